@@ -1,0 +1,346 @@
+//! Files in, documents out.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use flate2::read::MultiGzDecoder;
+use serde::{Deserialize, Serialize, Serializer};
+use walkdir::WalkDir;
+
+use crate::error::cannot;
+use crate::{DataError, Result};
+
+/// Bytes read from a file at a time.
+const READ_BYTES: usize = 256 * 1024;
+
+/// What some editors put before UTF-8 text.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// How a file's bytes become text.
+#[derive(Clone, Copy)]
+enum Packing {
+    Plain,
+    Gzip,
+    Zstd,
+}
+
+/// How a file's text becomes documents.
+#[derive(Clone, Copy)]
+enum Layout {
+    /// One JSON object with a `text` on every line.
+    JsonLines,
+    /// The whole file.
+    Whole,
+}
+
+/// Every format there is, by the ending of the file's name.
+const FORMATS: [(&str, Packing, Layout); 5] = [
+    (".json.gz", Packing::Gzip, Layout::JsonLines),
+    (".jsonl", Packing::Plain, Layout::JsonLines),
+    (".jsonl.gz", Packing::Gzip, Layout::JsonLines),
+    (".jsonl.zst", Packing::Zstd, Layout::JsonLines),
+    (".txt", Packing::Plain, Layout::Whole),
+];
+
+fn format_of(path: &Path) -> Option<(Packing, Layout)> {
+    let name = path.file_name()?.to_string_lossy().to_lowercase();
+    FORMATS
+        .into_iter()
+        .find(|(ending, ..)| name.ends_with(ending))
+        .map(|(_, packing, layout)| (packing, layout))
+}
+
+/// A file of text, and what tells one state of it from another.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SourceFile {
+    /// Where it is: absolute, symbolic links not resolved (a link's own name says its format).
+    #[serde(serialize_with = "lossily")]
+    pub path: PathBuf,
+    /// Its size on disk.
+    pub bytes: u64,
+    /// When it was last written, in nanoseconds since 1970 (0 where the file system does not say).
+    pub modified_ns: u64,
+}
+
+/// A path need not be UTF-8, JSON must.
+fn lossily<S: Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
+/// The text files that `sources`, files and folders, stand for.
+///
+/// Files come in the order given, those of a folder (and of the folders below it) sorted by path.
+/// In a folder, hidden entries and files in other formats are passed over. A file reached twice is
+/// taken once.
+///
+/// # Errors
+///
+/// A source that does not exist or may not be read, a file named in no known format, a folder
+/// without any text.
+pub fn source_files(sources: &[PathBuf]) -> Result<Vec<SourceFile>> {
+    let mut files = Vec::new();
+    let mut seen = HashSet::new();
+    for source in sources {
+        let found = if metadata(source)?.is_dir() {
+            let found = text_files_below(source)?;
+            if found.is_empty() {
+                return Err(DataError::NoTextFiles {
+                    path: source.clone(),
+                });
+            }
+            found
+        } else {
+            vec![source.clone()]
+        };
+        for path in found {
+            let file = describe(&path)?;
+            let resolved = fs::canonicalize(&path).map_err(cannot("open", &path))?;
+            if seen.insert(resolved) {
+                files.push(file);
+            }
+        }
+    }
+    Ok(files)
+}
+
+fn metadata(path: &Path) -> Result<fs::Metadata> {
+    fs::metadata(path).map_err(cannot("open", path))
+}
+
+fn text_files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let shown = |entry: &walkdir::DirEntry| {
+        entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.')
+    };
+    let mut paths = Vec::new();
+    for entry in WalkDir::new(folder)
+        .follow_links(true)
+        .into_iter()
+        .filter_entry(shown)
+    {
+        let entry = entry.map_err(|error| DataError::Io {
+            action: "list",
+            path: error.path().unwrap_or(folder).into(),
+            reason: error.into(),
+        })?;
+        if entry.file_type().is_file() && format_of(entry.path()).is_some() {
+            paths.push(entry.into_path());
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn describe(path: &Path) -> Result<SourceFile> {
+    if format_of(path).is_none() {
+        return Err(DataError::UnknownFormat { path: path.into() });
+    }
+    let metadata = metadata(path)?;
+    let modified = metadata.modified().ok();
+    let since_1970 = modified.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+    Ok(SourceFile {
+        path: std::path::absolute(path).map_err(cannot("open", path))?,
+        bytes: metadata.len(),
+        modified_ns: since_1970.map_or(0, |time| time.as_nanos() as u64),
+    })
+}
+
+/// The documents of some files, one after the other, read as they are asked for: at no time is more
+/// than one document in memory.
+///
+/// Blank lines between JSON objects are passed over, and so is a byte-order mark at the beginning of
+/// a file. A document with no text is a document. After an error the iterator ends.
+pub struct Documents {
+    files: std::vec::IntoIter<SourceFile>,
+    current: Option<OpenFile>,
+    bytes_read: Arc<AtomicU64>,
+}
+
+struct OpenFile {
+    path: PathBuf,
+    layout: Layout,
+    text: Box<dyn BufRead + Send>,
+    /// The line last read, from 1.
+    line: u64,
+}
+
+impl Documents {
+    /// The documents of `files`, in their order.
+    pub fn new(files: Vec<SourceFile>) -> Self {
+        Self {
+            files: files.into_iter(),
+            current: None,
+            bytes_read: Arc::default(),
+        }
+    }
+
+    /// How many bytes have been read from disk, of all that the files have.
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_read.load(Ordering::Relaxed)
+    }
+
+    fn next_document(&mut self) -> Result<Option<String>> {
+        loop {
+            if let Some(file) = &mut self.current {
+                if let Some(document) = file.next_document()? {
+                    return Ok(Some(document));
+                }
+                self.current = None;
+            }
+            match self.files.next() {
+                Some(file) => self.current = Some(OpenFile::open(file.path, &self.bytes_read)?),
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+impl Iterator for Documents {
+    type Item = Result<String>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = self.next_document();
+        if next.is_err() {
+            self.current = None;
+            self.files = Vec::new().into_iter();
+        }
+        next.transpose()
+    }
+}
+
+impl OpenFile {
+    fn open(path: PathBuf, bytes_read: &Arc<AtomicU64>) -> Result<Self> {
+        let Some((packing, layout)) = format_of(&path) else {
+            return Err(DataError::UnknownFormat { path });
+        };
+        let file = File::open(&path).map_err(cannot("open", &path))?;
+        let bytes_read = Arc::clone(bytes_read);
+        let file = BufReader::with_capacity(READ_BYTES, CountedFile { file, bytes_read });
+        let text: Box<dyn BufRead + Send> = match packing {
+            Packing::Plain => Box::new(file),
+            // A file may be several gzip streams, one behind the other.
+            Packing::Gzip => Box::new(BufReader::with_capacity(
+                READ_BYTES,
+                MultiGzDecoder::new(file),
+            )),
+            Packing::Zstd => Box::new(BufReader::with_capacity(
+                READ_BYTES,
+                zstd::Decoder::with_buffer(file).map_err(cannot("open", &path))?,
+            )),
+        };
+        Ok(Self {
+            path,
+            layout,
+            text,
+            line: 0,
+        })
+    }
+
+    fn next_document(&mut self) -> Result<Option<String>> {
+        match self.layout {
+            Layout::JsonLines => self.next_json(),
+            Layout::Whole => self.whole(),
+        }
+    }
+
+    fn next_json(&mut self) -> Result<Option<String>> {
+        loop {
+            self.line += 1;
+            let mut bytes = Vec::new();
+            let read = self.text.read_until(b'\n', &mut bytes);
+            if read.map_err(|reason| self.unreadable(reason))? == 0 {
+                return Ok(None);
+            }
+            let line = self.utf8(bytes)?;
+            if !line.trim().is_empty() {
+                return self.parse(&line).map(Some);
+            }
+        }
+    }
+
+    fn parse(&self, line: &str) -> Result<String> {
+        #[derive(Deserialize)]
+        struct Object<'a> {
+            #[serde(borrow)]
+            text: Option<Cow<'a, str>>,
+        }
+        match serde_json::from_str::<Object>(line) {
+            Ok(Object { text: Some(text) }) => Ok(text.into_owned()),
+            Ok(Object { text: None }) => Err(DataError::NoText {
+                path: self.path.clone(),
+                line: self.line,
+            }),
+            Err(error) => {
+                // The parser saw a single line; which one it was is said by our own error.
+                let reason = error.to_string();
+                let place = format!(" at line 1 column {}", error.column());
+                Err(DataError::BadJson {
+                    path: self.path.clone(),
+                    line: self.line,
+                    column: error.column(),
+                    reason: reason.strip_suffix(&place).unwrap_or(&reason).into(),
+                })
+            }
+        }
+    }
+
+    /// The whole file the first time, nothing from then on.
+    fn whole(&mut self) -> Result<Option<String>> {
+        if self.line > 0 {
+            return Ok(None);
+        }
+        self.line = 1;
+        let mut bytes = Vec::new();
+        let read = self.text.read_to_end(&mut bytes);
+        read.map_err(|reason| self.unreadable(reason))?;
+        self.utf8(bytes).map(Some)
+    }
+
+    /// `bytes`, which begin on the current line, as text.
+    fn utf8(&self, bytes: Vec<u8>) -> Result<String> {
+        let mut text = String::from_utf8(bytes).map_err(|error| {
+            let good = error
+                .as_bytes()
+                .iter()
+                .take(error.utf8_error().valid_up_to());
+            DataError::NotUtf8 {
+                path: self.path.clone(),
+                line: self.line + good.filter(|&&byte| byte == b'\n').count() as u64,
+            }
+        })?;
+        if self.line == 1 && text.starts_with(BYTE_ORDER_MARK) {
+            text.drain(..BYTE_ORDER_MARK.len_utf8());
+        }
+        Ok(text)
+    }
+
+    fn unreadable(&self, reason: io::Error) -> DataError {
+        DataError::Unreadable {
+            path: self.path.clone(),
+            line: self.line,
+            reason,
+        }
+    }
+}
+
+/// A file below its decompressor, where progress can be told.
+struct CountedFile {
+    file: File,
+    bytes_read: Arc<AtomicU64>,
+}
+
+impl Read for CountedFile {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let bytes = self.file.read(buffer)?;
+        self.bytes_read.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,198 @@
+use std::collections::HashSet;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::fixtures::{asset, phi_tiny, write};
+use crate::{PrepareOptions, Split};
+
+fn shards(source: impl Into<std::path::PathBuf>) -> Arc<TokenShards> {
+    let cache = TempDir::new().unwrap();
+    let options = PrepareOptions {
+        name: "test",
+        sources: vec![source.into()],
+        split: Split::All,
+        tokenizer: &phi_tiny(),
+        cache: cache.path().into(),
+    };
+    Arc::new(TokenShards::prepare(&options).unwrap())
+}
+
+/// The bundled validation text.
+fn validation(context: usize) -> TokenWindows {
+    TokenWindows::new(shards(asset("text/pd-validation.json.gz")), context).unwrap()
+}
+
+/// A text of exactly `tokens` tokens.
+fn of_tokens(tokens: usize) -> Arc<TokenShards> {
+    let folder = TempDir::new().unwrap();
+    let shards = shards(write(&folder, "a.txt", " the".repeat(tokens - 1)));
+    assert_eq!(shards.tokens(), tokens as u64);
+    shards
+}
+
+/// The convention of the bundled teacher's published perplexity.
+#[test]
+fn the_bundled_validation_text_has_317_windows() {
+    let windows = validation(512);
+    assert_eq!(windows.shards().tokens(), 162_566);
+    assert_eq!(windows.count(), 317);
+}
+
+#[test]
+fn a_window_is_its_inputs_and_the_next_token() {
+    let windows = validation(512);
+    let mut all = Vec::new();
+    let tokens = windows.shards().tokens() as usize;
+    windows.shards().read(0, tokens, &mut all).unwrap();
+    let all: Vec<i32> = all.into_iter().map(|id| id as i32).collect();
+    for index in 0..windows.count() {
+        let first = index as usize * 512;
+        let window = windows.window(index).unwrap();
+        assert_eq!(window.ids, all[first..first + 513]);
+        assert_eq!(windows.get(index as usize), Some(window));
+    }
+    assert_eq!((windows.len(), windows.get(317)), (317, None));
+    assert_eq!(Dataset::iter(&windows).count(), 317);
+    for index in [317, u64::MAX] {
+        let error = windows.window(index).unwrap_err();
+        assert!(matches!(error, DataError::OutOfRange { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_window_takes_one_token_more_than_its_context() {
+    for (tokens, count) in [(9, 1), (16, 1), (17, 2), (24, 2), (25, 3)] {
+        let windows = TokenWindows::new(of_tokens(tokens), 8).unwrap();
+        assert_eq!(windows.count(), count, "{tokens} tokens");
+        assert!(windows.window(count - 1).is_ok());
+        assert!(windows.window(count).is_err());
+    }
+    for context in [8, 9, 1000, usize::MAX] {
+        let error = TokenWindows::new(of_tokens(8), context).unwrap_err();
+        assert!(
+            matches!(error, DataError::TooShort { tokens: 8, .. }),
+            "{error}"
+        );
+    }
+    let error = TokenWindows::new(of_tokens(8), 0).unwrap_err();
+    assert!(
+        matches!(error, DataError::Zero { what: "context" }),
+        "{error}"
+    );
+}
+
+#[test]
+fn evaluation_sees_every_window_once_in_order() {
+    let windows = validation(512);
+    for batch_size in [1, 7, 64, 317, 1000, usize::MAX] {
+        let mut index = 0;
+        for batch in windows.sequential(batch_size) {
+            let batch = batch.unwrap();
+            assert_eq!(batch.batch, batch_size.min(317 - index as usize));
+            assert_rows(&windows, &batch, index..index + batch.batch as u64);
+            index += batch.batch as u64;
+        }
+        assert_eq!(index, 317, "batches of {batch_size}");
+    }
+    let none: Vec<_> = windows.sequential(0).collect();
+    assert!(matches!(&none[..], [Err(DataError::Zero { .. })]));
+}
+
+/// That `batch` holds the windows `indices`, row by row.
+fn assert_rows(windows: &TokenWindows, batch: &Batch, indices: impl Iterator<Item = u64>) {
+    let context = windows.context();
+    assert_eq!(batch.context, context);
+    assert_eq!(batch.ids.len(), batch.batch * context);
+    assert_eq!(batch.labels.len(), batch.ids.len());
+    let rows = batch.ids.chunks(context).zip(batch.labels.chunks(context));
+    for ((ids, labels), index) in rows.zip(indices) {
+        let window = windows.window(index).unwrap().ids;
+        assert_eq!((ids, labels), (&window[..context], &window[1..]));
+    }
+}
+
+/// What is dealt out in the steps, as the number of the window of each row.
+fn dealt(batches: &Batches, steps: std::ops::Range<u64>) -> Vec<u64> {
+    let windows = batches.windows();
+    let context = windows.context();
+    let numbers: std::collections::HashMap<Vec<i32>, u64> = (0..windows.count())
+        .map(|index| {
+            (
+                windows.window(index).unwrap().ids[..context].to_vec(),
+                index,
+            )
+        })
+        .collect();
+    assert_eq!(
+        numbers.len() as u64,
+        windows.count(),
+        "two windows are alike"
+    );
+    let mut dealt = Vec::new();
+    for step in steps {
+        let batch = batches.batch(step).unwrap();
+        let rows: Vec<u64> = batch.ids.chunks(context).map(|ids| numbers[ids]).collect();
+        assert_eq!(rows.len(), batch.batch);
+        assert_rows(windows, &batch, rows.iter().copied());
+        dealt.extend(rows);
+    }
+    dealt
+}
+
+#[test]
+fn an_epoch_deals_out_every_window_once() {
+    let batches = Batches::new(validation(512), 8, 3);
+    // 8 * 317 rows: eight epochs, of which seven end within a batch.
+    let dealt = dealt(&batches, 0..317);
+    let epochs: Vec<&[u64]> = dealt.chunks(317).collect();
+    assert_eq!(epochs.len(), 8);
+    for epoch in &epochs {
+        let seen: HashSet<_> = epoch.iter().collect();
+        assert_eq!(seen.len(), 317);
+    }
+    let orders: HashSet<_> = epochs.iter().collect();
+    assert_eq!(orders.len(), 8, "every epoch has its own order");
+    assert!(!epochs[0].is_sorted());
+}
+
+#[test]
+fn a_batch_depends_on_the_seed_and_the_step_alone() {
+    let windows = validation(256);
+    let batches = Batches::new(windows.clone(), 4, 11);
+    let forwards: Vec<Batch> = (0..200).map(|step| batches.batch(step).unwrap()).collect();
+    // Backwards, and from objects that never gave another batch, of a corpus prepared anew.
+    for step in (0..200).rev() {
+        assert_eq!(batches.batch(step).unwrap(), forwards[step as usize]);
+    }
+    let fresh = Batches::new(validation(256), 4, 11);
+    assert_eq!(fresh.batch(7).unwrap(), forwards[7]);
+    assert_eq!(fresh.batch(163).unwrap(), forwards[163]);
+
+    for seed in [0, 12, u64::MAX] {
+        let other = Batches::new(windows.clone(), 4, seed);
+        assert!((0..20).any(|step| other.batch(step).unwrap() != forwards[step as usize]));
+    }
+}
+
+#[test]
+fn the_order_does_not_depend_on_the_batch_size() {
+    let windows = validation(512);
+    let by_one = dealt(&Batches::new(windows.clone(), 1, 5), 0..1000);
+    for batch_size in [2, 8, 500] {
+        let batches = Batches::new(windows.clone(), batch_size, 5);
+        let steps = 1000 / batch_size as u64;
+        assert_eq!(dealt(&batches, 0..steps), by_one, "batches of {batch_size}");
+    }
+}
+
+#[test]
+fn the_last_step_is_as_good_as_the_first() {
+    let batches = Batches::new(validation(512), 1 << 10, 0);
+    assert_eq!(batches.batch(u64::MAX).unwrap().batch, 1 << 10);
+    let none = Batches::new(validation(512), 0, 0).batch(0).unwrap_err();
+    assert!(
+        matches!(none, DataError::Zero { what: "batch size" }),
+        "{none}"
+    );
+}

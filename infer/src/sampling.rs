@@ -1,0 +1,300 @@
+//! From the scores of one position to the next token.
+//!
+//! The warpers below are pure functions on a slice of logits, one for each knob, each with the
+//! meaning of the class of the same name in Hugging Face's `transformers`, to the treatment of ties
+//! and the rounding of probabilities to f32. A removed token has the logit `-inf`; at least one token
+//! always stays. [`Sampler`] applies them in `transformers`' order and draws.
+
+use std::collections::BTreeSet;
+
+use rand::rngs::ChaCha8Rng;
+use rand::{Rng, SeedableRng};
+
+/// How the next token is chosen. The default is greedy.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SamplingSettings {
+    /// Above 1 makes tokens that occur in the prompt or the text so far less likely; 1 is off.
+    pub repetition_penalty: f32,
+    /// What the logits are divided by; 0 always takes the likeliest token.
+    pub temperature: f32,
+    /// Only the `top_k` likeliest tokens can be drawn; 0 is off, 1 always takes the likeliest token.
+    pub top_k: usize,
+    /// Only the likeliest tokens that together reach this probability can be drawn; 1 is off.
+    ///
+    /// In f64, as `1 - top_p` is taken before it is rounded to the f32 of the probabilities.
+    pub top_p: f64,
+    /// Only tokens at least this fraction as likely as the likeliest can be drawn; 0 is off.
+    pub min_p: f32,
+    /// Where the random numbers start.
+    pub seed: u64,
+}
+
+impl Default for SamplingSettings {
+    fn default() -> Self {
+        Self {
+            repetition_penalty: 1.0,
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            seed: 0,
+        }
+    }
+}
+
+impl SamplingSettings {
+    /// That every setting has a meaning.
+    ///
+    /// # Errors
+    ///
+    /// [`SamplingError::Setting`] for the first that has none.
+    pub fn validate(&self) -> Result<(), SamplingError> {
+        let penalty = f64::from(self.repetition_penalty);
+        let temperature = f64::from(self.temperature);
+        let min_p = f64::from(self.min_p);
+        let wrong = |name, value, range| Err(SamplingError::Setting { name, value, range });
+        if !(penalty > 0.0 && penalty.is_finite()) {
+            return wrong("repetition penalty", penalty, "above 0");
+        }
+        if !(temperature >= 0.0 && temperature.is_finite()) {
+            return wrong("temperature", temperature, "0 or above");
+        }
+        if !(0.0..=1.0).contains(&self.top_p) {
+            return wrong("top-p", self.top_p, "from 0 to 1");
+        }
+        if !(0.0..=1.0).contains(&min_p) {
+            return wrong("min-p", min_p, "from 0 to 1");
+        }
+        Ok(())
+    }
+}
+
+/// Why no token could be chosen.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum SamplingError {
+    /// A setting that has no meaning.
+    #[error("{name} is {value}; it must be {range}")]
+    Setting {
+        /// The setting.
+        name: &'static str,
+        /// What it was.
+        value: f64,
+        /// What it may be.
+        range: &'static str,
+    },
+    /// A logit that is NaN or `+inf`.
+    #[error(
+        "the model's logit for token {token} is {logit}, which is no score; its weights are broken \
+         or its arithmetic overflowed"
+    )]
+    NotAScore {
+        /// The first such token.
+        token: usize,
+        /// Its logit.
+        logit: f32,
+    },
+    /// Every logit is `-inf`, or there is none.
+    #[error("the model gives no token a chance: every logit is -inf")]
+    NoToken,
+}
+
+/// Chooses tokens one after another, remembering them for the repetition penalty.
+pub struct Sampler {
+    settings: SamplingSettings,
+    vocab_size: usize,
+    seen: BTreeSet<u32>,
+    rng: ChaCha8Rng,
+}
+
+impl Sampler {
+    /// A sampler for a text that starts with `prompt`. It never chooses an id from `vocab_size` on:
+    /// models pad their vocabulary with rows that no text has trained.
+    ///
+    /// # Errors
+    ///
+    /// [`SamplingError::Setting`].
+    pub fn new(
+        settings: SamplingSettings,
+        vocab_size: usize,
+        prompt: &[u32],
+    ) -> Result<Self, SamplingError> {
+        settings.validate()?;
+        Ok(Self {
+            settings,
+            vocab_size,
+            seen: prompt.iter().copied().collect(),
+            rng: ChaCha8Rng::seed_from_u64(settings.seed),
+        })
+    }
+
+    /// Chooses the next token from its logits `[v]`, which are warped in place.
+    ///
+    /// # Errors
+    ///
+    /// [`SamplingError::NotAScore`] and [`SamplingError::NoToken`].
+    pub fn choose(&mut self, logits: &mut [f32]) -> Result<u32, SamplingError> {
+        let vocab_size = self.vocab_size.min(logits.len());
+        let logits = &mut logits[..vocab_size];
+        let broken = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
+        if let Some(token) = logits.iter().position(broken) {
+            let logit = logits[token];
+            return Err(SamplingError::NotAScore { token, logit });
+        }
+
+        let settings = &self.settings;
+        repetition_penalty(logits, &self.seen, settings.repetition_penalty);
+        let token = if settings.temperature == 0.0 || settings.top_k == 1 {
+            likeliest(logits)?
+        } else {
+            temperature(logits, settings.temperature);
+            top_k(logits, settings.top_k);
+            top_p(logits, settings.top_p);
+            min_p(logits, settings.min_p);
+            draw(logits, uniform(&mut self.rng))?
+        };
+        self.seen.insert(token);
+        Ok(token)
+    }
+}
+
+/// `RepetitionPenaltyLogitsProcessor`: divides the positive logits of the `seen` tokens by `penalty`
+/// and multiplies the negative ones, once however often a token was seen.
+pub fn repetition_penalty(logits: &mut [f32], seen: &BTreeSet<u32>, penalty: f32) {
+    for &token in seen {
+        let Some(logit) = logits.get_mut(token as usize) else {
+            continue;
+        };
+        *logit = match *logit < 0.0 {
+            true => *logit * penalty,
+            // A penalty near 0 must not make a logit infinite.
+            false => (*logit / penalty).min(f32::MAX),
+        };
+    }
+}
+
+/// `TemperatureLogitsWarper`: divides the logits by `temperature`, which is above 0.
+///
+/// The largest logit is taken off first. Nothing after this sees the difference, and the smallest of
+/// temperatures cannot make a logit infinite.
+pub fn temperature(logits: &mut [f32], temperature: f32) {
+    let max = max(logits);
+    if max.is_finite() {
+        for logit in logits {
+            *logit = (*logit - max) / temperature;
+        }
+    }
+}
+
+/// `TopKLogitsWarper`: removes the tokens below the `k`-th largest logit. Those that are equal to it
+/// all stay. A `k` of 0, or beyond the vocabulary, removes nothing.
+pub fn top_k(logits: &mut [f32], k: usize) {
+    if k == 0 || k >= logits.len() {
+        return;
+    }
+    let mut sorted = logits.to_vec();
+    let (_, &mut kth, _) = sorted.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
+    for logit in logits {
+        if *logit < kth {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+}
+
+/// `TopPLogitsWarper`: in ascending order, removes the tokens up to where the cumulative probability
+/// exceeds `1 - p`. The last always stays; of equal logits the lower ids go first. A `p` of 1 removes
+/// nothing.
+pub fn top_p(logits: &mut [f32], p: f64) {
+    if p >= 1.0 {
+        return;
+    }
+    let probabilities = softmax(logits);
+    // Tokens that are gone already would be removed again.
+    let mut ascending: Vec<usize> = (0..logits.len())
+        .filter(|&token| logits[token] != f32::NEG_INFINITY)
+        .collect();
+    ascending.sort_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+    ascending.pop();
+
+    let threshold = (1.0 - p) as f32;
+    let mut cumulative = 0.0;
+    for token in ascending {
+        cumulative += f64::from(probabilities[token]);
+        if cumulative as f32 > threshold {
+            break;
+        }
+        logits[token] = f32::NEG_INFINITY;
+    }
+}
+
+/// `MinPLogitsWarper`: removes the tokens less likely than `p` times the likeliest. A `p` of 0 removes
+/// nothing.
+pub fn min_p(logits: &mut [f32], p: f32) {
+    if p <= 0.0 {
+        return;
+    }
+    let probabilities = softmax(logits);
+    let threshold = p * max(&probabilities);
+    for (logit, probability) in logits.iter_mut().zip(probabilities) {
+        if probability < threshold {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+}
+
+/// The token with the largest logit, of equal ones the first.
+///
+/// # Errors
+///
+/// [`SamplingError::NoToken`].
+pub fn likeliest(logits: &[f32]) -> Result<u32, SamplingError> {
+    let max = max(logits);
+    match logits.iter().position(|&logit| logit == max) {
+        Some(token) if max > f32::NEG_INFINITY => Ok(token as u32),
+        _ => Err(SamplingError::NoToken),
+    }
+}
+
+/// The token at `point`, in [0, 1), of the cumulative distribution that the logits define. A token
+/// with the logit `-inf` is never drawn.
+///
+/// # Errors
+///
+/// [`SamplingError::NoToken`].
+pub fn draw(logits: &[f32], point: f64) -> Result<u32, SamplingError> {
+    let max = max(logits);
+    let weight = |logit: f32| f64::from(logit - max).exp();
+    let mut left = point * logits.iter().map(|&logit| weight(logit)).sum::<f64>();
+    let mut token = likeliest(logits)?;
+    for (candidate, &logit) in logits.iter().enumerate() {
+        let weight = weight(logit);
+        if weight > 0.0 {
+            // Should rounding leave something behind the last candidate, the last is drawn.
+            token = candidate as u32;
+            if left < weight {
+                break;
+            }
+            left -= weight;
+        }
+    }
+    Ok(token)
+}
+
+/// The probabilities of the logits, summed in f64 and rounded to f32.
+fn softmax(logits: &[f32]) -> Vec<f32> {
+    let max = max(logits);
+    let mut probabilities: Vec<f32> = logits.iter().map(|logit| (logit - max).exp()).collect();
+    let sum: f64 = probabilities.iter().copied().map(f64::from).sum();
+    for probability in &mut probabilities {
+        *probability /= sum as f32;
+    }
+    probabilities
+}
+
+fn max(values: &[f32]) -> f32 {
+    values.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// A number in [0, 1) with 53 random bits.
+fn uniform(rng: &mut impl Rng) -> f64 {
+    (rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
+}

@@ -1,0 +1,172 @@
+//! The program as its user meets it: what goes where, and how it ends.
+#![cfg(feature = "flex")]
+
+mod support;
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use kernels::backends::Flex;
+use model::{CausalLm, PhiMambaConfig};
+use support::{teacher_folder, untrained_student};
+use tempfile::TempDir;
+
+/// A model folder as a run leaves it: the student's files and its tokenizer.
+fn export(config: &PhiMambaConfig, student: &CausalLm<Flex>) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    model::save_student(config, student, folder.path()).unwrap();
+    let tokenizer = "tokenizer.json";
+    fs::copy(
+        teacher_folder().join(tokenizer),
+        folder.path().join(tokenizer),
+    )
+    .unwrap();
+    folder
+}
+
+fn generate(model: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_infer"));
+    command.arg("generate").arg("--model").arg(model);
+    command.args(["--backend", "flex"]).args(arguments);
+    command
+}
+
+fn output(model: &Path, arguments: &[&str]) -> Output {
+    generate(model, arguments).output().unwrap()
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).unwrap()
+}
+
+/// What the program says when it fails with `code`: one message, no text, no panic.
+fn failure(output: &Output, code: i32) -> String {
+    let message = stderr(output).to_owned();
+    assert_eq!(output.status.code(), Some(code), "{message}");
+    assert_eq!(stdout(output), "");
+    assert!(message.starts_with("error: "), "{message}");
+    assert!(!message.contains("panicked"), "{message}");
+    message
+}
+
+#[test]
+fn text_goes_to_stdout_and_speed_to_stderr() {
+    let arguments = ["--max-tokens", "8", "It was the best of times"];
+    let output = output(&teacher_folder(), &arguments);
+    assert!(output.status.success());
+    assert_eq!(stdout(&output), " the past year, and the most important\n");
+    let report = stderr(&output);
+    assert_eq!(report.lines().count(), 1, "{report}");
+    assert!(report.contains("prefill 6 tokens, "), "{report}");
+    assert!(report.contains("decode 7 tokens, "), "{report}");
+}
+
+#[test]
+fn a_prompt_comes_from_stdin_too() {
+    for prompt in [
+        "It was the best of times",
+        "It was the best of times\n",
+        "It was the best of times\r\n",
+    ] {
+        let mut child = generate(&teacher_folder(), &["--max-tokens", "8", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        stdin.write_all(prompt.as_bytes()).unwrap();
+        drop(stdin);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(stdout(&output), " the past year, and the most important\n");
+    }
+}
+
+#[test]
+fn an_exported_student_generates() {
+    let (config, student) = untrained_student();
+    let folder = export(&config, &student);
+    let arguments = [
+        "--max-tokens",
+        "20",
+        "--temperature",
+        "1",
+        "Once upon a time",
+    ];
+    let text = output(folder.path(), &arguments);
+    assert!(text.status.success(), "{}", stderr(&text));
+    assert!(stdout(&text).len() > 1);
+    assert_eq!(stdout(&text), stdout(&output(folder.path(), &arguments)));
+}
+
+#[test]
+fn options_without_meaning_are_refused() {
+    let model = teacher_folder();
+    let refused = |arguments: &[&str], code| failure(&output(&model, arguments), code);
+    assert!(refused(&["--temperature", "-1", "x"], 1).contains("temperature is -1"));
+    assert!(refused(&["--top-p", "1.5", "x"], 1).contains("top-p is 1.5"));
+    assert!(refused(&["--repetition-penalty", "0", "x"], 1).contains("repetition penalty is 0"));
+    assert!(refused(&["--top-k", "-1", "x"], 2).contains("--top-k"));
+    assert!(refused(&[], 2).contains("<PROMPT>"));
+    let no_such_backend = Command::new(env!("CARGO_BIN_EXE_infer"))
+        .args(["generate", "--model", "x", "--backend", "abacus", "x"])
+        .output()
+        .unwrap();
+    assert!(failure(&no_such_backend, 2).contains("this build holds "));
+}
+
+#[test]
+fn failures_are_sentences() {
+    let missing = output(Path::new("no/such/folder"), &["x"]);
+    assert!(failure(&missing, 1).contains("no/such/folder"));
+
+    let long = output(&teacher_folder(), &[&"a ".repeat(4000)]);
+    assert!(failure(&long, 1).contains("max_position_embeddings"));
+
+    let mut not_text = generate(&teacher_folder(), &["-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    not_text
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"\xff\xfe")
+        .unwrap();
+    assert!(failure(&not_text.wait_with_output().unwrap(), 1).contains("UTF-8"));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_is_an_error() {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let output = generate(&teacher_folder(), &["--max-tokens", "2", "x"])
+        .stdout(full)
+        .output()
+        .unwrap();
+    assert!(failure(&output, 1).contains("cannot be written to standard output"));
+}
+
+/// As with `infer generate ... | head -c 5`.
+#[test]
+fn a_reader_that_leaves_ends_it_quietly() {
+    let mut child = generate(&teacher_folder(), &["--max-tokens", "2000", "x"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    stdout.read_exact(&mut [0; 5]).unwrap();
+    drop(stdout);
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(stderr(&output), "");
+}

@@ -1,0 +1,58 @@
+//! On slices: one pass over four arrays, in place where nobody else holds them.
+
+use burn::tensor::{Tensor, TensorPrimitive};
+use burn_flex::{Flex, FlexTensor};
+use rayon::prelude::*;
+
+use super::AdamWStep;
+use crate::flex::math::{sum, vectorised};
+use crate::flex::{Values, tensor};
+
+/// Elements that one task updates.
+const TASK: usize = 1 << 15;
+
+fn owned<const D: usize>(x: Tensor<Flex, D>) -> FlexTensor {
+    x.into_primitive().tensor().to_contiguous()
+}
+
+pub(crate) fn step<const D: usize>(
+    parameter: Tensor<Flex, D>,
+    gradient: Tensor<Flex, D>,
+    [m, v]: [Tensor<Flex, D>; 2],
+    step: AdamWStep,
+) -> (Tensor<Flex, D>, [Tensor<Flex, D>; 2]) {
+    let gradient = Values::of(gradient);
+    let (mut parameter, mut m, mut v) = (owned(parameter), owned(m), owned(v));
+    let [correction1, correction2] = step.bias_corrections();
+    let keep = (1.0 - step.lr * step.weight_decay) as f32;
+    let rate = (step.lr / correction1) as f32;
+    let root = (1.0 / correction2) as f32;
+    let [beta1, beta2] = [step.beta1 as f32, step.beta2 as f32];
+    let [new1, new2] = [(1.0 - step.beta1) as f32, (1.0 - step.beta2) as f32];
+    let (scale, epsilon) = (step.gradient_scale as f32, step.epsilon as f32);
+
+    let moments = m.storage_mut::<f32>().par_chunks_mut(TASK);
+    let moments = moments.zip(v.storage_mut::<f32>().par_chunks_mut(TASK));
+    let parameters = parameter.storage_mut::<f32>().par_chunks_mut(TASK);
+    (parameters.zip(moments).zip(gradient.par_chunks(TASK))).for_each(|((w, (m, v)), g)| {
+        vectorised(|| {
+            for (((w, m), v), &g) in w.iter_mut().zip(m).zip(v).zip(g) {
+                let g = g * scale;
+                *m = beta1 * *m + new1 * g;
+                *v = beta2 * *v + new2 * g * g;
+                *w = keep * *w - rate * *m / ((*v * root).sqrt() + epsilon);
+            }
+        })
+    });
+    let wrap = |x| Tensor::from_primitive(TensorPrimitive::Float(x));
+    (wrap(parameter), [wrap(m), wrap(v)])
+}
+
+pub(crate) fn squared_norm<const D: usize>(x: Tensor<Flex, D>) -> Tensor<Flex, 1> {
+    let x = Values::of(x);
+    let blocks: Vec<f64> = x
+        .par_chunks(TASK)
+        .map(|x| vectorised(|| f64::from(sum(x.len(), |i| x[i] * x[i]))))
+        .collect();
+    tensor(vec![blocks.iter().sum::<f64>() as f32], [1])
+}

@@ -1,0 +1,78 @@
+//! AdamW with decoupled weight decay, one parameter at a time in one pass over its memory.
+//!
+//! Burn's own reads and writes each parameter about a dozen times. `D` is the parameter's rank.
+
+#[cfg(feature = "flex")]
+pub(crate) mod flex;
+pub mod reference;
+
+use burn::tensor::Tensor;
+
+use crate::KernelBackend;
+
+/// The numbers of one optimiser step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWStep {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled weight decay; 0 for parameters that do not decay.
+    pub weight_decay: f64,
+    /// Multiplies the gradient first: the clipping coefficient.
+    pub gradient_scale: f64,
+    /// Steps done on this parameter, this one included; from 1.
+    pub time: u64,
+}
+
+impl AdamWStep {
+    /// `1 - beta1^time` and `1 - beta2^time`.
+    pub fn bias_corrections(&self) -> [f64; 2] {
+        let time = self.time as f64;
+        [1.0 - self.beta1.powf(time), 1.0 - self.beta2.powf(time)]
+    }
+}
+
+/// PyTorch's AdamW: with `g = gradient * gradient_scale`,
+///
+/// ```text
+/// w <- w (1 - lr weight_decay)
+/// m <- beta1 m + (1 - beta1) g            v <- beta2 v + (1 - beta2) g^2
+/// w <- w - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)
+/// ```
+///
+/// All four tensors in one shape and dtype. Returns the parameter and `[m, v]`. A backend may write
+/// in place into buffers that nobody else holds.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn adamw_step<B: KernelBackend, const D: usize>(
+    parameter: Tensor<B, D>,
+    gradient: Tensor<B, D>,
+    moments: [Tensor<B, D>; 2],
+    step: AdamWStep,
+) -> (Tensor<B, D>, [Tensor<B, D>; 2]) {
+    let shape = parameter.dims();
+    assert_eq!(
+        gradient.dims(),
+        shape,
+        "adamw_step: the gradient's shape must be the parameter's"
+    );
+    for moment in &moments {
+        assert_eq!(
+            moment.dims(),
+            shape,
+            "adamw_step: a moment's shape must be the parameter's"
+        );
+    }
+    B::adamw_step(parameter, gradient, moments, step)
+}
+
+/// The sum of the squares of `x`, as one element; f32 for half-precision inputs.
+pub fn squared_norm<B: KernelBackend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, 1> {
+    B::squared_norm(x)
+}

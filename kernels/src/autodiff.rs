@@ -1,0 +1,266 @@
+//! How each op's analytic backward pass is registered with Burn's autodiff.
+//!
+//! Burn 0.21 gives a custom op one differentiable output, any number of inputs, and no nested
+//! backward pass, so every op here saves what its backward needs, and the backward is written out
+//! by hand in the op's `reference.rs` (and again, faster, where a backend has its own kernel).
+
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Int, Tensor, TensorPrimitive};
+
+use crate::{DistillationWeights, KernelBackend};
+
+/// A tensor of the inner backend: the value without its graph.
+fn value<B: KernelBackend, C: CheckpointStrategy, const D: usize>(
+    x: &Tensor<Autodiff<B, C>, D>,
+) -> Tensor<B, D> {
+    x.clone().inner()
+}
+
+fn values<B: KernelBackend, C: CheckpointStrategy, const D: usize>(
+    x: &Option<Tensor<Autodiff<B, C>, D>>,
+) -> Option<Tensor<B, D>> {
+    x.as_ref().map(value)
+}
+
+fn primitive<B: KernelBackend, const D: usize>(x: Tensor<B, D>) -> FloatTensor<B> {
+    x.into_primitive().tensor()
+}
+
+/// The autodiff tensor behind `x`, or `None` for an optional input that is absent.
+fn input<B: KernelBackend, C: CheckpointStrategy, const D: usize>(
+    x: &Tensor<Autodiff<B, C>, D>,
+) -> Option<FloatTensor<Autodiff<B, C>>> {
+    Some(x.clone().into_primitive().tensor())
+}
+
+/// From what was saved, the output's gradient and which inputs want one: the inputs' gradients.
+type BackwardFn<B, S, const N: usize, const D: usize> =
+    fn(S, Tensor<B, D>, [bool; N]) -> [Option<FloatTensor<B>>; N];
+
+struct Analytic<B: KernelBackend, S, const N: usize, const D: usize>(BackwardFn<B, S, N, D>);
+
+impl<B: KernelBackend, S, const N: usize, const D: usize> std::fmt::Debug for Analytic<B, S, N, D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Analytic")
+    }
+}
+
+impl<B, S, const N: usize, const D: usize> Backward<B, N> for Analytic<B, S, N, D>
+where
+    B: KernelBackend,
+    S: Clone + Send + std::fmt::Debug + 'static,
+{
+    type State = S;
+
+    fn backward(self, ops: Ops<S, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = Tensor::from_primitive(TensorPrimitive::Float(grads.consume::<B>(&ops.node)));
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+        let gradients = (self.0)(ops.state, dy, wanted);
+        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
+            if let (Some(parent), Some(gradient)) = (parent, gradient) {
+                grads.register::<B>(parent.id, gradient);
+            }
+        }
+    }
+}
+
+/// Puts `output` on the graph as a function of `inputs`, with `backward` to go back.
+fn record<B, C, S, const N: usize, const D: usize>(
+    inputs: [Option<FloatTensor<Autodiff<B, C>>>; N],
+    output: Tensor<B, D>,
+    saved: S,
+    backward: BackwardFn<B, S, N, D>,
+) -> Tensor<Autodiff<B, C>, D>
+where
+    B: KernelBackend,
+    C: CheckpointStrategy,
+    S: Clone + Send + std::fmt::Debug + 'static,
+{
+    let output = primitive(output);
+    // An absent optional input is a constant: a fresh node that asks for no gradient.
+    let nodes = inputs.map(|x| match x {
+        Some(x) => x.node,
+        None => Autodiff::<B, C>::from_inner(output.clone()).node,
+    });
+    let prepared = Analytic(backward).prepare::<C>(nodes).compute_bound();
+    let tracked = match prepared.stateful() {
+        OpsKind::Tracked(prepared) => prepared.finish(saved, output),
+        OpsKind::UnTracked(prepared) => prepared.finish(output),
+    };
+    Tensor::from_primitive(TensorPrimitive::Float(tracked))
+}
+
+impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
+    fn linear_forward(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Option<Tensor<Self, 1>>,
+    ) -> Tensor<Self, 2> {
+        let saved = (value(&x), value(&weight));
+        let y = B::linear_forward(saved.0.clone(), saved.1.clone(), values(&bias));
+        let inputs = [input(&x), input(&weight), bias.as_ref().and_then(input)];
+        record(inputs, y, saved, |(x, weight), dy, wanted| {
+            let (dx, dweight, dbias) = B::linear_backward(x, weight, dy, wanted);
+            [
+                dx.map(primitive),
+                dweight.map(primitive),
+                dbias.map(primitive),
+            ]
+        })
+    }
+
+    fn layer_norm_forward(
+        x: Tensor<Self, 2>,
+        gamma: Tensor<Self, 1>,
+        beta: Tensor<Self, 1>,
+        epsilon: f64,
+    ) -> Tensor<Self, 2> {
+        let saved = (value(&x), value(&gamma), epsilon);
+        let y = B::layer_norm_forward(saved.0.clone(), saved.1.clone(), value(&beta), epsilon);
+        let inputs = [input(&x), input(&gamma), input(&beta)];
+        record(inputs, y, saved, |(x, gamma, epsilon), dy, wanted| {
+            let (dx, dgamma, dbeta) = B::layer_norm_backward(x, gamma, dy, epsilon, wanted);
+            [
+                dx.map(primitive),
+                dgamma.map(primitive),
+                dbeta.map(primitive),
+            ]
+        })
+    }
+
+    fn gelu_new_forward(x: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        let saved = value(&x);
+        let y = B::gelu_new_forward(saved.clone());
+        record([input(&x)], y, saved, |x, dy, _| {
+            [Some(primitive(B::gelu_new_backward(x, dy)))]
+        })
+    }
+
+    fn gated_skip_forward(
+        y: Tensor<Self, 4>,
+        x: Tensor<Self, 4>,
+        d: Tensor<Self, 1>,
+        z: Tensor<Self, 3>,
+        z_bias: Option<Tensor<Self, 1>>,
+    ) -> Tensor<Self, 3> {
+        let saved = (value(&y), value(&x), value(&d), value(&z), values(&z_bias));
+        let (y_, x_, d_, z_, z_bias_) = saved.clone();
+        let output = B::gated_skip_forward(y_, x_, d_, z_, z_bias_);
+        let inputs = [
+            input(&y),
+            input(&x),
+            input(&d),
+            input(&z),
+            z_bias.as_ref().and_then(input),
+        ];
+        record(inputs, output, saved, |(y, x, d, z, z_bias), dout, _| {
+            let g = B::gated_skip_backward(y, x, d, z, z_bias, dout);
+            [
+                Some(primitive(g.y)),
+                Some(primitive(g.x)),
+                Some(primitive(g.d)),
+                Some(primitive(g.z)),
+                Some(primitive(g.z_bias)),
+            ]
+        })
+    }
+
+    fn causal_conv_forward(
+        x: Tensor<Self, 3>,
+        weight: Tensor<Self, 2>,
+        bias: Option<Tensor<Self, 1>>,
+        history: Option<Tensor<Self, 3>>,
+    ) -> Tensor<Self, 3> {
+        let saved = (value(&x), value(&weight), values(&history));
+        let y = B::causal_conv_forward(
+            saved.0.clone(),
+            saved.1.clone(),
+            values(&bias),
+            saved.2.clone(),
+        );
+        let inputs = [
+            input(&x),
+            input(&weight),
+            bias.as_ref().and_then(input),
+            history.as_ref().and_then(input),
+        ];
+        record(inputs, y, saved, |(x, weight, history), dy, wanted| {
+            let g = B::causal_conv_backward(x, weight, history, dy, wanted);
+            [
+                g.x.map(primitive),
+                g.weight.map(primitive),
+                g.bias.map(primitive),
+                g.history.map(primitive),
+            ]
+        })
+    }
+
+    fn ssd_scan_forward(
+        x: Tensor<Self, 4>,
+        a_log: Tensor<Self, 3>,
+        b: Tensor<Self, 4>,
+        c: Tensor<Self, 4>,
+        initial_state: Option<Tensor<Self, 4>>,
+        chunk: usize,
+    ) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
+        let saved = (
+            [value(&x), value(&b), value(&c)],
+            value(&a_log),
+            values(&initial_state),
+            chunk,
+        );
+        let [x_, b_, c_] = saved.0.clone();
+        let (y, state) = B::ssd_scan_forward(x_, saved.1.clone(), b_, c_, saved.2.clone(), chunk);
+        let inputs = [
+            input(&x),
+            input(&a_log),
+            input(&b),
+            input(&c),
+            initial_state.as_ref().and_then(input),
+        ];
+        let y = record(
+            inputs,
+            y,
+            saved,
+            |([x, b, c], a_log, initial_state, chunk), dy, _| {
+                let g = B::ssd_scan_backward(x, a_log, b, c, initial_state, dy, chunk);
+                [
+                    Some(primitive(g.x)),
+                    Some(primitive(g.a_log)),
+                    Some(primitive(g.b)),
+                    Some(primitive(g.c)),
+                    Some(primitive(g.initial_state)),
+                ]
+            },
+        );
+        (y, Tensor::from_inner(state))
+    }
+
+    fn distillation_loss_forward(
+        student: Tensor<Self, 2>,
+        teacher: Tensor<Self, 2>,
+        labels: Option<Tensor<Self, 1, Int>>,
+        weights: DistillationWeights,
+    ) -> Tensor<Self, 1> {
+        let labels = labels.map(Tensor::inner);
+        let saved = (value(&student), value(&teacher), labels.clone(), weights);
+        let loss = B::distillation_loss_forward(saved.0.clone(), saved.1.clone(), labels, weights);
+        // The teacher is a constant of the loss: only the student's logits are an input.
+        record(
+            [input(&student)],
+            loss,
+            saved,
+            |(student, teacher, labels, weights), dloss, _| {
+                [Some(primitive(B::distillation_loss_backward(
+                    student, teacher, labels, weights, dloss,
+                )))]
+            },
+        )
+    }
+}

@@ -1,0 +1,52 @@
+//! The definition, in tensor operations.
+
+use burn::tensor::activation::{log_softmax, softmax};
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
+
+use super::DistillationWeights;
+use crate::ssd::reference::{narrow, widen};
+
+/// See [`distillation_loss`](super::distillation_loss).
+pub fn forward<B: Backend>(
+    student: Tensor<B, 2>,
+    teacher: Tensor<B, 2>,
+    labels: Option<Tensor<B, 1, Int>>,
+    weights: DistillationWeights,
+) -> Tensor<B, 1> {
+    let dtype = student.dtype();
+    let log_s = log_softmax(widen(student) * (1.0 / weights.temperature), 1);
+    let soft = -(softmax(widen(teacher), 1) * log_s.clone())
+        .sum_dim(1)
+        .mean();
+    let loss = match labels {
+        Some(labels) if weights.hard > 0.0 => {
+            let hard = -log_s.gather(1, labels.unsqueeze_dim(1)).mean();
+            soft * (1.0 - weights.hard) + hard * weights.hard
+        }
+        _ => soft,
+    };
+    narrow(loss, dtype)
+}
+
+/// `(softmax(s) - target) / (temperature * tokens)`, target the weighed mix of both.
+pub fn backward<B: Backend>(
+    student: Tensor<B, 2>,
+    teacher: Tensor<B, 2>,
+    labels: Option<Tensor<B, 1, Int>>,
+    weights: DistillationWeights,
+    dloss: Tensor<B, 1>,
+) -> Tensor<B, 2> {
+    let ([t, v], dtype) = (student.dims(), student.dtype());
+    let predicted = softmax(widen(student) / weights.temperature, 1);
+    let soft = softmax(widen(teacher), 1);
+    let target = match labels {
+        Some(labels) if weights.hard > 0.0 => {
+            let hard = labels.one_hot::<2>(v).float().cast(soft.dtype());
+            soft * (1.0 - weights.hard) + hard * weights.hard
+        }
+        _ => soft,
+    };
+    let scale = widen(dloss) / (weights.temperature * t as f64);
+    narrow((predicted - target) * scale.unsqueeze(), dtype)
+}

@@ -1,0 +1,115 @@
+//! Functions of one f32 without branches or calls, so that loops over them vectorise.
+
+/// The lanes over which sums are kept apart, so that they vectorise; one AVX-512 register.
+pub(crate) const LANES: usize = 16;
+
+/// Runs `f` compiled for the widest vectors of this processor.
+///
+/// The loops in `f` must be inlined into it, or they are compiled for the build's baseline.
+#[inline(always)]
+pub(crate) fn vectorised<R>(f: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(f)
+}
+
+/// `e^x` to about one unit in the last place; clamped so that it is never 0, infinite or subnormal.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    // 1.5 * 2^23: adding it leaves the nearest integer in the low bits of the mantissa.
+    const ROUND: f32 = 12_582_912.0;
+    // ln 2 in two parts, the first short enough that its product with the exponent is exact.
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let exponent = shifted - ROUND;
+    let r = exponent.mul_add(-LN2_LOW, exponent.mul_add(-LN2_HIGH, x));
+    // Taylor's series on |r| <= ln(2) / 2: the first term left out is below 6e-9.
+    let p = r.mul_add(1.0 / 5040.0, 1.0 / 720.0);
+    let p = p.mul_add(r, 1.0 / 120.0);
+    let p = p.mul_add(r, 1.0 / 24.0);
+    let p = p.mul_add(r, 1.0 / 6.0);
+    let p = p.mul_add(r, 0.5);
+    let p = p.mul_add(r, 1.0);
+    let p = p.mul_add(r, 1.0);
+    let power = shifted
+        .to_bits()
+        .wrapping_sub(ROUND.to_bits())
+        .wrapping_add(127)
+        << 23;
+    p * f32::from_bits(power)
+}
+
+/// `1 / (1 + e^-x)`
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// The hyperbolic tangent, to about 1e-7 absolutely.
+#[inline(always)]
+pub(crate) fn tanh(x: f32) -> f32 {
+    1.0 - 2.0 / (exp(2.0 * x) + 1.0)
+}
+
+/// The sum of `f(i)` for `i` in `0..n`, in [`LANES`] partial sums.
+#[inline(always)]
+pub(crate) fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let whole = n / LANES * LANES;
+    for start in (0..whole).step_by(LANES) {
+        for (k, lane) in lanes.iter_mut().enumerate() {
+            *lane += f(start + k);
+        }
+    }
+    let rest: f32 = (whole..n).map(f).sum();
+    lanes.iter().sum::<f32>() + rest
+}
+
+/// The largest `x`.
+#[inline(always)]
+pub(crate) fn max(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (blocks, rest) = x.as_chunks::<LANES>();
+    for block in blocks {
+        for (lane, value) in lanes.iter_mut().zip(block) {
+            *lane = if *value > *lane { *value } else { *lane };
+        }
+    }
+    lanes
+        .iter()
+        .chain(rest)
+        .copied()
+        .fold(f32::NEG_INFINITY, f32::max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_exact_to_the_last_places() {
+        for k in -860_000..870_000 {
+            let x = k as f32 * 1e-4;
+            let exact = f64::from(x).exp();
+            let error = (f64::from(exp(x)) - exact).abs() / exact;
+            assert!(error < 1.2e-7, "exp({x}) is off by {error:e} of itself");
+        }
+    }
+
+    #[test]
+    fn tanh_and_sigmoid_saturate() {
+        for (x, y) in [(-1e9, -1.0), (1e9, 1.0), (0.0, 0.0)] {
+            assert!((tanh(x) - y).abs() < 1e-7);
+            assert!((sigmoid(x) - (y + 1.0) / 2.0).abs() < 1e-7);
+        }
+        assert!(exp(f32::NAN).is_nan(), "a fault must stay visible");
+    }
+
+    #[test]
+    fn sum_and_max_take_every_element() {
+        let x: Vec<f32> = (0..37).map(|i| (i * 7 % 37) as f32).collect();
+        assert_eq!(sum(x.len(), |i| x[i]), 666.0);
+        assert_eq!(max(&x), 36.0);
+        assert_eq!(max(&x[..3]), 14.0);
+    }
+}

@@ -1,0 +1,241 @@
+//! The ops that Burn lacks for MOHAWK and Phi-Mamba.
+//!
+//! # Why a backend-extension trait
+//!
+//! Everything above this crate is generic over [`KernelBackend`], a trait over Burn's `Backend`
+//! with one method for each op and one for its backward pass. Each method has a default body in
+//! plain tensor operations, so any Burn backend gets every op with an empty `impl`; a backend that
+//! can do better overrides the method, and no caller changes. The alternatives were worse: ops
+//! composed from tensors alone are too slow everywhere (a scan's backward is hundreds of small
+//! tensors, AdamW reads each parameter a dozen times), and functions that match on a concrete
+//! backend would make the networks know which backends exist.
+//!
+//! # What an op folder holds
+//!
+//! - `mod.rs`: the contract: shapes, dtypes, equations, and the function that callers use.
+//! - `reference.rs`: the definition in tensor operations, forward and analytic backward. Everything
+//!   faster is tested against it, and it is tested against recorded vectors in 64-bit arithmetic.
+//! - `flex.rs`: the same on slices, for Burn's `Flex` CPU backend.
+//!
+//! [`autodiff`](crate) registers the backward passes with Burn's autodiff, once for all backends.
+//! Backward passes are written out by hand and not left to autodiff: a composed scan would keep
+//! every intermediate alive.
+//!
+//! # Precision
+//!
+//! Ops compute in the dtype of their inputs, except that half-precision inputs of the scan, the
+//! normalisation and the loss are widened to f32 inside.
+
+#![deny(missing_docs)]
+
+pub mod adamw;
+mod autodiff;
+pub mod backends;
+pub mod conv;
+pub mod distillation;
+#[cfg(feature = "flex")]
+mod flex;
+pub mod gate;
+pub mod gelu;
+pub mod linear;
+pub mod norm;
+pub mod ssd;
+
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Int, Tensor};
+
+pub use adamw::{AdamWStep, adamw_step, squared_norm};
+pub use conv::{ConvGradients, causal_conv};
+pub use distillation::{DistillationWeights, cross_entropy, distillation_loss};
+pub use gate::{GatedSkipGradients, gated_skip};
+pub use gelu::gelu_new;
+pub use linear::linear;
+pub use norm::layer_norm;
+pub use ssd::{SsdGradients, ssd_scan};
+
+/// A Burn backend with this crate's ops.
+///
+/// Callers use the functions of the op modules ([`ssd_scan`], [`linear`], ...), which check shapes
+/// and flatten leading dimensions; the methods here are what a backend may override.
+pub trait KernelBackend: Backend {
+    /// See [`linear`](linear()).
+    fn linear_forward(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Option<Tensor<Self, 1>>,
+    ) -> Tensor<Self, 2> {
+        linear::reference::forward(x, weight, bias)
+    }
+
+    /// Gradients of [`KernelBackend::linear_forward`] to `x`, `weight` and `bias`, those that are wanted.
+    fn linear_backward(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        dy: Tensor<Self, 2>,
+        wanted: [bool; 3],
+    ) -> linear::Gradients<Self> {
+        linear::reference::backward(x, weight, dy, wanted)
+    }
+
+    /// See [`layer_norm`].
+    fn layer_norm_forward(
+        x: Tensor<Self, 2>,
+        gamma: Tensor<Self, 1>,
+        beta: Tensor<Self, 1>,
+        epsilon: f64,
+    ) -> Tensor<Self, 2> {
+        norm::reference::forward(x, gamma, beta, epsilon)
+    }
+
+    /// Gradients of [`KernelBackend::layer_norm_forward`] to `x`, `gamma` and `beta`.
+    fn layer_norm_backward(
+        x: Tensor<Self, 2>,
+        gamma: Tensor<Self, 1>,
+        dy: Tensor<Self, 2>,
+        epsilon: f64,
+        wanted: [bool; 3],
+    ) -> norm::Gradients<Self> {
+        norm::reference::backward(x, gamma, dy, epsilon, wanted)
+    }
+
+    /// See [`gelu_new`].
+    fn gelu_new_forward(x: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        gelu::reference::forward(x)
+    }
+
+    /// Gradient of [`KernelBackend::gelu_new_forward`] to `x`.
+    fn gelu_new_backward(x: Tensor<Self, 2>, dy: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        gelu::reference::backward(x, dy)
+    }
+
+    /// See [`gated_skip`].
+    fn gated_skip_forward(
+        y: Tensor<Self, 4>,
+        x: Tensor<Self, 4>,
+        d: Tensor<Self, 1>,
+        z: Tensor<Self, 3>,
+        z_bias: Option<Tensor<Self, 1>>,
+    ) -> Tensor<Self, 3> {
+        gate::reference::forward(y, x, d, z, z_bias)
+    }
+
+    /// Gradients of [`KernelBackend::gated_skip_forward`] to its inputs.
+    fn gated_skip_backward(
+        y: Tensor<Self, 4>,
+        x: Tensor<Self, 4>,
+        d: Tensor<Self, 1>,
+        z: Tensor<Self, 3>,
+        z_bias: Option<Tensor<Self, 1>>,
+        dout: Tensor<Self, 3>,
+    ) -> GatedSkipGradients<Self> {
+        gate::reference::backward(y, x, d, z, z_bias, dout)
+    }
+
+    /// See [`causal_conv`].
+    fn causal_conv_forward(
+        x: Tensor<Self, 3>,
+        weight: Tensor<Self, 2>,
+        bias: Option<Tensor<Self, 1>>,
+        history: Option<Tensor<Self, 3>>,
+    ) -> Tensor<Self, 3> {
+        conv::reference::forward(x, weight, bias, history)
+    }
+
+    /// Gradients of [`KernelBackend::causal_conv_forward`] to `x`, `weight`, `bias` and `history`.
+    fn causal_conv_backward(
+        x: Tensor<Self, 3>,
+        weight: Tensor<Self, 2>,
+        history: Option<Tensor<Self, 3>>,
+        dy: Tensor<Self, 3>,
+        wanted: [bool; 4],
+    ) -> ConvGradients<Self> {
+        conv::reference::backward(x, weight, history, dy, wanted)
+    }
+
+    /// See [`ssd_scan`].
+    fn ssd_scan_forward(
+        x: Tensor<Self, 4>,
+        a_log: Tensor<Self, 3>,
+        b: Tensor<Self, 4>,
+        c: Tensor<Self, 4>,
+        initial_state: Option<Tensor<Self, 4>>,
+        chunk: usize,
+    ) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
+        ssd::reference::forward(x, a_log, b, c, initial_state, chunk)
+    }
+
+    /// Gradients of the scan's `y` to every input, from `dy [b,l,h,p]`.
+    fn ssd_scan_backward(
+        x: Tensor<Self, 4>,
+        a_log: Tensor<Self, 3>,
+        b: Tensor<Self, 4>,
+        c: Tensor<Self, 4>,
+        initial_state: Option<Tensor<Self, 4>>,
+        dy: Tensor<Self, 4>,
+        chunk: usize,
+    ) -> SsdGradients<Self> {
+        ssd::reference::backward(x, a_log, b, c, initial_state, dy, chunk)
+    }
+
+    /// See [`distillation_loss`].
+    fn distillation_loss_forward(
+        student: Tensor<Self, 2>,
+        teacher: Tensor<Self, 2>,
+        labels: Option<Tensor<Self, 1, Int>>,
+        weights: DistillationWeights,
+    ) -> Tensor<Self, 1> {
+        distillation::reference::forward(student, teacher, labels, weights)
+    }
+
+    /// Gradient of [`KernelBackend::distillation_loss_forward`] to the student's logits.
+    fn distillation_loss_backward(
+        student: Tensor<Self, 2>,
+        teacher: Tensor<Self, 2>,
+        labels: Option<Tensor<Self, 1, Int>>,
+        weights: DistillationWeights,
+        dloss: Tensor<Self, 1>,
+    ) -> Tensor<Self, 2> {
+        distillation::reference::backward(student, teacher, labels, weights, dloss)
+    }
+
+    /// See [`adamw_step`]. No gradient passes through it.
+    fn adamw_step<const D: usize>(
+        parameter: Tensor<Self, D>,
+        gradient: Tensor<Self, D>,
+        moments: [Tensor<Self, D>; 2],
+        step: AdamWStep,
+    ) -> (Tensor<Self, D>, [Tensor<Self, D>; 2]) {
+        adamw::reference::step(parameter, gradient, moments, step)
+    }
+
+    /// The sum of the squares of `x`, as a tensor of one element.
+    fn squared_norm<const D: usize>(x: Tensor<Self, D>) -> Tensor<Self, 1> {
+        adamw::reference::squared_norm(x)
+    }
+}
+
+/// A [`KernelBackend`] that differentiates, over an inner one for what needs no gradient.
+pub trait TrainBackend: KernelBackend + AutodiffBackend<InnerBackend: KernelBackend> {}
+
+impl<B> TrainBackend for B where B: KernelBackend + AutodiffBackend<InnerBackend: KernelBackend> {}
+
+#[cfg(feature = "ndarray")]
+impl<E, I, Q> KernelBackend for burn_ndarray::NdArray<E, I, Q>
+where
+    E: burn_ndarray::FloatNdArrayElement,
+    I: burn_ndarray::IntNdArrayElement,
+    Q: burn_ndarray::QuantElement,
+    burn_ndarray::NdArrayTensor: From<burn_ndarray::SharedArray<E>>,
+    burn_ndarray::NdArrayTensor: From<burn_ndarray::SharedArray<I>>,
+{
+}
+
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+impl<R, F, I, T> KernelBackend for burn_cubecl::CubeBackend<R, F, I, T>
+where
+    R: burn_cubecl::CubeRuntime,
+    F: burn_cubecl::FloatElement,
+    I: burn_cubecl::IntElement,
+    T: burn_cubecl::BoolElement,
+{
+}

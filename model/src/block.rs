@@ -1,0 +1,171 @@
+//! Phi's parallel block around either mixer: `x + mixer(LN x) + mlp(LN x)`.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use kernels::KernelBackend;
+
+use crate::attention::PhiAttention;
+use crate::config::{MixerConfig, NetworkConfig};
+use crate::init::Init;
+use crate::layers::LayerNorm;
+use crate::mixer::DiscreteMamba2;
+use crate::mlp::PhiMlp;
+use crate::state::MixerState;
+
+/// What mixes tokens in a block.
+#[derive(Module, Debug)]
+pub enum Mixer<B: Backend> {
+    /// The student's.
+    DiscreteMamba2(DiscreteMamba2<B>),
+    /// The teacher's, and the hybrid's in some layers.
+    Attention(PhiAttention<B>),
+}
+
+impl<B: Backend> Mixer<B> {
+    fn new(init: &mut Init<B>, config: &MixerConfig, d_model: usize) -> Self {
+        match config {
+            MixerConfig::DiscreteMamba2(config) => {
+                Self::DiscreteMamba2(DiscreteMamba2::new(init, config, d_model))
+            }
+            MixerConfig::Attention(config) => {
+                Self::Attention(PhiAttention::new(init, config, d_model))
+            }
+        }
+    }
+
+    /// What decoding `batch` sequences starts from.
+    pub fn new_state(&self, batch: usize, device: &B::Device) -> MixerState<B> {
+        match self {
+            Self::DiscreteMamba2(mixer) => {
+                MixerState::DiscreteMamba2(mixer.new_state(batch, device))
+            }
+            Self::Attention(attention) => MixerState::Attention(attention.new_state()),
+        }
+    }
+}
+
+impl<B: KernelBackend> Mixer<B> {
+    /// `u [b, l, d_model]` to the same shape.
+    pub fn forward(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
+        match self {
+            Self::DiscreteMamba2(mixer) => mixer.forward(u),
+            Self::Attention(attention) => attention.forward(u),
+        }
+    }
+
+    /// The transfer matrix or the attention matrix, `[b, h, l, l]`.
+    pub fn mixing_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4> {
+        match self {
+            Self::DiscreteMamba2(mixer) => mixer.transfer_matrix(u),
+            Self::Attention(attention) => attention.attention_matrix(u),
+        }
+    }
+
+    /// [`forward`](Self::forward) and [`mixing_matrix`](Self::mixing_matrix), shared work done once.
+    pub fn forward_with_matrix(&self, u: Tensor<B, 3>) -> (Tensor<B, 3>, Tensor<B, 4>) {
+        match self {
+            Self::DiscreteMamba2(mixer) => (mixer.forward(u.clone()), mixer.transfer_matrix(u)),
+            Self::Attention(attention) => attention.forward_with_matrix(u),
+        }
+    }
+
+    /// `u [b, l, d_model]`, the tokens after those that `state` holds, which it then holds too.
+    ///
+    /// # Panics
+    /// If `state` is that of the other kind of mixer.
+    pub fn prefill(&self, u: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3> {
+        match (self, state) {
+            (Self::DiscreteMamba2(mixer), MixerState::DiscreteMamba2(state)) => match u.dims()[1] {
+                1 => mixer.step(u, state),
+                _ => mixer.prefill(u, state),
+            },
+            (Self::Attention(attention), MixerState::Attention(cache)) => {
+                attention.prefill(u, cache)
+            }
+            _ => panic!("the state belongs to another network: its mixer is of the other kind"),
+        }
+    }
+}
+
+/// One layer of a network.
+#[derive(Module, Debug)]
+pub struct PhiBlock<B: Backend> {
+    /// Before both halves.
+    pub input_layernorm: LayerNorm<B>,
+    /// Mixes tokens.
+    pub mixer: Mixer<B>,
+    /// Mixes channels.
+    pub mlp: PhiMlp<B>,
+}
+
+impl<B: Backend> PhiBlock<B> {
+    pub(crate) fn new(init: &mut Init<B>, network: &NetworkConfig, mixer: &MixerConfig) -> Self {
+        let d_model = network.d_model;
+        Self {
+            input_layernorm: LayerNorm::new(init, d_model, network.layer_norm_eps),
+            mixer: Mixer::new(init, mixer, d_model),
+            mlp: PhiMlp::new(init, d_model, network.intermediate_size),
+        }
+    }
+}
+
+impl<B: KernelBackend> PhiBlock<B> {
+    /// `x [b, l, d_model]` to the same shape.
+    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let normed = self.input_layernorm.forward(x.clone());
+        let mixed = self.mixer.forward(normed.clone());
+        self.sum(x, mixed, normed)
+    }
+
+    /// `mixer(LN x)`, before it joins the residual stream: `[b, l, d_model]`.
+    pub fn mixer_output(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.mixer.forward(self.input_layernorm.forward(x))
+    }
+
+    /// The mixing matrix of `LN x`, `[b, h, l, l]`.
+    pub fn mixing_matrix(&self, x: Tensor<B, 3>) -> Tensor<B, 4> {
+        self.mixer.mixing_matrix(self.input_layernorm.forward(x))
+    }
+
+    /// The block's output with what was asked for on the way, shared work done once.
+    pub fn forward_tapped(&self, x: Tensor<B, 3>, matrix: bool) -> BlockOutputs<B> {
+        let normed = self.input_layernorm.forward(x.clone());
+        let (mixed, mixing_matrix) = if matrix {
+            let (mixed, matrix) = self.mixer.forward_with_matrix(normed.clone());
+            (mixed, Some(matrix))
+        } else {
+            (self.mixer.forward(normed.clone()), None)
+        };
+        BlockOutputs {
+            hidden_state: self.sum(x, mixed.clone(), normed),
+            mixer_output: mixed,
+            mixing_matrix,
+        }
+    }
+
+    /// `x [b, l, d_model]`, the tokens after those that `state` holds, which it then holds too.
+    ///
+    /// # Panics
+    /// If `state` is that of the other kind of mixer.
+    pub fn prefill(&self, x: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3> {
+        let normed = self.input_layernorm.forward(x.clone());
+        let mixed = self.mixer.prefill(normed.clone(), state);
+        self.sum(x, mixed, normed)
+    }
+
+    fn sum(&self, x: Tensor<B, 3>, mixed: Tensor<B, 3>, normed: Tensor<B, 3>) -> Tensor<B, 3> {
+        mixed + self.mlp.forward(normed) + x
+    }
+}
+
+/// What [`PhiBlock::forward_tapped`] gives.
+#[derive(Debug, Clone)]
+pub struct BlockOutputs<B: Backend> {
+    /// The block's output, `[b, l, d_model]`.
+    pub hidden_state: Tensor<B, 3>,
+    /// The mixer's, before it joins the residual stream: `[b, l, d_model]`.
+    pub mixer_output: Tensor<B, 3>,
+    /// `[b, h, l, l]`, where asked for.
+    pub mixing_matrix: Option<Tensor<B, 4>>,
+}

@@ -1,0 +1,251 @@
+//! The language model: embedding, blocks, final normalisation, head.
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Int, Tensor};
+use kernels::KernelBackend;
+
+use crate::block::PhiBlock;
+use crate::config::NetworkConfig;
+use crate::init::{Fill, Init};
+use crate::layers::{LayerNorm, Linear};
+use crate::state::State;
+
+/// A table with one row a token.
+#[derive(Module, Debug)]
+pub struct Embedding<B: Backend> {
+    /// `[vocab_size, d_model]`.
+    pub weight: Param<Tensor<B, 2>>,
+}
+
+impl<B: Backend> Embedding<B> {
+    /// `ids [b, l]` to `[b, l, d_model]`.
+    pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        burn::tensor::module::embedding(self.weight.val(), ids)
+    }
+}
+
+/// Everything below the head.
+#[derive(Module, Debug)]
+pub struct Backbone<B: Backend> {
+    /// The tokens' vectors.
+    pub embedding: Embedding<B>,
+    /// First to last.
+    pub layers: Vec<PhiBlock<B>>,
+    /// After the last layer.
+    pub final_layernorm: LayerNorm<B>,
+}
+
+/// A causal language model of Phi's shape: teacher, student or hybrid, by its layers' mixers.
+///
+/// Every method that takes ids panics, on some backends, or computes nonsense, on others, if one of
+/// them is not below [`vocab_size`](Self::vocab_size).
+#[derive(Module, Debug)]
+pub struct CausalLm<B: Backend> {
+    /// Everything below the head.
+    pub backbone: Backbone<B>,
+    /// `d_model` to `vocab_size`, with a bias.
+    pub lm_head: Linear<B>,
+}
+
+/// The teacher: attention in every layer.
+pub type Phi<B> = CausalLm<B>;
+/// The student: discrete Mamba-2 in every layer.
+pub type PhiMamba<B> = CausalLm<B>;
+/// The student with attention kept in some layers.
+pub type HybridPhiMamba<B> = CausalLm<B>;
+
+/// What [`CausalLm::forward`] is asked for. What is not asked for is not computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Taps {
+    /// The head's output.
+    pub logits: bool,
+    /// The residual stream before the first layer and after each.
+    pub hidden_states: bool,
+    /// Each mixer's output, before it joins the residual stream.
+    pub mixer_outputs: bool,
+    /// Each mixer's transfer or attention matrix.
+    pub mixing_matrices: bool,
+}
+
+impl Taps {
+    /// Everything.
+    pub fn all() -> Self {
+        Self {
+            logits: true,
+            hidden_states: true,
+            mixer_outputs: true,
+            mixing_matrices: true,
+        }
+    }
+}
+
+/// What [`CausalLm::forward`] gives: `None` or empty where it was not asked for.
+#[derive(Debug, Clone)]
+pub struct Outputs<B: Backend> {
+    /// `[b, l, vocab_size]`.
+    pub logits: Option<Tensor<B, 3>>,
+    /// `[b, l, d_model]` each: the embedding, then the output of each block, all of them before the
+    /// final normalisation (Hugging Face's last one is after it).
+    pub hidden_states: Vec<Tensor<B, 3>>,
+    /// `[b, l, d_model]` each.
+    pub mixer_outputs: Vec<Tensor<B, 3>>,
+    /// `[b, h, l, l]` each.
+    pub mixing_matrices: Vec<Tensor<B, 4>>,
+}
+
+impl<B: Backend> CausalLm<B> {
+    /// A network with fresh parameters, the same for the same `seed` on every backend. They are
+    /// drawn when first read, so that loading or copying over them costs nothing.
+    ///
+    /// `config` is a [`PhiConfig`](crate::PhiConfig) or a [`PhiMambaConfig`](crate::PhiMambaConfig),
+    /// by reference, and must be valid, as those that were read from a file are.
+    pub fn init(config: impl Into<NetworkConfig>, seed: u64, device: &B::Device) -> Self {
+        let network = config.into();
+        let root = Init::new(seed, device);
+        let layer = |(i, mixer)| PhiBlock::new(&mut root.part(i), &network, mixer);
+        let layers = network.mixers.iter().enumerate().map(layer).collect();
+        let mut rest = root.part(network.mixers.len());
+        let (v, d) = (network.vocab_size, network.d_model);
+        Self {
+            backbone: Backbone {
+                embedding: Embedding {
+                    weight: rest.parameter([v, d], Fill::phi()),
+                },
+                layers,
+                final_layernorm: LayerNorm::new(&mut rest, d, network.layer_norm_eps),
+            },
+            lm_head: Linear::phi(&mut rest, v, d),
+        }
+    }
+
+    /// Ids that the embedding and the head know, padding included.
+    pub fn vocab_size(&self) -> usize {
+        self.lm_head.weight.lazy_shape()[0]
+    }
+
+    /// The same network with every parameter in `dtype`.
+    pub fn cast(self, dtype: DType) -> Self {
+        struct Cast(DType);
+        impl<B: Backend> ModuleMapper<B> for Cast {
+            fn map_float<const D: usize>(
+                &mut self,
+                parameter: Param<Tensor<B, D>>,
+            ) -> Param<Tensor<B, D>> {
+                // Detached, so that the cast parameter is a leaf of its own.
+                parameter.map(|x| {
+                    let require_grad = x.is_require_grad();
+                    x.detach()
+                        .cast(self.0)
+                        .detach()
+                        .set_require_grad(require_grad)
+                })
+            }
+        }
+        self.map(&mut Cast(dtype))
+    }
+
+    /// What decoding `batch` sequences starts from.
+    pub fn new_state(&self, batch: usize, device: &B::Device) -> State<B> {
+        let layers = self.backbone.layers.iter();
+        State {
+            layers: layers
+                .map(|layer| layer.mixer.new_state(batch, device))
+                .collect(),
+            position: 0,
+        }
+    }
+}
+
+impl<B: KernelBackend> CausalLm<B> {
+    /// Runs `ids [b, l]` and gives what `taps` asks for.
+    pub fn forward(&self, ids: Tensor<B, 2, Int>, taps: Taps) -> Outputs<B> {
+        let mut x = self.backbone.embedding.forward(ids);
+        let mut outputs = Outputs {
+            logits: None,
+            hidden_states: Vec::new(),
+            mixer_outputs: Vec::new(),
+            mixing_matrices: Vec::new(),
+        };
+        if taps.hidden_states {
+            outputs.hidden_states.push(x.clone());
+        }
+        for layer in &self.backbone.layers {
+            let tapped = layer.forward_tapped(x, taps.mixing_matrices);
+            x = tapped.hidden_state;
+            outputs.mixing_matrices.extend(tapped.mixing_matrix);
+            if taps.mixer_outputs {
+                outputs.mixer_outputs.push(tapped.mixer_output);
+            }
+            if taps.hidden_states {
+                outputs.hidden_states.push(x.clone());
+            }
+        }
+        outputs.logits = taps
+            .logits
+            .then(|| self.logits(self.backbone.final_layernorm.forward(x)));
+        outputs
+    }
+
+    /// What the head reads: `ids [b, l]` to `[b, l, d_model]`, after the final normalisation.
+    pub fn features(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+        let x = self.backbone.embedding.forward(ids);
+        let layers = self.backbone.layers.iter();
+        let x = layers.fold(x, |x, layer| layer.forward(x));
+        self.backbone.final_layernorm.forward(x)
+    }
+
+    /// `features [b, l, d_model]` to logits `[b, l, vocab_size]`.
+    pub fn logits(&self, features: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.lm_head.forward(features)
+    }
+
+    /// Reads `ids [b, l]` after those that `state` holds, and gives the logits after the last:
+    /// `[b, vocab_size]`. Any split of a sequence gives the same as the whole.
+    ///
+    /// # Panics
+    /// If `l` is 0, or `state` belongs to another network or batch.
+    pub fn prefill(&self, ids: Tensor<B, 2, Int>, state: &mut State<B>) -> Tensor<B, 2> {
+        let x = self.advance(ids, state);
+        let [b, l, d] = x.dims();
+        let last = self
+            .backbone
+            .final_layernorm
+            .forward(x.narrow(1, l - 1, 1).reshape([b, d]));
+        self.lm_head.forward(last)
+    }
+
+    /// [`prefill`](Self::prefill) with the logits after every token: `[b, l, vocab_size]`.
+    ///
+    /// # Panics
+    /// If `l` is 0, or `state` belongs to another network or batch.
+    pub fn prefill_all(&self, ids: Tensor<B, 2, Int>, state: &mut State<B>) -> Tensor<B, 3> {
+        let x = self.advance(ids, state);
+        self.logits(self.backbone.final_layernorm.forward(x))
+    }
+
+    /// Reads one more id a sequence, `[b]`, and gives the logits after it: `[b, vocab_size]`.
+    ///
+    /// # Panics
+    /// If `state` belongs to another network or batch.
+    pub fn step(&self, ids: Tensor<B, 1, Int>, state: &mut State<B>) -> Tensor<B, 2> {
+        let [b] = ids.dims();
+        self.prefill(ids.reshape([b, 1]), state)
+    }
+
+    /// The last layer's output for `ids [b, l]`, `[b, l, d_model]`, moving `state` over them.
+    fn advance(&self, ids: Tensor<B, 2, Int>, state: &mut State<B>) -> Tensor<B, 3> {
+        let layers = &self.backbone.layers;
+        assert_eq!(
+            layers.len(),
+            state.layers.len(),
+            "the state belongs to a network with another number of layers"
+        );
+        let l = ids.dims()[1];
+        assert!(l > 0, "there must be at least one id to read");
+        state.position += l;
+        let x = self.backbone.embedding.forward(ids);
+        let both = layers.iter().zip(&mut state.layers);
+        both.fold(x, |x, (layer, state)| layer.prefill(x, state))
+    }
+}

@@ -1,0 +1,323 @@
+//! The discrete Mamba-2 mixer (arXiv 2408.10189, section 4 and appendix).
+//!
+//! Mamba-2 with what attention does not have taken away: no step size, no normalisation before the
+//! output projection, no activation after the convolution, one B and C a head, and the decay a
+//! projection of the input. `in_proj` emits `[x | B | C | z | A_log]`; x, B and C pass through a
+//! short causal convolution; the scan mixes x over time; `D` adds x back; `silu(z + z_bias)` gates.
+//!
+//! B stands where attention has keys, C where it has queries, x where it has values: the mixer is
+//! `y = T x` for the lower-triangular [`transfer_matrix`](DiscreteMamba2::transfer_matrix) `T`, which
+//! MOHAWK's first stage turns towards the teacher's attention matrix.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+use burn::tensor::activation::silu;
+use burn::tensor::backend::Backend;
+use kernels::KernelBackend;
+use kernels::ssd::reference::{log_decay, segment_sums};
+
+use crate::config::{Activation, DiscreteMamba2Config};
+use crate::init::{Fill, Init, OPEN_GATE};
+use crate::layers::Linear;
+use crate::precision::{to_dtype, wide, widen};
+use crate::state::Mamba2State;
+
+/// The depthwise convolution's parameters, shaped as PyTorch's `Conv1d`.
+#[derive(Module, Debug)]
+pub struct DepthwiseConv<B: Backend> {
+    /// `[c, 1, w]`, the last tap on the present.
+    pub weight: Param<Tensor<B, 3>>,
+    /// `[c]`.
+    pub bias: Option<Param<Tensor<B, 1>>>,
+}
+
+/// The mixer. Letters in names: b batch, l length, h heads, p head dimension, g groups, n state.
+#[derive(Module, Debug)]
+pub struct DiscreteMamba2<B: Backend> {
+    /// `d_model` to `[x | B | C | z | A_log]`.
+    pub in_proj: Linear<B>,
+    /// Added to z, `[d_inner]`; present where `in_proj` has no bias.
+    pub z_bias: Option<Param<Tensor<B, 1>>>,
+    /// Over the channels of x, B and C.
+    pub conv1d: DepthwiseConv<B>,
+    /// The skip from x to the output, `[h]`; `D` in files.
+    pub d: Param<Tensor<B, 1>>,
+    /// `d_inner` to `d_model`.
+    pub out_proj: Linear<B>,
+    #[module(skip)]
+    config: DiscreteMamba2Config,
+    d_inner: usize,
+}
+
+/// A range of the rows of `in_proj`, and of the convolution's channels where it has any.
+#[derive(Clone, Copy)]
+struct Rows {
+    start: usize,
+    n: usize,
+}
+
+impl<B: Backend> DiscreteMamba2<B> {
+    pub(crate) fn new(init: &mut Init<B>, config: &DiscreteMamba2Config, d_model: usize) -> Self {
+        let d_inner = config.d_inner(d_model);
+        let conv_dim = config.conv_dim(d_model);
+        let rows = config.d_in_proj(d_model);
+        let default = Fill::torch_linear(d_model);
+        // The gate's rows are in the middle: zeros, and with biases its own bias among them.
+        let around_gate = |width: usize, gate: Fill| {
+            Fill::Parts(vec![
+                (conv_dim * width, default.clone()),
+                (d_inner * width, gate),
+                (config.n_v_heads * width, default.clone()),
+            ])
+        };
+        let in_bias = config
+            .bias
+            .then(|| around_gate(1, Fill::constant(OPEN_GATE)));
+        let in_weight = around_gate(d_model, Fill::constant(0.0));
+        let out_bias = config.bias.then(|| Fill::torch_linear(d_inner));
+        let mut taps = vec![0.0; config.d_conv];
+        taps[config.d_conv - 1] = 1.0;
+        Self {
+            in_proj: Linear::new(init, [rows, d_model], in_weight, in_bias),
+            z_bias: (!config.bias).then(|| init.parameter([d_inner], Fill::constant(OPEN_GATE))),
+            conv1d: DepthwiseConv {
+                weight: init.parameter([conv_dim, 1, config.d_conv], Fill::Repeat(taps)),
+                bias: config
+                    .conv_bias
+                    .then(|| init.parameter([conv_dim], Fill::constant(0.0))),
+            },
+            d: init.parameter([config.n_v_heads], Fill::constant(1.0)),
+            out_proj: Linear::new(init, [d_model, d_inner], Fill::out_proj(d_inner), out_bias),
+            config: config.clone(),
+            d_inner,
+        }
+    }
+
+    fn x_rows(&self) -> Rows {
+        let (start, n) = (0, self.d_inner);
+        Rows { start, n }
+    }
+
+    fn b_rows(&self) -> Rows {
+        let (start, n) = (self.d_inner, self.config.d_bc());
+        Rows { start, n }
+    }
+
+    fn c_rows(&self) -> Rows {
+        let start = self.d_inner + self.config.d_bc();
+        let n = self.config.d_bc();
+        Rows { start, n }
+    }
+
+    fn conv_dim(&self) -> usize {
+        self.d_inner + 2 * self.config.d_bc()
+    }
+
+    fn z_rows(&self) -> Rows {
+        let (start, n) = (self.conv_dim(), self.d_inner);
+        Rows { start, n }
+    }
+
+    fn a_log_rows(&self) -> Rows {
+        let start = self.conv_dim() + self.d_inner;
+        let n = self.config.n_v_heads;
+        Rows { start, n }
+    }
+
+    /// What decoding starts from, in the dtype of the parameters (the SSM state never half).
+    pub fn new_state(&self, batch: usize, device: &B::Device) -> Mamba2State<B> {
+        let config = &self.config;
+        let p = self.d_inner / config.n_v_heads;
+        let dtype = self.d.val().dtype();
+        let conv = [batch, self.conv_dim(), config.d_conv];
+        let ssm = [batch, config.n_v_heads, p, config.d_state];
+        Mamba2State {
+            conv: Tensor::zeros(conv, (device, dtype)),
+            ssm: Tensor::zeros(ssm, (device, wide(dtype))),
+        }
+    }
+}
+
+impl<B: KernelBackend> DiscreteMamba2<B> {
+    /// `u [b, l, d_model]` to the same shape, from a state of zeros.
+    ///
+    /// Weights are sliced and not the activations, which are larger: see [`Linear::forward_rows`].
+    pub fn forward(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
+        let x = self.convolved(u.clone(), self.x_rows());
+        let b = self.convolved(u.clone(), self.b_rows());
+        let c = self.convolved(u.clone(), self.c_rows());
+        let z = self.projected(u.clone(), self.z_rows());
+        let a_log = self.projected(u, self.a_log_rows());
+        let x_blhp = self.heads(x);
+        let (y_blhp, _) = kernels::ssd_scan(
+            x_blhp.clone(),
+            a_log,
+            self.groups(b),
+            self.groups(c),
+            None,
+            self.config.chunk_size,
+        );
+        self.gate_and_project(y_blhp, x_blhp, z)
+    }
+
+    /// `T [b, h, l, l]` with `y = T x` before the gate: at `(l, s)` the product of `C_l . B_s` and
+    /// the decays in `(s, l]`, plus `D` on the diagonal, and zero above it. In f32 for
+    /// half-precision input. Only B, C, A_log and D are computed.
+    pub fn transfer_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4> {
+        let [batch, l, _] = u.dims();
+        let (h, g) = (self.config.n_v_heads, self.config.n_qk_heads);
+        let b_bgln = widen(self.groups(self.convolved(u.clone(), self.b_rows()))).swap_dims(1, 2);
+        let c_bgln = widen(self.groups(self.convolved(u.clone(), self.c_rows()))).swap_dims(1, 2);
+        let a_log_blh = widen(self.projected(u, self.a_log_rows()));
+
+        let scores_bgls = c_bgln.matmul(b_bgln.swap_dims(2, 3));
+        let log_decay_bhcq = log_decay(a_log_blh)
+            .swap_dims(1, 2)
+            .reshape([batch, h, 1, l]);
+        let decay_bhls = segment_sums(log_decay_bhcq).exp().reshape([batch, h, l, l]);
+        let transfer = if g == h {
+            scores_bgls * decay_bhls
+        } else {
+            let scores = scores_bgls.reshape([batch, g, 1, l, l]);
+            let decay = decay_bhls.reshape([batch, g, h / g, l, l]);
+            (scores * decay).reshape([batch, h, l, l])
+        };
+        let diagonal = Tensor::<B, 2>::eye(l, &transfer.device()).reshape([1, 1, l, l]);
+        let d = widen(self.d.val()).reshape([1, h, 1, 1]);
+        transfer + to_dtype(diagonal, d.dtype()) * d
+    }
+
+    /// `u [b, l, d_model]`, the tokens after those that `state` holds, which it then holds too.
+    ///
+    /// Any split of a sequence, down to single tokens, gives the outputs and the state of the whole.
+    pub fn prefill(&self, u: Tensor<B, 3>, state: &mut Mamba2State<B>) -> Tensor<B, 3> {
+        let parts = self.advance_conv(u, state);
+        let x_blhp = self.heads(parts.x);
+        let (y_blhp, ssm) = kernels::ssd_scan(
+            x_blhp.clone(),
+            parts.a_log,
+            self.groups(parts.b),
+            self.groups(parts.c),
+            Some(state.ssm.clone()),
+            self.config.chunk_size,
+        );
+        state.ssm = ssm;
+        self.gate_and_project(y_blhp, x_blhp, parts.z)
+    }
+
+    /// `u [b, 1, d_model]`, one token after those that `state` holds, by the recurrence itself.
+    pub fn step(&self, u: Tensor<B, 3>, state: &mut Mamba2State<B>) -> Tensor<B, 3> {
+        let parts = self.advance_conv(u, state);
+        let x_blhp = self.heads(parts.x);
+        let dtype = x_blhp.dtype();
+        let [batch, _, h, p] = x_blhp.dims();
+        let n = self.config.d_state;
+        let per_head = |x: Tensor<B, 3>| {
+            let g = self.config.n_qk_heads;
+            widen(x)
+                .reshape([batch, g, 1, n])
+                .expand([batch, g, h / g, n])
+                .reshape([batch, h, 1, n])
+        };
+        let decay = log_decay(widen(parts.a_log))
+            .exp()
+            .reshape([batch, h, 1, 1]);
+        let x_bhp1 = widen(x_blhp.clone()).reshape([batch, h, p, 1]);
+        state.ssm = state.ssm.clone() * decay + x_bhp1 * per_head(parts.b);
+        let y = (state.ssm.clone() * per_head(parts.c)).sum_dim(3);
+        let y_blhp = to_dtype(y.reshape([batch, 1, h, p]), dtype);
+        self.gate_and_project(y_blhp, x_blhp, parts.z)
+    }
+
+    /// Some outputs of `in_proj`, `[b, l, n]`.
+    fn projected(&self, u: Tensor<B, 3>, rows: Rows) -> Tensor<B, 3> {
+        self.in_proj.forward_rows(u, rows.start, rows.n)
+    }
+
+    /// Some outputs of `in_proj` through the convolution and the activation, `[b, l, n]`.
+    fn convolved(&self, u: Tensor<B, 3>, rows: Rows) -> Tensor<B, 3> {
+        let taps = self.taps().narrow(0, rows.start, rows.n);
+        let bias = self.conv1d.bias.as_ref();
+        let bias = bias.map(|bias| bias.val().narrow(0, rows.start, rows.n));
+        self.activated(kernels::causal_conv(
+            self.projected(u, rows),
+            taps,
+            bias,
+            None,
+        ))
+    }
+
+    /// The convolution's weight as `[c, w]`.
+    fn taps(&self) -> Tensor<B, 2> {
+        self.conv1d
+            .weight
+            .val()
+            .reshape([self.conv_dim(), self.config.d_conv])
+    }
+
+    fn activated(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        match self.config.activation {
+            Activation::Identity => x,
+            Activation::Silu => silu(x),
+        }
+    }
+
+    /// `[b, l, d_inner]` to `[b, l, h, p]`.
+    fn heads(&self, x: Tensor<B, 3>) -> Tensor<B, 4> {
+        let [b, l, d_inner] = x.dims();
+        let h = self.config.n_v_heads;
+        x.reshape([b, l, h, d_inner / h])
+    }
+
+    /// `[b, l, g * n]` to `[b, l, g, n]`.
+    fn groups(&self, x: Tensor<B, 3>) -> Tensor<B, 4> {
+        let [b, l, _] = x.dims();
+        x.reshape([b, l, self.config.n_qk_heads, self.config.d_state])
+    }
+
+    fn gate_and_project(
+        &self,
+        y_blhp: Tensor<B, 4>,
+        x_blhp: Tensor<B, 4>,
+        z: Tensor<B, 3>,
+    ) -> Tensor<B, 3> {
+        let z_bias = self.z_bias.as_ref().map(Param::val);
+        let gated = kernels::gated_skip(y_blhp, x_blhp, self.d.val(), z, z_bias);
+        self.out_proj.forward(gated)
+    }
+
+    /// Projects `u` and moves the convolution's window over it. Nothing here is differentiated, so
+    /// the one wide projection is sliced.
+    fn advance_conv(&self, u: Tensor<B, 3>, state: &mut Mamba2State<B>) -> Parts<B> {
+        let (l, w, c) = (u.dims()[1], self.config.d_conv, self.conv_dim());
+        let projected = self.in_proj.forward(u);
+        let part = |x: &Tensor<B, 3>, rows: Rows| x.clone().narrow(2, rows.start, rows.n);
+        let xbc_blc = projected.clone().narrow(2, 0, c);
+        let window_bwc = to_dtype(state.conv.clone().swap_dims(1, 2), xbc_blc.dtype());
+        let history = (w > 1).then(|| window_bwc.clone().narrow(1, 1, w - 1));
+        let latest = if l >= w {
+            xbc_blc.clone().narrow(1, l - w, w)
+        } else {
+            Tensor::cat(vec![window_bwc.narrow(1, l, w - l), xbc_blc.clone()], 1)
+        };
+        state.conv = latest.swap_dims(1, 2);
+        let bias = self.conv1d.bias.as_ref().map(Param::val);
+        let convolved = self.activated(kernels::causal_conv(xbc_blc, self.taps(), bias, history));
+        Parts {
+            x: part(&convolved, self.x_rows()),
+            b: part(&convolved, self.b_rows()),
+            c: part(&convolved, self.c_rows()),
+            z: part(&projected, self.z_rows()),
+            a_log: part(&projected, self.a_log_rows()),
+        }
+    }
+}
+
+/// What the scan and the gate read, each `[b, l, ..]`.
+struct Parts<B: Backend> {
+    x: Tensor<B, 3>,
+    b: Tensor<B, 3>,
+    c: Tensor<B, 3>,
+    z: Tensor<B, 3>,
+    a_log: Tensor<B, 3>,
+}

@@ -1,0 +1,56 @@
+//! Rotary position embedding of the first dimensions of each head, as in Phi.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
+
+/// The angles for a run of positions.
+///
+/// Pairs are `(i, i + dim / 2)` for `i < dim / 2`, each turned by `position * theta^(-2i / dim)`.
+pub(crate) struct Rotary<B: Backend> {
+    /// `[1, l, 1, dim / 2]`.
+    cos: Tensor<B, 4>,
+    /// `[1, l, 1, dim / 2]`.
+    sin: Tensor<B, 4>,
+}
+
+impl<B: Backend> Rotary<B> {
+    /// For positions `start..start + l`. The angles are computed in 64 bits on the host: in 32, the
+    /// product of a late position and a frequency has lost four digits before its cosine is taken.
+    pub(crate) fn new(dim: usize, theta: f64, start: usize, l: usize, device: &B::Device) -> Self {
+        let half = dim / 2;
+        let frequency = |i: usize| theta.powf(-2.0 * i as f64 / dim as f64);
+        let frequencies: Vec<f64> = (0..half).map(frequency).collect();
+        let (mut cos, mut sin) = (Vec::with_capacity(l * half), Vec::with_capacity(l * half));
+        for position in start..start + l {
+            for frequency in &frequencies {
+                let (s, c) = (position as f64 * frequency).sin_cos();
+                cos.push(c);
+                sin.push(s);
+            }
+        }
+        let tensor = |values| Tensor::from_data(TensorData::new(values, [1, l, 1, half]), device);
+        Self {
+            cos: tensor(cos),
+            sin: tensor(sin),
+        }
+    }
+
+    /// `x [b, l, h, p]` with the first `dim` of each head's `p` dimensions turned.
+    pub(crate) fn rotate(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+        let dtype = x.dtype();
+        let p = x.dims()[3];
+        let half = self.cos.dims()[3];
+        let cos = crate::precision::to_dtype(self.cos.clone(), dtype);
+        let sin = crate::precision::to_dtype(self.sin.clone(), dtype);
+        let first = x.clone().narrow(3, 0, half);
+        let second = x.clone().narrow(3, half, half);
+        let mut parts = vec![
+            first.clone() * cos.clone() - second.clone() * sin.clone(),
+            second * cos + first * sin,
+        ];
+        if 2 * half < p {
+            parts.push(x.narrow(3, 2 * half, p - 2 * half));
+        }
+        Tensor::cat(parts, 3)
+    }
+}

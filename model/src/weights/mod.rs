@@ -1,0 +1,224 @@
+//! Model folders: a `config.json` beside tensors, in Hugging Face's layout for teachers and in the
+//! published Phi-Mamba layout for students, both read and written.
+//!
+//! Modules are laid out as the files are, so loading is a matter of names ([`Layout`]) and dtypes.
+//! Tensors are f32, f16, bf16 or f64 on disk, and get the backend's default float dtype in memory,
+//! which widens exactly. **Every tensor is accounted for**: one that is missing, unexpected,
+//! mis-shaped or not a float is an error, and one error lists them all. A file that is cut short or
+//! damaged is an error too, found before its numbers are used.
+
+mod names;
+mod read;
+mod write;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::backend::Backend;
+
+pub use names::{Layout, NamedParameter, named_parameters};
+
+use crate::config::{ConfigError, PhiConfig, PhiMambaConfig};
+use crate::lm::CausalLm;
+
+/// The configuration's file name.
+const CONFIG: &str = "config.json";
+
+/// Why a model folder could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// The operating system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What it said.
+        source: std::io::Error,
+    },
+    /// The configuration cannot be used.
+    #[error("{}: {source}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ConfigError,
+    },
+    /// There are no weights in the folder.
+    #[error(
+        "{}: no weights here; expected model.safetensors, model.safetensors.index.json with its \
+         shards, or pytorch_model.bin",
+        folder.display()
+    )]
+    NoWeights {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A file of weights is cut short, damaged, or not what its name says.
+    #[error("{}: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The tensors are not those of the network that `config.json` describes.
+    #[error("{}: the weights do not fit {CONFIG}:{}", folder.display(), Lines(faults))]
+    Tensors {
+        /// The folder.
+        folder: PathBuf,
+        /// Everything that does not fit.
+        faults: Vec<TensorFault>,
+    },
+}
+
+/// One tensor that does not fit.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TensorFault {
+    /// The network has it and the files have not.
+    #[error("`{name}` is missing; it should be {expected:?}")]
+    Missing {
+        /// Its published name.
+        name: String,
+        /// The shape it should have.
+        expected: Vec<usize>,
+    },
+    /// The files have it and the network has not.
+    #[error("`{name}`, {found:?}, belongs to no part of the network")]
+    Unexpected {
+        /// Its name in the file.
+        name: String,
+        /// Its shape there.
+        found: Vec<usize>,
+    },
+    /// Both have it, differently shaped.
+    #[error("`{name}` is {found:?}; it should be {expected:?}")]
+    Shape {
+        /// Its published name.
+        name: String,
+        /// Its shape in the file.
+        found: Vec<usize>,
+        /// The shape it should have.
+        expected: Vec<usize>,
+    },
+    /// It does not hold floating-point numbers.
+    #[error("`{name}` holds {dtype}; it should hold f32, f16, bf16 or f64")]
+    Dtype {
+        /// Its published name.
+        name: String,
+        /// What it holds.
+        dtype: String,
+    },
+}
+
+/// One fault a line, indented.
+struct Lines<'a>(&'a [TensorFault]);
+
+impl fmt::Display for Lines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
+    }
+}
+
+/// The configuration of a folder that holds either kind of model.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ModelConfig {
+    /// Hugging Face's.
+    Phi(PhiConfig),
+    /// The published Phi-Mamba's, pure or hybrid.
+    PhiMamba(PhiMambaConfig),
+}
+
+/// Reads a `PhiForCausalLM` folder.
+///
+/// # Errors
+/// [`WeightsError`], as the module says.
+pub fn load_teacher<B: Backend>(
+    folder: impl AsRef<Path>,
+    device: &B::Device,
+) -> Result<(PhiConfig, CausalLm<B>), WeightsError> {
+    let folder = folder.as_ref();
+    let config = read_config(folder, PhiConfig::from_json)?;
+    let model = CausalLm::init(&config, 0, device);
+    let model = read::fill(model, Layout::Phi, folder)?;
+    Ok((config, model))
+}
+
+/// Reads a published Phi-Mamba folder, pure or hybrid.
+///
+/// # Errors
+/// [`WeightsError`], as the module says.
+pub fn load_student<B: Backend>(
+    folder: impl AsRef<Path>,
+    device: &B::Device,
+) -> Result<(PhiMambaConfig, CausalLm<B>), WeightsError> {
+    let folder = folder.as_ref();
+    let config = read_config(folder, PhiMambaConfig::from_json)?;
+    let model = CausalLm::init(&config, 0, device);
+    let model = read::fill(model, Layout::PhiMamba, folder)?;
+    Ok((config, model))
+}
+
+/// Reads a folder of either kind, which its `config.json` tells.
+///
+/// # Errors
+/// [`WeightsError`], as the module says.
+pub fn load_any<B: Backend>(
+    folder: impl AsRef<Path>,
+    device: &B::Device,
+) -> Result<(ModelConfig, CausalLm<B>), WeightsError> {
+    let folder = folder.as_ref();
+    let is_phi_mamba = read_config(folder, |text| {
+        let root: serde_json::Value = serde_json::from_str(text)?;
+        Ok(root.get("LanguageModel").is_some())
+    })?;
+    if is_phi_mamba {
+        let (config, model) = load_student(folder, device)?;
+        Ok((ModelConfig::PhiMamba(config), model))
+    } else {
+        let (config, model) = load_teacher(folder, device)?;
+        Ok((ModelConfig::Phi(config), model))
+    }
+}
+
+/// Writes a student as the authors' Python loads it with `strict=True`: `model.safetensors` in f32
+/// and `config.json`, each replaced whole or not at all. The folder is made if need be.
+///
+/// # Errors
+/// [`WeightsError::Io`] or [`WeightsError::Damaged`] if a file cannot be written.
+pub fn save_student<B: Backend>(
+    config: &PhiMambaConfig,
+    model: &CausalLm<B>,
+    folder: impl AsRef<Path>,
+) -> Result<(), WeightsError> {
+    write::folder(model, Layout::PhiMamba, &config.to_json(), folder.as_ref())
+}
+
+/// Writes a teacher as transformers loads it: `model.safetensors` in f32 and `config.json`, each
+/// replaced whole or not at all. The folder is made if need be.
+///
+/// # Errors
+/// [`WeightsError::Io`] or [`WeightsError::Damaged`] if a file cannot be written.
+pub fn save_teacher<B: Backend>(
+    config: &PhiConfig,
+    model: &CausalLm<B>,
+    folder: impl AsRef<Path>,
+) -> Result<(), WeightsError> {
+    write::folder(model, Layout::Phi, &config.to_json(), folder.as_ref())
+}
+
+fn read_config<T>(
+    folder: &Path,
+    parse: impl Fn(&str) -> Result<T, ConfigError>,
+) -> Result<T, WeightsError> {
+    let path = folder.join(CONFIG);
+    let text = std::fs::read_to_string(&path).map_err(io(&path))?;
+    parse(&text).map_err(|source| WeightsError::Config { path, source })
+}
+
+/// Turns an operating system's error into one that names `path`.
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> WeightsError + '_ {
+    |source| WeightsError::Io {
+        path: path.into(),
+        source,
+    }
+}

@@ -1,0 +1,326 @@
+//! MOHAWK's losses and every gradient of them, against the published code's: `student-tiny` taught
+//! by `teacher-tiny`.
+
+mod support;
+
+use burn::backend::Autodiff;
+use burn::module::{AutodiffModule, Module};
+use burn::tensor::Tensor;
+use kernels::{KernelBackend, TrainBackend};
+use model::mohawk::{
+    DistillationWeights, distillation_loss, hidden_state_loss, matrix_orientation_loss,
+};
+use model::{Layout, Mixer, PhiBlock, PhiMamba, Taps, named_parameters};
+use support::*;
+use tests::{Goldens, assert_close, goldens_dir};
+
+fn student<B: TrainBackend>() -> PhiMamba<B> {
+    let folder = goldens_dir().join("student-tiny");
+    let (_, student) = model::load_student(folder, &Default::default()).expect("a student");
+    student
+}
+
+/// What the teacher computes on the recorded ids: everything, on the backend without gradients.
+fn taught<B: TrainBackend>(goldens: &Goldens) -> model::Outputs<B::InnerBackend> {
+    let folder = goldens_dir().join("teacher-tiny");
+    let device = Default::default();
+    let (_, teacher) = model::load_teacher::<B::InnerBackend>(folder, &device).expect("a teacher");
+    teacher.forward(ids(goldens, "input_ids", &device), Taps::all())
+}
+
+/// With everything but the mixers frozen, as the vectors of the losses on mixers were recorded.
+fn mixers_only<B: TrainBackend>(mut student: PhiMamba<B>) -> PhiMamba<B> {
+    for layer in &mut student.backbone.layers {
+        layer.input_layernorm = layer.input_layernorm.clone().no_grad();
+        layer.mlp = layer.mlp.clone().no_grad();
+    }
+    student
+}
+
+/// Asserts every gradient of `loss` under `prefix`: those in the file equal, all others zero.
+fn assert_gradients<B: TrainBackend>(
+    goldens: &Goldens,
+    prefix: &str,
+    student: &PhiMamba<B>,
+    loss: Tensor<B, 1>,
+    tolerance: f64,
+) {
+    let found = gradients::<B>(student, &loss.backward());
+    let mut compared = 0;
+    for parameter in named_parameters(student, Layout::PhiMamba) {
+        let gradient = found.iter().find(|(id, _)| *id == parameter.id);
+        let key = format!("{prefix}.grad.{}", parameter.name);
+        if goldens.has(&key) {
+            let (_, gradient) = gradient.unwrap_or_else(|| panic!("{key}: no gradient"));
+            assert_close(&key, gradient.clone(), goldens.f64(&key), tolerance);
+            compared += 1;
+        } else if let Some((_, (_, values))) = gradient {
+            assert!(
+                values.iter().all(|v| *v == 0.0),
+                "{key}: the gradient should be zero"
+            );
+        }
+    }
+    let recorded = goldens.keys().into_iter();
+    let recorded = recorded.filter(|key| key.starts_with(&format!("{prefix}.grad.")));
+    assert_eq!(compared, recorded.count(), "{prefix}: gradients compared");
+    assert!(compared > 0);
+}
+
+/// One of the layer-wise losses: `loss` of each layer with its number and the teacher's hidden
+/// state before it.
+fn layerwise<B: TrainBackend>(
+    loss_key: &str,
+    prefix: &str,
+    tolerance: f64,
+    loss: impl Fn(&PhiBlock<B>, usize, Tensor<B, 3>, &model::Outputs<B::InnerBackend>) -> Tensor<B, 1>,
+) {
+    let goldens = Goldens::open("mohawk-tiny/expected");
+    let taught = taught::<B>(&goldens);
+    let student = match prefix {
+        "stage2.block" => student::<B>(),
+        _ => mixers_only(student::<B>()),
+    };
+    let losses = student
+        .backbone
+        .layers
+        .iter()
+        .enumerate()
+        .map(|(i, layer)| {
+            let input = Tensor::from_inner(taught.hidden_states[i].clone());
+            loss(layer, i, input, &taught)
+        });
+    let losses: Tensor<B, 1> = Tensor::cat(losses.collect(), 0);
+    assert_golden("tiny", &goldens, loss_key, losses.clone(), tolerance);
+    assert_gradients(&goldens, prefix, &student, losses.sum(), tolerance);
+}
+
+fn stage1<B: TrainBackend>(tolerance: f64) {
+    layerwise::<B>("stage1.loss", "stage1", tolerance, |layer, i, x, taught| {
+        let attention = Tensor::from_inner(taught.mixing_matrices[i].clone());
+        matrix_orientation_loss(layer.mixing_matrix(x), attention)
+    });
+}
+
+fn stage2<B: TrainBackend>(tolerance: f64) {
+    layerwise::<B>(
+        "stage2.mixer_loss",
+        "stage2.mixer",
+        tolerance,
+        |layer, i, x, taught| {
+            let target = Tensor::from_inner(taught.mixer_outputs[i].clone());
+            hidden_state_loss(layer.mixer_output(x), target)
+        },
+    );
+    layerwise::<B>(
+        "stage2.block_loss",
+        "stage2.block",
+        tolerance,
+        |layer, i, x, taught| {
+            let target = Tensor::from_inner(taught.hidden_states[i + 1].clone());
+            hidden_state_loss(layer.forward(x), target)
+        },
+    );
+}
+
+fn stage3<B: TrainBackend>(tolerance: f64) {
+    let goldens = Goldens::open("mohawk-tiny/expected");
+    let student = student::<B>();
+    let logits = student.logits(student.features(ids(&goldens, "input_ids", &Default::default())));
+    let [b, l, v] = logits.dims();
+    let target = taught::<B>(&goldens).logits.expect("asked for");
+    let loss = distillation_loss(
+        logits.reshape([b * l, v]),
+        Tensor::from_inner(target.reshape([b * l, v])),
+        None,
+        DistillationWeights::default(),
+    );
+    assert_golden("tiny", &goldens, "stage3.loss", loss.clone(), tolerance);
+    assert_gradients(&goldens, "stage3", &student, loss, tolerance);
+}
+
+#[test]
+fn stage1_exact() {
+    stage1::<Autodiff<Exact>>(EXACT);
+}
+
+#[test]
+fn stage1_flex() {
+    stage1::<Autodiff<Fast>>(FAST);
+}
+
+#[test]
+fn stage2_exact() {
+    stage2::<Autodiff<Exact>>(EXACT);
+}
+
+#[test]
+fn stage2_flex() {
+    stage2::<Autodiff<Fast>>(FAST);
+}
+
+#[test]
+fn stage3_exact() {
+    stage3::<Autodiff<Exact>>(EXACT);
+}
+
+#[test]
+fn stage3_flex() {
+    stage3::<Autodiff<Fast>>(FAST);
+}
+
+/// At distance zero the root has no derivative; the loss must give zero there and not NaN, and the
+/// right gradient to the other rows.
+#[test]
+fn a_perfect_student_has_finite_gradients() {
+    type B = Autodiff<Exact>;
+    let device = Default::default();
+    let student: Tensor<B, 3> =
+        Tensor::from_data([[[1.0, 2.0], [3.0, 7.0]]], &device).require_grad();
+    let teacher = Tensor::from_data([[[1.0, 2.0], [0.0, 3.0]]], &device);
+    let loss = hidden_state_loss(student.clone(), teacher);
+    assert_eq!(values(loss.clone()).1, [2.5]);
+    let gradient = student.grad(&loss.backward()).expect("a gradient");
+    let expected = (vec![1, 2, 2], vec![0.0, 0.0, 0.3, 0.4]);
+    assert_close("gradient", values(gradient), expected, 1e-12);
+
+    let matrix: Tensor<B, 4> = Tensor::ones([1, 2, 3, 3], &device).require_grad();
+    let loss = matrix_orientation_loss(matrix.clone(), matrix.clone().detach());
+    let gradient = matrix.grad(&loss.backward()).expect("a gradient");
+    assert!(values(gradient).1.iter().all(|v| *v == 0.0));
+}
+
+/// The padding of a vocabulary neither gets probability nor changes the others'.
+#[test]
+fn transfer_pads_and_copies() {
+    use model::{DiscreteMamba2Config, PhiMambaConfig, transfer_weights};
+
+    let device = Default::default();
+    let (mut config, _) =
+        model::load_teacher::<Exact>(goldens_dir().join("teacher-tiny"), &device).expect("one");
+    config.vocab_size = 101; // not a multiple of 8
+    let n_heads = config.attention.n_heads;
+    let mixer = DiscreteMamba2Config {
+        n_v_heads: n_heads,
+        n_qk_heads: n_heads,
+        d_state: 8,
+        ..Default::default()
+    };
+    let teacher = model::Phi::<Exact>::init(&config, 1, &device);
+    let kept = [1];
+    let student_config = PhiMambaConfig::student_of(&config, &mixer, &kept).expect("a student");
+    let mut student = PhiMamba::init(&student_config, 2, &device);
+    let mixer_before = values(mixer_weight(&student));
+    transfer_weights(&mut student, &teacher).expect("the sizes fit");
+    assert_eq!(student.vocab_size(), 104);
+    assert_eq!(values(mixer_weight(&student)), mixer_before);
+
+    let theirs = teacher.clone();
+    let ids = burn::tensor::Tensor::<Exact, 2, _>::from_data([[1, 5, 100, 7]], &device);
+    let x = theirs.backbone.embedding.forward(ids.clone());
+    assert_eq!(
+        values(student.backbone.embedding.forward(ids)),
+        values(x.clone())
+    );
+    // The kept layer is the teacher's whole.
+    let (ours, theirs) = (&student.backbone.layers[1], &theirs.backbone.layers[1]);
+    assert_eq!(
+        values(ours.forward(x.clone())),
+        values(theirs.forward(x.clone()))
+    );
+    let padded = burn::tensor::activation::softmax(student.logits(x.clone()), 2);
+    let plain = burn::tensor::activation::softmax(teacher.logits(x), 2);
+    assert_eq!(values(padded.clone().narrow(2, 101, 3)).1, [0.0; 12]);
+    assert_close(
+        "probabilities",
+        values(padded.narrow(2, 0, 101)),
+        values(plain),
+        1e-14,
+    );
+}
+
+fn mixer_weight<B: KernelBackend>(student: &PhiMamba<B>) -> Tensor<B, 2> {
+    match &student.backbone.layers[0].mixer {
+        Mixer::DiscreteMamba2(mixer) => mixer.in_proj.weight.val(),
+        Mixer::Attention(_) => panic!("layer 0 is a Mamba layer"),
+    }
+}
+
+/// The same seed gives the same network on every backend, with and without gradients.
+#[test]
+fn initialisation_depends_on_the_seed_alone() {
+    let folder = goldens_dir().join("student-tiny");
+    let (config, _) = model::load_student::<Exact>(folder, &Default::default()).expect("one");
+    let exact = PhiMamba::<Exact>::init(&config, 3, &Default::default());
+    let fast = PhiMamba::<Fast>::init(&config, 3, &Default::default());
+    let other = PhiMamba::<Fast>::init(&config, 4, &Default::default());
+    assert_eq!(values(mixer_weight(&exact)), values(mixer_weight(&fast)));
+    assert_ne!(values(mixer_weight(&other)), values(mixer_weight(&fast)));
+    let trained = PhiMamba::<Autodiff<Fast>>::init(&config, 3, &Default::default());
+    assert!(mixer_weight(&trained).is_require_grad());
+    assert_eq!(
+        values(mixer_weight(&trained.valid())),
+        values(mixer_weight(&fast))
+    );
+}
+
+/// The mixer starts as published: gate open, convolution passing its input, `D` one. With and
+/// without biases, which hold the gate's where it has none of its own.
+#[test]
+fn initialisation_is_the_published_one() {
+    use model::{DiscreteMamba2Config, PhiConfig, PhiMambaConfig};
+
+    let teacher = PhiConfig {
+        vocab_size: 16,
+        hidden_size: 64,
+        intermediate_size: 64,
+        num_hidden_layers: 1,
+        attention: model::AttentionConfig {
+            n_heads: 4,
+            n_kv_heads: 4,
+            ..PhiConfig::default().attention
+        },
+        ..Default::default()
+    };
+    for bias in [false, true] {
+        let config = DiscreteMamba2Config {
+            n_v_heads: 4,
+            n_qk_heads: 4,
+            d_state: 8,
+            bias,
+            ..Default::default()
+        };
+        let config = PhiMambaConfig::student_of(&teacher, &config, &[]).expect("a student");
+        let device = Default::default();
+        let student = PhiMamba::<Exact>::init(&config, 5, &device);
+        let Mixer::DiscreteMamba2(mixer) = &student.backbone.layers[0].mixer else {
+            panic!("a Mamba layer")
+        };
+        let (d, conv_dim) = (64, 64 + 2 * 4 * 8);
+        let all = |x: Vec<f64>, value: f64| x.iter().all(|v| (v - value).abs() < 1e-6);
+        let weight = mixer.in_proj.weight.val();
+        let largest = |rows: Tensor<Exact, 2>| rows.abs().max().into_scalar();
+        assert_eq!(largest(weight.clone().narrow(0, conv_dim, d)), 0.0);
+        // Uniform in +-1/8: the largest of thousands is near the bound and not over it.
+        let (x, a_log) = (
+            weight.clone().narrow(0, 0, d),
+            weight.narrow(0, conv_dim + d, 4),
+        );
+        assert!((0.12..=0.125).contains(&largest(x)));
+        assert!((0.11..=0.125).contains(&largest(a_log)));
+        let out = largest(mixer.out_proj.weight.val());
+        let bound = 0.125 / 24f64.sqrt();
+        assert!((0.99 * bound..=bound + 1e-9).contains(&out));
+        let gate = match (&mixer.z_bias, &mixer.in_proj.bias) {
+            (Some(own), None) if !bias => own.val(),
+            (None, Some(all)) if bias => all.val().narrow(0, conv_dim, d),
+            _ => panic!("the gate's bias must be in one place"),
+        };
+        assert!(all(values(burn::tensor::activation::silu(gate)).1, 1.0));
+        assert!(all(values(mixer.d.val()).1, 1.0));
+        let taps = values(mixer.conv1d.weight.val()).1;
+        assert!(taps.chunks(4).all(|taps| taps == [0.0, 0.0, 0.0, 1.0]));
+        let conv_bias = mixer.conv1d.bias.as_ref().expect("a bias").val();
+        assert!(all(values(conv_bias).1, 0.0));
+    }
+}

@@ -1,0 +1,379 @@
+//! Every op but the scan (which has its own file): the analytic backward against Burn's autodiff of
+//! the reference in f64, and the fast CPU path against the reference.
+
+use burn::backend::Autodiff;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor, TensorData};
+use kernels::backends::{Flex, NdArray64};
+use kernels::{AdamWStep, DistillationWeights, TrainBackend};
+use tests::assert_close;
+
+type Values = (Vec<usize>, Vec<f64>);
+type Exact = Autodiff<NdArray64>;
+type Fast = Autodiff<Flex>;
+
+/// Two evaluation orders of the same sums in 64 bits.
+const F64_TOLERANCE: f64 = 1e-10;
+/// 32-bit sums of a few hundred terms.
+const F32_TOLERANCE: f64 = 1e-5;
+
+fn tensor<B: Backend, const D: usize>((shape, values): Values) -> Tensor<B, D> {
+    Tensor::from_data(TensorData::new(values, shape), &Default::default())
+}
+
+fn values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Values {
+    let shape = tensor.dims().to_vec();
+    (shape, tensor.into_data().iter::<f64>().collect())
+}
+
+/// Rough numbers in `-scale` to `scale`.
+fn random(seed: u64, shape: &[usize], scale: f64) -> Values {
+    let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        (x >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    };
+    let count = shape.iter().product();
+    (shape.to_vec(), (0..count).map(|_| scale * next()).collect())
+}
+
+/// Collects an op's output and its gradients under the weights `dy`.
+struct Trace<B: TrainBackend> {
+    inputs: Vec<Box<dyn Fn(&B::Gradients) -> Values>>,
+}
+
+impl<B: TrainBackend> Trace<B> {
+    fn new() -> Self {
+        Self { inputs: vec![] }
+    }
+
+    /// A differentiated input of the op.
+    fn input<const D: usize>(&mut self, of: &Values) -> Tensor<B, D> {
+        let input = tensor::<B, D>(of.clone()).require_grad();
+        let kept = input.clone();
+        self.inputs.push(Box::new(move |grads| {
+            values(kept.grad(grads).expect("a gradient"))
+        }));
+        input
+    }
+
+    fn finish<const D: usize>(self, output: Tensor<B, D>) -> Vec<Values> {
+        let dy = tensor(random(77, &output.dims(), 1.0));
+        let y = values(output.clone());
+        let grads = (output * dy).sum().backward();
+        let gradients = self.inputs.iter().map(|gradient| gradient(&grads));
+        std::iter::once(y).chain(gradients).collect()
+    }
+}
+
+fn agree(name: &str, actual: Vec<Values>, expected: Vec<Values>, tolerance: f64) {
+    assert_eq!(actual.len(), expected.len());
+    for (k, (actual, expected)) in actual.into_iter().zip(expected).enumerate() {
+        assert_close(&format!("{name}, tensor {k}"), actual, expected, tolerance);
+    }
+}
+
+/// Compares `$op` on both backends, and with `$definition` left to Burn's autodiff.
+macro_rules! check {
+    ($name:expr, $op:ident, $definition:ident, $($argument:expr),*) => {
+        let exact = $op::<Exact>($($argument),*);
+        agree(&format!("{} in f64", $name), exact.clone(), $definition::<Exact>($($argument),*), F64_TOLERANCE);
+        agree(&format!("{} on flex", $name), $op::<Fast>($($argument),*), exact, F32_TOLERANCE);
+    };
+}
+
+fn linear<B: TrainBackend>(x: &Values, w: &Values, bias: Option<&Values>) -> Vec<Values> {
+    let mut trace = Trace::<B>::new();
+    let (x, w) = (trace.input::<3>(x), trace.input(w));
+    let bias = bias.map(|bias| trace.input(bias));
+    trace.finish(kernels::linear(x, w, bias))
+}
+
+fn linear_definition<B: TrainBackend>(
+    x: &Values,
+    w: &Values,
+    bias: Option<&Values>,
+) -> Vec<Values> {
+    let mut trace = Trace::<B>::new();
+    let (x, w) = (trace.input::<3>(x), trace.input::<2>(w));
+    let bias = bias.map(|bias| trace.input(bias));
+    let ([b, l, i], [o, _]) = (x.dims(), w.dims());
+    let y = kernels::linear::reference::forward(x.reshape([b * l, i]), w, bias);
+    trace.finish(y.reshape([b, l, o]))
+}
+
+#[test]
+fn linear_is_right() {
+    for [b, l, i, o] in [
+        [2, 3, 5, 7],
+        [1, 1, 64, 3],
+        [3, 100, 48, 130],
+        [4, 128, 96, 96],
+    ] {
+        let (x, w) = (random(1, &[b, l, i], 1.0), random(2, &[o, i], 1.0));
+        let bias = random(3, &[o], 1.0);
+        check!(
+            "linear with bias",
+            linear,
+            linear_definition,
+            &x,
+            &w,
+            Some(&bias)
+        );
+        check!("linear", linear, linear_definition, &x, &w, None);
+    }
+}
+
+fn norm<B: TrainBackend>(x: &Values, gamma: &Values, beta: &Values) -> Vec<Values> {
+    let mut trace = Trace::<B>::new();
+    let (x, gamma, beta) = (trace.input::<2>(x), trace.input(gamma), trace.input(beta));
+    trace.finish(kernels::layer_norm(x, gamma, beta, 1e-5))
+}
+
+fn norm_definition<B: TrainBackend>(x: &Values, gamma: &Values, beta: &Values) -> Vec<Values> {
+    let mut trace = Trace::<B>::new();
+    let (x, gamma, beta) = (trace.input(x), trace.input(gamma), trace.input(beta));
+    trace.finish(kernels::norm::reference::forward(x, gamma, beta, 1e-5))
+}
+
+#[test]
+fn layer_norm_is_right() {
+    for [t, d] in [[1, 3], [7, 48], [300, 192], [2, 129]] {
+        let (gamma, beta) = (random(2, &[d], 1.0), random(3, &[d], 1.0));
+        check!(
+            "layer norm",
+            norm,
+            norm_definition,
+            &random(1, &[t, d], 3.0),
+            &gamma,
+            &beta
+        );
+    }
+}
+
+fn gelu<B: TrainBackend>(x: &Values) -> Vec<Values> {
+    let mut trace = Trace::<B>::new();
+    let x = trace.input::<2>(x);
+    trace.finish(kernels::gelu_new(x))
+}
+
+fn gelu_definition<B: TrainBackend>(x: &Values) -> Vec<Values> {
+    let mut trace = Trace::<B>::new();
+    let x = trace.input(x);
+    trace.finish(kernels::gelu::reference::forward(x))
+}
+
+#[test]
+fn gelu_is_right() {
+    for scale in [0.1, 3.0, 30.0] {
+        check!("gelu", gelu, gelu_definition, &random(4, &[33, 50], scale));
+    }
+}
+
+struct Gate {
+    y: Values,
+    x: Values,
+    d: Values,
+    z: Values,
+    bias: Option<Values>,
+}
+
+fn gate<B: TrainBackend>(g: &Gate) -> Vec<Values> {
+    let mut trace = Trace::<B>::new();
+    let (y, x, d, z) = (
+        trace.input(&g.y),
+        trace.input(&g.x),
+        trace.input(&g.d),
+        trace.input(&g.z),
+    );
+    let bias = g.bias.as_ref().map(|bias| trace.input(bias));
+    trace.finish(kernels::gated_skip(y, x, d, z, bias))
+}
+
+fn gate_definition<B: TrainBackend>(g: &Gate) -> Vec<Values> {
+    let mut trace = Trace::<B>::new();
+    let (y, x, d, z) = (
+        trace.input(&g.y),
+        trace.input(&g.x),
+        trace.input(&g.d),
+        trace.input(&g.z),
+    );
+    let bias = g.bias.as_ref().map(|bias| trace.input(bias));
+    trace.finish(kernels::gate::reference::forward(y, x, d, z, bias))
+}
+
+#[test]
+fn gated_skip_is_right() {
+    for [b, l, h, p] in [[1, 1, 1, 1], [2, 37, 4, 12], [1, 150, 2, 64]] {
+        let shape = [b, l, h, p];
+        for bias in [None, Some(random(5, &[h * p], 2.0))] {
+            let g = Gate {
+                y: random(1, &shape, 1.0),
+                x: random(2, &shape, 1.0),
+                d: random(3, &[h], 1.0),
+                z: random(4, &[b, l, h * p], 4.0),
+                bias,
+            };
+            check!("gated skip", gate, gate_definition, &g);
+        }
+    }
+}
+
+struct Conv {
+    x: Values,
+    weight: Values,
+    bias: Option<Values>,
+    history: Option<Values>,
+}
+
+fn conv<B: TrainBackend>(c: &Conv) -> Vec<Values> {
+    let mut trace = Trace::<B>::new();
+    let (x, weight) = (trace.input(&c.x), trace.input(&c.weight));
+    let bias = c.bias.as_ref().map(|bias| trace.input(bias));
+    let history = c.history.as_ref().map(|history| trace.input(history));
+    trace.finish(kernels::causal_conv(x, weight, bias, history))
+}
+
+fn conv_definition<B: TrainBackend>(c: &Conv) -> Vec<Values> {
+    let mut trace = Trace::<B>::new();
+    let (x, weight) = (trace.input(&c.x), trace.input(&c.weight));
+    let bias = c.bias.as_ref().map(|bias| trace.input(bias));
+    let history = c.history.as_ref().map(|history| trace.input(history));
+    trace.finish(kernels::conv::reference::forward(x, weight, bias, history))
+}
+
+#[test]
+fn causal_conv_is_right() {
+    for [b, l, c, w] in [
+        [1, 1, 3, 4],
+        [2, 2, 5, 4],
+        [3, 40, 17, 2],
+        [2, 700, 24, 4],
+        [2, 9, 4, 1],
+    ] {
+        let history = (w > 1).then(|| random(4, &[b, w - 1, c], 1.0));
+        for (bias, history) in [
+            (None, None),
+            (Some(random(3, &[c], 1.0)), None),
+            (Some(random(3, &[c], 1.0)), history),
+        ] {
+            let (x, weight) = (random(1, &[b, l, c], 1.0), random(2, &[c, w], 1.0));
+            let case = Conv {
+                x,
+                weight,
+                bias,
+                history,
+            };
+            check!(
+                format!("conv {:?}", [b, l, c, w]),
+                conv,
+                conv_definition,
+                &case
+            );
+        }
+    }
+}
+
+/// The convolution written out, one number at a time.
+#[test]
+fn causal_conv_equals_its_equation() {
+    let [b, l, c, w] = [2, 6, 3, 4];
+    let (x, weight) = (random(1, &[b, l, c], 1.0), random(2, &[c, w], 1.0));
+    let y =
+        kernels::causal_conv::<NdArray64>(tensor(x.clone()), tensor(weight.clone()), None, None);
+    let mut expected = vec![];
+    for (i, t, ch) in
+        (0..b).flat_map(|i| (0..l).flat_map(move |t| (0..c).map(move |ch| (i, t, ch))))
+    {
+        let input = |at: usize| x.1[(i * l + at) * c + ch];
+        let taps = (0..w).filter(|k| t + k >= w - 1);
+        expected.push(
+            taps.map(|k| weight.1[ch * w + k] * input(t + k - (w - 1)))
+                .sum(),
+        );
+    }
+    assert_close("conv", values(y), (vec![b, l, c], expected), 1e-14);
+}
+
+struct Distillation {
+    student: Values,
+    teacher: Values,
+    labels: Option<Vec<i64>>,
+    weights: DistillationWeights,
+}
+
+impl Distillation {
+    fn labels<B: Backend>(&self) -> Option<Tensor<B, 1, Int>> {
+        let labels = self.labels.as_ref()?;
+        Some(Tensor::from_data(
+            TensorData::new(labels.clone(), [labels.len()]),
+            &Default::default(),
+        ))
+    }
+}
+
+fn distillation<B: TrainBackend>(c: &Distillation) -> Vec<Values> {
+    let mut trace = Trace::<B>::new();
+    let (student, teacher) = (trace.input(&c.student), tensor(c.teacher.clone()));
+    trace.finish(kernels::distillation_loss(
+        student,
+        teacher,
+        c.labels(),
+        c.weights,
+    ))
+}
+
+fn distillation_definition<B: TrainBackend>(c: &Distillation) -> Vec<Values> {
+    let mut trace = Trace::<B>::new();
+    let (student, teacher) = (trace.input(&c.student), tensor(c.teacher.clone()));
+    let loss = kernels::distillation::reference::forward(student, teacher, c.labels(), c.weights);
+    trace.finish(loss)
+}
+
+#[test]
+fn distillation_loss_is_right() {
+    for ([t, v], temperature, hard) in [
+        ([1, 5], 1.0, 0.0),
+        ([40, 104], 1.0, 0.0),
+        ([40, 104], 2.5, 0.0),
+        ([40, 105], 0.7, 0.3),
+        ([3, 4096], 1.0, 1.0),
+    ] {
+        let case = Distillation {
+            student: random(1, &[t, v], 8.0),
+            teacher: random(2, &[t, v], 8.0),
+            labels: Some((0..t as i64).map(|i| i * 7 % v as i64).collect()),
+            weights: DistillationWeights { temperature, hard },
+        };
+        check!("distillation", distillation, distillation_definition, &case);
+    }
+}
+
+fn adamw<B: TrainBackend>(shape: [usize; 2], step: AdamWStep) -> Vec<Values> {
+    let parameter = tensor::<B, 2>(random(1, &shape, 1.0));
+    let gradient = tensor(random(2, &shape, 1.0));
+    let moments = [random(3, &shape, 0.1), random(4, &shape, 0.0)];
+    let moments = moments.map(|moment| tensor::<B, 2>(moment));
+    let norm = kernels::squared_norm(gradient.clone());
+    let (parameter, [m, v]) = kernels::adamw_step(parameter, gradient, moments, step);
+    vec![values(parameter), values(m), values(v), values(norm)]
+}
+
+#[test]
+fn adamw_on_flex_equals_f64() {
+    let step = AdamWStep {
+        lr: 1e-2,
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        weight_decay: 0.1,
+        gradient_scale: 0.37,
+        time: 3,
+    };
+    for shape in [[1, 1], [3, 50_000], [7, 11]] {
+        let (fast, exact) = (adamw::<Fast>(shape, step), adamw::<Exact>(shape, step));
+        agree("adamw", fast, exact, F32_TOLERANCE);
+    }
+}

@@ -1,0 +1,273 @@
+//! The command line of `train`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, bail};
+use burn::backend::Autodiff;
+use clap::{Args, Parser, Subcommand};
+use kernels::KernelBackend;
+use kernels::backends::{Backend, Work};
+
+use crate::ablation::{Ablation, Plan};
+use crate::config::{Config, Source};
+use crate::error::TrainError;
+use crate::run::{Outcome, Run, RunOptions};
+
+const EXAMPLES: &str = "\
+Examples:
+  Distil the bundled teacher into a Phi-Mamba, all three stages (minutes on two CPU cores):
+      train
+
+  The same without stage 1, with another learning rate in stage 3:
+      train --stages 2,3 --set stage3.lr=2e-4
+
+  Go on with a run that was stopped, or that died:
+      train --resume runs/tiny
+
+  A Phi teacher and text of your own, from a file that changes some keys of a preset:
+      train --config my-run.toml --out runs/mine
+
+  The published recipe at full size, on a GPU:
+      train --preset phi-1.5 --set teacher.model=/models/phi-1_5";
+
+/// Distils a Phi Transformer into a Phi-Mamba by MOHAWK (arXiv 2408.10189).
+///
+/// Three stages: match each layer's mixing matrix, match each layer's output, match the model's
+/// predictions. What to do stands in one TOML configuration: a preset, changed by a file, changed by
+/// --set. The run folder receives the resolved configuration (config.toml), a line a step
+/// (metrics.jsonl), checkpoints, the student in the published format with its tokenizer (student/),
+/// the result in numbers (summary.json) and on one page (report.html).
+#[derive(Debug, Parser)]
+#[command(name = "train", version, after_long_help = EXAMPLES, max_term_width = 100)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Ablate(AblateArgs),
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// The configuration to start from: tiny, phi-1.5 or hybrid-phi-1.5
+    #[arg(long, value_name = "NAME", default_value = "tiny")]
+    preset: String,
+
+    /// A TOML file whose keys override those of a preset
+    ///
+    /// The file may name the preset itself (`preset = "phi-1.5"`); without that it is tiny. Every
+    /// key, its default and its reason stand in the presets, train/presets/*.toml.
+    #[arg(long, value_name = "FILE", conflicts_with = "preset")]
+    config: Option<PathBuf>,
+
+    /// Override one key, as in --set stage3.lr=2e-4; may be given many times
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+
+    /// The stages to run, as in 2,3; short for --set stages=[2,3]
+    #[arg(long, value_name = "LIST")]
+    stages: Option<String>,
+
+    /// Go on with the run in this folder from its newest checkpoint
+    ///
+    /// The run's own configuration is used, so that the result is what an uninterrupted run gives.
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["preset", "config", "set", "stages", "out"])]
+    resume: Option<PathBuf>,
+
+    /// The run folder; by default runs/NAME, or runs/NAME-2 and so on where that is taken
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+
+    #[command(flatten)]
+    shared: SharedArgs,
+
+    /// Show burn-train's dashboard while training (needs a terminal)
+    #[arg(long)]
+    dashboard: bool,
+}
+
+#[derive(Debug, Args)]
+struct SharedArgs {
+    /// What computes: cuda, wgpu, flex or ndarray, of those built in
+    ///
+    /// cuda: NVIDIA GPUs. wgpu: GPUs through Vulkan, Metal or DirectX 12. flex: the CPU, with fast
+    /// paths of this project's own. ndarray: the CPU, slower, the reference for the others. Which of
+    /// them this program holds is decided when it is built, by `--features`. The default is the first
+    /// of that list that it holds.
+    #[arg(long, value_name = "NAME")]
+    backend: Option<Backend>,
+}
+
+/// Compares stage 3 alone, stages 2 and 3, and all three, at one budget of tokens.
+///
+/// Each combination gets the same tokens, learning rates and shares of the budget as in the runs of
+/// the published modules that assets/README.md lists. Prints one table, and writes it as table.md
+/// and table.json into the folder beside the runs.
+#[derive(Debug, Args)]
+struct AblateArgs {
+    /// The budget: small (262,144 tokens, 4 x 256) or large (4,194,304 tokens, 16 x 512)
+    #[arg(long, value_name = "NAME", default_value = "small")]
+    plan: Plan,
+
+    /// The seeds to repeat each combination with, as in 42,43,44
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "42,43,44")]
+    seeds: Vec<u64>,
+
+    /// The folder for the table and the runs; by default runs/ablation-PLAN
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+
+    #[command(flatten)]
+    shared: SharedArgs,
+}
+
+impl Cli {
+    /// Does what the command line says.
+    ///
+    /// # Errors
+    /// Whatever went wrong, in sentences meant for the user.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            Some(Command::Ablate(args)) => args.run(),
+            None => self.run.run(),
+        }
+    }
+}
+
+impl SharedArgs {
+    fn backend(&self) -> anyhow::Result<Backend> {
+        match self.backend.or_else(Backend::preferred) {
+            Some(backend) => Ok(backend),
+            None => bail!("built without a backend; build with `--features flex`"),
+        }
+    }
+}
+
+impl RunArgs {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let backend = self.shared.backend()?;
+        let (config, folder, resume) = match &self.resume {
+            Some(folder) => {
+                let file = folder.join("config.toml");
+                let config = Config::load(Source::File(&file), &[])
+                    .with_context(|| format!("{} is no run folder", folder.display()))?;
+                (config, folder.clone(), true)
+            }
+            None => {
+                let mut set = self.set.clone();
+                set.extend(self.stages.iter().map(|stages| format!("stages=[{stages}]")));
+                let source = match &self.config {
+                    Some(file) => Source::File(file),
+                    None => Source::Preset(&self.preset),
+                };
+                let config = Config::load(source, &set)?;
+                let folder = match self.out {
+                    Some(folder) => unused(folder)?,
+                    None => unused_beside(Path::new("runs").join(&config.name)),
+                };
+                (config, folder, false)
+            }
+        };
+        let options = RunOptions {
+            config,
+            folder: folder.clone(),
+            resume,
+            dashboard: self.dashboard,
+            backend: backend.name().into(),
+            stop: stop_on_interrupt()?,
+        };
+        match backend.dispatch(Train(options))?? {
+            Outcome::Finished(summary) => {
+                println!("{summary}");
+                println!("report   {}", folder.join("report.html").display());
+                println!("student  {}", folder.join("student").display());
+                Ok(ExitCode::SUCCESS)
+            }
+            // As a shell reports a program ended by an interrupt.
+            Outcome::Stopped => Ok(ExitCode::from(130)),
+        }
+    }
+}
+
+impl AblateArgs {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let backend = self.shared.backend()?;
+        let folder = match self.out {
+            Some(folder) => unused(folder)?,
+            None => unused_beside(Path::new("runs").join(format!("ablation-{}", self.plan.name()))),
+        };
+        let ablation = Ablation {
+            plan: self.plan,
+            seeds: self.seeds,
+            folder,
+            backend: backend.name().into(),
+            stop: stop_on_interrupt()?,
+        };
+        match backend.dispatch(Ablate(ablation))?? {
+            Some(table) => {
+                println!("{table}");
+                Ok(ExitCode::SUCCESS)
+            }
+            None => Ok(ExitCode::from(130)),
+        }
+    }
+}
+
+struct Train(RunOptions);
+
+impl Work for Train {
+    type Output = Result<Outcome, TrainError>;
+
+    fn run<B: KernelBackend>(self, device: B::Device) -> Self::Output {
+        Run::<Autodiff<B>>::execute(self.0, &device)
+    }
+}
+
+struct Ablate(Ablation);
+
+impl Work for Ablate {
+    type Output = Result<Option<String>, TrainError>;
+
+    fn run<B: KernelBackend>(self, device: B::Device) -> Self::Output {
+        self.0.execute::<Autodiff<B>>(&device)
+    }
+}
+
+/// `folder`, if no run is in it.
+fn unused(folder: PathBuf) -> Result<PathBuf, TrainError> {
+    match folder.join("config.toml").exists() {
+        true => Err(TrainError::Exists(folder)),
+        false => Ok(folder),
+    }
+}
+
+/// `folder`, or it with the first number that makes it unused.
+fn unused_beside(folder: PathBuf) -> PathBuf {
+    let numbered = (2..).map(|n| PathBuf::from(format!("{}-{n}", folder.display())));
+    std::iter::once(folder.clone())
+        .chain(numbered)
+        .find(|folder| !folder.exists())
+        .unwrap_or(folder)
+}
+
+/// A flag that the first Ctrl-C sets; a second one ends the program at once.
+fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    ctrlc::set_handler(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("stopping after this step; once more to stop at once");
+    })
+    .context("cannot listen for Ctrl-C")?;
+    Ok(stop)
+}

@@ -1,0 +1,80 @@
+//! Why a run cannot start or go on.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why a run cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] crate::config::ConfigError),
+    /// Text or tokenizer cannot be read.
+    #[error(transparent)]
+    Data(#[from] datasets::DataError),
+    /// A model folder cannot be read or written.
+    #[error(transparent)]
+    Weights(#[from] model::WeightsError),
+    /// The student's sizes do not fit together or do not fit the teacher.
+    #[error("the student in [student] does not fit the teacher: {0}")]
+    Student(#[from] model::ConfigError),
+    /// The teacher's weights do not fit the student.
+    #[error(transparent)]
+    Transfer(#[from] model::TransferError),
+    /// Teacher and student cannot be compared.
+    #[error("{0}")]
+    Mismatch(String),
+    /// `metrics.jsonl` cannot be read or written.
+    #[error(transparent)]
+    Metrics(#[from] crate::metrics::MetricsError),
+    /// The report cannot be made.
+    #[error(transparent)]
+    Report(#[from] crate::report::ReportError),
+    /// A file of the run folder cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A checkpoint is damaged.
+    #[error("{}: {reason}; remove this checkpoint to go on from the one before", path.display())]
+    Checkpoint {
+        /// The checkpoint's folder or file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is no checkpoint to resume from.
+    #[error("{}: no checkpoint to resume from; start the run again without --resume", .0.display())]
+    NothingToResume(PathBuf),
+    /// The run folder is in use.
+    #[error(
+        "{}: holds a run already; go on with it by --resume, or choose another folder with --out",
+        .0.display()
+    )]
+    Exists(PathBuf),
+    /// Loss or gradient were not finite too many times in a row.
+    #[error(
+        "stage {stage}: loss or gradient was not finite in {skipped} steps in a row, up to step \
+         {step}; lower stage{stage}.lr and go on from the last checkpoint in {}",
+        checkpoints.display()
+    )]
+    NotFinite {
+        /// The stage.
+        stage: u8,
+        /// The last step tried.
+        step: usize,
+        /// Steps skipped in a row.
+        skipped: usize,
+        /// Where the checkpoints are.
+        checkpoints: PathBuf,
+    },
+}
+
+/// For `map_err`: an I/O error with the path it happened at.
+pub(crate) fn io_error(path: &Path) -> impl FnOnce(io::Error) -> TrainError {
+    let path = path.to_owned();
+    move |source| TrainError::Io { path, source }
+}

@@ -1,0 +1,81 @@
+//! Perplexity on held-out text, and what a model writes.
+
+use burn::tensor::{Int, Tensor, TensorData};
+use datasets::{Batch, TokenWindows, Tokenizer};
+use kernels::KernelBackend;
+use model::CausalLm;
+
+use crate::config::Evaluation;
+use crate::error::TrainError;
+
+/// A batch of ids or labels as `[batch, context]`.
+pub fn ids<B: KernelBackend>(
+    ids: Vec<i32>,
+    batch: &Batch,
+    device: &B::Device,
+) -> Tensor<B, 2, Int> {
+    Tensor::from_data(TensorData::new(ids, [batch.batch, batch.context]), device)
+}
+
+/// `exp` of the mean cross-entropy of every next token of `windows`, each window read from nothing.
+///
+/// # Errors
+/// [`TrainError::Data`] if the held-out text cannot be read.
+pub fn perplexity<B: KernelBackend>(
+    model: &CausalLm<B>,
+    windows: &TokenWindows,
+    config: &Evaluation,
+    device: &B::Device,
+) -> Result<f64, TrainError> {
+    let limit = match config.windows {
+        0 => u64::MAX,
+        windows => windows as u64,
+    };
+    let (mut total, mut tokens, mut seen) = (0.0, 0, 0);
+    for batch in windows.sequential(config.batch) {
+        if seen >= limit {
+            break;
+        }
+        let batch = batch?;
+        seen += batch.batch as u64;
+        let t = batch.batch * batch.context;
+        let logits = model.logits(model.features(ids(batch.ids.clone(), &batch, device)));
+        let v = logits.dims()[2];
+        let labels = ids::<B>(batch.labels.clone(), &batch, device).reshape([t]);
+        let loss = kernels::cross_entropy(logits.reshape([t, v]), labels);
+        total += loss.into_data().iter::<f64>().sum::<f64>() * t as f64;
+        tokens += t;
+    }
+    Ok((total / tokens as f64).exp())
+}
+
+/// What `model` adds to `prompt`: the likeliest token each time, `tokens` of them or up to the
+/// end of text.
+///
+/// # Errors
+/// [`TrainError::Data`] if the tokenizer fails.
+pub fn continuation<B: KernelBackend>(
+    model: &CausalLm<B>,
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    tokens: usize,
+    device: &B::Device,
+) -> Result<String, TrainError> {
+    let prompt: Vec<i32> = tokenizer.encode(prompt)?.into_iter().map(|id| id as i32).collect();
+    let n = prompt.len();
+    let mut state = model.new_state(1, device);
+    let prompt = Tensor::<B, 2, Int>::from_data(TensorData::new(prompt, [1, n]), device);
+    let mut logits = model.prefill(prompt, &mut state);
+    let known = tokenizer.vocab_size().min(model.vocab_size());
+    let mut written = vec![];
+    while written.len() < tokens {
+        let next = logits.narrow(1, 0, known).argmax(1).reshape([1]);
+        let id = next.to_data().iter::<i64>().next().unwrap_or_default() as u32;
+        if Some(id) == tokenizer.end_of_text() {
+            break;
+        }
+        written.push(id);
+        logits = model.step(next, &mut state);
+    }
+    Ok(tokenizer.decode(&written)?)
+}

@@ -1,0 +1,20 @@
+//! The `train` program: `train --help` is its manual.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Training allocates and frees the same large buffers at every step; the system's allocator gives
+/// their pages back each time and takes them again as page faults.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    match train::cli::Cli::parse().run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What a run shows while it works, and what it records of itself.
+//!
+//! The loop makes one [`StepMetrics`] per optimizer step and gives it to two takers that know
+//! nothing of each other: [`MetricsLog`] appends it to `metrics.jsonl`, which the report is drawn
+//! from and any other tool can read; [`Watch`] shows it to whoever is looking.
+
+mod dashboard;
+mod log;
+mod watch;
+
+pub use log::{MetricsError, MetricsLog, read};
+pub use watch::{StagePlan, Watch};
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// One optimizer step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepMetrics {
+    /// The stage, 1 to 3.
+    pub stage: u8,
+    /// Steps of this stage done, this one included.
+    pub step: usize,
+    /// Training tokens of the run so far, over all its stages.
+    pub tokens: u64,
+    /// The stage's loss, averaged over the step's sequences; not finite in a skipped step.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub loss: f64,
+    /// The learning rate used.
+    pub lr: f64,
+    /// Global gradient norm before clipping; not finite in a skipped step.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub grad_norm: f64,
+    /// Training tokens per second of this step.
+    pub tokens_per_second: f64,
+    /// Whether the step changed nothing because loss or gradient was not finite.
+    pub skipped: bool,
+    /// Seconds of training so far, over all stages and resumptions.
+    pub seconds: f64,
+}
+
+/// A measurement of teacher and student on the held-out text, after a stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// The stage just finished; 0 before the first.
+    pub stage: u8,
+    /// Training tokens of the run so far.
+    pub tokens: u64,
+    /// Perplexity of the teacher.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub teacher_perplexity: f64,
+    /// Perplexity of the student.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub student_perplexity: f64,
+}
+
+/// One line of `metrics.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum Record {
+    /// After each optimizer step.
+    Step(StepMetrics),
+    /// After each stage.
+    Evaluation(Evaluation),
+}
+
+/// How far a run has come: the stage it is in, and the steps of that stage that are done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// The stage, 1 to 3.
+    pub stage: u8,
+    /// Steps of it done.
+    pub step: usize,
+}
+
+impl StepMetrics {
+    /// Where the run stands after this step.
+    pub fn position(&self) -> Position {
+        Position {
+            stage: self.stage,
+            step: self.step,
+        }
+    }
+}
+
+/// JSON has no NaN and no infinity; serde_json writes both as null.
+pub(crate) fn null_is_nan<'de, D: Deserializer<'de>>(value: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(value)?.unwrap_or(f64::NAN))
+}

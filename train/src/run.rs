@@ -1,0 +1,487 @@
+//! A run, from its configuration to its report.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use burn::module::AutodiffModule;
+use burn::tensor::{Tensor, TensorData};
+use datasets::{Batch, Batches, PrepareOptions, Split, TokenShards, TokenWindows, Tokenizer};
+use kernels::{KernelBackend, TrainBackend};
+use model::{DiscreteMamba2Config, Phi, PhiConfig, PhiMamba, PhiMambaConfig};
+
+use crate::atomic_file;
+use crate::checkpoint::{self, Checkpoints, Progress};
+use crate::config::{self, Config, resolve_path};
+use crate::error::{TrainError, io_error};
+use crate::evaluate::perplexity;
+use crate::gradients::Gradients;
+use crate::metrics::{self, Evaluation, MetricsLog, Record, StagePlan, StepMetrics, Watch};
+use crate::optimizer::AdamW;
+use crate::report::ReportData;
+use crate::showing::Showing;
+use crate::stage::{Objective, TokenBatch, train_parts};
+use crate::summary::{StageSummary, Summary, peak_memory_bytes};
+
+/// What a run is given beside its configuration.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// What to do.
+    pub config: Config,
+    /// The run folder.
+    pub folder: PathBuf,
+    /// Whether to go on from the newest checkpoint in it.
+    pub resume: bool,
+    /// Whether to show the terminal dashboard.
+    pub dashboard: bool,
+    /// The backend's name, for the record.
+    pub backend: String,
+    /// Set by another thread to stop after the step in progress, with a checkpoint.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// All stages done; the student is exported.
+    Finished(Summary),
+    /// Stopped on request, with a checkpoint to go on from.
+    Stopped,
+}
+
+/// A run in progress: `B` trains, its inner backend holds the teacher.
+pub struct Run<B: TrainBackend> {
+    options: RunOptions,
+    device: B::Device,
+    tokenizer: Tokenizer,
+    train: TokenWindows,
+    held_out: TokenWindows,
+    teacher: Phi<B::InnerBackend>,
+    student_config: PhiMambaConfig,
+    optimizer: AdamW<B::InnerBackend>,
+    progress: Progress,
+    checkpoints: Checkpoints,
+    log: MetricsLog,
+    watch: Watch,
+    started: Instant,
+    seconds_before: f64,
+}
+
+impl<B: TrainBackend> Run<B> {
+    /// Does all of it.
+    ///
+    /// # Errors
+    /// [`TrainError`]; what the run wrote before stays, and it can be resumed.
+    pub fn execute(options: RunOptions, device: &B::Device) -> Result<Outcome, TrainError> {
+        let (mut run, mut student) = Self::open(options, device)?;
+        for stage in run.options.config.stages.clone() {
+            if run.is_finished(stage) {
+                continue;
+            }
+            student = match run.stage(stage, student)? {
+                Some(student) => student,
+                None => return Ok(Outcome::Stopped),
+            };
+        }
+        run.close(&student).map(Outcome::Finished)
+    }
+
+    /// Reads or makes everything the stages need.
+    fn open(
+        options: RunOptions,
+        device: &B::Device,
+    ) -> Result<(Self, PhiMamba<B>), TrainError> {
+        let started = Instant::now();
+        let (config, folder) = (&options.config, &options.folder);
+        let teacher_folder = resolve_path(&config.teacher.model)?;
+        let (teacher_config, teacher) = model::load_teacher(&teacher_folder, device)?;
+        let student_config = student_config(config, &teacher_config)?;
+        let tokenizer = match config.data.tokenizer.as_str() {
+            "" => Tokenizer::from_folder(&teacher_folder)?,
+            path => tokenizer_at(&resolve_path(path)?)?,
+        };
+        if tokenizer.vocab_size() > teacher_config.vocab_size {
+            return Err(TrainError::Mismatch(format!(
+                "{}: the tokenizer has {} ids and the teacher knows {}; data.tokenizer must be the \
+                 teacher's",
+                tokenizer.path().display(),
+                tokenizer.vocab_size(),
+                teacher_config.vocab_size,
+            )));
+        }
+        let (train, held_out) = windows(config, &tokenizer)?;
+
+        fs::create_dir_all(folder).map_err(io_error(folder))?;
+        let checkpoints = Checkpoints::new(folder.join("checkpoints"), config.checkpoint.keep);
+        let metrics = folder.join("metrics.jsonl");
+        let stages = config.stages.iter();
+        let plan = stages.map(|&stage| StagePlan {
+            stage,
+            steps: config.steps(stage),
+            tokens_per_step: tokens_per_step(config, stage),
+        });
+        let mut watch = Watch::new(plan.collect(), config.log.every, options.dashboard);
+        let mut optimizer = AdamW::new(&config.optimizer);
+
+        let (student, progress, log) = if options.resume {
+            let newest = checkpoints.newest()?;
+            let newest = newest.ok_or_else(|| TrainError::NothingToResume(folder.clone()))?;
+            let progress = checkpoint::load_progress(&newest)?;
+            let student = checkpoint::load_student::<B>(&newest, device)?;
+            checkpoint::load_moments(&newest, &student, &mut optimizer, device)?;
+            let log = MetricsLog::resume(&metrics, progress.position())?;
+            watch.note(&format!("resuming from {}", newest.display()));
+            (student, progress, log)
+        } else {
+            config.write(&folder.join("config.toml"))?;
+            let mut log = MetricsLog::create(&metrics)?;
+            let mut student = PhiMamba::<B>::init(&student_config, config.seed, device);
+            let teacher_on_graph = Phi::<B>::from_inner(teacher.clone());
+            model::transfer_weights(&mut student, &teacher_on_graph)?;
+            watch.note(&format!(
+                "teacher {} ({} layers, width {}), {} training tokens, {} held out, on {}",
+                config.teacher.model,
+                teacher_config.num_hidden_layers,
+                teacher_config.hidden_size,
+                train.shards().tokens(),
+                held_out.shards().tokens(),
+                options.backend,
+            ));
+            let teacher_perplexity = perplexity(&teacher, &held_out, &config.evaluation, device)?;
+            let untrained = perplexity(&student.valid(), &held_out, &config.evaluation, device)?;
+            let evaluation = Evaluation {
+                stage: 0,
+                tokens: 0,
+                teacher_perplexity,
+                student_perplexity: untrained,
+            };
+            log.record(&Record::Evaluation(evaluation.clone()))?;
+            watch.evaluation(&evaluation);
+            let progress = Progress {
+                stage: config.stages[0],
+                step: 0,
+                tokens: 0,
+                stage_seconds: 0.0,
+                seconds: 0.0,
+                skipped_in_a_row: 0,
+                loss: None,
+                teacher_perplexity,
+                finished: vec![],
+            };
+            (student, progress, log)
+        };
+        let run = Self {
+            device: device.clone(),
+            tokenizer,
+            train,
+            held_out,
+            teacher: model::pad_vocabulary(teacher, student_config.padded_vocab_size()),
+            student_config,
+            optimizer,
+            seconds_before: progress.seconds,
+            progress,
+            checkpoints,
+            log,
+            watch,
+            started,
+            options,
+        };
+        Ok((run, student))
+    }
+
+    fn is_finished(&self, stage: u8) -> bool {
+        self.progress.finished.iter().any(|done| done.stage == stage)
+    }
+
+    /// One stage from where it stands, its evaluation and its last checkpoint; `None` if asked to
+    /// stop on the way.
+    ///
+    /// The student is handed from step to step, so that its parameters have one owner and the
+    /// optimizer can update them in place.
+    fn stage(
+        &mut self,
+        number: u8,
+        student: PhiMamba<B>,
+    ) -> Result<Option<PhiMamba<B>>, TrainError> {
+        let config = self.options.config.clone();
+        if self.progress.stage != number {
+            self.progress.stage = number;
+            self.progress.step = 0;
+            self.progress.stage_seconds = 0.0;
+            self.progress.skipped_in_a_row = 0;
+            self.progress.loss = None;
+            self.optimizer = AdamW::new(&config.optimizer);
+        }
+        let stage = config.stage(number);
+        let (steps, schedule) = (config.steps(number), config.schedule(number));
+        let objective = Objective::of(&config, number);
+        let batches = Batches::new(self.train.clone(), stage.batch, config.seed);
+        let first_batch = first_batch(&config, number);
+        let mut student = train_parts(student, stage);
+        self.watch.stage_begin(number, self.progress.step);
+
+        while self.progress.step < steps {
+            let begun = Instant::now();
+            let step = self.progress.step;
+            let batch = batches.batch(first_batch + step as u64)?;
+            let (loss, gradients) = self.passes(objective, &student, &batch, stage.micro_batch);
+            let norm = gradients.norm();
+            let lr = schedule.lr(step);
+            let skipped = !(loss.is_finite() && norm.is_finite());
+            if skipped {
+                self.progress.skipped_in_a_row += 1;
+            } else {
+                self.progress.skipped_in_a_row = 0;
+                let passes = stage.accumulation();
+                student = self.optimizer.step(student, gradients, norm, passes, lr);
+                let smooth = |old: f64| 0.98 * old + 0.02 * loss;
+                self.progress.loss = Some(self.progress.loss.map_or(loss, smooth));
+            }
+            let seconds = begun.elapsed().as_secs_f64();
+            let tokens = tokens_per_step(&config, number);
+            self.progress.step += 1;
+            self.progress.tokens += tokens;
+            self.progress.stage_seconds += seconds;
+            self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
+            let metrics = StepMetrics {
+                stage: number,
+                step: self.progress.step,
+                tokens: self.progress.tokens,
+                loss,
+                lr,
+                grad_norm: norm / stage.accumulation() as f64,
+                tokens_per_second: tokens as f64 / seconds,
+                skipped,
+                seconds: self.trained_seconds(),
+            };
+            self.log.record(&Record::Step(metrics.clone()))?;
+            self.watch.step(&metrics);
+
+            if self.progress.skipped_in_a_row >= config.safety.max_skipped {
+                return Err(TrainError::NotFinite {
+                    stage: number,
+                    step: self.progress.step,
+                    skipped: self.progress.skipped_in_a_row,
+                    checkpoints: self.checkpoints.folder().to_owned(),
+                });
+            }
+            if self.options.stop.load(Ordering::Relaxed) || self.watch.stop_requested() {
+                self.checkpoint(&student)?;
+                self.watch.note("stopped; go on with --resume");
+                return Ok(None);
+            }
+            let last = self.progress.step == steps;
+            // A checkpoint after a skipped step would keep what led there.
+            if self.progress.step % config.checkpoint.every == 0 && !last && !skipped {
+                self.checkpoint(&student)?;
+            }
+        }
+        self.end_stage(number, &student)?;
+        Ok(Some(student))
+    }
+
+    /// The mean loss over the passes of one step, and the sum of their gradients.
+    fn passes(
+        &self,
+        objective: Objective,
+        student: &PhiMamba<B>,
+        batch: &Batch,
+        micro_batch: usize,
+    ) -> (f64, Gradients<B::InnerBackend>) {
+        let mut gradients = Gradients::default();
+        let rows = micro_batch * batch.context;
+        let losses: Vec<_> = (batch.ids.chunks(rows).zip(batch.labels.chunks(rows)))
+            .map(|(ids, labels)| {
+                let tensor = |ids: &[i32]| {
+                    let data = TensorData::new(ids.to_vec(), [micro_batch, batch.context]);
+                    Tensor::from_data(data, &self.device)
+                };
+                let tokens = TokenBatch { ids: tensor(ids), labels: tensor(labels) };
+                objective.pass(student, &self.teacher, tokens, &mut gradients)
+            })
+            .collect();
+        let passes = losses.len() as f64;
+        let sum: f64 = Tensor::cat(losses, 0).into_data().iter::<f64>().sum();
+        (sum / passes, gradients)
+    }
+
+    /// Seconds that all stages have trained, without evaluation.
+    fn trained_seconds(&self) -> f64 {
+        let finished = self.progress.finished.iter().map(|stage| stage.seconds);
+        finished.sum::<f64>() + self.progress.stage_seconds
+    }
+
+    fn checkpoint(&mut self, student: &PhiMamba<B>) -> Result<(), TrainError> {
+        self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
+        self.checkpoints.save(&self.progress, &self.student_config, student, &self.optimizer)
+    }
+
+    fn end_stage(&mut self, number: u8, student: &PhiMamba<B>) -> Result<(), TrainError> {
+        let config = &self.options.config;
+        let student_perplexity =
+            perplexity(&student.valid(), &self.held_out, &config.evaluation, &self.device)?;
+        let evaluation = Evaluation {
+            stage: number,
+            tokens: self.progress.tokens,
+            teacher_perplexity: self.progress.teacher_perplexity,
+            student_perplexity,
+        };
+        let summary = StageSummary {
+            stage: number,
+            tokens: config.steps(number) as u64 * tokens_per_step(config, number),
+            steps: config.steps(number),
+            seconds: self.progress.stage_seconds,
+            loss: self.progress.loss.unwrap_or(f64::NAN),
+            perplexity: student_perplexity,
+        };
+        self.log.record(&Record::Evaluation(evaluation.clone()))?;
+        self.watch.evaluation(&evaluation);
+        self.watch.stage_end(&summary);
+        self.progress.finished.push(summary);
+        self.progress.stage_seconds = 0.0;
+        self.checkpoint(student)
+    }
+
+    /// Exports the student, and writes summary and report.
+    fn close(self, student: &PhiMamba<B>) -> Result<Summary, TrainError> {
+        let student = student.valid();
+        let folder = &self.options.folder;
+        export(&self.student_config, &student, &self.tokenizer, &folder.join("student"))?;
+        let stages = self.progress.finished.clone();
+        let trained: f64 = stages.iter().map(|stage| stage.seconds).sum();
+        let student_perplexity = stages.last().map_or(f64::NAN, |stage| stage.perplexity);
+        let showing = Showing {
+            teacher: &self.teacher,
+            student: &student,
+            tokenizer: &self.tokenizer,
+            held_out: &self.held_out,
+            device: &self.device,
+        };
+        let (matrices, samples) = (showing.matrices()?, showing.samples()?);
+        let summary = Summary {
+            teacher_perplexity: self.progress.teacher_perplexity,
+            student_perplexity,
+            ratio: student_perplexity / self.progress.teacher_perplexity,
+            tokens: self.progress.tokens,
+            seconds: self.seconds_before + self.started.elapsed().as_secs_f64(),
+            tokens_per_second: self.progress.tokens as f64 / trained,
+            stages,
+            backend: self.options.backend.clone(),
+            peak_memory_bytes: peak_memory_bytes(),
+        };
+        let path = folder.join("summary.json");
+        summary.write(&path).map_err(io_error(&path))?;
+        let report = ReportData {
+            name: self.options.config.name.clone(),
+            summary: summary.clone(),
+            records: metrics::read(&folder.join("metrics.jsonl"))?,
+            matrices,
+            samples,
+            config: self.options.config.to_toml()?,
+        };
+        report.write(&folder.join("report.html"))?;
+        Ok(summary)
+    }
+}
+
+fn tokens_per_step(config: &Config, stage: u8) -> u64 {
+    (config.stage(stage).batch * config.data.context) as u64
+}
+
+/// Where a stage's data begins: after the sequences of the stages before it, so that no text is seen
+/// twice before all of it was seen once.
+fn first_batch(config: &Config, stage: u8) -> u64 {
+    let before = config.stages.iter().filter(|&&other| other < stage);
+    let sequences: usize =
+        before.map(|&other| config.steps(other) * config.stage(other).batch).sum();
+    sequences.div_ceil(config.stage(stage).batch) as u64
+}
+
+/// The student's configuration, checked against the teacher's.
+fn student_config(config: &Config, teacher: &PhiConfig) -> Result<PhiMambaConfig, TrainError> {
+    let student = &config.student;
+    let mixer = DiscreteMamba2Config {
+        d_state: student.d_state,
+        n_qk_heads: student.n_qk_heads,
+        n_v_heads: student.n_v_heads,
+        d_conv: student.d_conv,
+        conv_bias: student.conv_bias,
+        expand: student.expand,
+        chunk_size: student.chunk_size,
+        activation: match student.activation {
+            config::Activation::Identity => model::Activation::Identity,
+            config::Activation::Silu => model::Activation::Silu,
+        },
+        bias: student.bias,
+    };
+    let heads = teacher.attention.n_heads;
+    if config.stages.contains(&1) && student.n_v_heads != heads {
+        return Err(TrainError::Mismatch(format!(
+            "stage 1 compares the matrices of every head: student.n_v_heads is {} and the teacher \
+             has {heads} heads; set it to {heads} or leave stage 1 out",
+            student.n_v_heads,
+        )));
+    }
+    Ok(PhiMambaConfig::student_of(teacher, &mixer, &student.attention_layers)?)
+}
+
+/// The training and the held-out windows.
+fn windows(
+    config: &Config,
+    tokenizer: &Tokenizer,
+) -> Result<(TokenWindows, TokenWindows), TrainError> {
+    let paths = |paths: &[String]| -> Result<Vec<PathBuf>, TrainError> {
+        Ok(paths.iter().map(|path| resolve_path(path)).collect::<Result<_, _>>()?)
+    };
+    let cache = match config.data.cache.as_str() {
+        "" => dirs::cache_dir().unwrap_or_else(std::env::temp_dir).join("mohawk"),
+        path => PathBuf::from(path),
+    };
+    let train = paths(&config.data.train)?;
+    // Without held-out text of its own, one document in a hundred is held out.
+    const PER_MILLE: u16 = 10;
+    let (train_split, held_out, held_out_split) = match &config.data.validation[..] {
+        [] => {
+            let per_mille = PER_MILLE;
+            (Split::Train { per_mille }, train.clone(), Split::HeldOut { per_mille })
+        }
+        validation => (Split::All, paths(validation)?, Split::All),
+    };
+    let prepare = |name, sources, split| {
+        TokenShards::prepare(&PrepareOptions {
+            name,
+            sources,
+            split,
+            tokenizer,
+            cache: cache.clone(),
+        })
+    };
+    let train = Arc::new(prepare("train", train, train_split)?);
+    let held_out = Arc::new(prepare("validation", held_out, held_out_split)?);
+    Ok((
+        TokenWindows::new(train, config.data.context)?,
+        TokenWindows::new(held_out, config.evaluation.context)?,
+    ))
+}
+
+fn tokenizer_at(path: &Path) -> Result<Tokenizer, TrainError> {
+    Ok(match path.is_dir() {
+        true => Tokenizer::from_folder(path)?,
+        false => Tokenizer::from_file(path)?,
+    })
+}
+
+/// The student in the published format, with its tokenizer beside it.
+fn export<B: KernelBackend>(
+    config: &PhiMambaConfig,
+    student: &PhiMamba<B>,
+    tokenizer: &Tokenizer,
+    folder: &Path,
+) -> Result<(), TrainError> {
+    model::save_student(config, student, folder)?;
+    let copy = folder.join("tokenizer.json");
+    let bytes = fs::read(tokenizer.path()).map_err(io_error(tokenizer.path()))?;
+    atomic_file::write(&copy, &bytes).map_err(io_error(&copy))
+}

@@ -1,0 +1,65 @@
+//! Which parameters train in a stage.
+
+use std::collections::HashSet;
+
+use burn::module::{Module, ModuleMapper, Param, ParamId};
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use kernels::TrainBackend;
+use model::{Layout, PhiMamba, named_parameters};
+
+use crate::config::{Part, Stage};
+
+/// The student with gradients asked of the parts that `stage` trains, and of nothing else.
+pub fn train_parts<B: TrainBackend>(student: PhiMamba<B>, stage: &Stage) -> PhiMamba<B> {
+    let parameters = named_parameters(&student, Layout::PhiMamba);
+    let trained = parameters.into_iter().filter(|p| stage.trains(part_of(&p.name)));
+    student.map(&mut Freeze(trained.map(|p| p.id).collect()))
+}
+
+/// The part that a published name belongs to.
+fn part_of(name: &str) -> Part {
+    if name.contains(".mixer.") {
+        Part::Mixer
+    } else if name.contains(".mlp.") {
+        Part::Mlp
+    } else if name.contains("layernorm") {
+        Part::Norm
+    } else if name.contains("embedding") {
+        Part::Embedding
+    } else {
+        Part::Head
+    }
+}
+
+struct Freeze(HashSet<ParamId>);
+
+impl<B: Backend> ModuleMapper<B> for Freeze {
+    fn map_float<const D: usize>(
+        &mut self,
+        parameter: Param<Tensor<B, D>>,
+    ) -> Param<Tensor<B, D>> {
+        let trains = self.0.contains(&parameter.id);
+        parameter.set_require_grad(trains)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_published_name_has_its_part() {
+        for (name, part) in [
+            ("backbone.embedding.weight", Part::Embedding),
+            ("backbone.layers.0.input_layernorm.bias", Part::Norm),
+            ("backbone.layers.11.mixer.in_proj.weight", Part::Mixer),
+            ("backbone.layers.2.mixer.self_attn.q_proj.weight", Part::Mixer),
+            ("backbone.layers.0.mlp.fc1.weight", Part::Mlp),
+            ("backbone.final_layernorm.weight", Part::Norm),
+            ("lm_head.bias", Part::Head),
+        ] {
+            assert_eq!(part_of(name), part, "{name}");
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! How a run ended: `summary.json`, and the table it closes with.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use indicatif::{FormattedDuration, HumanBytes, HumanCount};
+use serde::{Deserialize, Serialize};
+
+use crate::metrics::null_is_nan;
+
+/// The result of a run; its JSON is `summary.json`, its `Display` the closing table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// Perplexity of the teacher on the held-out text.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub teacher_perplexity: f64,
+    /// Perplexity of the student after its last stage.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub student_perplexity: f64,
+    /// The student's over the teacher's.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub ratio: f64,
+    /// Training tokens, over all stages.
+    pub tokens: u64,
+    /// Wall-clock seconds of the run, evaluation included.
+    pub seconds: f64,
+    /// Training tokens per second of training.
+    pub tokens_per_second: f64,
+    /// The stages, in order.
+    pub stages: Vec<StageSummary>,
+    /// The backend, as `--backend` names it.
+    pub backend: String,
+    /// The most memory the process ever held, in bytes; null where the system does not say.
+    pub peak_memory_bytes: Option<u64>,
+}
+
+/// The result of one stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StageSummary {
+    /// The stage, 1 to 3.
+    pub stage: u8,
+    /// Its training tokens.
+    pub tokens: u64,
+    /// Its optimizer steps.
+    pub steps: usize,
+    /// Seconds it trained, without evaluation.
+    pub seconds: f64,
+    /// Its loss at the end.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub loss: f64,
+    /// The student's perplexity after it.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub perplexity: f64,
+}
+
+/// The name of a stage, 1 to 3, in the paper's words.
+pub fn stage_name(stage: u8) -> &'static str {
+    match stage {
+        1 => "matrix orientation",
+        2 => "hidden-state alignment",
+        3 => "knowledge distillation",
+        _ => "unknown stage",
+    }
+}
+
+/// Seconds as `00:03:40`.
+pub(crate) fn time(seconds: f64) -> FormattedDuration {
+    FormattedDuration(Duration::try_from_secs_f64(seconds).unwrap_or_default())
+}
+
+impl Summary {
+    /// Writes `summary.json` to `path`, whole or not at all.
+    ///
+    /// # Errors
+    /// What the file system reports.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        let mut text = serde_json::to_string_pretty(self)?;
+        text.push('\n');
+        crate::atomic_file::write(path, text.as_bytes())
+    }
+}
+
+impl StageSummary {
+    /// Training tokens per second.
+    pub fn tokens_per_second(&self) -> f64 {
+        self.tokens as f64 / self.seconds
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{:<25}{:>9}{:>16}{:>11}{:>10}{:>11}{:>12}{:>9}",
+            "stage", "steps", "tokens", "time", "tokens/s", "loss", "perplexity", "ratio"
+        )?;
+        for stage in &self.stages {
+            writeln!(
+                f,
+                "{:<25}{:>9}{:>16}{:>11}{:>10}{:>11.4}{:>12.2}{:>9.3}",
+                format!("{} {}", stage.stage, stage_name(stage.stage)),
+                HumanCount(stage.steps as u64).to_string(),
+                HumanCount(stage.tokens).to_string(),
+                time(stage.seconds).to_string(),
+                HumanCount(stage.tokens_per_second() as u64).to_string(),
+                stage.loss,
+                stage.perplexity,
+                stage.perplexity / self.teacher_perplexity,
+            )?;
+        }
+        writeln!(f)?;
+        writeln!(
+            f,
+            "perplexity: student {:.2}, teacher {:.2}, ratio {:.4}",
+            self.student_perplexity, self.teacher_perplexity, self.ratio
+        )?;
+        write!(
+            f,
+            "{} tokens at {} a second; {} in all, on {}",
+            HumanCount(self.tokens),
+            HumanCount(self.tokens_per_second as u64),
+            time(self.seconds),
+            self.backend
+        )?;
+        match self.peak_memory_bytes {
+            Some(bytes) => write!(f, ", at most {} of memory", HumanBytes(bytes)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The most memory this process has held so far, in bytes, if the system says (Linux does).
+pub fn peak_memory_bytes() -> Option<u64> {
+    peak_memory_in(&std::fs::read_to_string("/proc/self/status").ok()?)
+}
+
+/// `VmHWM`, the resident set's high-water mark, in the text of `/proc/PID/status`.
+fn peak_memory_in(status: &str) -> Option<u64> {
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn a_summary() -> Summary {
+        Summary {
+            teacher_perplexity: 29.5,
+            student_perplexity: 32.45,
+            ratio: 1.1,
+            tokens: 1_331_200,
+            seconds: 220.0,
+            tokens_per_second: 6500.5,
+            stages: vec![StageSummary {
+                stage: 2,
+                tokens: 512_000,
+                steps: 500,
+                seconds: 64.0,
+                loss: 1.25,
+                perplexity: 44.25,
+            }],
+            backend: "flex".to_owned(),
+            peak_memory_bytes: Some(3 << 29),
+        }
+    }
+
+    #[test]
+    fn the_json_has_the_documented_form() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("summary.json");
+        a_summary().write(&path).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let expected = r#"{
+  "teacher_perplexity": 29.5,
+  "student_perplexity": 32.45,
+  "ratio": 1.1,
+  "tokens": 1331200,
+  "seconds": 220.0,
+  "tokens_per_second": 6500.5,
+  "stages": [
+    {
+      "stage": 2,
+      "tokens": 512000,
+      "steps": 500,
+      "seconds": 64.0,
+      "loss": 1.25,
+      "perplexity": 44.25
+    }
+  ],
+  "backend": "flex",
+  "peak_memory_bytes": 1610612736
+}
+"#;
+        assert_eq!(text, expected);
+        assert_eq!(serde_json::from_str::<Summary>(&text).unwrap(), a_summary());
+    }
+
+    #[test]
+    fn the_table_closes_a_run() {
+        let expected = "\
+stage                        steps          tokens       time  tokens/s       loss  perplexity    ratio
+2 hidden-state alignment       500         512,000   00:01:04     8,000     1.2500       44.25    1.500
+
+perplexity: student 32.45, teacher 29.50, ratio 1.1000
+1,331,200 tokens at 6,500 a second; 00:03:40 in all, on flex, at most 1.50 GiB of memory";
+        assert_eq!(a_summary().to_string(), expected);
+    }
+
+    #[test]
+    fn peak_memory_is_read_where_it_is_told() {
+        assert_eq!(
+            peak_memory_in("Name:\tx\nVmHWM:\t   2048 kB\n"),
+            Some(2 << 20)
+        );
+        assert_eq!(peak_memory_in("Name:\tx\n"), None);
+        assert_eq!(peak_memory_in("VmHWM:\tmuch\n"), None);
+        if cfg!(target_os = "linux") {
+            assert!(peak_memory_bytes().unwrap() > 1 << 20);
+        }
+    }
+}
