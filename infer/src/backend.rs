@@ -1,7 +1,9 @@
 //! The backends that this build holds, and the way from a name to code that is generic over them.
 
+use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 use std::str::FromStr;
+use std::sync::{Arc, OnceLock};
 
 use burn::tensor::Tensor;
 use kernels::KernelBackend;
@@ -46,11 +48,13 @@ pub enum BackendError {
     NotBuiltIn,
     /// It has no device here that works.
     #[error(
-        "this backend does not start on this machine: {reason}\n\
+        "the {backend} backend does not start on this machine: {reason}\n\
          (--backend chooses another; this build holds {})",
         Backend::names()
     )]
     NoDevice {
+        /// The backend.
+        backend: Backend,
         /// What the driver or its library said.
         reason: String,
     },
@@ -61,6 +65,13 @@ impl Backend {
     pub fn names() -> String {
         let names: Vec<_> = BACKENDS.iter().map(|(name, _)| *name).collect();
         names.join(", ")
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let found = BACKENDS.iter().find(|(_, it)| it == self);
+        f.write_str(found.map_or("", |(name, _)| name))
     }
 }
 
@@ -99,16 +110,25 @@ macro_rules! on_backend {
 }
 pub(crate) use on_backend;
 
-/// The default device of a backend, once it has proved to work.
+/// The default device of `backend`, which is `B`, once it has proved to work.
 ///
 /// # Errors
 ///
-/// [`BackendError::NoDevice`]. CubeCL panics where a driver or a GPU is missing; this is where that
-/// becomes an error.
-pub fn open_device<B: KernelBackend>() -> Result<B::Device, BackendError> {
-    let device = B::Device::default();
+/// [`BackendError::NoDevice`]. Where a driver or a GPU is missing, CubeCL panics, on a thread of its
+/// own; this is where that becomes an error.
+pub fn open_device<B: KernelBackend>(backend: Backend) -> Result<B::Device, BackendError> {
+    let first_panic = Arc::new(OnceLock::new());
+    let heard = first_panic.clone();
     let hook = panic::take_hook();
-    panic::set_hook(Box::new(|_| {}));
+    panic::set_hook(Box::new(move |panic| {
+        heard.get_or_init(|| {
+            panic
+                .payload_as_str()
+                .unwrap_or("no reason given")
+                .to_owned()
+        });
+    }));
+    let device = B::Device::default();
     let proof = panic::catch_unwind(AssertUnwindSafe(|| {
         Tensor::<B, 1>::ones([1], &device).try_into_data()
     }));
@@ -117,13 +137,7 @@ pub fn open_device<B: KernelBackend>() -> Result<B::Device, BackendError> {
     let reason = match proof {
         Ok(Ok(_)) => return Ok(device),
         Ok(Err(error)) => error.to_string(),
-        Err(panic) => match panic.downcast::<String>() {
-            Ok(message) => *message,
-            Err(panic) => match panic.downcast::<&str>() {
-                Ok(message) => (*message).into(),
-                Err(_) => "its driver gives no reason".into(),
-            },
-        },
+        Err(_) => first_panic.get().cloned().unwrap_or_default(),
     };
-    Err(BackendError::NoDevice { reason })
+    Err(BackendError::NoDevice { backend, reason })
 }

@@ -170,13 +170,13 @@ impl Cli {
         match self.command {
             Command::Generate(args) => {
                 let backend = args.backend.unwrap_or_default();
-                on_backend!(backend, generate(args))
+                on_backend!(backend, generate(backend, args))
             }
         }
     }
 }
 
-fn generate<B: KernelBackend>(args: GenerateArgs) -> Result<(), CliError> {
+fn generate<B: KernelBackend>(backend: Backend, args: GenerateArgs) -> Result<(), CliError> {
     let sampling = SamplingSettings::from(args.sampling);
     sampling.validate()?;
     let tokenizer = Tokenizer::from_folder(&args.model)?;
@@ -186,7 +186,7 @@ fn generate<B: KernelBackend>(args: GenerateArgs) -> Result<(), CliError> {
     };
     let prompt = tokenizer.encode(&prompt)?;
 
-    let device = open_device::<B>()?;
+    let device = open_device::<B>(backend)?;
     let (config, model) = model::load_any::<B>(&args.model, &device)?;
     let options = GenerateOptions {
         sampling,
@@ -203,10 +203,10 @@ fn generate<B: KernelBackend>(args: GenerateArgs) -> Result<(), CliError> {
     let mut out = io::stdout().lock();
     let mut text = tokenizer.stream();
     for token in &mut generation {
-        if let Some(piece) = text.push(token?)? {
-            if !print(&mut out, &piece)? {
-                return Ok(());
-            }
+        if let Some(piece) = text.push(token?)?
+            && !print(&mut out, &piece)?
+        {
+            return Ok(());
         }
     }
     if print(&mut out, &format!("{}\n", text.finish()?))? {

@@ -207,16 +207,23 @@ pub fn top_p(logits: &mut [f32], p: f64) {
     if p >= 1.0 {
         return;
     }
+    let threshold = (1.0 - p) as f32;
     let probabilities = softmax(logits);
-    // Tokens that are gone already would be removed again.
-    let mut ascending: Vec<usize> = (0..logits.len())
-        .filter(|&token| logits[token] != f32::NEG_INFINITY)
-        .collect();
+    // Sorting a whole vocabulary would take longer than all else here. Tokens this unlikely go
+    // wherever they stand in the order, as all of them together do not reach the threshold.
+    let negligible = threshold / 2.0 / logits.len() as f32;
+    let mut cumulative = 0.0;
+    let mut ascending = Vec::new();
+    for (token, &probability) in probabilities.iter().enumerate() {
+        if probability < negligible {
+            cumulative += f64::from(probability);
+            logits[token] = f32::NEG_INFINITY;
+        } else {
+            ascending.push(token);
+        }
+    }
     ascending.sort_by(|&a, &b| logits[a].total_cmp(&logits[b]));
     ascending.pop();
-
-    let threshold = (1.0 - p) as f32;
-    let mut cumulative = 0.0;
     for token in ascending {
         cumulative += f64::from(probabilities[token]);
         if cumulative as f32 > threshold {

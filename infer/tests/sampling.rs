@@ -132,6 +132,27 @@ fn top_p_removes_the_token_that_just_reaches_the_threshold() {
     );
 }
 
+/// What never gets sorted, as it is too unlikely, goes as if it had been.
+#[test]
+fn top_p_is_its_definition_on_a_large_vocabulary() {
+    let spread = |i: u32| (f64::from(i * 7919 % 10_007) / 10_007.0).powi(3) * 14.0;
+    let logits: Vec<f32> = (0..5000).map(|i| spread(i) as f32).collect();
+    let weights: Vec<f64> = logits.iter().map(|&l| f64::from(l).exp()).collect();
+    let sum: f64 = weights.iter().sum();
+    let mut ascending: Vec<usize> = (0..logits.len()).collect();
+    ascending.sort_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+    for p in [0.1, 0.5, 0.9, 0.99, 0.999_9] {
+        let mut cumulative = 0.0;
+        let mut expected = ascending.clone();
+        expected.retain(|&token| {
+            cumulative += weights[token] / sum;
+            cumulative > 1.0 - p
+        });
+        expected.sort_unstable();
+        assert_eq!(kept(&logits, |l| top_p(l, p)), expected, "p = {p}");
+    }
+}
+
 #[test]
 fn min_p_is_relative_to_the_likeliest() {
     let cases: [(f32, &[usize]); 7] = [

@@ -13,7 +13,7 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Int, Tensor, TensorPrimitive};
 
-use crate::{DistillationWeights, KernelBackend};
+use crate::{AttentionParts, DistillationWeights, KernelBackend, TransferParts};
 
 /// A tensor of the inner backend: the value without its graph.
 fn value<B: KernelBackend, C: CheckpointStrategy, const D: usize>(
@@ -262,5 +262,67 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
                 )))]
             },
         )
+    }
+
+    fn rotary_forward(
+        x: Tensor<Self, 4>,
+        cos: Tensor<Self, 2>,
+        sin: Tensor<Self, 2>,
+    ) -> Tensor<Self, 4> {
+        let saved = (value(&cos), value(&sin));
+        let y = B::rotary_forward(value(&x), saved.0.clone(), saved.1.clone());
+        record([input(&x)], y, saved, |(cos, sin), dy, _| {
+            [Some(primitive(B::rotary_forward(dy, cos, -sin)))]
+        })
+    }
+
+    fn attention_forward(
+        q: Tensor<Self, 4>,
+        k: Tensor<Self, 4>,
+        v: Tensor<Self, 4>,
+    ) -> Tensor<Self, 4> {
+        let saved = [value(&q), value(&k), value(&v)];
+        let [q_, k_, v_] = saved.clone();
+        let y = B::attention_forward(q_, k_, v_);
+        let inputs = [input(&q), input(&k), input(&v)];
+        record(inputs, y, saved, |[q, k, v], dy, _| {
+            let (dq, dk, dv) = B::attention_backward(q, k, v, dy);
+            [dq, dk, dv].map(|gradient| Some(primitive(gradient)))
+        })
+    }
+
+    fn mixing_distance_forward(
+        student: TransferParts<Self>,
+        teacher: AttentionParts<Self>,
+    ) -> Tensor<Self, 1> {
+        let inputs = [
+            input(&student.a_log),
+            input(&student.b),
+            input(&student.c),
+            input(&student.d),
+        ];
+        let student = TransferParts {
+            a_log: student.a_log.inner(),
+            b: student.b.inner(),
+            c: student.c.inner(),
+            d: student.d.inner(),
+        };
+        let teacher = AttentionParts {
+            q: teacher.q.inner(),
+            k: teacher.k.inner(),
+        };
+        let (loss, gradients) = B::mixing_distance_with_gradients(student, teacher);
+        record(inputs, loss, gradients, |gradients, dloss, _| {
+            let a_log = gradients.a_log * dloss.clone().reshape([1, 1, 1]);
+            let b = gradients.b * dloss.clone().reshape([1, 1, 1, 1]);
+            let c = gradients.c * dloss.clone().reshape([1, 1, 1, 1]);
+            let d = gradients.d * dloss;
+            [
+                Some(primitive(a_log)),
+                Some(primitive(b)),
+                Some(primitive(c)),
+                Some(primitive(d)),
+            ]
+        })
     }
 }

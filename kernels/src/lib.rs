@@ -29,9 +29,11 @@
 #![deny(missing_docs)]
 
 pub mod adamw;
+pub mod attention;
 mod autodiff;
 pub mod backends;
 pub mod conv;
+pub mod distance;
 pub mod distillation;
 #[cfg(feature = "flex")]
 mod flex;
@@ -39,18 +41,22 @@ pub mod gate;
 pub mod gelu;
 pub mod linear;
 pub mod norm;
+pub mod rotary;
 pub mod ssd;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor};
 
 pub use adamw::{AdamWStep, adamw_step, squared_norm};
+pub use attention::{attention, attention_matrix};
 pub use conv::{ConvGradients, causal_conv};
+pub use distance::{AttentionParts, TransferParts, mixing_distance, transfer_matrix};
 pub use distillation::{DistillationWeights, cross_entropy, distillation_loss};
 pub use gate::{GatedSkipGradients, gated_skip};
 pub use gelu::gelu_new;
 pub use linear::linear;
 pub use norm::layer_norm;
+pub use rotary::rotary;
 pub use ssd::{SsdGradients, ssd_scan};
 
 /// A Burn backend with this crate's ops.
@@ -196,6 +202,56 @@ pub trait KernelBackend: Backend {
         dloss: Tensor<Self, 1>,
     ) -> Tensor<Self, 2> {
         distillation::reference::backward(student, teacher, labels, weights, dloss)
+    }
+
+    /// See [`rotary`](rotary()). Its backward pass is itself with the sines negated.
+    fn rotary_forward(
+        x: Tensor<Self, 4>,
+        cos: Tensor<Self, 2>,
+        sin: Tensor<Self, 2>,
+    ) -> Tensor<Self, 4> {
+        rotary::reference::forward(x, cos, sin)
+    }
+
+    /// See [`attention`](attention()).
+    fn attention_forward(
+        q: Tensor<Self, 4>,
+        k: Tensor<Self, 4>,
+        v: Tensor<Self, 4>,
+    ) -> Tensor<Self, 4> {
+        attention::reference::forward(q, k, v)
+    }
+
+    /// Gradients of [`KernelBackend::attention_forward`] to queries, keys and values.
+    fn attention_backward(
+        q: Tensor<Self, 4>,
+        k: Tensor<Self, 4>,
+        v: Tensor<Self, 4>,
+        dy: Tensor<Self, 4>,
+    ) -> attention::Gradients<Self> {
+        attention::reference::backward(q, k, v, dy)
+    }
+
+    /// See [`attention_matrix`].
+    fn attention_matrix(q: Tensor<Self, 4>, k: Tensor<Self, 4>) -> Tensor<Self, 4> {
+        attention::reference::matrix(q, k)
+    }
+
+    /// See [`mixing_distance`].
+    fn mixing_distance_forward(
+        student: TransferParts<Self>,
+        teacher: AttentionParts<Self>,
+    ) -> Tensor<Self, 1> {
+        distance::reference::forward(student, teacher)
+    }
+
+    /// [`KernelBackend::mixing_distance_forward`] with its gradients to the student's parts, each in
+    /// that part's shape.
+    fn mixing_distance_with_gradients(
+        student: TransferParts<Self>,
+        teacher: AttentionParts<Self>,
+    ) -> (Tensor<Self, 1>, TransferParts<Self>) {
+        distance::reference::with_gradients(student, teacher)
     }
 
     /// See [`adamw_step`]. No gradient passes through it.

@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use kernels::KernelBackend;
+use kernels::{AttentionParts, KernelBackend, TransferParts};
 
 use crate::attention::PhiAttention;
 use crate::config::{MixerConfig, NetworkConfig};
@@ -126,6 +126,41 @@ impl<B: KernelBackend> PhiBlock<B> {
     /// The mixing matrix of `LN x`, `[b, h, l, l]`.
     pub fn mixing_matrix(&self, x: Tensor<B, 3>) -> Tensor<B, 4> {
         self.mixer.mixing_matrix(self.input_layernorm.forward(x))
+    }
+
+    /// What the transfer matrix of `LN x` is made of; `None` where the mixer is attention.
+    pub fn transfer_parts(&self, x: Tensor<B, 3>) -> Option<TransferParts<B>> {
+        match &self.mixer {
+            Mixer::DiscreteMamba2(mixer) => {
+                Some(mixer.transfer_parts(self.input_layernorm.forward(x)))
+            }
+            Mixer::Attention(_) => None,
+        }
+    }
+
+    /// What the attention matrix of `LN x` is made of; `None` where the mixer is not attention.
+    pub fn attention_parts(&self, x: Tensor<B, 3>) -> Option<AttentionParts<B>> {
+        match &self.mixer {
+            Mixer::Attention(mixer) => Some(mixer.attention_parts(self.input_layernorm.forward(x))),
+            Mixer::DiscreteMamba2(_) => None,
+        }
+    }
+
+    /// [`forward`](Self::forward) and [`attention_parts`](Self::attention_parts), shared work done
+    /// once.
+    pub fn forward_with_attention_parts(
+        &self,
+        x: Tensor<B, 3>,
+    ) -> (Tensor<B, 3>, Option<AttentionParts<B>>) {
+        let normed = self.input_layernorm.forward(x.clone());
+        let (mixed, parts) = match &self.mixer {
+            Mixer::Attention(mixer) => {
+                let (mixed, parts) = mixer.forward_with_parts(normed.clone());
+                (mixed, Some(parts))
+            }
+            Mixer::DiscreteMamba2(mixer) => (mixer.forward(normed.clone()), None),
+        };
+        (self.sum(x, mixed, normed), parts)
     }
 
     /// The block's output with what was asked for on the way, shared work done once.

@@ -13,8 +13,8 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::activation::silu;
 use burn::tensor::backend::Backend;
-use kernels::KernelBackend;
-use kernels::ssd::reference::{log_decay, segment_sums};
+use kernels::ssd::reference::log_decay;
+use kernels::{KernelBackend, TransferParts};
 
 use crate::config::{Activation, DiscreteMamba2Config};
 use crate::init::{Fill, Init, OPEN_GATE};
@@ -164,27 +164,17 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
     /// the decays in `(s, l]`, plus `D` on the diagonal, and zero above it. In f32 for
     /// half-precision input. Only B, C, A_log and D are computed.
     pub fn transfer_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4> {
-        let [batch, l, _] = u.dims();
-        let (h, g) = (self.config.n_v_heads, self.config.n_qk_heads);
-        let b_bgln = widen(self.groups(self.convolved(u.clone(), self.b_rows()))).swap_dims(1, 2);
-        let c_bgln = widen(self.groups(self.convolved(u.clone(), self.c_rows()))).swap_dims(1, 2);
-        let a_log_blh = widen(self.projected(u, self.a_log_rows()));
+        kernels::transfer_matrix(self.transfer_parts(u))
+    }
 
-        let scores_bgls = c_bgln.matmul(b_bgln.swap_dims(2, 3));
-        let log_decay_bhcq = log_decay(a_log_blh)
-            .swap_dims(1, 2)
-            .reshape([batch, h, 1, l]);
-        let decay_bhls = segment_sums(log_decay_bhcq).exp().reshape([batch, h, l, l]);
-        let transfer = if g == h {
-            scores_bgls * decay_bhls
-        } else {
-            let scores = scores_bgls.reshape([batch, g, 1, l, l]);
-            let decay = decay_bhls.reshape([batch, g, h / g, l, l]);
-            (scores * decay).reshape([batch, h, l, l])
-        };
-        let diagonal = Tensor::<B, 2>::eye(l, &transfer.device()).reshape([1, 1, l, l]);
-        let d = widen(self.d.val()).reshape([1, h, 1, 1]);
-        transfer + to_dtype(diagonal, d.dtype()) * d
+    /// What the transfer matrix is made of, for [`kernels::mixing_distance`].
+    pub fn transfer_parts(&self, u: Tensor<B, 3>) -> TransferParts<B> {
+        TransferParts {
+            b: self.groups(self.convolved(u.clone(), self.b_rows())),
+            c: self.groups(self.convolved(u.clone(), self.c_rows())),
+            a_log: self.projected(u, self.a_log_rows()),
+            d: self.d.val(),
+        }
     }
 
     /// `u [b, l, d_model]`, the tokens after those that `state` holds, which it then holds too.

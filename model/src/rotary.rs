@@ -2,18 +2,21 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
+use kernels::KernelBackend;
+
+use crate::precision::to_dtype;
 
 /// The angles for a run of positions.
 ///
 /// Pairs are `(i, i + dim / 2)` for `i < dim / 2`, each turned by `position * theta^(-2i / dim)`.
 pub(crate) struct Rotary<B: Backend> {
-    /// `[1, l, 1, dim / 2]`.
-    cos: Tensor<B, 4>,
-    /// `[1, l, 1, dim / 2]`.
-    sin: Tensor<B, 4>,
+    /// `[l, dim / 2]`.
+    cos: Tensor<B, 2>,
+    /// `[l, dim / 2]`.
+    sin: Tensor<B, 2>,
 }
 
-impl<B: Backend> Rotary<B> {
+impl<B: KernelBackend> Rotary<B> {
     /// For positions `start..start + l`. The angles are computed in 64 bits on the host: in 32, the
     /// product of a late position and a frequency has lost four digits before its cosine is taken.
     pub(crate) fn new(dim: usize, theta: f64, start: usize, l: usize, device: &B::Device) -> Self {
@@ -28,7 +31,7 @@ impl<B: Backend> Rotary<B> {
                 sin.push(s);
             }
         }
-        let tensor = |values| Tensor::from_data(TensorData::new(values, [1, l, 1, half]), device);
+        let tensor = |values| Tensor::from_data(TensorData::new(values, [l, half]), device);
         Self {
             cos: tensor(cos),
             sin: tensor(sin),
@@ -38,19 +41,8 @@ impl<B: Backend> Rotary<B> {
     /// `x [b, l, h, p]` with the first `dim` of each head's `p` dimensions turned.
     pub(crate) fn rotate(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
         let dtype = x.dtype();
-        let p = x.dims()[3];
-        let half = self.cos.dims()[3];
-        let cos = crate::precision::to_dtype(self.cos.clone(), dtype);
-        let sin = crate::precision::to_dtype(self.sin.clone(), dtype);
-        let first = x.clone().narrow(3, 0, half);
-        let second = x.clone().narrow(3, half, half);
-        let mut parts = vec![
-            first.clone() * cos.clone() - second.clone() * sin.clone(),
-            second * cos + first * sin,
-        ];
-        if 2 * half < p {
-            parts.push(x.narrow(3, 2 * half, p - 2 * half));
-        }
-        Tensor::cat(parts, 3)
+        let cos = to_dtype(self.cos.clone(), dtype);
+        let sin = to_dtype(self.sin.clone(), dtype);
+        kernels::rotary(x, cos, sin)
     }
 }

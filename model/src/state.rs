@@ -59,7 +59,7 @@ pub struct Mamba2State<B: Backend> {
 /// The keys (rotated) and values of every token so far.
 #[derive(Debug, Clone)]
 pub struct KvCache<B: Backend> {
-    /// Both `[b, g, t, p]`; `None` before the first token, as backends differ on empty tensors.
+    /// Both `[b, t, g, p]`; `None` before the first token, as backends differ on empty tensors.
     pub keys_and_values: Option<(Tensor<B, 4>, Tensor<B, 4>)>,
 }
 
@@ -75,10 +75,10 @@ impl<B: Backend> KvCache<B> {
     /// Tokens read so far.
     pub(crate) fn len(&self) -> usize {
         let cached = self.keys_and_values.as_ref();
-        cached.map_or(0, |(keys, _)| keys.dims()[2])
+        cached.map_or(0, |(keys, _)| keys.dims()[1])
     }
 
-    /// Appends keys and values `[b, g, l, p]` and returns those of all tokens.
+    /// Appends keys and values `[b, l, g, p]` and returns those of all tokens.
     pub(crate) fn append(
         &mut self,
         keys: Tensor<B, 4>,
@@ -87,8 +87,8 @@ impl<B: Backend> KvCache<B> {
         let all = match self.keys_and_values.take() {
             None => (keys, values),
             Some((earlier_keys, earlier_values)) => (
-                Tensor::cat(vec![earlier_keys, keys], 2),
-                Tensor::cat(vec![earlier_values, values], 2),
+                Tensor::cat(vec![earlier_keys, keys], 1),
+                Tensor::cat(vec![earlier_values, values], 1),
             ),
         };
         self.keys_and_values.insert(all).clone()

@@ -149,6 +149,12 @@ fn stage1_flex() {
     stage1::<Autodiff<Fast>>(FAST);
 }
 
+#[cfg(feature = "wgpu")]
+#[test]
+fn stage1_wgpu() {
+    on_wgpu(|| stage1::<Autodiff<Wgpu>>(FAST));
+}
+
 #[test]
 fn stage2_exact() {
     stage2::<Autodiff<Exact>>(EXACT);
@@ -159,6 +165,12 @@ fn stage2_flex() {
     stage2::<Autodiff<Fast>>(FAST);
 }
 
+#[cfg(feature = "wgpu")]
+#[test]
+fn stage2_wgpu() {
+    on_wgpu(|| stage2::<Autodiff<Wgpu>>(FAST));
+}
+
 #[test]
 fn stage3_exact() {
     stage3::<Autodiff<Exact>>(EXACT);
@@ -167,6 +179,12 @@ fn stage3_exact() {
 #[test]
 fn stage3_flex() {
     stage3::<Autodiff<Fast>>(FAST);
+}
+
+#[cfg(feature = "wgpu")]
+#[test]
+fn stage3_wgpu() {
+    on_wgpu(|| stage3::<Autodiff<Wgpu>>(FAST));
 }
 
 /// At distance zero the root has no derivative; the loss must give zero there and not NaN, and the

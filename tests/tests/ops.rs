@@ -5,7 +5,7 @@ use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 use kernels::backends::{Flex, NdArray64};
-use kernels::{AdamWStep, DistillationWeights, TrainBackend};
+use kernels::{AdamWStep, AttentionParts, DistillationWeights, TrainBackend, TransferParts};
 use tests::assert_close;
 
 type Values = (Vec<usize>, Vec<f64>);
@@ -376,4 +376,192 @@ fn adamw_on_flex_equals_f64() {
         let (fast, exact) = (adamw::<Fast>(shape, step), adamw::<Exact>(shape, step));
         agree("adamw", fast, exact, F32_TOLERANCE);
     }
+}
+
+fn attention<B: TrainBackend>(q: &Values, k: &Values, v: &Values) -> Vec<Values> {
+    let mut trace = Trace::<B>::new();
+    let (q, k, v) = (trace.input(q), trace.input(k), trace.input(v));
+    trace.finish(kernels::attention(q, k, v))
+}
+
+fn attention_definition<B: TrainBackend>(q: &Values, k: &Values, v: &Values) -> Vec<Values> {
+    let mut trace = Trace::<B>::new();
+    let (q, k, v) = (trace.input(q), trace.input(k), trace.input(v));
+    trace.finish(kernels::attention::reference::forward(q, k, v))
+}
+
+#[test]
+fn attention_is_right() {
+    for [b, l, t, h, g, p] in [
+        [1, 1, 1, 1, 1, 2],
+        [2, 37, 37, 4, 2, 12],
+        [1, 150, 150, 3, 3, 16],
+        [2, 5, 80, 4, 1, 8],
+        [2, 1, 70, 2, 2, 64],
+    ] {
+        let (q, k) = (random(1, &[b, l, h, p], 3.0), random(2, &[b, t, g, p], 3.0));
+        let v = random(3, &[b, t, g, p], 1.0);
+        check!(
+            format!("attention {:?}", [b, l, t, h, g, p]),
+            attention,
+            attention_definition,
+            &q,
+            &k,
+            &v
+        );
+
+        let exact = kernels::attention_matrix::<NdArray64>(tensor(q.clone()), tensor(k.clone()));
+        let fast = kernels::attention_matrix::<Flex>(tensor(q), tensor(k));
+        assert_close(
+            "attention matrix",
+            values(fast),
+            values(exact),
+            F32_TOLERANCE,
+        );
+    }
+}
+
+/// Softmax attention written out, one number at a time.
+#[test]
+fn attention_equals_its_equation() {
+    let [l, h, g, p] = [5, 4, 2, 3];
+    let (q, k) = (random(1, &[1, l, h, p], 1.0), random(2, &[1, l, g, p], 1.0));
+    let matrix = kernels::attention_matrix::<NdArray64>(tensor(q.clone()), tensor(k.clone()));
+    let mut expected = vec![];
+    for (head, i) in (0..h).flat_map(|head| (0..l).map(move |i| (head, i))) {
+        let score = |j: usize| {
+            let dot = |d: usize| q.1[(i * h + head) * p + d] * k.1[(j * g + head / 2) * p + d];
+            (0..p).map(dot).sum::<f64>() / (p as f64).sqrt()
+        };
+        let total: f64 = (0..=i).map(|j| score(j).exp()).sum();
+        expected.extend((0..l).map(|j| if j <= i { score(j).exp() / total } else { 0.0 }));
+    }
+    assert_close(
+        "matrix",
+        values(matrix),
+        (vec![1, h, l, l], expected),
+        1e-14,
+    );
+}
+
+fn rotary<B: TrainBackend>(x: &Values, cos: &Values, sin: &Values) -> Vec<Values> {
+    let mut trace = Trace::<B>::new();
+    let x = trace.input(x);
+    trace.finish(kernels::rotary(x, tensor(cos.clone()), tensor(sin.clone())))
+}
+
+fn rotary_definition<B: TrainBackend>(x: &Values, cos: &Values, sin: &Values) -> Vec<Values> {
+    let mut trace = Trace::<B>::new();
+    let x = trace.input(x);
+    let (cos, sin) = (tensor(cos.clone()), tensor(sin.clone()));
+    trace.finish(kernels::rotary::reference::forward(x, cos, sin))
+}
+
+#[test]
+fn rotary_is_right() {
+    for [b, l, h, p, r] in [[1, 1, 1, 2, 1], [2, 19, 3, 16, 4], [2, 130, 2, 12, 6]] {
+        // Not a rotation: the op does not ask that, and an exchange of cos and sin would show.
+        let (cos, sin) = (random(2, &[l, r], 1.0), random(3, &[l, r], 1.0));
+        check!(
+            "rotary",
+            rotary,
+            rotary_definition,
+            &random(1, &[b, l, h, p], 1.0),
+            &cos,
+            &sin
+        );
+    }
+}
+
+struct Distance {
+    a_log: Values,
+    b: Values,
+    c: Values,
+    d: Values,
+    q: Values,
+    k: Values,
+}
+
+impl Distance {
+    fn random([batch, l, h, g, n, kv, p]: [usize; 7], a_log: f64) -> Self {
+        Self {
+            a_log: random(1, &[batch, l, h], a_log),
+            b: random(2, &[batch, l, g, n], 0.5),
+            c: random(3, &[batch, l, g, n], 0.5),
+            d: random(4, &[h], 1.0),
+            q: random(5, &[batch, l, h, p], 2.0),
+            k: random(6, &[batch, l, kv, p], 2.0),
+        }
+    }
+
+    fn teacher<B: Backend>(&self) -> AttentionParts<B> {
+        AttentionParts {
+            q: tensor(self.q.clone()),
+            k: tensor(self.k.clone()),
+        }
+    }
+}
+
+fn distance<B: TrainBackend>(case: &Distance) -> Vec<Values> {
+    let mut trace = Trace::<B>::new();
+    let student = TransferParts {
+        a_log: trace.input(&case.a_log),
+        b: trace.input(&case.b),
+        c: trace.input(&case.c),
+        d: trace.input(&case.d),
+    };
+    trace.finish(kernels::mixing_distance(student, case.teacher()))
+}
+
+fn distance_definition<B: TrainBackend>(case: &Distance) -> Vec<Values> {
+    let mut trace = Trace::<B>::new();
+    let student = TransferParts {
+        a_log: trace.input(&case.a_log),
+        b: trace.input(&case.b),
+        c: trace.input(&case.c),
+        d: trace.input(&case.d),
+    };
+    trace.finish(kernels::distance::reference::forward(
+        student,
+        case.teacher(),
+    ))
+}
+
+#[test]
+fn mixing_distance_is_right() {
+    for sizes in [
+        [1, 1, 1, 1, 1, 1, 2],
+        [2, 37, 4, 4, 8, 4, 12],
+        [2, 70, 4, 2, 5, 1, 6],
+        [1, 200, 3, 3, 16, 3, 16],
+    ] {
+        for a_log in [1.0, 6.0] {
+            let case = Distance::random(sizes, a_log);
+            check!(
+                format!("distance {sizes:?} {a_log}"),
+                distance,
+                distance_definition,
+                &case
+            );
+        }
+    }
+}
+
+/// The distance must be that of the matrices that the scan and the attention apply.
+#[test]
+fn transfer_matrix_is_what_the_scan_applies() {
+    let [batch, l, h, g, n, p] = [2, 45, 4, 2, 6, 3];
+    let case = Distance::random([batch, l, h, g, n, 1, 2], 3.0);
+    let x = tensor::<NdArray64, 4>(random(9, &[batch, l, h, p], 1.0));
+    let parts = TransferParts {
+        a_log: tensor(case.a_log.clone()),
+        b: tensor(case.b.clone()),
+        c: tensor(case.c.clone()),
+        d: tensor(case.d.clone()),
+    };
+    let matrix = kernels::transfer_matrix::<NdArray64>(parts.clone());
+    let applied = matrix.matmul(x.clone().swap_dims(1, 2)).swap_dims(1, 2);
+    let (y, _) = kernels::ssd_scan(x.clone(), parts.a_log, parts.b, parts.c, None, 16);
+    let scanned = y + x * parts.d.reshape([1, 1, h, 1]);
+    assert_close("T x", values(applied), values(scanned), 1e-12);
 }

@@ -1,10 +1,15 @@
 //! The SSD scan against the recorded vectors, against the plain recurrence, and at extremes.
 
+#[cfg(feature = "wgpu")]
+mod support;
+
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use kernels::backends::{Flex, NdArray64};
 use kernels::{KernelBackend, TrainBackend, ssd_scan};
+#[cfg(feature = "wgpu")]
+use support::{Wgpu, on_wgpu};
 use tests::{Goldens, assert_close};
 
 /// The files hold f32, so a 64-bit computation differs by their rounding.
@@ -74,6 +79,12 @@ fn scan_equals_the_recording_in_f64() {
 #[test]
 fn scan_equals_the_recording_on_flex() {
     scan_equals_the_recording::<Autodiff<Flex>>(F32_TOLERANCE);
+}
+
+#[cfg(feature = "wgpu")]
+#[test]
+fn scan_equals_the_recording_on_wgpu() {
+    on_wgpu(|| scan_equals_the_recording::<Autodiff<Wgpu>>(F32_TOLERANCE));
 }
 
 /// A fixed, rough sequence: the tests' own source of numbers in -1 to 1.
@@ -203,6 +214,12 @@ fn extreme_decays_stay_finite_in_f64() {
 #[test]
 fn extreme_decays_stay_finite_on_flex() {
     extreme_decays_stay_finite::<Autodiff<Flex>>();
+}
+
+#[cfg(feature = "wgpu")]
+#[test]
+fn extreme_decays_stay_finite_on_wgpu() {
+    on_wgpu(extreme_decays_stay_finite::<Autodiff<Wgpu>>);
 }
 
 #[test]

@@ -58,6 +58,12 @@ fn whole_sequence_flex() {
     whole_sequence::<Fast>(FAST);
 }
 
+#[cfg(feature = "wgpu")]
+#[test]
+fn whole_sequence_wgpu() {
+    on_wgpu(|| whole_sequence::<Wgpu>(FAST));
+}
+
 fn assert_state<B: KernelBackend>(
     case: &str,
     goldens: &Goldens,
@@ -113,6 +119,12 @@ fn decoding_flex() {
     decoding::<Fast>(FAST);
 }
 
+#[cfg(feature = "wgpu")]
+#[test]
+fn decoding_wgpu() {
+    on_wgpu(|| decoding::<Wgpu>(FAST));
+}
+
 /// The vectors were recorded with padding ids taking part, so the largest of all logits wins.
 fn greedy<B: KernelBackend>() {
     on_every_student::<B>(|case, model, goldens| {
@@ -143,6 +155,12 @@ fn greedy_exact() {
 #[test]
 fn greedy_flex() {
     greedy::<Fast>();
+}
+
+#[cfg(feature = "wgpu")]
+#[test]
+fn greedy_wgpu() {
+    on_wgpu(greedy::<Wgpu>);
 }
 
 /// Every split of a sequence into a first and a second piece, and into single tokens, gives the

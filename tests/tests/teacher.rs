@@ -49,6 +49,12 @@ fn whole_sequence_flex() {
     whole_sequence::<Fast>(FAST);
 }
 
+#[cfg(feature = "wgpu")]
+#[test]
+fn whole_sequence_wgpu() {
+    on_wgpu(|| whole_sequence::<Wgpu>(FAST));
+}
+
 /// Nothing is computed that was not asked for, and each layer alone gives what the network gives.
 #[test]
 fn taps_and_layers() {
@@ -103,4 +109,10 @@ fn splits_exact() {
 #[test]
 fn splits_flex() {
     splits::<Fast>(FAST);
+}
+
+#[cfg(feature = "wgpu")]
+#[test]
+fn splits_wgpu() {
+    on_wgpu(|| splits::<Wgpu>(FAST));
 }

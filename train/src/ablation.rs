@@ -1,7 +1,7 @@
 //! What each stage is worth: the same budget spent on 3, on 2 and 3, and on all of them.
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::atomic_file;
 use crate::config::{Config, Source};
 use crate::error::{TrainError, io_error};
-use crate::run::{Outcome, Run, RunOptions};
+use crate::run::{CONFIG, Outcome, Run, RunOptions};
 
 /// A budget, and how the published modules' runs at that budget were set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,8 +34,16 @@ struct Arm {
 }
 
 const SMALL: [Arm; 3] = [
-    Arm { name: "3", stages: &[(3, 1.0, 1e-3)], published: 1.877 },
-    Arm { name: "2-3", stages: &[(2, 0.6, 5e-3), (3, 0.4, 1e-3)], published: 1.494 },
+    Arm {
+        name: "3",
+        stages: &[(3, 1.0, 1e-3)],
+        published: 1.877,
+    },
+    Arm {
+        name: "2-3",
+        stages: &[(2, 0.6, 5e-3), (3, 0.4, 1e-3)],
+        published: 1.494,
+    },
     Arm {
         name: "1-2-3",
         stages: &[(1, 0.1, 1e-3), (2, 0.5, 5e-3), (3, 0.4, 1e-3)],
@@ -44,8 +52,16 @@ const SMALL: [Arm; 3] = [
 ];
 
 const LARGE: [Arm; 3] = [
-    Arm { name: "3", stages: &[(3, 1.0, 2e-3)], published: 1.089 },
-    Arm { name: "2-3", stages: &[(2, 0.4, 5e-3), (3, 0.6, 1e-3)], published: 1.050 },
+    Arm {
+        name: "3",
+        stages: &[(3, 1.0, 2e-3)],
+        published: 1.089,
+    },
+    Arm {
+        name: "2-3",
+        stages: &[(2, 0.4, 5e-3), (3, 0.6, 1e-3)],
+        published: 1.050,
+    },
     Arm {
         name: "1-2-3",
         stages: &[(1, 0.05, 3e-3), (2, 0.35, 5e-3), (3, 0.6, 1e-3)],
@@ -81,7 +97,7 @@ impl Plan {
         let (tokens, batch, context) = self.sizes();
         let stages: Vec<u8> = arm.stages.iter().map(|(stage, ..)| *stage).collect();
         let mut set = vec![
-            format!("name=\"{} seed {seed}\"", arm.name),
+            format!("name={}", run_name(arm, seed)),
             format!("seed={seed}"),
             format!("stages={stages:?}"),
             format!("data.context={context}"),
@@ -100,6 +116,11 @@ impl Plan {
         }
         Ok(Config::load(Source::Preset("tiny"), &set)?)
     }
+}
+
+/// The name of a run, and of its folder.
+fn run_name(arm: Arm, seed: u64) -> String {
+    format!("stages-{}-seed-{seed}", arm.name)
 }
 
 impl FromStr for Plan {
@@ -143,8 +164,12 @@ pub struct Ablation {
 impl Ablation {
     /// Runs everything, writes the table, and returns it; `None` if asked to stop on the way.
     ///
+    /// Runs that are in the folder already are gone on with, and those of them that are finished are
+    /// taken as they are: the same call goes on with a comparison that was stopped.
+    ///
     /// # Errors
-    /// [`TrainError`] of the first run that fails.
+    /// [`TrainError`] of the first run that fails; [`TrainError::Exists`] if one in the folder is not
+    /// the one that would be made here.
     pub fn execute<B: TrainBackend>(
         &self,
         device: &B::Device,
@@ -153,14 +178,17 @@ impl Ablation {
         for arm in self.plan.arms() {
             let (mut ratios, mut seconds) = (vec![], 0.0);
             for &seed in &self.seeds {
+                let config = self.plan.config(arm, seed)?;
+                let folder = self.folder.join(&config.name);
                 let options = RunOptions {
-                    config: self.plan.config(arm, seed)?,
-                    folder: self.folder.join(format!("stages-{}-seed-{seed}", arm.name)),
-                    resume: false,
+                    resume: self.is_begun(&config, &folder)?,
+                    config,
+                    folder,
                     dashboard: false,
                     backend: self.backend.clone(),
                     stop: self.stop.clone(),
                 };
+                eprintln!("{}", options.config.name);
                 match Run::<B>::execute(options, device)? {
                     Outcome::Finished(summary) => {
                         ratios.push(summary.ratio);
@@ -184,6 +212,18 @@ impl Ablation {
         Ok(Some(table))
     }
 
+    /// Whether the run of `config` is in `folder`.
+    fn is_begun(&self, config: &Config, folder: &Path) -> Result<bool, TrainError> {
+        let file = folder.join(CONFIG);
+        if !file.exists() {
+            return Ok(false);
+        }
+        match Config::load(Source::File(&file), &[])? == *config {
+            true => Ok(true),
+            false => Err(TrainError::Exists(folder.to_owned())),
+        }
+    }
+
     fn table(&self, rows: &[Row]) -> String {
         let (tokens, batch, context) = self.plan.sizes();
         let mut table = format!(
@@ -201,7 +241,12 @@ impl Ablation {
             for ratio in &row.ratios {
                 let _ = write!(table, " {ratio:.3} |");
             }
-            let Row { mean, published, seconds, .. } = row;
+            let Row {
+                mean,
+                published,
+                seconds,
+                ..
+            } = row;
             let _ = write!(table, " {mean:.3} | {published:.3} | {seconds:.0} |");
         }
         table
@@ -210,5 +255,28 @@ impl Ablation {
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), TrainError> {
         let path = self.folder.join(name);
         atomic_file::write(&path, bytes).map_err(io_error(&path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_combination_spends_the_whole_budget() {
+        for plan in [Plan::Small, Plan::Large] {
+            let (budget, batch, context) = plan.sizes();
+            for arm in plan.arms() {
+                let config = plan.config(arm, 7).unwrap();
+                assert_eq!((config.seed, config.data.context), (7, context));
+                let steps: usize = config.stages.iter().map(|&stage| config.steps(stage)).sum();
+                let tokens = (steps * batch * context) as u64;
+                // Shares are rounded to whole steps.
+                assert!(
+                    tokens.abs_diff(budget) <= (batch * context) as u64,
+                    "{tokens}"
+                );
+            }
+        }
     }
 }

@@ -2,29 +2,36 @@
 //!
 //! A checkpoint is a folder: `student/` in the published format (so that a checkpoint can be used as
 //! a model), `optimizer.safetensors` with the moments under published names, and `progress.json`.
-//! There is no random state to keep: batches are a function of seed and step. It is written under
-//! another name and renamed when whole, so a folder with a checkpoint's name is always complete.
+//! There is no random state to keep: batches are a function of seed and step.
+//!
+//! It is written under another name and renamed when whole and on the disk; one that is removed is
+//! renamed first. So a folder with a checkpoint's name is always complete, whatever happens to the
+//! process, the machine or the space on the disk.
 
-use std::collections::HashMap;
-use std::fs;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use burn::module::ParamId;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use kernels::TrainBackend;
 use model::{Layout, PhiMamba, PhiMambaConfig, named_parameters, save_student};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, Metadata, View};
 use serde::{Deserialize, Serialize};
 
+use crate::atomic_file;
 use crate::error::{TrainError, io_error};
-use crate::metrics::Position;
+use crate::metrics::{Position, null_is_nan};
 use crate::optimizer::{AdamW, Moments};
 use crate::summary::StageSummary;
 
 const PROGRESS: &str = "progress.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STUDENT: &str = "student";
+/// The key in the header of [`OPTIMIZER`] under which the step counts of the moments stand.
+const TIMES: &str = "times";
 
 /// How far a run has come.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +51,7 @@ pub struct Progress {
     /// The last finite loss of the stage, smoothed as the closing table shows it.
     pub loss: Option<f64>,
     /// Perplexity of the teacher.
+    #[serde(deserialize_with = "null_is_nan")]
     pub teacher_perplexity: f64,
     /// Stages done.
     pub finished: Vec<StageSummary>,
@@ -79,6 +87,9 @@ impl Checkpoints {
 
     /// Writes one and removes those that are too many.
     ///
+    /// One that is there already stays as it is: only the checkpoint that the run went on from can
+    /// be, and it holds the same state.
+    ///
     /// # Errors
     /// [`TrainError::Io`] or [`TrainError::Weights`]; the checkpoints before are then as they were.
     pub fn save<B: TrainBackend>(
@@ -88,27 +99,27 @@ impl Checkpoints {
         student: &PhiMamba<B>,
         optimizer: &AdamW<B::InnerBackend>,
     ) -> Result<(), TrainError> {
-        let name = format!("stage{}-step{:07}", progress.stage, progress.step);
-        let partial = self.folder.join(format!(".{name}.partial"));
-        if partial.exists() {
-            fs::remove_dir_all(&partial).map_err(io_error(&partial))?;
-        }
-        fs::create_dir_all(&partial).map_err(io_error(&partial))?;
-        save_student(config, student, &partial.join(STUDENT))?;
-        save_moments(student, optimizer, &partial.join(OPTIMIZER))?;
-        let path = partial.join(PROGRESS);
-        let json = serde_json::to_vec_pretty(progress)
-            .map_err(|error| io_error(&path)(std::io::Error::other(error)))?;
-        fs::write(&path, json).map_err(io_error(&path))?;
-
+        fs::create_dir_all(&self.folder).map_err(io_error(&self.folder))?;
+        self.remove_partial()?;
+        let name = name_of(progress.position());
         let whole = self.folder.join(&name);
         if whole.exists() {
-            fs::remove_dir_all(&whole).map_err(io_error(&whole))?;
+            return Ok(());
         }
-        fs::rename(&partial, &whole).map_err(io_error(&whole))?;
+        let partial = partial(&whole);
+        let written = write(&partial, progress, config, student, optimizer)
+            .and_then(|()| fs::rename(&partial, &whole).map_err(io_error(&whole)));
+        if let Err(error) = written {
+            // What it takes on a full disk, the user needs; the error that counts is the first.
+            let _ = fs::remove_dir_all(&partial);
+            return Err(error);
+        }
+        sync_folder(&self.folder);
         let all = self.list()?;
         for old in &all[..all.len().saturating_sub(self.keep)] {
-            fs::remove_dir_all(old).map_err(io_error(old))?;
+            let partial = self::partial(old);
+            fs::rename(old, &partial).map_err(io_error(old))?;
+            fs::remove_dir_all(&partial).map_err(io_error(&partial))?;
         }
         Ok(())
     }
@@ -121,48 +132,151 @@ impl Checkpoints {
         Ok(self.list()?.pop())
     }
 
-    /// Oldest first: names sort as they follow each other.
+    /// Oldest first.
     fn list(&self) -> Result<Vec<PathBuf>, TrainError> {
+        let mut found: Vec<_> = self
+            .names()?
+            .iter()
+            .filter_map(|name| position_of(name))
+            .collect();
+        found.sort();
+        Ok(found
+            .into_iter()
+            .map(|position| self.folder.join(name_of(position)))
+            .collect())
+    }
+
+    /// Removes what a process that died left of a checkpoint it was writing or removing.
+    fn remove_partial(&self) -> Result<(), TrainError> {
+        for name in self.names()? {
+            if name.starts_with('.') && name.ends_with(PARTIAL) {
+                let path = self.folder.join(name);
+                fs::remove_dir_all(&path).map_err(io_error(&path))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn names(&self) -> Result<Vec<String>, TrainError> {
         if !self.folder.exists() {
             return Ok(vec![]);
         }
         let entries = fs::read_dir(&self.folder).map_err(io_error(&self.folder))?;
-        let mut paths = vec![];
-        for entry in entries {
-            let path = entry.map_err(io_error(&self.folder))?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if name.starts_with("stage") && path.is_dir() {
-                paths.push(path);
-            }
-        }
-        paths.sort();
-        Ok(paths)
+        let name = |entry: std::io::Result<fs::DirEntry>| {
+            let entry = entry.map_err(io_error(&self.folder))?;
+            Ok(entry.file_name().to_string_lossy().into_owned())
+        };
+        entries.map(name).collect()
     }
 }
 
-/// Reads the progress of a checkpoint.
-///
-/// # Errors
-/// [`TrainError::Io`] or [`TrainError::Checkpoint`].
-pub fn load_progress(checkpoint: &Path) -> Result<Progress, TrainError> {
-    let path = checkpoint.join(PROGRESS);
-    let json = fs::read(&path).map_err(io_error(&path))?;
-    serde_json::from_slice(&json).map_err(|error| TrainError::Checkpoint {
-        path,
-        reason: error.to_string(),
-    })
+/// The ending of the name of a folder that is being written or removed.
+const PARTIAL: &str = ".partial";
+
+fn partial(whole: &Path) -> PathBuf {
+    let name = whole.file_name().unwrap_or_default().to_string_lossy();
+    whole.with_file_name(format!(".{name}{PARTIAL}"))
 }
 
-/// Reads the student of a checkpoint.
+fn name_of(position: Position) -> String {
+    format!("stage{}-step{:07}", position.stage, position.step)
+}
+
+/// The position that a checkpoint's name tells; none if it is not such a name.
+fn position_of(name: &str) -> Option<Position> {
+    let (stage, step) = name.strip_prefix("stage")?.split_once("-step")?;
+    let position = Position {
+        stage: stage.parse().ok()?,
+        step: step.parse().ok()?,
+    };
+    (name_of(position) == name).then_some(position)
+}
+
+/// Makes what was renamed in `folder` last through a loss of power, where the system can.
+fn sync_folder(folder: &Path) {
+    let _ = File::open(folder).and_then(|folder| folder.sync_all());
+}
+
+fn write<B: TrainBackend>(
+    folder: &Path,
+    progress: &Progress,
+    config: &PhiMambaConfig,
+    student: &PhiMamba<B>,
+    optimizer: &AdamW<B::InnerBackend>,
+) -> Result<(), TrainError> {
+    fs::create_dir(folder).map_err(io_error(folder))?;
+    save_student(config, student, folder.join(STUDENT))?;
+    save_moments(student, optimizer, &folder.join(OPTIMIZER))?;
+    let path = folder.join(PROGRESS);
+    serde_json::to_vec_pretty(progress)
+        .map_err(std::io::Error::from)
+        .and_then(|json| atomic_file::write(&path, &json))
+        .map_err(io_error(&path))
+}
+
+/// Reads the student, how far the run had come, and into `optimizer` its moments.
 ///
 /// # Errors
-/// [`TrainError::Weights`].
-pub fn load_student<B: TrainBackend>(
+/// [`TrainError::Checkpoint`] names the file or tensor that is damaged; [`TrainError::Mismatch`] if
+/// its student is not that of `config`.
+pub fn load<B: TrainBackend>(
     checkpoint: &Path,
+    config: &PhiMambaConfig,
+    optimizer: &mut AdamW<B::InnerBackend>,
     device: &B::Device,
-) -> Result<PhiMamba<B>, TrainError> {
-    let (_, student) = model::load_student(&checkpoint.join(STUDENT), device)?;
-    Ok(student)
+) -> Result<(Progress, PhiMamba<B>), TrainError> {
+    let damaged = |reason: String| TrainError::Checkpoint {
+        path: checkpoint.into(),
+        reason,
+    };
+    let in_file = |name, reason: String| damaged(format!("{name}: {reason}"));
+
+    let progress = fs::read(checkpoint.join(PROGRESS))
+        .map_err(|error| error.to_string())
+        .and_then(|json| serde_json::from_slice(&json).map_err(|error| error.to_string()))
+        .map_err(|reason| in_file(PROGRESS, reason))?;
+    let (found, student) = model::load_student(checkpoint.join(STUDENT), device)
+        .map_err(|error| damaged(error.to_string()))?;
+    if found != *config {
+        return Err(TrainError::Mismatch(format!(
+            "{}: the student in it is not the one that config.toml and the teacher ask for; undo \
+             what was changed in either, or start another run",
+            checkpoint.display(),
+        )));
+    }
+    load_moments(&checkpoint.join(OPTIMIZER), &student, optimizer, device)
+        .map_err(|reason| in_file(OPTIMIZER, reason))?;
+    Ok((progress, student))
+}
+
+/// One of the two moments of a parameter, fetched from its device when the writer comes to it.
+struct Moment<B: Backend> {
+    values: Tensor<B, 1>,
+    shape: [usize; 1],
+}
+
+impl<B: Backend> View for Moment<B> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(
+            self.values
+                .to_data()
+                .convert_dtype(DType::F32)
+                .bytes
+                .to_vec(),
+        )
+    }
+
+    fn data_len(&self) -> usize {
+        self.shape[0] * size_of::<f32>()
+    }
 }
 
 fn save_moments<B: TrainBackend>(
@@ -170,79 +284,133 @@ fn save_moments<B: TrainBackend>(
     optimizer: &AdamW<B::InnerBackend>,
     path: &Path,
 ) -> Result<(), TrainError> {
-    let mut tensors: Vec<(String, Vec<u8>, usize)> = vec![];
-    let mut times = HashMap::new();
+    let mut tensors = vec![];
+    let mut times = BTreeMap::new();
     for parameter in named_parameters(student, Layout::PhiMamba) {
-        let Some(moments) = optimizer.moments.get(&parameter.id) else {
-            continue;
-        };
-        for (letter, value) in ["m", "v"].into_iter().zip(&moments.values) {
-            let data = value.to_data();
-            let bytes = data.iter::<f32>().flat_map(f32::to_le_bytes).collect();
-            let name = format!("{letter}.{}", parameter.name);
-            tensors.push((name, bytes, data.num_elements()));
+        if let Some(Moments { values, time }) = optimizer.moments.get(&parameter.id) {
+            for (letter, values) in ["m", "v"].into_iter().zip(values.clone()) {
+                let shape = values.dims();
+                let name = format!("{letter}.{}", parameter.name);
+                tensors.push((name, Moment { values, shape }));
+            }
+            times.insert(parameter.name, *time);
         }
-        times.insert(parameter.name, moments.time.to_string());
     }
-    let failed = |error: safetensors::SafeTensorError| io_error(path)(std::io::Error::other(error));
-    let views = tensors.iter().map(|(name, bytes, n)| {
-        let view = TensorView::new(Dtype::F32, vec![*n], bytes)?;
-        Ok((name.clone(), view))
-    });
-    let views = views.collect::<Result<Vec<_>, _>>().map_err(failed)?;
-    safetensors::serialize_to_file(views, Some(times), path).map_err(failed)
+    serde_json::to_string(&times)
+        .map_err(std::io::Error::from)
+        .and_then(|times| {
+            let metadata = HashMap::from([(TIMES.to_owned(), times)]);
+            safetensors::serialize_to_file(tensors, Some(metadata), path)
+                .map_err(std::io::Error::other)
+        })
+        .and_then(|()| File::open(path)?.sync_all())
+        .map_err(io_error(path))
 }
 
-/// Reads the moments of a checkpoint into `optimizer`, under the ids of `student`.
-///
-/// # Errors
-/// [`TrainError::Io`], or [`TrainError::Checkpoint`] naming the tensor that does not fit.
-pub fn load_moments<B: TrainBackend>(
-    checkpoint: &Path,
+/// Reads moments into `optimizer`, under the ids of `student`, one tensor at a time: all of them
+/// together are twice as large as the student.
+fn load_moments<B: TrainBackend>(
+    path: &Path,
     student: &PhiMamba<B>,
     optimizer: &mut AdamW<B::InnerBackend>,
     device: &B::Device,
-) -> Result<(), TrainError> {
-    let path = checkpoint.join(OPTIMIZER);
-    let bytes = fs::read(&path).map_err(io_error(&path))?;
-    let damaged = |reason: String| TrainError::Checkpoint {
-        path: path.clone(),
-        reason,
-    };
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(e.to_string()))?;
-    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
-    let times = header.metadata().clone().unwrap_or_default();
-    let ids: HashMap<String, (ParamId, usize)> = named_parameters(student, Layout::PhiMamba)
-        .into_iter()
-        .map(|parameter| (parameter.name, (parameter.id, parameter.shape.iter().product())))
-        .collect();
+) -> Result<(), String> {
+    let mut file = File::open(path).map_err(|error| error.to_string())?;
+    let (header, data) = read_header(&mut file)?;
+    let times = header
+        .metadata()
+        .as_ref()
+        .and_then(|metadata| metadata.get(TIMES));
+    let times = times.ok_or_else(|| format!("its header has no `{TIMES}`"))?;
+    let times: BTreeMap<String, u64> =
+        serde_json::from_str(times).map_err(|error| format!("`{TIMES}`: {error}"))?;
+    let parameters = named_parameters(student, Layout::PhiMamba);
     for (name, time) in times {
-        let &(id, n) = ids
-            .get(&name)
-            .ok_or_else(|| damaged(format!("`{name}` is no parameter of the student")))?;
-        let time = time
-            .parse()
-            .map_err(|_| damaged(format!("the step count of `{name}` is `{time}`")))?;
-        let read = |letter: &str| read_moment(&tensors, &format!("{letter}.{name}"), n, device);
-        let values = [read("m").map_err(damaged)?, read("v").map_err(damaged)?];
-        optimizer.moments.insert(id, Moments { values, time });
+        let parameter = (parameters.iter().find(|parameter| parameter.name == name))
+            .ok_or_else(|| format!("`{name}` is no parameter of the student"))?;
+        let n = parameter.shape.iter().product();
+        let mut read = |letter: &str| {
+            let name = format!("{letter}.{name}");
+            let info = header
+                .info(&name)
+                .ok_or_else(|| format!("`{name}` is missing"))?;
+            if info.dtype != Dtype::F32 || info.shape != [n] {
+                let (dtype, shape) = (info.dtype, &info.shape);
+                return Err(format!(
+                    "`{name}` is {dtype:?} {shape:?}; it should be F32 [{n}]"
+                ));
+            }
+            let values = read_f32(
+                &mut file,
+                data.saturating_add(info.data_offsets.0 as u64),
+                n,
+            )
+            .map_err(|error| format!("`{name}`: {error}"))?;
+            Ok(Tensor::from_data(TensorData::new(values, [n]), device))
+        };
+        let values = [read("m")?, read("v")?];
+        optimizer
+            .moments
+            .insert(parameter.id, Moments { values, time });
     }
     Ok(())
 }
 
-fn read_moment<B: Backend>(
-    tensors: &SafeTensors,
-    name: &str,
-    n: usize,
-    device: &B::Device,
-) -> Result<Tensor<B, 1>, String> {
-    let view = tensors.tensor(name).map_err(|_| format!("`{name}` is missing"))?;
-    if view.dtype() != Dtype::F32 || view.shape() != [n] {
-        let (dtype, shape) = (view.dtype(), view.shape());
-        return Err(format!("`{name}` is {dtype:?} {shape:?}; it should be F32 [{n}]"));
+/// The header of a safetensors file, and where the values begin.
+fn read_header(file: &mut File) -> Result<(Metadata, u64), String> {
+    let length = file.metadata().map_err(|error| error.to_string())?.len();
+    let mut size = [0; 8];
+    file.read_exact(&mut size)
+        .map_err(|_| "not a safetensors file".to_owned())?;
+    let size = u64::from_le_bytes(size);
+    if size > length.saturating_sub(8) {
+        return Err("its header is cut short".to_owned());
     }
-    let values: Vec<f32> = (view.data().as_chunks().0.iter())
+    let mut header = vec![0; size as usize];
+    file.read_exact(&mut header)
+        .map_err(|error| error.to_string())?;
+    let header: Metadata = serde_json::from_slice(&header)
+        .map_err(|error| format!("its header cannot be understood: {error}"))?;
+    let data = 8 + size;
+    match data.checked_add(header.data_len() as u64) {
+        Some(expected) if expected == length => Ok((header, data)),
+        _ => Err(format!(
+            "it has {length} bytes, which is not what its header says"
+        )),
+    }
+}
+
+fn read_f32(file: &mut File, offset: u64, n: usize) -> std::io::Result<Vec<f32>> {
+    let mut bytes = vec![0; n * size_of::<f32>()];
+    file.seek(SeekFrom::Start(offset))?;
+    file.read_exact(&mut bytes)?;
+    Ok(bytes
+        .as_chunks()
+        .0
+        .iter()
         .map(|bytes| f32::from_le_bytes(*bytes))
-        .collect();
-    Ok(Tensor::from_data(TensorData::new(values, [n]), device))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_positions_in_order() {
+        let positions = [(1, 0), (1, 40), (2, 0), (2, 9_999_999), (3, 10_000_000)]
+            .map(|(stage, step)| Position { stage, step });
+        for position in positions {
+            assert_eq!(position_of(&name_of(position)), Some(position));
+        }
+        for name in [
+            "stage1",
+            "stage1-step40",
+            "stage1-step0000040.bak",
+            ".stage1-step0000040",
+        ] {
+            assert_eq!(position_of(name), None, "{name}");
+        }
+        assert!(positions.is_sorted());
+    }
 }

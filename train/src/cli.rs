@@ -78,7 +78,8 @@ struct RunArgs {
 
     /// Go on with the run in this folder from its newest checkpoint
     ///
-    /// The run's own configuration is used, so that the result is what an uninterrupted run gives.
+    /// The run's own configuration is used (RUN/config.toml), so that the result is what an
+    /// uninterrupted run gives. A run that is finished is left as it is.
     #[arg(long, value_name = "RUN", conflicts_with_all = ["preset", "config", "set", "stages", "out"])]
     resume: Option<PathBuf>,
 
@@ -118,7 +119,12 @@ struct AblateArgs {
     plan: Plan,
 
     /// The seeds to repeat each combination with, as in 42,43,44
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "42,43,44")]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "42,43,44"
+    )]
     seeds: Vec<u64>,
 
     /// The folder for the table and the runs; by default runs/ablation-PLAN
@@ -163,16 +169,18 @@ impl RunArgs {
             }
             None => {
                 let mut set = self.set.clone();
-                set.extend(self.stages.iter().map(|stages| format!("stages=[{stages}]")));
+                set.extend(
+                    self.stages
+                        .iter()
+                        .map(|stages| format!("stages=[{stages}]")),
+                );
                 let source = match &self.config {
                     Some(file) => Source::File(file),
                     None => Source::Preset(&self.preset),
                 };
                 let config = Config::load(source, &set)?;
-                let folder = match self.out {
-                    Some(folder) => unused(folder)?,
-                    None => unused_beside(Path::new("runs").join(&config.name)),
-                };
+                let default = || unused(Path::new("runs").join(&config.name));
+                let folder = self.out.unwrap_or_else(default);
                 (config, folder, false)
             }
         };
@@ -191,8 +199,7 @@ impl RunArgs {
                 println!("student  {}", folder.join("student").display());
                 Ok(ExitCode::SUCCESS)
             }
-            // As a shell reports a program ended by an interrupt.
-            Outcome::Stopped => Ok(ExitCode::from(130)),
+            Outcome::Stopped => Ok(ExitCode::from(INTERRUPTED)),
         }
     }
 }
@@ -200,14 +207,12 @@ impl RunArgs {
 impl AblateArgs {
     fn run(self) -> anyhow::Result<ExitCode> {
         let backend = self.shared.backend()?;
-        let folder = match self.out {
-            Some(folder) => unused(folder)?,
-            None => unused_beside(Path::new("runs").join(format!("ablation-{}", self.plan.name()))),
-        };
+        let default = || unused(Path::new("runs").join(format!("ablation-{}", self.plan.name())));
+        let folder = self.out.unwrap_or_else(default);
         let ablation = Ablation {
             plan: self.plan,
             seeds: self.seeds,
-            folder,
+            folder: folder.clone(),
             backend: backend.name().into(),
             stop: stop_on_interrupt()?,
         };
@@ -216,7 +221,10 @@ impl AblateArgs {
                 println!("{table}");
                 Ok(ExitCode::SUCCESS)
             }
-            None => Ok(ExitCode::from(130)),
+            None => {
+                eprintln!("go on by the same command with --out {}", folder.display());
+                Ok(ExitCode::from(INTERRUPTED))
+            }
         }
     }
 }
@@ -241,16 +249,8 @@ impl Work for Ablate {
     }
 }
 
-/// `folder`, if no run is in it.
-fn unused(folder: PathBuf) -> Result<PathBuf, TrainError> {
-    match folder.join("config.toml").exists() {
-        true => Err(TrainError::Exists(folder)),
-        false => Ok(folder),
-    }
-}
-
 /// `folder`, or it with the first number that makes it unused.
-fn unused_beside(folder: PathBuf) -> PathBuf {
+fn unused(folder: PathBuf) -> PathBuf {
     let numbered = (2..).map(|n| PathBuf::from(format!("{}-{n}", folder.display())));
     std::iter::once(folder.clone())
         .chain(numbered)
@@ -258,15 +258,18 @@ fn unused_beside(folder: PathBuf) -> PathBuf {
         .unwrap_or(folder)
 }
 
+/// What a shell reports of a program that an interrupt has ended.
+const INTERRUPTED: u8 = 130;
+
 /// A flag that the first Ctrl-C sets; a second one ends the program at once.
 fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     ctrlc::set_handler(move || {
         if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
+            std::process::exit(INTERRUPTED.into());
         }
-        eprintln!("stopping after this step; once more to stop at once");
+        eprintln!("stopping with a checkpoint after this step; once more to stop at once");
     })
     .context("cannot listen for Ctrl-C")?;
     Ok(stop)

@@ -39,27 +39,32 @@ pub enum TrainError {
         source: io::Error,
     },
     /// A checkpoint is damaged.
-    #[error("{}: {reason}; remove this checkpoint to go on from the one before", path.display())]
+    #[error(
+        "checkpoint {} is damaged: {reason}; remove this folder to go on from the one before it",
+        path.display()
+    )]
     Checkpoint {
-        /// The checkpoint's folder or file.
+        /// The checkpoint's folder.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Which file or tensor in it, and what is wrong with that.
         reason: String,
     },
-    /// There is no checkpoint to resume from.
-    #[error("{}: no checkpoint to resume from; start the run again without --resume", .0.display())]
-    NothingToResume(PathBuf),
-    /// The run folder is in use.
+    /// The run folder holds a run.
     #[error(
-        "{}: holds a run already; go on with it by --resume, or choose another folder with --out",
-        .0.display()
+        "{folder}: holds a run already; go on with it by --resume {folder}, or choose another \
+         folder by --out",
+        folder = .0.display()
     )]
     Exists(PathBuf),
+    /// Another process works in the run folder.
+    #[error("{}: another process is working on this run; wait for it, or stop it", .0.display())]
+    InUse(PathBuf),
     /// Loss or gradient were not finite too many times in a row.
     #[error(
         "stage {stage}: loss or gradient was not finite in {skipped} steps in a row, up to step \
-         {step}; lower stage{stage}.lr and go on from the last checkpoint in {}",
-        checkpoints.display()
+         {step}; lower stage{stage}.lr in {}, then go on from the last checkpoint by --resume {}",
+        folder.join("config.toml").display(),
+        folder.display()
     )]
     NotFinite {
         /// The stage.
@@ -68,8 +73,8 @@ pub enum TrainError {
         step: usize,
         /// Steps skipped in a row.
         skipped: usize,
-        /// Where the checkpoints are.
-        checkpoints: PathBuf,
+        /// The run folder.
+        folder: PathBuf,
     },
 }
 

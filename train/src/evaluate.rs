@@ -1,20 +1,18 @@
 //! Perplexity on held-out text, and what a model writes.
 
+use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
-use datasets::{Batch, TokenWindows, Tokenizer};
+use datasets::{TokenWindows, Tokenizer};
 use kernels::KernelBackend;
 use model::CausalLm;
 
 use crate::config::Evaluation;
 use crate::error::TrainError;
 
-/// A batch of ids or labels as `[batch, context]`.
-pub fn ids<B: KernelBackend>(
-    ids: Vec<i32>,
-    batch: &Batch,
-    device: &B::Device,
-) -> Tensor<B, 2, Int> {
-    Tensor::from_data(TensorData::new(ids, [batch.batch, batch.context]), device)
+/// Rows of ids or labels, one behind the other, as `[rows, context]`.
+pub fn ids<B: Backend>(ids: &[i32], context: usize, device: &B::Device) -> Tensor<B, 2, Int> {
+    let shape = [ids.len() / context, context];
+    Tensor::from_data(TensorData::new(ids.to_vec(), shape), device)
 }
 
 /// `exp` of the mean cross-entropy of every next token of `windows`, each window read from nothing.
@@ -27,21 +25,23 @@ pub fn perplexity<B: KernelBackend>(
     config: &Evaluation,
     device: &B::Device,
 ) -> Result<f64, TrainError> {
-    let limit = match config.windows {
-        0 => u64::MAX,
-        windows => windows as u64,
+    let mut left = match config.windows {
+        0 => usize::MAX,
+        windows => windows,
     };
-    let (mut total, mut tokens, mut seen) = (0.0, 0, 0);
+    let (mut total, mut tokens) = (0.0, 0);
     for batch in windows.sequential(config.batch) {
-        if seen >= limit {
+        if left == 0 {
             break;
         }
         let batch = batch?;
-        seen += batch.batch as u64;
-        let t = batch.batch * batch.context;
-        let logits = model.logits(model.features(ids(batch.ids.clone(), &batch, device)));
+        let rows = batch.batch.min(left);
+        left -= rows;
+        let t = rows * batch.context;
+        let tensor = |values: &[i32]| ids::<B>(&values[..t], batch.context, device);
+        let logits = model.logits(model.features(tensor(&batch.ids)));
         let v = logits.dims()[2];
-        let labels = ids::<B>(batch.labels.clone(), &batch, device).reshape([t]);
+        let labels = tensor(&batch.labels).reshape([t]);
         let loss = kernels::cross_entropy(logits.reshape([t, v]), labels);
         total += loss.into_data().iter::<f64>().sum::<f64>() * t as f64;
         tokens += t;
@@ -61,7 +61,11 @@ pub fn continuation<B: KernelBackend>(
     tokens: usize,
     device: &B::Device,
 ) -> Result<String, TrainError> {
-    let prompt: Vec<i32> = tokenizer.encode(prompt)?.into_iter().map(|id| id as i32).collect();
+    let prompt: Vec<i32> = tokenizer
+        .encode(prompt)?
+        .into_iter()
+        .map(|id| id as i32)
+        .collect();
     let n = prompt.len();
     let mut state = model.new_state(1, device);
     let prompt = Tensor::<B, 2, Int>::from_data(TensorData::new(prompt, [1, n]), device);

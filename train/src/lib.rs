@@ -24,7 +24,12 @@
 
 #![deny(missing_docs)]
 
-#[cfg(not(any(feature = "cuda", feature = "wgpu", feature = "flex", feature = "ndarray")))]
+#[cfg(not(any(
+    feature = "cuda",
+    feature = "wgpu",
+    feature = "flex",
+    feature = "ndarray"
+)))]
 compile_error!("train needs a backend: build with `--features flex` (or ndarray, wgpu, cuda)");
 
 pub mod ablation;

@@ -75,10 +75,7 @@ struct Update<'a, B: Backend> {
 }
 
 impl<A: TrainBackend> ModuleMapper<A> for Update<'_, A::InnerBackend> {
-    fn map_float<const D: usize>(
-        &mut self,
-        parameter: Param<Tensor<A, D>>,
-    ) -> Param<Tensor<A, D>> {
+    fn map_float<const D: usize>(&mut self, parameter: Param<Tensor<A, D>>) -> Param<Tensor<A, D>> {
         let Some(gradient) = self.gradients.take(parameter.id) else {
             return parameter;
         };

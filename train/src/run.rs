@@ -1,13 +1,16 @@
 //! A run, from its configuration to its report.
+//!
+//! The run folder receives `config.toml` first and `summary.json` last: a folder with the first is a
+//! run, and a run with the second is finished.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::module::AutodiffModule;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use datasets::{Batch, Batches, PrepareOptions, Split, TokenShards, TokenWindows, Tokenizer};
 use kernels::{KernelBackend, TrainBackend};
 use model::{DiscreteMamba2Config, Phi, PhiConfig, PhiMamba, PhiMambaConfig};
@@ -16,7 +19,7 @@ use crate::atomic_file;
 use crate::checkpoint::{self, Checkpoints, Progress};
 use crate::config::{self, Config, resolve_path};
 use crate::error::{TrainError, io_error};
-use crate::evaluate::perplexity;
+use crate::evaluate::{self, perplexity};
 use crate::gradients::Gradients;
 use crate::metrics::{self, Evaluation, MetricsLog, Record, StagePlan, StepMetrics, Watch};
 use crate::optimizer::AdamW;
@@ -25,6 +28,13 @@ use crate::showing::Showing;
 use crate::stage::{Objective, TokenBatch, train_parts};
 use crate::summary::{StageSummary, Summary, peak_memory_bytes};
 
+/// The file of the run folder that says what the run does; the first to be written.
+pub const CONFIG: &str = "config.toml";
+/// The file of the run folder that tells the result; the last to be written.
+pub const SUMMARY: &str = "summary.json";
+/// The folder of the run folder that holds the checkpoints.
+const CHECKPOINTS: &str = "checkpoints";
+
 /// What a run is given beside its configuration.
 #[derive(Debug, Clone)]
 pub struct RunOptions {
@@ -32,13 +42,14 @@ pub struct RunOptions {
     pub config: Config,
     /// The run folder.
     pub folder: PathBuf,
-    /// Whether to go on from the newest checkpoint in it.
+    /// Whether to go on from the newest checkpoint in it, or from the start if it has none yet. A run
+    /// that is finished stays as it is.
     pub resume: bool,
     /// Whether to show the terminal dashboard.
     pub dashboard: bool,
     /// The backend's name, for the record.
     pub backend: String,
-    /// Set by another thread to stop after the step in progress, with a checkpoint.
+    /// Set by another thread to stop, with a checkpoint, once the step in progress is done.
     pub stop: Arc<AtomicBool>,
 }
 
@@ -75,7 +86,25 @@ impl<B: TrainBackend> Run<B> {
     /// # Errors
     /// [`TrainError`]; what the run wrote before stays, and it can be resumed.
     pub fn execute(options: RunOptions, device: &B::Device) -> Result<Outcome, TrainError> {
-        let (mut run, mut student) = Self::open(options, device)?;
+        let folder = options.folder.clone();
+        if !options.resume && is_run(&folder) {
+            return Err(TrainError::Exists(folder));
+        }
+        // Now and not when there is something to write, which may be hours of tokenising later.
+        let is_new = !folder.exists();
+        fs::create_dir_all(&folder).map_err(io_error(&folder))?;
+        let _lock = lock(&folder)?;
+        if options.resume
+            && let Some(summary) = finished(&folder)?
+        {
+            return Ok(Outcome::Finished(summary));
+        }
+        let opened = Self::open(options, device);
+        if opened.is_err() && is_new {
+            // Gone if nothing was written to it; fails otherwise.
+            let _ = fs::remove_dir(&folder);
+        }
+        let (mut run, mut student) = opened?;
         for stage in run.options.config.stages.clone() {
             if run.is_finished(stage) {
                 continue;
@@ -89,10 +118,7 @@ impl<B: TrainBackend> Run<B> {
     }
 
     /// Reads or makes everything the stages need.
-    fn open(
-        options: RunOptions,
-        device: &B::Device,
-    ) -> Result<(Self, PhiMamba<B>), TrainError> {
+    fn open(options: RunOptions, device: &B::Device) -> Result<(Self, PhiMamba<B>), TrainError> {
         let started = Instant::now();
         let (config, folder) = (&options.config, &options.folder);
         let teacher_folder = resolve_path(&config.teacher.model)?;
@@ -113,8 +139,7 @@ impl<B: TrainBackend> Run<B> {
         }
         let (train, held_out) = windows(config, &tokenizer)?;
 
-        fs::create_dir_all(folder).map_err(io_error(folder))?;
-        let checkpoints = Checkpoints::new(folder.join("checkpoints"), config.checkpoint.keep);
+        let checkpoints = Checkpoints::new(folder.join(CHECKPOINTS), config.checkpoint.keep);
         let metrics = folder.join("metrics.jsonl");
         let stages = config.stages.iter();
         let plan = stages.map(|&stage| StagePlan {
@@ -125,17 +150,26 @@ impl<B: TrainBackend> Run<B> {
         let mut watch = Watch::new(plan.collect(), config.log.every, options.dashboard);
         let mut optimizer = AdamW::new(&config.optimizer);
 
-        let (student, progress, log) = if options.resume {
-            let newest = checkpoints.newest()?;
-            let newest = newest.ok_or_else(|| TrainError::NothingToResume(folder.clone()))?;
-            let progress = checkpoint::load_progress(&newest)?;
-            let student = checkpoint::load_student::<B>(&newest, device)?;
-            checkpoint::load_moments(&newest, &student, &mut optimizer, device)?;
+        let newest = match options.resume {
+            true => checkpoints.newest()?,
+            false => None,
+        };
+        let (student, progress, log) = if let Some(newest) = newest {
+            let (progress, student) =
+                checkpoint::load::<B>(&newest, &student_config, &mut optimizer, device)?;
             let log = MetricsLog::resume(&metrics, progress.position())?;
-            watch.note(&format!("resuming from {}", newest.display()));
+            watch.note(&format!(
+                "going on from {}, on {}",
+                newest.display(),
+                options.backend
+            ));
             (student, progress, log)
         } else {
-            config.write(&folder.join("config.toml"))?;
+            if options.resume {
+                watch.note("no checkpoint yet: starting from the beginning");
+            } else {
+                config.write(&folder.join(CONFIG))?;
+            }
             let mut log = MetricsLog::create(&metrics)?;
             let mut student = PhiMamba::<B>::init(&student_config, config.seed, device);
             let teacher_on_graph = Phi::<B>::from_inner(teacher.clone());
@@ -192,7 +226,10 @@ impl<B: TrainBackend> Run<B> {
     }
 
     fn is_finished(&self, stage: u8) -> bool {
-        self.progress.finished.iter().any(|done| done.stage == stage)
+        self.progress
+            .finished
+            .iter()
+            .any(|done| done.stage == stage)
     }
 
     /// One stage from where it stands, its evaluation and its last checkpoint; `None` if asked to
@@ -223,6 +260,13 @@ impl<B: TrainBackend> Run<B> {
         self.watch.stage_begin(number, self.progress.step);
 
         while self.progress.step < steps {
+            if self.options.stop.load(Ordering::Relaxed) || self.watch.stop_requested() {
+                self.checkpoint(&student)?;
+                let folder = self.options.folder.display();
+                self.watch
+                    .note(&format!("stopped; go on with --resume {folder}"));
+                return Ok(None);
+            }
             let begun = Instant::now();
             let step = self.progress.step;
             let batch = batches.batch(first_batch + step as u64)?;
@@ -264,17 +308,12 @@ impl<B: TrainBackend> Run<B> {
                     stage: number,
                     step: self.progress.step,
                     skipped: self.progress.skipped_in_a_row,
-                    checkpoints: self.checkpoints.folder().to_owned(),
+                    folder: self.options.folder.clone(),
                 });
-            }
-            if self.options.stop.load(Ordering::Relaxed) || self.watch.stop_requested() {
-                self.checkpoint(&student)?;
-                self.watch.note("stopped; go on with --resume");
-                return Ok(None);
             }
             let last = self.progress.step == steps;
             // A checkpoint after a skipped step would keep what led there.
-            if self.progress.step % config.checkpoint.every == 0 && !last && !skipped {
+            if self.progress.step.is_multiple_of(config.checkpoint.every) && !last && !skipped {
                 self.checkpoint(&student)?;
             }
         }
@@ -294,11 +333,11 @@ impl<B: TrainBackend> Run<B> {
         let rows = micro_batch * batch.context;
         let losses: Vec<_> = (batch.ids.chunks(rows).zip(batch.labels.chunks(rows)))
             .map(|(ids, labels)| {
-                let tensor = |ids: &[i32]| {
-                    let data = TensorData::new(ids.to_vec(), [micro_batch, batch.context]);
-                    Tensor::from_data(data, &self.device)
+                let tensor = |values| evaluate::ids(values, batch.context, &self.device);
+                let tokens = TokenBatch {
+                    ids: tensor(ids),
+                    labels: tensor(labels),
                 };
-                let tokens = TokenBatch { ids: tensor(ids), labels: tensor(labels) };
                 objective.pass(student, &self.teacher, tokens, &mut gradients)
             })
             .collect();
@@ -315,13 +354,22 @@ impl<B: TrainBackend> Run<B> {
 
     fn checkpoint(&mut self, student: &PhiMamba<B>) -> Result<(), TrainError> {
         self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
-        self.checkpoints.save(&self.progress, &self.student_config, student, &self.optimizer)
+        self.checkpoints.save(
+            &self.progress,
+            &self.student_config,
+            student,
+            &self.optimizer,
+        )
     }
 
     fn end_stage(&mut self, number: u8, student: &PhiMamba<B>) -> Result<(), TrainError> {
         let config = &self.options.config;
-        let student_perplexity =
-            perplexity(&student.valid(), &self.held_out, &config.evaluation, &self.device)?;
+        let student_perplexity = perplexity(
+            &student.valid(),
+            &self.held_out,
+            &config.evaluation,
+            &self.device,
+        )?;
         let evaluation = Evaluation {
             stage: number,
             tokens: self.progress.tokens,
@@ -348,7 +396,12 @@ impl<B: TrainBackend> Run<B> {
     fn close(self, student: &PhiMamba<B>) -> Result<Summary, TrainError> {
         let student = student.valid();
         let folder = &self.options.folder;
-        export(&self.student_config, &student, &self.tokenizer, &folder.join("student"))?;
+        export(
+            &self.student_config,
+            &student,
+            &self.tokenizer,
+            &folder.join("student"),
+        )?;
         let stages = self.progress.finished.clone();
         let trained: f64 = stages.iter().map(|stage| stage.seconds).sum();
         let student_perplexity = stages.last().map_or(f64::NAN, |stage| stage.perplexity);
@@ -371,8 +424,6 @@ impl<B: TrainBackend> Run<B> {
             backend: self.options.backend.clone(),
             peak_memory_bytes: peak_memory_bytes(),
         };
-        let path = folder.join("summary.json");
-        summary.write(&path).map_err(io_error(&path))?;
         let report = ReportData {
             name: self.options.config.name.clone(),
             summary: summary.clone(),
@@ -382,7 +433,32 @@ impl<B: TrainBackend> Run<B> {
             config: self.options.config.to_toml()?,
         };
         report.write(&folder.join("report.html"))?;
+        let path = folder.join(SUMMARY);
+        summary.write(&path).map_err(io_error(&path))?;
         Ok(summary)
+    }
+}
+
+/// Whether a run has begun in `folder`, with or without a configuration that has survived.
+fn is_run(folder: &Path) -> bool {
+    folder.join(CONFIG).exists() || folder.join(CHECKPOINTS).exists()
+}
+
+/// The result of the run in `folder`, if it is finished.
+fn finished(folder: &Path) -> Result<Option<Summary>, TrainError> {
+    let path = folder.join(SUMMARY);
+    Summary::read(&path).map_err(io_error(&path))
+}
+
+/// Keeps other processes from working in `folder` for as long as the file is open. Where a folder
+/// cannot be locked (Windows, some network file systems) nothing does.
+fn lock(folder: &Path) -> Result<Option<File>, TrainError> {
+    let Ok(lock) = File::open(folder) else {
+        return Ok(None);
+    };
+    match lock.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(TrainError::InUse(folder.to_owned())),
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(Some(lock)),
     }
 }
 
@@ -390,12 +466,13 @@ fn tokens_per_step(config: &Config, stage: u8) -> u64 {
     (config.stage(stage).batch * config.data.context) as u64
 }
 
-/// Where a stage's data begins: after the sequences of the stages before it, so that no text is seen
-/// twice before all of it was seen once.
+/// Where a stage's data begins: after the sequences of the stages before it, up to whole batches, so
+/// that no text is seen again before all of it was dealt out.
 fn first_batch(config: &Config, stage: u8) -> u64 {
     let before = config.stages.iter().filter(|&&other| other < stage);
-    let sequences: usize =
-        before.map(|&other| config.steps(other) * config.stage(other).batch).sum();
+    let sequences: usize = before
+        .map(|&other| config.steps(other) * config.stage(other).batch)
+        .sum();
     sequences.div_ceil(config.stage(stage).batch) as u64
 }
 
@@ -424,7 +501,11 @@ fn student_config(config: &Config, teacher: &PhiConfig) -> Result<PhiMambaConfig
             student.n_v_heads,
         )));
     }
-    Ok(PhiMambaConfig::student_of(teacher, &mixer, &student.attention_layers)?)
+    Ok(PhiMambaConfig::student_of(
+        teacher,
+        &mixer,
+        &student.attention_layers,
+    )?)
 }
 
 /// The training and the held-out windows.
@@ -433,10 +514,15 @@ fn windows(
     tokenizer: &Tokenizer,
 ) -> Result<(TokenWindows, TokenWindows), TrainError> {
     let paths = |paths: &[String]| -> Result<Vec<PathBuf>, TrainError> {
-        Ok(paths.iter().map(|path| resolve_path(path)).collect::<Result<_, _>>()?)
+        Ok(paths
+            .iter()
+            .map(|path| resolve_path(path))
+            .collect::<Result<_, _>>()?)
     };
     let cache = match config.data.cache.as_str() {
-        "" => dirs::cache_dir().unwrap_or_else(std::env::temp_dir).join("mohawk"),
+        "" => dirs::cache_dir()
+            .unwrap_or_else(std::env::temp_dir)
+            .join("mohawk"),
         path => PathBuf::from(path),
     };
     let train = paths(&config.data.train)?;
@@ -445,7 +531,11 @@ fn windows(
     let (train_split, held_out, held_out_split) = match &config.data.validation[..] {
         [] => {
             let per_mille = PER_MILLE;
-            (Split::Train { per_mille }, train.clone(), Split::HeldOut { per_mille })
+            (
+                Split::Train { per_mille },
+                train.clone(),
+                Split::HeldOut { per_mille },
+            )
         }
         validation => (Split::All, paths(validation)?, Split::All),
     };
@@ -484,4 +574,35 @@ fn export<B: KernelBackend>(
     let copy = folder.join("tokenizer.json");
     let bytes = fs::read(tokenizer.path()).map_err(io_error(tokenizer.path()))?;
     atomic_file::write(&copy, &bytes).map_err(io_error(&copy))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Source;
+
+    /// The sequences that stage `number` sees, of all that are ever dealt out.
+    fn sequences(config: &Config, number: u8) -> std::ops::Range<u64> {
+        let batch = config.stage(number).batch as u64;
+        let first = first_batch(config, number);
+        first * batch..(first + config.steps(number) as u64) * batch
+    }
+
+    #[test]
+    fn no_stage_repeats_the_data_of_another() {
+        let load = |overrides: &[&str]| {
+            let overrides: Vec<_> = overrides.iter().map(|text| text.to_string()).collect();
+            Config::load(Source::Preset("tiny"), &overrides).unwrap()
+        };
+        let tiny = load(&[]);
+        assert_eq!(
+            [1, 2, 3].map(|n| sequences(&tiny, n)),
+            [0..160, 160..2160, 2160..5200]
+        );
+
+        // Stages that are left out take no data; another batch size begins at a whole batch.
+        let odd = load(&["stages=2,3", "stage3.batch=12", "stage3.tokens=30720"]);
+        assert_eq!(sequences(&odd, 2), 0..2000);
+        assert_eq!(sequences(&odd, 3), 2004..2124);
+    }
 }

@@ -44,7 +44,7 @@ impl<B: KernelBackend> Showing<'_, B> {
         };
         let batch = batch?;
         let size = POSITIONS.min(batch.context);
-        let ids = ids::<B>(batch.ids.clone(), &batch, self.device).narrow(1, 0, size);
+        let ids = ids::<B>(&batch.ids[..size], size, self.device);
         let mut x_bld = self.teacher.backbone.embedding.forward(ids);
         let mut pairs = vec![];
         let layers = (self.student.backbone.layers.iter()).zip(&self.teacher.backbone.layers);
@@ -83,7 +83,11 @@ impl<B: KernelBackend> Showing<'_, B> {
     /// [`TrainError::Data`] if the held-out text cannot be read or decoded.
     pub fn samples(&self) -> Result<Vec<Sample>, TrainError> {
         let count = self.held_out.count();
-        let chosen = if count > 1 { vec![0, count / 2] } else { vec![0] };
+        let chosen = if count > 1 {
+            vec![0, count / 2]
+        } else {
+            vec![0]
+        };
         let sample = |window| {
             let start = self.held_out.window(window)?.ids;
             let start: Vec<u32> = start.iter().take(PROMPT).map(|&id| id as u32).collect();

@@ -80,6 +80,18 @@ impl Summary {
         text.push('\n');
         crate::atomic_file::write(path, text.as_bytes())
     }
+
+    /// Reads what [`Summary::write`] wrote; `None` if there is no such file.
+    ///
+    /// # Errors
+    /// What the file system reports, or that it is not a summary.
+    pub fn read(path: &Path) -> io::Result<Option<Self>> {
+        match std::fs::read(path) {
+            Ok(json) => Ok(Some(serde_json::from_slice(&json)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 impl StageSummary {
@@ -198,7 +210,11 @@ mod tests {
 }
 "#;
         assert_eq!(text, expected);
-        assert_eq!(serde_json::from_str::<Summary>(&text).unwrap(), a_summary());
+        assert_eq!(Summary::read(&path).unwrap(), Some(a_summary()));
+        assert_eq!(
+            Summary::read(&folder.path().join("none.json")).unwrap(),
+            None
+        );
     }
 
     #[test]

@@ -35,14 +35,17 @@ pub(crate) fn step<const D: usize>(
     let moments = moments.zip(v.storage_mut::<f32>().par_chunks_mut(TASK));
     let parameters = parameter.storage_mut::<f32>().par_chunks_mut(TASK);
     (parameters.zip(moments).zip(gradient.par_chunks(TASK))).for_each(|((w, (m, v)), g)| {
-        vectorised(|| {
-            for (((w, m), v), &g) in w.iter_mut().zip(m).zip(v).zip(g) {
-                let g = g * scale;
-                *m = beta1 * *m + new1 * g;
-                *v = beta2 * *v + new2 * g * g;
-                *w = keep * *w - rate * *m / ((*v * root).sqrt() + epsilon);
-            }
-        })
+        vectorised(
+            #[inline(always)]
+            || {
+                for (((w, m), v), &g) in w.iter_mut().zip(m).zip(v).zip(g) {
+                    let g = g * scale;
+                    *m = beta1 * *m + new1 * g;
+                    *v = beta2 * *v + new2 * g * g;
+                    *w = keep * *w - rate * *m / ((*v * root).sqrt() + epsilon);
+                }
+            },
+        )
     });
     let wrap = |x| Tensor::from_primitive(TensorPrimitive::Float(x));
     (wrap(parameter), [wrap(m), wrap(v)])
@@ -52,7 +55,12 @@ pub(crate) fn squared_norm<const D: usize>(x: Tensor<Flex, D>) -> Tensor<Flex, 1
     let x = Values::of(x);
     let blocks: Vec<f64> = x
         .par_chunks(TASK)
-        .map(|x| vectorised(|| f64::from(sum(x.len(), |i| x[i] * x[i]))))
+        .map(|x| {
+            vectorised(
+                #[inline(always)]
+                || f64::from(sum(x.len(), |i| x[i] * x[i])),
+            )
+        })
         .collect();
     tensor(vec![blocks.iter().sum::<f64>() as f32], [1])
 }

@@ -36,23 +36,26 @@ pub(crate) fn forward(
         .with_min_len(rows_per_task(c))
         .for_each(|(token, y)| {
             let (batch, t) = (token / l, token % l);
-            vectorised(|| {
-                for k in 0..w {
-                    // The input k taps into the window that ends at t, counted from the history.
-                    let at = t + k;
-                    let input = match at.checked_sub(w - 1) {
-                        Some(t) => &x[(batch * l + t) * c..][..c],
-                        None => match &history {
-                            Some(history) => &history[(batch * (w - 1) + at) * c..][..c],
-                            None => continue,
-                        },
-                    };
-                    let tap = &taps[k * c..][..c];
-                    for i in 0..c {
-                        y[i] += tap[i] * input[i];
+            vectorised(
+                #[inline(always)]
+                || {
+                    for k in 0..w {
+                        // The input k taps into the window that ends at t, counted from the history.
+                        let at = t + k;
+                        let input = match at.checked_sub(w - 1) {
+                            Some(t) => &x[(batch * l + t) * c..][..c],
+                            None => match &history {
+                                Some(history) => &history[(batch * (w - 1) + at) * c..][..c],
+                                None => continue,
+                            },
+                        };
+                        let tap = &taps[k * c..][..c];
+                        for i in 0..c {
+                            y[i] += tap[i] * input[i];
+                        }
                     }
-                }
-            })
+                },
+            )
         });
     tensor(y, [b, l, c])
 }
@@ -75,27 +78,30 @@ pub(crate) fn backward(
         .enumerate()
         .map(|(block, dx)| {
             let mut dtaps = vec![0.0; w * c];
-            vectorised(|| {
-                for (r, dx) in dx.chunks_exact_mut(c).enumerate() {
-                    let token = block * rows + r;
-                    let (batch, t) = (token / l, token % l);
-                    for k in 0..w {
-                        // This input met, through tap k, the output w - 1 - k steps later.
-                        let later = t + (w - 1 - k);
-                        if later >= l {
-                            continue;
-                        }
-                        let dy = &dy[(batch * l + later) * c..][..c];
-                        let x = &x[token * c..][..c];
-                        let tap = &taps[k * c..][..c];
-                        let dtap = &mut dtaps[k * c..][..c];
-                        for i in 0..c {
-                            dx[i] += tap[i] * dy[i];
-                            dtap[i] += x[i] * dy[i];
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (r, dx) in dx.chunks_exact_mut(c).enumerate() {
+                        let token = block * rows + r;
+                        let (batch, t) = (token / l, token % l);
+                        for k in 0..w {
+                            // This input met, through tap k, the output w - 1 - k steps later.
+                            let later = t + (w - 1 - k);
+                            if later >= l {
+                                continue;
+                            }
+                            let dy = &dy[(batch * l + later) * c..][..c];
+                            let x = &x[token * c..][..c];
+                            let tap = &taps[k * c..][..c];
+                            let dtap = &mut dtaps[k * c..][..c];
+                            for i in 0..c {
+                                dx[i] += tap[i] * dy[i];
+                                dtap[i] += x[i] * dy[i];
+                            }
                         }
                     }
-                }
-            });
+                },
+            );
             dtaps
         })
         .collect();

@@ -31,20 +31,24 @@ pub(crate) fn forward(
     let losses: Vec<f32> = (student.par_chunks(v).zip(teacher.par_chunks(v)).enumerate())
         .with_min_len(16)
         .map(|(token, (s, q))| {
-            vectorised(|| {
-                let (largest_s, sum_s) = partition(s, scale);
-                // log softmax(s)[i] = scale (s[i] - largest) - ln(sum)
-                let log_s = |i: usize| scale * (s[i] - largest_s) - sum_s.ln();
-                let label = labels.as_ref().map(|labels| labels[token] as usize);
-                let mut loss = label.map_or(0.0, |label| -hard * log_s(label));
-                let soft = if label.is_some() { 1.0 - hard } else { 1.0 };
-                if soft > 0.0 {
-                    let (largest_q, sum_q) = partition(q, 1.0);
-                    let expected = sum(v, |i| exp(q[i] - largest_q) * (s[i] - largest_s)) / sum_q;
-                    loss += soft * (sum_s.ln() - scale * expected);
-                }
-                loss
-            })
+            vectorised(
+                #[inline(always)]
+                || {
+                    let (largest_s, sum_s) = partition(s, scale);
+                    // log softmax(s)[i] = scale (s[i] - largest) - ln(sum)
+                    let log_s = |i: usize| scale * (s[i] - largest_s) - sum_s.ln();
+                    let label = labels.as_ref().map(|labels| labels[token] as usize);
+                    let mut loss = label.map_or(0.0, |label| -hard * log_s(label));
+                    let soft = if label.is_some() { 1.0 - hard } else { 1.0 };
+                    if soft > 0.0 {
+                        let (largest_q, sum_q) = partition(q, 1.0);
+                        let expected =
+                            sum(v, |i| exp(q[i] - largest_q) * (s[i] - largest_s)) / sum_q;
+                        loss += soft * (sum_s.ln() - scale * expected);
+                    }
+                    loss
+                },
+            )
         })
         .collect();
     let mean = losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / t as f64;
@@ -71,15 +75,18 @@ pub(crate) fn backward(
         .enumerate()
         .with_min_len(16)
         .for_each(|(token, (gradient, (s, q)))| {
-            vectorised(|| {
-                let (largest_s, sum_s) = partition(s, scale);
-                let (largest_q, sum_q) = partition(q, 1.0);
-                let (of_s, of_q) = (factor / sum_s, factor * soft / sum_q);
-                for i in 0..v {
-                    gradient[i] =
-                        of_s * exp(scale * (s[i] - largest_s)) - of_q * exp(q[i] - largest_q);
-                }
-            });
+            vectorised(
+                #[inline(always)]
+                || {
+                    let (largest_s, sum_s) = partition(s, scale);
+                    let (largest_q, sum_q) = partition(q, 1.0);
+                    let (of_s, of_q) = (factor / sum_s, factor * soft / sum_q);
+                    for i in 0..v {
+                        gradient[i] =
+                            of_s * exp(scale * (s[i] - largest_s)) - of_q * exp(q[i] - largest_q);
+                    }
+                },
+            );
             if let Some(labels) = &labels {
                 gradient[labels[token] as usize] -= factor * hard;
             }

@@ -10,6 +10,7 @@ use std::ops::Deref;
 
 use burn::tensor::{Bytes, DType, Int, Shape, Tensor, TensorPrimitive};
 use burn_flex::{Flex, FlexTensor, Layout};
+use rayon::prelude::*;
 
 use crate::*;
 
@@ -50,6 +51,22 @@ pub(crate) fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Ten
 /// to share among cores.
 pub(crate) fn rows_per_task(row: usize) -> usize {
     (16_384 / row.max(1)).clamp(1, 1024)
+}
+
+/// Heads' `[l, d]` blocks, `[b, k]` of them in order, to `[b, l, k, d]`.
+pub(crate) fn interleave(blocks: &[&[f32]], b: usize, l: usize, d: usize) -> Vec<f32> {
+    let k = blocks.len() / b;
+    let mut out = vec![0.0; b * l * k * d];
+    let tokens = out.par_chunks_mut(k * d).enumerate();
+    tokens
+        .with_min_len(rows_per_task(k * d))
+        .for_each(|(token, out)| {
+            let (batch, t) = (token / l, token % l);
+            for (head, out) in out.chunks_exact_mut(d).enumerate() {
+                out.copy_from_slice(&blocks[batch * k + head][t * d..][..d]);
+            }
+        });
+    out
 }
 
 fn is_f32<const D: usize>(x: &Tensor<Flex, D>) -> bool {
@@ -243,5 +260,51 @@ impl KernelBackend for Flex {
             return adamw::reference::squared_norm(x);
         }
         adamw::flex::squared_norm(x)
+    }
+
+    fn rotary_forward(
+        x: Tensor<Self, 4>,
+        cos: Tensor<Self, 2>,
+        sin: Tensor<Self, 2>,
+    ) -> Tensor<Self, 4> {
+        if !is_f32(&x) {
+            return rotary::reference::forward(x, cos, sin);
+        }
+        rotary::flex::forward(x, cos, sin)
+    }
+
+    fn attention_forward(
+        q: Tensor<Self, 4>,
+        k: Tensor<Self, 4>,
+        v: Tensor<Self, 4>,
+    ) -> Tensor<Self, 4> {
+        if !is_f32(&q) {
+            return attention::reference::forward(q, k, v);
+        }
+        attention::flex::forward(q, k, v)
+    }
+
+    fn attention_matrix(q: Tensor<Self, 4>, k: Tensor<Self, 4>) -> Tensor<Self, 4> {
+        if !is_f32(&q) {
+            return attention::reference::matrix(q, k);
+        }
+        attention::flex::matrix(q, k)
+    }
+
+    fn mixing_distance_forward(
+        student: TransferParts<Self>,
+        teacher: AttentionParts<Self>,
+    ) -> Tensor<Self, 1> {
+        Self::mixing_distance_with_gradients(student, teacher).0
+    }
+
+    fn mixing_distance_with_gradients(
+        student: TransferParts<Self>,
+        teacher: AttentionParts<Self>,
+    ) -> (Tensor<Self, 1>, TransferParts<Self>) {
+        if !is_f32(&student.b) {
+            return distance::reference::with_gradients(student, teacher);
+        }
+        distance::flex::with_gradients(student, teacher)
     }
 }

@@ -43,18 +43,21 @@ pub(crate) fn forward(
                 .zip(x.par_chunks(task).zip(z.par_chunks(task))),
         )
         .for_each(|(out, (y, (x, z)))| {
-            vectorised(|| {
-                for r in 0..out.len() / width {
-                    let row = r * width..(r + 1) * width;
-                    let (out, y) = (&mut out[row.clone()], &y[row.clone()]);
-                    let (x, z) = (&x[row.clone()], &z[row]);
-                    let (d, bias) = (&d[..width], &bias[..width]);
-                    for i in 0..width {
-                        let v = z[i] + bias[i];
-                        out[i] = (y[i] + d[i] * x[i]) * v * sigmoid(v);
+            vectorised(
+                #[inline(always)]
+                || {
+                    for r in 0..out.len() / width {
+                        let row = r * width..(r + 1) * width;
+                        let (out, y) = (&mut out[row.clone()], &y[row.clone()]);
+                        let (x, z) = (&x[row.clone()], &z[row]);
+                        let (d, bias) = (&d[..width], &bias[..width]);
+                        for i in 0..width {
+                            let v = z[i] + bias[i];
+                            out[i] = (y[i] + d[i] * x[i]) * v * sigmoid(v);
+                        }
                     }
-                }
-            })
+                },
+            )
         });
     tensor(out, [b, l, width])
 }
@@ -87,25 +90,28 @@ pub(crate) fn backward(
         .zip(inputs)
         .map(|((dy, (dx, dz)), ((y, x), (z, dout)))| {
             let (mut dd, mut dbias) = (vec![0.0; width], vec![0.0; width]);
-            vectorised(|| {
-                let (dd, dbias) = (&mut dd[..width], &mut dbias[..width]);
-                for r in 0..y.len() / width {
-                    let row = r * width..(r + 1) * width;
-                    let (dy, dx) = (&mut dy[row.clone()], &mut dx[row.clone()]);
-                    let (dz, y, x) = (&mut dz[row.clone()], &y[row.clone()], &x[row.clone()]);
-                    let (z, dout) = (&z[row.clone()], &dout[row]);
-                    let (d, bias) = (&d[..width], &bias[..width]);
-                    for i in 0..width {
-                        let v = z[i] + bias[i];
-                        let s = sigmoid(v);
-                        dy[i] = dout[i] * v * s;
-                        dx[i] = dy[i] * d[i];
-                        dz[i] = dout[i] * (y[i] + d[i] * x[i]) * s * (1.0 + v * (1.0 - s));
-                        dd[i] += dy[i] * x[i];
-                        dbias[i] += dz[i];
+            vectorised(
+                #[inline(always)]
+                || {
+                    let (dd, dbias) = (&mut dd[..width], &mut dbias[..width]);
+                    for r in 0..y.len() / width {
+                        let row = r * width..(r + 1) * width;
+                        let (dy, dx) = (&mut dy[row.clone()], &mut dx[row.clone()]);
+                        let (dz, y, x) = (&mut dz[row.clone()], &y[row.clone()], &x[row.clone()]);
+                        let (z, dout) = (&z[row.clone()], &dout[row]);
+                        let (d, bias) = (&d[..width], &bias[..width]);
+                        for i in 0..width {
+                            let v = z[i] + bias[i];
+                            let s = sigmoid(v);
+                            dy[i] = dout[i] * v * s;
+                            dx[i] = dy[i] * d[i];
+                            dz[i] = dout[i] * (y[i] + d[i] * x[i]) * s * (1.0 + v * (1.0 - s));
+                            dd[i] += dy[i] * x[i];
+                            dbias[i] += dz[i];
+                        }
                     }
-                }
-            });
+                },
+            );
             (dd, dbias)
         })
         .collect();

@@ -1,10 +1,10 @@
 //! The definition, in tensor operations.
 
 use burn::tensor::Tensor;
-use burn::tensor::activation::sigmoid;
 use burn::tensor::backend::Backend;
 
 use super::GatedSkipGradients;
+use crate::ssd::reference::sigmoid;
 
 fn gate_input<B: Backend>(z: Tensor<B, 3>, z_bias: Option<Tensor<B, 1>>) -> Tensor<B, 3> {
     match z_bias {

@@ -19,12 +19,15 @@ pub(crate) fn forward(x: Tensor<Flex, 2>) -> Tensor<Flex, 2> {
     y.par_chunks_mut(task)
         .zip(x.par_chunks(task))
         .for_each(|(y, x)| {
-            vectorised(|| {
-                for (y, &x) in y.iter_mut().zip(x) {
-                    let t = tanh(SCALE_F32 * (x + CUBIC_F32 * x * x * x));
-                    *y = 0.5 * x * (1.0 + t);
-                }
-            })
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (y, &x) in y.iter_mut().zip(x) {
+                        let t = tanh(SCALE_F32 * (x + CUBIC_F32 * x * x * x));
+                        *y = 0.5 * x * (1.0 + t);
+                    }
+                },
+            )
         });
     tensor(y, shape)
 }
@@ -37,13 +40,16 @@ pub(crate) fn backward(x: Tensor<Flex, 2>, dy: Tensor<Flex, 2>) -> Tensor<Flex, 
     dx.par_chunks_mut(task)
         .zip(x.par_chunks(task).zip(dy.par_chunks(task)))
         .for_each(|(dx, (x, dy))| {
-            vectorised(|| {
-                for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
-                    let t = tanh(SCALE_F32 * (x + CUBIC_F32 * x * x * x));
-                    let inner_slope = SCALE_F32 * (1.0 + 3.0 * CUBIC_F32 * x * x);
-                    *dx = 0.5 * dy * ((1.0 + t) + x * (1.0 - t * t) * inner_slope);
-                }
-            })
+            vectorised(
+                #[inline(always)]
+                || {
+                    for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+                        let t = tanh(SCALE_F32 * (x + CUBIC_F32 * x * x * x));
+                        let inner_slope = SCALE_F32 * (1.0 + 3.0 * CUBIC_F32 * x * x);
+                        *dx = 0.5 * dy * ((1.0 + t) + x * (1.0 - t * t) * inner_slope);
+                    }
+                },
+            )
         });
     tensor(dx, shape)
 }

@@ -161,13 +161,16 @@ pub(crate) fn column_sums(x: &[f32], width: usize) -> Vec<f32> {
         .par_chunks(rows_per_task(width) * width)
         .map(|rows| {
             let mut sums = vec![0.0; width];
-            vectorised(|| {
-                for row in rows.chunks_exact(width) {
-                    for (sum, value) in sums.iter_mut().zip(row) {
-                        *sum += value;
+            vectorised(
+                #[inline(always)]
+                || {
+                    for row in rows.chunks_exact(width) {
+                        for (sum, value) in sums.iter_mut().zip(row) {
+                            *sum += value;
+                        }
                     }
-                }
-            });
+                },
+            );
             sums
         })
         .collect();

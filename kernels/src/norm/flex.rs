@@ -32,14 +32,17 @@ pub(crate) fn forward(
     y.par_chunks_mut(task)
         .zip(x.par_chunks(task))
         .for_each(|(y, x)| {
-            vectorised(|| {
-                for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
-                    let (mean, inverse) = statistics(x, epsilon);
-                    for i in 0..d {
-                        y[i] = (x[i] - mean) * inverse * gamma[i] + beta[i];
+            vectorised(
+                #[inline(always)]
+                || {
+                    for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
+                        let (mean, inverse) = statistics(x, epsilon);
+                        for i in 0..d {
+                            y[i] = (x[i] - mean) * inverse * gamma[i] + beta[i];
+                        }
                     }
-                }
-            })
+                },
+            )
         });
     tensor(y, [t, d])
 }
@@ -60,23 +63,26 @@ pub(crate) fn backward(
         .zip(x.par_chunks(task).zip(dy.par_chunks(task)))
         .map(|(dx, (x, dy))| {
             let (mut dgamma, mut dbeta) = (vec![0.0; d], vec![0.0; d]);
-            vectorised(|| {
-                let (dgamma, dbeta) = (&mut dgamma[..d], &mut dbeta[..d]);
-                for r in 0..x.len() / d {
-                    let rows = r * d..(r + 1) * d;
-                    let (dx, x, dy) = (&mut dx[rows.clone()], &x[rows.clone()], &dy[rows]);
-                    let (mean, inverse) = statistics(x, epsilon);
-                    let g = |i: usize| dy[i] * gamma[i];
-                    let normalised = |i: usize| (x[i] - mean) * inverse;
-                    let mean_g = sum(d, g) / d as f32;
-                    let along = sum(d, |i| g(i) * normalised(i)) / d as f32;
-                    for i in 0..d {
-                        dx[i] = (g(i) - mean_g - normalised(i) * along) * inverse;
-                        dgamma[i] += dy[i] * normalised(i);
-                        dbeta[i] += dy[i];
+            vectorised(
+                #[inline(always)]
+                || {
+                    let (dgamma, dbeta) = (&mut dgamma[..d], &mut dbeta[..d]);
+                    for r in 0..x.len() / d {
+                        let rows = r * d..(r + 1) * d;
+                        let (dx, x, dy) = (&mut dx[rows.clone()], &x[rows.clone()], &dy[rows]);
+                        let (mean, inverse) = statistics(x, epsilon);
+                        let g = |i: usize| dy[i] * gamma[i];
+                        let normalised = |i: usize| (x[i] - mean) * inverse;
+                        let mean_g = sum(d, g) / d as f32;
+                        let along = sum(d, |i| g(i) * normalised(i)) / d as f32;
+                        for i in 0..d {
+                            dx[i] = (g(i) - mean_g - normalised(i) * along) * inverse;
+                            dgamma[i] += dy[i] * normalised(i);
+                            dbeta[i] += dy[i];
+                        }
                     }
-                }
-            });
+                },
+            );
             (dgamma, dbeta)
         })
         .collect();

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::SsdGradients;
 use crate::flex::math::{sigmoid, sum, vectorised};
-use crate::flex::{Values, rows_per_task, tensor};
+use crate::flex::{Values, interleave, tensor};
 use crate::linear::flex::{Matrix, multiply};
 
 /// The sizes of a scan, and where a head's rows lie in its inputs.
@@ -94,19 +94,22 @@ impl Decays {
     fn of(head: &Head, start: usize, q: usize) -> Self {
         let mut inside = vec![0.0; q * q];
         let mut into = vec![1.0; q];
-        vectorised(|| {
-            for l in 0..q {
-                let a = sigmoid(-head.a_log(start + l));
-                into[l] = flushed(a * if l > 0 { into[l - 1] } else { 1.0 });
-                let (above, row) = inside.split_at_mut(l * q);
-                if l > 0 {
-                    for (value, previous) in row[..l].iter_mut().zip(&above[(l - 1) * q..]) {
-                        *value = flushed(a * previous);
+        vectorised(
+            #[inline(always)]
+            || {
+                for l in 0..q {
+                    let a = sigmoid(-head.a_log(start + l));
+                    into[l] = flushed(a * if l > 0 { into[l - 1] } else { 1.0 });
+                    let (above, row) = inside.split_at_mut(l * q);
+                    if l > 0 {
+                        for (value, previous) in row[..l].iter_mut().zip(&above[(l - 1) * q..]) {
+                            *value = flushed(a * previous);
+                        }
                     }
+                    row[l] = 1.0;
                 }
-                row[l] = 1.0;
-            }
-        });
+            },
+        );
         Self { q, inside, into }
     }
 
@@ -123,19 +126,22 @@ impl Decays {
 
 /// Zero for what has decayed to nothing: products that go on below the normal range are slow.
 #[inline(always)]
-fn flushed(x: f32) -> f32 {
+pub(crate) fn flushed(x: f32) -> f32 {
     if x < f32::MIN_POSITIVE { 0.0 } else { x }
 }
 
 /// `row[i] *= factors[i]` for each row of `width`.
 fn scale_rows(rows: &mut [f32], factors: &[f32], width: usize) {
-    vectorised(|| {
-        for (row, &factor) in rows.chunks_exact_mut(width).zip(factors) {
-            for value in row {
-                *value *= factor;
+    vectorised(
+        #[inline(always)]
+        || {
+            for (row, &factor) in rows.chunks_exact_mut(width).zip(factors) {
+                for value in row {
+                    *value *= factor;
+                }
             }
-        }
-    });
+        },
+    );
 }
 
 /// `q` rows of a strided matrix, each times its factor, as contiguous rows of `width`.
@@ -154,25 +160,34 @@ fn row_dots(left: &[f32], right: Matrix, width: usize) -> Vec<f32> {
     let rows = left.chunks_exact(width).enumerate();
     rows.map(|(r, left)| {
         let right = &right.values[r * right.row..][..width];
-        vectorised(|| sum(width, |i| left[i] * right[i]))
+        vectorised(
+            #[inline(always)]
+            || sum(width, |i| left[i] * right[i]),
+        )
     })
     .collect()
 }
 
 fn multiply_elements(x: &mut [f32], y: &[f32]) {
-    vectorised(|| {
-        for (x, y) in x.iter_mut().zip(y) {
-            *x *= y;
-        }
-    });
+    vectorised(
+        #[inline(always)]
+        || {
+            for (x, y) in x.iter_mut().zip(y) {
+                *x *= y;
+            }
+        },
+    );
 }
 
 fn add_elements(x: &mut [f32], y: &[f32]) {
-    vectorised(|| {
-        for (x, y) in x.iter_mut().zip(y) {
-            *x += y;
-        }
-    });
+    vectorised(
+        #[inline(always)]
+        || {
+            for (x, y) in x.iter_mut().zip(y) {
+                *x += y;
+            }
+        },
+    );
 }
 
 /// The start and length of each chunk.
@@ -218,22 +233,6 @@ fn forward_head(head: &Head) -> (Vec<f32>, Vec<f32>) {
         advance(head, start, &decays, &mut state);
     }
     (y, state)
-}
-
-/// Heads' `[l, d]` blocks, `[b, k]` of them in order, to `[b, l, k, d]`.
-fn interleave(blocks: &[&[f32]], b: usize, l: usize, d: usize) -> Vec<f32> {
-    let k = blocks.len() / b;
-    let mut out = vec![0.0; b * l * k * d];
-    let tokens = out.par_chunks_mut(k * d).enumerate();
-    tokens
-        .with_min_len(rows_per_task(k * d))
-        .for_each(|(token, out)| {
-            let (batch, t) = (token / l, token % l);
-            for (head, out) in out.chunks_exact_mut(d).enumerate() {
-                out.copy_from_slice(&blocks[batch * k + head][t * d..][..d]);
-            }
-        });
-    out
 }
 
 pub(crate) fn forward(
@@ -340,7 +339,11 @@ fn backward_head(head: &Head, dy: &[f32], group: &mut GroupGradients) {
             false,
         );
         let mut dlog_into = row_dots(&dc, c, n);
-        dlog_into[q - 1] += decays.whole() * vectorised(|| sum(p * n, |i| dstate[i] * state[i]));
+        dlog_into[q - 1] += decays.whole()
+            * vectorised(
+                #[inline(always)]
+                || sum(p * n, |i| dstate[i] * state[i]),
+            );
 
         // 2. backward: to x and B, and to the decays out of the chunk.
         let mut db = vec![0.0; q * n];
@@ -395,12 +398,15 @@ fn backward_head(head: &Head, dy: &[f32], group: &mut GroupGradients) {
         for t in (0..q).rev() {
             from_here += dlog_into[t];
             let row = &dlog_inside[t * q..][..t];
-            let inside = vectorised(|| {
-                for (column, value) in columns.iter_mut().zip(row) {
-                    *column += value;
-                }
-                sum(t, |s| columns[s])
-            });
+            let inside = vectorised(
+                #[inline(always)]
+                || {
+                    for (column, value) in columns.iter_mut().zip(row) {
+                        *column += value;
+                    }
+                    sum(t, |s| columns[s])
+                },
+            );
             let dlog_decay = from_here + inside + before[t];
             da_log[start + t] = -dlog_decay * sigmoid(head.a_log(start + t));
         }

@@ -3,7 +3,7 @@
 //! Letters in names: b batch, c chunk, q and s positions in a chunk, h head, p head dimension,
 //! n state dimension.
 
-use burn::tensor::activation::{relu, sigmoid};
+use burn::tensor::activation::relu;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
 
@@ -20,6 +20,11 @@ pub(crate) fn widen<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D>
 /// Back to the dtype that came in.
 pub(crate) fn narrow<B: Backend, const D: usize>(x: Tensor<B, D>, dtype: DType) -> Tensor<B, D> {
     if x.dtype() == dtype { x } else { x.cast(dtype) }
+}
+
+/// `1 / (1 + e^-x)`. Burn's own computes in f32 whatever the tensor's dtype.
+pub(crate) fn sigmoid<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    ((-x).exp() + 1.0).recip()
 }
 
 /// `-softplus(a_log)`: the logarithm of the decay, without overflow at either end.
@@ -82,7 +87,7 @@ fn from_chunks<B: Backend>(x: Tensor<B, 5>, l: usize) -> Tensor<B, 4> {
 }
 
 /// `[b, l, g, n]` to `[b, l, h, n]`: head `i` gets group `i / (h / g)`.
-fn to_heads<B: Backend>(x: Tensor<B, 4>, h: usize) -> Tensor<B, 4> {
+pub(crate) fn to_heads<B: Backend>(x: Tensor<B, 4>, h: usize) -> Tensor<B, 4> {
     let [b, l, g, n] = x.dims();
     if g == h {
         return x;
@@ -93,7 +98,7 @@ fn to_heads<B: Backend>(x: Tensor<B, 4>, h: usize) -> Tensor<B, 4> {
 }
 
 /// The adjoint of [`to_heads`]: the sum over the heads of each group.
-fn to_groups<B: Backend>(x: Tensor<B, 4>, g: usize) -> Tensor<B, 4> {
+pub(crate) fn to_groups<B: Backend>(x: Tensor<B, 4>, g: usize) -> Tensor<B, 4> {
     let [b, l, h, n] = x.dims();
     if g == h {
         return x;
@@ -189,7 +194,7 @@ pub fn forward<B: Backend>(
 }
 
 /// The sum over positions from `k` to the end of the chunk, for each `k` of `[b, h, c, q]`.
-fn suffix_sums<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
+pub(crate) fn suffix_sums<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 4> {
     x.flip([3]).cumsum(3).flip([3])
 }
 

@@ -32,7 +32,7 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// Text that is not TOML, or a value that serde refuses.
-    #[error("{origin}: {source}")]
+    #[error("{origin}: {}", source.to_string().trim_end())]
     Toml {
         /// The file or override.
         origin: String,
@@ -80,13 +80,13 @@ pub enum ConfigError {
         all: String,
     },
     /// A value of the right type that makes no sense.
-    #[error("`{key}` is {value}: {allowed}")]
+    #[error("`{key}` is {value}; allowed: {allowed}")]
     OutOfRange {
         /// The dotted key.
         key: String,
         /// What was given.
         value: String,
-        /// What is allowed, as a sentence.
+        /// What is allowed.
         allowed: String,
     },
     /// A relative path found at neither of the places it may be.

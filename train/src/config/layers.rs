@@ -69,7 +69,10 @@ pub(super) fn resolve(source: Source<'_>, overrides: &[String]) -> Result<Config
     }
     check_choices(&table)?;
     let config = table.try_into().map_err(|source| ConfigError::Toml {
-        origin,
+        origin: match overrides {
+            [] => origin,
+            _ => format!("{origin} with --set {}", overrides.join(" --set ")),
+        },
         source: Box::new(source),
     })?;
     validate::validate(&config)?;

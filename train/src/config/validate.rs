@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use super::{Config, ConfigError, Part, Stage, Target};
+use super::{Config, ConfigError, Part, Target};
 
 /// The first value of `config` that makes no sense, as an error that says what would.
 pub(super) fn validate(config: &Config) -> Result<(), ConfigError> {
@@ -17,7 +17,7 @@ pub(super) fn validate(config: &Config) -> Result<(), ConfigError> {
         name_is_plain,
         "name",
         quoted(&config.name),
-        "it names a folder: letters, digits, `.`, `_` and `-`, not starting with `.`",
+        "a folder's name of letters, digits, `.`, `_` and `-`, not starting with `.`",
     )?;
     let ascending = config.stages.windows(2).all(|pair| pair[0] < pair[1]);
     let known = config.stages.iter().all(|stage| (1..=3).contains(stage));
@@ -134,32 +134,27 @@ fn validate_stage(config: &Config, number: u8) -> Result<(), ConfigError> {
         "[]",
         "at least one of mixer, mlp, norm, embedding, head; or all",
     )?;
-    match unreached(stage, number, config.stage2.target) {
-        None => Ok(()),
-        Some(part) => require(
-            false,
-            &key("train"),
-            format!("{:?}", stage.train).to_lowercase(),
-            &format!(
-                "{} gets no gradient from this stage's loss",
-                format!("{part:?}").to_lowercase()
-            ),
+    let reached = reached(number, config.stage2.target);
+    let name = |part: &Part| format!("{part:?}").to_lowercase();
+    require(
+        stage.train.iter().all(|part| reached.contains(part)),
+        &key("train"),
+        format!("{:?}", stage.train).to_lowercase(),
+        &format!(
+            "{}, since this stage's loss has no gradient for others",
+            reached.iter().map(name).collect::<Vec<_>>().join(", ")
         ),
-    }
+    )
 }
 
-/// A part that `stage` asks to train although its loss does not depend on it.
-fn unreached(stage: &Stage, number: u8, target: Target) -> Option<Part> {
-    let reached: &[Part] = match (number, target) {
-        (1, _) | (2, Target::Mixer) => &[Part::Mixer, Part::Norm, Part::All],
-        (2, Target::Block) => &[Part::Mixer, Part::Norm, Part::Mlp, Part::All],
-        _ => return None,
-    };
-    stage
-        .train
-        .iter()
-        .copied()
-        .find(|part| !reached.contains(part))
+/// The parts of the student that the loss of stage `number` depends on.
+fn reached(number: u8, target: Target) -> &'static [Part] {
+    use Part::{All, Embedding, Head, Mixer, Mlp, Norm};
+    match (number, target) {
+        (1, _) | (2, Target::Mixer) => &[Mixer, Norm, All],
+        (2, Target::Block) => &[Mixer, Norm, Mlp, All],
+        _ => &[Mixer, Mlp, Norm, Embedding, Head, All],
+    }
 }
 
 fn require(holds: bool, key: &str, value: impl Display, allowed: &str) -> Result<(), ConfigError> {

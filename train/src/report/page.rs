@@ -107,7 +107,7 @@ fn perplexity_section(evaluations: &[&Evaluation]) -> Result<String, ReportError
     Ok(match chart::perplexities(evaluations)? {
         None => String::new(),
         Some(svg) => format!(
-            "<h2>Perplexity after each stage</h2>\n<figure>\n{svg}<figcaption>\
+            "<h2>Perplexity after each stage</h2>\n<figure>\n<div class=\"wide\">{svg}</div><figcaption>\
              The <b class=\"student\">student</b> on held-out text, against the tokens it has been trained on; \
              in brackets its multiple of the <b class=\"teacher\">teacher</b>'s, which is where distillation \
              leads at best. Stages 1 and 2 never see a prediction, so what perplexity they gain is a by-product.\

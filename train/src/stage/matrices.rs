@@ -1,13 +1,14 @@
 //! Stage 1, matrix orientation: each layer's transfer matrix against the attention matrix.
 
 use burn::tensor::{Int, Tensor};
-use kernels::TrainBackend;
-use model::mohawk::matrix_orientation_loss;
-use model::{Mixer, Phi, PhiMamba};
+use kernels::{AttentionParts, TrainBackend, mixing_distance};
+use model::{Phi, PhiMamba};
 
 use crate::gradients::Gradients;
 
 /// The sum over layers. Layers that keep attention have nothing to learn and are passed through.
+///
+/// Both matrices are given by what they are made of, so that the backend need not hold them.
 pub(super) fn pass<B: TrainBackend>(
     student: &PhiMamba<B>,
     teacher: &Phi<B::InnerBackend>,
@@ -19,20 +20,22 @@ pub(super) fn pass<B: TrainBackend>(
     let layers = student.backbone.layers.iter().zip(&teacher.backbone.layers);
     let last = student.backbone.layers.len() - 1;
     for (i, (student, teacher)) in layers.enumerate() {
-        let learns = matches!(student.mixer, Mixer::DiscreteMamba2(_));
         let entering = x_bld.clone();
-        let attention_bhll = if i == last {
+        let attention = if i == last {
             // Nobody reads the last layer's output.
-            learns.then(|| teacher.mixing_matrix(x_bld.clone()))
+            teacher.attention_parts(x_bld.clone())
         } else {
-            let outputs = teacher.forward_tapped(x_bld, learns);
-            x_bld = outputs.hidden_state;
-            outputs.mixing_matrix
+            let (output, attention) = teacher.forward_with_attention_parts(x_bld);
+            x_bld = output;
+            attention
         };
-        if let Some(attention_bhll) = attention_bhll {
-            let transfer_bhll = student.mixing_matrix(Tensor::from_inner(entering));
-            let attention_bhll = Tensor::from_inner(attention_bhll);
-            let loss = matrix_orientation_loss(transfer_bhll, attention_bhll);
+        let transfer = student.transfer_parts(Tensor::from_inner(entering));
+        if let (Some(transfer), Some(attention)) = (transfer, attention) {
+            let attention = AttentionParts {
+                q: Tensor::from_inner(attention.q),
+                k: Tensor::from_inner(attention.k),
+            };
+            let loss = mixing_distance(transfer, attention);
             gradients.add::<B, _>(student, &loss.backward());
             sum = sum + loss.inner();
         }

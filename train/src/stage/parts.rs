@@ -13,7 +13,9 @@ use crate::config::{Part, Stage};
 /// The student with gradients asked of the parts that `stage` trains, and of nothing else.
 pub fn train_parts<B: TrainBackend>(student: PhiMamba<B>, stage: &Stage) -> PhiMamba<B> {
     let parameters = named_parameters(&student, Layout::PhiMamba);
-    let trained = parameters.into_iter().filter(|p| stage.trains(part_of(&p.name)));
+    let trained = parameters
+        .into_iter()
+        .filter(|p| stage.trains(part_of(&p.name)));
     student.map(&mut Freeze(trained.map(|p| p.id).collect()))
 }
 
@@ -35,10 +37,7 @@ fn part_of(name: &str) -> Part {
 struct Freeze(HashSet<ParamId>);
 
 impl<B: Backend> ModuleMapper<B> for Freeze {
-    fn map_float<const D: usize>(
-        &mut self,
-        parameter: Param<Tensor<B, D>>,
-    ) -> Param<Tensor<B, D>> {
+    fn map_float<const D: usize>(&mut self, parameter: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let trains = self.0.contains(&parameter.id);
         parameter.set_require_grad(trains)
     }
@@ -54,7 +53,10 @@ mod tests {
             ("backbone.embedding.weight", Part::Embedding),
             ("backbone.layers.0.input_layernorm.bias", Part::Norm),
             ("backbone.layers.11.mixer.in_proj.weight", Part::Mixer),
-            ("backbone.layers.2.mixer.self_attn.q_proj.weight", Part::Mixer),
+            (
+                "backbone.layers.2.mixer.self_attn.q_proj.weight",
+                Part::Mixer,
+            ),
             ("backbone.layers.0.mlp.fc1.weight", Part::Mlp),
             ("backbone.final_layernorm.weight", Part::Norm),
             ("lm_head.bias", Part::Head),

@@ -1,4 +1,0 @@
-use infer::*; use std::time::Instant;
-fn main(){ let n=51200u32; let mut x=12345u64; let l:Vec<f32>=(0..n).map(|_|{ let mut s=0.0; for _ in 0..12 { x=x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407); s+=(x>>40) as f32/16777216.0;} (s-6.0)*3.0}).collect();
-for (name,f) in [("greedy",SamplingSettings::default()),("t1",SamplingSettings{temperature:1.0,..Default::default()}),("topk50",SamplingSettings{temperature:1.0,top_k:50,..Default::default()}),("topp.9",SamplingSettings{temperature:1.0,top_p:0.9,..Default::default()}),("minp",SamplingSettings{temperature:1.0,min_p:0.05,..Default::default()}),("all",SamplingSettings{temperature:1.0,top_k:50,top_p:0.9,min_p:0.05,..Default::default()})]{
- let mut s=Sampler::new(f,n as usize,&[]).unwrap(); let t=Instant::now(); for _ in 0..50 { s.choose(&mut l.clone()).unwrap(); } println!("{name} {:.3} ms",t.elapsed().as_secs_f64()*20.0); } }
