@@ -249,19 +249,12 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         weights: DistillationWeights,
     ) -> Tensor<Self, 1> {
         let labels = labels.map(Tensor::inner);
-        let saved = (value(&student), value(&teacher), labels.clone(), weights);
-        let loss = B::distillation_loss_forward(saved.0.clone(), saved.1.clone(), labels, weights);
+        let (loss, gradient) =
+            B::distillation_loss_with_gradient(value(&student), value(&teacher), labels, weights);
         // The teacher is a constant of the loss: only the student's logits are an input.
-        record(
-            [input(&student)],
-            loss,
-            saved,
-            |(student, teacher, labels, weights), dloss, _| {
-                [Some(primitive(B::distillation_loss_backward(
-                    student, teacher, labels, weights, dloss,
-                )))]
-            },
-        )
+        record([input(&student)], loss, gradient, |gradient, dloss, _| {
+            [Some(primitive(B::scaled(gradient, dloss)))]
+        })
     }
 
     fn rotary_forward(
@@ -313,10 +306,10 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         };
         let (loss, gradients) = B::mixing_distance_with_gradients(student, teacher);
         record(inputs, loss, gradients, |gradients, dloss, _| {
-            let a_log = gradients.a_log * dloss.clone().reshape([1, 1, 1]);
-            let b = gradients.b * dloss.clone().reshape([1, 1, 1, 1]);
-            let c = gradients.c * dloss.clone().reshape([1, 1, 1, 1]);
-            let d = gradients.d * dloss;
+            let a_log = B::scaled(gradients.a_log, dloss.clone());
+            let b = B::scaled(gradients.b, dloss.clone());
+            let c = B::scaled(gradients.c, dloss.clone());
+            let d = B::scaled(gradients.d, dloss);
             [
                 Some(primitive(a_log)),
                 Some(primitive(b)),

@@ -5,8 +5,10 @@
 //! element-wise operations at run time and, in this line of Burn, changes results of models like
 //! ours (burn issues 4366 and 5122).
 
+use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 use std::str::FromStr;
+use std::sync::{Arc, OnceLock};
 
 use burn::tensor::Tensor;
 
@@ -66,12 +68,17 @@ const BACKENDS: &[(&str, Backend)] = &[
 pub enum BackendError {
     /// This build lacks it.
     NotBuiltIn,
-    /// It has no device here that works; what the driver or its library said.
-    NoDevice(String),
+    /// It has no device here that works.
+    NoDevice {
+        /// The backend.
+        backend: Backend,
+        /// What the driver or its library said.
+        reason: String,
+    },
 }
 
-impl std::fmt::Display for BackendError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for BackendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = Backend::names();
         match self {
             Self::NotBuiltIn => write!(
@@ -79,21 +86,33 @@ impl std::fmt::Display for BackendError {
                 "this build holds {names}; build with `--features {{cuda,wgpu,flex,ndarray}}` for \
                  others"
             ),
-            Self::NoDevice(reason) => write!(
+            Self::NoDevice { backend, reason } => write!(
                 f,
-                "this backend does not start on this machine: {reason}\n(--backend chooses \
-                 another; this build holds {names})"
+                "the {backend} backend needs {}, and does not start on this machine; --backend \
+                 chooses another (this build holds {names})\n  {}",
+                backend.needs(),
+                first_words(reason),
             ),
         }
+    }
+}
+
+/// The beginning of what a library said: some list every file they have tried.
+fn first_words(reason: &str) -> String {
+    const ENOUGH: usize = 160;
+    let line = reason.lines().next().unwrap_or_default();
+    match line.char_indices().nth(ENOUGH) {
+        Some((end, _)) => format!("{}...", &line[..end]),
+        None => line.into(),
     }
 }
 
 impl std::error::Error for BackendError {}
 
 /// Work that is generic over the backend, for [`Backend::dispatch`].
-pub trait Work {
+pub trait Work: Send {
     /// What comes of it.
-    type Output;
+    type Output: Send;
 
     /// Does it on `B`'s default device, which has proved to work.
     fn run<B: KernelBackend>(self, device: B::Device) -> Self::Output;
@@ -112,6 +131,20 @@ impl Backend {
         found.map_or("", |(name, _)| name)
     }
 
+    /// What a machine must have for it.
+    fn needs(self) -> &'static str {
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda => "an NVIDIA GPU, its driver and the CUDA toolkit's libraries",
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu => "a GPU with a driver for Vulkan, Metal or DirectX 12",
+            #[cfg(feature = "flex")]
+            Self::Flex => "a CPU",
+            #[cfg(feature = "ndarray")]
+            Self::NdArray => "a CPU",
+        }
+    }
+
     /// The preferred backend of this build: cuda before wgpu before flex before ndarray; `None` if it
     /// was built without any.
     pub fn preferred() -> Option<Self> {
@@ -121,19 +154,30 @@ impl Backend {
     /// Does `work` on this backend.
     ///
     /// # Errors
-    /// [`BackendError::NoDevice`]. CubeCL panics where a driver or a GPU is missing; this is where
-    /// that becomes an error.
+    /// [`BackendError::NoDevice`]. Where a driver or a GPU is missing, CubeCL panics, on a thread of
+    /// its own; this is where that becomes an error.
     pub fn dispatch<W: Work>(self, work: W) -> Result<W::Output, BackendError> {
         match self {
             #[cfg(feature = "cuda")]
-            Self::Cuda => Ok(work.run::<Cuda>(open_device::<Cuda>()?)),
+            Self::Cuda => Ok(work.run::<Cuda>(open_device::<Cuda>(self)?)),
             #[cfg(feature = "wgpu")]
-            Self::Wgpu => Ok(work.run::<Wgpu>(open_device::<Wgpu>()?)),
+            Self::Wgpu => Ok(work.run::<Wgpu>(open_device::<Wgpu>(self)?)),
             #[cfg(feature = "flex")]
-            Self::Flex => Ok(work.run::<Flex>(open_device::<Flex>()?)),
+            Self::Flex => {
+                let device = open_device::<Flex>(self)?;
+                // On a thread of the pool that the ops share their loops out to: from any other
+                // thread, each op would put the caller to sleep and wake it up again.
+                Ok(rayon::scope(|_| work.run::<Flex>(device)))
+            }
             #[cfg(feature = "ndarray")]
-            Self::NdArray => Ok(work.run::<NdArray>(open_device::<NdArray>()?)),
+            Self::NdArray => Ok(work.run::<NdArray>(open_device::<NdArray>(self)?)),
         }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -146,11 +190,17 @@ impl FromStr for Backend {
     }
 }
 
-/// The default device of a backend, once it has proved to work.
-fn open_device<B: KernelBackend>() -> Result<B::Device, BackendError> {
-    let device = B::Device::default();
+/// The default device of `backend`, which is `B`, once it has proved to work.
+fn open_device<B: KernelBackend>(backend: Backend) -> Result<B::Device, BackendError> {
+    // What fails on this thread is only the talk with the one that has panicked before.
+    let first_panic = Arc::new(OnceLock::new());
+    let heard = first_panic.clone();
     let hook = panic::take_hook();
-    panic::set_hook(Box::new(|_| {}));
+    panic::set_hook(Box::new(move |panic| {
+        let message = panic.payload_as_str().unwrap_or("no reason given");
+        heard.get_or_init(|| message.to_owned());
+    }));
+    let device = B::Device::default();
     let proof = panic::catch_unwind(AssertUnwindSafe(|| {
         Tensor::<B, 1>::ones([1], &device).try_into_data()
     }));
@@ -159,13 +209,7 @@ fn open_device<B: KernelBackend>() -> Result<B::Device, BackendError> {
     let reason = match proof {
         Ok(Ok(_)) => return Ok(device),
         Ok(Err(error)) => error.to_string(),
-        Err(panic) => match panic.downcast::<String>() {
-            Ok(message) => *message,
-            Err(panic) => match panic.downcast::<&str>() {
-                Ok(message) => (*message).into(),
-                Err(_) => "its driver gives no reason".into(),
-            },
-        },
+        Err(_) => first_panic.get().cloned().unwrap_or_default(),
     };
-    Err(BackendError::NoDevice(reason))
+    Err(BackendError::NoDevice { backend, reason })
 }

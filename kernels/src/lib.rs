@@ -31,6 +31,12 @@
 pub mod adamw;
 pub mod attention;
 mod autodiff;
+#[cfg(any(
+    feature = "cuda",
+    feature = "wgpu",
+    feature = "flex",
+    feature = "ndarray"
+))]
 pub mod backends;
 pub mod conv;
 pub mod distance;
@@ -193,15 +199,20 @@ pub trait KernelBackend: Backend {
         distillation::reference::forward(student, teacher, labels, weights)
     }
 
-    /// Gradient of [`KernelBackend::distillation_loss_forward`] to the student's logits.
-    fn distillation_loss_backward(
+    /// [`KernelBackend::distillation_loss_forward`] with its gradient to the student's logits: one
+    /// pass gives both, since the gradient of a scalar is known before anyone asks for it.
+    fn distillation_loss_with_gradient(
         student: Tensor<Self, 2>,
         teacher: Tensor<Self, 2>,
         labels: Option<Tensor<Self, 1, Int>>,
         weights: DistillationWeights,
-        dloss: Tensor<Self, 1>,
-    ) -> Tensor<Self, 2> {
-        distillation::reference::backward(student, teacher, labels, weights, dloss)
+    ) -> (Tensor<Self, 1>, Tensor<Self, 2>) {
+        distillation::reference::with_gradient(student, teacher, labels, weights)
+    }
+
+    /// `x` times the one element of `by`.
+    fn scaled<const D: usize>(x: Tensor<Self, D>, by: Tensor<Self, 1>) -> Tensor<Self, D> {
+        x * by.reshape([1; D])
     }
 
     /// See [`rotary`](rotary()). Its backward pass is itself with the sines negated.

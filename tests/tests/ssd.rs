@@ -1,75 +1,17 @@
 //! The SSD scan against the recorded vectors, against the plain recurrence, and at extremes.
 
-#[cfg(feature = "wgpu")]
 mod support;
 
 use burn::backend::Autodiff;
-use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
 use kernels::backends::{Flex, NdArray64};
 use kernels::{KernelBackend, TrainBackend, ssd_scan};
-#[cfg(feature = "wgpu")]
-use support::{Wgpu, on_wgpu};
-use tests::{Goldens, assert_close};
+use support::ssd::*;
+use tests::{Values, assert_close};
 
 /// The files hold f32, so a 64-bit computation differs by their rounding.
 const F64_TOLERANCE: f64 = 2e-6;
 /// 32-bit arithmetic over sums of up to 131 terms.
 const F32_TOLERANCE: f64 = 2e-4;
-
-type Values = (Vec<usize>, Vec<f64>);
-
-fn tensor<B: Backend, const D: usize>((shape, values): Values) -> Tensor<B, D> {
-    Tensor::from_data(TensorData::new(values, shape), &Default::default())
-}
-
-fn values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Values {
-    let shape = tensor.dims().to_vec();
-    (shape, tensor.into_data().iter::<f64>().collect())
-}
-
-fn scan_equals_the_recording<B: TrainBackend>(tolerance: f64) {
-    for path in tests::files("ssd") {
-        let golden = Goldens::open_path(&path);
-        let l = golden.f64("x").0[1];
-        for chunk in [1, 7, 16, 64, l, l + 3] {
-            let name = |key: &str| format!("{} chunk {chunk} {key}", tests::name_of(&path));
-            let x = tensor::<B, 4>(golden.f64("x")).require_grad();
-            let a_log = tensor::<B, 3>(golden.f64("a_log")).require_grad();
-            let b = tensor::<B, 4>(golden.f64("b")).require_grad();
-            let c = tensor::<B, 4>(golden.f64("c")).require_grad();
-            let initial = golden.has("initial_state");
-            let initial = initial.then(|| tensor::<B, 4>(golden.f64("initial_state")));
-            let initial = initial.map(Tensor::require_grad);
-
-            let (y, state) = ssd_scan(
-                x.clone(),
-                a_log.clone(),
-                b.clone(),
-                c.clone(),
-                initial.clone(),
-                chunk,
-            );
-            assert_close(&name("y"), values(y.clone()), golden.f64("y"), tolerance);
-            let expected = golden.f64("final_state");
-            assert_close(&name("final_state"), values(state), expected, tolerance);
-
-            let grads = (y * tensor(golden.f64("grad_y"))).sum().backward();
-            let check = |key: &str, actual: Option<Values>| {
-                let actual = actual.unwrap_or_else(|| panic!("{}: no gradient", name(key)));
-                let expected = golden.f64(&format!("grad_y_only.{key}"));
-                assert_close(&name(key), actual, expected, tolerance);
-            };
-            check("x", x.grad(&grads).map(values));
-            check("a_log", a_log.grad(&grads).map(values));
-            check("b", b.grad(&grads).map(values));
-            check("c", c.grad(&grads).map(values));
-            if let Some(initial) = initial {
-                check("initial_state", initial.grad(&grads).map(values));
-            }
-        }
-    }
-}
 
 #[test]
 fn scan_equals_the_recording_in_f64() {
@@ -79,46 +21,6 @@ fn scan_equals_the_recording_in_f64() {
 #[test]
 fn scan_equals_the_recording_on_flex() {
     scan_equals_the_recording::<Autodiff<Flex>>(F32_TOLERANCE);
-}
-
-#[cfg(feature = "wgpu")]
-#[test]
-fn scan_equals_the_recording_on_wgpu() {
-    on_wgpu(|| scan_equals_the_recording::<Autodiff<Wgpu>>(F32_TOLERANCE));
-}
-
-/// A fixed, rough sequence: the tests' own source of numbers in -1 to 1.
-fn numbers(seed: u64, count: usize, scale: f64) -> Vec<f64> {
-    let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        (x >> 11) as f64 / (1u64 << 52) as f64 - 1.0
-    };
-    (0..count).map(|_| scale * next()).collect()
-}
-
-struct Case {
-    x: Values,
-    a_log: Values,
-    b: Values,
-    c: Values,
-    state: Values,
-}
-
-fn random_case([b, l, h, p, g, n]: [usize; 6], a_log_scale: f64, seed: u64) -> Case {
-    let random = |k: u64, shape: Vec<usize>, scale| {
-        let count = shape.iter().product();
-        (shape, numbers(seed * 8 + k, count, scale))
-    };
-    Case {
-        x: random(1, vec![b, l, h, p], 1.0),
-        a_log: random(2, vec![b, l, h], a_log_scale),
-        b: random(3, vec![b, l, g, n], 1.0),
-        c: random(4, vec![b, l, g, n], 1.0),
-        state: random(5, vec![b, h, p, n], 1.0),
-    }
 }
 
 /// `h_t = a_t h_(t-1) + x_t B_t^T`, `y_t = h_t C_t`, one number at a time.
@@ -186,26 +88,6 @@ fn chunked_equals_the_recurrence_on_flex() {
     chunked_equals_the_recurrence::<Flex>(1e-5);
 }
 
-fn extreme_decays_stay_finite<B: TrainBackend>() {
-    let shape = [1, 150, 2, 4, 2, 4];
-    for a_log in [-40.0, 40.0, -700.0, 700.0] {
-        let mut case = random_case(shape, 1.0, 9);
-        case.a_log.1.fill(a_log);
-        let a_log = tensor::<B, 3>(case.a_log.clone()).require_grad();
-        let x = tensor::<B, 4>(case.x.clone()).require_grad();
-        let (b, c) = (tensor(case.b.clone()), tensor(case.c.clone()));
-        let (y, state) = ssd_scan(x.clone(), a_log.clone(), b, c, None, 64);
-        let grads = y.clone().sum().backward();
-        let all = [
-            values(y).1,
-            values(state).1,
-            values(x.grad(&grads).expect("a gradient")).1,
-            values(a_log.grad(&grads).expect("a gradient")).1,
-        ];
-        assert!(all.iter().flatten().all(|v| v.is_finite()));
-    }
-}
-
 #[test]
 fn extreme_decays_stay_finite_in_f64() {
     extreme_decays_stay_finite::<Autodiff<NdArray64>>();
@@ -214,12 +96,6 @@ fn extreme_decays_stay_finite_in_f64() {
 #[test]
 fn extreme_decays_stay_finite_on_flex() {
     extreme_decays_stay_finite::<Autodiff<Flex>>();
-}
-
-#[cfg(feature = "wgpu")]
-#[test]
-fn extreme_decays_stay_finite_on_wgpu() {
-    on_wgpu(extreme_decays_stay_finite::<Autodiff<Wgpu>>);
 }
 
 #[test]

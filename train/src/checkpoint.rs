@@ -1,8 +1,9 @@
 //! Checkpoints: all that a run needs to go on, nothing else.
 //!
 //! A checkpoint is a folder: `student/` in the published format (so that a checkpoint can be used as
-//! a model), `optimizer.safetensors` with the moments under published names, and `progress.json`.
-//! There is no random state to keep: batches are a function of seed and step.
+//! a model), `optimizer.safetensors` with the moments under published names, and `progress.toml`
+//! (TOML since it keeps every number to the bit, also those that are none). There is no random state
+//! to keep: batches are a function of seed and step.
 //!
 //! It is written under another name and renamed when whole and on the disk; one that is removed is
 //! renamed first. So a folder with a checkpoint's name is always complete, whatever happens to the
@@ -23,11 +24,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::atomic_file;
 use crate::error::{TrainError, io_error};
-use crate::metrics::{Position, null_is_nan};
+use crate::metrics::Position;
 use crate::optimizer::{AdamW, Moments};
 use crate::summary::StageSummary;
 
-const PROGRESS: &str = "progress.json";
+const PROGRESS: &str = "progress.toml";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STUDENT: &str = "student";
 /// The key in the header of [`OPTIMIZER`] under which the step counts of the moments stand.
@@ -51,7 +52,6 @@ pub struct Progress {
     /// The last finite loss of the stage, smoothed as the closing table shows it.
     pub loss: Option<f64>,
     /// Perplexity of the teacher.
-    #[serde(deserialize_with = "null_is_nan")]
     pub teacher_perplexity: f64,
     /// Stages done.
     pub finished: Vec<StageSummary>,
@@ -208,9 +208,9 @@ fn write<B: TrainBackend>(
     save_student(config, student, folder.join(STUDENT))?;
     save_moments(student, optimizer, &folder.join(OPTIMIZER))?;
     let path = folder.join(PROGRESS);
-    serde_json::to_vec_pretty(progress)
-        .map_err(std::io::Error::from)
-        .and_then(|json| atomic_file::write(&path, &json))
+    toml::to_string(progress)
+        .map_err(std::io::Error::other)
+        .and_then(|text| atomic_file::write(&path, text.as_bytes()))
         .map_err(io_error(&path))
 }
 
@@ -231,9 +231,9 @@ pub fn load<B: TrainBackend>(
     };
     let in_file = |name, reason: String| damaged(format!("{name}: {reason}"));
 
-    let progress = fs::read(checkpoint.join(PROGRESS))
+    let progress = fs::read_to_string(checkpoint.join(PROGRESS))
         .map_err(|error| error.to_string())
-        .and_then(|json| serde_json::from_slice(&json).map_err(|error| error.to_string()))
+        .and_then(|text| toml::from_str(&text).map_err(|error| error.message().to_owned()))
         .map_err(|reason| in_file(PROGRESS, reason))?;
     let (found, student) = model::load_student(checkpoint.join(STUDENT), device)
         .map_err(|error| damaged(error.to_string()))?;

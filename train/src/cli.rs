@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, bail};
+use anyhow::{anyhow, bail};
 use burn::backend::Autodiff;
 use clap::{Args, Parser, Subcommand};
 use kernels::KernelBackend;
@@ -14,7 +14,7 @@ use kernels::backends::{Backend, Work};
 use crate::ablation::{Ablation, Plan};
 use crate::config::{Config, Source};
 use crate::error::TrainError;
-use crate::run::{Outcome, Run, RunOptions};
+use crate::run::{CONFIG, Outcome, Run, RunOptions, SUMMARY};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -162,9 +162,11 @@ impl RunArgs {
         let backend = self.shared.backend()?;
         let (config, folder, resume) = match &self.resume {
             Some(folder) => {
-                let file = folder.join("config.toml");
-                let config = Config::load(Source::File(&file), &[])
-                    .with_context(|| format!("{} is no run folder", folder.display()))?;
+                let file = folder.join(CONFIG);
+                if !file.exists() {
+                    return Err(TrainError::NoRun(folder.clone()).into());
+                }
+                let config = Config::load(Source::File(&file), &[])?;
                 (config, folder.clone(), true)
             }
             None => {
@@ -192,7 +194,11 @@ impl RunArgs {
             backend: backend.name().into(),
             stop: stop_on_interrupt()?,
         };
-        match backend.dispatch(Train(options))?? {
+        if resume && folder.join(SUMMARY).exists() {
+            eprintln!("{}: this run is finished", folder.display());
+        }
+        let outcome = backend.dispatch(Train(options))?;
+        match outcome.map_err(|error| with_advice(error, &folder))? {
             Outcome::Finished(summary) => {
                 println!("{summary}");
                 println!("report   {}", folder.join("report.html").display());
@@ -258,6 +264,19 @@ fn unused(folder: PathBuf) -> PathBuf {
         .unwrap_or(folder)
 }
 
+/// What to do about a file that cannot be read or written, once the run in `folder` has begun.
+fn with_advice(error: TrainError, folder: &Path) -> anyhow::Error {
+    use TrainError::{Io, Metrics, Report, Weights};
+    let has_begun = folder.join(CONFIG).exists();
+    match error {
+        Io { .. } | Metrics(_) | Report(_) | Weights(_) if has_begun => anyhow!(
+            "{error}; put that right, then go on by --resume {}",
+            folder.display()
+        ),
+        other => other.into(),
+    }
+}
+
 /// What a shell reports of a program that an interrupt has ended.
 const INTERRUPTED: u8 = 130;
 
@@ -271,6 +290,6 @@ fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
         }
         eprintln!("stopping with a checkpoint after this step; once more to stop at once");
     })
-    .context("cannot listen for Ctrl-C")?;
+    .map_err(|error| anyhow!("cannot listen for Ctrl-C: {error}"))?;
     Ok(stop)
 }

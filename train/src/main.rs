@@ -13,7 +13,8 @@ fn main() -> ExitCode {
     match train::cli::Cli::parse().run() {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // Each message names its causes itself.
+            eprintln!("error: {error}");
             ExitCode::FAILURE
         }
     }

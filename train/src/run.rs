@@ -477,7 +477,10 @@ fn first_batch(config: &Config, stage: u8) -> u64 {
 }
 
 /// The student's configuration, checked against the teacher's.
-fn student_config(config: &Config, teacher: &PhiConfig) -> Result<PhiMambaConfig, TrainError> {
+///
+/// # Errors
+/// [`TrainError::Student`] or [`TrainError::Mismatch`] says which sizes do not fit.
+pub fn student_config(config: &Config, teacher: &PhiConfig) -> Result<PhiMambaConfig, TrainError> {
     let student = &config.student;
     let mixer = DiscreteMamba2Config {
         d_state: student.d_state,

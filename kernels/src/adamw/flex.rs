@@ -58,7 +58,7 @@ pub(crate) fn squared_norm<const D: usize>(x: Tensor<Flex, D>) -> Tensor<Flex, 1
         .map(|x| {
             vectorised(
                 #[inline(always)]
-                || f64::from(sum(x.len(), |i| x[i] * x[i])),
+                || f64::from(sum(x, |x| x * x)),
             )
         })
         .collect();

@@ -56,7 +56,7 @@ impl Scores<'_> {
                     for score in row.iter_mut() {
                         *score = exp(scale * (*score - largest));
                     }
-                    let inverse = 1.0 / sum(visible, |s| row[s]);
+                    let inverse = 1.0 / sum(row, |x| x);
                     for weight in row {
                         *weight *= inverse;
                     }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::{AttentionParts, TransferParts};
 use crate::attention::flex::Scores;
-use crate::flex::math::{sigmoid, sum, vectorised};
+use crate::flex::math::{dot, sigmoid, sum, vectorised};
 use crate::flex::{Values, interleave, tensor};
 use crate::linear::flex::{Matrix, multiply};
 use crate::ssd::flex::flushed;
@@ -57,7 +57,7 @@ fn head(inputs: &Inputs, batch: usize, head: usize) -> HeadGradients {
 
     let (mut db, mut dc) = (vec![0.0; l * n], vec![0.0; l * n]);
     let (mut squares, mut dd) = (0.0, 0.0);
-    let mut decay = vec![0.0f32; l];
+    let (mut decay, mut dlog) = (vec![0.0f32; l], vec![0.0f32; l]);
     // Sums of the log-decays' gradients along rows minus those along columns, in 64 bits because
     // most of it cancels.
     let mut rows_minus_columns = vec![0.0f64; l];
@@ -85,8 +85,8 @@ fn head(inputs: &Inputs, batch: usize, head: usize) -> HeadGradients {
         );
         for (r, t) in rows.enumerate() {
             let (row, rest) = scores[r * l..][..seen].split_at_mut(t + 1);
-            let attention = &attention[r * l..][..t + 1];
-            let decay = &mut decay[..t + 1];
+            let attention = &mut attention[r * l..][..t + 1];
+            let (decay, dlog) = (&mut decay[..t + 1], &mut dlog[..t + 1]);
             let columns = &mut rows_minus_columns[..t + 1];
             vectorised(
                 #[inline(always)]
@@ -96,19 +96,23 @@ fn head(inputs: &Inputs, batch: usize, head: usize) -> HeadGradients {
                         *value = flushed(a * *value);
                     }
                     decay[t] = 1.0;
-                    let difference = |s: usize| row[s] * decay[s] - attention[s];
-                    let on_diagonal = difference(t) + d;
-                    squares += f64::from(sum(t, |s| difference(s) * difference(s)));
+                    let on_diagonal = row[t] + d - attention[t];
                     squares += f64::from(on_diagonal * on_diagonal);
                     dd += f64::from(on_diagonal);
-                    // The diagonal has no decay in it.
-                    let dlog = |s: usize| difference(s) * row[s] * decay[s];
-                    columns[t] += f64::from(sum(t, dlog));
-                    for s in 0..t {
-                        columns[s] -= f64::from(dlog(s));
+                    // Before the diagonal: `attention` becomes the difference of the matrices, `row` its
+                    // product with the decay, and `dlog` the gradient to the decay's logarithm (the
+                    // diagonal has no decay in it).
+                    let (row_before, before) = (&mut row[..t], &mut attention[..t]);
+                    for i in 0..t {
+                        let inside = row_before[i] * decay[i];
+                        before[i] = inside - before[i];
+                        dlog[i] = before[i] * inside;
+                        row_before[i] = before[i] * decay[i];
                     }
-                    for s in 0..t {
-                        row[s] = (row[s] * decay[s] - attention[s]) * decay[s];
+                    squares += f64::from(dot(before, before));
+                    columns[t] += f64::from(sum(&dlog[..t], |x| x));
+                    for (column, dlog) in columns[..t].iter_mut().zip(&dlog[..t]) {
+                        *column -= f64::from(*dlog);
                     }
                     row[t] = on_diagonal;
                     rest.fill(0.0);

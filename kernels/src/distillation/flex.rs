@@ -1,21 +1,91 @@
-//! On slices, token by token: a row of logits stays in the cache from its maximum to its gradient.
+//! On slices, token by token: a row of logits stays in the cache from its maximum to its gradient,
+//! and each exponential is taken once.
 
 use burn::tensor::{Int, Tensor};
 use burn_flex::Flex;
 use rayon::prelude::*;
 
 use super::DistillationWeights;
-use crate::flex::math::{exp, max, sum, vectorised};
+use crate::flex::math::{dot, exp, max, sum, vectorised};
 use crate::flex::{Values, integers, tensor};
 
-/// The largest logit, and the sum of `e^(scale (logit - largest))`.
-#[inline(always)]
-fn partition(logits: &[f32], scale: f32) -> (f32, f32) {
-    let largest = max(logits);
-    (
-        largest,
-        sum(logits.len(), |i| exp(scale * (logits[i] - largest))),
-    )
+/// What every token's loss needs beside its logits.
+struct Loss {
+    /// One over the temperature.
+    scale: f32,
+    hard: f32,
+    soft: f32,
+    labels: Option<Vec<i64>>,
+}
+
+impl Loss {
+    fn new(labels: Option<Tensor<Flex, 1, Int>>, weights: DistillationWeights) -> Self {
+        let labels = labels.filter(|_| weights.hard > 0.0).map(integers);
+        let hard = if labels.is_some() {
+            weights.hard as f32
+        } else {
+            0.0
+        };
+        Self {
+            scale: 1.0 / weights.temperature as f32,
+            hard,
+            soft: 1.0 - hard,
+            labels,
+        }
+    }
+
+    /// The loss of one token. Leaves in `gradient` its gradient to the student's logits, times
+    /// `factor`; `teacher_exp` is scratch.
+    #[inline(always)]
+    fn token(
+        &self,
+        token: usize,
+        student: &[f32],
+        teacher: &[f32],
+        factor: f32,
+        gradient: &mut [f32],
+        teacher_exp: &mut [f32],
+    ) -> f32 {
+        let scale = self.scale;
+        // The student's exponentials, relative to its largest logit: softmax is `gradient / total`.
+        let largest = max(student);
+        for (e, s) in gradient.iter_mut().zip(student) {
+            *e = exp(scale * (s - largest));
+        }
+        let total = sum(gradient, |e| e);
+        let of_student = factor * scale / total;
+
+        let mut loss = 0.0;
+        if self.soft > 0.0 {
+            let teacher_largest = max(teacher);
+            for (e, q) in teacher_exp.iter_mut().zip(teacher) {
+                *e = exp(q - teacher_largest);
+            }
+            let teacher_total = sum(teacher_exp, |e| e);
+            // The cross-entropy: ln(total) minus the student's mean logit under the teacher.
+            let mean = dot(teacher_exp, student) / teacher_total;
+            loss += self.soft * (total.ln() - scale * (mean - largest));
+            let of_teacher = factor * scale * self.soft / teacher_total;
+            for (e, q) in gradient.iter_mut().zip(&*teacher_exp) {
+                *e = of_student * *e - of_teacher * q;
+            }
+        } else {
+            for e in gradient.iter_mut() {
+                *e *= of_student;
+            }
+        }
+        if let Some(labels) = &self.labels {
+            let label = labels[token] as usize;
+            loss += self.hard * (total.ln() - scale * (student[label] - largest));
+            gradient[label] -= factor * scale * self.hard;
+        }
+        loss
+    }
+}
+
+fn mean(losses: &[f32]) -> Tensor<Flex, 1> {
+    let sum: f64 = losses.iter().map(|&loss| f64::from(loss)).sum();
+    tensor(vec![(sum / losses.len() as f64) as f32], [1])
 }
 
 pub(crate) fn forward(
@@ -24,72 +94,45 @@ pub(crate) fn forward(
     labels: Option<Tensor<Flex, 1, Int>>,
     weights: DistillationWeights,
 ) -> Tensor<Flex, 1> {
-    let [t, v] = student.dims();
+    let [_, v] = student.dims();
     let (student, teacher) = (Values::of(student), Values::of(teacher));
-    let labels = labels.filter(|_| weights.hard > 0.0).map(integers);
-    let (scale, hard) = (1.0 / weights.temperature as f32, weights.hard as f32);
+    let loss = Loss::new(labels, weights);
+    let scratch = || (vec![0.0; v], vec![0.0; v]);
     let losses: Vec<f32> = (student.par_chunks(v).zip(teacher.par_chunks(v)).enumerate())
         .with_min_len(16)
-        .map(|(token, (s, q))| {
+        .map_init(scratch, |(gradient, teacher_exp), (token, (s, q))| {
             vectorised(
                 #[inline(always)]
-                || {
-                    let (largest_s, sum_s) = partition(s, scale);
-                    // log softmax(s)[i] = scale (s[i] - largest) - ln(sum)
-                    let log_s = |i: usize| scale * (s[i] - largest_s) - sum_s.ln();
-                    let label = labels.as_ref().map(|labels| labels[token] as usize);
-                    let mut loss = label.map_or(0.0, |label| -hard * log_s(label));
-                    let soft = if label.is_some() { 1.0 - hard } else { 1.0 };
-                    if soft > 0.0 {
-                        let (largest_q, sum_q) = partition(q, 1.0);
-                        let expected =
-                            sum(v, |i| exp(q[i] - largest_q) * (s[i] - largest_s)) / sum_q;
-                        loss += soft * (sum_s.ln() - scale * expected);
-                    }
-                    loss
-                },
+                || loss.token(token, s, q, 0.0, gradient, teacher_exp),
             )
         })
         .collect();
-    let mean = losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / t as f64;
-    tensor(vec![mean as f32], [1])
+    mean(&losses)
 }
 
-pub(crate) fn backward(
+pub(crate) fn with_gradient(
     student: Tensor<Flex, 2>,
     teacher: Tensor<Flex, 2>,
     labels: Option<Tensor<Flex, 1, Int>>,
     weights: DistillationWeights,
-    dloss: Tensor<Flex, 1>,
-) -> Tensor<Flex, 2> {
+) -> (Tensor<Flex, 1>, Tensor<Flex, 2>) {
     let [t, v] = student.dims();
-    let (student, teacher, dloss) = (Values::of(student), Values::of(teacher), Values::of(dloss));
-    let labels = labels.filter(|_| weights.hard > 0.0).map(integers);
-    let (scale, hard) = (1.0 / weights.temperature as f32, weights.hard as f32);
-    let factor = dloss[0] * scale / t as f32;
-    let soft = if labels.is_some() { 1.0 - hard } else { 1.0 };
+    let (student, teacher) = (Values::of(student), Values::of(teacher));
+    let loss = Loss::new(labels, weights);
+    let factor = 1.0 / t as f32;
     let mut gradient = vec![0.0; t * v];
-    gradient
-        .par_chunks_mut(v)
-        .zip(student.par_chunks(v).zip(teacher.par_chunks(v)))
-        .enumerate()
+    let logits = student.par_chunks(v).zip(teacher.par_chunks(v));
+    let losses: Vec<f32> = (gradient.par_chunks_mut(v).zip(logits).enumerate())
         .with_min_len(16)
-        .for_each(|(token, (gradient, (s, q)))| {
-            vectorised(
-                #[inline(always)]
-                || {
-                    let (largest_s, sum_s) = partition(s, scale);
-                    let (largest_q, sum_q) = partition(q, 1.0);
-                    let (of_s, of_q) = (factor / sum_s, factor * soft / sum_q);
-                    for i in 0..v {
-                        gradient[i] =
-                            of_s * exp(scale * (s[i] - largest_s)) - of_q * exp(q[i] - largest_q);
-                    }
-                },
-            );
-            if let Some(labels) = &labels {
-                gradient[labels[token] as usize] -= factor * hard;
-            }
-        });
-    tensor(gradient, [t, v])
+        .map_init(
+            || vec![0.0; v],
+            |teacher_exp, (token, (gradient, (s, q)))| {
+                vectorised(
+                    #[inline(always)]
+                    || loss.token(token, s, q, factor, gradient, teacher_exp),
+                )
+            },
+        )
+        .collect();
+    (mean(&losses), tensor(gradient, [t, v]))
 }

@@ -29,16 +29,17 @@ pub fn forward<B: Backend>(
     narrow(loss, dtype)
 }
 
-/// `(softmax(s) - target) / (temperature * tokens)`, target the weighed mix of both.
-pub fn backward<B: Backend>(
+/// The loss and its gradient to the student's logits: `(softmax(s) - target) / (temperature * t)`,
+/// target the weighed mix of both.
+pub fn with_gradient<B: Backend>(
     student: Tensor<B, 2>,
     teacher: Tensor<B, 2>,
     labels: Option<Tensor<B, 1, Int>>,
     weights: DistillationWeights,
-    dloss: Tensor<B, 1>,
-) -> Tensor<B, 2> {
+) -> (Tensor<B, 1>, Tensor<B, 2>) {
     let ([t, v], dtype) = (student.dims(), student.dtype());
-    let predicted = softmax(widen(student) / weights.temperature, 1);
+    let loss = forward(student.clone(), teacher.clone(), labels.clone(), weights);
+    let predicted = softmax(widen(student) * (1.0 / weights.temperature), 1);
     let soft = softmax(widen(teacher), 1);
     let target = match labels {
         Some(labels) if weights.hard > 0.0 => {
@@ -47,6 +48,6 @@ pub fn backward<B: Backend>(
         }
         _ => soft,
     };
-    let scale = widen(dloss) / (weights.temperature * t as f64);
-    narrow((predicted - target) * scale.unsqueeze(), dtype)
+    let gradient = (predicted - target) * (1.0 / (weights.temperature * t as f64));
+    (loss, narrow(gradient, dtype))
 }

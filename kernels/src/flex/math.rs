@@ -51,18 +51,40 @@ pub(crate) fn tanh(x: f32) -> f32 {
     1.0 - 2.0 / (exp(2.0 * x) + 1.0)
 }
 
-/// The sum of `f(i)` for `i` in `0..n`, in [`LANES`] partial sums.
+/// The sum of `f(x)` over a slice, in [`LANES`] partial sums.
 #[inline(always)]
-pub(crate) fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+pub(crate) fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0; LANES];
-    let whole = n / LANES * LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (k, lane) in lanes.iter_mut().enumerate() {
-            *lane += f(start + k);
+    let (blocks, rest) = x.as_chunks::<LANES>();
+    for block in blocks {
+        for k in 0..LANES {
+            lanes[k] += f(block[k]);
         }
     }
-    let rest: f32 = (whole..n).map(f).sum();
+    let rest: f32 = rest.iter().map(|&x| f(x)).sum();
     lanes.iter().sum::<f32>() + rest
+}
+
+/// The sum of `f(x, y)` over two slices, as far as both go, in [`LANES`] partial sums.
+#[inline(always)]
+pub(crate) fn sum_pairs(x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let n = x.len().min(y.len());
+    let (x_blocks, x_rest) = x[..n].as_chunks::<LANES>();
+    let (y_blocks, y_rest) = y[..n].as_chunks::<LANES>();
+    for (x, y) in x_blocks.iter().zip(y_blocks) {
+        for k in 0..LANES {
+            lanes[k] += f(x[k], y[k]);
+        }
+    }
+    let rest: f32 = x_rest.iter().zip(y_rest).map(|(&x, &y)| f(x, y)).sum();
+    lanes.iter().sum::<f32>() + rest
+}
+
+/// The dot product, as far as both go.
+#[inline(always)]
+pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
+    sum_pairs(x, y, |x, y| x * y)
 }
 
 /// The largest `x`.
@@ -108,7 +130,8 @@ mod tests {
     #[test]
     fn sum_and_max_take_every_element() {
         let x: Vec<f32> = (0..37).map(|i| (i * 7 % 37) as f32).collect();
-        assert_eq!(sum(x.len(), |i| x[i]), 666.0);
+        assert_eq!(sum(&x, |x| x), 666.0);
+        assert_eq!(dot(&x, &vec![2.0; 40]), 1332.0);
         assert_eq!(max(&x), 36.0);
         assert_eq!(max(&x[..3]), 14.0);
     }

@@ -230,17 +230,24 @@ impl KernelBackend for Flex {
         distillation::flex::forward(student, teacher, labels, weights)
     }
 
-    fn distillation_loss_backward(
+    fn distillation_loss_with_gradient(
         student: Tensor<Self, 2>,
         teacher: Tensor<Self, 2>,
         labels: Option<Tensor<Self, 1, Int>>,
         weights: DistillationWeights,
-        dloss: Tensor<Self, 1>,
-    ) -> Tensor<Self, 2> {
+    ) -> (Tensor<Self, 1>, Tensor<Self, 2>) {
         if !is_f32(&student) {
-            return distillation::reference::backward(student, teacher, labels, weights, dloss);
+            return distillation::reference::with_gradient(student, teacher, labels, weights);
         }
-        distillation::flex::backward(student, teacher, labels, weights, dloss)
+        distillation::flex::with_gradient(student, teacher, labels, weights)
+    }
+
+    fn scaled<const D: usize>(x: Tensor<Self, D>, by: Tensor<Self, 1>) -> Tensor<Self, D> {
+        // Reading a number costs nothing here, and a loss is nearly always differentiated as it is.
+        match by.into_scalar() {
+            1.0 => x,
+            by => x * by,
+        }
     }
 
     fn adamw_step<const D: usize>(

@@ -1,5 +1,4 @@
-//! On slices, by the `gemm` crate: transposed operands are read in place, and the bias is where the
-//! product is accumulated onto.
+//! On slices, by the `gemm` crate, which reads transposed operands in place.
 
 use burn::tensor::Tensor;
 use burn_flex::Flex;
@@ -52,25 +51,55 @@ pub(crate) fn multiply(
     if m == 0 || n == 0 || k == 0 {
         return;
     }
-    let end = |rows: usize, row: usize, columns: usize, column: usize| {
-        (rows - 1) * row + (columns - 1) * column
-    };
-    assert!(end(m, out_row, n, 1) < out.len() && n <= out_row);
-    assert!(end(m, left.row, k, left.column) < left.values.len());
-    assert!(end(k, right.row, n, right.column) < right.values.len());
+    assert!(end([m, n], out_row, 1) <= out.len() && n <= out_row);
+    // SAFETY: `out` holds the output (asserted above) and is borrowed mutably, so apart from the
+    // other two; its elements are all distinct, since n <= out_row.
+    unsafe {
+        gemm_into(
+            [m, n, k],
+            out.as_mut_ptr(),
+            out_row,
+            keep,
+            left,
+            right,
+            parallel,
+        )
+    }
+}
+
+/// One past the last element of a matrix of this shape and these distances.
+fn end([rows, columns]: [usize; 2], row: usize, column: usize) -> usize {
+    (rows - 1) * row + (columns - 1) * column + 1
+}
+
+/// [`multiply`] into memory that, where `keep` is 0, need not be initialised.
+///
+/// # Safety
+/// `out` is good for writing `m` rows of `n` elements, `out_row` apart, which overlap neither each
+/// other nor the operands; and for reading them, where `keep` is not 0. No size is 0.
+unsafe fn gemm_into(
+    [m, n, k]: [usize; 3],
+    out: *mut f32,
+    out_row: usize,
+    keep: f32,
+    left: Matrix,
+    right: Matrix,
+    parallel: bool,
+) {
+    assert!(end([m, k], left.row, left.column) <= left.values.len());
+    assert!(end([k, n], right.row, right.column) <= right.values.len());
     // Below some size, waking other cores costs more than it saves.
     let parallelism = match parallel && m * n * k > 1 << 21 {
         true => gemm::Parallelism::Rayon(0),
         false => gemm::Parallelism::None,
     };
-    // SAFETY: the three matrices lie within their slices (asserted above), `out` is borrowed
-    // mutably and thus apart from the other two, and its elements are all distinct (n <= out_row).
+    // SAFETY: the operands lie within their slices (asserted above); the caller answers for `out`.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            out.as_mut_ptr(),
+            out,
             1,
             out_row as isize,
             keep != 0.0,
@@ -90,6 +119,20 @@ pub(crate) fn multiply(
     }
 }
 
+/// `left [m, k] right [k, n]` in new memory, which is written once and not cleared before.
+fn product([m, n, k]: [usize; 3], left: Matrix, right: Matrix) -> Vec<f32> {
+    if m == 0 || n == 0 || k == 0 {
+        return vec![0.0; m * n];
+    }
+    let mut out: Vec<f32> = Vec::with_capacity(m * n);
+    // SAFETY: m * n elements are reserved, in rows of n; the product writes every one of them.
+    unsafe {
+        gemm_into([m, n, k], out.as_mut_ptr(), n, 0.0, left, right, true);
+        out.set_len(m * n);
+    }
+    out
+}
+
 pub(crate) fn forward(
     x: Tensor<Flex, 2>,
     weight: Tensor<Flex, 2>,
@@ -98,20 +141,22 @@ pub(crate) fn forward(
     let [t, i] = x.dims();
     let [o, _] = weight.dims();
     let (x, weight) = (Values::of(x), Values::of(weight));
-    let (mut y, keep) = match bias {
-        Some(bias) => (Values::of(bias).repeat(t), 1.0),
-        None => (vec![0.0; t * o], 0.0),
-    };
-    let weight_io = Matrix::rows(&weight, i).transposed();
-    multiply(
-        [t, o, i],
-        &mut y,
-        o,
-        keep,
-        Matrix::rows(&x, i),
-        weight_io,
-        true,
-    );
+    let (x, weight_io) = (Matrix::rows(&x, i), Matrix::rows(&weight, i).transposed());
+    let mut y = product([t, o, i], x, weight_io);
+    if let Some(bias) = bias.map(Values::of) {
+        y.par_chunks_mut(rows_per_task(o) * o).for_each(|rows| {
+            vectorised(
+                #[inline(always)]
+                || {
+                    for row in rows.chunks_exact_mut(o) {
+                        for (y, bias) in row.iter_mut().zip(&*bias) {
+                            *y += bias;
+                        }
+                    }
+                },
+            )
+        });
+    }
     tensor(y, [t, o])
 }
 
@@ -126,29 +171,11 @@ pub(crate) fn backward(
     let (x, weight, dy) = (Values::of(x), Values::of(weight), Values::of(dy));
     let dy_to = Matrix::rows(&dy, o);
     let dx = wanted[0].then(|| {
-        let mut dx = vec![0.0; t * i];
-        multiply(
-            [t, i, o],
-            &mut dx,
-            i,
-            0.0,
-            dy_to,
-            Matrix::rows(&weight, i),
-            true,
-        );
+        let dx = product([t, i, o], dy_to, Matrix::rows(&weight, i));
         tensor(dx, [t, i])
     });
     let dweight = wanted[1].then(|| {
-        let mut dweight = vec![0.0; o * i];
-        multiply(
-            [o, i, t],
-            &mut dweight,
-            i,
-            0.0,
-            dy_to.transposed(),
-            Matrix::rows(&x, i),
-            true,
-        );
+        let dweight = product([o, i, t], dy_to.transposed(), Matrix::rows(&x, i));
         tensor(dweight, [o, i])
     });
     let dbias = wanted[2].then(|| tensor(column_sums(&dy, o), [o]));

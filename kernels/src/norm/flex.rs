@@ -5,7 +5,7 @@ use burn_flex::Flex;
 use rayon::prelude::*;
 
 use super::Gradients;
-use crate::flex::math::{sum, vectorised};
+use crate::flex::math::{sum, sum_pairs, vectorised};
 use crate::flex::{Values, rows_per_task, tensor};
 use crate::linear::flex::add_up;
 
@@ -13,8 +13,8 @@ use crate::linear::flex::add_up;
 #[inline(always)]
 fn statistics(row: &[f32], epsilon: f32) -> (f32, f32) {
     let d = row.len() as f32;
-    let mean = sum(row.len(), |i| row[i]) / d;
-    let variance = sum(row.len(), |i| (row[i] - mean) * (row[i] - mean)) / d;
+    let mean = sum(row, |x| x) / d;
+    let variance = sum(row, |x| (x - mean) * (x - mean)) / d;
     (mean, 1.0 / (variance + epsilon).sqrt())
 }
 
@@ -71,13 +71,15 @@ pub(crate) fn backward(
                         let rows = r * d..(r + 1) * d;
                         let (dx, x, dy) = (&mut dx[rows.clone()], &x[rows.clone()], &dy[rows]);
                         let (mean, inverse) = statistics(x, epsilon);
-                        let g = |i: usize| dy[i] * gamma[i];
-                        let normalised = |i: usize| (x[i] - mean) * inverse;
-                        let mean_g = sum(d, g) / d as f32;
-                        let along = sum(d, |i| g(i) * normalised(i)) / d as f32;
+                        for (dx, (dy, gamma)) in dx.iter_mut().zip(dy.iter().zip(gamma)) {
+                            *dx = dy * gamma;
+                        }
+                        let mean_g = sum(dx, |g| g) / d as f32;
+                        let along = sum_pairs(dx, x, |g, x| g * (x - mean)) * inverse / d as f32;
                         for i in 0..d {
-                            dx[i] = (g(i) - mean_g - normalised(i) * along) * inverse;
-                            dgamma[i] += dy[i] * normalised(i);
+                            let normalised = (x[i] - mean) * inverse;
+                            dx[i] = (dx[i] - mean_g - normalised * along) * inverse;
+                            dgamma[i] += dy[i] * normalised;
                             dbeta[i] += dy[i];
                         }
                     }

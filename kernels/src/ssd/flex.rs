@@ -9,7 +9,7 @@ use burn_flex::Flex;
 use rayon::prelude::*;
 
 use super::SsdGradients;
-use crate::flex::math::{sigmoid, sum, vectorised};
+use crate::flex::math::{dot, sigmoid, sum, vectorised};
 use crate::flex::{Values, interleave, tensor};
 use crate::linear::flex::{Matrix, multiply};
 
@@ -162,7 +162,7 @@ fn row_dots(left: &[f32], right: Matrix, width: usize) -> Vec<f32> {
         let right = &right.values[r * right.row..][..width];
         vectorised(
             #[inline(always)]
-            || sum(width, |i| left[i] * right[i]),
+            || dot(left, right),
         )
     })
     .collect()
@@ -342,7 +342,7 @@ fn backward_head(head: &Head, dy: &[f32], group: &mut GroupGradients) {
         dlog_into[q - 1] += decays.whole()
             * vectorised(
                 #[inline(always)]
-                || sum(p * n, |i| dstate[i] * state[i]),
+                || dot(&dstate, state),
             );
 
         // 2. backward: to x and B, and to the decays out of the chunk.
@@ -404,7 +404,7 @@ fn backward_head(head: &Head, dy: &[f32], group: &mut GroupGradients) {
                     for (column, value) in columns.iter_mut().zip(row) {
                         *column += value;
                     }
-                    sum(t, |s| columns[s])
+                    sum(&columns[..t], |x| x)
                 },
             );
             let dlog_decay = from_here + inside + before[t];

@@ -1,6 +1,11 @@
 //! Between recorded vectors and tensors, for the tests of the networks.
 #![allow(dead_code)] // each test program uses its part
 
+pub mod mohawk;
+pub mod ssd;
+pub mod student;
+pub mod teacher;
+
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
@@ -15,44 +20,6 @@ pub const EXACT: f64 = 2e-6;
 pub type Fast = burn_flex::Flex;
 /// A few hundred roundings of 6e-8 that add up through the layers.
 pub const FAST: f64 = 2e-4;
-
-/// GPUs, in 32-bit arithmetic: [`FAST`] holds for it too.
-#[cfg(feature = "wgpu")]
-pub use kernels::backends::Wgpu;
-
-/// Runs a test on [`Wgpu`]. A machine without any adapter skips it, saying so, unless the environment
-/// variable `CI` is set: there one is installed, and that it does not start is a failure.
-#[cfg(feature = "wgpu")]
-pub fn on_wgpu(test: impl FnOnce()) {
-    use kernels::KernelBackend;
-    use kernels::backends::{Backend, Work};
-    use std::io::Write;
-    use std::sync::OnceLock;
-
-    struct Nothing;
-    impl Work for Nothing {
-        type Output = ();
-        fn run<B: KernelBackend>(self, _device: B::Device) {}
-    }
-
-    static ABSENT: OnceLock<Option<String>> = OnceLock::new();
-    let tried = || Backend::Wgpu.dispatch(Nothing).err();
-    match ABSENT.get_or_init(|| tried().map(|error| error.to_string())) {
-        None => test(),
-        Some(reason) if std::env::var_os("CI").is_some() => panic!("{reason}"),
-        Some(reason) => {
-            let thread = std::thread::current();
-            let (name, reason) = (thread.name(), reason.lines().next());
-            // Not by a macro, whose output the test harness keeps to itself.
-            let _ = writeln!(
-                std::io::stderr(),
-                "{} skipped: {}",
-                name.unwrap_or("a test"),
-                reason.unwrap_or_default()
-            );
-        }
-    }
-}
 
 /// A tensor as the goldens' reader gives it.
 pub fn values<B: Backend, const D: usize>(x: Tensor<B, D>) -> Values {

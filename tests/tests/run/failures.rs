@@ -1,0 +1,162 @@
+//! What goes wrong is said, and nothing that was there before is lost.
+
+use std::fs::File;
+
+use super::*;
+
+fn error(options: RunOptions) -> TrainError {
+    execute(options).expect_err("an error")
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named() {
+    let folder = folder();
+    let run = folder.path();
+    super::run(config(&["checkpoint.keep=2"]), run);
+    assert_eq!(
+        checkpoints(run),
+        ["stage3-step0000002", "stage3-step0000004"]
+    );
+    fs::remove_file(run.join("summary.json")).unwrap();
+    let expected = student(run);
+
+    let newest = checkpoint(run, "stage3-step0000004");
+    let damages = [
+        ("student/model.safetensors", "model.safetensors"),
+        ("student/config.json", "config.json"),
+        ("optimizer.safetensors", "optimizer.safetensors"),
+        ("progress.toml", "progress.toml"),
+    ];
+    for (file, name) in damages {
+        let path = newest.join(file);
+        let whole = fs::read(&path).unwrap();
+        let assert_named = |damage| match error(options(config_of(run), run, true)) {
+            TrainError::Checkpoint { path, reason } => {
+                assert_eq!(path, newest);
+                assert!(reason.contains(name), "{damage} {name}: {reason}");
+            }
+            other => panic!("{damage} {name}: {other}"),
+        };
+        fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+        assert_named("half of");
+        fs::write(&path, b"").unwrap();
+        assert_named("an empty");
+        fs::remove_file(&path).unwrap();
+        assert_named("no");
+        fs::write(&path, whole).unwrap();
+    }
+
+    // As the message says.
+    fs::remove_dir_all(&newest).unwrap();
+    resume(run);
+    assert!(student(run) == expected);
+}
+
+/// Moments that are not those of the student's parameters.
+#[test]
+fn foreign_moments_are_named() {
+    let folder = folder();
+    let run = folder.path();
+    super::run(config(&["stages=2", "stage2.tokens=64"]), run);
+    fs::remove_file(run.join("summary.json")).unwrap();
+    let path = checkpoint(run, "stage2-step0000001").join("optimizer.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let name = b"m.backbone.layers.0.mixer.D";
+    let at = bytes
+        .windows(name.len())
+        .position(|found| found == name)
+        .expect("a moment");
+    bytes[at] = b'w';
+    fs::write(&path, bytes).unwrap();
+    let message = error(options(config_of(run), run, true)).to_string();
+    assert!(
+        message.contains("`m.backbone.layers.0.mixer.D` is missing"),
+        "{message}"
+    );
+}
+
+/// A student of another shape than the one in the checkpoint.
+#[test]
+fn a_changed_student_is_refused() {
+    let folder = folder();
+    let run = folder.path();
+    super::run(config(&["stages=2", "stage2.tokens=64"]), run);
+    fs::remove_file(run.join("summary.json")).unwrap();
+    let mut config = config_of(run);
+    config.student.d_state = 32;
+    match error(options(config, run, true)) {
+        TrainError::Mismatch(message) => assert!(message.contains("config.toml"), "{message}"),
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn a_run_is_not_written_over() {
+    let folder = folder();
+    let run = folder.path();
+    super::run(config(&["stages=2", "stage2.tokens=64"]), run);
+    let before = student(run);
+    match error(options(config(&[]), run, false)) {
+        TrainError::Exists(path) => assert_eq!(path, run),
+        other => panic!("{other}"),
+    }
+    assert!(student(run) == before);
+
+    // Nor worked on by two processes.
+    let other = File::open(run).unwrap();
+    other.try_lock().unwrap();
+    match error(options(config_of(run), run, true)) {
+        TrainError::InUse(path) => assert_eq!(path, run),
+        other => panic!("{other}"),
+    }
+}
+
+/// A learning rate that throws the student out of all bounds at its first step.
+#[test]
+fn a_run_that_diverges_stops_and_can_go_on() {
+    let (diverged, sane) = (folder(), folder());
+    let run = diverged.path();
+    let common = ["stages=2,3", "stage3.warmup=0", "safety.max_skipped=2"];
+    let with_lr = |lr| config(&[common.as_slice(), &[lr, "checkpoint.every=100"]].concat());
+    match error(options(with_lr("stage3.lr=1e30"), run, false)) {
+        TrainError::NotFinite {
+            stage: 3,
+            step: 3,
+            skipped: 2,
+            folder,
+        } => assert_eq!(folder, run),
+        other => panic!("{other}"),
+    }
+    // Recorded: the step that did it was finite, those after it were not.
+    let steps: Vec<_> = metrics(run)
+        .into_iter()
+        .filter(|record| record["stage"] == 3)
+        .map(|record| (record["skipped"].clone(), record["loss"].is_number()))
+        .collect();
+    let skipped = (Value::Bool(true), false);
+    assert_eq!(
+        steps,
+        [(Value::Bool(false), true), skipped.clone(), skipped]
+    );
+    assert!(!run.join("summary.json").exists());
+
+    // The checkpoint before is whole; as the message says, a lower rate goes on from there.
+    assert_eq!(checkpoints(run), ["stage2-step0000005"]);
+    with_lr("stage3.lr=1e-3")
+        .write(&run.join("config.toml"))
+        .unwrap();
+    resume(run);
+    super::run(with_lr("stage3.lr=1e-3"), sane.path());
+    assert!(student(run) == student(sane.path()));
+}
+
+/// What fails before there is anything to keep leaves no folder behind.
+#[test]
+fn a_run_that_cannot_start_leaves_nothing() {
+    let folder = folder();
+    let run = folder.path().join("runs/new");
+    let config = config(&["teacher.model=no/such/teacher"]);
+    let message = error(options(config, &run, false)).to_string();
+    assert!(message.contains("no/such/teacher"), "{message}");
+    assert!(!run.exists());
+}

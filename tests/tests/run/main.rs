@@ -1,0 +1,150 @@
+//! Whole runs of `train`, in little: the bundled teacher, a few steps of 2 x 32 tokens a stage.
+
+mod failures;
+mod presets;
+mod results;
+mod resume;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use burn::backend::Autodiff;
+use serde_json::Value;
+use tempfile::TempDir;
+use tests::{Goldens, Values};
+use train::TrainError;
+use train::config::{Config, Source};
+use train::run::{Outcome, Run, RunOptions};
+use train::summary::Summary;
+
+/// The CPU backend of everyday use.
+type Inner = kernels::backends::Flex;
+
+/// Steps of the three stages.
+const STEPS: [usize; 3] = [4, 5, 4];
+
+/// The `tiny` preset at its smallest, with `overrides`: text that is tokenised in a moment, and a
+/// checkpoint after every second step, all of them kept.
+fn config(overrides: &[&str]) -> Config {
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tokens");
+    let text = "assets/text/pd-validation.json.gz";
+    let mut all = vec![
+        format!("data.cache={}", cache.display()),
+        format!("data.train={text}"),
+        format!("data.validation={text}"),
+        "data.context=32".to_owned(),
+        "student.chunk_size=16".to_owned(),
+        "evaluation.context=32".to_owned(),
+        "evaluation.windows=3".to_owned(),
+        "evaluation.batch=2".to_owned(),
+        "checkpoint.every=2".to_owned(),
+        "checkpoint.keep=100".to_owned(),
+    ];
+    for (stage, steps) in (1..).zip(STEPS) {
+        all.push(format!("stage{stage}.tokens={}", steps * 2 * 32));
+        all.push(format!("stage{stage}.batch=2"));
+        all.push(format!("stage{stage}.micro_batch=2"));
+    }
+    all.extend(overrides.iter().map(|text| text.to_string()));
+    Config::load(Source::Preset("tiny"), &all).expect("a configuration")
+}
+
+fn folder() -> TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+fn options(config: Config, folder: &Path, resume: bool) -> RunOptions {
+    RunOptions {
+        config,
+        folder: folder.to_owned(),
+        resume,
+        dashboard: false,
+        backend: "flex".to_owned(),
+        stop: Arc::new(AtomicBool::new(false)),
+    }
+}
+
+fn execute(options: RunOptions) -> Result<Outcome, TrainError> {
+    Run::<Autodiff<Inner>>::execute(options, &Default::default())
+}
+
+/// A run of `config` in `folder` to its end.
+fn run(config: Config, folder: &Path) -> Summary {
+    finish(options(config, folder, false))
+}
+
+/// The run in `folder` from its newest checkpoint to its end.
+fn resume(folder: &Path) -> Summary {
+    finish(options(config_of(folder), folder, true))
+}
+
+/// As [`resume`], with the request to stop already made.
+fn resume_and_stop(folder: &Path) -> Outcome {
+    let options = options(config_of(folder), folder, true);
+    options.stop.store(true, Ordering::Relaxed);
+    execute(options).expect("a run that stops")
+}
+
+fn finish(options: RunOptions) -> Summary {
+    match execute(options).expect("a run without errors") {
+        Outcome::Finished(summary) => summary,
+        Outcome::Stopped => panic!("nobody asked the run to stop"),
+    }
+}
+
+/// As the program reads it for `--resume`.
+fn config_of(folder: &Path) -> Config {
+    Config::load(Source::File(&folder.join("config.toml")), &[]).expect("a configuration")
+}
+
+/// The names in the run's folder of checkpoints, oldest first.
+fn checkpoints(run: &Path) -> Vec<String> {
+    let entries = fs::read_dir(run.join("checkpoints")).expect("a folder of checkpoints");
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.expect("an entry").file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+fn checkpoint(run: &Path, name: &str) -> PathBuf {
+    run.join("checkpoints").join(name)
+}
+
+/// The lines of `metrics.jsonl`, without what tells the time.
+fn metrics(run: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+    let line = |line: &str| {
+        let mut record: Value = serde_json::from_str(line).expect("a JSON object a line");
+        let record_mut = record.as_object_mut().expect("a JSON object a line");
+        record_mut.remove("seconds");
+        record_mut.remove("tokens_per_second");
+        record
+    };
+    text.lines().map(line).collect()
+}
+
+/// `summary` without what tells the time or the memory.
+fn timeless(mut summary: Summary) -> Summary {
+    summary.seconds = 0.0;
+    summary.tokens_per_second = 0.0;
+    summary.peak_memory_bytes = None;
+    for stage in &mut summary.stages {
+        stage.seconds = 0.0;
+    }
+    summary
+}
+
+/// The bytes of the exported student's weights.
+fn student(run: &Path) -> Vec<u8> {
+    fs::read(run.join("student/model.safetensors")).expect("an exported student")
+}
+
+/// Every tensor of a safetensors file, by name.
+fn tensors(file: &Path) -> Vec<(String, Values)> {
+    let file = Goldens::open_path(file);
+    let tensor = |key: String| (key.clone(), file.f64(&key));
+    file.keys().into_iter().map(tensor).collect()
+}

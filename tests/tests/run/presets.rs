@@ -1,0 +1,49 @@
+//! The configurations of the published sizes, without their weights: parameters are drawn when
+//! they are first read, and counting them reads only their shapes.
+
+use model::{Layout, Mixer, PhiConfig, PhiMamba, named_parameters};
+use train::run::student_config;
+
+use super::*;
+
+/// What `microsoft/phi-1_5` says of itself, as far as it is read.
+const PHI_1_5: &str = r#"{
+  "architectures": ["PhiForCausalLM"],
+  "model_type": "phi",
+  "vocab_size": 51200,
+  "hidden_size": 2048,
+  "intermediate_size": 8192,
+  "num_hidden_layers": 24,
+  "num_attention_heads": 32,
+  "num_key_value_heads": null,
+  "hidden_act": "gelu_new",
+  "layer_norm_eps": 1e-05,
+  "max_position_embeddings": 2048,
+  "partial_rotary_factor": 0.5,
+  "qk_layernorm": false,
+  "rope_scaling": null,
+  "rope_theta": 10000.0,
+  "tie_word_embeddings": false,
+  "torch_dtype": "float16"
+}"#;
+
+/// The parameters of the student that `preset` makes of Phi-1.5, and how many of its layers keep
+/// attention.
+fn count(preset: &str) -> (usize, usize) {
+    let config = Config::load(Source::Preset(preset), &[]).expect("a valid preset");
+    let teacher = PhiConfig::from_json(PHI_1_5).expect("a teacher's configuration");
+    let student = student_config(&config, &teacher).expect("a student that fits");
+    let student = PhiMamba::<Inner>::init(&student, config.seed, &Default::default());
+    let layers = &student.backbone.layers;
+    let is_attention = |layer: &&model::PhiBlock<_>| matches!(layer.mixer, Mixer::Attention(_));
+    let attention = layers.iter().filter(is_attention).count();
+    let parameters = named_parameters(&student, Layout::PhiMamba);
+    let parameters = parameters.iter().map(|p| p.shape.iter().product::<usize>());
+    (parameters.sum(), attention)
+}
+
+#[test]
+fn the_published_students_have_their_published_sizes() {
+    assert_eq!(count("phi-1.5"), (1_521_097_472, 0));
+    assert_eq!(count("hybrid-phi-1.5"), (1_503_959_680, 4));
+}
