@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use datasets::Tokenizer;
 use kernels::KernelBackend;
+use kernels::backends::{Backend, BackendError, Work};
 use model::ModelConfig;
 
-use crate::backend::{Backend, BackendError, on_backend, open_device};
 use crate::{GenerateError, GenerateOptions, Generation, SamplingError, SamplingSettings, Stop};
 
 /// Why a command failed. Each message is whole in itself.
@@ -168,51 +168,73 @@ impl Cli {
     /// Every [`CliError`]. That the reader of standard output has gone is none: the command ends.
     pub fn run(self) -> Result<(), CliError> {
         match self.command {
-            Command::Generate(args) => {
-                let backend = args.backend.unwrap_or_default();
-                on_backend!(backend, generate(backend, args))
-            }
+            Command::Generate(args) => args.run(),
         }
     }
 }
 
-fn generate<B: KernelBackend>(backend: Backend, args: GenerateArgs) -> Result<(), CliError> {
-    let sampling = SamplingSettings::from(args.sampling);
-    sampling.validate()?;
-    let tokenizer = Tokenizer::from_folder(&args.model)?;
-    let prompt = match args.prompt.as_str() {
-        "-" => read_prompt().map_err(CliError::Stdin)?,
-        prompt => prompt.into(),
-    };
-    let prompt = tokenizer.encode(&prompt)?;
+impl GenerateArgs {
+    /// What needs no device comes first, so that a mistake in it is told at once.
+    fn run(self) -> Result<(), CliError> {
+        let backend = self.backend.or_else(Backend::preferred);
+        let backend = backend.ok_or(BackendError::NotBuiltIn)?;
+        let sampling = SamplingSettings::from(self.sampling);
+        sampling.validate()?;
+        let tokenizer = Tokenizer::from_folder(&self.model)?;
+        let prompt = match self.prompt.as_str() {
+            "-" => read_prompt().map_err(CliError::Stdin)?,
+            prompt => prompt.into(),
+        };
+        let prompt = tokenizer.encode(&prompt)?;
+        backend.dispatch(Generate {
+            model: self.model,
+            tokenizer,
+            prompt,
+            sampling,
+            max_tokens: self.max_tokens,
+        })?
+    }
+}
 
-    let device = open_device::<B>(backend)?;
-    let (config, model) = model::load_any::<B>(&args.model, &device)?;
-    let options = GenerateOptions {
-        sampling,
-        max_tokens: args.max_tokens,
-        vocab_size: tokenizer.vocab_size(),
-        end_of_text: tokenizer.end_of_text(),
-        max_positions: match config {
-            ModelConfig::Phi(config) => Some(config.max_position_embeddings),
-            ModelConfig::PhiMamba(_) => None,
-        },
-    };
-    let mut generation = Generation::new(&model, &device, &prompt, options)?;
+struct Generate {
+    model: PathBuf,
+    tokenizer: Tokenizer,
+    prompt: Vec<u32>,
+    sampling: SamplingSettings,
+    max_tokens: usize,
+}
 
-    let mut out = io::stdout().lock();
-    let mut text = tokenizer.stream();
-    for token in &mut generation {
-        if let Some(piece) = text.push(token?)?
-            && !print(&mut out, &piece)?
-        {
-            return Ok(());
+impl Work for Generate {
+    type Output = Result<(), CliError>;
+
+    fn run<B: KernelBackend>(self, device: B::Device) -> Self::Output {
+        let (config, model) = model::load_any::<B>(&self.model, &device)?;
+        let options = GenerateOptions {
+            sampling: self.sampling,
+            max_tokens: self.max_tokens,
+            vocab_size: self.tokenizer.vocab_size(),
+            end_of_text: self.tokenizer.end_of_text(),
+            max_positions: match config {
+                ModelConfig::Phi(config) => Some(config.max_position_embeddings),
+                ModelConfig::PhiMamba(_) => None,
+            },
+        };
+        let mut generation = Generation::new(&model, &device, &self.prompt, options)?;
+
+        let mut out = io::stdout().lock();
+        let mut text = self.tokenizer.stream();
+        for token in &mut generation {
+            if let Some(piece) = text.push(token?)?
+                && !print(&mut out, &piece)?
+            {
+                return Ok(());
+            }
         }
+        if print(&mut out, &format!("{}\n", text.finish()?))? {
+            report(&generation);
+        }
+        Ok(())
     }
-    if print(&mut out, &format!("{}\n", text.finish()?))? {
-        report(&generation);
-    }
-    Ok(())
 }
 
 fn read_prompt() -> io::Result<String> {

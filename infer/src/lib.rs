@@ -7,8 +7,7 @@
 //! ```
 //!
 //! [`generate`](mod@generate) turns a prompt into an iterator of tokens, [`sampling`] chooses each of
-//! them from its logits, [`backend`] finds the backend that all of it runs on, and [`cli`] puts the
-//! three on the command line.
+//! them from its logits, and [`cli`] puts both on the command line, on the backend that is asked for.
 //!
 //! # One loop for all models
 //!
@@ -41,11 +40,9 @@
 )))]
 compile_error!("infer needs a backend: build with the feature flex, ndarray, wgpu or cuda");
 
-pub mod backend;
 pub mod cli;
 pub mod generate;
 pub mod sampling;
 
-pub use backend::Backend;
 pub use generate::{GenerateError, GenerateOptions, Generation, Pace, Stop};
 pub use sampling::{Sampler, SamplingError, SamplingSettings};

@@ -7,8 +7,8 @@
 
 use std::collections::BTreeSet;
 
-use rand::rngs::ChaCha8Rng;
-use rand::{Rng, SeedableRng};
+use chacha20::ChaCha8Rng;
+use chacha20::rand_core::{Rng, SeedableRng};
 
 /// How the next token is chosen. The default is greedy.
 #[derive(Clone, Copy, Debug, PartialEq)]

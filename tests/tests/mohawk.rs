@@ -4,7 +4,7 @@
 mod support;
 
 use burn::backend::Autodiff;
-use burn::module::{AutodiffModule, Module};
+use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
 use kernels::KernelBackend;
 use model::mohawk::{hidden_state_loss, matrix_orientation_loss};

@@ -49,3 +49,8 @@ fn splits_exact() {
 fn splits_flex() {
     splits::<Fast>(FAST);
 }
+
+#[test]
+fn perplexity_flex() {
+    perplexity_is_exact::<Fast>();
+}

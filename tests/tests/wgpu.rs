@@ -73,6 +73,11 @@ fn teacher() {
 }
 
 #[test]
+fn perplexity() {
+    with_adapter(teacher::perplexity_is_exact::<Wgpu>);
+}
+
+#[test]
 fn stage1() {
     with_adapter(|| mohawk::stage1::<Autodiff<Wgpu>>(FAST));
 }

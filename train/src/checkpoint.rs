@@ -29,6 +29,8 @@ use crate::optimizer::{AdamW, Moments};
 use crate::summary::StageSummary;
 
 const PROGRESS: &str = "progress.toml";
+/// The last line of [`PROGRESS`]: TOML that is cut short may be TOML still.
+const END: &str = "# end\n";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STUDENT: &str = "student";
 /// The key in the header of [`OPTIMIZER`] under which the step counts of the moments stand.
@@ -210,7 +212,7 @@ fn write<B: TrainBackend>(
     let path = folder.join(PROGRESS);
     toml::to_string(progress)
         .map_err(std::io::Error::other)
-        .and_then(|text| atomic_file::write(&path, text.as_bytes()))
+        .and_then(|text| atomic_file::write(&path, (text + END).as_bytes()))
         .map_err(io_error(&path))
 }
 
@@ -231,10 +233,8 @@ pub fn load<B: TrainBackend>(
     };
     let in_file = |name, reason: String| damaged(format!("{name}: {reason}"));
 
-    let progress = fs::read_to_string(checkpoint.join(PROGRESS))
-        .map_err(|error| error.to_string())
-        .and_then(|text| toml::from_str(&text).map_err(|error| error.message().to_owned()))
-        .map_err(|reason| in_file(PROGRESS, reason))?;
+    let progress =
+        read_progress(&checkpoint.join(PROGRESS)).map_err(|reason| in_file(PROGRESS, reason))?;
     let (found, student) = model::load_student(checkpoint.join(STUDENT), device)
         .map_err(|error| damaged(error.to_string()))?;
     if found != *config {
@@ -247,6 +247,14 @@ pub fn load<B: TrainBackend>(
     load_moments(&checkpoint.join(OPTIMIZER), &student, optimizer, device)
         .map_err(|reason| in_file(OPTIMIZER, reason))?;
     Ok((progress, student))
+}
+
+fn read_progress(path: &Path) -> Result<Progress, String> {
+    let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+    if !text.ends_with(END) {
+        return Err("it is cut short".to_owned());
+    }
+    toml::from_str(&text).map_err(|error| error.message().to_owned())
 }
 
 /// One of the two moments of a parameter, fetched from its device when the writer comes to it.

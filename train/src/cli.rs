@@ -141,6 +141,7 @@ impl Cli {
     /// # Errors
     /// Whatever went wrong, in sentences meant for the user.
     pub fn run(self) -> anyhow::Result<ExitCode> {
+        crate::logging::listen();
         match self.command {
             Some(Command::Ablate(args)) => args.run(),
             None => self.run.run(),

@@ -12,7 +12,10 @@ pub enum TrainError {
     /// Text or tokenizer cannot be read.
     #[error(transparent)]
     Data(#[from] datasets::DataError),
-    /// A model folder cannot be read or written.
+    /// The teacher cannot be read.
+    #[error("the teacher that teacher.model names cannot be read: {0}")]
+    Teacher(model::WeightsError),
+    /// A student cannot be written.
     #[error(transparent)]
     Weights(#[from] model::WeightsError),
     /// The student's sizes do not fit together or do not fit the teacher.
@@ -30,6 +33,17 @@ pub enum TrainError {
     /// The report cannot be made.
     #[error(transparent)]
     Report(#[from] crate::report::ReportError),
+    /// The run folder cannot be made.
+    #[error(
+        "{}: this folder for the run cannot be made: {source}; choose another by --out",
+        path.display()
+    )]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// A file of the run folder cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {

@@ -92,7 +92,10 @@ impl<B: TrainBackend> Run<B> {
         }
         // Now and not when there is something to write, which may be hours of tokenising later.
         let is_new = !folder.exists();
-        fs::create_dir_all(&folder).map_err(io_error(&folder))?;
+        fs::create_dir_all(&folder).map_err(|source| TrainError::Folder {
+            path: folder.clone(),
+            source,
+        })?;
         let _lock = lock(&folder)?;
         if options.resume
             && let Some(summary) = finished(&folder)?
@@ -122,7 +125,8 @@ impl<B: TrainBackend> Run<B> {
         let started = Instant::now();
         let (config, folder) = (&options.config, &options.folder);
         let teacher_folder = resolve_path(&config.teacher.model)?;
-        let (teacher_config, teacher) = model::load_teacher(&teacher_folder, device)?;
+        let (teacher_config, teacher) =
+            model::load_teacher(&teacher_folder, device).map_err(TrainError::Teacher)?;
         let student_config = student_config(config, &teacher_config)?;
         let tokenizer = match config.data.tokenizer.as_str() {
             "" => Tokenizer::from_folder(&teacher_folder)?,
@@ -280,7 +284,9 @@ impl<B: TrainBackend> Run<B> {
                 self.progress.skipped_in_a_row = 0;
                 let passes = stage.accumulation();
                 student = self.optimizer.step(student, gradients, norm, passes, lr);
-                let smooth = |old: f64| 0.98 * old + 0.02 * loss;
+                // Smoothed over a twentieth of the stage.
+                let share = 20.0 / (steps as f64).max(20.0);
+                let smooth = |old: f64| old + share * (loss - old);
                 self.progress.loss = Some(self.progress.loss.map_or(loss, smooth));
             }
             let seconds = begun.elapsed().as_secs_f64();
@@ -353,6 +359,8 @@ impl<B: TrainBackend> Run<B> {
     }
 
     fn checkpoint(&mut self, student: &PhiMamba<B>) -> Result<(), TrainError> {
+        // First, since a checkpoint tells that all before it is recorded.
+        self.log.sync()?;
         self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
         self.checkpoints.save(
             &self.progress,

@@ -97,6 +97,14 @@ impl MetricsLog {
             .write_all(line.as_bytes())
             .map_err(io_error(&self.path))
     }
+
+    /// Brings all that was recorded to the disk, where a loss of power does not take it.
+    ///
+    /// # Errors
+    /// [`MetricsError::Io`].
+    pub fn sync(&self) -> Result<(), MetricsError> {
+        self.file.sync_data().map_err(io_error(&self.path))
+    }
 }
 
 /// The records of the log at `path`; none if there is no such file.
