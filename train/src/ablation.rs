@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::atomic_file;
 use crate::config::{Config, Source};
 use crate::error::{TrainError, io_error};
+use crate::logging::say;
 use crate::run::{CONFIG, Outcome, Run, RunOptions};
 
 /// A budget, and how the published modules' runs at that budget were set.
@@ -188,7 +189,7 @@ impl Ablation {
                     backend: self.backend.clone(),
                     stop: self.stop.clone(),
                 };
-                eprintln!("{}", options.config.name);
+                say(&options.config.name);
                 match Run::<B>::execute(options, device)? {
                     Outcome::Finished(summary) => {
                         ratios.push(summary.ratio);

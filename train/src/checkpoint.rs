@@ -102,7 +102,6 @@ impl Checkpoints {
         optimizer: &AdamW<B::InnerBackend>,
     ) -> Result<(), TrainError> {
         fs::create_dir_all(&self.folder).map_err(io_error(&self.folder))?;
-        self.remove_partial()?;
         let name = name_of(progress.position());
         let whole = self.folder.join(&name);
         if whole.exists() {
@@ -149,7 +148,10 @@ impl Checkpoints {
     }
 
     /// Removes what a process that died left of a checkpoint it was writing or removing.
-    fn remove_partial(&self) -> Result<(), TrainError> {
+    ///
+    /// # Errors
+    /// [`TrainError::Io`].
+    pub fn remove_partial(&self) -> Result<(), TrainError> {
         for name in self.names()? {
             if name.starts_with('.') && name.ends_with(PARTIAL) {
                 let path = self.folder.join(name);

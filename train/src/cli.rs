@@ -1,5 +1,6 @@
 //! The command line of `train`.
 
+use std::io::{Write, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use kernels::backends::{Backend, Work};
 use crate::ablation::{Ablation, Plan};
 use crate::config::{Config, Source};
 use crate::error::TrainError;
+use crate::logging::{listen, say};
 use crate::run::{CONFIG, Outcome, Run, RunOptions, SUMMARY};
 
 const EXAMPLES: &str = "\
@@ -141,7 +143,7 @@ impl Cli {
     /// # Errors
     /// Whatever went wrong, in sentences meant for the user.
     pub fn run(self) -> anyhow::Result<ExitCode> {
-        crate::logging::listen();
+        listen();
         match self.command {
             Some(Command::Ablate(args)) => args.run(),
             None => self.run.run(),
@@ -196,14 +198,18 @@ impl RunArgs {
             stop: stop_on_interrupt()?,
         };
         if resume && folder.join(SUMMARY).exists() {
-            eprintln!("{}: this run is finished", folder.display());
+            say(format_args!("{}: this run is finished", folder.display()));
         }
         let outcome = backend.dispatch(Train(options))?;
         match outcome.map_err(|error| with_advice(error, &folder))? {
             Outcome::Finished(summary) => {
-                println!("{summary}");
-                println!("report   {}", folder.join("report.html").display());
-                println!("student  {}", folder.join("student").display());
+                let (report, student) = (folder.join("report.html"), folder.join("student"));
+                writeln!(
+                    stdout(),
+                    "{summary}\nreport   {}\nstudent  {}",
+                    report.display(),
+                    student.display()
+                )?;
                 Ok(ExitCode::SUCCESS)
             }
             Outcome::Stopped => Ok(ExitCode::from(INTERRUPTED)),
@@ -225,11 +231,14 @@ impl AblateArgs {
         };
         match backend.dispatch(Ablate(ablation))?? {
             Some(table) => {
-                println!("{table}");
+                writeln!(stdout(), "{table}")?;
                 Ok(ExitCode::SUCCESS)
             }
             None => {
-                eprintln!("go on by the same command with --out {}", folder.display());
+                let folder = folder.display();
+                say(format_args!(
+                    "go on by the same command with --out {folder}"
+                ));
                 Ok(ExitCode::from(INTERRUPTED))
             }
         }
@@ -289,7 +298,7 @@ fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
         if flag.swap(true, Ordering::Relaxed) {
             std::process::exit(INTERRUPTED.into());
         }
-        eprintln!("stopping with a checkpoint after this step; once more to stop at once");
+        say("stopping with a checkpoint after this step; once more to stop at once");
     })
     .map_err(|error| anyhow!("cannot listen for Ctrl-C: {error}"))?;
     Ok(stop)

@@ -1,8 +1,11 @@
-//! What the crates underneath have to say, on stderr.
+//! Lines on stderr, and what the crates underneath have to say there.
 //!
-//! Above all the warnings of CubeCL: a kernel that panics on its device's thread is only logged
-//! there, and what it should have computed is then garbage. Drivers log much that means nothing; they
-//! are not heard.
+//! That is above all the warnings of CubeCL: a kernel that panics on its device's thread is only
+//! logged there, and what it should have computed is then garbage. Drivers log much that means
+//! nothing; they are not heard.
+
+use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
@@ -14,6 +17,14 @@ const HEARD: [(&str, Level); 5] = [
     ("burn", Level::Warn),
     ("cube", Level::Warn),
 ];
+
+/// Prints a line on stderr.
+///
+/// `eprintln!` panics where nobody reads it any more (`train 2>&1 | head`) or its disk is full, which
+/// is no reason for a run to die. `writeln!` would not, but test harnesses cannot capture it.
+pub fn say(line: impl Display) {
+    let _ = catch_unwind(AssertUnwindSafe(|| eprintln!("{line}")));
+}
 
 struct Stderr;
 
@@ -27,8 +38,8 @@ impl Log for Stderr {
     fn log(&self, record: &Record) {
         if self.enabled(record.metadata()) {
             match record.level() {
-                Level::Error | Level::Warn => eprintln!("warning: {}", record.args()),
-                _ => eprintln!("{}", record.args()),
+                Level::Error | Level::Warn => say(format_args!("warning: {}", record.args())),
+                _ => say(record.args()),
             }
         }
     }

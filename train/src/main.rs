@@ -14,7 +14,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             // Each message names its causes itself.
-            eprintln!("error: {error}");
+            train::logging::say(format_args!("error: {error}"));
             ExitCode::FAILURE
         }
     }

@@ -154,10 +154,8 @@ impl<B: TrainBackend> Run<B> {
         let mut watch = Watch::new(plan.collect(), config.log.every, options.dashboard);
         let mut optimizer = AdamW::new(&config.optimizer);
 
-        let newest = match options.resume {
-            true => checkpoints.newest()?,
-            false => None,
-        };
+        checkpoints.remove_partial()?;
+        let newest = checkpoints.newest()?;
         let (student, progress, log) = if let Some(newest) = newest {
             let (progress, student) =
                 checkpoint::load::<B>(&newest, &student_config, &mut optimizer, device)?;

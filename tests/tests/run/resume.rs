@@ -1,9 +1,5 @@
 //! A run that is interrupted, in whatever way, ends as one that is not.
 
-use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -18,8 +14,21 @@ fn killed_after(name: &str, from: &Path, to: &Path) {
     let half = checkpoint(to, ".stage3-step0000009.partial");
     fs::create_dir_all(half.join("student")).unwrap();
     fs::write(half.join("student/model.safetensors.tmp"), b"half").unwrap();
-    // Nothing writes to a checkpoint that is whole, so a link does for a copy.
-    symlink(checkpoint(from, name), checkpoint(to, name)).unwrap();
+    copy_folder(&checkpoint(from, name), &checkpoint(to, name));
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        match from.is_dir() {
+            true => copy_folder(&from, &to),
+            false => {
+                fs::copy(from, to).unwrap();
+            }
+        }
+    }
 }
 
 /// Asserts that two runs have the same result, to the bit.
@@ -88,62 +97,49 @@ fn a_resumed_run_is_the_uninterrupted_one() {
 
     // Killed before the first checkpoint.
     let rest = folder();
-    fs::copy(
-        whole.path().join("config.toml"),
-        rest.path().join("config.toml"),
-    )
-    .unwrap();
+    config(&[]).write(&rest.path().join("config.toml")).unwrap();
     fs::write(rest.path().join("metrics.jsonl"), "{\"kind\":\"step\",").unwrap();
     resume(rest.path());
     assert_same("no checkpoint", rest.path(), whole.path());
 
     // A finished run is told, not touched.
-    let before = fs::metadata(whole.path().join("report.html"))
-        .unwrap()
-        .modified()
-        .unwrap();
-    let summary = resume(whole.path());
-    assert_eq!(
-        Summary::read(&whole.path().join("summary.json")).unwrap(),
-        Some(summary)
-    );
-    let after = fs::metadata(whole.path().join("report.html"))
-        .unwrap()
-        .modified()
-        .unwrap();
-    assert_eq!(before, after);
+    let report = whole.path().join("report.html");
+    let written = || fs::metadata(&report).unwrap().modified().unwrap();
+    let (before, summary) = (written(), resume(whole.path()));
+    assert_eq!(before, written());
+    let path = whole.path().join("summary.json");
+    assert_eq!(Summary::read(&path).unwrap(), Some(summary));
 }
 
-/// Stopped by another thread at whatever step it happens to be, as by Ctrl-C, again and again.
+/// Executes a run that another thread asks to stop, as Ctrl-C does, when it has recorded a few steps.
+fn interrupted(options: RunOptions) -> Outcome {
+    let log = options.folder.join("metrics.jsonl");
+    let lines = move || fs::read(&log).map_or(0, |text| text.split(|b| *b == b'\n').count());
+    let (stop, goal) = (options.stop.clone(), lines() + 2);
+    let watcher = thread::spawn(move || {
+        while lines() < goal && !stop.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let stop = options.stop.clone();
+    let outcome = execute(options).expect("a run without errors");
+    stop.store(true, Ordering::Relaxed);
+    watcher.join().unwrap();
+    outcome
+}
+
 #[test]
 fn a_run_can_be_stopped_at_any_step() {
     let (whole, stopped) = (folder(), folder());
     let config = config(&["checkpoint.every=1000"]);
     run(config.clone(), whole.path());
-    let mut options = super::options(config, stopped.path(), false);
+    let mut outcome = interrupted(options(config.clone(), stopped.path(), false));
     let mut stops = 0;
-    while let Outcome::Stopped = {
-        let stop = options.stop.clone();
-        let log = stopped.path().join("metrics.jsonl");
-        let lines = move || fs::read(&log).map_or(0, |text| text.split(|b| *b == b'\n').count());
-        let before = lines();
-        let watcher = thread::spawn(move || {
-            while !stop.load(Ordering::Relaxed) {
-                if lines() > before + 2 {
-                    stop.store(true, Ordering::Relaxed);
-                }
-                thread::sleep(Duration::from_millis(1));
-            }
-        });
-        let stop = options.stop.clone();
-        let outcome = execute(options).expect("a run without errors");
-        stop.store(true, Ordering::Relaxed);
-        watcher.join().unwrap();
-        outcome
-    } {
+    while outcome == Outcome::Stopped {
         stops += 1;
-        assert!(stops < 100, "the run does not advance");
-        options = super::options(config_of(stopped.path()), stopped.path(), true);
+        assert!(stops < 50, "the run does not advance");
+        outcome = interrupted(options(config.clone(), stopped.path(), true));
     }
     assert!(stops > 0, "the run was never stopped");
     assert_same("stopped", stopped.path(), whole.path());

@@ -63,7 +63,7 @@ pub struct Config {
 /// `[teacher]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Teacher {
-    /// A folder in Hugging Face format, or a hub name such as `microsoft/phi-1_5`.
+    /// A folder in Hugging Face format; [`resolve_path`] finds it.
     pub model: String,
 }
 

@@ -32,7 +32,7 @@ pub(super) fn validate(config: &Config) -> Result<(), ConfigError> {
         !config.teacher.model.is_empty(),
         "teacher.model",
         quoted(""),
-        "a folder or a hub name such as microsoft/phi-1_5",
+        "a folder in Hugging Face format",
     )?;
 
     require(

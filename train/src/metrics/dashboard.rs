@@ -23,6 +23,7 @@ use burn_train::renderer::{
 use indicatif::HumanCount;
 
 use super::{Evaluation, StagePlan, StepMetrics};
+use crate::logging::say;
 
 const LEARNING_RATE: &str = "Learning rate";
 const GRADIENT_NORM: &str = "Gradient norm";
@@ -123,7 +124,7 @@ impl Dashboard {
         if self.renderer.is_some() {
             self.notes.push(text.to_owned());
         } else {
-            eprintln!("{text}");
+            say(text);
         }
     }
 
@@ -146,7 +147,7 @@ impl Dashboard {
         // Dropping it gives the terminal back.
         self.renderer = None;
         for note in self.notes.drain(..) {
-            eprintln!("{note}");
+            say(note);
         }
     }
 

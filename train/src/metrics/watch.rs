@@ -7,6 +7,7 @@ use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
 use super::dashboard::Dashboard;
 use super::{Evaluation, StepMetrics};
+use crate::logging::say;
 use crate::summary::{StageSummary, time};
 
 /// One stage of the run ahead.
@@ -131,8 +132,8 @@ impl Watch {
     /// is printed at the end.
     pub fn note(&mut self, text: &str) {
         match self {
-            Self::Bar(view) => view.bar.suspend(|| eprintln!("{text}")),
-            Self::Plain(_) => eprintln!("{text}"),
+            Self::Bar(view) => view.bar.suspend(|| say(text)),
+            Self::Plain(_) => say(text),
             Self::Dashboard(view) => view.note(text),
         }
     }
@@ -195,7 +196,7 @@ impl Bar {
         if metrics.skipped {
             self.skipped += 1;
             let text = skipped(metrics, self.skipped);
-            self.bar.suspend(|| eprintln!("{text}"));
+            self.bar.suspend(|| say(text));
         }
         self.bar.set_message(format!(
             "loss {:.4}  lr {:.2e}  {} tokens/s",
@@ -222,9 +223,9 @@ impl Plain {
     fn step(&mut self, metrics: &StepMetrics) {
         if metrics.skipped {
             self.skipped += 1;
-            eprintln!("{}", skipped(metrics, self.skipped));
+            say(skipped(metrics, self.skipped));
         } else if metrics.step.is_multiple_of(self.every) || metrics.step == self.steps {
-            eprintln!("{}", self.line(metrics, self.begun.0.elapsed()));
+            say(self.line(metrics, self.begun.0.elapsed()));
         }
     }
 
