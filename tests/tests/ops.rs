@@ -2,7 +2,7 @@
 //! the reference in f64, and the fast CPU path against the reference.
 
 use burn::backend::Autodiff;
-use burn::tensor::backend::Backend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 use kernels::backends::{Flex, NdArray64};
 use kernels::{AdamWStep, AttentionParts, DistillationWeights, TrainBackend, TransferParts};
@@ -39,9 +39,12 @@ fn random(seed: u64, shape: &[usize], scale: f64) -> Values {
     (shape.to_vec(), (0..count).map(|_| scale * next()).collect())
 }
 
+/// How to read one input's gradient.
+type Gradient<B> = Box<dyn Fn(&<B as AutodiffBackend>::Gradients) -> Values>;
+
 /// Collects an op's output and its gradients under the weights `dy`.
 struct Trace<B: TrainBackend> {
-    inputs: Vec<Box<dyn Fn(&B::Gradients) -> Values>>,
+    inputs: Vec<Gradient<B>>,
 }
 
 impl<B: TrainBackend> Trace<B> {

@@ -36,9 +36,9 @@ fn recurrence(case: &Case) -> (Values, Values) {
         for d in 0..p {
             let x = case.x.1[(token * h + k) * p + d];
             let row = &mut state[((i * h + k) * p + d) * n..][..n];
-            for s in 0..n {
-                row[s] = decay * row[s] + x * case.b.1[group + s];
-                y[(token * h + k) * p + d] += row[s] * case.c.1[group + s];
+            for (s, value) in row.iter_mut().enumerate() {
+                *value = decay * *value + x * case.b.1[group + s];
+                y[(token * h + k) * p + d] += *value * case.c.1[group + s];
             }
         }
     }

@@ -130,6 +130,8 @@ struct AblateArgs {
     seeds: Vec<u64>,
 
     /// The folder for the table and the runs; by default runs/ablation-PLAN
+    ///
+    /// A comparison that was stopped goes on by the same command with the folder it began in.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
 

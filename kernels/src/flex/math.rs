@@ -131,7 +131,7 @@ mod tests {
     fn sum_and_max_take_every_element() {
         let x: Vec<f32> = (0..37).map(|i| (i * 7 % 37) as f32).collect();
         assert_eq!(sum(&x, |x| x), 666.0);
-        assert_eq!(dot(&x, &vec![2.0; 40]), 1332.0);
+        assert_eq!(dot(&x, &[2.0; 40]), 1332.0);
         assert_eq!(max(&x), 36.0);
         assert_eq!(max(&x[..3]), 14.0);
     }
