@@ -49,12 +49,12 @@ Examples (`infer` is target/release/infer, or `cargo run --release -p infer --`)
   A prompt from a file, the text into another, nothing on the screen:
       infer generate --model assets/phi-tiny - < prompt.txt > text.txt 2> /dev/null";
 
-/// Uses a Phi-Mamba, a hybrid or a Phi model from a local folder.
+/// Uses a Phi-Mamba, a hybrid or a Phi model, from a folder or from the Hugging Face hub.
 ///
 /// The folder has the files of a Hugging Face model: config.json, which decides what the model is;
 /// its weights as model.safetensors (or shards of it with their index) or pytorch_model.bin, in f32,
-/// f16 or bf16; and tokenizer.json. Both the students that `train` exports and the published
-/// checkpoints, once downloaded, are such folders, and so is any Phi teacher.
+/// f16 or bf16; and tokenizer.json. The students that `train` exports are such folders, and so is any
+/// Phi teacher; of a model on the hub they are fetched.
 #[derive(Debug, Parser)]
 #[command(name = "infer", version, after_long_help = EXAMPLES, max_term_width = 100)]
 pub struct Cli {
@@ -87,8 +87,11 @@ struct GenerateArgs {
     /// begins after an end-of-text token, as documents did in training.
     prompt: String,
 
-    /// The folder of the model
-    #[arg(long, value_name = "FOLDER")]
+    /// The folder of the model, or its name on the Hugging Face hub
+    ///
+    /// A name is OWNER/NAME, as in microsoft/phi-1_5. Its files are fetched once, into the cache that
+    /// Hugging Face's tools share (HF_HOME, HF_HUB_OFFLINE and HF_ENDPOINT mean what they mean there).
+    #[arg(long, value_name = "FOLDER|OWNER/NAME")]
     model: PathBuf,
 
     /// The most tokens to make
@@ -180,14 +183,15 @@ impl GenerateArgs {
         let backend = backend.ok_or(BackendError::NotBuiltIn)?;
         let sampling = SamplingSettings::from(self.sampling);
         sampling.validate()?;
-        let tokenizer = Tokenizer::from_folder(&self.model)?;
+        let model = model::locate(&self.model)?;
+        let tokenizer = Tokenizer::from_folder(&model)?;
         let prompt = match self.prompt.as_str() {
             "-" => read_prompt().map_err(CliError::Stdin)?,
             prompt => prompt.into(),
         };
         let prompt = tokenizer.encode(&prompt)?;
         backend.dispatch(Generate {
-            model: self.model,
+            model,
             tokenizer,
             prompt,
             sampling,

@@ -62,6 +62,6 @@ pub use mlp::PhiMlp;
 pub use state::{KvCache, Mamba2State, MixerState, State};
 pub use transfer::{TransferError, pad_vocabulary, transfer_weights};
 pub use weights::{
-    Layout, ModelConfig, NamedParameter, WeightsError, load_any, load_student, load_teacher,
-    named_parameters, save_student, save_teacher,
+    Hub, Layout, ModelConfig, NamedParameter, WeightsError, load_any, load_student, load_teacher,
+    locate, named_parameters, save_student, save_teacher,
 };

@@ -124,7 +124,9 @@ impl<B: TrainBackend> Run<B> {
     fn open(options: RunOptions, device: &B::Device) -> Result<(Self, PhiMamba<B>), TrainError> {
         let started = Instant::now();
         let (config, folder) = (&options.config, &options.folder);
-        let teacher_folder = resolve_path(&config.teacher.model)?;
+        let teacher_folder = resolve_path(&config.teacher.model)
+            .or_else(|_| model::locate(&config.teacher.model))
+            .map_err(TrainError::Teacher)?;
         let (teacher_config, teacher) =
             model::load_teacher(&teacher_folder, device).map_err(TrainError::Teacher)?;
         let student_config = student_config(config, &teacher_config)?;

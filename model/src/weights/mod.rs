@@ -6,7 +6,10 @@
 //! which widens exactly. **Every tensor is accounted for**: one that is missing, unexpected,
 //! mis-shaped or not a float is an error, and one error lists them all. A file that is cut short or
 //! damaged is an error too, found before its numbers are used.
+//!
+//! [`locate`] finds the folder of a model by its name, on the Hugging Face hub if need be.
 
+mod hub;
 mod names;
 mod read;
 mod write;
@@ -16,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::Backend;
 
+pub use hub::{Hub, locate};
 pub use names::{Layout, NamedParameter, named_parameters};
 
 use crate::config::{ConfigError, PhiConfig, PhiMambaConfig};
@@ -23,6 +27,10 @@ use crate::lm::CausalLm;
 
 /// The configuration's file name.
 const CONFIG: &str = "config.json";
+/// The forms that weights come in: one file, an index of several, a pickle.
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+const PICKLE: &str = "pytorch_model.bin";
 
 /// Why a model folder could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -45,8 +53,7 @@ pub enum WeightsError {
     },
     /// There are no weights in the folder.
     #[error(
-        "{}: no weights here; expected model.safetensors, model.safetensors.index.json with its \
-         shards, or pytorch_model.bin",
+        "{}: no weights here; expected {SINGLE}, {INDEX} with its shards, or {PICKLE}",
         folder.display()
     )]
     NoWeights {
@@ -69,6 +76,46 @@ pub enum WeightsError {
         /// Everything that does not fit.
         faults: Vec<TensorFault>,
     },
+    /// No folder has the name, and no model on the hub can have it.
+    #[error(
+        "{}: no such folder, and not the name of a model on the Hugging Face hub (OWNER/NAME)",
+        name.display()
+    )]
+    NoSuchModel {
+        /// The name.
+        name: PathBuf,
+    },
+    /// The model would have to be fetched, which `HF_HUB_OFFLINE` forbids.
+    #[error(
+        "{name}: no such folder here, no such model in the cache {}, and HF_HUB_OFFLINE forbids to \
+         fetch it",
+        cache.display()
+    )]
+    Offline {
+        /// The model's name.
+        name: String,
+        /// The cache that lacks it.
+        cache: PathBuf,
+    },
+    /// The model could not be fetched.
+    #[error(
+        "{name}: no such folder here, no such model in the cache {}, and fetching it from \
+         {endpoint} failed: {reason}",
+        cache.display()
+    )]
+    Fetch {
+        /// The model's name.
+        name: String,
+        /// The cache that lacks it.
+        cache: PathBuf,
+        /// The hub's address.
+        endpoint: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// There is no place to keep fetched models in.
+    #[error("fetched models are kept in the home folder, and there is none; set HF_HOME")]
+    NoCache,
 }
 
 /// One tensor that does not fit.

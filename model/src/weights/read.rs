@@ -15,7 +15,7 @@ use serde::Deserialize;
 use zip::ZipArchive;
 
 use super::names::{Layout, NamedParameter, named_parameters};
-use super::{TensorFault, WeightsError, io};
+use super::{INDEX, PICKLE, SINGLE, TensorFault, WeightsError, io};
 use crate::lm::CausalLm;
 
 /// Tables that some versions of the published code keep beside the parameters, and that are
@@ -107,15 +107,15 @@ fn is_float(dtype: DType) -> bool {
 /// The tensors of a folder, and the file that names them: one safetensors file before an index of
 /// several before PyTorch's.
 fn open(folder: &Path) -> Result<(Tensors, PathBuf), WeightsError> {
-    let single = folder.join("model.safetensors");
+    let single = folder.join(SINGLE);
     if single.exists() {
         return Ok((safetensors(&single)?, single));
     }
-    let index = folder.join("model.safetensors.index.json");
+    let index = folder.join(INDEX);
     if index.exists() {
         return Ok((sharded(folder, &index)?, index));
     }
-    let pickle = folder.join("pytorch_model.bin");
+    let pickle = folder.join(PICKLE);
     if pickle.exists() {
         return Ok((pytorch(&pickle)?, pickle));
     }
@@ -147,28 +147,33 @@ fn safetensors(path: &Path) -> Result<Tensors, WeightsError> {
     Ok(tensors.clone())
 }
 
-/// The index of a model in several files.
-#[derive(Deserialize)]
-struct Index {
-    /// From each tensor's name to its file's.
-    weight_map: BTreeMap<String, String>,
+/// The names of the shards that an index speaks of.
+pub(super) fn shards(index: &Path) -> Result<BTreeSet<String>, WeightsError> {
+    #[derive(Deserialize)]
+    struct Index {
+        /// From each tensor's name to its file's.
+        weight_map: BTreeMap<String, String>,
+    }
+    let text = std::fs::read_to_string(index).map_err(io(index))?;
+    let parsed: Index = serde_json::from_str(&text).map_err(|error| damaged(index, error))?;
+    let shards: BTreeSet<String> = parsed.weight_map.into_values().collect();
+    let is_elsewhere = |shard: &&String| {
+        let mut parts = Path::new(shard).components();
+        let first_and_second = (parts.next(), parts.next());
+        !matches!(first_and_second, (Some(Component::Normal(_)), None))
+    };
+    match shards.iter().find(is_elsewhere) {
+        Some(shard) => Err(damaged(
+            index,
+            format!("`{shard}` is not the name of a file in this folder"),
+        )),
+        None => Ok(shards),
+    }
 }
 
-fn sharded(folder: &Path, path: &Path) -> Result<Tensors, WeightsError> {
-    let text = std::fs::read_to_string(path).map_err(io(path))?;
-    let index: Index = serde_json::from_str(&text).map_err(|error| damaged(path, error))?;
+fn sharded(folder: &Path, index: &Path) -> Result<Tensors, WeightsError> {
     let mut all = Tensors::new();
-    for shard in index.weight_map.values().collect::<BTreeSet<_>>() {
-        let mut parts = Path::new(shard).components();
-        if !matches!(
-            (parts.next(), parts.next()),
-            (Some(Component::Normal(_)), None)
-        ) {
-            return Err(damaged(
-                path,
-                format!("`{shard}` is not the name of a file in this folder"),
-            ));
-        }
+    for shard in shards(index)? {
         let shard = folder.join(shard);
         for (name, tensor) in safetensors(&shard)? {
             if all.contains_key(&name) {

@@ -1,0 +1,294 @@
+//! Models by name, from a hub on this machine.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use model::{Hub, WeightsError, locate};
+use tempfile::TempDir;
+
+const REVISION: &str = "0123456789abcdef0123456789abcdef01234567";
+const MODEL: &str = "someone/student-tiny";
+
+/// A hub that holds [`MODEL`].
+struct LocalHub {
+    endpoint: String,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl LocalHub {
+    /// With files by their names; those of no bytes are listed but cannot be had.
+    fn open(files: HashMap<String, Vec<u8>>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let log = requests.clone();
+        // Ends with the test program.
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                log.lock()
+                    .expect("a log")
+                    .push(answer(stream, &files).unwrap_or_default());
+            }
+        });
+        Self {
+            endpoint: format!("http://{address}"),
+            requests,
+        }
+    }
+
+    fn requests(&self) -> Vec<String> {
+        self.requests.lock().expect("a log").clone()
+    }
+
+    fn with_cache(&self, cache: &Path) -> Hub {
+        Hub {
+            endpoint: self.endpoint.clone(),
+            cache: cache.into(),
+            token: None,
+            offline: false,
+        }
+    }
+}
+
+/// Answers one request as the hub does, and returns its path.
+fn answer(mut stream: TcpStream, files: &HashMap<String, Vec<u8>>) -> std::io::Result<String> {
+    let lines: Vec<String> = BufReader::new(stream.try_clone()?)
+        .lines()
+        .map_while(Result::ok)
+        .take_while(|line| !line.is_empty())
+        .collect();
+    let path = lines[0].split(' ').nth(1).unwrap_or_default().to_owned();
+    let range = lines.iter().find_map(|line| {
+        let (name, value) = line.split_once(": bytes=")?;
+        let (from, to) = value.split_once('-')?;
+        name.eq_ignore_ascii_case("range")
+            .then(|| (from.parse().unwrap_or(0), to.parse().ok()))
+    });
+    let (status, headers, body) = if path == format!("/api/models/{MODEL}/revision/main") {
+        let mut siblings: Vec<_> = files
+            .keys()
+            .map(|name| format!("{{\"rfilename\":\"{name}\"}}"))
+            .collect();
+        siblings.push("{\"rfilename\":\"README.md\"}".into());
+        let body = format!(
+            "{{\"sha\":\"{REVISION}\",\"siblings\":[{}]}}",
+            siblings.join(",")
+        );
+        ("200 OK", String::new(), body.into_bytes())
+    } else {
+        let file = path.strip_prefix(&format!("/{MODEL}/resolve/{REVISION}/"));
+        match file
+            .and_then(|file| files.get(file))
+            .filter(|bytes| !bytes.is_empty())
+        {
+            None => ("404 Not Found", String::new(), Vec::new()),
+            Some(bytes) => {
+                let (from, to) = range.unwrap_or((0, None));
+                let to = to.map_or(bytes.len(), |last: usize| last + 1);
+                let headers = format!(
+                    "ETag: \"{}\"\r\nX-Repo-Commit: {REVISION}\r\nContent-Range: bytes {from}-{}/{}\r\n",
+                    path.replace('/', "-"),
+                    to - 1,
+                    bytes.len()
+                );
+                ("206 Partial Content", headers, bytes[from..to].to_vec())
+            }
+        }
+    };
+    let length = body.len();
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n"
+    )?;
+    stream.write_all(&body)?;
+    Ok(path)
+}
+
+fn files(names: &[&str]) -> HashMap<String, Vec<u8>> {
+    let content = |name: &str| {
+        if name.ends_with("index.json") {
+            br#"{"weight_map": {"a": "one.safetensors", "b": "two.safetensors", "c": "one.safetensors"}}"#.to_vec()
+        } else {
+            name.repeat(1000).into_bytes()
+        }
+    };
+    names
+        .iter()
+        .map(|name| (name.to_string(), content(name)))
+        .collect()
+}
+
+#[test]
+fn fetched_once_then_found() {
+    let cache = TempDir::new().expect("a folder");
+    let hub = LocalHub::open(files(&[
+        "config.json",
+        "model.safetensors",
+        "pytorch_model.bin",
+        "tokenizer.json",
+    ]));
+    let online = hub.with_cache(cache.path());
+    let folder = online.locate(MODEL).expect("a model");
+    assert!(folder.ends_with(format!(
+        "models--someone--student-tiny/snapshots/{REVISION}"
+    )));
+    let asked = hub.requests();
+    // Of the two forms of the weights one is enough.
+    assert!(asked.iter().any(|path| path.ends_with("/tokenizer.json")));
+    assert!(
+        !asked
+            .iter()
+            .any(|path| path.ends_with("/pytorch_model.bin"))
+    );
+    for (name, bytes) in files(&["config.json", "model.safetensors", "tokenizer.json"]) {
+        assert_eq!(fs::read(folder.join(name)).unwrap(), bytes);
+    }
+    assert_eq!(online.locate(MODEL).expect("the same"), folder);
+    assert_eq!(
+        hub.requests().len(),
+        asked.len(),
+        "the second time is the cache's"
+    );
+    let offline = Hub {
+        offline: true,
+        ..online
+    };
+    assert_eq!(offline.locate(MODEL).expect("the same"), folder);
+}
+
+/// As the published Phi-Mambas are.
+#[test]
+fn without_a_tokenizer() {
+    let cache = TempDir::new().expect("a folder");
+    let hub = LocalHub::open(files(&["config.json", "pytorch_model.bin"]));
+    let online = hub.with_cache(cache.path());
+    let folder = online.locate(MODEL).expect("a model");
+    assert!(folder.join("pytorch_model.bin").exists());
+    // Nobody there any more: what was fetched is still good.
+    let gone = Hub {
+        endpoint: "http://127.0.0.1:1".into(),
+        ..online
+    };
+    assert_eq!(gone.locate(MODEL).expect("the same"), folder);
+}
+
+#[test]
+fn in_shards() {
+    let cache = TempDir::new().expect("a folder");
+    let all = [
+        "config.json",
+        "model.safetensors.index.json",
+        "one.safetensors",
+        "two.safetensors",
+    ];
+    let hub = LocalHub::open(files(&all));
+    let folder = hub.with_cache(cache.path()).locate(MODEL).expect("a model");
+    for name in all {
+        assert!(folder.join(name).exists(), "{name}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_had() {
+    let cache = TempDir::new().expect("a folder");
+    let mut some = files(&[
+        "config.json",
+        "model.safetensors.index.json",
+        "one.safetensors",
+    ]);
+    let hub = LocalHub::open(some.clone());
+    let online = hub.with_cache(cache.path());
+    let error = online.locate(MODEL).expect_err("a shard is missing");
+    assert!(matches!(error, WeightsError::Fetch { .. }));
+    let error = error.to_string();
+    assert!(
+        error.contains("two.safetensors") && error.contains("404"),
+        "{error}"
+    );
+    // Half a model is none.
+    let offline = Hub {
+        offline: true,
+        ..online.clone()
+    };
+    assert!(matches!(
+        offline.locate(MODEL),
+        Err(WeightsError::Offline { .. })
+    ));
+
+    some.insert("two.safetensors".into(), vec![1]);
+    let hub = LocalHub::open(some);
+    let folder = hub
+        .with_cache(cache.path())
+        .locate(MODEL)
+        .expect("the rest");
+    assert!(folder.join("two.safetensors").exists());
+    let again = hub
+        .requests()
+        .iter()
+        .any(|path| path.ends_with("one.safetensors"));
+    assert!(!again, "what was fetched is kept");
+}
+
+#[test]
+fn no_such_model() {
+    let cache = TempDir::new().expect("a folder");
+    let hub = LocalHub::open(files(&["config.json"]));
+    let online = hub.with_cache(cache.path());
+    let message = |name: &str| online.locate(name).expect_err("no model").to_string();
+    let weightless = message(MODEL);
+    assert!(weightless.contains("pytorch_model.bin"), "{weightless}");
+    let unknown = message("someone/else");
+    assert!(
+        unknown.contains(&online.endpoint) && unknown.contains("404"),
+        "{unknown}"
+    );
+    println!("{unknown}\n{weightless}\n{}", message("runs/tiny/student"));
+    let asked = hub.requests().len();
+    for name in [
+        "",
+        "student",
+        "./student",
+        "../a/b",
+        "runs/tiny/student",
+        "/a/b",
+        "a/",
+        "a/b c",
+        "a/\u{e9}",
+    ] {
+        let error = online.locate(name).expect_err("no model");
+        assert!(matches!(error, WeightsError::NoSuchModel { .. }), "{name}");
+    }
+    assert_eq!(hub.requests().len(), asked);
+
+    let offline = Hub {
+        offline: true,
+        ..online.clone()
+    };
+    let error = offline
+        .locate(MODEL)
+        .expect_err("nothing cached")
+        .to_string();
+    assert!(error.contains("HF_HUB_OFFLINE"), "{error}");
+    println!("{error}");
+    let nobody = Hub {
+        endpoint: "http://127.0.0.1:1".into(),
+        ..online.clone()
+    };
+    println!("{}", nobody.locate(MODEL).expect_err("nobody there"));
+    let nonsense = Hub {
+        endpoint: "no address".into(),
+        ..online
+    };
+    println!("{}", nonsense.locate(MODEL).expect_err("no address"));
+}
+
+#[test]
+fn a_folder_is_itself() {
+    let folder = TempDir::new().expect("a folder");
+    assert_eq!(locate(folder.path()).expect("a folder"), folder.path());
+}
