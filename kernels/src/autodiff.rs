@@ -97,6 +97,10 @@ where
 }
 
 impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
+    fn lanes() -> usize {
+        B::lanes()
+    }
+
     fn linear_forward(
         x: Tensor<Self, 2>,
         weight: Tensor<Self, 2>,

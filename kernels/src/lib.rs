@@ -70,6 +70,12 @@ pub use ssd::{SsdGradients, ssd_scan};
 /// Callers use the functions of the op modules ([`ssd_scan`], [`linear`], ...), which check shapes
 /// and flatten leading dimensions; the methods here are what a backend may override.
 pub trait KernelBackend: Backend {
+    /// How many passes over different sequences it is best to run side by side, each on a share of
+    /// the cores: as many as there are cores on a CPU, and one on a GPU, which a pass keeps busy.
+    fn lanes() -> usize {
+        1
+    }
+
     /// See [`linear`](linear()).
     fn linear_forward(
         x: Tensor<Self, 2>,
@@ -295,6 +301,9 @@ where
     burn_ndarray::NdArrayTensor: From<burn_ndarray::SharedArray<E>>,
     burn_ndarray::NdArrayTensor: From<burn_ndarray::SharedArray<I>>,
 {
+    fn lanes() -> usize {
+        rayon::current_num_threads()
+    }
 }
 
 #[cfg(any(feature = "cuda", feature = "wgpu"))]

@@ -109,7 +109,6 @@ impl Plan {
             set.extend([
                 format!("stage{stage}.tokens={tokens}"),
                 format!("stage{stage}.batch={batch}"),
-                format!("stage{stage}.micro_batch={batch}"),
                 format!("stage{stage}.lr={lr:?}"),
                 format!("stage{stage}.warmup=0.1"),
                 format!("stage{stage}.decay=0.2"),

@@ -8,6 +8,7 @@ use model::CausalLm;
 
 use crate::config::Evaluation;
 use crate::error::TrainError;
+use crate::lanes::Lanes;
 
 /// Rows of ids or labels, one behind the other, as `[rows, context]`.
 pub fn ids<B: Backend>(ids: &[i32], context: usize, device: &B::Device) -> Tensor<B, 2, Int> {
@@ -25,28 +26,40 @@ pub fn perplexity<B: KernelBackend>(
     config: &Evaluation,
     device: &B::Device,
 ) -> Result<f64, TrainError> {
+    let all = windows.count() as usize;
     let mut left = match config.windows {
-        0 => usize::MAX,
-        windows => windows,
+        0 => all,
+        some => some.min(all),
     };
-    let (mut total, mut tokens) = (0.0, 0);
-    for batch in windows.sequential(config.batch) {
-        if left == 0 {
-            break;
-        }
-        let batch = batch?;
+    let lanes = Lanes::new::<B>(left.div_ceil(config.batch));
+    let mut failure = None;
+    let batches = windows.sequential(config.batch).map_while(|batch| {
+        let batch = batch.map_err(|error| failure = Some(error)).ok()?;
         let rows = batch.batch.min(left);
         left -= rows;
-        let t = rows * batch.context;
-        let tensor = |values: &[i32]| ids::<B>(&values[..t], batch.context, device);
-        let logits = model.logits(model.features(tensor(&batch.ids)));
-        let v = logits.dims()[2];
-        let labels = tensor(&batch.labels).reshape([t]);
-        let loss = kernels::cross_entropy(logits.reshape([t, v]), labels);
-        total += loss.into_data().iter::<f64>().sum::<f64>() * t as f64;
-        tokens += t;
+        (rows > 0).then_some((rows, batch))
+    });
+    let (mut total, mut tokens) = (0.0, 0);
+    lanes.run(
+        batches,
+        |(rows, batch)| {
+            let t = rows * batch.context;
+            let tensor = |values: &[i32]| ids::<B>(&values[..t], batch.context, device);
+            let logits = model.logits(model.features(tensor(&batch.ids)));
+            let v = logits.dims()[2];
+            let labels = tensor(&batch.labels).reshape([t]);
+            let loss = kernels::cross_entropy(logits.reshape([t, v]), labels);
+            (loss.into_data().iter::<f64>().sum::<f64>(), t)
+        },
+        |(loss, t)| {
+            total += loss * t as f64;
+            tokens += t;
+        },
+    );
+    match failure {
+        Some(error) => Err(error.into()),
+        None => Ok((total / tokens as f64).exp()),
     }
-    Ok((total / tokens as f64).exp())
 }
 
 /// What `model` adds to `prompt`: the likeliest token each time, `tokens` of them or up to the

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
-use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::backend::Backend;
 use kernels::TrainBackend;
 
 /// Sums of gradients, flattened, by parameter.
@@ -30,8 +30,23 @@ impl<B: kernels::KernelBackend> Gradients<B> {
     {
         module.visit(&mut Collect::<A> {
             gradients,
-            sums: &mut self.sums,
+            sums: self,
         });
+    }
+
+    /// Adds the sums of `other`.
+    pub fn merge(&mut self, other: Self) {
+        for (id, gradient) in other.sums {
+            self.add_one(id, gradient);
+        }
+    }
+
+    fn add_one(&mut self, id: ParamId, gradient: Tensor<B, 1>) {
+        let sum = match self.sums.remove(&id) {
+            Some(sum) => sum + gradient,
+            None => gradient,
+        };
+        self.sums.insert(id, sum);
     }
 
     /// The gradient of one parameter, taken out; `None` if the loss does not reach it.
@@ -52,22 +67,17 @@ impl<B: kernels::KernelBackend> Gradients<B> {
     }
 }
 
-struct Collect<'a, A: AutodiffBackend> {
+struct Collect<'a, A: TrainBackend> {
     gradients: &'a A::Gradients,
-    sums: &'a mut HashMap<ParamId, Tensor<A::InnerBackend, 1>>,
+    sums: &'a mut Gradients<A::InnerBackend>,
 }
 
-impl<A: AutodiffBackend> ModuleVisitor<A> for Collect<'_, A> {
+impl<A: TrainBackend> ModuleVisitor<A> for Collect<'_, A> {
     fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<A, D>>) {
         let Some(gradient) = parameter.val().grad(self.gradients) else {
             return;
         };
         let n = gradient.shape().num_elements();
-        let gradient = gradient.reshape([n]);
-        let sum = match self.sums.remove(&parameter.id) {
-            Some(sum) => sum + gradient,
-            None => gradient,
-        };
-        self.sums.insert(parameter.id, sum);
+        self.sums.add_one(parameter.id, gradient.reshape([n]));
     }
 }

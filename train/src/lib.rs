@@ -40,6 +40,7 @@ pub mod config;
 mod error;
 pub mod evaluate;
 pub mod gradients;
+mod lanes;
 pub mod logging;
 pub mod metrics;
 pub mod optimizer;

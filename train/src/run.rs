@@ -21,11 +21,12 @@ use crate::config::{self, Config, resolve_path};
 use crate::error::{TrainError, io_error};
 use crate::evaluate::{self, perplexity};
 use crate::gradients::Gradients;
+use crate::lanes::Lanes;
 use crate::metrics::{self, Evaluation, MetricsLog, Record, StagePlan, StepMetrics, Watch};
 use crate::optimizer::AdamW;
 use crate::report::ReportData;
 use crate::showing::Showing;
-use crate::stage::{Objective, TokenBatch, train_parts};
+use crate::stage::{Objective, TokenBatch, on_graph_of_its_own, train_parts};
 use crate::summary::{StageSummary, Summary, peak_memory_bytes};
 
 /// The file of the run folder that says what the run does; the first to be written.
@@ -261,6 +262,7 @@ impl<B: TrainBackend> Run<B> {
         let batches = Batches::new(self.train.clone(), stage.batch, config.seed);
         let first_batch = first_batch(&config, number);
         let mut student = train_parts(student, stage);
+        let lanes = Lanes::new::<B>(stage.accumulation());
         self.watch.stage_begin(number, self.progress.step);
 
         while self.progress.step < steps {
@@ -274,7 +276,8 @@ impl<B: TrainBackend> Run<B> {
             let begun = Instant::now();
             let step = self.progress.step;
             let batch = batches.batch(first_batch + step as u64)?;
-            let (loss, gradients) = self.passes(objective, &student, &batch, stage.micro_batch);
+            let (loss, gradients) =
+                self.passes(objective, &student, &batch, stage.micro_batch, &lanes);
             let norm = gradients.norm();
             let lr = schedule.lr(step);
             let skipped = !(loss.is_finite() && norm.is_finite());
@@ -334,19 +337,30 @@ impl<B: TrainBackend> Run<B> {
         student: &PhiMamba<B>,
         batch: &Batch,
         micro_batch: usize,
+        lanes: &Lanes,
     ) -> (f64, Gradients<B::InnerBackend>) {
-        let mut gradients = Gradients::default();
+        let (teacher, device) = (&self.teacher, &self.device);
         let rows = micro_batch * batch.context;
-        let losses: Vec<_> = (batch.ids.chunks(rows).zip(batch.labels.chunks(rows)))
-            .map(|(ids, labels)| {
-                let tensor = |values| evaluate::ids(values, batch.context, &self.device);
+        let passes = batch.ids.chunks(rows).zip(batch.labels.chunks(rows));
+        let passes = passes.map(|tokens| (on_graph_of_its_own(student), tokens));
+        let (mut losses, mut gradients) = (vec![], Gradients::default());
+        lanes.run(
+            passes,
+            |(student, (ids, labels))| {
+                let tensor = |values| evaluate::ids(values, batch.context, device);
                 let tokens = TokenBatch {
                     ids: tensor(ids),
                     labels: tensor(labels),
                 };
-                objective.pass(student, &self.teacher, tokens, &mut gradients)
-            })
-            .collect();
+                let mut gradients = Gradients::default();
+                let loss = objective.pass(&student, teacher, tokens, &mut gradients);
+                (loss, gradients)
+            },
+            |(loss, of_pass)| {
+                losses.push(loss);
+                gradients.merge(of_pass);
+            },
+        );
         let passes = losses.len() as f64;
         let sum: f64 = Tensor::cat(losses, 0).into_data().iter::<f64>().sum();
         (sum / passes, gradients)

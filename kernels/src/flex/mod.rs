@@ -74,6 +74,10 @@ fn is_f32<const D: usize>(x: &Tensor<Flex, D>) -> bool {
 }
 
 impl KernelBackend for Flex {
+    fn lanes() -> usize {
+        rayon::current_num_threads()
+    }
+
     fn linear_forward(
         x: Tensor<Self, 2>,
         weight: Tensor<Self, 2>,

@@ -14,7 +14,7 @@ use burn::tensor::{Int, Tensor};
 use kernels::{DistillationWeights, TrainBackend};
 use model::{Phi, PhiMamba};
 
-pub use parts::train_parts;
+pub use parts::{on_graph_of_its_own, train_parts};
 
 use crate::config::{Config, Target};
 use crate::gradients::Gradients;

@@ -19,6 +19,12 @@ pub fn train_parts<B: TrainBackend>(student: PhiMamba<B>, stage: &Stage) -> PhiM
     student.map(&mut Freeze(trained.map(|p| p.id).collect()))
 }
 
+/// A copy of the student whose graph shares no node with any other: Burn locks a graph for as long as
+/// it is walked, and passes that share parameters would share one.
+pub fn on_graph_of_its_own<B: TrainBackend>(student: &PhiMamba<B>) -> PhiMamba<B> {
+    student.clone().map(&mut Detach)
+}
+
 /// The part that a published name belongs to.
 fn part_of(name: &str) -> Part {
     if name.contains(".mixer.") {
@@ -40,6 +46,17 @@ impl<B: Backend> ModuleMapper<B> for Freeze {
     fn map_float<const D: usize>(&mut self, parameter: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let trains = self.0.contains(&parameter.id);
         parameter.set_require_grad(trains)
+    }
+}
+
+struct Detach;
+
+impl<B: TrainBackend> ModuleMapper<B> for Detach {
+    fn map_float<const D: usize>(&mut self, parameter: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let (id, value, mapper) = parameter.consume();
+        let trains = value.is_require_grad();
+        let value = Tensor::from_inner(value.inner()).set_require_grad(trains);
+        Param::from_mapped_value(id, value, mapper)
     }
 }
 

@@ -1,0 +1,109 @@
+//! Passes over different sequences, side by side on a CPU.
+//!
+//! Where all cores share every op of one pass they meet at the end of each, some hundred times a
+//! pass, and wait there for the slowest; a core with a pass of its own meets the others once. So a
+//! CPU takes as many passes at once as it has cores, and a GPU, which one pass fills, one after the
+//! other. Results are handed on in the order of the passes either way, so that sums over them have the
+//! same bits on every machine.
+//!
+//! A lane is a thread pool, not a task of one pool for all: there, a thread that waits for its share
+//! of an op would begin another pass meanwhile, inside the first, whose graph it holds locked.
+
+use std::panic::resume_unwind;
+use std::thread;
+
+use kernels::KernelBackend;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+/// The cores of a CPU, shared out to as many passes at once; on a GPU the one thread there is.
+pub struct Lanes(Vec<ThreadPool>);
+
+impl Lanes {
+    /// What suits `B` best for steps of so many passes.
+    pub fn new<B: KernelBackend>(passes: usize) -> Self {
+        let cores = B::lanes();
+        let lanes = cores.min(passes);
+        if lanes < 2 {
+            return Self(vec![]);
+        }
+        let pool = |lane| {
+            let threads = cores / lanes + usize::from(lane < cores % lanes);
+            ThreadPoolBuilder::new().num_threads(threads).build().ok()
+        };
+        Self((0..lanes).filter_map(pool).collect())
+    }
+
+    /// Does `work` to each item and hands what comes of it to `then`, in the items' order. Items are
+    /// taken when there is a lane for them.
+    pub fn run<I: Send, T: Send>(
+        &self,
+        items: impl IntoIterator<Item = I>,
+        work: impl Fn(I) -> T + Sync,
+        mut then: impl FnMut(T),
+    ) {
+        let mut items = items.into_iter();
+        if self.0.is_empty() {
+            items.for_each(|item| then(work(item)));
+            return;
+        }
+        loop {
+            let round: Vec<I> = items.by_ref().take(self.0.len()).collect();
+            if round.is_empty() {
+                return;
+            }
+            let done: Vec<T> = thread::scope(|scope| {
+                let work = &work;
+                let lanes: Vec<_> = (self.0.iter().zip(round))
+                    .map(|(pool, item)| scope.spawn(move || pool.install(|| work(item))))
+                    .collect();
+                let results = lanes.into_iter().map(|lane| lane.join());
+                results
+                    .map(|it| it.unwrap_or_else(|panic| resume_unwind(panic)))
+                    .collect()
+            });
+            done.into_iter().for_each(&mut then);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn results_come_in_order() {
+        let pool = |threads| {
+            ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap()
+        };
+        for lanes in [vec![], vec![pool(1)], vec![pool(2), pool(1), pool(1)]] {
+            let mut squares = vec![];
+            Lanes(lanes).run(0..10, |i| i * i, |square| squares.push(square));
+            assert_eq!(squares, (0..10).map(|i| i * i).collect::<Vec<_>>());
+        }
+    }
+
+    /// Memory is that of the passes under way.
+    #[test]
+    fn items_wait_for_their_lane() {
+        let pool = || ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let taken = AtomicUsize::new(0);
+        let items = (0..7).inspect(|_| {
+            taken.fetch_add(1, Ordering::SeqCst);
+        });
+        let mut done = 0;
+        Lanes(vec![pool(), pool()]).run(
+            items,
+            |i| i,
+            |_| {
+                done += 1;
+                assert!(taken.load(Ordering::SeqCst) <= done + 2);
+            },
+        );
+        assert_eq!(done, 7);
+    }
+}
