@@ -39,6 +39,8 @@ mod autodiff;
 ))]
 pub mod backends;
 pub mod conv;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
 pub mod distance;
 pub mod distillation;
 #[cfg(feature = "flex")]
@@ -304,14 +306,4 @@ where
     fn lanes() -> usize {
         rayon::current_num_threads()
     }
-}
-
-#[cfg(any(feature = "cuda", feature = "wgpu"))]
-impl<R, F, I, T> KernelBackend for burn_cubecl::CubeBackend<R, F, I, T>
-where
-    R: burn_cubecl::CubeRuntime,
-    F: burn_cubecl::FloatElement,
-    I: burn_cubecl::IntElement,
-    T: burn_cubecl::BoolElement,
-{
 }
