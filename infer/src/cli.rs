@@ -1,7 +1,7 @@
 //! The command line of `infer`.
 
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use datasets::Tokenizer;
@@ -24,6 +24,16 @@ pub enum CliError {
     /// The model cannot be loaded.
     #[error(transparent)]
     Model(#[from] model::WeightsError),
+    /// Neither the model nor the command line has one.
+    #[error(
+        "{}: no tokenizer.json here, as in the published Phi-Mambas, which use that of \
+         microsoft/phi-1_5; name such a file, or a folder with one, by --tokenizer",
+        folder.display()
+    )]
+    NoTokenizer {
+        /// The model's folder.
+        folder: PathBuf,
+    },
     /// A sampling option has no meaning.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
@@ -93,6 +103,10 @@ struct GenerateArgs {
     /// Hugging Face's tools share (HF_HOME, HF_HUB_OFFLINE and HF_ENDPOINT mean what they mean there).
     #[arg(long, value_name = "FOLDER|OWNER/NAME")]
     model: PathBuf,
+
+    /// A tokenizer.json, or a folder with one, in place of the model's own
+    #[arg(long, value_name = "FILE|FOLDER")]
+    tokenizer: Option<PathBuf>,
 
     /// The most tokens to make
     #[arg(long, default_value_t = 256, allow_negative_numbers = true)]
@@ -183,8 +197,16 @@ impl GenerateArgs {
         let backend = backend.ok_or(BackendError::NotBuiltIn)?;
         let sampling = SamplingSettings::from(self.sampling);
         sampling.validate()?;
+        // Before a model is fetched, which may take long.
+        let own = self.tokenizer.as_deref().map(tokenizer_at).transpose()?;
         let model = model::locate(&self.model)?;
-        let tokenizer = Tokenizer::from_folder(&model)?;
+        let tokenizer = match own {
+            Some(tokenizer) => tokenizer,
+            None if !model.join("tokenizer.json").exists() => {
+                return Err(CliError::NoTokenizer { folder: model });
+            }
+            None => Tokenizer::from_folder(&model)?,
+        };
         let prompt = match self.prompt.as_str() {
             "-" => read_prompt().map_err(CliError::Stdin)?,
             prompt => prompt.into(),
@@ -239,6 +261,13 @@ impl Work for Generate {
         }
         Ok(())
     }
+}
+
+fn tokenizer_at(path: &Path) -> Result<Tokenizer, CliError> {
+    Ok(match path.is_dir() {
+        true => Tokenizer::from_folder(path)?,
+        false => Tokenizer::from_file(path)?,
+    })
 }
 
 fn read_prompt() -> io::Result<String> {

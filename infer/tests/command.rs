@@ -122,6 +122,23 @@ fn options_without_meaning_are_refused() {
 }
 
 #[test]
+fn a_model_may_borrow_its_tokenizer() {
+    let (config, student) = untrained_student();
+    let folder = export(&config, &student);
+    let arguments = ["--max-tokens", "4", "Once"];
+    let with_its_own = output(folder.path(), &arguments);
+    assert!(with_its_own.status.success());
+    fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
+    let without = failure(&output(folder.path(), &arguments), 1);
+    assert!(without.contains("--tokenizer"), "{without}");
+    for tokenizer in [teacher_folder(), teacher_folder().join("tokenizer.json")] {
+        let mut command = generate(folder.path(), &arguments);
+        let borrowed = command.arg("--tokenizer").arg(tokenizer).output().unwrap();
+        assert_eq!(stdout(&borrowed), stdout(&with_its_own));
+    }
+}
+
+#[test]
 fn failures_are_sentences() {
     let missing = output(Path::new("no/such/folder"), &["x"]);
     assert!(failure(&missing, 1).contains("no/such/folder"));

@@ -7,10 +7,10 @@
 mod support;
 
 use burn::backend::Autodiff;
-use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::Tensor;
+use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
 use burn::tensor::backend::Backend;
-use kernels::TrainBackend;
+use burn::tensor::{Tensor, TensorData};
+use kernels::{DistillationWeights, TrainBackend};
 use model::{Layout, Phi, PhiMamba, named_parameters};
 use support::*;
 use tests::{Goldens, Values, assert_close, goldens_dir};
@@ -107,6 +107,50 @@ fn stages_exact() {
 #[test]
 fn stages_flex() {
     stages::<Autodiff<Fast>>(FAST);
+}
+
+/// A share of the loss is the cross-entropy of the next tokens, each in its place. The published code
+/// has no hard labels, so this is held against the definition.
+#[test]
+fn hard_labels() {
+    type B = Autodiff<Exact>;
+    let mut lesson = Lesson::<B>::open();
+    let [b, l] = lesson.batch.ids.dims();
+    let labels: Vec<i64> = (0..(b * l) as i64).map(|i| 7 * i % 50).collect();
+    let device = Default::default();
+    lesson.batch.labels = Tensor::from_data(TensorData::new(labels.clone(), [b, l]), &device);
+    let weights = DistillationWeights {
+        temperature: 2.0,
+        hard: 0.3,
+    };
+    let (found, _) = lesson.pass(Objective::Predictions(weights));
+
+    let ids = lesson.batch.ids.clone();
+    let student = values(
+        lesson
+            .student
+            .valid()
+            .logits(lesson.student.valid().features(ids.clone())),
+    );
+    let teacher = values(lesson.teacher.logits(lesson.teacher.features(ids)));
+    let v = student.0[2];
+    let rows = student.1.chunks(v).zip(teacher.1.chunks(v)).zip(labels);
+    let losses = rows.map(|((student, teacher), label)| {
+        let log_sum = student.iter().map(|s| (s / 2.0).exp()).sum::<f64>().ln();
+        let log_p: Vec<_> = student.iter().map(|s| s / 2.0 - log_sum).collect();
+        let sum: f64 = teacher.iter().map(|t| t.exp()).sum();
+        let soft: f64 = teacher
+            .iter()
+            .zip(&log_p)
+            .map(|(t, p)| -t.exp() / sum * p)
+            .sum();
+        0.7 * soft - 0.3 * log_p[label as usize]
+    });
+    let expected = losses.sum::<f64>() / (b * l) as f64;
+    assert!(
+        (found / expected - 1.0).abs() < 1e-12,
+        "{found} and {expected}"
+    );
 }
 
 /// Every parameter's name and values.

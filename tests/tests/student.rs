@@ -97,11 +97,10 @@ fn grouped_transfer_matrix_is_the_scan() {
 
     let transfer = mixer.transfer_matrix(u.clone());
     let h = transfer.dims()[1];
-    assert!(rows > conv_dim + d);
     let x = kernels::linear(u.clone(), closed.narrow(0, 0, d), None);
     let x_bhlp = x.reshape([b, l, h, d / h]).swap_dims(1, 2);
     let by_matrix = transfer.matmul(x_bhlp).swap_dims(1, 2).reshape([b, l, d]);
     let by_scan = mixer.forward(u);
-    // Burn's sigmoid, in the gate, computes in 32 bits for 64-bit tensors too.
-    tests::assert_close("T x", values(by_matrix), values(by_scan), 1e-8);
+    // The gate's bias opens it to 1 within 1e-9 only.
+    tests::assert_close("T x", values(by_matrix), values(by_scan), 2e-9);
 }

@@ -53,4 +53,5 @@ fn splits_flex() {
 #[test]
 fn perplexity_flex() {
     perplexity_is_exact::<Fast>();
+    perplexity_is_the_recorded::<Fast>();
 }

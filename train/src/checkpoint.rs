@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::atomic_file;
 use crate::error::{TrainError, io_error};
+use crate::logging::say;
 use crate::metrics::Position;
 use crate::optimizer::{AdamW, Moments};
 use crate::summary::StageSummary;
@@ -49,7 +50,9 @@ pub struct Progress {
     pub stage_seconds: f64,
     /// Seconds of the run so far, over all resumptions.
     pub seconds: f64,
-    /// Non-finite steps in a row, up to the last.
+    /// Non-finite steps of the run.
+    pub skipped: usize,
+    /// Those of them that came last, one after the other.
     pub skipped_in_a_row: usize,
     /// The last finite loss of the stage, smoothed as the closing table shows it.
     pub loss: Option<f64>,
@@ -118,9 +121,13 @@ impl Checkpoints {
         sync_folder(&self.folder);
         let all = self.list()?;
         for old in &all[..all.len().saturating_sub(self.keep)] {
+            // First out of sight: half a checkpoint is none.
             let partial = self::partial(old);
-            fs::rename(old, &partial).map_err(io_error(old))?;
-            fs::remove_dir_all(&partial).map_err(io_error(&partial))?;
+            let removed = fs::rename(old, &partial).and_then(|()| fs::remove_dir_all(&partial));
+            if let Err(error) = removed {
+                // The run has what it needs, the new one.
+                say(format_args!("warning: {} stays: {error}", old.display()));
+            }
         }
         Ok(())
     }

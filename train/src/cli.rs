@@ -1,6 +1,7 @@
 //! The command line of `train`.
 
-use std::io::{Write, stdout};
+use std::fmt;
+use std::io::{ErrorKind, Write, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -33,7 +34,10 @@ Examples:
       train --config my-run.toml --out runs/mine
 
   The published recipe at full size, on a GPU:
-      train --preset phi-1.5 --set teacher.model=/models/phi-1_5";
+      train --preset phi-1.5 --set data.train=/text/c4
+
+  The same with a teacher from a folder instead of the Hugging Face hub:
+      train --preset phi-1.5 --set teacher.model=/models/phi-1_5 --set data.train=/text/c4";
 
 /// Distils a Phi Transformer into a Phi-Mamba by MOHAWK (arXiv 2408.10189).
 ///
@@ -92,7 +96,7 @@ struct RunArgs {
     #[command(flatten)]
     shared: SharedArgs,
 
-    /// Show burn-train's dashboard while training (needs a terminal)
+    /// Show burn-train's dashboard while training (needs a terminal; q in it stops the run)
     #[arg(long)]
     dashboard: bool,
 }
@@ -206,13 +210,11 @@ impl RunArgs {
         match outcome.map_err(|error| with_advice(error, &folder))? {
             Outcome::Finished(summary) => {
                 let (report, student) = (folder.join("report.html"), folder.join("student"));
-                writeln!(
-                    stdout(),
+                print(format_args!(
                     "{summary}\nreport   {}\nstudent  {}",
                     report.display(),
                     student.display()
-                )?;
-                Ok(ExitCode::SUCCESS)
+                ))
             }
             Outcome::Stopped => Ok(ExitCode::from(INTERRUPTED)),
         }
@@ -232,10 +234,7 @@ impl AblateArgs {
             stop: stop_on_interrupt()?,
         };
         match backend.dispatch(Ablate(ablation))?? {
-            Some(table) => {
-                writeln!(stdout(), "{table}")?;
-                Ok(ExitCode::SUCCESS)
-            }
+            Some(table) => print(format_args!("{table}")),
             None => {
                 let folder = folder.display();
                 say(format_args!(
@@ -264,6 +263,16 @@ impl Work for Ablate {
 
     fn run<B: KernelBackend>(self, device: B::Device) -> Self::Output {
         self.0.execute::<Autodiff<B>>(&device)
+    }
+}
+
+/// Prints what came out of it all. That nobody reads it is no failure: it stands in files too.
+fn print(result: fmt::Arguments) -> anyhow::Result<ExitCode> {
+    match writeln!(stdout(), "{result}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(anyhow!(
+            "the result cannot be written to standard output: {error}"
+        )),
+        _ => Ok(ExitCode::SUCCESS),
     }
 }
 

@@ -3,8 +3,8 @@
 //! Where all cores share every op of one pass they meet at the end of each, some hundred times a
 //! pass, and wait there for the slowest; a core with a pass of its own meets the others once. So a
 //! CPU takes as many passes at once as it has cores, and a GPU, which one pass fills, one after the
-//! other. Results are handed on in the order of the passes either way, so that sums over them have the
-//! same bits on every machine.
+//! other. Results are handed on in the order of the passes either way, so that sums over them do not
+//! depend on which was done first.
 //!
 //! A lane is a thread pool, not a task of one pool for all: there, a thread that waits for its share
 //! of an op would begin another pass meanwhile, inside the first, whose graph it holds locked.

@@ -30,6 +30,8 @@ pub struct Summary {
     pub tokens_per_second: f64,
     /// The stages, in order.
     pub stages: Vec<StageSummary>,
+    /// Steps that were skipped since their loss or gradient was not finite.
+    pub skipped_steps: usize,
     /// The backend, as `--backend` names it.
     pub backend: String,
     /// The most memory the process ever held, in bytes; null where the system does not say.
@@ -123,6 +125,10 @@ impl fmt::Display for Summary {
             )?;
         }
         writeln!(f)?;
+        match self.skipped_steps {
+            0 => {}
+            n => writeln!(f, "steps skipped, since not finite: {n}")?,
+        }
         writeln!(
             f,
             "perplexity: student {:.2}, teacher {:.2}, ratio {:.4}",
@@ -177,6 +183,7 @@ mod tests {
                 loss: 1.25,
                 perplexity: 44.25,
             }],
+            skipped_steps: 0,
             backend: "flex".to_owned(),
             peak_memory_bytes: Some(3 << 29),
         }
@@ -205,6 +212,7 @@ mod tests {
       "perplexity": 44.25
     }
   ],
+  "skipped_steps": 0,
   "backend": "flex",
   "peak_memory_bytes": 1610612736
 }

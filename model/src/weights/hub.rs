@@ -10,10 +10,6 @@ use super::{CONFIG, INDEX, PICKLE, SINGLE, WeightsError};
 
 const TOKENIZER: &str = "tokenizer.json";
 
-/// What is fetched beside configuration and weights, where the repository has it. The published
-/// Phi-Mambas have neither: they use Phi's tokenizer.
-const BESIDE: [&str; 2] = [TOKENIZER, "generation_config.json"];
-
 /// The folder of the model called `name`, by the [`Hub`] of the environment.
 ///
 /// # Errors
@@ -144,8 +140,9 @@ impl Hub {
         };
 
         let config = get(CONFIG)?;
-        for file in BESIDE.into_iter().filter(|file| has(file)) {
-            get(file)?;
+        // The published Phi-Mambas have none: they use Phi's.
+        if has(TOKENIZER) {
+            get(TOKENIZER)?;
         }
         if has(SINGLE) {
             get(SINGLE)?;

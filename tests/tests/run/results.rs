@@ -145,7 +145,10 @@ fn what_is_frozen_stays() {
 fn gradients_accumulate() {
     let with = |micro_batch: &str| {
         let folder = folder();
-        let mut overrides = vec!["optimizer.epsilon=1".to_owned()];
+        let mut overrides = vec![
+            "optimizer.epsilon=1".to_owned(),
+            "stage3.hard_weight=0.3".to_owned(),
+        ];
         for stage in 1..=3 {
             overrides.extend([
                 format!("stage{stage}.batch=4"),

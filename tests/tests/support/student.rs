@@ -119,7 +119,8 @@ pub fn greedy<B: KernelBackend>() {
 pub fn splits<B: KernelBackend>(tolerance: f64) {
     on_every_student::<B>(|case, model, goldens| {
         let device = Default::default();
-        let l = 12;
+        // Longer than a chunk of the scan.
+        let l = 20;
         let ids = ids::<B>(goldens, "input_ids", &device).narrow(1, 0, l);
         let b = ids.dims()[0];
         let run = |lengths: &[usize]| {
@@ -136,7 +137,7 @@ pub fn splits<B: KernelBackend>(tolerance: f64) {
         let (whole, whole_state) = run(&[l]);
         let mut splits: Vec<Vec<usize>> = (1..l).map(|n| vec![n, l - n]).collect();
         splits.push(vec![1; l]);
-        splits.push(vec![2, 1, 3, 1, 5]);
+        splits.push(vec![2, 1, 3, 1, 5, 8]);
         for split in splits {
             let name = format!("{case}: {split:?}");
             let (pieces, state) = run(&split);

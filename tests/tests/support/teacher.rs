@@ -1,6 +1,6 @@
 //! What every teacher must do, whatever the backend.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor};
@@ -8,6 +8,8 @@ use datasets::{PrepareOptions, Split, TokenShards, TokenWindows, Tokenizer};
 use kernels::KernelBackend;
 use model::{Phi, Taps};
 use tests::{Goldens, assert_close, cases, name_of};
+use train::config::Evaluation;
+use train::evaluate;
 
 use super::*;
 
@@ -64,25 +66,47 @@ pub fn splits<B: KernelBackend>(tolerance: f64) {
     });
 }
 
-/// The bundled teacher's perplexity on the first 2,048 tokens of the held-out text, in four windows.
-fn perplexity<B: KernelBackend>() -> f64 {
-    let device = Default::default();
-    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets");
-    let folder = assets.join("phi-tiny");
-    let tokenizer = Tokenizer::from_folder(&folder).expect("a tokenizer");
+/// The bundled teacher's folder.
+fn phi_tiny() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/phi-tiny")
+}
+
+/// The bundled held-out text in windows of 512 tokens.
+fn held_out() -> TokenWindows {
+    let tokenizer = Tokenizer::from_folder(phi_tiny()).expect("a tokenizer");
     let cache = tempfile::tempdir().expect("a folder");
     let shards = TokenShards::prepare(&PrepareOptions {
         name: "validation",
-        sources: vec![assets.join("text/pd-validation.json.gz")],
+        sources: vec![phi_tiny().join("../text/pd-validation.json.gz")],
         split: Split::All,
         tokenizer: &tokenizer,
         cache: cache.path().into(),
     });
-    let windows = TokenWindows::new(Arc::new(shards.expect("shards")), 512).expect("windows");
+    TokenWindows::new(Arc::new(shards.expect("shards")), 512).expect("windows")
+}
+
+/// The teacher's perplexity over all of the held-out text is what Hugging Face's implementation makes
+/// of the same weights, 29.7152, to its last digit.
+pub fn perplexity_is_the_recorded<B: KernelBackend>() {
+    let device = Default::default();
+    let (_, model) = model::load_teacher::<B>(phi_tiny(), &device).expect("a teacher");
+    let all = Evaluation {
+        context: 512,
+        windows: 0,
+        batch: 2,
+    };
+    let found = evaluate::perplexity(&model, &held_out(), &all, &device).expect("a perplexity");
+    assert!((found - 29.7152).abs() < 1e-4, "{found}");
+}
+
+/// The teacher's perplexity on the first 2,048 tokens of the held-out text, in four windows.
+fn perplexity<B: KernelBackend>() -> f64 {
+    let device = Default::default();
+    let windows = held_out();
     let batch = windows.sequential(4).next().expect("a batch");
     let batch = batch.expect("readable shards");
     let tokens = batch.ids.len();
-    let (_, model) = model::load_teacher::<B>(&folder, &device).expect("a teacher");
+    let (_, model) = model::load_teacher::<B>(phi_tiny(), &device).expect("a teacher");
     let ids = TensorData::new(batch.ids, [batch.batch, batch.context]);
     let logits = model.logits(model.features(Tensor::from_data(ids, &device)));
     let labels = TensorData::new(batch.labels, [tokens]);

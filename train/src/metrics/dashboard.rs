@@ -40,7 +40,6 @@ pub struct Dashboard {
     killed: bool,
     /// What could not be said while the dashboard had the screen.
     notes: Vec<String>,
-    skipped: usize,
 }
 
 impl Dashboard {
@@ -51,7 +50,6 @@ impl Dashboard {
             renderer: None,
             killed: false,
             notes: Vec::new(),
-            skipped: 0,
         }
     }
 
@@ -69,11 +67,8 @@ impl Dashboard {
         }
     }
 
-    pub(super) fn step(&mut self, metrics: &StepMetrics) {
-        if metrics.skipped {
-            self.skipped += 1;
-            self.note(&super::watch::skipped(metrics, self.skipped));
-        } else {
+    pub(super) fn step(&mut self, metrics: &StepMetrics, skipped: usize) {
+        if !metrics.skipped {
             let values = [
                 (loss_name(metrics.stage), metrics.loss),
                 (LEARNING_RATE.to_owned(), metrics.lr),
@@ -105,7 +100,7 @@ impl Dashboard {
             },
             ProgressType::Value {
                 tag: "Skipped".to_owned(),
-                value: self.skipped,
+                value: skipped,
             },
         ];
         self.tell(|renderer| renderer.render_train(progress, status));

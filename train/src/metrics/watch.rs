@@ -39,7 +39,6 @@ pub enum Watch {
 pub struct Bar {
     plan: Vec<StagePlan>,
     bar: ProgressBar,
-    skipped: usize,
 }
 
 /// Lines for the stage that runs.
@@ -49,7 +48,6 @@ pub struct Plain {
     steps: usize,
     /// When this process began the stage, and how many of its steps were done then.
     begun: (Instant, usize),
-    skipped: usize,
 }
 
 impl Watch {
@@ -75,7 +73,6 @@ impl Watch {
         Self::Bar(Bar {
             plan,
             bar: ProgressBar::hidden(),
-            skipped: 0,
         })
     }
 
@@ -86,7 +83,6 @@ impl Watch {
             every: every.max(1),
             steps: 0,
             begun: (Instant::now(), 0),
-            skipped: 0,
         })
     }
 
@@ -99,12 +95,18 @@ impl Watch {
         }
     }
 
-    /// An optimizer step is done.
-    pub fn step(&mut self, metrics: &StepMetrics) {
+    /// An optimizer step is done; `skipped` of all steps of the run so far were not finite.
+    pub fn step(&mut self, metrics: &StepMetrics, skipped: usize) {
+        if metrics.skipped {
+            self.note(&format!(
+                "stage {} step {} skipped: loss {}, gradient norm {} ({skipped} skipped so far)",
+                metrics.stage, metrics.step, metrics.loss, metrics.grad_norm
+            ));
+        }
         match self {
             Self::Bar(view) => view.step(metrics),
             Self::Plain(view) => view.step(metrics),
-            Self::Dashboard(view) => view.step(metrics),
+            Self::Dashboard(view) => view.step(metrics, skipped),
         }
     }
 
@@ -168,13 +170,6 @@ fn steps(plan: &[StagePlan], stage: u8) -> usize {
     planned.map_or(0, |planned| planned.steps)
 }
 
-pub(super) fn skipped(metrics: &StepMetrics, so_far: usize) -> String {
-    format!(
-        "stage {} step {} skipped: loss {}, gradient norm {} ({so_far} skipped so far)",
-        metrics.stage, metrics.step, metrics.loss, metrics.grad_norm
-    )
-}
-
 impl Bar {
     fn begin(&mut self, stage: u8, done: usize) {
         self.bar.finish_and_clear();
@@ -193,11 +188,6 @@ impl Bar {
     }
 
     fn step(&mut self, metrics: &StepMetrics) {
-        if metrics.skipped {
-            self.skipped += 1;
-            let text = skipped(metrics, self.skipped);
-            self.bar.suspend(|| say(text));
-        }
         self.bar.set_message(format!(
             "loss {:.4}  lr {:.2e}  {} tokens/s",
             metrics.loss,
@@ -221,10 +211,8 @@ impl Plain {
     }
 
     fn step(&mut self, metrics: &StepMetrics) {
-        if metrics.skipped {
-            self.skipped += 1;
-            say(skipped(metrics, self.skipped));
-        } else if metrics.step.is_multiple_of(self.every) || metrics.step == self.steps {
+        let is_due = metrics.step.is_multiple_of(self.every) || metrics.step == self.steps;
+        if is_due && !metrics.skipped {
             say(self.line(metrics, self.begun.0.elapsed()));
         }
     }

@@ -38,7 +38,7 @@ pub(super) fn render(data: &ReportData) -> Result<String, ReportError> {
                 }
             }
             Record::Evaluation(evaluation) => {
-                // A run stopped between a stage's last step and its checkpoint measures it twice.
+                // Of a stage measured twice, as after an edit of the configuration, the last counts.
                 evaluations.retain(|other| other.stage != evaluation.stage);
                 evaluations.push(evaluation);
             }
@@ -293,6 +293,7 @@ mod tests {
                 seconds: 1.0,
                 tokens_per_second: 2048.0,
                 stages: Vec::new(),
+                skipped_steps: 0,
                 backend: "flex".to_owned(),
                 peak_memory_bytes: None,
             },

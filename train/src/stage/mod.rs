@@ -3,7 +3,7 @@
 //! A pass is handed a batch and both networks and returns the loss and the gradients; it knows no
 //! files, no clock and no schedule. In stages 1 and 2 every student layer reads the teacher's hidden
 //! state, so teacher and student walk through the layers side by side, and a layer's graph and
-//! matrices are gone before the next layer's exist.
+//! matrices are gone before the pass makes the next layer's.
 
 mod hidden_states;
 mod matrices;

@@ -3,21 +3,26 @@
 //! The run folder receives `config.toml` first and `summary.json` last: a folder with the first is a
 //! run, and a run with the second is finished.
 
-use std::fs::{self, File, TryLockError};
-use std::path::{Path, PathBuf};
+mod folder;
+mod inputs;
+
+pub use inputs::student_config;
+
+use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
-use datasets::{Batch, Batches, PrepareOptions, Split, TokenShards, TokenWindows, Tokenizer};
-use kernels::{KernelBackend, TrainBackend};
-use model::{DiscreteMamba2Config, Phi, PhiConfig, PhiMamba, PhiMambaConfig};
+use datasets::{Batch, Batches, TokenWindows, Tokenizer};
+use kernels::TrainBackend;
+use model::{Phi, PhiMamba, PhiMambaConfig};
 
-use crate::atomic_file;
+use self::folder::{export, finished, is_run, lock};
 use crate::checkpoint::{self, Checkpoints, Progress};
-use crate::config::{self, Config, resolve_path};
+use crate::config::Config;
 use crate::error::{TrainError, io_error};
 use crate::evaluate::{self, perplexity};
 use crate::gradients::Gradients;
@@ -125,26 +130,12 @@ impl<B: TrainBackend> Run<B> {
     fn open(options: RunOptions, device: &B::Device) -> Result<(Self, PhiMamba<B>), TrainError> {
         let started = Instant::now();
         let (config, folder) = (&options.config, &options.folder);
-        let teacher_folder = resolve_path(&config.teacher.model)
-            .or_else(|_| model::locate(&config.teacher.model))
-            .map_err(TrainError::Teacher)?;
+        let teacher_folder = inputs::teacher_folder(&config.teacher.model)?;
         let (teacher_config, teacher) =
             model::load_teacher(&teacher_folder, device).map_err(TrainError::Teacher)?;
-        let student_config = student_config(config, &teacher_config)?;
-        let tokenizer = match config.data.tokenizer.as_str() {
-            "" => Tokenizer::from_folder(&teacher_folder)?,
-            path => tokenizer_at(&resolve_path(path)?)?,
-        };
-        if tokenizer.vocab_size() > teacher_config.vocab_size {
-            return Err(TrainError::Mismatch(format!(
-                "{}: the tokenizer has {} ids and the teacher knows {}; data.tokenizer must be the \
-                 teacher's",
-                tokenizer.path().display(),
-                tokenizer.vocab_size(),
-                teacher_config.vocab_size,
-            )));
-        }
-        let (train, held_out) = windows(config, &tokenizer)?;
+        let student_config = inputs::student_config(config, &teacher_config)?;
+        let tokenizer = inputs::tokenizer(config, &teacher_folder, &teacher_config)?;
+        let (train, held_out) = inputs::windows(config, &tokenizer)?;
 
         let checkpoints = Checkpoints::new(folder.join(CHECKPOINTS), config.checkpoint.keep);
         let metrics = folder.join("metrics.jsonl");
@@ -204,6 +195,7 @@ impl<B: TrainBackend> Run<B> {
                 tokens: 0,
                 stage_seconds: 0.0,
                 seconds: 0.0,
+                skipped: 0,
                 skipped_in_a_row: 0,
                 loss: None,
                 teacher_perplexity,
@@ -282,6 +274,7 @@ impl<B: TrainBackend> Run<B> {
             let lr = schedule.lr(step);
             let skipped = !(loss.is_finite() && norm.is_finite());
             if skipped {
+                self.progress.skipped += 1;
                 self.progress.skipped_in_a_row += 1;
             } else {
                 self.progress.skipped_in_a_row = 0;
@@ -310,7 +303,7 @@ impl<B: TrainBackend> Run<B> {
                 seconds: self.trained_seconds(),
             };
             self.log.record(&Record::Step(metrics.clone()))?;
-            self.watch.step(&metrics);
+            self.watch.step(&metrics, self.progress.skipped);
 
             if self.progress.skipped_in_a_row >= config.safety.max_skipped {
                 return Err(TrainError::NotFinite {
@@ -443,6 +436,7 @@ impl<B: TrainBackend> Run<B> {
             seconds: self.seconds_before + self.started.elapsed().as_secs_f64(),
             tokens_per_second: self.progress.tokens as f64 / trained,
             stages,
+            skipped_steps: self.progress.skipped,
             backend: self.options.backend.clone(),
             peak_memory_bytes: peak_memory_bytes(),
         };
@@ -461,29 +455,6 @@ impl<B: TrainBackend> Run<B> {
     }
 }
 
-/// Whether a run has begun in `folder`, with or without a configuration that has survived.
-fn is_run(folder: &Path) -> bool {
-    folder.join(CONFIG).exists() || folder.join(CHECKPOINTS).exists()
-}
-
-/// The result of the run in `folder`, if it is finished.
-fn finished(folder: &Path) -> Result<Option<Summary>, TrainError> {
-    let path = folder.join(SUMMARY);
-    Summary::read(&path).map_err(io_error(&path))
-}
-
-/// Keeps other processes from working in `folder` for as long as the file is open. Where a folder
-/// cannot be locked (Windows, some network file systems) nothing does.
-fn lock(folder: &Path) -> Result<Option<File>, TrainError> {
-    let Ok(lock) = File::open(folder) else {
-        return Ok(None);
-    };
-    match lock.try_lock() {
-        Err(TryLockError::WouldBlock) => Err(TrainError::InUse(folder.to_owned())),
-        Ok(()) | Err(TryLockError::Error(_)) => Ok(Some(lock)),
-    }
-}
-
 fn tokens_per_step(config: &Config, stage: u8) -> u64 {
     (config.stage(stage).batch * config.data.context) as u64
 }
@@ -496,109 +467,6 @@ fn first_batch(config: &Config, stage: u8) -> u64 {
         .map(|&other| config.steps(other) * config.stage(other).batch)
         .sum();
     sequences.div_ceil(config.stage(stage).batch) as u64
-}
-
-/// The student's configuration, checked against the teacher's.
-///
-/// # Errors
-/// [`TrainError::Student`] or [`TrainError::Mismatch`] says which sizes do not fit.
-pub fn student_config(config: &Config, teacher: &PhiConfig) -> Result<PhiMambaConfig, TrainError> {
-    let student = &config.student;
-    let mixer = DiscreteMamba2Config {
-        d_state: student.d_state,
-        n_qk_heads: student.n_qk_heads,
-        n_v_heads: student.n_v_heads,
-        d_conv: student.d_conv,
-        conv_bias: student.conv_bias,
-        expand: student.expand,
-        chunk_size: student.chunk_size,
-        activation: match student.activation {
-            config::Activation::Identity => model::Activation::Identity,
-            config::Activation::Silu => model::Activation::Silu,
-        },
-        bias: student.bias,
-    };
-    let heads = teacher.attention.n_heads;
-    if config.stages.contains(&1) && student.n_v_heads != heads {
-        return Err(TrainError::Mismatch(format!(
-            "stage 1 compares the matrices of every head: student.n_v_heads is {} and the teacher \
-             has {heads} heads; set it to {heads} or leave stage 1 out",
-            student.n_v_heads,
-        )));
-    }
-    Ok(PhiMambaConfig::student_of(
-        teacher,
-        &mixer,
-        &student.attention_layers,
-    )?)
-}
-
-/// The training and the held-out windows.
-fn windows(
-    config: &Config,
-    tokenizer: &Tokenizer,
-) -> Result<(TokenWindows, TokenWindows), TrainError> {
-    let paths = |paths: &[String]| -> Result<Vec<PathBuf>, TrainError> {
-        Ok(paths
-            .iter()
-            .map(|path| resolve_path(path))
-            .collect::<Result<_, _>>()?)
-    };
-    let cache = match config.data.cache.as_str() {
-        "" => dirs::cache_dir()
-            .unwrap_or_else(std::env::temp_dir)
-            .join("mohawk"),
-        path => PathBuf::from(path),
-    };
-    let train = paths(&config.data.train)?;
-    // Without held-out text of its own, one document in a hundred is held out.
-    const PER_MILLE: u16 = 10;
-    let (train_split, held_out, held_out_split) = match &config.data.validation[..] {
-        [] => {
-            let per_mille = PER_MILLE;
-            (
-                Split::Train { per_mille },
-                train.clone(),
-                Split::HeldOut { per_mille },
-            )
-        }
-        validation => (Split::All, paths(validation)?, Split::All),
-    };
-    let prepare = |name, sources, split| {
-        TokenShards::prepare(&PrepareOptions {
-            name,
-            sources,
-            split,
-            tokenizer,
-            cache: cache.clone(),
-        })
-    };
-    let train = Arc::new(prepare("train", train, train_split)?);
-    let held_out = Arc::new(prepare("validation", held_out, held_out_split)?);
-    Ok((
-        TokenWindows::new(train, config.data.context)?,
-        TokenWindows::new(held_out, config.evaluation.context)?,
-    ))
-}
-
-fn tokenizer_at(path: &Path) -> Result<Tokenizer, TrainError> {
-    Ok(match path.is_dir() {
-        true => Tokenizer::from_folder(path)?,
-        false => Tokenizer::from_file(path)?,
-    })
-}
-
-/// The student in the published format, with its tokenizer beside it.
-fn export<B: KernelBackend>(
-    config: &PhiMambaConfig,
-    student: &PhiMamba<B>,
-    tokenizer: &Tokenizer,
-    folder: &Path,
-) -> Result<(), TrainError> {
-    model::save_student(config, student, folder)?;
-    let copy = folder.join("tokenizer.json");
-    let bytes = fs::read(tokenizer.path()).map_err(io_error(tokenizer.path()))?;
-    atomic_file::write(&copy, &bytes).map_err(io_error(&copy))
 }
 
 #[cfg(test)]

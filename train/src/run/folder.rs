@@ -1,0 +1,49 @@
+//! The folder of a run: who works in it, how far it has come, and the student that it ends with.
+
+use std::fs::{self, File, TryLockError};
+use std::path::Path;
+
+use datasets::Tokenizer;
+use kernels::KernelBackend;
+use model::{PhiMamba, PhiMambaConfig};
+
+use super::{CHECKPOINTS, CONFIG, SUMMARY};
+use crate::atomic_file;
+use crate::error::{TrainError, io_error};
+use crate::summary::Summary;
+
+/// Whether a run has begun in `folder`, with or without a configuration that has survived.
+pub(super) fn is_run(folder: &Path) -> bool {
+    folder.join(CONFIG).exists() || folder.join(CHECKPOINTS).exists()
+}
+
+/// The result of the run in `folder`, if it is finished.
+pub(super) fn finished(folder: &Path) -> Result<Option<Summary>, TrainError> {
+    let path = folder.join(SUMMARY);
+    Summary::read(&path).map_err(io_error(&path))
+}
+
+/// Keeps other processes from working in `folder` for as long as the file is open. Where a folder
+/// cannot be locked (Windows, some network file systems) nothing does.
+pub(super) fn lock(folder: &Path) -> Result<Option<File>, TrainError> {
+    let Ok(lock) = File::open(folder) else {
+        return Ok(None);
+    };
+    match lock.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(TrainError::InUse(folder.to_owned())),
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(Some(lock)),
+    }
+}
+
+/// The student in the published format, with its tokenizer beside it.
+pub(super) fn export<B: KernelBackend>(
+    config: &PhiMambaConfig,
+    student: &PhiMamba<B>,
+    tokenizer: &Tokenizer,
+    folder: &Path,
+) -> Result<(), TrainError> {
+    model::save_student(config, student, folder)?;
+    let copy = folder.join("tokenizer.json");
+    let bytes = fs::read(tokenizer.path()).map_err(io_error(tokenizer.path()))?;
+    atomic_file::write(&copy, &bytes).map_err(io_error(&copy))
+}
