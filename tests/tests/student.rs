@@ -71,7 +71,6 @@ fn grouped_transfer_matrix_is_the_scan() {
     // Gate rows zero and a bias whose silu is 1; x through the convolution's present tap alone.
     let conv_dim = mixer.conv1d.weight.dims()[0];
     let weight = mixer.in_proj.weight.val();
-    let rows = weight.dims()[0];
     let closed = weight.slice_assign(
         [conv_dim..conv_dim + d, 0..d],
         Tensor::zeros([d, d], &device),
