@@ -77,6 +77,13 @@ fn perplexity() {
     with_adapter(teacher::perplexity_is_exact::<Wgpu>);
 }
 
+/// All of the text, which takes an adapter that computes on the CPU minutes.
+#[test]
+#[ignore = "slow without a GPU; the same on fewer windows is tested above"]
+fn perplexity_of_all_the_text() {
+    with_adapter(teacher::perplexity_is_the_recorded::<Wgpu>);
+}
+
 #[test]
 fn stage1() {
     with_adapter(|| mohawk::stage1::<Autodiff<Wgpu>>(FAST));
