@@ -23,8 +23,8 @@
 //!
 //! # Precision
 //!
-//! Ops compute in the dtype of their inputs, except that half-precision inputs of the scan, the
-//! normalisation and the loss are widened to f32 inside.
+//! Ops compute in the dtype of their inputs, except that half-precision inputs of the scan, attention,
+//! the normalisation, the losses and the norms of gradients are widened to f32 inside.
 
 #![deny(missing_docs)]
 

@@ -28,8 +28,8 @@
 //!
 //! # What is generic
 //!
-//! Everything is generic over [`kernels::KernelBackend`], whose ops (projection, normalisation,
-//! convolution, scan, gate, loss) do the heavy work; nothing here knows which backends exist.
+//! Everything is generic over [`kernels::KernelBackend`], whose ops (projections, scan, attention,
+//! losses and their neighbours) do the heavy work; nothing here knows which backends exist.
 //! Half-precision networks are normalised, scanned, softmaxed and compared in f32.
 
 #![deny(missing_docs)]
