@@ -61,6 +61,7 @@ fn student() {
         student::whole_sequence::<Wgpu>(FAST);
         student::decoding::<Wgpu>(FAST);
         student::greedy::<Wgpu>();
+        student::splits::<Wgpu>(FAST);
     });
 }
 
