@@ -144,7 +144,7 @@ fn failures_are_sentences() {
         "{preset}"
     );
     let key = failure(small(&run, &["stage3.lrr=1"]), 1);
-    assert!(key.contains("did you mean `lr`?"), "{key}");
+    assert!(key.contains("did you mean `stage3.lr`?"), "{key}");
     let nowhere = failure(train(&["--resume", "no/such/run"]), 1);
     assert!(
         nowhere.contains("no/such/run") && nowhere.contains("no run"),
