@@ -84,10 +84,14 @@ fn main() {
     let backward = || B::gelu_new_backward(x.clone(), dy.clone());
     row("gelu, backward", best(backward), by_bytes(3 * t * m));
 
+    let identity = conv::Activation::Identity;
     let (x, dy, w) = (random([b, l, d]), random([b, l, d]), random([d, 4]));
-    let forward = || causal_conv(x.clone(), w.clone(), Some(gamma.clone()), None);
+    let forward = || causal_conv(x.clone(), w.clone(), Some(gamma.clone()), None, identity);
     row("convolution", best(forward), by_bytes(2 * t * d));
-    let backward = || B::causal_conv_backward(x.clone(), w.clone(), None, dy.clone(), [true; 4]);
+    let backward = || {
+        let (x, w, dy) = (x.clone(), w.clone(), dy.clone());
+        B::causal_conv_backward(x, w, None, None, identity, dy, [true; 4])
+    };
     row("convolution, backward", best(backward), by_bytes(3 * t * d));
 
     let (x, a_log) = (random([b, l, h, p]), random([b, l, h]));

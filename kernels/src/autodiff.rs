@@ -13,6 +13,7 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Int, Tensor, TensorPrimitive};
 
+use crate::conv::Activation;
 use crate::{AttentionParts, DistillationWeights, KernelBackend, TransferParts};
 
 /// A tensor of the inner backend: the value without its graph.
@@ -180,22 +181,26 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         weight: Tensor<Self, 2>,
         bias: Option<Tensor<Self, 1>>,
         history: Option<Tensor<Self, 3>>,
+        activation: Activation,
     ) -> Tensor<Self, 3> {
-        let saved = (value(&x), value(&weight), values(&history));
-        let y = B::causal_conv_forward(
-            saved.0.clone(),
-            saved.1.clone(),
+        let saved = (
+            value(&x),
+            value(&weight),
             values(&bias),
-            saved.2.clone(),
+            values(&history),
+            activation,
         );
+        let (x_, weight_, bias_, history_, _) = saved.clone();
+        let y = B::causal_conv_forward(x_, weight_, bias_, history_, activation);
         let inputs = [
             input(&x),
             input(&weight),
             bias.as_ref().and_then(input),
             history.as_ref().and_then(input),
         ];
-        record(inputs, y, saved, |(x, weight, history), dy, wanted| {
-            let g = B::causal_conv_backward(x, weight, history, dy, wanted);
+        record(inputs, y, saved, |saved, dy, wanted| {
+            let (x, weight, bias, history, activation) = saved;
+            let g = B::causal_conv_backward(x, weight, bias, history, activation, dy, wanted);
             [
                 g.x.map(primitive),
                 g.weight.map(primitive),

@@ -16,6 +16,7 @@
 //! - `reference.rs`: the definition in tensor operations, forward and analytic backward. Everything
 //!   faster is tested against it, and it is tested against recorded vectors in 64-bit arithmetic.
 //! - `flex.rs`: the same on slices, for Burn's `Flex` CPU backend.
+//! - `cube.rs`: the same as CubeCL kernels, for GPUs.
 //!
 //! [`autodiff`](crate) registers the backward passes with Burn's autodiff, once for all backends.
 //! Backward passes are written out by hand and not left to autodiff: a composed scan would keep
@@ -157,19 +158,22 @@ pub trait KernelBackend: Backend {
         weight: Tensor<Self, 2>,
         bias: Option<Tensor<Self, 1>>,
         history: Option<Tensor<Self, 3>>,
+        activation: conv::Activation,
     ) -> Tensor<Self, 3> {
-        conv::reference::forward(x, weight, bias, history)
+        conv::reference::forward(x, weight, bias, history, activation)
     }
 
     /// Gradients of [`KernelBackend::causal_conv_forward`] to `x`, `weight`, `bias` and `history`.
     fn causal_conv_backward(
         x: Tensor<Self, 3>,
         weight: Tensor<Self, 2>,
+        bias: Option<Tensor<Self, 1>>,
         history: Option<Tensor<Self, 3>>,
+        activation: conv::Activation,
         dy: Tensor<Self, 3>,
         wanted: [bool; 4],
     ) -> ConvGradients<Self> {
-        conv::reference::backward(x, weight, history, dy, wanted)
+        conv::reference::backward(x, weight, bias, history, activation, dy, wanted)
     }
 
     /// See [`ssd_scan`].

@@ -11,7 +11,6 @@
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use burn::tensor::activation::silu;
 use burn::tensor::backend::Backend;
 use kernels::ssd::reference::log_decay;
 use kernels::{KernelBackend, TransferParts};
@@ -229,12 +228,8 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         let taps = self.taps().narrow(0, rows.start, rows.n);
         let bias = self.conv1d.bias.as_ref();
         let bias = bias.map(|bias| bias.val().narrow(0, rows.start, rows.n));
-        self.activated(kernels::causal_conv(
-            self.projected(u, rows),
-            taps,
-            bias,
-            None,
-        ))
+        let projected = self.projected(u, rows);
+        kernels::causal_conv(projected, taps, bias, None, self.activation())
     }
 
     /// The convolution's weight as `[c, w]`.
@@ -245,10 +240,11 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
             .reshape([self.conv_dim(), self.config.d_conv])
     }
 
-    fn activated(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+    /// What follows the convolution.
+    fn activation(&self) -> kernels::conv::Activation {
         match self.config.activation {
-            Activation::Identity => x,
-            Activation::Silu => silu(x),
+            Activation::Identity => kernels::conv::Activation::Identity,
+            Activation::Silu => kernels::conv::Activation::Silu,
         }
     }
 
@@ -292,7 +288,8 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         };
         state.conv = latest.swap_dims(1, 2);
         let bias = self.conv1d.bias.as_ref().map(Param::val);
-        let convolved = self.activated(kernels::causal_conv(xbc_blc, self.taps(), bias, history));
+        let convolved =
+            kernels::causal_conv(xbc_blc, self.taps(), bias, history, self.activation());
         Parts {
             x: part(&convolved, self.x_rows()),
             b: part(&convolved, self.b_rows()),

@@ -5,6 +5,7 @@ use burn::backend::Autodiff;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor, TensorData};
 use kernels::backends::{Flex, NdArray64};
+use kernels::conv::Activation;
 use kernels::{AdamWStep, AttentionParts, DistillationWeights, TrainBackend, TransferParts};
 use tests::assert_close;
 
@@ -229,6 +230,7 @@ struct Conv {
     weight: Values,
     bias: Option<Values>,
     history: Option<Values>,
+    activation: Activation,
 }
 
 fn conv<B: TrainBackend>(c: &Conv) -> Vec<Values> {
@@ -236,7 +238,7 @@ fn conv<B: TrainBackend>(c: &Conv) -> Vec<Values> {
     let (x, weight) = (trace.input(&c.x), trace.input(&c.weight));
     let bias = c.bias.as_ref().map(|bias| trace.input(bias));
     let history = c.history.as_ref().map(|history| trace.input(history));
-    trace.finish(kernels::causal_conv(x, weight, bias, history))
+    trace.finish(kernels::causal_conv(x, weight, bias, history, c.activation))
 }
 
 fn conv_definition<B: TrainBackend>(c: &Conv) -> Vec<Values> {
@@ -244,7 +246,13 @@ fn conv_definition<B: TrainBackend>(c: &Conv) -> Vec<Values> {
     let (x, weight) = (trace.input(&c.x), trace.input(&c.weight));
     let bias = c.bias.as_ref().map(|bias| trace.input(bias));
     let history = c.history.as_ref().map(|history| trace.input(history));
-    trace.finish(kernels::conv::reference::forward(x, weight, bias, history))
+    trace.finish(kernels::conv::reference::forward(
+        x,
+        weight,
+        bias,
+        history,
+        c.activation,
+    ))
 }
 
 #[test]
@@ -257,10 +265,15 @@ fn causal_conv_is_right() {
         [2, 9, 4, 1],
     ] {
         let history = (w > 1).then(|| random(4, &[b, w - 1, c], 1.0));
-        for (bias, history) in [
-            (None, None),
-            (Some(random(3, &[c], 1.0)), None),
-            (Some(random(3, &[c], 1.0)), history),
+        for (bias, history, activation) in [
+            (None, None, Activation::Identity),
+            (Some(random(3, &[c], 1.0)), None, Activation::Silu),
+            (
+                Some(random(3, &[c], 1.0)),
+                history.clone(),
+                Activation::Identity,
+            ),
+            (None, history, Activation::Silu),
         ] {
             let (x, weight) = (random(1, &[b, l, c], 1.0), random(2, &[c, w], 1.0));
             let case = Conv {
@@ -268,6 +281,7 @@ fn causal_conv_is_right() {
                 weight,
                 bias,
                 history,
+                activation,
             };
             check!(
                 format!("conv {:?}", [b, l, c, w]),
@@ -284,8 +298,8 @@ fn causal_conv_is_right() {
 fn causal_conv_equals_its_equation() {
     let [b, l, c, w] = [2, 6, 3, 4];
     let (x, weight) = (random(1, &[b, l, c], 1.0), random(2, &[c, w], 1.0));
-    let y =
-        kernels::causal_conv::<NdArray64>(tensor(x.clone()), tensor(weight.clone()), None, None);
+    let (input, taps) = (tensor(x.clone()), tensor(weight.clone()));
+    let y = kernels::causal_conv::<NdArray64>(input, taps, None, None, Activation::Identity);
     let mut expected = vec![];
     for (i, t, ch) in
         (0..b).flat_map(|i| (0..l).flat_map(move |t| (0..c).map(move |ch| (i, t, ch))))

@@ -4,8 +4,8 @@ use burn::tensor::Tensor;
 use burn_flex::Flex;
 use rayon::prelude::*;
 
-use super::ConvGradients;
-use crate::flex::math::vectorised;
+use super::{Activation, ConvGradients};
+use crate::flex::math::{sigmoid, vectorised};
 use crate::flex::{Values, rows_per_task, tensor};
 use crate::linear::flex::{add_up, column_sums};
 
@@ -21,6 +21,7 @@ pub(crate) fn forward(
     weight: Tensor<Flex, 2>,
     bias: Option<Tensor<Flex, 1>>,
     history: Option<Tensor<Flex, 3>>,
+    activation: Activation,
 ) -> Tensor<Flex, 3> {
     let [b, l, c] = x.dims();
     let [_, w] = weight.dims();
@@ -54,13 +55,18 @@ pub(crate) fn forward(
                             y[i] += tap[i] * input[i];
                         }
                     }
+                    if activation == Activation::Silu {
+                        for y in &mut *y {
+                            *y *= sigmoid(*y);
+                        }
+                    }
                 },
             )
         });
     tensor(y, [b, l, c])
 }
 
-/// Without a history.
+/// Without a history or an activation.
 pub(crate) fn backward(
     x: Tensor<Flex, 3>,
     weight: Tensor<Flex, 2>,

@@ -3,6 +3,8 @@
 //! Burn's general convolution is slow for one channel a group and four taps; as a sum of shifted
 //! inputs it is one pass over memory.
 
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub(crate) mod cube;
 #[cfg(feature = "flex")]
 pub(crate) mod flex;
 pub mod reference;
@@ -11,6 +13,16 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use crate::KernelBackend;
+
+/// What [`causal_conv`] applies to its sums.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// Nothing.
+    #[default]
+    Identity,
+    /// `v -> v / (1 + e^-v)`.
+    Silu,
+}
 
 /// Gradients of [`causal_conv`], each in its input's shape; `None` where none was wanted.
 #[derive(Debug, Clone)]
@@ -25,8 +37,8 @@ pub struct ConvGradients<B: Backend> {
     pub history: Option<Tensor<B, 3>>,
 }
 
-/// `y[t] = bias + sum over k of weight[k] * x[t - (w - 1) + k]`: `x [b, l, c]`, `weight [c, w]`
-/// with the last tap on the present, `bias [c]`, to `[b, l, c]`.
+/// `y[t] = f(bias + sum over k of weight[k] * x[t - (w - 1) + k])` with `f` the activation:
+/// `x [b, l, c]`, `weight [c, w]` with the last tap on the present, `bias [c]`, to `[b, l, c]`.
 ///
 /// `history [b, w - 1, c]` holds the inputs before the first, zeros where absent, so that a
 /// sequence may be convolved in any number of pieces.
@@ -38,6 +50,7 @@ pub fn causal_conv<B: KernelBackend>(
     weight: Tensor<B, 2>,
     bias: Option<Tensor<B, 1>>,
     history: Option<Tensor<B, 3>>,
+    activation: Activation,
 ) -> Tensor<B, 3> {
     let [b, _, c] = x.dims();
     let [channels, w] = weight.dims();
@@ -59,5 +72,5 @@ pub fn causal_conv<B: KernelBackend>(
             "causal_conv: history must be [b, w - 1, c]"
         );
     }
-    B::causal_conv_forward(x, weight, bias, history)
+    B::causal_conv_forward(x, weight, bias, history, activation)
 }

@@ -3,7 +3,8 @@
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use super::ConvGradients;
+use super::{Activation, ConvGradients};
+use crate::ssd::reference::sigmoid;
 
 /// The inputs with the `w - 1` before the first: `[b, w - 1 + l, c]`.
 fn with_history<B: Backend>(
@@ -32,6 +33,27 @@ pub fn forward<B: Backend>(
     weight: Tensor<B, 2>,
     bias: Option<Tensor<B, 1>>,
     history: Option<Tensor<B, 3>>,
+    activation: Activation,
+) -> Tensor<B, 3> {
+    let v = sums(x, weight, bias, history);
+    match activation {
+        Activation::Identity => v,
+        Activation::Silu => v.clone() * sigmoid(v),
+    }
+}
+
+/// `dy` times the slope of the activation at the sums `v`: the gradient to those.
+pub(crate) fn through_silu<B: Backend>(v: Tensor<B, 3>, dy: Tensor<B, 3>) -> Tensor<B, 3> {
+    let sigmoid = sigmoid(v.clone());
+    dy * (v * (-sigmoid.clone() + 1.0) + 1.0) * sigmoid
+}
+
+/// What the activation is applied to.
+fn sums<B: Backend>(
+    x: Tensor<B, 3>,
+    weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+    history: Option<Tensor<B, 3>>,
 ) -> Tensor<B, 3> {
     let [_, l, _] = x.dims();
     let [_, w] = weight.dims();
@@ -50,10 +72,18 @@ pub fn forward<B: Backend>(
 pub fn backward<B: Backend>(
     x: Tensor<B, 3>,
     weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
     history: Option<Tensor<B, 3>>,
+    activation: Activation,
     dy: Tensor<B, 3>,
     wanted: [bool; 4],
 ) -> ConvGradients<B> {
+    let dy = match activation {
+        Activation::Identity => dy,
+        Activation::Silu => {
+            through_silu(sums(x.clone(), weight.clone(), bias, history.clone()), dy)
+        }
+    };
     let [b, l, c] = x.dims();
     let [_, w] = weight.dims();
     let over_tokens = |t: Tensor<B, 3>| t.sum_dim(1).sum_dim(0).reshape([c, 1]);

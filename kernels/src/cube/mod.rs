@@ -3,9 +3,67 @@
 //! Each op's own `cube.rs` holds its kernels and their launch; here is what they share, and the choice
 //! between them and the reference.
 
+use burn::tensor::{DType, Shape, Tensor, TensorPrimitive};
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use cubecl::prelude::AddressType;
+use cubecl::tensor_vector_size_parallel;
 
-use crate::KernelBackend;
+use crate::conv::Activation;
+use crate::*;
+
+/// The CubeCL tensor behind `x`.
+pub(crate) fn inner<R, F, I, T, const D: usize>(
+    x: Tensor<CubeBackend<R, F, I, T>, D>,
+) -> CubeTensor<R>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    x.into_primitive().tensor()
+}
+
+/// The tensor over `x`.
+pub(crate) fn tensor<R, F, I, T, const D: usize>(
+    x: CubeTensor<R>,
+) -> Tensor<CubeBackend<R, F, I, T>, D>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    Tensor::from_primitive(TensorPrimitive::Float(x))
+}
+
+/// A tensor to be written, in rows without padding, on the device of `like`.
+pub(crate) fn empty<R: CubeRuntime, const D: usize>(
+    like: &CubeTensor<R>,
+    shape: [usize; D],
+    dtype: DType,
+) -> CubeTensor<R> {
+    let (client, device) = (like.client.clone(), like.device.clone());
+    empty_device_contiguous_dtype(client, device, Shape::from(shape), dtype)
+}
+
+/// How many neighbours along the last axis can be read and written together in all of `tensors`.
+pub(crate) fn vector_size<R: CubeRuntime>(tensors: &[&CubeTensor<R>]) -> usize {
+    let sizes = tensors.iter().map(|x| {
+        let sizes = x.client.io_optimized_vector_sizes(x.dtype.size());
+        let (shape, strides) = (x.meta.shape(), x.meta.strides());
+        tensor_vector_size_parallel(sizes, shape, strides, x.meta.num_dims() - 1)
+    });
+    sizes.min().unwrap_or(1)
+}
+
+/// The width of an index into the largest of `tensors`.
+pub(crate) fn address_type<R: CubeRuntime>(tensors: &[&CubeTensor<R>]) -> AddressType {
+    let widths = tensors.iter().map(|x| x.required_address_type());
+    widths.max().unwrap_or_default()
+}
 
 impl<R, F, I, T> KernelBackend for CubeBackend<R, F, I, T>
 where
@@ -14,4 +72,43 @@ where
     I: IntElement,
     T: BoolElement,
 {
+    fn causal_conv_forward(
+        x: Tensor<Self, 3>,
+        weight: Tensor<Self, 2>,
+        bias: Option<Tensor<Self, 1>>,
+        history: Option<Tensor<Self, 3>>,
+        activation: Activation,
+    ) -> Tensor<Self, 3> {
+        let inputs = conv::cube::Inputs {
+            x: inner(x),
+            weight: inner(weight),
+            bias: bias.map(inner),
+            history: history.map(inner),
+        };
+        tensor(conv::cube::forward(inputs, activation))
+    }
+
+    fn causal_conv_backward(
+        x: Tensor<Self, 3>,
+        weight: Tensor<Self, 2>,
+        bias: Option<Tensor<Self, 1>>,
+        history: Option<Tensor<Self, 3>>,
+        activation: Activation,
+        dy: Tensor<Self, 3>,
+        wanted: [bool; 4],
+    ) -> ConvGradients<Self> {
+        let inputs = conv::cube::Inputs {
+            x: inner(x),
+            weight: inner(weight),
+            bias: bias.map(inner),
+            history: history.map(inner),
+        };
+        let gradients = conv::cube::backward(inputs, activation, inner(dy), wanted);
+        ConvGradients {
+            x: gradients.x.map(tensor),
+            weight: gradients.weight.map(tensor),
+            bias: gradients.bias.map(tensor),
+            history: gradients.history.map(tensor),
+        }
+    }
 }

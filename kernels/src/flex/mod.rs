@@ -172,24 +172,35 @@ impl KernelBackend for Flex {
         weight: Tensor<Self, 2>,
         bias: Option<Tensor<Self, 1>>,
         history: Option<Tensor<Self, 3>>,
+        activation: conv::Activation,
     ) -> Tensor<Self, 3> {
         if !is_f32(&x) {
-            return conv::reference::forward(x, weight, bias, history);
+            return conv::reference::forward(x, weight, bias, history, activation);
         }
-        conv::flex::forward(x, weight, bias, history)
+        conv::flex::forward(x, weight, bias, history, activation)
     }
 
     fn causal_conv_backward(
         x: Tensor<Self, 3>,
         weight: Tensor<Self, 2>,
+        bias: Option<Tensor<Self, 1>>,
         history: Option<Tensor<Self, 3>>,
+        activation: conv::Activation,
         dy: Tensor<Self, 3>,
         wanted: [bool; 4],
     ) -> ConvGradients<Self> {
         // The history is a constant wherever a model trains; the rare rest takes the reference.
         if !is_f32(&x) || history.is_some() {
-            return conv::reference::backward(x, weight, history, dy, wanted);
+            return conv::reference::backward(x, weight, bias, history, activation, dy, wanted);
         }
+        let dy = match activation {
+            conv::Activation::Identity => dy,
+            conv::Activation::Silu => {
+                let identity = conv::Activation::Identity;
+                let sums = conv::flex::forward(x.clone(), weight.clone(), bias, None, identity);
+                conv::reference::through_silu(sums, dy)
+            }
+        };
         conv::flex::backward(x, weight, dy, wanted)
     }
 

@@ -1,0 +1,202 @@
+//! Random inputs, the same on both backends; poisoned memory; and the comparison.
+
+use std::io::Write;
+use std::sync::OnceLock;
+
+use burn::tensor::backend::Backend as _;
+use burn::tensor::{DType, Tensor, TensorData};
+use kernels::KernelBackend;
+use kernels::backends::{Backend, NdArray64, Work};
+
+#[cfg(feature = "cuda")]
+pub type Cube = kernels::backends::Cuda;
+#[cfg(not(feature = "cuda"))]
+pub type Cube = kernels::backends::Wgpu;
+
+pub type Exact = NdArray64;
+
+/// Runs `test` if there is a device.
+pub fn with_device(test: impl FnOnce()) {
+    struct Nothing;
+
+    impl Work for Nothing {
+        type Output = ();
+
+        fn run<B: KernelBackend>(self, _device: B::Device) {}
+    }
+
+    static MISSING: OnceLock<Option<String>> = OnceLock::new();
+    let find = || {
+        let backend = Backend::preferred().expect("a CubeCL backend is in this build");
+        Some(backend.dispatch(Nothing).err()?.to_string())
+    };
+    match MISSING.get_or_init(find) {
+        None => test(),
+        Some(reason) if std::env::var_os("CI").is_some() => panic!("{reason}"),
+        Some(reason) => {
+            let thread = std::thread::current();
+            let name = thread.name().unwrap_or("a test");
+            let reason = reason.lines().next().unwrap_or_default();
+            // Not by eprintln!, whose output the harness keeps to itself.
+            let _ = writeln!(std::io::stderr(), "{name} skipped: {reason}");
+        }
+    }
+}
+
+/// A number from the environment.
+fn setting(name: &str, default: u64) -> u64 {
+    let value = std::env::var(name).ok();
+    value.map_or(default, |value| value.parse().expect(name))
+}
+
+/// One random generator a random case.
+pub fn random_cases() -> impl Iterator<Item = Random> {
+    let first = setting("KERNELS_SEED", 1);
+    (first..first + setting("KERNELS_CASES", 12)).map(Random::new)
+}
+
+/// f32, and the half precisions that the device computes in.
+pub fn dtypes() -> Vec<DType> {
+    let device = Default::default();
+    let mut dtypes = vec![DType::F32, DType::F16, DType::BF16];
+    dtypes.retain(|dtype| Cube::supports_dtype(&device, *dtype));
+    dtypes
+}
+
+/// The error that rounding may cause, as a ratio of norms.
+pub fn tolerance(dtype: DType) -> f64 {
+    match dtype {
+        DType::F32 => 1e-5,
+        _ => 1e-2,
+    }
+}
+
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 >> 11
+    }
+
+    /// In `low..=high`.
+    pub fn size(&mut self, low: usize, high: usize) -> usize {
+        low + self.next() as usize % (high - low + 1)
+    }
+
+    pub fn of<T: Clone>(&mut self, choices: &[T]) -> T {
+        choices[self.size(0, choices.len() - 1)].clone()
+    }
+
+    pub fn flag(&mut self) -> bool {
+        self.size(0, 1) == 1
+    }
+
+    /// In `-scale..scale`, each number such that `dtype` holds it.
+    pub fn values<const D: usize>(
+        &mut self,
+        shape: [usize; D],
+        scale: f64,
+        dtype: DType,
+    ) -> Values<D> {
+        let count = shape.iter().product();
+        let values: Vec<f64> = (0..count)
+            .map(|_| scale * (self.next() as f64 / (1u64 << 52) as f64 - 1.0))
+            .collect();
+        Values::new(values, shape, dtype)
+    }
+}
+
+/// What both backends compute with.
+#[derive(Clone)]
+pub struct Values<const D: usize> {
+    data: TensorData,
+    dtype: DType,
+}
+
+impl<const D: usize> Values<D> {
+    pub fn new(values: Vec<f64>, shape: [usize; D], dtype: DType) -> Self {
+        let data = TensorData::new(values, shape);
+        let data = data.convert_dtype(dtype).convert_dtype(DType::F64);
+        Self { data, dtype }
+    }
+
+    pub fn exact(&self) -> Tensor<Exact, D> {
+        Tensor::from_data(self.data.clone(), &Default::default())
+    }
+
+    pub fn cube(&self) -> Tensor<Cube, D> {
+        let data = self.data.clone().convert_dtype(self.dtype);
+        Tensor::from_data(data, (&Default::default(), self.dtype))
+    }
+
+    /// As [`Values::cube`], as a slice of the last axis of something larger.
+    pub fn sliced(&self) -> Tensor<Cube, D> {
+        let whole = self.cube();
+        let mut shape = whole.dims();
+        let width = shape[D - 1];
+        // A multiple of any device's alignment, so that the slice is a view.
+        shape[D - 1] = 256;
+        let around = Tensor::full(shape, f32::NAN, (&whole.device(), self.dtype));
+        Tensor::cat(vec![around.clone(), whole, around], D - 1).narrow(D - 1, 256, width)
+    }
+}
+
+/// Fills memory with NaN and gives it back, for the next allocations to find.
+pub fn poison() {
+    let device = Default::default();
+    for exponent in [8, 12, 16, 20, 22] {
+        for _ in 0..3 {
+            drop(Tensor::<Cube, 1>::full([1 << exponent], f32::NAN, &device));
+        }
+    }
+    Cube::sync(&device).expect("the device works");
+}
+
+/// The outputs of an op with their names.
+pub type Outputs = Vec<(&'static str, TensorData)>;
+
+pub fn output<B: burn::tensor::backend::Backend, const D: usize>(
+    name: &'static str,
+    x: Tensor<B, D>,
+) -> (&'static str, TensorData) {
+    (name, x.into_data())
+}
+
+/// Runs the op twice on poisoned memory; compares the bits of both runs, and the first with `exact` by
+/// the norm of the difference over the norm.
+pub fn check(case: &str, tolerance: f64, exact: Outputs, run: impl Fn() -> Outputs) {
+    poison();
+    let first = run();
+    poison();
+    let second = run();
+    assert_eq!(first.len(), exact.len(), "{case}: outputs");
+    for (((name, exact), (_, first)), (_, second)) in exact.iter().zip(&first).zip(&second) {
+        assert_eq!(first.shape, exact.shape, "{case}: {name}");
+        assert!(
+            first.as_bytes() == second.as_bytes(),
+            "{case}: {name} differs from run to run"
+        );
+        let error = distance(exact, first);
+        assert!(error <= tolerance, "{case}: {name} is off by {error:.2e}");
+    }
+}
+
+/// `||a - b|| / ||a||`; NaN if there is one.
+pub fn distance(a: &TensorData, b: &TensorData) -> f64 {
+    let (mut difference, mut norm) = (0.0, 0.0);
+    for (a, b) in a.iter::<f64>().zip(b.iter::<f64>()) {
+        difference += (a - b).powi(2);
+        norm += a * a;
+    }
+    match difference {
+        0.0 => 0.0,
+        _ => (difference / norm.max(f64::MIN_POSITIVE)).sqrt(),
+    }
+}
