@@ -111,4 +111,46 @@ where
             history: gradients.history.map(tensor),
         }
     }
+
+    fn mixing_distance_forward(
+        student: TransferParts<Self>,
+        teacher: AttentionParts<Self>,
+    ) -> Tensor<Self, 1> {
+        tensor(distance::cube::forward(distance_inputs(student, teacher)))
+    }
+
+    fn mixing_distance_with_gradients(
+        student: TransferParts<Self>,
+        teacher: AttentionParts<Self>,
+    ) -> (Tensor<Self, 1>, TransferParts<Self>) {
+        let inputs = distance_inputs(student, teacher);
+        let (loss, gradients) = distance::cube::with_gradients(inputs);
+        let gradients = TransferParts {
+            a_log: tensor(gradients.a_log),
+            b: tensor(gradients.b),
+            c: tensor(gradients.c),
+            d: tensor(gradients.d),
+        };
+        (tensor(loss), gradients)
+    }
+}
+
+fn distance_inputs<R, F, I, T>(
+    student: TransferParts<CubeBackend<R, F, I, T>>,
+    teacher: AttentionParts<CubeBackend<R, F, I, T>>,
+) -> distance::cube::Inputs<R>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    distance::cube::Inputs {
+        a_log: inner(student.a_log),
+        b: inner(student.b),
+        c: inner(student.c),
+        d: inner(student.d),
+        q: inner(teacher.q),
+        k: inner(teacher.k),
+    }
 }

@@ -4,6 +4,8 @@
 //! computes them tile by tile. Loss and gradients come from one pass, since the gradients are needed
 //! up to a factor that only the whole distance decides.
 
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub(crate) mod cube;
 #[cfg(feature = "flex")]
 pub(crate) mod flex;
 pub mod reference;

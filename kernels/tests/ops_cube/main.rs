@@ -11,4 +11,5 @@
 #![cfg(all(any(feature = "cuda", feature = "wgpu"), feature = "ndarray"))]
 
 mod conv;
+mod distance;
 mod support;

@@ -1,0 +1,301 @@
+//! As CubeCL kernels, tile by tile: device memory linear in the length.
+//!
+//! With `X = T - A` the gradients are sums over `X` times what depends on one element only, but for the
+//! head's factor `1 / (||X|| b h)`, which is known after all of `X` is. So:
+//!
+//! 1. the running sums of the log-decays, and the softmax's denominators;
+//! 2. a pass over the tiles of each block of rows: squares, the gradient to C, sums along rows;
+//! 3. a pass over the tiles of each block of columns: the gradient to B, sums along columns;
+//! 4. each head's distance and factor, the gradients to a_log and D, and the heads of a group together.
+//!
+//! Both matrices are computed three times in all, which costs less than to write one of them once.
+
+mod decay;
+mod tiles;
+
+use burn::tensor::DType;
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::calculate_cube_count_elemwise;
+use cubecl::prelude::*;
+
+use crate::cube::{address_type, empty};
+
+/// Units of a cube.
+const UNITS: usize = 256;
+/// Statistics of a row that the passes read.
+const STATS: usize = 4;
+/// Sums along a row or column that they write.
+const SUMS: usize = 4;
+
+/// The inputs, shaped as in [`TransferParts`](super::TransferParts) and
+/// [`AttentionParts`](super::AttentionParts).
+pub(crate) struct Inputs<R: CubeRuntime> {
+    pub a_log: CubeTensor<R>,
+    pub b: CubeTensor<R>,
+    pub c: CubeTensor<R>,
+    pub d: CubeTensor<R>,
+    pub q: CubeTensor<R>,
+    pub k: CubeTensor<R>,
+}
+
+/// The gradients to the student's parts.
+pub(crate) struct Gradients<R: CubeRuntime> {
+    pub a_log: CubeTensor<R>,
+    pub b: CubeTensor<R>,
+    pub c: CubeTensor<R>,
+    pub d: CubeTensor<R>,
+}
+
+fn arg<R: CubeRuntime>(x: &CubeTensor<R>) -> TensorArg<R> {
+    x.clone().into_tensor_arg()
+}
+
+/// What every launch needs to know.
+struct Plan<R: CubeRuntime> {
+    client: ComputeClient<R>,
+    width: AddressType,
+    /// `[b, l, h]`.
+    sizes: [usize; 3],
+    n: usize,
+    p: usize,
+    /// Elements of a tile that a unit has along each side.
+    r: usize,
+    /// Of the scores before the softmax.
+    scale: f32,
+}
+
+impl<R: CubeRuntime> Plan<R> {
+    fn of(inputs: &Inputs<R>) -> Self {
+        let Inputs { b, c, q, k, .. } = inputs;
+        assert!(
+            b.dtype == c.dtype && q.dtype == k.dtype,
+            "mixing_distance: B and C must share a dtype, and so must q and k"
+        );
+        let client = b.client.clone();
+        let sizes = inputs.a_log.meta.shape().dims();
+        let [_, _, _, n] = b.meta.shape().dims();
+        let [_, _, _, p] = q.meta.shape().dims();
+        let memory = client.properties().hardware.max_shared_memory_size;
+        let r = match memory >= tiles::shared_bytes(4) {
+            true => 4,
+            false => 2,
+        };
+        Self {
+            width: address_type(&[b, c, q, k]),
+            client,
+            sizes,
+            n,
+            p,
+            r,
+            scale: 1.0 / (p as f32).sqrt(),
+        }
+    }
+
+    fn heads(&self) -> usize {
+        self.sizes[0] * self.sizes[2]
+    }
+
+    /// One cube a tile of rows or columns, head and batch.
+    fn blocks(&self) -> CubeCount {
+        let [b, l, h] = self.sizes;
+        let blocks = l.div_ceil(self.r * tiles::SIDE);
+        CubeCount::Static(blocks as u32, h as u32, b as u32)
+    }
+
+    fn square(&self) -> CubeDim {
+        CubeDim::new_2d(tiles::SIDE as u32, tiles::SIDE as u32)
+    }
+
+    fn line(&self) -> CubeDim {
+        CubeDim::new_1d(UNITS as u32)
+    }
+
+    fn each_head(&self) -> CubeCount {
+        CubeCount::Static(self.heads() as u32, 1, 1)
+    }
+
+    /// The running sums of the log-decays, `D` and the softmax's denominators: `[b * h, STATS, l]`.
+    fn statistics(&self, inputs: &Inputs<R>) -> CubeTensor<R> {
+        let Inputs { a_log, d, q, k, .. } = inputs;
+        let l = self.sizes[1];
+        let stats = empty(a_log, [self.heads(), STATS, l], DType::F32);
+        // SAFETY: a unit reads and writes its own share of the `l` steps of its cube's head.
+        unsafe {
+            decay::statistics_kernel::launch_unchecked::<R>(
+                &self.client,
+                self.each_head(),
+                self.line(),
+                self.width,
+                arg(a_log),
+                arg(d),
+                arg(&stats),
+                a_log.dtype.into(),
+                d.dtype.into(),
+            );
+        }
+        // SAFETY: rows and columns beyond the last are neither read nor written.
+        unsafe {
+            tiles::normaliser_kernel::launch_unchecked::<R>(
+                &self.client,
+                self.blocks(),
+                self.square(),
+                self.width,
+                arg(q),
+                arg(k),
+                arg(&stats),
+                self.scale,
+                self.p,
+                self.r,
+                q.dtype.into(),
+            );
+        }
+        stats
+    }
+
+    /// A pass over the rows or, with `columns`, over the columns. Writes its slots of `sums`, and
+    /// returns the gradient to C or B but for the heads' factors, `[b, h, l, n]`, if it is wanted.
+    fn pass(
+        &self,
+        inputs: &Inputs<R>,
+        stats: &CubeTensor<R>,
+        sums: &CubeTensor<R>,
+        columns: bool,
+        gradients: bool,
+    ) -> CubeTensor<R> {
+        let Inputs { b, c, q, k, .. } = inputs;
+        let [batch, l, h] = self.sizes;
+        let shape = match gradients {
+            true => [batch, h, l, self.n],
+            false => [1; 4],
+        };
+        let gradient = empty(b, shape, DType::F32);
+        let [own_student, other_student, own_teacher, other_teacher] = match columns {
+            true => [b, c, k, q],
+            false => [c, b, q, k],
+        };
+        // SAFETY: as above; the gradient is written only if it is there.
+        unsafe {
+            tiles::pass_kernel::launch_unchecked::<R>(
+                &self.client,
+                self.blocks(),
+                self.square(),
+                self.width,
+                arg(own_student),
+                arg(other_student),
+                arg(own_teacher),
+                arg(other_teacher),
+                arg(stats),
+                arg(&gradient),
+                arg(sums),
+                self.scale,
+                self.n,
+                self.p,
+                self.r,
+                columns,
+                gradients,
+                b.dtype.into(),
+                q.dtype.into(),
+            );
+        }
+        gradient
+    }
+
+    /// From the sums: what is known of each head, the loss, and the gradients to a_log and D.
+    fn heads_and_loss(
+        &self,
+        inputs: &Inputs<R>,
+        sums: &CubeTensor<R>,
+        gradients: bool,
+    ) -> (CubeTensor<R>, CubeTensor<R>, [CubeTensor<R>; 2]) {
+        let Inputs { a_log, d, .. } = inputs;
+        let heads = empty(a_log, [decay::HEADS, self.heads()], DType::F32);
+        let loss = empty(a_log, [1], DType::F32);
+        let shape = if gradients { self.sizes } else { [1; 3] };
+        let da_log = empty(a_log, shape, a_log.dtype);
+        let dd = empty(d, [self.sizes[2]], d.dtype);
+        // SAFETY: a unit reads and writes its own share of the `l` steps of its cube's head.
+        unsafe {
+            decay::head_kernel::launch_unchecked::<R>(
+                &self.client,
+                self.each_head(),
+                self.line(),
+                self.width,
+                arg(a_log),
+                arg(sums),
+                arg(&heads),
+                arg(&da_log),
+                gradients,
+                a_log.dtype.into(),
+            );
+        }
+        // SAFETY: all indices are below the number of heads.
+        unsafe {
+            decay::loss_kernel::launch_unchecked::<R>(
+                &self.client,
+                CubeCount::Static(1, 1, 1),
+                self.line(),
+                arg(&heads),
+                arg(&loss),
+                arg(&dd),
+                d.dtype.into(),
+            );
+        }
+        (heads, loss, [da_log, dd])
+    }
+
+    /// `[b, h, l, n]` to the gradient to `like [b, l, g, n]`.
+    fn groups(
+        &self,
+        per_head: CubeTensor<R>,
+        heads: &CubeTensor<R>,
+        like: &CubeTensor<R>,
+    ) -> CubeTensor<R> {
+        let shape: [usize; 4] = like.meta.shape().dims();
+        let gradient = empty(like, shape, like.dtype);
+        let elements = shape.iter().product();
+        let cubes = calculate_cube_count_elemwise(&self.client, elements, self.line());
+        // SAFETY: units beyond the last element leave at once.
+        unsafe {
+            decay::group_kernel::launch_unchecked::<R>(
+                &self.client,
+                cubes,
+                self.line(),
+                address_type(&[&per_head, &gradient]),
+                per_head.into_tensor_arg(),
+                arg(heads),
+                arg(&gradient),
+                like.dtype.into(),
+            );
+        }
+        gradient
+    }
+
+    fn sums(&self, like: &CubeTensor<R>) -> CubeTensor<R> {
+        empty(like, [self.heads(), SUMS, self.sizes[1]], DType::F32)
+    }
+}
+
+pub(crate) fn forward<R: CubeRuntime>(inputs: Inputs<R>) -> CubeTensor<R> {
+    let plan = Plan::of(&inputs);
+    let stats = plan.statistics(&inputs);
+    let sums = plan.sums(&inputs.b);
+    plan.pass(&inputs, &stats, &sums, false, false);
+    plan.heads_and_loss(&inputs, &sums, false).1
+}
+
+pub(crate) fn with_gradients<R: CubeRuntime>(inputs: Inputs<R>) -> (CubeTensor<R>, Gradients<R>) {
+    let plan = Plan::of(&inputs);
+    let stats = plan.statistics(&inputs);
+    let sums = plan.sums(&inputs.b);
+    let dc = plan.pass(&inputs, &stats, &sums, false, true);
+    let db = plan.pass(&inputs, &stats, &sums, true, true);
+    let (heads, loss, [a_log, d]) = plan.heads_and_loss(&inputs, &sums, true);
+    let gradients = Gradients {
+        a_log,
+        b: plan.groups(db, &heads, &inputs.b),
+        c: plan.groups(dc, &heads, &inputs.c),
+        d,
+    };
+    (loss, gradients)
+}

@@ -1,0 +1,471 @@
+//! The passes over the matrices in tiles, with nothing but shared memory and barriers.
+//!
+//! A cube of 16 by 16 units computes a square tile of both matrices at a time, each unit `r` by `r`
+//! elements of it that are 16 apart, from slices of [`DEPTH`] columns of the factors in shared memory.
+
+use cubecl::prelude::*;
+
+use super::decay::{
+    DIAGONAL, LOG_COLUMNS, LOG_ROWS, NORMALISER, ON_DIAGONAL, REST, SQUARES, WHOLE,
+};
+use super::{STATS, SUMS, UNITS};
+
+/// Units along each side of a tile.
+pub(super) const SIDE: usize = 16;
+/// Columns of the factors in shared memory at a time.
+const DEPTH: usize = 32;
+/// Rows of shared memory are longer by one, so that neighbours are in different banks.
+const PITCH: usize = DEPTH + 1;
+
+/// Bytes of shared memory for `r` by `r` elements a unit.
+pub(super) const fn shared_bytes(r: usize) -> usize {
+    let tile = r * SIDE;
+    4 * (2 * tile * PITCH + tile * (tile + 1))
+}
+
+/// Where a head's rows are in `[b, l, heads or groups, width]`.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Rows {
+    base: usize,
+    step: usize,
+    column: usize,
+    count: usize,
+}
+
+#[cube]
+pub(super) fn rows_of<F: Float>(x: &Tensor<F>, batch: usize, head: usize, h: usize) -> Rows {
+    let group = head / (h / x.shape(2));
+    Rows {
+        base: batch * x.stride(0) + group * x.stride(2),
+        step: x.stride(1),
+        column: x.stride(3),
+        count: x.shape(1),
+    }
+}
+
+/// Columns `from..from + DEPTH` of the tile's rows from `first` on to shared memory, zeros where there
+/// are none.
+#[cube]
+fn stage<F: Float>(
+    x: &Tensor<F>,
+    rows: Rows,
+    first: usize,
+    from: usize,
+    shared: &mut SharedMemory<f32>,
+    at: usize,
+    #[comptime] width: usize,
+    #[comptime] r: usize,
+) {
+    #[unroll]
+    for round in 0..comptime!(r * SIDE * DEPTH / UNITS) {
+        let element = round * UNITS + UNIT_POS as usize;
+        let (row, k) = (element / DEPTH, element % DEPTH);
+        let (t, column) = (first + row, from + k);
+        let mut value = 0.0f32;
+        if t < rows.count && column < width {
+            value = f32::cast_from(x[rows.base + t * rows.step + column * rows.column]);
+        }
+        shared[at + row * PITCH + k] = value;
+    }
+}
+
+/// The products of the tile's rows of `own` with those of `other`.
+#[cube]
+fn products<F: Float>(
+    own: &Tensor<F>,
+    own_rows: Rows,
+    own_first: usize,
+    other: &Tensor<F>,
+    other_rows: Rows,
+    other_first: usize,
+    staged: &mut SharedMemory<f32>,
+    #[comptime] width: usize,
+    #[comptime] r: usize,
+) -> Array<f32> {
+    let at_other = comptime!(r * SIDE * PITCH);
+    let mut sums = Array::<f32>::new(r * r);
+    #[unroll]
+    for i in 0..r * r {
+        sums[i] = 0.0;
+    }
+    for slice in 0..comptime!(width.div_ceil(DEPTH)) {
+        let from = slice * DEPTH;
+        sync_cube();
+        stage(own, own_rows, own_first, from, staged, 0, width, r);
+        stage(
+            other,
+            other_rows,
+            other_first,
+            from,
+            staged,
+            at_other,
+            width,
+            r,
+        );
+        sync_cube();
+        for k in 0..DEPTH {
+            let mut columns = Array::<f32>::new(r);
+            #[unroll]
+            for j in 0..r {
+                columns[j] = staged[at_other + (UNIT_POS_X as usize + j * SIDE) * PITCH + k];
+            }
+            #[unroll]
+            for i in 0..r {
+                let row = staged[(UNIT_POS_Y as usize + i * SIDE) * PITCH + k];
+                #[unroll]
+                for j in 0..r {
+                    sums[i * r + j] += row * columns[j];
+                }
+            }
+        }
+    }
+    sums
+}
+
+/// The block of rows or columns that the cube works on: those that meet the most others come first, and
+/// the short ones fill the gaps at the end.
+#[cube]
+fn longest_first(cube: usize, cubes: usize, #[comptime] columns: bool) -> usize {
+    let mut block = cube;
+    if !columns {
+        block = cubes - 1 - cube;
+    }
+    block
+}
+
+/// One cube a tile of rows and head: the logarithms of the softmax's denominators.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(super) fn normaliser_kernel<T: Float>(
+    q_blhp: &Tensor<T>,
+    k_blkp: &Tensor<T>,
+    stats: &mut Tensor<f32>,
+    scale: f32,
+    #[comptime] p: usize,
+    #[comptime] r: usize,
+    #[define(T)] _dtype: StorageType,
+) {
+    let tile = comptime!(r * SIDE);
+    let (batch, head) = (CUBE_POS_Z as usize, CUBE_POS_Y as usize);
+    let h = CUBE_COUNT_Y as usize;
+    let (x, y) = (UNIT_POS_X as usize, UNIT_POS_Y as usize);
+    let (q_rows, k_rows) = (
+        rows_of(q_blhp, batch, head, h),
+        rows_of(k_blkp, batch, head, h),
+    );
+    let l = q_rows.count;
+    let mut staged = SharedMemory::<f32>::new(comptime!(2 * tile * PITCH));
+    let block = longest_first(CUBE_POS_X as usize, CUBE_COUNT_X as usize, false);
+    let first = block * tile;
+
+    // Each unit's maximum and sum over its own columns.
+    let mut maxima = Array::<f32>::new(r);
+    let mut sums = Array::<f32>::new(r);
+    #[unroll]
+    for i in 0..r {
+        maxima[i] = f32::MIN;
+        sums[i] = 0.0;
+    }
+    for other in 0..block + 1 {
+        let scores = products(
+            q_blhp,
+            q_rows,
+            first,
+            k_blkp,
+            k_rows,
+            other * tile,
+            &mut staged,
+            p,
+            r,
+        );
+        #[unroll]
+        for i in 0..r {
+            let row = first + y + i * SIDE;
+            let mut maximum = maxima[i];
+            #[unroll]
+            for j in 0..r {
+                if other * tile + x + j * SIDE <= row {
+                    maximum = max(maximum, scores[i * r + j] * scale);
+                }
+            }
+            let mut sum = sums[i] * (maxima[i] - maximum).exp();
+            #[unroll]
+            for j in 0..r {
+                if other * tile + x + j * SIDE <= row {
+                    sum += (scores[i * r + j] * scale - maximum).exp();
+                }
+            }
+            maxima[i] = maximum;
+            sums[i] = sum;
+        }
+    }
+
+    sync_cube();
+    let at_sums = comptime!(tile * (SIDE + 1));
+    #[unroll]
+    for i in 0..r {
+        let at = (y + i * SIDE) * comptime!(SIDE + 1) + x;
+        staged[at] = maxima[i];
+        staged[at_sums + at] = sums[i];
+    }
+    sync_cube();
+    let row = UNIT_POS as usize;
+    if row < tile && first + row < l {
+        let at = row * comptime!(SIDE + 1);
+        let mut maximum = staged[at];
+        #[unroll]
+        for x in 1..SIDE {
+            maximum = max(maximum, staged[at + x]);
+        }
+        let mut sum = 0.0f32;
+        #[unroll]
+        for x in 0..SIDE {
+            sum += staged[at_sums + at + x] * (staged[at + x] - maximum).exp();
+        }
+        let pair = batch * h + head;
+        stats[(pair * STATS + NORMALISER) * l + first + row] = maximum + sum.ln();
+    }
+}
+
+/// What is known of a row or column.
+#[derive(CubeType, Clone, Copy)]
+struct Statistics {
+    whole: f32,
+    rest: f32,
+    normaliser: f32,
+}
+
+#[cube]
+fn statistics(stats: &Tensor<f32>, row: usize, t: usize, l: usize) -> Statistics {
+    let t = clamp_max(t, l - 1);
+    Statistics {
+        whole: stats[row + WHOLE * l + t],
+        rest: stats[row + REST * l + t],
+        normaliser: stats[row + NORMALISER * l + t],
+    }
+}
+
+/// The sums of `values` along the tile's rows, to a slot of the sums.
+#[cube]
+fn add_along(
+    values: &Array<f32>,
+    shared: &mut SharedMemory<f32>,
+    sums: &mut Tensor<f32>,
+    at: usize,
+    first: usize,
+    l: usize,
+    #[comptime] r: usize,
+) {
+    sync_cube();
+    #[unroll]
+    for i in 0..r {
+        let row = UNIT_POS_Y as usize + i * SIDE;
+        shared[row * comptime!(SIDE + 1) + UNIT_POS_X as usize] = values[i];
+    }
+    sync_cube();
+    let row = UNIT_POS as usize;
+    if row < comptime!(r * SIDE) && first + row < l {
+        let mut parts = Array::<f32>::new(SIDE);
+        #[unroll]
+        for x in 0..SIDE {
+            parts[x] = shared[row * comptime!(SIDE + 1) + x];
+        }
+        #[unroll]
+        for level in 0..comptime!(SIDE.ilog2()) {
+            let half = comptime!(SIDE >> (level + 1));
+            #[unroll]
+            for x in 0..half {
+                parts[x] = parts[x] + parts[x + half];
+            }
+        }
+        sums[at + first + row] = parts[0];
+    }
+}
+
+/// One cube a tile of rows and head, over all tiles of columns; or, with `columns`, one a tile of
+/// columns over all tiles of rows. `own` are C and q over rows, B and k over columns, `other` the others.
+///
+/// The sums along its rows or columns; with `gradients`, the gradient to the student's `own`, but for
+/// the head's factor.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(super) fn pass_kernel<F: Float, T: Float>(
+    own_student: &Tensor<F>,
+    other_student: &Tensor<F>,
+    own_teacher: &Tensor<T>,
+    other_teacher: &Tensor<T>,
+    stats: &Tensor<f32>,
+    gradient_bhln: &mut Tensor<f32>,
+    sums: &mut Tensor<f32>,
+    scale: f32,
+    #[comptime] n: usize,
+    #[comptime] p: usize,
+    #[comptime] r: usize,
+    #[comptime] columns: bool,
+    #[comptime] gradients: bool,
+    #[define(F)] _student: StorageType,
+    #[define(T)] _teacher: StorageType,
+) {
+    let tile = comptime!(r * SIDE);
+    let (batch, head) = (CUBE_POS_Z as usize, CUBE_POS_Y as usize);
+    let h = CUBE_COUNT_Y as usize;
+    let (x, y) = (UNIT_POS_X as usize, UNIT_POS_Y as usize);
+    let own_s = rows_of(own_student, batch, head, h);
+    let other_s = rows_of(other_student, batch, head, h);
+    let own_t = rows_of(own_teacher, batch, head, h);
+    let other_t = rows_of(other_teacher, batch, head, h);
+    let l = own_s.count;
+    let pair = batch * h + head;
+    let stats_row = pair * STATS * l;
+    let d = stats[stats_row + DIAGONAL * l];
+
+    let blocks = CUBE_COUNT_X as usize;
+    let block = longest_first(CUBE_POS_X as usize, blocks, columns);
+    let (mut from, mut to) = (0, block + 1);
+    if columns {
+        from = block;
+        to = blocks;
+    }
+    let first = block * tile;
+
+    let mut staged = SharedMemory::<f32>::new(comptime!(2 * tile * PITCH));
+    let mut slopes = SharedMemory::<f32>::new(comptime!(tile * (tile + 1)));
+    let per_slice = comptime!(DEPTH / SIDE);
+    let slices = comptime!(n.div_ceil(DEPTH));
+    let mut gradient = Array::<f32>::new(comptime!(r * slices * per_slice));
+    #[unroll]
+    for i in 0..comptime!(r * slices * per_slice) {
+        gradient[i] = 0.0;
+    }
+    let mut logs = Array::<f32>::new(r);
+    let mut squares = Array::<f32>::new(r);
+    let mut diagonal = Array::<f32>::new(r);
+    let mut own = Sequence::<Statistics>::new();
+    #[unroll]
+    for i in 0..r {
+        logs[i] = 0.0;
+        squares[i] = 0.0;
+        diagonal[i] = 0.0;
+        own.push(statistics(stats, stats_row, first + y + i * SIDE, l));
+    }
+
+    for other in from..to {
+        let other_first = other * tile;
+        let mixed = products(
+            own_student,
+            own_s,
+            first,
+            other_student,
+            other_s,
+            other_first,
+            &mut staged,
+            n,
+            r,
+        );
+        let scores = products(
+            own_teacher,
+            own_t,
+            first,
+            other_teacher,
+            other_t,
+            other_first,
+            &mut staged,
+            p,
+            r,
+        );
+        #[unroll]
+        for j in 0..r {
+            let other_at = other_first + x + j * SIDE;
+            let other = statistics(stats, stats_row, other_at, l);
+            #[unroll]
+            for i in 0..r {
+                let own_at = first + y + i * SIDE;
+                let own = *own.index(i);
+                let (row, column) = if columns {
+                    (other_at, own_at)
+                } else {
+                    (own_at, other_at)
+                };
+                let (of_row, of_column) = if columns { (other, own) } else { (own, other) };
+                let mut slope = 0.0f32;
+                if column <= row && row < l {
+                    let log = (of_row.whole - of_column.whole) + (of_row.rest - of_column.rest);
+                    let decay = clamp_max(log, 0.0).exp();
+                    let inside = mixed[i * r + j] * decay;
+                    let attention = (scores[i * r + j] * scale - of_row.normaliser).exp();
+                    let mut difference = inside - attention;
+                    if column == row {
+                        difference += d;
+                        diagonal[i] = difference;
+                    } else {
+                        logs[i] += difference * inside;
+                    }
+                    squares[i] += difference * difference;
+                    slope = difference * decay;
+                }
+                slopes[(y + i * SIDE) * comptime!(tile + 1) + x + j * SIDE] = slope;
+            }
+        }
+        if gradients {
+            #[unroll]
+            for slice in 0..slices {
+                sync_cube();
+                let from = slice * DEPTH;
+                stage(
+                    other_student,
+                    other_s,
+                    other_first,
+                    from,
+                    &mut staged,
+                    0,
+                    n,
+                    r,
+                );
+                sync_cube();
+                for s in 0..tile {
+                    #[unroll]
+                    for i in 0..r {
+                        let slope = slopes[(y + i * SIDE) * comptime!(tile + 1) + s];
+                        #[unroll]
+                        for m in 0..per_slice {
+                            gradient[(i * slices + slice) * per_slice + m] +=
+                                slope * staged[s * PITCH + x + m * SIDE];
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    let row = pair * SUMS * l;
+    if columns {
+        add_along(&logs, &mut slopes, sums, row + LOG_COLUMNS * l, first, l, r);
+    } else {
+        add_along(&logs, &mut slopes, sums, row + LOG_ROWS * l, first, l, r);
+        add_along(&squares, &mut slopes, sums, row + SQUARES * l, first, l, r);
+        add_along(
+            &diagonal,
+            &mut slopes,
+            sums,
+            row + ON_DIAGONAL * l,
+            first,
+            l,
+            r,
+        );
+    }
+    if gradients {
+        #[unroll]
+        for i in 0..r {
+            let t = first + y + i * SIDE;
+            #[unroll]
+            for slice in 0..slices {
+                #[unroll]
+                for m in 0..per_slice {
+                    let column = slice * DEPTH + x + m * SIDE;
+                    if t < l && column < n {
+                        gradient_bhln[(pair * l + t) * n + column] =
+                            gradient[(i * slices + slice) * per_slice + m];
+                    }
+                }
+            }
+        }
+    }
+}
