@@ -52,6 +52,7 @@ pub mod linear;
 pub mod norm;
 pub mod rotary;
 pub mod ssd;
+pub mod step;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Int, Tensor};
@@ -67,6 +68,7 @@ pub use linear::linear;
 pub use norm::layer_norm;
 pub use rotary::rotary;
 pub use ssd::{SsdGradients, ssd_scan};
+pub use step::{StepParameters, StepState, recurrent_step};
 
 /// A Burn backend with this crate's ops.
 ///
@@ -199,6 +201,15 @@ pub trait KernelBackend: Backend {
         chunk: usize,
     ) -> SsdGradients<Self> {
         ssd::reference::backward(x, a_log, b, c, initial_state, dy, chunk)
+    }
+
+    /// See [`recurrent_step`]. No gradient passes through it.
+    fn recurrent_step(
+        projected: Tensor<Self, 2>,
+        parameters: StepParameters<Self>,
+        state: StepState<Self>,
+    ) -> (Tensor<Self, 2>, StepState<Self>) {
+        step::reference::step(projected, parameters, state)
     }
 
     /// See [`distillation_loss`].

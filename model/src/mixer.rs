@@ -9,16 +9,17 @@
 //! `y = T x` for the lower-triangular [`transfer_matrix`](DiscreteMamba2::transfer_matrix) `T`, which
 //! MOHAWK's first stage turns towards the teacher's attention matrix.
 
+use std::mem;
+
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use kernels::ssd::reference::log_decay;
-use kernels::{KernelBackend, TransferParts};
+use kernels::{KernelBackend, StepParameters, StepState, TransferParts};
 
 use crate::config::{Activation, DiscreteMamba2Config};
 use crate::init::{Fill, Init, OPEN_GATE};
 use crate::layers::Linear;
-use crate::precision::{to_dtype, wide, widen};
+use crate::precision::{to_dtype, wide};
 use crate::state::Mamba2State;
 
 /// The depthwise convolution's parameters, shaped as PyTorch's `Conv1d`.
@@ -196,26 +197,26 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
 
     /// `u [b, 1, d_model]`, one token after those that `state` holds, by the recurrence itself.
     pub fn step(&self, u: Tensor<B, 3>, state: &mut Mamba2State<B>) -> Tensor<B, 3> {
-        let parts = self.advance_conv(u, state);
-        let x_blhp = self.heads(parts.x);
-        let dtype = x_blhp.dtype();
-        let [batch, _, h, p] = x_blhp.dims();
-        let n = self.config.d_state;
-        let per_head = |x: Tensor<B, 3>| {
-            let g = self.config.n_qk_heads;
-            widen(x)
-                .reshape([batch, g, 1, n])
-                .expand([batch, g, h / g, n])
-                .reshape([batch, h, 1, n])
+        let projected = self.in_proj.forward(u);
+        let [batch, _, rows] = projected.dims();
+        let d = self.d.val();
+        let h = self.config.n_v_heads;
+        // Moved out of the state, so that a backend may write where they are.
+        let conv = mem::replace(&mut state.conv, d.clone().reshape([1, 1, h]));
+        let ssm = mem::replace(&mut state.ssm, d.clone().reshape([1, 1, 1, h]));
+        let parameters = StepParameters {
+            taps: self.taps(),
+            bias: self.conv1d.bias.as_ref().map(Param::val),
+            activation: self.activation(),
+            d,
+            z_bias: self.z_bias.as_ref().map(Param::val),
         };
-        let decay = log_decay(widen(parts.a_log))
-            .exp()
-            .reshape([batch, h, 1, 1]);
-        let x_bhp1 = widen(x_blhp.clone()).reshape([batch, h, p, 1]);
-        state.ssm = state.ssm.clone() * decay + x_bhp1 * per_head(parts.b);
-        let y = (state.ssm.clone() * per_head(parts.c)).sum_dim(3);
-        let y_blhp = to_dtype(y.reshape([batch, 1, h, p]), dtype);
-        self.gate_and_project(y_blhp, x_blhp, parts.z)
+        let projected = projected.reshape([batch, rows]);
+        let before = StepState { conv, ssm };
+        let (gated, after) = kernels::recurrent_step(projected, parameters, before);
+        (state.conv, state.ssm) = (after.conv, after.ssm);
+        self.out_proj
+            .forward(gated.reshape([batch, 1, self.d_inner]))
     }
 
     /// Some outputs of `in_proj`, `[b, l, n]`.

@@ -112,6 +112,43 @@ where
         }
     }
 
+    fn recurrent_step(
+        projected: Tensor<Self, 2>,
+        parameters: StepParameters<Self>,
+        state: StepState<Self>,
+    ) -> (Tensor<Self, 2>, StepState<Self>) {
+        let inputs = step::cube::Inputs {
+            projected: inner(projected),
+            taps: inner(parameters.taps),
+            bias: parameters.bias.map(inner),
+            activation: parameters.activation,
+            d: inner(parameters.d),
+            z_bias: parameters.z_bias.map(inner),
+            conv: inner(state.conv),
+            ssm: inner(state.ssm),
+        };
+        if !inputs.fit() {
+            let parameters = StepParameters {
+                taps: tensor(inputs.taps),
+                bias: inputs.bias.map(tensor),
+                activation: inputs.activation,
+                d: tensor(inputs.d),
+                z_bias: inputs.z_bias.map(tensor),
+            };
+            let state = StepState {
+                conv: tensor(inputs.conv),
+                ssm: tensor(inputs.ssm),
+            };
+            return step::reference::step(tensor(inputs.projected), parameters, state);
+        }
+        let (output, conv, ssm) = step::cube::step(inputs);
+        let state = StepState {
+            conv: tensor(conv),
+            ssm: tensor(ssm),
+        };
+        (tensor(output), state)
+    }
+
     fn mixing_distance_forward(
         student: TransferParts<Self>,
         teacher: AttentionParts<Self>,

@@ -233,6 +233,17 @@ impl KernelBackend for Flex {
         ssd::flex::backward(x, a_log, b, c, initial_state, dy, chunk)
     }
 
+    fn recurrent_step(
+        projected: Tensor<Self, 2>,
+        parameters: StepParameters<Self>,
+        state: StepState<Self>,
+    ) -> (Tensor<Self, 2>, StepState<Self>) {
+        if !(is_f32(&projected) && is_f32(&parameters.taps) && is_f32(&state.conv)) {
+            return step::reference::step(projected, parameters, state);
+        }
+        step::flex::step(projected, parameters, state)
+    }
+
     fn distillation_loss_forward(
         student: Tensor<Self, 2>,
         teacher: Tensor<Self, 2>,

@@ -12,4 +12,5 @@
 
 mod conv;
 mod distance;
+mod step;
 mod support;

@@ -1,0 +1,359 @@
+//! As one CubeCL launch: a cube a batch and head reads and writes its state once.
+
+use burn::tensor::{DType, Shape};
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::kernel::cast;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+use cubecl::std::tensor::copy_into;
+
+use crate::conv::Activation;
+use crate::cube::{address_type, vector_size};
+
+/// Units of a cube.
+const UNITS: usize = 256;
+/// Sums that a cube has room for: 12 KiB.
+const PARTIALS: usize = 3072;
+
+/// How a cube's units share a head's `[p, n]`: neighbours along n, `lanes` of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Layout {
+    p: usize,
+    n: usize,
+    /// Elements along n that are read together.
+    vector: usize,
+    lanes: usize,
+}
+
+impl Layout {
+    fn new(p: usize, n: usize, vector: usize) -> Self {
+        let vectors = n / vector;
+        let fits = |lanes: &usize| *lanes <= vectors && p * (lanes + 1) <= PARTIALS;
+        let lanes = (0..=UNITS.ilog2()).rev().map(|log| 1 << log).find(fits);
+        Self {
+            p,
+            n,
+            vector,
+            lanes: lanes.unwrap_or(1),
+        }
+    }
+
+    /// Rows of the state that are read together.
+    fn rows(self) -> usize {
+        UNITS / self.lanes
+    }
+
+    /// Vectors of a unit along n.
+    fn across(self) -> usize {
+        (self.n / self.vector).div_ceil(self.lanes)
+    }
+
+    /// Vectors of a unit along p.
+    fn down(self) -> usize {
+        self.p.div_ceil(self.rows())
+    }
+}
+
+#[cube]
+fn sigmoid(v: f32) -> f32 {
+    1.0 / (1.0 + (-v).exp())
+}
+
+/// The output at `channel` of the convolution's step. With `rolls`, its window moves on.
+#[cube]
+fn convolve<F: Float, W: Float>(
+    projected: &Tensor<F>,
+    conv_bcw: &mut Tensor<F>,
+    taps_cw: &Tensor<W>,
+    bias_c: &ComptimeOption<Tensor<W>>,
+    batch: usize,
+    channel: usize,
+    rolls: bool,
+    #[comptime] w: usize,
+    #[comptime] silu: bool,
+) -> f32 {
+    let window = batch * conv_bcw.stride(0) + channel * conv_bcw.stride(1);
+    let taps = channel * taps_cw.stride(0);
+    let input = projected[batch * projected.stride(0) + channel * projected.stride(1)];
+    let mut sum =
+        f32::cast_from(taps_cw[taps + (w - 1) * taps_cw.stride(1)]) * f32::cast_from(input);
+    #[comptime]
+    match bias_c {
+        ComptimeOption::Some(bias) => {
+            sum += f32::cast_from(bias[channel * bias.stride(0)]);
+        }
+        ComptimeOption::None => {}
+    }
+    #[unroll]
+    for k in 1..w {
+        let earlier = conv_bcw[window + k * conv_bcw.stride(2)];
+        let tap = f32::cast_from(taps_cw[taps + (k - 1) * taps_cw.stride(1)]);
+        sum += tap * f32::cast_from(earlier);
+        if rolls {
+            conv_bcw[window + (k - 1) * conv_bcw.stride(2)] = earlier;
+        }
+    }
+    if rolls {
+        conv_bcw[window + (w - 1) * conv_bcw.stride(2)] = input;
+    }
+    if silu {
+        sum *= sigmoid(sum);
+    }
+    sum
+}
+
+/// Overwrites a head's `x` in `projected` with its output, its state and, with `own_group`, the windows
+/// of all of its channels; without, only of those of x.
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn step_kernel<F: Float, W: Float, N: Size>(
+    projected: &mut Tensor<F>,
+    conv_bcw: &mut Tensor<F>,
+    ssm_bhpn: &mut Tensor<Vector<f32, N>>,
+    taps_cw: &Tensor<W>,
+    bias_c: &ComptimeOption<Tensor<W>>,
+    d_h: &Tensor<W>,
+    z_bias: &ComptimeOption<Tensor<W>>,
+    #[comptime] layout: Layout,
+    #[comptime] own_group: bool,
+    #[comptime] w: usize,
+    #[comptime] silu: bool,
+    #[define(F)] _dtype: StorageType,
+    #[define(W)] _parameters: StorageType,
+) {
+    let (p, n, lanes) = comptime!((layout.p, layout.n, layout.lanes));
+    let (rows, across, down) = comptime!((layout.rows(), layout.across(), layout.down()));
+    let vectors = comptime!(n / layout.vector);
+    let (head, batch) = (CUBE_POS_X as usize, CUBE_POS_Y as usize);
+    let h = CUBE_COUNT_X as usize;
+    let c = conv_bcw.shape(1);
+    let groups = (c - h * p) / (2 * n);
+    let group = head / (h / groups);
+    let unit = UNIT_POS as usize;
+    let (lane, row) = (unit % lanes, unit / lanes);
+
+    // The state's reads are under way while the convolution computes.
+    let base = batch * ssm_bhpn.stride(0) + head * ssm_bhpn.stride(1);
+    let mut state = Array::<Vector<f32, N>>::new(comptime!(across * down));
+    #[unroll]
+    for j in 0..down {
+        #[unroll]
+        for i in 0..across {
+            let (at_p, at_n) = (row + j * rows, lane + i * lanes);
+            if at_p < p && at_n < vectors {
+                let at = base + at_p * ssm_bhpn.stride(2) + at_n * N::value() * ssm_bhpn.stride(3);
+                state[j * across + i] = ssm_bhpn[at / N::value()];
+            }
+        }
+    }
+
+    // x, B and C of this head.
+    let mut convolved = SharedMemory::<f32>::new(comptime!(p + 2 * n));
+    for i in range_stepped(unit, comptime!(p + 2 * n), UNITS) {
+        let mut channel = head * p + i;
+        if i >= p + n {
+            channel = h * p + (groups + group) * n + i - p - n;
+        } else if i >= p {
+            channel = h * p + group * n + i - p;
+        }
+        let rolls = own_group || i < p;
+        convolved[i] = convolve(
+            projected, conv_bcw, taps_cw, bias_c, batch, channel, rolls, w, silu,
+        );
+    }
+    let token = batch * projected.stride(0);
+    let a_log = f32::cast_from(projected[token + (c + h * p + head) * projected.stride(1)]);
+    let decay = sigmoid(-a_log);
+    sync_cube();
+
+    let mut sums = Array::<f32>::new(down);
+    #[unroll]
+    for j in 0..down {
+        sums[j] = 0.0;
+    }
+    #[unroll]
+    for i in 0..across {
+        let at_n = lane + i * lanes;
+        if at_n < vectors {
+            let mut b = Vector::<f32, N>::new(0.0f32);
+            let mut c = Vector::<f32, N>::new(0.0f32);
+            #[unroll]
+            for k in 0..N::value() {
+                b[k] = convolved[p + at_n * N::value() + k];
+                c[k] = convolved[p + n + at_n * N::value() + k];
+            }
+            #[unroll]
+            for j in 0..down {
+                let at_p = row + j * rows;
+                if at_p < p {
+                    let kept = state[j * across + i] * Vector::new(decay);
+                    let after = kept + Vector::new(convolved[at_p]) * b;
+                    let at =
+                        base + at_p * ssm_bhpn.stride(2) + at_n * N::value() * ssm_bhpn.stride(3);
+                    ssm_bhpn[at / N::value()] = after;
+                    let products = after * c;
+                    #[unroll]
+                    for k in 0..N::value() {
+                        sums[j] += products[k];
+                    }
+                }
+            }
+        }
+    }
+
+    let mut partials = SharedMemory::<f32>::new(comptime!(p * (lanes + 1)));
+    #[unroll]
+    for j in 0..down {
+        let at_p = row + j * rows;
+        if at_p < p {
+            partials[at_p * comptime!(lanes + 1) + lane] = sums[j];
+        }
+    }
+    sync_cube();
+    for row in range_stepped(unit, p, UNITS) {
+        let mut y = f32::cast_from(d_h[head * d_h.stride(0)]) * convolved[row];
+        for lane in 0..lanes {
+            y += partials[row * comptime!(lanes + 1) + lane];
+        }
+        let channel = head * p + row;
+        let mut z = f32::cast_from(projected[token + (c + channel) * projected.stride(1)]);
+        #[comptime]
+        match z_bias {
+            ComptimeOption::Some(bias) => {
+                z += f32::cast_from(bias[channel * bias.stride(0)]);
+            }
+            ComptimeOption::None => {}
+        }
+        projected[token + channel * projected.stride(1)] = F::cast_from(y * z * sigmoid(z));
+    }
+}
+
+/// Moves on the windows of B and C, where several heads read each.
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn roll_kernel<F: Float>(
+    projected: &Tensor<F>,
+    conv_bcw: &mut Tensor<F>,
+    first: usize,
+    #[comptime] w: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let (batch, channel) = (CUBE_POS_Y as usize, first + ABSOLUTE_POS_X as usize);
+    if channel >= conv_bcw.shape(1) {
+        terminate!();
+    }
+    let window = batch * conv_bcw.stride(0) + channel * conv_bcw.stride(1);
+    #[unroll]
+    for k in 1..w {
+        conv_bcw[window + (k - 1) * conv_bcw.stride(2)] = conv_bcw[window + k * conv_bcw.stride(2)];
+    }
+    conv_bcw[window + (w - 1) * conv_bcw.stride(2)] =
+        projected[batch * projected.stride(0) + channel * projected.stride(1)];
+}
+
+/// The inputs, shaped as in [`recurrent_step`](super::recurrent_step).
+pub(crate) struct Inputs<R: CubeRuntime> {
+    pub projected: CubeTensor<R>,
+    pub taps: CubeTensor<R>,
+    pub bias: Option<CubeTensor<R>>,
+    pub activation: Activation,
+    pub d: CubeTensor<R>,
+    pub z_bias: Option<CubeTensor<R>>,
+    pub conv: CubeTensor<R>,
+    pub ssm: CubeTensor<R>,
+}
+
+impl<R: CubeRuntime> Inputs<R> {
+    /// Whether there is a kernel for these: the state is f32, the parameters share a dtype, and a
+    /// head's rows fit in shared memory.
+    pub fn fit(&self) -> bool {
+        let [_, _, p, _]: [usize; 4] = self.ssm.meta.shape().dims();
+        let mut biases = self.bias.iter().chain(&self.z_bias);
+        self.ssm.dtype == DType::F32
+            && 2 * p <= PARTIALS
+            && self.d.dtype == self.taps.dtype
+            && biases.all(|bias| bias.dtype == self.taps.dtype)
+    }
+}
+
+/// `x` if nothing else holds it and it has no gaps, or a copy.
+fn own<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
+    if x.can_mut() && x.is_contiguous() {
+        return x;
+    }
+    let shape = x.meta.shape().clone();
+    let copy = CubeTensor::new_contiguous(
+        x.client.clone(),
+        x.device.clone(),
+        shape.clone(),
+        x.client.empty(shape.num_elements() * x.dtype.size()),
+        x.dtype,
+    );
+    let (client, dtype) = (x.client.clone(), x.dtype);
+    copy_into(&client, x.binding(), copy.clone().binding(), dtype.into());
+    copy
+}
+
+/// The gated output, and the states of the convolution and the scan.
+pub(crate) fn step<R: CubeRuntime>(
+    inputs: Inputs<R>,
+) -> (CubeTensor<R>, CubeTensor<R>, CubeTensor<R>) {
+    let dtype = inputs.projected.dtype;
+    let projected = own(inputs.projected);
+    let conv = match inputs.conv.dtype == dtype {
+        true => own(inputs.conv),
+        false => own(cast(inputs.conv, dtype)),
+    };
+    let ssm = own(inputs.ssm);
+    let [b, h, p, n] = ssm.meta.shape().dims();
+    let [_, c, w]: [usize; 3] = conv.meta.shape().dims();
+    let client = ssm.client.clone();
+    let own_group = c == h * (p + 2 * n);
+    let layout = Layout::new(p, n, vector_size(&[&ssm]));
+    let width = address_type(&[&projected, &conv, &ssm]);
+    let parameters = inputs.taps.dtype;
+    let arg = |x: &CubeTensor<R>| x.clone().into_tensor_arg();
+    // SAFETY: nothing else holds the three tensors that are written. Each cube writes its head's own
+    // parts of them, and reads no other cube's; shapes were asserted by the caller.
+    unsafe {
+        step_kernel::launch_unchecked::<R>(
+            &client,
+            CubeCount::Static(h as u32, b as u32, 1),
+            CubeDim::new_1d(UNITS as u32),
+            width,
+            layout.vector,
+            arg(&projected),
+            arg(&conv),
+            arg(&ssm),
+            inputs.taps.into_tensor_arg(),
+            inputs.bias.map(CubeTensor::into_tensor_arg).into(),
+            inputs.d.into_tensor_arg(),
+            inputs.z_bias.map(CubeTensor::into_tensor_arg).into(),
+            layout,
+            own_group,
+            w,
+            inputs.activation == Activation::Silu,
+            dtype.into(),
+            parameters.into(),
+        );
+    }
+    if !own_group {
+        let first = h * p;
+        // SAFETY: a unit has a window of its own, among those that the step has only read.
+        unsafe {
+            roll_kernel::launch_unchecked::<R>(
+                &client,
+                CubeCount::Static((c - first).div_ceil(UNITS) as u32, b as u32, 1),
+                CubeDim::new_1d(UNITS as u32),
+                width,
+                arg(&projected),
+                arg(&conv),
+                first,
+                w,
+                dtype.into(),
+            );
+        }
+    }
+    // The output is where x was.
+    let mut output = projected;
+    output.meta.shape = Shape::from([b, h * p]);
+    (output, conv, ssm)
+}
