@@ -75,6 +75,11 @@ pub enum BackendError {
         /// What the driver or its library said.
         reason: String,
     },
+    /// Work queued on its device failed, so that results are not what they should be.
+    Failed {
+        /// What was said then.
+        reason: String,
+    },
 }
 
 impl fmt::Display for BackendError {
@@ -93,6 +98,7 @@ impl fmt::Display for BackendError {
                 backend.needs(),
                 first_words(reason),
             ),
+            Self::Failed { reason } => write!(f, "work on the device failed: {reason}"),
         }
     }
 }
@@ -155,13 +161,15 @@ impl Backend {
     ///
     /// # Errors
     /// [`BackendError::NoDevice`]. Where a driver or a GPU is missing, CubeCL panics, on a thread of
-    /// its own; this is where that becomes an error.
+    /// its own; this is where that becomes an error. [`BackendError::Failed`] if anything that `work`
+    /// queued has failed, whatever came of it; work that reads results as it goes had better ask
+    /// [`synchronise`] before it trusts them.
     pub fn dispatch<W: Work>(self, work: W) -> Result<W::Output, BackendError> {
         match self {
             #[cfg(feature = "cuda")]
-            Self::Cuda => Ok(work.run::<Cuda>(open_device::<Cuda>(self)?)),
+            Self::Cuda => guarded::<Cuda, W>(work, open_device::<Cuda>(self)?),
             #[cfg(feature = "wgpu")]
-            Self::Wgpu => Ok(work.run::<Wgpu>(open_device::<Wgpu>(self)?)),
+            Self::Wgpu => guarded::<Wgpu, W>(work, open_device::<Wgpu>(self)?),
             #[cfg(feature = "flex")]
             Self::Flex => {
                 let device = open_device::<Flex>(self)?;
@@ -190,8 +198,37 @@ impl FromStr for Backend {
     }
 }
 
+/// Waits for what this thread has queued on `device`.
+///
+/// # Errors
+/// [`BackendError::Failed`] if any of it, or of what any thread has queued on a GPU, has failed since
+/// this was last asked: a launch returns before it is known whether it can be done.
+pub fn synchronise<B: KernelBackend>(device: &B::Device) -> Result<(), BackendError> {
+    let synchronised = B::sync(device);
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    if let Some(reason) = crate::cube::guard::take() {
+        return Err(BackendError::Failed { reason });
+    }
+    synchronised.map_err(|error| BackendError::Failed {
+        reason: format!("{error:?}"),
+    })
+}
+
+/// Does `work`, and fails if anything it has queued does.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn guarded<B: KernelBackend, W: Work>(
+    work: W,
+    device: B::Device,
+) -> Result<W::Output, BackendError> {
+    let output = work.run::<B>(device.clone());
+    synchronise::<B>(&device)?;
+    Ok(output)
+}
+
 /// The default device of `backend`, which is `B`, once it has proved to work.
 fn open_device<B: KernelBackend>(backend: Backend) -> Result<B::Device, BackendError> {
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    crate::cube::guard::install();
     // What fails on this thread is only the talk with the one that has panicked before.
     let first_panic = Arc::new(OnceLock::new());
     let heard = first_panic.clone();

@@ -3,6 +3,8 @@
 //! Each op's own `cube.rs` holds its kernels and their launch; here is what they share, and the choice
 //! between them and the reference.
 
+pub(crate) mod guard;
+
 use burn::tensor::{DType, Shape, Tensor, TensorPrimitive};
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;

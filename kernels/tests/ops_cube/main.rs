@@ -12,5 +12,6 @@
 
 mod conv;
 mod distance;
+mod guard;
 mod step;
 mod support;
