@@ -1,7 +1,7 @@
 //! The CubeCL backends: which ops have kernels of their own on CUDA and wgpu.
 //!
-//! Each op's own `cube.rs` holds its kernels and their launch; here is what they share, and the choice
-//! between them and the reference.
+//! Each op's own `cube` module holds its kernels and their launch; here is what they share, and the
+//! choice between them and the reference.
 
 pub(crate) mod guard;
 
@@ -112,6 +112,29 @@ where
             bias: gradients.bias.map(tensor),
             history: gradients.history.map(tensor),
         }
+    }
+
+    fn ssd_scan_forward(
+        x: Tensor<Self, 4>,
+        a_log: Tensor<Self, 3>,
+        b: Tensor<Self, 4>,
+        c: Tensor<Self, 4>,
+        initial_state: Option<Tensor<Self, 4>>,
+        chunk: usize,
+    ) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
+        ssd::cube::forward(x, a_log, b, c, initial_state, chunk)
+    }
+
+    fn ssd_scan_backward(
+        x: Tensor<Self, 4>,
+        a_log: Tensor<Self, 3>,
+        b: Tensor<Self, 4>,
+        c: Tensor<Self, 4>,
+        initial_state: Option<Tensor<Self, 4>>,
+        dy: Tensor<Self, 4>,
+        chunk: usize,
+    ) -> SsdGradients<Self> {
+        ssd::cube::backward(x, a_log, b, c, initial_state, dy, chunk)
     }
 
     fn recurrent_step(

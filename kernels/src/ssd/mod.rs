@@ -18,6 +18,8 @@
 //! `softplus(a_log)` to cancel it again, which fails as the softplus nears zero. Here the decay
 //! enters as it is.
 
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub(crate) mod cube;
 #[cfg(feature = "flex")]
 pub(crate) mod flex;
 pub mod reference;

@@ -1,0 +1,128 @@
+//! The decays inside a chunk, in shared memory.
+
+use cubecl::prelude::*;
+
+/// Log-decays are cut off here, at e^-64 = 1.6e-28: below what f32 sums of outputs can show, and
+/// small enough that a chunk of 128 of them has an exact coarse sum.
+const LOWEST: f32 = -64.0;
+
+/// How many steps of the coarse part make a unit: a multiple of 2^-11 below 2^13 fits f32's 24 bits.
+const STEPS: f32 = 2048.0;
+
+/// The running sums of a chunk's log-decays, at each of its `tokens + 1` boundaries.
+///
+/// What kernels need is the decay between two boundaries, the exponential of a difference of two
+/// sums. The difference of two f32 sums would lose the digits of a weak decay after a strong one, so
+/// each log-decay is split in two: a coarse part, whose sums are exact, and a fine part below 2^-12,
+/// whose sums stay so small that their rounding does not matter.
+#[derive(CubeType)]
+pub struct Decays {
+    coarse: SharedMemory<f32>,
+    fine: SharedMemory<f32>,
+    #[cube(comptime)]
+    tokens: usize,
+}
+
+/// `1 / (1 + e^-x)`.
+#[cube]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+/// `-softplus(a_log)`.
+///
+/// The logarithm of `1 + z` is `2 atanh(z / (2 + z))` by its series: a graphics API promises its own
+/// logarithm near 1 to 2^-21 only.
+#[cube]
+fn log_decay(a_log: f32) -> f32 {
+    let z = (-a_log.abs()).exp();
+    let w = z / (2.0 + z);
+    let w2 = w * w;
+    let mut series = 1.0 / 15.0 + w2 * (1.0 / 17.0);
+    series = 1.0 / 13.0 + w2 * series;
+    series = 1.0 / 11.0 + w2 * series;
+    series = 1.0 / 9.0 + w2 * series;
+    series = 1.0 / 7.0 + w2 * series;
+    series = 1.0 / 5.0 + w2 * series;
+    series = 1.0 / 3.0 + w2 * series;
+    series = 1.0 + w2 * series;
+    let softplus = max(a_log, 0.0) + 2.0 * w * series;
+    max(-softplus, LOWEST)
+}
+
+#[cube]
+impl Decays {
+    /// Room for a chunk of `tokens`.
+    pub fn new(#[comptime] tokens: usize) -> Decays {
+        Decays {
+            coarse: SharedMemory::<f32>::new(comptime!(tokens + 1)),
+            fine: SharedMemory::<f32>::new(comptime!(tokens + 1)),
+            tokens,
+        }
+    }
+
+    /// Reads the chunk of a head that begins at `first_token`; from its token `present` on there is none,
+    /// and no decay. The cube has at least as many units as the chunk has
+    /// tokens, and passes a barrier before this (where it used the decays before) and after it.
+    pub fn load(
+        &mut self,
+        a_log_blh: &Tensor<f32>,
+        batch: usize,
+        first_token: usize,
+        present: usize,
+        head: usize,
+    ) {
+        let tokens = comptime!(self.tokens);
+        let unit = UNIT_POS as usize;
+        if unit < tokens {
+            let mut log = 0.0f32;
+            if unit < present {
+                let index = batch * a_log_blh.stride(0)
+                    + (first_token + unit) * a_log_blh.stride(1)
+                    + head * a_log_blh.stride(2);
+                log = log_decay(a_log_blh[index]);
+            }
+            let coarse = (log * STEPS + 0.5).floor() / STEPS;
+            self.coarse[unit + 1] = coarse;
+            self.fine[unit + 1] = log - coarse;
+        }
+        sync_cube();
+        let mut coarse = 0.0f32;
+        let mut fine = 0.0f32;
+        if unit < tokens {
+            // To the end for every unit: the loads of a loop of known length overlap.
+            for t in 0..tokens {
+                if t <= unit {
+                    coarse += self.coarse[t + 1];
+                    fine += self.fine[t + 1];
+                }
+            }
+        }
+        sync_cube();
+        if unit < tokens {
+            self.coarse[unit + 1] = coarse;
+            self.fine[unit + 1] = fine;
+            if unit == 0 {
+                self.coarse[0] = 0.0f32;
+                self.fine[0] = 0.0f32;
+            }
+        }
+    }
+
+    /// The product of the decays after token `t` to the chunk's end; backwards, from the chunk's start
+    /// through `t`.
+    pub fn towards(&self, t: usize, #[comptime] backwards: bool) -> f32 {
+        if comptime!(backwards) {
+            self.between(0, t + 1)
+        } else {
+            self.between(t + 1, comptime!(self.tokens))
+        }
+    }
+
+    /// The product of the decays of the tokens from `from` to before `to`, where `from <= to`.
+    pub fn between(&self, from: usize, to: usize) -> f32 {
+        let coarse = self.coarse[to] - self.coarse[from];
+        let fine = self.fine[to] - self.fine[from];
+        (coarse + fine).exp()
+    }
+}

@@ -1,0 +1,355 @@
+//! Matrices in shared memory and their products on tensor cores, by the manual `mma` of 16 x 8 x 16 with
+//! 16-bit factors and f32 sums, whose registers' places are known: decays multiply them where they are.
+
+use cubecl::cmma::MmaDefinition;
+use cubecl::ir::MatrixIdent;
+use cubecl::prelude::*;
+
+use super::decay::Decays;
+
+/// Units of a cube: 8 planes of 32.
+pub const UNITS: usize = 256;
+const PLANES: usize = 8;
+
+/// What one load from device memory brings, 16 bytes.
+pub type Eight = Const<8>;
+/// What one register holds.
+pub type Pair = Const<2>;
+
+/// Rows of a 16-bit matrix in shared memory, accessed in vectors of `V`. Eight elements more than its
+/// width make a row's stride: then the eight rows of a fragment lie in different banks.
+#[derive(CubeType)]
+pub struct Matrix<E: Float, V: Size> {
+    values: SharedMemory<Vector<E, V>>,
+    #[cube(comptime)]
+    width: usize,
+    #[cube(comptime)]
+    vector: usize,
+}
+
+/// A product's elements, each plane holding a rectangle of them in fragments of 16 x 8: of a fragment, a
+/// unit has two pairs, eight rows apart.
+#[derive(CubeType)]
+pub struct Product {
+    values: Array<Vector<f32, Pair>>,
+    /// The first row and column of the plane's rectangle, and how many planes further right it lies.
+    row: usize,
+    column: usize,
+    slot: usize,
+    /// Small products leave planes idle.
+    pub busy: bool,
+    #[cube(comptime)]
+    pub slots: usize,
+    #[cube(comptime)]
+    down: usize,
+    #[cube(comptime)]
+    across: usize,
+}
+
+#[cube]
+impl<E: Float, V: Size> Matrix<E, V> {
+    pub fn new(
+        #[comptime] rows: usize,
+        #[comptime] width: usize,
+        #[comptime] vector: usize,
+    ) -> Matrix<E, V> {
+        let length = comptime!(rows * (width + 8) / vector);
+        Matrix::<E, V> {
+            values: SharedMemory::<Vector<E, V>>::new_aligned(length, 16usize),
+            width,
+            vector,
+        }
+    }
+
+    /// The place of the vector that begins at (`row`, `column`).
+    fn index(&self, row: usize, column: usize) -> usize {
+        row * comptime!((self.width + 8) / self.vector) + column / comptime!(self.vector)
+    }
+
+    pub fn set(&mut self, row: usize, column: usize, value: Vector<E, V>) {
+        let index = self.index(row, column);
+        self.values[index] = value;
+    }
+
+    /// The two elements from (`row`, `column`) on.
+    pub fn pair(&self, row: usize, column: usize) -> Vector<E, Pair> {
+        let pairs = self.values.to_slice().with_vector_size::<Pair>();
+        pairs[(row * comptime!(self.width + 8) + column) / 2]
+    }
+
+    /// The 16 x 16 fragment that begins at (`row`, `column`) as a left factor; of the transposed matrix
+    /// if so said.
+    fn left(
+        &self,
+        row: usize,
+        column: usize,
+        #[comptime] transposed: bool,
+    ) -> Array<Vector<E, Pair>> {
+        let mma = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
+        let lane = UNIT_POS_PLANE as usize;
+        let mut index = self.index(row + lane % 16, column + lane / 16 * 8);
+        if comptime!(transposed) {
+            index = self.index(column + lane / 16 * 8 + lane % 8, row + lane / 8 % 2 * 8);
+        }
+        let slice = self.values.slice(index, index + comptime!(8 / self.vector));
+        mma.load_matrix::<Vector<E, V>, Pair>(&slice, MatrixIdent::A, 4usize, transposed)
+    }
+
+    /// The 16 x 16 fragment that begins at (`row`, `column`) as two right factors of width 8, one after
+    /// the other.
+    fn right(
+        &self,
+        row: usize,
+        column: usize,
+        #[comptime] transposed: bool,
+    ) -> Array<Vector<E, Pair>> {
+        let mma = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
+        let lane = UNIT_POS_PLANE as usize;
+        let mut index = self.index(row + lane % 16, column + lane / 16 * 8);
+        if comptime!(transposed) {
+            index = self.index(column + lane / 16 * 8 + lane % 8, row + lane / 8 % 2 * 8);
+        }
+        let slice = self.values.slice(index, index + comptime!(8 / self.vector));
+        // The instruction's own right factor is stored by columns.
+        let stored_by_rows = comptime!(!transposed);
+        mma.load_matrix::<Vector<E, V>, Pair>(&slice, MatrixIdent::A, 4usize, stored_by_rows)
+    }
+}
+
+#[cube]
+impl Product {
+    /// Zeros, `rows` by `columns`, both multiples of 16.
+    pub fn new(#[comptime] rows: usize, #[comptime] columns: usize) -> Product {
+        // Planes down and across: never a rectangle narrower than 16, which is how right factors come.
+        let planes_down = comptime!(if rows >= 64 { 4 } else { rows / 16 });
+        let planes_across = comptime!(Ord::min(PLANES / planes_down, columns / 16));
+        let down = comptime!(rows / planes_down / 16);
+        let across = comptime!(columns / planes_across / 8);
+        let plane = UNIT_POS as usize / 32;
+        let length = comptime!(2 * down * across);
+        let mut product = Product {
+            values: Array::<Vector<f32, Pair>>::new(length),
+            row: plane / planes_across * comptime!(down * 16),
+            column: plane % planes_across * comptime!(across * 8),
+            slot: plane % planes_across,
+            slots: planes_across,
+            busy: plane < comptime!(planes_down * planes_across),
+            down,
+            across,
+        };
+        #[unroll]
+        for i in 0..length {
+            product.values[i] = Vector::new(0.0f32);
+        }
+        product
+    }
+
+    /// Pairs that a unit holds.
+    pub fn pairs(&self) -> comptime_type!(usize) {
+        comptime!(2 * self.down * self.across)
+    }
+
+    /// The row of the `i`-th pair.
+    pub fn row(&self, #[comptime] i: usize) -> usize {
+        let lane = UNIT_POS_PLANE as usize;
+        self.row + comptime!(i / 2 / self.across * 16 + i % 2 * 8) + lane / 4
+    }
+
+    /// The column of the `i`-th pair's first element.
+    pub fn column(&self, #[comptime] i: usize) -> usize {
+        let lane = UNIT_POS_PLANE as usize;
+        self.column + comptime!(i / 2 % self.across * 8) + lane % 4 * 2
+    }
+
+    pub fn get(&self, #[comptime] i: usize) -> Vector<f32, Pair> {
+        self.values[i]
+    }
+
+    pub fn set(&mut self, #[comptime] i: usize, value: Vector<f32, Pair>) {
+        self.values[i] = value;
+    }
+
+    pub fn scale(&mut self, by: f32) {
+        #[unroll]
+        for i in 0..comptime!(2 * self.down * self.across) {
+            self.values[i] *= Vector::new(by);
+        }
+    }
+
+    /// Adds the product of two matrices, either of them transposed where so said, `inner` long.
+    pub fn add<E: Float, VL: Size, VR: Size>(
+        &mut self,
+        left: &Matrix<E, VL>,
+        right: &Matrix<E, VR>,
+        #[comptime] transpose_left: bool,
+        #[comptime] transpose_right: bool,
+        #[comptime] inner: usize,
+    ) {
+        let mma = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
+        if self.busy {
+            #[unroll]
+            for step in 0..comptime!(inner / 16) {
+                let k = comptime!(step * 16);
+                let mut lefts = Sequence::<Array<Vector<E, Pair>>>::new();
+                #[unroll]
+                for i in 0..comptime!(self.down) {
+                    lefts.push(left.left(self.row + comptime!(i * 16), k, transpose_left));
+                }
+                #[unroll]
+                for j in 0..comptime!(self.across / 2) {
+                    let both = right.right(k, self.column + comptime!(j * 16), transpose_right);
+                    #[unroll]
+                    for half in 0..2usize {
+                        let mut factor = Array::<Vector<E, Pair>>::new(2usize);
+                        factor[0] = both[comptime!(half * 2)];
+                        factor[1] = both[comptime!(half * 2 + 1)];
+                        #[unroll]
+                        for i in 0..comptime!(self.down) {
+                            let at = comptime!(2 * (i * self.across + j * 2 + half));
+                            let mut sums = Array::<Vector<f32, Pair>>::new(2usize);
+                            sums[0] = self.values[at];
+                            sums[1] = self.values[comptime!(at + 1)];
+                            let sums = mma.execute(lefts.index(i), &factor, &sums);
+                            self.values[at] = sums[0];
+                            self.values[comptime!(at + 1)] = sums[1];
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Multiplies each row of a product of 64 rows by the decays from its token on, and gives this unit's
+    /// part of the sums of its two rows times those of `other`.
+    pub fn decay_rows<E: Float>(
+        &mut self,
+        decays: &Decays,
+        other: &Matrix<E, Eight>,
+        #[comptime] backwards: bool,
+    ) -> Array<f32> {
+        let mut sums = Array::<f32>::new(2usize);
+        sums[0] = 0.0f32;
+        sums[1] = 0.0f32;
+        if self.busy {
+            #[unroll]
+            for i in 0..comptime!(2 * self.down * self.across) {
+                let t = self.row(i);
+                let value = self.values[i] * Vector::new(decays.towards(t, backwards));
+                self.values[i] = value;
+                let other = Vector::<f32, Pair>::cast_from(other.pair(t, self.column(i)));
+                sums[comptime!(i % 2)] += value[0] * other[0] + value[1] * other[1];
+            }
+        }
+        sums
+    }
+
+    /// Adds up what the four units of each row have, and leaves it in `to` at `slot * 64 + row`, one slot
+    /// for each plane across.
+    pub fn store_row_sums(&self, sums: &Array<f32>, to: &mut SharedMemory<f32>, first: usize) {
+        #[unroll]
+        for i in 0..2usize {
+            let mut sum = sums[i];
+            sum += plane_shuffle_xor(sum, 1u32);
+            sum += plane_shuffle_xor(sum, 2u32);
+            if self.busy && UNIT_POS_PLANE % 4 == 0 {
+                to[first + self.slot * 64 + self.row(i)] = sum;
+            }
+        }
+    }
+
+    /// Writes the elements to a matrix, rounded.
+    pub fn store<E: Float>(&self, to: &mut Matrix<E, Pair>) {
+        if self.busy {
+            #[unroll]
+            for i in 0..comptime!(2 * self.down * self.across) {
+                to.set(
+                    self.row(i),
+                    self.column(i),
+                    Vector::cast_from(self.values[i]),
+                );
+            }
+        }
+    }
+}
+
+/// Vectors that a unit fetches of a matrix.
+pub fn vectors(rows: usize, width: usize) -> usize {
+    (rows * width / 8).div_ceil(UNITS)
+}
+
+/// A matrix on its way from device memory: in registers, so that the loads of the next chunk run beside
+/// the products of this one.
+#[derive(CubeType)]
+pub struct Fetched<E: Float> {
+    values: Array<Vector<E, Eight>>,
+    #[cube(comptime)]
+    rows: usize,
+    #[cube(comptime)]
+    width: usize,
+}
+
+#[cube]
+impl<E: Float> Fetched<E> {
+    pub fn new(#[comptime] rows: usize, #[comptime] width: usize) -> Fetched<E> {
+        Fetched::<E> {
+            values: Array::<Vector<E, Eight>>::new(comptime!(vectors(rows, width))),
+            rows,
+            width,
+        }
+    }
+
+    /// Starts to read rows from the element `first` on, of which `present` exist; the others are 0.
+    pub fn fetch(
+        &mut self,
+        from: &Tensor<Vector<E, Eight>>,
+        first: usize,
+        row_stride: usize,
+        present: usize,
+    ) {
+        #[unroll]
+        for i in 0..comptime!(vectors(self.rows, self.width)) {
+            let at = UNIT_POS as usize + comptime!(i * UNITS);
+            let row = at / comptime!(self.width / 8);
+            let column = at % comptime!(self.width / 8);
+            let mut value = Vector::<E, Eight>::new(E::new(0.0));
+            if row < present {
+                value = from[first / 8 + row * (row_stride / 8) + column];
+            }
+            self.values[i] = value;
+        }
+    }
+
+    /// Writes what came to shared memory.
+    pub fn store(&self, to: &mut Matrix<E, Eight>) {
+        #[unroll]
+        for i in 0..comptime!(vectors(self.rows, self.width)) {
+            let at = UNIT_POS as usize + comptime!(i * UNITS);
+            let row = at / comptime!(self.width / 8);
+            let column = at % comptime!(self.width / 8) * 8;
+            if row < self.rows {
+                to.set(row, column, self.values[i]);
+            }
+        }
+    }
+
+    /// [`Fetched::store`] with row `t` times the decays from its token to the chunk's end, or, backwards,
+    /// from the chunk's start.
+    pub fn store_decayed(
+        &self,
+        to: &mut Matrix<E, Eight>,
+        decays: &Decays,
+        #[comptime] backwards: bool,
+    ) {
+        #[unroll]
+        for i in 0..comptime!(vectors(self.rows, self.width)) {
+            let at = UNIT_POS as usize + comptime!(i * UNITS);
+            let row = at / comptime!(self.width / 8);
+            let column = at % comptime!(self.width / 8) * 8;
+            if row < self.rows {
+                let decay = decays.towards(row, backwards);
+                let value = Vector::<f32, Eight>::cast_from(self.values[i]);
+                to.set(row, column, Vector::cast_from(value * Vector::new(decay)));
+            }
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! In CubeCL kernels, one source for CUDA and wgpu.
+//!
+//! # The steps
+//!
+//! Each chunk's share of the state is computed from nothing (2), one pass over the chunks turns the
+//! shares into the states that enter (3), and then every chunk is independent: (1) and (4) together
+//! give the outputs. Backwards it is the same three moves from the end: with `S` the state that enters
+//! a chunk, `D` the gradient of the one that leaves it, `L[t, s]` the product of the decays in
+//! `(s, t]`, `in_t` and `out_s` those from the chunk's start through t and after s to its end,
+//!
+//! ```text
+//! y_t  = sum_(s<=t) L[t,s] (C_t.B_s)  x_s   + in_t  S C_t
+//! dC_t = sum_(s<=t) L[t,s] (dy_t.x_s) B_s   + in_t  S^T dy_t
+//! dx_s = sum_(t>=s) L[t,s] (B_s.C_t)  dy_t  + out_s D B_s
+//! dB_s = sum_(t>=s) L[t,s] (x_s.dy_t) C_t   + out_s D^T x_s
+//! D of the chunk before = (all decays) D + sum_t in_t dy_t C_t^T
+//! ```
+//!
+//! so that all four are one kernel ([`outputs`]), and a log-decay's gradient is the sum over the paths
+//! that pass it ([`decay_gradient`]). Nothing of a chunk's square matrices leaves its cube; what device
+//! memory holds besides inputs and results is one state a chunk.
+//!
+//! Sums run in one order, so that two runs give the same bits.
+
+mod blocked;
+mod decay;
+mod decay_gradient;
+mod matrix;
+mod outputs;
+mod states;
+mod tile;
+mod walk;
+mod walk_back;
+mod walks;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor, TensorPrimitive};
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::tensor::CubeTensor;
+
+use super::{SsdGradients, reference};
+
+/// The scan's inputs on the device, of dtypes that the kernels take.
+struct Inputs<R: CubeRuntime> {
+    x_blhp: CubeTensor<R>,
+    /// The other two of the dtype of `x_blhp`.
+    b_blgn: CubeTensor<R>,
+    c_blgn: CubeTensor<R>,
+    /// f32.
+    a_log_blh: CubeTensor<R>,
+    /// f32.
+    initial_bhpn: Option<CubeTensor<R>>,
+}
+
+/// The gradients to [`Inputs`], of the same dtypes; or, where heads share a group, those to B and C may
+/// still be apart for each head, and in f32.
+struct Gradients<R: CubeRuntime> {
+    x_blhp: CubeTensor<R>,
+    b_blgn: CubeTensor<R>,
+    c_blgn: CubeTensor<R>,
+    a_log_blh: CubeTensor<R>,
+    initial_bhpn: CubeTensor<R>,
+}
+
+/// Whether the kernels take inputs of these dtypes: all of one, f32 or narrower.
+fn taken(dtypes: &[DType]) -> bool {
+    let first = dtypes[0];
+    matches!(first, DType::F32 | DType::F16 | DType::BF16) && dtypes.iter().all(|d| *d == first)
+}
+
+fn primitive<R, B, const D: usize>(x: Tensor<B, D>) -> CubeTensor<R>
+where
+    R: CubeRuntime,
+    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    x.into_primitive().tensor()
+}
+
+fn tensor<R, B, const D: usize>(x: CubeTensor<R>) -> Tensor<B, D>
+where
+    R: CubeRuntime,
+    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    Tensor::from_primitive(TensorPrimitive::Float(x))
+}
+
+impl<R: CubeRuntime> Inputs<R> {
+    fn new<B: Backend<FloatTensorPrimitive = CubeTensor<R>>>(
+        x: Tensor<B, 4>,
+        a_log: Tensor<B, 3>,
+        b: Tensor<B, 4>,
+        c: Tensor<B, 4>,
+        initial_state: Option<Tensor<B, 4>>,
+    ) -> Self {
+        Self {
+            x_blhp: primitive(x),
+            b_blgn: primitive(b),
+            c_blgn: primitive(c),
+            a_log_blh: primitive(a_log.cast(DType::F32)),
+            initial_bhpn: initial_state.map(|state| primitive(state.cast(DType::F32))),
+        }
+    }
+}
+
+/// See [`ssd_scan`](super::ssd_scan).
+pub(crate) fn forward<R, B>(
+    x: Tensor<B, 4>,
+    a_log: Tensor<B, 3>,
+    b: Tensor<B, 4>,
+    c: Tensor<B, 4>,
+    initial_state: Option<Tensor<B, 4>>,
+    chunk: usize,
+) -> (Tensor<B, 4>, Tensor<B, 4>)
+where
+    R: CubeRuntime,
+    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    if !taken(&[x.dtype(), b.dtype(), c.dtype()]) {
+        return reference::forward(x, a_log, b, c, initial_state, chunk);
+    }
+    let inputs = Inputs::new(x, a_log, b, c, initial_state);
+    let (y, last) = match walks::take(&inputs) {
+        true => walks::forward(&inputs),
+        false => blocked::forward(&inputs),
+    };
+    (tensor(y), tensor(last))
+}
+
+/// The gradients of `sum(y * dy)`. The states are computed again, so that nothing but the inputs is
+/// kept from the forward pass.
+pub(crate) fn backward<R, B>(
+    x: Tensor<B, 4>,
+    a_log: Tensor<B, 3>,
+    b: Tensor<B, 4>,
+    c: Tensor<B, 4>,
+    initial_state: Option<Tensor<B, 4>>,
+    dy: Tensor<B, 4>,
+    chunk: usize,
+) -> SsdGradients<B>
+where
+    R: CubeRuntime,
+    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    if !taken(&[x.dtype(), b.dtype(), c.dtype(), dy.dtype()]) {
+        return reference::backward(x, a_log, b, c, initial_state, dy, chunk);
+    }
+    let (dtype, a_log_dtype) = (x.dtype(), a_log.dtype());
+    let groups = b.dims()[2];
+    let inputs = Inputs::new(x, a_log, b, c, initial_state);
+    let dy = primitive(dy);
+    let gradients = match walks::take(&inputs) {
+        true => walks::backward(&inputs, &dy),
+        false => blocked::backward(&inputs, &dy),
+    };
+    let to_groups = |x: CubeTensor<R>| {
+        let heads = tensor::<R, B, 4>(x);
+        reference::to_groups(heads, groups).cast(dtype)
+    };
+    SsdGradients {
+        x: tensor(gradients.x_blhp),
+        a_log: tensor::<R, B, 3>(gradients.a_log_blh).cast(a_log_dtype),
+        b: to_groups(gradients.b_blgn),
+        c: to_groups(gradients.c_blgn),
+        initial_state: tensor(gradients.initial_bhpn),
+    }
+}

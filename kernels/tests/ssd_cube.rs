@@ -1,0 +1,366 @@
+//! The scan's kernels on a device, forward and backward, against the reference in 64-bit arithmetic.
+//!
+//! ```text
+//! cargo test --release -p kernels --features wgpu,ndarray --test ssd_cube
+//! ```
+//!
+//! With `cuda` in place of `wgpu` on an NVIDIA GPU. `SSD_CASES` sets the number of random cases, and
+//! `SSD_LENGTH` the longest of them. Without a device the tests are skipped, unless `CI` is set.
+#![cfg(all(feature = "ndarray", any(feature = "wgpu", feature = "cuda")))]
+
+use std::io::Write;
+use std::sync::OnceLock;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor, TensorData};
+use kernels::KernelBackend;
+#[cfg(feature = "cuda")]
+use kernels::backends::Cuda as Device;
+use kernels::backends::NdArray64 as Exact;
+#[cfg(not(feature = "cuda"))]
+use kernels::backends::Wgpu as Device;
+use kernels::backends::{Backend as Name, Work};
+
+/// Runs `test` if there is a device.
+fn with_device(test: impl FnOnce()) {
+    struct Nothing;
+
+    impl Work for Nothing {
+        type Output = ();
+
+        fn run<B: KernelBackend>(self, _device: B::Device) {}
+    }
+
+    static MISSING: OnceLock<Option<String>> = OnceLock::new();
+    let find = || Some(Name::preferred()?.dispatch(Nothing).err()?.to_string());
+    match MISSING.get_or_init(find) {
+        None => test(),
+        Some(reason) if std::env::var_os("CI").is_some() => panic!("{reason}"),
+        Some(reason) => {
+            let reason = reason.lines().next().unwrap_or_default();
+            let _ = writeln!(std::io::stderr(), "skipped: {reason}");
+        }
+    }
+}
+
+/// A rough sequence of numbers in -1 to 1.
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> f64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    }
+
+    /// One of `0..count`.
+    fn below(&mut self, count: usize) -> usize {
+        ((self.next() + 1.0) / 2.0 * count as f64) as usize
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Decay {
+    /// `a_log` in plus or minus this.
+    Within(f64),
+    /// A few tokens forget everything, the others next to nothing.
+    Extremes,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    /// b, l, h, g, p, n.
+    sizes: [usize; 6],
+    decay: Decay,
+    initial: bool,
+    /// Whether x, B and C are slices of one wider tensor.
+    strided: bool,
+}
+
+impl Case {
+    fn new(sizes: [usize; 6]) -> Self {
+        Self {
+            sizes,
+            decay: Decay::Within(3.0),
+            initial: false,
+            strided: false,
+        }
+    }
+
+    fn initial(self) -> Self {
+        Self {
+            initial: true,
+            ..self
+        }
+    }
+
+    fn strided(self) -> Self {
+        Self {
+            strided: true,
+            ..self
+        }
+    }
+}
+
+/// The inputs of a case, rounded to the dtype that the device gets them in.
+struct Inputs {
+    x: Tensor<Exact, 4>,
+    a_log: Tensor<Exact, 3>,
+    b: Tensor<Exact, 4>,
+    c: Tensor<Exact, 4>,
+    initial: Option<Tensor<Exact, 4>>,
+    dy: Tensor<Exact, 4>,
+}
+
+fn exact<const D: usize>(shape: [usize; D], dtype: DType, values: Vec<f64>) -> Tensor<Exact, D> {
+    let rounded = TensorData::new(values, shape).convert_dtype(dtype);
+    let options = (&Default::default(), DType::F64);
+    Tensor::from_data(rounded.convert::<f64>(), options)
+}
+
+fn on_device<const D: usize>(x: &Tensor<Exact, D>, dtype: DType) -> Tensor<Device, D> {
+    let data = x.to_data().convert_dtype(dtype);
+    Tensor::from_data(data, (&Default::default(), dtype))
+}
+
+fn inputs(case: Case, dtype: DType, numbers: &mut Numbers) -> Inputs {
+    let [batch, l, h, g, p, n] = case.sizes;
+    let mut random = |shape: [usize; 4], dtype| {
+        let count = shape.iter().product();
+        exact(shape, dtype, (0..count).map(|_| numbers.next()).collect())
+    };
+    let x = random([batch, l, h, p], dtype);
+    let b = random([batch, l, g, n], dtype);
+    let c = random([batch, l, g, n], dtype);
+    let dy = random([batch, l, h, p], dtype);
+    let state = random([batch, h, p, n], DType::F32);
+    let mut draw = || match case.decay {
+        Decay::Within(scale) => scale * numbers.next(),
+        Decay::Extremes if numbers.next() > 0.9 => 40.0 * numbers.next().abs(),
+        Decay::Extremes => -8.0 + 32.0 * numbers.next().min(0.0),
+    };
+    let a_log = (0..batch * l * h).map(|_| draw()).collect();
+    Inputs {
+        x,
+        a_log: exact([batch, l, h], DType::F32, a_log),
+        b,
+        c,
+        initial: case.initial.then_some(state),
+        dy,
+    }
+}
+
+/// x, B and C as slices of one tensor.
+fn sliced(inputs: &Inputs, dtype: DType) -> [Tensor<Device, 4>; 3] {
+    let parts = [&inputs.x, &inputs.b, &inputs.c];
+    let flat = parts.map(|t| t.clone().flatten::<3>(2, 3));
+    let wide = on_device(&Tensor::cat(flat.to_vec(), 2), dtype);
+    let mut from = 0;
+    parts.map(|t| {
+        let [b, l, heads, width] = t.dims();
+        let part = wide.clone().narrow(2, from, heads * width);
+        from += heads * width;
+        part.reshape([b, l, heads, width])
+    })
+}
+
+/// Leaves freed buffers full of NaN where the next results may lie.
+fn poison(elements: usize) {
+    let device = Default::default();
+    let buffers = [1, 2, 4, 8, 16].map(|share| {
+        let count = (2 * elements / share).max(1);
+        Tensor::<Device, 1>::full([count], f32::NAN, (&device, DType::F32))
+    });
+    Device::sync(&device).expect("the device works");
+    drop(buffers);
+}
+
+fn values<B: Backend, const D: usize>(x: Tensor<B, D>) -> Vec<f64> {
+    x.into_data().iter::<f64>().collect()
+}
+
+/// Everything that a scan gives.
+fn results<B: KernelBackend>(
+    x: Tensor<B, 4>,
+    a_log: Tensor<B, 3>,
+    b: Tensor<B, 4>,
+    c: Tensor<B, 4>,
+    initial: Option<Tensor<B, 4>>,
+    dy: Tensor<B, 4>,
+) -> [(&'static str, Vec<f64>); 7] {
+    const CHUNK: usize = 32;
+    let dtype = x.dtype();
+    let (x_, a_log_, b_, c_) = (x.clone(), a_log.clone(), b.clone(), c.clone());
+    let (y, last) = B::ssd_scan_forward(x_, a_log_, b_, c_, initial.clone(), CHUNK);
+    let gradients = B::ssd_scan_backward(x, a_log, b, c, initial, dy, CHUNK);
+    let dtypes = [y.dtype(), gradients.x.dtype(), gradients.b.dtype()];
+    assert_eq!(dtypes, [dtype; 3]);
+    [
+        ("y", values(y)),
+        ("last state", values(last)),
+        ("dx", values(gradients.x)),
+        ("da_log", values(gradients.a_log)),
+        ("dB", values(gradients.b)),
+        ("dC", values(gradients.c)),
+        ("dinitial", values(gradients.initial_state)),
+    ]
+}
+
+fn on_device_twice(
+    case: Case,
+    inputs: &Inputs,
+    dtype: DType,
+) -> [[(&'static str, Vec<f64>); 7]; 2] {
+    let [b, l, h, _, p, n] = case.sizes;
+    [(); 2].map(|_| {
+        let [x, b_, c_] = if case.strided {
+            sliced(inputs, dtype)
+        } else {
+            [&inputs.x, &inputs.b, &inputs.c].map(|t| on_device(t, dtype))
+        };
+        let a_log = on_device(&inputs.a_log, DType::F32);
+        let initial = inputs.initial.as_ref().map(|s| on_device(s, DType::F32));
+        let dy = on_device(&inputs.dy, dtype);
+        poison(b * l.max(64) * h * p.max(n));
+        let results = results::<Device>(x, a_log, b_, c_, initial, dy);
+        Device::sync(&Default::default()).expect("no launch fails");
+        results
+    })
+}
+
+/// `|actual - expected| / |expected|`.
+fn error(actual: &[f64], expected: &[f64]) -> f64 {
+    assert_eq!(actual.len(), expected.len());
+    let pairs = actual.iter().zip(expected);
+    let difference: f64 = pairs.map(|(a, e)| (a - e) * (a - e)).sum();
+    let norm: f64 = expected.iter().map(|e| e * e).sum();
+    // Where nothing is left after the decay, nothing relative can be asked.
+    (difference / norm.max(1e-12)).sqrt()
+}
+
+/// The largest error that a dtype allows; f32 may go through TF32 on a GPU's tensor cores.
+fn tolerance(dtype: DType) -> f64 {
+    match dtype {
+        DType::F32 if cfg!(feature = "cuda") => 2e-3,
+        DType::F32 => 1e-5,
+        _ => 1e-2,
+    }
+}
+
+fn check(case: Case, dtype: DType, seed: u64) {
+    let mut numbers = Numbers(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let inputs = inputs(case, dtype, &mut numbers);
+    let [first, again] = on_device_twice(case, &inputs, dtype);
+    let Inputs {
+        x,
+        a_log,
+        b,
+        c,
+        initial,
+        dy,
+    } = inputs;
+    let expected = results::<Exact>(x, a_log, b, c, initial, dy);
+    let mut errors = Vec::new();
+    for (((name, actual), (_, again)), (_, expected)) in first.iter().zip(&again).zip(&expected) {
+        errors.push((error(actual, expected), *name));
+        let same = |(a, b): (&f64, &f64)| a.to_bits() == b.to_bits();
+        assert!(
+            actual.iter().zip(again).all(same),
+            "{name} differs between two runs: {dtype:?}, {case:?}"
+        );
+    }
+    let shown: Vec<_> = errors
+        .iter()
+        .map(|(e, name)| format!("{name} {e:.0e}"))
+        .collect();
+    println!("{dtype:?} {case:?}: {}", shown.join(", "));
+    // Not `>`: NaN must fail.
+    let fine = errors.iter().all(|(error, _)| *error <= tolerance(dtype));
+    assert!(fine, "{dtype:?} {case:?}: {}", shown.join(", "));
+}
+
+/// The dtypes that the device can hold.
+fn dtypes() -> Vec<DType> {
+    let device = Default::default();
+    let mut dtypes = vec![DType::F32, DType::F16, DType::BF16];
+    dtypes.retain(|dtype| Device::supports_dtype(&device, *dtype));
+    dtypes
+}
+
+#[test]
+fn fixed_shapes() {
+    let cases = [
+        Case::new([2, 70, 2, 2, 16, 16]),
+        Case::new([2, 1, 2, 2, 16, 16]),
+        Case::new([2, 64, 2, 1, 16, 16]),
+        Case::new([2, 65, 2, 2, 16, 16]).initial(),
+        Case::new([1, 200, 1, 1, 64, 64]).initial().strided(),
+        Case::new([2, 150, 6, 2, 32, 16]).strided(),
+        Case::new([1, 100, 3, 1, 128, 128]),
+        Case::new([2, 77, 3, 3, 5, 3]).initial(),
+        Case::new([1, 90, 2, 1, 100, 40]).strided(),
+        Case::new([1, 600, 2, 2, 16, 64]),
+    ];
+    with_device(|| {
+        for dtype in dtypes() {
+            for (seed, case) in cases.into_iter().enumerate() {
+                check(case, dtype, seed as u64 + 1);
+            }
+        }
+    });
+}
+
+#[test]
+fn extreme_decays() {
+    let decays = [
+        Decay::Extremes,
+        Decay::Within(40.0),
+        Decay::Within(12.0),
+        Decay::Within(0.01),
+    ];
+    with_device(|| {
+        for dtype in dtypes() {
+            for (seed, decay) in decays.into_iter().enumerate() {
+                let case = Case::new([2, 300, 2, 1, 16, 16]).initial();
+                check(Case { decay, ..case }, dtype, seed as u64 + 100);
+            }
+        }
+    });
+}
+
+#[test]
+fn random_shapes() {
+    let from_environment = |name, default| {
+        let value = std::env::var(name).ok();
+        value.map_or(default, |v| v.parse::<usize>().expect("a number"))
+    };
+    let cases = from_environment("SSD_CASES", 12);
+    let longest = from_environment("SSD_LENGTH", 400);
+    with_device(|| {
+        let dtypes = dtypes();
+        let mut numbers = Numbers(7);
+        for seed in 0..cases {
+            let g = 1 + numbers.below(3);
+            let any = numbers.below(3) == 0;
+            let mut size = || match any {
+                true => 1 + numbers.below(130),
+                false => [16, 32, 64, 64, 128][numbers.below(5)],
+            };
+            let (p, n) = (size(), size());
+            let (b, l) = (1 + numbers.below(2), 1 + numbers.below(longest));
+            let h = g * (1 + numbers.below(3));
+            let case = Case {
+                sizes: [b, l, h, g, p, n],
+                decay: match numbers.below(4) {
+                    0 => Decay::Extremes,
+                    1 => Decay::Within(40.0),
+                    _ => Decay::Within(4.0),
+                },
+                initial: numbers.below(2) == 0,
+                strided: numbers.below(2) == 0,
+            };
+            check(case, dtypes[seed % dtypes.len()], 1000 + seed as u64);
+        }
+    });
+}
