@@ -12,6 +12,9 @@ pub enum TrainError {
     /// Text or tokenizer cannot be read.
     #[error(transparent)]
     Data(#[from] datasets::DataError),
+    /// Something went wrong on the device that computes.
+    #[error(transparent)]
+    Device(#[from] kernels::backends::BackendError),
     /// The teacher cannot be read.
     #[error("the teacher that teacher.model names cannot be read: {0}")]
     Teacher(model::WeightsError),

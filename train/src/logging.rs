@@ -1,8 +1,7 @@
 //! Lines on stderr, and what the crates underneath have to say there.
 //!
-//! That is above all the warnings of CubeCL: a kernel that panics on its device's thread is only
-//! logged there, and what it should have computed is then garbage. Drivers log much that means
-//! nothing; they are not heard.
+//! That is above all the warnings of CubeCL about a kernel that panics on its device's thread, which
+//! ends the run at its next checkpoint. Drivers log much that means nothing; they are not heard.
 
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};

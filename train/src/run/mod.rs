@@ -18,6 +18,7 @@ use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
 use datasets::{Batch, Batches, TokenWindows, Tokenizer};
 use kernels::TrainBackend;
+use kernels::backends::synchronise;
 use model::{Phi, PhiMamba, PhiMambaConfig};
 
 use self::folder::{export, finished, is_run, lock};
@@ -366,7 +367,9 @@ impl<B: TrainBackend> Run<B> {
     }
 
     fn checkpoint(&mut self, student: &PhiMamba<B>) -> Result<(), TrainError> {
-        // First, since a checkpoint tells that all before it is recorded.
+        // A kernel that has failed leaves nonsense where its results should be.
+        synchronise::<B>(&self.device)?;
+        // Before the checkpoint, which tells that all before it is recorded.
         self.log.sync()?;
         self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
         self.checkpoints.save(
