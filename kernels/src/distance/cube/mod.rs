@@ -11,15 +11,18 @@
 //! Both matrices are computed three times in all, which costs less than to write one of them once.
 
 mod decay;
+mod mma;
 mod tiles;
 
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
+use cubecl::features::MmaConfig;
+use cubecl::ir::{ElemType, FloatKind, StorageType};
 use cubecl::prelude::*;
 
-use crate::cube::{address_type, empty};
+use crate::cube::{address_type, empty, vector_size};
 
 /// Units of a cube.
 const UNITS: usize = 256;
@@ -51,6 +54,65 @@ fn arg<R: CubeRuntime>(x: &CubeTensor<R>) -> TensorArg<R> {
     x.clone().into_tensor_arg()
 }
 
+/// The kernels of the passes over the matrices.
+#[derive(Clone, Copy)]
+enum Variant {
+    /// Units with this many elements of a tile along each side.
+    Portable { r: usize },
+    /// Factors read this many elements at a time.
+    TensorCores { vector: usize },
+}
+
+impl Variant {
+    /// The fastest that the device and the inputs allow.
+    fn of<R: CubeRuntime>(inputs: &Inputs<R>, n: usize, p: usize) -> Self {
+        let Inputs { b, c, q, k, .. } = inputs;
+        let properties = b.client.properties();
+        let (hardware, features) = (&properties.hardware, &properties.features);
+        let memory = hardware.max_shared_memory_size;
+        let dtype = StorageType::from(b.dtype);
+        let mma = MmaConfig {
+            a_type: dtype,
+            b_type: dtype,
+            cd_type: ElemType::Float(FloatKind::F32).into(),
+            m: 16,
+            n: 8,
+            k: 16,
+        };
+        let vector = vector_size(&[b, c, q, k]).min(8);
+        let widths_fit = |width: usize| width.is_multiple_of(16) && width <= 128;
+        let tensor_cores = b.dtype == q.dtype
+            && vector >= 2
+            && widths_fit(n)
+            && widths_fit(p)
+            && features.matmul.mma.contains(&mma)
+            && features.matmul.ldmatrix.contains(&dtype)
+            && [hardware.plane_size_min, hardware.plane_size_max] == [mma::PLANE as u32; 2]
+            && memory >= mma::shared_bytes(n, p);
+        match tensor_cores {
+            true => Self::TensorCores { vector },
+            false if memory >= tiles::shared_bytes(4) => Self::Portable { r: 4 },
+            false => Self::Portable { r: 2 },
+        }
+    }
+
+    /// Rows or columns of a cube.
+    fn tile(self) -> usize {
+        match self {
+            Self::Portable { r } => r * tiles::SIDE,
+            Self::TensorCores { .. } => mma::TILE,
+        }
+    }
+
+    fn cube(self) -> CubeDim {
+        let (x, y) = match self {
+            Self::Portable { .. } => (tiles::SIDE, tiles::SIDE),
+            Self::TensorCores { .. } => (mma::PLANE, mma::PLANES),
+        };
+        CubeDim::new_2d(x as u32, y as u32)
+    }
+}
+
 /// What every launch needs to know.
 struct Plan<R: CubeRuntime> {
     client: ComputeClient<R>,
@@ -59,8 +121,7 @@ struct Plan<R: CubeRuntime> {
     sizes: [usize; 3],
     n: usize,
     p: usize,
-    /// Elements of a tile that a unit has along each side.
-    r: usize,
+    variant: Variant,
     /// Of the scores before the softmax.
     scale: f32,
 }
@@ -76,18 +137,13 @@ impl<R: CubeRuntime> Plan<R> {
         let sizes = inputs.a_log.meta.shape().dims();
         let [_, _, _, n] = b.meta.shape().dims();
         let [_, _, _, p] = q.meta.shape().dims();
-        let memory = client.properties().hardware.max_shared_memory_size;
-        let r = match memory >= tiles::shared_bytes(4) {
-            true => 4,
-            false => 2,
-        };
         Self {
             width: address_type(&[b, c, q, k]),
             client,
             sizes,
             n,
             p,
-            r,
+            variant: Variant::of(inputs, n, p),
             scale: 1.0 / (p as f32).sqrt(),
         }
     }
@@ -99,12 +155,8 @@ impl<R: CubeRuntime> Plan<R> {
     /// One cube a tile of rows or columns, head and batch.
     fn blocks(&self) -> CubeCount {
         let [b, l, h] = self.sizes;
-        let blocks = l.div_ceil(self.r * tiles::SIDE);
+        let blocks = l.div_ceil(self.variant.tile());
         CubeCount::Static(blocks as u32, h as u32, b as u32)
-    }
-
-    fn square(&self) -> CubeDim {
-        CubeDim::new_2d(tiles::SIDE as u32, tiles::SIDE as u32)
     }
 
     fn line(&self) -> CubeDim {
@@ -134,21 +186,40 @@ impl<R: CubeRuntime> Plan<R> {
                 d.dtype.into(),
             );
         }
+        let (cubes, cube) = (self.blocks(), self.variant.cube());
         // SAFETY: rows and columns beyond the last are neither read nor written.
-        unsafe {
-            tiles::normaliser_kernel::launch_unchecked::<R>(
-                &self.client,
-                self.blocks(),
-                self.square(),
-                self.width,
-                arg(q),
-                arg(k),
-                arg(&stats),
-                self.scale,
-                self.p,
-                self.r,
-                q.dtype.into(),
-            );
+        match self.variant {
+            Variant::Portable { r } => unsafe {
+                tiles::normaliser_kernel::launch_unchecked::<R>(
+                    &self.client,
+                    cubes,
+                    cube,
+                    self.width,
+                    arg(q),
+                    arg(k),
+                    arg(&stats),
+                    self.scale,
+                    self.p,
+                    r,
+                    q.dtype.into(),
+                );
+            },
+            Variant::TensorCores { vector } => unsafe {
+                mma::normaliser_kernel::launch_unchecked::<R>(
+                    &self.client,
+                    cubes,
+                    cube,
+                    self.width,
+                    vector,
+                    arg(q),
+                    arg(k),
+                    arg(&stats),
+                    self.scale,
+                    self.p,
+                    vector,
+                    q.dtype.into(),
+                );
+            },
         }
         stats
     }
@@ -174,29 +245,55 @@ impl<R: CubeRuntime> Plan<R> {
             true => [b, c, k, q],
             false => [c, b, q, k],
         };
+        let (cubes, cube) = (self.blocks(), self.variant.cube());
         // SAFETY: as above; the gradient is written only if it is there.
-        unsafe {
-            tiles::pass_kernel::launch_unchecked::<R>(
-                &self.client,
-                self.blocks(),
-                self.square(),
-                self.width,
-                arg(own_student),
-                arg(other_student),
-                arg(own_teacher),
-                arg(other_teacher),
-                arg(stats),
-                arg(&gradient),
-                arg(sums),
-                self.scale,
-                self.n,
-                self.p,
-                self.r,
-                columns,
-                gradients,
-                b.dtype.into(),
-                q.dtype.into(),
-            );
+        match self.variant {
+            Variant::Portable { r } => unsafe {
+                tiles::pass_kernel::launch_unchecked::<R>(
+                    &self.client,
+                    cubes,
+                    cube,
+                    self.width,
+                    arg(own_student),
+                    arg(other_student),
+                    arg(own_teacher),
+                    arg(other_teacher),
+                    arg(stats),
+                    arg(&gradient),
+                    arg(sums),
+                    self.scale,
+                    self.n,
+                    self.p,
+                    r,
+                    columns,
+                    gradients,
+                    b.dtype.into(),
+                    q.dtype.into(),
+                );
+            },
+            Variant::TensorCores { vector } => unsafe {
+                mma::pass_kernel::launch_unchecked::<R>(
+                    &self.client,
+                    cubes,
+                    cube,
+                    self.width,
+                    vector,
+                    arg(own_student),
+                    arg(other_student),
+                    arg(own_teacher),
+                    arg(other_teacher),
+                    arg(stats),
+                    arg(&gradient),
+                    arg(sums),
+                    self.scale,
+                    self.n,
+                    self.p,
+                    vector,
+                    columns,
+                    gradients,
+                    b.dtype.into(),
+                );
+            },
         }
         gradient
     }

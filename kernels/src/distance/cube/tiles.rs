@@ -26,14 +26,22 @@ pub(super) const fn shared_bytes(r: usize) -> usize {
 /// Where a head's rows are in `[b, l, heads or groups, width]`.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct Rows {
-    base: usize,
-    step: usize,
-    column: usize,
-    count: usize,
+    /// Of the first row.
+    pub base: usize,
+    /// From one row to the next.
+    pub step: usize,
+    /// From one column to the next.
+    pub column: usize,
+    pub count: usize,
 }
 
 #[cube]
-pub(super) fn rows_of<F: Float>(x: &Tensor<F>, batch: usize, head: usize, h: usize) -> Rows {
+pub(super) fn rows_of<F: CubePrimitive>(
+    x: &Tensor<F>,
+    batch: usize,
+    head: usize,
+    h: usize,
+) -> Rows {
     let group = head / (h / x.shape(2));
     Rows {
         base: batch * x.stride(0) + group * x.stride(2),
@@ -125,7 +133,7 @@ fn products<F: Float>(
 /// The block of rows or columns that the cube works on: those that meet the most others come first, and
 /// the short ones fill the gaps at the end.
 #[cube]
-fn longest_first(cube: usize, cubes: usize, #[comptime] columns: bool) -> usize {
+pub(super) fn longest_first(cube: usize, cubes: usize, #[comptime] columns: bool) -> usize {
     let mut block = cube;
     if !columns {
         block = cubes - 1 - cube;
