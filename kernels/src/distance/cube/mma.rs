@@ -21,7 +21,7 @@ pub(super) const TILE: usize = 64;
 pub(super) const PLANE: usize = 32;
 pub(super) const PLANES: usize = TILE / 16;
 /// Elements by which rows of shared memory are longer, for neighbours to be in different banks.
-const PADDING: usize = 8;
+pub(super) const PADDING: usize = 8;
 
 type Pair = Const<2>;
 
@@ -32,7 +32,7 @@ pub(super) const fn shared_bytes(n: usize, p: usize) -> usize {
 
 /// The tile's rows from `first` on to shared memory, zeros where there are none.
 #[cube]
-fn stage<F: Float, N: Size>(
+pub(super) fn stage<F: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
     rows: Rows,
     first: usize,
@@ -56,7 +56,7 @@ fn stage<F: Float, N: Size>(
 /// The plane's 16 rows of the tile in shared memory, as the left factor of a product: four registers
 /// for every 16 columns.
 #[cube]
-fn left_factor<F: Float, N: Size>(
+pub(super) fn left_factor<F: Float, N: Size>(
     shared: &SharedMemory<Vector<F, N>>,
     #[comptime] width: usize,
 ) -> Array<Vector<F, Pair>> {
@@ -78,7 +78,7 @@ fn left_factor<F: Float, N: Size>(
 /// The products of the plane's rows with those of the tile in shared memory: two registers for every 8
 /// columns, for rows `g` and `g + 8`.
 #[cube]
-fn products<F: Float, N: Size>(
+pub(super) fn products<F: Float, N: Size>(
     own: &Array<Vector<F, Pair>>,
     shared: &SharedMemory<Vector<F, N>>,
     #[comptime] width: usize,
@@ -150,97 +150,6 @@ fn accumulate<F: Float, N: Size>(
     }
 }
 
-/// One cube a tile of rows and head: the logarithms of the softmax's denominators.
-#[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn normaliser_kernel<T: Float, N: Size>(
-    q_blhp: &Tensor<Vector<T, N>>,
-    k_blkp: &Tensor<Vector<T, N>>,
-    stats: &mut Tensor<f32>,
-    scale: f32,
-    #[comptime] p: usize,
-    #[comptime] vector: usize,
-    #[define(T)] _dtype: StorageType,
-) {
-    let (batch, head) = (CUBE_POS_Z as usize, CUBE_POS_Y as usize);
-    let h = CUBE_COUNT_Y as usize;
-    let lane = UNIT_POS_X as usize;
-    let q_rows = rows_of(q_blhp, batch, head, h);
-    let k_rows = rows_of(k_blkp, batch, head, h);
-    let l = q_rows.count;
-    let block = longest_first(CUBE_POS_X as usize, CUBE_COUNT_X as usize, false);
-    let first = block * TILE;
-    let mut shared = SharedMemory::<Vector<T, N>>::new_aligned(
-        comptime!(TILE * (p + PADDING) / vector),
-        16usize,
-    );
-    stage(q_blhp, q_rows, first, &mut shared, p, vector);
-    sync_cube();
-    let own = left_factor(&shared, p);
-    let own_first = first + UNIT_POS_Y as usize * 16 + lane / 4;
-
-    // Each unit's maximum and sum over its own columns.
-    let mut maxima = Array::<f32>::new(2usize);
-    let mut sums = Array::<f32>::new(2usize);
-    #[unroll]
-    for half in 0..2usize {
-        maxima[half] = f32::MIN;
-        sums[half] = 0.0;
-    }
-    for other in 0..block + 1 {
-        sync_cube();
-        stage(k_blkp, k_rows, other * TILE, &mut shared, p, vector);
-        sync_cube();
-        let scores = products(&own, &shared, p);
-        let other_first = other * TILE + lane % 4 * 2;
-        #[unroll]
-        for half in 0..2usize {
-            let row = own_first + comptime!(half * 8);
-            let mut maximum = maxima[half];
-            #[unroll]
-            for tile in 0..comptime!(TILE / 8) {
-                #[unroll]
-                for i in 0..2usize {
-                    if other < block || other_first + comptime!(tile * 8 + i) <= row {
-                        maximum = max(maximum, scores[tile * 2 + half][i] * scale);
-                    }
-                }
-            }
-            let mut sum = sums[half] * (maxima[half] - maximum).exp();
-            #[unroll]
-            for tile in 0..comptime!(TILE / 8) {
-                #[unroll]
-                for i in 0..2usize {
-                    if other < block || other_first + comptime!(tile * 8 + i) <= row {
-                        sum += (scores[tile * 2 + half][i] * scale - maximum).exp();
-                    }
-                }
-            }
-            maxima[half] = maximum;
-            sums[half] = sum;
-        }
-    }
-
-    let pair = batch * h + head;
-    #[unroll]
-    for half in 0..2usize {
-        let mut maximum = maxima[half];
-        let mut sum = sums[half];
-        #[unroll]
-        for level in 0..2u32 {
-            let distance = comptime!(1u32 << level);
-            let other = plane_shuffle_xor(maximum, distance);
-            let other_sum = plane_shuffle_xor(sum, distance);
-            let larger = max(maximum, other);
-            sum = sum * (maximum - larger).exp() + other_sum * (other - larger).exp();
-            maximum = larger;
-        }
-        let row = own_first + comptime!(half * 8);
-        if lane % 4 == 0 && row < l {
-            stats[(pair * STATS + NORMALISER) * l + row] = maximum + sum.ln();
-        }
-    }
-}
-
 /// The sum over the four units that share a row.
 #[cube]
 fn row_sum(value: f32) -> f32 {
@@ -269,6 +178,7 @@ pub(super) fn pass_kernel<F: Float, N: Size>(
     let (batch, head) = (CUBE_POS_Z as usize, CUBE_POS_Y as usize);
     let h = CUBE_COUNT_Y as usize;
     let lane = UNIT_POS_X as usize;
+    let column = lane % 4;
     let own_s = rows_of(own_student, batch, head, h);
     let other_s = rows_of(other_student, batch, head, h);
     let own_t = rows_of(own_teacher, batch, head, h);
@@ -367,7 +277,7 @@ pub(super) fn pass_kernel<F: Float, N: Size>(
         for tile in 0..comptime!(TILE / 8) {
             #[unroll]
             for i in 0..2usize {
-                let s = lane % 4 * 2 + comptime!(tile * 8 + i);
+                let s = column * 2 + comptime!(tile * 8 + i);
                 let (whole, rest) = (other_whole[s], other_rest[s]);
                 let (factor, normaliser) = (other_factor[s], other_normaliser[s]);
                 #[unroll]
@@ -422,7 +332,7 @@ pub(super) fn pass_kernel<F: Float, N: Size>(
         let log = row_sum(logs[half]);
         let square = row_sum(squares[half]);
         let on_diagonal = row_sum(diagonal[half]);
-        if lane % 4 == 0 && t < l {
+        if column == 0 && t < l {
             if columns {
                 sums[sums_row + LOG_COLUMNS * l + t] = log;
             } else {
@@ -436,7 +346,7 @@ pub(super) fn pass_kernel<F: Float, N: Size>(
             for tile in 0..comptime!(n / 8) {
                 #[unroll]
                 for i in 0..2usize {
-                    let column = lane % 4 * 2 + comptime!(tile * 8 + i);
+                    let column = column * 2 + comptime!(tile * 8 + i);
                     gradient_bhln[(pair * l + t) * n + column] = gradient[tile * 2 + half][i];
                 }
             }

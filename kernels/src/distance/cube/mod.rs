@@ -12,6 +12,7 @@
 
 mod decay;
 mod mma;
+mod normaliser;
 mod tiles;
 
 use burn::tensor::DType;
@@ -190,7 +191,7 @@ impl<R: CubeRuntime> Plan<R> {
         // SAFETY: rows and columns beyond the last are neither read nor written.
         match self.variant {
             Variant::Portable { r } => unsafe {
-                tiles::normaliser_kernel::launch_unchecked::<R>(
+                normaliser::portable_kernel::launch_unchecked::<R>(
                     &self.client,
                     cubes,
                     cube,
@@ -205,7 +206,7 @@ impl<R: CubeRuntime> Plan<R> {
                 );
             },
             Variant::TensorCores { vector } => unsafe {
-                mma::normaliser_kernel::launch_unchecked::<R>(
+                normaliser::tensor_core_kernel::launch_unchecked::<R>(
                     &self.client,
                     cubes,
                     cube,

@@ -15,7 +15,7 @@ pub(super) const SIDE: usize = 16;
 /// Columns of the factors in shared memory at a time.
 const DEPTH: usize = 32;
 /// Rows of shared memory are longer by one, so that neighbours are in different banks.
-const PITCH: usize = DEPTH + 1;
+pub(super) const PITCH: usize = DEPTH + 1;
 
 /// Bytes of shared memory for `r` by `r` elements a unit.
 pub(super) const fn shared_bytes(r: usize) -> usize {
@@ -79,7 +79,7 @@ fn stage<F: Float>(
 
 /// The products of the tile's rows of `own` with those of `other`.
 #[cube]
-fn products<F: Float>(
+pub(super) fn products<F: Float>(
     own: &Tensor<F>,
     own_rows: Rows,
     own_first: usize,
@@ -139,99 +139,6 @@ pub(super) fn longest_first(cube: usize, cubes: usize, #[comptime] columns: bool
         block = cubes - 1 - cube;
     }
     block
-}
-
-/// One cube a tile of rows and head: the logarithms of the softmax's denominators.
-#[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn normaliser_kernel<T: Float>(
-    q_blhp: &Tensor<T>,
-    k_blkp: &Tensor<T>,
-    stats: &mut Tensor<f32>,
-    scale: f32,
-    #[comptime] p: usize,
-    #[comptime] r: usize,
-    #[define(T)] _dtype: StorageType,
-) {
-    let tile = comptime!(r * SIDE);
-    let (batch, head) = (CUBE_POS_Z as usize, CUBE_POS_Y as usize);
-    let h = CUBE_COUNT_Y as usize;
-    let (x, y) = (UNIT_POS_X as usize, UNIT_POS_Y as usize);
-    let (q_rows, k_rows) = (
-        rows_of(q_blhp, batch, head, h),
-        rows_of(k_blkp, batch, head, h),
-    );
-    let l = q_rows.count;
-    let mut staged = SharedMemory::<f32>::new(comptime!(2 * tile * PITCH));
-    let block = longest_first(CUBE_POS_X as usize, CUBE_COUNT_X as usize, false);
-    let first = block * tile;
-
-    // Each unit's maximum and sum over its own columns.
-    let mut maxima = Array::<f32>::new(r);
-    let mut sums = Array::<f32>::new(r);
-    #[unroll]
-    for i in 0..r {
-        maxima[i] = f32::MIN;
-        sums[i] = 0.0;
-    }
-    for other in 0..block + 1 {
-        let scores = products(
-            q_blhp,
-            q_rows,
-            first,
-            k_blkp,
-            k_rows,
-            other * tile,
-            &mut staged,
-            p,
-            r,
-        );
-        #[unroll]
-        for i in 0..r {
-            let row = first + y + i * SIDE;
-            let mut maximum = maxima[i];
-            #[unroll]
-            for j in 0..r {
-                if other * tile + x + j * SIDE <= row {
-                    maximum = max(maximum, scores[i * r + j] * scale);
-                }
-            }
-            let mut sum = sums[i] * (maxima[i] - maximum).exp();
-            #[unroll]
-            for j in 0..r {
-                if other * tile + x + j * SIDE <= row {
-                    sum += (scores[i * r + j] * scale - maximum).exp();
-                }
-            }
-            maxima[i] = maximum;
-            sums[i] = sum;
-        }
-    }
-
-    sync_cube();
-    let at_sums = comptime!(tile * (SIDE + 1));
-    #[unroll]
-    for i in 0..r {
-        let at = (y + i * SIDE) * comptime!(SIDE + 1) + x;
-        staged[at] = maxima[i];
-        staged[at_sums + at] = sums[i];
-    }
-    sync_cube();
-    let row = UNIT_POS as usize;
-    if row < tile && first + row < l {
-        let at = row * comptime!(SIDE + 1);
-        let mut maximum = staged[at];
-        #[unroll]
-        for x in 1..SIDE {
-            maximum = max(maximum, staged[at + x]);
-        }
-        let mut sum = 0.0f32;
-        #[unroll]
-        for x in 0..SIDE {
-            sum += staged[at_sums + at + x] * (staged[at + x] - maximum).exp();
-        }
-        let pair = batch * h + head;
-        stats[(pair * STATS + NORMALISER) * l + first + row] = maximum + sum.ln();
-    }
 }
 
 /// What is known of a row or column.

@@ -1,0 +1,213 @@
+//! As CubeCL kernels: one pass over memory forward, and one backward with a small sum after it.
+//!
+//! A unit has a few neighbouring channels and walks through [`STEPS`] time steps with the inputs
+//! that a tap reaches in registers, so that each is read once. Everything is summed in f32.
+
+mod kernels;
+mod shares;
+
+use burn::tensor::DType;
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use self::kernels::{backward_kernel, forward_kernel, history_kernel};
+use self::shares::sum_shares_kernel;
+use super::Activation;
+use crate::cube::{address_type, empty, vector_size};
+
+/// Units of a cube along the channels: neighbours in memory for neighbouring units.
+const LANES: u32 = 32;
+/// Units of a cube along time.
+const ROWS: u32 = 8;
+/// Time steps of a unit. Each run of them reads `w - 1` inputs that another run reads too.
+const STEPS: usize = 32;
+/// Time steps that a unit reads before it computes any of them, so that several reads are under way.
+const AHEAD: usize = 4;
+/// Channels of a unit at most: more leave fewer units room for their registers.
+const CHANNELS: usize = 4;
+
+/// The inputs of the convolution, shaped as in [`causal_conv`](super::causal_conv).
+#[derive(Clone)]
+pub(crate) struct Inputs<R: CubeRuntime> {
+    pub x: CubeTensor<R>,
+    pub weight: CubeTensor<R>,
+    pub bias: Option<CubeTensor<R>>,
+    pub history: Option<CubeTensor<R>>,
+}
+
+impl<R: CubeRuntime> Inputs<R> {
+    /// Asserts that the kernels read what is there: they are not told every tensor's dtype.
+    fn check(&self, dy: Option<&CubeTensor<R>>) {
+        let like_x = self.history.iter().chain(dy);
+        assert!(
+            like_x.into_iter().all(|other| other.dtype == self.x.dtype),
+            "causal_conv: history and gradient must have the dtype of x"
+        );
+        let mut bias = self.bias.iter();
+        assert!(
+            bias.all(|bias| bias.dtype == self.weight.dtype),
+            "causal_conv: the bias must have the dtype of the weight"
+        );
+    }
+
+    /// Channels of a unit, where `others` are read or written besides.
+    fn channels(&self, others: &[&CubeTensor<R>]) -> usize {
+        let mut tensors = vec![&self.x];
+        tensors.extend(&self.history);
+        tensors.extend(others);
+        vector_size(&tensors).min(CHANNELS)
+    }
+
+    /// Without the one that holds nothing, for a width of one.
+    fn history(&self, w: usize) -> Option<CubeTensor<R>> {
+        self.history.clone().filter(|_| w > 1)
+    }
+}
+
+fn dims<R: CubeRuntime, const D: usize>(x: &CubeTensor<R>) -> [usize; D] {
+    x.meta.shape().dims()
+}
+
+/// Cubes for `[b, l, c]` with `n` channels a unit.
+fn cubes([b, l, c]: [usize; 3], n: usize) -> CubeCount {
+    let along = |units: usize, cube: u32| units.div_ceil(cube as usize) as u32;
+    CubeCount::Static(
+        along(c / n, LANES),
+        along(l.div_ceil(STEPS), ROWS),
+        b as u32,
+    )
+}
+
+pub(crate) fn forward<R: CubeRuntime>(inputs: Inputs<R>, activation: Activation) -> CubeTensor<R> {
+    inputs.check(None);
+    let (shape, [_, w]) = (dims(&inputs.x), dims(&inputs.weight));
+    let y = empty(&inputs.x, shape, inputs.x.dtype);
+    let n = inputs.channels(&[&y]);
+    let client = y.client.clone();
+    let history = inputs.history(w);
+    let Inputs {
+        x, weight, bias, ..
+    } = inputs;
+    // SAFETY: a unit reads and writes its own channels and time steps, which are inside `shape`, and
+    // reads the `w - 1` steps before them, from the history where they precede the first.
+    unsafe {
+        forward_kernel::launch_unchecked::<R>(
+            &client,
+            cubes(shape, n),
+            CubeDim::new_2d(LANES, ROWS),
+            address_type(&[&x, &y]),
+            n,
+            x.clone().into_tensor_arg(),
+            weight.clone().into_tensor_arg(),
+            bias.map(CubeTensor::into_tensor_arg).into(),
+            history.map(CubeTensor::into_tensor_arg).into(),
+            y.clone().into_tensor_arg(),
+            w,
+            activation == Activation::Silu,
+            x.dtype.into(),
+            weight.dtype.into(),
+        );
+    }
+    y
+}
+
+/// Gradients, as in [`ConvGradients`](super::ConvGradients).
+pub(crate) struct Gradients<R: CubeRuntime> {
+    pub x: Option<CubeTensor<R>>,
+    pub weight: Option<CubeTensor<R>>,
+    pub bias: Option<CubeTensor<R>>,
+    pub history: Option<CubeTensor<R>>,
+}
+
+pub(crate) fn backward<R: CubeRuntime>(
+    inputs: Inputs<R>,
+    activation: Activation,
+    dy: CubeTensor<R>,
+    wanted: [bool; 4],
+) -> Gradients<R> {
+    inputs.check(Some(&dy));
+    let (shape, [c, w]) = (dims(&inputs.x), dims(&inputs.weight));
+    let [b, l, _] = shape;
+    let (dtype, weight_dtype) = (inputs.x.dtype, inputs.weight.dtype);
+    let silu = activation == Activation::Silu;
+    let shares = b * l.div_ceil(STEPS * ROWS as usize);
+    let dx = empty(&inputs.x, shape, dtype);
+    let sums = empty(&inputs.x, [shares, w + 1, c], DType::F32);
+    let dweight = empty(&inputs.x, [c, w], weight_dtype);
+    let dbias = empty(&inputs.x, [c], weight_dtype);
+    let n = inputs.channels(&[&dy, &dx, &sums]);
+    let client = dx.client.clone();
+    let history = inputs.history(w);
+    let dhistory = (wanted[3] && w > 1).then(|| empty(&inputs.x, [b, w - 1, c], dtype));
+    let Inputs {
+        x, weight, bias, ..
+    } = inputs;
+    let arg = |x: &CubeTensor<R>| x.clone().into_tensor_arg();
+    let width = address_type(&[&x, &dy, &dx, &sums]);
+    // SAFETY: as forward; besides, a unit reads the `w - 1` gradients after its time steps where there
+    // are so many, and writes its cube's own share of the sums.
+    unsafe {
+        backward_kernel::launch_unchecked::<R>(
+            &client,
+            cubes(shape, n),
+            CubeDim::new_2d(LANES, ROWS),
+            width,
+            n,
+            arg(&x),
+            arg(&weight),
+            bias.as_ref().map(arg).into(),
+            history.as_ref().map(arg).into(),
+            arg(&dy),
+            arg(&dx),
+            arg(&sums),
+            w,
+            silu,
+            dtype.into(),
+            weight_dtype.into(),
+        );
+    }
+    let columns = ((w + 1) * c).div_ceil(256) as u32;
+    // SAFETY: units beyond the columns of the sums leave at once.
+    unsafe {
+        sum_shares_kernel::launch_unchecked::<R>(
+            &client,
+            CubeCount::Static(columns, 1, 1),
+            CubeDim::new_1d(256),
+            width,
+            arg(&sums),
+            arg(&dweight),
+            arg(&dbias),
+            w,
+            weight_dtype.into(),
+        );
+    }
+    if let Some(dhistory) = &dhistory {
+        // SAFETY: a unit reads and writes its own channels, and of x and dy only steps they have.
+        unsafe {
+            history_kernel::launch_unchecked::<R>(
+                &client,
+                CubeCount::Static((c / n).div_ceil(LANES as usize) as u32, 1, b as u32),
+                CubeDim::new_1d(LANES),
+                width,
+                n,
+                arg(&x),
+                arg(&weight),
+                bias.as_ref().map(arg).into(),
+                history.as_ref().map(arg).into(),
+                arg(&dy),
+                arg(dhistory),
+                w,
+                silu,
+                dtype.into(),
+                weight_dtype.into(),
+            );
+        }
+    }
+    Gradients {
+        x: wanted[0].then_some(dx),
+        weight: wanted[1].then_some(dweight),
+        bias: wanted[2].then_some(dbias),
+        history: dhistory,
+    }
+}

@@ -1,0 +1,192 @@
+//! The softmax's denominators, from the scores tile by tile.
+
+use cubecl::prelude::*;
+
+use super::decay::NORMALISER;
+use super::tiles::{longest_first, rows_of};
+use super::{STATS, mma, tiles};
+
+/// One cube a tile of rows and head: the logarithms of the softmax's denominators.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(super) fn portable_kernel<T: Float>(
+    q_blhp: &Tensor<T>,
+    k_blkp: &Tensor<T>,
+    stats: &mut Tensor<f32>,
+    scale: f32,
+    #[comptime] p: usize,
+    #[comptime] r: usize,
+    #[define(T)] _dtype: StorageType,
+) {
+    let tile = comptime!(r * tiles::SIDE);
+    let (batch, head) = (CUBE_POS_Z as usize, CUBE_POS_Y as usize);
+    let h = CUBE_COUNT_Y as usize;
+    let (x, y) = (UNIT_POS_X as usize, UNIT_POS_Y as usize);
+    let (q_rows, k_rows) = (
+        rows_of(q_blhp, batch, head, h),
+        rows_of(k_blkp, batch, head, h),
+    );
+    let l = q_rows.count;
+    let mut staged = SharedMemory::<f32>::new(comptime!(2 * tile * tiles::PITCH));
+    let block = longest_first(CUBE_POS_X as usize, CUBE_COUNT_X as usize, false);
+    let first = block * tile;
+
+    // Each unit's maximum and sum over its own columns.
+    let mut maxima = Array::<f32>::new(r);
+    let mut sums = Array::<f32>::new(r);
+    #[unroll]
+    for i in 0..r {
+        maxima[i] = f32::MIN;
+        sums[i] = 0.0;
+    }
+    for other in 0..block + 1 {
+        let scores = tiles::products(
+            q_blhp,
+            q_rows,
+            first,
+            k_blkp,
+            k_rows,
+            other * tile,
+            &mut staged,
+            p,
+            r,
+        );
+        #[unroll]
+        for i in 0..r {
+            let row = first + y + i * tiles::SIDE;
+            let mut maximum = maxima[i];
+            #[unroll]
+            for j in 0..r {
+                if other * tile + x + j * tiles::SIDE <= row {
+                    maximum = max(maximum, scores[i * r + j] * scale);
+                }
+            }
+            let mut sum = sums[i] * (maxima[i] - maximum).exp();
+            #[unroll]
+            for j in 0..r {
+                if other * tile + x + j * tiles::SIDE <= row {
+                    sum += (scores[i * r + j] * scale - maximum).exp();
+                }
+            }
+            maxima[i] = maximum;
+            sums[i] = sum;
+        }
+    }
+
+    sync_cube();
+    let at_sums = comptime!(tile * (tiles::SIDE + 1));
+    #[unroll]
+    for i in 0..r {
+        let at = (y + i * tiles::SIDE) * comptime!(tiles::SIDE + 1) + x;
+        staged[at] = maxima[i];
+        staged[at_sums + at] = sums[i];
+    }
+    sync_cube();
+    let row = UNIT_POS as usize;
+    if row < tile && first + row < l {
+        let at = row * comptime!(tiles::SIDE + 1);
+        let mut maximum = staged[at];
+        #[unroll]
+        for x in 1..tiles::SIDE {
+            maximum = max(maximum, staged[at + x]);
+        }
+        let mut sum = 0.0f32;
+        #[unroll]
+        for x in 0..tiles::SIDE {
+            sum += staged[at_sums + at + x] * (staged[at + x] - maximum).exp();
+        }
+        let pair = batch * h + head;
+        stats[(pair * STATS + NORMALISER) * l + first + row] = maximum + sum.ln();
+    }
+}
+
+/// As [`portable_kernel`], on tensor cores.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(super) fn tensor_core_kernel<T: Float, N: Size>(
+    q_blhp: &Tensor<Vector<T, N>>,
+    k_blkp: &Tensor<Vector<T, N>>,
+    stats: &mut Tensor<f32>,
+    scale: f32,
+    #[comptime] p: usize,
+    #[comptime] vector: usize,
+    #[define(T)] _dtype: StorageType,
+) {
+    let (batch, head) = (CUBE_POS_Z as usize, CUBE_POS_Y as usize);
+    let h = CUBE_COUNT_Y as usize;
+    let lane = UNIT_POS_X as usize;
+    let column = lane % 4;
+    let q_rows = rows_of(q_blhp, batch, head, h);
+    let k_rows = rows_of(k_blkp, batch, head, h);
+    let l = q_rows.count;
+    let block = longest_first(CUBE_POS_X as usize, CUBE_COUNT_X as usize, false);
+    let first = block * mma::TILE;
+    let mut shared = SharedMemory::<Vector<T, N>>::new_aligned(
+        comptime!(mma::TILE * (p + mma::PADDING) / vector),
+        16usize,
+    );
+    mma::stage(q_blhp, q_rows, first, &mut shared, p, vector);
+    sync_cube();
+    let own = mma::left_factor(&shared, p);
+    let own_first = first + UNIT_POS_Y as usize * 16 + lane / 4;
+
+    // Each unit's maximum and sum over its own columns.
+    let mut maxima = Array::<f32>::new(2usize);
+    let mut sums = Array::<f32>::new(2usize);
+    #[unroll]
+    for half in 0..2usize {
+        maxima[half] = f32::MIN;
+        sums[half] = 0.0;
+    }
+    for other in 0..block + 1 {
+        sync_cube();
+        mma::stage(k_blkp, k_rows, other * mma::TILE, &mut shared, p, vector);
+        sync_cube();
+        let scores = mma::products(&own, &shared, p);
+        let other_first = other * mma::TILE + column * 2;
+        #[unroll]
+        for half in 0..2usize {
+            let row = own_first + comptime!(half * 8);
+            let mut maximum = maxima[half];
+            #[unroll]
+            for tile in 0..comptime!(mma::TILE / 8) {
+                #[unroll]
+                for i in 0..2usize {
+                    if other < block || other_first + comptime!(tile * 8 + i) <= row {
+                        maximum = max(maximum, scores[tile * 2 + half][i] * scale);
+                    }
+                }
+            }
+            let mut sum = sums[half] * (maxima[half] - maximum).exp();
+            #[unroll]
+            for tile in 0..comptime!(mma::TILE / 8) {
+                #[unroll]
+                for i in 0..2usize {
+                    if other < block || other_first + comptime!(tile * 8 + i) <= row {
+                        sum += (scores[tile * 2 + half][i] * scale - maximum).exp();
+                    }
+                }
+            }
+            maxima[half] = maximum;
+            sums[half] = sum;
+        }
+    }
+
+    let pair = batch * h + head;
+    #[unroll]
+    for half in 0..2usize {
+        let mut maximum = maxima[half];
+        let mut sum = sums[half];
+        #[unroll]
+        for level in 0..2u32 {
+            let distance = comptime!(1u32 << level);
+            let other = plane_shuffle_xor(maximum, distance);
+            let other_sum = plane_shuffle_xor(sum, distance);
+            let larger = max(maximum, other);
+            sum = sum * (maximum - larger).exp() + other_sum * (other - larger).exp();
+            maximum = larger;
+        }
+        let row = own_first + comptime!(half * 8);
+        if column == 0 && row < l {
+            stats[(pair * STATS + NORMALISER) * l + row] = maximum + sum.ln();
+        }
+    }
+}
