@@ -6,6 +6,9 @@ use cubecl::prelude::*;
 /// small enough that a chunk of 128 of them has an exact coarse sum.
 const LOWEST: f32 = -64.0;
 
+/// An `a_log` whose decay is 1.
+const FOREVER: f32 = -1e30;
+
 /// How many steps of the coarse part make a unit: a multiple of 2^-11 below 2^13 fits f32's 24 bits.
 const STEPS: f32 = 2048.0;
 
@@ -48,6 +51,33 @@ fn log_decay(a_log: f32) -> f32 {
     series = 1.0 + w2 * series;
     let softplus = max(a_log, 0.0) + 2.0 * w * series;
     max(-softplus, LOWEST)
+}
+
+/// Starts to read two tokens' `a_log` a unit of the first plane, for [`Decays::scan`], of the chunk of a
+/// head that begins at `first_token`; beyond the `present` ones there is no decay.
+#[cube]
+pub fn fetch(
+    to: &mut Array<f32>,
+    a_log_blh: &Tensor<f32>,
+    batch: usize,
+    first_token: usize,
+    present: usize,
+    head: usize,
+) {
+    if UNIT_POS < 32 {
+        #[unroll]
+        for i in 0..2usize {
+            let t = 2 * UNIT_POS as usize + i;
+            let mut a_log = f32::new(FOREVER);
+            if t < present {
+                let index = batch * a_log_blh.stride(0)
+                    + (first_token + t) * a_log_blh.stride(1)
+                    + head * a_log_blh.stride(2);
+                a_log = a_log_blh[index];
+            }
+            to[i] = a_log;
+        }
+    }
 }
 
 #[cube]
@@ -109,6 +139,30 @@ impl Decays {
         }
     }
 
+    /// What [`Decays::load`] does, for 64 tokens, without a barrier, and on a device with planes of 32:
+    /// from what [`fetch`] has read.
+    pub fn scan(&mut self, a_logs: &Array<f32>) {
+        if UNIT_POS < 32 {
+            let lane = UNIT_POS as usize;
+            let log_0 = log_decay(a_logs[0]);
+            let log_1 = log_decay(a_logs[1]);
+            let coarse_0 = (log_0 * STEPS + 0.5).floor() / STEPS;
+            let coarse_1 = (log_1 * STEPS + 0.5).floor() / STEPS;
+            let fine_0 = log_0 - coarse_0;
+            let fine_1 = log_1 - coarse_1;
+            let coarse = plane_exclusive_sum(coarse_0 + coarse_1);
+            let fine = plane_exclusive_sum(fine_0 + fine_1);
+            self.coarse[2 * lane] = coarse;
+            self.coarse[2 * lane + 1] = coarse + coarse_0;
+            self.fine[2 * lane] = fine;
+            self.fine[2 * lane + 1] = fine + fine_0;
+            if lane == 31 {
+                self.coarse[64] = coarse + (coarse_0 + coarse_1);
+                self.fine[64] = fine + (fine_0 + fine_1);
+            }
+        }
+    }
+
     /// The product of the decays after token `t` to the chunk's end; backwards, from the chunk's start
     /// through `t`.
     pub fn towards(&self, t: usize, #[comptime] backwards: bool) -> f32 {
@@ -119,10 +173,29 @@ impl Decays {
         }
     }
 
-    /// The product of the decays of the tokens from `from` to before `to`, where `from <= to`.
-    pub fn between(&self, from: usize, to: usize) -> f32 {
+    /// The logarithm of [`Decays::between`]; above 0 where `from` is after `to`.
+    fn log_between(&self, from: usize, to: usize) -> f32 {
         let coarse = self.coarse[to] - self.coarse[from];
         let fine = self.fine[to] - self.fine[from];
-        (coarse + fine).exp()
+        coarse + fine
+    }
+
+    /// The product of the decays of the tokens from `from` to before `to`, where `from <= to`.
+    pub fn between(&self, from: usize, to: usize) -> f32 {
+        self.log_between(from, to).exp()
+    }
+
+    /// `L[t, s]`, the product of the decays in `(s, t]`, or 0 where s is after t; backwards `L[s, t]`.
+    ///
+    /// Without a branch, so that the loads and exponentials of many elements overlap.
+    pub fn within(&self, t: usize, s: usize, #[comptime] backwards: bool) -> f32 {
+        let nothing = f32::new(0.0);
+        if comptime!(backwards) {
+            let log = self.log_between(t + 1, s + 1);
+            select(t <= s, min(log, nothing).exp(), nothing)
+        } else {
+            let log = self.log_between(s + 1, t + 1);
+            select(s <= t, min(log, nothing).exp(), nothing)
+        }
     }
 }

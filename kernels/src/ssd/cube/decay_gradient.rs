@@ -3,7 +3,6 @@
 use cubecl::prelude::*;
 
 use super::decay::{Decays, sigmoid};
-use super::outputs::within;
 use super::tile::{MICRO, Micro, Tile, Window, tokens};
 
 /// The gradient of `a_log` in one chunk of one head.
@@ -86,7 +85,7 @@ pub fn decay_gradient<E: Float>(
             let s = paths.column(j);
             let mut path = 0.0f32;
             if s < t {
-                path = paths.get(i, j) * dscores.get(i, j) * within(&decays, t, s, false);
+                path = paths.get(i, j) * dscores.get(i, j) * decays.within(t, s, false);
             }
             left.set(t, s, path);
         }

@@ -16,11 +16,24 @@
 //! D of the chunk before = (all decays) D + sum_t in_t dy_t C_t^T
 //! ```
 //!
-//! so that all four are one kernel ([`outputs`]), and a log-decay's gradient is the sum over the paths
-//! that pass it ([`decay_gradient`]). Nothing of a chunk's square matrices leaves its cube; what device
-//! memory holds besides inputs and results is one state a chunk.
+//! and the log-decay of token k, which is in every path from a token before k to one at k or after it,
+//! has the gradient
 //!
-//! Sums run in one order, so that two runs give the same bits.
+//! ```text
+//! sum_(t>=k>s) L[t,s] (C_t.B_s) (dy_t.x_s) + sum_(t>=k) in_t dy_t.S C_t
+//!                                          + sum_(s<k) out_s x_s.D B_s + (all decays) <S, D>
+//! ```
+//!
+//! # The variants
+//!
+//! - [`blocked`] needs shared memory and barriers only, and takes any sizes: the four rows above are one
+//!   kernel, which works on square blocks.
+//! - [`walks`] runs on tensor cores, for 16-bit inputs of the usual sizes: a cube walks from chunk to
+//!   chunk of a head, the state in its registers.
+//!
+//! The device's properties choose. Nothing of a chunk's square matrices leaves its cube: device memory
+//! holds one state a chunk besides inputs and results. Sums run in one order, so that two runs give the
+//! same bits.
 
 mod blocked;
 mod decay;

@@ -122,7 +122,7 @@ pub fn outputs<E: Float>(
             #[unroll]
             for j in 0..MICRO {
                 let s = scores.column(j);
-                let weight = scores.get(i, j) * within(&decays, t, s, kind.backwards);
+                let weight = scores.get(i, j) * decays.within(t, s, kind.backwards);
                 left.set(t, s, weight);
             }
         }
@@ -163,18 +163,4 @@ pub fn outputs<E: Float>(
             }
         }
     }
-}
-
-/// `L[t, s]`, the product of the decays in `(s, t]`, or 0 where s is after t; backwards `L[s, t]`.
-#[cube]
-pub fn within(decays: &Decays, t: usize, s: usize, #[comptime] backwards: bool) -> f32 {
-    let mut decay = 0.0f32;
-    if comptime!(backwards) {
-        if t <= s {
-            decay = decays.between(t + 1, s + 1);
-        }
-    } else if s <= t {
-        decay = decays.between(s + 1, t + 1);
-    }
-    decay
 }

@@ -2,9 +2,8 @@
 
 use cubecl::prelude::*;
 
-use super::decay::Decays;
+use super::decay::{self, Decays};
 use super::matrix::{Eight, Fetched, Matrix, Pair, Product};
-use super::outputs::within;
 
 /// What a walk is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -107,6 +106,7 @@ pub fn walk<E: Float>(
     let mut c = Matrix::<E, Eight>::new(tokens_if_outputs, n, 8usize);
     let mut weights = Matrix::<E, Pair>::new(tokens_if_outputs, CHUNK, 2usize);
     let mut state_pn = Matrix::<E, Pair>::new(comptime!(if outputs { p } else { 1 }), n, 2usize);
+    let mut next_a_logs = Array::<f32>::new(2usize);
     let mut next_rows = Fetched::<E>::new(CHUNK, p);
     let mut next_columns = Fetched::<E>::new(CHUNK, n);
     let mut next_c = Fetched::<E>::new(CHUNK, n);
@@ -132,6 +132,14 @@ pub fn walk<E: Float>(
 
     if comptime!(fits(p, n)) {
         let k = nth(0usize, first, end, of.backwards);
+        decay::fetch(
+            &mut next_a_logs,
+            a_log_blh,
+            batch,
+            k * CHUNK,
+            l - k * CHUNK,
+            head,
+        );
         fetch_tokens(&mut next_rows, rows_blhp, batch, head, k);
         fetch_tokens(&mut next_columns, columns_blgn, batch, group, k);
         if comptime!(outputs) {
@@ -142,13 +150,21 @@ pub fn walk<E: Float>(
         let k = nth(i, first, end, of.backwards);
         let first_token = k * CHUNK;
         if comptime!(!fits(p, n)) {
+            decay::fetch(
+                &mut next_a_logs,
+                a_log_blh,
+                batch,
+                k * CHUNK,
+                l - k * CHUNK,
+                head,
+            );
             fetch_tokens(&mut next_rows, rows_blhp, batch, head, k);
             fetch_tokens(&mut next_columns, columns_blgn, batch, group, k);
             if comptime!(outputs) {
                 fetch_tokens(&mut next_c, c_blgn, batch, group, k);
             }
         }
-        decays.load(a_log_blh, batch, first_token, l - first_token, head);
+        decays.scan(&next_a_logs);
         next_columns.store(&mut columns);
         if comptime!(outputs) {
             next_rows.store(&mut rows);
@@ -169,6 +185,14 @@ pub fn walk<E: Float>(
         if comptime!(fits(p, n)) {
             if i + 1 < end - first {
                 let k = nth(i + 1, first, end, of.backwards);
+                decay::fetch(
+                    &mut next_a_logs,
+                    a_log_blh,
+                    batch,
+                    k * CHUNK,
+                    l - k * CHUNK,
+                    head,
+                );
                 fetch_tokens(&mut next_rows, rows_blhp, batch, head, k);
                 fetch_tokens(&mut next_columns, columns_blgn, batch, group, k);
                 if comptime!(outputs) {
@@ -184,8 +208,8 @@ pub fn walk<E: Float>(
                 let t = scores.row(i);
                 let s = scores.column(i);
                 let mut pair = scores.get(i);
-                pair[0] *= within(&decays, t, s, false);
-                pair[1] *= within(&decays, t, s + 1, false);
+                pair[0] *= decays.within(t, s, false);
+                pair[1] *= decays.within(t, s + 1, false);
                 weights.set(t, s, Vector::cast_from(pair));
             }
         }

@@ -2,9 +2,8 @@
 
 use cubecl::prelude::*;
 
-use super::decay::{Decays, sigmoid};
+use super::decay::{self, Decays, sigmoid};
 use super::matrix::{Eight, Fetched, Matrix, Pair, Product};
-use super::outputs::within;
 use super::walk::{CHUNK, fetch_tokens, fits, nth};
 
 /// All gradients of the chunks of a segment of one head, one chunk after the other.
@@ -61,7 +60,10 @@ pub fn walk_back<E: Float, S: Float>(
     let mut inside = SharedMemory::<f32>::new(comptime!(2 * CHUNK));
     let mut enters = SharedMemory::<f32>::new(comptime!(2 * CHUNK));
     let mut leaves = SharedMemory::<f32>::new(comptime!(2 * CHUNK));
+    let mut entering_from = SharedMemory::<f32>::new(CHUNK);
+    let mut leaving_before = SharedMemory::<f32>::new(CHUNK);
     let mut through = SharedMemory::<f32>::new(8usize);
+    let mut next_a_logs = Array::<f32>::new(2usize);
     let mut next_x = Fetched::<E>::new(CHUNK, p);
     let mut next_dy = Fetched::<E>::new(CHUNK, p);
     let mut next_b = Fetched::<E>::new(CHUNK, n);
@@ -103,6 +105,14 @@ pub fn walk_back<E: Float, S: Float>(
 
     if comptime!(fits(p, n)) {
         let k = end - 1;
+        decay::fetch(
+            &mut next_a_logs,
+            a_log_blh,
+            batch,
+            k * CHUNK,
+            l - k * CHUNK,
+            head,
+        );
         fetch_tokens(&mut next_x, x_blhp, batch, head, k);
         fetch_tokens(&mut next_dy, dy_blhp, batch, head, k);
         fetch_tokens(&mut next_b, b_blgn, batch, group, k);
@@ -113,13 +123,21 @@ pub fn walk_back<E: Float, S: Float>(
         let k = nth(i, first, end, true);
         let first_token = k * CHUNK;
         if comptime!(!fits(p, n)) {
+            decay::fetch(
+                &mut next_a_logs,
+                a_log_blh,
+                batch,
+                k * CHUNK,
+                l - k * CHUNK,
+                head,
+            );
             fetch_tokens(&mut next_x, x_blhp, batch, head, k);
             fetch_tokens(&mut next_dy, dy_blhp, batch, head, k);
             fetch_tokens(&mut next_b, b_blgn, batch, group, k);
             fetch_tokens(&mut next_c, c_blgn, batch, group, k);
             next_state.fetch(states, (matrix * chunks + k) * p * n, n, p);
         }
-        decays.load(a_log_blh, batch, first_token, l - first_token, head);
+        decays.scan(&next_a_logs);
         next_x.store(&mut x);
         next_dy.store(&mut dy);
         next_b.store(&mut b);
@@ -128,16 +146,6 @@ pub fn walk_back<E: Float, S: Float>(
         dstate.store(&mut dstate_pn);
         sync_cube();
         next_dy.store_decayed(&mut decayed_dy, &decays, true);
-        if comptime!(fits(p, n)) {
-            if i + 1 < end - first {
-                let k = k - 1;
-                fetch_tokens(&mut next_x, x_blhp, batch, head, k);
-                fetch_tokens(&mut next_dy, dy_blhp, batch, head, k);
-                fetch_tokens(&mut next_b, b_blgn, batch, group, k);
-                fetch_tokens(&mut next_c, c_blgn, batch, group, k);
-                next_state.fetch(states, (matrix * chunks + k) * p * n, n, p);
-            }
-        }
 
         let mut scores = Product::new(CHUNK, CHUNK);
         scores.add(&c, &b, false, true, n);
@@ -148,8 +156,8 @@ pub fn walk_back<E: Float, S: Float>(
             let t = scores.row(i);
             let s = scores.column(i);
             let mut decay = Vector::<f32, Pair>::empty();
-            decay[0] = within(&decays, t, s, false);
-            decay[1] = within(&decays, t, s + 1, false);
+            decay[0] = decays.within(t, s, false);
+            decay[1] = decays.within(t, s + 1, false);
             let weight = scores.get(i) * decay;
             let mut path = weight * dweights.get(i);
             // The diagonal passes no decay.
@@ -212,6 +220,26 @@ pub fn walk_back<E: Float, S: Float>(
             }
         }
 
+        // Only here: beside the products above there are too few registers for two cubes.
+        if comptime!(fits(p, n)) {
+            if i + 1 < end - first {
+                let k = k - 1;
+                decay::fetch(
+                    &mut next_a_logs,
+                    a_log_blh,
+                    batch,
+                    k * CHUNK,
+                    l - k * CHUNK,
+                    head,
+                );
+                fetch_tokens(&mut next_x, x_blhp, batch, head, k);
+                fetch_tokens(&mut next_dy, dy_blhp, batch, head, k);
+                fetch_tokens(&mut next_b, b_blgn, batch, group, k);
+                fetch_tokens(&mut next_c, c_blgn, batch, group, k);
+                next_state.fetch(states, (matrix * chunks + k) * p * n, n, p);
+            }
+        }
+
         // Paths inside that pass each token: from a row on, and of those the columns before it.
         let mut passing = Product::new(CHUNK, CHUNK);
         passing.add(&from_row_on, &paths, false, false, CHUNK);
@@ -248,40 +276,36 @@ pub fn walk_back<E: Float, S: Float>(
         dstate.add(&decayed_dy, &c, true, false, CHUNK);
         sync_cube();
 
-        if unit < CHUNK {
-            let mut total = 0.0f32;
-            #[unroll]
-            for slot in 0..passing.slots {
-                total += inside[comptime!(slot * CHUNK) + unit];
-            }
-            for t in 0..CHUNK {
-                let mut enter = 0.0f32;
-                #[unroll]
-                for slot in 0..dc.slots {
-                    enter += enters[comptime!(slot * CHUNK) + t];
-                }
-                let mut leave = 0.0f32;
-                #[unroll]
-                for slot in 0..dx.slots {
-                    leave += leaves[comptime!(slot * CHUNK) + t];
-                }
-                if t < unit {
-                    total += leave;
-                } else {
-                    total += enter;
-                }
-            }
+        // Of the paths that enter, those to a token or one after it pass it; of those that leave, those
+        // from a token before it. The first plane adds up from the end, the second from the start.
+        if unit < 32 {
+            let t = comptime!(CHUNK - 2) - 2 * unit;
+            let last = row_sum(&enters, t + 1, dc.slots);
+            let both = row_sum(&enters, t, dc.slots) + last;
+            let after = plane_exclusive_sum(both);
+            entering_from[t] = after + both;
+            entering_from[t + 1] = after + last;
+        } else if unit < 64 {
+            let t = 2 * (unit - 32);
+            let first = row_sum(&leaves, t, dx.slots);
+            let both = first + row_sum(&leaves, t + 1, dx.slots);
+            let before = plane_exclusive_sum(both);
+            leaving_before[t] = before;
+            leaving_before[t + 1] = before + first;
+        }
+        sync_cube();
+        if unit < CHUNK && first_token + unit < l {
+            let mut total = row_sum(&inside, unit, passing.slots);
+            total += entering_from[unit] + leaving_before[unit];
             #[unroll]
             for plane in 0..8usize {
                 total += through[plane];
             }
-            if first_token + unit < l {
-                let index = batch * a_log_blh.stride(0)
-                    + (first_token + unit) * a_log_blh.stride(1)
-                    + head * a_log_blh.stride(2);
-                da_log_blh[(batch * l + first_token + unit) * h + head] =
-                    -total * sigmoid(a_log_blh[index]);
-            }
+            let index = batch * a_log_blh.stride(0)
+                + (first_token + unit) * a_log_blh.stride(1)
+                + head * a_log_blh.stride(2);
+            da_log_blh[(batch * l + first_token + unit) * h + head] =
+                -total * sigmoid(a_log_blh[index]);
         }
     }
 
@@ -294,4 +318,15 @@ pub fn walk_back<E: Float, S: Float>(
             ends[at + 1] = pair[1];
         }
     }
+}
+
+/// What the planes across have of a row's sum.
+#[cube]
+fn row_sum(sums: &SharedMemory<f32>, row: usize, #[comptime] slots: usize) -> f32 {
+    let mut sum = 0.0f32;
+    #[unroll]
+    for slot in 0..slots {
+        sum += sums[comptime!(slot * CHUNK) + row];
+    }
+    sum
 }

@@ -66,7 +66,7 @@ fn shared_memory(p: usize, n: usize) -> usize {
     let tokens = CHUNK * (3 * (p + 8) + 2 * (n + 8));
     let states = 2 * p * (n + 8);
     let scores = 4 * CHUNK * (CHUNK + 8);
-    2 * (tokens + states + scores) + 4 * (8 * CHUNK + 10)
+    2 * (tokens + states + scores) + 4 * (10 * CHUNK + 10)
 }
 
 /// The scan's output and the state after the last token.
