@@ -7,9 +7,8 @@ use cubecl::prelude::*;
 
 use super::decay::Decays;
 
-/// Units of a cube: 8 planes of 32.
-pub const UNITS: usize = 256;
-const PLANES: usize = 8;
+/// Units of a plane.
+pub const PLANE: usize = 32;
 
 /// What one load from device memory brings, 16 bytes.
 pub type Eight = Const<8>;
@@ -118,14 +117,18 @@ impl<E: Float, V: Size> Matrix<E, V> {
 
 #[cube]
 impl Product {
-    /// Zeros, `rows` by `columns`, both multiples of 16.
-    pub fn new(#[comptime] rows: usize, #[comptime] columns: usize) -> Product {
+    /// Zeros, `rows` by `columns`, both multiples of 16, in a cube of `planes`.
+    pub fn new(
+        #[comptime] rows: usize,
+        #[comptime] columns: usize,
+        #[comptime] planes: usize,
+    ) -> Product {
         // Planes down and across: never a rectangle narrower than 16, which is how right factors come.
         let planes_down = comptime!(if rows >= 64 { 4 } else { rows / 16 });
-        let planes_across = comptime!(Ord::min(PLANES / planes_down, columns / 16));
+        let planes_across = comptime!(Ord::min(planes / planes_down, columns / 16));
         let down = comptime!(rows / planes_down / 16);
         let across = comptime!(columns / planes_across / 8);
-        let plane = UNIT_POS as usize / 32;
+        let plane = UNIT_POS as usize / PLANE;
         let length = comptime!(2 * down * across);
         let mut product = Product {
             values: Array::<Vector<f32, Pair>>::new(length),
@@ -251,7 +254,8 @@ impl Product {
             let mut sum = sums[i];
             sum += plane_shuffle_xor(sum, 1u32);
             sum += plane_shuffle_xor(sum, 2u32);
-            if self.busy && UNIT_POS_PLANE % 4 == 0 {
+            let of_row = UNIT_POS_PLANE % 4;
+            if self.busy && of_row == 0 {
                 to[first + self.slot * 64 + self.row(i)] = sum;
             }
         }
@@ -273,8 +277,8 @@ impl Product {
 }
 
 /// Vectors that a unit fetches of a matrix.
-pub fn vectors(rows: usize, width: usize) -> usize {
-    (rows * width / 8).div_ceil(UNITS)
+fn vectors(rows: usize, width: usize, planes: usize) -> usize {
+    (rows * width / 8).div_ceil(planes * PLANE)
 }
 
 /// A matrix on its way from device memory: in registers, so that the loads of the next chunk run beside
@@ -286,15 +290,22 @@ pub struct Fetched<E: Float> {
     rows: usize,
     #[cube(comptime)]
     width: usize,
+    #[cube(comptime)]
+    planes: usize,
 }
 
 #[cube]
 impl<E: Float> Fetched<E> {
-    pub fn new(#[comptime] rows: usize, #[comptime] width: usize) -> Fetched<E> {
+    pub fn new(
+        #[comptime] rows: usize,
+        #[comptime] width: usize,
+        #[comptime] planes: usize,
+    ) -> Fetched<E> {
         Fetched::<E> {
-            values: Array::<Vector<E, Eight>>::new(comptime!(vectors(rows, width))),
+            values: Array::<Vector<E, Eight>>::new(comptime!(vectors(rows, width, planes))),
             rows,
             width,
+            planes,
         }
     }
 
@@ -307,8 +318,8 @@ impl<E: Float> Fetched<E> {
         present: usize,
     ) {
         #[unroll]
-        for i in 0..comptime!(vectors(self.rows, self.width)) {
-            let at = UNIT_POS as usize + comptime!(i * UNITS);
+        for i in 0..comptime!(vectors(self.rows, self.width, self.planes)) {
+            let at = UNIT_POS as usize + comptime!(i * self.planes * PLANE);
             let row = at / comptime!(self.width / 8);
             let column = at % comptime!(self.width / 8);
             let mut value = Vector::<E, Eight>::new(E::new(0.0));
@@ -322,8 +333,8 @@ impl<E: Float> Fetched<E> {
     /// Writes what came to shared memory.
     pub fn store(&self, to: &mut Matrix<E, Eight>) {
         #[unroll]
-        for i in 0..comptime!(vectors(self.rows, self.width)) {
-            let at = UNIT_POS as usize + comptime!(i * UNITS);
+        for i in 0..comptime!(vectors(self.rows, self.width, self.planes)) {
+            let at = UNIT_POS as usize + comptime!(i * self.planes * PLANE);
             let row = at / comptime!(self.width / 8);
             let column = at % comptime!(self.width / 8) * 8;
             if row < self.rows {
@@ -341,8 +352,8 @@ impl<E: Float> Fetched<E> {
         #[comptime] backwards: bool,
     ) {
         #[unroll]
-        for i in 0..comptime!(vectors(self.rows, self.width)) {
-            let at = UNIT_POS as usize + comptime!(i * UNITS);
+        for i in 0..comptime!(vectors(self.rows, self.width, self.planes)) {
+            let at = UNIT_POS as usize + comptime!(i * self.planes * PLANE);
             let row = at / comptime!(self.width / 8);
             let column = at % comptime!(self.width / 8) * 8;
             if row < self.rows {

@@ -31,6 +31,9 @@ pub struct Plan {
 /// Tokens of a chunk: the scores' 64 x 64 fill the planes' fragments.
 pub const CHUNK: usize = 64;
 
+/// Planes of a cube: of 128 registers a unit, two cubes fit a multiprocessor.
+pub const PLANES: usize = 8;
+
 /// Whether the loads of the next chunk fit the registers beside this one's products.
 pub fn fits(p: usize, n: usize) -> bool {
     p * n <= 64 * 64
@@ -107,11 +110,11 @@ pub fn walk<E: Float>(
     let mut weights = Matrix::<E, Pair>::new(tokens_if_outputs, CHUNK, 2usize);
     let mut state_pn = Matrix::<E, Pair>::new(comptime!(if outputs { p } else { 1 }), n, 2usize);
     let mut next_a_logs = Array::<f32>::new(2usize);
-    let mut next_rows = Fetched::<E>::new(CHUNK, p);
-    let mut next_columns = Fetched::<E>::new(CHUNK, n);
-    let mut next_c = Fetched::<E>::new(CHUNK, n);
+    let mut next_rows = Fetched::<E>::new(CHUNK, p, PLANES);
+    let mut next_columns = Fetched::<E>::new(CHUNK, n, PLANES);
+    let mut next_c = Fetched::<E>::new(CHUNK, n, PLANES);
 
-    let mut state = Product::new(p, n);
+    let mut state = Product::new(p, n, PLANES);
     #[comptime]
     match entering {
         ComptimeOption::Some(entering) => {
@@ -171,20 +174,21 @@ pub fn walk<E: Float>(
             next_c.store(&mut c);
             state.store(&mut state_pn);
         }
-        if comptime!(of.emit == Emit::States) {
-            if state.busy {
+        if state.busy {
+            let first_row = (matrix * chunks + k) * p;
+            if comptime!(of.emit == Emit::States) {
                 #[unroll]
                 for i in 0..state.pairs() {
-                    let row = (matrix * chunks + k) * p + state.row(i);
+                    let row = first_row + state.row(i);
                     out[(row * n + state.column(i)) / 2] = Vector::cast_from(state.get(i));
                 }
             }
         }
         sync_cube();
         next_rows.store_decayed(&mut decayed_rows, &decays, of.backwards);
-        if comptime!(fits(p, n)) {
-            if i + 1 < end - first {
-                let k = nth(i + 1, first, end, of.backwards);
+        if i + 1 < end - first {
+            let k = nth(i + 1, first, end, of.backwards);
+            if comptime!(fits(p, n)) {
                 decay::fetch(
                     &mut next_a_logs,
                     a_log_blh,
@@ -201,7 +205,7 @@ pub fn walk<E: Float>(
             }
         }
         if comptime!(outputs) {
-            let mut scores = Product::new(CHUNK, CHUNK);
+            let mut scores = Product::new(CHUNK, CHUNK, PLANES);
             scores.add(&c, &columns, false, true, n);
             #[unroll]
             for i in 0..scores.pairs() {
@@ -215,7 +219,7 @@ pub fn walk<E: Float>(
         }
         sync_cube();
         if comptime!(outputs) {
-            let mut y = Product::new(CHUNK, p);
+            let mut y = Product::new(CHUNK, p, PLANES);
             y.add(&c, &state_pn, false, true, n);
             y.decay_rows(&decays, &rows, true);
             y.add(&weights, &rows, false, false, CHUNK);

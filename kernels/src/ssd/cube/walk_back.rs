@@ -3,8 +3,15 @@
 use cubecl::prelude::*;
 
 use super::decay::{self, Decays, sigmoid};
-use super::matrix::{Eight, Fetched, Matrix, Pair, Product};
+use super::matrix::{Eight, Fetched, Matrix, PLANE, Pair, Product};
 use super::walk::{CHUNK, fetch_tokens, fits, nth};
+
+/// Planes of a cube: twice those of a walk, for the registers, of which 8 planes would take 168 a unit
+/// and leave the multiprocessor half empty.
+pub const PLANES: usize = 16;
+
+/// The planes that share a row of a product.
+const SLOTS: usize = PLANES / 4;
 
 /// All gradients of the chunks of a segment of one head, one chunk after the other.
 ///
@@ -57,21 +64,21 @@ pub fn walk_back<E: Float, S: Float>(
     let mut dscores = Matrix::<E, Pair>::new(CHUNK, CHUNK, 2usize);
     let mut paths = Matrix::<E, Pair>::new(CHUNK, CHUNK, 2usize);
     let mut from_row_on = Matrix::<E, Pair>::new(CHUNK, CHUNK, 2usize);
-    let mut inside = SharedMemory::<f32>::new(comptime!(2 * CHUNK));
-    let mut enters = SharedMemory::<f32>::new(comptime!(2 * CHUNK));
-    let mut leaves = SharedMemory::<f32>::new(comptime!(2 * CHUNK));
+    let mut inside = SharedMemory::<f32>::new(comptime!(SLOTS * CHUNK));
+    let mut enters = SharedMemory::<f32>::new(comptime!(SLOTS * CHUNK));
+    let mut leaves = SharedMemory::<f32>::new(comptime!(SLOTS * CHUNK));
     let mut entering_from = SharedMemory::<f32>::new(CHUNK);
     let mut leaving_before = SharedMemory::<f32>::new(CHUNK);
-    let mut through = SharedMemory::<f32>::new(8usize);
+    let mut through = SharedMemory::<f32>::new(PLANES);
     let mut next_a_logs = Array::<f32>::new(2usize);
-    let mut next_x = Fetched::<E>::new(CHUNK, p);
-    let mut next_dy = Fetched::<E>::new(CHUNK, p);
-    let mut next_b = Fetched::<E>::new(CHUNK, n);
-    let mut next_c = Fetched::<E>::new(CHUNK, n);
-    let mut next_state = Fetched::<E>::new(p, n);
+    let mut next_x = Fetched::<E>::new(CHUNK, p, PLANES);
+    let mut next_dy = Fetched::<E>::new(CHUNK, p, PLANES);
+    let mut next_b = Fetched::<E>::new(CHUNK, n, PLANES);
+    let mut next_c = Fetched::<E>::new(CHUNK, n, PLANES);
+    let mut next_state = Fetched::<E>::new(p, n, PLANES);
 
     // Ones from the diagonal on: what a matrix is multiplied by to add up its rows from each one on.
-    let mut ones = Product::new(CHUNK, CHUNK);
+    let mut ones = Product::new(CHUNK, CHUNK, PLANES);
     #[unroll]
     for i in 0..ones.pairs() {
         let mut pair = Vector::<f32, Pair>::new(0.0f32);
@@ -85,7 +92,7 @@ pub fn walk_back<E: Float, S: Float>(
     }
     ones.store(&mut from_row_on);
 
-    let mut dstate = Product::new(p, n);
+    let mut dstate = Product::new(p, n, PLANES);
     #[comptime]
     match leaving {
         ComptimeOption::Some(leaving) => {
@@ -147,9 +154,9 @@ pub fn walk_back<E: Float, S: Float>(
         sync_cube();
         next_dy.store_decayed(&mut decayed_dy, &decays, true);
 
-        let mut scores = Product::new(CHUNK, CHUNK);
+        let mut scores = Product::new(CHUNK, CHUNK, PLANES);
         scores.add(&c, &b, false, true, n);
-        let mut dweights = Product::new(CHUNK, CHUNK);
+        let mut dweights = Product::new(CHUNK, CHUNK, PLANES);
         dweights.add(&dy, &x, false, true, p);
         #[unroll]
         for i in 0..scores.pairs() {
@@ -173,7 +180,7 @@ pub fn walk_back<E: Float, S: Float>(
         }
         sync_cube();
 
-        let mut dx = Product::new(CHUNK, p);
+        let mut dx = Product::new(CHUNK, p, PLANES);
         dx.add(&b, &dstate_pn, false, true, n);
         let sums = dx.decay_rows(&decays, &x, false);
         dx.store_row_sums(&sums, &mut leaves, 0usize);
@@ -189,7 +196,7 @@ pub fn walk_back<E: Float, S: Float>(
             }
         }
 
-        let mut dc = Product::new(CHUNK, n);
+        let mut dc = Product::new(CHUNK, n, PLANES);
         dc.add(&dy, &state_pn, false, false, p);
         let sums = dc.decay_rows(&decays, &c, true);
         dc.store_row_sums(&sums, &mut enters, 0usize);
@@ -205,7 +212,7 @@ pub fn walk_back<E: Float, S: Float>(
             }
         }
 
-        let mut db = Product::new(CHUNK, n);
+        let mut db = Product::new(CHUNK, n, PLANES);
         db.add(&x, &dstate_pn, false, false, p);
         db.decay_rows(&decays, &b, false);
         db.add(&dscores, &c, true, false, CHUNK);
@@ -220,10 +227,10 @@ pub fn walk_back<E: Float, S: Float>(
             }
         }
 
-        // Only here: beside the products above there are too few registers for two cubes.
-        if comptime!(fits(p, n)) {
-            if i + 1 < end - first {
-                let k = k - 1;
+        // Only here: beside the products above, registers are few.
+        if i + 1 < end - first {
+            let k = k - 1;
+            if comptime!(fits(p, n)) {
                 decay::fetch(
                     &mut next_a_logs,
                     a_log_blh,
@@ -241,7 +248,7 @@ pub fn walk_back<E: Float, S: Float>(
         }
 
         // Paths inside that pass each token: from a row on, and of those the columns before it.
-        let mut passing = Product::new(CHUNK, CHUNK);
+        let mut passing = Product::new(CHUNK, CHUNK, PLANES);
         passing.add(&from_row_on, &paths, false, false, CHUNK);
         let mut sums = Array::<f32>::new(2usize);
         sums[0] = 0.0f32;
@@ -270,7 +277,7 @@ pub fn walk_back<E: Float, S: Float>(
         }
         let runs = plane_sum(runs * decay);
         if UNIT_POS_PLANE == 0 {
-            through[unit / 32] = runs;
+            through[unit / PLANE] = runs;
         }
         dstate.scale(decay);
         dstate.add(&decayed_dy, &c, true, false, CHUNK);
@@ -298,7 +305,7 @@ pub fn walk_back<E: Float, S: Float>(
             let mut total = row_sum(&inside, unit, passing.slots);
             total += entering_from[unit] + leaving_before[unit];
             #[unroll]
-            for plane in 0..8usize {
+            for plane in 0..PLANES {
                 total += through[plane];
             }
             let index = batch * a_log_blh.stride(0)

@@ -13,10 +13,10 @@ use cubecl::features::{MmaConfig, Plane};
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
-use super::matrix::UNITS;
+use super::matrix::PLANE;
 use super::states::pass_states;
-use super::walk::{CHUNK, Emit, Plan, walk};
-use super::walk_back::walk_back;
+use super::walk::{self, CHUNK, Emit, Plan};
+use super::walk_back;
 use super::{Gradients, Inputs};
 
 /// Cubes for each multiprocessor: what fits it at p = n = 64.
@@ -49,7 +49,7 @@ pub(super) fn take<R: CubeRuntime>(inputs: &Inputs<R>) -> bool {
         && features.matmul.ldmatrix.contains(&element.into())
         && features.plane.contains(Plane::Ops)
         && [hardware.plane_size_min, hardware.plane_size_max] == [32; 2]
-        && hardware.max_units_per_cube as usize >= UNITS
+        && hardware.max_units_per_cube as usize >= walk_back::PLANES * PLANE
         && hardware.max_shared_memory_size >= shared_memory(p, n)
         && [p, n].iter().all(|size| [16, 32, 64, 128].contains(size))
         && [x, &inputs.b_blgn, &inputs.c_blgn].into_iter().all(aligned)
@@ -66,7 +66,7 @@ fn shared_memory(p: usize, n: usize) -> usize {
     let tokens = CHUNK * (3 * (p + 8) + 2 * (n + 8));
     let states = 2 * p * (n + 8);
     let scores = 4 * CHUNK * (CHUNK + 8);
-    2 * (tokens + states + scores) + 4 * (10 * CHUNK + 10)
+    2 * (tokens + states + scores) + 4 * (16 * CHUNK + 18)
 }
 
 /// The scan's output and the state after the last token.
@@ -239,10 +239,10 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
         // SAFETY: every index is bound by the shapes that `take` and `ssd_scan` have checked, and by the
         // number of tokens.
         unsafe {
-            walk::launch_unchecked::<R>(
+            walk::walk::launch_unchecked::<R>(
                 &rows.client,
                 self.cubes(),
-                CubeDim::new_1d(UNITS as u32),
+                CubeDim::new_1d((walk::PLANES * PLANE) as u32),
                 self.address_type,
                 rows.clone().into_tensor_arg(),
                 columns.clone().into_tensor_arg(),
@@ -289,10 +289,10 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
         let ends = self.states();
         // SAFETY: as in `launch_walk`.
         unsafe {
-            walk_back::launch_unchecked::<R>(
+            walk_back::walk_back::launch_unchecked::<R>(
                 &dx.client,
                 self.cubes(),
-                CubeDim::new_1d(UNITS as u32),
+                CubeDim::new_1d((walk_back::PLANES * PLANE) as u32),
                 self.address_type,
                 x_blhp.clone().into_tensor_arg(),
                 b_blgn.clone().into_tensor_arg(),
