@@ -6,6 +6,7 @@
 pub(crate) mod guard;
 
 use burn::tensor::{DType, Shape, Tensor, TensorPrimitive};
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
@@ -211,7 +212,7 @@ where
         a_log: inner(student.a_log),
         b: inner(student.b),
         c: inner(student.c),
-        d: inner(student.d),
+        d: into_contiguous(inner(student.d)),
         q: inner(teacher.q),
         k: inner(teacher.k),
     }

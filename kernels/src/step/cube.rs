@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeRuntime;
-use burn_cubecl::kernel::cast;
+use burn_cubecl::kernel::{cast, into_contiguous};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 use cubecl::std::tensor::copy_into;
@@ -59,42 +59,39 @@ fn sigmoid(v: f32) -> f32 {
     1.0 / (1.0 + (-v).exp())
 }
 
-/// The output at `channel` of the convolution's step. With `rolls`, its window moves on.
+/// The output at `channel` of the convolution's step, whose window begins at `window`. With `rolls`, it
+/// moves on.
 #[cube]
 fn convolve<F: Float, W: Float>(
-    projected: &Tensor<F>,
-    conv_bcw: &mut Tensor<F>,
-    taps_cw: &Tensor<W>,
-    bias_c: &ComptimeOption<Tensor<W>>,
-    batch: usize,
+    input: F,
+    conv_bcw: &mut Array<F>,
+    taps_cw: &Array<W>,
+    bias_c: &ComptimeOption<Array<W>>,
+    window: usize,
     channel: usize,
     rolls: bool,
     #[comptime] w: usize,
     #[comptime] silu: bool,
 ) -> f32 {
-    let window = batch * conv_bcw.stride(0) + channel * conv_bcw.stride(1);
-    let taps = channel * taps_cw.stride(0);
-    let input = projected[batch * projected.stride(0) + channel * projected.stride(1)];
-    let mut sum =
-        f32::cast_from(taps_cw[taps + (w - 1) * taps_cw.stride(1)]) * f32::cast_from(input);
+    let taps = channel * w;
+    let mut sum = f32::cast_from(taps_cw[taps + w - 1]) * f32::cast_from(input);
     #[comptime]
     match bias_c {
         ComptimeOption::Some(bias) => {
-            sum += f32::cast_from(bias[channel * bias.stride(0)]);
+            sum += f32::cast_from(bias[channel]);
         }
         ComptimeOption::None => {}
     }
     #[unroll]
     for k in 1..w {
-        let earlier = conv_bcw[window + k * conv_bcw.stride(2)];
-        let tap = f32::cast_from(taps_cw[taps + (k - 1) * taps_cw.stride(1)]);
-        sum += tap * f32::cast_from(earlier);
+        let earlier = conv_bcw[window + k];
+        sum += f32::cast_from(taps_cw[taps + k - 1]) * f32::cast_from(earlier);
         if rolls {
-            conv_bcw[window + (k - 1) * conv_bcw.stride(2)] = earlier;
+            conv_bcw[window + k - 1] = earlier;
         }
     }
     if rolls {
-        conv_bcw[window + (w - 1) * conv_bcw.stride(2)] = input;
+        conv_bcw[window + w - 1] = input;
     }
     if silu {
         sum *= sigmoid(sum);
@@ -104,15 +101,19 @@ fn convolve<F: Float, W: Float>(
 
 /// Overwrites a head's `x` in `projected` with its output, its state and, with `own_group`, the windows
 /// of all of its channels; without, only of those of x.
+///
+/// Arrays and not tensors: a tensor's shape would have to be written to the device for every launch,
+/// which takes longer than the launch.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn step_kernel<F: Float, W: Float, N: Size>(
-    projected: &mut Tensor<F>,
-    conv_bcw: &mut Tensor<F>,
-    ssm_bhpn: &mut Tensor<Vector<f32, N>>,
-    taps_cw: &Tensor<W>,
-    bias_c: &ComptimeOption<Tensor<W>>,
-    d_h: &Tensor<W>,
-    z_bias: &ComptimeOption<Tensor<W>>,
+    projected: &mut Array<F>,
+    conv_bcw: &mut Array<F>,
+    ssm_bhpn: &mut Array<Vector<f32, N>>,
+    taps_cw: &Array<W>,
+    bias_c: &ComptimeOption<Array<W>>,
+    d_h: &Array<W>,
+    z_bias: &ComptimeOption<Array<W>>,
+    c: usize,
     #[comptime] layout: Layout,
     #[comptime] own_group: bool,
     #[comptime] w: usize,
@@ -125,14 +126,13 @@ fn step_kernel<F: Float, W: Float, N: Size>(
     let vectors = comptime!(n / layout.vector);
     let (head, batch) = (CUBE_POS_X as usize, CUBE_POS_Y as usize);
     let h = CUBE_COUNT_X as usize;
-    let c = conv_bcw.shape(1);
     let groups = (c - h * p) / (2 * n);
     let group = head / (h / groups);
     let unit = UNIT_POS as usize;
     let (lane, row) = (unit % lanes, unit / lanes);
 
     // The state's reads are under way while the convolution computes.
-    let base = batch * ssm_bhpn.stride(0) + head * ssm_bhpn.stride(1);
+    let base = (batch * h + head) * comptime!(p * vectors);
     let mut state = Array::<Vector<f32, N>>::new(comptime!(across * down));
     #[unroll]
     for j in 0..down {
@@ -140,13 +140,13 @@ fn step_kernel<F: Float, W: Float, N: Size>(
         for i in 0..across {
             let (at_p, at_n) = (row + j * rows, lane + i * lanes);
             if at_p < p && at_n < vectors {
-                let at = base + at_p * ssm_bhpn.stride(2) + at_n * N::value() * ssm_bhpn.stride(3);
-                state[j * across + i] = ssm_bhpn[at / N::value()];
+                state[j * across + i] = ssm_bhpn[base + at_p * vectors + at_n];
             }
         }
     }
 
     // x, B and C of this head.
+    let token = batch * (c + h * p + h);
     let mut convolved = SharedMemory::<f32>::new(comptime!(p + 2 * n));
     for i in range_stepped(unit, comptime!(p + 2 * n), UNITS) {
         let mut channel = head * p + i;
@@ -156,12 +156,13 @@ fn step_kernel<F: Float, W: Float, N: Size>(
             channel = h * p + group * n + i - p;
         }
         let rolls = own_group || i < p;
+        let input = projected[token + channel];
+        let window = (batch * c + channel) * w;
         convolved[i] = convolve(
-            projected, conv_bcw, taps_cw, bias_c, batch, channel, rolls, w, silu,
+            input, conv_bcw, taps_cw, bias_c, window, channel, rolls, w, silu,
         );
     }
-    let token = batch * projected.stride(0);
-    let a_log = f32::cast_from(projected[token + (c + h * p + head) * projected.stride(1)]);
+    let a_log = f32::cast_from(projected[token + c + h * p + head]);
     let decay = sigmoid(-a_log);
     sync_cube();
 
@@ -174,23 +175,21 @@ fn step_kernel<F: Float, W: Float, N: Size>(
     for i in 0..across {
         let at_n = lane + i * lanes;
         if at_n < vectors {
-            let mut b = Vector::<f32, N>::new(0.0f32);
-            let mut c = Vector::<f32, N>::new(0.0f32);
+            let mut b_n = Vector::<f32, N>::new(0.0f32);
+            let mut c_n = Vector::<f32, N>::new(0.0f32);
             #[unroll]
             for k in 0..N::value() {
-                b[k] = convolved[p + at_n * N::value() + k];
-                c[k] = convolved[p + n + at_n * N::value() + k];
+                b_n[k] = convolved[p + at_n * N::value() + k];
+                c_n[k] = convolved[p + n + at_n * N::value() + k];
             }
             #[unroll]
             for j in 0..down {
                 let at_p = row + j * rows;
                 if at_p < p {
                     let kept = state[j * across + i] * Vector::new(decay);
-                    let after = kept + Vector::new(convolved[at_p]) * b;
-                    let at =
-                        base + at_p * ssm_bhpn.stride(2) + at_n * N::value() * ssm_bhpn.stride(3);
-                    ssm_bhpn[at / N::value()] = after;
-                    let products = after * c;
+                    let after = kept + Vector::new(convolved[at_p]) * b_n;
+                    ssm_bhpn[base + at_p * vectors + at_n] = after;
+                    let products = after * c_n;
                     #[unroll]
                     for k in 0..N::value() {
                         sums[j] += products[k];
@@ -210,43 +209,44 @@ fn step_kernel<F: Float, W: Float, N: Size>(
     }
     sync_cube();
     for row in range_stepped(unit, p, UNITS) {
-        let mut y = f32::cast_from(d_h[head * d_h.stride(0)]) * convolved[row];
+        let mut y = f32::cast_from(d_h[head]) * convolved[row];
         for lane in 0..lanes {
             y += partials[row * comptime!(lanes + 1) + lane];
         }
         let channel = head * p + row;
-        let mut z = f32::cast_from(projected[token + (c + channel) * projected.stride(1)]);
+        let mut z = f32::cast_from(projected[token + c + channel]);
         #[comptime]
         match z_bias {
             ComptimeOption::Some(bias) => {
-                z += f32::cast_from(bias[channel * bias.stride(0)]);
+                z += f32::cast_from(bias[channel]);
             }
             ComptimeOption::None => {}
         }
-        projected[token + channel * projected.stride(1)] = F::cast_from(y * z * sigmoid(z));
+        projected[token + channel] = F::cast_from(y * z * sigmoid(z));
     }
 }
 
 /// Moves on the windows of B and C, where several heads read each.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn roll_kernel<F: Float>(
-    projected: &Tensor<F>,
-    conv_bcw: &mut Tensor<F>,
+    projected: &Array<F>,
+    conv_bcw: &mut Array<F>,
     first: usize,
+    c: usize,
+    columns: usize,
     #[comptime] w: usize,
     #[define(F)] _dtype: StorageType,
 ) {
     let (batch, channel) = (CUBE_POS_Y as usize, first + ABSOLUTE_POS_X as usize);
-    if channel >= conv_bcw.shape(1) {
+    if channel >= c {
         terminate!();
     }
-    let window = batch * conv_bcw.stride(0) + channel * conv_bcw.stride(1);
+    let window = (batch * c + channel) * w;
     #[unroll]
     for k in 1..w {
-        conv_bcw[window + (k - 1) * conv_bcw.stride(2)] = conv_bcw[window + k * conv_bcw.stride(2)];
+        conv_bcw[window + k - 1] = conv_bcw[window + k];
     }
-    conv_bcw[window + (w - 1) * conv_bcw.stride(2)] =
-        projected[batch * projected.stride(0) + channel * projected.stride(1)];
+    conv_bcw[window + w - 1] = projected[batch * columns + channel];
 }
 
 /// The inputs, shaped as in [`recurrent_step`](super::recurrent_step).
@@ -310,7 +310,8 @@ pub(crate) fn step<R: CubeRuntime>(
     let layout = Layout::new(p, n, vector_size(&[&ssm]));
     let width = address_type(&[&projected, &conv, &ssm]);
     let parameters = inputs.taps.dtype;
-    let arg = |x: &CubeTensor<R>| x.clone().into_tensor_arg();
+    let arg = |x: &CubeTensor<R>| x.clone().into_array_arg();
+    let contiguous = |x: CubeTensor<R>| into_contiguous(x).into_array_arg();
     // SAFETY: nothing else holds the three tensors that are written. Each cube writes its head's own
     // parts of them, and reads no other cube's; shapes were asserted by the caller.
     unsafe {
@@ -323,10 +324,11 @@ pub(crate) fn step<R: CubeRuntime>(
             arg(&projected),
             arg(&conv),
             arg(&ssm),
-            inputs.taps.into_tensor_arg(),
-            inputs.bias.map(CubeTensor::into_tensor_arg).into(),
-            inputs.d.into_tensor_arg(),
-            inputs.z_bias.map(CubeTensor::into_tensor_arg).into(),
+            contiguous(inputs.taps),
+            inputs.bias.map(contiguous).into(),
+            contiguous(inputs.d),
+            inputs.z_bias.map(contiguous).into(),
+            c,
             layout,
             own_group,
             w,
@@ -347,6 +349,8 @@ pub(crate) fn step<R: CubeRuntime>(
                 arg(&projected),
                 arg(&conv),
                 first,
+                c,
+                c + h * p + h,
                 w,
                 dtype.into(),
             );

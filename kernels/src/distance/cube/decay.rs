@@ -3,7 +3,7 @@
 
 use cubecl::prelude::*;
 
-use super::{STATS, SUMS, UNITS};
+use super::{STATS, SUMS, UNITS, View};
 
 /// Slots of the statistics, `[b * h, STATS, l]`: the running sum of the log-decays in two parts, the
 /// logarithm of the softmax's denominator, and `D`.
@@ -70,20 +70,21 @@ fn share(l: usize) -> usize {
 /// One cube a batch and head: the running sums, and `D` beside them.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn statistics_kernel<A: Float, D: Float>(
-    a_log_blh: &Tensor<A>,
-    d_h: &Tensor<D>,
-    stats: &mut Tensor<f32>,
+    a_log_blh: &Array<A>,
+    d_h: &Array<D>,
+    stats: &mut Array<f32>,
+    view: View,
     #[define(A)] _a_log: StorageType,
     #[define(D)] _d: StorageType,
 ) {
-    let (l, h) = (a_log_blh.shape(1), a_log_blh.shape(2));
+    let (l, h) = (view.count, view.groups);
     let (batch, head) = (CUBE_POS_X as usize / h, CUBE_POS_X as usize % h);
     let unit = UNIT_POS as usize;
     let mut whole = SharedMemory::<f32>::new(UNITS);
     let mut rest = SharedMemory::<f32>::new(UNITS);
     let first = clamp_max(unit * share(l), l);
     let last = clamp_max(first + share(l), l);
-    let base = batch * a_log_blh.stride(0) + head * a_log_blh.stride(2);
+    let base = batch * view.batch + head * view.group;
     let grid = grid_for(l, -LEAST_LOG);
 
     let mut sum = RunningSum {
@@ -91,7 +92,7 @@ pub(super) fn statistics_kernel<A: Float, D: Float>(
         rest: 0.0,
     };
     for t in first..last {
-        let a_log = f32::cast_from(a_log_blh[base + t * a_log_blh.stride(1)]);
+        let a_log = f32::cast_from(a_log_blh[base + t * view.row]);
         add(&mut sum, 0.0, log_decay(a_log), grid);
     }
     whole[unit] = sum.whole;
@@ -105,9 +106,9 @@ pub(super) fn statistics_kernel<A: Float, D: Float>(
         add(&mut sum, whole[other], rest[other], grid);
     }
     let row = CUBE_POS_X as usize * STATS * l;
-    let d = f32::cast_from(d_h[head * d_h.stride(0)]);
+    let d = f32::cast_from(d_h[head]);
     for t in first..last {
-        let a_log = f32::cast_from(a_log_blh[base + t * a_log_blh.stride(1)]);
+        let a_log = f32::cast_from(a_log_blh[base + t * view.row]);
         add(&mut sum, 0.0, log_decay(a_log), grid);
         stats[row + WHOLE * l + t] = sum.whole;
         stats[row + REST * l + t] = sum.rest;
@@ -131,7 +132,7 @@ const D_GRADIENT: usize = 2;
 
 /// What the logarithm of the decay at `t` gets more along its row than along its column.
 #[cube]
-fn rows_minus_columns(sums: &Tensor<f32>, row: usize, t: usize, l: usize) -> f32 {
+fn rows_minus_columns(sums: &Array<f32>, row: usize, t: usize, l: usize) -> f32 {
     sums[row + LOG_ROWS * l + t] - sums[row + LOG_COLUMNS * l + t]
 }
 
@@ -170,15 +171,16 @@ fn cube_max(value: f32, shared: &mut SharedMemory<f32>) -> f32 {
 /// are sums over a whole head.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn head_kernel<A: Float>(
-    a_log_blh: &Tensor<A>,
-    sums: &Tensor<f32>,
-    heads: &mut Tensor<f32>,
-    da_log_blh: &mut Tensor<A>,
+    a_log_blh: &Array<A>,
+    sums: &Array<f32>,
+    heads: &mut Array<f32>,
+    da_log_blh: &mut Array<A>,
+    view: View,
     #[comptime] gradients: bool,
     #[define(A)] _a_log: StorageType,
 ) {
-    let (l, h) = (a_log_blh.shape(1), a_log_blh.shape(2));
-    let count = heads.shape(1);
+    let (l, h) = (view.count, view.groups);
+    let count = CUBE_COUNT_X as usize;
     let pair = CUBE_POS_X as usize;
     let (batch, head) = (pair / h, pair % h);
     let unit = UNIT_POS as usize;
@@ -240,8 +242,8 @@ pub(super) fn head_kernel<A: Float>(
                 rows_minus_columns(sums, row, t, l),
                 grid,
             );
-            let at = batch * a_log_blh.stride(0) + t * a_log_blh.stride(1);
-            let a_log = f32::cast_from(a_log_blh[at + head * a_log_blh.stride(2)]);
+            let at = batch * view.batch + t * view.row + head * view.group;
+            let a_log = f32::cast_from(a_log_blh[at]);
             let slope = -1.0 / (1.0 + (-a_log).exp());
             let gradient = factor * (from_here.whole + from_here.rest) * slope;
             da_log_blh[(batch * l + t) * h + head] = A::cast_from(gradient);
@@ -252,12 +254,13 @@ pub(super) fn head_kernel<A: Float>(
 /// One cube: the loss, and the gradient to `D`.
 #[cube(launch_unchecked)]
 pub(super) fn loss_kernel<D: Float>(
-    heads: &Tensor<f32>,
-    loss: &mut Tensor<f32>,
-    dd_h: &mut Tensor<D>,
+    heads: &Array<f32>,
+    loss: &mut Array<f32>,
+    dd_h: &mut Array<D>,
+    count: usize,
+    h: usize,
     #[define(D)] _d: StorageType,
 ) {
-    let (count, h) = (heads.shape(1), dd_h.shape(0));
     let mut shared = SharedMemory::<f32>::new(UNITS);
     let mut distances = 0.0f32;
     for pair in range_stepped(UNIT_POS as usize, count, UNITS) {
@@ -279,24 +282,22 @@ pub(super) fn loss_kernel<D: Float>(
 /// The gradients of a group: those of its heads times their factors, added up.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn group_kernel<F: Float>(
-    per_head_bhln: &Tensor<f32>,
-    heads: &Tensor<f32>,
-    gradient_blgn: &mut Tensor<F>,
+    per_head_bhln: &Array<f32>,
+    heads: &Array<f32>,
+    gradient_blgn: &mut Array<F>,
+    count: usize,
+    h: usize,
+    l: usize,
+    g: usize,
+    n: usize,
     #[define(F)] _dtype: StorageType,
 ) {
-    let (l, g, n) = (
-        gradient_blgn.shape(1),
-        gradient_blgn.shape(2),
-        gradient_blgn.shape(3),
-    );
-    let h = per_head_bhln.shape(1);
-    if ABSOLUTE_POS >= gradient_blgn.shape(0) * l * g * n {
+    if ABSOLUTE_POS >= count / h * l * g * n {
         terminate!();
     }
     let (column, row) = (ABSOLUTE_POS % n, ABSOLUTE_POS / n);
     let (group, row) = (row % g, row / g);
     let (t, batch) = (row % l, row / l);
-    let count = heads.shape(1);
     let mut sum = 0.0f32;
     for head in group * (h / g)..(group + 1) * (h / g) {
         let pair = batch * h + head;

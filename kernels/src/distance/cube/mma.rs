@@ -13,7 +13,7 @@ use super::decay::{
     DIAGONAL, LOG_COLUMNS, LOG_ROWS, NORMALISER, ON_DIAGONAL, REST, SQUARES, WHOLE,
 };
 use super::tiles::{Rows, longest_first, rows_of};
-use super::{STATS, SUMS};
+use super::{STATS, SUMS, View};
 
 /// Rows of a cube, and columns that they meet at a time.
 pub(super) const TILE: usize = 64;
@@ -33,7 +33,7 @@ pub(super) const fn shared_bytes(n: usize, p: usize) -> usize {
 /// The tile's rows from `first` on to shared memory, zeros where there are none.
 #[cube]
 pub(super) fn stage<F: Float, N: Size>(
-    x: &Tensor<Vector<F, N>>,
+    x: &Array<Vector<F, N>>,
     rows: Rows,
     first: usize,
     shared: &mut SharedMemory<Vector<F, N>>,
@@ -160,14 +160,18 @@ fn row_sum(value: f32) -> f32 {
 /// As the portable [`pass_kernel`](super::tiles::pass_kernel).
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn pass_kernel<F: Float, N: Size>(
-    own_student: &Tensor<Vector<F, N>>,
-    other_student: &Tensor<Vector<F, N>>,
-    own_teacher: &Tensor<Vector<F, N>>,
-    other_teacher: &Tensor<Vector<F, N>>,
-    stats: &Tensor<f32>,
-    gradient_bhln: &mut Tensor<f32>,
-    sums: &mut Tensor<f32>,
+    own_student: &Array<Vector<F, N>>,
+    other_student: &Array<Vector<F, N>>,
+    own_teacher: &Array<Vector<F, N>>,
+    other_teacher: &Array<Vector<F, N>>,
+    stats: &Array<f32>,
+    gradient_bhln: &mut Array<f32>,
+    sums: &mut Array<f32>,
     scale: f32,
+    own_student_view: View,
+    other_student_view: View,
+    own_teacher_view: View,
+    other_teacher_view: View,
     #[comptime] n: usize,
     #[comptime] p: usize,
     #[comptime] vector: usize,
@@ -179,10 +183,10 @@ pub(super) fn pass_kernel<F: Float, N: Size>(
     let h = CUBE_COUNT_Y as usize;
     let lane = UNIT_POS_X as usize;
     let column = lane % 4;
-    let own_s = rows_of(own_student, batch, head, h);
-    let other_s = rows_of(other_student, batch, head, h);
-    let own_t = rows_of(own_teacher, batch, head, h);
-    let other_t = rows_of(other_teacher, batch, head, h);
+    let own_s = rows_of(&own_student_view, batch, head, h);
+    let other_s = rows_of(&other_student_view, batch, head, h);
+    let own_t = rows_of(&own_teacher_view, batch, head, h);
+    let other_t = rows_of(&other_teacher_view, batch, head, h);
     let l = own_s.count;
     let pair = batch * h + head;
     let row = pair * STATS * l;

@@ -14,16 +14,16 @@ mod decay;
 mod mma;
 mod normaliser;
 mod tiles;
+mod variant;
 
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
-use cubecl::features::MmaConfig;
-use cubecl::ir::{ElemType, FloatKind, StorageType};
 use cubecl::prelude::*;
 
-use crate::cube::{address_type, empty, vector_size};
+use self::variant::Variant;
+use crate::cube::{address_type, empty};
 
 /// Units of a cube.
 const UNITS: usize = 256;
@@ -38,6 +38,7 @@ pub(crate) struct Inputs<R: CubeRuntime> {
     pub a_log: CubeTensor<R>,
     pub b: CubeTensor<R>,
     pub c: CubeTensor<R>,
+    /// Without gaps.
     pub d: CubeTensor<R>,
     pub q: CubeTensor<R>,
     pub k: CubeTensor<R>,
@@ -51,67 +52,30 @@ pub(crate) struct Gradients<R: CubeRuntime> {
     pub d: CubeTensor<R>,
 }
 
-fn arg<R: CubeRuntime>(x: &CubeTensor<R>) -> TensorArg<R> {
-    x.clone().into_tensor_arg()
+/// Arrays and not tensors: a tensor's shape would have to be written to the device for every launch,
+/// which takes longer than the launch.
+fn arg<R: CubeRuntime>(x: &CubeTensor<R>) -> ArrayArg<R> {
+    x.clone().into_array_arg()
 }
 
-/// The kernels of the passes over the matrices.
-#[derive(Clone, Copy)]
-enum Variant {
-    /// Units with this many elements of a tile along each side.
-    Portable { r: usize },
-    /// Factors read this many elements at a time.
-    TensorCores { vector: usize },
+/// The strides of `[b, l, heads or groups, width]`, and two of its sizes.
+#[derive(CubeType, CubeLaunch, Clone, Copy)]
+struct View {
+    batch: usize,
+    row: usize,
+    group: usize,
+    column: usize,
+    count: usize,
+    groups: usize,
 }
 
-impl Variant {
-    /// The fastest that the device and the inputs allow.
-    fn of<R: CubeRuntime>(inputs: &Inputs<R>, n: usize, p: usize) -> Self {
-        let Inputs { b, c, q, k, .. } = inputs;
-        let properties = b.client.properties();
-        let (hardware, features) = (&properties.hardware, &properties.features);
-        let memory = hardware.max_shared_memory_size;
-        let dtype = StorageType::from(b.dtype);
-        let mma = MmaConfig {
-            a_type: dtype,
-            b_type: dtype,
-            cd_type: ElemType::Float(FloatKind::F32).into(),
-            m: 16,
-            n: 8,
-            k: 16,
-        };
-        let vector = vector_size(&[b, c, q, k]).min(8);
-        let widths_fit = |width: usize| width.is_multiple_of(16) && width <= 128;
-        let tensor_cores = b.dtype == q.dtype
-            && vector >= 2
-            && widths_fit(n)
-            && widths_fit(p)
-            && features.matmul.mma.contains(&mma)
-            && features.matmul.ldmatrix.contains(&dtype)
-            && [hardware.plane_size_min, hardware.plane_size_max] == [mma::PLANE as u32; 2]
-            && memory >= mma::shared_bytes(n, p);
-        match tensor_cores {
-            true => Self::TensorCores { vector },
-            false if memory >= tiles::shared_bytes(4) => Self::Portable { r: 4 },
-            false => Self::Portable { r: 2 },
-        }
-    }
-
-    /// Rows or columns of a cube.
-    fn tile(self) -> usize {
-        match self {
-            Self::Portable { r } => r * tiles::SIDE,
-            Self::TensorCores { .. } => mma::TILE,
-        }
-    }
-
-    fn cube(self) -> CubeDim {
-        let (x, y) = match self {
-            Self::Portable { .. } => (tiles::SIDE, tiles::SIDE),
-            Self::TensorCores { .. } => (mma::PLANE, mma::PLANES),
-        };
-        CubeDim::new_2d(x as u32, y as u32)
-    }
+/// The view of `x`, which may lack the last axis.
+fn view<R: CubeRuntime>(x: &CubeTensor<R>) -> ViewLaunch<R> {
+    let (shape, strides) = (x.meta.shape(), x.meta.strides());
+    let column = strides.get(3).copied().unwrap_or(1);
+    ViewLaunch::new(
+        strides[0], strides[1], strides[2], column, shape[1], shape[2],
+    )
 }
 
 /// What every launch needs to know.
@@ -183,6 +147,7 @@ impl<R: CubeRuntime> Plan<R> {
                 arg(a_log),
                 arg(d),
                 arg(&stats),
+                view(a_log),
                 a_log.dtype.into(),
                 d.dtype.into(),
             );
@@ -200,6 +165,8 @@ impl<R: CubeRuntime> Plan<R> {
                     arg(k),
                     arg(&stats),
                     self.scale,
+                    view(q),
+                    view(k),
                     self.p,
                     r,
                     q.dtype.into(),
@@ -216,6 +183,8 @@ impl<R: CubeRuntime> Plan<R> {
                     arg(k),
                     arg(&stats),
                     self.scale,
+                    view(q),
+                    view(k),
                     self.p,
                     vector,
                     q.dtype.into(),
@@ -263,6 +232,10 @@ impl<R: CubeRuntime> Plan<R> {
                     arg(&gradient),
                     arg(sums),
                     self.scale,
+                    view(own_student),
+                    view(other_student),
+                    view(own_teacher),
+                    view(other_teacher),
                     self.n,
                     self.p,
                     r,
@@ -287,6 +260,10 @@ impl<R: CubeRuntime> Plan<R> {
                     arg(&gradient),
                     arg(sums),
                     self.scale,
+                    view(own_student),
+                    view(other_student),
+                    view(own_teacher),
+                    view(other_teacher),
                     self.n,
                     self.p,
                     vector,
@@ -323,6 +300,7 @@ impl<R: CubeRuntime> Plan<R> {
                 arg(sums),
                 arg(&heads),
                 arg(&da_log),
+                view(a_log),
                 gradients,
                 a_log.dtype.into(),
             );
@@ -336,6 +314,8 @@ impl<R: CubeRuntime> Plan<R> {
                 arg(&heads),
                 arg(&loss),
                 arg(&dd),
+                self.heads(),
+                self.sizes[2],
                 d.dtype.into(),
             );
         }
@@ -360,9 +340,14 @@ impl<R: CubeRuntime> Plan<R> {
                 cubes,
                 self.line(),
                 address_type(&[&per_head, &gradient]),
-                per_head.into_tensor_arg(),
+                arg(&per_head),
                 arg(heads),
                 arg(&gradient),
+                self.heads(),
+                self.sizes[2],
+                shape[1],
+                shape[2],
+                shape[3],
                 like.dtype.into(),
             );
         }

@@ -4,15 +4,17 @@ use cubecl::prelude::*;
 
 use super::decay::NORMALISER;
 use super::tiles::{longest_first, rows_of};
-use super::{STATS, mma, tiles};
+use super::{STATS, View, mma, tiles};
 
 /// One cube a tile of rows and head: the logarithms of the softmax's denominators.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn portable_kernel<T: Float>(
-    q_blhp: &Tensor<T>,
-    k_blkp: &Tensor<T>,
-    stats: &mut Tensor<f32>,
+    q_blhp: &Array<T>,
+    k_blkp: &Array<T>,
+    stats: &mut Array<f32>,
     scale: f32,
+    q_view: View,
+    k_view: View,
     #[comptime] p: usize,
     #[comptime] r: usize,
     #[define(T)] _dtype: StorageType,
@@ -22,8 +24,8 @@ pub(super) fn portable_kernel<T: Float>(
     let h = CUBE_COUNT_Y as usize;
     let (x, y) = (UNIT_POS_X as usize, UNIT_POS_Y as usize);
     let (q_rows, k_rows) = (
-        rows_of(q_blhp, batch, head, h),
-        rows_of(k_blkp, batch, head, h),
+        rows_of(&q_view, batch, head, h),
+        rows_of(&k_view, batch, head, h),
     );
     let l = q_rows.count;
     let mut staged = SharedMemory::<f32>::new(comptime!(2 * tile * tiles::PITCH));
@@ -102,10 +104,12 @@ pub(super) fn portable_kernel<T: Float>(
 /// As [`portable_kernel`], on tensor cores.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn tensor_core_kernel<T: Float, N: Size>(
-    q_blhp: &Tensor<Vector<T, N>>,
-    k_blkp: &Tensor<Vector<T, N>>,
-    stats: &mut Tensor<f32>,
+    q_blhp: &Array<Vector<T, N>>,
+    k_blkp: &Array<Vector<T, N>>,
+    stats: &mut Array<f32>,
     scale: f32,
+    q_view: View,
+    k_view: View,
     #[comptime] p: usize,
     #[comptime] vector: usize,
     #[define(T)] _dtype: StorageType,
@@ -114,8 +118,8 @@ pub(super) fn tensor_core_kernel<T: Float, N: Size>(
     let h = CUBE_COUNT_Y as usize;
     let lane = UNIT_POS_X as usize;
     let column = lane % 4;
-    let q_rows = rows_of(q_blhp, batch, head, h);
-    let k_rows = rows_of(k_blkp, batch, head, h);
+    let q_rows = rows_of(&q_view, batch, head, h);
+    let k_rows = rows_of(&k_view, batch, head, h);
     let l = q_rows.count;
     let block = longest_first(CUBE_POS_X as usize, CUBE_COUNT_X as usize, false);
     let first = block * mma::TILE;

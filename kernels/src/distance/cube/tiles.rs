@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 use super::decay::{
     DIAGONAL, LOG_COLUMNS, LOG_ROWS, NORMALISER, ON_DIAGONAL, REST, SQUARES, WHOLE,
 };
-use super::{STATS, SUMS, UNITS};
+use super::{STATS, SUMS, UNITS, View};
 
 /// Units along each side of a tile.
 pub(super) const SIDE: usize = 16;
@@ -23,7 +23,7 @@ pub(super) const fn shared_bytes(r: usize) -> usize {
     4 * (2 * tile * PITCH + tile * (tile + 1))
 }
 
-/// Where a head's rows are in `[b, l, heads or groups, width]`.
+/// Where a head's rows are in an array.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct Rows {
     /// Of the first row.
@@ -36,18 +36,13 @@ pub(super) struct Rows {
 }
 
 #[cube]
-pub(super) fn rows_of<F: CubePrimitive>(
-    x: &Tensor<F>,
-    batch: usize,
-    head: usize,
-    h: usize,
-) -> Rows {
-    let group = head / (h / x.shape(2));
+pub(super) fn rows_of(view: &View, batch: usize, head: usize, h: usize) -> Rows {
+    let group = head / (h / view.groups);
     Rows {
-        base: batch * x.stride(0) + group * x.stride(2),
-        step: x.stride(1),
-        column: x.stride(3),
-        count: x.shape(1),
+        base: batch * view.batch + group * view.group,
+        step: view.row,
+        column: view.column,
+        count: view.count,
     }
 }
 
@@ -55,7 +50,7 @@ pub(super) fn rows_of<F: CubePrimitive>(
 /// are none.
 #[cube]
 fn stage<F: Float>(
-    x: &Tensor<F>,
+    x: &Array<F>,
     rows: Rows,
     first: usize,
     from: usize,
@@ -80,10 +75,10 @@ fn stage<F: Float>(
 /// The products of the tile's rows of `own` with those of `other`.
 #[cube]
 pub(super) fn products<F: Float>(
-    own: &Tensor<F>,
+    own: &Array<F>,
     own_rows: Rows,
     own_first: usize,
-    other: &Tensor<F>,
+    other: &Array<F>,
     other_rows: Rows,
     other_first: usize,
     staged: &mut SharedMemory<f32>,
@@ -150,7 +145,7 @@ struct Statistics {
 }
 
 #[cube]
-fn statistics(stats: &Tensor<f32>, row: usize, t: usize, l: usize) -> Statistics {
+fn statistics(stats: &Array<f32>, row: usize, t: usize, l: usize) -> Statistics {
     let t = clamp_max(t, l - 1);
     Statistics {
         whole: stats[row + WHOLE * l + t],
@@ -164,7 +159,7 @@ fn statistics(stats: &Tensor<f32>, row: usize, t: usize, l: usize) -> Statistics
 fn add_along(
     values: &Array<f32>,
     shared: &mut SharedMemory<f32>,
-    sums: &mut Tensor<f32>,
+    sums: &mut Array<f32>,
     at: usize,
     first: usize,
     l: usize,
@@ -203,14 +198,18 @@ fn add_along(
 /// the head's factor.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn pass_kernel<F: Float, T: Float>(
-    own_student: &Tensor<F>,
-    other_student: &Tensor<F>,
-    own_teacher: &Tensor<T>,
-    other_teacher: &Tensor<T>,
-    stats: &Tensor<f32>,
-    gradient_bhln: &mut Tensor<f32>,
-    sums: &mut Tensor<f32>,
+    own_student: &Array<F>,
+    other_student: &Array<F>,
+    own_teacher: &Array<T>,
+    other_teacher: &Array<T>,
+    stats: &Array<f32>,
+    gradient_bhln: &mut Array<f32>,
+    sums: &mut Array<f32>,
     scale: f32,
+    own_student_view: View,
+    other_student_view: View,
+    own_teacher_view: View,
+    other_teacher_view: View,
     #[comptime] n: usize,
     #[comptime] p: usize,
     #[comptime] r: usize,
@@ -223,10 +222,10 @@ pub(super) fn pass_kernel<F: Float, T: Float>(
     let (batch, head) = (CUBE_POS_Z as usize, CUBE_POS_Y as usize);
     let h = CUBE_COUNT_Y as usize;
     let (x, y) = (UNIT_POS_X as usize, UNIT_POS_Y as usize);
-    let own_s = rows_of(own_student, batch, head, h);
-    let other_s = rows_of(other_student, batch, head, h);
-    let own_t = rows_of(own_teacher, batch, head, h);
-    let other_t = rows_of(other_teacher, batch, head, h);
+    let own_s = rows_of(&own_student_view, batch, head, h);
+    let other_s = rows_of(&other_student_view, batch, head, h);
+    let own_t = rows_of(&own_teacher_view, batch, head, h);
+    let other_t = rows_of(&other_teacher_view, batch, head, h);
     let l = own_s.count;
     let pair = batch * h + head;
     let stats_row = pair * STATS * l;
