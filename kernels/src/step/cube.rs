@@ -102,8 +102,7 @@ fn convolve<F: Float, W: Float>(
 /// Overwrites a head's `x` in `projected` with its output, its state and, with `own_group`, the windows
 /// of all of its channels; without, only of those of x.
 ///
-/// Arrays and not tensors: a tensor's shape would have to be written to the device for every launch,
-/// which takes longer than the launch.
+/// Arrays and not tensors: a tensor's shape would be written to the device for every launch.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn step_kernel<F: Float, W: Float, N: Size>(
     projected: &mut Array<F>,

@@ -52,8 +52,7 @@ pub(crate) struct Gradients<R: CubeRuntime> {
     pub d: CubeTensor<R>,
 }
 
-/// Arrays and not tensors: a tensor's shape would have to be written to the device for every launch,
-/// which takes longer than the launch.
+/// Arrays and not tensors: a tensor's shape would be written to the device for every launch.
 fn arg<R: CubeRuntime>(x: &CubeTensor<R>) -> ArrayArg<R> {
     x.clone().into_array_arg()
 }
