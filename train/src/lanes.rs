@@ -28,6 +28,7 @@ impl Lanes {
         }
         let pool = |lane| {
             let threads = cores / lanes + usize::from(lane < cores % lanes);
+            // One fewer where the system gives no more threads; without any, passes go in a row.
             ThreadPoolBuilder::new().num_threads(threads).build().ok()
         };
         Self((0..lanes).filter_map(pool).collect())

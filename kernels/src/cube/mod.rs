@@ -17,27 +17,19 @@ use crate::conv::Activation;
 use crate::*;
 
 /// The CubeCL tensor behind `x`.
-pub(crate) fn inner<R, F, I, T, const D: usize>(
-    x: Tensor<CubeBackend<R, F, I, T>, D>,
-) -> CubeTensor<R>
+pub(crate) fn inner<R, B, const D: usize>(x: Tensor<B, D>) -> CubeTensor<R>
 where
     R: CubeRuntime,
-    F: FloatElement,
-    I: IntElement,
-    T: BoolElement,
+    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
 {
     x.into_primitive().tensor()
 }
 
 /// The tensor over `x`.
-pub(crate) fn tensor<R, F, I, T, const D: usize>(
-    x: CubeTensor<R>,
-) -> Tensor<CubeBackend<R, F, I, T>, D>
+pub(crate) fn tensor<R, B, const D: usize>(x: CubeTensor<R>) -> Tensor<B, D>
 where
     R: CubeRuntime,
-    F: FloatElement,
-    I: IntElement,
-    T: BoolElement,
+    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
 {
     Tensor::from_primitive(TensorPrimitive::Float(x))
 }

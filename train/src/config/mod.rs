@@ -63,7 +63,7 @@ pub struct Config {
 /// `[teacher]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Teacher {
-    /// A folder in Hugging Face format; [`resolve_path`] finds it.
+    /// A folder in Hugging Face format, which [`resolve_path`] finds, or OWNER/NAME on its hub.
     pub model: String,
 }
 

@@ -32,7 +32,7 @@ pub(super) fn validate(config: &Config) -> Result<(), ConfigError> {
         !config.teacher.model.is_empty(),
         "teacher.model",
         quoted(""),
-        "a folder in Hugging Face format",
+        "a folder in Hugging Face format, or OWNER/NAME on its hub",
     )?;
 
     require(

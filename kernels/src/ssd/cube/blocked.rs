@@ -1,9 +1,8 @@
 //! The launches of the portable variant: every matrix in square blocks of a chunk's length, so that two
 //! f32 tiles of shared memory do for any p and n, and at most seven buffers a kernel.
 
-use burn::tensor::{DType, Shape};
+use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
@@ -12,6 +11,7 @@ use super::outputs::{Kind, outputs};
 use super::states::{chunk_states, pass_states};
 use super::tile::MICRO;
 use super::{Gradients, Inputs};
+use crate::cube::{address_type, empty};
 
 const Y: Kind = Kind {
     backwards: false,
@@ -104,10 +104,8 @@ impl<'a, R: CubeRuntime> Scan<'a, R> {
         let chunks = l.div_ceil(chunk);
         // The scratch is what may grow largest, next to the inputs.
         let elements = (2 * batch * h * chunks * p * n).max(batch * l * h * p.max(n));
-        let address_type = [&inputs.x_blhp, &inputs.b_blgn, &inputs.c_blgn]
-            .map(CubeTensor::required_address_type)
-            .into_iter()
-            .fold(AddressType::from_len(elements), AddressType::max);
+        let address_type = address_type(&[&inputs.x_blhp, &inputs.b_blgn, &inputs.c_blgn])
+            .max(AddressType::from_len(elements));
         Self {
             inputs,
             batch,
@@ -123,9 +121,7 @@ impl<'a, R: CubeRuntime> Scan<'a, R> {
     }
 
     fn empty<const D: usize>(&self, shape: [usize; D], dtype: DType) -> CubeTensor<R> {
-        let like = &self.inputs.x_blhp;
-        let (client, device) = (like.client.clone(), like.device.clone());
-        empty_device_contiguous_dtype(client, device, Shape::from(shape), dtype)
+        empty(&self.inputs.x_blhp, shape, dtype)
     }
 
     /// Room for `kinds` states a chunk.

@@ -47,11 +47,12 @@ mod walk_back;
 mod walks;
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor, TensorPrimitive};
+use burn::tensor::{DType, Tensor};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::{SsdGradients, reference};
+use crate::cube::{inner, tensor};
 
 /// The scan's inputs on the device, of dtypes that the kernels take.
 struct Inputs<R: CubeRuntime> {
@@ -81,22 +82,6 @@ fn taken(dtypes: &[DType]) -> bool {
     matches!(first, DType::F32 | DType::F16 | DType::BF16) && dtypes.iter().all(|d| *d == first)
 }
 
-fn primitive<R, B, const D: usize>(x: Tensor<B, D>) -> CubeTensor<R>
-where
-    R: CubeRuntime,
-    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
-{
-    x.into_primitive().tensor()
-}
-
-fn tensor<R, B, const D: usize>(x: CubeTensor<R>) -> Tensor<B, D>
-where
-    R: CubeRuntime,
-    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
-{
-    Tensor::from_primitive(TensorPrimitive::Float(x))
-}
-
 impl<R: CubeRuntime> Inputs<R> {
     fn new<B: Backend<FloatTensorPrimitive = CubeTensor<R>>>(
         x: Tensor<B, 4>,
@@ -106,11 +91,11 @@ impl<R: CubeRuntime> Inputs<R> {
         initial_state: Option<Tensor<B, 4>>,
     ) -> Self {
         Self {
-            x_blhp: primitive(x),
-            b_blgn: primitive(b),
-            c_blgn: primitive(c),
-            a_log_blh: primitive(a_log.cast(DType::F32)),
-            initial_bhpn: initial_state.map(|state| primitive(state.cast(DType::F32))),
+            x_blhp: inner(x),
+            b_blgn: inner(b),
+            c_blgn: inner(c),
+            a_log_blh: inner(a_log.cast(DType::F32)),
+            initial_bhpn: initial_state.map(|state| inner(state.cast(DType::F32))),
         }
     }
 }
@@ -160,7 +145,7 @@ where
     let (dtype, a_log_dtype) = (x.dtype(), a_log.dtype());
     let groups = b.dims()[2];
     let inputs = Inputs::new(x, a_log, b, c, initial_state);
-    let dy = primitive(dy);
+    let dy = inner(dy);
     let gradients = match walks::take(&inputs) {
         true => walks::backward(&inputs, &dy),
         false => blocked::backward(&inputs, &dy),

@@ -4,10 +4,9 @@
 //! Where batch times heads alone keep the device busy, a segment is the whole sequence. Otherwise a first
 //! walk finds what each segment adds to the state, and [`pass_states`] what enters it.
 
-use burn::tensor::{DType, Shape};
+use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::features::{MmaConfig, Plane};
 use cubecl::ir::{ElemType, FloatKind};
@@ -18,6 +17,7 @@ use super::states::pass_states;
 use super::walk::{self, CHUNK, Emit, Plan};
 use super::walk_back;
 use super::{Gradients, Inputs};
+use crate::cube::{address_type, empty};
 
 /// Cubes for each multiprocessor: what fits it at p = n = 64.
 const CUBES: usize = 2;
@@ -124,10 +124,8 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
         let segments = (wanted / (batch * h)).clamp(1, chunks.div_ceil(4));
         let chunks_of_segment = chunks.div_ceil(segments);
         let elements = batch * h * (l + CHUNK) * p.max(n);
-        let address_type = [x, &inputs.b_blgn, &inputs.c_blgn]
-            .map(CubeTensor::required_address_type)
-            .into_iter()
-            .fold(AddressType::from_len(elements), AddressType::max);
+        let address_type =
+            address_type(&[x, &inputs.b_blgn, &inputs.c_blgn]).max(AddressType::from_len(elements));
         Self {
             inputs,
             batch,
@@ -143,9 +141,7 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
     }
 
     fn empty<const D: usize>(&self, shape: [usize; D], dtype: DType) -> CubeTensor<R> {
-        let like = &self.inputs.x_blhp;
-        let (client, device) = (like.client.clone(), like.device.clone());
-        empty_device_contiguous_dtype(client, device, Shape::from(shape), dtype)
+        empty(&self.inputs.x_blhp, shape, dtype)
     }
 
     fn cubes(&self) -> CubeCount {
