@@ -14,7 +14,8 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Int, Tensor, TensorPrimitive};
 
 use crate::conv::Activation;
-use crate::{AttentionParts, DistillationWeights, KernelBackend, TransferParts};
+use crate::{AttentionParts, DistillationWeights, TransferParts};
+use crate::{Epilogue, GatedScan, KernelBackend, ScanInputs};
 
 /// A tensor of the inner backend: the value without its graph.
 fn value<B: KernelBackend, C: CheckpointStrategy, const D: usize>(
@@ -249,6 +250,57 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
             },
         );
         (y, Tensor::from_inner(state))
+    }
+
+    fn gated_scan_forward(
+        scan: ScanInputs<Self>,
+        epilogue: Epilogue<Self>,
+        chunk: usize,
+    ) -> GatedScan<Self> {
+        let inputs = [
+            input(&scan.x),
+            input(&scan.a_log),
+            input(&scan.b),
+            input(&scan.c),
+            scan.initial_state.as_ref().and_then(input),
+            epilogue.d.as_ref().and_then(input),
+            epilogue.z.as_ref().and_then(input),
+            epilogue.z_bias.as_ref().and_then(input),
+        ];
+        let scan = ScanInputs {
+            x: scan.x.inner(),
+            a_log: scan.a_log.inner(),
+            b: scan.b.inner(),
+            c: scan.c.inner(),
+            initial_state: scan.initial_state.map(Tensor::inner),
+        };
+        let epilogue = Epilogue {
+            d: epilogue.d.map(Tensor::inner),
+            z: epilogue.z.map(Tensor::inner),
+            z_bias: epilogue.z_bias.map(Tensor::inner),
+        };
+        let GatedScan { out, state, y } =
+            B::gated_scan_forward(scan.clone(), epilogue.clone(), chunk);
+        let saved = (scan, epilogue, y, chunk);
+        let out = record(inputs, out, saved, |(scan, epilogue, y, chunk), dout, _| {
+            let g = B::gated_scan_backward(scan, epilogue, y, dout, chunk);
+            [
+                Some(primitive(g.scan.x)),
+                Some(primitive(g.scan.a_log)),
+                Some(primitive(g.scan.b)),
+                Some(primitive(g.scan.c)),
+                Some(primitive(g.scan.initial_state)),
+                g.d.map(primitive),
+                g.z.map(primitive),
+                g.z_bias.map(primitive),
+            ]
+        });
+        GatedScan {
+            out,
+            state: Tensor::from_inner(state),
+            // It is on this node, and not the caller's.
+            y: None,
+        }
     }
 
     fn distillation_loss_forward(

@@ -67,7 +67,8 @@ pub use gelu::gelu_new;
 pub use linear::linear;
 pub use norm::layer_norm;
 pub use rotary::rotary;
-pub use ssd::{SsdGradients, ssd_scan};
+pub use ssd::{Epilogue, GatedScan, GatedScanGradients, ScanInputs, SsdGradients};
+pub use ssd::{gated_scan, ssd_scan};
 pub use step::{StepParameters, StepState, recurrent_step};
 
 /// A Burn backend with this crate's ops.
@@ -201,6 +202,28 @@ pub trait KernelBackend: Backend {
         chunk: usize,
     ) -> SsdGradients<Self> {
         ssd::reference::backward(x, a_log, b, c, initial_state, dy, chunk)
+    }
+
+    /// See [`gated_scan`].
+    fn gated_scan_forward(
+        scan: ScanInputs<Self>,
+        epilogue: Epilogue<Self>,
+        chunk: usize,
+    ) -> GatedScan<Self> {
+        ssd::gated::forward(scan, epilogue, chunk)
+    }
+
+    /// Gradients of [`KernelBackend::gated_scan_forward`] to its inputs, from that of `out` and the `y`
+    /// that the forward pass gave.
+    fn gated_scan_backward(
+        scan: ScanInputs<Self>,
+        epilogue: Epilogue<Self>,
+        y: Option<Tensor<Self, 4>>,
+        dout: Tensor<Self, 4>,
+        chunk: usize,
+    ) -> GatedScanGradients<Self> {
+        let y = y.expect("the forward pass of this backend gives y");
+        ssd::gated::backward(scan, epilogue, y, dout, chunk)
     }
 
     /// See [`recurrent_step`]. No gradient passes through it.

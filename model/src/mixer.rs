@@ -14,7 +14,7 @@ use std::mem;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use kernels::{KernelBackend, StepParameters, StepState, TransferParts};
+use kernels::{Epilogue, KernelBackend, ScanInputs, StepParameters, StepState, TransferParts};
 
 use crate::config::{Activation, DiscreteMamba2Config};
 use crate::init::{Fill, Init, OPEN_GATE};
@@ -148,16 +148,15 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         let c = self.convolved(u.clone(), self.c_rows());
         let z = self.projected(u.clone(), self.z_rows());
         let a_log = self.projected(u, self.a_log_rows());
-        let x_blhp = self.heads(x);
-        let (y_blhp, _) = kernels::ssd_scan(
-            x_blhp.clone(),
+        let scan = ScanInputs {
+            x: self.heads(x),
             a_log,
-            self.groups(b),
-            self.groups(c),
-            None,
-            self.config.chunk_size,
-        );
-        self.gate_and_project(y_blhp, x_blhp, z)
+            b: self.groups(b),
+            c: self.groups(c),
+            initial_state: None,
+        };
+        let (gated_blhp, _) = self.gated_scan(scan, z);
+        self.out_proj.forward(self.joined(gated_blhp))
     }
 
     /// `T [b, h, l, l]` with `y = T x` before the gate: at `(l, s)` the product of `C_l . B_s` and
@@ -182,17 +181,16 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
     /// Any split of a sequence, down to single tokens, gives the outputs and the state of the whole.
     pub fn prefill(&self, u: Tensor<B, 3>, state: &mut Mamba2State<B>) -> Tensor<B, 3> {
         let parts = self.advance_conv(u, state);
-        let x_blhp = self.heads(parts.x);
-        let (y_blhp, ssm) = kernels::ssd_scan(
-            x_blhp.clone(),
-            parts.a_log,
-            self.groups(parts.b),
-            self.groups(parts.c),
-            Some(state.ssm.clone()),
-            self.config.chunk_size,
-        );
+        let scan = ScanInputs {
+            x: self.heads(parts.x),
+            a_log: parts.a_log,
+            b: self.groups(parts.b),
+            c: self.groups(parts.c),
+            initial_state: Some(state.ssm.clone()),
+        };
+        let (gated_blhp, ssm) = self.gated_scan(scan, parts.z);
         state.ssm = ssm;
-        self.gate_and_project(y_blhp, x_blhp, parts.z)
+        self.out_proj.forward(self.joined(gated_blhp))
     }
 
     /// `u [b, 1, d_model]`, one token after those that `state` holds, by the recurrence itself.
@@ -262,15 +260,20 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         x.reshape([b, l, self.config.n_qk_heads, self.config.d_state])
     }
 
-    fn gate_and_project(
-        &self,
-        y_blhp: Tensor<B, 4>,
-        x_blhp: Tensor<B, 4>,
-        z: Tensor<B, 3>,
-    ) -> Tensor<B, 3> {
-        let z_bias = self.z_bias.as_ref().map(Param::val);
-        let gated = kernels::gated_skip(y_blhp, x_blhp, self.d.val(), z, z_bias);
-        self.out_proj.forward(gated)
+    /// `[b, l, h, p]` to `[b, l, d_inner]`.
+    fn joined(&self, y_blhp: Tensor<B, 4>) -> Tensor<B, 3> {
+        let [b, l, _, _] = y_blhp.dims();
+        y_blhp.reshape([b, l, self.d_inner])
+    }
+
+    /// The scan, skip and gate, and the scan's last state.
+    fn gated_scan(&self, scan: ScanInputs<B>, z: Tensor<B, 3>) -> (Tensor<B, 4>, Tensor<B, 4>) {
+        let epilogue = Epilogue {
+            d: Some(self.d.val()),
+            z: Some(z),
+            z_bias: self.z_bias.as_ref().map(Param::val),
+        };
+        kernels::gated_scan(scan, epilogue, self.config.chunk_size)
     }
 
     /// Projects `u` and moves the convolution's window over it. Nothing here is differentiated, so

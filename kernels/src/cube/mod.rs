@@ -67,6 +67,27 @@ where
     I: IntElement,
     T: BoolElement,
 {
+    fn gated_skip_forward(
+        y: Tensor<Self, 4>,
+        x: Tensor<Self, 4>,
+        d: Tensor<Self, 1>,
+        z: Tensor<Self, 3>,
+        z_bias: Option<Tensor<Self, 1>>,
+    ) -> Tensor<Self, 3> {
+        gate::cube::forward(y, x, d, z, z_bias)
+    }
+
+    fn gated_skip_backward(
+        y: Tensor<Self, 4>,
+        x: Tensor<Self, 4>,
+        d: Tensor<Self, 1>,
+        z: Tensor<Self, 3>,
+        z_bias: Option<Tensor<Self, 1>>,
+        dout: Tensor<Self, 3>,
+    ) -> GatedSkipGradients<Self> {
+        gate::cube::backward(y, x, d, z, z_bias, dout)
+    }
+
     fn causal_conv_forward(
         x: Tensor<Self, 3>,
         weight: Tensor<Self, 2>,
@@ -115,7 +136,14 @@ where
         initial_state: Option<Tensor<Self, 4>>,
         chunk: usize,
     ) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
-        ssd::cube::forward(x, a_log, b, c, initial_state, chunk)
+        let scan = ScanInputs {
+            x,
+            a_log,
+            b,
+            c,
+            initial_state,
+        };
+        ssd::cube::forward(scan, chunk)
     }
 
     fn ssd_scan_backward(
@@ -127,7 +155,32 @@ where
         dy: Tensor<Self, 4>,
         chunk: usize,
     ) -> SsdGradients<Self> {
-        ssd::cube::backward(x, a_log, b, c, initial_state, dy, chunk)
+        let scan = ScanInputs {
+            x,
+            a_log,
+            b,
+            c,
+            initial_state,
+        };
+        ssd::cube::backward(scan, dy, chunk)
+    }
+
+    fn gated_scan_forward(
+        scan: ScanInputs<Self>,
+        epilogue: Epilogue<Self>,
+        chunk: usize,
+    ) -> GatedScan<Self> {
+        ssd::cube::gated_forward(scan, epilogue, chunk)
+    }
+
+    fn gated_scan_backward(
+        scan: ScanInputs<Self>,
+        epilogue: Epilogue<Self>,
+        y: Option<Tensor<Self, 4>>,
+        dout: Tensor<Self, 4>,
+        chunk: usize,
+    ) -> GatedScanGradients<Self> {
+        ssd::cube::gated_backward(scan, epilogue, y, dout, chunk)
     }
 
     fn recurrent_step(

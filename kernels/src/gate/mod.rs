@@ -1,5 +1,7 @@
 //! What follows the scan in the mixer: the skip `D x` and the gate `silu(z + z_bias)`.
 
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub(crate) mod cube;
 #[cfg(feature = "flex")]
 pub(crate) mod flex;
 pub mod reference;

@@ -22,10 +22,13 @@
 pub(crate) mod cube;
 #[cfg(feature = "flex")]
 pub(crate) mod flex;
+pub mod gated;
 pub mod reference;
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+
+pub use gated::{Epilogue, GatedScan, GatedScanGradients, ScanInputs, gated_scan};
 
 use crate::KernelBackend;
 
@@ -63,6 +66,22 @@ pub fn ssd_scan<B: KernelBackend>(
     initial_state: Option<Tensor<B, 4>>,
     chunk: usize,
 ) -> (Tensor<B, 4>, Tensor<B, 4>) {
+    let scan = ScanInputs {
+        x,
+        a_log,
+        b,
+        c,
+        initial_state,
+    };
+    check(&scan, chunk);
+    let ScanInputs { x, a_log, b, c, .. } = scan;
+    let chunk = chunk.min(x.dims()[1]);
+    B::ssd_scan_forward(x, a_log, b, c, scan.initial_state, chunk)
+}
+
+/// Asserts that the shapes fit together.
+fn check<B: KernelBackend>(scan: &ScanInputs<B>, chunk: usize) {
+    let ScanInputs { x, a_log, b, c, .. } = scan;
     let [batch, l, h, p] = x.dims();
     let [_, _, g, n] = b.dims();
     assert!(l > 0, "ssd_scan: the length must not be 0");
@@ -86,12 +105,11 @@ pub fn ssd_scan<B: KernelBackend>(
         g > 0 && h.is_multiple_of(g),
         "ssd_scan: {g} groups must divide {h} heads"
     );
-    if let Some(state) = &initial_state {
+    if let Some(state) = &scan.initial_state {
         assert_eq!(
             state.dims(),
             [batch, h, p, n],
             "ssd_scan: the state must be [b, h, p, n]"
         );
     }
-    B::ssd_scan_forward(x, a_log, b, c, initial_state, chunk.min(l))
 }

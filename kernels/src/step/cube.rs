@@ -59,22 +59,34 @@ fn sigmoid(v: f32) -> f32 {
     1.0 / (1.0 + (-v).exp())
 }
 
-/// The output at `channel` of the convolution's step, whose window begins at `window`. With `rolls`, it
-/// moves on.
+/// The output at `channel` of the convolution's step, whose window begins at `window`, in elements. With
+/// `rolls`, it moves on. A window is read and written in as few vectors as hold it.
 #[cube]
-fn convolve<F: Float, W: Float>(
+fn convolve<F: Float, W: Float, V: Size>(
     input: F,
-    conv_bcw: &mut Array<F>,
-    taps_cw: &Array<W>,
+    conv_bcw: &mut Array<Vector<F, V>>,
+    taps_cw: &Array<Vector<W, V>>,
     bias_c: &ComptimeOption<Array<W>>,
     window: usize,
     channel: usize,
     rolls: bool,
     #[comptime] w: usize,
+    #[comptime] together: usize,
     #[comptime] silu: bool,
 ) -> f32 {
-    let taps = channel * w;
-    let mut sum = f32::cast_from(taps_cw[taps + w - 1]) * f32::cast_from(input);
+    let mut taps = Array::<f32>::new(w);
+    let mut elements = Array::<F>::new(w);
+    #[unroll]
+    for i in 0..comptime!(w / together) {
+        let tap = taps_cw[channel * comptime!(w / together) + i];
+        let element = conv_bcw[window / together + i];
+        #[unroll]
+        for j in 0..together {
+            taps[comptime!(i * together + j)] = f32::cast_from(tap[j]);
+            elements[comptime!(i * together + j)] = element[j];
+        }
+    }
+    let mut sum = taps[w - 1] * f32::cast_from(input);
     #[comptime]
     match bias_c {
         ComptimeOption::Some(bias) => {
@@ -84,14 +96,20 @@ fn convolve<F: Float, W: Float>(
     }
     #[unroll]
     for k in 1..w {
-        let earlier = conv_bcw[window + k];
-        sum += f32::cast_from(taps_cw[taps + k - 1]) * f32::cast_from(earlier);
-        if rolls {
-            conv_bcw[window + k - 1] = earlier;
-        }
+        elements[k - 1] = elements[k];
+        sum += taps[k - 1] * f32::cast_from(elements[k]);
     }
+    elements[w - 1] = input;
     if rolls {
-        conv_bcw[window + w - 1] = input;
+        #[unroll]
+        for i in 0..comptime!(w / together) {
+            let mut vector = Vector::<F, V>::empty();
+            #[unroll]
+            for j in 0..together {
+                vector[j] = elements[comptime!(i * together + j)];
+            }
+            conv_bcw[window / together + i] = vector;
+        }
     }
     if silu {
         sum *= sigmoid(sum);
@@ -104,11 +122,11 @@ fn convolve<F: Float, W: Float>(
 ///
 /// Arrays and not tensors: a tensor's shape would be written to the device for every launch.
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn step_kernel<F: Float, W: Float, N: Size>(
+fn step_kernel<F: Float, W: Float, N: Size, V: Size>(
     projected: &mut Array<F>,
-    conv_bcw: &mut Array<F>,
+    conv_bcw: &mut Array<Vector<F, V>>,
     ssm_bhpn: &mut Array<Vector<f32, N>>,
-    taps_cw: &Array<W>,
+    taps_cw: &Array<Vector<W, V>>,
     bias_c: &ComptimeOption<Array<W>>,
     d_h: &Array<W>,
     z_bias: &ComptimeOption<Array<W>>,
@@ -116,6 +134,7 @@ fn step_kernel<F: Float, W: Float, N: Size>(
     #[comptime] layout: Layout,
     #[comptime] own_group: bool,
     #[comptime] w: usize,
+    #[comptime] together: usize,
     #[comptime] silu: bool,
     #[define(F)] _dtype: StorageType,
     #[define(W)] _parameters: StorageType,
@@ -144,23 +163,37 @@ fn step_kernel<F: Float, W: Float, N: Size>(
         }
     }
 
-    // x, B and C of this head.
+    // x, B and C of this head, and its gate.
     let token = batch * (c + h * p + h);
-    let mut convolved = SharedMemory::<f32>::new(comptime!(p + 2 * n));
-    for i in range_stepped(unit, comptime!(p + 2 * n), UNITS) {
-        let mut channel = head * p + i;
-        if i >= p + n {
-            channel = h * p + (groups + group) * n + i - p - n;
-        } else if i >= p {
-            channel = h * p + group * n + i - p;
+    let mut read = SharedMemory::<f32>::new(comptime!(2 * (p + n)));
+    for i in range_stepped(unit, comptime!(2 * (p + n)), UNITS) {
+        if i < p + 2 * n {
+            let mut channel = head * p + i;
+            if i >= p + n {
+                channel = h * p + (groups + group) * n + i - p - n;
+            } else if i >= p {
+                channel = h * p + group * n + i - p;
+            }
+            let rolls = own_group || i < p;
+            let input = projected[token + channel];
+            let window = (batch * c + channel) * w;
+            read[i] = convolve(
+                input, conv_bcw, taps_cw, bias_c, window, channel, rolls, w, together, silu,
+            );
+        } else {
+            let channel = head * p + i - p - 2 * n;
+            let mut z = f32::cast_from(projected[token + c + channel]);
+            #[comptime]
+            match z_bias {
+                ComptimeOption::Some(bias) => {
+                    z += f32::cast_from(bias[channel]);
+                }
+                ComptimeOption::None => {}
+            }
+            read[i] = z * sigmoid(z);
         }
-        let rolls = own_group || i < p;
-        let input = projected[token + channel];
-        let window = (batch * c + channel) * w;
-        convolved[i] = convolve(
-            input, conv_bcw, taps_cw, bias_c, window, channel, rolls, w, silu,
-        );
     }
+    let d = f32::cast_from(d_h[head]);
     let a_log = f32::cast_from(projected[token + c + h * p + head]);
     let decay = sigmoid(-a_log);
     sync_cube();
@@ -178,15 +211,15 @@ fn step_kernel<F: Float, W: Float, N: Size>(
             let mut c_n = Vector::<f32, N>::new(0.0f32);
             #[unroll]
             for k in 0..N::value() {
-                b_n[k] = convolved[p + at_n * N::value() + k];
-                c_n[k] = convolved[p + n + at_n * N::value() + k];
+                b_n[k] = read[p + at_n * N::value() + k];
+                c_n[k] = read[p + n + at_n * N::value() + k];
             }
             #[unroll]
             for j in 0..down {
                 let at_p = row + j * rows;
                 if at_p < p {
                     let kept = state[j * across + i] * Vector::new(decay);
-                    let after = kept + Vector::new(convolved[at_p]) * b_n;
+                    let after = kept + Vector::new(read[at_p]) * b_n;
                     ssm_bhpn[base + at_p * vectors + at_n] = after;
                     let products = after * c_n;
                     #[unroll]
@@ -208,20 +241,11 @@ fn step_kernel<F: Float, W: Float, N: Size>(
     }
     sync_cube();
     for row in range_stepped(unit, p, UNITS) {
-        let mut y = f32::cast_from(d_h[head]) * convolved[row];
+        let mut y = d * read[row];
         for lane in 0..lanes {
             y += partials[row * comptime!(lanes + 1) + lane];
         }
-        let channel = head * p + row;
-        let mut z = f32::cast_from(projected[token + c + channel]);
-        #[comptime]
-        match z_bias {
-            ComptimeOption::Some(bias) => {
-                z += f32::cast_from(bias[channel]);
-            }
-            ComptimeOption::None => {}
-        }
-        projected[token + channel] = F::cast_from(y * z * sigmoid(z));
+        projected[token + head * p + row] = F::cast_from(y * read[p + 2 * n + row]);
     }
 }
 
@@ -291,6 +315,14 @@ fn own<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
     copy
 }
 
+/// How many elements of a convolution's window `[b, c, w]` are read together: all of them, if the device
+/// can.
+fn window_vector<R: CubeRuntime>(conv: &CubeTensor<R>) -> usize {
+    let w = conv.meta.shape()[2];
+    let mut sizes = conv.client.io_optimized_vector_sizes(conv.dtype.size());
+    if sizes.any(|size| size == w) { w } else { 1 }
+}
+
 /// The gated output, and the states of the convolution and the scan.
 pub(crate) fn step<R: CubeRuntime>(
     inputs: Inputs<R>,
@@ -306,6 +338,7 @@ pub(crate) fn step<R: CubeRuntime>(
     let [_, c, w]: [usize; 3] = conv.meta.shape().dims();
     let client = ssm.client.clone();
     let own_group = c == h * (p + 2 * n);
+    let together = window_vector(&conv);
     let layout = Layout::new(p, n, vector_size(&[&ssm]));
     let width = address_type(&[&projected, &conv, &ssm]);
     let parameters = inputs.taps.dtype;
@@ -320,6 +353,7 @@ pub(crate) fn step<R: CubeRuntime>(
             CubeDim::new_1d(UNITS as u32),
             width,
             layout.vector,
+            together,
             arg(&projected),
             arg(&conv),
             arg(&ssm),
@@ -331,6 +365,7 @@ pub(crate) fn step<R: CubeRuntime>(
             layout,
             own_group,
             w,
+            together,
             inputs.activation == Activation::Silu,
             dtype.into(),
             parameters.into(),

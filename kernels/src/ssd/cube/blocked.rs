@@ -9,7 +9,7 @@ use cubecl::prelude::*;
 use super::decay_gradient::decay_gradient;
 use super::outputs::{Kind, outputs};
 use super::states::{chunk_states, pass_states};
-use super::tile::MICRO;
+use super::tile;
 use super::{Gradients, Inputs};
 use crate::cube::{address_type, empty};
 
@@ -69,6 +69,8 @@ pub(super) fn backward<R: CubeRuntime>(
         c_blgn: scan.outputs(dy_blhp, x_blhp, b_blgn, &scratch, c_blgn, DC),
         a_log_blh: scan.decay_gradient(dy_blhp, &scratch),
         initial_bhpn,
+        z_blhp: None,
+        shares_bhsf: None,
     }
 }
 
@@ -115,7 +117,7 @@ impl<'a, R: CubeRuntime> Scan<'a, R> {
             n,
             chunk,
             chunks,
-            units: CubeDim::new_1d(((chunk / MICRO) * (chunk / MICRO)) as u32),
+            units: CubeDim::new_1d(tile::units(chunk) as u32),
             address_type,
         }
     }
@@ -243,13 +245,13 @@ impl<'a, R: CubeRuntime> Scan<'a, R> {
     }
 }
 
-/// The longest chunk whose tiles fit the device: 64 tokens want 34 KB of shared memory and 256 units,
-/// 32 want 9 KB and 64, which WebGPU promises everywhere.
+/// The longest chunk whose tiles fit the device: 64 tokens want 34 KB of shared memory and 128 units,
+/// 32 want 9 KB and 32, which WebGPU promises everywhere.
 fn chunk_length<R: CubeRuntime>(client: &ComputeClient<R>) -> usize {
     const LONG: usize = 64;
     let hardware = &client.properties().hardware;
     let bytes = 4 * (2 * LONG * (LONG + 1) + 2 * (LONG + 1));
-    let units = (LONG / MICRO) * (LONG / MICRO);
+    let units = tile::units(LONG);
     if hardware.max_shared_memory_size >= bytes && hardware.max_units_per_cube as usize >= units {
         LONG
     } else {

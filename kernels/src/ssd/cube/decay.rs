@@ -120,12 +120,9 @@ impl Decays {
         let mut coarse = 0.0f32;
         let mut fine = 0.0f32;
         if unit < tokens {
-            // To the end for every unit: the loads of a loop of known length overlap.
-            for t in 0..tokens {
-                if t <= unit {
-                    coarse += self.coarse[t + 1];
-                    fine += self.fine[t + 1];
-                }
+            for t in 0..unit + 1 {
+                coarse += self.coarse[t + 1];
+                fine += self.fine[t + 1];
             }
         }
         sync_cube();

@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::decay::{Decays, sigmoid};
-use super::tile::{MICRO, Micro, Tile, Window, tokens};
+use super::tile::{ACROSS, DOWN, Micro, Tile, Window, Zeros, tokens, units};
 
 /// The gradient of `a_log` in one chunk of one head.
 ///
@@ -57,7 +57,7 @@ pub fn decay_gradient<E: Float>(
             tokens(b_blgn, batch, first_token, present, group, block * chunk),
         );
         sync_cube();
-        paths.add_product(&left, &right, false, true);
+        paths.add_scores(&left, &right, Zeros::Above);
     }
     let mut dscores = Micro::new(chunk);
     for block in 0..p.div_ceil(chunk) {
@@ -71,17 +71,17 @@ pub fn decay_gradient<E: Float>(
             tokens(x_blhp, batch, first_token, present, head, block * chunk),
         );
         sync_cube();
-        dscores.add_product(&left, &right, false, true);
+        dscores.add_scores(&left, &right, Zeros::Above);
     }
 
     // Inside: G's sums from each row downwards, then of each row's columns before the diagonal. Sums of
     // whole rows less sums of whole columns would be cheaper, and lose a small gradient between them.
     sync_cube();
     #[unroll]
-    for i in 0..MICRO {
+    for i in 0..DOWN {
         let t = paths.row(i);
         #[unroll]
-        for j in 0..MICRO {
+        for j in 0..ACROSS {
             let s = paths.column(j);
             let mut path = 0.0f32;
             if s < t {
@@ -109,10 +109,10 @@ pub fn decay_gradient<E: Float>(
 
     // What enters and what leaves: dy . (state C) and x . (dstate B), tile by tile of p, and this unit's
     // part of the sums over p.
-    let mut enters = Array::<f32>::new(MICRO);
-    let mut leaves = Array::<f32>::new(MICRO);
+    let mut enters = Array::<f32>::new(DOWN);
+    let mut leaves = Array::<f32>::new(DOWN);
     #[unroll]
-    for i in 0..MICRO {
+    for i in 0..DOWN {
         enters[i] = 0.0f32;
         leaves[i] = 0.0f32;
     }
@@ -150,10 +150,10 @@ pub fn decay_gradient<E: Float>(
         );
         sync_cube();
         #[unroll]
-        for i in 0..MICRO {
+        for i in 0..DOWN {
             let t = paths.row(i);
             #[unroll]
-            for j in 0..MICRO {
+            for j in 0..ACROSS {
                 let feature = paths.column(j);
                 enters[i] += paths.get(i, j) * left.get(t, feature);
                 leaves[i] += dscores.get(i, j) * right.get(t, feature);
@@ -162,7 +162,7 @@ pub fn decay_gradient<E: Float>(
     }
 
     // What runs through: each unit its share of the products of the two states.
-    let units = comptime!((chunk / MICRO) * (chunk / MICRO));
+    let units = comptime!(units(chunk));
     let mut through = 0.0f32;
     for i in 0..(p * n).div_ceil(units) {
         let element = i * units + unit;
@@ -173,11 +173,11 @@ pub fn decay_gradient<E: Float>(
     through *= decays.between(0, chunk);
 
     // The units' parts, side by side; then each token's, in the order of the units.
-    let width = comptime!(chunk / MICRO);
+    let width = comptime!(chunk / ACROSS);
     let column = unit % width;
     sync_cube();
     #[unroll]
-    for i in 0..MICRO {
+    for i in 0..DOWN {
         let t = paths.row(i);
         left.set(t, column, enters[i] * decays.between(0, t + 1));
         left.set(t, column + width, leaves[i] * decays.between(t + 1, chunk));

@@ -115,6 +115,24 @@ impl<E: Float, V: Size> Matrix<E, V> {
     }
 }
 
+/// The 16 x 16 fragment that begins at (`row`, `column`) of a left factor with ones on and right of the
+/// diagonal.
+#[cube]
+fn ones<E: Float>(row: usize, column: usize) -> Array<Vector<E, Pair>> {
+    let lane = UNIT_POS_PLANE as usize;
+    let mut fragment = Array::<Vector<E, Pair>>::new(4usize);
+    #[unroll]
+    for i in 0..4usize {
+        let row = row + lane / 4 + comptime!(i % 2 * 8);
+        let column = column + lane % 4 * 2 + comptime!(i / 2 * 8);
+        let mut pair = Vector::<E, Pair>::empty();
+        pair[0] = select(row <= column, E::new(1.0), E::new(0.0));
+        pair[1] = select(row <= column + 1, E::new(1.0), E::new(0.0));
+        fragment[i] = pair;
+    }
+    fragment
+}
+
 #[cube]
 impl Product {
     /// Zeros, `rows` by `columns`, both multiples of 16, in a cube of `planes`.
@@ -150,6 +168,11 @@ impl Product {
     /// Pairs that a unit holds.
     pub fn pairs(&self) -> comptime_type!(usize) {
         comptime!(2 * self.down * self.across)
+    }
+
+    /// Fragments that lie beside each other in a plane's rectangle.
+    pub fn across(&self) -> comptime_type!(usize) {
+        comptime!(self.across)
     }
 
     /// The row of the `i`-th pair.
@@ -188,7 +211,6 @@ impl Product {
         #[comptime] transpose_right: bool,
         #[comptime] inner: usize,
     ) {
-        let mma = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
         if self.busy {
             #[unroll]
             for step in 0..comptime!(inner / 16) {
@@ -198,25 +220,58 @@ impl Product {
                 for i in 0..comptime!(self.down) {
                     lefts.push(left.left(self.row + comptime!(i * 16), k, transpose_left));
                 }
+                self.add_step(&lefts, right, k, transpose_right);
+            }
+        }
+    }
+
+    /// Adds, at each place, the sum of the `inner` rows of `right` in its column from its row on: the
+    /// product with a left factor of ones, which needs no memory.
+    pub fn add_from_row_on<E: Float, VR: Size>(
+        &mut self,
+        right: &Matrix<E, VR>,
+        #[comptime] inner: usize,
+    ) {
+        if self.busy {
+            #[unroll]
+            for step in 0..comptime!(inner / 16) {
+                let k = comptime!(step * 16);
+                let mut lefts = Sequence::<Array<Vector<E, Pair>>>::new();
                 #[unroll]
-                for j in 0..comptime!(self.across / 2) {
-                    let both = right.right(k, self.column + comptime!(j * 16), transpose_right);
-                    #[unroll]
-                    for half in 0..2usize {
-                        let mut factor = Array::<Vector<E, Pair>>::new(2usize);
-                        factor[0] = both[comptime!(half * 2)];
-                        factor[1] = both[comptime!(half * 2 + 1)];
-                        #[unroll]
-                        for i in 0..comptime!(self.down) {
-                            let at = comptime!(2 * (i * self.across + j * 2 + half));
-                            let mut sums = Array::<Vector<f32, Pair>>::new(2usize);
-                            sums[0] = self.values[at];
-                            sums[1] = self.values[comptime!(at + 1)];
-                            let sums = mma.execute(lefts.index(i), &factor, &sums);
-                            self.values[at] = sums[0];
-                            self.values[comptime!(at + 1)] = sums[1];
-                        }
-                    }
+                for i in 0..comptime!(self.down) {
+                    lefts.push(ones::<E>(self.row + comptime!(i * 16), k));
+                }
+                self.add_step(&lefts, right, k, false);
+            }
+        }
+    }
+
+    /// Adds the terms from `k` on that a fragment is wide, of left factors one below the other.
+    fn add_step<E: Float, VR: Size>(
+        &mut self,
+        lefts: &Sequence<Array<Vector<E, Pair>>>,
+        right: &Matrix<E, VR>,
+        #[comptime] k: usize,
+        #[comptime] transpose_right: bool,
+    ) {
+        let mma = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
+        #[unroll]
+        for j in 0..comptime!(self.across / 2) {
+            let both = right.right(k, self.column + comptime!(j * 16), transpose_right);
+            #[unroll]
+            for half in 0..2usize {
+                let mut factor = Array::<Vector<E, Pair>>::new(2usize);
+                factor[0] = both[comptime!(half * 2)];
+                factor[1] = both[comptime!(half * 2 + 1)];
+                #[unroll]
+                for i in 0..comptime!(self.down) {
+                    let at = comptime!(2 * (i * self.across + j * 2 + half));
+                    let mut sums = Array::<Vector<f32, Pair>>::new(2usize);
+                    sums[0] = self.values[at];
+                    sums[1] = self.values[comptime!(at + 1)];
+                    let sums = mma.execute(lefts.index(i), &factor, &sums);
+                    self.values[at] = sums[0];
+                    self.values[comptime!(at + 1)] = sums[1];
                 }
             }
         }
@@ -271,95 +326,6 @@ impl Product {
                     self.column(i),
                     Vector::cast_from(self.values[i]),
                 );
-            }
-        }
-    }
-}
-
-/// Vectors that a unit fetches of a matrix.
-fn vectors(rows: usize, width: usize, planes: usize) -> usize {
-    (rows * width / 8).div_ceil(planes * PLANE)
-}
-
-/// A matrix on its way from device memory: in registers, so that the loads of the next chunk run beside
-/// the products of this one.
-#[derive(CubeType)]
-pub struct Fetched<E: Float> {
-    values: Array<Vector<E, Eight>>,
-    #[cube(comptime)]
-    rows: usize,
-    #[cube(comptime)]
-    width: usize,
-    #[cube(comptime)]
-    planes: usize,
-}
-
-#[cube]
-impl<E: Float> Fetched<E> {
-    pub fn new(
-        #[comptime] rows: usize,
-        #[comptime] width: usize,
-        #[comptime] planes: usize,
-    ) -> Fetched<E> {
-        Fetched::<E> {
-            values: Array::<Vector<E, Eight>>::new(comptime!(vectors(rows, width, planes))),
-            rows,
-            width,
-            planes,
-        }
-    }
-
-    /// Starts to read rows from the element `first` on, of which `present` exist; the others are 0.
-    pub fn fetch(
-        &mut self,
-        from: &Tensor<Vector<E, Eight>>,
-        first: usize,
-        row_stride: usize,
-        present: usize,
-    ) {
-        #[unroll]
-        for i in 0..comptime!(vectors(self.rows, self.width, self.planes)) {
-            let at = UNIT_POS as usize + comptime!(i * self.planes * PLANE);
-            let row = at / comptime!(self.width / 8);
-            let column = at % comptime!(self.width / 8);
-            let mut value = Vector::<E, Eight>::new(E::new(0.0));
-            if row < present {
-                value = from[first / 8 + row * (row_stride / 8) + column];
-            }
-            self.values[i] = value;
-        }
-    }
-
-    /// Writes what came to shared memory.
-    pub fn store(&self, to: &mut Matrix<E, Eight>) {
-        #[unroll]
-        for i in 0..comptime!(vectors(self.rows, self.width, self.planes)) {
-            let at = UNIT_POS as usize + comptime!(i * self.planes * PLANE);
-            let row = at / comptime!(self.width / 8);
-            let column = at % comptime!(self.width / 8) * 8;
-            if row < self.rows {
-                to.set(row, column, self.values[i]);
-            }
-        }
-    }
-
-    /// [`Fetched::store`] with row `t` times the decays from its token to the chunk's end, or, backwards,
-    /// from the chunk's start.
-    pub fn store_decayed(
-        &self,
-        to: &mut Matrix<E, Eight>,
-        decays: &Decays,
-        #[comptime] backwards: bool,
-    ) {
-        #[unroll]
-        for i in 0..comptime!(vectors(self.rows, self.width, self.planes)) {
-            let at = UNIT_POS as usize + comptime!(i * self.planes * PLANE);
-            let row = at / comptime!(self.width / 8);
-            let column = at % comptime!(self.width / 8) * 8;
-            if row < self.rows {
-                let decay = decays.towards(row, backwards);
-                let value = Vector::<f32, Eight>::cast_from(self.values[i]);
-                to.set(row, column, Vector::cast_from(value * Vector::new(decay)));
             }
         }
     }

@@ -29,7 +29,8 @@
 //! - [`blocked`] needs shared memory and barriers only, and takes any sizes: the four rows above are one
 //!   kernel, which works on square blocks.
 //! - [`walks`] runs on tensor cores, for 16-bit inputs of the usual sizes: a cube walks from chunk to
-//!   chunk of a head, the state in its registers.
+//!   chunk of a head, the state in its registers. It applies the skip and the gate to outputs that it has in
+//!   registers, and on the way back computes those outputs again.
 //!
 //! The device's properties choose. Nothing of a chunk's square matrices leaves its cube: device memory
 //! holds one state a chunk besides inputs and results. Sums run in one order, so that two runs give the
@@ -38,8 +39,11 @@
 mod blocked;
 mod decay;
 mod decay_gradient;
+mod fetched;
+mod gate;
 mod matrix;
 mod outputs;
+mod shares;
 mod states;
 mod tile;
 mod walk;
@@ -49,9 +53,11 @@ mod walks;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::CubeRuntime;
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
-use super::{SsdGradients, reference};
+use super::{GatedScan, GatedScanGradients, ScanInputs, SsdGradients, gated, reference};
+use crate::KernelBackend;
 use crate::cube::{inner, tensor};
 
 /// The scan's inputs on the device, of dtypes that the kernels take.
@@ -64,6 +70,39 @@ struct Inputs<R: CubeRuntime> {
     a_log_blh: CubeTensor<R>,
     /// f32.
     initial_bhpn: Option<CubeTensor<R>>,
+    epilogue: Epilogue<R>,
+}
+
+/// What the outputs pass through; only [`walks`] has such a way out.
+#[derive(Clone)]
+struct Epilogue<R: CubeRuntime> {
+    /// f32, without gaps.
+    d_h: Option<CubeTensor<R>>,
+    /// Of the dtype of x.
+    z_blc: Option<CubeTensor<R>>,
+    /// f32, without gaps.
+    z_bias_c: Option<CubeTensor<R>>,
+}
+
+impl<R: CubeRuntime> Default for Epilogue<R> {
+    fn default() -> Self {
+        Self {
+            d_h: None,
+            z_blc: None,
+            z_bias_c: None,
+        }
+    }
+}
+
+impl<R: CubeRuntime> Epilogue<R> {
+    fn new<B: Backend<FloatTensorPrimitive = CubeTensor<R>>>(of: super::Epilogue<B>) -> Self {
+        let parameter = |x: Tensor<B, 1>| into_contiguous(inner(x.cast(DType::F32)));
+        Self {
+            d_h: of.d.map(parameter),
+            z_blc: of.z.map(inner),
+            z_bias_c: of.z_bias.map(parameter),
+        }
+    }
 }
 
 /// The gradients to [`Inputs`], of the same dtypes; or, where heads share a group, those to B and C may
@@ -74,6 +113,11 @@ struct Gradients<R: CubeRuntime> {
     c_blgn: CubeTensor<R>,
     a_log_blh: CubeTensor<R>,
     initial_bhpn: CubeTensor<R>,
+    /// Where there is a gate.
+    z_blhp: Option<CubeTensor<R>>,
+    /// What each segment adds to the gradients of the gate's bias (in place `0..p` of each head) and of
+    /// the skip (in place p): `[b, h, segments, p + 1]`, f32. `None` without an epilogue.
+    shares_bhsf: Option<CubeTensor<R>>,
 }
 
 /// Whether the kernels take inputs of these dtypes: all of one, f32 or narrower.
@@ -84,39 +128,33 @@ fn taken(dtypes: &[DType]) -> bool {
 
 impl<R: CubeRuntime> Inputs<R> {
     fn new<B: Backend<FloatTensorPrimitive = CubeTensor<R>>>(
-        x: Tensor<B, 4>,
-        a_log: Tensor<B, 3>,
-        b: Tensor<B, 4>,
-        c: Tensor<B, 4>,
-        initial_state: Option<Tensor<B, 4>>,
+        scan: ScanInputs<B>,
+        epilogue: Epilogue<R>,
     ) -> Self {
         Self {
-            x_blhp: inner(x),
-            b_blgn: inner(b),
-            c_blgn: inner(c),
-            a_log_blh: inner(a_log.cast(DType::F32)),
-            initial_bhpn: initial_state.map(|state| inner(state.cast(DType::F32))),
+            x_blhp: inner(scan.x),
+            b_blgn: inner(scan.b),
+            c_blgn: inner(scan.c),
+            a_log_blh: inner(scan.a_log.cast(DType::F32)),
+            initial_bhpn: scan
+                .initial_state
+                .map(|state| inner(state.cast(DType::F32))),
+            epilogue,
         }
     }
 }
 
 /// See [`ssd_scan`](super::ssd_scan).
-pub(crate) fn forward<R, B>(
-    x: Tensor<B, 4>,
-    a_log: Tensor<B, 3>,
-    b: Tensor<B, 4>,
-    c: Tensor<B, 4>,
-    initial_state: Option<Tensor<B, 4>>,
-    chunk: usize,
-) -> (Tensor<B, 4>, Tensor<B, 4>)
+pub(crate) fn forward<R, B>(scan: ScanInputs<B>, chunk: usize) -> (Tensor<B, 4>, Tensor<B, 4>)
 where
     R: CubeRuntime,
     B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
 {
-    if !taken(&[x.dtype(), b.dtype(), c.dtype()]) {
-        return reference::forward(x, a_log, b, c, initial_state, chunk);
+    if !taken(&[scan.x.dtype(), scan.b.dtype(), scan.c.dtype()]) {
+        let ScanInputs { x, a_log, b, c, .. } = scan;
+        return reference::forward(x, a_log, b, c, scan.initial_state, chunk);
     }
-    let inputs = Inputs::new(x, a_log, b, c, initial_state);
+    let inputs = Inputs::new(scan, Epilogue::default());
     let (y, last) = match walks::take(&inputs) {
         true => walks::forward(&inputs),
         false => blocked::forward(&inputs),
@@ -126,39 +164,121 @@ where
 
 /// The gradients of `sum(y * dy)`. The states are computed again, so that nothing but the inputs is
 /// kept from the forward pass.
-pub(crate) fn backward<R, B>(
-    x: Tensor<B, 4>,
-    a_log: Tensor<B, 3>,
-    b: Tensor<B, 4>,
-    c: Tensor<B, 4>,
-    initial_state: Option<Tensor<B, 4>>,
-    dy: Tensor<B, 4>,
-    chunk: usize,
-) -> SsdGradients<B>
+pub(crate) fn backward<R, B>(scan: ScanInputs<B>, dy: Tensor<B, 4>, chunk: usize) -> SsdGradients<B>
 where
     R: CubeRuntime,
     B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
 {
-    if !taken(&[x.dtype(), b.dtype(), c.dtype(), dy.dtype()]) {
-        return reference::backward(x, a_log, b, c, initial_state, dy, chunk);
+    if !taken(&[scan.x.dtype(), scan.b.dtype(), scan.c.dtype(), dy.dtype()]) {
+        let ScanInputs { x, a_log, b, c, .. } = scan;
+        return reference::backward(x, a_log, b, c, scan.initial_state, dy, chunk);
     }
-    let (dtype, a_log_dtype) = (x.dtype(), a_log.dtype());
-    let groups = b.dims()[2];
-    let inputs = Inputs::new(x, a_log, b, c, initial_state);
+    let like = Like::new(&scan);
+    let inputs = Inputs::new(scan, Epilogue::default());
     let dy = inner(dy);
-    let gradients = match walks::take(&inputs) {
+    like.scan_gradients(match walks::take(&inputs) {
         true => walks::backward(&inputs, &dy),
         false => blocked::backward(&inputs, &dy),
+    })
+}
+
+/// See [`gated_scan`](super::gated_scan): in one walk where the device and the inputs allow it, which then
+/// keeps nothing for the way back; otherwise as two ops.
+pub(crate) fn gated_forward<R, B>(
+    scan: ScanInputs<B>,
+    epilogue: super::Epilogue<B>,
+    chunk: usize,
+) -> GatedScan<B>
+where
+    R: CubeRuntime,
+    B: KernelBackend + Backend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    let (x, b, c) = (scan.x.dtype(), scan.b.dtype(), scan.c.dtype());
+    let z = epilogue.z.as_ref().map_or(x, Tensor::dtype);
+    if taken(&[x, b, c, z]) {
+        let inputs = Inputs::new(scan.clone(), Epilogue::new(epilogue.clone()));
+        if walks::take(&inputs) {
+            let (out, state) = walks::forward(&inputs);
+            return GatedScan {
+                out: tensor(out),
+                state: tensor(state),
+                y: None,
+            };
+        }
+    }
+    gated::forward(scan, epilogue, chunk)
+}
+
+/// The gradients of `sum(out * dout)`, from the `y` that [`gated_forward`] gave.
+pub(crate) fn gated_backward<R, B>(
+    scan: ScanInputs<B>,
+    epilogue: super::Epilogue<B>,
+    y: Option<Tensor<B, 4>>,
+    dout: Tensor<B, 4>,
+    chunk: usize,
+) -> GatedScanGradients<B>
+where
+    R: CubeRuntime,
+    B: KernelBackend + Backend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    if let Some(y) = y {
+        return gated::backward(scan, epilogue, y, dout, chunk);
+    }
+    let like = Like::new(&scan);
+    let [b, l, h, p] = scan.x.dims();
+    let dtype_of = |x: &Option<Tensor<B, 1>>| x.as_ref().map(Tensor::dtype);
+    let (d, z_bias) = (dtype_of(&epilogue.d), dtype_of(&epilogue.z_bias));
+    let dout = inner(dout.cast(scan.x.dtype()));
+    let inputs = Inputs::new(scan, Epilogue::new(epilogue));
+    let mut gradients = walks::backward(&inputs, &dout);
+    let z = gradients.z_blhp.take();
+    let shares = gradients.shares_bhsf.take().map(|shares| {
+        let shares = tensor::<R, B, 4>(shares);
+        shares.sum_dim(0).sum_dim(2).reshape([h, p + 1])
+    });
+    let share = |from: usize, width: usize, dtype: Option<DType>| {
+        let part = shares.clone()?.narrow(1, from, width);
+        Some(part.reshape([h * width]).cast(dtype?))
     };
-    let to_groups = |x: CubeTensor<R>| {
-        let heads = tensor::<R, B, 4>(x);
-        reference::to_groups(heads, groups).cast(dtype)
-    };
-    SsdGradients {
-        x: tensor(gradients.x_blhp),
-        a_log: tensor::<R, B, 3>(gradients.a_log_blh).cast(a_log_dtype),
-        b: to_groups(gradients.b_blgn),
-        c: to_groups(gradients.c_blgn),
-        initial_state: tensor(gradients.initial_bhpn),
+    GatedScanGradients {
+        scan: like.scan_gradients(gradients),
+        d: share(p, 1, d),
+        z: z.map(|z| tensor::<R, B, 4>(z).reshape([b, l, h * p])),
+        z_bias: share(0, p, z_bias),
+    }
+}
+
+/// What gradients are to be like: their inputs.
+struct Like {
+    dtype: DType,
+    a_log_dtype: DType,
+    groups: usize,
+}
+
+impl Like {
+    fn new<B: Backend>(scan: &ScanInputs<B>) -> Self {
+        Self {
+            dtype: scan.x.dtype(),
+            a_log_dtype: scan.a_log.dtype(),
+            groups: scan.b.dims()[2],
+        }
+    }
+
+    fn scan_gradients<R, B>(self, gradients: Gradients<R>) -> SsdGradients<B>
+    where
+        R: CubeRuntime,
+        B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+    {
+        let to_groups = |x: CubeTensor<R>| {
+            let heads = tensor::<R, B, 4>(x);
+            reference::to_groups(heads, self.groups).cast(self.dtype)
+        };
+        SsdGradients {
+            x: tensor(gradients.x_blhp),
+            a_log: tensor::<R, B, 3>(gradients.a_log_blh).cast(self.a_log_dtype),
+            b: to_groups(gradients.b_blgn),
+            c: to_groups(gradients.c_blgn),
+            initial_state: tensor(gradients.initial_bhpn),
+        }
     }
 }

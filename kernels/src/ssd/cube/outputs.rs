@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::decay::Decays;
-use super::tile::{MICRO, Micro, Tile, Window, tokens};
+use super::tile::{ACROSS, DOWN, Micro, Tile, Window, Zeros, tokens};
 
 /// Which way an output looks, and how it reads the states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -52,6 +52,11 @@ pub fn outputs<E: Float>(
     let first_token = k * chunk;
     let present = min(l - first_token, chunk);
 
+    let zeros = comptime!(if kind.backwards {
+        Zeros::Below
+    } else {
+        Zeros::Above
+    });
     let mut decays = Decays::new(chunk);
     let mut left = Tile::new(chunk);
     let mut right = Tile::new(chunk);
@@ -86,7 +91,7 @@ pub fn outputs<E: Float>(
                 tokens(key, batch, first_token, present, key_head, first_inner),
             );
             sync_cube();
-            scores.add_product(&left, &right, false, true);
+            scores.add_scores(&left, &right, zeros);
             sync_cube();
             if comptime!(kind.rows_are_features) {
                 right.stage(
@@ -117,10 +122,10 @@ pub fn outputs<E: Float>(
 
         sync_cube();
         #[unroll]
-        for i in 0..MICRO {
+        for i in 0..DOWN {
             let t = scores.row(i);
             #[unroll]
-            for j in 0..MICRO {
+            for j in 0..ACROSS {
                 let s = scores.column(j);
                 let weight = scores.get(i, j) * decays.within(t, s, kind.backwards);
                 left.set(t, s, weight);
@@ -138,13 +143,13 @@ pub fn outputs<E: Float>(
             ),
         );
         sync_cube();
-        total.add_product(&left, &right, false, false);
+        total.add_triangle(&left, &right, zeros);
         #[unroll]
-        for i in 0..MICRO {
+        for i in 0..DOWN {
             let t = total.row(i);
             let decay = decays.towards(t, comptime!(!kind.backwards));
             #[unroll]
-            for j in 0..MICRO {
+            for j in 0..ACROSS {
                 let sum = total.get(i, j) + decay * from_state.get(i, j);
                 total.set(i, j, sum);
             }
@@ -152,10 +157,10 @@ pub fn outputs<E: Float>(
     }
 
     #[unroll]
-    for i in 0..MICRO {
+    for i in 0..DOWN {
         let t = total.row(i);
         #[unroll]
-        for j in 0..MICRO {
+        for j in 0..ACROSS {
             let feature = first_feature + total.column(j);
             if t < present && feature < features {
                 let index = ((batch * l + first_token + t) * heads_out + head_out) * features;

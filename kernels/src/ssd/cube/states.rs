@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::decay::Decays;
-use super::tile::{MICRO, Micro, Tile, tokens};
+use super::tile::{ACROSS, DOWN, Micro, Tile, tokens, units};
 
 /// Step 2, for one chunk of one head, and one tile of the state: `sum_t decay_t rows_t columns_t^T`.
 ///
@@ -52,10 +52,9 @@ pub fn chunk_states<E: Float>(
         tokens(columns_blgn, batch, first_token, present, group, first_n),
     );
     sync_cube();
-    let units = comptime!((chunk / MICRO) * (chunk / MICRO));
     #[unroll]
-    for i in 0..comptime!(MICRO * MICRO) {
-        let at = UNIT_POS as usize + i * units;
+    for i in 0..comptime!(DOWN * ACROSS) {
+        let at = UNIT_POS as usize + comptime!(i * units(chunk));
         let t = at / chunk;
         let decay = decays.towards(t, backwards);
         let scaled = rows.get(t, at % chunk) * decay;
@@ -73,9 +72,9 @@ pub fn chunk_states<E: Float>(
         state_pn += states.stride(0);
     }
     #[unroll]
-    for i in 0..MICRO {
+    for i in 0..DOWN {
         #[unroll]
-        for j in 0..MICRO {
+        for j in 0..ACROSS {
             let row = first_p + state.row(i);
             let column = first_n + state.column(j);
             if row < p && column < n {

@@ -1,13 +1,39 @@
 //! Square f32 tiles in shared memory and their products, with nothing but barriers.
 //!
-//! A cube of `(size / 4)^2` units holds a `size x size` product in registers: the unit at (`row`,
-//! `column`) of the units' square has the 16 elements whose rows are `row` and whose columns are
-//! `column` modulo `size / 4`, so that neighbours in a plane read neighbours in shared memory.
+//! A cube holds a `size x size` product in registers, 8 x 4 elements a unit: 12 loads for 32
+//! multiplications. A unit's rows lie below each other, so that a product known to be 0 beyond the diagonal
+//! can be cut short; its columns lie `size / 4` apart, so that neighbours in a plane read neighbours in
+//! shared memory.
 
 use cubecl::prelude::*;
 
-/// Rows and columns that a unit has of a product.
-pub const MICRO: usize = 4;
+/// Rows that a unit has of a product.
+pub const DOWN: usize = 8;
+/// Columns that a unit has of a product.
+pub const ACROSS: usize = 4;
+
+/// Units of a cube whose tiles are `size x size`.
+pub const fn units(size: usize) -> usize {
+    size * size / (DOWN * ACROSS)
+}
+
+/// Where a product's left factor, or the product, is known to be 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Zeros {
+    /// Right of the diagonal.
+    Above,
+    /// Left of the diagonal.
+    Below,
+}
+
+/// Which way the factors of a product are read, and for which of a unit's columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Part {
+    transpose_left: bool,
+    transpose_right: bool,
+    first: usize,
+    last: usize,
+}
 
 /// A square tile, its rows one longer than it is wide so that columns lie in different banks.
 #[derive(CubeType)]
@@ -21,7 +47,7 @@ pub struct Tile {
 #[derive(CubeType)]
 pub struct Micro {
     values: Array<f32>,
-    /// The unit's own row and column in the units' square.
+    /// The unit's own row and column in the units' rectangle.
     row: usize,
     column: usize,
     #[cube(comptime)]
@@ -83,10 +109,9 @@ impl Tile {
     /// Reads a window of a tensor. Barriers before and after are the caller's.
     pub fn stage<E: Float>(&mut self, from: &Tensor<E>, window: Window) {
         let size = comptime!(self.size);
-        let units = comptime!((size / MICRO) * (size / MICRO));
         #[unroll]
-        for i in 0..comptime!(MICRO * MICRO) {
-            let at = UNIT_POS as usize + i * units;
+        for i in 0..comptime!(DOWN * ACROSS) {
+            let at = UNIT_POS as usize + comptime!(i * units(size));
             let row = at / size;
             let column = at % size;
             let mut value = 0.0f32;
@@ -102,9 +127,9 @@ impl Tile {
 #[cube]
 impl Micro {
     pub fn new(#[comptime] size: usize) -> Micro {
-        let width = comptime!(size / MICRO);
+        let width = comptime!(size / ACROSS);
         let mut micro = Micro {
-            values: Array::<f32>::new(comptime!(MICRO * MICRO)),
+            values: Array::<f32>::new(comptime!(DOWN * ACROSS)),
             row: UNIT_POS as usize / width,
             column: UNIT_POS as usize % width,
             size,
@@ -115,27 +140,27 @@ impl Micro {
 
     pub fn clear(&mut self) {
         #[unroll]
-        for i in 0..comptime!(MICRO * MICRO) {
+        for i in 0..comptime!(DOWN * ACROSS) {
             self.values[i] = 0.0f32;
         }
     }
 
     pub fn get(&self, #[comptime] i: usize, #[comptime] j: usize) -> f32 {
-        self.values[comptime!(i * MICRO + j)]
+        self.values[comptime!(i * ACROSS + j)]
     }
 
     pub fn set(&mut self, #[comptime] i: usize, #[comptime] j: usize, value: f32) {
-        self.values[comptime!(i * MICRO + j)] = value;
+        self.values[comptime!(i * ACROSS + j)] = value;
     }
 
     /// The row in the tile of this unit's `i`-th row.
     pub fn row(&self, #[comptime] i: usize) -> usize {
-        self.row + comptime!(i * (self.size / MICRO))
+        self.row * DOWN + i
     }
 
     /// The column in the tile of this unit's `j`-th column.
     pub fn column(&self, #[comptime] j: usize) -> usize {
-        self.column + comptime!(j * (self.size / MICRO))
+        self.column + comptime!(j * (self.size / ACROSS))
     }
 
     /// Adds the product of two tiles, either of them transposed where said so.
@@ -146,29 +171,83 @@ impl Micro {
         #[comptime] transpose_left: bool,
         #[comptime] transpose_right: bool,
     ) {
-        let mut lefts = Array::<f32>::new(MICRO);
-        let mut rights = Array::<f32>::new(MICRO);
-        for k in 0..comptime!(self.size) {
+        let size = comptime!(self.size);
+        let part = comptime!(Part {
+            transpose_left,
+            transpose_right,
+            first: 0,
+            last: ACROSS,
+        });
+        self.add(left, right, 0usize, size, part);
+    }
+
+    /// [`Micro::add_product`] of a left factor with such zeros.
+    pub fn add_triangle(&mut self, left: &Tile, right: &Tile, #[comptime] zeros: Zeros) {
+        let mut from = 0usize;
+        let mut to = self.size.runtime();
+        if comptime!(zeros == Zeros::Above) {
+            to = self.row * DOWN + DOWN;
+        } else {
+            from = self.row * DOWN;
+        }
+        let part = comptime!(Part {
+            transpose_left: false,
+            transpose_right: false,
+            first: 0,
+            last: ACROSS,
+        });
+        self.add(left, right, from, to, part);
+    }
+
+    /// [`Micro::add_product`], with the right factor transposed, for a product of which the part with such
+    /// zeros is not wanted: it becomes anything.
+    pub fn add_scores(&mut self, left: &Tile, right: &Tile, #[comptime] zeros: Zeros) {
+        let size = comptime!(self.size);
+        // The columns of a unit are in as many bands; the diagonal of its rows is in one of them.
+        let band = self.row * DOWN / comptime!(size / ACROSS);
+        #[unroll]
+        for at in 0..ACROSS {
+            if band == at {
+                let above = comptime!(zeros == Zeros::Above);
+                let part = comptime!(Part {
+                    transpose_left: false,
+                    transpose_right: true,
+                    first: if above { 0 } else { at },
+                    last: if above { at + 1 } else { ACROSS },
+                });
+                self.add(left, right, 0usize, size, part);
+            }
+        }
+    }
+
+    /// Adds the terms `from..to` of the product's sums, as `part` says.
+    fn add(&mut self, left: &Tile, right: &Tile, from: usize, to: usize, #[comptime] part: Part) {
+        let mut lefts = Array::<f32>::new(DOWN);
+        let mut rights = Array::<f32>::new(ACROSS);
+        for k in from..to {
             #[unroll]
-            for i in 0..MICRO {
+            for i in 0..DOWN {
                 let row = self.row(i);
-                let column = self.column(i);
-                if transpose_left {
+                if comptime!(part.transpose_left) {
                     lefts[i] = left.get(k, row);
                 } else {
                     lefts[i] = left.get(row, k);
                 }
-                if transpose_right {
-                    rights[i] = right.get(column, k);
+            }
+            #[unroll]
+            for j in part.first..part.last {
+                let column = self.column(j);
+                if comptime!(part.transpose_right) {
+                    rights[j] = right.get(column, k);
                 } else {
-                    rights[i] = right.get(k, column);
+                    rights[j] = right.get(k, column);
                 }
             }
             #[unroll]
-            for i in 0..MICRO {
+            for i in 0..DOWN {
                 #[unroll]
-                for j in 0..MICRO {
-                    let at = comptime!(i * MICRO + j);
+                for j in part.first..part.last {
+                    let at = comptime!(i * ACROSS + j);
                     self.values[at] += lefts[i] * rights[j];
                 }
             }

@@ -3,7 +3,9 @@
 use cubecl::prelude::*;
 
 use super::decay::{self, Decays};
-use super::matrix::{Eight, Fetched, Matrix, Pair, Product};
+use super::fetched::Fetched;
+use super::gate;
+use super::matrix::{Eight, Matrix, Pair, Product};
 
 /// What a walk is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -24,20 +26,16 @@ pub struct Plan {
     pub backwards: bool,
     /// Whether it writes the state at its end.
     pub ends: bool,
+    /// Whether there is a gate.
+    pub gate: bool,
     pub p: usize,
     pub n: usize,
 }
-
 /// Tokens of a chunk: the scores' 64 x 64 fill the planes' fragments.
 pub const CHUNK: usize = 64;
 
 /// Planes of a cube: of 128 registers a unit, two cubes fit a multiprocessor.
 pub const PLANES: usize = 8;
-
-/// Whether the loads of the next chunk fit the registers beside this one's products.
-pub fn fits(p: usize, n: usize) -> bool {
-    p * n <= 64 * 64
-}
 
 /// The `i`-th chunk of a walk from `first` to before `end`.
 #[cube]
@@ -63,9 +61,64 @@ pub fn fetch_tokens<E: Float>(
     to.fetch(from, first, from.stride(1), from.shape(1) - first_token);
 }
 
+/// Writes a product of a chunk's tokens by a head's features to `[b, l, heads, features]`, rounded.
+#[cube]
+pub fn write_tokens<S: Float>(
+    product: &Product,
+    to: &mut Tensor<Vector<S, Pair>>,
+    batch: usize,
+    first_token: usize,
+    l: usize,
+    heads: usize,
+    head: usize,
+    #[comptime] features: usize,
+) {
+    let first = ((batch * l + first_token) * heads + head) * features;
+    let row = heads * features;
+    if product.busy {
+        if first_token + CHUNK <= l {
+            #[unroll]
+            for i in 0..product.pairs() {
+                let at = first + product.row(i) * row + product.column(i);
+                to[at / 2] = Vector::cast_from(product.get(i));
+            }
+        } else {
+            #[unroll]
+            for i in 0..product.pairs() {
+                if first_token + product.row(i) < l {
+                    let at = first + product.row(i) * row + product.column(i);
+                    to[at / 2] = Vector::cast_from(product.get(i));
+                }
+            }
+        }
+    }
+}
+
+/// Starts to read what gates a chunk of one head, of `[b, l, channels]`, if there is a gate.
+#[cube]
+pub fn fetch_gate<E: Float>(
+    to: &mut Fetched<E>,
+    from: &ComptimeOption<Tensor<Vector<E, Eight>>>,
+    batch: usize,
+    first_channel: usize,
+    chunk: usize,
+) {
+    #[comptime]
+    match from {
+        ComptimeOption::Some(z) => {
+            let first_token = chunk * CHUNK;
+            let first = batch * z.stride(0) + first_token * z.stride(1) + first_channel;
+            to.fetch(z, first, z.stride(1), z.shape(1) - first_token);
+        }
+        ComptimeOption::None => {}
+    }
+}
+
 /// Steps 1 to 4 in one: the chunks of a segment of one head, one after the other.
 ///
-/// Forwards `rows` is x and `columns` is B. Backwards, for the gradient of the state, they are dy and C.
+/// Forwards `rows` is x and `columns` is B, and outputs pass through the skip and the gate. Backwards, for
+/// the gradient of the state, they are dy and C; of the outputs after a gate, which dy then
+/// passes on its way here.
 ///
 /// Cubes: segments, batch times heads.
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -75,6 +128,9 @@ pub fn walk<E: Float>(
     // Read for outputs only.
     c_blgn: &Tensor<Vector<E, Eight>>,
     a_log_blh: &Tensor<f32>,
+    d_h: &ComptimeOption<Tensor<f32>>,
+    z_blc: &ComptimeOption<Tensor<Vector<E, Eight>>>,
+    z_bias_c: &ComptimeOption<Tensor<f32>>,
     // [b, h, segments, p, n]
     entering: &ComptimeOption<Tensor<f32>>,
     // The outputs [b, l, h, p], or the states [b, h, chunks, p, n].
@@ -108,11 +164,19 @@ pub fn walk<E: Float>(
     let mut columns = Matrix::<E, Eight>::new(CHUNK, n, 8usize);
     let mut c = Matrix::<E, Eight>::new(tokens_if_outputs, n, 8usize);
     let mut weights = Matrix::<E, Pair>::new(tokens_if_outputs, CHUNK, 2usize);
+    let gated = comptime!(outputs && of.gate);
+    let mut z = Matrix::<E, Eight>::new(comptime!(if gated { CHUNK } else { 1 }), p, 8usize);
+    let mut z_bias = SharedMemory::<f32>::new(p);
+    if comptime!(gated) {
+        // Seen by all after the first barrier of the loop.
+        gate::load_bias(&mut z_bias, z_bias_c, head * p, p);
+    }
     let mut state_pn = Matrix::<E, Pair>::new(comptime!(if outputs { p } else { 1 }), n, 2usize);
-    let mut next_a_logs = Array::<f32>::new(2usize);
-    let mut next_rows = Fetched::<E>::new(CHUNK, p, PLANES);
-    let mut next_columns = Fetched::<E>::new(CHUNK, n, PLANES);
-    let mut next_c = Fetched::<E>::new(CHUNK, n, PLANES);
+    let mut read_a_logs = Array::<f32>::new(2usize);
+    let mut read_rows = Fetched::<E>::new(CHUNK, p, PLANES, false);
+    let mut read_columns = Fetched::<E>::new(CHUNK, n, PLANES, false);
+    let mut read_c = Fetched::<E>::new(CHUNK, n, PLANES, false);
+    let mut read_z = Fetched::<E>::new(CHUNK, p, PLANES, false);
 
     let mut state = Product::new(p, n, PLANES);
     #[comptime]
@@ -133,46 +197,36 @@ pub fn walk<E: Float>(
     }
     let mut total_decay = 1.0f32;
 
-    if comptime!(fits(p, n)) {
-        let k = nth(0usize, first, end, of.backwards);
-        decay::fetch(
-            &mut next_a_logs,
-            a_log_blh,
-            batch,
-            k * CHUNK,
-            l - k * CHUNK,
-            head,
-        );
-        fetch_tokens(&mut next_rows, rows_blhp, batch, head, k);
-        fetch_tokens(&mut next_columns, columns_blgn, batch, group, k);
-        if comptime!(outputs) {
-            fetch_tokens(&mut next_c, c_blgn, batch, group, k);
-        }
-    }
     for i in 0..end - first {
         let k = nth(i, first, end, of.backwards);
         let first_token = k * CHUNK;
-        if comptime!(!fits(p, n)) {
-            decay::fetch(
-                &mut next_a_logs,
-                a_log_blh,
-                batch,
-                k * CHUNK,
-                l - k * CHUNK,
-                head,
-            );
-            fetch_tokens(&mut next_rows, rows_blhp, batch, head, k);
-            fetch_tokens(&mut next_columns, columns_blgn, batch, group, k);
-            if comptime!(outputs) {
-                fetch_tokens(&mut next_c, c_blgn, batch, group, k);
-            }
-        }
-        decays.scan(&next_a_logs);
-        next_columns.store(&mut columns);
+        decay::fetch(
+            &mut read_a_logs,
+            a_log_blh,
+            batch,
+            first_token,
+            l - first_token,
+            head,
+        );
+        fetch_tokens(&mut read_rows, rows_blhp, batch, head, k);
+        fetch_tokens(&mut read_columns, columns_blgn, batch, group, k);
         if comptime!(outputs) {
-            next_rows.store(&mut rows);
-            next_c.store(&mut c);
+            fetch_tokens(&mut read_c, c_blgn, batch, group, k);
+        }
+        fetch_gate(&mut read_z, z_blc, batch, head * p, k);
+        decays.scan(&read_a_logs);
+        read_columns.store(&mut columns);
+        if comptime!(outputs) {
+            read_rows.store(&mut rows);
+            read_c.store(&mut c);
             state.store(&mut state_pn);
+            if comptime!(of.gate) {
+                read_z.store(&mut z);
+            }
+        } else if comptime!(of.gate) {
+            // Its sum is for the walk back only.
+            let nothing = Fetched::<E>::new(CHUNK, p, PLANES, false);
+            read_rows.ungate(&mut read_z, z_bias_c, head * p, &nothing);
         }
         if state.busy {
             let first_row = (matrix * chunks + k) * p;
@@ -185,25 +239,7 @@ pub fn walk<E: Float>(
             }
         }
         sync_cube();
-        next_rows.store_decayed(&mut decayed_rows, &decays, of.backwards);
-        if i + 1 < end - first {
-            let k = nth(i + 1, first, end, of.backwards);
-            if comptime!(fits(p, n)) {
-                decay::fetch(
-                    &mut next_a_logs,
-                    a_log_blh,
-                    batch,
-                    k * CHUNK,
-                    l - k * CHUNK,
-                    head,
-                );
-                fetch_tokens(&mut next_rows, rows_blhp, batch, head, k);
-                fetch_tokens(&mut next_columns, columns_blgn, batch, group, k);
-                if comptime!(outputs) {
-                    fetch_tokens(&mut next_c, c_blgn, batch, group, k);
-                }
-            }
-        }
+        read_rows.store_decayed(&mut decayed_rows, &decays, of.backwards);
         if comptime!(outputs) {
             let mut scores = Product::new(CHUNK, CHUNK, PLANES);
             scores.add(&c, &columns, false, true, n);
@@ -223,16 +259,11 @@ pub fn walk<E: Float>(
             y.add(&c, &state_pn, false, true, n);
             y.decay_rows(&decays, &rows, true);
             y.add(&weights, &rows, false, false, CHUNK);
-            if y.busy {
-                #[unroll]
-                for i in 0..y.pairs() {
-                    let t = first_token + y.row(i);
-                    if t < l {
-                        let at = ((batch * l + t) * h + head) * p + y.column(i);
-                        out[at / 2] = Vector::cast_from(y.get(i));
-                    }
-                }
+            gate::skip(&mut y, &rows, d_h, head);
+            if comptime!(of.gate) {
+                gate::gate(&mut y, &z, &z_bias);
             }
+            write_tokens(&y, out, batch, first_token, l, h, head, p);
         }
         let decay = decays.between(0, CHUNK);
         state.scale(decay);

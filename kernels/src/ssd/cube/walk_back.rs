@@ -3,15 +3,24 @@
 use cubecl::prelude::*;
 
 use super::decay::{self, Decays, sigmoid};
-use super::matrix::{Eight, Fetched, Matrix, PLANE, Pair, Product};
-use super::walk::{CHUNK, fetch_tokens, fits, nth};
+use super::fetched::Fetched;
+use super::gate;
+use super::matrix::{Eight, Matrix, PLANE, Pair, Product};
+use super::shares::Shares;
+use super::walk::{CHUNK, fetch_gate, fetch_tokens, nth, write_tokens};
 
-/// Planes of a cube: twice those of a walk, for the registers, of which 8 planes would take 168 a unit
-/// and leave the multiprocessor half empty.
-pub const PLANES: usize = 16;
+/// Planes of a cube: at no more than 128 registers a unit, two cubes fit a multiprocessor.
+pub const PLANES: usize = 8;
 
 /// The planes that share a row of a product.
 const SLOTS: usize = PLANES / 4;
+
+/// Which parts the epilogue has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct EpilogueParts {
+    pub skip: bool,
+    pub gate: bool,
+}
 
 /// All gradients of the chunks of a segment of one head, one chunk after the other.
 ///
@@ -21,8 +30,12 @@ pub fn walk_back<E: Float, S: Float>(
     x_blhp: &Tensor<Vector<E, Eight>>,
     b_blgn: &Tensor<Vector<E, Eight>>,
     c_blgn: &Tensor<Vector<E, Eight>>,
+    // Of the outputs after the skip and the gate.
     dy_blhp: &Tensor<Vector<E, Eight>>,
     a_log_blh: &Tensor<f32>,
+    d_h: &ComptimeOption<Tensor<f32>>,
+    z_blc: &ComptimeOption<Tensor<Vector<E, Eight>>>,
+    z_bias_c: &ComptimeOption<Tensor<f32>>,
     // The states that enter, [b, h, chunks, p, n].
     states: &Tensor<Vector<E, Eight>>,
     // The gradients of the states that leave the segments, [b, h, segments, p, n].
@@ -32,11 +45,17 @@ pub fn walk_back<E: Float, S: Float>(
     db_blhn: &mut Tensor<Vector<S, Pair>>,
     dc_blhn: &mut Tensor<Vector<S, Pair>>,
     da_log_blh: &mut Tensor<f32>,
+    // Written where there is a gate.
+    dz_blhp: &mut Tensor<Vector<E, Pair>>,
+    // Each segment's share of the gradients to the gate's bias, and after them to the skip:
+    // [b, h, segments, p + 1].
+    shares: &mut Tensor<f32>,
     // The gradients of the states that enter the segments, [b, h, segments, p, n].
     ends: &mut Tensor<f32>,
     chunks_of_segment: usize,
     #[comptime] p: usize,
     #[comptime] n: usize,
+    #[comptime] epilogue: EpilogueParts,
     #[define(E)] _dtype: StorageType,
     #[define(S)] _sum_dtype: StorageType,
 ) {
@@ -63,34 +82,23 @@ pub fn walk_back<E: Float, S: Float>(
     let mut weights = Matrix::<E, Pair>::new(CHUNK, CHUNK, 2usize);
     let mut dscores = Matrix::<E, Pair>::new(CHUNK, CHUNK, 2usize);
     let mut paths = Matrix::<E, Pair>::new(CHUNK, CHUNK, 2usize);
-    let mut from_row_on = Matrix::<E, Pair>::new(CHUNK, CHUNK, 2usize);
     let mut inside = SharedMemory::<f32>::new(comptime!(SLOTS * CHUNK));
     let mut enters = SharedMemory::<f32>::new(comptime!(SLOTS * CHUNK));
     let mut leaves = SharedMemory::<f32>::new(comptime!(SLOTS * CHUNK));
     let mut entering_from = SharedMemory::<f32>::new(CHUNK);
     let mut leaving_before = SharedMemory::<f32>::new(CHUNK);
     let mut through = SharedMemory::<f32>::new(PLANES);
-    let mut next_a_logs = Array::<f32>::new(2usize);
-    let mut next_x = Fetched::<E>::new(CHUNK, p, PLANES);
-    let mut next_dy = Fetched::<E>::new(CHUNK, p, PLANES);
-    let mut next_b = Fetched::<E>::new(CHUNK, n, PLANES);
-    let mut next_c = Fetched::<E>::new(CHUNK, n, PLANES);
-    let mut next_state = Fetched::<E>::new(p, n, PLANES);
-
-    // Ones from the diagonal on: what a matrix is multiplied by to add up its rows from each one on.
-    let mut ones = Product::new(CHUNK, CHUNK, PLANES);
-    #[unroll]
-    for i in 0..ones.pairs() {
-        let mut pair = Vector::<f32, Pair>::new(0.0f32);
-        if ones.row(i) <= ones.column(i) {
-            pair[0] = 1.0f32;
-        }
-        if ones.row(i) <= ones.column(i) + 1 {
-            pair[1] = 1.0f32;
-        }
-        ones.set(i, pair);
-    }
-    ones.store(&mut from_row_on);
+    let mut read_a_logs = Array::<f32>::new(2usize);
+    let mut read_x = Fetched::<E>::new(CHUNK, p, PLANES, true);
+    let mut read_dy = Fetched::<E>::new(CHUNK, p, PLANES, true);
+    let mut read_b = Fetched::<E>::new(CHUNK, n, PLANES, true);
+    let mut read_c = Fetched::<E>::new(CHUNK, n, PLANES, true);
+    let mut read_state = Fetched::<E>::new(p, n, PLANES, true);
+    let mut read_z = Fetched::<E>::new(CHUNK, p, PLANES, true);
+    let tokens_if_gated = comptime!(if epilogue.gate { CHUNK } else { 1 });
+    let mut slopes = Matrix::<E, Eight>::new(tokens_if_gated, p, 8usize);
+    let mut of_bias = Shares::new(p);
+    let mut of_skip = 0.0f32;
 
     let mut dstate = Product::new(p, n, PLANES);
     #[comptime]
@@ -110,49 +118,39 @@ pub fn walk_back<E: Float, S: Float>(
         ComptimeOption::None => {}
     }
 
-    if comptime!(fits(p, n)) {
-        let k = end - 1;
-        decay::fetch(
-            &mut next_a_logs,
-            a_log_blh,
-            batch,
-            k * CHUNK,
-            l - k * CHUNK,
-            head,
-        );
-        fetch_tokens(&mut next_x, x_blhp, batch, head, k);
-        fetch_tokens(&mut next_dy, dy_blhp, batch, head, k);
-        fetch_tokens(&mut next_b, b_blgn, batch, group, k);
-        fetch_tokens(&mut next_c, c_blgn, batch, group, k);
-        next_state.fetch(states, (matrix * chunks + k) * p * n, n, p);
-    }
     for i in 0..end - first {
         let k = nth(i, first, end, true);
         let first_token = k * CHUNK;
-        if comptime!(!fits(p, n)) {
-            decay::fetch(
-                &mut next_a_logs,
-                a_log_blh,
-                batch,
-                k * CHUNK,
-                l - k * CHUNK,
-                head,
-            );
-            fetch_tokens(&mut next_x, x_blhp, batch, head, k);
-            fetch_tokens(&mut next_dy, dy_blhp, batch, head, k);
-            fetch_tokens(&mut next_b, b_blgn, batch, group, k);
-            fetch_tokens(&mut next_c, c_blgn, batch, group, k);
-            next_state.fetch(states, (matrix * chunks + k) * p * n, n, p);
-        }
-        decays.scan(&next_a_logs);
-        next_x.store(&mut x);
-        next_dy.store(&mut dy);
-        next_b.store(&mut b);
-        next_c.store(&mut c);
-        next_state.store(&mut state_pn);
+        decay::fetch(
+            &mut read_a_logs,
+            a_log_blh,
+            batch,
+            first_token,
+            l - first_token,
+            head,
+        );
+        fetch_tokens(&mut read_x, x_blhp, batch, head, k);
+        fetch_tokens(&mut read_dy, dy_blhp, batch, head, k);
+        fetch_tokens(&mut read_b, b_blgn, batch, group, k);
+        fetch_tokens(&mut read_c, c_blgn, batch, group, k);
+        read_state.fetch(states, (matrix * chunks + k) * p * n, n, p);
+        fetch_gate(&mut read_z, z_blc, batch, head * p, k);
+        decays.scan(&read_a_logs);
+        read_b.store(&mut b);
+        read_c.store(&mut c);
+        read_state.store(&mut state_pn);
         dstate.store(&mut dstate_pn);
+        // Once the registers of the others are free.
+        if comptime!(epilogue.gate) {
+            of_skip += read_dy.ungate(&mut read_z, z_bias_c, head * p, &read_x);
+            read_z.store(&mut slopes);
+        } else if comptime!(epilogue.skip) {
+            of_skip += read_dy.times(&read_x);
+        }
+        read_x.store(&mut x);
+        read_dy.store(&mut dy);
         sync_cube();
-        next_dy.store_decayed(&mut decayed_dy, &decays, true);
+        read_dy.store_decayed(&mut decayed_dy, &decays, true);
 
         let mut scores = Product::new(CHUNK, CHUNK, PLANES);
         scores.add(&c, &b, false, true, n);
@@ -185,15 +183,28 @@ pub fn walk_back<E: Float, S: Float>(
         let sums = dx.decay_rows(&decays, &x, false);
         dx.store_row_sums(&sums, &mut leaves, 0usize);
         dx.add(&weights, &dy, true, false, CHUNK);
-        if dx.busy {
-            #[unroll]
-            for i in 0..dx.pairs() {
-                let t = first_token + dx.row(i);
-                if t < l {
-                    let at = ((batch * l + t) * h + head) * p + dx.column(i);
-                    dx_blhp[at / 2] = Vector::cast_from(dx.get(i));
+        if comptime!(epilogue.skip) {
+            gate::skip(&mut dx, &dy, d_h, head);
+        }
+        write_tokens(&dx, dx_blhp, batch, first_token, l, h, head, p);
+
+        // The output before the gate, again.
+        if comptime!(epilogue.gate) {
+            let mut dz = Product::new(CHUNK, p, PLANES);
+            dz.add(&c, &state_pn, false, true, n);
+            dz.decay_rows(&decays, &x, true);
+            dz.add(&weights, &x, false, false, CHUNK);
+            gate::skip(&mut dz, &x, d_h, head);
+            if dz.busy {
+                #[unroll]
+                for i in 0..dz.pairs() {
+                    let slope = slopes.pair(dz.row(i), dz.column(i));
+                    let gradient = dz.get(i) * Vector::<f32, Pair>::cast_from(slope);
+                    dz.set(i, gradient);
                 }
             }
+            of_bias.add(&dz);
+            write_tokens(&dz, dz_blhp, batch, first_token, l, h, head, p);
         }
 
         let mut dc = Product::new(CHUNK, n, PLANES);
@@ -201,55 +212,17 @@ pub fn walk_back<E: Float, S: Float>(
         let sums = dc.decay_rows(&decays, &c, true);
         dc.store_row_sums(&sums, &mut enters, 0usize);
         dc.add(&dscores, &b, false, false, CHUNK);
-        if dc.busy {
-            #[unroll]
-            for i in 0..dc.pairs() {
-                let t = first_token + dc.row(i);
-                if t < l {
-                    let at = ((batch * l + t) * h + head) * n + dc.column(i);
-                    dc_blhn[at / 2] = Vector::cast_from(dc.get(i));
-                }
-            }
-        }
+        write_tokens(&dc, dc_blhn, batch, first_token, l, h, head, n);
 
         let mut db = Product::new(CHUNK, n, PLANES);
         db.add(&x, &dstate_pn, false, false, p);
         db.decay_rows(&decays, &b, false);
         db.add(&dscores, &c, true, false, CHUNK);
-        if db.busy {
-            #[unroll]
-            for i in 0..db.pairs() {
-                let t = first_token + db.row(i);
-                if t < l {
-                    let at = ((batch * l + t) * h + head) * n + db.column(i);
-                    db_blhn[at / 2] = Vector::cast_from(db.get(i));
-                }
-            }
-        }
-
-        // Only here: beside the products above, registers are few.
-        if i + 1 < end - first {
-            let k = k - 1;
-            if comptime!(fits(p, n)) {
-                decay::fetch(
-                    &mut next_a_logs,
-                    a_log_blh,
-                    batch,
-                    k * CHUNK,
-                    l - k * CHUNK,
-                    head,
-                );
-                fetch_tokens(&mut next_x, x_blhp, batch, head, k);
-                fetch_tokens(&mut next_dy, dy_blhp, batch, head, k);
-                fetch_tokens(&mut next_b, b_blgn, batch, group, k);
-                fetch_tokens(&mut next_c, c_blgn, batch, group, k);
-                next_state.fetch(states, (matrix * chunks + k) * p * n, n, p);
-            }
-        }
+        write_tokens(&db, db_blhn, batch, first_token, l, h, head, n);
 
         // Paths inside that pass each token: from a row on, and of those the columns before it.
         let mut passing = Product::new(CHUNK, CHUNK, PLANES);
-        passing.add(&from_row_on, &paths, false, false, CHUNK);
+        passing.add_from_row_on(&paths, CHUNK);
         let mut sums = Array::<f32>::new(2usize);
         sums[0] = 0.0f32;
         sums[1] = 0.0f32;
@@ -316,6 +289,10 @@ pub fn walk_back<E: Float, S: Float>(
         }
     }
 
+    if comptime!(epilogue.skip || epilogue.gate) {
+        sync_cube();
+        of_bias.write(of_skip, shares, segment * (p + 1));
+    }
     if dstate.busy {
         #[unroll]
         for i in 0..dstate.pairs() {

@@ -15,8 +15,8 @@ use cubecl::prelude::*;
 use super::matrix::PLANE;
 use super::states::pass_states;
 use super::walk::{self, CHUNK, Emit, Plan};
-use super::walk_back;
-use super::{Gradients, Inputs};
+use super::walk_back::{self, EpilogueParts};
+use super::{Epilogue, Gradients, Inputs};
 use crate::cube::{address_type, empty};
 
 /// Cubes for each multiprocessor: what fits it at p = n = 64.
@@ -53,20 +53,22 @@ pub(super) fn take<R: CubeRuntime>(inputs: &Inputs<R>) -> bool {
         && hardware.max_shared_memory_size >= shared_memory(p, n)
         && [p, n].iter().all(|size| [16, 32, 64, 128].contains(size))
         && [x, &inputs.b_blgn, &inputs.c_blgn].into_iter().all(aligned)
+        && inputs.epilogue.z_blc.iter().all(aligned)
 }
 
 /// Whether a tensor can be read in vectors of eight.
 fn aligned<R: CubeRuntime>(x: &CubeTensor<R>) -> bool {
     let (shape, strides) = (x.meta.shape(), x.meta.strides());
-    strides[3] == 1 && (0..3).all(|i| shape[i] == 1 || strides[i].is_multiple_of(8))
+    let last = shape.num_dims() - 1;
+    strides[last] == 1 && (0..last).all(|i| shape[i] == 1 || strides[i].is_multiple_of(8))
 }
 
-/// Bytes that a walk back needs, which needs most.
+/// Bytes that a walk back through a gate needs, which needs most.
 fn shared_memory(p: usize, n: usize) -> usize {
-    let tokens = CHUNK * (3 * (p + 8) + 2 * (n + 8));
+    let tokens = CHUNK * (4 * (p + 8) + 2 * (n + 8));
     let states = 2 * p * (n + 8);
-    let scores = 4 * CHUNK * (CHUNK + 8);
-    2 * (tokens + states + scores) + 4 * (16 * CHUNK + 18)
+    let scores = 3 * CHUNK * (CHUNK + 8);
+    2 * (tokens + states + scores) + 4 * (16 * CHUNK + 4 * p + 34)
 }
 
 /// The scan's output and the state after the last token.
@@ -199,10 +201,13 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
     }
 
     fn kind(&self, emit: Emit, backwards: bool, ends: bool) -> Plan {
+        // The way in to a state passes no epilogue.
+        let passes = emit == Emit::Outputs || backwards;
         Plan {
             emit,
             backwards,
             ends,
+            gate: passes && self.inputs.epilogue.z_blc.is_some(),
             p: self.p,
             n: self.n,
         }
@@ -232,6 +237,16 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
         [ends, decays]: [&CubeTensor<R>; 2],
         of: Plan,
     ) {
+        let Epilogue {
+            d_h,
+            z_blc,
+            z_bias_c,
+        } = self.inputs.epilogue.clone();
+        // Only one with a gate reads it.
+        let (z_blc, z_bias_c) = match of.gate {
+            true => (z_blc, z_bias_c),
+            false => (None, None),
+        };
         // SAFETY: every index is bound by the shapes that `take` and `ssd_scan` have checked, and by the
         // number of tokens.
         unsafe {
@@ -244,6 +259,9 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
                 columns.clone().into_tensor_arg(),
                 self.inputs.c_blgn.clone().into_tensor_arg(),
                 self.inputs.a_log_blh.clone().into_tensor_arg(),
+                d_h.map(CubeTensor::into_tensor_arg).into(),
+                z_blc.map(CubeTensor::into_tensor_arg).into(),
+                z_bias_c.map(CubeTensor::into_tensor_arg).into(),
                 entering.map(CubeTensor::into_tensor_arg).into(),
                 out.clone().into_tensor_arg(),
                 ends.clone().into_tensor_arg(),
@@ -283,6 +301,20 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
         let dc = self.empty(heads, sum_dtype);
         let da_log = self.empty([self.batch, self.l, self.h], DType::F32);
         let ends = self.states();
+        let Epilogue {
+            d_h,
+            z_blc,
+            z_bias_c,
+        } = self.inputs.epilogue.clone();
+        let parts = EpilogueParts {
+            skip: d_h.is_some(),
+            gate: z_blc.is_some(),
+        };
+        let dz = match parts.gate {
+            true => self.empty([self.batch, self.l, self.h, self.p], dtype),
+            false => self.empty([8], dtype),
+        };
+        let shares = self.empty([self.batch, self.h, self.segments, self.p + 1], DType::F32);
         // SAFETY: as in `launch_walk`.
         unsafe {
             walk_back::walk_back::launch_unchecked::<R>(
@@ -295,16 +327,22 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
                 c_blgn.clone().into_tensor_arg(),
                 dy.clone().into_tensor_arg(),
                 a_log_blh.clone().into_tensor_arg(),
+                d_h.map(CubeTensor::into_tensor_arg).into(),
+                z_blc.map(CubeTensor::into_tensor_arg).into(),
+                z_bias_c.map(CubeTensor::into_tensor_arg).into(),
                 states.into_tensor_arg(),
                 leaving.map(CubeTensor::into_tensor_arg).into(),
                 dx.clone().into_tensor_arg(),
                 db.clone().into_tensor_arg(),
                 dc.clone().into_tensor_arg(),
                 da_log.clone().into_tensor_arg(),
+                dz.clone().into_tensor_arg(),
+                shares.clone().into_tensor_arg(),
                 ends.clone().into_tensor_arg(),
                 self.chunks_of_segment,
                 self.p,
                 self.n,
+                parts,
                 dtype.into(),
                 sum_dtype.into(),
             );
@@ -316,6 +354,8 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
             a_log_blh: da_log,
             // One segment's end is the whole's.
             initial_bhpn: initial.unwrap_or(ends),
+            z_blhp: parts.gate.then_some(dz),
+            shares_bhsf: Some(shares),
         }
     }
 }
