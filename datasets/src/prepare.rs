@@ -19,6 +19,9 @@ const SHARD_TOKENS: u64 = 128 << 20;
 /// any size takes, unless a single document is larger; and progress is told after each.
 const BLOCK_BYTES: usize = 2 << 20;
 
+/// The file in a cache folder that whoever puts shards there holds locked.
+const LOCK: &str = ".lock";
+
 /// How much is done at a time; the tests have less.
 struct Sizes {
     shard_tokens: u64,
@@ -185,22 +188,20 @@ fn write_shards(
 /// Renames `new` to `target`. Where another process has put the same shards there meanwhile, those
 /// are taken; anything else that stands there is moved to `old`.
 fn move_into_place(new: &Path, target: &Path, key: &str, old: &Path) -> Result<TokenShards> {
-    loop {
-        let Err(reason) = fs::rename(new, target) else {
-            return TokenShards::open(target, key);
-        };
+    // One at a time: who looked before another's shards were there would move them away as damaged.
+    let lock = target.with_file_name(LOCK);
+    let lock = File::create(&lock)
+        .and_then(|file| file.lock().map(|()| file))
+        .map_err(cannot("lock", &lock))?;
+    if target.exists() {
         if let Ok(shards) = TokenShards::open(target, key) {
             return Ok(shards);
         }
-        // A second turn ends here at the latest: `old` is taken then.
-        if old.exists() || fs::rename(target, old).is_err() {
-            return Err(DataError::Io {
-                action: "move the new shards to",
-                path: target.into(),
-                reason,
-            });
-        }
+        fs::rename(target, old).map_err(cannot("move away", target))?;
     }
+    fs::rename(new, target).map_err(cannot("move the new shards to", target))?;
+    drop(lock);
+    TokenShards::open(target, key)
 }
 
 /// Documents by the block, so that there is work for every core and a bound on the memory.

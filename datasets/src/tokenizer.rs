@@ -136,6 +136,22 @@ impl Tokenizer {
         self.inner.decode(ids, false).map_err(|e| self.failed(e))
     }
 
+    /// The bytes that an id stands for, which need not be whole characters; `None` if no token has
+    /// this id.
+    ///
+    /// Of a tokenizer that is not byte-level, the text of the id on its own.
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        let token = self.inner.id_to_token(id)?;
+        match self.inner.get_decoder() {
+            Some(DecoderWrapper::ByteLevel(_)) => {
+                let bytes: Option<Vec<u8>> = token.chars().map(byte_of).collect();
+                // Added tokens may be written as they are.
+                Some(bytes.unwrap_or_else(|| token.into_bytes()))
+            }
+            _ => Some(self.decode(&[id]).unwrap_or(token).into_bytes()),
+        }
+    }
+
     /// A decoder for ids that arrive one by one.
     pub fn stream(&self) -> TokenStream<'_> {
         TokenStream {
@@ -169,6 +185,19 @@ impl Tokenizer {
         DataError::Tokenizer {
             path: self.path.clone(),
             reason: error.to_string(),
+        }
+    }
+}
+
+/// The byte that a character of a byte-level vocabulary stands for. Bytes that are visible characters
+/// in Latin-1 are written as these, the others, in their order, as the characters from U+0100 on.
+fn byte_of(character: char) -> Option<u8> {
+    let visible = |byte: &u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
+    match u8::try_from(character) {
+        Ok(byte) => Some(byte).filter(visible),
+        Err(_) => {
+            let index = (character as usize).checked_sub(0x100)?;
+            (0..=u8::MAX).filter(|byte| !visible(byte)).nth(index)
         }
     }
 }

@@ -47,12 +47,13 @@ impl Corpus {
         prepare(&self.options(), &SMALL).unwrap()
     }
 
-    /// The names of all that is in the cache, hidden and temporary included.
+    /// The names of all that is in the cache, hidden and temporary included, but for the lock.
     fn cached(&self) -> Vec<String> {
         let entries = fs::read_dir(self.folder.path().join("cache"));
         let entries = entries.into_iter().flatten();
         entries
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name != LOCK)
             .collect()
     }
 }

@@ -39,6 +39,23 @@ fn a_batch_is_its_texts_one_by_one() {
 }
 
 #[test]
+fn the_bytes_of_tokens_are_those_of_their_text() {
+    for tokenizer in [phi_tiny(), like_codegen()] {
+        let ids = tokenizer.encode(ODD).unwrap();
+        let bytes = ids.iter().map(|&id| tokenizer.token_bytes(id).unwrap());
+        assert_eq!(String::from_utf8(bytes.flatten().collect()).unwrap(), ODD);
+        // Some of the tokens are parts of characters.
+        let parts = |&id: &u32| String::from_utf8(tokenizer.token_bytes(id).unwrap()).is_err();
+        assert!(ids.iter().any(parts));
+        let end_of_text = tokenizer.end_of_text().unwrap();
+        let bytes = tokenizer.token_bytes(end_of_text).unwrap();
+        assert_eq!(bytes, END_OF_TEXT.as_bytes());
+        let beyond = tokenizer.vocab_size() as u32;
+        assert_eq!(tokenizer.token_bytes(beyond), None);
+    }
+}
+
+#[test]
 fn pieces_have_the_ids_of_the_whole() {
     let files = source_files(&[asset("text/pd-validation.json.gz")]).unwrap();
     let documents = Documents::new(files);
