@@ -104,7 +104,7 @@ impl fmt::Display for BackendError {
 }
 
 /// The beginning of what a library said: some list every file they have tried.
-fn first_words(reason: &str) -> String {
+pub(crate) fn first_words(reason: &str) -> String {
     const ENOUGH: usize = 160;
     let line = reason.lines().next().unwrap_or_default();
     match line.char_indices().nth(ENOUGH) {
@@ -138,7 +138,7 @@ impl Backend {
     }
 
     /// What a machine must have for it.
-    fn needs(self) -> &'static str {
+    pub(crate) fn needs(self) -> &'static str {
         match self {
             #[cfg(feature = "cuda")]
             Self::Cuda => "an NVIDIA GPU, its driver and the CUDA toolkit's libraries",

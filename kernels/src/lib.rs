@@ -25,7 +25,8 @@
 //! # Precision
 //!
 //! Ops compute in the dtype of their inputs, except that half-precision inputs of the scan, attention,
-//! the normalisation, the losses and the norms of gradients are widened to f32 inside.
+//! the normalisation, the losses and the norms of gradients are widened to f32 inside. The ops of a
+//! decoding step ([`matvec`], [`step`], [`attention::step`]) take f32 vectors beside weights of any dtype.
 
 #![deny(missing_docs)]
 
@@ -39,9 +40,17 @@ mod autodiff;
     feature = "ndarray"
 ))]
 pub mod backends;
+pub mod choice;
 pub mod conv;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod cube;
+#[cfg(any(
+    feature = "cuda",
+    feature = "wgpu",
+    feature = "flex",
+    feature = "ndarray"
+))]
+pub mod devices;
 pub mod distance;
 pub mod distillation;
 #[cfg(feature = "flex")]
@@ -49,22 +58,26 @@ mod flex;
 pub mod gate;
 pub mod gelu;
 pub mod linear;
+pub mod matvec;
 pub mod norm;
 pub mod rotary;
 pub mod ssd;
 pub mod step;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Element, Int, Tensor};
 
 pub use adamw::{AdamWStep, adamw_step, squared_norm};
+pub use attention::step::attention_step;
 pub use attention::{attention, attention_matrix};
+pub use choice::choose;
 pub use conv::{ConvGradients, causal_conv};
 pub use distance::{AttentionParts, TransferParts, mixing_distance, transfer_matrix};
 pub use distillation::{DistillationWeights, cross_entropy, distillation_loss};
 pub use gate::{GatedSkipGradients, gated_skip};
 pub use gelu::gelu_new;
 pub use linear::linear;
+pub use matvec::{fan_in, fan_out};
 pub use norm::layer_norm;
 pub use rotary::rotary;
 pub use ssd::{Epilogue, GatedScan, GatedScanGradients, ScanInputs, SsdGradients};
@@ -80,6 +93,12 @@ pub trait KernelBackend: Backend {
     /// the cores: as many as there are cores on a CPU, and one on a GPU, which a pass keeps busy.
     fn lanes() -> usize {
         1
+    }
+
+    /// Whether networks may have their parameters in `dtype`: the backend's own, and half precision where
+    /// every op takes it and the device has it.
+    fn holds(_device: &Self::Device, dtype: DType) -> bool {
+        dtype == <Self::FloatElem as Element>::dtype()
     }
 
     /// See [`linear`](linear()).
@@ -235,6 +254,43 @@ pub trait KernelBackend: Backend {
         step::reference::step(projected, parameters, state)
     }
 
+    /// See [`fan_out`]. No gradient passes through it.
+    fn fan_out(
+        x: Tensor<Self, 2>,
+        norm: matvec::Normalisation<Self>,
+        projections: Vec<(matvec::Projection<Self>, matvec::Activation)>,
+    ) -> Vec<Tensor<Self, 2>> {
+        matvec::reference::fan_out(x, norm, projections)
+    }
+
+    /// See [`matvec::head`]. No gradient passes through it.
+    fn head(
+        x: Tensor<Self, 2>,
+        norm: matvec::Normalisation<Self>,
+        projection: matvec::Projection<Self>,
+    ) -> Tensor<Self, 2> {
+        matvec::reference::head(x, norm, projection)
+    }
+
+    /// See [`fan_in`]. No gradient passes through it.
+    fn fan_in(
+        x: Tensor<Self, 2>,
+        inputs: Vec<(Tensor<Self, 2>, matvec::Projection<Self>)>,
+    ) -> Tensor<Self, 2> {
+        matvec::reference::fan_in(x, inputs)
+    }
+
+    /// See [`choose`].
+    fn choose(
+        _logits: Tensor<Self, 1>,
+        _seen: Option<&mut Tensor<Self, 1, Int>>,
+        _vocab_size: usize,
+        _warp: choice::Warp,
+        _point: f64,
+    ) -> Option<Tensor<Self, 1, Int>> {
+        None
+    }
+
     /// See [`distillation_loss`].
     fn distillation_loss_forward(
         student: Tensor<Self, 2>,
@@ -287,6 +343,20 @@ pub trait KernelBackend: Backend {
         dy: Tensor<Self, 4>,
     ) -> attention::Gradients<Self> {
         attention::reference::backward(q, k, v, dy)
+    }
+
+    /// See [`matvec::rows`]. No gradient passes through it.
+    fn rows(table: Tensor<Self, 2>, ids: Tensor<Self, 1, Int>) -> Tensor<Self, 2> {
+        matvec::reference::rows(table, ids)
+    }
+
+    /// See [`attention_step`]. No gradient passes through it.
+    fn attention_step(
+        token: attention::step::NewToken<Self>,
+        cache: Option<attention::step::Cache<Self>>,
+        h: usize,
+    ) -> (Tensor<Self, 2>, attention::step::Cache<Self>) {
+        attention::step::reference::step(token, cache, h)
     }
 
     /// See [`attention_matrix`].

@@ -18,6 +18,8 @@ mod distance;
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
 mod layers;
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
+mod matvec;
+#[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
 mod scan;
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
 mod step;

@@ -21,7 +21,7 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
         for &b in batches {
             let c = h * (p + 2 * n);
             let parameters = StepParameters {
-                taps: random::<B, 2>([c, w], dtype),
+                taps: random::<B, 3>([c, 1, w], dtype),
                 bias: Some(random([c], dtype)),
                 activation: Activation::Identity,
                 d: random([h], dtype),

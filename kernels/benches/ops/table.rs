@@ -5,7 +5,7 @@ use kernels::KernelBackend;
 use kernels::backends::{Backend, Work};
 
 use crate::clock::Clock;
-use crate::{conv, distance, layers, scan, step};
+use crate::{conv, distance, layers, matvec, scan, step};
 
 /// What a row is about.
 pub struct Row {
@@ -103,5 +103,6 @@ fn rows<B: KernelBackend>() {
     conv::rows(&bench);
     distance::rows(&bench);
     step::rows(&bench);
+    matvec::rows(&bench);
     layers::rows(&bench);
 }

@@ -6,6 +6,7 @@
 #[cfg(feature = "flex")]
 pub(crate) mod flex;
 pub mod reference;
+pub mod step;
 
 use burn::tensor::Tensor;
 

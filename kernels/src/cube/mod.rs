@@ -4,6 +4,8 @@
 //! choice between them and the reference.
 
 pub(crate) mod guard;
+pub(crate) mod kept;
+pub(crate) mod reduce;
 
 use burn::tensor::{DType, Shape, Tensor, TensorPrimitive};
 use burn_cubecl::kernel::into_contiguous;
@@ -67,6 +69,11 @@ where
     I: IntElement,
     T: BoolElement,
 {
+    fn holds(device: &Self::Device, dtype: DType) -> bool {
+        matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
+            && Self::supports_dtype(device, dtype)
+    }
+
     fn gated_skip_forward(
         y: Tensor<Self, 4>,
         x: Tensor<Self, 4>,
@@ -220,6 +227,85 @@ where
         (tensor(output), state)
     }
 
+    fn fan_out(
+        x: Tensor<Self, 2>,
+        norm: matvec::Normalisation<Self>,
+        projections: Vec<(matvec::Projection<Self>, matvec::Activation)>,
+    ) -> Vec<Tensor<Self, 2>> {
+        matvec::cube::backend::fan_out(x, norm, projections, kept::output)
+    }
+
+    fn head(
+        x: Tensor<Self, 2>,
+        norm: matvec::Normalisation<Self>,
+        projection: matvec::Projection<Self>,
+    ) -> Tensor<Self, 2> {
+        let projections = vec![(projection, matvec::Activation::Identity)];
+        matvec::cube::backend::fan_out(x, norm, projections, empty).swap_remove(0)
+    }
+
+    fn fan_in(
+        x: Tensor<Self, 2>,
+        inputs: Vec<(Tensor<Self, 2>, matvec::Projection<Self>)>,
+    ) -> Tensor<Self, 2> {
+        matvec::cube::backend::fan_in(x, inputs)
+    }
+
+    fn rows(table: Tensor<Self, 2>, ids: Tensor<Self, 1, Int>) -> Tensor<Self, 2> {
+        let (rows, own) = (inner(table), ids.into_primitive());
+        match own.dtype {
+            DType::I32 => tensor(matvec::cube::rows(rows, own)),
+            _ => matvec::reference::rows(tensor(rows), Tensor::from_primitive(own)),
+        }
+    }
+
+    fn attention_step(
+        token: attention::step::NewToken<Self>,
+        cache: Option<attention::step::Cache<Self>>,
+        h: usize,
+    ) -> (Tensor<Self, 2>, attention::step::Cache<Self>) {
+        let ([b, width], [_, d_kv]) = (token.q.dims(), token.k.dims());
+        let p = width / h;
+        let inputs = attention::step::cube::Inputs {
+            q: inner(token.q.clone()),
+            k: inner(token.k.clone()),
+            v: inner(token.v.clone()),
+            cos: inner(token.cos.clone()),
+            sin: inner(token.sin.clone()),
+        };
+        if !inputs.fit(p) {
+            return attention::step::reference::step(token, cache, h);
+        }
+        let len = cache.as_ref().map_or(0, |cache| cache.len);
+        let sizes = [b, d_kv / p, p];
+        let [keys, values] = attention::step::cube::with_room(cache, sizes, &inputs.k);
+        let y = attention::step::cube::step(inputs, &keys, &values, len, h);
+        let cache = attention::step::Cache {
+            keys: tensor(keys),
+            values: tensor(values),
+            len: len + 1,
+        };
+        (tensor(y), cache)
+    }
+
+    fn choose(
+        logits: Tensor<Self, 1>,
+        seen: Option<&mut Tensor<Self, 1, Int>>,
+        vocab_size: usize,
+        warp: choice::Warp,
+        point: f64,
+    ) -> Option<Tensor<Self, 1, Int>> {
+        let logits = inner(logits);
+        // Written where it is, as the caller's alone.
+        let seen = seen.map(|seen| seen.clone().into_primitive());
+        let in_place = |seen: &CubeTensor<R>| seen.dtype == DType::I32 && seen.is_contiguous();
+        if logits.dtype != DType::F32 || !seen.iter().all(in_place) {
+            return None;
+        }
+        let chosen = choice::cube::choose(logits, seen, vocab_size, warp, point);
+        Some(Tensor::from_primitive(chosen))
+    }
+
     fn mixing_distance_forward(
         student: TransferParts<Self>,
         teacher: AttentionParts<Self>,
@@ -242,6 +328,9 @@ where
         (tensor(loss), gradients)
     }
 }
+
+/// How an output `[b, d]` comes to be, like a tensor.
+pub(crate) type Allocate<R> = fn(&CubeTensor<R>, [usize; 2], DType) -> CubeTensor<R>;
 
 fn distance_inputs<R, F, I, T>(
     student: TransferParts<CubeBackend<R, F, I, T>>,

@@ -1,6 +1,6 @@
 //! As one CubeCL launch: a cube a batch and head reads and writes its state once.
 
-use burn::tensor::{DType, Shape};
+use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::{cast, into_contiguous};
 use burn_cubecl::tensor::CubeTensor;
@@ -8,6 +8,7 @@ use cubecl::prelude::*;
 use cubecl::std::tensor::copy_into;
 
 use crate::conv::Activation;
+use crate::cube::kept::output;
 use crate::cube::{address_type, vector_size};
 
 /// Units of a cube.
@@ -68,6 +69,7 @@ fn convolve<F: Float, W: Float, V: Size>(
     taps_cw: &Array<Vector<W, V>>,
     bias_c: &ComptimeOption<Array<W>>,
     window: usize,
+    tap: usize,
     channel: usize,
     rolls: bool,
     #[comptime] w: usize,
@@ -78,7 +80,7 @@ fn convolve<F: Float, W: Float, V: Size>(
     let mut elements = Array::<F>::new(w);
     #[unroll]
     for i in 0..comptime!(w / together) {
-        let tap = taps_cw[channel * comptime!(w / together) + i];
+        let tap = taps_cw[tap + i];
         let element = conv_bcw[window / together + i];
         #[unroll]
         for j in 0..together {
@@ -117,13 +119,14 @@ fn convolve<F: Float, W: Float, V: Size>(
     sum
 }
 
-/// Overwrites a head's `x` in `projected` with its output, its state and, with `own_group`, the windows
-/// of all of its channels; without, only of those of x.
+/// Writes a head's output, and over its state and, with `own_group`, the windows of all of its channels;
+/// without, only of those of x.
 ///
 /// Arrays and not tensors: a tensor's shape would be written to the device for every launch.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn step_kernel<F: Float, W: Float, N: Size, V: Size>(
-    projected: &mut Array<F>,
+    projected: &Array<F>,
+    output: &mut Array<F>,
     conv_bcw: &mut Array<Vector<F, V>>,
     ssm_bhpn: &mut Array<Vector<f32, N>>,
     taps_cw: &Array<Vector<W, V>>,
@@ -131,6 +134,7 @@ fn step_kernel<F: Float, W: Float, N: Size, V: Size>(
     d_h: &Array<W>,
     z_bias: &ComptimeOption<Array<W>>,
     c: usize,
+    taps_row: usize,
     #[comptime] layout: Layout,
     #[comptime] own_group: bool,
     #[comptime] w: usize,
@@ -177,8 +181,9 @@ fn step_kernel<F: Float, W: Float, N: Size, V: Size>(
             let rolls = own_group || i < p;
             let input = projected[token + channel];
             let window = (batch * c + channel) * w;
+            let tap = channel * taps_row;
             read[i] = convolve(
-                input, conv_bcw, taps_cw, bias_c, window, channel, rolls, w, together, silu,
+                input, conv_bcw, taps_cw, bias_c, window, tap, channel, rolls, w, together, silu,
             );
         } else {
             let channel = head * p + i - p - 2 * n;
@@ -245,7 +250,7 @@ fn step_kernel<F: Float, W: Float, N: Size, V: Size>(
         for lane in 0..lanes {
             y += partials[row * comptime!(lanes + 1) + lane];
         }
-        projected[token + head * p + row] = F::cast_from(y * read[p + 2 * n + row]);
+        output[(batch * h + head) * p + row] = F::cast_from(y * read[p + 2 * n + row]);
     }
 }
 
@@ -328,7 +333,7 @@ pub(crate) fn step<R: CubeRuntime>(
     inputs: Inputs<R>,
 ) -> (CubeTensor<R>, CubeTensor<R>, CubeTensor<R>) {
     let dtype = inputs.projected.dtype;
-    let projected = own(inputs.projected);
+    let projected = into_contiguous(inputs.projected);
     let conv = match inputs.conv.dtype == dtype {
         true => own(inputs.conv),
         false => own(cast(inputs.conv, dtype)),
@@ -337,6 +342,7 @@ pub(crate) fn step<R: CubeRuntime>(
     let [b, h, p, n] = ssm.meta.shape().dims();
     let [_, c, w]: [usize; 3] = conv.meta.shape().dims();
     let client = ssm.client.clone();
+    let output = output(&projected, [b, h * p], dtype);
     let own_group = c == h * (p + 2 * n);
     let together = window_vector(&conv);
     let layout = Layout::new(p, n, vector_size(&[&ssm]));
@@ -344,6 +350,15 @@ pub(crate) fn step<R: CubeRuntime>(
     let parameters = inputs.taps.dtype;
     let arg = |x: &CubeTensor<R>| x.clone().into_array_arg();
     let contiguous = |x: CubeTensor<R>| into_contiguous(x).into_array_arg();
+    // In half precision, rows as short as these may be padded; they are read as they lie.
+    let rows = |taps: &CubeTensor<R>| {
+        let strides = taps.meta.strides();
+        (strides[2] == 1 && strides[0].is_multiple_of(together)).then_some(strides[0])
+    };
+    let (taps, taps_row) = match rows(&inputs.taps) {
+        Some(row) => (inputs.taps, row),
+        None => (into_contiguous(inputs.taps), w),
+    };
     // SAFETY: nothing else holds the three tensors that are written. Each cube writes its head's own
     // parts of them, and reads no other cube's; shapes were asserted by the caller.
     unsafe {
@@ -355,13 +370,15 @@ pub(crate) fn step<R: CubeRuntime>(
             layout.vector,
             together,
             arg(&projected),
+            arg(&output),
             arg(&conv),
             arg(&ssm),
-            contiguous(inputs.taps),
+            taps.into_array_arg(),
             inputs.bias.map(contiguous).into(),
             contiguous(inputs.d),
             inputs.z_bias.map(contiguous).into(),
             c,
+            taps_row / together,
             layout,
             own_group,
             w,
@@ -390,8 +407,5 @@ pub(crate) fn step<R: CubeRuntime>(
             );
         }
     }
-    // The output is where x was.
-    let mut output = projected;
-    output.meta.shape = Shape::from([b, h * p]);
     (output, conv, ssm)
 }

@@ -15,8 +15,8 @@ use crate::conv::Activation;
 /// The parameters of a mixer that are not in its projections.
 #[derive(Debug, Clone)]
 pub struct StepParameters<B: Backend> {
-    /// The convolution's weight, `[c, w]`; see [`causal_conv`](crate::causal_conv).
-    pub taps: Tensor<B, 2>,
+    /// The convolution's weight as files have it, `[c, 1, w]`; see [`causal_conv`](crate::causal_conv).
+    pub taps: Tensor<B, 3>,
     /// The convolution's bias, `[c]`.
     pub bias: Option<Tensor<B, 1>>,
     /// What follows the convolution.
@@ -42,7 +42,7 @@ pub struct StepState<B: Backend> {
 /// `x, B, C` through one step of [`causal_conv`](crate::causal_conv), `S = sigmoid(-A_log) S + x B^T`,
 /// `(S C + d x) * silu(z + z_bias)`.
 ///
-/// A backend may write over `projected` and the state if nothing else holds them.
+/// A backend may write over the state if nothing else holds it.
 ///
 /// # Panics
 /// If the shapes do not fit together as above.
@@ -74,8 +74,8 @@ pub fn recurrent_step<B: KernelBackend>(
     );
     assert_eq!(
         parameters.taps.dims(),
-        [c, w],
-        "recurrent_step: the taps must be [c, w]"
+        [c, 1, w],
+        "recurrent_step: the taps must be [c, 1, w]"
     );
     assert_eq!(
         parameters.d.dims(),

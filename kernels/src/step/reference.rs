@@ -27,12 +27,12 @@ pub fn step<B: KernelBackend>(
         Some(history) => Tensor::cat(vec![history, input_b1c.clone()], 1),
         None => input_b1c.clone(),
     };
-    let StepParameters {
-        taps,
-        bias,
-        activation,
-        ..
-    } = parameters;
+    // Half-precision parameters may meet wider tokens.
+    let taps = narrow(parameters.taps, dtype).reshape([c, w]);
+    let bias = parameters.bias.map(|bias| narrow(bias, dtype));
+    let z_bias = parameters.z_bias.map(|bias| narrow(bias, dtype));
+    let d = narrow(parameters.d, dtype);
+    let activation = parameters.activation;
     let convolved = B::causal_conv_forward(input_b1c, taps, bias, history, activation);
     let part = |start, width| convolved.clone().narrow(2, start, width);
     let x_b1hp = part(0, h * p).reshape([b, 1, h, p]);
@@ -48,7 +48,7 @@ pub fn step<B: KernelBackend>(
     let y = (ssm.clone() * c_bh1n).sum_dim(3).reshape([b, 1, h, p]);
     let y = narrow(y, dtype);
     let z = z.reshape([b, 1, h * p]);
-    let gated = B::gated_skip_forward(y, x_b1hp, parameters.d, z, parameters.z_bias);
+    let gated = B::gated_skip_forward(y, x_b1hp, d, z, z_bias);
     let conv = latest.swap_dims(1, 2);
     (gated.reshape([b, h * p]), StepState { conv, ssm })
 }

@@ -10,8 +10,11 @@
 //! tests, each saying so, unless the environment variable `CI` is set.
 #![cfg(all(any(feature = "cuda", feature = "wgpu"), feature = "ndarray"))]
 
+mod attention_step;
+mod choice;
 mod conv;
 mod distance;
 mod guard;
+mod matvec;
 mod step;
 mod support;

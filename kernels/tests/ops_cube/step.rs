@@ -59,7 +59,7 @@ impl Case {
         let tokens: Vec<_> = (0..3)
             .map(|_| random.values([b, c + h * p + h], scale, dtype))
             .collect();
-        let taps = random.values([c, w], 1.0, dtype);
+        let taps = random.values([c, 1, w], 1.0, dtype);
         let bias = self.biases.then(|| random.values([c], 1.0, dtype));
         let d = random.values([h], 1.0, dtype);
         let z_bias = self.biases.then(|| random.values([h * p], 1.0, dtype));

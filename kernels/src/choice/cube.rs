@@ -1,0 +1,301 @@
+//! As one CubeCL launch of one cube, whose units own neighbouring tokens each and keep them in registers.
+//!
+//! Nothing is sorted. What `top_k` and `top_p` leave is what lies above some logit, which is found bit by
+//! bit: with half of the remaining range tried, a count or a sum over the vocabulary says in which half it
+//! lies. That takes 31 sums for each, a few tens of microseconds.
+
+use burn::tensor::DType;
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::Warp;
+use crate::cube::kept::output;
+use crate::cube::reduce::{Fold, of_cube};
+
+/// Where no token can be chosen.
+const NONE: i64 = -1;
+
+/// Units of the cube, at most.
+const UNITS: usize = 1024;
+
+/// What is known when the kernel is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Plan {
+    units: usize,
+    /// Tokens of a unit.
+    tokens: usize,
+    vocab_size: usize,
+    greedy: bool,
+    top_k: bool,
+    top_p: bool,
+    min_p: bool,
+}
+
+#[cube(launch_unchecked)]
+fn choose_kernel(
+    logits_v: &Array<f32>,
+    seen_v: &mut ComptimeOption<Array<i32>>,
+    chosen: &mut Array<i32>,
+    penalty: f32,
+    temperature: f32,
+    top_k: f32,
+    left_out: f32,
+    min_p: f32,
+    point: f32,
+    #[comptime] plan: Plan,
+) {
+    let unit = UNIT_POS as usize;
+    let (units, tokens) = comptime!((plan.units, plan.tokens));
+    let mut shared = SharedMemory::<f32>::new(units);
+    let mut shared_ids = SharedMemory::<u32>::new(units);
+    let first = unit * tokens;
+
+    // What no comparison can be trusted to find: NaN and infinities, by their bits.
+    let mut broken = 0.0f32;
+    let mut most = f32::MIN.runtime();
+    let mut scores = Array::<f32>::new(tokens);
+    // Below every score; such tokens are never chosen.
+    let mut some = 0.0f32;
+    let mut there = Array::<u32>::new(tokens);
+    #[unroll(comptime!(tokens <= 64))]
+    for i in 0..tokens {
+        let token = first + i;
+        scores[i] = f32::MIN.runtime();
+        there[i] = 0u32;
+        if token < comptime!(plan.vocab_size) {
+            let mut logit = logits_v[token];
+            let bits = u32::reinterpret(logit);
+            if (bits & 0x7fff_ffffu32) > 0x7f80_0000u32 || bits == 0x7f80_0000u32 {
+                broken += 1.0;
+            } else if bits != 0xff80_0000u32 {
+                #[comptime]
+                match seen_v {
+                    ComptimeOption::Some(seen) => {
+                        if seen[token] != 0 {
+                            if logit < 0.0 {
+                                logit = max(logit * penalty, f32::MIN);
+                            } else {
+                                logit = min(logit / penalty, f32::MAX);
+                            }
+                        }
+                    }
+                    ComptimeOption::None => {}
+                }
+                scores[i] = logit;
+                there[i] = 1u32;
+                some += 1.0;
+                most = max(most, logit);
+            }
+        }
+    }
+    let broken = of_cube(broken, &mut shared, Fold::Sum, units);
+    let some = of_cube(some, &mut shared, Fold::Sum, units);
+    let most = of_cube(most, &mut shared, Fold::Largest, units);
+
+    // The first of the likeliest.
+    let none = 0xffff_ffffu32;
+    let mut candidate = none.runtime();
+    #[unroll(comptime!(tokens <= 64))]
+    for i in 0..tokens {
+        if there[i] == 1 && scores[i] == most && candidate == none {
+            candidate = (first + i) as u32;
+        }
+    }
+    let mut token = of_cube(candidate, &mut shared_ids, Fold::Smallest, units);
+
+    if !comptime!(plan.greedy) {
+        // How far each is below the likeliest, over the temperature: as bits, in order.
+        let mut weights = Array::<f32>::new(tokens);
+        let mut keys = Array::<u32>::new(tokens);
+        #[unroll(comptime!(tokens <= 64))]
+        for i in 0..tokens {
+            let below = (most - scores[i]) / temperature;
+            keys[i] = u32::reinterpret(below);
+            weights[i] = 0.0;
+            if there[i] == 1 {
+                weights[i] = (-below).exp();
+            }
+        }
+
+        if comptime!(plan.top_k) {
+            // The smallest key that as many tokens do not exceed.
+            let mut low = 0u32;
+            let mut bit = 0x4000_0000u32;
+            while bit > 0 {
+                let trial = low + bit - 1;
+                let mut count = 0.0f32;
+                #[unroll(comptime!(tokens <= 64))]
+                for i in 0..tokens {
+                    if there[i] == 1 && keys[i] <= trial {
+                        count += 1.0;
+                    }
+                }
+                if of_cube(count, &mut shared, Fold::Sum, units) < top_k {
+                    low += bit;
+                }
+                bit /= 2;
+            }
+            #[unroll(comptime!(tokens <= 64))]
+            for i in 0..tokens {
+                if keys[i] > low {
+                    weights[i] = 0.0;
+                }
+            }
+        }
+
+        if comptime!(plan.top_p) {
+            let mut own = 0.0f32;
+            #[unroll(comptime!(tokens <= 64))]
+            for i in 0..tokens {
+                own += weights[i];
+            }
+            let threshold = left_out * of_cube(own, &mut shared, Fold::Sum, units);
+            // The largest key such that it and those beyond it are more than may be left out.
+            let mut low = 0u32;
+            let mut bit = 0x4000_0000u32;
+            while bit > 0 {
+                let trial = low + bit;
+                let mut beyond = 0.0f32;
+                #[unroll(comptime!(tokens <= 64))]
+                for i in 0..tokens {
+                    if keys[i] >= trial {
+                        beyond += weights[i];
+                    }
+                }
+                if of_cube(beyond, &mut shared, Fold::Sum, units) > threshold {
+                    low = trial;
+                }
+                bit /= 2;
+            }
+            #[unroll(comptime!(tokens <= 64))]
+            for i in 0..tokens {
+                if keys[i] > low {
+                    weights[i] = 0.0;
+                }
+            }
+        }
+
+        if comptime!(plan.min_p) {
+            #[unroll(comptime!(tokens <= 64))]
+            for i in 0..tokens {
+                if weights[i] < min_p {
+                    weights[i] = 0.0;
+                }
+            }
+        }
+
+        // The running sum of the units' weights.
+        let mut own = 0.0f32;
+        #[unroll(comptime!(tokens <= 64))]
+        for i in 0..tokens {
+            own += weights[i];
+        }
+        shared[unit] = own;
+        sync_cube();
+        let mut distance = 1usize.runtime();
+        while distance < units {
+            let mut before = 0.0f32;
+            if unit >= distance {
+                before = shared[unit - distance];
+            }
+            sync_cube();
+            shared[unit] += before;
+            sync_cube();
+            distance *= 2;
+        }
+        let target = point * shared[units - 1];
+        let up_to = shared[unit];
+        sync_cube();
+        // Should rounding leave something behind the last unit, the last that has a token takes it.
+        let mut mine = none.runtime();
+        if own > 0.0 && up_to > target {
+            mine = unit as u32;
+        }
+        let mut owner = of_cube(mine, &mut shared_ids, Fold::Smallest, units);
+        if owner == none {
+            let mut last = none.runtime();
+            if own > 0.0 {
+                last = comptime!(units as u32 - 1) - unit as u32;
+            }
+            owner =
+                comptime!(units as u32 - 1) - of_cube(last, &mut shared_ids, Fold::Smallest, units);
+        }
+        let mut drawn = none.runtime();
+        if owner == unit as u32 {
+            let mut left = target - (up_to - own);
+            let mut found = false.runtime();
+            #[unroll(comptime!(tokens <= 64))]
+            for i in 0..tokens {
+                if weights[i] > 0.0 && !found {
+                    drawn = (first + i) as u32;
+                    found = left < weights[i];
+                    left -= weights[i];
+                }
+            }
+        }
+        token = of_cube(drawn, &mut shared_ids, Fold::Smallest, units);
+    }
+
+    if unit == 0 {
+        let mut id = i32::new(NONE);
+        if broken == 0.0 && some > 0.0 {
+            id = token as i32;
+            #[comptime]
+            match seen_v {
+                ComptimeOption::Some(seen) => {
+                    if token < comptime!(plan.vocab_size as u32) {
+                        seen[token as usize] = 1;
+                    }
+                }
+                ComptimeOption::None => {}
+            }
+        }
+        chosen[0] = id;
+    }
+}
+
+/// See [`choose`](super::choose); `seen`, which nothing else holds, is written to.
+pub(crate) fn choose<R: CubeRuntime>(
+    logits: CubeTensor<R>,
+    seen: Option<CubeTensor<R>>,
+    vocab_size: usize,
+    warp: Warp,
+    point: f64,
+) -> CubeTensor<R> {
+    let client = logits.client.clone();
+    let most = client.properties().hardware.max_units_per_cube as usize;
+    let units = most.min(UNITS);
+    // Sums halve them.
+    let units = 1 << units.ilog2();
+    let plan = Plan {
+        units,
+        tokens: vocab_size.div_ceil(units),
+        vocab_size,
+        greedy: warp.is_greedy(),
+        top_k: warp.top_k > 0 && warp.top_k < vocab_size,
+        top_p: warp.top_p < 1.0,
+        min_p: warp.min_p > 0.0,
+    };
+    let chosen = output(&logits, [1], DType::I32);
+    // SAFETY: units read and write tokens below `vocab_size`, which is at most the length of both.
+    unsafe {
+        choose_kernel::launch_unchecked::<R>(
+            &client,
+            CubeCount::Static(1, 1, 1),
+            CubeDim::new_1d(units as u32),
+            into_contiguous(logits).into_array_arg(),
+            seen.map(|seen| seen.into_array_arg()).into(),
+            chosen.clone().into_array_arg(),
+            warp.repetition_penalty,
+            warp.temperature,
+            warp.top_k as f32,
+            (1.0 - warp.top_p) as f32,
+            warp.min_p,
+            point as f32,
+            plan,
+        );
+    }
+    chosen
+}

@@ -1,0 +1,67 @@
+//! The next token from its logits, where the logits are.
+//!
+//! A token is one number and its logits are a vocabulary of them: on a device of its own, choosing
+//! there saves the host from waiting for all of those and from going through them. Backends that share
+//! the host's memory win nothing and have no such op.
+
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub(crate) mod cube;
+
+use burn::tensor::{Int, Tensor};
+
+use crate::KernelBackend;
+
+/// What is done to logits before a token is drawn, in this order; each as in Hugging Face's
+/// `transformers`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Warp {
+    /// Divides the positive logits of tokens that were seen and multiplies the negative ones; 1 is off.
+    pub repetition_penalty: f32,
+    /// Divides the logits; 0 takes the likeliest token, of equal ones the first.
+    pub temperature: f32,
+    /// Leaves this many of the likeliest, and those equal to the last of them; 0 is off.
+    pub top_k: usize,
+    /// Leaves the likeliest that together reach this probability; 1 is off.
+    pub top_p: f64,
+    /// Leaves those at least this fraction as likely as the likeliest; 0 is off.
+    pub min_p: f32,
+}
+
+impl Warp {
+    /// Whether chance has no part in it.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature == 0.0 || self.top_k == 1
+    }
+}
+
+/// The token that `point`, in `[0, 1)`, draws from `logits [v]` among the ids below `vocab_size`: one id,
+/// or -1 where a logit is NaN or infinite or none is a score. `None` where the backend has no such op.
+///
+/// `seen [v]` is not 0 for tokens that the penalty is for, and gets the one that is chosen, in place: no
+/// clone of it may be in use. It is read only if there is a penalty. Probabilities are computed in f32, so a point that falls between two tokens may
+/// take the other one where the last digit decides; of tokens that are equally likely to the last bit at
+/// the edge of `top_p`, all stay.
+///
+/// # Panics
+/// If `vocab_size` is 0 or more than there are logits, or a penalty is not 1 and there is no `seen [v]`.
+pub fn choose<B: KernelBackend>(
+    logits: Tensor<B, 1>,
+    seen: Option<&mut Tensor<B, 1, Int>>,
+    vocab_size: usize,
+    warp: Warp,
+    point: f64,
+) -> Option<Tensor<B, 1, Int>> {
+    let [v] = logits.dims();
+    assert!(
+        (1..=v).contains(&vocab_size),
+        "choose: a vocabulary of {vocab_size} among {v} logits"
+    );
+    let seen = match warp.repetition_penalty == 1.0 {
+        true => None,
+        false => Some(seen.expect("choose: a penalty is for tokens that were seen")),
+    };
+    if let Some(seen) = &seen {
+        assert_eq!(seen.dims(), [v], "choose: seen must have {v} elements");
+    }
+    B::choose(logits, seen, vocab_size, warp, point)
+}

@@ -1,0 +1,252 @@
+//! The launches.
+
+use burn::tensor::DType;
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::kernels;
+use super::plan::{BATCH, Part, Plan, UNITS, alike};
+use crate::cube::kept::output;
+use crate::cube::{Allocate, address_type};
+use crate::matvec::Activation;
+
+/// A weight on the device.
+pub(super) struct Weight<R: CubeRuntime> {
+    /// Floats, or four 8-bit numbers an element.
+    pub(super) values: CubeTensor<R>,
+    /// Of 8-bit numbers.
+    pub(super) scales: Option<CubeTensor<R>>,
+}
+
+/// A projection's tensors.
+pub(super) struct Projection<R: CubeRuntime> {
+    pub(super) weight: Weight<R>,
+    pub(super) bias: Option<CubeTensor<R>>,
+}
+
+/// Why there is no launch.
+pub(super) enum Refusal {
+    /// These dtypes or shapes have no kernel.
+    NoKernel,
+    /// There are more vectors than the kernel or the device takes at once.
+    TooMany { at_once: usize },
+}
+
+/// Whether a launch can read these as `P`, the dtype of all small parameters.
+fn small_dtype<'a, R: CubeRuntime>(
+    tensors: impl Iterator<Item = &'a CubeTensor<R>>,
+) -> Option<DType> {
+    let mut dtypes = tensors.map(|x| x.dtype);
+    let first = dtypes.next().unwrap_or(DType::F32);
+    dtypes.all(|dtype| dtype == first).then_some(first)
+}
+
+/// An array over `x` in rows without padding.
+fn array<R: CubeRuntime>(x: CubeTensor<R>) -> ArrayArg<R> {
+    into_contiguous(x).into_array_arg()
+}
+
+/// What a launch is to be, once it is known that there can be one.
+pub(super) struct Ready {
+    plan: Plan,
+    /// Of every parameter that is no weight.
+    small: DType,
+}
+
+/// Whether there can be a launch for [`fan_out`].
+pub(super) fn ready_out<R: CubeRuntime>(
+    x: &CubeTensor<R>,
+    norm: &[CubeTensor<R>; 2],
+    projections: &[(Projection<R>, Activation)],
+) -> Result<Ready, Refusal> {
+    let [b, d]: [usize; 2] = x.meta.shape().dims();
+    let biases = projections.iter().filter_map(|(it, _)| it.bias.as_ref());
+    let small = small_dtype(norm.iter().chain(biases));
+    // A row lies in one weight, however many there are.
+    let alike = alike(projections.iter().map(|(it, _)| &it.weight));
+    let plan = Plan::new(b, projections[..1].iter().map(|(it, _)| &it.weight));
+    let (Some(plan), Some(small), DType::F32, true) = (plan, small, x.dtype, alike) else {
+        return Err(Refusal::NoKernel);
+    };
+    if b > BATCH {
+        return Err(Refusal::TooMany { at_once: BATCH });
+    }
+    let room = x.client.properties().hardware.max_shared_memory_size;
+    if 4 * b * d + plan.shared() > room {
+        return Err(match b {
+            1 => Refusal::NoKernel,
+            _ => Refusal::TooMany { at_once: b / 2 },
+        });
+    }
+    Ok(Ready { plan, small })
+}
+
+/// See [`fan_out`](crate::fan_out), with outputs by `allocate`.
+pub(super) fn fan_out<R: CubeRuntime>(
+    Ready { plan, small }: Ready,
+    x: CubeTensor<R>,
+    [gamma, beta]: [CubeTensor<R>; 2],
+    epsilon: f64,
+    projections: Vec<(Projection<R>, Activation)>,
+    allocate: Allocate<R>,
+) -> Vec<CubeTensor<R>> {
+    let [b, d]: [usize; 2] = x.meta.shape().dims();
+    let client = x.client.clone();
+    let mut cubes = 0;
+    let mut args = Args::new(projections.len());
+    let mut outputs = Vec::with_capacity(projections.len());
+    for (projection, activation) in projections {
+        let d_out = projection.weight.values.meta.shape()[0];
+        outputs.push(allocate(&x, [b, d_out], DType::F32));
+        args.add(projection, d, cubes, activation);
+        cubes += d_out.div_ceil(plan.cube_rows());
+    }
+    let written = outputs.iter().map(|it| it.clone().into_array_arg());
+    // SAFETY: every unit reads and writes within the lengths that `parts` and `plan` give, which are those
+    // of the tensors, and each output is written by one unit.
+    unsafe {
+        kernels::fan_out::launch_unchecked::<R>(
+            &client,
+            CubeCount::Static(cubes as u32, 1, 1),
+            CubeDim::new_1d(UNITS as u32),
+            args.width,
+            plan.elements(),
+            plan.input,
+            array(x),
+            array(gamma),
+            array(beta),
+            epsilon as f32,
+            args.weights.into_iter().collect(),
+            args.scales.into_iter().collect(),
+            args.biases.into_iter().collect(),
+            written.collect(),
+            args.parts,
+            plan,
+            args.dtype.into(),
+            small.into(),
+        );
+    }
+    outputs
+}
+
+/// Whether there can be a launch for [`fan_in`].
+pub(super) fn ready_in<R: CubeRuntime>(
+    x: &CubeTensor<R>,
+    inputs: &[(CubeTensor<R>, Projection<R>)],
+) -> Result<Ready, Refusal> {
+    let [b, _]: [usize; 2] = x.meta.shape().dims();
+    let small = small_dtype(inputs.iter().filter_map(|(_, it)| it.bias.as_ref()));
+    let wide = inputs.iter().all(|(u, _)| u.dtype == DType::F32);
+    let plan = Plan::new(b, inputs.iter().map(|(_, it)| &it.weight));
+    let (Some(plan), Some(small), DType::F32, true) = (plan, small, x.dtype, wide) else {
+        return Err(Refusal::NoKernel);
+    };
+    match b > BATCH {
+        true => Err(Refusal::TooMany { at_once: BATCH }),
+        false => Ok(Ready { plan, small }),
+    }
+}
+
+/// See [`fan_in`](crate::fan_in).
+pub(super) fn fan_in<R: CubeRuntime>(
+    Ready { plan, small }: Ready,
+    x: CubeTensor<R>,
+    inputs: Vec<(CubeTensor<R>, Projection<R>)>,
+) -> CubeTensor<R> {
+    let [b, d]: [usize; 2] = x.meta.shape().dims();
+    let client = x.client.clone();
+    let output = output(&x, [b, d], DType::F32);
+    let mut args = Args::new(inputs.len());
+    let mut read = Vec::with_capacity(inputs.len());
+    for (u, projection) in inputs {
+        let d_in = u.meta.shape()[1];
+        read.push(array(u));
+        args.add(projection, d_in, 0, Activation::Identity);
+    }
+    // SAFETY: as in `fan_out`.
+    unsafe {
+        kernels::fan_in::launch_unchecked::<R>(
+            &client,
+            CubeCount::Static(d.div_ceil(plan.cube_rows()) as u32, 1, 1),
+            CubeDim::new_1d(UNITS as u32),
+            args.width,
+            plan.elements(),
+            plan.input,
+            array(x),
+            read.into_iter().collect(),
+            args.weights.into_iter().collect(),
+            args.scales.into_iter().collect(),
+            args.biases.into_iter().collect(),
+            output.clone().into_array_arg(),
+            args.parts,
+            plan,
+            args.dtype.into(),
+            small.into(),
+        );
+    }
+    output
+}
+
+/// The projections' part of a launch.
+struct Args<R: CubeRuntime> {
+    weights: Vec<ArrayArg<R>>,
+    scales: Vec<ArrayArg<R>>,
+    biases: Vec<ArrayArg<R>>,
+    parts: Vec<Part>,
+    width: AddressType,
+    /// Of the weights.
+    dtype: DType,
+}
+
+impl<R: CubeRuntime> Args<R> {
+    fn new(parts: usize) -> Self {
+        Self {
+            weights: Vec::with_capacity(parts),
+            scales: Vec::new(),
+            biases: Vec::with_capacity(parts),
+            parts: Vec::with_capacity(parts),
+            width: AddressType::default(),
+            dtype: DType::F32,
+        }
+    }
+
+    fn add(&mut self, it: Projection<R>, d_in: usize, first_cube: usize, activation: Activation) {
+        let values = it.weight.values;
+        self.width = self.width.max(address_type(&[&values]));
+        self.dtype = values.dtype;
+        self.parts.push(Part {
+            d_out: values.meta.shape()[0],
+            d_in,
+            first_cube,
+            bias: it.bias.is_some().then_some(self.biases.len()),
+            activation,
+        });
+        self.weights.push(array(values));
+        self.scales.extend(it.weight.scales.map(array));
+        self.biases.extend(it.bias.map(array));
+    }
+}
+
+/// See [`rows`](crate::matvec::rows).
+pub(crate) fn rows<R: CubeRuntime>(table: CubeTensor<R>, ids: CubeTensor<R>) -> CubeTensor<R> {
+    let ([_, d], [b]) = (table.meta.shape().dims(), ids.meta.shape().dims());
+    let output = output(&table, [b, d], DType::F32);
+    let (client, width, dtype) = (table.client.clone(), address_type(&[&table]), table.dtype);
+    // SAFETY: ids are below the table's length, as the caller promises, and a unit writes its own number.
+    unsafe {
+        kernels::rows::launch_unchecked::<R>(
+            &client,
+            CubeCount::Static(d.div_ceil(UNITS) as u32, b as u32, 1),
+            CubeDim::new_1d(UNITS as u32),
+            width,
+            array(table),
+            array(ids),
+            output.clone().into_array_arg(),
+            d,
+            dtype.into(),
+        );
+    }
+    output
+}
