@@ -3,6 +3,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use kernels::attention::step::NewToken;
 use kernels::{AttentionParts, KernelBackend};
 
 use crate::config::AttentionConfig;
@@ -49,6 +50,12 @@ impl<B: Backend> PhiAttention<B> {
     /// What decoding starts from.
     pub fn new_state(&self) -> KvCache<B> {
         KvCache::default()
+    }
+
+    /// Of the keys, and of the values, that are cached for `tokens` tokens of one sequence.
+    pub(crate) fn cache_shape(&self, tokens: usize) -> [usize; 4] {
+        let d_kv = self.k_proj.d_out();
+        [1, tokens, self.n_kv_heads, d_kv / self.n_kv_heads]
     }
 }
 
@@ -100,6 +107,43 @@ impl<B: KernelBackend> PhiAttention<B> {
         let (q, k, v) = self.project(u, cache.len());
         let (k, v) = cache.append(k, v);
         self.merge(kernels::attention(q, k, v))
+    }
+
+    /// What stands between the projections for one token after those in `cache`: queries `[b, h * p]`, keys
+    /// and values `[b, g * p]` to `[b, h * p]`.
+    pub(crate) fn attend(
+        &self,
+        q: Tensor<B, 2>,
+        k: Tensor<B, 2>,
+        v: Tensor<B, 2>,
+        cache: &mut KvCache<B>,
+    ) -> Tensor<B, 2> {
+        let rotary = Rotary::new(
+            self.rotary_dim,
+            self.rope_theta,
+            cache.len(),
+            1,
+            &q.device(),
+        );
+        let Rotary { cos, sin } = rotary;
+        cache.step(NewToken { q, k, v, cos, sin }, self.n_heads)
+    }
+
+    /// [`attend`](Self::attend) with a row a cache, each at its own position. A row that is not `occupied`
+    /// gives zeros and caches nothing.
+    pub(crate) fn attend_rows(
+        &self,
+        [q, k, v]: [Tensor<B, 2>; 3],
+        caches: &mut [KvCache<B>],
+        occupied: &[bool],
+    ) -> Tensor<B, 2> {
+        let row = |x: &Tensor<B, 2>, i: usize| x.clone().narrow(0, i, 1);
+        let rows = caches.iter_mut().zip(occupied).enumerate();
+        let attended = rows.map(|(i, (cache, occupied))| match occupied {
+            true => self.attend(row(&q, i), row(&k, i), row(&v, i), cache),
+            false => row(&q, i).zeros_like(),
+        });
+        Tensor::cat(attended.collect(), 0)
     }
 
     fn project(&self, u: Tensor<B, 3>, position: usize) -> QueriesKeysValues<B> {

@@ -3,6 +3,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use kernels::matvec::{Activation, Projection};
 use kernels::{AttentionParts, KernelBackend, TransferParts};
 
 use crate::attention::PhiAttention;
@@ -14,6 +15,8 @@ use crate::mlp::PhiMlp;
 use crate::state::MixerState;
 
 /// What mixes tokens in a block.
+// Handles of tensors, of which a network has some dozens: what a smaller variant wastes is nothing.
+#[allow(clippy::large_enum_variant)]
 #[derive(Module, Debug)]
 pub enum Mixer<B: Backend> {
     /// The student's.
@@ -88,6 +91,42 @@ impl<B: KernelBackend> Mixer<B> {
     }
 }
 
+impl<B: KernelBackend> Mixer<B> {
+    /// The projections that read `LN x`.
+    fn entry_projections(&self) -> Vec<(Projection<B>, Activation)> {
+        let linears = match self {
+            Self::DiscreteMamba2(mixer) => vec![&mixer.in_proj],
+            Self::Attention(it) => vec![&it.q_proj, &it.k_proj, &it.v_proj],
+        };
+        let linears = linears.into_iter();
+        linears
+            .map(|it| (it.projection(), Activation::Identity))
+            .collect()
+    }
+
+    /// The projection that the residual stream gets.
+    fn exit_projection(&self) -> Projection<B> {
+        match self {
+            Self::DiscreteMamba2(mixer) => mixer.out_proj.projection(),
+            Self::Attention(attention) => attention.dense.projection(),
+        }
+    }
+
+    /// What stands between them, for one token: `[b, d]` each to `[b, d]`.
+    fn step(&self, mut projected: Vec<Tensor<B, 2>>, state: &mut MixerState<B>) -> Tensor<B, 2> {
+        match (self, state) {
+            (Self::DiscreteMamba2(mixer), MixerState::DiscreteMamba2(state)) => {
+                mixer.recur(projected.swap_remove(0), state)
+            }
+            (Self::Attention(attention), MixerState::Attention(cache)) => {
+                let [q, k, v] = projected.try_into().expect("queries, keys and values");
+                attention.attend(q, k, v, cache)
+            }
+            _ => panic!("the state belongs to another network: its mixer is of the other kind"),
+        }
+    }
+}
+
 /// One layer of a network.
 #[derive(Module, Debug)]
 pub struct PhiBlock<B: Backend> {
@@ -113,9 +152,7 @@ impl<B: Backend> PhiBlock<B> {
 impl<B: KernelBackend> PhiBlock<B> {
     /// `x [b, l, d_model]` to the same shape.
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let normed = self.input_layernorm.forward(x.clone());
-        let mixed = self.mixer.forward(normed.clone());
-        self.sum(x, mixed, normed)
+        self.forward_with(x, |u| self.mixer.forward(u))
     }
 
     /// `mixer(LN x)`, before it joins the residual stream: `[b, l, d_model]`.
@@ -184,8 +221,47 @@ impl<B: KernelBackend> PhiBlock<B> {
     /// # Panics
     /// If `state` is that of the other kind of mixer.
     pub fn prefill(&self, x: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3> {
+        self.forward_with(x, |u| self.mixer.prefill(u, state))
+    }
+
+    /// `x [b, d_model]`, one token after those that `state` holds, which it then holds too. In f32, or
+    /// wider, whatever the dtype of the parameters.
+    ///
+    /// The same sums as [`prefill`](Self::prefill)'s, in as few passes over the weights as there can be:
+    /// into both halves, then out of both.
+    ///
+    /// # Panics
+    /// If `state` is that of the other kind of mixer.
+    pub fn step(&self, x: Tensor<B, 2>, state: &mut MixerState<B>) -> Tensor<B, 2> {
+        self.step_with(x, |projected| self.mixer.step(projected, state))
+    }
+
+    /// The step around what `mix` makes of the mixer's projections, `[b, d]` each.
+    pub(crate) fn step_with(
+        &self,
+        x: Tensor<B, 2>,
+        mix: impl FnOnce(Vec<Tensor<B, 2>>) -> Tensor<B, 2>,
+    ) -> Tensor<B, 2> {
+        let norm = self.input_layernorm.normalisation();
+        let mut into = self.mixer.entry_projections();
+        into.push((self.mlp.fc1.projection(), Activation::GeluNew));
+        let mut projected = kernels::fan_out(x.clone(), norm, into);
+        let hidden = projected.pop().expect("one output a projection");
+        let out_of = vec![
+            (mix(projected), self.mixer.exit_projection()),
+            (hidden, self.mlp.fc2.projection()),
+        ];
+        kernels::fan_in(x, out_of)
+    }
+
+    /// The block around what `mix` makes of `LN x`.
+    pub(crate) fn forward_with(
+        &self,
+        x: Tensor<B, 3>,
+        mix: impl FnOnce(Tensor<B, 3>) -> Tensor<B, 3>,
+    ) -> Tensor<B, 3> {
         let normed = self.input_layernorm.forward(x.clone());
-        let mixed = self.mixer.prefill(normed.clone(), state);
+        let mixed = mix(normed.clone());
         self.sum(x, mixed, normed)
     }
 

@@ -1,20 +1,30 @@
 //! The two layers everything is made of, with parameters as PyTorch lays them out, so that files
 //! need no transposition in either direction.
 
-use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use burn::module::{Module, Param, ParamId};
 use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
 use kernels::KernelBackend;
+use kernels::matvec::{Normalisation, Projection, Weight};
 
 use crate::init::{Fill, Init};
 
 /// `y = x W^T + b`.
 #[derive(Module, Debug)]
 pub struct Linear<B: Backend> {
-    /// `[d_out, d_in]`.
+    /// `[d_out, d_in]`; of one element where there are 8-bit numbers instead.
     pub weight: Param<Tensor<B, 2>>,
     /// `[d_out]`.
     pub bias: Option<Param<Tensor<B, 1>>>,
+    /// The weight in 8 bits, for inference.
+    int8: Option<Int8<B>>,
+}
+
+/// A weight in 8 bits; see [`Weight::Int8`].
+#[derive(Module, Debug)]
+struct Int8<B: Backend> {
+    packed: Param<Tensor<B, 2, Int>>,
+    scales: Param<Tensor<B, 1>>,
 }
 
 impl<B: Backend> Linear<B> {
@@ -27,6 +37,7 @@ impl<B: Backend> Linear<B> {
         Self {
             weight: init.parameter([d_out, d_in], weight),
             bias: bias.map(|fill| init.parameter([d_out], fill)),
+            int8: None,
         }
     }
 
@@ -34,13 +45,58 @@ impl<B: Backend> Linear<B> {
     pub(crate) fn phi(init: &mut Init<B>, d_out: usize, d_in: usize) -> Self {
         Self::new(init, [d_out, d_in], Fill::phi(), Some(Fill::constant(0.0)))
     }
+
+    /// With the weight in 8 bits, if it can be; it can no longer be trained or saved then.
+    pub(crate) fn pack(&mut self) {
+        let weight = self.weight.val();
+        let one = Tensor::zeros([1, 1], (&weight.device(), weight.dtype()));
+        if let Weight::Int8 { packed, scales } = Weight::Float(weight).to_int8() {
+            self.int8 = Some(Int8 {
+                packed: Param::initialized(ParamId::new(), packed),
+                scales: Param::initialized(ParamId::new(), scales),
+            });
+            self.weight = Param::initialized(self.weight.id, one);
+        }
+    }
+
+    fn stored(&self) -> Weight<B> {
+        match &self.int8 {
+            Some(int8) => Weight::Int8 {
+                packed: int8.packed.val(),
+                scales: int8.scales.val(),
+            },
+            None => Weight::Float(self.weight.val()),
+        }
+    }
+
+    /// Rows of the weight.
+    pub(crate) fn d_out(&self) -> usize {
+        match &self.int8 {
+            Some(int8) => int8.packed.lazy_shape()[0],
+            None => self.weight.lazy_shape()[0],
+        }
+    }
+
+    /// Bytes that the weight takes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.stored().bytes()
+    }
 }
 
 impl<B: KernelBackend> Linear<B> {
     /// `x [.., d_in]` to `[.., d_out]`.
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         let bias = self.bias.as_ref().map(Param::val);
-        kernels::linear(x, self.weight.val(), bias)
+        let weight = self.weight_for(&x);
+        kernels::linear(x, weight, bias)
+    }
+
+    /// For the few vectors of a decoding step.
+    pub(crate) fn projection(&self) -> Projection<B> {
+        Projection {
+            weight: self.stored(),
+            bias: self.bias.as_ref().map(Param::val),
+        }
     }
 
     /// `x [.., d_in]` times `n` rows of the weight from row `start`: `[.., n]`.
@@ -57,7 +113,16 @@ impl<B: KernelBackend> Linear<B> {
             .bias
             .as_ref()
             .map(|bias| bias.val().narrow(0, start, n));
-        kernels::linear(x, self.weight.val().narrow(0, start, n), bias)
+        let weight = self.weight_for(&x);
+        kernels::linear(x, weight.narrow(0, start, n), bias)
+    }
+
+    /// The weight as floats: those that there are, or in the dtype of `x`.
+    fn weight_for<const D: usize>(&self, x: &Tensor<B, D>) -> Tensor<B, 2> {
+        match &self.int8 {
+            Some(_) => self.stored().to_float(x.dtype()),
+            None => self.weight.val(),
+        }
     }
 }
 
@@ -86,5 +151,14 @@ impl<B: KernelBackend> LayerNorm<B> {
     /// `x [.., d]` normalised, in the same shape.
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         kernels::layer_norm(x, self.weight.val(), self.bias.val(), self.epsilon)
+    }
+
+    /// For the few vectors of a decoding step.
+    pub(crate) fn normalisation(&self) -> Normalisation<B> {
+        Normalisation {
+            gamma: self.weight.val(),
+            beta: self.bias.val(),
+            epsilon: self.epsilon,
+        }
     }
 }

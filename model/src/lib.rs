@@ -16,7 +16,8 @@
 //!   is computed only when asked for, since the matrices of all layers at once do not fit anywhere.
 //!   The stages of training that go layer by layer call the methods of [`PhiBlock`] themselves.
 //! - [`CausalLm::prefill`] of a piece of a sequence into a [`State`], and [`CausalLm::step`] of one
-//!   token. Any split, for any batch, gives the outputs and the state of the whole.
+//!   token. Any split, for any batch, gives the outputs and the state of the whole. Sequences of
+//!   different lengths take their steps together in a [`Batch`].
 //!
 //! # Parameters as in the files
 //!
@@ -35,6 +36,7 @@
 #![deny(missing_docs)]
 
 mod attention;
+mod batch;
 mod block;
 pub mod config;
 mod init;
@@ -45,11 +47,13 @@ mod mlp;
 pub mod mohawk;
 mod precision;
 mod rotary;
+mod snapshot;
 mod state;
 mod transfer;
 pub mod weights;
 
 pub use attention::PhiAttention;
+pub use batch::Batch;
 pub use block::{BlockOutputs, Mixer, PhiBlock};
 pub use config::{
     Activation, AttentionConfig, BlockConfig, ConfigError, DiscreteMamba2Config, MixerConfig,
@@ -59,9 +63,11 @@ pub use layers::{LayerNorm, Linear};
 pub use lm::{Backbone, CausalLm, Embedding, HybridPhiMamba, Outputs, Phi, PhiMamba, Taps};
 pub use mixer::{DepthwiseConv, DiscreteMamba2};
 pub use mlp::PhiMlp;
+pub use snapshot::StateError;
 pub use state::{KvCache, Mamba2State, MixerState, State};
 pub use transfer::{TransferError, pad_vocabulary, transfer_weights};
 pub use weights::{
-    Hub, Layout, ModelConfig, NamedParameter, WeightsError, load_any, load_student, load_teacher,
-    locate, named_parameters, save_student, save_teacher,
+    FileTensor, Hub, Layout, ModelConfig, NamedParameter, WeightsError, describe, load_any,
+    load_any_as, load_config, load_student, load_teacher, locate, model_files, named_parameters,
+    read_config_file, save_student, save_teacher,
 };

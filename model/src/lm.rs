@@ -5,10 +5,11 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor};
 use kernels::KernelBackend;
 
-use crate::block::PhiBlock;
+use crate::block::{Mixer, PhiBlock};
 use crate::config::NetworkConfig;
 use crate::init::{Fill, Init};
 use crate::layers::{LayerNorm, Linear};
+use crate::precision::widen;
 use crate::state::State;
 
 /// A table with one row a token.
@@ -121,7 +122,7 @@ impl<B: Backend> CausalLm<B> {
 
     /// Ids that the embedding and the head know, padding included.
     pub fn vocab_size(&self) -> usize {
-        self.lm_head.weight.lazy_shape()[0]
+        self.backbone.embedding.weight.lazy_shape()[0]
     }
 
     /// The same network with every parameter in `dtype`.
@@ -143,6 +144,42 @@ impl<B: Backend> CausalLm<B> {
             }
         }
         self.map(&mut Cast(dtype))
+    }
+
+    /// The same network with the weights of its projections in 8 bits, one scale a row: for inference.
+    /// Everything else stays as it is, the embedding too, of which a token reads one row.
+    pub fn to_int8(mut self) -> Self {
+        self.each_linear(Linear::pack);
+        self
+    }
+
+    /// Bytes of weights that a decoding step reads: those of every projection.
+    pub fn step_bytes(&self) -> usize {
+        let mut bytes = 0;
+        self.clone().each_linear(|linear| bytes += linear.bytes());
+        bytes
+    }
+
+    fn each_linear(&mut self, mut of: impl FnMut(&mut Linear<B>)) {
+        for layer in &mut self.backbone.layers {
+            match &mut layer.mixer {
+                Mixer::DiscreteMamba2(mixer) => [&mut mixer.in_proj, &mut mixer.out_proj]
+                    .into_iter()
+                    .for_each(&mut of),
+                Mixer::Attention(it) => {
+                    let linears = [
+                        &mut it.q_proj,
+                        &mut it.k_proj,
+                        &mut it.v_proj,
+                        &mut it.dense,
+                    ];
+                    linears.into_iter().for_each(&mut of);
+                }
+            }
+            of(&mut layer.mlp.fc1);
+            of(&mut layer.mlp.fc2);
+        }
+        of(&mut self.lm_head);
     }
 
     /// What decoding `batch` sequences starts from.
@@ -201,18 +238,14 @@ impl<B: KernelBackend> CausalLm<B> {
     }
 
     /// Reads `ids [b, l]` after those that `state` holds, and gives the logits after the last:
-    /// `[b, vocab_size]`. Any split of a sequence gives the same as the whole.
+    /// `[b, vocab_size]`, f32 or wider. Any split of a sequence gives the same as the whole.
     ///
     /// # Panics
     /// If `l` is 0, or `state` belongs to another network or batch.
     pub fn prefill(&self, ids: Tensor<B, 2, Int>, state: &mut State<B>) -> Tensor<B, 2> {
         let x = self.advance(ids, state);
         let [b, l, d] = x.dims();
-        let last = self
-            .backbone
-            .final_layernorm
-            .forward(x.narrow(1, l - 1, 1).reshape([b, d]));
-        self.lm_head.forward(last)
+        self.step_logits(widen(x.narrow(1, l - 1, 1).reshape([b, d])))
     }
 
     /// [`prefill`](Self::prefill) with the logits after every token: `[b, l, vocab_size]`.
@@ -224,13 +257,33 @@ impl<B: KernelBackend> CausalLm<B> {
         self.logits(self.backbone.final_layernorm.forward(x))
     }
 
-    /// Reads one more id a sequence, `[b]`, and gives the logits after it: `[b, vocab_size]`.
+    /// Reads one more id a sequence, `[b]`, and gives the logits after it: `[b, vocab_size]`, f32 or wider
+    /// whatever the dtype of the parameters, as is all between the ids and them.
     ///
     /// # Panics
     /// If `state` belongs to another network or batch.
     pub fn step(&self, ids: Tensor<B, 1, Int>, state: &mut State<B>) -> Tensor<B, 2> {
-        let [b] = ids.dims();
-        self.prefill(ids.reshape([b, 1]), state)
+        let layers = &self.backbone.layers;
+        assert_eq!(
+            layers.len(),
+            state.layers.len(),
+            "the state belongs to a network with another number of layers"
+        );
+        state.position += 1;
+        let both = layers.iter().zip(&mut state.layers);
+        let x = both.fold(self.embed(ids), |x, (layer, state)| layer.step(x, state));
+        self.step_logits(x)
+    }
+
+    /// What a step begins with: `ids [b]` to `[b, d_model]`.
+    pub(crate) fn embed(&self, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
+        kernels::matvec::rows(self.backbone.embedding.weight.val(), ids)
+    }
+
+    /// What a step ends with: the last layer's `x [b, d_model]` to logits `[b, vocab_size]`.
+    pub(crate) fn step_logits(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let norm = self.backbone.final_layernorm.normalisation();
+        kernels::matvec::head(x, norm, self.lm_head.projection())
     }
 
     /// The last layer's output for `ids [b, l]`, `[b, l, d_model]`, moving `state` over them.

@@ -197,24 +197,34 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
     pub fn step(&self, u: Tensor<B, 3>, state: &mut Mamba2State<B>) -> Tensor<B, 3> {
         let projected = self.in_proj.forward(u);
         let [batch, _, rows] = projected.dims();
+        let gated = self.recur(projected.reshape([batch, rows]), state);
+        self.out_proj
+            .forward(gated.reshape([batch, 1, self.d_inner]))
+    }
+
+    /// What stands between the two projections: `projected [b, d_in_proj]`, one token after those that
+    /// `state` holds, to `[b, d_inner]`.
+    pub(crate) fn recur(
+        &self,
+        projected: Tensor<B, 2>,
+        state: &mut Mamba2State<B>,
+    ) -> Tensor<B, 2> {
         let d = self.d.val();
         let h = self.config.n_v_heads;
         // Moved out of the state, so that a backend may write where they are.
         let conv = mem::replace(&mut state.conv, d.clone().reshape([1, 1, h]));
         let ssm = mem::replace(&mut state.ssm, d.clone().reshape([1, 1, 1, h]));
         let parameters = StepParameters {
-            taps: self.taps(),
+            taps: self.conv1d.weight.val(),
             bias: self.conv1d.bias.as_ref().map(Param::val),
             activation: self.activation(),
             d,
             z_bias: self.z_bias.as_ref().map(Param::val),
         };
-        let projected = projected.reshape([batch, rows]);
         let before = StepState { conv, ssm };
         let (gated, after) = kernels::recurrent_step(projected, parameters, before);
         (state.conv, state.ssm) = (after.conv, after.ssm);
-        self.out_proj
-            .forward(gated.reshape([batch, 1, self.d_inner]))
+        gated
     }
 
     /// Some outputs of `in_proj`, `[b, l, n]`.

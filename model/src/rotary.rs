@@ -11,9 +11,9 @@ use crate::precision::to_dtype;
 /// Pairs are `(i, i + dim / 2)` for `i < dim / 2`, each turned by `position * theta^(-2i / dim)`.
 pub(crate) struct Rotary<B: Backend> {
     /// `[l, dim / 2]`.
-    cos: Tensor<B, 2>,
+    pub cos: Tensor<B, 2>,
     /// `[l, dim / 2]`.
-    sin: Tensor<B, 2>,
+    pub sin: Tensor<B, 2>,
 }
 
 impl<B: KernelBackend> Rotary<B> {

@@ -3,9 +3,10 @@
 
 use burn::backend::Autodiff;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
 use kernels::backends::{Flex, NdArray64};
 use kernels::conv::Activation;
+use kernels::matvec::Weight;
 use kernels::{
     AdamWStep, AttentionParts, DistillationWeights, KernelBackend, StepParameters, StepState,
     TrainBackend, TransferParts,
@@ -322,7 +323,7 @@ fn causal_conv_equals_its_equation() {
 fn steps<B: KernelBackend>([b, h, p, n, g, w]: [usize; 6], activation: Activation) -> Vec<Values> {
     let c = h * p + 2 * g * n;
     let parameters = StepParameters::<B> {
-        taps: tensor(random(1, &[c, w], 1.0)),
+        taps: tensor(random(1, &[c, 1, w], 1.0)),
         bias: Some(tensor(random(2, &[c], 1.0))),
         activation,
         d: tensor(random(3, &[h], 1.0)),
@@ -628,4 +629,35 @@ fn transfer_matrix_is_what_the_scan_applies() {
     let (y, _) = kernels::ssd_scan(x.clone(), parts.a_log, parts.b, parts.c, None, 16);
     let scanned = y + x * parts.d.reshape([1, 1, h, 1]);
     assert_close("T x", values(applied), values(scanned), 1e-12);
+}
+
+/// No number moves by more than half a step of its row, of which the largest number is 127.
+#[test]
+fn eight_bits_hold_a_weight_to_half_a_step() {
+    fn check<B: KernelBackend>() {
+        let [d_out, d_in] = [5, 12];
+        let (shape, mut weight) = random(1, &[d_out, d_in], 1.0);
+        weight[3] = -4.0;
+        // A row of zeros has no step.
+        weight[d_in..2 * d_in].fill(0.0);
+        let packed = Weight::<B>::Float(tensor((shape, weight.clone()))).to_int8();
+        assert_eq!(packed.dims(), [d_out, d_in]);
+        assert!(packed.bytes() < 4 * d_out * d_in, "{}", packed.bytes());
+        let (_, held) = values(packed.to_float(DType::F32));
+        for (row, held) in weight.chunks(d_in).zip(held.chunks(d_in)) {
+            let largest = row.iter().fold(0.0_f64, |largest, v| largest.max(v.abs()));
+            let half = largest / 254.0;
+            let moved = row.iter().zip(held).map(|(a, b)| (a - b).abs());
+            assert!(
+                moved.clone().all(|by| by <= half * 1.00001),
+                "{row:?} became {held:?}"
+            );
+            assert!(
+                largest == 0.0 || moved.sum::<f64>() > 0.0,
+                "{held:?} is {row:?}"
+            );
+        }
+    }
+    check::<NdArray64>();
+    check::<Flex>();
 }

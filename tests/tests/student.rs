@@ -49,6 +49,26 @@ fn splits_flex() {
     splits::<Fast>(2e-5);
 }
 
+#[test]
+fn joining_exact() {
+    joining::<Exact>(1e-12);
+}
+
+#[test]
+fn joining_flex() {
+    joining::<Fast>(2e-5);
+}
+
+#[test]
+fn eight_bits_exact() {
+    eight_bits::<Exact>();
+}
+
+#[test]
+fn eight_bits_flex() {
+    eight_bits::<Fast>();
+}
+
 /// With B and C shared by several heads there is no recorded matrix, but `T x` must still be the
 /// scan's output: the gate opened and the projection made the identity, `T` applied to x is the
 /// mixer's output.

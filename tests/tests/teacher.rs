@@ -41,6 +41,16 @@ fn taps_and_layers() {
 }
 
 #[test]
+fn decoding_exact() {
+    decoding::<Exact>(EXACT);
+}
+
+#[test]
+fn decoding_flex() {
+    decoding::<Fast>(FAST);
+}
+
+#[test]
 fn splits_exact() {
     splits::<Exact>(EXACT);
 }

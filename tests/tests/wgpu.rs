@@ -62,6 +62,8 @@ fn student() {
         student::decoding::<Wgpu>(FAST);
         student::greedy::<Wgpu>();
         student::splits::<Wgpu>(FAST);
+        student::joining::<Wgpu>(FAST);
+        student::eight_bits::<Wgpu>();
     });
 }
 
@@ -70,6 +72,7 @@ fn teacher() {
     with_adapter(|| {
         teacher::whole_sequence::<Wgpu>(FAST);
         teacher::splits::<Wgpu>(FAST);
+        teacher::decoding::<Wgpu>(FAST);
     });
 }
 

@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, check_sizes};
 
+/// No convolution may be longer than this; the published ones are 4.
+const MOST_TAPS: usize = 1 << 10;
+
 /// What follows the convolution, on x, B and C alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -104,6 +107,17 @@ impl DiscreteMamba2Config {
             ("expand", self.expand),
             ("chunk_size", self.chunk_size),
         ])?;
+        // Both factors are below 2^24, so the products are what they should be.
+        check_sizes(&[
+            ("expand * d_model", self.d_inner(d_model)),
+            ("n_qk_heads * d_state", self.d_bc()),
+        ])?;
+        if self.d_conv > MOST_TAPS {
+            return Err(ConfigError::Invalid(format!(
+                "`d_conv` is {}; it must lie between 1 and {MOST_TAPS}",
+                self.d_conv
+            )));
+        }
         let d_inner = self.d_inner(d_model);
         if !d_inner.is_multiple_of(self.n_v_heads) {
             return Err(ConfigError::Invalid(format!(

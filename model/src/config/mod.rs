@@ -43,7 +43,7 @@ pub enum ConfigError {
 /// No size in a configuration may exceed this, so that no file makes a size computation overflow.
 const LARGEST_SIZE: usize = 1 << 24;
 /// Nor may the number of layers exceed this.
-const MOST_LAYERS: usize = 1 << 14;
+const MOST_LAYERS: usize = 1 << 12;
 
 /// That every named size lies in `1..=LARGEST_SIZE`.
 fn check_sizes(sizes: &[(&str, usize)]) -> Result<(), ConfigError> {

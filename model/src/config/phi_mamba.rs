@@ -250,6 +250,12 @@ impl PhiMambaConfig {
         check_positive("layer_norm_eps", self.layer_norm_eps)?;
         for block in &self.blocks {
             check_layers("n_layers", block.n_layers)?;
+            if !(0.0..=1.0).contains(&block.resid_dropout) {
+                return Err(ConfigError::Invalid(format!(
+                    "`resid_dropout` is {}; it must lie between 0 and 1",
+                    block.resid_dropout
+                )));
+            }
             block.mixer.validate(self.d_model)?;
         }
         check_layers("n_layer", self.n_layer())

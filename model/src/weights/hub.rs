@@ -1,9 +1,12 @@
 //! A model by its name: a folder, or a repository of the Hugging Face hub.
 
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use hf_hub::api::sync::ApiBuilder;
-use hf_hub::{Cache, Repo, RepoType};
+use hf_hub::api::sync::{ApiBuilder, ApiRepo};
+use hf_hub::{Cache, CacheRepo, Repo, RepoType};
+use sha2::{Digest, Sha256};
 
 use super::read::shards;
 use super::{CONFIG, INDEX, PICKLE, SINGLE, WeightsError};
@@ -90,14 +93,47 @@ impl Hub {
             }),
             // Without a tokenizer it may be that another tool did not need it: the hub knows. If the
             // hub cannot be asked, what there is must do.
-            cached => self.fetch(name).or_else(|reason| {
-                cached.ok_or_else(|| WeightsError::Fetch {
-                    name: name.into(),
-                    cache: self.cache.clone(),
-                    endpoint: self.endpoint.clone(),
-                    reason,
-                })
+            cached => {
+                let fetched = self.newest(name).and_then(|newest| newest.fetch());
+                fetched.or_else(|reason| cached.ok_or_else(|| self.failed(name, reason)))
+            }
+        }
+    }
+
+    /// The `tokenizer.json` of the model called `name`, OWNER/NAME, from the cache if it is there, else
+    /// fetched, and nothing else of the model.
+    ///
+    /// # Errors
+    /// As [`locate`](Self::locate).
+    pub fn tokenizer(&self, name: impl AsRef<Path>) -> Result<PathBuf, WeightsError> {
+        let path = name.as_ref();
+        let Some(name) = path.to_str().filter(|name| is_repository(name)) else {
+            return Err(WeightsError::NoSuchModel { name: path.into() });
+        };
+        let cache = Cache::new(self.cache.clone()).model(name.into());
+        match cache.get(TOKENIZER) {
+            Some(file) => Ok(file),
+            None if self.offline => Err(WeightsError::Offline {
+                name: name.into(),
+                cache: self.cache.clone(),
             }),
+            None => {
+                let fetched = self.newest(name).and_then(|newest| {
+                    let file = newest.get(TOKENIZER)?;
+                    newest.becomes_main()?;
+                    Ok(file)
+                });
+                fetched.map_err(|reason| self.failed(name, reason))
+            }
+        }
+    }
+
+    fn failed(&self, name: &str, reason: String) -> WeightsError {
+        WeightsError::Fetch {
+            name: name.into(),
+            cache: self.cache.clone(),
+            endpoint: self.endpoint.clone(),
+            reason,
         }
     }
 
@@ -114,11 +150,8 @@ impl Hub {
         is_whole.then_some(folder)
     }
 
-    /// Fetches what the cache lacks of the model, and returns its snapshot there.
-    ///
-    /// All files are of one revision, the newest when this begins, and only a whole snapshot becomes
-    /// the cache's `main`.
-    fn fetch(&self, name: &str) -> Result<PathBuf, String> {
+    /// What the hub has of the model now.
+    fn newest(&self, name: &str) -> Result<Revision, String> {
         let cache = Cache::new(self.cache.clone());
         let token = self.token.clone().or_else(|| cache.token());
         let builder = ApiBuilder::from_cache(cache.clone())
@@ -131,36 +164,99 @@ impl Hub {
         // So that files of this revision which are there already are found.
         let noted = cache.repo(pinned.clone()).create_ref(&newest.sha);
         noted.map_err(|error| error.to_string())?;
-        let pinned = api.repo(pinned);
-        let has = |file: &str| newest.siblings.iter().any(|it| it.rfilename == file);
-        let get = |file: &str| match file.is_ascii() {
-            true => pinned.get(file).map_err(|error| format!("{file}: {error}")),
-            // hf-hub shortens names for its progress bar, and panics within a letter.
-            false => Err(format!("{file}: only names in ASCII can be fetched")),
-        };
+        Ok(Revision {
+            files: newest.siblings.into_iter().map(|it| it.rfilename).collect(),
+            main: cache.model(name.into()),
+            cached: cache.repo(pinned.clone()),
+            hub: api.repo(pinned),
+            sha: newest.sha,
+        })
+    }
+}
 
-        let config = get(CONFIG)?;
+/// One revision of a model on the hub, from which all of its files are taken.
+struct Revision {
+    sha: String,
+    files: Vec<String>,
+    hub: ApiRepo,
+    cached: CacheRepo,
+    main: CacheRepo,
+}
+
+impl Revision {
+    fn has(&self, file: &str) -> bool {
+        self.files.iter().any(|it| it == file)
+    }
+
+    /// Fetches what the cache lacks of the model, and returns its snapshot there. Only a whole
+    /// snapshot becomes the cache's `main`.
+    fn fetch(&self) -> Result<PathBuf, String> {
+        let config = self.get(CONFIG)?;
         // The published Phi-Mambas have none: they use Phi's.
-        if has(TOKENIZER) {
-            get(TOKENIZER)?;
+        if self.has(TOKENIZER) {
+            self.get(TOKENIZER)?;
         }
-        if has(SINGLE) {
-            get(SINGLE)?;
-        } else if has(INDEX) {
-            for shard in shards(&get(INDEX)?).map_err(|error| error.to_string())? {
-                get(&shard)?;
+        if self.has(SINGLE) {
+            self.get(SINGLE)?;
+        } else if self.has(INDEX) {
+            for shard in shards(&self.get(INDEX)?).map_err(|error| error.to_string())? {
+                self.get(&shard)?;
             }
-        } else if has(PICKLE) {
-            get(PICKLE)?;
+        } else if self.has(PICKLE) {
+            self.get(PICKLE)?;
         } else {
             return Err(format!(
                 "it holds neither {SINGLE} nor {INDEX} nor {PICKLE}"
             ));
         }
-        let made_main = cache.model(name.into()).create_ref(&newest.sha);
-        made_main.map_err(|error| error.to_string())?;
+        self.becomes_main()?;
         Ok(config.parent().unwrap_or(&config).into())
     }
+
+    fn becomes_main(&self) -> Result<(), String> {
+        let made_main = self.main.create_ref(&self.sha);
+        made_main.map_err(|error| error.to_string())
+    }
+
+    /// A file in the cache, where it is fetched to if it is not there. What broke off is gone on with.
+    fn get(&self, file: &str) -> Result<PathBuf, String> {
+        if let Some(path) = self.cached.get(file) {
+            return Ok(path);
+        }
+        if !file.is_ascii() {
+            // hf-hub shortens names for its progress bar, and panics within a letter.
+            return Err(format!("{file}: only names in ASCII can be fetched"));
+        }
+        let path = self.hub.download(file);
+        let path = path.map_err(|error| format!("{file}: {error}"))?;
+        verify(&path).map_err(|reason| format!("{file}: {reason}"))?;
+        Ok(path)
+    }
+}
+
+/// That a file which was just fetched is what the hub has: for large files it tells their SHA-256,
+/// which hf-hub makes the name of the file behind the link in the snapshot. One that is something else
+/// is removed.
+pub(super) fn verify(path: &Path) -> Result<(), String> {
+    let blob = fs::canonicalize(path).map_err(|error| error.to_string())?;
+    let expected = blob.file_name().unwrap_or_default().to_string_lossy();
+    let is_sha256 = |it: &str| it.len() == 64 && it.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if !is_sha256(&expected) {
+        return Ok(());
+    }
+    let mut digest = Sha256::new();
+    let read = File::open(&blob).and_then(|mut file| io::copy(&mut file, &mut digest));
+    read.map_err(|error| error.to_string())?;
+    let found = format!("{:x}", digest.finalize());
+    if found == *expected {
+        return Ok(());
+    }
+    for wrong in [path, &blob] {
+        fs::remove_file(wrong).map_err(|error| error.to_string())?;
+    }
+    Err(format!(
+        "what came has the SHA-256 {found}, and should have {expected}; it is removed, try again"
+    ))
 }
 
 /// Whether `name` can be OWNER/NAME, as the hub lets people choose them.

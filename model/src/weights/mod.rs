@@ -9,6 +9,7 @@
 //!
 //! [`locate`] finds the folder of a model by its name, on the Hugging Face hub if need be.
 
+mod dataset;
 mod hub;
 mod names;
 mod read;
@@ -18,11 +19,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Element};
 
 pub use hub::{Hub, locate};
 pub use names::{Layout, NamedParameter, named_parameters};
 
-use crate::config::{ConfigError, PhiConfig, PhiMambaConfig};
+use crate::config::{ConfigError, NetworkConfig, PhiConfig, PhiMambaConfig};
 use crate::lm::CausalLm;
 
 /// The configuration's file name.
@@ -113,6 +115,27 @@ pub enum WeightsError {
         /// What went wrong.
         reason: String,
     },
+    /// A data set would have to be fetched, which `HF_HUB_OFFLINE` forbids.
+    #[error(
+        "the data set {name} is not in the cache {}, and HF_HUB_OFFLINE forbids to fetch it",
+        cache.display()
+    )]
+    DatasetOffline {
+        /// The data set's name.
+        name: String,
+        /// The cache that lacks it.
+        cache: PathBuf,
+    },
+    /// A data set could not be fetched.
+    #[error("fetching the data set {name} from {endpoint} failed: {reason}")]
+    FetchDataset {
+        /// The data set's name.
+        name: String,
+        /// The hub's address.
+        endpoint: String,
+        /// What went wrong.
+        reason: String,
+    },
     /// There is no place to keep fetched models in.
     #[error("fetched models are kept in the home folder, and there is none; set HF_HOME")]
     NoCache,
@@ -157,12 +180,18 @@ pub enum TensorFault {
     },
 }
 
-/// One fault a line, indented.
+/// One fault a line, indented. Who has taken the wrong folder need not read thousands.
 struct Lines<'a>(&'a [TensorFault]);
 
 impl fmt::Display for Lines<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
+        const ENOUGH: usize = 24;
+        let mut shown = self.0.iter().take(ENOUGH);
+        shown.try_for_each(|fault| write!(f, "\n  {fault}"))?;
+        match self.0.len().saturating_sub(ENOUGH) {
+            0 => Ok(()),
+            more => write!(f, "\n  and {more} more"),
+        }
     }
 }
 
@@ -173,6 +202,15 @@ pub enum ModelConfig {
     Phi(PhiConfig),
     /// The published Phi-Mamba's, pure or hybrid.
     PhiMamba(PhiMambaConfig),
+}
+
+impl From<&ModelConfig> for NetworkConfig {
+    fn from(config: &ModelConfig) -> Self {
+        match config {
+            ModelConfig::Phi(config) => config.into(),
+            ModelConfig::PhiMamba(config) => config.into(),
+        }
+    }
 }
 
 /// Reads a `PhiForCausalLM` folder.
@@ -186,7 +224,7 @@ pub fn load_teacher<B: Backend>(
     let folder = folder.as_ref();
     let config = read_config(folder, PhiConfig::from_json)?;
     let model = CausalLm::init(&config, 0, device);
-    let model = read::fill(model, Layout::Phi, folder)?;
+    let model = read::fill(model, Layout::Phi, folder, own_dtype::<B>)?;
     Ok((config, model))
 }
 
@@ -201,7 +239,7 @@ pub fn load_student<B: Backend>(
     let folder = folder.as_ref();
     let config = read_config(folder, PhiMambaConfig::from_json)?;
     let model = CausalLm::init(&config, 0, device);
-    let model = read::fill(model, Layout::PhiMamba, folder)?;
+    let model = read::fill(model, Layout::PhiMamba, folder, own_dtype::<B>)?;
     Ok((config, model))
 }
 
@@ -213,18 +251,93 @@ pub fn load_any<B: Backend>(
     folder: impl AsRef<Path>,
     device: &B::Device,
 ) -> Result<(ModelConfig, CausalLm<B>), WeightsError> {
+    load_any_as(folder, own_dtype::<B>, device)
+}
+
+/// Reads a folder of either kind with its parameters in the dtype that `choose` makes of the one that they
+/// are stored in; of `None` if they are stored in several.
+///
+/// # Errors
+/// [`WeightsError`], as the module says.
+pub fn load_any_as<B: Backend>(
+    folder: impl AsRef<Path>,
+    choose: impl Fn(Option<DType>) -> DType,
+    device: &B::Device,
+) -> Result<(ModelConfig, CausalLm<B>), WeightsError> {
     let folder = folder.as_ref();
-    let is_phi_mamba = read_config(folder, |text| {
-        let root: serde_json::Value = serde_json::from_str(text)?;
-        Ok(root.get("LanguageModel").is_some())
-    })?;
-    if is_phi_mamba {
-        let (config, model) = load_student(folder, device)?;
-        Ok((ModelConfig::PhiMamba(config), model))
-    } else {
-        let (config, model) = load_teacher(folder, device)?;
-        Ok((ModelConfig::Phi(config), model))
-    }
+    let config = load_config(folder)?;
+    let layout = match &config {
+        ModelConfig::PhiMamba(_) => Layout::PhiMamba,
+        ModelConfig::Phi(_) => Layout::Phi,
+    };
+    let model = CausalLm::init(&config, 0, device);
+    let model = read::fill(model, layout, folder, choose)?;
+    Ok((config, model))
+}
+
+/// Reads the `config.json` of a folder of either kind.
+///
+/// # Errors
+/// [`WeightsError::Io`] and [`WeightsError::Config`].
+pub fn load_config(folder: impl AsRef<Path>) -> Result<ModelConfig, WeightsError> {
+    read_config_file(folder.as_ref().join(CONFIG))
+}
+
+/// Reads a configuration of either kind, whatever its file's name.
+///
+/// # Errors
+/// [`WeightsError::Io`] and [`WeightsError::Config`].
+pub fn read_config_file(path: impl AsRef<Path>) -> Result<ModelConfig, WeightsError> {
+    let path = path.as_ref();
+    let text = std::fs::read_to_string(path).map_err(io(path))?;
+    let parse = || {
+        let root: serde_json::Value = serde_json::from_str(&text)?;
+        Ok(match root.get("LanguageModel") {
+            Some(_) => ModelConfig::PhiMamba(PhiMambaConfig::from_json(&text)?),
+            None => ModelConfig::Phi(PhiConfig::from_json(&text)?),
+        })
+    };
+    parse().map_err(|source| WeightsError::Config {
+        path: path.into(),
+        source,
+    })
+}
+
+/// The dtype of the backend, whatever is stored.
+fn own_dtype<B: Backend>(_stored: Option<DType>) -> DType {
+    <B::FloatElem as Element>::dtype()
+}
+
+/// One tensor of a model's files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileTensor {
+    /// Its name there.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// What its numbers are stored as.
+    pub dtype: DType,
+}
+
+/// What a folder of either kind says of itself: its configuration, and its parameters as they are
+/// stored. Their values are not read, and it takes no device.
+///
+/// # Errors
+/// [`WeightsError`], as the module says, but that the tensors are not compared with the configuration.
+pub fn describe(folder: impl AsRef<Path>) -> Result<(ModelConfig, Vec<FileTensor>), WeightsError> {
+    let folder = folder.as_ref();
+    Ok((load_config(folder)?, read::tensors(folder)?))
+}
+
+/// The files that decide what a model computes: its `config.json` and those of its weights.
+///
+/// # Errors
+/// [`WeightsError::NoWeights`], or that the index of the shards cannot be read.
+pub fn model_files(folder: impl AsRef<Path>) -> Result<Vec<PathBuf>, WeightsError> {
+    let folder = folder.as_ref();
+    let mut files = vec![folder.join(CONFIG)];
+    files.extend(read::weight_files(folder)?);
+    Ok(files)
 }
 
 /// Writes a student as the authors' Python loads it with `strict=True`: `model.safetensors` in f32

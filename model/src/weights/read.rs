@@ -7,15 +7,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
+use burn::tensor::DType;
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Element};
 use burn_store::pytorch::PytorchReader;
 use burn_store::{ModuleSnapshot, ModuleStore, SafetensorsStore, TensorSnapshot};
 use serde::Deserialize;
 use zip::ZipArchive;
 
 use super::names::{Layout, NamedParameter, named_parameters};
-use super::{INDEX, PICKLE, SINGLE, TensorFault, WeightsError, io};
+use super::{FileTensor, INDEX, PICKLE, SINGLE, TensorFault, WeightsError, io};
 use crate::lm::CausalLm;
 
 /// Tables that some versions of the published code keep beside the parameters, and that are
@@ -29,11 +29,13 @@ const IGNORED: [&str; 3] = [
 /// Tensors by their names in the files. Their values are read when asked for.
 type Tensors = BTreeMap<String, TensorSnapshot>;
 
-/// `model` with the parameters that `folder` holds under `layout`'s names.
+/// `model` with the parameters that `folder` holds under `layout`'s names, in the dtype that `choose` makes
+/// of what they are stored in, where that is one dtype.
 pub(super) fn fill<B: Backend>(
     mut model: CausalLm<B>,
     layout: Layout,
     folder: &Path,
+    choose: impl Fn(Option<DType>) -> DType,
 ) -> Result<CausalLm<B>, WeightsError> {
     let (tensors, path) = open(folder)?;
     let parameters = named_parameters(&model, layout);
@@ -42,7 +44,11 @@ pub(super) fn fill<B: Backend>(
         let folder = folder.into();
         return Err(WeightsError::Tensors { folder, faults });
     }
-    let dtype = <B::FloatElem as Element>::dtype();
+    let mut stored = parameters
+        .iter()
+        .map(|parameter| tensors[&parameter.name].dtype);
+    let first = stored.next();
+    let dtype = choose(first.filter(|first| stored.all(|dtype| dtype == *first)));
     let snapshots = parameters.iter().filter_map(|parameter| {
         let tensor = tensors.get(&parameter.name)?;
         Some(for_module(tensor, parameter, dtype))
@@ -92,7 +98,7 @@ fn faults(parameters: &[NamedParameter], tensors: &Tensors) -> Vec<TensorFault> 
     }
     let known: BTreeSet<&str> = parameters.iter().map(|p| p.name.as_str()).collect();
     for (name, tensor) in tensors {
-        if !known.contains(name.as_str()) && !IGNORED.iter().any(|end| name.ends_with(end)) {
+        if !known.contains(name.as_str()) && !is_ignored(name) {
             let (name, found) = (name.clone(), tensor.shape.to_vec());
             faults.push(TensorFault::Unexpected { name, found });
         }
@@ -122,6 +128,38 @@ fn open(folder: &Path) -> Result<(Tensors, PathBuf), WeightsError> {
     Err(WeightsError::NoWeights {
         folder: folder.into(),
     })
+}
+
+/// What [`open`] finds, but for what is passed over.
+pub(super) fn tensors(folder: &Path) -> Result<Vec<FileTensor>, WeightsError> {
+    let (tensors, _) = open(folder)?;
+    let tensors = tensors.into_iter().filter(|(name, _)| !is_ignored(name));
+    let tensors = tensors.map(|(name, tensor)| FileTensor {
+        name,
+        shape: tensor.shape.to_vec(),
+        dtype: tensor.dtype,
+    });
+    Ok(tensors.collect())
+}
+
+fn is_ignored(name: &str) -> bool {
+    IGNORED.iter().any(|end| name.ends_with(end))
+}
+
+/// The files that [`open`] takes the weights from.
+pub(super) fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, WeightsError> {
+    let index = folder.join(INDEX);
+    match [SINGLE, INDEX, PICKLE].map(|name| folder.join(name).exists()) {
+        [true, _, _] => Ok(vec![folder.join(SINGLE)]),
+        [_, true, _] => {
+            let shards = shards(&index)?.into_iter();
+            Ok(shards.map(|shard| folder.join(shard)).collect())
+        }
+        [_, _, true] => Ok(vec![folder.join(PICKLE)]),
+        _ => Err(WeightsError::NoWeights {
+            folder: folder.into(),
+        }),
+    }
 }
 
 fn damaged(path: &Path, reason: impl ToString) -> WeightsError {

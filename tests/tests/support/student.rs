@@ -1,9 +1,9 @@
 //! What every student must do, whatever the backend.
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 use kernels::KernelBackend;
 use model::{MixerState, PhiMamba, State, Taps};
-use tests::{Goldens, cases, name_of};
+use tests::{Goldens, assert_close, cases, name_of};
 
 use super::*;
 
@@ -113,6 +113,101 @@ pub fn greedy<B: KernelBackend>() {
     });
 }
 
+/// A sequence that joins a batch which has already stepped is as it is alone, and so are those that were
+/// there; in the dtype of the model's parameters, whatever states have become.
+fn joins<B: KernelBackend>(
+    case: &str,
+    model: &PhiMamba<B>,
+    ids: Tensor<B, 2, Int>,
+    tolerance: f64,
+) {
+    let device = Default::default();
+    let row = |i: usize| ids.clone().narrow(0, i, 1);
+    let next = |i: usize, at: usize| row(i).narrow(1, at, 1).reshape([1]);
+    let read = |i: usize| {
+        let mut state = model.new_state(1, &device);
+        model.prefill(row(i).narrow(1, 0, 7), &mut state);
+        state
+    };
+    let mut alone = [read(0), read(1)];
+    let mut batch = model.new_batch(3, &device);
+    batch.put(2, read(0));
+    for at in 7..12 {
+        if at == 9 {
+            batch.put(0, read(1));
+        }
+        // The one that joined later is two tokens behind.
+        let second = if at >= 9 { at - 2 } else { 0 };
+        let ids_b = Tensor::cat(vec![next(1, second), next(0, 0), next(0, at)], 0);
+        let logits_bv = model.step_batch(ids_b, &mut batch);
+        let expected = model.step(next(0, at), &mut alone[0]);
+        let name = format!("{case}: the first, at {at}");
+        let found = logits_bv.clone().narrow(0, 2, 1);
+        assert_close(&name, values(found), values(expected), tolerance);
+        if at >= 9 {
+            let expected = model.step(next(1, second), &mut alone[1]);
+            let name = format!("{case}: the one that joined, at {at}");
+            let found = logits_bv.narrow(0, 0, 1);
+            assert_close(&name, values(found), values(expected), tolerance);
+        }
+    }
+}
+
+/// [`joins`] for every student, and for those in half precision that the backend holds, whose logits are
+/// near those of the whole in f32 too.
+pub fn joining<B: KernelBackend>(tolerance: f64) {
+    on_every_student::<B>(|case, model, goldens| {
+        let device = Default::default();
+        let ids = ids::<B>(goldens, "input_ids", &device);
+        joins(case, model, ids.clone(), tolerance);
+        for dtype in [DType::F16, DType::BF16] {
+            if !B::holds(&device, dtype) {
+                continue;
+            }
+            let half = model.clone().cast(dtype);
+            let case = format!("{case} in {dtype:?}");
+            // Both round the same parameters; what differs is the order of sums and the window's dtype.
+            joins(&case, &half, ids.clone(), 2e-2);
+            let logits = |model: &PhiMamba<B>| {
+                let mut state = model.new_state(ids.dims()[0], &device);
+                model.prefill(ids.clone().narrow(1, 0, 9), &mut state);
+                values(model.step(ids.clone().narrow(1, 9, 1).flatten(0, 1), &mut state))
+            };
+            assert_close(&case, logits(&half), logits(model), 1e-1);
+        }
+    });
+}
+
+/// A model in 8 bits gives nearly the logits that it gave, read at once and token by token, and its
+/// token's alike.
+pub fn eight_bits<B: KernelBackend>() {
+    on_every_student::<B>(|case, model, goldens| {
+        let device = Default::default();
+        let ids = ids::<B>(goldens, "input_ids", &device).narrow(1, 0, 9);
+        let int8 = model.clone().to_int8();
+        assert!(int8.step_bytes() < model.step_bytes(), "{case}");
+        let logits = |model: &PhiMamba<B>| {
+            let mut state = model.new_state(ids.dims()[0], &device);
+            let first = model.prefill(ids.clone().narrow(1, 0, 8), &mut state);
+            let next = ids.clone().narrow(1, 8, 1).flatten(0, 1);
+            Tensor::cat(vec![first, model.step(next, &mut state)], 0)
+        };
+        let (found, expected) = (values(logits(&int8)), values(logits(model)));
+        let apart = found
+            .1
+            .iter()
+            .zip(&expected.1)
+            .map(|(a, b)| (a - b).powi(2));
+        let (apart, norm) = (
+            apart.sum::<f64>(),
+            expected.1.iter().map(|v| v * v).sum::<f64>(),
+        );
+        let relative = (apart / norm).sqrt();
+        assert!(relative < 5e-2, "{case}: {relative}");
+        assert!(relative > 0.0, "{case}: nothing was rounded");
+    });
+}
+
 /// Every split of a sequence into a first and a second piece, and into single tokens, gives the
 /// logits and the state of the whole. Pieces shorter than the convolution are among them, and the
 /// two sequences of the batch differ.
@@ -157,7 +252,7 @@ fn parts<B: KernelBackend>(state: &MixerState<B>) -> Vec<Tensor<B, 4>> {
             vec![state.conv.clone().unsqueeze_dim(0), state.ssm.clone()]
         }
         MixerState::Attention(cache) => {
-            let (keys, values) = cache.keys_and_values.clone().expect("tokens were read");
+            let (keys, values) = cache.keys_and_values().expect("tokens were read");
             vec![keys, values]
         }
     }

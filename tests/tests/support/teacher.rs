@@ -66,6 +66,29 @@ pub fn splits<B: KernelBackend>(tolerance: f64) {
     });
 }
 
+/// Token by token after a prompt: the logits of the whole sequence.
+pub fn decoding<B: KernelBackend>(tolerance: f64) {
+    on_every_teacher::<B>(|case, model, goldens| {
+        let device = Default::default();
+        let ids = ids::<B>(goldens, "input_ids", &device);
+        let [b, l] = ids.dims();
+        let expected = goldens.f64("logits");
+        for prompt in [1, 6] {
+            let mut state = model.new_state(b, &device);
+            let first = ids.clone().narrow(1, 0, prompt);
+            let mut logits = vec![model.prefill_all(first, &mut state)];
+            for i in prompt..l {
+                let next = ids.clone().narrow(1, i, 1).reshape([b]);
+                logits.push(model.step(next, &mut state).unsqueeze_dim(1));
+            }
+            assert_eq!(state.position, l);
+            let logits: Tensor<B, 3> = Tensor::cat(logits, 1);
+            let name = format!("{case}: after {prompt}");
+            assert_close(&name, values(logits), expected.clone(), tolerance);
+        }
+    });
+}
+
 /// The bundled teacher's folder.
 fn phi_tiny() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/phi-tiny")
