@@ -4,13 +4,15 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Int, Tensor, TensorData};
 use kernels::KernelBackend;
+use kernels::backends::synchronise;
 use model::{CausalLm, State};
 
-use crate::sampling::{Sampler, SamplingError, SamplingSettings};
+use crate::chooser::{Chooser, Chosen};
+use crate::sampling::{SamplingError, SamplingSettings};
 
 /// How many tokens of a prompt go through the model at once. Longer prompts go piece by piece, so
 /// that activations take bounded memory whatever the length.
-const PREFILL_TOKENS: usize = 2048;
+pub(crate) const PREFILL_TOKENS: usize = 2048;
 
 /// What a [`Generation`] needs to know beside the model and the prompt.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +64,9 @@ pub enum GenerateError {
     /// Settings without meaning, or logits that are no scores.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
+    /// The tokenizer cannot turn a token into text.
+    #[error(transparent)]
+    Text(#[from] datasets::DataError),
     /// The backend failed to compute.
     #[error("the logits cannot be read from the device: {0}")]
     Device(String),
@@ -98,6 +103,29 @@ impl Pace {
     }
 }
 
+/// A text and how far a model has read it, for a [`Generation`] to go on from.
+#[derive(Clone, Debug)]
+pub struct Reading<B: KernelBackend> {
+    /// The tokens of the text.
+    pub ids: Vec<u32>,
+    /// The state behind the first [`State::position`] of them: all, or all but the last, if that was
+    /// made and has not been read yet.
+    pub state: State<B>,
+    /// The logits `[1, v]` behind the last token, if it has been read.
+    pub logits: Option<Tensor<B, 2>>,
+}
+
+impl<B: KernelBackend> Reading<B> {
+    /// Of an empty text.
+    pub fn begin(model: &CausalLm<B>, device: &B::Device) -> Self {
+        Self {
+            ids: Vec::new(),
+            state: model.new_state(1, device),
+            logits: None,
+        }
+    }
+}
+
 /// The continuation of a prompt, as an iterator over its tokens. A step is computed when its token is
 /// asked for.
 pub struct Generation<'m, B: KernelBackend> {
@@ -105,11 +133,15 @@ pub struct Generation<'m, B: KernelBackend> {
     device: B::Device,
     options: GenerateOptions,
     state: State<B>,
-    sampler: Sampler,
-    /// The logits that the next token comes from, if they are there already.
-    logits: Option<Vec<f32>>,
+    chooser: Chooser<B>,
+    /// The whole text, with what has been made of it.
+    ids: Vec<u32>,
+    /// The logits `[1, v]` that the next token comes from, if they are there already.
+    logits: Option<Tensor<B, 2>>,
     /// The newest token, which has yet to go through the model.
-    newest: u32,
+    newest: Option<Chosen<B>>,
+    /// Tokens that had been read before.
+    earlier: usize,
     made: usize,
     stop: Option<Stop>,
     prefill: Pace,
@@ -128,36 +160,69 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
         prompt: &[u32],
         options: GenerateOptions,
     ) -> Result<Self, GenerateError> {
-        let started = Instant::now();
-        let begin = options.end_of_text.as_slice();
-        let prompt = if prompt.is_empty() { begin } else { prompt };
-        let &newest = prompt.last().ok_or(GenerateError::EmptyPrompt)?;
-        let tokens = prompt.len();
-        if let Some(limit) = options.max_positions.filter(|&limit| tokens > limit) {
-            return Err(GenerateError::PromptTooLong { tokens, limit });
-        }
-        let vocab_size = model.vocab_size();
-        if let Some(&token) = prompt.iter().find(|&&id| id as usize >= vocab_size) {
-            return Err(GenerateError::UnknownToken { token, vocab_size });
-        }
-        let sampler = Sampler::new(options.sampling, options.vocab_size, prompt)?;
+        Self::resume(
+            model,
+            device,
+            Reading::begin(model, device),
+            prompt,
+            options,
+        )
+    }
 
-        let mut state = model.new_state(1, device);
-        let mut logits = None;
-        for piece in prompt.chunks(PREFILL_TOKENS) {
+    /// Reads the prompt after a text that has been read before, which the model then continues as one
+    /// text. Without a prompt it continues what there is.
+    ///
+    /// # Errors
+    ///
+    /// Every [`GenerateError`].
+    pub fn resume(
+        model: &'m CausalLm<B>,
+        device: &B::Device,
+        reading: Reading<B>,
+        prompt: &[u32],
+        options: GenerateOptions,
+    ) -> Result<Self, GenerateError> {
+        let started = Instant::now();
+        let Reading {
+            mut ids,
+            mut state,
+            logits,
+        } = reading;
+        let earlier = state.position;
+        ids.extend(prompt);
+        if ids.is_empty() {
+            ids.extend(options.end_of_text);
+        }
+        check_prompt(&ids, options.max_positions, model.vocab_size())?;
+        let (sampling, vocab_size) = (options.sampling, options.vocab_size);
+        let chooser = Chooser::new(sampling, vocab_size, model.vocab_size(), &ids, device)?;
+
+        let unread = ids.get(earlier..).unwrap_or_default();
+        let tokens = unread.len();
+        let mut read_now = None;
+        for piece in unread.chunks(PREFILL_TOKENS) {
             let ids: Vec<i32> = piece.iter().map(|&id| id as i32).collect();
             let ids_bl = TensorData::new(ids, [1, piece.len()]);
             let ids_bl = Tensor::<B, 2, Int>::from_data(ids_bl, device);
-            logits = Some(model.prefill(ids_bl, &mut state));
+            read_now = Some(model.prefill(ids_bl, &mut state));
         }
+        // So that the time of the prompt is what it took.
+        synchronise::<B>(device).map_err(|error| GenerateError::Device(error.to_string()))?;
+        let logits = read_now.or(logits);
+        let newest = ids.last().map(|&id| Chosen {
+            id,
+            on_device: None,
+        });
         Ok(Self {
             model,
             device: device.clone(),
             options,
             state,
-            sampler,
-            logits: logits.map(read).transpose()?,
+            chooser,
             newest,
+            ids,
+            logits,
+            earlier,
             made: 0,
             stop: None,
             prefill: Pace {
@@ -188,20 +253,43 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
         self.state.bytes()
     }
 
+    /// How far the text has come: behind the prompt, what [`snapshot`](crate::snapshot) keeps; later,
+    /// where the next generation goes on.
+    pub fn into_reading(self) -> Reading<B> {
+        Reading {
+            ids: self.ids,
+            state: self.state,
+            logits: self.logits,
+        }
+    }
+
+    /// [`into_reading`](Self::into_reading), of a copy.
+    pub fn reading(&self) -> Reading<B> {
+        Reading {
+            ids: self.ids.clone(),
+            state: self.state.clone(),
+            logits: self.logits.clone(),
+        }
+    }
+
     fn advance(&mut self) -> Result<Option<u32>, GenerateError> {
         if self.made == self.options.max_tokens {
             return Ok(self.end(Stop::MaxTokens));
         }
-        let mut logits = match self.logits.take() {
+        let logits = match self.logits.take() {
             Some(logits) => logits,
             None if self.positions_left() == Some(0) => return Ok(self.end(Stop::ContextFull)),
-            None => self.step()?,
+            None => self.step(),
         };
-        let token = self.sampler.choose(&mut logits)?;
+        let chosen = self.chooser.choose(logits.clone().flatten(0, 1))?;
+        let token = chosen.id;
         if Some(token) == self.options.end_of_text {
+            // Nothing has joined the text, so what is behind it is what was.
+            self.logits = Some(logits);
             return Ok(self.end(Stop::EndOfText));
         }
-        self.newest = token;
+        self.newest = Some(chosen);
+        self.ids.push(token);
         self.made += 1;
         Ok(Some(token))
     }
@@ -212,15 +300,21 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
     }
 
     fn positions_left(&self) -> Option<usize> {
-        let taken = self.prefill.tokens + self.decode.tokens;
+        let taken = self.earlier + self.prefill.tokens + self.decode.tokens;
         Some(self.options.max_positions?.saturating_sub(taken))
     }
 
-    fn step(&mut self) -> Result<Vec<f32>, GenerateError> {
-        let ids_b = Tensor::<B, 1, Int>::from_ints([self.newest as i32], &self.device);
-        let logits = read(self.model.step(ids_b, &mut self.state))?;
+    /// The logits after the newest token.
+    fn step(&mut self) -> Tensor<B, 2> {
+        let newest = self
+            .newest
+            .take()
+            .expect("logits come before the first token");
+        let ids_b = newest
+            .on_device
+            .unwrap_or_else(|| Tensor::<B, 1, Int>::from_ints([newest.id as i32], &self.device));
         self.decode.tokens += 1;
-        Ok(logits)
+        self.model.step(ids_b, &mut self.state)
     }
 }
 
@@ -238,8 +332,29 @@ impl<B: KernelBackend> Iterator for Generation<'_, B> {
     }
 }
 
-/// Waits for logits `[1, v]`.
-fn read<B: KernelBackend>(logits: Tensor<B, 2>) -> Result<Vec<f32>, GenerateError> {
+/// That a model with `vocab_size` embeddings can read a prompt.
+pub(crate) fn check_prompt(
+    prompt: &[u32],
+    max_positions: Option<usize>,
+    vocab_size: usize,
+) -> Result<(), GenerateError> {
+    let tokens = prompt.len();
+    if tokens == 0 {
+        return Err(GenerateError::EmptyPrompt);
+    }
+    if let Some(limit) = max_positions.filter(|&limit| tokens > limit) {
+        return Err(GenerateError::PromptTooLong { tokens, limit });
+    }
+    match prompt.iter().find(|&&id| id as usize >= vocab_size) {
+        Some(&token) => Err(GenerateError::UnknownToken { token, vocab_size }),
+        None => Ok(()),
+    }
+}
+
+/// Waits for logits.
+pub(crate) fn read<B: KernelBackend, const D: usize>(
+    logits: Tensor<B, D>,
+) -> Result<Vec<f32>, GenerateError> {
     let data = logits
         .try_into_data()
         .map_err(|error| GenerateError::Device(error.to_string()))?;

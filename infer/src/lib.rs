@@ -8,6 +8,11 @@
 //!
 //! [`generate`](mod@generate) turns a prompt into an iterator of tokens, [`sampling`] chooses each of
 //! them from its logits, and [`cli`] puts both on the command line, on the backend that is asked for.
+//! A [`Reading`] is a text and how far a model has come with it: [`snapshot`] keeps it on disk, and
+//! `infer repl` goes on from it with every line.
+//! For many texts at once, [`engine`] runs them in a batch that they join and leave, and [`serve`]
+//! lets HTTP clients in to it.
+//! [`eval`] asks a model what it makes of texts that are there already: the paper's evaluations.
 //!
 //! # One loop for all models
 //!
@@ -21,14 +26,16 @@
 //! Tokens are wanted one at a time: to be printed, sent, measured or compared. An iterator leaves it
 //! to the caller what to do between two of them, and when to stop: dropping it is enough. A callback
 //! would have to return whether to go on, a channel would need a thread, and an asynchronous stream a
-//! runtime, for work that keeps the device busy from one token to the next anyway.
+//! runtime, for work that keeps the device busy from one token to the next anyway. The [`engine`],
+//! which many ask at once, has all three.
 //!
-//! # Why logits are sampled on the CPU
+//! # Where tokens are chosen
 //!
 //! The warpers sort, compare ties and accumulate in a fixed order, which is easy to get right, and to
-//! test against tables, on a slice; the same on a device would be a dozen kernels whose rounding
-//! depends on the backend. The price is the copy of one row of logits a token (200 KB at a vocabulary
-//! of 51,200), where a step reads every weight of the model.
+//! test against tables, on a slice of the host's: [`sampling`]. Where the device has memory of its own,
+//! a kernel chooses the same token there, and what comes back is one number in place of a vocabulary of
+//! them; a text by itself is made so. The engine's sequences differ in their settings, and are sampled on
+//! the host, side by side.
 
 #![deny(missing_docs)]
 
@@ -40,9 +47,23 @@
 )))]
 compile_error!("infer needs a backend: build with the feature flex, ndarray, wgpu or cuda");
 
+mod atomic_file;
+pub mod bench;
+mod chooser;
 pub mod cli;
+pub mod engine;
+pub mod eval;
 pub mod generate;
+mod identity;
+mod info;
+mod memory;
+pub mod precision;
+mod repl;
 pub mod sampling;
+pub mod serve;
+pub mod snapshot;
 
-pub use generate::{GenerateError, GenerateOptions, Generation, Pace, Stop};
+pub use generate::{GenerateError, GenerateOptions, Generation, Pace, Reading, Stop};
+pub use identity::ModelHash;
 pub use sampling::{Sampler, SamplingError, SamplingSettings};
+pub use snapshot::SnapshotError;

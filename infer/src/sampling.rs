@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 
 use chacha20::ChaCha8Rng;
 use chacha20::rand_core::{Rng, SeedableRng};
+use kernels::choice::Warp;
 
 /// How the next token is chosen. The default is greedy.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -133,6 +134,24 @@ impl Sampler {
     ///
     /// [`SamplingError::NotAScore`] and [`SamplingError::NoToken`].
     pub fn choose(&mut self, logits: &mut [f32]) -> Result<u32, SamplingError> {
+        let point = self.point();
+        self.choose_at(logits, point)
+    }
+
+    /// The random number of the next choice, in [0, 1); 0 where chance has no part in it.
+    pub fn point(&mut self) -> f64 {
+        match Warp::from(&self.settings).is_greedy() {
+            true => 0.0,
+            false => uniform(&mut self.rng),
+        }
+    }
+
+    /// [`choose`](Self::choose) by a random number that [`point`](Self::point) gave.
+    ///
+    /// # Errors
+    ///
+    /// As [`choose`](Self::choose).
+    pub fn choose_at(&mut self, logits: &mut [f32], point: f64) -> Result<u32, SamplingError> {
         let vocab_size = self.vocab_size.min(logits.len());
         let logits = &mut logits[..vocab_size];
         let broken = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
@@ -143,17 +162,30 @@ impl Sampler {
 
         let settings = &self.settings;
         repetition_penalty(logits, &self.seen, settings.repetition_penalty);
-        let token = if settings.temperature == 0.0 || settings.top_k == 1 {
+        let token = if Warp::from(settings).is_greedy() {
             likeliest(logits)?
         } else {
             temperature(logits, settings.temperature);
             top_k(logits, settings.top_k);
             top_p(logits, settings.top_p);
             min_p(logits, settings.min_p);
-            draw(logits, uniform(&mut self.rng))?
+            draw(logits, point)?
         };
-        self.seen.insert(token);
+        self.saw(token);
         Ok(token)
+    }
+
+    /// Remembers a token that was chosen elsewhere.
+    pub fn saw(&mut self, token: u32) {
+        self.seen.insert(token);
+    }
+
+    pub(crate) fn settings(&self) -> &SamplingSettings {
+        &self.settings
+    }
+
+    pub(crate) fn vocab_size(&self) -> usize {
+        self.vocab_size
     }
 }
 

@@ -13,7 +13,13 @@ pub fn teacher_folder() -> PathBuf {
 
 /// A student of the bundled teacher before any training: the teacher's embedding, MLPs, norms and
 /// head around fresh mixers.
+#[allow(dead_code, reason = "not every test program needs one")]
 pub fn untrained_student() -> (PhiMambaConfig, CausalLm<Flex>) {
+    student(&[])
+}
+
+/// The same with attention, as fresh as the mixers, in some layers.
+pub fn student(attention_layers: &[usize]) -> (PhiMambaConfig, CausalLm<Flex>) {
     let device = Device::<Flex>::default();
     let (teacher_config, teacher) = model::load_teacher::<Flex>(teacher_folder(), &device).unwrap();
     let mixer = DiscreteMamba2Config {
@@ -21,7 +27,7 @@ pub fn untrained_student() -> (PhiMambaConfig, CausalLm<Flex>) {
         n_qk_heads: 3,
         ..DiscreteMamba2Config::default()
     };
-    let config = PhiMambaConfig::student_of(&teacher_config, &mixer, &[]).unwrap();
+    let config = PhiMambaConfig::student_of(&teacher_config, &mixer, attention_layers).unwrap();
     let mut student = CausalLm::init(&config, 0, &device);
     model::transfer_weights(&mut student, &teacher).unwrap();
     (config, student)

@@ -1,0 +1,125 @@
+//! Sequences that read their prompt, which is read once for all of a request's texts.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use burn::tensor::{Int, Tensor, TensorData};
+use kernels::KernelBackend;
+use model::{CausalLm, State};
+
+use super::device::read_logits;
+use super::request::Finish;
+use super::sequence::Sequence;
+use crate::GenerateError;
+
+/// How many tokens of a prompt go through the model at once.
+///
+/// Prompts are read in pieces so that those that write wait no longer than for one. The pieces are
+/// always cut at the same places of a prompt, since where they are cut changes the rounding.
+const PIECE: usize = 256;
+
+/// Sequences before their first token: some with one prompt, and the state that they share until then.
+pub(super) struct Reader<'t, B: KernelBackend> {
+    sequences: Vec<Sequence<'t>>,
+    state: State<B>,
+}
+
+/// What has become of a [`Reader`] with another piece of its prompt.
+pub(super) enum Read<'t, B: KernelBackend> {
+    /// There is more to read.
+    Reads(Reader<'t, B>),
+    /// It has read all of it, and these have made their first token and go on; possibly none.
+    Writes(Vec<Sequence<'t>>, State<B>),
+}
+
+impl<'t, B: KernelBackend> Reader<'t, B> {
+    /// `state` is new.
+    pub(super) fn new(sequence: Sequence<'t>, state: State<B>) -> Self {
+        Self {
+            sequences: vec![sequence],
+            state,
+        }
+    }
+
+    /// How many sequences there are.
+    pub(super) fn len(&self) -> usize {
+        self.sequences.len()
+    }
+
+    /// Bytes of the state.
+    pub(super) fn bytes(&self) -> usize {
+        self.state.bytes()
+    }
+
+    /// Whether nothing has been read yet, and `sequence` has the very prompt that will be, as the texts
+    /// of one request do.
+    pub(super) fn suits(&self, sequence: &Sequence<'t>) -> bool {
+        let (first, other) = (&self.sequences[0].request, &sequence.request);
+        self.state.position == 0
+            && Arc::ptr_eq(&first.prompt, &other.prompt)
+            && first.score_prompt == other.score_prompt
+    }
+
+    /// Lets a sequence in, which [`suits`](Self::suits).
+    pub(super) fn join(&mut self, sequence: Sequence<'t>) {
+        self.sequences.push(sequence);
+    }
+
+    /// Lets go of the sequences whose reader has gone or whose time is up; `None` if none is left.
+    pub(super) fn clear(mut self, now: Instant) -> Option<Self> {
+        let (over, rest): (Vec<_>, _) = self.sequences.into_iter().partition(|it| it.over(now));
+        for sequence in over {
+            sequence.finish(Finish::TimeUp);
+        }
+        self.sequences = rest;
+        (!self.sequences.is_empty()).then_some(self)
+    }
+
+    /// Reads a piece.
+    pub(super) fn read(mut self, model: &CausalLm<B>, device: &B::Device) -> Read<'t, B> {
+        match self.advance(model, device) {
+            Ok(None) if !self.sequences.is_empty() => Read::Reads(self),
+            Ok(None) => Read::Writes(Vec::new(), self.state),
+            Ok(Some(logits_v)) => {
+                let first_token = |it: Sequence<'t>| it.write(&mut logits_v.clone());
+                let writing = self.sequences.into_iter().filter_map(first_token);
+                Read::Writes(writing.collect(), self.state)
+            }
+            Err(error) => {
+                Sequence::fail_all(self.sequences, error);
+                Read::Writes(Vec::new(), self.state)
+            }
+        }
+    }
+
+    /// Reads a piece, and gives the logits `[v]` behind the last.
+    fn advance(
+        &mut self,
+        model: &CausalLm<B>,
+        device: &B::Device,
+    ) -> Result<Option<Vec<f32>>, GenerateError> {
+        let Self { sequences, state } = self;
+        let (read, first) = (state.position, &sequences[0]);
+        let rest = &first.request.prompt[read..];
+        let piece = &rest[..rest.len().min(PIECE)];
+        let is_last = piece.len() == rest.len();
+        let ids: Vec<i32> = piece.iter().map(|&id| id as i32).collect();
+        let ids_bl = TensorData::new(ids, [1, piece.len()]);
+        let ids_bl = Tensor::<B, 2, Int>::from_data(ids_bl, device);
+        let read_now = piece.len() as u64;
+        first.gauges.prompt_tokens.fetch_add(read_now, Relaxed);
+        let v = model.vocab_size();
+        if !first.request.score_prompt {
+            let logits_bv = model.prefill(ids_bl, state);
+            return is_last.then(|| read_logits(logits_bv, device)).transpose();
+        }
+        let logits_blv = model.prefill_all(ids_bl, state);
+        let mut logits_lv = read_logits(logits_blv, device)?;
+        let scored = std::mem::take(sequences).into_iter();
+        *sequences = scored
+            .filter_map(|it| it.score_prompt(read, &logits_lv, v))
+            .collect();
+        Ok(is_last.then(|| logits_lv.split_off(logits_lv.len() - v)))
+    }
+}

@@ -1,0 +1,186 @@
+//! One sequence: from its request to the end of its answer.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use datasets::Tokenizer;
+use rayon::prelude::*;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::gauges::Gauges;
+use super::request::{End, Event, Finish, Piece, Request};
+use super::score::Score;
+use super::text::Text;
+use crate::{GenerateError, Sampler};
+
+/// A request on its way to the engine, checked.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub request: Request,
+    pub answer: UnboundedSender<Event>,
+    /// Whether one with the same prompt is right behind.
+    pub another: bool,
+}
+
+/// A sequence at work, apart from its state in the model.
+pub(super) struct Sequence<'t> {
+    pub request: Request,
+    /// The newest token that was made, which has yet to go through the model.
+    pub newest: u32,
+    pub gauges: &'t Gauges,
+    answer: UnboundedSender<Event>,
+    sampler: Sampler,
+    text: Text<'t>,
+    end_of_text: Option<u32>,
+    vocab_size: usize,
+    /// Tokens that may still go through the model after the prompt.
+    positions_left: Option<usize>,
+    made: usize,
+}
+
+impl<'t> Sequence<'t> {
+    /// `None` if the request's settings have no meaning, which is then its answer.
+    pub(super) fn begin(
+        Job {
+            request, answer, ..
+        }: Job,
+        tokenizer: &'t Tokenizer,
+        max_positions: Option<usize>,
+        gauges: &'t Gauges,
+    ) -> Option<Self> {
+        let vocab_size = tokenizer.vocab_size();
+        let sampler = match Sampler::new(request.sampling, vocab_size, &request.prompt) {
+            Ok(sampler) => sampler,
+            Err(error) => {
+                give(&answer, Event::End(Err(error.into())));
+                return None;
+            }
+        };
+        let tokens = request.prompt.len();
+        Some(Self {
+            newest: 0,
+            gauges,
+            answer,
+            sampler,
+            text: Text::new(tokenizer, request.stop.clone()),
+            end_of_text: tokenizer.end_of_text(),
+            vocab_size,
+            positions_left: max_positions.map(|limit| limit.saturating_sub(tokens)),
+            made: 0,
+            request,
+        })
+    }
+
+    /// Whether its time is up, or nobody waits for the answer any more.
+    pub(super) fn over(&self, now: Instant) -> bool {
+        let deadline = self.request.deadline;
+        self.answer.is_closed() || deadline.is_some_and(|deadline| deadline <= now)
+    }
+
+    /// Gives out scores by the logits after each of the prompt's tokens from `read` on: those of the
+    /// tokens behind them, and at the beginning that there is none for the first. `None` if it cannot
+    /// go on, the logits being no scores.
+    pub(super) fn score_prompt(self, read: usize, logits_lv: &[f32], v: usize) -> Option<Self> {
+        let n = self.request.alternatives.unwrap_or(0);
+        let next = &self.request.prompt[read + 1..];
+        let scores = logits_lv.par_chunks(v).zip(next);
+        let scores =
+            scores.map(|(logits, &token)| Score::new(logits, token, n, self.vocab_size).map(Some));
+        match scores.collect::<Result<Vec<_>, _>>() {
+            Ok(mut scores) => {
+                if read == 0 {
+                    scores.insert(0, None);
+                }
+                give(&self.answer, Event::Prompt(scores));
+                Some(self)
+            }
+            Err(error) => {
+                self.fail(error.into());
+                None
+            }
+        }
+    }
+
+    /// Chooses the next token from its logits `[v]` and gives out the text that is complete with it.
+    /// `None` if it was the last.
+    pub(super) fn write(mut self, logits: &mut [f32]) -> Option<Self> {
+        match self.choose(logits) {
+            Ok(None) => return Some(self),
+            Ok(Some(finish)) => self.finish(finish),
+            Err(error) => self.fail(error),
+        }
+        None
+    }
+
+    fn choose(&mut self, logits: &mut [f32]) -> Result<Option<Finish>, GenerateError> {
+        if self.request.max_tokens == 0 {
+            return Ok(Some(Finish::MaxTokens));
+        }
+        let unwarped = self.request.alternatives.map(|n| (n, logits.to_vec()));
+        let token = self.sampler.choose(logits)?;
+        let score = unwarped
+            .map(|(n, logits)| Score::new(&logits, token, n, self.vocab_size))
+            .transpose()?;
+        self.made += 1;
+        self.gauges.tokens.fetch_add(1, Relaxed);
+        if Some(token) == self.end_of_text {
+            self.text.push_end(token, score);
+            return Ok(Some(Finish::EndOfText));
+        }
+        give_piece(&self.answer, self.text.push(token, score)?);
+        if self.text.stopped() {
+            return Ok(Some(Finish::StopString));
+        }
+        if self.made == self.request.max_tokens {
+            return Ok(Some(Finish::MaxTokens));
+        }
+        if self.positions_left == Some(0) {
+            return Ok(Some(Finish::ContextFull));
+        }
+        self.positions_left = self.positions_left.map(|left| left - 1);
+        self.newest = token;
+        Ok(None)
+    }
+
+    /// Gives out what is left of the text, and that it is all.
+    pub(super) fn finish(self, finish: Finish) {
+        let rest = match finish {
+            // What is held back is the stop string.
+            Finish::StopString => Ok(Piece::default()),
+            _ => self.text.finish(),
+        };
+        let tokens = self.made;
+        let end = rest.map(|rest| {
+            give_piece(&self.answer, rest);
+            End { finish, tokens }
+        });
+        give(&self.answer, Event::End(end.map_err(GenerateError::from)));
+    }
+
+    /// Ends the answer with an error.
+    pub(super) fn fail(self, error: GenerateError) {
+        give(&self.answer, Event::End(Err(error)));
+    }
+
+    /// Ends several, since the device has failed.
+    pub(super) fn fail_all(sequences: impl IntoIterator<Item = Self>, error: GenerateError) {
+        let reason = match error {
+            GenerateError::Device(reason) => reason,
+            other => other.to_string(),
+        };
+        for sequence in sequences {
+            sequence.fail(GenerateError::Device(reason.clone()));
+        }
+    }
+}
+
+fn give_piece(answer: &UnboundedSender<Event>, piece: Piece) {
+    if piece != Piece::default() {
+        give(answer, Event::Text(piece));
+    }
+}
+
+/// That a reader has gone is noticed before the next round.
+fn give(answer: &UnboundedSender<Event>, event: Event) {
+    let _ = answer.send(event);
+}

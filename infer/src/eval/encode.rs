@@ -1,0 +1,141 @@
+//! Texts in, requests out: where the context ends and the continuation begins, in tokens.
+
+use datasets::Tokenizer;
+
+use super::error::EvalError;
+use super::python::rstrip;
+use super::task::Prompt;
+
+/// Token ids of which the last few are scored, each given all before it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Request {
+    /// What is read, and behind it the last token, which is only scored.
+    pub ids: Vec<u32>,
+    /// How many at the end are scored: fewer than there are ids, and at least one.
+    pub scored: usize,
+}
+
+/// What is asked of the model, a request for each prompt.
+///
+/// A prompt is encoded whole, and what it has beyond as many tokens as the context makes alone is the
+/// continuation; so a model sees words as it has always seen them, whatever joins at the boundary.
+/// Blanks that end the context belong to the continuation, whose first word begins with them in most
+/// vocabularies. At most `max_length` tokens are read: of longer prompts, the last.
+///
+/// # Errors
+/// [`EvalError::NoPrefix`], [`EvalError::NothingToScore`], [`EvalError::TooLong`], and what the
+/// tokenizer fails with.
+pub fn requests<'p>(
+    prompts: impl IntoIterator<Item = &'p Prompt>,
+    tokenizer: &Tokenizer,
+    max_length: usize,
+) -> Result<Vec<Request>, EvalError> {
+    let prompts: Vec<&Prompt> = prompts.into_iter().collect();
+    // The choices of a question share its context.
+    let mut contexts: Vec<&str> = prompts.iter().map(|it| rstrip(&it.context)).collect();
+    let of_prompt: Vec<usize> = contexts
+        .iter()
+        .scan((None, 0), |(last, distinct), &context| {
+            if last.replace(context) != Some(context) {
+                *distinct += 1;
+            }
+            Some(*distinct - 1)
+        })
+        .collect();
+    contexts.dedup();
+    let wholes: Vec<String> = prompts
+        .iter()
+        .map(|it| format!("{}{}", it.context, it.continuation))
+        .collect();
+    let contexts = tokenizer.encode_batch(&contexts)?;
+    let wholes = tokenizer.encode_batch(&wholes)?;
+
+    let of_prompt = of_prompt.iter().map(|&i| &contexts[i]);
+    prompts
+        .iter()
+        .zip(of_prompt.zip(wholes))
+        .map(|(prompt, (context, whole))| {
+            request(context, &whole, tokenizer.end_of_text(), max_length)?.ok_or_else(|| {
+                EvalError::NothingToScore {
+                    continuation: prompt.continuation.clone(),
+                }
+            })
+        })
+        .collect()
+}
+
+/// `None` if nothing of `whole` is left to score.
+fn request(
+    context: &[u32],
+    whole: &[u32],
+    end_of_text: Option<u32>,
+    max_length: usize,
+) -> Result<Option<Request>, EvalError> {
+    // Without a context, what ends the document before a text in training stands before it.
+    let prefix = [end_of_text.unwrap_or_default()];
+    let (context, continuation) = match context {
+        [] if end_of_text.is_none() => return Err(EvalError::NoPrefix),
+        [] if whole.first() == prefix.first() => whole.split_at(1),
+        [] => (&prefix[..], whole),
+        context => (context, whole.get(context.len()..).unwrap_or_default()),
+    };
+    let scored = continuation.len();
+    if scored == 0 {
+        return Ok(None);
+    }
+    if scored > max_length {
+        return Err(EvalError::TooLong {
+            tokens: scored,
+            limit: max_length,
+        });
+    }
+    // The last token is not read.
+    let too_many = (context.len() + scored).saturating_sub(max_length.saturating_add(1));
+    let ids = [&context[too_many.min(context.len())..], continuation].concat();
+    Ok(Some(Request { ids, scored }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const END: u32 = 0;
+
+    fn made(context: &[u32], whole: &[u32], max_length: usize) -> (Vec<u32>, usize) {
+        let request = request(context, whole, Some(END), max_length);
+        let request = request.unwrap().unwrap();
+        (request.ids, request.scored)
+    }
+
+    #[test]
+    fn the_continuation_is_what_lies_beyond_the_context() {
+        assert_eq!(made(&[1, 2], &[1, 2, 3, 4], 9), (vec![1, 2, 3, 4], 2));
+        // The context's own tokens are read, even where the boundary's join in the whole.
+        assert_eq!(made(&[1, 2], &[1, 7, 3, 4], 9), (vec![1, 2, 3, 4], 2));
+        assert_eq!(request(&[1, 2], &[1, 7], Some(END), 9).unwrap(), None);
+    }
+
+    #[test]
+    fn an_empty_context_is_the_end_of_another_text() {
+        assert_eq!(made(&[], &[3, 4], 9), (vec![END, 3, 4], 2));
+        assert_eq!(made(&[], &[END, 4], 9), (vec![END, 4], 1));
+        assert!(matches!(
+            request(&[], &[3], None, 9),
+            Err(EvalError::NoPrefix)
+        ));
+    }
+
+    #[test]
+    fn too_much_is_cut_at_the_left() {
+        // Four tokens are read and the fifth is only scored.
+        let all = [1, 2, 3, 4, 5, 6, 7];
+        assert_eq!(made(&[1, 2, 3], &all[..5], 4), (vec![1, 2, 3, 4, 5], 2));
+        assert_eq!(made(&[1, 2, 3], &all, 4), (vec![3, 4, 5, 6, 7], 4));
+        assert_eq!(made(&[1, 2, 3], &all, usize::MAX), (all.to_vec(), 4));
+        let long = request(&[1, 2, 3], &all, Some(END), 3);
+        let Err(EvalError::TooLong { tokens, limit }) = long else {
+            panic!("{long:?}")
+        };
+        assert_eq!((tokens, limit), (4, 3));
+    }
+}

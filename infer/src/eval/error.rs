@@ -1,0 +1,149 @@
+//! Everything that can go wrong between a task's data and its score.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use kernels::backends::BackendError;
+
+use super::task::Task;
+
+/// Why an evaluation cannot be done. Each message is whole in itself.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvalError {
+    /// The operating system refused a file or folder.
+    #[error("cannot {action} {}: {reason}", path.display())]
+    Io {
+        /// What was tried, as a verb: "open", "write".
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the operating system said.
+        reason: io::Error,
+    },
+    /// A folder without a task's data.
+    #[error(
+        "{}: no data for {task} here; it should be {task}.jsonl, {task}.jsonl.gz, \
+         {task}.jsonl.zst, {task}.json.gz or {task}.parquet",
+        folder.display()
+    )]
+    NoData {
+        /// The folder.
+        folder: PathBuf,
+        /// The task.
+        task: Task,
+    },
+    /// The data of a task cannot be fetched.
+    #[error("{task}: {reason}; --data takes a folder with the data instead")]
+    Hub {
+        /// The task.
+        task: Task,
+        /// What went wrong.
+        reason: Box<model::WeightsError>,
+    },
+    /// A file that cannot be read to its end.
+    #[error("{}, {place}: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// "line 3" or "row 3", from 1.
+        place: String,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// A file without a single document.
+    #[error("{}: no document in this file", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There is nothing to predict a text's first token from.
+    #[error(
+        "a text is scored from its first token on, and the tokenizer has no end-of-text token to \
+         stand before it; use the tokenizer that belongs to the model"
+    )]
+    NoPrefix,
+    /// A continuation that makes no token of its own.
+    #[error(
+        "nothing is left to score of the continuation {continuation:?}: its letters join a token \
+         of the context"
+    )]
+    NothingToScore {
+        /// The continuation.
+        continuation: String,
+    },
+    /// More tokens to score than the model reads at once.
+    #[error(
+        "a continuation has {tokens} tokens, and {limit} are read at once; raise --max-length if \
+         the model has positions for it"
+    )]
+    TooLong {
+        /// The continuation's length.
+        tokens: usize,
+        /// The most that are read.
+        limit: usize,
+    },
+    /// A maximum length without meaning for the model.
+    #[error(
+        "--max-length is {given}; it must be from 1 to {limit}, the most tokens that this model reads at \
+         once"
+    )]
+    MaxLength {
+        /// What was asked for.
+        given: usize,
+        /// A Phi's positions, or the most that is read of a model without them.
+        limit: usize,
+    },
+    /// A stride that would leave tokens out.
+    #[error(
+        "--stride is {stride}; it must be from 1 to {max_length}, the length of the windows \
+         (--max-length)"
+    )]
+    Stride {
+        /// What was asked for.
+        stride: usize,
+        /// The windows' length.
+        max_length: usize,
+    },
+    /// A number of sequences without meaning.
+    #[error("--batch-size is 0; it must be at least 1")]
+    BatchSize,
+    /// A number of documents without meaning.
+    #[error("--limit is 0; it must be at least 1")]
+    Limit,
+    /// A token that the model has no embedding for.
+    #[error(
+        "token {token} is to be read, the model's vocabulary ends at {vocab_size}; the tokenizer \
+         does not belong to this model"
+    )]
+    UnknownToken {
+        /// The token.
+        token: u32,
+        /// The model's vocabulary, padding included.
+        vocab_size: usize,
+    },
+    /// Texts without a token between them.
+    #[error("the text has no token to score; give more of it")]
+    NoTokens,
+    /// Logits that are no scores.
+    #[error(
+        "the model gives a text no probability (its logits are not finite numbers): its weights \
+         are damaged or overflow"
+    )]
+    NotFinite,
+    /// The backend failed to compute.
+    #[error(transparent)]
+    Device(#[from] BackendError),
+    /// The tokenizer or a text file cannot be used.
+    #[error(transparent)]
+    Data(#[from] datasets::DataError),
+}
+
+/// Makes an [`EvalError::Io`] of what the operating system says: `.map_err(cannot("open", path))`.
+pub(super) fn cannot(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> EvalError {
+    move |reason| EvalError::Io {
+        action,
+        path: path.into(),
+        reason,
+    }
+}

@@ -1,0 +1,181 @@
+//! What has been scored, kept on disk until the evaluation is done.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use sha2::{Digest, Sha256};
+
+use super::encode::Request;
+use super::error::{EvalError, cannot};
+use super::score::Score;
+use crate::atomic_file;
+
+/// What an interruption costs at most, in work.
+const SAVE_EVERY: Duration = Duration::from_secs(10);
+/// How the file begins.
+const MAGIC: &[u8; 16] = b"mohawk-scores-1\n";
+/// A key, the log-likelihood and whether it was greedy.
+const RECORD: usize = 16 + 8 + 1;
+/// The SHA-256 of all before it ends the file.
+const DIGEST: usize = 32;
+
+type Key = [u8; 16];
+
+/// The scores of one model, by what was asked: an evaluation that was interrupted finds here what it
+/// need not ask again, whatever tasks and limits it is started with.
+///
+/// The file is replaced whole, every ten seconds at most, and removed when all is done. One that is
+/// not as it was written is not believed.
+#[derive(Debug)]
+pub struct Ledger {
+    path: PathBuf,
+    scores: HashMap<Key, Score>,
+    saved: Instant,
+}
+
+impl Ledger {
+    /// The ledger of what `identity` names, in `folder`.
+    pub fn open(folder: &Path, identity: &str) -> Self {
+        let name = format!("{:.16}.scores", format!("{:x}", Sha256::digest(identity)));
+        let path = folder.join(name);
+        let scores = fs::read(&path).ok().and_then(|bytes| parse(&bytes));
+        Self {
+            path,
+            scores: scores.unwrap_or_default(),
+            saved: Instant::now(),
+        }
+    }
+
+    /// The score of `request`, if it is known.
+    pub fn get(&self, request: &Request) -> Option<Score> {
+        self.scores.get(&key(request)).copied()
+    }
+
+    /// Notes a score, and saves all if that was long ago.
+    ///
+    /// # Errors
+    /// As [`save`](Self::save).
+    pub fn note(&mut self, request: &Request, score: Score) -> Result<(), EvalError> {
+        self.scores.insert(key(request), score);
+        match self.saved.elapsed() < SAVE_EVERY {
+            true => Ok(()),
+            false => self.save(),
+        }
+    }
+
+    /// Writes the file, beside its place first.
+    ///
+    /// # Errors
+    /// [`EvalError::Io`]; the file is then as it was.
+    pub fn save(&mut self) -> Result<(), EvalError> {
+        let mut bytes = MAGIC.to_vec();
+        for (key, score) in &self.scores {
+            bytes.extend(key);
+            bytes.extend(score.log_likelihood.to_le_bytes());
+            bytes.push(score.is_greedy.into());
+        }
+        let digest = Sha256::digest(&bytes);
+        bytes.extend(digest);
+        atomic_file::write(&self.path, &bytes).map_err(cannot("write", &self.path))?;
+        self.saved = Instant::now();
+        Ok(())
+    }
+
+    /// Removes the file, if there is one.
+    ///
+    /// # Errors
+    /// [`EvalError::Io`].
+    pub fn close(self) -> Result<(), EvalError> {
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(cannot("remove", &self.path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn key(request: &Request) -> Key {
+    let mut digest = Sha256::new();
+    digest.update((request.scored as u64).to_le_bytes());
+    for id in &request.ids {
+        digest.update(id.to_le_bytes());
+    }
+    let mut key = Key::default();
+    key.copy_from_slice(&digest.finalize()[..16]);
+    key
+}
+
+/// `None` if these are not the bytes that a ledger has written.
+fn parse(bytes: &[u8]) -> Option<HashMap<Key, Score>> {
+    let (content, digest) = bytes.split_at_checked(bytes.len().checked_sub(DIGEST)?)?;
+    let records = content.strip_prefix(MAGIC)?;
+    if Sha256::digest(content)[..] != *digest || records.len() % RECORD != 0 {
+        return None;
+    }
+    let record = |bytes: &[u8]| {
+        let (key, rest) = bytes.split_first_chunk()?;
+        let (log_likelihood, rest) = rest.split_first_chunk()?;
+        let score = Score {
+            log_likelihood: f64::from_le_bytes(*log_likelihood),
+            is_greedy: rest == [1],
+        };
+        Some((*key, score))
+    };
+    records.chunks(RECORD).map(record).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(id: u32, scored: usize) -> Request {
+        Request {
+            ids: vec![id, 2, 3],
+            scored,
+        }
+    }
+
+    const SCORE: Score = Score {
+        log_likelihood: -0.1 - 0.2,
+        is_greedy: true,
+    };
+
+    #[test]
+    fn scores_come_back_exactly_and_to_their_own_request() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut ledger = Ledger::open(folder.path(), "a model");
+        ledger.note(&request(1, 2), SCORE).unwrap();
+        ledger.save().unwrap();
+        let ledger = Ledger::open(folder.path(), "a model");
+        assert_eq!(ledger.get(&request(1, 2)), Some(SCORE));
+        assert_eq!(ledger.get(&request(1, 1)), None);
+        assert_eq!(ledger.get(&request(9, 2)), None);
+        let other = Ledger::open(folder.path(), "another model");
+        assert_eq!(other.get(&request(1, 2)), None);
+        ledger.close().unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        other.close().unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_not_as_written_is_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut ledger = Ledger::open(folder.path(), "a model");
+        ledger.note(&request(1, 2), SCORE).unwrap();
+        ledger.save().unwrap();
+        let whole = fs::read(&ledger.path).unwrap();
+        assert!(parse(&whole).is_some());
+        for length in 0..whole.len() {
+            assert!(parse(&whole[..length]).is_none(), "{length}");
+        }
+        for i in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[i] ^= 1;
+            assert!(parse(&damaged).is_none(), "{i}");
+        }
+    }
+}

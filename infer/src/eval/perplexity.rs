@@ -1,0 +1,136 @@
+//! How well a model predicts running text.
+
+use datasets::Tokenizer;
+
+use super::encode::Request;
+use super::error::EvalError;
+use super::metrics::perplexity;
+use super::score::Score;
+
+/// Texts as requests, and how much of them there is.
+#[derive(Debug, Default)]
+pub struct Texts {
+    /// Window after window.
+    pub requests: Vec<Request>,
+    /// How many texts.
+    pub documents: usize,
+    /// Tokens, all of which are scored.
+    pub tokens: usize,
+    /// Bytes, in UTF-8.
+    pub bytes: usize,
+}
+
+/// What the model makes of all texts together.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TextMetrics {
+    /// The logarithm of their probability.
+    pub log_likelihood: f64,
+    /// Per token, in the tokenizer's tokens: for models with the same tokenizer.
+    pub perplexity: f64,
+    /// Per byte: for any models.
+    pub byte_perplexity: f64,
+    /// Its logarithm to base 2.
+    pub bits_per_byte: f64,
+}
+
+impl Texts {
+    /// Adds a text.
+    ///
+    /// # Errors
+    /// [`EvalError::NoPrefix`], and what the tokenizer fails with.
+    pub fn add(
+        &mut self,
+        text: &str,
+        tokenizer: &Tokenizer,
+        max_length: usize,
+        stride: usize,
+    ) -> Result<(), EvalError> {
+        let prefix = tokenizer.end_of_text().ok_or(EvalError::NoPrefix)?;
+        let mut ids = vec![prefix];
+        ids.extend(tokenizer.encode(text)?);
+        self.documents += 1;
+        self.tokens += ids.len() - 1;
+        self.bytes += text.len();
+        self.requests.extend(windows(&ids, max_length, stride));
+        Ok(())
+    }
+
+    /// What comes of the requests' scores.
+    ///
+    /// # Errors
+    /// [`EvalError::NoTokens`].
+    pub fn metrics(&self, scores: &[Score]) -> Result<TextMetrics, EvalError> {
+        if self.tokens == 0 {
+            return Err(EvalError::NoTokens);
+        }
+        let log_likelihood = scores.iter().map(|it| it.log_likelihood).sum();
+        let byte_perplexity = perplexity(log_likelihood, self.bytes);
+        Ok(TextMetrics {
+            log_likelihood,
+            perplexity: perplexity(log_likelihood, self.tokens),
+            byte_perplexity,
+            bits_per_byte: byte_perplexity.log2(),
+        })
+    }
+}
+
+/// Windows over `ids`, of which all but the first are scored, each once.
+///
+/// A window reads up to `max_length` ids. Each begins `stride` later than the one before and scores
+/// its last `stride`, so that all but those of the first window are predicted from at least
+/// `max_length - stride` others.
+fn windows(ids: &[u32], max_length: usize, stride: usize) -> impl Iterator<Item = Request> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let left = ids.len() - 1 - done;
+        let scored = left.min(if done == 0 { max_length } else { stride });
+        done += scored;
+        let window = &ids[done.saturating_sub(max_length)..=done];
+        (scored > 0).then(|| Request {
+            ids: window.into(),
+            scored,
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts(n: u32, max_length: usize, stride: usize) -> Vec<(Vec<u32>, usize)> {
+        let ids: Vec<u32> = (0..=n).collect();
+        let windows = windows(&ids, max_length, stride);
+        windows.map(|it| (it.ids, it.scored)).collect()
+    }
+
+    /// As the harness's own windows over ten tokens, of four, with one and with three of context.
+    #[test]
+    fn windows_are_the_harness_s() {
+        let range = |from, to| (from..=to).collect::<Vec<u32>>();
+        let disjoint = [(range(0, 4), 4), (range(4, 8), 4), (range(6, 10), 2)];
+        assert_eq!(parts(10, 4, 4), disjoint);
+        let sliding = [
+            (range(0, 4), 4),
+            (range(2, 6), 2),
+            (range(4, 8), 2),
+            (range(6, 10), 2),
+        ];
+        assert_eq!(parts(10, 4, 2), sliding);
+        assert_eq!(parts(3, 4, 2), [(range(0, 3), 3)]);
+        assert_eq!(parts(0, 4, 2), []);
+    }
+
+    #[test]
+    fn every_id_is_scored_once() {
+        for n in 0..30 {
+            for max_length in 1..8 {
+                for stride in 1..=max_length {
+                    let scored = parts(n, max_length, stride).into_iter();
+                    let scored =
+                        scored.flat_map(|(ids, scored)| ids[ids.len() - scored..].to_vec());
+                    assert_eq!(scored.collect::<Vec<_>>(), (1..=n).collect::<Vec<_>>());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Requests in, log-likelihoods out.
+
+use std::cmp::Reverse;
+
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use kernels::KernelBackend;
+use kernels::backends::{BackendError, synchronise};
+use model::CausalLm;
+use rayon::prelude::*;
+
+use super::encode::Request;
+use super::error::EvalError;
+
+/// The most rows of logits that are there at once. A row has an entry for every token of the
+/// vocabulary, so that those of a whole batch may take more memory than the model.
+const LOGIT_ROWS: usize = 1024;
+
+/// What the model makes of a request.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Score {
+    /// The logarithm of the probability of the scored tokens.
+    pub log_likelihood: f64,
+    /// Whether each of them is the likeliest in its place.
+    pub is_greedy: bool,
+}
+
+/// Scores `requests` in batches of `batch_size`, and hands each to `then` with its score.
+///
+/// Long requests come first: batches are of like lengths, estimates of the time left err upwards, and
+/// if memory does not suffice it shows at once. Shorter rows of a batch are filled up at their ends,
+/// which a causal network cannot see; the head reads only what is scored.
+///
+/// # Errors
+/// [`EvalError::UnknownToken`], before anything is computed; [`EvalError::NotFinite`] and
+/// [`EvalError::Device`]; and any of `then`.
+pub fn score<B: KernelBackend>(
+    model: &CausalLm<B>,
+    requests: &[&Request],
+    batch_size: usize,
+    device: &B::Device,
+    mut then: impl FnMut(&Request, Score) -> Result<(), EvalError>,
+) -> Result<(), EvalError> {
+    let vocab_size = model.vocab_size();
+    let mut ids = requests.iter().flat_map(|request| &request.ids);
+    if let Some(&token) = ids.find(|&&id| id as usize >= vocab_size) {
+        return Err(EvalError::UnknownToken { token, vocab_size });
+    }
+    let mut sorted = requests.to_vec();
+    sorted.sort_by_key(|request| Reverse(request.ids.len()));
+    let batches: Vec<_> = sorted.chunks(batch_size.max(1)).collect();
+    for side_by_side in batches.chunks(B::lanes()) {
+        let scored = |batch: &&[&Request]| score_batch(model, batch, device);
+        let scores: Vec<_> = match side_by_side {
+            // On this thread, whose queue is waited for below.
+            [one] => vec![scored(one)],
+            several => several.par_iter().map(scored).collect(),
+        };
+        synchronise::<B>(device)?;
+        for (batch, scores) in side_by_side.iter().zip(scores) {
+            for (request, score) in batch.iter().zip(scores?) {
+                then(request, score)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn score_batch<B: KernelBackend>(
+    model: &CausalLm<B>,
+    batch: &[&Request],
+    device: &B::Device,
+) -> Result<Vec<Score>, EvalError> {
+    // The last id of a request is not read.
+    let longest = batch.iter().map(|it| it.ids.len() - 1).max();
+    let (b, l) = (batch.len(), longest.unwrap_or_default());
+    let mut ids = vec![0; b * l];
+    let (mut places, mut targets) = (Vec::new(), Vec::new());
+    for (row, request) in batch.iter().enumerate() {
+        let read = request.ids.len() - 1;
+        for (id, &read) in ids[row * l..].iter_mut().zip(&request.ids[..read]) {
+            *id = read as i32;
+        }
+        for place in request.ids.len() - request.scored..request.ids.len() {
+            places.push((row * l + place - 1) as i32);
+            targets.push(request.ids[place] as i32);
+        }
+    }
+
+    let ids_bl = Tensor::<B, 2, Int>::from_data(TensorData::new(ids, [b, l]), device);
+    let x_bld = model.features(ids_bl);
+    let d = x_bld.dims()[2];
+    let x_nd = x_bld.reshape([b * l, d]);
+    let (mut log_likelihoods, mut is_greedy) = (Vec::new(), Vec::new());
+    for (places, targets) in places.chunks(LOGIT_ROWS).zip(targets.chunks(LOGIT_ROWS)) {
+        let t = targets.len();
+        let places_t = Tensor::<B, 1, Int>::from_data(TensorData::from(places), device);
+        let targets_t1 =
+            Tensor::<B, 2, Int>::from_data(TensorData::new(targets.to_vec(), [t, 1]), device);
+        let x_1td = x_nd.clone().select(0, places_t).reshape([1, t, d]);
+        let logits = model.logits(x_1td);
+        let v = logits.dims()[2];
+        // A sum over the vocabulary is no work for half precision.
+        let logits = match logits.dtype() {
+            DType::F16 | DType::BF16 => logits.cast(DType::F32),
+            _ => logits,
+        };
+        let logits_tv = logits.reshape([t, v]);
+        let largest_t1 = logits_tv.clone().max_dim(1);
+        let chosen_t1 = logits_tv.clone().gather(1, targets_t1) - largest_t1.clone();
+        // Against the largest in both places, so that nothing overflows.
+        let sum_t1 = (logits_tv.clone() - largest_t1).exp().sum_dim(1);
+        let greedy_t1 = logits_tv.argmax(1);
+        log_likelihoods.extend(floats(chosen_t1 - sum_t1.log())?);
+        let likeliest = greedy_t1.try_into_data().map_err(failed)?;
+        let likeliest: Vec<i64> = likeliest.iter().collect();
+        let both = likeliest.iter().zip(targets);
+        is_greedy.extend(both.map(|(&likeliest, &target)| likeliest == i64::from(target)));
+    }
+
+    let mut rest = (&log_likelihoods[..], &is_greedy[..]);
+    let scores = batch.iter().map(|request| {
+        let (log_likelihoods, later) = rest.0.split_at(request.scored);
+        let (is_greedy, later_too) = rest.1.split_at(request.scored);
+        rest = (later, later_too);
+        let log_likelihood = log_likelihoods.iter().sum::<f64>();
+        match log_likelihood.is_finite() {
+            true => Ok(Score {
+                log_likelihood,
+                is_greedy: is_greedy.iter().all(|&it| it),
+            }),
+            false => Err(EvalError::NotFinite),
+        }
+    });
+    scores.collect()
+}
+
+/// Waits for `x [t, 1]`.
+fn floats<B: KernelBackend>(x: Tensor<B, 2>) -> Result<Vec<f64>, EvalError> {
+    let data = x.try_into_data().map_err(failed)?;
+    Ok(data.iter::<f64>().collect())
+}
+
+fn failed(error: impl std::fmt::Display) -> EvalError {
+    EvalError::Device(BackendError::Failed {
+        reason: error.to_string(),
+    })
+}

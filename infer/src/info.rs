@@ -1,0 +1,236 @@
+//! `infer info`: what a model is, and what this machine has for it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use indicatif::{BinaryBytes, HumanCount};
+use kernels::devices::{Survey, survey};
+use model::{FileTensor, MixerConfig, ModelConfig, NetworkConfig};
+use serde_json::{Value, json};
+
+use crate::cli::{CliError, say};
+use crate::memory::Memories;
+
+/// The lengths of text that a growing state is shown at.
+const LENGTHS: [usize; 4] = [1, 2048, 32_768, 131_072];
+
+/// Says what a model is, and on which devices this program can run it.
+///
+/// Of the model: its architecture and sizes, its parameters by kind, how they are stored, and the
+/// memory that each text takes while it is read and made, in f32; in bf16 or f16, keys and values and
+/// convolutions' windows may take half of it. Nothing is computed, and of the weights only their headers are read.
+///
+/// Of the devices: those that each backend finds here, or why it has none.
+#[derive(Debug, Args)]
+pub struct InfoArgs {
+    /// The folder of a model, or its name on the Hugging Face hub
+    #[arg(long, value_name = "FOLDER|OWNER/NAME")]
+    model: Option<PathBuf>,
+
+    /// Prints JSON, for programs
+    #[arg(long)]
+    json: bool,
+}
+
+impl InfoArgs {
+    /// Prints what there is to know.
+    ///
+    /// # Errors
+    ///
+    /// That the model cannot be read or the text not be written.
+    pub fn run(self) -> Result<(), CliError> {
+        let model = self.model.as_deref().map(Model::read).transpose()?;
+        let backends = survey();
+        let text = match self.json {
+            true => {
+                let model = model.as_ref().map(Model::to_json);
+                let backends: Vec<Value> = backends.iter().map(to_json).collect();
+                format!("{:#}\n", json!({"model": model, "backends": backends}))
+            }
+            false => {
+                let model = model.as_ref().map(Model::to_text).unwrap_or_default();
+                model + &to_text(&backends)
+            }
+        };
+        say(&text)
+    }
+}
+
+/// A model by its files.
+struct Model {
+    folder: PathBuf,
+    network: NetworkConfig,
+    /// The context of a model whose attention was trained on so many positions.
+    positions: Option<usize>,
+    tensors: Vec<FileTensor>,
+    memories: Memories,
+}
+
+impl Model {
+    fn read(name: &Path) -> Result<Self, CliError> {
+        let folder = model::locate(name)?;
+        let (config, tensors) = model::describe(&folder)?;
+        let (network, positions) = match &config {
+            ModelConfig::Phi(config) => {
+                let positions = config.max_position_embeddings;
+                (NetworkConfig::from(config), Some(positions))
+            }
+            ModelConfig::PhiMamba(config) => (NetworkConfig::from(config), None),
+        };
+        Ok(Self {
+            folder,
+            network,
+            positions,
+            tensors,
+            memories: Memories::of(&config),
+        })
+    }
+
+    /// Parameters by kind, in the order of a network.
+    fn parameters(&self) -> [(&'static str, u64); 5] {
+        let mut kinds = ["embedding", "mixers", "MLPs", "norms", "head"].map(|kind| (kind, 0));
+        for tensor in &self.tensors {
+            let name = &tensor.name;
+            let kind = match () {
+                () if name.starts_with("lm_head") => 4,
+                () if name.contains("layernorm") => 3,
+                () if name.contains(".mlp.") => 2,
+                () if name.contains(".layers.") => 1,
+                () => 0,
+            };
+            kinds[kind].1 += elements(tensor);
+        }
+        kinds
+    }
+
+    /// Bytes by what the numbers are stored as.
+    fn bytes(&self) -> BTreeMap<String, u64> {
+        let mut bytes = BTreeMap::new();
+        for tensor in &self.tensors {
+            let size = tensor.dtype.size() as u64;
+            let dtype = format!("{:?}", tensor.dtype).to_lowercase();
+            *bytes.entry(dtype).or_default() += elements(tensor).saturating_mul(size);
+        }
+        bytes
+    }
+
+    /// Runs of equal mixers: how many, and what they are.
+    fn mixers(&self) -> Vec<(usize, &MixerConfig)> {
+        let runs = self.network.mixers.chunk_by(|a, b| a == b);
+        runs.map(|run| (run.len(), &run[0])).collect()
+    }
+
+    fn to_text(&self) -> String {
+        let Self {
+            network, memories, ..
+        } = self;
+        let mut out = String::new();
+        let mut row = |name: &str, what: String| {
+            // Writing to a string does not fail.
+            let _ = writeln!(out, "{name:<13}{what}");
+        };
+        let name = match memories.architecture {
+            "teacher" => "Phi",
+            "student" => "Phi-Mamba",
+            _ => "hybrid Phi-Mamba",
+        };
+        row("model", self.folder.display().to_string());
+        row("architecture", name.into());
+        let mixers = self.mixers().into_iter().map(|(n, mixer)| match mixer {
+            MixerConfig::Attention(it) => format!(
+                "{n} x attention, {} heads of {}, {} of keys and values",
+                it.n_heads,
+                network.d_model / it.n_heads,
+                it.n_kv_heads
+            ),
+            MixerConfig::DiscreteMamba2(it) => format!(
+                "{n} x Mamba-2, {} heads of {}, {} of B and C, state {}",
+                it.n_v_heads,
+                it.d_inner(network.d_model) / it.n_v_heads,
+                it.n_qk_heads,
+                it.d_state
+            ),
+        });
+        row("layers", mixers.collect::<Vec<_>>().join("; "));
+        row(
+            "widths",
+            format!(
+                "model {}, MLP {}, vocabulary {}",
+                network.d_model, network.intermediate_size, network.vocab_size
+            ),
+        );
+        let context = match self.positions {
+            Some(positions) => format!("{} tokens", HumanCount(positions as u64)),
+            None => "without an end".into(),
+        };
+        row("context", context);
+        let kinds = self.parameters();
+        let each = kinds.map(|(kind, n)| format!("{kind} {}", HumanCount(n)));
+        let all = HumanCount(kinds.iter().map(|(_, n)| n).sum());
+        row("parameters", format!("{all}: {}", each.join(", ")));
+        let stored = self.bytes().into_iter();
+        let stored = stored.map(|(dtype, n)| format!("{} in {dtype}", BinaryBytes(n)));
+        row("on disk", stored.collect::<Vec<_>>().join(", "));
+        row("state", self.state());
+        out + "\n"
+    }
+
+    /// The memory of one text, in words.
+    fn state(&self) -> String {
+        let memory = self.memories.model;
+        let bytes = |n: usize| BinaryBytes(memory.bytes(n) as u64);
+        if memory.per_token == 0 {
+            return format!("{} a text in f32, whatever its length", bytes(0));
+        }
+        let end = self.positions.unwrap_or(usize::MAX);
+        let lengths = LENGTHS.iter().filter(|n| **n < end).chain(&self.positions);
+        let each = lengths.map(|&n| format!("{} at {}", bytes(n), HumanCount(n as u64)));
+        format!("{} tokens, in f32", each.collect::<Vec<_>>().join(", "))
+    }
+
+    fn to_json(&self) -> Value {
+        let mixers = self.mixers().into_iter().map(|(n, mixer)| match mixer {
+            MixerConfig::Attention(it) => json!({"layers": n, "kind": "attention", "config": it}),
+            MixerConfig::DiscreteMamba2(it) => {
+                json!({"layers": n, "kind": "mamba2", "config": it})
+            }
+        });
+        let parameters: BTreeMap<_, _> = self.parameters().into();
+        json!({
+            "folder": self.folder,
+            "architecture": self.memories.architecture,
+            "layers": self.network.mixers.len(),
+            "mixers": mixers.collect::<Vec<_>>(),
+            "d_model": self.network.d_model,
+            "intermediate_size": self.network.intermediate_size,
+            "vocab_size": self.network.vocab_size,
+            "positions": self.positions,
+            "parameters": parameters,
+            "total_parameters": parameters.values().sum::<u64>(),
+            "bytes": self.bytes(),
+            "state": self.memories.model,
+        })
+    }
+}
+
+fn elements(tensor: &FileTensor) -> u64 {
+    tensor.shape.iter().map(|&n| n as u64).product()
+}
+
+fn to_text(backends: &[Survey]) -> String {
+    let each = backends.iter().map(|it| match &it.devices {
+        Ok(devices) => format!("{:<13}{}\n", it.backend, devices.join("; ")),
+        Err(reason) => format!("{:<13}- {reason}\n", it.backend),
+    });
+    each.collect()
+}
+
+fn to_json(survey: &Survey) -> Value {
+    let (devices, reason) = match &survey.devices {
+        Ok(devices) => (devices.clone(), None),
+        Err(reason) => (Vec::new(), Some(reason)),
+    };
+    json!({"backend": survey.backend, "devices": devices, "unusable": reason})
+}

@@ -1,0 +1,183 @@
+//! The command line of `infer serve`.
+
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use clap::builder::RangedU64ValueParser;
+use datasets::Tokenizer;
+use kernels::backends::{Backend, BackendError};
+
+use super::{ServerOptions, shutdown};
+use crate::cli::{CliError, check_vocabulary, find};
+use crate::engine::{Engine, EngineError, EngineOptions, EngineThread};
+use crate::precision::Precision;
+
+/// Why a server could not begin, or has ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address is taken, or not this machine's.
+    #[error("cannot listen on {address}: {source}; --port chooses another, 0 any that is free")]
+    Address {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It can no longer be listened.
+    #[error("the server's socket has failed: {0}")]
+    Listener(io::Error),
+    /// There is no runtime to serve on.
+    #[error("the server cannot begin: {0}")]
+    Runtime(io::Error),
+    /// The engine cannot begin, or has ended.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+/// Serves a model over HTTP as OpenAI serves its own.
+///
+/// POST /v1/completions continues texts, for any program that speaks OpenAI's interface; GET / is a
+/// page to try the model on; /v1/models, /health and /metrics (Prometheus) say how it is.
+///
+/// The text of a request that has a seed is always the same, whoever else is served meanwhile. Ctrl-C
+/// ends the server when the requests that it has are answered, a second Ctrl-C at once.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// The folder of the model, or its name on the Hugging Face hub
+    #[arg(long, value_name = "FOLDER|OWNER/NAME")]
+    model: PathBuf,
+
+    /// A tokenizer.json, a folder with one, or a name on the hub, in place of the model's own
+    #[arg(long, value_name = "FILE|FOLDER|OWNER/NAME")]
+    tokenizer: Option<PathBuf>,
+
+    /// What computes: cuda, wgpu, flex or ndarray, of those built in
+    #[arg(long, value_name = "NAME")]
+    backend: Option<Backend>,
+
+    /// What parameters are kept in
+    #[arg(long, value_enum, default_value_t)]
+    dtype: Precision,
+
+    /// The address to listen on; 0.0.0.0 is all of this machine's
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    host: IpAddr,
+
+    /// The port to listen on; 0 is any that is free
+    #[arg(long, default_value_t = 8000)]
+    port: u16,
+
+    /// What requests must bring, as `Authorization: Bearer KEY`
+    ///
+    /// Also taken from the environment variable INFER_API_KEY, which other users of the machine do
+    /// not see. Only /, its files and /health are open without it.
+    #[arg(long, value_name = "KEY")]
+    api_key: Option<String>,
+
+    /// What requests call the model; its folder's or its hub name by default
+    #[arg(long, value_name = "NAME")]
+    model_name: Option<String>,
+
+    /// Texts that are made at a time, at most
+    ///
+    /// Each takes the memory of a state (see the page's curve). They are computed eight at a time.
+    #[arg(long, default_value_t = 32, value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
+    slots: usize,
+
+    /// Texts that wait beside them, at most; more are refused with 429
+    #[arg(long, default_value_t = 256, value_parser = RangedU64ValueParser::<usize>::new().range(1..=65536))]
+    queue: usize,
+
+    /// The most tokens that a request may ask for
+    #[arg(long, default_value_t = 4096)]
+    max_tokens: usize,
+
+    /// Seconds after which a text ends where it is
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    time_limit: u64,
+
+    /// Bytes of a request, at most
+    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20)]
+    body_limit: usize,
+}
+
+/// Seconds that the head of a request may take to arrive, and its body.
+const ARRIVAL_SECONDS: u64 = 30;
+
+impl ServeArgs {
+    /// Serves until it is told to end.
+    ///
+    /// # Errors
+    ///
+    /// Every [`CliError`] but those of the other commands.
+    pub fn run(self) -> Result<(), CliError> {
+        let backend = self.backend.or_else(Backend::preferred);
+        let backend = backend.ok_or(BackendError::NotBuiltIn)?;
+        let address = SocketAddr::new(self.host, self.port);
+        // Before a model is fetched or loaded, which may take long.
+        let listener =
+            TcpListener::bind(address).map_err(|source| ServeError::Address { address, source })?;
+        let (model, tokenizer) = find(&self.model, self.tokenizer.as_deref())?;
+        let tokenizer = Arc::new(tokenizer);
+        let key = || std::env::var("INFER_API_KEY").ok();
+        let options = ServerOptions {
+            name: self.model_name.unwrap_or_else(|| name_of(&self.model)),
+            api_key: self.api_key.or_else(key).filter(|key| !key.is_empty()),
+            max_tokens: self.max_tokens,
+            time_limit: Duration::from_secs(self.time_limit),
+            body_limit: self.body_limit,
+            head_time: Duration::from_secs(ARRIVAL_SECONDS),
+            body_time: Duration::from_secs(ARRIVAL_SECONDS),
+        };
+        let engine = Engine::start(EngineOptions {
+            backend,
+            model,
+            precision: self.dtype,
+            tokenizer: tokenizer.clone(),
+            slots: self.slots,
+            queue: self.queue,
+        });
+        let engine = engine.map_err(ServeError::from)?;
+        check_vocabulary(&tokenizer, engine.0.facts().vocab_size)?;
+        Ok(run(engine, tokenizer, options, listener)?)
+    }
+}
+
+fn run(
+    engine: (Engine, EngineThread),
+    tokenizer: Arc<Tokenizer>,
+    options: ServerOptions,
+    listener: TcpListener,
+) -> Result<(), ServeError> {
+    let address = listener.local_addr().map_err(ServeError::Listener)?;
+    // Nobody has to see it.
+    let mut err = io::stderr();
+    if !address.ip().is_loopback() && options.api_key.is_none() {
+        let _ = writeln!(
+            err,
+            "whoever can reach {address} can use it: there is no --api-key"
+        );
+    }
+    let _ = writeln!(err, "{} at http://{address}", options.name);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(ServeError::Runtime)?;
+    let stop = shutdown::signals();
+    runtime.block_on(super::serve(engine, tokenizer, options, listener, stop))
+}
+
+/// A folder's last name, or what a model is called on the hub.
+fn name_of(model: &Path) -> String {
+    let folder = model.canonicalize().ok();
+    let name = folder.as_deref().and_then(Path::file_name);
+    match name {
+        Some(name) => name.to_string_lossy().into_owned(),
+        None => model.display().to_string(),
+    }
+}

@@ -1,0 +1,133 @@
+//! `POST /v1/completions`.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::{Bytes, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::sse::{Event as Line, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde::Serialize;
+
+use super::Server;
+use super::error::ApiError;
+use super::reply::{Choice, Heading, json_response};
+use super::request::Plan;
+use super::texts::Texts;
+
+/// Makes the texts that the body asks for.
+pub(super) async fn completions(
+    State(server): State<Arc<Server>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let started = Instant::now();
+    let deadline = started + server.options.time_limit;
+    let body = receive(&server, request).await?;
+    let reader = server.clone();
+    // Encoding a long prompt takes a core for a while.
+    let plan = tokio::task::spawn_blocking(move || reader.plan(&body, deadline)).await;
+    let plan = plan.map_err(|error| ApiError::internal(error.to_string()))??;
+    let heading = Heading::new(&server.options.name);
+    let (streams, usage) = (plan.stream, plan.stream_usage);
+    let texts = Texts::begin(server, plan, started)?;
+    match streams {
+        true => Ok(stream(heading, texts, usage)),
+        false => whole(heading, texts).await,
+    }
+}
+
+/// The body, if it is declared as JSON, comes in time and is not too long.
+async fn receive(server: &Server, request: Request) -> Result<Bytes, ApiError> {
+    let content_type = request.headers().get(header::CONTENT_TYPE);
+    let content_type = content_type.and_then(|it| it.to_str().ok()).unwrap_or("");
+    let essence = content_type.split(';').next().unwrap_or("").trim();
+    // What a page of another origin can send without asking is never of this type.
+    if !essence.eq_ignore_ascii_case("application/json") {
+        return Err(ApiError::not_json());
+    }
+    let limit = server.options.body_limit;
+    let declared = request.headers().get(header::CONTENT_LENGTH);
+    let declared = declared.and_then(|it| it.to_str().ok()?.parse::<usize>().ok());
+    if declared.is_some_and(|length| length > limit) {
+        return Err(ApiError::too_large(limit));
+    }
+    let body = to_bytes(request.into_body(), limit);
+    match tokio::time::timeout(server.options.body_time, body).await {
+        Ok(Ok(body)) => Ok(body),
+        // Its length was not declared.
+        Ok(Err(_)) => Err(ApiError::too_large(limit)),
+        Err(_) => Err(ApiError::too_slow()),
+    }
+}
+
+impl Server {
+    fn plan(&self, body: &[u8], deadline: Instant) -> Result<Plan, ApiError> {
+        Plan::read(
+            body,
+            &self.options.name,
+            &self.tokenizer,
+            &self.limits,
+            deadline,
+        )
+    }
+}
+
+/// All texts, when they have ended.
+async fn whole(heading: Heading, mut texts: Texts) -> Result<Response, ApiError> {
+    let mut choices = Vec::new();
+    for index in 0..texts.len() {
+        choices.push(Choice {
+            index,
+            ..Choice::default()
+        });
+    }
+    while let Some(piece) = texts.next().await {
+        let piece = piece?;
+        choices[piece.index].extend(piece);
+    }
+    let reply = heading.reply(choices, Some(texts.usage()));
+    Ok(json_response(StatusCode::OK, &reply))
+}
+
+/// What the next line of a stream is.
+enum Next {
+    Piece,
+    Done,
+}
+
+/// Each piece of a text as soon as it is there.
+fn stream(heading: Heading, texts: Texts, usage: bool) -> Response {
+    let lines = stream::unfold(
+        Some((heading, texts, Next::Piece)),
+        move |state| async move {
+            let (heading, mut texts, next) = state?;
+            let (line, then) = match next {
+                Next::Done => (Line::default().data("[DONE]"), None),
+                Next::Piece => match texts.next().await {
+                    Some(Ok(piece)) => {
+                        let line = json_line(&heading.reply(vec![piece], None));
+                        (line, Some(Next::Piece))
+                    }
+                    // An error is the last that comes.
+                    Some(Err(error)) => (json_line(&error.to_json()), None),
+                    None if usage => {
+                        let reply = heading.reply(Vec::new(), Some(texts.usage()));
+                        (json_line(&reply), Some(Next::Done))
+                    }
+                    None => (Line::default().data("[DONE]"), None),
+                },
+            };
+            let state = then.map(|next| (heading, texts, next));
+            Some((Ok::<_, Infallible>(line), state))
+        },
+    );
+    Sse::new(lines).into_response()
+}
+
+fn json_line(json: &impl Serialize) -> Line {
+    // Structures of strings and finite numbers always have a JSON form.
+    Line::default().data(serde_json::to_string(json).unwrap_or_default())
+}

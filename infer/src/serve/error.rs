@@ -1,0 +1,161 @@
+//! Errors in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use super::reply::json_response;
+use crate::GenerateError;
+use crate::engine::SubmitError;
+
+/// Seconds after which a request that found the queue full may try again.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// Why a request gets no answer.
+#[derive(Debug)]
+pub(super) struct ApiError {
+    status: StatusCode,
+    code: Option<&'static str>,
+    param: Option<&'static str>,
+    message: String,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            code,
+            param: None,
+            message: message.into(),
+        }
+    }
+
+    /// The request cannot be understood or done: 400.
+    pub(super) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, None, message)
+    }
+
+    /// One field of the request has a value without meaning: 400.
+    pub(super) fn invalid_field(param: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            param: Some(param),
+            ..Self::invalid(message)
+        }
+    }
+
+    /// There is another model: 404.
+    pub(super) fn no_such_model(asked: &str, model: &str) -> Self {
+        let message = format!("the model `{asked}` does not exist here; this is `{model}`");
+        Self {
+            param: Some("model"),
+            ..Self::new(StatusCode::NOT_FOUND, Some("model_not_found"), message)
+        }
+    }
+
+    /// There is no such path: 404.
+    pub(super) fn no_such_path(path: &str) -> Self {
+        let message = format!("there is nothing at {path}");
+        Self::new(StatusCode::NOT_FOUND, None, message)
+    }
+
+    /// Not by this method: 405.
+    pub(super) fn wrong_method(method: &str, path: &str) -> Self {
+        let message = format!("{path} does not take {method}");
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, None, message)
+    }
+
+    /// No key, or a wrong one: 401.
+    pub(super) fn unauthorised() -> Self {
+        let message = "this server wants its key, as `Authorization: Bearer KEY`";
+        Self::new(StatusCode::UNAUTHORIZED, Some("invalid_api_key"), message)
+    }
+
+    /// The body is not declared as JSON: 415.
+    pub(super) fn not_json() -> Self {
+        let message = "the body must be JSON, with `Content-Type: application/json`";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, None, message)
+    }
+
+    /// The body is too long: 413.
+    pub(super) fn too_large(limit: usize) -> Self {
+        let message = format!("the body is longer than {limit} bytes, this server's limit");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, None, message)
+    }
+
+    /// The body does not arrive: 408.
+    pub(super) fn too_slow() -> Self {
+        let message = "the body took too long to arrive";
+        Self::new(StatusCode::REQUEST_TIMEOUT, None, message)
+    }
+
+    /// The time limit has passed before anything was made: 503.
+    pub(super) fn no_time() -> Self {
+        let message = "the time limit has passed before the text could begin";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("timeout"), message)
+    }
+
+    /// The server has failed: 500.
+    pub(super) fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, None, message)
+    }
+
+    /// The error as JSON.
+    pub(super) fn to_json(&self) -> Value {
+        let kind = match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        };
+        json!({"error": {
+            "message": self.message,
+            "type": kind,
+            "param": self.param,
+            "code": self.code,
+        }})
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> Self {
+        let message = error.to_string();
+        match error {
+            SubmitError::Invalid(GenerateError::PromptTooLong { .. }) => {
+                let code = Some("context_length_exceeded");
+                let error = Self::new(StatusCode::BAD_REQUEST, code, message);
+                let param = Some("prompt");
+                Self { param, ..error }
+            }
+            SubmitError::Invalid(GenerateError::Sampling(_)) => Self::invalid(message),
+            SubmitError::Invalid(_) | SubmitError::TooMany { .. } => {
+                Self::invalid_field("prompt", message)
+            }
+            SubmitError::Full => {
+                let code = Some("queue_full");
+                Self::new(StatusCode::TOO_MANY_REQUESTS, code, message)
+            }
+            SubmitError::Stopped => Self::internal(message),
+        }
+    }
+}
+
+impl From<GenerateError> for ApiError {
+    fn from(error: GenerateError) -> Self {
+        Self::internal(error.to_string())
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = json_response(self.status, &self.to_json());
+        let headers = response.headers_mut();
+        if self.status == StatusCode::TOO_MANY_REQUESTS {
+            headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer");
+            headers.insert(header::WWW_AUTHENTICATE, scheme);
+        }
+        response
+    }
+}

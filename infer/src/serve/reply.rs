@@ -1,0 +1,201 @@
+//! The JSON of `/v1/completions` in OpenAI's shape.
+
+use std::fmt::Write;
+use std::hash::{BuildHasher, RandomState};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::Response;
+use datasets::{DataError, Tokenizer};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::engine::{Finish, Score, Token};
+
+/// What a probability of zero is written as: JSON has no minus infinity, and OpenAI writes this.
+const IMPOSSIBLE: f64 = -9999.0;
+
+/// One response, or one piece of a stream.
+#[derive(Serialize)]
+pub(super) struct Reply<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    choices: Vec<Choice>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Usage>,
+}
+
+/// One text, or a piece of it.
+#[derive(Serialize, Default)]
+pub(super) struct Choice {
+    pub text: String,
+    pub index: usize,
+    pub logprobs: Option<Logprobs>,
+    pub finish_reason: Option<&'static str>,
+}
+
+impl Choice {
+    /// This and then `more`.
+    pub(super) fn extend(&mut self, more: Self) {
+        self.text.push_str(&more.text);
+        self.finish_reason = more.finish_reason.or(self.finish_reason);
+        match (&mut self.logprobs, more.logprobs) {
+            (Some(logprobs), Some(more)) => logprobs.extend(more),
+            (logprobs @ None, more) => *logprobs = more,
+            (Some(_), None) => {}
+        }
+    }
+}
+
+/// How many tokens there were.
+#[derive(Clone, Copy, Serialize, Default)]
+pub(super) struct Usage {
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    total_tokens: usize,
+}
+
+impl Usage {
+    pub(super) fn new(prompt_tokens: usize, completion_tokens: usize) -> Self {
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+        }
+    }
+}
+
+/// What all replies to a request begin with.
+pub(super) struct Heading {
+    id: String,
+    created: u64,
+    model: String,
+}
+
+impl Heading {
+    pub(super) fn new(model: &str) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let random = || RandomState::new().hash_one(());
+        Self {
+            id: format!("cmpl-{:016x}{:016x}", random(), random()),
+            created: now.map_or(0, |now| now.as_secs()),
+            model: model.into(),
+        }
+    }
+
+    pub(super) fn reply(&self, choices: Vec<Choice>, usage: Option<Usage>) -> Reply<'_> {
+        Reply {
+            id: &self.id,
+            object: "text_completion",
+            created: self.created,
+            model: &self.model,
+            choices,
+            usage,
+        }
+    }
+}
+
+/// The scores of some tokens.
+#[derive(Serialize, Default, PartialEq, Debug)]
+pub(super) struct Logprobs {
+    tokens: Vec<String>,
+    token_logprobs: Vec<Option<f64>>,
+    top_logprobs: Vec<Option<Map<String, Value>>>,
+    text_offset: Vec<usize>,
+}
+
+impl Logprobs {
+    /// Adds a token that begins `offset` characters into the text of its choice.
+    fn push(&mut self, tokenizer: &Tokenizer, id: u32, score: Option<&Score>, offset: usize) {
+        let token = token_text(tokenizer, id);
+        self.token_logprobs
+            .push(score.map(|score| finite(score.log_probability)));
+        self.top_logprobs.push(score.map(|score| {
+            let likeliest = score.likeliest.iter();
+            let mut top: Map<String, Value> = likeliest
+                .map(|(id, it)| (token_text(tokenizer, *id), finite(*it).into()))
+                .collect();
+            // The token itself is among them, even if it was not likely.
+            top.entry(&token)
+                .or_insert_with(|| finite(score.log_probability).into());
+            top
+        }));
+        self.tokens.push(token);
+        self.text_offset.push(offset);
+    }
+
+    /// Of tokens that were made, behind `before` characters of a prompt.
+    pub(super) fn of_made(tokenizer: &Tokenizer, tokens: &[Token], before: usize) -> Self {
+        let mut logprobs = Self::default();
+        for token in tokens {
+            let offset = before + token.start;
+            logprobs.push(tokenizer, token.id, token.score.as_ref(), offset);
+        }
+        logprobs
+    }
+
+    /// Of a prompt.
+    pub(super) fn of_prompt(
+        tokenizer: &Tokenizer,
+        prompt: &[u32],
+        scores: &[Option<Score>],
+    ) -> Result<Self, DataError> {
+        let mut logprobs = Self::default();
+        let (mut text, mut offset) = (tokenizer.stream(), 0);
+        for (&id, score) in prompt.iter().zip(scores) {
+            logprobs.push(tokenizer, id, score.as_ref(), offset);
+            offset += text.push(id)?.map_or(0, |text| text.chars().count());
+        }
+        Ok(logprobs)
+    }
+
+    /// These and then `more`.
+    fn extend(&mut self, more: Self) {
+        self.tokens.extend(more.tokens);
+        self.token_logprobs.extend(more.token_logprobs);
+        self.top_logprobs.extend(more.top_logprobs);
+        self.text_offset.extend(more.text_offset);
+    }
+}
+
+fn finite(log_probability: f64) -> f64 {
+    log_probability.max(IMPOSSIBLE)
+}
+
+/// A token as it is named in a reply: its text, or if it is only a part of a character its bytes, in
+/// OpenAI's form, so that no two tokens have one name.
+fn token_text(tokenizer: &Tokenizer, id: u32) -> String {
+    let Some(bytes) = tokenizer.token_bytes(id) else {
+        return format!("token_id:{id}");
+    };
+    String::from_utf8(bytes).unwrap_or_else(|error| {
+        let mut name = "bytes:".to_owned();
+        for byte in error.as_bytes() {
+            // Writing to a string does not fail.
+            let _ = write!(name, "\\x{byte:02x}");
+        }
+        name
+    })
+}
+
+/// OpenAI's word for why a text has ended.
+pub(super) fn finish_reason(finish: Finish) -> &'static str {
+    match finish {
+        Finish::EndOfText | Finish::StopString => "stop",
+        Finish::MaxTokens | Finish::ContextFull | Finish::TimeUp => "length",
+    }
+}
+
+/// A response of JSON.
+pub(super) fn json_response(status: StatusCode, json: &impl Serialize) -> Response {
+    // Structures of strings and finite numbers always have a JSON form.
+    let json = serde_json::to_string(json).unwrap_or_default();
+    let mut response = Response::new(Body::from(json));
+    *response.status_mut() = status;
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
+}

@@ -1,0 +1,275 @@
+use std::cell::Cell;
+use std::path::Path;
+use std::time::Instant;
+
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+
+fn tokenizer() -> Tokenizer {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/phi-tiny");
+    Tokenizer::from_folder(folder).unwrap()
+}
+
+const LIMITS: Limits = Limits {
+    max_tokens: 100,
+    texts: 8,
+};
+
+fn read(tokenizer: &Tokenizer, body: &[u8]) -> Result<Plan, ApiError> {
+    Plan::read(body, "tiny", tokenizer, &LIMITS, Instant::now())
+}
+
+/// Any JSON, not deep.
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        (-3_i64..30).prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        (-1.0..3.0).prop_map(Value::from),
+        ".{0,12}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 24, 5, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+            prop::collection::vec((".{0,6}", inner), 0..4)
+                .prop_map(|members| Value::Object(members.into_iter().collect())),
+        ]
+    })
+}
+
+/// A value that a field may well have.
+fn plausible(field: &'static str) -> BoxedStrategy<Value> {
+    let number = |range: std::ops::Range<f64>| range.prop_map(Value::from).boxed();
+    let id = 0_u32..5000;
+    match field {
+        "model" => Just(json!("tiny")).boxed(),
+        "prompt" => prop_oneof![
+            ".{0,40}".prop_map(Value::from),
+            prop::collection::vec(".{0,9}", 0..4).prop_map(Value::from),
+            prop::collection::vec(id.clone(), 0..9).prop_map(Value::from),
+            prop::collection::vec(prop::collection::vec(id, 0..4), 0..4)
+                .prop_map(|lists| json!(lists)),
+        ]
+        .boxed(),
+        "stop" => prop::collection::vec(".{0,5}", 0..5)
+            .prop_map(Value::from)
+            .boxed(),
+        "temperature" | "top_p" | "min_p" | "repetition_penalty" => number(0.0..1.5),
+        "echo" | "stream" => any::<bool>().prop_map(Value::from).boxed(),
+        "stream_options" => Just(json!({"include_usage": true})).boxed(),
+        _ => (-1_i64..9).prop_map(Value::from).boxed(),
+    }
+}
+
+const FIELDS: [&str; 22] = [
+    "model",
+    "prompt",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+    "stop",
+    "n",
+    "logprobs",
+    "echo",
+    "stream",
+    "stream_options",
+    "user",
+    "best_of",
+    "suffix",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "no_such_field",
+];
+
+/// A body with some fields, most of them as they should be.
+fn any_body() -> impl Strategy<Value = Value> {
+    let field = prop::sample::select(&FIELDS[..]).prop_flat_map(|field| {
+        let value = prop_oneof![5 => plausible(field), 1 => any_json()];
+        (Just(field.to_owned()), value)
+    });
+    prop::collection::vec(field, 0..6)
+        .prop_map(|members| Value::Object(members.into_iter().collect()))
+}
+
+/// Bytes that may be a body: JSON, JSON with damage, or anything.
+fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
+    let body = || any_body().prop_map(|body| body.to_string().into_bytes());
+    let damage = (any::<prop::sample::Index>(), any::<u8>());
+    let damaged = (body(), prop::collection::vec(damage, 1..4));
+    let damaged = damaged.prop_map(|(mut body, damage)| {
+        for (place, byte) in damage {
+            let place = place.index(body.len());
+            body[place] = byte;
+        }
+        body
+    });
+    let cut = (body(), any::<prop::sample::Index>()).prop_map(|(mut body, place)| {
+        body.truncate(place.index(body.len()));
+        body
+    });
+    prop_oneof![
+        4 => body(),
+        2 => damaged,
+        1 => cut,
+        1 => any_json().prop_map(|json| json.to_string().into_bytes()),
+        1 => prop::collection::vec(any::<u8>(), 0..200),
+    ]
+}
+
+/// Whatever comes in, what comes out is a plan within the limits or an error of the client's.
+#[test]
+fn ten_thousand_bodies() {
+    let tokenizer = tokenizer();
+    let (plans, errors) = (Cell::new(0), Cell::new(0));
+    let config = ProptestConfig {
+        cases: 10_000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    proptest::test_runner::TestRunner::new(config)
+        .run(&any_bytes(), |body| {
+            match read(&tokenizer, &body) {
+                Ok(plan) => {
+                    plans.set(plans.get() + 1);
+                    prop_assert!((1..=LIMITS.texts).contains(&plan.requests.len()));
+                    for request in &plan.requests {
+                        prop_assert!(request.max_tokens <= LIMITS.max_tokens);
+                        prop_assert!(!request.prompt.is_empty());
+                        prop_assert!(!request.stop.iter().any(String::is_empty));
+                        prop_assert!(request.sampling.validate().is_ok());
+                    }
+                }
+                Err(error) => {
+                    errors.set(errors.get() + 1);
+                    let message = error.to_json()["error"]["message"].clone();
+                    prop_assert!(message.as_str().is_some_and(|it| !it.is_empty()));
+                    prop_assert!(error.into_response().status().is_client_error());
+                }
+            }
+            Ok(())
+        })
+        .unwrap();
+    // Neither half was left out.
+    let (plans, errors) = (plans.get(), errors.get());
+    assert!(
+        plans > 1000 && errors > 1000,
+        "{plans} plans, {errors} errors"
+    );
+}
+
+/// The status and message that a body is refused with.
+fn refused(body: Value) -> (StatusCode, String) {
+    let error = read(&tokenizer(), body.to_string().as_bytes()).unwrap_err();
+    let message = error.to_json()["error"]["message"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    (error.into_response().status(), message)
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    for (body, part) in [
+        (json!({"temperature": -1}), "temperature is -1"),
+        (
+            json!({"temperature": "hot"}),
+            "invalid type: string \"hot\"",
+        ),
+        (json!({"top_p": 1.5}), "top-p is 1.5"),
+        (json!({"top_k": -2}), "top_k is -2"),
+        (json!({"n": 0}), "n is 0"),
+        (json!({"n": 9}), "9 texts at once"),
+        (
+            json!({"prompt": ["a", "b", "c"], "n": 3}),
+            "9 texts at once",
+        ),
+        (json!({"n": u64::MAX}), "at once"),
+        (
+            json!({"prompt": 5}),
+            "prompt must be a string, a list of strings",
+        ),
+        (json!({"prompt": []}), "prompt is an empty list"),
+        (json!({"prompt": [1, -1]}), "prompt must be"),
+        (json!({"prompt": [1, 1_u64 << 32]}), "prompt must be"),
+        (json!({"max_tokens": 0}), "echo only"),
+        (json!({"max_tokens": 101}), "at most 100"),
+        (json!({"max_tokens": -1}), "invalid value"),
+        (json!({"logprobs": 21}), "logprobs is 21"),
+        (json!({"stop": ""}), "empty"),
+        (json!({"stop": vec!["a"; 17]}), "17 stop strings"),
+        (json!({"stop": "a".repeat(1025)}), "longer than 1024"),
+        (json!({"suffix": "end"}), "no suffix"),
+        (json!({"best_of": 3}), "no best_of"),
+        (json!({"presence_penalty": 0.5}), "no presence_penalty"),
+        (json!({"logit_bias": {"5": 1}}), "no logit_bias"),
+        (json!({"promt": "x"}), "unknown field `promt`"),
+        (json!([]), "a list and no object"),
+        (json!("x"), "the body cannot be read"),
+    ] {
+        let (status, message) = refused(body.clone());
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
+        assert!(message.contains(part), "{body}: {message}");
+    }
+    let (status, message) = refused(json!({"model": "other"}));
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    assert!(message.contains("`other`") && message.contains("`tiny`"));
+    assert!(read(&tokenizer(), b"{\"prompt\": \"\xff\"}").is_err());
+    assert!(read(&tokenizer(), b"{\"prompt\": \"\\ud800\"}").is_err());
+}
+
+#[test]
+fn what_is_left_out_is_openai_s_default() {
+    let tokenizer = tokenizer();
+    let nulls: Map<String, Value> = FIELDS[..21]
+        .iter()
+        .map(|field| (field.to_string(), Value::Null))
+        .collect();
+    for body in [json!({}), Value::Object(nulls)] {
+        let plan = read(&tokenizer, body.to_string().as_bytes()).unwrap();
+        let [request] = &plan.requests[..] else {
+            panic!("one text")
+        };
+        assert_eq!(request.max_tokens, 16);
+        assert_eq!(request.sampling.temperature, 1.0);
+        assert_eq!(request.sampling.top_p, 1.0);
+        assert_eq!(request.alternatives, None);
+        // A text that begins with nothing begins after an end-of-text.
+        assert_eq!(*request.prompt, [tokenizer.end_of_text().unwrap()]);
+        assert!(!plan.echo && !plan.stream && !plan.stream_usage);
+    }
+    // Fields that ask for nothing are passed over.
+    let neutral = json!({"best_of": 2, "n": 2, "suffix": "", "presence_penalty": 0,
+        "frequency_penalty": 0.0, "logit_bias": {}, "user": "someone"});
+    assert_eq!(
+        read(&tokenizer, neutral.to_string().as_bytes()).unwrap().n,
+        2
+    );
+}
+
+#[test]
+fn each_text_has_its_prompt_and_seed() {
+    let tokenizer = tokenizer();
+    let body = json!({"prompt": [[1, 2], [3]], "n": 2, "seed": 7, "echo": true, "logprobs": 0});
+    let plan = read(&tokenizer, body.to_string().as_bytes()).unwrap();
+    let each = plan.requests.iter();
+    let each: Vec<_> = each
+        .map(|it| (it.prompt.to_vec(), it.sampling.seed))
+        .collect();
+    let expected = [(vec![1, 2], 7), (vec![1, 2], 8), (vec![3], 7), (vec![3], 8)];
+    assert_eq!(each, expected);
+    assert!(plan.requests.iter().all(|request| request.score_prompt));
+    let seed = || read(&tokenizer, b"{}").unwrap().requests[0].sampling.seed;
+    assert_ne!(seed(), seed());
+}

@@ -1,0 +1,406 @@
+//! Many sequences at once: each gets what it gets alone, for every kind of model.
+#![cfg(feature = "flex")]
+
+#[path = "support/folders.rs"]
+mod folders;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use datasets::Tokenizer;
+use infer::engine::{
+    Answer, End, Engine, EngineOptions, EngineThread, Event, Finish, Request, Score, SubmitError,
+    Token,
+};
+use infer::precision::Precision;
+use infer::{GenerateError, GenerateOptions, Generation, SamplingSettings};
+use kernels::backends::{Backend, Flex};
+use model::CausalLm;
+
+fn tokenizer() -> Arc<Tokenizer> {
+    Arc::new(Tokenizer::from_folder(folders::teacher()).unwrap())
+}
+
+fn start(model: &Path, slots: usize, queue: usize) -> (Engine, EngineThread) {
+    let options = EngineOptions {
+        backend: Backend::Flex,
+        precision: Precision::Auto,
+        model: model.into(),
+        tokenizer: tokenizer(),
+        slots,
+        queue,
+    };
+    Engine::start(options).unwrap()
+}
+
+fn request(prompt: &[u32], max_tokens: usize) -> Request {
+    Request {
+        prompt: prompt.into(),
+        sampling: SamplingSettings::default(),
+        max_tokens,
+        stop: Vec::new(),
+        alternatives: None,
+        score_prompt: false,
+        deadline: None,
+    }
+}
+
+/// Some tokens of English, a different run of them for every `i`.
+fn prompt(i: usize, length: usize) -> Vec<u32> {
+    (0..length)
+        .map(|k| ((i * 7919 + k * 104_729) % 4095 + 1) as u32)
+        .collect()
+}
+
+/// Requests that differ in everything a request can differ in.
+fn requests() -> Vec<Request> {
+    let lengths = [6, 1, 300, 17, 2, 513, 40, 256, 5, 90, 3, 700];
+    let tokens = [20, 33, 9, 26, 1, 14, 40, 11, 0, 23, 31, 8];
+    let each = lengths.into_iter().zip(tokens).enumerate();
+    each.map(|(i, (length, max_tokens))| {
+        let mut request = request(&prompt(i, length), max_tokens);
+        request.sampling.seed = i as u64;
+        request.sampling.temperature = [1.0, 0.0, 0.7][i % 3];
+        request.sampling.top_p = [1.0, 0.9][i % 2];
+        request.sampling.repetition_penalty = [1.0, 1.3, 1.0, 1.1, 1.0][i % 5];
+        request.alternatives = [None, Some(0), Some(3)][i % 3];
+        request.score_prompt = i % 6 == 5;
+        if i % 4 == 0 {
+            request.stop = vec![" the".into(), "er".into(), "i".into()];
+        }
+        request
+    })
+    .collect()
+}
+
+/// All of an answer.
+#[derive(Debug, Default, PartialEq)]
+struct Whole {
+    prompt: Vec<Option<Score>>,
+    text: String,
+    tokens: Vec<Token>,
+    end: Option<End>,
+}
+
+impl Whole {
+    /// The answer's next part; `false` if it was the last.
+    fn take(&mut self, answer: &mut Answer) -> bool {
+        match answer.blocking_next().expect("the engine is at work") {
+            Event::Prompt(scores) => self.prompt.extend(scores),
+            Event::Text(piece) => {
+                self.text.push_str(&piece.text);
+                self.tokens.extend(piece.tokens);
+            }
+            Event::End(end) => self.end = Some(end.unwrap()),
+        }
+        self.end.is_none()
+    }
+
+    fn of(mut answer: Answer) -> Self {
+        let mut whole = Self::default();
+        while whole.take(&mut answer) {}
+        whole
+    }
+}
+
+fn submit(engine: &Engine, request: Request) -> Answer {
+    engine.submit(vec![request]).unwrap().remove(0)
+}
+
+/// Every request alone, one after the other.
+fn alone(model: &Path) -> Vec<Whole> {
+    let (engine, _) = start(model, 1, 1);
+    let each = requests().into_iter();
+    each.map(|request| Whole::of(submit(&engine, request)))
+        .collect()
+}
+
+/// All of them at once in more than a tile, each joining when the one before it has begun to answer,
+/// with others among them that give up.
+fn together(model: &Path) {
+    let expected = alone(model);
+    assert!(
+        expected
+            .iter()
+            .any(|it| it.end.unwrap().finish == Finish::StopString)
+    );
+    let (engine, _) = start(model, 12, 64);
+    for round in 0..2 {
+        let mut requests: Vec<_> = requests().into_iter().enumerate().collect();
+        if round == 1 {
+            requests.reverse();
+        }
+        let mut answers = Vec::new();
+        for (i, request) in requests {
+            let given_up = Request {
+                max_tokens: 1000,
+                ..request.clone()
+            };
+            let mut given_up = submit(&engine, given_up);
+            let mut answer = submit(&engine, request);
+            let mut whole = Whole::default();
+            let goes_on = whole.take(&mut answer);
+            let _ = given_up.blocking_next();
+            answers.push((i, whole, goes_on.then_some(answer)));
+        }
+        for (i, mut whole, answer) in answers {
+            if let Some(mut answer) = answer {
+                while whole.take(&mut answer) {}
+            }
+            // To the bit of every score.
+            assert_eq!(whole, expected[i], "request {i} in round {round}");
+        }
+    }
+}
+
+#[test]
+fn a_student_gives_each_what_it_gets_alone() {
+    together(folders::student(&[]).path());
+}
+
+#[test]
+fn a_hybrid_gives_each_what_it_gets_alone() {
+    together(folders::student(&[1]).path());
+}
+
+#[test]
+fn the_teacher_gives_each_what_it_gets_alone() {
+    together(&folders::teacher());
+}
+
+fn load(folder: &Path) -> CausalLm<Flex> {
+    model::load_any(folder, &Device::<Flex>::default())
+        .unwrap()
+        .1
+}
+
+/// The same tokens as a [`Generation`], whose steps have one row.
+#[test]
+fn greedy_tokens_are_those_of_a_generation() {
+    let (student, hybrid) = (folders::student(&[]), folders::student(&[0, 2]));
+    for folder in [student.path(), hybrid.path(), &folders::teacher()] {
+        let model = load(folder);
+        let (engine, _) = start(folder, 4, 8);
+        let prompts: Vec<_> = (0..4).map(|i| prompt(i, 3 + 150 * i)).collect();
+        let requests = prompts.iter().map(|prompt| request(prompt, 40)).collect();
+        let answers = engine.submit(requests).unwrap();
+        for (prompt, answer) in prompts.iter().zip(answers) {
+            let whole = Whole::of(answer);
+            let options = GenerateOptions {
+                sampling: SamplingSettings::default(),
+                max_tokens: 40,
+                vocab_size: 4096,
+                end_of_text: None,
+                max_positions: None,
+            };
+            let device = Device::<Flex>::default();
+            let generation = Generation::new(&model, &device, prompt, options).unwrap();
+            let ids: Vec<u32> = generation.map(Result::unwrap).collect();
+            let made: Vec<u32> = whole.tokens.iter().map(|token| token.id).collect();
+            assert_eq!(made, ids[..made.len()]);
+            assert!(made.len() == 40 || whole.end.unwrap().finish == Finish::EndOfText);
+        }
+    }
+}
+
+/// Rows of a batch are apart to the bit, and a row gives the logits of a sequence alone.
+#[test]
+fn the_rows_of_a_batch_are_apart() {
+    let device = Device::<Flex>::default();
+    let (student, hybrid) = (folders::student(&[]), folders::student(&[3]));
+    for folder in [student.path(), hybrid.path(), &folders::teacher()] {
+        let model = load(folder);
+        let read = |i: usize| {
+            let ids: Vec<i32> = prompt(i, 4 + 9 * i).iter().map(|&id| id as i32).collect();
+            let ids = TensorData::new(ids.clone(), [1, ids.len()]);
+            let mut state = model.new_state(1, &device);
+            model.prefill(Tensor::<Flex, 2, Int>::from_data(ids, &device), &mut state);
+            state
+        };
+        let values = |logits: Tensor<Flex, 2>| logits.into_data().into_vec::<f32>().unwrap();
+        let mut full = model.new_batch(4, &device);
+        let mut sparse = model.new_batch(4, &device);
+        (0..4).for_each(|i| full.put(i, read(i)));
+        sparse.put(1, read(2));
+        let mut state = read(2);
+        for step in 0..5 {
+            // Somebody leaves and somebody else joins.
+            if step == 2 {
+                full.free(1);
+            }
+            if step == 3 {
+                full.put(1, read(3));
+            }
+            let ids = |ids: [i32; 4]| Tensor::<Flex, 1, Int>::from_ints(ids, &device);
+            let id = 100 + step;
+            let of_full = values(model.step_batch(ids([7, 8, id, 9]), &mut full));
+            let of_sparse = values(model.step_batch(ids([0, id, 0, 0]), &mut sparse));
+            let one = Tensor::<Flex, 1, Int>::from_ints([id], &device);
+            let expected = values(model.step(one, &mut state));
+            let (row, other) = (&of_full[2 * 4096..][..4096], &of_sparse[4096..][..4096]);
+            assert!(row == other, "step {step}: rows are not apart");
+            for (value, expected) in row.iter().zip(expected) {
+                let tolerance = 1e-4 * expected.abs().max(1.0);
+                assert!((value - expected).abs() < tolerance, "{value} {expected}");
+            }
+        }
+        assert!(full.bytes() > sparse.bytes() || folder == student.path());
+    }
+}
+
+#[test]
+fn a_prompt_s_scores_are_the_model_s() {
+    let model = load(&folders::teacher());
+    let prompt = prompt(3, 300);
+    let (engine, _) = start(&folders::teacher(), 1, 1);
+    let whole = Whole::of(submit(
+        &engine,
+        Request {
+            alternatives: Some(2),
+            score_prompt: true,
+            ..request(&prompt, 0)
+        },
+    ));
+    let device = Device::<Flex>::default();
+    let ids: Vec<i32> = prompt.iter().map(|&id| id as i32).collect();
+    let ids = Tensor::<Flex, 2, Int>::from_data(TensorData::new(ids, [1, 300]), &device);
+    let logits = model.prefill_all(ids, &mut model.new_state(1, &device));
+    let expected = burn::tensor::activation::log_softmax(logits, 2);
+    let expected = expected.into_data().into_vec::<f32>().unwrap();
+    assert_eq!(whole.prompt.len(), 300);
+    assert_eq!(whole.prompt[0], None);
+    assert_eq!((whole.text.as_str(), whole.end.unwrap().tokens), ("", 0));
+    for (i, score) in whole.prompt.iter().enumerate().skip(1) {
+        let score = score.as_ref().unwrap();
+        let row = &expected[(i - 1) * 4096..][..4096];
+        let expected = row[prompt[i] as usize];
+        assert!((score.log_probability - f64::from(expected)).abs() < 1e-3);
+        let [(first, best), (_, second)] = score.likeliest[..] else {
+            panic!("two were asked for")
+        };
+        assert!(best >= second && best >= score.log_probability);
+        assert!((best - f64::from(row[first as usize])).abs() < 1e-3);
+    }
+}
+
+#[test]
+fn what_cannot_be_done_is_refused() {
+    let (engine, thread) = start(&folders::teacher(), 1, 3);
+    let refused = |request: Request| engine.submit(vec![request]).unwrap_err();
+    assert!(matches!(
+        refused(request(&[], 4)),
+        SubmitError::Invalid(GenerateError::EmptyPrompt)
+    ));
+    assert!(matches!(
+        refused(request(&[1, 4096], 4)),
+        SubmitError::Invalid(GenerateError::UnknownToken { token: 4096, .. })
+    ));
+    let positions = engine.facts().max_positions.unwrap();
+    assert!(matches!(
+        refused(request(&prompt(0, positions + 1), 4)),
+        SubmitError::Invalid(GenerateError::PromptTooLong { .. })
+    ));
+    let mut without_meaning = request(&[1], 4);
+    without_meaning.sampling.top_p = 2.0;
+    assert!(matches!(
+        refused(without_meaning),
+        SubmitError::Invalid(GenerateError::Sampling(_))
+    ));
+    assert!(matches!(
+        engine.submit(vec![request(&[1], 4); 4]).unwrap_err(),
+        SubmitError::TooMany {
+            requests: 4,
+            queue: 3
+        }
+    ));
+    // None of the refused ones has taken a place.
+    assert_eq!(engine.waiting(), 0);
+    let last = Whole::of(submit(&engine, request(&prompt(0, positions), 100)));
+    let end = End {
+        finish: Finish::ContextFull,
+        tokens: 1,
+    };
+    assert!(last.end == Some(end) || last.end.unwrap().finish == Finish::EndOfText);
+    drop(engine);
+    thread.join().unwrap();
+}
+
+#[test]
+fn a_full_queue_takes_no_more_and_a_dropped_answer_makes_room() {
+    let student = folders::student(&[]);
+    let (engine, _) = start(student.path(), 1, 1);
+    let endless = request(&[5], usize::MAX);
+    let mut running = submit(&engine, endless.clone());
+    // It has begun, so it is not in the queue.
+    assert!(running.blocking_next().is_some());
+    let waiting = submit(&engine, endless.clone());
+    let full = engine.submit(vec![endless.clone()]).unwrap_err();
+    assert!(matches!(full, SubmitError::Full), "{full}");
+    drop(running);
+    let mut waiting = waiting;
+    assert!(waiting.blocking_next().is_some());
+    assert_eq!(engine.waiting(), 0);
+    drop(waiting);
+    while engine.gauges().sequences.load(Relaxed) > 0 {
+        thread::sleep(Duration::from_millis(5));
+    }
+    let made = engine.gauges().tokens.load(Relaxed);
+    let whole = Whole::of(submit(&engine, request(&[5], 3)));
+    assert_eq!(whole.tokens.len(), 3);
+    assert_eq!(engine.gauges().tokens.load(Relaxed), made + 3);
+}
+
+#[test]
+fn a_deadline_ends_a_text_where_it_is() {
+    let student = folders::student(&[]);
+    let (engine, _) = start(student.path(), 2, 2);
+    let limited = Request {
+        deadline: Some(Instant::now() + Duration::from_millis(300)),
+        ..request(&[5], usize::MAX)
+    };
+    let whole = Whole::of(submit(&engine, limited));
+    assert_eq!(whole.end.unwrap().finish, Finish::TimeUp);
+    let late = Request {
+        deadline: Some(Instant::now()),
+        ..request(&[5], 9)
+    };
+    let end = Whole::of(submit(&engine, late)).end.unwrap();
+    assert_eq!((end.finish, end.tokens), (Finish::TimeUp, 0));
+}
+
+/// Several texts of one prompt read it once, and are what they are alone.
+#[test]
+fn texts_of_one_prompt_share_its_reading() {
+    let hybrid = folders::student(&[1]);
+    let (engine, _) = start(hybrid.path(), 8, 8);
+    let shared = request(&prompt(3, 300), 12);
+    let texts: Vec<Request> = (0..5_usize)
+        .map(|seed| {
+            let mut request = shared.clone();
+            request.sampling.seed = seed as u64;
+            request.sampling.temperature = 1.0;
+            // One that ends with its first token, and one with its prompt.
+            request.max_tokens = [12, 1, 0, 12, 5][seed];
+            request.alternatives = Some(1);
+            request.score_prompt = true;
+            request
+        })
+        .collect();
+    let read = || engine.gauges().prompt_tokens.load(Relaxed);
+    let alone = texts
+        .iter()
+        .map(|it| Whole::of(submit(&engine, it.clone())));
+    let alone: Vec<Whole> = alone.collect();
+    let before = read();
+    assert_eq!(before, 5 * 300);
+    let answers = engine.submit(texts).unwrap();
+    let together: Vec<Whole> = answers.into_iter().map(Whole::of).collect();
+    assert_eq!(read() - before, 300);
+    assert_eq!(together, alone);
+    assert_eq!(together[0].prompt.len(), 300);
+    assert!(together[0].text != together[3].text);
+}

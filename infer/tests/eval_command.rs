@@ -1,0 +1,287 @@
+//! `infer eval` and `infer perplexity` as their user meets them.
+#![cfg(feature = "flex")]
+
+mod support;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use serde_json::Value;
+use support::teacher_folder;
+use tempfile::TempDir;
+
+const PIQA: &str = r#"{"goal": "g", "sol1": "one", "sol2": "two", "label": 0}"#;
+
+fn bundled() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/eval")
+}
+
+/// The program, whose cache is in `home`.
+fn infer(home: &Path, command: &str) -> Command {
+    let mut infer = Command::new(env!("CARGO_BIN_EXE_infer"));
+    infer.args([command, "--backend", "flex", "--model"]);
+    infer.arg(teacher_folder());
+    infer.env("XDG_CACHE_HOME", home).env("HOME", home);
+    infer
+}
+
+fn eval(home: &Path, data: &Path, tasks: &str, more: &[&str]) -> Output {
+    let mut eval = infer(home, "eval");
+    eval.arg("--data").arg(data).args(["--tasks", tasks]);
+    eval.args(more).output().unwrap()
+}
+
+fn perplexity(home: &Path, arguments: &[&str]) -> Output {
+    infer(home, "perplexity").args(arguments).output().unwrap()
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).unwrap()
+}
+
+/// What the program says when it fails: one message, no panic.
+fn failure(output: &Output) -> String {
+    let message = stderr(output).to_owned();
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert_eq!(message.lines().count(), 1, "{message}");
+    assert!(message.starts_with("error: "), "{message}");
+    message
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// All that is left in the cache.
+fn kept(home: &TempDir) -> usize {
+    let folder = home.path().join("mohawk/eval");
+    fs::read_dir(folder).map_or(0, Iterator::count)
+}
+
+#[test]
+fn a_table_and_its_numbers() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("results/new.json");
+    let arguments = ["--limit", "10", "--json", file.to_str().unwrap()];
+    let output = eval(
+        home.path(),
+        &bundled(),
+        "winogrande,lambada_openai",
+        &arguments,
+    );
+    assert!(output.status.success(), "{}", stderr(&output));
+    let table: Vec<&str> = stdout(&output).lines().collect();
+    assert_eq!(table.len(), 5);
+    assert!(table[2].starts_with("|winogrande    |      1|none  |     0|acc       |↑  |"));
+    assert!(table[4].starts_with("|              |       |none  |     0|perplexity|↓  |"));
+    assert!(stderr(&output).contains("20 documents in "));
+    assert!(stderr(&output).contains(" documents/s"));
+
+    let json = json(&file);
+    assert_eq!(json["limit"], 10);
+    assert_eq!(json["max_length"], 2048);
+    assert_eq!(json["samples"]["winogrande"].as_array().unwrap().len(), 10);
+    let acc = json["results"]["winogrande"]["acc"].as_f64().unwrap();
+    assert!(table[2].contains(&format!("{acc:.4}|")));
+    let sample = &json["samples"]["lambada_openai"][0];
+    assert!(sample["log_likelihood"].as_f64().unwrap() < 0.0);
+    assert_eq!(sample["is_greedy"], false);
+    assert_eq!(kept(&home), 0);
+}
+
+#[test]
+fn an_evaluation_goes_on() {
+    let home = tempfile::tempdir().unwrap();
+    let occupied = home.path().join("occupied");
+    fs::create_dir(&occupied).unwrap();
+    // The results cannot be written, so that what they were made of is kept.
+    let arguments = ["--limit", "8", "--json", occupied.to_str().unwrap()];
+    let first = eval(home.path(), &bundled(), "piqa", &arguments);
+    assert_eq!(first.status.code(), Some(1));
+    assert!(
+        stderr(&first).contains("cannot write"),
+        "{}",
+        stderr(&first)
+    );
+    assert_eq!(kept(&home), 1);
+
+    let file = home.path().join("results.json");
+    let arguments = ["--limit", "8", "--json", file.to_str().unwrap()];
+    let tasks = "winogrande,piqa";
+    let second = eval(home.path(), &bundled(), tasks, &arguments);
+    assert!(second.status.success());
+    let said = stderr(&second);
+    assert!(said.contains("going on: 16 of 32 requests"), "{said}");
+    // The time is not that of all documents.
+    assert!(!said.contains("documents/s"), "{said}");
+    assert_eq!(kept(&home), 0);
+    let gone_on = json(&file);
+
+    let third = eval(home.path(), &bundled(), tasks, &arguments);
+    assert!(!stderr(&third).contains("going on"));
+    let at_once = json(&file);
+    for task in ["piqa", "winogrande"] {
+        let close = |i: usize, j: usize| {
+            let of = |it: &Value| {
+                it["samples"][task][i]["log_likelihoods"][j]
+                    .as_f64()
+                    .unwrap()
+            };
+            (of(&gone_on) - of(&at_once)).abs() < 1e-4
+        };
+        assert!((0..8).all(|i| close(i, 0) && close(i, 1)));
+    }
+    assert_eq!(gone_on["results"], at_once["results"]);
+}
+
+/// The same records as JSON lines, gzip, zstd and parquet.
+#[test]
+fn every_format_of_data() {
+    let home = tempfile::tempdir().unwrap();
+    let text = bundled().join("arc_easy-rows.jsonl");
+    let text = fs::read(text).unwrap();
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    gzip.write_all(&text).unwrap();
+    let parquet = fs::read(bundled().join("arc_easy-rows.parquet")).unwrap();
+    let forms = [
+        (".jsonl", text.clone()),
+        (".jsonl.gz", gzip.finish().unwrap()),
+        (".jsonl.zst", zstd::encode_all(&text[..], 1).unwrap()),
+        (".parquet", parquet),
+    ];
+    let mut tables = Vec::new();
+    for (ending, bytes) in forms {
+        let data = tempfile::tempdir().unwrap();
+        fs::write(data.path().join(format!("arc_easy{ending}")), bytes).unwrap();
+        let file = home.path().join("results.json");
+        let arguments = ["--json", file.to_str().unwrap()];
+        let output = eval(home.path(), data.path(), "arc_easy", &arguments);
+        assert!(output.status.success(), "{ending}: {}", stderr(&output));
+        tables.push(json(&file)["samples"].clone());
+    }
+    assert_eq!(tables[0]["arc_easy"].as_array().unwrap().len(), 4);
+    assert!(tables.iter().all(|it| *it == tables[0]));
+}
+
+#[test]
+fn bad_data_is_a_sentence() {
+    let home = tempfile::tempdir().unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let refused = |task: &str, ending: &str, bytes: &[u8]| {
+        let file = data.path().join(format!("{task}{ending}"));
+        fs::write(&file, bytes).unwrap();
+        let message = failure(&eval(home.path(), data.path(), task, &[]));
+        fs::remove_file(&file).unwrap();
+        message
+    };
+    let line = |task: &str, line: &str| refused(task, ".jsonl", line.as_bytes());
+
+    let message = failure(&eval(home.path(), data.path(), "piqa", &[]));
+    assert!(message.contains("no data for piqa here"), "{message}");
+    assert!(line("piqa", "\n \n").contains("no document in this file"));
+    let second = line("piqa", &format!("{PIQA}\n{{\"goal\": 3}}"));
+    assert!(
+        second.contains("piqa.jsonl, line 2: invalid type: integer `3`"),
+        "{second}"
+    );
+    assert!(line("piqa", r#"{"goal": "g"}"#).contains("missing field `sol1`"));
+    let cut = line("piqa", &PIQA[..20]);
+    assert!(
+        cut.contains("line 1: no JSON, from column 20 on: EOF"),
+        "{cut}"
+    );
+    let label = line("piqa", &PIQA.replace(": 0", ": 2"));
+    assert!(label.contains("the right choice is number 2 (from 0), and there are 2"));
+    let label = line("piqa", &PIQA.replace(": 0", ": -1"));
+    assert!(
+        label.contains("the label is -1, and not a number from 0 on"),
+        "{label}"
+    );
+    let arc = r#"{"question": "q", "choices": {"text": ["a"], "label": ["A"]}, "answerKey": "B"}"#;
+    assert!(line("arc_easy", arc).contains(r#"answerKey is "B", which is none of"#));
+    let winogrande = r#"{"sentence": "a b", "option1": "a", "option2": "b", "answer": "1"}"#;
+    assert!(line("winogrande", winogrande).contains("the sentence has no _"));
+    let winogrande = winogrande.replace("a b", "a _").replace("\"1\"", "\"3\"");
+    assert!(line("winogrande", &winogrande).contains("the answer is 3; it must be 1 or 2"));
+
+    assert!(refused("piqa", ".jsonl", b"\xff\xfe").contains("line 1: not UTF-8"));
+    let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
+    gzip.write_all(PIQA.as_bytes()).unwrap();
+    let gzip = gzip.finish().unwrap();
+    let cut = refused("piqa", ".jsonl.gz", &gzip[..gzip.len() - 9]);
+    assert!(cut.contains("truncated or damaged"), "{cut}");
+    assert!(refused("piqa", ".jsonl.zst", &gzip).contains("truncated or damaged"));
+    let parquet = fs::read(bundled().join("arc_easy-rows.parquet")).unwrap();
+    let cut = refused("arc_easy", ".parquet", &parquet[..parquet.len() - 9]);
+    assert!(cut.contains("arc_easy.parquet, its end: "), "{cut}");
+    assert!(refused("piqa", ".parquet", &parquet).contains("row 1: missing field `goal`"));
+    assert_eq!(kept(&home), 0);
+}
+
+#[test]
+fn options_without_meaning_are_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let refused = |more: &[&str]| failure(&eval(home.path(), &bundled(), "piqa", more));
+    assert!(refused(&["--limit", "0"]).contains("--limit is 0"));
+    assert!(refused(&["--batch-size", "0"]).contains("--batch-size is 0"));
+    assert!(refused(&["--max-length", "0"]).contains("--max-length is 0"));
+    assert!(refused(&["--max-length", "2049"]).contains("from 1 to 2048"));
+    let short = refused(&["--max-length", "3"]);
+    assert!(short.contains("tokens, and 3 are read at once"), "{short}");
+    let unknown = eval(home.path(), &bundled(), "chess", &[]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(stderr(&unknown).contains("lambada_openai"));
+
+    let text = bundled().join("texts.jsonl");
+    let text = text.to_str().unwrap();
+    let refused = |more: &[&str]| failure(&perplexity(home.path(), &[&[text], more].concat()));
+    assert!(refused(&["--stride", "0"]).contains("--stride is 0"));
+    let wide = refused(&["--stride", "65", "--max-length", "64"]);
+    assert!(
+        wide.contains("--stride is 65; it must be from 1 to 64"),
+        "{wide}"
+    );
+}
+
+#[test]
+fn perplexity_of_texts() {
+    let home = tempfile::tempdir().unwrap();
+    let text = bundled().join("texts.jsonl");
+    let file = home.path().join("results.json");
+    let arguments = [
+        text.to_str().unwrap(),
+        "--max-length",
+        "512",
+        "--json",
+        file.to_str().unwrap(),
+    ];
+    let output = perplexity(home.path(), &arguments);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let json = json(&file);
+    assert_eq!(json["documents"], 3);
+    assert_eq!(json["stride"], 512);
+    let number = |name: &str| json[name].as_f64().unwrap();
+    let expected = (-number("log_likelihood") / number("tokens")).exp();
+    assert!((number("perplexity") - expected).abs() < 1e-9);
+    assert!(stdout(&output).contains(&format!("{:.4} per token", number("perplexity"))));
+    assert!(stdout(&output).contains("3 documents, "));
+    assert_eq!(kept(&home), 0);
+
+    let empty = home.path().join("empty.txt");
+    fs::write(&empty, "").unwrap();
+    let refused = failure(&perplexity(home.path(), &[empty.to_str().unwrap()]));
+    assert!(refused.contains("no token to score"), "{refused}");
+    fs::write(&empty, b"\xff").unwrap();
+    let refused = failure(&perplexity(home.path(), &[empty.to_str().unwrap()]));
+    assert!(refused.contains("not UTF-8"), "{refused}");
+    let refused = failure(&perplexity(home.path(), &["no/such.txt"]));
+    assert!(refused.contains("no/such.txt"), "{refused}");
+}

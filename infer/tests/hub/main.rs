@@ -1,0 +1,232 @@
+//! Models by their names on the hub, as the program's user meets them.
+#![cfg(feature = "flex")]
+
+#[path = "../support/folders.rs"]
+mod folders;
+mod server;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use server::{Hub, Place, Site};
+use tempfile::TempDir;
+
+const MODEL: &str = "someone/student";
+const PHI: &str = "microsoft/phi-1_5";
+const TOKENIZER: &str = "tokenizer.json";
+const WEIGHTS: &str = "model.safetensors";
+
+/// The program on its way to a text, as if in a home of its own.
+fn infer(home: &Path, endpoint: &str, model: &str) -> Command {
+    let mut infer = Command::new(env!("CARGO_BIN_EXE_infer"));
+    infer.args([
+        "generate",
+        "--backend",
+        "flex",
+        "--max-tokens",
+        "6",
+        "--model",
+    ]);
+    infer.args([model, "Once upon"]);
+    for variable in [
+        "HF_TOKEN",
+        "HF_HUB_CACHE",
+        "HF_HUB_OFFLINE",
+        "XDG_CACHE_HOME",
+    ] {
+        infer.env_remove(variable);
+    }
+    infer.env("HF_HOME", home).env("HF_ENDPOINT", endpoint);
+    infer
+}
+
+fn text(output: &Output) -> String {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// What is said of a failure: one sentence.
+fn failure(output: &Output) -> String {
+    let said = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(output.stdout.is_empty() && said.starts_with("error: "));
+    said
+}
+
+/// A student's folder, what it writes, and a home.
+fn given() -> (TempDir, String, TempDir) {
+    let folder = folders::student(&[]);
+    let home = tempfile::tempdir().unwrap();
+    let name = folder.path().to_str().unwrap();
+    let text = text(&infer(home.path(), "nowhere", name).output().unwrap());
+    (folder, text, home)
+}
+
+fn run(home: &TempDir, hub: &Hub) -> Output {
+    infer(home.path(), &hub.endpoint, MODEL).output().unwrap()
+}
+
+/// As the published Phi-Mambas are.
+#[test]
+fn without_a_tokenizer_phi_s_is_used() {
+    let (folder, expected, home) = given();
+    let weights = ["config.json", WEIGHTS];
+    let site = Site::default().with(MODEL, folder.path(), &[TOKENIZER]);
+    let hub = site.with(PHI, folder.path(), &[]).open();
+    assert_eq!(text(&run(&home, &hub)), expected);
+    let of_phi = |path: &str| path.starts_with(&format!("/{PHI}/"));
+    let paths: Vec<String> = hub.asked().into_iter().map(|it| it.path).collect();
+    // Of Phi itself nothing else is wanted.
+    assert!(paths.iter().any(|it| of_phi(it) && it.ends_with(TOKENIZER)));
+    assert!(
+        !paths
+            .iter()
+            .any(|it| of_phi(it) && weights.iter().any(|file| it.ends_with(file)))
+    );
+
+    // The second time nobody need be there.
+    let mut again = infer(home.path(), "http://127.0.0.1:9", MODEL);
+    let again = again.env("HF_HUB_OFFLINE", "1").output().unwrap();
+    assert_eq!(text(&again), expected);
+
+    // A tokenizer by a name of its own.
+    let other = tempfile::tempdir().unwrap();
+    let mut named = infer(other.path(), &hub.endpoint, MODEL);
+    assert_eq!(
+        text(&named.args(["--tokenizer", PHI]).output().unwrap()),
+        expected
+    );
+
+    // None to be had.
+    let site = Site::default().with(MODEL, folder.path(), &[TOKENIZER]);
+    let empty = tempfile::tempdir().unwrap();
+    let said = failure(&run(&empty, &site.open()));
+    for word in [MODEL, PHI, "404", "--tokenizer"] {
+        assert!(said.contains(word), "{said}");
+    }
+}
+
+#[test]
+fn redirects_are_followed() {
+    let (folder, expected, _) = given();
+    for place in [Place::Moved, Place::Elsewhere] {
+        let home = tempfile::tempdir().unwrap();
+        let site = Site {
+            place,
+            ..Site::default()
+        };
+        let hub = site.with(MODEL, folder.path(), &[]).open();
+        assert_eq!(text(&run(&home, &hub)), expected);
+    }
+}
+
+#[test]
+fn what_broke_off_is_gone_on_with() {
+    let (folder, expected, home) = given();
+    let site = Site {
+        breaks: true.into(),
+        ..Site::default()
+    };
+    let hub = site.with(MODEL, folder.path(), &[]).open();
+    let said = failure(&run(&home, &hub));
+    assert!(said.contains(WEIGHTS), "{said}");
+    let before = hub.asked().len();
+    assert_eq!(text(&run(&home, &hub)), expected);
+    let half = fs::metadata(folder.path().join(WEIGHTS)).unwrap().len() / 2;
+    let asked = hub.asked().split_off(before);
+    let rest = asked
+        .iter()
+        .find(|it| it.range == Some((half as usize, None)));
+    assert!(
+        rest.is_some_and(|it| it.path.ends_with(WEIGHTS)),
+        "{asked:?}"
+    );
+    let again = asked.iter().any(|it| it.path.ends_with("config.json"));
+    assert!(!again, "what came whole is not fetched again");
+}
+
+#[test]
+fn a_wrong_hash_is_not_believed() {
+    let (folder, expected, home) = given();
+    let site = Site {
+        lies: true,
+        ..Site::default()
+    };
+    let said = failure(&run(&home, &site.with(MODEL, folder.path(), &[]).open()));
+    assert!(said.contains(WEIGHTS) && said.contains("SHA-256"), "{said}");
+    // Nothing of it is left.
+    let size = fs::metadata(folder.path().join(WEIGHTS)).unwrap().len();
+    let blobs = home.path().join("hub/models--someone--student/blobs");
+    let mut left = fs::read_dir(blobs).unwrap().map(|it| it.unwrap());
+    assert!(left.all(|it| it.metadata().unwrap().len() < size));
+    let honest = Site::default().with(MODEL, folder.path(), &[]).open();
+    assert_eq!(text(&run(&home, &honest)), expected);
+}
+
+#[test]
+fn a_file_that_cannot_be_had() {
+    let (folder, _, home) = given();
+    let mut site = Site::default().with(MODEL, folder.path(), &[]);
+    let files = site.models.get_mut(MODEL).unwrap();
+    files.insert(WEIGHTS.into(), Vec::new());
+    let said = failure(&run(&home, &site.open()));
+    assert!(said.contains(WEIGHTS) && said.contains("404"), "{said}");
+    let nobody = infer(home.path(), "http://127.0.0.1:9", MODEL).output();
+    let said = failure(&nobody.unwrap());
+    assert!(said.contains("http://127.0.0.1:9"), "{said}");
+}
+
+#[test]
+fn a_token_opens_what_is_closed() {
+    let (folder, expected, home) = given();
+    let closed = || Site {
+        token: Some("hf_secret".into()),
+        ..Site::default()
+    };
+    let hub = closed().with(MODEL, folder.path(), &[]).open();
+    let said = failure(&run(&home, &hub));
+    assert!(said.contains("401"), "{said}");
+    let mut with_token = infer(home.path(), &hub.endpoint, MODEL);
+    let with_token = with_token.env("HF_TOKEN", "hf_secret").output();
+    assert_eq!(text(&with_token.unwrap()), expected);
+
+    // What `hf auth login` keeps.
+    let home = tempfile::tempdir().unwrap();
+    fs::write(home.path().join("token"), "hf_secret\n").unwrap();
+    let hub = closed().with(MODEL, folder.path(), &[]).open();
+    assert_eq!(text(&run(&home, &hub)), expected);
+}
+
+#[test]
+fn the_cache_is_where_the_environment_says() {
+    let (folder, expected, home) = given();
+    let hub = Site::default().with(MODEL, folder.path(), &[]).open();
+    let offline = |home: &TempDir| {
+        let mut infer = infer(home.path(), &hub.endpoint, MODEL);
+        infer.env("HF_HUB_OFFLINE", "1").output().unwrap()
+    };
+    let said = failure(&offline(&home));
+    assert!(said.contains("HF_HUB_OFFLINE"), "{said}");
+    assert!(hub.asked().is_empty());
+    assert_eq!(text(&run(&home, &hub)), expected);
+    assert!(
+        home.path()
+            .join("hub/models--someone--student/snapshots")
+            .is_dir()
+    );
+    assert_eq!(text(&offline(&home)), expected);
+
+    let cache = tempfile::tempdir().unwrap();
+    let mut elsewhere = infer(home.path(), &hub.endpoint, MODEL);
+    let elsewhere = elsewhere.env("HF_HUB_CACHE", cache.path()).output();
+    assert_eq!(text(&elsewhere.unwrap()), expected);
+    assert!(
+        cache
+            .path()
+            .join("models--someone--student/snapshots")
+            .is_dir()
+    );
+}

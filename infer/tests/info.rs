@@ -1,0 +1,100 @@
+//! What the program says of models and devices.
+#![cfg(feature = "flex")]
+
+#[path = "support/folders.rs"]
+mod folders;
+
+use std::path::Path;
+use std::process::Command;
+
+use burn::tensor::Device;
+use infer::{GenerateOptions, Generation, SamplingSettings};
+use kernels::backends::Flex;
+use serde_json::Value;
+
+fn info(arguments: &[&str], model: Option<&Path>) -> String {
+    let mut infer = Command::new(env!("CARGO_BIN_EXE_infer"));
+    infer.arg("info").args(arguments);
+    if let Some(model) = model {
+        infer.arg("--model").arg(model);
+    }
+    let output = infer.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.is_empty(), "{said}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn json(model: &Path) -> Value {
+    serde_json::from_str(&info(&["--json"], Some(model))).unwrap()
+}
+
+/// The bytes that a text of so many tokens really takes.
+fn state_bytes(folder: &Path, tokens: usize) -> u64 {
+    let device = Device::<Flex>::default();
+    let (_, model) = model::load_any::<Flex>(folder, &device).unwrap();
+    let options = GenerateOptions {
+        sampling: SamplingSettings::default(),
+        max_tokens: 0,
+        vocab_size: 4096,
+        end_of_text: None,
+        max_positions: None,
+    };
+    let generation = Generation::new(&model, &device, &vec![1; tokens], options);
+    generation.unwrap().state_bytes() as u64
+}
+
+#[test]
+fn a_model_is_what_it_is() {
+    let (student, hybrid) = (folders::student(&[]), folders::student(&[1, 2]));
+    for (folder, architecture, name, runs) in [
+        (&*folders::teacher(), "teacher", "Phi", 1),
+        (student.path(), "student", "Phi-Mamba", 1),
+        (hybrid.path(), "hybrid", "hybrid Phi-Mamba", 3),
+    ] {
+        let model = &json(folder)["model"];
+        assert_eq!(model["architecture"], architecture);
+        assert_eq!(model["layers"], 4);
+        assert_eq!(model["mixers"].as_array().unwrap().len(), runs);
+        // The weights' file is its parameters and a header.
+        let size = std::fs::metadata(folder.join("model.safetensors"))
+            .unwrap()
+            .len();
+        let bytes = model["bytes"].as_object().unwrap().values();
+        let bytes: u64 = bytes.map(|it| it.as_u64().unwrap()).sum();
+        assert!((bytes..bytes + 10_000).contains(&size), "{bytes} of {size}");
+        let width = if architecture == "teacher" { 2 } else { 4 };
+        assert_eq!(model["total_parameters"], bytes / width);
+        let kinds = model["parameters"].as_object().unwrap();
+        assert!(
+            kinds.values().all(|it| it.as_u64().unwrap() > 0),
+            "{kinds:?}"
+        );
+        assert_eq!(kinds["embedding"], 4096 * 192);
+        assert_eq!(kinds["norms"], (4 + 1) * 2 * 192);
+        for tokens in [1, 50] {
+            let state = &model["state"];
+            let of = |key: &str| state[key].as_u64().unwrap();
+            let expected = of("fixed") + of("per_token") * tokens as u64;
+            assert_eq!(expected, state_bytes(folder, tokens), "{architecture}");
+        }
+        let text = info(&[], Some(folder));
+        assert!(text.contains(&format!("architecture {name}\n")), "{text}");
+        let is_constant = text.contains("whatever its length");
+        assert_eq!(is_constant, architecture == "student", "{text}");
+    }
+}
+
+#[test]
+fn every_backend_is_named() {
+    let text = info(&[], None);
+    let json: Value = serde_json::from_str(&info(&["--json"], None)).unwrap();
+    assert_eq!(json["model"], Value::Null);
+    for (i, name) in ["cuda", "wgpu", "flex", "ndarray"].into_iter().enumerate() {
+        assert!(text.lines().any(|line| line.starts_with(name)), "{text}");
+        let backend = &json["backends"][i];
+        assert_eq!(backend["backend"], name);
+        let found = !backend["devices"].as_array().unwrap().is_empty();
+        assert_ne!(found, backend["unusable"].is_string(), "{backend}");
+    }
+    assert!(text.contains("the CPU, on "), "{text}");
+}

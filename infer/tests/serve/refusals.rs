@@ -1,0 +1,129 @@
+//! What is refused, and in which words.
+
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+
+use crate::http::{Response, Server, post};
+use crate::{CONTINUATION, PROMPT, folders, greedy, teacher};
+
+#[test]
+fn what_is_wrong_is_an_error_of_openai_s() {
+    let server = Server::start(&folders::teacher(), &["--body-limit", "20000"]);
+    let refused = |response: Response, status: u16, part: &str| {
+        let message = response.error();
+        assert_eq!(response.status, status, "{message}");
+        assert!(message.contains(part), "{message}");
+    };
+    refused(server.post("{"), 400, "the body cannot be read");
+    refused(server.post(""), 400, "the body cannot be read");
+    refused(
+        server.post(json!({"temperature": -1})),
+        400,
+        "temperature is -1",
+    );
+    refused(server.post(json!({"prompt": [1, 4096]})), 400, "token 4096");
+    refused(
+        server.post(json!({"prompt": [4294967295_u32]})),
+        400,
+        "4294967295",
+    );
+    refused(
+        server.post(json!({"prompt": vec![1; 2049]})),
+        400,
+        "positions for 2048",
+    );
+    refused(
+        server.post(json!({"prompt": vec![1; 1_000_000]})),
+        413,
+        "20000 bytes",
+    );
+    refused(server.post(json!({"model": "gpt"})), 404, "`gpt`");
+    refused(server.post(json!({"n": 1000})), 400, "1000 texts");
+    refused(server.get("/nowhere"), 404, "/nowhere");
+    refused(server.get("/v1/completions"), 405, "GET");
+    refused(server.get("/v1/models/other"), 404, "`other`");
+    let deep = "[".repeat(9000);
+    refused(server.post(&deep), 400, "the body cannot be read");
+    let untyped = post("{}", "").replace("application/json", "text/plain");
+    refused(server.raw(untyped.as_bytes()), 415, "Content-Type");
+    let not_utf8 = post("{\"prompt\": \"ab\"}", "").into_bytes();
+    let not_utf8: Vec<u8> = not_utf8
+        .iter()
+        .map(|&b| if b == b'a' { 0xff } else { b })
+        .collect();
+    assert!(server.raw(&not_utf8).status >= 400);
+    let not_utf8 = [post("{\"prompt\": \"..\"}", "").as_bytes(), b""].concat();
+    let place = not_utf8.len() - 4;
+    let mut not_utf8 = not_utf8;
+    not_utf8[place] = 0xff;
+    refused(server.raw(&not_utf8), 400, "the body cannot be read");
+    // Without a length, and longer than the limit.
+    let chunk = format!("4e20\r\n{}\r\n", "x".repeat(20_000));
+    let chunked = post("", "Transfer-Encoding: chunked\r\n").replace("Content-Length: 0\r\n", "");
+    let chunked = format!("{chunked}{chunk}{chunk}0\r\n\r\n");
+    refused(server.raw(chunked.as_bytes()), 413, "20000 bytes");
+    // Not even HTTP.
+    assert_eq!(server.raw(b"\x00\x01\x02 hello\r\n\r\n").status, 400);
+    // And it is as well as before.
+    assert_eq!(server.text(greedy(PROMPT)), CONTINUATION);
+    assert_eq!(server.metric("infer_sequences_running"), 0.0);
+}
+
+#[test]
+fn a_key_opens_what_is_closed() {
+    let server = Server::start(&folders::teacher(), &["--api-key", "secret"]);
+    let body = greedy(PROMPT).to_string();
+    for headers in [
+        "",
+        "Authorization: Bearer secreT\r\n",
+        "Authorization: secret\r\n",
+    ] {
+        let response = server.raw(post(&body, headers).as_bytes());
+        assert_eq!(response.status, 401);
+        assert!(response.error().contains("Bearer"));
+    }
+    let response = server.raw(post(&body, "Authorization: Bearer secret\r\n").as_bytes());
+    assert_eq!(response.json()["choices"][0]["text"], CONTINUATION);
+    for (path, status) in [
+        ("/", 200),
+        ("/health", 200),
+        ("/v1/models", 401),
+        ("/metrics", 401),
+    ] {
+        assert_eq!(server.get(path).status, status, "{path}");
+    }
+}
+
+#[test]
+fn a_port_in_use_is_an_error() {
+    let server = teacher();
+    let port = server.address.rsplit_once(':').unwrap().1;
+    let output = Command::new(env!("CARGO_BIN_EXE_infer"))
+        .args(["serve", "--port", port, "--model"])
+        .arg(folders::teacher())
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        message.starts_with("error: cannot listen on 127.0.0.1"),
+        "{message}"
+    );
+    assert!(
+        message.contains("--port") && message.lines().count() == 1,
+        "{message}"
+    );
+}
+
+#[test]
+fn a_model_that_is_not_there_is_an_error() {
+    let output = Command::new(env!("CARGO_BIN_EXE_infer"))
+        .args(["serve", "--port", "0", "--model", "no/such/model/here"])
+        .output()
+        .unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(message.contains("no/such/model/here"), "{message}");
+}
