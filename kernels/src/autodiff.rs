@@ -11,7 +11,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Int, Tensor, TensorPrimitive};
+use burn::tensor::{DType, Int, Tensor, TensorPrimitive};
 
 use crate::conv::Activation;
 use crate::{AttentionParts, DistillationWeights, TransferParts};
@@ -101,6 +101,14 @@ where
 impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     fn lanes() -> usize {
         B::lanes()
+    }
+
+    fn queues() -> bool {
+        B::queues()
+    }
+
+    fn holds(device: &Self::Device, dtype: DType) -> bool {
+        B::holds(device, dtype)
     }
 
     fn linear_forward(
@@ -316,6 +324,12 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         record([input(&student)], loss, gradient, |gradient, dloss, _| {
             [Some(primitive(B::scaled(gradient, dloss)))]
         })
+    }
+
+    fn with_gradient<const D: usize>(y: Tensor<Self, D>, dy: Tensor<Self, D>) -> Tensor<Self, 1> {
+        let dy = dy.inner();
+        let nothing = Tensor::<B, 1>::zeros([1], (&dy.device(), dy.dtype()));
+        record([input(&y)], nothing, dy, |dy, _, _| [Some(primitive(dy))])
     }
 
     fn rotary_forward(

@@ -67,7 +67,7 @@ pub mod step;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Element, Int, Tensor};
 
-pub use adamw::{AdamWStep, adamw_step, squared_norm};
+pub use adamw::{AdamWStep, adamw_step, squared_norm, squared_norms};
 pub use attention::step::attention_step;
 pub use attention::{attention, attention_matrix};
 pub use choice::choose;
@@ -93,6 +93,12 @@ pub trait KernelBackend: Backend {
     /// the cores: as many as there are cores on a CPU, and one on a GPU, which a pass keeps busy.
     fn lanes() -> usize {
         1
+    }
+
+    /// Whether work is queued on a device and done later: reading a result then waits for all that was
+    /// queued before it.
+    fn queues() -> bool {
+        false
     }
 
     /// Whether networks may have their parameters in `dtype`: the backend's own, and half precision where
@@ -312,6 +318,25 @@ pub trait KernelBackend: Backend {
         distillation::reference::with_gradient(student, teacher, labels, weights)
     }
 
+    /// See [`distillation::distillation_block`]. No gradient passes through it.
+    fn distillation_block(
+        student: Tensor<Self, 2>,
+        teacher: Tensor<Self, 2>,
+        labels: Option<Tensor<Self, 1, Int>>,
+        weights: DistillationWeights,
+        tokens: usize,
+    ) -> (Tensor<Self, 1>, Tensor<Self, 2>) {
+        let share = student.dims()[0] as f64 / tokens as f64;
+        let (loss, gradient) = Self::distillation_loss_with_gradient(student, teacher, labels, weights);
+        (loss * share, gradient * share)
+    }
+
+    /// A scalar whose gradient to `y` is `dy`: where a backward pass begins that goes on from one done
+    /// elsewhere. Its value means nothing.
+    fn with_gradient<const D: usize>(y: Tensor<Self, D>, dy: Tensor<Self, D>) -> Tensor<Self, 1> {
+        (y * dy).sum()
+    }
+
     /// `x` times the one element of `by`.
     fn scaled<const D: usize>(x: Tensor<Self, D>, by: Tensor<Self, 1>) -> Tensor<Self, D> {
         x * by.reshape([1; D])
@@ -386,14 +411,20 @@ pub trait KernelBackend: Backend {
         parameter: Tensor<Self, D>,
         gradient: Tensor<Self, D>,
         moments: [Tensor<Self, D>; 2],
+        scale: Tensor<Self, 1>,
         step: AdamWStep,
     ) -> (Tensor<Self, D>, [Tensor<Self, D>; 2]) {
-        adamw::reference::step(parameter, gradient, moments, step)
+        adamw::reference::step(parameter, gradient, moments, scale, step)
     }
 
     /// The sum of the squares of `x`, as a tensor of one element.
     fn squared_norm<const D: usize>(x: Tensor<Self, D>) -> Tensor<Self, 1> {
         adamw::reference::squared_norm(x)
+    }
+
+    /// See [`squared_norms`].
+    fn squared_norms(xs: Vec<Tensor<Self, 1>>) -> Tensor<Self, 1> {
+        adamw::reference::squared_norms(xs)
     }
 }
 

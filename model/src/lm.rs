@@ -136,6 +136,9 @@ impl<B: Backend> CausalLm<B> {
                 // Detached, so that the cast parameter is a leaf of its own.
                 parameter.map(|x| {
                     let require_grad = x.is_require_grad();
+                    if x.dtype() == self.0 {
+                        return x;
+                    }
                     x.detach()
                         .cast(self.0)
                         .detach()

@@ -78,6 +78,10 @@ struct RunArgs {
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
 
+    /// What the networks compute in: f32, or bf16 on GPUs that have it; short for --set precision=NAME
+    #[arg(long, value_name = "NAME")]
+    precision: Option<String>,
+
     /// The stages to run, as in 2,3; short for --set stages=[2,3]
     #[arg(long, value_name = "LIST")]
     stages: Option<String>,
@@ -86,7 +90,7 @@ struct RunArgs {
     ///
     /// The run's own configuration is used (RUN/config.toml), so that the result is what an
     /// uninterrupted run gives. A run that is finished is left as it is.
-    #[arg(long, value_name = "RUN", conflicts_with_all = ["preset", "config", "set", "stages", "out"])]
+    #[arg(long, value_name = "RUN", conflicts_with_all = ["preset", "config", "set", "stages", "precision", "out"])]
     resume: Option<PathBuf>,
 
     /// The run folder; by default runs/NAME, or runs/NAME-2 and so on where that is taken
@@ -185,6 +189,8 @@ impl RunArgs {
                         .iter()
                         .map(|stages| format!("stages=[{stages}]")),
                 );
+                let precision = self.precision.iter();
+                set.extend(precision.map(|name| format!("precision={name}")));
                 let source = match &self.config {
                     Some(file) => Source::File(file),
                     None => Source::Preset(&self.preset),

@@ -82,6 +82,17 @@ pub enum TrainError {
     /// Another process works in the run folder.
     #[error("{}: another process is working on this run; wait for it, or stop it", .0.display())]
     InUse(PathBuf),
+    /// The device cannot compute in that dtype.
+    #[error(
+        "the {backend} backend does not compute in {precision} here; --precision f32 does on every \
+         backend"
+    )]
+    Precision {
+        /// What was asked for.
+        precision: crate::config::Precision,
+        /// The backend.
+        backend: String,
+    },
     /// Loss or gradient were not finite too many times in a row.
     #[error(
         "stage {stage}: loss or gradient was not finite in {skipped} steps in a row, up to step \

@@ -8,6 +8,7 @@ use model::CausalLm;
 
 use crate::config::Evaluation;
 use crate::error::TrainError;
+use crate::gradients::widened;
 use crate::lanes::Lanes;
 
 /// Rows of ids or labels, one behind the other, as `[rows, context]`.
@@ -46,6 +47,7 @@ pub fn perplexity<B: KernelBackend>(
             let t = rows * batch.context;
             let tensor = |values: &[i32]| ids::<B>(&values[..t], batch.context, device);
             let logits = model.logits(model.features(tensor(&batch.ids)));
+            let logits = widened(logits);
             let v = logits.dims()[2];
             let labels = tensor(&batch.labels).reshape([t]);
             let loss = kernels::cross_entropy(logits.reshape([t, v]), labels);

@@ -3,20 +3,24 @@
 use std::collections::HashMap;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
 use kernels::TrainBackend;
 
-/// Sums of gradients, flattened, by parameter.
+/// Sums of gradients, flattened, by parameter. What one pass gave is kept in that pass's dtype; a sum
+/// of several is f32 or wider.
 #[derive(Debug)]
 pub struct Gradients<B: Backend> {
     sums: HashMap<ParamId, Tensor<B, 1>>,
+    /// In the order they first came in, so that sums over all of them are the same in every run.
+    order: Vec<ParamId>,
 }
 
 impl<B: Backend> Default for Gradients<B> {
     fn default() -> Self {
         Self {
             sums: HashMap::new(),
+            order: vec![],
         }
     }
 }
@@ -34,17 +38,28 @@ impl<B: kernels::KernelBackend> Gradients<B> {
         });
     }
 
+    /// Adds the gradient of one parameter.
+    pub fn add_parameter<const D: usize>(&mut self, id: ParamId, gradient: Tensor<B, D>) {
+        let n = gradient.shape().num_elements();
+        self.add_one(id, gradient.reshape([n]));
+    }
+
     /// Adds the sums of `other`.
-    pub fn merge(&mut self, other: Self) {
-        for (id, gradient) in other.sums {
-            self.add_one(id, gradient);
+    pub fn merge(&mut self, mut other: Self) {
+        for id in std::mem::take(&mut other.order) {
+            if let Some(gradient) = other.sums.remove(&id) {
+                self.add_one(id, gradient);
+            }
         }
     }
 
     fn add_one(&mut self, id: ParamId, gradient: Tensor<B, 1>) {
         let sum = match self.sums.remove(&id) {
-            Some(sum) => sum + gradient,
-            None => gradient,
+            Some(sum) => widened(sum) + widened(gradient),
+            None => {
+                self.order.push(id);
+                gradient
+            }
         };
         self.sums.insert(id, sum);
     }
@@ -54,16 +69,19 @@ impl<B: kernels::KernelBackend> Gradients<B> {
         self.sums.remove(&id)
     }
 
-    /// The norm of all gradients together, read back in one transfer; 0 if there are none.
-    pub fn norm(&self) -> f64 {
-        let squares = self.sums.values().cloned().map(kernels::squared_norm);
-        // In the order of the ids' hash, which changes from run to run, sums in f32 would differ.
-        let mut squares: Vec<f64> = match squares.collect::<Vec<_>>() {
-            none if none.is_empty() => vec![],
-            some => Tensor::cat(some, 0).into_data().iter::<f64>().collect(),
-        };
-        squares.sort_by(f64::total_cmp);
-        squares.iter().sum::<f64>().sqrt()
+    /// The norm of all gradients together, as one element on their device; `None` if there are none.
+    pub fn norm(&self) -> Option<Tensor<B, 1>> {
+        let all = self.order.iter().filter_map(|id| self.sums.get(id));
+        let all: Vec<_> = all.cloned().collect();
+        (!all.is_empty()).then(|| kernels::squared_norms(all).sqrt())
+    }
+}
+
+/// What several of are added in: f32 for half precision.
+pub(crate) fn widened<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    match x.dtype() {
+        DType::F16 | DType::BF16 => x.cast(DType::F32),
+        _ => x,
     }
 }
 
@@ -74,10 +92,8 @@ struct Collect<'a, A: TrainBackend> {
 
 impl<A: TrainBackend> ModuleVisitor<A> for Collect<'_, A> {
     fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<A, D>>) {
-        let Some(gradient) = parameter.val().grad(self.gradients) else {
-            return;
-        };
-        let n = gradient.shape().num_elements();
-        self.sums.add_one(parameter.id, gradient.reshape([n]));
+        if let Some(gradient) = parameter.val().grad(self.gradients) {
+            self.sums.add_parameter(parameter.id, gradient);
+        }
     }
 }

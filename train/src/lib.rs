@@ -2,8 +2,8 @@
 //!
 //! # How a run reads
 //!
-//! `config` says what to do, `run` tells the story from top to bottom, `stage` says what each of the
-//! three stages computes for one batch, `optimizer` moves the parameters, `checkpoint` holds all that
+//! `config` says what to do, `run` tells the story from top to bottom, `step` is one optimizer step,
+//! `stage` says what each of the three stages computes for one pass, `optimizer` moves the parameters, `checkpoint` holds all that
 //! is needed to go on, `metrics` shows and records, `report` draws. Data goes one way:
 //!
 //! ```text
@@ -49,6 +49,7 @@ pub mod run;
 pub mod schedule;
 pub mod showing;
 pub mod stage;
+pub mod step;
 pub mod summary;
 
 pub use error::TrainError;

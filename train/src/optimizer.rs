@@ -20,7 +20,7 @@ use crate::gradients::Gradients;
 pub struct Moments<B: Backend> {
     /// First and second moment, flattened.
     pub values: [Tensor<B, 1>; 2],
-    /// Steps done.
+    /// Steps done, those that were not finite included.
     pub time: u64,
 }
 
@@ -41,27 +41,41 @@ impl<B: KernelBackend> AdamW<B> {
         }
     }
 
-    /// One step of every parameter that has a gradient. `norm` is the gradients' global norm and
-    /// `passes` how many passes they are summed over; both only scale them.
+    /// What the sum of the gradients of `passes` passes is multiplied by, as one element, f32 or wider: it
+    /// makes of them the mean, clipped by its `norm`. Not a number where `loss` or `norm` is not finite,
+    /// which [`step`](Self::step) takes for nothing to do. Neither is read by the host.
+    pub fn scale(&self, norm: Tensor<B, 1>, loss: Tensor<B, 1>, passes: usize) -> Tensor<B, 1> {
+        let share = 1.0 / passes as f64;
+        let mean_norm = norm * share;
+        let dtype = mean_norm.dtype();
+        let loss = match loss.dtype() == dtype {
+            true => loss,
+            false => loss.cast(dtype),
+        };
+        // Zero, unless one of them is not finite.
+        let finite = (mean_norm.clone() - mean_norm.clone()) + (loss.clone() - loss);
+        let clip = self.config.clip_norm;
+        if clip <= 0.0 {
+            return finite + share;
+        }
+        // PyTorch's clip_grad_norm_ adds the same 1e-6.
+        let coefficient = ((mean_norm + 1e-6).recip() * clip).clamp_max(1.0);
+        coefficient * share + finite
+    }
+
+    /// One step of every parameter that has a gradient, multiplied by the one element of `scale`; where
+    /// that is not finite, everything stays as it is but for the count of steps.
     pub fn step<A: TrainBackend<InnerBackend = B>>(
         &mut self,
         student: PhiMamba<A>,
         gradients: Gradients<B>,
-        norm: f64,
-        passes: usize,
+        scale: Tensor<B, 1>,
         lr: f64,
     ) -> PhiMamba<A> {
-        let mean_norm = norm / passes as f64;
-        let clip = self.config.clip_norm;
-        // PyTorch's clip_grad_norm_ adds the same 1e-6.
-        let coefficient = match clip > 0.0 {
-            true => (clip / (mean_norm + 1e-6)).min(1.0),
-            false => 1.0,
-        };
         student.map(&mut Update {
             optimizer: self,
             gradients,
-            scale: coefficient / passes as f64,
+            scale,
             lr,
         })
     }
@@ -70,7 +84,7 @@ impl<B: KernelBackend> AdamW<B> {
 struct Update<'a, B: Backend> {
     optimizer: &'a mut AdamW<B>,
     gradients: Gradients<B>,
-    scale: f64,
+    scale: Tensor<B, 1>,
     lr: f64,
 }
 
@@ -95,10 +109,10 @@ impl<A: TrainBackend> ModuleMapper<A> for Update<'_, A::InnerBackend> {
             beta2: config.beta2,
             epsilon: config.epsilon,
             weight_decay: if decays { config.weight_decay } else { 0.0 },
-            gradient_scale: self.scale,
             time: time + 1,
         };
-        let (value, values) = kernels::adamw_step(value, gradient, values, step);
+        let (value, values) =
+            kernels::adamw_step(value, gradient, values, self.scale.clone(), step);
         let time = time + 1;
         self.optimizer.moments.insert(id, Moments { values, time });
         let value = Tensor::from_inner(value.reshape(shape)).require_grad();

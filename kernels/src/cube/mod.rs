@@ -69,6 +69,10 @@ where
     I: IntElement,
     T: BoolElement,
 {
+    fn queues() -> bool {
+        true
+    }
+
     fn holds(device: &Self::Device, dtype: DType) -> bool {
         matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
             && Self::supports_dtype(device, dtype)

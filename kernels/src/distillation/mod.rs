@@ -58,6 +58,23 @@ pub fn distillation_loss<B: KernelBackend>(
     B::distillation_loss_forward(student, teacher, labels, weights)
 }
 
+/// What a block of the tokens of a batch of `tokens` adds to [`distillation_loss`], `[1]` in f32 or wider,
+/// and the gradient of that to the block's student logits: for losses computed a block at a time.
+///
+/// No gradient passes through it.
+///
+/// # Panics
+/// As [`distillation_loss`].
+pub fn distillation_block<B: KernelBackend>(
+    student: Tensor<B, 2>,
+    teacher: Tensor<B, 2>,
+    labels: Option<Tensor<B, 1, Int>>,
+    weights: DistillationWeights,
+    tokens: usize,
+) -> (Tensor<B, 1>, Tensor<B, 2>) {
+    B::distillation_block(student, teacher, labels, weights, tokens)
+}
+
 /// The mean cross-entropy of `logits [t, v]` against the next tokens `labels [t]`, as one element.
 ///
 /// # Panics

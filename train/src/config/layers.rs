@@ -27,7 +27,8 @@ pub enum Source<'a> {
 }
 
 /// The keys whose value is one of a few words.
-const CHOICES: [(&str, &[&str]); 6] = [
+const CHOICES: [(&str, &[&str]); 7] = [
+    ("precision", &["f32", "bf16"]),
     ("student.activation", &["identity", "silu"]),
     ("optimizer.decay", &["matrices", "all"]),
     ("stage1.train", PARTS),

@@ -21,8 +21,10 @@ pub use error::ConfigError;
 pub use layers::{PRESETS, Source};
 pub use paths::resolve_path;
 
+use std::fmt;
 use std::path::Path;
 
+use burn::tensor::DType;
 use serde::{Deserialize, Serialize};
 
 use crate::schedule::Wsd;
@@ -36,6 +38,8 @@ pub struct Config {
     pub seed: u64,
     /// The stages to run, ascending, of 1, 2 and 3.
     pub stages: Vec<u8>,
+    /// What the networks compute in.
+    pub precision: Precision,
     /// The model to distil.
     pub teacher: Teacher,
     /// The text to distil on.
@@ -58,6 +62,36 @@ pub struct Config {
     pub safety: Safety,
     /// How perplexity is measured.
     pub evaluation: Evaluation,
+}
+
+/// What the networks compute in. The student's own parameters, the moments and all sums are f32 either
+/// way: docs/precision.md has the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32 bits throughout.
+    F32,
+    /// Parameters and activations of both networks in bfloat16.
+    Bf16,
+}
+
+impl Precision {
+    /// Of parameters and activations.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
 }
 
 /// `[teacher]`
@@ -195,6 +229,8 @@ pub struct Stage3 {
     pub temperature: f64,
     /// Weight of the cross-entropy against the true next token.
     pub hard_weight: f64,
+    /// Whether the backward pass computes each block's forward pass again instead of keeping it.
+    pub recompute: bool,
 }
 
 /// A part of the student.

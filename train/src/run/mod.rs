@@ -3,8 +3,10 @@
 //! The run folder receives `config.toml` first and `summary.json` last: a folder with the first is a
 //! run, and a run with the second is finished.
 
+mod ahead;
 mod folder;
 mod inputs;
+mod unread;
 
 pub use inputs::student_config;
 
@@ -15,24 +17,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::module::AutodiffModule;
-use burn::tensor::Tensor;
-use datasets::{Batch, Batches, TokenWindows, Tokenizer};
+use datasets::{Batches, TokenWindows, Tokenizer};
 use kernels::TrainBackend;
 use kernels::backends::synchronise;
-use model::{Phi, PhiMamba, PhiMambaConfig};
+use model::{CausalLm, Phi, PhiMamba, PhiMambaConfig};
 
+use self::ahead::Ahead;
 use self::folder::{export, finished, is_run, lock};
+use self::unread::Unread;
 use crate::checkpoint::{self, Checkpoints, Progress};
 use crate::config::Config;
 use crate::error::{TrainError, io_error};
-use crate::evaluate::{self, perplexity};
-use crate::gradients::Gradients;
-use crate::lanes::Lanes;
+use crate::evaluate::perplexity;
 use crate::metrics::{self, Evaluation, MetricsLog, Record, StagePlan, StepMetrics, Watch};
 use crate::optimizer::AdamW;
 use crate::report::ReportData;
 use crate::showing::Showing;
-use crate::stage::{Objective, TokenBatch, on_graph_of_its_own, train_parts};
+use crate::stage::{Objective, train_parts};
+use crate::step::Teaching;
 use crate::summary::{StageSummary, Summary, peak_memory_bytes};
 
 /// The file of the run folder that says what the run does; the first to be written.
@@ -131,6 +133,13 @@ impl<B: TrainBackend> Run<B> {
     fn open(options: RunOptions, device: &B::Device) -> Result<(Self, PhiMamba<B>), TrainError> {
         let started = Instant::now();
         let (config, folder) = (&options.config, &options.folder);
+        let dtype = config.precision.dtype();
+        if !B::holds(device, dtype) {
+            return Err(TrainError::Precision {
+                precision: config.precision,
+                backend: options.backend,
+            });
+        }
         let teacher_folder = inputs::teacher_folder(&config.teacher.model)?;
         let (teacher_config, teacher) =
             model::load_teacher(&teacher_folder, device).map_err(TrainError::Teacher)?;
@@ -180,8 +189,12 @@ impl<B: TrainBackend> Run<B> {
                 held_out.shards().tokens(),
                 options.backend,
             ));
-            let teacher_perplexity = perplexity(&teacher, &held_out, &config.evaluation, device)?;
-            let untrained = perplexity(&student.valid(), &held_out, &config.evaluation, device)?;
+            let measure = |model: CausalLm<_>| {
+                let model = model.cast(dtype);
+                perplexity(&model, &held_out, &config.evaluation, device)
+            };
+            let teacher_perplexity = measure(teacher.clone())?;
+            let untrained = measure(student.valid())?;
             let evaluation = Evaluation {
                 stage: 0,
                 tokens: 0,
@@ -209,7 +222,7 @@ impl<B: TrainBackend> Run<B> {
             tokenizer,
             train,
             held_out,
-            teacher: model::pad_vocabulary(teacher, student_config.padded_vocab_size()),
+            teacher: model::pad_vocabulary(teacher, student_config.padded_vocab_size()).cast(dtype),
             student_config,
             optimizer,
             seconds_before: progress.seconds,
@@ -252,71 +265,42 @@ impl<B: TrainBackend> Run<B> {
         let stage = config.stage(number);
         let (steps, schedule) = (config.steps(number), config.schedule(number));
         let objective = Objective::of(&config, number);
+        let first = first_batch(&config, number) + self.progress.step as u64;
         let batches = Batches::new(self.train.clone(), stage.batch, config.seed);
-        let first_batch = first_batch(&config, number);
+        let batches = Ahead::new(batches, first);
+        let (precision, device) = (config.precision, &self.device);
+        let teaching = Teaching::<B>::new(objective, &self.teacher, stage, precision, device);
         let mut student = train_parts(student, stage);
-        let lanes = Lanes::new::<B>(stage.accumulation());
+        let mut unread = Unread::new();
         self.watch.stage_begin(number, self.progress.step);
 
         while self.progress.step < steps {
             if self.options.stop.load(Ordering::Relaxed) || self.watch.stop_requested() {
+                self.read(&mut unread)?;
                 self.checkpoint(&student)?;
                 let folder = self.options.folder.display();
                 self.watch
                     .note(&format!("stopped; go on with --resume {folder}"));
                 return Ok(None);
             }
-            let begun = Instant::now();
-            let step = self.progress.step;
-            let batch = batches.batch(first_batch + step as u64)?;
-            let (loss, gradients) =
-                self.passes(objective, &student, &batch, stage.micro_batch, &lanes);
-            let norm = gradients.norm();
-            let lr = schedule.lr(step);
-            let skipped = !(loss.is_finite() && norm.is_finite());
-            if skipped {
-                self.progress.skipped += 1;
-                self.progress.skipped_in_a_row += 1;
-            } else {
-                self.progress.skipped_in_a_row = 0;
-                let passes = stage.accumulation();
-                student = self.optimizer.step(student, gradients, norm, passes, lr);
-                // Smoothed over a twentieth of the stage.
-                let share = 20.0 / (steps as f64).max(20.0);
-                let smooth = |old: f64| old + share * (loss - old);
-                self.progress.loss = Some(self.progress.loss.map_or(loss, smooth));
-            }
-            let seconds = begun.elapsed().as_secs_f64();
-            let tokens = tokens_per_step(&config, number);
+            let batch = batches.next()?;
+            let lr = schedule.lr(self.progress.step);
+            let measured;
+            (student, measured) = teaching.step(student, &mut self.optimizer, &batch, lr);
             self.progress.step += 1;
-            self.progress.tokens += tokens;
-            self.progress.stage_seconds += seconds;
-            self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
-            let metrics = StepMetrics {
-                stage: number,
-                step: self.progress.step,
-                tokens: self.progress.tokens,
-                loss,
-                lr,
-                grad_norm: norm / stage.accumulation() as f64,
-                tokens_per_second: tokens as f64 / seconds,
-                skipped,
-                seconds: self.trained_seconds(),
-            };
-            self.log.record(&Record::Step(metrics.clone()))?;
-            self.watch.step(&metrics, self.progress.skipped);
+            self.progress.tokens += tokens_per_step(&config, number);
+            unread.push(self.progress.step, self.progress.tokens, lr, measured);
 
-            if self.progress.skipped_in_a_row >= config.safety.max_skipped {
-                return Err(TrainError::NotFinite {
-                    stage: number,
-                    step: self.progress.step,
-                    skipped: self.progress.skipped_in_a_row,
-                    folder: self.options.folder.clone(),
-                });
+            let step = self.progress.step;
+            let last = step == steps;
+            let checkpoint = step.is_multiple_of(config.checkpoint.every) && !last;
+            // On a device that has a queue, whoever reads a result waits for all that was queued before.
+            let shown = !B::queues() || step.is_multiple_of(config.log.every);
+            if shown || last || checkpoint {
+                self.read(&mut unread)?;
             }
-            let last = self.progress.step == steps;
             // A checkpoint after a skipped step would keep what led there.
-            if self.progress.step.is_multiple_of(config.checkpoint.every) && !last && !skipped {
+            if checkpoint && self.progress.skipped_in_a_row == 0 {
                 self.checkpoint(&student)?;
             }
         }
@@ -324,40 +308,50 @@ impl<B: TrainBackend> Run<B> {
         Ok(Some(student))
     }
 
-    /// The mean loss over the passes of one step, and the sum of their gradients.
-    fn passes(
-        &self,
-        objective: Objective,
-        student: &PhiMamba<B>,
-        batch: &Batch,
-        micro_batch: usize,
-        lanes: &Lanes,
-    ) -> (f64, Gradients<B::InnerBackend>) {
-        let (teacher, device) = (&self.teacher, &self.device);
-        let rows = micro_batch * batch.context;
-        let passes = batch.ids.chunks(rows).zip(batch.labels.chunks(rows));
-        let passes = passes.map(|tokens| (on_graph_of_its_own(student), tokens));
-        let (mut losses, mut gradients) = (vec![], Gradients::default());
-        lanes.run(
-            passes,
-            |(student, (ids, labels))| {
-                let tensor = |values| evaluate::ids(values, batch.context, device);
-                let tokens = TokenBatch {
-                    ids: tensor(ids),
-                    labels: tensor(labels),
-                };
-                let mut gradients = Gradients::default();
-                let loss = objective.pass(&student, teacher, tokens, &mut gradients);
-                (loss, gradients)
-            },
-            |(loss, of_pass)| {
-                losses.push(loss);
-                gradients.merge(of_pass);
-            },
-        );
-        let passes = losses.len() as f64;
-        let sum: f64 = Tensor::cat(losses, 0).into_data().iter::<f64>().sum();
-        (sum / passes, gradients)
+    /// Reads, records and shows what the steps since the last time have measured.
+    fn read(&mut self, unread: &mut Unread<B::InnerBackend>) -> Result<(), TrainError> {
+        let config = &self.options.config;
+        let number = self.progress.stage;
+        let steps = config.steps(number) as f64;
+        let tokens = tokens_per_step(config, number);
+        for step in unread.read() {
+            let skipped = !(step.loss.is_finite() && step.norm.is_finite());
+            if skipped {
+                self.progress.skipped += 1;
+                self.progress.skipped_in_a_row += 1;
+            } else {
+                self.progress.skipped_in_a_row = 0;
+                // Smoothed over a twentieth of the stage.
+                let share = 20.0 / steps.max(20.0);
+                let smooth = |old: f64| old + share * (step.loss - old);
+                self.progress.loss = Some(self.progress.loss.map_or(step.loss, smooth));
+            }
+            self.progress.stage_seconds += step.seconds;
+            self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
+            let metrics = StepMetrics {
+                stage: number,
+                step: step.number,
+                tokens: step.tokens,
+                loss: step.loss,
+                lr: step.lr,
+                grad_norm: step.norm,
+                tokens_per_second: tokens as f64 / step.seconds,
+                skipped,
+                seconds: self.trained_seconds(),
+            };
+            self.log.record(&Record::Step(metrics.clone()))?;
+            self.watch.step(&metrics, self.progress.skipped);
+
+            if self.progress.skipped_in_a_row >= self.options.config.safety.max_skipped {
+                return Err(TrainError::NotFinite {
+                    stage: number,
+                    step: step.number,
+                    skipped: self.progress.skipped_in_a_row,
+                    folder: self.options.folder.clone(),
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Seconds that all stages have trained, without evaluation.
@@ -383,7 +377,7 @@ impl<B: TrainBackend> Run<B> {
     fn end_stage(&mut self, number: u8, student: &PhiMamba<B>) -> Result<(), TrainError> {
         let config = &self.options.config;
         let student_perplexity = perplexity(
-            &student.valid(),
+            &student.valid().cast(config.precision.dtype()),
             &self.held_out,
             &config.evaluation,
             &self.device,

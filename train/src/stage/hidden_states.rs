@@ -5,6 +5,7 @@ use kernels::TrainBackend;
 use model::mohawk::hidden_state_loss;
 use model::{Mixer, Phi, PhiMamba};
 
+use super::sum_over_layers;
 use crate::config::Target;
 use crate::gradients::Gradients;
 
@@ -17,8 +18,9 @@ pub(super) fn pass<B: TrainBackend>(
     target: Target,
     gradients: &mut Gradients<B::InnerBackend>,
 ) -> Tensor<B::InnerBackend, 1> {
+    let device = ids.device();
     let mut x_bld = teacher.backbone.embedding.forward(ids);
-    let mut sum = Tensor::zeros([1], (&x_bld.device(), x_bld.dtype()));
+    let mut losses = vec![];
     let layers = student.backbone.layers.iter().zip(&teacher.backbone.layers);
     let last = student.backbone.layers.len() - 1;
     for (i, (student, teacher)) in layers.enumerate() {
@@ -41,8 +43,8 @@ pub(super) fn pass<B: TrainBackend>(
             };
             let loss = hidden_state_loss(output_bld, Tensor::from_inner(target_bld));
             gradients.add::<B, _>(student, &loss.backward());
-            sum = sum + loss.inner();
+            losses.push(loss.inner());
         }
     }
-    sum
+    sum_over_layers(losses, &device)
 }

@@ -4,6 +4,7 @@ use burn::tensor::{Int, Tensor};
 use kernels::{AttentionParts, TrainBackend, mixing_distance};
 use model::{Phi, PhiMamba};
 
+use super::sum_over_layers;
 use crate::gradients::Gradients;
 
 /// The sum over layers. Layers that keep attention have nothing to learn and are passed through.
@@ -15,8 +16,9 @@ pub(super) fn pass<B: TrainBackend>(
     ids: Tensor<B::InnerBackend, 2, Int>,
     gradients: &mut Gradients<B::InnerBackend>,
 ) -> Tensor<B::InnerBackend, 1> {
+    let device = ids.device();
     let mut x_bld = teacher.backbone.embedding.forward(ids);
-    let mut sum = Tensor::zeros([1], (&x_bld.device(), x_bld.dtype()));
+    let mut losses = vec![];
     let layers = student.backbone.layers.iter().zip(&teacher.backbone.layers);
     let last = student.backbone.layers.len() - 1;
     for (i, (student, teacher)) in layers.enumerate() {
@@ -37,8 +39,8 @@ pub(super) fn pass<B: TrainBackend>(
             };
             let loss = mixing_distance(transfer, attention);
             gradients.add::<B, _>(student, &loss.backward());
-            sum = sum + loss.inner();
+            losses.push(loss.inner());
         }
     }
-    sum
+    sum_over_layers(losses, &device)
 }

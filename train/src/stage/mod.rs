@@ -5,16 +5,18 @@
 //! state, so teacher and student walk through the layers side by side, and a layer's graph and
 //! matrices are gone before the pass makes the next layer's.
 
+mod head;
 mod hidden_states;
 mod matrices;
 mod parts;
 mod predictions;
 
+use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use kernels::{DistillationWeights, TrainBackend};
 use model::{Phi, PhiMamba};
 
-pub use parts::{on_graph_of_its_own, train_parts};
+pub use parts::{in_dtype, on_graph_of_its_own, train_parts};
 
 use crate::config::{Config, Target};
 use crate::gradients::Gradients;
@@ -36,7 +38,12 @@ pub enum Objective {
     /// Stage 2: mixer or block outputs.
     HiddenStates(Target),
     /// Stage 3: next-token distributions.
-    Predictions(DistillationWeights),
+    Predictions {
+        /// How the parts of the loss are weighed.
+        weights: DistillationWeights,
+        /// Whether the backward pass computes each block again, from its input.
+        recompute: bool,
+    },
 }
 
 impl Objective {
@@ -48,10 +55,13 @@ impl Objective {
         match number {
             1 => Self::Matrices,
             2 => Self::HiddenStates(config.stage2.target),
-            3 => Self::Predictions(DistillationWeights {
-                temperature: config.stage3.temperature,
-                hard: config.stage3.hard_weight,
-            }),
+            3 => Self::Predictions {
+                weights: DistillationWeights {
+                    temperature: config.stage3.temperature,
+                    hard: config.stage3.hard_weight,
+                },
+                recompute: config.stage3.recompute,
+            },
             _ => panic!("MOHAWK has stages 1, 2 and 3, not {number}"),
         }
     }
@@ -70,9 +80,17 @@ impl Objective {
             Self::HiddenStates(target) => {
                 hidden_states::pass(student, teacher, batch.ids, target, gradients)
             }
-            Self::Predictions(weights) => {
-                predictions::pass(student, teacher, batch, weights, gradients)
+            Self::Predictions { weights, recompute } => {
+                predictions::pass(student, teacher, batch, weights, recompute, gradients)
             }
         }
+    }
+}
+
+/// The sum of one element for each layer that has a loss; zero if none has.
+fn sum_over_layers<B: Backend>(losses: Vec<Tensor<B, 1>>, device: &B::Device) -> Tensor<B, 1> {
+    match losses.is_empty() {
+        true => Tensor::zeros([1], device),
+        false => Tensor::cat(losses, 0).sum(),
     }
 }

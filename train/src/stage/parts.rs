@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
 use kernels::TrainBackend;
 use model::{Layout, PhiMamba, named_parameters};
 
@@ -22,7 +22,13 @@ pub fn train_parts<B: TrainBackend>(student: PhiMamba<B>, stage: &Stage) -> PhiM
 /// A copy of the student whose graph shares no node with any other: Burn locks a graph for as long as
 /// it is walked, and passes that share parameters would share one.
 pub fn on_graph_of_its_own<B: TrainBackend>(student: &PhiMamba<B>) -> PhiMamba<B> {
-    student.clone().map(&mut Detach)
+    student.clone().map(&mut Detach { dtype: None })
+}
+
+/// A copy of the student with every parameter in `dtype`: what the passes of a step compute with, where
+/// that is not the dtype of the student itself.
+pub fn in_dtype<B: TrainBackend>(student: &PhiMamba<B>, dtype: DType) -> PhiMamba<B> {
+    student.clone().map(&mut Detach { dtype: Some(dtype) })
 }
 
 /// The part that a published name belongs to.
@@ -49,13 +55,21 @@ impl<B: Backend> ModuleMapper<B> for Freeze {
     }
 }
 
-struct Detach;
+struct Detach {
+    /// What to cast to, if anything.
+    dtype: Option<DType>,
+}
 
 impl<B: TrainBackend> ModuleMapper<B> for Detach {
     fn map_float<const D: usize>(&mut self, parameter: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let (id, value, mapper) = parameter.consume();
         let trains = value.is_require_grad();
-        let value = Tensor::from_inner(value.inner()).set_require_grad(trains);
+        let value = value.inner();
+        let value = match self.dtype {
+            Some(dtype) if dtype != value.dtype() => value.cast(dtype),
+            _ => value,
+        };
+        let value = Tensor::from_inner(value).set_require_grad(trains);
         Param::from_mapped_value(id, value, mapper)
     }
 }

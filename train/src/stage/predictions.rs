@@ -1,10 +1,17 @@
 //! Stage 3, knowledge distillation: the student's next-token distribution against the teacher's.
+//!
+//! A pass has two halves that meet at the head's input. [`head`] computes logits, loss and its
+//! gradient for a block of tokens at a time, since an array as wide as the vocabulary is the largest
+//! there is; from the gradient to the head's input, the layers go backward, either through a graph
+//! of all of them or block by block, each from its input alone.
 
-use burn::tensor::Tensor;
-use kernels::{DistillationWeights, TrainBackend, distillation_loss};
+use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
+use burn::tensor::{Int, Tensor};
+use kernels::{DistillationWeights, TrainBackend};
 use model::{Phi, PhiMamba};
 
 use super::TokenBatch;
+use super::head::{self, Features};
 use crate::gradients::Gradients;
 
 /// The mean over tokens.
@@ -13,19 +20,139 @@ pub(super) fn pass<B: TrainBackend>(
     teacher: &Phi<B::InnerBackend>,
     batch: TokenBatch<B>,
     weights: DistillationWeights,
+    recompute: bool,
     gradients: &mut Gradients<B::InnerBackend>,
 ) -> Tensor<B::InnerBackend, 1> {
-    let [b, l] = batch.ids.dims();
-    let teacher_blv = teacher.logits(teacher.features(batch.ids.clone()));
-    let student_blv = student.logits(student.features(Tensor::from_inner(batch.ids)));
-    let v = student_blv.dims()[2];
-    let labels = (weights.hard > 0.0).then(|| Tensor::from_inner(batch.labels.reshape([b * l])));
-    let loss = distillation_loss(
-        student_blv.reshape([b * l, v]),
-        Tensor::from_inner(teacher_blv.reshape([b * l, v])),
+    let TokenBatch { ids, labels } = batch;
+    let [b, l] = ids.dims();
+    let labels = (weights.hard > 0.0).then(|| labels.reshape([b * l]));
+    let teacher_bld = teacher.features(ids.clone());
+    let body = Body::forward(student, ids, recompute);
+    let features = Features {
+        student: body.features(),
+        teacher: teacher_bld,
+    };
+    let (loss, dfeatures) = head::pass(
+        &student.lm_head,
+        &teacher.lm_head,
+        features,
         labels,
         weights,
+        gradients,
     );
-    gradients.add::<B, _>(student, &loss.backward());
-    loss.inner()
+    body.backward(student, dfeatures, gradients);
+    loss
+}
+
+/// The layers between ids and head, forward done, and what their backward pass needs.
+enum Body<B: TrainBackend> {
+    /// The output, on a graph of everything.
+    Whole(Tensor<B, 3>),
+    /// What each block reads, the ids before and the output after.
+    Blocks {
+        ids: Tensor<B::InnerBackend, 2, Int>,
+        entering: Vec<Tensor<B::InnerBackend, 3>>,
+        leaving: Tensor<B::InnerBackend, 3>,
+        features: Tensor<B::InnerBackend, 3>,
+    },
+}
+
+impl<B: TrainBackend> Body<B> {
+    fn forward(
+        student: &PhiMamba<B>,
+        ids: Tensor<B::InnerBackend, 2, Int>,
+        recompute: bool,
+    ) -> Self {
+        if !recompute {
+            return Self::Whole(student.features(Tensor::from_inner(ids)));
+        }
+        let backbone = &student.backbone;
+        let mut x_bld = backbone.embedding.valid().forward(ids.clone());
+        let mut entering = vec![];
+        for layer in &backbone.layers {
+            entering.push(x_bld.clone());
+            x_bld = layer.valid().forward(x_bld);
+        }
+        let features = backbone.final_layernorm.valid().forward(x_bld.clone());
+        Self::Blocks {
+            ids,
+            entering,
+            leaving: x_bld,
+            features,
+        }
+    }
+
+    /// What the head reads.
+    fn features(&self) -> Tensor<B::InnerBackend, 3> {
+        match self {
+            Self::Whole(features) => features.clone().inner(),
+            Self::Blocks { features, .. } => features.clone(),
+        }
+    }
+
+    /// Adds the gradients of everything before the head, from that of the features.
+    fn backward(
+        self,
+        student: &PhiMamba<B>,
+        dfeatures: Tensor<B::InnerBackend, 3>,
+        gradients: &mut Gradients<B::InnerBackend>,
+    ) {
+        let backbone = &student.backbone;
+        if !trains(backbone) {
+            return;
+        }
+        let (ids, entering, leaving) = match self {
+            Self::Whole(features) => {
+                let reached = B::with_gradient(features, Tensor::from_inner(dfeatures)).backward();
+                gradients.add::<B, _>(backbone, &reached);
+                return;
+            }
+            Self::Blocks {
+                ids,
+                entering,
+                leaving,
+                ..
+            } => (ids, entering, leaving),
+        };
+        let norm = &backbone.final_layernorm;
+        let mut dx_bld = back_through(norm, |x| norm.forward(x), leaving, dfeatures, gradients);
+        for (layer, x_bld) in backbone.layers.iter().zip(entering).rev() {
+            dx_bld = back_through(layer, |x| layer.forward(x), x_bld, dx_bld, gradients);
+        }
+        if trains(&backbone.embedding) {
+            let embedded = backbone.embedding.forward(Tensor::from_inner(ids));
+            let reached = B::with_gradient(embedded, Tensor::from_inner(dx_bld)).backward();
+            gradients.add::<B, _>(&backbone.embedding, &reached);
+        }
+    }
+}
+
+/// Runs `forward`, which is `module`'s, on `x` and goes back from `dy`: adds the gradients of its
+/// parameters, and returns that to `x`. The graph lives no longer.
+fn back_through<B: TrainBackend, M: Module<B>>(
+    module: &M,
+    forward: impl FnOnce(Tensor<B, 3>) -> Tensor<B, 3>,
+    x_bld: Tensor<B::InnerBackend, 3>,
+    dy_bld: Tensor<B::InnerBackend, 3>,
+    gradients: &mut Gradients<B::InnerBackend>,
+) -> Tensor<B::InnerBackend, 3> {
+    let x_bld = Tensor::<B, 3>::from_inner(x_bld).require_grad();
+    let y_bld = forward(x_bld.clone());
+    let mut reached = B::with_gradient(y_bld, Tensor::from_inner(dy_bld)).backward();
+    let dx_bld = x_bld.grad_remove(&mut reached);
+    gradients.add::<B, _>(module, &reached);
+    dx_bld.expect("the output depends on the input")
+}
+
+/// Whether any parameter of `module` has a gradient to come.
+fn trains<B: TrainBackend, M: Module<B>>(module: &M) -> bool {
+    struct Trains(bool);
+    impl<B: TrainBackend> ModuleVisitor<B> for Trains {
+        fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<B, D>>) {
+            self.0 |= parameter.val().is_require_grad();
+        }
+    }
+    let mut found = Trains(false);
+    module.visit(&mut found);
+    found.0
 }
