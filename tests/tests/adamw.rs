@@ -11,95 +11,13 @@ use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use kernels::{DistillationWeights, TrainBackend};
-use model::{Layout, Phi, PhiMamba, named_parameters};
+use model::{Layout, PhiMamba, named_parameters};
+use support::passes::{Lesson, config, stages};
 use support::*;
-use tests::{Goldens, Values, assert_close, goldens_dir};
-use train::config::{Config, Decay, Optimizer, Source};
-use train::gradients::Gradients;
+use tests::{Values, assert_close};
+use train::config::{Decay, Optimizer};
 use train::optimizer::AdamW;
-use train::stage::{Objective, TokenBatch, train_parts};
-
-/// Both networks, and the recorded ids as a batch.
-struct Lesson<B: TrainBackend> {
-    goldens: Goldens,
-    teacher: Phi<B::InnerBackend>,
-    student: PhiMamba<B>,
-    batch: TokenBatch<B>,
-}
-
-impl<B: TrainBackend> Lesson<B> {
-    fn open() -> Self {
-        let device = Default::default();
-        let goldens = Goldens::open("mohawk-tiny/expected");
-        let load = |name| goldens_dir().join(name);
-        let (_, teacher) = model::load_teacher(load("teacher-tiny"), &device).expect("a teacher");
-        let (_, student) = model::load_student(load("student-tiny"), &device).expect("a student");
-        let ids = ids(&goldens, "input_ids", &device);
-        // The labels are read with hard labels only, which the published code has not.
-        let labels = ids.clone();
-        let batch = TokenBatch { ids, labels };
-        Self {
-            goldens,
-            teacher,
-            student,
-            batch,
-        }
-    }
-
-    /// The loss of one pass and its gradients.
-    fn pass(&self, objective: Objective) -> (f64, Gradients<B::InnerBackend>) {
-        let mut gradients = Gradients::default();
-        let (student, batch) = (&self.student, self.batch.clone());
-        let loss = objective.pass(student, &self.teacher, batch, &mut gradients);
-        (values(loss).1[0], gradients)
-    }
-}
-
-fn config(overrides: &[&str]) -> Config {
-    let overrides: Vec<_> = overrides.iter().map(|text| text.to_string()).collect();
-    Config::load(Source::Preset("tiny"), &overrides).expect("a configuration")
-}
-
-/// The pass of stage `number`: its loss is the sum of those recorded under `loss`, its gradients are
-/// those under `prefix`, and there are no others.
-fn stage<B: TrainBackend>(config: &Config, number: u8, loss: &str, prefix: &str, tolerance: f64) {
-    let mut lesson = Lesson::<B>::open();
-    lesson.student = train_parts(lesson.student, config.stage(number));
-    let (found, mut gradients) = lesson.pass(Objective::of(config, number));
-    let expected: f64 = lesson.goldens.f64(loss).1.iter().sum();
-    let one = |value| (vec![1], vec![value]);
-    assert_close(loss, one(found), one(expected), tolerance);
-
-    let mut squares = 0.0;
-    let norm = values(gradients.norm().expect("gradients")).1[0];
-    for parameter in named_parameters(&lesson.student, Layout::PhiMamba) {
-        let key = format!("{prefix}.grad.{}", parameter.name);
-        let gradient = gradients.take(parameter.id).map(values);
-        if lesson.goldens.has(&key) {
-            let (shape, expected) = lesson.goldens.f64(&key);
-            squares += expected.iter().map(|v| v * v).sum::<f64>();
-            let gradient = gradient.unwrap_or_else(|| panic!("{key}: no gradient"));
-            assert_eq!(shape, parameter.shape, "{key}");
-            let expected = (vec![expected.len()], expected);
-            assert_close(&key, gradient, expected, tolerance);
-        } else if let Some((_, values)) = gradient {
-            assert!(values.iter().all(|v| *v == 0.0), "{key}: not zero");
-        }
-    }
-    let norm = (one(norm), one(squares.sqrt()));
-    assert_close(&format!("{prefix}: the norm"), norm.0, norm.1, tolerance);
-}
-
-fn stages<B: TrainBackend>(tolerance: f64) {
-    let mixers = config(&[]);
-    stage::<B>(&mixers, 1, "stage1.loss", "stage1", tolerance);
-    stage::<B>(&mixers, 2, "stage2.mixer_loss", "stage2.mixer", tolerance);
-    let blocks = config(&["stage2.target=block", "stage2.train=all"]);
-    stage::<B>(&blocks, 2, "stage2.block_loss", "stage2.block", tolerance);
-    stage::<B>(&mixers, 3, "stage3.loss", "stage3", tolerance);
-    let twice = config(&["stage3.recompute=true"]);
-    stage::<B>(&twice, 3, "stage3.loss", "stage3", tolerance);
-}
+use train::stage::Objective;
 
 #[test]
 fn stages_exact() {

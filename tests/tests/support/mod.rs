@@ -2,6 +2,7 @@
 #![allow(dead_code)] // each test program uses its part
 
 pub mod mohawk;
+pub mod passes;
 pub mod ssd;
 pub mod student;
 pub mod teacher;

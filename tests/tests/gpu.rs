@@ -1,0 +1,133 @@
+//! The networks, their losses and their gradients on the GPU backend of this build (CUDA before wgpu),
+//! against the same recorded vectors as on the CPU: with more than one sequence in the batch, where what
+//! is wrong with a GPU's kernels shows.
+//!
+//! ```text
+//! cargo test --release -p tests --features wgpu --test gpu
+//! ```
+//!
+//! Any adapter will do for wgpu, one that computes on the CPU included. A machine without one skips these tests,
+//! each saying so, unless the environment variable `CI` is set: there one is installed, and that it
+//! does not start is a failure.
+#![cfg(any(feature = "cuda", feature = "wgpu"))]
+
+mod support;
+
+use std::io::Write;
+use std::sync::OnceLock;
+
+use burn::backend::Autodiff;
+use burn::tensor::DType;
+use kernels::KernelBackend;
+use kernels::backends::{Backend, Work};
+use support::*;
+
+#[cfg(feature = "cuda")]
+use kernels::backends::Cuda as Gpu;
+#[cfg(not(feature = "cuda"))]
+use kernels::backends::Wgpu as Gpu;
+
+#[cfg(feature = "cuda")]
+const BACKEND: Backend = Backend::Cuda;
+#[cfg(not(feature = "cuda"))]
+const BACKEND: Backend = Backend::Wgpu;
+
+/// Runs `test` if there is an adapter.
+fn with_adapter(test: impl FnOnce()) {
+    struct Nothing;
+
+    impl Work for Nothing {
+        type Output = ();
+
+        fn run<B: KernelBackend>(self, _device: B::Device) {}
+    }
+
+    static MISSING: OnceLock<Option<String>> = OnceLock::new();
+    let find = || Some(BACKEND.dispatch(Nothing).err()?.to_string());
+    match MISSING.get_or_init(find) {
+        None => test(),
+        Some(reason) if std::env::var_os("CI").is_some() => panic!("{reason}"),
+        Some(reason) => {
+            let thread = std::thread::current();
+            let name = thread.name().unwrap_or("a test");
+            let reason = reason.lines().next().unwrap_or_default();
+            // Not by eprintln!, whose output the harness keeps to itself.
+            let _ = writeln!(std::io::stderr(), "{name} skipped: {reason}");
+        }
+    }
+}
+
+#[test]
+fn scan_equals_the_recording() {
+    with_adapter(|| ssd::scan_equals_the_recording::<Autodiff<Gpu>>(FAST));
+}
+
+#[test]
+fn extreme_decays_stay_finite() {
+    with_adapter(ssd::extreme_decays_stay_finite::<Autodiff<Gpu>>);
+}
+
+#[test]
+fn student() {
+    with_adapter(|| {
+        student::whole_sequence::<Gpu>(FAST);
+        student::decoding::<Gpu>(FAST);
+        student::greedy::<Gpu>();
+        student::splits::<Gpu>(FAST);
+        student::joining::<Gpu>(FAST);
+        student::eight_bits::<Gpu>();
+    });
+}
+
+#[test]
+fn teacher() {
+    with_adapter(|| {
+        teacher::whole_sequence::<Gpu>(FAST);
+        teacher::splits::<Gpu>(FAST);
+        teacher::decoding::<Gpu>(FAST);
+    });
+}
+
+#[test]
+fn perplexity() {
+    with_adapter(teacher::perplexity_is_exact::<Gpu>);
+}
+
+/// All of the text, which takes an adapter that computes on the CPU minutes.
+#[test]
+#[ignore = "slow without a GPU; the same on fewer windows is tested above"]
+fn perplexity_of_all_the_text() {
+    with_adapter(teacher::perplexity_is_the_recorded::<Gpu>);
+}
+
+#[test]
+fn stage1() {
+    with_adapter(|| mohawk::stage1::<Autodiff<Gpu>>(FAST));
+}
+
+#[test]
+fn stage2() {
+    with_adapter(|| mohawk::stage2::<Autodiff<Gpu>>(FAST));
+}
+
+#[test]
+fn stage3() {
+    with_adapter(|| mohawk::stage3::<Autodiff<Gpu>>(FAST));
+}
+
+/// The training loop's own passes, every gradient of them.
+#[test]
+fn passes() {
+    with_adapter(|| passes::stages::<Autodiff<Gpu>>(FAST));
+}
+
+/// The same in half precision, where the device has it.
+#[test]
+fn passes_in_bf16() {
+    with_adapter(|| {
+        let device = Default::default();
+        if Gpu::holds(&device, DType::BF16) {
+            passes::stages_in_bf16::<Autodiff<Gpu>>(0.03, 0.2);
+        }
+    });
+}

@@ -1,0 +1,140 @@
+//! The training loop's passes on the recorded networks.
+
+use burn::tensor::DType;
+use kernels::TrainBackend;
+use model::{Layout, Phi, PhiMamba, named_parameters};
+use tests::{Goldens, assert_close, goldens_dir};
+use train::config::{Config, Source};
+use train::gradients::Gradients;
+use train::stage::{Objective, TokenBatch, in_dtype, train_parts};
+
+use super::{ids, values};
+
+/// Both networks, and the recorded ids as a batch.
+pub struct Lesson<B: TrainBackend> {
+    pub goldens: Goldens,
+    pub teacher: Phi<B::InnerBackend>,
+    pub student: PhiMamba<B>,
+    pub batch: TokenBatch<B>,
+}
+
+impl<B: TrainBackend> Lesson<B> {
+    pub fn open() -> Self {
+        let device = Default::default();
+        let goldens = Goldens::open("mohawk-tiny/expected");
+        let load = |name| goldens_dir().join(name);
+        let (_, teacher) = model::load_teacher(load("teacher-tiny"), &device).expect("a teacher");
+        let (_, student) = model::load_student(load("student-tiny"), &device).expect("a student");
+        let ids = ids(&goldens, "input_ids", &device);
+        // The labels are read with hard labels only, which the published code has not.
+        let labels = ids.clone();
+        let batch = TokenBatch { ids, labels };
+        Self {
+            goldens,
+            teacher,
+            student,
+            batch,
+        }
+    }
+
+    /// The loss of one pass and its gradients.
+    pub fn pass(&self, objective: Objective) -> (f64, Gradients<B::InnerBackend>) {
+        let mut gradients = Gradients::default();
+        let (student, batch) = (&self.student, self.batch.clone());
+        let loss = objective.pass(student, &self.teacher, batch, &mut gradients);
+        (values(loss).1[0], gradients)
+    }
+}
+
+pub fn config(overrides: &[&str]) -> Config {
+    let overrides: Vec<_> = overrides.iter().map(|text| text.to_string()).collect();
+    Config::load(Source::Preset("tiny"), &overrides).expect("a configuration")
+}
+
+/// The pass of stage `number`: its loss is the sum of those recorded under `loss`, its gradients are
+/// those under `prefix`, and there are no others.
+fn stage<B: TrainBackend>(config: &Config, number: u8, loss: &str, prefix: &str, tolerance: f64) {
+    let mut lesson = Lesson::<B>::open();
+    lesson.student = train_parts(lesson.student, config.stage(number));
+    let (found, mut gradients) = lesson.pass(Objective::of(config, number));
+    let expected: f64 = lesson.goldens.f64(loss).1.iter().sum();
+    let one = |value| (vec![1], vec![value]);
+    assert_close(loss, one(found), one(expected), tolerance);
+
+    let mut squares = 0.0;
+    let norm = values(gradients.norm().expect("gradients")).1[0];
+    for parameter in named_parameters(&lesson.student, Layout::PhiMamba) {
+        let key = format!("{prefix}.grad.{}", parameter.name);
+        let gradient = gradients.take(parameter.id).map(values);
+        if lesson.goldens.has(&key) {
+            let (shape, expected) = lesson.goldens.f64(&key);
+            squares += expected.iter().map(|v| v * v).sum::<f64>();
+            let gradient = gradient.unwrap_or_else(|| panic!("{key}: no gradient"));
+            assert_eq!(shape, parameter.shape, "{key}");
+            let expected = (vec![expected.len()], expected);
+            assert_close(&key, gradient, expected, tolerance);
+        } else if let Some((_, values)) = gradient {
+            assert!(values.iter().all(|v| *v == 0.0), "{key}: not zero");
+        }
+    }
+    let norm = (one(norm), one(squares.sqrt()));
+    assert_close(&format!("{prefix}: the norm"), norm.0, norm.1, tolerance);
+}
+
+pub fn stages<B: TrainBackend>(tolerance: f64) {
+    let mixers = config(&[]);
+    stage::<B>(&mixers, 1, "stage1.loss", "stage1", tolerance);
+    stage::<B>(&mixers, 2, "stage2.mixer_loss", "stage2.mixer", tolerance);
+    let blocks = config(&["stage2.target=block", "stage2.train=all"]);
+    stage::<B>(&blocks, 2, "stage2.block_loss", "stage2.block", tolerance);
+    stage::<B>(&mixers, 3, "stage3.loss", "stage3", tolerance);
+    let twice = config(&["stage3.recompute=true"]);
+    stage::<B>(&twice, 3, "stage3.loss", "stage3", tolerance);
+}
+
+/// Gradients of the passes in bfloat16 against the recorded ones: how large what differs is, of all of
+/// them together and of each, as a share of what is recorded.
+///
+/// A number has 8 bits there, so that each op rounds by up to 0.4%, and a dozen of them lie one behind the
+/// other; of a parameter with hardly any gradient that may be a larger share.
+pub fn stages_in_bf16<B: TrainBackend>(of_all: f64, of_each: f64) {
+    let config = config(&["stage3.recompute=true"]);
+    for (number, prefix) in [(1, "stage1"), (2, "stage2.mixer"), (3, "stage3")] {
+        let mut lesson = Lesson::<B>::open();
+        lesson.teacher = lesson.teacher.cast(DType::BF16);
+        let student = train_parts(lesson.student, config.stage(number));
+        lesson.student = in_dtype(&student, DType::BF16);
+        let (_, mut gradients) = lesson.pass(Objective::of(&config, number));
+        let (mut wrong, mut right, mut worst) = (0.0, 0.0, (0.0, String::new()));
+        let mut each = vec![];
+        for parameter in named_parameters(&lesson.student, Layout::PhiMamba) {
+            let key = format!("{prefix}.grad.{}", parameter.name);
+            if !lesson.goldens.has(&key) {
+                continue;
+            }
+            let (_, expected) = lesson.goldens.f64(&key);
+            let (_, found) = values(gradients.take(parameter.id).expect("a gradient"));
+            let squares =
+                |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
+            let differing = squares(&mut expected.iter().zip(&found).map(|(a, b)| a - b));
+            let norm = squares(&mut expected.iter().copied());
+            wrong += differing;
+            right += norm;
+            each.push((differing, norm, key));
+        }
+        for (differing, norm, key) in each {
+            // A thousandth of all gradients is noise to the rest.
+            let share = (differing / norm.max(1e-6 * right)).sqrt();
+            if share > worst.0 {
+                worst = (share, key);
+            }
+        }
+        let all = (wrong / right).sqrt();
+        println!(
+            "stage {number} in bf16: {all:.4} of all gradients, at most {:.4} of {}",
+            worst.0, worst.1
+        );
+        assert!(all < of_all, "stage {number}: {all} of all gradients");
+        assert!(worst.0 < of_each, "{}: {}", worst.1, worst.0);
+    }
+}
