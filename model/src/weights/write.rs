@@ -60,7 +60,10 @@ pub(super) fn shards<V: View>(
             room = bytes.max(n);
         }
         room -= n;
-        files.last_mut().expect("one was added").push((name, tensor));
+        files
+            .last_mut()
+            .expect("one was added")
+            .push((name, tensor));
     }
     let count = files.len();
     let mut weight_map = BTreeMap::new();
