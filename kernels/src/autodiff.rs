@@ -111,6 +111,16 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         B::holds(device, dtype)
     }
 
+    #[cfg(any(
+        feature = "cuda",
+        feature = "wgpu",
+        feature = "flex",
+        feature = "ndarray"
+    ))]
+    fn memory(device: &Self::Device) -> Option<crate::devices::Memory> {
+        B::memory(device)
+    }
+
     fn linear_forward(
         x: Tensor<Self, 2>,
         weight: Tensor<Self, 2>,

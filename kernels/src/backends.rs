@@ -5,6 +5,8 @@
 //! element-wise operations at run time and, in this line of Burn, changes results of models like
 //! ours (burn issues 4366 and 5122).
 
+pub(crate) mod failure;
+
 use std::fmt;
 use std::panic::{self, AssertUnwindSafe};
 use std::str::FromStr;
@@ -12,7 +14,9 @@ use std::sync::{Arc, OnceLock};
 
 use burn::tensor::Tensor;
 
-use crate::KernelBackend;
+pub use failure::BackendError;
+
+use crate::{KernelBackend, devices};
 
 /// Multi-threaded CPU backend with this crate's own fast paths; f32.
 #[cfg(feature = "flex")]
@@ -63,58 +67,6 @@ const BACKENDS: &[(&str, Backend)] = &[
     ("ndarray", Backend::NdArray),
 ];
 
-/// Why a backend cannot be used.
-#[derive(Debug)]
-pub enum BackendError {
-    /// This build lacks it.
-    NotBuiltIn,
-    /// It has no device here that works.
-    NoDevice {
-        /// The backend.
-        backend: Backend,
-        /// What the driver or its library said.
-        reason: String,
-    },
-    /// Work queued on its device failed, so that results are not what they should be.
-    Failed {
-        /// What was said then.
-        reason: String,
-    },
-}
-
-impl fmt::Display for BackendError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names = Backend::names();
-        match self {
-            Self::NotBuiltIn => write!(
-                f,
-                "this build holds {names}; build with `--features {{cuda,wgpu,flex,ndarray}}` for \
-                 others"
-            ),
-            Self::NoDevice { backend, reason } => write!(
-                f,
-                "the {backend} backend needs {}, and does not start on this machine; --backend \
-                 chooses another (this build holds {names})\n  {}",
-                backend.needs(),
-                first_words(reason),
-            ),
-            Self::Failed { reason } => write!(f, "work on the device failed: {reason}"),
-        }
-    }
-}
-
-/// The beginning of what a library said: some list every file they have tried.
-pub(crate) fn first_words(reason: &str) -> String {
-    const ENOUGH: usize = 160;
-    let line = reason.lines().next().unwrap_or_default();
-    match line.char_indices().nth(ENOUGH) {
-        Some((end, _)) => format!("{}...", &line[..end]),
-        None => line.into(),
-    }
-}
-
-impl std::error::Error for BackendError {}
-
 /// Work that is generic over the backend, for [`Backend::dispatch`].
 pub trait Work: Send {
     /// What comes of it.
@@ -161,9 +113,9 @@ impl Backend {
     ///
     /// # Errors
     /// [`BackendError::NoDevice`]. Where a driver or a GPU is missing, CubeCL panics, on a thread of
-    /// its own; this is where that becomes an error. [`BackendError::Failed`] if anything that `work`
-    /// queued has failed, whatever came of it; work that reads results as it goes had better ask
-    /// [`synchronise`] before it trusts them.
+    /// its own; this is where that becomes an error. What [`synchronise`] tells if anything that `work`
+    /// queued has failed, whatever came of it, even a panic; work that reads results as it goes had
+    /// better ask [`synchronise`] before it trusts them.
     pub fn dispatch<W: Work>(self, work: W) -> Result<W::Output, BackendError> {
         match self {
             #[cfg(feature = "cuda")]
@@ -201,17 +153,30 @@ impl FromStr for Backend {
 /// Waits for what this thread has queued on `device`.
 ///
 /// # Errors
-/// [`BackendError::Failed`] if any of it, or of what any thread has queued on a GPU, has failed since
-/// this was last asked: a launch returns before it is known whether it can be done.
+/// [`BackendError::OutOfMemory`], [`BackendError::Lost`], [`BackendError::OldDriver`] or
+/// [`BackendError::Failed`] if any of it, or of what any thread has queued on a GPU, has failed since this
+/// was last asked: a launch returns before it is known whether it can be done.
 pub fn synchronise<B: KernelBackend>(device: &B::Device) -> Result<(), BackendError> {
     let synchronised = B::sync(device);
+    check::<B>(device)?;
+    synchronised.map_err(|error| failed::<B>(device, format!("{error:?}")))
+}
+
+/// As [`synchronise`], of what is known without waiting.
+///
+/// # Errors
+/// Those of [`synchronise`].
+pub fn check<B: KernelBackend>(_device: &B::Device) -> Result<(), BackendError> {
     #[cfg(any(feature = "cuda", feature = "wgpu"))]
     if let Some(reason) = crate::cube::guard::take() {
-        return Err(BackendError::Failed { reason });
+        return Err(failed::<B>(_device, reason));
     }
-    synchronised.map_err(|error| BackendError::Failed {
-        reason: format!("{error:?}"),
-    })
+    Ok(())
+}
+
+/// What `reason` tells of work on `device`.
+fn failed<B: KernelBackend>(device: &B::Device, reason: String) -> BackendError {
+    BackendError::from_words(reason, || devices::used_memory::<B>(device))
 }
 
 /// Does `work`, and fails if anything it has queued does.
@@ -220,7 +185,8 @@ fn guarded<B: KernelBackend, W: Work>(
     work: W,
     device: B::Device,
 ) -> Result<W::Output, BackendError> {
-    let output = work.run::<B>(device.clone());
+    let done = crate::cube::guard::caught(|| work.run::<B>(device.clone()));
+    let output = done.map_err(|reason| failed::<B>(&device, reason))?;
     synchronise::<B>(&device)?;
     Ok(output)
 }
@@ -239,6 +205,9 @@ fn open_device<B: KernelBackend>(backend: Backend) -> Result<B::Device, BackendE
     }));
     let device = B::Device::default();
     let proof = panic::catch_unwind(AssertUnwindSafe(|| {
+        // Before CubeCL is used for the first time, which is when it looks for its settings.
+        #[cfg(any(feature = "cuda", feature = "wgpu"))]
+        crate::cube::compiled::keep(backend);
         Tensor::<B, 1>::ones([1], &device).try_into_data()
     }));
     panic::set_hook(hook);
@@ -248,5 +217,8 @@ fn open_device<B: KernelBackend>(backend: Backend) -> Result<B::Device, BackendE
         Ok(Err(error)) => error.to_string(),
         Err(_) => first_panic.get().cloned().unwrap_or_default(),
     };
-    Err(BackendError::NoDevice { backend, reason })
+    match BackendError::from_words(reason, || None) {
+        BackendError::Failed { reason } => Err(BackendError::NoDevice { backend, reason }),
+        known => Err(known),
+    }
 }

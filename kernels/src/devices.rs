@@ -1,7 +1,8 @@
 //! What of this machine each backend can compute on.
 
 use crate::KernelBackend;
-use crate::backends::{Backend, BackendError, Work, first_words};
+use crate::backends::failure::first_words;
+use crate::backends::{Backend, BackendError, Work};
 
 /// Every backend there is, in this build or not, the preferred ones first.
 const NAMES: [&str; 4] = ["cuda", "wgpu", "flex", "ndarray"];
@@ -62,6 +63,35 @@ impl Backend {
             Self::NdArray => vec![cpu()],
         })
     }
+}
+
+/// Memory of a device that this program has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Bytes that tensors take.
+    pub in_use: u64,
+    /// Bytes that are kept for tensors, those in use included: what the device must have for it.
+    pub reserved: u64,
+}
+
+/// Bytes in use on `device` by all programs, and all that it has; `None` where that is not told.
+pub(crate) fn used_memory<B: KernelBackend>(device: &B::Device) -> Option<(u64, u64)> {
+    match B::queues() && B::name(device).contains("cuda") {
+        true => cuda_memory(),
+        false => None,
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_memory() -> Option<(u64, u64)> {
+    None
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_memory() -> Option<(u64, u64)> {
+    let device = cudarc::driver::CudaContext::new(0).ok()?;
+    let (free, total) = device.mem_get_info().ok()?;
+    Some((total.checked_sub(free)? as u64, total as u64))
 }
 
 #[cfg(any(feature = "flex", feature = "ndarray"))]

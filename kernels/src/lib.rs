@@ -59,6 +59,13 @@ pub mod gate;
 pub mod gelu;
 pub mod linear;
 pub mod matvec;
+#[cfg(any(
+    feature = "cuda",
+    feature = "wgpu",
+    feature = "flex",
+    feature = "ndarray"
+))]
+pub mod meter;
 pub mod norm;
 pub mod rotary;
 pub mod ssd;
@@ -105,6 +112,17 @@ pub trait KernelBackend: Backend {
     /// every op takes it and the device has it.
     fn holds(_device: &Self::Device, dtype: DType) -> bool {
         dtype == <Self::FloatElem as Element>::dtype()
+    }
+
+    /// The memory of `device` that this thread's tensors have; `None` where they have the host's.
+    #[cfg(any(
+        feature = "cuda",
+        feature = "wgpu",
+        feature = "flex",
+        feature = "ndarray"
+    ))]
+    fn memory(_device: &Self::Device) -> Option<devices::Memory> {
+        None
     }
 
     /// See [`linear`](linear()).

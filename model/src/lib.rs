@@ -69,5 +69,5 @@ pub use transfer::{TransferError, pad_vocabulary, transfer_weights};
 pub use weights::{
     FileTensor, Hub, Layout, ModelConfig, NamedParameter, WeightsError, describe, load_any,
     load_any_as, load_config, load_student, load_teacher, locate, model_files, named_parameters,
-    read_config_file, save_student, save_teacher,
+    read_config_file, save_random_teacher, save_student, save_teacher, save_teacher_in_shards,
 };

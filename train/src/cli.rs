@@ -11,9 +11,10 @@ use anyhow::{anyhow, bail};
 use burn::backend::Autodiff;
 use clap::{Args, Parser, Subcommand};
 use kernels::KernelBackend;
-use kernels::backends::{Backend, Work};
+use kernels::backends::{Backend, BackendError, Work};
 
 use crate::ablation::{Ablation, Plan};
+use crate::bench::BenchArgs;
 use crate::config::{Config, Source};
 use crate::error::TrainError;
 use crate::logging::{listen, say};
@@ -37,7 +38,10 @@ Examples:
       train --preset phi-1.5 --set data.train=/text/c4
 
   The same with a teacher from a folder instead of the Hugging Face hub:
-      train --preset phi-1.5 --set teacher.model=/models/phi-1_5 --set data.train=/text/c4";
+      train --preset phi-1.5 --set teacher.model=/models/phi-1_5 --set data.train=/text/c4
+
+  How fast the stages are at full size on this machine:
+      train bench --preset phi-1.5";
 
 /// Distils a Phi Transformer into a Phi-Mamba by MOHAWK (arXiv 2408.10189).
 ///
@@ -59,6 +63,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Ablate(AblateArgs),
+    Bench(Box<BenchArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -105,8 +110,9 @@ struct RunArgs {
     dashboard: bool,
 }
 
+/// What all subcommands take.
 #[derive(Debug, Args)]
-struct SharedArgs {
+pub(crate) struct SharedArgs {
     /// What computes: cuda, wgpu, flex or ndarray, of those built in
     ///
     /// cuda: NVIDIA GPUs. wgpu: GPUs through Vulkan, Metal or DirectX 12. flex: the CPU, with fast
@@ -156,13 +162,15 @@ impl Cli {
         listen();
         match self.command {
             Some(Command::Ablate(args)) => args.run(),
+            Some(Command::Bench(args)) => print(format_args!("{}", args.run()?)),
             None => self.run.run(),
         }
     }
 }
 
 impl SharedArgs {
-    fn backend(&self) -> anyhow::Result<Backend> {
+    /// The backend that is named, or the preferred one.
+    pub(crate) fn backend(&self) -> anyhow::Result<Backend> {
         match self.backend.or_else(Backend::preferred) {
             Some(backend) => Ok(backend),
             None => bail!("built without a backend; build with `--features flex`"),
@@ -212,7 +220,8 @@ impl RunArgs {
         if resume && folder.join(SUMMARY).exists() {
             say(format_args!("{}: this run is finished", folder.display()));
         }
-        let outcome = backend.dispatch(Train(options))?;
+        let outcome = backend.dispatch(Train(options)).map_err(TrainError::from);
+        let outcome = outcome.and_then(|outcome| outcome);
         match outcome.map_err(|error| with_advice(error, &folder))? {
             Outcome::Finished(summary) => {
                 let (report, student) = (folder.join("report.html"), folder.join("student"));
@@ -291,11 +300,27 @@ fn unused(folder: PathBuf) -> PathBuf {
         .unwrap_or(folder)
 }
 
-/// What to do about a file that cannot be read or written, once the run in `folder` has begun.
+/// What to do about a device that fails, or a file that cannot be read or written, once the run in
+/// `folder` has begun.
 fn with_advice(error: TrainError, folder: &Path) -> anyhow::Error {
-    use TrainError::{Io, Metrics, Report, Weights};
-    let has_begun = folder.join(CONFIG).exists();
+    use BackendError::{Failed, Lost, OldDriver, OutOfMemory};
+    use TrainError::{Device, Io, Metrics, Report, Weights};
+    let config = folder.join(CONFIG);
+    let has_begun = config.exists();
     match error {
+        Device(OutOfMemory { .. }) if has_begun => anyhow!(
+            "{error}; in {}, lower micro_batch of the stage or data.context, or set recompute = true \
+             of stage 3, then go on from the last checkpoint by --resume {}",
+            config.display(),
+            folder.display()
+        ),
+        Device(OutOfMemory { .. }) => anyhow!(
+            "{error}; lower evaluation.batch, micro_batch of the stages or data.context by --set"
+        ),
+        Device(Lost { .. } | OldDriver { .. } | Failed { .. }) if has_begun => anyhow!(
+            "{error}; after that, go on from the last checkpoint by --resume {}",
+            folder.display()
+        ),
         Io { .. } | Metrics(_) | Report(_) | Weights(_) if has_begun => anyhow!(
             "{error}; put that right, then go on by --resume {}",
             folder.display()

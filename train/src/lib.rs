@@ -34,6 +34,7 @@ compile_error!("train needs a backend: build with `--features flex` (or ndarray,
 
 pub mod ablation;
 mod atomic_file;
+mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;

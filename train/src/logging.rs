@@ -1,7 +1,7 @@
 //! Lines on stderr, and what the crates underneath have to say there.
 //!
-//! That is above all the warnings of CubeCL about a kernel that panics on its device's thread, which
-//! ends the run at its next checkpoint. Drivers log much that means nothing; they are not heard.
+//! Drivers log much that means nothing; they are not heard. Nor is CubeCL where it warns of each task that
+//! panics on its device's thread: the first panic is kept, ends the run after that step, and is told then.
 
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -35,7 +35,9 @@ impl Log for Stderr {
     }
 
     fn log(&self, record: &Record) {
-        if self.enabled(record.metadata()) {
+        let is_told_later = record.target().starts_with("cubecl_common")
+            && record.args().to_string().starts_with("Task failed");
+        if self.enabled(record.metadata()) && !is_told_later {
             match record.level() {
                 Level::Error | Level::Warn => say(format_args!("warning: {}", record.args())),
                 _ => say(record.args()),

@@ -3,6 +3,7 @@
 //! Each op's own `cube` module holds its kernels and their launch; here is what they share, and the
 //! choice between them and the reference.
 
+pub(crate) mod compiled;
 pub(crate) mod guard;
 pub(crate) mod kept;
 pub(crate) mod reduce;
@@ -76,6 +77,15 @@ where
     fn holds(device: &Self::Device, dtype: DType) -> bool {
         matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
             && Self::supports_dtype(device, dtype)
+    }
+
+    fn memory(device: &Self::Device) -> Option<devices::Memory> {
+        // An error is told by whoever waits for the device.
+        let usage = R::client(device).memory_usage().ok()?;
+        Some(devices::Memory {
+            in_use: usage.bytes_in_use,
+            reserved: usage.bytes_reserved,
+        })
     }
 
     fn gated_skip_forward(

@@ -12,6 +12,7 @@
 mod dataset;
 mod hub;
 mod names;
+mod random;
 mod read;
 mod write;
 
@@ -23,6 +24,7 @@ use burn::tensor::{DType, Element};
 
 pub use hub::{Hub, locate};
 pub use names::{Layout, NamedParameter, named_parameters};
+pub use random::save_random_teacher;
 
 use crate::config::{ConfigError, NetworkConfig, PhiConfig, PhiMambaConfig};
 use crate::lm::CausalLm;
@@ -364,6 +366,26 @@ pub fn save_teacher<B: Backend>(
     folder: impl AsRef<Path>,
 ) -> Result<(), WeightsError> {
     write::folder(model, Layout::Phi, &config.to_json(), folder.as_ref())
+}
+
+/// Writes a teacher as transformers loads it, in `dtype`, f32 or bf16: `config.json`, and shards of up to
+/// `bytes` each with their index. A file is there whole or not at all, and the index after the shards. The
+/// folder is made if need be.
+///
+/// # Errors
+/// [`WeightsError::Io`] or [`WeightsError::Damaged`] if a file cannot be written.
+///
+/// # Panics
+/// In another `dtype`.
+pub fn save_teacher_in_shards<B: Backend>(
+    config: &PhiConfig,
+    model: &CausalLm<B>,
+    dtype: DType,
+    bytes: usize,
+    folder: impl AsRef<Path>,
+) -> Result<(), WeightsError> {
+    let tensors = write::stored(model, Layout::Phi, dtype);
+    write::shards(folder.as_ref(), tensors, bytes, &config.to_json())
 }
 
 fn read_config<T>(

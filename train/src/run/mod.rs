@@ -18,8 +18,9 @@ use std::time::Instant;
 
 use burn::module::AutodiffModule;
 use datasets::{Batches, TokenWindows, Tokenizer};
+use indicatif::BinaryBytes;
 use kernels::TrainBackend;
-use kernels::backends::synchronise;
+use kernels::backends::{check, synchronise};
 use model::{CausalLm, Phi, PhiMamba, PhiMambaConfig};
 
 use self::ahead::Ahead;
@@ -43,6 +44,11 @@ pub const CONFIG: &str = "config.toml";
 pub const SUMMARY: &str = "summary.json";
 /// The folder of the run folder that holds the checkpoints.
 const CHECKPOINTS: &str = "checkpoints";
+
+/// Said before the first pass on a GPU.
+pub(crate) const COMPILING: &str = "compiling kernels, which takes a minute the first time";
+/// The steps of a stage after which the device's memory is told: it should not grow from one to the next.
+const MEMORY_TOLD: [usize; 3] = [10, 100, 1000];
 
 /// What a run is given beside its configuration.
 #[derive(Debug, Clone)]
@@ -157,6 +163,9 @@ impl<B: TrainBackend> Run<B> {
         });
         let mut watch = Watch::new(plan.collect(), config.log.every, options.dashboard);
         let mut optimizer = AdamW::new(&config.optimizer);
+        if B::queues() {
+            watch.note(COMPILING);
+        }
 
         checkpoints.remove_partial()?;
         let newest = checkpoints.newest()?;
@@ -293,6 +302,10 @@ impl<B: TrainBackend> Run<B> {
 
             let step = self.progress.step;
             let last = step == steps;
+            check::<B>(&self.device)?;
+            if MEMORY_TOLD.contains(&step) {
+                self.tell_memory();
+            }
             let checkpoint = step.is_multiple_of(config.checkpoint.every) && !last;
             // On a device that has a queue, whoever reads a result waits for all that was queued before.
             let shown = !B::queues() || step.is_multiple_of(config.log.every);
@@ -352,6 +365,19 @@ impl<B: TrainBackend> Run<B> {
             }
         }
         Ok(())
+    }
+
+    /// Shows the memory that the device's tensors take, where they do not have the host's.
+    fn tell_memory(&mut self) {
+        if let Some(memory) = B::memory(&self.device) {
+            self.watch.note(&format!(
+                "stage {} step {}: {} of device memory, {} in use",
+                self.progress.stage,
+                self.progress.step,
+                BinaryBytes(memory.reserved),
+                BinaryBytes(memory.in_use),
+            ));
+        }
     }
 
     /// Seconds that all stages have trained, without evaluation.

@@ -74,6 +74,16 @@ pub(super) fn pass<B: TrainBackend>(
     (loss, dfeatures.reshape([b, l, d]))
 }
 
+/// The logits alone, block by block, each gone when the next is made.
+pub(super) fn forward<B: KernelBackend>(head: &Linear<B>, features: Tensor<B, 3>) {
+    let [b, l, d] = features.dims();
+    let features_td = features.reshape([b * l, d]);
+    for start in (0..b * l).step_by(BLOCK) {
+        let n = BLOCK.min(b * l - start);
+        drop(head.forward(features_td.clone().narrow(0, start, n)));
+    }
+}
+
 /// The sum, in f32 where one of several is in half precision.
 fn added<B: KernelBackend, const D: usize>(
     sum: Option<Tensor<B, D>>,

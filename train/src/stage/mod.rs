@@ -13,7 +13,7 @@ mod predictions;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
-use kernels::{DistillationWeights, TrainBackend};
+use kernels::{DistillationWeights, KernelBackend, TrainBackend};
 use model::{Phi, PhiMamba};
 
 pub use parts::{in_dtype, on_graph_of_its_own, train_parts};
@@ -85,6 +85,11 @@ impl Objective {
             }
         }
     }
+}
+
+/// The teacher's part of stage 3 alone: its logits for `ids [b, l]`, made as there and dropped.
+pub fn teacher_alone<B: KernelBackend>(teacher: &Phi<B>, ids: Tensor<B, 2, Int>) {
+    head::forward(&teacher.lm_head, teacher.features(ids));
 }
 
 /// The sum of one element for each layer that has a loss; zero if none has.

@@ -1,0 +1,201 @@
+//! Where the time of queued work goes, by kind of work.
+//!
+//! A device that queues tells nobody when an op is done. While [`measure`] is at work, each op waits for
+//! the device before it begins and after it has queued its own, and the time between counts for its kind.
+//! All together then take longer than they do otherwise, since nothing is prepared while something else is
+//! computed; the shares are what to look at. At all other times an op reads one flag.
+
+use std::cell::Cell;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::KernelBackend;
+use crate::backends::{BackendError, synchronise};
+
+/// A kind of work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Products of activations with weights, forward and backward.
+    Products,
+    /// The scan with what is fused into it.
+    Scan,
+    /// The causal convolution.
+    Convolution,
+    /// Attention.
+    Attention,
+    /// Normalisation, activations, gates, rotations.
+    Elementwise,
+    /// What compares student and teacher.
+    Losses,
+    /// The update of the parameters, and the norm of the gradients.
+    Optimizer,
+    /// Rows of the embedding, and their gradient.
+    Embedding,
+}
+
+impl Kind {
+    /// All of them, in the order of a table.
+    pub const ALL: [Self; 8] = [
+        Self::Products,
+        Self::Scan,
+        Self::Convolution,
+        Self::Attention,
+        Self::Elementwise,
+        Self::Losses,
+        Self::Optimizer,
+        Self::Embedding,
+    ];
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Products => "products",
+            Self::Scan => "scan",
+            Self::Convolution => "convolution",
+            Self::Attention => "attention",
+            Self::Elementwise => "elementwise",
+            Self::Losses => "losses",
+            Self::Optimizer => "optimizer",
+            Self::Embedding => "embedding",
+        })
+    }
+}
+
+/// What [`measure`] has found.
+#[derive(Clone, Debug)]
+pub struct Times {
+    /// From the beginning to the end, with all the waiting.
+    pub total: Duration,
+    kinds: [Duration; Kind::ALL.len()],
+}
+
+impl Times {
+    /// The time of one kind.
+    pub fn of(&self, kind: Kind) -> Duration {
+        self.kinds[kind as usize]
+    }
+
+    /// What no kind has taken: ops that are Burn's own, and the host.
+    pub fn other(&self) -> Duration {
+        let kinds: Duration = self.kinds.iter().sum();
+        self.total.saturating_sub(kinds)
+    }
+}
+
+/// Whether anything is measured now.
+static ON: AtomicBool = AtomicBool::new(false);
+static CLOCK: Mutex<Option<Clock>> = Mutex::new(None);
+
+type Wait = Arc<dyn Fn() -> Result<(), BackendError> + Send + Sync>;
+
+struct Clock {
+    wait: Wait,
+    kinds: [Duration; Kind::ALL.len()],
+    /// The first failure that waiting has brought up.
+    failure: Option<BackendError>,
+}
+
+/// Does `work`, whose ops are queued on `device` by this thread or run on the CPU, and tells where its
+/// time went. One measurement is made at a time: another that begins meanwhile counts for neither.
+///
+/// # Errors
+/// [`BackendError`] if anything that was queued has failed.
+pub fn measure<B: KernelBackend, T>(
+    device: &B::Device,
+    work: impl FnOnce() -> T,
+) -> Result<(T, Times), BackendError> {
+    synchronise::<B>(device)?;
+    let of_clock = device.clone();
+    let clock = Clock {
+        wait: Arc::new(move || synchronise::<B>(&of_clock)),
+        kinds: Default::default(),
+        failure: None,
+    };
+    *lock() = Some(clock);
+    ON.store(true, Ordering::Relaxed);
+    let begun = Instant::now();
+    let result = work();
+    let waited = synchronise::<B>(device);
+    let total = begun.elapsed();
+    ON.store(false, Ordering::Relaxed);
+    let clock = lock().take();
+    let (kinds, failure) = clock.map_or_else(Default::default, |it| (it.kinds, it.failure));
+    match failure {
+        Some(failure) => Err(failure),
+        None => waited.map(|()| (result, Times { total, kinds })),
+    }
+}
+
+/// Does `work`; while something is measured, its time counts for `kind`, unless it is a part of other work
+/// that counts already.
+#[inline]
+pub(crate) fn timed<T>(kind: Kind, work: impl FnOnce() -> T) -> T {
+    match ON.load(Ordering::Relaxed) {
+        false => work(),
+        true => clocked(kind, work),
+    }
+}
+
+#[cold]
+fn clocked<T>(kind: Kind, work: impl FnOnce() -> T) -> T {
+    thread_local! {
+        static INSIDE: Cell<bool> = const { Cell::new(false) };
+    }
+    let wait = lock().as_ref().map(|clock| clock.wait.clone());
+    let Some(wait) = wait.filter(|_| !INSIDE.get()) else {
+        return work();
+    };
+    INSIDE.set(true);
+    let before = wait();
+    let begun = Instant::now();
+    let result = work();
+    let after = wait();
+    let spent = begun.elapsed();
+    INSIDE.set(false);
+    if let Some(clock) = lock().as_mut() {
+        clock.kinds[kind as usize] += spent;
+        clock.failure = clock.failure.take().or(before.and(after).err());
+    }
+    result
+}
+
+fn lock() -> std::sync::MutexGuard<'static, Option<Clock>> {
+    CLOCK.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(all(test, any(feature = "flex", feature = "ndarray")))]
+mod tests {
+    use std::thread::sleep;
+
+    use super::*;
+
+    #[cfg(feature = "flex")]
+    type Cpu = crate::backends::Flex;
+    #[cfg(not(feature = "flex"))]
+    type Cpu = crate::backends::NdArray;
+
+    #[test]
+    fn time_counts_once_and_for_its_kind() {
+        let short = Duration::from_millis(2);
+        let work = || {
+            timed(Kind::Scan, || timed(Kind::Products, || sleep(short)));
+            timed(Kind::Losses, || sleep(short));
+            sleep(short);
+            7
+        };
+        assert_eq!(work(), 7);
+        let (seven, times) = measure::<Cpu, _>(&Default::default(), work).unwrap();
+        assert_eq!(seven, 7);
+        assert_eq!(times.of(Kind::Products), Duration::ZERO);
+        assert!(times.of(Kind::Scan) >= short && times.of(Kind::Losses) >= short);
+        assert!(times.other() >= short);
+        let kinds: Duration = Kind::ALL.map(|kind| times.of(kind)).iter().sum();
+        assert_eq!(kinds + times.other(), times.total);
+        // Nothing is measured any more.
+        timed(Kind::Scan, || ());
+        assert!(lock().is_none());
+    }
+}

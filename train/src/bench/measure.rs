@@ -1,0 +1,286 @@
+//! The measurements.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use burn::tensor::{DType, Distribution, Tensor};
+use datasets::Batch;
+use kernels::backends::synchronise;
+use kernels::devices::Memory;
+use kernels::meter::{self, Kind, Times};
+use kernels::{KernelBackend, TrainBackend};
+use serde::Serialize;
+
+use super::arithmetic::Arithmetic;
+use super::networks::Networks;
+use crate::config::Config;
+use crate::error::TrainError;
+use crate::evaluate;
+use crate::optimizer::AdamW;
+use crate::stage::{Objective, teacher_alone, train_parts};
+use crate::step::{Measured, Teaching};
+use crate::summary::peak_memory_bytes;
+
+/// Steps before those that count: they compile kernels and reserve memory.
+const WARM: usize = 3;
+/// Batches, over and over: they are made before anything is timed.
+const BATCHES: u64 = 4;
+/// Too small to change what a step costs, or what random networks compute.
+const LR: f64 = 1e-6;
+
+/// Operations a second that a product of matrices reaches.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(transparent)]
+pub(super) struct MatmulRate(pub(super) f64);
+
+impl MatmulRate {
+    /// The best of several rounds of `[t, 2048]` by `[2048, 8192]`, the product of Phi-1.5's MLP, in
+    /// `dtype`: 8192 tokens, or 512 on a CPU, which would take long and is filled by less.
+    pub(super) fn measure<B: KernelBackend>(
+        dtype: DType,
+        device: &B::Device,
+    ) -> Result<Self, TrainError> {
+        let (t, d, m) = (if B::queues() { 8192 } else { 512 }, 2048, 8192);
+        let small = Distribution::Uniform(-1.0, 1.0);
+        let matrix = |shape: [usize; 2]| Tensor::<B, 2>::random(shape, small, device).cast(dtype);
+        let (x_td, weight_md) = (matrix([t, d]), matrix([m, d]));
+        let round = if B::queues() { 20 } else { 1 };
+        let mut best = f64::INFINITY;
+        for _ in 0..6 {
+            synchronise::<B>(device)?;
+            let begun = Instant::now();
+            for _ in 0..round {
+                black_box(kernels::linear(x_td.clone(), weight_md.clone(), None));
+            }
+            synchronise::<B>(device)?;
+            best = best.min(begun.elapsed().as_secs_f64() / f64::from(round));
+        }
+        Ok(Self(2.0 * (t * d * m) as f64 / best))
+    }
+}
+
+/// A row of the table.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Row {
+    /// 1 to 3, or 0 for the teacher's forward pass.
+    pub(super) stage: u8,
+    pub(super) batch: usize,
+    pub(super) length: usize,
+    /// By the median step, waiting for each.
+    pub(super) tokens_per_second: f64,
+    /// Over as many steps with one wait at their end, as in a run.
+    pub(super) queued_tokens_per_second: f64,
+    pub(super) operations_per_token: f64,
+    /// Of the rate of a product alone.
+    pub(super) share_of_matmul_rate: f64,
+    pub(super) memory_bytes: Option<u64>,
+    pub(super) memory_in_use_bytes: Option<u64>,
+    /// The loss of the last step: a number, or else the steps did nothing.
+    pub(super) loss: Option<f64>,
+    /// Of a step whose ops wait for each other.
+    pub(super) milliseconds: Vec<(String, f64)>,
+}
+
+/// What is timed: a stage on sequences of one length.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    pub(super) stage: u8,
+    pub(super) batch: usize,
+    pub(super) length: usize,
+}
+
+/// Teacher and student with what times them.
+pub(super) struct Subject<'a, B: TrainBackend> {
+    pub(super) networks: Networks<B>,
+    pub(super) config: &'a Config,
+    pub(super) rate: MatmulRate,
+    pub(super) device: &'a B::Device,
+}
+
+impl<B: TrainBackend> Subject<'_, B> {
+    /// Times `steps` steps of `shape`, twice. The student goes on from where the row before has left it.
+    pub(super) fn row(&mut self, shape: Shape, steps: usize) -> Result<Row, TrainError> {
+        // What the row before has reserved and freed.
+        B::memory_cleanup(self.device);
+        let arithmetic = Arithmetic::of(
+            shape.stage,
+            shape.length,
+            &self.networks.teacher_config,
+            &self.networks.student_config,
+        );
+        let timed = match shape.stage {
+            0 => self.teacher(shape, steps)?,
+            _ => self.stage(shape, steps)?,
+        };
+        let tokens = (shape.batch * shape.length) as f64;
+        let tokens_per_second = tokens / timed.median;
+        let operations = arithmetic.total();
+        Ok(Row {
+            stage: shape.stage,
+            batch: shape.batch,
+            length: shape.length,
+            tokens_per_second,
+            queued_tokens_per_second: tokens / timed.queued,
+            operations_per_token: operations,
+            share_of_matmul_rate: operations * tokens_per_second / self.rate.0,
+            memory_bytes: match timed.memory {
+                Some(memory) => Some(memory.reserved),
+                None => peak_memory_bytes(),
+            },
+            memory_in_use_bytes: timed.memory.map(|memory| memory.in_use),
+            loss: timed.loss,
+            milliseconds: milliseconds(&timed.times),
+        })
+    }
+
+    fn teacher(&self, shape: Shape, steps: usize) -> Result<Timed, TrainError> {
+        let teacher = &self.networks.teacher;
+        let vocab_size = self.networks.teacher_config.vocab_size;
+        timed::<B>(shape, steps, vocab_size, self.device, |batch| {
+            let ids_bl = evaluate::ids(&batch.ids, batch.context, self.device);
+            teacher_alone(teacher, ids_bl);
+        })
+    }
+
+    fn stage(&mut self, shape: Shape, steps: usize) -> Result<Timed, TrainError> {
+        let mut stage = self.config.stage(shape.stage).clone();
+        stage.batch = shape.batch;
+        stage.micro_batch = shape.batch;
+        let objective = Objective::of(self.config, shape.stage);
+        let (precision, device) = (self.config.precision, self.device);
+        let teacher = &self.networks.teacher;
+        let teaching = Teaching::<B>::new(objective, teacher, &stage, precision, device);
+        let mut optimizer = AdamW::new(&self.config.optimizer);
+        let student = self.networks.student.take();
+        let mut student = student.map(|student| train_parts(student, &stage));
+        let mut last: Option<Measured<B::InnerBackend>> = None;
+        let vocab_size = self.networks.teacher_config.vocab_size;
+        let mut timed = timed::<B>(shape, steps, vocab_size, device, |batch| {
+            let before = student.take().expect("a student for every stage");
+            let (after, measured) = teaching.step(before, &mut optimizer, batch, LR);
+            (student, last) = (Some(after), Some(measured));
+        })?;
+        let read = Measured::read(last.into_iter().collect());
+        timed.loss = read.first().map(|[loss, _]| *loss);
+        self.networks.student = student;
+        Ok(timed)
+    }
+}
+
+/// What [`timed`] has found.
+struct Timed {
+    /// Seconds of the median step.
+    median: f64,
+    /// Seconds of a step among many that are queued.
+    queued: f64,
+    memory: Option<Memory>,
+    times: Times,
+    loss: Option<f64>,
+}
+
+fn timed<B: TrainBackend>(
+    shape: Shape,
+    steps: usize,
+    vocab_size: usize,
+    device: &B::Device,
+    mut step: impl FnMut(&Batch),
+) -> Result<Timed, TrainError> {
+    let batches: Vec<Batch> = (0..BATCHES)
+        .map(|i| batch(i, shape.batch, shape.length, vocab_size))
+        .collect();
+    let mut batches = batches.iter().cycle();
+    let mut next = || batches.next().expect("a cycle has no end");
+    let mut seconds = vec![];
+    for i in 0..WARM + steps {
+        let begun = Instant::now();
+        step(next());
+        synchronise::<B>(device)?;
+        if i >= WARM {
+            seconds.push(begun.elapsed().as_secs_f64());
+        }
+    }
+    let begun = Instant::now();
+    for _ in 0..steps {
+        step(next());
+    }
+    synchronise::<B>(device)?;
+    let queued = begun.elapsed().as_secs_f64() / steps as f64;
+    // Before the step whose ops wait for each other, which no run has.
+    let memory = B::memory(device);
+    let ((), times) = meter::measure::<B, _>(device, || step(next()))?;
+    Ok(Timed {
+        median: median(seconds),
+        queued,
+        memory,
+        times,
+        loss: None,
+    })
+}
+
+fn median(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
+}
+
+/// The time of each kind of work and of the rest; the rest alone where the backend's ops are not timed.
+fn milliseconds(times: &Times) -> Vec<(String, f64)> {
+    let kinds = Kind::ALL.map(|kind| (kind.to_string(), times.of(kind)));
+    let kinds = kinds.into_iter().filter(|(_, time)| !time.is_zero());
+    let all = kinds.chain([("other".to_owned(), times.other())]);
+    all.map(|(kind, time)| (kind, 1e3 * time.as_secs_f64()))
+        .collect()
+}
+
+/// Sequences of tokens that are distributed as words are: the token of rank `r` about as often as `1 / r`.
+/// The same for the same `number`.
+fn batch(number: u64, batch: usize, length: usize, vocab_size: usize) -> Batch {
+    let token = |i: u64| {
+        let uniform = unit((number << 32) + i);
+        let id = ((vocab_size + 1) as f64).powf(uniform) - 1.0;
+        (id as usize).min(vocab_size - 1) as i32
+    };
+    let row = |row: usize| {
+        let first = (row * (length + 1)) as u64;
+        (0..=length as u64)
+            .map(move |i| token(first + i))
+            .collect::<Vec<_>>()
+    };
+    let (mut ids, mut labels) = (vec![], vec![]);
+    for tokens in (0..batch).map(row) {
+        ids.extend(&tokens[..length]);
+        labels.extend(&tokens[1..]);
+    }
+    Batch {
+        ids,
+        labels,
+        batch,
+        context: length,
+    }
+}
+
+/// Number `i` of a sequence that is uniform between 0 and 1: the fractions of a Weyl sequence, mixed.
+fn unit(i: u64) -> f64 {
+    let mut x = i.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    for shift in [32, 29, 32] {
+        x = (x ^ (x >> shift)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+    }
+    (x >> 11) as f64 / (1u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_as_frequent_as_words() {
+        let made = batch(1, 16, 4096, 51200);
+        assert_eq!(made, batch(1, 16, 4096, 51200));
+        assert_ne!(made.ids, batch(2, 16, 4096, 51200).ids);
+        assert_eq!(made.ids[1..4096], made.labels[..4095]);
+        assert!(made.ids.iter().all(|id| (0..51200).contains(id)));
+        // A rank's share is ln(1 + 1 / r) / ln(51201): 6.4% for the first, half for the first 225.
+        let below = |n: i32| made.ids.iter().filter(|id| **id < n).count() as f64 / 65536.0;
+        assert!((below(1) - 0.064).abs() < 0.01, "{}", below(1));
+        assert!((below(225) - 0.5).abs() < 0.02, "{}", below(225));
+    }
+}
