@@ -67,7 +67,7 @@ pub mod step;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Element, Int, Tensor};
 
-pub use adamw::{AdamWStep, adamw_step, squared_norm};
+pub use adamw::{AdamWStep, adamw_step, squared_norm, squared_norms};
 pub use attention::step::attention_step;
 pub use attention::{attention, attention_matrix};
 pub use choice::choose;
@@ -386,14 +386,20 @@ pub trait KernelBackend: Backend {
         parameter: Tensor<Self, D>,
         gradient: Tensor<Self, D>,
         moments: [Tensor<Self, D>; 2],
+        scale: Tensor<Self, 1>,
         step: AdamWStep,
     ) -> (Tensor<Self, D>, [Tensor<Self, D>; 2]) {
-        adamw::reference::step(parameter, gradient, moments, step)
+        adamw::reference::step(parameter, gradient, moments, scale, step)
     }
 
     /// The sum of the squares of `x`, as a tensor of one element.
     fn squared_norm<const D: usize>(x: Tensor<Self, D>) -> Tensor<Self, 1> {
         adamw::reference::squared_norm(x)
+    }
+
+    /// See [`squared_norms`].
+    fn squared_norms(xs: Vec<Tensor<Self, 1>>) -> Tensor<Self, 1> {
+        adamw::reference::squared_norms(xs)
     }
 }
 

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use burn::tensor::backend::Backend;
 use kernels::{AdamWStep, KernelBackend, TrainBackend};
 use model::PhiMamba;
@@ -58,10 +58,14 @@ impl<B: KernelBackend> AdamW<B> {
             true => (clip / (mean_norm + 1e-6)).min(1.0),
             false => 1.0,
         };
+        let Some(device) = student.devices().into_iter().next() else {
+            return student;
+        };
+        let scale = TensorData::from([coefficient / passes as f64]);
         student.map(&mut Update {
             optimizer: self,
             gradients,
-            scale: coefficient / passes as f64,
+            scale: Tensor::from_data(scale, &device),
             lr,
         })
     }
@@ -70,7 +74,8 @@ impl<B: KernelBackend> AdamW<B> {
 struct Update<'a, B: Backend> {
     optimizer: &'a mut AdamW<B>,
     gradients: Gradients<B>,
-    scale: f64,
+    /// Multiplies every gradient.
+    scale: Tensor<B, 1>,
     lr: f64,
 }
 
@@ -95,10 +100,9 @@ impl<A: TrainBackend> ModuleMapper<A> for Update<'_, A::InnerBackend> {
             beta2: config.beta2,
             epsilon: config.epsilon,
             weight_decay: if decays { config.weight_decay } else { 0.0 },
-            gradient_scale: self.scale,
             time: time + 1,
         };
-        let (value, values) = kernels::adamw_step(value, gradient, values, step);
+        let (value, values) = kernels::adamw_step(value, gradient, values, self.scale.clone(), step);
         let time = time + 1;
         self.optimizer.moments.insert(id, Moments { values, time });
         let value = Tensor::from_inner(value.reshape(shape)).require_grad();

@@ -166,10 +166,9 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
         beta2: 0.95,
         epsilon: 1e-8,
         weight_decay: 0.1,
-        gradient_scale: 1.0,
         time: 1,
     };
-    let gradient = random::<B, 1>([size]);
+    let (gradient, scale) = (random::<B, 1>([size]), random([1]));
     let mut state = Some((random([size]), [random([size]), random([size])]));
     let op = |name, numbers| Op {
         name,
@@ -181,7 +180,13 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
         bench,
         || {
             let (parameter, moments) = state.take().expect("put back below");
-            state = Some(B::adamw_step(parameter, gradient.clone(), moments, step));
+            state = Some(B::adamw_step(
+                parameter,
+                gradient.clone(),
+                moments,
+                scale.clone(),
+                step,
+            ));
         },
         NO_BACKWARD,
     );

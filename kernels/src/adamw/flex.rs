@@ -19,8 +19,12 @@ pub(crate) fn step<const D: usize>(
     parameter: Tensor<Flex, D>,
     gradient: Tensor<Flex, D>,
     [m, v]: [Tensor<Flex, D>; 2],
+    scale: f32,
     step: AdamWStep,
 ) -> (Tensor<Flex, D>, [Tensor<Flex, D>; 2]) {
+    if !scale.is_finite() {
+        return (parameter, [m, v]);
+    }
     let gradient = Values::of(gradient);
     let (mut parameter, mut m, mut v) = (owned(parameter), owned(m), owned(v));
     let [correction1, correction2] = step.bias_corrections();
@@ -29,7 +33,7 @@ pub(crate) fn step<const D: usize>(
     let root = (1.0 / correction2) as f32;
     let [beta1, beta2] = [step.beta1 as f32, step.beta2 as f32];
     let [new1, new2] = [(1.0 - step.beta1) as f32, (1.0 - step.beta2) as f32];
-    let (scale, epsilon) = (step.gradient_scale as f32, step.epsilon as f32);
+    let epsilon = step.epsilon as f32;
 
     let moments = m.storage_mut::<f32>().par_chunks_mut(TASK);
     let moments = moments.zip(v.storage_mut::<f32>().par_chunks_mut(TASK));
@@ -51,16 +55,20 @@ pub(crate) fn step<const D: usize>(
     (wrap(parameter), [wrap(m), wrap(v)])
 }
 
-pub(crate) fn squared_norm<const D: usize>(x: Tensor<Flex, D>) -> Tensor<Flex, 1> {
-    let x = Values::of(x);
-    let blocks: Vec<f64> = x
-        .par_chunks(TASK)
-        .map(|x| {
-            vectorised(
-                #[inline(always)]
-                || f64::from(sum(x, |x| x * x)),
-            )
-        })
-        .collect();
-    tensor(vec![blocks.iter().sum::<f64>() as f32], [1])
+/// The sum of the squares of `xs`, blocks of each in f32 and these in f64.
+pub(crate) fn squared_norms<const D: usize>(xs: Vec<Tensor<Flex, D>>) -> Tensor<Flex, 1> {
+    let norms = xs.into_iter().map(|x| {
+        let x = Values::of(x);
+        let blocks: Vec<f64> = x
+            .par_chunks(TASK)
+            .map(|x| {
+                vectorised(
+                    #[inline(always)]
+                    || f64::from(sum(x, |x| x * x)),
+                )
+            })
+            .collect();
+        blocks.iter().sum::<f64>()
+    });
+    tensor(vec![norms.sum::<f64>() as f32], [1])
 }

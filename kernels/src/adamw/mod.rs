@@ -2,6 +2,8 @@
 //!
 //! Burn's own reads and writes each parameter about a dozen times. `D` is the parameter's rank.
 
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub(crate) mod cube;
 #[cfg(feature = "flex")]
 pub(crate) mod flex;
 pub mod reference;
@@ -23,8 +25,6 @@ pub struct AdamWStep {
     pub epsilon: f64,
     /// Decoupled weight decay; 0 for parameters that do not decay.
     pub weight_decay: f64,
-    /// Multiplies the gradient first: the clipping coefficient.
-    pub gradient_scale: f64,
     /// Steps done on this parameter, this one included; from 1.
     pub time: u64,
 }
@@ -37,7 +37,7 @@ impl AdamWStep {
     }
 }
 
-/// PyTorch's AdamW: with `g = gradient * gradient_scale`,
+/// PyTorch's AdamW: with `g = gradient * scale`,
 ///
 /// ```text
 /// w <- w (1 - lr weight_decay)
@@ -45,15 +45,20 @@ impl AdamWStep {
 /// w <- w - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)
 /// ```
 ///
-/// All four tensors in one shape and dtype. Returns the parameter and `[m, v]`. A backend may write
-/// in place into buffers that nobody else holds.
+/// `scale` has one element, in f32 or the parameter's dtype, so that a clipping coefficient need not leave
+/// the device. Where it is not finite, parameter and moments stay exactly as they are.
+///
+/// Parameter and moments in one dtype, in which everything is computed; the gradient in the same or in half
+/// precision. All four in one shape. Returns the parameter and `[m, v]`. A backend may write in place into
+/// buffers that nobody else holds.
 ///
 /// # Panics
-/// If the shapes differ.
+/// If the shapes differ, or `scale` has not one element.
 pub fn adamw_step<B: KernelBackend, const D: usize>(
     parameter: Tensor<B, D>,
     gradient: Tensor<B, D>,
     moments: [Tensor<B, D>; 2],
+    scale: Tensor<B, 1>,
     step: AdamWStep,
 ) -> (Tensor<B, D>, [Tensor<B, D>; 2]) {
     let shape = parameter.dims();
@@ -69,10 +74,22 @@ pub fn adamw_step<B: KernelBackend, const D: usize>(
             "adamw_step: a moment's shape must be the parameter's"
         );
     }
-    B::adamw_step(parameter, gradient, moments, step)
+    assert_eq!(scale.dims(), [1], "adamw_step: the scale has one element");
+    B::adamw_step(parameter, gradient, moments, scale, step)
 }
 
 /// The sum of the squares of `x`, as one element; f32 for half-precision inputs.
 pub fn squared_norm<B: KernelBackend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, 1> {
     B::squared_norm(x)
+}
+
+/// The sum of the squares of all elements of all `xs`, as one element, in f32 for half-precision inputs;
+/// their dtypes may differ where all are f32 or half precision. Added up in a fixed order for a list in a
+/// given order.
+///
+/// # Panics
+/// If there is no tensor.
+pub fn squared_norms<B: KernelBackend>(xs: Vec<Tensor<B, 1>>) -> Tensor<B, 1> {
+    assert!(!xs.is_empty(), "squared_norms: no tensors");
+    B::squared_norms(xs)
 }

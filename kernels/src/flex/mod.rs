@@ -280,19 +280,29 @@ impl KernelBackend for Flex {
         parameter: Tensor<Self, D>,
         gradient: Tensor<Self, D>,
         moments: [Tensor<Self, D>; 2],
+        scale: Tensor<Self, 1>,
         step: AdamWStep,
     ) -> (Tensor<Self, D>, [Tensor<Self, D>; 2]) {
         if !is_f32(&parameter) {
-            return adamw::reference::step(parameter, gradient, moments, step);
+            return adamw::reference::step(parameter, gradient, moments, scale, step);
         }
-        adamw::flex::step(parameter, gradient, moments, step)
+        let gradient = ssd::reference::widen(gradient);
+        let scale = ssd::reference::widen(scale).into_scalar();
+        adamw::flex::step(parameter, gradient, moments, scale, step)
     }
 
     fn squared_norm<const D: usize>(x: Tensor<Self, D>) -> Tensor<Self, 1> {
         if !is_f32(&x) {
             return adamw::reference::squared_norm(x);
         }
-        adamw::flex::squared_norm(x)
+        adamw::flex::squared_norms(vec![x])
+    }
+
+    fn squared_norms(xs: Vec<Tensor<Self, 1>>) -> Tensor<Self, 1> {
+        if !xs.iter().all(is_f32) {
+            return adamw::reference::squared_norms(xs);
+        }
+        adamw::flex::squared_norms(xs)
     }
 
     fn rotary_forward(

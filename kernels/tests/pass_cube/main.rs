@@ -7,6 +7,9 @@
 //! ```
 #![cfg(all(any(feature = "cuda", feature = "wgpu"), feature = "ndarray"))]
 
+mod adamw;
+mod gelu;
+mod norm;
 #[allow(dead_code)]
 #[path = "../ops_cube/support.rs"]
 mod support;
