@@ -20,6 +20,8 @@ mod layers;
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
 mod matvec;
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
+mod pass;
+#[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
 mod scan;
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
 mod step;

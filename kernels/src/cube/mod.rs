@@ -14,6 +14,7 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::AddressType;
+use cubecl::std::tensor::copy_into;
 use cubecl::tensor_vector_size_parallel;
 
 use crate::conv::Activation;
@@ -63,6 +64,35 @@ pub(crate) fn address_type<R: CubeRuntime>(tensors: &[&CubeTensor<R>]) -> Addres
     widths.max().unwrap_or_default()
 }
 
+/// `x` if nothing else holds it and it has no gaps, or a copy.
+pub(crate) fn own<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
+    if x.can_mut() && x.is_contiguous() {
+        return x;
+    }
+    let shape = x.meta.shape().clone();
+    let copy = CubeTensor::new_contiguous(
+        x.client.clone(),
+        x.device.clone(),
+        shape.clone(),
+        x.client.empty(shape.num_elements() * x.dtype.size()),
+        x.dtype,
+    );
+    let (client, dtype) = (x.client.clone(), x.dtype);
+    copy_into(&client, x.binding(), copy.clone().binding(), dtype.into());
+    copy
+}
+
+/// How many neighbours can be read and written together in all of `tensors`, which have no gaps and equally
+/// many elements.
+pub(crate) fn flat_vector_size<R: CubeRuntime>(tensors: &[&CubeTensor<R>]) -> usize {
+    let sizes = tensors.iter().map(|x| {
+        let elements = x.meta.num_elements();
+        let mut sizes = x.client.io_optimized_vector_sizes(x.dtype.size());
+        sizes.find(|size| elements % size == 0).unwrap_or(1)
+    });
+    sizes.min().unwrap_or(1)
+}
+
 impl<R, F, I, T> KernelBackend for CubeBackend<R, F, I, T>
 where
     R: CubeRuntime,
@@ -86,6 +116,55 @@ where
             in_use: usage.bytes_in_use,
             reserved: usage.bytes_reserved,
         })
+    }
+
+    fn layer_norm_forward(
+        x: Tensor<Self, 2>,
+        gamma: Tensor<Self, 1>,
+        beta: Tensor<Self, 1>,
+        epsilon: f64,
+    ) -> Tensor<Self, 2> {
+        let fit = is_taken(x.dtype()) && is_taken(gamma.dtype()) && beta.dtype() == gamma.dtype();
+        match fit && x.shape().num_elements() > 0 {
+            true => tensor(norm::cube::forward(
+                inner(x),
+                inner(gamma),
+                inner(beta),
+                epsilon,
+            )),
+            false => norm::reference::forward(x, gamma, beta, epsilon),
+        }
+    }
+
+    fn layer_norm_backward(
+        x: Tensor<Self, 2>,
+        gamma: Tensor<Self, 1>,
+        dy: Tensor<Self, 2>,
+        epsilon: f64,
+        wanted: [bool; 3],
+    ) -> norm::Gradients<Self> {
+        let fit = is_taken(x.dtype()) && is_taken(gamma.dtype()) && dy.dtype() == x.dtype();
+        if !fit || x.shape().num_elements() == 0 {
+            return norm::reference::backward(x, gamma, dy, epsilon, wanted);
+        }
+        let (x, gamma, dy) = (inner(x), inner(gamma), inner(dy));
+        let [dx, dgamma, dbeta] = norm::cube::backward(x, gamma, dy, epsilon, wanted);
+        (dx.map(tensor), dgamma.map(tensor), dbeta.map(tensor))
+    }
+
+    fn gelu_new_forward(x: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        match is_taken(x.dtype()) && x.shape().num_elements() > 0 {
+            true => tensor(gelu::cube::forward(inner(x))),
+            false => gelu::reference::forward(x),
+        }
+    }
+
+    fn gelu_new_backward(x: Tensor<Self, 2>, dy: Tensor<Self, 2>) -> Tensor<Self, 2> {
+        let fit = is_taken(x.dtype()) && dy.dtype() == x.dtype();
+        match fit && x.shape().num_elements() > 0 {
+            true => tensor(gelu::cube::backward(inner(x), inner(dy))),
+            false => gelu::reference::backward(x, dy),
+        }
     }
 
     fn gated_skip_forward(
@@ -341,6 +420,50 @@ where
         };
         (tensor(loss), gradients)
     }
+
+    fn adamw_step<const D: usize>(
+        parameter: Tensor<Self, D>,
+        gradient: Tensor<Self, D>,
+        [m, v]: [Tensor<Self, D>; 2],
+        scale: Tensor<Self, 1>,
+        step: AdamWStep,
+    ) -> (Tensor<Self, D>, [Tensor<Self, D>; 2]) {
+        let single = |x: &Tensor<Self, D>| x.dtype() == DType::F32;
+        let fit = [&parameter, &m, &v].into_iter().all(single) && is_taken(gradient.dtype());
+        if !fit || scale.dtype() != DType::F32 || parameter.shape().num_elements() == 0 {
+            return adamw::reference::step(parameter, gradient, [m, v], scale, step);
+        }
+        let moments = [inner(m), inner(v)];
+        let (parameter, moments) = adamw::cube::step(
+            inner(parameter),
+            inner(gradient),
+            moments,
+            inner(scale),
+            step,
+        );
+        (tensor(parameter), moments.map(tensor))
+    }
+
+    fn squared_norm<const D: usize>(x: Tensor<Self, D>) -> Tensor<Self, 1> {
+        match is_taken(x.dtype()) {
+            true => tensor(adamw::cube::squared_norms(vec![inner(x)])),
+            false => adamw::reference::squared_norm(x),
+        }
+    }
+
+    fn squared_norms(xs: Vec<Tensor<Self, 1>>) -> Tensor<Self, 1> {
+        match xs.iter().all(|x| is_taken(x.dtype())) {
+            true => tensor(adamw::cube::squared_norms(
+                xs.into_iter().map(inner).collect(),
+            )),
+            false => adamw::reference::squared_norms(xs),
+        }
+    }
+}
+
+/// Whether kernels that compute in f32 take and give `dtype`.
+fn is_taken(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
 }
 
 /// How an output `[b, d]` comes to be, like a tensor.

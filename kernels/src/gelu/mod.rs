@@ -1,5 +1,7 @@
 //! `gelu_new`, the tanh approximation that Phi uses.
 
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub(crate) mod cube;
 #[cfg(feature = "flex")]
 pub(crate) mod flex;
 pub mod reference;

@@ -4,6 +4,8 @@
 //! sequence and sums them afterwards; here leading dimensions are flattened first, and the weight's
 //! gradient comes out contiguous in the layout that files and optimiser use.
 
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub(crate) mod columns;
 #[cfg(feature = "flex")]
 pub(crate) mod flex;
 pub mod reference;

@@ -2,6 +2,8 @@
 //!
 //! Burn's own keeps a dozen intermediates alive for the backward pass; this one keeps its input.
 
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub(crate) mod cube;
 #[cfg(feature = "flex")]
 pub(crate) mod flex;
 pub mod reference;
@@ -17,7 +19,8 @@ pub type Gradients<B> = (
     Option<Tensor<B, 1>>,
 );
 
-/// `(x - mean) / sqrt(var + epsilon) * gamma + beta` over the last dimension of `x [.., d]`.
+/// `(x - mean) / sqrt(var + epsilon) * gamma + beta` over the last dimension of `x [.., d]`, in the dtype of
+/// `x`; gamma and beta may have another.
 ///
 /// # Panics
 /// If `gamma` or `beta` is not as long as the last dimension.

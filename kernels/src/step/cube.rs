@@ -5,11 +5,10 @@ use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::{cast, into_contiguous};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
-use cubecl::std::tensor::copy_into;
 
 use crate::conv::Activation;
 use crate::cube::kept::output;
-use crate::cube::{address_type, vector_size};
+use crate::cube::{address_type, own, vector_size};
 
 /// Units of a cube.
 const UNITS: usize = 256;
@@ -300,24 +299,6 @@ impl<R: CubeRuntime> Inputs<R> {
             && self.d.dtype == self.taps.dtype
             && biases.all(|bias| bias.dtype == self.taps.dtype)
     }
-}
-
-/// `x` if nothing else holds it and it has no gaps, or a copy.
-fn own<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
-    if x.can_mut() && x.is_contiguous() {
-        return x;
-    }
-    let shape = x.meta.shape().clone();
-    let copy = CubeTensor::new_contiguous(
-        x.client.clone(),
-        x.device.clone(),
-        shape.clone(),
-        x.client.empty(shape.num_elements() * x.dtype.size()),
-        x.dtype,
-    );
-    let (client, dtype) = (x.client.clone(), x.dtype);
-    copy_into(&client, x.binding(), copy.clone().binding(), dtype.into());
-    copy
 }
 
 /// How many elements of a convolution's window `[b, c, w]` are read together: all of them, if the device

@@ -127,6 +127,14 @@ impl<const D: usize> Values<D> {
         Self { data, dtype }
     }
 
+    /// The same with `offset` added.
+    #[allow(dead_code)]
+    pub fn plus(&self, offset: f64) -> Self {
+        let values: Vec<f64> = self.data.iter::<f64>().map(|x| x + offset).collect();
+        let shape = self.exact().dims();
+        Self::new(values, shape, self.dtype)
+    }
+
     pub fn exact(&self) -> Tensor<Exact, D> {
         Tensor::from_data(self.data.clone(), &Default::default())
     }

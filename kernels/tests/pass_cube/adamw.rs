@@ -1,0 +1,176 @@
+//! The optimiser's step and the norms of gradients.
+
+use burn::tensor::{DType, Tensor};
+use kernels::adamw::reference;
+use kernels::{AdamWStep, KernelBackend};
+
+use crate::support::*;
+
+const STEP: AdamWStep = AdamWStep {
+    lr: 1e-2,
+    beta1: 0.9,
+    beta2: 0.95,
+    epsilon: 1e-8,
+    weight_decay: 0.1,
+    time: 3,
+};
+
+struct Case {
+    parameter: Values<2>,
+    gradient: Values<2>,
+    moments: [Values<2>; 2],
+    scale: f64,
+}
+
+impl Case {
+    fn random(shape: [usize; 2], gradient: DType, scale: f64) -> Self {
+        let mut random = Random::new(11);
+        let m = random.values(shape, 0.1, DType::F32);
+        let v = random.values(shape, 0.05, DType::F32).plus(0.05);
+        Self {
+            parameter: random.values(shape, 1.0, DType::F32),
+            gradient: random.values(shape, 1.0, gradient),
+            moments: [m, v],
+            scale,
+        }
+    }
+
+    fn exact(&self) -> Outputs {
+        let moments = self.moments.each_ref().map(Values::exact);
+        let scale = Tensor::from_data([self.scale], &Default::default());
+        let (parameter, gradient) = (self.parameter.exact(), self.gradient.exact());
+        outputs(reference::step(parameter, gradient, moments, scale, STEP))
+    }
+
+    /// `held`: whether something else holds parameter and moments, which must not change.
+    fn run(&self, held: bool) -> Outputs {
+        let scale = Tensor::from_data([self.scale as f32], &Default::default());
+        let (parameter, gradient) = (self.parameter.cube(), self.gradient.cube());
+        let moments = self.moments.each_ref().map(Values::cube);
+        let holders = held.then(|| (parameter.clone(), moments.clone()));
+        let before = holders.clone().map(outputs);
+        poison();
+        let after = outputs(Cube::adamw_step(parameter, gradient, moments, scale, STEP));
+        if let (Some(holders), Some(before)) = (holders, before) {
+            assert_eq!(
+                outputs(holders),
+                before,
+                "a tensor that is held was written to"
+            );
+        }
+        after
+    }
+
+    fn check(&self, name: &str) {
+        for held in [false, true] {
+            let name = format!("adamw {name}, held {held}");
+            check(&name, 1e-5, self.exact(), || self.run(held));
+        }
+    }
+}
+
+fn outputs<B: KernelBackend>((parameter, [m, v]): (Tensor<B, 2>, [Tensor<B, 2>; 2])) -> Outputs {
+    vec![
+        output("parameter", parameter),
+        output("m", m),
+        output("v", v),
+    ]
+}
+
+#[test]
+fn adamw_is_right() {
+    with_device(|| {
+        for dtype in dtypes() {
+            for shape in [[1, 1], [5, 7], [33, 2], [3, 2050], [64, 2048]] {
+                let case = Case::random(shape, dtype, 0.37);
+                case.check(&format!("{shape:?}, gradient {dtype:?}"));
+            }
+        }
+    });
+}
+
+#[test]
+fn adamw_changes_nothing_by_a_scale_that_is_not_finite() {
+    with_device(|| {
+        for scale in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let case = Case::random([9, 130], DType::F32, scale);
+            let moments = case.moments.each_ref().map(Values::cube);
+            let before = outputs((case.parameter.cube(), moments));
+            for held in [false, true] {
+                assert_eq!(case.run(held), before, "scale {scale}, held {held}");
+            }
+            case.check(&format!("scale {scale}"));
+        }
+    });
+}
+
+#[test]
+fn adamw_passes_the_largest_number_of_cubes_in_a_row() {
+    with_device(|| {
+        // Odd, so that a unit has one element.
+        let elements = 65_535 * 256 + 257;
+        let device = Default::default();
+        let ones = || Tensor::<Cube, 1>::ones([elements], &device);
+        let step = AdamWStep {
+            weight_decay: 0.0,
+            ..STEP
+        };
+        let moments = [ones(), ones()];
+        let (_, [m, _]) = Cube::adamw_step(ones(), ones() * 2.0, moments, ones().slice(0..1), step);
+        let wrong = m.sub_scalar(1.1f32).abs().greater_elem(1e-6).int().sum();
+        assert_eq!(wrong.into_scalar(), 0);
+    });
+}
+
+#[test]
+fn norms_are_right() {
+    with_device(|| {
+        let mut random = Random::new(13);
+        let lists: [&[usize]; 5] = [
+            &[1],
+            &[7, 1, 33],
+            &[2050, 16_384, 16_385],
+            &[100_003, 5],
+            &[300_000, 8, 4096, 1],
+        ];
+        for dtype in dtypes() {
+            for sizes in lists {
+                let values = sizes.iter().map(|&size| random.values([size], 1.0, dtype));
+                let values: Vec<Values<1>> = values.collect();
+                let exact = reference::squared_norms(values.iter().map(Values::exact).collect());
+                let run = || {
+                    let xs = values.iter().map(Values::cube).collect();
+                    poison();
+                    vec![output("norm", kernels::squared_norms::<Cube>(xs))]
+                };
+                let name = format!("norms {sizes:?}, {dtype:?}");
+                check(&name, 1e-6, vec![output("norm", exact)], run);
+            }
+        }
+    });
+}
+
+#[test]
+fn norms_take_dtypes_side_by_side() {
+    with_device(|| {
+        let mut random = Random::new(17);
+        let values = dtypes()
+            .into_iter()
+            .map(|dtype| random.values([999], 1.0, dtype));
+        let values: Vec<Values<1>> = values.collect();
+        let exact = reference::squared_norms(values.iter().map(Values::exact).collect());
+        let run = || {
+            let norm = kernels::squared_norms::<Cube>(values.iter().map(Values::cube).collect());
+            assert_eq!(norm.dtype(), DType::F32);
+            let one = kernels::squared_norm::<Cube, 1>(values[0].cube());
+            vec![output("norm", norm), output("one", one)]
+        };
+        let one = reference::squared_norm(values[0].exact());
+        check(
+            "norms",
+            1e-6,
+            vec![output("norm", exact), output("one", one)],
+            run,
+        );
+    });
+}
