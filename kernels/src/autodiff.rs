@@ -14,6 +14,7 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Int, Tensor, TensorPrimitive};
 
 use crate::conv::Activation;
+use crate::meter::{Kind, timed};
 use crate::{AttentionParts, DistillationWeights, TransferParts};
 use crate::{Epilogue, GatedScan, KernelBackend, ScanInputs};
 
@@ -130,7 +131,8 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         let y = B::linear_forward(saved.0.clone(), saved.1.clone(), values(&bias));
         let inputs = [input(&x), input(&weight), bias.as_ref().and_then(input)];
         record(inputs, y, saved, |(x, weight), dy, wanted| {
-            let (dx, dweight, dbias) = B::linear_backward(x, weight, dy, wanted);
+            let (dx, dweight, dbias) =
+                timed(Kind::Products, || B::linear_backward(x, weight, dy, wanted));
             [
                 dx.map(primitive),
                 dweight.map(primitive),
@@ -149,7 +151,9 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         let y = B::layer_norm_forward(saved.0.clone(), saved.1.clone(), value(&beta), epsilon);
         let inputs = [input(&x), input(&gamma), input(&beta)];
         record(inputs, y, saved, |(x, gamma, epsilon), dy, wanted| {
-            let (dx, dgamma, dbeta) = B::layer_norm_backward(x, gamma, dy, epsilon, wanted);
+            let (dx, dgamma, dbeta) = timed(Kind::Elementwise, || {
+                B::layer_norm_backward(x, gamma, dy, epsilon, wanted)
+            });
             [
                 dx.map(primitive),
                 dgamma.map(primitive),
@@ -162,7 +166,9 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         let saved = value(&x);
         let y = B::gelu_new_forward(saved.clone());
         record([input(&x)], y, saved, |x, dy, _| {
-            [Some(primitive(B::gelu_new_backward(x, dy)))]
+            [Some(primitive(timed(Kind::Elementwise, || {
+                B::gelu_new_backward(x, dy)
+            })))]
         })
     }
 
@@ -184,7 +190,9 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
             z_bias.as_ref().and_then(input),
         ];
         record(inputs, output, saved, |(y, x, d, z, z_bias), dout, _| {
-            let g = B::gated_skip_backward(y, x, d, z, z_bias, dout);
+            let g = timed(Kind::Elementwise, || {
+                B::gated_skip_backward(y, x, d, z, z_bias, dout)
+            });
             [
                 Some(primitive(g.y)),
                 Some(primitive(g.x)),
@@ -219,7 +227,9 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         ];
         record(inputs, y, saved, |saved, dy, wanted| {
             let (x, weight, bias, history, activation) = saved;
-            let g = B::causal_conv_backward(x, weight, bias, history, activation, dy, wanted);
+            let g = timed(Kind::Convolution, || {
+                B::causal_conv_backward(x, weight, bias, history, activation, dy, wanted)
+            });
             [
                 g.x.map(primitive),
                 g.weight.map(primitive),
@@ -257,7 +267,9 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
             y,
             saved,
             |([x, b, c], a_log, initial_state, chunk), dy, _| {
-                let g = B::ssd_scan_backward(x, a_log, b, c, initial_state, dy, chunk);
+                let g = timed(Kind::Scan, || {
+                    B::ssd_scan_backward(x, a_log, b, c, initial_state, dy, chunk)
+                });
                 [
                     Some(primitive(g.x)),
                     Some(primitive(g.a_log)),
@@ -301,7 +313,9 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
             B::gated_scan_forward(scan.clone(), epilogue.clone(), chunk);
         let saved = (scan, epilogue, y, chunk);
         let out = record(inputs, out, saved, |(scan, epilogue, y, chunk), dout, _| {
-            let g = B::gated_scan_backward(scan, epilogue, y, dout, chunk);
+            let g = timed(Kind::Scan, || {
+                B::gated_scan_backward(scan, epilogue, y, dout, chunk)
+            });
             [
                 Some(primitive(g.scan.x)),
                 Some(primitive(g.scan.a_log)),
@@ -350,7 +364,8 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         let saved = (value(&cos), value(&sin));
         let y = B::rotary_forward(value(&x), saved.0.clone(), saved.1.clone());
         record([input(&x)], y, saved, |(cos, sin), dy, _| {
-            [Some(primitive(B::rotary_forward(dy, cos, -sin)))]
+            let dx = timed(Kind::Elementwise, || B::rotary_forward(dy, cos, -sin));
+            [Some(primitive(dx))]
         })
     }
 
@@ -364,7 +379,7 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         let y = B::attention_forward(q_, k_, v_);
         let inputs = [input(&q), input(&k), input(&v)];
         record(inputs, y, saved, |[q, k, v], dy, _| {
-            let (dq, dk, dv) = B::attention_backward(q, k, v, dy);
+            let (dq, dk, dv) = timed(Kind::Attention, || B::attention_backward(q, k, v, dy));
             [dq, dk, dv].map(|gradient| Some(primitive(gradient)))
         })
     }

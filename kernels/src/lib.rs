@@ -59,12 +59,6 @@ pub mod gate;
 pub mod gelu;
 pub mod linear;
 pub mod matvec;
-#[cfg(any(
-    feature = "cuda",
-    feature = "wgpu",
-    feature = "flex",
-    feature = "ndarray"
-))]
 pub mod meter;
 pub mod norm;
 pub mod rotary;
@@ -345,7 +339,8 @@ pub trait KernelBackend: Backend {
         tokens: usize,
     ) -> (Tensor<Self, 1>, Tensor<Self, 2>) {
         let share = student.dims()[0] as f64 / tokens as f64;
-        let (loss, gradient) = Self::distillation_loss_with_gradient(student, teacher, labels, weights);
+        let (loss, gradient) =
+            Self::distillation_loss_with_gradient(student, teacher, labels, weights);
         (loss * share, gradient * share)
     }
 

@@ -11,9 +11,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::KernelBackend;
-use crate::backends::{BackendError, synchronise};
-
 /// A kind of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -89,50 +86,56 @@ impl Times {
 static ON: AtomicBool = AtomicBool::new(false);
 static CLOCK: Mutex<Option<Clock>> = Mutex::new(None);
 
-type Wait = Arc<dyn Fn() -> Result<(), BackendError> + Send + Sync>;
-
 struct Clock {
-    wait: Wait,
+    wait: Arc<dyn Fn() + Send + Sync>,
     kinds: [Duration; Kind::ALL.len()],
-    /// The first failure that waiting has brought up.
-    failure: Option<BackendError>,
 }
 
-/// Does `work`, whose ops are queued on `device` by this thread or run on the CPU, and tells where its
-/// time went. One measurement is made at a time: another that begins meanwhile counts for neither.
+/// Does `work` and tells where its time went; `wait` waits for all that this thread has queued. One
+/// measurement is made at a time: another that begins meanwhile takes what is left of the first.
 ///
 /// # Errors
-/// [`BackendError`] if anything that was queued has failed.
-pub fn measure<B: KernelBackend, T>(
-    device: &B::Device,
+/// The first of `wait`.
+pub fn measure<T, E: Send + 'static>(
+    wait: impl Fn() -> Result<(), E> + Send + Sync + 'static,
     work: impl FnOnce() -> T,
-) -> Result<(T, Times), BackendError> {
-    synchronise::<B>(device)?;
-    let of_clock = device.clone();
-    let clock = Clock {
-        wait: Arc::new(move || synchronise::<B>(&of_clock)),
+) -> Result<(T, Times), E> {
+    wait()?;
+    let failure = Arc::new(Mutex::new(None));
+    let failed = failure.clone();
+    let wait: Arc<dyn Fn() + Send + Sync> = Arc::new(move || {
+        if let Err(error) = wait() {
+            failed
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get_or_insert(error);
+        }
+    });
+    *lock() = Some(Clock {
+        wait: wait.clone(),
         kinds: Default::default(),
-        failure: None,
-    };
-    *lock() = Some(clock);
+    });
     ON.store(true, Ordering::Relaxed);
     let begun = Instant::now();
     let result = work();
-    let waited = synchronise::<B>(device);
+    wait();
     let total = begun.elapsed();
     ON.store(false, Ordering::Relaxed);
-    let clock = lock().take();
-    let (kinds, failure) = clock.map_or_else(Default::default, |it| (it.kinds, it.failure));
+    let kinds = lock().take().map(|clock| clock.kinds).unwrap_or_default();
+    let failure = failure
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
     match failure {
         Some(failure) => Err(failure),
-        None => waited.map(|()| (result, Times { total, kinds })),
+        None => Ok((result, Times { total, kinds })),
     }
 }
 
 /// Does `work`; while something is measured, its time counts for `kind`, unless it is a part of other work
 /// that counts already.
 #[inline]
-pub(crate) fn timed<T>(kind: Kind, work: impl FnOnce() -> T) -> T {
+pub fn timed<T>(kind: Kind, work: impl FnOnce() -> T) -> T {
     match ON.load(Ordering::Relaxed) {
         false => work(),
         true => clocked(kind, work),
@@ -149,15 +152,14 @@ fn clocked<T>(kind: Kind, work: impl FnOnce() -> T) -> T {
         return work();
     };
     INSIDE.set(true);
-    let before = wait();
+    wait();
     let begun = Instant::now();
     let result = work();
-    let after = wait();
+    wait();
     let spent = begun.elapsed();
     INSIDE.set(false);
     if let Some(clock) = lock().as_mut() {
         clock.kinds[kind as usize] += spent;
-        clock.failure = clock.failure.take().or(before.and(after).err());
     }
     result
 }
@@ -166,17 +168,14 @@ fn lock() -> std::sync::MutexGuard<'static, Option<Clock>> {
     CLOCK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-#[cfg(all(test, any(feature = "flex", feature = "ndarray")))]
+#[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicUsize;
     use std::thread::sleep;
 
     use super::*;
 
-    #[cfg(feature = "flex")]
-    type Cpu = crate::backends::Flex;
-    #[cfg(not(feature = "flex"))]
-    type Cpu = crate::backends::NdArray;
-
+    /// One after the other, since there is one clock.
     #[test]
     fn time_counts_once_and_for_its_kind() {
         let short = Duration::from_millis(2);
@@ -186,8 +185,7 @@ mod tests {
             sleep(short);
             7
         };
-        assert_eq!(work(), 7);
-        let (seven, times) = measure::<Cpu, _>(&Default::default(), work).unwrap();
+        let (seven, times) = measure(|| Ok::<_, ()>(()), work).unwrap();
         assert_eq!(seven, 7);
         assert_eq!(times.of(Kind::Products), Duration::ZERO);
         assert!(times.of(Kind::Scan) >= short && times.of(Kind::Losses) >= short);
@@ -195,7 +193,15 @@ mod tests {
         let kinds: Duration = Kind::ALL.map(|kind| times.of(kind)).iter().sum();
         assert_eq!(kinds + times.other(), times.total);
         // Nothing is measured any more.
-        timed(Kind::Scan, || ());
+        assert_eq!(work(), 7);
         assert!(lock().is_none());
+
+        // The first failure is kept, though the wait after it finds none.
+        let waits = AtomicUsize::new(0);
+        let wait = move || match waits.fetch_add(1, Ordering::Relaxed) {
+            2 => Err("lost"),
+            _ => Ok(()),
+        };
+        assert_eq!(measure(wait, work).map(|_| ()), Err("lost"));
     }
 }

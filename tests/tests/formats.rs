@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use half::{bf16, f16};
 use kernels::KernelBackend;
 use model::weights::TensorFault;
@@ -125,6 +125,93 @@ fn teachers_are_written_as_they_were_read() {
         assert_eq!(again, config);
         let loaded = model::load_any::<Fast>(out.path(), &Default::default());
         assert!(matches!(loaded, Ok((ModelConfig::Phi(_), _))));
+    }
+}
+
+#[test]
+fn teachers_in_shards_are_what_they_were_whole() {
+    for case in cases("teacher-") {
+        let (config, model) = load_teacher(&case).expect("a teacher");
+        let before = parameters(&model);
+        let out = tempfile::tempdir().expect("a folder");
+        let files = || {
+            let entries = fs::read_dir(out.path()).expect("a folder");
+            let shards = entries.map(|entry| entry.expect("an entry").path());
+            let mut shards: Vec<_> = shards
+                .filter(|path| path.extension().is_some_and(|it| it == "safetensors"))
+                .collect();
+            shards.sort();
+            shards
+        };
+        // A whole one lies there, which would be read first.
+        model::save_teacher(&config, &model, out.path()).expect("saved");
+        let largest = contents(&files()[0]).iter().map(|it| it.3.len()).max();
+        let limit = largest.expect("tensors") + 4096;
+        model::save_teacher_in_shards(&config, &model, DType::F32, limit, out.path())
+            .expect("saved");
+        let shards = files();
+        assert!(shards.len() > 1, "{shards:?}");
+        let bytes = |path: &Path| contents(path).iter().map(|it| it.3.len()).sum::<usize>();
+        assert!(shards.iter().all(|path| bytes(path) <= limit));
+        let (again, model) = load_teacher(out.path()).expect("the same teacher");
+        assert_eq!(again, config);
+        let after = parameters(&model);
+        assert_eq!(before.len(), after.len());
+        for (name, values) in &before {
+            assert_eq!(values.1, after[name].1, "{name}");
+        }
+
+        let half = tempfile::tempdir().expect("a folder");
+        model::save_teacher_in_shards(&config, &model, DType::BF16, limit, half.path())
+            .expect("saved");
+        let (_, rounded) = load_teacher(half.path()).expect("nearly the same teacher");
+        for (name, values) in &parameters(&rounded) {
+            let exact = before[name].1.iter();
+            let expected = exact.map(|x| bf16::from_f32(*x as f32).to_f64());
+            assert!(values.1.iter().copied().eq(expected), "{name}");
+        }
+    }
+}
+
+#[test]
+fn random_teachers_are_read_back() {
+    let config = PhiConfig {
+        vocab_size: 384,
+        hidden_size: 64,
+        intermediate_size: 96,
+        num_hidden_layers: 2,
+        attention: model::AttentionConfig {
+            n_heads: 4,
+            n_kv_heads: 4,
+            ..PhiConfig::default().attention
+        },
+        ..PhiConfig::default()
+    };
+    let [once, twice] = [(), ()].map(|()| {
+        let folder = tempfile::tempdir().expect("a folder");
+        model::save_random_teacher::<Fast>(&config, folder.path(), &Default::default())
+            .expect("saved");
+        let (read, model) = load_teacher(folder.path()).expect("a teacher");
+        assert_eq!(read, config);
+        parameters(&model)
+    });
+    for (name, values) in &once {
+        let data = &values.1;
+        assert_eq!(*data, twice[name].1, "{name}");
+        let n = data.len() as f64;
+        let mean = data.iter().sum::<f64>() / n;
+        let deviation = (data.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / n).sqrt();
+        let expected = match (name.contains("layernorm"), name.ends_with("bias")) {
+            (_, true) => (0.0, 0.0),
+            (true, false) => (1.0, 0.0),
+            (false, false) => (0.0, 0.02),
+        };
+        // 4096 numbers or more: their mean and deviation are known to 2%.
+        let near = |x: f64, expected: f64| (x - expected).abs() <= 0.1 * 0.02;
+        assert!(
+            near(mean, expected.0) && near(deviation, expected.1),
+            "{name}"
+        );
     }
 }
 

@@ -135,6 +135,83 @@ fn an_interrupt_ends_it_with_a_checkpoint() {
 }
 
 #[test]
+fn the_stages_are_timed() {
+    const ARGUMENTS: [&str; 14] = [
+        "bench",
+        "--preset",
+        "tiny",
+        "--stage",
+        "0,1,2,3",
+        "--batch",
+        "2",
+        "--length",
+        "32",
+        "--steps",
+        "2",
+        "--backend",
+        "flex",
+        "--json",
+    ];
+    let output = train(&ARGUMENTS).output().expect("a program");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let json: serde_json::Value = serde_json::from_str(stdout(&output)).expect("JSON");
+    assert!(json["matmul_operations_per_second"].as_f64() > Some(0.0));
+    let rows = json["rows"].as_array().expect("rows");
+    assert_eq!(rows.len(), 4);
+    for (stage, row) in rows.iter().enumerate() {
+        assert_eq!(row["stage"], stage);
+        assert_eq!(row["batch"], 2);
+        assert_eq!(row["length"], 32);
+        for key in [
+            "tokens_per_second",
+            "queued_tokens_per_second",
+            "operations_per_token",
+            "share_of_matmul_rate",
+        ] {
+            assert!(row[key].as_f64() > Some(0.0), "stage {stage}: {key}");
+        }
+        assert_eq!(row["loss"].is_number(), stage > 0, "stage {stage}");
+        let kinds = row["milliseconds"].as_object().expect("kinds of work");
+        let expected: &[&str] = match stage {
+            0 => &["products", "attention", "elementwise"],
+            1 => &[
+                "products",
+                "convolution",
+                "attention",
+                "losses",
+                "optimizer",
+            ],
+            2 => &["products", "scan", "attention", "optimizer"],
+            _ => &["products", "scan", "attention", "losses", "optimizer"],
+        };
+        for kind in expected {
+            assert!(
+                kinds.contains_key(*kind),
+                "stage {stage}: {kind}, of {kinds:?}"
+            );
+        }
+        assert!(kinds.contains_key("other"));
+    }
+
+    // The same as a table, of one stage.
+    let mut once = ARGUMENTS[..13].to_vec();
+    once[4] = "2";
+    let table = train(&once).output().expect("a program");
+    let lines = stdout(&table)
+        .lines()
+        .filter(|line| line.starts_with("|     2 |"));
+    assert_eq!(lines.count(), 1, "{}", stdout(&table));
+
+    let preset = failure(train(&["bench", "--preset", "huge"]), 1);
+    assert!(preset.contains("phi-1.5"), "{preset}");
+    let stage = failure(train(&["bench", "--stage", "4"]), 2);
+    assert!(stage.contains("--stage"), "{stage}");
+    let teacher = ["bench", "--preset", "tiny", "--teacher", "no/such/folder"];
+    let teacher = failure(train(&teacher), 1);
+    assert!(teacher.contains("no/such/folder"), "{teacher}");
+}
+
+#[test]
 fn failures_are_sentences() {
     let parent = folder();
     let run = parent.path().join("run");

@@ -11,6 +11,7 @@ pub mod reference;
 use burn::tensor::Tensor;
 
 use crate::KernelBackend;
+use crate::meter::{Kind, timed};
 
 /// The numbers of one optimiser step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -75,12 +76,14 @@ pub fn adamw_step<B: KernelBackend, const D: usize>(
         );
     }
     assert_eq!(scale.dims(), [1], "adamw_step: the scale has one element");
-    B::adamw_step(parameter, gradient, moments, scale, step)
+    timed(Kind::Optimizer, || {
+        B::adamw_step(parameter, gradient, moments, scale, step)
+    })
 }
 
 /// The sum of the squares of `x`, as one element; f32 for half-precision inputs.
 pub fn squared_norm<B: KernelBackend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, 1> {
-    B::squared_norm(x)
+    timed(Kind::Optimizer, || B::squared_norm(x))
 }
 
 /// The sum of the squares of all elements of all `xs`, as one element, in f32 for half-precision inputs;
@@ -91,5 +94,5 @@ pub fn squared_norm<B: KernelBackend, const D: usize>(x: Tensor<B, D>) -> Tensor
 /// If there is no tensor.
 pub fn squared_norms<B: KernelBackend>(xs: Vec<Tensor<B, 1>>) -> Tensor<B, 1> {
     assert!(!xs.is_empty(), "squared_norms: no tensors");
-    B::squared_norms(xs)
+    timed(Kind::Optimizer, || B::squared_norms(xs))
 }

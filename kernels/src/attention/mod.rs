@@ -11,6 +11,7 @@ pub mod step;
 use burn::tensor::Tensor;
 
 use crate::KernelBackend;
+use crate::meter::{Kind, timed};
 
 /// Gradients to queries, keys and values.
 pub type Gradients<B> = (Tensor<B, 4>, Tensor<B, 4>, Tensor<B, 4>);
@@ -32,7 +33,7 @@ pub fn attention<B: KernelBackend>(
         k.dims(),
         "attention: values must have the shape of the keys"
     );
-    B::attention_forward(q, k, v)
+    timed(Kind::Attention, || B::attention_forward(q, k, v))
 }
 
 /// The softmaxed weights of [`attention`], `[b, h, l, t]`; f32 for half-precision inputs.
@@ -41,7 +42,7 @@ pub fn attention<B: KernelBackend>(
 /// If the shapes do not fit together as there.
 pub fn attention_matrix<B: KernelBackend>(q: Tensor<B, 4>, k: Tensor<B, 4>) -> Tensor<B, 4> {
     check(&q, &k);
-    B::attention_matrix(q, k)
+    timed(Kind::Attention, || B::attention_matrix(q, k))
 }
 
 fn check<B: KernelBackend>(q: &Tensor<B, 4>, k: &Tensor<B, 4>) {

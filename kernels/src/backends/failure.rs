@@ -174,7 +174,8 @@ fn words(reason: &str) -> String {
     let begins = known.filter_map(|words| reason.find(words)).min();
     let line = first_words(&reason[begins.unwrap_or(0)..]);
     // From a name on, to where the value that holds it ends.
-    line.trim_end_matches(['.', '"', ')', '\'']).replace('"', "")
+    line.trim_end_matches(['.', '"', ')', '\''])
+        .replace('"', "")
 }
 
 /// The beginning of what a library said: some list every file they have tried.
@@ -213,7 +214,10 @@ mod tests {
             "CublasError(CUBLAS_STATUS_ALLOC_FAILED)",
         ] {
             let error = told(reason);
-            assert!(matches!(error, BackendError::OutOfMemory { .. }), "{error:?}");
+            assert!(
+                matches!(error, BackendError::OutOfMemory { .. }),
+                "{error:?}"
+            );
             assert!(is_known(reason));
         }
         let unknown = BackendError::from_words("wgpu error: Out of Memory\n".into(), || None);
@@ -228,8 +232,10 @@ mod tests {
         let expected = "the GPU is gone (CUDA_ERROR_ECC_UNCORRECTABLE, uncorrectable ECC error \
                         encountered); ";
         assert!(said.starts_with(expected), "{said}");
-        let wgpu = told("wgpu error: Validation Error\n\nCaused by:\n  In Queue::submit\n    Parent \
-                         device is lost\n");
+        let wgpu = told(
+            "wgpu error: Validation Error\n\nCaused by:\n  In Queue::submit\n    Parent \
+                         device is lost\n",
+        );
         assert!(matches!(wgpu, BackendError::Lost { .. }), "{wgpu:?}");
     }
 
@@ -242,7 +248,10 @@ mod tests {
         assert!(said.contains("older than the CUDA libraries"), "{said}");
         assert!(said.contains("unsupported toolchain); update"), "{said}");
         let symbol = told("Missing symbol cuCtxRecordEvent: libcuda.so: undefined symbol");
-        assert!(matches!(symbol, BackendError::OldDriver { .. }), "{symbol:?}");
+        assert!(
+            matches!(symbol, BackendError::OldDriver { .. }),
+            "{symbol:?}"
+        );
     }
 
     #[test]

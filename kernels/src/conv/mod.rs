@@ -13,6 +13,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use crate::KernelBackend;
+use crate::meter::{Kind, timed};
 
 /// What [`causal_conv`] applies to its sums.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -72,5 +73,7 @@ pub fn causal_conv<B: KernelBackend>(
             "causal_conv: history must be [b, w - 1, c]"
         );
     }
-    B::causal_conv_forward(x, weight, bias, history, activation)
+    timed(Kind::Convolution, || {
+        B::causal_conv_forward(x, weight, bias, history, activation)
+    })
 }

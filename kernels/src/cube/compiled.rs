@@ -61,7 +61,9 @@ fn gpu(backend: Backend) -> String {
         #[cfg(feature = "cuda")]
         Backend::Cuda => {
             use cudarc::driver::result::{device, init};
-            let name = init().and_then(|()| device::get(0)).and_then(device::get_name);
+            let name = init()
+                .and_then(|()| device::get(0))
+                .and_then(device::get_name);
             // Whatever is wrong, CubeCL is about to meet it too, and to say so.
             name.unwrap_or_default()
         }

@@ -14,6 +14,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use crate::KernelBackend;
+use crate::meter::{Kind, timed};
 
 /// What the student's transfer matrices are made of; see [`ssd_scan`](crate::ssd_scan).
 #[derive(Debug, Clone)]
@@ -87,7 +88,9 @@ pub fn mixing_distance<B: KernelBackend>(
         k > 0 && h.is_multiple_of(k),
         "mixing_distance: {k} groups must divide {h} heads"
     );
-    B::mixing_distance_forward(student, teacher)
+    timed(Kind::Losses, || {
+        B::mixing_distance_forward(student, teacher)
+    })
 }
 
 /// The transfer matrix of every head, `[b, h, l, l]`: the `T` of [`mixing_distance`]; f32 for

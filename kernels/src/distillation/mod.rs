@@ -9,6 +9,7 @@ pub mod reference;
 use burn::tensor::{Int, Tensor};
 
 use crate::KernelBackend;
+use crate::meter::{Kind, timed};
 
 /// How the parts of the loss are weighed.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -55,7 +56,9 @@ pub fn distillation_loss<B: KernelBackend>(
     if let Some(labels) = &labels {
         assert_eq!(labels.dims(), [t], "distillation_loss: one label a token");
     }
-    B::distillation_loss_forward(student, teacher, labels, weights)
+    timed(Kind::Losses, || {
+        B::distillation_loss_forward(student, teacher, labels, weights)
+    })
 }
 
 /// What a block of the tokens of a batch of `tokens` adds to [`distillation_loss`], `[1]` in f32 or wider,
@@ -72,7 +75,9 @@ pub fn distillation_block<B: KernelBackend>(
     weights: DistillationWeights,
     tokens: usize,
 ) -> (Tensor<B, 1>, Tensor<B, 2>) {
-    B::distillation_block(student, teacher, labels, weights, tokens)
+    timed(Kind::Losses, || {
+        B::distillation_block(student, teacher, labels, weights, tokens)
+    })
 }
 
 /// The mean cross-entropy of `logits [t, v]` against the next tokens `labels [t]`, as one element.

@@ -10,6 +10,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use crate::KernelBackend;
+use crate::meter::{Kind, timed};
 
 /// Gradients of [`gated_skip`] to its inputs, each in its input's shape.
 #[derive(Debug, Clone)]
@@ -57,5 +58,7 @@ pub fn gated_skip<B: KernelBackend>(
             "gated_skip: z_bias must have h * p elements"
         );
     }
-    B::gated_skip_forward(y, x, d, z, z_bias)
+    timed(Kind::Elementwise, || {
+        B::gated_skip_forward(y, x, d, z, z_bias)
+    })
 }

@@ -13,6 +13,7 @@ pub mod reference;
 use burn::tensor::{Shape, Tensor};
 
 use crate::KernelBackend;
+use crate::meter::{Kind, timed};
 
 /// Gradients to `x`, `weight` and `bias`; `None` where none was wanted.
 pub type Gradients<B> = (
@@ -47,5 +48,8 @@ pub fn linear<B: KernelBackend, const D: usize>(
     }
     let tokens = shape[..D - 1].iter().product::<usize>();
     shape[D - 1] = d_out;
-    B::linear_forward(x.reshape([tokens, d_in]), weight, bias).reshape(Shape::from(shape))
+    timed(Kind::Products, || {
+        B::linear_forward(x.reshape([tokens, d_in]), weight, bias)
+    })
+    .reshape(Shape::from(shape))
 }

@@ -11,6 +11,7 @@ pub mod reference;
 use burn::tensor::{Shape, Tensor};
 
 use crate::KernelBackend;
+use crate::meter::{Kind, timed};
 
 /// Gradients to `x`, `gamma` and `beta`; `None` where none was wanted.
 pub type Gradients<B> = (
@@ -39,5 +40,8 @@ pub fn layer_norm<B: KernelBackend, const D: usize>(
     );
     assert_eq!(beta.dims(), [d], "layer_norm: beta must have {d} elements");
     let tokens = shape[..D - 1].iter().product::<usize>();
-    B::layer_norm_forward(x.reshape([tokens, d]), gamma, beta, epsilon).reshape(Shape::from(shape))
+    timed(Kind::Elementwise, || {
+        B::layer_norm_forward(x.reshape([tokens, d]), gamma, beta, epsilon)
+    })
+    .reshape(Shape::from(shape))
 }

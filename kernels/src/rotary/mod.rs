@@ -7,6 +7,7 @@ pub mod reference;
 use burn::tensor::Tensor;
 
 use crate::KernelBackend;
+use crate::meter::{Kind, timed};
 
 /// `x [b, l, h, p]` with the pairs `(i, i + r)`, `i < r`, of each head turned by the angle of their
 /// position and frequency, whose `cos` and `sin` are `[l, r]`; dimensions from `2 r` on as they were.
@@ -25,5 +26,5 @@ pub fn rotary<B: KernelBackend>(
     assert_eq!(cos.dims(), [l, r], "rotary: cos must be [l, r]");
     assert_eq!(sin.dims(), [l, r], "rotary: sin must have the shape of cos");
     assert!(2 * r <= p, "rotary: {r} pairs do not fit in {p} dimensions");
-    B::rotary_forward(x, cos, sin)
+    timed(Kind::Elementwise, || B::rotary_forward(x, cos, sin))
 }

@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::{SsdGradients, check};
+use crate::meter::{Kind, timed};
 use crate::{GatedSkipGradients, KernelBackend};
 
 /// What [`gated_scan`] scans, shaped as in [`ssd_scan`](super::ssd_scan).
@@ -83,7 +84,9 @@ pub fn gated_scan<B: KernelBackend>(
         let width = [h * p];
         assert_eq!(bias.dims(), width, "gated_scan: z_bias must be [h * p]");
     }
-    let scanned = B::gated_scan_forward(scan, epilogue, chunk.min(l));
+    let scanned = timed(Kind::Scan, || {
+        B::gated_scan_forward(scan, epilogue, chunk.min(l))
+    });
     (scanned.out, scanned.state)
 }
 

@@ -31,6 +31,7 @@ use burn::tensor::backend::Backend;
 pub use gated::{Epilogue, GatedScan, GatedScanGradients, ScanInputs, gated_scan};
 
 use crate::KernelBackend;
+use crate::meter::{Kind, timed};
 
 /// Gradients of the scan's `y`, each in its input's shape.
 #[derive(Debug, Clone)]
@@ -76,7 +77,9 @@ pub fn ssd_scan<B: KernelBackend>(
     check(&scan, chunk);
     let ScanInputs { x, a_log, b, c, .. } = scan;
     let chunk = chunk.min(x.dims()[1]);
-    B::ssd_scan_forward(x, a_log, b, c, scan.initial_state, chunk)
+    timed(Kind::Scan, || {
+        B::ssd_scan_forward(x, a_log, b, c, scan.initial_state, chunk)
+    })
 }
 
 /// Asserts that the shapes fit together.

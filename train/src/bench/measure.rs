@@ -207,7 +207,9 @@ fn timed<B: TrainBackend>(
     let queued = begun.elapsed().as_secs_f64() / steps as f64;
     // Before the step whose ops wait for each other, which no run has.
     let memory = B::memory(device);
-    let ((), times) = meter::measure::<B, _>(device, || step(next()))?;
+    let waited_for = device.clone();
+    let wait = move || synchronise::<B>(&waited_for);
+    let ((), times) = meter::measure(wait, || step(next()))?;
     Ok(Timed {
         median: median(seconds),
         queued,

@@ -7,6 +7,7 @@
 use burn::module::AutodiffModule;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
+use kernels::meter::{Kind, timed};
 use kernels::{DistillationWeights, KernelBackend, TrainBackend};
 use model::Linear;
 
@@ -53,8 +54,9 @@ pub(super) fn pass<B: TrainBackend>(
         let labels = labels.clone().map(|labels| labels.narrow(0, start, n));
         let (part, dlogits_nv) =
             kernels::distillation::distillation_block(student_nv, teacher_nv, labels, weights, t);
-        let (dx_nd, dw, db) =
-            B::InnerBackend::linear_backward(x_nd, head.weight.val(), dlogits_nv, wanted);
+        let (dx_nd, dw, db) = timed(Kind::Products, || {
+            B::InnerBackend::linear_backward(x_nd, head.weight.val(), dlogits_nv, wanted)
+        });
         loss = added(loss, Some(part));
         dfeatures.extend(dx_nd);
         dweight = added(dweight, dw);
