@@ -5,7 +5,7 @@ use kernels::KernelBackend;
 use kernels::backends::{Backend, Work};
 
 use crate::clock::Clock;
-use crate::{conv, distance, layers, matvec, scan, step};
+use crate::{conv, distance, layers, linear, matvec, scan, step};
 
 /// What a row is about.
 pub struct Row {
@@ -104,5 +104,6 @@ fn rows<B: KernelBackend>() {
     distance::rows(&bench);
     step::rows(&bench);
     matvec::rows(&bench);
+    linear::rows(&bench);
     layers::rows(&bench);
 }
