@@ -77,7 +77,7 @@ pub use distance::{AttentionParts, TransferParts, mixing_distance, transfer_matr
 pub use distillation::{DistillationWeights, cross_entropy, distillation_loss};
 pub use gate::{GatedSkipGradients, gated_skip};
 pub use gelu::gelu_new;
-pub use linear::linear;
+pub use linear::{linear, linear_gelu, linear_onto};
 pub use matvec::{fan_in, fan_out};
 pub use norm::layer_norm;
 pub use rotary::rotary;
@@ -126,6 +126,25 @@ pub trait KernelBackend: Backend {
         bias: Option<Tensor<Self, 1>>,
     ) -> Tensor<Self, 2> {
         linear::reference::forward(x, weight, bias)
+    }
+
+    /// See [`linear_gelu`].
+    fn linear_gelu(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Option<Tensor<Self, 1>>,
+    ) -> Tensor<Self, 2> {
+        Self::gelu_new_forward(Self::linear_forward(x, weight, bias))
+    }
+
+    /// See [`linear_onto`].
+    fn linear_onto(
+        residual: Tensor<Self, 2>,
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Option<Tensor<Self, 1>>,
+    ) -> Tensor<Self, 2> {
+        residual + Self::linear_forward(x, weight, bias)
     }
 
     /// Gradients of [`KernelBackend::linear_forward`] to `x`, `weight` and `bias`, those that are wanted.

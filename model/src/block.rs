@@ -266,7 +266,7 @@ impl<B: KernelBackend> PhiBlock<B> {
     }
 
     fn sum(&self, x: Tensor<B, 3>, mixed: Tensor<B, 3>, normed: Tensor<B, 3>) -> Tensor<B, 3> {
-        mixed + self.mlp.forward(normed) + x
+        self.mlp.forward_onto(mixed + x, normed)
     }
 }
 

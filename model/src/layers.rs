@@ -91,6 +91,24 @@ impl<B: KernelBackend> Linear<B> {
         kernels::linear(x, weight, bias)
     }
 
+    /// `gelu_new` of what [`forward`](Self::forward) gives.
+    pub fn forward_gelu<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        let bias = self.bias.as_ref().map(Param::val);
+        let weight = self.weight_for(&x);
+        kernels::linear_gelu(x, weight, bias)
+    }
+
+    /// `residual [.., d_out]` plus what [`forward`](Self::forward) gives.
+    pub fn forward_onto<const D: usize>(
+        &self,
+        residual: Tensor<B, D>,
+        x: Tensor<B, D>,
+    ) -> Tensor<B, D> {
+        let bias = self.bias.as_ref().map(Param::val);
+        let weight = self.weight_for(&x);
+        kernels::linear_onto(residual, x, weight, bias)
+    }
+
     /// For the few vectors of a decoding step.
     pub(crate) fn projection(&self) -> Projection<B> {
         Projection {

@@ -29,6 +29,15 @@ impl<B: Backend> PhiMlp<B> {
 impl<B: KernelBackend> PhiMlp<B> {
     /// `x [.., d_model]` to the same shape.
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        self.fc2.forward(kernels::gelu_new(self.fc1.forward(x)))
+        self.fc2.forward(self.fc1.forward_gelu(x))
+    }
+
+    /// `residual + forward(x)`, all `[.., d_model]`.
+    pub(crate) fn forward_onto<const D: usize>(
+        &self,
+        residual: Tensor<B, D>,
+        x: Tensor<B, D>,
+    ) -> Tensor<B, D> {
+        self.fc2.forward_onto(residual, self.fc1.forward_gelu(x))
     }
 }

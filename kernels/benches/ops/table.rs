@@ -5,7 +5,7 @@ use kernels::KernelBackend;
 use kernels::backends::{Backend, Work};
 
 use crate::clock::Clock;
-use crate::{conv, distance, layers, matvec, pass, scan, step};
+use crate::{conv, distance, layers, linear, matvec, pass, scan, step};
 
 /// What a row is about.
 pub struct Row {
@@ -105,5 +105,6 @@ fn rows<B: KernelBackend>() {
     step::rows(&bench);
     matvec::rows(&bench);
     pass::rows(&bench);
+    linear::rows(&bench);
     layers::rows(&bench);
 }

@@ -167,6 +167,61 @@ where
         }
     }
 
+    fn linear_forward(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Option<Tensor<Self, 1>>,
+    ) -> Tensor<Self, 2> {
+        let layer = linear::cube::Layer {
+            x: inner(x),
+            weight: inner(weight),
+            bias: bias.map(inner),
+            onto: None,
+            gelu: false,
+        };
+        layer.forward()
+    }
+
+    fn linear_gelu(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Option<Tensor<Self, 1>>,
+    ) -> Tensor<Self, 2> {
+        let layer = linear::cube::Layer {
+            x: inner(x),
+            weight: inner(weight),
+            bias: bias.map(inner),
+            onto: None,
+            gelu: true,
+        };
+        layer.forward()
+    }
+
+    fn linear_onto(
+        residual: Tensor<Self, 2>,
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Option<Tensor<Self, 1>>,
+    ) -> Tensor<Self, 2> {
+        let layer = linear::cube::Layer {
+            x: inner(x),
+            weight: inner(weight),
+            bias: bias.map(inner),
+            onto: Some(inner(residual)),
+            gelu: false,
+        };
+        layer.forward()
+    }
+
+    fn linear_backward(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        dy: Tensor<Self, 2>,
+        wanted: [bool; 3],
+    ) -> linear::Gradients<Self> {
+        linear::cube::backward(x, weight, dy, wanted)
+    }
+
     fn gated_skip_forward(
         y: Tensor<Self, 4>,
         x: Tensor<Self, 4>,

@@ -6,8 +6,17 @@
 
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub(crate) mod columns;
+#[cfg(feature = "cuda")]
+mod cublaslt;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub(crate) mod cube;
 #[cfg(feature = "flex")]
 pub(crate) mod flex;
+#[cfg(feature = "cuda")]
+mod library;
+#[cfg(any(feature = "cuda", test))]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+mod product;
 pub mod reference;
 
 use burn::tensor::{Shape, Tensor};
@@ -31,25 +40,74 @@ pub fn linear<B: KernelBackend, const D: usize>(
     weight: Tensor<B, 2>,
     bias: Option<Tensor<B, 1>>,
 ) -> Tensor<B, D> {
+    let (shape, [tokens, d_in]) = shapes("linear", &x, &weight, &bias);
+    let x = x.reshape([tokens, d_in]);
+    let y = timed(Kind::Products, || B::linear_forward(x, weight, bias));
+    y.reshape(Shape::from(shape))
+}
+
+/// [`gelu_new`](crate::gelu_new()) of what [`linear()`] gives, in one pass where the backend has one.
+///
+/// # Panics
+/// As [`linear()`].
+pub fn linear_gelu<B: KernelBackend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+) -> Tensor<B, D> {
+    let (shape, [tokens, d_in]) = shapes("linear_gelu", &x, &weight, &bias);
+    let x = x.reshape([tokens, d_in]);
+    let y = timed(Kind::Products, || B::linear_gelu(x, weight, bias));
+    y.reshape(Shape::from(shape))
+}
+
+/// `residual [.., d_out]` plus what [`linear()`] gives, in one pass where the backend has one.
+///
+/// # Panics
+/// As [`linear()`], and if the residual has another shape.
+pub fn linear_onto<B: KernelBackend, const D: usize>(
+    residual: Tensor<B, D>,
+    x: Tensor<B, D>,
+    weight: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+) -> Tensor<B, D> {
+    let (shape, [tokens, d_in]) = shapes("linear_onto", &x, &weight, &bias);
+    assert_eq!(
+        residual.dims(),
+        shape,
+        "linear_onto: the residual must have the output's shape"
+    );
+    let residual = residual.reshape([tokens, shape[D - 1]]);
+    let x = x.reshape([tokens, d_in]);
+    let y = timed(Kind::Products, || {
+        B::linear_onto(residual, x, weight, bias)
+    });
+    y.reshape(Shape::from(shape))
+}
+
+/// The output's shape, the tokens and `d_in`.
+fn shapes<B: KernelBackend, const D: usize>(
+    op: &str,
+    x: &Tensor<B, D>,
+    weight: &Tensor<B, 2>,
+    bias: &Option<Tensor<B, 1>>,
+) -> ([usize; D], [usize; 2]) {
     let mut shape = x.dims();
     let [d_out, d_in] = weight.dims();
     assert_eq!(
         shape[D - 1],
         d_in,
-        "linear: x ends in {}, the weight takes {d_in}",
+        "{op}: x ends in {}, the weight takes {d_in}",
         shape[D - 1]
     );
-    if let Some(bias) = &bias {
+    if let Some(bias) = bias {
         assert_eq!(
             bias.dims(),
             [d_out],
-            "linear: the bias must have {d_out} elements"
+            "{op}: the bias must have {d_out} elements"
         );
     }
-    let tokens = shape[..D - 1].iter().product::<usize>();
+    let tokens = shape[..D - 1].iter().product();
     shape[D - 1] = d_out;
-    timed(Kind::Products, || {
-        B::linear_forward(x.reshape([tokens, d_in]), weight, bias)
-    })
-    .reshape(Shape::from(shape))
+    (shape, [tokens, d_in])
 }

@@ -15,6 +15,7 @@ mod choice;
 mod conv;
 mod distance;
 mod guard;
+mod linear;
 mod matvec;
 mod step;
 mod support;
