@@ -10,6 +10,8 @@
 //! columns have the times of the same op in tensor operations. Words after `--` choose rows by op.
 
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
+mod attention;
+#[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
 mod clock;
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
 mod conv;

@@ -5,7 +5,7 @@ use kernels::KernelBackend;
 use kernels::backends::{Backend, Work};
 
 use crate::clock::Clock;
-use crate::{conv, distance, layers, linear, matvec, pass, scan, step};
+use crate::{attention, conv, distance, layers, linear, matvec, pass, scan, step};
 
 /// What a row is about.
 pub struct Row {
@@ -102,6 +102,7 @@ fn rows<B: KernelBackend>() {
     scan::rows(&bench);
     conv::rows(&bench);
     distance::rows(&bench);
+    attention::rows(&bench);
     step::rows(&bench);
     matvec::rows(&bench);
     pass::rows(&bench);

@@ -3,6 +3,8 @@
 //!
 //! Heads stay where the projections put them, `[b, l, h, p]`, so nothing is transposed on the way.
 
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub(crate) mod cube;
 #[cfg(feature = "flex")]
 pub(crate) mod flex;
 pub mod reference;
@@ -19,6 +21,9 @@ pub type Gradients<B> = (Tensor<B, 4>, Tensor<B, 4>, Tensor<B, 4>);
 /// Queries `[b, l, h, p]`, which are the last `l` of `t` positions; keys and values `[b, t, g, p]`
 /// with `g` dividing `h` (head `i` reads group `i / (h / g)`); to `[b, l, h, p]`. Scores are divided
 /// by `sqrt(p)`; the softmax is f32 for half-precision inputs.
+///
+/// The CubeCL backends' forward pass takes memory for its output alone, whatever the lengths. The backward
+/// pass holds the weights, `[b, h, l, t]` in f32, everywhere.
 ///
 /// # Panics
 /// If the shapes do not fit together as above.

@@ -6,7 +6,10 @@
 pub(crate) mod compiled;
 pub(crate) mod guard;
 pub(crate) mod kept;
+pub(crate) mod matrix;
 pub(crate) mod reduce;
+pub(crate) mod rows;
+pub(crate) mod tiles;
 
 use burn::tensor::{DType, Shape, Tensor, TensorPrimitive};
 use burn_cubecl::kernel::into_contiguous;
@@ -405,6 +408,14 @@ where
             DType::I32 => tensor(matvec::cube::rows(rows, own)),
             _ => matvec::reference::rows(tensor(rows), Tensor::from_primitive(own)),
         }
+    }
+
+    fn attention_forward(
+        q: Tensor<Self, 4>,
+        k: Tensor<Self, 4>,
+        v: Tensor<Self, 4>,
+    ) -> Tensor<Self, 4> {
+        tensor(attention::cube::forward(inner(q), inner(k), inner(v)))
     }
 
     fn attention_step(

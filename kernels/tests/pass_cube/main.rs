@@ -1,6 +1,5 @@
-//! The CubeCL kernels of a training pass's element-wise work against each op's reference in 64-bit
-//! arithmetic, on the CubeCL backend of this build (CUDA before wgpu); as `ops_cube`, in a program of its
-//! own that is quick to build.
+//! The CubeCL kernels of a training pass against each op's reference in 64-bit arithmetic, on the CubeCL
+//! backend of this build (CUDA before wgpu); as `ops_cube`, in a program of its own that is quick to build.
 //!
 //! ```text
 //! cargo test --release -p kernels --features wgpu,ndarray --test pass_cube
@@ -8,6 +7,7 @@
 #![cfg(all(any(feature = "cuda", feature = "wgpu"), feature = "ndarray"))]
 
 mod adamw;
+mod attention;
 mod gelu;
 mod norm;
 #[allow(dead_code)]

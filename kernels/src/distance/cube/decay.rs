@@ -3,7 +3,8 @@
 
 use cubecl::prelude::*;
 
-use super::{STATS, SUMS, UNITS, View};
+use super::{STATS, SUMS, UNITS};
+use crate::cube::rows::View;
 
 /// Slots of the statistics, `[b * h, STATS, l]`: the running sum of the log-decays in two parts, the
 /// logarithm of the softmax's denominator, and `D`.

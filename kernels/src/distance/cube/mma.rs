@@ -12,8 +12,9 @@ use cubecl::prelude::*;
 use super::decay::{
     DIAGONAL, LOG_COLUMNS, LOG_ROWS, NORMALISER, ON_DIAGONAL, REST, SQUARES, WHOLE,
 };
-use super::tiles::{Rows, longest_first, rows_of};
-use super::{STATS, SUMS, View};
+use super::{STATS, SUMS};
+use crate::cube::rows::{Rows, View, rows_of};
+use crate::cube::tiles::longest_first;
 
 /// Rows of a cube, and columns that they meet at a time.
 pub(super) const TILE: usize = 64;

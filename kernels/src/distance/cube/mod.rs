@@ -23,6 +23,7 @@ use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
 use self::variant::Variant;
+use crate::cube::rows::view;
 use crate::cube::{address_type, empty};
 
 /// Units of a cube.
@@ -55,26 +56,6 @@ pub(crate) struct Gradients<R: CubeRuntime> {
 /// Arrays and not tensors: a tensor's shape would be written to the device for every launch.
 fn arg<R: CubeRuntime>(x: &CubeTensor<R>) -> ArrayArg<R> {
     x.clone().into_array_arg()
-}
-
-/// The strides of `[b, l, heads or groups, width]`, and two of its sizes.
-#[derive(CubeType, CubeLaunch, Clone, Copy)]
-struct View {
-    batch: usize,
-    row: usize,
-    group: usize,
-    column: usize,
-    count: usize,
-    groups: usize,
-}
-
-/// The view of `x`, which may lack the last axis.
-fn view<R: CubeRuntime>(x: &CubeTensor<R>) -> ViewLaunch<R> {
-    let (shape, strides) = (x.meta.shape(), x.meta.strides());
-    let column = strides.get(3).copied().unwrap_or(1);
-    ViewLaunch::new(
-        strides[0], strides[1], strides[2], column, shape[1], shape[2],
-    )
 }
 
 /// What every launch needs to know.

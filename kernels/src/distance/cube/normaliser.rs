@@ -3,8 +3,9 @@
 use cubecl::prelude::*;
 
 use super::decay::NORMALISER;
-use super::tiles::{longest_first, rows_of};
-use super::{STATS, View, mma, tiles};
+use super::{STATS, mma, tiles};
+use crate::cube::rows::{View, rows_of};
+use crate::cube::tiles::longest_first;
 
 /// One cube a tile of rows and head: the logarithms of the softmax's denominators.
 #[cube(launch_unchecked, address_type = "dynamic")]
