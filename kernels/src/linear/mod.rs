@@ -6,10 +6,10 @@
 
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub(crate) mod columns;
-#[cfg(feature = "cuda")]
-mod cublaslt;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub(crate) mod cube;
+#[cfg(feature = "cuda")]
+mod cublaslt;
 #[cfg(feature = "flex")]
 pub(crate) mod flex;
 #[cfg(feature = "cuda")]
@@ -79,9 +79,7 @@ pub fn linear_onto<B: KernelBackend, const D: usize>(
     );
     let residual = residual.reshape([tokens, shape[D - 1]]);
     let x = x.reshape([tokens, d_in]);
-    let y = timed(Kind::Products, || {
-        B::linear_onto(residual, x, weight, bias)
-    });
+    let y = timed(Kind::Products, || B::linear_onto(residual, x, weight, bias));
     y.reshape(Shape::from(shape))
 }
 

@@ -15,7 +15,6 @@ mod choice;
 mod conv;
 mod distance;
 mod guard;
-mod linear;
 mod matvec;
 mod step;
 mod support;

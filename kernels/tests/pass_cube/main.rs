@@ -9,6 +9,7 @@
 mod adamw;
 mod attention;
 mod gelu;
+mod linear;
 mod norm;
 #[allow(dead_code)]
 #[path = "../ops_cube/support.rs"]
