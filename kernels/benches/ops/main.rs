@@ -18,6 +18,8 @@ mod distance;
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
 mod layers;
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
+mod losses;
+#[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
 mod matvec;
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
 mod scan;

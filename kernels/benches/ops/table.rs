@@ -5,7 +5,7 @@ use kernels::KernelBackend;
 use kernels::backends::{Backend, Work};
 
 use crate::clock::Clock;
-use crate::{conv, distance, layers, matvec, scan, step};
+use crate::{conv, distance, layers, losses, matvec, scan, step};
 
 /// What a row is about.
 pub struct Row {
@@ -105,4 +105,5 @@ fn rows<B: KernelBackend>() {
     step::rows(&bench);
     matvec::rows(&bench);
     layers::rows(&bench);
+    losses::rows(&bench);
 }
