@@ -356,6 +356,35 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         record([input(&y)], nothing, dy, |dy, _, _| [Some(primitive(dy))])
     }
 
+    fn distillation_block(
+        student: Tensor<Self, 2>,
+        teacher: Tensor<Self, 2>,
+        labels: Option<Tensor<Self, 1, Int>>,
+        weights: DistillationWeights,
+        tokens: usize,
+    ) -> (Tensor<Self, 1>, Tensor<Self, 2>) {
+        let (student, teacher, labels) =
+            (student.inner(), teacher.inner(), labels.map(Tensor::inner));
+        let (loss, gradient) = B::distillation_block(student, teacher, labels, weights, tokens);
+        (Tensor::from_inner(loss), Tensor::from_inner(gradient))
+    }
+
+    fn rows_distance_forward(a: Tensor<Self, 2>, b: Tensor<Self, 2>) -> Tensor<Self, 1> {
+        let (loss, gradient) = B::rows_distance_with_gradient(value(&a), value(&b));
+        record([input(&a)], loss, gradient, |gradient, dloss, _| {
+            [Some(primitive(B::scaled(gradient, dloss)))]
+        })
+    }
+
+    fn embedding_forward(table: Tensor<Self, 2>, ids: Tensor<Self, 2, Int>) -> Tensor<Self, 3> {
+        let saved = (ids.inner(), table.dims()[0]);
+        let y = B::embedding_forward(value(&table), saved.0.clone());
+        record([input(&table)], y, saved, |(ids, v), dy, _| {
+            let gradient = timed(Kind::Embedding, || B::embedding_gradient(ids, dy, v));
+            [Some(primitive(gradient))]
+        })
+    }
+
     fn rotary_forward(
         x: Tensor<Self, 4>,
         cos: Tensor<Self, 2>,

@@ -53,6 +53,7 @@ mod cube;
 pub mod devices;
 pub mod distance;
 pub mod distillation;
+pub mod embedding;
 #[cfg(feature = "flex")]
 mod flex;
 pub mod gate;
@@ -62,6 +63,7 @@ pub mod matvec;
 pub mod meter;
 pub mod norm;
 pub mod rotary;
+pub mod rows_distance;
 pub mod ssd;
 pub mod step;
 
@@ -74,13 +76,15 @@ pub use attention::{attention, attention_matrix};
 pub use choice::choose;
 pub use conv::{ConvGradients, causal_conv};
 pub use distance::{AttentionParts, TransferParts, mixing_distance, transfer_matrix};
-pub use distillation::{DistillationWeights, cross_entropy, distillation_loss};
+pub use distillation::{DistillationWeights, cross_entropy, distillation_block, distillation_loss};
+pub use embedding::embedding;
 pub use gate::{GatedSkipGradients, gated_skip};
 pub use gelu::gelu_new;
 pub use linear::{linear, linear_gelu, linear_onto};
 pub use matvec::{fan_in, fan_out};
 pub use norm::layer_norm;
 pub use rotary::rotary;
+pub use rows_distance::rows_distance;
 pub use ssd::{Epilogue, GatedScan, GatedScanGradients, ScanInputs, SsdGradients};
 pub use ssd::{gated_scan, ssd_scan};
 pub use step::{StepParameters, StepState, recurrent_step};
@@ -349,7 +353,7 @@ pub trait KernelBackend: Backend {
         distillation::reference::with_gradient(student, teacher, labels, weights)
     }
 
-    /// See [`distillation::distillation_block`]. No gradient passes through it.
+    /// See [`distillation_block`]. No gradient passes through it.
     fn distillation_block(
         student: Tensor<Self, 2>,
         teacher: Tensor<Self, 2>,
@@ -357,10 +361,7 @@ pub trait KernelBackend: Backend {
         weights: DistillationWeights,
         tokens: usize,
     ) -> (Tensor<Self, 1>, Tensor<Self, 2>) {
-        let share = student.dims()[0] as f64 / tokens as f64;
-        let (loss, gradient) =
-            Self::distillation_loss_with_gradient(student, teacher, labels, weights);
-        (loss * share, gradient * share)
+        distillation::reference::block(student, teacher, labels, weights, tokens)
     }
 
     /// A scalar whose gradient to `y` is `dy`: where a backward pass begins that goes on from one done
@@ -369,9 +370,38 @@ pub trait KernelBackend: Backend {
         (y * dy).sum()
     }
 
-    /// `x` times the one element of `by`.
+    /// `x` times the one element of `by`, which may be wider than `x`, in the dtype of `x`.
     fn scaled<const D: usize>(x: Tensor<Self, D>, by: Tensor<Self, 1>) -> Tensor<Self, D> {
-        x * by.reshape([1; D])
+        let (dtype, wide) = (x.dtype(), by.dtype());
+        let x = ssd::reference::narrow(x, wide);
+        ssd::reference::narrow(x * by.reshape([1; D]), dtype)
+    }
+
+    /// See [`rows_distance`](rows_distance()).
+    fn rows_distance_forward(a: Tensor<Self, 2>, b: Tensor<Self, 2>) -> Tensor<Self, 1> {
+        rows_distance::reference::forward(a, b)
+    }
+
+    /// [`KernelBackend::rows_distance_forward`] with its gradient to `a`, in the dtype of `a`.
+    fn rows_distance_with_gradient(
+        a: Tensor<Self, 2>,
+        b: Tensor<Self, 2>,
+    ) -> (Tensor<Self, 1>, Tensor<Self, 2>) {
+        rows_distance::reference::with_gradient(a, b)
+    }
+
+    /// See [`embedding`](embedding()).
+    fn embedding_forward(table: Tensor<Self, 2>, ids: Tensor<Self, 2, Int>) -> Tensor<Self, 3> {
+        embedding::reference::forward(table, ids)
+    }
+
+    /// Gradient of [`KernelBackend::embedding_forward`] to its table of `v` rows.
+    fn embedding_gradient(
+        ids: Tensor<Self, 2, Int>,
+        dy: Tensor<Self, 3>,
+        v: usize,
+    ) -> Tensor<Self, 2> {
+        embedding::reference::gradient(ids, dy, v)
     }
 
     /// See [`rotary`](rotary()). Its backward pass is itself with the sines negated.

@@ -19,10 +19,10 @@ pub struct Embedding<B: Backend> {
     pub weight: Param<Tensor<B, 2>>,
 }
 
-impl<B: Backend> Embedding<B> {
+impl<B: KernelBackend> Embedding<B> {
     /// `ids [b, l]` to `[b, l, d_model]`.
     pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
-        burn::tensor::module::embedding(self.weight.val(), ids)
+        kernels::embedding(self.weight.val(), ids)
     }
 }
 

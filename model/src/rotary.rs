@@ -1,14 +1,37 @@
 //! Rotary position embedding of the first dimensions of each head, as in Phi.
 
-use burn::tensor::backend::Backend;
+use std::any::{Any, TypeId};
+use std::cell::RefCell;
+use std::collections::VecDeque;
+
+use burn::tensor::backend::{Backend, DeviceId, DeviceOps};
 use burn::tensor::{Tensor, TensorData};
 use kernels::KernelBackend;
 
-use crate::precision::to_dtype;
+/// Runs of positions whose angles a thread keeps: as many as the sequences of a batch that take a step
+/// together, each at its own position.
+const KEPT: usize = 16;
+
+/// What angles depend on.
+#[derive(PartialEq)]
+struct Key {
+    backend: TypeId,
+    device: DeviceId,
+    dim: usize,
+    theta: f64,
+    start: usize,
+    l: usize,
+}
+
+thread_local! {
+    /// The angles that this thread has made last: every layer of a pass asks for the same.
+    static MADE: RefCell<VecDeque<(Key, Box<dyn Any>)>> = const { RefCell::new(VecDeque::new()) };
+}
 
 /// The angles for a run of positions.
 ///
 /// Pairs are `(i, i + dim / 2)` for `i < dim / 2`, each turned by `position * theta^(-2i / dim)`.
+#[derive(Clone)]
 pub(crate) struct Rotary<B: Backend> {
     /// `[l, dim / 2]`.
     pub cos: Tensor<B, 2>,
@@ -20,6 +43,27 @@ impl<B: KernelBackend> Rotary<B> {
     /// For positions `start..start + l`. The angles are computed in 64 bits on the host: in 32, the
     /// product of a late position and a frequency has lost four digits before its cosine is taken.
     pub(crate) fn new(dim: usize, theta: f64, start: usize, l: usize, device: &B::Device) -> Self {
+        let key = Key {
+            backend: TypeId::of::<B>(),
+            device: device.id(),
+            dim,
+            theta,
+            start,
+            l,
+        };
+        MADE.with_borrow_mut(|made| {
+            let known = made.iter().find(|(other, _)| *other == key);
+            if let Some(angles) = known.and_then(|(_, angles)| angles.downcast_ref::<Self>()) {
+                return angles.clone();
+            }
+            let angles = Self::make(dim, theta, start, l, device);
+            made.truncate(KEPT - 1);
+            made.push_front((key, Box::new(angles.clone())));
+            angles
+        })
+    }
+
+    fn make(dim: usize, theta: f64, start: usize, l: usize, device: &B::Device) -> Self {
         let half = dim / 2;
         let frequency = |i: usize| theta.powf(-2.0 * i as f64 / dim as f64);
         let frequencies: Vec<f64> = (0..half).map(frequency).collect();
@@ -40,9 +84,6 @@ impl<B: KernelBackend> Rotary<B> {
 
     /// `x [b, l, h, p]` with the first `dim` of each head's `p` dimensions turned.
     pub(crate) fn rotate(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        let dtype = x.dtype();
-        let cos = to_dtype(self.cos.clone(), dtype);
-        let sin = to_dtype(self.sin.clone(), dtype);
-        kernels::rotary(x, cos, sin)
+        kernels::rotary(x, self.cos.clone(), self.sin.clone())
     }
 }

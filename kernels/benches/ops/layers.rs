@@ -132,33 +132,6 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
         Some(|| B::attention_backward(q.clone(), x.clone(), y.clone(), dy.clone())),
     );
 
-    let angles = random::<B, 2>([l, 16]);
-    let op = Op {
-        name: "rotary",
-        shape: format!("b{b} l{l} h{h} p{p}"),
-        numbers: 2 * t * d,
-        operations: 0,
-    };
-    op.time(
-        bench,
-        || B::rotary_forward(x.clone(), angles.clone(), angles.clone()),
-        NO_BACKWARD,
-    );
-
-    let (student, teacher) = (random::<B, 2>([t, v]), random([t, v]));
-    let weights = DistillationWeights::default();
-    let op = Op {
-        name: "distillation loss",
-        shape: format!("{t} x {v}"),
-        numbers: 3 * t * v,
-        operations: 0,
-    };
-    op.time(
-        bench,
-        || B::distillation_loss_with_gradient(student.clone(), teacher.clone(), None, weights),
-        NO_BACKWARD,
-    );
-
     let size = 1 << 22;
     let step = AdamWStep {
         lr: 1e-3,

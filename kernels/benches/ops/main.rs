@@ -22,6 +22,8 @@ mod layers;
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
 mod linear;
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
+mod losses;
+#[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
 mod matvec;
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
 mod pass;

@@ -5,7 +5,7 @@ use kernels::KernelBackend;
 use kernels::backends::{Backend, Work};
 
 use crate::clock::Clock;
-use crate::{attention, conv, distance, layers, linear, matvec, pass, scan, step};
+use crate::{attention, conv, distance, layers, linear, losses, matvec, pass, scan, step};
 
 /// What a row is about.
 pub struct Row {
@@ -108,4 +108,5 @@ fn rows<B: KernelBackend>() {
     pass::rows(&bench);
     linear::rows(&bench);
     layers::rows(&bench);
+    losses::rows(&bench);
 }

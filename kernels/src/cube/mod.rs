@@ -4,11 +4,13 @@
 //! choice between them and the reference.
 
 pub(crate) mod compiled;
+pub(crate) mod each_row;
 pub(crate) mod guard;
 pub(crate) mod kept;
 pub(crate) mod matrix;
 pub(crate) mod reduce;
 pub(crate) mod rows;
+pub(crate) mod scaled;
 pub(crate) mod tiles;
 
 use burn::tensor::{DType, Shape, Tensor, TensorPrimitive};
@@ -465,6 +467,107 @@ where
         Some(Tensor::from_primitive(chosen))
     }
 
+    fn distillation_loss_forward(
+        student: Tensor<Self, 2>,
+        teacher: Tensor<Self, 2>,
+        labels: Option<Tensor<Self, 1, Int>>,
+        weights: DistillationWeights,
+    ) -> Tensor<Self, 1> {
+        let inputs = distillation_inputs(&student, &teacher, &labels, weights);
+        if !inputs.fit() {
+            return distillation::reference::forward(student, teacher, labels, weights);
+        }
+        let ([t, _], dtype) = (student.dims(), student.dtype());
+        let loss = tensor(distillation::cube::block(inputs, t, false).0);
+        ssd::reference::narrow(loss, dtype)
+    }
+
+    fn distillation_loss_with_gradient(
+        student: Tensor<Self, 2>,
+        teacher: Tensor<Self, 2>,
+        labels: Option<Tensor<Self, 1, Int>>,
+        weights: DistillationWeights,
+    ) -> (Tensor<Self, 1>, Tensor<Self, 2>) {
+        let ([t, _], dtype) = (student.dims(), student.dtype());
+        let (loss, gradient) = Self::distillation_block(student, teacher, labels, weights, t);
+        (ssd::reference::narrow(loss, dtype), gradient)
+    }
+
+    fn distillation_block(
+        student: Tensor<Self, 2>,
+        teacher: Tensor<Self, 2>,
+        labels: Option<Tensor<Self, 1, Int>>,
+        weights: DistillationWeights,
+        tokens: usize,
+    ) -> (Tensor<Self, 1>, Tensor<Self, 2>) {
+        let inputs = distillation_inputs(&student, &teacher, &labels, weights);
+        if !inputs.fit() {
+            return distillation::reference::block(student, teacher, labels, weights, tokens);
+        }
+        let (loss, gradient) = distillation::cube::block(inputs, tokens, true);
+        (tensor(loss), tensor(gradient.expect("it is wanted")))
+    }
+
+    fn scaled<const D: usize>(x: Tensor<Self, D>, by: Tensor<Self, 1>) -> Tensor<Self, D> {
+        let shape = x.dims();
+        let takes = scaled::takes(x.dtype()) && scaled::takes(by.dtype());
+        if !takes || shape.contains(&0) {
+            let (dtype, wide) = (x.dtype(), by.dtype());
+            let x = ssd::reference::narrow(x, wide);
+            return ssd::reference::narrow(x * by.reshape([1; D]), dtype);
+        }
+        let x = into_contiguous(inner(x.reshape([shape.iter().product::<usize>()])));
+        tensor::<R, Self, 1>(scaled::scaled(x, inner(by))).reshape(shape)
+    }
+
+    fn rows_distance_forward(a: Tensor<Self, 2>, b: Tensor<Self, 2>) -> Tensor<Self, 1> {
+        let (left, right) = (inner(a.clone()), inner(b.clone()));
+        if !rows_distance::cube::fit(&left, &right) {
+            return rows_distance::reference::forward(a, b);
+        }
+        tensor(rows_distance::cube::distance(left, right, false).0)
+    }
+
+    fn rows_distance_with_gradient(
+        a: Tensor<Self, 2>,
+        b: Tensor<Self, 2>,
+    ) -> (Tensor<Self, 1>, Tensor<Self, 2>) {
+        let (left, right) = (inner(a.clone()), inner(b.clone()));
+        if !rows_distance::cube::fit(&left, &right) {
+            return rows_distance::reference::with_gradient(a, b);
+        }
+        let (loss, gradient) = rows_distance::cube::distance(left, right, true);
+        (tensor(loss), tensor(gradient.expect("it is wanted")))
+    }
+
+    fn embedding_gradient(
+        ids: Tensor<Self, 2, Int>,
+        dy: Tensor<Self, 3>,
+        v: usize,
+    ) -> Tensor<Self, 2> {
+        let [b, l, d] = dy.dims();
+        let rows = inner(dy.clone().reshape([b * l, d]));
+        let places = ids.clone().into_primitive();
+        if !embedding::cube::fit(&places, &rows) {
+            return embedding::reference::gradient(ids, dy, v);
+        }
+        let zeros = Tensor::<Self, 2>::zeros([v, d], (&dy.device(), dy.dtype()));
+        tensor(embedding::cube::add_rows(places, rows, inner(zeros)))
+    }
+
+    fn rotary_forward(
+        x: Tensor<Self, 4>,
+        cos: Tensor<Self, 2>,
+        sin: Tensor<Self, 2>,
+    ) -> Tensor<Self, 4> {
+        let (own, angles) = (inner(x.clone()), [cos.clone(), sin.clone()].map(inner));
+        if !rotary::cube::fit(&own, angles.each_ref()) {
+            return rotary::reference::forward(x, cos, sin);
+        }
+        let [cos, sin] = angles;
+        tensor(rotary::cube::rotate(own, cos, sin))
+    }
+
     fn mixing_distance_forward(
         student: TransferParts<Self>,
         teacher: AttentionParts<Self>,
@@ -534,6 +637,26 @@ fn is_taken(dtype: DType) -> bool {
 
 /// How an output `[b, d]` comes to be, like a tensor.
 pub(crate) type Allocate<R> = fn(&CubeTensor<R>, [usize; 2], DType) -> CubeTensor<R>;
+
+fn distillation_inputs<R, F, I, T>(
+    student: &Tensor<CubeBackend<R, F, I, T>, 2>,
+    teacher: &Tensor<CubeBackend<R, F, I, T>, 2>,
+    labels: &Option<Tensor<CubeBackend<R, F, I, T>, 1, Int>>,
+    weights: DistillationWeights,
+) -> distillation::cube::Inputs<R>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    distillation::cube::Inputs {
+        student: inner(student.clone()),
+        teacher: inner(teacher.clone()),
+        labels: labels.clone().map(Tensor::into_primitive),
+        weights,
+    }
+}
 
 fn distance_inputs<R, F, I, T>(
     student: TransferParts<CubeBackend<R, F, I, T>>,

@@ -83,9 +83,10 @@ impl Loss {
     }
 }
 
-fn mean(losses: &[f32]) -> Tensor<Flex, 1> {
+/// The sum of `losses` over `tokens`.
+fn mean(losses: &[f32], tokens: usize) -> Tensor<Flex, 1> {
     let sum: f64 = losses.iter().map(|&loss| f64::from(loss)).sum();
-    tensor(vec![(sum / losses.len() as f64) as f32], [1])
+    tensor(vec![(sum / tokens as f64) as f32], [1])
 }
 
 pub(crate) fn forward(
@@ -107,19 +108,20 @@ pub(crate) fn forward(
             )
         })
         .collect();
-    mean(&losses)
+    mean(&losses, losses.len())
 }
 
-pub(crate) fn with_gradient(
+pub(crate) fn block(
     student: Tensor<Flex, 2>,
     teacher: Tensor<Flex, 2>,
     labels: Option<Tensor<Flex, 1, Int>>,
     weights: DistillationWeights,
+    tokens: usize,
 ) -> (Tensor<Flex, 1>, Tensor<Flex, 2>) {
     let [t, v] = student.dims();
     let (student, teacher) = (Values::of(student), Values::of(teacher));
     let loss = Loss::new(labels, weights);
-    let factor = 1.0 / t as f32;
+    let factor = 1.0 / tokens as f32;
     let mut gradient = vec![0.0; t * v];
     let logits = student.par_chunks(v).zip(teacher.par_chunks(v));
     let losses: Vec<f32> = (gradient.par_chunks_mut(v).zip(logits).enumerate())
@@ -134,5 +136,5 @@ pub(crate) fn with_gradient(
             },
         )
         .collect();
-    (mean(&losses), tensor(gradient, [t, v]))
+    (mean(&losses, tokens), tensor(gradient, [t, v]))
 }

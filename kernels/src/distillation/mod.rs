@@ -2,6 +2,8 @@
 //!
 //! One op, because composed from tensors it would keep several arrays as wide as the vocabulary.
 
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub(crate) mod cube;
 #[cfg(feature = "flex")]
 pub(crate) mod flex;
 pub mod reference;
@@ -33,7 +35,8 @@ impl Default for DistillationWeights {
 /// `(1 - hard) * CE(softmax(teacher), s) + hard * CE(labels, s)` with `s = student / temperature`,
 /// the mean over tokens: logits `[t, v]`, `labels [t]` (needed if `hard > 0`), to one element.
 ///
-/// Differentiable in the student's logits alone. Computed in f32 for half-precision logits.
+/// Differentiable in the student's logits alone. Computed in f32 for half-precision logits, of which the
+/// student's and the teacher's need not be of one dtype.
 ///
 /// # Panics
 /// If the shapes differ, or `hard > 0` without labels.
@@ -43,6 +46,40 @@ pub fn distillation_loss<B: KernelBackend>(
     labels: Option<Tensor<B, 1, Int>>,
     weights: DistillationWeights,
 ) -> Tensor<B, 1> {
+    check(&student, &teacher, &labels, weights);
+    timed(Kind::Losses, || {
+        B::distillation_loss_forward(student, teacher, labels, weights)
+    })
+}
+
+/// A block of tokens' part in [`distillation_loss`] over `tokens` of them, and that part's gradient to the
+/// student's logits: `[1]` in f32 or wider, and `[t, v]` in the student's dtype. Both add up over the blocks
+/// of a batch to what they are for the whole, so that no more than a block's logits need exist at once.
+///
+/// No gradient passes through it.
+///
+/// # Panics
+/// If the shapes differ, or `hard > 0` without labels, or `tokens` is 0.
+pub fn distillation_block<B: KernelBackend>(
+    student: Tensor<B, 2>,
+    teacher: Tensor<B, 2>,
+    labels: Option<Tensor<B, 1, Int>>,
+    weights: DistillationWeights,
+    tokens: usize,
+) -> (Tensor<B, 1>, Tensor<B, 2>) {
+    check(&student, &teacher, &labels, weights);
+    assert!(tokens > 0, "distillation_block: a batch has tokens");
+    timed(Kind::Losses, || {
+        B::distillation_block(student, teacher, labels, weights, tokens)
+    })
+}
+
+fn check<B: KernelBackend>(
+    student: &Tensor<B, 2>,
+    teacher: &Tensor<B, 2>,
+    labels: &Option<Tensor<B, 1, Int>>,
+    weights: DistillationWeights,
+) {
     let [t, _] = student.dims();
     assert_eq!(
         student.dims(),
@@ -53,31 +90,9 @@ pub fn distillation_loss<B: KernelBackend>(
         weights.hard == 0.0 || labels.is_some(),
         "distillation_loss: hard needs labels"
     );
-    if let Some(labels) = &labels {
+    if let Some(labels) = labels {
         assert_eq!(labels.dims(), [t], "distillation_loss: one label a token");
     }
-    timed(Kind::Losses, || {
-        B::distillation_loss_forward(student, teacher, labels, weights)
-    })
-}
-
-/// What a block of the tokens of a batch of `tokens` adds to [`distillation_loss`], `[1]` in f32 or wider,
-/// and the gradient of that to the block's student logits: for losses computed a block at a time.
-///
-/// No gradient passes through it.
-///
-/// # Panics
-/// As [`distillation_loss`].
-pub fn distillation_block<B: KernelBackend>(
-    student: Tensor<B, 2>,
-    teacher: Tensor<B, 2>,
-    labels: Option<Tensor<B, 1, Int>>,
-    weights: DistillationWeights,
-    tokens: usize,
-) -> (Tensor<B, 1>, Tensor<B, 2>) {
-    timed(Kind::Losses, || {
-        B::distillation_block(student, teacher, labels, weights, tokens)
-    })
 }
 
 /// The mean cross-entropy of `logits [t, v]` against the next tokens `labels [t]`, as one element.

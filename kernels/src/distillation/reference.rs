@@ -15,32 +15,34 @@ pub fn forward<B: Backend>(
     weights: DistillationWeights,
 ) -> Tensor<B, 1> {
     let dtype = student.dtype();
-    let log_s = log_softmax(widen(student) * (1.0 / weights.temperature), 1);
-    let soft = -(softmax(widen(teacher), 1) * log_s.clone())
-        .sum_dim(1)
-        .mean();
-    let loss = match labels {
-        Some(labels) if weights.hard > 0.0 => {
-            let hard = -log_s.gather(1, labels.unsqueeze_dim(1)).mean();
-            soft * (1.0 - weights.hard) + hard * weights.hard
-        }
-        _ => soft,
-    };
-    narrow(loss, dtype)
+    narrow(wide_loss(student, teacher, labels, weights), dtype)
 }
 
-/// The loss and its gradient to the student's logits: `(softmax(s) - target) / (temperature * t)`,
-/// target the weighed mix of both.
+/// The loss and its gradient to the student's logits.
 pub fn with_gradient<B: Backend>(
     student: Tensor<B, 2>,
     teacher: Tensor<B, 2>,
     labels: Option<Tensor<B, 1, Int>>,
     weights: DistillationWeights,
 ) -> (Tensor<B, 1>, Tensor<B, 2>) {
+    let ([t, _], dtype) = (student.dims(), student.dtype());
+    let (loss, gradient) = block(student, teacher, labels, weights, t);
+    (narrow(loss, dtype), gradient)
+}
+
+/// See [`distillation_block`](super::distillation_block). The gradient is
+/// `(softmax(s) - target) / (temperature * tokens)`, target the weighed mix of both.
+pub fn block<B: Backend>(
+    student: Tensor<B, 2>,
+    teacher: Tensor<B, 2>,
+    labels: Option<Tensor<B, 1, Int>>,
+    weights: DistillationWeights,
+    tokens: usize,
+) -> (Tensor<B, 1>, Tensor<B, 2>) {
     let ([t, v], dtype) = (student.dims(), student.dtype());
-    let loss = forward(student.clone(), teacher.clone(), labels.clone(), weights);
+    let loss = wide_loss(student.clone(), teacher.clone(), labels.clone(), weights);
     let predicted = softmax(widen(student) * (1.0 / weights.temperature), 1);
-    let soft = softmax(widen(teacher), 1);
+    let soft = narrow(softmax(widen(teacher), 1), predicted.dtype());
     let target = match labels {
         Some(labels) if weights.hard > 0.0 => {
             let hard = labels.one_hot::<2>(v).float().cast(soft.dtype());
@@ -48,6 +50,25 @@ pub fn with_gradient<B: Backend>(
         }
         _ => soft,
     };
-    let gradient = (predicted - target) * (1.0 / (weights.temperature * t as f64));
-    (loss, narrow(gradient, dtype))
+    let gradient = (predicted - target) * (1.0 / (weights.temperature * tokens as f64));
+    (loss * (t as f64 / tokens as f64), narrow(gradient, dtype))
+}
+
+/// The mean loss, in f32 for half-precision logits.
+fn wide_loss<B: Backend>(
+    student: Tensor<B, 2>,
+    teacher: Tensor<B, 2>,
+    labels: Option<Tensor<B, 1, Int>>,
+    weights: DistillationWeights,
+) -> Tensor<B, 1> {
+    let log_s = log_softmax(widen(student) * (1.0 / weights.temperature), 1);
+    let soft = narrow(softmax(widen(teacher), 1), log_s.dtype());
+    let soft = -(soft * log_s.clone()).sum_dim(1).mean();
+    match labels {
+        Some(labels) if weights.hard > 0.0 => {
+            let hard = -log_s.gather(1, labels.unsqueeze_dim(1)).mean();
+            soft * (1.0 - weights.hard) + hard * weights.hard
+        }
+        _ => soft,
+    }
 }

@@ -250,7 +250,7 @@ impl KernelBackend for Flex {
         labels: Option<Tensor<Self, 1, Int>>,
         weights: DistillationWeights,
     ) -> Tensor<Self, 1> {
-        if !is_f32(&student) {
+        if !(is_f32(&student) && is_f32(&teacher)) {
             return distillation::reference::forward(student, teacher, labels, weights);
         }
         distillation::flex::forward(student, teacher, labels, weights)
@@ -262,10 +262,24 @@ impl KernelBackend for Flex {
         labels: Option<Tensor<Self, 1, Int>>,
         weights: DistillationWeights,
     ) -> (Tensor<Self, 1>, Tensor<Self, 2>) {
-        if !is_f32(&student) {
+        if !(is_f32(&student) && is_f32(&teacher)) {
             return distillation::reference::with_gradient(student, teacher, labels, weights);
         }
-        distillation::flex::with_gradient(student, teacher, labels, weights)
+        let tokens = student.dims()[0];
+        distillation::flex::block(student, teacher, labels, weights, tokens)
+    }
+
+    fn distillation_block(
+        student: Tensor<Self, 2>,
+        teacher: Tensor<Self, 2>,
+        labels: Option<Tensor<Self, 1, Int>>,
+        weights: DistillationWeights,
+        tokens: usize,
+    ) -> (Tensor<Self, 1>, Tensor<Self, 2>) {
+        if !(is_f32(&student) && is_f32(&teacher)) {
+            return distillation::reference::block(student, teacher, labels, weights, tokens);
+        }
+        distillation::flex::block(student, teacher, labels, weights, tokens)
     }
 
     fn scaled<const D: usize>(x: Tensor<Self, D>, by: Tensor<Self, 1>) -> Tensor<Self, D> {
@@ -310,7 +324,7 @@ impl KernelBackend for Flex {
         cos: Tensor<Self, 2>,
         sin: Tensor<Self, 2>,
     ) -> Tensor<Self, 4> {
-        if !is_f32(&x) {
+        if !(is_f32(&x) && is_f32(&cos) && is_f32(&sin)) {
             return rotary::reference::forward(x, cos, sin);
         }
         rotary::flex::forward(x, cos, sin)

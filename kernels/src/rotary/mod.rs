@@ -1,5 +1,7 @@
 //! Rotary position embedding of the first dimensions of each head, as in Phi.
 
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub(crate) mod cube;
 #[cfg(feature = "flex")]
 pub(crate) mod flex;
 pub mod reference;
@@ -12,7 +14,7 @@ use crate::meter::{Kind, timed};
 /// `x [b, l, h, p]` with the pairs `(i, i + r)`, `i < r`, of each head turned by the angle of their
 /// position and frequency, whose `cos` and `sin` are `[l, r]`; dimensions from `2 r` on as they were.
 ///
-/// Differentiable in `x`.
+/// Differentiable in `x`. In the dtype of `x`; half precision is turned in f32, by angles that may be so.
 ///
 /// # Panics
 /// If `cos` and `sin` are not `[l, r]` with `2 r <= p`.

@@ -3,11 +3,15 @@
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
+use crate::ssd::reference::{narrow, widen};
+
 /// See [`rotary`](super::rotary()).
 pub fn forward<B: Backend>(x: Tensor<B, 4>, cos: Tensor<B, 2>, sin: Tensor<B, 2>) -> Tensor<B, 4> {
-    let p = x.dims()[3];
+    let (p, dtype) = (x.dims()[3], x.dtype());
     let [l, r] = cos.dims();
-    let (cos, sin) = (cos.reshape([1, l, 1, r]), sin.reshape([1, l, 1, r]));
+    let x = widen(x);
+    let angles = |it| narrow(it, x.dtype()).reshape([1, l, 1, r]);
+    let (cos, sin) = (angles(cos), angles(sin));
     let first = x.clone().narrow(3, 0, r);
     let second = x.clone().narrow(3, r, r);
     let mut parts = vec![
@@ -17,5 +21,5 @@ pub fn forward<B: Backend>(x: Tensor<B, 4>, cos: Tensor<B, 2>, sin: Tensor<B, 2>
     if 2 * r < p {
         parts.push(x.narrow(3, 2 * r, p - 2 * r));
     }
-    Tensor::cat(parts, 3)
+    narrow(Tensor::cat(parts, 3), dtype)
 }

@@ -8,9 +8,13 @@
 
 mod adamw;
 mod attention;
+mod distillation;
+mod embedding;
 mod gelu;
 mod linear;
 mod norm;
+mod rotary;
+mod rows_distance;
 #[allow(dead_code)]
 #[path = "../ops_cube/support.rs"]
 mod support;

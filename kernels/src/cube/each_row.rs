@@ -1,0 +1,63 @@
+//! What ops with a cube a row share: how many cubes there are, and the mean of what they found.
+
+use burn::tensor::DType;
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::empty;
+use super::reduce::{Fold, of_cube};
+
+/// Cubes along one dimension that every device has.
+const ACROSS: usize = 65_535;
+
+/// Units of the cube that takes a mean.
+const UNITS: usize = 256;
+
+/// At least `count` cubes in two dimensions, with fewer than another row of them beyond it: a kernel leaves
+/// those whose `CUBE_POS` is `count` or more.
+pub(crate) fn cubes(count: usize) -> [u32; 2] {
+    let down = count.div_ceil(ACROSS).max(1);
+    [count.div_ceil(down) as u32, down as u32]
+}
+
+/// `x` as it is where neighbours along the last axis are neighbours in memory, and otherwise in rows.
+pub(crate) fn with_rows<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
+    match x.meta.strides().last() {
+        Some(1) => x,
+        _ => into_contiguous(x),
+    }
+}
+
+#[cube(launch_unchecked)]
+fn mean_kernel(values: &Array<f32>, mean: &mut Array<f32>, share: f32) {
+    let mut shared = SharedMemory::<f32>::new(UNITS);
+    let mut sum = 0.0f32;
+    let mut i = UNIT_POS as usize;
+    while i < values.len() {
+        sum += values[i];
+        i += UNITS;
+    }
+    let sum = of_cube(sum, &mut shared, Fold::Sum, UNITS);
+    if UNIT_POS == 0 {
+        mean[0] = sum * share;
+    }
+}
+
+/// The sum of `values [n]`, f32 and contiguous, over `count`, as one element; always added in one order.
+pub(crate) fn mean<R: CubeRuntime>(values: CubeTensor<R>, count: usize) -> CubeTensor<R> {
+    let mean = empty(&values, [1], DType::F32);
+    // SAFETY: units read below the length of `values`, and one of them writes the one element.
+    unsafe {
+        mean_kernel::launch_unchecked::<R>(
+            &mean.client,
+            CubeCount::Static(1, 1, 1),
+            CubeDim::new_1d(UNITS as u32),
+            values.into_array_arg(),
+            mean.clone().into_array_arg(),
+            1.0 / count as f32,
+        );
+    }
+    mean
+}

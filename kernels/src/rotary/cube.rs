@@ -1,0 +1,117 @@
+//! As a CubeCL kernel: a unit turns a few neighbouring pairs of a head, or copies what is not turned.
+
+use burn::tensor::DType;
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use crate::cube::each_row::{cubes, with_rows};
+use crate::cube::{address_type, empty, vector_size};
+
+const UNITS: usize = 256;
+
+/// What is known when the kernel is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Plan {
+    h: usize,
+    /// Pairs of a head.
+    r: usize,
+    /// Units of a head, and those of them that turn.
+    units: usize,
+    turning: usize,
+}
+
+/// The neighbouring numbers of an array from `at` on.
+#[cube]
+fn read<N: Size>(from: &Array<f32>, at: usize) -> Vector<f32, N> {
+    let mut values = Vector::<f32, N>::new(0.0f32);
+    #[unroll]
+    for lane in 0..N::value() {
+        values[lane] = from[at + lane];
+    }
+    values
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn rotate_kernel<F: Float, N: Size>(
+    x_blhp: &Tensor<Vector<F, N>>,
+    cos_lr: &Array<f32>,
+    sin_lr: &Array<f32>,
+    y_blhp: &mut Tensor<Vector<F, N>>,
+    #[comptime] plan: Plan,
+    #[define(F)] _dtype: StorageType,
+) {
+    let unit = ABSOLUTE_POS % plan.units;
+    let head = ABSOLUTE_POS / plan.units % plan.h;
+    let token = ABSOLUTE_POS / comptime!(plan.units * plan.h);
+    let l = x_blhp.shape(1);
+    if token >= x_blhp.shape(0) * l {
+        terminate!();
+    }
+    let (batch, t) = (token / l, token % l);
+    let from = batch * x_blhp.stride(0) + t * x_blhp.stride(1) + head * x_blhp.stride(2);
+    let to = batch * y_blhp.stride(0) + t * y_blhp.stride(1) + head * y_blhp.stride(2);
+    let place = unit * N::value();
+    if unit < plan.turning {
+        let second = place + plan.r;
+        let cos = read::<N>(cos_lr, t * plan.r + place);
+        let sin = read::<N>(sin_lr, t * plan.r + place);
+        let x1 = Vector::<f32, N>::cast_from(x_blhp[(from + place) / N::value()]);
+        let x2 = Vector::<f32, N>::cast_from(x_blhp[(from + second) / N::value()]);
+        y_blhp[(to + place) / N::value()] = Vector::cast_from(x1 * cos - x2 * sin);
+        y_blhp[(to + second) / N::value()] = Vector::cast_from(x2 * cos + x1 * sin);
+    } else {
+        let place = place + plan.r;
+        y_blhp[(to + place) / N::value()] = x_blhp[(from + place) / N::value()];
+    }
+}
+
+/// Whether the kernel reads what is there: `angles` is the cosines or the sines.
+pub(crate) fn fit<R: CubeRuntime>(x: &CubeTensor<R>, angles: [&CubeTensor<R>; 2]) -> bool {
+    matches!(x.dtype, DType::F32 | DType::F16 | DType::BF16)
+        && angles.iter().all(|it| it.dtype == DType::F32)
+        && angles[0].meta.shape()[1] > 0
+}
+
+/// See [`rotary`](super::rotary()).
+pub(crate) fn rotate<R: CubeRuntime>(
+    x: CubeTensor<R>,
+    cos: CubeTensor<R>,
+    sin: CubeTensor<R>,
+) -> CubeTensor<R> {
+    let x = with_rows(x);
+    let [b, l, h, p]: [usize; 4] = x.meta.shape().dims();
+    let r = cos.meta.shape()[1];
+    let y = empty(&x, [b, l, h, p], x.dtype);
+    let mut lanes = vector_size(&[&x, &y]);
+    while !r.is_multiple_of(lanes) {
+        lanes /= 2;
+    }
+    let plan = Plan {
+        h,
+        r,
+        units: (p - r) / lanes,
+        turning: r / lanes,
+    };
+    let [across, down] = cubes((b * l * h * plan.units).div_ceil(UNITS));
+    let (width, dtype) = (address_type(&[&x, &y]), x.dtype);
+    // SAFETY: units beyond the last token leave, and the others read and write their own numbers of a head,
+    // which are inside the shapes that `rotary` has checked.
+    unsafe {
+        rotate_kernel::launch_unchecked::<R>(
+            &y.client,
+            CubeCount::Static(across, down, 1),
+            CubeDim::new_1d(UNITS as u32),
+            width,
+            lanes,
+            x.into_tensor_arg(),
+            into_contiguous(cos).into_array_arg(),
+            into_contiguous(sin).into_array_arg(),
+            y.clone().into_tensor_arg(),
+            plan,
+            dtype.into(),
+        );
+    }
+    y
+}
