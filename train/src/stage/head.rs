@@ -8,7 +8,6 @@ use burn::module::AutodiffModule;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use kernels::meter::{Kind, timed};
-use kernels::meter::{Kind, timed};
 use kernels::{DistillationWeights, KernelBackend, TrainBackend};
 use model::Linear;
 
