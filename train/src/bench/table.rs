@@ -33,7 +33,7 @@ pub(super) fn markdown(head: &Head<'_>, rows: &[Row]) -> String {
             .map(|bytes| bytes as f64 / f64::from(1 << 30));
         let _ = writeln!(
             text,
-            "| {:5} | {:5} | {:6} | {:9.0} | {:6.0} | {:13.2} | {:12.1} | {:>10} | {:>7} |",
+            "| {:5} | {:5} | {:6} | {:9.0} | {:6.0} | {:13.3} | {:12.1} | {:>10} | {:>7} |",
             row.stage,
             row.batch,
             row.length,
