@@ -58,14 +58,11 @@ impl<B: KernelBackend> AdamW<B> {
             true => (clip / (mean_norm + 1e-6)).min(1.0),
             false => 1.0,
         };
-        let Some(device) = student.devices().into_iter().next() else {
-            return student;
-        };
-        let scale = TensorData::from([coefficient / passes as f64]);
         student.map(&mut Update {
             optimizer: self,
             gradients,
-            scale: Tensor::from_data(scale, &device),
+            scale: coefficient / passes as f64,
+            scale_on_device: None,
             lr,
         })
     }
@@ -75,7 +72,9 @@ struct Update<'a, B: Backend> {
     optimizer: &'a mut AdamW<B>,
     gradients: Gradients<B>,
     /// Multiplies every gradient.
-    scale: Tensor<B, 1>,
+    scale: f64,
+    /// The same, from the first gradient on.
+    scale_on_device: Option<Tensor<B, 1>>,
     lr: f64,
 }
 
@@ -102,7 +101,11 @@ impl<A: TrainBackend> ModuleMapper<A> for Update<'_, A::InnerBackend> {
             weight_decay: if decays { config.weight_decay } else { 0.0 },
             time: time + 1,
         };
-        let (value, values) = kernels::adamw_step(value, gradient, values, self.scale.clone(), step);
+        let scale = TensorData::from([self.scale]);
+        let scale = (self.scale_on_device)
+            .get_or_insert_with(|| Tensor::from_data(scale, &gradient.device()))
+            .clone();
+        let (value, values) = kernels::adamw_step(value, gradient, values, scale, step);
         let time = time + 1;
         self.optimizer.moments.insert(id, Moments { values, time });
         let value = Tensor::from_inner(value.reshape(shape)).require_grad();
