@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
-use burn::tensor::{Tensor, TensorData};
 use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
 use kernels::{AdamWStep, KernelBackend, TrainBackend};
 use model::PhiMamba;
 
