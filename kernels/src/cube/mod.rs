@@ -638,17 +638,15 @@ fn is_taken(dtype: DType) -> bool {
 /// How an output `[b, d]` comes to be, like a tensor.
 pub(crate) type Allocate<R> = fn(&CubeTensor<R>, [usize; 2], DType) -> CubeTensor<R>;
 
-fn distillation_inputs<R, F, I, T>(
-    student: &Tensor<CubeBackend<R, F, I, T>, 2>,
-    teacher: &Tensor<CubeBackend<R, F, I, T>, 2>,
-    labels: &Option<Tensor<CubeBackend<R, F, I, T>, 1, Int>>,
+fn distillation_inputs<R, B>(
+    student: &Tensor<B, 2>,
+    teacher: &Tensor<B, 2>,
+    labels: &Option<Tensor<B, 1, Int>>,
     weights: DistillationWeights,
 ) -> distillation::cube::Inputs<R>
 where
     R: CubeRuntime,
-    F: FloatElement,
-    I: IntElement,
-    T: BoolElement,
+    B: Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
 {
     distillation::cube::Inputs {
         student: inner(student.clone()),

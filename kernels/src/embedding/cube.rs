@@ -55,11 +55,11 @@ fn gradient_kernel<F: Float, N: Size>(
             #[unroll]
             for j in 0..EACH {
                 let at = first + j * UNITS + unit;
-                if at < t {
-                    if ids_t[at] == id {
-                        found |= comptime!(1u32 << j as u32);
-                        count += 1u32;
-                    }
+                // Both sides of a condition are computed: no read may be beyond the end.
+                let other = ids_t[clamp_max(at, t - 1)];
+                if at < t && other == id {
+                    found |= comptime!(1u32 << j as u32);
+                    count += 1u32;
                 }
             }
             // The running sum of the counts says where a unit's places go.

@@ -99,7 +99,7 @@ fn distillation_is_right() {
         for dtype in dtypes() {
             for (t, v, hard, temperature, range, sliced) in [
                 (1, 1, 0.0, 1.0, 3.0, false),
-                (2, 1, 1.0, 2.0, 3.0, false),
+                (2, 2, 1.0, 2.0, 3.0, false),
                 (3, 51, 0.25, 2.0, 3.0, true),
                 (5, 4096, 0.0, 1.0, 1e4, false),
                 (2, 51_200, 0.5, 1.0, 10.0, false),
