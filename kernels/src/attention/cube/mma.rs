@@ -259,7 +259,9 @@ pub(super) fn attend<E: Float>(
             if plane_any(moved) {
                 #[unroll]
                 for row in 0..rows {
-                    let larger = max(reference[row], largest[row]);
+                    // Only rows that have moved, so that a query does not feel the others of its plane.
+                    let goes = largest[row] > reference[row] + slack;
+                    let larger = select(goes, largest[row], reference[row]);
                     let rescale = power_of_two((reference[row] - larger) * scale);
                     reference[row] = larger;
                     sums[row] *= rescale;
