@@ -3,7 +3,6 @@
 //! Each op's own `cube` module holds its kernels and their launch; here is what they share, and the
 //! choice between them and the reference.
 
-pub(crate) mod compiled;
 pub(crate) mod each_row;
 pub(crate) mod guard;
 pub(crate) mod kept;
