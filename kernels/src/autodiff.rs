@@ -141,6 +141,35 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         })
     }
 
+    fn linear_onto(
+        residual: Tensor<Self, 2>,
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Option<Tensor<Self, 1>>,
+    ) -> Tensor<Self, 2> {
+        let saved = (value(&x), value(&weight));
+        let (x_, weight_) = saved.clone();
+        let y = B::linear_onto(value(&residual), x_, weight_, values(&bias));
+        let inputs = [
+            input(&residual),
+            input(&x),
+            input(&weight),
+            bias.as_ref().and_then(input),
+        ];
+        record(inputs, y, saved, |(x, weight), dy, wanted| {
+            let [onto, wanted @ ..] = wanted;
+            let dresidual = onto.then(|| dy.clone());
+            let (dx, dweight, dbias) =
+                timed(Kind::Products, || B::linear_backward(x, weight, dy, wanted));
+            [
+                dresidual.map(primitive),
+                dx.map(primitive),
+                dweight.map(primitive),
+                dbias.map(primitive),
+            ]
+        })
+    }
+
     fn layer_norm_forward(
         x: Tensor<Self, 2>,
         gamma: Tensor<Self, 1>,

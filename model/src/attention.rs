@@ -66,6 +66,15 @@ impl<B: KernelBackend> PhiAttention<B> {
         self.merge(kernels::attention(q, k, v))
     }
 
+    /// `residual + forward(u)`, all `[b, l, d_model]`.
+    pub(crate) fn forward_onto(&self, residual: Tensor<B, 3>, u: Tensor<B, 3>) -> Tensor<B, 3> {
+        let (q, k, v) = self.project(u, 0);
+        let y_blhp = kernels::attention(q, k, v);
+        let [b, l, h, p] = y_blhp.dims();
+        self.dense
+            .forward_onto(residual, y_blhp.reshape([b, l, h * p]))
+    }
+
     /// The softmaxed attention of every head, `[b, h, l, l]`; in f32 for half-precision input.
     pub fn attention_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4> {
         let AttentionParts { q, k } = self.attention_parts(u);

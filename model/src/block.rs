@@ -57,6 +57,14 @@ impl<B: KernelBackend> Mixer<B> {
         }
     }
 
+    /// `residual + forward(u)`, all `[b, l, d_model]`.
+    fn forward_onto(&self, residual: Tensor<B, 3>, u: Tensor<B, 3>) -> Tensor<B, 3> {
+        match self {
+            Self::DiscreteMamba2(mixer) => mixer.forward_onto(residual, u),
+            Self::Attention(attention) => attention.forward_onto(residual, u),
+        }
+    }
+
     /// The transfer matrix or the attention matrix, `[b, h, l, l]`.
     pub fn mixing_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4> {
         match self {
@@ -152,7 +160,9 @@ impl<B: Backend> PhiBlock<B> {
 impl<B: KernelBackend> PhiBlock<B> {
     /// `x [b, l, d_model]` to the same shape.
     pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.forward_with(x, |u| self.mixer.forward(u))
+        let normed = self.input_layernorm.forward(x.clone());
+        let mixed = self.mixer.forward_onto(x, normed.clone());
+        self.mlp.forward_onto(mixed, normed)
     }
 
     /// `mixer(LN x)`, before it joins the residual stream: `[b, l, d_model]`.

@@ -140,9 +140,19 @@ impl<B: Backend> DiscreteMamba2<B> {
 
 impl<B: KernelBackend> DiscreteMamba2<B> {
     /// `u [b, l, d_model]` to the same shape, from a state of zeros.
+    pub fn forward(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.out_proj.forward(self.gated(u))
+    }
+
+    /// `residual + forward(u)`, all `[b, l, d_model]`.
+    pub(crate) fn forward_onto(&self, residual: Tensor<B, 3>, u: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.out_proj.forward_onto(residual, self.gated(u))
+    }
+
+    /// What the output projection reads, `[b, l, d_inner]`.
     ///
     /// Weights are sliced and not the activations, which are larger: see [`Linear::forward_rows`].
-    pub fn forward(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
+    fn gated(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
         let x = self.convolved(u.clone(), self.x_rows());
         let b = self.convolved(u.clone(), self.b_rows());
         let c = self.convolved(u.clone(), self.c_rows());
@@ -156,7 +166,7 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
             initial_state: None,
         };
         let (gated_blhp, _) = self.gated_scan(scan, z);
-        self.out_proj.forward(self.joined(gated_blhp))
+        self.joined(gated_blhp)
     }
 
     /// `T [b, h, l, l]` with `y = T x` before the gate: at `(l, s)` the product of `C_l . B_s` and
