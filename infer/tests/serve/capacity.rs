@@ -26,7 +26,7 @@ fn endless(server: &Server) -> TcpStream {
 }
 
 /// Waits, but not for ever.
-fn until(condition: impl Fn() -> bool) {
+pub fn until(condition: impl Fn() -> bool) {
     let started = Instant::now();
     while !condition() {
         assert!(

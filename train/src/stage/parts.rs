@@ -51,6 +51,8 @@ struct Freeze(HashSet<ParamId>);
 impl<B: Backend> ModuleMapper<B> for Freeze {
     fn map_float<const D: usize>(&mut self, parameter: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let trains = self.0.contains(&parameter.id);
+        // One that was not read yet is drawn now: each copy that a step makes would draw it for itself.
+        let _ = parameter.val();
         parameter.set_require_grad(trains)
     }
 }
