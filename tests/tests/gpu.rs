@@ -32,6 +32,13 @@ const BACKEND: Backend = Backend::Cuda;
 #[cfg(not(feature = "cuda"))]
 const BACKEND: Backend = Backend::Wgpu;
 
+/// What is composed of Burn's own products, as matrices that no stage computes whole are: on CUDA these
+/// round f32 to TF32, which keeps 11 bits.
+#[cfg(feature = "cuda")]
+const COMPOSED: f64 = 1e-3;
+#[cfg(not(feature = "cuda"))]
+const COMPOSED: f64 = FAST;
+
 /// Runs `test` if there is an adapter.
 fn with_adapter(test: impl FnOnce()) {
     struct Nothing;
@@ -102,7 +109,7 @@ fn perplexity_of_all_the_text() {
 
 #[test]
 fn stage1() {
-    with_adapter(|| mohawk::stage1::<Autodiff<Gpu>>(FAST));
+    with_adapter(|| mohawk::stage1::<Autodiff<Gpu>>(COMPOSED));
 }
 
 #[test]
