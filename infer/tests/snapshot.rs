@@ -248,7 +248,7 @@ fn what_is_not_this_model_s_state_is_refused() {
         part.data.truncate(part.data.len() / 10 * 9);
     });
     assert!(matches!(state(keys), StateError::Shape { .. }));
-    let whole = part("layers.2.ssm", &|part| part.dtype = Dtype::I32);
+    let whole = part("layers.2.ssm", &|part| part.dtype = Dtype::U32);
     assert!(matches!(state(whole), StateError::Dtype { .. }));
 
     let damaged = |error: SnapshotError, word: &str| {
