@@ -50,7 +50,8 @@ NONSENSE = [
     b'{"max_tokens": 1e99}',
     b'{"n": 100000}',
     b'{"promt": "x"}',
-    b'{"prompt": [' + b"5," * 5000 + b"5]}",
+    # Of ids alone it would be too long for a teacher, and a prompt like any other for a student.
+    b'{"prompt": [' + b"5," * 5000 + b'"five"]}',
     b'{"stop": [""]}',
     b'{"prompt": null, "logprobs": -1}',
 ]
