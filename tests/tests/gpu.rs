@@ -121,9 +121,7 @@ fn stage3() {
     with_adapter(|| mohawk::stage3::<Autodiff<Gpu>>(FAST));
 }
 
-/// The training loop's own passes, every gradient of them. Not on wgpu, whose adapter in CI is a CPU that
-/// compiles kernels for minutes; the ops by themselves are tested there.
-#[cfg(feature = "cuda")]
+/// The training loop's own passes, every gradient of them.
 #[test]
 fn passes() {
     with_adapter(|| passes::stages::<Autodiff<Gpu>>(FAST));
