@@ -176,14 +176,7 @@ where
         weight: Tensor<Self, 2>,
         bias: Option<Tensor<Self, 1>>,
     ) -> Tensor<Self, 2> {
-        let layer = linear::cube::Layer {
-            x: inner(x),
-            weight: inner(weight),
-            bias: bias.map(inner),
-            onto: None,
-            gelu: false,
-        };
-        layer.forward()
+        linear::cube::Layer::new(x, weight, bias).forward()
     }
 
     fn linear_gelu(
@@ -192,11 +185,8 @@ where
         bias: Option<Tensor<Self, 1>>,
     ) -> Tensor<Self, 2> {
         let layer = linear::cube::Layer {
-            x: inner(x),
-            weight: inner(weight),
-            bias: bias.map(inner),
-            onto: None,
             gelu: true,
+            ..linear::cube::Layer::new(x, weight, bias)
         };
         layer.forward()
     }
@@ -208,11 +198,8 @@ where
         bias: Option<Tensor<Self, 1>>,
     ) -> Tensor<Self, 2> {
         let layer = linear::cube::Layer {
-            x: inner(x),
-            weight: inner(weight),
-            bias: bias.map(inner),
             onto: Some(inner(residual)),
-            gelu: false,
+            ..linear::cube::Layer::new(x, weight, bias)
         };
         layer.forward()
     }

@@ -34,6 +34,20 @@ pub(crate) struct Layer<R: CubeRuntime> {
 }
 
 impl<R: CubeRuntime> Layer<R> {
+    /// The layer alone.
+    pub(crate) fn new<B>(x: Tensor<B, 2>, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Self
+    where
+        B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+    {
+        Self {
+            x: inner(x),
+            weight: inner(weight),
+            bias: bias.map(inner),
+            onto: None,
+            gelu: false,
+        }
+    }
+
     /// `[t, o]`.
     pub(crate) fn forward<B>(mut self) -> Tensor<B, 2>
     where

@@ -96,7 +96,7 @@ pub fn stages<B: TrainBackend>(tolerance: f64) {
 /// them together and of each, as a share of what is recorded.
 ///
 /// A number has 8 bits there, so that each op rounds by up to 0.4%, and a dozen of them lie one behind the
-/// other; of a parameter with hardly any gradient that may be a larger share.
+/// other: 1.4% if they add up like chance. Of a parameter with little gradient that may be a larger share.
 pub fn stages_in_bf16<B: TrainBackend>(of_all: f64, of_each: f64) {
     let config = config(&["stage3.recompute=true"]);
     for (number, prefix) in [(1, "stage1"), (2, "stage2.mixer"), (3, "stage3")] {

@@ -261,8 +261,12 @@ fn read_value(text: &str, like: &Value) -> Value {
 
 fn check_choices(table: &Table) -> Result<(), ConfigError> {
     for (key, choices) in CHOICES {
-        let (section, name) = key.split_once('.').unwrap_or((key, ""));
-        let value = table.get(section).and_then(|section| section.get(name));
+        let (first, rest) = match key.split_once('.') {
+            Some((section, name)) => (section, Some(name)),
+            None => (key, None),
+        };
+        let value = table.get(first);
+        let value = rest.map_or(value, |name| value.and_then(|section| section.get(name)));
         let words = match value {
             Some(Value::Array(items)) => items.as_slice(),
             Some(word) => std::slice::from_ref(word),

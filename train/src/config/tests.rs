@@ -205,6 +205,7 @@ fn wrong_choices_list_the_right_ones() {
         ("stage3.train=mixer,heads", "`heads`; did you mean `head`?"),
         ("optimizer.decay=matrix", "did you mean `matrices`?"),
         ("student.activation=SiLU", "did you mean `silu`?"),
+        ("precision=bf15", "`bf15`; did you mean `bf16`?"),
     ] {
         let message = complaint(wrong);
         assert!(message.contains(expected), "{message}");
