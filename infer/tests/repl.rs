@@ -235,7 +235,8 @@ fn on_a_terminal() {
     let home = tempfile::tempdir().unwrap();
     let infer = repl(student.path(), &["--max-tokens", "100000000"]);
     let arguments = infer.get_args().map(|it| it.to_str().unwrap());
-    let mut command = vec![env!("CARGO_BIN_EXE_infer")];
+    // In the shell's place: one that waited would hear Ctrl-C too, and end with it.
+    let mut command = vec!["exec", env!("CARGO_BIN_EXE_infer")];
     command.extend(arguments);
     let mut terminal = Command::new("script");
     terminal.args(["--quiet", "--flush", "--return", "--command"]);
