@@ -1,74 +1,94 @@
-//! Tokens chosen where their logits are: on the device if the backend can, or else on the host.
+//! Tokens chosen where their logits are, for rows that each have a sampler: on the device if the backend
+//! can, or else by the sampler on the host.
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use kernels::KernelBackend;
-use kernels::choice::Warp;
+use kernels::choice::{Choice, Warp};
 
-use crate::generate::read;
 use crate::sampling::Sampler;
 use crate::{GenerateError, SamplingSettings};
 
-/// A token, and its id on the device if it was chosen there: so it need not come back.
+/// What the device has chosen for some rows.
 pub(crate) struct Chosen<B: KernelBackend> {
-    pub id: u32,
+    /// The row's token; `None` where the host must choose, or say what is wrong with the logits.
+    pub tokens: Vec<Option<u32>>,
+    /// `[b]`, the tokens where they were chosen; `None` if any is missing.
     pub on_device: Option<Tensor<B, 1, Int>>,
 }
 
-/// A [`Sampler`] and its memory on the device.
+/// What rows of samplers remember on the device.
 pub(crate) struct Chooser<B: KernelBackend> {
-    sampler: Sampler,
-    /// `[v]`, 1 for the tokens that the repetition penalty is for; there if it is on.
-    seen: Option<Tensor<B, 1, Int>>,
+    /// `[b, v]`, 1 for the tokens that a row's repetition penalty is for; there once a row has one.
+    seen_bv: Option<Tensor<B, 2, Int>>,
+    /// Rows, and logits of each.
+    shape: [usize; 2],
+    /// The first of the logits, which are tokens.
+    vocab_size: usize,
+    device: B::Device,
 }
 
 impl<B: KernelBackend> Chooser<B> {
-    /// For a model with `logits` of them, of which the first `vocab_size` are tokens.
-    ///
-    /// # Errors
-    ///
-    /// [`SamplingError::Setting`](crate::SamplingError::Setting).
-    pub fn new(
-        settings: SamplingSettings,
-        vocab_size: usize,
-        logits: usize,
-        prompt: &[u32],
-        device: &B::Device,
-    ) -> Result<Self, GenerateError> {
-        let sampler = Sampler::new(settings, vocab_size.min(logits), prompt)?;
-        let seen = (settings.repetition_penalty != 1.0).then(|| {
-            let mut seen = vec![0_i32; logits];
-            for &token in prompt {
-                seen[token as usize] = 1;
-            }
-            Tensor::from_data(TensorData::new(seen, [logits]), (device, DType::I32))
-        });
-        Ok(Self { sampler, seen })
+    /// For rows of `logits`, of which the first `vocab_size` are tokens.
+    pub fn new(rows: usize, vocab_size: usize, logits: usize, device: &B::Device) -> Self {
+        Self {
+            seen_bv: None,
+            shape: [rows, logits],
+            vocab_size: vocab_size.min(logits),
+            device: device.clone(),
+        }
     }
 
-    /// Chooses from `logits [v]`, and waits for the choice.
+    /// From now on the row is that of `sampler`.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn begin(&mut self, row: usize, sampler: &Sampler) {
+        if sampler.settings().repetition_penalty == 1.0 {
+            return;
+        }
+        let [rows, v] = self.shape;
+        let flags = |data, rows| {
+            let data = TensorData::new(data, [rows, v]);
+            Tensor::<B, 2, Int>::from_data(data, (&self.device, DType::I32))
+        };
+        let mut own = vec![0_i32; v];
+        for &token in sampler.seen() {
+            if let Some(flag) = own.get_mut(token as usize) {
+                *flag = 1;
+            }
+        }
+        let others = self.seen_bv.take();
+        let others = others.unwrap_or_else(|| flags(vec![0; rows * v], rows));
+        self.seen_bv = Some(others.slice_assign([row..row + 1, 0..v], flags(own, 1)));
+    }
+
+    /// One token a row of `logits_bv`, by `choices` of the rows' samplers; waits for them.
     ///
     /// # Errors
     ///
-    /// [`GenerateError::Sampling`] and [`GenerateError::Device`].
-    pub fn choose(&mut self, logits: Tensor<B, 1>) -> Result<Chosen<B>, GenerateError> {
-        let point = self.sampler.point();
-        let (seen, vocab_size) = (self.seen.as_mut(), self.sampler.vocab_size());
-        let warp = Warp::from(self.sampler.settings());
-        if let Some(chosen) = kernels::choose(logits.clone(), seen, vocab_size, warp, point) {
-            let data = chosen.clone().try_into_data();
-            let data = data.map_err(|error| GenerateError::Device(error.to_string()))?;
-            let id = data.iter::<i64>().next().unwrap_or(-1);
-            if let Ok(id) = u32::try_from(id) {
-                self.sampler.saw(id);
-                let on_device = Some(chosen);
-                return Ok(Chosen { id, on_device });
-            }
-            // What is wrong with the logits, the host says.
-        }
-        let id = self.sampler.choose_at(&mut read(logits)?, point)?;
+    /// [`GenerateError::Device`].
+    pub fn choose(
+        &mut self,
+        logits_bv: Tensor<B, 2>,
+        choices: &[Choice],
+    ) -> Result<Chosen<B>, GenerateError> {
+        let ids_b = kernels::choose(logits_bv, self.seen_bv.as_mut(), self.vocab_size, choices);
+        let Some(ids_b) = ids_b else {
+            return Ok(Chosen {
+                tokens: vec![None; choices.len()],
+                on_device: None,
+            });
+        };
+        let data = ids_b.clone().try_into_data();
+        let data = data.map_err(|error| GenerateError::Device(error.to_string()))?;
+        let tokens: Vec<_> = data
+            .iter::<i64>()
+            .map(|id| u32::try_from(id).ok())
+            .collect();
+        let all = tokens.iter().all(Option::is_some);
         Ok(Chosen {
-            id,
-            on_device: None,
+            tokens,
+            on_device: all.then_some(ids_b),
         })
     }
 }

@@ -7,8 +7,8 @@ use kernels::KernelBackend;
 use kernels::backends::synchronise;
 use model::{CausalLm, State};
 
-use crate::chooser::{Chooser, Chosen};
-use crate::sampling::{SamplingError, SamplingSettings};
+use crate::chooser::Chooser;
+use crate::sampling::{Sampler, SamplingError, SamplingSettings};
 
 /// How many tokens of a prompt go through the model at once. Longer prompts go piece by piece, so
 /// that activations take bounded memory whatever the length.
@@ -126,6 +126,12 @@ impl<B: KernelBackend> Reading<B> {
     }
 }
 
+/// A token, and its id `[1]` on the device if it was chosen there, so that it need not go back.
+struct Newest<B: KernelBackend> {
+    id: u32,
+    on_device: Option<Tensor<B, 1, Int>>,
+}
+
 /// The continuation of a prompt, as an iterator over its tokens. A step is computed when its token is
 /// asked for.
 pub struct Generation<'m, B: KernelBackend> {
@@ -133,13 +139,14 @@ pub struct Generation<'m, B: KernelBackend> {
     device: B::Device,
     options: GenerateOptions,
     state: State<B>,
+    sampler: Sampler,
     chooser: Chooser<B>,
     /// The whole text, with what has been made of it.
     ids: Vec<u32>,
     /// The logits `[1, v]` that the next token comes from, if they are there already.
     logits: Option<Tensor<B, 2>>,
     /// The newest token, which has yet to go through the model.
-    newest: Option<Chosen<B>>,
+    newest: Option<Newest<B>>,
     /// Tokens that had been read before.
     earlier: usize,
     made: usize,
@@ -194,8 +201,10 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
             ids.extend(options.end_of_text);
         }
         check_prompt(&ids, options.max_positions, model.vocab_size())?;
-        let (sampling, vocab_size) = (options.sampling, options.vocab_size);
-        let chooser = Chooser::new(sampling, vocab_size, model.vocab_size(), &ids, device)?;
+        let logits_size = model.vocab_size();
+        let sampler = Sampler::new(options.sampling, options.vocab_size, &ids)?;
+        let mut chooser = Chooser::new(1, options.vocab_size, logits_size, device);
+        chooser.begin(0, &sampler);
 
         let unread = ids.get(earlier..).unwrap_or_default();
         let tokens = unread.len();
@@ -209,7 +218,7 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
         // So that the time of the prompt is what it took.
         synchronise::<B>(device).map_err(|error| GenerateError::Device(error.to_string()))?;
         let logits = read_now.or(logits);
-        let newest = ids.last().map(|&id| Chosen {
+        let newest = ids.last().map(|&id| Newest {
             id,
             on_device: None,
         });
@@ -218,6 +227,7 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
             device: device.clone(),
             options,
             state,
+            sampler,
             chooser,
             newest,
             ids,
@@ -281,17 +291,32 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
             None if self.positions_left() == Some(0) => return Ok(self.end(Stop::ContextFull)),
             None => self.step(),
         };
-        let chosen = self.chooser.choose(logits.clone().flatten(0, 1))?;
-        let token = chosen.id;
+        let newest = self.choose(logits.clone())?;
+        let token = newest.id;
         if Some(token) == self.options.end_of_text {
             // Nothing has joined the text, so what is behind it is what was.
             self.logits = Some(logits);
             return Ok(self.end(Stop::EndOfText));
         }
-        self.newest = Some(chosen);
+        self.newest = Some(newest);
         self.ids.push(token);
         self.made += 1;
         Ok(Some(token))
+    }
+
+    /// The next token by its logits `[1, v]`.
+    fn choose(&mut self, logits: Tensor<B, 2>) -> Result<Newest<B>, GenerateError> {
+        let choice = self.sampler.next_choice();
+        let chosen = self.chooser.choose(logits.clone(), &[choice])?;
+        let id = match chosen.tokens[0] {
+            Some(id) => {
+                self.sampler.saw(id);
+                id
+            }
+            None => self.sampler.choose_at(&mut read(logits)?, choice.point)?,
+        };
+        let on_device = chosen.on_device;
+        Ok(Newest { id, on_device })
     }
 
     fn end(&mut self, stop: Stop) -> Option<u32> {

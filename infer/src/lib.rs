@@ -33,9 +33,8 @@
 //!
 //! The warpers sort, compare ties and accumulate in a fixed order, which is easy to get right, and to
 //! test against tables, on a slice of the host's: [`sampling`]. Where the device has memory of its own,
-//! a kernel chooses the same token there, and what comes back is one number in place of a vocabulary of
-//! them; a text by itself is made so. The engine's sequences differ in their settings, and are sampled on
-//! the host, side by side.
+//! a kernel chooses the same token there, for several texts at once with settings of their own, and what
+//! comes back is one number a text in place of a vocabulary of them.
 
 #![deny(missing_docs)]
 

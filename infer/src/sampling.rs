@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use chacha20::ChaCha8Rng;
 use chacha20::rand_core::{Rng, SeedableRng};
-use kernels::choice::Warp;
+use kernels::choice::{Choice, Warp};
 
 /// How the next token is chosen. The default is greedy.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -134,24 +134,30 @@ impl Sampler {
     ///
     /// [`SamplingError::NotAScore`] and [`SamplingError::NoToken`].
     pub fn choose(&mut self, logits: &mut [f32]) -> Result<u32, SamplingError> {
-        let point = self.point();
+        let point = self.next_choice().point;
         self.choose_at(logits, point)
     }
 
-    /// The random number of the next choice, in [0, 1); 0 where chance has no part in it.
-    pub fn point(&mut self) -> f64 {
-        match Warp::from(&self.settings).is_greedy() {
+    /// How the next token is chosen, with a random number of its own where chance has a part in it.
+    pub(crate) fn next_choice(&mut self) -> Choice {
+        let warp = Warp::from(&self.settings);
+        let point = match warp.is_greedy() {
             true => 0.0,
             false => uniform(&mut self.rng),
-        }
+        };
+        Choice { warp, point }
     }
 
-    /// [`choose`](Self::choose) by a random number that [`point`](Self::point) gave.
+    /// [`choose`](Self::choose) by the point of a [`next_choice`](Self::next_choice).
     ///
     /// # Errors
     ///
     /// As [`choose`](Self::choose).
-    pub fn choose_at(&mut self, logits: &mut [f32], point: f64) -> Result<u32, SamplingError> {
+    pub(crate) fn choose_at(
+        &mut self,
+        logits: &mut [f32],
+        point: f64,
+    ) -> Result<u32, SamplingError> {
         let vocab_size = self.vocab_size.min(logits.len());
         let logits = &mut logits[..vocab_size];
         let broken = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
@@ -176,7 +182,7 @@ impl Sampler {
     }
 
     /// Remembers a token that was chosen elsewhere.
-    pub fn saw(&mut self, token: u32) {
+    pub(crate) fn saw(&mut self, token: u32) {
         self.seen.insert(token);
     }
 
@@ -184,8 +190,9 @@ impl Sampler {
         &self.settings
     }
 
-    pub(crate) fn vocab_size(&self) -> usize {
-        self.vocab_size
+    /// The tokens of the text so far.
+    pub(crate) fn seen(&self) -> &BTreeSet<u32> {
+        &self.seen
     }
 }
 

@@ -205,6 +205,9 @@ fn open_device<B: KernelBackend>(backend: Backend) -> Result<B::Device, BackendE
     }));
     let device = B::Device::default();
     let proof = panic::catch_unwind(AssertUnwindSafe(|| {
+        // Before CubeCL is used for the first time, which is when it looks for its settings.
+        #[cfg(any(feature = "cuda", feature = "wgpu"))]
+        crate::cube::compiled::keep(backend);
         Tensor::<B, 1>::ones([1], &device).try_into_data()
     }));
     panic::set_hook(hook);

@@ -323,11 +323,10 @@ pub trait KernelBackend: Backend {
 
     /// See [`choose`].
     fn choose(
-        _logits: Tensor<Self, 1>,
-        _seen: Option<&mut Tensor<Self, 1, Int>>,
+        _logits: Tensor<Self, 2>,
+        _seen: Option<&mut Tensor<Self, 2, Int>>,
         _vocab_size: usize,
-        _warp: choice::Warp,
-        _point: f64,
+        _choices: &[choice::Choice],
     ) -> Option<Tensor<Self, 1, Int>> {
         None
     }

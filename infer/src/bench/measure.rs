@@ -10,11 +10,11 @@ use kernels::backends::synchronise;
 use model::{CausalLm, MixerConfig, MixerState, ModelConfig, NetworkConfig, State};
 use serde::Serialize;
 
-use crate::SamplingSettings;
 use crate::chooser::Chooser;
 use crate::cli::CliError;
-use crate::generate::PREFILL_TOKENS;
+use crate::generate::{PREFILL_TOKENS, read};
 use crate::precision::Precision;
+use crate::{GenerateError, Sampler, SamplingError, SamplingSettings};
 
 /// Bytes a second that a copy reads and writes.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -150,21 +150,27 @@ impl<'d, B: KernelBackend> Subject<'d, B> {
     fn write(&self, batch: usize, tokens: usize, mut state: State<B>) -> Result<f64, CliError> {
         const WARM: usize = 5;
         let logits = self.model.vocab_size();
-        let settings = SamplingSettings::default();
-        let mut chooser = Chooser::new(settings, logits, logits, &[], self.device)?;
+        let greedy = SamplingSettings::default();
+        let mut sampler = Sampler::new(greedy, logits, &[]).map_err(GenerateError::from)?;
+        let mut chooser = Chooser::new(batch, logits, logits, self.device);
+        let choices = vec![sampler.next_choice(); batch];
         let mut ids_b = Tensor::<B, 1, Int>::zeros([batch], self.device);
         let mut steps = Vec::with_capacity(tokens);
         for i in 0..WARM + tokens {
             let begun = Instant::now();
             let logits_bv = self.model.step(ids_b, &mut state);
-            let row = |i: usize| logits_bv.clone().narrow(0, i, 1).flatten(0, 1);
-            let chosen = (0..batch).map(|i| chooser.choose(row(i)));
-            let mut chosen = chosen.collect::<Result<Vec<_>, _>>()?;
-            let alone = (batch == 1).then(|| chosen[0].on_device.take()).flatten();
-            ids_b = alone.unwrap_or_else(|| {
-                let ids: Vec<i32> = chosen.iter().map(|it| it.id as i32).collect();
-                Tensor::from_data(TensorData::new(ids, [batch]), self.device)
-            });
+            let chosen = chooser.choose(logits_bv.clone(), &choices)?;
+            ids_b = match chosen.on_device {
+                Some(ids_b) => ids_b,
+                None => {
+                    let mut logits_bv = read(logits_bv)?;
+                    let rows = logits_bv.chunks_mut(logits);
+                    let ids = rows.map(|row| sampler.choose_at(row, 0.0).map(|id| id as i32));
+                    let ids: Result<Vec<_>, SamplingError> = ids.collect();
+                    let ids = ids.map_err(GenerateError::from)?;
+                    Tensor::from_data(TensorData::new(ids, [batch]), self.device)
+                }
+            };
             if i >= WARM {
                 steps.push(begun.elapsed().as_secs_f64());
             }

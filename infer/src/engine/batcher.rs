@@ -118,7 +118,8 @@ impl<'m, B: KernelBackend> Batcher<'m, B> {
             let room = tiles.iter().position(|tile| tile.len() < ROWS);
             let tile = room.unwrap_or(tiles.len());
             if room.is_none() {
-                tiles.push(Tile::new(self.model, &self.device));
+                let vocab_size = self.tokenizer.vocab_size();
+                tiles.push(Tile::new(self.model, vocab_size, &self.device));
             }
             tiles[tile].join(sequence, state.clone());
         }

@@ -17,6 +17,15 @@ pub(super) fn read_logits<B: KernelBackend, const D: usize>(
     device: &B::Device,
 ) -> Result<Vec<f32>, GenerateError> {
     let logits = read(logits)?;
-    synchronise::<B>(device).map_err(|error| GenerateError::Device(error.to_string()))?;
+    settle::<B>(device)?;
     Ok(logits)
+}
+
+/// Waits for the word that nothing that the device was asked to do has failed.
+///
+/// # Errors
+///
+/// [`GenerateError::Device`].
+pub(super) fn settle<B: KernelBackend>(device: &B::Device) -> Result<(), GenerateError> {
+    synchronise::<B>(device).map_err(|error| GenerateError::Device(error.to_string()))
 }

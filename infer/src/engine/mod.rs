@@ -34,9 +34,9 @@
 //!
 //! # What is done where
 //!
-//! Tokens are chosen on the host, from logits that are copied there a tile at a time: the rows of a
-//! tile differ in their settings, their penalties and their random numbers, and a request may ask for
-//! its scores. `infer generate` and `infer repl`, with one sequence, choose on the device where they can.
+//! Tokens are chosen on the device where it can, each row of a tile by its own settings, penalties and
+//! random numbers, and eight ids come back. The logits come to the host where it has to choose, for the
+//! first token behind a prompt, and for requests that ask for scores.
 //!
 //! In a model in bf16 or f16, the logits at every position of a prompt, which only `echo` with
 //! `logprobs` needs, are in that format too, while those that a text goes on from without it are in

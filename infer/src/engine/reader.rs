@@ -82,7 +82,7 @@ impl<'t, B: KernelBackend> Reader<'t, B> {
             Ok(None) if !self.sequences.is_empty() => Read::Reads(self),
             Ok(None) => Read::Writes(Vec::new(), self.state),
             Ok(Some(logits_v)) => {
-                let first_token = |it: Sequence<'t>| it.write(&mut logits_v.clone());
+                let first_token = |it: Sequence<'t>| it.begin_writing(&mut logits_v.clone());
                 let writing = self.sequences.into_iter().filter_map(first_token);
                 Read::Writes(writing.collect(), self.state)
             }

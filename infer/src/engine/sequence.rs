@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use datasets::Tokenizer;
+use kernels::choice::Choice;
 use rayon::prelude::*;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -12,6 +13,8 @@ use super::request::{End, Event, Finish, Piece, Request};
 use super::score::Score;
 use super::text::Text;
 use crate::{GenerateError, Sampler};
+
+const LOGITS: &str = "logits for what is chosen or scored here";
 
 /// A request on its way to the engine, checked.
 #[derive(Debug)]
@@ -28,8 +31,8 @@ pub(super) struct Sequence<'t> {
     /// The newest token that was made, which has yet to go through the model.
     pub newest: u32,
     pub gauges: &'t Gauges,
+    pub sampler: Sampler,
     answer: UnboundedSender<Event>,
-    sampler: Sampler,
     text: Text<'t>,
     end_of_text: Option<u32>,
     vocab_size: usize,
@@ -101,10 +104,33 @@ impl<'t> Sequence<'t> {
         }
     }
 
-    /// Chooses the next token from its logits `[v]` and gives out the text that is complete with it.
-    /// `None` if it was the last.
-    pub(super) fn write(mut self, logits: &mut [f32]) -> Option<Self> {
-        match self.choose(logits) {
+    /// Writes its first token by the logits `[v]` behind its prompt; `None` if it writes no second.
+    pub(super) fn begin_writing(mut self, logits: &mut [f32]) -> Option<Self> {
+        if self.request.max_tokens == 0 {
+            self.finish(Finish::MaxTokens);
+            return None;
+        }
+        let choice = self.sampler.next_choice();
+        self.write(choice, None, Some(logits))
+    }
+
+    /// Whether it needs the logits of the tokens that are chosen elsewhere.
+    pub(super) fn scores(&self) -> bool {
+        self.request.alternatives.is_some()
+    }
+
+    /// Takes `chosen`, or chooses a token from its logits `[v]`, and gives out the text that is complete
+    /// with it. `None` if it was the last.
+    ///
+    /// # Panics
+    /// If there are no logits and none was chosen, or the sequence [`scores`](Self::scores).
+    pub(super) fn write(
+        mut self,
+        choice: Choice,
+        chosen: Option<u32>,
+        logits: Option<&mut [f32]>,
+    ) -> Option<Self> {
+        match self.take(choice, chosen, logits) {
             Ok(None) => return Some(self),
             Ok(Some(finish)) => self.finish(finish),
             Err(error) => self.fail(error),
@@ -112,12 +138,24 @@ impl<'t> Sequence<'t> {
         None
     }
 
-    fn choose(&mut self, logits: &mut [f32]) -> Result<Option<Finish>, GenerateError> {
-        if self.request.max_tokens == 0 {
-            return Ok(Some(Finish::MaxTokens));
-        }
-        let unwarped = self.request.alternatives.map(|n| (n, logits.to_vec()));
-        let token = self.sampler.choose(logits)?;
+    /// Why it ends with this token, if it does.
+    fn take(
+        &mut self,
+        choice: Choice,
+        chosen: Option<u32>,
+        logits: Option<&mut [f32]>,
+    ) -> Result<Option<Finish>, GenerateError> {
+        let alternatives = self.request.alternatives;
+        let unwarped = alternatives.map(|n| (n, logits.as_deref().expect(LOGITS).to_vec()));
+        let token = match chosen {
+            Some(token) => {
+                self.sampler.saw(token);
+                token
+            }
+            None => self
+                .sampler
+                .choose_at(logits.expect(LOGITS), choice.point)?,
+        };
         let score = unwarped
             .map(|(n, logits)| Score::new(&logits, token, n, self.vocab_size))
             .transpose()?;

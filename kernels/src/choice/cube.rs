@@ -1,4 +1,4 @@
-//! As one CubeCL launch of one cube, whose units own neighbouring tokens each and keep them in registers.
+//! As one CubeCL launch of a cube a row, whose units own neighbouring tokens each and keep them in registers.
 //!
 //! Nothing is sorted. What `top_k` and `top_p` leave is what lies above some logit, which is found bit by
 //! bit: with half of the remaining range tried, a count or a sum over the vocabulary says in which half it
@@ -10,7 +10,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::Warp;
+use super::{Choice, Warp};
 use crate::cube::kept::output;
 use crate::cube::reduce::{Fold, of_cube};
 
@@ -20,13 +20,66 @@ const NONE: i64 = -1;
 /// Units of the cube, at most.
 const UNITS: usize = 1024;
 
-/// What is known when the kernel is compiled.
+/// Rows of a launch, at most: each has its numbers among the arguments, so that none have to be copied to
+/// the device first.
+const ROWS: usize = 8;
+
+/// A row's numbers, in this order.
+#[derive(Clone, Copy)]
+enum Number {
+    Penalty,
+    Temperature,
+    TopK,
+    LeftOut,
+    MinP,
+    Point,
+}
+
+const NUMBERS: usize = 6;
+
+/// Where the likeliest token is taken, in place of a point.
+const GREEDY: f32 = -1.0;
+
+/// In the order of [`Number`]. What a row does without, another may ask the kernel for: then its number
+/// leaves everything in.
+fn numbers(choice: &Choice) -> [f32; NUMBERS] {
+    let warp = choice.warp;
+    let greedy = warp.is_greedy();
+    [
+        warp.repetition_penalty,
+        if greedy { 1.0 } else { warp.temperature },
+        if warp.top_k > 0 {
+            warp.top_k as f32
+        } else {
+            f32::MAX
+        },
+        (1.0 - warp.top_p) as f32,
+        warp.min_p,
+        if greedy { GREEDY } else { choice.point as f32 },
+    ]
+}
+
+/// A number of this cube's row.
+#[cube]
+fn number(of_rows: &Sequence<f32>, #[comptime] number: usize, #[comptime] rows: usize) -> f32 {
+    let mut own = *of_rows.index(number);
+    #[unroll]
+    for row in 1..rows {
+        if CUBE_POS == row {
+            own = *of_rows.index(comptime!(row * NUMBERS + number));
+        }
+    }
+    own
+}
+
+/// What is known when the kernel is compiled: what any of the rows asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Plan {
     units: usize,
     /// Tokens of a unit.
     tokens: usize,
     vocab_size: usize,
+    rows: usize,
     greedy: bool,
     top_k: bool,
     top_p: bool,
@@ -35,17 +88,22 @@ struct Plan {
 
 #[cube(launch_unchecked)]
 fn choose_kernel(
-    logits_v: &Array<f32>,
-    seen_v: &mut ComptimeOption<Array<i32>>,
-    chosen: &mut Array<i32>,
-    penalty: f32,
-    temperature: f32,
-    top_k: f32,
-    left_out: f32,
-    min_p: f32,
-    point: f32,
+    logits_bv: &Array<f32>,
+    seen_bv: &mut ComptimeOption<Array<i32>>,
+    chosen_b: &mut Array<i32>,
+    numbers: &Sequence<f32>,
+    v: usize,
+    first_row: usize,
     #[comptime] plan: Plan,
 ) {
+    let rows = comptime!(plan.rows);
+    let penalty = number(numbers, comptime!(Number::Penalty as usize), rows);
+    let temperature = number(numbers, comptime!(Number::Temperature as usize), rows);
+    let top_k = number(numbers, comptime!(Number::TopK as usize), rows);
+    let left_out = number(numbers, comptime!(Number::LeftOut as usize), rows);
+    let min_p = number(numbers, comptime!(Number::MinP as usize), rows);
+    let point = number(numbers, comptime!(Number::Point as usize), rows);
+    let row = first_row + CUBE_POS;
     let unit = UNIT_POS as usize;
     let (units, tokens) = comptime!((plan.units, plan.tokens));
     let mut shared = SharedMemory::<f32>::new(units);
@@ -65,15 +123,15 @@ fn choose_kernel(
         scores[i] = f32::MIN.runtime();
         there[i] = 0u32;
         if token < comptime!(plan.vocab_size) {
-            let mut logit = logits_v[token];
+            let mut logit = logits_bv[row * v + token];
             let bits = u32::reinterpret(logit);
             if (bits & 0x7fff_ffffu32) > 0x7f80_0000u32 || bits == 0x7f80_0000u32 {
                 broken += 1.0;
             } else if bits != 0xff80_0000u32 {
                 #[comptime]
-                match seen_v {
+                match seen_bv {
                     ComptimeOption::Some(seen) => {
-                        if seen[token] != 0 {
+                        if seen[row * v + token] != 0 {
                             if logit < 0.0 {
                                 logit = max(logit * penalty, f32::MIN);
                             } else {
@@ -235,7 +293,10 @@ fn choose_kernel(
                 }
             }
         }
-        token = of_cube(drawn, &mut shared_ids, Fold::Smallest, units);
+        let drawn = of_cube(drawn, &mut shared_ids, Fold::Smallest, units);
+        if point >= 0.0 {
+            token = drawn;
+        }
     }
 
     if unit == 0 {
@@ -243,16 +304,16 @@ fn choose_kernel(
         if broken == 0.0 && some > 0.0 {
             id = token as i32;
             #[comptime]
-            match seen_v {
+            match seen_bv {
                 ComptimeOption::Some(seen) => {
                     if token < comptime!(plan.vocab_size as u32) {
-                        seen[token as usize] = 1;
+                        seen[row * v + token as usize] = 1;
                     }
                 }
                 ComptimeOption::None => {}
             }
         }
-        chosen[0] = id;
+        chosen_b[row] = id;
     }
 }
 
@@ -261,41 +322,46 @@ pub(crate) fn choose<R: CubeRuntime>(
     logits: CubeTensor<R>,
     seen: Option<CubeTensor<R>>,
     vocab_size: usize,
-    warp: Warp,
-    point: f64,
+    choices: &[Choice],
 ) -> CubeTensor<R> {
+    let [b, v]: [usize; 2] = logits.meta.shape().dims();
     let client = logits.client.clone();
     let most = client.properties().hardware.max_units_per_cube as usize;
     let units = most.min(UNITS);
     // Sums halve them.
     let units = 1 << units.ilog2();
-    let plan = Plan {
-        units,
-        tokens: vocab_size.div_ceil(units),
-        vocab_size,
-        greedy: warp.is_greedy(),
-        top_k: warp.top_k > 0 && warp.top_k < vocab_size,
-        top_p: warp.top_p < 1.0,
-        min_p: warp.min_p > 0.0,
-    };
-    let chosen = output(&logits, [1], DType::I32);
-    // SAFETY: units read and write tokens below `vocab_size`, which is at most the length of both.
-    unsafe {
-        choose_kernel::launch_unchecked::<R>(
-            &client,
-            CubeCount::Static(1, 1, 1),
-            CubeDim::new_1d(units as u32),
-            into_contiguous(logits).into_array_arg(),
-            seen.map(|seen| seen.into_array_arg()).into(),
-            chosen.clone().into_array_arg(),
-            warp.repetition_penalty,
-            warp.temperature,
-            warp.top_k as f32,
-            (1.0 - warp.top_p) as f32,
-            warp.min_p,
-            point as f32,
-            plan,
-        );
+    let logits = into_contiguous(logits);
+    let chosen = output(&logits, [b], DType::I32);
+    for (i, choices) in choices.chunks(ROWS).enumerate() {
+        let any = |asks: fn(&Warp) -> bool| choices.iter().any(|it| asks(&it.warp));
+        let plan = Plan {
+            units,
+            tokens: vocab_size.div_ceil(units),
+            vocab_size,
+            rows: if choices.len() == 1 { 1 } else { ROWS },
+            greedy: !any(|warp| !warp.is_greedy()),
+            top_k: any(|warp| warp.top_k > 0),
+            top_p: any(|warp| warp.top_p < 1.0),
+            min_p: any(|warp| warp.min_p > 0.0),
+        };
+        // Of rows that there are not, nothing is asked: one kernel for any number of them.
+        let mut numbers: Vec<f32> = choices.iter().flat_map(numbers).collect();
+        numbers.resize(plan.rows * NUMBERS, 0.0);
+        // SAFETY: units read and write tokens below `vocab_size`, which is at most `v`, in rows below `b`.
+        unsafe {
+            choose_kernel::launch_unchecked::<R>(
+                &client,
+                CubeCount::Static(choices.len() as u32, 1, 1),
+                CubeDim::new_1d(units as u32),
+                logits.clone().into_array_arg(),
+                seen.clone().map(|seen| seen.into_array_arg()).into(),
+                chosen.clone().into_array_arg(),
+                numbers.into_iter().collect(),
+                v,
+                i * ROWS,
+                plan,
+            );
+        }
     }
     chosen
 }

@@ -34,34 +34,46 @@ impl Warp {
     }
 }
 
-/// The token that `point`, in `[0, 1)`, draws from `logits [v]` among the ids below `vocab_size`: one id,
-/// or -1 where a logit is NaN or infinite or none is a score. `None` where the backend has no such op.
+/// How the token of one row is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// What is done to the logits first.
+    pub warp: Warp,
+    /// Which token is drawn: that at this point, in `[0, 1)`, of the cumulative distribution.
+    pub point: f64,
+}
+
+/// The tokens that `choices`, one a row, draw from `logits [b, v]` among the ids below `vocab_size`: `[b]`
+/// ids, each -1 where one of the row's logits is NaN or infinite or none is a score. `None` where the
+/// backend has no such op.
 ///
-/// `seen [v]` is not 0 for tokens that the penalty is for, and gets the one that is chosen, in place: no
-/// clone of it may be in use. It is read only if there is a penalty. Probabilities are computed in f32, so a point that falls between two tokens may
-/// take the other one where the last digit decides; of tokens that are equally likely to the last bit at
-/// the edge of `top_p`, all stay.
+/// `seen [b, v]` is not 0 for tokens that the penalty is for. It is used only if a row has a penalty, and
+/// then gets the token of every row, in place: no clone of it may be in use. Probabilities are computed in f32, so
+/// a point that falls between two tokens may take the other one where the last digit decides; of tokens
+/// that are equally likely to the last bit at the edge of `top_p`, all stay.
 ///
 /// # Panics
-/// If `vocab_size` is 0 or more than there are logits, or a penalty is not 1 and there is no `seen [v]`.
+/// If `vocab_size` is 0 or more than there are logits, there is not a choice for each row, or a penalty is
+/// not 1 and there is no `seen [b, v]`.
 pub fn choose<B: KernelBackend>(
-    logits: Tensor<B, 1>,
-    seen: Option<&mut Tensor<B, 1, Int>>,
+    logits: Tensor<B, 2>,
+    seen: Option<&mut Tensor<B, 2, Int>>,
     vocab_size: usize,
-    warp: Warp,
-    point: f64,
+    choices: &[Choice],
 ) -> Option<Tensor<B, 1, Int>> {
-    let [v] = logits.dims();
+    let [b, v] = logits.dims();
     assert!(
         (1..=v).contains(&vocab_size),
         "choose: a vocabulary of {vocab_size} among {v} logits"
     );
-    let seen = match warp.repetition_penalty == 1.0 {
-        true => None,
-        false => Some(seen.expect("choose: a penalty is for tokens that were seen")),
+    assert_eq!(choices.len(), b, "choose: one choice a row");
+    let penalised = |it: &Choice| it.warp.repetition_penalty != 1.0;
+    let seen = match choices.iter().any(penalised) {
+        true => Some(seen.expect("choose: a penalty is for tokens that were seen")),
+        false => None,
     };
     if let Some(seen) = &seen {
-        assert_eq!(seen.dims(), [v], "choose: seen must have {v} elements");
+        assert_eq!(seen.dims(), [b, v], "choose: seen must be [{b}, {v}]");
     }
-    B::choose(logits, seen, vocab_size, warp, point)
+    B::choose(logits, seen, vocab_size, choices)
 }

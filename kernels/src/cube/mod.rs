@@ -2,7 +2,12 @@
 //!
 //! Each op's own `cube` module holds its kernels and their launch; here is what they share, and the
 //! choice between them and the reference.
+//!
+//! A kernel with two or more optional arguments also takes `_given` at compile time, which of them are
+//! there. CubeCL keeps compiled kernels on disk under a hash in which an argument that is absent leaves
+//! no trace, so that without it one kernel could be loaded for another (see `compiled`).
 
+pub(crate) mod compiled;
 pub(crate) mod each_row;
 pub(crate) mod guard;
 pub(crate) mod kept;
@@ -436,11 +441,10 @@ where
     }
 
     fn choose(
-        logits: Tensor<Self, 1>,
-        seen: Option<&mut Tensor<Self, 1, Int>>,
+        logits: Tensor<Self, 2>,
+        seen: Option<&mut Tensor<Self, 2, Int>>,
         vocab_size: usize,
-        warp: choice::Warp,
-        point: f64,
+        choices: &[choice::Choice],
     ) -> Option<Tensor<Self, 1, Int>> {
         let logits = inner(logits);
         // Written where it is, as the caller's alone.
@@ -449,7 +453,7 @@ where
         if logits.dtype != DType::F32 || !seen.iter().all(in_place) {
             return None;
         }
-        let chosen = choice::cube::choose(logits, seen, vocab_size, warp, point);
+        let chosen = choice::cube::choose(logits, seen, vocab_size, choices);
         Some(Tensor::from_primitive(chosen))
     }
 

@@ -116,6 +116,7 @@ fn tokens_kernel<S: Float, T: Float, N: Size>(
     hard: f32,
     factor: f32,
     #[comptime] units: usize,
+    #[comptime] _given: [bool; 3],
     #[define(S)] _student_dtype: StorageType,
     #[define(T)] _teacher_dtype: StorageType,
 ) {
@@ -272,6 +273,7 @@ pub(crate) fn block<R: CubeRuntime>(
     let client = student.client.clone();
     let most = client.properties().hardware.max_units_per_cube as usize;
     let units = most.min(UNITS) / FOLDERS * FOLDERS;
+    let given = [teacher.is_some(), labels.is_some(), wanted];
     let (student_dtype, dtype) = (student.dtype, teacher.as_ref().map(|it| it.dtype));
     let [across, down] = cubes(t);
     // SAFETY: a cube reads and writes its token's rows, which have the shapes that `distillation_loss` has
@@ -292,6 +294,7 @@ pub(crate) fn block<R: CubeRuntime>(
             hard as f32,
             1.0 / tokens as f32,
             units,
+            given,
             student_dtype.into(),
             dtype.unwrap_or(student_dtype).into(),
         );

@@ -139,6 +139,7 @@ fn step_kernel<F: Float, W: Float, N: Size, V: Size>(
     #[comptime] w: usize,
     #[comptime] together: usize,
     #[comptime] silu: bool,
+    #[comptime] _given: [bool; 2],
     #[define(F)] _dtype: StorageType,
     #[define(W)] _parameters: StorageType,
 ) {
@@ -340,6 +341,7 @@ pub(crate) fn step<R: CubeRuntime>(
         Some(row) => (inputs.taps, row),
         None => (into_contiguous(inputs.taps), w),
     };
+    let given = [inputs.bias.is_some(), inputs.z_bias.is_some()];
     // SAFETY: nothing else holds the three tensors that are written. Each cube writes its head's own
     // parts of them, and reads no other cube's; shapes were asserted by the caller.
     unsafe {
@@ -365,6 +367,7 @@ pub(crate) fn step<R: CubeRuntime>(
             w,
             together,
             inputs.activation == Activation::Silu,
+            given,
             dtype.into(),
             parameters.into(),
         );

@@ -46,7 +46,7 @@ pub const SUMMARY: &str = "summary.json";
 const CHECKPOINTS: &str = "checkpoints";
 
 /// Said before the first pass on a GPU.
-pub(crate) const COMPILING: &str = "compiling kernels, which may take a minute";
+pub(crate) const COMPILING: &str = "compiling kernels, which takes a minute the first time";
 /// The steps of a stage after which the device's memory is told: it should not grow from one to the next.
 const MEMORY_TOLD: [usize; 3] = [10, 100, 1000];
 

@@ -140,6 +140,7 @@ pub(super) fn forward_kernel<F: Float, W: Float, N: Size>(
     y_blc: &mut Tensor<Vector<F, N>>,
     #[comptime] w: usize,
     #[comptime] silu: bool,
+    #[comptime] _given: [bool; 2],
     #[define(F)] _dtype: StorageType,
     #[define(W)] _weight_dtype: StorageType,
 ) {
@@ -243,6 +244,7 @@ pub(super) fn backward_kernel<F: Float, W: Float, N: Size>(
     shares_skc: &mut Tensor<Vector<f32, N>>,
     #[comptime] w: usize,
     #[comptime] silu: bool,
+    #[comptime] _given: [bool; 2],
     #[define(F)] _dtype: StorageType,
     #[define(W)] _weight_dtype: StorageType,
 ) {
@@ -336,6 +338,7 @@ pub(super) fn history_kernel<F: Float, W: Float, N: Size>(
     dhistory_bwc: &mut Tensor<Vector<F, N>>,
     #[comptime] w: usize,
     #[comptime] silu: bool,
+    #[comptime] _given: [bool; 2],
     #[define(F)] _dtype: StorageType,
     #[define(W)] _weight_dtype: StorageType,
 ) {

@@ -89,6 +89,7 @@ pub(crate) fn forward<R: CubeRuntime>(inputs: Inputs<R>, activation: Activation)
     let Inputs {
         x, weight, bias, ..
     } = inputs;
+    let given = [bias.is_some(), history.is_some()];
     // SAFETY: a unit reads and writes its own channels and time steps, which are inside `shape`, and
     // reads the `w - 1` steps before them, from the history where they precede the first.
     unsafe {
@@ -105,6 +106,7 @@ pub(crate) fn forward<R: CubeRuntime>(inputs: Inputs<R>, activation: Activation)
             y.clone().into_tensor_arg(),
             w,
             activation == Activation::Silu,
+            given,
             x.dtype.into(),
             weight.dtype.into(),
         );
@@ -144,6 +146,7 @@ pub(crate) fn backward<R: CubeRuntime>(
         x, weight, bias, ..
     } = inputs;
     let arg = |x: &CubeTensor<R>| x.clone().into_tensor_arg();
+    let given = [bias.is_some(), history.is_some()];
     let width = address_type(&[&x, &dy, &dx, &sums]);
     // SAFETY: as forward; besides, a unit reads the `w - 1` gradients after its time steps where there
     // are so many, and writes its cube's own share of the sums.
@@ -163,6 +166,7 @@ pub(crate) fn backward<R: CubeRuntime>(
             arg(&sums),
             w,
             silu,
+            given,
             dtype.into(),
             weight_dtype.into(),
         );
@@ -199,6 +203,7 @@ pub(crate) fn backward<R: CubeRuntime>(
                 arg(dhistory),
                 w,
                 silu,
+                given,
                 dtype.into(),
                 weight_dtype.into(),
             );

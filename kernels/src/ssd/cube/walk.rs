@@ -141,6 +141,7 @@ pub fn walk<E: Float>(
     segment_decays: &mut Tensor<f32>,
     chunks_of_segment: usize,
     #[comptime] of: Plan,
+    #[comptime] _given: [bool; 4],
     #[define(E)] _dtype: StorageType,
 ) {
     let (p, n) = comptime!((of.p, of.n));

@@ -56,6 +56,7 @@ pub fn walk_back<E: Float, S: Float>(
     #[comptime] p: usize,
     #[comptime] n: usize,
     #[comptime] epilogue: EpilogueParts,
+    #[comptime] _given: [bool; 4],
     #[define(E)] _dtype: StorageType,
     #[define(S)] _sum_dtype: StorageType,
 ) {

@@ -247,6 +247,12 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
             true => (z_blc, z_bias_c),
             false => (None, None),
         };
+        let given = [
+            d_h.is_some(),
+            z_blc.is_some(),
+            z_bias_c.is_some(),
+            entering.is_some(),
+        ];
         // SAFETY: every index is bound by the shapes that `take` and `ssd_scan` have checked, and by the
         // number of tokens.
         unsafe {
@@ -268,6 +274,7 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
                 decays.clone().into_tensor_arg(),
                 self.chunks_of_segment,
                 of,
+                given,
                 rows.dtype.into(),
             );
         }
@@ -315,6 +322,12 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
             false => self.empty([8], dtype),
         };
         let shares = self.empty([self.batch, self.h, self.segments, self.p + 1], DType::F32);
+        let given = [
+            d_h.is_some(),
+            z_blc.is_some(),
+            z_bias_c.is_some(),
+            leaving.is_some(),
+        ];
         // SAFETY: as in `launch_walk`.
         unsafe {
             walk_back::walk_back::launch_unchecked::<R>(
@@ -343,6 +356,7 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
                 self.p,
                 self.n,
                 parts,
+                given,
                 dtype.into(),
                 sum_dtype.into(),
             );
