@@ -24,9 +24,10 @@
 //!
 //! # Precision
 //!
-//! Ops compute in the dtype of their inputs, except that half-precision inputs of the scan, attention,
-//! the normalisation, the losses and the norms of gradients are widened to f32 inside. The ops of a
-//! decoding step ([`matvec`], [`step`], [`attention::step`]) take f32 vectors beside weights of any dtype.
+//! Half-precision inputs of the scan, attention, the normalisation, the losses and the norms of gradients
+//! are widened to f32 inside, and those of every kernel on a GPU; otherwise ops compute in the dtype of
+//! their inputs. The ops of a decoding step ([`matvec`], [`step`], [`attention::step`]) take f32 vectors
+//! beside weights of any dtype.
 
 #![deny(missing_docs)]
 

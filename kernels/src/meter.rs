@@ -116,11 +116,13 @@ pub fn measure<T, E: Send + 'static>(
         kinds: Default::default(),
     });
     ON.store(true, Ordering::Relaxed);
+    // Also if the work panics.
+    let off = OnDrop(|| ON.store(false, Ordering::Relaxed));
     let begun = Instant::now();
     let result = work();
     wait();
     let total = begun.elapsed();
-    ON.store(false, Ordering::Relaxed);
+    drop(off);
     let kinds = lock().take().map(|clock| clock.kinds).unwrap_or_default();
     let failure = failure
         .lock()
@@ -129,6 +131,15 @@ pub fn measure<T, E: Send + 'static>(
     match failure {
         Some(failure) => Err(failure),
         None => Ok((result, Times { total, kinds })),
+    }
+}
+
+/// Does something when it goes.
+struct OnDrop<F: Fn()>(F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
     }
 }
 
@@ -152,12 +163,14 @@ fn clocked<T>(kind: Kind, work: impl FnOnce() -> T) -> T {
         return work();
     };
     INSIDE.set(true);
+    // Also if the work panics.
+    let outside = OnDrop(|| INSIDE.set(false));
     wait();
     let begun = Instant::now();
     let result = work();
     wait();
     let spent = begun.elapsed();
-    INSIDE.set(false);
+    drop(outside);
     if let Some(clock) = lock().as_mut() {
         clock.kinds[kind as usize] += spent;
     }

@@ -69,19 +69,27 @@ const LOST: [&str; 9] = [
 ];
 
 /// What is said when the driver is older than the libraries.
-const OLD_DRIVER: [&str; 5] = [
+const OLD_DRIVER: [&str; 4] = [
     "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
     "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
     "CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE",
     "CUDA driver version is insufficient",
-    "Missing symbol cu",
 ];
+
+/// What cudarc says when a library lacks a function; a driver's is spelled `cuCtxRecordEvent`, those of
+/// other libraries `cublasLtCreate`.
+const MISSING: &str = "Missing symbol cu";
+
+fn is_old_driver(reason: &str) -> bool {
+    let missing = reason.split_once(MISSING).map(|(_, name)| name);
+    let of_driver = |name: &str| name.starts_with(|first: char| first.is_ascii_uppercase());
+    has(reason, &OLD_DRIVER) || missing.is_some_and(of_driver)
+}
 
 /// Whether `reason` is more than [`BackendError::Failed`].
 #[cfg(any(test, feature = "cuda", feature = "wgpu"))]
 pub(crate) fn is_known(reason: &str) -> bool {
-    let all = [&NO_MEMORY[..], &LOST, &OLD_DRIVER];
-    all.iter().any(|words| has(reason, words))
+    has(reason, &NO_MEMORY) || has(reason, &LOST) || is_old_driver(reason)
 }
 
 fn has(reason: &str, words: &[&str]) -> bool {
@@ -103,7 +111,7 @@ impl BackendError {
             }
         } else if has(&reason, &LOST) {
             Self::Lost { reason }
-        } else if has(&reason, &OLD_DRIVER) {
+        } else if is_old_driver(&reason) {
             Self::OldDriver { reason }
         } else {
             Self::Failed { reason }
@@ -132,11 +140,15 @@ impl fmt::Display for BackendError {
                 if let Some(asked) = asked {
                     write!(f, " for another {}", Gib(*asked))?;
                 }
-                match used {
-                    Some((used, total)) => {
-                        write!(f, " ({} of {} in use)", Gib(*used), Gib(*total))
+                let Some((used, total)) = *used else {
+                    return Ok(());
+                };
+                write!(f, " ({} of {} in use)", Gib(used), Gib(total))?;
+                match asked {
+                    Some(asked) if *asked > total / 4 => {
+                        write!(f, "; CubeCL gives no tensor more than a quarter of it")
                     }
-                    None => Ok(()),
+                    _ => Ok(()),
                 }
             }
             Self::Lost { reason } => write!(
@@ -170,7 +182,7 @@ impl fmt::Display for Gib {
 
 /// Of what was said, the part that is known, on one line.
 fn words(reason: &str) -> String {
-    let known = LOST.iter().chain(&OLD_DRIVER);
+    let known = LOST.iter().chain(&OLD_DRIVER).chain([&MISSING]);
     let begins = known.filter_map(|words| reason.find(words)).min();
     let line = first_words(&reason[begins.unwrap_or(0)..]);
     // From a name on, to where the value that holds it ends.
@@ -220,6 +232,8 @@ mod tests {
             );
             assert!(is_known(reason));
         }
+        let large = told(&of_panic.replace("3221225472", "34359738368")).to_string();
+        assert!(large.ends_with("a quarter of it"), "{large}");
         let unknown = BackendError::from_words("wgpu error: Out of Memory\n".into(), || None);
         assert_eq!(unknown.to_string(), "the GPU has no memory left");
     }
@@ -251,6 +265,11 @@ mod tests {
         assert!(
             matches!(symbol, BackendError::OldDriver { .. }),
             "{symbol:?}"
+        );
+        let library = told("Missing symbol cublasLtCreate: undefined symbol");
+        assert!(
+            matches!(library, BackendError::Failed { .. }),
+            "{library:?}"
         );
     }
 

@@ -55,7 +55,8 @@ fn has_settings() -> bool {
         .any(|folder| names.iter().any(|name| folder.join(name).exists()))
 }
 
-/// What compiled kernels depend on beside the program: CUDA's are for one architecture.
+/// What compiled kernels depend on beside the program: CUDA's are for one architecture, in the language of
+/// one compiler, which not every driver knows.
 fn gpu(backend: Backend) -> String {
     match backend {
         #[cfg(feature = "cuda")]
@@ -64,8 +65,15 @@ fn gpu(backend: Backend) -> String {
             let name = init()
                 .and_then(|()| device::get(0))
                 .and_then(device::get_name);
+            let (mut driver, mut major, mut minor) = (0, 0, 0);
+            // SAFETY: both write the numbers that they are asked for, or nothing.
+            unsafe {
+                let _ = cudarc::driver::sys::cuDriverGetVersion(&mut driver);
+                let _ = cudarc::nvrtc::sys::nvrtcVersion(&mut major, &mut minor);
+            }
             // Whatever is wrong, CubeCL is about to meet it too, and to say so.
-            name.unwrap_or_default()
+            let name = name.unwrap_or_default();
+            format!("{name}, driver {driver}, compiler {major}.{minor}")
         }
         other => other.name().into(),
     }

@@ -114,8 +114,7 @@ where
     }
 
     fn holds(device: &Self::Device, dtype: DType) -> bool {
-        matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
-            && Self::supports_dtype(device, dtype)
+        is_taken(dtype) && Self::supports_dtype(device, dtype)
     }
 
     fn memory(device: &Self::Device) -> Option<devices::Memory> {
@@ -169,8 +168,8 @@ where
     }
 
     fn gelu_new_backward(x: Tensor<Self, 2>, dy: Tensor<Self, 2>) -> Tensor<Self, 2> {
-        let fit = is_taken(x.dtype()) && dy.dtype() == x.dtype();
-        match fit && x.shape().num_elements() > 0 {
+        assert_eq!(x.dtype(), dy.dtype(), "gelu_new: one dtype for both");
+        match is_taken(x.dtype()) && x.shape().num_elements() > 0 {
             true => tensor(gelu::cube::backward(inner(x), inner(dy))),
             false => gelu::reference::backward(x, dy),
         }
@@ -398,7 +397,9 @@ where
     fn rows(table: Tensor<Self, 2>, ids: Tensor<Self, 1, Int>) -> Tensor<Self, 2> {
         let (rows, own) = (inner(table), ids.into_primitive());
         match own.dtype {
-            DType::I32 => tensor(matvec::cube::rows(rows, own)),
+            DType::I32 if own.meta.shape().num_elements() > 0 => {
+                tensor(matvec::cube::rows(rows, own))
+            }
             _ => matvec::reference::rows(tensor(rows), Tensor::from_primitive(own)),
         }
     }
@@ -408,7 +409,11 @@ where
         k: Tensor<Self, 4>,
         v: Tensor<Self, 4>,
     ) -> Tensor<Self, 4> {
-        tensor(attention::cube::forward(inner(q), inner(k), inner(v)))
+        match q.shape().num_elements() {
+            // The output has its shape.
+            0 => q,
+            _ => tensor(attention::cube::forward(inner(q), inner(k), inner(v))),
+        }
     }
 
     fn attention_step(
@@ -500,7 +505,7 @@ where
 
     fn scaled<const D: usize>(x: Tensor<Self, D>, by: Tensor<Self, 1>) -> Tensor<Self, D> {
         let shape = x.dims();
-        let takes = scaled::takes(x.dtype()) && scaled::takes(by.dtype());
+        let takes = is_taken(x.dtype()) && is_taken(by.dtype());
         if !takes || shape.contains(&0) {
             let (dtype, wide) = (x.dtype(), by.dtype());
             let x = ssd::reference::narrow(x, wide);
@@ -621,7 +626,7 @@ where
 }
 
 /// Whether kernels that compute in f32 take and give `dtype`.
-fn is_taken(dtype: DType) -> bool {
+pub(crate) fn is_taken(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
 }
 

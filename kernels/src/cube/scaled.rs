@@ -1,6 +1,5 @@
 //! A tensor times a number that is on the device, which may be wider than the tensor: one pass.
 
-use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
@@ -22,11 +21,6 @@ fn scaled_kernel<F: Float, W: Float, N: Size>(
         let by = Vector::<f32, N>::new(f32::cast_from(by[0]));
         y[ABSOLUTE_POS] = Vector::cast_from(Vector::<f32, N>::cast_from(x[ABSOLUTE_POS]) * by);
     }
-}
-
-/// Whether the kernel takes tensors of `dtype`.
-pub(crate) fn takes(dtype: DType) -> bool {
-    matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
 }
 
 /// The contiguous `x [n]` times the one element of `by`.

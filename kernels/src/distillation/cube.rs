@@ -11,7 +11,7 @@ use cubecl::prelude::*;
 use super::DistillationWeights;
 use crate::cube::each_row::{cubes, mean, with_rows};
 use crate::cube::reduce::Fold;
-use crate::cube::{address_type, empty, vector_size};
+use crate::cube::{address_type, empty, is_taken, vector_size};
 
 /// Units of a cube at most: so many that few rows are under way at once, which a cache then holds.
 const UNITS: usize = 1024;
@@ -213,6 +213,16 @@ fn tokens_kernel<S: Float, T: Float, N: Size>(
             ComptimeOption::None => {}
         }
     }
+    #[comptime]
+    match labels_t {
+        ComptimeOption::Some(labels_t) => {
+            // As a negative one is too, read without its sign.
+            if labels_t[token] as u32 as usize >= student_tv.shape(1) {
+                hard_loss = f32::NAN.runtime();
+            }
+        }
+        ComptimeOption::None => {}
+    }
     let mut loss = hard_loss * hard;
     if comptime!(teacher_tv.is_some()) {
         loss += soft_loss * teacher_share;
@@ -238,9 +248,9 @@ pub(crate) struct Inputs<R: CubeRuntime> {
 impl<R: CubeRuntime> Inputs<R> {
     /// Whether the kernel reads what is there.
     pub(crate) fn fit(&self) -> bool {
-        let half_or_f32 = |dtype| matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
-        half_or_f32(self.student.dtype)
-            && half_or_f32(self.teacher.dtype)
+        self.student.meta.shape().num_elements() > 0
+            && is_taken(self.student.dtype)
+            && is_taken(self.teacher.dtype)
             && self.labels.iter().all(|it| it.dtype == DType::I32)
     }
 }

@@ -98,7 +98,8 @@ fn check<B: KernelBackend>(
 /// The mean cross-entropy of `logits [t, v]` against the next tokens `labels [t]`, as one element.
 ///
 /// # Panics
-/// If there is not one label a token, or one of them is not below `v`.
+/// If there is not one label a token. If one of them is not below `v`, on the CPU; on a GPU, where nobody
+/// waits to hear of it, the loss is NaN.
 pub fn cross_entropy<B: KernelBackend>(
     logits: Tensor<B, 2>,
     labels: Tensor<B, 1, Int>,

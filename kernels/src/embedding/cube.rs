@@ -9,7 +9,7 @@ use cubecl::prelude::*;
 
 use crate::cube::each_row::{cubes, with_rows};
 use crate::cube::reduce::{Fold, of_cube};
-use crate::cube::{address_type, vector_size};
+use crate::cube::{address_type, is_taken, vector_size};
 
 const UNITS: usize = 256;
 /// Ids that a unit looks at before all add the rows that they have found.
@@ -115,7 +115,7 @@ fn gradient_kernel<F: Float, N: Size>(
 
 /// Whether the kernel reads what is there.
 pub(crate) fn fit<R: CubeRuntime>(ids: &CubeTensor<R>, dy: &CubeTensor<R>) -> bool {
-    ids.dtype == DType::I32 && matches!(dy.dtype, DType::F32 | DType::F16 | DType::BF16)
+    dy.meta.shape().num_elements() > 0 && ids.dtype == DType::I32 && is_taken(dy.dtype)
 }
 
 /// Writes the sums of `dy [t, d]` by `ids` of `t` elements to the rows of `table`, which is zeros in the

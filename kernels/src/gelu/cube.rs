@@ -14,9 +14,9 @@ use crate::cube::{address_type, empty, flat_vector_size};
 
 const UNITS: u32 = 256;
 
-const MINUS_TWICE_SCALE: f32 = -2.0 * SCALE as f32;
+pub(crate) const MINUS_TWICE_SCALE: f32 = -2.0 * SCALE as f32;
 const TWICE_SCALE: f32 = 2.0 * SCALE as f32;
-const CUBIC_F32: f32 = CUBIC as f32;
+pub(crate) const CUBIC_F32: f32 = CUBIC as f32;
 const THRICE_CUBIC: f32 = 3.0 * CUBIC as f32;
 /// Beyond any slope that is not multiplied by 0, and far enough below infinity.
 const STEEPEST: f32 = 1e30;

@@ -3,10 +3,10 @@
 
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
-use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use crate::cube::each_row::with_rows;
 use crate::cube::{address_type, empty, vector_size};
 
 /// Units of a cube along the columns, and along the rows.
@@ -159,10 +159,7 @@ pub(crate) fn add_shares<R: CubeRuntime>(
 
 /// The sum over the rows of `x [t, o]` of f32, f16 or bf16, neither dimension 0, as `[o]` of `dtype`.
 pub(crate) fn column_sums<R: CubeRuntime>(x: CubeTensor<R>, dtype: DType) -> CubeTensor<R> {
-    let x = match x.meta.strides()[1] {
-        1 => x,
-        _ => into_contiguous(x),
-    };
+    let x = with_rows(x);
     let [t, o] = x.meta.shape().dims();
     let n = vector_size(&[&x]);
     let across = (o / n).div_ceil(ACROSS);

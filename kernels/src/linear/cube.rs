@@ -9,15 +9,15 @@
 //! a simple one where that does not fit, and both are right for every contracted size (the op's tests try
 //! those that the others get wrong). On CUDA it rounds f32 to TF32, which the library does not.
 
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 
 use super::columns::column_sums;
-use super::{Gradients, reference};
+use super::{Gradients, one_dtype, reference};
 use crate::KernelBackend;
-use crate::cube::{inner, tensor};
+use crate::cube::{inner, is_taken, tensor};
 
 /// A layer and what is done with its output.
 pub(crate) struct Layer<R: CubeRuntime> {
@@ -90,10 +90,11 @@ where
     R: CubeRuntime,
     B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
 {
+    one_dtype("linear", &x, dy.dtype());
     let (x, weight, dy) = (inner(x), inner(weight), inner(dy));
     let [dx, dweight, mut dbias] = by_library(&x, &weight, &dy, wanted);
     let [t, o]: [usize; 2] = dy.meta.shape().dims();
-    let summed = matches!(dy.dtype, DType::F32 | DType::F16 | DType::BF16) && t > 0 && o > 0;
+    let summed = is_taken(dy.dtype) && t > 0 && o > 0;
     if wanted[2] && dbias.is_none() && summed {
         dbias = Some(column_sums(dy.clone(), dy.dtype));
     }

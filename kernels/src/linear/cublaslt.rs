@@ -24,9 +24,9 @@
 //! # What is kept
 //!
 //! Everything is made on the device's thread and stays there: a handle, a stream, two events, a workspace
-//! (safe to share, as the products are all on the one stream), and for each [`Problem`] its descriptors and
-//! the algorithm that the library's heuristic puts first. Callers remember which problems the library takes;
-//! a new one costs one wait for the device's thread. It all lasts as long as that thread, the process.
+//! (safe to share, as the products are all on the one stream), and a [`Plan`] for each [`Problem`]. Callers
+//! remember which problems the library takes; a new one costs one wait for the device's thread. It all lasts
+//! as long as that thread, the process; plans, which are cheap to make again, until there are too many.
 //!
 //! # Precision and determinism
 //!
@@ -37,31 +37,28 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
-use std::ffi::c_void;
 use std::fmt::Display;
-use std::ptr;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use burn::tensor::DType;
 use burn::tensor::backend::DeviceId;
 use cubecl::Runtime;
 use cubecl::cuda::CudaRuntime;
 use cubecl::device_handle::DeviceHandle;
 use cubecl::server::{Binding, ComputeServer, Handle};
 use cudarc::cublaslt::result as lt;
-use cudarc::cublaslt::sys::{
-    self, cublasComputeType_t::CUBLAS_COMPUTE_32F, cublasLtEpilogue_t::*,
-    cublasLtMatmulDescAttributes_t::*, cublasLtMatmulPreferenceAttributes_t::*,
-    cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE, cudaDataType,
-};
+use cudarc::cublaslt::sys;
 use cudarc::driver::{result as driver, sys as cuda};
 
-use super::product::{Epilogue, Problem};
+use super::plan::Plan;
+use super::product::Problem;
 
 type Server = <CudaRuntime as Runtime>::Server;
 
 /// Bytes for products that are cut along their contracted axis.
-const WORKSPACE: usize = 32 << 20;
+pub(super) const WORKSPACE: usize = 32 << 20;
+
+/// Plans that are kept, at most: a server meets prompts of every length.
+const PLANS: usize = 4096;
 
 /// The driver's first version with events of a context.
 const DRIVER: i32 = 12_050;
@@ -97,7 +94,11 @@ pub(super) fn takes(device: DeviceId, problem: &Problem) -> bool {
             }
             Ok(None) | Err(_) => false,
         };
-        known().insert(key, taken);
+        let mut known = known();
+        if known.len() == PLANS {
+            known.clear();
+        }
+        known.insert(key, taken);
         taken
     })
 }
@@ -225,6 +226,10 @@ impl Library {
             self.enter()?;
             let plan = Plan::new(self.handle, problem, self.workspace);
             let plan = plan.map_err(|error| failed("a plan", error))?;
+            if self.plans.len() == PLANS {
+                // The library has read them when it was given their products.
+                self.plans.clear();
+            }
             self.plans.insert(*problem, plan);
         }
         Ok(())
@@ -278,7 +283,9 @@ impl Library {
                     return Err(format!("a buffer is not aligned as {problem:?} says"));
                 }
             }
-            self.issue(problem, pointers)
+            self.plan(problem)?;
+            let place = (self.handle, self.stream, self.workspace);
+            self.plans[problem].queue(place, pointers)
         });
         // Even if one of several has failed: the others are on their way.
         // SAFETY: as above.
@@ -292,209 +299,8 @@ impl Library {
         }
         issued
     }
-
-    /// Gives the product to the stream; A, B, D and, where the problem has them, C and the vector.
-    fn issue(&self, problem: &Problem, pointers: [Option<u64>; 5]) -> Result<(), String> {
-        let [Some(a), Some(b), c, Some(d), vector] = pointers else {
-            return Err("a buffer is missing".into());
-        };
-        let plan = self.plans.get(problem);
-        let plan = plan.ok_or("a product was queued that the library was not asked about")?;
-        if let Some(vector) = vector {
-            plan.operation
-                .set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, &vector)
-                .map_err(|error| failed("cublasLtMatmulDescSetAttribute", error))?;
-        }
-        let (one, keep) = (1.0f32, if c.is_some() { 1.0f32 } else { 0.0 });
-        // SAFETY: the buffers hold matrices of the plan's layouts (what `queue` asks for), on the device
-        // whose context is current; they and what the plan holds stay as the head of this file says; the
-        // factors are f32 on the host, as the scale type and the pointer mode are; the workspace is as
-        // large as it is said to be.
-        unsafe {
-            lt::matmul(
-                self.handle,
-                plan.operation.0,
-                ptr::from_ref(&one).cast(),
-                ptr::from_ref(&keep).cast(),
-                a as *const c_void,
-                plan.a.0,
-                b as *const c_void,
-                plan.b.0,
-                c.unwrap_or(d) as *const c_void,
-                plan.c.0,
-                d as *mut c_void,
-                plan.d.0,
-                &plan.algorithm,
-                self.workspace as *mut c_void,
-                WORKSPACE,
-                self.stream.cast(),
-            )
-        }
-        .map_err(|error| failed("cublasLtMatmul", error))
-    }
 }
 
-fn failed(what: &str, error: impl Display) -> String {
+pub(super) fn failed(what: &str, error: impl Display) -> String {
     format!("{what}: {error}")
-}
-
-/// How a problem is solved.
-struct Plan {
-    operation: Operation,
-    a: Layout,
-    b: Layout,
-    c: Layout,
-    d: Layout,
-    algorithm: sys::cublasLtMatmulAlgo_t,
-}
-
-impl Plan {
-    fn new(
-        handle: sys::cublasLtHandle_t,
-        problem: &Problem,
-        workspace: cuda::CUdeviceptr,
-    ) -> Result<Self, lt::CublasError> {
-        let Problem { m, n, epilogue, .. } = *problem;
-        let dtype = match problem.dtype {
-            DType::F32 => cudaDataType::CUDA_R_32F,
-            DType::F16 => cudaDataType::CUDA_R_16F,
-            DType::BF16 => cudaDataType::CUDA_R_16BF,
-            _ => return Err(unsupported()),
-        };
-        let operation = Operation::new()?;
-        // The library's `cublasOperation_t`: 0 is as it is, 1 transposed.
-        operation.set(
-            CUBLASLT_MATMUL_DESC_TRANSA,
-            &i32::from(problem.a.transposed),
-        )?;
-        operation.set(
-            CUBLASLT_MATMUL_DESC_TRANSB,
-            &i32::from(problem.b.transposed),
-        )?;
-        // To the library a bias has an element for each row of D, which is a column in rows; its GELU is
-        // the tanh form; and the sums of B over the contracted axis have one for each column of D.
-        let epilogue = match epilogue {
-            Epilogue::None => CUBLASLT_EPILOGUE_DEFAULT,
-            Epilogue::Bias => CUBLASLT_EPILOGUE_BIAS,
-            Epilogue::Gelu => CUBLASLT_EPILOGUE_GELU,
-            Epilogue::BiasGelu => CUBLASLT_EPILOGUE_GELU_BIAS,
-            Epilogue::SumLeft => CUBLASLT_EPILOGUE_BGRADB,
-        };
-        operation.set(CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
-        let [align_a, align_b, align_c, align_d, align_vector] = problem.alignments;
-        if problem.epilogue.has_vector() {
-            // For the heuristic alone, an address that is aligned as the vector will be.
-            let example = workspace + u64::from(align_vector % 256);
-            operation.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, &example)?;
-        }
-        let layout = |sizes, distance| Layout::new(dtype, sizes, distance);
-        let a = layout(problem.stored_a(), problem.a.distance)?;
-        let b = layout(problem.stored_b(), problem.b.distance)?;
-        let c = layout([m, n], problem.c.unwrap_or(problem.d))?;
-        let d = layout([m, n], problem.d)?;
-
-        let preference = Preference::new()?;
-        preference.set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &WORKSPACE)?;
-        let scheme = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
-        preference.set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &scheme)?;
-        preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &align_a)?;
-        preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &align_b)?;
-        preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &align_c)?;
-        preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &align_d)?;
-        // SAFETY: all of these are alive.
-        let found = unsafe {
-            lt::get_matmul_algo_heuristic(handle, operation.0, a.0, b.0, c.0, d.0, preference.0)
-        }?;
-        if found.workspaceSize > WORKSPACE {
-            return Err(unsupported());
-        }
-        Ok(Self {
-            operation,
-            a,
-            b,
-            c,
-            d,
-            algorithm: found.algo,
-        })
-    }
-}
-
-fn unsupported() -> lt::CublasError {
-    lt::CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)
-}
-
-/// What is multiplied how: sums in f32, factors in f32 on the host.
-struct Operation(sys::cublasLtMatmulDesc_t);
-
-impl Operation {
-    fn new() -> Result<Self, lt::CublasError> {
-        lt::create_matmul_desc(CUBLAS_COMPUTE_32F, cudaDataType::CUDA_R_32F).map(Self)
-    }
-
-    fn set<T: Copy>(
-        &self,
-        attribute: sys::cublasLtMatmulDescAttributes_t,
-        value: &T,
-    ) -> Result<(), lt::CublasError> {
-        // SAFETY: the description is alive, and as many bytes are read as the value has.
-        unsafe {
-            let value = ptr::from_ref(value).cast();
-            lt::set_matmul_desc_attribute(self.0, attribute, value, size_of::<T>())
-        }
-    }
-}
-
-impl Drop for Operation {
-    fn drop(&mut self) {
-        // SAFETY: made in `new`, and destroyed once. There is nobody to tell of a failure.
-        let _ = unsafe { lt::destroy_matmul_desc(self.0) };
-    }
-}
-
-/// A matrix in columns.
-struct Layout(sys::cublasLtMatrixLayout_t);
-
-impl Layout {
-    fn new(
-        dtype: cudaDataType,
-        [rows, columns]: [usize; 2],
-        distance: usize,
-    ) -> Result<Self, lt::CublasError> {
-        lt::create_matrix_layout(dtype, rows as u64, columns as u64, distance as i64).map(Self)
-    }
-}
-
-impl Drop for Layout {
-    fn drop(&mut self) {
-        // SAFETY: made in `new`, and destroyed once. There is nobody to tell of a failure.
-        let _ = unsafe { lt::destroy_matrix_layout(self.0) };
-    }
-}
-
-/// What the heuristic may choose from.
-struct Preference(sys::cublasLtMatmulPreference_t);
-
-impl Preference {
-    fn new() -> Result<Self, lt::CublasError> {
-        lt::create_matmul_pref().map(Self)
-    }
-
-    fn set<T: Copy>(
-        &self,
-        attribute: sys::cublasLtMatmulPreferenceAttributes_t,
-        value: &T,
-    ) -> Result<(), lt::CublasError> {
-        // SAFETY: the preference is alive, and as many bytes are read as the value has.
-        unsafe {
-            let value = ptr::from_ref(value).cast();
-            lt::set_matmul_pref_attribute(self.0, attribute, value, size_of::<T>())
-        }
-    }
-}
-
-impl Drop for Preference {
-    fn drop(&mut self) {
-        // SAFETY: made in `new`, and destroyed once. There is nobody to tell of a failure.
-        let _ = unsafe { lt::destroy_matmul_pref(self.0) };
-    }
 }

@@ -13,7 +13,7 @@ use cubecl::server::Handle;
 use super::cube::Layer;
 use super::cublaslt::{self, Product};
 use super::product::{Epilogue, Matrix, Problem};
-use crate::cube::empty;
+use crate::cube::{empty, is_taken};
 
 /// Bytes of which the address of every reservation is a multiple; CubeCL's are of 512.
 const ALIGNMENT: u64 = 256;
@@ -82,7 +82,7 @@ fn fit<'a, R: CubeRuntime>(tensors: impl IntoIterator<Item = &'a CubeTensor<R>>)
     let mut tensors = tensors.into_iter().peekable();
     let dtype = tensors.peek().map(|x| x.dtype);
     TypeId::of::<R>() == TypeId::of::<CudaRuntime>()
-        && matches!(dtype, Some(DType::F32 | DType::F16 | DType::BF16))
+        && dtype.is_some_and(is_taken)
         && tensors.all(|x| Some(x.dtype) == dtype && x.meta.shape().num_elements() > 0)
 }
 

@@ -14,12 +14,15 @@ mod cublaslt;
 pub(crate) mod flex;
 #[cfg(feature = "cuda")]
 mod library;
+#[cfg(feature = "cuda")]
+mod plan;
 #[cfg(any(feature = "cuda", test))]
 #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 mod product;
 pub mod reference;
 
-use burn::tensor::{Shape, Tensor};
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Shape, Tensor};
 
 use crate::KernelBackend;
 use crate::meter::{Kind, timed};
@@ -34,7 +37,8 @@ pub type Gradients<B> = (
 /// `x [.., d_in]` times `weight [d_out, d_in]` transposed, plus `bias [d_out]`: `[.., d_out]`.
 ///
 /// # Panics
-/// If the last dimension of `x` is not the weight's `d_in`, or the bias is not `d_out` long.
+/// If the last dimension of `x` is not the weight's `d_in`, the bias is not `d_out` long, or they are not
+/// all of one dtype.
 pub fn linear<B: KernelBackend, const D: usize>(
     x: Tensor<B, D>,
     weight: Tensor<B, 2>,
@@ -64,7 +68,7 @@ pub fn linear_gelu<B: KernelBackend, const D: usize>(
 /// `residual [.., d_out]` plus what [`linear()`] gives, in one pass where the backend has one.
 ///
 /// # Panics
-/// As [`linear()`], and if the residual has another shape.
+/// As [`linear()`], and if the residual has another shape or dtype.
 pub fn linear_onto<B: KernelBackend, const D: usize>(
     residual: Tensor<B, D>,
     x: Tensor<B, D>,
@@ -77,6 +81,7 @@ pub fn linear_onto<B: KernelBackend, const D: usize>(
         shape,
         "linear_onto: the residual must have the output's shape"
     );
+    one_dtype("linear_onto", &x, residual.dtype());
     let residual = residual.reshape([tokens, shape[D - 1]]);
     let x = x.reshape([tokens, d_in]);
     let y = timed(Kind::Products, || B::linear_onto(residual, x, weight, bias));
@@ -98,14 +103,21 @@ fn shapes<B: KernelBackend, const D: usize>(
         "{op}: x ends in {}, the weight takes {d_in}",
         shape[D - 1]
     );
+    one_dtype(op, x, weight.dtype());
     if let Some(bias) = bias {
         assert_eq!(
             bias.dims(),
             [d_out],
             "{op}: the bias must have {d_out} elements"
         );
+        one_dtype(op, x, bias.dtype());
     }
     let tokens = shape[..D - 1].iter().product();
     shape[D - 1] = d_out;
     (shape, [tokens, d_in])
+}
+
+/// Burn's product would read the one's memory as if it were the other's.
+fn one_dtype<B: Backend, const D: usize>(op: &str, x: &Tensor<B, D>, other: DType) {
+    assert_eq!(x.dtype(), other, "{op}: one dtype for all");
 }

@@ -7,7 +7,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use crate::cube::each_row::{cubes, with_rows};
-use crate::cube::{address_type, empty, vector_size};
+use crate::cube::{address_type, empty, is_taken, vector_size};
 
 const UNITS: usize = 256;
 
@@ -69,7 +69,8 @@ fn rotate_kernel<F: Float, N: Size>(
 
 /// Whether the kernel reads what is there: `angles` is the cosines or the sines.
 pub(crate) fn fit<R: CubeRuntime>(x: &CubeTensor<R>, angles: [&CubeTensor<R>; 2]) -> bool {
-    matches!(x.dtype, DType::F32 | DType::F16 | DType::BF16)
+    x.meta.shape().num_elements() > 0
+        && is_taken(x.dtype)
         && angles.iter().all(|it| it.dtype == DType::F32)
         && angles[0].meta.shape()[1] > 0
 }

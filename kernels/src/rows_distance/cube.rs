@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 
 use crate::cube::each_row::{cubes, mean, with_rows};
 use crate::cube::reduce::{Fold, of_cube};
-use crate::cube::{address_type, empty, vector_size};
+use crate::cube::{address_type, empty, is_taken, vector_size};
 
 /// Units of a cube at most.
 const UNITS: usize = 256;
@@ -80,9 +80,10 @@ fn rows_kernel<A: Float, O: Float, N: Size>(
 
 /// Whether the kernel takes rows such as these.
 pub(crate) fn fit<R: CubeRuntime>(a: &CubeTensor<R>, b: &CubeTensor<R>) -> bool {
-    let half_or_f32 = |dtype| matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
-    let d = a.meta.shape()[1];
-    half_or_f32(a.dtype) && half_or_f32(b.dtype) && d > 0 && d <= UNITS * KEPT
+    a.meta.shape().num_elements() > 0
+        && is_taken(a.dtype)
+        && is_taken(b.dtype)
+        && a.meta.shape()[1] <= UNITS * KEPT
 }
 
 /// See [`rows_distance`](super::rows_distance()); with the gradient to `a` in its dtype if it is `wanted`.

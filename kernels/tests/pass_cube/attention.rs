@@ -1,8 +1,9 @@
 //! Causal attention of whole passes.
 
+use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
-use kernels::attention;
-use kernels::attention::reference;
+use kernels::attention::{Gradients, reference};
+use kernels::{KernelBackend, attention};
 
 use crate::support::*;
 
@@ -119,6 +120,30 @@ fn attention_is_right_on_random_shapes() {
             Case::random(&mut random).check(&mut random);
         }
     });
+}
+
+/// The backward pass is in tensor operations, which only hybrids train through.
+#[test]
+fn the_gradients_of_attention_are_right() {
+    with_device(|| {
+        // On CUDA Burn's products round f32 to TF32, which keeps 11 bits.
+        let exactness = if cfg!(feature = "cuda") { 2e-3 } else { 2e-6 };
+        for (b, l, h, g, p) in [(2, 33, 4, 2, 16), (1, 70, 2, 2, 32), (3, 1, 2, 1, 8)] {
+            let mut random = Random::new((l + p) as u64);
+            let mut values = |h| random.values([b, l, h, p], 1.0, DType::F32);
+            let (q, k, v, dy) = (values(h), values(g), values(g), values(h));
+            let exact = reference::backward(q.exact(), k.exact(), v.exact(), dy.exact());
+            let name = format!("attention's gradients, b{b} l{l} h{h} g{g} p{p}");
+            check(&name, exactness, gradients(exact), || {
+                let (q, k, v) = (q.cube(), k.sliced(), v.sliced());
+                gradients(Cube::attention_backward(q, k, v, dy.cube()))
+            });
+        }
+    });
+}
+
+fn gradients<B: Backend>((dq, dk, dv): Gradients<B>) -> Outputs {
+    vec![output("dq", dq), output("dk", dk), output("dv", dv)]
 }
 
 /// Scores that grow from key to key, so that every tile has a new maximum; and that fall, so that none has.

@@ -130,6 +130,28 @@ fn distillation_is_right_on_random_shapes() {
     });
 }
 
+/// A label that there is no logit for makes the step's loss NaN, which a run notices; a loss without it
+/// would go unnoticed.
+#[test]
+fn labels_out_of_range_are_noticed() {
+    with_device(|| {
+        let weights = DistillationWeights {
+            temperature: 1.0,
+            hard: 1.0,
+        };
+        let loss = |label: i64| {
+            let logits = Tensor::<Cube, 2>::full([2, 3], 0.5, &Default::default());
+            let labels = labels(&[1, label]);
+            let (loss, _) = distillation_block(logits.clone(), logits, labels, weights, 2);
+            loss.into_data().iter::<f64>().sum::<f64>()
+        };
+        assert!((loss(2) - 3.0f64.ln()).abs() < 1e-6);
+        for label in [3, 4, 100, -1, -100] {
+            assert!(loss(label).is_nan(), "{label}");
+        }
+    });
+}
+
 #[test]
 fn equal_logits_give_the_logarithm_of_their_number() {
     with_device(|| {

@@ -11,7 +11,7 @@ use cubecl::prelude::{CubeCount, CubeDim};
 use self::kernels::{backward_kernel, forward_kernel};
 use super::{GatedSkipGradients, reference};
 use crate::KernelBackend;
-use crate::cube::{address_type, empty, inner, tensor, vector_size};
+use crate::cube::{address_type, empty, inner, is_taken, tensor, vector_size};
 
 /// Units of a cube along the channels: neighbours in memory for neighbouring units.
 const LANES: u32 = 32;
@@ -41,7 +41,7 @@ impl<R: CubeRuntime> Inputs<R> {
         let mut like_d = self.z_bias.iter();
         like_x.all(|other| other.dtype == self.x.dtype)
             && like_d.all(|other| other.dtype == self.d.dtype)
-            && matches!(self.x.dtype, DType::F32 | DType::F16 | DType::BF16)
+            && is_taken(self.x.dtype)
             && self.x.client.properties().hardware.max_bindings >= BINDINGS
     }
 

@@ -4,6 +4,7 @@ use cubecl::prelude::*;
 
 use super::plan::{Part, Plan, UNITS};
 use crate::cube::reduce::{Fold, of_cube};
+use crate::gelu::cube::{CUBIC_F32, MINUS_TWICE_SCALE};
 use crate::matvec::Activation;
 
 /// A projection by the index of an unrolled loop, which chooses from several lists.
@@ -333,11 +334,11 @@ fn normalise<P: Float, X: Size>(
     sync_cube();
 }
 
+/// By an exponential, which may be infinite: some devices have no `tanh` of large numbers.
 #[cube]
 fn gelu_new(v: f32) -> f32 {
-    // sqrt(2 / pi).
-    let inner = 0.797_884_6 * (v + 0.044715 * v * v * v);
-    0.5 * v * (1.0 + inner.tanh())
+    let cubic = v * v * v * f32::new(CUBIC_F32);
+    v / (1.0 + ((v + cubic) * f32::new(MINUS_TWICE_SCALE)).exp())
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]

@@ -14,6 +14,7 @@ use cubecl::prelude::*;
 
 use self::kernels::{backward_kernel, forward_kernel};
 use self::plan::{Plan, UNITS};
+use crate::cube::each_row::with_rows;
 use crate::cube::{address_type, empty, flat_vector_size, vector_size};
 use crate::linear::columns::{add_shares, column_sums};
 
@@ -26,14 +27,6 @@ const BACKWARD: usize = 8;
 const ROWS: usize = 16;
 const CUBES: usize = 512;
 
-/// A tensor whose rows have no gaps; there may be some between them.
-fn in_rows<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
-    match x.meta.strides()[1] {
-        1 => x,
-        _ => into_contiguous(x),
-    }
-}
-
 /// The normalised `x [t, d]`, not empty; gamma and beta of one dtype.
 pub(crate) fn forward<R: CubeRuntime>(
     x: CubeTensor<R>,
@@ -42,7 +35,7 @@ pub(crate) fn forward<R: CubeRuntime>(
     epsilon: f64,
 ) -> CubeTensor<R> {
     let [t, d] = x.meta.shape().dims();
-    let (x, gamma, beta) = (in_rows(x), into_contiguous(gamma), into_contiguous(beta));
+    let (x, gamma, beta) = (with_rows(x), into_contiguous(gamma), into_contiguous(beta));
     let y = empty(&x, [t, d], x.dtype);
     let (n, m) = (vector_size(&[&x, &y]), flat_vector_size(&[&gamma]));
     let plan = Plan::new(d, [n, m, 1], FORWARD);
@@ -85,7 +78,7 @@ pub(crate) fn backward<R: CubeRuntime>(
         _ => {}
     }
     let [t, d] = x.meta.shape().dims();
-    let (x, gamma, dy) = (in_rows(x), into_contiguous(gamma), in_rows(dy));
+    let (x, gamma, dy) = (with_rows(x), into_contiguous(gamma), with_rows(dy));
     let (dtype, parameters) = (x.dtype, gamma.dtype);
     let dx = wanted[0].then(|| empty(&x, [t, d], dtype));
     let mut in_memory = vec![&x, &dy];

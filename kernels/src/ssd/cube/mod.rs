@@ -58,7 +58,7 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::{GatedScan, GatedScanGradients, ScanInputs, SsdGradients, gated, reference};
 use crate::KernelBackend;
-use crate::cube::{inner, tensor};
+use crate::cube::{inner, is_taken, tensor};
 
 /// The scan's inputs on the device, of dtypes that the kernels take.
 struct Inputs<R: CubeRuntime> {
@@ -123,7 +123,7 @@ struct Gradients<R: CubeRuntime> {
 /// Whether the kernels take inputs of these dtypes: all of one, f32 or narrower.
 fn taken(dtypes: &[DType]) -> bool {
     let first = dtypes[0];
-    matches!(first, DType::F32 | DType::F16 | DType::BF16) && dtypes.iter().all(|d| *d == first)
+    is_taken(first) && dtypes.iter().all(|d| *d == first)
 }
 
 impl<R: CubeRuntime> Inputs<R> {
