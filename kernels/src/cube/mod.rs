@@ -139,6 +139,7 @@ where
                 inner(gamma),
                 inner(beta),
                 epsilon,
+                empty,
             )),
             false => norm::reference::forward(x, gamma, beta, epsilon),
         }

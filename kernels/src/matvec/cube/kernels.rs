@@ -341,6 +341,7 @@ fn gelu_new(v: f32) -> f32 {
     v / (1.0 + ((v + cubic) * f32::new(MINUS_TWICE_SCALE)).exp())
 }
 
+/// Of `x` as it is, or normalised.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn fan_out<W: Numeric, P: Float, N: Size, X: Size>(
     x_bi: &Array<Vector<f32, X>>,
@@ -359,7 +360,12 @@ pub(super) fn fan_out<W: Numeric, P: Float, N: Size, X: Size>(
     let (cube, unit) = (CUBE_POS_X as usize, UNIT_POS as usize);
     let d = comptime!(parts[0].d_in);
     let mut shared = Shared::new(plan);
-    let mut normed = SharedMemory::<Vector<f32, X>>::new(comptime!(plan.batch * d / plan.input));
+    let normalises = comptime!(plan.normalises());
+    let mut normed = SharedMemory::<Vector<f32, X>>::new(comptime!(if normalises {
+        plan.batch * d / plan.input
+    } else {
+        1
+    }));
     #[unroll]
     for i in 0..comptime!(parts.len()) {
         let part = comptime!(of(&parts, i));
@@ -374,22 +380,28 @@ pub(super) fn fan_out<W: Numeric, P: Float, N: Size, X: Size>(
             let mut held = Array::<Vector<W, N>>::new(comptime!(plan.block() * plan.rows));
             let begun = comptime!(plan.block().min(plan.turns(d)));
             read(&weights[i], &mut held, place, 0usize, begun, part, plan);
-            normalise(
-                x_bi,
-                gamma,
-                beta,
-                epsilon,
-                &mut normed,
-                &mut shared,
-                d,
-                plan,
-            );
+            if comptime!(normalises) {
+                normalise(
+                    x_bi,
+                    gamma,
+                    beta,
+                    epsilon,
+                    &mut normed,
+                    &mut shared,
+                    d,
+                    plan,
+                );
+            }
             let mut sums = Array::<f32>::new(comptime!(plan.sums()));
             #[unroll]
             for s in 0..comptime!(plan.sums()) {
                 sums[s] = 0.0;
             }
-            let x = normed.to_slice();
+            let x = if comptime!(normalises) {
+                normed.to_slice()
+            } else {
+                x_bi.to_slice()
+            };
             accumulate(
                 &mut sums,
                 &weights[i],
@@ -398,7 +410,7 @@ pub(super) fn fan_out<W: Numeric, P: Float, N: Size, X: Size>(
                 place,
                 part,
                 plan,
-                true,
+                normalises,
             );
             reduce(&sums, &mut shared, plan);
             if unit < comptime!(UNITS / plan.lanes * plan.sums()) {

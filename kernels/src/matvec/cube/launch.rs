@@ -11,6 +11,7 @@ use super::plan::{BATCH, Part, Plan, UNITS, alike};
 use crate::cube::kept::output;
 use crate::cube::{Allocate, address_type};
 use crate::matvec::Activation;
+use crate::norm;
 
 /// A weight on the device.
 pub(super) struct Weight<R: CubeRuntime> {
@@ -74,7 +75,8 @@ pub(super) fn ready_out<R: CubeRuntime>(
         return Err(Refusal::TooMany { at_once: BATCH });
     }
     let room = x.client.properties().hardware.max_shared_memory_size;
-    if 4 * b * d + plan.shared() > room {
+    let vectors = if plan.normalises() { 4 * b * d } else { 0 };
+    if vectors + plan.shared() > room {
         return Err(match b {
             1 => Refusal::NoKernel,
             _ => Refusal::TooMany { at_once: b / 2 },
@@ -94,6 +96,10 @@ pub(super) fn fan_out<R: CubeRuntime>(
 ) -> Vec<CubeTensor<R>> {
     let [b, d]: [usize; 2] = x.meta.shape().dims();
     let client = x.client.clone();
+    let x = match plan.normalises() {
+        true => x,
+        false => norm::cube::forward(x, gamma.clone(), beta.clone(), epsilon, output),
+    };
     let mut cubes = 0;
     let mut args = Args::new(projections.len());
     let mut outputs = Vec::with_capacity(projections.len());

@@ -12,6 +12,10 @@ pub(super) const UNITS: usize = 256;
 const READS: usize = 8;
 /// Vectors of weights that a unit has under way at a time.
 const HELD: usize = 16;
+/// Vectors that a unit works on with two rows of a weight, and that every cube normalises for itself while
+/// its weights are on their way. With more of them that takes longer than it takes the weights to come, so
+/// they are normalised in a launch of their own, and a unit works on four rows.
+const FEW: usize = 2;
 /// Vectors of a launch, at most.
 pub(super) const BATCH: usize = 8;
 
@@ -69,7 +73,7 @@ impl Plan {
         let hardware = &properties.hardware;
         Some(Self {
             batch,
-            rows: if batch > 2 { 4 } else { 2 },
+            rows: if batch > FEW { 4 } else { 2 },
             lanes: wanted.clamp(32, UNITS),
             together,
             input: together.min(4),
@@ -77,6 +81,11 @@ impl Plan {
             planes: properties.features.plane.contains(Plane::Ops)
                 && [hardware.plane_size_min, hardware.plane_size_max] == [32; 2],
         })
+    }
+
+    /// Whether every cube of a fan-out normalises the vectors for itself.
+    pub(super) fn normalises(self) -> bool {
+        self.batch <= FEW
     }
 
     /// Elements of a weight that are read together.
