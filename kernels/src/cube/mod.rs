@@ -548,7 +548,7 @@ where
             return embedding::reference::gradient(ids, dy, v);
         }
         let zeros = Tensor::<Self, 2>::zeros([v, d], (&dy.device(), dy.dtype()));
-        tensor(embedding::cube::add_rows(places, rows, inner(zeros)))
+        tensor(embedding::cube::write_row_sums(places, rows, inner(zeros)))
     }
 
     fn rotary_forward(

@@ -37,7 +37,7 @@ fn fold_of(a: f32, b: f32, #[comptime] fold: Fold) -> f32 {
 /// The folds of a pair of every unit, the same for all of them; `shared` has two numbers a unit. In two
 /// steps, which wait for each other less often than halving would.
 #[cube]
-fn of_cube(
+fn pair_of_cube(
     pair: Pair,
     shared: &mut SharedMemory<f32>,
     #[comptime] fold: Fold,
@@ -155,12 +155,12 @@ fn tokens_kernel<S: Float, T: Float, N: Size>(
         student: of_student.largest,
         teacher: of_teacher.largest,
     };
-    let largest = of_cube(own, &mut shared, Fold::Largest, units);
+    let largest = pair_of_cube(own, &mut shared, Fold::Largest, units);
     let own = Pair {
         student: of_student.sum * ((of_student.largest - largest.student) * scale).exp(),
         teacher: of_teacher.sum * (of_teacher.largest - largest.teacher).exp(),
     };
-    let total = of_cube(own, &mut shared, Fold::Sum, units);
+    let total = pair_of_cube(own, &mut shared, Fold::Sum, units);
 
     let soft = 1.0f32 - hard;
     let teacher_share = soft / total.teacher;
@@ -231,7 +231,7 @@ fn tokens_kernel<S: Float, T: Float, N: Size>(
         student: loss,
         teacher: 0.0f32,
     };
-    let loss = of_cube(own, &mut shared, Fold::Sum, units);
+    let loss = pair_of_cube(own, &mut shared, Fold::Sum, units);
     if UNIT_POS == 0 {
         losses_t[token] = loss.student + total.student.ln();
     }
@@ -283,6 +283,7 @@ pub(crate) fn block<R: CubeRuntime>(
     let client = student.client.clone();
     let most = client.properties().hardware.max_units_per_cube as usize;
     let units = most.min(UNITS) / FOLDERS * FOLDERS;
+    assert!(units >= 2 * FOLDERS, "two numbers of every unit are folded");
     let given = [teacher.is_some(), labels.is_some(), wanted];
     let (student_dtype, dtype) = (student.dtype, teacher.as_ref().map(|it| it.dtype));
     let [across, down] = cubes(t);

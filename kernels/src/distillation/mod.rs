@@ -36,7 +36,7 @@ impl Default for DistillationWeights {
 /// the mean over tokens: logits `[t, v]`, `labels [t]` (needed if `hard > 0`), to one element.
 ///
 /// Differentiable in the student's logits alone. Computed in f32 for half-precision logits, of which the
-/// student's and the teacher's need not be of one dtype.
+/// student's and the teacher's need not be of one dtype, and given in the student's dtype.
 ///
 /// # Panics
 /// If the shapes differ, or `hard > 0` without labels.

@@ -120,7 +120,7 @@ pub(crate) fn fit<R: CubeRuntime>(ids: &CubeTensor<R>, dy: &CubeTensor<R>) -> bo
 
 /// Writes the sums of `dy [t, d]` by `ids` of `t` elements to the rows of `table`, which is zeros in the
 /// dtype of `dy` and nothing else holds.
-pub(crate) fn add_rows<R: CubeRuntime>(
+pub(crate) fn write_row_sums<R: CubeRuntime>(
     ids: CubeTensor<R>,
     dy: CubeTensor<R>,
     table: CubeTensor<R>,
