@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::fs;
 use std::path::Path;
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device};
 use kernels::backends::Flex;
 use model::{
     CausalLm, DiscreteMamba2Config, Layout, ModelConfig, PhiConfig, PhiMambaConfig,
@@ -237,6 +237,30 @@ fn ten_thousand_weights() {
     assert!((5000..10_000).contains(&refused), "{refused} refused");
     let more = asked_for() - before;
     assert!(more < ENOUGH, "{more} bytes more");
+}
+
+#[test]
+fn ten_thousand_indices() {
+    let folder = tempfile::tempdir().unwrap();
+    let teacher = CausalLm::<Flex>::init(&tiny(), 0, &Device::<Flex>::default());
+    model::save_teacher_in_shards(&tiny(), &teacher, DType::F32, 2000, folder.path()).unwrap();
+    let path = folder.path().join("model.safetensors.index.json");
+    let text = fs::read_to_string(&path).unwrap();
+    let refused = Cell::new(0);
+    check(&damage(), |damage| {
+        replace(&path, &damaged(&text, damage));
+        match model::load_any::<Flex>(folder.path(), &Default::default()) {
+            // What names no file changes nothing.
+            Ok((_, model)) => prop_assert_eq!(model.vocab_size(), tiny().vocab_size),
+            Err(error) => {
+                refused.set(refused.get() + 1);
+                prop_assert!(!error.to_string().is_empty());
+            }
+        }
+        Ok(())
+    });
+    let refused = refused.get();
+    assert!((5000..10_000).contains(&refused), "{refused} refused");
 }
 
 /// Another file under the same name: who has mapped the old one keeps it.
