@@ -181,8 +181,8 @@ fn size(response: &Response<Body>) -> Option<u64> {
     }
 }
 
-/// Whether it can be a file's name, whatever a hub says.
-fn is_name(it: &str) -> bool {
+/// Whether it can be a file's name, whatever a hub or a cache says.
+pub(super) fn is_name(it: &str) -> bool {
     let usual = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     !it.is_empty() && !it.starts_with('.') && it.bytes().all(usual)
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use hf_hub::{Cache, Repo, RepoType};
 
-use super::fetch::Client;
+use super::fetch::{Client, is_name};
 use super::read::shards;
 use super::{CONFIG, INDEX, PICKLE, SINGLE, WeightsError};
 
@@ -149,7 +149,7 @@ impl Hub {
             None => {
                 // That of the model in the cache, if it is there.
                 let main = fs::read_to_string(self.folder(name).join("refs/main"));
-                let main = main.ok().filter(|sha| is_commit(sha));
+                let main = main.ok().filter(|sha| is_name(sha));
                 let revision = self.revision(name, main.as_deref().unwrap_or("main"));
                 let fetched = revision.and_then(|revision| {
                     let file = revision.get(TOKENIZER)?;
@@ -256,11 +256,6 @@ impl Revision {
     fn get(&self, file: &str) -> Result<PathBuf, String> {
         self.client.get(&self.repo, file)
     }
-}
-
-/// Whether it can be the name of a commit.
-fn is_commit(sha: &str) -> bool {
-    !sha.is_empty() && sha.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
 /// Whether `name` can be OWNER/NAME, as the hub lets people choose them.
