@@ -69,7 +69,8 @@ impl Ledger {
     pub fn save(&mut self) {
         self.saved = Instant::now();
         let saved = atomic_file::write(&self.path, &self.bytes());
-        self.warn(saved.map_err(cannot("write", &self.path)));
+        let loss = "an interruption would lose what has been scored";
+        self.warn(saved.map_err(cannot("write", &self.path)), loss);
     }
 
     fn bytes(&self) -> Vec<u8> {
@@ -90,15 +91,16 @@ impl Ledger {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed,
         };
-        self.warn(removed.map_err(cannot("remove", &self.path)));
+        let rest = "the next evaluation would go on from it";
+        self.warn(removed.map_err(cannot("remove", &self.path)), rest);
     }
 
-    fn warn(&mut self, done: Result<(), EvalError>) {
+    fn warn(&mut self, done: Result<(), EvalError>, meaning: &str) {
         if let Err(error) = done
             && !self.has_warned
         {
             self.has_warned = true;
-            eprintln!("{error}; an interruption would lose what has been scored");
+            eprintln!("{error}; {meaning}");
         }
     }
 }

@@ -15,7 +15,8 @@
 //! - Every answer that is no success is OpenAI's error object, and says in a sentence what is wrong.
 //!   A field that would change the text if it were heeded is heeded or refused.
 //! - When as many requests wait as may, or arrive as there is memory for, further ones are told so at
-//!   once (429, with `Retry-After`). There are so many connections and no more. Bodies have a length limit, heads and bodies a time limit, and so have texts, which end where
+//!   once (429, with `Retry-After`). When there are many connections, further ones wait to be taken.
+//!   Bodies have a length limit, heads and bodies a time limit, and so have texts, which end where
 //!   they are.
 //! - Whoever hangs up gives its place away.
 //!
