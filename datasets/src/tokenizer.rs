@@ -154,11 +154,34 @@ impl Tokenizer {
 
     /// A decoder for ids that arrive one by one.
     pub fn stream(&self) -> TokenStream<'_> {
+        let decoding = match self.inner.get_decoder() {
+            Some(DecoderWrapper::ByteLevel(_)) => Decoding::Bytes(Vec::new()),
+            _ => Decoding::Ids(Box::new(self.inner.decode_stream(false)), Vec::new()),
+        };
         TokenStream {
             tokenizer: self,
-            stream: self.inner.decode_stream(false),
-            pending: Vec::new(),
+            decoding,
         }
+    }
+
+    /// [`stream`](Self::stream) for ids that go on from `before`, of which it only knows what these have
+    /// of a last character that is not complete: the two streams together give the whole text if the
+    /// one of `before` is not [finished](TokenStream::finish).
+    ///
+    /// Of a tokenizer that is not byte-level, it knows nothing.
+    pub fn stream_after(&self, before: &[u32]) -> TokenStream<'_> {
+        let mut stream = self.stream();
+        if let Decoding::Bytes(pending) = &mut stream.decoding {
+            let mut newest = before.iter().rev();
+            while pending.len() < BEGINNING
+                && let Some(&id) = newest.next()
+            {
+                let bytes = self.token_bytes(id).unwrap_or_default();
+                pending.splice(0..0, bytes);
+            }
+            take_whole(pending);
+        }
+        stream
     }
 
     /// The id of [`END_OF_TEXT`], which no text is encoded to; `None` if the vocabulary lacks it.
@@ -252,17 +275,26 @@ fn first_cut(text: &str, from: usize) -> usize {
 /// [`Tokenizer::decode`] makes of all the ids.
 pub struct TokenStream<'t> {
     tokenizer: &'t Tokenizer,
-    stream: tokenizers::tokenizer::DecodeStream<
-        't,
-        ModelWrapper,
-        NormalizerWrapper,
-        PreTokenizerWrapper,
-        PostProcessorWrapper,
-        DecoderWrapper,
-    >,
-    /// The ids that no text has been given out for.
-    pending: Vec<u32>,
+    decoding: Decoding<'t>,
 }
+
+/// What has been taken and not given out.
+enum Decoding<'t> {
+    /// Of a byte-level tokenizer: the beginning of a character. An id takes the time of its own bytes,
+    /// whatever came before.
+    Bytes(Vec<u8>),
+    /// Of others, whose ids may read differently together: all since the last text.
+    Ids(Box<IdStream<'t>>, Vec<u32>),
+}
+
+type IdStream<'t> = tokenizers::tokenizer::DecodeStream<
+    't,
+    ModelWrapper,
+    NormalizerWrapper,
+    PreTokenizerWrapper,
+    PostProcessorWrapper,
+    DecoderWrapper,
+>;
 
 impl TokenStream<'_> {
     /// Takes one id, and gives the text that is complete with it, if any.
@@ -271,15 +303,23 @@ impl TokenStream<'_> {
     ///
     /// As [`Tokenizer::decode`].
     pub fn push(&mut self, id: u32) -> Result<Option<String>> {
-        self.pending.push(id);
-        let text = self
-            .stream
-            .step(id)
-            .map_err(|error| self.tokenizer.failed(error))?;
-        if text.is_some() {
-            self.pending.clear();
+        match &mut self.decoding {
+            Decoding::Bytes(pending) => {
+                pending.extend(self.tokenizer.token_bytes(id).unwrap_or_default());
+                let whole = take_whole(pending);
+                Ok((!whole.is_empty()).then(|| String::from_utf8_lossy(&whole).into_owned()))
+            }
+            Decoding::Ids(stream, pending) => {
+                pending.push(id);
+                let text = stream
+                    .step(id)
+                    .map_err(|error| self.tokenizer.failed(error))?;
+                if text.is_some() {
+                    pending.clear();
+                }
+                Ok(text)
+            }
         }
-        Ok(text)
     }
 
     /// What is left at the end: nothing, unless the ids broke off inside a character.
@@ -288,8 +328,26 @@ impl TokenStream<'_> {
     ///
     /// As [`Tokenizer::decode`].
     pub fn finish(self) -> Result<String> {
-        self.tokenizer.decode(&self.pending)
+        match self.decoding {
+            Decoding::Bytes(pending) => Ok(String::from_utf8_lossy(&pending).into_owned()),
+            Decoding::Ids(_, pending) => self.tokenizer.decode(&pending),
+        }
     }
+}
+
+/// The bytes of a character without its last, at most.
+const BEGINNING: usize = 3;
+
+/// Takes all of `bytes` but the beginning of a character at their end. What is no UTF-8 is no beginning.
+fn take_whole(bytes: &mut Vec<u8>) -> Vec<u8> {
+    let broken = bytes.utf8_chunks().last();
+    let broken = broken.map_or(&[][..], |chunk| chunk.invalid());
+    let begun = match std::str::from_utf8(broken) {
+        Err(error) if error.error_len().is_none() => broken.len(),
+        _ => 0,
+    };
+    let rest = bytes.split_off(bytes.len() - begun);
+    std::mem::replace(bytes, rest)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use indicatif::{BinaryBytes, HumanCount};
 use kernels::devices::{Survey, survey};
-use model::{FileTensor, MixerConfig, ModelConfig, NetworkConfig};
+use model::{FileTensor, MixerConfig, NetworkConfig};
 use serde_json::{Value, json};
 
 use crate::cli::{CliError, say};
@@ -72,17 +72,10 @@ impl Model {
     fn read(name: &Path) -> Result<Self, CliError> {
         let folder = model::locate(name)?;
         let (config, tensors) = model::describe(&folder)?;
-        let (network, positions) = match &config {
-            ModelConfig::Phi(config) => {
-                let positions = config.max_position_embeddings;
-                (NetworkConfig::from(config), Some(positions))
-            }
-            ModelConfig::PhiMamba(config) => (NetworkConfig::from(config), None),
-        };
         Ok(Self {
             folder,
-            network,
-            positions,
+            network: NetworkConfig::from(&config),
+            positions: config.max_positions(),
             tensors,
             memories: Memories::of(&config),
         })

@@ -33,10 +33,7 @@ impl Memories {
     /// from or into by the published recipe: as many heads, each with its own keys and values, or B
     /// and C, and a state of the published size.
     pub(crate) fn of(config: &ModelConfig) -> Self {
-        let network = match config {
-            ModelConfig::Phi(config) => NetworkConfig::from(config),
-            ModelConfig::PhiMamba(config) => NetworkConfig::from(config),
-        };
+        let network = NetworkConfig::from(config);
         let d_model = network.d_model;
         let mixers = &network.mixers;
         let layers = mixers.len();

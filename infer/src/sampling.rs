@@ -55,28 +55,28 @@ impl SamplingSettings {
         let min_p = f64::from(self.min_p);
         let wrong = |name, value, range| Err(SamplingError::Setting { name, value, range });
         if !(penalty > 0.0 && penalty.is_finite()) {
-            return wrong("repetition penalty", penalty, "above 0");
+            return wrong("repetition_penalty", penalty, "above 0");
         }
         if !(temperature >= 0.0 && temperature.is_finite()) {
             return wrong("temperature", temperature, "0 or above");
         }
         if !(0.0..=1.0).contains(&self.top_p) {
-            return wrong("top-p", self.top_p, "from 0 to 1");
+            return wrong("top_p", self.top_p, "from 0 to 1");
         }
         if !(0.0..=1.0).contains(&min_p) {
-            return wrong("min-p", min_p, "from 0 to 1");
+            return wrong("min_p", min_p, "from 0 to 1");
         }
         Ok(())
     }
 }
 
 /// Why no token could be chosen.
-#[derive(Debug, thiserror::Error, PartialEq)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq)]
 pub enum SamplingError {
     /// A setting that has no meaning.
-    #[error("{name} is {value}; it must be {range}")]
+    #[error("{} is {value}; it must be {range}", name.replace('_', "-"))]
     Setting {
-        /// The setting.
+        /// The field of [`SamplingSettings`], which the command line writes with hyphens.
         name: &'static str,
         /// What it was.
         value: f64,
@@ -204,8 +204,9 @@ pub fn repetition_penalty(logits: &mut [f32], seen: &BTreeSet<u32>, penalty: f32
             continue;
         };
         *logit = match *logit < 0.0 {
-            true => *logit * penalty,
-            // A penalty near 0 must not make a logit infinite.
+            // Neither a large penalty nor one near 0 may make a logit infinite; a removed token stays so.
+            true if logit.is_finite() => (*logit * penalty).max(f32::MIN),
+            true => *logit,
             false => (*logit / penalty).min(f32::MAX),
         };
     }

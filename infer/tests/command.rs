@@ -111,7 +111,7 @@ fn options_without_meaning_are_refused() {
     let refused = |arguments: &[&str], code| failure(&output(&model, arguments), code);
     assert!(refused(&["--temperature", "-1", "x"], 1).contains("temperature is -1"));
     assert!(refused(&["--top-p", "1.5", "x"], 1).contains("top-p is 1.5"));
-    assert!(refused(&["--repetition-penalty", "0", "x"], 1).contains("repetition penalty is 0"));
+    assert!(refused(&["--repetition-penalty", "0", "x"], 1).contains("repetition-penalty is 0"));
     assert!(refused(&["--top-k", "-1", "x"], 2).contains("--top-k"));
     assert!(refused(&[], 2).contains("<PROMPT>"));
     let no_such_backend = Command::new(env!("CARGO_BIN_EXE_infer"))

@@ -90,7 +90,7 @@ impl Whole {
     /// The answer's next part; `false` if it was the last.
     fn take(&mut self, answer: &mut Answer) -> bool {
         match answer.blocking_next().expect("the engine is at work") {
-            Event::Prompt(scores) => self.prompt.extend(scores),
+            Event::Prompt(scores) => self.prompt.extend(scores.iter().cloned()),
             Event::Text(piece) => {
                 self.text.push_str(&piece.text);
                 self.tokens.extend(piece.tokens);
@@ -355,6 +355,32 @@ fn a_full_queue_takes_no_more_and_a_dropped_answer_makes_room() {
 }
 
 #[test]
+fn who_leaves_while_waiting_gives_the_place_to_another() {
+    let student = folders::student(&[]);
+    let (engine, _) = start(student.path(), 1, 2);
+    let mut running = submit(&engine, request(&[5], usize::MAX));
+    assert!(running.blocking_next().is_some());
+    for _ in 0..5 {
+        let waiting = engine.submit(vec![request(&[5], 3); 2]).unwrap();
+        assert_eq!(engine.waiting(), 2);
+        let full = engine.submit(vec![request(&[5], 3)]).unwrap_err();
+        assert!(matches!(full, SubmitError::Full), "{full}");
+        // The one in front, or both.
+        drop(waiting);
+        while engine.waiting() > 0 {
+            assert!(running.blocking_next().is_some());
+        }
+    }
+    let mut waiting = engine.submit(vec![request(&[5], 3); 2]).unwrap();
+    waiting.remove(0);
+    while engine.waiting() > 1 {
+        assert!(running.blocking_next().is_some());
+    }
+    drop(running);
+    assert_eq!(Whole::of(waiting.remove(0)).tokens.len(), 3);
+}
+
+#[test]
 fn a_deadline_ends_a_text_where_it_is() {
     let student = folders::student(&[]);
     let (engine, _) = start(student.path(), 2, 2);
@@ -397,9 +423,23 @@ fn texts_of_one_prompt_share_its_reading() {
     let alone: Vec<Whole> = alone.collect();
     let before = read();
     assert_eq!(before, 5 * 300);
+    let mut answers = engine.submit(texts.clone()).unwrap();
+    // Their prompt's scores are the same ones.
+    let first: Vec<_> = answers
+        .iter_mut()
+        .map(|answer| match answer.blocking_next() {
+            Some(Event::Prompt(scores)) => scores,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert!(first.iter().all(|scores| Arc::ptr_eq(scores, &first[0])));
+    answers
+        .into_iter()
+        .for_each(|answer| drop(Whole::of(answer)));
+    assert_eq!(read() - before, 300);
     let answers = engine.submit(texts).unwrap();
     let together: Vec<Whole> = answers.into_iter().map(Whole::of).collect();
-    assert_eq!(read() - before, 300);
+    assert_eq!(read() - before, 600);
     assert_eq!(together, alone);
     assert_eq!(together[0].prompt.len(), 300);
     assert!(together[0].text != together[3].text);

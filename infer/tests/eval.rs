@@ -64,7 +64,6 @@ fn scores(model: &CausalLm<Flex>, requests: &[Request], batch_size: usize) -> Ve
     let mut scored = Vec::new();
     score(model, &asked, batch_size, &device, |request, score| {
         scored.push((request.clone(), score));
-        Ok(())
     })
     .unwrap();
     assert_eq!(scored.len(), requests.len());
@@ -143,7 +142,8 @@ fn a_hybrid_scores_as_in_the_harness() {
 
 /// One request at a time, through the whole network with all of its logits.
 fn directly(model: &CausalLm<Flex>, request: &Request) -> Score {
-    let read = &request.ids[..request.ids.len() - 1];
+    let all = request.ids();
+    let read = &all[..all.len() - 1];
     let ids: Vec<i32> = read.iter().map(|&id| id as i32).collect();
     let ids = TensorData::new(ids, [1, read.len()]);
     let ids = Tensor::<Flex, 2, Int>::from_data(ids, &Device::<Flex>::default());
@@ -153,7 +153,7 @@ fn directly(model: &CausalLm<Flex>, request: &Request) -> Score {
     };
     let logits = model.forward(ids, taps).logits.unwrap().into_data();
     let logits: Vec<f64> = logits.iter().collect();
-    let scored = logits.chunks(model.vocab_size()).zip(&request.ids[1..]);
+    let scored = logits.chunks(model.vocab_size()).zip(&all[1..]);
     let unscored = read.len() - request.scored;
     let mut score = Score {
         log_likelihood: 0.0,
@@ -238,12 +238,9 @@ fn a_narrower_stride_gives_more_context() {
 
 #[test]
 fn a_foreign_token_is_an_error() {
-    let request = Request {
-        ids: vec![1, 4096],
-        scored: 1,
-    };
+    let request = Request::new([1, 4096], 1);
     let device = Device::<Flex>::default();
-    let scored = score(&teacher(), &[&request], 1, &device, |_, _| Ok(()));
+    let scored = score(&teacher(), &[&request], 1, &device, |_, _| {});
     let Err(EvalError::UnknownToken { token, vocab_size }) = scored else {
         panic!("{scored:?}")
     };

@@ -142,6 +142,20 @@ fn an_evaluation_goes_on() {
     assert_eq!(gone_on["results"], at_once["results"]);
 }
 
+#[test]
+fn what_cannot_be_kept_is_said_once() {
+    let home = tempfile::tempdir().unwrap();
+    // A file where the cache should be.
+    let cache = home.path().join("cache");
+    fs::write(&cache, "").unwrap();
+    let output = eval(&cache, &bundled(), "piqa", &["--limit", "4"]);
+    let said = stderr(&output);
+    assert!(output.status.success(), "{said}");
+    assert!(stdout(&output).contains("piqa"));
+    assert_eq!(said.matches("cannot write").count(), 1, "{said}");
+    assert!(!said.contains("cannot remove"), "{said}");
+}
+
 /// The same records as JSON lines, gzip, zstd and parquet.
 #[test]
 fn every_format_of_data() {

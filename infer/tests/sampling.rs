@@ -257,6 +257,18 @@ fn draws_follow_the_probabilities() {
     }
 }
 
+/// A product beyond the numbers of f32 is no removed token.
+#[test]
+fn no_penalty_removes_a_token() {
+    let seen = [0, 1, 2].into();
+    let mut logits = [-1e30, 1e30, GONE];
+    repetition_penalty(&mut logits, &seen, 1e30);
+    assert_eq!(logits, [f32::MIN, 1.0, GONE]);
+    let mut logits = [-1e30, 1e30, GONE];
+    repetition_penalty(&mut logits, &seen, 1e-30);
+    assert_eq!(logits, [-1.0, f32::MAX, GONE]);
+}
+
 #[test]
 fn padded_entries_are_never_chosen() {
     let mut sampler = Sampler::new(SamplingSettings::default(), 2, &[]).unwrap();
@@ -288,9 +300,9 @@ fn logits_that_are_no_scores_are_errors() {
 fn settings_without_meaning_are_errors() {
     type Change = fn(&mut SamplingSettings);
     let bad: [(&str, Change); 9] = [
-        ("repetition penalty", |s| s.repetition_penalty = 0.0),
-        ("repetition penalty", |s| s.repetition_penalty = f32::NAN),
-        ("repetition penalty", |s| {
+        ("repetition-penalty", |s| s.repetition_penalty = 0.0),
+        ("repetition-penalty", |s| s.repetition_penalty = f32::NAN),
+        ("repetition-penalty", |s| {
             s.repetition_penalty = f32::INFINITY
         }),
         ("temperature", |s| s.temperature = -1.0),

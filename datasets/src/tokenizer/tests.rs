@@ -185,6 +185,45 @@ fn a_stream_waits_for_the_last_byte_of_a_character() {
     );
 }
 
+/// A stream goes on where another, cut anywhere, has left off.
+#[test]
+fn two_streams_are_the_whole_text() {
+    let tokenizer = phi_tiny();
+    let padding = 4100;
+    for text in ["a 🦀é", "𝕏"] {
+        let mut ids = tokenizer.encode(text).unwrap();
+        ids.insert(ids.len() - 1, padding);
+        for cut in 0..=ids.len() {
+            let (before, after) = ids.split_at(cut);
+            let mut streamed = String::new();
+            let mut first = tokenizer.stream();
+            for &id in before {
+                streamed.extend(first.push(id).unwrap());
+            }
+            assert!(text.starts_with(&streamed), "{streamed:?}");
+            let mut second = tokenizer.stream_after(before);
+            for &id in after {
+                streamed.extend(second.push(id).unwrap());
+            }
+            assert_eq!(streamed + &second.finish().unwrap(), text, "at {cut}");
+        }
+    }
+}
+
+/// What can be no character is not kept for one, so that a stream takes the time of its bytes.
+#[test]
+fn what_is_no_character_is_given_out_at_once() {
+    let tokenizer = phi_tiny();
+    let is_part = |id: &u32| tokenizer.token_bytes(*id).is_some_and(|it| it == [0x80]);
+    let part = (0..4096).find(is_part).unwrap();
+    let mut stream = tokenizer.stream();
+    for _ in 0..10 {
+        assert_eq!(stream.push(part).unwrap().as_deref(), Some("\u{fffd}"));
+    }
+    let mut after = tokenizer.stream_after(&[part; 5]);
+    assert_eq!(after.push(1931).unwrap().as_deref(), Some("It"));
+}
+
 /// An untrained model says anything, parts of characters in any order and ids of the padding behind
 /// the vocabulary included.
 #[test]

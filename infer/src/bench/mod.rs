@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use kernels::KernelBackend;
-use kernels::backends::{Backend, BackendError, Work};
+use kernels::backends::{Backend, Work};
 
-use crate::cli::{CliError, say};
+use crate::cli::{CliError, chosen, say};
 use crate::precision::Precision;
 use measure::{Bandwidth, Subject};
 
@@ -85,8 +85,7 @@ impl BenchArgs {
     /// # Errors
     /// Every [`CliError`].
     pub fn run(self) -> Result<(), CliError> {
-        let backend = self.backend.or_else(Backend::preferred);
-        let backend = backend.ok_or(BackendError::NotBuiltIn)?;
+        let backend = chosen(self.backend)?;
         let locate = |model: &PathBuf| match model.is_file() {
             true => Ok(model.clone()),
             false => model::locate(model),

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use clap::Args;
 use datasets::Tokenizer;
 use kernels::KernelBackend;
-use kernels::backends::{Backend, BackendError, Work};
+use kernels::backends::{Backend, Work};
 
-use super::{CliError, EXAMPLES, SamplingArgs, find, load, print, why};
+use super::{CliError, EXAMPLES, SamplingArgs, chosen, find, load, print, why};
 use crate::precision::Precision;
 use crate::snapshot::{self, Snapshot};
 use crate::{Generation, ModelHash, Reading, SamplingSettings};
@@ -86,8 +86,7 @@ pub(super) struct GenerateArgs {
 impl GenerateArgs {
     /// What needs no device comes first, so that a mistake in it is told at once.
     pub(super) fn run(self) -> Result<(), CliError> {
-        let backend = self.backend.or_else(Backend::preferred);
-        let backend = backend.ok_or(BackendError::NotBuiltIn)?;
+        let backend = chosen(self.backend)?;
         let sampling = SamplingSettings::from(self.sampling);
         sampling.validate()?;
         if let Some(path) = &self.save_state {

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use clap::{Parser, Subcommand};
 use datasets::Tokenizer;
 use kernels::KernelBackend;
-use model::{CausalLm, Hub, ModelConfig};
+use kernels::backends::{Backend, BackendError};
+use model::{CausalLm, Hub};
 
 pub use self::error::CliError;
 use self::generate::GenerateArgs;
@@ -89,6 +90,12 @@ impl Cli {
     }
 }
 
+/// The backend that was named, or the preferred one of this build.
+pub(crate) fn chosen(named: Option<Backend>) -> Result<Backend, BackendError> {
+    let backend = named.or_else(Backend::preferred);
+    backend.ok_or(BackendError::NotBuiltIn)
+}
+
 /// The folder of a model, fetched if need be, and its tokenizer: `own`, or the folder's, or for a
 /// model on the hub that has none, Phi's.
 pub(crate) fn find(model: &Path, own: Option<&Path>) -> Result<(PathBuf, Tokenizer), CliError> {
@@ -134,10 +141,7 @@ pub(crate) fn load<B: KernelBackend>(
         max_tokens,
         vocab_size: tokenizer.vocab_size(),
         end_of_text: tokenizer.end_of_text(),
-        max_positions: match config {
-            ModelConfig::Phi(config) => Some(config.max_position_embeddings),
-            ModelConfig::PhiMamba(_) => None,
-        },
+        max_positions: config.max_positions(),
     };
     Ok((model, options))
 }

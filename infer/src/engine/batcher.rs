@@ -7,7 +7,7 @@ use std::time::Instant;
 use datasets::Tokenizer;
 use kernels::KernelBackend;
 use model::CausalLm;
-use tokio::sync::mpsc::Receiver;
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::gauges::Gauges;
 use super::reader::{Read, Reader};
@@ -47,28 +47,30 @@ impl<B: KernelBackend> Sequences<'_, B> {
 
 impl<'m, B: KernelBackend> Batcher<'m, B> {
     /// Works until all jobs are done and no more can come.
-    pub(super) fn run(&self, mut jobs: Receiver<Job>) {
+    pub(super) fn run(&self, mut jobs: UnboundedReceiver<Vec<Job>>) {
+        let mut waiting = VecDeque::new();
         let mut sequences = Sequences {
             reading: VecDeque::new(),
             writing: Vec::new(),
         };
         loop {
-            let mut at_work = sequences.len();
-            let mut another = false;
-            while at_work < self.slots {
-                // With nothing else to do, this waits; and for what is on its way.
-                let job = match at_work == 0 || another {
-                    true => jobs.blocking_recv(),
-                    false => jobs.try_recv().ok(),
-                };
-                match job {
-                    Some(job) => {
-                        another = job.another;
-                        self.let_in(job, &mut sequences);
-                    }
-                    None if at_work == 0 => return,
-                    None => break,
+            // With nothing else to do, this waits.
+            if sequences.len() == 0 && waiting.is_empty() {
+                match jobs.blocking_recv() {
+                    Some(more) => waiting.extend(more),
+                    None => return,
                 }
+            }
+            while let Ok(more) = jobs.try_recv() {
+                waiting.extend(more);
+            }
+            // Whoever has left gives the place in the queue away.
+            waiting.retain(|job| !job.answer.is_closed());
+            let mut at_work = sequences.len();
+            while at_work < self.slots
+                && let Some(job) = waiting.pop_front()
+            {
+                self.let_in(job, &mut sequences);
                 at_work = sequences.len();
             }
             self.gauges.sequences.store(at_work, Relaxed);

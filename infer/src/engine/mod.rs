@@ -23,7 +23,7 @@
 //! for the engine nor holds it up. Requests come by a queue of bounded length, whose end is where to
 //! say that there are too many ([`SubmitError::Full`]); what is made goes out by a queue for each
 //! sequence, which holds no more than its text. An answer that is dropped ends its sequence before
-//! the next round, in which its row is free for another.
+//! the next round, in which its row is free for another, or gives its place in the queue away.
 //!
 //! # A round
 //!
@@ -60,8 +60,7 @@ use datasets::Tokenizer;
 use kernels::KernelBackend;
 use kernels::backends::{Backend, BackendError, Work};
 use model::ModelConfig;
-use tokio::sync::mpsc;
-use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Semaphore, mpsc};
 
 pub use gauges::Gauges;
 pub use request::{Answer, End, Event, Finish, Piece, Request, Token};
@@ -143,7 +142,11 @@ pub struct Facts {
 /// A model at work on a thread of its own. When it is dropped no more requests come, and the thread
 /// ends when those that it has taken are done.
 pub struct Engine {
-    jobs: mpsc::Sender<Job>,
+    /// The requests that come together, together.
+    jobs: mpsc::UnboundedSender<Vec<Job>>,
+    /// The places of the queue that are free.
+    places: Arc<Semaphore>,
+    queue: usize,
     facts: Facts,
     gauges: Arc<Gauges>,
     slots: usize,
@@ -159,10 +162,11 @@ impl Engine {
     ///
     /// Every [`EngineError`].
     pub fn start(options: EngineOptions) -> Result<(Self, EngineThread), EngineError> {
-        let (jobs, queue) = mpsc::channel(options.queue);
+        let (jobs, coming) = mpsc::unbounded_channel();
         let (ready, facts) = std_mpsc::sync_channel(1);
         let gauges = Arc::new(Gauges::default());
         let (backend, slots, shown) = (options.backend, options.slots, gauges.clone());
+        let queue = options.queue;
         let serve = move || -> Result<(), EngineError> {
             let pool = rayon::ThreadPoolBuilder::new()
                 .thread_name(|i| format!("engine-{i}"))
@@ -170,7 +174,7 @@ impl Engine {
                 .map_err(|error| EngineError::Threads(error.to_string()))?;
             let work = Serve {
                 options,
-                queue,
+                coming,
                 ready,
                 gauges: shown,
             };
@@ -183,6 +187,8 @@ impl Engine {
             Ok(facts) => {
                 let engine = Self {
                     jobs,
+                    places: Arc::new(Semaphore::new(queue)),
+                    queue,
                     facts,
                     gauges,
                     slots,
@@ -214,12 +220,12 @@ impl Engine {
 
     /// The most requests that wait beside them.
     pub fn queue(&self) -> usize {
-        self.jobs.max_capacity()
+        self.queue
     }
 
     /// How many requests wait.
     pub fn waiting(&self) -> usize {
-        self.jobs.max_capacity() - self.jobs.capacity()
+        self.queue - self.places.available_permits()
     }
 
     /// Takes some requests, all or none, and gives their answers in the same order.
@@ -233,30 +239,30 @@ impl Engine {
             let (positions, vocab_size) = (self.facts.max_positions, self.facts.vocab_size);
             check_prompt(&request.prompt, positions, vocab_size)?;
         }
-        let queue = self.jobs.max_capacity();
-        if requests.len() > queue {
-            let requests = requests.len();
-            return Err(SubmitError::TooMany { requests, queue });
+        let (count, queue) = (requests.len(), self.queue);
+        let too_many = SubmitError::TooMany {
+            requests: count,
+            queue,
+        };
+        let count = u32::try_from(count).ok().filter(|_| count <= queue);
+        let count = count.ok_or(too_many)?;
+        if self.has_stopped() {
+            return Err(SubmitError::Stopped);
         }
-        let room = self.jobs.try_reserve_many(requests.len());
-        let room = room.map_err(|error| match error {
-            TrySendError::Full(()) => SubmitError::Full,
-            TrySendError::Closed(()) => SubmitError::Stopped,
-        })?;
-        let prompts: Vec<_> = requests.iter().map(|it| it.prompt.clone()).collect();
-        let each = requests.into_iter().zip(room).enumerate();
-        let answers = each.map(|(i, (request, place))| {
+        let places = self.places.clone().try_acquire_many_owned(count);
+        let mut places = places.map_err(|_| SubmitError::Full)?;
+        let each = requests.into_iter().map(|request| {
             let (answer, events) = mpsc::unbounded_channel();
-            let behind = prompts.get(i + 1);
-            let another = behind.is_some_and(|prompt| Arc::ptr_eq(prompt, &request.prompt));
-            place.send(Job {
+            let job = Job {
                 request,
                 answer,
-                another,
-            });
-            Answer { events }
+                _place: places.split(1),
+            };
+            (job, Answer { events })
         });
-        Ok(answers.collect())
+        let (jobs, answers) = each.unzip();
+        self.jobs.send(jobs).map_err(|_| SubmitError::Stopped)?;
+        Ok(answers)
     }
 
     /// Waits for the engine to end, which it does by itself only for a fault of its own.
@@ -289,7 +295,7 @@ impl EngineThread {
 /// What the engine's thread does.
 struct Serve {
     options: EngineOptions,
-    queue: mpsc::Receiver<Job>,
+    coming: mpsc::UnboundedReceiver<Vec<Job>>,
     ready: std_mpsc::SyncSender<Facts>,
     gauges: Arc<Gauges>,
 }
@@ -302,10 +308,7 @@ impl Work for Serve {
             .options
             .precision
             .load::<B>(&self.options.model, &device)?;
-        let max_positions = match &config {
-            ModelConfig::Phi(config) => Some(config.max_position_embeddings),
-            ModelConfig::PhiMamba(_) => None,
-        };
+        let max_positions = config.max_positions();
         let facts = Facts {
             config,
             vocab_size: model.vocab_size(),
@@ -321,7 +324,7 @@ impl Work for Serve {
             slots: self.options.slots,
             gauges: &self.gauges,
         };
-        batcher.run(self.queue);
+        batcher.run(self.coming);
         Ok(())
     }
 }

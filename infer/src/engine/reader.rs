@@ -52,13 +52,14 @@ impl<'t, B: KernelBackend> Reader<'t, B> {
         self.state.bytes()
     }
 
-    /// Whether nothing has been read yet, and `sequence` has the very prompt that will be, as the texts
-    /// of one request do.
+    /// Whether nothing has been read yet, and `sequence` has the very prompt that will be, and the same
+    /// use for it, as the texts of one request do.
     pub(super) fn suits(&self, sequence: &Sequence<'t>) -> bool {
         let (first, other) = (&self.sequences[0].request, &sequence.request);
         self.state.position == 0
             && Arc::ptr_eq(&first.prompt, &other.prompt)
             && first.score_prompt == other.score_prompt
+            && (!first.score_prompt || first.alternatives == other.alternatives)
     }
 
     /// Lets a sequence in, which [`suits`](Self::suits).
@@ -116,10 +117,16 @@ impl<'t, B: KernelBackend> Reader<'t, B> {
         }
         let logits_blv = model.prefill_all(ids_bl, state);
         let mut logits_lv = read_logits(logits_blv, device)?;
-        let scored = std::mem::take(sequences).into_iter();
-        *sequences = scored
-            .filter_map(|it| it.score_prompt(read, &logits_lv, v))
-            .collect();
+        // Once for all, who share them.
+        match sequences[0].score_prompt(read, &logits_lv, v) {
+            Ok(scores) => sequences
+                .iter()
+                .for_each(|it| it.give_scores(scores.clone())),
+            Err(error) => {
+                let failed = std::mem::take(sequences).into_iter();
+                failed.for_each(|it| it.fail(error.clone().into()));
+            }
+        }
         Ok(is_last.then(|| logits_lv.split_off(logits_lv.len() - v)))
     }
 }

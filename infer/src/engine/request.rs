@@ -32,9 +32,10 @@ pub struct Request {
 #[derive(Debug)]
 pub enum Event {
     /// The scores of the next tokens of the prompt, if they were asked for. The prompt's first token
-    /// has none: nothing comes before it.
-    Prompt(Vec<Option<Score>>),
-    /// More text.
+    /// has none: nothing comes before it. Requests that share their prompt share its scores.
+    Prompt(Arc<[Option<Score>]>),
+    /// More text: what comes behind the prompt's whole characters, of which the last may have begun in
+    /// the prompt.
     Text(Piece),
     /// There is no more.
     End(Result<End, GenerateError>),

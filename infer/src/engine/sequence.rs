@@ -1,18 +1,20 @@
 //! One sequence: from its request to the end of its answer.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use datasets::Tokenizer;
 use kernels::choice::Choice;
 use rayon::prelude::*;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::gauges::Gauges;
 use super::request::{End, Event, Finish, Piece, Request};
 use super::score::Score;
 use super::text::Text;
-use crate::{GenerateError, Sampler};
+use crate::{GenerateError, Sampler, SamplingError};
 
 const LOGITS: &str = "logits for what is chosen or scored here";
 
@@ -21,8 +23,8 @@ const LOGITS: &str = "logits for what is chosen or scored here";
 pub(super) struct Job {
     pub request: Request,
     pub answer: UnboundedSender<Event>,
-    /// Whether one with the same prompt is right behind.
-    pub another: bool,
+    /// Its place in the queue, which is another's when this is let in or nobody waits for it.
+    pub _place: Option<OwnedSemaphorePermit>,
 }
 
 /// A sequence at work, apart from its state in the model.
@@ -65,7 +67,7 @@ impl<'t> Sequence<'t> {
             gauges,
             answer,
             sampler,
-            text: Text::new(tokenizer, request.stop.clone()),
+            text: Text::new(tokenizer, &request.prompt, request.stop.clone()),
             end_of_text: tokenizer.end_of_text(),
             vocab_size,
             positions_left: max_positions.map(|limit| limit.saturating_sub(tokens)),
@@ -80,28 +82,32 @@ impl<'t> Sequence<'t> {
         self.answer.is_closed() || deadline.is_some_and(|deadline| deadline <= now)
     }
 
-    /// Gives out scores by the logits after each of the prompt's tokens from `read` on: those of the
-    /// tokens behind them, and at the beginning that there is none for the first. `None` if it cannot
-    /// go on, the logits being no scores.
-    pub(super) fn score_prompt(self, read: usize, logits_lv: &[f32], v: usize) -> Option<Self> {
+    /// Scores by the logits after each of the prompt's tokens from `read` on: those of the tokens behind
+    /// them, and at the beginning that there is none for the first.
+    ///
+    /// # Errors
+    /// The logits are no scores.
+    pub(super) fn score_prompt(
+        &self,
+        read: usize,
+        logits_lv: &[f32],
+        v: usize,
+    ) -> Result<Arc<[Option<Score>]>, SamplingError> {
         let n = self.request.alternatives.unwrap_or(0);
         let next = &self.request.prompt[read + 1..];
         let scores = logits_lv.par_chunks(v).zip(next);
         let scores =
             scores.map(|(logits, &token)| Score::new(logits, token, n, self.vocab_size).map(Some));
-        match scores.collect::<Result<Vec<_>, _>>() {
-            Ok(mut scores) => {
-                if read == 0 {
-                    scores.insert(0, None);
-                }
-                give(&self.answer, Event::Prompt(scores));
-                Some(self)
-            }
-            Err(error) => {
-                self.fail(error.into());
-                None
-            }
+        let mut scores = scores.collect::<Result<Vec<_>, _>>()?;
+        if read == 0 {
+            scores.insert(0, None);
         }
+        Ok(scores.into())
+    }
+
+    /// Gives out the scores of its prompt's next tokens.
+    pub(super) fn give_scores(&self, scores: Arc<[Option<Score>]>) {
+        give(&self.answer, Event::Prompt(scores));
     }
 
     /// Writes its first token by the logits `[v]` behind its prompt; `None` if it writes no second.

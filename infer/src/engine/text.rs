@@ -20,9 +20,10 @@ pub(super) struct Text<'t> {
 }
 
 impl<'t> Text<'t> {
-    pub(super) fn new(tokenizer: &'t Tokenizer, stops: Vec<String>) -> Self {
+    /// Behind the whole characters of `prompt`.
+    pub(super) fn new(tokenizer: &'t Tokenizer, prompt: &[u32], stops: Vec<String>) -> Self {
         Self {
-            stream: tokenizer.stream(),
+            stream: tokenizer.stream_after(prompt),
             stops,
             decoded: 0,
             held: String::new(),
@@ -108,7 +109,7 @@ mod tests {
     fn pieces(text: &str, stops: &[&str]) -> (Vec<Piece>, bool) {
         let tokenizer = tokenizer();
         let stops = stops.iter().map(|stop| stop.to_string()).collect();
-        let mut out = Text::new(&tokenizer, stops);
+        let mut out = Text::new(&tokenizer, &[], stops);
         let mut pieces = Vec::new();
         for id in tokenizer.encode(text).unwrap() {
             pieces.push(out.push(id, None).unwrap());
@@ -183,6 +184,23 @@ mod tests {
                 assert!(!so_far.ends_with(beginning), "{so_far:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_character_that_begins_in_the_prompt_is_whole_in_the_text() {
+        let tokenizer = tokenizer();
+        let ids = tokenizer.encode("a 🦀!").unwrap();
+        let last = ids.len() - 2;
+        let (prompt, made) = ids.split_at(last);
+        let mut out = Text::new(&tokenizer, prompt, Vec::new());
+        let mut text = String::new();
+        for &id in made {
+            text += &out.push(id, None).unwrap().text;
+        }
+        assert_eq!(text + &out.finish().unwrap().text, "🦀!");
+        // Or as much of it as there is.
+        let out = Text::new(&tokenizer, prompt, Vec::new());
+        assert_eq!(out.finish().unwrap().text, "\u{fffd}");
     }
 
     #[test]

@@ -1,5 +1,9 @@
 //! Texts in, requests out: where the context ends and the continuation begins, in tokens.
 
+use std::hash::{Hash, Hasher};
+use std::ops::Range;
+use std::sync::Arc;
+
 use datasets::Tokenizer;
 
 use super::error::EvalError;
@@ -7,12 +11,53 @@ use super::python::rstrip;
 use super::task::Prompt;
 
 /// Token ids of which the last few are scored, each given all before it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 pub struct Request {
-    /// What is read, and behind it the last token, which is only scored.
-    pub ids: Vec<u32>,
+    /// Shared with other requests of the same text.
+    text: Arc<[u32]>,
+    /// Where the ids are in it.
+    place: Range<usize>,
     /// How many at the end are scored: fewer than there are ids, and at least one.
     pub scored: usize,
+}
+
+impl Request {
+    /// For the last `scored` of `ids`.
+    pub fn new(ids: impl Into<Arc<[u32]>>, scored: usize) -> Self {
+        let text = ids.into();
+        let place = 0..text.len();
+        Self::of_part(text, place, scored)
+    }
+
+    /// For the last `scored` ids of a part of `text`.
+    pub fn of_part(text: Arc<[u32]>, place: Range<usize>, scored: usize) -> Self {
+        Self {
+            text,
+            place,
+            scored,
+        }
+    }
+
+    /// What is read, and behind it the last token, which is only scored.
+    pub fn ids(&self) -> &[u32] {
+        &self.text[self.place.clone()]
+    }
+}
+
+/// Wherever the ids lie.
+impl PartialEq for Request {
+    fn eq(&self, other: &Self) -> bool {
+        self.scored == other.scored && self.ids() == other.ids()
+    }
+}
+
+impl Eq for Request {}
+
+impl Hash for Request {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.scored.hash(state);
+        self.ids().hash(state);
+    }
 }
 
 /// What is asked of the model, a request for each prompt.
@@ -92,7 +137,7 @@ fn request(
     // The last token is not read.
     let too_many = (context.len() + scored).saturating_sub(max_length.saturating_add(1));
     let ids = [&context[too_many.min(context.len())..], continuation].concat();
-    Ok(Some(Request { ids, scored }))
+    Ok(Some(Request::new(ids, scored)))
 }
 
 #[cfg(test)]
@@ -104,7 +149,7 @@ mod tests {
     fn made(context: &[u32], whole: &[u32], max_length: usize) -> (Vec<u32>, usize) {
         let request = request(context, whole, Some(END), max_length);
         let request = request.unwrap().unwrap();
-        (request.ids, request.scored)
+        (request.ids().to_vec(), request.scored)
     }
 
     #[test]

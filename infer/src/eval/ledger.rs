@@ -28,12 +28,14 @@ type Key = [u8; 16];
 /// need not ask again, whatever tasks and limits it is started with.
 ///
 /// The file is replaced whole, every ten seconds at most, and removed when all is done. One that is
-/// not as it was written is not believed.
+/// not as it was written is not believed. If it cannot be written, that is said once, and nothing is
+/// lost but by an interruption.
 #[derive(Debug)]
 pub struct Ledger {
     path: PathBuf,
     scores: HashMap<Key, Score>,
     saved: Instant,
+    has_warned: bool,
 }
 
 impl Ledger {
@@ -46,6 +48,7 @@ impl Ledger {
             path,
             scores: scores.unwrap_or_default(),
             saved: Instant::now(),
+            has_warned: false,
         }
     }
 
@@ -55,22 +58,22 @@ impl Ledger {
     }
 
     /// Notes a score, and saves all if that was long ago.
-    ///
-    /// # Errors
-    /// As [`save`](Self::save).
-    pub fn note(&mut self, request: &Request, score: Score) -> Result<(), EvalError> {
+    pub fn note(&mut self, request: &Request, score: Score) {
         self.scores.insert(key(request), score);
-        match self.saved.elapsed() < SAVE_EVERY {
-            true => Ok(()),
-            false => self.save(),
+        if self.saved.elapsed() >= SAVE_EVERY {
+            self.save();
         }
     }
 
-    /// Writes the file, beside its place first.
-    ///
-    /// # Errors
-    /// [`EvalError::Io`]; the file is then as it was.
-    pub fn save(&mut self) -> Result<(), EvalError> {
+    /// Writes the file, beside its place first; if that fails it is as it was.
+    pub fn save(&mut self) {
+        self.saved = Instant::now();
+        let saved = atomic_file::write(&self.path, &self.bytes());
+        let loss = "an interruption would lose what has been scored";
+        self.warn(saved.map_err(cannot("write", &self.path)), loss);
+    }
+
+    fn bytes(&self) -> Vec<u8> {
         let mut bytes = MAGIC.to_vec();
         for (key, score) in &self.scores {
             bytes.extend(key);
@@ -79,21 +82,25 @@ impl Ledger {
         }
         let digest = Sha256::digest(&bytes);
         bytes.extend(digest);
-        atomic_file::write(&self.path, &bytes).map_err(cannot("write", &self.path))?;
-        self.saved = Instant::now();
-        Ok(())
+        bytes
     }
 
     /// Removes the file, if there is one.
-    ///
-    /// # Errors
-    /// [`EvalError::Io`].
-    pub fn close(self) -> Result<(), EvalError> {
-        match fs::remove_file(&self.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(cannot("remove", &self.path)(error))
-            }
-            _ => Ok(()),
+    pub fn close(mut self) {
+        let removed = match fs::remove_file(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        };
+        let rest = "the next evaluation would go on from it";
+        self.warn(removed.map_err(cannot("remove", &self.path)), rest);
+    }
+
+    fn warn(&mut self, done: Result<(), EvalError>, meaning: &str) {
+        if let Err(error) = done
+            && !self.has_warned
+        {
+            self.has_warned = true;
+            eprintln!("{error}; {meaning}");
         }
     }
 }
@@ -101,7 +108,7 @@ impl Ledger {
 fn key(request: &Request) -> Key {
     let mut digest = Sha256::new();
     digest.update((request.scored as u64).to_le_bytes());
-    for id in &request.ids {
+    for id in request.ids() {
         digest.update(id.to_le_bytes());
     }
     let mut key = Key::default();
@@ -133,10 +140,7 @@ mod tests {
     use super::*;
 
     fn request(id: u32, scored: usize) -> Request {
-        Request {
-            ids: vec![id, 2, 3],
-            scored,
-        }
+        Request::new([id, 2, 3], scored)
     }
 
     const SCORE: Score = Score {
@@ -148,25 +152,25 @@ mod tests {
     fn scores_come_back_exactly_and_to_their_own_request() {
         let folder = tempfile::tempdir().unwrap();
         let mut ledger = Ledger::open(folder.path(), "a model");
-        ledger.note(&request(1, 2), SCORE).unwrap();
-        ledger.save().unwrap();
+        ledger.note(&request(1, 2), SCORE);
+        ledger.save();
         let ledger = Ledger::open(folder.path(), "a model");
         assert_eq!(ledger.get(&request(1, 2)), Some(SCORE));
         assert_eq!(ledger.get(&request(1, 1)), None);
         assert_eq!(ledger.get(&request(9, 2)), None);
         let other = Ledger::open(folder.path(), "another model");
         assert_eq!(other.get(&request(1, 2)), None);
-        ledger.close().unwrap();
+        ledger.close();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-        other.close().unwrap();
+        other.close();
     }
 
     #[test]
     fn a_file_that_is_not_as_written_is_not_believed() {
         let folder = tempfile::tempdir().unwrap();
         let mut ledger = Ledger::open(folder.path(), "a model");
-        ledger.note(&request(1, 2), SCORE).unwrap();
-        ledger.save().unwrap();
+        ledger.note(&request(1, 2), SCORE);
+        ledger.save();
         let whole = fs::read(&ledger.path).unwrap();
         assert!(parse(&whole).is_some());
         for length in 0..whole.len() {

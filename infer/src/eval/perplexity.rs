@@ -1,5 +1,7 @@
 //! How well a model predicts running text.
 
+use std::sync::Arc;
+
 use datasets::Tokenizer;
 
 use super::encode::Request;
@@ -51,7 +53,8 @@ impl Texts {
         self.documents += 1;
         self.tokens += ids.len() - 1;
         self.bytes += text.len();
-        self.requests.extend(windows(&ids, max_length, stride));
+        self.requests
+            .extend(windows(ids.into(), max_length, stride));
         Ok(())
     }
 
@@ -79,17 +82,14 @@ impl Texts {
 /// A window reads up to `max_length` ids. Each begins `stride` later than the one before and scores
 /// its last `stride`, so that all but those of the first window are predicted from at least
 /// `max_length - stride` others.
-fn windows(ids: &[u32], max_length: usize, stride: usize) -> impl Iterator<Item = Request> {
+fn windows(ids: Arc<[u32]>, max_length: usize, stride: usize) -> impl Iterator<Item = Request> {
     let mut done = 0;
     std::iter::from_fn(move || {
         let left = ids.len() - 1 - done;
         let scored = left.min(if done == 0 { max_length } else { stride });
         done += scored;
-        let window = &ids[done.saturating_sub(max_length)..=done];
-        (scored > 0).then(|| Request {
-            ids: window.into(),
-            scored,
-        })
+        let window = done.saturating_sub(max_length)..done + 1;
+        (scored > 0).then(|| Request::of_part(ids.clone(), window, scored))
     })
 }
 
@@ -99,8 +99,8 @@ mod tests {
 
     fn parts(n: u32, max_length: usize, stride: usize) -> Vec<(Vec<u32>, usize)> {
         let ids: Vec<u32> = (0..=n).collect();
-        let windows = windows(&ids, max_length, stride);
-        windows.map(|it| (it.ids, it.scored)).collect()
+        let windows = windows(ids.into(), max_length, stride);
+        windows.map(|it| (it.ids().to_vec(), it.scored)).collect()
     }
 
     /// As the harness's own windows over ten tokens, of four, with one and with three of context.
@@ -118,6 +118,17 @@ mod tests {
         assert_eq!(parts(10, 4, 2), sliding);
         assert_eq!(parts(3, 4, 2), [(range(0, 3), 3)]);
         assert_eq!(parts(0, 4, 2), []);
+    }
+
+    /// However many windows there are, the tokens of a text are kept once.
+    #[test]
+    fn windows_lie_in_one_text() {
+        let ids: Vec<u32> = (0..50).collect();
+        let windows: Vec<Request> = windows(ids.into(), 8, 1).collect();
+        assert_eq!(windows.len(), 42);
+        for (one, next) in windows.iter().zip(&windows[1..]).skip(1) {
+            assert_eq!(one.ids()[1..].as_ptr(), next.ids().as_ptr());
+        }
     }
 
     #[test]

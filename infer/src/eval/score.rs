@@ -32,21 +32,21 @@ pub struct Score {
 ///
 /// # Errors
 /// [`EvalError::UnknownToken`], before anything is computed; [`EvalError::NotFinite`] and
-/// [`EvalError::Device`]; and any of `then`.
+/// [`EvalError::Device`].
 pub fn score<B: KernelBackend>(
     model: &CausalLm<B>,
     requests: &[&Request],
     batch_size: usize,
     device: &B::Device,
-    mut then: impl FnMut(&Request, Score) -> Result<(), EvalError>,
+    mut then: impl FnMut(&Request, Score),
 ) -> Result<(), EvalError> {
     let vocab_size = model.vocab_size();
-    let mut ids = requests.iter().flat_map(|request| &request.ids);
+    let mut ids = requests.iter().flat_map(|request| request.ids());
     if let Some(&token) = ids.find(|&&id| id as usize >= vocab_size) {
         return Err(EvalError::UnknownToken { token, vocab_size });
     }
     let mut sorted = requests.to_vec();
-    sorted.sort_by_key(|request| Reverse(request.ids.len()));
+    sorted.sort_by_key(|request| Reverse(request.ids().len()));
     let batches: Vec<_> = sorted.chunks(batch_size.max(1)).collect();
     for side_by_side in batches.chunks(B::lanes()) {
         let scored = |batch: &&[&Request]| score_batch(model, batch, device);
@@ -58,7 +58,7 @@ pub fn score<B: KernelBackend>(
         synchronise::<B>(device)?;
         for (batch, scores) in side_by_side.iter().zip(scores) {
             for (request, score) in batch.iter().zip(scores?) {
-                then(request, score)?;
+                then(request, score);
             }
         }
     }
@@ -71,18 +71,19 @@ fn score_batch<B: KernelBackend>(
     device: &B::Device,
 ) -> Result<Vec<Score>, EvalError> {
     // The last id of a request is not read.
-    let longest = batch.iter().map(|it| it.ids.len() - 1).max();
+    let longest = batch.iter().map(|it| it.ids().len() - 1).max();
     let (b, l) = (batch.len(), longest.unwrap_or_default());
     let mut ids = vec![0; b * l];
     let (mut places, mut targets) = (Vec::new(), Vec::new());
     for (row, request) in batch.iter().enumerate() {
-        let read = request.ids.len() - 1;
-        for (id, &read) in ids[row * l..].iter_mut().zip(&request.ids[..read]) {
+        let all = request.ids();
+        let read = &all[..all.len() - 1];
+        for (id, &read) in ids[row * l..].iter_mut().zip(read) {
             *id = read as i32;
         }
-        for place in request.ids.len() - request.scored..request.ids.len() {
+        for place in all.len() - request.scored..all.len() {
             places.push((row * l + place - 1) as i32);
-            targets.push(request.ids[place] as i32);
+            targets.push(all[place] as i32);
         }
     }
 
@@ -99,7 +100,7 @@ fn score_batch<B: KernelBackend>(
         let x_1td = x_nd.clone().select(0, places_t).reshape([1, t, d]);
         let logits = model.logits(x_1td);
         let v = logits.dims()[2];
-        // A sum over the vocabulary is no work for half precision.
+        // In half precision the logits are rounded already; the sum over the vocabulary need not be.
         let logits = match logits.dtype() {
             DType::F16 | DType::BF16 => logits.cast(DType::F32),
             _ => logits,

@@ -11,14 +11,13 @@ use clap::Args;
 use datasets::Tokenizer;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use kernels::KernelBackend;
-use kernels::backends::{Backend, BackendError, Work};
-use model::ModelConfig;
+use kernels::backends::{Backend, Work};
 
 use super::encode::Request;
 use super::error::{EvalError, cannot};
 use super::ledger::Ledger;
 use super::score::{Score, score};
-use crate::cli::{CliError, find};
+use crate::cli::{CliError, chosen, find};
 use crate::precision::Precision;
 
 /// How much is read at once by a model that would read without end.
@@ -88,11 +87,8 @@ pub struct Scored<P> {
 
 impl<P> Scored<P> {
     /// Says that the results are safe, so that the scores need not be kept.
-    ///
-    /// # Errors
-    /// [`EvalError::Io`].
-    pub fn done(self) -> Result<(), EvalError> {
-        self.ledger.close()
+    pub fn done(self) {
+        self.ledger.close();
     }
 }
 
@@ -106,8 +102,7 @@ impl ScoringArgs {
         &self,
         plan: impl FnOnce(&Tokenizer, usize) -> Result<(P, Vec<Request>), EvalError> + Send,
     ) -> Result<Scored<P>, CliError> {
-        let backend = self.backend.or_else(Backend::preferred);
-        let backend = backend.ok_or(BackendError::NotBuiltIn)?;
+        let backend = chosen(self.backend)?;
         if self.batch_size == 0 {
             return Err(EvalError::BatchSize.into());
         }
@@ -166,12 +161,9 @@ where
 
     fn run<B: KernelBackend>(self, device: B::Device) -> Self::Output {
         let (config, model) = self.args.dtype.load::<B>(&self.model, &device)?;
-        let (limit, usual) = match config {
-            ModelConfig::Phi(config) => {
-                let positions = config.max_position_embeddings;
-                (positions, positions)
-            }
-            ModelConfig::PhiMamba(_) => (LONGEST, UNBOUNDED_LENGTH),
+        let (limit, usual) = match config.max_positions() {
+            Some(positions) => (positions, positions),
+            None => (LONGEST, UNBOUNDED_LENGTH),
         };
         let max_length = self.args.max_length.unwrap_or(usual);
         if max_length == 0 || max_length > limit {
@@ -195,13 +187,13 @@ where
             &device,
             |request, score| {
                 bar.inc(1);
-                ledger.note(request, score)
+                ledger.note(request, score);
             },
         )
         .inspect_err(|_| bar.abandon())?;
         bar.finish_and_clear();
         if !open.is_empty() {
-            ledger.save()?;
+            ledger.save();
         }
         let scores = requests.iter().filter_map(|request| ledger.get(request));
         Ok(Scored {

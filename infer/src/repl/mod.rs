@@ -16,13 +16,13 @@ use std::path::PathBuf;
 use clap::Args;
 use datasets::Tokenizer;
 use kernels::KernelBackend;
-use kernels::backends::{Backend, BackendError, Work};
+use kernels::backends::{Backend, Work};
 use rustyline::error::ReadlineError;
 use rustyline::history::FileHistory;
 use rustyline::{Config, Editor};
 
 use crate::SamplingSettings;
-use crate::cli::{CliError, SamplingArgs, find, load};
+use crate::cli::{CliError, SamplingArgs, chosen, find, load};
 use crate::precision::Precision;
 use command::{Command, HELP};
 use interrupt::Interrupt;
@@ -70,8 +70,7 @@ impl ReplArgs {
     ///
     /// Every [`CliError`] but those of the other commands.
     pub fn run(self) -> Result<(), CliError> {
-        let backend = self.backend.or_else(Backend::preferred);
-        let backend = backend.ok_or(BackendError::NotBuiltIn)?;
+        let backend = chosen(self.backend)?;
         let sampling = SamplingSettings::from(self.sampling);
         sampling.validate()?;
         let (model, tokenizer) = find(&self.model, self.tokenizer.as_deref())?;

@@ -1,5 +1,6 @@
 //! The command line of `infer serve`.
 
+use std::env::{self, VarError};
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -9,10 +10,10 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use datasets::Tokenizer;
-use kernels::backends::{Backend, BackendError};
+use kernels::backends::Backend;
 
 use super::{ServerOptions, shutdown};
-use crate::cli::{CliError, check_vocabulary, find};
+use crate::cli::{CliError, check_vocabulary, chosen, find};
 use crate::engine::{Engine, EngineError, EngineOptions, EngineThread};
 use crate::precision::Precision;
 
@@ -30,6 +31,12 @@ pub enum ServeError {
     /// It can no longer be listened.
     #[error("the server's socket has failed: {0}")]
     Listener(io::Error),
+    /// A key that anybody has.
+    #[error(
+        "the API key is empty or no text, and would keep nobody out; --api-key or INFER_API_KEY gives \
+         another, and neither opens the server to all"
+    )]
+    ApiKey,
     /// There is no runtime to serve on.
     #[error("the server cannot begin: {0}")]
     Runtime(io::Error),
@@ -115,18 +122,17 @@ impl ServeArgs {
     ///
     /// Every [`CliError`] but those of the other commands.
     pub fn run(self) -> Result<(), CliError> {
-        let backend = self.backend.or_else(Backend::preferred);
-        let backend = backend.ok_or(BackendError::NotBuiltIn)?;
+        let backend = chosen(self.backend)?;
+        let api_key = api_key(self.api_key)?;
         let address = SocketAddr::new(self.host, self.port);
         // Before a model is fetched or loaded, which may take long.
         let listener =
             TcpListener::bind(address).map_err(|source| ServeError::Address { address, source })?;
         let (model, tokenizer) = find(&self.model, self.tokenizer.as_deref())?;
         let tokenizer = Arc::new(tokenizer);
-        let key = || std::env::var("INFER_API_KEY").ok();
         let options = ServerOptions {
             name: self.model_name.unwrap_or_else(|| name_of(&self.model)),
-            api_key: self.api_key.or_else(key).filter(|key| !key.is_empty()),
+            api_key,
             max_tokens: self.max_tokens,
             time_limit: Duration::from_secs(self.time_limit),
             body_limit: self.body_limit,
@@ -170,6 +176,18 @@ fn run(
         .map_err(ServeError::Runtime)?;
     let stop = shutdown::signals();
     runtime.block_on(super::serve(engine, tokenizer, options, listener, stop))
+}
+
+/// The key that was given, or that of the environment.
+fn api_key(given: Option<String>) -> Result<Option<String>, ServeError> {
+    let key = match given.map_or_else(|| env::var("INFER_API_KEY"), Ok) {
+        Err(VarError::NotPresent) => return Ok(None),
+        key => key.unwrap_or_default(),
+    };
+    match key.trim() {
+        "" => Err(ServeError::ApiKey),
+        _ => Ok(Some(key)),
+    }
 }
 
 /// A folder's last name, or what a model is called on the hub.

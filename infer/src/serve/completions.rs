@@ -17,6 +17,7 @@ use super::error::ApiError;
 use super::reply::{Choice, Heading, json_response};
 use super::request::Plan;
 use super::texts::Texts;
+use crate::engine::SubmitError;
 
 /// Makes the texts that the body asks for.
 pub(super) async fn completions(
@@ -25,11 +26,7 @@ pub(super) async fn completions(
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
     let deadline = started + server.options.time_limit;
-    let body = receive(&server, request).await?;
-    let reader = server.clone();
-    // Encoding a long prompt takes a core for a while.
-    let plan = tokio::task::spawn_blocking(move || reader.plan(&body, deadline)).await;
-    let plan = plan.map_err(|error| ApiError::internal(error.to_string()))??;
+    let plan = understand(&server, request, deadline).await?;
     let heading = Heading::new(&server.options.name);
     let (streams, usage) = (plan.stream, plan.stream_usage);
     let texts = Texts::begin(server, plan, started)?;
@@ -39,8 +36,37 @@ pub(super) async fn completions(
     }
 }
 
-/// The body, if it is declared as JSON, comes in time and is not too long.
-async fn receive(server: &Server, request: Request) -> Result<Bytes, ApiError> {
+/// What the body asks for, if there is room for it.
+async fn understand(
+    server: &Arc<Server>,
+    request: Request,
+    deadline: Instant,
+) -> Result<Plan, ApiError> {
+    let length = length(&request, server.options.body_limit)?;
+    let room = server
+        .arriving
+        .clone()
+        .try_acquire_many_owned(units(length));
+    let room = room.map_err(|_| SubmitError::Full)?;
+    let body = receive(server, request).await?;
+    let reader = server.clone();
+    // Encoding a long prompt takes a core for a while, and goes on when nobody waits for it any more.
+    let plan = tokio::task::spawn_blocking(move || {
+        let plan = reader.plan(&body, deadline);
+        drop((body, room));
+        plan
+    });
+    let plan = plan.await;
+    plan.map_err(|error| ApiError::internal(error.to_string()))?
+}
+
+/// What a body of so many bytes counts as among those that arrive: its KiB.
+pub(super) fn units(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
+}
+
+/// The bytes of a body, or the most that there may be, if it is declared as JSON and not as too long.
+fn length(request: &Request, limit: usize) -> Result<usize, ApiError> {
     let content_type = request.headers().get(header::CONTENT_TYPE);
     let content_type = content_type.and_then(|it| it.to_str().ok()).unwrap_or("");
     let essence = content_type.split(';').next().unwrap_or("").trim();
@@ -48,12 +74,17 @@ async fn receive(server: &Server, request: Request) -> Result<Bytes, ApiError> {
     if !essence.eq_ignore_ascii_case("application/json") {
         return Err(ApiError::not_json());
     }
-    let limit = server.options.body_limit;
     let declared = request.headers().get(header::CONTENT_LENGTH);
     let declared = declared.and_then(|it| it.to_str().ok()?.parse::<usize>().ok());
-    if declared.is_some_and(|length| length > limit) {
-        return Err(ApiError::too_large(limit));
+    match declared.unwrap_or(limit) {
+        length if length > limit => Err(ApiError::too_large(limit)),
+        length => Ok(length),
     }
+}
+
+/// The body, if it comes in time and is not too long.
+async fn receive(server: &Server, request: Request) -> Result<Bytes, ApiError> {
+    let limit = server.options.body_limit;
     let body = to_bytes(request.into_body(), limit);
     match tokio::time::timeout(server.options.body_time, body).await {
         Ok(Ok(body)) => Ok(body),

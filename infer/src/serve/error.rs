@@ -5,8 +5,8 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::reply::json_response;
-use crate::GenerateError;
 use crate::engine::SubmitError;
+use crate::{GenerateError, SamplingError};
 
 /// Seconds after which a request that found the queue full may try again.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
@@ -126,7 +126,7 @@ impl From<SubmitError> for ApiError {
                 let param = Some("prompt");
                 Self { param, ..error }
             }
-            SubmitError::Invalid(GenerateError::Sampling(_)) => Self::invalid(message),
+            SubmitError::Invalid(GenerateError::Sampling(error)) => error.into(),
             SubmitError::Invalid(_) | SubmitError::TooMany { .. } => {
                 Self::invalid_field("prompt", message)
             }
@@ -135,6 +135,17 @@ impl From<SubmitError> for ApiError {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, code, message)
             }
             SubmitError::Stopped => Self::internal(message),
+        }
+    }
+}
+
+impl From<SamplingError> for ApiError {
+    fn from(error: SamplingError) -> Self {
+        match error {
+            SamplingError::Setting { name, value, range } => {
+                Self::invalid_field(name, format!("{name} is {value}; it must be {range}"))
+            }
+            other => Self::internal(other.to_string()),
         }
     }
 }

@@ -14,7 +14,8 @@
 //!   other request's text is ever in it.
 //! - Every answer that is no success is OpenAI's error object, and says in a sentence what is wrong.
 //!   A field that would change the text if it were heeded is heeded or refused.
-//! - When as many requests wait as may, further ones are told so at once (429, with `Retry-After`).
+//! - When as many requests wait as may, or arrive as there is memory for, further ones are told so at
+//!   once (429, with `Retry-After`). When there are many connections, further ones wait to be taken.
 //!   Bodies have a length limit, heads and bodies a time limit, and so have texts, which end where
 //!   they are.
 //! - Whoever hangs up gives its place away.
@@ -28,6 +29,7 @@
 
 mod args;
 mod completions;
+mod echo;
 mod error;
 mod metrics;
 mod models;
@@ -50,6 +52,7 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use datasets::Tokenizer;
 use serde_json::json;
+use tokio::sync::Semaphore;
 
 use crate::engine::{Engine, EngineThread};
 use error::ApiError;
@@ -91,9 +94,15 @@ pub struct ServerOptions {
     pub body_time: Duration,
 }
 
+/// How many bodies of the longest length may be on their way to the engine at once. Each takes a few
+/// times its length while it is understood.
+const ARRIVING: usize = 16;
+
 /// What every handler sees.
 struct Server {
     engine: Engine,
+    /// Room for bodies that arrive and are understood, in [units](completions::units).
+    arriving: Arc<Semaphore>,
     tokenizer: Arc<Tokenizer>,
     options: ServerOptions,
     limits: Limits,
@@ -120,8 +129,10 @@ pub async fn serve(
         max_tokens: options.max_tokens,
         texts: engine.queue(),
     };
+    let room = ARRIVING * completions::units(options.body_limit) as usize;
     let server = Arc::new(Server {
         engine,
+        arriving: Arc::new(Semaphore::new(room)),
         tokenizer,
         limits,
         options,
@@ -190,12 +201,20 @@ async fn check_key(
 ) -> Result<Response, ApiError> {
     if let Some(key) = &server.options.api_key {
         let given = request.headers().get(header::AUTHORIZATION);
-        let given = given.and_then(|given| given.as_bytes().strip_prefix(b"Bearer "));
+        let given = given.and_then(|given| bearer(given.as_bytes()));
         if !given.is_some_and(|given| equal(given, key.as_bytes())) {
             return Err(ApiError::unauthorised());
         }
     }
     Ok(next.run(request).await)
+}
+
+/// The token of an `Authorization`, whose scheme may be written in any letters.
+fn bearer(authorization: &[u8]) -> Option<&[u8]> {
+    let space = authorization.iter().position(|&byte| byte == b' ')?;
+    let (scheme, token) = authorization.split_at(space);
+    let is_bearer = scheme.eq_ignore_ascii_case(b"Bearer");
+    is_bearer.then(|| token.trim_ascii())
 }
 
 /// Whether two keys are the same, in a time that does not tell where they differ.

@@ -2,15 +2,17 @@
 
 use std::fmt::Write;
 use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::Response;
-use datasets::{DataError, Tokenizer};
+use datasets::Tokenizer;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::echo::Echo;
 use crate::engine::{Finish, Score, Token};
 
 /// What a probability of zero is written as: JSON has no minus infinity, and OpenAI writes this.
@@ -137,19 +139,19 @@ impl Logprobs {
         logprobs
     }
 
-    /// Of a prompt.
+    /// Of some tokens of a prompt.
     pub(super) fn of_prompt(
         tokenizer: &Tokenizer,
-        prompt: &[u32],
+        (prompt, echo): (&[u32], &Echo),
+        tokens: Range<usize>,
         scores: &[Option<Score>],
-    ) -> Result<Self, DataError> {
+    ) -> Self {
         let mut logprobs = Self::default();
-        let (mut text, mut offset) = (tokenizer.stream(), 0);
-        for (&id, score) in prompt.iter().zip(scores) {
-            logprobs.push(tokenizer, id, score.as_ref(), offset);
-            offset += text.push(id)?.map_or(0, |text| text.chars().count());
+        for (i, score) in tokens.zip(scores) {
+            let offset = echo.characters_before(i);
+            logprobs.push(tokenizer, prompt[i], score.as_ref(), offset);
         }
-        Ok(logprobs)
+        logprobs
     }
 
     /// These and then `more`.

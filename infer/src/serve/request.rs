@@ -8,6 +8,7 @@ use datasets::Tokenizer;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use super::echo::Echo;
 use super::error::ApiError;
 use crate::SamplingSettings;
 use crate::engine::Request;
@@ -27,6 +28,10 @@ const STOPS: usize = 16;
 const STOP_BYTES: usize = 1024;
 /// The likeliest tokens to name beside each, at most.
 const ALTERNATIVES: usize = 20;
+
+/// What may be echoed over all texts of a request, at most: tokens of prompts, each as often as it has
+/// likeliest tokens and once more. Of each a reply has a hundred bytes or so.
+const ECHOED: usize = 1 << 20;
 
 /// The fields as they come. `null` is as good as leaving one out.
 #[derive(Debug, Default, Deserialize)]
@@ -91,8 +96,8 @@ pub(super) struct Plan {
     pub requests: Vec<Request>,
     /// Texts for each prompt.
     pub n: usize,
-    /// Whether each text begins with its prompt.
-    pub echo: bool,
+    /// Each prompt, if its texts begin with it.
+    pub echoes: Option<Vec<Arc<Echo>>>,
     /// Whether to send the text as it is made.
     pub stream: bool,
     /// Whether to send, at the end of a stream, how many tokens there were.
@@ -146,6 +151,10 @@ impl Plan {
                 format!("{texts} texts at once (prompts times n); at most {most} can wait");
             return Err(ApiError::invalid_field("n", message));
         }
+        let echoes = match echo {
+            true => Some(echoes(&prompts, n, alternatives, tokenizer)?),
+            false => None,
+        };
         let each = prompts.into_iter().flat_map(|prompt| {
             (0..n as u64).map(move |i| (prompt.clone(), sampling.seed.wrapping_add(i)))
         });
@@ -161,7 +170,7 @@ impl Plan {
         Ok(Self {
             requests: requests.collect(),
             n,
-            echo,
+            echoes,
             stream,
             stream_usage: options.include_usage.unwrap_or(false),
         })
@@ -236,8 +245,8 @@ impl Body {
             min_p: self.min_p.unwrap_or(0.0),
             seed: self.seed.map_or_else(any_seed, i64::cast_unsigned),
         };
-        let checked = sampling.validate().map(|()| sampling);
-        checked.map_err(|error| ApiError::invalid(error.to_string()))
+        sampling.validate()?;
+        Ok(sampling)
     }
 }
 
@@ -284,6 +293,28 @@ fn encode(prompt: Prompt, tokenizer: &Tokenizer) -> Result<Vec<Arc<[u32]>>, ApiE
         prompt.extend(tokenizer.end_of_text());
     }
     Ok(prompts.into_iter().map(Arc::from).collect())
+}
+
+fn echoes(
+    prompts: &[Arc<[u32]>],
+    n: usize,
+    alternatives: Option<usize>,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<Arc<Echo>>, ApiError> {
+    let tokens: usize = prompts.iter().map(|prompt| prompt.len()).sum();
+    let each = alternatives.unwrap_or(0) + 1;
+    if tokens.saturating_mul(n).saturating_mul(each) > ECHOED {
+        let message = format!(
+            "echo of {tokens} tokens of prompts, for each of {n} texts, with {each} scores a token, \
+             is too much at once; the product may be {ECHOED} at most"
+        );
+        return Err(ApiError::invalid_field("echo", message));
+    }
+    let echoes = prompts
+        .iter()
+        .map(|prompt| Echo::of(prompt, tokenizer).map(Arc::new));
+    let echoes: Result<_, _> = echoes.collect();
+    echoes.map_err(|error| ApiError::internal(error.to_string()))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! How a server ends.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -9,15 +10,21 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
 use crate::engine::Engine;
+
+/// Connections beside one for each text that there can be, at most: of those who ask for something else,
+/// or nothing yet.
+const SPARE: usize = 256;
 
 /// How long to wait when the system gives no more connections.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until `stop`, and then for as long as there are requests that have come before, but no
-/// longer than `grace`. A connection on which no request begins within `head_time` is closed.
+/// longer than `grace`. A connection on which no request begins within `head_time` is closed; when there
+/// are enough of them, further ones wait to be taken.
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
@@ -26,8 +33,9 @@ pub(super) async fn serve(
     (head_time, grace): (Duration, Duration),
 ) {
     let connections = GracefulShutdown::new();
+    let places = Arc::new(Semaphore::new(engine.slots() + engine.queue() + SPARE));
     tokio::select! {
-        () = accept(&listener, router, head_time, &connections) => {}
+        () = accept(&listener, router, head_time, &connections, places) => {}
         () = stop => {}
         // There is nothing left to serve; why it has stopped, it says itself.
         () = engine.stopped() => {}
@@ -46,11 +54,13 @@ async fn accept(
     router: Router,
     head_time: Duration,
     connections: &GracefulShutdown,
+    places: Arc<Semaphore>,
 ) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new());
     http.header_read_timeout(head_time);
-    loop {
+    // It is never closed.
+    while let Ok(place) = places.clone().acquire_owned().await {
         let Ok((stream, _)) = listener.accept().await else {
             sleep(ACCEPT_PAUSE).await;
             continue;
@@ -62,7 +72,7 @@ async fn accept(
         let connection = http.serve_connection(TokioIo::new(stream), service);
         let connection = connections.watch(connection);
         // Whoever breaks it off knows best why.
-        tokio::spawn(async { drop(connection.await) });
+        tokio::spawn(async { drop((connection.await, place)) });
     }
 }
 

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use datasets::{DataError, Tokenizer};
+use datasets::Tokenizer;
 
 use super::Server;
+use super::echo::Echo;
 use super::error::ApiError;
 use super::reply::{Choice, Logprobs, Usage, finish_reason};
 use super::request::Plan;
-use crate::engine::{Answer, Event, Finish, Request, Score};
+use crate::engine::{Answer, Event, Finish, Request};
 
 /// The texts, in the order of their indices. Dropping them ends the work for them.
 pub(super) struct Texts {
@@ -30,11 +31,10 @@ struct Text {
     answer: Option<Answer>,
     /// What goes out before anything of the answer.
     first: Option<Choice>,
-    echo: bool,
-    /// Scores of the prompt's tokens so far.
-    scores: Vec<Option<Score>>,
-    /// Characters of the prompt that the text begins with.
-    before: usize,
+    /// The prompt, if the text begins with it.
+    echo: Option<Arc<Echo>>,
+    /// Tokens of the prompt that have gone out with their scores.
+    echoed: usize,
     tokens: usize,
 }
 
@@ -46,12 +46,13 @@ impl Texts {
         started: Instant,
     ) -> Result<Self, ApiError> {
         let answers = server.engine.submit(plan.requests.clone())?;
-        let both = plan.requests.into_iter().zip(answers);
-        let texts = both.map(|(request, answer)| {
-            Text::new(request, answer, plan.echo, &server.tokenizer).map_err(undecodable)
+        let both = plan.requests.into_iter().zip(answers).enumerate();
+        let texts = both.map(|(i, (request, answer))| {
+            let echo = plan.echoes.as_ref().map(|echoes| &echoes[i / plan.n]);
+            Text::new(request, answer, echo.cloned())
         });
         Ok(Self {
-            texts: texts.collect::<Result<_, _>>()?,
+            texts: texts.collect(),
             server,
             n: plan.n,
             started,
@@ -105,40 +106,21 @@ impl Texts {
 }
 
 impl Text {
-    fn new(
-        request: Request,
-        answer: Answer,
-        echo: bool,
-        tokenizer: &Tokenizer,
-    ) -> Result<Self, DataError> {
-        let mut text = Self {
+    fn new(request: Request, answer: Answer, echo: Option<Arc<Echo>>) -> Self {
+        // With scores, the prompt goes out as they come.
+        let at_once = echo.as_ref().filter(|_| !request.score_prompt);
+        let first = at_once.map(|echo| Choice {
+            text: echo.whole().into(),
+            ..Choice::default()
+        });
+        Self {
             request,
             answer: Some(answer),
-            first: None,
+            first,
             echo,
-            scores: Vec::new(),
-            before: 0,
+            echoed: 0,
             tokens: 0,
-        };
-        if echo && text.request.alternatives.is_none() {
-            text.first = Some(text.prompt(tokenizer)?);
         }
-        Ok(text)
-    }
-
-    /// The prompt as a part of the text.
-    fn prompt(&mut self, tokenizer: &Tokenizer) -> Result<Choice, DataError> {
-        let prompt = &self.request.prompt;
-        let text = tokenizer.decode(prompt)?;
-        self.before = text.chars().count();
-        let scores = std::mem::take(&mut self.scores);
-        let scored = !scores.is_empty();
-        let logprobs = scored.then(|| Logprobs::of_prompt(tokenizer, prompt, &scores));
-        Ok(Choice {
-            text,
-            logprobs: logprobs.transpose()?,
-            ..Choice::default()
-        })
     }
 
     fn poll_next(
@@ -171,17 +153,28 @@ impl Text {
     fn piece(&mut self, tokenizer: &Tokenizer, event: Event) -> Result<Option<Choice>, ApiError> {
         Ok(match event {
             Event::Prompt(scores) => {
-                self.scores.extend(scores);
-                let complete = self.scores.len() == self.request.prompt.len();
-                let prompt = (complete && self.echo).then(|| self.prompt(tokenizer));
-                prompt.transpose().map_err(undecodable)?
+                let tokens = self.echoed..self.echoed + scores.len();
+                self.echoed = tokens.end;
+                // Of the last piece, the only token may have been scored with those before it.
+                let echo = self.echo.as_deref().filter(|_| !tokens.is_empty());
+                echo.map(|echo| {
+                    let prompt = (&*self.request.prompt, echo);
+                    let text = echo.text(tokens.clone()).into();
+                    let logprobs = Logprobs::of_prompt(tokenizer, prompt, tokens, &scores);
+                    Choice {
+                        text,
+                        logprobs: Some(logprobs),
+                        ..Choice::default()
+                    }
+                })
             }
             Event::Text(piece) => {
                 self.tokens += piece.tokens.len();
                 let tokens = &piece.tokens;
                 let scored = self.request.alternatives.is_some();
+                let before = self.echo.as_ref().map_or(0, |echo| echo.characters());
                 Some(Choice {
-                    logprobs: scored.then(|| Logprobs::of_made(tokenizer, tokens, self.before)),
+                    logprobs: scored.then(|| Logprobs::of_made(tokenizer, tokens, before)),
                     text: piece.text,
                     ..Choice::default()
                 })
@@ -200,8 +193,4 @@ impl Text {
             }
         })
     }
-}
-
-fn undecodable(error: DataError) -> ApiError {
-    ApiError::internal(error.to_string())
 }

@@ -25,10 +25,16 @@ def requests():
     for seed in range(60):
         length = dice.choice([1, 3, 14, 60, 400])
         prompt = " ".join(dice.choice(WORDS) for _ in range(length))
-        body = {"prompt": prompt, "seed": seed, "max_tokens": dice.choice([1, 8, 30, 80])}
+        # Any ids, which may well end inside a character.
+        ids = [dice.randrange(1, 4000) for _ in range(length)]
+        prompts = [prompt, ids, prompt, [prompt, "Once"], prompt, prompt, [ids, [5, 6]], [prompt]]
+        body = {"prompt": prompts[seed % len(prompts)], "seed": seed}
+        body["max_tokens"] = dice.choice([1, 8, 30, 80])
         body["temperature"] = dice.choice([0, 0.7, 1, 1.3])
         if seed % 3 == 0:
             body |= {"top_p": 0.9, "top_k": 50, "repetition_penalty": 1.1}
+        if seed % 6 == 1:
+            body["min_p"] = 0.05
         if seed % 4 == 0:
             body["stop"] = [" the", "."]
         if seed % 5 == 0:
@@ -106,17 +112,20 @@ class Client(threading.Thread):
         connection, response, expected = self.ask()
         answer = json.load(response)
         connection.close()
-        self.same(response.status, choices_of(answer), expected)
+        self.same(response.status, essence_of(answer), expected)
         self.counts["whole"] += 1
 
     def stream(self):
-        connection, response, expected = self.ask(stream=True)
-        pieces = [{"text": "", "logprobs": None} for _ in expected]
+        options = {"include_usage": True}
+        connection, response, expected = self.ask(stream=True, stream_options=options)
+        nothing = {"text": "", "logprobs": None, "finish_reason": None}
+        answer = {"choices": [dict(nothing) for _ in expected["choices"]], "usage": None}
         for event in events(response):
+            answer["usage"] = event.get("usage")
             for choice in event["choices"]:
-                merge(pieces[choice["index"]], choice)
+                merge(answer["choices"][choice["index"]], choice)
         connection.close()
-        self.same(response.status, pieces, expected)
+        self.same(response.status, answer, expected)
         self.counts["streamed"] += 1
 
     def leave(self):
@@ -158,14 +167,19 @@ def events(response):
 
 
 def merge(choice, piece):
+    assert choice["finish_reason"] is None, "something follows the end"
     choice["text"] += piece["text"]
+    choice["finish_reason"] = piece["finish_reason"]
     if piece["logprobs"] is not None:
         so_far = choice["logprobs"] or dict.fromkeys(piece["logprobs"], [])
         choice["logprobs"] = {key: so_far[key] + piece["logprobs"][key] for key in so_far}
 
 
-def choices_of(answer):
-    return [{key: choice[key] for key in ("text", "logprobs")} for choice in answer["choices"]]
+def essence_of(answer):
+    """All but what differs from one answer to the next."""
+    keys = ("text", "logprobs", "finish_reason")
+    choices = [{key: choice[key] for key in keys} for choice in answer["choices"]]
+    return {"choices": choices, "usage": answer["usage"]}
 
 
 def alone(url, bodies):
@@ -173,7 +187,7 @@ def alone(url, bodies):
     for body in bodies:
         client = Client(0, url, [(body, None)], 0)
         connection, response, _ = client.ask()
-        yield body, choices_of(json.load(response))
+        yield body, essence_of(json.load(response))
         connection.close()
 
 

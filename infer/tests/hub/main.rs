@@ -6,10 +6,11 @@ mod folders;
 mod server;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use server::{Hub, Place, Site};
+use server::{Hub, Place, REVISION, Site};
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 const MODEL: &str = "someone/student";
@@ -31,6 +32,7 @@ fn infer(home: &Path, endpoint: &str, model: &str) -> Command {
     infer.args([model, "Once upon"]);
     for variable in [
         "HF_TOKEN",
+        "HF_TOKEN_PATH",
         "HF_HUB_CACHE",
         "HF_HUB_OFFLINE",
         "XDG_CACHE_HOME",
@@ -65,6 +67,11 @@ fn given() -> (TempDir, String, TempDir) {
     (folder, text, home)
 }
 
+/// The folder of [`MODEL`] in the cache.
+fn of_model(home: &TempDir) -> PathBuf {
+    home.path().join("hub/models--someone--student")
+}
+
 fn run(home: &TempDir, hub: &Hub) -> Output {
     infer(home.path(), &hub.endpoint, MODEL).output().unwrap()
 }
@@ -86,6 +93,17 @@ fn without_a_tokenizer_phi_s_is_used() {
             .iter()
             .any(|it| of_phi(it) && weights.iter().any(|file| it.ends_with(file)))
     );
+
+    // The second time there is nothing to ask for; where it is not known that the model has no
+    // tokenizer, only that.
+    let before = hub.asked().len();
+    assert_eq!(text(&run(&home, &hub)), expected);
+    assert_eq!(hub.asked().len(), before);
+    fs::remove_dir_all(of_model(&home).join(".no_exist")).unwrap();
+    assert_eq!(text(&run(&home, &hub)), expected);
+    let asked: Vec<String> = hub.asked().into_iter().map(|it| it.path).collect();
+    let info = format!("/api/models/{MODEL}/revision/{REVISION}");
+    assert_eq!(asked[before..], [info]);
 
     // The second time nobody need be there.
     let mut again = infer(home.path(), "http://127.0.0.1:9", MODEL);
@@ -109,6 +127,26 @@ fn without_a_tokenizer_phi_s_is_used() {
     }
 }
 
+/// What another tool may leave.
+#[test]
+fn a_tokenizer_is_fetched_to_the_weights_that_are_there() {
+    let (folder, expected, home) = given();
+    let hub = Site::default().with(MODEL, folder.path(), &[]).open();
+    assert_eq!(text(&run(&home, &hub)), expected);
+    let snapshot = of_model(&home).join("snapshots").join(REVISION);
+    fs::remove_file(snapshot.join(TOKENIZER)).unwrap();
+    let before = hub.asked().len();
+    assert_eq!(text(&run(&home, &hub)), expected);
+    assert!(snapshot.join(TOKENIZER).exists());
+    let asked = hub.asked().split_off(before);
+    assert!(
+        asked
+            .iter()
+            .all(|it| it.path.starts_with("/api/") || it.path.ends_with(TOKENIZER)),
+        "{asked:?}"
+    );
+}
+
 #[test]
 fn redirects_are_followed() {
     let (folder, expected, _) = given();
@@ -121,6 +159,60 @@ fn redirects_are_followed() {
         let hub = site.with(MODEL, folder.path(), &[]).open();
         assert_eq!(text(&run(&home, &hub)), expected);
     }
+}
+
+#[test]
+fn a_token_is_for_the_hub_alone() {
+    let (folder, expected, _) = given();
+    for place in [Place::Here, Place::Moved, Place::Elsewhere] {
+        let home = tempfile::tempdir().unwrap();
+        let site = Site {
+            place,
+            token: Some("hf_secret".into()),
+            ..Site::default()
+        };
+        let hub = site.with(MODEL, folder.path(), &[]).open();
+        let mut infer = infer(home.path(), &hub.endpoint, MODEL);
+        let output = infer.env("HF_TOKEN", "hf_secret").output().unwrap();
+        assert_eq!(text(&output), expected);
+        let asked = hub.asked();
+        let (of_hub, others): (Vec<_>, Vec<_>) = asked.into_iter().partition(|it| it.of_hub);
+        assert!(of_hub.iter().all(|it| it.authorization.is_some()));
+        assert_eq!(!others.is_empty(), place == Place::Elsewhere);
+        assert!(others.iter().all(|it| it.authorization.is_none()));
+    }
+}
+
+/// As a program leaves it that was ended before it had verified the last byte.
+#[test]
+fn what_came_whole_is_verified_and_not_asked_for_again() {
+    let (folder, expected, home) = given();
+    let hub = Site::default().with(MODEL, folder.path(), &[]).open();
+    let bytes = fs::read(folder.path().join(WEIGHTS)).unwrap();
+    let blobs = of_model(&home).join("blobs");
+    fs::create_dir_all(&blobs).unwrap();
+    let part = blobs.join(format!("{:x}.part", Sha256::digest(&bytes)));
+    // Another file's bytes, and more than there are.
+    for wrong in [vec![7; bytes.len()], vec![7; bytes.len() + 1]] {
+        fs::write(&part, &wrong).unwrap();
+        let output = run(&home, &hub);
+        if wrong.len() == bytes.len() {
+            let said = failure(&output);
+            assert!(said.contains(WEIGHTS) && said.contains("SHA-256"), "{said}");
+            assert!(!part.exists());
+        } else {
+            assert_eq!(text(&output), expected);
+        }
+    }
+    fs::remove_dir_all(of_model(&home).join("snapshots")).unwrap();
+    fs::remove_file(part.with_extension("")).unwrap();
+    fs::write(&part, &bytes).unwrap();
+    let before = hub.asked().len();
+    assert_eq!(text(&run(&home, &hub)), expected);
+    let mut asked = hub.asked().split_off(before);
+    asked.retain(|it| it.path.ends_with(WEIGHTS));
+    let ranges: Vec<_> = asked.into_iter().map(|it| it.range).collect();
+    assert_eq!(ranges, [Some((0, Some(0)))], "only how large it is");
 }
 
 #[test]
@@ -193,11 +285,19 @@ fn a_token_opens_what_is_closed() {
     let with_token = with_token.env("HF_TOKEN", "hf_secret").output();
     assert_eq!(text(&with_token.unwrap()), expected);
 
-    // What `hf auth login` keeps.
+    // What `hf auth login` keeps, wherever the cache is.
     let home = tempfile::tempdir().unwrap();
-    fs::write(home.path().join("token"), "hf_secret\n").unwrap();
+    let token = home.path().join("token");
+    fs::write(&token, "hf_secret\n").unwrap();
     let hub = closed().with(MODEL, folder.path(), &[]).open();
     assert_eq!(text(&run(&home, &hub)), expected);
+    let [other, cache] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let mut elsewhere = infer(home.path(), &hub.endpoint, MODEL);
+    let elsewhere = elsewhere.env("HF_HUB_CACHE", cache.path().join("a/hub"));
+    assert_eq!(text(&elsewhere.output().unwrap()), expected);
+    let mut named = infer(other.path(), &hub.endpoint, MODEL);
+    let named = named.env("HF_TOKEN_PATH", &token).output();
+    assert_eq!(text(&named.unwrap()), expected);
 }
 
 #[test]
@@ -218,6 +318,20 @@ fn the_cache_is_where_the_environment_says() {
             .is_dir()
     );
     assert_eq!(text(&offline(&home)), expected);
+
+    let caches = tempfile::tempdir().unwrap();
+    // An address as people write it.
+    let mut infer_there = infer(home.path(), &format!("{}/", hub.endpoint), MODEL);
+    let there = infer_there.env_remove("HF_HOME");
+    let there = there.env("XDG_CACHE_HOME", caches.path()).output();
+    assert_eq!(text(&there.unwrap()), expected);
+    assert!(
+        caches
+            .path()
+            .join("huggingface/hub/models--someone--student/snapshots")
+            .is_dir()
+    );
+    assert!(hub.asked().iter().all(|it| !it.path.starts_with("//")));
 
     let cache = tempfile::tempdir().unwrap();
     let mut elsewhere = infer(home.path(), &hub.endpoint, MODEL);

@@ -64,6 +64,8 @@ pub struct Asked {
     pub path: String,
     pub range: Option<(usize, Option<usize>)>,
     pub authorization: Option<String>,
+    /// Whether the hub was asked, and not the other address.
+    pub of_hub: bool,
 }
 
 /// A hub at work until the test program ends.
@@ -83,7 +85,8 @@ impl Hub {
             let (site, asked, other) = (site.clone(), asked.clone(), other.clone());
             thread::spawn(move || {
                 for stream in listener.incoming().flatten() {
-                    let heard = hear(&stream).unwrap_or_default();
+                    let mut heard = hear(&stream).unwrap_or_default();
+                    heard.of_hub = is_hub;
                     asked.lock().unwrap().push(heard.clone());
                     let _ = site.answer(stream, &heard, is_hub.then_some(&other));
                 }
@@ -142,7 +145,8 @@ impl Site {
         }
         let path = asked.path.trim_start_matches("/moved");
         for (model, files) in &self.models {
-            if path == format!("/api/models/{model}/revision/main") {
+            let revision = path.strip_prefix(&format!("/api/models/{model}/revision/"));
+            if revision.is_some_and(|it| ["main", REVISION].contains(&it)) {
                 let names = files.keys().map(|it| format!("{{\"rfilename\":\"{it}\"}}"));
                 let names = names.collect::<Vec<_>>().join(",");
                 let body = format!("{{\"sha\":\"{REVISION}\",\"siblings\":[{names}]}}");
@@ -183,6 +187,9 @@ impl Site {
             return reply(stream, "302 Found", &headers, b"", 0);
         }
         let (from, to) = asked.range.unwrap_or_default();
+        if from >= bytes.len() {
+            return reply(stream, "416 Range Not Satisfiable", "", b"", 0);
+        }
         let to = to.map_or(bytes.len(), |last| last + 1);
         let range = format!("Content-Range: bytes {from}-{}/{}\r\n", to - 1, bytes.len());
         let (body, length) = (&bytes[from..to], to - from);

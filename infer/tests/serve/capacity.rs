@@ -60,6 +60,12 @@ fn who_hangs_up_gives_the_place_away() {
     let several = server.post(json!({"prompt": ["a", "b"]}));
     assert_eq!(several.status, 400, "more than can ever wait");
 
+    // Whoever leaves while waiting gives the place to the next.
+    drop(second);
+    until(|| waiting() == 0.0);
+    let second = endless(&server);
+    until(|| waiting() == 1.0);
+
     // While one is at work another waits; when the first hangs up it comes in.
     drop(first);
     until(|| running() == 1.0 && waiting() == 0.0);

@@ -5,6 +5,7 @@ use std::thread;
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor};
+use datasets::Tokenizer;
 use kernels::backends::Flex;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -147,6 +148,62 @@ fn a_prompt_s_logprobs_are_the_model_s() {
     // The prompt without its scores.
     let plain = with(body, json!({"logprobs": null}));
     assert_eq!(server.text(plain), format!("{PROMPT} the"));
+}
+
+/// Of ids, a prompt can end where no text does.
+#[test]
+fn a_prompt_may_end_inside_a_character() {
+    let server = teacher();
+    let tokenizer = Tokenizer::from_folder(folders::teacher()).unwrap();
+    let ids = tokenizer.encode("a 🦀").unwrap();
+    let broken = &ids[..ids.len() - 1];
+    let body = with(
+        greedy(json!(broken)),
+        json!({"echo": true, "max_tokens": 1}),
+    );
+    for logprobs in [Value::Null, json!(1)] {
+        let body = with(body.clone(), json!({"logprobs": logprobs}));
+        // Without a token, what there is of the character is shown as broken.
+        let unread = with(body.clone(), json!({"max_tokens": 0}));
+        assert_eq!(server.text(unread), "a \u{fffd}");
+        // The last byte cannot be forced on the model; what it says is the text of all ids.
+        let choice = server.complete(with(body, json!({"logprobs": 1})))["choices"][0].clone();
+        let tokens = choice["logprobs"]["tokens"].as_array().unwrap();
+        let name = tokens.last().unwrap().as_str().unwrap();
+        let made = (0..tokenizer.vocab_size() as u32).find(|&id| {
+            let bytes = tokenizer.token_bytes(id).unwrap_or_default();
+            String::from_utf8(bytes).is_ok_and(|text| text == name)
+        });
+        if let Some(made) = made {
+            let all = [broken, &[made]].concat();
+            assert_eq!(choice["text"], tokenizer.decode(&all).unwrap());
+        }
+        // All the parts of the character begin where it does.
+        let offsets = &choice["logprobs"]["text_offset"].as_array().unwrap();
+        assert_eq!(offsets[broken.len() - 1], 2);
+    }
+}
+
+/// More ids than texts are long, each a byte that continues no character.
+#[test]
+fn a_long_prompt_that_is_no_text() {
+    let student = folders::student(&[]);
+    let server = Server::start(student.path(), &[]);
+    let tokenizer = Tokenizer::from_folder(folders::teacher()).unwrap();
+    let is_part = |id: &u32| tokenizer.token_bytes(*id).is_some_and(|it| it == [0x80]);
+    let part = (0..4096).find(is_part).unwrap();
+    let body = json!({"prompt": vec![part; 3000], "max_tokens": 0, "echo": true, "logprobs": 0});
+    let reply = server.complete(body);
+    let choice = &reply["choices"][0];
+    assert_eq!(choice["text"], "\u{fffd}".repeat(3000));
+    let offsets: Vec<usize> = (0..3000).collect();
+    assert_eq!(choice["logprobs"]["text_offset"], json!(offsets));
+    // Too many of them, with all that is asked for each.
+    let more = json!({"prompt": vec![part; 3000], "max_tokens": 0, "echo": true, "logprobs": 20,
+        "n": 64});
+    let refused = server.post(more);
+    assert_eq!(refused.status, 400);
+    assert!(refused.error().contains("echo of 3000 tokens"));
 }
 
 /// A teacher that ends every text at once.

@@ -1,6 +1,6 @@
 //! Clients that take their time.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread;
@@ -12,6 +12,7 @@ use infer::precision::Precision;
 use infer::serve::{ServerOptions, serve};
 use kernels::backends::Backend;
 
+use crate::capacity::until;
 use crate::http::{Response, connect, post};
 use crate::{PROMPT, folders, greedy};
 
@@ -61,6 +62,58 @@ fn a_body_that_does_not_come_is_not_waited_for() {
     let response = Response::read(stream);
     assert_eq!(response.status, 408);
     assert!(response.error().contains("too long to arrive"));
+}
+
+/// Bodies take memory before the engine can say that there are too many.
+#[test]
+fn there_is_room_for_so_many_bodies() {
+    let address = impatient(Duration::from_secs(600));
+    let long = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+                Content-Type: application/json\r\nExpect: 100-continue\r\n\
+                Content-Length: 100000\r\n\r\n";
+    let send = || {
+        let mut stream = connect(&address);
+        stream.write_all(long.as_bytes()).unwrap();
+        let mut beginning = [0; 12];
+        stream.read_exact(&mut beginning).unwrap();
+        (stream, beginning)
+    };
+    let arriving: Vec<_> = (0..16).map(|_| send()).collect();
+    // Each is asked for the rest.
+    assert!(arriving.iter().all(|(_, it)| it == b"HTTP/1.1 100"));
+    let short = post(&greedy(PROMPT).to_string(), "");
+    let ask = || {
+        let mut stream = connect(&address);
+        stream.write_all(short.as_bytes()).unwrap();
+        Response::read(stream)
+    };
+    let refused = ask();
+    assert_eq!(refused.status, 429);
+    assert!(refused.headers.contains("retry-after: 1"));
+    assert!(refused.error().contains("try again"));
+    drop(arriving);
+    until(|| ask().status == 200);
+}
+
+#[test]
+fn connections_wait_when_there_are_many() {
+    let address = impatient(Duration::from_secs(600));
+    // One slot, one place in the queue, and the spare ones.
+    let idle: Vec<_> = (0..258).map(|_| connect(&address)).collect();
+    let mut late = connect(&address);
+    let request = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    late.write_all(request).unwrap();
+    late.set_read_timeout(Some(Duration::from_millis(500)))
+        .unwrap();
+    let waits = late.read(&mut [0; 1]).unwrap_err();
+    assert!(
+        [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&waits.kind()),
+        "{waits}"
+    );
+    drop(idle);
+    late.set_read_timeout(Some(Duration::from_secs(120)))
+        .unwrap();
+    assert_eq!(Response::read(late).status, 200);
 }
 
 #[test]

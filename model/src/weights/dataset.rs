@@ -3,10 +3,9 @@
 use std::fs;
 use std::path::PathBuf;
 
-use hf_hub::api::sync::ApiBuilder;
 use hf_hub::{Cache, Repo, RepoType};
 
-use super::hub::verify;
+use super::fetch::Client;
 use super::{Hub, WeightsError};
 
 /// The branch where the hub keeps a copy of each data set in parquet, whatever its own files are.
@@ -57,22 +56,14 @@ impl Hub {
     }
 
     fn fetch_dataset(&self, name: &str, folder: &str) -> Result<Vec<PathBuf>, String> {
-        let cache = Cache::new(self.cache.clone());
-        let token = self.token.clone().or_else(|| cache.token());
-        let builder = ApiBuilder::from_cache(cache.clone())
-            .with_endpoint(self.endpoint.clone())
-            .with_token(token);
-        let api = builder.build().map_err(|error| error.to_string())?;
+        let client = Client::new(self);
         let repo =
             |revision: &str| Repo::with_revision(name.into(), RepoType::Dataset, revision.into());
-        let newest = api.repo(repo(PARQUET)).info();
-        let newest = newest.map_err(|error| error.to_string())?;
-        let pinned = api.repo(repo(&newest.sha));
-        // So that files of this revision which are there already are found, and these next time.
-        for revision in [&newest.sha, PARQUET] {
-            let noted = cache.repo(repo(revision)).create_ref(&newest.sha);
-            noted.map_err(|error| error.to_string())?;
-        }
+        let newest = client.info(&repo(PARQUET))?;
+        // So that they are found next time.
+        let branch = Cache::new(self.cache.clone()).repo(repo(PARQUET));
+        let noted = branch.create_ref(&newest.sha);
+        noted.map_err(|error| error.to_string())?;
         let mut names: Vec<&str> = newest.siblings.iter().map(|it| &*it.rfilename).collect();
         names.retain(|file| {
             let number = file
@@ -84,12 +75,8 @@ impl Hub {
         if names.is_empty() {
             return Err(format!("it has no {folder} in parquet"));
         }
-        let fetched = names.iter().rev().map(|file| {
-            let path = pinned.get(file);
-            let path = path.map_err(|error| format!("{file}: {error}"))?;
-            verify(&path).map_err(|reason| format!("{file}: {reason}"))?;
-            Ok(path)
-        });
+        let pinned = repo(&newest.sha);
+        let fetched = names.iter().rev().map(|file| client.get(&pinned, file));
         let mut files = fetched.collect::<Result<Vec<_>, String>>()?;
         files.reverse();
         Ok(files)

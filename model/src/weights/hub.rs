@@ -1,13 +1,11 @@
 //! A model by its name: a folder, or a repository of the Hugging Face hub.
 
 use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
 
-use hf_hub::api::sync::{ApiBuilder, ApiRepo};
-use hf_hub::{Cache, CacheRepo, Repo, RepoType};
-use sha2::{Digest, Sha256};
+use hf_hub::{Cache, Repo, RepoType};
 
+use super::fetch::{Client, is_name};
 use super::read::shards;
 use super::{CONFIG, INDEX, PICKLE, SINGLE, WeightsError};
 
@@ -33,8 +31,7 @@ pub struct Hub {
     pub endpoint: String,
     /// The folder with a folder `models--OWNER--NAME` for each model.
     pub cache: PathBuf,
-    /// What lets one in where not everyone may. Without it, what `hf auth login` keeps beside the
-    /// cache.
+    /// What lets one in where not everyone may.
     pub token: Option<String>,
     /// Whether to make do with what is in the cache.
     pub offline: bool,
@@ -42,26 +39,31 @@ pub struct Hub {
 
 impl Hub {
     /// As Hugging Face's own tools understand the environment: `HF_ENDPOINT`, else huggingface.co;
-    /// `HF_HUB_CACHE`, else `hub` in `HF_HOME`, else in `~/.cache/huggingface`; `HF_TOKEN`;
-    /// `HF_HUB_OFFLINE=1`.
+    /// `HF_HUB_CACHE`, else `hub` in `HF_HOME`, which is `huggingface` in `XDG_CACHE_HOME` or in
+    /// `~/.cache` if it is not set; `HF_TOKEN`, else what `hf auth login` keeps in `HF_TOKEN_PATH` or as
+    /// `token` in `HF_HOME`; `HF_HUB_OFFLINE=1`.
     ///
     /// # Errors
     /// [`WeightsError::NoCache`] if none of these says where the cache is and there is no home folder.
     pub fn from_env() -> Result<Self, WeightsError> {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let home = || match variable("HF_HOME") {
-            Some(home) => Some(PathBuf::from(home)),
-            None => Some(std::env::home_dir()?.join(".cache/huggingface")),
+        let path = |name| variable(name).map(PathBuf::from);
+        let caches =
+            || path("XDG_CACHE_HOME").or_else(|| Some(std::env::home_dir()?.join(".cache")));
+        let home = path("HF_HOME").or_else(|| Some(caches()?.join("huggingface")));
+        let beside = |name| home.as_ref().map(|home| home.join(name));
+        let cache = path("HF_HUB_CACHE").or_else(|| beside("hub"));
+        let kept = || {
+            let file = path("HF_TOKEN_PATH").or_else(|| beside("token"))?;
+            let token = fs::read_to_string(file).ok()?;
+            Some(token.trim().to_owned()).filter(|token| !token.is_empty())
         };
-        let cache = match variable("HF_HUB_CACHE") {
-            Some(cache) => PathBuf::from(cache),
-            None => home().ok_or(WeightsError::NoCache)?.join("hub"),
-        };
+        let endpoint = variable("HF_ENDPOINT").unwrap_or("https://huggingface.co".into());
         let offline = variable("HF_HUB_OFFLINE").unwrap_or_default();
         Ok(Self {
-            endpoint: variable("HF_ENDPOINT").unwrap_or("https://huggingface.co".into()),
-            cache,
-            token: variable("HF_TOKEN"),
+            endpoint: endpoint.trim_end_matches('/').into(),
+            cache: cache.ok_or(WeightsError::NoCache)?,
+            token: variable("HF_TOKEN").or_else(kept),
             offline: ["1", "on", "yes", "true"].contains(&offline.to_lowercase().as_str()),
         })
     }
@@ -84,20 +86,47 @@ impl Hub {
         let Some(name) = path.to_str().filter(|name| is_repository(name)) else {
             return Err(WeightsError::NoSuchModel { name: path.into() });
         };
-        let cached = self.cached(name);
-        match cached {
-            Some(folder) if self.offline || folder.join(TOKENIZER).exists() => Ok(folder),
+        match self.cached(name) {
+            Some(folder) => {
+                if !self.offline && !folder.join(TOKENIZER).exists() {
+                    self.complete(name, &folder);
+                }
+                Ok(folder)
+            }
             None if self.offline => Err(WeightsError::Offline {
                 name: name.into(),
                 cache: self.cache.clone(),
             }),
-            // Without a tokenizer it may be that another tool did not need it: the hub knows. If the
-            // hub cannot be asked, what there is must do.
-            cached => {
-                let fetched = self.newest(name).and_then(|newest| newest.fetch());
-                fetched.or_else(|reason| cached.ok_or_else(|| self.failed(name, reason)))
+            None => {
+                let fetched = self.revision(name, "main").and_then(|it| it.fetch());
+                fetched.map_err(|reason| self.failed(name, reason))
             }
         }
+    }
+
+    /// Fetches the tokenizer of a model that another tool may have fetched without, once it is known
+    /// whether there is one. If the hub cannot be asked, what there is must do.
+    fn complete(&self, name: &str, folder: &Path) {
+        let sha = folder.file_name().and_then(|it| it.to_str());
+        if let Some(sha) = sha
+            && !self.lacks_tokenizer(name, sha).exists()
+        {
+            let revision = self.revision(name, sha);
+            let _ = revision.and_then(|revision| revision.fetch_tokenizer());
+        }
+    }
+
+    /// The file, shared with Hugging Face's tools, whose presence says that a revision of a model has
+    /// no tokenizer.
+    fn lacks_tokenizer(&self, name: &str, sha: &str) -> PathBuf {
+        let folder = self.folder(name).join(".no_exist");
+        folder.join(sha).join(TOKENIZER)
+    }
+
+    /// The folder of all revisions of a model in the cache.
+    fn folder(&self, name: &str) -> PathBuf {
+        let repo = Repo::model(name.into());
+        self.cache.join(repo.folder_name())
     }
 
     /// The `tokenizer.json` of the model called `name`, OWNER/NAME, from the cache if it is there, else
@@ -118,9 +147,13 @@ impl Hub {
                 cache: self.cache.clone(),
             }),
             None => {
-                let fetched = self.newest(name).and_then(|newest| {
-                    let file = newest.get(TOKENIZER)?;
-                    newest.becomes_main()?;
+                // That of the model in the cache, if it is there.
+                let main = fs::read_to_string(self.folder(name).join("refs/main"));
+                let main = main.ok().filter(|sha| is_name(sha));
+                let revision = self.revision(name, main.as_deref().unwrap_or("main"));
+                let fetched = revision.and_then(|revision| {
+                    let file = revision.get(TOKENIZER)?;
+                    revision.becomes_main()?;
                     Ok(file)
                 });
                 fetched.map_err(|reason| self.failed(name, reason))
@@ -150,37 +183,30 @@ impl Hub {
         is_whole.then_some(folder)
     }
 
-    /// What the hub has of the model now.
-    fn newest(&self, name: &str) -> Result<Revision, String> {
-        let cache = Cache::new(self.cache.clone());
-        let token = self.token.clone().or_else(|| cache.token());
-        let builder = ApiBuilder::from_cache(cache.clone())
-            .with_endpoint(self.endpoint.clone())
-            .with_token(token);
-        let api = builder.build().map_err(|error| error.to_string())?;
-        let newest = api.model(name.into()).info();
-        let newest = newest.map_err(|error| error.to_string())?;
-        let pinned = Repo::with_revision(name.into(), RepoType::Model, newest.sha.clone());
-        // So that files of this revision which are there already are found.
-        let noted = cache.repo(pinned.clone()).create_ref(&newest.sha);
-        noted.map_err(|error| error.to_string())?;
+    /// What the hub has of the model at a branch or commit.
+    fn revision(&self, name: &str, revision: &str) -> Result<Revision, String> {
+        let client = Client::new(self);
+        let at =
+            |revision: &str| Repo::with_revision(name.into(), RepoType::Model, revision.into());
+        let info = client.info(&at(revision))?;
         Ok(Revision {
-            files: newest.siblings.into_iter().map(|it| it.rfilename).collect(),
-            main: cache.model(name.into()),
-            cached: cache.repo(pinned.clone()),
-            hub: api.repo(pinned),
-            sha: newest.sha,
+            files: info.siblings.into_iter().map(|it| it.rfilename).collect(),
+            lacks_tokenizer: self.lacks_tokenizer(name, &info.sha),
+            cache: Cache::new(self.cache.clone()),
+            repo: at(&info.sha),
+            client,
         })
     }
 }
 
 /// One revision of a model on the hub, from which all of its files are taken.
 struct Revision {
-    sha: String,
+    /// At its commit.
+    repo: Repo,
     files: Vec<String>,
-    hub: ApiRepo,
-    cached: CacheRepo,
-    main: CacheRepo,
+    client: Client,
+    cache: Cache,
+    lacks_tokenizer: PathBuf,
 }
 
 impl Revision {
@@ -192,10 +218,7 @@ impl Revision {
     /// snapshot becomes the cache's `main`.
     fn fetch(&self) -> Result<PathBuf, String> {
         let config = self.get(CONFIG)?;
-        // The published Phi-Mambas have none: they use Phi's.
-        if self.has(TOKENIZER) {
-            self.get(TOKENIZER)?;
-        }
+        self.fetch_tokenizer()?;
         if self.has(SINGLE) {
             self.get(SINGLE)?;
         } else if self.has(INDEX) {
@@ -213,50 +236,26 @@ impl Revision {
         Ok(config.parent().unwrap_or(&config).into())
     }
 
+    /// Fetches the tokenizer, or notes that there is none: the published Phi-Mambas use Phi's.
+    fn fetch_tokenizer(&self) -> Result<(), String> {
+        if self.has(TOKENIZER) {
+            return self.get(TOKENIZER).map(|_| ());
+        }
+        let note = &self.lacks_tokenizer;
+        let noted =
+            fs::create_dir_all(note.parent().unwrap_or(note)).and_then(|()| File::create(note));
+        noted.map(|_| ()).map_err(|error| error.to_string())
+    }
+
     fn becomes_main(&self) -> Result<(), String> {
-        let made_main = self.main.create_ref(&self.sha);
+        let main = Repo::model(self.repo.url());
+        let made_main = self.cache.repo(main).create_ref(self.repo.revision());
         made_main.map_err(|error| error.to_string())
     }
 
-    /// A file in the cache, where it is fetched to if it is not there. What broke off is gone on with.
     fn get(&self, file: &str) -> Result<PathBuf, String> {
-        if let Some(path) = self.cached.get(file) {
-            return Ok(path);
-        }
-        if !file.is_ascii() {
-            // hf-hub shortens names for its progress bar, and panics within a letter.
-            return Err(format!("{file}: only names in ASCII can be fetched"));
-        }
-        let path = self.hub.download(file);
-        let path = path.map_err(|error| format!("{file}: {error}"))?;
-        verify(&path).map_err(|reason| format!("{file}: {reason}"))?;
-        Ok(path)
+        self.client.get(&self.repo, file)
     }
-}
-
-/// That a file which was just fetched is what the hub has: for large files it tells their SHA-256,
-/// which hf-hub makes the name of the file behind the link in the snapshot. One that is something else
-/// is removed.
-pub(super) fn verify(path: &Path) -> Result<(), String> {
-    let blob = fs::canonicalize(path).map_err(|error| error.to_string())?;
-    let expected = blob.file_name().unwrap_or_default().to_string_lossy();
-    let is_sha256 = |it: &str| it.len() == 64 && it.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if !is_sha256(&expected) {
-        return Ok(());
-    }
-    let mut digest = Sha256::new();
-    let read = File::open(&blob).and_then(|mut file| io::copy(&mut file, &mut digest));
-    read.map_err(|error| error.to_string())?;
-    let found = format!("{:x}", digest.finalize());
-    if found == *expected {
-        return Ok(());
-    }
-    for wrong in [path, &blob] {
-        fs::remove_file(wrong).map_err(|error| error.to_string())?;
-    }
-    Err(format!(
-        "what came has the SHA-256 {found}, and should have {expected}; it is removed, try again"
-    ))
 }
 
 /// Whether `name` can be OWNER/NAME, as the hub lets people choose them.

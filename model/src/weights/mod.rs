@@ -10,6 +10,7 @@
 //! [`locate`] finds the folder of a model by its name, on the Hugging Face hub if need be.
 
 mod dataset;
+mod fetch;
 mod hub;
 mod names;
 mod random;
@@ -204,6 +205,17 @@ pub enum ModelConfig {
     Phi(PhiConfig),
     /// The published Phi-Mamba's, pure or hybrid.
     PhiMamba(PhiMambaConfig),
+}
+
+impl ModelConfig {
+    /// The positions that attention was trained on, where that limits the model: a Phi's
+    /// `max_position_embeddings`.
+    pub fn max_positions(&self) -> Option<usize> {
+        match self {
+            Self::Phi(config) => Some(config.max_position_embeddings),
+            Self::PhiMamba(_) => None,
+        }
+    }
 }
 
 impl From<&ModelConfig> for NetworkConfig {

@@ -187,7 +187,7 @@ fn what_is_wrong_is_named() {
             json!({"temperature": "hot"}),
             "invalid type: string \"hot\"",
         ),
-        (json!({"top_p": 1.5}), "top-p is 1.5"),
+        (json!({"top_p": 1.5}), "top_p is 1.5"),
         (json!({"top_k": -2}), "top_k is -2"),
         (json!({"n": 0}), "n is 0"),
         (json!({"n": 9}), "9 texts at once"),
@@ -215,6 +215,10 @@ fn what_is_wrong_is_named() {
         (json!({"presence_penalty": 0.5}), "no presence_penalty"),
         (json!({"logit_bias": {"5": 1}}), "no logit_bias"),
         (json!({"promt": "x"}), "unknown field `promt`"),
+        (
+            json!({"prompt": vec![5; 20_000], "n": 8, "echo": true, "logprobs": 20}),
+            "echo of 20000 tokens of prompts, for each of 8 texts, with 21 scores a token",
+        ),
         (json!([]), "a list and no object"),
         (json!("x"), "the body cannot be read"),
     ] {
@@ -227,6 +231,26 @@ fn what_is_wrong_is_named() {
     assert!(message.contains("`other`") && message.contains("`tiny`"));
     assert!(read(&tokenizer(), b"{\"prompt\": \"\xff\"}").is_err());
     assert!(read(&tokenizer(), b"{\"prompt\": \"\\ud800\"}").is_err());
+}
+
+/// Not as the command line calls it.
+#[test]
+fn a_setting_is_named_as_its_field() {
+    for (field, value) in [
+        ("repetition_penalty", 0.0),
+        ("temperature", -1.0),
+        ("top_p", 1.5),
+        ("min_p", 1.5),
+    ] {
+        let body = json!({field: value}).to_string();
+        let error = read(&tokenizer(), body.as_bytes()).unwrap_err().to_json();
+        assert_eq!(error["error"]["param"], field);
+        let message = error["error"]["message"].as_str().unwrap();
+        assert!(
+            message.starts_with(&format!("{field} is {value}")),
+            "{message}"
+        );
+    }
 }
 
 #[test]
@@ -247,7 +271,7 @@ fn what_is_left_out_is_openai_s_default() {
         assert_eq!(request.alternatives, None);
         // A text that begins with nothing begins after an end-of-text.
         assert_eq!(*request.prompt, [tokenizer.end_of_text().unwrap()]);
-        assert!(!plan.echo && !plan.stream && !plan.stream_usage);
+        assert!(plan.echoes.is_none() && !plan.stream && !plan.stream_usage);
     }
     // Fields that ask for nothing are passed over.
     let neutral = json!({"best_of": 2, "n": 2, "suffix": "", "presence_penalty": 0,
@@ -270,6 +294,7 @@ fn each_text_has_its_prompt_and_seed() {
     let expected = [(vec![1, 2], 7), (vec![1, 2], 8), (vec![3], 7), (vec![3], 8)];
     assert_eq!(each, expected);
     assert!(plan.requests.iter().all(|request| request.score_prompt));
+    assert_eq!(plan.echoes.map(|echoes| echoes.len()), Some(2));
     let seed = || read(&tokenizer, b"{}").unwrap().requests[0].sampling.seed;
     assert_ne!(seed(), seed());
 }

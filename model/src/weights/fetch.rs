@@ -1,0 +1,230 @@
+//! A file's way from the hub into the cache.
+//!
+//! The token goes to the hub alone, whoever it redirects to. What broke off is gone on with, and a file
+//! is put where the cache believes it only when it is known to be whole.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Component, Path, PathBuf};
+
+use hf_hub::api::RepoInfo;
+use hf_hub::{Cache, Repo};
+use indicatif::{ProgressBar, ProgressStyle};
+use sha2::{Digest, Sha256};
+use ureq::http::{Response, StatusCode};
+use ureq::{Agent, Body};
+
+use super::Hub;
+
+/// Redirects that are followed, at most.
+const REDIRECTS: usize = 8;
+
+const USER_AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
+
+/// One who fetches from a hub.
+pub(super) struct Client {
+    agent: Agent,
+    endpoint: String,
+    token: Option<String>,
+    cache: Cache,
+}
+
+/// A response, and what the hub itself calls the file's content.
+struct Answer {
+    etag: Option<String>,
+    response: Response<Body>,
+}
+
+impl Client {
+    pub(super) fn new(hub: &Hub) -> Self {
+        // Each redirect is looked at before it is followed.
+        let config = Agent::config_builder().max_redirects(0);
+        Self {
+            agent: config.user_agent(USER_AGENT).build().into(),
+            endpoint: hub.endpoint.clone(),
+            token: hub.token.clone(),
+            cache: Cache::new(hub.cache.clone()),
+        }
+    }
+
+    /// What there is of `repo` at its revision.
+    pub(super) fn info(&self, repo: &Repo) -> Result<RepoInfo, String> {
+        let url = format!("{}/api/{}", self.endpoint, repo.api_url());
+        let body = self.ask(&url, None)?.response.into_body();
+        let info: RepoInfo =
+            serde_json::from_reader(body.into_reader()).map_err(|error| error.to_string())?;
+        match is_name(&info.sha) {
+            true => Ok(info),
+            false => Err(format!("{:?} is no revision", info.sha)),
+        }
+    }
+
+    /// A file of `repo`, whose revision is a commit, in the cache, where it is fetched to if it is not
+    /// there.
+    pub(super) fn get(&self, repo: &Repo, file: &str) -> Result<PathBuf, String> {
+        let named = |reason: String| format!("{file}: {reason}");
+        let place = self.cache.repo(repo.clone());
+        let place = place.pointer_path(repo.revision()).join(file);
+        match place.exists() {
+            true => Ok(place),
+            false => self.fetch(repo, file, &place).map_err(named),
+        }
+    }
+
+    fn fetch(&self, repo: &Repo, file: &str, place: &Path) -> Result<PathBuf, String> {
+        let is_inside = |part: Component| matches!(part, Component::Normal(_));
+        if !file.is_ascii() || !Path::new(file).components().all(is_inside) {
+            return Err("only names in ASCII, of files within the model, can be fetched".into());
+        }
+        let (endpoint, revision) = (&self.endpoint, repo.url_revision());
+        let url = format!("{endpoint}/{}/resolve/{revision}/{file}", repo.url());
+        let told = self.ask(&url, Some("bytes=0-0"))?;
+        let size = size(&told.response).ok_or("the hub does not tell its size")?;
+        let etag = told.etag.filter(|etag| is_name(etag));
+        let etag = etag.ok_or("the hub does not tell its ETag")?;
+
+        let blob = self.cache.repo(repo.clone()).blob_path(&etag);
+        let beside = |extension| blob.with_file_name(format!("{etag}.{extension}"));
+        let said = |error: io::Error| error.to_string();
+        fs::create_dir_all(blob.parent().unwrap_or(&blob)).map_err(said)?;
+        // Whoever is fetching it already is waited for, and then it is there.
+        let lock = File::create(beside("lock")).map_err(said)?;
+        lock.lock().map_err(said)?;
+        if !blob.exists() {
+            let part = beside("part");
+            self.download(&url, &part, size, file)?;
+            verify(&part, &etag)?;
+            fs::rename(&part, &blob).map_err(said)?;
+        }
+        link(&blob, place, file).map_err(said)?;
+        Ok(place.into())
+    }
+
+    /// Makes `part` whole, going on with what there is of it.
+    fn download(&self, url: &str, part: &Path, size: u64, name: &str) -> Result<(), String> {
+        let said = |error: io::Error| error.to_string();
+        // More than all of it is something else.
+        let there = fs::metadata(part).map_or(0, |it| it.len());
+        let there = if there > size { 0 } else { there };
+        if there == size {
+            return Ok(());
+        }
+        let response = self.ask(url, Some(&format!("bytes={there}-")))?.response;
+        let goes_on = there > 0 && response.status() == StatusCode::PARTIAL_CONTENT;
+        let there = if goes_on { there } else { 0 };
+        let mut file = File::options();
+        file.create(true).write(true);
+        file.append(goes_on).truncate(!goes_on);
+        let mut file = file.open(part).map_err(said)?;
+        let template = "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} ({eta})";
+        let style = ProgressStyle::with_template(template);
+        let bar = ProgressBar::new(size)
+            .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+            .with_message(name.to_owned())
+            .with_position(there);
+        bar.reset_eta();
+        let rest = response.into_body().into_reader().take(size - there);
+        let came = io::copy(&mut bar.wrap_read(rest), &mut file);
+        bar.abandon();
+        match there + came.map_err(said)? {
+            whole if whole == size => Ok(()),
+            whole => Err(format!("it broke off after {whole} of {size} bytes")),
+        }
+    }
+
+    /// Asks for a page, or for some bytes of it, wherever it has moved to.
+    fn ask(&self, url: &str, range: Option<&str>) -> Result<Answer, String> {
+        let mut url = url.to_owned();
+        let mut etag = None;
+        for _ in 0..=REDIRECTS {
+            let is_hub = origin(&url) == origin(&self.endpoint);
+            // Of packed bytes, a range would be another.
+            let mut request = self.agent.get(&url).header("Accept-Encoding", "identity");
+            if let Some(range) = range {
+                request = request.header("Range", range);
+            }
+            if let Some(token) = self.token.as_ref().filter(|_| is_hub) {
+                request = request.header("Authorization", format!("Bearer {token}"));
+            }
+            let response = request.call().map_err(|error| error.to_string())?;
+            let header = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
+            if is_hub {
+                let own = header("X-Linked-Etag").or_else(|| header("ETag"));
+                let own = own.map(|it| it.trim_start_matches("W/").replace('"', ""));
+                etag = own.or(etag);
+            }
+            if !response.status().is_redirection() {
+                return Ok(Answer { etag, response });
+            }
+            let location = header("Location").unwrap_or_default();
+            url = match location.starts_with('/') {
+                true => format!("{}{location}", origin(&url)),
+                false => location,
+            };
+        }
+        Err(format!("more than {REDIRECTS} redirects"))
+    }
+}
+
+/// The beginning of an address, up to its path: `https://huggingface.co`.
+fn origin(url: &str) -> &str {
+    let host = url.find("://").map_or(0, |scheme| scheme + 3);
+    let length = url[host..].find(['/', '?', '#']);
+    &url[..length.map_or(url.len(), |length| host + length)]
+}
+
+/// Bytes of the whole file, of which a response may have some.
+fn size(response: &Response<Body>) -> Option<u64> {
+    match response.headers().get("Content-Range") {
+        Some(range) => range.to_str().ok()?.rsplit('/').next()?.parse().ok(),
+        None => response.body().content_length(),
+    }
+}
+
+/// Whether it can be a file's name, whatever a hub or a cache says.
+pub(super) fn is_name(it: &str) -> bool {
+    let usual = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    !it.is_empty() && !it.starts_with('.') && it.bytes().all(usual)
+}
+
+/// That what came is what the hub has, which calls large files by their SHA-256. What is something else
+/// is removed.
+fn verify(part: &Path, etag: &str) -> Result<(), String> {
+    if etag.len() != 64 || !etag.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(());
+    }
+    let said = |error: io::Error| error.to_string();
+    let mut digest = Sha256::new();
+    let mut file = File::open(part).map_err(said)?;
+    io::copy(&mut file, &mut digest).map_err(said)?;
+    let found = format!("{:x}", digest.finalize());
+    if found == *etag {
+        return Ok(());
+    }
+    fs::remove_file(part).map_err(said)?;
+    Err(format!(
+        "what came has the SHA-256 {found}, and should have {etag}; it is removed, try again"
+    ))
+}
+
+/// Shows `blob` as `file` of its snapshot.
+fn link(blob: &Path, place: &Path, file: &str) -> io::Result<()> {
+    fs::create_dir_all(place.parent().unwrap_or(place))?;
+    // A link to what is no more.
+    if fs::symlink_metadata(place).is_ok() {
+        fs::remove_file(place)?;
+    }
+    #[cfg(unix)]
+    {
+        // Out of the file's folders, its revision's and that of all revisions.
+        let mut relative: PathBuf = Path::new(file).components().map(|_| "..").collect();
+        relative.push("../blobs");
+        relative.push(blob.file_name().unwrap_or_default());
+        std::os::unix::fs::symlink(relative, place)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = file;
+        fs::rename(blob, place)
+    }
+}
