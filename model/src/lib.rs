@@ -35,6 +35,7 @@
 
 #![deny(missing_docs)]
 
+pub mod atomic_file;
 mod attention;
 mod batch;
 mod block;
@@ -63,6 +64,7 @@ pub use layers::{LayerNorm, Linear};
 pub use lm::{Backbone, CausalLm, Embedding, HybridPhiMamba, Outputs, Phi, PhiMamba, Taps};
 pub use mixer::{DepthwiseConv, DiscreteMamba2};
 pub use mlp::PhiMlp;
+pub use precision::widen;
 pub use snapshot::StateError;
 pub use state::{KvCache, Mamba2State, MixerState, State};
 pub use transfer::{TransferError, pad_vocabulary, transfer_weights};

@@ -346,7 +346,7 @@ pub fn model_files(folder: impl AsRef<Path>) -> Result<Vec<PathBuf>, WeightsErro
 /// and `config.json`, each replaced whole or not at all. The folder is made if need be.
 ///
 /// # Errors
-/// [`WeightsError::Io`] or [`WeightsError::Damaged`] if a file cannot be written.
+/// [`WeightsError::Io`] if a file cannot be written.
 pub fn save_student<B: Backend>(
     config: &PhiMambaConfig,
     model: &CausalLm<B>,
@@ -358,8 +358,10 @@ pub fn save_student<B: Backend>(
 /// Writes a teacher as transformers loads it: `model.safetensors` in f32 and `config.json`, each
 /// replaced whole or not at all. The folder is made if need be.
 ///
+/// No run writes its teacher: this is for tests and tools.
+///
 /// # Errors
-/// [`WeightsError::Io`] or [`WeightsError::Damaged`] if a file cannot be written.
+/// [`WeightsError::Io`] if a file cannot be written.
 pub fn save_teacher<B: Backend>(
     config: &PhiConfig,
     model: &CausalLm<B>,
@@ -369,11 +371,13 @@ pub fn save_teacher<B: Backend>(
 }
 
 /// Writes a teacher as transformers loads it, in `dtype`, f32 or bf16: `config.json`, and shards of up to
-/// `bytes` each with their index. A file is there whole or not at all, and the index after the shards. The
-/// folder is made if need be.
+/// `bytes` each with their index. A file is there whole or not at all, and the index after the shards; until
+/// then a model that was in the folder before cannot be read. The folder is made if need be.
+///
+/// No run writes its teacher: this is for tests and tools.
 ///
 /// # Errors
-/// [`WeightsError::Io`] or [`WeightsError::Damaged`] if a file cannot be written.
+/// [`WeightsError::Io`] if a file cannot be written.
 ///
 /// # Panics
 /// In another `dtype`.
