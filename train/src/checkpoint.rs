@@ -18,11 +18,10 @@ use std::path::{Path, PathBuf};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
 use kernels::TrainBackend;
-use model::{Layout, PhiMamba, PhiMambaConfig, named_parameters, save_student};
+use model::{Layout, PhiMamba, PhiMambaConfig, atomic_file, named_parameters, save_student};
 use safetensors::tensor::{Dtype, Metadata, View};
 use serde::{Deserialize, Serialize};
 
-use crate::atomic_file;
 use crate::error::{TrainError, io_error};
 use crate::logging::say;
 use crate::metrics::Position;
@@ -69,6 +68,17 @@ impl Progress {
             stage: self.stage,
             step: self.step,
         }
+    }
+
+    /// The last stage that is done, its evaluation included; 0 if none is.
+    pub fn evaluated(&self) -> u8 {
+        self.finished.last().map_or(0, |done| done.stage)
+    }
+
+    /// The tokens of stage [`stage`](Self::stage) so far; 0 if it is done.
+    pub fn stage_tokens(&self) -> u64 {
+        let finished = self.finished.iter().map(|done| done.tokens);
+        self.tokens.saturating_sub(finished.sum())
     }
 }
 
@@ -130,6 +140,15 @@ impl Checkpoints {
             }
         }
         Ok(())
+    }
+
+    /// Tells the checkpoint at the position of `progress`, which is there, what has been measured since it
+    /// was written. The rest of it stays.
+    ///
+    /// # Errors
+    /// [`TrainError::Io`]; it is then as it was.
+    pub fn amend(&self, progress: &Progress) -> Result<(), TrainError> {
+        write_progress(progress, &self.folder.join(name_of(progress.position())))
     }
 
     /// The newest, if there is one.
@@ -203,7 +222,7 @@ fn position_of(name: &str) -> Option<Position> {
     (name_of(position) == name).then_some(position)
 }
 
-/// Makes what was renamed in `folder` last through a loss of power, where the system can.
+/// Makes what was made and renamed in `folder` last through a loss of power, where the system can.
 fn sync_folder(folder: &Path) {
     let _ = File::open(folder).and_then(|folder| folder.sync_all());
 }
@@ -216,9 +235,18 @@ fn write<B: TrainBackend>(
     optimizer: &AdamW<B::InnerBackend>,
 ) -> Result<(), TrainError> {
     fs::create_dir(folder).map_err(io_error(folder))?;
-    save_student(config, student, folder.join(STUDENT))?;
+    let of_student = folder.join(STUDENT);
+    save_student(config, student, &of_student)?;
     save_moments(student, optimizer, &folder.join(OPTIMIZER))?;
-    let path = folder.join(PROGRESS);
+    write_progress(progress, folder)?;
+    // The names of the files as well as what is in them.
+    sync_folder(&of_student);
+    sync_folder(folder);
+    Ok(())
+}
+
+fn write_progress(progress: &Progress, checkpoint: &Path) -> Result<(), TrainError> {
+    let path = checkpoint.join(PROGRESS);
     toml::to_string(progress)
         .map_err(std::io::Error::other)
         .and_then(|text| atomic_file::write(&path, (text + END).as_bytes()))

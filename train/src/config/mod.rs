@@ -25,6 +25,7 @@ use std::fmt;
 use std::path::Path;
 
 use burn::tensor::DType;
+use model::Activation;
 use serde::{Deserialize, Serialize};
 
 use crate::schedule::Wsd;
@@ -139,16 +140,6 @@ pub struct Student {
     pub chunk_size: usize,
     /// 0-based layers that keep the teacher's attention; ascending.
     pub attention_layers: Vec<usize>,
-}
-
-/// The activation after the mixer's convolution.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Activation {
-    /// None: Phi-Mamba.
-    Identity,
-    /// SiLU: Mamba-2.
-    Silu,
 }
 
 /// `[optimizer]`: AdamW.
@@ -308,7 +299,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Serialise`]; [`ConfigError::Write`] when the disk refuses.
     pub fn write(&self, path: &Path) -> Result<(), ConfigError> {
-        crate::atomic_file::write(path, self.to_toml()?.as_bytes()).map_err(|source| {
+        model::atomic_file::write(path, self.to_toml()?.as_bytes()).map_err(|source| {
             ConfigError::Write {
                 path: path.to_owned(),
                 source,

@@ -9,9 +9,10 @@ mod inputs;
 mod unread;
 
 pub use inputs::student_config;
+pub(crate) use inputs::{teacher_of_stages, untrained_student};
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -64,7 +65,10 @@ pub struct RunOptions {
     pub dashboard: bool,
     /// The backend's name, for the record.
     pub backend: String,
-    /// Set by another thread to stop, with a checkpoint, once the step in progress is done.
+    /// After how many steps what they have measured is read, recorded and shown. `None` is as the device has
+    /// it best: each step on a CPU, and on a device with a queue `log.every` of them together.
+    pub read_every: Option<usize>,
+    /// Set by another thread to stop, with a checkpoint, once the steps that are queued are done.
     pub stop: Arc<AtomicBool>,
 }
 
@@ -122,7 +126,9 @@ impl<B: TrainBackend> Run<B> {
             // Gone if nothing was written to it; fails otherwise.
             let _ = fs::remove_dir(&folder);
         }
-        let (mut run, mut student) = opened?;
+        let Some((mut run, mut student)) = opened? else {
+            return Ok(Outcome::Stopped);
+        };
         for stage in run.options.config.stages.clone() {
             if run.is_finished(stage) {
                 continue;
@@ -135,8 +141,11 @@ impl<B: TrainBackend> Run<B> {
         run.close(&student).map(Outcome::Finished)
     }
 
-    /// Reads or makes everything the stages need.
-    fn open(options: RunOptions, device: &B::Device) -> Result<(Self, PhiMamba<B>), TrainError> {
+    /// Reads or makes everything the stages need; `None` if asked to stop on the way.
+    fn open(
+        options: RunOptions,
+        device: &B::Device,
+    ) -> Result<Option<(Self, PhiMamba<B>)>, TrainError> {
         let started = Instant::now();
         let (config, folder) = (&options.config, &options.folder);
         let dtype = config.precision.dtype();
@@ -144,6 +153,7 @@ impl<B: TrainBackend> Run<B> {
             return Err(TrainError::Precision {
                 precision: config.precision,
                 backend: options.backend,
+                resumed: options.resume.then(|| folder.join(CONFIG)),
             });
         }
         let teacher_folder = inputs::teacher_folder(&config.teacher.model)?;
@@ -172,7 +182,9 @@ impl<B: TrainBackend> Run<B> {
         let (student, progress, log) = if let Some(newest) = newest {
             let (progress, student) =
                 checkpoint::load::<B>(&newest, &student_config, &mut optimizer, device)?;
-            let log = MetricsLog::resume(&metrics, progress.position())?;
+            same_steps(config, &progress, folder)?;
+            let (position, evaluated) = (progress.position(), progress.evaluated());
+            let log = MetricsLog::resume(&metrics, position, evaluated)?;
             watch.note(&format!(
                 "going on from {}, on {}",
                 newest.display(),
@@ -186,9 +198,7 @@ impl<B: TrainBackend> Run<B> {
                 config.write(&folder.join(CONFIG))?;
             }
             let mut log = MetricsLog::create(&metrics)?;
-            let mut student = PhiMamba::<B>::init(&student_config, config.seed, device);
-            let teacher_on_graph = Phi::<B>::from_inner(teacher.clone());
-            model::transfer_weights(&mut student, &teacher_on_graph)?;
+            let student = untrained_student::<B>(&student_config, config.seed, &teacher, device)?;
             watch.note(&format!(
                 "teacher {} ({} layers, width {}), {} training tokens, {} held out, on {}",
                 config.teacher.model,
@@ -198,12 +208,19 @@ impl<B: TrainBackend> Run<B> {
                 held_out.shards().tokens(),
                 options.backend,
             ));
+            let stop = || stop_requested(&options, &watch);
             let measure = |model: CausalLm<_>| {
                 let model = model.cast(dtype);
-                perplexity(&model, &held_out, &config.evaluation, device)
+                perplexity(&model, &held_out, &config.evaluation, device, stop)
             };
-            let teacher_perplexity = measure(teacher.clone())?;
-            let untrained = measure(student.valid())?;
+            let Some(teacher_perplexity) = measure(teacher.clone())? else {
+                say_stopped(&options, &mut watch);
+                return Ok(None);
+            };
+            let Some(untrained) = measure(student.valid())? else {
+                say_stopped(&options, &mut watch);
+                return Ok(None);
+            };
             let evaluation = Evaluation {
                 stage: 0,
                 tokens: 0,
@@ -231,7 +248,7 @@ impl<B: TrainBackend> Run<B> {
             tokenizer,
             train,
             held_out,
-            teacher: model::pad_vocabulary(teacher, student_config.padded_vocab_size()).cast(dtype),
+            teacher: teacher_of_stages(teacher, &student_config, config.precision),
             student_config,
             optimizer,
             seconds_before: progress.seconds,
@@ -242,7 +259,7 @@ impl<B: TrainBackend> Run<B> {
             started,
             options,
         };
-        Ok((run, student))
+        Ok(Some((run, student)))
     }
 
     fn is_finished(&self, stage: u8) -> bool {
@@ -252,7 +269,7 @@ impl<B: TrainBackend> Run<B> {
             .any(|done| done.stage == stage)
     }
 
-    /// One stage from where it stands, its evaluation and its last checkpoint; `None` if asked to
+    /// One stage from where it stands, its last checkpoint and its evaluation; `None` if asked to
     /// stop on the way.
     ///
     /// The student is handed from step to step, so that its parameters have one owner and the
@@ -276,20 +293,23 @@ impl<B: TrainBackend> Run<B> {
         let objective = Objective::of(&config, number);
         let first = first_batch(&config, number) + self.progress.step as u64;
         let batches = Batches::new(self.train.clone(), stage.batch, config.seed);
-        let batches = Ahead::new(batches, first);
+        let mut batches = Ahead::new(move |step| batches.batch(step), first);
         let (precision, device) = (config.precision, &self.device);
         let teaching = Teaching::<B>::new(objective, &self.teacher, stage, precision, device);
         let mut student = train_parts(student, stage);
         let mut unread = Unread::new();
+        // On a device that has a queue, whoever reads a result waits for all that was queued before.
+        let read_every = self.options.read_every.unwrap_or(match B::queues() {
+            true => config.log.every,
+            false => 1,
+        });
         self.watch.stage_begin(number, self.progress.step);
 
         while self.progress.step < steps {
-            if self.options.stop.load(Ordering::Relaxed) || self.watch.stop_requested() {
+            if stop_requested(&self.options, &self.watch) {
                 self.read(&mut unread)?;
                 self.checkpoint(&student)?;
-                let folder = self.options.folder.display();
-                self.watch
-                    .note(&format!("stopped; go on with --resume {folder}"));
+                say_stopped(&self.options, &mut self.watch);
                 return Ok(None);
             }
             let batch = batches.next()?;
@@ -307,17 +327,21 @@ impl<B: TrainBackend> Run<B> {
                 self.tell_memory();
             }
             let checkpoint = step.is_multiple_of(config.checkpoint.every) && !last;
-            // On a device that has a queue, whoever reads a result waits for all that was queued before.
-            let shown = !B::queues() || step.is_multiple_of(config.log.every);
-            if shown || last || checkpoint {
+            if step.is_multiple_of(read_every) || last || checkpoint {
                 self.read(&mut unread)?;
             }
             // A checkpoint after a skipped step would keep what led there.
             if checkpoint && self.progress.skipped_in_a_row == 0 {
                 self.checkpoint(&student)?;
+                unread.restart();
             }
         }
-        self.end_stage(number, &student)?;
+        // First of all, since an evaluation takes its time and may fail.
+        self.checkpoint(&student)?;
+        if !self.end_stage(number, &student)? {
+            say_stopped(&self.options, &mut self.watch);
+            return Ok(None);
+        }
         Ok(Some(student))
     }
 
@@ -400,14 +424,20 @@ impl<B: TrainBackend> Run<B> {
         )
     }
 
-    fn end_stage(&mut self, number: u8, student: &PhiMamba<B>) -> Result<(), TrainError> {
+    /// Measures the student at the end of a stage, and amends its checkpoint by that; false if asked to stop
+    /// on the way.
+    fn end_stage(&mut self, number: u8, student: &PhiMamba<B>) -> Result<bool, TrainError> {
         let config = &self.options.config;
-        let student_perplexity = perplexity(
+        let measured = perplexity(
             &student.valid().cast(config.precision.dtype()),
             &self.held_out,
             &config.evaluation,
             &self.device,
+            || stop_requested(&self.options, &self.watch),
         )?;
+        let Some(student_perplexity) = measured else {
+            return Ok(false);
+        };
         let evaluation = Evaluation {
             stage: number,
             tokens: self.progress.tokens,
@@ -427,7 +457,11 @@ impl<B: TrainBackend> Run<B> {
         self.watch.stage_end(&summary);
         self.progress.finished.push(summary);
         self.progress.stage_seconds = 0.0;
-        self.checkpoint(student)
+        self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
+        // Before the checkpoint, as ever.
+        self.log.sync()?;
+        self.checkpoints.amend(&self.progress)?;
+        Ok(true)
     }
 
     /// Exports the student, and writes summary and report.
@@ -443,6 +477,8 @@ impl<B: TrainBackend> Run<B> {
         let stages = self.progress.finished.clone();
         let trained: f64 = stages.iter().map(|stage| stage.seconds).sum();
         let student_perplexity = stages.last().map_or(f64::NAN, |stage| stage.perplexity);
+        // As it has trained and was measured, and in the teacher's dtype.
+        let student = student.cast(self.options.config.precision.dtype());
         let showing = Showing {
             teacher: &self.teacher,
             student: &student,
@@ -476,6 +512,38 @@ impl<B: TrainBackend> Run<B> {
         summary.write(&path).map_err(io_error(&path))?;
         Ok(summary)
     }
+}
+
+/// Whether anybody has asked the run to stop.
+fn stop_requested(options: &RunOptions, watch: &Watch) -> bool {
+    options.stop.load(Ordering::Relaxed) || watch.stop_requested()
+}
+
+fn say_stopped(options: &RunOptions, watch: &mut Watch) {
+    let folder = options.folder.display();
+    watch.note(&format!("stopped; go on with --resume {folder}"));
+}
+
+/// Refuses to go on where a step is not what it was: as many steps would be other text.
+fn same_steps(config: &Config, progress: &Progress, folder: &Path) -> Result<(), TrainError> {
+    let mut gone: Vec<_> = (progress.finished.iter())
+        .map(|done| (done.stage, done.steps, done.tokens))
+        .collect();
+    if progress.evaluated() != progress.stage {
+        gone.push((progress.stage, progress.step, progress.stage_tokens()));
+    }
+    for (stage, steps, tokens) in gone {
+        let now = tokens_per_step(config, stage);
+        if steps as u64 * now != tokens {
+            return Err(TrainError::Mismatch(format!(
+                "{}: stage {stage} has done {steps} steps of {} tokens, and stage{stage}.batch times \
+                 data.context is {now}; undo what was changed of them, or start another run",
+                folder.join(CONFIG).display(),
+                tokens / steps.max(1) as u64,
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn tokens_per_step(config: &Config, stage: u8) -> u64 {
