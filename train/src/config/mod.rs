@@ -57,7 +57,7 @@ pub struct Config {
     pub stage3: Stage3,
     /// When weights and optimizer state are saved.
     pub checkpoint: Checkpoint,
-    /// When progress is printed.
+    /// When progress is printed and, on a GPU, recorded.
     pub log: Log,
     /// When a run that goes wrong stops.
     pub safety: Safety,
@@ -254,7 +254,9 @@ pub struct Checkpoint {
 /// `[log]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Log {
-    /// Optimizer steps between printed lines.
+    /// Optimizer steps between printed lines. On a device with a queue also between reads of what steps have
+    /// measured: so long `metrics.jsonl`, the progress bar and the notice of a loss that is not finite wait,
+    /// and so many queued steps a request to stop.
     pub every: usize,
 }
 

@@ -4,15 +4,17 @@
 //! run, and a run with the second is finished.
 
 mod ahead;
+mod close;
 mod folder;
 mod inputs;
+mod open;
 mod unread;
 
 pub use inputs::student_config;
 pub(crate) use inputs::{teacher_of_stages, untrained_student};
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -22,22 +24,20 @@ use datasets::{Batches, TokenWindows, Tokenizer};
 use indicatif::BinaryBytes;
 use kernels::TrainBackend;
 use kernels::backends::{check, synchronise};
-use model::{CausalLm, Phi, PhiMamba, PhiMambaConfig};
+use model::{Phi, PhiMamba, PhiMambaConfig};
 
 use self::ahead::Ahead;
-use self::folder::{export, finished, is_run, lock};
+use self::folder::{finished, is_run, lock};
 use self::unread::Unread;
-use crate::checkpoint::{self, Checkpoints, Progress};
+use crate::checkpoint::{Checkpoints, Progress};
 use crate::config::Config;
-use crate::error::{TrainError, io_error};
+use crate::error::TrainError;
 use crate::evaluate::perplexity;
-use crate::metrics::{self, Evaluation, MetricsLog, Record, StagePlan, StepMetrics, Watch};
+use crate::metrics::{Evaluation, MetricsLog, Record, StepMetrics, Watch};
 use crate::optimizer::AdamW;
-use crate::report::ReportData;
-use crate::showing::Showing;
 use crate::stage::{Objective, train_parts};
 use crate::step::Teaching;
-use crate::summary::{StageSummary, Summary, peak_memory_bytes};
+use crate::summary::{StageSummary, Summary};
 
 /// The file of the run folder that says what the run does; the first to be written.
 pub const CONFIG: &str = "config.toml";
@@ -45,6 +45,8 @@ pub const CONFIG: &str = "config.toml";
 pub const SUMMARY: &str = "summary.json";
 /// The folder of the run folder that holds the checkpoints.
 const CHECKPOINTS: &str = "checkpoints";
+/// The file of the run folder that has a line for each step.
+const METRICS: &str = "metrics.jsonl";
 
 /// Said before the first pass on a GPU.
 pub(crate) const COMPILING: &str = "compiling kernels, which takes a minute the first time";
@@ -139,127 +141,6 @@ impl<B: TrainBackend> Run<B> {
             };
         }
         run.close(&student).map(Outcome::Finished)
-    }
-
-    /// Reads or makes everything the stages need; `None` if asked to stop on the way.
-    fn open(
-        options: RunOptions,
-        device: &B::Device,
-    ) -> Result<Option<(Self, PhiMamba<B>)>, TrainError> {
-        let started = Instant::now();
-        let (config, folder) = (&options.config, &options.folder);
-        let dtype = config.precision.dtype();
-        if !B::holds(device, dtype) {
-            return Err(TrainError::Precision {
-                precision: config.precision,
-                backend: options.backend,
-                resumed: options.resume.then(|| folder.join(CONFIG)),
-            });
-        }
-        let teacher_folder = inputs::teacher_folder(&config.teacher.model)?;
-        let (teacher_config, teacher) =
-            model::load_teacher(&teacher_folder, device).map_err(TrainError::Teacher)?;
-        let student_config = inputs::student_config(config, &teacher_config)?;
-        let tokenizer = inputs::tokenizer(config, &teacher_folder, &teacher_config)?;
-        let (train, held_out) = inputs::windows(config, &tokenizer)?;
-
-        let checkpoints = Checkpoints::new(folder.join(CHECKPOINTS), config.checkpoint.keep);
-        let metrics = folder.join("metrics.jsonl");
-        let stages = config.stages.iter();
-        let plan = stages.map(|&stage| StagePlan {
-            stage,
-            steps: config.steps(stage),
-            tokens_per_step: tokens_per_step(config, stage),
-        });
-        let mut watch = Watch::new(plan.collect(), config.log.every, options.dashboard);
-        let mut optimizer = AdamW::new(&config.optimizer);
-        if B::queues() {
-            watch.note(COMPILING);
-        }
-
-        checkpoints.remove_partial()?;
-        let newest = checkpoints.newest()?;
-        let (student, progress, log) = if let Some(newest) = newest {
-            let (progress, student) =
-                checkpoint::load::<B>(&newest, &student_config, &mut optimizer, device)?;
-            same_steps(config, &progress, folder)?;
-            let (position, evaluated) = (progress.position(), progress.evaluated());
-            let log = MetricsLog::resume(&metrics, position, evaluated)?;
-            watch.note(&format!(
-                "going on from {}, on {}",
-                newest.display(),
-                options.backend
-            ));
-            (student, progress, log)
-        } else {
-            if options.resume {
-                watch.note("no checkpoint yet: starting from the beginning");
-            } else {
-                config.write(&folder.join(CONFIG))?;
-            }
-            let mut log = MetricsLog::create(&metrics)?;
-            let student = untrained_student::<B>(&student_config, config.seed, &teacher, device)?;
-            watch.note(&format!(
-                "teacher {} ({} layers, width {}), {} training tokens, {} held out, on {}",
-                config.teacher.model,
-                teacher_config.num_hidden_layers,
-                teacher_config.hidden_size,
-                train.shards().tokens(),
-                held_out.shards().tokens(),
-                options.backend,
-            ));
-            let stop = || stop_requested(&options, &watch);
-            let measure = |model: CausalLm<_>| {
-                let model = model.cast(dtype);
-                perplexity(&model, &held_out, &config.evaluation, device, stop)
-            };
-            let Some(teacher_perplexity) = measure(teacher.clone())? else {
-                say_stopped(&options, &mut watch);
-                return Ok(None);
-            };
-            let Some(untrained) = measure(student.valid())? else {
-                say_stopped(&options, &mut watch);
-                return Ok(None);
-            };
-            let evaluation = Evaluation {
-                stage: 0,
-                tokens: 0,
-                teacher_perplexity,
-                student_perplexity: untrained,
-            };
-            log.record(&Record::Evaluation(evaluation.clone()))?;
-            watch.evaluation(&evaluation);
-            let progress = Progress {
-                stage: config.stages[0],
-                step: 0,
-                tokens: 0,
-                stage_seconds: 0.0,
-                seconds: 0.0,
-                skipped: 0,
-                skipped_in_a_row: 0,
-                loss: None,
-                teacher_perplexity,
-                finished: vec![],
-            };
-            (student, progress, log)
-        };
-        let run = Self {
-            device: device.clone(),
-            tokenizer,
-            train,
-            held_out,
-            teacher: teacher_of_stages(teacher, &student_config, config.precision),
-            student_config,
-            optimizer,
-            seconds_before: progress.seconds,
-            progress,
-            checkpoints,
-            log,
-            watch,
-            started,
-            options,
-        };
-        Ok(Some((run, student)))
     }
 
     fn is_finished(&self, stage: u8) -> bool {
@@ -463,55 +344,6 @@ impl<B: TrainBackend> Run<B> {
         self.checkpoints.amend(&self.progress)?;
         Ok(true)
     }
-
-    /// Exports the student, and writes summary and report.
-    fn close(self, student: &PhiMamba<B>) -> Result<Summary, TrainError> {
-        let student = student.valid();
-        let folder = &self.options.folder;
-        export(
-            &self.student_config,
-            &student,
-            &self.tokenizer,
-            &folder.join("student"),
-        )?;
-        let stages = self.progress.finished.clone();
-        let trained: f64 = stages.iter().map(|stage| stage.seconds).sum();
-        let student_perplexity = stages.last().map_or(f64::NAN, |stage| stage.perplexity);
-        // As it has trained and was measured, and in the teacher's dtype.
-        let student = student.cast(self.options.config.precision.dtype());
-        let showing = Showing {
-            teacher: &self.teacher,
-            student: &student,
-            tokenizer: &self.tokenizer,
-            held_out: &self.held_out,
-            device: &self.device,
-        };
-        let (matrices, samples) = (showing.matrices()?, showing.samples()?);
-        let summary = Summary {
-            teacher_perplexity: self.progress.teacher_perplexity,
-            student_perplexity,
-            ratio: student_perplexity / self.progress.teacher_perplexity,
-            tokens: self.progress.tokens,
-            seconds: self.seconds_before + self.started.elapsed().as_secs_f64(),
-            tokens_per_second: self.progress.tokens as f64 / trained,
-            stages,
-            skipped_steps: self.progress.skipped,
-            backend: self.options.backend.clone(),
-            peak_memory_bytes: peak_memory_bytes(),
-        };
-        let report = ReportData {
-            name: self.options.config.name.clone(),
-            summary: summary.clone(),
-            records: metrics::read(&folder.join("metrics.jsonl"))?,
-            matrices,
-            samples,
-            config: self.options.config.to_toml()?,
-        };
-        report.write(&folder.join("report.html"))?;
-        let path = folder.join(SUMMARY);
-        summary.write(&path).map_err(io_error(&path))?;
-        Ok(summary)
-    }
 }
 
 /// Whether anybody has asked the run to stop.
@@ -522,28 +354,6 @@ fn stop_requested(options: &RunOptions, watch: &Watch) -> bool {
 fn say_stopped(options: &RunOptions, watch: &mut Watch) {
     let folder = options.folder.display();
     watch.note(&format!("stopped; go on with --resume {folder}"));
-}
-
-/// Refuses to go on where a step is not what it was: as many steps would be other text.
-fn same_steps(config: &Config, progress: &Progress, folder: &Path) -> Result<(), TrainError> {
-    let mut gone: Vec<_> = (progress.finished.iter())
-        .map(|done| (done.stage, done.steps, done.tokens))
-        .collect();
-    if progress.evaluated() != progress.stage {
-        gone.push((progress.stage, progress.step, progress.stage_tokens()));
-    }
-    for (stage, steps, tokens) in gone {
-        let now = tokens_per_step(config, stage);
-        if steps as u64 * now != tokens {
-            return Err(TrainError::Mismatch(format!(
-                "{}: stage {stage} has done {steps} steps of {} tokens, and stage{stage}.batch times \
-                 data.context is {now}; undo what was changed of them, or start another run",
-                folder.join(CONFIG).display(),
-                tokens / steps.max(1) as u64,
-            )));
-        }
-    }
-    Ok(())
 }
 
 fn tokens_per_step(config: &Config, stage: u8) -> u64 {
