@@ -164,7 +164,7 @@ fn an_evaluation_can_be_interrupted() {
 fn steps_can_be_read_together() {
     let whole = folder();
     run(config(&[]), whole.path());
-    for every in [2, 3, 100] {
+    for every in [3, 100] {
         let together = folder();
         let name = format!("{every} together");
         finish(reading(every, options(config(&[]), together.path(), false)));
