@@ -73,7 +73,8 @@ impl<B: KernelBackend> Mixer<B> {
         }
     }
 
-    /// [`forward`](Self::forward) and [`mixing_matrix`](Self::mixing_matrix), shared work done once.
+    /// [`forward`](Self::forward) and [`mixing_matrix`](Self::mixing_matrix), shared work done once. The
+    /// plain form, for tests and tools: training does without the matrix.
     pub fn forward_with_matrix(&self, u: Tensor<B, 3>) -> (Tensor<B, 3>, Tensor<B, 4>) {
         match self {
             Self::DiscreteMamba2(mixer) => (mixer.forward(u.clone()), mixer.transfer_matrix(u)),

@@ -14,7 +14,8 @@
 //!
 //! - [`CausalLm::forward`] over whole sequences, with [`Taps`] on what distillation compares: each
 //!   is computed only when asked for, since the matrices of all layers at once do not fit anywhere.
-//!   The stages of training that go layer by layer call the methods of [`PhiBlock`] themselves.
+//!   It is the plain form, for tests and tools: the stages of training call the methods of
+//!   [`PhiBlock`] themselves.
 //! - [`CausalLm::prefill`] of a piece of a sequence into a [`State`], and [`CausalLm::step`] of one
 //!   token. Any split, for any batch, gives the outputs and the state of the whole. Sequences of
 //!   different lengths take their steps together in a [`Batch`].
@@ -35,6 +36,7 @@
 
 #![deny(missing_docs)]
 
+pub mod atomic_file;
 mod attention;
 mod batch;
 mod block;
@@ -63,6 +65,7 @@ pub use layers::{LayerNorm, Linear};
 pub use lm::{Backbone, CausalLm, Embedding, HybridPhiMamba, Outputs, Phi, PhiMamba, Taps};
 pub use mixer::{DepthwiseConv, DiscreteMamba2};
 pub use mlp::PhiMlp;
+pub use precision::widen;
 pub use snapshot::StateError;
 pub use state::{KvCache, Mamba2State, MixerState, State};
 pub use transfer::{TransferError, pad_vocabulary, transfer_weights};

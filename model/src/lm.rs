@@ -56,7 +56,8 @@ pub type PhiMamba<B> = CausalLm<B>;
 /// The student with attention kept in some layers.
 pub type HybridPhiMamba<B> = CausalLm<B>;
 
-/// What [`CausalLm::forward`] is asked for. What is not asked for is not computed.
+/// What [`CausalLm::forward`], the plain form for tests and tools, is asked for. What is not asked for is
+/// not computed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Taps {
     /// The head's output.
@@ -81,7 +82,8 @@ impl Taps {
     }
 }
 
-/// What [`CausalLm::forward`] gives: `None` or empty where it was not asked for.
+/// What [`CausalLm::forward`], the plain form for tests and tools, gives: `None` or empty where it was not
+/// asked for.
 #[derive(Debug, Clone)]
 pub struct Outputs<B: Backend> {
     /// `[b, l, vocab_size]`.
@@ -199,6 +201,9 @@ impl<B: Backend> CausalLm<B> {
 
 impl<B: KernelBackend> CausalLm<B> {
     /// Runs `ids [b, l]` and gives what `taps` asks for.
+    ///
+    /// This is the plain form, for tests and tools: it holds what is asked for of all layers at once. Training
+    /// goes through the layers itself, and through the head a block of tokens at a time.
     pub fn forward(&self, ids: Tensor<B, 2, Int>, taps: Taps) -> Outputs<B> {
         let mut x = self.backbone.embedding.forward(ids);
         let mut outputs = Outputs {

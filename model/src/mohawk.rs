@@ -16,6 +16,9 @@ use crate::precision::widen;
 /// Stage 1: the mean over batch and heads of `||student - teacher||_F`, for transfer and attention
 /// matrices `[b, h, l, l]`, as one element. In f32 for half-precision input.
 ///
+/// This is the plain form, for tests and tools. Training takes [`kernels::mixing_distance`], which is given
+/// what the matrices are made of and need not hold them.
+///
 /// # Panics
 /// If the shapes differ.
 pub fn matrix_orientation_loss<B: Backend>(

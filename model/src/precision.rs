@@ -16,8 +16,8 @@ pub(crate) fn to_dtype<B: Backend, const D: usize>(x: Tensor<B, D>, dtype: DType
     if x.dtype() == dtype { x } else { x.cast(dtype) }
 }
 
-/// Half precision to f32; f32 and f64 as they are.
-pub(crate) fn widen<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+/// Half precision to f32, in which sums are taken; f32 and f64 as they are.
+pub fn widen<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     let dtype = wide(x.dtype());
     to_dtype(x, dtype)
 }

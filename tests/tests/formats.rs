@@ -13,7 +13,7 @@ use kernels::KernelBackend;
 use model::weights::TensorFault;
 use model::{
     CausalLm, ConfigError, DiscreteMamba2Config, Layout, ModelConfig, PhiConfig, PhiMambaConfig,
-    WeightsError, named_parameters,
+    WeightsError, atomic_file, named_parameters,
 };
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -171,6 +171,57 @@ fn teachers_in_shards_are_what_they_were_whole() {
             assert!(values.1.iter().copied().eq(expected), "{name}");
         }
     }
+}
+
+/// A model that is written over another, and broken off, is none: not some tensors of each.
+#[test]
+fn half_of_a_rewrite_is_no_model() {
+    let (config, model) = load_teacher(&goldens_dir().join("teacher-tiny")).expect("a teacher");
+    let out = tempfile::tempdir().expect("a folder");
+    let shards = || model::save_teacher_in_shards(&config, &model, DType::F32, 1, out.path());
+    shards().expect("saved");
+    load_teacher(out.path()).expect("a teacher");
+    let entries = fs::read_dir(out.path()).expect("a folder");
+    let second = entries
+        .map(|entry| entry.expect("an entry").path())
+        .find(|path| name_of(path).starts_with("model-00002-of-"))
+        .expect("a second shard");
+    // A shard cannot take the place of a folder.
+    fs::remove_file(&second).expect("removed");
+    fs::create_dir(&second).expect("a folder");
+    let assert_broken = || {
+        let error = shards().expect_err("a folder in the way");
+        assert!(matches!(error, WeightsError::Io { .. }), "{error}");
+        let error = load_teacher(out.path()).expect_err("no model");
+        assert!(matches!(error, WeightsError::NoWeights { .. }), "{error}");
+    };
+    assert_broken();
+    model::save_teacher(&config, &model, out.path()).expect("saved");
+    load_teacher(out.path()).expect("a teacher");
+    assert_broken();
+}
+
+#[test]
+fn files_are_replaced_whole_or_not_at_all() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("a.json");
+    atomic_file::write(&path, b"a longer first version").expect("written");
+    atomic_file::write(&path, b"second").expect("written");
+    assert_eq!(fs::read(&path).expect("a file"), b"second");
+    // One that breaks off.
+    let broken = atomic_file::replace(&path, |temporary| {
+        fs::write(temporary, b"thi")?;
+        Err(std::io::ErrorKind::StorageFull.into())
+    });
+    let error = broken.expect_err("no room");
+    assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+    assert_eq!(fs::read(&path).expect("a file"), b"second");
+    // A folder cannot be replaced by a file.
+    let occupied = folder.path().join("occupied");
+    fs::create_dir(&occupied).expect("a folder");
+    atomic_file::write(&occupied, b"x").expect_err("a folder");
+    let left: Vec<_> = fs::read_dir(folder.path()).expect("a folder").collect();
+    assert_eq!(left.len(), 2, "no temporary file may be left");
 }
 
 #[test]

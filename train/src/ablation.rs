@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use kernels::TrainBackend;
+use model::atomic_file;
 use serde::Serialize;
 
-use crate::atomic_file;
 use crate::config::{Config, Source};
 use crate::error::{TrainError, io_error};
 use crate::logging::say;
@@ -186,6 +186,7 @@ impl Ablation {
                     folder,
                     dashboard: false,
                     backend: self.backend.clone(),
+                    read_every: None,
                     stop: self.stop.clone(),
                 };
                 say(&options.config.name);

@@ -215,6 +215,7 @@ impl RunArgs {
             resume,
             dashboard: self.dashboard,
             backend: backend.name().into(),
+            read_every: None,
             stop: stop_on_interrupt()?,
         };
         if resume && folder.join(SUMMARY).exists() {
@@ -222,7 +223,7 @@ impl RunArgs {
         }
         let outcome = backend.dispatch(Train(options)).map_err(TrainError::from);
         let outcome = outcome.and_then(|outcome| outcome);
-        match outcome.map_err(|error| with_advice(error, &folder))? {
+        match outcome.map_err(|error| of_run(error, &folder))? {
             Outcome::Finished(summary) => {
                 let (report, student) = (folder.join("report.html"), folder.join("student"));
                 print(format_args!(
@@ -248,13 +249,14 @@ impl AblateArgs {
             backend: backend.name().into(),
             stop: stop_on_interrupt()?,
         };
-        match backend.dispatch(Ablate(ablation))?? {
+        let outcome = backend.dispatch(Ablate(ablation)).map_err(TrainError::from);
+        let outcome = outcome.and_then(|outcome| outcome);
+        let again = format!("by the same command with --out {}", folder.display());
+        let memory = "give it the memory that other programs have there";
+        match outcome.map_err(|error| with_advice(error, memory, &again))? {
             Some(table) => print(format_args!("{table}")),
             None => {
-                let folder = folder.display();
-                say(format_args!(
-                    "go on by the same command with --out {folder}"
-                ));
+                say(format_args!("go on {again}"));
                 Ok(ExitCode::from(INTERRUPTED))
             }
         }
@@ -300,37 +302,47 @@ fn unused(folder: PathBuf) -> PathBuf {
         .unwrap_or(folder)
 }
 
-/// What to do about a device that fails, or a file that cannot be read or written, once the run in
-/// `folder` has begun.
-fn with_advice(error: TrainError, folder: &Path) -> anyhow::Error {
+/// What to do about an error of the run in `folder`.
+fn of_run(error: TrainError, folder: &Path) -> anyhow::Error {
+    let config = folder.join(CONFIG);
+    match error {
+        // Only the teacher is in memory before that file is written.
+        TrainError::Device(BackendError::OutOfMemory { .. }) if !config.exists() => anyhow!(
+            "{error}; the teacher alone does not fit: another device is needed, which --backend chooses"
+        ),
+        error if !config.exists() => error.into(),
+        error => {
+            // All of it changes sums by roundings, and neither the steps nor what they read.
+            let memory = format!(
+                "in {}, lower micro_batch of the stage, or evaluation.batch if it was evaluating, or set \
+                 recompute = true of stage 3",
+                config.display()
+            );
+            let again = format!("from the last checkpoint by --resume {}", folder.display());
+            with_advice(error, &memory, &again)
+        }
+    }
+}
+
+/// What to do about a device that fails, or a file that cannot be read or written: `memory` where there is
+/// too little of it, and `again` is how to go on after that.
+fn with_advice(error: TrainError, memory: &str, again: &str) -> anyhow::Error {
     use BackendError::{Failed, Lost, OldDriver, OutOfMemory};
     use TrainError::{Device, Io, Metrics, Report, Weights};
-    let config = folder.join(CONFIG);
-    let has_begun = config.exists();
     match error {
-        Device(OutOfMemory { .. }) if has_begun => anyhow!(
-            "{error}; in {}, lower micro_batch of the stage or data.context, or set recompute = true \
-             of stage 3, then go on from the last checkpoint by --resume {}",
-            config.display(),
-            folder.display()
-        ),
-        Device(OutOfMemory { .. }) => anyhow!(
-            "{error}; lower evaluation.batch, micro_batch of the stages or data.context by --set"
-        ),
-        Device(Lost { .. } | OldDriver { .. } | Failed { .. }) if has_begun => anyhow!(
-            "{error}; after that, go on from the last checkpoint by --resume {}",
-            folder.display()
-        ),
-        Io { .. } | Metrics(_) | Report(_) | Weights(_) if has_begun => anyhow!(
-            "{error}; put that right, then go on by --resume {}",
-            folder.display()
-        ),
+        Device(OutOfMemory { .. }) => anyhow!("{error}; {memory}, then go on {again}"),
+        Device(Lost { .. } | OldDriver { .. } | Failed { .. }) => {
+            anyhow!("{error}; after that, go on {again}")
+        }
+        Io { .. } | Metrics(_) | Report(_) | Weights(_) => {
+            anyhow!("{error}; put that right, then go on {again}")
+        }
         other => other.into(),
     }
 }
 
 /// What a shell reports of a program that an interrupt has ended.
-const INTERRUPTED: u8 = 130;
+pub(crate) const INTERRUPTED: u8 = 130;
 
 /// A flag that the first Ctrl-C sets; a second one ends the program at once.
 fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
@@ -340,8 +352,51 @@ fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
         if flag.swap(true, Ordering::Relaxed) {
             std::process::exit(INTERRUPTED.into());
         }
-        say("stopping with a checkpoint after this step; once more to stop at once");
+        say("stopping with a checkpoint after the steps that are begun; once more to stop at once");
     })
     .map_err(|error| anyhow!("cannot listen for Ctrl-C: {error}"))?;
     Ok(stop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn out_of_memory() -> TrainError {
+        TrainError::Device(BackendError::OutOfMemory {
+            asked: None,
+            used: None,
+        })
+    }
+
+    /// What is advised must not change what the steps are, or a checkpoint is of no use.
+    #[test]
+    fn too_little_memory_is_answered() {
+        let folder = tempfile::tempdir().unwrap();
+        let before = of_run(out_of_memory(), folder.path()).to_string();
+        assert!(before.contains("the teacher alone"), "{before}");
+        assert!(!before.contains("--resume"), "{before}");
+
+        std::fs::write(folder.path().join(CONFIG), "").unwrap();
+        let begun = of_run(out_of_memory(), folder.path()).to_string();
+        for words in ["micro_batch", "evaluation.batch", "recompute", "--resume"] {
+            assert!(begun.contains(words), "{begun}");
+        }
+        assert!(!begun.contains("context"), "{begun}");
+    }
+
+    #[test]
+    fn other_errors_say_how_to_go_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let lost = || {
+            TrainError::Device(BackendError::Lost {
+                reason: "Device is lost".into(),
+            })
+        };
+        let before = of_run(lost(), folder.path()).to_string();
+        assert!(!before.contains("--resume"), "{before}");
+        std::fs::write(folder.path().join(CONFIG), "").unwrap();
+        let begun = of_run(lost(), folder.path()).to_string();
+        assert!(begun.contains("--resume"), "{begun}");
+    }
 }

@@ -55,6 +55,13 @@ pub enum TrainError {
         /// Why.
         source: io::Error,
     },
+    /// Random weights would be written among others.
+    #[error(
+        "{}: holds .safetensors files but no config.json, and is not written over; choose another folder \
+         by --weights",
+        .0.display()
+    )]
+    ForeignWeights(PathBuf),
     /// A checkpoint is damaged.
     #[error(
         "checkpoint {} is damaged: {reason}; remove this folder to go on from the one before it",
@@ -84,14 +91,16 @@ pub enum TrainError {
     InUse(PathBuf),
     /// The device cannot compute in that dtype.
     #[error(
-        "the {backend} backend does not compute in {precision} here; --precision f32 does on every \
-         backend"
+        "the {backend} backend does not compute in {precision} here; every backend does in f32, by {}",
+        in_f32(resumed)
     )]
     Precision {
         /// What was asked for.
         precision: crate::config::Precision,
         /// The backend.
         backend: String,
+        /// The configuration that asks for it, where the run has begun with it.
+        resumed: Option<PathBuf>,
     },
     /// Loss or gradient were not finite too many times in a row.
     #[error(
@@ -110,6 +119,17 @@ pub enum TrainError {
         /// The run folder.
         folder: PathBuf,
     },
+}
+
+/// How f32 is asked for.
+fn in_f32(resumed: &Option<PathBuf>) -> String {
+    match resumed {
+        Some(config) => format!(
+            "precision = \"f32\" in {}, which changes the result",
+            config.display()
+        ),
+        None => "--precision f32".to_owned(),
+    }
 }
 
 /// For `map_err`: an I/O error with the path it happened at.

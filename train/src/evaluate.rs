@@ -4,12 +4,12 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 use datasets::{TokenWindows, Tokenizer};
 use kernels::KernelBackend;
-use model::CausalLm;
+use model::{CausalLm, widen};
 
 use crate::config::Evaluation;
 use crate::error::TrainError;
-use crate::gradients::widened;
 use crate::lanes::Lanes;
+use crate::stage::head;
 
 /// Rows of ids or labels, one behind the other, as `[rows, context]`.
 pub fn ids<B: Backend>(ids: &[i32], context: usize, device: &B::Device) -> Tensor<B, 2, Int> {
@@ -17,7 +17,8 @@ pub fn ids<B: Backend>(ids: &[i32], context: usize, device: &B::Device) -> Tenso
     Tensor::from_data(TensorData::new(ids.to_vec(), shape), device)
 }
 
-/// `exp` of the mean cross-entropy of every next token of `windows`, each window read from nothing.
+/// `exp` of the mean cross-entropy of every next token of `windows`, each window read from nothing; `None` if
+/// `stop`, which is asked before each batch, says so.
 ///
 /// # Errors
 /// [`TrainError::Data`] if the held-out text cannot be read.
@@ -26,19 +27,21 @@ pub fn perplexity<B: KernelBackend>(
     windows: &TokenWindows,
     config: &Evaluation,
     device: &B::Device,
-) -> Result<f64, TrainError> {
+    stop: impl Fn() -> bool,
+) -> Result<Option<f64>, TrainError> {
     let all = windows.count() as usize;
     let mut left = match config.windows {
         0 => all,
         some => some.min(all),
     };
     let lanes = Lanes::new::<B>(left.div_ceil(config.batch));
-    let mut failure = None;
+    let (mut failure, mut stopped) = (None, false);
     let batches = windows.sequential(config.batch).map_while(|batch| {
         let batch = batch.map_err(|error| failure = Some(error)).ok()?;
         let rows = batch.batch.min(left);
         left -= rows;
-        (rows > 0).then_some((rows, batch))
+        stopped = rows > 0 && stop();
+        (rows > 0 && !stopped).then_some((rows, batch))
     });
     let (mut total, mut tokens) = (0.0, 0);
     lanes.run(
@@ -46,21 +49,37 @@ pub fn perplexity<B: KernelBackend>(
         |(rows, batch)| {
             let t = rows * batch.context;
             let tensor = |values: &[i32]| ids::<B>(&values[..t], batch.context, device);
-            let logits = model.logits(model.features(tensor(&batch.ids)));
-            let logits = widened(logits);
-            let v = logits.dims()[2];
+            let features = model.features(tensor(&batch.ids));
             let labels = tensor(&batch.labels).reshape([t]);
-            let loss = kernels::cross_entropy(logits.reshape([t, v]), labels);
-            (loss.into_data().iter::<f64>().sum::<f64>(), t)
+            let (mut sizes, mut means) = (vec![], vec![]);
+            head::forward(
+                &model.lm_head,
+                features,
+                head::BLOCK,
+                |start, logits_nv: Tensor<B, 2>| {
+                    let n = logits_nv.dims()[0];
+                    let labels = labels.clone().narrow(0, start, n);
+                    means.push(kernels::cross_entropy(widen(logits_nv), labels));
+                    sizes.push(n as f64);
+                },
+            );
+            let means = Tensor::cat(means, 0).into_data();
+            let sum: f64 = means
+                .iter::<f64>()
+                .zip(sizes)
+                .map(|(mean, n)| mean * n)
+                .sum();
+            (sum, t)
         },
-        |(loss, t)| {
-            total += loss * t as f64;
+        |(sum, t)| {
+            total += sum;
             tokens += t;
         },
     );
     match failure {
         Some(error) => Err(error.into()),
-        None => Ok((total / tokens as f64).exp()),
+        None if stopped => Ok(None),
+        None => Ok(Some((total / tokens as f64).exp())),
     }
 }
 

@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor};
 use kernels::TrainBackend;
+use model::widen;
 
 /// Sums of gradients, flattened, by parameter. What one pass gave is kept in that pass's dtype; a sum
 /// of several is f32 or wider.
@@ -55,7 +56,7 @@ impl<B: kernels::KernelBackend> Gradients<B> {
 
     fn add_one(&mut self, id: ParamId, gradient: Tensor<B, 1>) {
         let sum = match self.sums.remove(&id) {
-            Some(sum) => widened(sum) + widened(gradient),
+            Some(sum) => widen(sum) + widen(gradient),
             None => {
                 self.order.push(id);
                 gradient
@@ -74,14 +75,6 @@ impl<B: kernels::KernelBackend> Gradients<B> {
         let all = self.order.iter().filter_map(|id| self.sums.get(id));
         let all: Vec<_> = all.cloned().collect();
         (!all.is_empty()).then(|| kernels::squared_norms(all).sqrt())
-    }
-}
-
-/// What several of are added in: f32 for half precision.
-pub(crate) fn widened<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
-    match x.dtype() {
-        DType::F16 | DType::BF16 => x.cast(DType::F32),
-        _ => x,
     }
 }
 

@@ -33,7 +33,6 @@
 compile_error!("train needs a backend: build with `--features flex` (or ndarray, wgpu, cuda)");
 
 pub mod ablation;
-mod atomic_file;
 mod bench;
 pub mod checkpoint;
 pub mod cli;

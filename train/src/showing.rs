@@ -18,7 +18,7 @@ const PROMPT: usize = 24;
 /// Tokens that each model adds.
 const WRITTEN: usize = 48;
 
-/// Both models and the text to show them on.
+/// Both models, in one dtype, and the text to show them on.
 pub struct Showing<'a, B: KernelBackend> {
     /// The teacher.
     pub teacher: &'a CausalLm<B>,

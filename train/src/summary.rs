@@ -80,7 +80,7 @@ impl Summary {
     pub fn write(&self, path: &Path) -> io::Result<()> {
         let mut text = serde_json::to_string_pretty(self)?;
         text.push('\n');
-        crate::atomic_file::write(path, text.as_bytes())
+        model::atomic_file::write(path, text.as_bytes())
     }
 
     /// Reads what [`Summary::write`] wrote; `None` if there is no such file.

@@ -18,6 +18,9 @@ const SMALL: [&str; 8] = [
     "checkpoint.every=2",
 ];
 
+/// The bundled teacher.
+const PHI_TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/phi-tiny");
+
 fn train(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
     command.args(arguments).stdin(Stdio::null());
@@ -193,10 +196,14 @@ fn the_stages_are_timed() {
         assert!(kinds.contains_key("other"));
     }
 
-    // The same as a table, of one stage.
+    assert_eq!(json["teacher"], "assets/phi-tiny");
+
+    // The same as a table, of one stage, with the teacher of a folder.
     let mut once = ARGUMENTS[..13].to_vec();
     once[4] = "2";
+    once.extend(["--teacher", PHI_TINY]);
     let table = train(&once).output().expect("a program");
+    assert!(stdout(&table).contains(PHI_TINY), "{}", stdout(&table));
     let lines = stdout(&table)
         .lines()
         .filter(|line| line.starts_with("|     2 |"));
@@ -209,6 +216,90 @@ fn the_stages_are_timed() {
     let teacher = ["bench", "--preset", "tiny", "--teacher", "no/such/folder"];
     let teacher = failure(train(&teacher), 1);
     assert!(teacher.contains("no/such/folder"), "{teacher}");
+    let help = train(&["bench", "--help"]).output().expect("a program");
+    assert!(!stdout(&help).contains('\\'), "{}", stdout(&help));
+}
+
+/// `bench` of stage 0 on one short sequence, with the hub's cache in `home` and `more` arguments.
+fn bench(home: &Path, more: &[&str]) -> Command {
+    let mut command = train(&["bench", "--backend", "flex", "--precision", "f32"]);
+    command.args([
+        "--stage", "0", "--batch", "1", "--length", "32", "--steps", "1",
+    ]);
+    command.env("HF_HOME", home).env_remove("HF_HUB_CACHE");
+    command.args(more);
+    command
+}
+
+/// Any model that is in the cache of the hub is timed, under its name.
+#[test]
+fn a_cached_teacher_is_timed() {
+    let home = folder();
+    let model = home.path().join("hub/models--someone--tiny");
+    let snapshot = model.join("snapshots/abc");
+    std::fs::create_dir_all(&snapshot).unwrap();
+    std::fs::create_dir_all(model.join("refs")).unwrap();
+    std::fs::write(model.join("refs/main"), "abc").unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(Path::new(PHI_TINY).join(file), snapshot.join(file)).unwrap();
+    }
+    let named = |name| ["--preset", "tiny", "--set", name];
+    let output = bench(home.path(), &named("teacher.model=someone/tiny"))
+        .output()
+        .expect("a program");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(
+        stdout(&output).contains("someone/tiny"),
+        "{}",
+        stdout(&output)
+    );
+
+    let other = failure(bench(home.path(), &named("teacher.model=someone/other")), 1);
+    assert!(other.contains("someone/other"), "{other}");
+}
+
+/// Random weights take nobody's place.
+#[test]
+fn weights_are_not_written_over() {
+    let (home, theirs) = (folder(), folder());
+    let weights = theirs.path().join("model.safetensors");
+    std::fs::write(&weights, "weeks of work").unwrap();
+    let path = theirs.path().to_str().expect("UTF-8");
+    let refused = failure(bench(home.path(), &["--weights", path]), 1);
+    assert!(refused.contains("is not written over"), "{refused}");
+    assert!(refused.contains(path), "{refused}");
+    assert_eq!(std::fs::read(&weights).unwrap(), b"weeks of work");
+    assert_eq!(std::fs::read_dir(theirs.path()).unwrap().count(), 1);
+}
+
+#[test]
+#[cfg(unix)]
+fn an_interrupt_leaves_no_random_weights() {
+    let (home, temporary) = (folder(), folder());
+    let mut child = bench(home.path(), &[])
+        .env("TMPDIR", temporary.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("a program");
+    let entries = |folder: &Path| -> Vec<_> {
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect()
+    };
+    let is_writing = || {
+        let folders = entries(temporary.path()).into_iter();
+        folders.into_iter().any(|it| !entries(&it).is_empty())
+    };
+    while !is_writing() && child.try_wait().expect("a child").is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let interrupt = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(interrupt.expect("kill").success());
+    let status = child.wait().expect("an end");
+    assert_eq!(status.code(), Some(130));
+    assert!(entries(temporary.path()).is_empty());
 }
 
 #[test]
@@ -222,6 +313,8 @@ fn failures_are_sentences() {
     );
     let key = failure(small(&run, &["stage3.lrr=1"]), 1);
     assert!(key.contains("did you mean `stage3.lr`?"), "{key}");
+    let precision = failure(small(&run, &["precision=bf16"]), 1);
+    assert!(precision.contains("--precision f32"), "{precision}");
     let nowhere = failure(train(&["--resume", "no/such/run"]), 1);
     assert!(
         nowhere.contains("no/such/run") && nowhere.contains("no run"),

@@ -10,6 +10,7 @@
 //! [`locate`] finds the folder of a model by its name, on the Hugging Face hub if need be.
 
 mod dataset;
+mod error;
 mod fetch;
 mod hub;
 mod names;
@@ -17,16 +18,17 @@ mod random;
 mod read;
 mod write;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Element};
 
+pub use error::{TensorFault, WeightsError};
 pub use hub::{Hub, locate};
 pub use names::{Layout, NamedParameter, named_parameters};
 pub use random::save_random_teacher;
 
+use self::error::io;
 use crate::config::{ConfigError, NetworkConfig, PhiConfig, PhiMambaConfig};
 use crate::lm::CausalLm;
 
@@ -36,167 +38,6 @@ const CONFIG: &str = "config.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const PICKLE: &str = "pytorch_model.bin";
-
-/// Why a model folder could not be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum WeightsError {
-    /// The operating system refused.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file or folder.
-        path: PathBuf,
-        /// What it said.
-        source: std::io::Error,
-    },
-    /// The configuration cannot be used.
-    #[error("{}: {source}", path.display())]
-    Config {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: ConfigError,
-    },
-    /// There are no weights in the folder.
-    #[error(
-        "{}: no weights here; expected {SINGLE}, {INDEX} with its shards, or {PICKLE}",
-        folder.display()
-    )]
-    NoWeights {
-        /// The folder.
-        folder: PathBuf,
-    },
-    /// A file of weights is cut short, damaged, or not what its name says.
-    #[error("{}: {reason}", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The tensors are not those of the network that `config.json` describes.
-    #[error("{}: the weights do not fit {CONFIG}:{}", folder.display(), Lines(faults))]
-    Tensors {
-        /// The folder.
-        folder: PathBuf,
-        /// Everything that does not fit.
-        faults: Vec<TensorFault>,
-    },
-    /// No folder has the name, and no model on the hub can have it.
-    #[error(
-        "{}: no such folder, and not the name of a model on the Hugging Face hub (OWNER/NAME)",
-        name.display()
-    )]
-    NoSuchModel {
-        /// The name.
-        name: PathBuf,
-    },
-    /// The model would have to be fetched, which `HF_HUB_OFFLINE` forbids.
-    #[error(
-        "{name}: no such folder here, no such model in the cache {}, and HF_HUB_OFFLINE forbids to \
-         fetch it",
-        cache.display()
-    )]
-    Offline {
-        /// The model's name.
-        name: String,
-        /// The cache that lacks it.
-        cache: PathBuf,
-    },
-    /// The model could not be fetched.
-    #[error(
-        "{name}: no such folder here, no such model in the cache {}, and fetching it from \
-         {endpoint} failed: {reason}",
-        cache.display()
-    )]
-    Fetch {
-        /// The model's name.
-        name: String,
-        /// The cache that lacks it.
-        cache: PathBuf,
-        /// The hub's address.
-        endpoint: String,
-        /// What went wrong.
-        reason: String,
-    },
-    /// A data set would have to be fetched, which `HF_HUB_OFFLINE` forbids.
-    #[error(
-        "the data set {name} is not in the cache {}, and HF_HUB_OFFLINE forbids to fetch it",
-        cache.display()
-    )]
-    DatasetOffline {
-        /// The data set's name.
-        name: String,
-        /// The cache that lacks it.
-        cache: PathBuf,
-    },
-    /// A data set could not be fetched.
-    #[error("fetching the data set {name} from {endpoint} failed: {reason}")]
-    FetchDataset {
-        /// The data set's name.
-        name: String,
-        /// The hub's address.
-        endpoint: String,
-        /// What went wrong.
-        reason: String,
-    },
-    /// There is no place to keep fetched models in.
-    #[error("fetched models are kept in the home folder, and there is none; set HF_HOME")]
-    NoCache,
-}
-
-/// One tensor that does not fit.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum TensorFault {
-    /// The network has it and the files have not.
-    #[error("`{name}` is missing; it should be {expected:?}")]
-    Missing {
-        /// Its published name.
-        name: String,
-        /// The shape it should have.
-        expected: Vec<usize>,
-    },
-    /// The files have it and the network has not.
-    #[error("`{name}`, {found:?}, belongs to no part of the network")]
-    Unexpected {
-        /// Its name in the file.
-        name: String,
-        /// Its shape there.
-        found: Vec<usize>,
-    },
-    /// Both have it, differently shaped.
-    #[error("`{name}` is {found:?}; it should be {expected:?}")]
-    Shape {
-        /// Its published name.
-        name: String,
-        /// Its shape in the file.
-        found: Vec<usize>,
-        /// The shape it should have.
-        expected: Vec<usize>,
-    },
-    /// It does not hold floating-point numbers.
-    #[error("`{name}` holds {dtype}; it should hold f32, f16, bf16 or f64")]
-    Dtype {
-        /// Its published name.
-        name: String,
-        /// What it holds.
-        dtype: String,
-    },
-}
-
-/// One fault a line, indented. Who has taken the wrong folder need not read thousands.
-struct Lines<'a>(&'a [TensorFault]);
-
-impl fmt::Display for Lines<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const ENOUGH: usize = 24;
-        let mut shown = self.0.iter().take(ENOUGH);
-        shown.try_for_each(|fault| write!(f, "\n  {fault}"))?;
-        match self.0.len().saturating_sub(ENOUGH) {
-            0 => Ok(()),
-            more => write!(f, "\n  and {more} more"),
-        }
-    }
-}
 
 /// The configuration of a folder that holds either kind of model.
 #[derive(Debug, Clone, PartialEq)]
@@ -358,7 +199,7 @@ pub fn model_files(folder: impl AsRef<Path>) -> Result<Vec<PathBuf>, WeightsErro
 /// and `config.json`, each replaced whole or not at all. The folder is made if need be.
 ///
 /// # Errors
-/// [`WeightsError::Io`] or [`WeightsError::Damaged`] if a file cannot be written.
+/// [`WeightsError::Io`] if a file cannot be written.
 pub fn save_student<B: Backend>(
     config: &PhiMambaConfig,
     model: &CausalLm<B>,
@@ -370,8 +211,10 @@ pub fn save_student<B: Backend>(
 /// Writes a teacher as transformers loads it: `model.safetensors` in f32 and `config.json`, each
 /// replaced whole or not at all. The folder is made if need be.
 ///
+/// No run writes its teacher: this is for tests and tools.
+///
 /// # Errors
-/// [`WeightsError::Io`] or [`WeightsError::Damaged`] if a file cannot be written.
+/// [`WeightsError::Io`] if a file cannot be written.
 pub fn save_teacher<B: Backend>(
     config: &PhiConfig,
     model: &CausalLm<B>,
@@ -381,11 +224,13 @@ pub fn save_teacher<B: Backend>(
 }
 
 /// Writes a teacher as transformers loads it, in `dtype`, f32 or bf16: `config.json`, and shards of up to
-/// `bytes` each with their index. A file is there whole or not at all, and the index after the shards. The
-/// folder is made if need be.
+/// `bytes` each with their index. A file is there whole or not at all, and the index after the shards; until
+/// then a model that was in the folder before cannot be read. The folder is made if need be.
+///
+/// No run writes its teacher: this is for tests and tools.
 ///
 /// # Errors
-/// [`WeightsError::Io`] or [`WeightsError::Damaged`] if a file cannot be written.
+/// [`WeightsError::Io`] if a file cannot be written.
 ///
 /// # Panics
 /// In another `dtype`.
@@ -407,12 +252,4 @@ fn read_config<T>(
     let path = folder.join(CONFIG);
     let text = std::fs::read_to_string(&path).map_err(io(&path))?;
     parse(&text).map_err(|source| WeightsError::Config { path, source })
-}
-
-/// Turns an operating system's error into one that names `path`.
-fn io(path: &Path) -> impl FnOnce(std::io::Error) -> WeightsError + '_ {
-    |source| WeightsError::Io {
-        path: path.into(),
-        source,
-    }
 }

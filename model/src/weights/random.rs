@@ -26,7 +26,7 @@ const SHARD: usize = 1 << 30;
 /// at a time. The folder is made if need be.
 ///
 /// # Errors
-/// [`WeightsError::Io`] or [`WeightsError::Damaged`] if a file cannot be written.
+/// [`WeightsError::Io`] if a file cannot be written.
 pub fn save_random_teacher<B: Backend>(
     config: &PhiConfig,
     folder: impl AsRef<Path>,

@@ -2,17 +2,19 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use burn::tensor::DType;
 use burn::tensor::backend::Backend;
 use burn_store::{ModuleSnapshot, TensorSnapshot};
-use safetensors::{Dtype, View};
+use safetensors::{Dtype, SafeTensorError, View};
 use serde_json::json;
 
 use super::names::Layout;
 use super::{CONFIG, INDEX, SINGLE, WeightsError, io};
+use crate::atomic_file;
 use crate::lm::CausalLm;
 
 /// Writes `model` and the text of its configuration into `folder`.
@@ -65,6 +67,11 @@ pub(super) fn shards<V: View>(
             .expect("one was added")
             .push((name, tensor));
     }
+    // What leads to the tensors of a model that was here: the shards replace them one by one, and half
+    // of each is no model. A single file would moreover be read in place of the shards.
+    for old in [INDEX, SINGLE] {
+        remove(&folder.join(old))?;
+    }
     let count = files.len();
     let mut weight_map = BTreeMap::new();
     for (i, shard) in files.into_iter().enumerate() {
@@ -74,52 +81,34 @@ pub(super) fn shards<V: View>(
     }
     let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
     text(&folder.join(INDEX), &format!("{index:#}\n"))?;
-    text(&folder.join(CONFIG), config)?;
-    // A single file would be read in place of the shards.
-    match fs::remove_file(folder.join(SINGLE)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io(folder)(error)),
-        _ => Ok(()),
-    }
+    text(&folder.join(CONFIG), config)
 }
 
 /// Writes one file of tensors. Of their values, one's are in memory at a time.
 fn tensors<V: View>(path: &Path, all: Vec<(String, V)>) -> Result<(), WeightsError> {
-    replace(path, |temporary| {
-        // What transformers looks for before it trusts a file.
-        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-        safetensors::serialize_to_file(all, Some(metadata), temporary).map_err(|error| {
-            WeightsError::Damaged {
-                path: temporary.into(),
-                reason: format!("cannot be written: {error}"),
-            }
-        })
-    })
+    // What transformers looks for before it trusts a file.
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let written = atomic_file::replace(path, |temporary| {
+        safetensors::serialize_to_file(all, Some(metadata), temporary).map_err(
+            |error| match error {
+                SafeTensorError::IoError(error) => error,
+                other => std::io::Error::other(other),
+            },
+        )
+    });
+    written.map_err(io(path))
 }
 
 fn text(path: &Path, text: &str) -> Result<(), WeightsError> {
-    replace(path, |temporary| {
-        fs::write(temporary, text).map_err(io(temporary))
-    })
+    atomic_file::write(path, text.as_bytes()).map_err(io(path))
 }
 
-/// Writes a file beside `path`, then puts it in its place, so that `path` is never half-written.
-fn replace(
-    path: &Path,
-    write: impl FnOnce(&Path) -> Result<(), WeightsError>,
-) -> Result<(), WeightsError> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".tmp");
-    let temporary = path.with_file_name(name);
-    let written = write(&temporary).and_then(|()| {
-        let synced = File::open(&temporary).and_then(|file| file.sync_all());
-        synced.map_err(io(&temporary))?;
-        fs::rename(&temporary, path).map_err(io(path))
-    });
-    if written.is_err() {
-        // The error that counts is the first.
-        let _ = fs::remove_file(&temporary);
+/// Removes a file that may not be there.
+fn remove(path: &Path) -> Result<(), WeightsError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(io(path)(error)),
+        _ => Ok(()),
     }
-    written
 }
 
 /// One tensor, fetched from its device and converted when the writer comes to it.

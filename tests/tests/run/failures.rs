@@ -111,14 +111,75 @@ fn a_run_is_not_written_over() {
     }
 }
 
-/// A learning rate that throws the student out of all bounds at its first step.
+/// Text that is cut into other steps is other text; what only saves memory is not refused.
+#[test]
+fn changed_steps_are_refused() {
+    let folder = folder();
+    let run = folder.path();
+    super::run(config(&["stages=2", "stage2.tokens=192"]), run);
+    fs::remove_file(run.join("summary.json")).unwrap();
+    let config = config_of(run);
+    let assert_refused = || {
+        let mut of_other_length = config.clone();
+        of_other_length.data.context = 16;
+        let mut of_more = config.clone();
+        of_more.stage2.stage.batch = 4;
+        for config in [of_other_length, of_more] {
+            match error(options(config, run, true)) {
+                TrainError::Mismatch(message) => {
+                    assert!(message.contains("data.context"), "{message}");
+                }
+                other => panic!("{other}"),
+            }
+        }
+    };
+    // At the stage's end, and within it.
+    assert_refused();
+    fs::remove_dir_all(checkpoint(run, "stage2-step0000003")).unwrap();
+    assert_refused();
+
+    let mut smaller = config.clone();
+    smaller.stage2.stage.micro_batch = 1;
+    smaller.stage3.recompute = true;
+    smaller.evaluation.batch = 1;
+    finish(options(smaller, run, true));
+}
+
+/// The CPUs compute in f32 only.
+#[test]
+fn a_precision_that_is_not_there_is_refused() {
+    let folder = folder();
+    let config = || config(&["precision=bf16"]);
+    let new = error(options(config(), folder.path(), false));
+    assert!(matches!(new, TrainError::Precision { .. }), "{new}");
+    assert!(new.to_string().contains("--precision f32"), "{new}");
+    // Which cannot be said together with --resume.
+    let resumed = error(options(config(), folder.path(), true)).to_string();
+    assert!(
+        resumed.contains("config.toml") && !resumed.contains("--"),
+        "{resumed}"
+    );
+}
+
 #[test]
 fn a_run_that_diverges_stops_and_can_go_on() {
+    diverges_and_goes_on(1);
+}
+
+/// What went wrong is read when all of the stage is done.
+#[test]
+fn a_run_that_diverges_unread_stops_and_can_go_on() {
+    diverges_and_goes_on(100);
+}
+
+/// A learning rate that throws the student out of all bounds at its first step.
+fn diverges_and_goes_on(read_every: usize) {
     let (diverged, sane) = (folder(), folder());
     let run = diverged.path();
     let common = ["stages=2,3", "stage3.warmup=0", "safety.max_skipped=2"];
     let with_lr = |lr| config(&[common.as_slice(), &[lr, "checkpoint.every=100"]].concat());
-    match error(options(with_lr("stage3.lr=1e30"), run, false)) {
+    let hopeless = options(with_lr("stage3.lr=1e30"), run, false);
+    match error(reading(read_every, hopeless)) {
         TrainError::NotFinite {
             stage: 3,
             step: 3,

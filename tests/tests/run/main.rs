@@ -62,8 +62,15 @@ fn options(config: Config, folder: &Path, resume: bool) -> RunOptions {
         resume,
         dashboard: false,
         backend: "flex".to_owned(),
+        read_every: None,
         stop: Arc::new(AtomicBool::new(false)),
     }
+}
+
+/// With what so many steps have measured read at once, as on a device that has a queue.
+fn reading(every: usize, mut options: RunOptions) -> RunOptions {
+    options.read_every = Some(every);
+    options
 }
 
 fn execute(options: RunOptions) -> Result<Outcome, TrainError> {

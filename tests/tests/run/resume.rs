@@ -111,6 +111,108 @@ fn a_resumed_run_is_the_uninterrupted_one() {
     assert_eq!(Summary::read(&path).unwrap(), Some(summary));
 }
 
+/// A stage's end has its checkpoint before it is evaluated, and an evaluation hears a request to stop.
+#[test]
+fn an_evaluation_can_be_interrupted() {
+    let whole = folder();
+    run(config(&[]), whole.path());
+    let evaluated = |run: &Path| -> Vec<u64> {
+        let records = metrics(run).into_iter();
+        let evaluations = records.filter(|record| record["kind"] == "evaluation");
+        evaluations
+            .map(|record| record["stage"].as_u64().expect("a stage"))
+            .collect()
+    };
+    assert_eq!(evaluated(whole.path()), [0, 1, 2, 3]);
+
+    for (name, before) in [
+        ("stage2-step0000005", &[0, 1][..]),
+        ("stage3-step0000004", &[0, 1, 2]),
+    ] {
+        let rest = folder();
+        killed_after(name, whole.path(), rest.path());
+        // As it is while the evaluation is under way: without its result.
+        let path = checkpoint(rest.path(), name).join("progress.toml");
+        let text = fs::read_to_string(&path).unwrap();
+        let last = text.rfind("[[finished]]").expect("a finished stage");
+        fs::write(&path, format!("{}# end\n", &text[..last])).unwrap();
+        for _ in 0..2 {
+            assert_eq!(resume_and_stop(rest.path()), Outcome::Stopped);
+            assert_eq!(checkpoints(rest.path()), [name]);
+            assert_eq!(evaluated(rest.path()), before);
+        }
+        resume(rest.path());
+        assert_same(name, rest.path(), whole.path());
+    }
+
+    // The first of all, before there is anything to keep.
+    let rest = folder();
+    let stopped = options(config(&[]), rest.path(), false);
+    stopped.stop.store(true, Ordering::Relaxed);
+    assert_eq!(
+        execute(stopped).expect("a run that stops"),
+        Outcome::Stopped
+    );
+    assert!(metrics(rest.path()).is_empty());
+    resume(rest.path());
+    assert_same("untrained", rest.path(), whole.path());
+}
+
+/// What several steps have measured is read at once, and recorded as if each had been waited for; so
+/// it is where a checkpoint comes between two reads, and where a run goes on from there.
+#[test]
+fn steps_can_be_read_together() {
+    let whole = folder();
+    run(config(&[]), whole.path());
+    for every in [3, 100] {
+        let together = folder();
+        let name = format!("{every} together");
+        finish(reading(every, options(config(&[]), together.path(), false)));
+        assert_same(&name, together.path(), whole.path());
+
+        let rest = folder();
+        killed_after("stage2-step0000002", together.path(), rest.path());
+        let config = config_of(rest.path());
+        finish(reading(every, options(config, rest.path(), true)));
+        assert_same(&name, rest.path(), whole.path());
+    }
+}
+
+/// Steps that nobody has read yet are recorded before a stop: all that the checkpoint has, and no others.
+#[test]
+fn a_stop_reads_what_is_unread() {
+    let (whole, stopped) = (folder(), folder());
+    let run = stopped.path();
+    let config = config(&["checkpoint.every=1000"]);
+    super::run(config.clone(), whole.path());
+    let mut outcome = Outcome::Stopped;
+    let mut milliseconds = 0;
+    while outcome == Outcome::Stopped {
+        let options = options(config.clone(), run, milliseconds > 0);
+        let stop = options.stop.clone();
+        thread::spawn(move || {
+            thread::sleep(Duration::from_millis(milliseconds));
+            stop.store(true, Ordering::Relaxed);
+        });
+        outcome = execute(reading(1000, options)).expect("a run without errors");
+        // Later each time, so that it ends on any machine.
+        milliseconds += 20;
+
+        if !run.join("checkpoints").exists() {
+            continue;
+        }
+        let newest = checkpoints(run).pop().expect("a checkpoint");
+        let (stage, step) = newest.split_once("-step").expect("a checkpoint's name");
+        let stage: u8 = stage["stage".len()..].parse().unwrap();
+        let steps = metrics(run).into_iter();
+        let steps = steps.filter(|it| it["kind"] == "step" && it["stage"] == stage);
+        let recorded: Vec<_> = steps.map(|it| it["step"].as_u64().unwrap()).collect();
+        let done: u64 = step.parse().unwrap();
+        assert_eq!(recorded, (1..=done).collect::<Vec<_>>(), "{newest}");
+    }
+    assert_same("stopped", run, whole.path());
+}
+
 /// Executes a run that another thread asks to stop, as Ctrl-C does, when it has recorded a few steps.
 fn interrupted(options: RunOptions) -> Outcome {
     let log = options.folder.join("metrics.jsonl");

@@ -37,7 +37,8 @@ Examples:
 
 /// Times the optimizer steps of the stages, on random tokens.
 ///
-/// A step is what a run does: one pass of both networks over a batch, the backward pass, the update. Stage
+/// A step is what a run does: a pass of both networks over a batch, the backward pass, the update; it is one
+/// pass, where a run may add up the gradients of several (micro_batch), which takes memory too. Stage
 /// 0 is the teacher's forward pass alone, logits included. Tokens a second are by the median step after
 /// three to warm up, waiting for each (tokens/s), and over as many steps that are queued together, as a run
 /// does it (queued). The arithmetic of a token times the first, over the rate of a product of matrices
@@ -46,7 +47,7 @@ Examples:
 /// is in memory in stage 0 too if other stages are timed.
 ///
 /// Where the time goes is told by one more step, in which each op waits for the one before it. Burn's own
-/// ops and the host are \"other\".
+/// ops and the host are "other".
 ///
 /// Nothing is fetched: without the preset's teacher on this machine, random weights of Phi-1.5's shapes are
 /// written in Hugging Face's layout and read back.
@@ -108,7 +109,8 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "FOLDER")]
     teacher: Option<PathBuf>,
 
-    /// Where random weights are written and kept, or read if they are there; by default a temporary folder
+    /// Where random weights are written and kept, or the folder's own are read if it has a config.json; by
+    /// default a temporary folder
     #[arg(long, value_name = "FOLDER", conflicts_with = "teacher")]
     weights: Option<PathBuf>,
 
@@ -189,6 +191,7 @@ impl Work for Bench {
             return Err(TrainError::Precision {
                 precision: config.precision,
                 backend: backend.into(),
+                resumed: None,
             });
         }
         if B::queues() {
@@ -202,10 +205,7 @@ impl Work for Bench {
         let head = Head {
             backend,
             precision: config.precision.to_string(),
-            teacher: match networks.random {
-                true => "random weights of Phi-1.5's shapes",
-                false => &config.teacher.model,
-            },
+            teacher: networks.of_teacher.clone(),
             steps: args.steps,
             rate,
         };

@@ -1,16 +1,17 @@
 //! The networks that are timed: real ones where they are at hand, else random ones of the same shapes.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn::module::AutodiffModule;
 use kernels::TrainBackend;
 use model::{Hub, NetworkConfig, Phi, PhiConfig, PhiMamba, WeightsError};
 use tempfile::TempDir;
 
+use crate::cli::INTERRUPTED;
 use crate::config::{Config, resolve_path};
 use crate::error::{TrainError, io_error};
 use crate::logging::say;
-use crate::run::student_config;
+use crate::run::{student_config, teacher_of_stages, untrained_student};
 
 /// The teacher of the presets at full size, whose shapes random weights have.
 const PHI: &str = "microsoft/phi-1_5";
@@ -23,14 +24,15 @@ pub(super) struct Networks<B: TrainBackend> {
     pub(super) student: Option<PhiMamba<B>>,
     pub(super) teacher_config: NetworkConfig,
     pub(super) student_config: NetworkConfig,
-    /// Whether the teacher's weights are random.
-    pub(super) random: bool,
+    /// What the teacher's weights are, in words.
+    pub(super) of_teacher: String,
 }
 
 /// Where the teacher's weights are.
 struct Weights {
     folder: PathBuf,
-    random: bool,
+    /// What they are, in words.
+    name: String,
     /// The folder, where it goes once it is read.
     _temporary: Option<TempDir>,
 }
@@ -46,7 +48,7 @@ impl<B: TrainBackend> Networks<B> {
         device: &B::Device,
     ) -> Result<Self, TrainError> {
         let weights = match teacher {
-            Some(folder) => Weights::at(folder.to_owned()),
+            Some(folder) => Weights::at(folder, folder.display()),
             None => Weights::find::<B>(&config.teacher.model, weights, device)?,
         };
         say(format_args!(
@@ -57,69 +59,76 @@ impl<B: TrainBackend> Networks<B> {
             model::load_teacher(&weights.folder, device).map_err(TrainError::Teacher)?;
         let of_student = student_config(config, &phi)?;
         let student = match with_student {
-            true => {
-                let mut student = PhiMamba::<B>::init(&of_student, config.seed, device);
-                model::transfer_weights(&mut student, &Phi::<B>::from_inner(teacher.clone()))?;
-                Some(student)
-            }
+            true => Some(untrained_student::<B>(
+                &of_student,
+                config.seed,
+                &teacher,
+                device,
+            )?),
             false => None,
         };
-        let teacher = model::pad_vocabulary(teacher, of_student.padded_vocab_size());
         Ok(Self {
-            teacher: teacher.cast(config.precision.dtype()),
+            teacher: teacher_of_stages(teacher, &of_student, config.precision),
             student,
             teacher_config: NetworkConfig::from(&phi),
             student_config: NetworkConfig::from(&of_student),
-            random: weights.random,
+            of_teacher: weights.name,
         })
     }
 }
 
 impl Weights {
-    fn at(folder: PathBuf) -> Self {
+    fn at(folder: impl Into<PathBuf>, name: impl ToString) -> Self {
         Self {
-            folder,
-            random: false,
+            folder: folder.into(),
+            name: name.to_string(),
             _temporary: None,
         }
     }
 
-    /// The model called `name` if it is here, else random weights in `folder` or a temporary one.
+    /// The model called `name` if it is here, else the one in `folder`, else random weights there or in a
+    /// temporary one.
     fn find<B: TrainBackend>(
         name: &str,
         folder: Option<&Path>,
         device: &B::Device,
     ) -> Result<Self, TrainError> {
         let missing = match resolve_path(name) {
-            Ok(folder) => return Ok(Self::at(folder)),
+            Ok(folder) => return Ok(Self::at(folder, name)),
             Err(missing) => missing,
         };
+        if let Ok(folder) = cached(name) {
+            return Ok(Self::at(folder, name));
+        }
         if name != PHI {
             return Err(missing.into());
         }
-        if let Ok(folder) = cached(name) {
-            return Ok(Self::at(folder));
-        }
         let (folder, temporary) = match folder {
+            // The last file to be written.
+            Some(folder) if folder.join("config.json").exists() => {
+                let name = format!("the weights in {}", folder.display());
+                return Ok(Self::at(folder, name));
+            }
             Some(folder) => (folder.to_owned(), None),
             None => {
                 let place = std::env::temp_dir();
                 let temporary = tempfile::Builder::new().prefix("phi-random-").tempdir();
                 let temporary = temporary.map_err(io_error(&place))?;
+                remove_on_interrupt(temporary.path().to_owned());
                 (temporary.path().to_owned(), Some(temporary))
             }
         };
-        // The last file to be written.
-        if !folder.join("config.json").exists() {
-            say(format_args!(
-                "{name} is not on this machine: writing random weights of its shapes, 2.8 GB, into {}",
-                folder.display()
-            ));
-            model::save_random_teacher::<B>(&PhiConfig::default(), &folder, device)?;
+        if holds_weights(&folder) {
+            return Err(TrainError::ForeignWeights(folder));
         }
+        say(format_args!(
+            "{name} is not on this machine: writing random weights of its shapes, 2.8 GB, into {}",
+            folder.display()
+        ));
+        model::save_random_teacher::<B>(&PhiConfig::default(), &folder, device)?;
         Ok(Self {
             folder,
-            random: true,
+            name: "random weights of Phi-1.5's shapes".into(),
             _temporary: temporary,
         })
     }
@@ -130,4 +139,20 @@ fn cached(name: &str) -> Result<PathBuf, WeightsError> {
     let mut hub = Hub::from_env()?;
     hub.offline = true;
     hub.locate(name)
+}
+
+/// Whether there are tensors in `folder`, whosever they are.
+fn holds_weights(folder: &Path) -> bool {
+    let names = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths = names.map(|entry| entry.path());
+    paths.any(|path| path.extension().is_some_and(|it| it == "safetensors"))
+}
+
+/// Makes Ctrl-C remove `folder` before it ends the program, which would leave it.
+fn remove_on_interrupt(folder: PathBuf) {
+    // Where nobody can listen, the folder stays.
+    let _ = ctrlc::set_handler(move || {
+        let _ = fs::remove_dir_all(&folder);
+        std::process::exit(INTERRUPTED.into());
+    });
 }

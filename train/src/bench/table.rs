@@ -10,7 +10,8 @@ use super::measure::{MatmulRate, Row};
 pub(super) struct Head<'a> {
     pub(super) backend: &'a str,
     pub(super) precision: String,
-    pub(super) teacher: &'a str,
+    /// What the teacher's weights are.
+    pub(super) teacher: String,
     pub(super) steps: usize,
     pub(super) rate: MatmulRate,
 }

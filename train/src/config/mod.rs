@@ -25,6 +25,7 @@ use std::fmt;
 use std::path::Path;
 
 use burn::tensor::DType;
+use model::Activation;
 use serde::{Deserialize, Serialize};
 
 use crate::schedule::Wsd;
@@ -56,7 +57,7 @@ pub struct Config {
     pub stage3: Stage3,
     /// When weights and optimizer state are saved.
     pub checkpoint: Checkpoint,
-    /// When progress is printed.
+    /// When progress is printed and, on a GPU, recorded.
     pub log: Log,
     /// When a run that goes wrong stops.
     pub safety: Safety,
@@ -139,16 +140,6 @@ pub struct Student {
     pub chunk_size: usize,
     /// 0-based layers that keep the teacher's attention; ascending.
     pub attention_layers: Vec<usize>,
-}
-
-/// The activation after the mixer's convolution.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Activation {
-    /// None: Phi-Mamba.
-    Identity,
-    /// SiLU: Mamba-2.
-    Silu,
 }
 
 /// `[optimizer]`: AdamW.
@@ -263,7 +254,9 @@ pub struct Checkpoint {
 /// `[log]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Log {
-    /// Optimizer steps between printed lines.
+    /// Optimizer steps between printed lines. On a device with a queue also between reads of what steps have
+    /// measured: so long `metrics.jsonl`, the progress bar and the notice of a loss that is not finite wait,
+    /// and so many queued steps a request to stop.
     pub every: usize,
 }
 
@@ -308,7 +301,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Serialise`]; [`ConfigError::Write`] when the disk refuses.
     pub fn write(&self, path: &Path) -> Result<(), ConfigError> {
-        crate::atomic_file::write(path, self.to_toml()?.as_bytes()).map_err(|source| {
+        model::atomic_file::write(path, self.to_toml()?.as_bytes()).map_err(|source| {
             ConfigError::Write {
                 path: path.to_owned(),
                 source,

@@ -52,7 +52,8 @@ impl MetricsLog {
         })
     }
 
-    /// Goes on with the log at `path` from the checkpoint at `position`.
+    /// Goes on with the log at `path` from the checkpoint at `position`, to which `evaluated` is the last
+    /// stage whose evaluation is known; 0 if none is, or that before the first.
     ///
     /// What the interrupted run wrote after that checkpoint will be written again, so everything
     /// from the first step beyond it is dropped first, whole or not at all. A log that does not
@@ -60,13 +61,13 @@ impl MetricsLog {
     ///
     /// # Errors
     /// [`MetricsError`].
-    pub fn resume(path: &Path, position: Position) -> Result<Self, MetricsError> {
+    pub fn resume(path: &Path, position: Position, evaluated: u8) -> Result<Self, MetricsError> {
         let text = text(path)?;
         let mut kept = String::new();
         for (record, line) in records(path, &text)? {
             let beyond = match record {
                 Record::Step(step) => step.position() > position,
-                Record::Evaluation(evaluation) => evaluation.stage > position.stage,
+                Record::Evaluation(evaluation) => evaluation.stage > evaluated,
             };
             if beyond {
                 break;
@@ -74,7 +75,7 @@ impl MetricsLog {
             kept.push_str(line);
             kept.push('\n');
         }
-        crate::atomic_file::write(path, kept.as_bytes()).map_err(io_error(path))?;
+        model::atomic_file::write(path, kept.as_bytes()).map_err(io_error(path))?;
         let file = OpenOptions::new()
             .append(true)
             .open(path)
@@ -206,19 +207,21 @@ mod tests {
     fn resuming_drops_what_comes_after_the_checkpoint() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
-        // (checkpoint, records kept): a stage's evaluation stays if all of its steps do.
-        for (stage, done, kept) in [
-            (1, 0, 1),
-            (1, 2, 3),
-            (1, 4, 6),
-            (2, 0, 6),
-            (2, 3, 9),
-            (2, 4, 10),
-            (3, 0, 10),
+        // (checkpoint, last stage evaluated, records kept): at a stage's end there is a checkpoint before it
+        // is evaluated.
+        for (stage, done, evaluated, kept) in [
+            (1, 0, 0, 1),
+            (1, 2, 0, 3),
+            (1, 4, 0, 5),
+            (1, 4, 1, 6),
+            (2, 0, 1, 6),
+            (2, 3, 1, 9),
+            (2, 4, 1, 10),
+            (3, 0, 2, 10),
         ] {
             write(&path, &a_run());
             let position = Position { stage, step: done };
-            let mut log = MetricsLog::resume(&path, position).unwrap();
+            let mut log = MetricsLog::resume(&path, position, evaluated).unwrap();
             assert_eq!(read(&path).unwrap(), a_run()[..kept], "{position:?}");
             log.record(&step(3, 9)).unwrap();
             assert_eq!(read(&path).unwrap().len(), kept + 1);
@@ -237,7 +240,7 @@ mod tests {
             assert_eq!(read(&path).unwrap(), [step(1, 1)]);
         }
         let position = Position { stage: 1, step: 2 };
-        let mut log = MetricsLog::resume(&path, position).unwrap();
+        let mut log = MetricsLog::resume(&path, position, 0).unwrap();
         log.record(&step(1, 2)).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), whole);
     }
@@ -277,7 +280,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         assert!(read(&path).unwrap().is_empty());
-        MetricsLog::resume(&path, Position { stage: 1, step: 1 }).unwrap();
+        MetricsLog::resume(&path, Position { stage: 1, step: 1 }, 0).unwrap();
         assert!(path.exists());
     }
 }

@@ -30,11 +30,12 @@ pub struct StepMetrics {
     /// Global gradient norm before clipping; not finite in a skipped step.
     #[serde(deserialize_with = "null_is_nan")]
     pub grad_norm: f64,
-    /// Training tokens per second of this step.
+    /// Training tokens per second: of this step, or of the steps that were read together with it, on the
+    /// average.
     pub tokens_per_second: f64,
     /// Whether the step changed nothing because loss or gradient was not finite.
     pub skipped: bool,
-    /// Seconds of training so far, over all stages and resumptions.
+    /// Seconds of training so far, over all stages and resumptions, without evaluations and checkpoints.
     pub seconds: f64,
 }
 

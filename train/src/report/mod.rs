@@ -107,7 +107,7 @@ impl ReportData {
     /// [`ReportError`].
     pub fn write(&self, path: &Path) -> Result<(), ReportError> {
         let html = self.to_html()?;
-        crate::atomic_file::write(path, html.as_bytes()).map_err(|source| ReportError::Write {
+        model::atomic_file::write(path, html.as_bytes()).map_err(|source| ReportError::Write {
             path: path.to_owned(),
             source,
         })

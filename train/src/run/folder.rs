@@ -5,10 +5,9 @@ use std::path::Path;
 
 use datasets::Tokenizer;
 use kernels::KernelBackend;
-use model::{PhiMamba, PhiMambaConfig};
+use model::{PhiMamba, PhiMambaConfig, atomic_file};
 
 use super::{CHECKPOINTS, CONFIG, SUMMARY};
-use crate::atomic_file;
 use crate::error::{TrainError, io_error};
 use crate::summary::Summary;
 

@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use burn::module::AutodiffModule;
 use datasets::{PrepareOptions, Split, TokenShards, TokenWindows, Tokenizer};
-use model::{DiscreteMamba2Config, PhiConfig, PhiMambaConfig, WeightsError};
+use kernels::{KernelBackend, TrainBackend};
+use model::{DiscreteMamba2Config, Phi, PhiConfig, PhiMamba, PhiMambaConfig, WeightsError};
 
-use crate::config::{self, Config, resolve_path};
+use crate::config::{Config, Precision, resolve_path};
 use crate::error::TrainError;
 
 /// The folder of the teacher called `name`: a path, or a model on the hub.
@@ -43,10 +45,7 @@ pub fn student_config(config: &Config, teacher: &PhiConfig) -> Result<PhiMambaCo
         conv_bias: student.conv_bias,
         expand: student.expand,
         chunk_size: student.chunk_size,
-        activation: match student.activation {
-            config::Activation::Identity => model::Activation::Identity,
-            config::Activation::Silu => model::Activation::Silu,
-        },
+        activation: student.activation,
         bias: student.bias,
     };
     let heads = teacher.attention.n_heads;
@@ -62,6 +61,30 @@ pub fn student_config(config: &Config, teacher: &PhiConfig) -> Result<PhiMambaCo
         &mixer,
         &student.attention_layers,
     )?)
+}
+
+/// The student as training begins: the teacher's but for the mixers, which are drawn from `seed`.
+///
+/// # Errors
+/// [`TrainError::Transfer`] if the two do not fit.
+pub(crate) fn untrained_student<B: TrainBackend>(
+    config: &PhiMambaConfig,
+    seed: u64,
+    teacher: &Phi<B::InnerBackend>,
+    device: &B::Device,
+) -> Result<PhiMamba<B>, TrainError> {
+    let mut student = PhiMamba::<B>::init(config, seed, device);
+    model::transfer_weights(&mut student, &Phi::<B>::from_inner(teacher.clone()))?;
+    Ok(student)
+}
+
+/// The teacher as the stages read it: with as many ids as the student knows, in the dtype of `precision`.
+pub(crate) fn teacher_of_stages<B: KernelBackend>(
+    teacher: Phi<B>,
+    student: &PhiMambaConfig,
+    precision: Precision,
+) -> Phi<B> {
+    model::pad_vocabulary(teacher, student.padded_vocab_size()).cast(precision.dtype())
 }
 
 /// The teacher's tokenizer, or the one that the configuration names instead.

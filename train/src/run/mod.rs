@@ -4,11 +4,14 @@
 //! run, and a run with the second is finished.
 
 mod ahead;
+mod close;
 mod folder;
 mod inputs;
+mod open;
 mod unread;
 
 pub use inputs::student_config;
+pub(crate) use inputs::{teacher_of_stages, untrained_student};
 
 use std::fs;
 use std::path::PathBuf;
@@ -21,22 +24,20 @@ use datasets::{Batches, TokenWindows, Tokenizer};
 use indicatif::BinaryBytes;
 use kernels::TrainBackend;
 use kernels::backends::{check, synchronise};
-use model::{CausalLm, Phi, PhiMamba, PhiMambaConfig};
+use model::{Phi, PhiMamba, PhiMambaConfig};
 
 use self::ahead::Ahead;
-use self::folder::{export, finished, is_run, lock};
+use self::folder::{finished, is_run, lock};
 use self::unread::Unread;
-use crate::checkpoint::{self, Checkpoints, Progress};
+use crate::checkpoint::{Checkpoints, Progress};
 use crate::config::Config;
-use crate::error::{TrainError, io_error};
+use crate::error::TrainError;
 use crate::evaluate::perplexity;
-use crate::metrics::{self, Evaluation, MetricsLog, Record, StagePlan, StepMetrics, Watch};
+use crate::metrics::{Evaluation, MetricsLog, Record, StepMetrics, Watch};
 use crate::optimizer::AdamW;
-use crate::report::ReportData;
-use crate::showing::Showing;
 use crate::stage::{Objective, train_parts};
 use crate::step::Teaching;
-use crate::summary::{StageSummary, Summary, peak_memory_bytes};
+use crate::summary::{StageSummary, Summary};
 
 /// The file of the run folder that says what the run does; the first to be written.
 pub const CONFIG: &str = "config.toml";
@@ -44,6 +45,8 @@ pub const CONFIG: &str = "config.toml";
 pub const SUMMARY: &str = "summary.json";
 /// The folder of the run folder that holds the checkpoints.
 const CHECKPOINTS: &str = "checkpoints";
+/// The file of the run folder that has a line for each step.
+const METRICS: &str = "metrics.jsonl";
 
 /// Said before the first pass on a GPU.
 pub(crate) const COMPILING: &str = "compiling kernels, which takes a minute the first time";
@@ -64,7 +67,10 @@ pub struct RunOptions {
     pub dashboard: bool,
     /// The backend's name, for the record.
     pub backend: String,
-    /// Set by another thread to stop, with a checkpoint, once the step in progress is done.
+    /// After how many steps what they have measured is read, recorded and shown. `None` is as the device has
+    /// it best: each step on a CPU, and on a device with a queue `log.every` of them together.
+    pub read_every: Option<usize>,
+    /// Set by another thread to stop, with a checkpoint, once the steps that are queued are done.
     pub stop: Arc<AtomicBool>,
 }
 
@@ -122,7 +128,9 @@ impl<B: TrainBackend> Run<B> {
             // Gone if nothing was written to it; fails otherwise.
             let _ = fs::remove_dir(&folder);
         }
-        let (mut run, mut student) = opened?;
+        let Some((mut run, mut student)) = opened? else {
+            return Ok(Outcome::Stopped);
+        };
         for stage in run.options.config.stages.clone() {
             if run.is_finished(stage) {
                 continue;
@@ -135,116 +143,6 @@ impl<B: TrainBackend> Run<B> {
         run.close(&student).map(Outcome::Finished)
     }
 
-    /// Reads or makes everything the stages need.
-    fn open(options: RunOptions, device: &B::Device) -> Result<(Self, PhiMamba<B>), TrainError> {
-        let started = Instant::now();
-        let (config, folder) = (&options.config, &options.folder);
-        let dtype = config.precision.dtype();
-        if !B::holds(device, dtype) {
-            return Err(TrainError::Precision {
-                precision: config.precision,
-                backend: options.backend,
-            });
-        }
-        let teacher_folder = inputs::teacher_folder(&config.teacher.model)?;
-        let (teacher_config, teacher) =
-            model::load_teacher(&teacher_folder, device).map_err(TrainError::Teacher)?;
-        let student_config = inputs::student_config(config, &teacher_config)?;
-        let tokenizer = inputs::tokenizer(config, &teacher_folder, &teacher_config)?;
-        let (train, held_out) = inputs::windows(config, &tokenizer)?;
-
-        let checkpoints = Checkpoints::new(folder.join(CHECKPOINTS), config.checkpoint.keep);
-        let metrics = folder.join("metrics.jsonl");
-        let stages = config.stages.iter();
-        let plan = stages.map(|&stage| StagePlan {
-            stage,
-            steps: config.steps(stage),
-            tokens_per_step: tokens_per_step(config, stage),
-        });
-        let mut watch = Watch::new(plan.collect(), config.log.every, options.dashboard);
-        let mut optimizer = AdamW::new(&config.optimizer);
-        if B::queues() {
-            watch.note(COMPILING);
-        }
-
-        checkpoints.remove_partial()?;
-        let newest = checkpoints.newest()?;
-        let (student, progress, log) = if let Some(newest) = newest {
-            let (progress, student) =
-                checkpoint::load::<B>(&newest, &student_config, &mut optimizer, device)?;
-            let log = MetricsLog::resume(&metrics, progress.position())?;
-            watch.note(&format!(
-                "going on from {}, on {}",
-                newest.display(),
-                options.backend
-            ));
-            (student, progress, log)
-        } else {
-            if options.resume {
-                watch.note("no checkpoint yet: starting from the beginning");
-            } else {
-                config.write(&folder.join(CONFIG))?;
-            }
-            let mut log = MetricsLog::create(&metrics)?;
-            let mut student = PhiMamba::<B>::init(&student_config, config.seed, device);
-            let teacher_on_graph = Phi::<B>::from_inner(teacher.clone());
-            model::transfer_weights(&mut student, &teacher_on_graph)?;
-            watch.note(&format!(
-                "teacher {} ({} layers, width {}), {} training tokens, {} held out, on {}",
-                config.teacher.model,
-                teacher_config.num_hidden_layers,
-                teacher_config.hidden_size,
-                train.shards().tokens(),
-                held_out.shards().tokens(),
-                options.backend,
-            ));
-            let measure = |model: CausalLm<_>| {
-                let model = model.cast(dtype);
-                perplexity(&model, &held_out, &config.evaluation, device)
-            };
-            let teacher_perplexity = measure(teacher.clone())?;
-            let untrained = measure(student.valid())?;
-            let evaluation = Evaluation {
-                stage: 0,
-                tokens: 0,
-                teacher_perplexity,
-                student_perplexity: untrained,
-            };
-            log.record(&Record::Evaluation(evaluation.clone()))?;
-            watch.evaluation(&evaluation);
-            let progress = Progress {
-                stage: config.stages[0],
-                step: 0,
-                tokens: 0,
-                stage_seconds: 0.0,
-                seconds: 0.0,
-                skipped: 0,
-                skipped_in_a_row: 0,
-                loss: None,
-                teacher_perplexity,
-                finished: vec![],
-            };
-            (student, progress, log)
-        };
-        let run = Self {
-            device: device.clone(),
-            tokenizer,
-            train,
-            held_out,
-            teacher: model::pad_vocabulary(teacher, student_config.padded_vocab_size()).cast(dtype),
-            student_config,
-            optimizer,
-            seconds_before: progress.seconds,
-            progress,
-            checkpoints,
-            log,
-            watch,
-            started,
-            options,
-        };
-        Ok((run, student))
-    }
-
     fn is_finished(&self, stage: u8) -> bool {
         self.progress
             .finished
@@ -252,7 +150,7 @@ impl<B: TrainBackend> Run<B> {
             .any(|done| done.stage == stage)
     }
 
-    /// One stage from where it stands, its evaluation and its last checkpoint; `None` if asked to
+    /// One stage from where it stands, its last checkpoint and its evaluation; `None` if asked to
     /// stop on the way.
     ///
     /// The student is handed from step to step, so that its parameters have one owner and the
@@ -276,20 +174,23 @@ impl<B: TrainBackend> Run<B> {
         let objective = Objective::of(&config, number);
         let first = first_batch(&config, number) + self.progress.step as u64;
         let batches = Batches::new(self.train.clone(), stage.batch, config.seed);
-        let batches = Ahead::new(batches, first);
+        let mut batches = Ahead::new(move |step| batches.batch(step), first);
         let (precision, device) = (config.precision, &self.device);
         let teaching = Teaching::<B>::new(objective, &self.teacher, stage, precision, device);
         let mut student = train_parts(student, stage);
         let mut unread = Unread::new();
+        // On a device that has a queue, whoever reads a result waits for all that was queued before.
+        let read_every = self.options.read_every.unwrap_or(match B::queues() {
+            true => config.log.every,
+            false => 1,
+        });
         self.watch.stage_begin(number, self.progress.step);
 
         while self.progress.step < steps {
-            if self.options.stop.load(Ordering::Relaxed) || self.watch.stop_requested() {
+            if stop_requested(&self.options, &self.watch) {
                 self.read(&mut unread)?;
                 self.checkpoint(&student)?;
-                let folder = self.options.folder.display();
-                self.watch
-                    .note(&format!("stopped; go on with --resume {folder}"));
+                say_stopped(&self.options, &mut self.watch);
                 return Ok(None);
             }
             let batch = batches.next()?;
@@ -307,17 +208,21 @@ impl<B: TrainBackend> Run<B> {
                 self.tell_memory();
             }
             let checkpoint = step.is_multiple_of(config.checkpoint.every) && !last;
-            // On a device that has a queue, whoever reads a result waits for all that was queued before.
-            let shown = !B::queues() || step.is_multiple_of(config.log.every);
-            if shown || last || checkpoint {
+            if step.is_multiple_of(read_every) || last || checkpoint {
                 self.read(&mut unread)?;
             }
             // A checkpoint after a skipped step would keep what led there.
             if checkpoint && self.progress.skipped_in_a_row == 0 {
                 self.checkpoint(&student)?;
+                unread.restart();
             }
         }
-        self.end_stage(number, &student)?;
+        // First of all, since an evaluation takes its time and may fail.
+        self.checkpoint(&student)?;
+        if !self.end_stage(number, &student)? {
+            say_stopped(&self.options, &mut self.watch);
+            return Ok(None);
+        }
         Ok(Some(student))
     }
 
@@ -400,14 +305,20 @@ impl<B: TrainBackend> Run<B> {
         )
     }
 
-    fn end_stage(&mut self, number: u8, student: &PhiMamba<B>) -> Result<(), TrainError> {
+    /// Measures the student at the end of a stage, and amends its checkpoint by that; false if asked to stop
+    /// on the way.
+    fn end_stage(&mut self, number: u8, student: &PhiMamba<B>) -> Result<bool, TrainError> {
         let config = &self.options.config;
-        let student_perplexity = perplexity(
+        let measured = perplexity(
             &student.valid().cast(config.precision.dtype()),
             &self.held_out,
             &config.evaluation,
             &self.device,
+            || stop_requested(&self.options, &self.watch),
         )?;
+        let Some(student_perplexity) = measured else {
+            return Ok(false);
+        };
         let evaluation = Evaluation {
             stage: number,
             tokens: self.progress.tokens,
@@ -427,55 +338,22 @@ impl<B: TrainBackend> Run<B> {
         self.watch.stage_end(&summary);
         self.progress.finished.push(summary);
         self.progress.stage_seconds = 0.0;
-        self.checkpoint(student)
+        self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
+        // Before the checkpoint, as ever.
+        self.log.sync()?;
+        self.checkpoints.amend(&self.progress)?;
+        Ok(true)
     }
+}
 
-    /// Exports the student, and writes summary and report.
-    fn close(self, student: &PhiMamba<B>) -> Result<Summary, TrainError> {
-        let student = student.valid();
-        let folder = &self.options.folder;
-        export(
-            &self.student_config,
-            &student,
-            &self.tokenizer,
-            &folder.join("student"),
-        )?;
-        let stages = self.progress.finished.clone();
-        let trained: f64 = stages.iter().map(|stage| stage.seconds).sum();
-        let student_perplexity = stages.last().map_or(f64::NAN, |stage| stage.perplexity);
-        let showing = Showing {
-            teacher: &self.teacher,
-            student: &student,
-            tokenizer: &self.tokenizer,
-            held_out: &self.held_out,
-            device: &self.device,
-        };
-        let (matrices, samples) = (showing.matrices()?, showing.samples()?);
-        let summary = Summary {
-            teacher_perplexity: self.progress.teacher_perplexity,
-            student_perplexity,
-            ratio: student_perplexity / self.progress.teacher_perplexity,
-            tokens: self.progress.tokens,
-            seconds: self.seconds_before + self.started.elapsed().as_secs_f64(),
-            tokens_per_second: self.progress.tokens as f64 / trained,
-            stages,
-            skipped_steps: self.progress.skipped,
-            backend: self.options.backend.clone(),
-            peak_memory_bytes: peak_memory_bytes(),
-        };
-        let report = ReportData {
-            name: self.options.config.name.clone(),
-            summary: summary.clone(),
-            records: metrics::read(&folder.join("metrics.jsonl"))?,
-            matrices,
-            samples,
-            config: self.options.config.to_toml()?,
-        };
-        report.write(&folder.join("report.html"))?;
-        let path = folder.join(SUMMARY);
-        summary.write(&path).map_err(io_error(&path))?;
-        Ok(summary)
-    }
+/// Whether anybody has asked the run to stop.
+fn stop_requested(options: &RunOptions, watch: &Watch) -> bool {
+    options.stop.load(Ordering::Relaxed) || watch.stop_requested()
+}
+
+fn say_stopped(options: &RunOptions, watch: &mut Watch) {
+    let folder = options.folder.display();
+    watch.note(&format!("stopped; go on with --resume {folder}"));
 }
 
 fn tokens_per_step(config: &Config, stage: u8) -> u64 {

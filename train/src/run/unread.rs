@@ -9,7 +9,7 @@ use crate::step::Measured;
 /// Steps whose loss and norm are still on the device.
 pub(super) struct Unread<B: Backend> {
     steps: Vec<(usize, u64, f64, Measured<B>)>,
-    /// When the last ones were read.
+    /// When the last ones were read, or training went on after that.
     since: Instant,
 }
 
@@ -35,6 +35,11 @@ impl<B: Backend> Unread<B> {
             steps: vec![],
             since: Instant::now(),
         }
+    }
+
+    /// Nothing is unread, and what was done since then was no training.
+    pub(super) fn restart(&mut self) {
+        self.since = Instant::now();
     }
 
     /// Step `number` is queued.

@@ -9,12 +9,12 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use kernels::meter::{Kind, timed};
 use kernels::{DistillationWeights, KernelBackend, TrainBackend};
-use model::Linear;
+use model::{Linear, widen};
 
-use crate::gradients::{Gradients, widened};
+use crate::gradients::Gradients;
 
 /// Tokens whose logits are there at a time: enough to fill a GPU with one product.
-const BLOCK: usize = 2048;
+pub(crate) const BLOCK: usize = 2048;
 
 /// What the heads read, `[b, l, d]` each.
 pub(super) struct Features<B: Backend> {
@@ -23,13 +23,14 @@ pub(super) struct Features<B: Backend> {
 }
 
 /// The mean loss over all tokens, `[1]`, and its gradient to the student's features; adds those of
-/// the student's head. `labels [b * l]` are needed with hard labels only.
+/// the student's head. `labels [b * l]` are needed with hard labels only. `block` tokens at a time.
 pub(super) fn pass<B: TrainBackend>(
     student: &Linear<B>,
     teacher: &Linear<B::InnerBackend>,
     features: Features<B::InnerBackend>,
     labels: Option<Tensor<B::InnerBackend, 1, Int>>,
     weights: DistillationWeights,
+    block: usize,
     gradients: &mut Gradients<B::InnerBackend>,
 ) -> (Tensor<B::InnerBackend, 1>, Tensor<B::InnerBackend, 3>) {
     let [b, l, d] = features.student.dims();
@@ -46,8 +47,8 @@ pub(super) fn pass<B: TrainBackend>(
     let head = student.valid();
     let (mut loss, mut dfeatures) = (None, vec![]);
     let (mut dweight, mut dbias) = (None, None);
-    for start in (0..t).step_by(BLOCK) {
-        let n = BLOCK.min(t - start);
+    for start in (0..t).step_by(block) {
+        let n = block.min(t - start);
         let x_nd = student_td.clone().narrow(0, start, n);
         let student_nv = head.forward(x_nd.clone());
         let teacher_nv = teacher.forward(teacher_td.clone().narrow(0, start, n));
@@ -76,13 +77,19 @@ pub(super) fn pass<B: TrainBackend>(
     (loss, dfeatures.reshape([b, l, d]))
 }
 
-/// The logits alone, block by block, each gone when the next is made.
-pub(super) fn forward<B: KernelBackend>(head: &Linear<B>, features: Tensor<B, 3>) {
+/// The logits alone of `features [b, l, d]`: `then` gets those of `block` tokens, `[n, v]`, with the number of
+/// the first, before the next are made.
+pub(crate) fn forward<B: KernelBackend>(
+    head: &Linear<B>,
+    features: Tensor<B, 3>,
+    block: usize,
+    mut then: impl FnMut(usize, Tensor<B, 2>),
+) {
     let [b, l, d] = features.dims();
     let features_td = features.reshape([b * l, d]);
-    for start in (0..b * l).step_by(BLOCK) {
-        let n = BLOCK.min(b * l - start);
-        drop(head.forward(features_td.clone().narrow(0, start, n)));
+    for start in (0..b * l).step_by(block) {
+        let n = block.min(b * l - start);
+        then(start, head.forward(features_td.clone().narrow(0, start, n)));
     }
 }
 
@@ -92,7 +99,121 @@ fn added<B: KernelBackend, const D: usize>(
     part: Option<Tensor<B, D>>,
 ) -> Option<Tensor<B, D>> {
     match (sum, part) {
-        (Some(sum), Some(part)) => Some(widened(sum) + widened(part)),
+        (Some(sum), Some(part)) => Some(widen(sum) + widen(part)),
         (sum, part) => sum.or(part),
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use burn::backend::Autodiff;
+    use burn::tensor::TensorData;
+    use kernels::backends::Flex;
+    use model::{AttentionConfig, Phi, PhiConfig};
+
+    use super::*;
+
+    const SHAPE: [usize; 3] = [2, 8, 16];
+    const VOCABULARY: usize = 24;
+
+    fn head<B: Backend>(seed: u64) -> Linear<B> {
+        let config = PhiConfig {
+            vocab_size: VOCABULARY,
+            hidden_size: SHAPE[2],
+            intermediate_size: SHAPE[2],
+            num_hidden_layers: 1,
+            attention: AttentionConfig {
+                n_heads: 2,
+                n_kv_heads: 2,
+                ..PhiConfig::default().attention
+            },
+            ..PhiConfig::default()
+        };
+        Phi::init(&config, seed, &Default::default()).lm_head
+    }
+
+    /// Large enough that the logits of these heads, with their small weights, are far from equal.
+    fn features(frequency: f32) -> Tensor<Flex, 3> {
+        let n = SHAPE.iter().product();
+        let values: Vec<f32> = (0..n)
+            .map(|i| 30.0 * (frequency * i as f32).sin())
+            .collect();
+        Tensor::from_data(TensorData::new(values, SHAPE), &Default::default())
+    }
+
+    fn values<const D: usize>(x: Tensor<Flex, D>) -> Vec<f64> {
+        x.into_data().iter().collect()
+    }
+
+    fn assert_close(name: &str, found: &[f64], expected: &[f64]) {
+        assert_eq!(found.len(), expected.len(), "{name}");
+        let largest = expected.iter().fold(0.0, |max: f64, x| max.max(x.abs()));
+        assert!(largest > 0.0, "{name} is zero");
+        for (found, expected) in found.iter().zip(expected) {
+            // Sums of 16 terms in f32, in another order.
+            let error = (found - expected).abs();
+            assert!(error <= 1e-5 * largest, "{name}: {found}, not {expected}");
+        }
+    }
+
+    /// Loss, gradient to the features, and those of weight and bias.
+    fn passed(block: usize, hard: f64) -> [Vec<f64>; 4] {
+        let (student, teacher) = (head::<Autodiff<Flex>>(1), head::<Flex>(2));
+        let both = Features {
+            student: features(0.7),
+            teacher: features(1.1),
+        };
+        let labels: Vec<i32> = (0..16).map(|i| 5 * i % VOCABULARY as i32).collect();
+        let labels = Tensor::from_data(TensorData::new(labels, [16]), &Default::default());
+        let weights = DistillationWeights {
+            temperature: 1.5,
+            hard,
+        };
+        let mut gradients = Gradients::default();
+        let labels = (hard > 0.0).then_some(labels);
+        let (loss, dfeatures) = pass(
+            &student,
+            &teacher,
+            both,
+            labels,
+            weights,
+            block,
+            &mut gradients,
+        );
+        let bias = student.bias.as_ref().expect("a bias").id;
+        let [weight, bias] = [student.weight.id, bias].map(|id| gradients.take(id));
+        [
+            values(loss),
+            values(dfeatures),
+            values(weight.expect("a gradient")),
+            values(bias.expect("a gradient")),
+        ]
+    }
+
+    #[test]
+    fn blocks_add_up_to_the_whole() {
+        const NAMES: [&str; 4] = ["loss", "features", "weight", "bias"];
+        for hard in [0.0, 0.3] {
+            let whole = passed(16, hard);
+            for block in [1, 5, 15, 100] {
+                for ((name, found), expected) in NAMES.iter().zip(passed(block, hard)).zip(&whole) {
+                    let name = format!("{name}, hard {hard}, blocks of {block}");
+                    assert_close(&name, &found, expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn logits_come_block_by_block() {
+        let teacher = head::<Flex>(2);
+        let whole = values(teacher.forward(features(0.7)));
+        let (mut starts, mut found) = (vec![], vec![]);
+        forward(&teacher, features(0.7), 5, |start, logits_nv| {
+            starts.push(start);
+            found.extend(values(logits_nv));
+        });
+        assert_eq!(starts, [0, 5, 10, 15]);
+        assert_close("logits", &found, &whole);
     }
 }

@@ -5,7 +5,7 @@
 //! state, so teacher and student walk through the layers side by side, and a layer's graph and
 //! matrices are gone before the pass makes the next layer's.
 
-mod head;
+pub(crate) mod head;
 mod hidden_states;
 mod matrices;
 mod parts;
@@ -89,7 +89,10 @@ impl Objective {
 
 /// The teacher's part of stage 3 alone: its logits for `ids [b, l]`, made as there and dropped.
 pub fn teacher_alone<B: KernelBackend>(teacher: &Phi<B>, ids: Tensor<B, 2, Int>) {
-    head::forward(&teacher.lm_head, teacher.features(ids));
+    let features = teacher.features(ids);
+    head::forward(&teacher.lm_head, features, head::BLOCK, |_, logits| {
+        drop(logits);
+    });
 }
 
 /// The sum of one element for each layer that has a loss; zero if none has.

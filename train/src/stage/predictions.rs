@@ -38,6 +38,7 @@ pub(super) fn pass<B: TrainBackend>(
         features,
         labels,
         weights,
+        head::BLOCK,
         gradients,
     );
     body.backward(student, dfeatures, gradients);

@@ -9,24 +9,19 @@
 //! renamed first. So a folder with a checkpoint's name is always complete, whatever happens to the
 //! process, the machine or the space on the disk.
 
-use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+mod moments;
+
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor, TensorData};
 use kernels::TrainBackend;
-use model::{Layout, PhiMamba, PhiMambaConfig, named_parameters, save_student};
-use safetensors::tensor::{Dtype, Metadata, View};
+use model::{PhiMamba, PhiMambaConfig, atomic_file, save_student};
 use serde::{Deserialize, Serialize};
 
-use crate::atomic_file;
 use crate::error::{TrainError, io_error};
 use crate::logging::say;
 use crate::metrics::Position;
-use crate::optimizer::{AdamW, Moments};
+use crate::optimizer::AdamW;
 use crate::summary::StageSummary;
 
 const PROGRESS: &str = "progress.toml";
@@ -34,8 +29,6 @@ const PROGRESS: &str = "progress.toml";
 const END: &str = "# end\n";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STUDENT: &str = "student";
-/// The key in the header of [`OPTIMIZER`] under which the step counts of the moments stand.
-const TIMES: &str = "times";
 
 /// How far a run has come.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -69,6 +62,17 @@ impl Progress {
             stage: self.stage,
             step: self.step,
         }
+    }
+
+    /// The last stage that is done, its evaluation included; 0 if none is.
+    pub fn evaluated(&self) -> u8 {
+        self.finished.last().map_or(0, |done| done.stage)
+    }
+
+    /// The tokens of stage [`stage`](Self::stage) so far; 0 if it is done.
+    pub fn stage_tokens(&self) -> u64 {
+        let finished = self.finished.iter().map(|done| done.tokens);
+        self.tokens.saturating_sub(finished.sum())
     }
 }
 
@@ -130,6 +134,15 @@ impl Checkpoints {
             }
         }
         Ok(())
+    }
+
+    /// Tells the checkpoint at the position of `progress`, which is there, what has been measured since it
+    /// was written. The rest of it stays.
+    ///
+    /// # Errors
+    /// [`TrainError::Io`]; it is then as it was.
+    pub fn amend(&self, progress: &Progress) -> Result<(), TrainError> {
+        write_progress(progress, &self.folder.join(name_of(progress.position())))
     }
 
     /// The newest, if there is one.
@@ -203,7 +216,7 @@ fn position_of(name: &str) -> Option<Position> {
     (name_of(position) == name).then_some(position)
 }
 
-/// Makes what was renamed in `folder` last through a loss of power, where the system can.
+/// Makes what was made and renamed in `folder` last through a loss of power, where the system can.
 fn sync_folder(folder: &Path) {
     let _ = File::open(folder).and_then(|folder| folder.sync_all());
 }
@@ -216,9 +229,18 @@ fn write<B: TrainBackend>(
     optimizer: &AdamW<B::InnerBackend>,
 ) -> Result<(), TrainError> {
     fs::create_dir(folder).map_err(io_error(folder))?;
-    save_student(config, student, folder.join(STUDENT))?;
-    save_moments(student, optimizer, &folder.join(OPTIMIZER))?;
-    let path = folder.join(PROGRESS);
+    let of_student = folder.join(STUDENT);
+    save_student(config, student, &of_student)?;
+    moments::save(student, optimizer, &folder.join(OPTIMIZER))?;
+    write_progress(progress, folder)?;
+    // The names of the files as well as what is in them.
+    sync_folder(&of_student);
+    sync_folder(folder);
+    Ok(())
+}
+
+fn write_progress(progress: &Progress, checkpoint: &Path) -> Result<(), TrainError> {
+    let path = checkpoint.join(PROGRESS);
     toml::to_string(progress)
         .map_err(std::io::Error::other)
         .and_then(|text| atomic_file::write(&path, (text + END).as_bytes()))
@@ -253,7 +275,7 @@ pub fn load<B: TrainBackend>(
             checkpoint.display(),
         )));
     }
-    load_moments(&checkpoint.join(OPTIMIZER), &student, optimizer, device)
+    moments::load(&checkpoint.join(OPTIMIZER), &student, optimizer, device)
         .map_err(|reason| in_file(OPTIMIZER, reason))?;
     Ok((progress, student))
 }
@@ -264,149 +286,6 @@ fn read_progress(path: &Path) -> Result<Progress, String> {
         return Err("it is cut short".to_owned());
     }
     toml::from_str(&text).map_err(|error| error.message().to_owned())
-}
-
-/// One of the two moments of a parameter, fetched from its device when the writer comes to it.
-struct Moment<B: Backend> {
-    values: Tensor<B, 1>,
-    shape: [usize; 1],
-}
-
-impl<B: Backend> View for Moment<B> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(
-            self.values
-                .to_data()
-                .convert_dtype(DType::F32)
-                .bytes
-                .to_vec(),
-        )
-    }
-
-    fn data_len(&self) -> usize {
-        self.shape[0] * size_of::<f32>()
-    }
-}
-
-fn save_moments<B: TrainBackend>(
-    student: &PhiMamba<B>,
-    optimizer: &AdamW<B::InnerBackend>,
-    path: &Path,
-) -> Result<(), TrainError> {
-    let mut tensors = vec![];
-    let mut times = BTreeMap::new();
-    for parameter in named_parameters(student, Layout::PhiMamba) {
-        if let Some(Moments { values, time }) = optimizer.moments.get(&parameter.id) {
-            for (letter, values) in ["m", "v"].into_iter().zip(values.clone()) {
-                let shape = values.dims();
-                let name = format!("{letter}.{}", parameter.name);
-                tensors.push((name, Moment { values, shape }));
-            }
-            times.insert(parameter.name, *time);
-        }
-    }
-    serde_json::to_string(&times)
-        .map_err(std::io::Error::from)
-        .and_then(|times| {
-            let metadata = HashMap::from([(TIMES.to_owned(), times)]);
-            safetensors::serialize_to_file(tensors, Some(metadata), path)
-                .map_err(std::io::Error::other)
-        })
-        .and_then(|()| File::open(path)?.sync_all())
-        .map_err(io_error(path))
-}
-
-/// Reads moments into `optimizer`, under the ids of `student`, one tensor at a time: all of them
-/// together are twice as large as the student.
-fn load_moments<B: TrainBackend>(
-    path: &Path,
-    student: &PhiMamba<B>,
-    optimizer: &mut AdamW<B::InnerBackend>,
-    device: &B::Device,
-) -> Result<(), String> {
-    let mut file = File::open(path).map_err(|error| error.to_string())?;
-    let (header, data) = read_header(&mut file)?;
-    let times = header
-        .metadata()
-        .as_ref()
-        .and_then(|metadata| metadata.get(TIMES));
-    let times = times.ok_or_else(|| format!("its header has no `{TIMES}`"))?;
-    let times: BTreeMap<String, u64> =
-        serde_json::from_str(times).map_err(|error| format!("`{TIMES}`: {error}"))?;
-    let parameters = named_parameters(student, Layout::PhiMamba);
-    for (name, time) in times {
-        let parameter = (parameters.iter().find(|parameter| parameter.name == name))
-            .ok_or_else(|| format!("`{name}` is no parameter of the student"))?;
-        let n = parameter.shape.iter().product();
-        let mut read = |letter: &str| {
-            let name = format!("{letter}.{name}");
-            let info = header
-                .info(&name)
-                .ok_or_else(|| format!("`{name}` is missing"))?;
-            if info.dtype != Dtype::F32 || info.shape != [n] {
-                let (dtype, shape) = (info.dtype, &info.shape);
-                return Err(format!(
-                    "`{name}` is {dtype:?} {shape:?}; it should be F32 [{n}]"
-                ));
-            }
-            let values = read_f32(
-                &mut file,
-                data.saturating_add(info.data_offsets.0 as u64),
-                n,
-            )
-            .map_err(|error| format!("`{name}`: {error}"))?;
-            Ok(Tensor::from_data(TensorData::new(values, [n]), device))
-        };
-        let values = [read("m")?, read("v")?];
-        optimizer
-            .moments
-            .insert(parameter.id, Moments { values, time });
-    }
-    Ok(())
-}
-
-/// The header of a safetensors file, and where the values begin.
-fn read_header(file: &mut File) -> Result<(Metadata, u64), String> {
-    let length = file.metadata().map_err(|error| error.to_string())?.len();
-    let mut size = [0; 8];
-    file.read_exact(&mut size)
-        .map_err(|_| "not a safetensors file".to_owned())?;
-    let size = u64::from_le_bytes(size);
-    if size > length.saturating_sub(8) {
-        return Err("its header is cut short".to_owned());
-    }
-    let mut header = vec![0; size as usize];
-    file.read_exact(&mut header)
-        .map_err(|error| error.to_string())?;
-    let header: Metadata = serde_json::from_slice(&header)
-        .map_err(|error| format!("its header cannot be understood: {error}"))?;
-    let data = 8 + size;
-    match data.checked_add(header.data_len() as u64) {
-        Some(expected) if expected == length => Ok((header, data)),
-        _ => Err(format!(
-            "it has {length} bytes, which is not what its header says"
-        )),
-    }
-}
-
-fn read_f32(file: &mut File, offset: u64, n: usize) -> std::io::Result<Vec<f32>> {
-    let mut bytes = vec![0; n * size_of::<f32>()];
-    file.seek(SeekFrom::Start(offset))?;
-    file.read_exact(&mut bytes)?;
-    Ok(bytes
-        .as_chunks()
-        .0
-        .iter()
-        .map(|bytes| f32::from_le_bytes(*bytes))
-        .collect())
 }
 
 #[cfg(test)]

@@ -1,0 +1,176 @@
+//! What can be wrong with a model folder, or with fetching one.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use super::{CONFIG, INDEX, PICKLE, SINGLE};
+use crate::config::ConfigError;
+
+/// Why a model folder could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// The operating system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What it said.
+        source: std::io::Error,
+    },
+    /// The configuration cannot be used.
+    #[error("{}: {source}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ConfigError,
+    },
+    /// There are no weights in the folder.
+    #[error(
+        "{}: no weights here; expected {SINGLE}, {INDEX} with its shards, or {PICKLE}",
+        folder.display()
+    )]
+    NoWeights {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A file of weights is cut short, damaged, or not what its name says.
+    #[error("{}: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The tensors are not those of the network that `config.json` describes.
+    #[error("{}: the weights do not fit {CONFIG}:{}", folder.display(), Lines(faults))]
+    Tensors {
+        /// The folder.
+        folder: PathBuf,
+        /// Everything that does not fit.
+        faults: Vec<TensorFault>,
+    },
+    /// No folder has the name, and no model on the hub can have it.
+    #[error(
+        "{}: no such folder, and not the name of a model on the Hugging Face hub (OWNER/NAME)",
+        name.display()
+    )]
+    NoSuchModel {
+        /// The name.
+        name: PathBuf,
+    },
+    /// The model would have to be fetched, which `HF_HUB_OFFLINE` forbids.
+    #[error(
+        "{name}: no such folder here, no such model in the cache {}, and HF_HUB_OFFLINE forbids to \
+         fetch it",
+        cache.display()
+    )]
+    Offline {
+        /// The model's name.
+        name: String,
+        /// The cache that lacks it.
+        cache: PathBuf,
+    },
+    /// The model could not be fetched.
+    #[error(
+        "{name}: no such folder here, no such model in the cache {}, and fetching it from \
+         {endpoint} failed: {reason}",
+        cache.display()
+    )]
+    Fetch {
+        /// The model's name.
+        name: String,
+        /// The cache that lacks it.
+        cache: PathBuf,
+        /// The hub's address.
+        endpoint: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// A data set would have to be fetched, which `HF_HUB_OFFLINE` forbids.
+    #[error(
+        "the data set {name} is not in the cache {}, and HF_HUB_OFFLINE forbids to fetch it",
+        cache.display()
+    )]
+    DatasetOffline {
+        /// The data set's name.
+        name: String,
+        /// The cache that lacks it.
+        cache: PathBuf,
+    },
+    /// A data set could not be fetched.
+    #[error("fetching the data set {name} from {endpoint} failed: {reason}")]
+    FetchDataset {
+        /// The data set's name.
+        name: String,
+        /// The hub's address.
+        endpoint: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// There is no place to keep fetched models in.
+    #[error("fetched models are kept in the home folder, and there is none; set HF_HOME")]
+    NoCache,
+}
+
+/// One tensor that does not fit.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TensorFault {
+    /// The network has it and the files have not.
+    #[error("`{name}` is missing; it should be {expected:?}")]
+    Missing {
+        /// Its published name.
+        name: String,
+        /// The shape it should have.
+        expected: Vec<usize>,
+    },
+    /// The files have it and the network has not.
+    #[error("`{name}`, {found:?}, belongs to no part of the network")]
+    Unexpected {
+        /// Its name in the file.
+        name: String,
+        /// Its shape there.
+        found: Vec<usize>,
+    },
+    /// Both have it, differently shaped.
+    #[error("`{name}` is {found:?}; it should be {expected:?}")]
+    Shape {
+        /// Its published name.
+        name: String,
+        /// Its shape in the file.
+        found: Vec<usize>,
+        /// The shape it should have.
+        expected: Vec<usize>,
+    },
+    /// It does not hold floating-point numbers.
+    #[error("`{name}` holds {dtype}; it should hold f32, f16, bf16 or f64")]
+    Dtype {
+        /// Its published name.
+        name: String,
+        /// What it holds.
+        dtype: String,
+    },
+}
+
+/// One fault a line, indented. Who has taken the wrong folder need not read thousands.
+struct Lines<'a>(&'a [TensorFault]);
+
+impl fmt::Display for Lines<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const ENOUGH: usize = 24;
+        let mut shown = self.0.iter().take(ENOUGH);
+        shown.try_for_each(|fault| write!(f, "\n  {fault}"))?;
+        match self.0.len().saturating_sub(ENOUGH) {
+            0 => Ok(()),
+            more => write!(f, "\n  and {more} more"),
+        }
+    }
+}
+
+/// Turns an operating system's error into one that names `path`.
+pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> WeightsError + '_ {
+    |source| WeightsError::Io {
+        path: path.into(),
+        source,
+    }
+}

@@ -1,0 +1,64 @@
+//! The end of a run: its student, its summary, its report.
+
+use burn::module::AutodiffModule;
+use kernels::TrainBackend;
+use model::PhiMamba;
+
+use super::folder::export;
+use super::{METRICS, Run, SUMMARY};
+use crate::error::{TrainError, io_error};
+use crate::metrics;
+use crate::report::ReportData;
+use crate::showing::Showing;
+use crate::summary::{Summary, peak_memory_bytes};
+
+impl<B: TrainBackend> Run<B> {
+    /// Exports the student, and writes summary and report.
+    pub(super) fn close(self, student: &PhiMamba<B>) -> Result<Summary, TrainError> {
+        let student = student.valid();
+        let folder = &self.options.folder;
+        export(
+            &self.student_config,
+            &student,
+            &self.tokenizer,
+            &folder.join("student"),
+        )?;
+        let stages = self.progress.finished.clone();
+        let trained: f64 = stages.iter().map(|stage| stage.seconds).sum();
+        let student_perplexity = stages.last().map_or(f64::NAN, |stage| stage.perplexity);
+        // As it has trained and was measured, and in the teacher's dtype.
+        let student = student.cast(self.options.config.precision.dtype());
+        let showing = Showing {
+            teacher: &self.teacher,
+            student: &student,
+            tokenizer: &self.tokenizer,
+            held_out: &self.held_out,
+            device: &self.device,
+        };
+        let (matrices, samples) = (showing.matrices()?, showing.samples()?);
+        let summary = Summary {
+            teacher_perplexity: self.progress.teacher_perplexity,
+            student_perplexity,
+            ratio: student_perplexity / self.progress.teacher_perplexity,
+            tokens: self.progress.tokens,
+            seconds: self.seconds_before + self.started.elapsed().as_secs_f64(),
+            tokens_per_second: self.progress.tokens as f64 / trained,
+            stages,
+            skipped_steps: self.progress.skipped,
+            backend: self.options.backend.clone(),
+            peak_memory_bytes: peak_memory_bytes(),
+        };
+        let report = ReportData {
+            name: self.options.config.name.clone(),
+            summary: summary.clone(),
+            records: metrics::read(&folder.join(METRICS))?,
+            matrices,
+            samples,
+            config: self.options.config.to_toml()?,
+        };
+        report.write(&folder.join("report.html"))?;
+        let path = folder.join(SUMMARY);
+        summary.write(&path).map_err(io_error(&path))?;
+        Ok(summary)
+    }
+}
