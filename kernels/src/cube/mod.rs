@@ -139,7 +139,6 @@ where
                 inner(gamma),
                 inner(beta),
                 epsilon,
-                empty,
             )),
             false => norm::reference::forward(x, gamma, beta, epsilon),
         }

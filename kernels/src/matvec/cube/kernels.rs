@@ -278,10 +278,12 @@ fn kept(at: usize, #[comptime] d: usize, #[comptime] plan: Plan) -> usize {
     at % pieces * comptime!(d / plan.together) + at / pieces
 }
 
-/// The vectors `x [batch, d]` normalised, each where [`kept`] says.
+/// The vectors `x [batch, d]` normalised, each where [`kept`] says; the first of them begins at the vector
+/// `begin`.
 #[cube]
 fn normalise<P: Float, X: Size>(
     x_bi: &Array<Vector<f32, X>>,
+    begin: usize,
     gamma: &Array<Vector<P, X>>,
     beta: &Array<Vector<P, X>>,
     epsilon: f32,
@@ -299,7 +301,7 @@ fn normalise<P: Float, X: Size>(
         for turn in 0..turns {
             let at = turn * UNITS + unit;
             if at < vectors {
-                let x = x_bi[b * vectors + at];
+                let x = x_bi[begin + b * vectors + at];
                 normed[b * vectors + kept(at, d, plan)] = x;
                 #[unroll]
                 for j in 0..plan.input {
@@ -332,6 +334,42 @@ fn normalise<P: Float, X: Size>(
         }
     }
     sync_cube();
+}
+
+/// The vectors `x [batch, d]` normalised, one a cube, each as a launch for it alone would do it, to the bit.
+#[cube(launch_unchecked, address_type = "dynamic")]
+pub(super) fn normalise_each<P: Float, X: Size>(
+    x_bi: &Array<Vector<f32, X>>,
+    gamma: &Array<Vector<P, X>>,
+    beta: &Array<Vector<P, X>>,
+    epsilon: f32,
+    normed_bi: &mut Array<Vector<f32, X>>,
+    #[comptime] d: usize,
+    #[comptime] plan: Plan,
+    #[define(P)] _parameters: StorageType,
+) {
+    let alone = comptime!(Plan { batch: 1, ..plan });
+    let vectors = comptime!(d / plan.input);
+    let begin = CUBE_POS_X as usize * vectors;
+    let mut shared = Shared::new(alone);
+    let mut normed = SharedMemory::<Vector<f32, X>>::new(vectors);
+    normalise(
+        x_bi,
+        begin,
+        gamma,
+        beta,
+        epsilon,
+        &mut normed,
+        &mut shared,
+        d,
+        alone,
+    );
+    for turn in 0..comptime!(vectors.div_ceil(UNITS)) {
+        let at = turn * UNITS + UNIT_POS as usize;
+        if at < vectors {
+            normed_bi[begin + at] = normed[kept(at, d, alone)];
+        }
+    }
 }
 
 /// By an exponential, which may be infinite: some devices have no `tanh` of large numbers.
@@ -383,6 +421,7 @@ pub(super) fn fan_out<W: Numeric, P: Float, N: Size, X: Size>(
             if comptime!(normalises) {
                 normalise(
                     x_bi,
+                    0usize,
                     gamma,
                     beta,
                     epsilon,

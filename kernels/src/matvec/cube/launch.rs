@@ -11,7 +11,6 @@ use super::plan::{BATCH, Part, Plan, UNITS, alike};
 use crate::cube::kept::output;
 use crate::cube::{Allocate, address_type};
 use crate::matvec::Activation;
-use crate::norm;
 
 /// A weight on the device.
 pub(super) struct Weight<R: CubeRuntime> {
@@ -75,8 +74,8 @@ pub(super) fn ready_out<R: CubeRuntime>(
         return Err(Refusal::TooMany { at_once: BATCH });
     }
     let room = x.client.properties().hardware.max_shared_memory_size;
-    let vectors = if plan.normalises() { 4 * b * d } else { 0 };
-    if vectors + plan.shared() > room {
+    let at_once = if plan.normalises() { b } else { 1 };
+    if 4 * at_once * d + plan.shared() > room {
         return Err(match b {
             1 => Refusal::NoKernel,
             _ => Refusal::TooMany { at_once: b / 2 },
@@ -96,9 +95,10 @@ pub(super) fn fan_out<R: CubeRuntime>(
 ) -> Vec<CubeTensor<R>> {
     let [b, d]: [usize; 2] = x.meta.shape().dims();
     let client = x.client.clone();
+    let (gamma, beta) = (into_contiguous(gamma), into_contiguous(beta));
     let x = match plan.normalises() {
         true => x,
-        false => norm::cube::forward(x, gamma.clone(), beta.clone(), epsilon, output),
+        false => normalised(plan, small, x, [&gamma, &beta], epsilon),
     };
     let mut cubes = 0;
     let mut args = Args::new(projections.len());
@@ -135,6 +135,37 @@ pub(super) fn fan_out<R: CubeRuntime>(
         );
     }
     outputs
+}
+
+/// The vectors of `x`, each normalised by a cube of its own.
+fn normalised<R: CubeRuntime>(
+    plan: Plan,
+    small: DType,
+    x: CubeTensor<R>,
+    [gamma, beta]: [&CubeTensor<R>; 2],
+    epsilon: f64,
+) -> CubeTensor<R> {
+    let [b, d]: [usize; 2] = x.meta.shape().dims();
+    let normed = output(&x, [b, d], DType::F32);
+    // SAFETY: every unit reads and writes within its cube's vector, of which there are `b` of length `d`.
+    unsafe {
+        kernels::normalise_each::launch_unchecked::<R>(
+            &normed.client,
+            CubeCount::Static(b as u32, 1, 1),
+            CubeDim::new_1d(UNITS as u32),
+            AddressType::default(),
+            plan.input,
+            array(x),
+            array(gamma.clone()),
+            array(beta.clone()),
+            epsilon as f32,
+            normed.clone().into_array_arg(),
+            d,
+            plan,
+            small.into(),
+        );
+    }
+    normed
 }
 
 /// Whether there can be a launch for [`fan_in`].

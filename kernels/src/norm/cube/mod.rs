@@ -15,7 +15,7 @@ use cubecl::prelude::*;
 use self::kernels::{backward_kernel, forward_kernel};
 use self::plan::{Plan, UNITS};
 use crate::cube::each_row::with_rows;
-use crate::cube::{Allocate, address_type, empty, flat_vector_size, vector_size};
+use crate::cube::{address_type, empty, flat_vector_size, vector_size};
 use crate::linear::columns::{add_shares, column_sums};
 
 /// Elements of a row that a unit holds forward, and backward, where it also adds up for gamma and beta;
@@ -27,17 +27,16 @@ const BACKWARD: usize = 8;
 const ROWS: usize = 16;
 const CUBES: usize = 512;
 
-/// The normalised `x [t, d]`, not empty, in memory by `allocate`; gamma and beta of one dtype.
+/// The normalised `x [t, d]`, not empty; gamma and beta of one dtype.
 pub(crate) fn forward<R: CubeRuntime>(
     x: CubeTensor<R>,
     gamma: CubeTensor<R>,
     beta: CubeTensor<R>,
     epsilon: f64,
-    allocate: Allocate<R>,
 ) -> CubeTensor<R> {
     let [t, d] = x.meta.shape().dims();
     let (x, gamma, beta) = (with_rows(x), into_contiguous(gamma), into_contiguous(beta));
-    let y = allocate(&x, [t, d], x.dtype);
+    let y = empty(&x, [t, d], x.dtype);
     let (n, m) = (vector_size(&[&x, &y]), flat_vector_size(&[&gamma]));
     let plan = Plan::new(d, [n, m, 1], FORWARD);
     let (client, cube) = (x.client.clone(), CubeDim::new_1d(UNITS as u32));
