@@ -81,9 +81,10 @@ fn score_batch<B: KernelBackend>(
         for (id, &read) in ids[row * l..].iter_mut().zip(read) {
             *id = read as i32;
         }
-        for place in all.len() - request.scored..all.len() {
+        let scored = all.len() - request.scored;
+        for (place, &id) in all.iter().enumerate().skip(scored) {
             places.push((row * l + place - 1) as i32);
-            targets.push(all[place] as i32);
+            targets.push(id as i32);
         }
     }
 
