@@ -49,7 +49,7 @@ const CHECKPOINTS: &str = "checkpoints";
 const METRICS: &str = "metrics.jsonl";
 
 /// Said before the first pass on a GPU.
-pub(crate) const COMPILING: &str = "compiling kernels, which takes a minute the first time";
+pub(crate) const COMPILING: &str = "compiling kernels, which takes a while at the first start";
 /// The steps of a stage after which the device's memory is told: it should not grow from one to the next.
 const MEMORY_TOLD: [usize; 3] = [10, 100, 1000];
 
