@@ -23,6 +23,8 @@ pub struct PhiAttention<B: Backend> {
     pub v_proj: Linear<B>,
     /// `h * p` to `d_model`.
     pub dense: Linear<B>,
+    /// The first three in one, where they are [fused](Self::fuse).
+    qkv_proj: Option<Linear<B>>,
     n_heads: usize,
     n_kv_heads: usize,
     rotary_dim: usize,
@@ -40,11 +42,18 @@ impl<B: Backend> PhiAttention<B> {
             k_proj: Linear::phi(init, d_kv, d_model),
             v_proj: Linear::phi(init, d_kv, d_model),
             dense: Linear::phi(init, d_model, d_model),
+            qkv_proj: None,
             n_heads: config.n_heads,
             n_kv_heads: config.n_kv_heads,
             rotary_dim: config.rotary_dim(d_model),
             rope_theta: config.rope_theta,
         }
+    }
+
+    /// From now on queries, keys and values come from one product, whose weight has the rows of all three: a
+    /// GPU multiplies faster with one wide matrix than with three. Not for a network that is trained.
+    pub(crate) fn fuse(&mut self) {
+        self.qkv_proj = Linear::stack([&mut self.q_proj, &mut self.k_proj, &mut self.v_proj]);
     }
 
     /// What decoding starts from.
@@ -93,6 +102,15 @@ impl<B: KernelBackend> PhiAttention<B> {
         let [b, l, d_model] = u.dims();
         let p = d_model / self.n_heads;
         let rotary = Rotary::new(self.rotary_dim, self.rope_theta, 0, l, &u.device());
+        if let Some(qkv_proj) = &self.qkv_proj {
+            let heads = self.n_heads + self.n_kv_heads;
+            let both = qkv_proj.forward_rows(u, 0, heads * p);
+            let both = rotary.rotate(both.reshape([b, l, heads, p]));
+            return AttentionParts {
+                q: both.clone().narrow(2, 0, self.n_heads),
+                k: both.narrow(2, self.n_heads, self.n_kv_heads),
+            };
+        }
         let q = self
             .q_proj
             .forward(u.clone())
@@ -160,6 +178,13 @@ impl<B: KernelBackend> PhiAttention<B> {
         let p = d_model / self.n_heads;
         let heads = |x: Tensor<B, 3>, n: usize| x.reshape([b, l, n, p]);
         let rotary = Rotary::new(self.rotary_dim, self.rope_theta, position, l, &u.device());
+        if let Some(qkv_proj) = &self.qkv_proj {
+            let (h, g) = (self.n_heads, self.n_kv_heads);
+            let all = heads(qkv_proj.forward(u), h + 2 * g);
+            let both = rotary.rotate(all.clone().narrow(2, 0, h + g));
+            let k = both.clone().narrow(2, h, g);
+            return (both.narrow(2, 0, h), k, all.narrow(2, h + g, g));
+        }
         let q = heads(self.q_proj.forward(u.clone()), self.n_heads);
         let k = heads(self.k_proj.forward(u.clone()), self.n_kv_heads);
         let v = heads(self.v_proj.forward(u), self.n_kv_heads);

@@ -59,6 +59,33 @@ impl<B: Backend> Linear<B> {
         }
     }
 
+    /// One layer whose outputs are those of `layers`, one after the other. They become its rows, in the same
+    /// memory where the backend can; `None`, and nothing is changed, where weights are in 8 bits.
+    pub(crate) fn stack<const N: usize>(layers: [&mut Self; N]) -> Option<Self> {
+        if layers.iter().any(|it| it.int8.is_some()) {
+            return None;
+        }
+        let weights = layers.iter().map(|it| it.weight.val()).collect();
+        let biases: Option<Vec<_>> = layers
+            .iter()
+            .map(|it| Some(it.bias.as_ref()?.val()))
+            .collect();
+        let own = |x| Param::initialized(ParamId::new(), x);
+        let stacked = Self {
+            weight: Param::initialized(ParamId::new(), Tensor::cat(weights, 0)),
+            bias: biases.map(|biases| own(Tensor::cat(biases, 0))),
+            int8: None,
+        };
+        let mut start = 0;
+        for layer in layers {
+            let n = layer.d_out();
+            let rows = stacked.weight.val().narrow(0, start, n);
+            layer.weight = Param::initialized(layer.weight.id, rows);
+            start += n;
+        }
+        Some(stacked)
+    }
+
     fn stored(&self) -> Weight<B> {
         match &self.int8 {
             Some(int8) => Weight::Int8 {

@@ -93,6 +93,7 @@ fn choose_kernel(
     chosen_b: &mut Array<i32>,
     numbers: &Sequence<f32>,
     v: usize,
+    seen_row: usize,
     first_row: usize,
     #[comptime] plan: Plan,
 ) {
@@ -131,7 +132,7 @@ fn choose_kernel(
                 #[comptime]
                 match seen_bv {
                     ComptimeOption::Some(seen) => {
-                        if seen[row * v + token] != 0 {
+                        if seen[row * seen_row + token] != 0 {
                             if logit < 0.0 {
                                 logit = max(logit * penalty, f32::MIN);
                             } else {
@@ -307,7 +308,7 @@ fn choose_kernel(
             match seen_bv {
                 ComptimeOption::Some(seen) => {
                     if token < comptime!(plan.vocab_size as u32) {
-                        seen[row * v + token as usize] = 1;
+                        seen[row * seen_row + token as usize] = 1;
                     }
                 }
                 ComptimeOption::None => {}
@@ -317,7 +318,8 @@ fn choose_kernel(
     }
 }
 
-/// See [`choose`](super::choose); `seen`, which nothing else holds, is written to.
+/// See [`choose`](super::choose); `seen`, which nothing else holds, is written to. Its rows may be padded, as
+/// CUDA's are when they come from the host.
 pub(crate) fn choose<R: CubeRuntime>(
     logits: CubeTensor<R>,
     seen: Option<CubeTensor<R>>,
@@ -332,6 +334,7 @@ pub(crate) fn choose<R: CubeRuntime>(
     let units = 1 << units.ilog2();
     let logits = into_contiguous(logits);
     let chosen = output(&logits, [b], DType::I32);
+    let seen_row = seen.as_ref().map_or(0, |seen| seen.meta.strides()[0]);
     for (i, choices) in choices.chunks(ROWS).enumerate() {
         let any = |asks: fn(&Warp) -> bool| choices.iter().any(|it| asks(&it.warp));
         let plan = Plan {
@@ -358,6 +361,7 @@ pub(crate) fn choose<R: CubeRuntime>(
                 chosen.clone().into_array_arg(),
                 numbers.into_iter().collect(),
                 v,
+                seen_row,
                 i * ROWS,
                 plan,
             );

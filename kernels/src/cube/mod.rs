@@ -454,7 +454,8 @@ where
         let logits = inner(logits);
         // Written where it is, as the caller's alone.
         let seen = seen.map(|seen| seen.clone().into_primitive());
-        let in_place = |seen: &CubeTensor<R>| seen.dtype == DType::I32 && seen.is_contiguous();
+        let in_place =
+            |seen: &CubeTensor<R>| seen.dtype == DType::I32 && seen.meta.strides()[1] == 1;
         if logits.dtype != DType::F32 || !seen.iter().all(in_place) {
             return None;
         }

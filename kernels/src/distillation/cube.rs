@@ -217,8 +217,10 @@ fn tokens_kernel<S: Float, T: Float, N: Size>(
     match labels_t {
         ComptimeOption::Some(labels_t) => {
             // As a negative one is too, read without its sign.
-            if labels_t[token] as u32 as usize >= student_tv.shape(1) {
-                hard_loss = f32::NAN.runtime();
+            let label = labels_t[token] as u32;
+            if label as usize >= student_tv.shape(1) {
+                // NaN, whatever the lower bits; CUDA's compiler does not know CubeCL's name for it.
+                hard_loss = f32::reinterpret(label | 0x7fc0_0000u32);
             }
         }
         ComptimeOption::None => {}

@@ -26,21 +26,26 @@ pub fn on_every_teacher<B: KernelBackend>(check: impl Fn(&str, &Phi<B>, &Goldens
 pub fn whole_sequence<B: KernelBackend>(tolerance: f64) {
     on_every_teacher::<B>(|case, model, goldens| {
         let ids = ids::<B>(goldens, "input_ids", &Default::default());
-        let outputs = model.forward(ids.clone(), Taps::all());
-        let matches = |key: &str, x: Tensor<B, 3>| assert_golden(case, goldens, key, x, tolerance);
-        matches("logits", outputs.logits.expect("asked for"));
-        for (i, x) in outputs.hidden_states.into_iter().enumerate() {
-            matches(&format!("hidden_states.{i}"), x);
+        let fused = (format!("{case}, fused"), model.clone().fuse_projections());
+        for (case, model) in [(case.to_string(), model.clone()), fused] {
+            let outputs = model.forward(ids.clone(), Taps::all());
+            let matches =
+                |key: &str, x: Tensor<B, 3>| assert_golden(&case, goldens, key, x, tolerance);
+            matches("logits", outputs.logits.expect("asked for"));
+            for (i, x) in outputs.hidden_states.into_iter().enumerate() {
+                matches(&format!("hidden_states.{i}"), x);
+            }
+            for (i, x) in outputs.mixer_outputs.into_iter().enumerate() {
+                matches(&format!("attn_outputs.{i}"), x);
+            }
+            let layers = model.backbone.layers.len();
+            assert_eq!(outputs.mixing_matrices.len(), layers);
+            for (i, matrix) in outputs.mixing_matrices.into_iter().enumerate() {
+                let key = format!("attentions.{i}");
+                assert_golden(&case, goldens, &key, matrix, tolerance);
+            }
+            matches("logits", model.logits(model.features(ids.clone())));
         }
-        for (i, x) in outputs.mixer_outputs.into_iter().enumerate() {
-            matches(&format!("attn_outputs.{i}"), x);
-        }
-        let layers = model.backbone.layers.len();
-        assert_eq!(outputs.mixing_matrices.len(), layers);
-        for (i, matrix) in outputs.mixing_matrices.into_iter().enumerate() {
-            assert_golden(case, goldens, &format!("attentions.{i}"), matrix, tolerance);
-        }
-        matches("logits", model.logits(model.features(ids)));
     });
 }
 

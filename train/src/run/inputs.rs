@@ -78,13 +78,19 @@ pub(crate) fn untrained_student<B: TrainBackend>(
     Ok(student)
 }
 
-/// The teacher as the stages read it: with as many ids as the student knows, in the dtype of `precision`.
+/// The teacher as the stages read it: with as many ids as the student knows, in the dtype of `precision`. In
+/// bf16, hence on a GPU, with fewer and wider products.
 pub(crate) fn teacher_of_stages<B: KernelBackend>(
     teacher: Phi<B>,
     student: &PhiMambaConfig,
     precision: Precision,
 ) -> Phi<B> {
-    model::pad_vocabulary(teacher, student.padded_vocab_size()).cast(precision.dtype())
+    let teacher = model::pad_vocabulary(teacher, student.padded_vocab_size());
+    let teacher = teacher.cast(precision.dtype());
+    match precision {
+        Precision::F32 => teacher,
+        Precision::Bf16 => teacher.fuse_projections(),
+    }
 }
 
 /// The teacher's tokenizer, or the one that the configuration names instead.
