@@ -7,6 +7,7 @@
 pub(crate) mod backend;
 mod kernels;
 mod launch;
+mod mma;
 mod plan;
 
 pub(crate) use launch::rows;

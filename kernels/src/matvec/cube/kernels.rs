@@ -2,6 +2,7 @@
 
 use cubecl::prelude::*;
 
+use super::mma::{self, Step};
 use super::plan::{Part, Plan, UNITS};
 use crate::cube::reduce::{Fold, of_cube};
 use crate::gelu::cube::{CUBIC_F32, MINUS_TWICE_SCALE};
@@ -14,9 +15,33 @@ fn of(parts: &[Part], i: usize) -> Part {
 
 /// Where a unit works: a run of rows of a weight, and its place among the units that share them.
 #[derive(CubeType, Clone, Copy)]
-struct Place {
-    row: usize,
-    lane: usize,
+pub(super) struct Place {
+    pub(super) row: usize,
+    pub(super) lane: usize,
+}
+
+/// The unit's place, where the cube's rows begin at `first`.
+#[cube]
+fn place(first: usize, #[comptime] plan: Plan) -> Place {
+    if comptime!(plan.tensor_cores) {
+        mma::place(first)
+    } else {
+        let unit = UNIT_POS as usize;
+        Place {
+            row: first + unit / plan.lanes * plan.rows,
+            lane: unit % plan.lanes,
+        }
+    }
+}
+
+#[cube]
+fn zeros(#[comptime] length: usize) -> Array<f32> {
+    let mut values = Array::<f32>::new(length);
+    #[unroll]
+    for i in 0..length {
+        values[i] = 0.0;
+    }
+    values
 }
 
 /// Reads a unit's vectors of a block of turns. Rows beyond the last are the last once more, and what lies
@@ -60,7 +85,7 @@ fn multiply<W: Numeric, N: Size, X: Size>(
     #[comptime] strided: bool,
 ) {
     let vectors = comptime!(plan.vectors(part.d_in));
-    let pieces = comptime!(plan.together / plan.input);
+    let pieces = comptime!(plan.pieces());
     #[unroll]
     for turn in 0..turns {
         let at = (first_turn + turn) * plan.lanes + place.lane;
@@ -101,7 +126,7 @@ fn multiply<W: Numeric, N: Size, X: Size>(
 
 /// A number of a weight's vector; of 8 bits, without its scale.
 #[cube]
-fn number<W: Numeric, N: Size>(
+pub(super) fn number<W: Numeric, N: Size>(
     vector: Vector<W, N>,
     #[comptime] element: usize,
     #[comptime] packed: bool,
@@ -142,13 +167,13 @@ fn accumulate<W: Numeric, N: Size, X: Size>(
 
 /// What the units of a cube tell each other.
 #[derive(CubeType)]
-struct Shared {
+pub(super) struct Shared {
     /// [`Plan::partials`] of every unit; unused where planes add up.
     partials: SharedMemory<f32>,
     /// One a plane.
     planes: SharedMemory<f32>,
     /// Of each output, [`Plan::shares`].
-    totals: SharedMemory<f32>,
+    pub(super) totals: SharedMemory<f32>,
 }
 
 #[cube]
@@ -169,7 +194,9 @@ fn reduce(sums: &Array<f32>, shared: &mut Shared, #[comptime] plan: Plan) {
     let unit = UNIT_POS as usize;
     let (n, lanes, shares) = comptime!((plan.sums(), plan.lanes, plan.shares()));
     let (group, lane) = (unit / lanes, unit % lanes);
-    if comptime!(plan.planes) {
+    if comptime!(plan.tensor_cores) {
+        mma::reduce(sums, shared, plan);
+    } else if comptime!(plan.planes) {
         #[unroll]
         for i in 0..n {
             let total = plane_sum(sums[i]);
@@ -274,7 +301,7 @@ fn sum_of_cube(value: f32, shared: &mut Shared, #[comptime] planes: bool) -> f32
 /// neighbouring units find theirs side by side.
 #[cube]
 fn kept(at: usize, #[comptime] d: usize, #[comptime] plan: Plan) -> usize {
-    let pieces = comptime!(plan.together / plan.input);
+    let pieces = comptime!(plan.pieces());
     at % pieces * comptime!(d / plan.together) + at / pieces
 }
 
@@ -398,7 +425,7 @@ pub(super) fn fan_out<W: Numeric, P: Float, N: Size, X: Size>(
     let (cube, unit) = (CUBE_POS_X as usize, UNIT_POS as usize);
     let d = comptime!(parts[0].d_in);
     let mut shared = Shared::new(plan);
-    let normalises = comptime!(plan.normalises());
+    let normalises = comptime!(plan.normalises);
     let mut normed = SharedMemory::<Vector<f32, X>>::new(comptime!(if normalises {
         plan.batch * d / plan.input
     } else {
@@ -410,49 +437,75 @@ pub(super) fn fan_out<W: Numeric, P: Float, N: Size, X: Size>(
         let end = comptime!(part.first_cube + part.d_out.div_ceil(plan.cube_rows()));
         if cube >= comptime!(part.first_cube) && cube < end {
             let first = (cube - comptime!(part.first_cube)) * comptime!(plan.cube_rows());
-            let place = Place {
-                row: first + unit / plan.lanes * plan.rows,
-                lane: unit % plan.lanes,
-            };
-            // On their way while the vectors are normalised.
-            let mut held = Array::<Vector<W, N>>::new(comptime!(plan.block() * plan.rows));
-            let begun = comptime!(plan.block().min(plan.turns(d)));
-            read(&weights[i], &mut held, place, 0usize, begun, part, plan);
-            if comptime!(normalises) {
-                normalise(
-                    x_bi,
-                    0usize,
-                    gamma,
-                    beta,
-                    epsilon,
-                    &mut normed,
-                    &mut shared,
-                    d,
+            let place = place(first, plan);
+            let mut sums = zeros(comptime!(plan.sums()));
+            if comptime!(plan.tensor_cores) {
+                // On its way while the vectors are normalised.
+                let mut step = Step::<W, N, X>::new(plan, normalises);
+                let x = x_bi.to_slice();
+                step.read(&weights[i], &x, place, 0usize, part, plan, normalises);
+                if comptime!(normalises) {
+                    normalise(
+                        x_bi,
+                        0usize,
+                        gamma,
+                        beta,
+                        epsilon,
+                        &mut normed,
+                        &mut shared,
+                        d,
+                        plan,
+                    );
+                }
+                let shared_x = normed.to_slice();
+                mma::multiply_but_last(
+                    &mut step,
+                    &mut sums,
+                    &weights[i],
+                    &x,
+                    &shared_x,
+                    place,
+                    part,
                     plan,
+                    normalises,
+                );
+                step.multiply(&mut sums, &shared_x, place, part, plan, normalises);
+            } else {
+                // On their way while the vectors are normalised.
+                let mut held = Array::<Vector<W, N>>::new(comptime!(plan.block() * plan.rows));
+                let begun = comptime!(plan.block().min(plan.turns(d)));
+                read(&weights[i], &mut held, place, 0usize, begun, part, plan);
+                if comptime!(normalises) {
+                    normalise(
+                        x_bi,
+                        0usize,
+                        gamma,
+                        beta,
+                        epsilon,
+                        &mut normed,
+                        &mut shared,
+                        d,
+                        plan,
+                    );
+                }
+                let x = if comptime!(normalises) {
+                    normed.to_slice()
+                } else {
+                    x_bi.to_slice()
+                };
+                accumulate(
+                    &mut sums,
+                    &weights[i],
+                    &mut held,
+                    &x,
+                    place,
+                    part,
+                    plan,
+                    normalises,
                 );
             }
-            let mut sums = Array::<f32>::new(comptime!(plan.sums()));
-            #[unroll]
-            for s in 0..comptime!(plan.sums()) {
-                sums[s] = 0.0;
-            }
-            let x = if comptime!(normalises) {
-                normed.to_slice()
-            } else {
-                x_bi.to_slice()
-            };
-            accumulate(
-                &mut sums,
-                &weights[i],
-                &mut held,
-                &x,
-                place,
-                part,
-                plan,
-                normalises,
-            );
             reduce(&sums, &mut shared, plan);
-            if unit < comptime!(UNITS / plan.lanes * plan.sums()) {
+            if unit < comptime!(plan.outputs()) {
                 let row = first + unit / plan.batch;
                 if row < comptime!(part.d_out) {
                     let scale = scale_at(scales, row, i, plan.packed);
@@ -485,60 +538,90 @@ pub(super) fn fan_in<W: Numeric, P: Float, N: Size, X: Size>(
     let unit = UNIT_POS as usize;
     let (d, n) = comptime!((parts[0].d_out, plan.sums()));
     let first = CUBE_POS_X as usize * comptime!(plan.cube_rows());
-    let place = Place {
-        row: first + unit / plan.lanes * plan.rows,
-        lane: unit % plan.lanes,
-    };
+    let place = place(first, plan);
     let mut shared = Shared::new(plan);
-    let mut sums = Array::<f32>::new(n);
-    #[unroll]
-    for s in 0..n {
-        sums[s] = 0.0;
-    }
-    #[unroll]
-    for i in 0..comptime!(parts.len()) {
-        let part = comptime!(of(&parts, i));
-        let x = inputs[i].to_slice();
-        let mut held = Array::<Vector<W, N>>::new(comptime!(plan.block() * plan.rows));
-        let begun = comptime!(plan.block().min(plan.turns(part.d_in)));
-        read(&weights[i], &mut held, place, 0usize, begun, part, plan);
-        if comptime!(plan.packed) {
-            // Each weight has scales of its own.
-            let mut own = Array::<f32>::new(n);
-            #[unroll]
-            for s in 0..n {
-                own[s] = 0.0;
-            }
-            accumulate(
+    let mut sums = zeros(n);
+    if comptime!(plan.tensor_cores) {
+        let mut step = Step::<W, N, X>::new(plan, false);
+        let x = inputs[0].to_slice();
+        let part = comptime!(of(&parts, 0));
+        step.read(&weights[0], &x, place, 0usize, part, plan, false);
+        #[unroll]
+        for i in 0..comptime!(parts.len()) {
+            let part = comptime!(of(&parts, i));
+            let x = inputs[i].to_slice();
+            let mut own = zeros(n);
+            mma::multiply_but_last(
+                &mut step,
                 &mut own,
                 &weights[i],
-                &mut held,
+                &x,
                 &x,
                 place,
                 part,
                 plan,
                 false,
             );
+            if comptime!(i + 1 < parts.len()) {
+                // The next weight's reads are under way during the last step of this.
+                let next_part = comptime!(of(&parts, i + 1));
+                let next_x = inputs[comptime!(i + 1)].to_slice();
+                let mut next = Step::<W, N, X>::new(plan, false);
+                let weight = &weights[comptime!(i + 1)];
+                next.read(weight, &next_x, place, 0usize, next_part, plan, false);
+                step.multiply(&mut own, &x, place, part, plan, false);
+                step.follow(&next, plan, false);
+            } else {
+                step.multiply(&mut own, &x, place, part, plan, false);
+            }
             #[unroll]
             for s in 0..n {
-                let row = clamp_max(place.row + comptime!(s / plan.batch), comptime!(d - 1));
-                sums[s] = fma(own[s], scales[i][row], sums[s]);
+                let row = clamp_max(first + mma::row_of(s), comptime!(d - 1));
+                sums[s] = fma(own[s], scale_at(scales, row, i, plan.packed), sums[s]);
             }
-        } else {
-            accumulate(
-                &mut sums,
-                &weights[i],
-                &mut held,
-                &x,
-                place,
-                part,
-                plan,
-                false,
-            );
+        }
+    } else {
+        #[unroll]
+        for i in 0..comptime!(parts.len()) {
+            let part = comptime!(of(&parts, i));
+            let x = inputs[i].to_slice();
+            let mut held = Array::<Vector<W, N>>::new(comptime!(plan.block() * plan.rows));
+            let begun = comptime!(plan.block().min(plan.turns(part.d_in)));
+            read(&weights[i], &mut held, place, 0usize, begun, part, plan);
+            if comptime!(plan.packed) {
+                // Each weight has scales of its own.
+                let mut own = zeros(n);
+                accumulate(
+                    &mut own,
+                    &weights[i],
+                    &mut held,
+                    &x,
+                    place,
+                    part,
+                    plan,
+                    false,
+                );
+                #[unroll]
+                for s in 0..n {
+                    let row = clamp_max(place.row + comptime!(s / plan.batch), comptime!(d - 1));
+                    sums[s] = fma(own[s], scales[i][row], sums[s]);
+                }
+            } else {
+                accumulate(
+                    &mut sums,
+                    &weights[i],
+                    &mut held,
+                    &x,
+                    place,
+                    part,
+                    plan,
+                    false,
+                );
+            }
         }
     }
     reduce(&sums, &mut shared, plan);
-    if unit < comptime!(UNITS / plan.lanes * n) {
+    if unit < comptime!(plan.outputs()) {
         let row = first + unit / plan.batch;
         if row < d {
             let mut value = total(&shared, unit, plan);

@@ -66,7 +66,11 @@ pub(super) fn ready_out<R: CubeRuntime>(
     let small = small_dtype(norm.iter().chain(biases));
     // A row lies in one weight, however many there are.
     let alike = alike(projections.iter().map(|(it, _)| &it.weight));
-    let plan = Plan::new(b, projections[..1].iter().map(|(it, _)| &it.weight));
+    let rows = projections
+        .iter()
+        .map(|(it, _)| it.weight.values.meta.shape()[0]);
+    let weights = projections[..1].iter().map(|(it, _)| &it.weight);
+    let plan = Plan::new(b, rows.sum(), weights).map(Plan::normalising);
     let (Some(plan), Some(small), DType::F32, true) = (plan, small, x.dtype, alike) else {
         return Err(Refusal::NoKernel);
     };
@@ -74,7 +78,7 @@ pub(super) fn ready_out<R: CubeRuntime>(
         return Err(Refusal::TooMany { at_once: BATCH });
     }
     let room = x.client.properties().hardware.max_shared_memory_size;
-    let at_once = if plan.normalises() { b } else { 1 };
+    let at_once = if plan.normalises { b } else { 1 };
     if 4 * at_once * d + plan.shared() > room {
         return Err(match b {
             1 => Refusal::NoKernel,
@@ -96,7 +100,7 @@ pub(super) fn fan_out<R: CubeRuntime>(
     let [b, d]: [usize; 2] = x.meta.shape().dims();
     let client = x.client.clone();
     let (gamma, beta) = (into_contiguous(gamma), into_contiguous(beta));
-    let x = match plan.normalises() {
+    let x = match plan.normalises {
         true => x,
         false => normalised(plan, small, x, [&gamma, &beta], epsilon),
     };
@@ -173,10 +177,10 @@ pub(super) fn ready_in<R: CubeRuntime>(
     x: &CubeTensor<R>,
     inputs: &[(CubeTensor<R>, Projection<R>)],
 ) -> Result<Ready, Refusal> {
-    let [b, _]: [usize; 2] = x.meta.shape().dims();
+    let [b, d]: [usize; 2] = x.meta.shape().dims();
     let small = small_dtype(inputs.iter().filter_map(|(_, it)| it.bias.as_ref()));
     let wide = inputs.iter().all(|(u, _)| u.dtype == DType::F32);
-    let plan = Plan::new(b, inputs.iter().map(|(_, it)| &it.weight));
+    let plan = Plan::new(b, d, inputs.iter().map(|(_, it)| &it.weight));
     let (Some(plan), Some(small), DType::F32, true) = (plan, small, x.dtype, wide) else {
         return Err(Refusal::NoKernel);
     };

@@ -4,6 +4,8 @@ use burn_cubecl::CubeRuntime;
 use cubecl::features::Plane;
 
 use super::launch::Weight;
+use super::mma;
+use crate::cube::matrix::PLANE;
 use crate::matvec::Activation;
 
 /// Units of a cube.
@@ -16,6 +18,8 @@ const HELD: usize = 16;
 /// its weights are on their way. With more of them that takes longer than it takes the weights to come, so
 /// they are normalised in a launch of their own, and a unit works on four rows.
 const FEW: usize = 2;
+/// Cubes of a launch that keep all of a large GPU busy.
+const CUBES: usize = 120;
 /// Vectors of a launch, at most.
 pub(super) const BATCH: usize = 8;
 
@@ -48,12 +52,17 @@ pub(super) struct Plan {
     pub(super) packed: bool,
     /// Whether the units of a plane can add up what they have.
     pub(super) planes: bool,
+    /// Whether every cube normalises the vectors for itself, into shared memory.
+    pub(super) normalises: bool,
+    /// Whether tensor cores multiply, for any number of vectors or none, so that all have the same bits.
+    pub(super) tensor_cores: bool,
 }
 
 impl Plan {
-    /// For rows that lie in one or several weights. `None` if there is no kernel for these.
+    /// For `d_out` rows that lie in one or several weights. `None` if there is no kernel for these.
     pub(super) fn new<'a, R: CubeRuntime>(
         batch: usize,
+        d_out: usize,
         weights: impl Iterator<Item = &'a Weight<R>> + Clone,
     ) -> Option<Self> {
         let first = weights.clone().next()?;
@@ -66,26 +75,45 @@ impl Plan {
         let sizes = first.client.io_optimized_vector_sizes(first.dtype.size());
         let fits = |size: &usize| weights.clone().all(|it| elements(it).is_multiple_of(*size));
         let together = in_element * sizes.filter(fits).max()?;
-        let vectors = weights.map(|it| elements(it) * in_element / together);
-        let vectors: usize = vectors.sum();
-        let wanted = vectors.div_ceil(READS).next_power_of_two();
         let properties = first.client.properties();
         let hardware = &properties.hardware;
-        Some(Self {
+        let planes = properties.features.plane.contains(Plane::Ops)
+            && [hardware.plane_size_min, hardware.plane_size_max] == [PLANE as u32; 2];
+        let tensor_cores = planes
+            && (packed || first.dtype.size() == 2)
+            && together.is_multiple_of(2)
+            && properties.features.matmul.mma.contains(&mma::config());
+        let mut plan = Self {
             batch,
-            rows: if batch > FEW { 4 } else { 2 },
-            lanes: wanted.clamp(32, UNITS),
+            rows: 1,
+            lanes: mma::LANES,
             together,
             input: together.min(4),
             packed,
-            planes: properties.features.plane.contains(Plane::Ops)
-                && [hardware.plane_size_min, hardware.plane_size_max] == [32; 2],
-        })
+            planes,
+            normalises: false,
+            tensor_cores,
+        };
+        if tensor_cores {
+            // The more rows, the fewer cubes read the vectors.
+            let many = |rows: &usize| d_out.div_ceil(UNITS / mma::LANES * rows) >= CUBES;
+            plan.rows = [mma::MOST_ROWS, 2].into_iter().find(many).unwrap_or(1);
+        } else {
+            let vectors: usize = weights
+                .map(|it| plan.vectors(elements(it) * in_element))
+                .sum();
+            plan.rows = if batch > FEW { 4 } else { 2 };
+            plan.lanes = vectors.div_ceil(READS).next_power_of_two().clamp(32, UNITS);
+        }
+        Some(plan)
     }
 
-    /// Whether every cube of a fan-out normalises the vectors for itself.
-    pub(super) fn normalises(self) -> bool {
-        self.batch <= FEW
+    /// The plan of a fan-out.
+    pub(super) fn normalising(self) -> Self {
+        Self {
+            normalises: self.batch <= FEW,
+            ..self
+        }
     }
 
     /// Elements of a weight that are read together.
@@ -103,9 +131,22 @@ impl Plan {
         self.vectors(d_in).div_ceil(self.lanes)
     }
 
+    /// Vectors of an input for one of a weight.
+    pub(super) fn pieces(self) -> usize {
+        self.together / self.input
+    }
+
+    /// Whether the units' blocks of turns are all of a row and no more.
+    pub(super) fn even(self, d_in: usize) -> bool {
+        self.vectors(d_in).is_multiple_of(self.lanes * self.block())
+    }
+
     /// How many of these it reads before it computes with the first.
     pub(super) fn block(self) -> usize {
-        HELD / self.rows
+        match self.tensor_cores {
+            true => mma::block(self),
+            false => HELD / self.rows,
+        }
     }
 
     /// Rows that a cube works on.
@@ -113,9 +154,19 @@ impl Plan {
         UNITS / self.lanes * self.rows
     }
 
+    /// Outputs of a cube: its rows, for every vector.
+    pub(super) fn outputs(self) -> usize {
+        self.cube_rows() * self.batch
+    }
+
     /// Sums of a unit.
     pub(super) fn sums(self) -> usize {
-        self.rows * self.batch
+        let of_a_row = if self.tensor_cores {
+            mma::SUMS
+        } else {
+            self.batch
+        };
+        self.rows * of_a_row
     }
 
     /// Bytes of shared memory that a cube needs beside its vectors.
@@ -130,12 +181,16 @@ impl Plan {
 
     /// Numbers that a cube's outputs are the sums of.
     pub(super) fn totals(self) -> usize {
-        UNITS / self.lanes * self.sums() * self.shares()
+        self.outputs() * self.shares()
     }
 
     /// What a unit of a cube's last reduction adds up.
     pub(super) fn shares(self) -> usize {
-        if self.planes { self.lanes / 32 } else { 1 }
+        match (self.tensor_cores, self.planes) {
+            (true, _) => UNITS / PLANE,
+            (false, true) => self.lanes / PLANE,
+            (false, false) => 1,
+        }
     }
 }
 
