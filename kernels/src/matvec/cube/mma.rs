@@ -171,14 +171,12 @@ impl<W: Numeric, N: Size, X: Size> Step<W, N, X> {
             let at = (self.first + turn) * plan.lanes + place.lane;
             #[unroll]
             for piece in 0..pieces {
-                let mut x = Vector::<f32, X>::new(0.0f32);
-                if comptime!(!shared_x) {
-                    x = self.x[comptime!(turn * pieces + piece)];
-                } else if comptime!(plan.even(part.d_in)) {
-                    x = x_bi[begin + piece * vectors + at];
+                let mut x = if comptime!(shared_x) {
+                    let near = clamp_max(at, comptime!(vectors - 1));
+                    x_bi[begin + piece * vectors + near]
                 } else {
-                    x = x_bi[begin + piece * vectors + clamp_max(at, comptime!(vectors - 1))];
-                }
+                    self.x[comptime!(turn * pieces + piece)]
+                };
                 if comptime!(!plan.even(part.d_in)) && at >= vectors {
                     x = Vector::new(0.0f32);
                 }
