@@ -1,0 +1,112 @@
+//! Kernels of decoding's ops, described once and launched again.
+//!
+//! The `launch_unchecked` that CubeCL 0.10 generates describes its kernel anew each time: it copies all that
+//! is known of the device, writes the kernel's name, registers its types, and, on the device's thread, copies
+//! what the kernel is made with to find it among the compiled ones. That is the larger part of a launch, and a
+//! decoding step makes the same few launches some seventy times. Here a thread keeps the descriptions; what
+//! differs from one launch to the next, its buffers and numbers, goes to a [`KernelLauncher`] as in the
+//! generated code.
+
+use std::any::TypeId;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use burn::tensor::backend::{DeviceId, DeviceOps};
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+/// A kernel that has been described.
+#[derive(Clone)]
+pub(crate) struct Again(Arc<Kernel>);
+
+struct Kernel {
+    id: KernelId,
+    definition: Box<dyn CubeKernel>,
+}
+
+impl KernelMetadata for Again {
+    fn name(&self) -> &'static str {
+        self.0.definition.name()
+    }
+
+    fn id(&self) -> KernelId {
+        self.0.id.clone()
+    }
+
+    fn address_type(&self) -> StorageType {
+        self.0.definition.address_type()
+    }
+}
+
+impl CubeKernel for Again {
+    fn define(&self) -> KernelDefinition {
+        self.0.definition.define()
+    }
+}
+
+/// Kernels of one function, by what they are made with.
+pub(crate) struct Described<K> {
+    kernels: RefCell<HashMap<(TypeId, DeviceId, K), Again>>,
+}
+
+impl<K> Default for Described<K> {
+    fn default() -> Self {
+        Self {
+            kernels: RefCell::default(),
+        }
+    }
+}
+
+impl<K: Clone + Eq + Hash> Described<K> {
+    /// The kernel that `describe` makes with `with`, on the device of `like`.
+    pub(crate) fn get<R: CubeRuntime, D: CubeKernel>(
+        &self,
+        like: &CubeTensor<R>,
+        with: K,
+        describe: impl FnOnce(K) -> D,
+    ) -> Again {
+        let key = (TypeId::of::<R>(), like.device.id(), with);
+        if let Some(kernel) = self.kernels.borrow().get(&key) {
+            return kernel.clone();
+        }
+        let definition = describe(key.2.clone());
+        let kernel = Again(Arc::new(Kernel {
+            id: definition.id(),
+            definition: Box::new(definition),
+        }));
+        self.kernels.borrow_mut().insert(key, kernel.clone());
+        kernel
+    }
+}
+
+/// What a kernel's settings are, but for its name.
+pub(crate) fn settings(units: usize, width: AddressType) -> KernelSettings {
+    KernelSettings::default()
+        .cube_dim(CubeDim::new_1d(units as u32))
+        .address_type(width)
+}
+
+/// An array that is an argument of its own, and no other's alias.
+pub(crate) const ARRAY: ArrayCompilationArg = ArrayCompilationArg { inplace: None };
+
+/// An argument of `n` of these, in the form in which a kernel is made with it.
+pub(crate) fn arrays<C>(n: usize) -> SequenceCompilationArg<C>
+where
+    C: LaunchArg<CompilationArg = ArrayCompilationArg>,
+{
+    std::iter::repeat_n(ARRAY, n).collect()
+}
+
+/// An argument of one of these or none.
+pub(crate) fn optional<C>(given: bool) -> ComptimeOptionCompilationArg<C>
+where
+    C: LaunchArg<CompilationArg = ArrayCompilationArg>,
+{
+    match given {
+        true => ComptimeOptionCompilationArg::Some(ARRAY),
+        false => ComptimeOptionCompilationArg::None,
+    }
+}
