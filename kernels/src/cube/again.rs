@@ -9,8 +9,6 @@
 
 use std::any::TypeId;
 use std::cell::RefCell;
-use std::collections::HashMap;
-use std::hash::Hash;
 use std::sync::Arc;
 
 use burn::tensor::backend::{DeviceId, DeviceOps};
@@ -47,9 +45,10 @@ impl CubeKernel for Again {
     }
 }
 
-/// Kernels of one function, by what they are made with.
+/// Kernels of one function, by what they are made with. They are few, so that looking at each is faster than
+/// a hash.
 pub(crate) struct Described<K> {
-    kernels: RefCell<HashMap<(TypeId, DeviceId, K), Again>>,
+    kernels: RefCell<Vec<((TypeId, DeviceId, K), Again)>>,
 }
 
 impl<K> Default for Described<K> {
@@ -60,7 +59,7 @@ impl<K> Default for Described<K> {
     }
 }
 
-impl<K: Clone + Eq + Hash> Described<K> {
+impl<K: Clone + Eq> Described<K> {
     /// The kernel that `describe` makes with `with`, on the device of `like`.
     pub(crate) fn get<R: CubeRuntime, D: CubeKernel>(
         &self,
@@ -69,15 +68,19 @@ impl<K: Clone + Eq + Hash> Described<K> {
         describe: impl FnOnce(K) -> D,
     ) -> Again {
         let key = (TypeId::of::<R>(), like.device.id(), with);
-        if let Some(kernel) = self.kernels.borrow().get(&key) {
-            return kernel.clone();
+        let known = |kernels: &Vec<(_, Again)>| {
+            let mut kernels = kernels.iter();
+            kernels.find(|it| it.0 == key).map(|it| it.1.clone())
+        };
+        if let Some(kernel) = known(&self.kernels.borrow()) {
+            return kernel;
         }
         let definition = describe(key.2.clone());
         let kernel = Again(Arc::new(Kernel {
             id: definition.id(),
             definition: Box::new(definition),
         }));
-        self.kernels.borrow_mut().insert(key, kernel.clone());
+        self.kernels.borrow_mut().push((key, kernel.clone()));
         kernel
     }
 }
@@ -87,6 +90,12 @@ pub(crate) fn settings(units: usize, width: AddressType) -> KernelSettings {
     KernelSettings::default()
         .cube_dim(CubeDim::new_1d(units as u32))
         .address_type(width)
+}
+
+/// An array over the elements of `x`, which lie without gaps or are addressed by its strides.
+pub(crate) fn array<R: CubeRuntime>(x: &CubeTensor<R>) -> ArrayArg<R> {
+    // SAFETY: the length is that of the tensor.
+    unsafe { ArrayArg::from_raw_parts(x.handle.clone(), x.meta.num_elements()) }
 }
 
 /// An array that is an argument of its own, and no other's alias.

@@ -7,7 +7,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use crate::conv::Activation;
-use crate::cube::again::{ARRAY, Described, optional, settings};
+use crate::cube::again::{ARRAY, Described, array, optional, settings};
 use crate::cube::kept::output;
 use crate::cube::{address_type, own, vector_size};
 
@@ -370,20 +370,19 @@ pub(crate) fn step<R: CubeRuntime>(
     };
     let settings = settings(UNITS, made.width);
     let mut launcher = KernelLauncher::<R>::new(settings.clone());
-    let arg = |x: &CubeTensor<R>| x.clone().into_array_arg();
     let element = Type::new(dtype.into());
     let parameter = Type::new(made.parameters.into());
     let state = Type::new(DType::F32.into()).with_vector_size(layout.vector);
-    launcher.register_array(arg(&projected), element);
-    launcher.register_array(arg(&output), element);
-    launcher.register_array(arg(&conv), element.with_vector_size(together));
-    launcher.register_array(arg(&ssm), state);
-    launcher.register_array(taps.into_array_arg(), parameter.with_vector_size(together));
+    launcher.register_array(array(&projected), element);
+    launcher.register_array(array(&output), element);
+    launcher.register_array(array(&conv), element.with_vector_size(together));
+    launcher.register_array(array(&ssm), state);
+    launcher.register_array(array(&taps), parameter.with_vector_size(together));
     for x in [inputs.bias, Some(inputs.d), inputs.z_bias]
         .into_iter()
         .flatten()
     {
-        launcher.register_array(into_contiguous(x).into_array_arg(), parameter);
+        launcher.register_array(array(&into_contiguous(x)), parameter);
     }
     <usize as LaunchArg>::register(c, &mut launcher);
     <usize as LaunchArg>::register(taps_row / together, &mut launcher);
@@ -427,8 +426,8 @@ pub(crate) fn step<R: CubeRuntime>(
                 CubeCount::Static((c - first).div_ceil(UNITS) as u32, b as u32, 1),
                 CubeDim::new_1d(UNITS as u32),
                 made.width,
-                arg(&projected),
-                arg(&conv),
+                array(&projected),
+                array(&conv),
                 first,
                 c,
                 c + h * p + h,

@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 
 use super::kernels;
 use super::plan::{BATCH, Part, Plan, UNITS, alike};
-use crate::cube::again::{ARRAY, Described, arrays, settings};
+use crate::cube::again::{self, ARRAY, Described, arrays, settings};
 use crate::cube::kept::output;
 use crate::cube::{Allocate, address_type};
 use crate::matvec::Activation;
@@ -64,7 +64,7 @@ fn small_dtype<'a, R: CubeRuntime>(
 
 /// An array over `x` in rows without padding.
 fn array<R: CubeRuntime>(x: CubeTensor<R>) -> ArrayArg<R> {
-    into_contiguous(x).into_array_arg()
+    again::array(&into_contiguous(x))
 }
 
 /// What a launch is to be, once it is known that there can be one.
@@ -138,7 +138,7 @@ pub(super) fn fan_out<R: CubeRuntime>(
     launcher.register_scalar(epsilon as f32);
     let made = args.register(plan, small, &mut launcher);
     for output in &outputs {
-        launcher.register_array(output.clone().into_array_arg(), Type::new(wide));
+        launcher.register_array(again::array(output), Type::new(wide));
     }
     let n = outputs.len();
     let describe = |made: Made| {
@@ -245,7 +245,7 @@ pub(super) fn fan_in<R: CubeRuntime>(
         launcher.register_array(u, wide.with_vector_size(plan.input));
     }
     let made = args.register(plan, small, &mut launcher);
-    launcher.register_array(output.clone().into_array_arg(), wide);
+    launcher.register_array(again::array(&output), wide);
     let describe = |made: Made| {
         let scales = if plan.packed { n } else { 0 };
         let biases = made.parts.iter().filter(|it| it.bias.is_some()).count();
@@ -345,7 +345,7 @@ pub(crate) fn rows<R: CubeRuntime>(table: CubeTensor<R>, ids: CubeTensor<R>) -> 
     let wide = Type::new(DType::F32.into());
     launcher.register_array(array(table), Type::new(dtype.into()));
     launcher.register_array(array(ids), Type::new(DType::I32.into()));
-    launcher.register_array(output.clone().into_array_arg(), wide);
+    launcher.register_array(again::array(&output), wide);
     <usize as LaunchArg>::register(d, &mut launcher);
     let kernel = ROWS.with(|known| {
         known.get(&output, (width, dtype), |_| {
