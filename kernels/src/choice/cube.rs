@@ -11,6 +11,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::{Choice, Warp};
+use crate::cube::again::{ARRAY, Described, array, launch, optional, settings};
 use crate::cube::kept::output;
 use crate::cube::reduce::{Fold, of_cube};
 
@@ -318,6 +319,11 @@ fn choose_kernel(
     }
 }
 
+thread_local! {
+    /// By the plan, and whether there are tokens that were seen.
+    static CHOOSE: Described<(Plan, bool)> = Described::default();
+}
+
 /// See [`choose`](super::choose); `seen`, which nothing else holds, is written to. Its rows may be padded, as
 /// CUDA's are when they come from the host.
 pub(crate) fn choose<R: CubeRuntime>(
@@ -350,22 +356,38 @@ pub(crate) fn choose<R: CubeRuntime>(
         // Of rows that there are not, nothing is asked: one kernel for any number of them.
         let mut numbers: Vec<f32> = choices.iter().flat_map(numbers).collect();
         numbers.resize(plan.rows * NUMBERS, 0.0);
-        // SAFETY: units read and write tokens below `vocab_size`, which is at most `v`, in rows below `b`.
-        unsafe {
-            choose_kernel::launch_unchecked::<R>(
-                &client,
-                CubeCount::Static(choices.len() as u32, 1, 1),
-                CubeDim::new_1d(units as u32),
-                logits.clone().into_array_arg(),
-                seen.clone().map(|seen| seen.into_array_arg()).into(),
-                chosen.clone().into_array_arg(),
-                numbers.into_iter().collect(),
-                v,
-                seen_row,
-                i * ROWS,
-                plan,
-            );
+        let settings = settings(units, AddressType::default());
+        let mut launcher = KernelLauncher::<R>::new(settings.clone());
+        launcher.register_array(array(&logits), Type::new(DType::F32.into()));
+        if let Some(seen) = &seen {
+            launcher.register_array(array(seen), Type::new(DType::I32.into()));
         }
+        launcher.register_array(array(&chosen), Type::new(DType::I32.into()));
+        for number in &numbers {
+            launcher.register_scalar(*number);
+        }
+        <usize as LaunchArg>::register(v, &mut launcher);
+        <usize as LaunchArg>::register(seen_row, &mut launcher);
+        <usize as LaunchArg>::register(i * ROWS, &mut launcher);
+        let describe = |(plan, given)| {
+            let numbers = numbers.iter().map(|_| ()).collect();
+            choose_kernel::ChooseKernel::<R>::new(
+                settings,
+                client.clone(),
+                ARRAY,
+                optional(given),
+                ARRAY,
+                numbers,
+                (),
+                (),
+                (),
+                plan,
+            )
+        };
+        let kernel = CHOOSE.with(|known| known.get(&chosen, (plan, seen.is_some()), describe));
+        let count = CubeCount::Static(choices.len() as u32, 1, 1);
+        // SAFETY: units read and write tokens below `vocab_size`, which is at most `v`, in rows below `b`.
+        unsafe { launch(launcher, count, kernel, &chosen) };
     }
     chosen
 }

@@ -7,7 +7,6 @@
 
 use std::any::TypeId;
 use std::cell::RefCell;
-use std::collections::HashMap;
 
 use burn::tensor::backend::{DeviceId, DeviceOps};
 use burn::tensor::{DType, Shape};
@@ -25,7 +24,8 @@ const KEPT: usize = 8;
 type Key = (TypeId, DeviceId, usize);
 
 thread_local! {
-    static OUTPUTS: RefCell<HashMap<Key, Vec<Handle>>> = RefCell::default();
+    /// Of a few sizes, so that looking at each is faster than a hash.
+    static OUTPUTS: RefCell<Vec<(Key, Vec<Handle>)>> = RefCell::default();
 }
 
 /// A tensor to be written, in rows without padding, on the device of `like`. Its memory is not handed to
@@ -41,16 +41,15 @@ pub(crate) fn output<R: CubeRuntime, const D: usize>(
     }
     let key = (TypeId::of::<R>(), like.device.id(), bytes);
     let taken = OUTPUTS.with_borrow(|outputs| {
-        let kept = outputs.get(&key)?;
+        let (_, kept) = outputs.iter().find(|it| it.0 == key)?;
         kept.iter().find(|handle| handle.can_mut()).cloned()
     });
     let handle = taken.unwrap_or_else(|| {
         let handle = like.client.empty(bytes);
-        OUTPUTS.with_borrow_mut(|outputs| {
-            let kept = outputs.entry(key).or_default();
-            if kept.len() < KEPT {
-                kept.push(handle.clone());
-            }
+        OUTPUTS.with_borrow_mut(|outputs| match outputs.iter_mut().find(|it| it.0 == key) {
+            Some((_, kept)) if kept.len() < KEPT => kept.push(handle.clone()),
+            Some(_) => {}
+            None => outputs.push((key, vec![handle.clone()])),
         });
         handle
     });

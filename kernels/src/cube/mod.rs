@@ -7,6 +7,7 @@
 //! there. CubeCL keeps compiled kernels on disk under a hash in which an argument that is absent leaves
 //! no trace, so that without it one kernel could be loaded for another (see `compiled`).
 
+pub(crate) mod again;
 pub(crate) mod compiled;
 pub(crate) mod each_row;
 pub(crate) mod guard;

@@ -7,6 +7,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use crate::conv::Activation;
+use crate::cube::again::{ARRAY, Described, array, launch, optional, settings};
 use crate::cube::kept::output;
 use crate::cube::{address_type, own, vector_size};
 
@@ -277,6 +278,25 @@ fn roll_kernel<F: Float>(
     conv_bcw[window + w - 1] = projected[batch * columns + channel];
 }
 
+/// What the step's kernel is made with.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Made {
+    width: AddressType,
+    layout: Layout,
+    own_group: bool,
+    w: usize,
+    together: usize,
+    silu: bool,
+    /// Whether there is a bias of the convolution, and of the gate.
+    given: [bool; 2],
+    dtype: DType,
+    parameters: DType,
+}
+
+thread_local! {
+    static STEP: Described<Made> = Described::default();
+}
+
 /// The inputs, shaped as in [`recurrent_step`](super::recurrent_step).
 pub(crate) struct Inputs<R: CubeRuntime> {
     pub projected: CubeTensor<R>,
@@ -328,10 +348,6 @@ pub(crate) fn step<R: CubeRuntime>(
     let own_group = c == h * (p + 2 * n);
     let together = window_vector(&conv);
     let layout = Layout::new(p, n, vector_size(&[&ssm]));
-    let width = address_type(&[&projected, &conv, &ssm]);
-    let parameters = inputs.taps.dtype;
-    let arg = |x: &CubeTensor<R>| x.clone().into_array_arg();
-    let contiguous = |x: CubeTensor<R>| into_contiguous(x).into_array_arg();
     // In half precision, rows as short as these may be padded; they are read as they lie.
     let rows = |taps: &CubeTensor<R>| {
         let strides = taps.meta.strides();
@@ -341,37 +357,66 @@ pub(crate) fn step<R: CubeRuntime>(
         Some(row) => (inputs.taps, row),
         None => (into_contiguous(inputs.taps), w),
     };
-    let given = [inputs.bias.is_some(), inputs.z_bias.is_some()];
-    // SAFETY: nothing else holds the three tensors that are written. Each cube writes its head's own
-    // parts of them, and reads no other cube's; shapes were asserted by the caller.
-    unsafe {
-        step_kernel::launch_unchecked::<R>(
-            &client,
-            CubeCount::Static(h as u32, b as u32, 1),
-            CubeDim::new_1d(UNITS as u32),
-            width,
+    let made = Made {
+        width: address_type(&[&projected, &conv, &ssm]),
+        layout,
+        own_group,
+        w,
+        together,
+        silu: inputs.activation == Activation::Silu,
+        given: [inputs.bias.is_some(), inputs.z_bias.is_some()],
+        dtype,
+        parameters: taps.dtype,
+    };
+    let settings = settings(UNITS, made.width);
+    let mut launcher = KernelLauncher::<R>::new(settings.clone());
+    let element = Type::new(dtype.into());
+    let parameter = Type::new(made.parameters.into());
+    let state = Type::new(DType::F32.into()).with_vector_size(layout.vector);
+    launcher.register_array(array(&projected), element);
+    launcher.register_array(array(&output), element);
+    launcher.register_array(array(&conv), element.with_vector_size(together));
+    launcher.register_array(array(&ssm), state);
+    launcher.register_array(array(&taps), parameter.with_vector_size(together));
+    for x in [inputs.bias, Some(inputs.d), inputs.z_bias]
+        .into_iter()
+        .flatten()
+    {
+        launcher.register_array(array(&into_contiguous(x)), parameter);
+    }
+    <usize as LaunchArg>::register(c, &mut launcher);
+    <usize as LaunchArg>::register(taps_row / together, &mut launcher);
+    let describe = |made: Made| {
+        step_kernel::StepKernel::<R>::new(
+            settings,
+            client.clone(),
+            ARRAY,
+            ARRAY,
+            ARRAY,
+            ARRAY,
+            ARRAY,
+            optional(made.given[0]),
+            ARRAY,
+            optional(made.given[1]),
+            (),
+            (),
             layout.vector,
             together,
-            arg(&projected),
-            arg(&output),
-            arg(&conv),
-            arg(&ssm),
-            taps.into_array_arg(),
-            inputs.bias.map(contiguous).into(),
-            contiguous(inputs.d),
-            inputs.z_bias.map(contiguous).into(),
-            c,
-            taps_row / together,
             layout,
             own_group,
             w,
             together,
-            inputs.activation == Activation::Silu,
-            given,
+            made.silu,
+            made.given,
             dtype.into(),
-            parameters.into(),
-        );
-    }
+            made.parameters.into(),
+        )
+    };
+    let kernel = STEP.with(|known| known.get(&output, made, describe));
+    let count = CubeCount::Static(h as u32, b as u32, 1);
+    // SAFETY: nothing else holds the three tensors that are written. Each cube writes its head's own
+    // parts of them, and reads no other cube's; shapes were asserted by the caller.
+    unsafe { launch(launcher, count, kernel, &output) };
     if !own_group {
         let first = h * p;
         // SAFETY: a unit has a window of its own, among those that the step has only read.
@@ -380,9 +425,9 @@ pub(crate) fn step<R: CubeRuntime>(
                 &client,
                 CubeCount::Static((c - first).div_ceil(UNITS) as u32, b as u32, 1),
                 CubeDim::new_1d(UNITS as u32),
-                width,
-                arg(&projected),
-                arg(&conv),
+                made.width,
+                array(&projected),
+                array(&conv),
                 first,
                 c,
                 c + h * p + h,

@@ -8,9 +8,28 @@ use cubecl::prelude::*;
 
 use super::kernels;
 use super::plan::{BATCH, Part, Plan, UNITS, alike};
+use crate::cube::again::{self, ARRAY, Described, arrays, launch, settings};
 use crate::cube::kept::output;
 use crate::cube::{Allocate, address_type};
 use crate::matvec::Activation;
+
+/// What a kernel over projections is made with.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Made {
+    width: AddressType,
+    parts: Vec<Part>,
+    plan: Plan,
+    /// Of the weights.
+    dtype: DType,
+    /// Of every parameter that is no weight.
+    small: DType,
+}
+
+thread_local! {
+    static FAN_OUT: Described<Made> = Described::default();
+    static FAN_IN: Described<Made> = Described::default();
+    static ROWS: Described<(AddressType, DType)> = Described::default();
+}
 
 /// A weight on the device.
 pub(super) struct Weight<R: CubeRuntime> {
@@ -45,7 +64,7 @@ fn small_dtype<'a, R: CubeRuntime>(
 
 /// An array over `x` in rows without padding.
 fn array<R: CubeRuntime>(x: CubeTensor<R>) -> ArrayArg<R> {
-    into_contiguous(x).into_array_arg()
+    again::array(&into_contiguous(x))
 }
 
 /// What a launch is to be, once it is known that there can be one.
@@ -113,31 +132,46 @@ pub(super) fn fan_out<R: CubeRuntime>(
         args.add(projection, d, cubes, activation);
         cubes += d_out.div_ceil(plan.cube_rows());
     }
-    let written = outputs.iter().map(|it| it.clone().into_array_arg());
-    // SAFETY: every unit reads and writes within the lengths that `parts` and `plan` give, which are those
-    // of the tensors, and each output is written by one unit.
-    unsafe {
-        kernels::fan_out::launch_unchecked::<R>(
-            &client,
-            CubeCount::Static(cubes as u32, 1, 1),
-            CubeDim::new_1d(UNITS as u32),
-            args.width,
+    let settings = settings(UNITS, args.width);
+    let mut launcher = KernelLauncher::<R>::new(settings.clone());
+    let (wide, narrow) = (DType::F32.into(), small.into());
+    let (input, param) = (Type::new(wide), Type::new(narrow));
+    launcher.register_array(array(x), input.with_vector_size(plan.input));
+    launcher.register_array(array(gamma), param.with_vector_size(plan.input));
+    launcher.register_array(array(beta), param.with_vector_size(plan.input));
+    launcher.register_scalar(epsilon as f32);
+    let made = args.register(plan, small, &mut launcher);
+    for output in &outputs {
+        launcher.register_array(again::array(output), Type::new(wide));
+    }
+    let n = outputs.len();
+    let describe = |made: Made| {
+        let scales = if plan.packed { n } else { 0 };
+        let biases = made.parts.iter().filter(|it| it.bias.is_some()).count();
+        kernels::fan_out::FanOut::<R>::new(
+            settings,
+            client.clone(),
+            ARRAY,
+            ARRAY,
+            ARRAY,
+            (),
+            arrays(n),
+            arrays(scales),
+            arrays(biases),
+            arrays(n),
             plan.elements(),
             plan.input,
-            array(x),
-            array(gamma),
-            array(beta),
-            epsilon as f32,
-            args.weights.into_iter().collect(),
-            args.scales.into_iter().collect(),
-            args.biases.into_iter().collect(),
-            written.collect(),
-            args.parts,
+            made.parts,
             plan,
-            args.dtype.into(),
-            small.into(),
-        );
-    }
+            made.dtype.into(),
+            narrow,
+        )
+    };
+    let kernel = FAN_OUT.with(|known| known.get(&outputs[0], made, describe));
+    let count = CubeCount::Static(cubes as u32, 1, 1);
+    // SAFETY: every unit reads and writes within the lengths that `parts` and `plan` give, which are those
+    // of the tensors, and each output is written by one unit.
+    unsafe { launch(launcher, count, kernel, &outputs[0]) };
     outputs
 }
 
@@ -206,27 +240,40 @@ pub(super) fn fan_in<R: CubeRuntime>(
         read.push(array(u));
         args.add(projection, d_in, 0, Activation::Identity);
     }
-    // SAFETY: as in `fan_out`.
-    unsafe {
-        kernels::fan_in::launch_unchecked::<R>(
-            &client,
-            CubeCount::Static(d.div_ceil(plan.cube_rows()) as u32, 1, 1),
-            CubeDim::new_1d(UNITS as u32),
-            args.width,
+    let n = read.len();
+    let settings = settings(UNITS, args.width);
+    let mut launcher = KernelLauncher::<R>::new(settings.clone());
+    let wide = Type::new(DType::F32.into());
+    launcher.register_array(array(x), wide);
+    for u in read {
+        launcher.register_array(u, wide.with_vector_size(plan.input));
+    }
+    let made = args.register(plan, small, &mut launcher);
+    launcher.register_array(again::array(&output), wide);
+    let describe = |made: Made| {
+        let scales = if plan.packed { n } else { 0 };
+        let biases = made.parts.iter().filter(|it| it.bias.is_some()).count();
+        kernels::fan_in::FanIn::<R>::new(
+            settings,
+            client.clone(),
+            ARRAY,
+            arrays(n),
+            arrays(n),
+            arrays(scales),
+            arrays(biases),
+            ARRAY,
             plan.elements(),
             plan.input,
-            array(x),
-            read.into_iter().collect(),
-            args.weights.into_iter().collect(),
-            args.scales.into_iter().collect(),
-            args.biases.into_iter().collect(),
-            output.clone().into_array_arg(),
-            args.parts,
+            made.parts,
             plan,
-            args.dtype.into(),
+            made.dtype.into(),
             small.into(),
-        );
-    }
+        )
+    };
+    let kernel = FAN_IN.with(|known| known.get(&output, made, describe));
+    let count = CubeCount::Static(d.div_ceil(plan.cube_rows()) as u32, 1, 1);
+    // SAFETY: as in `fan_out`.
+    unsafe { launch(launcher, count, kernel, &output) };
     output
 }
 
@@ -268,6 +315,28 @@ impl<R: CubeRuntime> Args<R> {
         self.scales.extend(it.weight.scales.map(array));
         self.biases.extend(it.bias.map(array));
     }
+
+    /// Hands over the buffers of weights, scales and biases, in this order, and says what the kernel is made
+    /// with.
+    fn register(self, plan: Plan, small: DType, launcher: &mut KernelLauncher<R>) -> Made {
+        let weight = Type::new(self.dtype.into()).with_vector_size(plan.elements());
+        for it in self.weights {
+            launcher.register_array(it, weight);
+        }
+        for it in self.scales {
+            launcher.register_array(it, Type::new(DType::F32.into()));
+        }
+        for it in self.biases {
+            launcher.register_array(it, Type::new(small.into()));
+        }
+        Made {
+            width: self.width,
+            parts: self.parts,
+            plan,
+            dtype: self.dtype,
+            small,
+        }
+    }
 }
 
 /// See [`rows`](crate::matvec::rows).
@@ -275,19 +344,21 @@ pub(crate) fn rows<R: CubeRuntime>(table: CubeTensor<R>, ids: CubeTensor<R>) -> 
     let ([_, d], [b]) = (table.meta.shape().dims(), ids.meta.shape().dims());
     let output = output(&table, [b, d], DType::F32);
     let (client, width, dtype) = (table.client.clone(), address_type(&[&table]), table.dtype);
+    let settings = settings(UNITS, width);
+    let mut launcher = KernelLauncher::<R>::new(settings.clone());
+    let wide = Type::new(DType::F32.into());
+    launcher.register_array(array(table), Type::new(dtype.into()));
+    launcher.register_array(array(ids), Type::new(DType::I32.into()));
+    launcher.register_array(again::array(&output), wide);
+    <usize as LaunchArg>::register(d, &mut launcher);
+    let kernel = ROWS.with(|known| {
+        known.get(&output, (width, dtype), |_| {
+            let client = client.clone();
+            kernels::rows::Rows::<R>::new(settings, client, ARRAY, ARRAY, ARRAY, (), dtype.into())
+        })
+    });
+    let count = CubeCount::Static(d.div_ceil(UNITS) as u32, b as u32, 1);
     // SAFETY: ids are below the table's length, as the caller promises, and a unit writes its own number.
-    unsafe {
-        kernels::rows::launch_unchecked::<R>(
-            &client,
-            CubeCount::Static(d.div_ceil(UNITS) as u32, b as u32, 1),
-            CubeDim::new_1d(UNITS as u32),
-            width,
-            array(table),
-            array(ids),
-            output.clone().into_array_arg(),
-            d,
-            dtype.into(),
-        );
-    }
+    unsafe { launch(launcher, count, kernel, &output) };
     output
 }
