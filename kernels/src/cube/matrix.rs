@@ -44,6 +44,17 @@ impl<E: Float, V: Size> Matrix<E, V> {
         row * comptime!((self.width + 8) / self.vector) + column / comptime!(self.vector)
     }
 
+    /// Where this unit finds its row of the 16 x 16 fragment that begins at (`row`, `column`), or that does in the
+    /// transposed matrix. A unit's place and the fragment's are apart, so that constants end up in the load's address.
+    fn fragment(&self, row: usize, column: usize, #[comptime] transposed: bool) -> usize {
+        let lane = UNIT_POS_PLANE as usize;
+        if comptime!(transposed) {
+            self.index(lane / 16 * 8 + lane % 8, lane / 8 % 2 * 8) + self.index(column, row)
+        } else {
+            self.index(lane % 16, lane / 16 * 8) + self.index(row, column)
+        }
+    }
+
     pub fn set(&mut self, row: usize, column: usize, value: Vector<E, V>) {
         let index = self.index(row, column);
         self.values[index] = value;
@@ -73,11 +84,7 @@ impl<E: Float, V: Size> Matrix<E, V> {
         #[comptime] transposed: bool,
     ) -> Array<Vector<E, Pair>> {
         let mma = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
-        let lane = UNIT_POS_PLANE as usize;
-        let mut index = self.index(row + lane % 16, column + lane / 16 * 8);
-        if comptime!(transposed) {
-            index = self.index(column + lane / 16 * 8 + lane % 8, row + lane / 8 % 2 * 8);
-        }
+        let index = self.fragment(row, column, transposed);
         let slice = self.values.slice(index, index + comptime!(8 / self.vector));
         mma.load_matrix::<Vector<E, V>, Pair>(&slice, MatrixIdent::A, 4usize, transposed)
     }
@@ -91,11 +98,7 @@ impl<E: Float, V: Size> Matrix<E, V> {
         #[comptime] transposed: bool,
     ) -> Array<Vector<E, Pair>> {
         let mma = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
-        let lane = UNIT_POS_PLANE as usize;
-        let mut index = self.index(row + lane % 16, column + lane / 16 * 8);
-        if comptime!(transposed) {
-            index = self.index(column + lane / 16 * 8 + lane % 8, row + lane / 8 % 2 * 8);
-        }
+        let index = self.fragment(row, column, transposed);
         let slice = self.values.slice(index, index + comptime!(8 / self.vector));
         // The instruction's own right factor is stored by columns.
         let stored_by_rows = comptime!(!transposed);

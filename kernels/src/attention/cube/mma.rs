@@ -20,6 +20,10 @@ const TILE: usize = 64;
 pub(super) const PLANES: usize = 4;
 /// Rows of shared memory for a tile's keys and values.
 const STAGE: usize = 2 * TILE;
+/// Weights are at least two to this, and at most one.
+pub(super) const FLOOR: f32 = -120.0;
+/// Two to the power of `FLOOR`.
+const LEAST: f32 = f32::from_bits((127 - 120) << 23);
 
 /// Queries of a cube whose planes have `down` times 16.
 pub(super) const fn queries(down: usize) -> usize {
@@ -69,28 +73,38 @@ fn copy<E: Float>(
     }
 }
 
-/// A left factor's 16 rows by the rows of a right factor in shared memory, added to two registers a fragment
-/// of 8 columns.
+/// A left factor's 16 rows by a right factor's 8 columns, which begins at `from` of `right`, added to the two
+/// registers from `to` on.
+#[cube]
+fn product<E: Float>(
+    left: &Array<Vector<E, Pair>>,
+    right: &Array<Vector<E, Pair>>,
+    #[comptime] from: usize,
+    sums: &mut Array<Vector<f32, Pair>>,
+    #[comptime] to: usize,
+) {
+    let mma = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
+    let mut columns = Array::<Vector<E, Pair>>::new(2usize);
+    columns[0] = right[from];
+    columns[1] = right[comptime!(from + 1)];
+    let mut sum = Array::<Vector<f32, Pair>>::new(2usize);
+    sum[0] = sums[to];
+    sum[1] = sums[comptime!(to + 1)];
+    let sum = mma.execute(left, &columns, &sum);
+    sums[to] = sum[0];
+    sums[comptime!(to + 1)] = sum[1];
+}
+
+/// A left factor by two right factors, one after the other.
 #[cube]
 fn multiply<E: Float>(
     left: &Array<Vector<E, Pair>>,
     both: &Array<Vector<E, Pair>>,
     sums: &mut Array<Vector<f32, Pair>>,
-    #[comptime] at: usize,
+    #[comptime] to: usize,
 ) {
-    let mma = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
-    #[unroll]
-    for half in 0..2usize {
-        let mut right = Array::<Vector<E, Pair>>::new(2usize);
-        right[0] = both[comptime!(half * 2)];
-        right[1] = both[comptime!(half * 2 + 1)];
-        let mut sum = Array::<Vector<f32, Pair>>::new(2usize);
-        sum[0] = sums[comptime!(at + half * 2)];
-        sum[1] = sums[comptime!(at + half * 2 + 1)];
-        let sum = mma.execute(left, &right, &sum);
-        sums[comptime!(at + half * 2)] = sum[0];
-        sums[comptime!(at + half * 2 + 1)] = sum[1];
-    }
+    product(left, both, 0usize, sums, to);
+    product(left, both, 2usize, sums, comptime!(to + 2));
 }
 
 /// Zeros: two pairs for every fragment of 16 by 8.
@@ -111,22 +125,150 @@ fn row_max(value: f32) -> f32 {
     max(pairs, plane_shuffle_xor(pairs, 2u32))
 }
 
-/// The sum over the four units of a row.
+/// Two to the power of `FLOOR` times `share`, which is taken into 0..=1. On CUDA with fast mathematics the device's
+/// power is enough: what is known not to lie below -126 needs no guard against powers too small for it.
 #[cube]
-fn row_sum(value: f32) -> f32 {
-    let pairs = value + plane_shuffle_xor(value, 1u32);
-    pairs + plane_shuffle_xor(pairs, 2u32)
+fn weight(share: f32) -> f32 {
+    LEAST.runtime().powf(min(max(share, 0.0f32), 1.0f32))
 }
 
-/// On CUDA with fast mathematics, the device's instruction and little else; a natural power multiplies first.
+/// What a plane's queries have come to: two rows every 16 queries.
+#[derive(CubeType)]
+struct SoFar {
+    /// The score of weight one, at least a row's largest.
+    top: Array<f32>,
+    /// Of a row's weights, the same in each column of a fragment.
+    sums: Array<Vector<f32, Pair>>,
+    /// Of values times their weights.
+    y: Array<Vector<f32, Pair>>,
+}
+
+/// Adds the tile of keys in rows `at` on of shared memory, and of values behind it. Queries from `position` on see
+/// all keys, from `key` on, unless some are `hidden`. `scale` and `slack` as in [`attend`].
 #[cube]
-fn power_of_two(exponent: f32) -> f32 {
-    2.0f32.runtime().powf(exponent)
+fn add<E: Float>(
+    queries: &Sequence<Array<Vector<E, Pair>>>,
+    staged: &Matrix<E, Eight>,
+    at: usize,
+    so_far: &mut SoFar,
+    scale: f32,
+    slack: f32,
+    position: usize,
+    key: usize,
+    #[comptime] hidden: bool,
+    #[comptime] p: usize,
+    #[comptime] down: usize,
+) {
+    let rows = comptime!(2 * down);
+    let lane = UNIT_POS_PLANE as usize;
+    let mut scores = zeros(comptime!(down * TILE / 8));
+    #[unroll]
+    for step in 0..comptime!(p / 16) {
+        #[unroll]
+        for j in 0..comptime!(TILE / 16) {
+            let both = staged.right(comptime!(step * 16), at + comptime!(j * 16), true);
+            #[unroll]
+            for i in 0..down {
+                let left = queries.index(comptime!(step * down + i));
+                multiply(left, &both, &mut scores, comptime!(i * TILE / 4 + j * 4));
+            }
+        }
+    }
+
+    if comptime!(hidden) {
+        #[unroll]
+        for i in 0..comptime!(down * TILE / 4) {
+            let row = comptime!(i / (TILE / 4) * 16 + i % 2 * 8);
+            let own = position + row + lane / 4;
+            let column = key + comptime!(i % (TILE / 4) / 2 * 8) + lane % 4 * 2;
+            let mut pair = scores[i];
+            pair[0] = select(column > own, f32::MIN.runtime(), pair[0]);
+            pair[1] = select(column + 1 > own, f32::MIN.runtime(), pair[1]);
+            scores[i] = pair;
+        }
+    }
+
+    let mut largest = Array::<f32>::new(rows);
+    let mut moved = false;
+    #[unroll]
+    for row in 0..rows {
+        let from = comptime!(row / 2 * (TILE / 4) + row % 2);
+        let mut of_unit = max(scores[from][0], scores[from][1]);
+        #[unroll]
+        for j in 1..comptime!(TILE / 8) {
+            let pair = scores[comptime!(from + j * 2)];
+            of_unit = max(of_unit, max(pair[0], pair[1]));
+        }
+        largest[row] = row_max(of_unit);
+        moved = moved || largest[row] > so_far.top[row];
+    }
+    if plane_any(moved) {
+        #[unroll]
+        for row in 0..rows {
+            // Only rows that have moved, so that a query does not feel the others of its plane.
+            let old = so_far.top[row];
+            let top = select(largest[row] > old, largest[row] + slack, old);
+            let rescale = Vector::new(weight((old - top) * scale));
+            so_far.top[row] = top;
+            so_far.sums[row] *= rescale;
+            #[unroll]
+            for j in 0..comptime!(p / 8) {
+                let at = comptime!((row / 2 * (p / 8) + j) * 2 + row % 2);
+                so_far.y[at] *= rescale;
+            }
+        }
+    }
+
+    #[unroll]
+    for i in 0..comptime!(down * TILE / 4) {
+        let row = comptime!(i / (TILE / 4) * 2 + i % 2);
+        let shift = so_far.top[row] * scale;
+        let mut pair = scores[i];
+        #[unroll]
+        for k in 0..2usize {
+            let mut value = weight(pair[k] * scale - shift);
+            if comptime!(hidden) {
+                // The least weight is not zero.
+                value = select(pair[k] == f32::MIN.runtime(), 0.0f32, value);
+            }
+            pair[k] = value;
+        }
+        scores[i] = pair;
+    }
+
+    let mut ones = Array::<Vector<E, Pair>>::new(2usize);
+    ones[0] = Vector::new(E::new(1.0));
+    ones[1] = Vector::new(E::new(1.0));
+    #[unroll]
+    for step in 0..comptime!(TILE / 16) {
+        let mut weights = Sequence::<Array<Vector<E, Pair>>>::new();
+        #[unroll]
+        for i in 0..down {
+            let mut left = Array::<Vector<E, Pair>>::new(4usize);
+            #[unroll]
+            for part in 0..4usize {
+                let from = comptime!(i * TILE / 4 + step * 4 + part);
+                left[part] = Vector::cast_from(scores[from]);
+            }
+            product(&left, &ones, 0usize, &mut so_far.sums, comptime!(i * 2));
+            weights.push(left);
+        }
+        #[unroll]
+        for j in 0..comptime!(p / 16) {
+            let row = at + comptime!(TILE + step * 16);
+            let both = staged.right(row, comptime!(j * 16), false);
+            #[unroll]
+            for i in 0..down {
+                let to = comptime!((i * p / 8 + j * 2) * 2);
+                multiply(weights.index(i), &both, &mut so_far.y, to);
+            }
+        }
+    }
 }
 
 /// Queries `[b, l, h, p]`, keys and values `[b, t, g, p]` to `[b, l, h, p]`. `scale` is the scores' times the
-/// logarithm of e to base 2. A row's weights are relative to its `reference`, which is at most `slack` (before the
-/// scale) below its largest score: so sums and outputs are rescaled when that has moved far, not whenever it moves.
+/// logarithm of e to base 2, over `FLOOR`. When a row's largest score exceeds the score of weight one, that becomes
+/// `slack` more than it: so sums and outputs are rescaled when the largest has moved far, not whenever it moves.
 ///
 /// Cubes: heads, batch, blocks of queries, the last of which see the most keys and come first.
 #[cube(
@@ -191,14 +333,15 @@ pub(super) fn attend<E: Float>(
     }
 
     let rows = comptime!(2 * down);
-    let mut reference = Array::<f32>::new(rows);
-    let mut sums = Array::<f32>::new(rows);
+    let mut so_far = SoFar {
+        top: Array::new(rows),
+        sums: zeros(down),
+        y: zeros(comptime!(down * p / 8)),
+    };
     #[unroll]
     for row in 0..rows {
-        reference[row] = f32::MIN.runtime();
-        sums[row] = 0.0f32;
+        so_far.top[row] = f32::MIN.runtime();
     }
-    let mut y = zeros(comptime!(down * p / 8));
 
     for tile in 0..tiles {
         // All units are done with the tile before this one, and this one has come.
@@ -214,103 +357,15 @@ pub(super) fn attend<E: Float>(
         let key = tile * TILE;
         let at = tile % 2 * STAGE;
         if first < l && key < position + comptime!(16 * down) {
-            let mut scores = zeros(comptime!(down * TILE / 8));
-            #[unroll]
-            for step in 0..comptime!(p / 16) {
-                #[unroll]
-                for j in 0..comptime!(TILE / 16) {
-                    let both = staged.right(comptime!(step * 16), at + comptime!(j * 16), true);
-                    #[unroll]
-                    for i in 0..down {
-                        let left = queries.index(comptime!(step * down + i));
-                        multiply(left, &both, &mut scores, comptime!(i * TILE / 4 + j * 4));
-                    }
-                }
-            }
-
             // Keys after a query, on and beyond the diagonal.
             if key + comptime!(TILE - 1) > position {
-                #[unroll]
-                for i in 0..comptime!(down * TILE / 4) {
-                    let row = comptime!(i / (TILE / 4) * 16 + i % 2 * 8);
-                    let own = position + row + lane / 4;
-                    let column = key + comptime!(i % (TILE / 4) / 2 * 8) + lane % 4 * 2;
-                    let mut pair = scores[i];
-                    pair[0] = select(column > own, f32::MIN.runtime(), pair[0]);
-                    pair[1] = select(column + 1 > own, f32::MIN.runtime(), pair[1]);
-                    scores[i] = pair;
-                }
-            }
-
-            let mut largest = Array::<f32>::new(rows);
-            let mut moved = false;
-            #[unroll]
-            for row in 0..rows {
-                let from = comptime!(row / 2 * (TILE / 4) + row % 2);
-                let mut of_unit = max(scores[from][0], scores[from][1]);
-                #[unroll]
-                for j in 1..comptime!(TILE / 8) {
-                    let pair = scores[comptime!(from + j * 2)];
-                    of_unit = max(of_unit, max(pair[0], pair[1]));
-                }
-                largest[row] = row_max(of_unit);
-                moved = moved || largest[row] > reference[row] + slack;
-            }
-            if plane_any(moved) {
-                #[unroll]
-                for row in 0..rows {
-                    // Only rows that have moved, so that a query does not feel the others of its plane.
-                    let goes = largest[row] > reference[row] + slack;
-                    let larger = select(goes, largest[row], reference[row]);
-                    let rescale = power_of_two((reference[row] - larger) * scale);
-                    reference[row] = larger;
-                    sums[row] *= rescale;
-                    #[unroll]
-                    for j in 0..comptime!(p / 8) {
-                        let at = comptime!((row / 2 * (p / 8) + j) * 2 + row % 2);
-                        y[at] *= Vector::new(rescale);
-                    }
-                }
-            }
-
-            #[unroll]
-            for i in 0..comptime!(down * TILE / 4) {
-                let row = comptime!(i / (TILE / 4) * 2 + i % 2);
-                let shift = reference[row] * scale;
-                let mut pair = scores[i];
-                pair[0] = power_of_two(pair[0] * scale - shift);
-                pair[1] = power_of_two(pair[1] * scale - shift);
-                sums[row] += pair[0] + pair[1];
-                scores[i] = pair;
-            }
-
-            #[unroll]
-            for step in 0..comptime!(TILE / 16) {
-                let mut weights = Sequence::<Array<Vector<E, Pair>>>::new();
-                #[unroll]
-                for i in 0..down {
-                    let mut left = Array::<Vector<E, Pair>>::new(4usize);
-                    #[unroll]
-                    for part in 0..4usize {
-                        let from = comptime!(i * TILE / 4 + step * 4 + part);
-                        left[part] = Vector::cast_from(scores[from]);
-                    }
-                    weights.push(left);
-                }
-                #[unroll]
-                for j in 0..comptime!(p / 16) {
-                    let row = at + comptime!(TILE + step * 16);
-                    let both = staged.right(row, comptime!(j * 16), false);
-                    #[unroll]
-                    for i in 0..down {
-                        multiply(
-                            weights.index(i),
-                            &both,
-                            &mut y,
-                            comptime!((i * p / 8 + j * 2) * 2),
-                        );
-                    }
-                }
+                add(
+                    &queries, &staged, at, &mut so_far, scale, slack, position, key, true, p, down,
+                );
+            } else {
+                add(
+                    &queries, &staged, at, &mut so_far, scale, slack, position, key, false, p, down,
+                );
             }
         }
     }
@@ -318,13 +373,14 @@ pub(super) fn attend<E: Float>(
     #[unroll]
     for row in 0..rows {
         let query = first + comptime!(row / 2 * 16 + row % 2 * 8) + lane / 4;
-        let inverse = 1.0 / row_sum(sums[row]);
+        let inverse = 1.0 / so_far.sums[row][0];
         if query < l {
             let to = ((batch * l + query) * h + head) * p + lane % 4 * 2;
             #[unroll]
             for j in 0..comptime!(p / 8) {
                 let at = comptime!((row / 2 * (p / 8) + j) * 2 + row % 2);
-                y_blhp[to / 2 + comptime!(j * 4)] = Vector::cast_from(y[at] * Vector::new(inverse));
+                let y = so_far.y[at] * Vector::new(inverse);
+                y_blhp[to / 2 + comptime!(j * 4)] = Vector::cast_from(y);
             }
         }
     }

@@ -7,6 +7,7 @@ mod variant;
 
 use std::f32::consts::LOG2_E;
 
+use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
@@ -16,8 +17,14 @@ use self::variant::Variant;
 use crate::cube::rows::view;
 use crate::cube::{address_type, empty, vector_size};
 
-/// On tensor cores weights are at most two to this.
-const SLACK: f32 = 8.0;
+/// On tensor cores the largest weight of a row is between one and two to the power of minus this; weights of few bits
+/// of exponent lose what is much smaller.
+fn slack(dtype: DType) -> f32 {
+    match dtype {
+        DType::F16 => 2.0,
+        _ => 8.0,
+    }
+}
 
 /// Without a copy, if rows are read 16 bytes at a time.
 fn in_vectors<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
@@ -45,6 +52,7 @@ pub(crate) fn forward<R: CubeRuntime>(
     };
     let y = empty(&q, [b, l, h, p], q.dtype);
     let scale = 1.0 / (p as f32).sqrt();
+    let slack = slack(q.dtype);
     let client = q.client.clone();
     let blocks = l.div_ceil(variant.queries());
     let cubes = CubeCount::Static(h as u32, b as u32, blocks as u32);
@@ -73,8 +81,8 @@ pub(crate) fn forward<R: CubeRuntime>(
                 k,
                 v,
                 output,
-                scale * LOG2_E,
-                SLACK / (scale * LOG2_E),
+                scale * LOG2_E / mma::FLOOR,
+                slack / (scale * LOG2_E),
                 q_view,
                 k_view,
                 v_view,
