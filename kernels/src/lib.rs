@@ -84,7 +84,7 @@ pub use gelu::gelu_new;
 pub use linear::{linear, linear_gelu, linear_onto};
 pub use matvec::{fan_in, fan_out};
 pub use norm::layer_norm;
-pub use rotary::rotary;
+pub use rotary::{rotary, rotary_of_heads};
 pub use rows_distance::rows_distance;
 pub use ssd::{Epilogue, GatedScan, GatedScanGradients, ScanInputs, SsdGradients};
 pub use ssd::{gated_scan, ssd_scan};
@@ -411,6 +411,16 @@ pub trait KernelBackend: Backend {
         sin: Tensor<Self, 2>,
     ) -> Tensor<Self, 4> {
         rotary::reference::forward(x, cos, sin)
+    }
+
+    /// See [`rotary_of_heads`](rotary_of_heads()).
+    fn rotary_of_heads(
+        x: Tensor<Self, 4>,
+        cos: Tensor<Self, 2>,
+        sin: Tensor<Self, 2>,
+        heads: usize,
+    ) -> Tensor<Self, 4> {
+        rotary::reference::of_heads(x, cos, sin, heads)
     }
 
     /// See [`attention`](attention()).

@@ -105,7 +105,7 @@ impl<B: KernelBackend> PhiAttention<B> {
         if let Some(qkv_proj) = &self.qkv_proj {
             let heads = self.n_heads + self.n_kv_heads;
             let both = qkv_proj.forward_rows(u, 0, heads * p);
-            let both = rotary.rotate(both.reshape([b, l, heads, p]));
+            let both = rotary.rotate_heads(both.reshape([b, l, heads, p]), heads);
             return AttentionParts {
                 q: both.clone().narrow(2, 0, self.n_heads),
                 k: both.narrow(2, self.n_heads, self.n_kv_heads),
@@ -180,10 +180,9 @@ impl<B: KernelBackend> PhiAttention<B> {
         let rotary = Rotary::new(self.rotary_dim, self.rope_theta, position, l, &u.device());
         if let Some(qkv_proj) = &self.qkv_proj {
             let (h, g) = (self.n_heads, self.n_kv_heads);
-            let all = heads(qkv_proj.forward(u), h + 2 * g);
-            let both = rotary.rotate(all.clone().narrow(2, 0, h + g));
-            let k = both.clone().narrow(2, h, g);
-            return (both.narrow(2, 0, h), k, all.narrow(2, h + g, g));
+            let all = rotary.rotate_heads(heads(qkv_proj.forward(u), h + 2 * g), h + g);
+            let part = |start, heads| all.clone().narrow(2, start, heads);
+            return (part(0, h), part(h, g), part(h + g, g));
         }
         let q = heads(self.q_proj.forward(u.clone()), self.n_heads);
         let k = heads(self.k_proj.forward(u.clone()), self.n_kv_heads);

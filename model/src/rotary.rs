@@ -86,4 +86,9 @@ impl<B: KernelBackend> Rotary<B> {
     pub(crate) fn rotate(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
         kernels::rotary(x, self.cos.clone(), self.sin.clone())
     }
+
+    /// [`rotate`](Self::rotate) for the first `heads` heads, in place if nothing else holds `x`.
+    pub(crate) fn rotate_heads(&self, x: Tensor<B, 4>, heads: usize) -> Tensor<B, 4> {
+        kernels::rotary_of_heads(x, self.cos.clone(), self.sin.clone(), heads)
+    }
 }

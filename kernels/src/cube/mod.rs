@@ -565,6 +565,19 @@ where
         tensor(rotary::cube::rotate(own, cos, sin))
     }
 
+    fn rotary_of_heads(
+        x: Tensor<Self, 4>,
+        cos: Tensor<Self, 2>,
+        sin: Tensor<Self, 2>,
+        heads: usize,
+    ) -> Tensor<Self, 4> {
+        let (own, angles) = (inner(x), [cos.clone(), sin.clone()].map(inner));
+        if heads == 0 || !own.can_mut() || !rotary::cube::fit(&own, angles.each_ref()) {
+            return rotary::reference::of_heads(tensor(own), cos, sin, heads);
+        }
+        tensor(rotary::cube::rotate_in_place(own, angles, heads))
+    }
+
     fn mixing_distance_forward(
         student: TransferParts<Self>,
         teacher: AttentionParts<Self>,

@@ -67,12 +67,88 @@ fn rotate_kernel<F: Float, N: Size>(
     }
 }
 
+/// The same where `x` lies, for the units that turn.
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn rotate_in_place_kernel<F: Float, N: Size>(
+    x_blhp: &mut Tensor<Vector<F, N>>,
+    cos_lr: &Array<f32>,
+    sin_lr: &Array<f32>,
+    #[comptime] plan: Plan,
+    #[define(F)] _dtype: StorageType,
+) {
+    let unit = ABSOLUTE_POS % plan.turning;
+    let head = ABSOLUTE_POS / plan.turning % plan.h;
+    let token = ABSOLUTE_POS / comptime!(plan.turning * plan.h);
+    let l = x_blhp.shape(1);
+    if token >= x_blhp.shape(0) * l {
+        terminate!();
+    }
+    let (batch, t) = (token / l, token % l);
+    let from = batch * x_blhp.stride(0) + t * x_blhp.stride(1) + head * x_blhp.stride(2);
+    let place = unit * N::value();
+    let (at1, at2) = (
+        (from + place) / N::value(),
+        (from + place + plan.r) / N::value(),
+    );
+    let cos = read::<N>(cos_lr, t * plan.r + place);
+    let sin = read::<N>(sin_lr, t * plan.r + place);
+    let x1 = Vector::<f32, N>::cast_from(x_blhp[at1]);
+    let x2 = Vector::<f32, N>::cast_from(x_blhp[at2]);
+    x_blhp[at1] = Vector::cast_from(x1 * cos - x2 * sin);
+    x_blhp[at2] = Vector::cast_from(x2 * cos + x1 * sin);
+}
+
 /// Whether the kernel reads what is there: `angles` is the cosines or the sines.
 pub(crate) fn fit<R: CubeRuntime>(x: &CubeTensor<R>, angles: [&CubeTensor<R>; 2]) -> bool {
     x.meta.shape().num_elements() > 0
         && is_taken(x.dtype)
         && angles.iter().all(|it| it.dtype == DType::F32)
         && angles[0].meta.shape()[1] > 0
+}
+
+/// For `h` heads of tensors that a unit accesses alike, and how many of their numbers it takes at a time.
+fn plan<R: CubeRuntime>(tensors: &[&CubeTensor<R>], h: usize, r: usize) -> (Plan, usize) {
+    let p = tensors[0].meta.shape()[3];
+    let mut lanes = vector_size(tensors);
+    while !r.is_multiple_of(lanes) {
+        lanes /= 2;
+    }
+    let plan = Plan {
+        h,
+        r,
+        units: (p - r) / lanes,
+        turning: r / lanes,
+    };
+    (plan, lanes)
+}
+
+/// See [`rotary_of_heads`](super::rotary_of_heads()); nothing else holds `x`.
+pub(crate) fn rotate_in_place<R: CubeRuntime>(
+    x: CubeTensor<R>,
+    [cos, sin]: [CubeTensor<R>; 2],
+    heads: usize,
+) -> CubeTensor<R> {
+    let x = with_rows(x);
+    let [b, l, _, _]: [usize; 4] = x.meta.shape().dims();
+    let (plan, lanes) = plan(&[&x], heads, cos.meta.shape()[1]);
+    let [across, down] = cubes((b * l * heads * plan.turning).div_ceil(UNITS));
+    let (width, dtype) = (address_type(&[&x]), x.dtype);
+    // SAFETY: units beyond the last token leave, and the others read and write their own numbers of a head.
+    unsafe {
+        rotate_in_place_kernel::launch_unchecked::<R>(
+            &x.client,
+            CubeCount::Static(across, down, 1),
+            CubeDim::new_1d(UNITS as u32),
+            width,
+            lanes,
+            x.clone().into_tensor_arg(),
+            into_contiguous(cos).into_array_arg(),
+            into_contiguous(sin).into_array_arg(),
+            plan,
+            dtype.into(),
+        );
+    }
+    x
 }
 
 /// See [`rotary`](super::rotary()).
@@ -85,16 +161,7 @@ pub(crate) fn rotate<R: CubeRuntime>(
     let [b, l, h, p]: [usize; 4] = x.meta.shape().dims();
     let r = cos.meta.shape()[1];
     let y = empty(&x, [b, l, h, p], x.dtype);
-    let mut lanes = vector_size(&[&x, &y]);
-    while !r.is_multiple_of(lanes) {
-        lanes /= 2;
-    }
-    let plan = Plan {
-        h,
-        r,
-        units: (p - r) / lanes,
-        turning: r / lanes,
-    };
+    let (plan, lanes) = plan(&[&x, &y], h, r);
     let [across, down] = cubes((b * l * h * plan.units).div_ceil(UNITS));
     let (width, dtype) = (address_type(&[&x, &y]), x.dtype);
     // SAFETY: units beyond the last token leave, and the others read and write their own numbers of a head,

@@ -23,10 +23,32 @@ pub fn rotary<B: KernelBackend>(
     cos: Tensor<B, 2>,
     sin: Tensor<B, 2>,
 ) -> Tensor<B, 4> {
-    let [_, l, _, p] = x.dims();
-    let [_, r] = cos.dims();
-    assert_eq!(cos.dims(), [l, r], "rotary: cos must be [l, r]");
-    assert_eq!(sin.dims(), [l, r], "rotary: sin must have the shape of cos");
-    assert!(2 * r <= p, "rotary: {r} pairs do not fit in {p} dimensions");
+    check(x.dims(), [cos.dims(), sin.dims()]);
     timed(Kind::Elementwise, || B::rotary_forward(x, cos, sin))
+}
+
+/// [`rotary`] of the first `heads` heads of `x [b, l, h, p]`, the others as they were; in place, where the backend
+/// can and nothing else holds `x`.
+///
+/// # Panics
+/// As `rotary`, and if there are fewer heads.
+pub fn rotary_of_heads<B: KernelBackend>(
+    x: Tensor<B, 4>,
+    cos: Tensor<B, 2>,
+    sin: Tensor<B, 2>,
+    heads: usize,
+) -> Tensor<B, 4> {
+    check(x.dims(), [cos.dims(), sin.dims()]);
+    assert!(
+        heads <= x.dims()[2],
+        "rotary: there are fewer than {heads} heads"
+    );
+    timed(Kind::Elementwise, || B::rotary_of_heads(x, cos, sin, heads))
+}
+
+fn check([_, l, _, p]: [usize; 4], [cos, sin]: [[usize; 2]; 2]) {
+    let [_, r] = cos;
+    assert_eq!(cos, [l, r], "rotary: cos must be [l, r]");
+    assert_eq!(sin, [l, r], "rotary: sin must have the shape of cos");
+    assert!(2 * r <= p, "rotary: {r} pairs do not fit in {p} dimensions");
 }

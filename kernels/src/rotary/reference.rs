@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
+use crate::KernelBackend;
 use crate::ssd::reference::{narrow, widen};
 
 /// See [`rotary`](super::rotary()).
@@ -22,4 +23,17 @@ pub fn forward<B: Backend>(x: Tensor<B, 4>, cos: Tensor<B, 2>, sin: Tensor<B, 2>
         parts.push(x.narrow(3, 2 * r, p - 2 * r));
     }
     narrow(Tensor::cat(parts, 3), dtype)
+}
+
+/// See [`rotary_of_heads`](super::rotary_of_heads()).
+pub fn of_heads<B: KernelBackend>(
+    x: Tensor<B, 4>,
+    cos: Tensor<B, 2>,
+    sin: Tensor<B, 2>,
+    heads: usize,
+) -> Tensor<B, 4> {
+    let h = x.dims()[2];
+    let rest = x.clone().narrow(2, heads, h - heads);
+    let turned = B::rotary_forward(x.narrow(2, 0, heads), cos, sin);
+    Tensor::cat(vec![turned, rest], 2)
 }

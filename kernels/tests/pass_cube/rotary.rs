@@ -51,22 +51,33 @@ impl Case {
             true => x.exact().swap_dims(1, 2),
             false => x.exact(),
         };
+        let heads = h.div_ceil(2);
+        let exact_heads = reference::of_heads(exact.clone(), cos.exact(), sin.exact(), heads);
         let exact = reference::forward(exact, cos.exact(), sin.exact());
+        let exact = vec![output("y", exact), output("of heads", exact_heads)];
         let run = || {
-            let x: Tensor<Cube, 4> = match self.layout {
-                Layout::Rows => x.cube(),
-                Layout::Sliced => x.sliced(),
-                Layout::ByHead => x.cube().swap_dims(1, 2),
+            let x = || -> Tensor<Cube, 4> {
+                match self.layout {
+                    Layout::Rows => x.cube(),
+                    Layout::Sliced => x.sliced(),
+                    Layout::ByHead => x.cube().swap_dims(1, 2),
+                }
             };
-            let y = Cube::rotary_forward(x, cos.cube(), sin.cube());
+            let y = Cube::rotary_forward(x(), cos.cube(), sin.cube());
             assert_eq!(y.dtype(), self.dtype);
-            vec![output("y", y)]
+            // Of a tensor that is nothing else's, and of one that must stay as it is.
+            let turned = Cube::rotary_of_heads(x(), cos.cube(), sin.cube(), heads);
+            let kept = x();
+            let copy = Cube::rotary_of_heads(kept.clone(), cos.cube(), sin.cube(), heads);
+            assert_eq!(copy.into_data(), turned.clone().into_data());
+            assert_eq!(kept.into_data(), x().into_data());
+            vec![output("y", y), output("of heads", turned)]
         };
         let name = format!(
             "rotary {:?}, {r} pairs, {:?}, {:?}",
             self.shape, self.layout, self.dtype
         );
-        check(&name, tolerance(self.dtype), vec![output("y", exact)], run);
+        check(&name, tolerance(self.dtype), exact, run);
     }
 }
 

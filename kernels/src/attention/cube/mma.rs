@@ -360,11 +360,31 @@ pub(super) fn attend<E: Float>(
             // Keys after a query, on and beyond the diagonal.
             if key + comptime!(TILE - 1) > position {
                 add(
-                    &queries, &staged, at, &mut so_far, scale, slack, position, key, true, p, down,
+                    &queries,
+                    &staged,
+                    at,
+                    &mut so_far,
+                    scale,
+                    slack,
+                    position,
+                    key,
+                    true,
+                    p,
+                    down,
                 );
             } else {
                 add(
-                    &queries, &staged, at, &mut so_far, scale, slack, position, key, false, p, down,
+                    &queries,
+                    &staged,
+                    at,
+                    &mut so_far,
+                    scale,
+                    slack,
+                    position,
+                    key,
+                    false,
+                    p,
+                    down,
                 );
             }
         }
