@@ -46,10 +46,13 @@ impl CubeKernel for Again {
     }
 }
 
+/// The backend, the device, and what a kernel is made with.
+type Key<K> = (TypeId, DeviceId, K);
+
 /// Kernels of one function, by what they are made with. They are few, so that looking at each is faster than
 /// a hash.
 pub(crate) struct Described<K> {
-    kernels: RefCell<Vec<((TypeId, DeviceId, K), Again)>>,
+    kernels: RefCell<Vec<(Key<K>, Again)>>,
 }
 
 impl<K> Default for Described<K> {

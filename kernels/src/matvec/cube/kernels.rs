@@ -441,9 +441,9 @@ pub(super) fn fan_out<W: Numeric, P: Float, N: Size, X: Size>(
             let mut sums = zeros(comptime!(plan.sums()));
             if comptime!(plan.tensor_cores) {
                 // On its way while the vectors are normalised.
-                let mut step = Step::<W, N, X>::new(plan, normalises);
+                let mut step = Step::<W, N, X>::new(plan);
                 let x = x_bi.to_slice();
-                step.read(&weights[i], &x, place, 0usize, part, plan, normalises);
+                step.read(&weights[i], &x, place, 0usize, part, plan);
                 if comptime!(normalises) {
                     normalise(
                         x_bi,
@@ -467,9 +467,8 @@ pub(super) fn fan_out<W: Numeric, P: Float, N: Size, X: Size>(
                     place,
                     part,
                     plan,
-                    normalises,
                 );
-                step.multiply(&mut sums, &shared_x, place, part, plan, normalises);
+                step.multiply(&mut sums, &shared_x, place, part, plan);
             } else {
                 // On their way while the vectors are normalised.
                 let mut held = Array::<Vector<W, N>>::new(comptime!(plan.block() * plan.rows));
@@ -542,37 +541,27 @@ pub(super) fn fan_in<W: Numeric, P: Float, N: Size, X: Size>(
     let mut shared = Shared::new(plan);
     let mut sums = zeros(n);
     if comptime!(plan.tensor_cores) {
-        let mut step = Step::<W, N, X>::new(plan, false);
+        let mut step = Step::<W, N, X>::new(plan);
         let x = inputs[0].to_slice();
         let part = comptime!(of(&parts, 0));
-        step.read(&weights[0], &x, place, 0usize, part, plan, false);
+        step.read(&weights[0], &x, place, 0usize, part, plan);
         #[unroll]
         for i in 0..comptime!(parts.len()) {
             let part = comptime!(of(&parts, i));
             let x = inputs[i].to_slice();
             let mut own = zeros(n);
-            mma::multiply_but_last(
-                &mut step,
-                &mut own,
-                &weights[i],
-                &x,
-                &x,
-                place,
-                part,
-                plan,
-                false,
-            );
+            mma::multiply_but_last(&mut step, &mut own, &weights[i], &x, &x, place, part, plan);
             if comptime!(i + 1 < parts.len()) {
                 // The next weight's reads are under way during the last step of this.
                 let next_part = comptime!(of(&parts, i + 1));
                 let next_x = inputs[comptime!(i + 1)].to_slice();
-                let mut next = Step::<W, N, X>::new(plan, false);
+                let mut next = Step::<W, N, X>::new(plan);
                 let weight = &weights[comptime!(i + 1)];
-                next.read(weight, &next_x, place, 0usize, next_part, plan, false);
-                step.multiply(&mut own, &x, place, part, plan, false);
-                step.follow(&next, plan, false);
+                next.read(weight, &next_x, place, 0usize, next_part, plan);
+                step.multiply(&mut own, &x, place, part, plan);
+                step.follow(&next, plan);
             } else {
-                step.multiply(&mut own, &x, place, part, plan, false);
+                step.multiply(&mut own, &x, place, part, plan);
             }
             #[unroll]
             for s in 0..n {

@@ -85,8 +85,8 @@ pub(super) struct Step<W: Numeric, N: Size, X: Size> {
 #[cube]
 impl<W: Numeric, N: Size, X: Size> Step<W, N, X> {
     /// With room for what is read.
-    pub(super) fn new(#[comptime] plan: Plan, #[comptime] shared_x: bool) -> Self {
-        let pieces = comptime!(if shared_x {
+    pub(super) fn new(#[comptime] plan: Plan) -> Self {
+        let pieces = comptime!(if plan.normalises {
             1
         } else {
             plan.pieces() * plan.block()
@@ -108,7 +108,6 @@ impl<W: Numeric, N: Size, X: Size> Step<W, N, X> {
         first: usize,
         #[comptime] part: Part,
         #[comptime] plan: Plan,
-        #[comptime] shared_x: bool,
     ) {
         let (vectors, pieces) = comptime!((plan.vectors(part.d_in), plan.pieces()));
         let begin = begin_of_x(part, plan);
@@ -125,7 +124,7 @@ impl<W: Numeric, N: Size, X: Size> Step<W, N, X> {
                 let row = clamp_max(row, comptime!(part.d_out - 1));
                 self.weights[comptime!(turn * plan.rows + r)] = weight_oi[row * vectors + at];
             }
-            if comptime!(!shared_x) {
+            if comptime!(!plan.normalises) {
                 #[unroll]
                 for piece in 0..pieces {
                     self.x[comptime!(turn * pieces + piece)] = x_bi[begin + at * pieces + piece];
@@ -135,17 +134,12 @@ impl<W: Numeric, N: Size, X: Size> Step<W, N, X> {
     }
 
     /// Takes what `next` has read.
-    pub(super) fn follow(
-        &mut self,
-        next: &Step<W, N, X>,
-        #[comptime] plan: Plan,
-        #[comptime] shared_x: bool,
-    ) {
+    pub(super) fn follow(&mut self, next: &Step<W, N, X>, #[comptime] plan: Plan) {
         #[unroll]
         for i in 0..comptime!(plan.block() * plan.rows) {
             self.weights[i] = next.weights[i];
         }
-        if comptime!(!shared_x) {
+        if comptime!(!plan.normalises) {
             #[unroll]
             for i in 0..comptime!(plan.block() * plan.pieces()) {
                 self.x[i] = next.x[i];
@@ -162,7 +156,6 @@ impl<W: Numeric, N: Size, X: Size> Step<W, N, X> {
         place: Place,
         #[comptime] part: Part,
         #[comptime] plan: Plan,
-        #[comptime] shared_x: bool,
     ) {
         let (vectors, pieces) = comptime!((plan.vectors(part.d_in), plan.pieces()));
         let begin = begin_of_x(part, plan);
@@ -171,7 +164,7 @@ impl<W: Numeric, N: Size, X: Size> Step<W, N, X> {
             let at = (self.first + turn) * plan.lanes + place.lane;
             #[unroll]
             for piece in 0..pieces {
-                let mut x = if comptime!(shared_x) {
+                let mut x = if comptime!(plan.normalises) {
                     let near = clamp_max(at, comptime!(vectors - 1));
                     x_bi[begin + piece * vectors + near]
                 } else {
@@ -258,12 +251,11 @@ pub(super) fn multiply_but_last<W: Numeric, N: Size, X: Size>(
     place: Place,
     #[comptime] part: Part,
     #[comptime] plan: Plan,
-    #[comptime] shared_x: bool,
 ) {
     // As the compiler does not know it: it would unroll the loop.
     let vectors = x_bi.len() / comptime!(plan.batch * plan.pieces());
     for i in 1..vectors.div_ceil(comptime!(plan.lanes * plan.block())) {
-        let mut next = Step::<W, N, X>::new(plan, shared_x);
+        let mut next = Step::<W, N, X>::new(plan);
         next.read(
             weight_oi,
             x_bi,
@@ -271,10 +263,9 @@ pub(super) fn multiply_but_last<W: Numeric, N: Size, X: Size>(
             i * comptime!(plan.block()),
             part,
             plan,
-            shared_x,
         );
-        step.multiply(sums, shared_x_bi, place, part, plan, shared_x);
-        step.follow(&next, plan, shared_x);
+        step.multiply(sums, shared_x_bi, place, part, plan);
+        step.follow(&next, plan);
     }
 }
 
