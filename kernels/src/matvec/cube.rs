@@ -1,4 +1,5 @@
-//! As one CubeCL launch each: a unit reads its part of a few rows and multiplies it with every vector.
+//! As one CubeCL launch each: a unit reads its part of a few rows and multiplies it with every vector, on
+//! tensor cores where weights have 16 or 8 bits and the device has them.
 //!
 //! Neighbouring units read neighbouring vectors of a row, so that all reads are whole lines, and a unit
 //! has several rows' reads under way at once: that many bytes must be in flight for memory to run at its
@@ -8,6 +9,8 @@ pub(crate) mod backend;
 mod kernels;
 mod launch;
 mod mma;
+mod multiply;
+mod normalise;
 mod plan;
 
 pub(crate) use launch::rows;

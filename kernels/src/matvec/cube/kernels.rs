@@ -3,8 +3,9 @@
 use cubecl::prelude::*;
 
 use super::mma::{self, Step};
+use super::multiply::{accumulate, read, reduce};
+use super::normalise::normalise;
 use super::plan::{Part, Plan, UNITS};
-use crate::cube::reduce::{Fold, of_cube};
 use crate::gelu::cube::{CUBIC_F32, MINUS_TWICE_SCALE};
 use crate::matvec::Activation;
 
@@ -44,198 +45,24 @@ fn zeros(#[comptime] length: usize) -> Array<f32> {
     values
 }
 
-/// Reads a unit's vectors of a block of turns. Rows beyond the last are the last once more, and what lies
-/// beyond a row is its last vector.
-#[cube]
-fn read<W: Numeric, N: Size>(
-    weight_oi: &Array<Vector<W, N>>,
-    held: &mut Array<Vector<W, N>>,
-    place: Place,
-    #[comptime] first_turn: usize,
-    #[comptime] turns: usize,
-    #[comptime] part: Part,
-    #[comptime] plan: Plan,
-) {
-    let vectors = comptime!(plan.vectors(part.d_in));
-    #[unroll]
-    for turn in 0..turns {
-        let mut at = (first_turn + turn) * plan.lanes + place.lane;
-        if comptime!((first_turn + turn + 1) * plan.lanes > vectors) {
-            at = clamp_max(at, comptime!(vectors - 1));
-        }
-        #[unroll]
-        for r in 0..plan.rows {
-            let row = clamp_max(place.row + r, comptime!(part.d_out - 1));
-            held[turn * plan.rows + r] = weight_oi[row * vectors + at];
-        }
-    }
-}
-
-/// Adds to `sums [rows, batch]` the products of what was read with its places in `x`.
-#[cube]
-fn multiply<W: Numeric, N: Size, X: Size>(
-    sums: &mut Array<f32>,
-    held: &Array<Vector<W, N>>,
-    x_bi: &Slice<Vector<f32, X>>,
-    place: Place,
-    #[comptime] first_turn: usize,
-    #[comptime] turns: usize,
-    #[comptime] part: Part,
-    #[comptime] plan: Plan,
-    #[comptime] strided: bool,
-) {
-    let vectors = comptime!(plan.vectors(part.d_in));
-    let pieces = comptime!(plan.pieces());
-    #[unroll]
-    for turn in 0..turns {
-        let at = (first_turn + turn) * plan.lanes + place.lane;
-        if comptime!((first_turn + turn + 1) * plan.lanes <= vectors) || at < vectors {
-            #[unroll]
-            for piece in 0..pieces {
-                let mut numbers = Array::<f32>::new(comptime!(plan.rows * plan.input));
-                #[unroll]
-                for r in 0..plan.rows {
-                    #[unroll]
-                    for j in 0..plan.input {
-                        let element = comptime!(piece * plan.input + j);
-                        let vector = held[turn * plan.rows + r];
-                        numbers[r * plan.input + j] = number(vector, element, plan.packed);
-                    }
-                }
-                #[unroll]
-                for b in 0..plan.batch {
-                    let first = comptime!(b * part.d_in / plan.input);
-                    let mut place_in_x = first + at * pieces + piece;
-                    if comptime!(strided) {
-                        place_in_x = first + piece * vectors + at;
-                    }
-                    let x = x_bi[place_in_x];
-                    #[unroll]
-                    for r in 0..plan.rows {
-                        #[unroll]
-                        for j in 0..plan.input {
-                            let sum = comptime!(r * plan.batch + b);
-                            sums[sum] = fma(numbers[r * plan.input + j], x[j], sums[sum]);
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// A number of a weight's vector; of 8 bits, without its scale.
-#[cube]
-pub(super) fn number<W: Numeric, N: Size>(
-    vector: Vector<W, N>,
-    #[comptime] element: usize,
-    #[comptime] packed: bool,
-) -> f32 {
-    if comptime!(packed) {
-        // As the last digits of 2^23, which takes a processor less than a conversion does.
-        let word = u32::cast_from(vector[comptime!(element / 4)]) ^ 0x8080_8080u32;
-        let byte = (word >> comptime!(8 * (element as u32 % 4))) & 0xffu32;
-        f32::reinterpret(byte | 0x4b00_0000u32) - 8_388_736.0
-    } else {
-        f32::cast_from(vector[element])
-    }
-}
-
-/// All of a unit's products with `x`, where its first block of vectors has been read.
-#[cube]
-fn accumulate<W: Numeric, N: Size, X: Size>(
-    sums: &mut Array<f32>,
-    weight_oi: &Array<Vector<W, N>>,
-    held: &mut Array<Vector<W, N>>,
-    x_bi: &Slice<Vector<f32, X>>,
-    place: Place,
-    #[comptime] part: Part,
-    #[comptime] plan: Plan,
-    #[comptime] strided: bool,
-) {
-    let (turns, block) = comptime!((plan.turns(part.d_in), plan.block()));
-    #[unroll]
-    for i in 0..comptime!(turns.div_ceil(block)) {
-        let first = comptime!(i * block);
-        let count = comptime!(block.min(turns - i * block));
-        if comptime!(i > 0) {
-            read(weight_oi, held, place, first, count, part, plan);
-        }
-        multiply(sums, held, x_bi, place, first, count, part, plan, strided);
-    }
-}
-
 /// What the units of a cube tell each other.
 #[derive(CubeType)]
 pub(super) struct Shared {
     /// [`Plan::partials`] of every unit; unused where planes add up.
-    partials: SharedMemory<f32>,
+    pub(super) partials: SharedMemory<f32>,
     /// One a plane.
-    planes: SharedMemory<f32>,
+    pub(super) planes: SharedMemory<f32>,
     /// Of each output, [`Plan::shares`].
     pub(super) totals: SharedMemory<f32>,
 }
 
 #[cube]
 impl Shared {
-    fn new(#[comptime] plan: Plan) -> Self {
+    pub(super) fn new(#[comptime] plan: Plan) -> Self {
         Shared {
             partials: SharedMemory::<f32>::new(comptime!(UNITS * plan.partials())),
             planes: SharedMemory::<f32>::new(comptime!(UNITS / 32)),
             totals: SharedMemory::<f32>::new(comptime!(plan.totals())),
-        }
-    }
-}
-
-/// Adds up the sums of the units that share rows, into the totals: [`Plan::shares`] for each of the
-/// cube's outputs, which are `[groups of lanes, rows, batch]`.
-#[cube]
-fn reduce(sums: &Array<f32>, shared: &mut Shared, #[comptime] plan: Plan) {
-    let unit = UNIT_POS as usize;
-    let (n, lanes, shares) = comptime!((plan.sums(), plan.lanes, plan.shares()));
-    let (group, lane) = (unit / lanes, unit % lanes);
-    if comptime!(plan.tensor_cores) {
-        mma::reduce(sums, shared, plan);
-    } else if comptime!(plan.planes) {
-        #[unroll]
-        for i in 0..n {
-            let total = plane_sum(sums[i]);
-            if UNIT_POS_PLANE == 0 {
-                shared.totals[(group * n + i) * shares + lane / 32] = total;
-            }
-        }
-        sync_cube();
-    } else {
-        // Some sums at a time, as shared memory is small.
-        let most = comptime!(plan.partials());
-        #[unroll]
-        for turn in 0..comptime!(n.div_ceil(most)) {
-            let first = comptime!(turn * most);
-            let count = comptime!(most.min(n - turn * most));
-            #[unroll]
-            for i in 0..count {
-                shared.partials[i * UNITS + unit] = sums[first + i];
-            }
-            sync_cube();
-            let mut half = comptime!(lanes / 2).runtime();
-            while half > 0 {
-                if lane < half {
-                    #[unroll]
-                    for i in 0..count {
-                        let other = shared.partials[i * UNITS + unit + half];
-                        shared.partials[i * UNITS + unit] += other;
-                    }
-                }
-                sync_cube();
-                half /= 2;
-            }
-            if lane == 0 {
-                #[unroll]
-                for i in 0..count {
-                    shared.totals[group * n + first + i] = shared.partials[i * UNITS + unit];
-                }
-            }
-            sync_cube();
         }
     }
 }
@@ -271,131 +98,6 @@ fn scale_at(scales: &Sequence<Array<f32>>, row: usize, i: usize, #[comptime] pac
         scales[i][row]
     } else {
         1.0f32.runtime()
-    }
-}
-
-/// The sum of a value of every unit.
-#[cube]
-fn sum_of_cube(value: f32, shared: &mut Shared, #[comptime] planes: bool) -> f32 {
-    let unit = UNIT_POS as usize;
-    let mut sum = 0.0f32;
-    if comptime!(planes) {
-        let share = plane_sum(value);
-        // Whoever still reads the shares of the sum before has done so.
-        sync_cube();
-        if UNIT_POS_PLANE == 0 {
-            shared.planes[unit / 32] = share;
-        }
-        sync_cube();
-        #[unroll]
-        for i in 0..comptime!(UNITS / 32) {
-            sum += shared.planes[i];
-        }
-    } else {
-        sum = of_cube(value, &mut shared.partials, Fold::Sum, UNITS);
-    }
-    sum
-}
-
-/// Where the vector `at` of a row of `x` is kept: neighbours in a weight's vector lie apart, so that
-/// neighbouring units find theirs side by side.
-#[cube]
-fn kept(at: usize, #[comptime] d: usize, #[comptime] plan: Plan) -> usize {
-    let pieces = comptime!(plan.pieces());
-    at % pieces * comptime!(d / plan.together) + at / pieces
-}
-
-/// The vectors `x [batch, d]` normalised, each where [`kept`] says; the first of them begins at the vector
-/// `begin`.
-#[cube]
-fn normalise<P: Float, X: Size>(
-    x_bi: &Array<Vector<f32, X>>,
-    begin: usize,
-    gamma: &Array<Vector<P, X>>,
-    beta: &Array<Vector<P, X>>,
-    epsilon: f32,
-    normed: &mut SharedMemory<Vector<f32, X>>,
-    shared: &mut Shared,
-    #[comptime] d: usize,
-    #[comptime] plan: Plan,
-) {
-    let unit = UNIT_POS as usize;
-    let vectors = comptime!(d / plan.input);
-    let turns = comptime!(vectors.div_ceil(UNITS));
-    #[unroll]
-    for b in 0..plan.batch {
-        let mut sum = 0.0f32;
-        for turn in 0..turns {
-            let at = turn * UNITS + unit;
-            if at < vectors {
-                let x = x_bi[begin + b * vectors + at];
-                normed[b * vectors + kept(at, d, plan)] = x;
-                #[unroll]
-                for j in 0..plan.input {
-                    sum += x[j];
-                }
-            }
-        }
-        let mean = sum_of_cube(sum, shared, plan.planes) / comptime!(d as f32);
-        let mut squares = 0.0f32;
-        for turn in 0..turns {
-            let at = turn * UNITS + unit;
-            if at < vectors {
-                let centred = normed[b * vectors + kept(at, d, plan)] - Vector::new(mean);
-                #[unroll]
-                for j in 0..plan.input {
-                    squares = fma(centred[j], centred[j], squares);
-                }
-            }
-        }
-        let variance = sum_of_cube(squares, shared, plan.planes) / comptime!(d as f32);
-        let scale = 1.0 / (variance + epsilon).sqrt();
-        for turn in 0..turns {
-            let at = turn * UNITS + unit;
-            if at < vectors {
-                let centred = normed[b * vectors + kept(at, d, plan)] - Vector::new(mean);
-                let scaled = centred * Vector::new(scale);
-                let (gamma, beta) = (Vector::cast_from(gamma[at]), Vector::cast_from(beta[at]));
-                normed[b * vectors + kept(at, d, plan)] = fma(scaled, gamma, beta);
-            }
-        }
-    }
-    sync_cube();
-}
-
-/// The vectors `x [batch, d]` normalised, one a cube, each as a launch for it alone would do it, to the bit.
-#[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn normalise_each<P: Float, X: Size>(
-    x_bi: &Array<Vector<f32, X>>,
-    gamma: &Array<Vector<P, X>>,
-    beta: &Array<Vector<P, X>>,
-    epsilon: f32,
-    normed_bi: &mut Array<Vector<f32, X>>,
-    #[comptime] d: usize,
-    #[comptime] plan: Plan,
-    #[define(P)] _parameters: StorageType,
-) {
-    let alone = comptime!(Plan { batch: 1, ..plan });
-    let vectors = comptime!(d / plan.input);
-    let begin = CUBE_POS_X as usize * vectors;
-    let mut shared = Shared::new(alone);
-    let mut normed = SharedMemory::<Vector<f32, X>>::new(vectors);
-    normalise(
-        x_bi,
-        begin,
-        gamma,
-        beta,
-        epsilon,
-        &mut normed,
-        &mut shared,
-        d,
-        alone,
-    );
-    for turn in 0..comptime!(vectors.div_ceil(UNITS)) {
-        let at = turn * UNITS + UNIT_POS as usize;
-        if at < vectors {
-            normed_bi[begin + at] = normed[kept(at, d, alone)];
-        }
     }
 }
 

@@ -6,8 +6,8 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::kernels;
 use super::plan::{BATCH, Part, Plan, UNITS, alike};
+use super::{kernels, normalise};
 use crate::cube::again::{self, ARRAY, Described, arrays, launch, settings};
 use crate::cube::kept::output;
 use crate::cube::{Allocate, address_type};
@@ -187,7 +187,7 @@ fn normalised<R: CubeRuntime>(
     let normed = output(&x, [b, d], DType::F32);
     // SAFETY: every unit reads and writes within its cube's vector, of which there are `b` of length `d`.
     unsafe {
-        kernels::normalise_each::launch_unchecked::<R>(
+        normalise::normalise_each::launch_unchecked::<R>(
             &normed.client,
             CubeCount::Static(b as u32, 1, 1),
             CubeDim::new_1d(UNITS as u32),

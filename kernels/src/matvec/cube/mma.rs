@@ -13,7 +13,8 @@ use cubecl::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
-use super::kernels::{Place, Shared, number};
+use super::kernels::{Place, Shared};
+use super::multiply::number;
 use super::plan::{Part, Plan, UNITS};
 use crate::cube::matrix::{PLANE, Pair};
 
