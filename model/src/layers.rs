@@ -60,9 +60,11 @@ impl<B: Backend> Linear<B> {
     }
 
     /// One layer whose outputs are those of `layers`, one after the other. They become its rows, in the same
-    /// memory where the backend can; `None`, and nothing is changed, where weights are in 8 bits.
+    /// memory where the backend can; `None`, and nothing is changed, where weights are in 8 bits or only some
+    /// layers have a bias.
     pub(crate) fn stack<const N: usize>(layers: [&mut Self; N]) -> Option<Self> {
-        if layers.iter().any(|it| it.int8.is_some()) {
+        let with_bias = layers.iter().filter(|it| it.bias.is_some()).count();
+        if layers.iter().any(|it| it.int8.is_some()) || ![0, N].contains(&with_bias) {
             return None;
         }
         let weights = layers.iter().map(|it| it.weight.val()).collect();

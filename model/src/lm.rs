@@ -152,7 +152,8 @@ impl<B: Backend> CausalLm<B> {
     }
 
     /// The same network with the queries, keys and values of each attention from one product, which is faster
-    /// on a GPU: for a network that is not trained any more.
+    /// on a GPU: for a network that is not trained any more, and last of all, as it can be neither cast nor packed
+    /// nor saved afterwards.
     pub fn fuse_projections(mut self) -> Self {
         for layer in &mut self.backbone.layers {
             if let Mixer::Attention(attention) = &mut layer.mixer {

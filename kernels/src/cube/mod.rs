@@ -455,8 +455,10 @@ where
         let logits = inner(logits);
         // Written where it is, as the caller's alone.
         let seen = seen.map(|seen| seen.clone().into_primitive());
-        let in_place =
-            |seen: &CubeTensor<R>| seen.dtype == DType::I32 && seen.meta.strides()[1] == 1;
+        let in_place = |seen: &CubeTensor<R>| {
+            let rows = seen.meta.strides()[1] == 1 && seen.is_nonoverlapping();
+            seen.dtype == DType::I32 && rows
+        };
         if logits.dtype != DType::F32 || !seen.iter().all(in_place) {
             return None;
         }
@@ -572,7 +574,8 @@ where
         heads: usize,
     ) -> Tensor<Self, 4> {
         let (own, angles) = (inner(x), [cos.clone(), sin.clone()].map(inner));
-        if heads == 0 || !own.can_mut() || !rotary::cube::fit(&own, angles.each_ref()) {
+        let in_place = own.can_mut() && own.is_nonoverlapping();
+        if heads == 0 || !in_place || !rotary::cube::fit(&own, angles.each_ref()) {
             return rotary::reference::of_heads(tensor(own), cos, sin, heads);
         }
         tensor(rotary::cube::rotate_in_place(own, angles, heads))

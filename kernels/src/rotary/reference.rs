@@ -33,6 +33,12 @@ pub fn of_heads<B: KernelBackend>(
     heads: usize,
 ) -> Tensor<B, 4> {
     let h = x.dims()[2];
+    if heads == 0 {
+        return x;
+    }
+    if heads == h {
+        return B::rotary_forward(x, cos, sin);
+    }
     let rest = x.clone().narrow(2, heads, h - heads);
     let turned = B::rotary_forward(x.narrow(2, 0, heads), cos, sin);
     Tensor::cat(vec![turned, rest], 2)

@@ -51,7 +51,7 @@ impl Case {
             true => x.exact().swap_dims(1, 2),
             false => x.exact(),
         };
-        let heads = h.div_ceil(2);
+        let heads = random.size(0, h);
         let exact_heads = reference::of_heads(exact.clone(), cos.exact(), sin.exact(), heads);
         let exact = reference::forward(exact, cos.exact(), sin.exact());
         let exact = vec![output("y", exact), output("of heads", exact_heads)];

@@ -126,7 +126,8 @@ fn row_max(value: f32) -> f32 {
 }
 
 /// Two to the power of `FLOOR` times `share`, which is taken into 0..=1. On CUDA with fast mathematics the device's
-/// power is enough: what is known not to lie below -126 needs no guard against powers too small for it.
+/// power is enough: what is known not to lie below -126 needs no guard against powers too small for it. NaN is taken for
+/// the weight one.
 #[cube]
 fn weight(share: f32) -> f32 {
     LEAST.runtime().powf(min(max(share, 0.0f32), 1.0f32))

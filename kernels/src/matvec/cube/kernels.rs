@@ -6,6 +6,7 @@ use super::mma::{self, Step};
 use super::multiply::{accumulate, read, reduce};
 use super::normalise::normalise;
 use super::plan::{Part, Plan, UNITS};
+use crate::cube::matrix::PLANE;
 use crate::gelu::cube::{CUBIC_F32, MINUS_TWICE_SCALE};
 use crate::matvec::Activation;
 
@@ -61,7 +62,7 @@ impl Shared {
     pub(super) fn new(#[comptime] plan: Plan) -> Self {
         Shared {
             partials: SharedMemory::<f32>::new(comptime!(UNITS * plan.partials())),
-            planes: SharedMemory::<f32>::new(comptime!(UNITS / 32)),
+            planes: SharedMemory::<f32>::new(comptime!(UNITS / PLANE)),
             totals: SharedMemory::<f32>::new(comptime!(plan.totals())),
         }
     }

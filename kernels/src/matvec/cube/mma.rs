@@ -19,7 +19,7 @@ use super::plan::{Part, Plan, UNITS};
 use crate::cube::matrix::{PLANE, Pair};
 
 /// Rows of a weight that a plane multiplies at a time, and vectors.
-pub(super) const ROWS: usize = 8;
+const ROWS: usize = 8;
 /// Rows of a unit, at most.
 pub(super) const MOST_ROWS: usize = 4;
 /// Units of a plane that share a row.
@@ -28,7 +28,7 @@ const SHARERS: usize = PLANE / ROWS;
 pub(super) const LANES: usize = UNITS / PLANE * SHARERS;
 /// Sums of a unit for each of its rows: a digit's two rows of the weight, then the other digit's.
 pub(super) const SUMS: usize = 4;
-/// The bits of a number that are its first digit.
+/// The bits of a number that are its first digit. An infinite one has no second: its products are NaN.
 const FIRST_DIGIT: u32 = 0xffff_e000;
 
 /// What a device must be able to do.

@@ -5,6 +5,7 @@ use cubecl::prelude::*;
 use super::kernels::{Place, Shared};
 use super::mma;
 use super::plan::{Part, Plan, UNITS};
+use crate::cube::matrix::PLANE;
 
 /// Reads a unit's vectors of a block of turns. Rows beyond the last are the last once more, and what lies
 /// beyond a row is its last vector.
@@ -141,7 +142,7 @@ pub(super) fn reduce(sums: &Array<f32>, shared: &mut Shared, #[comptime] plan: P
         for i in 0..n {
             let total = plane_sum(sums[i]);
             if UNIT_POS_PLANE == 0 {
-                shared.totals[(group * n + i) * shares + lane / 32] = total;
+                shared.totals[(group * n + i) * shares + lane / PLANE] = total;
             }
         }
         sync_cube();

@@ -4,6 +4,7 @@ use cubecl::prelude::*;
 
 use super::kernels::Shared;
 use super::plan::{Plan, UNITS};
+use crate::cube::matrix::PLANE;
 use crate::cube::reduce::{Fold, of_cube};
 
 /// The sum of a value of every unit.
@@ -16,11 +17,11 @@ fn sum_of_cube(value: f32, shared: &mut Shared, #[comptime] planes: bool) -> f32
         // Whoever still reads the shares of the sum before has done so.
         sync_cube();
         if UNIT_POS_PLANE == 0 {
-            shared.planes[unit / 32] = share;
+            shared.planes[unit / PLANE] = share;
         }
         sync_cube();
         #[unroll]
-        for i in 0..comptime!(UNITS / 32) {
+        for i in 0..comptime!(UNITS / PLANE) {
             sum += shared.planes[i];
         }
     } else {

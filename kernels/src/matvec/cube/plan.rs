@@ -10,13 +10,13 @@ use crate::matvec::Activation;
 
 /// Units of a cube.
 pub(super) const UNITS: usize = 256;
-/// Vectors of a row that a unit reads, where there are units enough.
+/// Vectors of a row that a unit reads without tensor cores, where there are units enough.
 const READS: usize = 8;
-/// Vectors of weights that a unit has under way at a time.
+/// Vectors of weights that a unit has under way at a time, without tensor cores.
 const HELD: usize = 16;
-/// Vectors that a unit works on with two rows of a weight, and that every cube normalises for itself while
-/// its weights are on their way. With more of them that takes longer than it takes the weights to come, so
-/// they are normalised in a launch of their own, and a unit works on four rows.
+/// Vectors that every cube normalises for itself while its weights are on their way, and that without tensor
+/// cores a unit works on with two rows of a weight. With more of them that takes longer than it takes the weights
+/// to come, so they are normalised in a launch of their own, and a unit works on four rows.
 const FEW: usize = 2;
 /// Cubes of a launch that keep all of a large GPU busy.
 const CUBES: usize = 120;
@@ -54,7 +54,8 @@ pub(super) struct Plan {
     pub(super) planes: bool,
     /// Whether every cube normalises the vectors for itself, into shared memory.
     pub(super) normalises: bool,
-    /// Whether tensor cores multiply, for any number of vectors or none, so that all have the same bits.
+    /// Whether tensor cores multiply. The weights and the device decide it and not the number of vectors, so that
+    /// a row has the same bits in any company.
     pub(super) tensor_cores: bool,
 }
 
@@ -103,7 +104,10 @@ impl Plan {
                 .map(|it| plan.vectors(elements(it) * in_element))
                 .sum();
             plan.rows = if batch > FEW { 4 } else { 2 };
-            plan.lanes = vectors.div_ceil(READS).next_power_of_two().clamp(32, UNITS);
+            plan.lanes = vectors
+                .div_ceil(READS)
+                .next_power_of_two()
+                .clamp(PLANE, UNITS);
         }
         Some(plan)
     }
