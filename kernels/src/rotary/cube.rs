@@ -33,6 +33,31 @@ fn read<N: Size>(from: &Array<f32>, at: usize) -> Vector<f32, N> {
     values
 }
 
+/// Neighbouring pairs, the first numbers of each and the second.
+#[derive(CubeType)]
+struct Pairs<F: Float, N: Size> {
+    first: Vector<F, N>,
+    second: Vector<F, N>,
+}
+
+/// The pairs turned by the angles from `at` on.
+#[cube]
+fn turn<F: Float, N: Size>(
+    first: Vector<F, N>,
+    second: Vector<F, N>,
+    cos_lr: &Array<f32>,
+    sin_lr: &Array<f32>,
+    at: usize,
+) -> Pairs<F, N> {
+    let (cos, sin) = (read::<N>(cos_lr, at), read::<N>(sin_lr, at));
+    let first = Vector::<f32, N>::cast_from(first);
+    let second = Vector::<f32, N>::cast_from(second);
+    Pairs::<F, N> {
+        first: Vector::cast_from(first * cos - second * sin),
+        second: Vector::cast_from(second * cos + first * sin),
+    }
+}
+
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn rotate_kernel<F: Float, N: Size>(
     x_blhp: &Tensor<Vector<F, N>>,
@@ -55,12 +80,13 @@ fn rotate_kernel<F: Float, N: Size>(
     let place = unit * N::value();
     if unit < plan.turning {
         let second = place + plan.r;
-        let cos = read::<N>(cos_lr, t * plan.r + place);
-        let sin = read::<N>(sin_lr, t * plan.r + place);
-        let x1 = Vector::<f32, N>::cast_from(x_blhp[(from + place) / N::value()]);
-        let x2 = Vector::<f32, N>::cast_from(x_blhp[(from + second) / N::value()]);
-        y_blhp[(to + place) / N::value()] = Vector::cast_from(x1 * cos - x2 * sin);
-        y_blhp[(to + second) / N::value()] = Vector::cast_from(x2 * cos + x1 * sin);
+        let (x1, x2) = (
+            x_blhp[(from + place) / N::value()],
+            x_blhp[(from + second) / N::value()],
+        );
+        let turned = turn(x1, x2, cos_lr, sin_lr, t * plan.r + place);
+        y_blhp[(to + place) / N::value()] = turned.first;
+        y_blhp[(to + second) / N::value()] = turned.second;
     } else {
         let place = place + plan.r;
         y_blhp[(to + place) / N::value()] = x_blhp[(from + place) / N::value()];
@@ -90,12 +116,9 @@ fn rotate_in_place_kernel<F: Float, N: Size>(
         (from + place) / N::value(),
         (from + place + plan.r) / N::value(),
     );
-    let cos = read::<N>(cos_lr, t * plan.r + place);
-    let sin = read::<N>(sin_lr, t * plan.r + place);
-    let x1 = Vector::<f32, N>::cast_from(x_blhp[at1]);
-    let x2 = Vector::<f32, N>::cast_from(x_blhp[at2]);
-    x_blhp[at1] = Vector::cast_from(x1 * cos - x2 * sin);
-    x_blhp[at2] = Vector::cast_from(x2 * cos + x1 * sin);
+    let turned = turn(x_blhp[at1], x_blhp[at2], cos_lr, sin_lr, t * plan.r + place);
+    x_blhp[at1] = turned.first;
+    x_blhp[at2] = turned.second;
 }
 
 /// Whether the kernel reads what is there: `angles` is the cosines or the sines.

@@ -128,8 +128,7 @@ pub(super) fn fan_out<W: Numeric, P: Float, N: Size, X: Size>(
     let (cube, unit) = (CUBE_POS_X as usize, UNIT_POS as usize);
     let d = comptime!(parts[0].d_in);
     let mut shared = Shared::new(plan);
-    let normalises = comptime!(plan.normalises);
-    let mut normed = SharedMemory::<Vector<f32, X>>::new(comptime!(if normalises {
+    let mut normed = SharedMemory::<Vector<f32, X>>::new(comptime!(if plan.normalises {
         plan.batch * d / plan.input
     } else {
         1
@@ -147,7 +146,7 @@ pub(super) fn fan_out<W: Numeric, P: Float, N: Size, X: Size>(
                 let mut step = Step::<W, N, X>::new(plan);
                 let x = x_bi.to_slice();
                 step.read(&weights[i], &x, place, 0usize, part, plan);
-                if comptime!(normalises) {
+                if comptime!(plan.normalises) {
                     normalise(
                         x_bi,
                         0usize,
@@ -177,7 +176,7 @@ pub(super) fn fan_out<W: Numeric, P: Float, N: Size, X: Size>(
                 let mut held = Array::<Vector<W, N>>::new(comptime!(plan.block() * plan.rows));
                 let begun = comptime!(plan.block().min(plan.turns(d)));
                 read(&weights[i], &mut held, place, 0usize, begun, part, plan);
-                if comptime!(normalises) {
+                if comptime!(plan.normalises) {
                     normalise(
                         x_bi,
                         0usize,
@@ -190,21 +189,12 @@ pub(super) fn fan_out<W: Numeric, P: Float, N: Size, X: Size>(
                         plan,
                     );
                 }
-                let x = if comptime!(normalises) {
+                let x = if comptime!(plan.normalises) {
                     normed.to_slice()
                 } else {
                     x_bi.to_slice()
                 };
-                accumulate(
-                    &mut sums,
-                    &weights[i],
-                    &mut held,
-                    &x,
-                    place,
-                    part,
-                    plan,
-                    normalises,
-                );
+                accumulate(&mut sums, &weights[i], &mut held, &x, place, part, plan);
             }
             reduce(&sums, &mut shared, plan);
             if unit < comptime!(plan.outputs()) {
@@ -283,32 +273,14 @@ pub(super) fn fan_in<W: Numeric, P: Float, N: Size, X: Size>(
             if comptime!(plan.packed) {
                 // Each weight has scales of its own.
                 let mut own = zeros(n);
-                accumulate(
-                    &mut own,
-                    &weights[i],
-                    &mut held,
-                    &x,
-                    place,
-                    part,
-                    plan,
-                    false,
-                );
+                accumulate(&mut own, &weights[i], &mut held, &x, place, part, plan);
                 #[unroll]
                 for s in 0..n {
                     let row = clamp_max(place.row + comptime!(s / plan.batch), comptime!(d - 1));
                     sums[s] = fma(own[s], scales[i][row], sums[s]);
                 }
             } else {
-                accumulate(
-                    &mut sums,
-                    &weights[i],
-                    &mut held,
-                    &x,
-                    place,
-                    part,
-                    plan,
-                    false,
-                );
+                accumulate(&mut sums, &weights[i], &mut held, &x, place, part, plan);
             }
         }
     }

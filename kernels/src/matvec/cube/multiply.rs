@@ -45,7 +45,6 @@ fn multiply<W: Numeric, N: Size, X: Size>(
     #[comptime] turns: usize,
     #[comptime] part: Part,
     #[comptime] plan: Plan,
-    #[comptime] strided: bool,
 ) {
     let vectors = comptime!(plan.vectors(part.d_in));
     let pieces = comptime!(plan.pieces());
@@ -69,7 +68,7 @@ fn multiply<W: Numeric, N: Size, X: Size>(
                 for b in 0..plan.batch {
                     let first = comptime!(b * part.d_in / plan.input);
                     let mut place_in_x = first + at * pieces + piece;
-                    if comptime!(strided) {
+                    if comptime!(plan.normalises) {
                         place_in_x = first + piece * vectors + at;
                     }
                     let x = x_bi[place_in_x];
@@ -114,7 +113,6 @@ pub(super) fn accumulate<W: Numeric, N: Size, X: Size>(
     place: Place,
     #[comptime] part: Part,
     #[comptime] plan: Plan,
-    #[comptime] strided: bool,
 ) {
     let (turns, block) = comptime!((plan.turns(part.d_in), plan.block()));
     #[unroll]
@@ -124,7 +122,7 @@ pub(super) fn accumulate<W: Numeric, N: Size, X: Size>(
         if comptime!(i > 0) {
             read(weight_oi, held, place, first, count, part, plan);
         }
-        multiply(sums, held, x_bi, place, first, count, part, plan, strided);
+        multiply(sums, held, x_bi, place, first, count, part, plan);
     }
 }
 
