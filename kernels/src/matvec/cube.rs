@@ -1,9 +1,10 @@
-//! As one CubeCL launch each: a unit reads its part of a few rows and multiplies it with every vector, on
-//! tensor cores where weights have 16 or 8 bits and the device has them.
+//! As one CubeCL launch each. Reads of many bytes must be under way for memory to run at its speed, from a launch's
+//! first moment, while the vectors are normalised, to its last sums of the units that share a row.
 //!
-//! Neighbouring units read neighbouring vectors of a row, so that all reads are whole lines, and a unit
-//! has several rows' reads under way at once: that many bytes must be in flight for memory to run at its
-//! speed. What is left of a launch is short: the sums of the units that share a row.
+//! Without tensor cores a unit reads its part of a few rows into registers and multiplies it with every vector;
+//! neighbouring units read neighbouring vectors of a row, so that all reads are whole lines. On tensor cores planes
+//! copy rows to shared memory ahead of what they multiply, and a cube stays for as many rows as fall to its
+//! multiprocessor.
 
 pub(crate) mod backend;
 mod kernels;
@@ -12,5 +13,7 @@ mod mma;
 mod multiply;
 mod normalise;
 mod plan;
+mod ring;
+mod walk;
 
 pub(crate) use launch::rows;

@@ -13,8 +13,8 @@
 //! another thread. What [`head`] gives, the last projection of a step, is free of that.
 //!
 //! Vectors are f32 (or wider) whatever the dtype of the weights, and so are all sums: of the numbers of
-//! a step, weights are the only ones that are many. (NVIDIA's tensor cores, which multiply weights of 16 and 8 bits,
-//! take 22 of the 24 bits of a vector's numbers.) A sequence's result does not depend on how many
+//! a step, weights are the only ones that are many. (NVIDIA's tensor cores take 22 of the 24 bits of an f32 number,
+//! of vectors and of weights alike.) A sequence's result does not depend on how many
 //! others are computed with it, to the last bit, where a backend has kernels for these ops and on every
 //! CPU for which one product of rows is like another; [`reference`] is their definition.
 

@@ -2,16 +2,17 @@
 
 use cubecl::prelude::*;
 
-use super::mma::{self, Step};
 use super::multiply::{accumulate, read, reduce};
-use super::normalise::normalise;
-use super::plan::{Part, Plan, UNITS};
+use super::normalise::{fetch, normalise};
+use super::plan::{Part, Plan};
+use super::ring::Ring;
+use super::walk;
 use crate::cube::matrix::PLANE;
 use crate::gelu::cube::{CUBIC_F32, MINUS_TWICE_SCALE};
 use crate::matvec::Activation;
 
 /// A projection by the index of an unrolled loop, which chooses from several lists.
-fn of(parts: &[Part], i: usize) -> Part {
+pub(super) fn of(parts: &[Part], i: usize) -> Part {
     parts[i]
 }
 
@@ -25,19 +26,15 @@ pub(super) struct Place {
 /// The unit's place, where the cube's rows begin at `first`.
 #[cube]
 fn place(first: usize, #[comptime] plan: Plan) -> Place {
-    if comptime!(plan.tensor_cores) {
-        mma::place(first)
-    } else {
-        let unit = UNIT_POS as usize;
-        Place {
-            row: first + unit / plan.lanes * plan.rows,
-            lane: unit % plan.lanes,
-        }
+    let unit = UNIT_POS as usize;
+    Place {
+        row: first + unit / plan.lanes * plan.rows,
+        lane: unit % plan.lanes,
     }
 }
 
 #[cube]
-fn zeros(#[comptime] length: usize) -> Array<f32> {
+pub(super) fn zeros(#[comptime] length: usize) -> Array<f32> {
     let mut values = Array::<f32>::new(length);
     #[unroll]
     for i in 0..length {
@@ -51,7 +48,7 @@ fn zeros(#[comptime] length: usize) -> Array<f32> {
 pub(super) struct Shared {
     /// [`Plan::partials`] of every unit; unused where planes add up.
     pub(super) partials: SharedMemory<f32>,
-    /// One a plane.
+    /// One of each vector a plane.
     pub(super) planes: SharedMemory<f32>,
     /// Of each output, [`Plan::shares`].
     pub(super) totals: SharedMemory<f32>,
@@ -61,8 +58,8 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(#[comptime] plan: Plan) -> Self {
         Shared {
-            partials: SharedMemory::<f32>::new(comptime!(UNITS * plan.partials())),
-            planes: SharedMemory::<f32>::new(comptime!(UNITS / PLANE)),
+            partials: SharedMemory::<f32>::new(comptime!(plan.all_partials())),
+            planes: SharedMemory::<f32>::new(comptime!(plan.units() / PLANE * plan.batch)),
             totals: SharedMemory::<f32>::new(comptime!(plan.totals())),
         }
     }
@@ -94,7 +91,12 @@ fn bias_at<P: Float>(
 }
 
 #[cube]
-fn scale_at(scales: &Sequence<Array<f32>>, row: usize, i: usize, #[comptime] packed: bool) -> f32 {
+pub(super) fn scale_at(
+    scales: &Sequence<Array<f32>>,
+    row: usize,
+    i: usize,
+    #[comptime] packed: bool,
+) -> f32 {
     if comptime!(packed) {
         scales[i][row]
     } else {
@@ -125,69 +127,66 @@ pub(super) fn fan_out<W: Numeric, P: Float, N: Size, X: Size>(
     #[define(W)] _dtype: StorageType,
     #[define(P)] _parameters: StorageType,
 ) {
-    let (cube, unit) = (CUBE_POS_X as usize, UNIT_POS as usize);
+    let cube = CUBE_POS_X as usize;
     let d = comptime!(parts[0].d_in);
     let mut shared = Shared::new(plan);
-    let mut normed = SharedMemory::<Vector<f32, X>>::new(comptime!(if plan.normalises {
-        plan.batch * d / plan.input
-    } else {
-        1
-    }));
-    #[unroll]
-    for i in 0..comptime!(parts.len()) {
-        let part = comptime!(of(&parts, i));
-        let end = comptime!(part.first_cube + part.d_out.div_ceil(plan.cube_rows()));
-        if cube >= comptime!(part.first_cube) && cube < end {
-            let first = (cube - comptime!(part.first_cube)) * comptime!(plan.cube_rows());
-            let place = place(first, plan);
-            let mut sums = zeros(comptime!(plan.sums()));
-            if comptime!(plan.tensor_cores) {
-                // On its way while the vectors are normalised.
-                let mut step = Step::<W, N, X>::new(plan);
-                let x = x_bi.to_slice();
-                step.read(&weights[i], &x, place, 0usize, part, plan);
-                if comptime!(plan.normalises) {
-                    normalise(
-                        x_bi,
-                        0usize,
-                        gamma,
-                        beta,
-                        epsilon,
-                        &mut normed,
-                        &mut shared,
-                        d,
-                        plan,
-                    );
-                }
-                let shared_x = normed.to_slice();
-                mma::multiply_but_last(
-                    &mut step,
-                    &mut sums,
+    let mut normed = SharedMemory::<Vector<f32, X>>::new_aligned(
+        comptime!(if plan.normalises {
+            plan.batch * plan.stride(d)
+        } else {
+            1
+        }),
+        16usize,
+    );
+    if comptime!(plan.tensor_cores) {
+        let mut ring = Ring::<W, N, X>::new(plan);
+        let mut x = fetch(x_bi, 0usize, gamma, beta, d, plan);
+        // On their way while the vectors are normalised.
+        #[unroll]
+        for i in 0..comptime!(parts.len()) {
+            let part = comptime!(of(&parts, i));
+            if has(part, cube) {
+                let own = cube - comptime!(part.first_cube);
+                walk::begin_rows(&mut ring, &weights[i], own, part, plan);
+            }
+        }
+        normalise(&mut x, epsilon, &mut normed, &mut shared, d, plan);
+        #[unroll]
+        for i in 0..comptime!(parts.len()) {
+            let part = comptime!(of(&parts, i));
+            if has(part, cube) {
+                let own = cube - comptime!(part.first_cube);
+                let output = outputs.index_mut(i);
+                walk::rows(
+                    &mut ring,
                     &weights[i],
-                    &x,
-                    &shared_x,
-                    place,
+                    &normed,
+                    &mut shared,
+                    scales,
+                    biases,
+                    output,
+                    own,
+                    i,
                     part,
                     plan,
                 );
-                step.multiply(&mut sums, &shared_x, place, part, plan);
-            } else {
+            }
+        }
+    } else {
+        #[unroll]
+        for i in 0..comptime!(parts.len()) {
+            let part = comptime!(of(&parts, i));
+            if has(part, cube) {
+                let first = (cube - comptime!(part.first_cube)) * comptime!(plan.cube_rows());
+                let place = place(first, plan);
+                let mut sums = zeros(comptime!(plan.sums()));
                 // On their way while the vectors are normalised.
                 let mut held = Array::<Vector<W, N>>::new(comptime!(plan.block() * plan.rows));
                 let begun = comptime!(plan.block().min(plan.turns(d)));
                 read(&weights[i], &mut held, place, 0usize, begun, part, plan);
                 if comptime!(plan.normalises) {
-                    normalise(
-                        x_bi,
-                        0usize,
-                        gamma,
-                        beta,
-                        epsilon,
-                        &mut normed,
-                        &mut shared,
-                        d,
-                        plan,
-                    );
+                    let mut x = fetch(x_bi, 0usize, gamma, beta, d, plan);
+                    normalise(&mut x, epsilon, &mut normed, &mut shared, d, plan);
                 }
                 let x = if comptime!(plan.normalises) {
                     normed.to_slice()
@@ -195,22 +194,42 @@ pub(super) fn fan_out<W: Numeric, P: Float, N: Size, X: Size>(
                     x_bi.to_slice()
                 };
                 accumulate(&mut sums, &weights[i], &mut held, &x, place, part, plan);
-            }
-            reduce(&sums, &mut shared, plan);
-            if unit < comptime!(plan.outputs()) {
-                let row = first + unit / plan.batch;
-                if row < comptime!(part.d_out) {
-                    let scale = scale_at(scales, row, i, plan.packed);
-                    let bias = bias_at(biases, row, part.bias);
-                    let mut value = total(&shared, unit, plan) * scale + bias;
-                    if comptime!(part.activation == Activation::GeluNew) {
-                        value = gelu_new(value);
-                    }
-                    let output = outputs.index_mut(i);
-                    output[unit % plan.batch * comptime!(part.d_out) + row] = value;
-                }
+                reduce(&sums, &mut shared, plan);
+                let output = outputs.index_mut(i);
+                finish(output, &shared, first, biases, scales, i, part, plan);
             }
         }
+    }
+}
+
+/// Whether the cube `cube` works on a weight.
+#[cube]
+fn has(#[comptime] part: Part, cube: usize) -> bool {
+    cube >= comptime!(part.first_cube) && cube < comptime!(part.first_cube + part.cubes)
+}
+
+/// Writes the cube's outputs, from the row `first` on.
+#[cube]
+pub(super) fn finish<P: Float>(
+    output_bo: &mut Array<f32>,
+    shared: &Shared,
+    first: usize,
+    biases: &Sequence<Array<P>>,
+    scales: &Sequence<Array<f32>>,
+    #[comptime] i: usize,
+    #[comptime] part: Part,
+    #[comptime] plan: Plan,
+) {
+    let unit = UNIT_POS as usize;
+    let row = first + unit / plan.batch;
+    if unit < comptime!(plan.outputs()) && row < comptime!(part.d_out) {
+        let scale = scale_at(scales, row, i, plan.packed);
+        let bias = bias_at(biases, row, part.bias);
+        let mut value = total(shared, unit, plan) * scale + bias;
+        if comptime!(part.activation == Activation::GeluNew) {
+            value = gelu_new(value);
+        }
+        output_bo[unit % plan.batch * comptime!(part.d_out) + row] = value;
     }
 }
 
@@ -230,39 +249,20 @@ pub(super) fn fan_in<W: Numeric, P: Float, N: Size, X: Size>(
     let unit = UNIT_POS as usize;
     let (d, n) = comptime!((parts[0].d_out, plan.sums()));
     let first = CUBE_POS_X as usize * comptime!(plan.cube_rows());
-    let place = place(first, plan);
     let mut shared = Shared::new(plan);
-    let mut sums = zeros(n);
     if comptime!(plan.tensor_cores) {
-        let mut step = Step::<W, N, X>::new(plan);
-        let x = inputs[0].to_slice();
-        let part = comptime!(of(&parts, 0));
-        step.read(&weights[0], &x, place, 0usize, part, plan);
-        #[unroll]
-        for i in 0..comptime!(parts.len()) {
-            let part = comptime!(of(&parts, i));
-            let x = inputs[i].to_slice();
-            let mut own = zeros(n);
-            mma::multiply_but_last(&mut step, &mut own, &weights[i], &x, &x, place, part, plan);
-            if comptime!(i + 1 < parts.len()) {
-                // The next weight's reads are under way during the last step of this.
-                let next_part = comptime!(of(&parts, i + 1));
-                let next_x = inputs[comptime!(i + 1)].to_slice();
-                let mut next = Step::<W, N, X>::new(plan);
-                let weight = &weights[comptime!(i + 1)];
-                next.read(weight, &next_x, place, 0usize, next_part, plan);
-                step.multiply(&mut own, &x, place, part, plan);
-                step.follow(&next, plan);
-            } else {
-                step.multiply(&mut own, &x, place, part, plan);
-            }
-            #[unroll]
-            for s in 0..n {
-                let row = clamp_max(first + mma::row_of(s), comptime!(d - 1));
-                sums[s] = fma(own[s], scale_at(scales, row, i, plan.packed), sums[s]);
-            }
-        }
+        walk::inputs(
+            inputs,
+            weights,
+            scales,
+            &mut shared,
+            first,
+            comptime!(parts.clone()),
+            plan,
+        );
     } else {
+        let place = place(first, plan);
+        let mut sums = zeros(n);
         #[unroll]
         for i in 0..comptime!(parts.len()) {
             let part = comptime!(of(&parts, i));
@@ -283,8 +283,8 @@ pub(super) fn fan_in<W: Numeric, P: Float, N: Size, X: Size>(
                 accumulate(&mut sums, &weights[i], &mut held, &x, place, part, plan);
             }
         }
+        reduce(&sums, &mut shared, plan);
     }
-    reduce(&sums, &mut shared, plan);
     if unit < comptime!(plan.outputs()) {
         let row = first + unit / plan.batch;
         if row < d {

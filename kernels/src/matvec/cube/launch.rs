@@ -6,7 +6,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::plan::{BATCH, Part, Plan, UNITS, alike};
+use super::plan::{BATCH, Part, Plan, alike};
 use super::{kernels, normalise};
 use crate::cube::again::{self, ARRAY, Described, arrays, launch, settings};
 use crate::cube::kept::output;
@@ -89,22 +89,30 @@ pub(super) fn ready_out<R: CubeRuntime>(
         .iter()
         .map(|(it, _)| it.weight.values.meta.shape()[0]);
     let weights = projections[..1].iter().map(|(it, _)| &it.weight);
-    let plan = Plan::new(b, rows.sum(), weights).map(Plan::normalising);
+    let plan = Plan::new(b, rows.sum(), weights, true);
     let (Some(plan), Some(small), DType::F32, true) = (plan, small, x.dtype, alike) else {
         return Err(Refusal::NoKernel);
     };
-    if b > BATCH {
+    fitting(plan, small, x, d)
+}
+
+/// A launch for the vectors `x`, of which kernels keep `d` numbers each, if it is not for too many.
+fn fitting<R: CubeRuntime>(
+    plan: Plan,
+    small: DType,
+    x: &CubeTensor<R>,
+    d: usize,
+) -> Result<Ready, Refusal> {
+    if plan.batch > BATCH {
         return Err(Refusal::TooMany { at_once: BATCH });
     }
-    let room = x.client.properties().hardware.max_shared_memory_size;
-    let at_once = if plan.normalises { b } else { 1 };
-    if 4 * at_once * d + plan.shared() > room {
-        return Err(match b {
-            1 => Refusal::NoKernel,
-            _ => Refusal::TooMany { at_once: b / 2 },
-        });
+    if plan.shared(d) <= x.client.properties().hardware.max_shared_memory_size {
+        return Ok(Ready { plan, small });
     }
-    Ok(Ready { plan, small })
+    match plan.batch {
+        1 => Err(Refusal::NoKernel),
+        batch => Err(Refusal::TooMany { at_once: batch / 2 }),
+    }
 }
 
 /// See [`fan_out`](crate::fan_out), with outputs by `allocate`.
@@ -123,16 +131,17 @@ pub(super) fn fan_out<R: CubeRuntime>(
         true => x,
         false => normalised(plan, small, x, [&gamma, &beta], epsilon),
     };
-    let mut cubes = 0;
+    let rows = |it: &Projection<R>| it.weight.values.meta.shape()[0];
+    let d_outs: Vec<_> = projections.iter().map(|(it, _)| rows(it)).collect();
+    let mut first_cube = 0;
     let mut args = Args::new(projections.len());
     let mut outputs = Vec::with_capacity(projections.len());
-    for (projection, activation) in projections {
-        let d_out = projection.weight.values.meta.shape()[0];
-        outputs.push(allocate(&x, [b, d_out], DType::F32));
-        args.add(projection, d, cubes, activation);
-        cubes += d_out.div_ceil(plan.cube_rows());
+    for ((projection, activation), cubes) in projections.into_iter().zip(plan.cubes(&d_outs)) {
+        outputs.push(allocate(&x, [b, rows(&projection)], DType::F32));
+        args.add(projection, d, first_cube, cubes, activation);
+        first_cube += cubes;
     }
-    let settings = settings(UNITS, args.width);
+    let settings = settings(plan.units(), args.width);
     let mut launcher = KernelLauncher::<R>::new(settings.clone());
     let (wide, narrow) = (DType::F32.into(), small.into());
     let (input, param) = (Type::new(wide), Type::new(narrow));
@@ -168,7 +177,7 @@ pub(super) fn fan_out<R: CubeRuntime>(
         )
     };
     let kernel = FAN_OUT.with(|known| known.get(&outputs[0], made, describe));
-    let count = CubeCount::Static(cubes as u32, 1, 1);
+    let count = CubeCount::Static(first_cube as u32, 1, 1);
     // SAFETY: every unit reads and writes within the lengths that `parts` and `plan` give, which are those
     // of the tensors, and each output is written by one unit.
     unsafe { launch(launcher, count, kernel, &outputs[0]) };
@@ -190,7 +199,7 @@ fn normalised<R: CubeRuntime>(
         normalise::normalise_each::launch_unchecked::<R>(
             &normed.client,
             CubeCount::Static(b as u32, 1, 1),
-            CubeDim::new_1d(UNITS as u32),
+            CubeDim::new_1d(plan.units() as u32),
             AddressType::default(),
             plan.input,
             array(x),
@@ -214,14 +223,11 @@ pub(super) fn ready_in<R: CubeRuntime>(
     let [b, d]: [usize; 2] = x.meta.shape().dims();
     let small = small_dtype(inputs.iter().filter_map(|(_, it)| it.bias.as_ref()));
     let wide = inputs.iter().all(|(u, _)| u.dtype == DType::F32);
-    let plan = Plan::new(b, d, inputs.iter().map(|(_, it)| &it.weight));
+    let plan = Plan::new(b, d, inputs.iter().map(|(_, it)| &it.weight), false);
     let (Some(plan), Some(small), DType::F32, true) = (plan, small, x.dtype, wide) else {
         return Err(Refusal::NoKernel);
     };
-    match b > BATCH {
-        true => Err(Refusal::TooMany { at_once: BATCH }),
-        false => Ok(Ready { plan, small }),
-    }
+    fitting(plan, small, x, 0)
 }
 
 /// See [`fan_in`](crate::fan_in).
@@ -235,13 +241,14 @@ pub(super) fn fan_in<R: CubeRuntime>(
     let output = output(&x, [b, d], DType::F32);
     let mut args = Args::new(inputs.len());
     let mut read = Vec::with_capacity(inputs.len());
+    let cubes = d.div_ceil(plan.cube_rows());
     for (u, projection) in inputs {
         let d_in = u.meta.shape()[1];
         read.push(array(u));
-        args.add(projection, d_in, 0, Activation::Identity);
+        args.add(projection, d_in, 0, cubes, Activation::Identity);
     }
     let n = read.len();
-    let settings = settings(UNITS, args.width);
+    let settings = settings(plan.units(), args.width);
     let mut launcher = KernelLauncher::<R>::new(settings.clone());
     let wide = Type::new(DType::F32.into());
     launcher.register_array(array(x), wide);
@@ -271,7 +278,7 @@ pub(super) fn fan_in<R: CubeRuntime>(
         )
     };
     let kernel = FAN_IN.with(|known| known.get(&output, made, describe));
-    let count = CubeCount::Static(d.div_ceil(plan.cube_rows()) as u32, 1, 1);
+    let count = CubeCount::Static(cubes as u32, 1, 1);
     // SAFETY: as in `fan_out`.
     unsafe { launch(launcher, count, kernel, &output) };
     output
@@ -300,7 +307,14 @@ impl<R: CubeRuntime> Args<R> {
         }
     }
 
-    fn add(&mut self, it: Projection<R>, d_in: usize, first_cube: usize, activation: Activation) {
+    fn add(
+        &mut self,
+        it: Projection<R>,
+        d_in: usize,
+        first_cube: usize,
+        cubes: usize,
+        activation: Activation,
+    ) {
         let values = it.weight.values;
         self.width = self.width.max(address_type(&[&values]));
         self.dtype = values.dtype;
@@ -308,6 +322,7 @@ impl<R: CubeRuntime> Args<R> {
             d_out: values.meta.shape()[0],
             d_in,
             first_cube,
+            cubes,
             bias: it.bias.is_some().then_some(self.biases.len()),
             activation,
         });
@@ -339,12 +354,15 @@ impl<R: CubeRuntime> Args<R> {
     }
 }
 
+/// Units of a cube that reads rows of a table.
+const ROW_UNITS: usize = 256;
+
 /// See [`rows`](crate::matvec::rows).
 pub(crate) fn rows<R: CubeRuntime>(table: CubeTensor<R>, ids: CubeTensor<R>) -> CubeTensor<R> {
     let ([_, d], [b]) = (table.meta.shape().dims(), ids.meta.shape().dims());
     let output = output(&table, [b, d], DType::F32);
     let (client, width, dtype) = (table.client.clone(), address_type(&[&table]), table.dtype);
-    let settings = settings(UNITS, width);
+    let settings = settings(ROW_UNITS, width);
     let mut launcher = KernelLauncher::<R>::new(settings.clone());
     let wide = Type::new(DType::F32.into());
     launcher.register_array(array(table), Type::new(dtype.into()));
@@ -357,7 +375,7 @@ pub(crate) fn rows<R: CubeRuntime>(table: CubeTensor<R>, ids: CubeTensor<R>) -> 
             kernels::rows::Rows::<R>::new(settings, client, ARRAY, ARRAY, ARRAY, (), dtype.into())
         })
     });
-    let count = CubeCount::Static(d.div_ceil(UNITS) as u32, b as u32, 1);
+    let count = CubeCount::Static(d.div_ceil(ROW_UNITS) as u32, b as u32, 1);
     // SAFETY: ids are below the table's length, as the caller promises, and a unit writes its own number.
     unsafe { launch(launcher, count, kernel, &output) };
     output

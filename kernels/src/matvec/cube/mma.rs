@@ -3,7 +3,8 @@
 //!
 //! The left factor is the vectors in two digits: its rows 0 to 7 are the first 11 bits of every number, rows 8
 //! to 15 the next 11. Both parts of a sum then lie in one unit, which adds them up. The right factor is the
-//! weight's rows, whose 16-bit floats and 8-bit numbers TF32 holds as they are.
+//! weight's rows, whose 16-bit floats and 8-bit numbers TF32 holds as they are; f32 is two digits once more, and two
+//! products.
 //!
 //! Of both factors unit `4 g + t` has row `g` at positions `t` and `t + 4` of the 8 that are contracted. Any order
 //! of positions will do that both factors share, so these are two neighbours in what the unit reads at once.
@@ -13,21 +14,28 @@ use cubecl::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
-use super::kernels::{Place, Shared};
+use super::kernels::Shared;
 use super::multiply::number;
-use super::plan::{Part, Plan, UNITS};
+use super::plan::{Plan, STEP};
+use super::ring::Ring;
 use crate::cube::matrix::{PLANE, Pair};
 
+/// Units of a cube.
+pub(super) const UNITS: usize = 512;
 /// Rows of a weight that a plane multiplies at a time, and vectors.
-const ROWS: usize = 8;
-/// Rows of a unit, at most.
-pub(super) const MOST_ROWS: usize = 4;
+pub(super) const ROWS: usize = 8;
+/// Times so many rows that a plane works on: more, and fewer units read the vectors; fewer, and there is less to wait
+/// for.
+pub(super) const TILES: usize = 2;
 /// Units of a plane that share a row.
-const SHARERS: usize = PLANE / ROWS;
-/// Units of a cube that share a row.
-pub(super) const LANES: usize = UNITS / PLANE * SHARERS;
+pub(super) const SHARERS: usize = PLANE / ROWS;
+/// Units of a cube that share a row, at least: of four planes, so that a sum's parts stay short. Tensor cores cut
+/// off what a sum in f32 has no room for.
+pub(super) const FEWEST_LANES: usize = 4 * SHARERS;
 /// Sums of a unit for each of its rows: a digit's two rows of the weight, then the other digit's.
 pub(super) const SUMS: usize = 4;
+/// Sums that a row's products go to in turn, as one product waits for the one before in the same sum.
+const TURNS: usize = 2;
 /// The bits of a number that are its first digit. An infinite one has no second: its products are NaN.
 const FIRST_DIGIT: u32 = 0xffff_e000;
 
@@ -44,149 +52,89 @@ pub(super) fn config() -> MmaConfig {
     }
 }
 
-/// Of the weight's rows from `first` on, the unit's first, and its place among the units of all planes that
-/// share it.
+/// Sums of a row, [`SUMS`] each, that are added up in the end.
+pub(super) fn chains(plan: Plan) -> usize {
+    TURNS * plan.digits()
+}
+
+/// Where a plane works.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Place {
+    /// The first of its rows among those of the cube.
+    pub(super) row: usize,
+    /// Its place among the planes that share them.
+    pub(super) share: usize,
+}
+
+/// The plane's place.
 #[cube]
-pub(super) fn place(first: usize) -> Place {
-    let (plane, unit) = (UNIT_POS as usize / PLANE, UNIT_POS_PLANE as usize);
+pub(super) fn place(#[comptime] plan: Plan) -> Place {
+    let plane = UNIT_POS as usize / PLANE;
+    let shares = comptime!(plan.shares());
     Place {
-        row: first + unit / SHARERS,
-        lane: plane * SHARERS + unit % SHARERS,
+        row: plane / shares * comptime!(TILES * ROWS),
+        share: plane % shares,
     }
 }
 
-/// The row, counted from the cube's first, that the unit's sum `s` is for.
+/// The unit's vector. Where there are fewer than 8, the last stands for the rest, whose sums nobody wants.
 #[cube]
-pub(super) fn row_of(#[comptime] s: usize) -> usize {
-    let unit = UNIT_POS_PLANE as usize;
-    comptime!(s / SUMS * ROWS + s % 2) + unit % SHARERS * 2
+pub(super) fn vector_of_unit(#[comptime] plan: Plan) -> usize {
+    let vector = UNIT_POS_PLANE as usize / SHARERS;
+    clamp_max(vector, comptime!(plan.batch - 1))
 }
 
-/// Turns of a step. Two steps are in registers at a time: of so many that two cubes fit on a multiprocessor
-/// where there are many cubes, which have more rows, and of twice as many where there is one for each.
-pub(super) fn block(plan: Plan) -> usize {
-    let registers = if plan.rows == MOST_ROWS { 32 } else { 64 };
-    // A vector of 16 bytes has 4; of the inputs, each number has one.
-    let of_x = if plan.normalises { 0 } else { plan.together };
-    let most = registers / (4 * plan.rows + of_x);
-    1 << most.max(1).ilog2()
-}
-
-/// What a unit reads for a step.
-#[derive(CubeType)]
-pub(super) struct Step<W: Numeric, N: Size, X: Size> {
-    /// `[turns, rows]`
-    weights: Array<Vector<W, N>>,
-    /// `[turns, pieces]`; unused where the vectors are in shared memory.
-    x: Array<Vector<f32, X>>,
-    /// The first of its turns.
-    first: usize,
-}
-
+/// Adds to `sums` the products of the step in `stage` with the ring's inputs or, from `begin` on and with neighbours
+/// of a weight's vector `apart`, with the normalised ones.
 #[cube]
-impl<W: Numeric, N: Size, X: Size> Step<W, N, X> {
-    /// With room for what is read.
-    pub(super) fn new(#[comptime] plan: Plan) -> Self {
-        let pieces = comptime!(if plan.normalises {
-            1
-        } else {
-            plan.pieces() * plan.block()
-        });
-        Step::<W, N, X> {
-            weights: Array::new(comptime!(plan.block() * plan.rows)),
-            x: Array::new(pieces),
-            first: 0usize.runtime(),
-        }
-    }
-
-    /// Starts to read the turns from `first` on. Rows beyond the last are the last once more, and what lies
-    /// beyond a row is its last vector.
-    pub(super) fn read(
-        &mut self,
-        weight_oi: &Array<Vector<W, N>>,
-        x_bi: &Slice<Vector<f32, X>>,
-        place: Place,
-        first: usize,
-        #[comptime] part: Part,
-        #[comptime] plan: Plan,
-    ) {
-        let (vectors, pieces) = comptime!((plan.vectors(part.d_in), plan.pieces()));
-        let begin = begin_of_x(part, plan);
-        self.first = first;
+pub(super) fn multiply<W: Numeric, N: Size, X: Size>(
+    sums: &mut Array<f32>,
+    ring: &Ring<W, N, X>,
+    normed: &SharedMemory<Vector<f32, X>>,
+    begin: usize,
+    #[comptime] apart: usize,
+    stage: usize,
+    #[comptime] plan: Plan,
+) {
+    let lane = UNIT_POS_PLANE as usize;
+    let (row, sharer) = (lane / SHARERS, lane % SHARERS);
+    let vector = vector_of_unit(plan);
+    #[unroll]
+    for turn in 0..comptime!(STEP / SHARERS) {
+        let column = comptime!(turn * SHARERS) + sharer;
+        let mut weights = Array::<Vector<W, N>>::new(TILES);
         #[unroll]
-        for turn in 0..comptime!(plan.block()) {
-            let mut at = (first + turn) * plan.lanes + place.lane;
-            if comptime!(!plan.even(part.d_in)) {
-                at = clamp_max(at, comptime!(vectors - 1));
-            }
+        for tile in 0..TILES {
+            weights[tile] = ring.weight(comptime!(tile * ROWS) + row, column, stage, plan);
+        }
+        #[unroll]
+        for piece in 0..comptime!(plan.pieces()) {
+            let x = if comptime!(plan.normalises) {
+                normed[begin + comptime!(piece * apart) + column]
+            } else {
+                ring.input(
+                    vector,
+                    column * comptime!(plan.pieces()) + piece,
+                    stage,
+                    plan,
+                )
+            };
             #[unroll]
-            for r in 0..plan.rows {
-                let row = place.row + comptime!(r * ROWS);
-                let row = clamp_max(row, comptime!(part.d_out - 1));
-                self.weights[comptime!(turn * plan.rows + r)] = weight_oi[row * vectors + at];
-            }
-            if comptime!(!plan.normalises) {
+            for pair in 0..comptime!(plan.input / 2) {
+                let left = digits_of_vectors(x, pair);
                 #[unroll]
-                for piece in 0..pieces {
-                    self.x[comptime!(turn * pieces + piece)] = x_bi[begin + at * pieces + piece];
-                }
-            }
-        }
-    }
-
-    /// Takes what `next` has read.
-    pub(super) fn follow(&mut self, next: &Step<W, N, X>, #[comptime] plan: Plan) {
-        #[unroll]
-        for i in 0..comptime!(plan.block() * plan.rows) {
-            self.weights[i] = next.weights[i];
-        }
-        if comptime!(!plan.normalises) {
-            #[unroll]
-            for i in 0..comptime!(plan.block() * plan.pieces()) {
-                self.x[i] = next.x[i];
-            }
-        }
-        self.first = next.first;
-    }
-
-    /// Adds to `sums [rows, SUMS]` the products of what was read.
-    pub(super) fn multiply(
-        &self,
-        sums: &mut Array<f32>,
-        x_bi: &Slice<Vector<f32, X>>,
-        place: Place,
-        #[comptime] part: Part,
-        #[comptime] plan: Plan,
-    ) {
-        let (vectors, pieces) = comptime!((plan.vectors(part.d_in), plan.pieces()));
-        let begin = begin_of_x(part, plan);
-        #[unroll]
-        for turn in 0..comptime!(plan.block()) {
-            let at = (self.first + turn) * plan.lanes + place.lane;
-            #[unroll]
-            for piece in 0..pieces {
-                let mut x = if comptime!(plan.normalises) {
-                    let near = clamp_max(at, comptime!(vectors - 1));
-                    x_bi[begin + piece * vectors + near]
-                } else {
-                    self.x[comptime!(turn * pieces + piece)]
-                };
-                if comptime!(!plan.even(part.d_in)) && at >= vectors {
-                    x = Vector::new(0.0f32);
-                }
-                #[unroll]
-                for pair in 0..comptime!(plan.input / 2) {
-                    let digits = digits(x, pair);
-                    #[unroll]
-                    for r in 0..plan.rows {
-                        let vector = self.weights[comptime!(turn * plan.rows + r)];
-                        let mut weights = Array::<Vector<tf32, Const<1>>>::new(2usize);
-                        #[unroll]
-                        for j in 0..2usize {
-                            let element = comptime!(piece * plan.input + pair * 2 + j);
-                            weights[j] = as_tf32(number(vector, element, plan.packed));
-                        }
-                        add_product(sums, &digits, &weights, r);
+                for tile in 0..TILES {
+                    let element = comptime!(piece * plan.input + pair * 2);
+                    let first = number(weights[tile], element, plan.packed);
+                    let second = number(weights[tile], comptime!(element + 1), plan.packed);
+                    let chain = comptime!((tile * TURNS + pair % TURNS) * plan.digits());
+                    if comptime!(plan.digits() == 1) {
+                        add_product(sums, &left, first, second, chain);
+                    } else {
+                        let (digit, other) = (first_digit(first), first_digit(second));
+                        add_product(sums, &left, digit, other, chain);
+                        let next = comptime!(chain + 1);
+                        add_product(sums, &left, first - digit, second - other, next);
                     }
                 }
             }
@@ -194,79 +142,55 @@ impl<W: Numeric, N: Size, X: Size> Step<W, N, X> {
     }
 }
 
-/// Where the unit's vector of `x` begins. Where there are fewer vectors than 8, the last stands for the rest,
-/// whose sums nobody wants.
+/// The first digit of a number. The second is what it lacks.
 #[cube]
-fn begin_of_x(#[comptime] part: Part, #[comptime] plan: Plan) -> usize {
-    let vector = UNIT_POS_PLANE as usize / SHARERS;
-    clamp_max(vector, comptime!(plan.batch - 1)) * comptime!(part.d_in / plan.input)
+fn first_digit(value: f32) -> f32 {
+    f32::reinterpret(u32::reinterpret(value) & FIRST_DIGIT)
 }
 
 /// Two neighbours of `x` as a left factor.
 #[cube]
-fn digits<X: Size>(x: Vector<f32, X>, #[comptime] pair: usize) -> Array<Vector<tf32, Const<1>>> {
+fn digits_of_vectors<X: Size>(
+    x: Vector<f32, X>,
+    #[comptime] pair: usize,
+) -> Array<Vector<tf32, Const<1>>> {
     let mut digits = Array::<Vector<tf32, Const<1>>>::new(4usize);
     #[unroll]
     for j in 0..2usize {
         let value = x[comptime!(pair * 2 + j)];
-        let first = f32::reinterpret(u32::reinterpret(value) & FIRST_DIGIT);
+        let first = first_digit(value);
         digits[comptime!(j * 2)] = as_tf32(first);
         digits[comptime!(j * 2 + 1)] = as_tf32(value - first);
     }
     digits
 }
 
-/// Adds to the sums of the unit's row `r` a product of 8 positions.
+/// Adds a product of 8 positions, of which the unit has two neighbours of its row of the weight.
 #[cube]
 fn add_product(
     sums: &mut Array<f32>,
     left: &Array<Vector<tf32, Const<1>>>,
-    right: &Array<Vector<tf32, Const<1>>>,
-    #[comptime] r: usize,
+    first: f32,
+    second: f32,
+    #[comptime] chain: usize,
 ) {
     let mma = MmaDefinition::<tf32, tf32, f32>::new(16usize, 8usize, 8usize);
+    let mut right = Array::<Vector<tf32, Const<1>>>::new(2usize);
+    right[0] = as_tf32(first);
+    right[1] = as_tf32(second);
     let mut before = Array::<Vector<f32, Pair>>::new(2usize);
     #[unroll]
     for digit in 0..2usize {
         let mut two = Vector::<f32, Pair>::empty();
-        two[0] = sums[comptime!(r * SUMS + digit * 2)];
-        two[1] = sums[comptime!(r * SUMS + digit * 2 + 1)];
+        two[0] = sums[comptime!(chain * SUMS + digit * 2)];
+        two[1] = sums[comptime!(chain * SUMS + digit * 2 + 1)];
         before[digit] = two;
     }
-    let after = mma.execute(left, right, &before);
+    let after = mma.execute(left, &right, &before);
     #[unroll]
     for digit in 0..2usize {
-        sums[comptime!(r * SUMS + digit * 2)] = after[digit][0];
-        sums[comptime!(r * SUMS + digit * 2 + 1)] = after[digit][1];
-    }
-}
-
-/// Adds the products of the steps of a weight but the last, of which `step` is the first and then the last.
-#[cube]
-pub(super) fn multiply_but_last<W: Numeric, N: Size, X: Size>(
-    step: &mut Step<W, N, X>,
-    sums: &mut Array<f32>,
-    weight_oi: &Array<Vector<W, N>>,
-    x_bi: &Slice<Vector<f32, X>>,
-    shared_x_bi: &Slice<Vector<f32, X>>,
-    place: Place,
-    #[comptime] part: Part,
-    #[comptime] plan: Plan,
-) {
-    // As the compiler does not know it: it would unroll the loop.
-    let vectors = x_bi.len() / comptime!(plan.batch * plan.pieces());
-    for i in 1..vectors.div_ceil(comptime!(plan.lanes * plan.block())) {
-        let mut next = Step::<W, N, X>::new(plan);
-        next.read(
-            weight_oi,
-            x_bi,
-            place,
-            i * comptime!(plan.block()),
-            part,
-            plan,
-        );
-        step.multiply(sums, shared_x_bi, place, part, plan);
-        step.follow(&next, plan);
+        sums[comptime!(chain * SUMS + digit * 2)] = after[digit][0];
+        sums[comptime!(chain * SUMS + digit * 2 + 1)] = after[digit][1];
     }
 }
 
@@ -276,21 +200,38 @@ fn as_tf32(value: f32) -> Vector<tf32, Const<1>> {
     Vector::<tf32, Const<1>>::reinterpret(value)
 }
 
-/// Every plane's sums into the totals, one share a plane.
+/// The row among the plane's that the unit's sum `r` of `[TILES, 2]` is for.
 #[cube]
-pub(super) fn reduce(sums: &Array<f32>, shared: &mut Shared, #[comptime] plan: Plan) {
-    let (plane, unit) = (UNIT_POS as usize / PLANE, UNIT_POS_PLANE as usize);
-    let vector = unit / SHARERS;
+pub(super) fn row_of(#[comptime] r: usize) -> usize {
+    comptime!(r / 2 * ROWS + r % 2) + UNIT_POS_PLANE as usize % SHARERS * 2
+}
+
+/// The sum of that row, of its digits and chains, which begin anew.
+#[cube]
+pub(super) fn take_row(sums: &mut Array<f32>, #[comptime] r: usize, #[comptime] plan: Plan) -> f32 {
+    let mut sum = 0.0f32;
+    #[unroll]
+    for i in 0..comptime!(chains(plan)) {
+        let at = comptime!((r / 2 * chains(plan) + i) * SUMS + r % 2);
+        let other = comptime!(at + 2);
+        sum += sums[at] + sums[other];
+        sums[at] = 0.0;
+        sums[other] = 0.0;
+    }
+    sum
+}
+
+/// Every plane's sums of rows, `[TILES, 2]`, into the totals of its rows, one share a plane.
+#[cube]
+pub(super) fn reduce(rows: &Array<f32>, place: Place, shared: &mut Shared, #[comptime] plan: Plan) {
+    let vector = UNIT_POS_PLANE as usize / SHARERS;
+    // Whoever still adds up the totals before has done so.
+    sync_cube();
     if vector < plan.batch {
         #[unroll]
-        for r in 0..plan.rows {
-            #[unroll]
-            for half in 0..2usize {
-                let s = comptime!(r * SUMS + half);
-                let output = row_of(s) * plan.batch + vector;
-                shared.totals[output * comptime!(UNITS / PLANE) + plane] =
-                    sums[s] + sums[comptime!(s + 2)];
-            }
+        for r in 0..comptime!(2 * TILES) {
+            let output = (place.row + row_of(r)) * plan.batch + vector;
+            shared.totals[output * comptime!(plan.shares()) + place.share] = rows[r];
         }
     }
     sync_cube();

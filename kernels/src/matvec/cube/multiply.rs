@@ -3,8 +3,7 @@
 use cubecl::prelude::*;
 
 use super::kernels::{Place, Shared};
-use super::mma;
-use super::plan::{Part, Plan, UNITS};
+use super::plan::{Part, Plan};
 use crate::cube::matrix::PLANE;
 
 /// Reads a unit's vectors of a block of turns. Rows beyond the last are the last once more, and what lies
@@ -94,10 +93,14 @@ pub(super) fn number<W: Numeric, N: Size>(
     #[comptime] packed: bool,
 ) -> f32 {
     if comptime!(packed) {
-        // As the last digits of 2^23, which takes a processor less than a conversion does.
-        let word = u32::cast_from(vector[comptime!(element / 4)]) ^ 0x8080_8080u32;
-        let byte = (word >> comptime!(8 * (element as u32 % 4))) & 0xffu32;
-        f32::reinterpret(byte | 0x4b00_0000u32) - 8_388_736.0
+        // As digits of 2^23 or 2^15, where the byte lies: a conversion takes a processor longer.
+        let (byte, upper) = comptime!((element % 2, element % 4 / 2));
+        let word = u32::cast_from(vector[comptime!(element / 4)]) >> comptime!(16 * upper as u32);
+        if comptime!(byte == 0) {
+            f32::reinterpret((word & 0xffu32) ^ 0x4b00_0080u32) - 8_388_736.0
+        } else {
+            f32::reinterpret((word & 0xff00u32) ^ 0x4700_8000u32) - 32_896.0
+        }
     } else {
         f32::cast_from(vector[element])
     }
@@ -133,9 +136,8 @@ pub(super) fn reduce(sums: &Array<f32>, shared: &mut Shared, #[comptime] plan: P
     let unit = UNIT_POS as usize;
     let (n, lanes, shares) = comptime!((plan.sums(), plan.lanes, plan.shares()));
     let (group, lane) = (unit / lanes, unit % lanes);
-    if comptime!(plan.tensor_cores) {
-        mma::reduce(sums, shared, plan);
-    } else if comptime!(plan.planes) {
+    let units = comptime!(plan.units());
+    if comptime!(plan.planes) {
         #[unroll]
         for i in 0..n {
             let total = plane_sum(sums[i]);
@@ -153,7 +155,7 @@ pub(super) fn reduce(sums: &Array<f32>, shared: &mut Shared, #[comptime] plan: P
             let count = comptime!(most.min(n - turn * most));
             #[unroll]
             for i in 0..count {
-                shared.partials[i * UNITS + unit] = sums[first + i];
+                shared.partials[i * units + unit] = sums[first + i];
             }
             sync_cube();
             let mut half = comptime!(lanes / 2).runtime();
@@ -161,8 +163,8 @@ pub(super) fn reduce(sums: &Array<f32>, shared: &mut Shared, #[comptime] plan: P
                 if lane < half {
                     #[unroll]
                     for i in 0..count {
-                        let other = shared.partials[i * UNITS + unit + half];
-                        shared.partials[i * UNITS + unit] += other;
+                        let other = shared.partials[i * units + unit + half];
+                        shared.partials[i * units + unit] += other;
                     }
                 }
                 sync_cube();
@@ -171,7 +173,7 @@ pub(super) fn reduce(sums: &Array<f32>, shared: &mut Shared, #[comptime] plan: P
             if lane == 0 {
                 #[unroll]
                 for i in 0..count {
-                    shared.totals[group * n + first + i] = shared.partials[i * UNITS + unit];
+                    shared.totals[group * n + first + i] = shared.partials[i * units + unit];
                 }
             }
             sync_cube();

@@ -2,32 +2,47 @@
 
 use cubecl::prelude::*;
 
-use super::kernels::Shared;
-use super::plan::{Plan, UNITS};
+use super::kernels::{Shared, zeros};
+use super::plan::Plan;
 use crate::cube::matrix::PLANE;
 use crate::cube::reduce::{Fold, of_cube};
 
-/// The sum of a value of every unit.
+/// For each of some values of every unit, the sum over the cube's units.
 #[cube]
-fn sum_of_cube(value: f32, shared: &mut Shared, #[comptime] planes: bool) -> f32 {
+fn sum_of_cube(values: &mut Array<f32>, shared: &mut Shared, #[comptime] plan: Plan) {
     let unit = UNIT_POS as usize;
-    let mut sum = 0.0f32;
-    if comptime!(planes) {
-        let share = plane_sum(value);
-        // Whoever still reads the shares of the sum before has done so.
+    let planes = comptime!(plan.units() / PLANE);
+    if comptime!(plan.planes) {
+        // Whoever still reads the shares of the sums before has done so.
         sync_cube();
-        if UNIT_POS_PLANE == 0 {
-            shared.planes[unit / PLANE] = share;
+        #[unroll]
+        for b in 0..plan.batch {
+            let share = plane_sum(values[b]);
+            if UNIT_POS_PLANE == 0 {
+                shared.planes[b * planes + unit / PLANE] = share;
+            }
         }
         sync_cube();
         #[unroll]
-        for i in 0..comptime!(UNITS / PLANE) {
-            sum += shared.planes[i];
+        for b in 0..plan.batch {
+            let mut sum = 0.0f32;
+            #[unroll]
+            for i in 0..planes {
+                sum += shared.planes[b * planes + i];
+            }
+            values[b] = sum;
         }
     } else {
-        sum = of_cube(value, &mut shared.partials, Fold::Sum, UNITS);
+        #[unroll]
+        for b in 0..plan.batch {
+            values[b] = of_cube(
+                values[b],
+                &mut shared.partials,
+                Fold::Sum,
+                comptime!(plan.units()),
+            );
+        }
     }
-    sum
 }
 
 /// Where the vector `at` of a row of `x` is kept: neighbours in a weight's vector lie apart, so that
@@ -38,14 +53,52 @@ fn kept(at: usize, #[comptime] d: usize, #[comptime] plan: Plan) -> usize {
     at % pieces * comptime!(d / plan.together) + at / pieces
 }
 
-/// The vectors `x [batch, d]` normalised, each where [`kept`] says; the first of them begins at the vector
-/// `begin`.
+/// What a unit has read of the vectors and of what normalises them: it may wait for something else meanwhile.
+#[derive(CubeType)]
+pub(super) struct Fetched<P: Float, X: Size> {
+    /// `[batch, turns]`
+    x: Array<Vector<f32, X>>,
+    /// `[turns]`
+    gamma: Array<Vector<P, X>>,
+    beta: Array<Vector<P, X>>,
+}
+
+/// Reads the unit's share of the vectors `x [batch, d]`, the first of which begins at the vector `begin`.
 #[cube]
-pub(super) fn normalise<P: Float, X: Size>(
+pub(super) fn fetch<P: Float, X: Size>(
     x_bi: &Array<Vector<f32, X>>,
     begin: usize,
     gamma: &Array<Vector<P, X>>,
     beta: &Array<Vector<P, X>>,
+    #[comptime] d: usize,
+    #[comptime] plan: Plan,
+) -> Fetched<P, X> {
+    let vectors = comptime!(d / plan.input);
+    let turns = comptime!(vectors.div_ceil(plan.units()));
+    let mut fetched = Fetched::<P, X> {
+        x: Array::new(comptime!(plan.batch * turns)),
+        gamma: Array::new(turns),
+        beta: Array::new(turns),
+    };
+    #[unroll]
+    for turn in 0..turns {
+        // Whoever has nothing more to read reads the last once more.
+        let at = comptime!(turn * plan.units()) + UNIT_POS as usize;
+        let at = clamp_max(at, comptime!(vectors - 1));
+        #[unroll]
+        for b in 0..plan.batch {
+            fetched.x[comptime!(b * turns + turn)] = x_bi[begin + b * vectors + at];
+        }
+        fetched.gamma[turn] = gamma[at];
+        fetched.beta[turn] = beta[at];
+    }
+    fetched
+}
+
+/// The vectors that were read, normalised, each where [`kept`] says.
+#[cube]
+pub(super) fn normalise<P: Float, X: Size>(
+    fetched: &mut Fetched<P, X>,
     epsilon: f32,
     normed: &mut SharedMemory<Vector<f32, X>>,
     shared: &mut Shared,
@@ -54,42 +107,51 @@ pub(super) fn normalise<P: Float, X: Size>(
 ) {
     let unit = UNIT_POS as usize;
     let vectors = comptime!(d / plan.input);
-    let turns = comptime!(vectors.div_ceil(UNITS));
+    let turns = comptime!(vectors.div_ceil(plan.units()));
+    let mut sums = zeros(plan.batch);
     #[unroll]
     for b in 0..plan.batch {
-        let mut sum = 0.0f32;
+        #[unroll]
         for turn in 0..turns {
-            let at = turn * UNITS + unit;
-            if at < vectors {
-                let x = x_bi[begin + b * vectors + at];
-                normed[b * vectors + kept(at, d, plan)] = x;
+            if comptime!(turn * plan.units()) + unit < vectors {
                 #[unroll]
                 for j in 0..plan.input {
-                    sum += x[j];
+                    sums[b] += fetched.x[comptime!(b * turns + turn)][j];
                 }
             }
         }
-        let mean = sum_of_cube(sum, shared, plan.planes) / comptime!(d as f32);
-        let mut squares = 0.0f32;
+    }
+    sum_of_cube(&mut sums, shared, plan);
+    #[unroll]
+    for b in 0..plan.batch {
+        let mean = sums[b] / comptime!(d as f32);
+        sums[b] = 0.0;
+        #[unroll]
         for turn in 0..turns {
-            let at = turn * UNITS + unit;
-            if at < vectors {
-                let centred = normed[b * vectors + kept(at, d, plan)] - Vector::new(mean);
+            let i = comptime!(b * turns + turn);
+            fetched.x[i] -= Vector::new(mean);
+            if comptime!(turn * plan.units()) + unit < vectors {
                 #[unroll]
                 for j in 0..plan.input {
-                    squares = fma(centred[j], centred[j], squares);
+                    sums[b] = fma(fetched.x[i][j], fetched.x[i][j], sums[b]);
                 }
             }
         }
-        let variance = sum_of_cube(squares, shared, plan.planes) / comptime!(d as f32);
+    }
+    sum_of_cube(&mut sums, shared, plan);
+    #[unroll]
+    for b in 0..plan.batch {
+        let variance = sums[b] / comptime!(d as f32);
         let scale = 1.0 / (variance + epsilon).sqrt();
+        #[unroll]
         for turn in 0..turns {
-            let at = turn * UNITS + unit;
+            let at = comptime!(turn * plan.units()) + unit;
             if at < vectors {
-                let centred = normed[b * vectors + kept(at, d, plan)] - Vector::new(mean);
-                let scaled = centred * Vector::new(scale);
-                let (gamma, beta) = (Vector::cast_from(gamma[at]), Vector::cast_from(beta[at]));
-                normed[b * vectors + kept(at, d, plan)] = fma(scaled, gamma, beta);
+                let scaled = fetched.x[comptime!(b * turns + turn)] * Vector::new(scale);
+                let gamma = Vector::cast_from(fetched.gamma[turn]);
+                let beta = Vector::cast_from(fetched.beta[turn]);
+                let place = comptime!(b * plan.stride(d)) + kept(at, d, plan);
+                normed[place] = fma(scaled, gamma, beta);
             }
         }
     }
@@ -113,19 +175,10 @@ pub(super) fn normalise_each<P: Float, X: Size>(
     let begin = CUBE_POS_X as usize * vectors;
     let mut shared = Shared::new(alone);
     let mut normed = SharedMemory::<Vector<f32, X>>::new(vectors);
-    normalise(
-        x_bi,
-        begin,
-        gamma,
-        beta,
-        epsilon,
-        &mut normed,
-        &mut shared,
-        d,
-        alone,
-    );
-    for turn in 0..comptime!(vectors.div_ceil(UNITS)) {
-        let at = turn * UNITS + UNIT_POS as usize;
+    let mut x = fetch(x_bi, begin, gamma, beta, d, alone);
+    normalise(&mut x, epsilon, &mut normed, &mut shared, d, alone);
+    for turn in 0..comptime!(vectors.div_ceil(plan.units())) {
+        let at = turn * comptime!(plan.units()) + UNIT_POS as usize;
         if at < vectors {
             normed_bi[begin + at] = normed[kept(at, d, alone)];
         }
