@@ -13,6 +13,10 @@ use super::mma::{ROWS, TILES, UNITS};
 use super::plan::{Part, Plan, STEP};
 use crate::cube::matrix::PLANE;
 
+/// Where the ring's memory begins, in bytes. CubeCL puts arrays behind whatever stands before them, such as an 8-byte
+/// barrier, and a copy whose 32-byte sectors land across a boundary takes up to twice as long.
+const LINE: usize = 128;
+
 /// The steps of every plane.
 #[derive(CubeType)]
 pub(super) struct Ring<W: Numeric, N: Size, X: Size> {
@@ -50,8 +54,8 @@ impl<W: Numeric, N: Size, X: Size> Ring<W, N, X> {
         }
         sync_cube();
         Ring::<W, N, X> {
-            weights: SharedMemory::new_aligned(comptime!(steps * TILES * ROWS * STEP), 128usize),
-            x: SharedMemory::new_aligned(of_x, 128usize),
+            weights: SharedMemory::new_aligned(comptime!(steps * TILES * ROWS * STEP), LINE),
+            x: SharedMemory::new_aligned(of_x, LINE),
             here,
         }
     }
