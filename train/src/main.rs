@@ -1,5 +1,7 @@
 //! The `train` program: `train --help` is its manual.
 
+mod cli;
+
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -10,7 +12,7 @@ use clap::Parser;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    match train::cli::Cli::parse().run() {
+    match cli::Cli::parse().run() {
         Ok(code) => code,
         Err(error) => {
             // Each message names its causes itself.
