@@ -1,8 +1,10 @@
 //! The mixer's options, under the published names.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use super::{ConfigError, check_sizes};
+use crate::config_error::{ConfigError, check_sizes};
+use crate::mixers::{F32, MatrixOperations, MixerOptions, StateSize};
 
 /// No convolution may be longer than this; the published ones are 4.
 const MOST_TAPS: usize = 1 << 10;
@@ -60,8 +62,17 @@ impl Default for DiscreteMamba2Config {
 }
 
 impl DiscreteMamba2Config {
+    /// The published options with so many heads, each with its own B and C.
+    pub fn with_heads(n_heads: usize) -> Self {
+        Self {
+            n_v_heads: n_heads,
+            n_qk_heads: n_heads,
+            ..Self::default()
+        }
+    }
+
     /// Every key, as in the file.
-    pub(super) const KEYS: [&str; 9] = [
+    pub(crate) const KEYS: [&str; 9] = [
         "d_state",
         "n_v_heads",
         "n_qk_heads",
@@ -92,12 +103,14 @@ impl DiscreteMamba2Config {
     pub fn d_in_proj(&self, d_model: usize) -> usize {
         self.conv_dim(d_model) + self.d_inner(d_model) + self.n_v_heads
     }
+}
 
-    /// That the sizes fit together in a network `d_model` wide.
-    ///
-    /// # Errors
-    /// [`ConfigError::Invalid`] names the values at odds.
-    pub fn validate(&self, d_model: usize) -> Result<(), ConfigError> {
+impl MixerOptions for DiscreteMamba2Config {
+    fn kind(&self) -> &'static str {
+        "mamba2"
+    }
+
+    fn validate(&self, d_model: usize) -> Result<(), ConfigError> {
         check_sizes(&[
             ("d_model", d_model),
             ("d_state", self.d_state),
@@ -132,5 +145,52 @@ impl DiscreteMamba2Config {
             )));
         }
         Ok(())
+    }
+
+    fn n_heads(&self) -> usize {
+        self.n_v_heads
+    }
+
+    fn describe(&self, d_model: usize) -> String {
+        format!(
+            "Mamba-2, {} heads of {}, {} of B and C, state {}",
+            self.n_v_heads,
+            self.d_inner(d_model) / self.n_v_heads,
+            self.n_qk_heads,
+            self.d_state
+        )
+    }
+
+    fn to_json(&self) -> Value {
+        json!(self)
+    }
+
+    fn state_size(&self, d_model: usize) -> StateSize {
+        let window = self.conv_dim(d_model) * self.d_conv;
+        let state = self.d_inner(d_model) * self.d_state;
+        StateSize {
+            fixed: (window + state) * F32,
+            per_token: 0,
+        }
+    }
+
+    /// `2 d i + 2 d_inner d` of the projections, with `i` rows into the mixer, and `4 d_inner n` of the recurrence.
+    fn operations(&self, d_model: usize, _l: usize) -> f64 {
+        let (d, d_inner) = (d_model as f64, self.d_inner(d_model) as f64);
+        let rows = self.d_in_proj(d_model) as f64;
+        2.0 * d * rows + 2.0 * d * d_inner + 4.0 * d_inner * self.d_state as f64
+    }
+
+    /// The rows of B, C and A_log; `l h n` of the products of C and B.
+    fn matrix_operations(&self, d_model: usize, l: usize) -> MatrixOperations {
+        let rows = 2 * self.d_bc() + self.n_v_heads;
+        MatrixOperations {
+            projections: 2.0 * d_model as f64 * rows as f64,
+            scores: l as f64 * (self.n_v_heads * self.d_state) as f64,
+        }
+    }
+
+    fn has_transfer_parts(&self) -> bool {
+        true
     }
 }

@@ -1,11 +1,26 @@
-//! Hugging Face's `PhiForCausalLM` configuration.
+//! Hugging Face's `PhiForCausalLM`.
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use serde_json::{Value, json};
 
 use super::{
-    AttentionConfig, ConfigError, MixerConfig, NetworkConfig, check_layers, check_positive,
-    check_sizes,
+    BlockOrder, Family, FamilyFile, HeadConfig, Layout, MlpConfig, MlpKind, ModelConfig,
+    NetworkConfig, NormConfig, NormKind, PhiMambaConfig,
 };
+use crate::config_error::{ConfigError, check_layers, check_positive, check_sizes};
+use crate::mixers::attention::AttentionConfig;
+use crate::mixers::{MixerConfig, MixerOptions};
+
+const LAYOUT: Layout = Layout::new(&[
+    ("backbone.embedding.", "model.embed_tokens."),
+    (
+        "backbone.layers.#.mixer.Attention.",
+        "model.layers.#.self_attn.",
+    ),
+    ("backbone.layers.#.mlp.up.", "model.layers.#.mlp.fc1."),
+    ("backbone.layers.#.mlp.down.", "model.layers.#.mlp.fc2."),
+    ("backbone.", "model."),
+]);
 
 /// A teacher's configuration: the keys of `config.json` that change what the network computes.
 ///
@@ -38,12 +53,7 @@ impl Default for PhiConfig {
             hidden_size: 2048,
             intermediate_size: 8192,
             num_hidden_layers: 24,
-            attention: AttentionConfig {
-                n_heads: 32,
-                n_kv_heads: 32,
-                partial_rotary_factor: 0.5,
-                rope_theta: 10000.0,
-            },
+            attention: AttentionConfig::with_heads(32),
             layer_norm_eps: 1e-5,
             max_position_embeddings: 2048,
         }
@@ -79,36 +89,26 @@ struct Rope {
     rope_theta: Option<f64>,
 }
 
-/// What is written: version 4's keys, which version 5 reads too.
-#[derive(Serialize)]
-struct Written<'a> {
-    architectures: [&'static str; 1],
-    model_type: &'static str,
-    vocab_size: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    #[serde(flatten)]
-    attention: &'a AttentionConfig,
-    hidden_act: &'static str,
-    max_position_embeddings: usize,
-    layer_norm_eps: f64,
-    qk_layernorm: bool,
-    tie_word_embeddings: bool,
-}
+/// Attention's options in Phi's format: the other options have Phi's values.
+pub(super) const ATTENTION_KEYS: [&str; 4] = [
+    "num_attention_heads",
+    "num_key_value_heads",
+    "partial_rotary_factor",
+    "rope_theta",
+];
 
 /// That `key`, where present, has the one value that is implemented.
 fn only<T: PartialEq + ToString>(
     key: &str,
     value: Option<T>,
     accepted: T,
-    supported: &'static str,
+    supported: &str,
 ) -> Result<(), ConfigError> {
     match value {
         Some(value) if value != accepted => Err(ConfigError::Unsupported {
             key: key.into(),
             value: value.to_string(),
-            supported,
+            supported: supported.into(),
         }),
         _ => Ok(()),
     }
@@ -167,6 +167,7 @@ impl PhiConfig {
                     .rope_theta
                     .or(file.rope_theta)
                     .unwrap_or(default.attention.rope_theta),
+                ..default.attention
             },
             layer_norm_eps: file.layer_norm_eps.unwrap_or(default.layer_norm_eps),
             max_position_embeddings: file
@@ -176,32 +177,79 @@ impl PhiConfig {
         config.validate()?;
         Ok(config)
     }
+}
 
-    /// The text of a `config.json` that [`from_json`](Self::from_json) and transformers read.
-    pub fn to_json(&self) -> String {
-        let written = Written {
-            architectures: ["PhiForCausalLM"],
-            model_type: "phi",
-            vocab_size: self.vocab_size,
-            hidden_size: self.hidden_size,
-            intermediate_size: self.intermediate_size,
-            num_hidden_layers: self.num_hidden_layers,
-            attention: &self.attention,
-            hidden_act: "gelu_new",
-            max_position_embeddings: self.max_position_embeddings,
-            layer_norm_eps: self.layer_norm_eps,
-            qk_layernorm: false,
-            tie_word_embeddings: false,
-        };
-        // A struct of numbers and fixed strings always has a JSON form.
-        serde_json::to_string_pretty(&written).unwrap_or_default()
+impl FamilyFile for PhiConfig {
+    /// By its `model_type`, which old files leave out.
+    fn recognises(root: &Value) -> bool {
+        root.get("model_type").is_none_or(|name| name == "phi")
     }
 
-    /// That the sizes fit together.
-    ///
-    /// # Errors
-    /// [`ConfigError::Invalid`] names the values at odds.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    fn parse(text: &str) -> Result<Self, ConfigError> {
+        Self::from_json(text)
+    }
+}
+
+impl Family for PhiConfig {
+    fn name(&self) -> &'static str {
+        "Phi"
+    }
+
+    fn network(&self) -> NetworkConfig {
+        let attention = MixerConfig::Attention(self.attention.clone());
+        NetworkConfig {
+            vocab_size: self.vocab_size,
+            d_model: self.hidden_size,
+            block_order: BlockOrder::Parallel,
+            norm: NormConfig {
+                kind: NormKind::LayerNorm,
+                epsilon: self.layer_norm_eps,
+            },
+            mlp: MlpConfig {
+                kind: MlpKind::GeluNew,
+                intermediate_size: self.intermediate_size,
+                bias: true,
+            },
+            head: HeadConfig::Own { bias: true },
+            mixers: vec![attention; self.num_hidden_layers],
+        }
+    }
+
+    fn max_positions(&self) -> Option<usize> {
+        Some(self.max_position_embeddings)
+    }
+
+    fn layout(&self) -> Layout {
+        LAYOUT
+    }
+
+    /// Version 4's keys, which version 5 of transformers reads too.
+    fn to_json(&self) -> String {
+        let mut root = json!({
+            "architectures": ["PhiForCausalLM"],
+            "model_type": "phi",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+        });
+        let rest = json!({
+            "hidden_act": "gelu_new",
+            "max_position_embeddings": self.max_position_embeddings,
+            "layer_norm_eps": self.layer_norm_eps,
+            "qk_layernorm": false,
+            "tie_word_embeddings": false,
+        });
+        if let (Value::Object(root), Value::Object(rest)) = (&mut root, rest) {
+            let attention = self.attention.to_json();
+            let value = |key: &str| (key.to_owned(), attention[key].clone());
+            root.extend(ATTENTION_KEYS.map(value));
+            root.extend(rest);
+        }
+        format!("{root:#}")
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
         check_sizes(&[
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
@@ -209,21 +257,21 @@ impl PhiConfig {
         ])?;
         check_layers("num_hidden_layers", self.num_hidden_layers)?;
         check_positive("layer_norm_eps", self.layer_norm_eps)?;
+        let attention = &self.attention;
+        if (attention.head_dim, attention.qkv_bias, attention.dense_bias) != (None, true, true) {
+            return Err(ConfigError::Invalid(
+                "a Phi has biases everywhere, and heads that share its width".into(),
+            ));
+        }
         self.attention.validate(self.hidden_size)
     }
-}
 
-impl From<&PhiConfig> for NetworkConfig {
-    fn from(config: &PhiConfig) -> Self {
-        Self {
-            vocab_size: config.vocab_size,
-            d_model: config.hidden_size,
-            intermediate_size: config.intermediate_size,
-            layer_norm_eps: config.layer_norm_eps,
-            mixers: vec![
-                MixerConfig::Attention(config.attention.clone());
-                config.num_hidden_layers
-            ],
-        }
+    fn student(
+        &self,
+        mixer: &MixerConfig,
+        attention_layers: &[usize],
+    ) -> Result<ModelConfig, ConfigError> {
+        let student = PhiMambaConfig::student_of(self, mixer, attention_layers)?;
+        Ok(student.into())
     }
 }

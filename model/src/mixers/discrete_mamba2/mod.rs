@@ -6,8 +6,11 @@
 //! short causal convolution; the scan mixes x over time; `D` adds x back; `silu(z + z_bias)` gates.
 //!
 //! B stands where attention has keys, C where it has queries, x where it has values: the mixer is
-//! `y = T x` for the lower-triangular [`transfer_matrix`](DiscreteMamba2::transfer_matrix) `T`, which
+//! `y = T x` for the lower-triangular [`mixing_matrix`](TokenMixer::mixing_matrix) `T`, which
 //! MOHAWK's first stage turns towards the teacher's attention matrix.
+
+mod config;
+mod state;
 
 use std::mem;
 
@@ -16,11 +19,19 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use kernels::{Epilogue, KernelBackend, ScanInputs, StepParameters, StepState, TransferParts};
 
-use crate::config::{Activation, DiscreteMamba2Config};
-use crate::init::{Fill, Init, OPEN_GATE};
+pub use config::{Activation, DiscreteMamba2Config};
+pub use state::{Mamba2Rows, Mamba2State};
+
+use super::{MixerOptions, MixerRows, MixerState, StateError, StateTensors, TokenMixer};
+use crate::config_error::ConfigError;
+use crate::init::{Fill, Init};
 use crate::layers::Linear;
-use crate::precision::{to_dtype, wide};
-use crate::state::Mamba2State;
+use crate::precision::{to_dtype, wide, widen};
+
+/// The gate's initial bias: `silu` of it is 1.
+const OPEN_GATE: f64 = 1.278464542761;
+/// The depth by whose square root the published code divides the output projection.
+const PUBLISHED_DEPTH: f64 = 24.0;
 
 /// The depthwise convolution's parameters, shaped as PyTorch's `Conv1d`.
 #[derive(Module, Debug)]
@@ -57,7 +68,25 @@ struct Rows {
 }
 
 impl<B: Backend> DiscreteMamba2<B> {
-    pub(crate) fn new(init: &mut Init<B>, config: &DiscreteMamba2Config, d_model: usize) -> Self {
+    /// A mixer for a network `d_model` wide, drawn from `seed` as published (arXiv 2408.10189, the authors'
+    /// training code): the convolution passes its input through (last tap 1, the others and the bias 0); the
+    /// gate is open (its rows of the input projection 0, and its bias such that `silu` is 1); `D` is 1; the
+    /// output projection is drawn as PyTorch's `Linear` and divided by `sqrt(24)`, whatever the number of
+    /// layers; everything else as PyTorch's `Linear`. With `D` at 1, the mixing matrix starts near the identity.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] if the sizes do not fit together.
+    pub fn new(
+        config: &DiscreteMamba2Config,
+        d_model: usize,
+        seed: u64,
+        device: &B::Device,
+    ) -> Result<Self, ConfigError> {
+        config.validate(d_model)?;
+        Ok(Self::draw(&mut Init::new(seed, device), config, d_model))
+    }
+
+    pub(super) fn draw(init: &mut Init<B>, config: &DiscreteMamba2Config, d_model: usize) -> Self {
         let d_inner = config.d_inner(d_model);
         let conv_dim = config.conv_dim(d_model);
         let rows = config.d_in_proj(d_model);
@@ -75,6 +104,7 @@ impl<B: Backend> DiscreteMamba2<B> {
             .then(|| around_gate(1, Fill::constant(OPEN_GATE)));
         let in_weight = around_gate(d_model, Fill::constant(0.0));
         let out_bias = config.bias.then(|| Fill::torch_linear(d_inner));
+        let out_proj = Fill::Uniform(1.0 / (d_inner as f64 * PUBLISHED_DEPTH).sqrt());
         let mut taps = vec![0.0; config.d_conv];
         taps[config.d_conv - 1] = 1.0;
         Self {
@@ -87,7 +117,7 @@ impl<B: Backend> DiscreteMamba2<B> {
                     .then(|| init.parameter([conv_dim], Fill::constant(0.0))),
             },
             d: init.parameter([config.n_v_heads], Fill::constant(1.0)),
-            out_proj: Linear::new(init, [d_model, d_inner], Fill::out_proj(d_inner), out_bias),
+            out_proj: Linear::new(init, [d_model, d_inner], out_proj, out_bias),
             config: config.clone(),
             d_inner,
         }
@@ -124,8 +154,13 @@ impl<B: Backend> DiscreteMamba2<B> {
         Rows { start, n }
     }
 
-    /// What decoding starts from, in the dtype of the parameters (the SSM state never half).
-    pub fn new_state(&self, batch: usize, device: &B::Device) -> Mamba2State<B> {
+    /// The options it was made with.
+    pub fn config(&self) -> &DiscreteMamba2Config {
+        &self.config
+    }
+
+    /// Zeros: the convolution's window in the dtype of the parameters, the SSM state never half.
+    fn empty_state(&self, batch: usize, device: &B::Device) -> Mamba2State<B> {
         let config = &self.config;
         let p = self.d_inner / config.n_v_heads;
         let dtype = self.d.val().dtype();
@@ -139,16 +174,6 @@ impl<B: Backend> DiscreteMamba2<B> {
 }
 
 impl<B: KernelBackend> DiscreteMamba2<B> {
-    /// `u [b, l, d_model]` to the same shape, from a state of zeros.
-    pub fn forward(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.out_proj.forward(self.gated(u))
-    }
-
-    /// `residual + forward(u)`, all `[b, l, d_model]`.
-    pub(crate) fn forward_onto(&self, residual: Tensor<B, 3>, u: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.out_proj.forward_onto(residual, self.gated(u))
-    }
-
     /// What the output projection reads, `[b, l, d_inner]`.
     ///
     /// Weights are sliced and not the activations, which are larger: see [`Linear::forward_rows`].
@@ -169,15 +194,8 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         self.joined(gated_blhp)
     }
 
-    /// `T [b, h, l, l]` with `y = T x` before the gate: at `(l, s)` the product of `C_l . B_s` and
-    /// the decays in `(s, l]`, plus `D` on the diagonal, and zero above it. In f32 for
-    /// half-precision input. Only B, C, A_log and D are computed.
-    pub fn transfer_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4> {
-        kernels::transfer_matrix(self.transfer_parts(u))
-    }
-
-    /// What the transfer matrix is made of, for [`kernels::mixing_distance`].
-    pub fn transfer_parts(&self, u: Tensor<B, 3>) -> TransferParts<B> {
+    /// What the mixing matrix is made of: B, C, A_log and D alone are computed of `u [b, l, d_model]`.
+    fn matrix_parts(&self, u: Tensor<B, 3>) -> TransferParts<B> {
         TransferParts {
             b: self.groups(self.convolved(u.clone(), self.b_rows())),
             c: self.groups(self.convolved(u.clone(), self.c_rows())),
@@ -186,10 +204,8 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         }
     }
 
-    /// `u [b, l, d_model]`, the tokens after those that `state` holds, which it then holds too.
-    ///
-    /// Any split of a sequence, down to single tokens, gives the outputs and the state of the whole.
-    pub fn prefill(&self, u: Tensor<B, 3>, state: &mut Mamba2State<B>) -> Tensor<B, 3> {
+    /// [`TokenMixer::prefill`] of several tokens, by the scan.
+    fn scan_onto(&self, u: Tensor<B, 3>, state: &mut Mamba2State<B>) -> Tensor<B, 3> {
         let parts = self.advance_conv(u, state);
         let scan = ScanInputs {
             x: self.heads(parts.x),
@@ -203,8 +219,8 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         self.out_proj.forward(self.joined(gated_blhp))
     }
 
-    /// `u [b, 1, d_model]`, one token after those that `state` holds, by the recurrence itself.
-    pub fn step(&self, u: Tensor<B, 3>, state: &mut Mamba2State<B>) -> Tensor<B, 3> {
+    /// [`TokenMixer::prefill`] of one token, by the recurrence.
+    fn recur_onto(&self, u: Tensor<B, 3>, state: &mut Mamba2State<B>) -> Tensor<B, 3> {
         let projected = self.in_proj.forward(u);
         let [batch, _, rows] = projected.dims();
         let gated = self.recur(projected.reshape([batch, rows]), state);
@@ -214,11 +230,7 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
 
     /// What stands between the two projections: `projected [b, d_in_proj]`, one token after those that
     /// `state` holds, to `[b, d_inner]`.
-    pub(crate) fn recur(
-        &self,
-        projected: Tensor<B, 2>,
-        state: &mut Mamba2State<B>,
-    ) -> Tensor<B, 2> {
+    fn recur(&self, projected: Tensor<B, 2>, state: &mut Mamba2State<B>) -> Tensor<B, 2> {
         let d = self.d.val();
         let h = self.config.n_v_heads;
         // Moved out of the state, so that a backend may write where they are.
@@ -331,4 +343,102 @@ struct Parts<B: Backend> {
     c: Tensor<B, 3>,
     z: Tensor<B, 3>,
     a_log: Tensor<B, 3>,
+}
+
+impl<B: Backend> TokenMixer<B> for DiscreteMamba2<B> {
+    fn new_state(&self, batch: usize, device: &B::Device) -> MixerState<B> {
+        MixerState::DiscreteMamba2(self.empty_state(batch, device))
+    }
+
+    fn new_rows(&self, rows: usize, device: &B::Device) -> MixerRows<B> {
+        let Mamba2State { conv, ssm } = self.empty_state(rows, device);
+        // As steps leave it: in f32 whatever the dtype of the parameters.
+        let conv = widen(conv);
+        MixerRows::DiscreteMamba2(Mamba2Rows(Mamba2State { conv, ssm }))
+    }
+
+    fn state_from_tensors(
+        &self,
+        _position: usize,
+        tensors: &mut StateTensors<'_>,
+        device: &B::Device,
+    ) -> Result<MixerState<B>, StateError> {
+        let Mamba2State { conv, ssm } = self.empty_state(1, device);
+        Ok(MixerState::DiscreteMamba2(Mamba2State {
+            conv: tensors.take("conv", conv.dims(), conv.dtype(), device)?,
+            ssm: tensors.take("ssm", ssm.dims(), ssm.dtype(), device)?,
+        }))
+    }
+
+    fn entries(&self) -> Vec<&Linear<B>> {
+        vec![&self.in_proj]
+    }
+
+    fn exit(&self) -> &Linear<B> {
+        &self.out_proj
+    }
+
+    fn linears_mut(&mut self) -> Vec<&mut Linear<B>> {
+        vec![&mut self.in_proj, &mut self.out_proj]
+    }
+
+    fn forward(&self, u: Tensor<B, 3>) -> Tensor<B, 3>
+    where
+        B: KernelBackend,
+    {
+        self.out_proj.forward(self.gated(u))
+    }
+
+    fn forward_onto(&self, residual: Tensor<B, 3>, u: Tensor<B, 3>) -> Tensor<B, 3>
+    where
+        B: KernelBackend,
+    {
+        self.out_proj.forward_onto(residual, self.gated(u))
+    }
+
+    /// `T` with `y = T x` before the gate: at `(l, s)` the product of `C_l . B_s` and the decays in
+    /// `(s, l]`, plus `D` on the diagonal.
+    fn mixing_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4>
+    where
+        B: KernelBackend,
+    {
+        kernels::transfer_matrix(self.matrix_parts(u))
+    }
+
+    fn transfer_parts(&self, u: Tensor<B, 3>) -> Option<TransferParts<B>>
+    where
+        B: KernelBackend,
+    {
+        Some(self.matrix_parts(u))
+    }
+
+    fn prefill(&self, u: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3>
+    where
+        B: KernelBackend,
+    {
+        let state = Mamba2State::within(state);
+        match u.dims()[1] {
+            1 => self.recur_onto(u, state),
+            _ => self.scan_onto(u, state),
+        }
+    }
+
+    fn step(&self, mut projected: Vec<Tensor<B, 2>>, state: &mut MixerState<B>) -> Tensor<B, 2>
+    where
+        B: KernelBackend,
+    {
+        self.recur(projected.swap_remove(0), Mamba2State::within(state))
+    }
+
+    fn step_rows(
+        &self,
+        mut projected: Vec<Tensor<B, 2>>,
+        rows: &mut MixerRows<B>,
+        _occupied: &[bool],
+    ) -> Tensor<B, 2>
+    where
+        B: KernelBackend,
+    {
+        self.recur(projected.swap_remove(0), &mut Mamba2Rows::within(rows).0)
+    }
 }

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use hf_hub::{Cache, Repo, RepoType};
 
+use super::Hub;
 use super::fetch::Client;
-use super::{Hub, WeightsError};
+use crate::weights::WeightsError;
 
 /// The branch where the hub keeps a copy of each data set in parquet, whatever its own files are.
 const PARQUET: &str = "refs/convert/parquet";

@@ -1,13 +1,15 @@
-//! A model by its name: a folder, or a repository of the Hugging Face hub.
+//! Models and data by their names: a folder, or a repository of the Hugging Face hub.
+
+mod dataset;
+mod fetch;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use hf_hub::{Cache, Repo, RepoType};
 
-use super::fetch::{Client, is_name};
-use super::read::shards;
-use super::{CONFIG, INDEX, PICKLE, SINGLE, WeightsError};
+use self::fetch::{Client, is_name};
+use crate::weights::{CONFIG, INDEX, PICKLE, SINGLE, WeightsError, shards};
 
 const TOKENIZER: &str = "tokenizer.json";
 
