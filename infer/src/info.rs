@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use indicatif::{BinaryBytes, HumanCount};
 use kernels::devices::{Survey, survey};
-use model::{FileTensor, MixerConfig, NetworkConfig};
+use model::{FileTensor, MixerConfig, NetworkConfig, Part};
 use serde_json::{Value, json};
 
 use crate::cli::{CliError, say};
@@ -61,6 +61,8 @@ impl InfoArgs {
 /// A model by its files.
 struct Model {
     folder: PathBuf,
+    /// What its family calls it.
+    name: &'static str,
     network: NetworkConfig,
     /// The context of a model whose attention was trained on so many positions.
     positions: Option<usize>,
@@ -74,7 +76,8 @@ impl Model {
         let (config, tensors) = model::describe(&folder)?;
         Ok(Self {
             folder,
-            network: NetworkConfig::from(&config),
+            name: config.name(),
+            network: config.network(),
             positions: config.max_positions(),
             tensors,
             memories: Memories::of(&config),
@@ -83,17 +86,11 @@ impl Model {
 
     /// Parameters by kind, in the order of a network.
     fn parameters(&self) -> [(&'static str, u64); 5] {
-        let mut kinds = ["embedding", "mixers", "MLPs", "norms", "head"].map(|kind| (kind, 0));
-        for tensor in &self.tensors {
-            let name = &tensor.name;
-            let kind = match () {
-                () if name.starts_with("lm_head") => 4,
-                () if name.contains("layernorm") => 3,
-                () if name.contains(".mlp.") => 2,
-                () if name.contains(".layers.") => 1,
-                () => 0,
-            };
-            kinds[kind].1 += elements(tensor);
+        let names = ["embedding", "mixers", "MLPs", "norms", "head"];
+        let mut kinds = names.map(|name| (name, 0));
+        for (kind, part) in kinds.iter_mut().zip(Part::ALL) {
+            let tensors = self.tensors.iter().filter(|tensor| tensor.part == part);
+            kind.1 = tensors.map(elements).sum();
         }
         kinds
     }
@@ -116,42 +113,22 @@ impl Model {
     }
 
     fn to_text(&self) -> String {
-        let Self {
-            network, memories, ..
-        } = self;
+        let network = &self.network;
         let mut out = String::new();
         let mut row = |name: &str, what: String| {
             // Writing to a string does not fail.
             let _ = writeln!(out, "{name:<13}{what}");
         };
-        let name = match memories.architecture {
-            "teacher" => "Phi",
-            "student" => "Phi-Mamba",
-            _ => "hybrid Phi-Mamba",
-        };
         row("model", self.folder.display().to_string());
-        row("architecture", name.into());
-        let mixers = self.mixers().into_iter().map(|(n, mixer)| match mixer {
-            MixerConfig::Attention(it) => format!(
-                "{n} x attention, {} heads of {}, {} of keys and values",
-                it.n_heads,
-                network.d_model / it.n_heads,
-                it.n_kv_heads
-            ),
-            MixerConfig::DiscreteMamba2(it) => format!(
-                "{n} x Mamba-2, {} heads of {}, {} of B and C, state {}",
-                it.n_v_heads,
-                it.d_inner(network.d_model) / it.n_v_heads,
-                it.n_qk_heads,
-                it.d_state
-            ),
-        });
+        row("architecture", self.name.into());
+        let mixers = self.mixers().into_iter();
+        let mixers = mixers.map(|(n, mixer)| format!("{n} x {}", mixer.describe(network.d_model)));
         row("layers", mixers.collect::<Vec<_>>().join("; "));
         row(
             "widths",
             format!(
                 "model {}, MLP {}, vocabulary {}",
-                network.d_model, network.intermediate_size, network.vocab_size
+                network.d_model, network.mlp.intermediate_size, network.vocab_size
             ),
         );
         let context = match self.positions {
@@ -184,12 +161,9 @@ impl Model {
     }
 
     fn to_json(&self) -> Value {
-        let mixers = self.mixers().into_iter().map(|(n, mixer)| match mixer {
-            MixerConfig::Attention(it) => json!({"layers": n, "kind": "attention", "config": it}),
-            MixerConfig::DiscreteMamba2(it) => {
-                json!({"layers": n, "kind": "mamba2", "config": it})
-            }
-        });
+        let mixers = self.mixers().into_iter().map(
+            |(n, mixer)| json!({"layers": n, "kind": mixer.kind(), "config": mixer.to_json()}),
+        );
         let parameters: BTreeMap<_, _> = self.parameters().into();
         json!({
             "folder": self.folder,
@@ -197,7 +171,7 @@ impl Model {
             "layers": self.network.mixers.len(),
             "mixers": mixers.collect::<Vec<_>>(),
             "d_model": self.network.d_model,
-            "intermediate_size": self.network.intermediate_size,
+            "intermediate_size": self.network.mlp.intermediate_size,
             "vocab_size": self.network.vocab_size,
             "positions": self.positions,
             "parameters": parameters,

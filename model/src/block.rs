@@ -152,7 +152,9 @@ impl<B: KernelBackend> Block<B> {
     ) -> Tensor<B, 2> {
         let (mixer, mlp) = (&self.mixer, &self.mlp);
         let entries = mixer.entries().into_iter();
-        let mut entries: Vec<_> = entries.map(|linear| (linear, Activation::Identity)).collect();
+        let mut entries: Vec<_> = entries
+            .map(|linear| (linear, Activation::Identity))
+            .collect();
         match &self.post_mixer_layernorm {
             None => {
                 let n = entries.len();

@@ -82,6 +82,6 @@ pub use weights::{
     read_config_file, save, save_in_shards, save_random_teacher,
 };
 // The same for both roles.
+pub use weights::save_in_shards as save_teacher_in_shards;
 pub use weights::{load_any as load_student, load_any as load_teacher};
 pub use weights::{save as save_student, save as save_teacher};
-pub use weights::save_in_shards as save_teacher_in_shards;

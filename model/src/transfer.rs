@@ -65,7 +65,7 @@ pub fn transfer_weights<B: Backend>(
     }
     let padded = pad_vocabulary(teacher.clone(), student.vocab_size());
     let mut from = Parameters::of(&padded);
-    let to = named_parameters(student, Layout::new(&[]));
+    let to = named_parameters(student, Layout::default());
     for NamedParameter { path, shape, .. } in &to {
         match from.found.get(path) {
             Some((_, teacher)) if teacher == shape => {}

@@ -7,12 +7,13 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Distribution, Int, Tensor, TensorData};
 use kernels::KernelBackend;
 use kernels::backends::synchronise;
-use model::{CausalLm, MixerConfig, MixerState, ModelConfig, NetworkConfig, State};
+use model::{CausalLm, ModelConfig, State};
 use serde::Serialize;
 
 use crate::chooser::Chooser;
 use crate::cli::CliError;
 use crate::generate::{PREFILL_TOKENS, read};
+use crate::memory::Memories;
 use crate::precision::Precision;
 use crate::{GenerateError, Sampler, SamplingError, SamplingSettings};
 
@@ -83,7 +84,7 @@ impl<'d, B: KernelBackend> Subject<'d, B> {
         let float = format!("{float:?}").to_lowercase();
         Ok(Self {
             name: name.display().to_string(),
-            kind: kind(&config),
+            kind: Memories::of(&config).architecture,
             dtype: match precision {
                 Precision::Int8 => format!("int8, {float}"),
                 _ => float,
@@ -110,7 +111,7 @@ impl<'d, B: KernelBackend> Subject<'d, B> {
             prefill.push(begun.elapsed().as_secs_f64());
         }
         let state_bytes = state.bytes() / batch;
-        let step_bytes = self.model.step_bytes() + touched(&state);
+        let step_bytes = self.model.step_bytes() + state.step_traffic();
         let step = self.write(batch, tokens, state)?;
         Ok(Row {
             model: self.name.clone(),
@@ -179,29 +180,9 @@ impl<'d, B: KernelBackend> Subject<'d, B> {
     }
 }
 
-/// Bytes of a state that a step reads and writes. To a cache it adds a token, which is little beside
-/// those that it reads.
-fn touched<B: KernelBackend>(state: &State<B>) -> usize {
-    let layers = state.layers.iter().map(|layer| match layer {
-        MixerState::DiscreteMamba2(state) => 2 * state.bytes(),
-        MixerState::Attention(cache) => cache.bytes(),
-    });
-    layers.sum()
-}
-
 fn median(mut seconds: Vec<f64>) -> f64 {
     seconds.sort_by(f64::total_cmp);
     seconds[seconds.len() / 2]
-}
-
-fn kind(config: &ModelConfig) -> &'static str {
-    let mixers = NetworkConfig::from(config).mixers;
-    let attention = |mixer: &&MixerConfig| matches!(mixer, MixerConfig::Attention(_));
-    match mixers.iter().filter(attention).count() {
-        0 => "student",
-        n if n == mixers.len() => "teacher",
-        _ => "hybrid",
-    }
 }
 
 /// The architecture that `config` describes with weights that are drawn on the device: a step takes as long

@@ -5,8 +5,8 @@
 /// pair that fits is taken, and what no pair fits keeps its name.
 ///
 /// A path is that of the modules' fields, with the kind of a mixer behind `mixer`, such as
-/// `backbone.layers.0.mixer.Attention.q_proj.weight`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// `backbone.layers.0.mixer.Attention.q_proj.weight`. By default, names are paths.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Layout(&'static [(&'static str, &'static str)]);
 
 impl Layout {
@@ -29,7 +29,8 @@ impl Layout {
 
 /// `text` with its beginning changed by the first of `pairs` that fits.
 fn translate<'a>(text: &str, mut pairs: impl Iterator<Item = (&'a str, &'a str)>) -> String {
-    let is_number = |part: &&str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let is_number =
+        |part: &&str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     let number = text.split('.').find(is_number);
     let pattern = match number {
         Some(number) => text.replacen(&format!(".{number}."), ".#.", 1),

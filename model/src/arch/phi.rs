@@ -11,17 +11,6 @@ use crate::config_error::{ConfigError, check_layers, check_positive, check_sizes
 use crate::mixers::attention::AttentionConfig;
 use crate::mixers::{MixerConfig, MixerOptions};
 
-const LAYOUT: Layout = Layout::new(&[
-    ("backbone.embedding.", "model.embed_tokens."),
-    (
-        "backbone.layers.#.mixer.Attention.",
-        "model.layers.#.self_attn.",
-    ),
-    ("backbone.layers.#.mlp.up.", "model.layers.#.mlp.fc1."),
-    ("backbone.layers.#.mlp.down.", "model.layers.#.mlp.fc2."),
-    ("backbone.", "model."),
-]);
-
 /// A teacher's configuration: the keys of `config.json` that change what the network computes.
 ///
 /// Both of transformers' forms are read: version 4's, with `rope_theta` and `partial_rotary_factor`
@@ -115,6 +104,18 @@ fn only<T: PartialEq + ToString>(
 }
 
 impl PhiConfig {
+    /// What its tensors are called.
+    pub const LAYOUT: Layout = Layout::new(&[
+        ("backbone.embedding.", "model.embed_tokens."),
+        (
+            "backbone.layers.#.mixer.Attention.",
+            "model.layers.#.self_attn.",
+        ),
+        ("backbone.layers.#.mlp.up.", "model.layers.#.mlp.fc1."),
+        ("backbone.layers.#.mlp.down.", "model.layers.#.mlp.fc2."),
+        ("backbone.", "model."),
+    ]);
+
     /// Reads the text of a `config.json`.
     ///
     /// # Errors
@@ -220,7 +221,7 @@ impl Family for PhiConfig {
     }
 
     fn layout(&self) -> Layout {
-        LAYOUT
+        Self::LAYOUT
     }
 
     /// Version 4's keys, which version 5 of transformers reads too.

@@ -14,23 +14,6 @@ use crate::mixers::MixerConfig;
 use crate::mixers::attention::AttentionConfig;
 use crate::mixers::discrete_mamba2::DiscreteMamba2Config;
 
-const LAYOUT: Layout = Layout::new(&[
-    (
-        "backbone.layers.#.mixer.Attention.",
-        "backbone.layers.#.mixer.self_attn.",
-    ),
-    (
-        "backbone.layers.#.mixer.DiscreteMamba2.d",
-        "backbone.layers.#.mixer.D",
-    ),
-    (
-        "backbone.layers.#.mixer.DiscreteMamba2.",
-        "backbone.layers.#.mixer.",
-    ),
-    ("backbone.layers.#.mlp.up.", "backbone.layers.#.mlp.fc1."),
-    ("backbone.layers.#.mlp.down.", "backbone.layers.#.mlp.fc2."),
-]);
-
 const MAMBA_CORE: &str = "modules.mixers.discrete_mamba2";
 const ATTENTION_CORE: &str = "modules.mixers.phi_attention";
 const BLOCK: &str = "modules.phi_block";
@@ -163,6 +146,24 @@ fn read_mamba(core_input: &Map<String, Value>) -> Result<DiscreteMamba2Config, C
 }
 
 impl PhiMambaConfig {
+    /// What its tensors are called.
+    pub const LAYOUT: Layout = Layout::new(&[
+        (
+            "backbone.layers.#.mixer.Attention.",
+            "backbone.layers.#.mixer.self_attn.",
+        ),
+        (
+            "backbone.layers.#.mixer.DiscreteMamba2.d",
+            "backbone.layers.#.mixer.D",
+        ),
+        (
+            "backbone.layers.#.mixer.DiscreteMamba2.",
+            "backbone.layers.#.mixer.",
+        ),
+        ("backbone.layers.#.mlp.up.", "backbone.layers.#.mlp.fc1."),
+        ("backbone.layers.#.mlp.down.", "backbone.layers.#.mlp.fc2."),
+    ]);
+
     /// Reads the text of a published `config.json`.
     ///
     /// # Errors
@@ -368,7 +369,7 @@ impl Family for PhiMambaConfig {
     }
 
     fn layout(&self) -> Layout {
-        LAYOUT
+        Self::LAYOUT
     }
 
     /// In the published structure.

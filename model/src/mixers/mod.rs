@@ -27,8 +27,8 @@ use crate::config_error::ConfigError;
 use crate::init::Init;
 use crate::layers::Linear;
 
-pub use state_tensors::{StateError, StateTensors};
 pub(crate) use state_tensors::state_name;
+pub use state_tensors::{StateError, StateTensors};
 
 /// Bytes of a number in f32.
 pub(crate) const F32: usize = 4;
