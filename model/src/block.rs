@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use kernels::matvec::Activation;
+use kernels::decode::projections::Activation;
 use kernels::{AttentionParts, KernelBackend, TransferParts};
 
 use crate::arch::{BlockOrder, NetworkConfig};
@@ -165,14 +165,14 @@ impl<B: KernelBackend> Block<B> {
                     (mix(projected), mixer.exit().projection()),
                     (hidden, mlp.down.projection()),
                 ];
-                kernels::fan_in(x, out_of)
+                kernels::decode::projections::out_of(x, out_of)
             }
             Some(norm) => {
                 let projected = self.input_layernorm.project(x.clone(), entries);
                 let out_of = vec![(mix(projected), mixer.exit().projection())];
-                let mixed = kernels::fan_in(x, out_of);
+                let mixed = kernels::decode::projections::out_of(x, out_of);
                 let hidden = mlp.hidden_of_step(norm.project(mixed.clone(), mlp.entries()));
-                kernels::fan_in(mixed, vec![(hidden, mlp.down.projection())])
+                kernels::decode::projections::out_of(mixed, vec![(hidden, mlp.down.projection())])
             }
         }
     }

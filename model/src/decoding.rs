@@ -121,7 +121,7 @@ impl<B: KernelBackend> CausalLm<B> {
 
     /// What a step begins with: `ids [b]` to `[b, d_model]`.
     pub(crate) fn embed(&self, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
-        kernels::matvec::rows(self.backbone.embedding.weight.val(), ids)
+        kernels::decode::projections::rows(self.backbone.embedding.weight.val(), ids)
     }
 
     /// What a step ends with: the last layer's `x [b, d_model]` to logits `[b, vocab_size]`.

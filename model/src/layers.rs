@@ -5,7 +5,7 @@ use burn::module::{Module, Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use kernels::KernelBackend;
-use kernels::matvec::{Activation, Normalisation, Projection, Weight};
+use kernels::decode::projections::{Activation, Normalisation, Projection, Weight};
 
 use crate::init::{Fill, Init};
 use crate::precision::to_dtype;
@@ -162,7 +162,7 @@ impl<B: KernelBackend> Linear<B> {
     pub(crate) fn forward_step(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let [b, _] = x.dims();
         let nothing = Tensor::zeros([b, self.d_out()], (&x.device(), x.dtype()));
-        kernels::fan_in(nothing, vec![(x, self.projection())])
+        kernels::decode::projections::out_of(nothing, vec![(x, self.projection())])
     }
 
     /// `x [.., d_in]` times `n` rows of the weight from row `start`: `[.., n]`.
@@ -246,7 +246,7 @@ impl<B: KernelBackend> Norm<B> {
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         match &self.bias {
             Some(bias) => kernels::layer_norm(x, self.weight.val(), bias.val(), self.epsilon),
-            None => crate::precision::rms_norm(x, self.weight.val(), self.epsilon),
+            None => kernels::rms_norm(x, self.weight.val(), self.epsilon),
         }
     }
 
@@ -259,7 +259,7 @@ impl<B: KernelBackend> Norm<B> {
         if let Some(norm) = self.layer_norm() {
             let projections = linears.into_iter();
             let projections = projections.map(|(linear, act)| (linear.projection(), act));
-            return kernels::fan_out(x, norm, projections.collect());
+            return kernels::decode::projections::into(x, norm, projections.collect());
         }
         let normed = self.rms_norm_of_step(x);
         let project = |(linear, activation): (&Linear<B>, Activation)| {
@@ -275,7 +275,7 @@ impl<B: KernelBackend> Norm<B> {
     /// The last projection of a step: `x [b, d]`, normalised, through `head`, in memory that no later step uses.
     pub(crate) fn project_head(&self, x: Tensor<B, 2>, head: &Linear<B>) -> Tensor<B, 2> {
         match self.layer_norm() {
-            Some(norm) => kernels::matvec::head(x, norm, head.projection()),
+            Some(norm) => kernels::decode::projections::head(x, norm, head.projection()),
             // Vectors of a step may lie in memory that later steps use again.
             None => head.forward_step(self.rms_norm_of_step(x)).mul_scalar(1.0),
         }
@@ -284,6 +284,6 @@ impl<B: KernelBackend> Norm<B> {
     /// In the dtype of `x`, which in a step is wider than that of the parameters.
     fn rms_norm_of_step(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let weight = to_dtype(self.weight.val(), x.dtype());
-        crate::precision::rms_norm(x, weight, self.epsilon)
+        kernels::rms_norm(x, weight, self.epsilon)
     }
 }

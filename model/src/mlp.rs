@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use kernels::KernelBackend;
-use kernels::matvec::Activation;
+use kernels::decode::projections::Activation;
 
 use crate::init::Init;
 use crate::layers::Linear;
@@ -103,7 +103,7 @@ impl<B: KernelBackend> Mlp<B> {
     /// What `down` reads.
     fn hidden<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         match &self.gate {
-            Some(gate) => crate::precision::swiglu(gate.forward(x.clone()), self.up.forward(x)),
+            Some(gate) => kernels::swiglu(gate.forward(x.clone()), self.up.forward(x)),
             None => self.up.forward_gelu(x),
         }
     }
@@ -112,7 +112,7 @@ impl<B: KernelBackend> Mlp<B> {
     pub(crate) fn hidden_of_step(&self, mut projected: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
         let up = projected.pop().expect("one output a projection");
         match projected.pop() {
-            Some(gate) => crate::precision::swiglu(gate, up),
+            Some(gate) => kernels::swiglu(gate, up),
             None => up,
         }
     }

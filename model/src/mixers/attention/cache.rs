@@ -3,7 +3,7 @@
 use burn::tensor::backend::{Backend, ExecutionError};
 use burn::tensor::{Tensor, TensorData};
 use kernels::KernelBackend;
-use kernels::attention::step::{Cache, NewToken};
+use kernels::decode::attention_step::{Cache, NewToken};
 
 use crate::mixers::{DecodingState, MixerState, StateRows, bytes_of};
 use crate::precision::to_dtype;

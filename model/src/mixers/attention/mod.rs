@@ -6,7 +6,7 @@ mod config;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use kernels::attention::step::NewToken;
+use kernels::decode::attention_step::NewToken;
 use kernels::{AttentionParts, KernelBackend};
 
 pub use cache::{KvCache, KvCaches};

@@ -272,10 +272,10 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
     }
 
     /// What follows the convolution.
-    fn activation(&self) -> kernels::conv::Activation {
+    fn activation(&self) -> kernels::scan::causal_conv::Activation {
         match self.config.activation {
-            Activation::Identity => kernels::conv::Activation::Identity,
-            Activation::Silu => kernels::conv::Activation::Silu,
+            Activation::Identity => kernels::scan::causal_conv::Activation::Identity,
+            Activation::Silu => kernels::scan::causal_conv::Activation::Silu,
         }
     }
 
