@@ -1,130 +1,48 @@
-//! `infer bench`: how fast models read and write, and what limits them.
+//! Rows as people read them and as programs do.
 
-mod measure;
-mod table;
+use serde_json::json;
 
-use std::path::PathBuf;
+use super::measure::{Bandwidth, Row};
 
-use clap::Args;
-use clap::builder::RangedU64ValueParser;
-use kernels::KernelBackend;
-use kernels::backends::{Backend, Work};
-
-use crate::cli::{CliError, chosen, say};
-use crate::precision::Precision;
-use measure::{Bandwidth, Subject};
-
-const EXAMPLES: &str = "\
-Examples:
-  A student beside its teacher:
-      infer bench --model runs/tiny/student --model assets/phi-tiny
-
-  Whether a step takes longer after a long prompt, in numbers for a plot:
-      infer bench --model goombalab/Phi-Mamba --prompts 128,2048,32768 --batches 1 --json
-
-  An architecture without its weights, which are then random:
-      infer bench --model phi-1.5/config.json --dtype bf16";
-
-/// Times prompts and texts: tokens a second and the memory of a sequence, for several models in one table.
-///
-/// Prefill is reading a prompt, the median of three times; decode is making tokens one after another with
-/// the likeliest always chosen, waiting for each, the median of all steps. Both after a first time that
-/// compiles what there is to compile. The last column is what a step must read and write at least, over
-/// its time, as a share of the bandwidth that a copy reaches on the same device: at 100%, no program could
-/// be faster. That is every projection's weight and attention's keys and values, which are read, and the
-/// states of Mamba layers, which are read and written.
-///
-/// Prompts are made of arbitrary tokens, and may be longer than a Phi has learnt positions for.
-#[derive(Debug, Args)]
-#[command(after_long_help = EXAMPLES)]
-pub struct BenchArgs {
-    /// A model's folder, its name on the hub, or a config.json alone; may be given several times
-    #[arg(long = "model", value_name = "FOLDER|OWNER/NAME|FILE", required = true)]
-    models: Vec<PathBuf>,
-
-    /// Sequences at a time, separated by commas
-    #[arg(
-        long,
-        value_delimiter = ',',
-        value_name = "N,...",
-        default_value = "1,8",
-        value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024)
-    )]
-    batches: Vec<usize>,
-
-    /// Lengths of prompts, separated by commas
-    #[arg(
-        long,
-        value_delimiter = ',',
-        value_name = "N,...",
-        default_value = "128,2048",
-        value_parser = RangedU64ValueParser::<usize>::new().range(1..=4_194_304)
-    )]
-    prompts: Vec<usize>,
-
-    /// Tokens to make after each prompt
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
-    tokens: usize,
-
-    /// What parameters are kept in
-    #[arg(long, value_enum, default_value_t)]
-    dtype: Precision,
-
-    /// What computes: cuda, wgpu, flex or ndarray, of those built in
-    #[arg(long, value_name = "NAME")]
-    backend: Option<Backend>,
-
-    /// Prints one JSON object in place of the table
-    #[arg(long)]
-    json: bool,
-}
-
-impl BenchArgs {
-    /// Does what the command line says.
-    ///
-    /// # Errors
-    /// Every [`CliError`].
-    pub fn run(self) -> Result<(), CliError> {
-        let backend = chosen(self.backend)?;
-        let locate = |model: &PathBuf| match model.is_file() {
-            true => Ok(model.clone()),
-            false => model::locate(model),
-        };
-        let folders = self
-            .models
-            .iter()
-            .map(locate)
-            .collect::<Result<Vec<_>, _>>()?;
-        backend.dispatch(Bench {
-            args: self,
-            folders,
-        })?
+/// A table in Markdown.
+pub fn markdown(bandwidth: Bandwidth, rows: &[Row]) -> String {
+    let width = rows.iter().map(|row| row.model.chars().count()).max();
+    let width = width.unwrap_or(0).max(5);
+    let mut text = format!(
+        "A copy reads and writes {:.1} GB/s.\n\n",
+        1e-9 * bandwidth.0
+    );
+    text += &format!(
+        "| {:width$} | kind    | {:10} | batch | prompt | prefill tokens/s | decode tokens/s | step ms \
+         | state of a sequence, MiB | % of bandwidth |\n",
+        "model", "dtype"
+    );
+    text += &format!(
+        "|{:-<w$}|---------|------------|------:|-------:|-----------------:|----------------:|--------:\
+         |-------------------------:|---------------:|\n",
+        "",
+        w = width + 2
+    );
+    for row in rows {
+        text += &format!(
+            "| {:width$} | {:7} | {:10} | {:5} | {:6} | {:16.1} | {:15.1} | {:7.3} | {:24.2} | {:14.1} |\n",
+            row.model,
+            row.kind,
+            row.dtype,
+            row.batch,
+            row.prompt_tokens,
+            row.prefill_tokens_per_second,
+            row.decode_tokens_per_second,
+            row.step_milliseconds,
+            row.state_bytes as f64 / f64::from(1 << 20),
+            100.0 * row.share_of_bandwidth,
+        );
     }
+    text
 }
 
-struct Bench {
-    args: BenchArgs,
-    folders: Vec<PathBuf>,
-}
-
-impl Work for Bench {
-    type Output = Result<(), CliError>;
-
-    fn run<B: KernelBackend>(self, device: B::Device) -> Self::Output {
-        let bandwidth = Bandwidth::measure::<B>(&device)?;
-        let mut rows = Vec::new();
-        for (name, folder) in self.args.models.iter().zip(&self.folders) {
-            let subject = Subject::<B>::new(name, folder, self.args.dtype, &device)?;
-            for &batch in &self.args.batches {
-                for &prompt in &self.args.prompts {
-                    rows.push(subject.measure(batch, prompt, self.args.tokens, bandwidth)?);
-                }
-            }
-        }
-        let text = match self.args.json {
-            true => table::json(bandwidth, &rows),
-            false => table::markdown(bandwidth, &rows),
-        };
-        say(&text)
-    }
+/// One object on one line.
+pub fn json(bandwidth: Bandwidth, rows: &[Row]) -> String {
+    let object = json!({ "copy_bytes_per_second": bandwidth, "rows": rows });
+    format!("{object}\n")
 }
