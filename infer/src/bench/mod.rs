@@ -1,48 +1,50 @@
-//! Rows as people read them and as programs do.
+//! Timings of models, as a table for people and as JSON for programs.
 
+mod measure;
+
+use comfy_table::CellAlignment::{Left, Right};
 use serde_json::json;
 
-use super::measure::{Bandwidth, Row};
+use crate::table::{self, Column};
+
+pub(crate) use measure::{Bandwidth, Subject, Timing};
+
+const COLUMNS: [Column; 10] = [
+    ("model", Left),
+    ("kind", Left),
+    ("dtype", Left),
+    ("batch", Right),
+    ("prompt", Right),
+    ("prefill tokens/s", Right),
+    ("decode tokens/s", Right),
+    ("step ms", Right),
+    ("state of a sequence, MiB", Right),
+    ("% of bandwidth", Right),
+];
 
 /// A table in Markdown.
-pub fn markdown(bandwidth: Bandwidth, rows: &[Row]) -> String {
-    let width = rows.iter().map(|row| row.model.chars().count()).max();
-    let width = width.unwrap_or(0).max(5);
-    let mut text = format!(
-        "A copy reads and writes {:.1} GB/s.\n\n",
-        1e-9 * bandwidth.0
-    );
-    text += &format!(
-        "| {:width$} | kind    | {:10} | batch | prompt | prefill tokens/s | decode tokens/s | step ms \
-         | state of a sequence, MiB | % of bandwidth |\n",
-        "model", "dtype"
-    );
-    text += &format!(
-        "|{:-<w$}|---------|------------|------:|-------:|-----------------:|----------------:|--------:\
-         |-------------------------:|---------------:|\n",
-        "",
-        w = width + 2
-    );
-    for row in rows {
-        text += &format!(
-            "| {:width$} | {:7} | {:10} | {:5} | {:6} | {:16.1} | {:15.1} | {:7.3} | {:24.2} | {:14.1} |\n",
-            row.model,
-            row.kind,
-            row.dtype,
-            row.batch,
-            row.prompt_tokens,
-            row.prefill_tokens_per_second,
-            row.decode_tokens_per_second,
-            row.step_milliseconds,
-            row.state_bytes as f64 / f64::from(1 << 20),
-            100.0 * row.share_of_bandwidth,
-        );
-    }
-    text
+pub(crate) fn markdown(bandwidth: Bandwidth, timings: &[Timing]) -> String {
+    let rows = timings.iter().map(|timing| {
+        [
+            timing.model.clone(),
+            timing.kind.into(),
+            timing.dtype.clone(),
+            timing.batch.to_string(),
+            timing.prompt_tokens.to_string(),
+            format!("{:.1}", timing.prefill_tokens_per_second),
+            format!("{:.1}", timing.decode_tokens_per_second),
+            format!("{:.3}", timing.step_milliseconds),
+            format!("{:.2}", timing.state_bytes as f64 / f64::from(1 << 20)),
+            format!("{:.1}", 100.0 * timing.share_of_bandwidth),
+        ]
+    });
+    let gigabytes = 1e-9 * bandwidth.0;
+    let table = table::markdown(&COLUMNS, 1, rows);
+    format!("A copy reads and writes {gigabytes:.1} GB/s.\n\n{table}")
 }
 
-/// One object on one line.
-pub fn json(bandwidth: Bandwidth, rows: &[Row]) -> String {
-    let object = json!({ "copy_bytes_per_second": bandwidth, "rows": rows });
+/// One JSON object on one line.
+pub(crate) fn json(bandwidth: Bandwidth, timings: &[Timing]) -> String {
+    let object = json!({ "copy_bytes_per_second": bandwidth, "rows": timings });
     format!("{object}\n")
 }

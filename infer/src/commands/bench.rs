@@ -1,18 +1,16 @@
-//! `infer bench`: how fast models read and write, and what limits them.
-
-mod measure;
-mod table;
+//! `infer bench`: how fast models read prompts and make tokens, and what limits them.
 
 use std::path::PathBuf;
 
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use kernels::KernelBackend;
-use kernels::backends::{Backend, Work};
+use kernels::backends::Work;
 
-use crate::cli::{CliError, chosen, say};
-use crate::precision::Precision;
-use measure::{Bandwidth, Subject};
+use super::CommandError;
+use crate::bench::{self, Bandwidth, Subject};
+use crate::model_args::ComputeArgs;
+use crate::output::say;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,16 +26,16 @@ Examples:
 /// Times prompts and texts: tokens a second and the memory of a sequence, for several models in one table.
 ///
 /// Prefill is reading a prompt, the median of three times; decode is making tokens one after another with
-/// the likeliest always chosen, waiting for each, the median of all steps. Both after a first time that
-/// compiles what there is to compile. The last column is what a step must read and write at least, over
-/// its time, as a share of the bandwidth that a copy reaches on the same device: at 100%, no program could
-/// be faster. That is every projection's weight and attention's keys and values, which are read, and the
-/// states of Mamba layers, which are read and written.
+/// the likeliest always chosen, waiting for each, the median of all steps. Both are timed after a first
+/// pass that compiles kernels. The last column is the bytes that a step must read and write at least,
+/// over its time, as a share of the bandwidth that a copy reaches on the same device: at 100%, no program
+/// could be faster. Those bytes are every projection's weight and attention's keys and values, which are
+/// read, and the states of Mamba layers, which are read and written.
 ///
 /// Prompts are made of arbitrary tokens, and may be longer than a Phi has learnt positions for.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
-pub struct BenchArgs {
+pub(crate) struct BenchArgs {
     /// A model's folder, its name on the hub, or a config.json alone; may be given several times
     #[arg(long = "model", value_name = "FOLDER|OWNER/NAME|FILE", required = true)]
     models: Vec<PathBuf>,
@@ -66,13 +64,8 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
     tokens: usize,
 
-    /// What parameters are kept in
-    #[arg(long, value_enum, default_value_t)]
-    dtype: Precision,
-
-    /// What computes: cuda, wgpu, flex or ndarray, of those built in
-    #[arg(long, value_name = "NAME")]
-    backend: Option<Backend>,
+    #[command(flatten)]
+    compute: ComputeArgs,
 
     /// Prints one JSON object in place of the table
     #[arg(long)]
@@ -80,51 +73,49 @@ pub struct BenchArgs {
 }
 
 impl BenchArgs {
-    /// Does what the command line says.
-    ///
-    /// # Errors
-    /// Every [`CliError`].
-    pub fn run(self) -> Result<(), CliError> {
-        let backend = chosen(self.backend)?;
-        let locate = |model: &PathBuf| match model.is_file() {
-            true => Ok(model.clone()),
-            false => model::locate(model),
+    /// Runs the command.
+    pub fn run(self) -> Result<(), CommandError> {
+        let backend = self.compute.backend()?;
+        let locate = |model: &PathBuf| {
+            if model.is_file() {
+                Ok(model.clone())
+            } else {
+                model::locate(model)
+            }
         };
-        let folders = self
-            .models
-            .iter()
-            .map(locate)
-            .collect::<Result<Vec<_>, _>>()?;
-        backend.dispatch(Bench {
+        let folders = self.models.iter().map(locate);
+        let folders = folders.collect::<Result<_, _>>()?;
+        backend.dispatch(BenchWork {
             args: self,
             folders,
         })?
     }
 }
 
-struct Bench {
+struct BenchWork {
     args: BenchArgs,
     folders: Vec<PathBuf>,
 }
 
-impl Work for Bench {
-    type Output = Result<(), CliError>;
+impl Work for BenchWork {
+    type Output = Result<(), CommandError>;
 
     fn run<B: KernelBackend>(self, device: B::Device) -> Self::Output {
         let bandwidth = Bandwidth::measure::<B>(&device)?;
         let mut rows = Vec::new();
         for (name, folder) in self.args.models.iter().zip(&self.folders) {
-            let subject = Subject::<B>::new(name, folder, self.args.dtype, &device)?;
+            let subject = Subject::<B>::new(name, folder, self.args.compute.dtype, &device)?;
             for &batch in &self.args.batches {
                 for &prompt in &self.args.prompts {
                     rows.push(subject.measure(batch, prompt, self.args.tokens, bandwidth)?);
                 }
             }
         }
-        let text = match self.args.json {
-            true => table::json(bandwidth, &rows),
-            false => table::markdown(bandwidth, &rows),
+        let text = if self.args.json {
+            bench::json(bandwidth, &rows)
+        } else {
+            bench::markdown(bandwidth, &rows)
         };
-        say(&text)
+        Ok(say(&text)?)
     }
 }

@@ -1,88 +1,72 @@
-//! What a command can fail of.
+//! The commands of `infer`: each file has the options of one command and runs it.
 
-use std::io;
-use std::path::PathBuf;
+mod bench;
+mod eval;
+mod generate;
+mod info;
+mod perplexity;
+mod repl;
+mod scoring;
+mod serve;
 
 use kernels::backends::BackendError;
 
-use super::PHI_TOKENIZER;
+use crate::error::GenerateError;
 use crate::eval::EvalError;
+use crate::model_args::ModelArgsError;
+use crate::output::TerminalError;
 use crate::precision::PrecisionError;
+use crate::repl::ReplError;
+use crate::sampling::SamplingError;
 use crate::serve::ServeError;
-use crate::snapshot::SnapshotError;
-use crate::{GenerateError, SamplingError};
+use crate::state_file::StateFileError;
 
-/// Why a command failed. Each message is whole in itself.
+pub(crate) use bench::BenchArgs;
+pub(crate) use eval::EvalArgs;
+pub(crate) use generate::GenerateArgs;
+pub(crate) use info::InfoArgs;
+pub(crate) use perplexity::PerplexityArgs;
+pub(crate) use repl::ReplArgs;
+pub(crate) use serve::ServeArgs;
+
+/// Why a command failed. Each message is complete: it names its cause itself.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum CliError {
-    /// The backend cannot be used.
+pub enum CommandError {
+    /// The model or its tokenizer cannot be found or loaded.
+    #[error(transparent)]
+    Model(#[from] ModelArgsError),
+    /// The model cannot be loaded in the precision that was asked for.
+    #[error(transparent)]
+    Precision(#[from] PrecisionError),
+    /// The model's files cannot be read.
+    #[error(transparent)]
+    Weights(#[from] model::WeightsError),
+    /// The backend cannot be used, or its device has failed.
     #[error(transparent)]
     Backend(#[from] BackendError),
-    /// The tokenizer cannot be used.
+    /// The text or the tokenizer cannot be read.
     #[error(transparent)]
-    Tokenizer(#[from] datasets::DataError),
-    /// The model cannot be loaded.
-    #[error(transparent)]
-    Model(#[from] model::WeightsError),
-    /// Neither the model nor the command line has one.
-    #[error(
-        "{}: no tokenizer.json here; --tokenizer takes such a file, a folder with one, or a name on \
-         the hub, such as {PHI_TOKENIZER}, whose tokenizer the published Phi-Mambas use",
-        folder.display()
-    )]
-    NoTokenizer {
-        /// The model's folder.
-        folder: PathBuf,
-    },
-    /// The model has none, and the one that it uses cannot be had.
-    #[error(
-        "{} has no tokenizer.json on the hub, and that of {PHI_TOKENIZER} cannot be had: {reason}; \
-         --tokenizer names another",
-        model.display()
-    )]
-    PhiTokenizer {
-        /// The model's name.
-        model: PathBuf,
-        /// What went wrong.
-        reason: model::WeightsError,
-    },
-    /// The tokenizer has tokens that the model has not.
-    #[error(
-        "{}: the tokenizer has {tokens} tokens, and the model's vocabulary ends at {vocab_size}; it \
-         does not belong to this model",
-        tokenizer.display()
-    )]
-    Vocabulary {
-        /// The tokenizer's file.
-        tokenizer: PathBuf,
-        /// The tokenizer's vocabulary.
-        tokens: usize,
-        /// The model's.
-        vocab_size: usize,
-    },
-    /// A sampling option has no meaning.
+    Text(#[from] datasets::DataError),
+    /// A sampling option is out of range.
     #[error(transparent)]
     Sampling(#[from] SamplingError),
-    /// No text can be made.
+    /// No tokens can be generated.
     #[error(transparent)]
     Generate(#[from] GenerateError),
     /// A state cannot be saved or loaded.
     #[error(transparent)]
-    Snapshot(#[from] SnapshotError),
-    /// The server cannot begin, or has ended.
+    StateFile(#[from] StateFileError),
+    /// A session cannot continue.
+    #[error(transparent)]
+    Repl(#[from] ReplError),
+    /// The server cannot start, or has stopped.
     #[error(transparent)]
     Serve(#[from] ServeError),
     /// An evaluation cannot be done.
     #[error(transparent)]
     Eval(#[from] EvalError),
-    /// The model cannot be had in what was asked for.
+    /// Standard input or output has failed.
     #[error(transparent)]
-    Precision(#[from] PrecisionError),
-    /// The prompt cannot be read.
-    #[error("the prompt cannot be read from standard input: {0}")]
-    Stdin(io::Error),
-    /// The text cannot be written.
-    #[error("the text cannot be written to standard output: {0}")]
-    Stdout(io::Error),
+    Terminal(#[from] TerminalError),
 }
