@@ -130,8 +130,8 @@ fn an_evaluation_goes_on() {
     let at_once = json(&file);
     for task in ["piqa", "winogrande"] {
         let close = |i: usize, j: usize| {
-            let of = |it: &Value| {
-                it["samples"][task][i]["log_likelihoods"][j]
+            let of = |report: &Value| {
+                report["samples"][task][i]["log_likelihoods"][j]
                     .as_f64()
                     .unwrap()
             };
@@ -182,7 +182,7 @@ fn every_format_of_data() {
         tables.push(json(&file)["samples"].clone());
     }
     assert_eq!(tables[0]["arc_easy"].as_array().unwrap().len(), 4);
-    assert!(tables.iter().all(|it| *it == tables[0]));
+    assert!(tables.iter().all(|table| *table == tables[0]));
 }
 
 #[test]

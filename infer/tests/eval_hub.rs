@@ -40,11 +40,12 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
         .collect();
     let path = lines[0].split(' ').nth(1).unwrap_or_default();
     let file = path.strip_prefix(&format!("/{DATASET}/resolve/{REVISION}/"));
-    let (status, headers, body) = if file.is_some_and(|it| it.starts_with("ARC-Easy/test/000")) {
+    let (status, headers, body) = if file.is_some_and(|file| file.starts_with("ARC-Easy/test/000"))
+    {
         let bytes = fs::read(bundled().join("arc_easy-rows.parquet"))?;
         let range = lines.iter().find_map(|line| line.split_once("bytes="));
         let (from, to) = range
-            .and_then(|it| it.1.split_once('-'))
+            .and_then(|range| range.1.split_once('-'))
             .unwrap_or(("0", ""));
         let from: usize = from.parse().unwrap_or(0);
         let to = to.parse().map_or(bytes.len(), |last: usize| last + 1);
@@ -133,9 +134,9 @@ fn what_the_hub_has_not_is_a_sentence() {
         split.contains("it has no ARC-Challenge/test in parquet"),
         "{split}"
     );
-    let nobody = refused("http://127.0.0.1:9", "hellaswag");
+    let unreachable = refused("http://127.0.0.1:9", "hellaswag");
     assert!(
-        nobody.contains("hellaswag: fetching the data set"),
-        "{nobody}"
+        unreachable.contains("hellaswag: fetching the data set"),
+        "{unreachable}"
     );
 }

@@ -122,7 +122,7 @@ fn hear(stream: &TcpStream) -> io::Result<Asked> {
             "range" => {
                 let range = value
                     .strip_prefix("bytes=")
-                    .and_then(|it| it.split_once('-'));
+                    .and_then(|range| range.split_once('-'));
                 asked.range = range.map(|(from, to)| (from.parse().unwrap(), to.parse().ok()));
             }
             _ => {}
@@ -146,14 +146,17 @@ impl Site {
         let path = asked.path.trim_start_matches("/moved");
         for (model, files) in &self.models {
             let revision = path.strip_prefix(&format!("/api/models/{model}/revision/"));
-            if revision.is_some_and(|it| ["main", REVISION].contains(&it)) {
-                let names = files.keys().map(|it| format!("{{\"rfilename\":\"{it}\"}}"));
+            if revision.is_some_and(|name| ["main", REVISION].contains(&name)) {
+                let names = files
+                    .keys()
+                    .map(|name| format!("{{\"rfilename\":\"{name}\"}}"));
                 let names = names.collect::<Vec<_>>().join(",");
                 let body = format!("{{\"sha\":\"{REVISION}\",\"siblings\":[{names}]}}");
                 return reply(stream, "200 OK", "", body.as_bytes(), body.len());
             }
             let file = path.strip_prefix(&format!("/{model}/resolve/{REVISION}/"));
-            let Some(file) = file.filter(|file| files.get(*file).is_some_and(|it| !it.is_empty()))
+            let Some(file) =
+                file.filter(|file| files.get(*file).is_some_and(|bytes| !bytes.is_empty()))
             else {
                 continue;
             };
@@ -170,10 +173,11 @@ impl Site {
         elsewhere: Option<&String>,
     ) -> io::Result<()> {
         let is_large = name.ends_with("safetensors");
-        let told = if self.lies { b"something else" } else { bytes };
-        let etag = match is_large {
-            true => format!("X-Linked-Etag: \"{:x}\"\r\n", Sha256::digest(told)),
-            false => format!("ETag: \"{}\"\r\n", asked.path.replace('/', "-")),
+        let hashed = if self.lies { b"something else" } else { bytes };
+        let etag = if is_large {
+            format!("X-Linked-Etag: \"{:x}\"\r\n", Sha256::digest(hashed))
+        } else {
+            format!("ETag: \"{}\"\r\n", asked.path.replace('/', "-"))
         };
         let headers = format!("{etag}X-Repo-Commit: {REVISION}\r\n");
         let is_moved = asked.path.starts_with("/moved");

@@ -14,11 +14,12 @@ use kernels::backends::Backend;
 
 use crate::capacity::until;
 use crate::http::{Response, connect, post};
-use crate::{PROMPT, folders, greedy};
+use crate::support::teacher_folder;
+use crate::{PROMPT, greedy};
 
 /// The address of a server that waits no longer than `arrival`, which ends with this program.
 fn impatient(arrival: Duration) -> String {
-    let tokenizer = Arc::new(Tokenizer::from_folder(folders::teacher()).unwrap());
+    let tokenizer = Arc::new(Tokenizer::from_folder(teacher_folder()).unwrap());
     let options = ServerOptions {
         name: "tiny".into(),
         api_key: None,
@@ -31,7 +32,7 @@ fn impatient(arrival: Duration) -> String {
     let engine = Engine::start(EngineOptions {
         backend: Backend::Flex,
         precision: Precision::Auto,
-        model: folders::teacher(),
+        model: teacher_folder(),
         tokenizer: tokenizer.clone(),
         slots: 1,
         queue: 1,
