@@ -1,7 +1,7 @@
 //! Tables, as Markdown and as plain columns.
 
 use comfy_table::presets::{ASCII_MARKDOWN, NOTHING};
-use comfy_table::{Cell, CellAlignment, ColumnConstraint, Table, Width};
+use comfy_table::{CellAlignment, ColumnConstraint, Table, Width};
 
 /// A column of a Markdown table: its heading, and how its cells are aligned.
 pub(crate) type Column = (&'static str, CellAlignment);
@@ -13,23 +13,29 @@ pub(crate) fn markdown<const N: usize>(
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> String {
     let mut table = Table::new();
-    let heading = |(name, _): &Column| Cell::new(name).set_alignment(CellAlignment::Center);
-    table.load_style(ASCII_MARKDOWN);
-    table.set_header(columns.iter().map(heading)).add_rows(rows);
+    table.load_style(ASCII_MARKDOWN).add_rows(rows);
+    table.set_header(columns.map(|(heading, _)| heading));
     for (column, (_, alignment)) in table.column_iter_mut().zip(columns) {
         column.set_cell_alignment(*alignment);
         column.set_padding((padding, padding));
-        // The shortest rule that Markdown knows, which headings without a name need.
+        // The shortest rule in Markdown, for columns without a heading.
         column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(3)));
     }
-    // A colon at the right of a column's rule is Markdown's mark of numbers.
+    // The rule has the width of each column. It lacks Markdown's mark of columns that are aligned to the
+    // right, and headings must be centred as lm-evaluation-harness does, with the odd blank at the right.
     let mut lines: Vec<String> = table.lines().collect();
-    let rules = lines[1].trim_matches('|').split('|').zip(columns);
-    let rules = rules.map(|(rule, (_, alignment))| match alignment {
-        CellAlignment::Right => format!("{}:", &rule[1..]),
-        _ => rule.to_owned(),
+    let rules: Vec<String> = lines[1].split('|').map(str::to_owned).collect();
+    let cells = rules[1..].iter().zip(columns);
+    let headings = cells.clone().map(|(rule, (heading, _))| {
+        let width = rule.len();
+        format!("{heading:^width$}|")
     });
-    lines[1] = format!("|{}|", rules.collect::<Vec<_>>().join("|"));
+    lines[0] = format!("|{}", headings.collect::<String>());
+    let marked = cells.map(|(rule, (_, alignment))| match alignment {
+        CellAlignment::Right => format!("{}:|", &rule[1..]),
+        _ => format!("{rule}|"),
+    });
+    lines[1] = format!("|{}", marked.collect::<String>());
     lines.join("\n") + "\n"
 }
 

@@ -1,5 +1,5 @@
-//! Whatever a user can get wrong, and a disk or a network can spoil: one clear sentence, an exit code
-//! that says so, and nothing left behind.
+//! Mistakes of users, and failures of disks: each gives one clear sentence and an exit code, and leaves no
+//! file.
 #![cfg(feature = "flex")]
 
 mod support;

@@ -1,4 +1,4 @@
-//! The program as its user meets it: what goes where, and how it ends.
+//! `infer generate`: its output, its options, and its exit codes.
 #![cfg(feature = "flex")]
 
 mod support;
@@ -29,7 +29,7 @@ fn stderr(output: &Output) -> &str {
     std::str::from_utf8(&output.stderr).unwrap()
 }
 
-/// What the program says when it fails with `code`: one message, no text, no panic.
+/// The message of a program that fails with `code`, without text and without a panic.
 fn failure(output: &Output, code: i32) -> String {
     let message = stderr(output).to_owned();
     assert_eq!(output.status.code(), Some(code), "{message}");

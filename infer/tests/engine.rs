@@ -1,4 +1,4 @@
-//! Many sequences at once: each gets what it gets alone, for every kind of model.
+//! Many sequences at once: each gets the same text as alone, for every kind of model.
 #![cfg(feature = "flex")]
 
 mod support;
@@ -395,7 +395,7 @@ fn a_deadline_ends_a_text_where_it_is() {
     assert_eq!((end.finish, end.tokens), (Finish::TimeUp, 0));
 }
 
-/// Several texts of one prompt read it once, and are what they are alone.
+/// Several texts of one prompt read it once, and are the same as alone.
 #[test]
 fn texts_of_one_prompt_share_its_reading() {
     let hybrid = student_folder(&[1]);

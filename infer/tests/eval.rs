@@ -20,9 +20,9 @@ use model::{CausalLm, Taps};
 use serde_json::Value;
 use support::{student, teacher_folder};
 
-/// What the recorded log-likelihoods may be off by.
+/// The largest allowed difference to a recorded log-likelihood.
 const TOLERANCE: f64 = 1e-3;
-/// The positions of the bundled teacher, and what a Phi-Mamba reads by default.
+/// The positions of the bundled teacher, and the default length for a Phi-Mamba.
 const MAX_LENGTH: usize = 2048;
 
 fn data(name: &str) -> PathBuf {

@@ -1,4 +1,4 @@
-//! `infer eval` and `infer perplexity` as their user meets them.
+//! The commands `infer eval` and `infer perplexity`.
 #![cfg(feature = "flex")]
 
 mod support;
@@ -47,7 +47,7 @@ fn stderr(output: &Output) -> &str {
     std::str::from_utf8(&output.stderr).unwrap()
 }
 
-/// What the program says when it fails: one message, no panic.
+/// The message of a program that fails, without a panic.
 fn failure(output: &Output) -> String {
     let message = stderr(output).to_owned();
     assert_eq!(output.status.code(), Some(1), "{message}");
@@ -102,7 +102,7 @@ fn an_evaluation_goes_on() {
     let home = tempfile::tempdir().unwrap();
     let occupied = home.path().join("occupied");
     fs::create_dir(&occupied).unwrap();
-    // The results cannot be written, so that what they were made of is kept.
+    // The results cannot be written, so the scores are kept.
     let arguments = ["--limit", "8", "--json", occupied.to_str().unwrap()];
     let first = eval(home.path(), &bundled(), "piqa", &arguments);
     assert_eq!(first.status.code(), Some(1));

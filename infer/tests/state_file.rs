@@ -90,7 +90,7 @@ fn a_state_continues_as_the_text_itself_would() {
             at_once
         );
 
-        // A part of the prompt, and the rest behind it.
+        // A part of the prompt is saved, and the rest is read after it.
         for cut in [1, 37, 99] {
             let (_folder, path) = saved(&model, &prompt[..cut]);
             let reading = load(&model, &path).unwrap();

@@ -1,4 +1,4 @@
-//! The program on wgpu says what it says on a CPU.
+//! The program writes the same text on wgpu as on the CPU.
 //!
 //! ```text
 //! cargo test --release -p infer --features wgpu --test wgpu
@@ -28,7 +28,7 @@ fn generate(model: &Path, backend: &str) -> Output {
         .unwrap()
 }
 
-/// In these texts the two likeliest tokens are never as close as roundings are.
+/// In these texts the logits of the two likeliest tokens never differ by as little as rounding changes them.
 #[test]
 fn the_likeliest_text_is_the_cpu_s() {
     struct Nothing;

@@ -50,7 +50,7 @@ fn text(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).unwrap()
 }
 
-/// What is said of a failure: one sentence.
+/// The one sentence of a failure.
 fn failure(output: &Output) -> String {
     let said = String::from_utf8(output.stderr.clone()).unwrap();
     assert_eq!(output.status.code(), Some(1), "{said}");
@@ -59,7 +59,7 @@ fn failure(output: &Output) -> String {
     said
 }
 
-/// A student's folder, what it writes, and a home.
+/// A student's folder, the text that it writes, and a user's folder.
 fn given() -> (TempDir, String, TempDir) {
     let folder = student_folder(&[]);
     let home = tempfile::tempdir().unwrap();
@@ -103,8 +103,8 @@ fn without_a_tokenizer_phi_s_is_used() {
             .any(|path| of_phi(path) && weights.iter().any(|file| path.ends_with(file)))
     );
 
-    // The second time there is nothing to ask for; where it is not known that the model has no
-    // tokenizer, only that.
+    // The second time nothing is requested. If the cache does not know that the model has no tokenizer,
+    // only that is.
     let before = hub.asked().len();
     assert_eq!(text(&run(&home, &hub)), expected);
     assert_eq!(hub.asked().len(), before);
@@ -131,7 +131,7 @@ fn without_a_tokenizer_phi_s_is_used() {
         expected
     );
 
-    // None to be had.
+    // Neither model has a tokenizer.
     let site = Site::default().with(MODEL, folder.path(), &[TOKENIZER]);
     let empty = tempfile::tempdir().unwrap();
     let said = failure(&run(&empty, &site.open()));

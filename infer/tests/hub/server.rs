@@ -64,7 +64,7 @@ pub struct Asked {
     pub path: String,
     pub range: Option<(usize, Option<usize>)>,
     pub authorization: Option<String>,
-    /// Whether the hub was asked, and not the other address.
+    /// Whether the request was sent to the hub, and not to the other address.
     pub of_hub: bool,
 }
 

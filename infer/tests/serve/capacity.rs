@@ -67,7 +67,7 @@ fn a_closed_connection_frees_its_place() {
     let second = endless(&server);
     until(|| waiting() == 1.0);
 
-    // While one is at work another waits; when the first hangs up it comes in.
+    // While one runs another waits; when the first connection closes, the other starts.
     drop(first);
     until(|| running() == 1.0 && waiting() == 0.0);
     drop(second);

@@ -91,7 +91,7 @@ fn a_stream_is_the_text_in_pieces() {
             assert_eq!(choice[key], expected[key], "{key} of {index}");
         }
     }
-    // Without the option there is no word of usage.
+    // Without the option there is no usage.
     let events = server.post(with(body, json!({"stream": true}))).events();
     assert!(events.iter().all(|event| event["choices"] != json!([])));
 }
@@ -163,7 +163,7 @@ fn a_prompt_may_end_inside_a_character() {
     );
     for logprobs in [Value::Null, json!(1)] {
         let body = with(body.clone(), json!({"logprobs": logprobs}));
-        // Without a token, what there is of the character is shown as broken.
+        // Without a token, the incomplete character is shown as a replacement character.
         let unread = with(body.clone(), json!({"max_tokens": 0}));
         assert_eq!(server.text(unread), "a \u{fffd}");
         // The test cannot choose the last byte; the text is that of all ids, whichever the model makes.
@@ -206,7 +206,7 @@ fn a_long_prompt_that_is_no_text() {
     assert_eq!(choice["text"], "\u{fffd}".repeat(3000));
     let offsets: Vec<usize> = (0..3000).collect();
     assert_eq!(choice["logprobs"]["text_offset"], json!(offsets));
-    // Too many of them, with all that is asked for each.
+    // With so many scores for each, the reply would be too large.
     let more = json!({"prompt": vec![part; 3000], "max_tokens": 0, "echo": true, "logprobs": 20,
         "n": 64});
     let refused = server.post(more);

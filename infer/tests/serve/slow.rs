@@ -1,4 +1,4 @@
-//! Clients that take their time.
+//! Slow clients.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpListener;
@@ -80,7 +80,7 @@ fn there_is_room_for_so_many_bodies() {
         (stream, beginning)
     };
     let arriving: Vec<_> = (0..16).map(|_| send()).collect();
-    // Each is asked for the rest.
+    // The server asks for the rest of each.
     assert!(arriving.iter().all(|(_, it)| it == b"HTTP/1.1 100"));
     let short = post(&greedy(PROMPT).to_string(), "");
     let ask = || {
