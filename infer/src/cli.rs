@@ -54,7 +54,6 @@ impl Cli {
     /// Runs the command.
     ///
     /// # Errors
-    ///
     /// Every [`CommandError`]. A closed standard output is no error: the command ends.
     pub fn run(self) -> Result<(), CommandError> {
         match self.command {

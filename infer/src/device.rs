@@ -9,7 +9,6 @@ use crate::error::GenerateError;
 /// Copies logits to the host, as f32 in row-major order, and waits for them.
 ///
 /// # Errors
-///
 /// [`GenerateError::Device`] if the copy fails. That a kernel before it has failed is reported by
 /// [`settle`] only.
 pub(crate) fn read<B: KernelBackend, const D: usize>(
@@ -26,7 +25,6 @@ pub(crate) fn read<B: KernelBackend, const D: usize>(
 /// [`read`], and then [`settle`].
 ///
 /// # Errors
-///
 /// [`GenerateError::Device`].
 pub(crate) fn read_settled<B: KernelBackend, const D: usize>(
     logits: Tensor<B, D>,
@@ -40,7 +38,6 @@ pub(crate) fn read_settled<B: KernelBackend, const D: usize>(
 /// Waits until everything queued on the device is done.
 ///
 /// # Errors
-///
 /// [`GenerateError::Device`] if any of it has failed.
 pub(crate) fn settle<B: KernelBackend>(device: &B::Device) -> Result<(), GenerateError> {
     synchronise::<B>(device).map_err(|error| GenerateError::Device(error.to_string()))

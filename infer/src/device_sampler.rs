@@ -66,7 +66,6 @@ impl<B: KernelBackend> DeviceSampler<B> {
     /// Chooses one token for each row of `logits_bv` by the rows' `choices`, and waits for them.
     ///
     /// # Errors
-    ///
     /// [`GenerateError::Device`].
     pub fn choose(
         &mut self,

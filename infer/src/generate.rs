@@ -96,7 +96,6 @@ struct Newest<B: KernelBackend> {
 /// The continuation of a prompt, as an iterator over its tokens. `next` computes one step of the model.
 ///
 /// # Errors
-///
 /// The iterator returns [`GenerateError::Sampling`] if the logits are no scores, and
 /// [`GenerateError::Device`] if the device has failed.
 pub struct Generation<'m, B: KernelBackend> {
@@ -124,7 +123,6 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
     /// Reads the prompt, a list of token ids.
     ///
     /// # Errors
-    ///
     /// Every [`GenerateError`] but [`Text`](GenerateError::Text).
     pub fn new(
         model: &'m CausalLm<B>,
@@ -145,7 +143,6 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
     /// prompt may be empty.
     ///
     /// # Errors
-    ///
     /// Every [`GenerateError`] but [`Text`](GenerateError::Text).
     pub fn resume(
         model: &'m CausalLm<B>,
@@ -325,7 +322,6 @@ impl<B: KernelBackend> Iterator for Generation<'_, B> {
 /// Checks that a model with `vocab_size` embeddings can read a prompt.
 ///
 /// # Errors
-///
 /// [`GenerateError::EmptyPrompt`], [`GenerateError::PromptTooLong`] and [`GenerateError::UnknownToken`].
 pub(crate) fn check_prompt(
     prompt: &[u32],

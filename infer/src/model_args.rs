@@ -87,7 +87,6 @@ impl ComputeArgs {
     /// The backend that was named, or the preferred one of this build.
     ///
     /// # Errors
-    ///
     /// [`BackendError::NotBuiltIn`] if this build has none.
     pub fn backend(self) -> Result<Backend, BackendError> {
         let backend = self.named.or_else(Backend::preferred);
@@ -120,7 +119,6 @@ impl ModelArgs {
     /// named, or the folder's, or Phi's for a model on the hub that has none. No weights are read.
     ///
     /// # Errors
-    ///
     /// Every [`ModelArgsError`] but [`Precision`](ModelArgsError::Precision) and
     /// [`Vocabulary`](ModelArgsError::Vocabulary).
     pub fn find(&self) -> Result<FoundModel, ModelArgsError> {
@@ -171,7 +169,6 @@ impl FoundModel {
     /// Loads the model onto `device`.
     ///
     /// # Errors
-    ///
     /// Every [`PrecisionError`].
     pub fn load<B: KernelBackend>(
         &self,
@@ -183,7 +180,6 @@ impl FoundModel {
     /// Loads the model, and makes the options to generate with it and its tokenizer.
     ///
     /// # Errors
-    ///
     /// [`ModelArgsError::Precision`] and [`ModelArgsError::Vocabulary`].
     pub fn load_to_generate<B: KernelBackend>(
         &self,
@@ -207,7 +203,6 @@ impl FoundModel {
 /// Checks that a model with `vocab_size` embeddings has one for every token of the tokenizer.
 ///
 /// # Errors
-///
 /// [`ModelArgsError::Vocabulary`].
 pub(crate) fn check_vocabulary(
     tokenizer: &Tokenizer,

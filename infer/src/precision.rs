@@ -45,7 +45,6 @@ impl Precision {
     /// The dtype of parameters that are stored in `stored`, on `device`.
     ///
     /// # Errors
-    ///
     /// [`PrecisionError::Dtype`] if the device does not compute in it.
     pub fn dtype<B: KernelBackend>(
         self,
@@ -77,7 +76,6 @@ impl Precision {
     /// Loads the model in `folder` onto `device`, with its parameters in this precision.
     ///
     /// # Errors
-    ///
     /// [`PrecisionError::Dtype`] before a file is read, and [`PrecisionError::Model`].
     pub fn load<B: KernelBackend>(
         self,

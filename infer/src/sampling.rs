@@ -47,7 +47,6 @@ impl SamplingSettings {
     /// Checks that every setting is in its range.
     ///
     /// # Errors
-    ///
     /// [`SamplingError::Setting`] for the first that is not.
     pub fn validate(&self) -> Result<(), SamplingError> {
         let penalty = f64::from(self.repetition_penalty);
@@ -112,7 +111,6 @@ impl Sampler {
     /// pad their vocabulary with rows that were never trained.
     ///
     /// # Errors
-    ///
     /// [`SamplingError::Setting`].
     pub fn new(
         settings: SamplingSettings,
@@ -131,7 +129,6 @@ impl Sampler {
     /// Chooses the next token from its logits `[v]`, which are warped in place.
     ///
     /// # Errors
-    ///
     /// [`SamplingError::NotAScore`] and [`SamplingError::NoToken`].
     pub fn choose(&mut self, logits: &mut [f32]) -> Result<u32, SamplingError> {
         let point = self.next_choice().point;
@@ -152,7 +149,6 @@ impl Sampler {
     /// [`choose`](Self::choose) by the point of a [`next_choice`](Self::next_choice).
     ///
     /// # Errors
-    ///
     /// As [`choose`](Self::choose).
     pub(crate) fn choose_at(
         &mut self,
@@ -292,7 +288,6 @@ pub fn min_p(logits: &mut [f32], p: f32) {
 /// The token with the largest logit, of equal ones the first.
 ///
 /// # Errors
-///
 /// [`SamplingError::NoToken`].
 pub fn likeliest(logits: &[f32]) -> Result<u32, SamplingError> {
     let max = max(logits);
@@ -306,7 +301,6 @@ pub fn likeliest(logits: &[f32]) -> Result<u32, SamplingError> {
 /// with the logit `-inf` is never drawn.
 ///
 /// # Errors
-///
 /// [`SamplingError::NoToken`].
 pub fn draw(logits: &[f32], point: f64) -> Result<u32, SamplingError> {
     let max = max(logits);

@@ -25,7 +25,6 @@ impl Bandwidth {
     /// The best of several copies of a tensor that is larger than any cache.
     ///
     /// # Errors
-    ///
     /// [`GenerateError::Device`].
     pub fn measure<B: KernelBackend>(device: &B::Device) -> Result<Self, GenerateError> {
         // On a GPU a copy of this takes a fraction of a millisecond, on a CPU tens of them.
@@ -76,7 +75,6 @@ impl<'d, B: KernelBackend> Subject<'d, B> {
     /// Loads the model in `folder`; if that is a file, it is a `config.json`, and the weights are random.
     ///
     /// # Errors
-    ///
     /// Every [`PrecisionError`].
     pub fn new(
         name: &Path,
@@ -106,7 +104,6 @@ impl<'d, B: KernelBackend> Subject<'d, B> {
     /// Times `batch` prompts of `prompt` tokens, and `tokens` steps after them.
     ///
     /// # Errors
-    ///
     /// [`GenerateError::Device`] and [`GenerateError::Sampling`].
     pub fn measure(
         &self,

@@ -190,7 +190,6 @@ impl Engine {
     /// Starts the engine's thread, and waits until the model is loaded.
     ///
     /// # Errors
-    ///
     /// Every [`EngineError`].
     pub fn start(options: EngineOptions) -> Result<(Self, EngineThread), EngineError> {
         let (jobs, coming) = mpsc::unbounded_channel();
@@ -262,7 +261,6 @@ impl Engine {
     /// Queues all of the requests, or none of them, and returns their answers in the same order.
     ///
     /// # Errors
-    ///
     /// Every [`SubmitError`].
     pub fn submit(&self, requests: Vec<Request>) -> Result<Vec<Answer>, SubmitError> {
         for request in &requests {
@@ -311,7 +309,6 @@ impl EngineThread {
     /// Waits until the thread has ended: after its [`Engine`] was dropped and all requests are done.
     ///
     /// # Errors
-    ///
     /// [`EngineError::Backend`] if the device has failed, and [`EngineError::Panicked`].
     pub fn join(self) -> Result<(), EngineError> {
         self.0.join().unwrap_or_else(|panic| {

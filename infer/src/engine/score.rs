@@ -17,7 +17,6 @@ impl TokenScore {
     /// The score of `token` by `logits [v]`, with the `n` likeliest of the first `vocab_size` tokens.
     ///
     /// # Errors
-    ///
     /// [`SamplingError::NotAScore`] and [`SamplingError::NoToken`].
     pub fn new(
         logits: &[f32],

@@ -43,7 +43,6 @@ pub enum ReplError {
 /// text after each. What the model writes goes to standard output, everything else to standard error.
 ///
 /// # Errors
-///
 /// Every [`ReplError`]. A closed standard output ends the session without one.
 pub(crate) fn run<B: KernelBackend>(
     model: &CausalLm<B>,

@@ -86,7 +86,6 @@ impl<'a, B: KernelBackend> Session<'a, B> {
     /// Appends a line, and has the model continue the text. `false` if standard output was closed.
     ///
     /// # Errors
-    ///
     /// Every [`ReplError`] but that of standard input.
     pub(super) fn take_turn(&mut self, line: &str) -> Result<bool, ReplError> {
         let line = match line {

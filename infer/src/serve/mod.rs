@@ -139,7 +139,6 @@ struct Server {
 /// [`serve`] until a signal ends it (Ctrl-C, or SIGTERM), on a runtime that it starts.
 ///
 /// # Errors
-///
 /// [`ServeError::Runtime`], and those of [`serve`].
 pub(crate) fn run(
     engine: (Engine, EngineThread),
@@ -160,7 +159,6 @@ pub(crate) fn run(
 /// all requests that it has are answered, or their time limit has passed.
 ///
 /// # Errors
-///
 /// [`ServeError::Listener`] if the listener fails, and [`ServeError::Engine`] if the engine has stopped by
 /// a fault.
 pub async fn serve(

@@ -108,7 +108,6 @@ impl CompletionPlan {
     /// Parses the body of a request to `model`. No bytes make it panic.
     ///
     /// # Errors
-    ///
     /// An [`ApiError`] that names what is wrong.
     pub(super) fn read(
         body: &[u8],

@@ -1,6 +1,7 @@
 //! Models by their names on the hub, as the program's user meets them.
 #![cfg(feature = "flex")]
 
+mod datasets;
 mod server;
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,6 +1,6 @@
-//! A hub on this machine: models by their names, and the faults that a network has.
+//! A hub on this machine: models and data sets by their names, and faults of a network.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -12,6 +12,8 @@ use std::thread;
 use sha2::{Digest, Sha256};
 
 pub const REVISION: &str = "0123456789abcdef0123456789abcdef01234567";
+/// The names under which the hub knows that revision.
+const REVISIONS: [&str; 3] = ["main", REVISION, "refs%2Fconvert%2Fparquet"];
 
 /// Where large files are.
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -27,21 +29,22 @@ pub enum Place {
 /// What a hub holds, and how it behaves.
 #[derive(Default)]
 pub struct Site {
-    /// Files by `OWNER/NAME` and name; those of no bytes are listed and cannot be had.
-    pub models: HashMap<String, HashMap<String, Vec<u8>>>,
+    /// Files by `OWNER/NAME` or `datasets/OWNER/NAME`, and by name. Empty files are listed and cannot be
+    /// fetched.
+    pub models: HashMap<String, BTreeMap<String, Vec<u8>>>,
     pub place: Place,
-    /// What everyone must bring.
+    /// The token that requests must have.
     pub token: Option<String>,
-    /// Breaks off the next download of weights in the middle.
+    /// Whether to break off the next download of weights in the middle.
     pub breaks: AtomicBool,
-    /// Tells hashes of something else.
+    /// Whether to report wrong hashes.
     pub lies: bool,
 }
 
 impl Site {
-    /// With the files of a folder as a model; some can be left out.
+    /// Adds the files of a folder as a model, without some of them.
     pub fn with(mut self, name: &str, folder: &Path, without: &[&str]) -> Self {
-        let mut files = HashMap::new();
+        let mut files = BTreeMap::new();
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             let file = path.file_name().unwrap().to_str().unwrap().to_owned();
@@ -58,7 +61,7 @@ impl Site {
     }
 }
 
-/// A request, as far as it matters.
+/// The parts of a request that matter.
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
     pub path: String,
@@ -68,7 +71,7 @@ pub struct Asked {
     pub of_hub: bool,
 }
 
-/// A hub at work until the test program ends.
+/// A hub that serves until the test program ends.
 pub struct Hub {
     pub endpoint: String,
     asked: Arc<Mutex<Vec<Asked>>>,
@@ -78,7 +81,7 @@ impl Hub {
     fn open(site: Site) -> Self {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let (hub, elsewhere) = (listener(), listener());
-        let address = |it: &TcpListener| format!("http://{}", it.local_addr().unwrap());
+        let address = |hub: &TcpListener| format!("http://{}", hub.local_addr().unwrap());
         let (endpoint, other) = (address(&hub), address(&elsewhere));
         let site = Arc::new(site);
         for (listener, is_hub) in [(hub, true), (elsewhere, false)] {
@@ -132,7 +135,7 @@ fn hear(stream: &TcpStream) -> io::Result<Asked> {
 }
 
 impl Site {
-    /// `elsewhere` is known to the hub, and not to the other address.
+    /// Answers a request. The hub knows the address `elsewhere`; the server at that address gets `None`.
     fn answer(
         &self,
         stream: TcpStream,
@@ -145,8 +148,13 @@ impl Site {
         }
         let path = asked.path.trim_start_matches("/moved");
         for (model, files) in &self.models {
-            let revision = path.strip_prefix(&format!("/api/models/{model}/revision/"));
-            if revision.is_some_and(|name| ["main", REVISION].contains(&name)) {
+            let kind = if model.starts_with("datasets/") {
+                ""
+            } else {
+                "models/"
+            };
+            let revision = path.strip_prefix(&format!("/api/{kind}{model}/revision/"));
+            if revision.is_some_and(|name| REVISIONS.contains(&name)) {
                 let names = files
                     .keys()
                     .map(|name| format!("{{\"rfilename\":\"{name}\"}}"));
@@ -210,7 +218,7 @@ impl Site {
     }
 }
 
-/// Promises `length` bytes, and sends those that there are.
+/// Announces `length` bytes, and sends `body`, which may be shorter.
 fn reply(
     mut stream: TcpStream,
     status: &str,
