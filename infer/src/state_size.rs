@@ -3,17 +3,8 @@
 //! In bf16 and f16 the recurrent states of Mamba layers stay in f32, while their convolutions' windows
 //! and attention's keys and values may take half of the bytes given here.
 
-use model::{DiscreteMamba2Config, MixerConfig, ModelConfig, NetworkConfig};
+use model::{AttentionConfig, DiscreteMamba2Config, MixerConfig, ModelConfig, StateSize};
 use serde::Serialize;
-
-/// The state of one sequence: `fixed + per_token * tokens` bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct StateSize {
-    /// Bytes that do not depend on the length of the text.
-    pub fixed: usize,
-    /// Bytes per token.
-    pub per_token: usize,
-}
 
 /// The state of a model, and of the teacher and the student that it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -28,88 +19,32 @@ pub(crate) struct StateSizes {
     pub student: StateSize,
 }
 
-/// Bytes of a number in f32.
-const BYTES: usize = 4;
-
 impl StateSizes {
     /// The sizes for a configuration. Where the model has no layer of one kind, that kind is the one of
     /// the published recipe, which distils from or into it: as many heads, each with its own keys and
     /// values, or B and C, and a state of the published size.
     pub(crate) fn of(config: &ModelConfig) -> Self {
-        let network = NetworkConfig::from(config);
-        let d_model = network.d_model;
+        let network = config.network();
         let mixers = &network.mixers;
         let layers = mixers.len();
-        let attention = |mixer: &&MixerConfig| matches!(mixer, MixerConfig::Attention(_));
-        let architecture = match mixers.iter().filter(attention).count() {
+        let size = |mixer: &MixerConfig| mixer.state_size(network.d_model);
+        // Attention's state grows with every token.
+        let grows = |mixer: &&MixerConfig| size(mixer).per_token > 0;
+        let architecture = match mixers.iter().filter(grows).count() {
             0 => "student",
             n if n == layers => "teacher",
             _ => "hybrid",
         };
-        let all = |kind: bool, otherwise: StateSize| {
-            let known = mixers.iter().find(|mixer| attention(mixer) == kind);
-            let one = known.map_or(otherwise, |mixer| StateSize::of(mixer, d_model));
-            one.times(layers)
+        let all = |growing: bool, otherwise: MixerConfig| {
+            let known = mixers.iter().find(|mixer| grows(mixer) == growing);
+            size(known.unwrap_or(&otherwise)).times(layers)
         };
-        let heads = mixers.first().map_or(1, |mixer| match mixer {
-            MixerConfig::Attention(attention) => attention.n_heads,
-            MixerConfig::DiscreteMamba2(mixer) => mixer.n_v_heads,
-        });
-        let keys_and_values = StateSize {
-            fixed: 0,
-            per_token: 2 * d_model * BYTES,
-        };
-        let published = MixerConfig::DiscreteMamba2(DiscreteMamba2Config {
-            n_v_heads: heads,
-            n_qk_heads: heads,
-            ..DiscreteMamba2Config::default()
-        });
-        let each = mixers.iter().map(|mixer| StateSize::of(mixer, d_model));
+        let heads = mixers.first().map_or(1, |mixer| mixer.n_heads());
         Self {
             architecture,
-            model: each.fold(StateSize::default(), StateSize::plus),
-            teacher: all(true, keys_and_values),
-            student: all(false, StateSize::of(&published, d_model)),
-        }
-    }
-}
-
-/// The arithmetic saturates: the sizes of a configuration may add up to more than `usize::MAX`.
-impl StateSize {
-    fn of(mixer: &MixerConfig, d_model: usize) -> Self {
-        match mixer {
-            MixerConfig::Attention(attention) => Self {
-                fixed: 0,
-                per_token: 2 * attention.n_kv_heads * (d_model / attention.n_heads) * BYTES,
-            },
-            MixerConfig::DiscreteMamba2(mixer) => {
-                let window = mixer.conv_dim(d_model) * mixer.d_conv;
-                let state = mixer.d_inner(d_model) * mixer.d_state;
-                Self {
-                    fixed: (window + state) * BYTES,
-                    per_token: 0,
-                }
-            }
-        }
-    }
-
-    /// Bytes after `tokens` tokens.
-    pub fn bytes(self, tokens: usize) -> usize {
-        let growing = self.per_token.saturating_mul(tokens);
-        self.fixed.saturating_add(growing)
-    }
-
-    fn plus(self, other: Self) -> Self {
-        Self {
-            fixed: self.fixed.saturating_add(other.fixed),
-            per_token: self.per_token.saturating_add(other.per_token),
-        }
-    }
-
-    fn times(self, n: usize) -> Self {
-        Self {
-            fixed: self.fixed.saturating_mul(n),
-            per_token: self.per_token.saturating_mul(n),
+            model: network.state_size(),
+            teacher: all(true, AttentionConfig::with_heads(heads).into()),
+            student: all(false, DiscreteMamba2Config::with_heads(heads).into()),
         }
     }
 }

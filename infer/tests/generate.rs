@@ -229,7 +229,8 @@ fn a_foreign_tokenizer_is_an_error() {
 /// The teacher with its head's bias changed at one token.
 fn biased(token: usize, bias: f32) -> CausalLm<Flex> {
     let mut model = teacher();
-    model.lm_head.bias = model.lm_head.bias.map(|parameter| {
+    let head = model.lm_head.as_mut().expect("a head with its own weight");
+    head.bias = head.bias.take().map(|parameter| {
         parameter.map(|b| {
             let mut values = b.into_data().into_vec::<f32>().unwrap();
             values[token] = bias;

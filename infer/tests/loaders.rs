@@ -11,7 +11,7 @@ use std::path::Path;
 use burn::tensor::{DType, Device};
 use kernels::backends::Flex;
 use model::{
-    CausalLm, DiscreteMamba2Config, Layout, ModelConfig, PhiConfig, PhiMambaConfig,
+    CausalLm, DiscreteMamba2Config, Family, ModelConfig, PhiConfig, PhiMambaConfig,
     named_parameters,
 };
 use proptest::prelude::*;
@@ -189,14 +189,9 @@ fn ten_thousand_configurations() {
 /// That a configuration which was accepted can be built on.
 fn use_config(config: &ModelConfig) -> Result<(), proptest::test_runner::TestCaseError> {
     let device = Default::default();
-    let (model, layout) = match config {
-        ModelConfig::Phi(config) => (CausalLm::<Flex>::init(config, 0, &device), Layout::Phi),
-        ModelConfig::PhiMamba(config) => {
-            prop_assert!(PhiMambaConfig::from_json(&config.to_json()).is_ok());
-            (CausalLm::init(config, 0, &device), Layout::PhiMamba)
-        }
-    };
-    for parameter in named_parameters(&model, layout) {
+    prop_assert!(ModelConfig::from_json(&config.to_json()).is_ok());
+    let model = CausalLm::<Flex>::init(config, 0, &device);
+    for parameter in named_parameters(&model, config.layout()) {
         let mut shape = parameter.shape.iter();
         let elements = shape.try_fold(1_usize, |product, n| product.checked_mul(*n));
         prop_assert!(elements.is_some_and(|n| n > 0), "{:?}", parameter);

@@ -21,3 +21,28 @@ pub fn widen<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     let dtype = wide(x.dtype());
     to_dtype(x, dtype)
 }
+
+/// Until the op is there.
+pub(crate) fn rms_norm<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    gamma: Tensor<B, 1>,
+    epsilon: f64,
+) -> Tensor<B, D> {
+    let dtype = x.dtype();
+    let x = widen(x);
+    let rms = x
+        .clone()
+        .powi_scalar(2)
+        .mean_dim(D - 1)
+        .add_scalar(epsilon)
+        .sqrt();
+    to_dtype((x / rms) * widen(gamma).unsqueeze(), dtype)
+}
+
+/// Until the op is there.
+pub(crate) fn swiglu<B: Backend, const D: usize>(
+    gate: Tensor<B, D>,
+    up: Tensor<B, D>,
+) -> Tensor<B, D> {
+    burn::tensor::activation::silu(gate) * up
+}

@@ -6,7 +6,7 @@ use std::time::Instant;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Distribution, Int, Tensor, TensorData};
 use kernels::KernelBackend;
-use model::{CausalLm, MixerConfig, MixerState, ModelConfig, NetworkConfig, State};
+use model::{CausalLm, ModelConfig, State};
 use serde::Serialize;
 
 use crate::device::{read, settle};
@@ -15,6 +15,7 @@ use crate::error::GenerateError;
 use crate::generate::PREFILL_TOKENS;
 use crate::precision::{Precision, PrecisionError};
 use crate::sampling::{Sampler, SamplingError, SamplingSettings};
+use crate::state_size::StateSizes;
 
 /// Bytes per second that a copy on the device reads and writes.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -91,7 +92,7 @@ impl<'d, B: KernelBackend> Subject<'d, B> {
         let float = format!("{float:?}").to_lowercase();
         Ok(Self {
             name: name.display().to_string(),
-            kind: kind(&config),
+            kind: StateSizes::of(&config).architecture,
             dtype: match precision {
                 Precision::Int8 => format!("int8, {float}"),
                 _ => float,
@@ -121,7 +122,7 @@ impl<'d, B: KernelBackend> Subject<'d, B> {
             prefill.push(begun.elapsed().as_secs_f64());
         }
         let state_bytes = state.bytes() / batch;
-        let step_bytes = self.model.step_bytes() + touched(&state);
+        let step_bytes = self.model.step_bytes() + state.step_traffic();
         let step = self.write(batch, tokens, state)?;
         Ok(Timing {
             model: self.name.clone(),
@@ -194,29 +195,9 @@ impl<'d, B: KernelBackend> Subject<'d, B> {
     }
 }
 
-/// Bytes of a state that a step reads and writes. To a cache it adds a token, which is little beside
-/// those that it reads.
-fn touched<B: KernelBackend>(state: &State<B>) -> usize {
-    let layers = state.layers.iter().map(|layer| match layer {
-        MixerState::DiscreteMamba2(state) => 2 * state.bytes(),
-        MixerState::Attention(cache) => cache.bytes(),
-    });
-    layers.sum()
-}
-
 fn median(mut seconds: Vec<f64>) -> f64 {
     seconds.sort_by(f64::total_cmp);
     seconds[seconds.len() / 2]
-}
-
-fn kind(config: &ModelConfig) -> &'static str {
-    let mixers = NetworkConfig::from(config).mixers;
-    let attention = |mixer: &&MixerConfig| matches!(mixer, MixerConfig::Attention(_));
-    match mixers.iter().filter(attention).count() {
-        0 => "student",
-        n if n == mixers.len() => "teacher",
-        _ => "hybrid",
-    }
 }
 
 /// The model that the file `config` describes, with random weights that are drawn on the device: the time

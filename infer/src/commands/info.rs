@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use indicatif::{BinaryBytes, HumanCount};
 use kernels::devices::{Survey, survey};
-use model::{FileTensor, MixerConfig, NetworkConfig};
+use model::{FileTensor, MixerConfig, NetworkConfig, Part};
 use serde_json::{Value, json};
 
 use super::CommandError;
@@ -56,6 +56,8 @@ impl InfoArgs {
 /// What the files of a model say of it.
 struct ModelSummary {
     folder: PathBuf,
+    /// The name of the family of models.
+    name: &'static str,
     network: NetworkConfig,
     /// The positions that attention was trained on; `None` for a model without attention.
     positions: Option<usize>,
@@ -69,7 +71,8 @@ impl ModelSummary {
         let (config, tensors) = model::describe(&folder)?;
         Ok(Self {
             folder,
-            network: NetworkConfig::from(&config),
+            name: config.name(),
+            network: config.network(),
             positions: config.max_positions(),
             tensors,
             state_sizes: StateSizes::of(&config),
@@ -78,21 +81,11 @@ impl ModelSummary {
 
     /// Parameters by kind, in the order of a network.
     fn parameters(&self) -> [(&'static str, u64); 5] {
-        let mut kinds = ["embedding", "mixers", "MLPs", "norms", "head"].map(|kind| (kind, 0));
-        for tensor in &self.tensors {
-            let name = &tensor.name;
-            let kind = if name.starts_with("lm_head") {
-                4
-            } else if name.contains("layernorm") {
-                3
-            } else if name.contains(".mlp.") {
-                2
-            } else if name.contains(".layers.") {
-                1
-            } else {
-                0
-            };
-            kinds[kind].1 += elements(tensor);
+        let names = ["embedding", "mixers", "MLPs", "norms", "head"];
+        let mut kinds = names.map(|name| (name, 0));
+        for (kind, part) in kinds.iter_mut().zip(Part::ALL) {
+            let tensors = self.tensors.iter().filter(|tensor| tensor.part == part);
+            kind.1 = tensors.map(elements).sum();
         }
         kinds
     }
@@ -119,34 +112,16 @@ impl ModelSummary {
         let network = &self.network;
         let mut rows = Vec::new();
         let mut row = |name: &str, what: String| rows.push([name.to_owned(), what]);
-        let name = match self.state_sizes.architecture {
-            "teacher" => "Phi",
-            "student" => "Phi-Mamba",
-            _ => "hybrid Phi-Mamba",
-        };
         row("model", self.folder.display().to_string());
-        row("architecture", name.into());
-        let mixers = self.mixers().into_iter().map(|(n, mixer)| match mixer {
-            MixerConfig::Attention(it) => format!(
-                "{n} x attention, {} heads of {}, {} of keys and values",
-                it.n_heads,
-                network.d_model / it.n_heads,
-                it.n_kv_heads
-            ),
-            MixerConfig::DiscreteMamba2(it) => format!(
-                "{n} x Mamba-2, {} heads of {}, {} of B and C, state {}",
-                it.n_v_heads,
-                it.d_inner(network.d_model) / it.n_v_heads,
-                it.n_qk_heads,
-                it.d_state
-            ),
-        });
+        row("architecture", self.name.into());
+        let mixers = self.mixers().into_iter();
+        let mixers = mixers.map(|(n, mixer)| format!("{n} x {}", mixer.describe(network.d_model)));
         row("layers", mixers.collect::<Vec<_>>().join("; "));
         row(
             "widths",
             format!(
                 "model {}, MLP {}, vocabulary {}",
-                network.d_model, network.intermediate_size, network.vocab_size
+                network.d_model, network.mlp.intermediate_size, network.vocab_size
             ),
         );
         let context = match self.positions {
@@ -180,12 +155,9 @@ impl ModelSummary {
     }
 
     fn to_json(&self) -> Value {
-        let mixers = self.mixers().into_iter().map(|(n, mixer)| match mixer {
-            MixerConfig::Attention(it) => json!({"layers": n, "kind": "attention", "config": it}),
-            MixerConfig::DiscreteMamba2(it) => {
-                json!({"layers": n, "kind": "mamba2", "config": it})
-            }
-        });
+        let mixers = self.mixers().into_iter().map(
+            |(n, mixer)| json!({"layers": n, "kind": mixer.kind(), "config": mixer.to_json()}),
+        );
         let parameters: BTreeMap<_, _> = self.parameters().into();
         json!({
             "folder": self.folder,
@@ -193,7 +165,7 @@ impl ModelSummary {
             "layers": self.network.mixers.len(),
             "mixers": mixers.collect::<Vec<_>>(),
             "d_model": self.network.d_model,
-            "intermediate_size": self.network.intermediate_size,
+            "intermediate_size": self.network.mlp.intermediate_size,
             "vocab_size": self.network.vocab_size,
             "positions": self.positions,
             "parameters": parameters,
