@@ -1,4 +1,4 @@
-//! States on disk: the same text as without, and every file that is not one refused.
+//! State files: a text continues as it would without one, and every other file is refused.
 #![cfg(feature = "flex")]
 
 mod support;
@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use infer::snapshot::{self, Snapshot, SnapshotError};
+use infer::state_file::{self, StateFile, StateFileError};
 use infer::{GenerateOptions, Generation, ModelHash, Reading, SamplingSettings};
 use kernels::backends::Flex;
 use model::{CausalLm, StateError};
@@ -55,17 +55,17 @@ fn text(start: u32, length: u32) -> Vec<u32> {
         .collect()
 }
 
-/// A model's state behind `prompt`, in a file of its own.
+/// A file with a model's state after `prompt`.
 fn saved(model: &CausalLm<Flex>, prompt: &[u32]) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state");
     let generation = Generation::new(model, &device(), prompt, options(0)).unwrap();
-    snapshot::save(&path, &hash(), &generation.reading()).unwrap();
+    state_file::save(&path, &hash(), &generation.reading()).unwrap();
     (folder, path)
 }
 
-fn load(model: &CausalLm<Flex>, path: &Path) -> Result<Reading<Flex>, SnapshotError> {
-    Snapshot::open(path, &hash())?.restore(model, &device())
+fn load(model: &CausalLm<Flex>, path: &Path) -> Result<Reading<Flex>, StateFileError> {
+    StateFile::open(path, &hash())?.restore(model, &device())
 }
 
 fn continued(model: &CausalLm<Flex>, reading: Reading<Flex>, prompt: &[u32]) -> Vec<u32> {
@@ -90,7 +90,7 @@ fn a_state_continues_as_the_text_itself_would() {
             at_once
         );
 
-        // A part of the prompt, and the rest behind it.
+        // A part of the prompt is saved, and the rest is read after it.
         for cut in [1, 37, 99] {
             let (_folder, path) = saved(&model, &prompt[..cut]);
             let reading = load(&model, &path).unwrap();
@@ -100,7 +100,7 @@ fn a_state_continues_as_the_text_itself_would() {
     }
 }
 
-/// As a conversation has it: what was made, and is not read to its end, is gone on from.
+/// As in a session: a text whose last token was made and not read yet continues.
 #[test]
 fn what_was_made_is_a_part_of_the_text() {
     let (prompt, more) = (text(0, 20), text(50, 5));
@@ -110,8 +110,8 @@ fn what_was_made_is_a_part_of_the_text() {
         let reading = first.into_reading();
         assert_eq!(reading.ids, [&prompt[..], &made].concat());
         assert!(matches!(
-            snapshot::save(Path::new("unused"), &hash(), &reading),
-            Err(SnapshotError::Unread)
+            state_file::save(Path::new("unused"), &hash(), &reading),
+            Err(StateFileError::Unread)
         ));
         let whole = [&prompt[..], &made, &more].concat();
         let at_once = continued(&model, Reading::begin(&model, &device()), &whole);
@@ -120,7 +120,7 @@ fn what_was_made_is_a_part_of_the_text() {
 }
 
 #[test]
-fn a_text_that_its_model_has_ended_can_be_gone_on_from() {
+fn a_text_that_its_model_has_ended_continues() {
     let [model, ..] = models();
     let prompt = text(0, 20);
     let first = Generation::new(&model, &device(), &prompt, options(1)).unwrap();
@@ -198,30 +198,30 @@ fn what_is_not_this_model_s_state_is_refused() {
     };
     assert!(load(&hybrid, &changed(&path, |_, _| {})).is_ok());
     let version = metadata("version", "2");
-    assert!(matches!(&version, SnapshotError::Version { found, .. } if found == "2"));
+    assert!(matches!(&version, StateFileError::Version { found, .. } if found == "2"));
     assert!(matches!(
         metadata("model", "0"),
-        SnapshotError::OtherModel { .. }
+        StateFileError::OtherModel { .. }
     ));
     assert!(matches!(
         metadata("format", "pt"),
-        SnapshotError::NotAState { .. }
+        StateFileError::NotAState { .. }
     ));
     let weights = teacher_folder().join("model.safetensors");
-    assert!(matches!(error(&weights), SnapshotError::NotAState { .. }));
+    assert!(matches!(error(&weights), StateFileError::NotAState { .. }));
     assert!(matches!(
         error(Path::new("no/such/file")),
-        SnapshotError::Read { .. }
+        StateFileError::Read { .. }
     ));
     assert!(matches!(
         error(&teacher_folder()),
-        SnapshotError::Read { .. }
+        StateFileError::Read { .. }
     ));
 
     // Another network's tensors, should a hash ever lie.
     for other in [&teacher, &student] {
         let error = load(other, &path).unwrap_err();
-        assert!(matches!(error, SnapshotError::State { .. }), "{error}");
+        assert!(matches!(error, StateFileError::State { .. }), "{error}");
     }
     let part = |name: &str, change: &dyn Fn(&mut Part)| {
         let changed = changed(&path, |_, parts| {
@@ -233,8 +233,8 @@ fn what_is_not_this_model_s_state_is_refused() {
         let part = parts.iter_mut().find(|part| part.name == "layers.0.ssm");
         part.unwrap().name = "layers.9.ssm".into();
     });
-    let state = |error: SnapshotError| match error {
-        SnapshotError::State { reason, .. } => reason,
+    let state = |error: StateFileError| match error {
+        StateFileError::State { reason, .. } => reason,
         other => panic!("{other}"),
     };
     assert!(matches!(
@@ -251,8 +251,8 @@ fn what_is_not_this_model_s_state_is_refused() {
     let whole = part("layers.2.ssm", &|part| part.dtype = Dtype::U32);
     assert!(matches!(state(whole), StateError::Dtype { .. }));
 
-    let damaged = |error: SnapshotError, word: &str| {
-        assert!(matches!(error, SnapshotError::Damaged { .. }), "{error}");
+    let damaged = |error: StateFileError, word: &str| {
+        assert!(matches!(error, StateFileError::Damaged { .. }), "{error}");
         assert!(error.to_string().contains(word), "{error}");
     };
     let foreign = part("token_ids", &|part| part.data[1] = 16);
@@ -290,7 +290,7 @@ fn damage(length: usize) -> impl Strategy<Value = Vec<(usize, u8)>> {
     prop::collection::vec((place, byte), 0..4)
 }
 
-/// Whatever a file holds, what comes of it is a state of the model or an error.
+/// Any bytes give a state of the model or an error.
 #[test]
 fn ten_thousand_files() {
     let [_, _, hybrid] = models();
@@ -313,7 +313,7 @@ fn ten_thousand_files() {
             }
             bytes.truncate(length);
             fs::write(&path, bytes).unwrap();
-            let loaded = Snapshot::open(&path, &hash);
+            let loaded = StateFile::open(&path, &hash);
             match loaded.and_then(|file| file.restore(&hybrid, &device())) {
                 Ok(reading) => {
                     prop_assert_eq!(reading.state.position, reading.ids.len());

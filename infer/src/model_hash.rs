@@ -1,4 +1,4 @@
-//! Which model it is, by what its files hold.
+//! A model's identity: a hash of its files.
 
 use std::fmt;
 use std::fs::File;
@@ -9,23 +9,23 @@ use model::WeightsError;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-/// What one core hashes at a time.
+/// The bytes that one core hashes at a time.
 const PIECE: u64 = 8 << 20;
 
-/// A SHA-256 of the bytes of a model's configuration and weights, wherever they lie.
+/// A SHA-256 of the bytes of a model's configuration and weights. It does not depend on the folder.
 ///
-/// Every byte counts, since two models may differ in few of them: a stage of training leaves most
-/// weights as they were. What keeps it cheap is that files are hashed in pieces on all cores, and
-/// then the pieces' hashes: a second or two for three gigabytes, which are read for the model anyway.
-/// Names, sizes and times would be cheaper, and wrong after a copy or a clock that was set back.
+/// Every byte counts, since two models may differ in a few only: a stage of training leaves most weights
+/// unchanged. It is fast because files are hashed in pieces on all cores, and then the pieces' hashes: a
+/// second or two for three gigabytes, which are read for the model anyway. Names, sizes and times would be
+/// faster, and wrong after a copy or a clock that was set back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelHash(String);
 
 impl ModelHash {
-    /// Of the model in a folder.
+    /// The hash of the model in a folder.
     ///
     /// # Errors
-    /// [`WeightsError`], if there is none or its files cannot be read.
+    /// [`WeightsError`] if the folder has no model, or its files cannot be read.
     pub fn of(folder: &Path) -> Result<Self, WeightsError> {
         let mut all = Sha256::new();
         for path in model::model_files(folder)? {

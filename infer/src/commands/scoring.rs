@@ -1,4 +1,5 @@
-//! What both commands do: a model, asked everything once, with its progress shown and kept.
+//! What `eval` and `perplexity` share: a model scores every request once, with the progress shown and
+//! kept on disk.
 
 use std::collections::HashSet;
 use std::fmt::Write;
@@ -12,37 +13,32 @@ use datasets::Tokenizer;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use kernels::KernelBackend;
 use kernels::backends::{Backend, Work};
+use serde_json::Value;
 
-use super::encode::Request;
-use super::error::{EvalError, cannot};
-use super::ledger::Ledger;
-use super::score::{Score, score};
-use crate::cli::{CliError, chosen, find};
+use super::CommandError;
+use crate::atomic_file;
+use crate::eval::{EvalError, Ledger, Score, ScoreRequest, cannot, score};
+use crate::model_args::{FoundModel, ModelArgs};
 use crate::precision::Precision;
 
-/// How much is read at once by a model that would read without end.
+/// The most tokens at once, by default, for a model without a limit.
 const UNBOUNDED_LENGTH: usize = 2048;
 
-/// The most that such a model may be made to read at once.
+/// The largest --max-length for such a model.
 const LONGEST: usize = 1 << 22;
 
-/// The model, and how it is asked.
+/// The model, and how it scores.
 #[derive(Debug, Args)]
-pub struct ScoringArgs {
-    /// The folder of the model, or its name on the Hugging Face hub
-    #[arg(long, value_name = "FOLDER|OWNER/NAME")]
-    pub model: PathBuf,
-
-    /// A tokenizer.json, a folder with one, or a name on the hub, in place of the model's own
-    #[arg(long, value_name = "FILE|FOLDER|OWNER/NAME")]
-    pub tokenizer: Option<PathBuf>,
+pub(super) struct ScoringArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
 
     /// The most tokens that are read at once; of longer texts, the last
     ///
     /// By default, a Phi's max_position_embeddings, which is also the most it can be, and 2048 for
     /// Phi-Mamba and the hybrid, for which it can be 4194304.
     #[arg(long, value_name = "TOKENS", allow_negative_numbers = true)]
-    pub max_length: Option<usize>,
+    max_length: Option<usize>,
 
     /// How many texts are read at once
     ///
@@ -53,69 +49,73 @@ pub struct ScoringArgs {
         value_name = "N",
         allow_negative_numbers = true
     )]
-    pub batch_size: usize,
-
-    /// What computes: cuda, wgpu, flex or ndarray, of those built in
-    #[arg(long, value_name = "NAME")]
-    pub backend: Option<Backend>,
-
-    /// What parameters are kept in
-    #[arg(long, value_enum, default_value_t)]
-    pub dtype: Precision,
+    batch_size: usize,
 
     /// A file for the results in JSON, with every log-likelihood
     #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    json: Option<PathBuf>,
 }
 
-/// What a model made of all requests.
-pub struct Scored<P> {
-    /// What the requests were made of.
+/// The scores of all requests.
+pub(super) struct Scored<P> {
+    /// What the caller made beside the requests.
     pub plan: P,
     /// In the order of the requests.
     pub scores: Vec<Score>,
     /// The most tokens that were read at once.
     pub max_length: usize,
-    /// What computed.
+    /// The backend that computed.
     pub backend: Backend,
     /// From the first text encoded to the last scored.
     pub time: Duration,
-    /// Whether some had been scored before, so that `time` is not that of all.
-    pub went_on: bool,
+    /// Whether some scores were found on disk, so that `time` is not that of all.
+    pub resumed: bool,
     ledger: Ledger,
 }
 
 impl<P> Scored<P> {
-    /// Says that the results are safe, so that the scores need not be kept.
-    pub fn done(self) {
+    /// Writes the results as JSON, if a file was asked for, and then removes the scores from the disk:
+    /// they are safe.
+    ///
+    /// # Errors
+    /// [`EvalError::Io`].
+    pub fn finish(
+        self,
+        args: &ScoringArgs,
+        report: impl FnOnce() -> Value,
+    ) -> Result<(), EvalError> {
+        if let Some(path) = &args.json {
+            let text = format!("{:#}\n", report());
+            atomic_file::write(path, text.as_bytes()).map_err(cannot("write", path))?;
+        }
         self.ledger.close();
+        Ok(())
     }
 }
 
 impl ScoringArgs {
-    /// Asks the model what `plan` makes requests of, which is told the tokenizer and the most tokens
-    /// that are read at once.
+    /// Scores the requests that `plan` makes, which is given the tokenizer and the most tokens that are
+    /// read at once.
     ///
     /// # Errors
-    /// That the model cannot be had, the plan's, and those of [`score`].
+    /// That the model cannot be found or loaded, the plan's, and those of [`score`](score()).
     pub fn score<P: Send>(
         &self,
-        plan: impl FnOnce(&Tokenizer, usize) -> Result<(P, Vec<Request>), EvalError> + Send,
-    ) -> Result<Scored<P>, CliError> {
-        let backend = chosen(self.backend)?;
+        plan: impl FnOnce(&Tokenizer, usize) -> Result<(P, Vec<ScoreRequest>), EvalError> + Send,
+    ) -> Result<Scored<P>, CommandError> {
+        let backend = self.model.compute.backend()?;
         if self.batch_size == 0 {
             return Err(EvalError::BatchSize.into());
         }
-        let (model, tokenizer) = find(&self.model, self.tokenizer.as_deref())?;
+        let model = self.model.find()?;
         let cache = dirs::cache_dir().unwrap_or_else(std::env::temp_dir);
         let ledger = Ledger::open(
             &cache.join("mohawk").join("eval"),
-            &identity(&model, backend, self.dtype)?,
+            &identity(&model.folder, backend, model.precision)?,
         );
-        backend.dispatch(Scoring {
+        backend.dispatch(ScoringWork {
             args: self,
             model,
-            tokenizer,
             ledger,
             backend,
             plan,
@@ -123,7 +123,7 @@ impl ScoringArgs {
     }
 }
 
-/// What tells one model from another, and from itself after a change.
+/// A text that differs between models, and between a model before and after a change of its files.
 fn identity(folder: &Path, backend: Backend, precision: Precision) -> Result<String, EvalError> {
     let absolute = fs::canonicalize(folder).map_err(cannot("open", folder))?;
     let mut files = Vec::new();
@@ -143,24 +143,23 @@ fn identity(folder: &Path, backend: Backend, precision: Precision) -> Result<Str
     Ok(identity)
 }
 
-struct Scoring<'a, F> {
+struct ScoringWork<'a, F> {
     args: &'a ScoringArgs,
-    model: PathBuf,
-    tokenizer: Tokenizer,
+    model: FoundModel,
     ledger: Ledger,
     backend: Backend,
     plan: F,
 }
 
-impl<P, F> Work for Scoring<'_, F>
+impl<P, F> Work for ScoringWork<'_, F>
 where
     P: Send,
-    F: FnOnce(&Tokenizer, usize) -> Result<(P, Vec<Request>), EvalError> + Send,
+    F: FnOnce(&Tokenizer, usize) -> Result<(P, Vec<ScoreRequest>), EvalError> + Send,
 {
-    type Output = Result<Scored<P>, CliError>;
+    type Output = Result<Scored<P>, CommandError>;
 
     fn run<B: KernelBackend>(self, device: B::Device) -> Self::Output {
-        let (config, model) = self.args.dtype.load::<B>(&self.model, &device)?;
+        let (config, model) = self.model.load::<B>(&device)?;
         let (limit, usual) = match config.max_positions() {
             Some(positions) => (positions, positions),
             None => (LONGEST, UNBOUNDED_LENGTH),
@@ -172,13 +171,16 @@ where
         }
 
         let begun = Instant::now();
-        let (plan, requests) = (self.plan)(&self.tokenizer, max_length)?;
+        let (plan, requests) = (self.plan)(&self.model.tokenizer, max_length)?;
         let mut ledger = self.ledger;
         let mut seen = HashSet::new();
-        let different: Vec<&Request> = requests.iter().filter(|it| seen.insert(*it)).collect();
+        let different: Vec<&ScoreRequest> = requests
+            .iter()
+            .filter(|request| seen.insert(*request))
+            .collect();
         let mut open = different.clone();
         open.retain(|request| ledger.get(request).is_none());
-        let went_on = open.len() < different.len();
+        let resumed = open.len() < different.len();
         let bar = progress(&different, &open);
         score(
             &model,
@@ -202,14 +204,14 @@ where
             max_length,
             backend: self.backend,
             time: begun.elapsed(),
-            went_on,
+            resumed,
             ledger,
         })
     }
 }
 
-/// A bar on a terminal; and, where an evaluation goes on, a line that says so.
-fn progress(all: &[&Request], open: &[&Request]) -> ProgressBar {
+/// A progress bar on a terminal; and, where an evaluation is resumed, a line that says so.
+fn progress(all: &[&ScoreRequest], open: &[&ScoreRequest]) -> ProgressBar {
     let known = all.len() - open.len();
     if known > 0 {
         eprintln!(

@@ -1,19 +1,14 @@
-//! `infer eval`, on the command line.
+//! `infer eval`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
 
-use super::encode::requests;
-use super::error::{EvalError, cannot};
-use super::metrics::{Metric, metrics};
-use super::score::Score;
+use super::CommandError;
 use super::scoring::{Scored, ScoringArgs};
-use super::table::table;
-use super::task::{Document, Question, Task};
-use crate::atomic_file;
-use crate::cli::{CliError, say};
+use crate::eval::{Document, EvalError, Metric, Question, Score, Task, metrics, requests, table};
+use crate::output::say;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,11 +24,11 @@ Examples:
 /// continuation meet, its metrics and their standard errors. The result is a table like its own, on
 /// standard output.
 ///
-/// An evaluation that is interrupted goes on where it was, give or take ten seconds, when it is
-/// started again.
+/// An evaluation that was interrupted resumes when it is started again; at most the last ten seconds of
+/// it are done twice.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
-pub struct EvalArgs {
+pub(crate) struct EvalArgs {
     #[command(flatten)]
     scoring: ScoringArgs,
 
@@ -53,75 +48,66 @@ pub struct EvalArgs {
     limit: Option<usize>,
 }
 
-/// A task, its documents, and later what the model made of each of their prompts.
-type Evaluated<S> = (Task, Vec<Document>, S);
+/// A task, its documents, and the scores of each document's prompts.
+type Evaluated = (Task, Vec<Document>, Vec<Vec<Score>>);
 
 impl EvalArgs {
-    /// Does what the command line says. The data is read before the model, so that a mistake in it is
-    /// told soon.
-    ///
-    /// # Errors
-    /// Every [`CliError`].
-    pub fn run(self) -> Result<(), CliError> {
+    /// Runs the command. The data is read before the model, so that a mistake in it shows soon.
+    pub fn run(self) -> Result<(), CommandError> {
         if self.limit == Some(0) {
             return Err(EvalError::Limit.into());
         }
-        let mut tasks = self.tasks.clone();
-        if tasks.is_empty() {
-            tasks = <Task as clap::ValueEnum>::value_variants().into();
-        }
-        let documents = tasks.into_iter().map(|task| {
+        let tasks = if self.tasks.is_empty() {
+            Task::value_variants()
+        } else {
+            &self.tasks
+        };
+        let documents = tasks.iter().map(|&task| {
             let files = match &self.data {
                 Some(folder) => vec![task.file_in(folder)?],
                 None => fetch(task)?,
             };
-            Ok((task, task.read(&files, self.limit)?, ()))
+            Ok((task, task.read(&files, self.limit)?))
         });
-        let documents: Vec<Evaluated<()>> = documents.collect::<Result<_, EvalError>>()?;
+        let documents = documents.collect::<Result<Vec<_>, EvalError>>()?;
 
         let mut scored = self.scoring.score(|tokenizer, max_length| {
-            let prompts = documents.iter().flat_map(|(_, documents, _)| documents);
-            let prompts = prompts.flat_map(|it| &it.prompts);
-            let requests = requests(prompts, tokenizer, max_length)?;
-            Ok(((), requests))
+            let prompts = documents.iter().flat_map(|(_, documents)| documents);
+            let prompts = prompts.flat_map(|document| &document.prompts);
+            Ok(((), requests(prompts, tokenizer, max_length)?))
         })?;
         let mut scores = std::mem::take(&mut scored.scores).into_iter();
-        let evaluated: Vec<Evaluated<Vec<Vec<Score>>>> = documents
-            .into_iter()
-            .map(|(task, documents, ())| {
-                let of_document = |it: &Document| scores.by_ref().take(it.prompts.len()).collect();
-                let scores = documents.iter().map(of_document).collect();
-                (task, documents, scores)
-            })
-            .collect();
+        let evaluated = documents.into_iter().map(|(task, documents)| {
+            let of_document =
+                |document: &Document| scores.by_ref().take(document.prompts.len()).collect();
+            let scores = documents.iter().map(of_document).collect();
+            (task, documents, scores)
+        });
+        let evaluated: Vec<Evaluated> = evaluated.collect();
         self.report(&evaluated, scored)
     }
 
-    fn report(
-        &self,
-        evaluated: &[Evaluated<Vec<Vec<Score>>>],
-        scored: Scored<()>,
-    ) -> Result<(), CliError> {
-        let results = evaluated.iter();
-        let results: Vec<(Task, Vec<Metric>)> = results
-            .map(|(task, documents, scores)| (*task, metrics(documents, scores)))
-            .collect();
-        say(&table(&results))?;
-        let count: usize = evaluated
+    fn report(&self, evaluated: &[Evaluated], scored: Scored<()>) -> Result<(), CommandError> {
+        let results = evaluated
             .iter()
-            .map(|(_, documents, _)| documents.len())
-            .sum();
+            .map(|(task, documents, scores)| (*task, metrics(documents, scores)));
+        let results: Vec<(Task, Vec<Metric>)> = results.collect();
+        say(&table(&results))?;
+        let counts = evaluated.iter().map(|(_, documents, _)| documents.len());
+        let count: usize = counts.sum();
         let seconds = scored.time.as_secs_f64();
         let rate = count as f64 / seconds.max(1e-9);
-        match scored.went_on {
-            false => eprintln!("{count} documents in {seconds:.1} s, {rate:.1} documents/s"),
-            true => eprintln!("{count} documents, the rest of them in {seconds:.1} s"),
+        if scored.resumed {
+            eprintln!("{count} documents, the rest of them in {seconds:.1} s");
+        } else {
+            eprintln!("{count} documents in {seconds:.1} s, {rate:.1} documents/s");
         }
-        if let Some(path) = &self.scoring.json {
+        let (backend, max_length) = (scored.backend.name(), scored.max_length);
+        Ok(scored.finish(&self.scoring, || {
             let samples = evaluated.iter().map(|(task, documents, scores)| {
                 let both = documents.iter().zip(scores);
-                let samples: Vec<Value> = both.map(|(it, scores)| sample(it, scores)).collect();
-                (task.to_string(), Value::from(samples))
+                let samples = both.map(|(document, scores)| sample(document, scores));
+                (task.to_string(), samples.collect::<Value>())
             });
             let results = results.iter().map(|(task, metrics)| {
                 let numbers = metrics.iter().flat_map(|metric| {
@@ -133,20 +119,17 @@ impl EvalArgs {
                 });
                 (task.to_string(), Value::Object(numbers.collect()))
             });
-            let report = json!({
-                "model": self.scoring.model,
-                "backend": scored.backend.name(),
-                "max_length": scored.max_length,
+            json!({
+                "model": self.scoring.model.model,
+                "backend": backend,
+                "max_length": max_length,
                 "limit": self.limit,
                 "n_shot": 0,
                 "seconds": seconds,
                 "results": results.collect::<Map<_, _>>(),
                 "samples": samples.collect::<Map<_, _>>(),
-            });
-            write_report(path, &report)?;
-        }
-        scored.done();
-        Ok(())
+            })
+        })?)
     }
 }
 
@@ -161,8 +144,9 @@ fn fetch(task: Task) -> Result<Vec<PathBuf>, EvalError> {
     })
 }
 
+/// A document's scores, in the JSON report.
 fn sample(document: &Document, scores: &[Score]) -> Value {
-    let log_likelihoods: Vec<f64> = scores.iter().map(|it| it.log_likelihood).collect();
+    let log_likelihoods: Vec<f64> = scores.iter().map(|score| score.log_likelihood).collect();
     match &document.question {
         Question::Word => json!({
             "log_likelihood": log_likelihoods[0],
@@ -173,9 +157,4 @@ fn sample(document: &Document, scores: &[Score]) -> Value {
             "gold": gold,
         }),
     }
-}
-
-/// Writes the results in numbers.
-pub fn write_report(path: &Path, report: &Value) -> Result<(), EvalError> {
-    atomic_file::write(path, format!("{report:#}\n").as_bytes()).map_err(cannot("write", path))
 }

@@ -1,34 +1,35 @@
-//! Tokens chosen where their logits are, for rows that each have a sampler: on the device if the backend
-//! can, or else by the sampler on the host.
+//! Sampling on the device, where the logits are, for the rows of a batch that each have a [`Sampler`]. What
+//! the device cannot choose is left to the sampler on the host.
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use kernels::KernelBackend;
 use kernels::choice::{Choice, Warp};
 
-use crate::sampling::Sampler;
-use crate::{GenerateError, SamplingSettings};
+use crate::error::GenerateError;
+use crate::sampling::{Sampler, SamplingSettings};
 
-/// What the device has chosen for some rows.
+/// The tokens that the device has chosen for the rows of a batch.
 pub(crate) struct Chosen<B: KernelBackend> {
-    /// The row's token; `None` where the host must choose, or say what is wrong with the logits.
+    /// Each row's token; `None` where the host must choose, or find out what is wrong with the logits.
     pub tokens: Vec<Option<u32>>,
-    /// `[b]`, the tokens where they were chosen; `None` if any is missing.
+    /// The tokens `[b]` on the device; `None` if any is missing.
     pub on_device: Option<Tensor<B, 1, Int>>,
 }
 
-/// What rows of samplers remember on the device.
-pub(crate) struct Chooser<B: KernelBackend> {
-    /// `[b, v]`, 1 for the tokens that a row's repetition penalty is for; there once a row has one.
+/// What the device needs to know of the rows' samplers.
+pub(crate) struct DeviceSampler<B: KernelBackend> {
+    /// `[b, v]`: 1 for the tokens that a row's repetition penalty applies to, else 0. `None` until a row
+    /// has a penalty.
     seen_bv: Option<Tensor<B, 2, Int>>,
-    /// Rows, and logits of each.
+    /// `[b, v]`: rows, and logits of each.
     shape: [usize; 2],
-    /// The first of the logits, which are tokens.
+    /// How many of the logits are tokens: the first ones. The rest is padding.
     vocab_size: usize,
     device: B::Device,
 }
 
-impl<B: KernelBackend> Chooser<B> {
-    /// For rows of `logits`, of which the first `vocab_size` are tokens.
+impl<B: KernelBackend> DeviceSampler<B> {
+    /// For `rows` rows of `logits` logits, of which the first `vocab_size` are tokens.
     pub fn new(rows: usize, vocab_size: usize, logits: usize, device: &B::Device) -> Self {
         Self {
             seen_bv: None,
@@ -38,10 +39,10 @@ impl<B: KernelBackend> Chooser<B> {
         }
     }
 
-    /// From now on the row is that of `sampler`.
+    /// Gives the row to the sequence of `sampler`.
     ///
     /// # Panics
-    /// If there is no such row.
+    /// If there is no such row and the sampler has a repetition penalty.
     pub fn begin(&mut self, row: usize, sampler: &Sampler) {
         if sampler.settings().repetition_penalty == 1.0 {
             return;
@@ -62,10 +63,9 @@ impl<B: KernelBackend> Chooser<B> {
         self.seen_bv = Some(others.slice_assign([row..row + 1, 0..v], flags(own, 1)));
     }
 
-    /// One token a row of `logits_bv`, by `choices` of the rows' samplers; waits for them.
+    /// Chooses one token for each row of `logits_bv` by the rows' `choices`, and waits for them.
     ///
     /// # Errors
-    ///
     /// [`GenerateError::Device`].
     pub fn choose(
         &mut self,

@@ -1,16 +1,16 @@
-//! What a model has read, on disk: a long text is read once and continued many times.
+//! State files: a text and a model's state after it, on disk, so that a long text is read once and
+//! continued many times.
 //!
-//! A state file is a safetensors file, which any of Hugging Face's tools can look into:
+//! A state file is a safetensors file, which Hugging Face's tools can open:
 //!
 //! | tensor | |
 //! |---|---|
 //! | `token_ids` | u32 `[n]`, the text |
-//! | `logits` | f32 `[v]`, behind its last token, so that a continuation needs nothing read again |
-//! | `layers.I.conv`, `layers.I.ssm` | the state of a layer of Mamba-2 |
-//! | `layers.I.keys`, `layers.I.values` | the cache of a layer of attention |
+//! | `logits` | f32 `[v]`, after its last token, so that a continuation reads nothing again |
+//! | `layers.I.conv`, `layers.I.ssm` | the state of a Mamba-2 layer |
+//! | `layers.I.keys`, `layers.I.values` | the cache of an attention layer |
 //!
-//! Its metadata say `format`, `version`, and by `model` the [`ModelHash`] of the one model that can
-//! make sense of it.
+//! Its metadata are `format`, `version`, and `model`: the [`ModelHash`] of the only model that can load it.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -22,39 +22,41 @@ use kernels::KernelBackend;
 use model::{CausalLm, StateError};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-use crate::generate::read;
-use crate::{ModelHash, Reading, atomic_file};
+use crate::atomic_file;
+use crate::device::read;
+use crate::generate::Reading;
+use crate::model_hash::ModelHash;
 
 const FORMAT: &str = "mohawk-state";
 const VERSION: &str = "1";
 
-/// Why a state cannot be saved or loaded. Each message is whole in itself.
+/// Why a state cannot be saved or loaded. Each message is complete.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum SnapshotError {
-    /// The operating system does not give the file.
+pub enum StateFileError {
+    /// The file cannot be read.
     #[error("the state cannot be read from {}: {reason}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// What it said.
+        /// The operating system's error.
         reason: io::Error,
     },
-    /// The operating system does not take the file.
+    /// The file cannot be written.
     #[error("the state cannot be saved in {}: {reason}", path.display())]
     Write {
-        /// The file, which is as it was.
+        /// The file, which is unchanged.
         path: PathBuf,
-        /// What it said.
+        /// The operating system's error.
         reason: io::Error,
     },
-    /// The device does not give the state.
+    /// The state cannot be copied from the device.
     #[error("the state cannot be read from the device: {0}")]
     Device(String),
-    /// The text ends with a token that was made and not read.
+    /// The text ends with a token that the model has made but not read.
     #[error("the text has a last token that the model has not read; a state is saved before that")]
     Unread,
-    /// The file is cut short, damaged, or not what it says.
+    /// The file is truncated or damaged.
     #[error("{}: not a whole state file: {reason}", path.display())]
     Damaged {
         /// The file.
@@ -62,13 +64,13 @@ pub enum SnapshotError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The file is of another kind.
+    /// The file is not a state file.
     #[error("{}: not a state file, as `infer generate --save-state` writes it", path.display())]
     NotAState {
         /// The file.
         path: PathBuf,
     },
-    /// The file is of a version that is not known here.
+    /// The file is of an unknown version.
     #[error(
         "{}: a state file of version {found:?}, and this program reads version {VERSION}; save the \
          state anew",
@@ -80,7 +82,7 @@ pub enum SnapshotError {
         /// Its version.
         found: String,
     },
-    /// The file is another model's.
+    /// The file belongs to another model.
     #[error(
         "{}: the state of another model: its config.json or its weights are not those of this one \
          (SHA-256 {saved}, here {here})",
@@ -89,12 +91,12 @@ pub enum SnapshotError {
     OtherModel {
         /// The file.
         path: PathBuf,
-        /// The hash of the model that the state was saved of.
+        /// The hash of the model that has saved the state.
         saved: String,
-        /// That of the model that it was loaded for.
+        /// The hash of the model that loads it.
         here: ModelHash,
     },
-    /// The tensors are not those that the model needs.
+    /// The file's tensors are not those of the model's state.
     #[error("{}: the state does not fit the model: {reason}", path.display())]
     State {
         /// The file.
@@ -104,21 +106,21 @@ pub enum SnapshotError {
     },
 }
 
-/// Writes what `reading` holds, of which everything has been read, as the state of `model`. The file
-/// is replaced whole or stays as it was.
+/// Writes `reading`, whose tokens have all been read, as a state of `model`. The file is replaced whole or
+/// stays as it was.
 ///
 /// # Errors
-/// [`SnapshotError::Unread`], [`SnapshotError::Device`] and [`SnapshotError::Write`].
+/// [`StateFileError::Unread`], [`StateFileError::Device`] and [`StateFileError::Write`].
 pub fn save<B: KernelBackend>(
     path: &Path,
     model: &ModelHash,
     reading: &Reading<B>,
-) -> Result<(), SnapshotError> {
-    let logits = reading.logits.as_ref().ok_or(SnapshotError::Unread)?;
+) -> Result<(), StateFileError> {
+    let logits = reading.logits.as_ref().ok_or(StateFileError::Unread)?;
     let tensors = reading.state.to_tensors();
-    let mut tensors = tensors.map_err(|error| SnapshotError::Device(error.to_string()))?;
+    let mut tensors = tensors.map_err(|error| StateFileError::Device(error.to_string()))?;
     let [_, v] = logits.dims();
-    let logits = read(logits.clone()).map_err(|error| SnapshotError::Device(error.to_string()))?;
+    let logits = read(logits.clone()).map_err(|error| StateFileError::Device(error.to_string()))?;
     let logits = TensorData::new(logits, [v]);
     let ids = TensorData::new(reading.ids.clone(), [reading.ids.len()]);
     tensors.push(("logits".into(), logits));
@@ -144,64 +146,64 @@ pub fn save<B: KernelBackend>(
     written.map_err(cannot_write(path))
 }
 
-/// That [`save`] has a chance to write `path`, for those who have long to read before.
+/// Checks that [`save`] can probably write `path`, before a long text is read.
 ///
 /// # Errors
-/// [`SnapshotError::Write`].
-pub fn check(path: &Path) -> Result<(), SnapshotError> {
+/// [`StateFileError::Write`].
+pub fn check(path: &Path) -> Result<(), StateFileError> {
     atomic_file::check(path).map_err(cannot_write(path))
 }
 
-fn cannot_write(path: &Path) -> impl FnOnce(io::Error) -> SnapshotError {
-    move |reason| SnapshotError::Write {
+fn cannot_write(path: &Path) -> impl FnOnce(io::Error) -> StateFileError {
+    move |reason| StateFileError::Write {
         path: path.into(),
         reason,
     }
 }
 
-/// A state file as it was read, not yet believed.
+/// The bytes of a state file. Its metadata are checked, its tensors not yet.
 #[derive(Debug)]
-pub struct Snapshot {
+pub struct StateFile {
     path: PathBuf,
     bytes: Vec<u8>,
 }
 
-impl Snapshot {
-    /// Reads a state file, which must be one of `model`'s.
+impl StateFile {
+    /// Reads a state file that `model` has saved.
     ///
     /// # Errors
-    /// Every [`SnapshotError`] but those of saving and [`SnapshotError::State`].
-    pub fn open(path: &Path, model: &ModelHash) -> Result<Self, SnapshotError> {
-        let bytes = fs::read(path).map_err(|reason| SnapshotError::Read {
+    /// Every [`StateFileError`] but those of saving and [`StateFileError::State`].
+    pub fn open(path: &Path, model: &ModelHash) -> Result<Self, StateFileError> {
+        let bytes = fs::read(path).map_err(|reason| StateFileError::Read {
             path: path.into(),
             reason,
         })?;
-        let snapshot = Self {
+        let file = Self {
             path: path.into(),
             bytes,
         };
-        snapshot.check(model)?;
-        Ok(snapshot)
+        file.check(model)?;
+        Ok(file)
     }
 
-    fn check(&self, model: &ModelHash) -> Result<(), SnapshotError> {
+    fn check(&self, model: &ModelHash) -> Result<(), StateFileError> {
         let path = || self.path.clone();
         let header = SafeTensors::read_metadata(&self.bytes);
         let (_, header) = header.map_err(|error| self.damaged(error))?;
         let metadata = header.metadata().clone().unwrap_or_default();
         let get = |key: &str| metadata.get(key).cloned().unwrap_or_default();
         if get("format") != FORMAT {
-            return Err(SnapshotError::NotAState { path: path() });
+            return Err(StateFileError::NotAState { path: path() });
         }
         let (found, saved) = (get("version"), get("model"));
         if found != VERSION {
-            return Err(SnapshotError::Version {
+            return Err(StateFileError::Version {
                 path: path(),
                 found,
             });
         }
         if saved != model.to_string() {
-            return Err(SnapshotError::OtherModel {
+            return Err(StateFileError::OtherModel {
                 path: path(),
                 saved,
                 here: model.clone(),
@@ -210,15 +212,15 @@ impl Snapshot {
         Ok(())
     }
 
-    /// The text and its state, on `device`.
+    /// The text and the state after it, on `device`.
     ///
     /// # Errors
-    /// [`SnapshotError::Damaged`] and [`SnapshotError::State`].
+    /// [`StateFileError::Damaged`] and [`StateFileError::State`].
     pub fn restore<B: KernelBackend>(
         &self,
         model: &CausalLm<B>,
         device: &B::Device,
-    ) -> Result<Reading<B>, SnapshotError> {
+    ) -> Result<Reading<B>, StateFileError> {
         let tensors = SafeTensors::deserialize(&self.bytes).map_err(|error| self.damaged(error))?;
         let mut unused: BTreeSet<&str> = tensors.names().into_iter().collect();
         let mut data = |name: &str| {
@@ -235,7 +237,7 @@ impl Snapshot {
         let v = model.vocab_size();
         let ids = row("token_ids", DType::U32, None)?;
         let logits = row("logits", DType::F32, Some(v))?;
-        // Both are of the type that they were just found to be of.
+        // `row` has checked both types.
         let ids: Vec<u32> = ids.iter().collect();
         let logits = TensorData::new(logits.iter::<f32>().collect(), [1, v]);
         let logits = Tensor::from_data(logits, (device, DType::F32));
@@ -247,7 +249,7 @@ impl Snapshot {
             return Err(self.damaged("it has no token"));
         }
         let state = model.state_from_tensors(ids.len(), data, device);
-        let state = state.map_err(|reason| SnapshotError::State {
+        let state = state.map_err(|reason| StateFileError::State {
             path: self.path.clone(),
             reason,
         })?;
@@ -261,15 +263,15 @@ impl Snapshot {
         })
     }
 
-    fn damaged(&self, reason: impl ToString) -> SnapshotError {
-        SnapshotError::Damaged {
+    fn damaged(&self, reason: impl ToString) -> StateFileError {
+        StateFileError::Damaged {
             path: self.path.clone(),
             reason: reason.to_string(),
         }
     }
 }
 
-/// What both sides have a word for.
+/// The dtypes that Burn and safetensors both know.
 const DTYPES: [(DType, Dtype); 5] = [
     (DType::F32, Dtype::F32),
     (DType::F16, Dtype::F16),

@@ -1,7 +1,6 @@
 //! `infer info`: what a model is, and what this machine has for it.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -10,21 +9,24 @@ use kernels::devices::{Survey, survey};
 use model::{FileTensor, MixerConfig, NetworkConfig, Part};
 use serde_json::{Value, json};
 
-use crate::cli::{CliError, say};
-use crate::memory::Memories;
+use super::CommandError;
+use crate::output::say;
+use crate::state_size::StateSizes;
+use crate::table::pairs;
 
-/// The lengths of text that a growing state is shown at.
+/// The lengths of text, in tokens, for which the size of a growing state is shown.
 const LENGTHS: [usize; 4] = [1, 2048, 32_768, 131_072];
 
 /// Says what a model is, and on which devices this program can run it.
 ///
 /// Of the model: its architecture and sizes, its parameters by kind, how they are stored, and the
 /// memory that each text takes while it is read and made, in f32; in bf16 or f16, keys and values and
-/// convolutions' windows may take half of it. Nothing is computed, and of the weights only their headers are read.
+/// convolutions' windows may take half of it. Nothing is computed, and only the headers of the weights
+/// are read.
 ///
 /// Of the devices: those that each backend finds here, or why it has none.
 #[derive(Debug, Args)]
-pub struct InfoArgs {
+pub(crate) struct InfoArgs {
     /// The folder of a model, or its name on the Hugging Face hub
     #[arg(long, value_name = "FOLDER|OWNER/NAME")]
     model: Option<PathBuf>,
@@ -35,43 +37,36 @@ pub struct InfoArgs {
 }
 
 impl InfoArgs {
-    /// Prints what there is to know.
-    ///
-    /// # Errors
-    ///
-    /// That the model cannot be read or the text not be written.
-    pub fn run(self) -> Result<(), CliError> {
-        let model = self.model.as_deref().map(Model::read).transpose()?;
+    /// Runs the command.
+    pub fn run(self) -> Result<(), CommandError> {
+        let model = self.model.as_deref().map(ModelSummary::read).transpose()?;
         let backends = survey();
-        let text = match self.json {
-            true => {
-                let model = model.as_ref().map(Model::to_json);
-                let backends: Vec<Value> = backends.iter().map(to_json).collect();
-                format!("{:#}\n", json!({"model": model, "backends": backends}))
-            }
-            false => {
-                let model = model.as_ref().map(Model::to_text).unwrap_or_default();
-                model + &to_text(&backends)
-            }
+        let text = if self.json {
+            let model = model.as_ref().map(ModelSummary::to_json);
+            let backends: Vec<Value> = backends.iter().map(to_json).collect();
+            format!("{:#}\n", json!({"model": model, "backends": backends}))
+        } else {
+            let model = model.as_ref().map(ModelSummary::rows).unwrap_or_default();
+            pairs(model.into_iter().chain(backends.iter().map(row)))
         };
-        say(&text)
+        Ok(say(&text)?)
     }
 }
 
-/// A model by its files.
-struct Model {
+/// What the files of a model say of it.
+struct ModelSummary {
     folder: PathBuf,
-    /// What its family calls it.
+    /// The name of the family of models.
     name: &'static str,
     network: NetworkConfig,
-    /// The context of a model whose attention was trained on so many positions.
+    /// The positions that attention was trained on; `None` for a model without attention.
     positions: Option<usize>,
     tensors: Vec<FileTensor>,
-    memories: Memories,
+    state_sizes: StateSizes,
 }
 
-impl Model {
-    fn read(name: &Path) -> Result<Self, CliError> {
+impl ModelSummary {
+    fn read(name: &Path) -> Result<Self, CommandError> {
         let folder = model::locate(name)?;
         let (config, tensors) = model::describe(&folder)?;
         Ok(Self {
@@ -80,7 +75,7 @@ impl Model {
             network: config.network(),
             positions: config.max_positions(),
             tensors,
-            memories: Memories::of(&config),
+            state_sizes: StateSizes::of(&config),
         })
     }
 
@@ -95,7 +90,7 @@ impl Model {
         kinds
     }
 
-    /// Bytes by what the numbers are stored as.
+    /// Bytes by the dtype that parameters are stored in.
     fn bytes(&self) -> BTreeMap<String, u64> {
         let mut bytes = BTreeMap::new();
         for tensor in &self.tensors {
@@ -106,19 +101,17 @@ impl Model {
         bytes
     }
 
-    /// Runs of equal mixers: how many, and what they are.
+    /// Runs of equal mixers: the number of layers, and their mixer.
     fn mixers(&self) -> Vec<(usize, &MixerConfig)> {
         let runs = self.network.mixers.chunk_by(|a, b| a == b);
         runs.map(|run| (run.len(), &run[0])).collect()
     }
 
-    fn to_text(&self) -> String {
+    /// Names and what they stand for, with an empty row at the end.
+    fn rows(&self) -> Vec<[String; 2]> {
         let network = &self.network;
-        let mut out = String::new();
-        let mut row = |name: &str, what: String| {
-            // Writing to a string does not fail.
-            let _ = writeln!(out, "{name:<13}{what}");
-        };
+        let mut rows = Vec::new();
+        let mut row = |name: &str, what: String| rows.push([name.to_owned(), what]);
         row("model", self.folder.display().to_string());
         row("architecture", self.name.into());
         let mixers = self.mixers().into_iter();
@@ -144,14 +137,15 @@ impl Model {
         let stored = stored.map(|(dtype, n)| format!("{} in {dtype}", BinaryBytes(n)));
         row("on disk", stored.collect::<Vec<_>>().join(", "));
         row("state", self.state());
-        out + "\n"
+        row("", String::new());
+        rows
     }
 
-    /// The memory of one text, in words.
+    /// The size of the state of one text, in words.
     fn state(&self) -> String {
-        let memory = self.memories.model;
-        let bytes = |n: usize| BinaryBytes(memory.bytes(n) as u64);
-        if memory.per_token == 0 {
+        let size = self.state_sizes.model;
+        let bytes = |n: usize| BinaryBytes(size.bytes(n) as u64);
+        if size.per_token == 0 {
             return format!("{} a text in f32, whatever its length", bytes(0));
         }
         let end = self.positions.unwrap_or(usize::MAX);
@@ -167,7 +161,7 @@ impl Model {
         let parameters: BTreeMap<_, _> = self.parameters().into();
         json!({
             "folder": self.folder,
-            "architecture": self.memories.architecture,
+            "architecture": self.state_sizes.architecture,
             "layers": self.network.mixers.len(),
             "mixers": mixers.collect::<Vec<_>>(),
             "d_model": self.network.d_model,
@@ -177,7 +171,7 @@ impl Model {
             "parameters": parameters,
             "total_parameters": parameters.values().sum::<u64>(),
             "bytes": self.bytes(),
-            "state": self.memories.model,
+            "state": self.state_sizes.model,
         })
     }
 }
@@ -186,12 +180,13 @@ fn elements(tensor: &FileTensor) -> u64 {
     tensor.shape.iter().map(|&n| n as u64).product()
 }
 
-fn to_text(backends: &[Survey]) -> String {
-    let each = backends.iter().map(|it| match &it.devices {
-        Ok(devices) => format!("{:<13}{}\n", it.backend, devices.join("; ")),
-        Err(reason) => format!("{:<13}- {reason}\n", it.backend),
-    });
-    each.collect()
+/// A backend's name, and its devices or why it has none.
+fn row(survey: &Survey) -> [String; 2] {
+    let found = match &survey.devices {
+        Ok(devices) => devices.join("; "),
+        Err(reason) => format!("- {reason}"),
+    };
+    [survey.backend.into(), found]
 }
 
 fn to_json(survey: &Survey) -> Value {

@@ -1,33 +1,34 @@
-//! What a sequence takes of memory in a model in f32.
+//! The memory that the state of one sequence takes, in bytes, in a model in f32.
 //!
 //! In bf16 and f16 the recurrent states of Mamba layers stay in f32, while their convolutions' windows
-//! and attention's keys and values may take half of what is said here.
+//! and attention's keys and values may take half of the bytes given here.
 
 use model::{AttentionConfig, DiscreteMamba2Config, MixerConfig, ModelConfig, StateSize};
 use serde::Serialize;
 
-/// The model's, and that of both networks that it could have been.
+/// The state of a model, and of the teacher and the student that it belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Memories {
-    /// What the model is: `teacher`, `hybrid` or `student`.
+pub(crate) struct StateSizes {
+    /// `teacher`, `hybrid` or `student`.
     pub architecture: &'static str,
+    /// The model itself.
     pub model: StateSize,
-    /// With attention in every layer.
+    /// The network with attention in every layer.
     pub teacher: StateSize,
-    /// With attention in none.
+    /// The network with attention in no layer.
     pub student: StateSize,
 }
 
-impl Memories {
-    /// A network of one kind stands beside the one of the other that it was, or would be, distilled
-    /// from or into by the published recipe: as many heads, each with its own keys and values, or B
-    /// and C, and a state of the published size.
+impl StateSizes {
+    /// The sizes for a configuration. Where the model has no layer of one kind, that kind is the one of
+    /// the published recipe, which distils from or into it: as many heads, each with its own keys and
+    /// values, or B and C, and a state of the published size.
     pub(crate) fn of(config: &ModelConfig) -> Self {
         let network = config.network();
         let mixers = &network.mixers;
         let layers = mixers.len();
         let size = |mixer: &MixerConfig| mixer.state_size(network.d_model);
-        // A state that grows with what was read is attention's.
+        // Attention's state grows with every token.
         let grows = |mixer: &&MixerConfig| size(mixer).per_token > 0;
         let architecture = match mixers.iter().filter(grows).count() {
             0 => "student",
@@ -68,24 +69,18 @@ mod tests {
             fixed: 24 * (32 * 64 * 64 + 3 * 2048 * 4) * 4,
             per_token: 0,
         };
-        let memories = Memories::of(&ModelConfig::Phi(teacher.clone()));
-        assert_eq!(memories.architecture, "teacher");
-        assert_eq!(memories.model, of_teacher);
-        assert_eq!(
-            (memories.teacher, memories.student),
-            (of_teacher, of_student)
-        );
+        let sizes = StateSizes::of(&ModelConfig::Phi(teacher.clone()));
+        assert_eq!(sizes.architecture, "teacher");
+        assert_eq!(sizes.model, of_teacher);
+        assert_eq!((sizes.teacher, sizes.student), (of_teacher, of_student));
         for (attention_layers, architecture) in [(&[][..], "student"), (&[3, 9], "hybrid")] {
             let student = PhiMambaConfig::student_of(&teacher, &mixer, attention_layers).unwrap();
-            let memories = Memories::of(&ModelConfig::PhiMamba(student));
+            let sizes = StateSizes::of(&ModelConfig::PhiMamba(student));
             let kept = attention_layers.len();
-            assert_eq!(memories.architecture, architecture);
-            assert_eq!(memories.model.fixed, of_student.fixed / 24 * (24 - kept));
-            assert_eq!(memories.model.per_token, of_teacher.per_token / 24 * kept);
-            assert_eq!(
-                (memories.teacher, memories.student),
-                (of_teacher, of_student)
-            );
+            assert_eq!(sizes.architecture, architecture);
+            assert_eq!(sizes.model.fixed, of_student.fixed / 24 * (24 - kept));
+            assert_eq!(sizes.model.per_token, of_teacher.per_token / 24 * kept);
+            assert_eq!((sizes.teacher, sizes.student), (of_teacher, of_student));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `infer perplexity`, on the command line.
+//! `infer perplexity`.
 
 use std::path::PathBuf;
 
@@ -6,11 +6,10 @@ use clap::Args;
 use datasets::{Documents, source_files};
 use serde_json::json;
 
-use super::command::write_report;
-use super::error::EvalError;
-use super::perplexity::Texts;
+use super::CommandError;
 use super::scoring::ScoringArgs;
-use crate::cli::{CliError, say};
+use crate::eval::{EvalError, Texts};
+use crate::output::say;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -22,13 +21,13 @@ Examples:
 
 /// Measures how well a model predicts texts, per token and per byte.
 ///
-/// Each document is a text of its own: its first token is predicted from an end-of-text token, every
+/// Each document is scored separately: its first token is predicted from an end-of-text token, every
 /// other from those before it in a window of --max-length tokens that slides by --stride. The
 /// perplexity of all tokens together is printed, with the same per byte, which can be compared
 /// between models whose tokenizers differ.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
-pub struct PerplexityArgs {
+pub(crate) struct PerplexityArgs {
     /// Files and folders of text
     ///
     /// .txt has one document a file; .jsonl, .jsonl.gz, .jsonl.zst and .json.gz have one a line, as
@@ -47,11 +46,8 @@ pub struct PerplexityArgs {
 }
 
 impl PerplexityArgs {
-    /// Does what the command line says.
-    ///
-    /// # Errors
-    /// Every [`CliError`].
-    pub fn run(self) -> Result<(), CliError> {
+    /// Runs the command.
+    pub fn run(self) -> Result<(), CommandError> {
         let files = source_files(&self.texts)?;
         let scored = self.scoring.score(|tokenizer, max_length| {
             let stride = self.stride.unwrap_or(max_length);
@@ -84,28 +80,25 @@ impl PerplexityArgs {
             scored.max_length,
         ))?;
         let rate = texts.tokens as f64 / seconds.max(1e-9);
-        match scored.went_on {
-            false => eprintln!("{seconds:.1} s, {rate:.0} tokens/s"),
-            true => eprintln!("{seconds:.1} s for what was left"),
+        if scored.resumed {
+            eprintln!("{seconds:.1} s for what was left");
+        } else {
+            eprintln!("{seconds:.1} s, {rate:.0} tokens/s");
         }
-        if let Some(path) = &self.scoring.json {
-            let report = json!({
-                "model": self.scoring.model,
-                "backend": scored.backend.name(),
-                "max_length": scored.max_length,
-                "stride": stride,
-                "documents": texts.documents,
-                "tokens": texts.tokens,
-                "bytes": texts.bytes,
-                "log_likelihood": metrics.log_likelihood,
-                "perplexity": metrics.perplexity,
-                "byte_perplexity": metrics.byte_perplexity,
-                "bits_per_byte": metrics.bits_per_byte,
-                "seconds": seconds,
-            });
-            write_report(path, &report)?;
-        }
-        scored.done();
-        Ok(())
+        let report = json!({
+            "model": self.scoring.model.model,
+            "backend": scored.backend.name(),
+            "max_length": scored.max_length,
+            "stride": stride,
+            "documents": texts.documents,
+            "tokens": texts.tokens,
+            "bytes": texts.bytes,
+            "log_likelihood": metrics.log_likelihood,
+            "perplexity": metrics.perplexity,
+            "byte_perplexity": metrics.byte_perplexity,
+            "bits_per_byte": metrics.bits_per_byte,
+            "seconds": seconds,
+        });
+        Ok(scored.finish(&self.scoring, || report)?)
     }
 }

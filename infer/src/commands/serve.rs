@@ -1,74 +1,32 @@
-//! The command line of `infer serve`.
+//! `infer serve`.
 
 use std::env::{self, VarError};
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
-use datasets::Tokenizer;
-use kernels::backends::Backend;
 
-use super::{ServerOptions, shutdown};
-use crate::cli::{CliError, check_vocabulary, chosen, find};
-use crate::engine::{Engine, EngineError, EngineOptions, EngineThread};
-use crate::precision::Precision;
-
-/// Why a server could not begin, or has ended.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The address is taken, or not this machine's.
-    #[error("cannot listen on {address}: {source}; --port chooses another, 0 any that is free")]
-    Address {
-        /// The address.
-        address: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// It can no longer be listened.
-    #[error("the server's socket has failed: {0}")]
-    Listener(io::Error),
-    /// A key that anybody has.
-    #[error(
-        "the API key is empty or no text, and would keep nobody out; --api-key or INFER_API_KEY gives \
-         another, and neither opens the server to all"
-    )]
-    ApiKey,
-    /// There is no runtime to serve on.
-    #[error("the server cannot begin: {0}")]
-    Runtime(io::Error),
-    /// The engine cannot begin, or has ended.
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-}
+use super::CommandError;
+use crate::engine::{Engine, EngineOptions};
+use crate::model_args::{FoundModel, ModelArgs, check_vocabulary};
+use crate::serve::{self, ServeError, ServerOptions};
 
 /// Serves a model over HTTP as OpenAI serves its own.
 ///
 /// POST /v1/completions continues texts, for any program that speaks OpenAI's interface; GET / is a
 /// page to try the model on; /v1/models, /health and /metrics (Prometheus) say how it is.
 ///
-/// The text of a request that has a seed is always the same, whoever else is served meanwhile. Ctrl-C
-/// ends the server when the requests that it has are answered, a second Ctrl-C at once.
+/// The text of a request that has a seed is always the same, however many other requests are served at
+/// the same time. Ctrl-C ends the server when the requests that it has are answered, a second Ctrl-C at
+/// once.
 #[derive(Debug, Args)]
-pub struct ServeArgs {
-    /// The folder of the model, or its name on the Hugging Face hub
-    #[arg(long, value_name = "FOLDER|OWNER/NAME")]
-    model: PathBuf,
-
-    /// A tokenizer.json, a folder with one, or a name on the hub, in place of the model's own
-    #[arg(long, value_name = "FILE|FOLDER|OWNER/NAME")]
-    tokenizer: Option<PathBuf>,
-
-    /// What computes: cuda, wgpu, flex or ndarray, of those built in
-    #[arg(long, value_name = "NAME")]
-    backend: Option<Backend>,
-
-    /// What parameters are kept in
-    #[arg(long, value_enum, default_value_t)]
-    dtype: Precision,
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    model: ModelArgs,
 
     /// The address to listen on; 0.0.0.0 is all of this machine's
     #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
@@ -116,22 +74,24 @@ pub struct ServeArgs {
 const ARRIVAL_SECONDS: u64 = 30;
 
 impl ServeArgs {
-    /// Serves until it is told to end.
-    ///
-    /// # Errors
-    ///
-    /// Every [`CliError`] but those of the other commands.
-    pub fn run(self) -> Result<(), CliError> {
-        let backend = chosen(self.backend)?;
+    /// Serves until a signal ends it.
+    pub fn run(self) -> Result<(), CommandError> {
+        let backend = self.model.compute.backend()?;
         let api_key = api_key(self.api_key)?;
         let address = SocketAddr::new(self.host, self.port);
         // Before a model is fetched or loaded, which may take long.
         let listener =
             TcpListener::bind(address).map_err(|source| ServeError::Address { address, source })?;
-        let (model, tokenizer) = find(&self.model, self.tokenizer.as_deref())?;
+        let FoundModel {
+            folder,
+            tokenizer,
+            precision,
+        } = self.model.find()?;
         let tokenizer = Arc::new(tokenizer);
         let options = ServerOptions {
-            name: self.model_name.unwrap_or_else(|| name_of(&self.model)),
+            name: self
+                .model_name
+                .unwrap_or_else(|| name_of(&self.model.model)),
             api_key,
             max_tokens: self.max_tokens,
             time_limit: Duration::from_secs(self.time_limit),
@@ -141,41 +101,32 @@ impl ServeArgs {
         };
         let engine = Engine::start(EngineOptions {
             backend,
-            model,
-            precision: self.dtype,
+            model: folder,
+            precision,
             tokenizer: tokenizer.clone(),
             slots: self.slots,
             queue: self.queue,
         });
         let engine = engine.map_err(ServeError::from)?;
         check_vocabulary(&tokenizer, engine.0.facts().vocab_size)?;
-        Ok(run(engine, tokenizer, options, listener)?)
+        announce(&listener, &options)?;
+        Ok(serve::run(engine, tokenizer, options, listener)?)
     }
 }
 
-fn run(
-    engine: (Engine, EngineThread),
-    tokenizer: Arc<Tokenizer>,
-    options: ServerOptions,
-    listener: TcpListener,
-) -> Result<(), ServeError> {
+/// Says where the server is.
+fn announce(listener: &TcpListener, options: &ServerOptions) -> Result<(), ServeError> {
     let address = listener.local_addr().map_err(ServeError::Listener)?;
-    // Nobody has to see it.
+    // The server runs as well with standard error closed.
     let mut err = io::stderr();
     if !address.ip().is_loopback() && options.api_key.is_none() {
         let _ = writeln!(
             err,
-            "whoever can reach {address} can use it: there is no --api-key"
+            "anyone who can reach {address} can use it: there is no --api-key"
         );
     }
     let _ = writeln!(err, "{} at http://{address}", options.name);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(ServeError::Runtime)?;
-    let stop = shutdown::signals();
-    runtime.block_on(super::serve(engine, tokenizer, options, listener, stop))
+    Ok(())
 }
 
 /// The key that was given, or that of the environment.
@@ -190,7 +141,7 @@ fn api_key(given: Option<String>) -> Result<Option<String>, ServeError> {
     }
 }
 
-/// A folder's last name, or what a model is called on the hub.
+/// The last part of a folder's path, or a model's name on the hub.
 fn name_of(model: &Path) -> String {
     let folder = model.canonicalize().ok();
     let name = folder.as_deref().and_then(Path::file_name);
