@@ -1,4 +1,4 @@
-//! `infer eval` and `infer perplexity` as their user meets them.
+//! The commands `infer eval` and `infer perplexity`.
 #![cfg(feature = "flex")]
 
 mod support;
@@ -47,7 +47,7 @@ fn stderr(output: &Output) -> &str {
     std::str::from_utf8(&output.stderr).unwrap()
 }
 
-/// What the program says when it fails: one message, no panic.
+/// The message of a program that fails, without a panic.
 fn failure(output: &Output) -> String {
     let message = stderr(output).to_owned();
     assert_eq!(output.status.code(), Some(1), "{message}");
@@ -102,7 +102,7 @@ fn an_evaluation_goes_on() {
     let home = tempfile::tempdir().unwrap();
     let occupied = home.path().join("occupied");
     fs::create_dir(&occupied).unwrap();
-    // The results cannot be written, so that what they were made of is kept.
+    // The results cannot be written, so the scores are kept.
     let arguments = ["--limit", "8", "--json", occupied.to_str().unwrap()];
     let first = eval(home.path(), &bundled(), "piqa", &arguments);
     assert_eq!(first.status.code(), Some(1));
@@ -130,8 +130,8 @@ fn an_evaluation_goes_on() {
     let at_once = json(&file);
     for task in ["piqa", "winogrande"] {
         let close = |i: usize, j: usize| {
-            let of = |it: &Value| {
-                it["samples"][task][i]["log_likelihoods"][j]
+            let of = |report: &Value| {
+                report["samples"][task][i]["log_likelihoods"][j]
                     .as_f64()
                     .unwrap()
             };
@@ -182,7 +182,7 @@ fn every_format_of_data() {
         tables.push(json(&file)["samples"].clone());
     }
     assert_eq!(tables[0]["arc_easy"].as_array().unwrap().len(), 4);
-    assert!(tables.iter().all(|it| *it == tables[0]));
+    assert!(tables.iter().all(|table| *table == tables[0]));
 }
 
 #[test]

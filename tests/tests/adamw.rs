@@ -11,7 +11,7 @@ use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use kernels::TrainBackend;
-use model::{Layout, PhiMamba, named_parameters};
+use model::{PhiMamba, PhiMambaConfig, named_parameters};
 use support::passes::{Lesson, config, stages};
 use support::*;
 use tests::{Values, assert_close};
@@ -84,7 +84,7 @@ fn parameters<B: Backend>(model: &PhiMamba<B>) -> Vec<(String, Values)> {
     }
     let mut collect = Collect(vec![]);
     model.visit(&mut collect);
-    let names = named_parameters(model, Layout::PhiMamba);
+    let names = named_parameters(model, PhiMambaConfig::LAYOUT);
     let names = names.into_iter().map(|parameter| parameter.name);
     names.zip(collect.0).collect()
 }

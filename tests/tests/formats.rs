@@ -12,7 +12,7 @@ use half::{bf16, f16};
 use kernels::KernelBackend;
 use model::weights::TensorFault;
 use model::{
-    CausalLm, ConfigError, DiscreteMamba2Config, Layout, ModelConfig, PhiConfig, PhiMambaConfig,
+    CausalLm, ConfigError, DiscreteMamba2Config, Family, ModelConfig, PhiConfig, PhiMambaConfig,
     WeightsError, atomic_file, named_parameters,
 };
 use safetensors::tensor::TensorView;
@@ -57,11 +57,19 @@ fn copy_of(case: &str) -> TempDir {
 }
 
 fn load_student(folder: &Path) -> Result<(PhiMambaConfig, CausalLm<Fast>), WeightsError> {
-    model::load_student(folder, &Default::default())
+    let (config, model) = model::load_any(folder, &Default::default())?;
+    let ModelConfig::PhiMamba(config) = config else {
+        panic!("no student: {config:?}")
+    };
+    Ok((config, model))
 }
 
 fn load_teacher(folder: &Path) -> Result<(PhiConfig, CausalLm<Fast>), WeightsError> {
-    model::load_teacher(folder, &Default::default())
+    let (config, model) = model::load_any(folder, &Default::default())?;
+    let ModelConfig::Phi(config) = config else {
+        panic!("no teacher: {config:?}")
+    };
+    Ok((config, model))
 }
 
 /// Every parameter's name and values.
@@ -74,7 +82,7 @@ fn parameters<B: KernelBackend>(model: &CausalLm<B>) -> HashMap<String, tests::V
     }
     let mut found = Collected(Vec::new());
     burn::module::Module::visit(model, &mut found);
-    let names = named_parameters(model, Layout::PhiMamba).into_iter();
+    let names = named_parameters(model, PhiMambaConfig::LAYOUT).into_iter();
     names.map(|p| p.name).zip(found.0).collect()
 }
 
@@ -661,9 +669,9 @@ fn cast_keeps_values() {
 
     let (_, model) = load_student(&goldens_dir().join("student-tiny")).expect("a student");
     let before = parameters(&model);
-    let ids = named_parameters(&model, Layout::PhiMamba);
+    let ids = named_parameters(&model, PhiMambaConfig::LAYOUT);
     let wide = model.cast(DType::F64);
-    assert_eq!(wide.lm_head.weight.val().dtype(), DType::F64);
+    assert_eq!(wide.head().weight.val().dtype(), DType::F64);
     assert_eq!(parameters(&wide), before);
-    assert_eq!(named_parameters(&wide, Layout::PhiMamba), ids);
+    assert_eq!(named_parameters(&wide, PhiMambaConfig::LAYOUT), ids);
 }

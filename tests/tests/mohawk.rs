@@ -70,8 +70,8 @@ fn transfer_pads_and_copies() {
     use model::{DiscreteMamba2Config, PhiMambaConfig, transfer_weights};
 
     let device = Default::default();
-    let (mut config, _) =
-        model::load_teacher::<Exact>(goldens_dir().join("teacher-tiny"), &device).expect("one");
+    let config = std::fs::read_to_string(goldens_dir().join("teacher-tiny/config.json"));
+    let mut config = model::PhiConfig::from_json(&config.expect("a file")).expect("Phi's");
     config.vocab_size = 101; // not a multiple of 8
     let n_heads = config.attention.n_heads;
     let mixer = DiscreteMamba2Config {

@@ -69,3 +69,8 @@ pub mod summary;
 mod table;
 
 pub use error::TrainError;
+
+/// The example of the README compiles.
+#[cfg(all(doctest, feature = "flex"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

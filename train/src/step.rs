@@ -11,14 +11,14 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use datasets::Batch;
 use kernels::TrainBackend;
-use model::{Phi, PhiMamba};
+use model::{Part, Phi, PhiMamba};
 
 use crate::config::{Precision, StageConfig};
 use crate::evaluate;
 use crate::gradients::Gradients;
 use crate::optimizer::AdamW;
 use crate::parallel_passes::ParallelPasses;
-use crate::stages::{Kind, Part, Rates, TokenBatch, in_dtype, on_graph_of_its_own, parts_of};
+use crate::stages::{Kind, Rates, TokenBatch, in_dtype, on_graph_of_its_own, parts_of};
 
 /// The optimizer steps of one stage: everything that they share.
 ///

@@ -5,7 +5,7 @@ use kernels::TrainBackend;
 use model::mohawk::{
     DistillationWeights, distillation_loss, hidden_state_loss, matrix_orientation_loss,
 };
-use model::{Layout, PhiBlock, PhiMamba, Taps, named_parameters};
+use model::{Block, PhiMamba, PhiMambaConfig, Taps, named_parameters};
 use tests::{Goldens, assert_close, goldens_dir};
 
 use super::*;
@@ -43,7 +43,7 @@ fn assert_gradients<B: TrainBackend>(
 ) {
     let found = gradients::<B>(student, &loss.backward());
     let mut compared = 0;
-    for parameter in named_parameters(student, Layout::PhiMamba) {
+    for parameter in named_parameters(student, PhiMambaConfig::LAYOUT) {
         let gradient = found.iter().find(|(id, _)| *id == parameter.id);
         let key = format!("{prefix}.grad.{}", parameter.name);
         if goldens.has(&key) {
@@ -69,7 +69,7 @@ fn layerwise<B: TrainBackend>(
     loss_key: &str,
     prefix: &str,
     tolerance: f64,
-    loss: impl Fn(&PhiBlock<B>, usize, Tensor<B, 3>, &model::Outputs<B::InnerBackend>) -> Tensor<B, 1>,
+    loss: impl Fn(&Block<B>, usize, Tensor<B, 3>, &model::Outputs<B::InnerBackend>) -> Tensor<B, 1>,
 ) {
     let goldens = Goldens::open("mohawk-tiny/expected");
     let taught = taught::<B>(&goldens);

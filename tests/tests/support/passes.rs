@@ -2,7 +2,7 @@
 
 use burn::tensor::DType;
 use kernels::TrainBackend;
-use model::{Layout, Phi, PhiMamba, named_parameters};
+use model::{Phi, PhiMamba, PhiMambaConfig, named_parameters};
 use tests::{Goldens, assert_close, goldens_dir};
 use train::config::{Config, Source};
 use train::gradients::Gradients;
@@ -64,7 +64,7 @@ fn stage<B: TrainBackend>(config: &Config, name: &str, loss: &str, prefix: &str,
 
     let mut squares = 0.0;
     let norm = values(gradients.norm().expect("gradients")).1[0];
-    for parameter in named_parameters(&lesson.student, Layout::PhiMamba) {
+    for parameter in named_parameters(&lesson.student, PhiMambaConfig::LAYOUT) {
         let key = format!("{prefix}.grad.{}", parameter.name);
         let gradient = gradients.take(parameter.id).map(values);
         if lesson.goldens.has(&key) {
@@ -128,7 +128,7 @@ pub fn stages_in_bf16<B: TrainBackend>(of_all: f64, of_each: f64) {
         let (_, mut gradients) = lesson.pass(&stage.kind);
         let (mut wrong, mut right, mut worst) = (0.0, 0.0, (0.0, String::new()));
         let mut each = vec![];
-        for parameter in named_parameters(&lesson.student, Layout::PhiMamba) {
+        for parameter in named_parameters(&lesson.student, PhiMambaConfig::LAYOUT) {
             let key = format!("{prefix}.grad.{}", parameter.name);
             if !lesson.goldens.has(&key) {
                 continue;

@@ -52,7 +52,7 @@ impl<B: TrainBackend> Networks<B> {
             weights.folder.display()
         ));
         let (phi, teacher) =
-            model::load_teacher(&weights.folder, device).map_err(TrainError::Teacher)?;
+            model::load_any(&weights.folder, device).map_err(TrainError::Teacher)?;
         let of_student = student_config(config, &phi)?;
         let untrained = || untrained_student::<B>(&of_student, config.seed, &teacher, device);
         let student = with_student.then(untrained).transpose()?;

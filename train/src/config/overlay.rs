@@ -1,12 +1,13 @@
 //! One layer over another: which keys there are, what type their values have, and what a value replaces.
 
+use model::Part;
 use toml::{Table, Value};
 
 use super::error::{ConfigError, nearest};
 use super::stage::StageConfig;
 use crate::limits::require;
 use crate::schedule::Schedule;
-use crate::stages::{Kind, Part};
+use crate::stages::Kind;
 
 /// The keys outside of stages whose value is one of a few words.
 const CHOICES: [(&str, &[&str]); 3] = [
@@ -139,7 +140,7 @@ impl Layers {
             let keys = dotted_names(stage).into_iter();
             let keys = keys.filter(|key| !key.starts_with("lr."));
             names.extend(keys.map(|key| format!("{stage_name}.{key}")));
-            names.extend(Part::ALL.map(|part| format!("{stage_name}.lr.{part}")));
+            names.extend(Part::ALL.map(|part| format!("{stage_name}.lr.{}", part.name())));
         }
         names.push(STAGES.to_owned());
         names

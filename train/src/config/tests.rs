@@ -1,8 +1,10 @@
 //! What a user may write, and what they are told when it is wrong.
 
+use model::Part;
+
 use super::*;
 use crate::schedule::Schedule;
-use crate::stages::{Kind, Part, Rates};
+use crate::stages::{Kind, Rates};
 
 fn set(text: &str) -> Result<Config, ConfigError> {
     Config::load(Source::Preset("tiny"), &[text.to_owned()])

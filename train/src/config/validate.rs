@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 
+use model::Part;
+
 use super::layers::section_names;
 use super::{Config, StageConfig};
 use crate::limits::{OutOfRange, at_least, not_negative, positive, require};
-use crate::stages::Part;
 
 /// The first value of `config` that makes no sense, as an error that says what would.
 pub(super) fn validate(config: &Config) -> Result<(), OutOfRange> {
@@ -134,16 +135,13 @@ fn validate_stage(config: &Config, stage: &StageConfig) -> Result<(), OutOfRange
         &format!("a rate for at least one of {}", names(reached)),
     )?;
     for (part, rate) in &stage.lr.0 {
-        require(
-            reached.contains(part),
-            &format!("lr.{part}"),
-            rate,
-            &format!(
-                "no rate: this stage's loss has a gradient for {} only",
-                names(reached)
-            ),
-        )?;
-        positive(&format!("lr.{part}"), *rate)?;
+        let key = format!("lr.{}", part.name());
+        let allowed = format!(
+            "no rate: this stage's loss has a gradient for {} only",
+            names(reached)
+        );
+        require(reached.contains(part), &key, rate, &allowed)?;
+        positive(&key, *rate)?;
     }
     stage.schedule.validate(stage.lr.lowest())?;
     stage.kind.validate()

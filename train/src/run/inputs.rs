@@ -8,7 +8,7 @@ use burn::module::AutodiffModule;
 use datasets::{PrepareOptions, Split, TokenShards, TokenWindows, Tokenizer};
 use kernels::{KernelBackend, TrainBackend};
 use model::{
-    DiscreteMamba2Config, NetworkConfig, Phi, PhiConfig, PhiMamba, PhiMambaConfig, WeightsError,
+    DiscreteMamba2Config, Family, ModelConfig, NetworkConfig, Phi, PhiMamba, WeightsError,
 };
 
 use crate::config::{Config, Precision, StageConfig, resolve_path};
@@ -38,7 +38,7 @@ pub(super) fn teacher_folder(name: &str) -> Result<PathBuf, TrainError> {
 ///
 /// # Errors
 /// [`TrainError::Student`] says which sizes do not fit.
-pub fn student_config(config: &Config, teacher: &PhiConfig) -> Result<PhiMambaConfig, TrainError> {
+pub fn student_config(config: &Config, teacher: &impl Family) -> Result<ModelConfig, TrainError> {
     let student = &config.student;
     let mixer = DiscreteMamba2Config {
         d_state: student.d_state,
@@ -51,11 +51,7 @@ pub fn student_config(config: &Config, teacher: &PhiConfig) -> Result<PhiMambaCo
         activation: student.activation,
         bias: student.bias,
     };
-    Ok(PhiMambaConfig::student_of(
-        teacher,
-        &mixer,
-        &student.attention_layers,
-    )?)
+    Ok(teacher.student(&mixer.into(), &student.attention_layers)?)
 }
 
 /// Checks that `stage` can train the student, and returns the layers that have nothing to learn in it.
@@ -79,7 +75,7 @@ pub(crate) fn check_layers(
 /// # Errors
 /// [`TrainError::Transfer`] if the two do not fit.
 pub(crate) fn untrained_student<B: TrainBackend>(
-    config: &PhiMambaConfig,
+    config: &ModelConfig,
     seed: u64,
     teacher: &Phi<B::InnerBackend>,
     device: &B::Device,
@@ -93,10 +89,10 @@ pub(crate) fn untrained_student<B: TrainBackend>(
 /// bf16, hence on a GPU, with fewer and wider products.
 pub(crate) fn teacher_of_stages<B: KernelBackend>(
     teacher: Phi<B>,
-    student: &PhiMambaConfig,
+    student: &ModelConfig,
     precision: Precision,
 ) -> Phi<B> {
-    let teacher = model::pad_vocabulary(teacher, student.padded_vocab_size());
+    let teacher = model::pad_vocabulary(teacher, student.network().vocab_size);
     let teacher = teacher.cast(precision.dtype());
     match precision {
         Precision::F32 => teacher,
@@ -108,7 +104,7 @@ pub(crate) fn teacher_of_stages<B: KernelBackend>(
 pub(super) fn tokenizer(
     config: &Config,
     teacher_folder: &Path,
-    teacher: &PhiConfig,
+    teacher: &ModelConfig,
 ) -> Result<Tokenizer, TrainError> {
     let path = match config.data.tokenizer.as_str() {
         "" => teacher_folder.to_owned(),
@@ -119,13 +115,14 @@ pub(super) fn tokenizer(
     } else {
         Tokenizer::from_file(path)?
     };
-    if tokenizer.vocab_size() > teacher.vocab_size {
+    let vocab_size = teacher.network().vocab_size;
+    if tokenizer.vocab_size() > vocab_size {
         return Err(TrainError::Mismatch(format!(
             "{}: the tokenizer has {} ids and the teacher knows {}; data.tokenizer must be the \
              teacher's",
             tokenizer.path().display(),
             tokenizer.vocab_size(),
-            teacher.vocab_size,
+            vocab_size,
         )));
     }
     Ok(tokenizer)

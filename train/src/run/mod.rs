@@ -25,7 +25,7 @@ use datasets::{Batches, TokenWindows, Tokenizer};
 use indicatif::BinaryBytes;
 use kernels::TrainBackend;
 use kernels::backends::{check, synchronise};
-use model::{Phi, PhiMamba, PhiMambaConfig};
+use model::{ModelConfig, Phi, PhiMamba};
 
 use self::folder::{finished, is_run, lock};
 use self::pending_metrics::PendingMetrics;
@@ -124,7 +124,7 @@ pub struct Run<B: TrainBackend> {
     /// Of each stage of the list: the layers that have nothing to learn in it.
     idle_layers: Vec<Vec<usize>>,
     teacher: Phi<B::InnerBackend>,
-    student_config: PhiMambaConfig,
+    student_config: ModelConfig,
     optimizer: AdamW<B::InnerBackend>,
     progress: Progress,
     checkpoints: Checkpoints,

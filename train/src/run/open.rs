@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use burn::module::AutodiffModule;
 use kernels::TrainBackend;
-use model::{CausalLm, NetworkConfig, PhiMamba};
+use model::{CausalLm, PhiMamba};
 
 use super::{
     CHECKPOINTS, COMPILING, CONFIG, METRICS, Run, RunOptions, check_layers, inputs, say_stopped,
@@ -36,11 +36,10 @@ impl<B: TrainBackend> Run<B> {
         }
         let teacher_folder = inputs::teacher_folder(&config.teacher.model)?;
         let (teacher_config, teacher) =
-            model::load_teacher(&teacher_folder, device).map_err(TrainError::Teacher)?;
+            model::load_any(&teacher_folder, device).map_err(TrainError::Teacher)?;
         let student_config = inputs::student_config(config, &teacher_config)?;
         let idle_layers = {
-            let teacher = NetworkConfig::from(&teacher_config);
-            let student = NetworkConfig::from(&student_config);
+            let (teacher, student) = (teacher_config.network(), student_config.network());
             let stages = config.stages.iter();
             stages
                 .map(|stage| check_layers(stage, &teacher, &student))
@@ -98,8 +97,8 @@ impl<B: TrainBackend> Run<B> {
             watch.note(&format!(
                 "teacher {} ({} layers, width {}), {} training tokens, {} held out, on {}",
                 config.teacher.model,
-                teacher_config.num_hidden_layers,
-                teacher_config.hidden_size,
+                teacher.backbone.layers.len(),
+                teacher_config.network().d_model,
                 training_tokens,
                 held_out.shards().tokens(),
                 options.backend,

@@ -1,16 +1,10 @@
-//! The arithmetic that a token takes.
+//! The arithmetic that a token takes, in operations: an addition and a multiplication count as two.
 //!
-//! An addition and a multiplication count as two operations. A weight of a projection takes 2 forward and,
-//! where the loss goes back through it, 4 backward; what is computed again in the backward pass does not
-//! count, as is usual. With `d` the width, `v` the vocabulary, `m` the MLP's width, `h` heads of `p` and states
-//! of `n` by `p`, and `i` rows of the mixer's input projection:
-//!
-//! - attention: `2 d (2 d + 2 d_kv)` for its projections; `2 l h p` for scores and sums, since a token sees
-//!   half of the sequence on average
-//! - Discrete-Mamba-2: `2 d i + 2 d d_inner`; `4 h n p` for the recurrence
-//! - MLP: `4 d m`; head: `2 d v`. The embedding multiplies nothing.
+//! A weight of a projection takes 2 forward and, where the loss goes back through it, 4 backward; what is
+//! computed again in the backward pass does not count, as is usual. The counts of single layers are
+//! [`model::MixerOptions::operations`] and its neighbours; the embedding multiplies nothing.
 
-use model::{MixerConfig, NetworkConfig};
+use model::NetworkConfig;
 
 /// Operations a token.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -25,7 +19,7 @@ impl Arithmetic {
     /// The forward pass of the teacher alone, its head included, on sequences of `l` tokens.
     pub fn teacher_alone(l: usize, teacher: &NetworkConfig) -> Self {
         Self {
-            teacher: network(teacher, l),
+            teacher: forward(teacher, l),
             student: 0.0,
         }
     }
@@ -36,40 +30,22 @@ impl Arithmetic {
     }
 }
 
-/// All layers and the head.
-pub(super) fn network(network: &NetworkConfig, l: usize) -> f64 {
-    let mixers: f64 = (network.mixers.iter())
-        .map(|config| mixer(config, l, network))
-        .sum();
-    mixers + network.mixers.len() as f64 * mlp(network) + head(network)
+/// The forward pass of all layers and the head.
+pub(super) fn forward(network: &NetworkConfig, l: usize) -> f64 {
+    let d = network.d_model;
+    let mixers = network.mixers.iter();
+    let mixers: f64 = mixers.map(|mixer| mixer.operations(d, l)).sum();
+    mixers + network.mixers.len() as f64 * network.mlp.operations(d) + network.head_operations()
 }
 
-pub(super) fn mixer(mixer: &MixerConfig, l: usize, network: &NetworkConfig) -> f64 {
-    let d = network.d_model as f64;
-    match mixer {
-        MixerConfig::Attention(attention) => {
-            let d_kv = d * attention.n_kv_heads as f64 / attention.n_heads as f64;
-            2.0 * d * (2.0 * d + 2.0 * d_kv) + 2.0 * l as f64 * d
-        }
-        MixerConfig::DiscreteMamba2(mamba) => {
-            let d_inner = mamba.d_inner(network.d_model) as f64;
-            let rows = mamba.d_in_proj(network.d_model) as f64;
-            2.0 * d * rows + 2.0 * d * d_inner + 4.0 * d_inner * mamba.d_state as f64
-        }
-    }
-}
-
-pub(super) fn mlp(network: &NetworkConfig) -> f64 {
-    4.0 * network.d_model as f64 * network.intermediate_size as f64
-}
-
-pub(super) fn head(network: &NetworkConfig) -> f64 {
-    2.0 * network.d_model as f64 * network.vocab_size as f64
+/// The same without the last layer's MLP and the head.
+pub(super) fn to_last_mixer(network: &NetworkConfig, l: usize) -> f64 {
+    forward(network, l) - network.head_operations() - network.mlp.operations(network.d_model)
 }
 
 #[cfg(test)]
 mod tests {
-    use model::{DiscreteMamba2Config, PhiConfig, PhiMambaConfig};
+    use model::{DiscreteMamba2Config, Family, PhiConfig};
 
     use super::*;
     use crate::stages::Kind;
@@ -85,8 +61,8 @@ mod tests {
             expand: 1,
             ..Default::default()
         };
-        let student = PhiMambaConfig::student_of(&phi, &mixer, &[]).unwrap();
-        let (teacher, student) = (NetworkConfig::from(&phi), NetworkConfig::from(&student));
+        let student = phi.student(&mixer.into(), &[]).unwrap();
+        let (teacher, student) = (phi.network(), student.network());
         let of = |kind, l| {
             let kind = Kind::named(kind).expect("a kind");
             let all = kind.arithmetic(l, &teacher, &student);

@@ -7,6 +7,7 @@
 use burn::module::AutodiffModule;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
+use kernels::dense::linear::Linear as _;
 use kernels::meter::{Kind, timed};
 use kernels::{DistillationWeights, KernelBackend, TrainBackend};
 use model::{Linear, widen};
@@ -129,7 +130,9 @@ mod tests {
             },
             ..PhiConfig::default()
         };
-        Phi::init(&config, seed, &Default::default()).lm_head
+        Phi::init(&config, seed, &Default::default())
+            .head()
+            .into_owned()
     }
 
     /// Large enough that the logits of these heads, with their small weights, are far from equal.

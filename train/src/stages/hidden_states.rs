@@ -3,12 +3,12 @@
 use burn::tensor::Tensor;
 use kernels::TrainBackend;
 use model::mohawk::hidden_state_loss;
-use model::{Mixer, NetworkConfig, Phi, PhiMamba};
+use model::{NetworkConfig, Part, Phi, PhiMamba};
 use serde::{Deserialize, Serialize};
 
 use super::arithmetic::{self, Arithmetic};
 use super::layers::{self, Untrainable};
-use super::{Choices, Description, Part, Stage, TokenBatch, sum_over_layers};
+use super::{Choices, Description, Stage, TokenBatch, sum_over_layers};
 use crate::gradients::Gradients;
 
 /// Outputs of mixers or of blocks: the L2 norm of the difference, mean over tokens, summed over layers.
@@ -57,13 +57,10 @@ impl Stage for HiddenStates {
 
     /// The teacher's layers but for the last MLP; three times the student's mixers.
     fn arithmetic(&self, l: usize, teacher: &NetworkConfig, student: &NetworkConfig) -> Arithmetic {
-        let mixers = student.mixers.iter().zip(&teacher.mixers);
-        let mixers = mixers.filter(|(of_student, of_teacher)| of_student != of_teacher);
-        let mixers = mixers.map(|(mixer, _)| arithmetic::mixer(mixer, l, student));
+        let mixers = layers::learning(teacher, student);
+        let mixers = mixers.map(|(_, mixer)| mixer.operations(student.d_model, l));
         Arithmetic {
-            teacher: arithmetic::network(teacher, l)
-                - arithmetic::head(teacher)
-                - arithmetic::mlp(teacher),
+            teacher: arithmetic::to_last_mixer(teacher, l),
             student: 3.0 * mixers.sum::<f64>(),
         }
     }
@@ -93,8 +90,7 @@ impl Stage for HiddenStates {
                     Target::Block => x_bld.clone(),
                 }
             };
-            // Not in idle layers.
-            if let Mixer::DiscreteMamba2(_) = student.mixer {
+            if !student.mixer.is_kept_from(&teacher.mixer) {
                 let output_bld = match self.target {
                     Target::Mixer => student.mixer_output(entering),
                     Target::Block => student.forward(entering),

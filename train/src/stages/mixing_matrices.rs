@@ -3,12 +3,12 @@
 
 use burn::tensor::{Int, Tensor};
 use kernels::{AttentionParts, TrainBackend, mixing_distance};
-use model::{MixerConfig, NetworkConfig, Phi, PhiMamba};
+use model::{NetworkConfig, Part, Phi, PhiMamba};
 use serde::{Deserialize, Serialize};
 
 use super::arithmetic::{self, Arithmetic};
 use super::layers::{self, Untrainable};
-use super::{Description, Part, Stage, TokenBatch, sum_over_layers};
+use super::{Description, Stage, TokenBatch, sum_over_layers};
 use crate::gradients::Gradients;
 
 /// Transfer matrices against attention matrices: the Frobenius norm of the difference, mean over batch and
@@ -35,47 +35,38 @@ impl Stage for Matrices {
         student: &NetworkConfig,
     ) -> Result<Vec<usize>, Untrainable> {
         layers::idle(teacher, student, |teacher, student| {
-            let (MixerConfig::Attention(attention), MixerConfig::DiscreteMamba2(mamba)) =
-                (teacher, student)
-            else {
-                return Err(format!(
-                    "it compares a transfer matrix with an attention matrix, and the teacher's mixer is {}",
-                    layers::name(teacher)
-                ));
-            };
-            if mamba.n_v_heads == attention.n_heads {
+            if student.has_matrices_to_match(teacher) {
                 return Ok(());
             }
+            let (heads, of_teacher) = (student.n_heads(), teacher.n_heads());
+            if heads != of_teacher {
+                return Err(format!(
+                    "the matrices of every head are compared, and it has {heads} heads where the teacher has \
+                     {of_teacher}; set student.n_v_heads to {of_teacher} or leave the stage out"
+                ));
+            }
             Err(format!(
-                "it compares the matrices of every head; student.n_v_heads is {} and the teacher has {heads} \
-                 heads: set it to {heads} or leave the stage out",
-                mamba.n_v_heads,
-                heads = attention.n_heads,
+                "it has no mixing matrix that can be compared with that of the teacher's {}",
+                teacher.kind()
             ))
         })
     }
 
-    /// The teacher's layers, of the last only queries and keys; of the student three times the rows of B, C
-    /// and A_log; `l h p` for the teacher's scores once more and `3 l h n` for the student's.
+    /// The teacher's layers, of the last only what its matrix is made of; of the student three times what its
+    /// matrices are made of and their entries, and once more the entries of the teacher's.
     fn arithmetic(&self, l: usize, teacher: &NetworkConfig, student: &NetworkConfig) -> Arithmetic {
-        let d = student.d_model as f64;
-        let scores = |width: usize| l as f64 * width as f64;
-        let last = (teacher.mixers.last()).map_or(0.0, |last| arithmetic::mixer(last, l, teacher));
-        let of_student = student.mixers.iter().filter_map(|mixer| match mixer {
-            MixerConfig::DiscreteMamba2(mamba) => {
-                let rows = 2 * mamba.d_bc() + mamba.n_v_heads;
-                let matrices = scores(mamba.n_v_heads * mamba.d_state);
-                Some(3.0 * (2.0 * d * rows as f64 + matrices) + scores(student.d_model))
-            }
-            MixerConfig::Attention(_) => None,
+        let (d_teacher, d) = (teacher.d_model, student.d_model);
+        let last = teacher.mixers.last().map_or(0.0, |mixer| {
+            mixer.operations(d_teacher, l) - mixer.matrix_operations(d_teacher, l).projections
+        });
+        let each = layers::learning(teacher, student).map(|(teacher, student)| {
+            let matrix = student.matrix_operations(d, l);
+            let scores = teacher.matrix_operations(d_teacher, l).scores;
+            3.0 * (matrix.projections + matrix.scores) + scores
         });
         Arithmetic {
-            teacher: arithmetic::network(teacher, l)
-                - arithmetic::head(teacher)
-                - arithmetic::mlp(teacher)
-                - last
-                + 4.0 * d * d,
-            student: of_student.sum(),
+            teacher: arithmetic::to_last_mixer(teacher, l) - last,
+            student: each.sum(),
         }
     }
 
@@ -103,7 +94,9 @@ impl Stage for Matrices {
                 x_bld = output;
                 attention
             };
-            // Idle layers have no transfer matrix.
+            if student.mixer.is_kept_from(&teacher.mixer) {
+                continue;
+            }
             let transfer = student.transfer_parts(Tensor::from_inner(entering));
             if let (Some(transfer), Some(attention)) = (transfer, attention) {
                 let attention = AttentionParts {

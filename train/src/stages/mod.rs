@@ -24,12 +24,12 @@ use std::fmt;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use kernels::{KernelBackend, TrainBackend};
-use model::{NetworkConfig, Phi, PhiMamba};
+use model::{NetworkConfig, Part, Phi, PhiMamba};
 use serde::{Deserialize, Serialize};
 
 pub use arithmetic::Arithmetic;
 pub use layers::Untrainable;
-pub use parts::{Part, Rates, in_dtype, on_graph_of_its_own, parts_of, train_parts};
+pub use parts::{Rates, in_dtype, on_graph_of_its_own, parts_of, train_parts};
 
 use crate::gradients::Gradients;
 use crate::limits::OutOfRange;
@@ -208,7 +208,7 @@ impl fmt::Display for Kind {
 /// The teacher's part of knowledge distillation alone: its logits for `ids [b, l]`, made as there and dropped.
 pub fn teacher_alone<B: KernelBackend>(teacher: &Phi<B>, ids: Tensor<B, 2, Int>) {
     let features = teacher.features(ids);
-    head::forward(&teacher.lm_head, features, head::BLOCK, |_, logits| {
+    head::forward(&teacher.head(), features, head::BLOCK, |_, logits| {
         drop(logits);
     });
 }

@@ -1,73 +1,13 @@
 //! The parts of a student, which of them train, and at which rates.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fmt;
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
 use kernels::TrainBackend;
-use model::{Layout, PhiMamba, named_parameters};
+use model::{Layout, Part, PhiMamba, named_parameters};
 use serde::{Deserialize, Serialize};
-
-/// A part of the student.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Part {
-    /// The mixers, and the attention of layers that keep it.
-    Mixer,
-    /// The blocks' MLPs.
-    Mlp,
-    /// The blocks' norms and the final one.
-    Norm,
-    /// The token embedding.
-    Embedding,
-    /// The language-model head.
-    Head,
-}
-
-impl Part {
-    /// Every part.
-    pub const ALL: [Self; 5] = [
-        Self::Mixer,
-        Self::Mlp,
-        Self::Norm,
-        Self::Embedding,
-        Self::Head,
-    ];
-
-    /// As a configuration names it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Mixer => "mixer",
-            Self::Mlp => "mlp",
-            Self::Norm => "norm",
-            Self::Embedding => "embedding",
-            Self::Head => "head",
-        }
-    }
-
-    /// The part that the parameter with the published name `name` belongs to.
-    fn of(name: &str) -> Self {
-        if name.contains(".mixer.") {
-            Self::Mixer
-        } else if name.contains(".mlp.") {
-            Self::Mlp
-        } else if name.contains("norm") {
-            Self::Norm
-        } else if name.contains("embedding") {
-            Self::Embedding
-        } else {
-            Self::Head
-        }
-    }
-}
-
-impl fmt::Display for Part {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// Learning rates by part. A part without a rate does not train.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -103,9 +43,9 @@ impl Rates {
 
 /// The part of every parameter of `student`, by its id.
 pub fn parts_of<B: TrainBackend>(student: &PhiMamba<B>) -> HashMap<ParamId, Part> {
-    let parameters = named_parameters(student, Layout::PhiMamba).into_iter();
+    let parameters = named_parameters(student, Layout::default()).into_iter();
     parameters
-        .map(|parameter| (parameter.id, Part::of(&parameter.name)))
+        .map(|parameter| (parameter.id, parameter.part()))
         .collect()
 }
 
@@ -164,29 +104,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_published_name_has_its_part() {
-        for (name, part) in [
-            ("backbone.embedding.weight", Part::Embedding),
-            ("backbone.layers.0.input_layernorm.bias", Part::Norm),
-            ("backbone.layers.11.mixer.in_proj.weight", Part::Mixer),
-            (
-                "backbone.layers.2.mixer.self_attn.q_proj.weight",
-                Part::Mixer,
-            ),
-            ("backbone.layers.0.mlp.fc1.weight", Part::Mlp),
-            ("backbone.final_layernorm.weight", Part::Norm),
-            ("lm_head.bias", Part::Head),
-        ] {
-            assert_eq!(Part::of(name), part, "{name}");
-        }
-    }
-
-    #[test]
     fn names_are_those_of_a_configuration() {
         for part in Part::ALL {
             let rates = Rates::new(&[part], 0.5);
             let text = toml::to_string(&rates).unwrap();
-            assert_eq!(text, format!("{part} = 0.5\n"));
+            assert_eq!(text, format!("{} = 0.5\n", part.name()));
             assert_eq!(toml::from_str::<Rates>(&text).unwrap(), rates);
         }
     }

@@ -9,13 +9,13 @@
 use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
 use burn::tensor::{Int, Tensor};
 use kernels::{DistillationWeights, TrainBackend};
-use model::{NetworkConfig, Phi, PhiMamba};
+use model::{NetworkConfig, Part, Phi, PhiMamba};
 use serde::{Deserialize, Serialize};
 
 use super::arithmetic::{self, Arithmetic};
 use super::head::{self, Features};
 use super::layers::Untrainable;
-use super::{Description, Part, Stage, TokenBatch};
+use super::{Description, Stage, TokenBatch};
 use crate::gradients::Gradients;
 use crate::limits::{OutOfRange, positive, within};
 
@@ -69,8 +69,8 @@ impl Stage for Predictions {
     /// The teacher's layers and head; three times the student's.
     fn arithmetic(&self, l: usize, teacher: &NetworkConfig, student: &NetworkConfig) -> Arithmetic {
         Arithmetic {
-            teacher: arithmetic::network(teacher, l),
-            student: 3.0 * arithmetic::network(student, l),
+            teacher: arithmetic::forward(teacher, l),
+            student: 3.0 * arithmetic::forward(student, l),
         }
     }
 
@@ -95,8 +95,8 @@ impl Stage for Predictions {
             teacher: teacher_bld,
         };
         let (loss, dfeatures) = head::pass(
-            &student.lm_head,
-            &teacher.lm_head,
+            &student.head(),
+            &teacher.head(),
             features,
             labels,
             weights,
