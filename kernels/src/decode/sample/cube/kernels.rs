@@ -1,20 +1,15 @@
-//! As one CubeCL launch of a cube a row, whose units own neighbouring tokens each and keep them in registers.
-//!
-//! Nothing is sorted. What `top_k` and `top_p` leave is what lies above some logit, which is found bit by
-//! bit: with half of the remaining range tried, a count or a sum over the vocabulary says in which half it
-//! lies. That takes 31 sums for each, a few tens of microseconds.
+//! The kernel and its launch.
 
-use burn::tensor::{DType, Int, Tensor};
+use burn::tensor::DType;
+use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
-use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use super::{Choice, Sample, Warp};
-use crate::cube::inner;
 use crate::cube::launch_cache::{ARRAY, Described, array, launch, optional, settings};
 use crate::cube::output_pool::output;
 use crate::cube::reduce::{Fold, of_cube};
+use crate::decode::sample::{Choice, Warp};
 
 /// Where no token can be chosen.
 const NONE: i64 = -1;
@@ -325,37 +320,9 @@ thread_local! {
     static CHOOSE: Described<(Plan, bool)> = Described::default();
 }
 
-impl<R, F, I, T> Sample for CubeBackend<R, F, I, T>
-where
-    R: CubeRuntime,
-    F: FloatElement,
-    I: IntElement,
-    T: BoolElement,
-{
-    fn sample(
-        logits: Tensor<Self, 2>,
-        seen: Option<&mut Tensor<Self, 2, Int>>,
-        vocab_size: usize,
-        choices: &[Choice],
-    ) -> Option<Tensor<Self, 1, Int>> {
-        let logits = inner(logits);
-        // Written in place, as the caller holds no other clone.
-        let seen = seen.map(|seen| seen.clone().into_primitive());
-        let in_place = |seen: &CubeTensor<R>| {
-            let rows = seen.meta.strides()[1] == 1 && seen.is_nonoverlapping();
-            seen.dtype == DType::I32 && rows
-        };
-        if logits.dtype != DType::F32 || !seen.iter().all(in_place) {
-            return None;
-        }
-        let chosen = choose(logits, seen, vocab_size, choices);
-        Some(Tensor::from_primitive(chosen))
-    }
-}
-
-/// See [`sample`](super::sample); `seen`, which nothing else holds, is written to. Its rows may be padded, as
+/// See [`sample`](crate::decode::sample::sample()); `seen`, which nothing else holds, is written to. Its rows may be padded, as
 /// CUDA's are when they come from the host.
-fn choose<R: CubeRuntime>(
+pub(super) fn choose<R: CubeRuntime>(
     logits: CubeTensor<R>,
     seen: Option<CubeTensor<R>>,
     vocab_size: usize,

@@ -1,34 +1,13 @@
-//! A tensor times a number that is on the device, which may be wider than the tensor: one pass.
+//! The kernels and their launches.
 
-use burn::tensor::Tensor;
-use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
-use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use super::{Scale, product};
 use crate::cube::each_row::cubes;
-use crate::cube::{address_type, computes_in_f32, empty, inner, tensor, vector_size};
+use crate::cube::{address_type, empty, vector_size};
 
 const UNITS: usize = 256;
-
-impl<R, F, I, T> Scale for CubeBackend<R, F, I, T>
-where
-    R: CubeRuntime,
-    F: FloatElement,
-    I: IntElement,
-    T: BoolElement,
-{
-    fn scaled<const D: usize>(x: Tensor<Self, D>, by: Tensor<Self, 1>) -> Tensor<Self, D> {
-        let shape = x.dims();
-        let fits = computes_in_f32(x.dtype()) && computes_in_f32(by.dtype());
-        if !fits || shape.contains(&0) {
-            return product(x, by);
-        }
-        let x = into_contiguous(inner(x.reshape([shape.iter().product::<usize>()])));
-        tensor::<R, Self, 1>(scaled(x, inner(by))).reshape(shape)
-    }
-}
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn scaled_kernel<F: Float, W: Float, N: Size>(
@@ -45,7 +24,7 @@ fn scaled_kernel<F: Float, W: Float, N: Size>(
 }
 
 /// The contiguous `x [n]` times the one element of `by`.
-fn scaled<R: CubeRuntime>(x: CubeTensor<R>, by: CubeTensor<R>) -> CubeTensor<R> {
+pub(super) fn scaled<R: CubeRuntime>(x: CubeTensor<R>, by: CubeTensor<R>) -> CubeTensor<R> {
     let [n]: [usize; 1] = x.meta.shape().dims();
     let y = empty(&x, [n], x.dtype);
     let lanes = vector_size(&[&x, &y]);

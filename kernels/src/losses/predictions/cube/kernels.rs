@@ -1,19 +1,15 @@
-//! As CubeCL kernels: a cube a token reads both rows of logits once for their largest and the sums of
-//! exponentials, and again, backwards and so while the end of the rows is still in a cache, for the loss and
-//! the gradient. One cube then takes the mean.
+//! The kernels and their launches.
 
-use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::DType;
+use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
-use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use super::{DistillationInputs, Predictions, reference};
 use crate::cube::each_row::{cubes, mean, with_rows};
 use crate::cube::reduce::Fold;
-use crate::cube::{address_type, computes_in_f32, empty, inner, tensor, vector_size};
-use crate::dtype::narrow;
+use crate::cube::{address_type, empty, vector_size};
+use crate::losses::predictions::DistillationWeights;
 
 /// Units of a cube at most: so many that few rows are under way at once, which a cache then holds.
 const UNITS: usize = 1024;
@@ -241,76 +237,31 @@ fn tokens_kernel<S: Float, T: Float, N: Size>(
     }
 }
 
-impl<R, F, I, T> Predictions for CubeBackend<R, F, I, T>
-where
-    R: CubeRuntime,
-    F: FloatElement,
-    I: IntElement,
-    T: BoolElement,
-{
-    fn distillation_loss_forward(inputs: DistillationInputs<Self>) -> Tensor<Self, 1> {
-        if !fits(&inputs) {
-            return reference::forward(inputs);
-        }
-        let ([t, _], dtype) = (inputs.student.dims(), inputs.student.dtype());
-        narrow(tensor(block(inputs, t, false).0), dtype)
-    }
-
-    fn distillation_loss_with_gradient(
-        inputs: DistillationInputs<Self>,
-    ) -> (Tensor<Self, 1>, Tensor<Self, 2>) {
-        let ([t, _], dtype) = (inputs.student.dims(), inputs.student.dtype());
-        let (loss, gradient) = Self::distillation_block(inputs, t);
-        (narrow(loss, dtype), gradient)
-    }
-
-    fn distillation_block(
-        inputs: DistillationInputs<Self>,
-        tokens: usize,
-    ) -> (Tensor<Self, 1>, Tensor<Self, 2>) {
-        if !fits(&inputs) {
-            return reference::block(inputs, tokens);
-        }
-        let (loss, gradient) = block(inputs, tokens, true);
-        (tensor(loss), tensor(gradient.expect("it is wanted")))
-    }
-}
-
-/// Whether the kernel reads what is there.
-fn fits<R, B>(inputs: &DistillationInputs<B>) -> bool
-where
-    R: CubeRuntime,
-    B: Backend<IntTensorPrimitive = CubeTensor<R>>,
-{
-    let labels = inputs.labels.clone().map(Tensor::into_primitive);
-    inputs.student.shape().num_elements() > 0
-        && computes_in_f32(inputs.student.dtype())
-        && computes_in_f32(inputs.teacher.dtype())
-        && labels.is_none_or(|labels| labels.dtype == DType::I32)
+/// The op's inputs on the device.
+pub(super) struct Operands<R: CubeRuntime> {
+    pub student: CubeTensor<R>,
+    pub teacher: CubeTensor<R>,
+    pub labels: Option<CubeTensor<R>>,
+    pub weights: DistillationWeights,
 }
 
 /// The losses of the tokens added up, over `tokens`, `[1]` in f32; and, if it is `wanted`, the gradient of
 /// that in the student's dtype.
-fn block<R, B>(
-    inputs: DistillationInputs<B>,
+pub(super) fn block<R: CubeRuntime>(
+    inputs: Operands<R>,
     tokens: usize,
     wanted: bool,
-) -> (CubeTensor<R>, Option<CubeTensor<R>>)
-where
-    R: CubeRuntime,
-    B: Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
-{
+) -> (CubeTensor<R>, Option<CubeTensor<R>>) {
     let weights = inputs.weights;
-    let [t, v] = inputs.student.dims();
-    let labels = inputs.labels.map(Tensor::into_primitive);
-    let labels = labels.filter(|_| weights.hard > 0.0);
+    let [t, v]: [usize; 2] = inputs.student.meta.shape().dims();
+    let labels = inputs.labels.filter(|_| weights.hard > 0.0);
     let hard = match labels {
         Some(_) => weights.hard,
         None => 0.0,
     };
-    let student = with_rows(inner(inputs.student));
+    let student = with_rows(inputs.student);
     // Not read where it has no weight.
-    let teacher = (hard < 1.0).then(|| with_rows(inner(inputs.teacher)));
+    let teacher = (hard < 1.0).then(|| with_rows(inputs.teacher));
     let losses = empty(&student, [t], DType::F32);
     let gradient = wanted.then(|| empty(&student, [t, v], student.dtype));
 

@@ -1,21 +1,18 @@
-//! As CubeCL kernels: a cube a row, whose units keep the difference of the rows in registers between its
-//! length and the gradient. One cube then takes the mean.
+//! The kernels and their launches.
 
-use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::DType;
+use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
-use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use super::{HiddenStates, reference};
 use crate::cube::each_row::{cubes, mean, with_rows};
 use crate::cube::reduce::{Fold, of_cube};
-use crate::cube::{address_type, computes_in_f32, empty, inner, tensor, vector_size};
+use crate::cube::{address_type, empty, vector_size};
 
 /// Units of a cube at most.
-const UNITS: usize = 256;
+pub(super) const UNITS: usize = 256;
 /// Numbers of a row that a unit keeps at most.
-const KEPT: usize = 64;
+pub(super) const KEPT: usize = 64;
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn rows_kernel<A: Float, O: Float, N: Size>(
@@ -80,41 +77,8 @@ fn rows_kernel<A: Float, O: Float, N: Size>(
     }
 }
 
-impl<R, F, I, T> HiddenStates for CubeBackend<R, F, I, T>
-where
-    R: CubeRuntime,
-    F: FloatElement,
-    I: IntElement,
-    T: BoolElement,
-{
-    fn rows_distance_forward(a: Tensor<Self, 2>, b: Tensor<Self, 2>) -> Tensor<Self, 1> {
-        if fits(&a, &b) {
-            tensor(distance(inner(a), inner(b), false).0)
-        } else {
-            reference::forward(a, b)
-        }
-    }
-
-    fn rows_distance_with_gradient(
-        a: Tensor<Self, 2>,
-        b: Tensor<Self, 2>,
-    ) -> (Tensor<Self, 1>, Tensor<Self, 2>) {
-        if !fits(&a, &b) {
-            return reference::with_gradient(a, b);
-        }
-        let (loss, gradient) = distance(inner(a), inner(b), true);
-        (tensor(loss), tensor(gradient.expect("it is wanted")))
-    }
-}
-
-/// Whether the kernel takes rows such as these.
-fn fits<B: Backend>(a: &Tensor<B, 2>, b: &Tensor<B, 2>) -> bool {
-    let [n, d] = a.dims();
-    computes_in_f32(a.dtype()) && computes_in_f32(b.dtype()) && n * d > 0 && d <= UNITS * KEPT
-}
-
-/// See [`rows_distance`](super::rows_distance()); with the gradient to `a` in its dtype if it is `wanted`.
-fn distance<R: CubeRuntime>(
+/// See [`rows_distance`](super::super::rows_distance()); with the gradient to `a` in its dtype if it is `wanted`.
+pub(super) fn distance<R: CubeRuntime>(
     a: CubeTensor<R>,
     b: CubeTensor<R>,
     wanted: bool,

@@ -1,14 +1,12 @@
-//! As a CubeCL kernel: a unit turns a few neighbouring pairs of a head, or copies what is not turned.
+//! The kernels and their launches.
 
-use burn::tensor::{DType, Tensor};
+use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
-use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use super::{Rotary, reference};
 use crate::cube::each_row::{cubes, with_rows};
-use crate::cube::{address_type, computes_in_f32, empty, inner, tensor, vector_size};
+use crate::cube::{address_type, empty, vector_size};
 
 const UNITS: usize = 256;
 
@@ -122,49 +120,6 @@ fn rotate_in_place_kernel<F: Float, N: Size>(
     x_blhp[at2] = turned.second;
 }
 
-impl<R, F, I, T> Rotary for CubeBackend<R, F, I, T>
-where
-    R: CubeRuntime,
-    F: FloatElement,
-    I: IntElement,
-    T: BoolElement,
-{
-    fn rotary_forward(
-        x: Tensor<Self, 4>,
-        cos: Tensor<Self, 2>,
-        sin: Tensor<Self, 2>,
-    ) -> Tensor<Self, 4> {
-        let (own, angles) = (inner(x.clone()), [cos.clone(), sin.clone()].map(inner));
-        if !fits(&own, angles.each_ref()) {
-            return reference::forward(x, cos, sin);
-        }
-        let [cos, sin] = angles;
-        tensor(rotate(own, cos, sin))
-    }
-
-    fn rotary_of_heads(
-        x: Tensor<Self, 4>,
-        cos: Tensor<Self, 2>,
-        sin: Tensor<Self, 2>,
-        heads: usize,
-    ) -> Tensor<Self, 4> {
-        let (own, angles) = (inner(x), [cos.clone(), sin.clone()].map(inner));
-        let in_place = own.can_mut() && own.is_nonoverlapping();
-        if heads == 0 || !in_place || !fits(&own, angles.each_ref()) {
-            return reference::of_heads(tensor(own), cos, sin, heads);
-        }
-        tensor(rotate_in_place(own, angles, heads))
-    }
-}
-
-/// Whether the kernel reads what is there: `angles` is the cosines or the sines.
-fn fits<R: CubeRuntime>(x: &CubeTensor<R>, angles: [&CubeTensor<R>; 2]) -> bool {
-    x.meta.shape().num_elements() > 0
-        && computes_in_f32(x.dtype)
-        && angles.iter().all(|angles| angles.dtype == DType::F32)
-        && angles[0].meta.shape()[1] > 0
-}
-
 /// For `h` heads of tensors that a unit accesses alike, and how many of their numbers it takes at a time.
 fn plan<R: CubeRuntime>(tensors: &[&CubeTensor<R>], h: usize, r: usize) -> (Plan, usize) {
     let p = tensors[0].meta.shape()[3];
@@ -181,8 +136,8 @@ fn plan<R: CubeRuntime>(tensors: &[&CubeTensor<R>], h: usize, r: usize) -> (Plan
     (plan, lanes)
 }
 
-/// See [`rotary_of_heads`](super::rotary_of_heads()); nothing else holds `x`.
-fn rotate_in_place<R: CubeRuntime>(
+/// See [`rotary_of_heads`](super::super::rotary_of_heads()); nothing else holds `x`.
+pub(super) fn rotate_in_place<R: CubeRuntime>(
     x: CubeTensor<R>,
     [cos, sin]: [CubeTensor<R>; 2],
     heads: usize,
@@ -210,8 +165,8 @@ fn rotate_in_place<R: CubeRuntime>(
     x
 }
 
-/// See [`rotary`](super::rotary()).
-fn rotate<R: CubeRuntime>(
+/// See [`rotary`](super::super::rotary()).
+pub(super) fn rotate<R: CubeRuntime>(
     x: CubeTensor<R>,
     cos: CubeTensor<R>,
     sin: CubeTensor<R>,

@@ -1,19 +1,13 @@
-//! As CubeCL kernels: one pass over memory each way, in f32, a vector a unit.
-//!
-//! With `u` the argument of the hyperbolic tangent and `s = 1 / (1 + e^-2u)`: `(1 + tanh u) / 2 = s` and
-//! `1 - tanh^2 u = 4 s (1 - s)`. Where the exponential is infinite, `s` is 0.
+//! The kernels and their launches.
 
-use burn::tensor::Tensor;
-use burn::tensor::backend::Backend;
+use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
-use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
-use super::reference::{CUBIC, SCALE};
-use super::{GeluNew, reference};
-use crate::cube::{address_type, computes_in_f32, empty, flat_vector_size, inner, tensor};
+use super::super::reference::{CUBIC, SCALE};
+use crate::cube::{address_type, empty, flat_vector_size};
 
 const UNITS: u32 = 256;
 
@@ -23,36 +17,6 @@ pub(crate) const CUBIC_F32: f32 = CUBIC as f32;
 const THRICE_CUBIC: f32 = 3.0 * CUBIC as f32;
 /// Beyond any slope that is not multiplied by 0, and far enough below infinity.
 const STEEPEST: f32 = 1e30;
-
-impl<R, F, I, T> GeluNew for CubeBackend<R, F, I, T>
-where
-    R: CubeRuntime,
-    F: FloatElement,
-    I: IntElement,
-    T: BoolElement,
-{
-    fn gelu_new_forward(x: Tensor<Self, 2>) -> Tensor<Self, 2> {
-        if fits(&x) {
-            tensor(forward(inner(x)))
-        } else {
-            reference::forward(x)
-        }
-    }
-
-    fn gelu_new_backward(x: Tensor<Self, 2>, dy: Tensor<Self, 2>) -> Tensor<Self, 2> {
-        assert_eq!(x.dtype(), dy.dtype(), "gelu_new: one dtype for both");
-        if fits(&x) {
-            tensor(backward(inner(x), inner(dy)))
-        } else {
-            reference::backward(x, dy)
-        }
-    }
-}
-
-/// Whether the kernels read what is there.
-fn fits<B: Backend>(x: &Tensor<B, 2>) -> bool {
-    computes_in_f32(x.dtype()) && x.shape().num_elements() > 0
-}
 
 /// `(1 + tanh u) / 2`.
 #[cube]
@@ -104,8 +68,8 @@ fn output<R: CubeRuntime>(x: &CubeTensor<R>) -> CubeTensor<R> {
     empty(x, shape, x.dtype)
 }
 
-/// See [`gelu_new`](super::gelu_new): `x [t, d]`, not empty.
-fn forward<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
+/// See [`gelu_new`](super::super::gelu_new): `x [t, d]`, not empty.
+pub(super) fn forward<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
     let x = into_contiguous(x);
     let y = output(&x);
     let n = flat_vector_size(&[&x]);
@@ -129,7 +93,7 @@ fn forward<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
 }
 
 /// The gradient to `x`, from `dy` of its shape and dtype.
-fn backward<R: CubeRuntime>(x: CubeTensor<R>, dy: CubeTensor<R>) -> CubeTensor<R> {
+pub(super) fn backward<R: CubeRuntime>(x: CubeTensor<R>, dy: CubeTensor<R>) -> CubeTensor<R> {
     let (x, dy) = (into_contiguous(x), into_contiguous(dy));
     let dx = output(&x);
     let n = flat_vector_size(&[&x]);
