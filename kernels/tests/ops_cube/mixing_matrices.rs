@@ -1,7 +1,7 @@
 //! Stage 1's distance.
 
 use burn::tensor::{DType, Tensor};
-use kernels::distance::reference;
+use kernels::losses::mixing_matrices::{MixingMatrices, reference};
 use kernels::{AttentionParts, KernelBackend, TransferParts};
 
 use crate::support::*;

@@ -1,6 +1,6 @@
 //! The convolution.
 
-use kernels::conv::{Activation, reference};
+use kernels::scan::causal_conv::{Activation, ConvInputs, reference};
 use kernels::*;
 
 use crate::clock::random;
@@ -18,26 +18,27 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
         let inputs = [(); 2].map(|()| (random::<B, 3>([b, l, c], dtype), random([b, l, c], dtype)));
         let (weight, bias) = (random([c, w], dtype), random([c], dtype));
         for activation in [Activation::Identity, Activation::Silu] {
-            let forward = bench.clock.time(|i| {
-                let (x, _) = inputs[i % 2].clone();
-                let bias = Some(bias.clone());
-                B::causal_conv_forward(x, weight.clone(), bias, None, activation)
-            });
+            let given = |i: usize| {
+                let (x, dy) = inputs[i % 2].clone();
+                let inputs = ConvInputs {
+                    x,
+                    weight: weight.clone(),
+                    bias: Some(bias.clone()),
+                    history: None,
+                    activation,
+                };
+                (inputs, dy)
+            };
+            let forward = bench.clock.time(|i| B::causal_conv_forward(given(i).0));
             let backward = bench.clock.time(|i| {
-                let ((x, dy), bias) = (inputs[i % 2].clone(), Some(bias.clone()));
-                let weight = weight.clone();
-                B::causal_conv_backward(x, weight, bias, None, activation, dy, [true; 4])
+                let (inputs, dy) = given(i);
+                B::causal_conv_backward(inputs, dy, [true; 4])
             });
             let composed = bench.small.then(|| {
-                let forward = bench.clock.time(|i| {
-                    let (x, _) = inputs[i % 2].clone();
-                    let bias = Some(bias.clone());
-                    reference::forward(x, weight.clone(), bias, None, activation)
-                });
+                let forward = bench.clock.time(|i| reference::forward(given(i).0));
                 let backward = bench.clock.time(|i| {
-                    let ((x, dy), bias) = (inputs[i % 2].clone(), Some(bias.clone()));
-                    let weight = weight.clone();
-                    reference::backward(x, weight, bias, None, activation, dy, [true; 4])
+                    let (inputs, dy) = given(i);
+                    reference::backward(inputs, dy, [true; 4])
                 });
                 [forward, forward + backward]
             });

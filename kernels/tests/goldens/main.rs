@@ -1,11 +1,16 @@
-//! The SSD scan against the recorded vectors, against the plain recurrence, and at extremes.
+//! The SSD scan against the recorded vectors, against the plain recurrence, and at extremes: on the CPU, and
+//! on the GPU backend of this build, if there is one.
+#![cfg(all(feature = "flex", feature = "ndarray"))]
 
-mod support;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+#[path = "../support/gpu.rs"]
+mod gpu;
+mod scan;
 
 use burn::backend::Autodiff;
-use kernels::backends::{Flex, NdArray64};
+use kernels::runtime::{Flex, NdArray64};
 use kernels::{KernelBackend, TrainBackend, ssd_scan};
-use support::ssd::*;
+use scan::*;
 use tests::{Values, assert_close};
 
 /// The files hold f32, so a 64-bit computation differs by their rounding.
@@ -16,6 +21,18 @@ const F32_TOLERANCE: f64 = 2e-4;
 #[test]
 fn scan_equals_the_recording_in_f64() {
     scan_equals_the_recording::<Autodiff<NdArray64>>(F64_TOLERANCE);
+}
+
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+#[test]
+fn scan_equals_the_recording_on_a_gpu() {
+    gpu::with_device(|| scan_equals_the_recording::<Autodiff<gpu::Cube>>(F32_TOLERANCE));
+}
+
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+#[test]
+fn extreme_decays_stay_finite_on_a_gpu() {
+    gpu::with_device(extreme_decays_stay_finite::<Autodiff<gpu::Cube>>);
 }
 
 #[test]
@@ -45,7 +62,7 @@ fn recurrence(case: &Case) -> (Values, Values) {
     ((case.x.0.clone(), y), (case.state.0.clone(), state))
 }
 
-fn scan<B: KernelBackend>(case: &Case, chunk: usize) -> (Values, Values) {
+fn scanned<B: KernelBackend>(case: &Case, chunk: usize) -> (Values, Values) {
     let (y, state) = ssd_scan::<B>(
         tensor(case.x.clone()),
         tensor(case.a_log.clone()),
@@ -70,7 +87,7 @@ fn chunked_equals_the_recurrence<B: KernelBackend>(tolerance: f64) {
             let (y, state) = recurrence(&case);
             for chunk in [1, 5, 8, 64, 256] {
                 let name = |what: &str| format!("{shape:?} a_log {scale} chunk {chunk} {what}");
-                let actual = scan::<B>(&case, chunk);
+                let actual = scanned::<B>(&case, chunk);
                 assert_close(&name("y"), actual.0, y.clone(), tolerance);
                 assert_close(&name("state"), actual.1, state.clone(), tolerance);
             }

@@ -1,7 +1,7 @@
 //! Stage 1's distance.
 
 use burn::tensor::DType;
-use kernels::distance::reference;
+use kernels::losses::mixing_matrices::reference;
 use kernels::*;
 
 use crate::clock::random;

@@ -1,8 +1,10 @@
 //! Projections of few vectors.
 
 use burn::tensor::{DType, Tensor};
-use kernels::matvec::{Activation, Normalisation, Projection, Weight, reference};
-use kernels::{KernelBackend, fan_in, fan_out};
+use kernels::KernelBackend;
+use kernels::decode::projections::{
+    self, Activation, Normalisation, Projection, Weight, reference,
+};
 
 use crate::support::*;
 
@@ -59,7 +61,7 @@ fn outputs<B: KernelBackend>(outputs: Vec<Tensor<B, 2>>) -> Outputs {
     outputs.into_iter().map(|y| output("y", y)).collect()
 }
 
-fn check_fan_out(b: usize, d: usize, projections: &[Both], random: &mut Random, dtype: DType) {
+fn check_into(b: usize, d: usize, projections: &[Both], random: &mut Random, dtype: DType) {
     let x = random.values([b, d], 3.0, DType::F32);
     let gamma = random.values([d], 1.0, dtype);
     let beta = random.values([d], 1.0, dtype);
@@ -70,7 +72,7 @@ fn check_fan_out(b: usize, d: usize, projections: &[Both], random: &mut Random, 
             epsilon: EPSILON,
         };
         let projections = projections.iter().map(|it| (it.exact(), it.activation));
-        outputs(reference::fan_out(x.exact(), norm, projections.collect()))
+        outputs(reference::into(x.exact(), norm, projections.collect()))
     };
     let run = || {
         let norm = Normalisation {
@@ -79,18 +81,18 @@ fn check_fan_out(b: usize, d: usize, projections: &[Both], random: &mut Random, 
             epsilon: EPSILON,
         };
         let projections = projections.iter().map(|it| (it.cube(), it.activation));
-        outputs(fan_out(x.cube(), norm, projections.collect()))
+        outputs(projections::into(x.cube(), norm, projections.collect()))
     };
     let rows: Vec<_> = projections
         .iter()
         .map(|it| it.weight.exact().dims()[0])
         .collect();
     let int8 = projections[0].int8;
-    let name = format!("fan_out b{b} {d} to {rows:?}, int8 {int8}, {dtype:?}");
+    let name = format!("into b{b} {d} to {rows:?}, int8 {int8}, {dtype:?}");
     check(&name, 1e-5, exact, run);
 }
 
-fn check_fan_in(b: usize, d: usize, projections: &[Both], random: &mut Random, dtype: DType) {
+fn check_out_of(b: usize, d: usize, projections: &[Both], random: &mut Random, dtype: DType) {
     let x = random.values([b, d], 3.0, DType::F32);
     let inputs = projections.iter().map(|it| {
         let [_, d_in] = it.weight.exact().dims();
@@ -100,19 +102,19 @@ fn check_fan_in(b: usize, d: usize, projections: &[Both], random: &mut Random, d
     let exact = {
         let both = inputs.iter().zip(projections);
         let inputs = both.map(|(u, it)| (u.exact(), it.exact())).collect();
-        outputs(vec![reference::fan_in(x.exact(), inputs)])
+        outputs(vec![reference::out_of(x.exact(), inputs)])
     };
     let run = || {
         let both = inputs.iter().zip(projections);
         let inputs = both.map(|(u, it)| (u.cube(), it.cube())).collect();
-        outputs(vec![fan_in(x.cube(), inputs)])
+        outputs(vec![projections::out_of(x.cube(), inputs)])
     };
     let widths: Vec<_> = projections
         .iter()
         .map(|it| it.weight.exact().dims()[1])
         .collect();
     let int8 = projections[0].int8;
-    let name = format!("fan_in b{b} {widths:?} to {d}, int8 {int8}, {dtype:?}");
+    let name = format!("out of b{b} {widths:?} to {d}, int8 {int8}, {dtype:?}");
     check(&name, 1e-5, exact, run);
 }
 
@@ -121,12 +123,12 @@ fn case(b: usize, d: usize, widths: &[usize], int8: bool, dtype: DType, random: 
         .iter()
         .map(|&width| Both::random(random, width, d, dtype, int8));
     let out: Vec<_> = out.collect();
-    check_fan_out(b, d, &out, random, dtype);
+    check_into(b, d, &out, random, dtype);
     let back = widths
         .iter()
         .map(|&width| Both::random(random, d, width, dtype, int8));
     let back: Vec<_> = back.collect();
-    check_fan_in(b, d, &back, random, dtype);
+    check_out_of(b, d, &back, random, dtype);
 }
 
 #[test]
@@ -176,11 +178,12 @@ fn a_vector_alone_is_as_in_a_batch() {
                 epsilon: EPSILON,
             };
             let weight = it.cube();
-            let out = |x| fan_out(x, norm(), vec![(weight.clone(), it.activation)]).remove(0);
+            let out =
+                |x| projections::into(x, norm(), vec![(weight.clone(), it.activation)]).remove(0);
             let back = |u: Tensor<Cube, 2>| {
                 let [rows, _] = u.dims();
                 let x = Tensor::zeros([rows, d_out], (&Default::default(), DType::F32));
-                fan_in(x, vec![(u, weight.clone())])
+                projections::out_of(x, vec![(u, weight.clone())])
             };
             let together = [out(x.cube()), back(x.cube())];
             for rows in [1, 2, 3, 5] {

@@ -3,8 +3,8 @@
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
-use kernels::rows_distance::reference;
-use kernels::{KernelBackend, rows_distance};
+use kernels::losses::hidden_states::{HiddenStates, reference};
+use kernels::rows_distance;
 
 use crate::support::*;
 

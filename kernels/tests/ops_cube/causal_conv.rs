@@ -2,7 +2,7 @@
 
 use burn::tensor::DType;
 use kernels::KernelBackend;
-use kernels::conv::{Activation, reference};
+use kernels::scan::causal_conv::{Activation, CausalConv, ConvInputs, reference};
 
 use crate::support::*;
 
@@ -56,30 +56,37 @@ impl Case {
             let bias = bias.as_ref().map(Values::exact);
             let history = history.as_ref().map(Values::exact);
             let (x, weight, dy) = (x.exact(), weight.exact(), dy.exact());
-            let (x_, weight_, bias_, history_) =
-                (x.clone(), weight.clone(), bias.clone(), history.clone());
-            let y = reference::forward(x_, weight_, bias_, history_, activation);
-            outputs(
-                y,
-                reference::backward(x, weight, bias, history, activation, dy, wanted),
-            )
+            let inputs = ConvInputs {
+                x,
+                weight,
+                bias,
+                history,
+                activation,
+            };
+            let y = reference::forward(inputs.clone());
+            outputs(y, reference::backward(inputs, dy, wanted))
         };
-        let read = |values: &Values<3>| match sliced {
-            true => values.sliced(),
-            false => values.cube(),
+        let read = |values: &Values<3>| {
+            if sliced {
+                values.sliced()
+            } else {
+                values.cube()
+            }
         };
         let run = || {
             let bias = bias.as_ref().map(Values::cube);
             let history = history.as_ref().map(&read);
             let (x, weight, dy) = (read(&x), weight.cube(), read(&dy));
-            let (x_, weight_, bias_, history_) =
-                (x.clone(), weight.clone(), bias.clone(), history.clone());
+            let inputs = ConvInputs {
+                x,
+                weight,
+                bias,
+                history,
+                activation,
+            };
             poison();
-            let y = Cube::causal_conv_forward(x_, weight_, bias_, history_, activation);
-            outputs(
-                y,
-                Cube::causal_conv_backward(x, weight, bias, history, activation, dy, wanted),
-            )
+            let y = Cube::causal_conv_forward(inputs.clone());
+            outputs(y, Cube::causal_conv_backward(inputs, dy, wanted))
         };
         let name = format!(
             "convolution {:?}, width {w}, bias {}, history {}, {activation:?}, sliced {sliced}, {dtype:?}",

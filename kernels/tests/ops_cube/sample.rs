@@ -1,8 +1,8 @@
 //! Choosing tokens, against the same done by sorting.
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use kernels::choice::{Choice, Warp};
-use kernels::choose;
+use kernels::decode::sample::{Choice, Warp};
+use kernels::sample;
 
 use crate::support::*;
 
@@ -61,7 +61,7 @@ fn chosen(
     let values: Vec<f32> = logits.iter().flatten().map(|v| *v as f32).collect();
     let data = TensorData::new(values, [logits.len(), logits[0].len()]);
     let logits_bv = Tensor::from_data(data, (&Default::default(), DType::F32));
-    let chosen = choose(logits_bv, seen, vocab_size, choices);
+    let chosen = sample(logits_bv, seen, vocab_size, choices);
     let chosen = chosen.expect("a CubeCL backend has the op");
     chosen.into_data().iter::<i64>().collect()
 }

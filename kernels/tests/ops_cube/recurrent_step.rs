@@ -1,8 +1,8 @@
 //! The recurrent step.
 
 use burn::tensor::{DType, Tensor};
-use kernels::conv::Activation;
-use kernels::step::reference;
+use kernels::decode::recurrent_step::{RecurrentStep, reference};
+use kernels::scan::causal_conv::Activation;
 use kernels::{KernelBackend, StepParameters, StepState};
 
 use crate::support::*;

@@ -2,7 +2,7 @@
 
 use burn::tensor::DType;
 use kernels::KernelBackend;
-use kernels::norm::{Gradients, reference};
+use kernels::dense::layer_norm::{Gradients, LayerNorm, reference};
 
 use crate::support::*;
 

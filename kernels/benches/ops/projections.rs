@@ -1,14 +1,14 @@
 //! The projections of a decoding step, at the sizes of Phi-1.5 and its student.
 
 use burn::tensor::{DType, Tensor};
-use kernels::matvec::{Activation, Normalisation, Projection, Weight};
-use kernels::{KernelBackend, fan_in, fan_out};
+use kernels::KernelBackend;
+use kernels::decode::projections::{self, Activation, Normalisation, Projection, Weight};
 
 use crate::clock::random;
 use crate::table::{Bench, Row};
 
 pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
-    if !bench.wants("matvec") {
+    if !bench.wants("projections") {
         return;
     }
     let [d, mixer, mlp, vocabulary] = match bench.small {
@@ -72,7 +72,7 @@ impl Case {
         let sets: Vec<_> = (0..3).map(set).collect();
         let seconds = bench
             .clock
-            .time(|i| fan_out(x.clone(), norm.clone(), sets[i % 3].clone()));
+            .time(|i| projections::into(x.clone(), norm.clone(), sets[i % 3].clone()));
         let rows: usize = widths.iter().sum();
         let bytes = sets[0].iter().map(|(it, _)| it.weight.bytes()).sum();
         self.row(
@@ -99,7 +99,9 @@ impl Case {
             .collect()
         };
         let sets: Vec<_> = (0..3).map(set).collect();
-        let seconds = bench.clock.time(|i| fan_in(x.clone(), sets[i % 3].clone()));
+        let seconds = bench
+            .clock
+            .time(|i| projections::out_of(x.clone(), sets[i % 3].clone()));
         let columns: usize = widths.iter().sum();
         let bytes = sets[0].iter().map(|(_, it)| it.weight.bytes()).sum();
         self.row(

@@ -2,8 +2,8 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use kernels::distillation::reference;
-use kernels::{DistillationWeights, KernelBackend, distillation_block};
+use kernels::losses::predictions::{DistillationInputs, Predictions, reference};
+use kernels::{DistillationWeights, distillation_block};
 
 use crate::support::*;
 
@@ -56,13 +56,13 @@ impl Case {
         let student = random.values([t, v], self.range, self.dtypes[0]);
         let teacher = random.values([t, v], self.range, self.dtypes[1]);
         let of: Vec<i64> = (0..t).map(|_| random.size(0, v - 1) as i64).collect();
-        let exact = block_outputs(reference::block(
-            student.exact(),
-            teacher.exact(),
-            labels(&of),
+        let exact_inputs = DistillationInputs {
+            student: student.exact(),
+            teacher: teacher.exact(),
+            labels: labels(&of),
             weights,
-            tokens,
-        ));
+        };
+        let exact = block_outputs(reference::block(exact_inputs.clone(), tokens));
         let read = |values: &Values<2>| match self.sliced {
             true => values.sliced(),
             false => values.cube(),
@@ -81,10 +81,14 @@ impl Case {
         };
         check(&name, tolerance(self.dtypes[0]), exact, run);
 
-        let exact = reference::forward(student.exact(), teacher.exact(), labels(&of), weights);
+        let exact = reference::forward(exact_inputs);
         let run = || {
-            let (student, teacher) = (read(&student), read(&teacher));
-            let loss = Cube::distillation_loss_forward(student, teacher, labels(&of), weights);
+            let loss = Cube::distillation_loss_forward(DistillationInputs {
+                student: read(&student),
+                teacher: read(&teacher),
+                labels: labels(&of),
+                weights,
+            });
             assert_eq!(loss.dtype(), self.dtypes[0], "{name}");
             vec![output("the loss alone", loss)]
         };
@@ -174,8 +178,12 @@ fn blocks_of_tokens_add_up_to_the_whole() {
         let student = random.values([t, v], 5.0, DType::F32).cube();
         let teacher = random.values([t, v], 5.0, DType::F32).cube();
         let weights = DistillationWeights::default();
-        let (loss, gradient) =
-            Cube::distillation_loss_with_gradient(student.clone(), teacher.clone(), None, weights);
+        let (loss, gradient) = Cube::distillation_loss_with_gradient(DistillationInputs {
+            student: student.clone(),
+            teacher: teacher.clone(),
+            labels: None,
+            weights,
+        });
         let blocks = [(0, first), (first, t - first)].map(|(from, count)| {
             let of = |x: &Tensor<Cube, 2>| x.clone().narrow(0, from, count);
             distillation_block(of(&student), of(&teacher), None, weights, t)
