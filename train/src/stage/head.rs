@@ -7,6 +7,7 @@
 use burn::module::AutodiffModule;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
+use kernels::dense::linear::Linear as _;
 use kernels::meter::{Kind, timed};
 use kernels::{DistillationWeights, KernelBackend, TrainBackend};
 use model::{Linear, widen};

@@ -1,0 +1,144 @@
+//! Kernels of decoding's ops, described once and launched again.
+//!
+//! The `launch_unchecked` that CubeCL 0.10 generates describes its kernel anew each time: it copies all that
+//! is known of the device, writes the kernel's name, registers its types, and, on the device's thread, copies
+//! what the kernel is made with to find it among the compiled ones. That is the larger part of a launch, and a
+//! decoding step makes the same few launches some seventy times. Here a thread keeps the descriptions; what
+//! differs from one launch to the next, its buffers and numbers, goes to a [`KernelLauncher`] as in the
+//! generated code.
+
+use std::any::TypeId;
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use burn::tensor::backend::{DeviceId, DeviceOps};
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::device_handle::DeviceHandle;
+use cubecl::prelude::*;
+
+/// A kernel that has been described.
+#[derive(Clone)]
+pub(crate) struct Again(Arc<Kernel>);
+
+struct Kernel {
+    id: KernelId,
+    definition: Box<dyn CubeKernel>,
+}
+
+impl KernelMetadata for Again {
+    fn name(&self) -> &'static str {
+        self.0.definition.name()
+    }
+
+    fn id(&self) -> KernelId {
+        self.0.id.clone()
+    }
+
+    fn address_type(&self) -> StorageType {
+        self.0.definition.address_type()
+    }
+}
+
+impl CubeKernel for Again {
+    fn define(&self) -> KernelDefinition {
+        self.0.definition.define()
+    }
+}
+
+/// The backend, the device, and what a kernel is made with.
+type Key<K> = (TypeId, DeviceId, K);
+
+/// Kernels of one function, by what they are made with. They are few, so that looking at each is faster than
+/// a hash.
+pub(crate) struct Described<K> {
+    kernels: RefCell<Vec<(Key<K>, Again)>>,
+}
+
+impl<K> Default for Described<K> {
+    fn default() -> Self {
+        Self {
+            kernels: RefCell::default(),
+        }
+    }
+}
+
+impl<K: Clone + Eq> Described<K> {
+    /// The kernel that `describe` makes with `with`, on the device of `like`.
+    pub(crate) fn get<R: CubeRuntime, D: CubeKernel>(
+        &self,
+        like: &CubeTensor<R>,
+        with: K,
+        describe: impl FnOnce(K) -> D,
+    ) -> Again {
+        let key = (TypeId::of::<R>(), like.device.id(), with);
+        let known = |kernels: &Vec<(_, Again)>| {
+            let mut kernels = kernels.iter();
+            kernels
+                .find(|(known, _)| *known == key)
+                .map(|(_, kernel)| kernel.clone())
+        };
+        if let Some(kernel) = known(&self.kernels.borrow()) {
+            return kernel;
+        }
+        let definition = describe(key.2.clone());
+        let kernel = Again(Arc::new(Kernel {
+            id: definition.id(),
+            definition: Box::new(definition),
+        }));
+        self.kernels.borrow_mut().push((key, kernel.clone()));
+        kernel
+    }
+}
+
+/// Launches a kernel, and has CubeCL's thread for the device see to it now. By itself that thread begins when 32
+/// launches have come, so that after each token a GPU would wait for so many to be made.
+///
+/// # Safety
+/// The kernel must stay within the buffers and numbers that `launcher` has.
+pub(crate) unsafe fn launch<R: CubeRuntime>(
+    launcher: KernelLauncher<R>,
+    count: CubeCount,
+    kernel: Again,
+    like: &CubeTensor<R>,
+) {
+    // SAFETY: the caller's.
+    unsafe { launcher.launch_unchecked(count, kernel, &like.client) };
+    DeviceHandle::<R::Server>::new(like.device.id()).flush_queue();
+}
+
+/// What a kernel's settings are, but for its name.
+pub(crate) fn settings(units: usize, width: AddressType) -> KernelSettings {
+    KernelSettings::default()
+        .cube_dim(CubeDim::new_1d(units as u32))
+        .address_type(width)
+}
+
+/// An array over the elements of `x`, which lie without gaps or are addressed by its strides.
+pub(crate) fn array<R: CubeRuntime>(x: &CubeTensor<R>) -> ArrayArg<R> {
+    // SAFETY: the length is that of the tensor.
+    unsafe { ArrayArg::from_raw_parts(x.handle.clone(), x.meta.num_elements()) }
+}
+
+/// An array that is no alias of another argument.
+pub(crate) const ARRAY: ArrayCompilationArg = ArrayCompilationArg { inplace: None };
+
+/// An argument of `n` of these, in the form in which a kernel is made with it.
+pub(crate) fn arrays<C>(n: usize) -> SequenceCompilationArg<C>
+where
+    C: LaunchArg<CompilationArg = ArrayCompilationArg>,
+{
+    std::iter::repeat_n(ARRAY, n).collect()
+}
+
+/// An argument of one of these or none.
+pub(crate) fn optional<C>(given: bool) -> ComptimeOptionCompilationArg<C>
+where
+    C: LaunchArg<CompilationArg = ArrayCompilationArg>,
+{
+    if given {
+        ComptimeOptionCompilationArg::Some(ARRAY)
+    } else {
+        ComptimeOptionCompilationArg::None
+    }
+}

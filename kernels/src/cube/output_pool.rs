@@ -1,0 +1,63 @@
+//! Outputs of decoding's ops, in memory that is used again.
+//!
+//! To reserve memory, CubeCL 0.10 goes through all that is reserved in the same page and records the stack for
+//! an error that is not one: some 30 us, and a decoding step would do so seventy times. Here a thread keeps
+//! the memory of its last outputs, and takes it again when nothing else holds it; what is queued still reads
+//! it in order, as a thread's launches all go to one stream.
+
+use std::any::TypeId;
+use std::cell::RefCell;
+
+use burn::tensor::backend::{DeviceId, DeviceOps};
+use burn::tensor::{DType, Shape};
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::server::Handle;
+
+use super::empty;
+
+/// Bytes of what is kept, at most.
+const LARGEST: usize = 4 << 20;
+/// Outputs of one size that are kept.
+const KEPT: usize = 8;
+
+/// How an op allocates an output `[b, d]`, on the device of a tensor.
+pub(crate) type Allocate<R> = fn(&CubeTensor<R>, [usize; 2], DType) -> CubeTensor<R>;
+
+type Key = (TypeId, DeviceId, usize);
+
+thread_local! {
+    /// Of a few sizes, so that looking at each is faster than a hash.
+    static OUTPUTS: RefCell<Vec<(Key, Vec<Handle>)>> = RefCell::default();
+}
+
+/// A tensor to be written, in rows without padding, on the device of `like`. Its memory is not handed to
+/// another op that could write over it: this holds it too.
+pub(crate) fn output<R: CubeRuntime, const D: usize>(
+    like: &CubeTensor<R>,
+    shape: [usize; D],
+    dtype: DType,
+) -> CubeTensor<R> {
+    let bytes = shape.iter().product::<usize>() * dtype.size();
+    if bytes > LARGEST {
+        return empty(like, shape, dtype);
+    }
+    let key = (TypeId::of::<R>(), like.device.id(), bytes);
+    let taken = OUTPUTS.with_borrow(|outputs| {
+        let (_, kept) = outputs.iter().find(|(known, _)| *known == key)?;
+        kept.iter().find(|handle| handle.can_mut()).cloned()
+    });
+    let handle = taken.unwrap_or_else(|| {
+        let handle = like.client.empty(bytes);
+        OUTPUTS.with_borrow_mut(|outputs| {
+            match outputs.iter_mut().find(|(known, _)| *known == key) {
+                Some((_, kept)) if kept.len() < KEPT => kept.push(handle.clone()),
+                Some(_) => {}
+                None => outputs.push((key, vec![handle.clone()])),
+            }
+        });
+        handle
+    });
+    let (client, device) = (like.client.clone(), like.device.clone());
+    CubeTensor::new_contiguous(client, device, Shape::from(shape), handle, dtype)
+}

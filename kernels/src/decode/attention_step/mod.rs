@@ -1,0 +1,132 @@
+//! Attention of one new token: what decoding does between the projections.
+
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
+pub mod reference;
+
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+
+use crate::dense::attention::Attention;
+use crate::dense::rotary::Rotary;
+
+/// A token's projections and its angles.
+#[derive(Clone, Debug)]
+pub struct NewToken<B: Backend> {
+    /// Queries, `[b, h * p]`.
+    pub q: Tensor<B, 2>,
+    /// Keys, `[b, g * p]`.
+    pub k: Tensor<B, 2>,
+    /// Values, `[b, g * p]`.
+    pub v: Tensor<B, 2>,
+    /// Of its position: `[1, r]`; see [`rotary`](crate::dense::rotary::rotary()).
+    pub cos: Tensor<B, 2>,
+    /// As `cos`.
+    pub sin: Tensor<B, 2>,
+}
+
+/// The rotated keys and the values of earlier tokens, in tensors that may have room for more.
+#[derive(Clone, Debug)]
+pub struct Cache<B: Backend> {
+    /// `[b, capacity, g, p]`, of which the first `len` positions are tokens.
+    pub keys: Tensor<B, 4>,
+    /// As the keys.
+    pub values: Tensor<B, 4>,
+    /// How many tokens.
+    pub len: usize,
+}
+
+impl<B: Backend> Cache<B> {
+    /// The keys and values of the tokens alone, `[b, len, g, p]`.
+    pub fn filled(&self) -> (Tensor<B, 4>, Tensor<B, 4>) {
+        let filled = |x: &Tensor<B, 4>| {
+            if x.dims()[1] == self.len {
+                x.clone()
+            } else {
+                x.clone().narrow(1, 0, self.len)
+            }
+        };
+        (filled(&self.keys), filled(&self.values))
+    }
+}
+
+/// The op, as backends compute it.
+pub trait AttentionStep: Attention + Rotary {
+    /// See [`attention_step`]. No gradient passes through it.
+    fn attention_step(
+        token: NewToken<Self>,
+        cache: Option<Cache<Self>>,
+        h: usize,
+    ) -> (Tensor<Self, 2>, Cache<Self>) {
+        reference::step(token, cache, h)
+    }
+}
+
+by_default!(AttentionStep for ndarray, flex, autodiff);
+
+/// Rotates the new token's queries and keys, lets it join `cache`, and attends from it to all tokens:
+/// `[b, h * p]` in the dtype of the queries. The cache keeps its dtype, and a new one has that of the keys.
+///
+/// A backend may write where the cache is if nothing else holds it, and make room for tokens to come.
+///
+/// # Panics
+/// If the shapes do not fit together for `h` heads.
+pub fn attention_step<B: AttentionStep>(
+    token: NewToken<B>,
+    cache: Option<Cache<B>>,
+    h: usize,
+) -> (Tensor<B, 2>, Cache<B>) {
+    let ([b, width], [_, d_kv], [_, r]) = (token.q.dims(), token.k.dims(), token.cos.dims());
+    assert!(
+        h > 0 && width.is_multiple_of(h),
+        "attention_step: {width} queries are not those of {h} heads"
+    );
+    let p = width / h;
+    assert!(
+        d_kv.is_multiple_of(p) && h.is_multiple_of(d_kv / p),
+        "attention_step: {d_kv} keys are not groups of {p} that divide {h} heads"
+    );
+    assert_eq!(
+        token.k.dims(),
+        [b, d_kv],
+        "attention_step: keys must be [b, g * p]"
+    );
+    assert_eq!(
+        token.v.dims(),
+        [b, d_kv],
+        "attention_step: values must be [b, g * p]"
+    );
+    assert_eq!(
+        token.cos.dims(),
+        [1, r],
+        "attention_step: cos must be [1, r]"
+    );
+    assert_eq!(
+        token.sin.dims(),
+        [1, r],
+        "attention_step: sin must be [1, r]"
+    );
+    assert!(
+        2 * r <= p,
+        "attention_step: {r} pairs do not fit in {p} dimensions"
+    );
+    if let Some(cache) = &cache {
+        let [_, capacity, _, _] = cache.keys.dims();
+        let shape = [b, capacity, d_kv / p, p];
+        assert_eq!(
+            cache.keys.dims(),
+            shape,
+            "attention_step: keys must be [b, t, g, p]"
+        );
+        assert_eq!(
+            cache.values.dims(),
+            shape,
+            "attention_step: values must be [b, t, g, p]"
+        );
+        assert!(
+            cache.len <= capacity,
+            "attention_step: the cache is shorter than its tokens"
+        );
+    }
+    B::attention_step(token, cache, h)
+}

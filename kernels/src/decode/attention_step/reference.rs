@@ -1,0 +1,35 @@
+//! The definition, by the ops of the same backend.
+
+use burn::tensor::Tensor;
+
+use super::{AttentionStep, Cache, NewToken};
+use crate::dtype::narrow;
+
+/// See [`attention_step`](super::attention_step).
+pub fn step<B: AttentionStep>(
+    token: NewToken<B>,
+    cache: Option<Cache<B>>,
+    h: usize,
+) -> (Tensor<B, 2>, Cache<B>) {
+    let ([b, width], [_, d_kv]) = (token.q.dims(), token.k.dims());
+    let (p, dtype) = (width / h, token.q.dtype());
+    let heads = |x: Tensor<B, 2>, n: usize| x.reshape([b, 1, n, p]);
+    let (cos, sin) = (narrow(token.cos, dtype), narrow(token.sin, dtype));
+    let q = B::rotary_forward(heads(token.q, h), cos.clone(), sin.clone());
+    let k = B::rotary_forward(heads(token.k, d_kv / p), cos, sin);
+    let v = heads(token.v, d_kv / p);
+    let (keys, values) = match cache {
+        None => (k, v),
+        Some(cache) => {
+            let (keys, values) = cache.filled();
+            let cached = keys.dtype();
+            let join = |earlier, new| Tensor::cat(vec![earlier, narrow(new, cached)], 1);
+            (join(keys, k), join(values, v))
+        }
+    };
+    let q = narrow(q, keys.dtype());
+    let y = B::attention_forward(q, keys.clone(), values.clone());
+    let len = keys.dims()[1];
+    let cache = Cache { keys, values, len };
+    (narrow(y.reshape([b, width]), dtype), cache)
+}

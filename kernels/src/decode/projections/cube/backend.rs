@@ -1,0 +1,189 @@
+//! Between Burn's tensors and the launches: what is refused goes in parts, or to the reference.
+
+use burn::tensor::{DType, Int, Tensor};
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+
+use super::launch::{self, Refusal};
+use crate::cube::output_pool::{self, Allocate};
+use crate::cube::{empty, inner, tensor};
+use crate::decode::projections::{
+    Activation, Normalisation, Projection, Projections, Weight, reference,
+};
+
+impl<R, F, I, T> Projections for CubeBackend<R, F, I, T>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    fn projections_into(
+        x: Tensor<Self, 2>,
+        norm: Normalisation<Self>,
+        projections: Vec<(Projection<Self>, Activation)>,
+    ) -> Vec<Tensor<Self, 2>> {
+        into(x, norm, projections, output_pool::output)
+    }
+
+    fn projections_head(
+        x: Tensor<Self, 2>,
+        norm: Normalisation<Self>,
+        projection: Projection<Self>,
+    ) -> Tensor<Self, 2> {
+        let projections = vec![(projection, Activation::Identity)];
+        into(x, norm, projections, empty).swap_remove(0)
+    }
+
+    fn projections_out_of(
+        x: Tensor<Self, 2>,
+        inputs: Vec<(Tensor<Self, 2>, Projection<Self>)>,
+    ) -> Tensor<Self, 2> {
+        out_of(x, inputs)
+    }
+
+    fn projections_rows(table: Tensor<Self, 2>, ids: Tensor<Self, 1, Int>) -> Tensor<Self, 2> {
+        let (rows, own) = (inner(table), ids.into_primitive());
+        if own.dtype == DType::I32 && own.meta.shape().num_elements() > 0 {
+            tensor(launch::rows(rows, own))
+        } else {
+            reference::rows(tensor(rows), Tensor::from_primitive(own))
+        }
+    }
+}
+
+/// A projection and what follows it.
+type Active<B> = (Projection<B>, Activation);
+/// A projection and what goes into it.
+type Fed<B> = (Tensor<B, 2>, Projection<B>);
+
+/// See [`into`](crate::decode::projections::into), with outputs by `allocate`.
+fn into<R, F, I, T>(
+    x: Tensor<CubeBackend<R, F, I, T>, 2>,
+    norm: Normalisation<CubeBackend<R, F, I, T>>,
+    projections: Vec<Active<CubeBackend<R, F, I, T>>>,
+    allocate: Allocate<R>,
+) -> Vec<Tensor<CubeBackend<R, F, I, T>, 2>>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    let epsilon = norm.epsilon;
+    let (x, norms) = (inner(x), [inner(norm.gamma), inner(norm.beta)]);
+    let device = projections.into_iter();
+    let device: Vec<_> = device
+        .map(|(projection, act)| (on_device(projection), act))
+        .collect();
+    let refusal = match launch::ready_out(&x, &norms, &device) {
+        Ok(ready) => {
+            let outputs = launch::into(ready, x, norms, epsilon, device, allocate);
+            return outputs.into_iter().map(tensor).collect();
+        }
+        Err(refusal) => refusal,
+    };
+    let x: Tensor<_, 2> = tensor(x);
+    let [gamma, beta] = norms.map(tensor);
+    let norm = Normalisation {
+        gamma,
+        beta,
+        epsilon,
+    };
+    let projections = device.into_iter();
+    let projections: Vec<_> = projections
+        .map(|(projection, act)| (off_device(projection), act))
+        .collect();
+    match refusal {
+        Refusal::NoKernel => reference::into(x, norm, projections),
+        Refusal::TooMany { at_once } => {
+            let [b, _] = x.dims();
+            let [first, rest] = [(0, at_once), (at_once, b - at_once)].map(|(start, rows)| {
+                let x = x.clone().narrow(0, start, rows);
+                into(x, norm.clone(), projections.clone(), allocate)
+            });
+            let both = first.into_iter().zip(rest);
+            both.map(|(first, rest)| Tensor::cat(vec![first, rest], 0))
+                .collect()
+        }
+    }
+}
+
+/// See [`out_of`](crate::decode::projections::out_of).
+fn out_of<R, F, I, T>(
+    x: Tensor<CubeBackend<R, F, I, T>, 2>,
+    inputs: Vec<Fed<CubeBackend<R, F, I, T>>>,
+) -> Tensor<CubeBackend<R, F, I, T>, 2>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    let x = inner(x);
+    let device = inputs
+        .into_iter()
+        .map(|(u, projection)| (inner(u), on_device(projection)));
+    let device: Vec<_> = device.collect();
+    let refusal = match launch::ready_in(&x, &device) {
+        Ok(ready) => return tensor(launch::out_of(ready, x, device)),
+        Err(refusal) => refusal,
+    };
+    let x: Tensor<CubeBackend<R, F, I, T>, 2> = tensor(x);
+    let inputs = device
+        .into_iter()
+        .map(|(u, projection)| (tensor(u), off_device(projection)));
+    let inputs: Vec<(Tensor<_, 2>, _)> = inputs.collect();
+    match refusal {
+        Refusal::NoKernel => reference::out_of(x, inputs),
+        Refusal::TooMany { at_once } => {
+            let [b, _] = x.dims();
+            let parts = [(0, at_once), (at_once, b - at_once)].map(|(start, rows)| {
+                let some = |u: &Tensor<_, 2>| u.clone().narrow(0, start, rows);
+                let inputs = inputs
+                    .iter()
+                    .map(|(u, projection)| (some(u), projection.clone()));
+                CubeBackend::projections_out_of(some(&x), inputs.collect())
+            });
+            Tensor::cat(parts.into(), 0)
+        }
+    }
+}
+
+/// The CubeCL tensors of a projection.
+fn on_device<R, F, I, T>(projection: Projection<CubeBackend<R, F, I, T>>) -> launch::Projection<R>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    let (values, scales) = match projection.weight {
+        Weight::Float(weight) => (inner(weight), None),
+        Weight::Int8 { packed, scales } => (packed.into_primitive(), Some(inner(scales))),
+    };
+    launch::Projection {
+        weight: launch::Weight { values, scales },
+        bias: projection.bias.map(inner),
+    }
+}
+
+/// A projection again.
+fn off_device<R, F, I, T>(projection: launch::Projection<R>) -> Projection<CubeBackend<R, F, I, T>>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    let weight = match projection.weight.scales {
+        None => Weight::Float(tensor(projection.weight.values)),
+        Some(scales) => Weight::Int8 {
+            packed: Tensor::from_primitive(projection.weight.values),
+            scales: tensor(scales),
+        },
+    };
+    Projection {
+        weight,
+        bias: projection.bias.map(tensor),
+    }
+}

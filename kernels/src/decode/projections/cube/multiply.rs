@@ -1,0 +1,182 @@
+//! Products without tensor cores: a unit multiplies what it has read of a few rows with every vector.
+
+use cubecl::prelude::*;
+
+use super::kernels::{Place, Shared};
+use super::plan::{Part, Plan};
+use crate::cube::fragments::PLANE;
+
+/// Reads a unit's vectors of a block of turns. Rows beyond the last are the last once more, and what lies
+/// beyond a row is its last vector.
+#[cube]
+pub(super) fn read<W: Numeric, N: Size>(
+    weight_oi: &Array<Vector<W, N>>,
+    held: &mut Array<Vector<W, N>>,
+    place: Place,
+    #[comptime] first_turn: usize,
+    #[comptime] turns: usize,
+    #[comptime] part: Part,
+    #[comptime] plan: Plan,
+) {
+    let vectors = comptime!(plan.vectors(part.d_in));
+    #[unroll]
+    for turn in 0..turns {
+        let mut at = (first_turn + turn) * plan.lanes + place.lane;
+        if comptime!((first_turn + turn + 1) * plan.lanes > vectors) {
+            at = clamp_max(at, comptime!(vectors - 1));
+        }
+        #[unroll]
+        for r in 0..plan.rows {
+            let row = clamp_max(place.row + r, comptime!(part.d_out - 1));
+            held[turn * plan.rows + r] = weight_oi[row * vectors + at];
+        }
+    }
+}
+
+/// Adds to `sums [rows, batch]` the products of what was read with its places in `x`.
+#[cube]
+fn multiply<W: Numeric, N: Size, X: Size>(
+    sums: &mut Array<f32>,
+    held: &Array<Vector<W, N>>,
+    x_bi: &Slice<Vector<f32, X>>,
+    place: Place,
+    #[comptime] first_turn: usize,
+    #[comptime] turns: usize,
+    #[comptime] part: Part,
+    #[comptime] plan: Plan,
+) {
+    let vectors = comptime!(plan.vectors(part.d_in));
+    let pieces = comptime!(plan.pieces());
+    #[unroll]
+    for turn in 0..turns {
+        let at = (first_turn + turn) * plan.lanes + place.lane;
+        if comptime!((first_turn + turn + 1) * plan.lanes <= vectors) || at < vectors {
+            #[unroll]
+            for piece in 0..pieces {
+                let mut numbers = Array::<f32>::new(comptime!(plan.rows * plan.input));
+                #[unroll]
+                for r in 0..plan.rows {
+                    #[unroll]
+                    for j in 0..plan.input {
+                        let element = comptime!(piece * plan.input + j);
+                        let vector = held[turn * plan.rows + r];
+                        numbers[r * plan.input + j] = number(vector, element, plan.packed);
+                    }
+                }
+                #[unroll]
+                for b in 0..plan.batch {
+                    let first = comptime!(b * part.d_in / plan.input);
+                    let mut place_in_x = first + at * pieces + piece;
+                    if comptime!(plan.normalises) {
+                        place_in_x = first + piece * vectors + at;
+                    }
+                    let x = x_bi[place_in_x];
+                    #[unroll]
+                    for r in 0..plan.rows {
+                        #[unroll]
+                        for j in 0..plan.input {
+                            let sum = comptime!(r * plan.batch + b);
+                            sums[sum] = fma(numbers[r * plan.input + j], x[j], sums[sum]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A number of a weight's vector; of 8 bits, without its scale.
+#[cube]
+pub(super) fn number<W: Numeric, N: Size>(
+    vector: Vector<W, N>,
+    #[comptime] element: usize,
+    #[comptime] packed: bool,
+) -> f32 {
+    if comptime!(packed) {
+        // As digits of 2^23 or 2^15, where the byte lies: a conversion takes a processor longer.
+        let (byte, upper) = comptime!((element % 2, element % 4 / 2));
+        let word = u32::cast_from(vector[comptime!(element / 4)]) >> comptime!(16 * upper as u32);
+        if comptime!(byte == 0) {
+            f32::reinterpret((word & 0xffu32) ^ 0x4b00_0080u32) - 8_388_736.0
+        } else {
+            f32::reinterpret((word & 0xff00u32) ^ 0x4700_8000u32) - 32_896.0
+        }
+    } else {
+        f32::cast_from(vector[element])
+    }
+}
+
+/// All of a unit's products with `x`, where its first block of vectors has been read.
+#[cube]
+pub(super) fn accumulate<W: Numeric, N: Size, X: Size>(
+    sums: &mut Array<f32>,
+    weight_oi: &Array<Vector<W, N>>,
+    held: &mut Array<Vector<W, N>>,
+    x_bi: &Slice<Vector<f32, X>>,
+    place: Place,
+    #[comptime] part: Part,
+    #[comptime] plan: Plan,
+) {
+    let (turns, block) = comptime!((plan.turns(part.d_in), plan.block()));
+    #[unroll]
+    for i in 0..comptime!(turns.div_ceil(block)) {
+        let first = comptime!(i * block);
+        let count = comptime!(block.min(turns - i * block));
+        if comptime!(i > 0) {
+            read(weight_oi, held, place, first, count, part, plan);
+        }
+        multiply(sums, held, x_bi, place, first, count, part, plan);
+    }
+}
+
+/// Adds up the sums of the units that share rows, into the totals: [`Plan::shares`] for each of the
+/// cube's outputs, which are `[groups of lanes, rows, batch]`.
+#[cube]
+pub(super) fn reduce(sums: &Array<f32>, shared: &mut Shared, #[comptime] plan: Plan) {
+    let unit = UNIT_POS as usize;
+    let (n, lanes, shares) = comptime!((plan.sums(), plan.lanes, plan.shares()));
+    let (group, lane) = (unit / lanes, unit % lanes);
+    let units = comptime!(plan.units());
+    if comptime!(plan.planes) {
+        #[unroll]
+        for i in 0..n {
+            let total = plane_sum(sums[i]);
+            if UNIT_POS_PLANE == 0 {
+                shared.totals[(group * n + i) * shares + lane / PLANE] = total;
+            }
+        }
+        sync_cube();
+    } else {
+        // Some sums at a time, as shared memory is small.
+        let most = comptime!(plan.partials());
+        #[unroll]
+        for turn in 0..comptime!(n.div_ceil(most)) {
+            let first = comptime!(turn * most);
+            let count = comptime!(most.min(n - turn * most));
+            #[unroll]
+            for i in 0..count {
+                shared.partials[i * units + unit] = sums[first + i];
+            }
+            sync_cube();
+            let mut half = comptime!(lanes / 2).runtime();
+            while half > 0 {
+                if lane < half {
+                    #[unroll]
+                    for i in 0..count {
+                        let other = shared.partials[i * units + unit + half];
+                        shared.partials[i * units + unit] += other;
+                    }
+                }
+                sync_cube();
+                half /= 2;
+            }
+            if lane == 0 {
+                #[unroll]
+                for i in 0..count {
+                    shared.totals[group * n + first + i] = shared.partials[i * units + unit];
+                }
+            }
+            sync_cube();
+        }
+    }
+}

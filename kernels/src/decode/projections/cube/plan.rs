@@ -1,0 +1,323 @@
+//! How the work of a launch is shared out.
+
+use burn::tensor::DType;
+use burn_cubecl::CubeRuntime;
+use cubecl::features::Plane;
+
+use super::launch::Weight;
+use super::mma;
+use crate::cube::fragments::PLANE;
+use crate::decode::projections::Activation;
+
+/// Units of a cube without tensor cores.
+const UNITS: usize = 256;
+/// Vectors of a row that a unit reads without tensor cores, where there are units enough.
+const READS: usize = 8;
+/// Vectors of weights that a unit has under way at a time, without tensor cores.
+const HELD: usize = 16;
+/// Vectors that every cube normalises for itself while its weights are on their way, and that a unit works on with two
+/// rows of a weight. With more of them that takes longer than it takes the weights to come: they are normalised in a
+/// launch of their own, and a unit works on four rows; with tensor cores more weights are on their way.
+const FEW: usize = 2;
+/// Bytes that a unit reads of a weight at a time, for tensor cores.
+const VECTOR: usize = 16;
+/// Such vectors of a row that a plane multiplies in a step: 128 bytes, of which memory has a line.
+pub(super) const STEP: usize = 8;
+/// Steps of a plane that are on their way, or being multiplied, at least.
+const FEWEST_STAGES: usize = 2;
+/// Vectors of a launch, at most.
+pub(super) const BATCH: usize = 8;
+
+/// What is known of a weight when a kernel is compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Part {
+    pub(super) d_out: usize,
+    pub(super) d_in: usize,
+    /// The first of its cubes.
+    pub(super) first_cube: usize,
+    /// How many it has, which take turns with its rows.
+    pub(super) cubes: usize,
+    /// Where its bias is among those that there are.
+    pub(super) bias: Option<usize>,
+    pub(super) activation: Activation,
+}
+
+/// How the work of a launch is shared out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Plan {
+    /// Vectors that every weight is multiplied with.
+    pub(super) batch: usize,
+    /// Rows of a weight that a unit works on.
+    pub(super) rows: usize,
+    /// Units that share those rows.
+    pub(super) lanes: usize,
+    /// Numbers of a weight that are read together.
+    pub(super) together: usize,
+    /// Numbers of an input that are read together.
+    pub(super) input: usize,
+    /// Whether weights are 8-bit numbers, four in an element.
+    pub(super) packed: bool,
+    /// Whether the units of a plane can add up what they have.
+    pub(super) planes: bool,
+    /// Whether every cube normalises the vectors for itself, into shared memory.
+    pub(super) normalises: bool,
+    /// With tensor cores, steps of a plane that are on their way, or being multiplied.
+    pub(super) stages: usize,
+    /// Whether tensor cores multiply. The weights and the device decide it and not the number of vectors, so that
+    /// a row has the same bits in any company.
+    pub(super) tensor_cores: bool,
+    /// Cubes of a launch that are at work at a time, one a multiprocessor; with tensor cores alone.
+    pub(super) at_work: usize,
+}
+
+impl Plan {
+    /// For `d_out` rows that lie in one or several weights, and vectors that may have to be normalised. `None` if there
+    /// is no kernel for these.
+    pub(super) fn new<'a, R: CubeRuntime>(
+        batch: usize,
+        d_out: usize,
+        weights: impl Iterator<Item = &'a Weight<R>> + Clone,
+        normalises: bool,
+    ) -> Option<Self> {
+        let first = weights.clone().next()?;
+        let (packed, first) = (first.scales.is_some(), &first.values);
+        let empty = |weight: &Weight<R>| weight.values.meta.num_elements() == 0;
+        if !alike(weights.clone()) || batch == 0 || weights.clone().any(empty) {
+            return None;
+        }
+        let in_element = if packed { 4 } else { 1 };
+        let elements = |weight: &Weight<R>| weight.values.meta.shape()[1];
+        let sizes = first.client.io_optimized_vector_sizes(first.dtype.size());
+        let fits = |size: &usize| {
+            weights
+                .clone()
+                .all(|weight| elements(weight).is_multiple_of(*size))
+        };
+        let together = in_element * sizes.filter(fits).max()?;
+        let properties = first.client.properties();
+        let hardware = &properties.hardware;
+        let planes = properties.features.plane.contains(Plane::Ops)
+            && [hardware.plane_size_min, hardware.plane_size_max] == [PLANE as u32; 2];
+        let mut plan = Self {
+            batch,
+            rows: if batch > FEW { 4 } else { 2 },
+            lanes: PLANE,
+            together,
+            input: together.min(4),
+            packed,
+            planes,
+            normalises: normalises && batch <= FEW,
+            stages: 0,
+            tensor_cores: false,
+            at_work: 0,
+        };
+        // Whether planes can share every row, in whole steps, so many units a row.
+        let whole = |lanes: usize| {
+            let step = together * STEP * lanes / mma::SHARERS;
+            let fits = |it: &Weight<R>| (elements(it) * in_element).is_multiple_of(step);
+            weights.clone().all(fits)
+        };
+        let on_tensor_cores = Self {
+            rows: mma::TILES,
+            lanes: mma::FEWEST_LANES,
+            normalises,
+            stages: FEWEST_STAGES,
+            tensor_cores: true,
+            at_work: hardware.num_streaming_multiprocessors.unwrap_or(1) as usize,
+            ..plan
+        };
+        let d = if normalises {
+            first.meta.shape()[1] * in_element
+        } else {
+            0
+        };
+        let fits = |plan: Self| plan.shared(d) <= hardware.max_shared_memory_size;
+        let tensor_cores = planes
+            && (packed || matches!(first.dtype, DType::F32 | DType::F16 | DType::BF16))
+            && together / in_element * first.dtype.size() == VECTOR
+            && whole(mma::FEWEST_LANES)
+            && properties.features.copy_async
+            && properties.features.matmul.mma.contains(&mma::config())
+            && hardware.max_units_per_cube as usize >= mma::UNITS
+            && fits(Self {
+                batch: BATCH,
+                ..on_tensor_cores
+            });
+        if tensor_cores {
+            plan = on_tensor_cores;
+            // As many planes share a row as it takes to have a cube for every multiprocessor.
+            let most = mma::UNITS / mma::ROWS;
+            let lanes = (0..).map(|i| mma::FEWEST_LANES << i);
+            for lanes in lanes.take_while(|lanes| *lanes <= most && whole(*lanes)) {
+                plan.lanes = lanes;
+                if d_out.div_ceil(plan.cube_rows()) >= plan.at_work {
+                    break;
+                }
+            }
+            // Shared memory has room for more where it holds no inputs beside them.
+            let most = match (normalises, batch > FEW) {
+                (false, _) => FEWEST_STAGES,
+                (true, false) => 3,
+                (true, true) => 4,
+            };
+            let stages = (FEWEST_STAGES..=most).rev();
+            let mut stages = stages.map(|stages| Self { stages, ..plan });
+            plan = stages.find(|stage| fits(*stage)).unwrap_or(plan);
+        } else {
+            let vectors: usize = weights
+                .map(|weight| plan.vectors(elements(weight) * in_element))
+                .sum();
+            plan.lanes = vectors
+                .div_ceil(READS)
+                .next_power_of_two()
+                .clamp(PLANE, UNITS);
+        }
+        Some(plan)
+    }
+
+    /// Units of a cube.
+    pub(super) fn units(self) -> usize {
+        if self.tensor_cores { mma::UNITS } else { UNITS }
+    }
+
+    /// Elements of a weight that are read together.
+    pub(super) fn elements(self) -> usize {
+        self.together / if self.packed { 4 } else { 1 }
+    }
+
+    /// Vectors of a row.
+    pub(super) fn vectors(self, d_in: usize) -> usize {
+        d_in / self.together
+    }
+
+    /// Vectors of a row that one unit reads.
+    pub(super) fn turns(self, d_in: usize) -> usize {
+        self.vectors(d_in).div_ceil(self.lanes)
+    }
+
+    /// Vectors of an input for one of a weight.
+    pub(super) fn pieces(self) -> usize {
+        self.together / self.input
+    }
+
+    /// How many of these it reads before it computes with the first.
+    pub(super) fn block(self) -> usize {
+        HELD / self.rows
+    }
+
+    /// Rows that a cube works on at a time.
+    pub(super) fn cube_rows(self) -> usize {
+        self.units() / self.lanes * self.rows
+    }
+
+    /// The cubes of each of some weights with so many rows. With tensor cores no more than are at work at a time,
+    /// if they can be so few: that is the fewest turns of each.
+    pub(super) fn cubes(self, rows: &[usize]) -> Vec<usize> {
+        let tasks = rows.iter().map(|rows| rows.div_ceil(self.cube_rows()));
+        let tasks: Vec<_> = tasks.collect();
+        let in_turns = |turns: usize| tasks.iter().map(move |tasks| tasks.div_ceil(turns));
+        let most = tasks.iter().copied().max().unwrap_or(1);
+        let fit = |turns: &usize| in_turns(*turns).sum::<usize>() <= self.at_work;
+        let turns = if self.tensor_cores {
+            (1..most).find(fit).unwrap_or(most)
+        } else {
+            1
+        };
+        in_turns(turns).collect()
+    }
+
+    /// Steps of a row that one plane takes, with tensor cores.
+    pub(super) fn steps(self, d_in: usize) -> usize {
+        self.vectors(d_in) / STEP / self.shares()
+    }
+
+    /// Vectors of an input that a step takes.
+    pub(super) fn step_width(self) -> usize {
+        STEP * self.pieces()
+    }
+
+    /// Digits of a weight's number: tensor cores take 11 bits, which is all that 16 and 8 bits have.
+    pub(super) fn digits(self) -> usize {
+        if self.packed || self.together > 4 {
+            1
+        } else {
+            2
+        }
+    }
+
+    /// Outputs of a cube: its rows, for every vector.
+    pub(super) fn outputs(self) -> usize {
+        self.cube_rows() * self.batch
+    }
+
+    /// Sums of a unit.
+    pub(super) fn sums(self) -> usize {
+        let of_a_row = if self.tensor_cores {
+            mma::chains(self) * mma::SUMS
+        } else {
+            self.batch
+        };
+        self.rows * of_a_row
+    }
+
+    /// Vectors of an input from one normalised row to the next. With tensor cores neighbouring rows begin in
+    /// different halves of the banks.
+    pub(super) fn stride(self, d_in: usize) -> usize {
+        d_in / self.input + if self.tensor_cores { 4 } else { 0 }
+    }
+
+    /// Bytes of shared memory that a cube needs for vectors of `d_in` numbers, to multiply or only to normalise them.
+    pub(super) fn shared(self, d_in: usize) -> usize {
+        let vectors = if self.normalises { self.batch } else { 1 };
+        let normed = 4 * self.input * vectors * self.stride(d_in);
+        let ring = if self.tensor_cores {
+            let x = if self.normalises {
+                0
+            } else {
+                self.batch * self.step_width() * 4 * self.input
+            };
+            let weights = mma::TILES * mma::ROWS * STEP * VECTOR;
+            // Beside what it holds, its barriers, and what keeps it to whole lines.
+            mma::UNITS / PLANE * self.stages * (weights + x) + 1024
+        } else {
+            0
+        };
+        let planes = self.units() / PLANE * self.batch;
+        normed + ring + 4 * (self.all_partials() + planes + self.totals())
+    }
+
+    /// Sums of a unit that are reduced at a time, where planes do not help.
+    pub(super) fn partials(self) -> usize {
+        if self.planes { 1 } else { self.sums().min(4) }
+    }
+
+    /// All of these that a cube has.
+    pub(super) fn all_partials(self) -> usize {
+        if self.planes {
+            1
+        } else {
+            UNITS * self.partials()
+        }
+    }
+
+    /// Numbers that a cube's outputs are the sums of.
+    pub(super) fn totals(self) -> usize {
+        self.outputs() * self.shares()
+    }
+
+    /// What a unit of a cube's last reduction adds up.
+    pub(super) fn shares(self) -> usize {
+        match (self.tensor_cores, self.planes) {
+            (true, _) => self.lanes / mma::SHARERS,
+            (false, true) => self.lanes / PLANE,
+            (false, false) => 1,
+        }
+    }
+}
+
+/// Whether all weights are of one dtype, packed or not.
+pub(super) fn alike<'a, R: CubeRuntime>(mut weights: impl Iterator<Item = &'a Weight<R>>) -> bool {
+    let kind = |weight: &Weight<R>| (weight.values.dtype, weight.scales.is_some());
+    let first = weights.next().map(kind);
+    weights.all(|weight| Some(kind(weight)) == first)
+}

@@ -1,0 +1,181 @@
+//! What tensor cores multiply, on its way to them: every plane has a ring of steps in shared memory, of which one is
+//! multiplied while the others are copied by `cp.async`, which takes no registers and which the compiler leaves
+//! where it stands.
+//!
+//! A step is 128 bytes of each of a plane's rows, copied by eight units side by side: memory gives less when a row is
+//! read 64 bytes at a time. Where a unit finds its own 16 bytes is turned by half a row in every second row, so that
+//! eight units read from different banks.
+
+use cubecl::prelude::barrier::{Barrier, copy_async};
+use cubecl::prelude::*;
+
+use super::mma::{ROWS, TILES, UNITS};
+use super::plan::{Part, Plan, STEP};
+use crate::cube::fragments::PLANE;
+
+/// Where the ring's memory begins, in bytes. CubeCL puts arrays behind whatever stands before them, such as an 8-byte
+/// barrier, and a copy whose 32-byte sectors land across a boundary takes up to twice as long.
+const LINE: usize = 128;
+
+/// The steps of every plane.
+#[derive(CubeType)]
+pub(super) struct Ring<W: Numeric, N: Size, X: Size> {
+    /// `[planes, stages, rows, STEP]`
+    weights: SharedMemory<Vector<W, N>>,
+    /// `[planes, stages, batch, Plan::step_width]`; unused where the vectors are normalised.
+    x: SharedMemory<Vector<f32, X>>,
+    /// Of every stage: whether the planes' steps have come.
+    here: Sequence<Shared<Barrier>>,
+}
+
+/// The place of the vector `column` of a row.
+#[cube]
+fn turned(row: usize, column: usize) -> usize {
+    column ^ (row % 2 * comptime!(STEP / 2))
+}
+
+#[cube]
+impl<W: Numeric, N: Size, X: Size> Ring<W, N, X> {
+    pub(super) fn new(#[comptime] plan: Plan) -> Self {
+        let steps = comptime!(UNITS / PLANE * plan.stages);
+        let of_x = comptime!(if plan.normalises {
+            1
+        } else {
+            steps * plan.batch * plan.step_width()
+        });
+        let mut here = Sequence::<Shared<Barrier>>::new();
+        #[unroll]
+        for _ in 0..comptime!(plan.stages) {
+            let barrier = Barrier::shared_uninit();
+            if UNIT_POS == 0 {
+                barrier.init_manual(comptime!((UNITS / PLANE) as u32).runtime());
+            }
+            here.push(barrier);
+        }
+        sync_cube();
+        Ring::<W, N, X> {
+            weights: SharedMemory::new_aligned(comptime!(steps * TILES * ROWS * STEP), LINE),
+            x: SharedMemory::new_aligned(of_x, LINE),
+            here,
+        }
+    }
+
+    /// Starts to copy a step of the plane's rows, which begin at `first`. Rows beyond the last are the last once
+    /// more.
+    pub(super) fn copy_rows(
+        &mut self,
+        weight_oi: &Array<Vector<W, N>>,
+        first: usize,
+        step: usize,
+        stage: usize,
+        #[comptime] part: Part,
+        #[comptime] plan: Plan,
+    ) {
+        let vectors = comptime!(plan.vectors(part.d_in));
+        let begin = rows_begin(stage, plan);
+        #[unroll]
+        for turn in 0..comptime!(TILES * ROWS * STEP / PLANE) {
+            let at = comptime!(turn * PLANE) + UNIT_POS_PLANE as usize;
+            let (row, column) = (at / STEP, at % STEP);
+            let from = clamp_max(first + row, comptime!(part.d_out - 1)) * vectors;
+            let from = from + step * STEP + column;
+            let to = begin + row * STEP + turned(row, column);
+            copy_async(
+                &weight_oi.slice(from, from + 1),
+                &mut self.weights.slice_mut(to, to + 1),
+                comptime!(plan.elements() as u32),
+            );
+        }
+    }
+
+    /// Starts to copy what that step is multiplied with.
+    pub(super) fn copy_x(
+        &mut self,
+        x_bi: &Array<Vector<f32, X>>,
+        step: usize,
+        stage: usize,
+        #[comptime] part: Part,
+        #[comptime] plan: Plan,
+    ) {
+        let width = comptime!(plan.step_width());
+        let all = comptime!(plan.batch * width);
+        let begin = x_begin(stage, plan);
+        #[unroll]
+        for turn in 0..comptime!(all.div_ceil(PLANE)) {
+            let at = comptime!(turn * PLANE) + UNIT_POS_PLANE as usize;
+            if comptime!((turn + 1) * PLANE <= all) || at < all {
+                let (vector, column) = (at / width, at % width);
+                let from = vector * comptime!(part.d_in / plan.input) + step * width + column;
+                let to = begin + vector * width + turned(vector, column);
+                copy_async(
+                    &x_bi.slice(from, from + 1),
+                    &mut self.x.slice_mut(to, to + 1),
+                    comptime!(plan.input as u32),
+                );
+            }
+        }
+    }
+
+    /// Says that the plane's copies to `stage` have all been started.
+    pub(super) fn started(&self, stage: usize, #[comptime] plan: Plan) {
+        #[unroll]
+        for i in 0..comptime!(plan.stages) {
+            if stage == i {
+                let here = self.here.index(i);
+                here.commit_copy_async();
+                // Every unit's copies are counted before its plane has arrived.
+                sync_plane();
+                if UNIT_POS_PLANE == 0 {
+                    let _ = here.arrive();
+                }
+            }
+        }
+    }
+
+    /// Waits for the copies to `stage`, which is used for the `round`th time.
+    pub(super) fn wait(&self, round: usize, stage: usize, #[comptime] plan: Plan) {
+        #[unroll]
+        for i in 0..comptime!(plan.stages) {
+            if stage == i {
+                self.here.index(i).wait_parity(round as u32 % 2);
+            }
+        }
+    }
+
+    /// The vector `column` of the plane's row `row` in `stage`.
+    pub(super) fn weight(
+        &self,
+        row: usize,
+        column: usize,
+        stage: usize,
+        #[comptime] plan: Plan,
+    ) -> Vector<W, N> {
+        self.weights[rows_begin(stage, plan) + row * STEP + turned(row, column)]
+    }
+
+    /// The vector `column` of the input `vector` in `stage`.
+    pub(super) fn input(
+        &self,
+        vector: usize,
+        column: usize,
+        stage: usize,
+        #[comptime] plan: Plan,
+    ) -> Vector<f32, X> {
+        let width = comptime!(plan.step_width());
+        self.x[x_begin(stage, plan) + vector * width + turned(vector, column)]
+    }
+}
+
+/// Where the plane's rows of `stage` begin.
+#[cube]
+fn rows_begin(stage: usize, #[comptime] plan: Plan) -> usize {
+    let plane = UNIT_POS as usize / PLANE;
+    (plane * plan.stages + stage) * comptime!(TILES * ROWS * STEP)
+}
+
+/// Where the plane's inputs of `stage` begin.
+#[cube]
+fn x_begin(stage: usize, #[comptime] plan: Plan) -> usize {
+    let plane = UNIT_POS as usize / PLANE;
+    (plane * plan.stages + stage) * comptime!(plan.batch * plan.step_width())
+}

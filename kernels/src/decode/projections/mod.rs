@@ -1,0 +1,194 @@
+//! The projections of decoding: weights times the few vectors of a decoding step, one for each sequence.
+//!
+//! A step reads every weight once and computes next to nothing with it, so its time is that of reading:
+//! what an op can win is to read at the memory's speed and to leave no gaps between one weight and the
+//! next. Hence two ops that take several weights at once, with all that stands around them in a block:
+//!
+//! - [`into`]: `act(W_i LN(x) + bias_i)` for each of several weights, the projections into a mixer
+//!   and into an MLP;
+//! - [`out_of`]: `x + sum of (W_i u_i + bias_i)`, the projections out of them and the residual stream.
+//!
+//! On a GPU their outputs lie in memory that later steps use again, once nothing holds it, in the order in
+//! which the calling thread queues its work: give them to ops of that thread, or read them, but not to
+//! another thread. This does not hold for what [`head`] gives, the last projection of a step.
+//!
+//! Vectors are f32 (or wider) whatever the dtype of the weights, and so are all sums: of the numbers of
+//! a step, weights are the only ones that are many. (NVIDIA's tensor cores take 22 of the 24 bits of an f32 number,
+//! of vectors and of weights alike.) A sequence's result does not depend on how many
+//! others are computed with it, to the last bit, where a backend has kernels for these ops and on every
+//! CPU for which one product of rows is like another; [`reference`](mod@reference) is their definition.
+
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
+pub mod reference;
+mod weight;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
+
+pub use weight::Weight;
+
+use crate::dense::layer_norm::LayerNorm;
+use crate::dense::linear::Linear;
+
+/// A weight and what belongs to it.
+#[derive(Clone, Debug)]
+pub struct Projection<B: Backend> {
+    /// `[d_out, d_in]`.
+    pub weight: Weight<B>,
+    /// `[d_out]`.
+    pub bias: Option<Tensor<B, 1>>,
+}
+
+/// What [`into`] does to a projection's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// Nothing.
+    Identity,
+    /// `gelu_new`, the tanh form.
+    GeluNew,
+}
+
+/// A layer normalisation over the last dimension.
+#[derive(Clone, Debug)]
+pub struct Normalisation<B: Backend> {
+    /// `[d]`.
+    pub gamma: Tensor<B, 1>,
+    /// `[d]`.
+    pub beta: Tensor<B, 1>,
+    /// Added to the variance.
+    pub epsilon: f64,
+}
+
+/// The ops, as backends compute them. No gradient passes through them.
+pub trait Projections: Linear + LayerNorm {
+    /// See [`into`].
+    fn projections_into(
+        x: Tensor<Self, 2>,
+        norm: Normalisation<Self>,
+        projections: Vec<(Projection<Self>, Activation)>,
+    ) -> Vec<Tensor<Self, 2>> {
+        reference::into(x, norm, projections)
+    }
+
+    /// See [`head`].
+    fn projections_head(
+        x: Tensor<Self, 2>,
+        norm: Normalisation<Self>,
+        projection: Projection<Self>,
+    ) -> Tensor<Self, 2> {
+        reference::head(x, norm, projection)
+    }
+
+    /// See [`out_of`].
+    fn projections_out_of(
+        x: Tensor<Self, 2>,
+        inputs: Vec<(Tensor<Self, 2>, Projection<Self>)>,
+    ) -> Tensor<Self, 2> {
+        reference::out_of(x, inputs)
+    }
+
+    /// See [`rows`].
+    fn projections_rows(table: Tensor<Self, 2>, ids: Tensor<Self, 1, Int>) -> Tensor<Self, 2> {
+        reference::rows(table, ids)
+    }
+}
+
+by_default!(Projections for ndarray, flex, autodiff);
+
+/// `act(W LN(x) + bias)` of each projection: `x [b, d_in]` to `[b, d_out]` each, in the dtype of `x`.
+///
+/// # Panics
+/// If there is no projection, or a shape does not fit.
+pub fn into<B: Projections>(
+    x: Tensor<B, 2>,
+    norm: Normalisation<B>,
+    projections: Vec<(Projection<B>, Activation)>,
+) -> Vec<Tensor<B, 2>> {
+    let [_, d] = x.dims();
+    assert!(
+        !projections.is_empty(),
+        "projections::into: there is no projection"
+    );
+    assert_eq!(
+        norm.gamma.dims(),
+        [d],
+        "projections::into: gamma must have {d} elements"
+    );
+    assert_eq!(
+        norm.beta.dims(),
+        [d],
+        "projections::into: beta must have {d} elements"
+    );
+    for (projection, _) in &projections {
+        projection.check("projections::into", d);
+    }
+    B::projections_into(x, norm, projections)
+}
+
+/// `W LN(x) + bias`: what [`into`] gives for one projection, in memory that is not used again.
+///
+/// # Panics
+/// If a shape does not fit.
+pub fn head<B: Projections>(
+    x: Tensor<B, 2>,
+    norm: Normalisation<B>,
+    projection: Projection<B>,
+) -> Tensor<B, 2> {
+    projection.check("projections::head", x.dims()[1]);
+    B::projections_head(x, norm, projection)
+}
+
+/// `x + sum of (W u + bias)`: `x [b, d]`, each `u [b, d_in]` with its projection to `d`; `[b, d]` in the
+/// dtype of `x`, which is that of every `u`.
+///
+/// # Panics
+/// If there is no projection, or a shape does not fit.
+pub fn out_of<B: Projections>(
+    x: Tensor<B, 2>,
+    inputs: Vec<(Tensor<B, 2>, Projection<B>)>,
+) -> Tensor<B, 2> {
+    let [b, d] = x.dims();
+    assert!(
+        !inputs.is_empty(),
+        "projections::out_of: there is no projection"
+    );
+    for (u, projection) in &inputs {
+        let [rows, d_in] = u.dims();
+        assert_eq!(
+            rows, b,
+            "projections::out_of: every input must have {b} rows"
+        );
+        projection.check("projections::out_of", d_in);
+        let d_out = projection.weight.dims()[0];
+        assert_eq!(
+            d_out, d,
+            "projections::out_of: every weight must have {d} rows"
+        );
+    }
+    B::projections_out_of(x, inputs)
+}
+
+/// The rows `ids [b]` of `table [v, d]`: `[b, d]`, in f32 for a table in half precision. What a step begins with.
+///
+/// An id that is not below `v` panics, on some backends, or gives nonsense, on others.
+pub fn rows<B: Projections>(table: Tensor<B, 2>, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
+    B::projections_rows(table, ids)
+}
+
+impl<B: Backend> Projection<B> {
+    fn check(&self, op: &str, d: usize) {
+        let [d_out, d_in] = self.weight.dims();
+        assert_eq!(
+            d_in, d,
+            "{op}: the input has {d} numbers, the weight takes {d_in}"
+        );
+        if let Some(bias) = &self.bias {
+            assert_eq!(
+                bias.dims(),
+                [d_out],
+                "{op}: the bias must have {d_out} elements"
+            );
+        }
+    }
+}

@@ -1,0 +1,479 @@
+//! As one CubeCL launch: a cube a batch and head reads and writes its state once.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
+use burn_cubecl::kernel::{cast, into_contiguous};
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use cubecl::prelude::*;
+
+use super::{RecurrentStep, StepParameters, StepState, reference};
+use crate::cube::launch_cache::{ARRAY, Described, array, launch, optional, settings};
+use crate::cube::output_pool::output;
+use crate::cube::{address_type, computes_in_f32, inner, own, tensor, vector_size};
+use crate::scan::causal_conv::Activation;
+
+/// Units of a cube.
+const UNITS: usize = 256;
+/// Sums that a cube has room for: 12 KiB.
+const PARTIALS: usize = 3072;
+
+/// How a cube's units share a head's `[p, n]`: neighbours along n, `lanes` of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Layout {
+    p: usize,
+    n: usize,
+    /// Elements along n that are read together.
+    vector: usize,
+    lanes: usize,
+}
+
+impl Layout {
+    fn new(p: usize, n: usize, vector: usize) -> Self {
+        let vectors = n / vector;
+        let fits = |lanes: &usize| *lanes <= vectors && p * (lanes + 1) <= PARTIALS;
+        let lanes = (0..=UNITS.ilog2()).rev().map(|log| 1 << log).find(fits);
+        Self {
+            p,
+            n,
+            vector,
+            lanes: lanes.unwrap_or(1),
+        }
+    }
+
+    /// Rows of the state that are read together.
+    fn rows(self) -> usize {
+        UNITS / self.lanes
+    }
+
+    /// Vectors of a unit along n.
+    fn across(self) -> usize {
+        (self.n / self.vector).div_ceil(self.lanes)
+    }
+
+    /// Vectors of a unit along p.
+    fn down(self) -> usize {
+        self.p.div_ceil(self.rows())
+    }
+}
+
+#[cube]
+fn sigmoid(v: f32) -> f32 {
+    1.0 / (1.0 + (-v).exp())
+}
+
+/// The output at `channel` of the convolution's step, whose window begins at `window`, in elements. With
+/// `rolls`, it moves on. A window is read and written in as few vectors as hold it.
+#[cube]
+fn convolve<F: Float, W: Float, V: Size>(
+    input: F,
+    conv_bcw: &mut Array<Vector<F, V>>,
+    taps_cw: &Array<Vector<W, V>>,
+    bias_c: &ComptimeOption<Array<W>>,
+    window: usize,
+    tap: usize,
+    channel: usize,
+    rolls: bool,
+    #[comptime] w: usize,
+    #[comptime] together: usize,
+    #[comptime] silu: bool,
+) -> f32 {
+    let mut taps = Array::<f32>::new(w);
+    let mut elements = Array::<F>::new(w);
+    #[unroll]
+    for i in 0..comptime!(w / together) {
+        let tap = taps_cw[tap + i];
+        let element = conv_bcw[window / together + i];
+        #[unroll]
+        for j in 0..together {
+            taps[comptime!(i * together + j)] = f32::cast_from(tap[j]);
+            elements[comptime!(i * together + j)] = element[j];
+        }
+    }
+    let mut sum = taps[w - 1] * f32::cast_from(input);
+    #[comptime]
+    match bias_c {
+        ComptimeOption::Some(bias) => {
+            sum += f32::cast_from(bias[channel]);
+        }
+        ComptimeOption::None => {}
+    }
+    #[unroll]
+    for k in 1..w {
+        elements[k - 1] = elements[k];
+        sum += taps[k - 1] * f32::cast_from(elements[k]);
+    }
+    elements[w - 1] = input;
+    if rolls {
+        #[unroll]
+        for i in 0..comptime!(w / together) {
+            let mut vector = Vector::<F, V>::empty();
+            #[unroll]
+            for j in 0..together {
+                vector[j] = elements[comptime!(i * together + j)];
+            }
+            conv_bcw[window / together + i] = vector;
+        }
+    }
+    if silu {
+        sum *= sigmoid(sum);
+    }
+    sum
+}
+
+/// Writes a head's output, and over its state and, with `own_group`, the windows of all of its channels;
+/// without, only of those of x.
+///
+/// Arrays and not tensors: a tensor's shape would be written to the device for every launch.
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn step_kernel<F: Float, W: Float, N: Size, V: Size>(
+    projected: &Array<F>,
+    output: &mut Array<F>,
+    conv_bcw: &mut Array<Vector<F, V>>,
+    ssm_bhpn: &mut Array<Vector<f32, N>>,
+    taps_cw: &Array<Vector<W, V>>,
+    bias_c: &ComptimeOption<Array<W>>,
+    d_h: &Array<W>,
+    z_bias: &ComptimeOption<Array<W>>,
+    c: usize,
+    taps_row: usize,
+    #[comptime] layout: Layout,
+    #[comptime] own_group: bool,
+    #[comptime] w: usize,
+    #[comptime] together: usize,
+    #[comptime] silu: bool,
+    #[comptime] _given: [bool; 2],
+    #[define(F)] _dtype: StorageType,
+    #[define(W)] _parameters: StorageType,
+) {
+    let (p, n, lanes) = comptime!((layout.p, layout.n, layout.lanes));
+    let (rows, across, down) = comptime!((layout.rows(), layout.across(), layout.down()));
+    let vectors = comptime!(n / layout.vector);
+    let (head, batch) = (CUBE_POS_X as usize, CUBE_POS_Y as usize);
+    let h = CUBE_COUNT_X as usize;
+    let groups = (c - h * p) / (2 * n);
+    let group = head / (h / groups);
+    let unit = UNIT_POS as usize;
+    let (lane, row) = (unit % lanes, unit / lanes);
+
+    // The state's reads are under way while the convolution computes.
+    let base = (batch * h + head) * comptime!(p * vectors);
+    let mut state = Array::<Vector<f32, N>>::new(comptime!(across * down));
+    #[unroll]
+    for j in 0..down {
+        #[unroll]
+        for i in 0..across {
+            let (at_p, at_n) = (row + j * rows, lane + i * lanes);
+            if at_p < p && at_n < vectors {
+                state[j * across + i] = ssm_bhpn[base + at_p * vectors + at_n];
+            }
+        }
+    }
+
+    // x, B and C of this head, and its gate.
+    let token = batch * (c + h * p + h);
+    let mut read = SharedMemory::<f32>::new(comptime!(2 * (p + n)));
+    for i in range_stepped(unit, comptime!(2 * (p + n)), UNITS) {
+        if i < p + 2 * n {
+            let mut channel = head * p + i;
+            if i >= p + n {
+                channel = h * p + (groups + group) * n + i - p - n;
+            } else if i >= p {
+                channel = h * p + group * n + i - p;
+            }
+            let rolls = own_group || i < p;
+            let input = projected[token + channel];
+            let window = (batch * c + channel) * w;
+            let tap = channel * taps_row;
+            read[i] = convolve(
+                input, conv_bcw, taps_cw, bias_c, window, tap, channel, rolls, w, together, silu,
+            );
+        } else {
+            let channel = head * p + i - p - 2 * n;
+            let mut z = f32::cast_from(projected[token + c + channel]);
+            #[comptime]
+            match z_bias {
+                ComptimeOption::Some(bias) => {
+                    z += f32::cast_from(bias[channel]);
+                }
+                ComptimeOption::None => {}
+            }
+            read[i] = z * sigmoid(z);
+        }
+    }
+    let d = f32::cast_from(d_h[head]);
+    let a_log = f32::cast_from(projected[token + c + h * p + head]);
+    let decay = sigmoid(-a_log);
+    sync_cube();
+
+    let mut sums = Array::<f32>::new(down);
+    #[unroll]
+    for j in 0..down {
+        sums[j] = 0.0;
+    }
+    #[unroll]
+    for i in 0..across {
+        let at_n = lane + i * lanes;
+        if at_n < vectors {
+            let mut b_n = Vector::<f32, N>::new(0.0f32);
+            let mut c_n = Vector::<f32, N>::new(0.0f32);
+            #[unroll]
+            for k in 0..N::value() {
+                b_n[k] = read[p + at_n * N::value() + k];
+                c_n[k] = read[p + n + at_n * N::value() + k];
+            }
+            #[unroll]
+            for j in 0..down {
+                let at_p = row + j * rows;
+                if at_p < p {
+                    let kept = state[j * across + i] * Vector::new(decay);
+                    let after = kept + Vector::new(read[at_p]) * b_n;
+                    ssm_bhpn[base + at_p * vectors + at_n] = after;
+                    let products = after * c_n;
+                    #[unroll]
+                    for k in 0..N::value() {
+                        sums[j] += products[k];
+                    }
+                }
+            }
+        }
+    }
+
+    let mut partials = SharedMemory::<f32>::new(comptime!(p * (lanes + 1)));
+    #[unroll]
+    for j in 0..down {
+        let at_p = row + j * rows;
+        if at_p < p {
+            partials[at_p * comptime!(lanes + 1) + lane] = sums[j];
+        }
+    }
+    sync_cube();
+    for row in range_stepped(unit, p, UNITS) {
+        let mut y = d * read[row];
+        for lane in 0..lanes {
+            y += partials[row * comptime!(lanes + 1) + lane];
+        }
+        output[(batch * h + head) * p + row] = F::cast_from(y * read[p + 2 * n + row]);
+    }
+}
+
+/// Moves on the windows of B and C, where several heads read each.
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn roll_kernel<F: Float>(
+    projected: &Array<F>,
+    conv_bcw: &mut Array<F>,
+    first: usize,
+    c: usize,
+    columns: usize,
+    #[comptime] w: usize,
+    #[define(F)] _dtype: StorageType,
+) {
+    let (batch, channel) = (CUBE_POS_Y as usize, first + ABSOLUTE_POS_X as usize);
+    if channel >= c {
+        terminate!();
+    }
+    let window = (batch * c + channel) * w;
+    #[unroll]
+    for k in 1..w {
+        conv_bcw[window + k - 1] = conv_bcw[window + k];
+    }
+    conv_bcw[window + w - 1] = projected[batch * columns + channel];
+}
+
+/// What the step's kernel is made with.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Made {
+    width: AddressType,
+    layout: Layout,
+    own_group: bool,
+    w: usize,
+    together: usize,
+    silu: bool,
+    /// Whether there is a bias of the convolution, and of the gate.
+    given: [bool; 2],
+    dtype: DType,
+    parameters: DType,
+}
+
+thread_local! {
+    static STEP: Described<Made> = Described::default();
+}
+
+impl<R, F, I, T> RecurrentStep for CubeBackend<R, F, I, T>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    fn recurrent_step(
+        projected: Tensor<Self, 2>,
+        parameters: StepParameters<Self>,
+        state: StepState<Self>,
+    ) -> (Tensor<Self, 2>, StepState<Self>) {
+        if !fits(&projected, &parameters, &state) {
+            return reference::step(projected, parameters, state);
+        }
+        let (output, conv, ssm) = step(Operands {
+            projected: inner(projected),
+            taps: inner(parameters.taps),
+            bias: parameters.bias.map(inner),
+            activation: parameters.activation,
+            d: inner(parameters.d),
+            z_bias: parameters.z_bias.map(inner),
+            conv: inner(state.conv),
+            ssm: inner(state.ssm),
+        });
+        let state = StepState {
+            conv: tensor(conv),
+            ssm: tensor(ssm),
+        };
+        (tensor(output), state)
+    }
+}
+
+/// Whether there is a kernel for these: the state is f32, the parameters share a dtype, and a head's rows
+/// fit in shared memory.
+fn fits<B: Backend>(
+    projected: &Tensor<B, 2>,
+    parameters: &StepParameters<B>,
+    state: &StepState<B>,
+) -> bool {
+    let [_, _, p, _] = state.ssm.dims();
+    let small = parameters.taps.dtype();
+    let mut biases = parameters.bias.iter().chain(&parameters.z_bias);
+    let all = [projected.dtype(), state.conv.dtype(), small];
+    all.into_iter().all(computes_in_f32)
+        && state.ssm.dtype() == DType::F32
+        && 2 * p <= PARTIALS
+        && parameters.d.dtype() == small
+        && biases.all(|bias| bias.dtype() == small)
+}
+
+/// The op's inputs on the device.
+struct Operands<R: CubeRuntime> {
+    projected: CubeTensor<R>,
+    taps: CubeTensor<R>,
+    bias: Option<CubeTensor<R>>,
+    activation: Activation,
+    d: CubeTensor<R>,
+    z_bias: Option<CubeTensor<R>>,
+    conv: CubeTensor<R>,
+    ssm: CubeTensor<R>,
+}
+
+/// How many elements of a convolution's window `[b, c, w]` are read together: all of them, if the device
+/// can.
+fn window_vector<R: CubeRuntime>(conv: &CubeTensor<R>) -> usize {
+    let w = conv.meta.shape()[2];
+    let mut sizes = conv.client.io_optimized_vector_sizes(conv.dtype.size());
+    if sizes.any(|size| size == w) { w } else { 1 }
+}
+
+/// The gated output, and the states of the convolution and the scan.
+fn step<R: CubeRuntime>(inputs: Operands<R>) -> (CubeTensor<R>, CubeTensor<R>, CubeTensor<R>) {
+    let dtype = inputs.projected.dtype;
+    let projected = into_contiguous(inputs.projected);
+    let conv = if inputs.conv.dtype == dtype {
+        own(inputs.conv)
+    } else {
+        own(cast(inputs.conv, dtype))
+    };
+    let ssm = own(inputs.ssm);
+    let [b, h, p, n] = ssm.meta.shape().dims();
+    let [_, c, w]: [usize; 3] = conv.meta.shape().dims();
+    let client = ssm.client.clone();
+    let output = output(&projected, [b, h * p], dtype);
+    let own_group = c == h * (p + 2 * n);
+    let together = window_vector(&conv);
+    let layout = Layout::new(p, n, vector_size(&[&ssm]));
+    // In half precision, rows as short as these may be padded; they are read as they lie.
+    let rows = |taps: &CubeTensor<R>| {
+        let strides = taps.meta.strides();
+        (strides[2] == 1 && strides[0].is_multiple_of(together)).then_some(strides[0])
+    };
+    let (taps, taps_row) = match rows(&inputs.taps) {
+        Some(row) => (inputs.taps, row),
+        None => (into_contiguous(inputs.taps), w),
+    };
+    let made = Made {
+        width: address_type(&[&projected, &conv, &ssm]),
+        layout,
+        own_group,
+        w,
+        together,
+        silu: inputs.activation == Activation::Silu,
+        given: [inputs.bias.is_some(), inputs.z_bias.is_some()],
+        dtype,
+        parameters: taps.dtype,
+    };
+    let settings = settings(UNITS, made.width);
+    let mut launcher = KernelLauncher::<R>::new(settings.clone());
+    let element = Type::new(dtype.into());
+    let parameter = Type::new(made.parameters.into());
+    let state = Type::new(DType::F32.into()).with_vector_size(layout.vector);
+    launcher.register_array(array(&projected), element);
+    launcher.register_array(array(&output), element);
+    launcher.register_array(array(&conv), element.with_vector_size(together));
+    launcher.register_array(array(&ssm), state);
+    launcher.register_array(array(&taps), parameter.with_vector_size(together));
+    for x in [inputs.bias, Some(inputs.d), inputs.z_bias]
+        .into_iter()
+        .flatten()
+    {
+        launcher.register_array(array(&into_contiguous(x)), parameter);
+    }
+    <usize as LaunchArg>::register(c, &mut launcher);
+    <usize as LaunchArg>::register(taps_row / together, &mut launcher);
+    let describe = |made: Made| {
+        step_kernel::StepKernel::<R>::new(
+            settings,
+            client.clone(),
+            ARRAY,
+            ARRAY,
+            ARRAY,
+            ARRAY,
+            ARRAY,
+            optional(made.given[0]),
+            ARRAY,
+            optional(made.given[1]),
+            (),
+            (),
+            layout.vector,
+            together,
+            layout,
+            own_group,
+            w,
+            together,
+            made.silu,
+            made.given,
+            dtype.into(),
+            made.parameters.into(),
+        )
+    };
+    let kernel = STEP.with(|known| known.get(&output, made, describe));
+    let count = CubeCount::Static(h as u32, b as u32, 1);
+    // SAFETY: nothing else holds the three tensors that are written. Each cube writes its head's own
+    // parts of them, and reads no other cube's; shapes were asserted by the caller.
+    unsafe { launch(launcher, count, kernel, &output) };
+    if !own_group {
+        let first = h * p;
+        // SAFETY: a unit has a window of its own, among those that the step has only read.
+        unsafe {
+            roll_kernel::launch_unchecked::<R>(
+                &client,
+                CubeCount::Static((c - first).div_ceil(UNITS) as u32, b as u32, 1),
+                CubeDim::new_1d(UNITS as u32),
+                made.width,
+                array(&projected),
+                array(&conv),
+                first,
+                c,
+                c + h * p + h,
+                w,
+                dtype.into(),
+            );
+        }
+    }
+    (output, conv, ssm)
+}

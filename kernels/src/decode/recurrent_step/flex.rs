@@ -1,0 +1,115 @@
+//! On slices: the windows of all channels, then a task a head. The state is written where it is.
+
+use burn::tensor::{Tensor, TensorPrimitive};
+use burn_flex::{Flex, FlexTensor};
+use rayon::prelude::*;
+
+use super::{RecurrentStep, StepParameters, StepState, reference};
+use crate::flex::math::{dot, sigmoid, vectorised};
+use crate::flex::{Values, is_f32, tensor};
+use crate::scan::causal_conv::Activation;
+
+impl RecurrentStep for Flex {
+    fn recurrent_step(
+        projected: Tensor<Self, 2>,
+        parameters: StepParameters<Self>,
+        state: StepState<Self>,
+    ) -> (Tensor<Self, 2>, StepState<Self>) {
+        let states = is_f32(&state.conv) && is_f32(&state.ssm);
+        if states && is_f32(&projected) && is_f32(&parameters.taps) {
+            step(projected, parameters, state)
+        } else {
+            reference::step(projected, parameters, state)
+        }
+    }
+}
+
+fn owned<const D: usize>(x: Tensor<Flex, D>) -> FlexTensor {
+    x.into_primitive().tensor().to_contiguous()
+}
+
+/// Moves the windows `[c, w]` on to the inputs `[c]`, and convolves them.
+fn convolve(windows: &mut [f32], inputs: &[f32], parameters: &Parameters, y: &mut [f32]) {
+    let w = parameters.taps.len() / inputs.len();
+    let windows = windows
+        .chunks_exact_mut(w)
+        .zip(parameters.taps.chunks_exact(w));
+    for (channel, (window, taps)) in windows.enumerate() {
+        window.copy_within(1.., 0);
+        window[w - 1] = inputs[channel];
+        let products = window.iter().zip(taps).map(|(x, tap)| x * tap);
+        let sum = products.sum::<f32>() + parameters.bias.as_ref().map_or(0.0, |b| b[channel]);
+        y[channel] = match parameters.activation {
+            Activation::Identity => sum,
+            Activation::Silu => sum * sigmoid(sum),
+        };
+    }
+}
+
+/// [`StepParameters`] as slices.
+struct Parameters {
+    taps: Values,
+    bias: Option<Values>,
+    activation: Activation,
+    d: Values,
+    z_bias: Option<Values>,
+}
+
+fn step(
+    projected: Tensor<Flex, 2>,
+    parameters: StepParameters<Flex>,
+    state: StepState<Flex>,
+) -> (Tensor<Flex, 2>, StepState<Flex>) {
+    let [b, h, p, n] = state.ssm.dims();
+    let [_, c, w] = state.conv.dims();
+    let (g, width) = ((c - h * p) / (2 * n), c + h * p + h);
+    let projected = Values::of(projected);
+    let parameters = Parameters {
+        taps: Values::of(parameters.taps),
+        bias: parameters.bias.map(Values::of),
+        activation: parameters.activation,
+        d: Values::of(parameters.d),
+        z_bias: parameters.z_bias.map(Values::of),
+    };
+    let (mut conv, mut ssm) = (owned(state.conv), owned(state.ssm));
+
+    let mut convolved = vec![0.0; b * c];
+    let windows = conv.storage_mut::<f32>().par_chunks_mut(c * w);
+    let tokens = windows.zip(projected.par_chunks(width));
+    tokens
+        .zip(convolved.par_chunks_mut(c))
+        .for_each(|((windows, token), y)| convolve(windows, &token[..c], &parameters, y));
+
+    let mut output = vec![0.0; b * h * p];
+    let states = ssm.storage_mut::<f32>().par_chunks_mut(p * n);
+    let heads = states.zip(output.par_chunks_mut(p)).enumerate();
+    heads.for_each(|(i, (state, y))| {
+        let (batch, head) = (i / h, i % h);
+        let group = head / (h / g);
+        let token = &projected[batch * width..][..width];
+        let convolved = &convolved[batch * c..][..c];
+        let x_p = &convolved[head * p..][..p];
+        let b_n = &convolved[h * p + group * n..][..n];
+        let c_n = &convolved[h * p + (g + group) * n..][..n];
+        let decay = sigmoid(-token[c + h * p + head]);
+        vectorised(
+            #[inline(always)]
+            || {
+                for (r, state) in state.chunks_exact_mut(n).enumerate() {
+                    for (state, b) in state.iter_mut().zip(b_n) {
+                        *state = decay * *state + x_p[r] * b;
+                    }
+                    let channel = head * p + r;
+                    let bias = parameters.z_bias.as_ref().map_or(0.0, |z| z[channel]);
+                    let v = token[c + channel] + bias;
+                    y[r] = (dot(state, c_n) + parameters.d[head] * x_p[r]) * v * sigmoid(v);
+                }
+            },
+        );
+    });
+    let state = StepState {
+        conv: Tensor::from_primitive(TensorPrimitive::Float(conv)),
+        ssm: Tensor::from_primitive(TensorPrimitive::Float(ssm)),
+    };
+    (tensor(output, [b, h * p]), state)
+}

@@ -1,0 +1,68 @@
+//! The definition, in tensor operations and the ops of the convolution and the gate.
+
+use burn::tensor::Tensor;
+
+use super::{RecurrentStep, StepParameters, StepState};
+use crate::dtype::{narrow, widen};
+use crate::groups::to_heads;
+use crate::scan::causal_conv::ConvInputs;
+use crate::scan::skip_gate::SkipGateInputs;
+use crate::scan::ssd::reference::log_decay;
+
+/// See [`recurrent_step`](super::recurrent_step).
+pub fn step<B: RecurrentStep>(
+    projected: Tensor<B, 2>,
+    parameters: StepParameters<B>,
+    state: StepState<B>,
+) -> (Tensor<B, 2>, StepState<B>) {
+    let [b, h, p, n] = state.ssm.dims();
+    let [_, c, w] = state.conv.dims();
+    let (g, dtype) = ((c - h * p) / (2 * n), projected.dtype());
+    let part = |start, width| projected.clone().narrow(1, start, width);
+    let input_b1c = part(0, c).reshape([b, 1, c]);
+    let (z, a_log) = (part(c, h * p), part(c + h * p, h));
+
+    let history = (w > 1).then(|| {
+        let window = narrow(state.conv, dtype).swap_dims(1, 2);
+        window.narrow(1, 1, w - 1)
+    });
+    let latest = match history.clone() {
+        Some(history) => Tensor::cat(vec![history, input_b1c.clone()], 1),
+        None => input_b1c.clone(),
+    };
+    // Half-precision parameters may meet wider tokens.
+    let taps = narrow(parameters.taps, dtype).reshape([c, w]);
+    let bias = parameters.bias.map(|bias| narrow(bias, dtype));
+    let z_bias = parameters.z_bias.map(|bias| narrow(bias, dtype));
+    let d = narrow(parameters.d, dtype);
+    let convolved = B::causal_conv_forward(ConvInputs {
+        x: input_b1c,
+        weight: taps,
+        bias,
+        history,
+        activation: parameters.activation,
+    });
+    let part = |start, width| convolved.clone().narrow(2, start, width);
+    let x_b1hp = part(0, h * p).reshape([b, 1, h, p]);
+    let grouped = |start| {
+        let x_b1gn = widen(part(start, g * n)).reshape([b, 1, g, n]);
+        to_heads(x_b1gn, h).reshape([b, h, 1, n])
+    };
+    let (b_bh1n, c_bh1n) = (grouped(h * p), grouped(h * p + g * n));
+
+    let decay = log_decay(widen(a_log)).exp().reshape([b, h, 1, 1]);
+    let x_bhp1 = widen(x_b1hp.clone()).reshape([b, h, p, 1]);
+    let ssm = state.ssm * decay + x_bhp1 * b_bh1n;
+    let y = (ssm.clone() * c_bh1n).sum_dim(3).reshape([b, 1, h, p]);
+    let y = narrow(y, dtype);
+    let z = z.reshape([b, 1, h * p]);
+    let gated = B::skip_gate_forward(SkipGateInputs {
+        y,
+        x: x_b1hp,
+        d,
+        z,
+        z_bias,
+    });
+    let conv = latest.swap_dims(1, 2);
+    (gated.reshape([b, h * p]), StepState { conv, ssm })
+}

@@ -1,0 +1,94 @@
+//! The next token from its logits, where the logits are.
+//!
+//! A token is one number and its logits are a vocabulary of them: on a GPU, choosing there saves the host
+//! from waiting for all logits and from reading them. Backends that share the host's memory gain nothing
+//! and have no such op.
+
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
+
+/// What is done to logits before a token is drawn, in this order; each as in Hugging Face's
+/// `transformers`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Warp {
+    /// Divides the positive logits of tokens that were seen and multiplies the negative ones; 1 is off.
+    pub repetition_penalty: f32,
+    /// Divides the logits; 0 takes the likeliest token, of equal ones the first.
+    pub temperature: f32,
+    /// Leaves this many of the likeliest, and those equal to the last of them; 0 is off.
+    pub top_k: usize,
+    /// Leaves the likeliest that together reach this probability; 1 is off.
+    pub top_p: f64,
+    /// Leaves those at least this fraction as likely as the likeliest; 0 is off.
+    pub min_p: f32,
+}
+
+impl Warp {
+    /// Whether no random number is needed.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature == 0.0 || self.top_k == 1
+    }
+}
+
+/// How the token of one row is chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// What is done to the logits first.
+    pub warp: Warp,
+    /// Which token is drawn: that at this point, in `[0, 1)`, of the cumulative distribution.
+    pub point: f64,
+}
+
+/// The op, as backends compute it.
+pub trait Sample: Backend {
+    /// See [`sample`].
+    fn sample(
+        _logits: Tensor<Self, 2>,
+        _seen: Option<&mut Tensor<Self, 2, Int>>,
+        _vocab_size: usize,
+        _choices: &[Choice],
+    ) -> Option<Tensor<Self, 1, Int>> {
+        None
+    }
+}
+
+by_default!(Sample for ndarray, flex, autodiff);
+
+/// The tokens that `choices`, one a row, draw from `logits [b, v]` among the ids below `vocab_size`: `[b]`
+/// ids, each -1 where one of the row's logits is NaN or infinite or none is a score. `None` where the
+/// backend has no such op.
+///
+/// `seen [b, v]` is not 0 for tokens that the penalty is for. It is used only if a row has a penalty, and
+/// then gets the token of every row, in place: no clone of it may be in use. Probabilities are computed in f32, so
+/// a point that falls between two tokens may take the other one where the last digit decides; of tokens
+/// that are equally likely to the last bit at the edge of `top_p`, all stay.
+///
+/// # Panics
+/// If `vocab_size` is 0 or more than there are logits, there is not a choice for each row, or a penalty is
+/// not 1 and there is no `seen [b, v]`.
+pub fn sample<B: Sample>(
+    logits: Tensor<B, 2>,
+    seen: Option<&mut Tensor<B, 2, Int>>,
+    vocab_size: usize,
+    choices: &[Choice],
+) -> Option<Tensor<B, 1, Int>> {
+    let [b, v] = logits.dims();
+    assert!(
+        (1..=v).contains(&vocab_size),
+        "sample: a vocabulary of {vocab_size} among {v} logits"
+    );
+    assert_eq!(choices.len(), b, "sample: one choice a row");
+    let penalised = |choice: &Choice| choice.warp.repetition_penalty != 1.0;
+    let seen = if choices.iter().any(penalised) {
+        Some(seen.expect("sample: a penalty is for tokens that were seen"))
+    } else {
+        None
+    };
+    if let Some(seen) = &seen {
+        assert_eq!(seen.dims(), [b, v], "sample: seen must be [{b}, {v}]");
+    }
+    B::sample(logits, seen, vocab_size, choices)
+}

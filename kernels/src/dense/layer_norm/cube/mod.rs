@@ -1,0 +1,181 @@
+//! As CubeCL kernels: one pass over memory each way, a row in the registers of units side by side, and all
+//! sums in f32. Nothing is kept of the forward pass but its input, from which the backward pass computes mean
+//! and deviation again.
+
+mod kernels;
+mod plan;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use cubecl::calculate_cube_count_elemwise;
+use cubecl::prelude::*;
+
+use self::kernels::{backward_kernel, forward_kernel};
+use self::plan::{Plan, UNITS};
+use super::{Gradients, LayerNorm, reference};
+use crate::cube::column_sums::{add_shares, column_sums};
+use crate::cube::each_row::with_rows;
+use crate::cube::{
+    address_type, computes_in_f32, empty, flat_vector_size, inner, tensor, vector_size,
+};
+
+/// Elements of a row that a unit holds forward, and backward, where it also adds up for gamma and beta;
+/// more in rows too long for the units of a cube.
+const FORWARD: usize = 16;
+const BACKWARD: usize = 8;
+/// Rows that are added up to a share of the gradients of gamma and beta, at least, and cubes that leave
+/// shares, at most: shares are memory written and read.
+const ROWS: usize = 16;
+const CUBES: usize = 512;
+
+impl<R, F, I, T> LayerNorm for CubeBackend<R, F, I, T>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    fn layer_norm_forward(
+        x: Tensor<Self, 2>,
+        gamma: Tensor<Self, 1>,
+        beta: Tensor<Self, 1>,
+        epsilon: f64,
+    ) -> Tensor<Self, 2> {
+        if fits(&x, &gamma) && beta.dtype() == gamma.dtype() {
+            tensor(forward(inner(x), inner(gamma), inner(beta), epsilon))
+        } else {
+            reference::forward(x, gamma, beta, epsilon)
+        }
+    }
+
+    fn layer_norm_backward(
+        x: Tensor<Self, 2>,
+        gamma: Tensor<Self, 1>,
+        dy: Tensor<Self, 2>,
+        epsilon: f64,
+        wanted: [bool; 3],
+    ) -> Gradients<Self> {
+        if !fits(&x, &gamma) || dy.dtype() != x.dtype() {
+            return reference::backward(x, gamma, dy, epsilon, wanted);
+        }
+        let [dx, dgamma, dbeta] = backward(inner(x), inner(gamma), inner(dy), epsilon, wanted);
+        (dx.map(tensor), dgamma.map(tensor), dbeta.map(tensor))
+    }
+}
+
+/// Whether the kernels read what is there.
+fn fits<B: Backend>(x: &Tensor<B, 2>, gamma: &Tensor<B, 1>) -> bool {
+    computes_in_f32(x.dtype()) && computes_in_f32(gamma.dtype()) && x.shape().num_elements() > 0
+}
+
+/// The normalised `x [t, d]`, not empty; gamma and beta of one dtype.
+fn forward<R: CubeRuntime>(
+    x: CubeTensor<R>,
+    gamma: CubeTensor<R>,
+    beta: CubeTensor<R>,
+    epsilon: f64,
+) -> CubeTensor<R> {
+    let [t, d] = x.meta.shape().dims();
+    let (x, gamma, beta) = (with_rows(x), into_contiguous(gamma), into_contiguous(beta));
+    let y = empty(&x, [t, d], x.dtype);
+    let (n, m) = (vector_size(&[&x, &y]), flat_vector_size(&[&gamma]));
+    let plan = Plan::new(d, [n, m, 1], FORWARD);
+    let (client, cube) = (x.client.clone(), CubeDim::new_1d(UNITS as u32));
+    let (dtype, parameters) = (x.dtype, gamma.dtype);
+    // SAFETY: rows are read below `t` and columns below `d`, and a unit writes its own, where there is a row.
+    unsafe {
+        forward_kernel::launch_unchecked::<R>(
+            &client,
+            calculate_cube_count_elemwise(&client, t * plan.lanes, cube),
+            cube,
+            address_type(&[&x, &y]),
+            n,
+            plan.m,
+            x.into_tensor_arg(),
+            gamma.into_array_arg(),
+            beta.into_array_arg(),
+            y.clone().into_tensor_arg(),
+            epsilon as f32,
+            plan,
+            dtype.into(),
+            parameters.into(),
+        );
+    }
+    y
+}
+
+/// The gradients that are wanted, to `x [t, d]`, which is not empty, `gamma` and `beta`; `dy` of the dtype of
+/// `x`.
+fn backward<R: CubeRuntime>(
+    x: CubeTensor<R>,
+    gamma: CubeTensor<R>,
+    dy: CubeTensor<R>,
+    epsilon: f64,
+    wanted: [bool; 3],
+) -> [Option<CubeTensor<R>>; 3] {
+    match wanted {
+        [false, false, false] => return [None, None, None],
+        [false, false, true] => return [None, None, Some(column_sums(dy, gamma.dtype))],
+        _ => {}
+    }
+    let [t, d] = x.meta.shape().dims();
+    let (x, gamma, dy) = (with_rows(x), into_contiguous(gamma), with_rows(dy));
+    let (dtype, parameters) = (x.dtype, gamma.dtype);
+    let dx = wanted[0].then(|| empty(&x, [t, d], dtype));
+    let mut in_memory = vec![&x, &dy];
+    in_memory.extend(&dx);
+    let n = vector_size(&in_memory);
+    let plan = |p: usize| Plan::new(d, [n, flat_vector_size(&[&gamma]), p], BACKWARD);
+    let teams = plan(1).teams();
+    // Without shares, rows need not be walked over by few.
+    let sums = usize::from(wanted[1]) + usize::from(wanted[2]);
+    let rows = match sums {
+        0 => 1,
+        _ => t.div_ceil(CUBES * teams).max(ROWS),
+    };
+    let cubes = t.div_ceil(rows * teams);
+    let shares = (sums > 0).then(|| empty(&x, [cubes * teams, sums, d], DType::F32));
+    let plan = plan(shares.as_ref().map_or(1, |shares| vector_size(&[shares])));
+    let (client, cube) = (x.client.clone(), CubeDim::new_1d(UNITS as u32));
+    let count = match sums {
+        0 => calculate_cube_count_elemwise(&client, cubes * UNITS, cube),
+        // One for each share.
+        _ => CubeCount::Static(cubes as u32, 1, 1),
+    };
+    let mut in_memory = vec![&x, &dy];
+    in_memory.extend(&shares);
+    let width = address_type(&in_memory);
+    let arg = |x: &CubeTensor<R>| x.clone().into_tensor_arg();
+    // SAFETY: as forward; and the units of a row write a share of their own.
+    unsafe {
+        backward_kernel::launch_unchecked::<R>(
+            &client,
+            count,
+            cube,
+            width,
+            n,
+            plan.m,
+            plan.p,
+            arg(&x),
+            gamma.into_array_arg(),
+            arg(&dy),
+            dx.as_ref().map(arg).into(),
+            shares.as_ref().map(arg).into(),
+            rows as u32,
+            epsilon as f32,
+            plan,
+            wanted,
+            dtype.into(),
+            parameters.into(),
+        );
+    }
+    let mut sums = match shares {
+        Some(shares) => add_shares(shares, parameters),
+        None => vec![],
+    };
+    let dbeta = if wanted[2] { sums.pop() } else { None };
+    [dx, sums.pop(), dbeta]
+}

@@ -1,0 +1,174 @@
+//! On the CubeCL backends: by cuBLASLt on CUDA, where it is installed and takes the operands, and otherwise
+//! by Burn's matmul, with the bias' gradient by a kernel.
+//!
+//! # Burn's matmul here
+//!
+//! cubek-matmul 0.2.0 has kernels with two buffers a stage that read past the contracted axis where its
+//! stages are odd in number, and give wrong results without a word. Only autotuning tries them: without
+//! Burn's feature `autotune`, which this workspace leaves out, one kernel with a single buffer is taken, or
+//! a simple one where that does not fit, and both are right for every contracted size (the op's tests try
+//! those that the others get wrong). On CUDA it rounds f32 to TF32, which the library does not.
+
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+
+use super::{Gradients, Linear, one_dtype, reference};
+use crate::cube::column_sums::column_sums;
+use crate::cube::{computes_in_f32, inner, tensor};
+
+impl<R, F, I, T> Linear for CubeBackend<R, F, I, T>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    fn linear_forward(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Option<Tensor<Self, 1>>,
+    ) -> Tensor<Self, 2> {
+        Layer::new(x, weight, bias).forward()
+    }
+
+    fn linear_gelu(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Option<Tensor<Self, 1>>,
+    ) -> Tensor<Self, 2> {
+        let layer = Layer {
+            gelu: true,
+            ..Layer::new(x, weight, bias)
+        };
+        layer.forward()
+    }
+
+    fn linear_onto(
+        residual: Tensor<Self, 2>,
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        bias: Option<Tensor<Self, 1>>,
+    ) -> Tensor<Self, 2> {
+        let layer = Layer {
+            onto: Some(inner(residual)),
+            ..Layer::new(x, weight, bias)
+        };
+        layer.forward()
+    }
+
+    fn linear_backward(
+        x: Tensor<Self, 2>,
+        weight: Tensor<Self, 2>,
+        dy: Tensor<Self, 2>,
+        wanted: [bool; 3],
+    ) -> Gradients<Self> {
+        backward(x, weight, dy, wanted)
+    }
+}
+
+/// A layer and what is done with its output.
+pub(super) struct Layer<R: CubeRuntime> {
+    /// `[t, i]`.
+    pub x: CubeTensor<R>,
+    /// `[o, i]`.
+    pub weight: CubeTensor<R>,
+    /// `[o]`.
+    pub bias: Option<CubeTensor<R>>,
+    /// `[t, o]`, which is added, and whose memory the output takes where nothing else holds it.
+    pub onto: Option<CubeTensor<R>>,
+    /// Whether `gelu_new` is applied; not together with `onto`.
+    pub gelu: bool,
+}
+
+impl<R: CubeRuntime> Layer<R> {
+    /// The layer alone.
+    fn new<B>(x: Tensor<B, 2>, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Self
+    where
+        B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+    {
+        Self {
+            x: inner(x),
+            weight: inner(weight),
+            bias: bias.map(inner),
+            onto: None,
+            gelu: false,
+        }
+    }
+
+    /// `[t, o]`.
+    fn forward<B>(mut self) -> Tensor<B, 2>
+    where
+        B: Linear<FloatTensorPrimitive = CubeTensor<R>>,
+    {
+        if let Some(y) = self.by_library() {
+            return tensor(y);
+        }
+        // One thing after the other.
+        if let Some(onto) = self.onto.take() {
+            return tensor::<R, B, 2>(onto) + self.forward();
+        }
+        if self.gelu {
+            self.gelu = false;
+            return B::gelu_new_forward(self.forward());
+        }
+        let (x, weight, bias) = (self.x, self.weight, self.bias);
+        reference::forward(tensor(x), tensor(weight), bias.map(tensor))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn by_library(&self) -> Option<CubeTensor<R>> {
+        super::cublaslt::forward(self)
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn by_library(&self) -> Option<CubeTensor<R>> {
+        None
+    }
+}
+
+/// See [`Linear::linear_backward`].
+fn backward<R, B>(
+    x: Tensor<B, 2>,
+    weight: Tensor<B, 2>,
+    dy: Tensor<B, 2>,
+    wanted: [bool; 3],
+) -> Gradients<B>
+where
+    R: CubeRuntime,
+    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    one_dtype("linear", &x, dy.dtype());
+    let (x, weight, dy) = (inner(x), inner(weight), inner(dy));
+    let [dx, dweight, mut dbias] = by_library(&x, &weight, &dy, wanted);
+    let [t, o]: [usize; 2] = dy.meta.shape().dims();
+    let summed = computes_in_f32(dy.dtype) && t > 0 && o > 0;
+    if wanted[2] && dbias.is_none() && summed {
+        dbias = Some(column_sums(dy.clone(), dy.dtype));
+    }
+    let left = [
+        wanted[0] && dx.is_none(),
+        wanted[1] && dweight.is_none(),
+        wanted[2] && dbias.is_none(),
+    ];
+    let rest = reference::backward::<B>(tensor(x), tensor(weight), tensor(dy), left);
+    (
+        dx.map(tensor).or(rest.0),
+        dweight.map(tensor).or(rest.1),
+        dbias.map(tensor).or(rest.2),
+    )
+}
+
+#[cfg(feature = "cuda")]
+use super::cublaslt::backward as by_library;
+
+#[cfg(not(feature = "cuda"))]
+fn by_library<R: CubeRuntime>(
+    _x: &CubeTensor<R>,
+    _weight: &CubeTensor<R>,
+    _dy: &CubeTensor<R>,
+    _wanted: [bool; 3],
+) -> [Option<CubeTensor<R>>; 3] {
+    [None, None, None]
+}

@@ -1,0 +1,306 @@
+//! Products by cuBLASLt, in order with what CubeCL has queued.
+//!
+//! # The way of a launch, and the product's
+//!
+//! A CubeCL client sends every launch, reservation and copy as a task to the one thread of the device, which
+//! does them in the order in which they came and issues each to the driver, on a stream of CubeCL's own that
+//! nothing gives away. A product is one more such task, and no thread waits for it. When it is done, all that
+//! was queued before is with the driver, and what is queued after is not yet, so it can be put in between:
+//!
+//! 1. `cuCtxRecordEvent` marks all that the context has been given on any stream;
+//! 2. the library's own stream waits for that, and gets the product;
+//! 3. `cuCtxWaitEvent` has all that the context is given from now on, on any stream, wait for the product.
+//!
+//! No host waits. Products queued together share the two fences.
+//!
+//! # Why no buffer is lost or given away too early
+//!
+//! The task holds bindings of its buffers, as a launch does, so that their memory is reserved until it has
+//! run. Then it may be free, while the product has perhaps not begun. What gets it next is a later task:
+//! its launch, its copy or its release (which is in a stream's order too) comes after the fence, so after
+//! the product, whatever its stream. Bindings do not count as holders, so an op that is queued later may
+//! write where the product reads, in the same order.
+//!
+//! # What is kept
+//!
+//! Everything is made on the device's thread and stays there: a handle, a stream, two events, a workspace
+//! (safe to share, as the products are all on the one stream), and a [`Plan`] for each [`Problem`]. Callers
+//! remember which problems the library takes; a new one costs one wait for the device's thread. It all lasts
+//! as long as that thread, the process; plans, which are cheap to make again, until there are too many.
+//!
+//! # Precision and determinism
+//!
+//! Sums are in f32 whatever the dtype, and f32 is not rounded to TF32. The first algorithm of the heuristic
+//! depends on the problem alone, and where it cuts the contracted axis in parts, only
+//! `REDUCTION_SCHEME_COMPUTE_TYPE` is allowed: the parts lie in the workspace in f32 and are added up in one
+//! order. So the same inputs give the same bits.
+
+use std::cell::{OnceCell, RefCell};
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use burn::tensor::backend::DeviceId;
+use cubecl::Runtime;
+use cubecl::cuda::CudaRuntime;
+use cubecl::device_handle::DeviceHandle;
+use cubecl::server::{Binding, ComputeServer, Handle};
+use cudarc::cublaslt::result as lt;
+use cudarc::cublaslt::sys;
+use cudarc::driver::{result as driver, sys as cuda};
+
+use super::super::column_major::Problem;
+use super::plan::Plan;
+
+type Server = <CudaRuntime as Runtime>::Server;
+
+/// Bytes for products that are cut along their contracted axis.
+pub(super) const WORKSPACE: usize = 32 << 20;
+
+/// Plans that are kept, at most: a server meets prompts of every length.
+const PLANS: usize = 4096;
+
+/// The driver's first version with events of a context.
+const DRIVER: i32 = 12_050;
+
+/// A product to be queued; its buffers are what its problem says they are.
+pub(super) struct Product {
+    pub problem: Problem,
+    pub a: Handle,
+    pub b: Handle,
+    /// What is added, where the problem has it.
+    pub c: Option<Handle>,
+    pub d: Handle,
+    /// What the epilogue reads or writes, where it has a vector.
+    pub vector: Option<Handle>,
+}
+
+/// Whether the library is there and has an algorithm for this.
+pub(super) fn takes(device: DeviceId, problem: &Problem) -> bool {
+    static KNOWN: LazyLock<Mutex<HashMap<(DeviceId, Problem), bool>>> =
+        LazyLock::new(Mutex::default);
+    let known = || KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let key = (device, *problem);
+    let found = known().get(&key).copied();
+    found.unwrap_or_else(|| {
+        let problem = *problem;
+        let handle = DeviceHandle::<Server>::new(device);
+        let taken = handle.submit_blocking(move |_| with_library(device, |it| it.plan(&problem)));
+        let taken = match taken {
+            Ok(Some(Ok(()))) => true,
+            Ok(Some(Err(reason))) => {
+                log::debug!("cuBLASLt does not take {problem:?}: {reason}");
+                false
+            }
+            Ok(None) | Err(_) => false,
+        };
+        let mut known = known();
+        if known.len() == PLANS {
+            known.clear();
+        }
+        known.insert(key, taken);
+        taken
+    })
+}
+
+/// Queues products that the library [`takes`], after all that this thread has queued on the device and
+/// before all that it will. A failure is a panic on the device's thread, which is where launches fail.
+pub(super) fn queue(device: DeviceId, products: Vec<Product>) {
+    let calls: Vec<Call> = products.into_iter().map(Call::new).collect();
+    DeviceHandle::<Server>::new(device).submit(move |server| {
+        let done = with_library(device, |library| library.multiply(server, calls));
+        match done {
+            Some(Ok(())) => (),
+            Some(Err(reason)) => panic!("a matrix product failed: {reason}"),
+            None => panic!("a matrix product was queued without the library"),
+        }
+    });
+}
+
+/// A [`Product`] on its way: with bindings, which keep memory but do not count as its holders.
+struct Call {
+    problem: Problem,
+    a: Binding,
+    b: Binding,
+    c: Option<Binding>,
+    d: Binding,
+    vector: Option<Binding>,
+}
+
+impl Call {
+    fn new(product: Product) -> Self {
+        assert_eq!(product.problem.c.is_some(), product.c.is_some());
+        let has_vector = product.problem.epilogue.has_vector();
+        assert_eq!(has_vector, product.vector.is_some());
+        Self {
+            problem: product.problem,
+            a: product.a.binding(),
+            b: product.b.binding(),
+            c: product.c.map(Handle::binding),
+            d: product.d.binding(),
+            vector: product.vector.map(Handle::binding),
+        }
+    }
+}
+
+/// What `act` gives on the library of the device whose thread this is; `None` if there is no library.
+fn with_library<T>(device: DeviceId, act: impl FnOnce(&mut Library) -> T) -> Option<T> {
+    thread_local! {
+        static LIBRARY: OnceCell<Option<RefCell<Library>>> = const { OnceCell::new() };
+    }
+    LIBRARY.with(|cell| {
+        let library = cell.get_or_init(|| match Library::open(device) {
+            Ok(library) => Some(RefCell::new(library)),
+            Err(reason) => {
+                log::warn!("matrix products are Burn's, which are slower: {reason}");
+                None
+            }
+        });
+        Some(act(&mut library.as_ref()?.borrow_mut()))
+    })
+}
+
+/// One device's, on that device's thread.
+struct Library {
+    context: cuda::CUcontext,
+    handle: sys::cublasLtHandle_t,
+    stream: cuda::CUstream,
+    /// All that came before a product is done.
+    before: cuda::CUevent,
+    /// The product is done.
+    after: cuda::CUevent,
+    workspace: cuda::CUdeviceptr,
+    plans: HashMap<Problem, Plan>,
+}
+
+impl Library {
+    /// # Errors
+    /// Why there is none here, in words.
+    fn open(device: DeviceId) -> Result<Self, String> {
+        // SAFETY: looks for a file, and asks the driver for a number that it writes.
+        let version = unsafe {
+            if !sys::is_culib_present() {
+                return Err("cuBLASLt's library (libcublasLt) is not to be found".into());
+            }
+            let mut version = 0;
+            cuda::cuDriverGetVersion(&mut version)
+                .result()
+                .map_err(|error| failed("cuDriverGetVersion", error))?;
+            version
+        };
+        if version < DRIVER {
+            return Err(format!("the driver knows CUDA {version}, not {DRIVER}"));
+        }
+        let ordinal = driver::device::get(device.index_id.into());
+        let ordinal = ordinal.map_err(|error| failed("cuDeviceGet", error))?;
+        // SAFETY: the primary context, which CubeCL computes in, is kept from now on; all that is made
+        // here belongs to it, as it is current.
+        unsafe {
+            let context = driver::primary_ctx::retain(ordinal)
+                .map_err(|error| failed("cuDevicePrimaryCtxRetain", error))?;
+            driver::ctx::set_current(context).map_err(|error| failed("cuCtxSetCurrent", error))?;
+            let event = || {
+                driver::event::create(cuda::CUevent_flags::CU_EVENT_DISABLE_TIMING)
+                    .map_err(|error| failed("cuEventCreate", error))
+            };
+            Ok(Self {
+                context,
+                handle: lt::create_handle().map_err(|error| failed("cublasLtCreate", error))?,
+                stream: driver::stream::create(driver::stream::StreamKind::NonBlocking)
+                    .map_err(|error| failed("cuStreamCreate", error))?,
+                before: event()?,
+                after: event()?,
+                workspace: driver::malloc_sync(WORKSPACE)
+                    .map_err(|error| failed("cuMemAlloc", error))?,
+                plans: HashMap::new(),
+            })
+        }
+    }
+
+    /// Makes a plan for this problem, if there is none yet.
+    ///
+    /// # Errors
+    /// What the library says if it has no algorithm for it.
+    fn plan(&mut self, problem: &Problem) -> Result<(), String> {
+        if !self.plans.contains_key(problem) {
+            self.enter()?;
+            let plan = Plan::new(self.handle, problem, self.workspace);
+            let plan = plan.map_err(|error| failed("a plan", error))?;
+            if self.plans.len() == PLANS {
+                // The library has read them when it was given their products.
+                self.plans.clear();
+            }
+            self.plans.insert(*problem, plan);
+        }
+        Ok(())
+    }
+
+    /// Makes CubeCL's context current.
+    fn enter(&self) -> Result<(), String> {
+        // SAFETY: the context is that of `open`.
+        unsafe { driver::ctx::set_current(self.context) }
+            .map_err(|error| failed("cuCtxSetCurrent", error))
+    }
+
+    fn multiply(&mut self, server: &mut Server, calls: Vec<Call>) -> Result<(), String> {
+        // On the stream on which it was reserved, so that CubeCL adds no fence of its own: that of the
+        // context is for all streams.
+        let mut resource = |binding: Binding| {
+            let stream = binding.stream;
+            let resource = server.get_resource(binding, stream);
+            resource.map_err(|error| failed("a buffer", format!("{error:?}")))
+        };
+        let mut ready = Vec::with_capacity(calls.len());
+        for call in calls {
+            // In the order of `Problem::alignments`.
+            let resources = [
+                Some(call.a),
+                Some(call.b),
+                call.c,
+                Some(call.d),
+                call.vector,
+            ]
+            .map(|binding| binding.map(&mut resource).transpose());
+            let [a, b, c, d, vector] = resources;
+            ready.push((call.problem, [a?, b?, c?, d?, vector?]));
+        }
+        self.enter()?;
+        // SAFETY: context, stream and events are those of `open`.
+        unsafe {
+            cuda::cuCtxRecordEvent(self.context, self.before)
+                .result()
+                .map_err(|error| failed("cuCtxRecordEvent", error))?;
+            cuda::cuStreamWaitEvent(self.stream, self.before, 0)
+                .result()
+                .map_err(|error| failed("cuStreamWaitEvent", error))?;
+        }
+        let issued = ready.iter().try_for_each(|(problem, resources)| {
+            let pointers = resources
+                .each_ref()
+                .map(|it| it.as_ref().map(|it| it.resource().ptr));
+            for (pointer, alignment) in pointers.iter().zip(problem.alignments) {
+                if pointer.is_some_and(|pointer| pointer % u64::from(alignment) != 0) {
+                    return Err(format!("a buffer is not aligned as {problem:?} says"));
+                }
+            }
+            self.plan(problem)?;
+            let place = (self.handle, self.stream, self.workspace);
+            self.plans[problem].queue(place, pointers)
+        });
+        // Even if one of several has failed: the others are on their way.
+        // SAFETY: as above.
+        unsafe {
+            cuda::cuEventRecord(self.after, self.stream)
+                .result()
+                .map_err(|error| failed("cuEventRecord", error))?;
+            cuda::cuCtxWaitEvent(self.context, self.after)
+                .result()
+                .map_err(|error| failed("cuCtxWaitEvent", error))?;
+        }
+        issued
+    }
+}
+
+pub(super) fn failed(what: &str, error: impl Display) -> String {
+    format!("{what}: {error}")
+}

@@ -1,0 +1,10 @@
+//! The layers that Transformers and Mamba networks share.
+
+pub mod attention;
+pub mod embedding;
+pub mod gelu;
+pub mod layer_norm;
+pub mod linear;
+pub mod rms_norm;
+pub mod rotary;
+pub mod swiglu;

@@ -1,0 +1,22 @@
+//! Conversions between dtypes, as every reference makes them.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
+
+/// Half precision to f32; f32 and f64 as they are.
+pub(crate) fn widen<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    match x.dtype() {
+        DType::F16 | DType::BF16 => x.cast(DType::F32),
+        _ => x,
+    }
+}
+
+/// `x` in `dtype`: itself where it is so already.
+pub(crate) fn narrow<B: Backend, const D: usize>(x: Tensor<B, D>, dtype: DType) -> Tensor<B, D> {
+    if x.dtype() == dtype { x } else { x.cast(dtype) }
+}
+
+/// `1 / (1 + e^-x)`. Burn's own computes in f32 whatever the tensor's dtype.
+pub(crate) fn sigmoid<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
+    ((-x).exp() + 1.0).recip()
+}

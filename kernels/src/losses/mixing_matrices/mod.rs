@@ -1,0 +1,143 @@
+//! Stage 1's loss: the distance of each head's transfer matrix from the teacher's attention matrix.
+//!
+//! One op from the factors of both matrices, so that a backend need never hold a matrix: a kernel
+//! computes them tile by tile. Loss and gradients come from one pass, since the gradients are needed
+//! up to a factor that only the whole distance decides.
+
+mod autodiff;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
+#[cfg(feature = "flex")]
+mod flex;
+pub mod reference;
+
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+
+use super::scale::Scale;
+use crate::profile::{Kind, timed};
+
+/// What the student's transfer matrices are computed from; see [`ssd_scan`](crate::scan::ssd::ssd_scan).
+#[derive(Debug, Clone)]
+pub struct TransferParts<B: Backend> {
+    /// `[b, l, h]`.
+    pub a_log: Tensor<B, 3>,
+    /// `[b, l, g, n]`.
+    pub b: Tensor<B, 4>,
+    /// `[b, l, g, n]`.
+    pub c: Tensor<B, 4>,
+    /// `[h]`.
+    pub d: Tensor<B, 1>,
+}
+
+/// What the teacher's attention matrices are computed from; see [`attention`](crate::dense::attention::attention()).
+#[derive(Debug, Clone)]
+pub struct AttentionParts<B: Backend> {
+    /// Queries after the rotary embedding, `[b, l, h, p]`.
+    pub q: Tensor<B, 4>,
+    /// Keys after the rotary embedding, `[b, l, k, p]`, with `k` dividing `h`.
+    pub k: Tensor<B, 4>,
+}
+
+/// The op, as backends compute it.
+pub trait MixingMatrices: Scale {
+    /// See [`mixing_distance`].
+    fn mixing_distance_forward(
+        student: TransferParts<Self>,
+        teacher: AttentionParts<Self>,
+    ) -> Tensor<Self, 1> {
+        reference::forward(student, teacher)
+    }
+
+    /// [`MixingMatrices::mixing_distance_forward`] with its gradients to the student's parts, each in
+    /// that part's shape.
+    fn mixing_distance_with_gradients(
+        student: TransferParts<Self>,
+        teacher: AttentionParts<Self>,
+    ) -> (Tensor<Self, 1>, TransferParts<Self>) {
+        reference::with_gradients(student, teacher)
+    }
+}
+
+by_default!(MixingMatrices for ndarray);
+
+/// The mean over batch and heads of `||T - A||_F`, as one element, with
+/// `T[i, j] = (C_i . B_j) * (decays in (j, i]) + D [i = j]` and `A = softmax(q k^T / sqrt(p))`, both
+/// causal.
+///
+/// Differentiable in the student's parts; the teacher's are constants. The gradient of a distance
+/// of zero is zero.
+///
+/// # Panics
+/// If the shapes do not fit together as above.
+pub fn mixing_distance<B: MixingMatrices>(
+    student: TransferParts<B>,
+    teacher: AttentionParts<B>,
+) -> Tensor<B, 1> {
+    let [b, l, h] = student.a_log.dims();
+    let [_, _, g, n] = student.b.dims();
+    let [_, _, _, p] = teacher.q.dims();
+    let [_, _, k, _] = teacher.k.dims();
+    assert_eq!(
+        student.b.dims(),
+        [b, l, g, n],
+        "mixing_distance: B must be [b, l, g, n]"
+    );
+    assert_eq!(
+        student.c.dims(),
+        [b, l, g, n],
+        "mixing_distance: C must have the shape of B"
+    );
+    assert_eq!(
+        student.d.dims(),
+        [h],
+        "mixing_distance: D must have one element a head"
+    );
+    assert_eq!(
+        teacher.q.dims(),
+        [b, l, h, p],
+        "mixing_distance: q must be [b, l, h, p]"
+    );
+    assert_eq!(
+        teacher.k.dims(),
+        [b, l, k, p],
+        "mixing_distance: k must be [b, l, k, p]"
+    );
+    assert!(
+        g > 0 && h.is_multiple_of(g),
+        "mixing_distance: {g} groups must divide {h} heads"
+    );
+    assert!(
+        k > 0 && h.is_multiple_of(k),
+        "mixing_distance: {k} groups must divide {h} heads"
+    );
+    timed(Kind::Losses, || {
+        B::mixing_distance_forward(student, teacher)
+    })
+}
+
+/// The transfer matrix of every head, `[b, h, l, l]`: the `T` of [`mixing_distance`]; f32 for
+/// half-precision parts. Differentiable, at the price of several matrices kept.
+///
+/// # Panics
+/// If the shapes do not fit together as in [`TransferParts`].
+pub fn transfer_matrix<B: Backend>(student: TransferParts<B>) -> Tensor<B, 4> {
+    let [b, l, h] = student.a_log.dims();
+    let [_, _, g, n] = student.b.dims();
+    assert_eq!(
+        student.b.dims(),
+        [b, l, g, n],
+        "transfer_matrix: B must be [b, l, g, n]"
+    );
+    assert_eq!(
+        student.c.dims(),
+        [b, l, g, n],
+        "transfer_matrix: C must have the shape of B"
+    );
+    assert_eq!(
+        student.d.dims(),
+        [h],
+        "transfer_matrix: D must have one element a head"
+    );
+    reference::transfer_matrix(&student)
+}

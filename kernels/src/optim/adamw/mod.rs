@@ -1,0 +1,124 @@
+//! AdamW with decoupled weight decay, one parameter at a time in one pass over its memory.
+//!
+//! Burn has an AdamW too, which reads and writes each parameter about a dozen times. `D` is the parameter's rank.
+
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
+#[cfg(feature = "flex")]
+mod flex;
+pub mod reference;
+
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+
+use crate::profile::{Kind, timed};
+
+/// The numbers of one optimiser step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWStep {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub epsilon: f64,
+    /// Decoupled weight decay; 0 for parameters that do not decay.
+    pub weight_decay: f64,
+    /// Steps done on this parameter, this one included; from 1.
+    pub time: u64,
+}
+
+impl AdamWStep {
+    /// `1 - beta1^time` and `1 - beta2^time`.
+    pub fn bias_corrections(&self) -> [f64; 2] {
+        let time = self.time as f64;
+        [1.0 - self.beta1.powf(time), 1.0 - self.beta2.powf(time)]
+    }
+}
+
+/// The ops, as backends compute them. No gradient passes through them.
+pub trait AdamW: Backend {
+    /// See [`adamw_step`].
+    fn adamw_step<const D: usize>(
+        parameter: Tensor<Self, D>,
+        gradient: Tensor<Self, D>,
+        moments: [Tensor<Self, D>; 2],
+        scale: Tensor<Self, 1>,
+        step: AdamWStep,
+    ) -> (Tensor<Self, D>, [Tensor<Self, D>; 2]) {
+        reference::step(parameter, gradient, moments, scale, step)
+    }
+
+    /// See [`squared_norm`].
+    fn squared_norm<const D: usize>(x: Tensor<Self, D>) -> Tensor<Self, 1> {
+        reference::squared_norm(x)
+    }
+
+    /// See [`squared_norms`].
+    fn squared_norms(xs: Vec<Tensor<Self, 1>>) -> Tensor<Self, 1> {
+        reference::squared_norms(xs)
+    }
+}
+
+by_default!(AdamW for ndarray, autodiff);
+
+/// PyTorch's AdamW: with `g = gradient * scale`,
+///
+/// ```text
+/// w <- w (1 - lr weight_decay)
+/// m <- beta1 m + (1 - beta1) g            v <- beta2 v + (1 - beta2) g^2
+/// w <- w - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)
+/// ```
+///
+/// `scale` has one element, in f32 or the parameter's dtype, so that a clipping coefficient need not leave
+/// the device. Where it is not finite, parameter and moments stay exactly as they are.
+///
+/// Parameter and moments in one dtype, in which everything is computed; the gradient in the same or in half
+/// precision. All four in one shape. Returns the parameter and `[m, v]`. A backend may write in place into
+/// buffers that nothing else holds.
+///
+/// # Panics
+/// If the shapes differ, or `scale` has not one element.
+pub fn adamw_step<B: AdamW, const D: usize>(
+    parameter: Tensor<B, D>,
+    gradient: Tensor<B, D>,
+    moments: [Tensor<B, D>; 2],
+    scale: Tensor<B, 1>,
+    step: AdamWStep,
+) -> (Tensor<B, D>, [Tensor<B, D>; 2]) {
+    let shape = parameter.dims();
+    assert_eq!(
+        gradient.dims(),
+        shape,
+        "adamw_step: the gradient's shape must be the parameter's"
+    );
+    for moment in &moments {
+        assert_eq!(
+            moment.dims(),
+            shape,
+            "adamw_step: a moment's shape must be the parameter's"
+        );
+    }
+    assert_eq!(scale.dims(), [1], "adamw_step: the scale has one element");
+    timed(Kind::Optimizer, || {
+        B::adamw_step(parameter, gradient, moments, scale, step)
+    })
+}
+
+/// The sum of the squares of `x`, as one element; f32 for half-precision inputs.
+pub fn squared_norm<B: AdamW, const D: usize>(x: Tensor<B, D>) -> Tensor<B, 1> {
+    timed(Kind::Optimizer, || B::squared_norm(x))
+}
+
+/// The sum of the squares of all elements of all `xs`, as one element, in f32 for half-precision inputs;
+/// their dtypes may differ where all are f32 or half precision. Added up in a fixed order for a list in a
+/// given order.
+///
+/// # Panics
+/// If there is no tensor.
+pub fn squared_norms<B: AdamW>(xs: Vec<Tensor<B, 1>>) -> Tensor<B, 1> {
+    assert!(!xs.is_empty(), "squared_norms: no tensors");
+    timed(Kind::Optimizer, || B::squared_norms(xs))
+}

@@ -1,0 +1,3 @@
+//! What an optimiser does with gradients.
+
+pub mod adamw;

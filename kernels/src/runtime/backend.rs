@@ -1,0 +1,227 @@
+//! The concrete backends, each behind its cargo feature, and the way from a name typed by a user to
+//! code that is generic over them.
+//!
+//! The GPU ones are CubeCL backends without the fusion decorator. Fusion rewrites graphs of
+//! element-wise operations at run time and, in this line of Burn, changes results of models like
+//! ours (burn issues 4366 and 5122).
+
+use std::fmt;
+use std::str::FromStr;
+
+use burn::tensor::Tensor;
+
+use super::failure::BackendError;
+use super::{Machine, devices, panics};
+use crate::KernelBackend;
+
+/// Multi-threaded CPU backend with this crate's own fast paths; f32.
+#[cfg(feature = "flex")]
+pub type Flex = burn_flex::Flex;
+
+/// CPU backend whose every op is the reference; f32.
+#[cfg(feature = "ndarray")]
+pub type NdArray = burn_ndarray::NdArray<f32>;
+
+/// [`NdArray`] in f64: what gradients are checked on.
+#[cfg(feature = "ndarray")]
+pub type NdArray64 = burn_ndarray::NdArray<f64>;
+
+/// GPUs through Vulkan, Metal, DirectX 12 or WebGPU; f32.
+#[cfg(feature = "wgpu")]
+pub type Wgpu = burn_cubecl::CubeBackend<cubecl::wgpu::WgpuRuntime, f32, i32, u32>;
+
+/// NVIDIA GPUs; f32 by default, half precision by explicit casts.
+#[cfg(feature = "cuda")]
+pub type Cuda = burn_cubecl::CubeBackend<cubecl::cuda::CudaRuntime, f32, i32, u8>;
+
+/// A backend of this build: each is there if the cargo feature of its name is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// NVIDIA GPUs.
+    #[cfg(feature = "cuda")]
+    Cuda,
+    /// GPUs through Vulkan, Metal or DirectX 12.
+    #[cfg(feature = "wgpu")]
+    Wgpu,
+    /// The CPU, with this project's own kernels.
+    #[cfg(feature = "flex")]
+    Flex,
+    /// The CPU, with every kernel in its plainest form.
+    #[cfg(feature = "ndarray")]
+    NdArray,
+}
+
+/// The backends of this build under the names that `--backend` takes, the preferred ones first.
+const BACKENDS: &[(&str, Backend)] = &[
+    #[cfg(feature = "cuda")]
+    ("cuda", Backend::Cuda),
+    #[cfg(feature = "wgpu")]
+    ("wgpu", Backend::Wgpu),
+    #[cfg(feature = "flex")]
+    ("flex", Backend::Flex),
+    #[cfg(feature = "ndarray")]
+    ("ndarray", Backend::NdArray),
+];
+
+/// Work that is generic over the backend, for [`Backend::dispatch`].
+pub trait Work: Send {
+    /// What comes of it.
+    type Output: Send;
+
+    /// Does it on `B`'s default device, which has proved to work.
+    fn run<B: KernelBackend>(self, device: B::Device) -> Self::Output;
+}
+
+impl Backend {
+    /// The names of this build's backends, the preferred ones first: `cuda, flex`.
+    pub fn names() -> String {
+        let names: Vec<_> = BACKENDS.iter().map(|(name, _)| *name).collect();
+        names.join(", ")
+    }
+
+    /// The name that `--backend` takes.
+    pub fn name(self) -> &'static str {
+        let found = BACKENDS.iter().find(|(_, backend)| *backend == self);
+        found.map_or("", |(name, _)| name)
+    }
+
+    /// What a machine must have for it.
+    pub(super) fn needs(self) -> &'static str {
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda => "an NVIDIA GPU, its driver and the CUDA toolkit's libraries",
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu => "a GPU with a driver for Vulkan, Metal or DirectX 12",
+            #[cfg(feature = "flex")]
+            Self::Flex => "a CPU",
+            #[cfg(feature = "ndarray")]
+            Self::NdArray => "a CPU",
+        }
+    }
+
+    /// The preferred backend of this build: cuda before wgpu before flex before ndarray; `None` if it
+    /// was built without any.
+    pub fn preferred() -> Option<Self> {
+        BACKENDS.first().map(|(_, backend)| *backend)
+    }
+
+    /// Opens the backend's default device and lets it compute one number.
+    ///
+    /// # Errors
+    /// As [`Backend::dispatch`].
+    pub fn probe(self) -> Result<(), BackendError> {
+        struct Nothing;
+
+        impl Work for Nothing {
+            type Output = ();
+
+            fn run<B: KernelBackend>(self, _device: B::Device) {}
+        }
+
+        self.dispatch(Nothing)
+    }
+
+    /// Does `work` on this backend.
+    ///
+    /// # Errors
+    /// [`BackendError::NoDevice`]. Where a driver or a GPU is missing, CubeCL panics, on another
+    /// thread; here that becomes an error. If anything that `work` queued has failed, the error of
+    /// [`synchronise`], also if `work` panicked or returned; work that reads results before its end
+    /// calls [`synchronise`] before it trusts them. Failures of queued work are known only to a
+    /// program that has called [`report_failures`](super::report_failures).
+    pub fn dispatch<W: Work>(self, work: W) -> Result<W::Output, BackendError> {
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda => guarded::<Cuda, W>(work, open_device::<Cuda>(self)?),
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu => guarded::<Wgpu, W>(work, open_device::<Wgpu>(self)?),
+            #[cfg(feature = "flex")]
+            Self::Flex => {
+                let device = open_device::<Flex>(self)?;
+                // On a thread of the pool that the ops share their loops out to: from any other
+                // thread, each op would put the caller to sleep and wake it up again.
+                Ok(rayon::scope(|_| work.run::<Flex>(device)))
+            }
+            #[cfg(feature = "ndarray")]
+            Self::NdArray => Ok(work.run::<NdArray>(open_device::<NdArray>(self)?)),
+        }
+    }
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Backend {
+    type Err = BackendError;
+
+    fn from_str(name: &str) -> Result<Self, BackendError> {
+        let found = BACKENDS.iter().find(|(known, _)| *known == name);
+        found
+            .map(|(_, backend)| *backend)
+            .ok_or(BackendError::NotBuiltIn)
+    }
+}
+
+/// Waits for what this thread has queued on `device`.
+///
+/// # Errors
+/// [`BackendError::OutOfMemory`], [`BackendError::Lost`], [`BackendError::OldDriver`] or
+/// [`BackendError::Failed`] if any of it, or of what any thread has queued on a GPU, has failed since this
+/// was last asked: a launch returns before it is known whether it can be done. Panics of devices' threads
+/// are known only after [`report_failures`](super::report_failures).
+pub fn synchronise<B: Machine>(device: &B::Device) -> Result<(), BackendError> {
+    let synchronised = B::sync(device);
+    check::<B>(device)?;
+    synchronised.map_err(|error| failed::<B>(device, format!("{error:?}")))
+}
+
+/// [`synchronise`] without waiting: what is known to have failed by now.
+///
+/// # Errors
+/// Those of [`synchronise`].
+pub fn check<B: Machine>(device: &B::Device) -> Result<(), BackendError> {
+    match panics::take() {
+        Some(reason) => Err(failed::<B>(device, reason)),
+        None => Ok(()),
+    }
+}
+
+/// The error of work on `device` that failed for `reason`.
+fn failed<B: Machine>(device: &B::Device, reason: String) -> BackendError {
+    BackendError::from_words(reason, || devices::used_memory::<B>(device))
+}
+
+/// Does `work`, and fails if anything it has queued does.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn guarded<B: KernelBackend, W: Work>(
+    work: W,
+    device: B::Device,
+) -> Result<W::Output, BackendError> {
+    let done = panics::caught(|| work.run::<B>(device.clone()));
+    let output = done.map_err(|reason| failed::<B>(&device, reason))?;
+    synchronise::<B>(&device)?;
+    Ok(output)
+}
+
+/// The default device of `backend`, which is `B`, once it has proved to work.
+fn open_device<B: KernelBackend>(backend: Backend) -> Result<B::Device, BackendError> {
+    let device = B::Device::default();
+    let proof = panics::quietly(|| {
+        // Before CubeCL is used for the first time, which is when it looks for its settings.
+        #[cfg(any(feature = "cuda", feature = "wgpu"))]
+        super::kernel_cache::keep(backend);
+        Tensor::<B, 1>::ones([1], &device).try_into_data()
+    });
+    let reason = match proof {
+        Ok(Ok(_)) => return Ok(device),
+        Ok(Err(error)) => error.to_string(),
+        Err(reason) => reason,
+    };
+    match BackendError::from_words(reason, || None) {
+        BackendError::Failed { reason } => Err(BackendError::NoDevice { backend, reason }),
+        known => Err(known),
+    }
+}

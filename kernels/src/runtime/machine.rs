@@ -1,0 +1,106 @@
+//! What a program asks about the machine behind a backend.
+
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Element};
+
+/// Memory of a device that this program has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Bytes that tensors take.
+    pub in_use: u64,
+    /// Bytes that are kept for tensors, those in use included: what the device must have for it.
+    pub reserved: u64,
+}
+
+/// How a backend's device works.
+pub trait Machine: Backend {
+    /// How many passes over different sequences it is best to run side by side, each on a share of
+    /// the cores: as many as there are cores on a CPU, and one on a GPU, which a pass keeps busy.
+    fn lanes() -> usize {
+        1
+    }
+
+    /// Whether work is queued on a device and done later: reading a result then waits for all that was
+    /// queued before it.
+    fn queues() -> bool {
+        false
+    }
+
+    /// Whether networks may have their parameters in `dtype`: the backend's own, and half precision where
+    /// every op takes it and the device has it.
+    fn holds(_device: &Self::Device, dtype: DType) -> bool {
+        dtype == <Self::FloatElem as Element>::dtype()
+    }
+
+    /// The memory of `device` that this thread's tensors have; `None` where they have the host's.
+    fn memory(_device: &Self::Device) -> Option<Memory> {
+        None
+    }
+}
+
+impl<B: Machine, C: CheckpointStrategy> Machine for Autodiff<B, C> {
+    fn lanes() -> usize {
+        B::lanes()
+    }
+
+    fn queues() -> bool {
+        B::queues()
+    }
+
+    fn holds(device: &Self::Device, dtype: DType) -> bool {
+        B::holds(device, dtype)
+    }
+
+    fn memory(device: &Self::Device) -> Option<Memory> {
+        B::memory(device)
+    }
+}
+
+#[cfg(feature = "flex")]
+impl Machine for burn_flex::Flex {
+    fn lanes() -> usize {
+        rayon::current_num_threads()
+    }
+}
+
+#[cfg(feature = "ndarray")]
+impl<E, I, Q> Machine for burn_ndarray::NdArray<E, I, Q>
+where
+    E: burn_ndarray::FloatNdArrayElement,
+    I: burn_ndarray::IntNdArrayElement,
+    Q: burn_ndarray::QuantElement,
+    burn_ndarray::NdArrayTensor: From<burn_ndarray::SharedArray<E>>,
+    burn_ndarray::NdArrayTensor: From<burn_ndarray::SharedArray<I>>,
+{
+    fn lanes() -> usize {
+        rayon::current_num_threads()
+    }
+}
+
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+impl<R, F, I, T> Machine for burn_cubecl::CubeBackend<R, F, I, T>
+where
+    R: burn_cubecl::CubeRuntime,
+    F: burn_cubecl::FloatElement,
+    I: burn_cubecl::IntElement,
+    T: burn_cubecl::BoolElement,
+{
+    fn queues() -> bool {
+        true
+    }
+
+    fn holds(device: &Self::Device, dtype: DType) -> bool {
+        crate::cube::computes_in_f32(dtype) && Self::supports_dtype(device, dtype)
+    }
+
+    fn memory(device: &Self::Device) -> Option<Memory> {
+        // An error is reported when the program waits for the device.
+        let usage = R::client(device).memory_usage().ok()?;
+        Some(Memory {
+            in_use: usage.bytes_in_use,
+            reserved: usage.bytes_reserved,
+        })
+    }
+}

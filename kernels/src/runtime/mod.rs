@@ -1,0 +1,45 @@
+//! What touches the process and the machine: which backend and device compute, what becomes of a driver's
+//! failures, where compiled kernels are kept.
+//!
+//! This crate sets no panic hook and writes no file unless the program asks for it: a program that computes
+//! on a GPU calls [`report_failures`] and [`keep_kernels`] when it starts.
+
+#![cfg_attr(
+    not(any(
+        feature = "cuda",
+        feature = "wgpu",
+        feature = "flex",
+        feature = "ndarray"
+    )),
+    allow(dead_code, unreachable_code, unused_variables) // in a build without backends
+)]
+
+mod backend;
+mod devices;
+mod failure;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod kernel_cache;
+mod machine;
+mod panics;
+
+#[cfg(feature = "cuda")]
+pub use backend::Cuda;
+#[cfg(feature = "flex")]
+pub use backend::Flex;
+#[cfg(feature = "wgpu")]
+pub use backend::Wgpu;
+pub use backend::{Backend, Work, check, synchronise};
+#[cfg(feature = "ndarray")]
+pub use backend::{NdArray, NdArray64};
+pub use devices::{Survey, survey};
+pub use failure::BackendError;
+pub use machine::{Machine, Memory};
+pub use panics::report_failures;
+
+/// From now on, the first device that is opened keeps its compiled kernels in the user's cache folder, so
+/// that a machine compiles each of them once. To be called before anything is computed on a GPU; without a
+/// GPU backend in the build it has no effect.
+pub fn keep_kernels() {
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    kernel_cache::ask();
+}

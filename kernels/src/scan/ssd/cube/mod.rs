@@ -1,0 +1,315 @@
+//! In CubeCL kernels, one source for CUDA and wgpu.
+//!
+//! # The steps
+//!
+//! Each chunk's share of the state is computed from nothing (2), one pass over the chunks turns the
+//! shares into the states that enter (3), and then every chunk is independent: (1) and (4) together
+//! give the outputs. Backwards it is the same three moves from the end: with `S` the state that enters
+//! a chunk, `D` the gradient of the one that leaves it, `L[t, s]` the product of the decays in
+//! `(s, t]`, `in_t` and `out_s` those from the chunk's start through t and after s to its end,
+//!
+//! ```text
+//! y_t  = sum_(s<=t) L[t,s] (C_t.B_s)  x_s   + in_t  S C_t
+//! dC_t = sum_(s<=t) L[t,s] (dy_t.x_s) B_s   + in_t  S^T dy_t
+//! dx_s = sum_(t>=s) L[t,s] (B_s.C_t)  dy_t  + out_s D B_s
+//! dB_s = sum_(t>=s) L[t,s] (x_s.dy_t) C_t   + out_s D^T x_s
+//! D of the chunk before = (all decays) D + sum_t in_t dy_t C_t^T
+//! ```
+//!
+//! and the log-decay of token k, which is in every path from a token before k to one at k or after it,
+//! has the gradient
+//!
+//! ```text
+//! sum_(t>=k>s) L[t,s] (C_t.B_s) (dy_t.x_s) + sum_(t>=k) in_t dy_t.S C_t
+//!                                          + sum_(s<k) out_s x_s.D B_s + (all decays) <S, D>
+//! ```
+//!
+//! # The variants
+//!
+//! - [`portable`] needs shared memory and barriers only, and takes any sizes: the four rows above are one
+//!   kernel, which works on square blocks.
+//! - [`tensor_cores`] runs on tensor cores, for 16-bit inputs of the usual sizes: a cube walks from chunk to
+//!   chunk of a head, the state in its registers. It applies the skip and the gate to outputs that it has in
+//!   registers, and the backward pass computes those outputs again.
+//!
+//! The device's properties choose. Nothing of a chunk's square matrices leaves its cube: device memory
+//! holds one state a chunk besides inputs and results. Sums run in one order, so that two runs give the
+//! same bits.
+
+mod decay;
+mod portable;
+mod tensor_cores;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+
+use super::{GatedScan, GatedScanGradients, ScanInputs, SsdGradients, SsdScan, gated, reference};
+use crate::cube::{computes_in_f32, inner, tensor};
+use crate::groups;
+
+impl<R, F, I, T> SsdScan for CubeBackend<R, F, I, T>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    fn ssd_scan_forward(
+        scan: ScanInputs<Self>,
+        chunk: usize,
+    ) -> (Tensor<Self, 4>, Tensor<Self, 4>) {
+        forward(scan, chunk)
+    }
+
+    fn ssd_scan_backward(
+        scan: ScanInputs<Self>,
+        dy: Tensor<Self, 4>,
+        chunk: usize,
+    ) -> SsdGradients<Self> {
+        backward(scan, dy, chunk)
+    }
+
+    fn gated_scan_forward(
+        scan: ScanInputs<Self>,
+        epilogue: super::Epilogue<Self>,
+        chunk: usize,
+    ) -> GatedScan<Self> {
+        gated_forward(scan, epilogue, chunk)
+    }
+
+    fn gated_scan_backward(
+        scan: ScanInputs<Self>,
+        epilogue: super::Epilogue<Self>,
+        y: Option<Tensor<Self, 4>>,
+        dout: Tensor<Self, 4>,
+        chunk: usize,
+    ) -> GatedScanGradients<Self> {
+        gated_backward(scan, epilogue, y, dout, chunk)
+    }
+}
+
+/// The scan's inputs on the device, of dtypes that the kernels take.
+struct Inputs<R: CubeRuntime> {
+    x_blhp: CubeTensor<R>,
+    /// The other two of the dtype of `x_blhp`.
+    b_blgn: CubeTensor<R>,
+    c_blgn: CubeTensor<R>,
+    /// f32.
+    a_log_blh: CubeTensor<R>,
+    /// f32.
+    initial_bhpn: Option<CubeTensor<R>>,
+    epilogue: Epilogue<R>,
+}
+
+/// What the outputs pass through; only [`tensor_cores`] has such a way out.
+#[derive(Clone)]
+struct Epilogue<R: CubeRuntime> {
+    /// f32, without gaps.
+    d_h: Option<CubeTensor<R>>,
+    /// Of the dtype of x.
+    z_blc: Option<CubeTensor<R>>,
+    /// f32, without gaps.
+    z_bias_c: Option<CubeTensor<R>>,
+}
+
+impl<R: CubeRuntime> Default for Epilogue<R> {
+    fn default() -> Self {
+        Self {
+            d_h: None,
+            z_blc: None,
+            z_bias_c: None,
+        }
+    }
+}
+
+impl<R: CubeRuntime> Epilogue<R> {
+    fn new<B: Backend<FloatTensorPrimitive = CubeTensor<R>>>(of: super::Epilogue<B>) -> Self {
+        let parameter = |x: Tensor<B, 1>| into_contiguous(inner(x.cast(DType::F32)));
+        Self {
+            d_h: of.d.map(parameter),
+            z_blc: of.z.map(inner),
+            z_bias_c: of.z_bias.map(parameter),
+        }
+    }
+}
+
+/// The gradients to [`Inputs`], of the same dtypes; or, where heads share a group, those to B and C may
+/// still be apart for each head, and in f32.
+struct Gradients<R: CubeRuntime> {
+    x_blhp: CubeTensor<R>,
+    b_blgn: CubeTensor<R>,
+    c_blgn: CubeTensor<R>,
+    a_log_blh: CubeTensor<R>,
+    initial_bhpn: CubeTensor<R>,
+    /// Where there is a gate.
+    z_blhp: Option<CubeTensor<R>>,
+    /// What each segment adds to the gradients of the gate's bias (in place `0..p` of each head) and of
+    /// the skip (in place p): `[b, h, segments, p + 1]`, f32. `None` without an epilogue.
+    shares_bhsf: Option<CubeTensor<R>>,
+}
+
+/// Whether the kernels take inputs of these dtypes: all of one, f32 or narrower.
+fn taken(dtypes: &[DType]) -> bool {
+    let first = dtypes[0];
+    computes_in_f32(first) && dtypes.iter().all(|d| *d == first)
+}
+
+impl<R: CubeRuntime> Inputs<R> {
+    fn new<B: Backend<FloatTensorPrimitive = CubeTensor<R>>>(
+        scan: ScanInputs<B>,
+        epilogue: Epilogue<R>,
+    ) -> Self {
+        Self {
+            x_blhp: inner(scan.x),
+            b_blgn: inner(scan.b),
+            c_blgn: inner(scan.c),
+            a_log_blh: inner(scan.a_log.cast(DType::F32)),
+            initial_bhpn: scan
+                .initial_state
+                .map(|state| inner(state.cast(DType::F32))),
+            epilogue,
+        }
+    }
+}
+
+/// See [`ssd_scan`](super::ssd_scan).
+fn forward<R, B>(scan: ScanInputs<B>, chunk: usize) -> (Tensor<B, 4>, Tensor<B, 4>)
+where
+    R: CubeRuntime,
+    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    if !taken(&[scan.x.dtype(), scan.b.dtype(), scan.c.dtype()]) {
+        return reference::forward(scan, chunk);
+    }
+    let inputs = Inputs::new(scan, Epilogue::default());
+    let (y, last) = if tensor_cores::take(&inputs) {
+        tensor_cores::forward(&inputs)
+    } else {
+        portable::forward(&inputs)
+    };
+    (tensor(y), tensor(last))
+}
+
+/// The gradients of `sum(y * dy)`. The states are computed again, so that nothing but the inputs is
+/// kept from the forward pass.
+fn backward<R, B>(scan: ScanInputs<B>, dy: Tensor<B, 4>, chunk: usize) -> SsdGradients<B>
+where
+    R: CubeRuntime,
+    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    if !taken(&[scan.x.dtype(), scan.b.dtype(), scan.c.dtype(), dy.dtype()]) {
+        return reference::backward(scan, dy, chunk);
+    }
+    let like = Like::new(&scan);
+    let inputs = Inputs::new(scan, Epilogue::default());
+    let dy = inner(dy);
+    like.scan_gradients(if tensor_cores::take(&inputs) {
+        tensor_cores::backward(&inputs, &dy)
+    } else {
+        portable::backward(&inputs, &dy)
+    })
+}
+
+/// See [`gated_scan`](super::gated_scan): in one walk where the device and the inputs allow it, which then
+/// keeps nothing for the backward pass; otherwise as two ops.
+fn gated_forward<R, B>(
+    scan: ScanInputs<B>,
+    epilogue: super::Epilogue<B>,
+    chunk: usize,
+) -> GatedScan<B>
+where
+    R: CubeRuntime,
+    B: SsdScan + Backend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    let (x, b, c) = (scan.x.dtype(), scan.b.dtype(), scan.c.dtype());
+    let z = epilogue.z.as_ref().map_or(x, Tensor::dtype);
+    if taken(&[x, b, c, z]) {
+        let inputs = Inputs::new(scan.clone(), Epilogue::new(epilogue.clone()));
+        if tensor_cores::take(&inputs) {
+            let (out, state) = tensor_cores::forward(&inputs);
+            return GatedScan {
+                out: tensor(out),
+                state: tensor(state),
+                y: None,
+            };
+        }
+    }
+    gated::forward(scan, epilogue, chunk)
+}
+
+/// The gradients of `sum(out * dout)`, from the `y` that [`gated_forward`] gave.
+fn gated_backward<R, B>(
+    scan: ScanInputs<B>,
+    epilogue: super::Epilogue<B>,
+    y: Option<Tensor<B, 4>>,
+    dout: Tensor<B, 4>,
+    chunk: usize,
+) -> GatedScanGradients<B>
+where
+    R: CubeRuntime,
+    B: SsdScan + Backend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    if let Some(y) = y {
+        return gated::backward(scan, epilogue, y, dout, chunk);
+    }
+    let like = Like::new(&scan);
+    let [b, l, h, p] = scan.x.dims();
+    let dtype_of = |x: &Option<Tensor<B, 1>>| x.as_ref().map(Tensor::dtype);
+    let (d, z_bias) = (dtype_of(&epilogue.d), dtype_of(&epilogue.z_bias));
+    let dout = inner(dout.cast(scan.x.dtype()));
+    let inputs = Inputs::new(scan, Epilogue::new(epilogue));
+    let mut gradients = tensor_cores::backward(&inputs, &dout);
+    let z = gradients.z_blhp.take();
+    let shares = gradients.shares_bhsf.take().map(|shares| {
+        let shares = tensor::<R, B, 4>(shares);
+        shares.sum_dim(0).sum_dim(2).reshape([h, p + 1])
+    });
+    let share = |from: usize, width: usize, dtype: Option<DType>| {
+        let part = shares.clone()?.narrow(1, from, width);
+        Some(part.reshape([h * width]).cast(dtype?))
+    };
+    GatedScanGradients {
+        scan: like.scan_gradients(gradients),
+        d: share(p, 1, d),
+        z: z.map(|z| tensor::<R, B, 4>(z).reshape([b, l, h * p])),
+        z_bias: share(0, p, z_bias),
+    }
+}
+
+/// What gradients are to be like: their inputs.
+struct Like {
+    dtype: DType,
+    a_log_dtype: DType,
+    groups: usize,
+}
+
+impl Like {
+    fn new<B: Backend>(scan: &ScanInputs<B>) -> Self {
+        Self {
+            dtype: scan.x.dtype(),
+            a_log_dtype: scan.a_log.dtype(),
+            groups: scan.b.dims()[2],
+        }
+    }
+
+    fn scan_gradients<R, B>(self, gradients: Gradients<R>) -> SsdGradients<B>
+    where
+        R: CubeRuntime,
+        B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+    {
+        let to_groups = |x: CubeTensor<R>| {
+            let heads = tensor::<R, B, 4>(x);
+            groups::to_groups(heads, self.groups).cast(self.dtype)
+        };
+        SsdGradients {
+            x: tensor(gradients.x_blhp),
+            a_log: tensor::<R, B, 3>(gradients.a_log_blh).cast(self.a_log_dtype),
+            b: to_groups(gradients.b_blgn),
+            c: to_groups(gradients.c_blgn),
+            initial_state: tensor(gradients.initial_bhpn),
+        }
+    }
+}

@@ -1,0 +1,382 @@
+//! The launches of the tensor-core variant: one cube walks over a segment of a head's chunks with the
+//! state in its registers, so that every input is read once and every output written once.
+//!
+//! Where batch times heads alone keep the device busy, a segment is the whole sequence. Otherwise a first
+//! walk finds what each segment adds to the state, and [`pass_states`] what enters it.
+
+mod backward;
+mod epilogue;
+mod epilogue_gradients;
+mod forward;
+mod loads;
+mod product;
+
+use burn::tensor::DType;
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::features::{MmaConfig, Plane};
+use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::*;
+
+use self::backward::EpilogueParts;
+use self::forward::{CHUNK, Emit, Plan};
+use self::product::PLANE;
+use super::portable::pass_states;
+use super::{Epilogue, Gradients, Inputs};
+use crate::cube::{address_type, empty};
+
+/// Cubes for each multiprocessor: what fits it at p = n = 64.
+const CUBES: usize = 2;
+
+/// Units of a cube that passes states.
+const PASSING_UNITS: u32 = 128;
+
+/// Whether the device has what the walks need, and the inputs are of sizes and places that they take.
+pub(super) fn take<R: CubeRuntime>(inputs: &Inputs<R>) -> bool {
+    let x = &inputs.x_blhp;
+    let kind = match x.dtype {
+        DType::F16 => FloatKind::F16,
+        DType::BF16 => FloatKind::BF16,
+        _ => return false,
+    };
+    let (p, n) = (x.meta.shape()[3], inputs.b_blgn.meta.shape()[3]);
+    let (element, sum) = (ElemType::Float(kind), ElemType::Float(FloatKind::F32));
+    let properties = x.client.properties();
+    let (features, hardware) = (&properties.features, &properties.hardware);
+    let config = MmaConfig {
+        a_type: element.into(),
+        b_type: element.into(),
+        cd_type: sum.into(),
+        m: 16,
+        n: 8,
+        k: 16,
+    };
+    features.matmul.mma.contains(&config)
+        && features.matmul.ldmatrix.contains(&element.into())
+        && features.plane.contains(Plane::Ops)
+        && [hardware.plane_size_min, hardware.plane_size_max] == [32; 2]
+        && hardware.max_units_per_cube as usize >= backward::PLANES * PLANE
+        && hardware.max_shared_memory_size >= shared_memory(p, n)
+        && [p, n].iter().all(|size| [16, 32, 64, 128].contains(size))
+        && [x, &inputs.b_blgn, &inputs.c_blgn].into_iter().all(aligned)
+        && inputs.epilogue.z_blc.iter().all(aligned)
+}
+
+/// Whether a tensor can be read in vectors of eight.
+fn aligned<R: CubeRuntime>(x: &CubeTensor<R>) -> bool {
+    let (shape, strides) = (x.meta.shape(), x.meta.strides());
+    let last = shape.num_dims() - 1;
+    strides[last] == 1 && (0..last).all(|i| shape[i] == 1 || strides[i].is_multiple_of(8))
+}
+
+/// Bytes that a walk back through a gate needs, which needs most.
+fn shared_memory(p: usize, n: usize) -> usize {
+    let tokens = CHUNK * (4 * (p + 8) + 2 * (n + 8));
+    let states = 2 * p * (n + 8);
+    let scores = 3 * CHUNK * (CHUNK + 8);
+    2 * (tokens + states + scores) + 4 * (16 * CHUNK + 4 * p + 34)
+}
+
+/// The scan's output and the state after the last token.
+pub(super) fn forward<R: CubeRuntime>(inputs: &Inputs<R>) -> (CubeTensor<R>, CubeTensor<R>) {
+    let scan = Walks::new(inputs);
+    let (entering, last) = scan.entering();
+    let y = scan.empty(inputs.x_blhp.meta.shape().dims::<4>(), inputs.x_blhp.dtype);
+    let ends = scan.walk(Emit::Outputs, &y, entering);
+    (y, last.unwrap_or(ends))
+}
+
+/// The gradients of `sum(y * dy)`; those of B and C for each head where a group has several.
+pub(super) fn backward<R: CubeRuntime>(
+    inputs: &Inputs<R>,
+    dy_blhp: &CubeTensor<R>,
+) -> Gradients<R> {
+    let dy = if aligned(dy_blhp) {
+        dy_blhp.clone()
+    } else {
+        into_contiguous(dy_blhp.clone())
+    };
+    let scan = Walks::new(inputs);
+    let (entering, _) = scan.entering();
+    let chunks = scan.l.div_ceil(CHUNK);
+    let states = scan.empty(
+        [scan.batch * scan.h, chunks, scan.p, scan.n],
+        inputs.x_blhp.dtype,
+    );
+    scan.walk(Emit::States, &states, entering);
+    scan.walk_back(&dy, states)
+}
+
+/// A scan cut into segments for its device.
+struct Walks<'a, R: CubeRuntime> {
+    inputs: &'a Inputs<R>,
+    batch: usize,
+    l: usize,
+    h: usize,
+    g: usize,
+    p: usize,
+    n: usize,
+    segments: usize,
+    chunks_of_segment: usize,
+    address_type: AddressType,
+}
+
+impl<'a, R: CubeRuntime> Walks<'a, R> {
+    fn new(inputs: &'a Inputs<R>) -> Self {
+        let x = &inputs.x_blhp;
+        let [batch, l, h, p] = x.meta.shape().dims();
+        let [_, _, g, n] = inputs.b_blgn.meta.shape().dims();
+        let hardware = &x.client.properties().hardware;
+        let wanted = CUBES * hardware.num_streaming_multiprocessors.unwrap_or(1) as usize;
+        let chunks = l.div_ceil(CHUNK);
+        // A short segment is not worth its state.
+        let segments = (wanted / (batch * h)).clamp(1, chunks.div_ceil(4));
+        let chunks_of_segment = chunks.div_ceil(segments);
+        let elements = batch * h * (l + CHUNK) * p.max(n);
+        let address_type =
+            address_type(&[x, &inputs.b_blgn, &inputs.c_blgn]).max(AddressType::from_len(elements));
+        Self {
+            inputs,
+            batch,
+            l,
+            h,
+            g,
+            p,
+            n,
+            segments: chunks.div_ceil(chunks_of_segment),
+            chunks_of_segment,
+            address_type,
+        }
+    }
+
+    fn empty<const D: usize>(&self, shape: [usize; D], dtype: DType) -> CubeTensor<R> {
+        empty(&self.inputs.x_blhp, shape, dtype)
+    }
+
+    fn cubes(&self) -> CubeCount {
+        CubeCount::Static(self.segments as u32, (self.batch * self.h) as u32, 1)
+    }
+
+    /// The states that enter the segments, and, where there are several of them, the last one.
+    fn entering(&self) -> (Option<CubeTensor<R>>, Option<CubeTensor<R>>) {
+        let initial = self.inputs.initial_bhpn.clone().map(into_contiguous);
+        if self.segments == 1 {
+            return (initial, None);
+        }
+        let Inputs { x_blhp, b_blgn, .. } = self.inputs;
+        let (entering, last) = self.pass(x_blhp, b_blgn, initial, false);
+        (Some(entering), Some(last))
+    }
+
+    /// From what each segment adds, backwards or forwards: what enters each, and what leaves the last.
+    fn pass(
+        &self,
+        rows: &CubeTensor<R>,
+        columns: &CubeTensor<R>,
+        initial: Option<CubeTensor<R>>,
+        backwards: bool,
+    ) -> (CubeTensor<R>, CubeTensor<R>) {
+        let ends = self.states();
+        let decays = self.empty([self.batch, self.h, self.segments], DType::F32);
+        let nothing = self.empty([8], rows.dtype);
+        let of = self.kind(Emit::Last, backwards, true);
+        self.launch_walk(rows, columns, &nothing, None, [&ends, &decays], of);
+        let last = self.empty([self.batch, self.h, self.p, self.n], DType::F32);
+        let elements = (self.p * self.n) as u32;
+        let matrices = (self.batch * self.h) as u32;
+        pass_states::launch::<R>(
+            &last.client,
+            CubeCount::Static(elements.div_ceil(PASSING_UNITS), matrices, 1),
+            CubeDim::new_1d(PASSING_UNITS),
+            self.address_type,
+            ends.clone().into_tensor_arg(),
+            decays.into_tensor_arg(),
+            initial.map(CubeTensor::into_tensor_arg).into(),
+            last.clone().into_tensor_arg(),
+            backwards,
+            false,
+        );
+        (ends, last)
+    }
+
+    /// Room for one f32 state a segment.
+    fn states(&self) -> CubeTensor<R> {
+        self.empty(
+            [self.batch, self.h, self.segments * self.p, self.n],
+            DType::F32,
+        )
+    }
+
+    fn kind(&self, emit: Emit, backwards: bool, ends: bool) -> Plan {
+        // The way in to a state passes no epilogue.
+        let passes = emit == Emit::Outputs || backwards;
+        Plan {
+            emit,
+            backwards,
+            ends,
+            gate: passes && self.inputs.epilogue.z_blc.is_some(),
+            p: self.p,
+            n: self.n,
+        }
+    }
+
+    /// Walks forwards into `out`, to the last state if there is one segment only.
+    fn walk(
+        &self,
+        emit: Emit,
+        out: &CubeTensor<R>,
+        entering: Option<CubeTensor<R>>,
+    ) -> CubeTensor<R> {
+        let last = self.empty([self.batch, self.h, self.p, self.n], DType::F32);
+        let decays = self.empty([self.batch, self.h, 1], DType::F32);
+        let Inputs { x_blhp, b_blgn, .. } = self.inputs;
+        let of = self.kind(emit, false, self.segments == 1);
+        self.launch_walk(x_blhp, b_blgn, out, entering, [&last, &decays], of);
+        last
+    }
+
+    fn launch_walk(
+        &self,
+        rows: &CubeTensor<R>,
+        columns: &CubeTensor<R>,
+        out: &CubeTensor<R>,
+        entering: Option<CubeTensor<R>>,
+        [ends, decays]: [&CubeTensor<R>; 2],
+        of: Plan,
+    ) {
+        let Epilogue {
+            d_h,
+            z_blc,
+            z_bias_c,
+        } = self.inputs.epilogue.clone();
+        // Only one with a gate reads it.
+        let (z_blc, z_bias_c) = if of.gate {
+            (z_blc, z_bias_c)
+        } else {
+            (None, None)
+        };
+        let given = [
+            d_h.is_some(),
+            z_blc.is_some(),
+            z_bias_c.is_some(),
+            entering.is_some(),
+        ];
+        // SAFETY: every index is bound by the shapes that `take` and `ssd_scan` have checked, and by the
+        // number of tokens.
+        unsafe {
+            forward::walk::launch_unchecked::<R>(
+                &rows.client,
+                self.cubes(),
+                CubeDim::new_1d((forward::PLANES * PLANE) as u32),
+                self.address_type,
+                rows.clone().into_tensor_arg(),
+                columns.clone().into_tensor_arg(),
+                self.inputs.c_blgn.clone().into_tensor_arg(),
+                self.inputs.a_log_blh.clone().into_tensor_arg(),
+                d_h.map(CubeTensor::into_tensor_arg).into(),
+                z_blc.map(CubeTensor::into_tensor_arg).into(),
+                z_bias_c.map(CubeTensor::into_tensor_arg).into(),
+                entering.map(CubeTensor::into_tensor_arg).into(),
+                out.clone().into_tensor_arg(),
+                ends.clone().into_tensor_arg(),
+                decays.clone().into_tensor_arg(),
+                self.chunks_of_segment,
+                of,
+                given,
+                rows.dtype.into(),
+            );
+        }
+    }
+
+    /// All gradients, from the states that enter the chunks.
+    fn walk_back(&self, dy: &CubeTensor<R>, states: CubeTensor<R>) -> Gradients<R> {
+        let Inputs {
+            x_blhp,
+            b_blgn,
+            c_blgn,
+            a_log_blh,
+            ..
+        } = self.inputs;
+        let dtype = x_blhp.dtype;
+        let (leaving, initial) = match self.segments {
+            1 => (None, None),
+            _ => {
+                let (leaving, initial) = self.pass(dy, c_blgn, None, true);
+                (Some(leaving), Some(initial))
+            }
+        };
+        // Sums over heads are added up in f32.
+        let sum_dtype = if self.g == self.h { dtype } else { DType::F32 };
+        let heads = [self.batch, self.l, self.h, self.n];
+        let dx = self.empty([self.batch, self.l, self.h, self.p], dtype);
+        let db = self.empty(heads, sum_dtype);
+        let dc = self.empty(heads, sum_dtype);
+        let da_log = self.empty([self.batch, self.l, self.h], DType::F32);
+        let ends = self.states();
+        let Epilogue {
+            d_h,
+            z_blc,
+            z_bias_c,
+        } = self.inputs.epilogue.clone();
+        let parts = EpilogueParts {
+            skip: d_h.is_some(),
+            gate: z_blc.is_some(),
+        };
+        let dz = if parts.gate {
+            self.empty([self.batch, self.l, self.h, self.p], dtype)
+        } else {
+            self.empty([8], dtype)
+        };
+        let shares = self.empty([self.batch, self.h, self.segments, self.p + 1], DType::F32);
+        let given = [
+            d_h.is_some(),
+            z_blc.is_some(),
+            z_bias_c.is_some(),
+            leaving.is_some(),
+        ];
+        // SAFETY: as in `launch_walk`.
+        unsafe {
+            backward::walk_back::launch_unchecked::<R>(
+                &dx.client,
+                self.cubes(),
+                CubeDim::new_1d((backward::PLANES * PLANE) as u32),
+                self.address_type,
+                x_blhp.clone().into_tensor_arg(),
+                b_blgn.clone().into_tensor_arg(),
+                c_blgn.clone().into_tensor_arg(),
+                dy.clone().into_tensor_arg(),
+                a_log_blh.clone().into_tensor_arg(),
+                d_h.map(CubeTensor::into_tensor_arg).into(),
+                z_blc.map(CubeTensor::into_tensor_arg).into(),
+                z_bias_c.map(CubeTensor::into_tensor_arg).into(),
+                states.into_tensor_arg(),
+                leaving.map(CubeTensor::into_tensor_arg).into(),
+                dx.clone().into_tensor_arg(),
+                db.clone().into_tensor_arg(),
+                dc.clone().into_tensor_arg(),
+                da_log.clone().into_tensor_arg(),
+                dz.clone().into_tensor_arg(),
+                shares.clone().into_tensor_arg(),
+                ends.clone().into_tensor_arg(),
+                self.chunks_of_segment,
+                self.p,
+                self.n,
+                parts,
+                given,
+                dtype.into(),
+                sum_dtype.into(),
+            );
+        }
+        Gradients {
+            x_blhp: dx,
+            b_blgn: db,
+            c_blgn: dc,
+            a_log_blh: da_log,
+            // One segment's end is the whole's.
+            initial_bhpn: initial.unwrap_or(ends),
+            z_blhp: parts.gate.then_some(dz),
+            shares_bhsf: Some(shares),
+        }
+    }
+}
