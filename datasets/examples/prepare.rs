@@ -1,7 +1,7 @@
-//! Tokenises text into shards and says how long that took, twice: the second time it is there already.
+//! Tokenises text into shards twice and prints the time of each: the second call finds the shards.
 //!
 //! ```text
-//! cargo run --release -p datasets --example prepare -- TOKENIZER.json CACHE SOURCE...
+//! cargo run -p datasets --example prepare -- TOKENIZER.json CACHE SOURCE...
 //! ```
 
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! Everything that can go wrong between a text file and a batch.
+//! Everything that can fail between a text file and a batch.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,33 +6,33 @@ use std::path::{Path, PathBuf};
 /// A result whose error is a [`DataError`].
 pub type Result<T> = std::result::Result<T, DataError>;
 
-/// An error of this crate: what is at fault, and what to do about it.
+/// An error of this crate. Its message names the cause and the remedy.
 ///
-/// Each message is whole in itself: causes are fields, not `source()`s, so that a report of the whole
-/// chain does not say them twice.
+/// Each message is complete: causes are fields and not `source()`s, so that a report which prints
+/// the whole chain of sources does not print them twice.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
-    /// The operating system refused a file or folder.
+    /// The operating system refused an operation on a file or folder.
     #[error("cannot {action} {}: {reason}", path.display())]
     Io {
-        /// What was tried, as a verb: "open", "write".
+        /// The operation, as a verb: "open", "write".
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         reason: io::Error,
     },
 
-    /// A file was named whose ending is not one of the known formats.
-    #[error("{}: not a known text format; give .txt (one document a file) or, with one JSON object \
-             holding a \"text\" a line, .jsonl, .jsonl.gz, .jsonl.zst or .json.gz", path.display())]
+    /// A source file whose name does not end like a known format.
+    #[error("{}: not a known text format; give .txt (one document per file) or, with one JSON \
+             object with a \"text\" on each line, .jsonl, .jsonl.gz, .jsonl.zst or .json.gz", path.display())]
     UnknownFormat {
         /// The file.
         path: PathBuf,
     },
 
-    /// A folder was named that holds no text in a known format.
+    /// A source folder without text in a known format.
     #[error("{}: no .txt, .jsonl, .jsonl.gz, .jsonl.zst or .json.gz file in this folder or below \
              it; name another", path.display())]
     NoTextFiles {
@@ -40,15 +40,15 @@ pub enum DataError {
         path: PathBuf,
     },
 
-    /// A file broke off or could not be decompressed.
-    #[error("{}, line {line}: cannot be read on from here ({reason}); the file is truncated or \
+    /// A file that ended too early or could not be decompressed.
+    #[error("{}, line {line}: cannot be read from here on ({reason}); the file is truncated or \
              corrupt, fetch or make it again", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// The line (from 1) that could not be read whole.
+        /// The first line, from 1, that could not be read in full.
         line: u64,
-        /// What the reader or the decompressor said.
+        /// The error of the reader or the decompressor.
         reason: io::Error,
     },
 
@@ -57,7 +57,7 @@ pub enum DataError {
     NotUtf8 {
         /// The file.
         path: PathBuf,
-        /// The line (from 1) of the first bad byte.
+        /// The line, from 1, of the first bad byte.
         line: u64,
     },
 
@@ -71,7 +71,7 @@ pub enum DataError {
         line: u64,
         /// The column, in bytes, from 1.
         column: usize,
-        /// What the JSON parser said.
+        /// The message of the JSON parser.
         reason: String,
     },
 
@@ -90,45 +90,47 @@ pub enum DataError {
     Tokenizer {
         /// The `tokenizer.json`.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The message of the tokenizer, or what is wrong with the file.
         reason: String,
     },
 
     /// A tokenizer without the token that separates documents.
-    #[error("tokenizer {}: no {} in its vocabulary, which must stand between documents; use the \
-             tokenizer that belongs to the model", path.display(), crate::END_OF_TEXT)]
+    #[error("tokenizer {}: no {token} in its vocabulary, which must stand between documents; use \
+             the tokenizer that belongs to the model", path.display())]
     NoEndOfText {
         /// The `tokenizer.json`.
         path: PathBuf,
+        /// The missing token.
+        token: &'static str,
     },
 
-    /// Sources (or a side of their split) without a single document.
+    /// Sources, or one side of their split, without a single document.
     #[error(
-        "the {name} text has no document; give more text, or, where it is a share split off by \
-             hash, a larger share or files of its own"
+        "the {name} text has no document; give more text, or, if a share of other text is held \
+             out for it by hash, a larger share or separate files"
     )]
     NoDocuments {
         /// Which corpus, as in `PrepareOptions::name`.
         name: String,
     },
 
-    /// Token shards that do not hold what their manifest says.
+    /// A folder of token shards whose files do not match its manifest.
     #[error("{}: {reason}; delete this folder and it will be made again", path.display())]
     DamagedShards {
         /// The folder of the shards.
         path: PathBuf,
-        /// What was found.
+        /// The mismatch.
         reason: String,
     },
 
-    /// A read behind the end of the corpus.
+    /// A range of tokens that ends after the end of the corpus.
     #[error("tokens {start} to {start} + {len} were asked for, the corpus has {tokens}")]
     OutOfRange {
-        /// The first token asked for.
+        /// The first token of the range.
         start: u64,
-        /// How many were asked for.
+        /// The length of the range, in tokens.
         len: usize,
-        /// How many there are.
+        /// The length of the corpus, in tokens.
         tokens: u64,
     },
 
@@ -138,13 +140,13 @@ pub enum DataError {
              give more text or a shorter context"
     )]
     TooShort {
-        /// Tokens in the corpus.
+        /// The length of the corpus, in tokens.
         tokens: u64,
-        /// The context length.
+        /// The context length, in tokens.
         context: usize,
     },
 
-    /// A context length or a batch size of nothing.
+    /// A context length or a batch size of 0.
     #[error("the {what} is 0; it must be at least 1")]
     Zero {
         /// "context" or "batch size".
@@ -152,7 +154,8 @@ pub enum DataError {
     },
 }
 
-/// Makes an [`DataError::Io`] of what the operating system says: `.map_err(cannot("open", path))`.
+/// Turns an error of the operating system into a [`DataError::Io`]:
+/// `.map_err(cannot("open", path))`.
 pub(crate) fn cannot(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataError {
     move |reason| DataError::Io {
         action,

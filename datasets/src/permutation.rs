@@ -1,17 +1,17 @@
-//! A shuffle that is not stored.
+//! A shuffle that is computed entry by entry and not stored.
 
-/// A seeded permutation of the numbers `0..len` that gives any of its entries in constant time and
-/// takes no memory.
+/// A seeded permutation of the numbers `0..len` that computes any entry in constant time and needs no
+/// memory.
 ///
 /// A Feistel network permutes the numbers of `2k` bits for the smallest `k` with `4^k >= len`: it
 /// splits a number into halves and, eight times, replaces `(left, right)` by
-/// `(right, left ^ mix(right, key))`, which can be undone whatever `mix` is. Where the result is
-/// `len` or more it is permuted again until it is not (cycle walking); as the first cycle-mate below
-/// `len` is unique to where the walk began, the result is a permutation of `0..len`. Since `4^k` is
-/// below `4 len`, a walk takes four turns or fewer on average.
+/// `(right, left ^ mix(right, key))`, which is invertible for any `mix`. A result of `len` or more is
+/// permuted again until it is below `len` (cycle walking). Two starting points cannot reach the same
+/// first number below `len` of their cycle, so the result is a permutation of `0..len`. Since `4^k` is
+/// below `4 len`, an entry takes four rounds or fewer on average.
 ///
 /// `mix` and the keys come from SplitMix64 (Steele, Lea and Flood 2014): integer arithmetic modulo
-/// 2^64, the same everywhere. This is for shuffling, not for secrets.
+/// 2^64, the same on every machine. The permutation is for shuffling and not for cryptography.
 pub(crate) struct Permutation {
     len: u64,
     half_bits: u32,
@@ -19,10 +19,10 @@ pub(crate) struct Permutation {
 }
 
 impl Permutation {
-    /// The permutation of `0..len` that belongs to `seed` and `round`: an epoch's number, say.
+    /// The permutation of `0..len` for `seed` and `round`, for example the number of an epoch.
     pub(crate) fn new(len: u64, seed: u64, round: u64) -> Self {
         let bits = u64::BITS - len.saturating_sub(1).leading_zeros();
-        // Hashing between the two keeps (seed 1, round 0) apart from (seed 0, round 1).
+        // The hash between the two makes (seed 1, round 0) differ from (seed 0, round 1).
         let start = mix(mix(seed) ^ round);
         Self {
             len,
@@ -31,7 +31,11 @@ impl Permutation {
         }
     }
 
-    /// Entry `i`, which must be below `len`.
+    /// Entry `i`.
+    ///
+    /// # Panics
+    ///
+    /// `i` is `len` or more.
     pub(crate) fn at(&self, i: u64) -> u64 {
         assert!(i < self.len, "entry {i} of {}", self.len);
         let mut x = self.network(i);
@@ -51,7 +55,7 @@ impl Permutation {
     }
 }
 
-/// One draw of SplitMix64 from the state `x`.
+/// The output of SplitMix64 at the state `x`.
 fn mix(x: u64) -> u64 {
     let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -95,7 +99,7 @@ mod tests {
         }
     }
 
-    /// What a uniform shuffle does on average, within five standard deviations of it.
+    /// The statistics of a uniform shuffle, each within five standard deviations of its mean.
     #[test]
     fn it_looks_shuffled() {
         let len = 10_007;
@@ -117,7 +121,7 @@ mod tests {
                 "moved by {mean}"
             );
 
-            // The correlation of an entry with where it stands, and with its neighbour: 0, with a
+            // The correlation of an entry with its index, and with its neighbour: 0, with a
             // standard deviation of 1 / sqrt(n).
             let correlation = |other: &dyn Fn(usize) -> f64| {
                 let products =
@@ -157,8 +161,8 @@ mod tests {
         assert_eq!(orders.len(), 144);
     }
 
-    /// Resuming on another machine, or with a later version, must go on in the same order. The numbers
-    /// are those of a second implementation in another language.
+    /// A run that is resumed on another machine or by a later version must continue in the same order.
+    /// The numbers are from a second implementation in another language.
     #[test]
     fn the_order_never_changes() {
         assert_eq!(entries(10, 0, 0), [7, 8, 2, 6, 9, 3, 0, 4, 5, 1]);

@@ -1,8 +1,8 @@
-//! Token ids on disk, and how they are read.
+//! The format of token ids on disk, and its reader.
 //!
-//! A folder of shards holds `manifest.json` and the files `00000.bin`, `00001.bin`, …: the ids of the
-//! whole corpus one behind the other, little-endian, two bytes each where the vocabulary allows it
-//! and four where not, cut into files of `shard_tokens` ids of which only the last is shorter.
+//! A folder of shards holds `manifest.json` and the files `00000.bin`, `00001.bin`, …. These contain
+//! the ids of the whole corpus in order, as little-endian integers of two bytes if the vocabulary
+//! fits and of four bytes if not. Each file has `shard_tokens` ids, the last one has the rest.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -10,51 +10,57 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 
-use crate::error::cannot;
-use crate::{DataError, Result, SourceFile, Split};
+use crate::error::{DataError, Result, cannot};
+use crate::source::SourceFile;
+use crate::split::Split;
 
-/// The number of the layout above and of the way text becomes ids. To be raised with any change to
-/// either, so that shards made before are not taken for shards made after.
+pub(crate) mod writer;
+
+/// The version of the layout above and of the way from text to ids. Raise it with any change to
+/// either, so that shards of an older version are not mistaken for new ones.
 pub(crate) const FORMAT: u32 = 1;
 
+/// The name of the manifest's file.
 pub(crate) const MANIFEST: &str = "manifest.json";
 
+/// The name of the file of shard `index`.
 pub(crate) fn shard_name(index: u64) -> String {
     format!("{index:05}.bin")
 }
 
-/// What a folder of shards holds, and what it was made of.
+/// The contents of a folder of shards, and the sources they were made from: its `manifest.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// The version of the layout.
     pub format: u32,
-    /// The hash of all that the ids depend on: tokenizer, sources, split, layout.
+    /// The SHA-256 of everything the ids depend on: tokenizer, sources, split, layout.
     pub key: String,
     /// The SHA-256 of the `tokenizer.json`.
     pub tokenizer: String,
-    /// One more than the tokenizer's largest id.
+    /// The tokenizer's largest id plus one.
     pub vocab_size: usize,
     /// The id that ends every document.
     pub end_of_text: u32,
-    /// The documents of the sources that were taken.
+    /// Which documents of the sources were taken.
     pub split: Split,
-    /// The files, in the order of their text.
+    /// The source files, in the order of their text.
     pub sources: Vec<SourceFile>,
-    /// How many documents there are.
+    /// The number of documents.
     pub documents: u64,
-    /// The size of their text in UTF-8.
+    /// The size of their text, in bytes of UTF-8.
     pub text_bytes: u64,
-    /// How many ids there are: the documents' and one end-of-text for each.
+    /// The number of ids: those of the documents and one end-of-text for each.
     pub tokens: u64,
-    /// The size of an id: 2 or 4.
+    /// The size of an id on disk, in bytes: 2 or 4.
     pub token_bytes: usize,
-    /// How many ids a shard holds.
+    /// The number of ids in a shard; the last shard may have fewer.
     pub shard_tokens: u64,
 }
 
-/// A tokenised corpus in memory-mapped files; [`prepare`](Self::prepare) makes or finds it.
+/// A tokenised corpus in memory-mapped files. [`prepare`](Self::prepare) makes it, or opens it if it
+/// exists.
 ///
-/// Reading is safe from many threads and touches no more of the files than it is asked for.
+/// Several threads may read at the same time. A read touches only the pages that hold its range.
 #[derive(Debug)]
 pub struct TokenShards {
     folder: PathBuf,
@@ -64,7 +70,7 @@ pub struct TokenShards {
 
 impl TokenShards {
     /// Opens the shards in `folder`, which must have been made for `key`, and checks that every file
-    /// is there and as long as the manifest says.
+    /// exists with the length that follows from the manifest.
     pub(crate) fn open(folder: &Path, key: &str) -> Result<Self> {
         let damaged = |reason: String| DataError::DamagedShards {
             path: folder.into(),
@@ -75,10 +81,10 @@ impl TokenShards {
         let manifest: Manifest =
             serde_json::from_slice(&json).map_err(|e| damaged(format!("{MANIFEST}: {e}")))?;
         if (manifest.format, manifest.key.as_str()) != (FORMAT, key) {
-            return Err(damaged(format!("{MANIFEST} is of other tokens")));
+            return Err(damaged(format!("{MANIFEST} belongs to other tokens")));
         }
         if manifest.shard_tokens == 0 || ![2, 4].contains(&manifest.token_bytes) {
-            return Err(damaged(format!("{MANIFEST} makes no sense")));
+            return Err(damaged(format!("{MANIFEST} has impossible sizes")));
         }
 
         let mut shards = Vec::new();
@@ -88,9 +94,9 @@ impl TokenShards {
             let name = shard_name(shards.len() as u64);
             let path = folder.join(&name);
             let file = File::open(&path).map_err(cannot("open", &path))?;
-            // SAFETY: a shard is written under another name and moved here when complete; nothing
-            // in this crate writes to it or shortens it from then on, and a mapping outlives the
-            // removal of its file. Another program that shortens it under us is out of our hands.
+            // SAFETY: a shard is written under another name and moved here when complete. From then
+            // on this crate neither writes to it nor shortens it, and a mapping stays valid when its
+            // file is removed. This crate cannot prevent another program from shortening the file.
             let map = unsafe { Mmap::map(&file) }.map_err(cannot("map", &path))?;
             let expected = tokens.checked_mul(manifest.token_bytes as u64);
             if expected != Some(map.len() as u64) {
@@ -109,12 +115,12 @@ impl TokenShards {
         })
     }
 
-    /// How many token ids the corpus has.
+    /// The length of the corpus, in tokens.
     pub fn tokens(&self) -> u64 {
         self.manifest.tokens
     }
 
-    /// What the corpus was made of, and its counts.
+    /// The sources of the corpus and its counts.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
@@ -124,11 +130,12 @@ impl TokenShards {
         &self.folder
     }
 
-    /// Puts the `len` ids from `start` on into `ids`, in place of what it held.
+    /// Replaces the contents of `ids` by the `len` token ids from token `start` on.
     ///
     /// # Errors
     ///
-    /// The corpus ends before; a shard holds an id which the tokenizer does not have.
+    /// [`DataError::OutOfRange`] if the corpus ends before `start + len`;
+    /// [`DataError::DamagedShards`] if an id is outside the tokenizer's vocabulary.
     pub fn read(&self, start: u64, len: usize, ids: &mut Vec<u32>) -> Result<()> {
         ids.clear();
         let Manifest {
@@ -146,21 +153,18 @@ impl TokenShards {
         ids.reserve(len);
         let mut at = start;
         while at < end {
-            // `open` has checked that every shard up to `tokens` is there in full.
+            // `open` has checked that every shard up to `tokens` is complete.
             let shard = &self.shards[(at / shard_tokens) as usize];
             let first = at % shard_tokens;
             let count = (end - at).min(shard_tokens - first);
             let bytes =
                 &shard[first as usize * token_bytes..(first + count) as usize * token_bytes];
-            match token_bytes {
-                2 => ids.extend(
-                    bytes
-                        .as_chunks()
-                        .0
-                        .iter()
-                        .map(|&id| u32::from(u16::from_le_bytes(id))),
-                ),
-                _ => ids.extend(bytes.as_chunks().0.iter().map(|&id| u32::from_le_bytes(id))),
+            if token_bytes == 2 {
+                let numbers = bytes.as_chunks().0.iter();
+                ids.extend(numbers.map(|&id| u32::from(u16::from_le_bytes(id))));
+            } else {
+                let numbers = bytes.as_chunks().0.iter();
+                ids.extend(numbers.map(|&id| u32::from_le_bytes(id)));
             }
             at += count;
         }
@@ -169,7 +173,7 @@ impl TokenShards {
             None => Ok(()),
             Some(id) => Err(DataError::DamagedShards {
                 path: self.folder.clone(),
-                reason: format!("token {id} behind the {vocab_size} of the vocabulary"),
+                reason: format!("token {id} is outside the vocabulary of {vocab_size}"),
             }),
         }
     }

@@ -1,4 +1,4 @@
-//! Files in, documents out.
+//! Files in, documents out: the formats of text files and the readers of them.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -13,16 +13,15 @@ use flate2::read::MultiGzDecoder;
 use serde::{Deserialize, Serialize, Serializer};
 use walkdir::WalkDir;
 
-use crate::error::cannot;
-use crate::{DataError, Result};
+use crate::error::{DataError, Result, cannot};
 
 /// Bytes read from a file at a time.
 const READ_BYTES: usize = 256 * 1024;
 
-/// What some editors put before UTF-8 text.
+/// Some editors write this mark before UTF-8 text.
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// How a file's bytes become text.
+/// The compression of a file.
 #[derive(Clone, Copy)]
 enum Packing {
     Plain,
@@ -30,16 +29,16 @@ enum Packing {
     Zstd,
 }
 
-/// How a file's text becomes documents.
+/// The way in which a file's text holds documents.
 #[derive(Clone, Copy)]
 enum Layout {
     /// One JSON object with a `text` on every line.
     JsonLines,
-    /// The whole file.
+    /// The whole file is one document.
     Whole,
 }
 
-/// Every format there is, by the ending of the file's name.
+/// All known formats, by the ending of the file's name.
 const FORMATS: [(&str, Packing, Layout); 5] = [
     (".json.gz", Packing::Gzip, Layout::JsonLines),
     (".jsonl", Packing::Plain, Layout::JsonLines),
@@ -56,33 +55,34 @@ fn format_of(path: &Path) -> Option<(Packing, Layout)> {
         .map(|(_, packing, layout)| (packing, layout))
 }
 
-/// A file of text, and what tells one state of it from another.
+/// A file of text, with the size and time that identify its present state.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SourceFile {
-    /// Where it is: absolute, symbolic links not resolved (a link's own name says its format).
+    /// The absolute path. Symbolic links are not resolved, because the name of a link gives the
+    /// format.
     #[serde(serialize_with = "lossily")]
     pub path: PathBuf,
-    /// Its size on disk.
+    /// The size on disk, in bytes.
     pub bytes: u64,
-    /// When it was last written, in nanoseconds since 1970 (0 where the file system does not say).
+    /// The modification time, in nanoseconds since 1970; 0 if the file system has none.
     pub modified_ns: u64,
 }
 
-/// A path need not be UTF-8, JSON must.
+/// Writes a path into JSON, which must be UTF-8, as a path need not be.
 fn lossily<S: Serializer>(path: &Path, serializer: S) -> std::result::Result<S::Ok, S::Error> {
     serializer.serialize_str(&path.to_string_lossy())
 }
 
-/// The text files that `sources`, files and folders, stand for.
+/// The text files that `sources` name. A source is a file or a folder.
 ///
-/// Files come in the order given, those of a folder (and of the folders below it) sorted by path.
-/// In a folder, hidden entries and files in other formats are passed over. A file reached twice is
-/// taken once.
+/// The files are in the order of `sources`; those of a folder, and of the folders below it, are
+/// sorted by path. Hidden entries of a folder and files in other formats are ignored. A file that
+/// several sources name is taken once, at its first place.
 ///
 /// # Errors
 ///
-/// A source that does not exist or may not be read, a file named in no known format, a folder
-/// without any text.
+/// [`DataError::Io`] if a source does not exist or cannot be read, [`DataError::UnknownFormat`] for
+/// a file in no known format, [`DataError::NoTextFiles`] for a folder without text.
 pub fn source_files(sources: &[PathBuf]) -> Result<Vec<SourceFile>> {
     let mut files = Vec::new();
     let mut seen = HashSet::new();
@@ -150,11 +150,23 @@ fn describe(path: &Path) -> Result<SourceFile> {
     })
 }
 
-/// The documents of some files, one after the other, read as they are asked for: at no time is more
-/// than one document in memory.
+/// An iterator over the documents of some files. It reads each document when it is requested, so that
+/// never more than one is in memory.
 ///
-/// Blank lines between JSON objects are passed over, and so is a byte-order mark at the beginning of
-/// a file. A document with no text is a document. After an error the iterator ends.
+/// Blank lines between JSON objects and a byte-order mark at the beginning of a file are ignored. An
+/// empty text is a document too. An item is an error if a file cannot be opened, read, decompressed
+/// or parsed; no item follows an error.
+///
+/// ```
+/// use datasets::{Documents, source_files};
+///
+/// # fn main() -> datasets::Result<()> {
+/// let files = source_files(&["../assets/text/pd-validation.json.gz".into()])?;
+/// let documents: Vec<String> = Documents::new(files).collect::<Result<_, _>>()?;
+/// assert_eq!(documents.len(), 26);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Documents {
     files: std::vec::IntoIter<SourceFile>,
     current: Option<OpenFile>,
@@ -165,7 +177,7 @@ struct OpenFile {
     path: PathBuf,
     layout: Layout,
     text: Box<dyn BufRead + Send>,
-    /// The line last read, from 1.
+    /// The number of the last line read, from 1; 0 before the first.
     line: u64,
 }
 
@@ -179,7 +191,7 @@ impl Documents {
         }
     }
 
-    /// How many bytes have been read from disk, of all that the files have.
+    /// The number of bytes read from disk so far, of the [`SourceFile::bytes`] of all files.
     pub fn bytes_read(&self) -> u64 {
         self.bytes_read.load(Ordering::Relaxed)
     }
@@ -223,7 +235,7 @@ impl OpenFile {
         let file = BufReader::with_capacity(READ_BYTES, CountedFile { file, bytes_read });
         let text: Box<dyn BufRead + Send> = match packing {
             Packing::Plain => Box::new(file),
-            // A file may be several gzip streams, one behind the other.
+            // A file may consist of several gzip streams.
             Packing::Gzip => Box::new(BufReader::with_capacity(
                 READ_BYTES,
                 MultiGzDecoder::new(file),
@@ -276,7 +288,7 @@ impl OpenFile {
                 line: self.line,
             }),
             Err(error) => {
-                // The parser saw a single line; which one it was is said by our own error.
+                // The parser saw a single line and counts it as line 1; our error has its number.
                 let reason = error.to_string();
                 let place = format!(" at line 1 column {}", error.column());
                 Err(DataError::BadJson {
@@ -289,7 +301,7 @@ impl OpenFile {
         }
     }
 
-    /// The whole file the first time, nothing from then on.
+    /// The whole file at the first call, `None` afterwards.
     fn whole(&mut self) -> Result<Option<String>> {
         if self.line > 0 {
             return Ok(None);
@@ -301,7 +313,7 @@ impl OpenFile {
         self.utf8(bytes).map(Some)
     }
 
-    /// `bytes`, which begin on the current line, as text.
+    /// The text of `bytes`, which begin at the current line.
     fn utf8(&self, bytes: Vec<u8>) -> Result<String> {
         let mut text = String::from_utf8(bytes).map_err(|error| {
             let good = error
@@ -328,7 +340,7 @@ impl OpenFile {
     }
 }
 
-/// A file below its decompressor, where progress can be told.
+/// Counts the bytes that are read from a file, before they are decompressed.
 struct CountedFile {
     file: File,
     bytes_read: Arc<AtomicU64>,

@@ -1,33 +1,41 @@
-//! Which documents are held out when no files are.
+//! Documents held out by hash, for a corpus without separate files for that.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// A side of a corpus: all of it, or the documents on one side of a split by hash.
+/// One side of a corpus: all of it, or the documents on one side of a split by hash.
 ///
-/// The side of a document depends on nothing but its text, so equal documents always fall together
-/// and `Train` and `HeldOut` of the same share have no document in common, whatever files they come
-/// from and however those are ordered. (Where the held-out text has files of its own, take `All` of
-/// those.) The share is one of documents, not of bytes, and exact only on average.
+/// The side of a document depends on its text alone. So equal documents are always on the same side,
+/// and `Train` and `HeldOut` of the same share have no document in common, whatever their files and
+/// the order of these. (If the held-out text has separate files, use `All` of those.) The share counts
+/// documents, not bytes, and is exact only on average.
+///
+/// ```
+/// use datasets::Split;
+///
+/// let (train, held_out) = (Split::Train { per_mille: 10 }, Split::HeldOut { per_mille: 10 });
+/// let text = "It was the best of times";
+/// assert_ne!(train.contains(text), held_out.contains(text));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Split {
     /// Every document.
     All,
-    /// The documents that `HeldOut` of the same share leaves.
+    /// The documents that are not in `HeldOut` of the same share.
     Train {
-        /// How many documents in a thousand are held out.
+        /// The number of documents in a thousand that are held out.
         per_mille: u16,
     },
-    /// The documents held out.
+    /// The documents that are held out.
     HeldOut {
-        /// How many documents in a thousand are held out.
+        /// The number of documents in a thousand that are held out.
         per_mille: u16,
     },
 }
 
 impl Split {
-    /// Whether a document with this text belongs here.
+    /// Whether a document with this text is on this side.
     pub fn contains(self, text: &str) -> bool {
         match self {
             Split::All => true,
@@ -74,7 +82,7 @@ mod tests {
         assert!((130..=270).contains(&held_out), "{held_out}");
     }
 
-    /// Runs made yesterday and on other machines must split alike.
+    /// Earlier runs and other machines must have the same split.
     #[test]
     fn the_hash_never_changes() {
         let held_out: Vec<usize> = (0..500)

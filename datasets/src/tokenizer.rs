@@ -9,21 +9,33 @@ use tokenizers::{
     DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
 };
 
-use crate::error::cannot;
-use crate::{DataError, Result};
+use crate::error::{DataError, Result, cannot};
 
-/// The token that ends every document, and generation.
+#[cfg(test)]
+pub(crate) mod fixtures;
+
+/// The token that ends every document, and at which generation stops.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
 
-/// A text longer than this is encoded in pieces of about this many bytes, in parallel.
+/// A longer text is encoded in parallel, in pieces of about this many bytes.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// A `tokenizer.json` in the format of Hugging Face's `tokenizers`.
+/// A tokenizer from a `tokenizer.json` in the format of Hugging Face's `tokenizers`.
 ///
-/// Text is only text to it: special tokens written out in a document or a prompt are encoded letter
-/// by letter like anything else, so that [`end_of_text`](Self::end_of_text) in a stream of ids always
-/// is the end of a document. Nothing is added (no begin-of-text) and nothing truncated or padded,
-/// whatever the file asks for.
+/// The names of special tokens have no meaning in a text: `<|endoftext|>` in a document or a prompt
+/// is encoded letter by letter, so that the id [`end_of_text`](Self::end_of_text) is always the end
+/// of a document. No begin-of-text is added, and nothing is truncated or padded, even if the file
+/// says so.
+///
+/// ```
+/// # fn main() -> datasets::Result<()> {
+/// let tokenizer = datasets::Tokenizer::from_folder("../assets/phi-tiny")?;
+/// let ids = tokenizer.encode("It was the best of times")?;
+/// assert_eq!(ids, [1931, 355, 260, 1283, 269, 1754]);
+/// assert_eq!(tokenizer.decode(&ids)?, "It was the best of times");
+/// # Ok(())
+/// # }
+/// ```
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     path: PathBuf,
@@ -38,7 +50,8 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// The file cannot be read or is no tokenizer.
+    /// [`DataError::Io`] if the file cannot be read, [`DataError::Tokenizer`] if it is not a
+    /// tokenizer or if its vocabulary is empty or too large for ids of type `i32`.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let failed = |reason: String| DataError::Tokenizer {
@@ -56,7 +69,7 @@ impl Tokenizer {
 
         let largest_id = inner.get_vocab(true).into_values().max();
         let vocab_size = largest_id.map_or(0, |id| id as usize + 1);
-        // Ids leave this crate as i32.
+        // Windows and batches hold ids as i32.
         if vocab_size == 0 || vocab_size > i32::MAX as usize {
             return Err(failed(format!("a vocabulary of {vocab_size} entries")));
         }
@@ -64,7 +77,7 @@ impl Tokenizer {
             path: path.into(),
             hash: format!("{:x}", Sha256::digest(&bytes)),
             vocab_size,
-            // Through the vocabulary: CodeGen's file does not register it as a special token.
+            // From the vocabulary: CodeGen's file does not register it as a special token.
             end_of_text: inner.token_to_id(END_OF_TEXT),
             splits_at_blanks: splits_at_blanks(&inner),
             inner,
@@ -84,22 +97,25 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// The tokenizer has no id for a part of the text (byte-level ones always have).
+    /// [`DataError::Tokenizer`] if the tokenizer has no id for a part of the text, which cannot
+    /// happen with a byte-level one.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         Ok(self.encode_batch(&[text])?.concat())
     }
 
-    /// The ids of some texts, on every core; each as [`encode`](Self::encode) gives them.
+    /// The ids of several texts, computed on all cores; for each text those of
+    /// [`encode`](Self::encode).
     ///
     /// # Errors
     ///
     /// As [`encode`](Self::encode).
     pub fn encode_batch<T: AsRef<str>>(&self, texts: &[T]) -> Result<Vec<Vec<u32>>> {
-        // One long document would keep one core busy, and takes many times its own size in memory
-        // while it is encoded: the pieces of all texts are dealt to the cores together.
-        let piece_bytes = match self.splits_at_blanks {
-            true => PIECE_BYTES,
-            false => usize::MAX,
+        // A long document in one piece would keep a single core busy, and needs many times its size
+        // in memory while it is encoded; so the cores share the pieces of all texts.
+        let piece_bytes = if self.splits_at_blanks {
+            PIECE_BYTES
+        } else {
+            usize::MAX
         };
         let pieces: Vec<(usize, &str)> = texts
             .iter()
@@ -124,22 +140,22 @@ impl Tokenizer {
         }
     }
 
-    /// The text of some ids, end-of-text written out like any other token.
+    /// The text of some ids, with end-of-text spelt out like any other token.
     ///
-    /// Bytes that are not UTF-8 (an id can be a part of a character) become U+FFFD; ids outside the
-    /// vocabulary are nothing.
+    /// Bytes that are not UTF-8 (an id can be a part of a character) become U+FFFD. Ids outside the
+    /// vocabulary are ignored.
     ///
     /// # Errors
     ///
-    /// The tokenizer's decoder fails (a byte-level one never does).
+    /// [`DataError::Tokenizer`] if the tokenizer's decoder fails; a byte-level one never does.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.inner.decode(ids, false).map_err(|e| self.failed(e))
     }
 
-    /// The bytes that an id stands for, which need not be whole characters; `None` if no token has
-    /// this id.
+    /// The bytes of the token with this id, which need not be whole characters; `None` if no token
+    /// has the id.
     ///
-    /// Of a tokenizer that is not byte-level, the text of the id on its own.
+    /// For a tokenizer that is not byte-level, the bytes of the text of this single id.
     pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
         let token = self.inner.id_to_token(id)?;
         match self.inner.get_decoder() {
@@ -164,11 +180,12 @@ impl Tokenizer {
         }
     }
 
-    /// [`stream`](Self::stream) for ids that go on from `before`, of which it only knows what these have
-    /// of a last character that is not complete: the two streams together give the whole text if the
-    /// one of `before` is not [finished](TokenStream::finish).
+    /// A decoder for ids that follow the ids `before`.
     ///
-    /// Of a tokenizer that is not byte-level, it knows nothing.
+    /// It begins with the bytes of the incomplete character, if any, at the end of `before`. So a
+    /// stream of `before` that is not [finished](TokenStream::finish) and this stream give the whole
+    /// text together. If the tokenizer is not byte-level, the stream begins without them, like
+    /// [`stream`](Self::stream).
     pub fn stream_after(&self, before: &[u32]) -> TokenStream<'_> {
         let mut stream = self.stream();
         if let Decoding::Bytes(pending) = &mut stream.decoding {
@@ -184,12 +201,12 @@ impl Tokenizer {
         stream
     }
 
-    /// The id of [`END_OF_TEXT`], which no text is encoded to; `None` if the vocabulary lacks it.
+    /// The id of [`END_OF_TEXT`]; `None` if the vocabulary lacks it. No text is encoded to this id.
     pub fn end_of_text(&self) -> Option<u32> {
         self.end_of_text
     }
 
-    /// One more than the largest id.
+    /// The largest id plus one.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
@@ -199,7 +216,7 @@ impl Tokenizer {
         &self.hash
     }
 
-    /// The file.
+    /// The path of the file, as it was given.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -212,8 +229,9 @@ impl Tokenizer {
     }
 }
 
-/// The byte that a character of a byte-level vocabulary stands for. Bytes that are visible characters
-/// in Latin-1 are written as these, the others, in their order, as the characters from U+0100 on.
+/// The byte for which a character of a byte-level vocabulary stands (GPT-2's `bytes_to_unicode`).
+/// Bytes that are visible characters in Latin-1 are written as these characters, the others, in their
+/// order, as the characters from U+0100 on.
 fn byte_of(character: char) -> Option<u8> {
     let visible = |byte: &u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
     match u8::try_from(character) {
@@ -225,17 +243,17 @@ fn byte_of(character: char) -> Option<u8> {
     }
 }
 
-/// Whether no token can reach across the place between a character that is not white space and one
-/// that is, and no token's choice depends on what is beyond it.
+/// Whether a text may be cut between a visible character and the white space after it: no token
+/// reaches across such a place, and the tokens on one side do not depend on the text on the other.
 ///
-/// That is so for GPT-2's pre-tokenizer, which all Phi models use: of its pattern's alternatives none
-/// goes on from a visible character to a blank, and only `\s+(?!\S)` looks beyond its own end, never
-/// back. Added tokens are matched before that pattern and could reach across; a normalizer could do
-/// anything.
+/// This holds for GPT-2's pre-tokenizer, which all Phi models use. No alternative of its pattern
+/// continues from a visible character to a blank, and only `\s+(?!\S)` looks beyond its end, and
+/// never back. It does not hold in general if there are added tokens with blanks inside, which are
+/// matched before that pattern, or a normalizer, which may change any character.
 fn splits_at_blanks(tokenizer: &tokenizers::Tokenizer) -> bool {
     let pre_tokenizer = tokenizer.get_pre_tokenizer();
-    let gpt2 = matches!(pre_tokenizer, Some(PreTokenizerWrapper::ByteLevel(it))
-        if it.use_regex && !it.add_prefix_space);
+    let gpt2 = matches!(pre_tokenizer, Some(PreTokenizerWrapper::ByteLevel(level))
+        if level.use_regex && !level.add_prefix_space);
     gpt2 && tokenizer.get_normalizer().is_none()
         && tokenizer.get_added_tokens_decoder().values().all(|token| {
             let plain = !(token.lstrip || token.rstrip || token.single_word);
@@ -243,7 +261,7 @@ fn splits_at_blanks(tokenizer: &tokenizers::Tokenizer) -> bool {
         })
 }
 
-/// `text` in pieces of `piece_bytes` or a little more, cut where blanks begin.
+/// `text` in pieces of `piece_bytes` or a little more, each cut where white space begins.
 fn pieces(text: &str, piece_bytes: usize) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -253,8 +271,8 @@ fn pieces(text: &str, piece_bytes: usize) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The first place at or behind `from` where a visible character ends and white space begins, or the
-/// end of `text`.
+/// The first byte index, at least `from`, at which white space follows a visible character, or the
+/// length of `text`.
 fn first_cut(text: &str, from: usize) -> usize {
     let mut visible = false;
     let start = text.floor_char_boundary(from.saturating_sub(1));
@@ -268,22 +286,37 @@ fn first_cut(text: &str, from: usize) -> usize {
     text.len()
 }
 
-/// Turns ids into text as they arrive, whole characters at a time.
+/// Decodes ids one by one into whole characters.
 ///
-/// A character can be spread over several ids (an emoji is up to four); nothing is given out until
-/// the last of them is there. All that `push` and `finish` give, put together, is what
-/// [`Tokenizer::decode`] makes of all the ids.
+/// A character can consist of several ids (an emoji of up to four); its text is returned with the last
+/// of them. The texts of all calls of `push` and of `finish` together are equal to
+/// [`Tokenizer::decode`] of all ids.
+///
+/// ```
+/// # fn main() -> datasets::Result<()> {
+/// let tokenizer = datasets::Tokenizer::from_folder("../assets/phi-tiny")?;
+/// let mut stream = tokenizer.stream();
+/// let mut text = String::new();
+/// for id in tokenizer.encode("a crab: 🦀")? {
+///     text.extend(stream.push(id)?);
+/// }
+/// text += &stream.finish()?;
+/// assert_eq!(text, "a crab: 🦀");
+/// # Ok(())
+/// # }
+/// ```
 pub struct TokenStream<'t> {
     tokenizer: &'t Tokenizer,
     decoding: Decoding<'t>,
 }
 
-/// What has been taken and not given out.
+/// The part of the input whose text was not returned yet.
 enum Decoding<'t> {
-    /// Of a byte-level tokenizer: the beginning of a character. An id takes the time of its own bytes,
-    /// whatever came before.
+    /// For a byte-level tokenizer: the first bytes of an incomplete character. The time for an id
+    /// depends on the bytes of that id alone.
     Bytes(Vec<u8>),
-    /// Of others, whose ids may read differently together: all since the last text.
+    /// For other tokenizers, where the text of an id may depend on its neighbours: all ids since the
+    /// last text.
     Ids(Box<IdStream<'t>>, Vec<u32>),
 }
 
@@ -297,7 +330,7 @@ type IdStream<'t> = tokenizers::tokenizer::DecodeStream<
 >;
 
 impl TokenStream<'_> {
-    /// Takes one id, and gives the text that is complete with it, if any.
+    /// Takes one id. Returns the text that this id completes, if any.
     ///
     /// # Errors
     ///
@@ -322,7 +355,7 @@ impl TokenStream<'_> {
         }
     }
 
-    /// What is left at the end: nothing, unless the ids broke off inside a character.
+    /// The rest of the text: empty unless the ids ended inside a character.
     ///
     /// # Errors
     ///
@@ -335,10 +368,11 @@ impl TokenStream<'_> {
     }
 }
 
-/// The bytes of a character without its last, at most.
+/// The most bytes that an incomplete character of UTF-8 can have.
 const BEGINNING: usize = 3;
 
-/// Takes all of `bytes` but the beginning of a character at their end. What is no UTF-8 is no beginning.
+/// Takes all of `bytes`, except an incomplete character at their end. Bytes that cannot begin a
+/// character of UTF-8 are taken too.
 fn take_whole(bytes: &mut Vec<u8>) -> Vec<u8> {
     let broken = bytes.utf8_chunks().last();
     let broken = broken.map_or(&[][..], |chunk| chunk.invalid());

@@ -1,13 +1,16 @@
 use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::thread;
+use std::time::{Duration, SystemTime};
 
 use tempfile::TempDir;
 
 use super::*;
-use crate::fixtures::{added_token, asset, changed_tokenizer, like_codegen, phi_tiny, write};
+use crate::fixtures::{asset, write};
+use crate::shards::shard_name;
+use crate::tokenizer::fixtures::{added_token, changed_tokenizer, like_codegen, phi_tiny};
 
-/// Tokens in a shard: few enough that the texts below fill several shards, and several blocks.
+/// Tokens in a shard: so few that the texts below fill several shards and several blocks.
 const SHARD: usize = 7;
 
 const SMALL: Sizes = Sizes {
@@ -15,7 +18,7 @@ const SMALL: Sizes = Sizes {
     block_bytes: 10,
 };
 
-/// A corpus of `texts` and a cache, which vanish together.
+/// A corpus and a cache in one temporary folder.
 struct Corpus {
     folder: TempDir,
     tokenizer: Tokenizer,
@@ -47,7 +50,7 @@ impl Corpus {
         prepare(&self.options(), &SMALL).unwrap()
     }
 
-    /// The names of all that is in the cache, hidden and temporary included, but for the lock.
+    /// The names of all entries of the cache, hidden and temporary ones included, except the lock.
     fn cached(&self) -> Vec<String> {
         let entries = fs::read_dir(self.folder.path().join("cache"));
         let entries = entries.into_iter().flatten();
@@ -80,7 +83,7 @@ fn joined(tokenizer: &Tokenizer, texts: &[&str]) -> Vec<u32> {
     ids
 }
 
-/// The convention of the bundled teacher's published perplexity.
+/// The counts behind the published perplexity of the bundled teacher.
 #[test]
 fn the_bundled_validation_text_has_162_566_tokens() {
     let tokenizer = phi_tiny();
@@ -111,7 +114,7 @@ fn every_document_is_followed_by_end_of_text() {
     assert_eq!(all(&shards), expected);
     assert_eq!(shards.manifest().documents, 4);
 
-    // Every range, within a shard and over their bounds, into a buffer that is not empty.
+    // Every range, inside a shard and across shards, into a buffer that is not empty.
     let mut ids = vec![9; 3];
     for start in 0..=expected.len() {
         for end in start..=expected.len() {
@@ -176,10 +179,10 @@ fn end_of_text_need_not_be_registered() {
 }
 
 #[test]
-fn the_second_time_nothing_is_tokenised() {
+fn a_second_call_tokenises_nothing() {
     let corpus = Corpus::new(&TEXTS);
     let first = corpus.prepare();
-    // A mark that tokenising again would wipe out.
+    // A mark that tokenising again would overwrite.
     let path = first.folder().join(shard_name(0));
     fs::write(&path, [7, 0].repeat(SHARD)).unwrap();
     let second = corpus.prepare();
@@ -190,7 +193,7 @@ fn the_second_time_nothing_is_tokenised() {
 }
 
 #[test]
-fn whatever_the_ids_depend_on_leads_to_other_shards() {
+fn a_change_to_what_the_ids_depend_on_makes_other_shards() {
     let mut corpus = Corpus::new(&TEXTS);
     let mut folders = HashSet::new();
     let mut differs = |corpus: &Corpus, options: PrepareOptions| {
@@ -225,7 +228,7 @@ fn whatever_the_ids_depend_on_leads_to_other_shards() {
     write(&corpus.folder, "text/new.txt", "newer");
     differs(&corpus, corpus.options());
     let path = write(&corpus.folder, "text/new.txt", "older");
-    let later = std::time::SystemTime::now() + Duration::from_secs(5);
+    let later = SystemTime::now() + Duration::from_secs(5);
     let file = OpenOptions::new().write(true).open(path).unwrap();
     file.set_modified(later).unwrap();
     let ids = differs(&corpus, corpus.options());
@@ -335,28 +338,32 @@ fn a_cache_that_cannot_be_written_is_an_error() {
 }
 
 #[test]
-fn preparing_at_once_from_several_sides_works() {
+fn several_threads_can_prepare_the_same_text_at_once() {
     let corpus = Corpus::new(&TEXTS);
     let expected = joined(&corpus.tokenizer, &TEXTS);
-    // From nothing, and with a damaged folder in the way.
+    // In an empty cache, and in one with a damaged folder.
     for round in 0..10 {
         let prepared: Vec<TokenShards> = thread::scope(|scope| {
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| corpus.prepare())).collect();
-            threads.into_iter().map(|it| it.join().unwrap()).collect()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .collect()
         });
         for shards in &prepared {
             assert_eq!(all(shards), expected, "round {round}");
         }
         assert_eq!(corpus.cached().len(), 1);
-        match round % 2 {
-            0 => fs::remove_dir_all(prepared[0].folder()).unwrap(),
-            _ => fs::remove_file(prepared[0].folder().join(MANIFEST)).unwrap(),
+        if round % 2 == 0 {
+            fs::remove_dir_all(prepared[0].folder()).unwrap();
+        } else {
+            fs::remove_file(prepared[0].folder().join(MANIFEST)).unwrap();
         }
     }
 }
 
 #[test]
-fn the_shards_made_meanwhile_by_another_are_taken() {
+fn shards_that_another_process_has_made_meanwhile_are_opened() {
     let corpus = Corpus::new(&TEXTS);
     let theirs = corpus.prepare();
     let key = &theirs.manifest().key;
@@ -368,7 +375,7 @@ fn the_shards_made_meanwhile_by_another_are_taken() {
     assert!(ours.exists() && !old.exists());
 }
 
-/// Each document's words are its own, so that ids tell documents apart.
+/// All documents differ, so that the decoded text identifies them.
 #[test]
 fn held_out_and_training_documents_are_all_and_never_the_same() {
     let texts: Vec<String> = (0..300).map(|i| format!("number {i}")).collect();
@@ -399,7 +406,7 @@ fn held_out_and_training_documents_are_all_and_never_the_same() {
     assert!((5..=56).contains(&held_out.len()), "{}", held_out.len());
 }
 
-/// Reading and tokenising overlap; with a document to a block they do so all the time.
+/// Reading and tokenising overlap, most often when a block has a single document.
 #[test]
 fn blocks_keep_their_order() {
     let texts: Vec<String> = (0..200).map(|i| format!("document number {i}")).collect();
@@ -411,7 +418,7 @@ fn blocks_keep_their_order() {
     let expected: Vec<&str> = texts.iter().map(String::as_str).collect();
     let expected = joined(&corpus.tokenizer, &expected);
     for block_bytes in [1, 10, 50, 1000, 1_000_000] {
-        // The block size is no part of the key: what it was made with must not matter.
+        // The block size is not part of the key, so the shards must not depend on it.
         let cache = corpus.folder.path().join(format!("cache of {block_bytes}"));
         let options = PrepareOptions {
             cache,

@@ -1,12 +1,13 @@
 use serde_json::json;
 use tempfile::TempDir;
 
+use super::fixtures::{added_token, changed_tokenizer, like_codegen, phi_tiny};
 use super::*;
-use crate::fixtures::{added_token, asset, changed_tokenizer, like_codegen, phi_tiny, write};
-use crate::{Documents, source_files};
+use crate::fixtures::{asset, write};
+use crate::source::{Documents, source_files};
 
-/// Blanks, line ends, scripts without blanks, emoji, contractions: whatever could tempt a token to
-/// reach over a cut.
+/// Blanks, line ends, scripts without blanks, emoji, contractions: all the cases in which a token
+/// might reach across a cut.
 const ODD: &str = "It's  the   best\t\tof \n\n times, we'll\u{a0}say \u{3000}\u{2003} 12 345  !? x\r\n  \
     y 漢字 かな 🦀🦀  👩\u{200d}👩\u{200d}👧 e\u{301}\u{85}z\u{1c}q \t \n 's 'll ' s\n\n\n\nend   ";
 
@@ -185,7 +186,7 @@ fn a_stream_waits_for_the_last_byte_of_a_character() {
     );
 }
 
-/// A stream goes on where another, cut anywhere, has left off.
+/// A stream continues where another one stopped, at any cut.
 #[test]
 fn two_streams_are_the_whole_text() {
     let tokenizer = phi_tiny();
@@ -210,11 +211,12 @@ fn two_streams_are_the_whole_text() {
     }
 }
 
-/// What can be no character is not kept for one, so that a stream takes the time of its bytes.
+/// Bytes that cannot become a character are returned at once, so that the time of a step does not
+/// grow with the length of the stream.
 #[test]
 fn what_is_no_character_is_given_out_at_once() {
     let tokenizer = phi_tiny();
-    let is_part = |id: &u32| tokenizer.token_bytes(*id).is_some_and(|it| it == [0x80]);
+    let is_part = |&id: &u32| tokenizer.token_bytes(id).as_deref() == Some(&[0x80][..]);
     let part = (0..4096).find(is_part).unwrap();
     let mut stream = tokenizer.stream();
     for _ in 0..10 {
@@ -224,8 +226,8 @@ fn what_is_no_character_is_given_out_at_once() {
     assert_eq!(after.push(1931).unwrap().as_deref(), Some("It"));
 }
 
-/// An untrained model says anything, parts of characters in any order and ids of the padding behind
-/// the vocabulary included.
+/// An untrained model generates any ids: parts of characters in any order, and ids of the padding
+/// after the vocabulary.
 #[test]
 fn a_stream_of_arbitrary_ids_is_their_text() {
     let tokenizer = phi_tiny();

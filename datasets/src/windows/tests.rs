@@ -3,8 +3,10 @@ use std::collections::HashSet;
 use tempfile::TempDir;
 
 use super::*;
-use crate::fixtures::{asset, phi_tiny, write};
-use crate::{PrepareOptions, Split};
+use crate::fixtures::{asset, write};
+use crate::prepare::PrepareOptions;
+use crate::split::Split;
+use crate::tokenizer::fixtures::phi_tiny;
 
 fn shards(source: impl Into<std::path::PathBuf>) -> Arc<TokenShards> {
     let cache = TempDir::new().unwrap();
@@ -31,7 +33,7 @@ fn of_tokens(tokens: usize) -> Arc<TokenShards> {
     shards
 }
 
-/// The convention of the bundled teacher's published perplexity.
+/// The counts behind the published perplexity of the bundled teacher.
 #[test]
 fn the_bundled_validation_text_has_317_windows() {
     let windows = validation(512);
@@ -99,7 +101,7 @@ fn evaluation_sees_every_window_once_in_order() {
     assert!(matches!(&none[..], [Err(DataError::Zero { .. })]));
 }
 
-/// That `batch` holds the windows `indices`, row by row.
+/// Asserts that the rows of `batch` are the windows `indices`.
 fn assert_rows(windows: &TokenWindows, batch: &Batch, indices: impl Iterator<Item = u64>) {
     let context = windows.context();
     assert_eq!(batch.context, context);
@@ -112,7 +114,7 @@ fn assert_rows(windows: &TokenWindows, batch: &Batch, indices: impl Iterator<Ite
     }
 }
 
-/// What is dealt out in the steps, as the number of the window of each row.
+/// The index of the window in each row of the batches `steps`.
 fn dealt(batches: &Batches, steps: std::ops::Range<u64>) -> Vec<u64> {
     let windows = batches.windows();
     let context = windows.context();
@@ -143,7 +145,7 @@ fn dealt(batches: &Batches, steps: std::ops::Range<u64>) -> Vec<u64> {
 #[test]
 fn an_epoch_deals_out_every_window_once() {
     let batches = Batches::new(validation(512), 8, 3);
-    // 8 * 317 rows: eight epochs, of which seven end within a batch.
+    // 8 * 317 rows are eight epochs, seven of which end inside a batch.
     let dealt = dealt(&batches, 0..317);
     let epochs: Vec<&[u64]> = dealt.chunks(317).collect();
     assert_eq!(epochs.len(), 8);
@@ -161,7 +163,7 @@ fn a_batch_depends_on_the_seed_and_the_step_alone() {
     let windows = validation(256);
     let batches = Batches::new(windows.clone(), 4, 11);
     let forwards: Vec<Batch> = (0..200).map(|step| batches.batch(step).unwrap()).collect();
-    // Backwards, and from objects that never gave another batch, of a corpus prepared anew.
+    // In reverse order, and from a new object over a corpus that is prepared again.
     for step in (0..200).rev() {
         assert_eq!(batches.batch(step).unwrap(), forwards[step as usize]);
     }

@@ -1,0 +1,90 @@
+//! Writes the ids of a corpus into files of equal length.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use super::{Manifest, shard_name};
+use crate::error::{Result, cannot};
+
+/// Appends token ids to the shards of a folder, and begins a new shard when one is full.
+pub(crate) struct ShardWriter<'a> {
+    folder: &'a Path,
+    token_bytes: usize,
+    shard_tokens: u64,
+    /// The number of ids written so far, in all shards.
+    tokens: u64,
+    /// The shard that is not full yet: its path and its file.
+    shard: Option<(PathBuf, BufWriter<File>)>,
+}
+
+impl<'a> ShardWriter<'a> {
+    /// A writer for an empty `folder`, with the sizes of `manifest`.
+    pub(crate) fn new(folder: &'a Path, manifest: &Manifest) -> Self {
+        Self {
+            folder,
+            token_bytes: manifest.token_bytes,
+            shard_tokens: manifest.shard_tokens,
+            tokens: 0,
+            shard: None,
+        }
+    }
+
+    /// Appends `ids`.
+    pub(crate) fn push(&mut self, mut ids: &[u32]) -> Result<()> {
+        while !ids.is_empty() {
+            let filled = self.tokens % self.shard_tokens;
+            if filled == 0 {
+                self.close_shard()?;
+            }
+            let room = (self.shard_tokens - filled).min(ids.len() as u64) as usize;
+            let (now, later) = ids.split_at(room);
+            let token_bytes = self.token_bytes;
+            let (path, file) = self.shard()?;
+            for id in now {
+                // Little-endian: the bytes that a small id leaves out are the last ones.
+                file.write_all(&id.to_le_bytes()[..token_bytes])
+                    .map_err(cannot("write", path))?;
+            }
+            self.tokens += now.len() as u64;
+            ids = later;
+        }
+        Ok(())
+    }
+
+    /// The number of ids written so far.
+    pub(crate) fn tokens(&self) -> u64 {
+        self.tokens
+    }
+
+    /// The shard of the next id; created if the last one was closed.
+    fn shard(&mut self) -> Result<&mut (PathBuf, BufWriter<File>)> {
+        let shard = match self.shard.take() {
+            Some(shard) => shard,
+            None => {
+                let name = shard_name(self.tokens / self.shard_tokens);
+                let path = self.folder.join(name);
+                let file = File::create_new(&path).map_err(cannot("create", &path))?;
+                (path, BufWriter::with_capacity(1 << 20, file))
+            }
+        };
+        Ok(self.shard.insert(shard))
+    }
+
+    fn close_shard(&mut self) -> Result<()> {
+        match self.shard.take() {
+            None => Ok(()),
+            Some((path, file)) => file
+                .into_inner()
+                .map_err(io::IntoInnerError::into_error)
+                .and_then(|file| file.sync_all())
+                .map_err(cannot("write", &path)),
+        }
+    }
+
+    /// Closes the last shard. Returns the number of ids in all shards.
+    pub(crate) fn finish(mut self) -> Result<u64> {
+        self.close_shard()?;
+        Ok(self.tokens)
+    }
+}
