@@ -8,8 +8,11 @@
 
 #![deny(missing_docs)]
 
+mod device;
+
 use std::path::{Path, PathBuf};
 
+pub use device::with_device;
 use safetensors::{Dtype, SafeTensors};
 
 /// The folder that holds the recorded vectors.

@@ -3,7 +3,6 @@
 
 pub mod mohawk;
 pub mod passes;
-pub mod ssd;
 pub mod student;
 pub mod teacher;
 
