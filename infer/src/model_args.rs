@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use datasets::Tokenizer;
 use kernels::KernelBackend;
-use kernels::backends::{Backend, BackendError};
+use kernels::runtime::{Backend, BackendError};
 use model::{CausalLm, Hub, ModelConfig, WeightsError};
 
 use crate::generate::GenerateOptions;

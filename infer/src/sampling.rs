@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use chacha20::ChaCha8Rng;
 use chacha20::rand_core::{Rng, SeedableRng};
-use kernels::choice::{Choice, Warp};
+use kernels::decode::sample::{Choice, Warp};
 
 /// How the next token is chosen. The default is greedy.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use kernels::KernelBackend;
-use kernels::backends::Work;
+use kernels::runtime::Work;
 
 use super::CommandError;
 use crate::generate::{Generation, Reading};

@@ -9,7 +9,7 @@ mod repl;
 mod scoring;
 mod serve;
 
-use kernels::backends::BackendError;
+use kernels::runtime::BackendError;
 
 use crate::error::GenerateError;
 use crate::eval::EvalError;

@@ -12,7 +12,7 @@ use clap::Args;
 use datasets::Tokenizer;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use kernels::KernelBackend;
-use kernels::backends::{Backend, Work};
+use kernels::runtime::{Backend, Work};
 use serde_json::Value;
 
 use super::CommandError;

@@ -57,7 +57,7 @@ use std::thread::{self, JoinHandle};
 
 use datasets::Tokenizer;
 use kernels::KernelBackend;
-use kernels::backends::{Backend, BackendError, Work};
+use kernels::runtime::{Backend, BackendError, Work};
 use model::ModelConfig;
 use tokio::sync::{Semaphore, mpsc};
 
@@ -147,7 +147,7 @@ pub struct Facts {
 /// use datasets::Tokenizer;
 /// use infer::engine::{Engine, EngineOptions, Event, Request};
 /// use infer::{SamplingSettings, precision::Precision};
-/// use kernels::backends::Backend;
+/// use kernels::runtime::Backend;
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let tokenizer = Arc::new(Tokenizer::from_folder("assets/phi-tiny")?);
