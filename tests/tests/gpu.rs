@@ -19,7 +19,8 @@ use std::sync::OnceLock;
 use burn::backend::Autodiff;
 use kernels::KernelBackend;
 use kernels::backends::{Backend, Work};
-use support::*;
+use support::{passes, perplexity, ssd};
+use tests::networks::{FAST, mohawk, student, teacher};
 
 #[cfg(feature = "cuda")]
 use kernels::backends::Cuda as Gpu;
@@ -96,14 +97,14 @@ fn teacher() {
 
 #[test]
 fn perplexity() {
-    with_adapter(teacher::perplexity_is_exact::<Gpu>);
+    with_adapter(perplexity::perplexity_is_exact::<Gpu>);
 }
 
 /// All of the text, which takes an adapter that computes on the CPU minutes.
 #[test]
 #[ignore = "slow without a GPU; the same on fewer windows is tested above"]
 fn perplexity_of_all_the_text() {
-    with_adapter(teacher::perplexity_is_the_recorded::<Gpu>);
+    with_adapter(perplexity::perplexity_is_the_recorded::<Gpu>);
 }
 
 #[test]
