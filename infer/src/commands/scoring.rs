@@ -16,10 +16,10 @@ use kernels::runtime::{Backend, Work};
 use serde_json::Value;
 
 use super::CommandError;
-use crate::atomic_file;
 use crate::eval::{EvalError, Ledger, Score, ScoreRequest, cannot, score};
 use crate::model_args::{FoundModel, ModelArgs};
 use crate::precision::Precision;
+use model::atomic_file;
 
 /// The most tokens at once, by default, for a model without a limit.
 const UNBOUNDED_LENGTH: usize = 2048;

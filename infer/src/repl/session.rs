@@ -8,10 +8,10 @@ use super::ReplError;
 use super::command::ReplCommand;
 use super::interrupt::Interrupt;
 use super::screen::{Screen, note};
-use crate::atomic_file;
 use crate::error::GenerateError;
 use crate::generate::{GenerateOptions, Generation, Pace, Reading, Stop, check_prompt};
 use crate::output::why;
+use model::atomic_file;
 
 /// One text that a person and a model write in turns.
 pub(super) struct Session<'a, B: KernelBackend> {

@@ -1,23 +1,23 @@
 //! What every student must do, whatever the backend.
 
+use super::*;
+use crate::{Goldens, assert_close, cases, name_of};
 use burn::tensor::{DType, Int, Tensor};
 use kernels::KernelBackend;
 use model::{MixerState, PhiMamba, State, Taps};
-use tests::{Goldens, assert_close, cases, name_of};
-
-use super::*;
 
 /// Runs `check` on every student folder: its name, its network, and what is expected of it.
 fn on_every_student<B: KernelBackend>(check: impl Fn(&str, &PhiMamba<B>, &Goldens)) {
     for folder in cases("student-") {
         let name = name_of(&folder);
-        let (_, model) = model::load_student(&folder, &Default::default())
+        let (_, model) = model::load_any(&folder, &Default::default())
             .unwrap_or_else(|error| panic!("{name}: {error}"));
         let goldens = Goldens::open_path(&folder.join("expected.safetensors"));
         check(&name, &model, &goldens);
     }
 }
 
+/// Everything that [`Taps`] can ask for is as recorded.
 pub fn whole_sequence<B: KernelBackend>(tolerance: f64) {
     on_every_student::<B>(|case, model, goldens| {
         let ids = ids::<B>(goldens, "input_ids", &Default::default());
@@ -63,6 +63,7 @@ fn assert_state<B: KernelBackend>(
     }
 }
 
+/// A prompt, then token by token: logits and states are as recorded.
 pub fn decoding<B: KernelBackend>(tolerance: f64) {
     on_every_student::<B>(|case, model, goldens| {
         if !goldens.has("decode_logits") {
@@ -236,10 +237,10 @@ pub fn splits<B: KernelBackend>(tolerance: f64) {
         for split in splits {
             let name = format!("{case}: {split:?}");
             let (pieces, state) = run(&split);
-            tests::assert_close(&name, pieces, whole.clone(), tolerance);
+            assert_close(&name, pieces, whole.clone(), tolerance);
             for (layer, expected) in state.layers.iter().zip(&whole_state.layers) {
                 for (actual, expected) in parts(layer).into_iter().zip(parts(expected)) {
-                    tests::assert_close(&name, values(actual), values(expected), tolerance);
+                    assert_close(&name, values(actual), values(expected), tolerance);
                 }
             }
         }

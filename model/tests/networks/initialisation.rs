@@ -1,77 +1,22 @@
-//! MOHAWK's losses and every gradient of them, against the published code's: `student-tiny` taught
-//! by `teacher-tiny`.
-
-mod support;
+//! How parameters start: drawn from a seed, or taken over from a teacher.
 
 use burn::backend::Autodiff;
 use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
 use kernels::KernelBackend;
-use model::mohawk::{hidden_state_loss, matrix_orientation_loss};
-use model::{Mixer, PhiMamba};
-use support::mohawk::*;
-use support::*;
+use model::{
+    AttentionConfig, CausalLm, DiscreteMamba2Config, Mixer, PhiConfig, PhiMambaConfig,
+    transfer_weights,
+};
+use tests::networks::*;
 use tests::{assert_close, goldens_dir};
-
-#[test]
-fn stage1_exact() {
-    stage1::<Autodiff<Exact>>(EXACT);
-}
-
-#[test]
-fn stage1_flex() {
-    stage1::<Autodiff<Fast>>(FAST);
-}
-
-#[test]
-fn stage2_exact() {
-    stage2::<Autodiff<Exact>>(EXACT);
-}
-
-#[test]
-fn stage2_flex() {
-    stage2::<Autodiff<Fast>>(FAST);
-}
-
-#[test]
-fn stage3_exact() {
-    stage3::<Autodiff<Exact>>(EXACT);
-}
-
-#[test]
-fn stage3_flex() {
-    stage3::<Autodiff<Fast>>(FAST);
-}
-
-/// At distance zero the root has no derivative; the loss must give zero there and not NaN, and the
-/// right gradient to the other rows.
-#[test]
-fn a_perfect_student_has_finite_gradients() {
-    type B = Autodiff<Exact>;
-    let device = Default::default();
-    let student: Tensor<B, 3> =
-        Tensor::from_data([[[1.0, 2.0], [3.0, 7.0]]], &device).require_grad();
-    let teacher = Tensor::from_data([[[1.0, 2.0], [0.0, 3.0]]], &device);
-    let loss = hidden_state_loss(student.clone(), teacher);
-    assert_eq!(values(loss.clone()).1, [2.5]);
-    let gradient = student.grad(&loss.backward()).expect("a gradient");
-    let expected = (vec![1, 2, 2], vec![0.0, 0.0, 0.3, 0.4]);
-    assert_close("gradient", values(gradient), expected, 1e-12);
-
-    let matrix: Tensor<B, 4> = Tensor::ones([1, 2, 3, 3], &device).require_grad();
-    let loss = matrix_orientation_loss(matrix.clone(), matrix.clone().detach());
-    let gradient = matrix.grad(&loss.backward()).expect("a gradient");
-    assert!(values(gradient).1.iter().all(|v| *v == 0.0));
-}
 
 /// The padding of a vocabulary neither gets probability nor changes the others'.
 #[test]
 fn transfer_pads_and_copies() {
-    use model::{DiscreteMamba2Config, PhiMambaConfig, transfer_weights};
-
     let device = Default::default();
     let config = std::fs::read_to_string(goldens_dir().join("teacher-tiny/config.json"));
-    let mut config = model::PhiConfig::from_json(&config.expect("a file")).expect("Phi's");
+    let mut config = PhiConfig::from_json(&config.expect("a file")).expect("Phi's");
     config.vocab_size = 101; // not a multiple of 8
     let n_heads = config.attention.n_heads;
     let mixer = DiscreteMamba2Config {
@@ -80,10 +25,10 @@ fn transfer_pads_and_copies() {
         d_state: 8,
         ..Default::default()
     };
-    let teacher = model::Phi::<Exact>::init(&config, 1, &device);
+    let teacher = CausalLm::<Exact>::init(&config, 1, &device);
     let kept = [1];
     let student_config = PhiMambaConfig::student_of(&config, &mixer, &kept).expect("a student");
-    let mut student = PhiMamba::init(&student_config, 2, &device);
+    let mut student = CausalLm::init(&student_config, 2, &device);
     let mixer_before = values(mixer_weight(&student));
     transfer_weights(&mut student, &teacher).expect("the sizes fit");
     assert_eq!(student.vocab_size(), 104);
@@ -113,7 +58,7 @@ fn transfer_pads_and_copies() {
     );
 }
 
-fn mixer_weight<B: KernelBackend>(student: &PhiMamba<B>) -> Tensor<B, 2> {
+fn mixer_weight<B: KernelBackend>(student: &CausalLm<B>) -> Tensor<B, 2> {
     match &student.backbone.layers[0].mixer {
         Mixer::DiscreteMamba2(mixer) => mixer.in_proj.weight.val(),
         Mixer::Attention(_) => panic!("layer 0 is a Mamba layer"),
@@ -124,13 +69,13 @@ fn mixer_weight<B: KernelBackend>(student: &PhiMamba<B>) -> Tensor<B, 2> {
 #[test]
 fn initialisation_depends_on_the_seed_alone() {
     let folder = goldens_dir().join("student-tiny");
-    let (config, _) = model::load_student::<Exact>(folder, &Default::default()).expect("one");
-    let exact = PhiMamba::<Exact>::init(&config, 3, &Default::default());
-    let fast = PhiMamba::<Fast>::init(&config, 3, &Default::default());
-    let other = PhiMamba::<Fast>::init(&config, 4, &Default::default());
+    let (config, _) = model::load_any::<Exact>(folder, &Default::default()).expect("one");
+    let exact = CausalLm::<Exact>::init(&config, 3, &Default::default());
+    let fast = CausalLm::<Fast>::init(&config, 3, &Default::default());
+    let other = CausalLm::<Fast>::init(&config, 4, &Default::default());
     assert_eq!(values(mixer_weight(&exact)), values(mixer_weight(&fast)));
     assert_ne!(values(mixer_weight(&other)), values(mixer_weight(&fast)));
-    let trained = PhiMamba::<Autodiff<Fast>>::init(&config, 3, &Default::default());
+    let trained = CausalLm::<Autodiff<Fast>>::init(&config, 3, &Default::default());
     assert!(mixer_weight(&trained).is_require_grad());
     assert_eq!(
         values(mixer_weight(&trained.valid())),
@@ -142,14 +87,12 @@ fn initialisation_depends_on_the_seed_alone() {
 /// without biases, which hold the gate's where it has none of its own.
 #[test]
 fn initialisation_is_the_published_one() {
-    use model::{DiscreteMamba2Config, PhiConfig, PhiMambaConfig};
-
     let teacher = PhiConfig {
         vocab_size: 16,
         hidden_size: 64,
         intermediate_size: 64,
         num_hidden_layers: 1,
-        attention: model::AttentionConfig {
+        attention: AttentionConfig {
             n_heads: 4,
             n_kv_heads: 4,
             ..PhiConfig::default().attention
@@ -166,7 +109,7 @@ fn initialisation_is_the_published_one() {
         };
         let config = PhiMambaConfig::student_of(&teacher, &config, &[]).expect("a student");
         let device = Default::default();
-        let student = PhiMamba::<Exact>::init(&config, 5, &device);
+        let student = CausalLm::<Exact>::init(&config, 5, &device);
         let Mixer::DiscreteMamba2(mixer) = &student.backbone.layers[0].mixer else {
             panic!("a Mamba layer")
         };

@@ -1,12 +1,10 @@
 //! Phi-Mamba, pure and hybrid, against what the published modules computed from the same weights:
 //! the whole sequence at once, and decoding from a prompt.
 
-mod support;
-
 use burn::tensor::Tensor;
-use support::student::*;
-use support::*;
 use tests::Goldens;
+use tests::networks::student::*;
+use tests::networks::*;
 
 #[test]
 fn whole_sequence_exact() {
@@ -79,7 +77,7 @@ fn grouped_transfer_matrix_is_the_scan() {
 
     let device = Default::default();
     let (_, model) =
-        model::load_student::<Exact>(tests::goldens_dir().join("student-grouped"), &device)
+        model::load_any::<Exact>(tests::goldens_dir().join("student-grouped"), &device)
             .expect("a student");
     let Mixer::DiscreteMamba2(mut mixer) = model.backbone.layers[0].mixer.clone() else {
         panic!("a Mamba layer")

@@ -1,10 +1,8 @@
 //! Phi against Hugging Face's implementation with the same weights, and its decoding against itself.
 
-mod support;
-
 use model::Taps;
-use support::teacher::*;
-use support::*;
+use tests::networks::teacher::*;
+use tests::networks::*;
 
 #[test]
 fn whole_sequence_exact() {
@@ -58,10 +56,4 @@ fn splits_exact() {
 #[test]
 fn splits_flex() {
     splits::<Fast>(FAST);
-}
-
-#[test]
-fn perplexity_flex() {
-    perplexity_is_exact::<Fast>();
-    perplexity_is_the_recorded::<Fast>();
 }

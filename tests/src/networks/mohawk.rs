@@ -1,18 +1,17 @@
 //! The recorded losses of the three stages and their gradients, whatever the backend.
 
+use super::*;
+use crate::{Goldens, assert_close, goldens_dir};
 use burn::tensor::Tensor;
 use kernels::TrainBackend;
 use model::mohawk::{
     DistillationWeights, distillation_loss, hidden_state_loss, matrix_orientation_loss,
 };
 use model::{Block, PhiMamba, PhiMambaConfig, Taps, named_parameters};
-use tests::{Goldens, assert_close, goldens_dir};
-
-use super::*;
 
 fn student<B: TrainBackend>() -> PhiMamba<B> {
     let folder = goldens_dir().join("student-tiny");
-    let (_, student) = model::load_student(folder, &Default::default()).expect("a student");
+    let (_, student) = model::load_any(folder, &Default::default()).expect("a student");
     student
 }
 
@@ -20,7 +19,7 @@ fn student<B: TrainBackend>() -> PhiMamba<B> {
 fn taught<B: TrainBackend>(goldens: &Goldens) -> model::Outputs<B::InnerBackend> {
     let folder = goldens_dir().join("teacher-tiny");
     let device = Default::default();
-    let (_, teacher) = model::load_teacher::<B::InnerBackend>(folder, &device).expect("a teacher");
+    let (_, teacher) = model::load_any::<B::InnerBackend>(folder, &device).expect("a teacher");
     teacher.forward(ids(goldens, "input_ids", &device), Taps::all())
 }
 
@@ -91,6 +90,7 @@ fn layerwise<B: TrainBackend>(
     assert_gradients(&goldens, prefix, &student, losses.sum(), tolerance);
 }
 
+/// Stage 1: the matrices.
 pub fn stage1<B: TrainBackend>(tolerance: f64) {
     layerwise::<B>("stage1.loss", "stage1", tolerance, |layer, i, x, taught| {
         let attention = Tensor::from_inner(taught.mixing_matrices[i].clone());
@@ -98,6 +98,7 @@ pub fn stage1<B: TrainBackend>(tolerance: f64) {
     });
 }
 
+/// Stage 2: the mixers' outputs, and the blocks'.
 pub fn stage2<B: TrainBackend>(tolerance: f64) {
     layerwise::<B>(
         "stage2.mixer_loss",
@@ -119,6 +120,7 @@ pub fn stage2<B: TrainBackend>(tolerance: f64) {
     );
 }
 
+/// Stage 3: the predictions.
 pub fn stage3<B: TrainBackend>(tolerance: f64) {
     let goldens = Goldens::open("mohawk-tiny/expected");
     let student = student::<B>();
