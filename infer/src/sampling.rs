@@ -99,6 +99,14 @@ pub enum SamplingError {
 }
 
 /// Chooses tokens one after another, remembering them for the repetition penalty.
+///
+/// ```
+/// use infer::{Sampler, SamplingSettings};
+///
+/// let mut greedy = Sampler::new(SamplingSettings::default(), 3, &[])?;
+/// assert_eq!(greedy.choose(&mut [0.5, 2.0, 1.0])?, 1);
+/// # Ok::<(), infer::SamplingError>(())
+/// ```
 pub struct Sampler {
     settings: SamplingSettings,
     vocab_size: usize,
