@@ -5,6 +5,8 @@ use std::path::Path;
 
 #[path = "../tests/support/known_students.rs"]
 mod known_students;
+#[path = "../tests/support/mod.rs"]
+mod support;
 
 fn main() {
     let folder = std::env::args_os().nth(1);

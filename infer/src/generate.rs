@@ -1,75 +1,36 @@
-//! From a prompt to more tokens: one pass over the prompt, then one step a token.
+//! From a prompt to more tokens: one pass over the prompt, then one step per token.
 
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Int, Tensor, TensorData};
 use kernels::KernelBackend;
-use kernels::backends::synchronise;
 use model::{CausalLm, State};
 
-use crate::chooser::Chooser;
-use crate::sampling::{Sampler, SamplingError, SamplingSettings};
+use crate::device::{read, settle};
+use crate::device_sampler::DeviceSampler;
+use crate::error::GenerateError;
+use crate::sampling::{Sampler, SamplingSettings};
 
-/// How many tokens of a prompt go through the model at once. Longer prompts go piece by piece, so
-/// that activations take bounded memory whatever the length.
+/// How many tokens of a prompt go through the model at once. Longer prompts are read in pieces, so that
+/// the memory of activations is bounded.
 pub(crate) const PREFILL_TOKENS: usize = 2048;
 
-/// What a [`Generation`] needs to know beside the model and the prompt.
+/// How a [`Generation`] continues a prompt.
 #[derive(Clone, Copy, Debug)]
 pub struct GenerateOptions {
     /// How tokens are chosen.
     pub sampling: SamplingSettings,
     /// The most tokens to make.
     pub max_tokens: usize,
-    /// The tokenizer's vocabulary: ids from here on, the padding of the model's, are never made.
+    /// The size of the tokenizer's vocabulary. Ids from here on are padding of the model's vocabulary, and
+    /// are never made.
     pub vocab_size: usize,
-    /// The token that ends a text. It is not given out, and an empty prompt begins with it: in
-    /// training, it is what stands before the first token of a document.
+    /// The token that ends a text. The iterator does not return it. An empty prompt begins with it, since in
+    /// training it stands before the first token of a document.
     pub end_of_text: Option<u32>,
-    /// The positions that the model was trained on, of which attention cannot leave: the
-    /// `max_position_embeddings` of a Phi. `None` for models without such an end.
+    /// The number of positions that attention was trained on, after which a text ends: a Phi's
+    /// `max_position_embeddings`. `None` for models without such a limit.
     pub max_positions: Option<usize>,
-}
-
-/// Why tokens cannot be made.
-#[derive(Debug, thiserror::Error)]
-pub enum GenerateError {
-    /// There is nothing to predict from.
-    #[error(
-        "the prompt is empty and the tokenizer has no end-of-text token to begin with; give a prompt"
-    )]
-    EmptyPrompt,
-    /// More tokens than a model with attention has positions for.
-    #[error(
-        "the prompt has {tokens} tokens, the model has positions for {limit} \
-         (max_position_embeddings in its config.json); shorten the prompt"
-    )]
-    PromptTooLong {
-        /// The prompt's length.
-        tokens: usize,
-        /// The model's limit.
-        limit: usize,
-    },
-    /// A token that the model has no embedding for.
-    #[error(
-        "the prompt has token {token}, the model's vocabulary ends at {vocab_size}; the tokenizer \
-         does not belong to this model"
-    )]
-    UnknownToken {
-        /// The token.
-        token: u32,
-        /// The model's vocabulary, padding included.
-        vocab_size: usize,
-    },
-    /// Settings without meaning, or logits that are no scores.
-    #[error(transparent)]
-    Sampling(#[from] SamplingError),
-    /// The tokenizer cannot turn a token into text.
-    #[error(transparent)]
-    Text(#[from] datasets::DataError),
-    /// The backend failed to compute.
-    #[error("the logits cannot be read from the device: {0}")]
-    Device(String),
 }
 
 /// Why a text ended.
@@ -83,13 +44,13 @@ pub enum Stop {
     ContextFull,
 }
 
-/// Tokens through the model, and the time they took with everything that belongs to them: copies
-/// to and from the device, sampling.
+/// Tokens that went through the model, and the time that they took, copies to and from the device and
+/// sampling included.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pace {
-    /// How many.
+    /// The number of tokens.
     pub tokens: usize,
-    /// In how long.
+    /// The time for all of them.
     pub time: Duration,
 }
 
@@ -103,20 +64,20 @@ impl Pace {
     }
 }
 
-/// A text and how far a model has read it, for a [`Generation`] to go on from.
+/// A text and a model's state after it, from which a [`Generation`] continues.
 #[derive(Clone, Debug)]
 pub struct Reading<B: KernelBackend> {
     /// The tokens of the text.
     pub ids: Vec<u32>,
-    /// The state behind the first [`State::position`] of them: all, or all but the last, if that was
-    /// made and has not been read yet.
+    /// The state after the first [`State::position`] tokens: after all of them, or all but the last, if the
+    /// model made that one and has not read it yet.
     pub state: State<B>,
-    /// The logits `[1, v]` behind the last token, if it has been read.
+    /// The logits `[1, v]` after the last token, in f32; `None` if that token has not been read.
     pub logits: Option<Tensor<B, 2>>,
 }
 
 impl<B: KernelBackend> Reading<B> {
-    /// Of an empty text.
+    /// An empty text.
     pub fn begin(model: &CausalLm<B>, device: &B::Device) -> Self {
         Self {
             ids: Vec::new(),
@@ -126,28 +87,31 @@ impl<B: KernelBackend> Reading<B> {
     }
 }
 
-/// A token, and its id `[1]` on the device if it was chosen there, so that it need not go back.
+/// A token, and its id `[1]` on the device if it was chosen there, so that it is not copied back.
 struct Newest<B: KernelBackend> {
     id: u32,
     on_device: Option<Tensor<B, 1, Int>>,
 }
 
-/// The continuation of a prompt, as an iterator over its tokens. A step is computed when its token is
-/// asked for.
+/// The continuation of a prompt, as an iterator over its tokens. `next` computes one step of the model.
+///
+/// # Errors
+/// The iterator returns [`GenerateError::Sampling`] if the logits are no scores, and
+/// [`GenerateError::Device`] if the device has failed.
 pub struct Generation<'m, B: KernelBackend> {
     model: &'m CausalLm<B>,
     device: B::Device,
     options: GenerateOptions,
     state: State<B>,
     sampler: Sampler,
-    chooser: Chooser<B>,
-    /// The whole text, with what has been made of it.
+    device_sampler: DeviceSampler<B>,
+    /// The whole text: the prompt and the tokens made.
     ids: Vec<u32>,
-    /// The logits `[1, v]` that the next token comes from, if they are there already.
+    /// The logits `[1, v]` of the next token, if they are computed already.
     logits: Option<Tensor<B, 2>>,
-    /// The newest token, which has yet to go through the model.
+    /// The newest token, which has not gone through the model yet.
     newest: Option<Newest<B>>,
-    /// Tokens that had been read before.
+    /// The number of tokens that were read before this generation.
     earlier: usize,
     made: usize,
     stop: Option<Stop>,
@@ -156,11 +120,10 @@ pub struct Generation<'m, B: KernelBackend> {
 }
 
 impl<'m, B: KernelBackend> Generation<'m, B> {
-    /// Reads the prompt.
+    /// Reads the prompt, a list of token ids.
     ///
     /// # Errors
-    ///
-    /// Every [`GenerateError`].
+    /// Every [`GenerateError`] but [`Text`](GenerateError::Text).
     pub fn new(
         model: &'m CausalLm<B>,
         device: &B::Device,
@@ -176,12 +139,11 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
         )
     }
 
-    /// Reads the prompt after a text that has been read before, which the model then continues as one
-    /// text. Without a prompt it continues what there is.
+    /// Reads the prompt after a text that has been read before; the model continues both as one text. The
+    /// prompt may be empty.
     ///
     /// # Errors
-    ///
-    /// Every [`GenerateError`].
+    /// Every [`GenerateError`] but [`Text`](GenerateError::Text).
     pub fn resume(
         model: &'m CausalLm<B>,
         device: &B::Device,
@@ -203,8 +165,8 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
         check_prompt(&ids, options.max_positions, model.vocab_size())?;
         let logits_size = model.vocab_size();
         let sampler = Sampler::new(options.sampling, options.vocab_size, &ids)?;
-        let mut chooser = Chooser::new(1, options.vocab_size, logits_size, device);
-        chooser.begin(0, &sampler);
+        let mut device_sampler = DeviceSampler::new(1, options.vocab_size, logits_size, device);
+        device_sampler.begin(0, &sampler);
 
         let unread = ids.get(earlier..).unwrap_or_default();
         let tokens = unread.len();
@@ -215,8 +177,8 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
             let ids_bl = Tensor::<B, 2, Int>::from_data(ids_bl, device);
             read_now = Some(model.prefill(ids_bl, &mut state));
         }
-        // So that the time of the prompt is what it took.
-        synchronise::<B>(device).map_err(|error| GenerateError::Device(error.to_string()))?;
+        // The time of the prompt ends when the device is done.
+        settle::<B>(device)?;
         let logits = read_now.or(logits);
         let newest = ids.last().map(|&id| Newest {
             id,
@@ -228,7 +190,7 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
             options,
             state,
             sampler,
-            chooser,
+            device_sampler,
             newest,
             ids,
             logits,
@@ -248,23 +210,23 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
         self.stop
     }
 
-    /// The pace of the prompt, up to the first token's logits.
+    /// The pace of reading the prompt, up to the logits of the first token.
     pub fn prefill(&self) -> Pace {
         self.prefill
     }
 
-    /// The pace of the steps after it.
+    /// The pace of the steps after the prompt.
     pub fn decode(&self) -> Pace {
         self.decode
     }
 
-    /// What the model carries from token to token, in bytes.
+    /// The size of the model's state, in bytes.
     pub fn state_bytes(&self) -> usize {
         self.state.bytes()
     }
 
-    /// How far the text has come: behind the prompt, what [`snapshot`](crate::snapshot) keeps; later,
-    /// where the next generation goes on.
+    /// The text so far and the state after it: after the prompt, what [`state_file`](crate::state_file)
+    /// keeps; later, what the next generation continues from.
     pub fn into_reading(self) -> Reading<B> {
         Reading {
             ids: self.ids,
@@ -273,7 +235,7 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
         }
     }
 
-    /// [`into_reading`](Self::into_reading), of a copy.
+    /// A copy of what [`into_reading`](Self::into_reading) returns.
     pub fn reading(&self) -> Reading<B> {
         Reading {
             ids: self.ids.clone(),
@@ -294,7 +256,7 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
         let newest = self.choose(logits.clone())?;
         let token = newest.id;
         if Some(token) == self.options.end_of_text {
-            // Nothing has joined the text, so what is behind it is what was.
+            // The text ends before this token, so these logits still belong to its end.
             self.logits = Some(logits);
             return Ok(self.end(Stop::EndOfText));
         }
@@ -304,10 +266,10 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
         Ok(Some(token))
     }
 
-    /// The next token by its logits `[1, v]`.
+    /// Chooses the next token by its logits `[1, v]`.
     fn choose(&mut self, logits: Tensor<B, 2>) -> Result<Newest<B>, GenerateError> {
         let choice = self.sampler.next_choice();
-        let chosen = self.chooser.choose(logits.clone(), &[choice])?;
+        let chosen = self.device_sampler.choose(logits.clone(), &[choice])?;
         let id = match chosen.tokens[0] {
             Some(id) => {
                 self.sampler.saw(id);
@@ -329,7 +291,7 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
         Some(self.options.max_positions?.saturating_sub(taken))
     }
 
-    /// The logits after the newest token.
+    /// Computes the logits `[1, v]` after the newest token.
     fn step(&mut self) -> Tensor<B, 2> {
         let newest = self
             .newest
@@ -357,7 +319,10 @@ impl<B: KernelBackend> Iterator for Generation<'_, B> {
     }
 }
 
-/// That a model with `vocab_size` embeddings can read a prompt.
+/// Checks that a model with `vocab_size` embeddings can read a prompt.
+///
+/// # Errors
+/// [`GenerateError::EmptyPrompt`], [`GenerateError::PromptTooLong`] and [`GenerateError::UnknownToken`].
 pub(crate) fn check_prompt(
     prompt: &[u32],
     max_positions: Option<usize>,
@@ -374,16 +339,4 @@ pub(crate) fn check_prompt(
         Some(&token) => Err(GenerateError::UnknownToken { token, vocab_size }),
         None => Ok(()),
     }
-}
-
-/// Waits for logits.
-pub(crate) fn read<B: KernelBackend, const D: usize>(
-    logits: Tensor<B, D>,
-) -> Result<Vec<f32>, GenerateError> {
-    let data = logits
-        .try_into_data()
-        .map_err(|error| GenerateError::Device(error.to_string()))?;
-    data.convert::<f32>()
-        .into_vec()
-        .map_err(|error| GenerateError::Device(format!("{error:?}")))
 }

@@ -1,40 +1,39 @@
-//! A model in use: what `infer` does with a folder that holds a Phi, a Phi-Mamba or a hybrid.
+//! Inference: what the program `infer` does with a folder that holds a Phi, a Phi-Mamba or a hybrid
+//! model, as a library.
 //!
 //! ```text
-//! folder -> tokenizer -> prompt ids -> Generation -> ids -> text, as it is made
+//! folder -> tokenizer -> prompt ids -> Generation -> ids -> text, token by token
 //!        -> model    ----------------^    ^
 //!                            Sampler: logits -> id
 //! ```
 //!
-//! [`generate`](mod@generate) turns a prompt into an iterator of tokens, [`sampling`] chooses each of
-//! them from its logits, and [`cli`] puts both on the command line, on the backend that is asked for.
-//! A [`Reading`] is a text and how far a model has come with it: [`snapshot`] keeps it on disk, and
-//! `infer repl` goes on from it with every line.
-//! For many texts at once, [`engine`] runs them in a batch that they join and leave, and [`serve`]
-//! lets HTTP clients in to it.
-//! [`eval`] asks a model what it makes of texts that are there already: the paper's evaluations.
+//! [`generate`](mod@generate) turns a prompt into an iterator over tokens, and [`sampling`] chooses each
+//! token from its logits. A [`Reading`] is a text together with the state that a model has after it:
+//! [`state_file`] keeps it on disk, and `infer repl` continues from it with every line. [`engine`] runs
+//! many texts at once, in a batch that sequences join and leave, and [`serve`] puts it behind HTTP.
+//! [`eval`] scores texts that already exist: the paper's evaluations. [`cli`] is the command line.
 //!
 //! # One loop for all models
 //!
 //! A model with attention carries a cache that grows with every token, a Phi-Mamba carries matrices
-//! of fixed size; both are a [`model::State`] that `prefill` fills and `step` moves on by a token, so
-//! nothing here asks which model it has. What differs is that attention ends where the model's
-//! positions end, and that is one number.
+//! of fixed size. Both are a [`model::State`], which `prefill` fills and `step` advances by one token,
+//! so nothing here asks which model it has. One difference is left: attention ends where the model's
+//! positions end, and that is one number ([`GenerateOptions::max_positions`]).
 //!
 //! # Why an iterator
 //!
-//! Tokens are wanted one at a time: to be printed, sent, measured or compared. An iterator leaves it
-//! to the caller what to do between two of them, and when to stop: dropping it is enough. A callback
-//! would have to return whether to go on, a channel would need a thread, and an asynchronous stream a
-//! runtime, for work that keeps the device busy from one token to the next anyway. The [`engine`],
-//! which many ask at once, has all three.
+//! Tokens are wanted one at a time: to be printed, sent, measured or compared. With an iterator the
+//! caller decides what to do between two tokens and when to stop: it drops the iterator. A callback
+//! would have to return whether to continue, a channel would need a thread, and an asynchronous stream
+//! a runtime, while the device is busy from one token to the next anyway. The [`engine`], which serves
+//! many callers at once, has all three.
 //!
 //! # Where tokens are chosen
 //!
-//! The warpers sort, compare ties and accumulate in a fixed order, which is easy to get right, and to
-//! test against tables, on a slice of the host's: [`sampling`]. Where the device has memory of its own,
-//! a kernel chooses the same token there, for several texts at once with settings of their own, and what
-//! comes back is one number a text in place of a vocabulary of them.
+//! The warpers sort, compare ties and accumulate in a fixed order. On a slice in the host's memory that
+//! is easy to get right and to test against tables: [`sampling`]. Where the device has its own memory, a
+//! kernel chooses the same tokens there, for several texts at once, each with its own settings. Then one
+//! number per text is copied to the host, not one per entry of the vocabulary.
 
 #![deny(missing_docs)]
 
@@ -46,23 +45,28 @@
 )))]
 compile_error!("infer needs a backend: build with the feature flex, ndarray, wgpu or cuda");
 
-mod atomic_file;
-pub mod bench;
-mod chooser;
+mod bench;
 pub mod cli;
+mod commands;
+mod device;
+mod device_sampler;
 pub mod engine;
+mod error;
 pub mod eval;
 pub mod generate;
-mod identity;
-mod info;
-mod memory;
+mod model_args;
+mod model_hash;
+mod output;
 pub mod precision;
 mod repl;
 pub mod sampling;
 pub mod serve;
-pub mod snapshot;
+pub mod state_file;
+mod state_size;
+mod table;
 
-pub use generate::{GenerateError, GenerateOptions, Generation, Pace, Reading, Stop};
-pub use identity::ModelHash;
+pub use error::GenerateError;
+pub use generate::{GenerateOptions, Generation, Pace, Reading, Stop};
+pub use model_hash::ModelHash;
 pub use sampling::{Sampler, SamplingError, SamplingSettings};
-pub use snapshot::SnapshotError;
+pub use state_file::StateFileError;

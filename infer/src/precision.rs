@@ -1,4 +1,4 @@
-//! What a model's parameters are kept in, and loading it so.
+//! The precision of a model's parameters, and loading a model in it.
 
 use std::path::Path;
 
@@ -7,10 +7,10 @@ use clap::ValueEnum;
 use kernels::KernelBackend;
 use model::{CausalLm, ModelConfig, WeightsError};
 
-/// Why a model cannot be had in some precision.
+/// Why a model cannot be loaded in some precision.
 #[derive(Debug, thiserror::Error)]
 pub enum PrecisionError {
-    /// The device does not compute in it.
+    /// The device does not compute in that dtype.
     #[error(
         "this backend does not keep parameters in {dtype} on this device; leave --dtype out, or give \
          f32"
@@ -24,8 +24,8 @@ pub enum PrecisionError {
     Model(#[from] WeightsError),
 }
 
-/// What parameters are kept in. Sums, normalisations, softmax, decays and the states of scans are f32 with
-/// all of them; what attention caches of a prompt has the dtype of the parameters.
+/// What parameters are kept in. Sums, normalisations, softmax, decays and the states of scans are always
+/// f32; the keys and values that attention caches have the dtype of the parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Precision {
     /// As the files have them, where the device computes in that; or else f32
@@ -45,7 +45,6 @@ impl Precision {
     /// The dtype of parameters that are stored in `stored`, on `device`.
     ///
     /// # Errors
-    ///
     /// [`PrecisionError::Dtype`] if the device does not compute in it.
     pub fn dtype<B: KernelBackend>(
         self,
@@ -57,31 +56,33 @@ impl Precision {
             Self::Auto | Self::Int8 => {
                 let half = |dtype: &DType| matches!(dtype, DType::F16 | DType::BF16);
                 let stored = stored.filter(half);
-                return Ok(stored.filter(|it| B::holds(device, *it)).unwrap_or(own));
+                return Ok(stored
+                    .filter(|dtype| B::holds(device, *dtype))
+                    .unwrap_or(own));
             }
             Self::F32 => DType::F32,
             Self::F16 => DType::F16,
             Self::Bf16 => DType::BF16,
         };
-        match B::holds(device, dtype) {
-            true => Ok(dtype),
-            false => Err(PrecisionError::Dtype {
+        if B::holds(device, dtype) {
+            Ok(dtype)
+        } else {
+            Err(PrecisionError::Dtype {
                 dtype: format!("{dtype:?}").to_lowercase(),
-            }),
+            })
         }
     }
 
-    /// Reads a model's folder.
+    /// Loads the model in `folder` onto `device`, with its parameters in this precision.
     ///
     /// # Errors
-    ///
-    /// Every [`PrecisionError`].
+    /// [`PrecisionError::Dtype`] before a file is read, and [`PrecisionError::Model`].
     pub fn load<B: KernelBackend>(
         self,
         folder: &Path,
         device: &B::Device,
     ) -> Result<(ModelConfig, CausalLm<B>), PrecisionError> {
-        // What can be refused is refused before gigabytes are read.
+        // Refused before gigabytes are read.
         let fallback = self.dtype::<B>(None, device)?;
         let choose = |stored| self.dtype::<B>(stored, device).unwrap_or(fallback);
         let (config, model) = model::load_any_as::<B>(folder, choose, device)?;

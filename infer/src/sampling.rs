@@ -1,32 +1,32 @@
 //! From the scores of one position to the next token.
 //!
-//! The warpers below are pure functions on a slice of logits, one for each knob, each with the
-//! meaning of the class of the same name in Hugging Face's `transformers`, to the treatment of ties
-//! and the rounding of probabilities to f32. A removed token has the logit `-inf`; at least one token
-//! always stays. [`Sampler`] applies them in `transformers`' order and draws.
+//! The warpers below are pure functions on a slice of logits, one for each setting. Each does what the
+//! class of the same name in Hugging Face's `transformers` does, also with ties and with the rounding of
+//! probabilities to f32. A removed token has the logit `-inf`; at least one token always stays. [`Sampler`]
+//! applies them in the order of `transformers` and draws.
 
 use std::collections::BTreeSet;
 
 use chacha20::ChaCha8Rng;
 use chacha20::rand_core::{Rng, SeedableRng};
-use kernels::choice::{Choice, Warp};
+use kernels::decode::sample::{Choice, Warp};
 
 /// How the next token is chosen. The default is greedy.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SamplingSettings {
-    /// Above 1 makes tokens that occur in the prompt or the text so far less likely; 1 is off.
+    /// Above 1, tokens that occur in the prompt or the text so far become less likely; 1 is off.
     pub repetition_penalty: f32,
-    /// What the logits are divided by; 0 always takes the likeliest token.
+    /// The logits are divided by this; 0 always takes the likeliest token.
     pub temperature: f32,
     /// Only the `top_k` likeliest tokens can be drawn; 0 is off, 1 always takes the likeliest token.
     pub top_k: usize,
     /// Only the likeliest tokens that together reach this probability can be drawn; 1 is off.
     ///
-    /// In f64, as `1 - top_p` is taken before it is rounded to the f32 of the probabilities.
+    /// In f64, since `1 - top_p` is computed before it is rounded to the f32 of the probabilities.
     pub top_p: f64,
     /// Only tokens at least this fraction as likely as the likeliest can be drawn; 0 is off.
     pub min_p: f32,
-    /// Where the random numbers start.
+    /// The seed of the random numbers.
     pub seed: u64,
 }
 
@@ -44,11 +44,10 @@ impl Default for SamplingSettings {
 }
 
 impl SamplingSettings {
-    /// That every setting has a meaning.
+    /// Checks that every setting is in its range.
     ///
     /// # Errors
-    ///
-    /// [`SamplingError::Setting`] for the first that has none.
+    /// [`SamplingError::Setting`] for the first that is not.
     pub fn validate(&self) -> Result<(), SamplingError> {
         let penalty = f64::from(self.repetition_penalty);
         let temperature = f64::from(self.temperature);
@@ -73,17 +72,17 @@ impl SamplingSettings {
 /// Why no token could be chosen.
 #[derive(Clone, Debug, thiserror::Error, PartialEq)]
 pub enum SamplingError {
-    /// A setting that has no meaning.
+    /// A setting is out of its range.
     #[error("{} is {value}; it must be {range}", name.replace('_', "-"))]
     Setting {
         /// The field of [`SamplingSettings`], which the command line writes with hyphens.
         name: &'static str,
-        /// What it was.
+        /// Its value.
         value: f64,
-        /// What it may be.
+        /// The range, in words.
         range: &'static str,
     },
-    /// A logit that is NaN or `+inf`.
+    /// A logit is NaN or `+inf`.
     #[error(
         "the model's logit for token {token} is {logit}, which is no score; its weights are broken \
          or its arithmetic overflowed"
@@ -100,6 +99,14 @@ pub enum SamplingError {
 }
 
 /// Chooses tokens one after another, remembering them for the repetition penalty.
+///
+/// ```
+/// use infer::{Sampler, SamplingSettings};
+///
+/// let mut greedy = Sampler::new(SamplingSettings::default(), 3, &[])?;
+/// assert_eq!(greedy.choose(&mut [0.5, 2.0, 1.0])?, 1);
+/// # Ok::<(), infer::SamplingError>(())
+/// ```
 pub struct Sampler {
     settings: SamplingSettings,
     vocab_size: usize,
@@ -108,11 +115,10 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// A sampler for a text that starts with `prompt`. It never chooses an id from `vocab_size` on:
-    /// models pad their vocabulary with rows that no text has trained.
+    /// A sampler for a text that starts with `prompt`. It never chooses `vocab_size` or a larger id: models
+    /// pad their vocabulary with rows that were never trained.
     ///
     /// # Errors
-    ///
     /// [`SamplingError::Setting`].
     pub fn new(
         settings: SamplingSettings,
@@ -131,19 +137,19 @@ impl Sampler {
     /// Chooses the next token from its logits `[v]`, which are warped in place.
     ///
     /// # Errors
-    ///
     /// [`SamplingError::NotAScore`] and [`SamplingError::NoToken`].
     pub fn choose(&mut self, logits: &mut [f32]) -> Result<u32, SamplingError> {
         let point = self.next_choice().point;
         self.choose_at(logits, point)
     }
 
-    /// How the next token is chosen, with a random number of its own where chance has a part in it.
+    /// How the next token is chosen: the settings and, unless they are greedy, a new random number.
     pub(crate) fn next_choice(&mut self) -> Choice {
         let warp = Warp::from(&self.settings);
-        let point = match warp.is_greedy() {
-            true => 0.0,
-            false => uniform(&mut self.rng),
+        let point = if warp.is_greedy() {
+            0.0
+        } else {
+            uniform(&mut self.rng)
         };
         Choice { warp, point }
     }
@@ -151,7 +157,6 @@ impl Sampler {
     /// [`choose`](Self::choose) by the point of a [`next_choice`](Self::next_choice).
     ///
     /// # Errors
-    ///
     /// As [`choose`](Self::choose).
     pub(crate) fn choose_at(
         &mut self,
@@ -181,7 +186,7 @@ impl Sampler {
         Ok(token)
     }
 
-    /// Remembers a token that was chosen elsewhere.
+    /// Remembers a token that the device has chosen.
     pub(crate) fn saw(&mut self, token: u32) {
         self.seen.insert(token);
     }
@@ -190,7 +195,7 @@ impl Sampler {
         &self.settings
     }
 
-    /// The tokens of the text so far.
+    /// The distinct tokens of the text so far.
     pub(crate) fn seen(&self) -> &BTreeSet<u32> {
         &self.seen
     }
@@ -203,19 +208,19 @@ pub fn repetition_penalty(logits: &mut [f32], seen: &BTreeSet<u32>, penalty: f32
         let Some(logit) = logits.get_mut(token as usize) else {
             continue;
         };
-        *logit = match *logit < 0.0 {
-            // Neither a large penalty nor one near 0 may make a logit infinite; a removed token stays so.
-            true if logit.is_finite() => (*logit * penalty).max(f32::MIN),
-            true => *logit,
-            false => (*logit / penalty).min(f32::MAX),
-        };
+        // Neither a large penalty nor one near 0 makes a logit infinite; a removed token stays removed.
+        if *logit >= 0.0 {
+            *logit = (*logit / penalty).min(f32::MAX);
+        } else if logit.is_finite() {
+            *logit = (*logit * penalty).max(f32::MIN);
+        }
     }
 }
 
 /// `TemperatureLogitsWarper`: divides the logits by `temperature`, which is above 0.
 ///
-/// The largest logit is taken off first. Nothing after this sees the difference, and the smallest of
-/// temperatures cannot make a logit infinite.
+/// The largest logit is subtracted first. That changes no probability, and then even the smallest
+/// temperature makes no logit infinite.
 pub fn temperature(logits: &mut [f32], temperature: f32) {
     let max = max(logits);
     if max.is_finite() {
@@ -249,8 +254,8 @@ pub fn top_p(logits: &mut [f32], p: f64) {
     }
     let threshold = (1.0 - p) as f32;
     let probabilities = softmax(logits);
-    // Sorting a whole vocabulary would take longer than all else here. Tokens this unlikely go
-    // wherever they stand in the order, as all of them together do not reach the threshold.
+    // Sorting a whole vocabulary would take longer than the rest of this function. Tokens less likely
+    // than this are removed at any place in the order: all of them together do not reach the threshold.
     let negligible = threshold / 2.0 / logits.len() as f32;
     let mut cumulative = 0.0;
     let mut ascending = Vec::new();
@@ -291,7 +296,6 @@ pub fn min_p(logits: &mut [f32], p: f32) {
 /// The token with the largest logit, of equal ones the first.
 ///
 /// # Errors
-///
 /// [`SamplingError::NoToken`].
 pub fn likeliest(logits: &[f32]) -> Result<u32, SamplingError> {
     let max = max(logits);
@@ -305,7 +309,6 @@ pub fn likeliest(logits: &[f32]) -> Result<u32, SamplingError> {
 /// with the logit `-inf` is never drawn.
 ///
 /// # Errors
-///
 /// [`SamplingError::NoToken`].
 pub fn draw(logits: &[f32], point: f64) -> Result<u32, SamplingError> {
     let max = max(logits);
@@ -315,7 +318,7 @@ pub fn draw(logits: &[f32], point: f64) -> Result<u32, SamplingError> {
     for (candidate, &logit) in logits.iter().enumerate() {
         let weight = weight(logit);
         if weight > 0.0 {
-            // Should rounding leave something behind the last candidate, the last is drawn.
+            // If rounding leaves something after the last candidate, the last is drawn.
             token = candidate as u32;
             if left < weight {
                 break;

@@ -1,9 +1,8 @@
-//! Whatever a user can get wrong, and a disk or a network can spoil: one clear sentence, an exit code
-//! that says so, and nothing left behind.
+//! Mistakes of users, and failures of disks: each gives one clear sentence and an exit code, and leaves no
+//! file.
 #![cfg(feature = "flex")]
 
-#[path = "support/folders.rs"]
-mod folders;
+mod support;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -13,6 +12,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
+use support::{student_folder, teacher_folder};
 use tempfile::TempDir;
 
 fn infer(command: &str, arguments: &[&str]) -> Command {
@@ -70,7 +70,7 @@ fn copy_of(folder: &Path) -> TempDir {
 
 #[test]
 fn weights_that_are_cut_short_or_lie() {
-    let model = copy_of(&folders::teacher());
+    let model = copy_of(&teacher_folder());
     let path = model.path().join("model.safetensors");
     let whole = fs::read(&path).unwrap();
     let header = u64::from_le_bytes(whole[..8].try_into().unwrap());
@@ -121,7 +121,7 @@ fn weights_that_are_cut_short_or_lie() {
 
 #[test]
 fn configurations_with_impossible_sizes() {
-    let student = folders::student(&[1]);
+    let student = student_folder(&[1]);
     let sizes = [
         json!(0),
         json!(-1),
@@ -131,7 +131,7 @@ fn configurations_with_impossible_sizes() {
     ];
     let keys: [(&Path, &[&str]); 2] = [
         (
-            &folders::teacher(),
+            &teacher_folder(),
             &[
                 "/hidden_size",
                 "/num_hidden_layers",
@@ -193,7 +193,7 @@ fn configurations_with_impossible_sizes() {
 
 #[test]
 fn tokenizers_that_do_not_fit() {
-    let model = copy_of(&folders::teacher());
+    let model = copy_of(&teacher_folder());
     let path = model.path().join("tokenizer.json");
     let whole: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     let mut larger = whole.clone();
@@ -241,7 +241,7 @@ fn tokenizers_that_do_not_fit() {
 
 #[test]
 fn prompts_without_end_or_sense() {
-    let model = folders::teacher();
+    let model = teacher_folder();
     let million = "a b ".repeat(500_000);
     let said = refused(&fed(generate(&model, &["-"]), million.as_bytes()), 1);
     says(
@@ -266,7 +266,7 @@ fn prompts_without_end_or_sense() {
 fn arguments_that_are_no_text() {
     use std::os::unix::ffi::OsStrExt;
 
-    let mut command = generate(&folders::teacher(), &[]);
+    let mut command = generate(&teacher_folder(), &[]);
     command.arg(OsStr::from_bytes(b"\xff\xfe"));
     says(&refused(&command.output().unwrap(), 2), &["UTF-8"]);
     // The name of a folder may be anything.
@@ -294,7 +294,7 @@ fn models_that_are_none() {
         };
         says(&sentence(infer), &["no such model", "OWNER/NAME"]);
     }
-    let no_weights = copy_of(&folders::teacher());
+    let no_weights = copy_of(&teacher_folder());
     fs::remove_file(no_weights.path().join("model.safetensors")).unwrap();
     let said = sentence(generate(no_weights.path(), &["x"]));
     says(&said, &["model.safetensors", "pytorch_model.bin"]);
@@ -305,13 +305,13 @@ fn a_port_in_use() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let mut serve = infer("serve", &["--backend", "flex", "--port", &port, "--model"]);
-    serve.arg(folders::teacher());
+    serve.arg(teacher_folder());
     says(&sentence(serve), &["cannot listen", &port, "--port"]);
 }
 
 #[test]
 fn numbers_out_of_all_proportion() {
-    let student = folders::student(&[]);
+    let student = student_folder(&[]);
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/eval");
     for length in [0, usize::MAX] {
         let mut eval = infer("eval", &["--backend", "flex", "--tasks", "piqa", "--data"]);
@@ -335,7 +335,7 @@ fn numbers_out_of_all_proportion() {
 
 #[test]
 fn states_that_cannot_be_loaded() {
-    let (student, teacher) = (folders::student(&[2]), folders::teacher());
+    let (student, teacher) = (student_folder(&[2]), teacher_folder());
     let path = student.path().join("state");
     let file = path.to_str().unwrap();
     let saved = generate(student.path(), &["--save-state", file, "Once upon"]).output();
@@ -361,7 +361,7 @@ fn states_that_cannot_be_loaded() {
 
 #[test]
 fn states_that_cannot_be_saved() {
-    let model = folders::teacher();
+    let model = teacher_folder();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, "not a folder").unwrap();
@@ -378,7 +378,7 @@ fn states_that_cannot_be_saved() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_disk_that_is_full() {
-    let model = folders::teacher();
+    let model = teacher_folder();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state");
     fs::write(&path, "an older state").unwrap();

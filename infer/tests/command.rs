@@ -1,4 +1,4 @@
-//! The program as its user meets it: what goes where, and how it ends.
+//! `infer generate`: its output, its options, and its exit codes.
 #![cfg(feature = "flex")]
 
 mod support;
@@ -8,23 +8,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use kernels::backends::Flex;
-use model::{CausalLm, PhiMambaConfig};
-use support::{teacher_folder, untrained_student};
-use tempfile::TempDir;
-
-/// A model folder as a run leaves it: the student's files and its tokenizer.
-fn export(config: &PhiMambaConfig, student: &CausalLm<Flex>) -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    model::save_student(config, student, folder.path()).unwrap();
-    let tokenizer = "tokenizer.json";
-    fs::copy(
-        teacher_folder().join(tokenizer),
-        folder.path().join(tokenizer),
-    )
-    .unwrap();
-    folder
-}
+use support::{student_folder, teacher_folder};
 
 fn generate(model: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_infer"));
@@ -45,7 +29,7 @@ fn stderr(output: &Output) -> &str {
     std::str::from_utf8(&output.stderr).unwrap()
 }
 
-/// What the program says when it fails with `code`: one message, no text, no panic.
+/// The message of a program that fails with `code`, without text and without a panic.
 fn failure(output: &Output, code: i32) -> String {
     let message = stderr(output).to_owned();
     assert_eq!(output.status.code(), Some(code), "{message}");
@@ -90,8 +74,7 @@ fn a_prompt_comes_from_stdin_too() {
 
 #[test]
 fn an_exported_student_generates() {
-    let (config, student) = untrained_student();
-    let folder = export(&config, &student);
+    let folder = student_folder(&[]);
     let arguments = [
         "--max-tokens",
         "20",
@@ -123,8 +106,7 @@ fn options_without_meaning_are_refused() {
 
 #[test]
 fn a_model_may_borrow_its_tokenizer() {
-    let (config, student) = untrained_student();
-    let folder = export(&config, &student);
+    let folder = student_folder(&[]);
     let arguments = ["--max-tokens", "4", "Once"];
     let with_its_own = output(folder.path(), &arguments);
     assert!(with_its_own.status.success());

@@ -1,8 +1,7 @@
-//! Many sequences at once: each gets what it gets alone, for every kind of model.
+//! Many sequences at once: each gets the same text as alone, for every kind of model.
 #![cfg(feature = "flex")]
 
-#[path = "support/folders.rs"]
-mod folders;
+mod support;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,16 +12,17 @@ use std::time::{Duration, Instant};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use datasets::Tokenizer;
 use infer::engine::{
-    Answer, End, Engine, EngineOptions, EngineThread, Event, Finish, Request, Score, SubmitError,
-    Token,
+    Answer, End, Engine, EngineOptions, EngineThread, Event, Finish, Request, SubmitError, Token,
+    TokenScore,
 };
 use infer::precision::Precision;
 use infer::{GenerateError, GenerateOptions, Generation, SamplingSettings};
-use kernels::backends::{Backend, Flex};
+use kernels::runtime::{Backend, Flex};
 use model::CausalLm;
+use support::{student_folder, teacher_folder};
 
 fn tokenizer() -> Arc<Tokenizer> {
-    Arc::new(Tokenizer::from_folder(folders::teacher()).unwrap())
+    Arc::new(Tokenizer::from_folder(teacher_folder()).unwrap())
 }
 
 fn start(model: &Path, slots: usize, queue: usize) -> (Engine, EngineThread) {
@@ -38,15 +38,7 @@ fn start(model: &Path, slots: usize, queue: usize) -> (Engine, EngineThread) {
 }
 
 fn request(prompt: &[u32], max_tokens: usize) -> Request {
-    Request {
-        prompt: prompt.into(),
-        sampling: SamplingSettings::default(),
-        max_tokens,
-        stop: Vec::new(),
-        alternatives: None,
-        score_prompt: false,
-        deadline: None,
-    }
+    Request::new(prompt, max_tokens)
 }
 
 /// Some tokens of English, a different run of them for every `i`.
@@ -80,7 +72,7 @@ fn requests() -> Vec<Request> {
 /// All of an answer.
 #[derive(Debug, Default, PartialEq)]
 struct Whole {
-    prompt: Vec<Option<Score>>,
+    prompt: Vec<Option<TokenScore>>,
     text: String,
     tokens: Vec<Token>,
     end: Option<End>,
@@ -126,7 +118,7 @@ fn together(model: &Path) {
     assert!(
         expected
             .iter()
-            .any(|it| it.end.unwrap().finish == Finish::StopString)
+            .any(|whole| whole.end.unwrap().finish == Finish::StopString)
     );
     let (engine, _) = start(model, 12, 64);
     for round in 0..2 {
@@ -143,9 +135,9 @@ fn together(model: &Path) {
             let mut given_up = submit(&engine, given_up);
             let mut answer = submit(&engine, request);
             let mut whole = Whole::default();
-            let goes_on = whole.take(&mut answer);
+            let continues = whole.take(&mut answer);
             let _ = given_up.blocking_next();
-            answers.push((i, whole, goes_on.then_some(answer)));
+            answers.push((i, whole, continues.then_some(answer)));
         }
         for (i, mut whole, answer) in answers {
             if let Some(mut answer) = answer {
@@ -159,17 +151,17 @@ fn together(model: &Path) {
 
 #[test]
 fn a_student_gives_each_what_it_gets_alone() {
-    together(folders::student(&[]).path());
+    together(student_folder(&[]).path());
 }
 
 #[test]
 fn a_hybrid_gives_each_what_it_gets_alone() {
-    together(folders::student(&[1]).path());
+    together(student_folder(&[1]).path());
 }
 
 #[test]
 fn the_teacher_gives_each_what_it_gets_alone() {
-    together(&folders::teacher());
+    together(&teacher_folder());
 }
 
 fn load(folder: &Path) -> CausalLm<Flex> {
@@ -181,8 +173,8 @@ fn load(folder: &Path) -> CausalLm<Flex> {
 /// The same tokens as a [`Generation`], whose steps have one row.
 #[test]
 fn greedy_tokens_are_those_of_a_generation() {
-    let (student, hybrid) = (folders::student(&[]), folders::student(&[0, 2]));
-    for folder in [student.path(), hybrid.path(), &folders::teacher()] {
+    let (student, hybrid) = (student_folder(&[]), student_folder(&[0, 2]));
+    for folder in [student.path(), hybrid.path(), &teacher_folder()] {
         let model = load(folder);
         let (engine, _) = start(folder, 4, 8);
         let prompts: Vec<_> = (0..4).map(|i| prompt(i, 3 + 150 * i)).collect();
@@ -211,8 +203,8 @@ fn greedy_tokens_are_those_of_a_generation() {
 #[test]
 fn the_rows_of_a_batch_are_apart() {
     let device = Device::<Flex>::default();
-    let (student, hybrid) = (folders::student(&[]), folders::student(&[3]));
-    for folder in [student.path(), hybrid.path(), &folders::teacher()] {
+    let (student, hybrid) = (student_folder(&[]), student_folder(&[3]));
+    for folder in [student.path(), hybrid.path(), &teacher_folder()] {
         let model = load(folder);
         let read = |i: usize| {
             let ids: Vec<i32> = prompt(i, 4 + 9 * i).iter().map(|&id| id as i32).collect();
@@ -228,7 +220,7 @@ fn the_rows_of_a_batch_are_apart() {
         sparse.put(1, read(2));
         let mut state = read(2);
         for step in 0..5 {
-            // Somebody leaves and somebody else joins.
+            // A sequence leaves and another joins.
             if step == 2 {
                 full.free(1);
             }
@@ -254,9 +246,9 @@ fn the_rows_of_a_batch_are_apart() {
 
 #[test]
 fn a_prompt_s_scores_are_the_model_s() {
-    let model = load(&folders::teacher());
+    let model = load(&teacher_folder());
     let prompt = prompt(3, 300);
-    let (engine, _) = start(&folders::teacher(), 1, 1);
+    let (engine, _) = start(&teacher_folder(), 1, 1);
     let whole = Whole::of(submit(
         &engine,
         Request {
@@ -289,7 +281,7 @@ fn a_prompt_s_scores_are_the_model_s() {
 
 #[test]
 fn what_cannot_be_done_is_refused() {
-    let (engine, thread) = start(&folders::teacher(), 1, 3);
+    let (engine, thread) = start(&teacher_folder(), 1, 3);
     let refused = |request: Request| engine.submit(vec![request]).unwrap_err();
     assert!(matches!(
         refused(request(&[], 4)),
@@ -331,7 +323,7 @@ fn what_cannot_be_done_is_refused() {
 
 #[test]
 fn a_full_queue_takes_no_more_and_a_dropped_answer_makes_room() {
-    let student = folders::student(&[]);
+    let student = student_folder(&[]);
     let (engine, _) = start(student.path(), 1, 1);
     let endless = request(&[5], usize::MAX);
     let mut running = submit(&engine, endless.clone());
@@ -345,7 +337,12 @@ fn a_full_queue_takes_no_more_and_a_dropped_answer_makes_room() {
     assert!(waiting.blocking_next().is_some());
     assert_eq!(engine.waiting(), 0);
     drop(waiting);
+    let started = Instant::now();
     while engine.gauges().sequences.load(Relaxed) > 0 {
+        assert!(
+            started.elapsed() < Duration::from_secs(300),
+            "it still runs"
+        );
         thread::sleep(Duration::from_millis(5));
     }
     let made = engine.gauges().tokens.load(Relaxed);
@@ -355,8 +352,8 @@ fn a_full_queue_takes_no_more_and_a_dropped_answer_makes_room() {
 }
 
 #[test]
-fn who_leaves_while_waiting_gives_the_place_to_another() {
-    let student = folders::student(&[]);
+fn a_dropped_answer_frees_its_place_in_the_queue() {
+    let student = student_folder(&[]);
     let (engine, _) = start(student.path(), 1, 2);
     let mut running = submit(&engine, request(&[5], usize::MAX));
     assert!(running.blocking_next().is_some());
@@ -382,7 +379,7 @@ fn who_leaves_while_waiting_gives_the_place_to_another() {
 
 #[test]
 fn a_deadline_ends_a_text_where_it_is() {
-    let student = folders::student(&[]);
+    let student = student_folder(&[]);
     let (engine, _) = start(student.path(), 2, 2);
     let limited = Request {
         deadline: Some(Instant::now() + Duration::from_millis(300)),
@@ -398,10 +395,10 @@ fn a_deadline_ends_a_text_where_it_is() {
     assert_eq!((end.finish, end.tokens), (Finish::TimeUp, 0));
 }
 
-/// Several texts of one prompt read it once, and are what they are alone.
+/// Several texts of one prompt read it once, and are the same as alone.
 #[test]
 fn texts_of_one_prompt_share_its_reading() {
-    let hybrid = folders::student(&[1]);
+    let hybrid = student_folder(&[1]);
     let (engine, _) = start(hybrid.path(), 8, 8);
     let shared = request(&prompt(3, 300), 12);
     let texts: Vec<Request> = (0..5_usize)
@@ -419,7 +416,7 @@ fn texts_of_one_prompt_share_its_reading() {
     let read = || engine.gauges().prompt_tokens.load(Relaxed);
     let alone = texts
         .iter()
-        .map(|it| Whole::of(submit(&engine, it.clone())));
+        .map(|request| Whole::of(submit(&engine, request.clone())));
     let alone: Vec<Whole> = alone.collect();
     let before = read();
     assert_eq!(before, 5 * 300);

@@ -13,16 +13,16 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use clap::ValueEnum;
 use datasets::Tokenizer;
 use infer::eval::{
-    Document, EvalError, Metric, Prompt, Request, Score, Task, Texts, metrics, requests, score,
+    Document, EvalError, Metric, Prompt, Score, ScoreRequest, Task, Texts, metrics, requests, score,
 };
-use kernels::backends::Flex;
+use kernels::runtime::Flex;
 use model::{CausalLm, Taps};
 use serde_json::Value;
 use support::{student, teacher_folder};
 
-/// What the recorded log-likelihoods may be off by.
+/// The largest allowed difference to a recorded log-likelihood.
 const TOLERANCE: f64 = 1e-3;
-/// The positions of the bundled teacher, and what a Phi-Mamba reads by default.
+/// The positions of the bundled teacher, and the default length for a Phi-Mamba.
 const MAX_LENGTH: usize = 2048;
 
 fn data(name: &str) -> PathBuf {
@@ -58,24 +58,27 @@ fn tokenizer() -> Tokenizer {
 }
 
 /// The scores of `requests`, in their order.
-fn scores(model: &CausalLm<Flex>, requests: &[Request], batch_size: usize) -> Vec<Score> {
+fn scores(model: &CausalLm<Flex>, requests: &[ScoreRequest], batch_size: usize) -> Vec<Score> {
     let device = Device::<Flex>::default();
-    let asked: Vec<&Request> = requests.iter().collect();
+    let asked: Vec<&ScoreRequest> = requests.iter().collect();
     let mut scored = Vec::new();
     score(model, &asked, batch_size, &device, |request, score| {
         scored.push((request.clone(), score));
     })
     .unwrap();
     assert_eq!(scored.len(), requests.len());
-    let of = |request: &Request| scored.iter().find(|(it, _)| it == request).unwrap().1;
+    let of = |request: &ScoreRequest| {
+        let found = scored.iter().find(|(other, _)| other == request);
+        found.unwrap().1
+    };
     requests.iter().map(of).collect()
 }
 
 fn evaluated(model: &CausalLm<Flex>, documents: &[Document]) -> Vec<Vec<Score>> {
-    let prompts = documents.iter().flat_map(|it| &it.prompts);
+    let prompts = documents.iter().flat_map(|document| &document.prompts);
     let requests = requests(prompts, &tokenizer(), MAX_LENGTH).unwrap();
     let mut scores = scores(model, &requests, 16).into_iter();
-    let of_document = |it: &Document| scores.by_ref().take(it.prompts.len()).collect();
+    let of_document = |document: &Document| scores.by_ref().take(document.prompts.len()).collect();
     documents.iter().map(of_document).collect()
 }
 
@@ -102,7 +105,7 @@ fn agrees(model: &CausalLm<Flex>, recorded: &Value) {
         let results = recorded["results"][task.to_string()].as_object().unwrap();
         let metrics = metrics(&documents, &scores);
         let compared: Vec<&Metric> = (metrics.iter())
-            .filter(|it| results.contains_key(it.name))
+            .filter(|metric| results.contains_key(metric.name))
             .collect();
         assert_eq!(2 * compared.len(), results.len(), "{task}: {metrics:?}");
         for metric in compared {
@@ -141,7 +144,7 @@ fn a_hybrid_scores_as_in_the_harness() {
 }
 
 /// One request at a time, through the whole network with all of its logits.
-fn directly(model: &CausalLm<Flex>, request: &Request) -> Score {
+fn directly(model: &CausalLm<Flex>, request: &ScoreRequest) -> Score {
     let all = request.ids();
     let read = &all[..all.len() - 1];
     let ids: Vec<i32> = read.iter().map(|&id| id as i32).collect();
@@ -162,7 +165,7 @@ fn directly(model: &CausalLm<Flex>, request: &Request) -> Score {
     for (logits, &target) in scored.skip(unscored) {
         let target = logits[target as usize];
         let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = logits.iter().map(|it| (it - largest).exp()).sum();
+        let sum: f64 = logits.iter().map(|logit| (logit - largest).exp()).sum();
         score.log_likelihood += target - largest - sum.ln();
         score.is_greedy &= target == largest;
     }
@@ -174,11 +177,14 @@ fn a_batch_changes_nothing() {
     let prompts: Vec<Prompt> = [Task::Winogrande, Task::LambadaOpenai]
         .into_iter()
         .flat_map(|task| documents(task).into_iter().skip(28).take(12))
-        .flat_map(|it| it.prompts)
+        .flat_map(|document| document.prompts)
         .collect();
     let requests = requests(&prompts, &tokenizer(), 200).unwrap();
     for model in [student(&[]).1, student(&[1]).1] {
-        let expected: Vec<Score> = requests.iter().map(|it| directly(&model, it)).collect();
+        let expected: Vec<Score> = requests
+            .iter()
+            .map(|request| directly(&model, request))
+            .collect();
         for batch_size in [1, 3, 64] {
             let scores = scores(&model, &requests, batch_size);
             for (score, expected) in scores.iter().zip(&expected) {
@@ -238,7 +244,7 @@ fn a_narrower_stride_gives_more_context() {
 
 #[test]
 fn a_foreign_token_is_an_error() {
-    let request = Request::new([1, 4096], 1);
+    let request = ScoreRequest::new([1, 4096], 1);
     let device = Device::<Flex>::default();
     let scored = score(&teacher(), &[&request], 1, &device, |_, _| {});
     let Err(EvalError::UnknownToken { token, vocab_size }) = scored else {
@@ -262,8 +268,11 @@ fn accuracies_differ_in_what_they_divide_by() {
         };
         let scores = [vec![score(first), score(second)]];
         let metrics = metrics(&documents, &scores);
-        assert!(metrics.iter().all(|it| it.stderr.is_none()));
-        metrics.iter().map(|it| (it.name, it.value)).collect()
+        assert!(metrics.iter().all(|metric| metric.stderr.is_none()));
+        metrics
+            .iter()
+            .map(|metric| (metric.name, metric.value))
+            .collect()
     };
     let named = |acc, bytes, norm| vec![("acc", acc), ("acc_bytes", bytes), ("acc_norm", norm)];
     // 8 bytes are 4 letters.

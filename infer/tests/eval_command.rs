@@ -1,4 +1,4 @@
-//! `infer eval` and `infer perplexity` as their user meets them.
+//! The commands `infer eval` and `infer perplexity`.
 #![cfg(feature = "flex")]
 
 mod support;
@@ -47,7 +47,7 @@ fn stderr(output: &Output) -> &str {
     std::str::from_utf8(&output.stderr).unwrap()
 }
 
-/// What the program says when it fails: one message, no panic.
+/// The message of a program that fails, without a panic.
 fn failure(output: &Output) -> String {
     let message = stderr(output).to_owned();
     assert_eq!(output.status.code(), Some(1), "{message}");
@@ -98,11 +98,11 @@ fn a_table_and_its_numbers() {
 }
 
 #[test]
-fn an_evaluation_goes_on() {
+fn an_interrupted_evaluation_resumes() {
     let home = tempfile::tempdir().unwrap();
     let occupied = home.path().join("occupied");
     fs::create_dir(&occupied).unwrap();
-    // The results cannot be written, so that what they were made of is kept.
+    // The results cannot be written, so the scores are kept.
     let arguments = ["--limit", "8", "--json", occupied.to_str().unwrap()];
     let first = eval(home.path(), &bundled(), "piqa", &arguments);
     assert_eq!(first.status.code(), Some(1));
@@ -119,19 +119,19 @@ fn an_evaluation_goes_on() {
     let second = eval(home.path(), &bundled(), tasks, &arguments);
     assert!(second.status.success());
     let said = stderr(&second);
-    assert!(said.contains("going on: 16 of 32 requests"), "{said}");
+    assert!(said.contains("resuming: 16 of 32 requests"), "{said}");
     // The time is not that of all documents.
     assert!(!said.contains("documents/s"), "{said}");
     assert_eq!(kept(&home), 0);
     let gone_on = json(&file);
 
     let third = eval(home.path(), &bundled(), tasks, &arguments);
-    assert!(!stderr(&third).contains("going on"));
+    assert!(!stderr(&third).contains("resuming"));
     let at_once = json(&file);
     for task in ["piqa", "winogrande"] {
         let close = |i: usize, j: usize| {
-            let of = |it: &Value| {
-                it["samples"][task][i]["log_likelihoods"][j]
+            let of = |report: &Value| {
+                report["samples"][task][i]["log_likelihoods"][j]
                     .as_f64()
                     .unwrap()
             };
@@ -182,7 +182,7 @@ fn every_format_of_data() {
         tables.push(json(&file)["samples"].clone());
     }
     assert_eq!(tables[0]["arc_easy"].as_array().unwrap().len(), 4);
-    assert!(tables.iter().all(|it| *it == tables[0]));
+    assert!(tables.iter().all(|table| *table == tables[0]));
 }
 
 #[test]

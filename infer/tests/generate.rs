@@ -10,10 +10,10 @@ use datasets::Tokenizer;
 use infer::{
     GenerateError, GenerateOptions, Generation, Sampler, SamplingError, SamplingSettings, Stop,
 };
-use kernels::backends::Flex;
+use kernels::runtime::Flex;
 use model::CausalLm;
 use safetensors::SafeTensors;
-use support::{teacher_folder, untrained_student};
+use support::{student, teacher_folder};
 
 const PROMPT: &str = "It was the best of times";
 const PROMPT_IDS: [u32; 6] = [1931, 355, 260, 1283, 269, 1754];
@@ -105,7 +105,7 @@ fn students_continue_as_the_published_ones_do() {
 
 #[test]
 fn a_seed_reproduces_its_text_and_another_gives_another() {
-    for model in [teacher(), untrained_student().1] {
+    for model in [teacher(), student(&[]).1] {
         let text = tokens(&model, &PROMPT_IDS, drawn(1));
         assert_eq!(text, tokens(&model, &PROMPT_IDS, drawn(1)));
         assert_ne!(text, tokens(&model, &PROMPT_IDS, drawn(2)));
@@ -123,8 +123,8 @@ fn only_attention_s_state_grows() {
         sizes
     };
     // 4 layers of a 3 x 64 x 64 state and 4 inputs of a convolution over x, B and C, in f32.
-    let student = 4 * 4 * (3 * 64 * 64 + 4 * 3 * 192);
-    assert_eq!(sizes(&untrained_student().1), [student; 13]);
+    let expected = 4 * 4 * (3 * 64 * 64 + 4 * 3 * 192);
+    assert_eq!(sizes(&student(&[]).1), [expected; 13]);
     // 4 layers of a key and a value of 192 numbers for each of the tokens read: the prompt's, and
     // all but the newest made.
     let read = [6, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17];
@@ -134,7 +134,7 @@ fn only_attention_s_state_grows() {
 /// A prompt that is read in several pieces gives what reading it at once gives.
 #[test]
 fn long_prompts_are_read_in_pieces() {
-    let (_, model) = untrained_student();
+    let (_, model) = student(&[]);
     let prompt: Vec<u32> = (0..5000).map(|i| i * 7919 % 4096).collect();
     let ids = prompt.iter().map(|&id| id as i32).collect();
     let ids = Tensor::<Flex, 2, Int>::from_data(TensorData::new(ids, [1, prompt.len()]), &device());
@@ -229,7 +229,8 @@ fn a_foreign_tokenizer_is_an_error() {
 /// The teacher with its head's bias changed at one token.
 fn biased(token: usize, bias: f32) -> CausalLm<Flex> {
     let mut model = teacher();
-    model.lm_head.bias = model.lm_head.bias.map(|parameter| {
+    let head = model.lm_head.as_mut().expect("a head with its own weight");
+    head.bias = head.bias.take().map(|parameter| {
         parameter.map(|b| {
             let mut values = b.into_data().into_vec::<f32>().unwrap();
             values[token] = bias;

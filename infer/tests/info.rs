@@ -1,16 +1,16 @@
-//! What the program says of models and devices.
+//! `infer info`: its report on models and devices.
 #![cfg(feature = "flex")]
 
-#[path = "support/folders.rs"]
-mod folders;
+mod support;
 
 use std::path::Path;
 use std::process::Command;
 
 use burn::tensor::Device;
 use infer::{GenerateOptions, Generation, SamplingSettings};
-use kernels::backends::Flex;
+use kernels::runtime::Flex;
 use serde_json::Value;
+use support::{student_folder, teacher_folder};
 
 fn info(arguments: &[&str], model: Option<&Path>) -> String {
     let mut infer = Command::new(env!("CARGO_BIN_EXE_infer"));
@@ -45,9 +45,9 @@ fn state_bytes(folder: &Path, tokens: usize) -> u64 {
 
 #[test]
 fn a_model_is_what_it_is() {
-    let (student, hybrid) = (folders::student(&[]), folders::student(&[1, 2]));
+    let (student, hybrid) = (student_folder(&[]), student_folder(&[1, 2]));
     for (folder, architecture, name, runs) in [
-        (&*folders::teacher(), "teacher", "Phi", 1),
+        (&*teacher_folder(), "teacher", "Phi", 1),
         (student.path(), "student", "Phi-Mamba", 1),
         (hybrid.path(), "hybrid", "hybrid Phi-Mamba", 3),
     ] {
@@ -60,13 +60,13 @@ fn a_model_is_what_it_is() {
             .unwrap()
             .len();
         let bytes = model["bytes"].as_object().unwrap().values();
-        let bytes: u64 = bytes.map(|it| it.as_u64().unwrap()).sum();
+        let bytes: u64 = bytes.map(|bytes| bytes.as_u64().unwrap()).sum();
         assert!((bytes..bytes + 10_000).contains(&size), "{bytes} of {size}");
         let width = if architecture == "teacher" { 2 } else { 4 };
         assert_eq!(model["total_parameters"], bytes / width);
         let kinds = model["parameters"].as_object().unwrap();
         assert!(
-            kinds.values().all(|it| it.as_u64().unwrap() > 0),
+            kinds.values().all(|count| count.as_u64().unwrap() > 0),
             "{kinds:?}"
         );
         assert_eq!(kinds["embedding"], 4096 * 192);

@@ -1,7 +1,7 @@
-//! Ten thousand damaged files for each loader: what comes of one is a model that can be used, or an
-//! error; never a panic, and never more memory than a file of that size could need.
+//! Ten thousand damaged files for each loader. Each gives a usable model or an error, never a panic, and
+//! never takes more memory than a file of that size could need.
 //!
-//! State files are in `snapshot.rs`, the server's request bodies beside their reader.
+//! State files are tested in `state_file.rs`, the server's request bodies beside their parser.
 #![cfg(feature = "flex")]
 
 use std::cell::Cell;
@@ -9,9 +9,9 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::{DType, Device};
-use kernels::backends::Flex;
+use kernels::runtime::Flex;
 use model::{
-    CausalLm, DiscreteMamba2Config, Layout, ModelConfig, PhiConfig, PhiMambaConfig,
+    CausalLm, DiscreteMamba2Config, Family, ModelConfig, PhiConfig, PhiMambaConfig,
     named_parameters,
 };
 use proptest::prelude::*;
@@ -65,7 +65,7 @@ fn check<S: Strategy>(
     TestRunner::new(config).run(inputs, test).unwrap();
 }
 
-/// The most memory that this program has ever asked for, touched or not, in bytes.
+/// The largest size of this program's address space so far, in bytes.
 #[cfg(target_os = "linux")]
 fn asked_for() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
@@ -82,7 +82,7 @@ fn asked_for() -> u64 {
 /// What tests here may need beside threads' stacks: the modules of many small layers.
 const ENOUGH: u64 = 4 << 30;
 
-/// A number, or what is none, where a configuration should have a size.
+/// A value in the place of a size: a number, or something else.
 fn anything() -> impl Strategy<Value = Value> {
     prop_oneof![
         4 => select(vec![0_u64, 1, 2, 3, 7, 8, 64, 1 << 24, (1 << 24) + 1, 1 << 33, u64::MAX])
@@ -189,14 +189,9 @@ fn ten_thousand_configurations() {
 /// That a configuration which was accepted can be built on.
 fn use_config(config: &ModelConfig) -> Result<(), proptest::test_runner::TestCaseError> {
     let device = Default::default();
-    let (model, layout) = match config {
-        ModelConfig::Phi(config) => (CausalLm::<Flex>::init(config, 0, &device), Layout::Phi),
-        ModelConfig::PhiMamba(config) => {
-            prop_assert!(PhiMambaConfig::from_json(&config.to_json()).is_ok());
-            (CausalLm::init(config, 0, &device), Layout::PhiMamba)
-        }
-    };
-    for parameter in named_parameters(&model, layout) {
+    prop_assert!(ModelConfig::from_json(&config.to_json()).is_ok());
+    let model = CausalLm::<Flex>::init(config, 0, &device);
+    for parameter in named_parameters(&model, config.layout()) {
         let mut shape = parameter.shape.iter();
         let elements = shape.try_fold(1_usize, |product, n| product.checked_mul(*n));
         prop_assert!(elements.is_some_and(|n| n > 0), "{:?}", parameter);

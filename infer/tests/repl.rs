@@ -1,14 +1,14 @@
-//! A session as a person or a pipe has it.
+//! `infer repl`: sessions on a terminal and through a pipe.
 #![cfg(feature = "flex")]
 
-#[path = "support/folders.rs"]
-mod folders;
+mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 
+use support::{student_folder, teacher_folder};
 use tempfile::TempDir;
 
 const LINE: &str = "It was the best of times";
@@ -28,7 +28,7 @@ fn start(mut repl: Command) -> (Child, ChildStdin) {
     (child, stdin)
 }
 
-/// What comes of some lines.
+/// The output of a session with some lines.
 fn session(model: &Path, arguments: &[&str], lines: &[&str]) -> Output {
     let (child, mut stdin) = start(repl(model, arguments));
     stdin
@@ -65,8 +65,8 @@ fn file() -> (TempDir, PathBuf) {
 #[test]
 fn a_session_is_one_text() {
     let few = ["--max-tokens", "9"];
-    let student = folders::student(&[]);
-    for model in [&folders::teacher(), student.path()] {
+    let student = student_folder(&[]);
+    for model in [&teacher_folder(), student.path()] {
         let (_folder, path) = file();
         let save = format!("/save {}", path.display());
         let output = session(model, &few, &[LINE, "", "He said", &save]);
@@ -81,10 +81,7 @@ fn a_session_is_one_text() {
         let rest = text[begin.len()..].trim_start_matches('\n');
         let last = rest.strip_prefix("He said\n").unwrap();
         // On the screen each turn ends with its line.
-        let line = |text: &str| match text.ends_with('\n') {
-            true => text.to_owned(),
-            false => format!("{text}\n"),
-        };
+        let line = |text: &str| format!("{}\n", text.strip_suffix('\n').unwrap_or(text));
         let shown = [first, &both[first.len()..], last].map(line).concat();
         assert_eq!(stdout(&output), shown);
         let said = stderr(&output);
@@ -95,16 +92,16 @@ fn a_session_is_one_text() {
 
 #[test]
 fn seeds_and_settings_count() {
-    let model = folders::teacher();
+    let model = teacher_folder();
     let text = |settings: &[&str]| {
         let (_folder, path) = file();
         let save = format!("/save {}", path.display());
         let lines = [settings, &[LINE, "", &save]].concat();
         let drawn = ["--max-tokens", "12", "--temperature", "1"];
         let said = stderr(&session(&model, &drawn, &lines));
-        for command in settings.iter().filter_map(|it| it.strip_prefix('/')) {
+        for command in settings.iter().filter_map(|line| line.strip_prefix('/')) {
             let confirmed = command.replace("reset", "a new text begins");
-            assert!(said.lines().any(|it| it == confirmed), "{said}");
+            assert!(said.lines().any(|line| line == confirmed), "{said}");
         }
         fs::read_to_string(path).unwrap()
     };
@@ -132,7 +129,7 @@ fn what_is_no_command_is_explained() {
         "/quit",
         "never read",
     ];
-    let output = session(&folders::teacher(), &[], &lines);
+    let output = session(&teacher_folder(), &[], &lines);
     let said = stderr(&output);
     for part in [
         "/save FILE",
@@ -152,7 +149,7 @@ fn what_is_no_command_is_explained() {
 fn a_context_that_is_full_can_be_left() {
     let long = "a ".repeat(2100);
     let lines = [LINE, "", "more", "/reset", &long, "/reset", LINE];
-    let output = session(&folders::teacher(), &["--max-tokens", "2030"], &lines);
+    let output = session(&teacher_folder(), &["--max-tokens", "2030"], &lines);
     let said = stderr(&output);
     let full = "the model has no position left; /reset begins a new text";
     assert_eq!(said.matches(full).count(), 1, "{said}");
@@ -167,18 +164,18 @@ fn a_context_that_is_full_can_be_left() {
 /// A tokenizer without an end of text has nothing that an empty line could begin a text with.
 #[test]
 fn an_empty_beginning_does_not_end_it() {
-    let teacher = folders::teacher();
+    let teacher = teacher_folder();
     let (folder, _) = file();
     let own = folder.path().join("tokenizer.json");
     let text = fs::read_to_string(teacher.join("tokenizer.json")).unwrap();
     fs::write(&own, text.replace("<|endoftext|>", "<|no more|>")).unwrap();
     let arguments = ["--max-tokens", "3", "--tokenizer", own.to_str().unwrap()];
     let said = stderr(&session(&teacher, &arguments, &["", LINE]));
-    assert!(said.contains("nothing to go on from"), "{said}");
+    assert!(said.contains("no text to continue"), "{said}");
     assert!(said.contains("3 tokens, "), "{said}");
 }
 
-/// Tells a process of Ctrl-C, as a terminal does.
+/// Sends Ctrl-C to a process, as a terminal does.
 #[cfg(unix)]
 fn interrupt(child: &Child) {
     let pid = child.id().to_string();
@@ -189,7 +186,7 @@ fn interrupt(child: &Child) {
 #[cfg(unix)]
 #[test]
 fn ctrl_c_stops_the_answer_and_not_the_program() {
-    let student = folders::student(&[]);
+    let student = student_folder(&[]);
     let (_folder, path) = file();
     let (mut child, mut stdin) = start(repl(student.path(), &["--max-tokens", "100000000"]));
     writeln!(stdin, "{LINE}").unwrap();
@@ -217,7 +214,7 @@ fn ctrl_c_stops_the_answer_and_not_the_program() {
 
 #[test]
 fn a_reader_that_leaves_ends_it_quietly() {
-    let (mut child, mut stdin) = start(repl(&folders::teacher(), &["--max-tokens", "2000"]));
+    let (mut child, mut stdin) = start(repl(&teacher_folder(), &["--max-tokens", "2000"]));
     writeln!(stdin, "{LINE}").unwrap();
     let mut out = child.stdout.take().unwrap();
     out.read_exact(&mut [0; 5]).unwrap();
@@ -231,10 +228,10 @@ fn a_reader_that_leaves_ends_it_quietly() {
 #[cfg(target_os = "linux")]
 #[test]
 fn on_a_terminal() {
-    let student = folders::student(&[]);
+    let student = student_folder(&[]);
     let home = tempfile::tempdir().unwrap();
     let infer = repl(student.path(), &["--max-tokens", "100000000"]);
-    let arguments = infer.get_args().map(|it| it.to_str().unwrap());
+    let arguments = infer.get_args().map(|argument| argument.to_str().unwrap());
     // In the shell's place: one that waited would hear Ctrl-C too, and end with it.
     let mut command = vec!["exec", env!("CARGO_BIN_EXE_infer")];
     command.extend(arguments);

@@ -132,7 +132,7 @@ fn top_p_removes_the_token_that_just_reaches_the_threshold() {
     );
 }
 
-/// What never gets sorted, as it is too unlikely, goes as if it had been.
+/// Tokens that are too unlikely to be sorted are removed as if they had been sorted.
 #[test]
 fn top_p_is_its_definition_on_a_large_vocabulary() {
     let spread = |i: u32| (f64::from(i * 7919 % 10_007) / 10_007.0).powi(3) * 14.0;

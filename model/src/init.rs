@@ -4,13 +4,8 @@
 //! network on every backend. Drawing is lazy: a parameter that is loaded or copied before it is read
 //! is never drawn, which for most of a student is always.
 //!
-//! The mixer starts as published (arXiv 2408.10189, the authors' training code): the convolution
-//! passes its input through (last tap 1, the others and the bias 0); the gate is open (its rows of
-//! the input projection 0 and its bias such that `silu` is 1); `D` is 1; the output projection is
-//! drawn as PyTorch's `Linear` and divided by `sqrt(24)`, whatever the number of layers; everything
-//! else as PyTorch's `Linear`. With `D` at 1, the transfer matrix starts near the identity. What a
-//! student copies from its teacher starts as Hugging Face's Phi: normal weights of deviation 0.02,
-//! biases 0, normalisation weights 1.
+//! How each layer starts stands at its constructor; what a student copies from its teacher starts as
+//! Hugging Face's models do: normal weights of deviation 0.02, biases 0, normalisation weights 1.
 
 use std::f64::consts::TAU;
 
@@ -18,12 +13,8 @@ use burn::module::{Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 
-/// The gate's initial bias: `silu` of it is 1.
-pub(crate) const OPEN_GATE: f64 = 1.278464542761;
-/// The depth by whose square root the published code divides the output projection.
-const PUBLISHED_DEPTH: f64 = 24.0;
-/// Standard deviation of Phi's initial weights.
-const PHI_DEVIATION: f64 = 0.02;
+/// Standard deviation of the initial weights of Hugging Face's models.
+pub(crate) const DEVIATION: f64 = 0.02;
 
 /// What a parameter is filled with, row-major.
 #[derive(Debug, Clone)]
@@ -48,14 +39,9 @@ impl Fill {
         Self::Uniform(1.0 / (d_in as f64).sqrt())
     }
 
-    /// The mixer's output projection.
-    pub(crate) fn out_proj(d_in: usize) -> Self {
-        Self::Uniform(1.0 / (d_in as f64 * PUBLISHED_DEPTH).sqrt())
-    }
-
-    /// Phi's weights.
-    pub(crate) fn phi() -> Self {
-        Self::Normal(PHI_DEVIATION)
+    /// Small normal weights.
+    pub(crate) fn small_normal() -> Self {
+        Self::Normal(DEVIATION)
     }
 
     /// Appends `n` elements to `values`.
@@ -122,16 +108,24 @@ impl<'a, B: Backend> Init<'a, B> {
     }
 }
 
+/// What SplitMix64 adds to its counter for each number.
+pub(crate) const STRIDE: u64 = 0x9E37_79B9_7F4A_7C15;
+
+/// What SplitMix64 gives for a counter: every bit of `x` spread over all 64.
+pub(crate) fn mix(x: u64) -> u64 {
+    let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}
+
 /// Steele, Lea and Flood's generator (OOPSLA 2014): a counter and a mixing function, enough for
 /// initial weights and the same everywhere.
 struct SplitMix64(u64);
 
 impl SplitMix64 {
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        self.0 = self.0.wrapping_add(STRIDE);
+        mix(self.0)
     }
 
     /// Uniform in `[0, 1)`.
@@ -148,7 +142,7 @@ impl SplitMix64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Fill, OPEN_GATE, SplitMix64};
+    use super::{Fill, SplitMix64};
 
     fn drawn(fill: Fill, n: usize) -> Vec<f32> {
         let mut values = Vec::new();
@@ -179,11 +173,5 @@ mod tests {
             (3, Fill::Repeat(vec![0.0, 5.0])),
         ]);
         assert_eq!(drawn(parts, 5), [1.0, 1.0, 0.0, 5.0, 0.0]);
-    }
-
-    #[test]
-    fn the_gate_starts_open() {
-        let silu = OPEN_GATE / (1.0 + (-OPEN_GATE).exp());
-        assert!((silu - 1.0).abs() < 1e-10);
     }
 }

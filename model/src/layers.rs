@@ -1,13 +1,14 @@
-//! The two layers everything is made of, with parameters as PyTorch lays them out, so that files
+//! The layers that everything is made of, with parameters as PyTorch lays them out, so that files
 //! need no transposition in either direction.
 
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use kernels::KernelBackend;
-use kernels::matvec::{Normalisation, Projection, Weight};
+use kernels::decode::projections::{Activation, Normalisation, Projection, Weight};
 
 use crate::init::{Fill, Init};
+use crate::precision::to_dtype;
 
 /// `y = x W^T + b`.
 #[derive(Module, Debug)]
@@ -41,9 +42,19 @@ impl<B: Backend> Linear<B> {
         }
     }
 
-    /// As Phi starts its projections: small normal weights, zero biases.
-    pub(crate) fn phi(init: &mut Init<B>, d_out: usize, d_in: usize) -> Self {
-        Self::new(init, [d_out, d_in], Fill::phi(), Some(Fill::constant(0.0)))
+    /// Without a bias, and with a weight that there is.
+    pub(crate) fn of(weight: Param<Tensor<B, 2>>) -> Self {
+        Self {
+            weight,
+            bias: None,
+            int8: None,
+        }
+    }
+
+    /// With small normal weights and a bias of zeros, or none: as Hugging Face starts its models.
+    pub(crate) fn normal(init: &mut Init<B>, shape: [usize; 2], bias: bool) -> Self {
+        let bias = bias.then(|| Fill::constant(0.0));
+        Self::new(init, shape, Fill::small_normal(), bias)
     }
 
     /// With the weight in 8 bits, if it can be; it can no longer be trained or saved then.
@@ -63,14 +74,14 @@ impl<B: Backend> Linear<B> {
     /// memory where the backend can; `None`, and nothing is changed, where weights are in 8 bits or only some
     /// layers have a bias.
     pub(crate) fn stack<const N: usize>(layers: [&mut Self; N]) -> Option<Self> {
-        let with_bias = layers.iter().filter(|it| it.bias.is_some()).count();
-        if layers.iter().any(|it| it.int8.is_some()) || ![0, N].contains(&with_bias) {
+        let with_bias = layers.iter().filter(|layer| layer.bias.is_some()).count();
+        if layers.iter().any(|layer| layer.int8.is_some()) || ![0, N].contains(&with_bias) {
             return None;
         }
-        let weights = layers.iter().map(|it| it.weight.val()).collect();
+        let weights = layers.iter().map(|layer| layer.weight.val()).collect();
         let biases: Option<Vec<_>> = layers
             .iter()
-            .map(|it| Some(it.bias.as_ref()?.val()))
+            .map(|layer| Some(layer.bias.as_ref()?.val()))
             .collect();
         let own = |x| Param::initialized(ParamId::new(), x);
         let stacked = Self {
@@ -146,6 +157,14 @@ impl<B: KernelBackend> Linear<B> {
         }
     }
 
+    /// [`forward`](Self::forward) for the few vectors of a decoding step, `x [b, d_in]` in f32 or wider,
+    /// whatever the dtype of the weight.
+    pub(crate) fn forward_step(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let [b, _] = x.dims();
+        let nothing = Tensor::zeros([b, self.d_out()], (&x.device(), x.dtype()));
+        kernels::decode::projections::out_of(nothing, vec![(x, self.projection())])
+    }
+
     /// `x [.., d_in]` times `n` rows of the weight from row `start`: `[.., n]`.
     ///
     /// For the pieces of one wide projection where gradients are needed: the backward pass of a
@@ -173,39 +192,98 @@ impl<B: KernelBackend> Linear<B> {
     }
 }
 
-/// Normalisation over the last dimension.
-#[derive(Module, Debug)]
-pub struct LayerNorm<B: Backend> {
-    /// `[d]`.
-    pub weight: Param<Tensor<B, 1>>,
-    /// `[d]`.
-    pub bias: Param<Tensor<B, 1>>,
-    /// Added to the variance.
+/// How a network normalises.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NormConfig {
+    /// With or without the mean.
+    pub kind: NormKind,
+    /// Added to the variance, or to the mean square.
     pub epsilon: f64,
 }
 
-impl<B: Backend> LayerNorm<B> {
-    pub(crate) fn new(init: &mut Init<B>, d: usize, epsilon: f64) -> Self {
+/// What is taken off and divided by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// `(x - mean) / sqrt(variance + epsilon) * weight + bias`.
+    LayerNorm,
+    /// `x / sqrt(mean of squares + epsilon) * weight`.
+    RmsNorm,
+}
+
+/// Normalisation over the last dimension: a LayerNorm where there is a bias, an RMSNorm where there is none.
+#[derive(Module, Debug)]
+pub struct Norm<B: Backend> {
+    /// `[d]`.
+    pub weight: Param<Tensor<B, 1>>,
+    /// `[d]`.
+    pub bias: Option<Param<Tensor<B, 1>>>,
+    /// Added to the variance, or to the mean square.
+    pub epsilon: f64,
+}
+
+impl<B: Backend> Norm<B> {
+    pub(crate) fn new(init: &mut Init<B>, d: usize, config: NormConfig) -> Self {
+        let has_bias = config.kind == NormKind::LayerNorm;
         Self {
             weight: init.parameter([d], Fill::constant(1.0)),
-            bias: init.parameter([d], Fill::constant(0.0)),
-            epsilon,
+            bias: has_bias.then(|| init.parameter([d], Fill::constant(0.0))),
+            epsilon: config.epsilon,
         }
+    }
+
+    /// For the few vectors of a decoding step; `None` for an RMSNorm.
+    fn layer_norm(&self) -> Option<Normalisation<B>> {
+        Some(Normalisation {
+            gamma: self.weight.val(),
+            beta: self.bias.as_ref()?.val(),
+            epsilon: self.epsilon,
+        })
     }
 }
 
-impl<B: KernelBackend> LayerNorm<B> {
-    /// `x [.., d]` normalised, in the same shape.
+impl<B: KernelBackend> Norm<B> {
+    /// `x [.., d]` normalised, in the same shape. In f32 inside for half-precision input.
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        kernels::layer_norm(x, self.weight.val(), self.bias.val(), self.epsilon)
+        match &self.bias {
+            Some(bias) => kernels::layer_norm(x, self.weight.val(), bias.val(), self.epsilon),
+            None => kernels::rms_norm(x, self.weight.val(), self.epsilon),
+        }
     }
 
-    /// For the few vectors of a decoding step.
-    pub(crate) fn normalisation(&self) -> Normalisation<B> {
-        Normalisation {
-            gamma: self.weight.val(),
-            beta: self.bias.val(),
-            epsilon: self.epsilon,
+    /// The projections of a decoding step: `x [b, d]`, normalised, through each of `linears`, `[b, d_out]` each.
+    pub(crate) fn project(
+        &self,
+        x: Tensor<B, 2>,
+        linears: Vec<(&Linear<B>, Activation)>,
+    ) -> Vec<Tensor<B, 2>> {
+        if let Some(norm) = self.layer_norm() {
+            let projections = linears.into_iter();
+            let projections = projections.map(|(linear, act)| (linear.projection(), act));
+            return kernels::decode::projections::into(x, norm, projections.collect());
         }
+        let normed = self.rms_norm_of_step(x);
+        let project = |(linear, activation): (&Linear<B>, Activation)| {
+            let y = linear.forward_step(normed.clone());
+            match activation {
+                Activation::Identity => y,
+                Activation::GeluNew => kernels::gelu_new(y),
+            }
+        };
+        linears.into_iter().map(project).collect()
+    }
+
+    /// The last projection of a step: `x [b, d]`, normalised, through `head`, in memory that no later step uses.
+    pub(crate) fn project_head(&self, x: Tensor<B, 2>, head: &Linear<B>) -> Tensor<B, 2> {
+        match self.layer_norm() {
+            Some(norm) => kernels::decode::projections::head(x, norm, head.projection()),
+            // Vectors of a step may lie in memory that later steps use again.
+            None => head.forward_step(self.rms_norm_of_step(x)).mul_scalar(1.0),
+        }
+    }
+
+    /// In the dtype of `x`, which in a step is wider than that of the parameters.
+    fn rms_norm_of_step(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let weight = to_dtype(self.weight.val(), x.dtype());
+        kernels::rms_norm(x, weight, self.epsilon)
     }
 }

@@ -36,41 +36,52 @@
 
 #![deny(missing_docs)]
 
+pub mod arch;
 pub mod atomic_file;
-mod attention;
 mod batch;
 mod block;
-pub mod config;
+mod config_error;
+mod decoding;
+pub mod hub;
 mod init;
 mod layers;
 mod lm;
-mod mixer;
+pub mod mixers;
 mod mlp;
 pub mod mohawk;
+mod parameters;
 mod precision;
-mod rotary;
-mod snapshot;
-mod state;
 mod transfer;
 pub mod weights;
 
-pub use attention::PhiAttention;
-pub use batch::Batch;
-pub use block::{BlockOutputs, Mixer, PhiBlock};
-pub use config::{
-    Activation, AttentionConfig, BlockConfig, ConfigError, DiscreteMamba2Config, MixerConfig,
-    NetworkConfig, PhiConfig, PhiMambaConfig,
+pub use arch::{
+    BlockConfig, BlockOrder, Family, HeadConfig, Layout, MlpConfig, MlpKind, ModelConfig,
+    NetworkConfig, NormConfig, NormKind, PhiConfig, PhiMambaConfig,
 };
-pub use layers::{LayerNorm, Linear};
+pub use batch::Batch;
+pub use block::{Block, BlockOutputs};
+pub use config_error::ConfigError;
+pub use decoding::State;
+pub use hub::{Hub, locate};
+pub use layers::{Linear, Norm};
 pub use lm::{Backbone, CausalLm, Embedding, HybridPhiMamba, Outputs, Phi, PhiMamba, Taps};
-pub use mixer::{DepthwiseConv, DiscreteMamba2};
-pub use mlp::PhiMlp;
+pub use mixers::attention::{Attention, AttentionConfig, KvCache};
+pub use mixers::discrete_mamba2::{
+    Activation, DepthwiseConv, DiscreteMamba2, DiscreteMamba2Config, Mamba2State,
+};
+pub use mixers::{
+    DecodingState, MatrixOperations, Mixer, MixerConfig, MixerOptions, MixerState, StateError,
+    StateSize, TokenMixer,
+};
+pub use mlp::Mlp;
+pub use parameters::{NamedParameter, Part, named_parameters};
 pub use precision::widen;
-pub use snapshot::StateError;
-pub use state::{KvCache, Mamba2State, MixerState, State};
 pub use transfer::{TransferError, pad_vocabulary, transfer_weights};
 pub use weights::{
-    FileTensor, Hub, Layout, ModelConfig, NamedParameter, WeightsError, describe, load_any,
-    load_any_as, load_config, load_student, load_teacher, locate, model_files, named_parameters,
-    read_config_file, save_random_teacher, save_student, save_teacher, save_teacher_in_shards,
+    FileTensor, WeightsError, describe, load_any, load_any_as, load_config, model_files,
+    read_config_file, save, save_in_shards, save_random_teacher,
 };
+// The same for both roles.
+pub use weights::save_in_shards as save_teacher_in_shards;
+pub use weights::{load_any as load_student, load_any as load_teacher};
+pub use weights::{save as save_student, save as save_teacher};

@@ -1,16 +1,16 @@
 //! The language model: embedding, blocks, final normalisation, head.
 
+use std::borrow::Cow;
+
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor};
 use kernels::KernelBackend;
 
-use crate::block::{Mixer, PhiBlock};
-use crate::config::NetworkConfig;
+use crate::arch::{HeadConfig, NetworkConfig};
+use crate::block::Block;
 use crate::init::{Fill, Init};
-use crate::layers::{LayerNorm, Linear};
-use crate::precision::widen;
-use crate::state::State;
+use crate::layers::{Linear, Norm};
 
 /// A table with one row a token.
 #[derive(Module, Debug)]
@@ -32,12 +32,12 @@ pub struct Backbone<B: Backend> {
     /// The tokens' vectors.
     pub embedding: Embedding<B>,
     /// First to last.
-    pub layers: Vec<PhiBlock<B>>,
+    pub layers: Vec<Block<B>>,
     /// After the last layer.
-    pub final_layernorm: LayerNorm<B>,
+    pub final_layernorm: Norm<B>,
 }
 
-/// A causal language model of Phi's shape: teacher, student or hybrid, by its layers' mixers.
+/// A causal language model: teacher, student or hybrid, by its layers' mixers.
 ///
 /// Every method that takes ids panics, on some backends, or computes nonsense, on others, if one of
 /// them is not below [`vocab_size`](Self::vocab_size).
@@ -45,8 +45,9 @@ pub struct Backbone<B: Backend> {
 pub struct CausalLm<B: Backend> {
     /// Everything below the head.
     pub backbone: Backbone<B>,
-    /// `d_model` to `vocab_size`, with a bias.
-    pub lm_head: Linear<B>,
+    /// `d_model` to `vocab_size`; `None` where the head's weight is the embedding's. [`head`](Self::head) is
+    /// either.
+    pub lm_head: Option<Linear<B>>,
 }
 
 /// The teacher: attention in every layer.
@@ -101,30 +102,47 @@ impl<B: Backend> CausalLm<B> {
     /// A network with fresh parameters, the same for the same `seed` on every backend. They are
     /// drawn when first read, so that loading or copying over them costs nothing.
     ///
-    /// `config` is a [`PhiConfig`](crate::PhiConfig) or a [`PhiMambaConfig`](crate::PhiMambaConfig),
-    /// by reference, and must be valid, as those that were read from a file are.
+    /// `config` is a [`NetworkConfig`], or the configuration of a [family](crate::arch::Family) by reference, and
+    /// must be valid, as those that were read from a file are.
     pub fn init(config: impl Into<NetworkConfig>, seed: u64, device: &B::Device) -> Self {
         let network = config.into();
         let root = Init::new(seed, device);
-        let layer = |(i, mixer)| PhiBlock::new(&mut root.part(i), &network, mixer);
+        let layer = |(i, mixer)| Block::new(&mut root.part(i), &network, mixer);
         let layers = network.mixers.iter().enumerate().map(layer).collect();
         let mut rest = root.part(network.mixers.len());
         let (v, d) = (network.vocab_size, network.d_model);
         Self {
             backbone: Backbone {
                 embedding: Embedding {
-                    weight: rest.parameter([v, d], Fill::phi()),
+                    weight: rest.parameter([v, d], Fill::small_normal()),
                 },
                 layers,
-                final_layernorm: LayerNorm::new(&mut rest, d, network.layer_norm_eps),
+                final_layernorm: Norm::new(&mut rest, d, network.norm),
             },
-            lm_head: Linear::phi(&mut rest, v, d),
+            lm_head: match network.head {
+                HeadConfig::Own { bias } => Some(Linear::normal(&mut rest, [v, d], bias)),
+                HeadConfig::Tied => None,
+            },
         }
     }
 
     /// Ids that the embedding and the head know, padding included.
     pub fn vocab_size(&self) -> usize {
         self.backbone.embedding.weight.lazy_shape()[0]
+    }
+
+    /// The head, whose weight `[vocab_size, d_model]` is the embedding's where it has none of its own: then both
+    /// have one id, under which gradients of both uses add up.
+    pub fn head(&self) -> Cow<'_, Linear<B>> {
+        match &self.lm_head {
+            Some(head) => Cow::Borrowed(head),
+            None => {
+                let weight = &self.backbone.embedding.weight;
+                // Drawn before it is copied, so that both are one tensor.
+                let _ = weight.val();
+                Cow::Owned(Linear::of(weight.clone()))
+            }
+        }
     }
 
     /// The same network with every parameter in `dtype`.
@@ -156,9 +174,7 @@ impl<B: Backend> CausalLm<B> {
     /// nor saved afterwards.
     pub fn fuse_projections(mut self) -> Self {
         for layer in &mut self.backbone.layers {
-            if let Mixer::Attention(attention) = &mut layer.mixer {
-                attention.fuse();
-            }
+            layer.mixer.fuse_projections();
         }
         self
     }
@@ -166,6 +182,7 @@ impl<B: Backend> CausalLm<B> {
     /// The same network with the weights of its projections in 8 bits, one scale a row: for inference.
     /// Everything else stays as it is, the embedding too, of which a token reads one row.
     pub fn to_int8(mut self) -> Self {
+        self.lm_head = Some(self.head().into_owned());
         self.each_linear(Linear::pack);
         self
     }
@@ -173,41 +190,18 @@ impl<B: Backend> CausalLm<B> {
     /// Bytes of weights that a decoding step reads: those of every projection.
     pub fn step_bytes(&self) -> usize {
         let mut bytes = 0;
-        self.clone().each_linear(|linear| bytes += linear.bytes());
+        let mut all = self.clone();
+        all.lm_head = Some(self.head().into_owned());
+        all.each_linear(|linear| bytes += linear.bytes());
         bytes
     }
 
-    fn each_linear(&mut self, mut of: impl FnMut(&mut Linear<B>)) {
+    fn each_linear(&mut self, mut visit: impl FnMut(&mut Linear<B>)) {
         for layer in &mut self.backbone.layers {
-            match &mut layer.mixer {
-                Mixer::DiscreteMamba2(mixer) => [&mut mixer.in_proj, &mut mixer.out_proj]
-                    .into_iter()
-                    .for_each(&mut of),
-                Mixer::Attention(it) => {
-                    let linears = [
-                        &mut it.q_proj,
-                        &mut it.k_proj,
-                        &mut it.v_proj,
-                        &mut it.dense,
-                    ];
-                    linears.into_iter().for_each(&mut of);
-                }
-            }
-            of(&mut layer.mlp.fc1);
-            of(&mut layer.mlp.fc2);
+            layer.mixer.linears_mut().into_iter().for_each(&mut visit);
+            layer.mlp.linears_mut().for_each(&mut visit);
         }
-        of(&mut self.lm_head);
-    }
-
-    /// What decoding `batch` sequences starts from.
-    pub fn new_state(&self, batch: usize, device: &B::Device) -> State<B> {
-        let layers = self.backbone.layers.iter();
-        State {
-            layers: layers
-                .map(|layer| layer.mixer.new_state(batch, device))
-                .collect(),
-            position: 0,
-        }
+        self.lm_head.iter_mut().for_each(visit);
     }
 }
 
@@ -254,71 +248,6 @@ impl<B: KernelBackend> CausalLm<B> {
 
     /// `features [b, l, d_model]` to logits `[b, l, vocab_size]`.
     pub fn logits(&self, features: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.lm_head.forward(features)
-    }
-
-    /// Reads `ids [b, l]` after those that `state` holds, and gives the logits after the last:
-    /// `[b, vocab_size]`, f32 or wider. Any split of a sequence gives the same as the whole.
-    ///
-    /// # Panics
-    /// If `l` is 0, or `state` belongs to another network or batch.
-    pub fn prefill(&self, ids: Tensor<B, 2, Int>, state: &mut State<B>) -> Tensor<B, 2> {
-        let x = self.advance(ids, state);
-        let [b, l, d] = x.dims();
-        self.step_logits(widen(x.narrow(1, l - 1, 1).reshape([b, d])))
-    }
-
-    /// [`prefill`](Self::prefill) with the logits after every token: `[b, l, vocab_size]`.
-    ///
-    /// # Panics
-    /// If `l` is 0, or `state` belongs to another network or batch.
-    pub fn prefill_all(&self, ids: Tensor<B, 2, Int>, state: &mut State<B>) -> Tensor<B, 3> {
-        let x = self.advance(ids, state);
-        self.logits(self.backbone.final_layernorm.forward(x))
-    }
-
-    /// Reads one more id a sequence, `[b]`, and gives the logits after it: `[b, vocab_size]`, f32 or wider
-    /// whatever the dtype of the parameters, as is all between the ids and them.
-    ///
-    /// # Panics
-    /// If `state` belongs to another network or batch.
-    pub fn step(&self, ids: Tensor<B, 1, Int>, state: &mut State<B>) -> Tensor<B, 2> {
-        let layers = &self.backbone.layers;
-        assert_eq!(
-            layers.len(),
-            state.layers.len(),
-            "the state belongs to a network with another number of layers"
-        );
-        state.position += 1;
-        let both = layers.iter().zip(&mut state.layers);
-        let x = both.fold(self.embed(ids), |x, (layer, state)| layer.step(x, state));
-        self.step_logits(x)
-    }
-
-    /// What a step begins with: `ids [b]` to `[b, d_model]`.
-    pub(crate) fn embed(&self, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
-        kernels::matvec::rows(self.backbone.embedding.weight.val(), ids)
-    }
-
-    /// What a step ends with: the last layer's `x [b, d_model]` to logits `[b, vocab_size]`.
-    pub(crate) fn step_logits(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let norm = self.backbone.final_layernorm.normalisation();
-        kernels::matvec::head(x, norm, self.lm_head.projection())
-    }
-
-    /// The last layer's output for `ids [b, l]`, `[b, l, d_model]`, moving `state` over them.
-    fn advance(&self, ids: Tensor<B, 2, Int>, state: &mut State<B>) -> Tensor<B, 3> {
-        let layers = &self.backbone.layers;
-        assert_eq!(
-            layers.len(),
-            state.layers.len(),
-            "the state belongs to a network with another number of layers"
-        );
-        let l = ids.dims()[1];
-        assert!(l > 0, "there must be at least one id to read");
-        state.position += l;
-        let x = self.backbone.embedding.forward(ids);
-        let both = layers.iter().zip(&mut state.layers);
-        both.fold(x, |x, (layer, state)| layer.prefill(x, state))
+        self.head().forward(features)
     }
 }

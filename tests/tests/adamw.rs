@@ -11,9 +11,9 @@ use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use kernels::{DistillationWeights, TrainBackend};
-use model::{Layout, PhiMamba, named_parameters};
+use model::{PhiMamba, PhiMambaConfig, named_parameters};
 use support::passes::{Lesson, config, stages};
-use support::*;
+use tests::networks::*;
 use tests::{Values, assert_close};
 use train::config::{Decay, Optimizer};
 use train::optimizer::AdamW;
@@ -86,7 +86,7 @@ fn parameters<B: Backend>(model: &PhiMamba<B>) -> Vec<(String, Values)> {
     }
     let mut collect = Collect(vec![]);
     model.visit(&mut collect);
-    let names = named_parameters(model, Layout::PhiMamba);
+    let names = named_parameters(model, PhiMambaConfig::LAYOUT);
     let names = names.into_iter().map(|parameter| parameter.name);
     names.zip(collect.0).collect()
 }

@@ -15,7 +15,8 @@ mod support;
 
 use burn::backend::Autodiff;
 use kernels::runtime::{Backend, keep_kernels, report_failures};
-use support::*;
+use support::{passes, perplexity};
+use tests::networks::{FAST, mohawk, student, teacher};
 
 #[cfg(feature = "cuda")]
 use kernels::runtime::Cuda as Gpu;
@@ -67,14 +68,14 @@ fn teacher() {
 
 #[test]
 fn perplexity() {
-    with_adapter(teacher::perplexity_is_exact::<Gpu>);
+    with_adapter(perplexity::perplexity_is_exact::<Gpu>);
 }
 
 /// All of the text, which takes an adapter that computes on the CPU minutes.
 #[test]
 #[ignore = "slow without a GPU; the same on fewer windows is tested above"]
 fn perplexity_of_all_the_text() {
-    with_adapter(teacher::perplexity_is_the_recorded::<Gpu>);
+    with_adapter(perplexity::perplexity_is_the_recorded::<Gpu>);
 }
 
 #[test]

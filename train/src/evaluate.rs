@@ -53,7 +53,7 @@ pub fn perplexity<B: KernelBackend>(
             let labels = tensor(&batch.labels).reshape([t]);
             let (mut sizes, mut means) = (vec![], vec![]);
             head::forward(
-                &model.lm_head,
+                &model.head(),
                 features,
                 head::BLOCK,
                 |start, logits_nv: Tensor<B, 2>| {

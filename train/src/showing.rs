@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use datasets::{TokenWindows, Tokenizer};
 use kernels::KernelBackend;
-use model::{CausalLm, Mixer};
+use model::CausalLm;
 
 use crate::error::TrainError;
 use crate::evaluate::{continuation, ids};
@@ -53,7 +53,7 @@ impl<B: KernelBackend> Showing<'_, B> {
         let per_layer = MATRICES.div_ceil(count);
         let every = count.div_ceil(MATRICES);
         for (layer, (student, teacher)) in layers.enumerate() {
-            if layer % every == 0 && matches!(student.mixer, Mixer::DiscreteMamba2(_)) {
+            if layer % every == 0 && !student.mixer.is_kept_from(&teacher.mixer) {
                 let transfer = student.mixing_matrix(x_bld.clone());
                 let attention = teacher.mixing_matrix(x_bld.clone());
                 let heads = transfer.dims()[1].min(attention.dims()[1]);

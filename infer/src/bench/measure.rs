@@ -6,42 +6,46 @@ use std::time::Instant;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Distribution, Int, Tensor, TensorData};
 use kernels::KernelBackend;
-use kernels::backends::synchronise;
-use model::{CausalLm, MixerConfig, MixerState, ModelConfig, NetworkConfig, State};
+use model::{CausalLm, ModelConfig, State};
 use serde::Serialize;
 
-use crate::chooser::Chooser;
-use crate::cli::CliError;
-use crate::generate::{PREFILL_TOKENS, read};
-use crate::precision::Precision;
-use crate::{GenerateError, Sampler, SamplingError, SamplingSettings};
+use crate::device::{read, settle};
+use crate::device_sampler::DeviceSampler;
+use crate::error::GenerateError;
+use crate::generate::PREFILL_TOKENS;
+use crate::precision::{Precision, PrecisionError};
+use crate::sampling::{Sampler, SamplingError, SamplingSettings};
+use crate::state_size::StateSizes;
 
-/// Bytes a second that a copy reads and writes.
+/// Bytes per second that a copy on the device reads and writes.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(transparent)]
-pub struct Bandwidth(pub f64);
+pub(crate) struct Bandwidth(pub f64);
 
 impl Bandwidth {
-    /// The best of several copies of a tensor that no cache holds.
-    pub fn measure<B: KernelBackend>(device: &B::Device) -> Result<Self, CliError> {
+    /// The best of several copies of a tensor that is larger than any cache.
+    ///
+    /// # Errors
+    /// [`GenerateError::Device`].
+    pub fn measure<B: KernelBackend>(device: &B::Device) -> Result<Self, GenerateError> {
         // On a GPU a copy of this takes a fraction of a millisecond, on a CPU tens of them.
         let count = if B::lanes() == 1 { 1 << 27 } else { 1 << 25 };
         let x = Tensor::<B, 1>::ones([count], device);
         let mut best = f64::INFINITY;
         for _ in 0..10 {
-            synchronise::<B>(device)?;
+            settle::<B>(device)?;
             let begun = Instant::now();
             let copies: Vec<_> = (0..4).map(|_| drop(x.clone() + 1.0)).collect();
-            synchronise::<B>(device)?;
+            settle::<B>(device)?;
             best = best.min(begun.elapsed().as_secs_f64() / copies.len() as f64);
         }
         Ok(Self(2.0 * 4.0 * count as f64 / best))
     }
 }
 
-/// A row of the table.
+/// What was measured of one model, for one size of batch and one length of prompts.
 #[derive(Clone, Debug, Serialize)]
-pub struct Row {
+pub(crate) struct Timing {
     pub model: String,
     /// `student`, `hybrid` or `teacher`, by its mixers.
     pub kind: &'static str,
@@ -51,15 +55,16 @@ pub struct Row {
     pub prefill_tokens_per_second: f64,
     pub decode_tokens_per_second: f64,
     pub step_milliseconds: f64,
-    /// Of one sequence after the prompt.
+    /// Bytes of the state of one sequence after the prompt.
     pub state_bytes: usize,
-    /// What a step must read and write.
+    /// Bytes that a step must read and write at least.
     pub step_bytes: usize,
+    /// `step_bytes` over the time of a step, as a share of the [`Bandwidth`].
     pub share_of_bandwidth: f64,
 }
 
 /// A model to be timed.
-pub struct Subject<'d, B: KernelBackend> {
+pub(crate) struct Subject<'d, B: KernelBackend> {
     name: String,
     kind: &'static str,
     dtype: String,
@@ -68,22 +73,26 @@ pub struct Subject<'d, B: KernelBackend> {
 }
 
 impl<'d, B: KernelBackend> Subject<'d, B> {
-    /// Loads a folder's model, or makes one of `config.json` alone.
+    /// Loads the model in `folder`; if that is a file, it is a `config.json`, and the weights are random.
+    ///
+    /// # Errors
+    /// Every [`PrecisionError`].
     pub fn new(
         name: &Path,
         folder: &Path,
         precision: Precision,
         device: &'d B::Device,
-    ) -> Result<Self, CliError> {
-        let (config, model) = match folder.is_file() {
-            true => random(folder, precision, device)?,
-            false => precision.load(folder, device)?,
+    ) -> Result<Self, PrecisionError> {
+        let (config, model) = if folder.is_file() {
+            random(folder, precision, device)?
+        } else {
+            precision.load(folder, device)?
         };
         let float = model.backbone.embedding.weight.val().dtype();
         let float = format!("{float:?}").to_lowercase();
         Ok(Self {
             name: name.display().to_string(),
-            kind: kind(&config),
+            kind: StateSizes::of(&config).architecture,
             dtype: match precision {
                 Precision::Int8 => format!("int8, {float}"),
                 _ => float,
@@ -94,13 +103,16 @@ impl<'d, B: KernelBackend> Subject<'d, B> {
     }
 
     /// Times `batch` prompts of `prompt` tokens, and `tokens` steps after them.
+    ///
+    /// # Errors
+    /// [`GenerateError::Device`] and [`GenerateError::Sampling`].
     pub fn measure(
         &self,
         batch: usize,
         prompt: usize,
         tokens: usize,
         bandwidth: Bandwidth,
-    ) -> Result<Row, CliError> {
+    ) -> Result<Timing, GenerateError> {
         let mut state = self.read(batch, prompt)?.0;
         let mut prefill = Vec::new();
         for _ in 0..3 {
@@ -110,9 +122,9 @@ impl<'d, B: KernelBackend> Subject<'d, B> {
             prefill.push(begun.elapsed().as_secs_f64());
         }
         let state_bytes = state.bytes() / batch;
-        let step_bytes = self.model.step_bytes() + touched(&state);
+        let step_bytes = self.model.step_bytes() + state.step_traffic();
         let step = self.write(batch, tokens, state)?;
-        Ok(Row {
+        Ok(Timing {
             model: self.name.clone(),
             kind: self.kind,
             dtype: self.dtype.clone(),
@@ -128,7 +140,7 @@ impl<'d, B: KernelBackend> Subject<'d, B> {
     }
 
     /// The state after a prompt, and its last logits.
-    fn read(&self, batch: usize, prompt: usize) -> Result<(State<B>, Tensor<B, 2>), CliError> {
+    fn read(&self, batch: usize, prompt: usize) -> Result<(State<B>, Tensor<B, 2>), GenerateError> {
         let vocab_size = self.model.vocab_size();
         let mut state = self.model.new_state(batch, self.device);
         let mut logits = Tensor::zeros([1, 1], self.device);
@@ -142,32 +154,36 @@ impl<'d, B: KernelBackend> Subject<'d, B> {
             logits = self.model.prefill(ids_bl, &mut state);
             at += l;
         }
-        synchronise::<B>(self.device)?;
+        settle::<B>(self.device)?;
         Ok((state, logits))
     }
 
-    /// Seconds of a step.
-    fn write(&self, batch: usize, tokens: usize, mut state: State<B>) -> Result<f64, CliError> {
+    /// Seconds of a step, the median of `tokens` of them.
+    fn write(
+        &self,
+        batch: usize,
+        tokens: usize,
+        mut state: State<B>,
+    ) -> Result<f64, GenerateError> {
         const WARM: usize = 5;
         let logits = self.model.vocab_size();
         let greedy = SamplingSettings::default();
-        let mut sampler = Sampler::new(greedy, logits, &[]).map_err(GenerateError::from)?;
-        let mut chooser = Chooser::new(batch, logits, logits, self.device);
+        let mut sampler = Sampler::new(greedy, logits, &[])?;
+        let mut device_sampler = DeviceSampler::new(batch, logits, logits, self.device);
         let choices = vec![sampler.next_choice(); batch];
         let mut ids_b = Tensor::<B, 1, Int>::zeros([batch], self.device);
         let mut steps = Vec::with_capacity(tokens);
         for i in 0..WARM + tokens {
             let begun = Instant::now();
             let logits_bv = self.model.step(ids_b, &mut state);
-            let chosen = chooser.choose(logits_bv.clone(), &choices)?;
+            let chosen = device_sampler.choose(logits_bv.clone(), &choices)?;
             ids_b = match chosen.on_device {
                 Some(ids_b) => ids_b,
                 None => {
                     let mut logits_bv = read(logits_bv)?;
                     let rows = logits_bv.chunks_mut(logits);
                     let ids = rows.map(|row| sampler.choose_at(row, 0.0).map(|id| id as i32));
-                    let ids: Result<Vec<_>, SamplingError> = ids.collect();
-                    let ids = ids.map_err(GenerateError::from)?;
+                    let ids = ids.collect::<Result<Vec<_>, SamplingError>>()?;
                     Tensor::from_data(TensorData::new(ids, [batch]), self.device)
                 }
             };
@@ -179,38 +195,18 @@ impl<'d, B: KernelBackend> Subject<'d, B> {
     }
 }
 
-/// Bytes of a state that a step reads and writes. To a cache it adds a token, which is little beside
-/// those that it reads.
-fn touched<B: KernelBackend>(state: &State<B>) -> usize {
-    let layers = state.layers.iter().map(|layer| match layer {
-        MixerState::DiscreteMamba2(state) => 2 * state.bytes(),
-        MixerState::Attention(cache) => cache.bytes(),
-    });
-    layers.sum()
-}
-
 fn median(mut seconds: Vec<f64>) -> f64 {
     seconds.sort_by(f64::total_cmp);
     seconds[seconds.len() / 2]
 }
 
-fn kind(config: &ModelConfig) -> &'static str {
-    let mixers = NetworkConfig::from(config).mixers;
-    let attention = |mixer: &&MixerConfig| matches!(mixer, MixerConfig::Attention(_));
-    match mixers.iter().filter(attention).count() {
-        0 => "student",
-        n if n == mixers.len() => "teacher",
-        _ => "hybrid",
-    }
-}
-
-/// The architecture that `config` describes with weights that are drawn on the device: a step takes as long
-/// with any.
+/// The model that the file `config` describes, with random weights that are drawn on the device: the time
+/// of a step does not depend on them.
 fn random<B: KernelBackend>(
     config: &Path,
     precision: Precision,
     device: &B::Device,
-) -> Result<(ModelConfig, CausalLm<B>), CliError> {
+) -> Result<(ModelConfig, CausalLm<B>), PrecisionError> {
     struct Draw<'d, B: KernelBackend>(DType, &'d B::Device);
     impl<B: KernelBackend> ModuleMapper<B> for Draw<'_, B> {
         fn map_float<const D: usize>(

@@ -1,130 +1,50 @@
-//! `infer bench`: how fast models read and write, and what limits them.
+//! Timings of models, as a table for people and as JSON for programs.
 
 mod measure;
-mod table;
 
-use std::path::PathBuf;
+use comfy_table::CellAlignment::{Left, Right};
+use serde_json::json;
 
-use clap::Args;
-use clap::builder::RangedU64ValueParser;
-use kernels::KernelBackend;
-use kernels::backends::{Backend, Work};
+use crate::table::{self, Column};
 
-use crate::cli::{CliError, chosen, say};
-use crate::precision::Precision;
-use measure::{Bandwidth, Subject};
+pub(crate) use measure::{Bandwidth, Subject, Timing};
 
-const EXAMPLES: &str = "\
-Examples:
-  A student beside its teacher:
-      infer bench --model runs/tiny/student --model assets/phi-tiny
+const COLUMNS: [Column; 10] = [
+    ("model", Left),
+    ("kind", Left),
+    ("dtype", Left),
+    ("batch", Right),
+    ("prompt", Right),
+    ("prefill tokens/s", Right),
+    ("decode tokens/s", Right),
+    ("step ms", Right),
+    ("state of a sequence, MiB", Right),
+    ("% of bandwidth", Right),
+];
 
-  Whether a step takes longer after a long prompt, in numbers for a plot:
-      infer bench --model goombalab/Phi-Mamba --prompts 128,2048,32768 --batches 1 --json
-
-  An architecture without its weights, which are then random:
-      infer bench --model phi-1.5/config.json --dtype bf16";
-
-/// Times prompts and texts: tokens a second and the memory of a sequence, for several models in one table.
-///
-/// Prefill is reading a prompt, the median of three times; decode is making tokens one after another with
-/// the likeliest always chosen, waiting for each, the median of all steps. Both after a first time that
-/// compiles what there is to compile. The last column is what a step must read and write at least, over
-/// its time, as a share of the bandwidth that a copy reaches on the same device: at 100%, no program could
-/// be faster. That is every projection's weight and attention's keys and values, which are read, and the
-/// states of Mamba layers, which are read and written.
-///
-/// Prompts are made of arbitrary tokens, and may be longer than a Phi has learnt positions for.
-#[derive(Debug, Args)]
-#[command(after_long_help = EXAMPLES)]
-pub struct BenchArgs {
-    /// A model's folder, its name on the hub, or a config.json alone; may be given several times
-    #[arg(long = "model", value_name = "FOLDER|OWNER/NAME|FILE", required = true)]
-    models: Vec<PathBuf>,
-
-    /// Sequences at a time, separated by commas
-    #[arg(
-        long,
-        value_delimiter = ',',
-        value_name = "N,...",
-        default_value = "1,8",
-        value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024)
-    )]
-    batches: Vec<usize>,
-
-    /// Lengths of prompts, separated by commas
-    #[arg(
-        long,
-        value_delimiter = ',',
-        value_name = "N,...",
-        default_value = "128,2048",
-        value_parser = RangedU64ValueParser::<usize>::new().range(1..=4_194_304)
-    )]
-    prompts: Vec<usize>,
-
-    /// Tokens to make after each prompt
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1_000_000))]
-    tokens: usize,
-
-    /// What parameters are kept in
-    #[arg(long, value_enum, default_value_t)]
-    dtype: Precision,
-
-    /// What computes: cuda, wgpu, flex or ndarray, of those built in
-    #[arg(long, value_name = "NAME")]
-    backend: Option<Backend>,
-
-    /// Prints one JSON object in place of the table
-    #[arg(long)]
-    json: bool,
+/// A table in Markdown.
+pub(crate) fn markdown(bandwidth: Bandwidth, timings: &[Timing]) -> String {
+    let rows = timings.iter().map(|timing| {
+        [
+            timing.model.clone(),
+            timing.kind.into(),
+            timing.dtype.clone(),
+            timing.batch.to_string(),
+            timing.prompt_tokens.to_string(),
+            format!("{:.1}", timing.prefill_tokens_per_second),
+            format!("{:.1}", timing.decode_tokens_per_second),
+            format!("{:.3}", timing.step_milliseconds),
+            format!("{:.2}", timing.state_bytes as f64 / f64::from(1 << 20)),
+            format!("{:.1}", 100.0 * timing.share_of_bandwidth),
+        ]
+    });
+    let gigabytes = 1e-9 * bandwidth.0;
+    let table = table::markdown(&COLUMNS, 1, rows);
+    format!("A copy reads and writes {gigabytes:.1} GB/s.\n\n{table}")
 }
 
-impl BenchArgs {
-    /// Does what the command line says.
-    ///
-    /// # Errors
-    /// Every [`CliError`].
-    pub fn run(self) -> Result<(), CliError> {
-        let backend = chosen(self.backend)?;
-        let locate = |model: &PathBuf| match model.is_file() {
-            true => Ok(model.clone()),
-            false => model::locate(model),
-        };
-        let folders = self
-            .models
-            .iter()
-            .map(locate)
-            .collect::<Result<Vec<_>, _>>()?;
-        backend.dispatch(Bench {
-            args: self,
-            folders,
-        })?
-    }
-}
-
-struct Bench {
-    args: BenchArgs,
-    folders: Vec<PathBuf>,
-}
-
-impl Work for Bench {
-    type Output = Result<(), CliError>;
-
-    fn run<B: KernelBackend>(self, device: B::Device) -> Self::Output {
-        let bandwidth = Bandwidth::measure::<B>(&device)?;
-        let mut rows = Vec::new();
-        for (name, folder) in self.args.models.iter().zip(&self.folders) {
-            let subject = Subject::<B>::new(name, folder, self.args.dtype, &device)?;
-            for &batch in &self.args.batches {
-                for &prompt in &self.args.prompts {
-                    rows.push(subject.measure(batch, prompt, self.args.tokens, bandwidth)?);
-                }
-            }
-        }
-        let text = match self.args.json {
-            true => table::json(bandwidth, &rows),
-            false => table::markdown(bandwidth, &rows),
-        };
-        say(&text)
-    }
+/// One JSON object on one line.
+pub(crate) fn json(bandwidth: Bandwidth, timings: &[Timing]) -> String {
+    let object = json!({ "copy_bytes_per_second": bandwidth, "rows": timings });
+    format!("{object}\n")
 }

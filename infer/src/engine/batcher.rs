@@ -1,4 +1,4 @@
-//! The engine's loop: who comes in, and what is computed next.
+//! The engine's loop: which requests are let in, and what is computed next.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
@@ -10,23 +10,23 @@ use model::CausalLm;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::gauges::Gauges;
-use super::reader::{Read, Reader};
+use super::reader::{ReadOutcome, Reader};
 use super::sequence::{Job, Sequence};
 use super::tile::{ROWS, Tile};
 
-/// All sequences at work, and the model that serves them.
+/// The loop of the engine's thread, with the model that it runs.
 pub(super) struct Batcher<'m, B: KernelBackend> {
     pub model: &'m CausalLm<B>,
     pub device: B::Device,
     pub tokenizer: &'m Tokenizer,
     pub max_positions: Option<usize>,
-    /// The most sequences at work.
+    /// The most sequences at a time.
     pub slots: usize,
     pub gauges: &'m Gauges,
 }
 
-/// The sequences themselves: those that read their prompts, in the order of their turns, and those
-/// that write.
+/// The sequences being computed: those whose prompt is being read, in the order of their turns, and those
+/// that make tokens.
 struct Sequences<'m, B: KernelBackend> {
     reading: VecDeque<Reader<'m, B>>,
     writing: Vec<Tile<'m, B>>,
@@ -46,7 +46,7 @@ impl<B: KernelBackend> Sequences<'_, B> {
 }
 
 impl<'m, B: KernelBackend> Batcher<'m, B> {
-    /// Works until all jobs are done and no more can come.
+    /// Works until all jobs are done and the queue is closed.
     pub(super) fn run(&self, mut jobs: UnboundedReceiver<Vec<Job>>) {
         let mut waiting = VecDeque::new();
         let mut sequences = Sequences {
@@ -54,7 +54,7 @@ impl<'m, B: KernelBackend> Batcher<'m, B> {
             writing: Vec::new(),
         };
         loop {
-            // With nothing else to do, this waits.
+            // Wait only if there is nothing else to do.
             if sequences.len() == 0 && waiting.is_empty() {
                 match jobs.blocking_recv() {
                     Some(more) => waiting.extend(more),
@@ -64,16 +64,14 @@ impl<'m, B: KernelBackend> Batcher<'m, B> {
             while let Ok(more) = jobs.try_recv() {
                 waiting.extend(more);
             }
-            // Whoever has left gives the place in the queue away.
+            // A request whose answer was dropped frees its place in the queue.
             waiting.retain(|job| !job.answer.is_closed());
-            let mut at_work = sequences.len();
-            while at_work < self.slots
+            while sequences.len() < self.slots
                 && let Some(job) = waiting.pop_front()
             {
                 self.let_in(job, &mut sequences);
-                at_work = sequences.len();
             }
-            self.gauges.sequences.store(at_work, Relaxed);
+            self.gauges.sequences.store(sequences.len(), Relaxed);
             self.round(&mut sequences);
             self.gauges.sequences.store(sequences.len(), Relaxed);
             self.gauges.state_bytes.store(sequences.bytes(), Relaxed);
@@ -83,9 +81,9 @@ impl<'m, B: KernelBackend> Batcher<'m, B> {
     fn let_in(&self, job: Job, sequences: &mut Sequences<'m, B>) {
         let sequence = Sequence::begin(job, self.tokenizer, self.max_positions, self.gauges);
         let Some(sequence) = sequence else { return };
-        // The texts of a request come one behind the other.
+        // The texts of one request are next to each other in the queue.
         let newest = sequences.reading.back_mut();
-        match newest.filter(|it| it.suits(&sequence)) {
+        match newest.filter(|reader| reader.suits(&sequence)) {
             Some(reader) => reader.join(sequence),
             None => {
                 let state = self.model.new_state(1, &self.device);
@@ -94,7 +92,7 @@ impl<'m, B: KernelBackend> Batcher<'m, B> {
         }
     }
 
-    /// One piece of one prompt, and one step of every sequence that writes.
+    /// Reads one piece of one prompt, and takes one step of every tile.
     fn round(&self, sequences: &mut Sequences<'m, B>) {
         let now = Instant::now();
         let reading = std::mem::take(&mut sequences.reading).into_iter();
@@ -112,8 +110,8 @@ impl<'m, B: KernelBackend> Batcher<'m, B> {
 
     fn read(&self, reader: Reader<'m, B>, sequences: &mut Sequences<'m, B>) {
         let (begun, state) = match reader.read(self.model, &self.device) {
-            Read::Reads(reader) => return sequences.reading.push_back(reader),
-            Read::Writes(begun, state) => (begun, state),
+            ReadOutcome::Reads(reader) => return sequences.reading.push_back(reader),
+            ReadOutcome::Writes(begun, state) => (begun, state),
         };
         let tiles = &mut sequences.writing;
         for sequence in begun {

@@ -1,16 +1,16 @@
-//! What the engine shows of itself while it works.
+//! The engine's counters, which other threads read while it works.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 
-/// Counts since the start, and what is so now.
+/// Totals since the start, and the present load.
 #[derive(Debug, Default)]
 pub struct Gauges {
-    /// Prompt tokens that were read.
+    /// Total of prompt tokens read.
     pub prompt_tokens: AtomicU64,
-    /// Tokens that were made.
+    /// Total of tokens made.
     pub tokens: AtomicU64,
-    /// Sequences at work.
+    /// Sequences that are being computed.
     pub sequences: AtomicUsize,
-    /// Bytes of their states, those of the free rows of started tiles included.
+    /// Bytes of their states, free rows of tiles included.
     pub state_bytes: AtomicUsize,
 }

@@ -1,4 +1,4 @@
-//! Many texts at once: sequences join a running batch and leave it as they come and go.
+//! Continuous batching: many texts at once, whose sequences join a running batch and leave it at any step.
 //!
 //! ```text
 //! Request -> queue -> Reader: a piece of its prompt at a time
@@ -7,43 +7,42 @@
 //!                     Tile: a step of all its sequences at a time -> Event, Event, ... -> Answer
 //! ```
 //!
-//! # A text is the one that it is alone
+//! # A text does not depend on the load
 //!
-//! What is computed for a sequence does not depend on who else is there. A product of matrices may
-//! round differently with the number of its rows, so sequences never take their steps in batches of
-//! changing size: a [tile](tile::ROWS) always has the same number of rows, of which some are empty,
-//! and one row is computed without a look at another. Prompts are read one at a time, in pieces that
-//! are always cut at the same places. Each sequence has its own random numbers, penalties and stop
-//! strings. So the same request gives the same text, to the bit of its scores, whatever the load.
+//! The numbers of a sequence do not depend on the other sequences. A product of matrices may round
+//! differently with the number of its rows, so the size of a batch never changes: a tile
+//! always has the same number of rows, some of them empty, and each row is computed independently.
+//! Prompts are read one at a time, in pieces that are always cut at the same places. Each sequence has its
+//! own random numbers, penalties and stop strings. So the same request gives the same text and, to the
+//! bit, the same scores, whatever the load.
 //!
 //! # One thread
 //!
-//! The model, the states and the loop live on one thread, in a pool of their own for what the CPU's
-//! ops share out: whoever encodes text meanwhile, on the pool that all programs share, neither waits
-//! for the engine nor holds it up. Requests come by a queue of bounded length, whose end is where to
-//! say that there are too many ([`SubmitError::Full`]); what is made goes out by a queue for each
-//! sequence, which holds no more than its text. An answer that is dropped ends its sequence before
-//! the next round, in which its row is free for another, or gives its place in the queue away.
+//! The model, the states and the loop live on one thread, with a separate pool of threads for the CPU's
+//! ops. So work on the global pool, such as encoding text, neither waits for the engine nor delays it.
+//! Requests come through a queue of bounded length; a request that finds it full is refused
+//! ([`SubmitError::Full`]). Each sequence has a queue for its results, which holds no more than its text.
+//! When an answer is dropped, its sequence ends before the next round and its row is free for another; a
+//! request that still waits loses its place in the queue.
 //!
 //! # A round
 //!
-//! Every round reads one piece of one prompt, in turns, and then takes one step of every tile: a long
-//! prompt makes the others' next tokens a little later, and keeps no other prompt from being read.
-//! Requests that come together and share their prompt (by its pointer) have it read once, as far as
-//! there are slots for them.
+//! Every round reads one piece of one prompt, in turns, and then takes one step of every tile. So a long
+//! prompt delays the next tokens of the other sequences by one piece only, and blocks no other prompt.
+//! Requests that are submitted together and share their prompt (the same `Arc`) have it read once, as far
+//! as there are slots for them.
 //!
-//! # What is done where
+//! # Where tokens are chosen
 //!
-//! Tokens are chosen on the device where it can, each row of a tile by its own settings, penalties and
-//! random numbers, and eight ids come back. The logits come to the host where it has to choose, for the
-//! first token behind a prompt, and for requests that ask for scores.
+//! Tokens are chosen on the device where it has a kernel for that, each row of a tile by its own settings,
+//! penalties and random numbers, and eight ids are copied to the host. The logits are copied where the
+//! host has to choose, for the first token after a prompt, and for requests that ask for scores.
 //!
-//! In a model in bf16 or f16, the logits at every position of a prompt, which only `echo` with
-//! `logprobs` needs, are in that format too, while those that a text goes on from without it are in
-//! f32. So with `echo` and `logprobs` the scores of a prompt, and its first token, are coarser there.
+//! In a model in bf16 or f16, the logits at every position of a prompt, which only `echo` with `logprobs`
+//! needs, are in that dtype too, while the logits of the first token without `echo` are in f32. So with
+//! `echo` and `logprobs` the scores of a prompt, and its first token, are coarser there.
 
 mod batcher;
-mod device;
 mod gauges;
 mod reader;
 mod request;
@@ -58,24 +57,24 @@ use std::thread::{self, JoinHandle};
 
 use datasets::Tokenizer;
 use kernels::KernelBackend;
-use kernels::backends::{Backend, BackendError, Work};
+use kernels::runtime::{Backend, BackendError, Work};
 use model::ModelConfig;
 use tokio::sync::{Semaphore, mpsc};
 
 pub use gauges::Gauges;
 pub use request::{Answer, End, Event, Finish, Piece, Request, Token};
-pub use score::Score;
+pub use score::TokenScore;
 
-use crate::GenerateError;
+use crate::error::GenerateError;
 use crate::generate::check_prompt;
 use crate::precision::{Precision, PrecisionError};
 use batcher::Batcher;
 use sequence::Job;
 
-/// What an engine is made of.
+/// The model of an engine, and how many texts it takes.
 #[derive(Clone)]
 pub struct EngineOptions {
-    /// What computes.
+    /// The backend that computes.
     pub backend: Backend,
     /// The model's folder.
     pub model: PathBuf,
@@ -83,13 +82,13 @@ pub struct EngineOptions {
     pub precision: Precision,
     /// The model's tokenizer.
     pub tokenizer: Arc<Tokenizer>,
-    /// The most sequences at work at a time, at least 1.
+    /// The most sequences that are computed at a time, at least 1.
     pub slots: usize,
-    /// The most that wait beside them, at least 1.
+    /// The most requests that wait beside them, at least 1.
     pub queue: usize,
 }
 
-/// Why there is no engine.
+/// Why an engine cannot start, or has stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// The backend cannot be used, or has failed.
@@ -98,53 +97,85 @@ pub enum EngineError {
     /// The model cannot be loaded.
     #[error(transparent)]
     Model(#[from] PrecisionError),
-    /// The system gives no more threads.
+    /// A thread cannot be started.
     #[error("no threads for the engine: {0}")]
     Threads(String),
-    /// Its thread has ended by itself.
-    #[error("the engine has stopped by a fault of its own: {0}")]
+    /// The engine's thread has panicked: a fault of this program.
+    #[error("the engine has stopped by a fault: {0}")]
     Panicked(String),
 }
 
-/// Why a request is not taken.
+/// Why a request is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum SubmitError {
-    /// It can never be answered.
+    /// The request can never be answered.
     #[error(transparent)]
     Invalid(#[from] GenerateError),
-    /// Nor can more requests at once than can ever wait.
+    /// More requests at once than the queue has places.
     #[error("{requests} texts at once; at most {queue} can wait")]
     TooMany {
-        /// How many there were.
+        /// The number of requests.
         requests: usize,
         /// The queue's length.
         queue: usize,
     },
-    /// Too many others wait.
+    /// The queue is full.
     #[error("too many requests are waiting; try again later")]
     Full,
-    /// The engine has ended.
+    /// The engine has stopped.
     #[error("the engine has stopped")]
     Stopped,
 }
 
-/// What is known of the model.
+/// The model of an engine.
 #[derive(Clone, Debug)]
 pub struct Facts {
-    /// Its configuration.
+    /// The model's configuration.
     pub config: ModelConfig,
-    /// Ids below this have an embedding.
+    /// The size of the model's vocabulary, padding included.
     pub vocab_size: usize,
-    /// The positions that attention was trained on, where that limits the model.
+    /// The number of positions that attention was trained on; `None` for a model without attention.
     pub max_positions: Option<usize>,
 }
 
-/// A model at work on a thread of its own. When it is dropped no more requests come, and the thread
-/// ends when those that it has taken are done.
+/// A model that answers requests on a separate thread. When the engine is dropped, no more requests come,
+/// and the thread ends when all requests that it has are done.
+///
+/// ```no_run
+/// use std::sync::Arc;
+///
+/// use datasets::Tokenizer;
+/// use infer::engine::{Engine, EngineOptions, Event, Request};
+/// use infer::{SamplingSettings, precision::Precision};
+/// use kernels::runtime::Backend;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let tokenizer = Arc::new(Tokenizer::from_folder("assets/phi-tiny")?);
+/// let (engine, thread) = Engine::start(EngineOptions {
+///     backend: Backend::preferred().ok_or("no backend in this build")?,
+///     model: "assets/phi-tiny".into(),
+///     precision: Precision::Auto,
+///     tokenizer: tokenizer.clone(),
+///     slots: 8,
+///     queue: 64,
+/// })?;
+/// let request = Request::new(tokenizer.encode("It was the best of times")?, 40);
+/// for mut answer in engine.submit(vec![request])? {
+///     while let Some(event) = answer.blocking_next() {
+///         if let Event::Text(piece) = event {
+///             print!("{}", piece.text);
+///         }
+///     }
+/// }
+/// drop(engine);
+/// thread.join()?;
+/// # Ok(())
+/// # }
+/// ```
 pub struct Engine {
-    /// The requests that come together, together.
+    /// Each message holds the requests of one [`submit`](Engine::submit).
     jobs: mpsc::UnboundedSender<Vec<Job>>,
-    /// The places of the queue that are free.
+    /// The free places of the queue.
     places: Arc<Semaphore>,
     queue: usize,
     facts: Facts,
@@ -156,10 +187,9 @@ pub struct Engine {
 pub struct EngineThread(JoinHandle<Result<(), EngineError>>);
 
 impl Engine {
-    /// Loads the model and waits until it is there.
+    /// Starts the engine's thread, and waits until the model is loaded.
     ///
     /// # Errors
-    ///
     /// Every [`EngineError`].
     pub fn start(options: EngineOptions) -> Result<(Self, EngineThread), EngineError> {
         let (jobs, coming) = mpsc::unbounded_channel();
@@ -172,7 +202,7 @@ impl Engine {
                 .thread_name(|i| format!("engine-{i}"))
                 .build()
                 .map_err(|error| EngineError::Threads(error.to_string()))?;
-            let work = Serve {
+            let work = EngineWork {
                 options,
                 coming,
                 ready,
@@ -195,7 +225,7 @@ impl Engine {
                 };
                 Ok((engine, thread))
             }
-            // It has ended before it was ready, and says why.
+            // The thread has ended before the model was loaded; its result says why.
             Err(_) => Err(match thread.join() {
                 Err(error) => error,
                 Ok(()) => EngineError::Panicked("it ended before it began".into()),
@@ -203,17 +233,17 @@ impl Engine {
         }
     }
 
-    /// What is known of the model.
+    /// The engine's model.
     pub fn facts(&self) -> &Facts {
         &self.facts
     }
 
-    /// What the engine shows of itself.
+    /// The engine's counters.
     pub fn gauges(&self) -> &Gauges {
         &self.gauges
     }
 
-    /// The most sequences at work at a time.
+    /// The most sequences that are computed at a time.
     pub fn slots(&self) -> usize {
         self.slots
     }
@@ -223,15 +253,14 @@ impl Engine {
         self.queue
     }
 
-    /// How many requests wait.
+    /// The number of requests that wait.
     pub fn waiting(&self) -> usize {
         self.queue - self.places.available_permits()
     }
 
-    /// Takes some requests, all or none, and gives their answers in the same order.
+    /// Queues all of the requests, or none of them, and returns their answers in the same order.
     ///
     /// # Errors
-    ///
     /// Every [`SubmitError`].
     pub fn submit(&self, requests: Vec<Request>) -> Result<Vec<Answer>, SubmitError> {
         for request in &requests {
@@ -265,42 +294,42 @@ impl Engine {
         Ok(answers)
     }
 
-    /// Waits for the engine to end, which it does by itself only for a fault of its own.
+    /// Waits until the engine has stopped. While this value lives, it stops only by a fault.
     pub async fn stopped(&self) {
         self.jobs.closed().await;
     }
 
-    /// Whether it has.
+    /// Whether the engine has stopped.
     pub fn has_stopped(&self) -> bool {
         self.jobs.is_closed()
     }
 }
 
 impl EngineThread {
-    /// Waits until it has ended, which it does when its [`Engine`] has been dropped and its work is
-    /// done, and says how.
+    /// Waits until the thread has ended: after its [`Engine`] was dropped and all requests are done.
     ///
     /// # Errors
-    ///
-    /// [`EngineError::Backend`] and [`EngineError::Panicked`].
+    /// [`EngineError::Backend`] if the device has failed, and [`EngineError::Panicked`].
     pub fn join(self) -> Result<(), EngineError> {
         self.0.join().unwrap_or_else(|panic| {
             let said = panic.downcast_ref::<String>().map(String::as_str);
             let said = said.or(panic.downcast_ref::<&str>().copied());
-            Err(EngineError::Panicked(said.unwrap_or("no word").into()))
+            Err(EngineError::Panicked(
+                said.unwrap_or("no reason given").into(),
+            ))
         })
     }
 }
 
-/// What the engine's thread does.
-struct Serve {
+/// The work of the engine's thread.
+struct EngineWork {
     options: EngineOptions,
     coming: mpsc::UnboundedReceiver<Vec<Job>>,
     ready: std_mpsc::SyncSender<Facts>,
     gauges: Arc<Gauges>,
 }
 
-impl Work for Serve {
+impl Work for EngineWork {
     type Output = Result<(), EngineError>;
 
     fn run<B: KernelBackend>(self, device: B::Device) -> Self::Output {
@@ -314,7 +343,7 @@ impl Work for Serve {
             vocab_size: model.vocab_size(),
             max_positions,
         };
-        // Whoever has started the engine waits for this.
+        // `Engine::start` waits for this.
         let _ = self.ready.send(facts);
         let batcher = Batcher {
             model: &model,

@@ -1,4 +1,4 @@
-//! Sequences that read their prompt, which is read once for all of a request's texts.
+//! Sequences whose prompt is being read: once for all texts of a request.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -8,33 +8,33 @@ use burn::tensor::{Int, Tensor, TensorData};
 use kernels::KernelBackend;
 use model::{CausalLm, State};
 
-use super::device::read_logits;
 use super::request::Finish;
 use super::sequence::Sequence;
-use crate::GenerateError;
+use crate::device::read_settled;
+use crate::error::GenerateError;
 
 /// How many tokens of a prompt go through the model at once.
 ///
-/// Prompts are read in pieces so that those that write wait no longer than for one. The pieces are
-/// always cut at the same places of a prompt, since where they are cut changes the rounding.
+/// Prompts are read in pieces, so that sequences that make tokens wait for one piece at most. The pieces
+/// are always cut at the same places of a prompt, since the cuts change the rounding.
 const PIECE: usize = 256;
 
-/// Sequences before their first token: some with one prompt, and the state that they share until then.
+/// Sequences before their first token, which have the same prompt and share its state until then.
 pub(super) struct Reader<'t, B: KernelBackend> {
     sequences: Vec<Sequence<'t>>,
     state: State<B>,
 }
 
-/// What has become of a [`Reader`] with another piece of its prompt.
-pub(super) enum Read<'t, B: KernelBackend> {
+/// A [`Reader`] after another piece of its prompt.
+pub(super) enum ReadOutcome<'t, B: KernelBackend> {
     /// There is more to read.
     Reads(Reader<'t, B>),
-    /// It has read all of it, and these have made their first token and go on; possibly none.
+    /// The prompt is read. These sequences have made their first token and make more; there may be none.
     Writes(Vec<Sequence<'t>>, State<B>),
 }
 
 impl<'t, B: KernelBackend> Reader<'t, B> {
-    /// `state` is new.
+    /// A reader of one sequence, from an empty `state`.
     pub(super) fn new(sequence: Sequence<'t>, state: State<B>) -> Self {
         Self {
             sequences: vec![sequence],
@@ -42,18 +42,18 @@ impl<'t, B: KernelBackend> Reader<'t, B> {
         }
     }
 
-    /// How many sequences there are.
+    /// The number of sequences.
     pub(super) fn len(&self) -> usize {
         self.sequences.len()
     }
 
-    /// Bytes of the state.
+    /// The size of the state, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.state.bytes()
     }
 
-    /// Whether nothing has been read yet, and `sequence` has the very prompt that will be, and the same
-    /// use for it, as the texts of one request do.
+    /// Whether `sequence` can join: nothing has been read yet, and it shares the prompt and asks for the
+    /// same scores of it, as the texts of one request do.
     pub(super) fn suits(&self, sequence: &Sequence<'t>) -> bool {
         let (first, other) = (&self.sequences[0].request, &sequence.request);
         self.state.position == 0
@@ -62,14 +62,17 @@ impl<'t, B: KernelBackend> Reader<'t, B> {
             && (!first.score_prompt || first.alternatives == other.alternatives)
     }
 
-    /// Lets a sequence in, which [`suits`](Self::suits).
+    /// Adds a sequence that [`suits`](Self::suits).
     pub(super) fn join(&mut self, sequence: Sequence<'t>) {
         self.sequences.push(sequence);
     }
 
-    /// Lets go of the sequences whose reader has gone or whose time is up; `None` if none is left.
+    /// Ends the sequences whose answer was dropped or whose time is up. `None` if none is left.
     pub(super) fn clear(mut self, now: Instant) -> Option<Self> {
-        let (over, rest): (Vec<_>, _) = self.sequences.into_iter().partition(|it| it.over(now));
+        let (over, rest): (Vec<_>, _) = self
+            .sequences
+            .into_iter()
+            .partition(|sequence| sequence.over(now));
         for sequence in over {
             sequence.finish(Finish::TimeUp);
         }
@@ -77,24 +80,25 @@ impl<'t, B: KernelBackend> Reader<'t, B> {
         (!self.sequences.is_empty()).then_some(self)
     }
 
-    /// Reads a piece.
-    pub(super) fn read(mut self, model: &CausalLm<B>, device: &B::Device) -> Read<'t, B> {
+    /// Reads a piece of the prompt.
+    pub(super) fn read(mut self, model: &CausalLm<B>, device: &B::Device) -> ReadOutcome<'t, B> {
         match self.advance(model, device) {
-            Ok(None) if !self.sequences.is_empty() => Read::Reads(self),
-            Ok(None) => Read::Writes(Vec::new(), self.state),
+            Ok(None) if !self.sequences.is_empty() => ReadOutcome::Reads(self),
+            Ok(None) => ReadOutcome::Writes(Vec::new(), self.state),
             Ok(Some(logits_v)) => {
-                let first_token = |it: Sequence<'t>| it.begin_writing(&mut logits_v.clone());
+                let first_token =
+                    |sequence: Sequence<'t>| sequence.begin_writing(&mut logits_v.clone());
                 let writing = self.sequences.into_iter().filter_map(first_token);
-                Read::Writes(writing.collect(), self.state)
+                ReadOutcome::Writes(writing.collect(), self.state)
             }
             Err(error) => {
                 Sequence::fail_all(self.sequences, error);
-                Read::Writes(Vec::new(), self.state)
+                ReadOutcome::Writes(Vec::new(), self.state)
             }
         }
     }
 
-    /// Reads a piece, and gives the logits `[v]` behind the last.
+    /// Reads a piece. After the last piece, returns the logits `[v]` of the first token.
     fn advance(
         &mut self,
         model: &CausalLm<B>,
@@ -113,18 +117,18 @@ impl<'t, B: KernelBackend> Reader<'t, B> {
         let v = model.vocab_size();
         if !first.request.score_prompt {
             let logits_bv = model.prefill(ids_bl, state);
-            return is_last.then(|| read_logits(logits_bv, device)).transpose();
+            return is_last.then(|| read_settled(logits_bv, device)).transpose();
         }
         let logits_blv = model.prefill_all(ids_bl, state);
-        let mut logits_lv = read_logits(logits_blv, device)?;
-        // Once for all, who share them.
+        let mut logits_lv = read_settled(logits_blv, device)?;
+        // Once for all sequences, which share the scores.
         match sequences[0].score_prompt(read, &logits_lv, v) {
             Ok(scores) => sequences
                 .iter()
-                .for_each(|it| it.give_scores(scores.clone())),
+                .for_each(|sequence| sequence.give_scores(scores.clone())),
             Err(error) => {
                 let failed = std::mem::take(sequences).into_iter();
-                failed.for_each(|it| it.fail(error.clone().into()));
+                failed.for_each(|sequence| sequence.fail(error.clone().into()));
             }
         }
         Ok(is_last.then(|| logits_lv.split_off(logits_lv.len() - v)))

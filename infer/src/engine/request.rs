@@ -1,4 +1,4 @@
-//! What the engine is asked for, and what it answers.
+//! Requests to the engine, and its answers.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -6,21 +6,22 @@ use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedReceiver;
 
-use super::score::Score;
-use crate::{GenerateError, SamplingSettings};
+use super::score::TokenScore;
+use crate::error::GenerateError;
+use crate::sampling::SamplingSettings;
 
-/// One text to make: a prompt and how it goes on.
+/// One text to make: a prompt, and how the model continues it.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// The ids to begin with, at least one.
+    /// The token ids of the prompt, at least one.
     pub prompt: Arc<[u32]>,
     /// How tokens are chosen.
     pub sampling: SamplingSettings,
     /// The most tokens to make; 0 only reads the prompt.
     pub max_tokens: usize,
-    /// The text ends before the first of these that would come up in it. None of them is empty.
+    /// Stop strings: the text ends before the first of them that the model makes. None of them is empty.
     pub stop: Vec<String>,
-    /// With how many of the likeliest tokens each token that is made is scored; `None` for no scores.
+    /// How many of the likeliest tokens the score of each token names; `None` for no scores.
     pub alternatives: Option<usize>,
     /// Whether the prompt's tokens are scored too.
     pub score_prompt: bool,
@@ -28,16 +29,32 @@ pub struct Request {
     pub deadline: Option<Instant>,
 }
 
+impl Request {
+    /// The likeliest continuation of `prompt`, at most `max_tokens` long, without stop strings, scores and
+    /// deadline.
+    pub fn new(prompt: impl Into<Arc<[u32]>>, max_tokens: usize) -> Self {
+        Self {
+            prompt: prompt.into(),
+            sampling: SamplingSettings::default(),
+            max_tokens,
+            stop: Vec::new(),
+            alternatives: None,
+            score_prompt: false,
+            deadline: None,
+        }
+    }
+}
+
 /// A part of an answer.
 #[derive(Debug)]
 pub enum Event {
     /// The scores of the next tokens of the prompt, if they were asked for. The prompt's first token
     /// has none: nothing comes before it. Requests that share their prompt share its scores.
-    Prompt(Arc<[Option<Score>]>),
-    /// More text: what comes behind the prompt's whole characters, of which the last may have begun in
-    /// the prompt.
+    Prompt(Arc<[Option<TokenScore>]>),
+    /// More text, after the whole characters of the prompt. If the prompt ends inside a character, that
+    /// character belongs to this text.
     Text(Piece),
-    /// There is no more.
+    /// The text has ended. No event follows.
     End(Result<End, GenerateError>),
 }
 
@@ -46,7 +63,7 @@ pub enum Event {
 pub struct Piece {
     /// Whole characters, possibly none.
     pub text: String,
-    /// The tokens, with an end-of-text at the very end, which is no text.
+    /// The tokens. An end-of-text may be the last; it has no text.
     pub tokens: Vec<Token>,
 }
 
@@ -55,10 +72,10 @@ pub struct Piece {
 pub struct Token {
     /// Its id.
     pub id: u32,
-    /// How many characters of text precede it.
+    /// The number of characters of text before it.
     pub start: usize,
     /// How likely it was, if that was asked for.
-    pub score: Option<Score>,
+    pub score: Option<TokenScore>,
 }
 
 /// How a text ended.
@@ -66,7 +83,7 @@ pub struct Token {
 pub struct End {
     /// Why.
     pub finish: Finish,
-    /// Tokens that were made, including those of a stop string and an end-of-text.
+    /// The number of tokens made, including those of a stop string and an end-of-text.
     pub tokens: usize,
 }
 
@@ -75,7 +92,7 @@ pub struct End {
 pub enum Finish {
     /// The model ended it.
     EndOfText,
-    /// One of [`Request::stop`] came up.
+    /// The model made one of [`Request::stop`].
     StopString,
     /// [`Request::max_tokens`] were made.
     MaxTokens,
@@ -85,19 +102,19 @@ pub enum Finish {
     TimeUp,
 }
 
-/// The answer to a [`Request`], as it is made. Dropping it ends the work for it.
+/// The answer to a [`Request`], event by event. When it is dropped, the work for it ends.
 #[derive(Debug)]
 pub struct Answer {
     pub(super) events: UnboundedReceiver<Event>,
 }
 
 impl Answer {
-    /// The next part. The last is an [`Event::End`]; `None` before it says that the engine is no more.
+    /// The next event. The last is an [`Event::End`]; `None` before it means that the engine has stopped.
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
     }
 
-    /// [`next`](Self::next) for those who wait for several answers at once.
+    /// [`next`](Self::next) for tasks that wait for several answers at once.
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
         self.events.poll_recv(context)
     }

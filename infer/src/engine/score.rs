@@ -1,23 +1,22 @@
-//! How likely a token was.
+//! Log-probabilities of tokens.
 
-use crate::SamplingError;
+use crate::sampling::SamplingError;
 
-/// A token's logarithmic probability by the model itself: before penalties, temperature and all other
-/// [settings](crate::SamplingSettings), over every row of its head.
+/// A token's log-probability (natural logarithm) by the model itself: before penalties, temperature and
+/// all other [settings](crate::SamplingSettings), over every row of the head, padding included.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Score {
-    /// The token's own.
+pub struct TokenScore {
+    /// The log-probability of the token.
     pub log_probability: f64,
-    /// The likeliest tokens' and theirs, falling; of equal ones the lower id first. Padding of the
-    /// vocabulary is not among them.
+    /// The likeliest tokens and their log-probabilities, largest first; of equal ones the lower id first.
+    /// Padding of the vocabulary is not among them.
     pub likeliest: Vec<(u32, f64)>,
 }
 
-impl Score {
-    /// The score of `token` by `logits [v]`, with `n` of the likeliest of the first `vocab_size`.
+impl TokenScore {
+    /// The score of `token` by `logits [v]`, with the `n` likeliest of the first `vocab_size` tokens.
     ///
     /// # Errors
-    ///
     /// [`SamplingError::NotAScore`] and [`SamplingError::NoToken`].
     pub fn new(
         logits: &[f32],
@@ -51,7 +50,7 @@ impl Score {
     }
 }
 
-/// Where the `n` largest values are.
+/// The indices of the `n` largest values, largest first.
 fn largest_of(values: &[f32], n: usize) -> Vec<usize> {
     let mut largest: Vec<usize> = Vec::with_capacity(n + 1);
     for (i, value) in values.iter().enumerate() {
@@ -72,7 +71,7 @@ mod tests {
     #[test]
     fn log_probabilities_add_up_to_one() {
         let logits = [0.5, -1.0, 3.0, 3.0, f32::NEG_INFINITY, 2.0];
-        let of = |token| Score::new(&logits, token, 0, 6).unwrap();
+        let of = |token| TokenScore::new(&logits, token, 0, 6).unwrap();
         let total: f64 = (0..6).map(|token| of(token).log_probability.exp()).sum();
         assert!((total - 1.0).abs() < 1e-12, "{total}");
         assert_eq!(of(4).log_probability, f64::NEG_INFINITY);
@@ -83,21 +82,21 @@ mod tests {
     fn the_likeliest_come_in_order_and_without_padding() {
         let logits = [0.5, -1.0, 3.0, 3.0, 4.0, 2.0, 9.0];
         let ids = |n, vocab_size| -> Vec<u32> {
-            let score = Score::new(&logits, 0, n, vocab_size).unwrap();
+            let score = TokenScore::new(&logits, 0, n, vocab_size).unwrap();
             score.likeliest.iter().map(|(id, _)| *id).collect()
         };
         assert_eq!(ids(4, 6), [4, 2, 3, 5]);
         assert_eq!(ids(1, 4), [2]);
         assert_eq!(ids(9, 6), [4, 2, 3, 5, 0, 1]);
-        // Padding is in the normaliser all the same: the model gave it its share.
-        let score = Score::new(&logits, 4, 1, 6).unwrap();
+        // Padding counts in the normaliser: the model gives it a probability.
+        let score = TokenScore::new(&logits, 4, 1, 6).unwrap();
         assert_eq!(score.likeliest, [(4, score.log_probability)]);
         assert!(score.log_probability < -5.0);
     }
 
     #[test]
     fn what_is_no_score_is_an_error() {
-        let score = |logits: &[f32], token| Score::new(logits, token, 1, 2);
+        let score = |logits: &[f32], token| TokenScore::new(logits, token, 1, 2);
         let broken = score(&[0.0, f32::NAN], 0);
         assert!(matches!(
             broken,

@@ -1,41 +1,42 @@
-//! One sequence: from its request to the end of its answer.
+//! One sequence, from its request to the end of its answer.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use datasets::Tokenizer;
-use kernels::choice::Choice;
+use kernels::decode::sample::Choice;
 use rayon::prelude::*;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::gauges::Gauges;
 use super::request::{End, Event, Finish, Piece, Request};
-use super::score::Score;
-use super::text::Text;
-use crate::{GenerateError, Sampler, SamplingError};
+use super::score::TokenScore;
+use super::text::TextBuffer;
+use crate::error::GenerateError;
+use crate::sampling::{Sampler, SamplingError};
 
 const LOGITS: &str = "logits for what is chosen or scored here";
 
-/// A request on its way to the engine, checked.
+/// A checked request on its way to the engine.
 #[derive(Debug)]
 pub(super) struct Job {
     pub request: Request,
     pub answer: UnboundedSender<Event>,
-    /// Its place in the queue, which is another's when this is let in or nobody waits for it.
+    /// Its place in the queue, which is free again when this is dropped.
     pub _place: Option<OwnedSemaphorePermit>,
 }
 
-/// A sequence at work, apart from its state in the model.
+/// A sequence that is being computed, without its state in the model.
 pub(super) struct Sequence<'t> {
     pub request: Request,
-    /// The newest token that was made, which has yet to go through the model.
+    /// The newest token, which has not gone through the model yet.
     pub newest: u32,
     pub gauges: &'t Gauges,
     pub sampler: Sampler,
     answer: UnboundedSender<Event>,
-    text: Text<'t>,
+    text: TextBuffer<'t>,
     end_of_text: Option<u32>,
     vocab_size: usize,
     /// Tokens that may still go through the model after the prompt.
@@ -44,7 +45,8 @@ pub(super) struct Sequence<'t> {
 }
 
 impl<'t> Sequence<'t> {
-    /// `None` if the request's settings have no meaning, which is then its answer.
+    /// Begins the sequence of a job. If a setting of the request is out of range, that is its answer, and
+    /// this returns `None`.
     pub(super) fn begin(
         Job {
             request, answer, ..
@@ -67,7 +69,7 @@ impl<'t> Sequence<'t> {
             gauges,
             answer,
             sampler,
-            text: Text::new(tokenizer, &request.prompt, request.stop.clone()),
+            text: TextBuffer::new(tokenizer, &request.prompt, request.stop.clone()),
             end_of_text: tokenizer.end_of_text(),
             vocab_size,
             positions_left: max_positions.map(|limit| limit.saturating_sub(tokens)),
@@ -76,14 +78,15 @@ impl<'t> Sequence<'t> {
         })
     }
 
-    /// Whether its time is up, or nobody waits for the answer any more.
+    /// Whether its time is up, or its answer was dropped.
     pub(super) fn over(&self, now: Instant) -> bool {
         let deadline = self.request.deadline;
         self.answer.is_closed() || deadline.is_some_and(|deadline| deadline <= now)
     }
 
-    /// Scores by the logits after each of the prompt's tokens from `read` on: those of the tokens behind
-    /// them, and at the beginning that there is none for the first.
+    /// The scores of the prompt's next tokens. `logits_lv` holds the logits `[l, v]` after each token from
+    /// position `read` on, so they score the tokens from `read + 1` on. Before them, if `read` is 0, stands
+    /// the `None` of the first token.
     ///
     /// # Errors
     /// The logits are no scores.
@@ -92,12 +95,12 @@ impl<'t> Sequence<'t> {
         read: usize,
         logits_lv: &[f32],
         v: usize,
-    ) -> Result<Arc<[Option<Score>]>, SamplingError> {
+    ) -> Result<Arc<[Option<TokenScore>]>, SamplingError> {
         let n = self.request.alternatives.unwrap_or(0);
         let next = &self.request.prompt[read + 1..];
         let scores = logits_lv.par_chunks(v).zip(next);
-        let scores =
-            scores.map(|(logits, &token)| Score::new(logits, token, n, self.vocab_size).map(Some));
+        let scores = scores
+            .map(|(logits, &token)| TokenScore::new(logits, token, n, self.vocab_size).map(Some));
         let mut scores = scores.collect::<Result<Vec<_>, _>>()?;
         if read == 0 {
             scores.insert(0, None);
@@ -105,12 +108,12 @@ impl<'t> Sequence<'t> {
         Ok(scores.into())
     }
 
-    /// Gives out the scores of its prompt's next tokens.
-    pub(super) fn give_scores(&self, scores: Arc<[Option<Score>]>) {
+    /// Sends the scores of the prompt's next tokens.
+    pub(super) fn give_scores(&self, scores: Arc<[Option<TokenScore>]>) {
         give(&self.answer, Event::Prompt(scores));
     }
 
-    /// Writes its first token by the logits `[v]` behind its prompt; `None` if it writes no second.
+    /// Makes the first token by the logits `[v]` after the prompt. `None` if it was the last.
     pub(super) fn begin_writing(mut self, logits: &mut [f32]) -> Option<Self> {
         if self.request.max_tokens == 0 {
             self.finish(Finish::MaxTokens);
@@ -120,13 +123,13 @@ impl<'t> Sequence<'t> {
         self.write(choice, None, Some(logits))
     }
 
-    /// Whether it needs the logits of the tokens that are chosen elsewhere.
+    /// Whether it needs the logits even of tokens that the device has chosen.
     pub(super) fn scores(&self) -> bool {
         self.request.alternatives.is_some()
     }
 
-    /// Takes `chosen`, or chooses a token from its logits `[v]`, and gives out the text that is complete
-    /// with it. `None` if it was the last.
+    /// Takes the token `chosen` by the device, or chooses one by the logits `[v]`, and sends the text that
+    /// is complete with it. `None` if it was the last.
     ///
     /// # Panics
     /// If there are no logits and none was chosen, or the sequence [`scores`](Self::scores).
@@ -144,7 +147,7 @@ impl<'t> Sequence<'t> {
         None
     }
 
-    /// Why it ends with this token, if it does.
+    /// Takes a token as [`write`](Self::write) does, and returns why the text ends with it, if it does.
     fn take(
         &mut self,
         choice: Choice,
@@ -163,7 +166,7 @@ impl<'t> Sequence<'t> {
                 .choose_at(logits.expect(LOGITS), choice.point)?,
         };
         let score = unwarped
-            .map(|(n, logits)| Score::new(&logits, token, n, self.vocab_size))
+            .map(|(n, logits)| TokenScore::new(&logits, token, n, self.vocab_size))
             .transpose()?;
         self.made += 1;
         self.gauges.tokens.fetch_add(1, Relaxed);
@@ -186,10 +189,10 @@ impl<'t> Sequence<'t> {
         Ok(None)
     }
 
-    /// Gives out what is left of the text, and that it is all.
+    /// Sends the rest of the text, and the end.
     pub(super) fn finish(self, finish: Finish) {
         let rest = match finish {
-            // What is held back is the stop string.
+            // The text that is held back is the stop string.
             Finish::StopString => Ok(Piece::default()),
             _ => self.text.finish(),
         };
@@ -206,7 +209,7 @@ impl<'t> Sequence<'t> {
         give(&self.answer, Event::End(Err(error)));
     }
 
-    /// Ends several, since the device has failed.
+    /// Ends several sequences with one error.
     pub(super) fn fail_all(sequences: impl IntoIterator<Item = Self>, error: GenerateError) {
         let reason = match error {
             GenerateError::Device(reason) => reason,
@@ -224,7 +227,7 @@ fn give_piece(answer: &UnboundedSender<Event>, piece: Piece) {
     }
 }
 
-/// That a reader has gone is noticed before the next round.
+/// Sends an event. A dropped answer is noticed before the next round.
 fn give(answer: &UnboundedSender<Event>, event: Event) {
     let _ = answer.send(event);
 }

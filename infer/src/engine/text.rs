@@ -1,26 +1,26 @@
-//! From tokens to text that may be given out: whole characters, and nothing of a stop string.
+//! From tokens to text that can be sent: whole characters, and nothing of a stop string.
 
 use datasets::{DataError, TokenStream, Tokenizer};
 
 use super::request::{Piece, Token};
-use super::score::Score;
+use super::score::TokenScore;
 
-/// The text of one sequence as it grows.
+/// The text of one sequence while it grows.
 ///
-/// What could be the beginning of a stop string is held back until it is clear whether it is. Tokens
-/// go out with the text that they belong to.
-pub(super) struct Text<'t> {
+/// Text that could be the beginning of a stop string is held back until that is decided. Tokens are sent
+/// with the text that they belong to.
+pub(super) struct TextBuffer<'t> {
     stream: TokenStream<'t>,
     stops: Vec<String>,
-    /// Characters decoded so far.
+    /// The number of characters decoded so far.
     decoded: usize,
-    /// The last of them, not yet given out.
+    /// The last of these characters, which are not sent yet.
     held: String,
     tokens: Vec<Token>,
 }
 
-impl<'t> Text<'t> {
-    /// Behind the whole characters of `prompt`.
+impl<'t> TextBuffer<'t> {
+    /// The text after the whole characters of `prompt`.
     pub(super) fn new(tokenizer: &'t Tokenizer, prompt: &[u32], stops: Vec<String>) -> Self {
         Self {
             stream: tokenizer.stream_after(prompt),
@@ -31,8 +31,8 @@ impl<'t> Text<'t> {
         }
     }
 
-    /// Takes a token, and gives what may go out by now.
-    pub(super) fn push(&mut self, id: u32, score: Option<Score>) -> Result<Piece, DataError> {
+    /// Takes a token, and returns the text that can be sent now.
+    pub(super) fn push(&mut self, id: u32, score: Option<TokenScore>) -> Result<Piece, DataError> {
         let start = self.decoded;
         self.tokens.push(Token { id, start, score });
         if let Some(text) = self.stream.push(id)? {
@@ -46,18 +46,18 @@ impl<'t> Text<'t> {
         })
     }
 
-    /// Takes the token that ends the text without being part of it.
-    pub(super) fn push_end(&mut self, id: u32, score: Option<Score>) {
+    /// Takes the token that ends the text and is no part of it.
+    pub(super) fn push_end(&mut self, id: u32, score: Option<TokenScore>) {
         let start = self.decoded;
         self.tokens.push(Token { id, start, score });
     }
 
-    /// Whether a stop string is what is held back, and the text has thereby ended.
+    /// Whether the text that is held back begins with a stop string, so that the text has ended.
     pub(super) fn stopped(&self) -> bool {
         self.stops.iter().any(|stop| self.held.starts_with(stop))
     }
 
-    /// The rest, if no stop string has ended the text.
+    /// The rest of the text, if no stop string has ended it.
     pub(super) fn finish(mut self) -> Result<Piece, DataError> {
         self.held.push_str(&self.stream.finish()?);
         Ok(Piece {
@@ -66,8 +66,8 @@ impl<'t> Text<'t> {
         })
     }
 
-    /// How many of the last bytes have to wait: from the first stop string on, or a beginning of one
-    /// at the very end.
+    /// How many of the last bytes are held back: from the first stop string on, or the beginning of one at
+    /// the very end.
     fn held_back(&self) -> usize {
         let held = &self.held;
         let first = self.stops.iter().filter_map(|stop| held.find(stop)).min();
@@ -82,7 +82,7 @@ impl<'t> Text<'t> {
         beginnings.max().unwrap_or(0)
     }
 
-    /// Gives out the first `n` bytes of what is held, and the tokens that begin in them.
+    /// Takes out the first `n` bytes that are held, and the tokens that begin in them.
     fn release(&mut self, n: usize) -> Piece {
         let rest = self.held.split_off(n);
         let text = std::mem::replace(&mut self.held, rest);
@@ -109,7 +109,7 @@ mod tests {
     fn pieces(text: &str, stops: &[&str]) -> (Vec<Piece>, bool) {
         let tokenizer = tokenizer();
         let stops = stops.iter().map(|stop| stop.to_string()).collect();
-        let mut out = Text::new(&tokenizer, &[], stops);
+        let mut out = TextBuffer::new(&tokenizer, &[], stops);
         let mut pieces = Vec::new();
         for id in tokenizer.encode(text).unwrap() {
             pieces.push(out.push(id, None).unwrap());
@@ -192,14 +192,14 @@ mod tests {
         let ids = tokenizer.encode("a 🦀!").unwrap();
         let last = ids.len() - 2;
         let (prompt, made) = ids.split_at(last);
-        let mut out = Text::new(&tokenizer, prompt, Vec::new());
+        let mut out = TextBuffer::new(&tokenizer, prompt, Vec::new());
         let mut text = String::new();
         for &id in made {
             text += &out.push(id, None).unwrap().text;
         }
         assert_eq!(text + &out.finish().unwrap().text, "🦀!");
         // Or as much of it as there is.
-        let out = Text::new(&tokenizer, prompt, Vec::new());
+        let out = TextBuffer::new(&tokenizer, prompt, Vec::new());
         assert_eq!(out.finish().unwrap().text, "\u{fffd}");
     }
 

@@ -1,89 +1,92 @@
-//! Sequences that take their steps together.
+//! Tiles: sequences that take their steps together.
 
 use std::time::Instant;
 
 use burn::tensor::{Int, Tensor};
 use kernels::KernelBackend;
-use kernels::choice::{Choice, Warp};
+use kernels::decode::sample::{Choice, Warp};
 use model::{Batch, CausalLm, State};
 
-use super::device::{read_logits, settle};
 use super::request::Finish;
 use super::sequence::Sequence;
-use crate::chooser::Chooser;
-use crate::{GenerateError, SamplingSettings};
+use crate::device::{read_settled, settle};
+use crate::device_sampler::DeviceSampler;
+use crate::error::GenerateError;
+use crate::sampling::SamplingSettings;
 
-/// Sequences in a tile, at most.
+/// The rows of a tile, each for one sequence or empty.
 ///
-/// A tile always computes as many rows, so that a sequence's numbers are the same in any company: a
-/// product over more rows may well add in another order. Few enough for one sequence alone not to pay
-/// much for the empty rows, and enough to share the reading of the weights, which is what a step
-/// takes its time for.
+/// A tile always computes this many rows, so that a sequence's numbers do not depend on the others: a
+/// product over more rows may add in another order. The number is small, so that a single sequence loses
+/// little to the empty rows, and large enough to share the reading of the weights, which takes most of
+/// the time of a step.
 pub(super) const ROWS: usize = 8;
 
-/// Some sequences and their states.
+/// Up to [`ROWS`] sequences and their states.
 pub(super) struct Tile<'t, B: KernelBackend> {
     batch: Batch<B>,
     rows: [Option<Sequence<'t>>; ROWS],
-    chooser: Chooser<B>,
+    device_sampler: DeviceSampler<B>,
 }
 
-/// What the rows have made of a step: how each chooses, what the device has chosen, and the logits
-/// `[ROWS, v]` if any row needs them here.
-struct Step {
+/// The results of one step.
+struct TileStep {
+    /// How each row chooses.
     choices: Vec<Choice>,
+    /// The token that the device has chosen for each row, if it has.
     chosen: Vec<Option<u32>>,
+    /// The logits `[ROWS, v]`, if any row needs them on the host.
     logits_bv: Option<Vec<f32>>,
 }
 
 impl<'t, B: KernelBackend> Tile<'t, B> {
-    /// For texts of the first `vocab_size` tokens of the model's.
+    /// An empty tile. Only the first `vocab_size` tokens of the model's vocabulary are chosen.
     pub(super) fn new(model: &CausalLm<B>, vocab_size: usize, device: &B::Device) -> Self {
         Self {
             batch: model.new_batch(ROWS, device),
             rows: Default::default(),
-            chooser: Chooser::new(ROWS, vocab_size, model.vocab_size(), device),
+            device_sampler: DeviceSampler::new(ROWS, vocab_size, model.vocab_size(), device),
         }
     }
 
-    /// How many sequences there are.
+    /// The number of sequences.
     pub(super) fn len(&self) -> usize {
         self.rows.iter().flatten().count()
     }
 
-    /// Bytes of the states.
+    /// The size of the states, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.batch.bytes()
     }
 
-    /// Lets a sequence in that has read its prompt.
+    /// Adds a sequence, with the state after its prompt.
     ///
     /// # Panics
-    /// If there is no room.
+    /// If no row is free.
     pub(super) fn join(&mut self, sequence: Sequence<'t>, state: State<B>) {
         let free = self.rows.iter().position(Option::is_none);
         let row = free.expect("a tile with a free row");
         self.batch.put(row, state);
-        self.chooser.begin(row, &sequence.sampler);
+        self.device_sampler.begin(row, &sequence.sampler);
         self.rows[row] = Some(sequence);
     }
 
-    /// Lets go of the sequences whose reader has gone or whose time is up.
+    /// Ends the sequences whose answer was dropped or whose time is up.
     pub(super) fn clear(&mut self, now: Instant) {
         for row in 0..ROWS {
-            if let Some(sequence) = self.rows[row].take_if(|it| it.over(now)) {
+            if let Some(sequence) = self.rows[row].take_if(|sequence| sequence.over(now)) {
                 self.batch.free(row);
                 sequence.finish(Finish::TimeUp);
             }
         }
     }
 
-    /// One step of every sequence.
+    /// Takes one step of every sequence.
     pub(super) fn step(&mut self, model: &CausalLm<B>, device: &B::Device) {
         if self.len() == 0 {
             return;
         }
-        let Step {
+        let TileStep {
             choices,
             chosen,
             mut logits_bv,
@@ -103,28 +106,38 @@ impl<'t, B: KernelBackend> Tile<'t, B> {
         }
     }
 
-    fn compute(&mut self, model: &CausalLm<B>, device: &B::Device) -> Result<Step, GenerateError> {
-        let newest = |row: &Option<Sequence>| row.as_ref().map_or(0, |it| it.newest as i32);
+    fn compute(
+        &mut self,
+        model: &CausalLm<B>,
+        device: &B::Device,
+    ) -> Result<TileStep, GenerateError> {
+        let newest =
+            |row: &Option<Sequence>| row.as_ref().map_or(0, |sequence| sequence.newest as i32);
         let ids_b: [i32; ROWS] = std::array::from_fn(|row| newest(&self.rows[row]));
         let ids_b = Tensor::<B, 1, Int>::from_ints(ids_b, device);
         let logits_bv = model.step_batch(ids_b, &mut self.batch);
         let rows = self.rows.iter_mut();
         let choices: Vec<Choice> = rows
-            .map(|row| row.as_mut().map_or(idle(), |it| it.sampler.next_choice()))
+            .map(|row| {
+                row.as_mut()
+                    .map_or(idle(), |sequence| sequence.sampler.next_choice())
+            })
             .collect();
-        let chosen = self.chooser.choose(logits_bv.clone(), &choices)?.tokens;
+        let chosen = self
+            .device_sampler
+            .choose(logits_bv.clone(), &choices)?
+            .tokens;
         let here = |(row, chosen): (&Option<Sequence>, &Option<u32>)| {
             row.as_ref()
-                .is_some_and(|it| chosen.is_none() || it.scores())
+                .is_some_and(|sequence| chosen.is_none() || sequence.scores())
         };
-        let logits_bv = match self.rows.iter().zip(&chosen).any(here) {
-            true => Some(read_logits(logits_bv, device)?),
-            false => {
-                settle::<B>(device)?;
-                None
-            }
+        let logits_bv = if self.rows.iter().zip(&chosen).any(here) {
+            Some(read_settled(logits_bv, device)?)
+        } else {
+            settle::<B>(device)?;
+            None
         };
-        Ok(Step {
+        Ok(TileStep {
             choices,
             chosen,
             logits_bv,
@@ -142,7 +155,7 @@ impl<'t, B: KernelBackend> Tile<'t, B> {
     }
 }
 
-/// The choice of a row without a sequence.
+/// The choice of an empty row.
 fn idle() -> Choice {
     let warp = Warp::from(&SamplingSettings::default());
     Choice { warp, point: 0.0 }

@@ -1,4 +1,4 @@
-//! Files in, documents out.
+//! Reading documents from files of JSON lines and of Parquet.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -12,14 +12,14 @@ use serde_json::Value;
 use super::error::{EvalError, cannot};
 use super::task::Document;
 
-/// What the name of a file of data ends with. Of several, the first here is taken.
+/// The endings of data files. If a folder has several for one task, the first in this list is read.
 pub const ENDINGS: [&str; 5] = [".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".parquet"];
 
-/// A record of a file, and where it is: "line 3" or "row 3", from 1. The last may be the reason why
-/// no more can be read.
+/// A record of a file, and its place: "line 3" or "row 3", counted from 1. If the file cannot be read to
+/// its end, the last record is the reason.
 type Record = (String, Result<Value, String>);
 
-/// The first `limit` documents of `files`, whose records are `T`s that `document` turns into them.
+/// The first `limit` documents of `files`. Each record is parsed as a `T`, which `document` converts.
 ///
 /// # Errors
 /// [`EvalError::Io`], [`EvalError::Damaged`] and [`EvalError::Empty`].
@@ -32,8 +32,8 @@ pub fn read<T: DeserializeOwned>(
     for path in files {
         let before = documents.len();
         for (place, record) in records(path)?.take(limit - before) {
-            let fields =
-                record.and_then(|it| serde_json::from_value(it).map_err(|e| e.to_string()));
+            let fields = record
+                .and_then(|value| serde_json::from_value(value).map_err(|error| error.to_string()));
             documents.push(
                 fields
                     .and_then(&document)
@@ -62,7 +62,7 @@ fn records(path: &Path) -> Result<Box<dyn Iterator<Item = Record>>, EvalError> {
     }
     let file = BufReader::new(file);
     Ok(if name.ends_with(".gz") {
-        // A file may be several gzip streams, one behind the other.
+        // A file may have several gzip streams, one after the other.
         Box::new(lines(BufReader::new(MultiGzDecoder::new(file))))
     } else if name.ends_with(".zst") {
         let decoder = zstd::Decoder::with_buffer(file).map_err(cannot("open", path))?;
@@ -72,7 +72,7 @@ fn records(path: &Path) -> Result<Box<dyn Iterator<Item = Record>>, EvalError> {
     })
 }
 
-/// JSON values, one a line. Blank lines are passed over, and so is a byte-order mark.
+/// JSON values, one per line. Blank lines and byte-order marks are skipped.
 fn lines(mut text: impl BufRead) -> impl Iterator<Item = Record> {
     let mut number = 0;
     std::iter::from_fn(move || {
@@ -88,7 +88,7 @@ fn lines(mut text: impl BufRead) -> impl Iterator<Item = Record> {
                         continue;
                     }
                     serde_json::from_str(line).map_err(|error| {
-                        // Its line is always the first: it sees no other.
+                        // The parser sees one line only, so its message always says line 1.
                         let reason = error.to_string();
                         let reason = reason.split(" at line 1 column").next().unwrap_or_default();
                         format!("no JSON, from column {} on: {reason}", error.column())

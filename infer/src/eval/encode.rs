@@ -1,4 +1,4 @@
-//! Texts in, requests out: where the context ends and the continuation begins, in tokens.
+//! From prompts to token ids: where the context ends and the continuation begins.
 
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
@@ -10,26 +10,26 @@ use super::error::EvalError;
 use super::python::rstrip;
 use super::task::Prompt;
 
-/// Token ids of which the last few are scored, each given all before it.
+/// Token ids, of which the last `scored` are scored, each given all ids before it.
 #[derive(Clone, Debug)]
-pub struct Request {
-    /// Shared with other requests of the same text.
+pub struct ScoreRequest {
+    /// A text's ids, which requests of the same text share.
     text: Arc<[u32]>,
-    /// Where the ids are in it.
+    /// The part of the text that this request is about.
     place: Range<usize>,
-    /// How many at the end are scored: fewer than there are ids, and at least one.
+    /// The number of ids at the end that are scored: at least one, and fewer than there are ids.
     pub scored: usize,
 }
 
-impl Request {
-    /// For the last `scored` of `ids`.
+impl ScoreRequest {
+    /// A request to score the last `scored` of `ids`.
     pub fn new(ids: impl Into<Arc<[u32]>>, scored: usize) -> Self {
         let text = ids.into();
         let place = 0..text.len();
         Self::of_part(text, place, scored)
     }
 
-    /// For the last `scored` ids of a part of `text`.
+    /// A request to score the last `scored` ids of the part `place` of `text`.
     pub fn of_part(text: Arc<[u32]>, place: Range<usize>, scored: usize) -> Self {
         Self {
             text,
@@ -38,34 +38,34 @@ impl Request {
         }
     }
 
-    /// What is read, and behind it the last token, which is only scored.
+    /// The ids. All but the last are read; the last is only scored.
     pub fn ids(&self) -> &[u32] {
         &self.text[self.place.clone()]
     }
 }
 
-/// Wherever the ids lie.
-impl PartialEq for Request {
+/// Requests are equal if their ids are, in whatever text they lie.
+impl PartialEq for ScoreRequest {
     fn eq(&self, other: &Self) -> bool {
         self.scored == other.scored && self.ids() == other.ids()
     }
 }
 
-impl Eq for Request {}
+impl Eq for ScoreRequest {}
 
-impl Hash for Request {
+impl Hash for ScoreRequest {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.scored.hash(state);
         self.ids().hash(state);
     }
 }
 
-/// What is asked of the model, a request for each prompt.
+/// One request for each prompt.
 ///
-/// A prompt is encoded whole, and what it has beyond as many tokens as the context makes alone is the
-/// continuation; so a model sees words as it has always seen them, whatever joins at the boundary.
-/// Blanks that end the context belong to the continuation, whose first word begins with them in most
-/// vocabularies. At most `max_length` tokens are read: of longer prompts, the last.
+/// A prompt is encoded whole. Its continuation is what follows the first n tokens, where n is the number
+/// of tokens of the context alone; so words are split into tokens as in training, also at the boundary.
+/// Blanks at the end of the context belong to the continuation, whose first word begins with them in most
+/// vocabularies. At most `max_length` tokens are read: of longer prompts, the last ones.
 ///
 /// # Errors
 /// [`EvalError::NoPrefix`], [`EvalError::NothingToScore`], [`EvalError::TooLong`], and what the
@@ -74,10 +74,13 @@ pub fn requests<'p>(
     prompts: impl IntoIterator<Item = &'p Prompt>,
     tokenizer: &Tokenizer,
     max_length: usize,
-) -> Result<Vec<Request>, EvalError> {
+) -> Result<Vec<ScoreRequest>, EvalError> {
     let prompts: Vec<&Prompt> = prompts.into_iter().collect();
     // The choices of a question share its context.
-    let mut contexts: Vec<&str> = prompts.iter().map(|it| rstrip(&it.context)).collect();
+    let mut contexts: Vec<&str> = prompts
+        .iter()
+        .map(|prompt| rstrip(&prompt.context))
+        .collect();
     let of_prompt: Vec<usize> = contexts
         .iter()
         .scan((None, 0), |(last, distinct), &context| {
@@ -90,7 +93,7 @@ pub fn requests<'p>(
     contexts.dedup();
     let wholes: Vec<String> = prompts
         .iter()
-        .map(|it| format!("{}{}", it.context, it.continuation))
+        .map(|prompt| format!("{}{}", prompt.context, prompt.continuation))
         .collect();
     let contexts = tokenizer.encode_batch(&contexts)?;
     let wholes = tokenizer.encode_batch(&wholes)?;
@@ -109,14 +112,14 @@ pub fn requests<'p>(
         .collect()
 }
 
-/// `None` if nothing of `whole` is left to score.
+/// The request of one prompt, from the ids of its context and of the whole. `None` if no id is left to score.
 fn request(
     context: &[u32],
     whole: &[u32],
     end_of_text: Option<u32>,
     max_length: usize,
-) -> Result<Option<Request>, EvalError> {
-    // Without a context, what ends the document before a text in training stands before it.
+) -> Result<Option<ScoreRequest>, EvalError> {
+    // Without a context, the text follows an end-of-text, as documents did in training.
     let prefix = [end_of_text.unwrap_or_default()];
     let (context, continuation) = match context {
         [] if end_of_text.is_none() => return Err(EvalError::NoPrefix),
@@ -137,7 +140,7 @@ fn request(
     // The last token is not read.
     let too_many = (context.len() + scored).saturating_sub(max_length.saturating_add(1));
     let ids = [&context[too_many.min(context.len())..], continuation].concat();
-    Ok(Some(Request::new(ids, scored)))
+    Ok(Some(ScoreRequest::new(ids, scored)))
 }
 
 #[cfg(test)]

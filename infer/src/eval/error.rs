@@ -1,24 +1,24 @@
-//! Everything that can go wrong between a task's data and its score.
+//! Why an evaluation cannot be done.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-use kernels::backends::BackendError;
+use kernels::runtime::BackendError;
 
 use super::task::Task;
 
-/// Why an evaluation cannot be done. Each message is whole in itself.
+/// Why an evaluation cannot be done. Each message is complete.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EvalError {
     /// The operating system refused a file or folder.
     #[error("cannot {action} {}: {reason}", path.display())]
     Io {
-        /// What was tried, as a verb: "open", "write".
+        /// The failed action, as a verb: "open", "write".
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// What the operating system said.
+        /// The operating system's error.
         reason: io::Error,
     },
     /// A folder without a task's data.
@@ -38,7 +38,7 @@ pub enum EvalError {
     Hub {
         /// The task.
         task: Task,
-        /// What went wrong.
+        /// Why not.
         reason: Box<model::WeightsError>,
     },
     /// A file that cannot be read to its end.
@@ -57,13 +57,13 @@ pub enum EvalError {
         /// The file.
         path: PathBuf,
     },
-    /// There is nothing to predict a text's first token from.
+    /// The tokenizer has no end-of-text token, from which a text's first token is predicted.
     #[error(
         "a text is scored from its first token on, and the tokenizer has no end-of-text token to \
          stand before it; use the tokenizer that belongs to the model"
     )]
     NoPrefix,
-    /// A continuation that makes no token of its own.
+    /// A continuation without a token: its letters are part of the context's last token.
     #[error(
         "nothing is left to score of the continuation {continuation:?}: its letters join a token \
          of the context"
@@ -83,15 +83,15 @@ pub enum EvalError {
         /// The most that are read.
         limit: usize,
     },
-    /// A maximum length without meaning for the model.
+    /// A maximum length that is out of the model's range.
     #[error(
         "--max-length is {given}; it must be from 1 to {limit}, the most tokens that this model reads at \
          once"
     )]
     MaxLength {
-        /// What was asked for.
+        /// The given length.
         given: usize,
-        /// A Phi's positions, or the most that is read of a model without them.
+        /// The largest length: a Phi's positions, or a fixed limit for models without positions.
         limit: usize,
     },
     /// A stride that would leave tokens out.
@@ -100,15 +100,15 @@ pub enum EvalError {
          (--max-length)"
     )]
     Stride {
-        /// What was asked for.
+        /// The given stride.
         stride: usize,
         /// The windows' length.
         max_length: usize,
     },
-    /// A number of sequences without meaning.
+    /// A batch of no sequences.
     #[error("--batch-size is 0; it must be at least 1")]
     BatchSize,
-    /// A number of documents without meaning.
+    /// A limit of no documents.
     #[error("--limit is 0; it must be at least 1")]
     Limit,
     /// A token that the model has no embedding for.
@@ -122,16 +122,16 @@ pub enum EvalError {
         /// The model's vocabulary, padding included.
         vocab_size: usize,
     },
-    /// Texts without a token between them.
+    /// The texts have no token.
     #[error("the text has no token to score; give more of it")]
     NoTokens,
-    /// Logits that are no scores.
+    /// The logits are no finite numbers.
     #[error(
         "the model gives a text no probability (its logits are not finite numbers): its weights \
          are damaged or overflow"
     )]
     NotFinite,
-    /// The backend failed to compute.
+    /// The device has failed.
     #[error(transparent)]
     Device(#[from] BackendError),
     /// The tokenizer or a text file cannot be used.
@@ -139,8 +139,8 @@ pub enum EvalError {
     Data(#[from] datasets::DataError),
 }
 
-/// Makes an [`EvalError::Io`] of what the operating system says: `.map_err(cannot("open", path))`.
-pub(super) fn cannot(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> EvalError {
+/// Turns the operating system's error into an [`EvalError::Io`]: `.map_err(cannot("open", path))`.
+pub(crate) fn cannot(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> EvalError {
     move |reason| EvalError::Io {
         action,
         path: path.into(),

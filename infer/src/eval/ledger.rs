@@ -1,4 +1,4 @@
-//! What has been scored, kept on disk until the evaluation is done.
+//! Scores that are kept on disk until an evaluation is done.
 
 use std::collections::HashMap;
 use std::fs;
@@ -8,28 +8,28 @@ use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
-use super::encode::Request;
+use super::encode::ScoreRequest;
 use super::error::{EvalError, cannot};
 use super::score::Score;
-use crate::atomic_file;
+use model::atomic_file;
 
-/// What an interruption costs at most, in work.
+/// How often the file is written: the most work that an interruption can lose.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
-/// How the file begins.
+/// The first bytes of the file.
 const MAGIC: &[u8; 16] = b"mohawk-scores-1\n";
-/// A key, the log-likelihood and whether it was greedy.
+/// The bytes of a record: a key, the log-likelihood, and whether it was greedy.
 const RECORD: usize = 16 + 8 + 1;
-/// The SHA-256 of all before it ends the file.
+/// The bytes of the SHA-256 at the end of the file, of everything before it.
 const DIGEST: usize = 32;
 
 type Key = [u8; 16];
 
-/// The scores of one model, by what was asked: an evaluation that was interrupted finds here what it
-/// need not ask again, whatever tasks and limits it is started with.
+/// The scores of one model, by request. An evaluation that was interrupted finds here the scores that it
+/// has already computed, whatever tasks and limits it is started with.
 ///
-/// The file is replaced whole, every ten seconds at most, and removed when all is done. One that is
-/// not as it was written is not believed. If it cannot be written, that is said once, and nothing is
-/// lost but by an interruption.
+/// The file is replaced whole, at most every ten seconds, and removed when the evaluation is done. A damaged
+/// file is ignored. If the file cannot be written, one message says so, and only an interruption would
+/// lose work.
 #[derive(Debug)]
 pub struct Ledger {
     path: PathBuf,
@@ -39,7 +39,7 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// The ledger of what `identity` names, in `folder`.
+    /// Opens the ledger of the model with this `identity`, in `folder`.
     pub fn open(folder: &Path, identity: &str) -> Self {
         let name = format!("{:.16}.scores", format!("{:x}", Sha256::digest(identity)));
         let path = folder.join(name);
@@ -53,19 +53,19 @@ impl Ledger {
     }
 
     /// The score of `request`, if it is known.
-    pub fn get(&self, request: &Request) -> Option<Score> {
+    pub fn get(&self, request: &ScoreRequest) -> Option<Score> {
         self.scores.get(&key(request)).copied()
     }
 
-    /// Notes a score, and saves all if that was long ago.
-    pub fn note(&mut self, request: &Request, score: Score) {
+    /// Adds a score, and saves all of them if the last time was long ago.
+    pub fn note(&mut self, request: &ScoreRequest, score: Score) {
         self.scores.insert(key(request), score);
         if self.saved.elapsed() >= SAVE_EVERY {
             self.save();
         }
     }
 
-    /// Writes the file, beside its place first; if that fails it is as it was.
+    /// Writes the file. If that fails, the file stays as it was.
     pub fn save(&mut self) {
         self.saved = Instant::now();
         let saved = atomic_file::write(&self.path, &self.bytes());
@@ -91,7 +91,7 @@ impl Ledger {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed,
         };
-        let rest = "the next evaluation would go on from it";
+        let rest = "the next evaluation would resume from it";
         self.warn(removed.map_err(cannot("remove", &self.path)), rest);
     }
 
@@ -105,7 +105,7 @@ impl Ledger {
     }
 }
 
-fn key(request: &Request) -> Key {
+fn key(request: &ScoreRequest) -> Key {
     let mut digest = Sha256::new();
     digest.update((request.scored as u64).to_le_bytes());
     for id in request.ids() {
@@ -116,7 +116,7 @@ fn key(request: &Request) -> Key {
     key
 }
 
-/// `None` if these are not the bytes that a ledger has written.
+/// Parses a file. `None` if these are not the bytes that a ledger has written.
 fn parse(bytes: &[u8]) -> Option<HashMap<Key, Score>> {
     let (content, digest) = bytes.split_at_checked(bytes.len().checked_sub(DIGEST)?)?;
     let records = content.strip_prefix(MAGIC)?;
@@ -139,8 +139,8 @@ fn parse(bytes: &[u8]) -> Option<HashMap<Key, Score>> {
 mod tests {
     use super::*;
 
-    fn request(id: u32, scored: usize) -> Request {
-        Request::new([id, 2, 3], scored)
+    fn request(id: u32, scored: usize) -> ScoreRequest {
+        ScoreRequest::new([id, 2, 3], scored)
     }
 
     const SCORE: Score = Score {

@@ -1,4 +1,4 @@
-//! Scores in, a task's metrics out.
+//! From scores to a task's metrics.
 
 use rand_mt::Mt;
 use rayon::prelude::*;
@@ -6,36 +6,37 @@ use rayon::prelude::*;
 use super::score::Score;
 use super::task::{Document, Question};
 
-/// A number that a task is known by.
+/// A metric of a task.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Metric {
     /// Its name in lm-evaluation-harness.
     pub name: &'static str,
-    /// Over all documents.
+    /// The value over all documents.
     pub value: f64,
-    /// By how much that is off, typically, because there are no more documents. One alone cannot
-    /// tell.
+    /// The standard error of the value; `None` for a single document.
     pub stderr: Option<f64>,
-    /// Whether more is better.
+    /// Whether a higher value is better.
     pub higher_is_better: bool,
 }
 
-/// The metrics of `documents`, in the order of their names. `scores` has those of each document's
-/// prompts.
+/// The metrics of `documents`, in the order of their names. `scores` has, for each document, the scores of
+/// its prompts.
 ///
-/// - `acc`: how often the likeliest choice is the right one, or the likeliest word. Of equally likely
-///   ones the first counts.
-/// - `acc_norm`, `acc_bytes`: the same of the log-likelihood for each character of the choice and for
-///   each byte. The first is what the harness calls normalised, and what is published under that
-///   name; they differ only where a choice is not ASCII.
-/// - `perplexity`: of the words, as if each were one token.
+/// - `acc`: the share of documents whose likeliest choice, or likeliest word, is the right one. Of equally
+///   likely ones the first counts.
+/// - `acc_norm`, `acc_bytes`: the same with the log-likelihood per character of the choice, and per byte.
+///   The harness calls the first normalised, and publishes it under that name; they differ only where a
+///   choice is not ASCII.
+/// - `perplexity`: of the words, each counted as one token.
 pub fn metrics(documents: &[Document], scores: &[Vec<Score>]) -> Vec<Metric> {
     let mut metrics = Vec::new();
     let by_choice = documents.iter().zip(scores);
     let accuracy = |name, is_right: fn(&Question, &[Score]) -> Option<bool>| {
         let right = by_choice.clone();
         let right: Option<Vec<f64>> = right
-            .map(|(it, scores)| is_right(&it.question, scores).map(|it| f64::from(u8::from(it))))
+            .map(|(document, scores)| {
+                is_right(&document.question, scores).map(|right| f64::from(u8::from(right)))
+            })
             .collect();
         Some(Metric {
             name,
@@ -48,7 +49,7 @@ pub fn metrics(documents: &[Document], scores: &[Vec<Score>]) -> Vec<Metric> {
         Some(match question {
             Question::Word => scores[0].is_greedy,
             Question::Choice { gold, .. } | Question::Context { gold } => {
-                likeliest(scores.iter().map(|it| it.log_likelihood)) == *gold
+                likeliest(scores.iter().map(|score| score.log_likelihood)) == *gold
             }
         })
     }));
@@ -58,8 +59,14 @@ pub fn metrics(documents: &[Document], scores: &[Vec<Score>]) -> Vec<Metric> {
     metrics.extend(accuracy("acc_norm", |question, scores| {
         by_length(question, scores, |choice| choice.chars().count())
     }));
-    if documents.iter().all(|it| it.question == Question::Word) {
-        let log_likelihoods: Vec<f64> = scores.iter().map(|it| it[0].log_likelihood).collect();
+    if documents
+        .iter()
+        .all(|document| document.question == Question::Word)
+    {
+        let log_likelihoods: Vec<f64> = scores
+            .iter()
+            .map(|scores| scores[0].log_likelihood)
+            .collect();
         metrics.push(Metric {
             name: "perplexity",
             value: perplexity(log_likelihoods.iter().sum::<f64>(), log_likelihoods.len()),
@@ -75,17 +82,17 @@ pub fn perplexity(log_likelihood: f64, count: usize) -> f64 {
     (-log_likelihood / count as f64).exp()
 }
 
-/// Whether the right choice is the likeliest for its length; `None` where lengths mean nothing.
+/// Whether the right choice is the likeliest for its length; `None` for questions without choices.
 fn by_length(question: &Question, scores: &[Score], length: fn(&str) -> usize) -> Option<bool> {
     let Question::Choice { gold, choices } = question else {
         return None;
     };
     let both = scores.iter().zip(choices);
-    let normalised = both.map(|(it, choice)| it.log_likelihood / length(choice) as f64);
+    let normalised = both.map(|(score, choice)| score.log_likelihood / length(choice) as f64);
     Some(likeliest(normalised) == *gold)
 }
 
-/// The number of the largest, the first of equals.
+/// The index of the largest value, the first of equals.
 fn likeliest(values: impl Iterator<Item = f64>) -> usize {
     let mut best = (0, f64::NEG_INFINITY);
     for (i, value) in values.enumerate() {
@@ -100,7 +107,7 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// The standard deviation of the population that `values` are a sample of.
+/// The standard deviation of the population that `values` are a sample of (n - 1 in the denominator).
 fn deviation(values: &[f64]) -> Option<f64> {
     let mean = mean(values);
     let squares = values.iter().map(|value| (value - mean).powi(2));
@@ -111,11 +118,11 @@ fn stderr_of_mean(values: &[f64]) -> Option<f64> {
     Some(deviation(values)? / (values.len() as f64).sqrt())
 }
 
-/// By bootstrap: the deviation of the perplexities of 100,000 samples, with replacement, from the
-/// documents.
+/// The standard error by bootstrap: the deviation of the perplexities of 100,000 samples of the documents,
+/// with replacement.
 ///
-/// They are the very samples that the harness takes, which seeds Python's generator with the number of
-/// each thousand, so that the error equals its error.
+/// The samples are those of the harness, which seeds Python's generator with the number of each thousand,
+/// so the result equals the harness's.
 fn stderr_of_perplexity(log_likelihoods: &[f64]) -> Option<f64> {
     const SEEDS: u32 = 100;
     const SAMPLES: usize = 1000;
@@ -133,7 +140,7 @@ fn stderr_of_perplexity(log_likelihoods: &[f64]) -> Option<f64> {
     }
 }
 
-/// Python's `random()`: 53 bits, of two draws.
+/// Python's `random()`: 53 bits from two draws.
 fn unit(random: &mut Mt) -> f64 {
     let (high, low) = (random.next_u32() >> 5, random.next_u32() >> 6);
     (f64::from(high) * f64::from(1 << 26) + f64::from(low)) / (1_u64 << 53) as f64

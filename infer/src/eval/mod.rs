@@ -1,38 +1,36 @@
 //! The paper's evaluations, as lm-evaluation-harness defines them.
 //!
 //! ```text
-//! files -> Documents -> Requests -> Scores -> Metrics -> table, JSON
-//! data     task         encode      score     metrics    table, command
+//! files -> Documents -> ScoreRequests -> Scores -> Metrics -> table
+//! data     task         encode           score     metrics    table
 //! ```
 //!
 //! A [`Task`] turns each record of its data into a [`Document`]: prompts, which are pairs of a context
-//! and a continuation, and how their scores are judged. [`requests`] turns prompts into tokens,
-//! [`score`](score()) has a model say how likely each continuation is, and [`metrics`](metrics())
-//! judges. [`Texts`] makes requests of running text, for its perplexity.
+//! and a continuation, and the rule by which their scores are judged. [`requests`] turns prompts into
+//! tokens, [`score`](score()) computes how likely each continuation is, and [`metrics`](metrics())
+//! judges. [`Texts`] turns running text into requests, for its perplexity.
 //!
-//! # The harness's word
+//! # The harness's code decides
 //!
-//! A score can be compared with a published one only if a hundred small things are alike: which blank
-//! belongs to the continuation, which token stands before an empty context, what is cut when a prompt
-//! is too long, what "normalised" divides by. Where the harness's documentation and its code differ,
-//! it is the code that made the published numbers, so it is the code that is followed here; and since
-//! only comparing tells, recorded results of it are among the tests. `docs/evaluation.md` says how
-//! they were made.
+//! A score can be compared with a published one only if many details agree: which blank belongs to the
+//! continuation, which token stands before an empty context, what is cut from a prompt that is too long,
+//! what "normalised" divides by. Where the harness's documentation and its code differ, the code made the
+//! published numbers, so the code is followed here. Recorded results of the harness are among the tests;
+//! `docs/evaluation.md` says how they were made.
 //!
-//! # One pass a request
+//! # One pass per request
 //!
-//! Choices of one question share their context, and reading it once would save half of the work, but
-//! contexts of different lengths cannot share a batch as states, and a batch is worth more than the
-//! half. So every request is read whole, the longest first, in batches of like lengths, and only the
-//! rows that are scored meet the head.
+//! Choices of one question share their context, and reading it once would save half of the work. But
+//! states after contexts of different lengths cannot share a batch, and a batch saves more than that
+//! half. So every request is read whole, the longest first, in batches of similar lengths, and the head
+//! is computed only for the positions that are scored.
 //!
-//! # What was asked is the key
+//! # Scores are kept by their tokens
 //!
-//! Scores that are kept for an interrupted evaluation are filed under the tokens that were asked
-//! about, not under task and number: the ledger knows nothing of tasks, limits or data files, and
-//! cannot take one document's score for another's when any of these change.
+//! The scores of an interrupted evaluation are kept on disk by the tokens of the request, not by task and
+//! number. So the [`Ledger`] does not depend on tasks, limits or data files, and never takes the score of
+//! one document for another's when any of these change.
 
-mod command;
 mod data;
 mod encode;
 mod error;
@@ -41,19 +39,15 @@ mod metrics;
 mod perplexity;
 mod python;
 mod score;
-mod scoring;
 mod table;
 mod task;
-mod text_command;
 
-pub use command::EvalArgs;
-pub use encode::{Request, requests};
+pub use encode::{ScoreRequest, requests};
 pub use error::EvalError;
+pub(crate) use error::cannot;
 pub use ledger::Ledger;
 pub use metrics::{Metric, metrics};
 pub use perplexity::{TextMetrics, Texts};
 pub use score::{Score, score};
-pub use scoring::ScoringArgs;
 pub use table::table;
 pub use task::{Document, Prompt, Question, Source, Task};
-pub use text_command::PerplexityArgs;

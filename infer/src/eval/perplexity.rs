@@ -1,42 +1,42 @@
-//! How well a model predicts running text.
+//! The perplexity of running text.
 
 use std::sync::Arc;
 
 use datasets::Tokenizer;
 
-use super::encode::Request;
+use super::encode::ScoreRequest;
 use super::error::EvalError;
 use super::metrics::perplexity;
 use super::score::Score;
 
-/// Texts as requests, and how much of them there is.
+/// Texts as requests, and their sizes.
 #[derive(Debug, Default)]
 pub struct Texts {
-    /// Window after window.
-    pub requests: Vec<Request>,
-    /// How many texts.
+    /// The windows of all texts, in order.
+    pub requests: Vec<ScoreRequest>,
+    /// The number of texts.
     pub documents: usize,
-    /// Tokens, all of which are scored.
+    /// The number of tokens, all of which are scored.
     pub tokens: usize,
-    /// Bytes, in UTF-8.
+    /// The number of bytes, in UTF-8.
     pub bytes: usize,
 }
 
-/// What the model makes of all texts together.
+/// How well a model predicts all texts together.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TextMetrics {
-    /// The logarithm of their probability.
+    /// The natural logarithm of their probability.
     pub log_likelihood: f64,
-    /// Per token, in the tokenizer's tokens: for models with the same tokenizer.
+    /// The perplexity per token, comparable between models with the same tokenizer.
     pub perplexity: f64,
-    /// Per byte: for any models.
+    /// The perplexity per byte, comparable between all models.
     pub byte_perplexity: f64,
-    /// Its logarithm to base 2.
+    /// The logarithm of `byte_perplexity` to base 2.
     pub bits_per_byte: f64,
 }
 
 impl Texts {
-    /// Adds a text.
+    /// Adds a text, as windows of up to `max_length` tokens that slide by `stride`.
     ///
     /// # Errors
     /// [`EvalError::NoPrefix`], and what the tokenizer fails with.
@@ -58,7 +58,7 @@ impl Texts {
         Ok(())
     }
 
-    /// What comes of the requests' scores.
+    /// The metrics, from the scores of [`requests`](Self::requests) in the same order.
     ///
     /// # Errors
     /// [`EvalError::NoTokens`].
@@ -66,7 +66,7 @@ impl Texts {
         if self.tokens == 0 {
             return Err(EvalError::NoTokens);
         }
-        let log_likelihood = scores.iter().map(|it| it.log_likelihood).sum();
+        let log_likelihood = scores.iter().map(|score| score.log_likelihood).sum();
         let byte_perplexity = perplexity(log_likelihood, self.bytes);
         Ok(TextMetrics {
             log_likelihood,
@@ -82,14 +82,18 @@ impl Texts {
 /// A window reads up to `max_length` ids. Each begins `stride` later than the one before and scores
 /// its last `stride`, so that all but those of the first window are predicted from at least
 /// `max_length - stride` others.
-fn windows(ids: Arc<[u32]>, max_length: usize, stride: usize) -> impl Iterator<Item = Request> {
+fn windows(
+    ids: Arc<[u32]>,
+    max_length: usize,
+    stride: usize,
+) -> impl Iterator<Item = ScoreRequest> {
     let mut done = 0;
     std::iter::from_fn(move || {
         let left = ids.len() - 1 - done;
         let scored = left.min(if done == 0 { max_length } else { stride });
         done += scored;
         let window = done.saturating_sub(max_length)..done + 1;
-        (scored > 0).then(|| Request::of_part(ids.clone(), window, scored))
+        (scored > 0).then(|| ScoreRequest::of_part(ids.clone(), window, scored))
     })
 }
 
@@ -100,7 +104,9 @@ mod tests {
     fn parts(n: u32, max_length: usize, stride: usize) -> Vec<(Vec<u32>, usize)> {
         let ids: Vec<u32> = (0..=n).collect();
         let windows = windows(ids.into(), max_length, stride);
-        windows.map(|it| (it.ids().to_vec(), it.scored)).collect()
+        windows
+            .map(|window| (window.ids().to_vec(), window.scored))
+            .collect()
     }
 
     /// As the harness's own windows over ten tokens, of four, with one and with three of context.
@@ -124,7 +130,7 @@ mod tests {
     #[test]
     fn windows_lie_in_one_text() {
         let ids: Vec<u32> = (0..50).collect();
-        let windows: Vec<Request> = windows(ids.into(), 8, 1).collect();
+        let windows: Vec<ScoreRequest> = windows(ids.into(), 8, 1).collect();
         assert_eq!(windows.len(), 42);
         for (one, next) in windows.iter().zip(&windows[1..]).skip(1) {
             assert_eq!(one.ids()[1..].as_ptr(), next.ids().as_ptr());

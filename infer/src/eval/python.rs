@@ -1,4 +1,4 @@
-//! Python's strings, where the harness's definitions lean on them.
+//! Python's string methods, as far as the harness's definitions depend on them.
 
 /// What `str.isspace` calls white space: Unicode's, and the four separators of ASCII.
 fn is_space(c: char) -> bool {

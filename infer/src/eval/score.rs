@@ -1,44 +1,45 @@
-//! Requests in, log-likelihoods out.
+//! From requests to log-likelihoods.
 
 use std::cmp::Reverse;
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use kernels::KernelBackend;
-use kernels::backends::{BackendError, synchronise};
+use kernels::runtime::{BackendError, synchronise};
 use model::CausalLm;
 use rayon::prelude::*;
 
-use super::encode::Request;
+use super::encode::ScoreRequest;
 use super::error::EvalError;
 
-/// The most rows of logits that are there at once. A row has an entry for every token of the
-/// vocabulary, so that those of a whole batch may take more memory than the model.
+/// The most rows of logits at once. A row has an entry for every token of the vocabulary, so the rows of a
+/// whole batch may take more memory than the model.
 const LOGIT_ROWS: usize = 1024;
 
-/// What the model makes of a request.
+/// The score of a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Score {
-    /// The logarithm of the probability of the scored tokens.
+    /// The natural logarithm of the probability of the scored tokens.
     pub log_likelihood: f64,
     /// Whether each of them is the likeliest in its place.
     pub is_greedy: bool,
 }
 
-/// Scores `requests` in batches of `batch_size`, and hands each to `then` with its score.
+/// Scores `requests` in batches of `batch_size`, and calls `then` with each request and its score.
 ///
-/// Long requests come first: batches are of like lengths, estimates of the time left err upwards, and
-/// if memory does not suffice it shows at once. Shorter rows of a batch are filled up at their ends,
-/// which a causal network cannot see; the head reads only what is scored.
+/// Long requests come first: so batches have similar lengths, estimates of the remaining time are too long
+/// rather than too short, and a lack of memory shows at once. Shorter rows of a batch are padded at the
+/// end, which does not change a causal network's output before it. The head is computed only where tokens
+/// are scored.
 ///
 /// # Errors
 /// [`EvalError::UnknownToken`], before anything is computed; [`EvalError::NotFinite`] and
 /// [`EvalError::Device`].
 pub fn score<B: KernelBackend>(
     model: &CausalLm<B>,
-    requests: &[&Request],
+    requests: &[&ScoreRequest],
     batch_size: usize,
     device: &B::Device,
-    mut then: impl FnMut(&Request, Score),
+    mut then: impl FnMut(&ScoreRequest, Score),
 ) -> Result<(), EvalError> {
     let vocab_size = model.vocab_size();
     let mut ids = requests.iter().flat_map(|request| request.ids());
@@ -49,7 +50,7 @@ pub fn score<B: KernelBackend>(
     sorted.sort_by_key(|request| Reverse(request.ids().len()));
     let batches: Vec<_> = sorted.chunks(batch_size.max(1)).collect();
     for side_by_side in batches.chunks(B::lanes()) {
-        let scored = |batch: &&[&Request]| score_batch(model, batch, device);
+        let scored = |batch: &&[&ScoreRequest]| score_batch(model, batch, device);
         let scores: Vec<_> = match side_by_side {
             // On this thread, whose queue is waited for below.
             [one] => vec![scored(one)],
@@ -67,11 +68,11 @@ pub fn score<B: KernelBackend>(
 
 fn score_batch<B: KernelBackend>(
     model: &CausalLm<B>,
-    batch: &[&Request],
+    batch: &[&ScoreRequest],
     device: &B::Device,
 ) -> Result<Vec<Score>, EvalError> {
     // The last id of a request is not read.
-    let longest = batch.iter().map(|it| it.ids().len() - 1).max();
+    let longest = batch.iter().map(|request| request.ids().len() - 1).max();
     let (b, l) = (batch.len(), longest.unwrap_or_default());
     let mut ids = vec![0; b * l];
     let (mut places, mut targets) = (Vec::new(), Vec::new());
@@ -101,7 +102,7 @@ fn score_batch<B: KernelBackend>(
         let x_1td = x_nd.clone().select(0, places_t).reshape([1, t, d]);
         let logits = model.logits(x_1td);
         let v = logits.dims()[2];
-        // In half precision the logits are rounded already; the sum over the vocabulary need not be.
+        // Half-precision logits are rounded already; the sum over the vocabulary should not round again.
         let logits = match logits.dtype() {
             DType::F16 | DType::BF16 => logits.cast(DType::F32),
             _ => logits,
@@ -109,7 +110,7 @@ fn score_batch<B: KernelBackend>(
         let logits_tv = logits.reshape([t, v]);
         let largest_t1 = logits_tv.clone().max_dim(1);
         let chosen_t1 = logits_tv.clone().gather(1, targets_t1) - largest_t1.clone();
-        // Against the largest in both places, so that nothing overflows.
+        // Relative to the largest logit, so that nothing overflows.
         let sum_t1 = (logits_tv.clone() - largest_t1).exp().sum_dim(1);
         let greedy_t1 = logits_tv.argmax(1);
         log_likelihoods.extend(floats(chosen_t1 - sum_t1.log())?);
@@ -125,18 +126,18 @@ fn score_batch<B: KernelBackend>(
         let (is_greedy, later_too) = rest.1.split_at(request.scored);
         rest = (later, later_too);
         let log_likelihood = log_likelihoods.iter().sum::<f64>();
-        match log_likelihood.is_finite() {
-            true => Ok(Score {
-                log_likelihood,
-                is_greedy: is_greedy.iter().all(|&it| it),
-            }),
-            false => Err(EvalError::NotFinite),
+        if !log_likelihood.is_finite() {
+            return Err(EvalError::NotFinite);
         }
+        Ok(Score {
+            log_likelihood,
+            is_greedy: is_greedy.iter().all(|&greedy| greedy),
+        })
     });
     scores.collect()
 }
 
-/// Waits for `x [t, 1]`.
+/// Copies `x [t, 1]` to the host.
 fn floats<B: KernelBackend>(x: Tensor<B, 2>) -> Result<Vec<f64>, EvalError> {
     let data = x.try_into_data().map_err(failed)?;
     Ok(data.iter::<f64>().collect())

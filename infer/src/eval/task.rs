@@ -1,4 +1,4 @@
-//! The tasks: where their documents are, and what is asked about each of them.
+//! The tasks: where their documents are, and the prompts of each document.
 
 use std::path::{Path, PathBuf};
 
@@ -10,21 +10,21 @@ use super::data;
 use super::error::EvalError;
 use super::python::{capitalize, strip, without_brackets};
 
-/// A task of the paper's table, under its name in lm-evaluation-harness.
+/// A task of the paper's table. `Display` gives its name in lm-evaluation-harness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum Task {
-    /// The last word of a passage that makes sense of it only as a whole.
+    /// The last word of a passage, which needs the whole passage.
     LambadaOpenai,
-    /// How a described scene goes on.
+    /// The continuation of a described scene.
     Hellaswag,
-    /// How something is done.
+    /// Ways to do everyday physical tasks.
     Piqa,
     /// Science questions of primary and middle school.
     ArcEasy,
-    /// Those of them that simple methods fail.
+    /// Those of the questions that simple methods fail.
     ArcChallenge,
-    /// What a pronoun refers to.
+    /// The noun that a pronoun refers to.
     Winogrande,
 }
 
@@ -41,41 +41,42 @@ impl std::fmt::Display for Task {
     }
 }
 
-/// Where the Hugging Face hub has a task's documents.
+/// A task's documents on the Hugging Face hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
-    /// OWNER/NAME.
+    /// The data set, as OWNER/NAME.
     pub dataset: &'static str,
-    /// The part of the data set.
+    /// The configuration of the data set.
     pub config: &'static str,
-    /// The part of that.
+    /// The split of the configuration.
     pub split: &'static str,
 }
 
-/// A continuation whose likelihood after a context is asked for.
+/// A continuation whose likelihood after a context is scored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
-    /// What is read; may be empty.
+    /// The text that is read before; may be empty.
     pub context: String,
-    /// What is scored.
+    /// The text that is scored.
     pub continuation: String,
 }
 
 /// How a document's scores are judged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Question {
-    /// One continuation, right if it is the likeliest token by token.
+    /// One continuation, which is right if each of its tokens is the likeliest.
     Word,
-    /// The prompt of the right choice should be the likeliest, as it is or for its length.
+    /// Several continuations of one context. The likeliest should be the right one, by its likelihood or by
+    /// its likelihood per length.
     Choice {
-        /// The number of the right one.
+        /// The index of the right choice.
         gold: usize,
-        /// The choices as the document has them, whose length normalises.
+        /// The choices as in the document. Their lengths normalise.
         choices: Vec<String>,
     },
-    /// Several contexts of one continuation, which should be likeliest after the right one.
+    /// Several contexts of one continuation, which should be likeliest after the right context.
     Context {
-        /// The number of the right one.
+        /// The index of the right context.
         gold: usize,
     },
 }
@@ -83,19 +84,19 @@ pub enum Question {
 /// A document of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
-    /// What the model is asked.
+    /// The prompts that are scored.
     pub prompts: Vec<Prompt>,
-    /// What is made of its answers.
+    /// How their scores are judged.
     pub question: Question,
 }
 
 impl Task {
-    /// The version of the definition, as the harness counts.
+    /// The harness's version number of the task's definition.
     pub fn version(self) -> u32 {
         1
     }
 
-    /// Where the hub has the documents that the harness evaluates.
+    /// The documents on the hub that the harness evaluates.
     pub fn source(self) -> Source {
         let (dataset, config, split) = match self {
             Self::LambadaOpenai => ("EleutherAI/lambada_openai", "default", "test"),
@@ -112,10 +113,10 @@ impl Task {
         }
     }
 
-    /// The documents of `files`, in the data set's own schema: the first `limit` of them.
+    /// Reads the first `limit` documents of `files`, which have the fields of the data set.
     ///
     /// # Errors
-    /// [`EvalError`] names the file, the place in it and what is wrong there.
+    /// [`EvalError::Io`], [`EvalError::Damaged`] and [`EvalError::Empty`].
     pub fn read(self, files: &[PathBuf], limit: Option<usize>) -> Result<Vec<Document>, EvalError> {
         let limit = limit.unwrap_or(usize::MAX);
         match self {
@@ -130,22 +131,22 @@ impl Task {
     /// The task's file in a folder of data.
     ///
     /// # Errors
-    /// [`EvalError::NoData`].
+    /// [`EvalError::NoData`] if there is none.
     pub fn file_in(self, folder: &Path) -> Result<PathBuf, EvalError> {
         let mut files = data::ENDINGS.map(|ending| folder.join(format!("{self}{ending}")));
         files.sort_by_key(|file| !file.is_file());
         let [file, ..] = files;
-        match file.is_file() {
-            true => Ok(file),
-            false => Err(EvalError::NoData {
-                folder: folder.into(),
-                task: self,
-            }),
+        if file.is_file() {
+            return Ok(file);
         }
+        Err(EvalError::NoData {
+            folder: folder.into(),
+            task: self,
+        })
     }
 }
 
-/// Several answers to one question.
+/// A document with several answers to one question.
 fn choice(question: &str, gold: usize, choices: Vec<String>) -> Result<Document, String> {
     if gold >= choices.len() {
         return Err(format!(
@@ -169,7 +170,7 @@ struct Lambada {
 }
 
 impl Lambada {
-    /// What is behind the last blank is asked for, together with that blank.
+    /// The continuation is the text after the last blank, together with that blank.
     fn document(self) -> Result<Document, String> {
         let (context, word) = self.text.rsplit_once(' ').unwrap_or(("", &self.text));
         Ok(Document {
@@ -182,7 +183,7 @@ impl Lambada {
     }
 }
 
-/// A number from 0 on. Some copies of the data have it as text.
+/// A whole number. Some copies of the data have it as text.
 #[derive(Deserialize)]
 struct Label(Value);
 
@@ -207,7 +208,7 @@ struct HellaSwag {
 
 impl HellaSwag {
     fn document(self) -> Result<Document, String> {
-        // What is left of a how-to site's marks.
+        // The data set has remains of a how-to site's markup.
         let clean = |text: &str| {
             let text = strip(text).replace(" [title]", ". ");
             without_brackets(&text).replace("  ", " ")
@@ -270,7 +271,7 @@ struct WinoGrande {
 }
 
 impl WinoGrande {
-    /// Partial scoring: what is behind the blank is scored, after each way to fill it.
+    /// Partial scoring: the text after the blank is scored, after each way to fill the blank.
     fn document(self) -> Result<Document, String> {
         let (before, after) = self
             .sentence

@@ -1,12 +1,12 @@
-//! What can be typed beside text.
+//! The commands that can be typed instead of text.
 
 use std::path::PathBuf;
 use std::str::FromStr;
 
 pub(super) const HELP: &str = "\
-a line joins the text, and the model goes on with it; an empty one only lets it go on
+a line is appended to the text, and the model continues it; after an empty one it continues as well
 /reset          begins a new text
-/seed N         where the random numbers start; each turn has its own
+/seed N         where the random numbers start; each turn draws others
 /temperature X  how bold choices are; 0 always takes the likeliest token
 /top-p X        draws only from the likeliest tokens that together have this probability
 /save FILE      writes the text so far, yours and the model's, to a file
@@ -14,7 +14,7 @@ a line joins the text, and the model goes on with it; an empty one only lets it 
 
 /// A line that begins with `/`.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Command {
+pub(super) enum ReplCommand {
     Reset,
     Seed(u64),
     Temperature(f32),
@@ -24,10 +24,10 @@ pub(super) enum Command {
     Quit,
 }
 
-impl FromStr for Command {
+impl FromStr for ReplCommand {
     type Err = String;
 
-    /// Of what follows the `/`.
+    /// Parses what follows the `/`.
     fn from_str(line: &str) -> Result<Self, String> {
         let (name, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         let rest = rest.trim();
@@ -60,12 +60,18 @@ mod tests {
 
     #[test]
     fn commands_are_understood_or_explained() {
-        let parse = |line: &str| line.parse::<Command>();
-        assert_eq!(parse("reset"), Ok(Command::Reset));
-        assert_eq!(parse("seed 7"), Ok(Command::Seed(7)));
-        assert_eq!(parse("temperature  0.8 "), Ok(Command::Temperature(0.8)));
-        assert_eq!(parse("top-p\t0.9"), Ok(Command::TopP(0.9)));
-        assert_eq!(parse("save a b.txt"), Ok(Command::Save("a b.txt".into())));
+        let parse = |line: &str| line.parse::<ReplCommand>();
+        assert_eq!(parse("reset"), Ok(ReplCommand::Reset));
+        assert_eq!(parse("seed 7"), Ok(ReplCommand::Seed(7)));
+        assert_eq!(
+            parse("temperature  0.8 "),
+            Ok(ReplCommand::Temperature(0.8))
+        );
+        assert_eq!(parse("top-p\t0.9"), Ok(ReplCommand::TopP(0.9)));
+        assert_eq!(
+            parse("save a b.txt"),
+            Ok(ReplCommand::Save("a b.txt".into()))
+        );
         for wrong in [
             "",
             "rest",

@@ -1,4 +1,4 @@
-//! Ctrl-C while the model reads and writes.
+//! Ctrl-C while the model works.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use std::thread;
 /// The exit code of a program that Ctrl-C has ended.
 const INTERRUPTED: i32 = 130;
 
-/// Ctrl-C as a question whether to stop, for as long as there is something to stop. Otherwise, and
-/// if it is asked twice, it ends the program as it always does.
+/// Ctrl-C as a request to stop the model, while the model works. At any other time, and the second time,
+/// Ctrl-C ends the program as usual.
 #[derive(Debug, Default)]
 pub(super) struct Interrupt {
     working: AtomicBool,
@@ -18,16 +18,16 @@ pub(super) struct Interrupt {
 }
 
 impl Interrupt {
-    /// Listens on a thread of its own, which ends with the program. Where that cannot be, Ctrl-C does
-    /// what it does anyway.
+    /// Listens on a new thread, which ends with the program. If that thread cannot start, Ctrl-C ends the
+    /// program.
     pub(super) fn listen() -> Arc<Self> {
         let interrupt = Arc::new(Self::default());
         let heard = interrupt.clone();
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = runtime.enable_io().build();
         if let Ok(runtime) = &runtime {
-            // The line editor puts back the handler that it finds, so this one must be there first: it
-            // is when the future has been polled once.
+            // The line editor restores the handler that it finds, so this one must be installed before:
+            // the first poll of the future installs it.
             let mut first = Box::pin(tokio::signal::ctrl_c());
             runtime.block_on(poll_fn(|context| {
                 let _ = first.as_mut().poll(context);
@@ -52,7 +52,7 @@ impl Interrupt {
         }
     }
 
-    /// Does something that asks [`asked`](Self::asked) now and then.
+    /// Runs `work`, which checks [`asked`](Self::asked) from time to time and stops if it is `true`.
     pub(super) fn during<T>(&self, work: impl FnOnce() -> T) -> T {
         self.asked.store(false, SeqCst);
         self.working.store(true, SeqCst);
@@ -61,7 +61,7 @@ impl Interrupt {
         result
     }
 
-    /// Whether to stop.
+    /// Whether Ctrl-C was pressed since the work began.
     pub(super) fn asked(&self) -> bool {
         self.asked.load(SeqCst)
     }

@@ -1,27 +1,31 @@
-//! Where the model's text goes, and its speed beside it.
+//! The model's text on standard output and, on a terminal, its speed beside it.
 
-use std::io::{self, IsTerminal, Write, stderr, stdout};
+use std::io::{IsTerminal, Write, stderr, stdout};
 use std::time::{Duration, Instant};
 
 use console::{Term, measure_text_width, style};
 
-/// How often the speed is shown anew.
+use crate::output::{TerminalError, print};
+
+/// How often the speed is updated.
 const EVERY: Duration = Duration::from_millis(200);
 
-/// Says something that is not part of the text.
+/// Writes a line that is not part of the text, to standard error.
 pub(super) fn note(what: &str) {
-    // Nobody to tell that there is nobody to tell.
+    // A closed standard error leaves no place to report it.
     let _ = writeln!(stderr(), "{}", style(what).for_stderr().dim());
 }
 
-/// Standard output for the text of a turn; and, on a terminal, its speed behind the text, taken away
-/// before more of it comes.
+/// Shows the text of a turn on standard output. On a terminal the speed stands after the text, and is
+/// erased before more text comes.
 pub(super) struct Screen {
     /// The width of the terminal that the speed is shown on, if there is one.
     width: Option<usize>,
-    /// Where the text is on it.
+    /// The column of the terminal in which the text ends.
     column: usize,
+    /// Whether the speed is on the screen.
     shown: bool,
+    /// When the speed may be updated.
     next: Instant,
 }
 
@@ -36,19 +40,19 @@ impl Screen {
         }
     }
 
-    /// Shows more of the text at once.
-    pub(super) fn text(&mut self, text: &str) -> io::Result<()> {
+    /// Shows more of the text at once. `false` if standard output was closed.
+    pub(super) fn text(&mut self, text: &str) -> Result<bool, TerminalError> {
         self.clear();
         let mut out = stdout().lock();
-        out.write_all(text.as_bytes()).and_then(|()| out.flush())?;
+        let is_open = print(&mut out, text)?;
         if let Some(width) = self.width.filter(|_| out.is_terminal()) {
             self.column = column(self.column, text, width);
         }
-        Ok(())
+        Ok(is_open)
     }
 
-    /// Shows the speed if it is time to and there is room in the line: a terminal that had to scroll
-    /// for it would not find back.
+    /// Shows the speed, in tokens per second, if it is time to and there is room in the line: a terminal
+    /// that has to scroll loses the saved place of the cursor.
     pub(super) fn speed(&mut self, tokens_per_second: f64) {
         let Some(width) = self.width.filter(|_| Instant::now() >= self.next) else {
             return;
@@ -64,7 +68,7 @@ impl Screen {
         self.next = Instant::now() + EVERY;
     }
 
-    /// Takes the speed away.
+    /// Erases the speed.
     pub(super) fn clear(&mut self) {
         if std::mem::take(&mut self.shown) {
             let _ = write!(stderr(), "\x1b[K");
@@ -72,7 +76,8 @@ impl Screen {
     }
 }
 
-/// Where a terminal's cursor stands after a text; a full line is left only with the next character.
+/// The column of a terminal's cursor after a text that began in column `before`. After a full line the
+/// cursor stays in the last column until the next character.
 fn column(before: usize, text: &str, width: usize) -> usize {
     let (start, last) = match text.rsplit_once('\n') {
         Some((_, last)) => (0, last),

@@ -1,19 +1,19 @@
-//! The text of a session, and how far the model has come with it.
-
-use std::io;
+//! The text of a session, and the model's state after it.
 
 use datasets::Tokenizer;
 use kernels::KernelBackend;
 use model::CausalLm;
 
-use super::command::Command;
+use super::ReplError;
+use super::command::ReplCommand;
 use super::interrupt::Interrupt;
 use super::screen::{Screen, note};
-use crate::cli::{CliError, why};
-use crate::generate::check_prompt;
-use crate::{GenerateError, GenerateOptions, Generation, Pace, Reading, atomic_file};
+use crate::error::GenerateError;
+use crate::generate::{GenerateOptions, Generation, Pace, Reading, Stop, check_prompt};
+use crate::output::why;
+use model::atomic_file;
 
-/// One text, by two authors.
+/// One text that a person and a model write in turns.
 pub(super) struct Session<'a, B: KernelBackend> {
     model: &'a CausalLm<B>,
     device: &'a B::Device,
@@ -22,7 +22,7 @@ pub(super) struct Session<'a, B: KernelBackend> {
     interrupt: &'a Interrupt,
     text: String,
     reading: Reading<B>,
-    /// How often the model has had its turn: each draws other random numbers.
+    /// How many turns the model has had. Each adds one to the seed, so that it draws other random numbers.
     turns: u64,
 }
 
@@ -46,61 +46,65 @@ impl<'a, B: KernelBackend> Session<'a, B> {
         }
     }
 
-    /// Does what a command says, and says so; or says why not.
-    pub(super) fn obey(&mut self, command: Command) -> Result<String, String> {
+    /// Obeys a command, and returns what to tell the user: what was done, or why it was not.
+    pub(super) fn obey(&mut self, command: ReplCommand) -> Result<String, String> {
         let mut sampling = self.options.sampling;
         let said = match command {
-            Command::Reset => {
+            ReplCommand::Reset => {
                 self.text.clear();
                 self.reading = Reading::begin(self.model, self.device);
                 self.turns = 0;
                 "a new text begins".into()
             }
-            Command::Seed(seed) => {
+            ReplCommand::Seed(seed) => {
                 sampling.seed = seed;
                 self.turns = 0;
                 format!("seed {seed}")
             }
-            Command::Temperature(temperature) => {
+            ReplCommand::Temperature(temperature) => {
                 sampling.temperature = temperature;
                 format!("temperature {temperature}")
             }
-            Command::TopP(top_p) => {
+            ReplCommand::TopP(top_p) => {
                 sampling.top_p = top_p;
                 format!("top-p {top_p}")
             }
-            Command::Save(path) => {
+            ReplCommand::Save(path) => {
                 let written = atomic_file::write(&path, self.text.as_bytes());
                 let path = path.display();
                 written.map_err(|error| format!("cannot write {path}: {error}"))?;
                 format!("{} bytes of text are in {path}", self.text.len())
             }
-            // These are not the session's.
-            Command::Help | Command::Quit => String::new(),
+            // The caller handles these.
+            ReplCommand::Help | ReplCommand::Quit => String::new(),
         };
         sampling.validate().map_err(|error| error.to_string())?;
         self.options.sampling = sampling;
         Ok(said)
     }
 
-    /// Appends a line, and lets the model go on. Whether anybody is left to read more.
-    pub(super) fn take_turn(&mut self, line: &str) -> Result<bool, CliError> {
+    /// Appends a line, and has the model continue the text. `false` if standard output was closed.
+    ///
+    /// # Errors
+    /// Every [`ReplError`] but that of standard input.
+    pub(super) fn take_turn(&mut self, line: &str) -> Result<bool, ReplError> {
         let line = match line {
-            // To go on right behind the last word.
+            // The model continues right after the last word.
             "" => String::new(),
             line if self.text.is_empty() || self.text.ends_with('\n') => format!("{line}\n"),
             line => format!("\n{line}\n"),
         };
-        let prompt = self.tokenizer.encode(&line)?;
+        let prompt = self.tokenizer.encode(&line).map_err(GenerateError::from)?;
         let whole = [&self.reading.ids[..], &prompt].concat();
         let limit = self.options.max_positions;
         if whole.is_empty() && self.options.end_of_text.is_none() {
-            note("there is nothing to go on from; type how the text begins");
+            note("there is no text to continue; type how it begins");
             return Ok(true);
         }
-        let fits = match whole.is_empty() {
-            true => Ok(()),
-            false => check_prompt(&whole, limit, self.model.vocab_size()),
+        let fits = if whole.is_empty() {
+            Ok(())
+        } else {
+            check_prompt(&whole, limit, self.model.vocab_size())
         };
         if let Err(GenerateError::PromptTooLong { tokens, limit }) = fits {
             note(&format!(
@@ -115,8 +119,8 @@ impl<'a, B: KernelBackend> Session<'a, B> {
         self.turns += 1;
         let reading = std::mem::replace(&mut self.reading, Reading::begin(self.model, self.device));
         let interrupt = self.interrupt;
-        // A line is read to its end even if it is asked to stop meanwhile.
-        let turn = interrupt.during(|| -> Result<_, CliError> {
+        // Ctrl-C stops the model's writing; a line is always read to its end.
+        let turn = interrupt.during(|| -> Result<_, ReplError> {
             let (model, device) = (self.model, self.device);
             let mut generation = Generation::resume(model, device, reading, &prompt, options)?;
             self.text.push_str(&line);
@@ -133,7 +137,7 @@ impl<'a, B: KernelBackend> Session<'a, B> {
         };
         let speed = pace.tokens_per_second();
         let hint = match generation.stop() {
-            Some(crate::Stop::ContextFull) => "; /reset begins a new text",
+            Some(Stop::ContextFull) => "; /reset begins a new text",
             _ => "",
         };
         let why = why(generation.stop());
@@ -144,24 +148,20 @@ impl<'a, B: KernelBackend> Session<'a, B> {
         Ok(true)
     }
 
-    /// Shows what the model makes, and counts it; `None` if nobody is there to read it.
-    fn write(&mut self, generation: &mut Generation<'_, B>) -> Result<Option<usize>, CliError> {
+    /// Shows the tokens that the model makes, and counts them. `None` if standard output was closed.
+    fn write(&mut self, generation: &mut Generation<'_, B>) -> Result<Option<usize>, ReplError> {
         let mut screen = Screen::new();
         let mut stream = self.tokenizer.stream();
         let mut made = 0;
         let mut show = |screen: &mut Screen, piece: &str| {
             self.text.push_str(piece);
-            match screen.text(piece) {
-                Ok(()) => Ok(true),
-                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-                Err(error) => Err(CliError::Stdout(error)),
-            }
+            screen.text(piece)
         };
         while !self.interrupt.asked()
             && let Some(token) = generation.next()
         {
             made += 1;
-            if let Some(piece) = stream.push(token?)?
+            if let Some(piece) = stream.push(token?).map_err(GenerateError::from)?
                 && !show(&mut screen, &piece)?
             {
                 return Ok(None);
@@ -169,9 +169,9 @@ impl<'a, B: KernelBackend> Session<'a, B> {
             let time = generation.decode().time;
             screen.speed(Pace { tokens: made, time }.tokens_per_second());
         }
-        let is_whole = show(&mut screen, &stream.finish()?)?;
-        // What is on the screen only, so that the prompt does not follow the last word.
-        let ended = self.text.ends_with('\n') || screen.text("\n").is_ok();
+        let is_whole = show(&mut screen, &stream.finish().map_err(GenerateError::from)?)?;
+        // On the screen only, so that the next prompt begins a line.
+        let ended = self.text.ends_with('\n') || screen.text("\n").unwrap_or(false);
         Ok((is_whole && ended).then_some(made))
     }
 }

@@ -14,9 +14,9 @@ use serde::Serialize;
 
 use super::Server;
 use super::error::ApiError;
-use super::reply::{Choice, Heading, json_response};
-use super::request::Plan;
-use super::texts::Texts;
+use super::reply::{CompletionChoice, Heading, json_response};
+use super::request::CompletionPlan;
+use super::texts::TextStreams;
 use crate::engine::SubmitError;
 
 /// Makes the texts that the body asks for.
@@ -26,22 +26,23 @@ pub(super) async fn completions(
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
     let deadline = started + server.options.time_limit;
-    let plan = understand(&server, request, deadline).await?;
+    let plan = parse(&server, request, deadline).await?;
     let heading = Heading::new(&server.options.name);
     let (streams, usage) = (plan.stream, plan.stream_usage);
-    let texts = Texts::begin(server, plan, started)?;
-    match streams {
-        true => Ok(stream(heading, texts, usage)),
-        false => whole(heading, texts).await,
+    let texts = TextStreams::begin(server, plan, started)?;
+    if streams {
+        Ok(stream(heading, texts, usage))
+    } else {
+        whole(heading, texts).await
     }
 }
 
-/// What the body asks for, if there is room for it.
-async fn understand(
+/// Receives and parses the body, if there is room for it.
+async fn parse(
     server: &Arc<Server>,
     request: Request,
     deadline: Instant,
-) -> Result<Plan, ApiError> {
+) -> Result<CompletionPlan, ApiError> {
     let length = length(&request, server.options.body_limit)?;
     let room = server
         .arriving
@@ -50,7 +51,7 @@ async fn understand(
     let room = room.map_err(|_| SubmitError::Full)?;
     let body = receive(server, request).await?;
     let reader = server.clone();
-    // Encoding a long prompt takes a core for a while, and goes on when nobody waits for it any more.
+    // Encoding a long prompt keeps a core busy, and continues even if the connection is closed meanwhile.
     let plan = tokio::task::spawn_blocking(move || {
         let plan = reader.plan(&body, deadline);
         drop((body, room));
@@ -60,43 +61,51 @@ async fn understand(
     plan.map_err(|error| ApiError::internal(error.to_string()))?
 }
 
-/// What a body of so many bytes counts as among those that arrive: its KiB.
+/// How many units of the room for arriving bodies a body of this length takes: one per KiB.
 pub(super) fn units(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
 }
 
-/// The bytes of a body, or the most that there may be, if it is declared as JSON and not as too long.
+/// The declared length of a body in bytes, or `limit` if none is declared.
+///
+/// # Errors
+/// The body is not declared as JSON, or is declared longer than `limit`.
 fn length(request: &Request, limit: usize) -> Result<usize, ApiError> {
     let content_type = request.headers().get(header::CONTENT_TYPE);
-    let content_type = content_type.and_then(|it| it.to_str().ok()).unwrap_or("");
+    let content_type = content_type
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("");
     let essence = content_type.split(';').next().unwrap_or("").trim();
-    // What a page of another origin can send without asking is never of this type.
+    // A web page of another origin cannot send this type without a preflight request.
     if !essence.eq_ignore_ascii_case("application/json") {
         return Err(ApiError::not_json());
     }
     let declared = request.headers().get(header::CONTENT_LENGTH);
-    let declared = declared.and_then(|it| it.to_str().ok()?.parse::<usize>().ok());
+    let declared = declared.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     match declared.unwrap_or(limit) {
         length if length > limit => Err(ApiError::too_large(limit)),
         length => Ok(length),
     }
 }
 
-/// The body, if it comes in time and is not too long.
+/// Receives the body.
+///
+/// # Errors
+/// The body is too long, or does not arrive in time.
 async fn receive(server: &Server, request: Request) -> Result<Bytes, ApiError> {
     let limit = server.options.body_limit;
     let body = to_bytes(request.into_body(), limit);
     match tokio::time::timeout(server.options.body_time, body).await {
         Ok(Ok(body)) => Ok(body),
-        // Its length was not declared.
+        // A body without a declared length.
         Ok(Err(_)) => Err(ApiError::too_large(limit)),
         Err(_) => Err(ApiError::too_slow()),
     }
 }
 
 impl Server {
-    fn plan(&self, body: &[u8], deadline: Instant) -> Result<Plan, ApiError> {
-        Plan::read(
+    fn plan(&self, body: &[u8], deadline: Instant) -> Result<CompletionPlan, ApiError> {
+        CompletionPlan::read(
             body,
             &self.options.name,
             &self.tokenizer,
@@ -106,13 +115,13 @@ impl Server {
     }
 }
 
-/// All texts, when they have ended.
-async fn whole(heading: Heading, mut texts: Texts) -> Result<Response, ApiError> {
+/// One response with all texts, when they have ended.
+async fn whole(heading: Heading, mut texts: TextStreams) -> Result<Response, ApiError> {
     let mut choices = Vec::new();
     for index in 0..texts.len() {
-        choices.push(Choice {
+        choices.push(CompletionChoice {
             index,
-            ..Choice::default()
+            ..CompletionChoice::default()
         });
     }
     while let Some(piece) = texts.next().await {
@@ -123,30 +132,30 @@ async fn whole(heading: Heading, mut texts: Texts) -> Result<Response, ApiError>
     Ok(json_response(StatusCode::OK, &reply))
 }
 
-/// What the next line of a stream is.
-enum Next {
+/// The next line of a stream.
+enum NextLine {
     Piece,
     Done,
 }
 
-/// Each piece of a text as soon as it is there.
-fn stream(heading: Heading, texts: Texts, usage: bool) -> Response {
+/// A stream of server-sent events: each piece of a text as soon as it is made.
+fn stream(heading: Heading, texts: TextStreams, usage: bool) -> Response {
     let lines = stream::unfold(
-        Some((heading, texts, Next::Piece)),
+        Some((heading, texts, NextLine::Piece)),
         move |state| async move {
             let (heading, mut texts, next) = state?;
             let (line, then) = match next {
-                Next::Done => (Line::default().data("[DONE]"), None),
-                Next::Piece => match texts.next().await {
+                NextLine::Done => (Line::default().data("[DONE]"), None),
+                NextLine::Piece => match texts.next().await {
                     Some(Ok(piece)) => {
                         let line = json_line(&heading.reply(vec![piece], None));
-                        (line, Some(Next::Piece))
+                        (line, Some(NextLine::Piece))
                     }
-                    // An error is the last that comes.
+                    // Nothing follows an error.
                     Some(Err(error)) => (json_line(&error.to_json()), None),
                     None if usage => {
                         let reply = heading.reply(Vec::new(), Some(texts.usage()));
-                        (json_line(&reply), Some(Next::Done))
+                        (json_line(&reply), Some(NextLine::Done))
                     }
                     None => (Line::default().data("[DONE]"), None),
                 },
@@ -159,6 +168,6 @@ fn stream(heading: Heading, texts: Texts, usage: bool) -> Response {
 }
 
 fn json_line(json: &impl Serialize) -> Line {
-    // Structures of strings and finite numbers always have a JSON form.
+    // Serialising strings and finite numbers does not fail.
     Line::default().data(serde_json::to_string(json).unwrap_or_default())
 }

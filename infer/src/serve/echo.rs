@@ -4,24 +4,24 @@ use std::ops::Range;
 
 use datasets::{DataError, Tokenizer};
 
-/// The whole characters of a prompt; one that its last tokens only begin belongs to what is made behind
-/// them.
+/// The whole characters of a prompt. A character that the last tokens only begin belongs to the text that
+/// is made after them.
 #[derive(Debug)]
 pub(super) struct Echo {
     text: String,
-    /// Where the text of each token begins, and that of what follows the last.
-    starts: Vec<Place>,
+    /// Where the text of each token begins and, at the end, where the text after the prompt begins.
+    starts: Vec<TextOffset>,
 }
 
-/// A place in a text.
+/// An offset in a text.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct TextOffset {
     byte: usize,
     character: usize,
 }
 
 impl Echo {
-    /// Takes time, for a long prompt.
+    /// Decodes a prompt, which takes a while for a long one.
     ///
     /// # Errors
     /// The tokenizer's decoder fails (a byte-level one never does).
@@ -29,7 +29,7 @@ impl Echo {
         let mut stream = tokenizer.stream();
         let mut text = String::new();
         let mut starts = Vec::with_capacity(prompt.len() + 1);
-        let mut place = Place {
+        let mut place = TextOffset {
             byte: 0,
             character: 0,
         };
@@ -45,22 +45,23 @@ impl Echo {
         Ok(Self { text, starts })
     }
 
-    /// The text of some of the prompt's tokens.
+    /// The text of a range of the prompt's tokens.
     pub(super) fn text(&self, tokens: Range<usize>) -> &str {
         &self.text[self.starts[tokens.start].byte..self.starts[tokens.end].byte]
     }
 
-    /// All of it.
+    /// The whole text.
     pub(super) fn whole(&self) -> &str {
         &self.text
     }
 
-    /// How many characters come before a token, or behind the last before what is made.
+    /// The number of characters before a token; for the index after the last token, before the text that is
+    /// made.
     pub(super) fn characters_before(&self, token: usize) -> usize {
         self.starts[token].character
     }
 
-    /// How many there are.
+    /// The number of characters.
     pub(super) fn characters(&self) -> usize {
         self.starts.last().map_or(0, |end| end.character)
     }

@@ -6,12 +6,13 @@ use serde_json::{Value, json};
 
 use super::reply::json_response;
 use crate::engine::SubmitError;
-use crate::{GenerateError, SamplingError};
+use crate::error::GenerateError;
+use crate::sampling::SamplingError;
 
-/// Seconds after which a request that found the queue full may try again.
+/// Seconds after which to try again when the queue is full.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
-/// Why a request gets no answer.
+/// Why a request is refused or has failed.
 #[derive(Debug)]
 pub(super) struct ApiError {
     status: StatusCode,
@@ -30,12 +31,12 @@ impl ApiError {
         }
     }
 
-    /// The request cannot be understood or done: 400.
+    /// The request is malformed, or asks for what this server does not have: 400.
     pub(super) fn invalid(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, None, message)
     }
 
-    /// One field of the request has a value without meaning: 400.
+    /// One field of the request is invalid: 400.
     pub(super) fn invalid_field(param: &'static str, message: impl Into<String>) -> Self {
         Self {
             param: Some(param),
@@ -43,7 +44,7 @@ impl ApiError {
         }
     }
 
-    /// There is another model: 404.
+    /// The server has another model: 404.
     pub(super) fn no_such_model(asked: &str, model: &str) -> Self {
         let message = format!("the model `{asked}` does not exist here; this is `{model}`");
         Self {
@@ -58,7 +59,7 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, None, message)
     }
 
-    /// Not by this method: 405.
+    /// The path does not have this method: 405.
     pub(super) fn wrong_method(method: &str, path: &str) -> Self {
         let message = format!("{path} does not take {method}");
         Self::new(StatusCode::METHOD_NOT_ALLOWED, None, message)
@@ -82,13 +83,13 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, None, message)
     }
 
-    /// The body does not arrive: 408.
+    /// The body does not arrive in time: 408.
     pub(super) fn too_slow() -> Self {
         let message = "the body took too long to arrive";
         Self::new(StatusCode::REQUEST_TIMEOUT, None, message)
     }
 
-    /// The time limit has passed before anything was made: 503.
+    /// The time limit has passed before the first token: 503.
     pub(super) fn no_time() -> Self {
         let message = "the time limit has passed before the text could begin";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, Some("timeout"), message)

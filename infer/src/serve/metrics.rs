@@ -1,55 +1,55 @@
-//! `GET /metrics`: what Prometheus reads.
+//! `GET /metrics`: what Prometheus reads, in the OpenMetrics text format.
 
-use std::collections::BTreeMap;
-use std::fmt::{Display, Write};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
 
+use super::error::ApiError;
 use super::{PATHS, Server};
 
-/// A number of durations and their sum.
-#[derive(Clone, Copy, Default)]
-struct Durations {
-    count: u64,
-    sum: Duration,
+const CONTENT_TYPE: HeaderValue =
+    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Labels {
+    path: &'static str,
+    code: u16,
 }
 
-impl Durations {
-    fn add(&mut self, duration: Duration) {
-        self.count += 1;
-        self.sum += duration;
-    }
-}
-
-/// What is counted of the requests themselves; the engine counts its own work.
-#[derive(Default)]
+/// Counts of requests. The engine counts its own work in [`Gauges`](crate::engine::Gauges).
 pub(super) struct Metrics {
-    counted: Mutex<Counted>,
+    responses: Family<Labels, Counter>,
+    first_token: Histogram,
+    response: Histogram,
 }
 
-#[derive(Clone, Default)]
-struct Counted {
-    /// By path and status.
-    responses: BTreeMap<(&'static str, u16), u64>,
-    first_token: Durations,
-    response: Durations,
+impl Default for Metrics {
+    fn default() -> Self {
+        // From a millisecond to a minute.
+        let seconds = || Histogram::new(exponential_buckets(1e-3, 4.0, 9));
+        Self {
+            responses: Family::default(),
+            first_token: seconds(),
+            response: seconds(),
+        }
+    }
 }
 
 impl Metrics {
-    fn with(&self, count: impl FnOnce(&mut Counted)) {
-        // Whatever went wrong while others counted, numbers are numbers.
-        count(&mut self.counted.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    /// From a request to its first token.
+    /// Counts the time from a request to its first token.
     pub(super) fn first_token(&self, after: Duration) {
-        self.with(|counted| counted.first_token.add(after));
+        self.first_token.observe(after.as_secs_f64());
     }
 }
 
@@ -60,104 +60,66 @@ pub(super) async fn count(
     next: Next,
 ) -> Response {
     let started = Instant::now();
-    // Whatever else is asked for must not fill the memory with names.
+    // Unknown paths share one name, so that clients cannot fill the memory with names.
     let path = PATHS.iter().find(|path| **path == request.uri().path());
     let path = path.copied().unwrap_or("other");
     let response = next.run(request).await;
-    let status = response.status().as_u16();
-    server.metrics.with(|counted| {
-        *counted.responses.entry((path, status)).or_default() += 1;
-        counted.response.add(started.elapsed());
-    });
+    let code = response.status().as_u16();
+    let metrics = &server.metrics;
+    metrics
+        .responses
+        .get_or_create(&Labels { path, code })
+        .inc();
+    metrics.response.observe(started.elapsed().as_secs_f64());
     response
 }
 
 /// The page that Prometheus reads.
-pub(super) async fn metrics(State(server): State<Arc<Server>>) -> impl IntoResponse {
-    let mut page = Page::default();
-    let gauges = server.engine.gauges();
-    page.counter(
-        "infer_prompt_tokens_total",
-        "Prompt tokens read.",
-        gauges.prompt_tokens.load(Relaxed),
-    );
-    page.counter(
-        "infer_generated_tokens_total",
-        "Tokens made.",
-        gauges.tokens.load(Relaxed),
-    );
-    page.gauge(
-        "infer_sequences_running",
-        "Texts at work.",
-        gauges.sequences.load(Relaxed),
-    );
-    page.gauge(
-        "infer_sequences_waiting",
-        "Texts in the queue.",
-        server.engine.waiting(),
-    );
-    page.gauge(
-        "infer_slots",
-        "The most texts at work.",
-        server.engine.slots(),
-    );
-    page.gauge(
-        "infer_state_bytes",
-        "Memory of the states of the texts at work.",
-        gauges.state_bytes.load(Relaxed),
-    );
-
-    let mut counted = Counted::default();
-    server.metrics.with(|now| counted = now.clone());
-    let name = "infer_http_responses_total";
-    page.describe(name, "counter", "Responses by path and status.");
-    for ((path, code), n) in counted.responses {
-        page.line(&format!("{name}{{path=\"{path}\",code=\"{code}\"}}"), n);
+pub(super) async fn metrics(
+    State(server): State<Arc<Server>>,
+) -> Result<impl IntoResponse, ApiError> {
+    let (engine, metrics) = (&server.engine, &server.metrics);
+    let gauges = engine.gauges();
+    let mut registry = Registry::with_prefix("infer");
+    for (name, help, count) in [
+        ("prompt_tokens", "Prompt tokens read", &gauges.prompt_tokens),
+        ("generated_tokens", "Tokens made", &gauges.tokens),
+    ] {
+        registry.register(name, help, ConstCounter::new(count.load(Relaxed)));
     }
-    page.durations(
-        "infer_first_token_seconds",
-        "From a request to its first token.",
-        counted.first_token,
+    for (name, help, value) in [
+        (
+            "sequences_running",
+            "Texts at work",
+            gauges.sequences.load(Relaxed),
+        ),
+        ("sequences_waiting", "Texts in the queue", engine.waiting()),
+        ("slots", "The most texts at work", engine.slots()),
+        (
+            "state_bytes",
+            "Memory of the states of the texts at work",
+            gauges.state_bytes.load(Relaxed),
+        ),
+    ] {
+        registry.register(name, help, ConstGauge::new(value as u64));
+    }
+    registry.register(
+        "http_responses",
+        "Responses by path and status",
+        metrics.responses.clone(),
     );
-    page.durations(
-        "infer_http_response_seconds",
-        "From a request to its response, of a stream to its beginning.",
-        counted.response,
+    registry.register(
+        "first_token_seconds",
+        "From a request to its first token",
+        metrics.first_token.clone(),
     );
-
-    let mut headers = HeaderMap::new();
-    let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    headers.insert(header::CONTENT_TYPE, text);
-    (headers, page.0)
-}
-
-/// Prometheus' text format.
-#[derive(Default)]
-struct Page(String);
-
-impl Page {
-    fn describe(&mut self, name: &str, kind: &str, help: &str) {
-        // Writing to a string does not fail.
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
-    }
-
-    fn line(&mut self, name: &str, value: impl Display) {
-        let _ = writeln!(self.0, "{name} {value}");
-    }
-
-    fn counter(&mut self, name: &str, help: &str, value: u64) {
-        self.describe(name, "counter", help);
-        self.line(name, value);
-    }
-
-    fn gauge(&mut self, name: &str, help: &str, value: usize) {
-        self.describe(name, "gauge", help);
-        self.line(name, value);
-    }
-
-    fn durations(&mut self, name: &str, help: &str, durations: Durations) {
-        self.describe(name, "summary", help);
-        self.line(&format!("{name}_sum"), durations.sum.as_secs_f64());
-        self.line(&format!("{name}_count"), durations.count);
-    }
+    registry.register(
+        "http_response_seconds",
+        "From a request to its response, of a stream to its beginning",
+        metrics.response.clone(),
+    );
+    let mut page = String::new();
+    let encoded = text::encode(&mut page, &registry);
+    encoded.map_err(|error| ApiError::internal(error.to_string()))?;
+    Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], page))
 }

@@ -10,24 +10,22 @@
 //!
 //! # What a client can count on
 //!
-//! - The text of a request with a seed is always the same, whatever else the server does, and no
-//!   other request's text is ever in it.
-//! - Every answer that is no success is OpenAI's error object, and says in a sentence what is wrong.
-//!   A field that would change the text if it were heeded is heeded or refused.
-//! - When as many requests wait as may, or arrive as there is memory for, further ones are told so at
-//!   once (429, with `Retry-After`). When there are many connections, further ones wait to be taken.
-//!   Bodies have a length limit, heads and bodies a time limit, and so have texts, which end where
-//!   they are.
-//! - Whoever hangs up gives its place away.
+//! - The text of a request with a seed is always the same, whatever the load, and never contains text of
+//!   another request.
+//! - Every error is OpenAI's error object, with a sentence that says what is wrong. A field that would
+//!   change the text is obeyed or refused, never ignored.
+//! - When the queue is full, or too many bodies arrive at once, further requests are refused at once (429,
+//!   with `Retry-After`). When there are too many connections, further ones wait to be accepted. Bodies
+//!   have a length limit; heads and bodies of requests and whole texts have time limits, and a text that
+//!   reaches its limit ends there.
+//! - A client that closes its connection frees its place.
 //!
-//! # Why so little is here
+//! # Why this module is small
 //!
 //! A handler turns a body into [`engine::Request`](crate::engine::Request)s and their
-//! [`Answer`](crate::engine::Answer)s into JSON. Dropping an answer ends the work for it, and a
-//! handler is dropped with its connection, so there is no list of connections to keep; the queue is
-//! the engine's.
+//! [`Answer`](crate::engine::Answer)s into JSON. Dropping an answer ends the work for it, and a handler is
+//! dropped with its connection, so no list of connections is needed; the queue is the engine's.
 
-mod args;
 mod completions;
 mod echo;
 mod error;
@@ -40,7 +38,8 @@ mod shutdown;
 mod texts;
 
 use std::future::Future;
-use std::net::TcpListener;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -54,15 +53,41 @@ use datasets::Tokenizer;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
-use crate::engine::{Engine, EngineThread};
+use crate::engine::{Engine, EngineError, EngineThread};
 use error::ApiError;
 use metrics::Metrics;
 use reply::json_response;
 use request::Limits;
 
-pub use args::{ServeArgs, ServeError};
+/// Why a server cannot start, or has stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address is taken, or not this machine's.
+    #[error("cannot listen on {address}: {source}; --port chooses another, 0 any that is free")]
+    Address {
+        /// The address.
+        address: SocketAddr,
+        /// The operating system's error.
+        source: io::Error,
+    },
+    /// The listening socket has failed.
+    #[error("the server's socket has failed: {0}")]
+    Listener(io::Error),
+    /// The API key is empty, or not text.
+    #[error(
+        "the API key is empty or no text, so anyone could use the server; --api-key or INFER_API_KEY gives \
+         another, and neither opens the server to all"
+    )]
+    ApiKey,
+    /// The asynchronous runtime cannot start.
+    #[error("the server cannot begin: {0}")]
+    Runtime(io::Error),
+    /// The engine cannot start, or has stopped.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
 
-/// Every path but a model's own.
+/// Every path but a model's own, under which responses are counted.
 const PATHS: [&str; 8] = [
     "/",
     "/page.css",
@@ -74,49 +99,68 @@ const PATHS: [&str; 8] = [
     "/v1/completions",
 ];
 
-/// What a server is told.
+/// The settings of a server.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
     /// The model's name in requests and replies.
     pub name: String,
-    /// What requests must bring as their bearer token, if anything.
+    /// The bearer token that requests must have; `None` for an open server.
     pub api_key: Option<String>,
     /// The most tokens that a request may ask for.
     pub max_tokens: usize,
-    /// When a text ends even if it is not complete.
+    /// The time after which a text ends even if it is not complete.
     pub time_limit: Duration,
-    /// The bytes of a body, at most.
+    /// The most bytes of a body.
     pub body_limit: usize,
-    /// The time in which the head of a request must have arrived, from when a connection is open or
-    /// its last request answered.
+    /// The time in which the head of a request must arrive, counted from the opening of the connection or
+    /// the end of the last response.
     pub head_time: Duration,
     /// The time that a body may take to arrive.
     pub body_time: Duration,
 }
 
-/// How many bodies of the longest length may be on their way to the engine at once. Each takes a few
-/// times its length while it is understood.
+/// How many bodies of the greatest length may be received and parsed at once. Each takes a few times its
+/// length of memory while it is parsed.
 const ARRIVING: usize = 16;
 
-/// What every handler sees.
+/// What all handlers share.
 struct Server {
     engine: Engine,
-    /// Room for bodies that arrive and are understood, in [units](completions::units).
+    /// Room for bodies that are being received and parsed, in [units](completions::units).
     arriving: Arc<Semaphore>,
     tokenizer: Arc<Tokenizer>,
     options: ServerOptions,
     limits: Limits,
     metrics: Metrics,
-    /// Seconds since 1970 when it began.
+    /// When the server started, in seconds since 1970.
     created: u64,
 }
 
-/// Serves `engine` on `listener` until `stop`, then takes no more requests and ends when those that
-/// there are have been answered, or their time limit has passed.
+/// [`serve`] until a signal ends it (Ctrl-C, or SIGTERM), on a runtime that it starts.
 ///
 /// # Errors
+/// [`ServeError::Runtime`], and those of [`serve`].
+pub(crate) fn run(
+    engine: (Engine, EngineThread),
+    tokenizer: Arc<Tokenizer>,
+    options: ServerOptions,
+    listener: TcpListener,
+) -> Result<(), ServeError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(ServeError::Runtime)?;
+    let stop = shutdown::signals();
+    runtime.block_on(serve(engine, tokenizer, options, listener, stop))
+}
+
+/// Serves `engine` on `listener` until `stop` resolves. Then it takes no more requests, and returns when
+/// all requests that it has are answered, or their time limit has passed.
 ///
-/// The listener cannot be listened to, or the engine has stopped by itself.
+/// # Errors
+/// [`ServeError::Listener`] if the listener fails, and [`ServeError::Engine`] if the engine has stopped by
+/// a fault.
 pub async fn serve(
     (engine, thread): (Engine, EngineThread),
     tokenizer: Arc<Tokenizer>,
@@ -146,10 +190,10 @@ pub async fn serve(
     let router = router(server.clone());
     let times = (server.options.head_time, server.options.time_limit);
     shutdown::serve(listener, router, &server.engine, stop, times).await;
-    match server.engine.has_stopped() {
-        true => Ok(thread.join()?),
-        false => Ok(()),
+    if server.engine.has_stopped() {
+        thread.join()?;
     }
+    Ok(())
 }
 
 fn router(server: Arc<Server>) -> Router {
@@ -177,13 +221,12 @@ fn router(server: Arc<Server>) -> Router {
 
 async fn health(State(server): State<Arc<Server>>) -> Response {
     let engine = &server.engine;
-    match engine.has_stopped() {
-        false => json_response(StatusCode::OK, &json!({"status": "ok"})),
-        true => json_response(
-            StatusCode::SERVICE_UNAVAILABLE,
-            &json!({"status": "stopped"}),
-        ),
-    }
+    let (status, word) = if engine.has_stopped() {
+        (StatusCode::SERVICE_UNAVAILABLE, "stopped")
+    } else {
+        (StatusCode::OK, "ok")
+    };
+    json_response(status, &json!({"status": word}))
 }
 
 async fn no_such_path(request: Request) -> ApiError {
@@ -209,7 +252,7 @@ async fn check_key(
     Ok(next.run(request).await)
 }
 
-/// The token of an `Authorization`, whose scheme may be written in any letters.
+/// The token of an `Authorization` header, if its scheme is `Bearer` in any case of letters.
 fn bearer(authorization: &[u8]) -> Option<&[u8]> {
     let space = authorization.iter().position(|&byte| byte == b' ')?;
     let (scheme, token) = authorization.split_at(space);
@@ -217,7 +260,7 @@ fn bearer(authorization: &[u8]) -> Option<&[u8]> {
     is_bearer.then(|| token.trim_ascii())
 }
 
-/// Whether two keys are the same, in a time that does not tell where they differ.
+/// Whether two keys are equal. The time of the comparison does not depend on where they differ.
 fn equal(a: &[u8], b: &[u8]) -> bool {
     let differences = a.iter().zip(b).fold(0, |sum, (a, b)| sum | (a ^ b));
     a.len() == b.len() && differences == 0

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::Server;
 use super::error::ApiError;
 use super::reply::json_response;
-use crate::memory::Memories;
+use crate::state_size::StateSizes;
 
 /// The list of models.
 pub(super) async fn models(State(server): State<Arc<Server>>) -> Response {
@@ -23,9 +23,10 @@ pub(super) async fn model(
     State(server): State<Arc<Server>>,
     Path(name): Path<String>,
 ) -> Result<Response, ApiError> {
-    match name == server.options.name {
-        true => Ok(json_response(StatusCode::OK, &describe(&server))),
-        false => Err(ApiError::no_such_model(&name, &server.options.name)),
+    if name == server.options.name {
+        Ok(json_response(StatusCode::OK, &describe(&server)))
+    } else {
+        Err(ApiError::no_such_model(&name, &server.options.name))
     }
 }
 
@@ -38,7 +39,7 @@ fn describe(server: &Server) -> Value {
         "created": server.created,
         "owned_by": "infer",
         "infer": {
-            "memory": Memories::of(&facts.config),
+            "memory": StateSizes::of(&facts.config),
             "max_positions": facts.max_positions,
             "max_tokens": server.limits.max_tokens,
             "vocab_size": facts.vocab_size,

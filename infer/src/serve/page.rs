@@ -1,9 +1,9 @@
-//! `GET /`: the page for a person. Its files are part of the program.
+//! `GET /`: a web page to try the model on. Its files are compiled into the program.
 
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 
-/// Nothing from elsewhere, and nothing inline.
+/// The content security policy: nothing from other servers, and nothing inline.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; \
                       img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
@@ -12,12 +12,12 @@ pub(super) async fn html() -> Response {
     file("text/html; charset=utf-8", include_str!("page/index.html"))
 }
 
-/// How it looks.
+/// The page's style sheet.
 pub(super) async fn css() -> Response {
     file("text/css; charset=utf-8", include_str!("page/page.css"))
 }
 
-/// What it does.
+/// The page's script.
 pub(super) async fn js() -> Response {
     file(
         "text/javascript; charset=utf-8",
@@ -25,7 +25,7 @@ pub(super) async fn js() -> Response {
     )
 }
 
-/// Its mark.
+/// The page's icon.
 pub(super) async fn icon() -> Response {
     file("image/svg+xml", include_str!("page/icon.svg"))
 }
@@ -45,7 +45,7 @@ fn file(content_type: &'static str, contents: &'static str) -> Response {
             header::REFERRER_POLICY,
             HeaderValue::from_static("no-referrer"),
         ),
-        // The next version of the program may bring others.
+        // Another version of the program has other files.
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
     ];
     (headers, contents).into_response()

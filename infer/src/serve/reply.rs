@@ -13,9 +13,9 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::echo::Echo;
-use crate::engine::{Finish, Score, Token};
+use crate::engine::{Finish, Token, TokenScore};
 
-/// What a probability of zero is written as: JSON has no minus infinity, and OpenAI writes this.
+/// The log-probability of an impossible token: JSON has no minus infinity, and OpenAI writes this.
 const IMPOSSIBLE: f64 = -9999.0;
 
 /// One response, or one piece of a stream.
@@ -25,22 +25,22 @@ pub(super) struct Reply<'a> {
     object: &'static str,
     created: u64,
     model: &'a str,
-    choices: Vec<Choice>,
+    choices: Vec<CompletionChoice>,
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Usage>,
 }
 
 /// One text, or a piece of it.
 #[derive(Serialize, Default)]
-pub(super) struct Choice {
+pub(super) struct CompletionChoice {
     pub text: String,
     pub index: usize,
     pub logprobs: Option<Logprobs>,
     pub finish_reason: Option<&'static str>,
 }
 
-impl Choice {
-    /// This and then `more`.
+impl CompletionChoice {
+    /// Appends `more`.
     pub(super) fn extend(&mut self, more: Self) {
         self.text.push_str(&more.text);
         self.finish_reason = more.finish_reason.or(self.finish_reason);
@@ -52,7 +52,7 @@ impl Choice {
     }
 }
 
-/// How many tokens there were.
+/// The number of tokens of a response.
 #[derive(Clone, Copy, Serialize, Default)]
 pub(super) struct Usage {
     prompt_tokens: usize,
@@ -70,7 +70,7 @@ impl Usage {
     }
 }
 
-/// What all replies to a request begin with.
+/// The fields that all replies to a request share.
 pub(super) struct Heading {
     id: String,
     created: u64,
@@ -88,7 +88,7 @@ impl Heading {
         }
     }
 
-    pub(super) fn reply(&self, choices: Vec<Choice>, usage: Option<Usage>) -> Reply<'_> {
+    pub(super) fn reply(&self, choices: Vec<CompletionChoice>, usage: Option<Usage>) -> Reply<'_> {
         Reply {
             id: &self.id,
             object: "text_completion",
@@ -100,7 +100,7 @@ impl Heading {
     }
 }
 
-/// The scores of some tokens.
+/// The scores of some tokens, one entry per token in each field.
 #[derive(Serialize, Default, PartialEq, Debug)]
 pub(super) struct Logprobs {
     tokens: Vec<String>,
@@ -110,15 +110,17 @@ pub(super) struct Logprobs {
 }
 
 impl Logprobs {
-    /// Adds a token that begins `offset` characters into the text of its choice.
-    fn push(&mut self, tokenizer: &Tokenizer, id: u32, score: Option<&Score>, offset: usize) {
+    /// Appends a token whose text begins at character `offset` of its choice.
+    fn push(&mut self, tokenizer: &Tokenizer, id: u32, score: Option<&TokenScore>, offset: usize) {
         let token = token_text(tokenizer, id);
         self.token_logprobs
             .push(score.map(|score| finite(score.log_probability)));
         self.top_logprobs.push(score.map(|score| {
             let likeliest = score.likeliest.iter();
             let mut top: Map<String, Value> = likeliest
-                .map(|(id, it)| (token_text(tokenizer, *id), finite(*it).into()))
+                .map(|(id, log_probability)| {
+                    (token_text(tokenizer, *id), finite(*log_probability).into())
+                })
                 .collect();
             // The token itself is among them, even if it was not likely.
             top.entry(&token)
@@ -129,7 +131,7 @@ impl Logprobs {
         self.text_offset.push(offset);
     }
 
-    /// Of tokens that were made, behind `before` characters of a prompt.
+    /// The scores of tokens that were made, after `before` characters of a prompt.
     pub(super) fn of_made(tokenizer: &Tokenizer, tokens: &[Token], before: usize) -> Self {
         let mut logprobs = Self::default();
         for token in tokens {
@@ -139,12 +141,12 @@ impl Logprobs {
         logprobs
     }
 
-    /// Of some tokens of a prompt.
+    /// The scores of a range of a prompt's tokens.
     pub(super) fn of_prompt(
         tokenizer: &Tokenizer,
         (prompt, echo): (&[u32], &Echo),
         tokens: Range<usize>,
-        scores: &[Option<Score>],
+        scores: &[Option<TokenScore>],
     ) -> Self {
         let mut logprobs = Self::default();
         for (i, score) in tokens.zip(scores) {
@@ -154,7 +156,7 @@ impl Logprobs {
         logprobs
     }
 
-    /// These and then `more`.
+    /// Appends `more`.
     fn extend(&mut self, more: Self) {
         self.tokens.extend(more.tokens);
         self.token_logprobs.extend(more.token_logprobs);
@@ -167,8 +169,8 @@ fn finite(log_probability: f64) -> f64 {
     log_probability.max(IMPOSSIBLE)
 }
 
-/// A token as it is named in a reply: its text, or if it is only a part of a character its bytes, in
-/// OpenAI's form, so that no two tokens have one name.
+/// A token's name in a reply: its text or, if that is only a part of a character, its bytes in OpenAI's
+/// form. So no two tokens have the same name.
 fn token_text(tokenizer: &Tokenizer, id: u32) -> String {
     let Some(bytes) = tokenizer.token_bytes(id) else {
         return format!("token_id:{id}");
@@ -183,7 +185,7 @@ fn token_text(tokenizer: &Tokenizer, id: u32) -> String {
     })
 }
 
-/// OpenAI's word for why a text has ended.
+/// OpenAI's name for why a text has ended.
 pub(super) fn finish_reason(finish: Finish) -> &'static str {
     match finish {
         Finish::EndOfText | Finish::StopString => "stop",
@@ -191,9 +193,9 @@ pub(super) fn finish_reason(finish: Finish) -> &'static str {
     }
 }
 
-/// A response of JSON.
+/// A response with a JSON body.
 pub(super) fn json_response(status: StatusCode, json: &impl Serialize) -> Response {
-    // Structures of strings and finite numbers always have a JSON form.
+    // Serialising strings and finite numbers does not fail.
     let json = serde_json::to_string(json).unwrap_or_default();
     let mut response = Response::new(Body::from(json));
     *response.status_mut() = status;

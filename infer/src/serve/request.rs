@@ -1,4 +1,4 @@
-//! The body of `POST /v1/completions`: OpenAI's fields, and the samplers that others have added.
+//! The body of `POST /v1/completions`: OpenAI's fields, and samplers that other servers have added.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use serde_json::{Map, Value};
 
 use super::echo::Echo;
 use super::error::ApiError;
-use crate::SamplingSettings;
 use crate::engine::Request;
+use crate::sampling::SamplingSettings;
 
-/// What a request may ask for at most.
+/// The most that a request may ask for.
 #[derive(Clone, Debug)]
 pub(super) struct Limits {
     /// Tokens to make for each text.
@@ -22,23 +22,23 @@ pub(super) struct Limits {
     pub texts: usize,
 }
 
-/// Stop strings, at most. Each is looked for with every token.
+/// The most stop strings. Each is searched for with every token.
 const STOPS: usize = 16;
-/// The bytes of one, at most.
+/// The most bytes of a stop string.
 const STOP_BYTES: usize = 1024;
-/// The likeliest tokens to name beside each, at most.
+/// The most likeliest tokens that are named beside each token.
 const ALTERNATIVES: usize = 20;
 
-/// What may be echoed over all texts of a request, at most: tokens of prompts, each as often as it has
-/// likeliest tokens and once more. Of each a reply has a hundred bytes or so.
+/// The most that is echoed over all texts of a request: tokens of prompts, times one more than the number
+/// of likeliest tokens. A reply has about a hundred bytes for each.
 const ECHOED: usize = 1 << 20;
 
-/// The fields as they come. `null` is as good as leaving one out.
+/// The fields of a body. `null` means the same as leaving a field out.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Body {
     model: Option<String>,
-    prompt: Option<Prompt>,
+    prompt: Option<PromptField>,
     max_tokens: Option<usize>,
     temperature: Option<f32>,
     top_p: Option<f64>,
@@ -46,15 +46,15 @@ struct Body {
     min_p: Option<f32>,
     repetition_penalty: Option<f32>,
     seed: Option<i64>,
-    stop: Option<Stop>,
+    stop: Option<StopField>,
     n: Option<usize>,
     logprobs: Option<usize>,
     echo: Option<bool>,
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
-    /// A name for who asks, which nothing here has a use for.
+    /// A name for the user, which is ignored.
     user: Option<String>,
-    // These are there to be refused by name, unless they ask for nothing.
+    // These are refused by name, unless they have no effect.
     best_of: Option<usize>,
     suffix: Option<String>,
     presence_penalty: Option<f64>,
@@ -68,7 +68,7 @@ struct Body {
     expecting = "prompt must be a string, a list of strings, a list of token ids, or a list of \
                  lists of token ids"
 )]
-enum Prompt {
+enum PromptField {
     Text(String),
     Texts(Vec<String>),
     Ids(Vec<u32>),
@@ -77,7 +77,7 @@ enum Prompt {
 
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "stop must be a string or a list of strings")]
-enum Stop {
+enum StopField {
     One(String),
     Several(Vec<String>),
 }
@@ -89,27 +89,26 @@ struct StreamOptions {
     include_obfuscation: Option<bool>,
 }
 
-/// A request, understood.
+/// A parsed and checked body.
 #[derive(Debug)]
-pub(super) struct Plan {
-    /// `n` for each prompt, one prompt after the other.
+pub(super) struct CompletionPlan {
+    /// `n` requests for each prompt, one prompt after the other.
     pub requests: Vec<Request>,
-    /// Texts for each prompt.
+    /// The number of texts for each prompt.
     pub n: usize,
-    /// Each prompt, if its texts begin with it.
+    /// The decoded prompts, if the texts begin with them.
     pub echoes: Option<Vec<Arc<Echo>>>,
-    /// Whether to send the text as it is made.
+    /// Whether to send the text while it is made.
     pub stream: bool,
-    /// Whether to send, at the end of a stream, how many tokens there were.
+    /// Whether to send the number of tokens at the end of a stream.
     pub stream_usage: bool,
 }
 
-impl Plan {
-    /// Reads the body of a request to `model`.
+impl CompletionPlan {
+    /// Parses the body of a request to `model`. No bytes make it panic.
     ///
     /// # Errors
-    ///
-    /// An [`ApiError`] that names what is wrong; never a panic, whatever the bytes are.
+    /// An [`ApiError`] that names what is wrong.
     pub(super) fn read(
         body: &[u8],
         model: &str,
@@ -118,7 +117,7 @@ impl Plan {
         deadline: Instant,
     ) -> Result<Self, ApiError> {
         let unreadable = |error| ApiError::invalid(format!("the body cannot be read: {error}"));
-        // Serde would take a list for the fields in their order.
+        // Serde would accept a list as the fields in their order.
         if body.trim_ascii_start().first() == Some(&b'[') {
             return Err(unreadable("it is a list and no object".to_owned()));
         }
@@ -127,7 +126,7 @@ impl Plan {
         if let Some(asked) = body.model.as_deref().filter(|asked| *asked != model) {
             return Err(ApiError::no_such_model(asked, model));
         }
-        body.refuse_what_is_not_there()?;
+        body.refuse_unsupported()?;
         let echo = body.echo.unwrap_or(false);
         let max_tokens = body.max_tokens(echo, limits)?;
         let alternatives = body.alternatives()?;
@@ -142,7 +141,7 @@ impl Plan {
         let stream = body.stream.unwrap_or(false);
         let options = body.stream_options.unwrap_or_default();
         let stop = stop_strings(body.stop)?;
-        let prompts = body.prompt.unwrap_or(Prompt::Text(String::new()));
+        let prompts = body.prompt.unwrap_or(PromptField::Text(String::new()));
         let prompts = encode(prompts, tokenizer)?;
         let texts = prompts.len().saturating_mul(n);
         if texts > limits.texts {
@@ -151,9 +150,10 @@ impl Plan {
                 format!("{texts} texts at once (prompts times n); at most {most} can wait");
             return Err(ApiError::invalid_field("n", message));
         }
-        let echoes = match echo {
-            true => Some(echoes(&prompts, n, alternatives, tokenizer)?),
-            false => None,
+        let echoes = if echo {
+            Some(echoes(&prompts, n, alternatives, tokenizer)?)
+        } else {
+            None
         };
         let each = prompts.into_iter().flat_map(|prompt| {
             (0..n as u64).map(move |i| (prompt.clone(), sampling.seed.wrapping_add(i)))
@@ -178,21 +178,23 @@ impl Plan {
 }
 
 impl Body {
-    /// What would change the text, if it were heeded, must not be passed over.
-    fn refuse_what_is_not_there(&self) -> Result<(), ApiError> {
+    /// Refuses fields that would change the text if this server had them.
+    fn refuse_unsupported(&self) -> Result<(), ApiError> {
         let penalty = |penalty: Option<f64>| penalty.is_some_and(|penalty| penalty != 0.0);
         let n = self.n.unwrap_or(1);
         let refused = [
             ("best_of", self.best_of.is_some_and(|best_of| best_of != n)),
             (
                 "suffix",
-                self.suffix.as_ref().is_some_and(|it| !it.is_empty()),
+                self.suffix.as_ref().is_some_and(|text| !text.is_empty()),
             ),
             ("presence_penalty", penalty(self.presence_penalty)),
             ("frequency_penalty", penalty(self.frequency_penalty)),
             (
                 "logit_bias",
-                self.logit_bias.as_ref().is_some_and(|it| !it.is_empty()),
+                self.logit_bias
+                    .as_ref()
+                    .is_some_and(|bias| !bias.is_empty()),
             ),
         ];
         match refused.into_iter().find(|(_, asked_for)| *asked_for) {
@@ -231,7 +233,7 @@ impl Body {
 
     fn sampling(&self) -> Result<SamplingSettings, ApiError> {
         let top_k = match self.top_k.unwrap_or(0) {
-            // Off is -1 to some.
+            // Some servers write -1 for off.
             -1 => 0,
             top_k => usize::try_from(top_k).map_err(|_| {
                 ApiError::invalid_field("top_k", format!("top_k is {top_k}; it must be 0 or above"))
@@ -250,16 +252,16 @@ impl Body {
     }
 }
 
-/// Another number every time.
+/// A random seed.
 fn any_seed() -> u64 {
     RandomState::new().hash_one(())
 }
 
-fn stop_strings(stop: Option<Stop>) -> Result<Vec<String>, ApiError> {
+fn stop_strings(stop: Option<StopField>) -> Result<Vec<String>, ApiError> {
     let stop = match stop {
         None => Vec::new(),
-        Some(Stop::One(stop)) => vec![stop],
-        Some(Stop::Several(stop)) => stop,
+        Some(StopField::One(stop)) => vec![stop],
+        Some(StopField::Several(stop)) => stop,
     };
     let refused = |message| Err(ApiError::invalid_field("stop", message));
     if stop.len() > STOPS {
@@ -274,21 +276,21 @@ fn stop_strings(stop: Option<Stop>) -> Result<Vec<String>, ApiError> {
     Ok(stop)
 }
 
-fn encode(prompt: Prompt, tokenizer: &Tokenizer) -> Result<Vec<Arc<[u32]>>, ApiError> {
+fn encode(prompt: PromptField, tokenizer: &Tokenizer) -> Result<Vec<Arc<[u32]>>, ApiError> {
     let texts = |texts: &[String]| {
         let ids = tokenizer.encode_batch(texts);
         ids.map_err(|error| ApiError::invalid_field("prompt", error.to_string()))
     };
     let mut prompts = match prompt {
-        Prompt::Text(text) => texts(&[text])?,
-        Prompt::Texts(all) => texts(&all)?,
-        Prompt::Ids(ids) => vec![ids],
-        Prompt::IdLists(lists) => lists,
+        PromptField::Text(text) => texts(&[text])?,
+        PromptField::Texts(all) => texts(&all)?,
+        PromptField::Ids(ids) => vec![ids],
+        PromptField::IdLists(lists) => lists,
     };
     if prompts.is_empty() {
         return Err(ApiError::invalid_field("prompt", "prompt is an empty list"));
     }
-    // Before the first token of a text stands what ends the one before it.
+    // A text without a prompt begins after an end-of-text, as documents did in training.
     for prompt in prompts.iter_mut().filter(|prompt| prompt.is_empty()) {
         prompt.extend(tokenizer.end_of_text());
     }

@@ -1,4 +1,4 @@
-//! How a server ends.
+//! Accepting connections, and the graceful end of a server.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -15,16 +15,16 @@ use tokio::time::sleep;
 
 use crate::engine::Engine;
 
-/// Connections beside one for each text that there can be, at most: of those who ask for something else,
-/// or nothing yet.
+/// The most connections beside one for each text that can run or wait: for other requests, and for clients
+/// that have not sent a request yet.
 const SPARE: usize = 256;
 
-/// How long to wait when the system gives no more connections.
+/// How long to wait when the system cannot accept a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until `stop`, and then for as long as there are requests that have come before, but no
-/// longer than `grace`. A connection on which no request begins within `head_time` is closed; when there
-/// are enough of them, further ones wait to be taken.
+/// Serves until `stop` resolves, and then until the requests that have come before are answered, but no
+/// longer than `grace`. A connection on which no request begins within `head_time` is closed. When there
+/// are too many connections, further ones wait to be accepted.
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
@@ -37,7 +37,7 @@ pub(super) async fn serve(
     tokio::select! {
         () = accept(&listener, router, head_time, &connections, places) => {}
         () = stop => {}
-        // There is nothing left to serve; why it has stopped, it says itself.
+        // There is nothing left to serve; the engine's thread returns the reason.
         () = engine.stopped() => {}
     }
     drop(listener);
@@ -48,7 +48,7 @@ pub(super) async fn serve(
     }
 }
 
-/// Takes connections for ever.
+/// Accepts connections for ever.
 async fn accept(
     listener: &TcpListener,
     router: Router,
@@ -59,25 +59,24 @@ async fn accept(
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new());
     http.header_read_timeout(head_time);
-    // It is never closed.
+    // The semaphore is never closed.
     while let Ok(place) = places.clone().acquire_owned().await {
         let Ok((stream, _)) = listener.accept().await else {
             sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        // Each token is a small packet, which must not wait for the last one's receipt. At worst it
-        // does.
+        // Each token is a small packet, which should not wait for the acknowledgement of the one before.
+        // If this fails, tokens come later, and nothing else happens.
         let _ = stream.set_nodelay(true);
         let service = TowerToHyperService::new(router.clone());
         let connection = http.serve_connection(TokioIo::new(stream), service);
         let connection = connections.watch(connection);
-        // Whoever breaks it off knows best why.
+        // An error means that the client has broken the connection off.
         tokio::spawn(async { drop((connection.await, place)) });
     }
 }
 
-/// Resolves at Ctrl-C, or the polite kill of a system that shuts down; at the second, ends the
-/// program.
+/// Resolves at Ctrl-C or SIGTERM. The second of them ends the program.
 pub(super) async fn signals() {
     first_signal().await;
     tokio::spawn(async {
@@ -92,7 +91,7 @@ const INTERRUPTED: i32 = 130;
 async fn first_signal() {
     let interrupt = async {
         if tokio::signal::ctrl_c().await.is_err() {
-            // Nothing to listen to.
+            // No handler can be installed.
             std::future::pending::<()>().await;
         }
     };

@@ -10,46 +10,52 @@ use datasets::Tokenizer;
 use super::Server;
 use super::echo::Echo;
 use super::error::ApiError;
-use super::reply::{Choice, Logprobs, Usage, finish_reason};
-use super::request::Plan;
+use super::reply::{CompletionChoice, Logprobs, Usage, finish_reason};
+use super::request::CompletionPlan;
 use crate::engine::{Answer, Event, Finish, Request};
 
-/// The texts, in the order of their indices. Dropping them ends the work for them.
-pub(super) struct Texts {
+/// The texts of one request, in the order of their indices. Dropping them ends the work for them.
+pub(super) struct TextStreams {
     server: Arc<Server>,
-    texts: Vec<Text>,
-    /// Texts of each prompt.
+    texts: Vec<TextStream>,
+    /// The number of texts of each prompt.
     n: usize,
+    /// When the request came.
     started: Instant,
+    /// Whether a first token was made.
     begun: bool,
 }
 
-/// One of them.
-struct Text {
+/// One text as a stream of pieces.
+struct TextStream {
     request: Request,
-    /// `None` when it has ended.
+    /// `None` when the text has ended.
     answer: Option<Answer>,
-    /// What goes out before anything of the answer.
-    first: Option<Choice>,
+    /// The piece that is sent before those of the answer.
+    first: Option<CompletionChoice>,
     /// The prompt, if the text begins with it.
     echo: Option<Arc<Echo>>,
-    /// Tokens of the prompt that have gone out with their scores.
+    /// The number of the prompt's tokens that were sent with their scores.
     echoed: usize,
+    /// The number of tokens made.
     tokens: usize,
 }
 
-impl Texts {
-    /// Has the engine begin.
+impl TextStreams {
+    /// Submits the requests to the engine.
+    ///
+    /// # Errors
+    /// The engine refuses them, or has stopped.
     pub(super) fn begin(
         server: Arc<Server>,
-        plan: Plan,
+        plan: CompletionPlan,
         started: Instant,
     ) -> Result<Self, ApiError> {
         let answers = server.engine.submit(plan.requests.clone())?;
         let both = plan.requests.into_iter().zip(answers).enumerate();
         let texts = both.map(|(i, (request, answer))| {
             let echo = plan.echoes.as_ref().map(|echoes| &echoes[i / plan.n]);
-            Text::new(request, answer, echo.cloned())
+            TextStream::new(request, answer, echo.cloned())
         });
         Ok(Self {
             texts: texts.collect(),
@@ -64,7 +70,7 @@ impl Texts {
         self.texts.len()
     }
 
-    /// How many tokens there are, all texts together.
+    /// The number of tokens of all texts together.
     pub(super) fn usage(&self) -> Usage {
         // A prompt counts once, however many texts it has.
         let prompts = self.texts.iter().step_by(self.n);
@@ -75,8 +81,8 @@ impl Texts {
         )
     }
 
-    /// A piece of whichever text is the first to have one; `None` when all have ended.
-    pub(super) async fn next(&mut self) -> Option<Result<Choice, ApiError>> {
+    /// The next piece of any text; `None` when all have ended.
+    pub(super) async fn next(&mut self) -> Option<Result<CompletionChoice, ApiError>> {
         let tokenizer = &self.server.tokenizer;
         let texts = &mut self.texts;
         let next = poll_fn(|context| {
@@ -85,15 +91,16 @@ impl Texts {
                 match text.poll_next(tokenizer, context) {
                     Poll::Ready(None) => {}
                     Poll::Ready(Some(piece)) => {
-                        let piece = piece.map(|piece| Choice { index, ..piece });
+                        let piece = piece.map(|piece| CompletionChoice { index, ..piece });
                         return Poll::Ready(Some(piece));
                     }
                     Poll::Pending => ended = false,
                 }
             }
-            match ended {
-                true => Poll::Ready(None),
-                false => Poll::Pending,
+            if ended {
+                Poll::Ready(None)
+            } else {
+                Poll::Pending
             }
         });
         let next = next.await;
@@ -105,13 +112,13 @@ impl Texts {
     }
 }
 
-impl Text {
+impl TextStream {
     fn new(request: Request, answer: Answer, echo: Option<Arc<Echo>>) -> Self {
-        // With scores, the prompt goes out as they come.
+        // With scores, the prompt is sent together with them.
         let at_once = echo.as_ref().filter(|_| !request.score_prompt);
-        let first = at_once.map(|echo| Choice {
+        let first = at_once.map(|echo| CompletionChoice {
             text: echo.whole().into(),
-            ..Choice::default()
+            ..CompletionChoice::default()
         });
         Self {
             request,
@@ -127,7 +134,7 @@ impl Text {
         &mut self,
         tokenizer: &Tokenizer,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Choice, ApiError>>> {
+    ) -> Poll<Option<Result<CompletionChoice, ApiError>>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(first)));
         }
@@ -149,22 +156,26 @@ impl Text {
         Poll::Ready(None)
     }
 
-    /// What an event is in a reply, if anything.
-    fn piece(&mut self, tokenizer: &Tokenizer, event: Event) -> Result<Option<Choice>, ApiError> {
+    /// An event as a piece of a reply, if it is one.
+    fn piece(
+        &mut self,
+        tokenizer: &Tokenizer,
+        event: Event,
+    ) -> Result<Option<CompletionChoice>, ApiError> {
         Ok(match event {
             Event::Prompt(scores) => {
                 let tokens = self.echoed..self.echoed + scores.len();
                 self.echoed = tokens.end;
-                // Of the last piece, the only token may have been scored with those before it.
+                // The last piece may have no scores: its only token was scored with the piece before.
                 let echo = self.echo.as_deref().filter(|_| !tokens.is_empty());
                 echo.map(|echo| {
                     let prompt = (&*self.request.prompt, echo);
                     let text = echo.text(tokens.clone()).into();
                     let logprobs = Logprobs::of_prompt(tokenizer, prompt, tokens, &scores);
-                    Choice {
+                    CompletionChoice {
                         text,
                         logprobs: Some(logprobs),
-                        ..Choice::default()
+                        ..CompletionChoice::default()
                     }
                 })
             }
@@ -173,10 +184,10 @@ impl Text {
                 let tokens = &piece.tokens;
                 let scored = self.request.alternatives.is_some();
                 let before = self.echo.as_ref().map_or(0, |echo| echo.characters());
-                Some(Choice {
+                Some(CompletionChoice {
                     logprobs: scored.then(|| Logprobs::of_made(tokenizer, tokens, before)),
                     text: piece.text,
-                    ..Choice::default()
+                    ..CompletionChoice::default()
                 })
             }
             Event::End(end) => {
@@ -186,9 +197,9 @@ impl Text {
                     return Err(ApiError::no_time());
                 }
                 self.tokens = end.tokens;
-                Some(Choice {
+                Some(CompletionChoice {
                     finish_reason: Some(finish_reason(end.finish)),
-                    ..Choice::default()
+                    ..CompletionChoice::default()
                 })
             }
         })

@@ -1,6 +1,6 @@
-//! A hub on this machine: models by their names, and the faults that a network has.
+//! A hub on this machine: models and data sets by their names, and faults of a network.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -12,6 +12,8 @@ use std::thread;
 use sha2::{Digest, Sha256};
 
 pub const REVISION: &str = "0123456789abcdef0123456789abcdef01234567";
+/// The names under which the hub knows that revision.
+const REVISIONS: [&str; 3] = ["main", REVISION, "refs%2Fconvert%2Fparquet"];
 
 /// Where large files are.
 #[derive(Clone, Copy, Default, PartialEq)]
@@ -27,21 +29,22 @@ pub enum Place {
 /// What a hub holds, and how it behaves.
 #[derive(Default)]
 pub struct Site {
-    /// Files by `OWNER/NAME` and name; those of no bytes are listed and cannot be had.
-    pub models: HashMap<String, HashMap<String, Vec<u8>>>,
+    /// Files by `OWNER/NAME` or `datasets/OWNER/NAME`, and by name. Empty files are listed and cannot be
+    /// fetched.
+    pub models: HashMap<String, BTreeMap<String, Vec<u8>>>,
     pub place: Place,
-    /// What everyone must bring.
+    /// The token that requests must have.
     pub token: Option<String>,
-    /// Breaks off the next download of weights in the middle.
+    /// Whether to break off the next download of weights in the middle.
     pub breaks: AtomicBool,
-    /// Tells hashes of something else.
+    /// Whether to report wrong hashes.
     pub lies: bool,
 }
 
 impl Site {
-    /// With the files of a folder as a model; some can be left out.
+    /// Adds the files of a folder as a model, without some of them.
     pub fn with(mut self, name: &str, folder: &Path, without: &[&str]) -> Self {
-        let mut files = HashMap::new();
+        let mut files = BTreeMap::new();
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             let file = path.file_name().unwrap().to_str().unwrap().to_owned();
@@ -58,17 +61,17 @@ impl Site {
     }
 }
 
-/// A request, as far as it matters.
+/// The parts of a request that matter.
 #[derive(Clone, Debug, Default)]
 pub struct Asked {
     pub path: String,
     pub range: Option<(usize, Option<usize>)>,
     pub authorization: Option<String>,
-    /// Whether the hub was asked, and not the other address.
+    /// Whether the request was sent to the hub, and not to the other address.
     pub of_hub: bool,
 }
 
-/// A hub at work until the test program ends.
+/// A hub that serves until the test program ends.
 pub struct Hub {
     pub endpoint: String,
     asked: Arc<Mutex<Vec<Asked>>>,
@@ -78,7 +81,7 @@ impl Hub {
     fn open(site: Site) -> Self {
         let asked = Arc::new(Mutex::new(Vec::new()));
         let (hub, elsewhere) = (listener(), listener());
-        let address = |it: &TcpListener| format!("http://{}", it.local_addr().unwrap());
+        let address = |hub: &TcpListener| format!("http://{}", hub.local_addr().unwrap());
         let (endpoint, other) = (address(&hub), address(&elsewhere));
         let site = Arc::new(site);
         for (listener, is_hub) in [(hub, true), (elsewhere, false)] {
@@ -122,7 +125,7 @@ fn hear(stream: &TcpStream) -> io::Result<Asked> {
             "range" => {
                 let range = value
                     .strip_prefix("bytes=")
-                    .and_then(|it| it.split_once('-'));
+                    .and_then(|range| range.split_once('-'));
                 asked.range = range.map(|(from, to)| (from.parse().unwrap(), to.parse().ok()));
             }
             _ => {}
@@ -132,7 +135,7 @@ fn hear(stream: &TcpStream) -> io::Result<Asked> {
 }
 
 impl Site {
-    /// `elsewhere` is known to the hub, and not to the other address.
+    /// Answers a request. The hub knows the address `elsewhere`; the server at that address gets `None`.
     fn answer(
         &self,
         stream: TcpStream,
@@ -145,15 +148,23 @@ impl Site {
         }
         let path = asked.path.trim_start_matches("/moved");
         for (model, files) in &self.models {
-            let revision = path.strip_prefix(&format!("/api/models/{model}/revision/"));
-            if revision.is_some_and(|it| ["main", REVISION].contains(&it)) {
-                let names = files.keys().map(|it| format!("{{\"rfilename\":\"{it}\"}}"));
+            let kind = if model.starts_with("datasets/") {
+                ""
+            } else {
+                "models/"
+            };
+            let revision = path.strip_prefix(&format!("/api/{kind}{model}/revision/"));
+            if revision.is_some_and(|name| REVISIONS.contains(&name)) {
+                let names = files
+                    .keys()
+                    .map(|name| format!("{{\"rfilename\":\"{name}\"}}"));
                 let names = names.collect::<Vec<_>>().join(",");
                 let body = format!("{{\"sha\":\"{REVISION}\",\"siblings\":[{names}]}}");
                 return reply(stream, "200 OK", "", body.as_bytes(), body.len());
             }
             let file = path.strip_prefix(&format!("/{model}/resolve/{REVISION}/"));
-            let Some(file) = file.filter(|file| files.get(*file).is_some_and(|it| !it.is_empty()))
+            let Some(file) =
+                file.filter(|file| files.get(*file).is_some_and(|bytes| !bytes.is_empty()))
             else {
                 continue;
             };
@@ -170,10 +181,11 @@ impl Site {
         elsewhere: Option<&String>,
     ) -> io::Result<()> {
         let is_large = name.ends_with("safetensors");
-        let told = if self.lies { b"something else" } else { bytes };
-        let etag = match is_large {
-            true => format!("X-Linked-Etag: \"{:x}\"\r\n", Sha256::digest(told)),
-            false => format!("ETag: \"{}\"\r\n", asked.path.replace('/', "-")),
+        let hashed = if self.lies { b"something else" } else { bytes };
+        let etag = if is_large {
+            format!("X-Linked-Etag: \"{:x}\"\r\n", Sha256::digest(hashed))
+        } else {
+            format!("ETag: \"{}\"\r\n", asked.path.replace('/', "-"))
         };
         let headers = format!("{etag}X-Repo-Commit: {REVISION}\r\n");
         let is_moved = asked.path.starts_with("/moved");
@@ -206,7 +218,7 @@ impl Site {
     }
 }
 
-/// Promises `length` bytes, and sends those that there are.
+/// Announces `length` bytes, and sends `body`, which may be shorter.
 fn reply(
     mut stream: TcpStream,
     status: &str,

@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::greedy;
 use crate::http::{Response, Server, post};
+use crate::support::student_folder;
 #[cfg(unix)]
 use crate::{PROMPT, teacher};
-use crate::{folders, greedy};
 
-/// The student never ends by itself, so these are at work until nobody listens.
+/// A request for a text without end, since the student never ends a text. It runs until the connection is
+/// closed.
 fn endless(server: &Server) -> TcpStream {
     let body =
         json!({"prompt": "x", "max_tokens": 1_000_000_000, "temperature": 0, "stream": true});
@@ -25,21 +27,20 @@ fn endless(server: &Server) -> TcpStream {
     stream
 }
 
-/// Waits, but not for ever.
+/// Waits until a condition holds, for five minutes at most.
+#[track_caller]
 pub fn until(condition: impl Fn() -> bool) {
     let started = Instant::now();
     while !condition() {
-        assert!(
-            started.elapsed() < Duration::from_secs(300),
-            "it does not come about"
-        );
+        let waited = started.elapsed();
+        assert!(waited < Duration::from_secs(300), "it does not come about");
         thread::sleep(Duration::from_millis(10));
     }
 }
 
 #[test]
-fn who_hangs_up_gives_the_place_away() {
-    let student = folders::student(&[]);
+fn a_closed_connection_frees_its_place() {
+    let student = student_folder(&[]);
     let arguments = ["--slots", "1", "--queue", "1", "--max-tokens", "1000000000"];
     let server = Server::start(student.path(), &arguments);
     let running = || server.metric("infer_sequences_running");
@@ -60,13 +61,13 @@ fn who_hangs_up_gives_the_place_away() {
     let several = server.post(json!({"prompt": ["a", "b"]}));
     assert_eq!(several.status, 400, "more than can ever wait");
 
-    // Whoever leaves while waiting gives the place to the next.
+    // A client that leaves while it waits frees its place for the next.
     drop(second);
     until(|| waiting() == 0.0);
     let second = endless(&server);
     until(|| waiting() == 1.0);
 
-    // While one is at work another waits; when the first hangs up it comes in.
+    // While one runs another waits; when the first connection closes, the other starts.
     drop(first);
     until(|| running() == 1.0 && waiting() == 0.0);
     drop(second);
@@ -88,7 +89,7 @@ fn who_hangs_up_gives_the_place_away() {
 
 #[test]
 fn a_long_prompt_does_not_stop_the_others() {
-    let student = folders::student(&[]);
+    let student = student_folder(&[]);
     let arguments = ["--max-tokens", "1000000000"];
     let server = Server::start(student.path(), &arguments);
     let mut running = endless(&server);
@@ -99,7 +100,7 @@ fn a_long_prompt_does_not_stop_the_others() {
         .write_all(post(&long.to_string(), "").as_bytes())
         .unwrap();
     until(|| server.metric("infer_prompt_tokens_total") > 1000.0);
-    // It is read a piece at a time, and with each piece the other goes on.
+    // Its prompt is read in pieces, and the other text grows by a token with each piece.
     let (read, made) = (
         server.metric("infer_prompt_tokens_total"),
         server.metric("infer_generated_tokens_total"),
@@ -112,7 +113,7 @@ fn a_long_prompt_does_not_stop_the_others() {
 
 #[test]
 fn the_time_limit_ends_a_text() {
-    let student = folders::student(&[]);
+    let student = student_folder(&[]);
     let arguments = ["--time-limit", "1", "--max-tokens", "1000000000"];
     let server = Server::start(student.path(), &arguments);
     let body = json!({"prompt": "x", "max_tokens": 1_000_000_000, "temperature": 0});
@@ -123,7 +124,7 @@ fn the_time_limit_ends_a_text() {
 
 #[test]
 #[cfg(unix)]
-fn a_server_that_is_told_to_end_ends_what_it_has_begun() {
+fn a_server_that_a_signal_ends_finishes_its_requests() {
     for signal in ["-TERM", "-INT"] {
         let mut server = teacher();
         let body = json!({"prompt": PROMPT, "max_tokens": 600, "temperature": 0, "stream": true});

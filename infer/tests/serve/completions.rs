@@ -1,17 +1,17 @@
 //! What `/v1/completions` answers.
 
-use std::fs;
 use std::thread;
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor};
 use datasets::Tokenizer;
-use kernels::backends::Flex;
+use kernels::runtime::Flex;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::http::Server;
-use crate::{CONTINUATION, PROMPT, PROMPT_IDS, folders, greedy, teacher, with};
+use crate::support::{copy_tokenizer, student_folder, teacher_folder};
+use crate::{CONTINUATION, PROMPT, PROMPT_IDS, greedy, teacher, with};
 
 #[test]
 fn a_prompt_comes_in_each_of_its_forms() {
@@ -37,7 +37,7 @@ fn a_prompt_comes_in_each_of_its_forms() {
     let choices = reply["choices"].as_array().unwrap();
     let texts: Vec<&str> = choices
         .iter()
-        .map(|it| it["text"].as_str().unwrap())
+        .map(|choice| choice["text"].as_str().unwrap())
         .collect();
     assert_eq!(texts[..2], [CONTINUATION; 2]);
     assert_eq!(texts[2], texts[3]);
@@ -91,7 +91,7 @@ fn a_stream_is_the_text_in_pieces() {
             assert_eq!(choice[key], expected[key], "{key} of {index}");
         }
     }
-    // Without the option there is no word of usage.
+    // Without the option there is no usage.
     let events = server.post(with(body, json!({"stream": true}))).events();
     assert!(events.iter().all(|event| event["choices"] != json!([])));
 }
@@ -108,7 +108,7 @@ fn a_prompt_s_logprobs_are_the_model_s() {
     assert_eq!(without["usage"]["completion_tokens"], 0);
 
     let device = Device::<Flex>::default();
-    let (_, model) = model::load_teacher::<Flex>(folders::teacher(), &device).unwrap();
+    let (_, model) = model::load_teacher::<Flex>(teacher_folder(), &device).unwrap();
     let ids = Tensor::<Flex, 2, Int>::from_ints([PROMPT_IDS.map(|id| id as i32)], &device);
     let logits = model.prefill_all(ids, &mut model.new_state(1, &device));
     let expected = log_softmax(logits, 2)
@@ -139,7 +139,7 @@ fn a_prompt_s_logprobs_are_the_model_s() {
             assert_eq!(top[tokens[i]], logprob);
             let best = top
                 .values()
-                .map(|it| it.as_f64().unwrap())
+                .map(|value| value.as_f64().unwrap())
                 .fold(f64::MIN, f64::max);
             let largest = row.iter().copied().fold(f32::MIN, f32::max);
             assert!((best - f64::from(largest)).abs() < 1e-4);
@@ -154,7 +154,7 @@ fn a_prompt_s_logprobs_are_the_model_s() {
 #[test]
 fn a_prompt_may_end_inside_a_character() {
     let server = teacher();
-    let tokenizer = Tokenizer::from_folder(folders::teacher()).unwrap();
+    let tokenizer = Tokenizer::from_folder(teacher_folder()).unwrap();
     let ids = tokenizer.encode("a 🦀").unwrap();
     let broken = &ids[..ids.len() - 1];
     let body = with(
@@ -163,21 +163,25 @@ fn a_prompt_may_end_inside_a_character() {
     );
     for logprobs in [Value::Null, json!(1)] {
         let body = with(body.clone(), json!({"logprobs": logprobs}));
-        // Without a token, what there is of the character is shown as broken.
+        // Without a token, the incomplete character is shown as a replacement character.
         let unread = with(body.clone(), json!({"max_tokens": 0}));
         assert_eq!(server.text(unread), "a \u{fffd}");
-        // The last byte cannot be forced on the model; what it says is the text of all ids.
+        // The test cannot choose the last byte; the text is that of all ids, whichever the model makes.
         let choice = server.complete(with(body, json!({"logprobs": 1})))["choices"][0].clone();
         let tokens = choice["logprobs"]["tokens"].as_array().unwrap();
         let name = tokens.last().unwrap().as_str().unwrap();
         let made = (0..tokenizer.vocab_size() as u32).find(|&id| {
             let bytes = tokenizer.token_bytes(id).unwrap_or_default();
-            String::from_utf8(bytes).is_ok_and(|text| text == name)
+            match std::str::from_utf8(&bytes) {
+                Ok(text) => text == name,
+                Err(_) => {
+                    let escaped = bytes.iter().map(|byte| format!("\\x{byte:02x}"));
+                    name == format!("bytes:{}", escaped.collect::<String>())
+                }
+            }
         });
-        if let Some(made) = made {
-            let all = [broken, &[made]].concat();
-            assert_eq!(choice["text"], tokenizer.decode(&all).unwrap());
-        }
+        let all = [broken, &[made.expect("a token with this name")]].concat();
+        assert_eq!(choice["text"], tokenizer.decode(&all).unwrap());
         // All the parts of the character begin where it does.
         let offsets = &choice["logprobs"]["text_offset"].as_array().unwrap();
         assert_eq!(offsets[broken.len() - 1], 2);
@@ -187,10 +191,14 @@ fn a_prompt_may_end_inside_a_character() {
 /// More ids than texts are long, each a byte that continues no character.
 #[test]
 fn a_long_prompt_that_is_no_text() {
-    let student = folders::student(&[]);
+    let student = student_folder(&[]);
     let server = Server::start(student.path(), &[]);
-    let tokenizer = Tokenizer::from_folder(folders::teacher()).unwrap();
-    let is_part = |id: &u32| tokenizer.token_bytes(*id).is_some_and(|it| it == [0x80]);
+    let tokenizer = Tokenizer::from_folder(teacher_folder()).unwrap();
+    let is_part = |id: &u32| {
+        tokenizer
+            .token_bytes(*id)
+            .is_some_and(|bytes| bytes == [0x80])
+    };
     let part = (0..4096).find(is_part).unwrap();
     let body = json!({"prompt": vec![part; 3000], "max_tokens": 0, "echo": true, "logprobs": 0});
     let reply = server.complete(body);
@@ -198,7 +206,7 @@ fn a_long_prompt_that_is_no_text() {
     assert_eq!(choice["text"], "\u{fffd}".repeat(3000));
     let offsets: Vec<usize> = (0..3000).collect();
     assert_eq!(choice["logprobs"]["text_offset"], json!(offsets));
-    // Too many of them, with all that is asked for each.
+    // With so many scores for each, the reply would be too large.
     let more = json!({"prompt": vec![part; 3000], "max_tokens": 0, "echo": true, "logprobs": 20,
         "n": 64});
     let refused = server.post(more);
@@ -209,19 +217,13 @@ fn a_long_prompt_that_is_no_text() {
 /// A teacher that ends every text at once.
 fn terse() -> TempDir {
     let device = Device::<Flex>::default();
-    let (config, mut model) = model::load_teacher::<Flex>(folders::teacher(), &device).unwrap();
-    model.lm_head.bias = model
-        .lm_head
-        .bias
-        .map(|parameter| parameter.map(|bias| bias.slice_fill(0..1, 1000.0)));
+    let (config, mut model) = model::load_teacher::<Flex>(teacher_folder(), &device).unwrap();
+    let head = model.lm_head.as_mut().expect("a head with its own weight");
+    let open = |bias: Tensor<Flex, 1>| bias.slice_fill(0..1, 1000.0);
+    head.bias = head.bias.take().map(|parameter| parameter.map(open));
     let folder = tempfile::tempdir().unwrap();
     model::save_teacher(&config, &model, folder.path()).unwrap();
-    let tokenizer = "tokenizer.json";
-    fs::copy(
-        folders::teacher().join(tokenizer),
-        folder.path().join(tokenizer),
-    )
-    .unwrap();
+    copy_tokenizer(folder.path());
     folder
 }
 
@@ -266,8 +268,8 @@ fn a_stop_string_is_where_the_text_ends() {
 }
 
 #[test]
-fn a_seed_has_its_text_whoever_else_is_there() {
-    let student = folders::student(&[]);
+fn a_seed_gives_the_same_text_under_load() {
+    let student = student_folder(&[]);
     let server = Server::start(student.path(), &["--model-name", "student"]);
     let body = |seed: usize| {
         let prompt = &PROMPT[..1 + seed % 20];

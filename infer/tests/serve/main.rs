@@ -3,23 +3,24 @@
 
 mod capacity;
 mod completions;
-#[path = "../support/folders.rs"]
-mod folders;
 #[path = "../support/http.rs"]
 mod http;
 mod refusals;
 mod site;
 mod slow;
+#[path = "../support/mod.rs"]
+mod support;
 
 use http::Server;
 use serde_json::{Value, json};
+use support::teacher_folder;
 
 const PROMPT: &str = "It was the best of times";
 const PROMPT_IDS: [u32; 6] = [1931, 355, 260, 1283, 269, 1754];
 const CONTINUATION: &str = " the past year, and the most important";
 
 fn teacher() -> Server {
-    Server::start(&folders::teacher(), &[])
+    Server::start(&teacher_folder(), &[])
 }
 
 fn greedy(prompt: impl Into<Value>) -> Value {

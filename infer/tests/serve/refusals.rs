@@ -6,11 +6,12 @@ use serde_json::json;
 
 use crate::capacity::until;
 use crate::http::{Response, Server, post};
-use crate::{CONTINUATION, PROMPT, folders, greedy, teacher};
+use crate::support::teacher_folder;
+use crate::{CONTINUATION, PROMPT, greedy, teacher};
 
 #[test]
 fn what_is_wrong_is_an_error_of_openai_s() {
-    let server = Server::start(&folders::teacher(), &["--body-limit", "20000"]);
+    let server = Server::start(&teacher_folder(), &["--body-limit", "20000"]);
     let refused = |response: Response, status: u16, part: &str| {
         let message = response.error();
         assert_eq!(response.status, status, "{message}");
@@ -67,7 +68,7 @@ fn what_is_wrong_is_an_error_of_openai_s() {
 
 #[test]
 fn a_key_opens_what_is_closed() {
-    let server = Server::start(&folders::teacher(), &["--api-key", "secret"]);
+    let server = Server::start(&teacher_folder(), &["--api-key", "secret"]);
     let body = greedy(PROMPT).to_string();
     for headers in [
         "",
@@ -124,7 +125,7 @@ fn a_port_in_use_is_an_error() {
     let port = server.address.rsplit_once(':').unwrap().1;
     let output = Command::new(env!("CARGO_BIN_EXE_infer"))
         .args(["serve", "--port", port, "--model"])
-        .arg(folders::teacher())
+        .arg(teacher_folder())
         .stdin(Stdio::null())
         .output()
         .unwrap();

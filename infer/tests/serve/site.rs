@@ -1,14 +1,15 @@
-//! The page, and what the server says of itself.
+//! The web page, and the paths that describe the server.
 
 use burn::tensor::{Device, Int, Tensor};
-use kernels::backends::Flex;
+use kernels::runtime::Flex;
 use serde_json::json;
 
 use crate::http::Server;
-use crate::{PROMPT, folders, greedy, teacher};
+use crate::support::student_folder;
+use crate::{PROMPT, greedy, teacher};
 
 #[test]
-fn the_page_asks_nobody_else() {
+fn the_page_loads_nothing_from_elsewhere() {
     let server = teacher();
     let page = server.get("/");
     assert_eq!(page.status, 200);
@@ -24,7 +25,7 @@ fn the_page_asks_nobody_else() {
 
 #[test]
 fn models_health_and_metrics_say_how_it_is() {
-    let student = folders::student(&[2]);
+    let student = student_folder(&[2]);
     let server = Server::start(student.path(), &["--model-name", "owner/hybrid"]);
     assert_eq!(server.get("/health").json(), json!({"status": "ok"}));
     let list = server.get("/v1/models").json();
@@ -35,7 +36,7 @@ fn models_health_and_metrics_say_how_it_is() {
         (&model["id"], &model["object"]),
         (&json!("owner/hybrid"), &json!("model"))
     );
-    // What it says of memory is what its states take.
+    // The sizes of states that it reports are those of real states.
     let memory = &model["infer"]["memory"];
     assert_eq!(memory["architecture"], "hybrid");
     let device = Device::<Flex>::default();
@@ -50,6 +51,21 @@ fn models_health_and_metrics_say_how_it_is() {
 
     server.complete(greedy(PROMPT));
     server.post("{");
+    let page = server.get("/metrics");
+    let content_type = "content-type: application/openmetrics-text; version=1.0.0; charset=utf-8";
+    assert!(page.headers.contains(content_type), "{}", page.headers);
+    assert!(page.body.ends_with("# EOF\n"), "{}", page.body);
+    for described in [
+        "# TYPE infer_generated_tokens counter",
+        "# TYPE infer_slots gauge",
+        "# TYPE infer_first_token_seconds histogram",
+        "# TYPE infer_http_responses counter",
+    ] {
+        assert!(page.body.contains(described), "{described}: {}", page.body);
+    }
+    assert_eq!(server.metric("infer_slots"), 32.0);
+    assert_eq!(server.metric("infer_sequences_waiting"), 0.0);
+    assert!(server.metric("infer_first_token_seconds_sum") > 0.0);
     assert_eq!(server.metric("infer_prompt_tokens_total"), 6.0);
     assert_eq!(server.metric("infer_generated_tokens_total"), 8.0);
     assert_eq!(server.metric("infer_first_token_seconds_count"), 1.0);

@@ -1,4 +1,4 @@
-//! Clients that take their time.
+//! Slow clients.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpListener;
@@ -10,15 +10,16 @@ use datasets::Tokenizer;
 use infer::engine::{Engine, EngineOptions};
 use infer::precision::Precision;
 use infer::serve::{ServerOptions, serve};
-use kernels::backends::Backend;
+use kernels::runtime::Backend;
 
 use crate::capacity::until;
 use crate::http::{Response, connect, post};
-use crate::{PROMPT, folders, greedy};
+use crate::support::teacher_folder;
+use crate::{PROMPT, greedy};
 
 /// The address of a server that waits no longer than `arrival`, which ends with this program.
 fn impatient(arrival: Duration) -> String {
-    let tokenizer = Arc::new(Tokenizer::from_folder(folders::teacher()).unwrap());
+    let tokenizer = Arc::new(Tokenizer::from_folder(teacher_folder()).unwrap());
     let options = ServerOptions {
         name: "tiny".into(),
         api_key: None,
@@ -31,7 +32,7 @@ fn impatient(arrival: Duration) -> String {
     let engine = Engine::start(EngineOptions {
         backend: Backend::Flex,
         precision: Precision::Auto,
-        model: folders::teacher(),
+        model: teacher_folder(),
         tokenizer: tokenizer.clone(),
         slots: 1,
         queue: 1,
@@ -79,7 +80,7 @@ fn there_is_room_for_so_many_bodies() {
         (stream, beginning)
     };
     let arriving: Vec<_> = (0..16).map(|_| send()).collect();
-    // Each is asked for the rest.
+    // The server asks for the rest of each.
     assert!(arriving.iter().all(|(_, it)| it == b"HTTP/1.1 100"));
     let short = post(&greedy(PROMPT).to_string(), "");
     let ask = || {

@@ -118,9 +118,10 @@ impl Response {
             .unwrap_or_else(|| panic!("{text:?}"));
         let status = headers.split(' ').nth(1).unwrap().parse().unwrap();
         let headers = headers.to_ascii_lowercase();
-        let body = match headers.contains("transfer-encoding: chunked") {
-            true => unchunked(body),
-            false => body.into(),
+        let body = if headers.contains("transfer-encoding: chunked") {
+            unchunked(body)
+        } else {
+            body.into()
         };
         Self {
             status,

@@ -1,38 +1,27 @@
-//! A student and a hybrid whose every weight is known beforehand, so that what other programs make of
-//! them can be recorded: the bundled teacher's around mixers that a written rule fills.
+//! A student and a hybrid whose weights follow from a rule, so that other programs can make the same
+//! weights and their results can be recorded. All weights but the mixers' are the bundled teacher's.
 //!
-//! A mixer that was drawn for training starts near the identity, and what it does wrong would hardly
-//! show. In one of these nothing is 0 or 1: its taps differ, its gate is half shut, and some tokens
-//! are kept for long while others clear the state.
+//! A new mixer is close to the identity, which would hide mistakes. In these mixers nothing is 0 or 1:
+//! the taps differ, the gate is half shut, and some tokens stay in the state for long while others clear
+//! it.
 
 use std::fs;
 use std::path::Path;
 
-use burn::tensor::Device;
-use kernels::backends::Flex;
-use model::{CausalLm, DiscreteMamba2Config, PhiMambaConfig};
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize_to_file};
 
+use super::support::{copy_tokenizer, student};
+
+/// The heads of each mixer.
 const HEADS: usize = 3;
 
 /// Writes the folder of the student that has the teacher's attention in `attention_layers`.
 pub fn write(folder: &Path, attention_layers: &[usize]) {
-    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/phi-tiny");
-    let device = Device::<Flex>::default();
-    let (teacher_config, teacher) = model::load_teacher::<Flex>(&bundled, &device).unwrap();
-    let mixer = DiscreteMamba2Config {
-        n_v_heads: HEADS,
-        n_qk_heads: HEADS,
-        ..DiscreteMamba2Config::default()
-    };
-    let config = PhiMambaConfig::student_of(&teacher_config, &mixer, attention_layers).unwrap();
-    let mut student = CausalLm::<Flex>::init(&config, 0, &device);
-    model::transfer_weights(&mut student, &teacher).unwrap();
+    let (config, student) = student(attention_layers);
     model::save_student(&config, &student, folder).unwrap();
     fill_mixers(&folder.join("model.safetensors"));
-    let tokenizer = "tokenizer.json";
-    fs::copy(bundled.join(tokenizer), folder.join(tokenizer)).unwrap();
+    copy_tokenizer(folder);
 }
 
 fn fill_mixers(path: &Path) {
@@ -64,7 +53,7 @@ fn fill_mixers(path: &Path) {
     serialize_to_file(views, None, path).unwrap();
 }
 
-/// The largest value of a mixer's tensor; `None` for what the teacher gives.
+/// The largest value of a mixer's tensor; `None` for the teacher's tensors.
 fn bound(name: &str) -> Option<f32> {
     let bounds = [
         (".mixer.in_proj.weight", 0.125),

@@ -1,24 +1,21 @@
-//! Models to generate with: the bundled teacher, and students made of it.
+//! Models to test with: the bundled teacher, and untrained students of it.
+#![allow(dead_code, reason = "each test program uses some of these")]
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use kernels::backends::Flex;
+use kernels::runtime::Flex;
 use model::{CausalLm, DiscreteMamba2Config, PhiMambaConfig};
+use tempfile::TempDir;
 
 /// The bundled teacher's folder.
 pub fn teacher_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/phi-tiny")
 }
 
-/// A student of the bundled teacher before any training: the teacher's embedding, MLPs, norms and
-/// head around fresh mixers.
-#[allow(dead_code, reason = "not every test program needs one")]
-pub fn untrained_student() -> (PhiMambaConfig, CausalLm<Flex>) {
-    student(&[])
-}
-
-/// The same with attention, as fresh as the mixers, in some layers.
+/// A student of the bundled teacher before any training: the teacher's embedding, MLPs, norms and head
+/// around new mixers. In `attention_layers` the mixers are attention.
 pub fn student(attention_layers: &[usize]) -> (PhiMambaConfig, CausalLm<Flex>) {
     let device = Device::<Flex>::default();
     let (teacher_config, teacher) = model::load_teacher::<Flex>(teacher_folder(), &device).unwrap();
@@ -31,4 +28,19 @@ pub fn student(attention_layers: &[usize]) -> (PhiMambaConfig, CausalLm<Flex>) {
     let mut student = CausalLm::init(&config, 0, &device);
     model::transfer_weights(&mut student, &teacher).unwrap();
     (config, student)
+}
+
+/// A folder with such a student, as a run exports it.
+pub fn student_folder(attention_layers: &[usize]) -> TempDir {
+    let (config, student) = student(attention_layers);
+    let folder = tempfile::tempdir().unwrap();
+    model::save_student(&config, &student, folder.path()).unwrap();
+    copy_tokenizer(folder.path());
+    folder
+}
+
+/// Copies the bundled teacher's tokenizer to a folder.
+pub fn copy_tokenizer(folder: &Path) {
+    let name = "tokenizer.json";
+    fs::copy(teacher_folder().join(name), folder.join(name)).unwrap();
 }

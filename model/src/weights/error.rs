@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::{CONFIG, INDEX, PICKLE, SINGLE};
-use crate::config::ConfigError;
+use crate::config_error::ConfigError;
 
 /// Why a model folder could not be read or written.
 #[derive(Debug, thiserror::Error)]

@@ -7,33 +7,34 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use burn::tensor::backend::Backend;
+use half::bf16;
 use rayon::prelude::*;
 use safetensors::{Dtype, View};
 
-use super::names::{Layout, NamedParameter, named_parameters};
 use super::{WeightsError, write};
-use crate::config::PhiConfig;
+use crate::arch::Family;
+use crate::init::{DEVIATION, STRIDE, mix};
 use crate::lm::CausalLm;
+use crate::parameters::{NamedParameter, named_parameters};
 
-/// Standard deviation of Phi's initial weights.
-const DEVIATION: f32 = 0.02;
 /// Bytes of a shard, about.
 const SHARD: usize = 1 << 30;
 
-/// Writes a teacher with random weights as transformers loads it: `config.json`, and bf16 shards of about
-/// a GiB with their index. Matrices are drawn around 0 with Phi's initial deviation of 0.02, norms are 1
+/// Writes a model with random weights as transformers loads it: `config.json`, and bf16 shards of about
+/// a GiB with their index. Matrices are drawn around 0 with a deviation of 0.02, norms are 1
 /// and biases 0; the same for the same `config` on every machine. Of the values, one tensor's are in memory
 /// at a time. The folder is made if need be.
 ///
 /// # Errors
 /// [`WeightsError::Io`] if a file cannot be written.
 pub fn save_random_teacher<B: Backend>(
-    config: &PhiConfig,
+    config: &impl Family,
     folder: impl AsRef<Path>,
     device: &B::Device,
 ) -> Result<(), WeightsError> {
-    // Its parameters are drawn when they are read, and nobody reads them.
-    let names = named_parameters(&CausalLm::<B>::init(config, 0, device), Layout::Phi);
+    // Its parameters are drawn when they are first read, which does not happen here.
+    let network = CausalLm::<B>::init(config, 0, device);
+    let names = named_parameters(&network, config.layout());
     let drawn = names.into_iter().enumerate();
     let drawn = drawn.map(|(i, parameter)| (parameter.name.clone(), Drawn::new(i, parameter)));
     write::shards(folder.as_ref(), drawn.collect(), SHARD, &config.to_json())
@@ -84,9 +85,9 @@ impl View for Drawn {
             .for_each(|(i, number)| {
                 let value = match self.fill {
                     Fill::Constant(value) => value,
-                    Fill::Normal(first) => DEVIATION * normal(first + i as u64),
+                    Fill::Normal(first) => DEVIATION as f32 * normal(first + i as u64),
                 };
-                number.copy_from_slice(&bf16(value));
+                number.copy_from_slice(&bf16::from_f32(value).to_le_bytes());
             });
         Cow::Owned(bytes)
     }
@@ -98,26 +99,11 @@ impl View for Drawn {
 
 /// A number of mean 0 and deviation 1, near enough to normal: a sum of four that are uniform.
 fn normal(place: u64) -> f32 {
-    let bits = mixed(place);
+    let bits = mix(place.wrapping_mul(STRIDE));
     let quarters = [0, 16, 32, 48].map(|shift| ((bits >> shift) & 0xffff) as f32);
     // Each quarter is uniform below 2^16, so of variance 2^32 / 12.
     let sum: f32 = quarters.iter().sum();
     (sum - 2.0 * 65535.0) / 65536.0 * 3f32.sqrt()
-}
-
-/// Every bit of `x` spread over all 64: the end of SplitMix64 (Steele, Lea and Flood 2014).
-fn mixed(x: u64) -> u64 {
-    let x = x.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}
-
-/// The nearest bf16 of a finite number, of two the even one, little-endian.
-fn bf16(x: f32) -> [u8; 2] {
-    let bits = x.to_bits();
-    let even = (bits >> 16) & 1;
-    (((bits + 0x7fff + even) >> 16) as u16).to_le_bytes()
 }
 
 #[cfg(test)]
@@ -135,19 +121,5 @@ mod tests {
         assert!((variance - 1.0).abs() < 0.02, "{variance}");
         let beyond = all.iter().filter(|x| x.abs() > 2.0).count() as f64 / n;
         assert!((0.03..0.06).contains(&beyond), "{beyond}");
-    }
-
-    #[test]
-    fn bf16_is_rounded_to_the_nearest() {
-        for (x, expected) in [
-            (1.0f32, 0x3f80u16),
-            (-0.02, 0xbca4),
-            // Halfway between two: the even one.
-            (f32::from_bits(0x3f80_8000), 0x3f80),
-            (f32::from_bits(0x3f81_8000), 0x3f82),
-            (f32::from_bits(0x3f80_8001), 0x3f81),
-        ] {
-            assert_eq!(u16::from_le_bytes(bf16(x)), expected, "{x}");
-        }
     }
 }

@@ -11,13 +11,15 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, TensorData};
 use burn_store::pytorch::PytorchReader;
 use burn_store::{ModuleSnapshot, ModuleStore, SafetensorsStore, TensorSnapshot};
+use half::bf16;
 use rayon::prelude::*;
 use serde::Deserialize;
 use zip::ZipArchive;
 
-use super::names::{Layout, NamedParameter, named_parameters};
 use super::{FileTensor, INDEX, PICKLE, SINGLE, TensorFault, WeightsError, io};
+use crate::arch::Layout;
 use crate::lm::CausalLm;
+use crate::parameters::{NamedParameter, Part, named_parameters};
 
 /// Tables that some versions of the published code keep beside the parameters, and that are
 /// computed here: tensors whose names end so are passed over.
@@ -30,8 +32,8 @@ const IGNORED: [&str; 3] = [
 /// Tensors by their names in the files. Their values are read when asked for.
 type Tensors = BTreeMap<String, TensorSnapshot>;
 
-/// `model` with the parameters that `folder` holds under `layout`'s names, in the dtype that `choose` makes
-/// of what they are stored in, where that is one dtype.
+/// `model` with the parameters that `folder` holds under `layout`'s names, in the dtype that `choose` gives for
+/// the one that they are stored in, where that is one.
 pub(super) fn fill<B: Backend>(
     mut model: CausalLm<B>,
     layout: Layout,
@@ -69,7 +71,7 @@ fn for_module(tensor: &TensorSnapshot, parameter: &NamedParameter, dtype: DType)
         Rc::new(move || Ok(converted(source.to_data()?, dtype))),
         dtype,
         tensor.shape.clone(),
-        parameter.path.clone(),
+        parameter.path.split('.').map(str::to_owned).collect(),
         Vec::new(),
         parameter.id,
     )
@@ -82,9 +84,8 @@ fn converted(data: TensorData, dtype: DType) -> TensorData {
         return data.convert_dtype(dtype);
     }
     let numbers = data.bytes.par_chunks_exact(2).with_min_len(1 << 14);
-    // A bf16 is the upper half of the f32 that it stands for.
-    let upper = numbers.map(|it| u32::from(u16::from_ne_bytes([it[0], it[1]])) << 16);
-    let values: Vec<f32> = upper.map(f32::from_bits).collect();
+    let number = |bytes: &[u8]| bf16::from_ne_bytes([bytes[0], bytes[1]]).to_f32();
+    let values: Vec<f32> = numbers.map(number).collect();
     TensorData::new(values, data.shape)
 }
 
@@ -144,11 +145,12 @@ fn open(folder: &Path) -> Result<(Tensors, PathBuf), WeightsError> {
     })
 }
 
-/// What [`open`] finds, but for what is passed over.
-pub(super) fn tensors(folder: &Path) -> Result<Vec<FileTensor>, WeightsError> {
+/// What [`open`] finds, but for what is passed over, with the parts of the network that `layout` says.
+pub(super) fn tensors(folder: &Path, layout: Layout) -> Result<Vec<FileTensor>, WeightsError> {
     let (tensors, _) = open(folder)?;
     let tensors = tensors.into_iter().filter(|(name, _)| !is_ignored(name));
     let tensors = tensors.map(|(name, tensor)| FileTensor {
+        part: Part::of(&layout.path(&name)),
         name,
         shape: tensor.shape.to_vec(),
         dtype: tensor.dtype,
@@ -200,7 +202,7 @@ fn safetensors(path: &Path) -> Result<Tensors, WeightsError> {
 }
 
 /// The names of the shards that an index speaks of.
-pub(super) fn shards(index: &Path) -> Result<BTreeSet<String>, WeightsError> {
+pub(crate) fn shards(index: &Path) -> Result<BTreeSet<String>, WeightsError> {
     #[derive(Deserialize)]
     struct Index {
         /// From each tensor's name to its file's.

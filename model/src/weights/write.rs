@@ -12,21 +12,21 @@ use burn_store::{ModuleSnapshot, TensorSnapshot};
 use safetensors::{Dtype, SafeTensorError, View};
 use serde_json::json;
 
-use super::names::Layout;
 use super::{CONFIG, INDEX, SINGLE, WeightsError, io};
+use crate::arch::{Family, Layout};
 use crate::atomic_file;
 use crate::lm::CausalLm;
 
-/// Writes `model` and the text of its configuration into `folder`.
+/// Writes `model` and its configuration into `folder`.
 pub(super) fn folder<B: Backend>(
     model: &CausalLm<B>,
-    layout: Layout,
-    config: &str,
+    config: &impl Family,
     folder: &Path,
 ) -> Result<(), WeightsError> {
     fs::create_dir_all(folder).map_err(io(folder))?;
-    tensors(&folder.join(SINGLE), stored(model, layout, DType::F32))?;
-    text(&folder.join(CONFIG), config)
+    let all = stored(model, config.layout(), DType::F32);
+    tensors(&folder.join(SINGLE), all)?;
+    text(&folder.join(CONFIG), &config.to_json())
 }
 
 /// The tensors of `model` under their published names, in `dtype`, f32 or bf16.
@@ -38,7 +38,7 @@ pub(super) fn stored<B: Backend>(
     let snapshots = model.collect(None, None, false).into_iter();
     let named = snapshots.map(|tensor| {
         let path = tensor.path_stack.clone().unwrap_or_default();
-        (layout.name(&path), Stored { tensor, dtype })
+        (layout.name(&path.join(".")), Stored { tensor, dtype })
     });
     named.collect()
 }

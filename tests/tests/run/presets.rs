@@ -1,7 +1,7 @@
 //! The configurations of the published sizes, without their weights: parameters are drawn when
 //! they are first read, and counting them reads only their shapes.
 
-use model::{Layout, Mixer, PhiConfig, PhiMamba, named_parameters};
+use model::{Mixer, PhiConfig, PhiMamba, PhiMambaConfig, named_parameters};
 use train::run::student_config;
 
 use super::*;
@@ -35,9 +35,9 @@ fn count(preset: &str) -> (usize, usize) {
     let student = student_config(&config, &teacher).expect("a student that fits");
     let student = PhiMamba::<Inner>::init(&student, config.seed, &Default::default());
     let layers = &student.backbone.layers;
-    let is_attention = |layer: &&model::PhiBlock<_>| matches!(layer.mixer, Mixer::Attention(_));
+    let is_attention = |layer: &&model::Block<_>| matches!(layer.mixer, Mixer::Attention(_));
     let attention = layers.iter().filter(is_attention).count();
-    let parameters = named_parameters(&student, Layout::PhiMamba);
+    let parameters = named_parameters(&student, PhiMambaConfig::LAYOUT);
     let parameters = parameters.iter().map(|p| p.shape.iter().product::<usize>());
     (parameters.sum(), attention)
 }

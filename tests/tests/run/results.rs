@@ -134,7 +134,9 @@ fn what_is_frozen_stays() {
 
     let (config, _) =
         model::load_student::<Inner>(run.join("student"), &Default::default()).unwrap();
-    let layers: Vec<_> = config.blocks.iter().map(|block| block.n_layers).collect();
+    let mixers = config.network().mixers;
+    let runs = mixers.chunk_by(|a, b| a == b);
+    let layers: Vec<_> = runs.map(|run| run.len()).collect();
     assert_eq!(layers, [1, 1, 2]);
 }
 

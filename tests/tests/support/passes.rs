@@ -2,13 +2,13 @@
 
 use burn::tensor::DType;
 use kernels::TrainBackend;
-use model::{Layout, Phi, PhiMamba, named_parameters};
+use model::{Phi, PhiMamba, PhiMambaConfig, named_parameters};
 use tests::{Goldens, assert_close, goldens_dir};
 use train::config::{Config, Source};
 use train::gradients::Gradients;
 use train::stage::{Objective, TokenBatch, in_dtype, train_parts};
 
-use super::{ids, values};
+use tests::networks::{ids, values};
 
 /// Both networks, and the recorded ids as a batch.
 pub struct Lesson<B: TrainBackend> {
@@ -23,8 +23,8 @@ impl<B: TrainBackend> Lesson<B> {
         let device = Default::default();
         let goldens = Goldens::open("mohawk-tiny/expected");
         let load = |name| goldens_dir().join(name);
-        let (_, teacher) = model::load_teacher(load("teacher-tiny"), &device).expect("a teacher");
-        let (_, student) = model::load_student(load("student-tiny"), &device).expect("a student");
+        let (_, teacher) = model::load_any(load("teacher-tiny"), &device).expect("a teacher");
+        let (_, student) = model::load_any(load("student-tiny"), &device).expect("a student");
         let ids = ids(&goldens, "input_ids", &device);
         // The labels are read with hard labels only, which the published code has not.
         let labels = ids.clone();
@@ -63,7 +63,7 @@ fn stage<B: TrainBackend>(config: &Config, number: u8, loss: &str, prefix: &str,
 
     let mut squares = 0.0;
     let norm = values(gradients.norm().expect("gradients")).1[0];
-    for parameter in named_parameters(&lesson.student, Layout::PhiMamba) {
+    for parameter in named_parameters(&lesson.student, PhiMambaConfig::LAYOUT) {
         let key = format!("{prefix}.grad.{}", parameter.name);
         let gradient = gradients.take(parameter.id).map(values);
         if lesson.goldens.has(&key) {
@@ -107,7 +107,7 @@ pub fn stages_in_bf16<B: TrainBackend>(of_all: f64, of_each: f64) {
         let (_, mut gradients) = lesson.pass(Objective::of(&config, number));
         let (mut wrong, mut right, mut worst) = (0.0, 0.0, (0.0, String::new()));
         let mut each = vec![];
-        for parameter in named_parameters(&lesson.student, Layout::PhiMamba) {
+        for parameter in named_parameters(&lesson.student, PhiMambaConfig::LAYOUT) {
             let key = format!("{prefix}.grad.{}", parameter.name);
             if !lesson.goldens.has(&key) {
                 continue;

@@ -1,6 +1,6 @@
 //! The arithmetic that a token takes.
 
-use model::{MixerConfig, NetworkConfig};
+use model::NetworkConfig;
 
 /// Operations a token, an addition and a multiplication counting as two.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -32,53 +32,50 @@ impl Arithmetic {
         teacher: &NetworkConfig,
         student: &NetworkConfig,
     ) -> Self {
-        let layers: f64 = teacher.mixers.iter().map(|it| mixer(it, l, teacher)).sum();
-        let depth = teacher.mixers.len() as f64;
-        let whole = layers + depth * mlp(teacher) + head(teacher);
-        let mamba = student.mixers.iter().filter_map(|it| match it {
-            MixerConfig::DiscreteMamba2(config) => Some(config),
-            MixerConfig::Attention(_) => None,
-        });
-        let mamba = || mamba.clone();
-        let last = teacher
-            .mixers
-            .last()
-            .map_or(0.0, |it| mixer(it, l, teacher));
-        let d = student.d_model as f64;
-        let l_f = l as f64;
+        let whole = forward(teacher, l);
+        let (head, mlp) = (
+            teacher.head_operations(),
+            teacher.mlp.operations(teacher.d_model),
+        );
+        let (d_teacher, d) = (teacher.d_model, student.d_model);
+        // Of the student's mixers, those that are not the teacher's.
+        let pairs = student.mixers.iter().zip(&teacher.mixers);
+        let learning = || {
+            pairs
+                .clone()
+                .filter(|(student, teacher)| !student.is_kept_from(teacher))
+        };
         match number {
             0 => Self {
                 teacher: whole,
                 student: 0.0,
             },
             1 => {
-                let scores = |width: usize| l_f * width as f64;
-                let student = mamba().map(|it| {
-                    let rows = 2 * it.d_bc() + it.n_v_heads;
-                    let matrices = scores(it.n_v_heads * it.d_state);
-                    3.0 * (2.0 * d * rows as f64 + matrices) + scores(student.d_model)
+                let last = teacher.mixers.last().map_or(0.0, |mixer| {
+                    mixer.operations(d_teacher, l)
+                        - mixer.matrix_operations(d_teacher, l).projections
+                });
+                let each = learning().map(|(student, teacher)| {
+                    let matrix = student.matrix_operations(d, l);
+                    let scores = teacher.matrix_operations(d_teacher, l).scores;
+                    3.0 * (matrix.projections + matrix.scores) + scores
                 });
                 Self {
-                    teacher: whole - head(teacher) - mlp(teacher) - last + 4.0 * d * d,
-                    student: student.sum(),
+                    teacher: whole - head - mlp - last,
+                    student: each.sum(),
                 }
             }
             2 => {
-                let mixers =
-                    mamba().map(|it| mixer(&MixerConfig::DiscreteMamba2(it.clone()), l, student));
+                let each = learning().map(|(student, _)| student.operations(d, l));
                 Self {
-                    teacher: whole - head(teacher) - mlp(teacher),
-                    student: 3.0 * mixers.sum::<f64>(),
+                    teacher: whole - head - mlp,
+                    student: 3.0 * each.sum::<f64>(),
                 }
             }
-            _ => {
-                let mixers: f64 = student.mixers.iter().map(|it| mixer(it, l, student)).sum();
-                let depth = student.mixers.len() as f64;
-                Self {
-                    teacher: whole,
-                    student: 3.0 * (mixers + depth * mlp(student) + head(student)),
-                }
-            }
+            _ => Self {
+                teacher: whole,
+                student: 3.0 * forward(student, l),
+            },
         }
     }
 
@@ -87,27 +84,12 @@ impl Arithmetic {
     }
 }
 
-fn mixer(mixer: &MixerConfig, l: usize, network: &NetworkConfig) -> f64 {
-    let d = network.d_model as f64;
-    match mixer {
-        MixerConfig::Attention(attention) => {
-            let d_kv = d * attention.n_kv_heads as f64 / attention.n_heads as f64;
-            2.0 * d * (2.0 * d + 2.0 * d_kv) + 2.0 * l as f64 * d
-        }
-        MixerConfig::DiscreteMamba2(mamba) => {
-            let d_inner = mamba.d_inner(network.d_model) as f64;
-            let rows = mamba.d_in_proj(network.d_model) as f64;
-            2.0 * d * rows + 2.0 * d * d_inner + 4.0 * d_inner * mamba.d_state as f64
-        }
-    }
-}
-
-fn mlp(network: &NetworkConfig) -> f64 {
-    4.0 * network.d_model as f64 * network.intermediate_size as f64
-}
-
-fn head(network: &NetworkConfig) -> f64 {
-    2.0 * network.d_model as f64 * network.vocab_size as f64
+/// The layers and the head of a network.
+fn forward(network: &NetworkConfig, l: usize) -> f64 {
+    let d = network.d_model;
+    let mixers = network.mixers.iter();
+    let mixers: f64 = mixers.map(|mixer| mixer.operations(d, l)).sum();
+    mixers + network.mixers.len() as f64 * network.mlp.operations(d) + network.head_operations()
 }
 
 #[cfg(test)]

@@ -56,7 +56,7 @@ impl<B: TrainBackend> Networks<B> {
             weights.folder.display()
         ));
         let (phi, teacher) =
-            model::load_teacher(&weights.folder, device).map_err(TrainError::Teacher)?;
+            model::load_any(&weights.folder, device).map_err(TrainError::Teacher)?;
         let of_student = student_config(config, &phi)?;
         let student = match with_student {
             true => Some(untrained_student::<B>(

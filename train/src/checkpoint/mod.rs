@@ -15,7 +15,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use kernels::TrainBackend;
-use model::{PhiMamba, PhiMambaConfig, atomic_file, save_student};
+use model::{ModelConfig, PhiMamba, atomic_file};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{TrainError, io_error};
@@ -104,7 +104,7 @@ impl Checkpoints {
     pub fn save<B: TrainBackend>(
         &self,
         progress: &Progress,
-        config: &PhiMambaConfig,
+        config: &ModelConfig,
         student: &PhiMamba<B>,
         optimizer: &AdamW<B::InnerBackend>,
     ) -> Result<(), TrainError> {
@@ -224,14 +224,14 @@ fn sync_folder(folder: &Path) {
 fn write<B: TrainBackend>(
     folder: &Path,
     progress: &Progress,
-    config: &PhiMambaConfig,
+    config: &ModelConfig,
     student: &PhiMamba<B>,
     optimizer: &AdamW<B::InnerBackend>,
 ) -> Result<(), TrainError> {
     fs::create_dir(folder).map_err(io_error(folder))?;
     let of_student = folder.join(STUDENT);
-    save_student(config, student, &of_student)?;
-    moments::save(student, optimizer, &folder.join(OPTIMIZER))?;
+    model::save(config, student, &of_student)?;
+    moments::save(student, optimizer, config.layout(), &folder.join(OPTIMIZER))?;
     write_progress(progress, folder)?;
     // The names of the files as well as what is in them.
     sync_folder(&of_student);
@@ -254,7 +254,7 @@ fn write_progress(progress: &Progress, checkpoint: &Path) -> Result<(), TrainErr
 /// its student is not that of `config`.
 pub fn load<B: TrainBackend>(
     checkpoint: &Path,
-    config: &PhiMambaConfig,
+    config: &ModelConfig,
     optimizer: &mut AdamW<B::InnerBackend>,
     device: &B::Device,
 ) -> Result<(Progress, PhiMamba<B>), TrainError> {
@@ -266,7 +266,7 @@ pub fn load<B: TrainBackend>(
 
     let progress =
         read_progress(&checkpoint.join(PROGRESS)).map_err(|reason| in_file(PROGRESS, reason))?;
-    let (found, student) = model::load_student(checkpoint.join(STUDENT), device)
+    let (found, student) = model::load_any(checkpoint.join(STUDENT), device)
         .map_err(|error| damaged(error.to_string()))?;
     if found != *config {
         return Err(TrainError::Mismatch(format!(
@@ -275,7 +275,8 @@ pub fn load<B: TrainBackend>(
             checkpoint.display(),
         )));
     }
-    moments::load(&checkpoint.join(OPTIMIZER), &student, optimizer, device)
+    let moments = checkpoint.join(OPTIMIZER);
+    moments::load(&moments, &student, config.layout(), optimizer, device)
         .map_err(|reason| in_file(OPTIMIZER, reason))?;
     Ok((progress, student))
 }

@@ -52,11 +52,12 @@ impl<B: Backend> View for Moment<B> {
 pub(super) fn save<B: TrainBackend>(
     student: &PhiMamba<B>,
     optimizer: &AdamW<B::InnerBackend>,
+    layout: Layout,
     path: &Path,
 ) -> Result<(), TrainError> {
     let mut tensors = vec![];
     let mut times = BTreeMap::new();
-    for parameter in named_parameters(student, Layout::PhiMamba) {
+    for parameter in named_parameters(student, layout) {
         if let Some(Moments { values, time }) = optimizer.moments.get(&parameter.id) {
             for (letter, values) in ["m", "v"].into_iter().zip(values.clone()) {
                 let shape = values.dims();
@@ -82,6 +83,7 @@ pub(super) fn save<B: TrainBackend>(
 pub(super) fn load<B: TrainBackend>(
     path: &Path,
     student: &PhiMamba<B>,
+    layout: Layout,
     optimizer: &mut AdamW<B::InnerBackend>,
     device: &B::Device,
 ) -> Result<(), String> {
@@ -94,7 +96,7 @@ pub(super) fn load<B: TrainBackend>(
     let times = times.ok_or_else(|| format!("its header has no `{TIMES}`"))?;
     let times: BTreeMap<String, u64> =
         serde_json::from_str(times).map_err(|error| format!("`{TIMES}`: {error}"))?;
-    let parameters = named_parameters(student, Layout::PhiMamba);
+    let parameters = named_parameters(student, layout);
     for (name, time) in times {
         let parameter = (parameters.iter().find(|parameter| parameter.name == name))
             .ok_or_else(|| format!("`{name}` is no parameter of the student"))?;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use datasets::Tokenizer;
 use kernels::KernelBackend;
-use model::{PhiMamba, PhiMambaConfig, atomic_file};
+use model::{ModelConfig, PhiMamba, atomic_file};
 
 use super::{CHECKPOINTS, CONFIG, SUMMARY};
 use crate::error::{TrainError, io_error};
@@ -36,12 +36,12 @@ pub(super) fn lock(folder: &Path) -> Result<Option<File>, TrainError> {
 
 /// The student in the published format, with its tokenizer beside it.
 pub(super) fn export<B: KernelBackend>(
-    config: &PhiMambaConfig,
+    config: &ModelConfig,
     student: &PhiMamba<B>,
     tokenizer: &Tokenizer,
     folder: &Path,
 ) -> Result<(), TrainError> {
-    model::save_student(config, student, folder)?;
+    model::save(config, student, folder)?;
     let copy = folder.join("tokenizer.json");
     let bytes = fs::read(tokenizer.path()).map_err(io_error(tokenizer.path()))?;
     atomic_file::write(&copy, &bytes).map_err(io_error(&copy))

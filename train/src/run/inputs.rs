@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::module::AutodiffModule;
 use datasets::{PrepareOptions, Split, TokenShards, TokenWindows, Tokenizer};
 use kernels::{KernelBackend, TrainBackend};
-use model::{DiscreteMamba2Config, Phi, PhiConfig, PhiMamba, PhiMambaConfig, WeightsError};
+use model::{DiscreteMamba2Config, Family, ModelConfig, Phi, PhiMamba, WeightsError};
 
 use crate::config::{Config, Precision, resolve_path};
 use crate::error::TrainError;
@@ -35,7 +35,7 @@ pub(super) fn teacher_folder(name: &str) -> Result<PathBuf, TrainError> {
 ///
 /// # Errors
 /// [`TrainError::Student`] or [`TrainError::Mismatch`] says which sizes do not fit.
-pub fn student_config(config: &Config, teacher: &PhiConfig) -> Result<PhiMambaConfig, TrainError> {
+pub fn student_config(config: &Config, teacher: &impl Family) -> Result<ModelConfig, TrainError> {
     let student = &config.student;
     let mixer = DiscreteMamba2Config {
         d_state: student.d_state,
@@ -48,7 +48,8 @@ pub fn student_config(config: &Config, teacher: &PhiConfig) -> Result<PhiMambaCo
         activation: student.activation,
         bias: student.bias,
     };
-    let heads = teacher.attention.n_heads;
+    let mixers = teacher.network().mixers;
+    let heads = mixers.first().map_or(0, |mixer| mixer.n_heads());
     if config.stages.contains(&1) && student.n_v_heads != heads {
         return Err(TrainError::Mismatch(format!(
             "stage 1 compares the matrices of every head: student.n_v_heads is {} and the teacher \
@@ -56,11 +57,7 @@ pub fn student_config(config: &Config, teacher: &PhiConfig) -> Result<PhiMambaCo
             student.n_v_heads,
         )));
     }
-    Ok(PhiMambaConfig::student_of(
-        teacher,
-        &mixer,
-        &student.attention_layers,
-    )?)
+    Ok(teacher.student(&mixer.into(), &student.attention_layers)?)
 }
 
 /// The student as training begins: the teacher's but for the mixers, which are drawn from `seed`.
@@ -68,7 +65,7 @@ pub fn student_config(config: &Config, teacher: &PhiConfig) -> Result<PhiMambaCo
 /// # Errors
 /// [`TrainError::Transfer`] if the two do not fit.
 pub(crate) fn untrained_student<B: TrainBackend>(
-    config: &PhiMambaConfig,
+    config: &ModelConfig,
     seed: u64,
     teacher: &Phi<B::InnerBackend>,
     device: &B::Device,
@@ -82,10 +79,10 @@ pub(crate) fn untrained_student<B: TrainBackend>(
 /// bf16, hence on a GPU, with fewer and wider products.
 pub(crate) fn teacher_of_stages<B: KernelBackend>(
     teacher: Phi<B>,
-    student: &PhiMambaConfig,
+    student: &ModelConfig,
     precision: Precision,
 ) -> Phi<B> {
-    let teacher = model::pad_vocabulary(teacher, student.padded_vocab_size());
+    let teacher = model::pad_vocabulary(teacher, student.network().vocab_size);
     let teacher = teacher.cast(precision.dtype());
     match precision {
         Precision::F32 => teacher,
@@ -97,7 +94,7 @@ pub(crate) fn teacher_of_stages<B: KernelBackend>(
 pub(super) fn tokenizer(
     config: &Config,
     teacher_folder: &Path,
-    teacher: &PhiConfig,
+    teacher: &ModelConfig,
 ) -> Result<Tokenizer, TrainError> {
     let path = match config.data.tokenizer.as_str() {
         "" => teacher_folder.to_owned(),
@@ -107,13 +104,14 @@ pub(super) fn tokenizer(
         true => Tokenizer::from_folder(path)?,
         false => Tokenizer::from_file(path)?,
     };
-    if tokenizer.vocab_size() > teacher.vocab_size {
+    let vocab_size = teacher.network().vocab_size;
+    if tokenizer.vocab_size() > vocab_size {
         return Err(TrainError::Mismatch(format!(
             "{}: the tokenizer has {} ids and the teacher knows {}; data.tokenizer must be the \
              teacher's",
             tokenizer.path().display(),
             tokenizer.vocab_size(),
-            teacher.vocab_size,
+            vocab_size,
         )));
     }
     Ok(tokenizer)

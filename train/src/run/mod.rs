@@ -24,7 +24,7 @@ use datasets::{Batches, TokenWindows, Tokenizer};
 use indicatif::BinaryBytes;
 use kernels::TrainBackend;
 use kernels::backends::{check, synchronise};
-use model::{Phi, PhiMamba, PhiMambaConfig};
+use model::{ModelConfig, Phi, PhiMamba};
 
 use self::ahead::Ahead;
 use self::folder::{finished, is_run, lock};
@@ -91,7 +91,7 @@ pub struct Run<B: TrainBackend> {
     train: TokenWindows,
     held_out: TokenWindows,
     teacher: Phi<B::InnerBackend>,
-    student_config: PhiMambaConfig,
+    student_config: ModelConfig,
     optimizer: AdamW<B::InnerBackend>,
     progress: Progress,
     checkpoints: Checkpoints,

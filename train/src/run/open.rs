@@ -36,7 +36,7 @@ impl<B: TrainBackend> Run<B> {
         }
         let teacher_folder = inputs::teacher_folder(&config.teacher.model)?;
         let (teacher_config, teacher) =
-            model::load_teacher(&teacher_folder, device).map_err(TrainError::Teacher)?;
+            model::load_any(&teacher_folder, device).map_err(TrainError::Teacher)?;
         let student_config = inputs::student_config(config, &teacher_config)?;
         let tokenizer = inputs::tokenizer(config, &teacher_folder, &teacher_config)?;
         let (train, held_out) = inputs::windows(config, &tokenizer)?;
@@ -80,8 +80,8 @@ impl<B: TrainBackend> Run<B> {
             watch.note(&format!(
                 "teacher {} ({} layers, width {}), {} training tokens, {} held out, on {}",
                 config.teacher.model,
-                teacher_config.num_hidden_layers,
-                teacher_config.hidden_size,
+                teacher.backbone.layers.len(),
+                teacher_config.network().d_model,
                 train.shards().tokens(),
                 held_out.shards().tokens(),
                 options.backend,

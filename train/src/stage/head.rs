@@ -130,7 +130,9 @@ mod tests {
             },
             ..PhiConfig::default()
         };
-        Phi::init(&config, seed, &Default::default()).lm_head
+        Phi::init(&config, seed, &Default::default())
+            .head()
+            .into_owned()
     }
 
     /// Large enough that the logits of these heads, with their small weights, are far from equal.

@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor};
 use kernels::TrainBackend;
 use model::mohawk::hidden_state_loss;
-use model::{Mixer, Phi, PhiMamba};
+use model::{Phi, PhiMamba};
 
 use super::sum_over_layers;
 use crate::config::Target;
@@ -36,7 +36,7 @@ pub(super) fn pass<B: TrainBackend>(
                 Target::Block => x_bld.clone(),
             }
         };
-        if let Mixer::DiscreteMamba2(_) = student.mixer {
+        if !student.mixer.is_kept_from(&teacher.mixer) {
             let output_bld = match target {
                 Target::Mixer => student.mixer_output(entering),
                 Target::Block => student.forward(entering),

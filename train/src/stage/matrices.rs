@@ -31,6 +31,9 @@ pub(super) fn pass<B: TrainBackend>(
             x_bld = output;
             attention
         };
+        if student.mixer.is_kept_from(&teacher.mixer) {
+            continue;
+        }
         let transfer = student.transfer_parts(Tensor::from_inner(entering));
         if let (Some(transfer), Some(attention)) = (transfer, attention) {
             let attention = AttentionParts {

@@ -90,7 +90,7 @@ impl Objective {
 /// The teacher's part of stage 3 alone: its logits for `ids [b, l]`, made as there and dropped.
 pub fn teacher_alone<B: KernelBackend>(teacher: &Phi<B>, ids: Tensor<B, 2, Int>) {
     let features = teacher.features(ids);
-    head::forward(&teacher.lm_head, features, head::BLOCK, |_, logits| {
+    head::forward(&teacher.head(), features, head::BLOCK, |_, logits| {
         drop(logits);
     });
 }

@@ -12,10 +12,10 @@ use crate::config::{Part, Stage};
 
 /// The student with gradients asked of the parts that `stage` trains, and of nothing else.
 pub fn train_parts<B: TrainBackend>(student: PhiMamba<B>, stage: &Stage) -> PhiMamba<B> {
-    let parameters = named_parameters(&student, Layout::PhiMamba);
+    let parameters = named_parameters(&student, Layout::default());
     let trained = parameters
         .into_iter()
-        .filter(|p| stage.trains(part_of(&p.name)));
+        .filter(|p| stage.trains(part_of(&p.path)));
     student.map(&mut Freeze(trained.map(|p| p.id).collect()))
 }
 

@@ -33,8 +33,8 @@ pub(super) fn pass<B: TrainBackend>(
         teacher: teacher_bld,
     };
     let (loss, dfeatures) = head::pass(
-        &student.lm_head,
-        &teacher.lm_head,
+        &student.head(),
+        &teacher.head(),
         features,
         labels,
         weights,

@@ -19,8 +19,8 @@ const LIMITS: Limits = Limits {
     texts: 8,
 };
 
-fn read(tokenizer: &Tokenizer, body: &[u8]) -> Result<Plan, ApiError> {
-    Plan::read(body, "tiny", tokenizer, &LIMITS, Instant::now())
+fn read(tokenizer: &Tokenizer, body: &[u8]) -> Result<CompletionPlan, ApiError> {
+    CompletionPlan::read(body, "tiny", tokenizer, &LIMITS, Instant::now())
 }
 
 /// Any JSON, not deep.
@@ -128,7 +128,7 @@ fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
     ]
 }
 
-/// Whatever comes in, what comes out is a plan within the limits or an error of the client's.
+/// Any bytes give a plan within the limits or a client error.
 #[test]
 fn ten_thousand_bodies() {
     let tokenizer = tokenizer();
@@ -154,14 +154,14 @@ fn ten_thousand_bodies() {
                 Err(error) => {
                     errors.set(errors.get() + 1);
                     let message = error.to_json()["error"]["message"].clone();
-                    prop_assert!(message.as_str().is_some_and(|it| !it.is_empty()));
+                    prop_assert!(message.as_str().is_some_and(|text| !text.is_empty()));
                     prop_assert!(error.into_response().status().is_client_error());
                 }
             }
             Ok(())
         })
         .unwrap();
-    // Neither half was left out.
+    // Both results were tested.
     let (plans, errors) = (plans.get(), errors.get());
     assert!(
         plans > 1000 && errors > 1000,
@@ -233,7 +233,7 @@ fn what_is_wrong_is_named() {
     assert!(read(&tokenizer(), b"{\"prompt\": \"\\ud800\"}").is_err());
 }
 
-/// Not as the command line calls it.
+/// With underscores, not with the hyphens of the command line.
 #[test]
 fn a_setting_is_named_as_its_field() {
     for (field, value) in [
@@ -273,7 +273,7 @@ fn what_is_left_out_is_openai_s_default() {
         assert_eq!(*request.prompt, [tokenizer.end_of_text().unwrap()]);
         assert!(plan.echoes.is_none() && !plan.stream && !plan.stream_usage);
     }
-    // Fields that ask for nothing are passed over.
+    // Fields without effect are ignored.
     let neutral = json!({"best_of": 2, "n": 2, "suffix": "", "presence_penalty": 0,
         "frequency_penalty": 0.0, "logit_bias": {}, "user": "someone"});
     assert_eq!(
@@ -289,7 +289,7 @@ fn each_text_has_its_prompt_and_seed() {
     let plan = read(&tokenizer, body.to_string().as_bytes()).unwrap();
     let each = plan.requests.iter();
     let each: Vec<_> = each
-        .map(|it| (it.prompt.to_vec(), it.sampling.seed))
+        .map(|request| (request.prompt.to_vec(), request.sampling.seed))
         .collect();
     let expected = [(vec![1, 2], 7), (vec![1, 2], 8), (vec![3], 7), (vec![3], 8)];
     assert_eq!(each, expected);

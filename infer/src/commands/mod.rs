@@ -1,0 +1,72 @@
+//! The commands of `infer`: each file has the options of one command and runs it.
+
+mod bench;
+mod eval;
+mod generate;
+mod info;
+mod perplexity;
+mod repl;
+mod scoring;
+mod serve;
+
+use kernels::runtime::BackendError;
+
+use crate::error::GenerateError;
+use crate::eval::EvalError;
+use crate::model_args::ModelArgsError;
+use crate::output::TerminalError;
+use crate::precision::PrecisionError;
+use crate::repl::ReplError;
+use crate::sampling::SamplingError;
+use crate::serve::ServeError;
+use crate::state_file::StateFileError;
+
+pub(crate) use bench::BenchArgs;
+pub(crate) use eval::EvalArgs;
+pub(crate) use generate::{EXAMPLES, GenerateArgs};
+pub(crate) use info::InfoArgs;
+pub(crate) use perplexity::PerplexityArgs;
+pub(crate) use repl::ReplArgs;
+pub(crate) use serve::ServeArgs;
+
+/// Why a command failed. Each message is complete: it names its cause itself.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommandError {
+    /// The model or its tokenizer cannot be found or loaded.
+    #[error(transparent)]
+    Model(#[from] ModelArgsError),
+    /// The model cannot be loaded in the precision that was asked for.
+    #[error(transparent)]
+    Precision(#[from] PrecisionError),
+    /// The model's files cannot be read.
+    #[error(transparent)]
+    Weights(#[from] model::WeightsError),
+    /// The backend cannot be used, or its device has failed.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// The text or the tokenizer cannot be read.
+    #[error(transparent)]
+    Text(#[from] datasets::DataError),
+    /// A sampling option is out of range.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+    /// No tokens can be generated.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+    /// A state cannot be saved or loaded.
+    #[error(transparent)]
+    StateFile(#[from] StateFileError),
+    /// A session cannot continue.
+    #[error(transparent)]
+    Repl(#[from] ReplError),
+    /// The server cannot start, or has stopped.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// An evaluation cannot be done.
+    #[error(transparent)]
+    Eval(#[from] EvalError),
+    /// Standard input or output has failed.
+    #[error(transparent)]
+    Terminal(#[from] TerminalError),
+}

@@ -1,0 +1,152 @@
+//! `infer serve`.
+
+use std::env::{self, VarError};
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use clap::builder::RangedU64ValueParser;
+
+use super::CommandError;
+use crate::engine::{Engine, EngineOptions};
+use crate::model_args::{FoundModel, ModelArgs, check_vocabulary};
+use crate::serve::{self, ServeError, ServerOptions};
+
+/// Serves a model over HTTP as OpenAI serves its own.
+///
+/// POST /v1/completions continues texts, for any program that speaks OpenAI's interface; GET / is a
+/// page to try the model on; /v1/models, /health and /metrics (Prometheus) say how it is.
+///
+/// The text of a request that has a seed is always the same, however many other requests are served at
+/// the same time. Ctrl-C ends the server when the requests that it has are answered, a second Ctrl-C at
+/// once.
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+
+    /// The address to listen on; 0.0.0.0 is all of this machine's
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    host: IpAddr,
+
+    /// The port to listen on; 0 is any that is free
+    #[arg(long, default_value_t = 8000)]
+    port: u16,
+
+    /// What requests must bring, as `Authorization: Bearer KEY`
+    ///
+    /// Also taken from the environment variable INFER_API_KEY, which other users of the machine do
+    /// not see. Only /, its files and /health are open without it.
+    #[arg(long, value_name = "KEY")]
+    api_key: Option<String>,
+
+    /// What requests call the model; its folder's or its hub name by default
+    #[arg(long, value_name = "NAME")]
+    model_name: Option<String>,
+
+    /// Texts that are made at a time, at most
+    ///
+    /// Each takes the memory of a state (see the page's curve). They are computed eight at a time.
+    #[arg(long, default_value_t = 32, value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
+    slots: usize,
+
+    /// Texts that wait beside them, at most; more are refused with 429
+    #[arg(long, default_value_t = 256, value_parser = RangedU64ValueParser::<usize>::new().range(1..=65536))]
+    queue: usize,
+
+    /// The most tokens that a request may ask for
+    #[arg(long, default_value_t = 4096)]
+    max_tokens: usize,
+
+    /// Seconds after which a text ends where it is
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    time_limit: u64,
+
+    /// Bytes of a request, at most
+    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20)]
+    body_limit: usize,
+}
+
+/// Seconds that the head of a request may take to arrive, and its body.
+const ARRIVAL_SECONDS: u64 = 30;
+
+impl ServeArgs {
+    /// Serves until a signal ends it.
+    pub fn run(self) -> Result<(), CommandError> {
+        let backend = self.model.compute.backend()?;
+        let api_key = api_key(self.api_key)?;
+        let address = SocketAddr::new(self.host, self.port);
+        // Before a model is fetched or loaded, which may take long.
+        let listener =
+            TcpListener::bind(address).map_err(|source| ServeError::Address { address, source })?;
+        let FoundModel {
+            folder,
+            tokenizer,
+            precision,
+        } = self.model.find()?;
+        let tokenizer = Arc::new(tokenizer);
+        let options = ServerOptions {
+            name: self
+                .model_name
+                .unwrap_or_else(|| name_of(&self.model.model)),
+            api_key,
+            max_tokens: self.max_tokens,
+            time_limit: Duration::from_secs(self.time_limit),
+            body_limit: self.body_limit,
+            head_time: Duration::from_secs(ARRIVAL_SECONDS),
+            body_time: Duration::from_secs(ARRIVAL_SECONDS),
+        };
+        let engine = Engine::start(EngineOptions {
+            backend,
+            model: folder,
+            precision,
+            tokenizer: tokenizer.clone(),
+            slots: self.slots,
+            queue: self.queue,
+        });
+        let engine = engine.map_err(ServeError::from)?;
+        check_vocabulary(&tokenizer, engine.0.facts().vocab_size)?;
+        announce(&listener, &options)?;
+        Ok(serve::run(engine, tokenizer, options, listener)?)
+    }
+}
+
+/// Says where the server is.
+fn announce(listener: &TcpListener, options: &ServerOptions) -> Result<(), ServeError> {
+    let address = listener.local_addr().map_err(ServeError::Listener)?;
+    // The server runs as well with standard error closed.
+    let mut err = io::stderr();
+    if !address.ip().is_loopback() && options.api_key.is_none() {
+        let _ = writeln!(
+            err,
+            "anyone who can reach {address} can use it: there is no --api-key"
+        );
+    }
+    let _ = writeln!(err, "{} at http://{address}", options.name);
+    Ok(())
+}
+
+/// The key that was given, or that of the environment.
+fn api_key(given: Option<String>) -> Result<Option<String>, ServeError> {
+    let key = match given.map_or_else(|| env::var("INFER_API_KEY"), Ok) {
+        Err(VarError::NotPresent) => return Ok(None),
+        key => key.unwrap_or_default(),
+    };
+    match key.trim() {
+        "" => Err(ServeError::ApiKey),
+        _ => Ok(Some(key)),
+    }
+}
+
+/// The last part of a folder's path, or a model's name on the hub.
+fn name_of(model: &Path) -> String {
+    let folder = model.canonicalize().ok();
+    let name = folder.as_deref().and_then(Path::file_name);
+    match name {
+        Some(name) => name.to_string_lossy().into_owned(),
+        None => model.display().to_string(),
+    }
+}

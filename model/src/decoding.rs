@@ -1,0 +1,148 @@
+//! Reading a sequence piece by piece, and what a network carries from one token to the next.
+
+use burn::tensor::backend::{Backend, ExecutionError};
+use burn::tensor::{Int, Tensor, TensorData};
+use kernels::KernelBackend;
+
+use crate::lm::CausalLm;
+use crate::mixers::{MixerState, StateError, StateTensors, state_name};
+use crate::precision::widen;
+
+/// The state of a whole network for a batch of sequences of one length. For Phi-Mamba its size does not
+/// depend on how much was read; each attention layer adds two rows a token.
+#[derive(Debug, Clone)]
+pub struct State<B: Backend> {
+    /// One a layer, first to last.
+    pub layers: Vec<MixerState<B>>,
+    /// Tokens read so far.
+    pub position: usize,
+}
+
+impl<B: Backend> State<B> {
+    /// Bytes that the state's tensors hold.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().map(|layer| layer.bytes()).sum()
+    }
+
+    /// Bytes that a decoding step reads and writes of the state.
+    pub fn step_traffic(&self) -> usize {
+        self.layers.iter().map(|layer| layer.step_traffic()).sum()
+    }
+
+    /// Every tensor of the state under its name, such as `layers.3.ssm`.
+    ///
+    /// # Errors
+    /// The backend's, if they cannot be read from the device.
+    pub fn to_tensors(&self) -> Result<Vec<(String, TensorData)>, ExecutionError> {
+        let mut tensors = Vec::new();
+        for (i, layer) in self.layers.iter().enumerate() {
+            let parts = layer.tensors()?.into_iter();
+            tensors.extend(parts.map(|(part, data)| (state_name(i, part), data)));
+        }
+        Ok(tensors)
+    }
+}
+
+impl<B: Backend> CausalLm<B> {
+    /// What decoding `batch` sequences starts from.
+    pub fn new_state(&self, batch: usize, device: &B::Device) -> State<B> {
+        let layers = self.backbone.layers.iter();
+        State {
+            layers: layers
+                .map(|layer| layer.mixer.new_state(batch, device))
+                .collect(),
+            position: 0,
+        }
+    }
+
+    /// The state of one sequence of `position` tokens that [`State::to_tensors`] has taken apart,
+    /// given each tensor's data by its name.
+    ///
+    /// # Errors
+    /// [`StateError`] for the first tensor that is not what this network needs.
+    pub fn state_from_tensors(
+        &self,
+        position: usize,
+        mut data: impl FnMut(&str) -> Option<TensorData>,
+        device: &B::Device,
+    ) -> Result<State<B>, StateError> {
+        let layers = self.backbone.layers.iter().enumerate();
+        let layers = layers.map(|(layer, block)| {
+            let data = &mut data;
+            let mut tensors = StateTensors { layer, data };
+            let mixer = &block.mixer;
+            mixer.state_from_tensors(position, &mut tensors, device)
+        });
+        Ok(State {
+            layers: layers.collect::<Result<_, _>>()?,
+            position,
+        })
+    }
+}
+
+impl<B: KernelBackend> CausalLm<B> {
+    /// Reads `ids [b, l]` after those that `state` holds, and gives the logits after the last:
+    /// `[b, vocab_size]`, f32 or wider. Any split of a sequence gives the same as the whole.
+    ///
+    /// # Panics
+    /// If `l` is 0, or `state` belongs to another network or batch.
+    pub fn prefill(&self, ids: Tensor<B, 2, Int>, state: &mut State<B>) -> Tensor<B, 2> {
+        let x = self.advance(ids, state);
+        let [b, l, d] = x.dims();
+        self.step_logits(widen(x.narrow(1, l - 1, 1).reshape([b, d])))
+    }
+
+    /// [`prefill`](Self::prefill) with the logits after every token: `[b, l, vocab_size]`.
+    ///
+    /// # Panics
+    /// If `l` is 0, or `state` belongs to another network or batch.
+    pub fn prefill_all(&self, ids: Tensor<B, 2, Int>, state: &mut State<B>) -> Tensor<B, 3> {
+        let x = self.advance(ids, state);
+        self.logits(self.backbone.final_layernorm.forward(x))
+    }
+
+    /// Reads one more id a sequence, `[b]`, and gives the logits after it: `[b, vocab_size]`, f32 or wider
+    /// whatever the dtype of the parameters, as is all between the ids and them.
+    ///
+    /// # Panics
+    /// If `state` belongs to another network or batch.
+    pub fn step(&self, ids: Tensor<B, 1, Int>, state: &mut State<B>) -> Tensor<B, 2> {
+        let layers = &self.backbone.layers;
+        assert_eq!(
+            layers.len(),
+            state.layers.len(),
+            "the state belongs to a network with another number of layers"
+        );
+        state.position += 1;
+        let both = layers.iter().zip(&mut state.layers);
+        let x = both.fold(self.embed(ids), |x, (layer, state)| layer.step(x, state));
+        self.step_logits(x)
+    }
+
+    /// What a step begins with: `ids [b]` to `[b, d_model]`.
+    pub(crate) fn embed(&self, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
+        kernels::decode::projections::rows(self.backbone.embedding.weight.val(), ids)
+    }
+
+    /// What a step ends with: the last layer's `x [b, d_model]` to logits `[b, vocab_size]`.
+    pub(crate) fn step_logits(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let norm = &self.backbone.final_layernorm;
+        norm.project_head(x, &self.head())
+    }
+
+    /// The last layer's output for `ids [b, l]`, `[b, l, d_model]`, moving `state` over them.
+    fn advance(&self, ids: Tensor<B, 2, Int>, state: &mut State<B>) -> Tensor<B, 3> {
+        let layers = &self.backbone.layers;
+        assert_eq!(
+            layers.len(),
+            state.layers.len(),
+            "the state belongs to a network with another number of layers"
+        );
+        let l = ids.dims()[1];
+        assert!(l > 0, "there must be at least one id to read");
+        state.position += l;
+        let x = self.backbone.embedding.forward(ids);
+        let both = layers.iter().zip(&mut state.layers);
+        both.fold(x, |x, (layer, state)| layer.prefill(x, state))
+    }
+}

@@ -1,0 +1,273 @@
+//! Models and data by their names: a folder, or a repository of the Hugging Face hub.
+
+mod dataset;
+mod fetch;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use hf_hub::{Cache, Repo, RepoType};
+
+use self::fetch::{Client, is_name};
+use crate::weights::{CONFIG, INDEX, PICKLE, SINGLE, WeightsError, shards};
+
+const TOKENIZER: &str = "tokenizer.json";
+
+/// The folder of the model called `name`, by the [`Hub`] of the environment.
+///
+/// # Errors
+/// As [`Hub::from_env`] and [`Hub::locate`].
+pub fn locate(name: impl AsRef<Path>) -> Result<PathBuf, WeightsError> {
+    let name = name.as_ref();
+    match name.is_dir() {
+        true => Ok(name.into()),
+        false => Hub::from_env()?.locate(name),
+    }
+}
+
+/// Where models come from that are no folders here, and the cache of those fetched before, which all
+/// of Hugging Face's tools share.
+#[derive(Clone)]
+pub struct Hub {
+    /// The hub's address, `https://huggingface.co`.
+    pub endpoint: String,
+    /// The folder with a folder `models--OWNER--NAME` for each model.
+    pub cache: PathBuf,
+    /// What lets one in where not everyone may.
+    pub token: Option<String>,
+    /// Whether to make do with what is in the cache.
+    pub offline: bool,
+}
+
+impl Hub {
+    /// As Hugging Face's own tools understand the environment: `HF_ENDPOINT`, else huggingface.co;
+    /// `HF_HUB_CACHE`, else `hub` in `HF_HOME`, which is `huggingface` in `XDG_CACHE_HOME` or in
+    /// `~/.cache` if it is not set; `HF_TOKEN`, else what `hf auth login` keeps in `HF_TOKEN_PATH` or as
+    /// `token` in `HF_HOME`; `HF_HUB_OFFLINE=1`.
+    ///
+    /// # Errors
+    /// [`WeightsError::NoCache`] if none of these says where the cache is and there is no home folder.
+    pub fn from_env() -> Result<Self, WeightsError> {
+        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let path = |name| variable(name).map(PathBuf::from);
+        let caches =
+            || path("XDG_CACHE_HOME").or_else(|| Some(std::env::home_dir()?.join(".cache")));
+        let home = path("HF_HOME").or_else(|| Some(caches()?.join("huggingface")));
+        let beside = |name| home.as_ref().map(|home| home.join(name));
+        let cache = path("HF_HUB_CACHE").or_else(|| beside("hub"));
+        let kept = || {
+            let file = path("HF_TOKEN_PATH").or_else(|| beside("token"))?;
+            let token = fs::read_to_string(file).ok()?;
+            Some(token.trim().to_owned()).filter(|token| !token.is_empty())
+        };
+        let endpoint = variable("HF_ENDPOINT").unwrap_or("https://huggingface.co".into());
+        let offline = variable("HF_HUB_OFFLINE").unwrap_or_default();
+        Ok(Self {
+            endpoint: endpoint.trim_end_matches('/').into(),
+            cache: cache.ok_or(WeightsError::NoCache)?,
+            token: variable("HF_TOKEN").or_else(kept),
+            offline: ["1", "on", "yes", "true"].contains(&offline.to_lowercase().as_str()),
+        })
+    }
+
+    /// The folder of the model called `name`: that folder itself or, for OWNER/NAME, its snapshot in
+    /// the cache, to which what is missing is fetched with a progress bar.
+    ///
+    /// A model in the cache is used as it is. If it has changed on the hub, it is fetched anew once
+    /// its folder in the cache is gone.
+    ///
+    /// # Errors
+    /// [`WeightsError::NoSuchModel`] if `name` is neither a folder nor OWNER/NAME,
+    /// [`WeightsError::Offline`] if it would have to be fetched and must not be, and
+    /// [`WeightsError::Fetch`] if that fails. Files that were fetched until then are kept.
+    pub fn locate(&self, name: impl AsRef<Path>) -> Result<PathBuf, WeightsError> {
+        let path = name.as_ref();
+        if path.is_dir() {
+            return Ok(path.into());
+        }
+        let Some(name) = path.to_str().filter(|name| is_repository(name)) else {
+            return Err(WeightsError::NoSuchModel { name: path.into() });
+        };
+        match self.cached(name) {
+            Some(folder) => {
+                if !self.offline && !folder.join(TOKENIZER).exists() {
+                    self.complete(name, &folder);
+                }
+                Ok(folder)
+            }
+            None if self.offline => Err(WeightsError::Offline {
+                name: name.into(),
+                cache: self.cache.clone(),
+            }),
+            None => {
+                let fetched = self.revision(name, "main").and_then(|it| it.fetch());
+                fetched.map_err(|reason| self.failed(name, reason))
+            }
+        }
+    }
+
+    /// Fetches the tokenizer of a model that another tool may have fetched without, once it is known
+    /// whether there is one. If the hub cannot be asked, what there is must do.
+    fn complete(&self, name: &str, folder: &Path) {
+        let sha = folder.file_name().and_then(|it| it.to_str());
+        if let Some(sha) = sha
+            && !self.lacks_tokenizer(name, sha).exists()
+        {
+            let revision = self.revision(name, sha);
+            let _ = revision.and_then(|revision| revision.fetch_tokenizer());
+        }
+    }
+
+    /// The file, shared with Hugging Face's tools, whose presence says that a revision of a model has
+    /// no tokenizer.
+    fn lacks_tokenizer(&self, name: &str, sha: &str) -> PathBuf {
+        let folder = self.folder(name).join(".no_exist");
+        folder.join(sha).join(TOKENIZER)
+    }
+
+    /// The folder of all revisions of a model in the cache.
+    fn folder(&self, name: &str) -> PathBuf {
+        let repo = Repo::model(name.into());
+        self.cache.join(repo.folder_name())
+    }
+
+    /// The `tokenizer.json` of the model called `name`, OWNER/NAME, from the cache if it is there, else
+    /// fetched, and nothing else of the model.
+    ///
+    /// # Errors
+    /// As [`locate`](Self::locate).
+    pub fn tokenizer(&self, name: impl AsRef<Path>) -> Result<PathBuf, WeightsError> {
+        let path = name.as_ref();
+        let Some(name) = path.to_str().filter(|name| is_repository(name)) else {
+            return Err(WeightsError::NoSuchModel { name: path.into() });
+        };
+        let cache = Cache::new(self.cache.clone()).model(name.into());
+        match cache.get(TOKENIZER) {
+            Some(file) => Ok(file),
+            None if self.offline => Err(WeightsError::Offline {
+                name: name.into(),
+                cache: self.cache.clone(),
+            }),
+            None => {
+                // That of the model in the cache, if it is there.
+                let main = fs::read_to_string(self.folder(name).join("refs/main"));
+                let main = main.ok().filter(|sha| is_name(sha));
+                let revision = self.revision(name, main.as_deref().unwrap_or("main"));
+                let fetched = revision.and_then(|revision| {
+                    let file = revision.get(TOKENIZER)?;
+                    revision.becomes_main()?;
+                    Ok(file)
+                });
+                fetched.map_err(|reason| self.failed(name, reason))
+            }
+        }
+    }
+
+    fn failed(&self, name: &str, reason: String) -> WeightsError {
+        WeightsError::Fetch {
+            name: name.into(),
+            cache: self.cache.clone(),
+            endpoint: self.endpoint.clone(),
+            reason,
+        }
+    }
+
+    /// The model's snapshot in the cache, if it has a configuration and weights.
+    fn cached(&self, name: &str) -> Option<PathBuf> {
+        let cache = Cache::new(self.cache.clone()).model(name.into());
+        let folder = cache.get(CONFIG)?.parent()?.to_path_buf();
+        let has = |file: &str| folder.join(file).exists();
+        let has_shards = || match shards(&folder.join(INDEX)) {
+            Ok(names) => names.iter().all(|name| has(name)),
+            Err(_) => false,
+        };
+        let is_whole = has(SINGLE) || has_shards() || has(PICKLE);
+        is_whole.then_some(folder)
+    }
+
+    /// What the hub has of the model at a branch or commit.
+    fn revision(&self, name: &str, revision: &str) -> Result<Revision, String> {
+        let client = Client::new(self);
+        let at =
+            |revision: &str| Repo::with_revision(name.into(), RepoType::Model, revision.into());
+        let info = client.info(&at(revision))?;
+        Ok(Revision {
+            files: info.siblings.into_iter().map(|it| it.rfilename).collect(),
+            lacks_tokenizer: self.lacks_tokenizer(name, &info.sha),
+            cache: Cache::new(self.cache.clone()),
+            repo: at(&info.sha),
+            client,
+        })
+    }
+}
+
+/// One revision of a model on the hub, from which all of its files are taken.
+struct Revision {
+    /// At its commit.
+    repo: Repo,
+    files: Vec<String>,
+    client: Client,
+    cache: Cache,
+    lacks_tokenizer: PathBuf,
+}
+
+impl Revision {
+    fn has(&self, file: &str) -> bool {
+        self.files.iter().any(|it| it == file)
+    }
+
+    /// Fetches what the cache lacks of the model, and returns its snapshot there. Only a whole
+    /// snapshot becomes the cache's `main`.
+    fn fetch(&self) -> Result<PathBuf, String> {
+        let config = self.get(CONFIG)?;
+        self.fetch_tokenizer()?;
+        if self.has(SINGLE) {
+            self.get(SINGLE)?;
+        } else if self.has(INDEX) {
+            for shard in shards(&self.get(INDEX)?).map_err(|error| error.to_string())? {
+                self.get(&shard)?;
+            }
+        } else if self.has(PICKLE) {
+            self.get(PICKLE)?;
+        } else {
+            return Err(format!(
+                "it holds neither {SINGLE} nor {INDEX} nor {PICKLE}"
+            ));
+        }
+        self.becomes_main()?;
+        Ok(config.parent().unwrap_or(&config).into())
+    }
+
+    /// Fetches the tokenizer, or notes that there is none: the published Phi-Mambas use Phi's.
+    fn fetch_tokenizer(&self) -> Result<(), String> {
+        if self.has(TOKENIZER) {
+            return self.get(TOKENIZER).map(|_| ());
+        }
+        let note = &self.lacks_tokenizer;
+        let noted =
+            fs::create_dir_all(note.parent().unwrap_or(note)).and_then(|()| File::create(note));
+        noted.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    fn becomes_main(&self) -> Result<(), String> {
+        let main = Repo::model(self.repo.url());
+        let made_main = self.cache.repo(main).create_ref(self.repo.revision());
+        made_main.map_err(|error| error.to_string())
+    }
+
+    fn get(&self, file: &str) -> Result<PathBuf, String> {
+        self.client.get(&self.repo, file)
+    }
+}
+
+/// Whether `name` can be OWNER/NAME, as the hub lets people choose them.
+fn is_repository(name: &str) -> bool {
+    let is_part = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+            && part
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    name.split_once('/')
+        .is_some_and(|(owner, name)| is_part(owner) && is_part(name))
+}

@@ -1,0 +1,117 @@
+//! The keys and values of the tokens before.
+
+use burn::tensor::backend::{Backend, ExecutionError};
+use burn::tensor::{Tensor, TensorData};
+use kernels::KernelBackend;
+use kernels::decode::attention_step::{Cache, NewToken};
+
+use crate::mixers::{DecodingState, MixerState, StateRows, bytes_of};
+use crate::precision::to_dtype;
+
+/// The keys (rotated) and values of every token so far. In the dtype of the parameters after a prefill, f32
+/// or wider after a step.
+#[derive(Debug, Clone)]
+pub struct KvCache<B: Backend> {
+    /// `None` before the first token, as backends differ on empty tensors.
+    cache: Option<Cache<B>>,
+}
+
+impl<B: Backend> Default for KvCache<B> {
+    fn default() -> Self {
+        Self { cache: None }
+    }
+}
+
+impl<B: Backend> KvCache<B> {
+    /// A cache of tokens' keys and values, both `[b, t, g, p]`.
+    pub fn of(keys: Tensor<B, 4>, values: Tensor<B, 4>) -> Self {
+        let len = keys.dims()[1];
+        Self {
+            cache: Some(Cache { keys, values, len }),
+        }
+    }
+
+    /// The tokens' keys and values, both `[b, t, g, p]`; `None` before the first.
+    pub fn keys_and_values(&self) -> Option<(Tensor<B, 4>, Tensor<B, 4>)> {
+        self.cache.as_ref().map(Cache::filled)
+    }
+
+    /// Tokens read so far.
+    pub(super) fn len(&self) -> usize {
+        self.cache.as_ref().map_or(0, |cache| cache.len)
+    }
+
+    /// Appends keys and values `[b, l, g, p]` and returns those of all tokens.
+    pub(super) fn append(
+        &mut self,
+        keys: Tensor<B, 4>,
+        values: Tensor<B, 4>,
+    ) -> (Tensor<B, 4>, Tensor<B, 4>) {
+        let (keys, values) = match self.keys_and_values() {
+            None => (keys, values),
+            Some((earlier_keys, earlier_values)) => {
+                // A step may have cached in a wider dtype than that of the parameters.
+                let join = |earlier, new: Tensor<B, 4>| {
+                    let earlier = to_dtype(earlier, new.dtype());
+                    Tensor::cat(vec![earlier, new], 1)
+                };
+                (join(earlier_keys, keys), join(earlier_values, values))
+            }
+        };
+        *self = Self::of(keys.clone(), values.clone());
+        (keys, values)
+    }
+
+    /// Attends from a new token with `h` heads, which joins.
+    pub(super) fn step(&mut self, token: NewToken<B>, h: usize) -> Tensor<B, 2>
+    where
+        B: KernelBackend,
+    {
+        let (y, cache) = kernels::attention_step(token, self.cache.take(), h);
+        self.cache = Some(cache);
+        y
+    }
+}
+
+impl<B: Backend> DecodingState for KvCache<B> {
+    /// Of the tokens' keys and values. There may be room for more.
+    fn bytes(&self) -> usize {
+        let Some(cache) = &self.cache else { return 0 };
+        let capacity = cache.keys.dims()[1];
+        (bytes_of(&cache.keys) + bytes_of(&cache.values)) / capacity * cache.len
+    }
+
+    /// A step adds one token, which is little beside those that it reads.
+    fn step_traffic(&self) -> usize {
+        self.bytes()
+    }
+
+    fn tensors(&self) -> Result<Vec<(&'static str, TensorData)>, ExecutionError> {
+        let Some((keys, values)) = self.keys_and_values() else {
+            return Ok(vec![]);
+        };
+        Ok(vec![
+            ("keys", keys.try_into_data()?),
+            ("values", values.try_into_data()?),
+        ])
+    }
+}
+
+/// The caches of a batch, one a row, as long as their sequences: the projections around them, where the
+/// weights are, run over all rows at once, and only the attention itself goes row by row.
+#[derive(Debug)]
+pub struct KvCaches<B: Backend>(pub(super) Vec<KvCache<B>>);
+
+impl<B: Backend> StateRows<B> for KvCaches<B> {
+    fn put(&mut self, row: usize, mut state: MixerState<B>) {
+        self.0[row] = std::mem::take(KvCache::within(&mut state));
+    }
+
+    fn free(&mut self, row: usize) {
+        self.0[row] = KvCache::default();
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.iter().map(KvCache::bytes).sum()
+    }
+}

@@ -1,0 +1,144 @@
+//! The options of attention.
+
+use serde_json::{Value, json};
+
+use crate::config_error::{ConfigError, check_positive, check_sizes};
+use crate::mixers::{F32, MatrixOperations, MixerOptions, StateSize};
+
+/// Options of causal self-attention with rotary embedding and grouped key and value heads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttentionConfig {
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key and value heads, a divisor of `n_heads`: query head `i` reads number `i / (n_heads / n_kv_heads)`.
+    pub n_kv_heads: usize,
+    /// Dimensions of a head, where they are not the model's width divided by `n_heads`.
+    pub head_dim: Option<usize>,
+    /// Whether the projections to queries, keys and values have biases.
+    pub qkv_bias: bool,
+    /// Whether the output projection has one.
+    pub dense_bias: bool,
+    /// Share of each head's dimensions that is rotated by its position.
+    pub partial_rotary_factor: f64,
+    /// Base of the rotation's frequencies.
+    pub rope_theta: f64,
+}
+
+impl AttentionConfig {
+    /// Phi's options with so many heads, each with its own keys and values.
+    pub fn with_heads(n_heads: usize) -> Self {
+        Self {
+            n_heads,
+            n_kv_heads: n_heads,
+            head_dim: None,
+            qkv_bias: true,
+            dense_bias: true,
+            partial_rotary_factor: 0.5,
+            rope_theta: 10000.0,
+        }
+    }
+
+    /// Dimensions of a head in a network `d_model` wide.
+    pub fn head_dim(&self, d_model: usize) -> usize {
+        self.head_dim.unwrap_or(d_model / self.n_heads)
+    }
+
+    /// Dimensions of each head that are rotated, the first ones: `factor * head_dim`, truncated.
+    pub fn rotary_dim(&self, d_model: usize) -> usize {
+        (self.partial_rotary_factor * self.head_dim(d_model) as f64) as usize
+    }
+
+    /// Widths of all queries, and of all keys or all values.
+    fn widths(&self, d_model: usize) -> (usize, usize) {
+        let p = self.head_dim(d_model);
+        (self.n_heads * p, self.n_kv_heads * p)
+    }
+}
+
+impl MixerOptions for AttentionConfig {
+    fn kind(&self) -> &'static str {
+        "attention"
+    }
+
+    fn validate(&self, d_model: usize) -> Result<(), ConfigError> {
+        check_sizes(&[
+            ("hidden size", d_model),
+            ("num_attention_heads", self.n_heads),
+            ("num_key_value_heads", self.n_kv_heads),
+        ])?;
+        check_positive("rope_theta", self.rope_theta)?;
+        let divides = self.head_dim.is_some() || d_model.is_multiple_of(self.n_heads);
+        if !divides || !self.n_heads.is_multiple_of(self.n_kv_heads) {
+            return Err(ConfigError::Invalid(format!(
+                "{} key and value heads must divide {} heads, which must divide the hidden size {d_model}",
+                self.n_kv_heads, self.n_heads
+            )));
+        }
+        let (rotary, head) = (self.rotary_dim(d_model), self.head_dim(d_model));
+        check_sizes(&[("head_dim", head)])?;
+        // Both factors are below 2^24, so the product is what it should be.
+        check_sizes(&[("num_attention_heads * head_dim", self.n_heads * head)])?;
+        if !(0.0..=1.0).contains(&self.partial_rotary_factor)
+            || rotary == 0
+            || !rotary.is_multiple_of(2)
+        {
+            return Err(ConfigError::Invalid(format!(
+                "`partial_rotary_factor` is {}, which rotates {rotary} of {head} dimensions; it must be an even, positive number of them",
+                self.partial_rotary_factor
+            )));
+        }
+        Ok(())
+    }
+
+    fn n_heads(&self) -> usize {
+        self.n_heads
+    }
+
+    fn describe(&self, d_model: usize) -> String {
+        format!(
+            "attention, {} heads of {}, {} of keys and values",
+            self.n_heads,
+            self.head_dim(d_model),
+            self.n_kv_heads
+        )
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "num_attention_heads": self.n_heads,
+            "num_key_value_heads": self.n_kv_heads,
+            "head_dim": self.head_dim,
+            "qkv_bias": self.qkv_bias,
+            "dense_bias": self.dense_bias,
+            "partial_rotary_factor": self.partial_rotary_factor,
+            "rope_theta": self.rope_theta,
+        })
+    }
+
+    fn state_size(&self, d_model: usize) -> StateSize {
+        StateSize {
+            fixed: 0,
+            per_token: 2 * self.widths(d_model).1 * F32,
+        }
+    }
+
+    /// `2 d (2 h p + 2 g p)` of the projections, and `2 l h p` of scores and sums, since a token sees half of
+    /// the sequence on average.
+    fn operations(&self, d_model: usize, l: usize) -> f64 {
+        let (queries, keys) = self.widths(d_model);
+        2.0 * d_model as f64 * (2 * queries + 2 * keys) as f64 + 2.0 * l as f64 * queries as f64
+    }
+
+    /// Queries and keys; `l h p` of their products.
+    fn matrix_operations(&self, d_model: usize, l: usize) -> MatrixOperations {
+        let (queries, keys) = self.widths(d_model);
+        MatrixOperations {
+            projections: 2.0 * d_model as f64 * (queries + keys) as f64,
+            scores: l as f64 * queries as f64,
+        }
+    }
+
+    fn has_attention_parts(&self) -> bool {
+        true
+    }
+}

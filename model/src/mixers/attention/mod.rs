@@ -1,0 +1,294 @@
+//! Softmax attention: the teachers' mixer, and a hybrid's in the layers that keep it.
+
+mod cache;
+mod config;
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use kernels::decode::attention_step::NewToken;
+use kernels::{AttentionParts, KernelBackend};
+
+pub use cache::{KvCache, KvCaches};
+pub use config::AttentionConfig;
+
+use super::rotary::Rotary;
+use super::{MixerOptions, MixerRows, MixerState, StateError, StateTensors, TokenMixer};
+use crate::config_error::ConfigError;
+use crate::init::Init;
+use crate::layers::Linear;
+
+/// Causal self-attention with partial rotary embedding and grouped key and value heads.
+#[derive(Module, Debug)]
+pub struct Attention<B: Backend> {
+    /// `d_model` to `h * p`.
+    pub q_proj: Linear<B>,
+    /// `d_model` to `g * p`, `g` the key and value heads.
+    pub k_proj: Linear<B>,
+    /// `d_model` to `g * p`.
+    pub v_proj: Linear<B>,
+    /// `h * p` to `d_model`.
+    pub dense: Linear<B>,
+    /// The first three in one, where they are [fused](TokenMixer::fuse_projections).
+    qkv_proj: Option<Linear<B>>,
+    #[module(skip)]
+    config: AttentionConfig,
+    /// Dimensions of a head.
+    p: usize,
+    rotary_dim: usize,
+}
+
+/// Queries `[b, l, h, p]`, keys and values `[b, l, g, p]`.
+type QueriesKeysValues<B> = (Tensor<B, 4>, Tensor<B, 4>, Tensor<B, 4>);
+
+impl<B: Backend> Attention<B> {
+    /// Attention for a network `d_model` wide, drawn from `seed` as Hugging Face's Phi: normal weights of
+    /// deviation 0.02, biases 0.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] if the sizes do not fit together.
+    pub fn new(
+        config: &AttentionConfig,
+        d_model: usize,
+        seed: u64,
+        device: &B::Device,
+    ) -> Result<Self, ConfigError> {
+        config.validate(d_model)?;
+        Ok(Self::draw(&mut Init::new(seed, device), config, d_model))
+    }
+
+    pub(super) fn draw(init: &mut Init<B>, config: &AttentionConfig, d_model: usize) -> Self {
+        let p = config.head_dim(d_model);
+        let (queries, keys) = (config.n_heads * p, config.n_kv_heads * p);
+        let (qkv, dense) = (config.qkv_bias, config.dense_bias);
+        Self {
+            q_proj: Linear::normal(init, [queries, d_model], qkv),
+            k_proj: Linear::normal(init, [keys, d_model], qkv),
+            v_proj: Linear::normal(init, [keys, d_model], qkv),
+            dense: Linear::normal(init, [d_model, queries], dense),
+            qkv_proj: None,
+            config: config.clone(),
+            p,
+            rotary_dim: config.rotary_dim(d_model),
+        }
+    }
+
+    /// The options it was made with.
+    pub fn config(&self) -> &AttentionConfig {
+        &self.config
+    }
+}
+
+impl<B: KernelBackend> Attention<B> {
+    /// The angles of `l` positions from `position` on.
+    fn rotary(&self, position: usize, l: usize, device: &B::Device) -> Rotary<B> {
+        Rotary::new(self.rotary_dim, self.config.rope_theta, position, l, device)
+    }
+
+    /// Queries and keys of `u [b, l, d_model]`.
+    fn matrix_parts(&self, u: Tensor<B, 3>) -> AttentionParts<B> {
+        let [b, l, _] = u.dims();
+        let (h, g, p) = (self.config.n_heads, self.config.n_kv_heads, self.p);
+        let rotary = self.rotary(0, l, &u.device());
+        if let Some(qkv_proj) = &self.qkv_proj {
+            let both = qkv_proj.forward_rows(u, 0, (h + g) * p);
+            let both = rotary.rotate_heads(both.reshape([b, l, h + g, p]), h + g);
+            return AttentionParts {
+                q: both.clone().narrow(2, 0, h),
+                k: both.narrow(2, h, g),
+            };
+        }
+        let q = self.q_proj.forward(u.clone()).reshape([b, l, h, p]);
+        let k = self.k_proj.forward(u).reshape([b, l, g, p]);
+        AttentionParts {
+            q: rotary.rotate(q),
+            k: rotary.rotate(k),
+        }
+    }
+
+    /// What stands between the projections for one token after those in `cache`: queries `[b, h * p]`, keys
+    /// and values `[b, g * p]` to `[b, h * p]`.
+    fn attend(
+        &self,
+        q: Tensor<B, 2>,
+        k: Tensor<B, 2>,
+        v: Tensor<B, 2>,
+        cache: &mut KvCache<B>,
+    ) -> Tensor<B, 2> {
+        let Rotary { cos, sin } = self.rotary(cache.len(), 1, &q.device());
+        cache.step(NewToken { q, k, v, cos, sin }, self.config.n_heads)
+    }
+
+    /// Queries, keys and values of `u [b, l, d_model]`, the tokens from `position` on.
+    fn project(&self, u: Tensor<B, 3>, position: usize) -> QueriesKeysValues<B> {
+        let [b, l, _] = u.dims();
+        let (h, g, p) = (self.config.n_heads, self.config.n_kv_heads, self.p);
+        let heads = |x: Tensor<B, 3>, n: usize| x.reshape([b, l, n, p]);
+        let rotary = self.rotary(position, l, &u.device());
+        if let Some(qkv_proj) = &self.qkv_proj {
+            let all = rotary.rotate_heads(heads(qkv_proj.forward(u), h + 2 * g), h + g);
+            let part = |start, heads| all.clone().narrow(2, start, heads);
+            return (part(0, h), part(h, g), part(h + g, g));
+        }
+        let q = heads(self.q_proj.forward(u.clone()), h);
+        let k = heads(self.k_proj.forward(u.clone()), g);
+        let v = heads(self.v_proj.forward(u), g);
+        (rotary.rotate(q), rotary.rotate(k), v)
+    }
+
+    /// `[b, l, h, p]` through the output projection, `[b, l, d_model]`.
+    fn merge(&self, y_blhp: Tensor<B, 4>) -> Tensor<B, 3> {
+        let [b, l, h, p] = y_blhp.dims();
+        self.dense.forward(y_blhp.reshape([b, l, h * p]))
+    }
+}
+
+/// What [`Attention::step`] is given, by name.
+fn queries_keys_values<B: Backend>(projected: Vec<Tensor<B, 2>>) -> [Tensor<B, 2>; 3] {
+    projected.try_into().expect("queries, keys and values")
+}
+
+impl<B: Backend> TokenMixer<B> for Attention<B> {
+    fn new_state(&self, _batch: usize, _device: &B::Device) -> MixerState<B> {
+        MixerState::Attention(KvCache::default())
+    }
+
+    fn new_rows(&self, rows: usize, _device: &B::Device) -> MixerRows<B> {
+        MixerRows::Attention(KvCaches(vec![KvCache::default(); rows]))
+    }
+
+    fn state_from_tensors(
+        &self,
+        position: usize,
+        tensors: &mut StateTensors<'_>,
+        device: &B::Device,
+    ) -> Result<MixerState<B>, StateError> {
+        if position == 0 {
+            return Ok(self.new_state(1, device));
+        }
+        let dtype = self.k_proj.weight.val().dtype();
+        let shape = [1, position, self.config.n_kv_heads, self.p];
+        let keys = tensors.take("keys", shape, dtype, device)?;
+        let values = tensors.take("values", shape, dtype, device)?;
+        Ok(MixerState::Attention(KvCache::of(keys, values)))
+    }
+
+    fn entries(&self) -> Vec<&Linear<B>> {
+        vec![&self.q_proj, &self.k_proj, &self.v_proj]
+    }
+
+    fn exit(&self) -> &Linear<B> {
+        &self.dense
+    }
+
+    fn linears_mut(&mut self) -> Vec<&mut Linear<B>> {
+        vec![
+            &mut self.q_proj,
+            &mut self.k_proj,
+            &mut self.v_proj,
+            &mut self.dense,
+        ]
+    }
+
+    /// From now on queries, keys and values come from one product, whose weight has the rows of all three.
+    fn fuse_projections(&mut self) {
+        self.qkv_proj = Linear::stack([&mut self.q_proj, &mut self.k_proj, &mut self.v_proj]);
+    }
+
+    fn forward(&self, u: Tensor<B, 3>) -> Tensor<B, 3>
+    where
+        B: KernelBackend,
+    {
+        let (q, k, v) = self.project(u, 0);
+        self.merge(kernels::attention(q, k, v))
+    }
+
+    fn forward_onto(&self, residual: Tensor<B, 3>, u: Tensor<B, 3>) -> Tensor<B, 3>
+    where
+        B: KernelBackend,
+    {
+        let (q, k, v) = self.project(u, 0);
+        let y_blhp = kernels::attention(q, k, v);
+        let [b, l, h, p] = y_blhp.dims();
+        self.dense
+            .forward_onto(residual, y_blhp.reshape([b, l, h * p]))
+    }
+
+    /// The softmaxed attention of every head.
+    fn mixing_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4>
+    where
+        B: KernelBackend,
+    {
+        let AttentionParts { q, k } = self.matrix_parts(u);
+        kernels::attention_matrix(q, k)
+    }
+
+    fn forward_with_matrix(&self, u: Tensor<B, 3>) -> (Tensor<B, 3>, Tensor<B, 4>)
+    where
+        B: KernelBackend,
+    {
+        let (q, k, v) = self.project(u, 0);
+        let matrix = kernels::attention_matrix(q.clone(), k.clone());
+        (self.merge(kernels::attention(q, k, v)), matrix)
+    }
+
+    fn attention_parts(&self, u: Tensor<B, 3>) -> Option<AttentionParts<B>>
+    where
+        B: KernelBackend,
+    {
+        Some(self.matrix_parts(u))
+    }
+
+    fn forward_with_attention_parts(
+        &self,
+        u: Tensor<B, 3>,
+    ) -> (Tensor<B, 3>, Option<AttentionParts<B>>)
+    where
+        B: KernelBackend,
+    {
+        let (q, k, v) = self.project(u, 0);
+        let output = self.merge(kernels::attention(q.clone(), k.clone(), v));
+        (output, Some(AttentionParts { q, k }))
+    }
+
+    fn prefill(&self, u: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3>
+    where
+        B: KernelBackend,
+    {
+        let cache = KvCache::within(state);
+        let (q, k, v) = self.project(u, cache.len());
+        let (k, v) = cache.append(k, v);
+        self.merge(kernels::attention(q, k, v))
+    }
+
+    fn step(&self, projected: Vec<Tensor<B, 2>>, state: &mut MixerState<B>) -> Tensor<B, 2>
+    where
+        B: KernelBackend,
+    {
+        let [q, k, v] = queries_keys_values(projected);
+        self.attend(q, k, v, KvCache::within(state))
+    }
+
+    /// A row that is not `occupied` gives zeros and caches nothing.
+    fn step_rows(
+        &self,
+        projected: Vec<Tensor<B, 2>>,
+        rows: &mut MixerRows<B>,
+        occupied: &[bool],
+    ) -> Tensor<B, 2>
+    where
+        B: KernelBackend,
+    {
+        let [q, k, v] = queries_keys_values(projected);
+        let row = |x: &Tensor<B, 2>, i: usize| x.clone().narrow(0, i, 1);
+        let caches = KvCaches::within(rows).0.iter_mut().zip(occupied);
+        let attended = caches.enumerate().map(|(i, (cache, occupied))| {
+            if *occupied {
+                self.attend(row(&q, i), row(&k, i), row(&v, i), cache)
+            } else {
+                row(&q, i).zeros_like()
+            }
+        });
+        Tensor::cat(attended.collect(), 0)
+    }
+}

@@ -1,0 +1,196 @@
+//! The mixer's options, under the published names.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::config_error::{ConfigError, check_sizes};
+use crate::mixers::{F32, MatrixOperations, MixerOptions, StateSize};
+
+/// No convolution may be longer than this; the published ones are 4.
+const MOST_TAPS: usize = 1 << 10;
+
+/// What follows the convolution, on x, B and C alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activation {
+    /// Nothing, as in the published models.
+    Identity,
+    /// `v * sigmoid(v)`, as in Mamba-2.
+    #[serde(alias = "swish")]
+    Silu,
+}
+
+/// Options of the discrete Mamba-2 mixer (the published `core_input`). Absent keys get the
+/// published defaults; unknown ones are refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DiscreteMamba2Config {
+    /// State dimension `n` of each head.
+    pub d_state: usize,
+    /// Heads of x, the values; the head dimension is `expand * d_model / n_v_heads`.
+    pub n_v_heads: usize,
+    /// Groups that share B and C, which stand where keys and queries do; a divisor of `n_v_heads`.
+    pub n_qk_heads: usize,
+    /// Taps of the causal convolution.
+    pub d_conv: usize,
+    /// Whether the convolution has a bias.
+    pub conv_bias: bool,
+    /// Inner width as a multiple of `d_model`.
+    pub expand: usize,
+    /// Tokens that the scan takes at once. Changes speed and memory, never the result.
+    pub chunk_size: usize,
+    /// What follows the convolution.
+    pub activation: Activation,
+    /// Whether the projections have biases. Without them the gate has one of its own, `z_bias`.
+    pub bias: bool,
+}
+
+impl Default for DiscreteMamba2Config {
+    fn default() -> Self {
+        Self {
+            d_state: 64,
+            n_v_heads: 32,
+            n_qk_heads: 32,
+            d_conv: 4,
+            conv_bias: true,
+            expand: 1,
+            chunk_size: 128,
+            activation: Activation::Identity,
+            bias: false,
+        }
+    }
+}
+
+impl DiscreteMamba2Config {
+    /// The published options with so many heads, each with its own B and C.
+    pub fn with_heads(n_heads: usize) -> Self {
+        Self {
+            n_v_heads: n_heads,
+            n_qk_heads: n_heads,
+            ..Self::default()
+        }
+    }
+
+    /// Every key, as in the file.
+    pub(crate) const KEYS: [&str; 9] = [
+        "d_state",
+        "n_v_heads",
+        "n_qk_heads",
+        "d_conv",
+        "conv_bias",
+        "expand",
+        "chunk_size",
+        "activation",
+        "bias",
+    ];
+
+    /// Width of x and of the gate.
+    pub fn d_inner(&self, d_model: usize) -> usize {
+        self.expand * d_model
+    }
+
+    /// Width of B, and of C.
+    pub fn d_bc(&self) -> usize {
+        self.n_qk_heads * self.d_state
+    }
+
+    /// Channels of the convolution, which are x, B and C in this order.
+    pub fn conv_dim(&self, d_model: usize) -> usize {
+        self.d_inner(d_model) + 2 * self.d_bc()
+    }
+
+    /// Rows of the input projection: x, B, C, the gate z, and A_log, in this order.
+    pub fn d_in_proj(&self, d_model: usize) -> usize {
+        self.conv_dim(d_model) + self.d_inner(d_model) + self.n_v_heads
+    }
+}
+
+impl MixerOptions for DiscreteMamba2Config {
+    fn kind(&self) -> &'static str {
+        "mamba2"
+    }
+
+    fn validate(&self, d_model: usize) -> Result<(), ConfigError> {
+        check_sizes(&[
+            ("d_model", d_model),
+            ("d_state", self.d_state),
+            ("n_v_heads", self.n_v_heads),
+            ("n_qk_heads", self.n_qk_heads),
+            ("d_conv", self.d_conv),
+            ("expand", self.expand),
+            ("chunk_size", self.chunk_size),
+        ])?;
+        // Both factors are below 2^24, so the products are what they should be.
+        check_sizes(&[
+            ("expand * d_model", self.d_inner(d_model)),
+            ("n_qk_heads * d_state", self.d_bc()),
+        ])?;
+        if self.d_conv > MOST_TAPS {
+            return Err(ConfigError::Invalid(format!(
+                "`d_conv` is {}; it must lie between 1 and {MOST_TAPS}",
+                self.d_conv
+            )));
+        }
+        let d_inner = self.d_inner(d_model);
+        if !d_inner.is_multiple_of(self.n_v_heads) {
+            return Err(ConfigError::Invalid(format!(
+                "`n_v_heads` is {}, which does not divide the inner width {d_inner}",
+                self.n_v_heads
+            )));
+        }
+        if !self.n_v_heads.is_multiple_of(self.n_qk_heads) {
+            return Err(ConfigError::Invalid(format!(
+                "`n_qk_heads` is {}, which does not divide `n_v_heads`, {}",
+                self.n_qk_heads, self.n_v_heads
+            )));
+        }
+        Ok(())
+    }
+
+    fn n_heads(&self) -> usize {
+        self.n_v_heads
+    }
+
+    fn describe(&self, d_model: usize) -> String {
+        format!(
+            "Mamba-2, {} heads of {}, {} of B and C, state {}",
+            self.n_v_heads,
+            self.d_inner(d_model) / self.n_v_heads,
+            self.n_qk_heads,
+            self.d_state
+        )
+    }
+
+    fn to_json(&self) -> Value {
+        json!(self)
+    }
+
+    fn state_size(&self, d_model: usize) -> StateSize {
+        let window = self.conv_dim(d_model) * self.d_conv;
+        let state = self.d_inner(d_model) * self.d_state;
+        StateSize {
+            fixed: (window + state) * F32,
+            per_token: 0,
+        }
+    }
+
+    /// `2 d i + 2 d_inner d` of the projections, with `i` rows into the mixer, and `4 d_inner n` of the recurrence.
+    fn operations(&self, d_model: usize, _l: usize) -> f64 {
+        let (d, d_inner) = (d_model as f64, self.d_inner(d_model) as f64);
+        let rows = self.d_in_proj(d_model) as f64;
+        2.0 * d * rows + 2.0 * d * d_inner + 4.0 * d_inner * self.d_state as f64
+    }
+
+    /// The rows of B, C and A_log; `l h n` of the products of C and B.
+    fn matrix_operations(&self, d_model: usize, l: usize) -> MatrixOperations {
+        let rows = 2 * self.d_bc() + self.n_v_heads;
+        MatrixOperations {
+            projections: 2.0 * d_model as f64 * rows as f64,
+            scores: l as f64 * (self.n_v_heads * self.d_state) as f64,
+        }
+    }
+
+    fn has_transfer_parts(&self) -> bool {
+        true
+    }
+}
