@@ -60,7 +60,7 @@ impl<B: Backend> Batch<B> {
     }
 }
 
-impl<B: Backend> CausalLm<B> {
+impl<B: KernelBackend> CausalLm<B> {
     /// A batch of `rows` free rows on `device`, which is the network's. It holds each mixer's states for all
     /// `rows` from here on, as [`Batch::bytes`] counts them; the caches of attention are empty, and grow with
     /// their sequences.
@@ -73,9 +73,7 @@ impl<B: Backend> CausalLm<B> {
             occupied: vec![false; rows],
         }
     }
-}
 
-impl<B: KernelBackend> CausalLm<B> {
     /// Reads one more id a row, `[rows]`, and gives the logits after it: `[rows, vocab_size]`. Free
     /// rows need an id too, any below `vocab_size`; their logits have no meaning.
     ///

@@ -168,7 +168,9 @@ impl<B: Backend> CausalLm<B> {
         }
         self.map(&mut Cast(dtype))
     }
+}
 
+impl<B: KernelBackend> CausalLm<B> {
     /// The same network with the queries, keys and values of each attention from one product, which is faster
     /// on a GPU: for a network that is not trained any more, and last of all, as it can be neither cast nor packed
     /// nor saved afterwards.
@@ -203,9 +205,7 @@ impl<B: Backend> CausalLm<B> {
         }
         self.lm_head.iter_mut().for_each(visit);
     }
-}
 
-impl<B: KernelBackend> CausalLm<B> {
     /// Runs `ids [b, l]` and gives what `taps` asks for.
     ///
     /// This is the plain form, for tests and tools: it holds what is asked for of all layers at once. Training

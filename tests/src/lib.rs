@@ -9,11 +9,13 @@
 
 #![deny(missing_docs)]
 
+mod device;
 #[cfg(feature = "networks")]
 pub mod networks;
 
 use std::path::{Path, PathBuf};
 
+pub use device::with_device;
 use safetensors::{Dtype, SafeTensors};
 
 /// The folder that holds the recorded vectors.

@@ -1,7 +1,7 @@
 //! Causal attention of whole passes, at the sizes of Phi-1.5.
 
 use burn::tensor::{DType, Tensor};
-use kernels::attention::reference;
+use kernels::dense::attention::reference;
 use kernels::{KernelBackend, attention};
 
 use crate::clock::random;

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use burn::tensor::{DType, Distribution, Tensor};
 use kernels::KernelBackend;
-use kernels::backends::synchronise;
+use kernels::runtime::synchronise;
 
 const ROUNDS: usize = 7;
 

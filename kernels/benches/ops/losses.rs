@@ -1,10 +1,10 @@
 //! The losses, the gradient to the embedding and the rotary embedding, at the sizes of Phi-1.5.
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use kernels::distillation::reference as distillation;
-use kernels::embedding::reference as embedding;
-use kernels::rotary::reference as rotary;
-use kernels::rows_distance::reference as distance;
+use kernels::dense::embedding::reference as embedding;
+use kernels::dense::rotary::reference as rotary;
+use kernels::losses::hidden_states::reference as distance;
+use kernels::losses::predictions::{DistillationInputs, reference as distillation};
 use kernels::*;
 
 use crate::clock::random;
@@ -55,8 +55,12 @@ fn distillation_block<B: KernelBackend>(bench: &Bench<B>, dtype: DType) {
         false => [2048, 51_200],
     };
     let (student, teacher) = (random::<B, 2>([t, v], dtype), random([t, v], dtype));
-    let weights = DistillationWeights::default();
-    let given = || (student.clone(), teacher.clone());
+    let inputs = DistillationInputs {
+        student,
+        teacher,
+        labels: None,
+        weights: DistillationWeights::default(),
+    };
     let about = (
         "distillation block",
         format!("{t} x {v}"),
@@ -66,14 +70,8 @@ fn distillation_block<B: KernelBackend>(bench: &Bench<B>, dtype: DType) {
     row(
         bench,
         about,
-        |_| {
-            let (student, teacher) = given();
-            B::distillation_block(student, teacher, None, weights, 4 * t)
-        },
-        |_| {
-            let (student, teacher) = given();
-            distillation::block(student, teacher, None, weights, 4 * t)
-        },
+        |_| B::distillation_block(inputs.clone(), 4 * t),
+        |_| distillation::block(inputs.clone(), 4 * t),
     );
 }
 

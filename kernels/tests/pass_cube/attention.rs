@@ -2,8 +2,8 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
-use kernels::attention::{Gradients, reference};
-use kernels::{KernelBackend, attention};
+use kernels::attention;
+use kernels::dense::attention::{Attention, Gradients, reference};
 
 use crate::support::*;
 

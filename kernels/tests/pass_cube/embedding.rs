@@ -3,8 +3,8 @@
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use kernels::embedding::reference;
-use kernels::{KernelBackend, embedding};
+use kernels::dense::embedding::{Embedding, reference};
+use kernels::embedding;
 
 use crate::support::*;
 

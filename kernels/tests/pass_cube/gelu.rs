@@ -1,8 +1,7 @@
 //! `gelu_new`.
 
 use burn::tensor::DType;
-use kernels::KernelBackend;
-use kernels::gelu::reference;
+use kernels::dense::gelu::{GeluNew, reference};
 
 use crate::support::*;
 

@@ -1,8 +1,7 @@
 //! Rotary position embedding.
 
 use burn::tensor::{DType, Tensor};
-use kernels::KernelBackend;
-use kernels::rotary::reference;
+use kernels::dense::rotary::{Rotary, reference};
 
 use crate::support::*;
 

@@ -3,4 +3,3 @@
 
 pub mod passes;
 pub mod perplexity;
-pub mod ssd;

@@ -157,7 +157,7 @@ pub(super) fn into<R: CubeRuntime>(
     let describe = |made: Made| {
         let scales = if plan.packed { n } else { 0 };
         let biases = made.parts.iter().filter(|it| it.bias.is_some()).count();
-        kernels::into::FanOut::<R>::new(
+        kernels::project_into::ProjectInto::<R>::new(
             settings,
             client.clone(),
             ARRAY,
@@ -260,7 +260,7 @@ pub(super) fn out_of<R: CubeRuntime>(
     let describe = |made: Made| {
         let scales = if plan.packed { n } else { 0 };
         let biases = made.parts.iter().filter(|it| it.bias.is_some()).count();
-        kernels::out_of::FanIn::<R>::new(
+        kernels::project_out_of::ProjectOutOf::<R>::new(
             settings,
             client.clone(),
             ARRAY,

@@ -263,7 +263,7 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
         // SAFETY: every index is bound by the shapes that `take` and `ssd_scan` have checked, and by the
         // number of tokens.
         unsafe {
-            forward::forward::launch_unchecked::<R>(
+            forward::walk::launch_unchecked::<R>(
                 &rows.client,
                 self.cubes(),
                 CubeDim::new_1d((forward::PLANES * PLANE) as u32),
@@ -337,7 +337,7 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
         ];
         // SAFETY: as in `launch_walk`.
         unsafe {
-            backward::backward::launch_unchecked::<R>(
+            backward::walk_back::launch_unchecked::<R>(
                 &dx.client,
                 self.cubes(),
                 CubeDim::new_1d((backward::PLANES * PLANE) as u32),

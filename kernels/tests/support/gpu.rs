@@ -1,0 +1,18 @@
+//! The CubeCL backend of this build (CUDA before wgpu), and tests that need its device.
+
+use kernels::runtime::{Backend, report_failures};
+
+#[cfg(feature = "cuda")]
+pub type Cube = kernels::runtime::Cuda;
+#[cfg(not(feature = "cuda"))]
+pub type Cube = kernels::runtime::Wgpu;
+
+/// Runs `test` if there is a device; see [`tests::with_device`].
+pub fn with_device(test: impl FnOnce()) {
+    let probe = || {
+        report_failures();
+        let backend = Backend::preferred().expect("a CubeCL backend is in this build");
+        backend.probe()
+    };
+    tests::with_device(probe, test);
+}
