@@ -13,7 +13,7 @@ use crate::mixers::MixerRows;
 /// How the states of a layer lie beside each other is its mixer's matter ([`MixerRows`]).
 ///
 /// The number of rows never changes, so that every [`step`](CausalLm::step_batch) is the same
-/// computation whoever takes part: what a row gives depends neither on the content of the others nor on
+/// computation whichever rows are in use: what a row gives depends neither on the content of the others nor on
 /// whether they have any.
 #[derive(Debug)]
 pub struct Batch<B: Backend> {

@@ -131,7 +131,7 @@ impl<B: Backend> CausalLm<B> {
         self.backbone.embedding.weight.lazy_shape()[0]
     }
 
-    /// The head, whose weight `[vocab_size, d_model]` is the embedding's where it has none of its own: then both
+    /// The head. Where [`lm_head`](Self::lm_head) is `None`, its weight is the embedding's: then both
     /// have one id, under which gradients of both uses add up.
     pub fn head(&self) -> Cow<'_, Linear<B>> {
         match &self.lm_head {
@@ -153,7 +153,7 @@ impl<B: Backend> CausalLm<B> {
                 &mut self,
                 parameter: Param<Tensor<B, D>>,
             ) -> Param<Tensor<B, D>> {
-                // Detached, so that the cast parameter is a leaf of its own.
+                // Detached, so that the cast parameter is a leaf.
                 parameter.map(|x| {
                     let require_grad = x.is_require_grad();
                     if x.dtype() == self.0 {
