@@ -19,6 +19,21 @@ use crate::init::Init;
 use crate::layers::Linear;
 
 /// Causal self-attention with partial rotary embedding and grouped key and value heads.
+///
+/// ```
+/// use burn::tensor::{Distribution, Tensor};
+/// use burn_flex::Flex;
+/// use model::{Attention, AttentionConfig, TokenMixer};
+///
+/// let device = Default::default();
+/// let options = AttentionConfig { n_kv_heads: 2, ..AttentionConfig::with_heads(4) };
+/// let attention = Attention::<Flex>::new(&options, 64, 1, &device)?;
+/// let u = Tensor::random([2, 10, 64], Distribution::Default, &device);
+/// let mut state = attention.new_state(2, &device);
+/// assert_eq!(attention.prefill(u, &mut state).dims(), [2, 10, 64]);
+/// assert_eq!(state.bytes(), 2 * 10 * 2 * 2 * 16 * 4); // keys and values of 2 heads of 16, f32
+/// # Ok::<(), model::ConfigError>(())
+/// ```
 #[derive(Module, Debug)]
 pub struct Attention<B: Backend> {
     /// `d_model` to `h * p`.

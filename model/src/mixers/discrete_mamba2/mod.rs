@@ -43,6 +43,20 @@ pub struct DepthwiseConv<B: Backend> {
 }
 
 /// The mixer. Letters in names: b batch, l length, h heads, p head dimension, g groups, n state.
+///
+/// ```
+/// use burn::tensor::{Distribution, Tensor};
+/// use burn_flex::Flex;
+/// use model::{DiscreteMamba2, DiscreteMamba2Config, TokenMixer};
+///
+/// let device = Default::default();
+/// let options = DiscreteMamba2Config::with_heads(4); // heads of 16 in a width of 64
+/// let mixer = DiscreteMamba2::<Flex>::new(&options, 64, 1, &device)?;
+/// let u = Tensor::random([2, 10, 64], Distribution::Default, &device);
+/// assert_eq!(mixer.forward(u.clone()).dims(), [2, 10, 64]);
+/// assert_eq!(mixer.mixing_matrix(u).dims(), [2, 4, 10, 10]);
+/// # Ok::<(), model::ConfigError>(())
+/// ```
 #[derive(Module, Debug)]
 pub struct DiscreteMamba2<B: Backend> {
     /// `d_model` to `[x | B | C | z | A_log]`.
