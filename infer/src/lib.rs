@@ -45,7 +45,6 @@
 )))]
 compile_error!("infer needs a backend: build with the feature flex, ndarray, wgpu or cuda");
 
-mod atomic_file;
 mod bench;
 pub mod cli;
 mod commands;

@@ -22,10 +22,10 @@ use kernels::KernelBackend;
 use model::{CausalLm, StateError};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-use crate::atomic_file;
 use crate::device::read;
 use crate::generate::Reading;
 use crate::model_hash::ModelHash;
+use model::atomic_file;
 
 const FORMAT: &str = "mohawk-state";
 const VERSION: &str = "1";

@@ -1,7 +1,7 @@
 //! The scan's kernels on a device, forward and backward, against the reference in 64-bit arithmetic.
 //!
 //! ```text
-//! cargo test --release -p kernels --features wgpu,ndarray --test ssd_cube
+//! cargo test -p kernels --features wgpu,ndarray --test ssd_cube
 //! ```
 //!
 //! With `cuda` in place of `wgpu` on an NVIDIA GPU. `KERNELS_CASES` sets the number of random cases,
@@ -9,40 +9,14 @@
 //! the tests are skipped, unless `CI` is set.
 #![cfg(all(feature = "ndarray", any(feature = "wgpu", feature = "cuda")))]
 
-use std::io::Write;
-use std::sync::OnceLock;
+#[path = "support/gpu.rs"]
+mod gpu;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
-#[cfg(feature = "cuda")]
-use kernels::backends::Cuda as Device;
-use kernels::backends::NdArray64 as Exact;
-#[cfg(not(feature = "cuda"))]
-use kernels::backends::Wgpu as Device;
-use kernels::backends::{Backend as Name, Work};
+use gpu::{Cube as Device, with_device};
+use kernels::runtime::NdArray64 as Exact;
 use kernels::{Epilogue, GatedScan, GatedScanGradients, KernelBackend, ScanInputs};
-
-/// Runs `test` if there is a device.
-fn with_device(test: impl FnOnce()) {
-    struct Nothing;
-
-    impl Work for Nothing {
-        type Output = ();
-
-        fn run<B: KernelBackend>(self, _device: B::Device) {}
-    }
-
-    static MISSING: OnceLock<Option<String>> = OnceLock::new();
-    let find = || Some(Name::preferred()?.dispatch(Nothing).err()?.to_string());
-    match MISSING.get_or_init(find) {
-        None => test(),
-        Some(reason) if std::env::var_os("CI").is_some() => panic!("{reason}"),
-        Some(reason) => {
-            let reason = reason.lines().next().unwrap_or_default();
-            let _ = writeln!(std::io::stderr(), "skipped: {reason}");
-        }
-    }
-}
 
 /// A rough sequence of numbers in -1 to 1.
 struct Numbers(u64);
@@ -215,16 +189,8 @@ fn results<B: KernelBackend>(
     const CHUNK: usize = 32;
     let dtype = scan.x.dtype();
     let (y, last, gradients) = if epilogue.d.is_none() && epilogue.z.is_none() {
-        let ScanInputs {
-            x,
-            a_log,
-            b,
-            c,
-            initial_state,
-        } = scan;
-        let (x_, a_log_, b_, c_) = (x.clone(), a_log.clone(), b.clone(), c.clone());
-        let (y, last) = B::ssd_scan_forward(x_, a_log_, b_, c_, initial_state.clone(), CHUNK);
-        let scan = B::ssd_scan_backward(x, a_log, b, c, initial_state, dy, CHUNK);
+        let (y, last) = B::ssd_scan_forward(scan.clone(), CHUNK);
+        let scan = B::ssd_scan_backward(scan, dy, CHUNK);
         let (d, z, z_bias) = (None, None, None);
         (y, last, GatedScanGradients { scan, d, z, z_bias })
     } else {
@@ -267,9 +233,12 @@ fn on_device_twice(case: Case, inputs: &Inputs, dtype: DType) -> [Results; 2] {
         };
         let epilogue = Epilogue {
             d: inputs.d.as_ref().map(|d| on_device(d, dtype)),
-            z: inputs.z.as_ref().map(|z| match case.strided {
-                true => gate_sliced(z, dtype),
-                false => on_device(z, dtype),
+            z: inputs.z.as_ref().map(|z| {
+                if case.strided {
+                    gate_sliced(z, dtype)
+                } else {
+                    on_device(z, dtype)
+                }
             }),
             z_bias: inputs.z_bias.as_ref().map(|bias| on_device(bias, dtype)),
         };
@@ -416,9 +385,12 @@ fn random_shapes() {
             let mut numbers = Numbers((seed as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
             let g = 1 + numbers.below(3);
             let any = numbers.below(3) == 0;
-            let mut size = || match any {
-                true => 1 + numbers.below(130),
-                false => [16, 32, 64, 64, 128][numbers.below(5)],
+            let mut size = || {
+                if any {
+                    1 + numbers.below(130)
+                } else {
+                    [16, 32, 64, 64, 128][numbers.below(5)]
+                }
             };
             let (p, n) = (size(), size());
             let (b, l) = (1 + numbers.below(2), 1 + numbers.below(longest));

@@ -3,13 +3,19 @@
 //!
 //! The vectors were computed in 64-bit arithmetic by the published PyTorch modules and stored in
 //! 32 bits; `goldens/README.md` explains every key. The environment variable `GOLDENS_DIR` points
-//! the same tests at another folder with files of the same names. Values cross this crate as
-//! [`Values`], so that it depends on no tensor library and on no crate under test.
+//! the same tests at another folder with files of the same names. Values cross this part of the crate as
+//! [`Values`], so that it depends on no tensor library and on no crate under test; [`networks`], a feature of
+//! its own, runs the networks on them.
 
 #![deny(missing_docs)]
 
+mod device;
+#[cfg(feature = "networks")]
+pub mod networks;
+
 use std::path::{Path, PathBuf};
 
+pub use device::with_device;
 use safetensors::{Dtype, SafeTensors};
 
 /// The folder that holds the recorded vectors.

@@ -13,7 +13,7 @@ use burn::tensor::{Tensor, TensorData};
 use kernels::TrainBackend;
 use model::{PhiMamba, PhiMambaConfig, named_parameters};
 use support::passes::{Lesson, config, stages};
-use support::*;
+use tests::networks::*;
 use tests::{Values, assert_close};
 use train::config::{Decay, Optimizer};
 use train::optimizer::AdamW;

@@ -3,7 +3,7 @@
 //! is wrong with a GPU's kernels shows.
 //!
 //! ```text
-//! cargo test --release -p tests --features wgpu --test gpu
+//! cargo test -p tests --features wgpu --test gpu
 //! ```
 //!
 //! Any adapter will do for wgpu, one that computes on the CPU included. A machine without one skips these tests,
@@ -13,18 +13,15 @@
 
 mod support;
 
-use std::io::Write;
-use std::sync::OnceLock;
-
 use burn::backend::Autodiff;
-use kernels::KernelBackend;
-use kernels::backends::{Backend, Work};
-use support::*;
+use kernels::runtime::{Backend, keep_kernels, report_failures};
+use support::{passes, perplexity};
+use tests::networks::{FAST, mohawk, student, teacher};
 
 #[cfg(feature = "cuda")]
-use kernels::backends::Cuda as Gpu;
+use kernels::runtime::Cuda as Gpu;
 #[cfg(not(feature = "cuda"))]
-use kernels::backends::Wgpu as Gpu;
+use kernels::runtime::Wgpu as Gpu;
 
 #[cfg(feature = "cuda")]
 const BACKEND: Backend = Backend::Cuda;
@@ -40,37 +37,12 @@ const COMPOSED: f64 = FAST;
 
 /// Runs `test` if there is an adapter.
 fn with_adapter(test: impl FnOnce()) {
-    struct Nothing;
-
-    impl Work for Nothing {
-        type Output = ();
-
-        fn run<B: KernelBackend>(self, _device: B::Device) {}
-    }
-
-    static MISSING: OnceLock<Option<String>> = OnceLock::new();
-    let find = || Some(BACKEND.dispatch(Nothing).err()?.to_string());
-    match MISSING.get_or_init(find) {
-        None => test(),
-        Some(reason) if std::env::var_os("CI").is_some() => panic!("{reason}"),
-        Some(reason) => {
-            let thread = std::thread::current();
-            let name = thread.name().unwrap_or("a test");
-            let reason = reason.lines().next().unwrap_or_default();
-            // Not by eprintln!, whose output the harness keeps to itself.
-            let _ = writeln!(std::io::stderr(), "{name} skipped: {reason}");
-        }
-    }
-}
-
-#[test]
-fn scan_equals_the_recording() {
-    with_adapter(|| ssd::scan_equals_the_recording::<Autodiff<Gpu>>(FAST));
-}
-
-#[test]
-fn extreme_decays_stay_finite() {
-    with_adapter(ssd::extreme_decays_stay_finite::<Autodiff<Gpu>>);
+    let probe = || {
+        report_failures();
+        keep_kernels();
+        BACKEND.probe()
+    };
+    tests::with_device(probe, test);
 }
 
 #[test]
@@ -96,14 +68,14 @@ fn teacher() {
 
 #[test]
 fn perplexity() {
-    with_adapter(teacher::perplexity_is_exact::<Gpu>);
+    with_adapter(perplexity::perplexity_is_exact::<Gpu>);
 }
 
 /// All of the text, which takes an adapter that computes on the CPU minutes.
 #[test]
 #[ignore = "slow without a GPU; the same on fewer windows is tested above"]
 fn perplexity_of_all_the_text() {
-    with_adapter(teacher::perplexity_is_the_recorded::<Gpu>);
+    with_adapter(perplexity::perplexity_is_the_recorded::<Gpu>);
 }
 
 #[test]

@@ -12,6 +12,8 @@ use clap::Parser;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    kernels::runtime::report_failures();
+    kernels::runtime::keep_kernels();
     match cli::Cli::parse().run() {
         Ok(code) => code,
         Err(error) => {

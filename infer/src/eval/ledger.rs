@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::encode::ScoreRequest;
 use super::error::{EvalError, cannot};
 use super::score::Score;
-use crate::atomic_file;
+use model::atomic_file;
 
 /// How often the file is written: the most work that an interruption can lose.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
@@ -91,7 +91,7 @@ impl Ledger {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed,
         };
-        let rest = "the next evaluation would go on from it";
+        let rest = "the next evaluation would resume from it";
         self.warn(removed.map_err(cannot("remove", &self.path)), rest);
     }
 

@@ -8,10 +8,10 @@ use super::ReplError;
 use super::command::ReplCommand;
 use super::interrupt::Interrupt;
 use super::screen::{Screen, note};
-use crate::atomic_file;
 use crate::error::GenerateError;
 use crate::generate::{GenerateOptions, Generation, Pace, Reading, Stop, check_prompt};
 use crate::output::why;
+use model::atomic_file;
 
 /// One text that a person and a model write in turns.
 pub(super) struct Session<'a, B: KernelBackend> {
@@ -98,7 +98,7 @@ impl<'a, B: KernelBackend> Session<'a, B> {
         let whole = [&self.reading.ids[..], &prompt].concat();
         let limit = self.options.max_positions;
         if whole.is_empty() && self.options.end_of_text.is_none() {
-            note("there is nothing to go on from; type how the text begins");
+            note("there is no text to continue; type how it begins");
             return Ok(true);
         }
         let fits = if whole.is_empty() {

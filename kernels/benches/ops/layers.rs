@@ -1,6 +1,7 @@
 //! The ops without CubeCL kernels of their own, at the sizes of the `tiny` preset.
 
 use burn::tensor::{DType, Tensor};
+use kernels::scan::skip_gate::SkipGateInputs;
 use kernels::*;
 
 use crate::clock::random as random_of;
@@ -109,14 +110,17 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
         numbers: 11 * t * d,
         operations: 0,
     };
-    let bias = || Some(gamma.clone());
+    let given = SkipGateInputs {
+        y: y.clone(),
+        x: x.clone(),
+        d: skip,
+        z,
+        z_bias: Some(gamma.clone()),
+    };
     op.time(
         bench,
-        || B::gated_skip_forward(y.clone(), x.clone(), skip.clone(), z.clone(), bias()),
-        Some(|| {
-            let (y, x, dz) = (y.clone(), x.clone(), dz.clone());
-            B::gated_skip_backward(y, x, skip.clone(), z.clone(), bias(), dz)
-        }),
+        || B::skip_gate_forward(given.clone()),
+        Some(|| B::skip_gate_backward(given.clone(), dz.clone())),
     );
 
     let op = Op {

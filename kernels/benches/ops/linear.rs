@@ -2,7 +2,7 @@
 
 use burn::tensor::DType;
 use kernels::KernelBackend;
-use kernels::linear::reference;
+use kernels::dense::linear::reference;
 
 use crate::clock::random;
 use crate::table::{Bench, Row};

@@ -12,11 +12,9 @@
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
 mod attention;
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
+mod causal_conv;
+#[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
 mod clock;
-#[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
-mod conv;
-#[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
-mod distance;
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
 mod layers;
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
@@ -24,13 +22,15 @@ mod linear;
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
 mod losses;
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
-mod matvec;
+mod mixing_matrices;
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
 mod pass;
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
-mod scan;
+mod projections;
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
-mod step;
+mod recurrent_step;
+#[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
+mod scan;
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
 mod table;
 

@@ -1,7 +1,7 @@
 //! The scan, bare and with its epilogue.
 
 use burn::tensor::{DType, Tensor};
-use kernels::ssd::{gated, reference};
+use kernels::scan::ssd::{gated, reference};
 use kernels::*;
 
 use crate::clock::random;
@@ -95,15 +95,16 @@ fn bare<B: KernelBackend>(bench: &Bench<B>, sizes: [usize; 6], dtype: DType) {
         [Some(forward), Some(forward + backward)]
     };
     let seconds = time(
-        |s| B::ssd_scan_forward(s.x, s.a_log, s.b, s.c, None, 64),
-        |s, dy| B::ssd_scan_backward(s.x, s.a_log, s.b, s.c, None, dy, 64),
+        |scan| B::ssd_scan_forward(scan, 64),
+        |scan, dy| B::ssd_scan_backward(scan, dy, 64),
     );
-    let composed = match bench.small {
-        true => time(
-            |s| reference::forward(s.x, s.a_log, s.b, s.c, None, 64),
-            |s, dy| reference::backward(s.x, s.a_log, s.b, s.c, None, dy, 64),
-        ),
-        false => [None; 2],
+    let composed = if bench.small {
+        time(
+            |scan| reference::forward(scan, 64),
+            |scan, dy| reference::backward(scan, dy, 64),
+        )
+    } else {
+        [None; 2]
     };
     let [wide, narrow, decays] = sizes_of(sizes, dtype);
     bench.row(Row {

@@ -2,10 +2,13 @@
 
 use burn::tensor::DType;
 use kernels::KernelBackend;
-use kernels::backends::{Backend, Work};
+use kernels::runtime::{Backend, Work, keep_kernels, report_failures};
 
 use crate::clock::Clock;
-use crate::{attention, conv, distance, layers, linear, losses, matvec, pass, scan, step};
+use crate::{
+    attention, causal_conv, layers, linear, losses, mixing_matrices, pass, projections,
+    recurrent_step, scan,
+};
 
 /// What a row is about.
 pub struct Row {
@@ -58,6 +61,8 @@ impl<B: KernelBackend> Bench<B> {
 
 /// Prints all rows, on the preferred backend of this build.
 pub fn print() {
+    report_failures();
+    keep_kernels();
     let backend = Backend::preferred().expect("a backend is built in");
     if let Err(error) = backend.dispatch(Print) {
         eprintln!("error: {error}");
@@ -100,11 +105,11 @@ fn rows<B: KernelBackend>() {
     );
     println!("|---|---|---|--:|--:|--:|--:|--:|--:|");
     scan::rows(&bench);
-    conv::rows(&bench);
-    distance::rows(&bench);
+    causal_conv::rows(&bench);
+    mixing_matrices::rows(&bench);
     attention::rows(&bench);
-    step::rows(&bench);
-    matvec::rows(&bench);
+    recurrent_step::rows(&bench);
+    projections::rows(&bench);
     pass::rows(&bench);
     linear::rows(&bench);
     layers::rows(&bench);

@@ -1,7 +1,7 @@
 //! Attention of one new token after another.
 
 use burn::tensor::{DType, Tensor};
-use kernels::attention::step::{Cache, NewToken, reference};
+use kernels::decode::attention_step::{Cache, NewToken, reference};
 use kernels::{KernelBackend, attention_step};
 
 use crate::support::*;

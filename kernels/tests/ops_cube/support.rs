@@ -1,47 +1,12 @@
 //! Random inputs, the same on both backends; poisoned memory; and the comparison.
 
-use std::io::Write;
-use std::sync::OnceLock;
-
 use burn::tensor::backend::Backend as _;
 use burn::tensor::{DType, Tensor, TensorData};
-use kernels::KernelBackend;
-use kernels::backends::{Backend, NdArray64, Work};
+use kernels::runtime::NdArray64;
 
-#[cfg(feature = "cuda")]
-pub type Cube = kernels::backends::Cuda;
-#[cfg(not(feature = "cuda"))]
-pub type Cube = kernels::backends::Wgpu;
+pub use crate::gpu::{Cube, with_device};
 
 pub type Exact = NdArray64;
-
-/// Runs `test` if there is a device.
-pub fn with_device(test: impl FnOnce()) {
-    struct Nothing;
-
-    impl Work for Nothing {
-        type Output = ();
-
-        fn run<B: KernelBackend>(self, _device: B::Device) {}
-    }
-
-    static MISSING: OnceLock<Option<String>> = OnceLock::new();
-    let find = || {
-        let backend = Backend::preferred().expect("a CubeCL backend is in this build");
-        Some(backend.dispatch(Nothing).err()?.to_string())
-    };
-    match MISSING.get_or_init(find) {
-        None => test(),
-        Some(reason) if std::env::var_os("CI").is_some() => panic!("{reason}"),
-        Some(reason) => {
-            let thread = std::thread::current();
-            let name = thread.name().unwrap_or("a test");
-            let reason = reason.lines().next().unwrap_or_default();
-            // Not by eprintln!, whose output the harness keeps to itself.
-            let _ = writeln!(std::io::stderr(), "{name} skipped: {reason}");
-        }
-    }
-}
 
 /// A number from the environment.
 fn setting(name: &str, default: u64) -> u64 {
@@ -203,8 +168,9 @@ pub fn distance(a: &TensorData, b: &TensorData) -> f64 {
         difference += (a - b).powi(2);
         norm += a * a;
     }
-    match difference {
-        0.0 => 0.0,
-        _ => (difference / norm.max(f64::MIN_POSITIVE)).sqrt(),
+    if difference == 0.0 {
+        0.0
+    } else {
+        (difference / norm.max(f64::MIN_POSITIVE)).sqrt()
     }
 }

@@ -3,8 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::{DType, Tensor};
-use kernels::backends::synchronise;
-use kernels::linear::reference;
+use kernels::dense::linear::{Linear, reference};
+use kernels::runtime::synchronise;
 use kernels::{KernelBackend, gelu_new, linear, linear_gelu, linear_onto};
 
 use crate::support::*;

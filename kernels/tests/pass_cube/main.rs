@@ -2,19 +2,22 @@
 //! backend of this build (CUDA before wgpu); as `ops_cube`, in a program of its own that is quick to build.
 //!
 //! ```text
-//! cargo test --release -p kernels --features wgpu,ndarray --test pass_cube
+//! cargo test -p kernels --features wgpu,ndarray --test pass_cube
 //! ```
 #![cfg(all(any(feature = "cuda", feature = "wgpu"), feature = "ndarray"))]
 
 mod adamw;
 mod attention;
-mod distillation;
 mod embedding;
 mod gelu;
+mod hidden_states;
+mod layer_norm;
 mod linear;
-mod norm;
+mod predictions;
 mod rotary;
-mod rows_distance;
+
+#[path = "../support/gpu.rs"]
+mod gpu;
 #[allow(dead_code)]
 #[path = "../ops_cube/support.rs"]
 mod support;

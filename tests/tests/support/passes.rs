@@ -8,7 +8,7 @@ use train::config::{Config, Source};
 use train::gradients::Gradients;
 use train::stages::{Kind, TokenBatch, in_dtype, train_parts};
 
-use super::{ids, values};
+use tests::networks::{ids, values};
 
 /// Both networks, and the recorded ids as a batch.
 pub struct Lesson<B: TrainBackend> {
@@ -23,8 +23,8 @@ impl<B: TrainBackend> Lesson<B> {
         let device = Default::default();
         let goldens = Goldens::open("mohawk-tiny/expected");
         let load = |name| goldens_dir().join(name);
-        let (_, teacher) = model::load_teacher(load("teacher-tiny"), &device).expect("a teacher");
-        let (_, student) = model::load_student(load("student-tiny"), &device).expect("a student");
+        let (_, teacher) = model::load_any(load("teacher-tiny"), &device).expect("a teacher");
+        let (_, student) = model::load_any(load("student-tiny"), &device).expect("a student");
         let ids = ids(&goldens, "input_ids", &device);
         // The labels are read with hard labels only, which the published code has not.
         let labels = ids.clone();

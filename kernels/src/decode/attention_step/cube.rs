@@ -323,10 +323,10 @@ fn step<R: CubeRuntime>(
         together,
         alone: shares == 1,
     };
-    let output = kept::output(&inputs.q, [b, h * p], DType::F32);
+    let output = output_pool::output(&inputs.q, [b, h * p], DType::F32);
     let parts = match shares {
         1 => output.clone(),
-        _ => kept::output(&inputs.q, [b * h * shares, p + 2], DType::F32),
+        _ => output_pool::output(&inputs.q, [b * h * shares, p + 2], DType::F32),
     };
     let (dtype, angles) = (keys.dtype, inputs.cos.dtype);
     let array = |x: CubeTensor<R>| into_contiguous(x).into_array_arg();

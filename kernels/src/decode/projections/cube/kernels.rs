@@ -113,7 +113,7 @@ fn gelu_new(v: f32) -> f32 {
 
 /// Of `x` as it is, or normalised.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn fan_out<W: Numeric, P: Float, N: Size, X: Size>(
+pub(super) fn project_into<W: Numeric, P: Float, N: Size, X: Size>(
     x_bi: &Array<Vector<f32, X>>,
     gamma: &Array<Vector<P, X>>,
     beta: &Array<Vector<P, X>>,
@@ -234,7 +234,7 @@ pub(super) fn finish<P: Float>(
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn fan_in<W: Numeric, P: Float, N: Size, X: Size>(
+pub(super) fn project_out_of<W: Numeric, P: Float, N: Size, X: Size>(
     x_bo: &Array<f32>,
     inputs: &Sequence<Array<Vector<f32, X>>>,
     weights: &Sequence<Array<Vector<W, N>>>,

@@ -418,3 +418,32 @@ fn with_gradients<R: CubeRuntime>(inputs: Operands<R>) -> (CubeTensor<R>, Gradie
     };
     (loss, gradients)
 }
+
+#[cfg(all(test, feature = "ndarray"))]
+mod tests {
+    use burn_ndarray::NdArray;
+
+    use super::*;
+
+    fn fits_on<B: Backend>() -> bool {
+        let device = Default::default();
+        let four = || Tensor::<B, 4>::zeros([1, 2, 1, 2], &device);
+        let student = TransferParts {
+            a_log: Tensor::zeros([1, 2, 1], &device),
+            b: four(),
+            c: four(),
+            d: Tensor::zeros([1], &device),
+        };
+        let teacher = AttentionParts {
+            q: four(),
+            k: four(),
+        };
+        fits(&student, &teacher)
+    }
+
+    #[test]
+    fn only_what_is_computed_in_f32_fits() {
+        assert!(fits_on::<NdArray<f32>>());
+        assert!(!fits_on::<NdArray<f64>>());
+    }
+}

@@ -13,8 +13,7 @@ use cubecl::prelude::*;
 
 pub(super) use self::states::pass_states;
 
-use self::decay_gradient::decay_gradient;
-use self::outputs::{Kind, outputs};
+use self::outputs::Kind;
 use self::states::chunk_states;
 use super::{Gradients, Inputs};
 use crate::cube::{address_type, empty};
@@ -208,7 +207,7 @@ impl<'a, R: CubeRuntime> Scan<'a, R> {
         let shape: [usize; 4] = like.meta.shape().dims();
         let [_, _, heads, features] = shape;
         let out = self.empty(shape, like.dtype);
-        outputs::launch::<R>(
+        outputs::outputs::launch::<R>(
             &out.client,
             CubeCount::Static(
                 self.chunks as u32,
@@ -232,7 +231,7 @@ impl<'a, R: CubeRuntime> Scan<'a, R> {
 
     fn decay_gradient(&self, dy_blhp: &CubeTensor<R>, scratch: &Scratch<R>) -> CubeTensor<R> {
         let da_log = self.empty([self.batch, self.l, self.h], DType::F32);
-        decay_gradient::launch::<R>(
+        decay_gradient::decay_gradient::launch::<R>(
             &da_log.client,
             CubeCount::Static(self.chunks as u32, (self.batch * self.h) as u32, 1),
             self.units,

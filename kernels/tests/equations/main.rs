@@ -1,0 +1,28 @@
+//! Every op but the scan (see `goldens`): the analytic backward against Burn's autodiff of the reference in
+//! f64, the fast CPU path against the reference, and equations written out.
+#![cfg(all(feature = "flex", feature = "ndarray"))]
+
+/// Compares `$op` on both backends, and with `$definition` left to Burn's autodiff.
+macro_rules! check {
+    ($name:expr, $op:ident, $definition:ident, $($argument:expr),*) => {
+        let exact = $op::<$crate::support::Exact>($($argument),*);
+        $crate::support::agree(&format!("{} in f64", $name), exact.clone(), $definition::<$crate::support::Exact>($($argument),*), $crate::support::F64_TOLERANCE);
+        $crate::support::agree(&format!("{} on flex", $name), $op::<$crate::support::Fast>($($argument),*), exact, $crate::support::F32_TOLERANCE);
+    };
+}
+
+mod adamw;
+mod attention;
+mod causal_conv;
+mod gelu;
+mod layer_norm;
+mod linear;
+mod mixing_matrices;
+mod predictions;
+mod projections;
+mod recurrent_step;
+mod rms_norm;
+mod rotary;
+mod skip_gate;
+mod support;
+mod swiglu;

@@ -1,0 +1,52 @@
+//! One token through a mixer.
+
+use kernels::runtime::{Flex, NdArray64};
+use kernels::scan::causal_conv::Activation;
+use kernels::{KernelBackend, StepParameters, StepState};
+use tests::assert_close;
+
+use crate::support::*;
+
+/// Three tokens through a mixer of `[b, h, p, n]`, `g` groups and windows of `w`: the outputs and the
+/// state after them.
+fn steps<B: KernelBackend>([b, h, p, n, g, w]: [usize; 6], activation: Activation) -> Vec<Values> {
+    let c = h * p + 2 * g * n;
+    let parameters = StepParameters::<B> {
+        taps: tensor(random(1, &[c, 1, w], 1.0)),
+        bias: Some(tensor(random(2, &[c], 1.0))),
+        activation,
+        d: tensor(random(3, &[h], 1.0)),
+        z_bias: Some(tensor(random(4, &[h * p], 1.0))),
+    };
+    let mut state = StepState {
+        conv: tensor(random(5, &[b, c, w], 1.0)),
+        ssm: tensor(random(6, &[b, h, p, n], 1.0)),
+    };
+    let mut outputs = vec![];
+    for seed in 7..10 {
+        let projected = tensor(random(seed, &[b, c + h * p + h], 3.0));
+        let (y, after) = kernels::recurrent_step(projected, parameters.clone(), state);
+        state = after;
+        outputs.push(values(y));
+    }
+    outputs.extend([values(state.conv), values(state.ssm)]);
+    outputs
+}
+
+#[test]
+fn recurrent_step_is_right() {
+    for sizes in [
+        [1, 1, 1, 1, 1, 1],
+        [2, 4, 16, 24, 4, 4],
+        [3, 6, 8, 16, 2, 3],
+    ] {
+        for activation in [Activation::Identity, Activation::Silu] {
+            let fast = steps::<Flex>(sizes, activation);
+            let exact = steps::<NdArray64>(sizes, activation);
+            for (fast, exact) in fast.into_iter().zip(exact) {
+                let case = format!("step {sizes:?} {activation:?}");
+                assert_close(&case, fast, exact, F32_TOLERANCE);
+            }
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! What every student must do, whatever the backend.
+
+use super::*;
+use crate::{Goldens, assert_close, cases, name_of};
+use burn::tensor::{DType, Int, Tensor};
+use kernels::KernelBackend;
+use model::{MixerState, PhiMamba, State, Taps};
+
+/// Runs `check` on every student folder: its name, its network, and what is expected of it.
+fn on_every_student<B: KernelBackend>(check: impl Fn(&str, &PhiMamba<B>, &Goldens)) {
+    for folder in cases("student-") {
+        let name = name_of(&folder);
+        let (_, model) = model::load_any(&folder, &Default::default())
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        let goldens = Goldens::open_path(&folder.join("expected.safetensors"));
+        check(&name, &model, &goldens);
+    }
+}
+
+/// Everything that [`Taps`] can ask for is as recorded.
+pub fn whole_sequence<B: KernelBackend>(tolerance: f64) {
+    on_every_student::<B>(|case, model, goldens| {
+        let ids = ids::<B>(goldens, "input_ids", &Default::default());
+        let outputs = model.forward(ids.clone(), Taps::all());
+        let matches = |key: &str, x: Tensor<B, 3>| assert_golden(case, goldens, key, x, tolerance);
+        matches("logits", outputs.logits.expect("asked for"));
+        let layers = model.backbone.layers.len();
+        assert_eq!(outputs.hidden_states.len(), layers + 1);
+        for (i, x) in outputs.hidden_states.into_iter().enumerate() {
+            matches(&format!("hidden_states.{i}"), x);
+        }
+        assert_eq!(outputs.mixer_outputs.len(), layers);
+        for (i, x) in outputs.mixer_outputs.into_iter().enumerate() {
+            matches(&format!("mixer_outputs.{i}"), x);
+        }
+        assert_eq!(outputs.mixing_matrices.len(), layers);
+        for (i, matrix) in outputs.mixing_matrices.into_iter().enumerate() {
+            let key = format!("transfer_matrices.{i}");
+            // The published code cannot make this matrix where heads share B and C.
+            if goldens.has(&key) {
+                assert_golden(case, goldens, &key, matrix, tolerance);
+            }
+        }
+        // The untapped path is other code: it must agree with the tapped one.
+        matches("logits", model.logits(model.features(ids)));
+    });
+}
+
+fn assert_state<B: KernelBackend>(
+    case: &str,
+    goldens: &Goldens,
+    prefix: &str,
+    state: &State<B>,
+    tolerance: f64,
+) {
+    for (i, layer) in state.layers.iter().enumerate() {
+        let MixerState::DiscreteMamba2(state) = layer else {
+            panic!("{case}: only pure students have recorded states");
+        };
+        let key = |part: &str| format!("{prefix}.{part}.{i}");
+        assert_golden(case, goldens, &key("conv"), state.conv.clone(), tolerance);
+        assert_golden(case, goldens, &key("ssm"), state.ssm.clone(), tolerance);
+    }
+}
+
+/// A prompt, then token by token: logits and states are as recorded.
+pub fn decoding<B: KernelBackend>(tolerance: f64) {
+    on_every_student::<B>(|case, model, goldens| {
+        if !goldens.has("decode_logits") {
+            return;
+        }
+        let device = Default::default();
+        let (shape, _) = goldens.f64("decode_logits");
+        let [b, read, _] = shape[..] else {
+            panic!("{case}: decode_logits is not [b, l, v]")
+        };
+        let prompt = 5;
+        let ids = ids::<B>(goldens, "input_ids", &device);
+        let mut state = model.new_state(b, &device);
+        let mut logits = vec![model.prefill_all(ids.clone().narrow(1, 0, prompt), &mut state)];
+        assert_state(case, goldens, "prompt_state", &state, tolerance);
+        let bytes = state.bytes();
+        for i in prompt..read {
+            let next = ids.clone().narrow(1, i, 1).reshape([b]);
+            logits.push(model.step(next, &mut state).unsqueeze_dim(1));
+        }
+        assert_state(case, goldens, "final_state", &state, tolerance);
+        assert_eq!(state.bytes(), bytes, "{case}: the state must not grow");
+        assert_eq!(state.position, read);
+        let logits: Tensor<B, 3> = Tensor::cat(logits, 1);
+        assert_golden(case, goldens, "decode_logits", logits, tolerance);
+    });
+}
+
+/// The vectors were recorded with padding ids taking part, so the largest of all logits wins.
+pub fn greedy<B: KernelBackend>() {
+    on_every_student::<B>(|case, model, goldens| {
+        let device = Default::default();
+        let (shape, expected) = goldens.i64("greedy_ids");
+        let [b, l] = shape[..] else {
+            panic!("{case}: greedy_ids is not [b, l]")
+        };
+        let prompt = 5;
+        let mut all = ids::<B>(goldens, "greedy_ids", &device).narrow(1, 0, prompt);
+        let mut state = model.new_state(b, &device);
+        let mut logits = model.prefill(all.clone(), &mut state);
+        for _ in prompt..l {
+            let next: Tensor<B, 1, Int> = logits.argmax(1).reshape([b]);
+            all = Tensor::cat(vec![all, next.clone().reshape([b, 1])], 1);
+            logits = model.step(next, &mut state);
+        }
+        let actual: Vec<i64> = all.into_data().iter::<i64>().collect();
+        assert_eq!(actual, expected, "{case}: greedy_ids");
+    });
+}
+
+/// A sequence that joins a batch which has already stepped is as it is alone, and so are those that were
+/// there; in the dtype of the model's parameters, whatever states have become.
+fn joins<B: KernelBackend>(
+    case: &str,
+    model: &PhiMamba<B>,
+    ids: Tensor<B, 2, Int>,
+    tolerance: f64,
+) {
+    let device = Default::default();
+    let row = |i: usize| ids.clone().narrow(0, i, 1);
+    let next = |i: usize, at: usize| row(i).narrow(1, at, 1).reshape([1]);
+    let read = |i: usize| {
+        let mut state = model.new_state(1, &device);
+        model.prefill(row(i).narrow(1, 0, 7), &mut state);
+        state
+    };
+    let mut alone = [read(0), read(1)];
+    let mut batch = model.new_batch(3, &device);
+    batch.put(2, read(0));
+    for at in 7..12 {
+        if at == 9 {
+            batch.put(0, read(1));
+        }
+        // The one that joined later is two tokens behind.
+        let second = if at >= 9 { at - 2 } else { 0 };
+        let ids_b = Tensor::cat(vec![next(1, second), next(0, 0), next(0, at)], 0);
+        let logits_bv = model.step_batch(ids_b, &mut batch);
+        let expected = model.step(next(0, at), &mut alone[0]);
+        let name = format!("{case}: the first, at {at}");
+        let found = logits_bv.clone().narrow(0, 2, 1);
+        assert_close(&name, values(found), values(expected), tolerance);
+        if at >= 9 {
+            let expected = model.step(next(1, second), &mut alone[1]);
+            let name = format!("{case}: the one that joined, at {at}");
+            let found = logits_bv.narrow(0, 0, 1);
+            assert_close(&name, values(found), values(expected), tolerance);
+        }
+    }
+}
+
+/// [`joins`] for every student, and for those in half precision that the backend holds, whose logits are
+/// near those of the whole in f32 too.
+pub fn joining<B: KernelBackend>(tolerance: f64) {
+    on_every_student::<B>(|case, model, goldens| {
+        let device = Default::default();
+        let ids = ids::<B>(goldens, "input_ids", &device);
+        joins(case, model, ids.clone(), tolerance);
+        for dtype in [DType::F16, DType::BF16] {
+            if !B::holds(&device, dtype) {
+                continue;
+            }
+            let half = model.clone().cast(dtype);
+            let case = format!("{case} in {dtype:?}");
+            // Both round the same parameters; what differs is the order of sums and the window's dtype.
+            joins(&case, &half, ids.clone(), 2e-2);
+            let logits = |model: &PhiMamba<B>| {
+                let mut state = model.new_state(ids.dims()[0], &device);
+                model.prefill(ids.clone().narrow(1, 0, 9), &mut state);
+                values(model.step(ids.clone().narrow(1, 9, 1).flatten(0, 1), &mut state))
+            };
+            assert_close(&case, logits(&half), logits(model), 1e-1);
+        }
+    });
+}
+
+/// A model in 8 bits gives nearly the logits that it gave, read at once and token by token, and its
+/// token's alike.
+pub fn eight_bits<B: KernelBackend>() {
+    on_every_student::<B>(|case, model, goldens| {
+        let device = Default::default();
+        let ids = ids::<B>(goldens, "input_ids", &device).narrow(1, 0, 9);
+        let int8 = model.clone().to_int8();
+        assert!(int8.step_bytes() < model.step_bytes(), "{case}");
+        let logits = |model: &PhiMamba<B>| {
+            let mut state = model.new_state(ids.dims()[0], &device);
+            let first = model.prefill(ids.clone().narrow(1, 0, 8), &mut state);
+            let next = ids.clone().narrow(1, 8, 1).flatten(0, 1);
+            Tensor::cat(vec![first, model.step(next, &mut state)], 0)
+        };
+        let (found, expected) = (values(logits(&int8)), values(logits(model)));
+        let apart = found
+            .1
+            .iter()
+            .zip(&expected.1)
+            .map(|(a, b)| (a - b).powi(2));
+        let (apart, norm) = (
+            apart.sum::<f64>(),
+            expected.1.iter().map(|v| v * v).sum::<f64>(),
+        );
+        let relative = (apart / norm).sqrt();
+        assert!(relative < 5e-2, "{case}: {relative}");
+        assert!(relative > 0.0, "{case}: nothing was rounded");
+    });
+}
+
+/// Every split of a sequence into a first and a second piece, and into single tokens, gives the
+/// logits and the state of the whole. Pieces shorter than the convolution are among them, and the
+/// two sequences of the batch differ.
+pub fn splits<B: KernelBackend>(tolerance: f64) {
+    on_every_student::<B>(|case, model, goldens| {
+        let device = Default::default();
+        // Longer than a chunk of the scan.
+        let l = 20;
+        let ids = ids::<B>(goldens, "input_ids", &device).narrow(1, 0, l);
+        let b = ids.dims()[0];
+        let run = |lengths: &[usize]| {
+            let mut state = model.new_state(b, &device);
+            let mut start = 0;
+            let pieces = lengths.iter().map(|n| {
+                let piece = ids.clone().narrow(1, start, *n);
+                start += n;
+                model.prefill_all(piece, &mut state)
+            });
+            let logits = Tensor::cat(pieces.collect(), 1);
+            (values(logits), state)
+        };
+        let (whole, whole_state) = run(&[l]);
+        let mut splits: Vec<Vec<usize>> = (1..l).map(|n| vec![n, l - n]).collect();
+        splits.push(vec![1; l]);
+        splits.push(vec![2, 1, 3, 1, 5, 8]);
+        for split in splits {
+            let name = format!("{case}: {split:?}");
+            let (pieces, state) = run(&split);
+            assert_close(&name, pieces, whole.clone(), tolerance);
+            for (layer, expected) in state.layers.iter().zip(&whole_state.layers) {
+                for (actual, expected) in parts(layer).into_iter().zip(parts(expected)) {
+                    assert_close(&name, values(actual), values(expected), tolerance);
+                }
+            }
+        }
+    });
+}
+
+fn parts<B: KernelBackend>(state: &MixerState<B>) -> Vec<Tensor<B, 4>> {
+    match state {
+        MixerState::DiscreteMamba2(state) => {
+            vec![state.conv.clone().unsqueeze_dim(0), state.ssm.clone()]
+        }
+        MixerState::Attention(cache) => {
+            let (keys, values) = cache.keys_and_values().expect("tokens were read");
+            vec![keys, values]
+        }
+    }
+}
