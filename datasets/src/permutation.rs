@@ -1,5 +1,8 @@
 //! A shuffle that is computed entry by entry and not stored.
 
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
+
 /// A seeded permutation of the numbers `0..len` that computes any entry in constant time and needs no
 /// memory.
 ///
@@ -57,10 +60,7 @@ impl Permutation {
 
 /// The output of SplitMix64 at the state `x`.
 fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
+    SplitMix64::seed_from_u64(x).next_u64()
 }
 
 #[cfg(test)]

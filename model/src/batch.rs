@@ -13,7 +13,7 @@ use crate::mixers::MixerRows;
 /// How the states of a layer lie beside each other is its mixer's matter ([`MixerRows`]).
 ///
 /// The number of rows never changes, so that every [`step`](CausalLm::step_batch) is the same
-/// computation whoever takes part: what a row gives depends neither on the content of the others nor on
+/// computation whichever rows are in use: what a row gives depends neither on the content of the others nor on
 /// whether they have any.
 #[derive(Debug)]
 pub struct Batch<B: Backend> {
@@ -60,7 +60,7 @@ impl<B: Backend> Batch<B> {
     }
 }
 
-impl<B: Backend> CausalLm<B> {
+impl<B: KernelBackend> CausalLm<B> {
     /// A batch of `rows` free rows on `device`, which is the network's. It holds each mixer's states for all
     /// `rows` from here on, as [`Batch::bytes`] counts them; the caches of attention are empty, and grow with
     /// their sequences.
@@ -73,9 +73,7 @@ impl<B: Backend> CausalLm<B> {
             occupied: vec![false; rows],
         }
     }
-}
 
-impl<B: KernelBackend> CausalLm<B> {
     /// Reads one more id a row, `[rows]`, and gives the logits after it: `[rows, vocab_size]`. Free
     /// rows need an id too, any below `vocab_size`; their logits have no meaning.
     ///

@@ -15,7 +15,7 @@ use crate::mlp::Mlp;
 /// One layer of a network. Below, `LN` is [`input_layernorm`](Self::input_layernorm).
 ///
 /// In parallel, as in Phi, both halves read the same normalised input: `x + mixer(LN x) + mlp(LN x)`. One after
-/// the other, as in Llama, the MLP reads the mixer's sum behind a normalisation of its own:
+/// the other, as in Llama, the MLP reads the mixer's sum behind a second normalisation:
 /// `y = x + mixer(LN x)`, then `y + mlp(LN2 y)`.
 #[derive(Module, Debug)]
 pub struct Block<B: Backend> {

@@ -43,7 +43,7 @@ impl<B: Backend> State<B> {
     }
 }
 
-impl<B: Backend> CausalLm<B> {
+impl<B: KernelBackend> CausalLm<B> {
     /// What decoding `batch` sequences starts from.
     pub fn new_state(&self, batch: usize, device: &B::Device) -> State<B> {
         let layers = self.backbone.layers.iter();
@@ -78,9 +78,7 @@ impl<B: Backend> CausalLm<B> {
             position,
         })
     }
-}
 
-impl<B: KernelBackend> CausalLm<B> {
     /// Reads `ids [b, l]` after those that `state` holds, and gives the logits after the last:
     /// `[b, vocab_size]`, f32 or wider. Any split of a sequence gives the same as the whole.
     ///

@@ -1,7 +1,7 @@
 //! Parameters that do not come from a file: how each is drawn.
 //!
-//! Values are drawn on the host from a small generator of our own, so that a seed gives the same
-//! network on every backend. Drawing is lazy: a parameter that is loaded or copied before it is read
+//! Values are drawn on the host from SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), so that a seed gives the
+//! same network on every backend. Drawing is lazy: a parameter that is loaded or copied before it is read
 //! is never drawn, which for most of a student is always.
 //!
 //! How each layer starts stands at its constructor; what a student copies from its teacher starts as
@@ -12,6 +12,8 @@ use std::f64::consts::TAU;
 use burn::module::{Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 /// Standard deviation of the initial weights of Hugging Face's models.
 pub(crate) const DEVIATION: f64 = 0.02;
@@ -51,10 +53,10 @@ impl Fill {
                 values.extend(pattern.iter().cycle().take(n).map(|v| *v as f32));
             }
             Self::Uniform(bound) => {
-                values.extend((0..n).map(|_| ((2.0 * random.unit() - 1.0) * bound) as f32));
+                values.extend((0..n).map(|_| ((2.0 * unit(random) - 1.0) * bound) as f32));
             }
             Self::Normal(deviation) => {
-                values.extend((0..n).map(|_| (random.normal() * deviation) as f32));
+                values.extend((0..n).map(|_| (normal(random) * deviation) as f32));
             }
             Self::Parts(parts) => {
                 for (n, fill) in parts {
@@ -65,25 +67,27 @@ impl Fill {
     }
 }
 
-/// Makes parameters, each with a seed of its own.
+/// Makes parameters, each from another seed.
 pub(crate) struct Init<'a, B: Backend> {
+    seed: u64,
     seeds: SplitMix64,
     device: &'a B::Device,
 }
 
 impl<'a, B: Backend> Init<'a, B> {
     pub(crate) fn new(seed: u64, device: &'a B::Device) -> Self {
-        let seeds = SplitMix64(seed);
-        Self { seeds, device }
+        let seeds = SplitMix64::seed_from_u64(seed);
+        Self {
+            seed,
+            seeds,
+            device,
+        }
     }
 
     /// For one part of the network, so that its draws do not depend on what was made before it.
     pub(crate) fn part(&self, index: usize) -> Self {
-        let mut seeds = SplitMix64(self.seeds.0 ^ (index as u64 + 1).rotate_left(32));
-        Self {
-            seeds: SplitMix64(seeds.next()),
-            device: self.device,
-        }
+        let seed = self.seed ^ (index as u64 + 1).rotate_left(32);
+        Self::new(SplitMix64::seed_from_u64(seed).next_u64(), self.device)
     }
 
     pub(crate) fn parameter<const D: usize>(
@@ -91,11 +95,11 @@ impl<'a, B: Backend> Init<'a, B> {
         shape: [usize; D],
         fill: Fill,
     ) -> Param<Tensor<B, D>> {
-        let seed = self.seeds.next();
+        let seed = self.seeds.next_u64();
         let draw = move |device: &B::Device, require_grad| {
             let n = shape.iter().product();
             let mut values = Vec::with_capacity(n);
-            fill.draw(n, &mut SplitMix64(seed), &mut values);
+            fill.draw(n, &mut SplitMix64::seed_from_u64(seed), &mut values);
             Tensor::from_data(TensorData::new(values, shape), device).set_require_grad(require_grad)
         };
         Param::uninitialized(
@@ -108,45 +112,24 @@ impl<'a, B: Backend> Init<'a, B> {
     }
 }
 
-/// What SplitMix64 adds to its counter for each number.
-pub(crate) const STRIDE: u64 = 0x9E37_79B9_7F4A_7C15;
-
-/// What SplitMix64 gives for a counter: every bit of `x` spread over all 64.
-pub(crate) fn mix(x: u64) -> u64 {
-    let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ (x >> 31)
+/// Uniform in `[0, 1)`.
+fn unit(random: &mut SplitMix64) -> f64 {
+    (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Steele, Lea and Flood's generator (OOPSLA 2014): a counter and a mixing function, enough for
-/// initial weights and the same everywhere.
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(STRIDE);
-        mix(self.0)
-    }
-
-    /// Uniform in `[0, 1)`.
-    fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// Standard normal, by Box and Muller's transformation (its cosine half).
-    fn normal(&mut self) -> f64 {
-        let radius = (-2.0 * (1.0 - self.unit()).ln()).sqrt();
-        radius * (TAU * self.unit()).cos()
-    }
+/// Standard normal, by Box and Muller's transformation (its cosine half).
+fn normal(random: &mut SplitMix64) -> f64 {
+    let radius = (-2.0 * (1.0 - unit(random)).ln()).sqrt();
+    radius * (TAU * unit(random)).cos()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Fill, SplitMix64};
+    use super::{Fill, SeedableRng, SplitMix64};
 
     fn drawn(fill: Fill, n: usize) -> Vec<f32> {
         let mut values = Vec::new();
-        fill.draw(n, &mut SplitMix64(7), &mut values);
+        fill.draw(n, &mut SplitMix64::seed_from_u64(7), &mut values);
         values
     }
 

@@ -1,31 +1,60 @@
-//! Phi, Phi-Mamba and the hybrid between them: the networks, their files, and MOHAWK's losses.
+//! Causal language models for MOHAWK (arXiv 2408.10189): Transformers, Phi-Mamba and the hybrids between
+//! them, their files, and the losses that turn the one into the other.
 //!
 //! # One network
 //!
-//! MOHAWK (arXiv 2408.10189) replaces the attention of a Phi Transformer by a state-space mixer and
-//! leaves the rest of the network as it is. So there is one network here, [`CausalLm`]: Phi's
-//! parallel blocks, each with a [`Mixer`] that is either [`PhiAttention`] or [`DiscreteMamba2`].
-//! [`Phi`], [`PhiMamba`] and [`HybridPhiMamba`] are names for it. Three types would have repeated
-//! the embedding, the blocks, the head, the taps, decoding and the file handling three times, and a
-//! hybrid would have been none of them; a trait over mixers would have made every user generic over
-//! what is, in a file, a choice for each layer.
+//! MOHAWK replaces the attention of a Transformer by a state-space mixer and leaves the rest of the network
+//! as it is. So there is one network here, [`CausalLm`]: blocks, each with a [`Mixer`]. Several types would
+//! have repeated the embedding, the blocks, the head, the taps, decoding and the file handling, and a hybrid
+//! would have been none of them; a trait over mixers alone would have made every user generic over what is, in
+//! a file, a choice for each layer.
+//!
+//! What differs between networks is a value of [`NetworkConfig`]: the order of a block's halves, the
+//! normalisation, the MLP, the head, and the mixer of each layer. What only one family of checkpoints knows, its
+//! `config.json` and the names of its tensors, is one file of [`arch`]; what only one mixer knows is one file of
+//! [`mixers`].
 //!
 //! # Two ways through it
 //!
 //! - [`CausalLm::forward`] over whole sequences, with [`Taps`] on what distillation compares: each
 //!   is computed only when asked for, since the matrices of all layers at once do not fit anywhere.
 //!   It is the plain form, for tests and tools: the stages of training call the methods of
-//!   [`PhiBlock`] themselves.
+//!   [`Block`] themselves.
 //! - [`CausalLm::prefill`] of a piece of a sequence into a [`State`], and [`CausalLm::step`] of one
 //!   token. Any split, for any batch, gives the outputs and the state of the whole. Sequences of
 //!   different lengths take their steps together in a [`Batch`].
 //!
+//! ```
+//! use burn::tensor::{Int, Tensor};
+//! use burn_flex::Flex;
+//! use model::{AttentionConfig, CausalLm, DiscreteMamba2Config, Family, PhiConfig};
+//!
+//! let teacher = PhiConfig {
+//!     vocab_size: 64,
+//!     hidden_size: 32,
+//!     intermediate_size: 64,
+//!     num_hidden_layers: 2,
+//!     attention: AttentionConfig::with_heads(2),
+//!     ..PhiConfig::default()
+//! };
+//! // Its student: the mixer in layer 0, the teacher's attention in layer 1.
+//! let student = teacher.student(&DiscreteMamba2Config::with_heads(2).into(), &[1])?;
+//! let device = Default::default();
+//! let network = CausalLm::<Flex>::init(&student, 1, &device);
+//!
+//! let ids = Tensor::<Flex, 2, Int>::from_data([[1, 2, 3]], &device);
+//! let mut state = network.new_state(1, &device);
+//! let logits = network.prefill(ids, &mut state);
+//! let next = logits.argmax(1).reshape([1]);
+//! assert_eq!(network.step(next, &mut state).dims(), [1, 64]);
+//! # Ok::<(), model::ConfigError>(())
+//! ```
+//!
 //! # Parameters as in the files
 //!
-//! Linear weights are `[d_out, d_in]` as in PyTorch, and modules are nested and named as the
-//! published ones are, so reading and writing ([`weights`]) is renaming in a few places, and a
-//! parameter's published name ([`named_parameters`]) is the one way to speak about it elsewhere.
-//! [`config`] reads and writes both formats of `config.json`. Parameters that no file gave are
+//! Linear weights are `[d_out, d_in]` as in PyTorch, and modules are nested as the published ones are, so
+//! reading and writing ([`weights`]) is renaming by a family's [`Layout`]. Outside files a parameter is known by
+//! its path in the network, and by the [`Part`] that it belongs to. Parameters that no file gave are
 //! drawn on the host from the seed alone, the same for every backend.
 //!
 //! # What is generic
@@ -85,3 +114,8 @@ pub use weights::{
 pub use weights::save_in_shards as save_teacher_in_shards;
 pub use weights::{load_any as load_student, load_any as load_teacher};
 pub use weights::{save as save_student, save as save_teacher};
+
+/// The README's examples are tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+pub struct Readme;

@@ -131,7 +131,7 @@ impl<B: Backend> CausalLm<B> {
         self.backbone.embedding.weight.lazy_shape()[0]
     }
 
-    /// The head, whose weight `[vocab_size, d_model]` is the embedding's where it has none of its own: then both
+    /// The head. Where [`lm_head`](Self::lm_head) is `None`, its weight is the embedding's: then both
     /// have one id, under which gradients of both uses add up.
     pub fn head(&self) -> Cow<'_, Linear<B>> {
         match &self.lm_head {
@@ -153,7 +153,7 @@ impl<B: Backend> CausalLm<B> {
                 &mut self,
                 parameter: Param<Tensor<B, D>>,
             ) -> Param<Tensor<B, D>> {
-                // Detached, so that the cast parameter is a leaf of its own.
+                // Detached, so that the cast parameter is a leaf.
                 parameter.map(|x| {
                     let require_grad = x.is_require_grad();
                     if x.dtype() == self.0 {
@@ -168,7 +168,9 @@ impl<B: Backend> CausalLm<B> {
         }
         self.map(&mut Cast(dtype))
     }
+}
 
+impl<B: KernelBackend> CausalLm<B> {
     /// The same network with the queries, keys and values of each attention from one product, which is faster
     /// on a GPU: for a network that is not trained any more, and last of all, as it can be neither cast nor packed
     /// nor saved afterwards.
@@ -203,9 +205,7 @@ impl<B: Backend> CausalLm<B> {
         }
         self.lm_head.iter_mut().for_each(visit);
     }
-}
 
-impl<B: KernelBackend> CausalLm<B> {
     /// Runs `ids [b, l]` and gives what `taps` asks for.
     ///
     /// This is the plain form, for tests and tools: it holds what is asked for of all layers at once. Training

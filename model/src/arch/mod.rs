@@ -48,7 +48,7 @@ pub struct NetworkConfig {
 pub enum BlockOrder {
     /// Both read the same normalised input, as in Phi.
     Parallel,
-    /// The MLP reads the mixer's sum, behind a normalisation of its own, as in Llama.
+    /// The MLP reads the mixer's sum, behind a second normalisation, as in Llama.
     Sequential,
 }
 
@@ -57,7 +57,7 @@ pub enum BlockOrder {
 pub enum HeadConfig {
     /// With the embedding's weight, and without a bias.
     Tied,
-    /// With a weight of its own.
+    /// With a second weight.
     Own {
         /// Whether it has a bias.
         bias: bool,

@@ -50,8 +50,10 @@ impl Hub {
             .repo(repo)
             .get(&format!("{folder}/0000.parquet"))?;
         let entries = fs::read_dir(first.parent()?).ok()?;
-        let mut files: Vec<PathBuf> = entries.map_while(|it| Some(it.ok()?.path())).collect();
-        files.retain(|file| file.extension().is_some_and(|it| it == "parquet"));
+        let mut files: Vec<PathBuf> = entries
+            .map_while(|entry| Some(entry.ok()?.path()))
+            .collect();
+        files.retain(|file| file.extension().is_some_and(|end| end == "parquet"));
         files.sort();
         Some(files)
     }
@@ -61,16 +63,20 @@ impl Hub {
         let repo =
             |revision: &str| Repo::with_revision(name.into(), RepoType::Dataset, revision.into());
         let newest = client.info(&repo(PARQUET))?;
-        // So that they are found next time.
+        // For the next time.
         let branch = Cache::new(self.cache.clone()).repo(repo(PARQUET));
         let noted = branch.create_ref(&newest.sha);
         noted.map_err(|error| error.to_string())?;
-        let mut names: Vec<&str> = newest.siblings.iter().map(|it| &*it.rfilename).collect();
+        let mut names: Vec<&str> = newest
+            .siblings
+            .iter()
+            .map(|file| &*file.rfilename)
+            .collect();
         names.retain(|file| {
             let number = file
                 .strip_prefix(folder)
-                .and_then(|it| it.strip_prefix('/'));
-            number.is_some_and(|it| it.is_ascii() && it.ends_with(".parquet"))
+                .and_then(|rest| rest.strip_prefix('/'));
+            number.is_some_and(|name| name.is_ascii() && name.ends_with(".parquet"))
         });
         names.sort();
         if names.is_empty() {

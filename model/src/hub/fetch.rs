@@ -1,7 +1,7 @@
 //! A file's way from the hub into the cache.
 //!
-//! The token goes to the hub alone, whoever it redirects to. What broke off is gone on with, and a file
-//! is put where the cache believes it only when it is known to be whole.
+//! The token is sent to the hub alone, and not to the host that it redirects to. A download that broke off
+//! is resumed, and a file gets its name in the cache only when it is known to be whole.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -21,7 +21,7 @@ const REDIRECTS: usize = 8;
 
 const USER_AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
 
-/// One who fetches from a hub.
+/// What fetches from a hub.
 pub(super) struct Client {
     agent: Agent,
     endpoint: String,
@@ -53,10 +53,10 @@ impl Client {
         let body = self.ask(&url, None)?.response.into_body();
         let info: RepoInfo =
             serde_json::from_reader(body.into_reader()).map_err(|error| error.to_string())?;
-        match is_name(&info.sha) {
-            true => Ok(info),
-            false => Err(format!("{:?} is no revision", info.sha)),
+        if !is_name(&info.sha) {
+            return Err(format!("{:?} is no revision", info.sha));
         }
+        Ok(info)
     }
 
     /// A file of `repo`, whose revision is a commit, in the cache, where it is fetched to if it is not
@@ -65,10 +65,10 @@ impl Client {
         let named = |reason: String| format!("{file}: {reason}");
         let place = self.cache.repo(repo.clone());
         let place = place.pointer_path(repo.revision()).join(file);
-        match place.exists() {
-            true => Ok(place),
-            false => self.fetch(repo, file, &place).map_err(named),
+        if place.exists() {
+            return Ok(place);
         }
+        self.fetch(repo, file, &place).map_err(named)
     }
 
     fn fetch(&self, repo: &Repo, file: &str, place: &Path) -> Result<PathBuf, String> {
@@ -78,16 +78,16 @@ impl Client {
         }
         let (endpoint, revision) = (&self.endpoint, repo.url_revision());
         let url = format!("{endpoint}/{}/resolve/{revision}/{file}", repo.url());
-        let told = self.ask(&url, Some("bytes=0-0"))?;
-        let size = size(&told.response).ok_or("the hub does not tell its size")?;
-        let etag = told.etag.filter(|etag| is_name(etag));
+        let answer = self.ask(&url, Some("bytes=0-0"))?;
+        let size = size(&answer.response).ok_or("the hub does not tell its size")?;
+        let etag = answer.etag.filter(|etag| is_name(etag));
         let etag = etag.ok_or("the hub does not tell its ETag")?;
 
         let blob = self.cache.repo(repo.clone()).blob_path(&etag);
         let beside = |extension| blob.with_file_name(format!("{etag}.{extension}"));
         let said = |error: io::Error| error.to_string();
         fs::create_dir_all(blob.parent().unwrap_or(&blob)).map_err(said)?;
-        // Whoever is fetching it already is waited for, and then it is there.
+        // A process that is fetching the same file holds the lock until the file is there.
         let lock = File::create(beside("lock")).map_err(said)?;
         lock.lock().map_err(said)?;
         if !blob.exists() {
@@ -100,11 +100,11 @@ impl Client {
         Ok(place.into())
     }
 
-    /// Makes `part` whole, going on with what there is of it.
+    /// Makes `part` whole: fetches what is missing at its end.
     fn download(&self, url: &str, part: &Path, size: u64, name: &str) -> Result<(), String> {
         let said = |error: io::Error| error.to_string();
         // More than all of it is something else.
-        let there = fs::metadata(part).map_or(0, |it| it.len());
+        let there = fs::metadata(part).map_or(0, |part| part.len());
         let there = if there > size { 0 } else { there };
         if there == size {
             return Ok(());
@@ -150,16 +150,17 @@ impl Client {
             let header = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
             if is_hub {
                 let own = header("X-Linked-Etag").or_else(|| header("ETag"));
-                let own = own.map(|it| it.trim_start_matches("W/").replace('"', ""));
+                let own = own.map(|etag| etag.trim_start_matches("W/").replace('"', ""));
                 etag = own.or(etag);
             }
             if !response.status().is_redirection() {
                 return Ok(Answer { etag, response });
             }
             let location = header("Location").unwrap_or_default();
-            url = match location.starts_with('/') {
-                true => format!("{}{location}", origin(&url)),
-                false => location,
+            url = if location.starts_with('/') {
+                format!("{}{location}", origin(&url))
+            } else {
+                location
             };
         }
         Err(format!("more than {REDIRECTS} redirects"))
@@ -181,14 +182,13 @@ fn size(response: &Response<Body>) -> Option<u64> {
     }
 }
 
-/// Whether it can be a file's name, whatever a hub or a cache says.
-pub(super) fn is_name(it: &str) -> bool {
+/// Whether a hub's or a cache's text can be a file's name.
+pub(super) fn is_name(text: &str) -> bool {
     let usual = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    !it.is_empty() && !it.starts_with('.') && it.bytes().all(usual)
+    !text.is_empty() && !text.starts_with('.') && text.bytes().all(usual)
 }
 
-/// That what came is what the hub has, which calls large files by their SHA-256. What is something else
-/// is removed.
+/// That the file is what the hub has, which names large files by their SHA-256. Another file is removed.
 fn verify(part: &Path, etag: &str) -> Result<(), String> {
     if etag.len() != 64 || !etag.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Ok(());
@@ -210,7 +210,7 @@ fn verify(part: &Path, etag: &str) -> Result<(), String> {
 /// Shows `blob` as `file` of its snapshot.
 fn link(blob: &Path, place: &Path, file: &str) -> io::Result<()> {
     fs::create_dir_all(place.parent().unwrap_or(place))?;
-    // A link to what is no more.
+    // A link whose blob was removed.
     if fs::symlink_metadata(place).is_ok() {
         fs::remove_file(place)?;
     }

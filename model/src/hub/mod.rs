@@ -19,10 +19,10 @@ const TOKENIZER: &str = "tokenizer.json";
 /// As [`Hub::from_env`] and [`Hub::locate`].
 pub fn locate(name: impl AsRef<Path>) -> Result<PathBuf, WeightsError> {
     let name = name.as_ref();
-    match name.is_dir() {
-        true => Ok(name.into()),
-        false => Hub::from_env()?.locate(name),
+    if name.is_dir() {
+        return Ok(name.into());
     }
+    Hub::from_env()?.locate(name)
 }
 
 /// Where models come from that are no folders here, and the cache of those fetched before, which all
@@ -33,9 +33,9 @@ pub struct Hub {
     pub endpoint: String,
     /// The folder with a folder `models--OWNER--NAME` for each model.
     pub cache: PathBuf,
-    /// What lets one in where not everyone may.
+    /// Sent to the hub with every request, for repositories that need it.
     pub token: Option<String>,
-    /// Whether to make do with what is in the cache.
+    /// Whether nothing may be fetched: the cache is all there is.
     pub offline: bool,
 }
 
@@ -100,7 +100,9 @@ impl Hub {
                 cache: self.cache.clone(),
             }),
             None => {
-                let fetched = self.revision(name, "main").and_then(|it| it.fetch());
+                let fetched = self
+                    .revision(name, "main")
+                    .and_then(|revision| revision.fetch());
                 fetched.map_err(|reason| self.failed(name, reason))
             }
         }
@@ -109,7 +111,7 @@ impl Hub {
     /// Fetches the tokenizer of a model that another tool may have fetched without, once it is known
     /// whether there is one. If the hub cannot be asked, what there is must do.
     fn complete(&self, name: &str, folder: &Path) {
-        let sha = folder.file_name().and_then(|it| it.to_str());
+        let sha = folder.file_name().and_then(|name| name.to_str());
         if let Some(sha) = sha
             && !self.lacks_tokenizer(name, sha).exists()
         {
@@ -192,7 +194,11 @@ impl Hub {
             |revision: &str| Repo::with_revision(name.into(), RepoType::Model, revision.into());
         let info = client.info(&at(revision))?;
         Ok(Revision {
-            files: info.siblings.into_iter().map(|it| it.rfilename).collect(),
+            files: info
+                .siblings
+                .into_iter()
+                .map(|file| file.rfilename)
+                .collect(),
             lacks_tokenizer: self.lacks_tokenizer(name, &info.sha),
             cache: Cache::new(self.cache.clone()),
             repo: at(&info.sha),
@@ -213,7 +219,7 @@ struct Revision {
 
 impl Revision {
     fn has(&self, file: &str) -> bool {
-        self.files.iter().any(|it| it == file)
+        self.files.iter().any(|known| known == file)
     }
 
     /// Fetches what the cache lacks of the model, and returns its snapshot there. Only a whole

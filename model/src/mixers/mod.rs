@@ -122,7 +122,7 @@ impl StateSize {
 }
 
 /// What the mixer of a layer computes. Letters in shapes: b sequences, l tokens, h heads.
-pub trait TokenMixer<B: Backend>: Debug {
+pub trait TokenMixer<B: KernelBackend>: Debug {
     /// What decoding `batch` sequences starts from.
     fn new_state(&self, batch: usize, device: &B::Device) -> MixerState<B>;
 
@@ -155,43 +155,28 @@ pub trait TokenMixer<B: Backend>: Debug {
     fn fuse_projections(&mut self) {}
 
     /// `u [b, l, d_model]` to the same shape, from an empty state.
-    fn forward(&self, u: Tensor<B, 3>) -> Tensor<B, 3>
-    where
-        B: KernelBackend;
+    fn forward(&self, u: Tensor<B, 3>) -> Tensor<B, 3>;
 
     /// `residual + forward(u)`, all `[b, l, d_model]`.
-    fn forward_onto(&self, residual: Tensor<B, 3>, u: Tensor<B, 3>) -> Tensor<B, 3>
-    where
-        B: KernelBackend;
+    fn forward_onto(&self, residual: Tensor<B, 3>, u: Tensor<B, 3>) -> Tensor<B, 3>;
 
     /// The matrix `T [b, h, l, l]` with which each head mixes the tokens of `u [b, l, d_model]`; zero above
     /// the diagonal, and in f32 for half-precision input.
-    fn mixing_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4>
-    where
-        B: KernelBackend;
+    fn mixing_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4>;
 
     /// [`forward`](Self::forward) and [`mixing_matrix`](Self::mixing_matrix), shared work done once. The
     /// plain form, for tests and tools: training does without the matrix.
-    fn forward_with_matrix(&self, u: Tensor<B, 3>) -> (Tensor<B, 3>, Tensor<B, 4>)
-    where
-        B: KernelBackend,
-    {
+    fn forward_with_matrix(&self, u: Tensor<B, 3>) -> (Tensor<B, 3>, Tensor<B, 4>) {
         (self.forward(u.clone()), self.mixing_matrix(u))
     }
 
     /// What the mixing matrix is made of where it is a state-space one, for [`kernels::mixing_distance`].
-    fn transfer_parts(&self, _u: Tensor<B, 3>) -> Option<TransferParts<B>>
-    where
-        B: KernelBackend,
-    {
+    fn transfer_parts(&self, _u: Tensor<B, 3>) -> Option<TransferParts<B>> {
         None
     }
 
     /// What the mixing matrix is made of where it is softmax attention, for [`kernels::mixing_distance`].
-    fn attention_parts(&self, _u: Tensor<B, 3>) -> Option<AttentionParts<B>>
-    where
-        B: KernelBackend,
-    {
+    fn attention_parts(&self, _u: Tensor<B, 3>) -> Option<AttentionParts<B>> {
         None
     }
 
@@ -199,10 +184,7 @@ pub trait TokenMixer<B: Backend>: Debug {
     fn forward_with_attention_parts(
         &self,
         u: Tensor<B, 3>,
-    ) -> (Tensor<B, 3>, Option<AttentionParts<B>>)
-    where
-        B: KernelBackend,
-    {
+    ) -> (Tensor<B, 3>, Option<AttentionParts<B>>) {
         (self.forward(u), None)
     }
 
@@ -211,18 +193,14 @@ pub trait TokenMixer<B: Backend>: Debug {
     ///
     /// # Panics
     /// If `state` is that of another kind of mixer.
-    fn prefill(&self, u: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3>
-    where
-        B: KernelBackend;
+    fn prefill(&self, u: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3>;
 
     /// What stands between the projections for one token after those that `state` holds: the outputs of
     /// [`entries`](Self::entries), `[b, d]` each, to what [`exit`](Self::exit) reads, `[b, d]`.
     ///
     /// # Panics
     /// If `state` is that of another kind of mixer.
-    fn step(&self, projected: Vec<Tensor<B, 2>>, state: &mut MixerState<B>) -> Tensor<B, 2>
-    where
-        B: KernelBackend;
+    fn step(&self, projected: Vec<Tensor<B, 2>>, state: &mut MixerState<B>) -> Tensor<B, 2>;
 
     /// [`step`](Self::step) for the rows of a batch, each at its own position. What a row gives that is not
     /// `occupied` has no meaning.
@@ -234,9 +212,7 @@ pub trait TokenMixer<B: Backend>: Debug {
         projected: Vec<Tensor<B, 2>>,
         rows: &mut MixerRows<B>,
         occupied: &[bool],
-    ) -> Tensor<B, 2>
-    where
-        B: KernelBackend;
+    ) -> Tensor<B, 2>;
 }
 
 /// What a mixer carries from one token to the next, for one batch of sequences of one length.
@@ -324,7 +300,7 @@ macro_rules! mixers {
             }
         }
 
-        impl<B: Backend> Deref for Mixer<B> {
+        impl<B: KernelBackend> Deref for Mixer<B> {
             type Target = dyn TokenMixer<B>;
 
             fn deref(&self) -> &Self::Target {
@@ -334,7 +310,7 @@ macro_rules! mixers {
             }
         }
 
-        impl<B: Backend> DerefMut for Mixer<B> {
+        impl<B: KernelBackend> DerefMut for Mixer<B> {
             fn deref_mut(&mut self) -> &mut Self::Target {
                 match self {
                     $(Self::$kind(mixer) => mixer,)*

@@ -113,10 +113,12 @@ pub enum WeightsError {
     NoCache,
 }
 
-/// One tensor that does not fit.
+/// One tensor in which the files differ from the network that `config.json` describes. Shapes are row-major
+/// sizes, `[d_out, d_in]` for a projection, as in the files; all of a folder's faults are found before any value
+/// is read, and come together in [`WeightsError::Tensors`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TensorFault {
-    /// The network has it and the files have not.
+    /// The network has it and the files do not.
     #[error("`{name}` is missing; it should be {expected:?}")]
     Missing {
         /// Its published name.
@@ -124,7 +126,7 @@ pub enum TensorFault {
         /// The shape it should have.
         expected: Vec<usize>,
     },
-    /// The files have it and the network has not.
+    /// The files have it and the network does not.
     #[error("`{name}`, {found:?}, belongs to no part of the network")]
     Unexpected {
         /// Its name in the file.
@@ -152,7 +154,7 @@ pub enum TensorFault {
     },
 }
 
-/// One fault a line, indented. Who has taken the wrong folder need not read thousands.
+/// One fault a line, indented. With the wrong folder there are thousands: the first say enough.
 struct Lines<'a>(&'a [TensorFault]);
 
 impl fmt::Display for Lines<'_> {

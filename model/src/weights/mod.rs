@@ -37,6 +37,16 @@ pub(crate) const PICKLE: &str = "pytorch_model.bin";
 
 /// Reads a model's folder: its configuration and its network, with parameters in the backend's dtype.
 ///
+/// ```no_run
+/// use burn_flex::Flex;
+/// use model::{load_any, locate};
+///
+/// let folder = locate("microsoft/phi-1_5")?; // a folder, or a name on the hub
+/// let (config, network) = load_any::<Flex>(folder, &Default::default())?;
+/// println!("{}: {} layers", config.name(), network.backbone.layers.len());
+/// # Ok::<(), model::WeightsError>(())
+/// ```
+///
 /// # Errors
 /// [`WeightsError`], as the module says.
 pub fn load_any<B: Backend>(

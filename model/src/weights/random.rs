@@ -8,12 +8,14 @@ use std::path::Path;
 
 use burn::tensor::backend::Backend;
 use half::bf16;
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use rayon::prelude::*;
 use safetensors::{Dtype, View};
 
 use super::{WeightsError, write};
 use crate::arch::Family;
-use crate::init::{DEVIATION, STRIDE, mix};
+use crate::init::DEVIATION;
 use crate::lm::CausalLm;
 use crate::parameters::{NamedParameter, named_parameters};
 
@@ -99,7 +101,7 @@ impl View for Drawn {
 
 /// A number of mean 0 and deviation 1, near enough to normal: a sum of four that are uniform.
 fn normal(place: u64) -> f32 {
-    let bits = mix(place.wrapping_mul(STRIDE));
+    let bits = SplitMix64::seed_from_u64(place).next_u64();
     let quarters = [0, 16, 32, 48].map(|shift| ((bits >> shift) & 0xffff) as f32);
     // Each quarter is uniform below 2^16, so of variance 2^32 / 12.
     let sum: f32 = quarters.iter().sum();

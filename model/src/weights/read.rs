@@ -77,8 +77,8 @@ fn for_module(tensor: &TensorSnapshot, parameter: &NamedParameter, dtype: DType)
     )
 }
 
-/// `data` in `dtype`. What full-size models are stored in and read as goes on all cores: one at a time takes
-/// longer than reading the files.
+/// `data` in `dtype`. The conversion that full-size models need uses all cores: one core takes longer than
+/// reading the files.
 fn converted(data: TensorData, dtype: DType) -> TensorData {
     if (data.dtype, dtype) != (DType::BF16, DType::F32) {
         return data.convert_dtype(dtype);

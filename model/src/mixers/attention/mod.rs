@@ -19,6 +19,21 @@ use crate::init::Init;
 use crate::layers::Linear;
 
 /// Causal self-attention with partial rotary embedding and grouped key and value heads.
+///
+/// ```
+/// use burn::tensor::{Distribution, Tensor};
+/// use burn_flex::Flex;
+/// use model::{Attention, AttentionConfig, TokenMixer};
+///
+/// let device = Default::default();
+/// let options = AttentionConfig { n_kv_heads: 2, ..AttentionConfig::with_heads(4) };
+/// let attention = Attention::<Flex>::new(&options, 64, 1, &device)?;
+/// let u = Tensor::random([2, 10, 64], Distribution::Default, &device);
+/// let mut state = attention.new_state(2, &device);
+/// assert_eq!(attention.prefill(u, &mut state).dims(), [2, 10, 64]);
+/// assert_eq!(state.bytes(), 2 * 10 * 2 * 2 * 16 * 4); // keys and values of 2 heads of 16, f32
+/// # Ok::<(), model::ConfigError>(())
+/// ```
 #[derive(Module, Debug)]
 pub struct Attention<B: Backend> {
     /// `d_model` to `h * p`.
@@ -148,7 +163,7 @@ fn queries_keys_values<B: Backend>(projected: Vec<Tensor<B, 2>>) -> [Tensor<B, 2
     projected.try_into().expect("queries, keys and values")
 }
 
-impl<B: Backend> TokenMixer<B> for Attention<B> {
+impl<B: KernelBackend> TokenMixer<B> for Attention<B> {
     fn new_state(&self, _batch: usize, _device: &B::Device) -> MixerState<B> {
         MixerState::Attention(KvCache::default())
     }
@@ -195,18 +210,12 @@ impl<B: Backend> TokenMixer<B> for Attention<B> {
         self.qkv_proj = Linear::stack([&mut self.q_proj, &mut self.k_proj, &mut self.v_proj]);
     }
 
-    fn forward(&self, u: Tensor<B, 3>) -> Tensor<B, 3>
-    where
-        B: KernelBackend,
-    {
+    fn forward(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
         let (q, k, v) = self.project(u, 0);
         self.merge(kernels::attention(q, k, v))
     }
 
-    fn forward_onto(&self, residual: Tensor<B, 3>, u: Tensor<B, 3>) -> Tensor<B, 3>
-    where
-        B: KernelBackend,
-    {
+    fn forward_onto(&self, residual: Tensor<B, 3>, u: Tensor<B, 3>) -> Tensor<B, 3> {
         let (q, k, v) = self.project(u, 0);
         let y_blhp = kernels::attention(q, k, v);
         let [b, l, h, p] = y_blhp.dims();
@@ -215,56 +224,38 @@ impl<B: Backend> TokenMixer<B> for Attention<B> {
     }
 
     /// The softmaxed attention of every head.
-    fn mixing_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4>
-    where
-        B: KernelBackend,
-    {
+    fn mixing_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4> {
         let AttentionParts { q, k } = self.matrix_parts(u);
         kernels::attention_matrix(q, k)
     }
 
-    fn forward_with_matrix(&self, u: Tensor<B, 3>) -> (Tensor<B, 3>, Tensor<B, 4>)
-    where
-        B: KernelBackend,
-    {
+    fn forward_with_matrix(&self, u: Tensor<B, 3>) -> (Tensor<B, 3>, Tensor<B, 4>) {
         let (q, k, v) = self.project(u, 0);
         let matrix = kernels::attention_matrix(q.clone(), k.clone());
         (self.merge(kernels::attention(q, k, v)), matrix)
     }
 
-    fn attention_parts(&self, u: Tensor<B, 3>) -> Option<AttentionParts<B>>
-    where
-        B: KernelBackend,
-    {
+    fn attention_parts(&self, u: Tensor<B, 3>) -> Option<AttentionParts<B>> {
         Some(self.matrix_parts(u))
     }
 
     fn forward_with_attention_parts(
         &self,
         u: Tensor<B, 3>,
-    ) -> (Tensor<B, 3>, Option<AttentionParts<B>>)
-    where
-        B: KernelBackend,
-    {
+    ) -> (Tensor<B, 3>, Option<AttentionParts<B>>) {
         let (q, k, v) = self.project(u, 0);
         let output = self.merge(kernels::attention(q.clone(), k.clone(), v));
         (output, Some(AttentionParts { q, k }))
     }
 
-    fn prefill(&self, u: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3>
-    where
-        B: KernelBackend,
-    {
+    fn prefill(&self, u: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3> {
         let cache = KvCache::within(state);
         let (q, k, v) = self.project(u, cache.len());
         let (k, v) = cache.append(k, v);
         self.merge(kernels::attention(q, k, v))
     }
 
-    fn step(&self, projected: Vec<Tensor<B, 2>>, state: &mut MixerState<B>) -> Tensor<B, 2>
-    where
-        B: KernelBackend,
-    {
+    fn step(&self, projected: Vec<Tensor<B, 2>>, state: &mut MixerState<B>) -> Tensor<B, 2> {
         let [q, k, v] = queries_keys_values(projected);
         self.attend(q, k, v, KvCache::within(state))
     }
@@ -275,10 +266,7 @@ impl<B: Backend> TokenMixer<B> for Attention<B> {
         projected: Vec<Tensor<B, 2>>,
         rows: &mut MixerRows<B>,
         occupied: &[bool],
-    ) -> Tensor<B, 2>
-    where
-        B: KernelBackend,
-    {
+    ) -> Tensor<B, 2> {
         let [q, k, v] = queries_keys_values(projected);
         let row = |x: &Tensor<B, 2>, i: usize| x.clone().narrow(0, i, 1);
         let caches = KvCaches::within(rows).0.iter_mut().zip(occupied);

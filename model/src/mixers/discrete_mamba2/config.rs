@@ -41,7 +41,7 @@ pub struct DiscreteMamba2Config {
     pub chunk_size: usize,
     /// What follows the convolution.
     pub activation: Activation,
-    /// Whether the projections have biases. Without them the gate has one of its own, `z_bias`.
+    /// Whether the projections have biases. Without them the gate alone has one, `z_bias`.
     pub bias: bool,
 }
 

@@ -43,6 +43,20 @@ pub struct DepthwiseConv<B: Backend> {
 }
 
 /// The mixer. Letters in names: b batch, l length, h heads, p head dimension, g groups, n state.
+///
+/// ```
+/// use burn::tensor::{Distribution, Tensor};
+/// use burn_flex::Flex;
+/// use model::{DiscreteMamba2, DiscreteMamba2Config, TokenMixer};
+///
+/// let device = Default::default();
+/// let options = DiscreteMamba2Config::with_heads(4); // heads of 16 in a width of 64
+/// let mixer = DiscreteMamba2::<Flex>::new(&options, 64, 1, &device)?;
+/// let u = Tensor::random([2, 10, 64], Distribution::Default, &device);
+/// assert_eq!(mixer.forward(u.clone()).dims(), [2, 10, 64]);
+/// assert_eq!(mixer.mixing_matrix(u).dims(), [2, 4, 10, 10]);
+/// # Ok::<(), model::ConfigError>(())
+/// ```
 #[derive(Module, Debug)]
 pub struct DiscreteMamba2<B: Backend> {
     /// `d_model` to `[x | B | C | z | A_log]`.
@@ -345,7 +359,7 @@ struct Parts<B: Backend> {
     a_log: Tensor<B, 3>,
 }
 
-impl<B: Backend> TokenMixer<B> for DiscreteMamba2<B> {
+impl<B: KernelBackend> TokenMixer<B> for DiscreteMamba2<B> {
     fn new_state(&self, batch: usize, device: &B::Device) -> MixerState<B> {
         MixerState::DiscreteMamba2(self.empty_state(batch, device))
     }
@@ -382,40 +396,25 @@ impl<B: Backend> TokenMixer<B> for DiscreteMamba2<B> {
         vec![&mut self.in_proj, &mut self.out_proj]
     }
 
-    fn forward(&self, u: Tensor<B, 3>) -> Tensor<B, 3>
-    where
-        B: KernelBackend,
-    {
+    fn forward(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
         self.out_proj.forward(self.gated(u))
     }
 
-    fn forward_onto(&self, residual: Tensor<B, 3>, u: Tensor<B, 3>) -> Tensor<B, 3>
-    where
-        B: KernelBackend,
-    {
+    fn forward_onto(&self, residual: Tensor<B, 3>, u: Tensor<B, 3>) -> Tensor<B, 3> {
         self.out_proj.forward_onto(residual, self.gated(u))
     }
 
     /// `T` with `y = T x` before the gate: at `(l, s)` the product of `C_l . B_s` and the decays in
     /// `(s, l]`, plus `D` on the diagonal.
-    fn mixing_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4>
-    where
-        B: KernelBackend,
-    {
+    fn mixing_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4> {
         kernels::transfer_matrix(self.matrix_parts(u))
     }
 
-    fn transfer_parts(&self, u: Tensor<B, 3>) -> Option<TransferParts<B>>
-    where
-        B: KernelBackend,
-    {
+    fn transfer_parts(&self, u: Tensor<B, 3>) -> Option<TransferParts<B>> {
         Some(self.matrix_parts(u))
     }
 
-    fn prefill(&self, u: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3>
-    where
-        B: KernelBackend,
-    {
+    fn prefill(&self, u: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3> {
         let state = Mamba2State::within(state);
         match u.dims()[1] {
             1 => self.recur_onto(u, state),
@@ -423,10 +422,7 @@ impl<B: Backend> TokenMixer<B> for DiscreteMamba2<B> {
         }
     }
 
-    fn step(&self, mut projected: Vec<Tensor<B, 2>>, state: &mut MixerState<B>) -> Tensor<B, 2>
-    where
-        B: KernelBackend,
-    {
+    fn step(&self, mut projected: Vec<Tensor<B, 2>>, state: &mut MixerState<B>) -> Tensor<B, 2> {
         self.recur(projected.swap_remove(0), Mamba2State::within(state))
     }
 
@@ -435,10 +431,7 @@ impl<B: Backend> TokenMixer<B> for DiscreteMamba2<B> {
         mut projected: Vec<Tensor<B, 2>>,
         rows: &mut MixerRows<B>,
         _occupied: &[bool],
-    ) -> Tensor<B, 2>
-    where
-        B: KernelBackend,
-    {
+    ) -> Tensor<B, 2> {
         self.recur(projected.swap_remove(0), &mut Mamba2Rows::within(rows).0)
     }
 }
