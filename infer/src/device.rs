@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 use kernels::KernelBackend;
-use kernels::backends::synchronise;
+use kernels::runtime::synchronise;
 
 use crate::error::GenerateError;
 

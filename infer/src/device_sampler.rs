@@ -3,7 +3,7 @@
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use kernels::KernelBackend;
-use kernels::choice::{Choice, Warp};
+use kernels::decode::sample::{Choice, Warp};
 
 use crate::error::GenerateError;
 use crate::sampling::{Sampler, SamplingSettings};
@@ -72,7 +72,7 @@ impl<B: KernelBackend> DeviceSampler<B> {
         logits_bv: Tensor<B, 2>,
         choices: &[Choice],
     ) -> Result<Chosen<B>, GenerateError> {
-        let ids_b = kernels::choose(logits_bv, self.seen_bv.as_mut(), self.vocab_size, choices);
+        let ids_b = kernels::sample(logits_bv, self.seen_bv.as_mut(), self.vocab_size, choices);
         let Some(ids_b) = ids_b else {
             return Ok(Chosen {
                 tokens: vec![None; choices.len()],

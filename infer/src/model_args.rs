@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use datasets::Tokenizer;
 use kernels::KernelBackend;
-use kernels::backends::{Backend, BackendError};
+use kernels::runtime::{Backend, BackendError};
 use model::{CausalLm, Hub, ModelConfig, WeightsError};
 
 use crate::generate::GenerateOptions;
@@ -49,7 +49,7 @@ pub enum ModelArgsError {
         /// The model's name.
         model: PathBuf,
         /// Why Phi's tokenizer cannot be fetched.
-        reason: WeightsError,
+        reason: Box<WeightsError>,
     },
     /// The tokenizer has tokens that the model has no embedding for.
     #[error(
@@ -133,7 +133,7 @@ impl ModelArgs {
                 let phi = Hub::from_env().and_then(|hub| hub.tokenizer(PHI_TOKENIZER));
                 Tokenizer::from_file(phi.map_err(|reason| ModelArgsError::PhiTokenizer {
                     model: self.model.clone(),
-                    reason,
+                    reason: reason.into(),
                 })?)?
             }
         };

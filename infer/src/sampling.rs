@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use chacha20::ChaCha8Rng;
 use chacha20::rand_core::{Rng, SeedableRng};
-use kernels::choice::{Choice, Warp};
+use kernels::decode::sample::{Choice, Warp};
 
 /// How the next token is chosen. The default is greedy.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -99,6 +99,14 @@ pub enum SamplingError {
 }
 
 /// Chooses tokens one after another, remembering them for the repetition penalty.
+///
+/// ```
+/// use infer::{Sampler, SamplingSettings};
+///
+/// let mut greedy = Sampler::new(SamplingSettings::default(), 3, &[])?;
+/// assert_eq!(greedy.choose(&mut [0.5, 2.0, 1.0])?, 1);
+/// # Ok::<(), infer::SamplingError>(())
+/// ```
 pub struct Sampler {
     settings: SamplingSettings,
     vocab_size: usize,

@@ -17,7 +17,7 @@ use infer::engine::{
 };
 use infer::precision::Precision;
 use infer::{GenerateError, GenerateOptions, Generation, SamplingSettings};
-use kernels::backends::{Backend, Flex};
+use kernels::runtime::{Backend, Flex};
 use model::CausalLm;
 use support::{student_folder, teacher_folder};
 

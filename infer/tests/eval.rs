@@ -15,7 +15,7 @@ use datasets::Tokenizer;
 use infer::eval::{
     Document, EvalError, Metric, Prompt, Score, ScoreRequest, Task, Texts, metrics, requests, score,
 };
-use kernels::backends::Flex;
+use kernels::runtime::Flex;
 use model::{CausalLm, Taps};
 use serde_json::Value;
 use support::{student, teacher_folder};

@@ -98,7 +98,7 @@ fn a_table_and_its_numbers() {
 }
 
 #[test]
-fn an_evaluation_goes_on() {
+fn an_interrupted_evaluation_resumes() {
     let home = tempfile::tempdir().unwrap();
     let occupied = home.path().join("occupied");
     fs::create_dir(&occupied).unwrap();
@@ -119,14 +119,14 @@ fn an_evaluation_goes_on() {
     let second = eval(home.path(), &bundled(), tasks, &arguments);
     assert!(second.status.success());
     let said = stderr(&second);
-    assert!(said.contains("going on: 16 of 32 requests"), "{said}");
+    assert!(said.contains("resuming: 16 of 32 requests"), "{said}");
     // The time is not that of all documents.
     assert!(!said.contains("documents/s"), "{said}");
     assert_eq!(kept(&home), 0);
     let gone_on = json(&file);
 
     let third = eval(home.path(), &bundled(), tasks, &arguments);
-    assert!(!stderr(&third).contains("going on"));
+    assert!(!stderr(&third).contains("resuming"));
     let at_once = json(&file);
     for task in ["piqa", "winogrande"] {
         let close = |i: usize, j: usize| {

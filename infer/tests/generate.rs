@@ -10,7 +10,7 @@ use datasets::Tokenizer;
 use infer::{
     GenerateError, GenerateOptions, Generation, Sampler, SamplingError, SamplingSettings, Stop,
 };
-use kernels::backends::Flex;
+use kernels::runtime::Flex;
 use model::CausalLm;
 use safetensors::SafeTensors;
 use support::{student, teacher_folder};

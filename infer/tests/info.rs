@@ -8,7 +8,7 @@ use std::process::Command;
 
 use burn::tensor::Device;
 use infer::{GenerateOptions, Generation, SamplingSettings};
-use kernels::backends::Flex;
+use kernels::runtime::Flex;
 use serde_json::Value;
 use support::{student_folder, teacher_folder};
 

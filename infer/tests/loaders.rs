@@ -9,7 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::{DType, Device};
-use kernels::backends::Flex;
+use kernels::runtime::Flex;
 use model::{
     CausalLm, DiscreteMamba2Config, Family, ModelConfig, PhiConfig, PhiMambaConfig,
     named_parameters,

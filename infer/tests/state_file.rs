@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use infer::state_file::{self, StateFile, StateFileError};
 use infer::{GenerateOptions, Generation, ModelHash, Reading, SamplingSettings};
-use kernels::backends::Flex;
+use kernels::runtime::Flex;
 use model::{CausalLm, StateError};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use kernels::KernelBackend;
-use kernels::backends::Work;
+use kernels::runtime::Work;
 
 use super::CommandError;
 use crate::bench::{self, Bandwidth, Subject};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use kernels::KernelBackend;
-use kernels::backends::Work;
+use kernels::runtime::Work;
 
 use super::CommandError;
 use crate::generate::{Generation, Reading};
@@ -15,14 +15,25 @@ use crate::output::{print, read_stdin, why};
 use crate::sampling::SamplingSettings;
 use crate::state_file::{self, StateFile};
 
-const EXAMPLES: &str = "\
-Examples:
-  A prompt from a file:
-      infer generate --model assets/phi-tiny - < prompt.txt
+/// Examples of this command, which the help of the whole program shows too.
+pub(crate) const EXAMPLES: &str = "\
+Examples (`infer` is target/debug/infer, or `cargo run -p infer --`):
+  The likeliest continuation of a prompt, by a student that `train` has exported:
+      infer generate --model runs/tiny/student \"It was the best of times\"
 
-  A long text that is read once, and then continued:
+  Another one every time the seed changes:
+      infer generate --model runs/tiny/student --temperature 0.8 --top-p 0.95 --seed 7 \"Once\"
+
+  A prompt from a file, the text into another, nothing on the screen:
+      infer generate --model assets/phi-tiny - < prompt.txt > text.txt 2> /dev/null
+
+  A long text that is read once, and two ways to continue it:
       infer generate --model runs/tiny/student --max-tokens 0 --save-state book.state - < book.txt
-      infer generate --model runs/tiny/student --load-state book.state \" And so\"";
+      infer generate --model runs/tiny/student --load-state book.state
+      infer generate --model runs/tiny/student --load-state book.state \" And so\"
+
+  A server for any program that speaks OpenAI's interface, with a page at http://127.0.0.1:8000:
+      infer serve --model runs/tiny/student";
 
 /// Continues a text.
 ///

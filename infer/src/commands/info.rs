@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use indicatif::{BinaryBytes, HumanCount};
-use kernels::devices::{Survey, survey};
+use kernels::runtime::{Survey, survey};
 use model::{FileTensor, MixerConfig, NetworkConfig, Part};
 use serde_json::{Value, json};
 

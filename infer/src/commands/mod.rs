@@ -9,7 +9,7 @@ mod repl;
 mod scoring;
 mod serve;
 
-use kernels::backends::BackendError;
+use kernels::runtime::BackendError;
 
 use crate::error::GenerateError;
 use crate::eval::EvalError;
@@ -23,7 +23,7 @@ use crate::state_file::StateFileError;
 
 pub(crate) use bench::BenchArgs;
 pub(crate) use eval::EvalArgs;
-pub(crate) use generate::GenerateArgs;
+pub(crate) use generate::{EXAMPLES, GenerateArgs};
 pub(crate) use info::InfoArgs;
 pub(crate) use perplexity::PerplexityArgs;
 pub(crate) use repl::ReplArgs;

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use kernels::KernelBackend;
-use kernels::backends::Work;
+use kernels::runtime::Work;
 
 use super::CommandError;
 use crate::model_args::{FoundModel, ModelArgs, SamplingArgs};

@@ -12,7 +12,7 @@ use clap::Args;
 use datasets::Tokenizer;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use kernels::KernelBackend;
-use kernels::backends::{Backend, Work};
+use kernels::runtime::{Backend, Work};
 use serde_json::Value;
 
 use super::CommandError;
@@ -215,7 +215,7 @@ fn progress(all: &[&ScoreRequest], open: &[&ScoreRequest]) -> ProgressBar {
     let known = all.len() - open.len();
     if known > 0 {
         eprintln!(
-            "going on: {} of {} requests were scored before",
+            "resuming: {} of {} requests were scored before",
             HumanCount(known as u64),
             HumanCount(all.len() as u64),
         );

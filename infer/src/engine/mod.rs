@@ -10,7 +10,7 @@
 //! # A text does not depend on the load
 //!
 //! The numbers of a sequence do not depend on the other sequences. A product of matrices may round
-//! differently with the number of its rows, so the size of a batch never changes: a [tile](tile::ROWS)
+//! differently with the number of its rows, so the size of a batch never changes: a tile
 //! always has the same number of rows, some of them empty, and each row is computed independently.
 //! Prompts are read one at a time, in pieces that are always cut at the same places. Each sequence has its
 //! own random numbers, penalties and stop strings. So the same request gives the same text and, to the
@@ -57,7 +57,7 @@ use std::thread::{self, JoinHandle};
 
 use datasets::Tokenizer;
 use kernels::KernelBackend;
-use kernels::backends::{Backend, BackendError, Work};
+use kernels::runtime::{Backend, BackendError, Work};
 use model::ModelConfig;
 use tokio::sync::{Semaphore, mpsc};
 
@@ -147,7 +147,7 @@ pub struct Facts {
 /// use datasets::Tokenizer;
 /// use infer::engine::{Engine, EngineOptions, Event, Request};
 /// use infer::{SamplingSettings, precision::Precision};
-/// use kernels::backends::Backend;
+/// use kernels::runtime::Backend;
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let tokenizer = Arc::new(Tokenizer::from_folder("assets/phi-tiny")?);

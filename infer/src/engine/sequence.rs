@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use datasets::Tokenizer;
-use kernels::choice::Choice;
+use kernels::decode::sample::Choice;
 use rayon::prelude::*;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedSender;

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use burn::tensor::{Int, Tensor};
 use kernels::KernelBackend;
-use kernels::choice::{Choice, Warp};
+use kernels::decode::sample::{Choice, Warp};
 use model::{Batch, CausalLm, State};
 
 use super::request::Finish;

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use kernels::backends::BackendError;
+use kernels::runtime::BackendError;
 
 use super::task::Task;
 

@@ -91,7 +91,7 @@ impl Ledger {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             removed => removed,
         };
-        let rest = "the next evaluation would go on from it";
+        let rest = "the next evaluation would resume from it";
         self.warn(removed.map_err(cannot("remove", &self.path)), rest);
     }
 

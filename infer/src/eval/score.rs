@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use kernels::KernelBackend;
-use kernels::backends::{BackendError, synchronise};
+use kernels::runtime::{BackendError, synchronise};
 use model::CausalLm;
 use rayon::prelude::*;
 

@@ -98,7 +98,7 @@ impl<'a, B: KernelBackend> Session<'a, B> {
         let whole = [&self.reading.ids[..], &prompt].concat();
         let limit = self.options.max_positions;
         if whole.is_empty() && self.options.end_of_text.is_none() {
-            note("there is nothing to go on from; type how the text begins");
+            note("there is no text to continue; type how it begins");
             return Ok(true);
         }
         let fits = if whole.is_empty() {

@@ -16,7 +16,7 @@ use super::Server;
 use super::error::ApiError;
 use super::reply::{CompletionChoice, Heading, json_response};
 use super::request::CompletionPlan;
-use super::texts::Texts;
+use super::texts::TextStreams;
 use crate::engine::SubmitError;
 
 /// Makes the texts that the body asks for.
@@ -29,7 +29,7 @@ pub(super) async fn completions(
     let plan = parse(&server, request, deadline).await?;
     let heading = Heading::new(&server.options.name);
     let (streams, usage) = (plan.stream, plan.stream_usage);
-    let texts = Texts::begin(server, plan, started)?;
+    let texts = TextStreams::begin(server, plan, started)?;
     if streams {
         Ok(stream(heading, texts, usage))
     } else {
@@ -116,7 +116,7 @@ impl Server {
 }
 
 /// One response with all texts, when they have ended.
-async fn whole(heading: Heading, mut texts: Texts) -> Result<Response, ApiError> {
+async fn whole(heading: Heading, mut texts: TextStreams) -> Result<Response, ApiError> {
     let mut choices = Vec::new();
     for index in 0..texts.len() {
         choices.push(CompletionChoice {
@@ -139,7 +139,7 @@ enum NextLine {
 }
 
 /// A stream of server-sent events: each piece of a text as soon as it is made.
-fn stream(heading: Heading, texts: Texts, usage: bool) -> Response {
+fn stream(heading: Heading, texts: TextStreams, usage: bool) -> Response {
     let lines = stream::unfold(
         Some((heading, texts, NextLine::Piece)),
         move |state| async move {

@@ -15,7 +15,7 @@ use super::request::CompletionPlan;
 use crate::engine::{Answer, Event, Finish, Request};
 
 /// The texts of one request, in the order of their indices. Dropping them ends the work for them.
-pub(super) struct Texts {
+pub(super) struct TextStreams {
     server: Arc<Server>,
     texts: Vec<TextStream>,
     /// The number of texts of each prompt.
@@ -41,7 +41,7 @@ struct TextStream {
     tokens: usize,
 }
 
-impl Texts {
+impl TextStreams {
     /// Submits the requests to the engine.
     ///
     /// # Errors

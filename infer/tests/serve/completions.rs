@@ -5,7 +5,7 @@ use std::thread;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Device, Int, Tensor};
 use datasets::Tokenizer;
-use kernels::backends::Flex;
+use kernels::runtime::Flex;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

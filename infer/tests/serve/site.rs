@@ -1,7 +1,7 @@
 //! The web page, and the paths that describe the server.
 
 use burn::tensor::{Device, Int, Tensor};
-use kernels::backends::Flex;
+use kernels::runtime::Flex;
 use serde_json::json;
 
 use crate::http::Server;

@@ -10,7 +10,7 @@ use datasets::Tokenizer;
 use infer::engine::{Engine, EngineOptions};
 use infer::precision::Precision;
 use infer::serve::{ServerOptions, serve};
-use kernels::backends::Backend;
+use kernels::runtime::Backend;
 
 use crate::capacity::until;
 use crate::http::{Response, connect, post};

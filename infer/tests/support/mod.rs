@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use kernels::backends::Flex;
+use kernels::runtime::Flex;
 use model::{CausalLm, DiscreteMamba2Config, PhiMambaConfig};
 use tempfile::TempDir;
 
