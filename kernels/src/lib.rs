@@ -93,12 +93,17 @@ pub use scan::ssd::{
     Epilogue, GatedScan, GatedScanGradients, ScanInputs, SsdGradients, gated_scan, ssd_scan,
 };
 
+/// The example of the README compiles and runs.
+#[cfg(all(doctest, feature = "flex"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 /// Defines [`KernelBackend`] as the sum of the ops' traits.
 macro_rules! kernel_backend {
     ($($op:path,)+) => {
         /// A Burn backend with this crate's ops.
         ///
-        /// Callers use the functions of the op modules ([`ssd_scan`], [`linear`], ...); the methods of the
+        /// Callers use the functions of the op modules ([`ssd_scan`], [`linear()`], ...); the methods of the
         /// ops' traits are what a backend may override.
         pub trait KernelBackend: runtime::Machine $(+ $op)+ {}
 

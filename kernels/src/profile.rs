@@ -1,6 +1,6 @@
 //! Where the time of queued work goes, by kind of work.
 //!
-//! A device that queues tells nobody when an op is done. While [`measure`] is at work, each op waits for
+//! A device that queues does not report when an op is done. While [`measure`] works, each op waits for
 //! the device before it begins and after it has queued its own, and the time between counts for its kind.
 //! All together then take longer than they do otherwise, since nothing is prepared while something else is
 //! computed; the shares are what to look at. At all other times an op reads one flag.
@@ -91,7 +91,7 @@ struct Clock {
     kinds: [Duration; Kind::ALL.len()],
 }
 
-/// Does `work` and tells where its time went; `wait` waits for all that this thread has queued. One
+/// Does `work` and returns where its time went; `wait` waits for all that this thread has queued. One
 /// measurement is made at a time: another that begins meanwhile takes what is left of the first.
 ///
 /// # Errors
@@ -134,7 +134,7 @@ pub fn measure<T, E: Send + 'static>(
     }
 }
 
-/// Does something when it goes.
+/// Calls a function when it is dropped.
 struct OnDrop<F: Fn()>(F);
 
 impl<F: Fn()> Drop for OnDrop<F> {
@@ -147,9 +147,10 @@ impl<F: Fn()> Drop for OnDrop<F> {
 /// that counts already.
 #[inline]
 pub fn timed<T>(kind: Kind, work: impl FnOnce() -> T) -> T {
-    match ON.load(Ordering::Relaxed) {
-        false => work(),
-        true => clocked(kind, work),
+    if ON.load(Ordering::Relaxed) {
+        clocked(kind, work)
+    } else {
+        work()
     }
 }
 

@@ -233,9 +233,12 @@ fn on_device_twice(case: Case, inputs: &Inputs, dtype: DType) -> [Results; 2] {
         };
         let epilogue = Epilogue {
             d: inputs.d.as_ref().map(|d| on_device(d, dtype)),
-            z: inputs.z.as_ref().map(|z| match case.strided {
-                true => gate_sliced(z, dtype),
-                false => on_device(z, dtype),
+            z: inputs.z.as_ref().map(|z| {
+                if case.strided {
+                    gate_sliced(z, dtype)
+                } else {
+                    on_device(z, dtype)
+                }
             }),
             z_bias: inputs.z_bias.as_ref().map(|bias| on_device(bias, dtype)),
         };
@@ -382,9 +385,12 @@ fn random_shapes() {
             let mut numbers = Numbers((seed as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
             let g = 1 + numbers.below(3);
             let any = numbers.below(3) == 0;
-            let mut size = || match any {
-                true => 1 + numbers.below(130),
-                false => [16, 32, 64, 64, 128][numbers.below(5)],
+            let mut size = || {
+                if any {
+                    1 + numbers.below(130)
+                } else {
+                    [16, 32, 64, 64, 128][numbers.below(5)]
+                }
             };
             let (p, n) = (size(), size());
             let (b, l) = (1 + numbers.below(2), 1 + numbers.below(longest));

@@ -14,7 +14,7 @@
 mod support;
 
 use burn::backend::Autodiff;
-use kernels::runtime::{Backend, report_failures};
+use kernels::runtime::{Backend, keep_kernels, report_failures};
 use support::{passes, perplexity};
 use tests::networks::{FAST, mohawk, student, teacher};
 
@@ -39,6 +39,7 @@ const COMPOSED: f64 = FAST;
 fn with_adapter(test: impl FnOnce()) {
     let probe = || {
         report_failures();
+        keep_kernels();
         BACKEND.probe()
     };
     tests::with_device(probe, test);

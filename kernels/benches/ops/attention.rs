@@ -12,14 +12,15 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
         return;
     }
     // Batch, queries, positions, heads, head dimension.
-    let shapes: &[[usize; 5]] = match bench.small {
-        true => &[[1, 256, 256, 3, 64]],
-        false => &[
+    let shapes: &[[usize; 5]] = if bench.small {
+        &[[1, 256, 256, 3, 64]]
+    } else {
+        &[
             [4, 2048, 2048, 32, 64],
             [1, 16384, 16384, 32, 64],
             [1, 512, 16384, 32, 64],
             [4, 2048, 2048, 16, 128],
-        ],
+        ]
     };
     for &dtype in &bench.dtypes {
         for &[b, l, t, h, p] in shapes {
@@ -43,9 +44,10 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
             });
             bench.row(Row {
                 op: "attention",
-                shape: match l == t {
-                    true => format!("b{b} l{l} h{h} p{p}"),
-                    false => format!("b{b} l{l} t{t} h{h} p{p}"),
+                shape: if l == t {
+                    format!("b{b} l{l} h{h} p{p}")
+                } else {
+                    format!("b{b} l{l} t{t} h{h} p{p}")
                 },
                 dtype,
                 seconds: [Some(forward), None],

@@ -10,9 +10,10 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
     if !bench.wants("convolution") {
         return;
     }
-    let [b, l, c, w] = match bench.small {
-        true => [4, 256, 192, 4],
-        false => [8, 2048, 6144, 4],
+    let [b, l, c, w] = if bench.small {
+        [4, 256, 192, 4]
+    } else {
+        [8, 2048, 6144, 4]
     };
     for &dtype in &bench.dtypes {
         let inputs = [(); 2].map(|()| (random::<B, 3>([b, l, c], dtype), random([b, l, c], dtype)));

@@ -55,9 +55,10 @@ impl<B: KernelBackend> Clock<B> {
         self.wait();
         // So many that a round's synchronisation does not show.
         let calls = (0.02 / begun.elapsed().as_secs_f64()).clamp(1.0, 40.0) as usize;
-        let copies = match self.queue {
-            true => (calls as f64 * HOST / self.copy).ceil() as usize,
-            false => 0,
+        let copies = if self.queue {
+            (calls as f64 * HOST / self.copy).ceil() as usize
+        } else {
+            0
         };
         let queued = median(|| self.round(copies, 0, &mut call));
         let whole = median(|| self.round(copies, calls, &mut call));

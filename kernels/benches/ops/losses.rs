@@ -50,9 +50,10 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
 }
 
 fn distillation_block<B: KernelBackend>(bench: &Bench<B>, dtype: DType) {
-    let [t, v] = match bench.small {
-        true => [256, 4096],
-        false => [2048, 51_200],
+    let [t, v] = if bench.small {
+        [256, 4096]
+    } else {
+        [2048, 51_200]
     };
     let (student, teacher) = (random::<B, 2>([t, v], dtype), random([t, v], dtype));
     let inputs = DistillationInputs {
@@ -76,13 +77,17 @@ fn distillation_block<B: KernelBackend>(bench: &Bench<B>, dtype: DType) {
 }
 
 fn embedding_gradient<B: KernelBackend>(bench: &Bench<B>, dtype: DType, repeated: bool) {
-    let [t, v, d] = match bench.small {
-        true => [1024, 4096, 192],
-        false => [8192, 51_200, 2048],
+    let [t, v, d] = if bench.small {
+        [1024, 4096, 192]
+    } else {
+        [8192, 51_200, 2048]
     };
-    let ids = (0..t).map(|i| match repeated && i % 4 == 0 {
-        true => 7,
-        false => (i * 7919 % v) as i64,
+    let ids = (0..t).map(|i| {
+        if repeated && i % 4 == 0 {
+            7
+        } else {
+            (i * 7919 % v) as i64
+        }
     });
     let ids = TensorData::new(ids.collect::<Vec<i64>>(), [1, t]);
     let ids: Tensor<B, 2, Int> = Tensor::from_data(ids, &Default::default());
@@ -103,9 +108,10 @@ fn embedding_gradient<B: KernelBackend>(bench: &Bench<B>, dtype: DType, repeated
 }
 
 fn rotate<B: KernelBackend>(bench: &Bench<B>, dtype: DType) {
-    let [b, l, h, p] = match bench.small {
-        true => [4, 256, 3, 64],
-        false => [4, 2048, 32, 64],
+    let [b, l, h, p] = if bench.small {
+        [4, 256, 3, 64]
+    } else {
+        [4, 2048, 32, 64]
     };
     let x = random::<B, 4>([b, l, h, p], dtype);
     let (cos, sin) = (random([l, 16], DType::F32), random([l, 16], DType::F32));
@@ -131,9 +137,10 @@ fn rotate<B: KernelBackend>(bench: &Bench<B>, dtype: DType) {
 }
 
 fn rows_distance<B: KernelBackend>(bench: &Bench<B>, dtype: DType) {
-    let [t, d] = match bench.small {
-        true => [1024, 192],
-        false => [32_768, 2048],
+    let [t, d] = if bench.small {
+        [1024, 192]
+    } else {
+        [32_768, 2048]
     };
     let (a, b) = (random::<B, 2>([t, d], dtype), random::<B, 2>([t, d], dtype));
     let about = (

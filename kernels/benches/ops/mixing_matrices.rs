@@ -11,9 +11,10 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
     if !bench.wants("distance") {
         return;
     }
-    let shapes: &[[usize; 4]] = match bench.small {
-        true => &[[1, 256, 3, 64]],
-        false => &[[1, 2048, 32, 64], [1, 8192, 32, 64]],
+    let shapes: &[[usize; 4]] = if bench.small {
+        &[[1, 256, 3, 64]]
+    } else {
+        &[[1, 2048, 32, 64], [1, 8192, 32, 64]]
     };
     for &dtype in &bench.dtypes {
         for &[b, l, h, n] in shapes {

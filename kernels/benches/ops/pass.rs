@@ -61,9 +61,10 @@ fn norm<B: KernelBackend>(bench: &Bench<B>, dtype: DType) {
         let backward = bench
             .clock
             .time(|_| B::layer_norm_backward(x.clone(), gamma.clone(), dy.clone(), 1e-5, wanted));
-        let shape = match wanted[1] {
-            true => format!("{t} x {d}"),
-            false => format!("{t} x {d}, frozen"),
+        let shape = if wanted[1] {
+            format!("{t} x {d}")
+        } else {
+            format!("{t} x {d}, frozen")
         };
         let bytes = 5 * t * d * dtype.size();
         row(

@@ -11,9 +11,10 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
     if !bench.wants("projections") {
         return;
     }
-    let [d, mixer, mlp, vocabulary] = match bench.small {
-        true => [192, 780, 768, 4096],
-        false => [2048, 8224, 8192, 51200],
+    let [d, mixer, mlp, vocabulary] = if bench.small {
+        [192, 780, 768, 4096]
+    } else {
+        [2048, 8224, 8192, 51200]
     };
     for &dtype in &bench.dtypes {
         // 8 bits beside the last dtype only: what is not a weight is f32 in any case.

@@ -12,9 +12,10 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
     if !bench.wants("step") {
         return;
     }
-    let batches: &[usize] = match bench.small {
-        true => &[1, 8],
-        false => &[1, 8, 64, 256],
+    let batches: &[usize] = if bench.small {
+        &[1, 8]
+    } else {
+        &[1, 8, 64, 256]
     };
     let [h, p, n, w] = [32, 64, 64, 4];
     for &dtype in &bench.dtypes {

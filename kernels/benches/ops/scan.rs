@@ -98,12 +98,13 @@ fn bare<B: KernelBackend>(bench: &Bench<B>, sizes: [usize; 6], dtype: DType) {
         |scan| B::ssd_scan_forward(scan, 64),
         |scan, dy| B::ssd_scan_backward(scan, dy, 64),
     );
-    let composed = match bench.small {
-        true => time(
+    let composed = if bench.small {
+        time(
             |scan| reference::forward(scan, 64),
             |scan, dy| reference::backward(scan, dy, 64),
-        ),
-        false => [None; 2],
+        )
+    } else {
+        [None; 2]
     };
     let [wide, narrow, decays] = sizes_of(sizes, dtype);
     bench.row(Row {

@@ -74,7 +74,9 @@ impl<K: Clone + Eq> Described<K> {
         let key = (TypeId::of::<R>(), like.device.id(), with);
         let known = |kernels: &Vec<(_, Again)>| {
             let mut kernels = kernels.iter();
-            kernels.find(|it| it.0 == key).map(|it| it.1.clone())
+            kernels
+                .find(|(known, _)| *known == key)
+                .map(|(_, kernel)| kernel.clone())
         };
         if let Some(kernel) = known(&self.kernels.borrow()) {
             return kernel;
@@ -118,7 +120,7 @@ pub(crate) fn array<R: CubeRuntime>(x: &CubeTensor<R>) -> ArrayArg<R> {
     unsafe { ArrayArg::from_raw_parts(x.handle.clone(), x.meta.num_elements()) }
 }
 
-/// An array that is an argument of its own, and no other's alias.
+/// An array that is no alias of another argument.
 pub(crate) const ARRAY: ArrayCompilationArg = ArrayCompilationArg { inplace: None };
 
 /// An argument of `n` of these, in the form in which a kernel is made with it.
@@ -134,8 +136,9 @@ pub(crate) fn optional<C>(given: bool) -> ComptimeOptionCompilationArg<C>
 where
     C: LaunchArg<CompilationArg = ArrayCompilationArg>,
 {
-    match given {
-        true => ComptimeOptionCompilationArg::Some(ARRAY),
-        false => ComptimeOptionCompilationArg::None,
+    if given {
+        ComptimeOptionCompilationArg::Some(ARRAY)
+    } else {
+        ComptimeOptionCompilationArg::None
     }
 }

@@ -1,4 +1,4 @@
-//! What a launch is told of its tensors: dtypes, widths of vectors and of indices.
+//! What a launch needs to know about its tensors: dtypes, widths of vectors and of indices.
 
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
@@ -37,4 +37,19 @@ pub(crate) fn flat_vector_size<R: CubeRuntime>(tensors: &[&CubeTensor<R>]) -> us
         sizes.find(|size| elements % size == 0).unwrap_or(1)
     });
     sizes.min().unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn f64_is_not_computed_in_f32() {
+        assert!(!computes_in_f32(DType::F64));
+        assert!(
+            [DType::F32, DType::F16, DType::BF16]
+                .into_iter()
+                .all(computes_in_f32)
+        );
+    }
 }

@@ -104,7 +104,7 @@ pub(crate) fn max(x: &[f32]) -> f32 {
         .fold(f32::NEG_INFINITY, f32::max)
 }
 
-/// Zero for what has decayed to nothing: products that go on below the normal range are slow.
+/// Zero for what has decayed to nothing: products below the normal range are slow.
 #[inline(always)]
 pub(crate) fn flushed(x: f32) -> f32 {
     if x < f32::MIN_POSITIVE { 0.0 } else { x }

@@ -1,4 +1,4 @@
-//! Matrix products and sums of rows, which several ops are made of: by the `gemm` crate, which reads
+//! Matrix products and sums of rows, which several ops consist of: by the `gemm` crate, which reads
 //! transposed operands in place.
 
 use rayon::prelude::*;

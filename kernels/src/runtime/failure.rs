@@ -1,7 +1,7 @@
-//! Why a backend cannot be used or go on, from what libraries and drivers said.
+//! Why a backend cannot be used, or no longer, from the messages of libraries and drivers.
 //!
 //! CubeCL hands their words on as text: in an error that waiting for the device returns, or in the panic of
-//! a thread. What can be told from it is told in a sentence; everything else is shown as it came.
+//! a thread. What is known is put into a sentence; everything else is shown as it came.
 
 use std::fmt;
 
@@ -23,7 +23,7 @@ pub enum BackendError {
     OutOfMemory {
         /// The bytes that it was asked for and did not have, if it is known.
         asked: Option<u64>,
-        /// The bytes in use on it, by all programs, and all that it has, if it tells.
+        /// The bytes in use on it, by all programs, and all that it has, if that is known.
         used: Option<(u64, u64)>,
     },
     /// The device is gone: its driver or the machine has failed.
@@ -96,7 +96,7 @@ fn has(reason: &str, words: &[&str]) -> bool {
 }
 
 impl BackendError {
-    /// What `reason` tells; `used` is asked for the memory of the device.
+    /// The error that `reason` describes; `used` is called for the memory of the device.
     pub(super) fn from_words(reason: String, used: impl FnOnce() -> Option<(u64, u64)>) -> Self {
         if has(&reason, &NO_MEMORY) {
             let size = reason.split_once(ALLOCATING).map(|(_, rest)| rest);

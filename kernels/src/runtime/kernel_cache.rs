@@ -1,8 +1,8 @@
 //! Compiled kernels, kept on disk, so that a machine compiles each of them once.
 //!
-//! CubeCL can keep what CUDA's compiler (PTX) or its own (SPIR-V for Vulkan) has made of a kernel, but
+//! CubeCL can keep what CUDA's compiler (PTX) or its own (SPIR-V for Vulkan) has compiled, but
 //! knows it by its name and its options alone, not by what it says or which GPU it is for. So each build of
-//! a program has a folder of its own for each kind of GPU, and the oldest are thrown away.
+//! a program has one folder for each kind of GPU, and the oldest are removed.
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};

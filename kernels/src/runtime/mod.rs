@@ -11,7 +11,7 @@
         feature = "flex",
         feature = "ndarray"
     )),
-    allow(dead_code, unused_variables) // in a build without backends
+    allow(dead_code, unreachable_code, unused_variables) // in a build without backends
 )]
 
 mod backend;

@@ -12,6 +12,7 @@
 
 mod attention_step;
 mod causal_conv;
+mod double_precision;
 mod failures;
 mod mixing_matrices;
 mod projections;

@@ -56,9 +56,12 @@ impl Case {
         let v = random.values([b, t, g, p], 1.0, dtype);
         let exact = reference::forward(q.exact(), k.exact(), v.exact());
         let exact = vec![output("y", exact)];
-        let read = |values: &Values<4>| match sliced {
-            true => values.sliced(),
-            false => values.cube(),
+        let read = |values: &Values<4>| {
+            if sliced {
+                values.sliced()
+            } else {
+                values.cube()
+            }
         };
         let run = || {
             let (q, k, v) = (read(&q), read(&k), read(&v));

@@ -48,17 +48,13 @@ impl Case {
         let dy = random.values([b, l, d], 1.0, self.dtype);
         let exact = reference::gradient(tensor(&ids, [b, l]), dy.exact(), v);
         let run = || {
-            let ids = match self.transposed {
-                true => {
-                    let columns: Vec<i64> = (0..b * l).map(|i| ids[i % b * l + i / b]).collect();
-                    tensor::<Cube>(&columns, [l, b]).swap_dims(0, 1)
-                }
-                false => tensor(&ids, [b, l]),
+            let ids = if self.transposed {
+                let columns: Vec<i64> = (0..b * l).map(|i| ids[i % b * l + i / b]).collect();
+                tensor::<Cube>(&columns, [l, b]).swap_dims(0, 1)
+            } else {
+                tensor(&ids, [b, l])
             };
-            let dy = match self.sliced {
-                true => dy.sliced(),
-                false => dy.cube(),
-            };
+            let dy = if self.sliced { dy.sliced() } else { dy.cube() };
             poison();
             let gradient = Cube::embedding_gradient(ids, dy, v);
             assert_eq!(gradient.dtype(), self.dtype);

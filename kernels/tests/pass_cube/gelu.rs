@@ -12,9 +12,10 @@ fn check_values(name: &str, x: &Values<2>, dy: &Values<2>, sliced: bool, dtype: 
         reference::backward(x.exact(), dy.exact()),
     );
     let run = || {
-        let (x, dy) = match sliced {
-            true => (x.sliced(), dy.sliced()),
-            false => (x.cube(), dy.cube()),
+        let (x, dy) = if sliced {
+            (x.sliced(), dy.sliced())
+        } else {
+            (x.cube(), dy.cube())
         };
         poison();
         let y = Cube::gelu_new_forward(x.clone());

@@ -39,9 +39,10 @@ impl Case {
             self.sliced
         );
         let run = || {
-            let (a, b) = match self.sliced {
-                true => (a.sliced(), b.sliced()),
-                false => (a.cube(), b.cube()),
+            let (a, b) = if self.sliced {
+                (a.sliced(), b.sliced())
+            } else {
+                (a.cube(), b.cube())
             };
             let alone = Cube::rows_distance_forward(a.clone(), b.clone());
             let (loss, gradient) = Cube::rows_distance_with_gradient(a, b);

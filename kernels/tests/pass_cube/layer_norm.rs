@@ -50,9 +50,12 @@ impl Case {
             let y = reference::forward(x.clone(), gamma.clone(), beta, EPSILON);
             outputs(y, reference::backward(x, gamma, dy, EPSILON, wanted))
         };
-        let read = |values: &Values<2>| match sliced {
-            true => values.sliced(),
-            false => values.cube(),
+        let read = |values: &Values<2>| {
+            if sliced {
+                values.sliced()
+            } else {
+                values.cube()
+            }
         };
         let run = || {
             let (x, gamma, beta, dy) = (read(&x), gamma.cube(), beta.cube(), read(&dy));

@@ -63,9 +63,12 @@ impl Case {
             weights,
         };
         let exact = block_outputs(reference::block(exact_inputs.clone(), tokens));
-        let read = |values: &Values<2>| match self.sliced {
-            true => values.sliced(),
-            false => values.cube(),
+        let read = |values: &Values<2>| {
+            if self.sliced {
+                values.sliced()
+            } else {
+                values.cube()
+            }
         };
         let name = format!(
             "distillation {t} x {v} of {tokens}, {weights:?}, {:?}, within {}, sliced {}",

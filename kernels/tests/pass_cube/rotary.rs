@@ -46,9 +46,10 @@ impl Case {
         let x = random.values(shape, 2.0, self.dtype);
         let cos = random.values([l, r], 1.0, DType::F32);
         let sin = random.values([l, r], 1.0, DType::F32);
-        let exact = match by_head {
-            true => x.exact().swap_dims(1, 2),
-            false => x.exact(),
+        let exact = if by_head {
+            x.exact().swap_dims(1, 2)
+        } else {
+            x.exact()
         };
         let heads = random.size(0, h);
         let exact_heads = reference::of_heads(exact.clone(), cos.exact(), sin.exact(), heads);

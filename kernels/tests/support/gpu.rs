@@ -1,6 +1,6 @@
 //! The CubeCL backend of this build (CUDA before wgpu), and tests that need its device.
 
-use kernels::runtime::{Backend, report_failures};
+use kernels::runtime::{Backend, keep_kernels, report_failures};
 
 #[cfg(feature = "cuda")]
 pub type Cube = kernels::runtime::Cuda;
@@ -11,6 +11,8 @@ pub type Cube = kernels::runtime::Wgpu;
 pub fn with_device(test: impl FnOnce()) {
     let probe = || {
         report_failures();
+        // A kernel that is loaded from the cache in place of another one would be found here.
+        keep_kernels();
         let backend = Backend::preferred().expect("a CubeCL backend is in this build");
         backend.probe()
     };

@@ -16,7 +16,7 @@
 //! a step, weights are the only ones that are many. (NVIDIA's tensor cores take 22 of the 24 bits of an f32 number,
 //! of vectors and of weights alike.) A sequence's result does not depend on how many
 //! others are computed with it, to the last bit, where a backend has kernels for these ops and on every
-//! CPU for which one product of rows is like another; [`reference`] is their definition.
+//! CPU for which one product of rows is like another; [`reference`](mod@reference) is their definition.
 
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod cube;

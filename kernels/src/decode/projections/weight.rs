@@ -61,10 +61,12 @@ impl<B: Backend> Weight<B> {
         let mut scales = Vec::with_capacity(d_out);
         let mut words = Vec::with_capacity(d_out * d_in / 4);
         for row in values.chunks_exact(d_in) {
-            let largest = row.iter().fold(0.0_f32, |largest, v| match v.is_nan() {
-                true => f32::NAN,
-                false if largest.is_nan() => largest,
-                false => largest.max(v.abs()),
+            let largest = row.iter().fold(0.0_f32, |largest, v| {
+                if v.is_nan() || largest.is_nan() {
+                    f32::NAN
+                } else {
+                    largest.max(v.abs())
+                }
             });
             let scale = largest / 127.0;
             let steps = if scale > 0.0 { 1.0 / scale } else { 0.0 };

@@ -1,7 +1,7 @@
 //! Causal softmax attention with grouped key and value heads: the teacher's mixing, and the
 //! hybrid's.
 //!
-//! Heads stay where the projections put them, `[b, l, h, p]`, so nothing is transposed on the way.
+//! Heads stay where the projections put them, `[b, l, h, p]`, so nothing is transposed.
 
 mod autodiff;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]

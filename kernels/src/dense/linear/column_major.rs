@@ -137,17 +137,19 @@ impl Problem {
 
     /// Rows and columns of A as it is stored, in columns.
     pub(super) fn stored_a(&self) -> [usize; 2] {
-        match self.a.transposed {
-            true => [self.k, self.m],
-            false => [self.m, self.k],
+        if self.a.transposed {
+            [self.k, self.m]
+        } else {
+            [self.m, self.k]
         }
     }
 
     /// Rows and columns of B as it is stored, in columns.
     pub(super) fn stored_b(&self) -> [usize; 2] {
-        match self.b.transposed {
-            true => [self.n, self.k],
-            false => [self.k, self.n],
+        if self.b.transposed {
+            [self.n, self.k]
+        } else {
+            [self.k, self.n]
         }
     }
 }
@@ -184,9 +186,10 @@ mod tests {
         let [a_rows, a_columns] = problem.stored_a();
         let [b_rows, b_columns] = problem.stored_b();
         let element = |of: Factor, [rows, columns]: [usize; 2], row: usize, column: usize| {
-            let (row, column) = match of.transposed {
-                true => (column, row),
-                false => (row, column),
+            let (row, column) = if of.transposed {
+                (column, row)
+            } else {
+                (row, column)
             };
             assert!(row < rows && column < columns && rows <= of.distance);
             row + column * of.distance

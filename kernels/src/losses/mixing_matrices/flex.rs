@@ -166,9 +166,10 @@ fn head(inputs: &Slices, batch: usize, head: usize) -> HeadGradients {
     }
 
     let distance = squares.sqrt();
-    let factor = match distance > 0.0 {
-        true => (f64::from(inputs.weight) / distance) as f32,
-        false => 0.0,
+    let factor = if distance > 0.0 {
+        (f64::from(inputs.weight) / distance) as f32
+    } else {
+        0.0
     };
     for value in db.iter_mut().chain(&mut dc) {
         *value *= factor;
@@ -220,7 +221,7 @@ fn with_gradients(
     let loss = tensor(vec![(distances * f64::from(inputs.weight)) as f32], [1]);
     let dd = (0..h).map(|k| heads.iter().skip(k).step_by(h).map(|head| head.d).sum());
     let a_logs: Vec<&[f32]> = heads.iter().map(|head| &head.a_log[..]).collect();
-    // B and C serve every head of their group.
+    // B and C are shared by all heads of their group.
     let grouped = |of: fn(&HeadGradients) -> &Vec<f32>| {
         let sums: Vec<Vec<f32>> = heads
             .par_chunks(h / g)

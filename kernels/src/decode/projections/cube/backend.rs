@@ -72,7 +72,9 @@ where
     let epsilon = norm.epsilon;
     let (x, norms) = (inner(x), [inner(norm.gamma), inner(norm.beta)]);
     let device = projections.into_iter();
-    let device: Vec<_> = device.map(|(it, act)| (on_device(it), act)).collect();
+    let device: Vec<_> = device
+        .map(|(projection, act)| (on_device(projection), act))
+        .collect();
     let refusal = match launch::ready_out(&x, &norms, &device) {
         Ok(ready) => {
             let outputs = launch::into(ready, x, norms, epsilon, device, allocate);
@@ -88,7 +90,9 @@ where
         epsilon,
     };
     let projections = device.into_iter();
-    let projections: Vec<_> = projections.map(|(it, act)| (off_device(it), act)).collect();
+    let projections: Vec<_> = projections
+        .map(|(projection, act)| (off_device(projection), act))
+        .collect();
     match refusal {
         Refusal::NoKernel => reference::into(x, norm, projections),
         Refusal::TooMany { at_once } => {
@@ -116,7 +120,9 @@ where
     T: BoolElement,
 {
     let x = inner(x);
-    let device = inputs.into_iter().map(|(u, it)| (inner(u), on_device(it)));
+    let device = inputs
+        .into_iter()
+        .map(|(u, projection)| (inner(u), on_device(projection)));
     let device: Vec<_> = device.collect();
     let refusal = match launch::ready_in(&x, &device) {
         Ok(ready) => return tensor(launch::out_of(ready, x, device)),
@@ -125,7 +131,7 @@ where
     let x: Tensor<CubeBackend<R, F, I, T>, 2> = tensor(x);
     let inputs = device
         .into_iter()
-        .map(|(u, it)| (tensor(u), off_device(it)));
+        .map(|(u, projection)| (tensor(u), off_device(projection)));
     let inputs: Vec<(Tensor<_, 2>, _)> = inputs.collect();
     match refusal {
         Refusal::NoKernel => reference::out_of(x, inputs),
@@ -133,7 +139,9 @@ where
             let [b, _] = x.dims();
             let parts = [(0, at_once), (at_once, b - at_once)].map(|(start, rows)| {
                 let some = |u: &Tensor<_, 2>| u.clone().narrow(0, start, rows);
-                let inputs = inputs.iter().map(|(u, it)| (some(u), it.clone()));
+                let inputs = inputs
+                    .iter()
+                    .map(|(u, projection)| (some(u), projection.clone()));
                 CubeBackend::projections_out_of(some(&x), inputs.collect())
             });
             Tensor::cat(parts.into(), 0)
@@ -142,40 +150,40 @@ where
 }
 
 /// The CubeCL tensors of a projection.
-fn on_device<R, F, I, T>(it: Projection<CubeBackend<R, F, I, T>>) -> launch::Projection<R>
+fn on_device<R, F, I, T>(projection: Projection<CubeBackend<R, F, I, T>>) -> launch::Projection<R>
 where
     R: CubeRuntime,
     F: FloatElement,
     I: IntElement,
     T: BoolElement,
 {
-    let (values, scales) = match it.weight {
+    let (values, scales) = match projection.weight {
         Weight::Float(weight) => (inner(weight), None),
         Weight::Int8 { packed, scales } => (packed.into_primitive(), Some(inner(scales))),
     };
     launch::Projection {
         weight: launch::Weight { values, scales },
-        bias: it.bias.map(inner),
+        bias: projection.bias.map(inner),
     }
 }
 
 /// A projection again.
-fn off_device<R, F, I, T>(it: launch::Projection<R>) -> Projection<CubeBackend<R, F, I, T>>
+fn off_device<R, F, I, T>(projection: launch::Projection<R>) -> Projection<CubeBackend<R, F, I, T>>
 where
     R: CubeRuntime,
     F: FloatElement,
     I: IntElement,
     T: BoolElement,
 {
-    let weight = match it.weight.scales {
-        None => Weight::Float(tensor(it.weight.values)),
+    let weight = match projection.weight.scales {
+        None => Weight::Float(tensor(projection.weight.values)),
         Some(scales) => Weight::Int8 {
-            packed: Tensor::from_primitive(it.weight.values),
+            packed: Tensor::from_primitive(projection.weight.values),
             scales: tensor(scales),
         },
     };
     Projection {
         weight,
-        bias: it.bias.map(tensor),
+        bias: projection.bias.map(tensor),
     }
 }

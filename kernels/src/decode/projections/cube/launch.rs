@@ -81,14 +81,18 @@ pub(super) fn ready_out<R: CubeRuntime>(
     projections: &[(Projection<R>, Activation)],
 ) -> Result<Ready, Refusal> {
     let [b, d]: [usize; 2] = x.meta.shape().dims();
-    let biases = projections.iter().filter_map(|(it, _)| it.bias.as_ref());
+    let biases = projections
+        .iter()
+        .filter_map(|(projection, _)| projection.bias.as_ref());
     let small = small_dtype(norm.iter().chain(biases));
     // A row lies in one weight, however many there are.
-    let alike = alike(projections.iter().map(|(it, _)| &it.weight));
+    let alike = alike(projections.iter().map(|(projection, _)| &projection.weight));
     let rows = projections
         .iter()
-        .map(|(it, _)| it.weight.values.meta.shape()[0]);
-    let weights = projections[..1].iter().map(|(it, _)| &it.weight);
+        .map(|(projection, _)| projection.weight.values.meta.shape()[0]);
+    let weights = projections[..1]
+        .iter()
+        .map(|(projection, _)| &projection.weight);
     let plan = Plan::new(b, rows.sum(), weights, true);
     let (Some(plan), Some(small), DType::F32, true) = (plan, small, x.dtype, alike) else {
         return Err(Refusal::NoKernel);
@@ -127,12 +131,16 @@ pub(super) fn into<R: CubeRuntime>(
     let [b, d]: [usize; 2] = x.meta.shape().dims();
     let client = x.client.clone();
     let (gamma, beta) = (into_contiguous(gamma), into_contiguous(beta));
-    let x = match plan.normalises {
-        true => x,
-        false => normalised(plan, small, x, [&gamma, &beta], epsilon),
+    let x = if plan.normalises {
+        x
+    } else {
+        normalised(plan, small, x, [&gamma, &beta], epsilon)
     };
-    let rows = |it: &Projection<R>| it.weight.values.meta.shape()[0];
-    let d_outs: Vec<_> = projections.iter().map(|(it, _)| rows(it)).collect();
+    let rows = |projection: &Projection<R>| projection.weight.values.meta.shape()[0];
+    let d_outs: Vec<_> = projections
+        .iter()
+        .map(|(projection, _)| rows(projection))
+        .collect();
     let mut first_cube = 0;
     let mut args = Args::new(projections.len());
     let mut outputs = Vec::with_capacity(projections.len());
@@ -156,7 +164,7 @@ pub(super) fn into<R: CubeRuntime>(
     let n = outputs.len();
     let describe = |made: Made| {
         let scales = if plan.packed { n } else { 0 };
-        let biases = made.parts.iter().filter(|it| it.bias.is_some()).count();
+        let biases = made.parts.iter().filter(|part| part.bias.is_some()).count();
         kernels::project_into::ProjectInto::<R>::new(
             settings,
             client.clone(),
@@ -221,9 +229,18 @@ pub(super) fn ready_in<R: CubeRuntime>(
     inputs: &[(CubeTensor<R>, Projection<R>)],
 ) -> Result<Ready, Refusal> {
     let [b, d]: [usize; 2] = x.meta.shape().dims();
-    let small = small_dtype(inputs.iter().filter_map(|(_, it)| it.bias.as_ref()));
+    let small = small_dtype(
+        inputs
+            .iter()
+            .filter_map(|(_, projection)| projection.bias.as_ref()),
+    );
     let wide = inputs.iter().all(|(u, _)| u.dtype == DType::F32);
-    let plan = Plan::new(b, d, inputs.iter().map(|(_, it)| &it.weight), false);
+    let plan = Plan::new(
+        b,
+        d,
+        inputs.iter().map(|(_, projection)| &projection.weight),
+        false,
+    );
     let (Some(plan), Some(small), DType::F32, true) = (plan, small, x.dtype, wide) else {
         return Err(Refusal::NoKernel);
     };
@@ -259,7 +276,7 @@ pub(super) fn out_of<R: CubeRuntime>(
     launcher.register_array(launch_cache::array(&output), wide);
     let describe = |made: Made| {
         let scales = if plan.packed { n } else { 0 };
-        let biases = made.parts.iter().filter(|it| it.bias.is_some()).count();
+        let biases = made.parts.iter().filter(|part| part.bias.is_some()).count();
         kernels::project_out_of::ProjectOutOf::<R>::new(
             settings,
             client.clone(),
@@ -309,13 +326,13 @@ impl<R: CubeRuntime> Args<R> {
 
     fn add(
         &mut self,
-        it: Projection<R>,
+        projection: Projection<R>,
         d_in: usize,
         first_cube: usize,
         cubes: usize,
         activation: Activation,
     ) {
-        let values = it.weight.values;
+        let values = projection.weight.values;
         self.width = self.width.max(address_type(&[&values]));
         self.dtype = values.dtype;
         self.parts.push(Part {
@@ -323,26 +340,26 @@ impl<R: CubeRuntime> Args<R> {
             d_in,
             first_cube,
             cubes,
-            bias: it.bias.is_some().then_some(self.biases.len()),
+            bias: projection.bias.is_some().then_some(self.biases.len()),
             activation,
         });
         self.weights.push(array(values));
-        self.scales.extend(it.weight.scales.map(array));
-        self.biases.extend(it.bias.map(array));
+        self.scales.extend(projection.weight.scales.map(array));
+        self.biases.extend(projection.bias.map(array));
     }
 
     /// Hands over the buffers of weights, scales and biases, in this order, and says what the kernel is made
     /// with.
     fn register(self, plan: Plan, small: DType, launcher: &mut KernelLauncher<R>) -> Made {
         let weight = Type::new(self.dtype.into()).with_vector_size(plan.elements());
-        for it in self.weights {
-            launcher.register_array(it, weight);
+        for values in self.weights {
+            launcher.register_array(values, weight);
         }
-        for it in self.scales {
-            launcher.register_array(it, Type::new(DType::F32.into()));
+        for scales in self.scales {
+            launcher.register_array(scales, Type::new(DType::F32.into()));
         }
-        for it in self.biases {
-            launcher.register_array(it, Type::new(small.into()));
+        for bias in self.biases {
+            launcher.register_array(bias, Type::new(small.into()));
         }
         Made {
             width: self.width,

@@ -77,7 +77,7 @@ pub(super) fn place(#[comptime] plan: Plan) -> Place {
     }
 }
 
-/// The unit's vector. Where there are fewer than 8, the last stands for the rest, whose sums nobody wants.
+/// The unit's vector. Where there are fewer than 8, the last stands for the rest, whose sums are not used.
 #[cube]
 pub(super) fn vector_of_unit(#[comptime] plan: Plan) -> usize {
     let vector = UNIT_POS_PLANE as usize / SHARERS;
@@ -225,7 +225,7 @@ pub(super) fn take_row(sums: &mut Array<f32>, #[comptime] r: usize, #[comptime] 
 #[cube]
 pub(super) fn reduce(rows: &Array<f32>, place: Place, shared: &mut Shared, #[comptime] plan: Plan) {
     let vector = UNIT_POS_PLANE as usize / SHARERS;
-    // Whoever still adds up the totals before has done so.
+    // All units have read the totals from before.
     sync_cube();
     if vector < plan.batch {
         #[unroll]

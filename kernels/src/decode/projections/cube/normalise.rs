@@ -1,4 +1,4 @@
-//! Vectors normalised: by every cube that multiplies them, or by a launch of their own.
+//! Vectors normalised: by every cube that multiplies them, or by a launch before.
 
 use cubecl::prelude::*;
 
@@ -13,7 +13,7 @@ fn sum_of_cube(values: &mut Array<f32>, shared: &mut Shared, #[comptime] plan: P
     let unit = UNIT_POS as usize;
     let planes = comptime!(plan.units() / PLANE);
     if comptime!(plan.planes) {
-        // Whoever still reads the shares of the sums before has done so.
+        // All units have read the shares of the sums from before.
         sync_cube();
         #[unroll]
         for b in 0..plan.batch {
@@ -82,7 +82,7 @@ pub(super) fn fetch<P: Float, X: Size>(
     };
     #[unroll]
     for turn in 0..turns {
-        // Whoever has nothing more to read reads the last once more.
+        // A unit that has nothing more to read reads the last vector once more.
         let at = comptime!(turn * plan.units()) + UNIT_POS as usize;
         let at = clamp_max(at, comptime!(vectors - 1));
         #[unroll]

@@ -81,14 +81,18 @@ impl Plan {
     ) -> Option<Self> {
         let first = weights.clone().next()?;
         let (packed, first) = (first.scales.is_some(), &first.values);
-        let empty = |it: &Weight<R>| it.values.meta.num_elements() == 0;
+        let empty = |weight: &Weight<R>| weight.values.meta.num_elements() == 0;
         if !alike(weights.clone()) || batch == 0 || weights.clone().any(empty) {
             return None;
         }
         let in_element = if packed { 4 } else { 1 };
-        let elements = |it: &Weight<R>| it.values.meta.shape()[1];
+        let elements = |weight: &Weight<R>| weight.values.meta.shape()[1];
         let sizes = first.client.io_optimized_vector_sizes(first.dtype.size());
-        let fits = |size: &usize| weights.clone().all(|it| elements(it).is_multiple_of(*size));
+        let fits = |size: &usize| {
+            weights
+                .clone()
+                .all(|weight| elements(weight).is_multiple_of(*size))
+        };
         let together = in_element * sizes.filter(fits).max()?;
         let properties = first.client.properties();
         let hardware = &properties.hardware;
@@ -122,9 +126,10 @@ impl Plan {
             at_work: hardware.num_streaming_multiprocessors.unwrap_or(1) as usize,
             ..plan
         };
-        let d = match normalises {
-            true => first.meta.shape()[1] * in_element,
-            false => 0,
+        let d = if normalises {
+            first.meta.shape()[1] * in_element
+        } else {
+            0
         };
         let fits = |plan: Self| plan.shared(d) <= hardware.max_shared_memory_size;
         let tensor_cores = planes
@@ -143,7 +148,7 @@ impl Plan {
             // As many planes share a row as it takes to have a cube for every multiprocessor.
             let most = mma::UNITS / mma::ROWS;
             let lanes = (0..).map(|i| mma::FEWEST_LANES << i);
-            for lanes in lanes.take_while(|it| *it <= most && whole(*it)) {
+            for lanes in lanes.take_while(|lanes| *lanes <= most && whole(*lanes)) {
                 plan.lanes = lanes;
                 if d_out.div_ceil(plan.cube_rows()) >= plan.at_work {
                     break;
@@ -157,10 +162,10 @@ impl Plan {
             };
             let stages = (FEWEST_STAGES..=most).rev();
             let mut stages = stages.map(|stages| Self { stages, ..plan });
-            plan = stages.find(|it| fits(*it)).unwrap_or(plan);
+            plan = stages.find(|stage| fits(*stage)).unwrap_or(plan);
         } else {
             let vectors: usize = weights
-                .map(|it| plan.vectors(elements(it) * in_element))
+                .map(|weight| plan.vectors(elements(weight) * in_element))
                 .sum();
             plan.lanes = vectors
                 .div_ceil(READS)
@@ -210,12 +215,13 @@ impl Plan {
     pub(super) fn cubes(self, rows: &[usize]) -> Vec<usize> {
         let tasks = rows.iter().map(|rows| rows.div_ceil(self.cube_rows()));
         let tasks: Vec<_> = tasks.collect();
-        let in_turns = |turns: usize| tasks.iter().map(move |it| it.div_ceil(turns));
+        let in_turns = |turns: usize| tasks.iter().map(move |tasks| tasks.div_ceil(turns));
         let most = tasks.iter().copied().max().unwrap_or(1);
         let fit = |turns: &usize| in_turns(*turns).sum::<usize>() <= self.at_work;
-        let turns = match self.tensor_cores {
-            true => (1..most).find(fit).unwrap_or(most),
-            false => 1,
+        let turns = if self.tensor_cores {
+            (1..most).find(fit).unwrap_or(most)
+        } else {
+            1
         };
         in_turns(turns).collect()
     }
@@ -311,7 +317,7 @@ impl Plan {
 
 /// Whether all weights are of one dtype, packed or not.
 pub(super) fn alike<'a, R: CubeRuntime>(mut weights: impl Iterator<Item = &'a Weight<R>>) -> bool {
-    let kind = |it: &Weight<R>| (it.values.dtype, it.scales.is_some());
+    let kind = |weight: &Weight<R>| (weight.values.dtype, weight.scales.is_some());
     let first = weights.next().map(kind);
-    weights.all(|it| Some(kind(it)) == first)
+    weights.all(|weight| Some(kind(weight)) == first)
 }

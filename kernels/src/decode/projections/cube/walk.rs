@@ -181,7 +181,7 @@ pub(super) fn inputs<W: Numeric, N: Size, X: Size>(
 
 /// The turn with which the weight `i` begins.
 fn begin_of(parts: &[Part], i: usize, plan: Plan) -> usize {
-    parts[..i].iter().map(|it| plan.steps(it.d_in)).sum()
+    parts[..i].iter().map(|part| plan.steps(part.d_in)).sum()
 }
 
 /// Starts to copy what the plane multiplies in its turn `turn`, and with what, if there are so many.

@@ -338,7 +338,7 @@ pub(super) fn choose<R: CubeRuntime>(
     let chosen = output(&logits, [b], DType::I32);
     let seen_row = seen.as_ref().map_or(0, |seen| seen.meta.strides()[0]);
     for (i, choices) in choices.chunks(ROWS).enumerate() {
-        let any = |asks: fn(&Warp) -> bool| choices.iter().any(|it| asks(&it.warp));
+        let any = |asks: fn(&Warp) -> bool| choices.iter().any(|choice| asks(&choice.warp));
         let plan = Plan {
             units,
             tokens: vocab_size.div_ceil(units),

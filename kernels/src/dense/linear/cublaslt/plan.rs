@@ -173,7 +173,7 @@ impl Operation {
 
 impl Drop for Operation {
     fn drop(&mut self) {
-        // SAFETY: made in `new`, and destroyed once. There is nobody to tell of a failure.
+        // SAFETY: made in `new`, and destroyed once. A failure here changes no result, so it is ignored.
         let _ = unsafe { lt::destroy_matmul_desc(self.0) };
     }
 }
@@ -193,7 +193,7 @@ impl Layout {
 
 impl Drop for Layout {
     fn drop(&mut self) {
-        // SAFETY: made in `new`, and destroyed once. There is nobody to tell of a failure.
+        // SAFETY: made in `new`, and destroyed once. A failure here changes no result, so it is ignored.
         let _ = unsafe { lt::destroy_matrix_layout(self.0) };
     }
 }
@@ -221,7 +221,7 @@ impl Preference {
 
 impl Drop for Preference {
     fn drop(&mut self) {
-        // SAFETY: made in `new`, and destroyed once. There is nobody to tell of a failure.
+        // SAFETY: made in `new`, and destroyed once. A failure here changes no result, so it is ignored.
         let _ = unsafe { lt::destroy_matmul_pref(self.0) };
     }
 }

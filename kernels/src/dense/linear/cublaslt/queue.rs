@@ -4,7 +4,7 @@
 //!
 //! A CubeCL client sends every launch, reservation and copy as a task to the one thread of the device, which
 //! does them in the order in which they came and issues each to the driver, on a stream of CubeCL's own that
-//! nothing gives away. A product is one more such task, which nobody waits for. When it is done, all that
+//! nothing gives away. A product is one more such task, and no thread waits for it. When it is done, all that
 //! was queued before is with the driver, and what is queued after is not yet, so it can be put in between:
 //!
 //! 1. `cuCtxRecordEvent` marks all that the context has been given on any stream;
@@ -16,7 +16,7 @@
 //! # Why no buffer is lost or given away too early
 //!
 //! The task holds bindings of its buffers, as a launch does, so that their memory is reserved until it has
-//! run. Then it may be free, while the product has perhaps not begun. Whoever gets it next is a later task:
+//! run. Then it may be free, while the product has perhaps not begun. What gets it next is a later task:
 //! its launch, its copy or its release (which is in a stream's order too) comes after the fence, so after
 //! the product, whatever its stream. Bindings do not count as holders, so an op that is queued later may
 //! write where the product reads, in the same order.

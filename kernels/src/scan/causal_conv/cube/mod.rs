@@ -256,3 +256,27 @@ fn backward<R: CubeRuntime>(
         history: dhistory,
     }
 }
+
+#[cfg(all(test, feature = "ndarray"))]
+mod tests {
+    use burn_ndarray::NdArray;
+
+    use super::*;
+
+    fn inputs<B: Backend>() -> ConvInputs<B> {
+        let device = Default::default();
+        ConvInputs {
+            x: Tensor::zeros([1, 2, 3], &device),
+            weight: Tensor::zeros([3, 2], &device),
+            bias: None,
+            history: None,
+            activation: Activation::Identity,
+        }
+    }
+
+    #[test]
+    fn only_what_is_computed_in_f32_fits() {
+        assert!(fits(&inputs::<NdArray<f32>>(), None));
+        assert!(!fits(&inputs::<NdArray<f64>>(), None));
+    }
+}

@@ -30,7 +30,7 @@
 //!   kernel, which works on square blocks.
 //! - [`tensor_cores`] runs on tensor cores, for 16-bit inputs of the usual sizes: a cube walks from chunk to
 //!   chunk of a head, the state in its registers. It applies the skip and the gate to outputs that it has in
-//!   registers, and on the way back computes those outputs again.
+//!   registers, and the backward pass computes those outputs again.
 //!
 //! The device's properties choose. Nothing of a chunk's square matrices leaves its cube: device memory
 //! holds one state a chunk besides inputs and results. Sums run in one order, so that two runs give the

@@ -92,9 +92,10 @@ pub(super) fn backward<R: CubeRuntime>(
     inputs: &Inputs<R>,
     dy_blhp: &CubeTensor<R>,
 ) -> Gradients<R> {
-    let dy = match aligned(dy_blhp) {
-        true => dy_blhp.clone(),
-        false => into_contiguous(dy_blhp.clone()),
+    let dy = if aligned(dy_blhp) {
+        dy_blhp.clone()
+    } else {
+        into_contiguous(dy_blhp.clone())
     };
     let scan = Walks::new(inputs);
     let (entering, _) = scan.entering();
@@ -250,9 +251,10 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
             z_bias_c,
         } = self.inputs.epilogue.clone();
         // Only one with a gate reads it.
-        let (z_blc, z_bias_c) = match of.gate {
-            true => (z_blc, z_bias_c),
-            false => (None, None),
+        let (z_blc, z_bias_c) = if of.gate {
+            (z_blc, z_bias_c)
+        } else {
+            (None, None)
         };
         let given = [
             d_h.is_some(),
@@ -305,10 +307,7 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
             }
         };
         // Sums over heads are added up in f32.
-        let sum_dtype = match self.g == self.h {
-            true => dtype,
-            false => DType::F32,
-        };
+        let sum_dtype = if self.g == self.h { dtype } else { DType::F32 };
         let heads = [self.batch, self.l, self.h, self.n];
         let dx = self.empty([self.batch, self.l, self.h, self.p], dtype);
         let db = self.empty(heads, sum_dtype);
@@ -324,9 +323,10 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
             skip: d_h.is_some(),
             gate: z_blc.is_some(),
         };
-        let dz = match parts.gate {
-            true => self.empty([self.batch, self.l, self.h, self.p], dtype),
-            false => self.empty([8], dtype),
+        let dz = if parts.gate {
+            self.empty([self.batch, self.l, self.h, self.p], dtype)
+        } else {
+            self.empty([8], dtype)
         };
         let shares = self.empty([self.batch, self.h, self.segments, self.p + 1], DType::F32);
         let given = [
