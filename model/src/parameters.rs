@@ -3,6 +3,7 @@
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use serde::{Deserialize, Serialize};
 
 use crate::arch::Layout;
 use crate::lm::CausalLm;
@@ -22,7 +23,8 @@ pub struct NamedParameter {
 }
 
 /// The part of a network that a parameter belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Part {
     /// The tokens' vectors.
     Embedding,
@@ -45,6 +47,17 @@ impl Part {
         Self::Norm,
         Self::Head,
     ];
+
+    /// As a configuration names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Embedding => "embedding",
+            Self::Mixer => "mixer",
+            Self::Mlp => "mlp",
+            Self::Norm => "norm",
+            Self::Head => "head",
+        }
+    }
 
     /// That of the parameter at `path` in a [`CausalLm`].
     pub fn of(path: &str) -> Self {

@@ -10,14 +10,15 @@ use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
-use kernels::{DistillationWeights, TrainBackend};
+use kernels::TrainBackend;
 use model::{PhiMamba, PhiMambaConfig, named_parameters};
 use support::passes::{Lesson, config, stages};
 use tests::networks::*;
 use tests::{Values, assert_close};
 use train::config::{Decay, Optimizer};
 use train::optimizer::AdamW;
-use train::stage::Objective;
+use train::stages::Kind;
+use train::stages::predictions::Predictions;
 
 #[test]
 fn stages_exact() {
@@ -39,14 +40,11 @@ fn hard_labels() {
     let labels: Vec<i64> = (0..(b * l) as i64).map(|i| 7 * i % 50).collect();
     let device = Default::default();
     lesson.batch.labels = Tensor::from_data(TensorData::new(labels.clone(), [b, l]), &device);
-    let weights = DistillationWeights {
+    let (found, _) = lesson.pass(&Kind::Predictions(Predictions {
         temperature: 2.0,
-        hard: 0.3,
-    };
-    let (found, _) = lesson.pass(Objective::Predictions {
-        weights,
+        hard_weight: 0.3,
         recompute: false,
-    });
+    }));
 
     let ids = lesson.batch.ids.clone();
     let student = values(
@@ -105,12 +103,12 @@ fn five_steps<B: TrainBackend>(tolerance: f64) {
     });
     let (mut losses, mut norms) = (vec![], vec![]);
     for _ in 0..5 {
-        let (loss, gradients) = lesson.pass(Objective::of(&config, 3));
+        let (loss, gradients) = lesson.pass(&config.stage("stage3").expect("a stage").kind);
         let norm = gradients.norm().expect("gradients");
         losses.push(loss);
         norms.push(values(norm.clone()).1[0]);
         let scale = optimizer.scale(norm.clone(), norm, 1);
-        lesson.student = optimizer.step(lesson.student, gradients, scale, 1e-3);
+        lesson.student = optimizer.step(lesson.student, gradients, scale, |_| Some(1e-3));
     }
     let Lesson {
         goldens, student, ..

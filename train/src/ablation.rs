@@ -1,10 +1,8 @@
-//! What each stage is worth: the same budget spent on 3, on 2 and 3, and on all of them.
+//! What each stage is worth: one budget of tokens spent on the last stage of the `tiny` preset alone, on the
+//! last two, and on all.
 
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use kernels::TrainBackend;
 use model::atomic_file;
@@ -13,11 +11,12 @@ use serde::Serialize;
 use crate::config::{Config, Source};
 use crate::error::{TrainError, io_error};
 use crate::logging::say;
-use crate::run::{CONFIG, Outcome, Run, RunOptions};
+use crate::run::{CONFIG, Outcome, Run, RunOptions, StopRequest};
+use crate::table::markdown;
 
-/// A budget, and how the published modules' runs at that budget were set.
+/// A budget of tokens, and how the published modules' runs at that budget were set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Plan {
+pub enum Budget {
     /// 262,144 tokens, 4 sequences of 256 a step.
     Small,
     /// 4,194,304 tokens, 16 sequences of 512 a step.
@@ -27,50 +26,51 @@ pub enum Plan {
 /// One combination of stages.
 #[derive(Debug, Clone, Copy)]
 struct Arm {
-    name: &'static str,
-    /// Stage, its share of the budget, its learning rate.
-    stages: &'static [(u8, f64, f64)],
+    /// A stage of the preset, its share of the budget, its learning rate.
+    stages: &'static [(&'static str, f64, f64)],
     /// The student's perplexity over the teacher's that the published modules reach.
     published: f64,
 }
 
 const SMALL: [Arm; 3] = [
     Arm {
-        name: "3",
-        stages: &[(3, 1.0, 1e-3)],
+        stages: &[("stage3", 1.0, 1e-3)],
         published: 1.877,
     },
     Arm {
-        name: "2-3",
-        stages: &[(2, 0.6, 5e-3), (3, 0.4, 1e-3)],
+        stages: &[("stage2", 0.6, 5e-3), ("stage3", 0.4, 1e-3)],
         published: 1.494,
     },
     Arm {
-        name: "1-2-3",
-        stages: &[(1, 0.1, 1e-3), (2, 0.5, 5e-3), (3, 0.4, 1e-3)],
+        stages: &[
+            ("stage1", 0.1, 1e-3),
+            ("stage2", 0.5, 5e-3),
+            ("stage3", 0.4, 1e-3),
+        ],
         published: 1.523,
     },
 ];
 
 const LARGE: [Arm; 3] = [
     Arm {
-        name: "3",
-        stages: &[(3, 1.0, 2e-3)],
+        stages: &[("stage3", 1.0, 2e-3)],
         published: 1.089,
     },
     Arm {
-        name: "2-3",
-        stages: &[(2, 0.4, 5e-3), (3, 0.6, 1e-3)],
+        stages: &[("stage2", 0.4, 5e-3), ("stage3", 0.6, 1e-3)],
         published: 1.050,
     },
     Arm {
-        name: "1-2-3",
-        stages: &[(1, 0.05, 3e-3), (2, 0.35, 5e-3), (3, 0.6, 1e-3)],
+        stages: &[
+            ("stage1", 0.05, 3e-3),
+            ("stage2", 0.35, 5e-3),
+            ("stage3", 0.6, 1e-3),
+        ],
         published: 1.044,
     },
 ];
 
-impl Plan {
+impl Budget {
     /// As the command line names it.
     pub fn name(self) -> &'static str {
         match self {
@@ -96,41 +96,43 @@ impl Plan {
 
     fn config(self, arm: Arm, seed: u64) -> Result<Config, TrainError> {
         let (tokens, batch, context) = self.sizes();
-        let stages: Vec<u8> = arm.stages.iter().map(|(stage, ..)| *stage).collect();
         let mut set = vec![
-            format!("name={}", run_name(arm, seed)),
+            format!("name={}-seed-{seed}", arm.names().join("-")),
             format!("seed={seed}"),
-            format!("stages={stages:?}"),
             format!("data.context={context}"),
         ];
         for (stage, share, lr) in arm.stages {
             let steps = (share * tokens as f64 / (batch * context) as f64).round() as u64;
             let tokens = steps * (batch * context) as u64;
             set.extend([
-                format!("stage{stage}.tokens={tokens}"),
-                format!("stage{stage}.batch={batch}"),
-                format!("stage{stage}.lr={lr:?}"),
-                format!("stage{stage}.warmup=0.1"),
-                format!("stage{stage}.decay=0.2"),
+                format!("{stage}.tokens={tokens}"),
+                format!("{stage}.batch={batch}"),
+                format!("{stage}.lr={lr:?}"),
+                format!("{stage}.warmup=0.1"),
+                format!("{stage}.decay=0.2"),
             ]);
         }
-        Ok(Config::load(Source::Preset("tiny"), &set)?)
+        let mut config = Config::load(Source::Preset("tiny"), &set)?;
+        config.choose_stages(&arm.names())?;
+        Ok(config)
     }
 }
 
-/// The name of a run, and of its folder.
-fn run_name(arm: Arm, seed: u64) -> String {
-    format!("stages-{}-seed-{seed}", arm.name)
+impl Arm {
+    fn names(&self) -> Vec<String> {
+        let stages = self.stages.iter();
+        stages.map(|(name, ..)| (*name).to_owned()).collect()
+    }
 }
 
-impl FromStr for Plan {
+impl FromStr for Budget {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
         match name {
             "small" => Ok(Self::Small),
             "large" => Ok(Self::Large),
-            _ => Err("there are two plans, small and large".into()),
+            _ => Err("there are two budgets, small and large".into()),
         }
     }
 }
@@ -138,7 +140,7 @@ impl FromStr for Plan {
 /// One line of the table.
 #[derive(Debug, Serialize)]
 struct Row {
-    stages: &'static str,
+    stages: Vec<String>,
     /// The student's perplexity over the teacher's, one a seed.
     ratios: Vec<f64>,
     mean: f64,
@@ -149,23 +151,23 @@ struct Row {
 /// The comparison to run.
 #[derive(Debug, Clone)]
 pub struct Ablation {
-    /// Its budget.
-    pub plan: Plan,
+    /// What each run may spend.
+    pub budget: Budget,
     /// Each combination runs once with each.
     pub seeds: Vec<u64>,
     /// Holds the table and a run folder for each run.
     pub folder: PathBuf,
     /// The backend's name, for the record.
     pub backend: String,
-    /// Set by another thread to stop.
-    pub stop: Arc<AtomicBool>,
+    /// Asked whether to stop.
+    pub stop: StopRequest,
 }
 
 impl Ablation {
     /// Runs everything, writes the table, and returns it; `None` if asked to stop on the way.
     ///
-    /// Runs that are in the folder already are gone on with, and those of them that are finished are
-    /// taken as they are: the same call goes on with a comparison that was stopped.
+    /// A run that is in the folder already is resumed, and one that is finished is taken as it is: the same
+    /// call continues a comparison that was stopped.
     ///
     /// # Errors
     /// [`TrainError`] of the first run that fails; [`TrainError::Exists`] if one in the folder is not
@@ -175,10 +177,10 @@ impl Ablation {
         device: &B::Device,
     ) -> Result<Option<String>, TrainError> {
         let mut rows = vec![];
-        for arm in self.plan.arms() {
+        for arm in self.budget.arms() {
             let (mut ratios, mut seconds) = (vec![], 0.0);
             for &seed in &self.seeds {
-                let config = self.plan.config(arm, seed)?;
+                let config = self.budget.config(arm, seed)?;
                 let folder = self.folder.join(&config.name);
                 let options = RunOptions {
                     resume: self.is_begun(&config, &folder)?,
@@ -199,7 +201,7 @@ impl Ablation {
                 }
             }
             rows.push(Row {
-                stages: arm.name,
+                stages: arm.names(),
                 mean: ratios.iter().sum::<f64>() / ratios.len() as f64,
                 published: arm.published,
                 seconds: seconds / ratios.len() as f64,
@@ -219,38 +221,30 @@ impl Ablation {
         if !file.exists() {
             return Ok(false);
         }
-        match Config::load(Source::File(&file), &[])? == *config {
-            true => Ok(true),
-            false => Err(TrainError::Exists(folder.to_owned())),
+        if Config::load(Source::File(&file), &[])? == *config {
+            Ok(true)
+        } else {
+            Err(TrainError::Exists(folder.to_owned()))
         }
     }
 
     fn table(&self, rows: &[Row]) -> String {
-        let (tokens, batch, context) = self.plan.sizes();
-        let mut table = format!(
-            "Student over teacher perplexity, {tokens} tokens, {batch} x {context}, on {}\n\n",
-            self.backend
-        );
-        table.push_str("| stages |");
-        for seed in &self.seeds {
-            let _ = write!(table, " seed {seed} |");
-        }
-        table.push_str(" mean | published modules | seconds a run |\n|---|");
-        table.push_str(&"---|".repeat(self.seeds.len() + 3));
-        for row in rows {
-            let _ = write!(table, "\n| {} |", row.stages);
-            for ratio in &row.ratios {
-                let _ = write!(table, " {ratio:.3} |");
-            }
-            let Row {
-                mean,
-                published,
-                seconds,
-                ..
-            } = row;
-            let _ = write!(table, " {mean:.3} | {published:.3} | {seconds:.0} |");
-        }
-        table
+        let (tokens, batch, context) = self.budget.sizes();
+        let mut header = vec!["stages".to_owned()];
+        header.extend(self.seeds.iter().map(|seed| format!("seed {seed}")));
+        header.extend(["mean", "published modules", "seconds a run"].map(str::to_owned));
+        let rows = rows.iter().map(|row| {
+            let mut cells = vec![row.stages.join(", ")];
+            let ratios = row.ratios.iter().chain([&row.mean, &row.published]);
+            cells.extend(ratios.map(|ratio| format!("{ratio:.3}")));
+            cells.push(format!("{:.0}", row.seconds));
+            cells
+        });
+        format!(
+            "Student over teacher perplexity, {tokens} tokens, {batch} x {context}, on {}\n\n{}",
+            self.backend,
+            markdown(header, rows.collect()),
+        )
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), TrainError> {
@@ -265,18 +259,16 @@ mod tests {
 
     #[test]
     fn every_combination_spends_the_whole_budget() {
-        for plan in [Plan::Small, Plan::Large] {
-            let (budget, batch, context) = plan.sizes();
-            for arm in plan.arms() {
-                let config = plan.config(arm, 7).unwrap();
+        for budget in [Budget::Small, Budget::Large] {
+            let (all, batch, context) = budget.sizes();
+            for arm in budget.arms() {
+                let config = budget.config(arm, 7).unwrap();
                 assert_eq!((config.seed, config.data.context), (7, context));
-                let steps: usize = config.stages.iter().map(|&stage| config.steps(stage)).sum();
+                assert_eq!(config.stages.len(), arm.stages.len());
+                let steps: usize = config.stages.iter().map(|stage| config.steps(stage)).sum();
                 let tokens = (steps * batch * context) as u64;
                 // Shares are rounded to whole steps.
-                assert!(
-                    tokens.abs_diff(budget) <= (batch * context) as u64,
-                    "{tokens}"
-                );
+                assert!(tokens.abs_diff(all) <= (batch * context) as u64, "{tokens}");
             }
         }
     }

@@ -1,9 +1,9 @@
-//! Why a run cannot start or go on.
+//! Why a run cannot start or continue.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why a run cannot start or go on.
+/// Why a run cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
     /// The configuration is wrong.
@@ -55,6 +55,14 @@ pub enum TrainError {
         /// Why.
         source: io::Error,
     },
+    /// A stage cannot train the student.
+    #[error("stage {stage}: {reason}")]
+    Untrainable {
+        /// The stage.
+        stage: String,
+        /// Which layer cannot learn, and why.
+        reason: crate::stages::Untrainable,
+    },
     /// Random weights would be written among others.
     #[error(
         "{}: holds .safetensors files but no config.json, and is not written over; choose another folder \
@@ -64,7 +72,7 @@ pub enum TrainError {
     ForeignWeights(PathBuf),
     /// A checkpoint is damaged.
     #[error(
-        "checkpoint {} is damaged: {reason}; remove this folder to go on from the one before it",
+        "checkpoint {} is damaged: {reason}; remove this folder to resume from the one before it",
         path.display()
     )]
     Checkpoint {
@@ -75,8 +83,7 @@ pub enum TrainError {
     },
     /// The run folder holds a run.
     #[error(
-        "{folder}: holds a run already; go on with it by --resume {folder}, or choose another \
-         folder by --out",
+        "{folder}: holds a run already; resume it by --resume {folder}, or choose another folder by --out",
         folder = .0.display()
     )]
     Exists(PathBuf),
@@ -105,13 +112,13 @@ pub enum TrainError {
     /// Loss or gradient were not finite too many times in a row.
     #[error(
         "stage {stage}: loss or gradient was not finite in {skipped} steps in a row, up to step \
-         {step}; lower stage{stage}.lr in {}, then go on from the last checkpoint by --resume {}",
+         {step}; lower lr of this stage in {}, then resume from the last checkpoint by --resume {}",
         folder.join("config.toml").display(),
         folder.display()
     )]
     NotFinite {
         /// The stage.
-        stage: u8,
+        stage: String,
         /// The last step tried.
         step: usize,
         /// Steps skipped in a row.
@@ -121,7 +128,7 @@ pub enum TrainError {
     },
 }
 
-/// How f32 is asked for.
+/// How to ask for f32.
 fn in_f32(resumed: &Option<PathBuf>) -> String {
     match resumed {
         Some(config) => format!(

@@ -8,8 +8,8 @@ use model::{CausalLm, widen};
 
 use crate::config::Evaluation;
 use crate::error::TrainError;
-use crate::lanes::Lanes;
-use crate::stage::head;
+use crate::parallel_passes::ParallelPasses;
+use crate::stages::head;
 
 /// Rows of ids or labels, one behind the other, as `[rows, context]`.
 pub fn ids<B: Backend>(ids: &[i32], context: usize, device: &B::Device) -> Tensor<B, 2, Int> {
@@ -34,7 +34,7 @@ pub fn perplexity<B: KernelBackend>(
         0 => all,
         some => some.min(all),
     };
-    let lanes = Lanes::new::<B>(left.div_ceil(config.batch));
+    let parallel = ParallelPasses::new::<B>(left.div_ceil(config.batch));
     let (mut failure, mut stopped) = (None, false);
     let batches = windows.sequential(config.batch).map_while(|batch| {
         let batch = batch.map_err(|error| failure = Some(error)).ok()?;
@@ -44,7 +44,7 @@ pub fn perplexity<B: KernelBackend>(
         (rows > 0 && !stopped).then_some((rows, batch))
     });
     let (mut total, mut tokens) = (0.0, 0);
-    lanes.run(
+    parallel.run(
         batches,
         |(rows, batch)| {
             let t = rows * batch.context;

@@ -2,25 +2,40 @@
 //!
 //! # How a run reads
 //!
-//! `config` says what to do, `run` tells the story from top to bottom, `step` is one optimizer step,
-//! `stage` says what each of the three stages computes for one pass, `optimizer` moves the parameters, `checkpoint` holds all that
-//! is needed to go on, `metrics` shows and records, `report` draws. Data goes one way:
+//! [`config`] says what to do: a list of stages. [`run`] does it, from top to bottom; [`step`] is one optimizer
+//! step, and [`stages`] holds the kinds of stage, each with what it computes in one pass. [`optimizer`] moves the
+//! parameters, [`checkpoint`] holds all that is needed to resume, [`metrics`] shows and records, [`report`] draws.
+//! Data goes one way:
 //!
 //! ```text
 //! windows -> batch -> teacher -> stage -> loss, gradients -> optimizer -> metrics, checkpoint
 //! ```
 //!
-//! # Why a loop of our own
+//! # Why a loop of its own
 //!
 //! burn-train's `Learner` goes by epochs over one model and one loss; it checkpoints and evaluates
 //! between epochs and resumes at their bounds, clips gradients tensor by tensor, and steps the
-//! schedule with every pass. Distillation has a frozen teacher beside the student, three losses in a
-//! row, two of them taken layer by layer with a backward pass each, and must resume at any step to
-//! the bit. What burn-train does well is used where it fits: its terminal dashboard (`--dashboard`).
+//! schedule with every pass. Distillation has a frozen teacher beside the student, several losses in a
+//! row, some of them taken layer by layer with a backward pass each, and must resume at any step to
+//! the bit. The one part of burn-train that fits is used: its terminal dashboard (`--dashboard`).
 //!
 //! The teacher lives on the inner backend, without a graph. Gradients are taken as soon as a layer's
-//! backward pass is done, and everything is generic over [`kernels::TrainBackend`]; only the command
-//! line knows which backends there are.
+//! backward pass is done, and everything is generic over [`kernels::TrainBackend`]; only the program's command
+//! line names backends.
+//!
+//! # As a library
+//!
+//! ```
+//! use train::config::{Config, Source};
+//!
+//! let mut config = Config::load(Source::Preset("tiny"), &["stage3.lr.mixer=1e-3".to_owned()])?;
+//! config.choose_stages(&["stage2".to_owned(), "stage3".to_owned()])?;
+//! let steps: Vec<_> = config.stages.iter().map(|stage| config.steps(stage)).collect();
+//! assert_eq!(steps, [500, 760]);
+//! # Ok::<(), train::config::ConfigError>(())
+//! ```
+//!
+//! [`run::Run::execute`] then runs it on any backend.
 
 #![deny(missing_docs)]
 
@@ -33,23 +48,29 @@
 compile_error!("train needs a backend: build with `--features flex` (or ndarray, wgpu, cuda)");
 
 pub mod ablation;
-mod bench;
+pub mod bench;
 pub mod checkpoint;
-pub mod cli;
 pub mod config;
 mod error;
 pub mod evaluate;
 pub mod gradients;
-mod lanes;
+pub mod limits;
 pub mod logging;
 pub mod metrics;
 pub mod optimizer;
+mod parallel_passes;
 pub mod report;
 pub mod run;
 pub mod schedule;
-pub mod showing;
-pub mod stage;
+pub mod specimens;
+pub mod stages;
 pub mod step;
 pub mod summary;
+mod table;
 
 pub use error::TrainError;
+
+/// The example of the README compiles.
+#[cfg(all(doctest, feature = "flex"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

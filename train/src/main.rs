@@ -1,5 +1,7 @@
 //! The `train` program: `train --help` is its manual.
 
+mod cli;
+
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -12,7 +14,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     kernels::runtime::report_failures();
     kernels::runtime::keep_kernels();
-    match train::cli::Cli::parse().run() {
+    match cli::Cli::parse().run() {
         Ok(code) => code,
         Err(error) => {
             // Each message names its causes itself.

@@ -41,16 +41,17 @@ impl<B: KernelBackend> AdamW<B> {
         }
     }
 
-    /// What the sum of the gradients of `passes` passes is multiplied by, as one element, f32 or wider: it
-    /// makes of them the mean, clipped by its `norm`. Not a number where `loss` or `norm` is not finite,
-    /// which [`step`](Self::step) takes for nothing to do. Neither is read by the host.
+    /// The factor for the sum of the gradients of `passes` passes, as one element, f32 or wider. It turns the
+    /// sum, whose norm is `norm`, into the mean, clipped to the largest norm. Where `loss` or `norm` is not
+    /// finite it is not a number, and [`step`](Self::step) then does nothing. The host reads neither.
     pub fn scale(&self, norm: Tensor<B, 1>, loss: Tensor<B, 1>, passes: usize) -> Tensor<B, 1> {
         let share = 1.0 / passes as f64;
         let mean_norm = norm * share;
         let dtype = mean_norm.dtype();
-        let loss = match loss.dtype() == dtype {
-            true => loss,
-            false => loss.cast(dtype),
+        let loss = if loss.dtype() == dtype {
+            loss
+        } else {
+            loss.cast(dtype)
         };
         // Zero, unless one of them is not finite.
         let finite = (mean_norm.clone() - mean_norm.clone()) + (loss.clone() - loss);
@@ -63,14 +64,15 @@ impl<B: KernelBackend> AdamW<B> {
         coefficient * share + finite
     }
 
-    /// One step of every parameter that has a gradient, multiplied by the one element of `scale`; where
-    /// that is not finite, everything stays as it is but for the count of steps.
+    /// One step of every parameter that has a gradient and, by `lr`, a learning rate. Gradients are multiplied
+    /// by the one element of `scale`; where that is not finite, everything stays as it is but for the count of
+    /// steps.
     pub fn step<A: TrainBackend<InnerBackend = B>>(
         &mut self,
         student: PhiMamba<A>,
         gradients: Gradients<B>,
         scale: Tensor<B, 1>,
-        lr: f64,
+        lr: impl Fn(ParamId) -> Option<f64>,
     ) -> PhiMamba<A> {
         student.map(&mut Update {
             optimizer: self,
@@ -81,16 +83,21 @@ impl<B: KernelBackend> AdamW<B> {
     }
 }
 
-struct Update<'a, B: Backend> {
+struct Update<'a, B: Backend, F> {
     optimizer: &'a mut AdamW<B>,
     gradients: Gradients<B>,
     scale: Tensor<B, 1>,
-    lr: f64,
+    lr: F,
 }
 
-impl<A: TrainBackend> ModuleMapper<A> for Update<'_, A::InnerBackend> {
+impl<A, F> ModuleMapper<A> for Update<'_, A::InnerBackend, F>
+where
+    A: TrainBackend,
+    F: Fn(ParamId) -> Option<f64>,
+{
     fn map_float<const D: usize>(&mut self, parameter: Param<Tensor<A, D>>) -> Param<Tensor<A, D>> {
-        let Some(gradient) = self.gradients.take(parameter.id) else {
+        let gradient = self.gradients.take(parameter.id);
+        let (Some(gradient), Some(lr)) = (gradient, (self.lr)(parameter.id)) else {
             return parameter;
         };
         let config = &self.optimizer.config;
@@ -104,7 +111,7 @@ impl<A: TrainBackend> ModuleMapper<A> for Update<'_, A::InnerBackend> {
             time: 0,
         });
         let step = AdamWStep {
-            lr: self.lr,
+            lr,
             beta1: config.beta1,
             beta2: config.beta2,
             epsilon: config.epsilon,

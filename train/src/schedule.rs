@@ -1,59 +1,127 @@
-//! The learning rate: warm-up, stable, decay.
+//! Learning-rate schedules: warm-up, then what the schedule is named after.
 //!
-//! WSD needs no knowledge of the past, so it is a pure function of the step: a resumed run asks
-//! for the same step and gets the same rate, and nothing about the schedule has to be saved.
+//! A schedule is a pure function of the step: a resumed run asks for the same step and gets the same
+//! rate, so a checkpoint holds nothing of it.
 
-/// Linear warm-up, a constant peak, linear decay.
+use std::f64::consts::PI;
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits::{OutOfRange, require, within};
+
+/// A learning-rate schedule. Its phases are shares of a stage's steps, each rounded to whole steps.
 ///
-/// With 0-based step `s`:
-///
-/// - in the first `warmup_steps`, `peak * (s + 1) / warmup_steps`: the first step is not wasted at
-///   rate 0 (as it is in the published trainer), the last of the warm-up is at the peak;
-/// - in the last `decay_steps`, `floor + (peak - floor) * (total_steps - s) / decay_steps`, as the
-///   published trainer has it: the first step of the decay is still at the peak, and the step
-///   after the last would be at the floor.
-///
-/// With equal lengths and a floor of 0 the decay is thus the warm-up's mirror image.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Wsd {
-    /// The rate between warm-up and decay.
-    pub peak: f64,
-    /// The rate that the decay leads to, and of every step from `total_steps` on.
-    pub floor: f64,
-    /// Steps that warm up; may be 0.
-    pub warmup_steps: usize,
-    /// Steps that decay; may be 0. Where warm-up and decay overlap, the warm-up goes first.
-    pub decay_steps: usize,
-    /// All steps.
-    pub total_steps: usize,
+/// All begin with a linear warm-up: with 0-based step `s`, `peak * (s + 1) / warmup_steps`. The first step
+/// is not at rate 0 (as it is in the published trainer), and the last of the warm-up is at the peak.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "schedule", rename_all = "lowercase")]
+pub enum Schedule {
+    /// Warm-up, a constant peak, linear decay: `final_lr + (peak - final_lr) * (steps - s) / decay_steps` in
+    /// the last `decay_steps` steps, as in the published trainer. The first of them is still at the peak, and
+    /// the step after the last would be at `final_lr`.
+    Wsd {
+        /// Share of the steps that warm up.
+        warmup: f64,
+        /// Share of the steps that decay.
+        decay: f64,
+        /// The rate at the decay's end.
+        final_lr: f64,
+    },
+    /// Warm-up, then half a cosine over all other steps, from the peak to `final_lr`, which the step after the
+    /// last would have.
+    Cosine {
+        /// Share of the steps that warm up.
+        warmup: f64,
+        /// The rate at the end.
+        final_lr: f64,
+    },
+    /// Warm-up, then the peak.
+    Constant {
+        /// Share of the steps that warm up.
+        warmup: f64,
+    },
 }
 
-impl Wsd {
-    /// A schedule whose phases are shares of `total_steps`, each rounded to whole steps.
-    pub fn from_shares(peak: f64, floor: f64, warmup: f64, decay: f64, total_steps: usize) -> Self {
-        let steps = |share: f64| (share * total_steps as f64).round() as usize;
-        let warmup_steps = steps(warmup).min(total_steps);
-        Self {
-            peak,
-            floor,
-            warmup_steps,
-            // Two halves of an odd number both round up.
-            decay_steps: steps(decay).min(total_steps - warmup_steps),
-            total_steps,
+impl Schedule {
+    /// Every schedule, with its defaults.
+    pub const ALL: [Self; 3] = [
+        Self::Wsd {
+            warmup: 0.1,
+            decay: 0.1,
+            final_lr: 0.0,
+        },
+        Self::Cosine {
+            warmup: 0.1,
+            final_lr: 0.0,
+        },
+        Self::Constant { warmup: 0.1 },
+    ];
+
+    /// As a configuration names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Wsd { .. } => "wsd",
+            Self::Cosine { .. } => "cosine",
+            Self::Constant { .. } => "constant",
         }
     }
 
-    /// The learning rate of 0-based `step`.
-    pub fn lr(&self, step: usize) -> f64 {
-        let left = self.total_steps.saturating_sub(step);
-        if left == 0 {
-            self.floor
-        } else if step < self.warmup_steps {
-            self.peak * (step + 1) as f64 / self.warmup_steps as f64
-        } else if left < self.decay_steps {
-            self.floor + (self.peak - self.floor) * left as f64 / self.decay_steps as f64
-        } else {
-            self.peak
+    /// The learning rate of 0-based `step` of `steps`, where the peak is `peak`.
+    pub fn lr(self, peak: f64, step: usize, steps: usize) -> f64 {
+        let in_steps = |share: f64| (share * steps as f64).round() as usize;
+        let warmup_steps = in_steps(self.warmup()).min(steps);
+        let left = steps.saturating_sub(step);
+        if step < warmup_steps {
+            return peak * (step + 1) as f64 / warmup_steps as f64;
+        }
+        match self {
+            Self::Wsd { final_lr, .. } | Self::Cosine { final_lr, .. } if left == 0 => final_lr,
+            Self::Wsd {
+                decay, final_lr, ..
+            } => {
+                // Two halves of an odd number both round up: the warm-up goes first.
+                let decay_steps = in_steps(decay).min(steps - warmup_steps);
+                if left < decay_steps {
+                    final_lr + (peak - final_lr) * left as f64 / decay_steps as f64
+                } else {
+                    peak
+                }
+            }
+            Self::Cosine { final_lr, .. } => {
+                let along = (step - warmup_steps) as f64 / (steps - warmup_steps) as f64;
+                final_lr + (peak - final_lr) * 0.5 * (1.0 + (PI * along).cos())
+            }
+            Self::Constant { .. } => peak,
+        }
+    }
+
+    /// Checks the shares, and that no rate of the decay is above `lowest_peak`.
+    ///
+    /// # Errors
+    /// [`OutOfRange`] names the first key that makes no sense.
+    pub fn validate(self, lowest_peak: f64) -> Result<(), OutOfRange> {
+        within(0.0..=1.0, "warmup", self.warmup())?;
+        if let Self::Wsd { final_lr, .. } | Self::Cosine { final_lr, .. } = self {
+            within(0.0..=lowest_peak, "final_lr", final_lr)?;
+        }
+        if let Self::Wsd { warmup, decay, .. } = self {
+            within(0.0..=1.0, "decay", decay)?;
+            require(
+                // The shares are decimal: 0.9 + 0.1 may come out above 1 by a rounding.
+                warmup + decay <= 1.0 + 1e-9,
+                "decay",
+                decay,
+                &format!("with warmup, {warmup}, at most 1 in all"),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn warmup(self) -> f64 {
+        match self {
+            Self::Wsd { warmup, .. } | Self::Cosine { warmup, .. } | Self::Constant { warmup } => {
+                warmup
+            }
         }
     }
 }
@@ -62,74 +130,131 @@ impl Wsd {
 mod tests {
     use super::*;
 
-    // Powers of two make every expected rate exact, so all comparisons are for equality.
-    const WSD: Wsd = Wsd {
-        peak: 1.0,
-        floor: 0.0,
-        warmup_steps: 4,
-        decay_steps: 4,
-        total_steps: 12,
-    };
+    const STEPS: usize = 12;
 
-    fn rates(wsd: Wsd) -> Vec<f64> {
-        (0..wsd.total_steps).map(|step| wsd.lr(step)).collect()
+    /// Four steps of warm-up, four at the peak, four of decay.
+    fn wsd(final_lr: f64) -> Schedule {
+        Schedule::Wsd {
+            warmup: 1.0 / 3.0,
+            decay: 1.0 / 3.0,
+            final_lr,
+        }
     }
 
+    fn rates(schedule: Schedule, steps: usize) -> Vec<f64> {
+        (0..steps)
+            .map(|step| schedule.lr(1.0, step, steps))
+            .collect()
+    }
+
+    // Powers of two make every expected rate exact, so these comparisons are for equality.
     #[test]
-    fn every_step() {
+    fn every_step_of_wsd() {
         let expected = [
             0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25,
         ];
-        assert_eq!(rates(WSD), expected);
-        let mut mirrored = rates(WSD);
-        mirrored.reverse();
-        assert_eq!(mirrored, expected);
+        assert_eq!(rates(wsd(0.0), STEPS), expected);
+        let twice: Vec<_> = (0..STEPS)
+            .map(|step| wsd(0.0).lr(2.0, step, STEPS))
+            .collect();
+        assert_eq!(twice, expected.map(|rate| 2.0 * rate));
     }
 
     #[test]
-    fn decays_towards_the_floor_and_stays_there() {
-        let wsd = Wsd { floor: 0.5, ..WSD };
-        assert_eq!(wsd.lr(8), 1.0);
-        assert_eq!(wsd.lr(9), 0.875);
-        assert_eq!(wsd.lr(11), 0.625);
-        assert_eq!(wsd.lr(12), 0.5);
-        assert_eq!(wsd.lr(usize::MAX), 0.5);
+    fn wsd_decays_towards_the_final_rate_and_stays_there() {
+        let rate = |step| wsd(0.5).lr(1.0, step, STEPS);
+        assert_eq!(rate(8), 1.0);
+        assert_eq!(rate(9), 0.875);
+        assert_eq!(rate(11), 0.625);
+        assert_eq!(rate(12), 0.5);
+        assert_eq!(rate(usize::MAX), 0.5);
+    }
+
+    #[test]
+    fn every_step_of_a_cosine() {
+        let cosine = Schedule::Cosine {
+            warmup: 0.2,
+            final_lr: 0.2,
+        };
+        // Two of ten steps warm up; the others are eighths of the half-turn.
+        let found = rates(cosine, 10);
+        let turn = |eighths: f64| 0.2 + 0.8 * 0.5 * (1.0 + (PI * eighths / 8.0).cos());
+        let expected = [
+            0.5,
+            1.0,
+            1.0,
+            turn(1.0),
+            turn(2.0),
+            turn(3.0),
+            0.6,
+            turn(5.0),
+        ];
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-15, "{found} and {expected}");
+        }
+        assert!(found[2..].is_sorted_by(|a, b| a > b), "{found:?}");
+        assert!(found[9] > 0.2);
+        assert_eq!(cosine.lr(1.0, 10, 10), 0.2);
+        assert_eq!(cosine.lr(1.0, usize::MAX, 10), 0.2);
+    }
+
+    #[test]
+    fn a_constant_stays_at_its_peak() {
+        let constant = Schedule::Constant { warmup: 0.5 };
+        assert_eq!(rates(constant, 4), [0.5, 1.0, 1.0, 1.0]);
+        assert_eq!(constant.lr(1.0, 100, 4), 1.0);
     }
 
     #[test]
     fn phases_may_be_empty() {
-        let flat = Wsd {
-            warmup_steps: 0,
-            decay_steps: 0,
-            ..WSD
+        let flat = Schedule::Wsd {
+            warmup: 0.0,
+            decay: 0.0,
+            final_lr: 0.0,
         };
-        assert_eq!(rates(flat), [1.0; 12]);
-        let nothing = Wsd {
-            total_steps: 0,
-            ..flat
+        assert_eq!(rates(flat, STEPS), [1.0; STEPS]);
+        assert_eq!(flat.lr(1.0, 0, 0), 0.0);
+        // All warm-up, and no step left for the rest.
+        for schedule in Schedule::ALL {
+            assert!(schedule.lr(1.0, 0, 0).is_finite(), "{schedule:?}");
+        }
+        let warm = Schedule::Cosine {
+            warmup: 1.0,
+            final_lr: 0.0,
         };
-        assert_eq!(nothing.lr(0), 0.0);
+        assert_eq!(rates(warm, 2), [0.5, 1.0]);
+        assert_eq!(warm.lr(1.0, 2, 2), 0.0);
     }
 
     #[test]
     fn a_single_step_is_at_the_peak() {
         for (warmup, decay) in [(0.1, 0.2), (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)] {
-            assert_eq!(Wsd::from_shares(1.0, 0.0, warmup, decay, 1).lr(0), 1.0);
+            let wsd = Schedule::Wsd {
+                warmup,
+                decay,
+                final_lr: 0.0,
+            };
+            assert_eq!(wsd.lr(1.0, 0, 1), 1.0);
         }
     }
 
     #[test]
-    fn shares_round_to_steps_and_never_overlap() {
-        let wsd = Wsd::from_shares(1.0, 0.0, 0.1, 0.2, 760);
-        assert_eq!((wsd.warmup_steps, wsd.decay_steps), (76, 152));
-        let wsd = Wsd::from_shares(1.0, 0.0, 0.5, 0.5, 3);
-        assert_eq!((wsd.warmup_steps, wsd.decay_steps), (2, 1));
-        for total in 1..50 {
-            let wsd = Wsd::from_shares(1.0, 0.0, 0.5, 0.5, total);
-            assert!(
-                rates(wsd).iter().all(|&lr| lr > 0.0 && lr <= 1.0),
-                "{total} steps"
-            );
+    fn phases_round_to_steps_and_never_overlap() {
+        let halves = Schedule::Wsd {
+            warmup: 0.5,
+            decay: 0.5,
+            final_lr: 0.0,
+        };
+        // Two steps of warm-up, one of decay, which is still at the peak.
+        assert_eq!(rates(halves, 3), [0.5, 1.0, 1.0]);
+        for schedule in [&[halves][..], &Schedule::ALL].concat() {
+            for steps in 1..50 {
+                let rates = rates(schedule, steps);
+                assert!(
+                    rates.iter().all(|&lr| lr > 0.0 && lr <= 1.0),
+                    "{schedule:?}: {steps} steps"
+                );
+            }
         }
     }
 }

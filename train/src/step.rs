@@ -1,30 +1,39 @@
 //! One optimizer step: its passes, the sum of their gradients, the update.
 //!
 //! Nothing here waits for the device: loss and norm stay where they were computed, and so does the
-//! factor that clips the gradients. The host may queue step after step and read what they measured when
-//! it has something to show.
+//! factor that clips the gradients. The host may queue step after step, and read loss and norm when it
+//! has something to show.
 
+use std::collections::HashMap;
+
+use burn::module::ParamId;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use datasets::Batch;
 use kernels::TrainBackend;
-use model::{Phi, PhiMamba};
+use model::{Part, Phi, PhiMamba};
 
-use crate::config::{Precision, Stage};
+use crate::config::{Precision, StageConfig};
 use crate::evaluate;
 use crate::gradients::Gradients;
-use crate::lanes::Lanes;
 use crate::optimizer::AdamW;
-use crate::stage::{Objective, TokenBatch, in_dtype, on_graph_of_its_own};
+use crate::parallel_passes::ParallelPasses;
+use crate::stages::{Kind, Rates, TokenBatch, in_dtype, on_graph_of_its_own, parts_of};
 
-/// What all steps of a stage share.
-pub struct Teaching<B: TrainBackend> {
-    objective: Objective,
+/// The optimizer steps of one stage: everything that they share.
+///
+/// [`step`](Self::step) takes the student, the optimizer and a batch, and returns the student after one update
+/// of the parts that train. The student's own parameters stay in the dtype that they have, f32 in a run; the
+/// passes compute with a copy in the dtype of the precision.
+pub struct TrainStep<B: TrainBackend> {
+    kind: Kind,
+    /// The part of each of the student's parameters.
+    parts: HashMap<ParamId, Part>,
     teacher: Phi<B::InnerBackend>,
     micro_batch: usize,
     passes: usize,
     precision: Precision,
-    lanes: Lanes,
+    parallel: ParallelPasses,
     device: B::Device,
 }
 
@@ -37,34 +46,40 @@ pub struct Measured<B: Backend> {
     pub norm: Tensor<B, 1>,
 }
 
-impl<B: TrainBackend> Teaching<B> {
-    /// Steps of `stage` towards `objective`. The teacher is in the dtype of `precision`.
+impl<B: TrainBackend> TrainStep<B> {
+    /// The steps of `stage`, which train `student` by `teacher`. The teacher is in the dtype of `precision`,
+    /// with as many ids as the student; a [`step`](Self::step) may take any student with the parameter ids of
+    /// this one.
     pub fn new(
-        objective: Objective,
+        stage: &StageConfig,
         teacher: &Phi<B::InnerBackend>,
-        stage: &Stage,
+        student: &PhiMamba<B>,
         precision: Precision,
         device: &B::Device,
     ) -> Self {
         Self {
-            objective,
+            kind: stage.kind.clone(),
+            parts: parts_of(student),
             teacher: teacher.clone(),
             micro_batch: stage.micro_batch,
             passes: stage.accumulation(),
             precision,
-            lanes: Lanes::new::<B>(stage.accumulation()),
+            parallel: ParallelPasses::new::<B>(stage.accumulation()),
             device: device.clone(),
         }
     }
 
-    /// The student after one more step. It is handed over so that its parameters have one owner and the
-    /// optimizer can update them in place.
+    /// The student after one more step, and the loss and norm of that step. The student is passed by value so
+    /// that its parameters have one owner and the optimizer can update them in place.
+    ///
+    /// `batch` holds the sequences of all passes of the step; `rates` are the learning rates of this step by
+    /// part, and a part without one does not change.
     pub fn step(
         &self,
         student: PhiMamba<B>,
         optimizer: &mut AdamW<B::InnerBackend>,
         batch: &Batch,
-        lr: f64,
+        rates: &Rates,
     ) -> (PhiMamba<B>, Measured<B::InnerBackend>) {
         let (losses, gradients) = self.passes(&student, batch);
         let loss = Tensor::cat(losses, 0).mean();
@@ -73,7 +88,8 @@ impl<B: TrainBackend> Teaching<B> {
             None => loss.zeros_like(),
         };
         let scale = optimizer.scale(norm.clone(), loss.clone(), self.passes);
-        let student = optimizer.step(student, gradients, scale, lr);
+        let rate = |id| rates.of(*self.parts.get(&id)?);
+        let student = optimizer.step(student, gradients, scale, rate);
         let norm = norm * (1.0 / self.passes as f64);
         (student, Measured { loss, norm })
     }
@@ -89,7 +105,7 @@ impl<B: TrainBackend> Teaching<B> {
         let passes = batch.ids.chunks(rows).zip(batch.labels.chunks(rows));
         let passes = passes.map(|tokens| (on_graph_of_its_own(&working), tokens));
         let (mut losses, mut gradients) = (vec![], Gradients::default());
-        self.lanes.run(
+        self.parallel.run(
             passes,
             |(student, (ids, labels))| {
                 let tensor = |values| evaluate::ids(values, batch.context, &self.device);
@@ -98,8 +114,7 @@ impl<B: TrainBackend> Teaching<B> {
                     labels: tensor(labels),
                 };
                 let mut gradients = Gradients::default();
-                let (objective, teacher) = (self.objective, &self.teacher);
-                let loss = objective.pass(&student, teacher, tokens, &mut gradients);
+                let loss = (self.kind).pass(&student, &self.teacher, tokens, &mut gradients);
                 (loss, gradients)
             },
             |(loss, of_pass)| {
@@ -118,12 +133,12 @@ impl<B: Backend> Measured<B> {
             return vec![];
         }
         let dtype = steps[0].norm.dtype();
-        let both = steps.into_iter().flat_map(|it| {
-            let loss = match it.loss.dtype() == dtype {
-                true => it.loss,
-                false => it.loss.cast(dtype),
-            };
-            [loss, it.norm]
+        let both = steps.into_iter().flat_map(|Self { loss, norm }| {
+            if loss.dtype() == dtype {
+                [loss, norm]
+            } else {
+                [loss.cast(dtype), norm]
+            }
         });
         let values = Tensor::cat(both.collect(), 0).into_data();
         let values: Vec<f64> = values.iter::<f64>().collect();

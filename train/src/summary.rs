@@ -5,10 +5,12 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use comfy_table::presets;
 use indicatif::{FormattedDuration, HumanBytes, HumanCount};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::metrics::null_is_nan;
+use crate::stages::Kind;
+use crate::table::table;
 
 /// The result of a run; its JSON is `summary.json`, its `Display` the closing table.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,8 +43,10 @@ pub struct Summary {
 /// The result of one stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StageSummary {
-    /// The stage, 1 to 3.
-    pub stage: u8,
+    /// Its name.
+    pub stage: String,
+    /// Its kind, as the configuration names it.
+    pub kind: String,
     /// Its training tokens.
     pub tokens: u64,
     /// Its optimizer steps.
@@ -57,14 +61,9 @@ pub struct StageSummary {
     pub perplexity: f64,
 }
 
-/// The name of a stage, 1 to 3, in the paper's words.
-pub fn stage_name(stage: u8) -> &'static str {
-    match stage {
-        1 => "matrix orientation",
-        2 => "hidden-state alignment",
-        3 => "knowledge distillation",
-        _ => "unknown stage",
-    }
+/// JSON has no NaN and no infinity; serde_json writes both as null.
+pub(crate) fn null_is_nan<'de, D: Deserializer<'de>>(value: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(value)?.unwrap_or(f64::NAN))
 }
 
 /// Seconds as `00:03:40`.
@@ -97,6 +96,14 @@ impl Summary {
 }
 
 impl StageSummary {
+    /// The name and what a stage of its kind is called in the paper.
+    pub fn title(&self) -> String {
+        match Kind::named(&self.kind) {
+            Some(kind) => format!("{}: {}", self.stage, kind.description().title),
+            None => self.stage.clone(),
+        }
+    }
+
     /// Training tokens per second.
     pub fn tokens_per_second(&self) -> f64 {
         self.tokens as f64 / self.seconds
@@ -105,29 +112,36 @@ impl StageSummary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{:<25}{:>9}{:>16}{:>11}{:>10}{:>11}{:>12}{:>9}",
-            "stage", "steps", "tokens", "time", "tokens/s", "loss", "perplexity", "ratio"
-        )?;
-        for stage in &self.stages {
-            writeln!(
-                f,
-                "{:<25}{:>9}{:>16}{:>11}{:>10}{:>11.4}{:>12.2}{:>9.3}",
-                format!("{} {}", stage.stage, stage_name(stage.stage)),
+        let header = [
+            "stage",
+            "steps",
+            "tokens",
+            "time",
+            "tokens/s",
+            "loss",
+            "perplexity",
+            "ratio",
+        ];
+        let rows = self.stages.iter().map(|stage| {
+            [
+                stage.title(),
                 HumanCount(stage.steps as u64).to_string(),
                 HumanCount(stage.tokens).to_string(),
                 time(stage.seconds).to_string(),
                 HumanCount(stage.tokens_per_second() as u64).to_string(),
-                stage.loss,
-                stage.perplexity,
-                stage.perplexity / self.teacher_perplexity,
-            )?;
+                format!("{:.4}", stage.loss),
+                format!("{:.2}", stage.perplexity),
+                format!("{:.3}", stage.perplexity / self.teacher_perplexity),
+            ]
+        });
+        let table = table(presets::NOTHING, header, rows);
+        for line in table.lines() {
+            // Without the padding of the first column.
+            writeln!(f, "{}", line.strip_prefix(' ').unwrap_or(line))?;
         }
         writeln!(f)?;
-        match self.skipped_steps {
-            0 => {}
-            n => writeln!(f, "steps skipped, since not finite: {n}")?,
+        if self.skipped_steps > 0 {
+            writeln!(f, "steps skipped, since not finite: {}", self.skipped_steps)?;
         }
         writeln!(
             f,
@@ -176,7 +190,8 @@ mod tests {
             seconds: 220.0,
             tokens_per_second: 6500.5,
             stages: vec![StageSummary {
-                stage: 2,
+                stage: "stage2".to_owned(),
+                kind: "hidden_states".to_owned(),
                 tokens: 512_000,
                 steps: 500,
                 seconds: 64.0,
@@ -204,7 +219,8 @@ mod tests {
   "tokens_per_second": 6500.5,
   "stages": [
     {
-      "stage": 2,
+      "stage": "stage2",
+      "kind": "hidden_states",
       "tokens": 512000,
       "steps": 500,
       "seconds": 64.0,

@@ -27,9 +27,9 @@ fn train(arguments: &[&str]) -> Command {
     command
 }
 
-/// A run in `folder` of stages 2 and 3 with little to do, and `overrides`.
+/// A run in `folder` of the last two stages with little to do, and `overrides`.
 fn small(folder: &Path, overrides: &[&str]) -> Command {
-    let mut command = train(&["--backend", "flex", "--stages", "2,3", "--out"]);
+    let mut command = train(&["--backend", "flex", "--stages", "stage2,stage3", "--out"]);
     command.arg(folder);
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tokens");
     command
@@ -77,20 +77,23 @@ fn a_run_from_its_start_to_its_result() {
     assert!(output.status.success(), "{progress}");
     assert!(result.starts_with("stage "), "{result}");
     for line in [
-        "2 hidden-state alignment ",
-        "3 knowledge distillation ",
+        "stage2: hidden-state alignment ",
+        "stage3: knowledge distillation ",
         "report   ",
         "student  ",
     ] {
-        assert!(result.lines().any(|it| it.starts_with(line)), "{result}");
+        assert!(
+            result.lines().any(|found| found.starts_with(line)),
+            "{result}"
+        );
     }
     for line in [
         "untrained: perplexity ",
-        "stage 2 done: 2 steps",
-        "stage 3 done: 2 steps",
+        "stage2 done: 2 steps",
+        "stage3 done: 2 steps",
     ] {
         assert!(
-            progress.lines().any(|it| it.starts_with(line)),
+            progress.lines().any(|found| found.starts_with(line)),
             "{progress}"
         );
     }
@@ -144,7 +147,7 @@ fn the_stages_are_timed() {
         "--preset",
         "tiny",
         "--stage",
-        "0,1,2,3",
+        "teacher,stage1,stage2,stage3",
         "--batch",
         "2",
         "--length",
@@ -161,8 +164,9 @@ fn the_stages_are_timed() {
     assert!(json["matmul_operations_per_second"].as_f64() > Some(0.0));
     let rows = json["rows"].as_array().expect("rows");
     assert_eq!(rows.len(), 4);
-    for (stage, row) in rows.iter().enumerate() {
-        assert_eq!(row["stage"], stage);
+    let names = ["teacher", "stage1", "stage2", "stage3"];
+    for ((stage, row), name) in rows.iter().enumerate().zip(names) {
+        assert_eq!(row["stage"], name);
         assert_eq!(row["batch"], 2);
         assert_eq!(row["length"], 32);
         for key in [
@@ -200,19 +204,22 @@ fn the_stages_are_timed() {
 
     // The same as a table, of one stage, with the teacher of a folder.
     let mut once = ARGUMENTS[..13].to_vec();
-    once[4] = "2";
+    once[4] = "stage2";
     once.extend(["--teacher", PHI_TINY]);
     let table = train(&once).output().expect("a program");
     assert!(stdout(&table).contains(PHI_TINY), "{}", stdout(&table));
     let lines = stdout(&table)
         .lines()
-        .filter(|line| line.starts_with("|     2 |"));
+        .filter(|line| line.starts_with("| stage2 |"));
     assert_eq!(lines.count(), 1, "{}", stdout(&table));
 
     let preset = failure(train(&["bench", "--preset", "huge"]), 1);
     assert!(preset.contains("phi-1.5"), "{preset}");
-    let stage = failure(train(&["bench", "--stage", "4"]), 2);
-    assert!(stage.contains("--stage"), "{stage}");
+    let stage = failure(
+        train(&["bench", "--preset", "tiny", "--stage", "stage4"]),
+        1,
+    );
+    assert!(stage.contains("did you mean `stage1`?"), "{stage}");
     let teacher = ["bench", "--preset", "tiny", "--teacher", "no/such/folder"];
     let teacher = failure(train(&teacher), 1);
     assert!(teacher.contains("no/such/folder"), "{teacher}");
@@ -220,11 +227,11 @@ fn the_stages_are_timed() {
     assert!(!stdout(&help).contains('\\'), "{}", stdout(&help));
 }
 
-/// `bench` of stage 0 on one short sequence, with the hub's cache in `home` and `more` arguments.
+/// `bench` of the teacher on one short sequence, with the hub's cache in `home` and `more` arguments.
 fn bench(home: &Path, more: &[&str]) -> Command {
     let mut command = train(&["bench", "--backend", "flex", "--precision", "f32"]);
     command.args([
-        "--stage", "0", "--batch", "1", "--length", "32", "--steps", "1",
+        "--stage", "teacher", "--batch", "1", "--length", "32", "--steps", "1",
     ]);
     command.env("HF_HOME", home).env_remove("HF_HUB_CACHE");
     command.args(more);

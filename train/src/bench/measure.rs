@@ -11,14 +11,14 @@ use kernels::meter::{self, Kind, Times};
 use kernels::{KernelBackend, TrainBackend};
 use serde::Serialize;
 
-use super::arithmetic::Arithmetic;
+use super::TEACHER;
 use super::networks::Networks;
-use crate::config::Config;
+use crate::config::{Config, StageConfig};
 use crate::error::TrainError;
 use crate::evaluate;
 use crate::optimizer::AdamW;
-use crate::stage::{Objective, teacher_alone, train_parts};
-use crate::step::{Measured, Teaching};
+use crate::stages::{Arithmetic, teacher_alone, train_parts};
+use crate::step::{Measured, TrainStep};
 use crate::summary::peak_memory_bytes;
 
 /// Steps before those that count: they compile kernels and reserve memory.
@@ -62,8 +62,8 @@ impl MatmulRate {
 /// A row of the table.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Row {
-    /// 1 to 3, or 0 for the teacher's forward pass.
-    pub(super) stage: u8,
+    /// Its name, or [`TEACHER`].
+    pub(super) stage: String,
     pub(super) batch: usize,
     pub(super) length: usize,
     /// By the median step, waiting for each.
@@ -83,13 +83,20 @@ pub(super) struct Row {
 
 /// What is timed: a stage on sequences of one length.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Shape {
-    pub(super) stage: u8,
+pub(super) struct Shape<'a> {
+    /// None is the teacher's forward pass.
+    pub(super) stage: Option<&'a StageConfig>,
     pub(super) batch: usize,
     pub(super) length: usize,
 }
 
-/// Teacher and student with what times them.
+impl Shape<'_> {
+    pub(super) fn name(&self) -> &str {
+        self.stage.map_or(TEACHER, |stage| &stage.name)
+    }
+}
+
+/// Teacher and student, and how they are timed.
 pub(super) struct Subject<'a, B: TrainBackend> {
     pub(super) networks: Networks<B>,
     pub(super) config: &'a Config,
@@ -98,25 +105,24 @@ pub(super) struct Subject<'a, B: TrainBackend> {
 }
 
 impl<B: TrainBackend> Subject<'_, B> {
-    /// Times `steps` steps of `shape`, twice. The student goes on from where the row before has left it.
-    pub(super) fn row(&mut self, shape: Shape, steps: usize) -> Result<Row, TrainError> {
+    /// Times `steps` steps of `shape`, twice. The student is the one that the row before has trained.
+    pub(super) fn row(&mut self, shape: Shape<'_>, steps: usize) -> Result<Row, TrainError> {
         // What the row before has reserved and freed.
         B::memory_cleanup(self.device);
-        let arithmetic = Arithmetic::of(
-            shape.stage,
-            shape.length,
-            &self.networks.teacher_config,
-            &self.networks.student_config,
-        );
+        let (teacher, student) = (&self.networks.teacher_config, &self.networks.student_config);
+        let arithmetic = match shape.stage {
+            None => Arithmetic::teacher_alone(shape.length, teacher),
+            Some(stage) => stage.kind.arithmetic(shape.length, teacher, student),
+        };
         let timed = match shape.stage {
-            0 => self.teacher(shape, steps)?,
-            _ => self.stage(shape, steps)?,
+            None => self.teacher(shape, steps)?,
+            Some(stage) => self.stage(stage, shape, steps)?,
         };
         let tokens = (shape.batch * shape.length) as f64;
         let tokens_per_second = tokens / timed.median;
         let operations = arithmetic.total();
         Ok(Row {
-            stage: shape.stage,
+            stage: shape.name().to_owned(),
             batch: shape.batch,
             length: shape.length,
             tokens_per_second,
@@ -133,7 +139,7 @@ impl<B: TrainBackend> Subject<'_, B> {
         })
     }
 
-    fn teacher(&self, shape: Shape, steps: usize) -> Result<Timed, TrainError> {
+    fn teacher(&self, shape: Shape<'_>, steps: usize) -> Result<Timed, TrainError> {
         let teacher = &self.networks.teacher;
         let vocab_size = self.networks.teacher_config.vocab_size;
         timed::<B>(shape, steps, vocab_size, self.device, |batch| {
@@ -142,22 +148,30 @@ impl<B: TrainBackend> Subject<'_, B> {
         })
     }
 
-    fn stage(&mut self, shape: Shape, steps: usize) -> Result<Timed, TrainError> {
-        let mut stage = self.config.stage(shape.stage).clone();
-        stage.batch = shape.batch;
-        stage.micro_batch = shape.batch;
-        let objective = Objective::of(self.config, shape.stage);
+    fn stage(
+        &mut self,
+        stage: &StageConfig,
+        shape: Shape<'_>,
+        steps: usize,
+    ) -> Result<Timed, TrainError> {
+        let stage = StageConfig {
+            batch: shape.batch,
+            micro_batch: shape.batch,
+            ..stage.clone()
+        };
         let (precision, device) = (self.config.precision, self.device);
-        let teacher = &self.networks.teacher;
-        let teaching = Teaching::<B>::new(objective, teacher, &stage, precision, device);
-        let mut optimizer = AdamW::new(&self.config.optimizer);
         let student = self.networks.student.take();
-        let mut student = student.map(|student| train_parts(student, &stage));
+        let student = train_parts(student.expect("a student for every stage"), &stage.lr);
+        let teacher = &self.networks.teacher;
+        let train_step = TrainStep::<B>::new(&stage, teacher, &student, precision, device);
+        let mut optimizer = AdamW::new(&self.config.optimizer);
+        let rates = stage.lr.map(|_| LR);
+        let mut student = Some(student);
         let mut last: Option<Measured<B::InnerBackend>> = None;
         let vocab_size = self.networks.teacher_config.vocab_size;
         let mut timed = timed::<B>(shape, steps, vocab_size, device, |batch| {
-            let before = student.take().expect("a student for every stage");
-            let (after, measured) = teaching.step(before, &mut optimizer, batch, LR);
+            let before = student.take().expect("a student after every step");
+            let (after, measured) = train_step.step(before, &mut optimizer, batch, &rates);
             (student, last) = (Some(after), Some(measured));
         })?;
         let read = Measured::read(last.into_iter().collect());
@@ -179,7 +193,7 @@ struct Timed {
 }
 
 fn timed<B: TrainBackend>(
-    shape: Shape,
+    shape: Shape<'_>,
     steps: usize,
     vocab_size: usize,
     device: &B::Device,

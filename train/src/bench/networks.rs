@@ -5,11 +5,9 @@ use std::path::{Path, PathBuf};
 
 use kernels::TrainBackend;
 use model::{Hub, NetworkConfig, Phi, PhiConfig, PhiMamba, WeightsError};
-use tempfile::TempDir;
 
-use crate::cli::INTERRUPTED;
 use crate::config::{Config, resolve_path};
-use crate::error::{TrainError, io_error};
+use crate::error::TrainError;
 use crate::logging::say;
 use crate::run::{student_config, teacher_of_stages, untrained_student};
 
@@ -33,8 +31,6 @@ struct Weights {
     folder: PathBuf,
     /// What they are, in words.
     name: String,
-    /// The folder, where it goes once it is read.
-    _temporary: Option<TempDir>,
 }
 
 impl<B: TrainBackend> Networks<B> {
@@ -43,7 +39,7 @@ impl<B: TrainBackend> Networks<B> {
     pub(super) fn open(
         config: &Config,
         teacher: Option<&Path>,
-        weights: Option<&Path>,
+        weights: &Path,
         with_student: bool,
         device: &B::Device,
     ) -> Result<Self, TrainError> {
@@ -58,15 +54,8 @@ impl<B: TrainBackend> Networks<B> {
         let (phi, teacher) =
             model::load_any(&weights.folder, device).map_err(TrainError::Teacher)?;
         let of_student = student_config(config, &phi)?;
-        let student = match with_student {
-            true => Some(untrained_student::<B>(
-                &of_student,
-                config.seed,
-                &teacher,
-                device,
-            )?),
-            false => None,
-        };
+        let untrained = || untrained_student::<B>(&of_student, config.seed, &teacher, device);
+        let student = with_student.then(untrained).transpose()?;
         Ok(Self {
             teacher: teacher_of_stages(teacher, &of_student, config.precision),
             student,
@@ -82,15 +71,13 @@ impl Weights {
         Self {
             folder: folder.into(),
             name: name.to_string(),
-            _temporary: None,
         }
     }
 
-    /// The model called `name` if it is here, else the one in `folder`, else random weights there or in a
-    /// temporary one.
+    /// The model called `name` if it is on this machine, else the one in `folder`, else random weights there.
     fn find<B: TrainBackend>(
         name: &str,
-        folder: Option<&Path>,
+        folder: &Path,
         device: &B::Device,
     ) -> Result<Self, TrainError> {
         let missing = match resolve_path(name) {
@@ -103,34 +90,20 @@ impl Weights {
         if name != PHI {
             return Err(missing.into());
         }
-        let (folder, temporary) = match folder {
-            // The last file to be written.
-            Some(folder) if folder.join("config.json").exists() => {
-                let name = format!("the weights in {}", folder.display());
-                return Ok(Self::at(folder, name));
-            }
-            Some(folder) => (folder.to_owned(), None),
-            None => {
-                let place = std::env::temp_dir();
-                let temporary = tempfile::Builder::new().prefix("phi-random-").tempdir();
-                let temporary = temporary.map_err(io_error(&place))?;
-                remove_on_interrupt(temporary.path().to_owned());
-                (temporary.path().to_owned(), Some(temporary))
-            }
-        };
-        if holds_weights(&folder) {
-            return Err(TrainError::ForeignWeights(folder));
+        // The last file to be written.
+        if folder.join("config.json").exists() {
+            let name = format!("the weights in {}", folder.display());
+            return Ok(Self::at(folder, name));
+        }
+        if holds_weights(folder) {
+            return Err(TrainError::ForeignWeights(folder.to_owned()));
         }
         say(format_args!(
             "{name} is not on this machine: writing random weights of its shapes, 2.8 GB, into {}",
             folder.display()
         ));
-        model::save_random_teacher::<B>(&PhiConfig::default(), &folder, device)?;
-        Ok(Self {
-            folder,
-            name: "random weights of Phi-1.5's shapes".into(),
-            _temporary: temporary,
-        })
+        model::save_random_teacher::<B>(&PhiConfig::default(), folder, device)?;
+        Ok(Self::at(folder, "random weights of Phi-1.5's shapes"))
     }
 }
 
@@ -145,14 +118,8 @@ fn cached(name: &str) -> Result<PathBuf, WeightsError> {
 fn holds_weights(folder: &Path) -> bool {
     let names = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut paths = names.map(|entry| entry.path());
-    paths.any(|path| path.extension().is_some_and(|it| it == "safetensors"))
-}
-
-/// Makes Ctrl-C remove `folder` before it ends the program, which would leave it.
-fn remove_on_interrupt(folder: PathBuf) {
-    // Where nobody can listen, the folder stays.
-    let _ = ctrlc::set_handler(move || {
-        let _ = fs::remove_dir_all(&folder);
-        std::process::exit(INTERRUPTED.into());
-    });
+    paths.any(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "safetensors")
+    })
 }

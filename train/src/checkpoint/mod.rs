@@ -33,8 +33,8 @@ const STUDENT: &str = "student";
 /// How far a run has come.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
-    /// The stage it is in, 1 to 3.
-    pub stage: u8,
+    /// The stage that it is in.
+    pub stage: String,
     /// Steps of that stage done; also the position in its data.
     pub step: usize,
     /// Training tokens so far, over all stages.
@@ -59,14 +59,14 @@ impl Progress {
     /// As the metrics count it.
     pub fn position(&self) -> Position {
         Position {
-            stage: self.stage,
+            stage: self.stage.clone(),
             step: self.step,
         }
     }
 
-    /// The last stage that is done, its evaluation included; 0 if none is.
-    pub fn evaluated(&self) -> u8 {
-        self.finished.last().map_or(0, |done| done.stage)
+    /// The last stage that is done, its evaluation included; `None` if none is.
+    pub fn evaluated(&self) -> Option<&str> {
+        self.finished.last().map(|done| done.stage.as_str())
     }
 
     /// The tokens of stage [`stage`](Self::stage) so far; 0 if it is done.
@@ -81,12 +81,18 @@ impl Progress {
 pub struct Checkpoints {
     folder: PathBuf,
     keep: usize,
+    /// The names of the run's stages, in order.
+    stages: Vec<String>,
 }
 
 impl Checkpoints {
-    /// Those in `folder`, of which `keep` stay.
-    pub fn new(folder: PathBuf, keep: usize) -> Self {
-        Self { folder, keep }
+    /// Those in `folder`, of which `keep` stay, of a run of the `stages` with these names.
+    pub fn new(folder: PathBuf, keep: usize, stages: Vec<String>) -> Self {
+        Self {
+            folder,
+            keep,
+            stages,
+        }
     }
 
     /// Where they are.
@@ -109,7 +115,7 @@ impl Checkpoints {
         optimizer: &AdamW<B::InnerBackend>,
     ) -> Result<(), TrainError> {
         fs::create_dir_all(&self.folder).map_err(io_error(&self.folder))?;
-        let name = name_of(progress.position());
+        let name = name_of(&progress.position());
         let whole = self.folder.join(&name);
         if whole.exists() {
             return Ok(());
@@ -136,35 +142,44 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Tells the checkpoint at the position of `progress`, which is there, what has been measured since it
-    /// was written. The rest of it stays.
+    /// Writes `progress` into the checkpoint that is there at its position: it holds what has been measured
+    /// since. The rest of the checkpoint stays.
     ///
     /// # Errors
     /// [`TrainError::Io`]; it is then as it was.
     pub fn amend(&self, progress: &Progress) -> Result<(), TrainError> {
-        write_progress(progress, &self.folder.join(name_of(progress.position())))
+        write_progress(progress, &self.folder.join(name_of(&progress.position())))
     }
 
     /// The newest, if there is one.
     ///
     /// # Errors
-    /// [`TrainError::Io`] if the folder cannot be listed.
+    /// [`TrainError::Io`] if the folder cannot be listed; [`TrainError::Mismatch`] if there is one of a stage
+    /// that the run does not have.
     pub fn newest(&self) -> Result<Option<PathBuf>, TrainError> {
         Ok(self.list()?.pop())
     }
 
     /// Oldest first.
     fn list(&self) -> Result<Vec<PathBuf>, TrainError> {
-        let mut found: Vec<_> = self
-            .names()?
-            .iter()
-            .filter_map(|name| position_of(name))
-            .collect();
+        let mut found = vec![];
+        for name in self.names()? {
+            let Some(position) = position_of(&name) else {
+                continue;
+            };
+            let mut stages = self.stages.iter();
+            let Some(number) = stages.position(|stage| *stage == position.stage) else {
+                return Err(TrainError::Mismatch(format!(
+                    "{}: config.toml lists no stage `{}`, whose checkpoint this is; undo what was changed of the \
+                     list, or remove the checkpoint",
+                    self.folder.join(&name).display(),
+                    position.stage,
+                )));
+            };
+            found.push((number, position.step, self.folder.join(name)));
+        }
         found.sort();
-        Ok(found
-            .into_iter()
-            .map(|position| self.folder.join(name_of(position)))
-            .collect())
+        Ok(found.into_iter().map(|(.., path)| path).collect())
     }
 
     /// Removes what a process that died left of a checkpoint it was writing or removing.
@@ -202,18 +217,18 @@ fn partial(whole: &Path) -> PathBuf {
     whole.with_file_name(format!(".{name}{PARTIAL}"))
 }
 
-fn name_of(position: Position) -> String {
-    format!("stage{}-step{:07}", position.stage, position.step)
+fn name_of(position: &Position) -> String {
+    format!("{}-step{:07}", position.stage, position.step)
 }
 
 /// The position that a checkpoint's name tells; none if it is not such a name.
 fn position_of(name: &str) -> Option<Position> {
-    let (stage, step) = name.strip_prefix("stage")?.split_once("-step")?;
+    let (stage, step) = name.rsplit_once("-step")?;
     let position = Position {
-        stage: stage.parse().ok()?,
+        stage: stage.to_owned(),
         step: step.parse().ok()?,
     };
-    (name_of(position) == name).then_some(position)
+    (!stage.starts_with('.') && name_of(&position) == name).then_some(position)
 }
 
 /// Makes what was made and renamed in `folder` last through a loss of power, where the system can.
@@ -294,11 +309,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_tell_positions_in_order() {
-        let positions = [(1, 0), (1, 40), (2, 0), (2, 9_999_999), (3, 10_000_000)]
-            .map(|(stage, step)| Position { stage, step });
-        for position in positions {
-            assert_eq!(position_of(&name_of(position)), Some(position));
+    fn names_tell_positions() {
+        for (stage, step) in [
+            ("stage1", 0),
+            ("b", 40),
+            ("a-step7", 9_999_999),
+            ("a", 10_000_000),
+        ] {
+            let position = Position {
+                stage: stage.to_owned(),
+                step,
+            };
+            assert_eq!(position_of(&name_of(&position)), Some(position));
         }
         for name in [
             "stage1",
@@ -308,6 +330,30 @@ mod tests {
         ] {
             assert_eq!(position_of(name), None, "{name}");
         }
-        assert!(positions.is_sorted());
+    }
+
+    /// By the run's list, and not by the letters.
+    #[test]
+    fn the_newest_is_that_of_the_last_stage() {
+        let folder = tempfile::tempdir().unwrap();
+        let stages = ["wide", "narrow"].map(str::to_owned).to_vec();
+        let checkpoints = Checkpoints::new(folder.path().to_owned(), 2, stages);
+        assert_eq!(checkpoints.newest().unwrap(), None);
+        let steps = [
+            ("wide", 5),
+            ("narrow", 1),
+            ("narrow", 10_000_000),
+            ("wide", 700),
+        ];
+        for (stage, step) in steps {
+            let name = format!("{stage}-step{step:07}");
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        let newest = folder.path().join("narrow-step10000000");
+        assert_eq!(checkpoints.newest().unwrap(), Some(newest));
+
+        fs::create_dir(folder.path().join("gone-step0000001")).unwrap();
+        let message = checkpoints.newest().unwrap_err().to_string();
+        assert!(message.contains("no stage `gone`"), "{message}");
     }
 }

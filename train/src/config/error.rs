@@ -80,14 +80,29 @@ pub enum ConfigError {
         all: String,
     },
     /// A value of the right type that makes no sense.
-    #[error("`{key}` is {value}; allowed: {allowed}")]
-    OutOfRange {
-        /// The dotted key.
-        key: String,
-        /// What was given.
-        value: String,
-        /// What is allowed.
-        allowed: String,
+    #[error(transparent)]
+    OutOfRange(#[from] crate::limits::OutOfRange),
+    /// A stage that is not in the list.
+    #[error("no stage `{name}` in this run; did you mean `{nearest}`? (stages: {all})")]
+    UnknownStage {
+        /// What was asked for.
+        name: String,
+        /// The most similar stage.
+        nearest: String,
+        /// All stages of the run.
+        all: String,
+    },
+    /// An entry of `[[stages]]` without a name or a kind.
+    #[error("{origin}: stage {number} of the list has no `{key}`, which {what}")]
+    Nameless {
+        /// The file.
+        origin: String,
+        /// The entry, from 1.
+        number: usize,
+        /// The key that it lacks.
+        key: &'static str,
+        /// What the key is.
+        what: String,
     },
     /// A relative path found at neither of the places it may be.
     #[error("`{path}` exists neither as {} nor as {}", here.display(), bundled.display())]

@@ -5,21 +5,29 @@
 //! The result is written into the run folder and reads back to the same value, so a run can always
 //! be repeated from its own folder.
 //!
-//! The `tiny` preset doubles as the schema: it holds every key, so a key that it lacks is unknown
-//! and a value of another type than its own is wrong. That keeps names, defaults and reasons in one
-//! readable place. The alternative, letting serde reject what it does not know, reports neither the
-//! full key nor the nearest valid one, and knows no layers.
+//! The run is the list `[[stages]]`. Each entry has a name of its own, by which the other layers change it
+//! (`[stage3]` in a file, `stage3.lr` on the command line), and a kind, which decides what its keys are and
+//! their defaults. A file that has a list of its own replaces the preset's; an entry with the name of one in
+//! the preset takes from there what it leaves out.
+//!
+//! For all other sections the `tiny` preset doubles as the schema: a key that it lacks is unknown, and a value
+//! of another type than its own is wrong. The schema of a stage is made of its kind's options and of
+//! [`StageConfig`] in the same way, with their defaults as the values. The alternative, letting serde reject
+//! what it does not know, reports neither the full key nor the nearest valid one, and knows no layers.
 //!
 //! What the teacher's own `config.json` decides (width, vocabulary, rotary embedding) is not here.
 
 mod error;
 mod layers;
+mod overlay;
 mod paths;
+mod stage;
 mod validate;
 
 pub use error::ConfigError;
 pub use layers::{PRESETS, Source};
 pub use paths::resolve_path;
+pub use stage::StageConfig;
 
 use std::fmt;
 use std::path::Path;
@@ -28,8 +36,6 @@ use burn::tensor::DType;
 use model::Activation;
 use serde::{Deserialize, Serialize};
 
-use crate::schedule::Wsd;
-
 /// The resolved configuration of one run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Config {
@@ -37,8 +43,6 @@ pub struct Config {
     pub name: String,
     /// Seed of the initialisation and of the data order.
     pub seed: u64,
-    /// The stages to run, ascending, of 1, 2 and 3.
-    pub stages: Vec<u8>,
     /// What the networks compute in.
     pub precision: Precision,
     /// The model to distil.
@@ -49,12 +53,8 @@ pub struct Config {
     pub student: Student,
     /// AdamW.
     pub optimizer: Optimizer,
-    /// Stage 1, matrix orientation.
-    pub stage1: Stage,
-    /// Stage 2, hidden-state alignment.
-    pub stage2: Stage2,
-    /// Stage 3, knowledge distillation.
-    pub stage3: Stage3,
+    /// What the run does, one stage after the other.
+    pub stages: Vec<StageConfig>,
     /// When weights and optimizer state are saved.
     pub checkpoint: Checkpoint,
     /// When progress is printed and, on a GPU, recorded.
@@ -105,7 +105,7 @@ pub struct Teacher {
 /// `[data]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Data {
-    /// Files and folders of training text; [`resolve_path`] finds them.
+    /// Files and folders of training text, for stages without data of their own; [`resolve_path`] finds them.
     pub train: Vec<String>,
     /// Files and folders of held-out text; empty holds out a part of `train`.
     pub validation: Vec<String>,
@@ -113,7 +113,7 @@ pub struct Data {
     pub tokenizer: String,
     /// Folder of tokenised text; empty takes the user's cache folder.
     pub cache: String,
-    /// Tokens per training sequence.
+    /// Tokens per training sequence, in stages without a context of their own.
     pub context: usize,
 }
 
@@ -166,79 +166,6 @@ pub enum Decay {
     /// Those of two dimensions or more: no biases, norms, D.
     Matrices,
     /// Every parameter.
-    All,
-}
-
-/// A stage's budget, schedule and trained parts: all of `[stage1]`, and the common keys of the others.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Stage {
-    /// Training tokens.
-    pub tokens: u64,
-    /// Sequences per optimizer step.
-    pub batch: usize,
-    /// Sequences per forward pass; divides `batch`.
-    pub micro_batch: usize,
-    /// Peak learning rate.
-    pub lr: f64,
-    /// Share of the steps that warm up.
-    pub warmup: f64,
-    /// Share of the steps that decay.
-    pub decay: f64,
-    /// Learning rate at the decay's end.
-    pub final_lr: f64,
-    /// The parts that train; never empty.
-    pub train: Vec<Part>,
-}
-
-/// `[stage2]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Stage2 {
-    /// The keys all stages have.
-    #[serde(flatten)]
-    pub stage: Stage,
-    /// Which outputs are compared.
-    pub target: Target,
-}
-
-/// What stage 2 compares; the same while everything but the mixers is the teacher's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Target {
-    /// Mixer output against attention output: needs no MLP.
-    Mixer,
-    /// Block output against block output, before the final norm.
-    Block,
-}
-
-/// `[stage3]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Stage3 {
-    /// The keys all stages have.
-    #[serde(flatten)]
-    pub stage: Stage,
-    /// Divides the student's logits.
-    pub temperature: f64,
-    /// Weight of the cross-entropy against the true next token.
-    pub hard_weight: f64,
-    /// Whether the backward pass computes each block's forward pass again instead of keeping it.
-    pub recompute: bool,
-}
-
-/// A part of the student.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Part {
-    /// The mixers, and the attention of layers that keep it.
-    Mixer,
-    /// The blocks' MLPs.
-    Mlp,
-    /// The blocks' layer norms and the final one.
-    Norm,
-    /// The token embedding.
-    Embedding,
-    /// The language-model head.
-    Head,
-    /// Everything that the stage's loss reaches.
     All,
 }
 
@@ -309,54 +236,65 @@ impl Config {
         })
     }
 
-    /// The keys that all stages have, of one stage.
+    /// The stage called `name`.
+    pub fn stage(&self, name: &str) -> Option<&StageConfig> {
+        self.stages.iter().find(|stage| stage.name == name)
+    }
+
+    /// Keeps the stages that are named, in the order of the list, and drops the others.
     ///
-    /// # Panics
-    /// Unless `number` is 1, 2 or 3.
-    pub fn stage(&self, number: u8) -> &Stage {
-        match number {
-            1 => &self.stage1,
-            2 => &self.stage2.stage,
-            3 => &self.stage3.stage,
-            _ => panic!("MOHAWK has stages 1, 2 and 3, not {number}"),
+    /// # Errors
+    /// [`ConfigError::UnknownStage`] if there is none of that name; [`ConfigError::OutOfRange`] if no name is
+    /// given.
+    pub fn choose_stages(&mut self, names: &[String]) -> Result<(), ConfigError> {
+        for name in names {
+            self.require_stage(name)?;
+        }
+        self.stages.retain(|stage| names.contains(&stage.name));
+        Ok(validate::not_empty(&self.stages)?)
+    }
+
+    /// The stage called `name`.
+    ///
+    /// # Errors
+    /// [`ConfigError::UnknownStage`], with the name that is nearest.
+    pub fn require_stage(&self, name: &str) -> Result<&StageConfig, ConfigError> {
+        self.stage(name).ok_or_else(|| {
+            let names = self.stages.iter().map(|stage| stage.name.as_str());
+            ConfigError::UnknownStage {
+                name: name.to_owned(),
+                nearest: error::nearest(name, names.clone()),
+                all: names.collect::<Vec<_>>().join(", "),
+            }
+        })
+    }
+
+    /// Tokens of a training sequence of `stage`.
+    pub fn context(&self, stage: &StageConfig) -> usize {
+        match stage.context {
+            0 => self.data.context,
+            own => own,
         }
     }
 
-    /// Optimizer steps of stage `number`: its tokens over those of a batch, to the nearest step.
-    ///
-    /// # Panics
-    /// Unless `number` is 1, 2 or 3.
-    pub fn steps(&self, number: u8) -> usize {
-        let stage = self.stage(number);
-        let per_step = (stage.batch * self.data.context) as u64;
+    /// Files and folders of the training text of `stage`.
+    pub fn text<'a>(&'a self, stage: &'a StageConfig) -> &'a [String] {
+        if stage.data.is_empty() {
+            &self.data.train
+        } else {
+            &stage.data
+        }
+    }
+
+    /// Training tokens of an optimizer step of `stage`.
+    pub fn tokens_per_step(&self, stage: &StageConfig) -> u64 {
+        (stage.batch * self.context(stage)) as u64
+    }
+
+    /// Optimizer steps of `stage`: its tokens over those of a step, to the nearest whole step, at least one.
+    pub fn steps(&self, stage: &StageConfig) -> usize {
+        let per_step = self.tokens_per_step(stage);
         ((stage.tokens + per_step / 2) / per_step).max(1) as usize
-    }
-
-    /// The learning-rate schedule of stage `number`.
-    ///
-    /// # Panics
-    /// Unless `number` is 1, 2 or 3.
-    pub fn schedule(&self, number: u8) -> Wsd {
-        let stage = self.stage(number);
-        Wsd::from_shares(
-            stage.lr,
-            stage.final_lr,
-            stage.warmup,
-            stage.decay,
-            self.steps(number),
-        )
-    }
-}
-
-impl Stage {
-    /// Forward passes per optimizer step.
-    pub fn accumulation(&self) -> usize {
-        self.batch / self.micro_batch
-    }
-
-    /// Whether `part` trains in this stage.
-    pub fn trains(&self, part: Part) -> bool {
-        self.train.contains(&part) || self.train.contains(&Part::All)
     }
 }
 

@@ -1,33 +1,21 @@
 //! Which values make sense, key by key.
 
-use std::fmt::Display;
-use std::ops::RangeInclusive;
+use std::collections::HashSet;
 
-use super::{Config, ConfigError, Part, Target};
+use model::Part;
+
+use super::layers::section_names;
+use super::{Config, StageConfig};
+use crate::limits::{OutOfRange, at_least, not_negative, positive, require};
 
 /// The first value of `config` that makes no sense, as an error that says what would.
-pub(super) fn validate(config: &Config) -> Result<(), ConfigError> {
-    let name_is_plain = !config.name.is_empty()
-        && !config.name.starts_with('.')
-        && config
-            .name
-            .chars()
-            .all(|c| c.is_alphanumeric() || "._-".contains(c));
+pub(super) fn validate(config: &Config) -> Result<(), OutOfRange> {
     require(
-        name_is_plain,
+        is_plain(&config.name, "._-") && !config.name.starts_with('.'),
         "name",
         quoted(&config.name),
         "a folder's name of letters, digits, `.`, `_` and `-`, not starting with `.`",
     )?;
-    let ascending = config.stages.windows(2).all(|pair| pair[0] < pair[1]);
-    let known = config.stages.iter().all(|stage| (1..=3).contains(stage));
-    require(
-        ascending && known && !config.stages.is_empty(),
-        "stages",
-        format!("{:?}", config.stages),
-        "at least one of 1, 2, 3, in ascending order",
-    )?;
-
     require(
         !config.teacher.model.is_empty(),
         "teacher.model",
@@ -82,11 +70,21 @@ pub(super) fn validate(config: &Config) -> Result<(), ConfigError> {
     not_negative("optimizer.weight_decay", optimizer.weight_decay)?;
     not_negative("optimizer.clip_norm", optimizer.clip_norm)?;
 
-    for number in 1..=3 {
-        validate_stage(config, number)?;
+    not_empty(&config.stages)?;
+    let sections = section_names();
+    let mut names = HashSet::new();
+    for stage in &config.stages {
+        // Each names files, on file systems that may not tell small letters from capitals, and keys.
+        require(
+            is_plain(&stage.name, "_-")
+                && !sections.contains(&stage.name)
+                && names.insert(stage.name.to_lowercase()),
+            "stages.name",
+            quoted(&stage.name),
+            "a name of letters, digits, `_` and `-` that no other stage and no section has",
+        )?;
+        validate_stage(config, stage).map_err(|wrong| wrong.under(&stage.name))?;
     }
-    positive("stage3.temperature", config.stage3.temperature)?;
-    within(0.0..=1.0, "stage3.hard_weight", config.stage3.hard_weight)?;
 
     at_least(1, "checkpoint.every", config.checkpoint.every)?;
     at_least(1, "checkpoint.keep", config.checkpoint.keep)?;
@@ -96,103 +94,63 @@ pub(super) fn validate(config: &Config) -> Result<(), ConfigError> {
     at_least(1, "evaluation.batch", config.evaluation.batch)
 }
 
-fn validate_stage(config: &Config, number: u8) -> Result<(), ConfigError> {
-    let stage = config.stage(number);
-    let key = |name: &str| format!("stage{number}.{name}");
-    at_least(1, &key("batch"), stage.batch)?;
-    at_least(1, &key("micro_batch"), stage.micro_batch)?;
+/// An error unless there are stages.
+pub(super) fn not_empty(stages: &[StageConfig]) -> Result<(), OutOfRange> {
+    require(!stages.is_empty(), "stages", "[]", "at least one stage")
+}
+
+fn validate_stage(config: &Config, stage: &StageConfig) -> Result<(), OutOfRange> {
+    at_least(1, "batch", stage.batch)?;
+    at_least(1, "micro_batch", stage.micro_batch)?;
     require(
         stage.batch.is_multiple_of(stage.micro_batch),
-        &key("micro_batch"),
+        "micro_batch",
         stage.micro_batch,
         &format!("a divisor of batch, {}", stage.batch),
     )?;
-    let per_step = stage.batch.checked_mul(config.data.context);
+    let context = config.context(stage);
+    at_least(2, "context", context)?;
+    let per_step = stage.batch.checked_mul(context);
     require(
         per_step.is_some_and(|per_step| per_step as u64 <= stage.tokens),
-        &key("tokens"),
+        "tokens",
         stage.tokens,
         &format!(
-            "at least one batch, {} sequences of {}; to leave the stage out, shorten `stages`",
-            stage.batch, config.data.context
+            "at least one batch, {} sequences of {context}; to leave the stage out, choose others by --stages",
+            stage.batch
         ),
     )?;
-    positive(&key("lr"), stage.lr)?;
-    within(0.0..=stage.lr, &key("final_lr"), stage.final_lr)?;
-    within(0.0..=1.0, &key("warmup"), stage.warmup)?;
-    within(0.0..=1.0, &key("decay"), stage.decay)?;
+    let reached = stage.kind.reached();
+    let names = |parts: &[Part]| {
+        parts
+            .iter()
+            .map(|part| part.name())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     require(
-        // The shares are decimal: 0.9 + 0.1 may come out above 1 by a rounding.
-        stage.warmup + stage.decay <= 1.0 + 1e-9,
-        &key("decay"),
-        stage.decay,
-        &format!("with warmup, {}, at most 1 in all", stage.warmup),
+        !stage.lr.0.is_empty(),
+        "lr",
+        "without a rate",
+        &format!("a rate for at least one of {}", names(reached)),
     )?;
-    require(
-        !stage.train.is_empty(),
-        &key("train"),
-        "[]",
-        "at least one of mixer, mlp, norm, embedding, head; or all",
-    )?;
-    let reached = reached(number, config.stage2.target);
-    let name = |part: &Part| format!("{part:?}").to_lowercase();
-    require(
-        stage.train.iter().all(|part| reached.contains(part)),
-        &key("train"),
-        format!("{:?}", stage.train).to_lowercase(),
-        &format!(
-            "{}, since this stage's loss has no gradient for others",
-            reached.iter().map(name).collect::<Vec<_>>().join(", ")
-        ),
-    )
-}
-
-/// The parts of the student that the loss of stage `number` depends on.
-fn reached(number: u8, target: Target) -> &'static [Part] {
-    use Part::{All, Embedding, Head, Mixer, Mlp, Norm};
-    match (number, target) {
-        (1, _) | (2, Target::Mixer) => &[Mixer, Norm, All],
-        (2, Target::Block) => &[Mixer, Norm, Mlp, All],
-        _ => &[Mixer, Mlp, Norm, Embedding, Head, All],
+    for (part, rate) in &stage.lr.0 {
+        let key = format!("lr.{}", part.name());
+        let allowed = format!(
+            "no rate: this stage's loss has a gradient for {} only",
+            names(reached)
+        );
+        require(reached.contains(part), &key, rate, &allowed)?;
+        positive(&key, *rate)?;
     }
+    stage.schedule.validate(stage.lr.lowest())?;
+    stage.kind.validate()
 }
 
-fn require(holds: bool, key: &str, value: impl Display, allowed: &str) -> Result<(), ConfigError> {
-    if holds {
-        return Ok(());
-    }
-    Err(ConfigError::OutOfRange {
-        key: key.to_owned(),
-        value: value.to_string(),
-        allowed: allowed.to_owned(),
-    })
-}
-
-fn at_least(least: usize, key: &str, value: usize) -> Result<(), ConfigError> {
-    require(value >= least, key, value, &format!("{least} or more"))
-}
-
-fn positive(key: &str, value: f64) -> Result<(), ConfigError> {
-    require(
-        value > 0.0 && value.is_finite(),
-        key,
-        value,
-        "above 0 and finite",
-    )
-}
-
-fn not_negative(key: &str, value: f64) -> Result<(), ConfigError> {
-    require(
-        value >= 0.0 && value.is_finite(),
-        key,
-        value,
-        "0 or more, and finite",
-    )
-}
-
-fn within(range: RangeInclusive<f64>, key: &str, value: f64) -> Result<(), ConfigError> {
-    let allowed = format!("from {} to {}", range.start(), range.end());
-    require(range.contains(&value), key, value, &allowed)
+/// Whether `name` is of letters, digits and the characters of `more` alone.
+fn is_plain(name: &str, more: &str) -> bool {
+    let mut letters = name.chars();
+    !name.is_empty() && letters.all(|c| c.is_alphanumeric() || more.contains(c))
 }
 
 fn quoted(text: &str) -> String {

@@ -1,6 +1,6 @@
 //! Burn's terminal dashboard, fed from our own loop.
 //!
-//! burn-train's `Learner` does not fit three stages with three losses and a frozen teacher, but its
+//! burn-train's `Learner` does not fit stages with different losses and a frozen teacher, but its
 //! dashboard only wants numbers with names: every metric is registered once and updated at each
 //! step, the stages' losses as metrics of their own since their scales have nothing in common.
 //!
@@ -53,7 +53,7 @@ impl Dashboard {
         }
     }
 
-    pub(super) fn begin(&mut self, stage: u8, done: usize) {
+    pub(super) fn begin(&mut self, stage: &str, done: usize) {
         if self.renderer.is_none() && !self.killed {
             // The time left is reckoned from the tokens that a resumed run does not repeat.
             let done = self.tokens_before(stage) + done as u64 * self.tokens_per_step(stage);
@@ -70,7 +70,7 @@ impl Dashboard {
     pub(super) fn step(&mut self, metrics: &StepMetrics, skipped: usize) {
         if !metrics.skipped {
             let values = [
-                (loss_name(metrics.stage), metrics.loss),
+                (loss_name(&metrics.stage), metrics.loss),
                 (LEARNING_RATE.to_owned(), metrics.lr),
                 (GRADIENT_NORM.to_owned(), metrics.grad_norm),
                 (TOKENS_PER_SECOND.to_owned(), metrics.tokens_per_second),
@@ -82,17 +82,18 @@ impl Dashboard {
         let progress = TrainingProgress {
             progress: None,
             global_progress: Progress::new(
-                self.tokens_before(metrics.stage) as usize
-                    + metrics.step * self.tokens_per_step(metrics.stage) as usize,
-                self.tokens_before(u8::MAX) as usize,
+                self.tokens_before(&metrics.stage) as usize
+                    + metrics.step * self.tokens_per_step(&metrics.stage) as usize,
+                self.tokens_in_all() as usize,
             ),
             iteration: Some(metrics.step),
         };
-        let steps = self.planned(metrics.stage).map_or(0, |plan| plan.steps);
+        let steps = (self.planned(&metrics.stage)).map_or(0, |plan| plan.steps);
+        let number = self.before(&metrics.stage).count() + 1;
         let status = vec![
-            ProgressType::Value {
+            ProgressType::Detailed {
                 tag: "Stage".to_owned(),
-                value: metrics.stage.into(),
+                progress: Progress::new(number, self.plan.len()),
             },
             ProgressType::Detailed {
                 tag: "Step".to_owned(),
@@ -147,7 +148,7 @@ impl Dashboard {
     }
 
     fn metric_names(&self) -> Vec<String> {
-        let losses = self.plan.iter().map(|plan| loss_name(plan.stage));
+        let losses = self.plan.iter().map(|plan| loss_name(&plan.stage));
         let others = [
             LEARNING_RATE,
             GRADIENT_NORM,
@@ -158,21 +159,25 @@ impl Dashboard {
         losses.chain(others.map(str::to_owned)).collect()
     }
 
-    fn planned(&self, stage: u8) -> Option<&StagePlan> {
+    fn planned(&self, stage: &str) -> Option<&StagePlan> {
         self.plan.iter().find(|plan| plan.stage == stage)
     }
 
-    fn tokens_per_step(&self, stage: u8) -> u64 {
+    fn tokens_per_step(&self, stage: &str) -> u64 {
         self.planned(stage).map_or(0, |plan| plan.tokens_per_step)
     }
 
-    /// Tokens of the planned stages before `stage`.
-    fn tokens_before(&self, stage: u8) -> u64 {
-        self.plan
-            .iter()
-            .filter(|plan| plan.stage < stage)
-            .map(|plan| plan.steps as u64 * plan.tokens_per_step)
-            .sum()
+    /// The planned stages before `stage`.
+    fn before<'a>(&'a self, stage: &'a str) -> impl Iterator<Item = &'a StagePlan> {
+        self.plan.iter().take_while(move |plan| plan.stage != stage)
+    }
+
+    fn tokens_before(&self, stage: &str) -> u64 {
+        self.before(stage).map(StagePlan::tokens).sum()
+    }
+
+    fn tokens_in_all(&self) -> u64 {
+        self.plan.iter().map(StagePlan::tokens).sum()
     }
 }
 
@@ -182,8 +187,8 @@ impl Drop for Dashboard {
     }
 }
 
-fn loss_name(stage: u8) -> String {
-    format!("Stage {stage} loss")
+fn loss_name(stage: &str) -> String {
+    format!("Loss of {stage}")
 }
 
 fn definition(name: &str) -> MetricDefinition {

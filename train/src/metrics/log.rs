@@ -52,8 +52,9 @@ impl MetricsLog {
         })
     }
 
-    /// Goes on with the log at `path` from the checkpoint at `position`, to which `evaluated` is the last
-    /// stage whose evaluation is known; 0 if none is, or that before the first.
+    /// Continues the log at `path` from the checkpoint at `position`, when the evaluation of the stages up to
+    /// `evaluated` was known, or of none but that before the first. `stages` are the names of the run's
+    /// stages, in order.
     ///
     /// What the interrupted run wrote after that checkpoint will be written again, so everything
     /// from the first step beyond it is dropped first, whole or not at all. A log that does not
@@ -61,13 +62,24 @@ impl MetricsLog {
     ///
     /// # Errors
     /// [`MetricsError`].
-    pub fn resume(path: &Path, position: Position, evaluated: u8) -> Result<Self, MetricsError> {
+    pub fn resume(
+        path: &Path,
+        position: &Position,
+        evaluated: Option<&str>,
+        stages: &[String],
+    ) -> Result<Self, MetricsError> {
+        // Stages that are not of the run can only come after those that are done.
+        let place = |name: &str| stages.iter().position(|stage| stage == name);
+        let place = |name: &str| place(name).unwrap_or(stages.len());
+        let here = (place(&position.stage), position.step);
         let text = text(path)?;
         let mut kept = String::new();
         for (record, line) in records(path, &text)? {
             let beyond = match record {
-                Record::Step(step) => step.position() > position,
-                Record::Evaluation(evaluation) => evaluation.stage > evaluated,
+                Record::Step(step) => (place(&step.stage), step.step) > here,
+                Record::Evaluation(evaluation) => {
+                    evaluation.stage.as_deref().map(place) > evaluated.map(place)
+                }
             };
             if beyond {
                 break;
@@ -152,9 +164,9 @@ mod tests {
     use super::super::{Evaluation, StepMetrics};
     use super::*;
 
-    fn step(stage: u8, step: usize) -> Record {
+    fn step(stage: &str, step: usize) -> Record {
         Record::Step(StepMetrics {
-            stage,
+            stage: stage.to_owned(),
             step,
             tokens: 1024 * step as u64,
             loss: 1.5,
@@ -166,23 +178,35 @@ mod tests {
         })
     }
 
-    fn evaluation(stage: u8) -> Record {
+    fn evaluation(stage: Option<&str>) -> Record {
         Record::Evaluation(Evaluation {
-            stage,
+            stage: stage.map(str::to_owned),
             tokens: 4096,
             teacher_perplexity: 29.5,
             student_perplexity: 33.25,
         })
     }
 
-    /// Stage 0 evaluated, four steps and an evaluation of stage 1, four steps of stage 2.
+    /// An order that is not that of the letters.
+    const STAGES: [&str; 3] = ["short", "long", "again"];
+
+    /// The untrained student evaluated, four steps and an evaluation of the first stage, four steps of the
+    /// second.
     fn a_run() -> Vec<Record> {
         let stage = |stage| (1..=4).map(move |n| step(stage, n));
-        let mut records = vec![evaluation(0)];
-        records.extend(stage(1));
-        records.push(evaluation(1));
-        records.extend(stage(2));
+        let mut records = vec![evaluation(None)];
+        records.extend(stage("short"));
+        records.push(evaluation(Some("short")));
+        records.extend(stage("long"));
         records
+    }
+
+    fn resume(path: &Path, stage: &str, step: usize, evaluated: Option<&str>) -> MetricsLog {
+        let position = Position {
+            stage: stage.to_owned(),
+            step,
+        };
+        MetricsLog::resume(path, &position, evaluated, &STAGES.map(str::to_owned)).unwrap()
     }
 
     fn write(path: &Path, records: &[Record]) {
@@ -196,9 +220,17 @@ mod tests {
     fn a_line_has_the_documented_form() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
-        write(&path, &[step(2, 1), evaluation(2)]);
-        let expected = r#"{"kind":"step","stage":2,"step":1,"tokens":1024,"loss":1.5,"lr":0.001,"grad_norm":0.25,"tokens_per_second":5000.0,"skipped":false,"seconds":2.0}
-{"kind":"evaluation","stage":2,"tokens":4096,"teacher_perplexity":29.5,"student_perplexity":33.25}
+        write(
+            &path,
+            &[
+                step("stage2", 1),
+                evaluation(Some("stage2")),
+                evaluation(None),
+            ],
+        );
+        let expected = r#"{"kind":"step","stage":"stage2","step":1,"tokens":1024,"loss":1.5,"lr":0.001,"grad_norm":0.25,"tokens_per_second":5000.0,"skipped":false,"seconds":2.0}
+{"kind":"evaluation","stage":"stage2","tokens":4096,"teacher_perplexity":29.5,"student_perplexity":33.25}
+{"kind":"evaluation","stage":null,"tokens":4096,"teacher_perplexity":29.5,"student_perplexity":33.25}
 "#;
         assert_eq!(std::fs::read_to_string(path).unwrap(), expected);
     }
@@ -210,22 +242,21 @@ mod tests {
         // (checkpoint, last stage evaluated, records kept): at a stage's end there is a checkpoint before it
         // is evaluated.
         for (stage, done, evaluated, kept) in [
-            (1, 0, 0, 1),
-            (1, 2, 0, 3),
-            (1, 4, 0, 5),
-            (1, 4, 1, 6),
-            (2, 0, 1, 6),
-            (2, 3, 1, 9),
-            (2, 4, 1, 10),
-            (3, 0, 2, 10),
+            ("short", 0, None, 1),
+            ("short", 2, None, 3),
+            ("short", 4, None, 5),
+            ("short", 4, Some("short"), 6),
+            ("long", 0, Some("short"), 6),
+            ("long", 3, Some("short"), 9),
+            ("long", 4, Some("short"), 10),
+            ("again", 0, Some("long"), 10),
         ] {
             write(&path, &a_run());
-            let position = Position { stage, step: done };
-            let mut log = MetricsLog::resume(&path, position, evaluated).unwrap();
-            assert_eq!(read(&path).unwrap(), a_run()[..kept], "{position:?}");
-            log.record(&step(3, 9)).unwrap();
+            let mut log = resume(&path, stage, done, evaluated);
+            assert_eq!(read(&path).unwrap(), a_run()[..kept], "{stage} {done}");
+            log.record(&step("again", 9)).unwrap();
             assert_eq!(read(&path).unwrap().len(), kept + 1);
-            assert_eq!(read(&path).unwrap()[kept], step(3, 9));
+            assert_eq!(read(&path).unwrap()[kept], step("again", 9));
         }
     }
 
@@ -233,15 +264,14 @@ mod tests {
     fn a_torn_last_line_is_dropped() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
-        write(&path, &[step(1, 1), step(1, 2)]);
+        write(&path, &[step("short", 1), step("short", 2)]);
         let whole = std::fs::read_to_string(&path).unwrap();
         for torn in 1..whole.len() / 2 {
             std::fs::write(&path, &whole[..whole.len() - torn]).unwrap();
-            assert_eq!(read(&path).unwrap(), [step(1, 1)]);
+            assert_eq!(read(&path).unwrap(), [step("short", 1)]);
         }
-        let position = Position { stage: 1, step: 2 };
-        let mut log = MetricsLog::resume(&path, position, 0).unwrap();
-        log.record(&step(1, 2)).unwrap();
+        let mut log = resume(&path, "short", 2, None);
+        log.record(&step("short", 2)).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), whole);
     }
 
@@ -251,7 +281,7 @@ mod tests {
         let path = folder.path().join("metrics.jsonl");
         write(&path, &a_run());
         let text = std::fs::read_to_string(&path).unwrap();
-        std::fs::write(&path, text.replacen("\"stage\":1", "\"stag\":1", 1)).unwrap();
+        std::fs::write(&path, text.replacen("\"stage\":\"short\"", "\"stag\":1", 1)).unwrap();
         let message = read(&path).unwrap_err().to_string();
         assert!(message.contains("metrics.jsonl line 2"), "{message}");
     }
@@ -260,7 +290,7 @@ mod tests {
     fn not_a_number_survives() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
-        let Record::Step(mut metrics) = step(1, 1) else {
+        let Record::Step(mut metrics) = step("short", 1) else {
             unreachable!()
         };
         metrics.loss = f64::INFINITY;
@@ -280,7 +310,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         assert!(read(&path).unwrap().is_empty());
-        MetricsLog::resume(&path, Position { stage: 1, step: 1 }, 0).unwrap();
+        resume(&path, "short", 1, None);
         assert!(path.exists());
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The loop makes one [`StepMetrics`] per optimizer step and gives it to two takers that know
 //! nothing of each other: [`MetricsLog`] appends it to `metrics.jsonl`, which the report is drawn
-//! from and any other tool can read; [`Watch`] shows it to whoever is looking.
+//! from and any other tool can read; [`Watch`] shows it on the terminal.
 
 mod dashboard;
 mod log;
@@ -11,13 +11,15 @@ mod watch;
 pub use log::{MetricsError, MetricsLog, read};
 pub use watch::{StagePlan, Watch};
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
+
+use crate::summary::null_is_nan;
 
 /// One optimizer step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
-    /// The stage, 1 to 3.
-    pub stage: u8,
+    /// The stage's name.
+    pub stage: String,
     /// Steps of this stage done, this one included.
     pub step: usize,
     /// Training tokens of the run so far, over all its stages.
@@ -25,7 +27,7 @@ pub struct StepMetrics {
     /// The stage's loss, averaged over the step's sequences; not finite in a skipped step.
     #[serde(deserialize_with = "null_is_nan")]
     pub loss: f64,
-    /// The learning rate used.
+    /// The learning rate: of the parts that train, the highest.
     pub lr: f64,
     /// Global gradient norm before clipping; not finite in a skipped step.
     #[serde(deserialize_with = "null_is_nan")]
@@ -42,8 +44,8 @@ pub struct StepMetrics {
 /// A measurement of teacher and student on the held-out text, after a stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// The stage just finished; 0 before the first.
-    pub stage: u8,
+    /// The stage just finished; null before the first.
+    pub stage: Option<String>,
     /// Training tokens of the run so far.
     pub tokens: u64,
     /// Perplexity of the teacher.
@@ -65,25 +67,10 @@ pub enum Record {
 }
 
 /// How far a run has come: the stage it is in, and the steps of that stage that are done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
-    /// The stage, 1 to 3.
-    pub stage: u8,
+    /// The stage's name.
+    pub stage: String,
     /// Steps of it done.
     pub step: usize,
-}
-
-impl StepMetrics {
-    /// Where the run stands after this step.
-    pub fn position(&self) -> Position {
-        Position {
-            stage: self.stage,
-            step: self.step,
-        }
-    }
-}
-
-/// JSON has no NaN and no infinity; serde_json writes both as null.
-pub(crate) fn null_is_nan<'de, D: Deserializer<'de>>(value: D) -> Result<f64, D::Error> {
-    Ok(Option::deserialize(value)?.unwrap_or(f64::NAN))
 }

@@ -13,12 +13,19 @@ use crate::summary::{StageSummary, time};
 /// One stage of the run ahead.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StagePlan {
-    /// The stage, 1 to 3.
-    pub stage: u8,
+    /// The stage's name.
+    pub stage: String,
     /// Its optimizer steps.
     pub steps: usize,
     /// Training tokens of one step.
     pub tokens_per_step: u64,
+}
+
+impl StagePlan {
+    /// Its training tokens.
+    pub fn tokens(&self) -> u64 {
+        self.steps as u64 * self.tokens_per_step
+    }
 }
 
 /// Shows a run as it goes, on stderr; stdout stays free for the result.
@@ -87,7 +94,7 @@ impl Watch {
     }
 
     /// Stage `stage` begins, or goes on after `done` of its steps.
-    pub fn stage_begin(&mut self, stage: u8, done: usize) {
+    pub fn stage_begin(&mut self, stage: &str, done: usize) {
         match self {
             Self::Bar(view) => view.begin(stage, done),
             Self::Plain(view) => view.begin(stage, done),
@@ -99,7 +106,7 @@ impl Watch {
     pub fn step(&mut self, metrics: &StepMetrics, skipped: usize) {
         if metrics.skipped {
             self.note(&format!(
-                "stage {} step {} skipped: loss {}, gradient norm {} ({skipped} skipped so far)",
+                "{} step {} skipped: loss {}, gradient norm {} ({skipped} skipped so far)",
                 metrics.stage, metrics.step, metrics.loss, metrics.grad_norm
             ));
         }
@@ -120,10 +127,7 @@ impl Watch {
             student_perplexity: student,
             ..
         } = evaluation;
-        let when = match evaluation.stage {
-            0 => "untrained".to_owned(),
-            stage => format!("stage {stage}"),
-        };
+        let when = evaluation.stage.as_deref().unwrap_or("untrained");
         self.note(&format!(
             "{when}: perplexity {student:.2}, teacher {teacher:.2}, ratio {:.4}",
             student / teacher
@@ -146,7 +150,7 @@ impl Watch {
             view.bar.finish_and_clear();
         }
         self.note(&format!(
-            "stage {} done: {} steps, {} tokens in {} ({} tokens/s), loss {:.4}",
+            "{} done: {} steps, {} tokens in {} ({} tokens/s), loss {:.4}",
             summary.stage,
             HumanCount(summary.steps as u64),
             HumanCount(summary.tokens),
@@ -165,13 +169,13 @@ impl Watch {
     }
 }
 
-fn steps(plan: &[StagePlan], stage: u8) -> usize {
+fn steps(plan: &[StagePlan], stage: &str) -> usize {
     let planned = plan.iter().find(|planned| planned.stage == stage);
     planned.map_or(0, |planned| planned.steps)
 }
 
 impl Bar {
-    fn begin(&mut self, stage: u8, done: usize) {
+    fn begin(&mut self, stage: &str, done: usize) {
         self.bar.finish_and_clear();
         let style = ProgressStyle::with_template(
             "{prefix:.bold} {wide_bar:.cyan/dim} {pos}/{len}  {msg}  {eta} left",
@@ -180,7 +184,7 @@ impl Bar {
         .progress_chars("━━─");
         self.bar = ProgressBar::new(steps(&self.plan, stage) as u64)
             .with_style(style)
-            .with_prefix(format!("stage {stage}"))
+            .with_prefix(stage.to_owned())
             .with_position(done as u64);
         // Steps done before this process began say nothing about its speed.
         self.bar.reset_eta();
@@ -205,7 +209,7 @@ impl Drop for Bar {
 }
 
 impl Plain {
-    fn begin(&mut self, stage: u8, done: usize) {
+    fn begin(&mut self, stage: &str, done: usize) {
         self.steps = steps(&self.plan, stage);
         self.begun = (Instant::now(), done);
     }
@@ -222,7 +226,7 @@ impl Plain {
         let done = metrics.step.saturating_sub(self.begun.1).max(1);
         let left = self.steps.saturating_sub(metrics.step);
         format!(
-            "stage {}  step {:>width$}/{}  loss {:.4}  lr {:.2e}  grad norm {:.3}  {} tokens/s  {} left",
+            "{}  step {:>width$}/{}  loss {:.4}  lr {:.2e}  grad norm {:.3}  {} tokens/s  {} left",
             metrics.stage,
             metrics.step,
             self.steps,
@@ -243,16 +247,16 @@ mod tests {
     #[test]
     fn a_plain_line_says_it_all() {
         let plan = vec![StagePlan {
-            stage: 2,
+            stage: "long".to_owned(),
             steps: 500,
             tokens_per_step: 1024,
         }];
         let Watch::Plain(mut plain) = Watch::plain(plan, 20) else {
             unreachable!()
         };
-        plain.begin(2, 40);
+        plain.begin("long", 40);
         let metrics = StepMetrics {
-            stage: 2,
+            stage: "long".to_owned(),
             step: 60,
             tokens: 61_440,
             loss: 1.234_56,
@@ -265,7 +269,7 @@ mod tests {
         // 20 steps in 10 seconds leave 440 steps for 220 seconds: the 40 before do not count.
         assert_eq!(
             plain.line(&metrics, Duration::from_secs(10)),
-            "stage 2  step  60/500  loss 1.2346  lr 5.00e-3  grad norm 0.500  8,123 tokens/s  00:03:40 left"
+            "long  step  60/500  loss 1.2346  lr 5.00e-3  grad norm 0.500  8,123 tokens/s  00:03:40 left"
         );
     }
 }

@@ -98,9 +98,9 @@ pub(super) fn perplexities(evaluations: &[&Evaluation]) -> Result<Option<String>
             // Labels never overlap: each is at least a line below the one before.
             let top = (middle - 26).max(lowest);
             lowest = top + FONT as i32 + 4;
-            let when = match e.stage {
-                0 => "untrained".to_owned(),
-                stage => format!("after stage {stage}"),
+            let when = match &e.stage {
+                None => "untrained".to_owned(),
+                Some(stage) => format!("after {stage}"),
             };
             let ratio = e.student_perplexity / e.teacher_perplexity;
             let text = format!("{when}: {:.2} ({ratio:.2}×)", e.student_perplexity);
@@ -319,9 +319,9 @@ fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
 mod tests {
     use super::*;
 
-    fn step(stage: u8, step: usize, loss: f64) -> StepMetrics {
+    fn step(step: usize, loss: f64) -> StepMetrics {
         StepMetrics {
-            stage,
+            stage: "any".to_owned(),
             step,
             tokens: 1024 * step as u64,
             loss,
@@ -334,10 +334,7 @@ mod tests {
     }
 
     fn chart(losses_: impl IntoIterator<Item = f64>) -> Option<String> {
-        let steps: Vec<_> = (1..)
-            .zip(losses_)
-            .map(|(n, loss)| step(1, n, loss))
-            .collect();
+        let steps: Vec<_> = (1..).zip(losses_).map(|(n, loss)| step(n, loss)).collect();
         losses(&steps.iter().collect::<Vec<_>>(), "loss").unwrap()
     }
 
@@ -422,21 +419,22 @@ mod tests {
 
     #[test]
     fn perplexities_are_labelled_with_their_ratio() {
-        let evaluation = |stage, student_perplexity| Evaluation {
-            stage,
-            tokens: 1000 * u64::from(stage),
+        let evaluation = |stage: Option<&str>, thousands: u64, student_perplexity| Evaluation {
+            stage: stage.map(str::to_owned),
+            tokens: 1000 * thousands,
             teacher_perplexity: 20.0,
             student_perplexity,
         };
-        let [before, diverged, after] = [(0, 800.0), (2, f64::NAN), (3, 25.0)]
-            .map(|(stage, perplexity)| evaluation(stage, perplexity));
+        let before = evaluation(None, 0, 800.0);
+        let diverged = evaluation(Some("bold"), 2, f64::NAN);
+        let after = evaluation(Some("last"), 3, 25.0);
         let svg = perplexities(&[&before, &diverged, &after])
             .unwrap()
             .unwrap();
         assert!(svg.contains("untrained: 800.00 (40.00×)"));
-        assert!(svg.contains("after stage 3: 25.00 (1.25×)"));
+        assert!(svg.contains("after last: 25.00 (1.25×)"));
         assert!(svg.contains("teacher: 20.00"));
-        assert!(!svg.contains("after stage 2"));
+        assert!(!svg.contains("after bold"));
         assert!(perplexities(&[&before]).unwrap().is_some());
         assert_eq!(perplexities(&[&diverged]).unwrap(), None);
     }

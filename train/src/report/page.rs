@@ -1,125 +1,106 @@
 //! The page around the drawings.
 
 use indicatif::{HumanBytes, HumanCount};
+use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{MatrixPair, ReportData, ReportError, Sample, chart, heatmap};
 use crate::metrics::{Evaluation, Record, StepMetrics};
-use crate::summary::{StageSummary, Summary, stage_name, time};
+use crate::stages::Kind;
+use crate::summary::{StageSummary, Summary, time};
 
 const STYLE: &str = include_str!("page.css");
 
-/// What each stage's loss is, and how its axis is labelled.
-const LOSSES: [(&str, &str); 3] = [
-    (
-        "Frobenius norm of transfer matrix minus attention matrix, mean over batch and heads, \
-         summed over layers. Every layer reads the teacher's hidden state.",
-        "matrix distance",
-    ),
-    (
-        "L2 norm of student output minus teacher output, mean over tokens, summed over layers. \
-         Every layer reads the teacher's hidden state.",
-        "hidden-state distance",
-    ),
-    (
-        "Cross-entropy of the student's next-token distribution against the teacher's, in nats a \
-         token. It cannot fall below the entropy of the teacher.",
-        "cross-entropy (nats)",
-    ),
-];
-
 pub(super) fn render(data: &ReportData) -> Result<String, ReportError> {
-    let mut steps: [Vec<&StepMetrics>; 3] = Default::default();
-    let mut evaluations: Vec<&Evaluation> = Vec::new();
-    for record in &data.records {
-        match record {
-            Record::Step(step) => {
-                if let Some(stage) = steps.get_mut(usize::from(step.stage).wrapping_sub(1)) {
-                    stage.push(step);
-                }
+    let summary = &data.summary;
+    let title = format!(
+        "{}: {:.3} times the teacher's perplexity",
+        displayable(&data.name),
+        summary.ratio
+    );
+    let page = html! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                title { (title) }
+                style { (PreEscaped(STYLE)) }
             }
-            Record::Evaluation(evaluation) => {
-                // Of a stage measured twice, as after an edit of the configuration, the last counts.
-                evaluations.retain(|other| other.stage != evaluation.stage);
-                evaluations.push(evaluation);
+            body {
+                (header(&title, summary))
+                (perplexity_section(&data.records)?)
+                (loss_section(&summary.stages, &data.records)?)
+                (table_section(summary))
+                (matrix_section(&data.matrices)?)
+                (sample_section(&data.samples))
+                (config_section(&data.config))
+            }
+        }
+    };
+    Ok(page.into_string())
+}
+
+fn header(title: &str, summary: &Summary) -> Markup {
+    let perplexity = |perplexity: f64| format!("{perplexity:.2}");
+    html! {
+        h1 { (title) }
+        p.lead {
+            "A Phi Transformer distilled into Phi-Mamba by MOHAWK, in the stages below."
+        }
+        dl.facts {
+            (fact("perplexity, student", html! { span.student { (perplexity(summary.student_perplexity)) } }))
+            (fact("perplexity, teacher", html! { span.teacher { (perplexity(summary.teacher_perplexity)) } }))
+            (fact("training tokens", html! { (HumanCount(summary.tokens)) }))
+            (fact("tokens per second", html! { (HumanCount(summary.tokens_per_second as u64)) }))
+            (fact("wall-clock time", html! { (time(summary.seconds)) }))
+            (fact("backend", html! { (summary.backend) }))
+            @if let Some(bytes) = summary.peak_memory_bytes {
+                (fact("peak memory", html! { (HumanBytes(bytes)) }))
             }
         }
     }
-    let name = escape(&data.name);
-    let summary = &data.summary;
-    let sections = [
-        header(&name, summary),
-        perplexity_section(&evaluations)?,
-        loss_section(&steps)?,
-        table_section(summary),
-        matrix_section(&data.matrices)?,
-        sample_section(&data.samples),
-        config_section(&data.config),
-    ];
-    Ok(format!(
-        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
-         <title>{name}: {:.3} times the teacher's perplexity</title>\n<style>\n{STYLE}</style>\n</head>\n\
-         <body>\n{}</body>\n</html>\n",
-        summary.ratio,
-        sections.concat()
-    ))
 }
 
-fn header(name: &str, summary: &Summary) -> String {
-    let memory = summary
-        .peak_memory_bytes
-        .map(|bytes| fact("peak memory", &HumanBytes(bytes).to_string()))
-        .unwrap_or_default();
-    format!(
-        "<h1>{name}: {ratio:.3} times the teacher's perplexity</h1>\n\
-         <p class=\"lead\">A Phi Transformer distilled into Phi-Mamba by MOHAWK: first the mixing matrices, \
-         then the hidden states, then the predictions.</p>\n<dl class=\"facts\">\n{}{}{}{}{}{}{memory}</dl>\n",
-        fact(
-            "perplexity, student",
-            &format!(
-                "<span class=\"student\">{:.2}</span>",
-                summary.student_perplexity
-            )
-        ),
-        fact(
-            "perplexity, teacher",
-            &format!(
-                "<span class=\"teacher\">{:.2}</span>",
-                summary.teacher_perplexity
-            )
-        ),
-        fact("training tokens", &HumanCount(summary.tokens).to_string()),
-        fact(
-            "tokens per second",
-            &HumanCount(summary.tokens_per_second as u64).to_string()
-        ),
-        fact("wall-clock time", &time(summary.seconds).to_string()),
-        fact("backend", &escape(&summary.backend)),
-        ratio = summary.ratio,
-    )
+fn fact(name: &str, value: Markup) -> Markup {
+    html! { div { dt { (name) } dd { (value) } } }
 }
 
-fn fact(name: &str, html: &str) -> String {
-    format!("<div><dt>{name}</dt><dd>{html}</dd></div>\n")
-}
-
-fn perplexity_section(evaluations: &[&Evaluation]) -> Result<String, ReportError> {
-    Ok(match chart::perplexities(evaluations)? {
-        None => String::new(),
-        Some(svg) => format!(
-            "<h2>Perplexity after each stage</h2>\n<figure>\n<div class=\"wide\">{svg}</div><figcaption>\
-             The <b class=\"student\">student</b> on held-out text, against the tokens it has been trained on; \
-             in brackets its multiple of the <b class=\"teacher\">teacher</b>'s, which is where distillation \
-             leads at best. Stages 1 and 2 never see a prediction, so what perplexity they gain is a by-product.\
-             </figcaption>\n</figure>\n"
-        ),
+fn perplexity_section(records: &[Record]) -> Result<Markup, ReportError> {
+    let mut evaluations: Vec<&Evaluation> = Vec::new();
+    for record in records {
+        if let Record::Evaluation(evaluation) = record {
+            // If a stage was measured twice, as after an edit of the configuration, the last counts.
+            evaluations.retain(|other| other.stage != evaluation.stage);
+            evaluations.push(evaluation);
+        }
+    }
+    let Some(svg) = chart::perplexities(&evaluations)? else {
+        return Ok(html! {});
+    };
+    Ok(html! {
+        h2 { "Perplexity after each stage" }
+        figure {
+            div.wide { (PreEscaped(svg)) }
+            figcaption {
+                "The " b.student { "student" } " on held-out text, against the tokens it has been trained on; in \
+                 brackets its multiple of the " b.teacher { "teacher" } "'s, which is the best that distillation \
+                 can reach. Only a stage whose loss compares predictions trains for perplexity; what other stages \
+                 gain of it is a by-product."
+            }
+        }
     })
 }
 
-fn loss_section(steps: &[Vec<&StepMetrics>; 3]) -> Result<String, ReportError> {
-    let mut panels = String::new();
-    for (stage, (steps, (meaning, axis))) in (1..).zip(steps.iter().zip(LOSSES)) {
-        let Some(svg) = chart::losses(steps, axis)? else {
+fn loss_section(stages: &[StageSummary], records: &[Record]) -> Result<Markup, ReportError> {
+    let mut panels = vec![];
+    for stage in stages {
+        let steps = records.iter().filter_map(|record| match record {
+            Record::Step(step) if step.stage == stage.stage => Some(step),
+            _ => None,
+        });
+        let steps: Vec<&StepMetrics> = steps.collect();
+        let words = Kind::named(&stage.kind).map(|kind| kind.description());
+        let Some(svg) = chart::losses(&steps, words.map_or("loss", |words| words.axis))? else {
             continue;
         };
         let skipped = match steps.iter().filter(|step| step.skipped).count() {
@@ -127,138 +108,149 @@ fn loss_section(steps: &[Vec<&StepMetrics>; 3]) -> Result<String, ReportError> {
             1 => " One step was not finite and skipped.".to_owned(),
             count => format!(" {count} steps were not finite and skipped."),
         };
-        panels.push_str(&format!(
-            "<figure>\n<h3>Stage {stage}: {}</h3>\n{svg}<figcaption>{meaning}{skipped}</figcaption>\n</figure>\n",
-            stage_name(stage)
-        ));
+        panels.push(html! {
+            figure {
+                h3 { (stage.title()) }
+                (PreEscaped(svg))
+                figcaption { (words.map_or("", |words| words.loss)) (skipped) }
+            }
+        });
     }
-    Ok(format!(
-        "<h2>Training losses</h2>\n<p class=\"note\">Pale: every step. Bold: the mean over a thirtieth of the \
-         stage. Each stage has a loss of its own, so heights compare within a panel only.</p>\n\
-         <div class=\"panels\">\n{panels}</div>\n"
-    ))
+    Ok(html! {
+        h2 { "Training losses" }
+        p.note {
+            "Pale: every step. Bold: the mean over a thirtieth of the stage. Stages of different kinds have \
+             different losses, so compare heights within a panel only."
+        }
+        div.panels { @for panel in panels { (panel) } }
+    })
 }
 
-fn table_section(summary: &Summary) -> String {
-    let row = |stage: &StageSummary| {
-        format!(
-            "<tr><td>{} · {}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td><td>{:.4}</td><td>{:.2}</td>\
-             <td>{:.3}</td></tr>\n",
-            stage.stage,
-            stage_name(stage.stage),
-            HumanCount(stage.steps as u64),
-            HumanCount(stage.tokens),
-            time(stage.seconds),
-            HumanCount(stage.tokens_per_second() as u64),
-            stage.loss,
-            stage.perplexity,
-            stage.perplexity / summary.teacher_perplexity,
-        )
-    };
-    format!(
-        "<h2>Stages in numbers</h2>\n<div class=\"wide\"><table>\n<tr><th>stage</th><th>steps</th><th>tokens</th>\
-         <th>time</th><th>tokens/s</th><th>loss at the end</th><th>perplexity</th><th>over teacher</th></tr>\n\
-         {}</table></div>\n",
-        summary.stages.iter().map(row).collect::<String>()
-    )
+fn table_section(summary: &Summary) -> Markup {
+    let header = [
+        "stage",
+        "steps",
+        "tokens",
+        "time",
+        "tokens/s",
+        "loss at the end",
+        "perplexity",
+        "over teacher",
+    ];
+    html! {
+        h2 { "Stages in numbers" }
+        div.wide {
+            table {
+                tr { @for name in header { th { (name) } } }
+                @for stage in &summary.stages {
+                    tr {
+                        td { (stage.title()) }
+                        td { (HumanCount(stage.steps as u64)) }
+                        td { (HumanCount(stage.tokens)) }
+                        td { (time(stage.seconds)) }
+                        td { (HumanCount(stage.tokens_per_second() as u64)) }
+                        td { (format!("{:.4}", stage.loss)) }
+                        td { (format!("{:.2}", stage.perplexity)) }
+                        td { (format!("{:.3}", stage.perplexity / summary.teacher_perplexity)) }
+                    }
+                }
+            }
+        }
+    }
 }
 
-fn matrix_section(pairs: &[MatrixPair]) -> Result<String, ReportError> {
+fn matrix_section(pairs: &[MatrixPair]) -> Result<Markup, ReportError> {
     if pairs.is_empty() {
-        return Ok(String::new());
+        return Ok(html! {});
     }
-    let mut marks = String::new();
-    for value in heatmap::MARKS {
-        let left = 100.0 * heatmap::place(value);
-        marks.push_str(&format!("<span style=\"left:{left:.1}%\">{value}</span>"));
-    }
-    let mut figures = String::new();
-    for pair in pairs {
-        figures.push_str(&matrix_figure(pair)?);
-    }
-    Ok(format!(
-        "<h2>Mixing matrices</h2>\n<p>How much each position (row) takes from each earlier one (column), for one \
-         held-out sequence: the transfer matrix of the <b class=\"student\">student</b>'s scan beside the attention \
-         matrix of the <b class=\"teacher\">teacher</b>'s head that it replaced. A bright left column is attention \
-         to the first token, a bright diagonal to the token itself. All heads share one colour scale, \
-         logarithmic from a thousandth upwards; values beyond 1 have its last colour.</p>\n\
-         <div class=\"legend\"><img src=\"{}\" alt=\"colour scale from -1 to 1\">{marks}</div>\n\
-         <div class=\"heads\">\n{figures}</div>\n",
-        heatmap::legend()?
-    ))
+    let figures = pairs
+        .iter()
+        .map(matrix_figure)
+        .collect::<Result<Vec<_>, _>>()?;
+    let left = |mark: f32| format!("left:{:.1}%", 100.0 * heatmap::place(mark));
+    Ok(html! {
+        h2 { "Mixing matrices" }
+        p {
+            "How much each position (row) takes from each earlier one (column), for one held-out sequence: the \
+             transfer matrix of the " b.student { "student" } "'s scan beside the attention matrix of the "
+            b.teacher { "teacher" } "'s head that it replaced. A bright left column is attention to the first \
+             token, a bright diagonal to the token itself. All heads share one colour scale, logarithmic from a \
+             thousandth upwards; values beyond 1 have its last colour."
+        }
+        div.legend {
+            img src=(heatmap::legend()?) alt="colour scale from -1 to 1";
+            @for mark in heatmap::MARKS { span style=(left(mark)) { (mark) } }
+        }
+        div.heads { @for figure in figures { (figure) } }
+    })
 }
 
-fn matrix_figure(pair: &MatrixPair) -> Result<String, ReportError> {
+fn matrix_figure(pair: &MatrixPair) -> Result<Markup, ReportError> {
     let [student, teacher] = heatmap::images(pair)?;
     let last = pair.size.min(heatmap::SHOWN).saturating_sub(1);
     let half = |who: &str, what: &str, image: &str| {
-        format!(
-            "<div><h4 class=\"{who}\">{what}</h4><img src=\"{image}\" alt=\"{what} of layer {}, head {}\">\
-             <div class=\"axis\"><span>0</span><span>source position →</span><span>{last}</span></div></div>\n",
-            pair.layer, pair.head
-        )
+        html! {
+            div {
+                h4 class=(who) { (what) }
+                img src=(image) alt=(format!("{what} of layer {}, head {}", pair.layer, pair.head));
+                div.axis { span { "0" } span { "source position →" } span { (last) } }
+            }
+        }
     };
-    let cropped = match pair.size > heatmap::SHOWN {
-        true => format!(
-            " Shown: the first {} of {} positions.",
-            heatmap::SHOWN,
-            pair.size
-        ),
-        false => String::new(),
-    };
-    Ok(format!(
-        "<figure>\n<h3>Layer {}, head {}</h3>\n<div class=\"pair\">\n{}{}</div>\n<figcaption>\
-         ‖T − A‖ is {:.1}% of ‖A‖ (Frobenius).{cropped}</figcaption>\n</figure>\n",
-        pair.layer,
-        pair.head,
-        half("student", "student: transfer matrix T", &student),
-        half("teacher", "teacher: attention A", &teacher),
-        100.0 * heatmap::relative_distance(pair),
-    ))
+    let distance = 100.0 * heatmap::relative_distance(pair);
+    Ok(html! {
+        figure {
+            h3 { "Layer " (pair.layer) ", head " (pair.head) }
+            div.pair {
+                (half("student", "student: transfer matrix T", &student))
+                (half("teacher", "teacher: attention A", &teacher))
+            }
+            figcaption {
+                (format!("‖T − A‖ is {distance:.1}% of ‖A‖ (Frobenius)."))
+                @if pair.size > heatmap::SHOWN {
+                    " Shown: the first " (heatmap::SHOWN) " of " (pair.size) " positions."
+                }
+            }
+        }
+    })
 }
 
-fn sample_section(samples: &[Sample]) -> String {
-    if samples.is_empty() {
-        return String::new();
-    }
-    let shown = |sample: &Sample| {
-        format!(
-            "<div class=\"sample\"><p class=\"prompt\">{}</p>\
-             <p><small class=\"student\">student</small>{}</p><p><small class=\"teacher\">teacher</small>{}</p></div>\n",
-            escape(&sample.prompt),
-            escape(&sample.student),
-            escape(&sample.teacher)
-        )
-    };
-    format!(
-        "<h2>What they write</h2>\n<p class=\"note\">The same prompt, continued by both.</p>\n{}",
-        samples.iter().map(shown).collect::<String>()
-    )
-}
-
-fn config_section(config: &str) -> String {
-    format!(
-        "<h2>Configuration</h2>\n<details><summary>Every key of this run, as TOML</summary>\n<pre>{}</pre></details>\n",
-        escape(config)
-    )
-}
-
-/// Text as HTML shows it unchanged. A model may write anything.
-fn escape(text: &str) -> String {
-    let mut html = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => html.push_str("&amp;"),
-            '<' => html.push_str("&lt;"),
-            '>' => html.push_str("&gt;"),
-            '"' => html.push_str("&quot;"),
-            '\'' => html.push_str("&#39;"),
-            // What HTML cannot hold.
-            c if c.is_control() && !c.is_whitespace() => html.push('\u{fffd}'),
-            c => html.push(c),
+fn sample_section(samples: &[Sample]) -> Markup {
+    html! {
+        @if !samples.is_empty() {
+            h2 { "What they write" }
+            p.note { "The same prompt, continued by both." }
+        }
+        @for sample in samples {
+            div.sample {
+                p.prompt { (displayable(&sample.prompt)) }
+                p { small.student { "student" } (displayable(&sample.student)) }
+                p { small.teacher { "teacher" } (displayable(&sample.teacher)) }
+            }
         }
     }
-    html
+}
+
+fn config_section(config: &str) -> Markup {
+    html! {
+        h2 { "Configuration" }
+        details {
+            summary { "Every key of this run, as TOML" }
+            pre { (displayable(config)) }
+        }
+    }
+}
+
+/// Text with the control characters replaced that HTML cannot hold. A model may write anything.
+fn displayable(text: &str) -> String {
+    let replaced = |c: char| {
+        if c.is_control() && !c.is_whitespace() {
+            '\u{fffd}'
+        } else {
+            c
+        }
+    };
+    text.chars().map(replaced).collect()
 }
 
 #[cfg(test)]
@@ -267,13 +259,13 @@ mod tests {
 
     fn data() -> ReportData {
         let evaluation = Evaluation {
-            stage: 3,
+            stage: Some("last".to_owned()),
             tokens: 2048,
             teacher_perplexity: 20.0,
             student_perplexity: 25.0,
         };
         let step = StepMetrics {
-            stage: 3,
+            stage: "last".to_owned(),
             step: 1,
             tokens: 1024,
             loss: 3.5,
@@ -292,7 +284,15 @@ mod tests {
                 tokens: 2048,
                 seconds: 1.0,
                 tokens_per_second: 2048.0,
-                stages: Vec::new(),
+                stages: vec![StageSummary {
+                    stage: "last".to_owned(),
+                    kind: "predictions".to_owned(),
+                    tokens: 2048,
+                    steps: 2,
+                    seconds: 1.0,
+                    loss: 3.5,
+                    perplexity: 25.0,
+                }],
                 skipped_steps: 0,
                 backend: "flex".to_owned(),
                 peak_memory_bytes: None,
@@ -320,7 +320,8 @@ mod tests {
         for part in [
             "<title>a &amp; b: 1.250 times",
             "Perplexity after each stage",
-            "Stage 3: knowledge distillation",
+            "<h3>last: knowledge distillation</h3>",
+            "in nats a token",
             "Layer 0, head 1",
             "&lt;script&gt;alert(1)&lt;/script&gt;",
             "\u{fffd}&quot;quoted&quot;",
@@ -330,7 +331,7 @@ mod tests {
             assert!(html.contains(part), "{part}");
         }
         assert!(
-            !html.contains("Stage 1:"),
+            !html.contains("matrix orientation"),
             "no panel for a stage that did not run"
         );
         assert!(!html.contains("<script"));
@@ -345,6 +346,7 @@ mod tests {
     fn a_run_that_recorded_nothing_still_has_a_page() {
         let mut data = data();
         data.records.clear();
+        data.summary.stages.clear();
         data.matrices.clear();
         data.samples.clear();
         data.summary.ratio = f64::NAN;

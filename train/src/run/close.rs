@@ -9,7 +9,7 @@ use super::{METRICS, Run, SUMMARY};
 use crate::error::{TrainError, io_error};
 use crate::metrics;
 use crate::report::ReportData;
-use crate::showing::Showing;
+use crate::specimens::Specimens;
 use crate::summary::{Summary, peak_memory_bytes};
 
 impl<B: TrainBackend> Run<B> {
@@ -26,16 +26,16 @@ impl<B: TrainBackend> Run<B> {
         let stages = self.progress.finished.clone();
         let trained: f64 = stages.iter().map(|stage| stage.seconds).sum();
         let student_perplexity = stages.last().map_or(f64::NAN, |stage| stage.perplexity);
-        // As it has trained and was measured, and in the teacher's dtype.
+        // In the dtype in which it has trained and was measured, which is the teacher's.
         let student = student.cast(self.options.config.precision.dtype());
-        let showing = Showing {
+        let specimens = Specimens {
             teacher: &self.teacher,
             student: &student,
             tokenizer: &self.tokenizer,
             held_out: &self.held_out,
             device: &self.device,
         };
-        let (matrices, samples) = (showing.matrices()?, showing.samples()?);
+        let (matrices, samples) = (specimens.matrices()?, specimens.samples()?);
         let summary = Summary {
             teacher_perplexity: self.progress.teacher_perplexity,
             student_perplexity,

@@ -1,4 +1,5 @@
-//! The folder of a run: who works in it, how far it has come, and the student that it ends with.
+//! The folder of a run: whether a process works in it, whether it is finished, and the student that it ends
+//! with.
 
 use std::fs::{self, File, TryLockError};
 use std::path::Path;
@@ -23,7 +24,7 @@ pub(super) fn finished(folder: &Path) -> Result<Option<Summary>, TrainError> {
 }
 
 /// Keeps other processes from working in `folder` for as long as the file is open. Where a folder
-/// cannot be locked (Windows, some network file systems) nothing does.
+/// cannot be locked (Windows, some network file systems), nothing keeps them.
 pub(super) fn lock(folder: &Path) -> Result<Option<File>, TrainError> {
     let Ok(lock) = File::open(folder) else {
         return Ok(None);

@@ -1,14 +1,17 @@
-//! What a run reads before it begins: teacher, tokenizer and text, as the configuration names them.
+//! What a run reads before it begins: teacher, tokenizer and text, by the names in the configuration.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::module::AutodiffModule;
 use datasets::{PrepareOptions, Split, TokenShards, TokenWindows, Tokenizer};
 use kernels::{KernelBackend, TrainBackend};
-use model::{DiscreteMamba2Config, Family, ModelConfig, Phi, PhiMamba, WeightsError};
+use model::{
+    DiscreteMamba2Config, Family, ModelConfig, NetworkConfig, Phi, PhiMamba, WeightsError,
+};
 
-use crate::config::{Config, Precision, resolve_path};
+use crate::config::{Config, Precision, StageConfig, resolve_path};
 use crate::error::TrainError;
 
 /// The folder of the teacher called `name`: a path, or a model on the hub.
@@ -17,7 +20,7 @@ pub(super) fn teacher_folder(name: &str) -> Result<PathBuf, TrainError> {
         Ok(folder) => return Ok(folder),
         Err(missing) => missing,
     };
-    // Nobody means the hub by a path that begins in a folder which is here.
+    // A path that begins with a folder on this machine is no name on the hub.
     let is_path = name
         .split('/')
         .next()
@@ -34,7 +37,7 @@ pub(super) fn teacher_folder(name: &str) -> Result<PathBuf, TrainError> {
 /// The student's configuration, checked against the teacher's.
 ///
 /// # Errors
-/// [`TrainError::Student`] or [`TrainError::Mismatch`] says which sizes do not fit.
+/// [`TrainError::Student`] says which sizes do not fit.
 pub fn student_config(config: &Config, teacher: &impl Family) -> Result<ModelConfig, TrainError> {
     let student = &config.student;
     let mixer = DiscreteMamba2Config {
@@ -48,19 +51,26 @@ pub fn student_config(config: &Config, teacher: &impl Family) -> Result<ModelCon
         activation: student.activation,
         bias: student.bias,
     };
-    let mixers = teacher.network().mixers;
-    let heads = mixers.first().map_or(0, |mixer| mixer.n_heads());
-    if config.stages.contains(&1) && student.n_v_heads != heads {
-        return Err(TrainError::Mismatch(format!(
-            "stage 1 compares the matrices of every head: student.n_v_heads is {} and the teacher \
-             has {heads} heads; set it to {heads} or leave stage 1 out",
-            student.n_v_heads,
-        )));
-    }
     Ok(teacher.student(&mixer.into(), &student.attention_layers)?)
 }
 
-/// The student as training begins: the teacher's but for the mixers, which are drawn from `seed`.
+/// Checks that `stage` can train the student, and returns the layers that have nothing to learn in it.
+///
+/// # Errors
+/// [`TrainError::Untrainable`] names the stage, the layer and its mixer.
+pub(crate) fn check_layers(
+    stage: &StageConfig,
+    teacher: &NetworkConfig,
+    student: &NetworkConfig,
+) -> Result<Vec<usize>, TrainError> {
+    let idle = stage.kind.idle_layers(teacher, student);
+    idle.map_err(|reason| TrainError::Untrainable {
+        stage: stage.name.clone(),
+        reason,
+    })
+}
+
+/// The student before training: the teacher's weights, and mixers that are drawn from `seed`.
 ///
 /// # Errors
 /// [`TrainError::Transfer`] if the two do not fit.
@@ -75,7 +85,7 @@ pub(crate) fn untrained_student<B: TrainBackend>(
     Ok(student)
 }
 
-/// The teacher as the stages read it: with as many ids as the student knows, in the dtype of `precision`. In
+/// The teacher that the stages read: with as many ids as the student has, in the dtype of `precision`. In
 /// bf16, hence on a GPU, with fewer and wider products.
 pub(crate) fn teacher_of_stages<B: KernelBackend>(
     teacher: Phi<B>,
@@ -100,9 +110,10 @@ pub(super) fn tokenizer(
         "" => teacher_folder.to_owned(),
         path => resolve_path(path)?,
     };
-    let tokenizer = match path.is_dir() {
-        true => Tokenizer::from_folder(path)?,
-        false => Tokenizer::from_file(path)?,
+    let tokenizer = if path.is_dir() {
+        Tokenizer::from_folder(path)?
+    } else {
+        Tokenizer::from_file(path)?
     };
     let vocab_size = teacher.network().vocab_size;
     if tokenizer.vocab_size() > vocab_size {
@@ -117,11 +128,18 @@ pub(super) fn tokenizer(
     Ok(tokenizer)
 }
 
-/// The training and the held-out windows.
-pub(super) fn windows(
-    config: &Config,
-    tokenizer: &Tokenizer,
-) -> Result<(TokenWindows, TokenWindows), TrainError> {
+/// The text of a run.
+pub(super) struct Text {
+    /// For each stage of the list, the windows that it trains on.
+    pub(super) train: Vec<TokenWindows>,
+    /// What no stage trains on.
+    pub(super) held_out: TokenWindows,
+    /// Training tokens, over all different texts.
+    pub(super) training_tokens: u64,
+}
+
+/// The training windows of every stage, and the held-out ones.
+pub(super) fn text(config: &Config, tokenizer: &Tokenizer) -> Result<Text, TrainError> {
     let paths = |paths: &[String]| -> Result<Vec<PathBuf>, TrainError> {
         Ok(paths
             .iter()
@@ -134,33 +152,46 @@ pub(super) fn windows(
             .join("mohawk"),
         path => PathBuf::from(path),
     };
-    let train = paths(&config.data.train)?;
-    // Without held-out text of its own, one document in a hundred is held out.
-    const PER_MILLE: u16 = 10;
-    let (train_split, held_out, held_out_split) = match &config.data.validation[..] {
-        [] => {
-            let per_mille = PER_MILLE;
-            (
-                Split::Train { per_mille },
-                train.clone(),
-                Split::HeldOut { per_mille },
-            )
-        }
-        validation => (Split::All, paths(validation)?, Split::All),
-    };
     let prepare = |name, sources, split| {
-        TokenShards::prepare(&PrepareOptions {
+        let shards = TokenShards::prepare(&PrepareOptions {
             name,
             sources,
             split,
             tokenizer,
             cache: cache.clone(),
-        })
+        });
+        shards.map(Arc::new)
     };
-    let train = Arc::new(prepare("train", train, train_split)?);
-    let held_out = Arc::new(prepare("validation", held_out, held_out_split)?);
-    Ok((
-        TokenWindows::new(train, config.data.context)?,
-        TokenWindows::new(held_out, config.evaluation.context)?,
-    ))
+    // Without held-out text in the configuration, one document in a hundred is held out, of a stage's own
+    // text too, since that may be a part of the same.
+    let per_mille = 10;
+    let (train_split, held_out, held_out_split) = match &config.data.validation[..] {
+        [] => (
+            Split::Train { per_mille },
+            &config.data.train,
+            Split::HeldOut { per_mille },
+        ),
+        _ => (Split::All, &config.data.validation, Split::All),
+    };
+    let mut texts: HashMap<&[String], Arc<TokenShards>> = HashMap::new();
+    let (mut train, mut training_tokens) = (vec![], 0);
+    for stage in &config.stages {
+        let sources = config.text(stage);
+        let shards = match texts.get(sources) {
+            Some(shards) => shards.clone(),
+            None => {
+                let shards = prepare("train", paths(sources)?, train_split)?;
+                training_tokens += shards.tokens();
+                texts.insert(sources, shards.clone());
+                shards
+            }
+        };
+        train.push(TokenWindows::new(shards, config.context(stage))?);
+    }
+    let held_out = prepare("validation", paths(held_out)?, held_out_split)?;
+    Ok(Text {
+        train,
+        held_out: TokenWindows::new(held_out, config.evaluation.context)?,
+        training_tokens,
+    })
 }

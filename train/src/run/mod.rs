@@ -3,16 +3,17 @@
 //! The run folder receives `config.toml` first and `summary.json` last: a folder with the first is a
 //! run, and a run with the second is finished.
 
-mod ahead;
 mod close;
 mod folder;
 mod inputs;
 mod open;
-mod unread;
+mod pending_metrics;
+mod prefetch;
 
 pub use inputs::student_config;
-pub(crate) use inputs::{teacher_of_stages, untrained_student};
+pub(crate) use inputs::{check_layers, teacher_of_stages, untrained_student};
 
+use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,22 +27,22 @@ use kernels::TrainBackend;
 use kernels::backends::{check, synchronise};
 use model::{ModelConfig, Phi, PhiMamba};
 
-use self::ahead::Ahead;
 use self::folder::{finished, is_run, lock};
-use self::unread::Unread;
+use self::pending_metrics::PendingMetrics;
+use self::prefetch::Prefetch;
 use crate::checkpoint::{Checkpoints, Progress};
-use crate::config::Config;
+use crate::config::{Config, StageConfig};
 use crate::error::TrainError;
 use crate::evaluate::perplexity;
 use crate::metrics::{Evaluation, MetricsLog, Record, StepMetrics, Watch};
 use crate::optimizer::AdamW;
-use crate::stage::{Objective, train_parts};
-use crate::step::Teaching;
+use crate::stages::train_parts;
+use crate::step::TrainStep;
 use crate::summary::{StageSummary, Summary};
 
 /// The file of the run folder that says what the run does; the first to be written.
 pub const CONFIG: &str = "config.toml";
-/// The file of the run folder that tells the result; the last to be written.
+/// The file of the run folder with the result; the last to be written.
 pub const SUMMARY: &str = "summary.json";
 /// The folder of the run folder that holds the checkpoints.
 const CHECKPOINTS: &str = "checkpoints";
@@ -50,28 +51,57 @@ const METRICS: &str = "metrics.jsonl";
 
 /// Said before the first pass on a GPU.
 pub(crate) const COMPILING: &str = "compiling kernels, which takes a while at the first start";
-/// The steps of a stage after which the device's memory is told: it should not grow from one to the next.
-const MEMORY_TOLD: [usize; 3] = [10, 100, 1000];
+/// The steps of a stage after which the device's memory is shown: it should not grow from one to the next.
+const MEMORY_SHOWN: [usize; 3] = [10, 100, 1000];
 
-/// What a run is given beside its configuration.
+/// A configuration, and what a run needs beside it.
 #[derive(Debug, Clone)]
 pub struct RunOptions {
     /// What to do.
     pub config: Config,
     /// The run folder.
     pub folder: PathBuf,
-    /// Whether to go on from the newest checkpoint in it, or from the start if it has none yet. A run
-    /// that is finished stays as it is.
+    /// Whether to resume from the newest checkpoint in the folder, or from the start if it has none yet. A
+    /// run that is finished stays as it is.
     pub resume: bool,
     /// Whether to show the terminal dashboard.
     pub dashboard: bool,
     /// The backend's name, for the record.
     pub backend: String,
-    /// After how many steps what they have measured is read, recorded and shown. `None` is as the device has
-    /// it best: each step on a CPU, and on a device with a queue `log.every` of them together.
+    /// After how many steps their losses are read, recorded and shown. `None` is what suits the device: each
+    /// step on a CPU, and on a device with a queue `log.every` of them together.
     pub read_every: Option<usize>,
-    /// Set by another thread to stop, with a checkpoint, once the steps that are queued are done.
-    pub stop: Arc<AtomicBool>,
+    /// Asked before each step and each batch of an evaluation whether to stop, with a checkpoint.
+    pub stop: StopRequest,
+}
+
+/// Whether a run is asked to stop.
+#[derive(Clone)]
+pub struct StopRequest(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl StopRequest {
+    /// The run is asked to stop when `asked` returns true.
+    pub fn when(asked: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(asked))
+    }
+
+    /// The run is asked to stop once another thread has set `flag`.
+    pub fn on(flag: Arc<AtomicBool>) -> Self {
+        Self::when(move || flag.load(Ordering::Relaxed))
+    }
+}
+
+impl Default for StopRequest {
+    /// The run is never asked to stop.
+    fn default() -> Self {
+        Self::when(|| false)
+    }
+}
+
+impl fmt::Debug for StopRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StopRequest")
+    }
 }
 
 /// How a run ended.
@@ -88,8 +118,11 @@ pub struct Run<B: TrainBackend> {
     options: RunOptions,
     device: B::Device,
     tokenizer: Tokenizer,
-    train: TokenWindows,
+    /// Of each stage of the list.
+    train: Vec<TokenWindows>,
     held_out: TokenWindows,
+    /// Of each stage of the list: the layers that have nothing to learn in it.
+    idle_layers: Vec<Vec<usize>>,
     teacher: Phi<B::InnerBackend>,
     student_config: ModelConfig,
     optimizer: AdamW<B::InnerBackend>,
@@ -131,11 +164,9 @@ impl<B: TrainBackend> Run<B> {
         let Some((mut run, mut student)) = opened? else {
             return Ok(Outcome::Stopped);
         };
-        for stage in run.options.config.stages.clone() {
-            if run.is_finished(stage) {
-                continue;
-            }
-            student = match run.stage(stage, student)? {
+        // Those that are done are the first of the list.
+        for number in run.progress.finished.len()..run.options.config.stages.len() {
+            student = match run.stage(number, student)? {
                 Some(student) => student,
                 None => return Ok(Outcome::Stopped),
             };
@@ -143,96 +174,90 @@ impl<B: TrainBackend> Run<B> {
         run.close(&student).map(Outcome::Finished)
     }
 
-    fn is_finished(&self, stage: u8) -> bool {
-        self.progress
-            .finished
-            .iter()
-            .any(|done| done.stage == stage)
-    }
-
-    /// One stage from where it stands, its last checkpoint and its evaluation; `None` if asked to
-    /// stop on the way.
+    /// Stage `number` of the list, from 0: the steps that are left of it, its last checkpoint and its
+    /// evaluation. `None` if asked to stop on the way.
     ///
-    /// The student is handed from step to step, so that its parameters have one owner and the
+    /// The student is passed by value from step to step, so that its parameters have one owner and the
     /// optimizer can update them in place.
     fn stage(
         &mut self,
-        number: u8,
+        number: usize,
         student: PhiMamba<B>,
     ) -> Result<Option<PhiMamba<B>>, TrainError> {
         let config = self.options.config.clone();
-        if self.progress.stage != number {
-            self.progress.stage = number;
+        let stage = &config.stages[number];
+        if self.progress.stage != stage.name {
+            self.progress.stage = stage.name.clone();
             self.progress.step = 0;
             self.progress.stage_seconds = 0.0;
             self.progress.skipped_in_a_row = 0;
             self.progress.loss = None;
             self.optimizer = AdamW::new(&config.optimizer);
         }
-        let stage = config.stage(number);
-        let (steps, schedule) = (config.steps(number), config.schedule(number));
-        let objective = Objective::of(&config, number);
+        let steps = config.steps(stage);
         let first = first_batch(&config, number) + self.progress.step as u64;
-        let batches = Batches::new(self.train.clone(), stage.batch, config.seed);
-        let mut batches = Ahead::new(move |step| batches.batch(step), first);
+        let batches = Batches::new(self.train[number].clone(), stage.batch, config.seed);
+        let mut batches = Prefetch::new(move |step| batches.batch(step), first);
+        let mut student = train_parts(student, &stage.lr);
         let (precision, device) = (config.precision, &self.device);
-        let teaching = Teaching::<B>::new(objective, &self.teacher, stage, precision, device);
-        let mut student = train_parts(student, stage);
-        let mut unread = Unread::new();
-        // On a device that has a queue, whoever reads a result waits for all that was queued before.
-        let read_every = self.options.read_every.unwrap_or(match B::queues() {
-            true => config.log.every,
-            false => 1,
-        });
-        self.watch.stage_begin(number, self.progress.step);
+        let train_step = TrainStep::<B>::new(stage, &self.teacher, &student, precision, device);
+        let mut pending = PendingMetrics::new();
+        // On a device that has a queue, reading a result waits for all that was queued before.
+        let best = if B::queues() { config.log.every } else { 1 };
+        let read_every = self.options.read_every.unwrap_or(best);
+        self.watch.stage_begin(&stage.name, self.progress.step);
+        self.show_idle_layers(number);
 
         while self.progress.step < steps {
             if stop_requested(&self.options, &self.watch) {
-                self.read(&mut unread)?;
+                self.read(stage, &mut pending)?;
                 self.checkpoint(&student)?;
                 say_stopped(&self.options, &mut self.watch);
                 return Ok(None);
             }
             let batch = batches.next()?;
-            let lr = schedule.lr(self.progress.step);
+            let rates = stage.lr_at(self.progress.step, steps);
             let measured;
-            (student, measured) = teaching.step(student, &mut self.optimizer, &batch, lr);
+            (student, measured) = train_step.step(student, &mut self.optimizer, &batch, &rates);
             self.progress.step += 1;
-            self.progress.tokens += tokens_per_step(&config, number);
-            unread.push(self.progress.step, self.progress.tokens, lr, measured);
+            self.progress.tokens += config.tokens_per_step(stage);
+            let (step, tokens) = (self.progress.step, self.progress.tokens);
+            pending.push(step, tokens, rates.highest(), measured);
 
-            let step = self.progress.step;
             let last = step == steps;
             check::<B>(&self.device)?;
-            if MEMORY_TOLD.contains(&step) {
-                self.tell_memory();
+            if MEMORY_SHOWN.contains(&step) {
+                self.show_memory();
             }
             let checkpoint = step.is_multiple_of(config.checkpoint.every) && !last;
             if step.is_multiple_of(read_every) || last || checkpoint {
-                self.read(&mut unread)?;
+                self.read(stage, &mut pending)?;
             }
             // A checkpoint after a skipped step would keep what led there.
             if checkpoint && self.progress.skipped_in_a_row == 0 {
                 self.checkpoint(&student)?;
-                unread.restart();
+                pending.restart();
             }
         }
-        // First of all, since an evaluation takes its time and may fail.
+        // Before the evaluation, which takes time and may fail.
         self.checkpoint(&student)?;
-        if !self.end_stage(number, &student)? {
+        if !self.end_stage(stage, &student)? {
             say_stopped(&self.options, &mut self.watch);
             return Ok(None);
         }
         Ok(Some(student))
     }
 
-    /// Reads, records and shows what the steps since the last time have measured.
-    fn read(&mut self, unread: &mut Unread<B::InnerBackend>) -> Result<(), TrainError> {
+    /// Reads, records and shows loss and norm of the steps since the last time.
+    fn read(
+        &mut self,
+        stage: &StageConfig,
+        pending: &mut PendingMetrics<B::InnerBackend>,
+    ) -> Result<(), TrainError> {
         let config = &self.options.config;
-        let number = self.progress.stage;
-        let steps = config.steps(number) as f64;
-        let tokens = tokens_per_step(config, number);
-        for step in unread.read() {
+        let steps = config.steps(stage) as f64;
+        let tokens = config.tokens_per_step(stage);
+        for step in pending.read() {
             let skipped = !(step.loss.is_finite() && step.norm.is_finite());
             if skipped {
                 self.progress.skipped += 1;
@@ -247,7 +272,7 @@ impl<B: TrainBackend> Run<B> {
             self.progress.stage_seconds += step.seconds;
             self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
             let metrics = StepMetrics {
-                stage: number,
+                stage: stage.name.clone(),
                 step: step.number,
                 tokens: step.tokens,
                 loss: step.loss,
@@ -262,7 +287,7 @@ impl<B: TrainBackend> Run<B> {
 
             if self.progress.skipped_in_a_row >= self.options.config.safety.max_skipped {
                 return Err(TrainError::NotFinite {
-                    stage: number,
+                    stage: stage.name.clone(),
                     step: step.number,
                     skipped: self.progress.skipped_in_a_row,
                     folder: self.options.folder.clone(),
@@ -272,11 +297,24 @@ impl<B: TrainBackend> Run<B> {
         Ok(())
     }
 
+    /// Says which layers have nothing to learn in stage `number` of the list, if there are any.
+    fn show_idle_layers(&mut self, number: usize) {
+        let idle = &self.idle_layers[number];
+        if !idle.is_empty() {
+            let layers: Vec<_> = idle.iter().map(usize::to_string).collect();
+            self.watch.note(&format!(
+                "{}: these layers keep the teacher's mixer and have nothing to learn: {}",
+                self.options.config.stages[number].name,
+                layers.join(", ")
+            ));
+        }
+    }
+
     /// Shows the memory that the device's tensors take, where they do not have the host's.
-    fn tell_memory(&mut self) {
+    fn show_memory(&mut self) {
         if let Some(memory) = B::memory(&self.device) {
             self.watch.note(&format!(
-                "stage {} step {}: {} of device memory, {} in use",
+                "{} step {}: {} of device memory, {} in use",
                 self.progress.stage,
                 self.progress.step,
                 BinaryBytes(memory.reserved),
@@ -292,9 +330,9 @@ impl<B: TrainBackend> Run<B> {
     }
 
     fn checkpoint(&mut self, student: &PhiMamba<B>) -> Result<(), TrainError> {
-        // A kernel that has failed leaves nonsense where its results should be.
+        // The results of a kernel that has failed are not valid.
         synchronise::<B>(&self.device)?;
-        // Before the checkpoint, which tells that all before it is recorded.
+        // Before the checkpoint, which says that all before it is recorded.
         self.log.sync()?;
         self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
         self.checkpoints.save(
@@ -307,7 +345,11 @@ impl<B: TrainBackend> Run<B> {
 
     /// Measures the student at the end of a stage, and amends its checkpoint by that; false if asked to stop
     /// on the way.
-    fn end_stage(&mut self, number: u8, student: &PhiMamba<B>) -> Result<bool, TrainError> {
+    fn end_stage(
+        &mut self,
+        stage: &StageConfig,
+        student: &PhiMamba<B>,
+    ) -> Result<bool, TrainError> {
         let config = &self.options.config;
         let measured = perplexity(
             &student.valid().cast(config.precision.dtype()),
@@ -320,15 +362,16 @@ impl<B: TrainBackend> Run<B> {
             return Ok(false);
         };
         let evaluation = Evaluation {
-            stage: number,
+            stage: Some(stage.name.clone()),
             tokens: self.progress.tokens,
             teacher_perplexity: self.progress.teacher_perplexity,
             student_perplexity,
         };
         let summary = StageSummary {
-            stage: number,
-            tokens: config.steps(number) as u64 * tokens_per_step(config, number),
-            steps: config.steps(number),
+            stage: stage.name.clone(),
+            kind: stage.kind.name().to_owned(),
+            tokens: config.steps(stage) as u64 * config.tokens_per_step(stage),
+            steps: config.steps(stage),
             seconds: self.progress.stage_seconds,
             loss: self.progress.loss.unwrap_or(f64::NAN),
             perplexity: student_perplexity,
@@ -346,28 +389,28 @@ impl<B: TrainBackend> Run<B> {
     }
 }
 
-/// Whether anybody has asked the run to stop.
+/// Whether the run is asked to stop, by its options or in the dashboard.
 fn stop_requested(options: &RunOptions, watch: &Watch) -> bool {
-    options.stop.load(Ordering::Relaxed) || watch.stop_requested()
+    (options.stop.0)() || watch.stop_requested()
 }
 
 fn say_stopped(options: &RunOptions, watch: &mut Watch) {
     let folder = options.folder.display();
-    watch.note(&format!("stopped; go on with --resume {folder}"));
+    watch.note(&format!("stopped; continue with --resume {folder}"));
 }
 
-fn tokens_per_step(config: &Config, stage: u8) -> u64 {
-    (config.stage(stage).batch * config.data.context) as u64
-}
-
-/// Where a stage's data begins: after the sequences of the stages before it, up to whole batches, so
-/// that no text is seen again before all of it was dealt out.
-fn first_batch(config: &Config, stage: u8) -> u64 {
-    let before = config.stages.iter().filter(|&&other| other < stage);
+/// Where the data of stage `number` of the list begins: after the sequences of the stages before it that have
+/// the same text and context, up to whole batches, so that no text is seen again before all of it was dealt out.
+/// Text that is cut into sequences of another length is dealt out in another order, from its first sequence.
+fn first_batch(config: &Config, number: usize) -> u64 {
+    let cut = |stage| (config.text(stage), config.context(stage));
+    let stage = &config.stages[number];
+    let before = config.stages[..number].iter();
     let sequences: usize = before
-        .map(|&other| config.steps(other) * config.stage(other).batch)
+        .filter(|other| cut(other) == cut(stage))
+        .map(|other| config.steps(other) * other.batch)
         .sum();
-    sequences.div_ceil(config.stage(stage).batch) as u64
+    sequences.div_ceil(stage.batch) as u64
 }
 
 #[cfg(test)]
@@ -375,28 +418,43 @@ mod tests {
     use super::*;
     use crate::config::Source;
 
-    /// The sequences that stage `number` sees, of all that are ever dealt out.
-    fn sequences(config: &Config, number: u8) -> std::ops::Range<u64> {
-        let batch = config.stage(number).batch as u64;
-        let first = first_batch(config, number);
-        first * batch..(first + config.steps(number) as u64) * batch
+    /// The sequences that each stage sees, of all that are ever dealt out of its text.
+    fn sequences(config: &Config) -> Vec<std::ops::Range<u64>> {
+        let ranges = config.stages.iter().enumerate().map(|(number, stage)| {
+            let batch = stage.batch as u64;
+            let first = first_batch(config, number);
+            first * batch..(first + config.steps(stage) as u64) * batch
+        });
+        ranges.collect()
+    }
+
+    fn load(overrides: &[&str]) -> Config {
+        let overrides: Vec<_> = overrides.iter().map(|text| text.to_string()).collect();
+        Config::load(Source::Preset("tiny"), &overrides).unwrap()
     }
 
     #[test]
     fn no_stage_repeats_the_data_of_another() {
-        let load = |overrides: &[&str]| {
-            let overrides: Vec<_> = overrides.iter().map(|text| text.to_string()).collect();
-            Config::load(Source::Preset("tiny"), &overrides).unwrap()
-        };
-        let tiny = load(&[]);
-        assert_eq!(
-            [1, 2, 3].map(|n| sequences(&tiny, n)),
-            [0..160, 160..2160, 2160..5200]
-        );
+        assert_eq!(sequences(&load(&[])), [0..160, 160..2160, 2160..5200]);
 
         // Stages that are left out take no data; another batch size begins at a whole batch.
-        let odd = load(&["stages=2,3", "stage3.batch=12", "stage3.tokens=30720"]);
-        assert_eq!(sequences(&odd, 2), 0..2000);
-        assert_eq!(sequences(&odd, 3), 2004..2124);
+        let mut odd = load(&["stage3.batch=12", "stage3.tokens=30720"]);
+        odd.choose_stages(&["stage2", "stage3"].map(str::to_owned))
+            .unwrap();
+        assert_eq!(sequences(&odd), [0..2000, 2004..2124]);
+    }
+
+    #[test]
+    fn other_text_and_other_lengths_begin_at_their_beginning() {
+        let longer = load(&["stage2.context=512"]);
+        assert_eq!(sequences(&longer), [0..160, 0..1000, 160..3200]);
+        let other = load(&["stage1.data=a.txt", "stage3.data=a.txt"]);
+        assert_eq!(sequences(&other), [0..160, 0..2000, 160..3200]);
+        // The same text and length in other words.
+        let same = load(&[
+            "stage2.context=256",
+            "stage2.data=assets/text/pd-train.json.gz",
+        ]);
+        assert_eq!(sequences(&same), sequences(&load(&[])));
     }
 }

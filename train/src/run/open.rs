@@ -1,4 +1,4 @@
-//! The beginning of a run, or of what is left of it.
+//! The beginning of a run, or of the rest of one.
 
 use std::path::Path;
 use std::time::Instant;
@@ -8,8 +8,8 @@ use kernels::TrainBackend;
 use model::{CausalLm, PhiMamba};
 
 use super::{
-    CHECKPOINTS, COMPILING, CONFIG, METRICS, Run, RunOptions, inputs, say_stopped, stop_requested,
-    teacher_of_stages, tokens_per_step, untrained_student,
+    CHECKPOINTS, COMPILING, CONFIG, METRICS, Run, RunOptions, check_layers, inputs, say_stopped,
+    stop_requested, teacher_of_stages, untrained_student,
 };
 use crate::checkpoint::{self, Checkpoints, Progress};
 use crate::config::Config;
@@ -38,16 +38,33 @@ impl<B: TrainBackend> Run<B> {
         let (teacher_config, teacher) =
             model::load_any(&teacher_folder, device).map_err(TrainError::Teacher)?;
         let student_config = inputs::student_config(config, &teacher_config)?;
+        let idle_layers = {
+            let (teacher, student) = (teacher_config.network(), student_config.network());
+            let stages = config.stages.iter();
+            stages
+                .map(|stage| check_layers(stage, &teacher, &student))
+                .collect::<Result<Vec<_>, _>>()?
+        };
         let tokenizer = inputs::tokenizer(config, &teacher_folder, &teacher_config)?;
-        let (train, held_out) = inputs::windows(config, &tokenizer)?;
+        let inputs::Text {
+            train,
+            held_out,
+            training_tokens,
+        } = inputs::text(config, &tokenizer)?;
 
-        let checkpoints = Checkpoints::new(folder.join(CHECKPOINTS), config.checkpoint.keep);
+        let names: Vec<_> = config
+            .stages
+            .iter()
+            .map(|stage| stage.name.clone())
+            .collect();
+        let keep = config.checkpoint.keep;
+        let checkpoints = Checkpoints::new(folder.join(CHECKPOINTS), keep, names.clone());
         let metrics = folder.join(METRICS);
         let stages = config.stages.iter();
-        let plan = stages.map(|&stage| StagePlan {
-            stage,
+        let plan = stages.map(|stage| StagePlan {
+            stage: stage.name.clone(),
             steps: config.steps(stage),
-            tokens_per_step: tokens_per_step(config, stage),
+            tokens_per_step: config.tokens_per_step(stage),
         });
         let mut watch = Watch::new(plan.collect(), config.log.every, options.dashboard);
         let mut optimizer = AdamW::new(&config.optimizer);
@@ -62,9 +79,9 @@ impl<B: TrainBackend> Run<B> {
                 checkpoint::load::<B>(&newest, &student_config, &mut optimizer, device)?;
             same_steps(config, &progress, folder)?;
             let (position, evaluated) = (progress.position(), progress.evaluated());
-            let log = MetricsLog::resume(&metrics, position, evaluated)?;
+            let log = MetricsLog::resume(&metrics, &position, evaluated, &names)?;
             watch.note(&format!(
-                "going on from {}, on {}",
+                "resuming from {}, on {}",
                 newest.display(),
                 options.backend
             ));
@@ -82,7 +99,7 @@ impl<B: TrainBackend> Run<B> {
                 config.teacher.model,
                 teacher.backbone.layers.len(),
                 teacher_config.network().d_model,
-                train.shards().tokens(),
+                training_tokens,
                 held_out.shards().tokens(),
                 options.backend,
             ));
@@ -100,7 +117,7 @@ impl<B: TrainBackend> Run<B> {
                 return Ok(None);
             };
             let evaluation = Evaluation {
-                stage: 0,
+                stage: None,
                 tokens: 0,
                 teacher_perplexity,
                 student_perplexity: untrained,
@@ -108,7 +125,7 @@ impl<B: TrainBackend> Run<B> {
             log.record(&Record::Evaluation(evaluation.clone()))?;
             watch.evaluation(&evaluation);
             let progress = Progress {
-                stage: config.stages[0],
+                stage: config.stages[0].name.clone(),
                 step: 0,
                 tokens: 0,
                 stage_seconds: 0.0,
@@ -126,6 +143,7 @@ impl<B: TrainBackend> Run<B> {
             tokenizer,
             train,
             held_out,
+            idle_layers,
             teacher: teacher_of_stages(teacher, &student_config, config.precision),
             student_config,
             optimizer,
@@ -141,21 +159,38 @@ impl<B: TrainBackend> Run<B> {
     }
 }
 
-/// Refuses to go on where a step is not what it was: as many steps would be other text.
+/// Refuses to resume where a step is not what it was, or where the stages that are done are not the first of the
+/// list: the same number of steps would be other text.
 fn same_steps(config: &Config, progress: &Progress, folder: &Path) -> Result<(), TrainError> {
-    let mut gone: Vec<_> = (progress.finished.iter())
-        .map(|done| (done.stage, done.steps, done.tokens))
+    let mismatch = |what: String| {
+        TrainError::Mismatch(format!(
+            "{}: {what}; undo what was changed of them, or start another run",
+            folder.join(CONFIG).display(),
+        ))
+    };
+    let mut done: Vec<_> = (progress.finished.iter())
+        .map(|done| (&done.stage, done.steps, done.tokens))
         .collect();
-    if progress.evaluated() != progress.stage {
-        gone.push((progress.stage, progress.step, progress.stage_tokens()));
+    if progress.evaluated() != Some(&progress.stage) {
+        done.push((&progress.stage, progress.step, progress.stage_tokens()));
     }
-    for (stage, steps, tokens) in gone {
-        let now = tokens_per_step(config, stage);
+    let names = config.stages.iter().map(|stage| &stage.name);
+    if !names
+        .take(done.len())
+        .eq(done.iter().map(|(name, ..)| *name))
+    {
+        let done = done.iter().map(|(name, ..)| name.as_str());
+        return Err(mismatch(format!(
+            "the run has done {}, and these are not the first stages of the list",
+            done.collect::<Vec<_>>().join(", ")
+        )));
+    }
+    for ((name, steps, tokens), stage) in done.into_iter().zip(&config.stages) {
+        let now = config.tokens_per_step(stage);
         if steps as u64 * now != tokens {
-            return Err(TrainError::Mismatch(format!(
-                "{}: stage {stage} has done {steps} steps of {} tokens, and stage{stage}.batch times \
-                 data.context is {now}; undo what was changed of them, or start another run",
-                folder.join(CONFIG).display(),
+            return Err(mismatch(format!(
+                "stage {name} has done {steps} steps of {} tokens, and its batch times its context (of its own, \
+                 or data.context) is {now}",
                 tokens / steps.max(1) as u64,
             )));
         }

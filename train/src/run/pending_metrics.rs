@@ -1,4 +1,4 @@
-//! What steps have measured and nobody has read yet.
+//! Loss and norm of steps whose values are still on the device.
 
 use std::time::Instant;
 
@@ -7,9 +7,9 @@ use burn::tensor::backend::Backend;
 use crate::step::Measured;
 
 /// Steps whose loss and norm are still on the device.
-pub(super) struct Unread<B: Backend> {
+pub(super) struct PendingMetrics<B: Backend> {
     steps: Vec<(usize, u64, f64, Measured<B>)>,
-    /// When the last ones were read, or training went on after that.
+    /// When the last were read, or when training continued after that.
     since: Instant,
 }
 
@@ -25,11 +25,11 @@ pub(super) struct ReadStep {
     pub(super) loss: f64,
     /// The norm of its mean gradient.
     pub(super) norm: f64,
-    /// What it took: the mean over those read together.
+    /// How long it took: the mean over the steps that were read together.
     pub(super) seconds: f64,
 }
 
-impl<B: Backend> Unread<B> {
+impl<B: Backend> PendingMetrics<B> {
     pub(super) fn new() -> Self {
         Self {
             steps: vec![],
@@ -37,7 +37,7 @@ impl<B: Backend> Unread<B> {
         }
     }
 
-    /// Nothing is unread, and what was done since then was no training.
+    /// Starts the clock anew, after work that was no training. No step is pending then.
     pub(super) fn restart(&mut self) {
         self.since = Instant::now();
     }
@@ -47,7 +47,7 @@ impl<B: Backend> Unread<B> {
         self.steps.push((number, tokens, lr, measured));
     }
 
-    /// All of them, in order, which waits for the last to be done.
+    /// All of them, in order. Waits for the last to be done.
     pub(super) fn read(&mut self) -> Vec<ReadStep> {
         let steps = std::mem::take(&mut self.steps);
         let measured = steps.iter().map(|(_, _, _, measured)| measured.clone());

@@ -1,5 +1,7 @@
 //! The command line of `train`.
 
+mod bench;
+
 use std::fmt;
 use std::io::{ErrorKind, Write, stdout};
 use std::path::{Path, PathBuf};
@@ -13,22 +15,23 @@ use clap::{Args, Parser, Subcommand};
 use kernels::KernelBackend;
 use kernels::backends::{Backend, BackendError, Work};
 
-use crate::ablation::{Ablation, Plan};
-use crate::bench::BenchArgs;
-use crate::config::{Config, Source};
-use crate::error::TrainError;
-use crate::logging::{listen, say};
-use crate::run::{CONFIG, Outcome, Run, RunOptions, SUMMARY};
+use train::TrainError;
+use train::ablation::{Ablation, Budget};
+use train::config::{Config, Source};
+use train::logging::{listen, say};
+use train::run::{CONFIG, Outcome, Run, RunOptions, SUMMARY, StopRequest};
+
+use bench::BenchArgs;
 
 const EXAMPLES: &str = "\
 Examples:
-  Distil the bundled teacher into a Phi-Mamba, all three stages (minutes on two CPU cores):
+  Distil the bundled teacher into a Phi-Mamba, in three stages (minutes on two CPU cores):
       train
 
-  The same without stage 1, with another learning rate in stage 3:
-      train --stages 2,3 --set stage3.lr=2e-4
+  The same without the first stage, with another learning rate in the last:
+      train --stages stage2,stage3 --set stage3.lr=2e-4
 
-  Go on with a run that was stopped, or that died:
+  Resume a run that was stopped or has failed:
       train --resume runs/tiny
 
   A Phi teacher and text of your own, from a file that changes some keys of a preset:
@@ -45,9 +48,9 @@ Examples:
 
 /// Distils a Phi Transformer into a Phi-Mamba by MOHAWK (arXiv 2408.10189).
 ///
-/// Three stages: match each layer's mixing matrix, match each layer's output, match the model's
-/// predictions. What to do stands in one TOML configuration: a preset, changed by a file, changed by
-/// --set. The run folder receives the resolved configuration (config.toml), a line a step
+/// A run is a list of stages; the published ones match each layer's mixing matrix, then each layer's output,
+/// then the model's predictions. What to do stands in one TOML configuration: a preset, changed by a file,
+/// changed by --set. The run folder receives the resolved configuration (config.toml), a line a step
 /// (metrics.jsonl), checkpoints, the student in the published format with its tokenizer (student/),
 /// the result in numbers (summary.json) and on one page (report.html).
 #[derive(Debug, Parser)]
@@ -79,7 +82,7 @@ struct RunArgs {
     #[arg(long, value_name = "FILE", conflicts_with = "preset")]
     config: Option<PathBuf>,
 
-    /// Override one key, as in --set stage3.lr=2e-4; may be given many times
+    /// Override one key, as in --set stage3.lr=2e-4, by the stage's name; may be given many times
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
 
@@ -87,11 +90,11 @@ struct RunArgs {
     #[arg(long, value_name = "NAME")]
     precision: Option<String>,
 
-    /// The stages to run, as in 2,3; short for --set stages=[2,3]
-    #[arg(long, value_name = "LIST")]
-    stages: Option<String>,
+    /// The stages to run, by name, as in stage2,stage3; by default all of the list, whose order they keep
+    #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
+    stages: Vec<String>,
 
-    /// Go on with the run in this folder from its newest checkpoint
+    /// Resume the run in this folder from its newest checkpoint
     ///
     /// The run's own configuration is used (RUN/config.toml), so that the result is what an
     /// uninterrupted run gives. A run that is finished is left as it is.
@@ -123,7 +126,7 @@ pub(crate) struct SharedArgs {
     backend: Option<Backend>,
 }
 
-/// Compares stage 3 alone, stages 2 and 3, and all three, at one budget of tokens.
+/// Compares the last stage of tiny alone, the last two, and all three, at one budget of tokens.
 ///
 /// Each combination gets the same tokens, learning rates and shares of the budget as in the runs of
 /// the published modules that assets/README.md lists. Prints one table, and writes it as table.md
@@ -132,7 +135,7 @@ pub(crate) struct SharedArgs {
 struct AblateArgs {
     /// The budget: small (262,144 tokens, 4 x 256) or large (4,194,304 tokens, 16 x 512)
     #[arg(long, value_name = "NAME", default_value = "small")]
-    plan: Plan,
+    plan: Budget,
 
     /// The seeds to repeat each combination with, as in 42,43,44
     #[arg(
@@ -145,7 +148,7 @@ struct AblateArgs {
 
     /// The folder for the table and the runs; by default runs/ablation-PLAN
     ///
-    /// A comparison that was stopped goes on by the same command with the folder it began in.
+    /// The same command with the folder of a comparison that was stopped continues it.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
 
@@ -192,18 +195,16 @@ impl RunArgs {
             }
             None => {
                 let mut set = self.set.clone();
-                set.extend(
-                    self.stages
-                        .iter()
-                        .map(|stages| format!("stages=[{stages}]")),
-                );
                 let precision = self.precision.iter();
                 set.extend(precision.map(|name| format!("precision={name}")));
                 let source = match &self.config {
                     Some(file) => Source::File(file),
                     None => Source::Preset(&self.preset),
                 };
-                let config = Config::load(source, &set)?;
+                let mut config = Config::load(source, &set)?;
+                if !self.stages.is_empty() {
+                    config.choose_stages(&self.stages)?;
+                }
                 let default = || unused(Path::new("runs").join(&config.name));
                 let folder = self.out.unwrap_or_else(default);
                 (config, folder, false)
@@ -243,7 +244,7 @@ impl AblateArgs {
         let default = || unused(Path::new("runs").join(format!("ablation-{}", self.plan.name())));
         let folder = self.out.unwrap_or_else(default);
         let ablation = Ablation {
-            plan: self.plan,
+            budget: self.plan,
             seeds: self.seeds,
             folder: folder.clone(),
             backend: backend.name().into(),
@@ -256,7 +257,7 @@ impl AblateArgs {
         match outcome.map_err(|error| with_advice(error, memory, &again))? {
             Some(table) => print(format_args!("{table}")),
             None => {
-                say(format_args!("go on {again}"));
+                say(format_args!("continue {again}"));
                 Ok(ExitCode::from(INTERRUPTED))
             }
         }
@@ -283,7 +284,7 @@ impl Work for Ablate {
     }
 }
 
-/// Prints what came out of it all. That nobody reads it is no failure: it stands in files too.
+/// Prints the result. A reader that has closed the pipe is no failure: the result is in files, too.
 fn print(result: fmt::Arguments) -> anyhow::Result<ExitCode> {
     match writeln!(stdout(), "{result}") {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(anyhow!(
@@ -315,7 +316,7 @@ fn of_run(error: TrainError, folder: &Path) -> anyhow::Error {
             // All of it changes sums by roundings, and neither the steps nor what they read.
             let memory = format!(
                 "in {}, lower micro_batch of the stage, or evaluation.batch if it was evaluating, or set \
-                 recompute = true of stage 3",
+                 recompute = true of the stage if it has that option",
                 config.display()
             );
             let again = format!("from the last checkpoint by --resume {}", folder.display());
@@ -325,17 +326,17 @@ fn of_run(error: TrainError, folder: &Path) -> anyhow::Error {
 }
 
 /// What to do about a device that fails, or a file that cannot be read or written: `memory` where there is
-/// too little of it, and `again` is how to go on after that.
+/// too little of it, and `again` is how to continue after that.
 fn with_advice(error: TrainError, memory: &str, again: &str) -> anyhow::Error {
     use BackendError::{Failed, Lost, OldDriver, OutOfMemory};
     use TrainError::{Device, Io, Metrics, Report, Weights};
     match error {
-        Device(OutOfMemory { .. }) => anyhow!("{error}; {memory}, then go on {again}"),
+        Device(OutOfMemory { .. }) => anyhow!("{error}; {memory}, then continue {again}"),
         Device(Lost { .. } | OldDriver { .. } | Failed { .. }) => {
-            anyhow!("{error}; after that, go on {again}")
+            anyhow!("{error}; after that, continue {again}")
         }
         Io { .. } | Metrics(_) | Report(_) | Weights(_) => {
-            anyhow!("{error}; put that right, then go on {again}")
+            anyhow!("{error}; put that right, then continue {again}")
         }
         other => other.into(),
     }
@@ -345,7 +346,7 @@ fn with_advice(error: TrainError, memory: &str, again: &str) -> anyhow::Error {
 pub(crate) const INTERRUPTED: u8 = 130;
 
 /// A flag that the first Ctrl-C sets; a second one ends the program at once.
-fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
+fn stop_on_interrupt() -> anyhow::Result<StopRequest> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     ctrlc::set_handler(move || {
@@ -355,7 +356,7 @@ fn stop_on_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
         say("stopping with a checkpoint after the steps that are begun; once more to stop at once");
     })
     .map_err(|error| anyhow!("cannot listen for Ctrl-C: {error}"))?;
-    Ok(stop)
+    Ok(StopRequest::on(stop))
 }
 
 #[cfg(test)]
@@ -386,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn other_errors_say_how_to_go_on() {
+    fn other_errors_say_how_to_continue() {
         let folder = tempfile::tempdir().unwrap();
         let lost = || {
             TrainError::Device(BackendError::Lost {

@@ -1,4 +1,5 @@
-//! Stage 3, knowledge distillation: the student's next-token distribution against the teacher's.
+//! Knowledge distillation (stage 3 of the paper, section 4): the student's next-token distribution against
+//! the teacher's.
 //!
 //! A pass has two halves that meet at the head's input. [`head`] computes logits, loss and its
 //! gradient for a block of tokens at a time, since an array as wide as the vocabulary is the largest
@@ -8,41 +9,103 @@
 use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
 use burn::tensor::{Int, Tensor};
 use kernels::{DistillationWeights, TrainBackend};
-use model::{Phi, PhiMamba};
+use model::{NetworkConfig, Part, Phi, PhiMamba};
+use serde::{Deserialize, Serialize};
 
-use super::TokenBatch;
+use super::arithmetic::{self, Arithmetic};
 use super::head::{self, Features};
+use super::layers::Untrainable;
+use super::{Description, Stage, TokenBatch};
 use crate::gradients::Gradients;
+use crate::limits::{OutOfRange, positive, within};
 
-/// The mean over tokens.
-pub(super) fn pass<B: TrainBackend>(
-    student: &PhiMamba<B>,
-    teacher: &Phi<B::InnerBackend>,
-    batch: TokenBatch<B>,
-    weights: DistillationWeights,
-    recompute: bool,
-    gradients: &mut Gradients<B::InnerBackend>,
-) -> Tensor<B::InnerBackend, 1> {
-    let TokenBatch { ids, labels } = batch;
-    let [b, l] = ids.dims();
-    let labels = (weights.hard > 0.0).then(|| labels.reshape([b * l]));
-    let teacher_bld = teacher.features(ids.clone());
-    let body = Body::forward(student, ids, recompute);
-    let features = Features {
-        student: body.features(),
-        teacher: teacher_bld,
+/// Next-token distributions: the cross-entropy of the student's against the teacher's, mean over tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Predictions {
+    /// Divides the student's logits.
+    pub temperature: f64,
+    /// Weight of the cross-entropy against the true next token, from 0 to 1.
+    pub hard_weight: f64,
+    /// Whether the backward pass computes each block's forward pass again instead of keeping it.
+    pub recompute: bool,
+}
+
+impl Default for Predictions {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            hard_weight: 0.0,
+            recompute: false,
+        }
+    }
+}
+
+impl Stage for Predictions {
+    const DESCRIPTION: Description = Description {
+        title: "knowledge distillation",
+        loss: "Cross-entropy of the student's next-token distribution against the teacher's, in nats a \
+               token. It cannot fall below the entropy of the teacher.",
+        axis: "cross-entropy (nats)",
     };
-    let (loss, dfeatures) = head::pass(
-        &student.head(),
-        &teacher.head(),
-        features,
-        labels,
-        weights,
-        head::BLOCK,
-        gradients,
-    );
-    body.backward(student, dfeatures, gradients);
-    loss
+    const TRAINS: &'static [Part] = &Part::ALL;
+
+    fn validate(&self) -> Result<(), OutOfRange> {
+        positive("temperature", self.temperature)?;
+        within(0.0..=1.0, "hard_weight", self.hard_weight)
+    }
+
+    fn reached(&self) -> &'static [Part] {
+        &Part::ALL
+    }
+
+    fn idle_layers(
+        &self,
+        _teacher: &NetworkConfig,
+        _student: &NetworkConfig,
+    ) -> Result<Vec<usize>, Untrainable> {
+        Ok(vec![])
+    }
+
+    /// The teacher's layers and head; three times the student's.
+    fn arithmetic(&self, l: usize, teacher: &NetworkConfig, student: &NetworkConfig) -> Arithmetic {
+        Arithmetic {
+            teacher: arithmetic::forward(teacher, l),
+            student: 3.0 * arithmetic::forward(student, l),
+        }
+    }
+
+    fn pass<B: TrainBackend>(
+        &self,
+        student: &PhiMamba<B>,
+        teacher: &Phi<B::InnerBackend>,
+        batch: TokenBatch<B>,
+        gradients: &mut Gradients<B::InnerBackend>,
+    ) -> Tensor<B::InnerBackend, 1> {
+        let TokenBatch { ids, labels } = batch;
+        let [b, l] = ids.dims();
+        let weights = DistillationWeights {
+            temperature: self.temperature,
+            hard: self.hard_weight,
+        };
+        let labels = (weights.hard > 0.0).then(|| labels.reshape([b * l]));
+        let teacher_bld = teacher.features(ids.clone());
+        let body = Body::forward(student, ids, self.recompute);
+        let features = Features {
+            student: body.features(),
+            teacher: teacher_bld,
+        };
+        let (loss, dfeatures) = head::pass(
+            &student.head(),
+            &teacher.head(),
+            features,
+            labels,
+            weights,
+            head::BLOCK,
+            gradients,
+        );
+        body.backward(student, dfeatures, gradients);
+        loss
+    }
 }
 
 /// The layers between ids and head, forward done, and what their backward pass needs.

@@ -1,4 +1,4 @@
-//! Batches made ahead, on a thread of their own, while the step before is queued.
+//! Batches made ahead of their steps, on another thread.
 
 use std::panic::resume_unwind;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -6,18 +6,18 @@ use std::thread::{self, JoinHandle};
 
 use datasets::{Batch, DataError};
 
-/// Batches that wait for their step.
+/// The batches that may wait for their steps.
 const WAITING: usize = 2;
 
-/// The batches from one on, in order. The thread that makes them ends when this is dropped.
-pub(super) struct Ahead {
+/// The batches from one number on, in order. The thread that makes them ends when this is dropped.
+pub(super) struct Prefetch {
     batches: Receiver<Result<Batch, DataError>>,
     /// Until it has ended.
     thread: Option<JoinHandle<()>>,
 }
 
-impl Ahead {
-    /// Those that `make` makes of the numbers from `first` on.
+impl Prefetch {
+    /// The batches that `make` returns for the numbers from `first` on.
     pub(super) fn new(
         make: impl Fn(u64) -> Result<Batch, DataError> + Send + 'static,
         first: u64,
@@ -41,10 +41,10 @@ impl Ahead {
     /// The next one.
     ///
     /// # Errors
-    /// [`DataError`] if the shards are damaged; the batch after that is not asked for.
+    /// [`DataError`] if the shards are damaged. There is no batch after that.
     ///
     /// # Panics
-    /// As the thread has, if it has; and after an error.
+    /// With the panic of `make`; or after an error.
     pub(super) fn next(&mut self) -> Result<Batch, DataError> {
         let ended = match self.batches.recv() {
             Ok(batch) => return batch,
@@ -52,7 +52,7 @@ impl Ahead {
         };
         match ended {
             Some(Err(panic)) => resume_unwind(panic),
-            _ => panic!("batches go on up to an error"),
+            _ => panic!("no batch comes after an error"),
         }
     }
 }
@@ -72,21 +72,21 @@ mod tests {
 
     #[test]
     fn batches_come_in_order() {
-        let mut ahead = Ahead::new(|number| Ok(batch(number)), 5);
+        let mut batches = Prefetch::new(|number| Ok(batch(number)), 5);
         for number in 5..20 {
-            assert_eq!(ahead.next().unwrap(), batch(number));
+            assert_eq!(batches.next().unwrap(), batch(number));
         }
     }
 
     #[test]
     #[should_panic(expected = "no batch 7")]
-    fn a_panic_is_told_as_it_was() {
-        let make = |number| match number {
-            7 => panic!("no batch 7"),
-            _ => Ok(batch(number)),
+    fn a_panic_is_passed_on() {
+        let make = |number| {
+            assert!(number != 7, "no batch 7");
+            Ok(batch(number))
         };
-        let mut ahead = Ahead::new(make, 6);
-        assert_eq!(ahead.next().unwrap(), batch(6));
-        let _ = ahead.next();
+        let mut batches = Prefetch::new(make, 6);
+        assert_eq!(batches.next().unwrap(), batch(6));
+        let _ = batches.next();
     }
 }

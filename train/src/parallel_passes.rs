@@ -6,8 +6,8 @@
 //! other. Results are handed on in the order of the passes either way, so that sums over them do not
 //! depend on which was done first.
 //!
-//! A lane is a thread pool, not a task of one pool for all: there, a thread that waits for its share
-//! of an op would begin another pass meanwhile, inside the first, whose graph it holds locked.
+//! Each pass has a thread pool to itself. In one pool for all, a thread that waits for its share of an op
+//! would begin another pass meanwhile, inside the first, whose graph it holds locked.
 
 use std::panic::resume_unwind;
 use std::thread;
@@ -15,27 +15,28 @@ use std::thread;
 use kernels::KernelBackend;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-/// The cores of a CPU, shared out to as many passes at once; on a GPU the one thread there is.
-pub struct Lanes(Vec<ThreadPool>);
+/// A pool of threads for each pass that runs at the same time; none on a GPU, where passes run one after
+/// the other on the caller's thread.
+pub struct ParallelPasses(Vec<ThreadPool>);
 
-impl Lanes {
+impl ParallelPasses {
     /// What suits `B` best for steps of so many passes.
     pub fn new<B: KernelBackend>(passes: usize) -> Self {
         let cores = B::lanes();
-        let lanes = cores.min(passes);
-        if lanes < 2 {
+        let pools = cores.min(passes);
+        if pools < 2 {
             return Self(vec![]);
         }
-        let pool = |lane| {
-            let threads = cores / lanes + usize::from(lane < cores % lanes);
+        let pool = |number| {
+            let threads = cores / pools + usize::from(number < cores % pools);
             // One fewer where the system gives no more threads; without any, passes go in a row.
             ThreadPoolBuilder::new().num_threads(threads).build().ok()
         };
-        Self((0..lanes).filter_map(pool).collect())
+        Self((0..pools).filter_map(pool).collect())
     }
 
-    /// Does `work` to each item and hands what comes of it to `then`, in the items' order. Items are
-    /// taken when there is a lane for them.
+    /// Does `work` on each item and gives its result to `then`, in the items' order. An item is taken when
+    /// there is a pool for it.
     pub fn run<I: Send, T: Send>(
         &self,
         items: impl IntoIterator<Item = I>,
@@ -54,12 +55,12 @@ impl Lanes {
             }
             let done: Vec<T> = thread::scope(|scope| {
                 let work = &work;
-                let lanes: Vec<_> = (self.0.iter().zip(round))
+                let threads: Vec<_> = (self.0.iter().zip(round))
                     .map(|(pool, item)| scope.spawn(move || pool.install(|| work(item))))
                     .collect();
-                let results = lanes.into_iter().map(|lane| lane.join());
+                let results = threads.into_iter().map(|thread| thread.join());
                 results
-                    .map(|it| it.unwrap_or_else(|panic| resume_unwind(panic)))
+                    .map(|result| result.unwrap_or_else(|panic| resume_unwind(panic)))
                     .collect()
             });
             done.into_iter().for_each(&mut then);
@@ -81,23 +82,23 @@ mod tests {
                 .build()
                 .unwrap()
         };
-        for lanes in [vec![], vec![pool(1)], vec![pool(2), pool(1), pool(1)]] {
+        for pools in [vec![], vec![pool(1)], vec![pool(2), pool(1), pool(1)]] {
             let mut squares = vec![];
-            Lanes(lanes).run(0..10, |i| i * i, |square| squares.push(square));
+            ParallelPasses(pools).run(0..10, |i| i * i, |square| squares.push(square));
             assert_eq!(squares, (0..10).map(|i| i * i).collect::<Vec<_>>());
         }
     }
 
     /// Memory is that of the passes under way.
     #[test]
-    fn items_wait_for_their_lane() {
+    fn items_wait_for_their_pool() {
         let pool = || ThreadPoolBuilder::new().num_threads(1).build().unwrap();
         let taken = AtomicUsize::new(0);
         let items = (0..7).inspect(|_| {
             taken.fetch_add(1, Ordering::SeqCst);
         });
         let mut done = 0;
-        Lanes(vec![pool(), pool()]).run(
+        ParallelPasses(vec![pool(), pool()]).run(
             items,
             |i| i,
             |_| {

@@ -1,14 +1,15 @@
 //! Whole runs of `train`, in little: the bundled teacher, a few steps of 2 x 32 tokens a stage.
+#![cfg(feature = "flex")]
 
 mod failures;
+mod lists;
 mod presets;
 mod results;
 mod resume;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::backend::Autodiff;
 use serde_json::Value;
@@ -16,7 +17,7 @@ use tempfile::TempDir;
 use tests::{Goldens, Values};
 use train::TrainError;
 use train::config::{Config, Source};
-use train::run::{Outcome, Run, RunOptions};
+use train::run::{Outcome, Run, RunOptions, StopRequest};
 use train::summary::Summary;
 
 /// The CPU backend of everyday use.
@@ -51,6 +52,14 @@ fn config(overrides: &[&str]) -> Config {
     Config::load(Source::Preset("tiny"), &all).expect("a configuration")
 }
 
+/// The same with these stages alone.
+fn config_of_stages(stages: &[&str], overrides: &[&str]) -> Config {
+    let mut config = config(overrides);
+    let stages: Vec<_> = stages.iter().map(|name| name.to_string()).collect();
+    config.choose_stages(&stages).expect("stages of the preset");
+    config
+}
+
 fn folder() -> TempDir {
     tempfile::tempdir().expect("a temporary folder")
 }
@@ -63,7 +72,7 @@ fn options(config: Config, folder: &Path, resume: bool) -> RunOptions {
         dashboard: false,
         backend: "flex".to_owned(),
         read_every: None,
-        stop: Arc::new(AtomicBool::new(false)),
+        stop: StopRequest::default(),
     }
 }
 
@@ -87,17 +96,24 @@ fn resume(folder: &Path) -> Summary {
     finish(options(config_of(folder), folder, true))
 }
 
+/// With the request to stop made from the time on that it is asked for for the `n`-th time, from 0. It is asked
+/// for before each step and before each batch of an evaluation.
+fn stopping(n: usize, mut options: RunOptions) -> RunOptions {
+    let asked = AtomicUsize::new(0);
+    options.stop = StopRequest::when(move || asked.fetch_add(1, Ordering::Relaxed) >= n);
+    options
+}
+
 /// As [`resume`], with the request to stop already made.
 fn resume_and_stop(folder: &Path) -> Outcome {
-    let options = options(config_of(folder), folder, true);
-    options.stop.store(true, Ordering::Relaxed);
+    let options = stopping(0, options(config_of(folder), folder, true));
     execute(options).expect("a run that stops")
 }
 
 fn finish(options: RunOptions) -> Summary {
     match execute(options).expect("a run without errors") {
         Outcome::Finished(summary) => summary,
-        Outcome::Stopped => panic!("nobody asked the run to stop"),
+        Outcome::Stopped => panic!("the run was not asked to stop"),
     }
 }
 
@@ -120,7 +136,7 @@ fn checkpoint(run: &Path, name: &str) -> PathBuf {
     run.join("checkpoints").join(name)
 }
 
-/// The lines of `metrics.jsonl`, without what tells the time.
+/// The lines of `metrics.jsonl`, without times.
 fn metrics(run: &Path) -> Vec<Value> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
     let line = |line: &str| {
@@ -133,7 +149,7 @@ fn metrics(run: &Path) -> Vec<Value> {
     text.lines().map(line).collect()
 }
 
-/// `summary` without what tells the time or the memory.
+/// `summary` without times and memory.
 fn timeless(mut summary: Summary) -> Summary {
     summary.seconds = 0.0;
     summary.tokens_per_second = 0.0;

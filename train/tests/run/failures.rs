@@ -1,4 +1,4 @@
-//! What goes wrong is said, and nothing that was there before is lost.
+//! Every failure has its message, and nothing that was there before is lost.
 
 use std::fs::File;
 
@@ -57,7 +57,7 @@ fn a_damaged_checkpoint_is_named() {
 fn foreign_moments_are_named() {
     let folder = folder();
     let run = folder.path();
-    super::run(config(&["stages=2", "stage2.tokens=64"]), run);
+    super::run(config_of_stages(&["stage2"], &["stage2.tokens=64"]), run);
     fs::remove_file(run.join("summary.json")).unwrap();
     let path = checkpoint(run, "stage2-step0000001").join("optimizer.safetensors");
     let mut bytes = fs::read(&path).unwrap();
@@ -80,7 +80,7 @@ fn foreign_moments_are_named() {
 fn a_changed_student_is_refused() {
     let folder = folder();
     let run = folder.path();
-    super::run(config(&["stages=2", "stage2.tokens=64"]), run);
+    super::run(config_of_stages(&["stage2"], &["stage2.tokens=64"]), run);
     fs::remove_file(run.join("summary.json")).unwrap();
     let mut config = config_of(run);
     config.student.d_state = 32;
@@ -94,7 +94,7 @@ fn a_changed_student_is_refused() {
 fn a_run_is_not_written_over() {
     let folder = folder();
     let run = folder.path();
-    super::run(config(&["stages=2", "stage2.tokens=64"]), run);
+    super::run(config_of_stages(&["stage2"], &["stage2.tokens=64"]), run);
     let before = student(run);
     match error(options(config(&[]), run, false)) {
         TrainError::Exists(path) => assert_eq!(path, run),
@@ -116,15 +116,17 @@ fn a_run_is_not_written_over() {
 fn changed_steps_are_refused() {
     let folder = folder();
     let run = folder.path();
-    super::run(config(&["stages=2", "stage2.tokens=192"]), run);
+    super::run(config_of_stages(&["stage2"], &["stage2.tokens=192"]), run);
     fs::remove_file(run.join("summary.json")).unwrap();
     let config = config_of(run);
     let assert_refused = || {
         let mut of_other_length = config.clone();
         of_other_length.data.context = 16;
         let mut of_more = config.clone();
-        of_more.stage2.stage.batch = 4;
-        for config in [of_other_length, of_more] {
+        of_more.stages[0].batch = 4;
+        let mut of_its_own_length = config.clone();
+        of_its_own_length.stages[0].context = 16;
+        for config in [of_other_length, of_more, of_its_own_length] {
             match error(options(config, run, true)) {
                 TrainError::Mismatch(message) => {
                     assert!(message.contains("data.context"), "{message}");
@@ -139,8 +141,7 @@ fn changed_steps_are_refused() {
     assert_refused();
 
     let mut smaller = config.clone();
-    smaller.stage2.stage.micro_batch = 1;
-    smaller.stage3.recompute = true;
+    smaller.stages[0].micro_batch = 1;
     smaller.evaluation.batch = 1;
     finish(options(smaller, run, true));
 }
@@ -162,36 +163,41 @@ fn a_precision_that_is_not_there_is_refused() {
 }
 
 #[test]
-fn a_run_that_diverges_stops_and_can_go_on() {
-    diverges_and_goes_on(1);
+fn a_run_that_diverges_stops_and_can_be_resumed() {
+    diverges_and_is_resumed(1);
 }
 
 /// What went wrong is read when all of the stage is done.
 #[test]
-fn a_run_that_diverges_unread_stops_and_can_go_on() {
-    diverges_and_goes_on(100);
+fn a_run_that_diverges_unread_stops_and_can_be_resumed() {
+    diverges_and_is_resumed(100);
 }
 
 /// A learning rate that throws the student out of all bounds at its first step.
-fn diverges_and_goes_on(read_every: usize) {
+fn diverges_and_is_resumed(read_every: usize) {
     let (diverged, sane) = (folder(), folder());
     let run = diverged.path();
-    let common = ["stages=2,3", "stage3.warmup=0", "safety.max_skipped=2"];
-    let with_lr = |lr| config(&[common.as_slice(), &[lr, "checkpoint.every=100"]].concat());
+    let common = [
+        "stage3.warmup=0",
+        "safety.max_skipped=2",
+        "checkpoint.every=100",
+    ];
+    let with_lr =
+        |lr| config_of_stages(&["stage2", "stage3"], &[common.as_slice(), &[lr]].concat());
     let hopeless = options(with_lr("stage3.lr=1e30"), run, false);
     match error(reading(read_every, hopeless)) {
         TrainError::NotFinite {
-            stage: 3,
+            stage,
             step: 3,
             skipped: 2,
             folder,
-        } => assert_eq!(folder, run),
+        } => assert_eq!((stage.as_str(), folder.as_path()), ("stage3", run)),
         other => panic!("{other}"),
     }
-    // Recorded: the step that did it was finite, those after it were not.
+    // Recorded: the step with that rate was finite, those after it were not.
     let steps: Vec<_> = metrics(run)
         .into_iter()
-        .filter(|record| record["stage"] == 3)
+        .filter(|record| record["stage"] == "stage3")
         .map(|record| (record["skipped"].clone(), record["loss"].is_number()))
         .collect();
     let skipped = (Value::Bool(true), false);
@@ -201,7 +207,7 @@ fn diverges_and_goes_on(read_every: usize) {
     );
     assert!(!run.join("summary.json").exists());
 
-    // The checkpoint before is whole; as the message says, a lower rate goes on from there.
+    // The checkpoint before is whole; as the message says, a lower rate can continue from there.
     assert_eq!(checkpoints(run), ["stage2-step0000005"]);
     with_lr("stage3.lr=1e-3")
         .write(&run.join("config.toml"))

@@ -1,4 +1,4 @@
-//! What the report shows of the two models beside numbers: matrices and texts.
+//! Specimens of both models for the report: matrices and texts.
 
 use burn::tensor::Tensor;
 use datasets::{TokenWindows, Tokenizer};
@@ -18,13 +18,13 @@ const PROMPT: usize = 24;
 /// Tokens that each model adds.
 const WRITTEN: usize = 48;
 
-/// Both models, in one dtype, and the text to show them on.
-pub struct Showing<'a, B: KernelBackend> {
+/// Both models, in one dtype, and the text that the specimens are taken from.
+pub struct Specimens<'a, B: KernelBackend> {
     /// The teacher.
     pub teacher: &'a CausalLm<B>,
     /// The student.
     pub student: &'a CausalLm<B>,
-    /// Theirs.
+    /// The tokenizer of both.
     pub tokenizer: &'a Tokenizer,
     /// Text neither has trained on.
     pub held_out: &'a TokenWindows,
@@ -32,9 +32,9 @@ pub struct Showing<'a, B: KernelBackend> {
     pub device: &'a B::Device,
 }
 
-impl<B: KernelBackend> Showing<'_, B> {
+impl<B: KernelBackend> Specimens<'_, B> {
     /// For a few heads, spread over the layers: the transfer matrix beside the attention matrix, both
-    /// computed from the teacher's hidden state as in stage 1.
+    /// computed from the teacher's hidden state as in matrix orientation.
     ///
     /// # Errors
     /// [`TrainError::Data`] if the held-out text cannot be read.

@@ -1,11 +1,8 @@
 //! A run that is interrupted, in whatever way, ends as one that is not.
 
-use std::thread;
-use std::time::Duration;
-
 use super::*;
 
-/// What a process that was killed leaves in `to`, if the newest whole checkpoint was `name`: later
+/// What a process leaves in `to` that was killed, if the newest whole checkpoint was `name`: later
 /// lines in the metrics, the last of them torn, and half a checkpoint.
 fn killed_after(name: &str, from: &Path, to: &Path) {
     fs::copy(from.join("config.toml"), to.join("config.toml")).unwrap();
@@ -22,11 +19,10 @@ fn copy_folder(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let (from, to) = (entry.path(), to.join(entry.file_name()));
-        match from.is_dir() {
-            true => copy_folder(&from, &to),
-            false => {
-                fs::copy(from, to).unwrap();
-            }
+        if from.is_dir() {
+            copy_folder(&from, &to);
+        } else {
+            fs::copy(from, to).unwrap();
         }
     }
 }
@@ -102,7 +98,7 @@ fn a_resumed_run_is_the_uninterrupted_one() {
     resume(rest.path());
     assert_same("no checkpoint", rest.path(), whole.path());
 
-    // A finished run is told, not touched.
+    // A finished run is left as it is.
     let report = whole.path().join("report.html");
     let written = || fs::metadata(&report).unwrap().modified().unwrap();
     let (before, summary) = (written(), resume(whole.path()));
@@ -111,23 +107,26 @@ fn a_resumed_run_is_the_uninterrupted_one() {
     assert_eq!(Summary::read(&path).unwrap(), Some(summary));
 }
 
-/// A stage's end has its checkpoint before it is evaluated, and an evaluation hears a request to stop.
+/// A stage's end has its checkpoint before it is evaluated, and a request to stop ends an evaluation.
 #[test]
 fn an_evaluation_can_be_interrupted() {
     let whole = folder();
     run(config(&[]), whole.path());
-    let evaluated = |run: &Path| -> Vec<u64> {
+    let evaluated = |run: &Path| -> Vec<String> {
         let records = metrics(run).into_iter();
         let evaluations = records.filter(|record| record["kind"] == "evaluation");
         evaluations
-            .map(|record| record["stage"].as_u64().expect("a stage"))
+            .map(|record| record["stage"].as_str().unwrap_or("none").to_owned())
             .collect()
     };
-    assert_eq!(evaluated(whole.path()), [0, 1, 2, 3]);
+    assert_eq!(
+        evaluated(whole.path()),
+        ["none", "stage1", "stage2", "stage3"]
+    );
 
     for (name, before) in [
-        ("stage2-step0000005", &[0, 1][..]),
-        ("stage3-step0000004", &[0, 1, 2]),
+        ("stage2-step0000005", &["none", "stage1"][..]),
+        ("stage3-step0000004", &["none", "stage1", "stage2"]),
     ] {
         let rest = folder();
         killed_after(name, whole.path(), rest.path());
@@ -147,8 +146,7 @@ fn an_evaluation_can_be_interrupted() {
 
     // The first of all, before there is anything to keep.
     let rest = folder();
-    let stopped = options(config(&[]), rest.path(), false);
-    stopped.stop.store(true, Ordering::Relaxed);
+    let stopped = stopping(0, options(config(&[]), rest.path(), false));
     assert_eq!(
         execute(stopped).expect("a run that stops"),
         Outcome::Stopped
@@ -158,8 +156,8 @@ fn an_evaluation_can_be_interrupted() {
     assert_same("untrained", rest.path(), whole.path());
 }
 
-/// What several steps have measured is read at once, and recorded as if each had been waited for; so
-/// it is where a checkpoint comes between two reads, and where a run goes on from there.
+/// The losses of several steps are read at once, and recorded as if each had been waited for; the same where a
+/// checkpoint comes between two reads, and where a run is resumed from there.
 #[test]
 fn steps_can_be_read_together() {
     let whole = folder();
@@ -178,81 +176,70 @@ fn steps_can_be_read_together() {
     }
 }
 
-/// Steps that nobody has read yet are recorded before a stop: all that the checkpoint has, and no others.
+/// Steps whose losses are not read yet are recorded before a stop: all that the checkpoint has, and no others.
 #[test]
-fn a_stop_reads_what_is_unread() {
+fn a_stop_reads_what_is_pending() {
     let (whole, stopped) = (folder(), folder());
     let run = stopped.path();
     let config = config(&["checkpoint.every=1000"]);
     super::run(config.clone(), whole.path());
     let mut outcome = Outcome::Stopped;
-    let mut milliseconds = 0;
+    let (mut resume, mut stops) = (false, vec![]);
     while outcome == Outcome::Stopped {
-        let options = options(config.clone(), run, milliseconds > 0);
-        let stop = options.stop.clone();
-        thread::spawn(move || {
-            thread::sleep(Duration::from_millis(milliseconds));
-            stop.store(true, Ordering::Relaxed);
-        });
+        // Two steps further, or two batches of an evaluation.
+        let options = stopping(2, options(config.clone(), run, resume));
         outcome = execute(reading(1000, options)).expect("a run without errors");
-        // Later each time, so that it ends on any machine.
-        milliseconds += 20;
-
+        resume = true;
         if !run.join("checkpoints").exists() {
             continue;
         }
         let newest = checkpoints(run).pop().expect("a checkpoint");
         let (stage, step) = newest.split_once("-step").expect("a checkpoint's name");
-        let stage: u8 = stage["stage".len()..].parse().unwrap();
         let steps = metrics(run).into_iter();
-        let steps = steps.filter(|it| it["kind"] == "step" && it["stage"] == stage);
-        let recorded: Vec<_> = steps.map(|it| it["step"].as_u64().unwrap()).collect();
+        let steps = steps.filter(|record| record["kind"] == "step" && record["stage"] == stage);
+        let recorded: Vec<_> = steps
+            .map(|record| record["step"].as_u64().unwrap())
+            .collect();
         let done: u64 = step.parse().unwrap();
         assert_eq!(recorded, (1..=done).collect::<Vec<_>>(), "{newest}");
+        stops.push((stage.to_owned(), done));
+        assert!(stops.len() < 100, "the run does not advance: {stops:?}");
+    }
+    // The assertion has been made within every stage, with steps that were pending.
+    for stage in ["stage1", "stage2", "stage3"] {
+        assert!(stops.contains(&(stage.to_owned(), 2)), "{stops:?}");
     }
     assert_same("stopped", run, whole.path());
 }
 
-/// Executes a run that another thread asks to stop, as Ctrl-C does, when it has recorded a few steps.
-fn interrupted(options: RunOptions) -> Outcome {
-    let log = options.folder.join("metrics.jsonl");
-    let lines = move || fs::read(&log).map_or(0, |text| text.split(|b| *b == b'\n').count());
-    let (stop, goal) = (options.stop.clone(), lines() + 2);
-    let watcher = thread::spawn(move || {
-        while lines() < goal && !stop.load(Ordering::Relaxed) {
-            thread::sleep(Duration::from_millis(1));
-        }
-        stop.store(true, Ordering::Relaxed);
-    });
-    let stop = options.stop.clone();
-    let outcome = execute(options).expect("a run without errors");
-    stop.store(true, Ordering::Relaxed);
-    watcher.join().unwrap();
-    outcome
-}
-
+/// Stopped at every place where a run may stop, each time a step further.
 #[test]
 fn a_run_can_be_stopped_at_any_step() {
     let (whole, stopped) = (folder(), folder());
     let config = config(&["checkpoint.every=1000"]);
     run(config.clone(), whole.path());
-    let mut outcome = interrupted(options(config.clone(), stopped.path(), false));
+    let mut outcome = Outcome::Stopped;
     let mut stops = 0;
+    // Enough for the evaluations, which begin anew, and one step.
     while outcome == Outcome::Stopped {
+        let options = options(config.clone(), stopped.path(), stops > 0);
+        let asked = if stops == 0 { 5 } else { 1 + stops % 3 };
+        outcome = execute(stopping(asked, options)).expect("a run without errors");
         stops += 1;
-        assert!(stops < 50, "the run does not advance");
-        outcome = interrupted(options(config.clone(), stopped.path(), true));
+        assert!(stops < 100, "the run does not advance");
     }
-    assert!(stops > 0, "the run was never stopped");
+    assert!(stops > STEPS.iter().sum::<usize>() / 3, "{stops} stops");
     assert_same("stopped", stopped.path(), whole.path());
 }
 
 #[test]
 fn a_seed_decides_everything() {
-    let stages = "stages=2,3";
     let students = ["seed=1", "seed=1", "seed=2"].map(|seed| {
         let folder = folder();
-        run(config(&[seed, stages]), folder.path());
+        run(
+            config_of_stages(&["stage2", "stage3"], &[seed]),
+            folder.path(),
+        );
         (student(folder.path()), metrics(folder.path()))
     });
     let [first, again, other] = students;

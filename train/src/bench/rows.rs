@@ -1,0 +1,85 @@
+//! Rows as people read them and as programs do.
+
+use serde_json::{Map, json};
+
+use super::measure::{MatmulRate, Row};
+use crate::table::markdown;
+
+/// What all rows have in common.
+pub(super) struct Conditions<'a> {
+    pub(super) backend: &'a str,
+    pub(super) precision: String,
+    /// What the teacher's weights are.
+    pub(super) teacher: String,
+    pub(super) steps: usize,
+    pub(super) rate: MatmulRate,
+}
+
+/// A table in Markdown of the rates, and lines that say where a step's time goes.
+pub(super) fn text(conditions: &Conditions<'_>, rows: &[Row]) -> String {
+    let header = [
+        "stage",
+        "batch",
+        "length",
+        "tokens/s",
+        "queued",
+        "GFLOP a token",
+        "% of product",
+        "memory GiB",
+        "loss",
+    ];
+    let cells = rows.iter().map(|row| {
+        let gib = |bytes| bytes as f64 / f64::from(1 << 30);
+        let two = |gib: f64| format!("{gib:.2}");
+        vec![
+            row.stage.clone(),
+            row.batch.to_string(),
+            row.length.to_string(),
+            format!("{:.0}", row.tokens_per_second),
+            format!("{:.0}", row.queued_tokens_per_second),
+            format!("{:.3}", 1e-9 * row.operations_per_token),
+            format!("{:.1}", 100.0 * row.share_of_matmul_rate),
+            row.memory_bytes.map(gib).map_or(String::new(), two),
+            row.loss.map_or(String::new(), |loss| format!("{loss:.3}")),
+        ]
+    });
+    let times = rows.iter().map(|row| {
+        let sum: f64 = row.milliseconds.iter().map(|(_, ms)| ms).sum();
+        let parts = row.milliseconds.iter();
+        let parts = parts.map(|(kind, ms)| format!("{kind} {ms:.2} ({:.0}%)", 100.0 * ms / sum));
+        let parts = parts.collect::<Vec<_>>().join(", ");
+        let (stage, batch, length) = (&row.stage, row.batch, row.length);
+        format!("{stage}, {batch} x {length}: {sum:.2}: {parts}\n")
+    });
+    format!(
+        "{}, {}, {}, {} steps a row. A product of matrices alone: {:.2} TFLOP/s.\n\n{}\n\n\
+         Milliseconds of a step whose ops wait for each other:\n\n{}",
+        conditions.backend,
+        conditions.precision,
+        conditions.teacher,
+        conditions.steps,
+        1e-12 * conditions.rate.0,
+        markdown(header.map(str::to_owned).to_vec(), cells.collect()),
+        times.collect::<String>(),
+    )
+}
+
+/// One object on one line.
+pub(super) fn json(conditions: &Conditions<'_>, rows: &[Row]) -> String {
+    let rows = rows.iter().map(|row| {
+        let kinds = row.milliseconds.iter();
+        let kinds: Map<_, _> = kinds.map(|(kind, ms)| (kind.clone(), json!(ms))).collect();
+        let mut row = json!(row);
+        row["milliseconds"] = kinds.into();
+        row
+    });
+    let object = json!({
+        "backend": conditions.backend,
+        "precision": conditions.precision,
+        "teacher": conditions.teacher,
+        "steps": conditions.steps,
+        "matmul_operations_per_second": conditions.rate,
+        "rows": rows.collect::<Vec<_>>(),
+    });
+    object.to_string()
+}

@@ -1,0 +1,113 @@
+//! Matrix orientation (stage 1 of the paper, section 4): each layer's transfer matrix against the
+//! attention matrix of the layer that it replaces.
+
+use burn::tensor::{Int, Tensor};
+use kernels::{AttentionParts, TrainBackend, mixing_distance};
+use model::{NetworkConfig, Part, Phi, PhiMamba};
+use serde::{Deserialize, Serialize};
+
+use super::arithmetic::{self, Arithmetic};
+use super::layers::{self, Untrainable};
+use super::{Description, Stage, TokenBatch, sum_over_layers};
+use crate::gradients::Gradients;
+
+/// Transfer matrices against attention matrices: the Frobenius norm of the difference, mean over batch and
+/// heads, summed over layers. It has no options.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Matrices {}
+
+impl Stage for Matrices {
+    const DESCRIPTION: Description = Description {
+        title: "matrix orientation",
+        loss: "Frobenius norm of transfer matrix minus attention matrix, mean over batch and heads, \
+               summed over layers. Every layer reads the teacher's hidden state.",
+        axis: "matrix distance",
+    };
+    const TRAINS: &'static [Part] = &[Part::Mixer];
+
+    fn reached(&self) -> &'static [Part] {
+        &[Part::Mixer, Part::Norm]
+    }
+
+    fn idle_layers(
+        &self,
+        teacher: &NetworkConfig,
+        student: &NetworkConfig,
+    ) -> Result<Vec<usize>, Untrainable> {
+        layers::idle(teacher, student, |teacher, student| {
+            if student.has_matrices_to_match(teacher) {
+                return Ok(());
+            }
+            let (heads, of_teacher) = (student.n_heads(), teacher.n_heads());
+            if heads != of_teacher {
+                return Err(format!(
+                    "the matrices of every head are compared, and it has {heads} heads where the teacher has \
+                     {of_teacher}; set student.n_v_heads to {of_teacher} or leave the stage out"
+                ));
+            }
+            Err(format!(
+                "it has no mixing matrix that can be compared with that of the teacher's {}",
+                teacher.kind()
+            ))
+        })
+    }
+
+    /// The teacher's layers, of the last only what its matrix is made of; of the student three times what its
+    /// matrices are made of and their entries, and once more the entries of the teacher's.
+    fn arithmetic(&self, l: usize, teacher: &NetworkConfig, student: &NetworkConfig) -> Arithmetic {
+        let (d_teacher, d) = (teacher.d_model, student.d_model);
+        let last = teacher.mixers.last().map_or(0.0, |mixer| {
+            mixer.operations(d_teacher, l) - mixer.matrix_operations(d_teacher, l).projections
+        });
+        let each = layers::learning(teacher, student).map(|(teacher, student)| {
+            let matrix = student.matrix_operations(d, l);
+            let scores = teacher.matrix_operations(d_teacher, l).scores;
+            3.0 * (matrix.projections + matrix.scores) + scores
+        });
+        Arithmetic {
+            teacher: arithmetic::to_last_mixer(teacher, l) - last,
+            student: each.sum(),
+        }
+    }
+
+    /// Both matrices are given by what they are made of, so that the backend need not hold them.
+    fn pass<B: TrainBackend>(
+        &self,
+        student: &PhiMamba<B>,
+        teacher: &Phi<B::InnerBackend>,
+        batch: TokenBatch<B>,
+        gradients: &mut Gradients<B::InnerBackend>,
+    ) -> Tensor<B::InnerBackend, 1> {
+        let ids: Tensor<B::InnerBackend, 2, Int> = batch.ids;
+        let device = ids.device();
+        let mut x_bld = teacher.backbone.embedding.forward(ids);
+        let mut losses = vec![];
+        let layers = student.backbone.layers.iter().zip(&teacher.backbone.layers);
+        let last = student.backbone.layers.len() - 1;
+        for (i, (student, teacher)) in layers.enumerate() {
+            let entering = x_bld.clone();
+            let attention = if i == last {
+                // The last layer's output is not needed.
+                teacher.attention_parts(x_bld.clone())
+            } else {
+                let (output, attention) = teacher.forward_with_attention_parts(x_bld);
+                x_bld = output;
+                attention
+            };
+            if student.mixer.is_kept_from(&teacher.mixer) {
+                continue;
+            }
+            let transfer = student.transfer_parts(Tensor::from_inner(entering));
+            if let (Some(transfer), Some(attention)) = (transfer, attention) {
+                let attention = AttentionParts {
+                    q: Tensor::from_inner(attention.q),
+                    k: Tensor::from_inner(attention.k),
+                };
+                let loss = mixing_distance(transfer, attention);
+                gradients.add::<B, _>(student, &loss.backward());
+                losses.push(loss.inner());
+            }
+        }
+        sum_over_layers(losses, &device)
+    }
+}

@@ -1,0 +1,256 @@
+//! The kinds of stage: each, in a file of its own, is all that is known of its kind.
+//!
+//! A stage is an entry of a run's list. What all entries have (tokens, batch, learning rates, schedule) is
+//! in [`StageConfig`](crate::config::StageConfig); what makes a kind is a [`Stage`]: its options, its pass,
+//! the parts of the student that its loss reaches, the layers that it cannot train, its arithmetic, and the
+//! words of its row and its panel in the report. [`Kind`] is the list of them: a new kind is a file here, a
+//! line in that list, and a stage in a preset.
+//!
+//! A pass gets a batch and both networks and returns the loss and the gradients; it knows no files, no
+//! clock and no schedule. In the kinds that compare layer by layer every layer of the student reads the
+//! teacher's hidden state. Teacher and student walk through the layers side by side, and a layer's graph and
+//! matrices are freed before the pass makes the next layer's.
+
+mod arithmetic;
+pub(crate) mod head;
+pub mod hidden_states;
+mod layers;
+pub mod mixing_matrices;
+mod parts;
+pub mod predictions;
+
+use std::fmt;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
+use kernels::{KernelBackend, TrainBackend};
+use model::{NetworkConfig, Part, Phi, PhiMamba};
+use serde::{Deserialize, Serialize};
+
+pub use arithmetic::Arithmetic;
+pub use layers::Untrainable;
+pub use parts::{Rates, in_dtype, on_graph_of_its_own, parts_of, train_parts};
+
+use crate::gradients::Gradients;
+use crate::limits::OutOfRange;
+
+/// Token ids and, for each, the one that follows: both `[b, l]`.
+#[derive(Debug, Clone)]
+pub struct TokenBatch<B: TrainBackend> {
+    /// What both networks read.
+    pub ids: Tensor<B::InnerBackend, 2, Int>,
+    /// The next tokens, for hard labels.
+    pub labels: Tensor<B::InnerBackend, 2, Int>,
+}
+
+/// The words for a kind of stage in tables and in the report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Description {
+    /// What the stage is called in the paper.
+    pub title: &'static str,
+    /// What its loss is, in full sentences.
+    pub loss: &'static str,
+    /// The same as the label of an axis, with its unit.
+    pub axis: &'static str,
+}
+
+/// The words that the value of an option may be, by the option's key.
+pub type Choices = &'static [(&'static str, &'static [&'static str])];
+
+/// A kind of stage. The value that implements it holds the kind's options: its fields are keys of the
+/// stage's table in a configuration, its `Default` their defaults.
+pub trait Stage: Default {
+    /// Its words.
+    const DESCRIPTION: Description;
+    /// The parts that train where a configuration gives no rates by part.
+    const TRAINS: &'static [Part];
+    /// Those of its options whose values are words.
+    const CHOICES: Choices = &[];
+
+    /// Checks the options.
+    ///
+    /// # Errors
+    /// [`OutOfRange`] names the first option that makes no sense, by its bare key.
+    fn validate(&self) -> Result<(), OutOfRange> {
+        Ok(())
+    }
+
+    /// The parts that the loss depends on.
+    fn reached(&self) -> &'static [Part];
+
+    /// The layers, from 0, that have nothing to learn in this stage; none where the whole network is trained
+    /// at once.
+    ///
+    /// # Errors
+    /// [`Untrainable`] if a layer should learn and cannot, or if no layer can.
+    fn idle_layers(
+        &self,
+        teacher: &NetworkConfig,
+        student: &NetworkConfig,
+    ) -> Result<Vec<usize>, Untrainable>;
+
+    /// The operations that a token takes, in sequences of `l` tokens. Idle layers take none.
+    fn arithmetic(&self, l: usize, teacher: &NetworkConfig, student: &NetworkConfig) -> Arithmetic;
+
+    /// One forward and backward pass: adds to `gradients`, and returns the loss, `[1]`.
+    fn pass<B: TrainBackend>(
+        &self,
+        student: &PhiMamba<B>,
+        teacher: &Phi<B::InnerBackend>,
+        batch: TokenBatch<B>,
+        gradients: &mut Gradients<B::InnerBackend>,
+    ) -> Tensor<B::InnerBackend, 1>;
+}
+
+/// Makes [`Kind`] of a list of names and [`Stage`]s.
+macro_rules! kinds {
+    ($($name:literal => $module:ident::$kind:ident),+ $(,)?) => {
+        /// A kind of stage and its options; [`Stage`] says what the methods return.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "kind")]
+        #[allow(missing_docs)]
+        pub enum Kind {
+            $(#[serde(rename = $name)] $kind($module::$kind)),+
+        }
+
+        impl Kind {
+            /// The names of all kinds, as `kind` in a configuration.
+            pub const NAMES: &'static [&'static str] = &[$($name),+];
+
+            /// The kind called `name`, with its defaults.
+            pub fn named(name: &str) -> Option<Self> {
+                match name {
+                    $($name => Some(Self::$kind(Default::default())),)+
+                    _ => None,
+                }
+            }
+
+            /// The kind's name.
+            pub fn name(&self) -> &'static str {
+                match self { $(Self::$kind(_) => $name),+ }
+            }
+
+            /// [`Stage::DESCRIPTION`].
+            pub fn description(&self) -> Description {
+                match self { $(Self::$kind(_) => $module::$kind::DESCRIPTION),+ }
+            }
+
+            /// [`Stage::TRAINS`].
+            pub fn trains(&self) -> &'static [Part] {
+                match self { $(Self::$kind(_) => $module::$kind::TRAINS),+ }
+            }
+
+            /// [`Stage::CHOICES`].
+            pub fn choices(&self) -> Choices {
+                match self { $(Self::$kind(_) => $module::$kind::CHOICES),+ }
+            }
+
+            /// [`Stage::validate`].
+            ///
+            /// # Errors
+            /// As there.
+            pub fn validate(&self) -> Result<(), OutOfRange> {
+                match self { $(Self::$kind(stage) => stage.validate()),+ }
+            }
+
+            /// [`Stage::reached`].
+            pub fn reached(&self) -> &'static [Part] {
+                match self { $(Self::$kind(stage) => stage.reached()),+ }
+            }
+
+            /// [`Stage::idle_layers`].
+            ///
+            /// # Errors
+            /// As there.
+            pub fn idle_layers(
+                &self,
+                teacher: &NetworkConfig,
+                student: &NetworkConfig,
+            ) -> Result<Vec<usize>, Untrainable> {
+                match self { $(Self::$kind(stage) => stage.idle_layers(teacher, student)),+ }
+            }
+
+            /// [`Stage::arithmetic`].
+            pub fn arithmetic(
+                &self,
+                l: usize,
+                teacher: &NetworkConfig,
+                student: &NetworkConfig,
+            ) -> Arithmetic {
+                match self { $(Self::$kind(stage) => stage.arithmetic(l, teacher, student)),+ }
+            }
+
+            /// [`Stage::pass`].
+            pub fn pass<B: TrainBackend>(
+                &self,
+                student: &PhiMamba<B>,
+                teacher: &Phi<B::InnerBackend>,
+                batch: TokenBatch<B>,
+                gradients: &mut Gradients<B::InnerBackend>,
+            ) -> Tensor<B::InnerBackend, 1> {
+                match self { $(Self::$kind(stage) => stage.pass(student, teacher, batch, gradients)),+ }
+            }
+        }
+    };
+}
+kinds! {
+    "matrices" => mixing_matrices::Matrices,
+    "hidden_states" => hidden_states::HiddenStates,
+    "predictions" => predictions::Predictions,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The teacher's part of knowledge distillation alone: its logits for `ids [b, l]`, made as there and dropped.
+pub fn teacher_alone<B: KernelBackend>(teacher: &Phi<B>, ids: Tensor<B, 2, Int>) {
+    let features = teacher.features(ids);
+    head::forward(&teacher.head(), features, head::BLOCK, |_, logits| {
+        drop(logits);
+    });
+}
+
+/// The sum of one element for each layer that has a loss; zero if none has.
+fn sum_over_layers<B: Backend>(losses: Vec<Tensor<B, 1>>, device: &B::Device) -> Tensor<B, 1> {
+    if losses.is_empty() {
+        Tensor::zeros([1], device)
+    } else {
+        Tensor::cat(losses, 0).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a configuration says and what the kind says of itself are the same words.
+    #[test]
+    fn kinds_and_their_options_read_back() {
+        for name in Kind::NAMES {
+            let kind = Kind::named(name).expect("a kind");
+            assert_eq!(kind.name(), *name);
+            kind.validate().expect("defaults in their ranges");
+            assert!(
+                kind.trains()
+                    .iter()
+                    .all(|part| kind.reached().contains(part)),
+                "{name} trains what its loss does not reach"
+            );
+            let table = toml::Table::try_from(&kind).expect("a table");
+            assert_eq!(table["kind"].as_str(), Some(*name));
+            assert_eq!(table.clone().try_into::<Kind>().unwrap(), kind);
+            for (key, words) in kind.choices() {
+                for word in words.iter().chain(&["nonsense"]) {
+                    let mut table = table.clone();
+                    table.insert((*key).into(), (*word).into());
+                    let taken = table.try_into::<Kind>().is_ok();
+                    assert_eq!(taken, *word != "nonsense", "{name}: {key} = {word}");
+                }
+            }
+        }
+        assert_eq!(Kind::named("logits"), None);
+    }
+}
