@@ -24,7 +24,7 @@ use burn::module::AutodiffModule;
 use datasets::{Batches, TokenWindows, Tokenizer};
 use indicatif::BinaryBytes;
 use kernels::TrainBackend;
-use kernels::backends::{check, synchronise};
+use kernels::runtime::{check, synchronise};
 use model::{ModelConfig, Phi, PhiMamba};
 
 use self::folder::{finished, is_run, lock};
