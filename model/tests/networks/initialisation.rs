@@ -84,7 +84,7 @@ fn initialisation_depends_on_the_seed_alone() {
 }
 
 /// The mixer starts as published: gate open, convolution passing its input, `D` one. With and
-/// without biases, which hold the gate's where it has none of its own.
+/// without biases, which hold the gate's where the mixer has no `z_bias`.
 #[test]
 fn initialisation_is_the_published_one() {
     let teacher = PhiConfig {
