@@ -407,7 +407,7 @@ pub(super) fn step<R: CubeRuntime>(
     unsafe { launch(launcher, count, kernel, &output) };
     if !own_group {
         let first = h * p;
-        // SAFETY: a unit has a window of its own, among those that the step has only read.
+        // SAFETY: each unit writes one window, among those that the step has only read.
         unsafe {
             roll_kernel::launch_unchecked::<R>(
                 &client,
