@@ -110,10 +110,6 @@ pub use weights::{
     FileTensor, WeightsError, describe, load_any, load_any_as, load_config, model_files,
     read_config_file, save, save_in_shards, save_random_teacher,
 };
-// The same for both roles.
-pub use weights::save_in_shards as save_teacher_in_shards;
-pub use weights::{load_any as load_student, load_any as load_teacher};
-pub use weights::{save as save_student, save as save_teacher};
 
 /// The README's examples are tests.
 #[cfg(doctest)]

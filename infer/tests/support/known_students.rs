@@ -21,7 +21,7 @@ const HEADS: usize = 3;
 /// Writes the folder of the student that has the teacher's attention in `attention_layers`.
 pub fn write(folder: &Path, attention_layers: &[usize]) {
     let (config, student) = student(attention_layers);
-    model::save_student(&config, &student, folder).unwrap();
+    model::save(&config, &student, folder).unwrap();
     fill_mixers(&folder.join("model.safetensors"));
     copy_tokenizer(folder);
 }

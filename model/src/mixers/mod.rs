@@ -6,6 +6,9 @@
 //! file makes the enums [`MixerConfig`], [`Mixer`], [`MixerState`] and [`MixerRows`] of them: a new mixer is
 //! a file, its `mod` line, and one entry of that list. Nothing outside this folder asks which mixer a layer has.
 
+// Of `Mixer` and of its record: handles of tensors, of which a network has some dozens.
+#![allow(clippy::large_enum_variant)]
+
 pub mod attention;
 pub mod discrete_mamba2;
 mod rotary;
@@ -258,8 +261,6 @@ fn bytes_of<B: Backend, const D: usize>(x: &Tensor<B, D>) -> usize {
 macro_rules! mixers {
     ($($(#[$doc:meta])* $kind:ident: $mixer:ident, $config:ident, $state:ident, $rows:ident;)*) => {
         /// The mixer of a layer, with its parameters. Its methods are those of [`TokenMixer`].
-        // Handles of tensors, of which a network has some dozens: what a smaller variant wastes is nothing.
-        #[allow(clippy::large_enum_variant)]
         #[derive(Module, Debug)]
         pub enum Mixer<B: Backend> {
             $($(#[$doc])* $kind($mixer<B>),)*

@@ -153,6 +153,6 @@ fn absent_files_are_named() {
     // A file where the output folder should be.
     let (config, model) = load_student(&goldens_dir().join("student-tiny")).expect("a student");
     let occupied = folder.path().join("config.json");
-    let error = model::save_student(&config, &model, &occupied).expect_err("not a folder");
+    let error = model::save(&config, &model, &occupied).expect_err("not a folder");
     assert!(matches!(error, WeightsError::Io { .. }), "{error}");
 }

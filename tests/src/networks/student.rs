@@ -154,7 +154,7 @@ fn joins<B: KernelBackend>(
     }
 }
 
-/// [`joins`] for every student, and for those in half precision that the backend holds, whose logits are
+/// Sequences that join a batch are as they are alone, for every student, and for those in half precision that the backend holds, whose logits are
 /// near those of the whole in f32 too.
 pub fn joining<B: KernelBackend>(tolerance: f64) {
     on_every_student::<B>(|case, model, goldens| {
