@@ -82,3 +82,9 @@ fn convert<B: TrainBackend>(device: &B::Device) -> Result<(), ConfigError> {
 fn main() -> Result<(), ConfigError> {
     convert::<Autodiff<Flex>>(&Default::default())
 }
+
+/// With the tests: `cargo test -p model --examples`.
+#[test]
+fn runs() {
+    main().unwrap();
+}

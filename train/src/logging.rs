@@ -1,15 +1,15 @@
-//! Lines on stderr, and what the crates underneath have to say there.
+//! Lines on stderr, and which messages of the crates underneath are shown there.
 //!
-//! Drivers log much that means nothing; they are not heard. Nor is CubeCL where it warns of each task that
-//! panics on its device's thread: the first panic is kept, ends the run after that step, and is told then.
+//! Drivers log much that means nothing to the user; that is left out. So are CubeCL's warnings about each task
+//! that panics on its device's thread: the first panic is kept, ends the run after that step, and is shown then.
 
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-/// The crates that are heard, by the beginnings of their names, and from which level on.
-const HEARD: [(&str, Level); 5] = [
+/// The crates whose messages are shown, by the beginnings of their names, and from which level on.
+const SHOWN: [(&str, Level); 5] = [
     ("datasets", Level::Info),
     ("kernels", Level::Warn),
     ("model", Level::Warn),
@@ -19,8 +19,8 @@ const HEARD: [(&str, Level); 5] = [
 
 /// Prints a line on stderr.
 ///
-/// `eprintln!` panics where nobody reads it any more (`train 2>&1 | head`) or its disk is full, which
-/// is no reason for a run to die. `writeln!` would not, but test harnesses cannot capture it.
+/// `eprintln!` panics if the reader has closed the pipe (`train 2>&1 | head`) or the disk is full, which
+/// is no reason to end a run. `writeln!` would not, but test harnesses cannot capture it.
 pub fn say(line: impl Display) {
     let _ = catch_unwind(AssertUnwindSafe(|| eprintln!("{line}")));
 }
@@ -29,15 +29,15 @@ struct Stderr;
 
 impl Log for Stderr {
     fn enabled(&self, metadata: &Metadata) -> bool {
-        HEARD
+        SHOWN
             .iter()
             .any(|(name, level)| metadata.target().starts_with(name) && metadata.level() <= *level)
     }
 
     fn log(&self, record: &Record) {
-        let is_told_later = record.target().starts_with("cubecl_common")
+        let is_shown_later = record.target().starts_with("cubecl_common")
             && record.args().to_string().starts_with("Task failed");
-        if self.enabled(record.metadata()) && !is_told_later {
+        if self.enabled(record.metadata()) && !is_shown_later {
             match record.level() {
                 Level::Error | Level::Warn => say(format_args!("warning: {}", record.args())),
                 _ => say(record.args()),
@@ -48,7 +48,7 @@ impl Log for Stderr {
     fn flush(&self) {}
 }
 
-/// Begins to listen; whoever has begun before goes on.
+/// Makes this the logger of the process, unless it has one.
 pub fn listen() {
     if log::set_logger(&Stderr).is_ok() {
         log::set_max_level(LevelFilter::Info);

@@ -244,8 +244,8 @@ mod tests {
     #[test]
     fn the_table_closes_a_run() {
         let expected = "\
-stage                        steps          tokens       time  tokens/s       loss  perplexity    ratio
-2 hidden-state alignment       500         512,000   00:01:04     8,000     1.2500       44.25    1.500
+stage                           steps   tokens      time  tokens/s    loss  perplexity  ratio
+stage2: hidden-state alignment    500  512,000  00:01:04     8,000  1.2500       44.25  1.500
 
 perplexity: student 32.45, teacher 29.50, ratio 1.1000
 1,331,200 tokens at 6,500 a second; 00:03:40 in all, on flex, at most 1.50 GiB of memory";

@@ -8,6 +8,8 @@ use datasets::Batch;
 use kernels::profile::{self, Kind, Times};
 use kernels::runtime::{Memory, synchronise};
 use kernels::{KernelBackend, TrainBackend};
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use serde::Serialize;
 
 use super::TEACHER;
@@ -273,13 +275,10 @@ fn batch(number: u64, batch: usize, length: usize, vocab_size: usize) -> Batch {
     }
 }
 
-/// Number `i` of a sequence that is uniform between 0 and 1: the fractions of a Weyl sequence, mixed.
-fn unit(i: u64) -> f64 {
-    let mut x = i.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    for shift in [32, 29, 32] {
-        x = (x ^ (x >> shift)).wrapping_mul(0xd6e8_feb8_6659_fd93);
-    }
-    (x >> 11) as f64 / (1u64 << 53) as f64
+/// A number between 0 and 1, the same for the same `seed`.
+fn unit(seed: u64) -> f64 {
+    let bits = SplitMix64::seed_from_u64(seed).next_u64();
+    (bits >> 11) as f64 / (1u64 << 53) as f64
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Checkpoints: all that a run needs to go on, nothing else.
+//! Checkpoints: all that a run needs to resume, nothing else.
 //!
 //! A checkpoint is a folder: `student/` in the published format (so that a checkpoint can be used as
 //! a model), `optimizer.safetensors` with the moments under published names, and `progress.toml`
@@ -102,7 +102,7 @@ impl Checkpoints {
 
     /// Writes one and removes those that are too many.
     ///
-    /// One that is there already stays as it is: only the checkpoint that the run went on from can
+    /// One that is there already stays as it is: only the checkpoint that the run was resumed from can
     /// be, and it holds the same state.
     ///
     /// # Errors
@@ -221,7 +221,7 @@ fn name_of(position: &Position) -> String {
     format!("{}-step{:07}", position.stage, position.step)
 }
 
-/// The position that a checkpoint's name tells; none if it is not such a name.
+/// The position in the name of a checkpoint; none if it is not such a name.
 fn position_of(name: &str) -> Option<Position> {
     let (stage, step) = name.rsplit_once("-step")?;
     let position = Position {

@@ -23,11 +23,11 @@ pub struct StageConfig {
     pub context: usize,
     /// Files and folders of training text; empty is `data.train`.
     pub data: Vec<String>,
-    /// Peak learning rates by part. A number in a configuration stands for all parts that train.
-    pub lr: Rates,
     /// `schedule`, and the keys of that schedule.
     #[serde(flatten)]
     pub schedule: Schedule,
+    /// Peak learning rates by part. A number in a configuration stands for all parts that train.
+    pub lr: Rates,
 }
 
 /// The learning rate of a stage for which a configuration gives none.

@@ -1,4 +1,4 @@
-//! What a user may write, and what they are told when it is wrong.
+//! What a user may write, and the messages about what is wrong.
 
 use model::Part;
 

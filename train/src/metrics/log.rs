@@ -28,7 +28,7 @@ pub enum MetricsError {
         source: io::Error,
     },
     /// A line that no run wrote.
-    #[error("{} line {line}: {source}; remove the line to go on", path.display())]
+    #[error("{} line {line}: {source}; remove the line to continue", path.display())]
     Line {
         /// The file.
         path: PathBuf,

@@ -93,7 +93,7 @@ impl Watch {
         })
     }
 
-    /// Stage `stage` begins, or goes on after `done` of its steps.
+    /// Stage `stage` begins, or continues after `done` of its steps.
     pub fn stage_begin(&mut self, stage: &str, done: usize) {
         match self {
             Self::Bar(view) => view.begin(stage, done),

@@ -109,7 +109,7 @@ impl fmt::Debug for StopRequest {
 pub enum Outcome {
     /// All stages done; the student is exported.
     Finished(Summary),
-    /// Stopped on request, with a checkpoint to go on from.
+    /// Stopped on request, with a checkpoint to resume from.
     Stopped,
 }
 

@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(learning(&teacher, &hybrid).count(), all.len() - 2);
         let refused = idle(&teacher, &hybrid, |_, _| Err("it has no matrix".into()));
         let message = refused.unwrap_err().to_string();
-        assert!(message.starts_with("layer 1, discrete"), "{message}");
+        assert!(message.starts_with("layer 1, mamba2"), "{message}");
         assert!(message.ends_with("it has no matrix"), "{message}");
         let message = idle(&teacher, &of(&all), passes).unwrap_err().to_string();
         assert!(message.contains("none of the 24 layers"), "{message}");
