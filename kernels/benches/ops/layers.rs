@@ -1,4 +1,4 @@
-//! The ops that have no CubeCL kernels, at the sizes of the `tiny` preset.
+//! The ops of the layers and of the optimiser, at the sizes of the `tiny` preset.
 
 use burn::tensor::{DType, Tensor};
 use kernels::scan::skip_gate::SkipGateInputs;
