@@ -115,7 +115,7 @@ fn a_run_from_its_start_to_its_result() {
 fn an_interrupt_ends_it_with_a_checkpoint() {
     let parent = folder();
     let run = parent.path().join("run");
-    // Hours of work, if nobody interrupts it.
+    // Hours of work without an interrupt.
     let mut child = small(&run, &["stage2.tokens=1_000_000_000"])
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -133,7 +133,7 @@ fn an_interrupt_ends_it_with_a_checkpoint() {
     let output = child.wait_with_output().expect("an end");
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(130), "{said}");
-    assert!(said.contains("stopped; go on with --resume"), "{said}");
+    assert!(said.contains("stopped; continue with --resume"), "{said}");
     let checkpoints = std::fs::read_dir(run.join("checkpoints"))
         .expect("checkpoints")
         .count();
@@ -265,7 +265,7 @@ fn a_cached_teacher_is_timed() {
     assert!(other.contains("someone/other"), "{other}");
 }
 
-/// Random weights take nobody's place.
+/// Random weights do not replace files that are there.
 #[test]
 fn weights_are_not_written_over() {
     let (home, theirs) = (folder(), folder());
@@ -295,7 +295,9 @@ fn an_interrupt_leaves_no_random_weights() {
     };
     let is_writing = || {
         let folders = entries(temporary.path()).into_iter();
-        folders.into_iter().any(|it| !entries(&it).is_empty())
+        folders
+            .into_iter()
+            .any(|folder| !entries(&folder).is_empty())
     };
     while !is_writing() && child.try_wait().expect("a child").is_none() {
         std::thread::sleep(std::time::Duration::from_millis(5));

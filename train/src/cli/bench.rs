@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use kernels::KernelBackend;
@@ -163,7 +163,7 @@ fn temporary_folder() -> anyhow::Result<TempDir> {
     let folder = tempfile::Builder::new()
         .prefix("phi-random-")
         .tempdir()
-        .with_context(|| format!("{}", std::env::temp_dir().display()))?;
+        .map_err(|error| anyhow!("{}: {error}", std::env::temp_dir().display()))?;
     let path = folder.path().to_owned();
     // Without a handler the folder stays, and the program ends all the same.
     let _ = ctrlc::set_handler(move || {
