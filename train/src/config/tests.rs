@@ -466,7 +466,7 @@ fn values_out_of_range_name_the_key_and_the_range() {
         ("name=..", "name"),
         ("teacher.model=", "teacher.model"),
         ("data.train=", "data.train"),
-        ("data.context=1", "stage1.context"),
+        ("data.context=1", "data.context"),
         ("student.n_qk_heads=2", "student.n_v_heads"),
         ("student.chunk_size=0", "student.chunk_size"),
         ("student.attention_layers=2,1", "student.attention_layers"),
