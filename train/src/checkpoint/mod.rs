@@ -124,18 +124,18 @@ impl Checkpoints {
         let written = write(&partial, progress, config, student, optimizer)
             .and_then(|()| fs::rename(&partial, &whole).map_err(io_error(&whole)));
         if let Err(error) = written {
-            // What it takes on a full disk, the user needs; the error that counts is the first.
+            // Frees its space, as the disk may be full; the error to report is the first.
             let _ = fs::remove_dir_all(&partial);
             return Err(error);
         }
         sync_folder(&self.folder);
         let all = self.list()?;
         for old in &all[..all.len().saturating_sub(self.keep)] {
-            // First out of sight: half a checkpoint is none.
+            // Renamed first, so that no half-removed folder has the name of a checkpoint.
             let partial = self::partial(old);
             let removed = fs::rename(old, &partial).and_then(|()| fs::remove_dir_all(&partial));
             if let Err(error) = removed {
-                // The run has what it needs, the new one.
+                // No error: the new checkpoint is written.
                 say(format_args!("warning: {} stays: {error}", old.display()));
             }
         }

@@ -382,7 +382,7 @@ impl<B: TrainBackend> Run<B> {
         self.progress.finished.push(summary);
         self.progress.stage_seconds = 0.0;
         self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
-        // Before the checkpoint, as ever.
+        // Before the checkpoint, which says that all before it is recorded.
         self.log.sync()?;
         self.checkpoints.amend(&self.progress)?;
         Ok(true)
