@@ -135,7 +135,8 @@ pub struct Run<B: TrainBackend> {
 }
 
 impl<B: TrainBackend> Run<B> {
-    /// Does all of it.
+    /// Does all of it. On a GPU, failures of the device are known only after
+    /// [`report_failures`](kernels::runtime::report_failures).
     ///
     /// # Errors
     /// [`TrainError`]; what the run wrote before stays, and it can be resumed.
