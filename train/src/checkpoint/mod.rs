@@ -157,29 +157,39 @@ impl Checkpoints {
     /// [`TrainError::Io`] if the folder cannot be listed; [`TrainError::Mismatch`] if there is one of a stage
     /// that the run does not have.
     pub fn newest(&self) -> Result<Option<PathBuf>, TrainError> {
-        Ok(self.list()?.pop())
-    }
-
-    /// Oldest first.
-    fn list(&self) -> Result<Vec<PathBuf>, TrainError> {
-        let mut found = vec![];
         for name in self.names()? {
-            let Some(position) = position_of(&name) else {
-                continue;
-            };
-            let mut stages = self.stages.iter();
-            let Some(number) = stages.position(|stage| *stage == position.stage) else {
+            if let Some(position) = position_of(&name)
+                && self.number_of(&position).is_none()
+            {
                 return Err(TrainError::Mismatch(format!(
                     "{}: config.toml lists no stage `{}`, whose checkpoint this is; undo what was changed of the \
                      list, or remove the checkpoint",
                     self.folder.join(&name).display(),
                     position.stage,
                 )));
-            };
-            found.push((number, position.step, self.folder.join(name)));
+            }
+        }
+        Ok(self.list()?.pop())
+    }
+
+    /// Those of the run's stages, oldest first.
+    fn list(&self) -> Result<Vec<PathBuf>, TrainError> {
+        let mut found = vec![];
+        for name in self.names()? {
+            if let Some(position) = position_of(&name)
+                && let Some(number) = self.number_of(&position)
+            {
+                found.push((number, position.step, self.folder.join(name)));
+            }
         }
         found.sort();
         Ok(found.into_iter().map(|(.., path)| path).collect())
+    }
+
+    /// Which of the run's stages `position` is in, from 0.
+    fn number_of(&self, position: &Position) -> Option<usize> {
+        let mut stages = self.stages.iter();
+        stages.position(|stage| *stage == position.stage)
     }
 
     /// Removes what a process that died left of a checkpoint it was writing or removing.
