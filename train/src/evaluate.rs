@@ -43,6 +43,8 @@ pub fn perplexity<B: KernelBackend>(
         stopped = rows > 0 && stop();
         (rows > 0 && !stopped).then_some((rows, batch))
     });
+    // The passes ask for more after the end, which must not ask for a stop again.
+    let batches = batches.fuse();
     let (mut total, mut tokens) = (0.0, 0);
     parallel.run(
         batches,

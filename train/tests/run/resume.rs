@@ -186,13 +186,11 @@ fn a_stop_reads_what_is_pending() {
     let mut outcome = Outcome::Stopped;
     let (mut resume, mut stops) = (false, vec![]);
     while outcome == Outcome::Stopped {
-        // Two steps further, or two batches of an evaluation.
-        let options = stopping(2, options(config.clone(), run, resume));
+        // Past the evaluation of both models and two steps, then by two steps or batches.
+        let asked = if resume { 2 } else { 6 };
+        let options = stopping(asked, options(config.clone(), run, resume));
         outcome = execute(reading(1000, options)).expect("a run without errors");
         resume = true;
-        if !run.join("checkpoints").exists() {
-            continue;
-        }
         let newest = checkpoints(run).pop().expect("a checkpoint");
         let (stage, step) = newest.split_once("-step").expect("a checkpoint's name");
         let steps = metrics(run).into_iter();
