@@ -37,7 +37,7 @@ fn recorded(name: &str) -> Value {
 
 fn teacher() -> CausalLm<Flex> {
     let device = Device::<Flex>::default();
-    model::load_teacher(teacher_folder(), &device).unwrap().1
+    model::load_any(teacher_folder(), &device).unwrap().1
 }
 
 /// The student of known weights that has the teacher's attention in `attention_layers`.

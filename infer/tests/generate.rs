@@ -23,7 +23,7 @@ fn device() -> Device<Flex> {
 }
 
 fn teacher() -> CausalLm<Flex> {
-    model::load_teacher(teacher_folder(), &device()).unwrap().1
+    model::load_any(teacher_folder(), &device()).unwrap().1
 }
 
 fn options(max_tokens: usize) -> GenerateOptions {

@@ -49,7 +49,7 @@ fn tiny_student() -> PhiMambaConfig {
 fn folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let student = CausalLm::<Flex>::init(&tiny_student(), 0, &Device::<Flex>::default());
-    model::save_student(&tiny_student(), &student, folder.path()).unwrap();
+    model::save(&tiny_student(), &student, folder.path()).unwrap();
     folder
 }
 
@@ -238,7 +238,7 @@ fn ten_thousand_weights() {
 fn ten_thousand_indices() {
     let folder = tempfile::tempdir().unwrap();
     let teacher = CausalLm::<Flex>::init(&tiny(), 0, &Device::<Flex>::default());
-    model::save_teacher_in_shards(&tiny(), &teacher, DType::F32, 2000, folder.path()).unwrap();
+    model::save_in_shards(&tiny(), &teacher, DType::F32, 2000, folder.path()).unwrap();
     let path = folder.path().join("model.safetensors.index.json");
     let text = fs::read_to_string(&path).unwrap();
     let refused = Cell::new(0);

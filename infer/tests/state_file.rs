@@ -25,7 +25,7 @@ fn device() -> Device<Flex> {
 
 /// The teacher, a student, and a hybrid.
 fn models() -> [CausalLm<Flex>; 3] {
-    let teacher = model::load_teacher(teacher_folder(), &device()).unwrap().1;
+    let teacher = model::load_any(teacher_folder(), &device()).unwrap().1;
     [teacher, student(&[]).1, student(&[1, 3]).1]
 }
 

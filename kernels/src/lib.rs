@@ -60,13 +60,13 @@ mod dtype;
 #[cfg(feature = "flex")]
 mod flex;
 mod groups;
+mod kernel_backend;
 pub mod losses;
+mod machine;
 pub mod optim;
 pub mod profile;
 pub mod runtime;
 pub mod scan;
-
-use burn::tensor::backend::AutodiffBackend;
 
 pub use decode::attention_step::attention_step;
 pub use decode::recurrent_step::{StepParameters, StepState, recurrent_step};
@@ -79,6 +79,7 @@ pub use dense::linear::{linear, linear_gelu, linear_onto};
 pub use dense::rms_norm::rms_norm;
 pub use dense::rotary::{rotary, rotary_of_heads};
 pub use dense::swiglu::swiglu;
+pub use kernel_backend::{KernelBackend, TrainBackend};
 pub use losses::hidden_states::rows_distance;
 pub use losses::mixing_matrices::{
     AttentionParts, TransferParts, mixing_distance, transfer_matrix,
@@ -97,49 +98,3 @@ pub use scan::ssd::{
 #[cfg(all(doctest, feature = "flex"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
-
-/// Defines [`KernelBackend`] as the sum of the ops' traits.
-macro_rules! kernel_backend {
-    ($($op:path,)+) => {
-        /// A Burn backend with this crate's ops.
-        ///
-        /// Callers use the functions of the op modules ([`ssd_scan`], [`linear()`], ...); the methods of the
-        /// ops' traits are what a backend may override.
-        pub trait KernelBackend: runtime::Machine $(+ $op)+ {}
-
-        impl<B> KernelBackend for B where B: runtime::Machine $(+ $op)+ {}
-    };
-}
-
-kernel_backend! {
-    decode::attention_step::AttentionStep,
-    decode::projections::Projections,
-    decode::recurrent_step::RecurrentStep,
-    decode::sample::Sample,
-    dense::attention::Attention,
-    dense::embedding::Embedding,
-    dense::gelu::GeluNew,
-    dense::layer_norm::LayerNorm,
-    dense::linear::Linear,
-    dense::rms_norm::RmsNorm,
-    dense::rotary::Rotary,
-    dense::swiglu::SwiGlu,
-    losses::hidden_states::HiddenStates,
-    losses::mixing_matrices::MixingMatrices,
-    losses::predictions::Predictions,
-    losses::scale::Scale,
-    optim::adamw::AdamW,
-    scan::causal_conv::CausalConv,
-    scan::skip_gate::SkipGate,
-    scan::ssd::SsdScan,
-}
-
-/// A [`KernelBackend`] that differentiates, over an inner one for what needs no gradient.
-pub trait TrainBackend: KernelBackend + AutodiffBackend<InnerBackend: KernelBackend> {}
-
-impl<B> TrainBackend for B where B: KernelBackend + AutodiffBackend<InnerBackend: KernelBackend> {}
-
-// Old names, until their users are renamed.
-mod old_names;
-#[doc(hidden)]
-pub use old_names::*;

@@ -17,22 +17,11 @@ use burn::tensor::{DType, Tensor, TensorData};
 use gpu::{Cube as Device, with_device};
 use kernels::runtime::NdArray64 as Exact;
 use kernels::{Epilogue, GatedScan, GatedScanGradients, KernelBackend, ScanInputs};
+use tests::Numbers;
 
-/// A rough sequence of numbers in -1 to 1.
-struct Numbers(u64);
-
-impl Numbers {
-    fn next(&mut self) -> f64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) as f64 / (1u64 << 52) as f64 - 1.0
-    }
-
-    /// One of `0..count`.
-    fn below(&mut self, count: usize) -> usize {
-        ((self.next() + 1.0) / 2.0 * count as f64) as usize
-    }
+/// One of `0..count`.
+fn below(numbers: &mut Numbers, count: usize) -> usize {
+    ((numbers.number() + 1.0) / 2.0 * count as f64) as usize
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -113,7 +102,7 @@ fn inputs(case: Case, dtype: DType, numbers: &mut Numbers) -> Inputs {
     let [batch, l, h, g, p, n] = case.sizes;
     let mut random = |shape: [usize; 4], dtype| {
         let count = shape.iter().product();
-        exact(shape, dtype, (0..count).map(|_| numbers.next()).collect())
+        exact(shape, dtype, (0..count).map(|_| numbers.number()).collect())
     };
     let x = random([batch, l, h, p], dtype);
     let b = random([batch, l, g, n], dtype);
@@ -121,12 +110,12 @@ fn inputs(case: Case, dtype: DType, numbers: &mut Numbers) -> Inputs {
     let dy = random([batch, l, h, p], dtype);
     let state = random([batch, h, p, n], DType::F32);
     let mut draw = || match case.decay {
-        Decay::Within(scale) => scale * numbers.next(),
-        Decay::Extremes if numbers.next() > 0.9 => 40.0 * numbers.next().abs(),
-        Decay::Extremes => -8.0 + 32.0 * numbers.next().min(0.0),
+        Decay::Within(scale) => scale * numbers.number(),
+        Decay::Extremes if numbers.number() > 0.9 => 40.0 * numbers.number().abs(),
+        Decay::Extremes => -8.0 + 32.0 * numbers.number().min(0.0),
     };
     let a_log = (0..batch * l * h).map(|_| draw()).collect();
-    let mut random = |count: usize| (0..count).map(|_| 2.0 * numbers.next()).collect();
+    let mut random = |count: usize| (0..count).map(|_| 2.0 * numbers.number()).collect();
     let (d, z, z_bias) = (random(h), random(batch * l * h * p), random(h * p));
     let [skip, gate, bias] = case.epilogue;
     Inputs {
@@ -275,7 +264,7 @@ fn tolerance(dtype: DType) -> f64 {
 
 /// The error of each result, once all are within what the dtype allows.
 fn check(case: Case, dtype: DType, seed: u64) -> Vec<(f64, &'static str)> {
-    let mut numbers = Numbers(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
+    let mut numbers = Numbers::new(seed);
     let inputs = inputs(case, dtype, &mut numbers);
     let [first, again] = on_device_twice(case, &inputs, dtype);
     let scan = ScanInputs {
@@ -382,34 +371,34 @@ fn random_shapes() {
     with_device(|| {
         let dtypes = dtypes();
         for seed in first..first + cases {
-            let mut numbers = Numbers((seed as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1);
-            let g = 1 + numbers.below(3);
-            let any = numbers.below(3) == 0;
+            let mut numbers = Numbers::new(seed as u64);
+            let g = 1 + below(&mut numbers, 3);
+            let any = below(&mut numbers, 3) == 0;
             let mut size = || {
                 if any {
-                    1 + numbers.below(130)
+                    1 + below(&mut numbers, 130)
                 } else {
-                    [16, 32, 64, 64, 128][numbers.below(5)]
+                    [16, 32, 64, 64, 128][below(&mut numbers, 5)]
                 }
             };
             let (p, n) = (size(), size());
-            let (b, l) = (1 + numbers.below(2), 1 + numbers.below(longest));
-            let h = g * (1 + numbers.below(3));
+            let (b, l) = (1 + below(&mut numbers, 2), 1 + below(&mut numbers, longest));
+            let h = g * (1 + below(&mut numbers, 3));
             let case = Case {
                 sizes: [b, l, h, g, p, n],
-                decay: match numbers.below(4) {
+                decay: match below(&mut numbers, 4) {
                     0 => Decay::Extremes,
                     1 => Decay::Within(40.0),
                     _ => Decay::Within(4.0),
                 },
-                initial: numbers.below(2) == 0,
-                strided: numbers.below(2) == 0,
+                initial: below(&mut numbers, 2) == 0,
+                strided: below(&mut numbers, 2) == 0,
                 epilogue: [
                     [false, false, false],
                     [true, true, true],
                     [true, true, false],
                     [true, false, false],
-                ][numbers.below(4)],
+                ][below(&mut numbers, 4)],
             };
             check(case, dtypes[seed % dtypes.len()], 1000 + seed as u64);
         }

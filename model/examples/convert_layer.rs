@@ -22,7 +22,7 @@ const SHAPE: [usize; 3] = [4, 32, D_MODEL];
 const STEPS: usize = 30;
 const LEARNING_RATE: f64 = 5e-3;
 
-/// Trains `mixer` for [`STEPS`] batches of random inputs, and prints the loss of `loss` on the way; returns
+/// Trains `mixer` for [`STEPS`] batches of random inputs, and prints some of the values of `loss`; returns
 /// the first and the last.
 fn stage<B: TrainBackend>(
     name: &str,
@@ -81,4 +81,10 @@ fn convert<B: TrainBackend>(device: &B::Device) -> Result<(), ConfigError> {
 
 fn main() -> Result<(), ConfigError> {
     convert::<Autodiff<Flex>>(&Default::default())
+}
+
+/// With the tests: `cargo test -p model --examples`.
+#[test]
+fn runs() {
+    main().unwrap();
 }

@@ -53,3 +53,9 @@ fn main() -> Result<(), ConfigError> {
     assert!(losses[STEPS] < 0.5 * losses[0], "the loss did not fall");
     Ok(())
 }
+
+/// With the tests: `cargo test -p model --examples`.
+#[test]
+fn runs() {
+    main().unwrap();
+}

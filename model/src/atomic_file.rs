@@ -20,17 +20,17 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Replaces the file `path` by the one that `write` makes under the name that it is given, as
-/// [`write`](self::write) does.
+/// [`write()`] does.
 ///
 /// # Errors
-/// That of `write`, or those of [`write`](self::write); `path` is then as it was.
+/// That of `write`, or those of [`write()`]; `path` is then as it was.
 pub fn replace(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
     let file = beside(path)?;
     write(file.path())?;
     place(file, path)
 }
 
-/// That [`write`] has a chance, for a program that works long before it writes.
+/// That [`write()`] has a chance, for a program that works long before it writes.
 ///
 /// # Errors
 /// What the system would say then.

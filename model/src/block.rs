@@ -60,13 +60,13 @@ impl<B: KernelBackend> Block<B> {
         self.mixer.mixing_matrix(self.input_layernorm.forward(x))
     }
 
-    /// What the mixing matrix of `LN x` is made of; `None` where the mixer is no state-space one, as
+    /// The factors of the mixing matrix of `LN x`; `None` where the mixer is no state-space one, as
     /// [`MixerOptions::has_transfer_parts`](crate::mixers::MixerOptions::has_transfer_parts) says beforehand.
     pub fn transfer_parts(&self, x: Tensor<B, 3>) -> Option<TransferParts<B>> {
         self.mixer.transfer_parts(self.input_layernorm.forward(x))
     }
 
-    /// What the mixing matrix of `LN x` is made of; `None` where the mixer is no softmax attention, as
+    /// The factors of the mixing matrix of `LN x`; `None` where the mixer is no softmax attention, as
     /// [`MixerOptions::has_attention_parts`](crate::mixers::MixerOptions::has_attention_parts) says beforehand.
     pub fn attention_parts(&self, x: Tensor<B, 3>) -> Option<AttentionParts<B>> {
         self.mixer.attention_parts(self.input_layernorm.forward(x))
@@ -83,7 +83,7 @@ impl<B: KernelBackend> Block<B> {
         (self.add_mlp(mixed + x, normed), parts)
     }
 
-    /// The block's output with what was asked for on the way, shared work done once.
+    /// The block's output and what was asked for, shared work done once.
     pub fn forward_tapped(&self, x: Tensor<B, 3>, matrix: bool) -> BlockOutputs<B> {
         let normed = self.input_layernorm.forward(x.clone());
         let (mixed, mixing_matrix) = if matrix {

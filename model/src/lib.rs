@@ -11,7 +11,7 @@
 //!
 //! What differs between networks is a value of [`NetworkConfig`]: the order of a block's halves, the
 //! normalisation, the MLP, the head, and the mixer of each layer. What only one family of checkpoints knows, its
-//! `config.json` and the names of its tensors, is one file of [`arch`]; what only one mixer knows is one file of
+//! `config.json` and the names of its tensors, is one file of [`arch`]; what only one mixer knows is one folder of
 //! [`mixers`].
 //!
 //! # Two ways through it
@@ -93,7 +93,7 @@ pub use config_error::ConfigError;
 pub use decoding::State;
 pub use hub::{Hub, locate};
 pub use layers::{Linear, Norm};
-pub use lm::{Backbone, CausalLm, Embedding, HybridPhiMamba, Outputs, Phi, PhiMamba, Taps};
+pub use lm::{Backbone, CausalLm, Embedding, Outputs, Phi, PhiMamba, Taps};
 pub use mixers::attention::{Attention, AttentionConfig, KvCache};
 pub use mixers::discrete_mamba2::{
     Activation, DepthwiseConv, DiscreteMamba2, DiscreteMamba2Config, Mamba2State,
@@ -110,10 +110,6 @@ pub use weights::{
     FileTensor, WeightsError, describe, load_any, load_any_as, load_config, model_files,
     read_config_file, save, save_in_shards, save_random_teacher,
 };
-// The same for both roles.
-pub use weights::save_in_shards as save_teacher_in_shards;
-pub use weights::{load_any as load_student, load_any as load_teacher};
-pub use weights::{save as save_student, save as save_teacher};
 
 /// The README's examples are tests.
 #[cfg(doctest)]

@@ -52,10 +52,8 @@ pub struct CausalLm<B: Backend> {
 
 /// The teacher: attention in every layer.
 pub type Phi<B> = CausalLm<B>;
-/// The student: discrete Mamba-2 in every layer.
+/// The student: discrete Mamba-2, but for layers that keep the teacher's attention.
 pub type PhiMamba<B> = CausalLm<B>;
-/// The student with attention kept in some layers.
-pub type HybridPhiMamba<B> = CausalLm<B>;
 
 /// What [`CausalLm::forward`], the plain form for tests and tools, is asked for. What is not asked for is
 /// not computed.

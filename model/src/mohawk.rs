@@ -17,7 +17,7 @@ use crate::precision::widen;
 /// matrices `[b, h, l, l]`, as one element. In f32 for half-precision input.
 ///
 /// This is the plain form, for tests and tools. Training takes [`kernels::mixing_distance`], which is given
-/// what the matrices are made of and need not hold them.
+/// the factors of the matrices and need not hold them.
 ///
 /// # Panics
 /// If the shapes differ.

@@ -8,7 +8,7 @@ use burn::tensor::{Tensor, TensorPrimitive};
 
 use crate::arch::Layout;
 use crate::lm::CausalLm;
-use crate::parameters::{NamedParameter, Part, named_parameters};
+use crate::parameters::{NamedParameter, named_parameters};
 
 /// Bias of the head for ids that only pad the vocabulary: their probability is zero in any dtype.
 const NEVER: f64 = -1e4;
@@ -34,7 +34,7 @@ pub enum TransferError {
         /// Its shape in the teacher.
         teacher: Vec<usize>,
     },
-    /// Only one of them has a parameter that is no mixer's, such as a bias.
+    /// Only one of them has a parameter of a part that both have, such as a bias.
     #[error("`{path}` exists in only one of student and teacher")]
     Alone {
         /// Its path there.
@@ -66,27 +66,41 @@ pub fn transfer_weights<B: Backend>(
     let padded = pad_vocabulary(teacher.clone(), student.vocab_size());
     let mut from = Parameters::of(&padded);
     let to = named_parameters(student, Layout::default());
-    for NamedParameter { path, shape, .. } in &to {
-        match from.found.get(path) {
-            Some((_, teacher)) if teacher == shape => {}
-            Some((_, teacher)) => {
-                return Err(TransferError::Shape {
-                    path: path.clone(),
-                    student: shape.clone(),
-                    teacher: teacher.clone(),
-                });
-            }
-            None if Part::of(path) == Part::Mixer => {}
-            None => return Err(TransferError::Alone { path: path.clone() }),
-        }
+    let ours: HashSet<&str> = to.iter().map(|parameter| &*parameter.path).collect();
+    let theirs: HashSet<&str> = from.found.keys().map(|path| &**path).collect();
+    let is_alone = |path: &&str, others: &HashSet<&str>| {
+        !others.contains(path) && !is_of_other_mixer(path, others)
+    };
+    let mut alone = ours.iter().filter(|path| is_alone(path, &theirs));
+    let mut missing = theirs.iter().filter(|path| is_alone(path, &ours));
+    if let Some(path) = alone.next().or_else(|| missing.next()) {
+        let path = path.to_string();
+        return Err(TransferError::Alone { path });
     }
-    let known: HashSet<&str> = to.iter().map(|parameter| &*parameter.path).collect();
-    let mut theirs = from.found.keys().filter(|path| !known.contains(&***path));
-    if let Some(path) = theirs.find(|path| Part::of(path) != Part::Mixer) {
-        return Err(TransferError::Alone { path: path.clone() });
+    for NamedParameter { path, shape, .. } in &to {
+        if let Some((_, teacher)) = from.found.get(path)
+            && teacher != shape
+        {
+            return Err(TransferError::Shape {
+                path: path.clone(),
+                student: shape.clone(),
+                teacher: teacher.clone(),
+            });
+        }
     }
     *student = student.clone().map(&mut from);
     Ok(())
+}
+
+/// Whether `path` leads into a mixer, and the other network, with these paths, has one of another kind there.
+fn is_of_other_mixer(path: &str, others: &HashSet<&str>) -> bool {
+    const MIXER: &str = ".mixer.";
+    let Some(start) = path.find(MIXER) else {
+        return false;
+    };
+    let kind = start + MIXER.len();
+    let end = path[kind..].find('.').map_or(path.len(), |n| kind + n + 1);
+    !others.iter().any(|other| other.starts_with(&path[..end]))
 }
 
 /// The parameters of a teacher by their paths: visiting it fills this, mapping a student copies them.

@@ -169,7 +169,7 @@ fn without_a_tokenizer() {
     let online = hub.with_cache(cache.path());
     let folder = online.locate(MODEL).expect("a model");
     assert!(folder.join("pytorch_model.bin").exists());
-    // Nobody there any more: what was fetched is still good.
+    // The hub is gone, and what was fetched is still good.
     let gone = Hub {
         endpoint: "http://127.0.0.1:1".into(),
         ..online
@@ -273,12 +273,12 @@ fn no_such_model() {
         .expect_err("nothing cached")
         .to_string();
     assert!(error.contains("HF_HUB_OFFLINE"), "{error}");
-    let nobody = Hub {
+    let gone = Hub {
         endpoint: "http://127.0.0.1:1".into(),
         ..online.clone()
     };
-    let error = nobody.locate(MODEL).expect_err("nobody there").to_string();
-    assert!(error.contains(&nobody.endpoint), "{error}");
+    let error = gone.locate(MODEL).expect_err("no hub").to_string();
+    assert!(error.contains(&gone.endpoint), "{error}");
     let nonsense = Hub {
         endpoint: "no address".into(),
         ..online

@@ -17,9 +17,13 @@ pub fn with_device<E: Display>(probe: impl FnOnce() -> Result<(), E>, test: impl
         return test();
     };
     assert!(std::env::var_os("CI").is_none(), "{reason}");
+    report_skipped(reason.lines().next().unwrap_or_default());
+}
+
+/// Prints one line that says that the test of this thread was skipped, and why.
+pub fn report_skipped(reason: &str) {
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("a test");
-    let reason = reason.lines().next().unwrap_or_default();
     // Not by eprintln!, whose output the test harness captures.
     let _ = writeln!(std::io::stderr(), "{name} skipped: {reason}");
 }

@@ -4,18 +4,20 @@
 //! The vectors were computed in 64-bit arithmetic by the published PyTorch modules and stored in
 //! 32 bits; `goldens/README.md` explains every key. The environment variable `GOLDENS_DIR` points
 //! the same tests at another folder with files of the same names. Values cross this part of the crate as
-//! [`Values`], so that it depends on no tensor library and on no crate under test; [`networks`], a feature of
-//! its own, runs the networks on them.
+//! [`Values`], so that it depends on no tensor library and on no crate under test; [`networks`], behind the
+//! feature of that name, runs the networks on them.
 
 #![deny(missing_docs)]
 
 mod device;
 #[cfg(feature = "networks")]
 pub mod networks;
+mod numbers;
 
 use std::path::{Path, PathBuf};
 
-pub use device::with_device;
+pub use device::{report_skipped, with_device};
+pub use numbers::{Numbers, random};
 use safetensors::{Dtype, SafeTensors};
 
 /// The folder that holds the recorded vectors.

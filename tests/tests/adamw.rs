@@ -1,7 +1,7 @@
 //! What the training loop computes, against the published code's: the gradients of each stage's
 //! pass, and five AdamW steps of stage 3, of `student-tiny` taught by `teacher-tiny`.
 //!
-//! `mohawk.rs` compares the losses that the networks offer; here it is `train`'s own passes, which
+//! The tests of `model` compare the losses that the networks offer; here it is the passes of `train`, which
 //! go layer by layer, its sums of gradients, and its optimizer.
 
 mod support;

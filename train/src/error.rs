@@ -14,7 +14,7 @@ pub enum TrainError {
     Data(#[from] datasets::DataError),
     /// Something went wrong on the device that computes.
     #[error(transparent)]
-    Device(#[from] kernels::backends::BackendError),
+    Device(#[from] kernels::runtime::BackendError),
     /// The teacher cannot be read.
     #[error("the teacher that teacher.model names cannot be read: {0}")]
     Teacher(model::WeightsError),

@@ -11,7 +11,7 @@
 //! windows -> batch -> teacher -> stage -> loss, gradients -> optimizer -> metrics, checkpoint
 //! ```
 //!
-//! # Why a loop of its own
+//! # Why not the loop of burn-train
 //!
 //! burn-train's `Learner` goes by epochs over one model and one loss; it checkpoints and evaluates
 //! between epochs and resumes at their bounds, clips gradients tensor by tensor, and steps the

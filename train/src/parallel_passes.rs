@@ -1,10 +1,9 @@
 //! Passes over different sequences, side by side on a CPU.
 //!
-//! Where all cores share every op of one pass they meet at the end of each, some hundred times a
-//! pass, and wait there for the slowest; a core with a pass of its own meets the others once. So a
-//! CPU takes as many passes at once as it has cores, and a GPU, which one pass fills, one after the
-//! other. Results are handed on in the order of the passes either way, so that sums over them do not
-//! depend on which was done first.
+//! Where all cores share every op of one pass, they wait at the end of each op for the slowest core, some
+//! hundred times a pass; cores with one pass each wait for each other once. So a CPU computes as many passes
+//! at once as it has cores, and a GPU, which one pass fills, one after the other. Results are passed on in the
+//! order of the passes either way, so that sums over them do not depend on which was done first.
 //!
 //! Each pass has a thread pool to itself. In one pool for all, a thread that waits for its share of an op
 //! would begin another pass meanwhile, inside the first, whose graph it holds locked.

@@ -265,7 +265,7 @@ fn a_cached_teacher_is_timed() {
     assert!(other.contains("someone/other"), "{other}");
 }
 
-/// Random weights replace no other file.
+/// Random weights do not replace files that are there.
 #[test]
 fn weights_are_not_written_over() {
     let (home, theirs) = (folder(), folder());
@@ -295,7 +295,9 @@ fn an_interrupt_leaves_no_random_weights() {
     };
     let is_writing = || {
         let folders = entries(temporary.path()).into_iter();
-        folders.into_iter().any(|it| !entries(&it).is_empty())
+        folders
+            .into_iter()
+            .any(|folder| !entries(&folder).is_empty())
     };
     while !is_writing() && child.try_wait().expect("a child").is_none() {
         std::thread::sleep(std::time::Duration::from_millis(5));

@@ -108,7 +108,7 @@ fn a_prompt_s_logprobs_are_the_model_s() {
     assert_eq!(without["usage"]["completion_tokens"], 0);
 
     let device = Device::<Flex>::default();
-    let (_, model) = model::load_teacher::<Flex>(teacher_folder(), &device).unwrap();
+    let (_, model) = model::load_any::<Flex>(teacher_folder(), &device).unwrap();
     let ids = Tensor::<Flex, 2, Int>::from_ints([PROMPT_IDS.map(|id| id as i32)], &device);
     let logits = model.prefill_all(ids, &mut model.new_state(1, &device));
     let expected = log_softmax(logits, 2)
@@ -217,12 +217,12 @@ fn a_long_prompt_that_is_no_text() {
 /// A teacher that ends every text at once.
 fn terse() -> TempDir {
     let device = Device::<Flex>::default();
-    let (config, mut model) = model::load_teacher::<Flex>(teacher_folder(), &device).unwrap();
+    let (config, mut model) = model::load_any::<Flex>(teacher_folder(), &device).unwrap();
     let head = model.lm_head.as_mut().expect("a head with its own weight");
     let open = |bias: Tensor<Flex, 1>| bias.slice_fill(0..1, 1000.0);
     head.bias = head.bias.take().map(|parameter| parameter.map(open));
     let folder = tempfile::tempdir().unwrap();
-    model::save_teacher(&config, &model, folder.path()).unwrap();
+    model::save(&config, &model, folder.path()).unwrap();
     copy_tokenizer(folder.path());
     folder
 }

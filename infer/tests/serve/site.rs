@@ -40,7 +40,7 @@ fn models_health_and_metrics_say_how_it_is() {
     let memory = &model["infer"]["memory"];
     assert_eq!(memory["architecture"], "hybrid");
     let device = Device::<Flex>::default();
-    let (_, hybrid) = model::load_student::<Flex>(student.path(), &device).unwrap();
+    let (_, hybrid) = model::load_any::<Flex>(student.path(), &device).unwrap();
     let mut state = hybrid.new_state(1, &device);
     assert_eq!(memory["model"]["fixed"], state.bytes());
     let ids = Tensor::<Flex, 2, Int>::from_ints([[5, 6, 7]], &device);

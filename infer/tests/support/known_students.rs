@@ -8,6 +8,8 @@
 use std::fs;
 use std::path::Path;
 
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize_to_file};
 
@@ -19,7 +21,7 @@ const HEADS: usize = 3;
 /// Writes the folder of the student that has the teacher's attention in `attention_layers`.
 pub fn write(folder: &Path, attention_layers: &[usize]) {
     let (config, student) = student(attention_layers);
-    model::save_student(&config, &student, folder).unwrap();
+    model::save(&config, &student, folder).unwrap();
     fill_mixers(&folder.join("model.safetensors"));
     copy_tokenizer(folder);
 }
@@ -67,18 +69,14 @@ fn bound(name: &str) -> Option<f32> {
     named.map(|(_, bound)| bound)
 }
 
-/// Value `i` of a tensor is the 24 highest bits of SplitMix64's mix of its name's FNV-1a hash plus
-/// `i`, from `-bound` to `bound`. All are exact in f32.
+/// The 24 highest bits of the numbers of a SplitMix64, scaled to `-bound..bound`, which is exact in f32.
+/// Its state starts where number `i` is the mix of `(hash + i) * STEP`, with the name's FNV-1a hash.
 fn fill(name: &str, n: usize, bound: f32) -> Vec<f32> {
+    const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    let value = |i: u64| {
-        let mut x = hash.wrapping_add(i).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^= x >> 31;
-        ((x >> 40) as f32 / (1 << 23) as f32 - 1.0) * bound
-    };
-    (0..n as u64).map(value).collect()
+    let mut random = SplitMix64::seed_from_u64(hash.wrapping_sub(1).wrapping_mul(STEP));
+    let value = |_| ((random.next_u64() >> 40) as f32 / (1 << 23) as f32 - 1.0) * bound;
+    (0..n).map(value).collect()
 }

@@ -18,7 +18,7 @@ pub fn teacher_folder() -> PathBuf {
 /// around new mixers. In `attention_layers` the mixers are attention.
 pub fn student(attention_layers: &[usize]) -> (PhiMambaConfig, CausalLm<Flex>) {
     let device = Device::<Flex>::default();
-    let (teacher_config, teacher) = model::load_teacher::<Flex>(teacher_folder(), &device).unwrap();
+    let (teacher_config, teacher) = model::load_any::<Flex>(teacher_folder(), &device).unwrap();
     let mixer = DiscreteMamba2Config {
         n_v_heads: 3,
         n_qk_heads: 3,
@@ -34,7 +34,7 @@ pub fn student(attention_layers: &[usize]) -> (PhiMambaConfig, CausalLm<Flex>) {
 pub fn student_folder(attention_layers: &[usize]) -> TempDir {
     let (config, student) = student(attention_layers);
     let folder = tempfile::tempdir().unwrap();
-    model::save_student(&config, &student, folder.path()).unwrap();
+    model::save(&config, &student, folder.path()).unwrap();
     copy_tokenizer(folder.path());
     folder
 }

@@ -1,4 +1,4 @@
-//! The ops without CubeCL kernels of their own, at the sizes of the `tiny` preset.
+//! The ops of the layers and of the optimiser, at the sizes of the `tiny` preset.
 
 use burn::tensor::{DType, Tensor};
 use kernels::scan::skip_gate::SkipGateInputs;

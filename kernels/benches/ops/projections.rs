@@ -41,15 +41,16 @@ struct Case {
 impl Case {
     fn projection<B: KernelBackend>(&self, d_out: usize, d_in: usize) -> Projection<B> {
         let weight = random([d_out, d_in], self.dtype);
-        let weight = match self.int8 {
+        let weight = if self.int8 {
             // Packed as any numbers are.
-            true => Weight::Int8 {
+            Weight::Int8 {
                 packed: random::<B, 2>([d_out, d_in / 4], DType::F32)
                     .mul_scalar(1e9)
                     .int(),
                 scales: random([d_out], DType::F32),
-            },
-            false => Weight::Float(weight),
+            }
+        } else {
+            Weight::Float(weight)
         };
         Projection {
             weight,

@@ -92,7 +92,7 @@ fn rows<B: KernelBackend>() {
         clock: Clock::<B>::new(if small { 1 << 24 } else { 1 << 27 }, !small),
         small,
         dtypes,
-        // Cargo adds a flag of its own.
+        // Cargo adds a flag.
         words: std::env::args()
             .skip(1)
             .filter(|word| word != "--bench")

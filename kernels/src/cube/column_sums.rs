@@ -169,8 +169,8 @@ pub(crate) fn column_sums<R: CubeRuntime>(x: CubeTensor<R>, dtype: DType) -> Cub
     let shares = empty(&x, [blocks, 1, o], DType::F32);
     let p = vector_size(&[&shares]).min(n);
     let (client, own) = (x.client.clone(), x.dtype);
-    // SAFETY: units beyond the columns neither read nor write, rows are read below `t`, and each cube writes
-    // its own columns of its own share.
+    // SAFETY: units beyond the columns neither read nor write, rows are read below `t`, and no two cubes
+    // write the same columns of one share.
     unsafe {
         partial_kernel::launch_unchecked::<R>(
             &client,

@@ -11,8 +11,9 @@ use std::str::FromStr;
 use burn::tensor::Tensor;
 
 use super::failure::BackendError;
-use super::{Machine, devices, panics};
-use crate::KernelBackend;
+use super::{devices, panics};
+use crate::kernel_backend::KernelBackend;
+use crate::machine::Machine;
 
 /// Multi-threaded CPU backend with this crate's own fast paths; f32.
 #[cfg(feature = "flex")]

@@ -1,8 +1,8 @@
 //! What of this machine each backend can compute on.
 
-use super::Machine;
 use super::backend::Backend;
 use super::failure::{BackendError, first_words};
+use crate::machine::Machine;
 
 /// Every backend there is, in this build or not, the preferred ones first.
 const NAMES: [&str; 4] = ["cuda", "wgpu", "flex", "ndarray"];

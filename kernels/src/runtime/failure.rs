@@ -159,7 +159,7 @@ impl fmt::Display for BackendError {
             Self::OldDriver { reason } => write!(
                 f,
                 "the GPU's driver is older than the CUDA libraries that are found here ({}); update \
-                 the driver, or name libraries of its own CUDA version, which nvidia-smi shows, in \
+                 the driver, or name libraries of the driver's CUDA version, which nvidia-smi shows, in \
                  LD_LIBRARY_PATH",
                 words(reason)
             ),

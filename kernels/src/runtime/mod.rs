@@ -19,7 +19,6 @@ mod devices;
 mod failure;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod kernel_cache;
-mod machine;
 mod panics;
 
 #[cfg(feature = "cuda")]
@@ -33,8 +32,9 @@ pub use backend::{Backend, Work, check, synchronise};
 pub use backend::{NdArray, NdArray64};
 pub use devices::{Survey, survey};
 pub use failure::BackendError;
-pub use machine::{Machine, Memory};
 pub use panics::report_failures;
+
+pub use crate::machine::{Machine, Memory};
 
 /// From now on, the first device that is opened keeps its compiled kernels in the user's cache folder, so
 /// that a machine compiles each of them once. To be called before anything is computed on a GPU; without a

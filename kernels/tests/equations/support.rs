@@ -7,7 +7,8 @@ use kernels::TrainBackend;
 use kernels::runtime::{Flex, NdArray64};
 use tests::assert_close;
 
-pub type Values = (Vec<usize>, Vec<f64>);
+pub use tests::{Values, random};
+
 pub type Exact = Autodiff<NdArray64>;
 pub type Fast = Autodiff<Flex>;
 
@@ -23,19 +24,6 @@ pub fn tensor<B: Backend, const D: usize>((shape, values): Values) -> Tensor<B, 
 pub fn values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Values {
     let shape = tensor.dims().to_vec();
     (shape, tensor.into_data().iter::<f64>().collect())
-}
-
-/// Rough numbers in `-scale` to `scale`.
-pub fn random(seed: u64, shape: &[usize], scale: f64) -> Values {
-    let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        (x >> 11) as f64 / (1u64 << 52) as f64 - 1.0
-    };
-    let count = shape.iter().product();
-    (shape.to_vec(), (0..count).map(|_| scale * next()).collect())
 }
 
 /// How to read one input's gradient.

@@ -155,7 +155,7 @@ fn gradients<B: TrainBackend>(case: &Case, chunk: usize) -> [Values; 5] {
         Some(state.clone()),
     );
     let (y, _) = ssd_scan(inputs.0, inputs.1, inputs.2, inputs.3, inputs.4, chunk);
-    let weights = tensor((case.x.0.clone(), numbers(99, case.x.1.len(), 1.0)));
+    let weights = tensor(tests::random(99, &case.x.0, 1.0));
     let grads = (y * weights).sum().backward();
     [
         values(x.grad(&grads).expect("a gradient")),

@@ -3,7 +3,7 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use kernels::{TrainBackend, ssd_scan};
-use tests::{Goldens, Values, assert_close};
+use tests::{Goldens, Values, assert_close, random};
 
 pub fn tensor<B: Backend, const D: usize>((shape, values): Values) -> Tensor<B, D> {
     Tensor::from_data(TensorData::new(values, shape), &Default::default())
@@ -66,29 +66,14 @@ pub fn scan_equals_the_recording<B: TrainBackend>(tolerance: f64) {
     }
 }
 
-/// A fixed, rough sequence: the tests' own source of numbers in -1 to 1.
-pub fn numbers(seed: u64, count: usize, scale: f64) -> Vec<f64> {
-    let mut x = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        (x >> 11) as f64 / (1u64 << 52) as f64 - 1.0
-    };
-    (0..count).map(|_| scale * next()).collect()
-}
-
 pub fn random_case([b, l, h, p, g, n]: [usize; 6], a_log_scale: f64, seed: u64) -> Case {
-    let random = |k: u64, shape: Vec<usize>, scale| {
-        let count = shape.iter().product();
-        (shape, numbers(seed * 8 + k, count, scale))
-    };
+    let random = |k: u64, shape: &[usize], scale| random(seed * 8 + k, shape, scale);
     Case {
-        x: random(1, vec![b, l, h, p], 1.0),
-        a_log: random(2, vec![b, l, h], a_log_scale),
-        b: random(3, vec![b, l, g, n], 1.0),
-        c: random(4, vec![b, l, g, n], 1.0),
-        state: random(5, vec![b, h, p, n], 1.0),
+        x: random(1, &[b, l, h, p], 1.0),
+        a_log: random(2, &[b, l, h], a_log_scale),
+        b: random(3, &[b, l, g, n], 1.0),
+        c: random(4, &[b, l, g, n], 1.0),
+        state: random(5, &[b, h, p, n], 1.0),
     }
 }
 

@@ -55,7 +55,7 @@ impl Case {
             });
             let tokens = tokens
                 .iter()
-                .map(|it| token(it.each_ref().map(Values::exact)));
+                .map(|values| token(values.each_ref().map(Values::exact)));
             steps(tokens, cache, |token, cache| {
                 reference::step(token, cache, h)
             })
@@ -69,7 +69,7 @@ impl Case {
             let copy = held.then(|| cache.clone());
             let tokens = tokens
                 .iter()
-                .map(|it| token(it.each_ref().map(Values::cube)));
+                .map(|values| token(values.each_ref().map(Values::cube)));
             let outputs = steps(tokens, cache, |token, cache| {
                 attention_step(token, cache, h)
             });

@@ -150,7 +150,7 @@ fn projections_of_few_vectors_are_right() {
 #[test]
 fn projections_of_few_vectors_are_right_on_random_shapes() {
     with_device(|| {
-        // Each case compiles kernels of its own, which takes a CPU's Vulkan driver ten seconds.
+        // Each case compiles other kernels, which takes a CPU's Vulkan driver ten seconds.
         for mut random in random_cases().step_by(4) {
             let dtype = random.of(&dtypes());
             let (b, d) = (random.size(1, 9), random.size(1, 600));

@@ -3,6 +3,7 @@
 use burn::tensor::backend::Backend as _;
 use burn::tensor::{DType, Tensor, TensorData};
 use kernels::runtime::NdArray64;
+use tests::Numbers;
 
 pub use crate::gpu::{Cube, with_device};
 
@@ -36,23 +37,16 @@ pub fn tolerance(dtype: DType) -> f64 {
     }
 }
 
-pub struct Random(u64);
+pub struct Random(Numbers);
 
 impl Random {
     pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 >> 11
+        Self(Numbers::new(seed))
     }
 
     /// In `low..=high`.
     pub fn size(&mut self, low: usize, high: usize) -> usize {
-        low + self.next() as usize % (high - low + 1)
+        low + self.0.bits() as usize % (high - low + 1)
     }
 
     pub fn of<T: Clone>(&mut self, choices: &[T]) -> T {
@@ -71,9 +65,7 @@ impl Random {
         dtype: DType,
     ) -> Values<D> {
         let count = shape.iter().product();
-        let values: Vec<f64> = (0..count)
-            .map(|_| scale * (self.next() as f64 / (1u64 << 52) as f64 - 1.0))
-            .collect();
+        let values = (0..count).map(|_| scale * self.0.number()).collect();
         Values::new(values, shape, dtype)
     }
 }

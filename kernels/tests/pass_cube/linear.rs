@@ -156,7 +156,7 @@ fn check_case(sizes: [usize; 3], dtype: DType, random: &mut Random) {
     check(&name, tolerance(dtype), exact, || actual(case.cube()));
 }
 
-/// One at a time: a failure on the device is found by whoever asks first.
+/// One at a time: a failure on the device is returned to the first caller that asks.
 static TURN: Mutex<()> = Mutex::new(());
 
 fn in_turn(test: impl FnOnce()) {

@@ -1,5 +1,5 @@
 //! The CubeCL kernels of a training pass against each op's reference in 64-bit arithmetic, on the CubeCL
-//! backend of this build (CUDA before wgpu); as `ops_cube`, in a program of its own that is quick to build.
+//! backend of this build (CUDA before wgpu); as `ops_cube`, in a separate program that is quick to build.
 //!
 //! ```text
 //! cargo test -p kernels --features wgpu,ndarray --test pass_cube

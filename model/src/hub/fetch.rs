@@ -79,9 +79,9 @@ impl Client {
         let (endpoint, revision) = (&self.endpoint, repo.url_revision());
         let url = format!("{endpoint}/{}/resolve/{revision}/{file}", repo.url());
         let answer = self.ask(&url, Some("bytes=0-0"))?;
-        let size = size(&answer.response).ok_or("the hub does not tell its size")?;
+        let size = size(&answer.response).ok_or("the hub does not send its size")?;
         let etag = answer.etag.filter(|etag| is_name(etag));
-        let etag = etag.ok_or("the hub does not tell its ETag")?;
+        let etag = etag.ok_or("the hub does not send its ETag")?;
 
         let blob = self.cache.repo(repo.clone()).blob_path(&etag);
         let beside = |extension| blob.with_file_name(format!("{etag}.{extension}"));

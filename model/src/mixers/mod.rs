@@ -1,10 +1,14 @@
 //! What mixes the tokens of a layer: softmax attention, state-space mixers, and what a layer may hold next.
 //!
-//! A mixer is one file. It holds four types, each with a trait of this module that says what it answers:
+//! A mixer is one folder. It holds four types, each with a trait of this module that says what it answers:
 //! its options ([`MixerOptions`]), its parameters and computation ([`TokenMixer`]), its state in decoding
 //! ([`DecodingState`]), and the states of the rows of a batch ([`StateRows`]). The list at the end of this
 //! file makes the enums [`MixerConfig`], [`Mixer`], [`MixerState`] and [`MixerRows`] of them: a new mixer is
-//! a file, its `mod` line, and one entry of that list. Nothing outside this folder asks which mixer a layer has.
+//! a folder, its `mod` line, and one entry of that list. Nothing outside this folder asks which mixer a layer has,
+//! but for the families that write its options into their files.
+
+// Of `Mixer` and of its record: handles of tensors, of which a network has some dozens.
+#![allow(clippy::large_enum_variant)]
 
 pub mod attention;
 pub mod discrete_mamba2;
@@ -79,7 +83,7 @@ pub trait MixerOptions: Debug {
 /// Floating-point operations of a mixing matrix, for one token.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct MatrixOperations {
-    /// Of the projections that it is made of.
+    /// Of the projections that give its factors.
     pub projections: f64,
     /// Of its entries, of which half are below the diagonal.
     pub scores: f64,
@@ -170,12 +174,12 @@ pub trait TokenMixer<B: KernelBackend>: Debug {
         (self.forward(u.clone()), self.mixing_matrix(u))
     }
 
-    /// What the mixing matrix is made of where it is a state-space one, for [`kernels::mixing_distance`].
+    /// The factors of the mixing matrix where it is a state-space one, for [`kernels::mixing_distance`].
     fn transfer_parts(&self, _u: Tensor<B, 3>) -> Option<TransferParts<B>> {
         None
     }
 
-    /// What the mixing matrix is made of where it is softmax attention, for [`kernels::mixing_distance`].
+    /// The factors of the mixing matrix where it is softmax attention, for [`kernels::mixing_distance`].
     fn attention_parts(&self, _u: Tensor<B, 3>) -> Option<AttentionParts<B>> {
         None
     }
@@ -258,8 +262,6 @@ fn bytes_of<B: Backend, const D: usize>(x: &Tensor<B, D>) -> usize {
 macro_rules! mixers {
     ($($(#[$doc:meta])* $kind:ident: $mixer:ident, $config:ident, $state:ident, $rows:ident;)*) => {
         /// The mixer of a layer, with its parameters. Its methods are those of [`TokenMixer`].
-        // Handles of tensors, of which a network has some dozens: what a smaller variant wastes is nothing.
-        #[allow(clippy::large_enum_variant)]
         #[derive(Module, Debug)]
         pub enum Mixer<B: Backend> {
             $($(#[$doc])* $kind($mixer<B>),)*

@@ -94,8 +94,8 @@ fn damaged_files_are_refused() {
     }
 }
 
-/// A flipped byte: safetensors has no checksum, so only its header can tell; an archive must tell
-/// wherever it is, but for the few bytes that repeat what the directory at its end says.
+/// A flipped byte: safetensors has no checksum, so only damage to its header is found; in an archive it must be
+/// found wherever it is, but for the few bytes that repeat what the directory at its end says.
 #[test]
 fn flipped_bytes_never_panic() {
     let whole = fs::read(goldens_dir().join("student-tiny/pytorch_model.bin")).expect("a file");
@@ -153,6 +153,6 @@ fn absent_files_are_named() {
     // A file where the output folder should be.
     let (config, model) = load_student(&goldens_dir().join("student-tiny")).expect("a student");
     let occupied = folder.path().join("config.json");
-    let error = model::save_student(&config, &model, &occupied).expect_err("not a folder");
+    let error = model::save(&config, &model, &occupied).expect_err("not a folder");
     assert!(matches!(error, WeightsError::Io { .. }), "{error}");
 }

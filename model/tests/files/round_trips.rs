@@ -21,7 +21,7 @@ fn students_are_written_as_they_were_read() {
     for case in cases("student-") {
         let (config, model) = load_student(&case).expect("a student");
         let out = tempfile::tempdir().expect("a folder");
-        model::save_student(&config, &model, out.path()).expect("saved");
+        model::save(&config, &model, out.path()).expect("saved");
         let file = "model.safetensors";
         assert!(
             contents(&out.path().join(file)) == contents(&case.join(file)),
@@ -52,7 +52,7 @@ fn teachers_are_written_as_they_were_read() {
     for case in cases("teacher-") {
         let (config, model) = load_teacher(&case).expect("a teacher");
         let out = tempfile::tempdir().expect("a folder");
-        model::save_teacher(&config, &model, out.path()).expect("saved");
+        model::save(&config, &model, out.path()).expect("saved");
         let file = "model.safetensors";
         assert!(
             contents(&out.path().join(file)) == contents(&case.join(file)),
@@ -82,11 +82,10 @@ fn teachers_in_shards_are_what_they_were_whole() {
             shards
         };
         // A whole one lies there, which would be read first.
-        model::save_teacher(&config, &model, out.path()).expect("saved");
+        model::save(&config, &model, out.path()).expect("saved");
         let largest = contents(&files()[0]).iter().map(|it| it.3.len()).max();
         let limit = largest.expect("tensors") + 4096;
-        model::save_teacher_in_shards(&config, &model, DType::F32, limit, out.path())
-            .expect("saved");
+        model::save_in_shards(&config, &model, DType::F32, limit, out.path()).expect("saved");
         let shards = files();
         assert!(shards.len() > 1, "{shards:?}");
         let bytes = |path: &Path| contents(path).iter().map(|it| it.3.len()).sum::<usize>();
@@ -100,8 +99,7 @@ fn teachers_in_shards_are_what_they_were_whole() {
         }
 
         let half = tempfile::tempdir().expect("a folder");
-        model::save_teacher_in_shards(&config, &model, DType::BF16, limit, half.path())
-            .expect("saved");
+        model::save_in_shards(&config, &model, DType::BF16, limit, half.path()).expect("saved");
         let (_, rounded) = load_teacher(half.path()).expect("nearly the same teacher");
         for (name, values) in &parameters(&rounded) {
             let exact = before[name].1.iter();
@@ -116,7 +114,7 @@ fn teachers_in_shards_are_what_they_were_whole() {
 fn half_of_a_rewrite_is_no_model() {
     let (config, model) = load_teacher(&goldens_dir().join("teacher-tiny")).expect("a teacher");
     let out = tempfile::tempdir().expect("a folder");
-    let shards = || model::save_teacher_in_shards(&config, &model, DType::F32, 1, out.path());
+    let shards = || model::save_in_shards(&config, &model, DType::F32, 1, out.path());
     shards().expect("saved");
     load_teacher(out.path()).expect("a teacher");
     let entries = fs::read_dir(out.path()).expect("a folder");
@@ -134,7 +132,7 @@ fn half_of_a_rewrite_is_no_model() {
         assert!(matches!(error, WeightsError::NoWeights { .. }), "{error}");
     };
     assert_broken();
-    model::save_teacher(&config, &model, out.path()).expect("saved");
+    model::save(&config, &model, out.path()).expect("saved");
     load_teacher(out.path()).expect("a teacher");
     assert_broken();
 }
@@ -265,7 +263,7 @@ fn check_widening(dtype: Dtype, narrow: impl Fn(f32) -> (u16, f64)) {
     let (_, fast) = load_student(folder.path()).expect("a student");
     assert_eq!(parameters(&fast), expected);
     let (_, exact) =
-        model::load_student::<Exact>(folder.path(), &Default::default()).expect("a student");
+        model::load_any::<Exact>(folder.path(), &Default::default()).expect("a student");
     assert_eq!(parameters(&exact), expected);
 }
 
@@ -283,7 +281,7 @@ fn students_of_unusual_teachers() {
     let mut student = CausalLm::init(&config, 1, &Default::default());
     model::transfer_weights(&mut student, &teacher).expect("the sizes fit");
     let out = tempfile::tempdir().expect("a folder");
-    model::save_student(&config, &student, out.path()).expect("saved");
+    model::save(&config, &student, out.path()).expect("saved");
     let (again, student) = load_student(out.path()).expect("the same student");
     assert_eq!(again, config);
     // With attention kept in every layer, the student is the teacher.

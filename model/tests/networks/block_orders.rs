@@ -101,14 +101,8 @@ fn pieces_are_the_whole<B: KernelBackend>(tolerance: f64) {
     }
 }
 
-#[test]
-fn pieces_are_the_whole_exact() {
-    pieces_are_the_whole::<Exact>(1e-11);
-}
-
-#[test]
-fn pieces_are_the_whole_flex() {
-    pieces_are_the_whole::<Fast>(2e-4);
+on_both! {
+    pieces_are_the_whole(1e-11, 2e-4);
 }
 
 /// Rows of a batch, and weights in 8 bits.

@@ -59,10 +59,10 @@ fn transfer_pads_and_copies() {
 }
 
 fn mixer_weight<B: KernelBackend>(student: &CausalLm<B>) -> Tensor<B, 2> {
-    match &student.backbone.layers[0].mixer {
-        Mixer::DiscreteMamba2(mixer) => mixer.in_proj.weight.val(),
-        Mixer::Attention(_) => panic!("layer 0 is a Mamba layer"),
-    }
+    let Mixer::DiscreteMamba2(mixer) = &student.backbone.layers[0].mixer else {
+        panic!("layer 0 is a Mamba layer");
+    };
+    mixer.in_proj.weight.val()
 }
 
 /// The same seed gives the same network on every backend, with and without gradients.
@@ -84,7 +84,7 @@ fn initialisation_depends_on_the_seed_alone() {
 }
 
 /// The mixer starts as published: gate open, convolution passing its input, `D` one. With and
-/// without biases, which hold the gate's where it has none of its own.
+/// without biases, which hold the gate's where the mixer has no `z_bias`.
 #[test]
 fn initialisation_is_the_published_one() {
     let teacher = PhiConfig {

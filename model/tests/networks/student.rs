@@ -6,65 +6,14 @@ use tests::Goldens;
 use tests::networks::student::*;
 use tests::networks::*;
 
-#[test]
-fn whole_sequence_exact() {
-    whole_sequence::<Exact>(EXACT);
-}
-
-#[test]
-fn whole_sequence_flex() {
-    whole_sequence::<Fast>(FAST);
-}
-
-#[test]
-fn decoding_exact() {
-    decoding::<Exact>(EXACT);
-}
-
-#[test]
-fn decoding_flex() {
-    decoding::<Fast>(FAST);
-}
-
-#[test]
-fn greedy_exact() {
-    greedy::<Exact>();
-}
-
-#[test]
-fn greedy_flex() {
-    greedy::<Fast>();
-}
-
-// No file is in between, so only the order of sums differs.
-#[test]
-fn splits_exact() {
-    splits::<Exact>(1e-12);
-}
-
-#[test]
-fn splits_flex() {
-    splits::<Fast>(2e-5);
-}
-
-#[test]
-fn joining_exact() {
-    joining::<Exact>(1e-12);
-}
-
-#[test]
-fn joining_flex() {
-    joining::<Fast>(2e-5);
-}
-
-#[test]
-fn eight_bits_exact() {
-    eight_bits::<Exact>();
-}
-
-#[test]
-fn eight_bits_flex() {
-    eight_bits::<Fast>();
+on_both! {
+    whole_sequence(EXACT, FAST);
+    decoding(EXACT, FAST);
+    greedy();
+    // No file is in between, so only the order of sums differs.
+    splits(1e-12, 2e-5);
+    joining(1e-12, 2e-5);
+    eight_bits();
 }
 
 /// With B and C shared by several heads there is no recorded matrix, but `T x` must still be the

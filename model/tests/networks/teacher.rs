@@ -4,14 +4,10 @@ use model::Taps;
 use tests::networks::teacher::*;
 use tests::networks::*;
 
-#[test]
-fn whole_sequence_exact() {
-    whole_sequence::<Exact>(EXACT);
-}
-
-#[test]
-fn whole_sequence_flex() {
-    whole_sequence::<Fast>(FAST);
+on_both! {
+    whole_sequence(EXACT, FAST);
+    decoding(EXACT, FAST);
+    splits(EXACT, FAST);
 }
 
 /// Nothing is computed that was not asked for, and each layer alone gives what the network gives.
@@ -36,24 +32,4 @@ fn taps_and_layers() {
             assert_golden(case, goldens, &key, x.clone(), EXACT);
         }
     });
-}
-
-#[test]
-fn decoding_exact() {
-    decoding::<Exact>(EXACT);
-}
-
-#[test]
-fn decoding_flex() {
-    decoding::<Fast>(FAST);
-}
-
-#[test]
-fn splits_exact() {
-    splits::<Exact>(EXACT);
-}
-
-#[test]
-fn splits_flex() {
-    splits::<Fast>(FAST);
 }

@@ -5,9 +5,8 @@ use std::time::Instant;
 
 use burn::tensor::{DType, Distribution, Tensor};
 use datasets::Batch;
-use kernels::backends::synchronise;
-use kernels::devices::Memory;
-use kernels::meter::{self, Kind, Times};
+use kernels::profile::{self, Kind, Times};
+use kernels::runtime::{Memory, synchronise};
 use kernels::{KernelBackend, TrainBackend};
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
@@ -225,7 +224,7 @@ fn timed<B: TrainBackend>(
     let memory = B::memory(device);
     let waited_for = device.clone();
     let wait = move || synchronise::<B>(&waited_for);
-    let ((), times) = meter::measure(wait, || step(next()))?;
+    let ((), times) = profile::measure(wait, || step(next()))?;
     Ok(Timed {
         median: median(seconds),
         queued,

@@ -114,7 +114,7 @@ fn cached(name: &str) -> Result<PathBuf, WeightsError> {
     hub.locate(name)
 }
 
-/// Whether there are tensors in `folder`, whosever they are.
+/// Whether there are files of tensors in `folder`.
 fn holds_weights(folder: &Path) -> bool {
     let names = fs::read_dir(folder).into_iter().flatten().flatten();
     let mut paths = names.map(|entry| entry.path());

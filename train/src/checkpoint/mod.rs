@@ -124,18 +124,18 @@ impl Checkpoints {
         let written = write(&partial, progress, config, student, optimizer)
             .and_then(|()| fs::rename(&partial, &whole).map_err(io_error(&whole)));
         if let Err(error) = written {
-            // What it takes on a full disk, the user needs; the error that counts is the first.
+            // Frees its space, as the disk may be full; the error to report is the first.
             let _ = fs::remove_dir_all(&partial);
             return Err(error);
         }
         sync_folder(&self.folder);
         let all = self.list()?;
         for old in &all[..all.len().saturating_sub(self.keep)] {
-            // First out of sight: half a checkpoint is none.
+            // Renamed first, so that no half-removed folder has the name of a checkpoint.
             let partial = self::partial(old);
             let removed = fs::rename(old, &partial).and_then(|()| fs::remove_dir_all(&partial));
             if let Err(error) = removed {
-                // The run has what it needs, the new one.
+                // No error: the new checkpoint is written.
                 say(format_args!("warning: {} stays: {error}", old.display()));
             }
         }
@@ -157,29 +157,39 @@ impl Checkpoints {
     /// [`TrainError::Io`] if the folder cannot be listed; [`TrainError::Mismatch`] if there is one of a stage
     /// that the run does not have.
     pub fn newest(&self) -> Result<Option<PathBuf>, TrainError> {
-        Ok(self.list()?.pop())
-    }
-
-    /// Oldest first.
-    fn list(&self) -> Result<Vec<PathBuf>, TrainError> {
-        let mut found = vec![];
         for name in self.names()? {
-            let Some(position) = position_of(&name) else {
-                continue;
-            };
-            let mut stages = self.stages.iter();
-            let Some(number) = stages.position(|stage| *stage == position.stage) else {
+            if let Some(position) = position_of(&name)
+                && self.number_of(&position).is_none()
+            {
                 return Err(TrainError::Mismatch(format!(
                     "{}: config.toml lists no stage `{}`, whose checkpoint this is; undo what was changed of the \
                      list, or remove the checkpoint",
                     self.folder.join(&name).display(),
                     position.stage,
                 )));
-            };
-            found.push((number, position.step, self.folder.join(name)));
+            }
+        }
+        Ok(self.list()?.pop())
+    }
+
+    /// Those of the run's stages, oldest first.
+    fn list(&self) -> Result<Vec<PathBuf>, TrainError> {
+        let mut found = vec![];
+        for name in self.names()? {
+            if let Some(position) = position_of(&name)
+                && let Some(number) = self.number_of(&position)
+            {
+                found.push((number, position.step, self.folder.join(name)));
+            }
         }
         found.sort();
         Ok(found.into_iter().map(|(.., path)| path).collect())
+    }
+
+    /// Which of the run's stages `position` is in, from 0.
+    fn number_of(&self, position: &Position) -> Option<usize> {
+        let mut stages = self.stages.iter();
+        stages.position(|stage| *stage == position.stage)
     }
 
     /// Removes what a process that died left of a checkpoint it was writing or removing.

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use kernels::KernelBackend;
-use kernels::backends::BackendError::OutOfMemory;
-use kernels::backends::Work;
+use kernels::runtime::BackendError::OutOfMemory;
+use kernels::runtime::Work;
 use tempfile::TempDir;
 use train::TrainError;
 use train::bench::{Bench, TEACHER};
@@ -32,8 +32,8 @@ Examples:
 /// pass, where a run may add up the gradients of several (micro_batch), which takes memory too. Stage
 /// `teacher` is the teacher's forward pass alone, logits included. Tokens a second are by the median step after
 /// three to warm up, waiting for each (tokens/s), and over as many steps that are queued together, as a run
-/// does it (queued). The arithmetic of a token times the first, over the rate of a product of matrices
-/// alone in the same dtype, measured first, is the share that the rest leaves to the products. Memory is
+/// does it (queued). The operations of a token times tokens/s are also given as a share of the rate that a
+/// product of matrices alone reaches in the same dtype, which is measured first (% of product). Memory is
 /// what the device must have for the tensors, or the most that the process ever had on a CPU; the student
 /// is in memory in stage `teacher` too if other stages are timed.
 ///
@@ -158,12 +158,12 @@ impl Work for OnBackend {
     }
 }
 
-/// A new folder that goes with the value, and when the program is interrupted.
+/// A new folder, which is removed with the value or when the program is interrupted.
 fn temporary_folder() -> anyhow::Result<TempDir> {
     let folder = tempfile::Builder::new()
         .prefix("phi-random-")
         .tempdir()
-        .with_context(|| format!("{}", std::env::temp_dir().display()))?;
+        .map_err(|error| anyhow!("{}: {error}", std::env::temp_dir().display()))?;
     let path = folder.path().to_owned();
     // Without a handler the folder stays, and the program ends all the same.
     let _ = ctrlc::set_handler(move || {

@@ -13,7 +13,7 @@ use anyhow::{anyhow, bail};
 use burn::backend::Autodiff;
 use clap::{Args, Parser, Subcommand};
 use kernels::KernelBackend;
-use kernels::backends::{Backend, BackendError, Work};
+use kernels::runtime::{Backend, BackendError, Work};
 
 use train::TrainError;
 use train::ablation::{Ablation, Budget};

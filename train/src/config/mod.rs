@@ -5,10 +5,10 @@
 //! The result is written into the run folder and reads back to the same value, so a run can always
 //! be repeated from its own folder.
 //!
-//! The run is the list `[[stages]]`. Each entry has a name of its own, by which the other layers change it
-//! (`[stage3]` in a file, `stage3.lr` on the command line), and a kind, which decides what its keys are and
-//! their defaults. A file that has a list of its own replaces the preset's; an entry with the name of one in
-//! the preset takes from there what it leaves out.
+//! The run is the list `[[stages]]`. Each entry has a name, by which the other layers change it (`[stage3]` in
+//! a file, `stage3.lr` on the command line), and a kind, which decides what its keys are and their defaults. A
+//! list in a file replaces the preset's; an entry with the name of one in the preset takes from there what it
+//! leaves out.
 //!
 //! For all other sections the `tiny` preset doubles as the schema: a key that it lacks is unknown, and a value
 //! of another type than its own is wrong. The schema of a stage is made of its kind's options and of

@@ -306,6 +306,10 @@ fn lists_are_checked() {
             format!("{stage}name = \"a.b\"\nkind = \"matrices\""),
             "`stages.name` is \"a.b\"",
         ),
+        (
+            format!("{stage}name = \"{}\"\nkind = \"matrices\"", "a".repeat(101)),
+            "of 100 bytes at most",
+        ),
         ("stages = []".to_owned(), "`stages` is []"),
         (
             "stages = [1, 2]".to_owned(),

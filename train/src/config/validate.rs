@@ -8,6 +8,9 @@ use super::layers::section_names;
 use super::{Config, StageConfig};
 use crate::limits::{OutOfRange, at_least, not_negative, positive, require};
 
+/// The most bytes of a stage's name. The names of its checkpoints are longer, and file systems allow 255.
+const LONGEST_NAME: usize = 100;
+
 /// The first value of `config` that makes no sense, as an error that says what would.
 pub(super) fn validate(config: &Config) -> Result<(), OutOfRange> {
     require(
@@ -74,14 +77,19 @@ pub(super) fn validate(config: &Config) -> Result<(), OutOfRange> {
     let sections = section_names();
     let mut names = HashSet::new();
     for stage in &config.stages {
-        // Each names files, on file systems that may not tell small letters from capitals, and keys.
+        // Each is a part of names of files, on file systems that may not tell small letters from capitals,
+        // and of keys.
         require(
             is_plain(&stage.name, "_-")
+                && stage.name.len() <= LONGEST_NAME
                 && !sections.contains(&stage.name)
                 && names.insert(stage.name.to_lowercase()),
             "stages.name",
             quoted(&stage.name),
-            "a name of letters, digits, `_` and `-` that no other stage and no section has",
+            &format!(
+                "a name of letters, digits, `_` and `-`, of {LONGEST_NAME} bytes at most, that no other stage \
+                 and no section has"
+            ),
         )?;
         validate_stage(config, stage).map_err(|wrong| wrong.under(&stage.name))?;
     }

@@ -129,7 +129,7 @@ impl Dashboard {
     }
 
     /// Passes something to the renderer, which panics if the user chose to kill the run from its
-    /// menu: that becomes a request to stop, so that the run ends as in good order as any.
+    /// menu: that becomes a request to stop, so that the run ends with a checkpoint.
     fn tell(&mut self, message: impl FnOnce(&mut TuiMetricsRendererWrapper)) {
         if let Some(renderer) = &mut self.renderer
             && catch_unwind(AssertUnwindSafe(|| message(renderer))).is_err()

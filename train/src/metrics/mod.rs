@@ -1,8 +1,8 @@
 //! What a run shows while it works, and what it records of itself.
 //!
-//! The loop makes one [`StepMetrics`] per optimizer step and gives it to two takers that know
-//! nothing of each other: [`MetricsLog`] appends it to `metrics.jsonl`, which the report is drawn
-//! from and any other tool can read; [`Watch`] shows it on the terminal.
+//! The loop makes one [`StepMetrics`] per optimizer step. [`MetricsLog`] appends it to `metrics.jsonl`, from
+//! which the report is drawn and which any other tool can read; [`Watch`] shows it on the terminal. Neither
+//! depends on the other.
 
 mod dashboard;
 mod log;

@@ -57,14 +57,8 @@ pub(super) fn images(pair: &MatrixPair) -> Result<[String; 2], ReportError> {
         let mut pixels = Vec::with_capacity(shown * shown);
         for query in 0..shown {
             let row = &matrix[query * pair.size..][..shown];
-            pixels.extend(
-                row.iter()
-                    .enumerate()
-                    .map(|(key, &value)| match key <= query {
-                        true => colour(value),
-                        false => 0,
-                    }),
-            );
+            let row = row.iter().enumerate();
+            pixels.extend(row.map(|(key, &value)| if key <= query { colour(value) } else { 0 }));
         }
         data_uri(shown, &pixels)
     };

@@ -24,7 +24,7 @@ use burn::module::AutodiffModule;
 use datasets::{Batches, TokenWindows, Tokenizer};
 use indicatif::BinaryBytes;
 use kernels::TrainBackend;
-use kernels::backends::{check, synchronise};
+use kernels::runtime::{check, synchronise};
 use model::{ModelConfig, Phi, PhiMamba};
 
 use self::folder::{finished, is_run, lock};
@@ -135,7 +135,8 @@ pub struct Run<B: TrainBackend> {
 }
 
 impl<B: TrainBackend> Run<B> {
-    /// Does all of it.
+    /// Does all of it. On a GPU, failures of the device are known only after
+    /// [`report_failures`](kernels::runtime::report_failures).
     ///
     /// # Errors
     /// [`TrainError`]; what the run wrote before stays, and it can be resumed.
@@ -382,7 +383,7 @@ impl<B: TrainBackend> Run<B> {
         self.progress.finished.push(summary);
         self.progress.stage_seconds = 0.0;
         self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
-        // Before the checkpoint, as ever.
+        // Before the checkpoint, which says that all before it is recorded.
         self.log.sync()?;
         self.checkpoints.amend(&self.progress)?;
         Ok(true)

@@ -189,8 +189,8 @@ fn same_steps(config: &Config, progress: &Progress, folder: &Path) -> Result<(),
         let now = config.tokens_per_step(stage);
         if steps as u64 * now != tokens {
             return Err(mismatch(format!(
-                "stage {name} has done {steps} steps of {} tokens, and its batch times its context (of its own, \
-                 or data.context) is {now}",
+                "stage {name} has done {steps} steps of {} tokens, and its batch times its context (or \
+                 data.context) is {now}",
                 tokens / steps.max(1) as u64,
             )));
         }

@@ -8,7 +8,7 @@ use burn::module::AutodiffModule;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use kernels::dense::linear::Linear as _;
-use kernels::meter::{Kind, timed};
+use kernels::profile::{Kind, timed};
 use kernels::{DistillationWeights, KernelBackend, TrainBackend};
 use model::{Linear, widen};
 
@@ -55,7 +55,7 @@ pub(super) fn pass<B: TrainBackend>(
         let teacher_nv = teacher.forward(teacher_td.clone().narrow(0, start, n));
         let labels = labels.clone().map(|labels| labels.narrow(0, start, n));
         let (part, dlogits_nv) =
-            kernels::distillation::distillation_block(student_nv, teacher_nv, labels, weights, t);
+            kernels::distillation_block(student_nv, teacher_nv, labels, weights, t);
         let (dx_nd, dw, db) = timed(Kind::Products, || {
             B::InnerBackend::linear_backward(x_nd, head.weight.val(), dlogits_nv, wanted)
         });
@@ -109,7 +109,7 @@ fn added<B: KernelBackend, const D: usize>(
 mod tests {
     use burn::backend::Autodiff;
     use burn::tensor::TensorData;
-    use kernels::backends::Flex;
+    use kernels::runtime::Flex;
     use model::{AttentionConfig, Phi, PhiConfig};
 
     use super::*;

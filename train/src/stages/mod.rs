@@ -1,4 +1,4 @@
-//! The kinds of stage: each, in a file of its own, is all that is known of its kind.
+//! The kinds of stage, one in a file, which holds all that is known of this kind.
 //!
 //! A stage is an entry of a run's list. What all entries have (tokens, batch, learning rates, schedule) is
 //! in [`StageConfig`](crate::config::StageConfig); what makes a kind is a [`Stage`]: its options, its pass,

@@ -14,8 +14,8 @@ fn listed(list: &str) -> Config {
     Config::load(Source::File(&path), &[]).expect("a configuration")
 }
 
-/// Two stages of one kind: the second on longer sequences of its own text, by another schedule, with rates of
-/// their own for two parts.
+/// Two stages of one kind: the second on longer sequences of other text, by another schedule, with different
+/// rates for two parts.
 fn twice() -> Config {
     listed(
         r#"

@@ -21,7 +21,7 @@ use train::run::{Outcome, Run, RunOptions, StopRequest};
 use train::summary::Summary;
 
 /// The CPU backend of everyday use.
-type Inner = kernels::backends::Flex;
+type Inner = kernels::runtime::Flex;
 
 /// Steps of the three stages.
 const STEPS: [usize; 3] = [4, 5, 4];

@@ -27,7 +27,7 @@ const PHI_1_5: &str = r#"{
   "torch_dtype": "float16"
 }"#;
 
-/// The parameters of the student that `preset` makes of Phi-1.5, and how many of its layers keep
+/// The parameters of the student of Phi-1.5 by `preset`, and how many of its layers keep
 /// attention.
 fn count(preset: &str) -> (usize, usize) {
     let config = Config::load(Source::Preset(preset), &[]).expect("a valid preset");

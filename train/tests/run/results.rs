@@ -63,7 +63,7 @@ fn a_run_leaves_what_it_promises() {
     // The student is that of the last checkpoint, it loads, and its tokenizer is the teacher's.
     let last = checkpoint(run, "stage3-step0000004").join("student/model.safetensors");
     assert!(student(run) == fs::read(last).unwrap());
-    model::load_student::<Inner>(run.join("student"), &Default::default()).expect("a student");
+    model::load_any::<Inner>(run.join("student"), &Default::default()).expect("a student");
     let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/phi-tiny");
     let tokenizer = |folder: &Path| fs::read(folder.join("tokenizer.json")).unwrap();
     assert_eq!(tokenizer(&run.join("student")), tokenizer(&assets));
@@ -92,12 +92,12 @@ fn what_is_frozen_stays() {
     super::run(config(&["student.attention_layers=1"]), run);
     let at = |name| tensors(&checkpoint(run, name).join("student/model.safetensors"));
     let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/phi-tiny");
-    let (_, teacher) = model::load_teacher::<Inner>(&assets, &Default::default()).unwrap();
+    let (_, teacher) = model::load_any::<Inner>(&assets, &Default::default()).unwrap();
     let config =
         model::PhiConfig::from_json(&fs::read_to_string(assets.join("config.json")).unwrap());
     // In f32, as a checkpoint is.
     let taught = folder.path().join("teacher");
-    model::save_teacher(&config.unwrap(), &teacher, &taught).unwrap();
+    model::save(&config.unwrap(), &teacher, &taught).unwrap();
     let teacher = tensors(&taught.join("model.safetensors"));
     let of_teacher = |name: &str| {
         let name = match name {
@@ -136,8 +136,7 @@ fn what_is_frozen_stays() {
     // tensors and one with attention of eight.
     assert_eq!((frozen, trained), (1 + 2 + 2 + 4 * 6 + 8, 3 * 6));
 
-    let (config, _) =
-        model::load_student::<Inner>(run.join("student"), &Default::default()).unwrap();
+    let (config, _) = model::load_any::<Inner>(run.join("student"), &Default::default()).unwrap();
     let mixers = config.network().mixers;
     let runs = mixers.chunk_by(|a, b| a == b);
     let layers: Vec<_> = runs.map(|run| run.len()).collect();

@@ -16,7 +16,7 @@ use crate::cube::{address_type, computes_in_f32, empty, inner, tensor};
 
 /// Units of a cube, and tokens of a tile.
 const UNITS: usize = 256;
-/// Tokens that are worth a cube of their own.
+/// Tokens that are worth another cube.
 const SHARE: usize = 1024;
 /// Tokens that a cache has room for after a move, at least.
 const ROOM: usize = 256;
@@ -256,7 +256,7 @@ where
     ) -> (Tensor<Self, 2>, Cache<Self>) {
         let ([b, width], [_, d_kv]) = (token.q.dims(), token.k.dims());
         let p = width / h;
-        if !fits(&token, p) {
+        if !fits(&token, &cache, p) {
             return reference::step(token, cache, h);
         }
         let operands = Operands {
@@ -288,13 +288,15 @@ struct Operands<R: CubeRuntime> {
 }
 
 /// Whether there is a kernel for heads of `p`.
-fn fits<B: Backend>(token: &NewToken<B>, p: usize) -> bool {
+fn fits<B: Backend>(token: &NewToken<B>, cache: &Option<Cache<B>>, p: usize) -> bool {
     let wide = [&token.q, &token.k, &token.v];
     let angles = [token.cos.dtype(), token.sin.dtype()];
+    let cached = cache.as_ref().map(|cache| cache.keys.dtype());
     wide.iter().all(|x| x.dtype() == DType::F32)
         && p <= UNITS
         && computes_in_f32(angles[0])
         && angles[0] == angles[1]
+        && cached.is_none_or(computes_in_f32)
 }
 
 /// The output. Nothing else holds the keys and values `[b, capacity, g, p]`, which have `len` tokens and room

@@ -11,7 +11,7 @@ pub enum Weight<B: Backend> {
     /// In 8 bits: `scale * q` with a whole `q` from -127 to 127.
     ///
     /// Rows of a trained weight differ more from each other than numbers within a row do, so each has
-    /// a scale of its own and its largest number is `127 * scale`.
+    /// its scale, and its largest number is `127 * scale`.
     Int8 {
         /// `[d_out, d_in / 4]`, four numbers in 32 bits, the first in the lowest eight.
         packed: Tensor<B, 2, Int>,

@@ -112,9 +112,10 @@ impl Problem {
         epilogue: Epilogue,
     ) -> Self {
         assert_eq!(left.columns, right.rows, "contracted sizes");
-        for it in onto.iter().chain([&out]) {
-            assert_eq!([it.rows, it.columns], [left.rows, right.columns]);
-            assert!(!it.transposed, "the output lies in rows");
+        for matrix in onto.iter().chain([&out]) {
+            let sizes = [matrix.rows, matrix.columns];
+            assert_eq!(sizes, [left.rows, right.columns]);
+            assert!(!matrix.transposed, "the output lies in rows");
         }
         // In rows, `right [k, m]` is A as it is, and `left [n, k]` is B as it is.
         let factor = |of: Matrix| Factor {
@@ -237,11 +238,11 @@ mod tests {
                             DType::F32,
                             left.matrix,
                             right.matrix,
-                            added.as_ref().map(|it| it.matrix),
+                            added.as_ref().map(|added| added.matrix),
                             out,
                             Epilogue::Bias,
                         );
-                        let c = added.as_ref().map_or(&[][..], |it| &it.memory);
+                        let c = added.as_ref().map_or(&[][..], |added| &added.memory);
                         let d = multiply(&problem, &right.memory, &left.memory, c, &bias);
                         for row in 0..t {
                             for column in 0..o {
@@ -273,8 +274,8 @@ mod tests {
         let (x, weight, dy) = (rows(t, i), rows(o, i), rows(t, o));
         let problem =
             |left, right, out| Problem::new(DType::BF16, left, right, None, out, Epilogue::None);
-        let sizes = |it: Problem| [it.m, it.n, it.k];
-        let transposed = |it: Problem| [it.a.transposed, it.b.transposed];
+        let sizes = |of: Problem| [of.m, of.n, of.k];
+        let transposed = |of: Problem| [of.a.transposed, of.b.transposed];
 
         let forward = problem(x, weight.transpose(), rows(t, o));
         assert_eq!(sizes(forward), [o, t, i]);

@@ -74,25 +74,10 @@ pub fn mixing_distance<B: MixingMatrices>(
     student: TransferParts<B>,
     teacher: AttentionParts<B>,
 ) -> Tensor<B, 1> {
-    let [b, l, h] = student.a_log.dims();
-    let [_, _, g, n] = student.b.dims();
+    let [b, l, h] = check("mixing_distance", &student);
+    let [_, _, g, _] = student.b.dims();
     let [_, _, _, p] = teacher.q.dims();
     let [_, _, k, _] = teacher.k.dims();
-    assert_eq!(
-        student.b.dims(),
-        [b, l, g, n],
-        "mixing_distance: B must be [b, l, g, n]"
-    );
-    assert_eq!(
-        student.c.dims(),
-        [b, l, g, n],
-        "mixing_distance: C must have the shape of B"
-    );
-    assert_eq!(
-        student.d.dims(),
-        [h],
-        "mixing_distance: D must have one element a head"
-    );
     assert_eq!(
         teacher.q.dims(),
         [b, l, h, p],
@@ -122,22 +107,28 @@ pub fn mixing_distance<B: MixingMatrices>(
 /// # Panics
 /// If the shapes do not fit together as in [`TransferParts`].
 pub fn transfer_matrix<B: Backend>(student: TransferParts<B>) -> Tensor<B, 4> {
+    check("transfer_matrix", &student);
+    reference::transfer_matrix(&student)
+}
+
+/// Asserts that the shapes fit together, and returns `[b, l, h]`.
+fn check<B: Backend>(op: &str, student: &TransferParts<B>) -> [usize; 3] {
     let [b, l, h] = student.a_log.dims();
     let [_, _, g, n] = student.b.dims();
     assert_eq!(
         student.b.dims(),
         [b, l, g, n],
-        "transfer_matrix: B must be [b, l, g, n]"
+        "{op}: B must be [b, l, g, n]"
     );
     assert_eq!(
         student.c.dims(),
         [b, l, g, n],
-        "transfer_matrix: C must have the shape of B"
+        "{op}: C must have the shape of B"
     );
     assert_eq!(
         student.d.dims(),
         [h],
-        "transfer_matrix: D must have one element a head"
+        "{op}: D must have one element a head"
     );
-    reference::transfer_matrix(&student)
+    [b, l, h]
 }

@@ -216,7 +216,7 @@ fn squared_norms<R: CubeRuntime>(xs: Vec<CubeTensor<R>>) -> CubeTensor<R> {
         let x = into_contiguous(x);
         let n = flat_vector_size(&[&x]);
         let (vectors, dtype) = (x.meta.num_elements() / n, x.dtype);
-        // SAFETY: units read below `vectors`, and a cube writes a partial sum of its own, below `count`.
+        // SAFETY: units read below `vectors`, and each cube writes one partial sum, below `count`.
         unsafe {
             norm_kernel::launch_unchecked::<R>(
                 &client,

@@ -208,7 +208,7 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         self.joined(gated_blhp)
     }
 
-    /// What the mixing matrix is made of: B, C, A_log and D alone are computed of `u [b, l, d_model]`.
+    /// The factors of the mixing matrix: B, C, A_log and D alone are computed of `u [b, l, d_model]`.
     fn matrix_parts(&self, u: Tensor<B, 3>) -> TransferParts<B> {
         TransferParts {
             b: self.groups(self.convolved(u.clone(), self.b_rows())),

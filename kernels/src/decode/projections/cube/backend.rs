@@ -5,7 +5,7 @@ use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElemen
 
 use super::launch::{self, Refusal};
 use crate::cube::output_pool::{self, Allocate};
-use crate::cube::{empty, inner, tensor};
+use crate::cube::{computes_in_f32, empty, inner, tensor};
 use crate::decode::projections::{
     Activation, Normalisation, Projection, Projections, Weight, reference,
 };
@@ -42,11 +42,12 @@ where
     }
 
     fn projections_rows(table: Tensor<Self, 2>, ids: Tensor<Self, 1, Int>) -> Tensor<Self, 2> {
-        let (rows, own) = (inner(table), ids.into_primitive());
-        if own.dtype == DType::I32 && own.meta.shape().num_elements() > 0 {
-            tensor(launch::rows(rows, own))
+        let own = ids.clone().into_primitive();
+        let fits = computes_in_f32(table.dtype()) && own.dtype == DType::I32;
+        if fits && own.meta.shape().num_elements() > 0 {
+            tensor(launch::rows(inner(table), own))
         } else {
-            reference::rows(tensor(rows), Tensor::from_primitive(own))
+            reference::rows(table, ids)
         }
     }
 }

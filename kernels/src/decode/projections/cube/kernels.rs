@@ -43,7 +43,7 @@ pub(super) fn zeros(#[comptime] length: usize) -> Array<f32> {
     values
 }
 
-/// What the units of a cube tell each other.
+/// What the units of a cube exchange.
 #[derive(CubeType)]
 pub(super) struct Shared {
     /// [`Plan::partials`] of every unit; unused where planes add up.
@@ -271,7 +271,7 @@ pub(super) fn project_out_of<W: Numeric, P: Float, N: Size, X: Size>(
             let begun = comptime!(plan.block().min(plan.turns(part.d_in)));
             read(&weights[i], &mut held, place, 0usize, begun, part, plan);
             if comptime!(plan.packed) {
-                // Each weight has scales of its own.
+                // Each weight has other scales.
                 let mut own = zeros(n);
                 accumulate(&mut own, &weights[i], &mut held, &x, place, part, plan);
                 #[unroll]

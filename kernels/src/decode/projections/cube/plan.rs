@@ -17,7 +17,7 @@ const READS: usize = 8;
 const HELD: usize = 16;
 /// Vectors that every cube normalises for itself while its weights are on their way, and that a unit works on with two
 /// rows of a weight. With more of them that takes longer than it takes the weights to come: they are normalised in a
-/// launch of their own, and a unit works on four rows; with tensor cores more weights are on their way.
+/// launch before, and a unit works on four rows; with tensor cores more weights are on their way.
 const FEW: usize = 2;
 /// Bytes that a unit reads of a weight at a time, for tensor cores.
 const VECTOR: usize = 16;
@@ -114,7 +114,7 @@ impl Plan {
         // Whether planes can share every row, in whole steps, so many units a row.
         let whole = |lanes: usize| {
             let step = together * STEP * lanes / mma::SHARERS;
-            let fits = |it: &Weight<R>| (elements(it) * in_element).is_multiple_of(step);
+            let fits = |weight: &Weight<R>| (elements(weight) * in_element).is_multiple_of(step);
             weights.clone().all(fits)
         };
         let on_tensor_cores = Self {
@@ -161,8 +161,8 @@ impl Plan {
                 (true, true) => 4,
             };
             let stages = (FEWEST_STAGES..=most).rev();
-            let mut stages = stages.map(|stages| Self { stages, ..plan });
-            plan = stages.find(|stage| fits(*stage)).unwrap_or(plan);
+            let mut plans = stages.map(|stages| Self { stages, ..plan });
+            plan = plans.find(|plan| fits(*plan)).unwrap_or(plan);
         } else {
             let vectors: usize = weights
                 .map(|weight| plan.vectors(elements(weight) * in_element))

@@ -7,7 +7,7 @@ use crate::cube::tiles::{DEPTH, PITCH, SIDE, longest_first, products, stage};
 
 /// Columns of [`DEPTH`] that a unit has.
 const ACROSS: usize = DEPTH / SIDE;
-/// Rows of what units tell each other of a row.
+/// Numbers from one row of shared memory to the next.
 const LINE: usize = SIDE + 1;
 
 /// Queries `[b, l, h, p]`, keys and values `[b, t, g, p]` to `[b, l, h, p]`.

@@ -43,16 +43,15 @@ impl Variant {
             && features.copy_async
             && [hardware.plane_size_min, hardware.plane_size_max] == [PLANE as u32; 2]
             && memory >= mma::shared_bytes(p) + 16;
-        match tensor_cores {
+        if tensor_cores {
             // Registers allow 32 queries a plane to narrow heads.
-            true if p <= 64 && l > mma::queries(1) => Self::TensorCores { down: 2 },
-            true => Self::TensorCores { down: 1 },
-            false => {
-                let fits = (1..=4).rev().find(|r| memory >= shared_bytes(*r));
-                Self::Portable {
-                    r: fits.unwrap_or(1),
-                }
-            }
+            let is_narrow = p <= 64 && l > mma::queries(1);
+            let down = if is_narrow { 2 } else { 1 };
+            return Self::TensorCores { down };
+        }
+        let fits = (1..=4).rev().find(|r| memory >= shared_bytes(*r));
+        Self::Portable {
+            r: fits.unwrap_or(1),
         }
     }
 

@@ -20,7 +20,7 @@ fn place(#[comptime] plan: Plan) -> Place {
     }
 }
 
-/// What the units of a row tell each other.
+/// What the units of a row exchange.
 #[derive(CubeType)]
 struct Shared {
     /// A few numbers of every unit.

@@ -149,7 +149,7 @@ fn backward<R: CubeRuntime>(
     in_memory.extend(&shares);
     let width = address_type(&in_memory);
     let arg = |x: &CubeTensor<R>| x.clone().into_tensor_arg();
-    // SAFETY: as forward; and the units of a row write a share of their own.
+    // SAFETY: as forward; and no two rows of units write the same share.
     unsafe {
         backward_kernel::launch_unchecked::<R>(
             &client,

@@ -85,7 +85,8 @@ pub(super) fn takes(device: DeviceId, problem: &Problem) -> bool {
     found.unwrap_or_else(|| {
         let problem = *problem;
         let handle = DeviceHandle::<Server>::new(device);
-        let taken = handle.submit_blocking(move |_| with_library(device, |it| it.plan(&problem)));
+        let taken =
+            handle.submit_blocking(move |_| with_library(device, |library| library.plan(&problem)));
         let taken = match taken {
             Ok(Some(Ok(()))) => true,
             Ok(Some(Err(reason))) => {
@@ -243,7 +244,7 @@ impl Library {
     }
 
     fn multiply(&mut self, server: &mut Server, calls: Vec<Call>) -> Result<(), String> {
-        // On the stream on which it was reserved, so that CubeCL adds no fence of its own: that of the
+        // On the stream on which it was reserved, so that CubeCL adds no other fence: that of the
         // context is for all streams.
         let mut resource = |binding: Binding| {
             let stream = binding.stream;
@@ -277,7 +278,7 @@ impl Library {
         let issued = ready.iter().try_for_each(|(problem, resources)| {
             let pointers = resources
                 .each_ref()
-                .map(|it| it.as_ref().map(|it| it.resource().ptr));
+                .map(|of| of.as_ref().map(|managed| managed.resource().ptr));
             for (pointer, alignment) in pointers.iter().zip(problem.alignments) {
                 if pointer.is_some_and(|pointer| pointer % u64::from(alignment) != 0) {
                     return Err(format!("a buffer is not aligned as {problem:?} says"));

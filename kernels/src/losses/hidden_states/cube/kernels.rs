@@ -96,7 +96,7 @@ pub(super) fn distance<R: CubeRuntime>(
     let turns = (d / lanes).div_ceil(units);
     let (client, dtype, other) = (a.client.clone(), a.dtype, b.dtype);
     let [across, down] = cubes(n);
-    // SAFETY: a cube reads and writes rows of its own, which have the shapes that `rows_distance` has
+    // SAFETY: a cube reads and writes the rows of its number, which have the shapes that `rows_distance` has
     // checked, and a unit's places in them are below their length.
     unsafe {
         rows_kernel::launch_unchecked::<R>(

@@ -161,7 +161,7 @@ fn backward<R: CubeRuntime>(inputs: Operands<R>, gradient: CubeTensor<R>) -> [Cu
     let shares = empty(&inputs.x, [(down * deep) as usize, 2, h * p], DType::F32);
     let width = address_type(&[&inputs.y, &inputs.x, &inputs.z, &gradient, &dy, &shares]);
     let arg = |x: &CubeTensor<R>| x.clone().into_tensor_arg();
-    // SAFETY: as forward; and each cube writes a share of its own.
+    // SAFETY: as forward; and no two cubes write the same share.
     unsafe {
         backward_kernel::launch_unchecked::<R>(
             &dy.client,

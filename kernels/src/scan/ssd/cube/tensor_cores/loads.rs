@@ -21,7 +21,7 @@ pub struct Fetched<E: Float> {
     width: usize,
     #[cube(comptime)]
     planes: usize,
-    /// Whether a matrix of which all rows are present is read by code of its own.
+    /// Whether a matrix of which all rows are present is read by separate code.
     #[cube(comptime)]
     whole: bool,
 }

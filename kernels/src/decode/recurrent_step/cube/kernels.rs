@@ -1,22 +1,20 @@
-//! As one CubeCL launch: a cube a batch and head reads and writes its state once.
+//! The kernels and their launches.
 
-use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::DType;
+use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::{cast, into_contiguous};
 use burn_cubecl::tensor::CubeTensor;
-use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use super::{RecurrentStep, StepParameters, StepState, reference};
 use crate::cube::launch_cache::{ARRAY, Described, array, launch, optional, settings};
 use crate::cube::output_pool::output;
-use crate::cube::{address_type, computes_in_f32, inner, own, tensor, vector_size};
+use crate::cube::{address_type, own, vector_size};
 use crate::scan::causal_conv::Activation;
 
 /// Units of a cube.
 const UNITS: usize = 256;
 /// Sums that a cube has room for: 12 KiB.
-const PARTIALS: usize = 3072;
+pub(super) const PARTIALS: usize = 3072;
 
 /// How a cube's units share a head's `[p, n]`: neighbours along n, `lanes` of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -299,67 +297,16 @@ thread_local! {
     static STEP: Described<Made> = Described::default();
 }
 
-impl<R, F, I, T> RecurrentStep for CubeBackend<R, F, I, T>
-where
-    R: CubeRuntime,
-    F: FloatElement,
-    I: IntElement,
-    T: BoolElement,
-{
-    fn recurrent_step(
-        projected: Tensor<Self, 2>,
-        parameters: StepParameters<Self>,
-        state: StepState<Self>,
-    ) -> (Tensor<Self, 2>, StepState<Self>) {
-        if !fits(&projected, &parameters, &state) {
-            return reference::step(projected, parameters, state);
-        }
-        let (output, conv, ssm) = step(Operands {
-            projected: inner(projected),
-            taps: inner(parameters.taps),
-            bias: parameters.bias.map(inner),
-            activation: parameters.activation,
-            d: inner(parameters.d),
-            z_bias: parameters.z_bias.map(inner),
-            conv: inner(state.conv),
-            ssm: inner(state.ssm),
-        });
-        let state = StepState {
-            conv: tensor(conv),
-            ssm: tensor(ssm),
-        };
-        (tensor(output), state)
-    }
-}
-
-/// Whether there is a kernel for these: the state is f32, the parameters share a dtype, and a head's rows
-/// fit in shared memory.
-fn fits<B: Backend>(
-    projected: &Tensor<B, 2>,
-    parameters: &StepParameters<B>,
-    state: &StepState<B>,
-) -> bool {
-    let [_, _, p, _] = state.ssm.dims();
-    let small = parameters.taps.dtype();
-    let mut biases = parameters.bias.iter().chain(&parameters.z_bias);
-    let all = [projected.dtype(), state.conv.dtype(), small];
-    all.into_iter().all(computes_in_f32)
-        && state.ssm.dtype() == DType::F32
-        && 2 * p <= PARTIALS
-        && parameters.d.dtype() == small
-        && biases.all(|bias| bias.dtype() == small)
-}
-
 /// The op's inputs on the device.
-struct Operands<R: CubeRuntime> {
-    projected: CubeTensor<R>,
-    taps: CubeTensor<R>,
-    bias: Option<CubeTensor<R>>,
-    activation: Activation,
-    d: CubeTensor<R>,
-    z_bias: Option<CubeTensor<R>>,
-    conv: CubeTensor<R>,
-    ssm: CubeTensor<R>,
+pub(super) struct Operands<R: CubeRuntime> {
+    pub projected: CubeTensor<R>,
+    pub taps: CubeTensor<R>,
+    pub bias: Option<CubeTensor<R>>,
+    pub activation: Activation,
+    pub d: CubeTensor<R>,
+    pub z_bias: Option<CubeTensor<R>>,
+    pub conv: CubeTensor<R>,
+    pub ssm: CubeTensor<R>,
 }
 
 /// How many elements of a convolution's window `[b, c, w]` are read together: all of them, if the device
@@ -371,7 +318,9 @@ fn window_vector<R: CubeRuntime>(conv: &CubeTensor<R>) -> usize {
 }
 
 /// The gated output, and the states of the convolution and the scan.
-fn step<R: CubeRuntime>(inputs: Operands<R>) -> (CubeTensor<R>, CubeTensor<R>, CubeTensor<R>) {
+pub(super) fn step<R: CubeRuntime>(
+    inputs: Operands<R>,
+) -> (CubeTensor<R>, CubeTensor<R>, CubeTensor<R>) {
     let dtype = inputs.projected.dtype;
     let projected = into_contiguous(inputs.projected);
     let conv = if inputs.conv.dtype == dtype {
@@ -458,7 +407,7 @@ fn step<R: CubeRuntime>(inputs: Operands<R>) -> (CubeTensor<R>, CubeTensor<R>, C
     unsafe { launch(launcher, count, kernel, &output) };
     if !own_group {
         let first = h * p;
-        // SAFETY: a unit has a window of its own, among those that the step has only read.
+        // SAFETY: each unit writes one window, among those that the step has only read.
         unsafe {
             roll_kernel::launch_unchecked::<R>(
                 &client,
