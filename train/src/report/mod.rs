@@ -5,9 +5,9 @@
 //! that the style sheet fills in, so that the same drawing suits a light and a dark page. Matrices
 //! are PNG images of one pixel per entry.
 //!
-//! - [`chart`] draws curves,
-//! - [`heatmap`] matrices,
-//! - [`page`] puts them, the numbers and the words together.
+//! - `chart` draws curves,
+//! - `heatmap` matrices,
+//! - `page` puts them, the numbers and the words together.
 
 mod chart;
 mod heatmap;

@@ -1,7 +1,7 @@
 //! Knowledge distillation (stage 3 of the paper, section 4): the student's next-token distribution against
 //! the teacher's.
 //!
-//! A pass has two halves that meet at the head's input. [`head`] computes logits, loss and its
+//! A pass has two halves that meet at the head's input. `head` computes logits, loss and its
 //! gradient for a block of tokens at a time, since an array as wide as the vocabulary is the largest
 //! there is; from the gradient to the head's input, the layers go backward, either through a graph
 //! of all of them or block by block, each from its input alone.
