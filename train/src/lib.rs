@@ -5,7 +5,7 @@
 //! [`config`] says what to do: a list of stages. [`run`] does it, from top to bottom; [`step`] is one optimizer
 //! step, and [`stages`] holds the kinds of stage, each with what it computes in one pass. [`optimizer`] moves the
 //! parameters, [`checkpoint`] holds all that is needed to resume, [`metrics`] shows and records, [`report`] draws.
-//! Data goes one way:
+//! A step moves data in this order:
 //!
 //! ```text
 //! windows -> batch -> teacher -> stage -> loss, gradients -> optimizer -> metrics, checkpoint

@@ -71,7 +71,7 @@ fn check_into(b: usize, d: usize, projections: &[Both], random: &mut Random, dty
             beta: beta.exact(),
             epsilon: EPSILON,
         };
-        let projections = projections.iter().map(|it| (it.exact(), it.activation));
+        let projections = projections.iter().map(|one| (one.exact(), one.activation));
         outputs(reference::into(x.exact(), norm, projections.collect()))
     };
     let run = || {
@@ -80,12 +80,12 @@ fn check_into(b: usize, d: usize, projections: &[Both], random: &mut Random, dty
             beta: beta.cube(),
             epsilon: EPSILON,
         };
-        let projections = projections.iter().map(|it| (it.cube(), it.activation));
+        let projections = projections.iter().map(|one| (one.cube(), one.activation));
         outputs(projections::into(x.cube(), norm, projections.collect()))
     };
     let rows: Vec<_> = projections
         .iter()
-        .map(|it| it.weight.exact().dims()[0])
+        .map(|one| one.weight.exact().dims()[0])
         .collect();
     let int8 = projections[0].int8;
     let name = format!("into b{b} {d} to {rows:?}, int8 {int8}, {dtype:?}");
@@ -111,7 +111,7 @@ fn check_out_of(b: usize, d: usize, projections: &[Both], random: &mut Random, d
     };
     let widths: Vec<_> = projections
         .iter()
-        .map(|it| it.weight.exact().dims()[1])
+        .map(|one| one.weight.exact().dims()[1])
         .collect();
     let int8 = projections[0].int8;
     let name = format!("out of b{b} {widths:?} to {d}, int8 {int8}, {dtype:?}");

@@ -113,7 +113,7 @@ fn tokens_are_chosen_as_by_sorting() {
                 .collect();
             let data = TensorData::new(seen.clone(), [b, v]);
             let mut flags = Tensor::from_data(data, (&Default::default(), DType::I32));
-            let penalised = warps.iter().any(|it| it.repetition_penalty != 1.0);
+            let penalised = warps.iter().any(|warp| warp.repetition_penalty != 1.0);
             for _ in 0..4 {
                 let choice = |&warp| Choice {
                     warp,

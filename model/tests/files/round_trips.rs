@@ -76,19 +76,30 @@ fn teachers_in_shards_are_what_they_were_whole() {
             let entries = fs::read_dir(out.path()).expect("a folder");
             let shards = entries.map(|entry| entry.expect("an entry").path());
             let mut shards: Vec<_> = shards
-                .filter(|path| path.extension().is_some_and(|it| it == "safetensors"))
+                .filter(|path| {
+                    path.extension()
+                        .is_some_and(|extension| extension == "safetensors")
+                })
                 .collect();
             shards.sort();
             shards
         };
         // A whole one lies there, which would be read first.
         model::save(&config, &model, out.path()).expect("saved");
-        let largest = contents(&files()[0]).iter().map(|it| it.3.len()).max();
+        let largest = contents(&files()[0])
+            .iter()
+            .map(|tensor| tensor.3.len())
+            .max();
         let limit = largest.expect("tensors") + 4096;
         model::save_in_shards(&config, &model, DType::F32, limit, out.path()).expect("saved");
         let shards = files();
         assert!(shards.len() > 1, "{shards:?}");
-        let bytes = |path: &Path| contents(path).iter().map(|it| it.3.len()).sum::<usize>();
+        let bytes = |path: &Path| {
+            contents(path)
+                .iter()
+                .map(|tensor| tensor.3.len())
+                .sum::<usize>()
+        };
         assert!(shards.iter().all(|path| bytes(path) <= limit));
         let (again, model) = load_teacher(out.path()).expect("the same teacher");
         assert_eq!(again, config);
