@@ -20,9 +20,19 @@ struct LocalHub {
     requests: Arc<Mutex<Vec<String>>>,
 }
 
+/// The bytes of a file that are asked for: from the first, up to and with the last.
+type Range = Option<(usize, Option<usize>)>;
+
+/// What a hub answers: a status, headers, and a body.
+type Answer = (&'static str, String, Vec<u8>);
+
 impl LocalHub {
     /// With files by their names; those of no bytes are listed but cannot be had.
     fn open(files: HashMap<String, Vec<u8>>) -> Self {
+        Self::serve(move |path, range| answer(path, range, &files))
+    }
+
+    fn serve(answer: impl Fn(&str, Range) -> Answer + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
         let requests = Arc::new(Mutex::new(Vec::new()));
@@ -32,7 +42,7 @@ impl LocalHub {
             for stream in listener.incoming().flatten() {
                 log.lock()
                     .expect("a log")
-                    .push(answer(stream, &files).unwrap_or_default());
+                    .push(exchange(stream, &answer).unwrap_or_default());
             }
         });
         Self {
@@ -55,8 +65,11 @@ impl LocalHub {
     }
 }
 
-/// Answers one request as the hub does, and returns its path.
-fn answer(mut stream: TcpStream, files: &HashMap<String, Vec<u8>>) -> std::io::Result<String> {
+/// Answers one request, and returns its path.
+fn exchange(
+    mut stream: TcpStream,
+    answer: &impl Fn(&str, Range) -> Answer,
+) -> std::io::Result<String> {
     let lines: Vec<String> = BufReader::new(stream.try_clone()?)
         .lines()
         .map_while(Result::ok)
@@ -69,37 +82,7 @@ fn answer(mut stream: TcpStream, files: &HashMap<String, Vec<u8>>) -> std::io::R
         name.eq_ignore_ascii_case("range")
             .then(|| (from.parse().unwrap_or(0), to.parse().ok()))
     });
-    let (status, headers, body) = if path == format!("/api/models/{MODEL}/revision/main") {
-        let mut siblings: Vec<_> = files
-            .keys()
-            .map(|name| format!("{{\"rfilename\":\"{name}\"}}"))
-            .collect();
-        siblings.push("{\"rfilename\":\"README.md\"}".into());
-        let body = format!(
-            "{{\"sha\":\"{REVISION}\",\"siblings\":[{}]}}",
-            siblings.join(",")
-        );
-        ("200 OK", String::new(), body.into_bytes())
-    } else {
-        let file = path.strip_prefix(&format!("/{MODEL}/resolve/{REVISION}/"));
-        match file
-            .and_then(|file| files.get(file))
-            .filter(|bytes| !bytes.is_empty())
-        {
-            None => ("404 Not Found", String::new(), Vec::new()),
-            Some(bytes) => {
-                let (from, to) = range.unwrap_or((0, None));
-                let to = to.map_or(bytes.len(), |last: usize| last + 1);
-                let headers = format!(
-                    "ETag: \"{}\"\r\nX-Repo-Commit: {REVISION}\r\nContent-Range: bytes {from}-{}/{}\r\n",
-                    path.replace('/', "-"),
-                    to - 1,
-                    bytes.len()
-                );
-                ("206 Partial Content", headers, bytes[from..to].to_vec())
-            }
-        }
-    };
+    let (status, headers, body) = answer(&path, range);
     let length = body.len();
     write!(
         stream,
@@ -107,6 +90,48 @@ fn answer(mut stream: TcpStream, files: &HashMap<String, Vec<u8>>) -> std::io::R
     )?;
     stream.write_all(&body)?;
     Ok(path)
+}
+
+/// The answer of the hub, whose ETags here say nothing of the files.
+fn answer(path: &str, range: Range, files: &HashMap<String, Vec<u8>>) -> Answer {
+    if path == format!("/api/models/{MODEL}/revision/main") {
+        return listing(files.keys().map(String::as_str));
+    }
+    let file = path.strip_prefix(&format!("/{MODEL}/resolve/{REVISION}/"));
+    match file
+        .and_then(|file| files.get(file))
+        .filter(|bytes| !bytes.is_empty())
+    {
+        None => ("404 Not Found", String::new(), Vec::new()),
+        Some(bytes) => part(
+            bytes,
+            range,
+            &format!("ETag: \"{}\"", path.replace('/', "-")),
+        ),
+    }
+}
+
+/// What the hub says of a model with these files, and one more.
+fn listing<'a>(names: impl Iterator<Item = &'a str>) -> Answer {
+    let names = names.chain(["README.md"]);
+    let siblings: Vec<_> = names
+        .map(|name| format!("{{\"rfilename\":\"{name}\"}}"))
+        .collect();
+    let siblings = siblings.join(",");
+    let body = format!("{{\"sha\":\"{REVISION}\",\"siblings\":[{siblings}]}}");
+    ("200 OK", String::new(), body.into_bytes())
+}
+
+/// A part of a file, with one header more.
+fn part(bytes: &[u8], range: Range, header: &str) -> Answer {
+    let (from, to) = range.unwrap_or((0, None));
+    let to = to.map_or(bytes.len(), |last: usize| last + 1);
+    let headers = format!(
+        "{header}\r\nX-Repo-Commit: {REVISION}\r\nContent-Range: bytes {from}-{}/{}\r\n",
+        to - 1,
+        bytes.len()
+    );
+    ("206 Partial Content", headers, bytes[from..to].to_vec())
 }
 
 fn files(names: &[&str]) -> HashMap<String, Vec<u8>> {
@@ -291,4 +316,70 @@ fn no_such_model() {
 fn a_folder_is_itself() {
     let folder = TempDir::new().expect("a folder");
     assert_eq!(locate(folder.path()).expect("a folder"), folder.path());
+}
+
+/// A file is compared with the first hash that the hub says, whatever it redirects to: large files by SHA-256,
+/// small ones by git's.
+#[test]
+fn the_first_hash_counts() {
+    const CONFIG: &[u8] = b"hello\n";
+    const GIT: &str = "ETag: \"ce013625030ba8dba906f756967f9e9ca394464a\"";
+    const WEIGHTS: &[u8] = b"abc";
+    const HASH: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+    const OTHER: &str = "cb8379ac2098aa165029e3938a51da0bcecfc008fd6795f401178647f96c5b34";
+    for (config, weights, says_hash, error) in [
+        (CONFIG, WEIGHTS, true, None),
+        (CONFIG, b"def", true, Some("SHA-256")),
+        (b"hallo\n", WEIGHTS, true, Some("git hash")),
+        // As of a repository that was renamed, and of another one.
+        (CONFIG, WEIGHTS, false, None),
+        (CONFIG, b"def", false, Some("another repository")),
+    ] {
+        let hub = LocalHub::serve(move |path, range| {
+            let file =
+                |model: &str, file: &str| path == format!("/{model}/resolve/{REVISION}/{file}");
+            if path.starts_with("/api/") {
+                listing(["config.json", "model.safetensors"].into_iter())
+            } else if file(MODEL, "config.json") {
+                part(config, range, GIT)
+            } else if file(MODEL, "model.safetensors") {
+                let there = format!("/someone/other/resolve/{REVISION}/model.safetensors");
+                let hash = format!("X-Linked-Etag: \"{HASH}\"\r\n");
+                let hash = if says_hash { hash } else { String::new() };
+                (
+                    "302 Found",
+                    format!("{hash}Location: {there}\r\n"),
+                    Vec::new(),
+                )
+            } else {
+                // The other repository tells the truth of what it has.
+                let (own, commit) = if weights == WEIGHTS {
+                    (HASH, REVISION)
+                } else {
+                    (OTHER, "1123456789abcdef0123456789abcdef01234567")
+                };
+                let (status, headers, body) =
+                    part(weights, range, &format!("X-Linked-Etag: \"{own}\""));
+                (status, headers.replace(REVISION, commit), body)
+            }
+        });
+        let cache = TempDir::new().expect("a folder");
+        let online = hub.with_cache(cache.path());
+        let found = online.locate(MODEL);
+        match error {
+            None => {
+                let folder = found.expect("a model");
+                assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), WEIGHTS);
+            }
+            Some(kind) => {
+                let error = found.expect_err("another file").to_string();
+                assert!(error.contains(kind), "{error}");
+                let offline = Hub {
+                    offline: true,
+                    ..online
+                };
+                assert!(offline.locate(MODEL).is_err(), "what was refused was kept");
+            }
+        }
+    }
 }

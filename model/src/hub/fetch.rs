@@ -1,7 +1,8 @@
 //! A file's way from the hub into the cache.
 //!
 //! The token is sent to the hub alone, and not to the host that it redirects to. A download that broke off
-//! is resumed, and a file gets its name in the cache only when it is known to be whole.
+//! is resumed, and a file gets its name in the cache only when it is known to be whole: of the length that the hub
+//! says, and of the hash that it first said.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -10,6 +11,7 @@ use std::path::{Component, Path, PathBuf};
 use hf_hub::api::RepoInfo;
 use hf_hub::{Cache, Repo};
 use indicatif::{ProgressBar, ProgressStyle};
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
@@ -29,9 +31,12 @@ pub(super) struct Client {
     cache: Cache,
 }
 
-/// A response, and what the hub itself calls the file's content.
+/// A response, and what the hub itself calls the file's content: the first that it says on the way to the
+/// response, since a redirect may lead to another file.
 struct Answer {
     etag: Option<String>,
+    /// The commit that it says this of.
+    commit: Option<String>,
     response: Response<Body>,
 }
 
@@ -80,21 +85,37 @@ impl Client {
         let url = format!("{endpoint}/{}/resolve/{revision}/{file}", repo.url());
         let answer = self.ask(&url, Some("bytes=0-0"))?;
         let size = size(&answer.response).ok_or("the hub does not send its size")?;
+        if answer
+            .commit
+            .is_some_and(|commit| commit != repo.revision())
+        {
+            return Err("the hub redirects to another repository or revision".into());
+        }
         let etag = answer.etag.filter(|etag| is_name(etag));
         let etag = etag.ok_or("the hub does not send its ETag")?;
 
         let blob = self.cache.repo(repo.clone()).blob_path(&etag);
-        let beside = |extension| blob.with_file_name(format!("{etag}.{extension}"));
+        let beside = |extension: &str| blob.with_file_name(format!("{etag}.{extension}"));
         let said = |error: io::Error| error.to_string();
         fs::create_dir_all(blob.parent().unwrap_or(&blob)).map_err(said)?;
         // A process that is fetching the same file holds the lock until the file is there.
         let lock = File::create(beside("lock")).map_err(said)?;
-        lock.lock().map_err(said)?;
+        let is_alone = is_locked(|| lock.lock());
         if !blob.exists() {
-            let part = beside("part");
-            self.download(&url, &part, size, file)?;
-            verify(&part, &etag)?;
-            fs::rename(&part, &blob).map_err(said)?;
+            let part = if is_alone {
+                beside("part")
+            } else {
+                beside(&format!("{}.part", std::process::id()))
+            };
+            let whole = self
+                .download(&url, &part, size, file)
+                .and_then(|()| verify(&part, &etag))
+                .and_then(|()| fs::rename(&part, &blob).map_err(said));
+            if whole.is_err() && !is_alone {
+                // No other process will look for it.
+                let _ = fs::remove_file(&part);
+            }
+            whole?;
         }
         link(&blob, place, file).map_err(said)?;
         Ok(place.into())
@@ -135,7 +156,11 @@ impl Client {
     /// Asks for a page, or for some bytes of it, wherever it has moved to.
     fn ask(&self, url: &str, range: Option<&str>) -> Result<Answer, String> {
         let mut url = url.to_owned();
-        let mut etag = None;
+        let token = self.token.as_deref().unwrap_or_default();
+        if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err("the token (HF_TOKEN) holds characters that no token has".into());
+        }
+        let (mut etag, mut commit) = (None, None);
         for _ in 0..=REDIRECTS {
             let is_hub = origin(&url) == origin(&self.endpoint);
             // Of packed bytes, a range would be another.
@@ -148,13 +173,20 @@ impl Client {
             }
             let response = request.call().map_err(|error| error.to_string())?;
             let header = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
-            if is_hub {
-                let own = header("X-Linked-Etag").or_else(|| header("ETag"));
-                let own = own.map(|etag| etag.trim_start_matches("W/").replace('"', ""));
-                etag = own.or(etag);
+            let is_redirection = response.status().is_redirection();
+            if is_hub && etag.is_none() {
+                // That of a redirection itself says nothing of the file.
+                let own = header("ETag").filter(|_| !is_redirection);
+                let own = header("X-Linked-Etag").or(own);
+                etag = own.map(|etag| etag.trim_start_matches("W/").replace('"', ""));
+                commit = header("X-Repo-Commit");
             }
-            if !response.status().is_redirection() {
-                return Ok(Answer { etag, response });
+            if !is_redirection {
+                return Ok(Answer {
+                    etag,
+                    commit,
+                    response,
+                });
             }
             let location = header("Location").unwrap_or_default();
             url = if location.starts_with('/') {
@@ -188,23 +220,48 @@ pub(super) fn is_name(text: &str) -> bool {
     !text.is_empty() && !text.starts_with('.') && text.bytes().all(usual)
 }
 
-/// That the file is what the hub has, which names large files by their SHA-256. Another file is removed.
-fn verify(part: &Path, etag: &str) -> Result<(), String> {
-    if etag.len() != 64 || !etag.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Ok(());
+/// Whether the lock was got. Some network file systems have none: there, nothing keeps two processes apart.
+fn is_locked(mut lock: impl FnMut() -> io::Result<()>) -> bool {
+    loop {
+        match lock() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result.is_ok(),
+        }
     }
+}
+
+/// That the file is what the hub has, which names large files by their SHA-256, and small ones as git does, by
+/// the SHA-1 of a line with their length and of their bytes (some mirrors: of their bytes). Another file is removed.
+/// A name of another kind says nothing.
+fn verify(part: &Path, etag: &str) -> Result<(), String> {
     let said = |error: io::Error| error.to_string();
-    let mut digest = Sha256::new();
-    let mut file = File::open(part).map_err(said)?;
-    io::copy(&mut file, &mut digest).map_err(said)?;
-    let found = format!("{:x}", digest.finalize());
-    if found == *etag {
+    let (kind, found) = match etag.len() {
+        _ if !etag.bytes().all(|byte| byte.is_ascii_hexdigit()) => return Ok(()),
+        64 => ("SHA-256", vec![hash(part, Sha256::new()).map_err(said)?]),
+        40 => {
+            let length = fs::metadata(part).map_err(said)?.len();
+            let blob = Sha1::new().chain_update(format!("blob {length}\0"));
+            let hashes = [blob, Sha1::new()].map(|begun| hash(part, begun).map_err(said));
+            let hashes: Result<Vec<_>, _> = hashes.into_iter().collect();
+            ("git hash", hashes?)
+        }
+        _ => return Ok(()),
+    };
+    if found.iter().any(|found| found.eq_ignore_ascii_case(etag)) {
         return Ok(());
     }
     fs::remove_file(part).map_err(said)?;
     Err(format!(
-        "what came has the SHA-256 {found}, and should have {etag}; it is removed, try again"
+        "what came has the {kind} {}, and should have {etag}; it is removed, try again",
+        found[0]
     ))
+}
+
+/// The hash of a file, after what was hashed before, in hexadecimal digits.
+fn hash(path: &Path, mut digest: impl Digest + io::Write) -> io::Result<String> {
+    io::copy(&mut File::open(path)?, &mut digest)?;
+    let bytes = digest.finalize();
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Shows `blob` as `file` of its snapshot.
@@ -226,5 +283,46 @@ fn link(blob: &Path, place: &Path, file: &str) -> io::Result<()> {
     {
         let _ = file;
         fs::rename(blob, place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_those_that_the_hub_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("part");
+        for (etag, is_same) in [
+            // `git hash-object`, `sha1sum` and `sha256sum` of "hello\n".
+            ("ce013625030ba8dba906f756967f9e9ca394464a", true),
+            ("f572d396fae9206628714fb2ce00f72e94f2258f", true),
+            (
+                "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03",
+                true,
+            ),
+            ("de013625030ba8dba906f756967f9e9ca394464a", false),
+            (
+                "4891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03",
+                false,
+            ),
+            ("some-other-name", true),
+        ] {
+            fs::write(&path, "hello\n").unwrap();
+            let verified = verify(&path, etag);
+            assert_eq!(verified.is_ok(), is_same, "{etag}: {verified:?}");
+            assert_eq!(path.exists(), is_same);
+        }
+    }
+
+    #[test]
+    fn without_locks() {
+        // ENOSYS and ENOLCK of Linux.
+        for code in [38, 37] {
+            assert!(!is_locked(|| Err(io::Error::from_raw_os_error(code))));
+        }
+        let mut answers = [Err(io::ErrorKind::Interrupted.into()), Ok(())].into_iter();
+        assert!(is_locked(|| answers.next().unwrap()));
     }
 }

@@ -1,6 +1,7 @@
 //! Models and data by their names: a folder, or a repository of the Hugging Face hub.
 
 mod dataset;
+mod environment;
 mod fetch;
 
 use std::fs::{self, File};
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use hf_hub::{Cache, Repo, RepoType};
 
 use self::fetch::{Client, is_name};
-use crate::weights::{CONFIG, INDEX, PICKLE, SINGLE, WeightsError, shards};
+use crate::weights::{CONFIG, INDEX, PICKLE, PICKLE_INDEX, SINGLE, WeightsError, shards};
 
 const TOKENIZER: &str = "tokenizer.json";
 
@@ -40,36 +41,6 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// As Hugging Face's own tools understand the environment: `HF_ENDPOINT`, else huggingface.co;
-    /// `HF_HUB_CACHE`, else `hub` in `HF_HOME`, which is `huggingface` in `XDG_CACHE_HOME` or in
-    /// `~/.cache` if it is not set; `HF_TOKEN`, else what `hf auth login` keeps in `HF_TOKEN_PATH` or as
-    /// `token` in `HF_HOME`; `HF_HUB_OFFLINE=1`.
-    ///
-    /// # Errors
-    /// [`WeightsError::NoCache`] if none of these says where the cache is and there is no home folder.
-    pub fn from_env() -> Result<Self, WeightsError> {
-        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let path = |name| variable(name).map(PathBuf::from);
-        let caches =
-            || path("XDG_CACHE_HOME").or_else(|| Some(std::env::home_dir()?.join(".cache")));
-        let home = path("HF_HOME").or_else(|| Some(caches()?.join("huggingface")));
-        let beside = |name| home.as_ref().map(|home| home.join(name));
-        let cache = path("HF_HUB_CACHE").or_else(|| beside("hub"));
-        let kept = || {
-            let file = path("HF_TOKEN_PATH").or_else(|| beside("token"))?;
-            let token = fs::read_to_string(file).ok()?;
-            Some(token.trim().to_owned()).filter(|token| !token.is_empty())
-        };
-        let endpoint = variable("HF_ENDPOINT").unwrap_or("https://huggingface.co".into());
-        let offline = variable("HF_HUB_OFFLINE").unwrap_or_default();
-        Ok(Self {
-            endpoint: endpoint.trim_end_matches('/').into(),
-            cache: cache.ok_or(WeightsError::NoCache)?,
-            token: variable("HF_TOKEN").or_else(kept),
-            offline: ["1", "on", "yes", "true"].contains(&offline.to_lowercase().as_str()),
-        })
-    }
-
     /// The folder of the model called `name`: that folder itself or, for OWNER/NAME, its snapshot in
     /// the cache, to which what is missing is fetched with a progress bar.
     ///
@@ -179,11 +150,11 @@ impl Hub {
         let cache = Cache::new(self.cache.clone()).model(name.into());
         let folder = cache.get(CONFIG)?.parent()?.to_path_buf();
         let has = |file: &str| folder.join(file).exists();
-        let has_shards = || match shards(&folder.join(INDEX)) {
+        let has_shards = |index| match shards(&folder.join(index)) {
             Ok(names) => names.iter().all(|name| has(name)),
             Err(_) => false,
         };
-        let is_whole = has(SINGLE) || has_shards() || has(PICKLE);
+        let is_whole = has(SINGLE) || has_shards(INDEX) || has(PICKLE) || has_shards(PICKLE_INDEX);
         is_whole.then_some(folder)
     }
 
@@ -227,18 +198,17 @@ impl Revision {
     fn fetch(&self) -> Result<PathBuf, String> {
         let config = self.get(CONFIG)?;
         self.fetch_tokenizer()?;
-        if self.has(SINGLE) {
-            self.get(SINGLE)?;
-        } else if self.has(INDEX) {
-            for shard in shards(&self.get(INDEX)?).map_err(|error| error.to_string())? {
+        let forms = [SINGLE, INDEX, PICKLE, PICKLE_INDEX];
+        let Some(form) = forms.into_iter().find(|form| self.has(form)) else {
+            return Err(format!(
+                "it holds neither {SINGLE} nor {INDEX} nor {PICKLE} nor {PICKLE_INDEX}"
+            ));
+        };
+        let weights = self.get(form)?;
+        if [INDEX, PICKLE_INDEX].contains(&form) {
+            for shard in shards(&weights).map_err(|error| error.to_string())? {
                 self.get(&shard)?;
             }
-        } else if self.has(PICKLE) {
-            self.get(PICKLE)?;
-        } else {
-            return Err(format!(
-                "it holds neither {SINGLE} nor {INDEX} nor {PICKLE}"
-            ));
         }
         self.becomes_main()?;
         Ok(config.parent().unwrap_or(&config).into())

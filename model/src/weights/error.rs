@@ -3,8 +3,11 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::{CONFIG, INDEX, PICKLE, SINGLE};
+use burn::tensor::DType;
+
+use super::{CONFIG, INDEX, PICKLE, PICKLE_INDEX, SINGLE};
 use crate::config_error::ConfigError;
+use crate::manifest::ManifestError;
 
 /// Why a model folder could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +30,8 @@ pub enum WeightsError {
     },
     /// There are no weights in the folder.
     #[error(
-        "{}: no weights here; expected {SINGLE}, {INDEX} with its shards, or {PICKLE}",
+        "{}: no weights here; expected {SINGLE}, {INDEX} with its shards, {PICKLE}, or {PICKLE_INDEX} with \
+         its shards",
         folder.display()
     )]
     NoWeights {
@@ -50,6 +54,21 @@ pub enum WeightsError {
         /// Everything that does not fit.
         faults: Vec<TensorFault>,
     },
+    /// Numbers that nothing can be computed with.
+    #[error(
+        "{}: a model needs finite weights, and these are not:{}",
+        folder.display(),
+        Lines(tensors)
+    )]
+    NotFinite {
+        /// The folder.
+        folder: PathBuf,
+        /// The tensors.
+        tensors: Vec<NotFinite>,
+    },
+    /// A file is not the one that the folder's manifest lists.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
     /// No folder has the name, and no model on the hub can have it.
     #[error(
         "{}: no such folder, and not the name of a model on the Hugging Face hub (OWNER/NAME)",
@@ -154,10 +173,24 @@ pub enum TensorFault {
     },
 }
 
-/// One fault a line, indented. With the wrong folder there are thousands: the first say enough.
-struct Lines<'a>(&'a [TensorFault]);
+/// A tensor with numbers that are NaN or infinite, in the file or in the dtype that they are to have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{name}`: {count} of {all} numbers are NaN or infinite in {dtype:?}")]
+pub struct NotFinite {
+    /// Its published name.
+    pub name: String,
+    /// How many there are.
+    pub count: usize,
+    /// How many numbers the tensor has.
+    pub all: usize,
+    /// What the numbers were when they were counted: as stored, or as asked for.
+    pub dtype: DType,
+}
 
-impl fmt::Display for Lines<'_> {
+/// One fault a line, indented. With the wrong folder there are thousands: the first say enough.
+struct Lines<'a, T>(&'a [T]);
+
+impl<T: fmt::Display> fmt::Display for Lines<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const ENOUGH: usize = 24;
         let mut shown = self.0.iter().take(ENOUGH);
@@ -174,5 +207,13 @@ pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> WeightsError + '
     |source| WeightsError::Io {
         path: path.into(),
         source,
+    }
+}
+
+/// An error of a file that is not what it should be.
+pub(super) fn damaged(path: &Path, reason: impl ToString) -> WeightsError {
+    WeightsError::Damaged {
+        path: path.into(),
+        reason: reason.to_string(),
     }
 }

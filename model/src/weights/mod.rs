@@ -5,12 +5,23 @@
 //! dtypes.
 //! Tensors are f32, f16, bf16 or f64 on disk, and get the backend's default float dtype in memory,
 //! which widens exactly. **Every tensor is accounted for**: one that is missing, unexpected,
-//! mis-shaped or not a float is an error, and one error lists them all. A file that is cut short or
-//! damaged is an error too, found before its numbers are used.
+//! mis-shaped or not a float is an error, and one error lists them all; so is one with a number that is NaN or
+//! infinite, as stored or in the dtype that it gets. A file that is cut short or damaged is an error too, found
+//! before its numbers are used. Nothing in a file makes its reader take more memory than in proportion to the
+//! file's size.
+//!
+//! What is written here has its checksums in [`SHA256SUMS`](crate::manifest), and files that a folder's
+//! `SHA256SUMS` lists are compared with it whenever they are read; other folders are read as they are.
 
+mod archive;
 mod error;
+mod file;
+mod pickle;
 mod random;
 mod read;
+mod safetensors;
+mod stored;
+mod torch;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -18,22 +29,24 @@ use std::path::{Path, PathBuf};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Element};
 
-pub use error::{TensorFault, WeightsError};
+pub use error::{NotFinite, TensorFault, WeightsError};
 pub use random::save_random_teacher;
 
 use self::error::io;
 use crate::arch::{Family, ModelConfig};
 use crate::lm::CausalLm;
+use crate::manifest;
 use crate::parameters::Part;
 
 pub(crate) use read::shards;
 
 /// The configuration's file name.
 pub(crate) const CONFIG: &str = "config.json";
-/// The forms that weights come in: one file, an index of several, a pickle.
+/// The forms that weights come in: one file or an index of several, of safetensors or as `torch.save` writes them.
 pub(crate) const SINGLE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 pub(crate) const PICKLE: &str = "pytorch_model.bin";
+pub(crate) const PICKLE_INDEX: &str = "pytorch_model.bin.index.json";
 
 /// Reads a model's folder: its configuration and its network, with parameters in the backend's dtype.
 ///
@@ -77,9 +90,12 @@ pub fn load_any_as<B: Backend>(
 /// Reads the `config.json` of a folder.
 ///
 /// # Errors
-/// [`WeightsError::Io`] and [`WeightsError::Config`].
+/// [`WeightsError::Io`], [`WeightsError::Config`], and [`WeightsError::Manifest`] if it is not the file that the
+/// folder's manifest lists.
 pub fn load_config(folder: impl AsRef<Path>) -> Result<ModelConfig, WeightsError> {
-    read_config_file(folder.as_ref().join(CONFIG))
+    let folder = folder.as_ref();
+    manifest::verify_files(folder, &[CONFIG])?;
+    read_config_file(folder.join(CONFIG))
 }
 
 /// Reads a configuration, whatever its file's name.
@@ -132,10 +148,11 @@ pub fn model_files(folder: impl AsRef<Path>) -> Result<Vec<PathBuf>, WeightsErro
 }
 
 /// Writes a model as its family's own code loads it (a student with `strict=True`): `model.safetensors` in f32
-/// and `config.json`, each replaced whole or not at all. The folder is made if need be.
+/// and `config.json`, each replaced whole or not at all, and then their checksums. The folder is made if need be.
+/// What else is put into it can be listed by [`manifest::add`].
 ///
 /// # Errors
-/// [`WeightsError::Io`] if a file cannot be written.
+/// [`WeightsError::Io`] or [`WeightsError::Manifest`] if a file cannot be written.
 pub fn save<B: Backend>(
     config: &impl Family,
     model: &CausalLm<B>,
@@ -145,13 +162,13 @@ pub fn save<B: Backend>(
 }
 
 /// Writes a model as [`save`] does, in `dtype`, f32 or bf16: `config.json`, and shards of up to
-/// `bytes` each with their index. A file is there whole or not at all, and the index after the shards; until
-/// then a model that was in the folder before cannot be read. The folder is made if need be.
+/// `bytes` each with their index, and their checksums. A file is there whole or not at all, and the index after the
+/// shards; until then a model that was in the folder before cannot be read. The folder is made if need be.
 ///
 /// No run writes its teacher: this is for tests and tools.
 ///
 /// # Errors
-/// [`WeightsError::Io`] if a file cannot be written.
+/// [`WeightsError::Io`] or [`WeightsError::Manifest`] if a file cannot be written.
 ///
 /// # Panics
 /// In another `dtype`.

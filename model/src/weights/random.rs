@@ -28,7 +28,7 @@ const SHARD: usize = 1 << 30;
 /// at a time. The folder is made if need be.
 ///
 /// # Errors
-/// [`WeightsError::Io`] if a file cannot be written.
+/// [`WeightsError::Io`] or [`WeightsError::Manifest`] if a file cannot be written.
 pub fn save_random_teacher<B: Backend>(
     config: &impl Family,
     folder: impl AsRef<Path>,

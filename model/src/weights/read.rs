@@ -1,24 +1,26 @@
 //! From files to a network.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::{BufReader, sink};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::fs;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, TensorData};
-use burn_store::pytorch::PytorchReader;
-use burn_store::{ModuleSnapshot, ModuleStore, SafetensorsStore, TensorSnapshot};
+use burn::tensor::{DType, Shape, TensorData};
+use burn_store::{ModuleSnapshot, TensorSnapshot, TensorSnapshotError};
 use half::bf16;
 use rayon::prelude::*;
 use serde::Deserialize;
-use zip::ZipArchive;
 
-use super::{FileTensor, INDEX, PICKLE, SINGLE, TensorFault, WeightsError, io};
+use super::error::{NotFinite, damaged, io};
+use super::stored::{Stored, not_finite};
+use super::{
+    FileTensor, INDEX, PICKLE, PICKLE_INDEX, SINGLE, TensorFault, WeightsError, safetensors, torch,
+};
 use crate::arch::Layout;
 use crate::lm::CausalLm;
+use crate::manifest;
 use crate::parameters::{NamedParameter, Part, named_parameters};
 
 /// Tables that some versions of the published code keep beside the parameters, and that are
@@ -29,18 +31,40 @@ const IGNORED: [&str; 3] = [
     "rotary_emb.sin_cached",
 ];
 
-/// Tensors by their names in the files. Their values are read when asked for.
-type Tensors = BTreeMap<String, TensorSnapshot>;
+/// Tensors by their names in the files.
+pub(super) type Tensors = BTreeMap<String, Stored>;
 
 /// `model` with the parameters that `folder` holds under `layout`'s names, in the dtype that `choose` gives for
 /// the one that they are stored in, where that is one.
+///
+/// Meanwhile another thread compares the files with the folder's manifest, if it has one.
 pub(super) fn fill<B: Backend>(
+    model: CausalLm<B>,
+    layout: Layout,
+    folder: &Path,
+    choose: impl Fn(Option<DType>) -> DType,
+) -> Result<CausalLm<B>, WeightsError> {
+    let files = Files::of(folder)?;
+    let names = files.names()?;
+    std::thread::scope(|scope| {
+        let compared = scope.spawn(|| manifest::verify_files(folder, &names));
+        let filled = fill_from(&files, model, layout, folder, choose);
+        match compared.join() {
+            // Of a file that was damaged, whatever else is said of it follows from that.
+            Ok(compared) => compared.map(|_| filled)?,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}
+
+fn fill_from<B: Backend>(
+    files: &Files,
     mut model: CausalLm<B>,
     layout: Layout,
     folder: &Path,
     choose: impl Fn(Option<DType>) -> DType,
 ) -> Result<CausalLm<B>, WeightsError> {
-    let (tensors, path) = open(folder)?;
+    let mut tensors = files.open()?;
     let parameters = named_parameters(&model, layout);
     let faults = faults(&parameters, &tensors);
     if !faults.is_empty() {
@@ -52,25 +76,73 @@ pub(super) fn fill<B: Backend>(
         .map(|parameter| tensors[&parameter.name].dtype);
     let first = stored.next();
     let dtype = choose(first.filter(|first| stored.all(|dtype| dtype == *first)));
+    let problems = Rc::new(RefCell::new(Problems::default()));
     let snapshots = parameters.iter().filter_map(|parameter| {
-        let tensor = tensors.get(&parameter.name)?;
-        Some(for_module(tensor, parameter, dtype))
+        let tensor = tensors.remove(&parameter.name)?;
+        Some(for_module(tensor, parameter, dtype, &problems))
     });
     let result = model.apply(snapshots.collect(), None, None, false);
+    let problems = problems.take();
+    if let Some(error) = problems.error {
+        return Err(error);
+    }
     if let Some(error) = result.errors.first() {
-        let reason = error.to_string();
-        return Err(WeightsError::Damaged { path, reason });
+        return Err(damaged(folder, error));
+    }
+    if !problems.not_finite.is_empty() {
+        return Err(WeightsError::NotFinite {
+            folder: folder.into(),
+            tensors: problems.not_finite,
+        });
     }
     Ok(model)
 }
 
-/// `tensor` under the parameter's path in the module, in the dtype that it is to have there.
-fn for_module(tensor: &TensorSnapshot, parameter: &NamedParameter, dtype: DType) -> TensorSnapshot {
-    let source = tensor.clone();
+/// What was found while values were read.
+#[derive(Default)]
+struct Problems {
+    /// The first that ended the reading of a tensor.
+    error: Option<WeightsError>,
+    not_finite: Vec<NotFinite>,
+}
+
+/// `tensor` under the parameter's path in the module, in the dtype that it is to have there. Its values are read
+/// when the module asks for them.
+fn for_module(
+    tensor: Stored,
+    parameter: &NamedParameter,
+    dtype: DType,
+    problems: &Rc<RefCell<Problems>>,
+) -> TensorSnapshot {
+    let shape = Shape::from(tensor.shape.clone());
+    let (name, problems) = (parameter.name.clone(), problems.clone());
+    let read = move || {
+        let (data, mut count) = tensor.read().map_err(|error| {
+            let said = error.to_string();
+            problems.borrow_mut().error.get_or_insert(error);
+            TensorSnapshotError::DataError(said)
+        })?;
+        let mut counted = data.dtype;
+        let data = converted(data, dtype);
+        // A large number may be infinite in a smaller dtype.
+        if count == 0 && dtype != counted && dtype.size() <= counted.size() {
+            count = not_finite(&data.bytes, dtype);
+            counted = dtype;
+        }
+        if count > 0 {
+            problems.borrow_mut().not_finite.push(NotFinite {
+                name: name.clone(),
+                count,
+                all: data.num_elements(),
+                dtype: counted,
+            });
+        }
+        Ok(data)
+    };
     TensorSnapshot::from_closure(
-        Rc::new(move || Ok(converted(source.to_data()?, dtype))),
+        Rc::new(read),
         dtype,
-        tensor.shape.clone(),
+        shape,
         parameter.path.split('.').map(str::to_owned).collect(),
         Vec::new(),
         parameter.id,
@@ -96,8 +168,8 @@ fn faults(parameters: &[NamedParameter], tensors: &Tensors) -> Vec<TensorFault> 
         let (name, expected) = (parameter.name.clone(), parameter.shape.clone());
         match tensors.get(&name) {
             None => faults.push(TensorFault::Missing { name, expected }),
-            Some(tensor) if tensor.shape.to_vec() != expected => {
-                let found = tensor.shape.to_vec();
+            Some(tensor) if tensor.shape != expected => {
+                let found = tensor.shape.clone();
                 faults.push(TensorFault::Shape {
                     name,
                     found,
@@ -114,7 +186,7 @@ fn faults(parameters: &[NamedParameter], tensors: &Tensors) -> Vec<TensorFault> 
     let known: BTreeSet<&str> = parameters.iter().map(|p| p.name.as_str()).collect();
     for (name, tensor) in tensors {
         if !known.contains(name.as_str()) && !is_ignored(name) {
-            let (name, found) = (name.clone(), tensor.shape.to_vec());
+            let (name, found) = (name.clone(), tensor.shape.clone());
             faults.push(TensorFault::Unexpected { name, found });
         }
     }
@@ -125,34 +197,78 @@ fn is_float(dtype: DType) -> bool {
     matches!(dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16)
 }
 
-/// The tensors of a folder, and the file that names them: one safetensors file before an index of
-/// several before PyTorch's.
-fn open(folder: &Path) -> Result<(Tensors, PathBuf), WeightsError> {
-    let single = folder.join(SINGLE);
-    if single.exists() {
-        return Ok((safetensors(&single)?, single));
-    }
-    let index = folder.join(INDEX);
-    if index.exists() {
-        return Ok((sharded(folder, &index)?, index));
-    }
-    let pickle = folder.join(PICKLE);
-    if pickle.exists() {
-        return Ok((pytorch(&pickle)?, pickle));
-    }
-    Err(WeightsError::NoWeights {
-        folder: folder.into(),
-    })
+/// The files that a folder's weights are in: one safetensors file before an index of several, and both before
+/// PyTorch's.
+struct Files {
+    folder: PathBuf,
+    /// The single file, or the index.
+    first: &'static str,
 }
 
-/// What [`open`] finds, but for what is passed over, with the parts of the network that `layout` says.
+impl Files {
+    fn of(folder: &Path) -> Result<Self, WeightsError> {
+        let forms = [SINGLE, INDEX, PICKLE, PICKLE_INDEX];
+        if let Some(first) = forms.into_iter().find(|form| folder.join(form).exists()) {
+            let folder = folder.into();
+            return Ok(Self { folder, first });
+        }
+        // A link to what is no longer there.
+        for path in forms.map(|form| folder.join(form)) {
+            if fs::symlink_metadata(&path).is_ok() {
+                fs::metadata(&path).map_err(io(&path))?;
+            }
+        }
+        Err(WeightsError::NoWeights {
+            folder: folder.into(),
+        })
+    }
+
+    fn shards(&self) -> Result<Option<BTreeSet<String>>, WeightsError> {
+        if [INDEX, PICKLE_INDEX].contains(&self.first) {
+            manifest::verify_files(&self.folder, &[self.first])?;
+            shards(&self.folder.join(self.first)).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// The names of all files that are read.
+    fn names(&self) -> Result<Vec<String>, WeightsError> {
+        let mut names: Vec<String> = self.shards()?.into_iter().flatten().collect();
+        names.push(self.first.into());
+        Ok(names)
+    }
+
+    fn open(&self) -> Result<Tensors, WeightsError> {
+        let open = match self.first {
+            SINGLE | INDEX => safetensors::open,
+            _ => torch::open,
+        };
+        let Some(shards) = self.shards()? else {
+            return open(&self.folder.join(self.first));
+        };
+        let mut all = Tensors::new();
+        for shard in shards {
+            let shard = self.folder.join(shard);
+            for (name, tensor) in open(&shard)? {
+                if all.contains_key(&name) {
+                    return Err(damaged(&shard, format!("`{name}` is in another shard too")));
+                }
+                all.insert(name, tensor);
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// The tensors of a folder, but for what is passed over, with the parts of the network that `layout` says.
 pub(super) fn tensors(folder: &Path, layout: Layout) -> Result<Vec<FileTensor>, WeightsError> {
-    let (tensors, _) = open(folder)?;
-    let tensors = tensors.into_iter().filter(|(name, _)| !is_ignored(name));
+    let tensors = Files::of(folder)?.open()?.into_iter();
+    let tensors = tensors.filter(|(name, _)| !is_ignored(name));
     let tensors = tensors.map(|(name, tensor)| FileTensor {
         part: Part::of(&layout.path(&name)),
         name,
-        shape: tensor.shape.to_vec(),
+        shape: tensor.shape,
         dtype: tensor.dtype,
     });
     Ok(tensors.collect())
@@ -162,43 +278,12 @@ fn is_ignored(name: &str) -> bool {
     IGNORED.iter().any(|end| name.ends_with(end))
 }
 
-/// The files that [`open`] takes the weights from.
+/// The files that a folder's weights are in, without an index.
 pub(super) fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, WeightsError> {
-    let index = folder.join(INDEX);
-    match [SINGLE, INDEX, PICKLE].map(|name| folder.join(name).exists()) {
-        [true, _, _] => Ok(vec![folder.join(SINGLE)]),
-        [_, true, _] => {
-            let shards = shards(&index)?.into_iter();
-            Ok(shards.map(|shard| folder.join(shard)).collect())
-        }
-        [_, _, true] => Ok(vec![folder.join(PICKLE)]),
-        _ => Err(WeightsError::NoWeights {
-            folder: folder.into(),
-        }),
-    }
-}
-
-fn damaged(path: &Path, reason: impl ToString) -> WeightsError {
-    WeightsError::Damaged {
-        path: path.into(),
-        reason: reason.to_string(),
-    }
-}
-
-fn safetensors(path: &Path) -> Result<Tensors, WeightsError> {
-    // Opened here first for the operating system's own words if it cannot be.
-    let length = File::open(path)
-        .and_then(|file| file.metadata())
-        .map_err(io(path))?
-        .len();
-    if length == 0 {
-        return Err(damaged(path, "the file is empty"));
-    }
-    let mut store = SafetensorsStore::from_file(path);
-    let tensors = store
-        .get_all_snapshots()
-        .map_err(|error| damaged(path, format!("not a whole safetensors file: {error}")))?;
-    Ok(tensors.clone())
+    let files = Files::of(folder)?;
+    let shards = files.shards()?;
+    let names = shards.unwrap_or_else(|| BTreeSet::from([files.first.to_owned()]));
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
 }
 
 /// The names of the shards that an index speaks of.
@@ -208,7 +293,7 @@ pub(crate) fn shards(index: &Path) -> Result<BTreeSet<String>, WeightsError> {
         /// From each tensor's name to its file's.
         weight_map: BTreeMap<String, String>,
     }
-    let text = std::fs::read_to_string(index).map_err(io(index))?;
+    let text = fs::read_to_string(index).map_err(io(index))?;
     let parsed: Index = serde_json::from_str(&text).map_err(|error| damaged(index, error))?;
     let shards: BTreeSet<String> = parsed.weight_map.into_values().collect();
     let is_elsewhere = |shard: &&String| {
@@ -223,57 +308,4 @@ pub(crate) fn shards(index: &Path) -> Result<BTreeSet<String>, WeightsError> {
         )),
         None => Ok(shards),
     }
-}
-
-fn sharded(folder: &Path, index: &Path) -> Result<Tensors, WeightsError> {
-    let mut all = Tensors::new();
-    for shard in shards(index)? {
-        let shard = folder.join(shard);
-        for (name, tensor) in safetensors(&shard)? {
-            if all.contains_key(&name) {
-                return Err(damaged(&shard, format!("`{name}` is in another shard too")));
-            }
-            all.insert(name, tensor);
-        }
-    }
-    Ok(all)
-}
-
-/// The tensors of a file that `torch.save` wrote: a zip archive of a pickle and its storages.
-///
-/// burn-store reads the pickle, but fills what it cannot read with zeros, so the archive's checksums
-/// are verified first, and that the storages are as long as the tensors need. It also still reads
-/// PyTorch's formats from before 2020, which have no checksums; those are refused.
-fn pytorch(path: &Path) -> Result<Tensors, WeightsError> {
-    let file = File::open(path).map_err(io(path))?;
-    let not_whole = |error| {
-        damaged(
-            path,
-            format!("not a whole archive as torch.save writes it: {error}"),
-        )
-    };
-    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(not_whole)?;
-    let mut stored = 0;
-    for i in 0..archive.len() {
-        let mut entry = archive.by_index(i).map_err(not_whole)?;
-        let is_storage = entry.name().contains("/data/");
-        // Reading an entry to its end compares its checksum.
-        let n = std::io::copy(&mut entry, &mut sink())
-            .map_err(|error| damaged(path, format!("{} is damaged: {error}", entry.name())))?;
-        stored += if is_storage { n } else { 0 };
-    }
-    // An archive can be whole and the pickle in it still nonsense.
-    let reader = catch_unwind(AssertUnwindSafe(|| PytorchReader::new(path)))
-        .map_err(|_| damaged(path, "the pickle in it cannot be understood"))?
-        .map_err(|error| damaged(path, error))?;
-    let tensors: Tensors = reader.into_tensors().into_iter().collect();
-    let needed = tensors.values().map(|tensor| tensor.data_len() as u64);
-    let needed = needed.fold(0, u64::saturating_add);
-    if needed > stored {
-        return Err(damaged(
-            path,
-            format!("its tensors need {needed} bytes, but it stores {stored}"),
-        ));
-    }
-    Ok(tensors)
 }

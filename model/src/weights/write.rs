@@ -12,10 +12,11 @@ use burn_store::{ModuleSnapshot, TensorSnapshot};
 use safetensors::{Dtype, SafeTensorError, View};
 use serde_json::json;
 
-use super::{CONFIG, INDEX, SINGLE, WeightsError, io};
+use super::{CONFIG, INDEX, SINGLE, WeightsError, error::io};
 use crate::arch::{Family, Layout};
 use crate::atomic_file;
 use crate::lm::CausalLm;
+use crate::manifest;
 
 /// Writes `model` and its configuration into `folder`.
 pub(super) fn folder<B: Backend>(
@@ -26,7 +27,8 @@ pub(super) fn folder<B: Backend>(
     fs::create_dir_all(folder).map_err(io(folder))?;
     let all = stored(model, config.layout(), DType::F32);
     tensors(&folder.join(SINGLE), all)?;
-    text(&folder.join(CONFIG), &config.to_json())
+    text(&folder.join(CONFIG), &config.to_json())?;
+    Ok(manifest::add(folder, &[SINGLE, CONFIG])?)
 }
 
 /// The tensors of `model` under their published names, in `dtype`, f32 or bf16.
@@ -74,14 +76,17 @@ pub(super) fn shards<V: View>(
     }
     let count = files.len();
     let mut weight_map = BTreeMap::new();
+    let mut written = vec![INDEX.to_owned(), CONFIG.to_owned()];
     for (i, shard) in files.into_iter().enumerate() {
         let file = format!("model-{:05}-of-{count:05}.safetensors", i + 1);
         weight_map.extend(shard.iter().map(|(name, _)| (name.clone(), file.clone())));
         tensors(&folder.join(&file), shard)?;
+        written.push(file);
     }
     let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
     text(&folder.join(INDEX), &format!("{index:#}\n"))?;
-    text(&folder.join(CONFIG), config)
+    text(&folder.join(CONFIG), config)?;
+    Ok(manifest::add(folder, &written)?)
 }
 
 /// Writes one file of tensors. Of their values, one's are in memory at a time.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use burn::tensor::DType;
 use model::WeightsError;
 use model::weights::TensorFault;
 use safetensors::Dtype;
@@ -116,6 +117,101 @@ fn flipped_bytes_never_panic() {
         let folder = folder_with("model.safetensors", &bytes);
         if let Ok((_, model)) = load_student(folder.path()) {
             assert_eq!(parameters(&model), original, "byte {i} changed the model");
+        }
+    }
+}
+
+/// Every tensor with a number that is none is named, in every kind of file, as stored and as asked for.
+#[test]
+fn weights_are_finite() {
+    type Load = fn(&Path) -> Option<WeightsError>;
+    let student: Load = |folder| load_student(folder).err();
+    let teacher: Load = |folder| load_teacher(folder).err();
+    for (case, load, names) in [
+        (
+            "student-tiny",
+            student,
+            ["backbone.layers.0.mixer.D", "lm_head.bias"],
+        ),
+        (
+            "teacher-tiny",
+            teacher,
+            ["lm_head.bias", "model.layers.0.self_attn.q_proj.weight"],
+        ),
+    ] {
+        for (bits, as_bin) in [
+            (f32::NAN.to_bits(), false),
+            (f32::INFINITY.to_bits(), false),
+            (f32::NEG_INFINITY.to_bits(), true),
+            (0xff80_0001, true),
+        ] {
+            let folder = copy_of(case);
+            let path = folder.path().join("model.safetensors");
+            let mut all = contents(&path);
+            for (name, _, _, bytes) in &mut all {
+                if names.contains(&name.as_str()) {
+                    let last = bytes.len() - 4;
+                    bytes[last..].copy_from_slice(&bits.to_le_bytes());
+                }
+            }
+            if as_bin {
+                fs::remove_file(&path).expect("removed");
+                let bin = torch_file::of_contents(&all);
+                fs::write(folder.path().join("pytorch_model.bin"), bin).expect("written");
+            } else {
+                write(&path, &all);
+            }
+            let Some(WeightsError::NotFinite { tensors, .. }) = load(folder.path()) else {
+                panic!("{case}: {bits:x} was accepted")
+            };
+            let mut found: Vec<_> = tensors.iter().map(|tensor| &*tensor.name).collect();
+            found.sort_unstable();
+            assert_eq!(found, names);
+            assert!(tensors.iter().all(|tensor| tensor.count == 1));
+        }
+    }
+    // A number that f32 has and f16 has not.
+    let folder = copy_of("student-tiny");
+    let path = folder.path().join("model.safetensors");
+    let mut all = contents(&path);
+    let bias = all.iter_mut().find(|(name, ..)| name == "lm_head.bias");
+    bias.expect("a bias").3[..4].copy_from_slice(&70_000_f32.to_le_bytes());
+    write(&path, &all);
+    load_student(folder.path()).expect("a student");
+    let half = model::load_any_as::<Fast>(folder.path(), |_| DType::F16, &Default::default());
+    let error = half.err().expect("infinity").to_string();
+    assert!(
+        error.contains("`lm_head.bias`: 1 of") && error.contains("F16"),
+        "{error}"
+    );
+}
+
+/// What is in the place of a file, and no file of weights.
+#[test]
+fn things_that_are_no_files_of_weights() {
+    for name in ["model.safetensors", "pytorch_model.bin"] {
+        let note = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n";
+        let error = load_student(folder_with(name, note).path()).expect_err("a note");
+        assert!(error.to_string().contains("git lfs pull"), "{error}");
+        #[cfg(unix)]
+        {
+            // A link whose target was removed does not hide another file, and is named if there is none.
+            let folder = folder_with("config.json.old", b"");
+            let link = folder.path().join(name);
+            std::os::unix::fs::symlink("gone", &link).expect("a link");
+            let error = load_student(folder.path()).expect_err("a dangling link");
+            assert!(
+                matches!(&error, WeightsError::Io { path, .. } if *path == link),
+                "{error}"
+            );
+            let other = ["model.safetensors", "pytorch_model.bin"].into_iter();
+            let other = other
+                .into_iter()
+                .find(|other| *other != name)
+                .expect("two names");
+            let golden = goldens_dir().join("student-tiny").join(other);
+            fs::copy(golden, folder.path().join(other)).expect("a copy");
+            load_student(folder.path()).expect("a student");
         }
     }
 }

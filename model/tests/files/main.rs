@@ -3,7 +3,11 @@
 
 mod configurations;
 mod damage;
+mod manifests;
 mod round_trips;
+mod torch;
+#[path = "../support/torch.rs"]
+mod torch_file;
 
 use std::collections::HashMap;
 use std::fs;

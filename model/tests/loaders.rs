@@ -1,0 +1,224 @@
+//! Ten thousand damaged files of each kind in a model's folder. Each gives a usable model or an error, never a
+//! panic, and never takes more memory than a file of that size could need.
+
+use std::fs;
+use std::path::Path;
+
+use burn::tensor::{DType, Device};
+use kernels::runtime::Flex;
+use model::manifest::MANIFEST;
+use model::{
+    CausalLm, DiscreteMamba2Config, Family, ModelConfig, PhiConfig, PhiMambaConfig,
+    named_parameters,
+};
+use safetensors::SafeTensors;
+use tempfile::TempDir;
+use tests::mutations::{Memory, Mutator, each};
+
+#[path = "support/torch.rs"]
+mod torch_file;
+
+/// Damaged files of each kind.
+const CASES: u64 = 10_000;
+
+/// What tests here may need beside threads' stacks: the modules of many small layers. The tests of this program
+/// run at the same time, and each sees the memory of all.
+const ENOUGH: u64 = 4 << 30;
+
+/// A teacher so small that its file is mostly header.
+fn tiny() -> PhiConfig {
+    let mut config = PhiConfig {
+        vocab_size: 16,
+        hidden_size: 8,
+        intermediate_size: 8,
+        num_hidden_layers: 2,
+        ..PhiConfig::default()
+    };
+    config.attention.n_heads = 2;
+    config.attention.n_kv_heads = 2;
+    config
+}
+
+/// Its student, with attention kept in one layer.
+fn tiny_student() -> PhiMambaConfig {
+    let mixer = DiscreteMamba2Config {
+        n_v_heads: 2,
+        n_qk_heads: 2,
+        d_state: 4,
+        ..DiscreteMamba2Config::default()
+    };
+    PhiMambaConfig::student_of(&tiny(), &mixer, &[1]).unwrap()
+}
+
+/// A folder with the student, without its checksums, which would find all damage.
+fn folder() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let student = CausalLm::<Flex>::init(&tiny_student(), 0, &Device::<Flex>::default());
+    model::save(&tiny_student(), &student, folder.path()).unwrap();
+    fs::remove_file(folder.path().join(MANIFEST)).unwrap();
+    folder
+}
+
+/// Puts what `damage` makes into the place of `name` in `folder`, case by case, loads the model and describes it.
+/// Returns the number of cases that were refused.
+fn refused(
+    folder: &Path,
+    name: &str,
+    mut damage: impl FnMut(&mut Mutator) -> Vec<u8>,
+    usable: impl Fn(&ModelConfig, &CausalLm<Flex>),
+) -> u64 {
+    let path = folder.join(name);
+    let mut refused = 0;
+    let memory = Memory::start();
+    each(CASES, |mutator| {
+        // Another file under the same name: who reads the old one keeps it.
+        let _ = fs::remove_file(&path);
+        fs::write(&path, damage(mutator)).unwrap();
+        let described = model::describe(folder);
+        match model::load_any::<Flex>(folder, &Default::default()) {
+            Ok((config, model)) => {
+                assert!(described.is_ok());
+                usable(&config, &model);
+            }
+            Err(error) => {
+                refused += 1;
+                let said = error.to_string();
+                assert!(!said.is_empty() && said.lines().count() < 40, "{said}");
+            }
+        }
+    });
+    let more = memory.more();
+    assert!(more < ENOUGH, "{more} bytes more");
+    refused
+}
+
+/// The number of finite weights is that of the network.
+fn is_student(_: &ModelConfig, model: &CausalLm<Flex>) {
+    assert_eq!(model.vocab_size(), tiny_student().padded_vocab_size());
+}
+
+#[test]
+fn configurations() {
+    for text in [tiny().to_json(), tiny_student().to_json()] {
+        let folder = folder();
+        let path = folder.path().join("config.json");
+        let (mut good, mut bad) = (0, 0);
+        let memory = Memory::start();
+        each(CASES / 2, |mutator| {
+            fs::write(&path, mutator.json(&text)).unwrap();
+            match model::describe(folder.path()) {
+                Ok((config, _)) => {
+                    good += 1;
+                    use_config(&config);
+                }
+                Err(error) => {
+                    bad += 1;
+                    assert!(!error.to_string().is_empty());
+                }
+            }
+            // With the student's weights, which seldom fit.
+            if let Err(error) = model::load_any::<Flex>(folder.path(), &Default::default()) {
+                assert!(error.to_string().lines().count() < 40);
+            }
+        });
+        assert!(good > 200 && bad > 500, "{good} good, {bad} bad");
+        let more = memory.more();
+        assert!(more < ENOUGH, "{more} bytes more");
+    }
+}
+
+/// That a configuration which was accepted can be built on.
+fn use_config(config: &ModelConfig) {
+    assert!(ModelConfig::from_json(&config.to_json()).is_ok());
+    let model = CausalLm::<Flex>::init(config, 0, &Default::default());
+    for parameter in named_parameters(&model, config.layout()) {
+        let mut shape = parameter.shape.iter();
+        let elements = shape.try_fold(1_usize, |product, n| product.checked_mul(*n));
+        assert!(elements.is_some_and(|n| n > 0), "{parameter:?}");
+    }
+}
+
+#[test]
+fn safetensors_files() {
+    let folder = folder();
+    let name = "model.safetensors";
+    let whole = fs::read(folder.path().join(name)).unwrap();
+    let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let damage = |mutator: &mut Mutator| mutator.bytes_in(&whole, 0..header);
+    let refused = refused(folder.path(), name, damage, is_student);
+    assert!((CASES / 2..CASES).contains(&refused), "{refused} refused");
+}
+
+#[test]
+fn indices() {
+    let folder = tempfile::tempdir().unwrap();
+    let teacher = CausalLm::<Flex>::init(&tiny(), 0, &Device::<Flex>::default());
+    model::save_in_shards(&tiny(), &teacher, DType::F32, 2000, folder.path()).unwrap();
+    fs::remove_file(folder.path().join(MANIFEST)).unwrap();
+    let name = "model.safetensors.index.json";
+    let text = fs::read_to_string(folder.path().join(name)).unwrap();
+    // What names no file changes nothing.
+    let refused = refused(
+        folder.path(),
+        name,
+        |mutator| mutator.json(&text),
+        |_, model| {
+            assert_eq!(model.vocab_size(), tiny().vocab_size);
+        },
+    );
+    assert!((CASES / 2..CASES).contains(&refused), "{refused} refused");
+}
+
+/// The student's tensors as `torch.save` writes them: the pickle, and the storages.
+fn pickled(folder: &Path) -> (Vec<u8>, Vec<Vec<u8>>) {
+    let path = folder.join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    fs::remove_file(path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let (mut tensors, mut storages) = (Vec::new(), Vec::new());
+    for (storage, (name, tensor)) in file.tensors().into_iter().enumerate() {
+        let shape = tensor.shape().to_vec();
+        let view = torch_file::View {
+            storage,
+            class: "FloatStorage",
+            offset: 0,
+            strides: torch_file::row_major(&shape),
+            shape,
+        };
+        tensors.push((name, view));
+        storages.push(tensor.data().to_vec());
+    }
+    let named = tensors.iter().map(|(name, view)| (&**name, view));
+    (torch_file::dictionary(named), storages)
+}
+
+/// Damage to the archive, which its checksums find, and to the pickle under a right checksum.
+#[test]
+fn torch_files() {
+    let folder = folder();
+    let (pickle, storages) = pickled(folder.path());
+    let whole = torch_file::file(&pickle, &storages);
+    let directory = whole.len() - 60 * (storages.len() + 2);
+    let damage = |mutator: &mut Mutator| match mutator.below(4) {
+        0 => mutator.bytes_in(&whole, directory..whole.len()),
+        _ => torch_file::file(&mutator.bytes(&pickle), &storages),
+    };
+    let refused = refused(folder.path(), "pytorch_model.bin", damage, is_student);
+    assert!((CASES / 2..CASES).contains(&refused), "{refused} refused");
+}
+
+/// Damaged checksums: what they find was damaged before, or is no longer listed.
+#[test]
+fn checksums() {
+    let folder = tempfile::tempdir().unwrap();
+    let student = CausalLm::<Flex>::init(&tiny_student(), 0, &Device::<Flex>::default());
+    model::save(&tiny_student(), &student, folder.path()).unwrap();
+    let text = fs::read_to_string(folder.path().join(MANIFEST)).unwrap();
+    let refused = refused(
+        folder.path(),
+        MANIFEST,
+        |mutator| mutator.text(&text),
+        is_student,
+    );
+    assert!((CASES / 2..CASES).contains(&refused), "{refused} refused");
+}
