@@ -23,6 +23,7 @@ pub fn write(folder: &Path, attention_layers: &[usize]) {
     let (config, student) = student(attention_layers);
     model::save(&config, &student, folder).unwrap();
     fill_mixers(&folder.join("model.safetensors"));
+    model::manifest::add(folder, &["model.safetensors"]).unwrap();
     copy_tokenizer(folder);
 }
 
