@@ -10,7 +10,7 @@ use crate::commands::{
 /// Uses a Phi-Mamba, a hybrid or a Phi model, from a folder or from the Hugging Face hub.
 ///
 /// The folder has the files of a Hugging Face model: config.json, which decides what the model is;
-/// its weights as model.safetensors (or shards of it with their index) or pytorch_model.bin, in f32,
+/// its weights as model.safetensors or pytorch_model.bin (or shards of either with their index), in f32,
 /// f16 or bf16; and tokenizer.json. The students that `train` exports are such folders, and so is any
 /// Phi teacher; of a model on the hub they are fetched.
 #[derive(Debug, Parser)]

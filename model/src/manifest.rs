@@ -94,8 +94,8 @@ impl Verified {
     }
 }
 
-/// Writes the manifest of `folder`: the checksums of the files `names`, relative to it, and of no others. The
-/// files are read, several at a time, and the manifest is replaced whole.
+/// Writes the manifest of `folder`: the checksums of the files `names`, relative to it, and of no others; never its
+/// own. The files are read, several at a time, and the manifest is replaced whole.
 ///
 /// # Errors
 /// [`ManifestError::Name`] and [`ManifestError::Io`].
@@ -216,8 +216,9 @@ fn hashes(
     folder: &Path,
     names: &[impl AsRef<str> + Sync],
 ) -> Result<BTreeMap<String, String>, ManifestError> {
-    let hashed = names.par_iter().map(|name| {
-        let name = name.as_ref();
+    let others = names.par_iter().map(|name| -> &str { name.as_ref() });
+    let others = others.filter(|name| *name != MANIFEST);
+    let hashed = others.map(|name: &str| {
         let inside = inside(name).ok_or_else(|| ManifestError::Name { name: name.into() })?;
         let path = folder.join(&inside);
         let digest = hash(&path).map_err(io(&path))?;
@@ -356,7 +357,7 @@ mod tests {
         let folder = folder(&[("a", "abc"), ("deep/b", ""), ("c", "not listed")]);
         let path = folder.path();
         assert_eq!(verify(path).unwrap(), Verified::Absent);
-        write(path, &["./deep/b", "a"]).unwrap();
+        write(path, &["./deep/b", "a", MANIFEST]).unwrap();
         let text = fs::read_to_string(path.join(MANIFEST)).unwrap();
         // The published examples of SHA-256.
         let expected = "\
