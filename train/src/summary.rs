@@ -9,6 +9,7 @@ use comfy_table::presets;
 use indicatif::{FormattedDuration, HumanBytes, HumanCount};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::metrics::Note;
 use crate::stages::Kind;
 use crate::table::table;
 
@@ -34,6 +35,9 @@ pub struct Summary {
     pub stages: Vec<StageSummary>,
     /// Steps that were skipped since their loss or gradient was not finite.
     pub skipped_steps: usize,
+    /// What else there is to say: changes that were accepted, damage that was worked around.
+    #[serde(default)]
+    pub notes: Vec<Note>,
     /// The backend, as `--backend` names it.
     pub backend: String,
     /// The most memory the process ever held, in bytes; null where the system does not say.
@@ -143,6 +147,9 @@ impl fmt::Display for Summary {
         if self.skipped_steps > 0 {
             writeln!(f, "steps skipped, since not finite: {}", self.skipped_steps)?;
         }
+        for Note { stage, step, text } in &self.notes {
+            writeln!(f, "note, {stage} step {step}: {text}")?;
+        }
         writeln!(
             f,
             "perplexity: student {:.2}, teacher {:.2}, ratio {:.4}",
@@ -199,6 +206,7 @@ mod tests {
                 perplexity: 44.25,
             }],
             skipped_steps: 0,
+            notes: vec![],
             backend: "flex".to_owned(),
             peak_memory_bytes: Some(3 << 29),
         }
@@ -229,6 +237,7 @@ mod tests {
     }
   ],
   "skipped_steps": 0,
+  "notes": [],
   "backend": "flex",
   "peak_memory_bytes": 1610612736
 }

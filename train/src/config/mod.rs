@@ -215,6 +215,14 @@ impl Config {
         layers::resolve(source, overrides)
     }
 
+    /// Checks that every value makes sense, as [`Config::load`] does: for a configuration that was made by hand.
+    ///
+    /// # Errors
+    /// [`ConfigError::OutOfRange`] with the key.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        Ok(validate::validate(self)?)
+    }
+
     /// The configuration as TOML that [`Config::load`] reads back to the same value.
     ///
     /// # Errors
@@ -294,7 +302,7 @@ impl Config {
     /// Optimizer steps of `stage`: its tokens over those of a step, to the nearest whole step, at least one.
     pub fn steps(&self, stage: &StageConfig) -> usize {
         let per_step = self.tokens_per_step(stage);
-        ((stage.tokens + per_step / 2) / per_step).max(1) as usize
+        (stage.tokens.saturating_add(per_step / 2) / per_step).max(1) as usize
     }
 }
 
