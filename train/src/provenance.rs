@@ -62,25 +62,18 @@ pub struct Text {
 }
 
 impl Text {
-    /// That of `key` in `shards`, whose files are read.
+    /// That of `key` in `shards`.
     ///
     /// # Errors
     /// [`TrainError::Io`].
     pub fn of(key: &str, shards: &TokenShards) -> Result<Self, TrainError> {
-        let folder = shards.folder();
-        let mut files = vec![];
-        for entry in fs::read_dir(folder).map_err(io_error(folder))? {
-            let path = entry.map_err(io_error(folder))?.path();
-            if path.extension().is_some_and(|ending| ending == "bin") {
-                files.push(path);
-            }
-        }
-        files.sort();
-        let hash = |path: &PathBuf| manifest::hash(path).map_err(io_error(path));
-        let hashes: Vec<String> = files.par_iter().map(hash).collect::<Result<_, _>>()?;
+        let (folder, manifest) = (shards.folder(), shards.manifest());
+        let hashes = match &manifest.sha256[..] {
+            [] => hashes(folder)?,
+            known => known.to_vec(),
+        };
         let mut all = Sha256::new();
         // Two bytes or four an id, and which id ends a document, are not in those files.
-        let manifest = shards.manifest();
         all.update(format!(
             "{} {} ",
             manifest.token_bytes, manifest.end_of_text
@@ -196,6 +189,20 @@ impl Provenance {
         let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
         toml::from_str(&text).map_err(|error| error.message().to_owned())
     }
+}
+
+/// The SHA-256 of each file of tokens in `folder`, where its manifest, of an older version, has none.
+fn hashes(folder: &Path) -> Result<Vec<String>, TrainError> {
+    let mut files = vec![];
+    for entry in fs::read_dir(folder).map_err(io_error(folder))? {
+        let path = entry.map_err(io_error(folder))?.path();
+        if path.extension().is_some_and(|ending| ending == "bin") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    let hash = |path: &PathBuf| manifest::hash(path).map_err(io_error(path));
+    files.par_iter().map(hash).collect()
 }
 
 /// The settings of `config` that decide on what was computed in the stages `begun`, by their dotted keys.

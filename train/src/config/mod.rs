@@ -113,6 +113,8 @@ pub struct Data {
     pub tokenizer: String,
     /// Folder of tokenised text; empty takes the user's cache folder.
     pub cache: String,
+    /// Lines and rows without a document that are left out of each text, at most; the next one is an error.
+    pub skip_bad_lines: u64,
     /// Tokens per training sequence, in stages without a context of their own.
     pub context: usize,
 }

@@ -308,6 +308,7 @@ mod tests {
                     perplexity: 25.0,
                 }],
                 skipped_steps: 0,
+                skipped_lines: 0,
                 notes: vec![Note {
                     stage: "last".to_owned(),
                     step: 1,

@@ -53,6 +53,7 @@ impl<B: TrainBackend> Run<B> {
             tokens_per_second: self.progress.tokens as f64 / trained,
             stages,
             skipped_steps: self.progress.skipped,
+            skipped_lines: self.skipped_lines,
             notes: self.progress.notes.clone(),
             backend: self.options.backend.clone(),
             peak_memory_bytes: peak_memory_bytes(),

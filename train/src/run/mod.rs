@@ -135,6 +135,8 @@ pub struct Run<B: TrainBackend> {
     /// Of each stage of the list.
     train: Vec<StageText>,
     held_out: TokenWindows,
+    /// Lines of the text that hold no document.
+    skipped_lines: u64,
     /// Of each stage of the list: the layers that have nothing to learn in it.
     idle_layers: Vec<Vec<usize>>,
     teacher: Phi<B::InnerBackend>,

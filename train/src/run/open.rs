@@ -88,6 +88,13 @@ impl<B: TrainBackend> Run<B> {
             tokens_per_step: config.tokens_per_step(stage),
         });
         let mut watch = Watch::new(plan.collect(), config.log.every, options.dashboard);
+        if text.skipped_lines > 0 {
+            watch.note(&format!(
+                "{} lines of the text hold no document and were left out, of the {} that data.skip_bad_lines allows \
+                 in each text",
+                text.skipped_lines, config.data.skip_bad_lines
+            ));
+        }
         let mut optimizer = AdamW::new(&config.optimizer);
         if B::queues() {
             watch.note(COMPILING);
@@ -214,6 +221,7 @@ impl<B: TrainBackend> Run<B> {
             made_from,
             train: text.train,
             held_out: text.held_out,
+            skipped_lines: text.skipped_lines,
             idle_layers,
             teacher: teacher_of_stages(teacher, &student_config, config.precision),
             student_config,

@@ -21,6 +21,8 @@ pub(super) struct Text {
     pub(super) held_out_is: provenance::Text,
     /// Training tokens, over all different texts.
     pub(super) training_tokens: u64,
+    /// Lines that were left out since they hold no document, over all different texts and the held-out one.
+    pub(super) skipped_lines: u64,
 }
 
 /// What a stage trains on.
@@ -41,6 +43,7 @@ pub(super) fn text(config: &Config, tokenizer: &Tokenizer) -> Result<Text, Train
             split,
             tokenizer,
             cache: cache.clone(),
+            skip_bad_lines: config.data.skip_bad_lines,
         })?;
         let is = provenance::Text::of(key, &shards)?;
         Ok::<_, TrainError>((Arc::new(shards), is))
@@ -64,7 +67,7 @@ pub(super) fn text(config: &Config, tokenizer: &Tokenizer) -> Result<Text, Train
     };
     let mut prepared: HashMap<&[String], (Arc<TokenShards>, provenance::Text)> = HashMap::new();
     let mut train: Vec<StageText> = vec![];
-    let mut training_tokens = 0;
+    let (mut training_tokens, mut skipped_lines) = (0, 0);
     for stage in &config.stages {
         let paths = config.text(stage);
         let (shards, is) = match prepared.get(paths) {
@@ -81,6 +84,7 @@ pub(super) fn text(config: &Config, tokenizer: &Tokenizer) -> Result<Text, Train
                     .all(|(_, known)| known.sha256 != new.1.sha256)
                 {
                     training_tokens += new.0.tokens();
+                    skipped_lines += new.0.manifest().skipped;
                 }
                 prepared.insert(paths, new.clone());
                 new
@@ -90,11 +94,16 @@ pub(super) fn text(config: &Config, tokenizer: &Tokenizer) -> Result<Text, Train
         train.push(StageText { windows, is });
     }
     let (held_out, held_out_is) = prepare("validation", held_out_key, held_out, held_out_split)?;
+    // A part that is held out of the training text has that one's bad lines.
+    if !config.data.validation.is_empty() {
+        skipped_lines += held_out.manifest().skipped;
+    }
     Ok(Text {
         train,
         held_out: TokenWindows::new(held_out, config.evaluation.context)?,
         held_out_is,
         training_tokens,
+        skipped_lines,
     })
 }
 

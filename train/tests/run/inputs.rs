@@ -279,3 +279,46 @@ fn a_teacher_that_is_not_finite_is_named() {
     );
     assert!(!run.join("student").exists());
 }
+
+/// Neither the run's own folder nor its cache is text, wherever they lie.
+#[test]
+fn a_run_in_its_folder_of_text_is_resumed() {
+    let inputs = Inputs::new();
+    let whole = folder();
+    super::run(inputs.config(), whole.path());
+    let texts = inputs.path("texts");
+    fs::create_dir(&texts).unwrap();
+    fs::rename(inputs.path(TRAIN), texts.join(TRAIN)).unwrap();
+    let run = texts.join("run");
+    let mut config = inputs.config();
+    config.data.train = vec![texts.to_str().unwrap().to_owned()];
+    config.data.cache = texts.join("cache").to_str().unwrap().to_owned();
+    let stopped = stopping(8, options(config, &run, false));
+    assert_eq!(execute(stopped).expect("a stop"), Outcome::Stopped);
+    let summary = resume(&run);
+    assert!(summary.notes.is_empty(), "{}", notes(&summary));
+    assert!(student(&run) == student(whole.path()));
+}
+
+/// The lines without a document are counted, and are as if they were not there.
+#[test]
+fn bad_lines_are_skipped_up_to_a_number() {
+    let inputs = Inputs::new();
+    let whole = folder();
+    super::run(inputs.config(), whole.path());
+    let text = fs::read_to_string(inputs.path(TRAIN)).unwrap();
+    let bad = "{\"text\": NaN}\n{\"title\": \"none\"}\n";
+    fs::write(inputs.path(TRAIN), format!("{text}{bad}")).unwrap();
+    let with = |most: u64| {
+        let mut config = inputs.config();
+        config.data.skip_bad_lines = most;
+        config
+    };
+    let run = folder();
+    let refused = error(options(with(1), run.path(), false)).to_string();
+    assert!(refused.contains("line 62"), "{refused}");
+    let summary = super::run(with(2), run.path());
+    assert_eq!(summary.skipped_lines, 2);
+    assert!(summary.to_string().contains("lines of text skipped: 2"));
+    assert!(student(run.path()) == student(whole.path()));
+}
