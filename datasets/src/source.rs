@@ -14,6 +14,7 @@ mod array;
 mod documents;
 mod long_line;
 mod open;
+mod own_files;
 mod parquet;
 mod passed_over;
 mod record;
@@ -100,7 +101,8 @@ fn lossily<S: Serializer>(path: &Path, serializer: S) -> std::result::Result<S::
 /// The files are in the order of `sources`; those of a folder, and of the folders below it, are
 /// sorted by path. A file that several sources name is taken once, at its first place.
 ///
-/// In a folder, hidden entries are ignored. Other files are passed over, and named in a warning of the log:
+/// In a folder, hidden entries are ignored, and so is what this project's programs write: the files of a run,
+/// checkpoints, models and folders of tokens. Other files are passed over, and named in a warning of the log:
 /// those in other formats; those whose name up to the first `.`, `-` or `_` is README, LICENSE, LICENCE,
 /// COPYING or CHANGELOG; and `.json` files that are one object without a `text`, like a data set's
 /// description. A source that is a file is read whatever its name.
@@ -135,7 +137,8 @@ fn metadata(path: &Path) -> Result<fs::Metadata> {
 
 fn text_files_below(folder: &Path) -> Result<Vec<PathBuf>> {
     let shown = |entry: &walkdir::DirEntry| {
-        entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.')
+        let is_hidden = || entry.file_name().to_string_lossy().starts_with('.');
+        entry.depth() == 0 || !(is_hidden() || own_files::is_own(entry.path()))
     };
     let mut paths = Vec::new();
     let mut passed_over = PassedOver::default();

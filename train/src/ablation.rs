@@ -184,6 +184,7 @@ impl Ablation {
                 let folder = self.folder.join(&config.name);
                 let options = RunOptions {
                     resume: self.is_begun(&config, &folder)?,
+                    accept_changes: false,
                     config,
                     folder,
                     dashboard: false,
@@ -221,7 +222,9 @@ impl Ablation {
         if !file.exists() {
             return Ok(false);
         }
-        if Config::load(Source::File(&file), &[])? == *config {
+        // A run keeps it so.
+        let made = config.clone().with_absolute_paths();
+        if Config::load(Source::File(&file), &[])?.with_absolute_paths() == made {
             Ok(true)
         } else {
             Err(TrainError::Exists(folder.to_owned()))

@@ -70,9 +70,9 @@ pub enum TrainError {
         .0.display()
     )]
     ForeignWeights(PathBuf),
-    /// A checkpoint is damaged.
+    /// A checkpoint whose files are what was written, and cannot be used all the same.
     #[error(
-        "checkpoint {} is damaged: {reason}; remove this folder to resume from the one before it",
+        "checkpoint {} cannot be used: {reason}; remove this folder to resume from the one before it",
         path.display()
     )]
     Checkpoint {
@@ -80,6 +80,74 @@ pub enum TrainError {
         path: PathBuf,
         /// Which file or tensor in it, and what is wrong with that.
         reason: String,
+    },
+    /// No checkpoint is what was written.
+    #[error(
+        "no checkpoint of this run is whole: {}; put back what is missing or changed, or remove the folder of \
+         checkpoints to resume from the beginning",
+        listed(.0.iter().map(|damaged| format!("{}: {}", damaged.path.display(), damaged.reason)))
+    )]
+    NoWholeCheckpoint(Vec<crate::checkpoint::Damaged>),
+    /// The checksums of files cannot be written or compared.
+    #[error(transparent)]
+    Manifest(#[from] model::manifest::ManifestError),
+    /// The student of a finished run is no longer what was written.
+    #[error(
+        "this run is finished, and its student is damaged: {source}; remove {} and export it anew by --resume {}",
+        folder.join("summary.json").display(),
+        folder.display()
+    )]
+    DamagedStudent {
+        /// The run folder.
+        folder: PathBuf,
+        /// Which file differs.
+        source: model::manifest::ManifestError,
+    },
+    /// What the run is made from is not what its checkpoint was made from.
+    #[error(
+        "{}: since step {step} of stage {stage}, from which the run would be resumed, this has changed: {}; put it \
+         back as it was, start another run, or go on with it by --resume {} --accept-changes",
+        folder.display(),
+        listed(changes.iter().cloned()),
+        folder.display()
+    )]
+    Changed {
+        /// The run folder.
+        folder: PathBuf,
+        /// The checkpoint's stage.
+        stage: String,
+        /// Its step.
+        step: usize,
+        /// What has changed, each as a phrase.
+        changes: Vec<String>,
+    },
+    /// A file was replaced while it was read.
+    #[error("{}: the file has changed while it was read; start again", .0.display())]
+    ChangedWhileRead(PathBuf),
+    /// The run folder is gone from its place.
+    #[error(
+        "{}: this folder of the run was removed or renamed while the run went on, which ends here; if it is \
+         somewhere else, resume it from there by --resume",
+        .0.display()
+    )]
+    FolderGone(PathBuf),
+    /// There is no place for tokenised text.
+    #[error(
+        "there is no home folder ($HOME), whose cache folder would hold the tokenised text; name another folder by \
+         data.cache, as in --set data.cache=FOLDER or in the configuration of the run"
+    )]
+    NoCache,
+    /// The place for tokenised text cannot be used.
+    #[error(
+        "{}: this folder for the tokenised text cannot be made or written: {source}; name another by data.cache, as \
+         in --set data.cache=FOLDER or in the configuration of the run",
+        path.display()
+    )]
+    Cache {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
     },
     /// The run folder holds a run.
     #[error(
@@ -109,12 +177,52 @@ pub enum TrainError {
         /// The configuration that asks for it, where the run has begun with it.
         resumed: Option<PathBuf>,
     },
+    /// The teacher does not predict.
+    #[error(
+        "the teacher {model} has a perplexity of {perplexity} on the held-out text, so there is nothing to learn \
+         from it: its weights or its numbers in {precision} are not finite; choose another teacher by \
+         teacher.model, or another precision"
+    )]
+    TeacherNotFinite {
+        /// The teacher, as it is configured.
+        model: String,
+        /// Its perplexity.
+        perplexity: f64,
+        /// What it computes in.
+        precision: crate::config::Precision,
+    },
+    /// A stage has trained nothing.
+    #[error(
+        "stage {stage}: loss or gradient was not finite in any of its {steps} steps, so it has trained nothing; {}",
+        lower(folder)
+    )]
+    AllSkipped {
+        /// The stage.
+        stage: String,
+        /// Its steps.
+        steps: usize,
+        /// The run folder.
+        folder: PathBuf,
+    },
+    /// The student is no longer made of numbers.
+    #[error(
+        "stage {stage} step {step}: {what} of the student is not finite, and the student is not kept; {}",
+        lower(folder)
+    )]
+    StudentNotFinite {
+        /// The stage.
+        stage: String,
+        /// The last step.
+        step: usize,
+        /// A parameter by its name, or the perplexity.
+        what: String,
+        /// The run folder.
+        folder: PathBuf,
+    },
     /// Loss or gradient were not finite too many times in a row.
     #[error(
-        "stage {stage}: loss or gradient was not finite in {skipped} steps in a row, up to step \
-         {step}; lower lr of this stage in {}, then resume from the last checkpoint by --resume {}",
-        folder.join("config.toml").display(),
-        folder.display()
+        "stage {stage}: loss or gradient was not finite in {skipped} steps in a row, up to step {step}; {}",
+        lower(folder)
     )]
     NotFinite {
         /// The stage.
@@ -137,6 +245,20 @@ fn in_f32(resumed: &Option<PathBuf>) -> String {
         ),
         None => "--precision f32".to_owned(),
     }
+}
+
+/// What to do about a stage that diverges.
+fn lower(folder: &Path) -> String {
+    format!(
+        "lower lr of this stage in {}, then resume from the last checkpoint by --resume {}, with --accept-changes if \
+         that is of the same stage",
+        folder.join("config.toml").display(),
+        folder.display()
+    )
+}
+
+fn listed(all: impl Iterator<Item = String>) -> String {
+    all.collect::<Vec<_>>().join("; ")
 }
 
 /// For `map_err`: an I/O error with the path it happened at.

@@ -59,6 +59,7 @@ pub mod logging;
 pub mod metrics;
 pub mod optimizer;
 mod parallel_passes;
+pub mod provenance;
 pub mod report;
 pub mod run;
 pub mod schedule;

@@ -9,6 +9,7 @@ use comfy_table::presets;
 use indicatif::{FormattedDuration, HumanBytes, HumanCount};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::metrics::Note;
 use crate::stages::Kind;
 use crate::table::table;
 
@@ -34,6 +35,12 @@ pub struct Summary {
     pub stages: Vec<StageSummary>,
     /// Steps that were skipped since their loss or gradient was not finite.
     pub skipped_steps: usize,
+    /// Lines of the text that were left out since they hold no document (`data.skip_bad_lines`).
+    #[serde(default)]
+    pub skipped_lines: u64,
+    /// What else there is to say: changes that were accepted, damage that was worked around.
+    #[serde(default)]
+    pub notes: Vec<Note>,
     /// The backend, as `--backend` names it.
     pub backend: String,
     /// The most memory the process ever held, in bytes; null where the system does not say.
@@ -143,6 +150,12 @@ impl fmt::Display for Summary {
         if self.skipped_steps > 0 {
             writeln!(f, "steps skipped, since not finite: {}", self.skipped_steps)?;
         }
+        if self.skipped_lines > 0 {
+            writeln!(f, "lines of text skipped: {}", self.skipped_lines)?;
+        }
+        for Note { stage, step, text } in &self.notes {
+            writeln!(f, "note, {stage} step {step}: {text}")?;
+        }
         writeln!(
             f,
             "perplexity: student {:.2}, teacher {:.2}, ratio {:.4}",
@@ -199,6 +212,8 @@ mod tests {
                 perplexity: 44.25,
             }],
             skipped_steps: 0,
+            skipped_lines: 3,
+            notes: vec![],
             backend: "flex".to_owned(),
             peak_memory_bytes: Some(3 << 29),
         }
@@ -229,6 +244,8 @@ mod tests {
     }
   ],
   "skipped_steps": 0,
+  "skipped_lines": 3,
+  "notes": [],
   "backend": "flex",
   "peak_memory_bytes": 1610612736
 }
@@ -247,6 +264,7 @@ mod tests {
 stage                           steps   tokens      time  tokens/s    loss  perplexity  ratio
 stage2: hidden-state alignment    500  512,000  00:01:04     8,000  1.2500       44.25  1.500
 
+lines of text skipped: 3
 perplexity: student 32.45, teacher 29.50, ratio 1.1000
 1,331,200 tokens at 6,500 a second; 00:03:40 in all, on flex, at most 1.50 GiB of memory";
         assert_eq!(a_summary().to_string(), expected);

@@ -95,7 +95,9 @@ fn folder(gpu: &str) -> Option<PathBuf> {
     let mut hasher = DefaultHasher::new();
     (program.len(), program.modified().ok()?, gpu).hash(&mut hasher);
     let name = format!("{:016x}", hasher.finish());
-    Some(dirs::cache_dir()?.join("mohawk").join("kernels").join(name))
+    // A relative one, of a relative `HOME`, would be another in every working directory.
+    let users = dirs::cache_dir().filter(|folder| folder.is_absolute())?;
+    Some(users.join("mohawk").join("kernels").join(name))
 }
 
 /// `folder`, made if need be, with the lock that keeps other processes out; removes the oldest beside it.

@@ -1,80 +1,48 @@
 //! Checkpoints: all that a run needs to resume, nothing else.
 //!
 //! A checkpoint is a folder: `student/` in the published format (so that a checkpoint can be used as
-//! a model), `optimizer.safetensors` with the moments under published names, and `progress.toml`
-//! (TOML since it keeps every number to the bit, also those that are none). There is no random state
+//! a model), `optimizer.safetensors` with the moments under published names, `progress.toml`
+//! (TOML since it keeps every number to the bit, also those that are none), `inputs.toml` with what the run is
+//! made from, and `SHA256SUMS` with the checksums of all of these. There is no random state
 //! to keep: batches are a function of seed and step.
 //!
 //! It is written under another name and renamed when whole and on the disk; one that is removed is
 //! renamed first. So a folder with a checkpoint's name is always complete, whatever happens to the
-//! process, the machine or the space on the disk.
+//! process, the machine or the space on the disk. What happens to its bytes afterwards is found by the checksums:
+//! one that is damaged is named, and the one before it is taken.
+//!
+//! What is learnt about a checkpoint later, as its evaluation, goes to another file, `progress-1.toml` and so on,
+//! of which the last that `SHA256SUMS` lists counts. A file that is listed never changes, so that a process may
+//! die between any two writes.
 
 mod moments;
+mod progress;
+mod verify;
+
+pub use progress::Progress;
+pub use verify::{Damaged, Found};
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use kernels::TrainBackend;
-use model::{ModelConfig, PhiMamba, atomic_file};
-use serde::{Deserialize, Serialize};
+use model::{ModelConfig, PhiMamba, manifest};
 
+use crate::config::Config;
 use crate::error::{TrainError, io_error};
 use crate::logging::say;
 use crate::metrics::Position;
 use crate::optimizer::AdamW;
-use crate::summary::StageSummary;
+use crate::provenance::Provenance;
 
-const PROGRESS: &str = "progress.toml";
-/// The last line of [`PROGRESS`]: TOML that is cut short may be TOML still.
-const END: &str = "# end\n";
+use verify::amended;
+
+/// The files that are amended, by their names without number and ending.
+const PROGRESS: &str = "progress";
+const INPUTS: &str = "inputs";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STUDENT: &str = "student";
-
-/// How far a run has come.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Progress {
-    /// The stage that it is in.
-    pub stage: String,
-    /// Steps of that stage done; also the position in its data.
-    pub step: usize,
-    /// Training tokens so far, over all stages.
-    pub tokens: u64,
-    /// Seconds this stage has trained.
-    pub stage_seconds: f64,
-    /// Seconds of the run so far, over all resumptions.
-    pub seconds: f64,
-    /// Non-finite steps of the run.
-    pub skipped: usize,
-    /// Those of them that came last, one after the other.
-    pub skipped_in_a_row: usize,
-    /// The last finite loss of the stage, smoothed as the closing table shows it.
-    pub loss: Option<f64>,
-    /// Perplexity of the teacher.
-    pub teacher_perplexity: f64,
-    /// Stages done.
-    pub finished: Vec<StageSummary>,
-}
-
-impl Progress {
-    /// As the metrics count it.
-    pub fn position(&self) -> Position {
-        Position {
-            stage: self.stage.clone(),
-            step: self.step,
-        }
-    }
-
-    /// The last stage that is done, its evaluation included; `None` if none is.
-    pub fn evaluated(&self) -> Option<&str> {
-        self.finished.last().map(|done| done.stage.as_str())
-    }
-
-    /// The tokens of stage [`stage`](Self::stage) so far; 0 if it is done.
-    pub fn stage_tokens(&self) -> u64 {
-        let finished = self.finished.iter().map(|done| done.tokens);
-        self.tokens.saturating_sub(finished.sum())
-    }
-}
 
 /// The checkpoints of one run, the newest of them kept.
 #[derive(Debug)]
@@ -110,18 +78,25 @@ impl Checkpoints {
     pub fn save<B: TrainBackend>(
         &self,
         progress: &Progress,
+        inputs: &Provenance,
         config: &ModelConfig,
         student: &PhiMamba<B>,
         optimizer: &AdamW<B::InnerBackend>,
     ) -> Result<(), TrainError> {
-        fs::create_dir_all(&self.folder).map_err(io_error(&self.folder))?;
+        // Not the folders above it: a run's folder that is gone is not made anew.
+        match fs::create_dir(&self.folder) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                return Err(io_error(&self.folder)(error));
+            }
+            _ => {}
+        }
         let name = name_of(&progress.position());
         let whole = self.folder.join(&name);
         if whole.exists() {
             return Ok(());
         }
         let partial = partial(&whole);
-        let written = write(&partial, progress, config, student, optimizer)
+        let written = write(&partial, progress, inputs, config, student, optimizer)
             .and_then(|()| fs::rename(&partial, &whole).map_err(io_error(&whole)));
         if let Err(error) = written {
             // Frees its space, as the disk may be full; the error to report is the first.
@@ -142,21 +117,40 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Writes `progress` into the checkpoint that is there at its position: it holds what has been measured
-    /// since. The rest of the checkpoint stays.
+    /// Adds `progress` to the checkpoint that is there at its position, since it holds what has been learnt
+    /// since, and if need be what the run is made from now. The rest of the checkpoint stays.
     ///
     /// # Errors
-    /// [`TrainError::Io`]; it is then as it was.
-    pub fn amend(&self, progress: &Progress) -> Result<(), TrainError> {
-        write_progress(progress, &self.folder.join(name_of(&progress.position())))
+    /// [`TrainError::Io`] or [`TrainError::Manifest`]; it then counts as it was.
+    pub fn amend(
+        &self,
+        progress: &Progress,
+        inputs: Option<&Provenance>,
+    ) -> Result<(), TrainError> {
+        let checkpoint = self.folder.join(name_of(&progress.position()));
+        let unused = |stem: &str| {
+            let mut names = (1..).map(|n| amended(stem, n));
+            let unused = names.find(|name| !checkpoint.join(name).exists());
+            unused.expect("there are more names than files")
+        };
+        let mut names = vec![unused(PROGRESS)];
+        progress.write(&checkpoint.join(&names[0]))?;
+        if let Some(inputs) = inputs {
+            let name = unused(INPUTS);
+            inputs.write(&checkpoint.join(&name))?;
+            names.push(name);
+        }
+        manifest::add(&checkpoint, &names)?;
+        sync_folder(&checkpoint);
+        Ok(())
     }
 
-    /// The newest, if there is one.
+    /// The newest that is whole, and those that are not. `None` if there is none of either.
     ///
     /// # Errors
     /// [`TrainError::Io`] if the folder cannot be listed; [`TrainError::Mismatch`] if there is one of a stage
-    /// that the run does not have.
-    pub fn newest(&self) -> Result<Option<PathBuf>, TrainError> {
+    /// that the run does not have; [`TrainError::NoWholeCheckpoint`] if none is whole.
+    pub fn newest(&self) -> Result<Option<Found>, TrainError> {
         for name in self.names()? {
             if let Some(position) = position_of(&name)
                 && self.number_of(&position).is_none()
@@ -169,7 +163,25 @@ impl Checkpoints {
                 )));
             }
         }
-        Ok(self.list()?.pop())
+        verify::newest(self.list()?)
+    }
+
+    /// Gives those that are damaged another name, by which they do not count.
+    ///
+    /// # Errors
+    /// [`TrainError::Io`].
+    pub fn set_aside(&self, damaged: &[Damaged]) -> Result<(), TrainError> {
+        for Damaged { path, .. } in damaged {
+            let aside = path.with_added_extension("damaged");
+            // Of the same step, from before.
+            match fs::remove_dir_all(&aside) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(io_error(&aside)(error));
+                }
+                _ => fs::rename(path, &aside).map_err(io_error(&aside))?,
+            }
+        }
+        Ok(())
     }
 
     /// Those of the run's stages, oldest first.
@@ -249,6 +261,7 @@ fn sync_folder(folder: &Path) {
 fn write<B: TrainBackend>(
     folder: &Path,
     progress: &Progress,
+    inputs: &Provenance,
     config: &ModelConfig,
     student: &PhiMamba<B>,
     optimizer: &AdamW<B::InnerBackend>,
@@ -257,43 +270,68 @@ fn write<B: TrainBackend>(
     let of_student = folder.join(STUDENT);
     model::save(config, student, &of_student)?;
     moments::save(student, optimizer, config.layout(), &folder.join(OPTIMIZER))?;
-    write_progress(progress, folder)?;
+    inputs.write(&folder.join(amended(INPUTS, 0)))?;
+    progress.write(&folder.join(amended(PROGRESS, 0)))?;
+    manifest::write(folder, &verify::files(folder)?)?;
     // The names of the files as well as what is in them.
     sync_folder(&of_student);
     sync_folder(folder);
     Ok(())
 }
 
-fn write_progress(progress: &Progress, checkpoint: &Path) -> Result<(), TrainError> {
-    let path = checkpoint.join(PROGRESS);
-    toml::to_string(progress)
-        .map_err(std::io::Error::other)
-        .and_then(|text| atomic_file::write(&path, (text + END).as_bytes()))
-        .map_err(io_error(&path))
+/// What a checkpoint holds, but for the moments.
+pub struct Loaded<B: TrainBackend> {
+    /// How far the run had come.
+    pub progress: Progress,
+    /// What it was made from.
+    pub inputs: Provenance,
+    /// The student then.
+    pub student: PhiMamba<B>,
 }
 
-/// Reads the student, how far the run had come, and into `optimizer` its moments.
+/// Reads what the run was made from that has the checkpoint `found`.
 ///
 /// # Errors
-/// [`TrainError::Checkpoint`] names the file or tensor that is damaged; [`TrainError::Mismatch`] if
-/// its student is not that of `config`.
+/// [`TrainError::Checkpoint`].
+pub fn inputs(found: &Found) -> Result<Provenance, TrainError> {
+    let (path, name) = (&found.path, &found.inputs);
+    Provenance::read(&path.join(name)).map_err(|reason| TrainError::Checkpoint {
+        path: path.clone(),
+        reason: format!("{name}: {reason}"),
+    })
+}
+
+/// Reads the checkpoint `found` of a run of `config`, and into `optimizer` its moments.
+///
+/// # Errors
+/// [`TrainError::Checkpoint`] names the file, tensor or value that is wrong; [`TrainError::Mismatch`] if
+/// its student is not that of `student_config`.
 pub fn load<B: TrainBackend>(
-    checkpoint: &Path,
-    config: &ModelConfig,
+    found: &Found,
+    config: &Config,
+    student_config: &ModelConfig,
     optimizer: &mut AdamW<B::InnerBackend>,
     device: &B::Device,
-) -> Result<(Progress, PhiMamba<B>), TrainError> {
+) -> Result<Loaded<B>, TrainError> {
+    let checkpoint = &found.path;
     let damaged = |reason: String| TrainError::Checkpoint {
-        path: checkpoint.into(),
+        path: checkpoint.clone(),
         reason,
     };
-    let in_file = |name, reason: String| damaged(format!("{name}: {reason}"));
+    let in_file = |name: &str, reason: String| damaged(format!("{name}: {reason}"));
 
+    let name = &found.progress;
     let progress =
-        read_progress(&checkpoint.join(PROGRESS)).map_err(|reason| in_file(PROGRESS, reason))?;
-    let (found, student) = model::load_any(checkpoint.join(STUDENT), device)
+        Progress::read(&checkpoint.join(name)).map_err(|reason| in_file(name, reason))?;
+    (progress.check(config)).map_err(|wrong| in_file(name, wrong.to_string()))?;
+    let own = name_of(&progress.position());
+    if checkpoint.file_name().is_none_or(|name| *name != *own) {
+        return Err(in_file(name, format!("it is that of {own}")));
+    }
+    let inputs = inputs(found)?;
+    let (of_student, student) = model::load_any(checkpoint.join(STUDENT), device)
         .map_err(|error| damaged(error.to_string()))?;
-    if found != *config {
+    if of_student != *student_config {
         return Err(TrainError::Mismatch(format!(
             "{}: the student in it is not the one that config.toml and the teacher ask for; undo \
              what was changed in either, or start another run",
@@ -301,17 +339,14 @@ pub fn load<B: TrainBackend>(
         )));
     }
     let moments = checkpoint.join(OPTIMIZER);
-    moments::load(&moments, &student, config.layout(), optimizer, device)
+    let layout = student_config.layout();
+    moments::load(&moments, &student, layout, optimizer, device)
         .map_err(|reason| in_file(OPTIMIZER, reason))?;
-    Ok((progress, student))
-}
-
-fn read_progress(path: &Path) -> Result<Progress, String> {
-    let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
-    if !text.ends_with(END) {
-        return Err("it is cut short".to_owned());
-    }
-    toml::from_str(&text).map_err(|error| error.message().to_owned())
+    Ok(Loaded {
+        progress,
+        inputs,
+        student,
+    })
 }
 
 #[cfg(test)]
@@ -349,6 +384,7 @@ mod tests {
         let stages = ["wide", "narrow"].map(str::to_owned).to_vec();
         let checkpoints = Checkpoints::new(folder.path().to_owned(), 2, stages);
         assert_eq!(checkpoints.newest().unwrap(), None);
+        let files = ["inputs.toml", "optimizer.safetensors", "progress.toml"];
         let steps = [
             ("wide", 5),
             ("narrow", 1),
@@ -356,11 +392,35 @@ mod tests {
             ("wide", 700),
         ];
         for (stage, step) in steps {
-            let name = format!("{stage}-step{step:07}");
-            fs::create_dir(folder.path().join(name)).unwrap();
+            let path = folder.path().join(format!("{stage}-step{step:07}"));
+            fs::create_dir_all(path.join("student")).unwrap();
+            let names = files.into_iter().chain(["student/config.json"]);
+            let names: Vec<_> = names.chain(["student/model.safetensors"]).collect();
+            for name in &names {
+                fs::write(path.join(name), name).unwrap();
+            }
+            manifest::write(&path, &names).unwrap();
         }
-        let newest = folder.path().join("narrow-step10000000");
-        assert_eq!(checkpoints.newest().unwrap(), Some(newest));
+        let found = checkpoints.newest().unwrap().expect("a checkpoint");
+        assert_eq!(found.path, folder.path().join("narrow-step10000000"));
+        assert_eq!(
+            (found.progress.as_str(), found.damaged),
+            ("progress.toml", vec![])
+        );
+
+        // Of what is damaged the name and the file are known; it is out of the way at once.
+        fs::write(found.path.join("optimizer.safetensors"), "other").unwrap();
+        let wide = folder.path().join("wide-step0000005");
+        fs::remove_file(wide.join(manifest::MANIFEST)).unwrap();
+        let before = checkpoints.newest().unwrap().expect("a checkpoint");
+        assert_eq!(before.path, folder.path().join("narrow-step0000001"));
+        let damaged: Vec<_> = before.damaged.iter().map(|damaged| &damaged.path).collect();
+        assert_eq!(damaged, [&wide, &found.path]);
+        assert!(before.damaged[1].reason.contains("optimizer.safetensors"));
+        checkpoints.set_aside(&before.damaged).unwrap();
+        let again = checkpoints.newest().unwrap().expect("a checkpoint");
+        assert_eq!((again.path, again.damaged), (before.path, vec![]));
+        assert!(found.path.with_added_extension("damaged").exists());
 
         fs::create_dir(folder.path().join("gone-step0000001")).unwrap();
         let message = checkpoints.newest().unwrap_err().to_string();

@@ -13,7 +13,8 @@ use train::TrainError;
 use train::bench::{Bench, TEACHER};
 use train::config::{Config, Source};
 
-use super::{INTERRUPTED, SharedArgs};
+use super::SharedArgs;
+use super::signals::{INTERRUPTED, on_interrupt};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -166,7 +167,7 @@ fn temporary_folder() -> anyhow::Result<TempDir> {
         .map_err(|error| anyhow!("{}: {error}", std::env::temp_dir().display()))?;
     let path = folder.path().to_owned();
     // Without a handler the folder stays, and the program ends all the same.
-    let _ = ctrlc::set_handler(move || {
+    let _ = on_interrupt(move || {
         let _ = std::fs::remove_dir_all(&path);
         std::process::exit(INTERRUPTED.into());
     });

@@ -1,13 +1,12 @@
 //! The command line of `train`.
 
 mod bench;
+mod signals;
 
 use std::fmt;
 use std::io::{ErrorKind, Write, stdout};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{anyhow, bail};
 use burn::backend::Autodiff;
@@ -19,9 +18,10 @@ use train::TrainError;
 use train::ablation::{Ablation, Budget};
 use train::config::{Config, Source};
 use train::logging::{listen, say};
-use train::run::{CONFIG, Outcome, Run, RunOptions, SUMMARY, StopRequest};
+use train::run::{CONFIG, Outcome, Run, RunOptions, SUMMARY};
 
 use bench::BenchArgs;
+use signals::{INTERRUPTED, stop_on_interrupt};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -97,9 +97,17 @@ struct RunArgs {
     /// Resume the run in this folder from its newest checkpoint
     ///
     /// The run's own configuration is used (RUN/config.toml), so that the result is what an
-    /// uninterrupted run gives. A run that is finished is left as it is.
+    /// uninterrupted run gives. A run that is finished is left as it is. If the teacher, the tokenizer, the text
+    /// or the settings of a stage that has begun have changed since, the run is not resumed.
     #[arg(long, value_name = "RUN", conflicts_with_all = ["preset", "config", "set", "stages", "precision", "out"])]
     resume: Option<PathBuf>,
+
+    /// With --resume: go on although what the run is made from has changed
+    ///
+    /// What has changed is noted in metrics.jsonl, summary.json and the report, and the teacher is measured
+    /// again. The result is not that of an uninterrupted run.
+    #[arg(long, requires = "resume")]
+    accept_changes: bool,
 
     /// The run folder; by default runs/NAME, or runs/NAME-2 and so on where that is taken
     #[arg(long, value_name = "FOLDER")]
@@ -214,6 +222,7 @@ impl RunArgs {
             config,
             folder: folder.clone(),
             resume,
+            accept_changes: self.accept_changes,
             dashboard: self.dashboard,
             backend: backend.name().into(),
             read_every: None,
@@ -329,34 +338,17 @@ fn of_run(error: TrainError, folder: &Path) -> anyhow::Error {
 /// too little of it, and `again` is how to continue after that.
 fn with_advice(error: TrainError, memory: &str, again: &str) -> anyhow::Error {
     use BackendError::{Failed, Lost, OldDriver, OutOfMemory};
-    use TrainError::{Device, Io, Metrics, Report, Weights};
+    use TrainError::{Device, Io, Manifest, Metrics, Report, Weights};
     match error {
         Device(OutOfMemory { .. }) => anyhow!("{error}; {memory}, then continue {again}"),
         Device(Lost { .. } | OldDriver { .. } | Failed { .. }) => {
             anyhow!("{error}; after that, continue {again}")
         }
-        Io { .. } | Metrics(_) | Report(_) | Weights(_) => {
+        Io { .. } | Manifest(_) | Metrics(_) | Report(_) | Weights(_) => {
             anyhow!("{error}; put that right, then continue {again}")
         }
         other => other.into(),
     }
-}
-
-/// What a shell reports of a program that an interrupt has ended.
-pub(crate) const INTERRUPTED: u8 = 130;
-
-/// A flag that the first Ctrl-C sets; a second one ends the program at once.
-fn stop_on_interrupt() -> anyhow::Result<StopRequest> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    ctrlc::set_handler(move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(INTERRUPTED.into());
-        }
-        say("stopping with a checkpoint after the steps that are begun; once more to stop at once");
-    })
-    .map_err(|error| anyhow!("cannot listen for Ctrl-C: {error}"))?;
-    Ok(StopRequest::on(stop))
 }
 
 #[cfg(test)]

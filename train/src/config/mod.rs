@@ -113,6 +113,8 @@ pub struct Data {
     pub tokenizer: String,
     /// Folder of tokenised text; empty takes the user's cache folder.
     pub cache: String,
+    /// Lines and rows without a document that are left out of each text, at most; the next one is an error.
+    pub skip_bad_lines: u64,
     /// Tokens per training sequence, in stages without a context of their own.
     pub context: usize,
 }
@@ -215,6 +217,14 @@ impl Config {
         layers::resolve(source, overrides)
     }
 
+    /// Checks that every value makes sense, as [`Config::load`] does: for a configuration that was made by hand.
+    ///
+    /// # Errors
+    /// [`ConfigError::OutOfRange`] with the key.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        Ok(validate::validate(self)?)
+    }
+
     /// The configuration as TOML that [`Config::load`] reads back to the same value.
     ///
     /// # Errors
@@ -294,7 +304,7 @@ impl Config {
     /// Optimizer steps of `stage`: its tokens over those of a step, to the nearest whole step, at least one.
     pub fn steps(&self, stage: &StageConfig) -> usize {
         let per_step = self.tokens_per_step(stage);
-        ((stage.tokens + per_step / 2) / per_step).max(1) as usize
+        (stage.tokens.saturating_add(per_step / 2) / per_step).max(1) as usize
     }
 }
 

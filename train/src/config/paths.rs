@@ -2,10 +2,46 @@
 
 use std::path::{Path, PathBuf};
 
-use super::ConfigError;
+use super::{Config, ConfigError};
 
 /// The folder that holds `assets/`: the workspace this crate was built in.
 const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+impl Config {
+    /// The same with every path that exists made absolute, so that it means the same from any working directory.
+    ///
+    /// The teacher's may be a name on the hub, which stays. So does a path that does not exist, for whoever reads
+    /// it to complain about, and one that is not UTF-8 when absolute, which TOML cannot hold.
+    pub fn with_absolute_paths(mut self) -> Self {
+        let stages = self.stages.iter_mut();
+        let texts = stages.flat_map(|stage| stage.data.iter_mut());
+        let data = &mut self.data;
+        let all = texts
+            .chain(data.train.iter_mut())
+            .chain(data.validation.iter_mut())
+            .chain([&mut self.teacher.model, &mut data.tokenizer]);
+        for path in all {
+            if let Ok(found) = resolve_path(path) {
+                make_absolute(path, &found);
+            }
+        }
+        // It need not exist yet.
+        let cache = data.cache.clone();
+        if !cache.is_empty() {
+            make_absolute(&mut data.cache, Path::new(&cache));
+        }
+        self
+    }
+}
+
+fn make_absolute(path: &mut String, found: &Path) {
+    // Neither `..` nor links are resolved: the name of a link may say what format its target has.
+    if let Ok(absolute) = std::path::absolute(found)
+        && let Some(absolute) = absolute.to_str()
+    {
+        *path = absolute.to_owned();
+    }
+}
 
 /// The existing file or folder that a configured `path` means.
 ///
@@ -45,4 +81,41 @@ pub fn resolve_path(path: &str) -> Result<PathBuf, ConfigError> {
         here,
         bundled,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Source;
+
+    #[test]
+    fn a_configuration_means_the_same_from_anywhere() {
+        // Tests run in the folder of the crate.
+        let here = std::env::current_dir().unwrap();
+        let set = [
+            "data.train=src/lib.rs,./src/../src/lib.rs",
+            "stage2.data=src",
+            "data.tokenizer=assets/phi-tiny",
+            "data.cache=not/there",
+            "stage3.data=not/there.txt",
+        ];
+        let config = Config::load(Source::Preset("tiny"), &set.map(str::to_owned)).unwrap();
+        let absolute = config.with_absolute_paths();
+        let of = |path: &str| here.join(path).to_str().unwrap().to_owned();
+        assert_eq!(
+            absolute.data.train,
+            [of("src/lib.rs"), of("src/../src/lib.rs")]
+        );
+        assert_eq!(absolute.stages[1].data, [of("src")]);
+        assert_eq!(absolute.data.cache, of("not/there"));
+        assert_eq!(absolute.stages[2].data, ["not/there.txt"]);
+        let bundled = Path::new(&absolute.teacher.model);
+        assert!(bundled.is_absolute() && bundled.ends_with("assets/phi-tiny"));
+        assert_eq!(absolute.data.tokenizer, absolute.teacher.model);
+        assert_eq!(absolute.clone().with_absolute_paths(), absolute);
+
+        let hub = ["teacher.model=microsoft/phi-1_5".to_owned()];
+        let hub = Config::load(Source::Preset("tiny"), &hub).unwrap();
+        assert_eq!(hub.with_absolute_paths().teacher.model, "microsoft/phi-1_5");
+    }
 }

@@ -4,6 +4,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
 use super::{Position, Record};
 
 /// An open `metrics.jsonl`.
@@ -14,6 +17,19 @@ use super::{Position, Record};
 pub struct MetricsLog {
     path: PathBuf,
     file: File,
+    /// Of all that was recorded.
+    bytes: u64,
+    digest: Sha256,
+}
+
+/// How long a log is and what is in it. A checkpoint holds that of the log when it was written, and so knows the
+/// log again, which has grown since.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogMark {
+    /// Its bytes.
+    pub bytes: u64,
+    /// Their SHA-256, in hexadecimal digits.
+    pub sha256: String,
 }
 
 /// What can go wrong with `metrics.jsonl`.
@@ -49,53 +65,60 @@ impl MetricsLog {
         Ok(Self {
             path: path.to_owned(),
             file,
+            bytes: 0,
+            digest: Sha256::new(),
         })
     }
 
-    /// Continues the log at `path` from the checkpoint at `position`, when the evaluation of the stages up to
-    /// `evaluated` was known, or of none but that before the first. `stages` are the names of the run's
-    /// stages, in order.
+    /// Continues the log at `path` from the checkpoint at `position`, which holds the log's `mark` at that time,
+    /// when the evaluation of the stages up to `evaluated` was known, or of none but that before the first.
+    /// `stages` are the names of the run's stages, in order.
     ///
-    /// What the interrupted run wrote after that checkpoint will be written again, so everything
-    /// from the first step beyond it is dropped first, whole or not at all. A log that does not
-    /// exist is started.
+    /// What the interrupted run wrote after that checkpoint will be written again, so it is dropped first, whole
+    /// or not at all. The second value says what is wrong if the log no longer begins as it was at the
+    /// checkpoint: then the lines that can be read are kept, up to the checkpoint's step.
     ///
     /// # Errors
-    /// [`MetricsError`].
+    /// [`MetricsError::Io`].
     pub fn resume(
         path: &Path,
+        mark: &LogMark,
         position: &Position,
         evaluated: Option<&str>,
         stages: &[String],
-    ) -> Result<Self, MetricsError> {
-        // Stages that are not of the run can only come after those that are done.
-        let place = |name: &str| stages.iter().position(|stage| stage == name);
-        let place = |name: &str| place(name).unwrap_or(stages.len());
-        let here = (place(&position.stage), position.step);
-        let text = text(path)?;
-        let mut kept = String::new();
-        for (record, line) in records(path, &text)? {
-            let beyond = match record {
-                Record::Step(step) => (place(&step.stage), step.step) > here,
-                Record::Evaluation(evaluation) => {
-                    evaluation.stage.as_deref().map(place) > evaluated.map(place)
-                }
-            };
-            if beyond {
-                break;
+    ) -> Result<(Self, Option<String>), MetricsError> {
+        let bytes = bytes(path)?;
+        let known = usize::try_from(mark.bytes)
+            .ok()
+            .and_then(|length| bytes.get(..length))
+            .filter(|known| LogMark::of(known) == *mark);
+        let (kept, damage) = match known {
+            Some(known) => (known.to_owned(), None),
+            None => {
+                let kept = up_to(&bytes, position, evaluated, stages);
+                let lines = kept.iter().filter(|&&byte| byte == b'\n').count();
+                let damage = format!(
+                    "{} is not what it was when the checkpoint was written: of its first {} bytes, {} can be \
+                     read, in {lines} lines; the curves of the report may have gaps or wrong points",
+                    path.display(),
+                    mark.bytes,
+                    kept.len(),
+                );
+                (kept, Some(damage))
             }
-            kept.push_str(line);
-            kept.push('\n');
-        }
-        model::atomic_file::write(path, kept.as_bytes()).map_err(io_error(path))?;
+        };
+        model::atomic_file::write(path, &kept).map_err(io_error(path))?;
         let file = OpenOptions::new()
             .append(true)
             .open(path)
             .map_err(io_error(path))?;
-        Ok(Self {
+        let log = Self {
             path: path.to_owned(),
             file,
-        })
+            bytes: kept.len() as u64,
+            digest: Sha256::new_with_prefix(&kept),
+        };
+        Ok((log, damage))
     }
 
     /// Appends `record`.
@@ -108,7 +131,10 @@ impl MetricsLog {
         line.push('\n');
         self.file
             .write_all(line.as_bytes())
-            .map_err(io_error(&self.path))
+            .map_err(io_error(&self.path))?;
+        self.bytes += line.len() as u64;
+        self.digest.update(&line);
+        Ok(())
     }
 
     /// Brings all that was recorded to the disk, where a loss of power does not take it.
@@ -118,6 +144,31 @@ impl MetricsLog {
     pub fn sync(&self) -> Result<(), MetricsError> {
         self.file.sync_data().map_err(io_error(&self.path))
     }
+
+    /// That of all that was recorded.
+    pub fn mark(&self) -> LogMark {
+        LogMark {
+            bytes: self.bytes,
+            sha256: format!("{:x}", self.digest.clone().finalize()),
+        }
+    }
+
+    /// Whether the file holds what was recorded and nothing else: another program may have changed or removed it.
+    ///
+    /// # Errors
+    /// [`MetricsError::Io`].
+    pub fn is_intact(&self) -> Result<bool, MetricsError> {
+        Ok(LogMark::of(&bytes(&self.path)?) == self.mark())
+    }
+}
+
+impl LogMark {
+    fn of(bytes: &[u8]) -> Self {
+        Self {
+            bytes: bytes.len() as u64,
+            sha256: format!("{:x}", Sha256::digest(bytes)),
+        }
+    }
 }
 
 /// The records of the log at `path`; none if there is no such file.
@@ -125,33 +176,65 @@ impl MetricsLog {
 /// # Errors
 /// [`MetricsError`].
 pub fn read(path: &Path) -> Result<Vec<Record>, MetricsError> {
-    let text = text(path)?;
-    let records = records(path, &text)?;
-    Ok(records.into_iter().map(|(record, _)| record).collect())
+    let bytes = bytes(path)?;
+    let record = |(index, line): (usize, &[u8])| {
+        serde_json::from_slice(line).map_err(|source| MetricsError::Line {
+            path: path.to_owned(),
+            line: index + 1,
+            source,
+        })
+    };
+    lines(&bytes).enumerate().map(record).collect()
 }
 
-fn text(path: &Path) -> Result<String, MetricsError> {
-    match std::fs::read_to_string(path) {
-        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+/// The records of the log at `path` that can be read.
+///
+/// # Errors
+/// [`MetricsError::Io`].
+pub fn read_what_can_be(path: &Path) -> Result<Vec<Record>, MetricsError> {
+    let bytes = bytes(path)?;
+    Ok(lines(&bytes)
+        .filter_map(|line| serde_json::from_slice(line).ok())
+        .collect())
+}
+
+fn bytes(path: &Path) -> Result<Vec<u8>, MetricsError> {
+    match std::fs::read(path) {
+        Err(source) if source.kind() == io::ErrorKind::NotFound => Ok(vec![]),
         other => other.map_err(io_error(path)),
     }
 }
 
-/// The complete lines of `text`, parsed, each with its text.
-fn records<'a>(path: &Path, text: &'a str) -> Result<Vec<(Record, &'a str)>, MetricsError> {
-    let complete = text.rfind('\n').map_or("", |end| &text[..end]);
-    complete
-        .lines()
-        .enumerate()
-        .map(|(index, line)| {
-            let record = serde_json::from_str(line).map_err(|source| MetricsError::Line {
-                path: path.to_owned(),
-                line: index + 1,
-                source,
-            })?;
-            Ok((record, line))
-        })
-        .collect()
+/// The complete lines of `bytes`, without their ends.
+fn lines(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    bytes
+        .split_inclusive(|&byte| byte == b'\n')
+        .filter_map(|line| line.strip_suffix(b"\n"))
+}
+
+/// The lines of `bytes` that can be read and are not beyond `position`.
+fn up_to(bytes: &[u8], position: &Position, evaluated: Option<&str>, stages: &[String]) -> Vec<u8> {
+    // Stages that are not of the run can only come after those that are done.
+    let place = |name: &str| stages.iter().position(|stage| stage == name);
+    let place = |name: &str| place(name).unwrap_or(stages.len());
+    let here = (place(&position.stage), position.step);
+    let mut kept = vec![];
+    for line in lines(bytes) {
+        let beyond = match serde_json::from_slice(line) {
+            Ok(Record::Step(step)) => (place(&step.stage), step.step) > here,
+            Ok(Record::Note(note)) => (place(&note.stage), note.step) > here,
+            Ok(Record::Evaluation(evaluation)) => {
+                evaluation.stage.as_deref().map(place) > evaluated.map(place)
+            }
+            Err(_) => continue,
+        };
+        if beyond {
+            break;
+        }
+        kept.extend_from_slice(line);
+        kept.push(b'\n');
+    }
+    kept
 }
 
 fn io_error(path: &Path) -> impl FnOnce(io::Error) -> MetricsError {
@@ -206,7 +289,15 @@ mod tests {
             stage: stage.to_owned(),
             step,
         };
-        MetricsLog::resume(path, &position, evaluated, &STAGES.map(str::to_owned)).unwrap()
+        // Of a log that nothing is known of, so that its lines decide.
+        let mark = LogMark {
+            bytes: 1,
+            sha256: String::new(),
+        };
+        let stages = STAGES.map(str::to_owned);
+        let (log, damage) = MetricsLog::resume(path, &mark, &position, evaluated, &stages).unwrap();
+        assert!(damage.unwrap().contains("metrics.jsonl"));
+        log
     }
 
     fn write(path: &Path, records: &[Record]) {
@@ -260,6 +351,43 @@ mod tests {
         }
     }
 
+    /// With its mark a log is cut where it was when the checkpoint was written, whatever stands behind that.
+    #[test]
+    fn a_mark_knows_its_log_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut log = MetricsLog::create(&path).unwrap();
+        log.record(&step("short", 1)).unwrap();
+        let mark = log.mark();
+        let known = std::fs::read(&path).unwrap();
+        log.record(&step("short", 2)).unwrap();
+        assert!(log.is_intact().unwrap());
+        let position = Position {
+            stage: "short".into(),
+            step: 1,
+        };
+        let resume = || MetricsLog::resume(&path, &mark, &position, None, &[]).unwrap();
+        for behind in [&b"{\"kind\":\"step\",\xff"[..], b"\xc3", b""] {
+            std::fs::write(&path, [&known, behind].concat()).unwrap();
+            let (mut log, damage) = resume();
+            assert_eq!(damage, None);
+            assert_eq!(std::fs::read(&path).unwrap(), known);
+            assert_eq!(log.mark(), mark);
+            log.record(&step("short", 2)).unwrap();
+            assert!(log.is_intact().unwrap());
+            std::fs::write(&path, &known).unwrap();
+            assert!(!log.is_intact().unwrap());
+        }
+        // A digit, the last byte, all of it.
+        let mut digit = known.clone();
+        let at = digit.iter().position(u8::is_ascii_digit).unwrap();
+        digit[at] ^= 1;
+        for damaged in [&digit, &known[..known.len() - 1], b""] {
+            std::fs::write(&path, damaged).unwrap();
+            assert!(resume().1.is_some());
+        }
+    }
+
     #[test]
     fn a_torn_last_line_is_dropped() {
         let folder = tempfile::tempdir().unwrap();
@@ -270,6 +398,10 @@ mod tests {
             std::fs::write(&path, &whole[..whole.len() - torn]).unwrap();
             assert_eq!(read(&path).unwrap(), [step("short", 1)]);
         }
+        // In the middle of a character.
+        std::fs::write(&path, [whole.as_bytes(), b"\xc3"].concat()).unwrap();
+        assert_eq!(read(&path).unwrap().len(), 2);
+        std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
         let mut log = resume(&path, "short", 2, None);
         log.record(&step("short", 2)).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), whole);
@@ -284,6 +416,7 @@ mod tests {
         std::fs::write(&path, text.replacen("\"stage\":\"short\"", "\"stag\":1", 1)).unwrap();
         let message = read(&path).unwrap_err().to_string();
         assert!(message.contains("metrics.jsonl line 2"), "{message}");
+        assert_eq!(read_what_can_be(&path).unwrap().len(), a_run().len() - 1);
     }
 
     #[test]

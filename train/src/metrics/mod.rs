@@ -8,7 +8,7 @@ mod dashboard;
 mod log;
 mod watch;
 
-pub use log::{MetricsError, MetricsLog, read};
+pub use log::{LogMark, MetricsError, MetricsLog, read, read_what_can_be};
 pub use watch::{StagePlan, Watch};
 
 use serde::{Deserialize, Serialize};
@@ -56,6 +56,18 @@ pub struct Evaluation {
     pub student_perplexity: f64,
 }
 
+/// What the numbers of a run do not say: a change of what it is made from that was accepted, damage that was
+/// worked around.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Note {
+    /// The stage in which it was noticed.
+    pub stage: String,
+    /// Steps of this stage done then.
+    pub step: usize,
+    /// What there is to say.
+    pub text: String,
+}
+
 /// One line of `metrics.jsonl`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
@@ -64,6 +76,8 @@ pub enum Record {
     Step(StepMetrics),
     /// After each stage.
     Evaluation(Evaluation),
+    /// Whenever there is something to say.
+    Note(Note),
 }
 
 /// How far a run has come: the stage it is in, and the steps of that stage that are done.

@@ -4,7 +4,7 @@ use indicatif::{HumanBytes, HumanCount};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::{MatrixPair, ReportData, ReportError, Sample, chart, heatmap};
-use crate::metrics::{Evaluation, Record, StepMetrics};
+use crate::metrics::{Evaluation, Note, Record, StepMetrics};
 use crate::stages::Kind;
 use crate::summary::{StageSummary, Summary, time};
 
@@ -28,6 +28,7 @@ pub(super) fn render(data: &ReportData) -> Result<String, ReportError> {
             }
             body {
                 (header(&title, summary))
+                (notes_section(&summary.notes))
                 (perplexity_section(&data.records)?)
                 (loss_section(&summary.stages, &data.records)?)
                 (table_section(summary))
@@ -56,6 +57,19 @@ fn header(title: &str, summary: &Summary) -> Markup {
             (fact("backend", html! { (summary.backend) }))
             @if let Some(bytes) = summary.peak_memory_bytes {
                 (fact("peak memory", html! { (HumanBytes(bytes)) }))
+            }
+        }
+    }
+}
+
+fn notes_section(notes: &[Note]) -> Markup {
+    html! {
+        @if !notes.is_empty() {
+            h2 { "Notes" }
+            ul {
+                @for Note { stage, step, text } in notes {
+                    li { (stage) ", step " (step) ": " (displayable(text)) }
+                }
             }
         }
     }
@@ -294,6 +308,12 @@ mod tests {
                     perplexity: 25.0,
                 }],
                 skipped_steps: 0,
+                skipped_lines: 0,
+                notes: vec![Note {
+                    stage: "last".to_owned(),
+                    step: 1,
+                    text: "a < b".to_owned(),
+                }],
                 backend: "flex".to_owned(),
                 peak_memory_bytes: None,
             },

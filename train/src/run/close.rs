@@ -4,25 +4,33 @@ use burn::module::AutodiffModule;
 use kernels::TrainBackend;
 use model::PhiMamba;
 
-use super::folder::export;
-use super::{METRICS, Run, SUMMARY};
+use super::folder::Held;
+use super::{METRICS, Run, STUDENT, SUMMARY};
 use crate::error::{TrainError, io_error};
-use crate::metrics;
+use crate::metrics::{self, Note, Record};
 use crate::report::ReportData;
 use crate::specimens::Specimens;
 use crate::summary::{Summary, peak_memory_bytes};
 
 impl<B: TrainBackend> Run<B> {
     /// Exports the student, and writes summary and report.
-    pub(super) fn close(self, student: &PhiMamba<B>) -> Result<Summary, TrainError> {
+    pub(super) fn close(
+        mut self,
+        student: &PhiMamba<B>,
+        held: &Held,
+    ) -> Result<Summary, TrainError> {
+        self.require_finite(student)?;
         let student = student.valid();
-        let folder = &self.options.folder;
-        export(
-            &self.student_config,
-            &student,
-            &self.tokenizer,
-            &folder.join("student"),
-        )?;
+        let folder = self.options.folder.clone();
+        held.check()?;
+        (self.teacher_files).export(&self.student_config, &student, &folder.join(STUDENT))?;
+        if !self.log.is_intact()? {
+            self.note(format!(
+                "{} was changed or removed by another program while the run went on; the curves of the report may \
+                 have gaps or wrong points",
+                folder.join(METRICS).display()
+            ))?;
+        }
         let stages = self.progress.finished.clone();
         let trained: f64 = stages.iter().map(|stage| stage.seconds).sum();
         let student_perplexity = stages.last().map_or(f64::NAN, |stage| stage.perplexity);
@@ -45,20 +53,36 @@ impl<B: TrainBackend> Run<B> {
             tokens_per_second: self.progress.tokens as f64 / trained,
             stages,
             skipped_steps: self.progress.skipped,
+            skipped_lines: self.skipped_lines,
+            notes: self.progress.notes.clone(),
             backend: self.options.backend.clone(),
             peak_memory_bytes: peak_memory_bytes(),
         };
         let report = ReportData {
             name: self.options.config.name.clone(),
             summary: summary.clone(),
-            records: metrics::read(&folder.join(METRICS))?,
+            records: metrics::read_what_can_be(&folder.join(METRICS))?,
             matrices,
             samples,
             config: self.options.config.to_toml()?,
         };
+        held.check()?;
         report.write(&folder.join("report.html"))?;
         let path = folder.join(SUMMARY);
         summary.write(&path).map_err(io_error(&path))?;
         Ok(summary)
+    }
+
+    /// Says `text`, in the log, in the metrics and in the summary.
+    fn note(&mut self, text: String) -> Result<(), TrainError> {
+        self.watch.note(&text);
+        let note = Note {
+            stage: self.progress.stage.clone(),
+            step: self.progress.step,
+            text,
+        };
+        self.log.record(&Record::Note(note.clone()))?;
+        self.progress.notes.push(note);
+        Ok(())
     }
 }

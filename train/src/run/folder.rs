@@ -1,14 +1,11 @@
-//! The folder of a run: whether a process works in it, whether it is finished, and the student that it ends
-//! with.
+//! The folder of a run: whether a process works in it, whether it is finished, and whether it is still there.
 
 use std::fs::{self, File, TryLockError};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use datasets::Tokenizer;
-use kernels::KernelBackend;
-use model::{ModelConfig, PhiMamba, atomic_file};
+use model::{atomic_file, manifest};
 
-use super::{CHECKPOINTS, CONFIG, SUMMARY};
+use super::{CHECKPOINTS, CONFIG, STUDENT, SUMMARY};
 use crate::error::{TrainError, io_error};
 use crate::summary::Summary;
 
@@ -17,33 +14,131 @@ pub(super) fn is_run(folder: &Path) -> bool {
     folder.join(CONFIG).exists() || folder.join(CHECKPOINTS).exists()
 }
 
-/// The result of the run in `folder`, if it is finished.
+/// The result of the run in `folder`, if it is finished, with its student as it was written, if that is there.
+///
+/// # Errors
+/// [`TrainError::Io`] for a summary that cannot be read; [`TrainError::Student`] for a damaged student.
 pub(super) fn finished(folder: &Path) -> Result<Option<Summary>, TrainError> {
     let path = folder.join(SUMMARY);
-    Summary::read(&path).map_err(io_error(&path))
+    let summary = Summary::read(&path).map_err(io_error(&path))?;
+    if summary.is_some() {
+        manifest::verify(folder.join(STUDENT)).map_err(|source| TrainError::DamagedStudent {
+            folder: folder.to_owned(),
+            source,
+        })?;
+    }
+    Ok(summary)
 }
 
-/// Keeps other processes from working in `folder` for as long as the file is open. Where a folder
-/// cannot be locked (Windows, some network file systems), nothing keeps them.
-pub(super) fn lock(folder: &Path) -> Result<Option<File>, TrainError> {
-    let Ok(lock) = File::open(folder) else {
-        return Ok(None);
-    };
-    match lock.try_lock() {
-        Err(TryLockError::WouldBlock) => Err(TrainError::InUse(folder.to_owned())),
-        Ok(()) | Err(TryLockError::Error(_)) => Ok(Some(lock)),
+/// The folder of a run, held by this process for as long as this value lives.
+pub(super) struct Held {
+    path: PathBuf,
+    /// The folder itself, locked where the file system can (Windows and some network file systems cannot: there
+    /// nothing keeps other processes out).
+    folder: Option<File>,
+    /// Whether there was no such folder before.
+    is_new: bool,
+}
+
+impl Held {
+    /// Makes the folder `path` if need be, and keeps other processes from working in it.
+    ///
+    /// # Errors
+    /// [`TrainError::Folder`] if it cannot be made or written; [`TrainError::InUse`].
+    pub(super) fn take(path: &Path) -> Result<Self, TrainError> {
+        let is_new = !path.exists();
+        // Now and not when there is something to write, which may be hours of tokenising later.
+        fs::create_dir_all(path)
+            .and_then(|()| atomic_file::check(&path.join(CONFIG)))
+            .map_err(|source| TrainError::Folder {
+                path: path.to_owned(),
+                source,
+            })?;
+        let folder = File::open(path).ok();
+        if let Some(folder) = &folder
+            && let Err(TryLockError::WouldBlock) = folder.try_lock()
+        {
+            return Err(TrainError::InUse(path.to_owned()));
+        }
+        let held = Self {
+            path: path.to_owned(),
+            folder,
+            is_new,
+        };
+        // Another process may have removed it before it was locked.
+        held.check()?;
+        Ok(held)
+    }
+
+    /// That the folder is still where it was: what is written under its name would otherwise become another
+    /// folder, which is no run.
+    ///
+    /// # Errors
+    /// [`TrainError::FolderGone`].
+    pub(super) fn check(&self) -> Result<(), TrainError> {
+        if self.is_there() {
+            Ok(())
+        } else {
+            Err(TrainError::FolderGone(self.path.clone()))
+        }
+    }
+
+    fn is_there(&self) -> bool {
+        let Ok(there) = fs::metadata(&self.path) else {
+            return false;
+        };
+        let own = self.folder.as_ref().map(File::metadata);
+        match own {
+            #[cfg(unix)]
+            Some(Ok(own)) => {
+                use std::os::unix::fs::MetadataExt;
+                (there.dev(), there.ino()) == (own.dev(), own.ino())
+            }
+            _ => there.is_dir(),
+        }
+    }
+
+    /// Removes the folder if it was made for a run that did not start, unless something is in it.
+    pub(super) fn give_up(self) {
+        if self.is_new && self.is_there() {
+            // Fails if something was written to it.
+            let _ = fs::remove_dir(&self.path);
+        }
     }
 }
 
-/// The student in the published format, with its tokenizer beside it.
-pub(super) fn export<B: KernelBackend>(
-    config: &ModelConfig,
-    student: &PhiMamba<B>,
-    tokenizer: &Tokenizer,
-    folder: &Path,
-) -> Result<(), TrainError> {
-    model::save(config, student, folder)?;
-    let copy = folder.join("tokenizer.json");
-    let bytes = fs::read(tokenizer.path()).map_err(io_error(tokenizer.path()))?;
-    atomic_file::write(&copy, &bytes).map_err(io_error(&copy))
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_known_to_be_gone() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("run");
+        let held = Held::take(&path).unwrap();
+        held.check().unwrap();
+        assert!(matches!(Held::take(&path), Err(TrainError::InUse(_))));
+        let elsewhere = parent.path().join("elsewhere");
+        fs::rename(&path, &elsewhere).unwrap();
+        assert!(matches!(held.check(), Err(TrainError::FolderGone(_))));
+        // Another one of its name is not it.
+        fs::create_dir(&path).unwrap();
+        assert!(matches!(held.check(), Err(TrainError::FolderGone(_))));
+        fs::remove_dir(&path).unwrap();
+        fs::rename(&elsewhere, &path).unwrap();
+        held.check().unwrap();
+        held.give_up();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_refused() {
+        for path in ["/proc", "/dev/null/run"] {
+            let refused = Held::take(Path::new(path)).err().unwrap().to_string();
+            assert!(
+                refused.contains(path) && refused.contains("--out"),
+                "{refused}"
+            );
+        }
+    }
 }

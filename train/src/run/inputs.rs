@@ -1,21 +1,31 @@
 //! What a run reads before it begins: teacher, tokenizer and text, by the names in the configuration.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::time::SystemTime;
 
 use burn::module::AutodiffModule;
-use datasets::{PrepareOptions, Split, TokenShards, TokenWindows, Tokenizer};
+use datasets::Tokenizer;
 use kernels::{KernelBackend, TrainBackend};
 use model::{
     DiscreteMamba2Config, Family, ModelConfig, NetworkConfig, Phi, PhiMamba, WeightsError,
 };
 
 use crate::config::{Config, Precision, StageConfig, resolve_path};
-use crate::error::TrainError;
+use crate::error::{TrainError, io_error};
+use crate::provenance::Provenance;
 
-/// The folder of the teacher called `name`: a path, or a model on the hub.
-pub(super) fn teacher_folder(name: &str) -> Result<PathBuf, TrainError> {
+/// The folder of the teacher called `name`: a path, or a model on the hub. A run that is resumed has it where it
+/// had it `before`, whatever the hub and its cache call by that name now.
+pub(super) fn teacher_folder(
+    name: &str,
+    before: Option<&Provenance>,
+) -> Result<PathBuf, TrainError> {
+    if let Some(before) = before
+        && before.config.teacher.model == name
+        && Path::new(&before.teacher_folder).is_dir()
+    {
+        return Ok(PathBuf::from(&before.teacher_folder));
+    }
     let missing = match resolve_path(name) {
         Ok(folder) => return Ok(folder),
         Err(missing) => missing,
@@ -32,6 +42,26 @@ pub(super) fn teacher_folder(name: &str) -> Result<PathBuf, TrainError> {
         WeightsError::NoSuchModel { .. } => missing.into(),
         other => TrainError::Teacher(other),
     })
+}
+
+/// A file, its size and when it was changed.
+pub(super) type Stamp = (PathBuf, u64, Option<SystemTime>);
+
+/// What tells whether the files of the model in `folder` are still the same, without their content.
+pub(super) fn stamps(folder: &Path) -> Result<Vec<Stamp>, TrainError> {
+    let stamp = |path: PathBuf| {
+        let data = path.metadata().map_err(io_error(&path))?;
+        Ok((path, data.len(), data.modified().ok()))
+    };
+    let files = model::model_files(folder).map_err(TrainError::Teacher)?;
+    files.into_iter().map(stamp).collect()
+}
+
+/// The first file that differs between two times.
+pub(super) fn changed(before: &[Stamp], after: &[Stamp]) -> Option<PathBuf> {
+    let new = after.iter().find(|stamp| !before.contains(stamp));
+    let gone = || before.iter().find(|stamp| !after.contains(stamp));
+    new.or_else(gone).map(|(path, ..)| path.clone())
 }
 
 /// The student's configuration, checked against the teacher's.
@@ -126,73 +156,4 @@ pub(super) fn tokenizer(
         )));
     }
     Ok(tokenizer)
-}
-
-/// The text of a run.
-pub(super) struct Text {
-    /// For each stage of the list, the windows that it trains on.
-    pub(super) train: Vec<TokenWindows>,
-    /// What no stage trains on.
-    pub(super) held_out: TokenWindows,
-    /// Training tokens, over all different texts.
-    pub(super) training_tokens: u64,
-}
-
-/// The training windows of every stage, and the held-out ones.
-pub(super) fn text(config: &Config, tokenizer: &Tokenizer) -> Result<Text, TrainError> {
-    let paths = |paths: &[String]| -> Result<Vec<PathBuf>, TrainError> {
-        Ok(paths
-            .iter()
-            .map(|path| resolve_path(path))
-            .collect::<Result<_, _>>()?)
-    };
-    let cache = match config.data.cache.as_str() {
-        "" => dirs::cache_dir()
-            .unwrap_or_else(std::env::temp_dir)
-            .join("mohawk"),
-        path => PathBuf::from(path),
-    };
-    let prepare = |name, sources, split| {
-        let shards = TokenShards::prepare(&PrepareOptions {
-            name,
-            sources,
-            split,
-            tokenizer,
-            cache: cache.clone(),
-            skip_bad_lines: 0,
-        });
-        shards.map(Arc::new)
-    };
-    // Without held-out text in the configuration, one document in a hundred is held out, of a stage's own
-    // text too, since that may be a part of the same.
-    let per_mille = 10;
-    let (train_split, held_out, held_out_split) = match &config.data.validation[..] {
-        [] => (
-            Split::Train { per_mille },
-            &config.data.train,
-            Split::HeldOut { per_mille },
-        ),
-        _ => (Split::All, &config.data.validation, Split::All),
-    };
-    let mut texts: HashMap<&[String], Arc<TokenShards>> = HashMap::new();
-    let (mut train, mut training_tokens) = (vec![], 0);
-    for stage in &config.stages {
-        let sources = config.text(stage);
-        let shards = match texts.get(sources) {
-            Some(shards) => shards.clone(),
-            None => {
-                let shards = prepare("train", paths(sources)?, train_split)?;
-                training_tokens += shards.tokens();
-                texts.insert(sources, shards.clone());
-                shards
-            }
-        };
-        train.push(TokenWindows::new(shards, config.context(stage))?);
-    }
-    let held_out = prepare("validation", paths(held_out)?, held_out_split)?;
-    Ok(Text {
-        train,
-        held_out: TokenWindows::new(held_out, config.evaluation.context)?,
-        training_tokens,
-    })
 }

@@ -4,17 +4,19 @@
 //! run, and a run with the second is finished.
 
 mod close;
+mod finite;
 mod folder;
 mod inputs;
 mod open;
 mod pending_metrics;
 mod prefetch;
+mod teacher_files;
+mod text;
 
 pub use inputs::student_config;
 pub(crate) use inputs::{check_layers, teacher_of_stages, untrained_student};
 
 use std::fmt;
-use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,15 +29,19 @@ use kernels::TrainBackend;
 use kernels::runtime::{check, synchronise};
 use model::{ModelConfig, Phi, PhiMamba};
 
-use self::folder::{finished, is_run, lock};
+use self::finite::not_finite;
+use self::folder::{Held, finished, is_run};
 use self::pending_metrics::PendingMetrics;
 use self::prefetch::Prefetch;
+use self::teacher_files::TeacherFiles;
+use self::text::{StageText, first_batch};
 use crate::checkpoint::{Checkpoints, Progress};
 use crate::config::{Config, StageConfig};
 use crate::error::TrainError;
 use crate::evaluate::perplexity;
 use crate::metrics::{Evaluation, MetricsLog, Record, StepMetrics, Watch};
 use crate::optimizer::AdamW;
+use crate::provenance::Provenance;
 use crate::stages::train_parts;
 use crate::step::TrainStep;
 use crate::summary::{StageSummary, Summary};
@@ -48,6 +54,8 @@ pub const SUMMARY: &str = "summary.json";
 const CHECKPOINTS: &str = "checkpoints";
 /// The file of the run folder that has a line for each step.
 const METRICS: &str = "metrics.jsonl";
+/// The folder of the run folder that holds the result.
+const STUDENT: &str = "student";
 
 /// Said before the first pass on a GPU.
 pub(crate) const COMPILING: &str = "compiling kernels, which takes a while at the first start";
@@ -64,6 +72,10 @@ pub struct RunOptions {
     /// Whether to resume from the newest checkpoint in the folder, or from the start if it has none yet. A
     /// run that is finished stays as it is.
     pub resume: bool,
+    /// Whether to resume although the teacher, the tokenizer, the text or the settings of stages that have begun
+    /// are not those that the checkpoint was made from. What has changed is noted in the metrics and in the
+    /// summary, and the teacher is measured again.
+    pub accept_changes: bool,
     /// Whether to show the terminal dashboard.
     pub dashboard: bool,
     /// The backend's name, for the record.
@@ -118,9 +130,13 @@ pub struct Run<B: TrainBackend> {
     options: RunOptions,
     device: B::Device,
     tokenizer: Tokenizer,
+    teacher_files: TeacherFiles,
+    made_from: Provenance,
     /// Of each stage of the list.
-    train: Vec<TokenWindows>,
+    train: Vec<StageText>,
     held_out: TokenWindows,
+    /// Lines of the text that hold no document.
+    skipped_lines: u64,
     /// Of each stage of the list: the layers that have nothing to learn in it.
     idle_layers: Vec<Vec<usize>>,
     teacher: Phi<B::InnerBackend>,
@@ -140,39 +156,42 @@ impl<B: TrainBackend> Run<B> {
     ///
     /// # Errors
     /// [`TrainError`]; what the run wrote before stays, and it can be resumed.
-    pub fn execute(options: RunOptions, device: &B::Device) -> Result<Outcome, TrainError> {
+    pub fn execute(mut options: RunOptions, device: &B::Device) -> Result<Outcome, TrainError> {
         let folder = options.folder.clone();
-        if !options.resume && is_run(&folder) {
+        options.config.validate()?;
+        options.config = options.config.with_absolute_paths();
+        let exists = || !options.resume && is_run(&folder);
+        if exists() {
             return Err(TrainError::Exists(folder));
         }
-        // Now and not when there is something to write, which may be hours of tokenising later.
-        let is_new = !folder.exists();
-        fs::create_dir_all(&folder).map_err(|source| TrainError::Folder {
-            path: folder.clone(),
-            source,
-        })?;
-        let _lock = lock(&folder)?;
+        let held = Held::take(&folder)?;
+        // Another process may have begun one before the folder was taken.
+        if exists() {
+            return Err(TrainError::Exists(folder));
+        }
         if options.resume
             && let Some(summary) = finished(&folder)?
         {
             return Ok(Outcome::Finished(summary));
         }
-        let opened = Self::open(options, device);
-        if opened.is_err() && is_new {
-            // Gone if nothing was written to it; fails otherwise.
-            let _ = fs::remove_dir(&folder);
-        }
-        let Some((mut run, mut student)) = opened? else {
+        let opened = match Self::open(options, &held, device) {
+            Ok(opened) => opened,
+            Err(error) => {
+                held.give_up();
+                return Err(error);
+            }
+        };
+        let Some((mut run, mut student)) = opened else {
             return Ok(Outcome::Stopped);
         };
         // Those that are done are the first of the list.
         for number in run.progress.finished.len()..run.options.config.stages.len() {
-            student = match run.stage(number, student)? {
+            student = match run.stage(number, student, &held)? {
                 Some(student) => student,
                 None => return Ok(Outcome::Stopped),
             };
         }
-        run.close(&student).map(Outcome::Finished)
+        run.close(&student, &held).map(Outcome::Finished)
     }
 
     /// Stage `number` of the list, from 0: the steps that are left of it, its last checkpoint and its
@@ -184,6 +203,7 @@ impl<B: TrainBackend> Run<B> {
         &mut self,
         number: usize,
         student: PhiMamba<B>,
+        held: &Held,
     ) -> Result<Option<PhiMamba<B>>, TrainError> {
         let config = self.options.config.clone();
         let stage = &config.stages[number];
@@ -196,8 +216,12 @@ impl<B: TrainBackend> Run<B> {
             self.optimizer = AdamW::new(&config.optimizer);
         }
         let steps = config.steps(stage);
-        let first = first_batch(&config, number) + self.progress.step as u64;
-        let batches = Batches::new(self.train[number].clone(), stage.batch, config.seed);
+        let texts: Vec<_> = (self.train.iter())
+            .map(|text| text.is.sha256.as_str())
+            .collect();
+        let first = first_batch(&config, &texts, number) + self.progress.step as u64;
+        let windows = self.train[number].windows.clone();
+        let batches = Batches::new(windows, stage.batch, config.seed);
         let mut batches = Prefetch::new(move |step| batches.batch(step), first);
         let mut student = train_parts(student, &stage.lr);
         let (precision, device) = (config.precision, &self.device);
@@ -212,7 +236,7 @@ impl<B: TrainBackend> Run<B> {
         while self.progress.step < steps {
             if stop_requested(&self.options, &self.watch) {
                 self.read(stage, &mut pending)?;
-                self.checkpoint(&student)?;
+                self.checkpoint(&student, held)?;
                 say_stopped(&self.options, &mut self.watch);
                 return Ok(None);
             }
@@ -236,13 +260,20 @@ impl<B: TrainBackend> Run<B> {
             }
             // A checkpoint after a skipped step would keep what led there.
             if checkpoint && self.progress.skipped_in_a_row == 0 {
-                self.checkpoint(&student)?;
+                self.checkpoint(&student, held)?;
                 pending.restart();
             }
         }
+        if self.progress.loss.is_none() {
+            return Err(TrainError::AllSkipped {
+                stage: stage.name.clone(),
+                steps,
+                folder: self.options.folder.clone(),
+            });
+        }
         // Before the evaluation, which takes time and may fail.
-        self.checkpoint(&student)?;
-        if !self.end_stage(stage, &student)? {
+        self.checkpoint(&student, held)?;
+        if !self.end_stage(stage, &student, held)? {
             say_stopped(&self.options, &mut self.watch);
             return Ok(None);
         }
@@ -330,18 +361,39 @@ impl<B: TrainBackend> Run<B> {
         finished.sum::<f64>() + self.progress.stage_seconds
     }
 
-    fn checkpoint(&mut self, student: &PhiMamba<B>) -> Result<(), TrainError> {
+    fn checkpoint(&mut self, student: &PhiMamba<B>, held: &Held) -> Result<(), TrainError> {
         // The results of a kernel that has failed are not valid.
         synchronise::<B>(&self.device)?;
+        self.require_finite(student)?;
+        held.check()?;
         // Before the checkpoint, which says that all before it is recorded.
         self.log.sync()?;
+        self.progress.log = self.log.mark();
         self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
         self.checkpoints.save(
             &self.progress,
+            &self.made_from,
             &self.student_config,
             student,
             &self.optimizer,
         )
+    }
+
+    /// That every parameter of `student` is a number.
+    fn require_finite(&self, student: &PhiMamba<B>) -> Result<(), TrainError> {
+        match not_finite(&student.valid(), self.student_config.layout()) {
+            Some(name) => Err(self.diverged(format!("parameter {name}"))),
+            None => Ok(()),
+        }
+    }
+
+    fn diverged(&self, what: String) -> TrainError {
+        TrainError::StudentNotFinite {
+            stage: self.progress.stage.clone(),
+            step: self.progress.step,
+            what,
+            folder: self.options.folder.clone(),
+        }
     }
 
     /// Measures the student at the end of a stage, and amends its checkpoint by that; false if asked to stop
@@ -350,6 +402,7 @@ impl<B: TrainBackend> Run<B> {
         &mut self,
         stage: &StageConfig,
         student: &PhiMamba<B>,
+        held: &Held,
     ) -> Result<bool, TrainError> {
         let config = &self.options.config;
         let measured = perplexity(
@@ -362,6 +415,9 @@ impl<B: TrainBackend> Run<B> {
         let Some(student_perplexity) = measured else {
             return Ok(false);
         };
+        if !student_perplexity.is_finite() {
+            return Err(self.diverged("the perplexity".to_owned()));
+        }
         let evaluation = Evaluation {
             stage: Some(stage.name.clone()),
             tokens: self.progress.tokens,
@@ -385,7 +441,9 @@ impl<B: TrainBackend> Run<B> {
         self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
         // Before the checkpoint, which says that all before it is recorded.
         self.log.sync()?;
-        self.checkpoints.amend(&self.progress)?;
+        self.progress.log = self.log.mark();
+        held.check()?;
+        self.checkpoints.amend(&self.progress, None)?;
         Ok(true)
     }
 }
@@ -398,64 +456,4 @@ fn stop_requested(options: &RunOptions, watch: &Watch) -> bool {
 fn say_stopped(options: &RunOptions, watch: &mut Watch) {
     let folder = options.folder.display();
     watch.note(&format!("stopped; continue with --resume {folder}"));
-}
-
-/// Where the data of stage `number` of the list begins: after the sequences of the stages before it that have
-/// the same text and context, up to whole batches, so that no text is seen again before all of it was dealt out.
-/// Text that is cut into sequences of another length is dealt out in another order, from its first sequence.
-fn first_batch(config: &Config, number: usize) -> u64 {
-    let cut = |stage| (config.text(stage), config.context(stage));
-    let stage = &config.stages[number];
-    let before = config.stages[..number].iter();
-    let sequences: usize = before
-        .filter(|other| cut(other) == cut(stage))
-        .map(|other| config.steps(other) * other.batch)
-        .sum();
-    sequences.div_ceil(stage.batch) as u64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Source;
-
-    /// The sequences that each stage sees, of all that are ever dealt out of its text.
-    fn sequences(config: &Config) -> Vec<std::ops::Range<u64>> {
-        let ranges = config.stages.iter().enumerate().map(|(number, stage)| {
-            let batch = stage.batch as u64;
-            let first = first_batch(config, number);
-            first * batch..(first + config.steps(stage) as u64) * batch
-        });
-        ranges.collect()
-    }
-
-    fn load(overrides: &[&str]) -> Config {
-        let overrides: Vec<_> = overrides.iter().map(|text| text.to_string()).collect();
-        Config::load(Source::Preset("tiny"), &overrides).unwrap()
-    }
-
-    #[test]
-    fn no_stage_repeats_the_data_of_another() {
-        assert_eq!(sequences(&load(&[])), [0..160, 160..2160, 2160..5200]);
-
-        // Stages that are left out take no data; another batch size begins at a whole batch.
-        let mut odd = load(&["stage3.batch=12", "stage3.tokens=30720"]);
-        odd.choose_stages(&["stage2", "stage3"].map(str::to_owned))
-            .unwrap();
-        assert_eq!(sequences(&odd), [0..2000, 2004..2124]);
-    }
-
-    #[test]
-    fn other_text_and_other_lengths_begin_at_their_beginning() {
-        let longer = load(&["stage2.context=512"]);
-        assert_eq!(sequences(&longer), [0..160, 0..1000, 160..3200]);
-        let other = load(&["stage1.data=a.txt", "stage3.data=a.txt"]);
-        assert_eq!(sequences(&other), [0..160, 0..2000, 160..3200]);
-        // The same text and length in other words.
-        let same = load(&[
-            "stage2.context=256",
-            "stage2.data=assets/text/pd-train.json.gz",
-        ]);
-        assert_eq!(sequences(&same), sequences(&load(&[])));
-    }
 }

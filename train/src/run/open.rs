@@ -7,21 +7,26 @@ use burn::module::AutodiffModule;
 use kernels::TrainBackend;
 use model::{CausalLm, PhiMamba};
 
+use super::folder::Held;
+use super::teacher_files::TeacherFiles;
+use super::text::text;
 use super::{
     CHECKPOINTS, COMPILING, CONFIG, METRICS, Run, RunOptions, check_layers, inputs, say_stopped,
     stop_requested, teacher_of_stages, untrained_student,
 };
-use crate::checkpoint::{self, Checkpoints, Progress};
+use crate::checkpoint::{self, Checkpoints, Found, Loaded, Progress};
 use crate::config::Config;
 use crate::error::TrainError;
 use crate::evaluate::perplexity;
-use crate::metrics::{Evaluation, MetricsLog, Record, StagePlan, Watch};
+use crate::metrics::{Evaluation, MetricsLog, Note, Record, StagePlan, Watch};
 use crate::optimizer::AdamW;
+use crate::provenance::Provenance;
 
 impl<B: TrainBackend> Run<B> {
     /// Reads or makes everything the stages need; `None` if asked to stop on the way.
     pub(super) fn open(
         options: RunOptions,
+        held: &Held,
         device: &B::Device,
     ) -> Result<Option<(Self, PhiMamba<B>)>, TrainError> {
         let started = Instant::now();
@@ -34,7 +39,16 @@ impl<B: TrainBackend> Run<B> {
                 resumed: options.resume.then(|| folder.join(CONFIG)),
             });
         }
-        let teacher_folder = inputs::teacher_folder(&config.teacher.model)?;
+        let stages = config.stages.iter();
+        let names: Vec<_> = stages.map(|stage| stage.name.clone()).collect();
+        let keep = config.checkpoint.keep;
+        let checkpoints = Checkpoints::new(folder.join(CHECKPOINTS), keep, names.clone());
+        checkpoints.remove_partial()?;
+        let newest = checkpoints.newest()?;
+        let before = newest.as_ref().map(checkpoint::inputs).transpose()?;
+
+        let teacher_folder = inputs::teacher_folder(&config.teacher.model, before.as_ref())?;
+        let stamps = inputs::stamps(&teacher_folder)?;
         let (teacher_config, teacher) =
             model::load_any(&teacher_folder, device).map_err(TrainError::Teacher)?;
         let student_config = inputs::student_config(config, &teacher_config)?;
@@ -46,19 +60,26 @@ impl<B: TrainBackend> Run<B> {
                 .collect::<Result<Vec<_>, _>>()?
         };
         let tokenizer = inputs::tokenizer(config, &teacher_folder, &teacher_config)?;
-        let inputs::Text {
-            train,
-            held_out,
-            training_tokens,
-        } = inputs::text(config, &tokenizer)?;
+        let teacher_files = TeacherFiles::read(&teacher_folder, &tokenizer)?;
+        let text = text(config, &tokenizer)?;
+        let texts = text.train.iter().map(|text| text.is.clone());
+        let made_from = Provenance {
+            tokenizer: tokenizer.hash().to_owned(),
+            teacher_folder: std::path::absolute(&teacher_folder)
+                .unwrap_or_else(|_| teacher_folder.clone())
+                .to_string_lossy()
+                .into_owned(),
+            teacher: Provenance::of_teacher(&teacher_folder)?,
+            held_out: text.held_out_is.clone(),
+            texts: names.iter().cloned().zip(texts).collect(),
+            config: config.clone(),
+        };
+        // What has been hashed is what was loaded.
+        if let Some(changed) = inputs::changed(&stamps, &inputs::stamps(&teacher_folder)?) {
+            return Err(TrainError::ChangedWhileRead(changed));
+        }
+        held.check()?;
 
-        let names: Vec<_> = config
-            .stages
-            .iter()
-            .map(|stage| stage.name.clone())
-            .collect();
-        let keep = config.checkpoint.keep;
-        let checkpoints = Checkpoints::new(folder.join(CHECKPOINTS), keep, names.clone());
         let metrics = folder.join(METRICS);
         let stages = config.stages.iter();
         let plan = stages.map(|stage| StagePlan {
@@ -67,24 +88,82 @@ impl<B: TrainBackend> Run<B> {
             tokens_per_step: config.tokens_per_step(stage),
         });
         let mut watch = Watch::new(plan.collect(), config.log.every, options.dashboard);
+        if text.skipped_lines > 0 {
+            watch.note(&format!(
+                "{} lines of the text hold no document and were left out, of the {} that data.skip_bad_lines allows \
+                 in each text",
+                text.skipped_lines, config.data.skip_bad_lines
+            ));
+        }
         let mut optimizer = AdamW::new(&config.optimizer);
         if B::queues() {
             watch.note(COMPILING);
         }
+        let stop = |watch: &Watch| stop_requested(&options, watch);
+        let measure = |model: CausalLm<_>, watch: &Watch| {
+            let model = model.cast(dtype);
+            let stop = || stop(watch);
+            perplexity(&model, &text.held_out, &config.evaluation, device, stop)
+        };
+        let measure_teacher = |watch: &Watch| match measure(teacher.clone(), watch)? {
+            Some(perplexity) if !perplexity.is_finite() => Err(TrainError::TeacherNotFinite {
+                model: config.teacher.model.clone(),
+                perplexity,
+                precision: config.precision,
+            }),
+            measured => Ok(measured),
+        };
 
-        checkpoints.remove_partial()?;
-        let newest = checkpoints.newest()?;
         let (student, progress, log) = if let Some(newest) = newest {
-            let (progress, student) =
-                checkpoint::load::<B>(&newest, &student_config, &mut optimizer, device)?;
+            let loaded =
+                checkpoint::load::<B>(&newest, config, &student_config, &mut optimizer, device)?;
+            let Loaded {
+                mut progress,
+                inputs: before,
+                student,
+            } = loaded;
             same_steps(config, &progress, folder)?;
-            let (position, evaluated) = (progress.position(), progress.evaluated());
-            let log = MetricsLog::resume(&metrics, &position, evaluated, &names)?;
             watch.note(&format!(
                 "resuming from {}, on {}",
-                newest.display(),
+                newest.path.display(),
                 options.backend
             ));
+            let changes = accepted(&options, &progress, &before, &made_from)?;
+            let mut said = damages(&newest);
+            said.extend(changes.iter().map(|change| {
+                format!("resumed with --accept-changes, since this has changed: {change}")
+            }));
+            if !changes.is_empty() {
+                let Some(now) = measure_teacher(&watch)? else {
+                    say_stopped(&options, &mut watch);
+                    return Ok(None);
+                };
+                let then = progress.teacher_perplexity;
+                said.push(format!(
+                    "the teacher's perplexity, measured again, is {now:.4}, where it was {then:.4}"
+                ));
+                progress.teacher_perplexity = now;
+            }
+            let (position, evaluated) = (progress.position(), progress.evaluated());
+            let (mut log, damage) =
+                MetricsLog::resume(&metrics, &progress.log, &position, evaluated, &names)?;
+            said.extend(damage);
+            checkpoints.set_aside(&newest.damaged)?;
+            for text in &said {
+                watch.note(text);
+                let note = Note {
+                    stage: position.stage.clone(),
+                    step: position.step,
+                    text: text.clone(),
+                };
+                log.record(&Record::Note(note.clone()))?;
+                progress.notes.push(note);
+            }
+            if !said.is_empty() {
+                log.sync()?;
+                progress.log = log.mark();
+                checkpoints.amend(&progress, Some(&made_from))?;
+            }
             (student, progress, log)
         } else {
             if options.resume {
@@ -99,20 +178,15 @@ impl<B: TrainBackend> Run<B> {
                 config.teacher.model,
                 teacher.backbone.layers.len(),
                 teacher_config.network().d_model,
-                training_tokens,
-                held_out.shards().tokens(),
+                text.training_tokens,
+                text.held_out.shards().tokens(),
                 options.backend,
             ));
-            let stop = || stop_requested(&options, &watch);
-            let measure = |model: CausalLm<_>| {
-                let model = model.cast(dtype);
-                perplexity(&model, &held_out, &config.evaluation, device, stop)
-            };
-            let Some(teacher_perplexity) = measure(teacher.clone())? else {
+            let Some(teacher_perplexity) = measure_teacher(&watch)? else {
                 say_stopped(&options, &mut watch);
                 return Ok(None);
             };
-            let Some(untrained) = measure(student.valid())? else {
+            let Some(untrained) = measure(student.valid(), &watch)? else {
                 say_stopped(&options, &mut watch);
                 return Ok(None);
             };
@@ -134,15 +208,20 @@ impl<B: TrainBackend> Run<B> {
                 skipped_in_a_row: 0,
                 loss: None,
                 teacher_perplexity,
+                log: log.mark(),
                 finished: vec![],
+                notes: vec![],
             };
             (student, progress, log)
         };
         let run = Self {
             device: device.clone(),
             tokenizer,
-            train,
-            held_out,
+            teacher_files,
+            made_from,
+            train: text.train,
+            held_out: text.held_out,
+            skipped_lines: text.skipped_lines,
             idle_layers,
             teacher: teacher_of_stages(teacher, &student_config, config.precision),
             student_config,
@@ -157,6 +236,44 @@ impl<B: TrainBackend> Run<B> {
         };
         Ok(Some((run, student)))
     }
+}
+
+/// What has changed since the checkpoint of `progress`, which was made `before`.
+///
+/// # Errors
+/// [`TrainError::Changed`] unless such changes are accepted.
+fn accepted(
+    options: &RunOptions,
+    progress: &Progress,
+    before: &Provenance,
+    now: &Provenance,
+) -> Result<Vec<String>, TrainError> {
+    let finished = progress.finished.iter().map(|done| done.stage.as_str());
+    let changes = before.changes(now, &progress.position(), finished);
+    if changes.is_empty() || options.accept_changes {
+        return Ok(changes);
+    }
+    Err(TrainError::Changed {
+        folder: options.folder.clone(),
+        stage: progress.stage.clone(),
+        step: progress.step,
+        changes,
+    })
+}
+
+/// What there is to say about the checkpoints that are damaged.
+fn damages(found: &Found) -> Vec<String> {
+    let own = found.path.file_name().unwrap_or_default();
+    let say = |damaged: &checkpoint::Damaged| {
+        let name = damaged.path.file_name().unwrap_or_default();
+        format!(
+            "checkpoint {name} is damaged and was set aside as {name}.damaged: {}; resumed from {own}",
+            damaged.reason,
+            name = name.display(),
+            own = own.display(),
+        )
+    };
+    found.damaged.iter().map(say).collect()
 }
 
 /// Refuses to resume where a step is not what it was, or where the stages that are done are not the first of the
@@ -187,7 +304,7 @@ fn same_steps(config: &Config, progress: &Progress, folder: &Path) -> Result<(),
     }
     for ((name, steps, tokens), stage) in done.into_iter().zip(&config.stages) {
         let now = config.tokens_per_step(stage);
-        if steps as u64 * now != tokens {
+        if (steps as u64).checked_mul(now) != Some(tokens) {
             return Err(mismatch(format!(
                 "stage {name} has done {steps} steps of {} tokens, and its batch times its context (or \
                  data.context) is {now}",

@@ -2,54 +2,12 @@
 
 use std::fs::File;
 
+use model::manifest;
+
 use super::*;
 
-fn error(options: RunOptions) -> TrainError {
+pub(super) fn error(options: RunOptions) -> TrainError {
     execute(options).expect_err("an error")
-}
-
-#[test]
-fn a_damaged_checkpoint_is_named() {
-    let folder = folder();
-    let run = folder.path();
-    super::run(config(&["checkpoint.keep=2"]), run);
-    assert_eq!(
-        checkpoints(run),
-        ["stage3-step0000002", "stage3-step0000004"]
-    );
-    fs::remove_file(run.join("summary.json")).unwrap();
-    let expected = student(run);
-
-    let newest = checkpoint(run, "stage3-step0000004");
-    let damages = [
-        ("student/model.safetensors", "model.safetensors"),
-        ("student/config.json", "config.json"),
-        ("optimizer.safetensors", "optimizer.safetensors"),
-        ("progress.toml", "progress.toml"),
-    ];
-    for (file, name) in damages {
-        let path = newest.join(file);
-        let whole = fs::read(&path).unwrap();
-        let assert_named = |damage| match error(options(config_of(run), run, true)) {
-            TrainError::Checkpoint { path, reason } => {
-                assert_eq!(path, newest);
-                assert!(reason.contains(name), "{damage} {name}: {reason}");
-            }
-            other => panic!("{damage} {name}: {other}"),
-        };
-        fs::write(&path, &whole[..whole.len() / 2]).unwrap();
-        assert_named("half of");
-        fs::write(&path, b"").unwrap();
-        assert_named("an empty");
-        fs::remove_file(&path).unwrap();
-        assert_named("no");
-        fs::write(&path, whole).unwrap();
-    }
-
-    // As the message says.
-    fs::remove_dir_all(&newest).unwrap();
-    resume(run);
-    assert!(student(run) == expected);
 }
 
 /// Moments that are not those of the student's parameters.
@@ -68,6 +26,8 @@ fn foreign_moments_are_named() {
         .expect("a moment");
     bytes[at] = b'w';
     fs::write(&path, bytes).unwrap();
+    // With the right checksum.
+    manifest::add(path.parent().unwrap(), &["optimizer.safetensors"]).unwrap();
     let message = error(options(config_of(run), run, true)).to_string();
     assert!(
         message.contains("`m.backbone.layers.0.mixer.D` is missing"),
@@ -226,4 +186,74 @@ fn a_run_that_cannot_start_leaves_nothing() {
     let message = error(options(config, &run, false)).to_string();
     assert!(message.contains("no/such/teacher"), "{message}");
     assert!(!run.exists());
+}
+
+/// A configuration that was made by hand.
+#[test]
+fn a_configuration_is_checked_before_anything_is_made() {
+    let folder = folder();
+    let run = folder.path().join("run");
+    let mut config = config(&[]);
+    config.stages.clear();
+    let message = error(options(config, &run, false)).to_string();
+    assert!(message.contains("`stages`"), "{message}");
+    assert!(!run.exists());
+}
+
+/// Fewer steps than may be skipped in a row, and none of them finite.
+#[test]
+fn a_stage_that_trains_nothing_is_an_error() {
+    let folder = folder();
+    let run = folder.path();
+    let config = config_of_stages(&["stage2", "stage3"], &["stage3.temperature=1e-40"]);
+    match error(options(config, run, false)) {
+        TrainError::AllSkipped { stage, steps, .. } => {
+            assert_eq!((stage.as_str(), steps), ("stage3", STEPS[2]));
+        }
+        other => panic!("{other}"),
+    }
+    assert_eq!(checkpoints(run).pop().unwrap(), "stage2-step0000005");
+    assert!(!run.join("student").exists() && !run.join("summary.json").exists());
+}
+
+/// A last step that no loss after it would tell of.
+#[test]
+fn a_student_that_is_not_finite_is_not_kept() {
+    let folder = folder();
+    let run = folder.path();
+    let one = ["stage3.tokens=64", "stage3.lr=1e39", "stage3.warmup=0"];
+    match error(options(config_of_stages(&["stage3"], &one), run, false)) {
+        TrainError::StudentNotFinite {
+            stage, step, what, ..
+        } => {
+            assert_eq!((stage.as_str(), step), ("stage3", 1));
+            assert!(what.contains("parameter "), "{what}");
+        }
+        other => panic!("{other}"),
+    }
+    assert!(!run.join("checkpoints").exists() && !run.join("student").exists());
+}
+
+/// Moved away, or removed and made anew by another: nothing appears under the old name.
+#[test]
+#[cfg(unix)]
+fn a_run_whose_folder_is_gone_ends() {
+    for at in [6, 14] {
+        let parent = folder();
+        let (run, elsewhere) = (parent.path().join("run"), parent.path().join("elsewhere"));
+        let config = config_of_stages(&["stage2", "stage3"], &[]);
+        let names = (run.clone(), elsewhere.clone());
+        let renamed = acting(
+            at,
+            move || fs::rename(&names.0, &names.1).unwrap(),
+            options(config, &run, false),
+        );
+        match error(renamed) {
+            TrainError::FolderGone(path) => assert_eq!(path, run),
+            other => panic!("{other}"),
+        }
+        assert!(!run.exists());
+        // Where it is now, it goes on.
+        resume(&elsewhere);
+    }
 }

@@ -1,7 +1,9 @@
 //! Whole runs of `train`, in little: the bundled teacher, a few steps of 2 x 32 tokens a stage.
 #![cfg(feature = "flex")]
 
+mod damage;
 mod failures;
+mod inputs;
 mod lists;
 mod presets;
 mod results;
@@ -69,6 +71,7 @@ fn options(config: Config, folder: &Path, resume: bool) -> RunOptions {
         config,
         folder: folder.to_owned(),
         resume,
+        accept_changes: false,
         dashboard: false,
         backend: "flex".to_owned(),
         read_every: None,
@@ -102,6 +105,41 @@ fn stopping(n: usize, mut options: RunOptions) -> RunOptions {
     let asked = AtomicUsize::new(0);
     options.stop = StopRequest::when(move || asked.fetch_add(1, Ordering::Relaxed) >= n);
     options
+}
+
+/// Calls `act` when it is asked for the `n`-th time, from 0, whether to stop, and does not stop.
+fn acting(n: usize, act: impl Fn() + Send + Sync + 'static, mut options: RunOptions) -> RunOptions {
+    let asked = AtomicUsize::new(0);
+    options.stop = StopRequest::when(move || {
+        if asked.fetch_add(1, Ordering::Relaxed) == n {
+            act();
+        }
+        false
+    });
+    options
+}
+
+/// The notes of a summary, in one text.
+fn notes(summary: &Summary) -> String {
+    let texts: Vec<_> = summary
+        .notes
+        .iter()
+        .map(|note| note.text.as_str())
+        .collect();
+    texts.join("\n")
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if from.is_dir() {
+            copy_folder(&from, &to);
+        } else {
+            fs::copy(from, to).unwrap();
+        }
+    }
 }
 
 /// As [`resume`], with the request to stop already made.

@@ -1,5 +1,7 @@
 //! The results of a run: a student, a record, a report.
 
+use model::manifest::{self, Verified};
+
 use super::*;
 
 /// The loss of each step of the stage called `stage`.
@@ -18,7 +20,7 @@ fn a_run_leaves_what_it_promises() {
     let config = config(&["checkpoint.keep=2"]);
     let summary = super::run(config.clone(), run);
 
-    assert_eq!(config_of(run), config);
+    assert_eq!(config_of(run), config.with_absolute_paths());
     assert_eq!(
         checkpoints(run),
         ["stage3-step0000002", "stage3-step0000004"]
@@ -67,6 +69,22 @@ fn a_run_leaves_what_it_promises() {
     let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/phi-tiny");
     let tokenizer = |folder: &Path| fs::read(folder.join("tokenizer.json")).unwrap();
     assert_eq!(tokenizer(&run.join("student")), tokenizer(&assets));
+    let names = [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ];
+    let known = manifest::verify(run.join("student")).unwrap();
+    assert_eq!(known, Verified::Files(names.map(str::to_owned).to_vec()));
+    // A finished run vouches for its student.
+    let path = run.join("student/config.json");
+    fs::write(&path, fs::read_to_string(&path).unwrap() + " ").unwrap();
+    match execute(options(config_of(run), run, true)).expect_err("an error") {
+        TrainError::DamagedStudent { folder, .. } => assert_eq!(folder, run),
+        other => panic!("{other}"),
+    }
 }
 
 #[test]

@@ -1,30 +1,20 @@
 //! A run that is interrupted, in whatever way, ends as one that is not.
 
+use model::manifest;
+
 use super::*;
 
 /// What a process leaves in `to` that was killed, if the newest whole checkpoint was `name`: later
 /// lines in the metrics, the last of them torn, and half a checkpoint.
 fn killed_after(name: &str, from: &Path, to: &Path) {
     fs::copy(from.join("config.toml"), to.join("config.toml")).unwrap();
-    let metrics = fs::read_to_string(from.join("metrics.jsonl")).unwrap();
-    fs::write(to.join("metrics.jsonl"), metrics + "{\"kind\":\"step\",").unwrap();
+    let metrics = fs::read(from.join("metrics.jsonl")).unwrap();
+    let torn = [&metrics, &b"{\"kind\":\"step\",\"stage\":\"\xc3"[..]].concat();
+    fs::write(to.join("metrics.jsonl"), torn).unwrap();
     let half = checkpoint(to, ".stage3-step0000009.partial");
     fs::create_dir_all(half.join("student")).unwrap();
     fs::write(half.join("student/model.safetensors.tmp"), b"half").unwrap();
     copy_folder(&checkpoint(from, name), &checkpoint(to, name));
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let (from, to) = (entry.path(), to.join(entry.file_name()));
-        if from.is_dir() {
-            copy_folder(&from, &to);
-        } else {
-            fs::copy(from, to).unwrap();
-        }
-    }
 }
 
 /// Asserts that two runs have the same result, to the bit.
@@ -131,10 +121,9 @@ fn an_evaluation_can_be_interrupted() {
         let rest = folder();
         killed_after(name, whole.path(), rest.path());
         // As it is while the evaluation is under way: without its result.
-        let path = checkpoint(rest.path(), name).join("progress.toml");
-        let text = fs::read_to_string(&path).unwrap();
-        let last = text.rfind("[[finished]]").expect("a finished stage");
-        fs::write(&path, format!("{}# end\n", &text[..last])).unwrap();
+        let path = checkpoint(rest.path(), name);
+        fs::remove_file(path.join("progress-1.toml")).expect("a progress with the evaluation");
+        manifest::add(&path, &["progress.toml"]).unwrap();
         for _ in 0..2 {
             assert_eq!(resume_and_stop(rest.path()), Outcome::Stopped);
             assert_eq!(checkpoints(rest.path()), [name]);

@@ -1,6 +1,10 @@
 //! The program as its user meets it: what goes where, and how it ends.
 #![cfg(feature = "flex")]
 
+#[cfg(unix)]
+mod signals;
+mod starts;
+
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 

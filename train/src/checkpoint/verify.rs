@@ -1,0 +1,148 @@
+//! Which checkpoints are whole: the checksums of their files are compared before anything in them is believed.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use model::manifest::{self, MANIFEST, ManifestError, Verified};
+use walkdir::WalkDir;
+
+use super::{INPUTS, OPTIMIZER, PROGRESS};
+use crate::error::{TrainError, io_error};
+
+/// The files that every checkpoint has, beside those that are amended.
+const FILES: [&str; 3] = [
+    OPTIMIZER,
+    "student/config.json",
+    "student/model.safetensors",
+];
+
+/// The checkpoint to resume from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Its folder.
+    pub path: PathBuf,
+    /// The file in it that says how far the run had come.
+    pub progress: String,
+    /// The file in it that says what the run was made from.
+    pub inputs: String,
+    /// Others of the run that are damaged, older or newer, oldest first.
+    pub damaged: Vec<Damaged>,
+}
+
+/// A checkpoint that is not what was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damaged {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Which file in it, and what is wrong with that.
+    pub reason: String,
+}
+
+/// The name of the file called `stem` when a checkpoint has been amended `n` times.
+pub(super) fn amended(stem: &str, n: usize) -> String {
+    match n {
+        0 => format!("{stem}.toml"),
+        n => format!("{stem}-{n}.toml"),
+    }
+}
+
+/// That of the files called `stem` in `listed` which counts: the last one.
+fn last(stem: &str, listed: &[String]) -> Result<String, String> {
+    let number = |name: &String| -> Option<usize> {
+        let rest = name.strip_prefix(stem)?.strip_suffix(".toml")?;
+        let n = match rest.strip_prefix('-') {
+            Some(n) => n.parse().ok()?,
+            None => 0,
+        };
+        (amended(stem, n) == *name).then_some(n)
+    };
+    match listed.iter().filter_map(number).max() {
+        Some(n) => Ok(amended(stem, n)),
+        None => Err(format!("{MANIFEST} does not list {}", amended(stem, 0))),
+    }
+}
+
+/// The files in `checkpoint`, relative to it.
+pub(super) fn files(checkpoint: &Path) -> Result<Vec<String>, TrainError> {
+    let mut names = vec![];
+    for entry in WalkDir::new(checkpoint).sort_by_file_name() {
+        let entry = entry.map_err(|error| io_error(checkpoint)(error.into()))?;
+        if entry.file_type().is_file()
+            && let Ok(name) = entry.path().strip_prefix(checkpoint)
+        {
+            names.push(name.to_string_lossy().into_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// The newest whole one of `all`, oldest first, and all that are damaged.
+pub(super) fn newest(all: Vec<PathBuf>) -> Result<Option<Found>, TrainError> {
+    let mut newest = None;
+    let mut damaged = vec![];
+    for path in all {
+        let listed = listed(&path)?;
+        let names = listed.and_then(|all| Ok((last(PROGRESS, &all)?, last(INPUTS, &all)?)));
+        match names {
+            Ok((progress, inputs)) => newest = Some((path, progress, inputs)),
+            Err(reason) => damaged.push(Damaged { path, reason }),
+        }
+    }
+    match newest {
+        Some((path, progress, inputs)) => Ok(Some(Found {
+            path,
+            progress,
+            inputs,
+            damaged,
+        })),
+        None if damaged.is_empty() => Ok(None),
+        None => Err(TrainError::NoWholeCheckpoint(damaged)),
+    }
+}
+
+/// The files of a checkpoint that is whole, or what is wrong with the checkpoint.
+///
+/// # Errors
+/// [`TrainError::Manifest`] if a file must not be read, which is no damage.
+fn listed(checkpoint: &Path) -> Result<Result<Vec<String>, String>, TrainError> {
+    let within = |path: &Path| {
+        let name = path.strip_prefix(checkpoint).unwrap_or(path);
+        name.display().to_string()
+    };
+    let listed = match manifest::verify(checkpoint) {
+        Ok(Verified::Files(names)) => names,
+        Ok(Verified::Absent) => {
+            return Ok(Err(format!(
+                "{MANIFEST} is missing; either it was removed, or an earlier version of this program wrote the \
+                 checkpoint"
+            )));
+        }
+        Err(ManifestError::Io { source, path }) if source.kind() == ErrorKind::PermissionDenied => {
+            return Err(ManifestError::Io { path, source }.into());
+        }
+        Err(ManifestError::Io { path, source }) => {
+            return Ok(Err(format!("{}, in {MANIFEST}: {source}", within(&path))));
+        }
+        Err(ManifestError::Unreadable { path, reason }) => {
+            return Ok(Err(format!("{}: {reason}", within(&path))));
+        }
+        Err(ManifestError::Missing { path }) => {
+            return Ok(Err(format!(
+                "{} is missing, which {MANIFEST} lists",
+                within(&path)
+            )));
+        }
+        Err(ManifestError::Changed { path, .. }) => {
+            return Ok(Err(format!(
+                "{} is not what was written: its checksum is another than that in {MANIFEST}",
+                within(&path)
+            )));
+        }
+        Err(other) => return Ok(Err(other.to_string())),
+    };
+    let lacks = (FILES.into_iter()).find(|name| !listed.iter().any(|known| known == name));
+    Ok(match lacks {
+        Some(name) => Err(format!("{MANIFEST} does not list {name}")),
+        None => Ok(listed),
+    })
+}

@@ -1,0 +1,71 @@
+//! The signals that ask the program to stop: Ctrl-C, SIGTERM of a cluster's scheduler, SIGHUP of a terminal that
+//! closes.
+//!
+//! One that is ignored when the program starts stays ignored, as in any program: so `nohup` protects a run from
+//! the end of its terminal, and a shell's `trap '' INT` from Ctrl-C.
+
+use std::process::exit;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::anyhow;
+
+use train::logging::say;
+use train::run::StopRequest;
+
+/// What a shell reports of a program that an interrupt has ended.
+pub(super) const INTERRUPTED: u8 = 130;
+
+/// A flag that the first of these signals sets; a second one ends the program at once.
+pub(super) fn stop_on_interrupt() -> anyhow::Result<StopRequest> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    on_interrupt(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            exit(INTERRUPTED.into());
+        }
+        say("stopping with a checkpoint after the steps that are begun; once more to stop at once");
+    })
+    .map_err(|error| anyhow!("cannot listen for Ctrl-C: {error}"))?;
+    Ok(StopRequest::on(stop))
+}
+
+/// Calls `handler` at each of these signals that is not ignored.
+pub(super) fn on_interrupt(handler: impl FnMut() + Send + 'static) -> Result<(), ctrlc::Error> {
+    #[cfg(unix)]
+    let ignored = unix::ignored();
+    // This takes all of them, whatever was there.
+    ctrlc::set_handler(handler)?;
+    #[cfg(unix)]
+    unix::ignore(&ignored);
+    Ok(())
+}
+
+#[cfg(unix)]
+mod unix {
+    use std::mem::MaybeUninit;
+
+    /// What `ctrlc` listens for.
+    const SIGNALS: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+
+    /// Those of [`SIGNALS`] that this process ignores.
+    pub(super) fn ignored() -> Vec<libc::c_int> {
+        let is_ignored = |signal: &libc::c_int| {
+            let mut action = MaybeUninit::<libc::sigaction>::uninit();
+            // SAFETY: without a new action this changes nothing, and writes the present one if it returns 0.
+            unsafe {
+                libc::sigaction(*signal, std::ptr::null(), action.as_mut_ptr()) == 0
+                    && action.assume_init().sa_sigaction == libc::SIG_IGN
+            }
+        };
+        SIGNALS.into_iter().filter(is_ignored).collect()
+    }
+
+    /// Ignores `signals`.
+    pub(super) fn ignore(signals: &[libc::c_int]) {
+        for &signal in signals {
+            // SAFETY: to ignore a signal runs no code of this program.
+            unsafe { libc::signal(signal, libc::SIG_IGN) };
+        }
+    }
+}

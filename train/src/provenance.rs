@@ -1,0 +1,343 @@
+//! What a run is made from: the teacher, the tokenizer, the text and the settings that decide on its result.
+//!
+//! A checkpoint holds this of the process that wrote it, by checksums. Whoever resumes from it compares: with
+//! another teacher or other text the run would go on to a result that no run gives, and its numbers before and
+//! after would be of different things. Where files lie does not matter, only what is in them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use datasets::{Manifest, TokenShards};
+use model::{atomic_file, manifest, model_files};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use toml::Value;
+
+use crate::config::Config;
+use crate::error::{TrainError, io_error};
+use crate::metrics::Position;
+
+/// Settings that do not change what a run computes: names, places, whose content is compared instead, how much
+/// is done at once, and what is kept, shown or given up.
+const FREE: [&str; 9] = [
+    "name",
+    "teacher",
+    "data",
+    "checkpoint",
+    "log",
+    "safety",
+    "evaluation.batch",
+    "micro_batch",
+    "recompute",
+];
+
+/// What a run is made from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// The SHA-256 of the tokenizer's file.
+    pub tokenizer: String,
+    /// The teacher's folder, where it was read.
+    pub teacher_folder: String,
+    /// The SHA-256 of each file of the teacher, by its name.
+    pub teacher: BTreeMap<String, String>,
+    /// The held-out text.
+    pub held_out: Text,
+    /// The training text of each stage, by the stage's name.
+    pub texts: BTreeMap<String, Text>,
+    /// The resolved configuration.
+    pub config: Config,
+}
+
+/// A text, tokenised.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Text {
+    /// The key of the configuration that names it.
+    pub key: String,
+    /// The folder of its tokens, whose manifest lists the files that it came from.
+    pub tokens: String,
+    /// The SHA-256 of the SHA-256s of the tokens' files.
+    pub sha256: String,
+}
+
+impl Text {
+    /// That of `key` in `shards`.
+    ///
+    /// # Errors
+    /// [`TrainError::Io`].
+    pub fn of(key: &str, shards: &TokenShards) -> Result<Self, TrainError> {
+        let (folder, manifest) = (shards.folder(), shards.manifest());
+        let hashes = match &manifest.sha256[..] {
+            [] => hashes(folder)?,
+            known => known.to_vec(),
+        };
+        let mut all = Sha256::new();
+        // Two bytes or four an id, and which id ends a document, are not in those files.
+        all.update(format!(
+            "{} {} ",
+            manifest.token_bytes, manifest.end_of_text
+        ));
+        hashes.iter().for_each(|hash| all.update(hash));
+        Ok(Self {
+            key: key.to_owned(),
+            tokens: folder.to_string_lossy().into_owned(),
+            sha256: format!("{:x}", all.finalize()),
+        })
+    }
+
+    /// What differs in `now`, if anything does.
+    fn change(&self, now: &Self) -> Option<String> {
+        if self.sha256 == now.sha256 {
+            return None;
+        }
+        let files = |text: &Self| -> Option<Manifest> {
+            serde_json::from_slice(&fs::read(Path::new(&text.tokens).join("manifest.json")).ok()?)
+                .ok()
+        };
+        // The folders of earlier states are kept, but may have been cleared away.
+        let differs = files(self).zip(files(now)).and_then(|(then, now)| {
+            let known = |file| then.sources.contains(file);
+            let new = now.sources.iter().find(|file| !known(file));
+            let gone = || then.sources.iter().find(|file| !now.sources.contains(file));
+            new.or_else(gone).map(|file| file.path.clone())
+        });
+        Some(match differs {
+            Some(file) => format!("the text of {} ({})", now.key, file.display()),
+            None => format!("the text of {}", now.key),
+        })
+    }
+}
+
+impl Provenance {
+    /// The checksums of the files in a teacher's folder that decide what it computes.
+    ///
+    /// # Errors
+    /// [`TrainError::Teacher`] and [`TrainError::Io`].
+    pub fn of_teacher(folder: &Path) -> Result<BTreeMap<String, String>, TrainError> {
+        let files = model_files(folder).map_err(TrainError::Teacher)?;
+        let hash = |path: PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let hash = manifest::hash(&path).map_err(io_error(&path))?;
+            Ok((name.into_owned(), hash))
+        };
+        files.into_par_iter().map(hash).collect()
+    }
+
+    /// What has changed from here to `now` of all that the run has used up to `position`, its stages `finished`;
+    /// each as a phrase: "the teacher's model.safetensors", "stage1.lr.mixer, from 0.003 to 0.001".
+    pub fn changes<'a>(
+        &self,
+        now: &Self,
+        position: &Position,
+        finished: impl Iterator<Item = &'a str>,
+    ) -> Vec<String> {
+        let mut changes = vec![];
+        let names = self.teacher.keys().chain(now.teacher.keys());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names.dedup();
+        for name in names {
+            if self.teacher.get(name) != now.teacher.get(name) {
+                changes.push(format!("the teacher's {name}"));
+            }
+        }
+        if self.tokenizer != now.tokenizer {
+            changes.push("the tokenizer.json".to_owned());
+        }
+        changes.extend(self.held_out.change(&now.held_out));
+        let mut begun: Vec<&str> = finished.collect();
+        if position.step > 0 && !begun.contains(&position.stage.as_str()) {
+            begun.push(&position.stage);
+        }
+        let mut texts: Vec<_> = (begun.iter())
+            .filter_map(|stage| self.texts.get(*stage)?.change(now.texts.get(*stage)?))
+            .collect();
+        texts.dedup();
+        changes.extend(texts);
+        let (then, now) = (
+            settings(&self.config, &begun),
+            settings(&now.config, &begun),
+        );
+        let keys = then.keys().chain(now.keys());
+        let mut keys: Vec<_> = keys.collect();
+        keys.sort();
+        keys.dedup();
+        let words = |value: Option<&Value>| match value {
+            Some(value) => value.to_string(),
+            None => "none".to_owned(),
+        };
+        for key in keys {
+            let (then, now) = (then.get(key), now.get(key));
+            if then != now {
+                changes.push(format!("{key}, from {} to {}", words(then), words(now)));
+            }
+        }
+        changes
+    }
+
+    /// Writes it to `path`, whole or not at all.
+    pub(crate) fn write(&self, path: &Path) -> Result<(), TrainError> {
+        toml::to_string(self)
+            .map_err(std::io::Error::other)
+            .and_then(|text| atomic_file::write(path, text.as_bytes()))
+            .map_err(io_error(path))
+    }
+
+    /// Reads what [`write`](Self::write) wrote.
+    pub(crate) fn read(path: &Path) -> Result<Self, String> {
+        let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
+        toml::from_str(&text).map_err(|error| error.message().to_owned())
+    }
+}
+
+/// The SHA-256 of each file of tokens in `folder`, where its manifest, of an older version, has none.
+fn hashes(folder: &Path) -> Result<Vec<String>, TrainError> {
+    let mut files = vec![];
+    for entry in fs::read_dir(folder).map_err(io_error(folder))? {
+        let path = entry.map_err(io_error(folder))?.path();
+        if path.extension().is_some_and(|ending| ending == "bin") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    let hash = |path: &PathBuf| manifest::hash(path).map_err(io_error(path));
+    files.par_iter().map(hash).collect()
+}
+
+/// The settings of `config` that decide on what was computed in the stages `begun`, by their dotted keys.
+fn settings(config: &Config, begun: &[&str]) -> BTreeMap<String, Value> {
+    let mut settings = BTreeMap::new();
+    let mut sections = toml::Table::try_from(config).unwrap_or_default();
+    sections.remove("stages");
+    flatten("", &sections, &mut settings);
+    for stage in &config.stages {
+        if begun.contains(&stage.name.as_str())
+            && let Ok(mut keys) = toml::Table::try_from(stage)
+        {
+            // As it is resolved: a stage without its own has that of the run.
+            keys.insert(
+                "context".into(),
+                Value::Integer(config.context(stage) as i64),
+            );
+            keys.remove("name");
+            flatten(&format!("{}.", stage.name), &keys, &mut settings);
+        }
+    }
+    settings
+}
+
+fn flatten(prefix: &str, table: &toml::Table, into: &mut BTreeMap<String, Value>) {
+    for (key, value) in table {
+        let full = format!("{prefix}{key}");
+        if FREE.contains(&key.as_str()) || FREE.contains(&full.as_str()) {
+            continue;
+        }
+        match value {
+            Value::Table(table) => flatten(&format!("{full}."), table, into),
+            value => {
+                into.insert(full, value.clone());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Source;
+
+    fn text(key: &str, sha256: &str) -> Text {
+        Text {
+            key: key.into(),
+            tokens: "/nowhere".into(),
+            sha256: sha256.into(),
+        }
+    }
+
+    fn made_from(set: &[&str]) -> Provenance {
+        let set: Vec<_> = set.iter().map(|text| text.to_string()).collect();
+        let config = Config::load(Source::Preset("tiny"), &set).unwrap();
+        let stages = config.stages.iter();
+        Provenance {
+            tokenizer: "a".into(),
+            teacher_folder: "/teacher".into(),
+            teacher: [("config.json", "b"), ("model.safetensors", "c")]
+                .map(|(name, hash)| (name.to_owned(), hash.to_owned()))
+                .into(),
+            held_out: text("data.validation", "d"),
+            texts: stages
+                .map(|stage| (stage.name.clone(), text("data.train", "e")))
+                .collect(),
+            config,
+        }
+    }
+
+    /// What is compared is all that has been used, and nothing else.
+    #[test]
+    fn changes_are_named() {
+        let then = made_from(&[]);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("inputs.toml");
+        then.write(&path).unwrap();
+        assert_eq!(Provenance::read(&path).unwrap(), then);
+
+        // In the second stage of three.
+        let position = Position {
+            stage: "stage2".into(),
+            step: 3,
+        };
+        let changes = |now: &Provenance| then.changes(now, &position, ["stage1"].into_iter());
+        let mut now = then.clone();
+        now.teacher_folder = "/elsewhere".into();
+        assert!(changes(&now).is_empty());
+        now.teacher.insert("model.safetensors".into(), "x".into());
+        now.tokenizer = "x".into();
+        now.held_out.sha256 = "x".into();
+        for text in now.texts.values_mut() {
+            text.sha256 = "x".into();
+        }
+        assert_eq!(
+            changes(&now),
+            [
+                "the teacher's model.safetensors",
+                "the tokenizer.json",
+                "the text of data.validation",
+                "the text of data.train",
+            ]
+        );
+        // Text of a stage that has not begun.
+        let mut now = then.clone();
+        now.texts.insert("stage3".into(), text("data.train", "x"));
+        assert!(changes(&now).is_empty());
+
+        let free = [
+            "name=other",
+            "data.cache=/c",
+            "data.train=other.txt",
+            "checkpoint.every=7",
+            "log.every=3",
+            "safety.max_skipped=2",
+            "evaluation.batch=1",
+            "stage1.micro_batch=1",
+            "stage3.recompute=true",
+            "stage3.lr=1e-3",
+            "stage3.kind=predictions",
+        ];
+        assert!(changes(&made_from(&free)).is_empty());
+        for (set, change) in [
+            ("seed=1", "seed, from 42 to 1"),
+            ("stage1.lr.mixer=0.5", "stage1.lr.mixer, from 0.003 to 0.5"),
+            ("stage1.lr.norm=0.5", "stage1.lr.norm, from none to 0.5"),
+            (
+                "stage2.target=block",
+                "stage2.target, from \"mixer\" to \"block\"",
+            ),
+            ("student.bias=true", "student.bias, from false to true"),
+            ("evaluation.windows=5", "evaluation.windows, from 0 to 5"),
+            ("optimizer.beta1=0.5", "optimizer.beta1, from 0.9 to 0.5"),
+        ] {
+            assert_eq!(changes(&made_from(&[set])), [change]);
+        }
+    }
+}

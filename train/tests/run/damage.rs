@@ -1,0 +1,238 @@
+//! Files of a run that are no longer what was written: each damage is named, and the student at the end is that
+//! of the run without it.
+
+use tests::mutations::Mutator;
+
+use super::failures::error;
+use super::*;
+
+/// A run with two checkpoints, killed before its end; and the student of a run that was not.
+fn killed(run: &Path) -> Vec<u8> {
+    super::run(config_of_stages(&["stage2"], &["checkpoint.keep=2"]), run);
+    let expected = student(run);
+    fs::remove_file(run.join("summary.json")).unwrap();
+    fs::remove_dir_all(run.join("student")).unwrap();
+    assert_eq!(checkpoints(run), [BEFORE, NEWEST]);
+    expected
+}
+
+const BEFORE: &str = "stage2-step0000004";
+const NEWEST: &str = "stage2-step0000005";
+
+/// All files of a checkpoint that has been amended, by their names.
+const FILES: [&str; 7] = [
+    "SHA256SUMS",
+    "inputs.toml",
+    "optimizer.safetensors",
+    "progress.toml",
+    "progress-1.toml",
+    "student/config.json",
+    "student/model.safetensors",
+];
+
+/// What may happen to a file.
+fn damages(name: &str, whole: &[u8]) -> Vec<(String, Option<Vec<u8>>)> {
+    let mut all = vec![
+        (format!("{name}: removed"), None),
+        (format!("{name}: empty"), Some(vec![])),
+        (
+            format!("{name}: half"),
+            Some(whole[..whole.len() / 2].to_vec()),
+        ),
+    ];
+    let mut add = |what: &str, change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = whole.to_vec();
+        change(&mut bytes);
+        if bytes != whole {
+            all.push((format!("{name}: {what}"), Some(bytes)));
+        }
+    };
+    // In the last third, where the values are.
+    let at = whole.len() * 2 / 3;
+    add("one bit", &|bytes| bytes[at] ^= 4);
+    add("4 KiB of zeros", &|bytes| {
+        let end = bytes.len().min(at + 4096);
+        bytes[at..end].fill(0);
+    });
+    add("a digit", &|bytes| {
+        let mut digits = bytes.iter_mut().filter(|byte| byte.is_ascii_digit());
+        if let Some(digit) = digits.next_back() {
+            *digit = b'0' + (*digit - b'0' + 1) % 10;
+        }
+    });
+    for seed in 0..2 {
+        add(&format!("mutation {seed}"), &|bytes| {
+            *bytes = Mutator::new(seed).bytes(bytes);
+        });
+    }
+    all
+}
+
+fn put(path: &Path, bytes: &Option<Vec<u8>>) {
+    match bytes {
+        Some(bytes) => fs::write(path, bytes).unwrap(),
+        None => fs::remove_file(path).unwrap(),
+    }
+}
+
+/// The checkpoint before takes the place of the newest, and all that tells of the run says so.
+#[test]
+fn a_damaged_checkpoint_is_named_and_the_one_before_taken() {
+    let whole = folder();
+    let expected = killed(whole.path());
+    let mut resumed = vec![];
+    for name in FILES {
+        let bytes = fs::read(checkpoint(whole.path(), NEWEST).join(name)).unwrap();
+        for (what, damaged) in damages(name, &bytes) {
+            let rest = folder();
+            let run = rest.path();
+            copy_folder(whole.path(), run);
+            put(&checkpoint(run, NEWEST).join(name), &damaged);
+            let summary = resume(run);
+            assert!(student(run) == expected, "{what}");
+            let said = notes(&summary);
+            // A list of checksums with a blank more, say, is the same list.
+            if name != "SHA256SUMS" || !said.is_empty() {
+                assert!(
+                    said.contains(NEWEST) && said.contains(BEFORE),
+                    "{what}: {said}"
+                );
+                assert!(said.contains(name), "{what}: {said}");
+                let all = metrics(run).into_iter();
+                let mut recorded = all.filter(|record| record["kind"] == "note");
+                let recorded = recorded.next().expect("a note in the metrics");
+                assert!(
+                    recorded["text"].as_str().unwrap().contains(NEWEST),
+                    "{what}"
+                );
+                let report = fs::read_to_string(run.join("report.html")).unwrap();
+                assert!(report.contains(NEWEST), "{what}");
+                assert!(
+                    checkpoints(run).contains(&format!("{NEWEST}.damaged")),
+                    "{what}"
+                );
+                resumed.push(what);
+            }
+        }
+    }
+    assert!(resumed.len() > 40, "{resumed:?}");
+}
+
+/// The older one too, though the run goes on from the newest.
+#[test]
+fn damage_of_an_older_checkpoint_is_said() {
+    let whole = folder();
+    let run = whole.path();
+    let expected = killed(run);
+    let path = checkpoint(run, BEFORE).join("optimizer.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&path, bytes).unwrap();
+    let summary = resume(run);
+    assert!(notes(&summary).contains(&format!("{BEFORE}.damaged")));
+    assert!(student(run) == expected);
+}
+
+#[test]
+fn without_a_whole_checkpoint_nothing_goes_on() {
+    let whole = folder();
+    let run = whole.path();
+    killed(run);
+    for name in [BEFORE, NEWEST] {
+        fs::write(checkpoint(run, name).join("progress.toml"), "").unwrap();
+    }
+    let before = checkpoints(run);
+    for _ in 0..2 {
+        match error(options(config_of(run), run, true)) {
+            error @ TrainError::NoWholeCheckpoint(_) => {
+                let message = error.to_string();
+                assert!(
+                    message.contains(BEFORE) && message.contains(NEWEST),
+                    "{message}"
+                );
+            }
+            other => panic!("{other}"),
+        }
+        assert_eq!(checkpoints(run), before);
+    }
+}
+
+/// A value that no run writes, with the right checksum, is an error by its name.
+#[test]
+fn values_out_of_range_are_named() {
+    let whole = folder();
+    killed(whole.path());
+    for (from, to, words) in [
+        ("stage = \"stage2\"", "stage = 7", "string"),
+        ("stage = \"stage2\"", "stage = \"stage7\"", "`stage`"),
+        ("step = 5", "step = 4", "stage2-step0000004"),
+        ("step = 5", "step = 9223372036854775807", "`step`"),
+        (
+            "teacher_perplexity = ",
+            "teacher_perplexity = -",
+            "`teacher_perplexity`",
+        ),
+        (
+            "kind = \"hidden_states\"",
+            "kind = \"others\"",
+            "`finished.kind`",
+        ),
+    ] {
+        let rest = folder();
+        let run = rest.path();
+        copy_folder(whole.path(), run);
+        let path = checkpoint(run, NEWEST);
+        let file = path.join("progress-1.toml");
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(text.contains(from), "{from} in {text}");
+        fs::write(&file, text.replacen(from, to, 1)).unwrap();
+        model::manifest::add(&path, &["progress-1.toml"]).unwrap();
+        match error(options(config_of(run), run, true)) {
+            TrainError::Checkpoint {
+                path: found,
+                reason,
+            } => {
+                assert_eq!(found, path);
+                assert!(
+                    reason.contains("progress-1.toml") && reason.contains(words),
+                    "{reason}"
+                );
+            }
+            other => panic!("{to}: {other}"),
+        }
+    }
+}
+
+/// The log is no part of the student: the run goes on, and says what is lost.
+#[test]
+fn a_damaged_log_is_said() {
+    let whole = folder();
+    let expected = killed(whole.path());
+    let bytes = fs::read(whole.path().join("metrics.jsonl")).unwrap();
+    for (what, damaged) in damages("metrics.jsonl", &bytes) {
+        let rest = folder();
+        let run = rest.path();
+        copy_folder(whole.path(), run);
+        put(&run.join("metrics.jsonl"), &damaged);
+        let summary = resume(run);
+        assert!(notes(&summary).contains("metrics.jsonl"), "{what}");
+        assert!(
+            metrics(run).iter().any(|record| record["kind"] == "note"),
+            "{what}"
+        );
+        assert!(student(run) == expected, "{what}");
+    }
+    // And where another program takes it away while the run goes on.
+    let rest = folder();
+    let run = rest.path();
+    let log = run.join("metrics.jsonl");
+    let config = config_of_stages(&["stage2"], &[]);
+    let removed = acting(
+        6,
+        move || fs::remove_file(&log).unwrap(),
+        options(config, run, false),
+    );
+    let summary = finish(removed);
+    assert!(notes(&summary).contains("metrics.jsonl"));
+    assert!(student(run) == expected);
+}
