@@ -13,6 +13,7 @@ use crate::error::{DataError, Result, cannot};
 
 #[cfg(test)]
 pub(crate) mod fixtures;
+mod longest;
 
 /// The token that ends every document, and at which generation stops.
 pub const END_OF_TEXT: &str = "<|endoftext|>";

@@ -5,10 +5,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -27,9 +27,26 @@ struct Labels {
     code: u16,
 }
 
+/// Why the server has closed a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(super) enum Closed {
+    /// The client did not read.
+    NotReading,
+    /// Nothing was at work on it, and another needed its place.
+    MadeRoom,
+    /// Its address had as many as it may have.
+    TooMany,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClosedLabels {
+    reason: Closed,
+}
+
 /// Counts of requests. The engine counts its own work in [`Gauges`](crate::engine::Gauges).
 pub(super) struct Metrics {
     responses: Family<Labels, Counter>,
+    closed: Family<ClosedLabels, Counter>,
     first_token: Histogram,
     response: Histogram,
 }
@@ -40,6 +57,7 @@ impl Default for Metrics {
         let seconds = || Histogram::new(exponential_buckets(1e-3, 4.0, 9));
         Self {
             responses: Family::default(),
+            closed: Family::default(),
             first_token: seconds(),
             response: seconds(),
         }
@@ -50,6 +68,20 @@ impl Metrics {
     /// Counts the time from a request to its first token.
     pub(super) fn first_token(&self, after: Duration) {
         self.first_token.observe(after.as_secs_f64());
+    }
+
+    /// Counts a connection that the server has closed.
+    pub(super) fn closed(&self, reason: Closed) {
+        let labels = ClosedLabels { reason };
+        self.closed.get_or_create(&labels).inc();
+    }
+
+    /// Counts an error that is sent before any handler has the request.
+    pub(super) fn refused(&self, status: StatusCode) {
+        let code = status.as_u16();
+        let path = "other";
+        let labels = Labels { path, code };
+        self.responses.get_or_create(&labels).inc();
     }
 }
 
@@ -95,6 +127,7 @@ pub(super) async fn metrics(
         ),
         ("sequences_waiting", "Texts in the queue", engine.waiting()),
         ("slots", "The most texts at work", engine.slots()),
+        ("connections", "Open connections", server.connections.len()),
         (
             "state_bytes",
             "Memory of the states of the texts at work",
@@ -107,6 +140,11 @@ pub(super) async fn metrics(
         "http_responses",
         "Responses by path and status",
         metrics.responses.clone(),
+    );
+    registry.register(
+        "connections_closed",
+        "Connections that the server has closed, by reason",
+        metrics.closed.clone(),
     );
     registry.register(
         "first_token_seconds",
