@@ -408,7 +408,10 @@ fn a_deadline_ends_a_request_that_waits() {
     };
     let end = Whole::of(submit(&engine, late)).end.unwrap();
     assert_eq!((end.finish, end.tokens), (Finish::TimeUp, 0));
-    assert_eq!(engine.waiting(), 0);
+    // The place is free a moment after the answer.
+    while engine.waiting() > 0 {
+        assert!(running.blocking_next().is_some());
+    }
     // And the end of all texts ends those that have no deadline.
     let waiting = submit(&engine, request(&[5], 9));
     engine.end_at(Instant::now());

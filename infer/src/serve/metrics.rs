@@ -14,9 +14,10 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use tokio::sync::Semaphore;
 
 use super::error::ApiError;
-use super::{PATHS, Server};
+use super::{ARRIVING, PATHS, REPLIES, Server, room_units};
 
 const CONTENT_TYPE: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
@@ -106,6 +107,11 @@ pub(super) async fn count(
     response
 }
 
+/// The bytes that are taken of the room for so many things of so many bytes.
+fn taken(room: &Semaphore, things: usize, bytes: usize) -> usize {
+    1024 * room_units(things, bytes).saturating_sub(room.available_permits())
+}
+
 /// The page that Prometheus reads.
 pub(super) async fn metrics(
     State(server): State<Arc<Server>>,
@@ -128,6 +134,16 @@ pub(super) async fn metrics(
         ("sequences_waiting", "Texts in the queue", engine.waiting()),
         ("slots", "The most texts at work", engine.slots()),
         ("connections", "Open connections", server.connections.len()),
+        (
+            "arriving_bytes",
+            "Room that arriving bodies take",
+            taken(&server.arriving, ARRIVING, server.options.body_limit),
+        ),
+        (
+            "reply_bytes",
+            "Room that replies take which are being made and sent",
+            taken(&server.replies, REPLIES, server.options.reply_limit),
+        ),
         (
             "state_bytes",
             "Memory of the states of the texts at work",

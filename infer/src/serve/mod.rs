@@ -287,8 +287,13 @@ pub(crate) fn check_api_key(key: &str) -> Result<(), ServeError> {
 
 /// Room for so many things of so many bytes.
 fn room(things: usize, bytes: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(room_units(things, bytes)))
+}
+
+/// The [units](completions::units) of room for so many things of so many bytes.
+fn room_units(things: usize, bytes: usize) -> usize {
     let units = things.saturating_mul(completions::units(bytes) as usize);
-    Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS)))
+    units.min(Semaphore::MAX_PERMITS)
 }
 
 /// The bytes of the longest text that can be within the model's positions, if there is such a bound.

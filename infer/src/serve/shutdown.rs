@@ -76,7 +76,9 @@ async fn accept(
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new());
     http.header_read_timeout(server.options.head_time);
+    // Without the second, a head may be as long as what is read at a time, on top of the first.
     http.max_buf_size(HEAD_BYTES);
+    http.max_header_size(HEAD_BYTES);
     loop {
         server.connections.room().await;
         let Ok((stream, address)) = listener.accept().await else {

@@ -17,6 +17,14 @@ use crate::support::teacher_folder;
 use crate::{PROMPT, teacher};
 use crate::{greedy, with};
 
+/// Arguments of a server that makes texts without end.
+const UNBOUNDED: [&str; 4] = [
+    "--max-tokens",
+    "1000000000",
+    "--reply-limit",
+    "1000000000000",
+];
+
 /// A request for a text without end, since the student never ends a text. It runs until the connection is
 /// closed.
 fn endless(server: &Server) -> TcpStream {
@@ -43,7 +51,7 @@ pub fn until(condition: impl Fn() -> bool) {
 #[test]
 fn a_closed_connection_frees_its_place() {
     let student = student_folder(&[]);
-    let arguments = ["--slots", "1", "--queue", "1", "--max-tokens", "1000000000"];
+    let arguments = [&UNBOUNDED[..], &["--slots", "1", "--queue", "1"]].concat();
     let server = Server::start(student.path(), &arguments);
     let running = || server.metric("infer_sequences_running");
     let waiting = || server.metric("infer_sequences_waiting");
@@ -92,8 +100,7 @@ fn a_closed_connection_frees_its_place() {
 #[test]
 fn a_long_prompt_does_not_stop_the_others() {
     let student = student_folder(&[]);
-    let arguments = ["--max-tokens", "1000000000"];
-    let server = Server::start(student.path(), &arguments);
+    let server = Server::start(student.path(), &UNBOUNDED);
     let mut running = endless(&server);
     running.read_exact(&mut [0; 300]).unwrap();
     let long = json!({"prompt": vec![5; 60_000], "max_tokens": 1});
@@ -116,7 +123,7 @@ fn a_long_prompt_does_not_stop_the_others() {
 #[test]
 fn the_time_limit_ends_a_text() {
     let student = student_folder(&[]);
-    let arguments = ["--time-limit", "1", "--max-tokens", "1000000000"];
+    let arguments = [&UNBOUNDED[..], &["--time-limit", "1"]].concat();
     let server = Server::start(student.path(), &arguments);
     let body = json!({"prompt": "x", "max_tokens": 1_000_000_000, "temperature": 0});
     let reply = server.complete(body);
@@ -128,9 +135,8 @@ fn the_time_limit_ends_a_text() {
 #[test]
 fn one_request_with_many_texts_does_not_keep_others_out() {
     let student = student_folder(&[]);
-    let arguments = ["--slots", "3", "--max-tokens", "1000000000"];
-    let reply_limit = ["--reply-limit", "1000000000000"];
-    let server = Server::start(student.path(), &[&arguments[..], &reply_limit].concat());
+    let arguments = [&UNBOUNDED[..], &["--slots", "3"]].concat();
+    let server = Server::start(student.path(), &arguments);
     let many = json!({"prompt": "x", "max_tokens": 1_000_000_000, "n": 20, "stream": true});
     let mut running = server.connect();
     running
@@ -202,14 +208,7 @@ fn when_the_time_is_up_what_is_done_is_answered() {
 #[test]
 fn a_request_that_never_begins_is_an_error() {
     let student = student_folder(&[]);
-    let arguments = [
-        "--slots",
-        "1",
-        "--time-limit",
-        "2",
-        "--max-tokens",
-        "1000000000",
-    ];
+    let arguments = [&UNBOUNDED[..], &["--slots", "1", "--time-limit", "2"]].concat();
     let server = Server::start(student.path(), &arguments);
     let running = endless(&server);
     until(|| server.metric("infer_generated_tokens_total") > 1.0);
@@ -228,14 +227,7 @@ fn a_request_that_never_begins_is_an_error() {
 #[cfg(unix)]
 fn a_stop_ends_whatever_clients_do() {
     let student = student_folder(&[]);
-    let arguments = [
-        "--grace",
-        "2",
-        "--max-tokens",
-        "1000000000",
-        "--reply-limit",
-        "1000000000000",
-    ];
+    let arguments = [&UNBOUNDED[..], &["--grace", "2"]].concat();
     let mut server = Server::start(student.path(), &arguments);
     let idle = server.connect();
     let mut half = server.connect();

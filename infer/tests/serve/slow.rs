@@ -102,8 +102,10 @@ fn there_is_room_for_so_many_bodies() {
     for stream in &mut arriving {
         stream.write_all(&body[1..]).unwrap();
     }
-    until(|| ask().status == 429);
+    let all = 16.0 * 98.0 * 1024.0;
+    until(|| metric(&address, "infer_arriving_bytes") == Some(all));
     let refused = ask();
+    assert_eq!(refused.status, 429);
     assert!(refused.headers.contains("retry-after: 1"));
     assert!(refused.error().contains("try again"));
     drop(arriving);
