@@ -15,6 +15,7 @@ use crate::panics::caught;
 
 #[cfg(test)]
 pub(crate) mod fixtures;
+mod longest;
 mod pieces;
 mod spelling;
 mod stream;

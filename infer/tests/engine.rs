@@ -395,6 +395,51 @@ fn a_deadline_ends_a_text_where_it_is() {
     assert_eq!((end.finish, end.tokens), (Finish::TimeUp, 0));
 }
 
+/// Also while another request holds the only slot.
+#[test]
+fn a_deadline_ends_a_request_that_waits() {
+    let student = student_folder(&[]);
+    let (engine, _) = start(student.path(), 1, 2);
+    let mut running = submit(&engine, request(&[5], usize::MAX));
+    assert!(running.blocking_next().is_some());
+    let late = Request {
+        deadline: Some(Instant::now() + Duration::from_millis(100)),
+        ..request(&[5], 9)
+    };
+    let end = Whole::of(submit(&engine, late)).end.unwrap();
+    assert_eq!((end.finish, end.tokens), (Finish::TimeUp, 0));
+    // The place is free a moment after the answer.
+    while engine.waiting() > 0 {
+        assert!(running.blocking_next().is_some());
+    }
+    // And the end of all texts ends those that have no deadline.
+    let waiting = submit(&engine, request(&[5], 9));
+    engine.end_at(Instant::now());
+    let mut whole = Whole::default();
+    while whole.take(&mut running) {}
+    assert_eq!(whole.end.unwrap().finish, Finish::TimeUp);
+    let end = Whole::of(waiting).end.unwrap();
+    assert_eq!((end.finish, end.tokens), (Finish::TimeUp, 0));
+}
+
+/// A request with many texts does not use all slots, so another's single text need not wait for them.
+#[test]
+fn requests_take_turns() {
+    let student = student_folder(&[]);
+    let (engine, _) = start(student.path(), 4, 100);
+    let endless = request(&[5], usize::MAX);
+    let mut many = engine.submit(vec![endless.clone(); 50]).unwrap();
+    assert!(many[0].blocking_next().is_some());
+    let other = Whole::of(submit(&engine, request(&[7, 8], 20)));
+    assert_eq!(other.tokens.len(), 20);
+    // Those in front of the others' texts in the queue, too.
+    many.truncate(1);
+    let waiting = engine.submit(vec![endless; 50]).unwrap();
+    let other = Whole::of(submit(&engine, request(&[7, 8], 20)));
+    assert_eq!(other.tokens.len(), 20);
+    drop(waiting);
+}
+
 /// Several texts of one prompt read it once, and are the same as alone.
 #[test]
 fn texts_of_one_prompt_share_its_reading() {

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use clap::Args;
@@ -21,8 +22,11 @@ use crate::serve::{self, ServeError, ServerOptions};
 /// page to try the model on; /v1/models, /health and /metrics (Prometheus) say how it is.
 ///
 /// The text of a request that has a seed is always the same, however many other requests are served at
-/// the same time. Ctrl-C ends the server when the requests that it has are answered, a second Ctrl-C at
-/// once.
+/// the same time. Ctrl-C, or SIGTERM, ends the server when the requests that it has are answered, and after
+/// --grace at the latest; a second one ends it at once.
+///
+/// Requests are answered that are for localhost or an address of this machine, so that no page of another
+/// site can use the server through a browser; --allowed-host adds names.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
     #[command(flatten)]
@@ -38,10 +42,19 @@ pub(crate) struct ServeArgs {
 
     /// What requests must bring, as `Authorization: Bearer KEY`
     ///
-    /// Also taken from the environment variable INFER_API_KEY, which other users of the machine do
+    /// White space around it does not count. Also taken from the environment variable INFER_API_KEY, which other users of the machine do
     /// not see. Only /, its files and /health are open without it.
     #[arg(long, value_name = "KEY")]
     api_key: Option<String>,
+
+    /// A name or an address that requests may be for, as their Host says; may be given several times
+    ///
+    /// Loopback addresses, localhost and --host are allowed in any case, and with --host 0.0.0.0 (or ::)
+    /// every address. Other names have to be given, such as that of this machine in its network, or that of a
+    /// proxy in front of the server, whose pages may then use it too. Without this check a page of any site
+    /// could give its own name an address of this machine, and then read what the server answers.
+    #[arg(long, value_name = "NAME", value_parser = serve::allowed_host)]
+    allowed_host: Vec<String>,
 
     /// What requests call the model; its folder's or its hub name by default
     #[arg(long, value_name = "NAME")]
@@ -49,7 +62,8 @@ pub(crate) struct ServeArgs {
 
     /// Texts that are made at a time, at most
     ///
-    /// Each takes the memory of a state (see the page's curve). They are computed eight at a time.
+    /// Each takes the memory of a state (see the page's curve). They are computed eight at a time. Requests
+    /// take turns, and one that asks for many texts leaves about a third of the slots to others.
     #[arg(long, default_value_t = 32, value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     slots: usize,
 
@@ -61,17 +75,43 @@ pub(crate) struct ServeArgs {
     #[arg(long, default_value_t = 4096)]
     max_tokens: usize,
 
-    /// Seconds after which a text ends where it is
+    /// Seconds after which the texts of a request end where they are
+    ///
+    /// What was made by then is the answer.
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     time_limit: u64,
 
     /// Bytes of a request, at most
     #[arg(long, value_name = "BYTES", default_value_t = 4 << 20)]
     body_limit: usize,
+
+    /// Bytes that a reply may come to, at most
+    ///
+    /// They are estimated before anything is computed: for each text max_tokens, and with echo the tokens of
+    /// its prompt, at 32 bytes a token, and with logprobs 100 bytes more for each of logprobs + 1 scores. Four
+    /// replies of this size may be made at once; more are refused with 429.
+    #[arg(long, value_name = "BYTES", default_value_t = 128 << 20)]
+    reply_limit: usize,
+
+    /// Connections of one address, at most
+    ///
+    /// For a further one, that is closed on which no request was at work for longest; if all have one at work,
+    /// the new one is refused with 429. A proxy in front of the server is one address.
+    #[arg(long, value_name = "CONNECTIONS", default_value_t = 256, value_parser = RangedU64ValueParser::<usize>::new().range(1..=65536))]
+    connections_per_address: usize,
+
+    /// Seconds that a stop may take, at most
+    ///
+    /// A little before, the texts that are being made end where they are, and are sent.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=1_000_000))]
+    grace: u64,
 }
 
 /// Seconds that the head of a request may take to arrive, and its body.
 const ARRIVAL_SECONDS: u64 = 30;
+
+/// Seconds after which a client that reads nothing of its answer loses its connection.
+const WRITE_SECONDS: u64 = 60;
 
 impl ServeArgs {
     /// Serves until a signal ends it.
@@ -93,11 +133,16 @@ impl ServeArgs {
                 .model_name
                 .unwrap_or_else(|| name_of(&self.model.model)),
             api_key,
+            allowed_hosts: self.allowed_host,
             max_tokens: self.max_tokens,
             time_limit: Duration::from_secs(self.time_limit),
             body_limit: self.body_limit,
+            reply_limit: self.reply_limit,
+            connections_per_address: self.connections_per_address,
             head_time: Duration::from_secs(ARRIVAL_SECONDS),
             body_time: Duration::from_secs(ARRIVAL_SECONDS),
+            write_time: Duration::from_secs(WRITE_SECONDS),
+            grace: Duration::from_secs(self.grace),
         };
         let engine = Engine::start(EngineOptions {
             backend,
@@ -117,15 +162,17 @@ impl ServeArgs {
 /// Says where the server is.
 fn announce(listener: &TcpListener, options: &ServerOptions) -> Result<(), ServeError> {
     let address = listener.local_addr().map_err(ServeError::Listener)?;
-    // The server runs as well with standard error closed.
-    let mut err = io::stderr();
+    let mut lines = String::new();
     if !address.ip().is_loopback() && options.api_key.is_none() {
-        let _ = writeln!(
-            err,
-            "anyone who can reach {address} can use it: there is no --api-key"
-        );
+        lines += &format!("anyone who can reach {address} can use it: there is no --api-key\n");
     }
-    let _ = writeln!(err, "{} at http://{address}", options.name);
+    lines += &format!("{} at http://{address}\n", options.name);
+    // The server runs as well with standard error closed, and also if it is a pipe that nobody empties,
+    // which would keep whoever writes to it waiting. Without a thread for it, it is not said.
+    let say = move || {
+        let _ = io::stderr().write_all(lines.as_bytes());
+    };
+    let _ = thread::Builder::new().name("announce".into()).spawn(say);
     Ok(())
 }
 
@@ -135,10 +182,8 @@ fn api_key(given: Option<String>) -> Result<Option<String>, ServeError> {
         Err(VarError::NotPresent) => return Ok(None),
         key => key.unwrap_or_default(),
     };
-    match key.trim() {
-        "" => Err(ServeError::ApiKey),
-        _ => Ok(Some(key)),
-    }
+    serve::check_api_key(&key)?;
+    Ok(Some(key))
 }
 
 /// The last part of a folder's path, or a model's name on the hub.

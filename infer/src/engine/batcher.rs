@@ -1,6 +1,7 @@
 //! The engine's loop: which requests are let in, and what is computed next.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
+use std::sync::OnceLock;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
@@ -11,8 +12,10 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::gauges::Gauges;
 use super::reader::{ReadOutcome, Reader};
+use super::request::Moment;
 use super::sequence::{Job, Sequence};
 use super::tile::{ROWS, Tile};
+use super::turns::Turns;
 
 /// The loop of the engine's thread, with the model that it runs.
 pub(super) struct Batcher<'m, B: KernelBackend> {
@@ -23,12 +26,13 @@ pub(super) struct Batcher<'m, B: KernelBackend> {
     /// The most sequences at a time.
     pub slots: usize,
     pub gauges: &'m Gauges,
+    /// When every text ends, if that is decided.
+    pub last_moment: &'m OnceLock<Instant>,
 }
 
-/// The sequences being computed: those whose prompt is being read, in the order of their turns, and those
-/// that make tokens.
+/// The sequences being computed: those whose prompt is being read, and those that make tokens.
 struct Sequences<'m, B: KernelBackend> {
-    reading: VecDeque<Reader<'m, B>>,
+    reading: Turns<Reader<'m, B>>,
     writing: Vec<Tile<'m, B>>,
 }
 
@@ -43,64 +47,100 @@ impl<B: KernelBackend> Sequences<'_, B> {
         let writing = self.writing.iter().map(Tile::bytes);
         reading.chain(writing).sum()
     }
+
+    /// How many sequences each owner has.
+    fn held(&self) -> HashMap<u64, usize> {
+        let mut held = HashMap::new();
+        let reading = self.reading.iter().flat_map(Reader::owners);
+        for owner in reading.chain(self.writing.iter().flat_map(Tile::owners)) {
+            *held.entry(owner).or_default() += 1;
+        }
+        held
+    }
+}
+
+/// Whether an owner that has `held` slots may take one of the `free` ones: its first at any time, and more
+/// as long as it then has no more than twice as many as are still free. So there is a slot for the next
+/// owner before texts of many tokens are done.
+fn may_take(held: usize, free: usize) -> bool {
+    free > 0 && (held == 0 || held < 2 * (free - 1))
 }
 
 impl<'m, B: KernelBackend> Batcher<'m, B> {
     /// Works until all jobs are done and the queue is closed.
     pub(super) fn run(&self, mut jobs: UnboundedReceiver<Vec<Job>>) {
-        let mut waiting = VecDeque::new();
+        let mut waiting = Turns::default();
         let mut sequences = Sequences {
-            reading: VecDeque::new(),
+            reading: Turns::default(),
             writing: Vec::new(),
+        };
+        let queue = |waiting: &mut Turns<Job>, more: Vec<Job>| {
+            for job in more {
+                waiting.push(job.owner, job);
+            }
         };
         loop {
             // Wait only if there is nothing else to do.
             if sequences.len() == 0 && waiting.is_empty() {
                 match jobs.blocking_recv() {
-                    Some(more) => waiting.extend(more),
+                    Some(more) => queue(&mut waiting, more),
                     None => return,
                 }
             }
             while let Ok(more) = jobs.try_recv() {
-                waiting.extend(more);
+                queue(&mut waiting, more);
             }
-            // A request whose answer was dropped frees its place in the queue.
-            waiting.retain(|job| !job.answer.is_closed());
-            while sequences.len() < self.slots
-                && let Some(job) = waiting.pop_front()
-            {
-                self.let_in(job, &mut sequences);
-            }
+            let now = Moment::now(self.last_moment.get().copied());
+            // A request whose answer was dropped, or whose time is up, frees its place in the queue.
+            waiting.retain(|job| !job.ends(now));
+            self.let_in(&mut waiting, &mut sequences);
             self.gauges.sequences.store(sequences.len(), Relaxed);
-            self.round(&mut sequences);
+            self.round(&mut sequences, now);
             self.gauges.sequences.store(sequences.len(), Relaxed);
             self.gauges.state_bytes.store(sequences.bytes(), Relaxed);
         }
     }
 
-    fn let_in(&self, job: Job, sequences: &mut Sequences<'m, B>) {
+    /// Fills the free slots, in turns between those who wait.
+    fn let_in(&self, waiting: &mut Turns<Job>, sequences: &mut Sequences<'m, B>) {
+        if waiting.is_empty() {
+            return;
+        }
+        let mut held = sequences.held();
+        loop {
+            let free = self.slots.saturating_sub(sequences.len());
+            let held_by = |owner: u64| held.get(&owner).copied().unwrap_or(0);
+            let Some(job) = waiting.take(|owner| may_take(held_by(owner), free)) else {
+                return;
+            };
+            *held.entry(job.owner).or_default() += 1;
+            self.begin(job, sequences);
+        }
+    }
+
+    fn begin(&self, job: Job, sequences: &mut Sequences<'m, B>) {
         let sequence = Sequence::begin(job, self.tokenizer, self.max_positions, self.gauges);
         let Some(sequence) = sequence else { return };
-        // The texts of one request are next to each other in the queue.
-        let newest = sequences.reading.back_mut();
-        match newest.filter(|reader| reader.suits(&sequence)) {
+        let owner = sequence.owner;
+        let mut readers = sequences.reading.of(owner);
+        match readers.find(|reader| reader.suits(&sequence)) {
             Some(reader) => reader.join(sequence),
             None => {
+                drop(readers);
                 let state = self.model.new_state(1, &self.device);
-                sequences.reading.push_back(Reader::new(sequence, state));
+                let reader = Reader::new(sequence, state);
+                sequences.reading.push(owner, reader);
             }
         }
     }
 
     /// Reads one piece of one prompt, and takes one step of every tile.
-    fn round(&self, sequences: &mut Sequences<'m, B>) {
-        let now = Instant::now();
-        let reading = std::mem::take(&mut sequences.reading).into_iter();
-        sequences.reading = reading.filter_map(|reader| reader.clear(now)).collect();
+    fn round(&self, sequences: &mut Sequences<'m, B>, now: Moment) {
+        sequences.reading.retain(|reader| reader.clear(now));
         for tile in &mut sequences.writing {
             tile.clear(now);
         }
-        if let Some(reader) = sequences.reading.pop_front() {
+        if let Some(reader) = sequences.reading.take(|_| true) {
             self.read(reader, sequences);
         }
         for tile in &mut sequences.writing {
@@ -109,8 +149,9 @@ impl<'m, B: KernelBackend> Batcher<'m, B> {
     }
 
     fn read(&self, reader: Reader<'m, B>, sequences: &mut Sequences<'m, B>) {
+        let owner = reader.owner();
         let (begun, state) = match reader.read(self.model, &self.device) {
-            ReadOutcome::Reads(reader) => return sequences.reading.push_back(reader),
+            ReadOutcome::Reads(reader) => return sequences.reading.push(owner, reader),
             ReadOutcome::Writes(begun, state) => (begun, state),
         };
         let tiles = &mut sequences.writing;
@@ -123,5 +164,42 @@ impl<'m, B: KernelBackend> Batcher<'m, B> {
             }
             tiles[tile].join(sequence, state.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::may_take;
+
+    /// How many slots each of some owners has when all of them want as many as there are.
+    fn shares(slots: usize, owners: usize) -> Vec<usize> {
+        let mut held = vec![0; owners];
+        loop {
+            let free = slots - held.iter().sum::<usize>();
+            let before = held.clone();
+            for share in &mut held {
+                let taken = before.iter().sum::<usize>();
+                if free == slots - taken && may_take(*share, free) {
+                    *share += 1;
+                    break;
+                }
+            }
+            if held == before {
+                return held;
+            }
+        }
+    }
+
+    #[test]
+    fn a_slot_is_left_for_the_next() {
+        assert_eq!(shares(1, 1), [1]);
+        assert_eq!(shares(2, 1), [1]);
+        assert_eq!(shares(8, 1), [5]);
+        assert_eq!(shares(32, 1), [21]);
+        for owners in 1..16 {
+            assert!(shares(32, owners).iter().sum::<usize>() < 32, "{owners}");
+        }
+        // The first of each has a slot as long as there are any.
+        assert_eq!(shares(4, 4), [2, 1, 1, 0]);
     }
 }

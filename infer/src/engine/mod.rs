@@ -23,7 +23,15 @@
 //! Requests come through a queue of bounded length; a request that finds it full is refused
 //! ([`SubmitError::Full`]). Each sequence has a queue for its results, which holds no more than its text.
 //! When an answer is dropped, its sequence ends before the next round and its row is free for another; a
-//! request that still waits loses its place in the queue.
+//! request that still waits loses its place in the queue. A request whose deadline passes ends where it is,
+//! also while it waits.
+//!
+//! # Turns
+//!
+//! The requests of one [`submit`](Engine::submit) have one owner, and owners take turns: in the queue, and
+//! in the reading of prompts. An owner takes its first slot as soon as one is free, and further ones only as
+//! long as it has no more than twice as many as are then free. So a request for many texts leaves a slot for
+//! the next request, and a single text does not wait until many are done.
 //!
 //! # A round
 //!
@@ -50,10 +58,13 @@ mod score;
 mod sequence;
 mod text;
 mod tile;
+mod turns;
 
 use std::path::PathBuf;
-use std::sync::{Arc, mpsc as std_mpsc};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock, mpsc as std_mpsc};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use datasets::Tokenizer;
 use kernels::KernelBackend;
@@ -181,6 +192,10 @@ pub struct Engine {
     facts: Facts,
     gauges: Arc<Gauges>,
     slots: usize,
+    /// The number of calls of [`submit`](Engine::submit).
+    owners: AtomicU64,
+    /// When every text ends, if that is decided.
+    last_moment: Arc<OnceLock<Instant>>,
 }
 
 /// The thread of an [`Engine`].
@@ -197,6 +212,8 @@ impl Engine {
         let gauges = Arc::new(Gauges::default());
         let (backend, slots, shown) = (options.backend, options.slots, gauges.clone());
         let queue = options.queue;
+        let last_moment = Arc::new(OnceLock::new());
+        let last = last_moment.clone();
         let serve = move || -> Result<(), EngineError> {
             let pool = rayon::ThreadPoolBuilder::new()
                 .thread_name(|i| format!("engine-{i}"))
@@ -207,6 +224,7 @@ impl Engine {
                 coming,
                 ready,
                 gauges: shown,
+                last_moment: last,
             };
             pool.install(|| backend.dispatch(work))?
         };
@@ -222,6 +240,8 @@ impl Engine {
                     facts,
                     gauges,
                     slots,
+                    owners: AtomicU64::new(0),
+                    last_moment,
                 };
                 Ok((engine, thread))
             }
@@ -280,11 +300,13 @@ impl Engine {
         }
         let places = self.places.clone().try_acquire_many_owned(count);
         let mut places = places.map_err(|_| SubmitError::Full)?;
+        let owner = self.owners.fetch_add(1, Relaxed);
         let each = requests.into_iter().map(|request| {
             let (answer, events) = mpsc::unbounded_channel();
             let job = Job {
                 request,
                 answer,
+                owner,
                 _place: places.split(1),
             };
             (job, Answer { events })
@@ -292,6 +314,17 @@ impl Engine {
         let (jobs, answers) = each.unzip();
         self.jobs.send(jobs).map_err(|_| SubmitError::Stopped)?;
         Ok(answers)
+    }
+
+    /// Ends every text at `moment`, as if that were its deadline, if it has not ended before. Only the first
+    /// call has an effect.
+    pub fn end_at(&self, moment: Instant) {
+        let _ = self.last_moment.set(moment);
+    }
+
+    /// The moment at which every text ends, if there is one.
+    pub fn last_moment(&self) -> Option<Instant> {
+        self.last_moment.get().copied()
     }
 
     /// Waits until the engine has stopped. While this value lives, it stops only by a fault.
@@ -327,6 +360,7 @@ struct EngineWork {
     coming: mpsc::UnboundedReceiver<Vec<Job>>,
     ready: std_mpsc::SyncSender<Facts>,
     gauges: Arc<Gauges>,
+    last_moment: Arc<OnceLock<Instant>>,
 }
 
 impl Work for EngineWork {
@@ -352,6 +386,7 @@ impl Work for EngineWork {
             max_positions,
             slots: self.options.slots,
             gauges: &self.gauges,
+            last_moment: &self.last_moment,
         };
         batcher.run(self.coming);
         Ok(())

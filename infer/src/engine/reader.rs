@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
 
 use burn::tensor::{Int, Tensor, TensorData};
 use kernels::KernelBackend;
 use model::{CausalLm, State};
 
-use super::request::Finish;
+use super::request::{Finish, Moment};
 use super::sequence::Sequence;
 use crate::device::read_settled;
 use crate::error::GenerateError;
@@ -19,7 +18,8 @@ use crate::error::GenerateError;
 /// are always cut at the same places of a prompt, since the cuts change the rounding.
 const PIECE: usize = 256;
 
-/// Sequences before their first token, which have the same prompt and share its state until then.
+/// Sequences of one owner before their first token, which have the same prompt and share its state until
+/// then.
 pub(super) struct Reader<'t, B: KernelBackend> {
     sequences: Vec<Sequence<'t>>,
     state: State<B>,
@@ -47,6 +47,16 @@ impl<'t, B: KernelBackend> Reader<'t, B> {
         self.sequences.len()
     }
 
+    /// Whose sequences these are.
+    pub(super) fn owner(&self) -> u64 {
+        self.sequences[0].owner
+    }
+
+    /// The owner of each sequence.
+    pub(super) fn owners(&self) -> impl Iterator<Item = u64> {
+        self.sequences.iter().map(|sequence| sequence.owner)
+    }
+
     /// The size of the state, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.state.bytes()
@@ -57,6 +67,7 @@ impl<'t, B: KernelBackend> Reader<'t, B> {
     pub(super) fn suits(&self, sequence: &Sequence<'t>) -> bool {
         let (first, other) = (&self.sequences[0].request, &sequence.request);
         self.state.position == 0
+            && self.owner() == sequence.owner
             && Arc::ptr_eq(&first.prompt, &other.prompt)
             && first.score_prompt == other.score_prompt
             && (!first.score_prompt || first.alternatives == other.alternatives)
@@ -67,17 +78,16 @@ impl<'t, B: KernelBackend> Reader<'t, B> {
         self.sequences.push(sequence);
     }
 
-    /// Ends the sequences whose answer was dropped or whose time is up. `None` if none is left.
-    pub(super) fn clear(mut self, now: Instant) -> Option<Self> {
-        let (over, rest): (Vec<_>, _) = self
-            .sequences
+    /// Ends the sequences whose answer was dropped or whose time is up. `false` if none is left.
+    pub(super) fn clear(&mut self, now: Moment) -> bool {
+        let (over, rest): (Vec<_>, _) = std::mem::take(&mut self.sequences)
             .into_iter()
             .partition(|sequence| sequence.over(now));
         for sequence in over {
             sequence.finish(Finish::TimeUp);
         }
         self.sequences = rest;
-        (!self.sequences.is_empty()).then_some(self)
+        !self.sequences.is_empty()
     }
 
     /// Reads a piece of the prompt.

@@ -45,6 +45,29 @@ impl Request {
     }
 }
 
+/// One moment of the engine's time.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    now: Instant,
+    /// Whether every text ends, also before its deadline.
+    is_last: bool,
+}
+
+impl Moment {
+    /// This moment, if every text ends at `last`.
+    pub(super) fn now(last: Option<Instant>) -> Self {
+        let now = Instant::now();
+        let is_last = last.is_some_and(|last| last <= now);
+        Self { now, is_last }
+    }
+
+    /// Whether the time of a request is up.
+    pub(super) fn ends(&self, request: &Request) -> bool {
+        let deadline = request.deadline;
+        self.is_last || deadline.is_some_and(|deadline| deadline <= self.now)
+    }
+}
+
 /// A part of an answer.
 #[derive(Debug)]
 pub enum Event {
@@ -98,7 +121,7 @@ pub enum Finish {
     MaxTokens,
     /// The model has no position left.
     ContextFull,
-    /// [`Request::deadline`] passed.
+    /// [`Request::deadline`] passed, or the moment at which the engine [ends](super::Engine::end_at) all texts.
     TimeUp,
 }
 

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
 
 use datasets::Tokenizer;
 use kernels::decode::sample::Choice;
@@ -11,7 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::gauges::Gauges;
-use super::request::{End, Event, Finish, Piece, Request};
+use super::request::{End, Event, Finish, Moment, Piece, Request};
 use super::score::TokenScore;
 use super::text::TextBuffer;
 use crate::error::GenerateError;
@@ -24,13 +23,28 @@ const LOGITS: &str = "logits for what is chosen or scored here";
 pub(super) struct Job {
     pub request: Request,
     pub answer: UnboundedSender<Event>,
+    /// What it shares with the requests that were submitted together with it, and with no other.
+    pub owner: u64,
     /// Its place in the queue, which is free again when this is dropped.
     pub _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Job {
+    /// Whether its answer was dropped or its time is up, which is its answer then.
+    pub(super) fn ends(&self, now: Moment) -> bool {
+        let time_is_up = now.ends(&self.request);
+        if time_is_up {
+            let (finish, tokens) = (Finish::TimeUp, 0);
+            give(&self.answer, Event::End(Ok(End { finish, tokens })));
+        }
+        time_is_up || self.answer.is_closed()
+    }
 }
 
 /// A sequence that is being computed, without its state in the model.
 pub(super) struct Sequence<'t> {
     pub request: Request,
+    pub owner: u64,
     /// The newest token, which has not gone through the model yet.
     pub newest: u32,
     pub gauges: &'t Gauges,
@@ -49,7 +63,10 @@ impl<'t> Sequence<'t> {
     /// this returns `None`.
     pub(super) fn begin(
         Job {
-            request, answer, ..
+            request,
+            answer,
+            owner,
+            ..
         }: Job,
         tokenizer: &'t Tokenizer,
         max_positions: Option<usize>,
@@ -65,6 +82,7 @@ impl<'t> Sequence<'t> {
         };
         let tokens = request.prompt.len();
         Some(Self {
+            owner,
             newest: 0,
             gauges,
             answer,
@@ -79,9 +97,8 @@ impl<'t> Sequence<'t> {
     }
 
     /// Whether its time is up, or its answer was dropped.
-    pub(super) fn over(&self, now: Instant) -> bool {
-        let deadline = self.request.deadline;
-        self.answer.is_closed() || deadline.is_some_and(|deadline| deadline <= now)
+    pub(super) fn over(&self, now: Moment) -> bool {
+        self.answer.is_closed() || now.ends(&self.request)
     }
 
     /// The scores of the prompt's next tokens. `logits_lv` holds the logits `[l, v]` after each token from

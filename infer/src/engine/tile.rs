@@ -1,13 +1,11 @@
 //! Tiles: sequences that take their steps together.
 
-use std::time::Instant;
-
 use burn::tensor::{Int, Tensor};
 use kernels::KernelBackend;
 use kernels::decode::sample::{Choice, Warp};
 use model::{Batch, CausalLm, State};
 
-use super::request::Finish;
+use super::request::{Finish, Moment};
 use super::sequence::Sequence;
 use crate::device::{read_settled, settle};
 use crate::device_sampler::DeviceSampler;
@@ -54,6 +52,11 @@ impl<'t, B: KernelBackend> Tile<'t, B> {
         self.rows.iter().flatten().count()
     }
 
+    /// The owner of each sequence.
+    pub(super) fn owners(&self) -> impl Iterator<Item = u64> {
+        self.rows.iter().flatten().map(|sequence| sequence.owner)
+    }
+
     /// The size of the states, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.batch.bytes()
@@ -72,7 +75,7 @@ impl<'t, B: KernelBackend> Tile<'t, B> {
     }
 
     /// Ends the sequences whose answer was dropped or whose time is up.
-    pub(super) fn clear(&mut self, now: Instant) {
+    pub(super) fn clear(&mut self, now: Moment) {
         for row in 0..ROWS {
             if let Some(sequence) = self.rows[row].take_if(|sequence| sequence.over(now)) {
                 self.batch.free(row);

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::task::Poll;
 use std::thread;
 
+use crate::signals::{INTERRUPT, is_ignored};
+
 /// The exit code of a program that Ctrl-C has ended.
 const INTERRUPTED: i32 = 130;
 
@@ -19,9 +21,12 @@ pub(super) struct Interrupt {
 
 impl Interrupt {
     /// Listens on a new thread, which ends with the program. If that thread cannot start, Ctrl-C ends the
-    /// program.
+    /// program. A Ctrl-C that was ignored when the program started is ignored further on.
     pub(super) fn listen() -> Arc<Self> {
         let interrupt = Arc::new(Self::default());
+        if is_ignored(INTERRUPT) {
+            return interrupt;
+        }
         let heard = interrupt.clone();
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = runtime.enable_io().build();

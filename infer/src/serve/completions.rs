@@ -2,22 +2,31 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
-use axum::body::{Bytes, to_bytes};
+use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, header};
 use axum::response::sse::{Event as Line, Sse};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream;
+use futures_util::stream::{self, StreamExt};
 use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::Server;
+use super::connections::Connection;
 use super::error::ApiError;
-use super::reply::{CompletionChoice, Heading, json_response};
-use super::request::CompletionPlan;
+use super::reply::{CompletionChoice, Heading};
+use super::request::{CompletionPlan, CompletionRequest};
 use super::texts::TextStreams;
 use crate::engine::SubmitError;
+
+/// The bytes of a reply that are given to the connection at a time.
+const SLICE: usize = 64 * 1024;
+
+/// A request with more bytes of text is encoded apart from the others, so that these do not wait for it.
+const LONG_TEXT: usize = 64 * 1024;
 
 /// Makes the texts that the body asks for.
 pub(super) async fn completions(
@@ -26,51 +35,91 @@ pub(super) async fn completions(
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
     let deadline = started + server.options.time_limit;
-    let plan = parse(&server, request, deadline).await?;
+    let plan = plan(&server, request, deadline).await?;
+    let room = server
+        .replies
+        .clone()
+        .try_acquire_many_owned(units(plan.reply_bytes));
+    let room = room.map_err(|_| ApiError::no_room())?;
     let heading = Heading::new(&server.options.name);
     let (streams, usage) = (plan.stream, plan.stream_usage);
     let texts = TextStreams::begin(server, plan, started)?;
     if streams {
-        Ok(stream(heading, texts, usage))
+        Ok(stream(heading, texts, usage, room))
     } else {
-        whole(heading, texts).await
+        whole(heading, texts, room).await
     }
 }
 
-/// Receives and parses the body, if there is room for it.
-async fn parse(
+/// Receives and parses the body, and encodes its prompts, as long as there is room for that.
+async fn plan(
     server: &Arc<Server>,
     request: Request,
     deadline: Instant,
 ) -> Result<CompletionPlan, ApiError> {
-    let length = length(&request, server.options.body_limit)?;
-    let room = server
-        .arriving
-        .clone()
-        .try_acquire_many_owned(units(length));
-    let room = room.map_err(|_| SubmitError::Full)?;
-    let body = receive(server, request).await?;
+    check_head(&request, server.options.body_limit)?;
+    let (body, mut room) = receive(server, request).await?;
     let reader = server.clone();
-    // Encoding a long prompt keeps a core busy, and continues even if the connection is closed meanwhile.
-    let plan = tokio::task::spawn_blocking(move || {
-        let plan = reader.plan(&body, deadline);
-        drop((body, room));
-        plan
+    let parsed = off_the_runtime(move || {
+        CompletionRequest::read(&body, &reader.options.name, &reader.limits)
     });
-    let plan = plan.await;
-    plan.map_err(|error| ApiError::internal(error.to_string()))?
+    let parsed = parsed.await?;
+    let is_long = parsed.prompts.text_bytes() > LONG_TEXT;
+    if is_long {
+        // Others arrive meanwhile.
+        let units = units(parsed.prompts.text_bytes());
+        let long = server.long_texts.clone().try_acquire_many_owned(units);
+        room = long.map_err(|_| SubmitError::Full)?;
+    }
+    let is_dropped = Arc::new(AtomicBool::new(false));
+    // The connection was closed, or the server has no more time for it.
+    let _dropped = SetOnDrop(is_dropped.clone());
+    let encoder = server.clone();
+    off_the_runtime(move || {
+        let stopped = || {
+            let now = Instant::now();
+            let last = encoder.engine.last_moment();
+            is_dropped.load(Relaxed) || deadline <= now || last.is_some_and(|last| last <= now)
+        };
+        let plan = || parsed.plan(&encoder.tokenizer, &encoder.limits, deadline, &stopped);
+        let plan = if is_long {
+            encoder.long_text_threads.install(plan)
+        } else {
+            plan()
+        };
+        drop(room);
+        plan
+    })
+    .await
 }
 
-/// How many units of the room for arriving bodies a body of this length takes: one per KiB.
+/// Sets a flag when it is dropped.
+struct SetOnDrop(Arc<AtomicBool>);
+
+impl Drop for SetOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+/// Runs what keeps a core busy, on a thread for that.
+async fn off_the_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| ApiError::internal(error.to_string()))?
+}
+
+/// How many units of room so many bytes take: one per KiB.
 pub(super) fn units(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
 }
 
-/// The declared length of a body in bytes, or `limit` if none is declared.
+/// Checks what the head says of the body.
 ///
 /// # Errors
 /// The body is not declared as JSON, or is declared longer than `limit`.
-fn length(request: &Request, limit: usize) -> Result<usize, ApiError> {
+fn check_head(request: &Request, limit: usize) -> Result<(), ApiError> {
     let content_type = request.headers().get(header::CONTENT_TYPE);
     let content_type = content_type
         .and_then(|value| value.to_str().ok())
@@ -82,41 +131,63 @@ fn length(request: &Request, limit: usize) -> Result<usize, ApiError> {
     }
     let declared = request.headers().get(header::CONTENT_LENGTH);
     let declared = declared.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    match declared.unwrap_or(limit) {
-        length if length > limit => Err(ApiError::too_large(limit)),
-        length => Ok(length),
+    if declared.is_some_and(|length| length > limit) {
+        return Err(ApiError::too_large(limit));
     }
+    Ok(())
 }
 
-/// Receives the body.
+/// Receives the body, and takes room for it as it comes.
 ///
 /// # Errors
-/// The body is too long, or does not arrive in time.
-async fn receive(server: &Server, request: Request) -> Result<Bytes, ApiError> {
+/// The body is too long, breaks off or does not arrive in time, or there is no room for it.
+async fn receive(
+    server: &Server,
+    request: Request,
+) -> Result<(Vec<u8>, OwnedSemaphorePermit), ApiError> {
+    let connection = request.extensions().get::<Arc<Connection>>().cloned();
+    let waits = connection.as_ref().map(Connection::wait);
     let limit = server.options.body_limit;
-    let body = to_bytes(request.into_body(), limit);
-    match tokio::time::timeout(server.options.body_time, body).await {
-        Ok(Ok(body)) => Ok(body),
-        // A body without a declared length.
-        Ok(Err(_)) => Err(ApiError::too_large(limit)),
-        Err(_) => Err(ApiError::too_slow()),
-    }
+    let arriving = || server.arriving.clone();
+    let receive = async {
+        let mut body = Vec::new();
+        let mut room = arriving()
+            .try_acquire_many_owned(1)
+            .map_err(|_| SubmitError::Full)?;
+        let mut chunks = request.into_body().into_data_stream();
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|error| ApiError::broken_body(&deepest(&error)))?;
+            if body.len() + chunk.len() > limit {
+                return Err(ApiError::too_large(limit));
+            }
+            body.extend_from_slice(&chunk);
+            let lacks = (units(body.len()) as usize).saturating_sub(room.num_permits());
+            let lacks = u32::try_from(lacks).unwrap_or(u32::MAX);
+            let more = arriving().try_acquire_many_owned(lacks);
+            room.merge(more.map_err(|_| SubmitError::Full)?);
+        }
+        Ok((body, room))
+    };
+    let received = tokio::time::timeout(server.options.body_time, receive).await;
+    drop(waits);
+    received.unwrap_or_else(|_| Err(ApiError::too_slow()))
 }
 
-impl Server {
-    fn plan(&self, body: &[u8], deadline: Instant) -> Result<CompletionPlan, ApiError> {
-        CompletionPlan::read(
-            body,
-            &self.options.name,
-            &self.tokenizer,
-            &self.limits,
-            deadline,
-        )
+/// The first cause of an error.
+fn deepest(error: &dyn std::error::Error) -> String {
+    let mut deepest = error;
+    while let Some(source) = deepest.source() {
+        deepest = source;
     }
+    deepest.to_string()
 }
 
 /// One response with all texts, when they have ended.
-async fn whole(heading: Heading, mut texts: TextStreams) -> Result<Response, ApiError> {
+async fn whole(
+    heading: Heading,
+    mut texts: TextStreams,
+    room: OwnedSemaphorePermit,
+) -> Result<Response, ApiError> {
     let mut choices = Vec::new();
     for index in 0..texts.len() {
         choices.push(CompletionChoice {
@@ -128,8 +199,36 @@ async fn whole(heading: Heading, mut texts: TextStreams) -> Result<Response, Api
         let piece = piece?;
         choices[piece.index].extend(piece);
     }
-    let reply = heading.reply(choices, Some(texts.usage()));
-    Ok(json_response(StatusCode::OK, &reply))
+    for choice in &mut choices {
+        // Some of a prompt's scores would pass for all of them.
+        if texts.lacks_scores(choice.index) {
+            choice.logprobs = None;
+        }
+    }
+    let usage = texts.usage();
+    drop(texts);
+    let reply = off_the_runtime(move || {
+        let reply = heading.reply(choices, Some(usage));
+        // Serialising strings and finite numbers does not fail.
+        Ok(serde_json::to_vec(&reply).unwrap_or_default())
+    });
+    Ok(whole_reply(reply.await?, room))
+}
+
+/// A response with a reply, which keeps its room until the client has it.
+fn whole_reply(json: Vec<u8>, room: OwnedSemaphorePermit) -> Response {
+    let length = json.len();
+    let slices = stream::unfold((Bytes::from(json), room), |(mut rest, room)| async move {
+        let slice = rest.split_to(rest.len().min(SLICE));
+        (!slice.is_empty()).then(|| (Ok::<_, Infallible>(slice), (rest, room)))
+    });
+    let mut response = Response::new(Body::from_stream(slices));
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_LENGTH, length.into());
+    response
 }
 
 /// The next line of a stream.
@@ -139,11 +238,16 @@ enum NextLine {
 }
 
 /// A stream of server-sent events: each piece of a text as soon as it is made.
-fn stream(heading: Heading, texts: TextStreams, usage: bool) -> Response {
+fn stream(
+    heading: Heading,
+    texts: TextStreams,
+    usage: bool,
+    room: OwnedSemaphorePermit,
+) -> Response {
     let lines = stream::unfold(
-        Some((heading, texts, NextLine::Piece)),
+        Some((heading, texts, room, NextLine::Piece)),
         move |state| async move {
-            let (heading, mut texts, next) = state?;
+            let (heading, mut texts, room, next) = state?;
             let (line, then) = match next {
                 NextLine::Done => (Line::default().data("[DONE]"), None),
                 NextLine::Piece => match texts.next().await {
@@ -160,7 +264,7 @@ fn stream(heading: Heading, texts: TextStreams, usage: bool) -> Response {
                     None => (Line::default().data("[DONE]"), None),
                 },
             };
-            let state = then.map(|next| (heading, texts, next));
+            let state = then.map(|next| (heading, texts, room, next));
             Some((Ok::<_, Infallible>(line), state))
         },
     );

@@ -4,6 +4,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use super::client::{HEAD_BYTES, HEADERS};
 use super::reply::json_response;
 use crate::engine::SubmitError;
 use crate::error::GenerateError;
@@ -11,6 +12,9 @@ use crate::sampling::SamplingError;
 
 /// Seconds after which to try again when the queue is full.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+/// A longer message is cut.
+const MESSAGE_BYTES: usize = 1000;
 
 /// Why a request is refused or has failed.
 #[derive(Debug)]
@@ -23,11 +27,17 @@ pub(super) struct ApiError {
 
 impl ApiError {
     fn new(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> Self {
+        let mut message = message.into();
+        // It may name what the client has sent, which may be long.
+        if message.len() > MESSAGE_BYTES {
+            message.truncate(message.floor_char_boundary(MESSAGE_BYTES));
+            message.push_str("...");
+        }
         Self {
             status,
             code,
             param: None,
-            message: message.into(),
+            message,
         }
     }
 
@@ -83,6 +93,64 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, None, message)
     }
 
+    /// The body breaks off, or its chunks cannot be read: 400.
+    pub(super) fn broken_body(reason: &str) -> Self {
+        Self::invalid(format!(
+            "the body has ended too early, or its chunks are malformed: {reason}"
+        ))
+    }
+
+    /// A text has more tokens than the model has positions, whatever its tokens are: 400.
+    pub(super) fn prompt_too_long(bytes: usize, most: usize, positions: usize) -> Self {
+        let message = format!(
+            "the prompt has {bytes} bytes; at most {most} can be within the {positions} positions \
+             (max_position_embeddings) of this model"
+        );
+        Self::context_length(message)
+    }
+
+    fn context_length(message: String) -> Self {
+        let code = Some("context_length_exceeded");
+        Self {
+            param: Some("prompt"),
+            ..Self::new(StatusCode::BAD_REQUEST, code, message)
+        }
+    }
+
+    /// The request is for another host, or comes from another site's page: 403.
+    pub(super) fn forbidden(message: String) -> Self {
+        Self::new(StatusCode::FORBIDDEN, Some("host_not_allowed"), message)
+    }
+
+    /// The head of a request cannot be read, or is too long: `status`.
+    pub(super) fn bad_head(status: StatusCode) -> Self {
+        let message = match status {
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
+                format!(
+                    "the head of the request has more than {HEAD_BYTES} bytes or {HEADERS} headers"
+                )
+            }
+            StatusCode::URI_TOO_LONG => "the path of the request is too long".to_owned(),
+            _ => "this is not a request of HTTP/1.1".to_owned(),
+        };
+        Self::new(status, None, message)
+    }
+
+    /// The client has too many connections: 429.
+    pub(super) fn too_many_connections(most: usize) -> Self {
+        let message = format!(
+            "this address has {most} connections with requests at work, as many as it may have"
+        );
+        let code = Some("too_many_connections");
+        Self::new(StatusCode::TOO_MANY_REQUESTS, code, message)
+    }
+
+    /// There is no room for another reply of this size at present: 429.
+    pub(super) fn no_room() -> Self {
+        let message = "too many large replies are being made; try again later";
+        Self::new(StatusCode::TOO_MANY_REQUESTS, Some("queue_full"), message)
+    }
+
     /// The body does not arrive in time: 408.
     pub(super) fn too_slow() -> Self {
         let message = "the body took too long to arrive";
@@ -122,10 +190,7 @@ impl From<SubmitError> for ApiError {
         let message = error.to_string();
         match error {
             SubmitError::Invalid(GenerateError::PromptTooLong { .. }) => {
-                let code = Some("context_length_exceeded");
-                let error = Self::new(StatusCode::BAD_REQUEST, code, message);
-                let param = Some("prompt");
-                Self { param, ..error }
+                Self::context_length(message)
             }
             SubmitError::Invalid(GenerateError::Sampling(error)) => error.into(),
             SubmitError::Invalid(_) | SubmitError::TooMany { .. } => {
@@ -154,6 +219,31 @@ impl From<SamplingError> for ApiError {
 impl From<GenerateError> for ApiError {
     fn from(error: GenerateError) -> Self {
         Self::internal(error.to_string())
+    }
+}
+
+impl ApiError {
+    /// The status.
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// A whole HTTP response with this error, after which the connection is closed, for a client whose
+    /// request never came so far as to be answered in the usual way.
+    pub(super) fn to_http(&self) -> Vec<u8> {
+        let json = self.to_json().to_string();
+        let retry = if self.status == StatusCode::TOO_MANY_REQUESTS {
+            "retry-after: 1\r\n"
+        } else {
+            ""
+        };
+        format!(
+            "HTTP/1.1 {}\r\ncontent-type: application/json\r\n{retry}connection: close\r\n\
+             content-length: {}\r\n\r\n{json}",
+            self.status,
+            json.len()
+        )
+        .into_bytes()
     }
 }
 

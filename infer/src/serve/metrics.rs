@@ -5,18 +5,19 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use tokio::sync::Semaphore;
 
 use super::error::ApiError;
-use super::{PATHS, Server};
+use super::{ARRIVING, PATHS, REPLIES, Server, room_units};
 
 const CONTENT_TYPE: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
@@ -27,9 +28,26 @@ struct Labels {
     code: u16,
 }
 
+/// Why the server has closed a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(super) enum Closed {
+    /// The client did not read.
+    NotReading,
+    /// Nothing was at work on it, and another needed its place.
+    MadeRoom,
+    /// Its address had as many as it may have.
+    TooMany,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ClosedLabels {
+    reason: Closed,
+}
+
 /// Counts of requests. The engine counts its own work in [`Gauges`](crate::engine::Gauges).
 pub(super) struct Metrics {
     responses: Family<Labels, Counter>,
+    closed: Family<ClosedLabels, Counter>,
     first_token: Histogram,
     response: Histogram,
 }
@@ -40,6 +58,7 @@ impl Default for Metrics {
         let seconds = || Histogram::new(exponential_buckets(1e-3, 4.0, 9));
         Self {
             responses: Family::default(),
+            closed: Family::default(),
             first_token: seconds(),
             response: seconds(),
         }
@@ -50,6 +69,20 @@ impl Metrics {
     /// Counts the time from a request to its first token.
     pub(super) fn first_token(&self, after: Duration) {
         self.first_token.observe(after.as_secs_f64());
+    }
+
+    /// Counts a connection that the server has closed.
+    pub(super) fn closed(&self, reason: Closed) {
+        let labels = ClosedLabels { reason };
+        self.closed.get_or_create(&labels).inc();
+    }
+
+    /// Counts an error that is sent before any handler has the request.
+    pub(super) fn refused(&self, status: StatusCode) {
+        let code = status.as_u16();
+        let path = "other";
+        let labels = Labels { path, code };
+        self.responses.get_or_create(&labels).inc();
     }
 }
 
@@ -74,6 +107,11 @@ pub(super) async fn count(
     response
 }
 
+/// The bytes that are taken of the room for so many things of so many bytes.
+fn taken(room: &Semaphore, things: usize, bytes: usize) -> usize {
+    1024 * room_units(things, bytes).saturating_sub(room.available_permits())
+}
+
 /// The page that Prometheus reads.
 pub(super) async fn metrics(
     State(server): State<Arc<Server>>,
@@ -95,6 +133,17 @@ pub(super) async fn metrics(
         ),
         ("sequences_waiting", "Texts in the queue", engine.waiting()),
         ("slots", "The most texts at work", engine.slots()),
+        ("connections", "Open connections", server.connections.len()),
+        (
+            "arriving_bytes",
+            "Room that arriving bodies take",
+            taken(&server.arriving, ARRIVING, server.options.body_limit),
+        ),
+        (
+            "reply_bytes",
+            "Room that replies take which are being made and sent",
+            taken(&server.replies, REPLIES, server.options.reply_limit),
+        ),
         (
             "state_bytes",
             "Memory of the states of the texts at work",
@@ -107,6 +156,11 @@ pub(super) async fn metrics(
         "http_responses",
         "Responses by path and status",
         metrics.responses.clone(),
+    );
+    registry.register(
+        "connections_closed",
+        "Connections that the server has closed, by reason",
+        metrics.closed.clone(),
     );
     registry.register(
         "first_token_seconds",

@@ -14,24 +14,38 @@
 //!   another request.
 //! - Every error is OpenAI's error object, with a sentence that says what is wrong. A field that would
 //!   change the text is obeyed or refused, never ignored.
-//! - When the queue is full, or too many bodies arrive at once, further requests are refused at once (429,
-//!   with `Retry-After`). When there are too many connections, further ones wait to be accepted. Bodies
-//!   have a length limit; heads and bodies of requests and whole texts have time limits, and a text that
-//!   reaches its limit ends there.
-//! - A client that closes its connection frees its place.
+//! - Requests take turns ([`engine`](crate::engine)): one that asks for many texts does not keep another
+//!   waiting until it is done.
+//! - When the queue is full, or too many bodies arrive or large replies are made at once, further requests
+//!   are refused at once (429, with `Retry-After`). Bodies and replies have a length limit; a request whose
+//!   reply could be longer is refused before anything is computed.
+//! - Heads and bodies of requests and whole texts have time limits. A text that reaches its limit ends there,
+//!   and so do those that have not begun, all with `finish_reason` `length`. Only if nothing at all was made
+//!   is the answer an error (503). A prompt of which not all tokens were scored has `logprobs` `null`.
+//! - A client that closes its connection frees its place, and one that does not read loses its connection.
+//! - A stop lets texts go on for the grace time, and then sends what was made.
+//! - When there are too many connections, or too many of one address, those on which nothing is at work are
+//!   closed for further ones.
+//! - Only requests for the server's [own hosts](hosts) are answered, and none of other sites' pages.
 //!
 //! # Why this module is small
 //!
 //! A handler turns a body into [`engine::Request`](crate::engine::Request)s and their
 //! [`Answer`](crate::engine::Answer)s into JSON. Dropping an answer ends the work for it, and a handler is
-//! dropped with its connection, so no list of connections is needed; the queue is the engine's.
+//! dropped with its connection; the queue is the engine's. What clients can do wrong below HTTP is the matter
+//! of [`client`], and how many of them there may be that of [`connections`].
 
+mod client;
 mod completions;
+mod connections;
 mod echo;
 mod error;
+mod hosts;
+mod key;
 mod metrics;
 mod models;
 mod page;
+mod prompt;
 mod reply;
 mod request;
 mod shutdown;
@@ -40,13 +54,15 @@ mod texts;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::num::NonZero;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::http::StatusCode;
+use axum::middleware;
 use axum::response::Response;
 use axum::routing::{get, post};
 use datasets::Tokenizer;
@@ -54,7 +70,11 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 
 use crate::engine::{Engine, EngineError, EngineThread};
+use connections::Connections;
 use error::ApiError;
+use hosts::Hosts;
+pub(crate) use hosts::allowed_host;
+use key::Key;
 use metrics::Metrics;
 use reply::json_response;
 use request::Limits;
@@ -73,10 +93,10 @@ pub enum ServeError {
     /// The listening socket has failed.
     #[error("the server's socket has failed: {0}")]
     Listener(io::Error),
-    /// The API key is empty, or not text.
+    /// The API key is empty, or no header can hold it.
     #[error(
-        "the API key is empty or no text, so anyone could use the server; --api-key or INFER_API_KEY gives \
-         another, and neither opens the server to all"
+        "the API key is empty or no line of text, so anyone or nobody could use the server; --api-key or \
+         INFER_API_KEY gives another, and neither opens the server to all"
     )]
     ApiKey,
     /// The asynchronous runtime cannot start.
@@ -104,32 +124,69 @@ const PATHS: [&str; 8] = [
 pub struct ServerOptions {
     /// The model's name in requests and replies.
     pub name: String,
-    /// The bearer token that requests must have; `None` for an open server.
+    /// The bearer token that requests must have; `None` for an open server. White space around it does not
+    /// count.
     pub api_key: Option<String>,
+    /// Names, and addresses, of the server beside loopback ones and the address that it listens on; in lower
+    /// case, and without ports.
+    pub allowed_hosts: Vec<String>,
     /// The most tokens that a request may ask for.
     pub max_tokens: usize,
     /// The time after which a text ends even if it is not complete.
     pub time_limit: Duration,
     /// The most bytes of a body.
     pub body_limit: usize,
+    /// The most bytes that a reply may come to, by a rough estimate.
+    pub reply_limit: usize,
+    /// The most connections of one address.
+    pub connections_per_address: usize,
     /// The time in which the head of a request must arrive, counted from the opening of the connection or
     /// the end of the last response.
     pub head_time: Duration,
     /// The time that a body may take to arrive.
     pub body_time: Duration,
+    /// The time after which a client that takes nothing of what is sent to it loses its connection.
+    pub write_time: Duration,
+    /// The time that a stop may take, at most. Before it ends, texts end where they are and are sent.
+    pub grace: Duration,
 }
 
 /// How many bodies of the greatest length may be received and parsed at once. Each takes a few times its
 /// length of memory while it is parsed.
 const ARRIVING: usize = 16;
 
+/// How many bodies of the greatest length may have their texts encoded apart from short ones at once. Apart
+/// from its text, such a one takes about the same memory for its tokens.
+const LONG_TEXTS: usize = 16;
+
+/// How many replies of the greatest length may be made and sent at once. Each takes a few times its length
+/// of memory.
+const REPLIES: usize = 4;
+
+/// How many clients at a time are told that they have too many connections.
+const REFUSALS: usize = 64;
+
+/// The most connections beside one for each text that can run or wait: for other requests, and for clients
+/// that have not sent a request yet.
+const SPARE: usize = 256;
+
 /// What all handlers share.
 struct Server {
     engine: Engine,
+    connections: Arc<Connections>,
+    /// Turns to tell a client that it has too many connections.
+    refusals: Arc<Semaphore>,
     /// Room for bodies that are being received and parsed, in [units](completions::units).
     arriving: Arc<Semaphore>,
+    /// Room for long texts that are being encoded, and the threads for that.
+    long_texts: Arc<Semaphore>,
+    long_text_threads: rayon::ThreadPool,
+    /// Room for replies that are being made and sent.
+    replies: Arc<Semaphore>,
     tokenizer: Arc<Tokenizer>,
     options: ServerOptions,
+    hosts: Hosts,
+    key: Option<Key>,
     limits: Limits,
     metrics: Metrics,
     /// When the server started, in seconds since 1970.
@@ -152,17 +209,20 @@ pub(crate) fn run(
         .build()
         .map_err(ServeError::Runtime)?;
     let stop = shutdown::signals();
-    runtime.block_on(serve(engine, tokenizer, options, listener, stop))
+    let served = runtime.block_on(serve(engine, tokenizer, options, listener, stop));
+    // What is still at work on other threads has no client any more.
+    runtime.shutdown_background();
+    served
 }
 
 /// Serves `engine` on `listener` until `stop` resolves. Then it takes no more requests, and returns when
-/// all requests that it has are answered, or their time limit has passed.
+/// all requests that it has are answered, or the grace time has passed.
 ///
 /// # Errors
-/// [`ServeError::Listener`] if the listener fails, and [`ServeError::Engine`] if the engine has stopped by
-/// a fault.
+/// [`ServeError::Listener`] if the listener fails, [`ServeError::ApiKey`], [`ServeError::Runtime`] if there
+/// are no threads, and [`ServeError::Engine`] if the engine has stopped by a fault.
 pub async fn serve(
-    (engine, thread): (Engine, EngineThread),
+    (engine, engine_thread): (Engine, EngineThread),
     tokenizer: Arc<Tokenizer>,
     options: ServerOptions,
     listener: TcpListener,
@@ -172,13 +232,35 @@ pub async fn serve(
     let limits = Limits {
         max_tokens: options.max_tokens,
         texts: engine.queue(),
+        prompt_bytes: longest_prompt(&tokenizer, engine.facts().max_positions),
+        positions: engine.facts().max_positions,
+        reply_bytes: options.reply_limit,
     };
-    let room = ARRIVING * completions::units(options.body_limit) as usize;
+    let key = options.api_key.as_deref().map(Key::new).transpose()?;
+    let address = listener.local_addr().map_err(ServeError::Listener)?;
+    let hosts = Hosts {
+        bound: address.ip(),
+        allowed: options.allowed_hosts.clone(),
+    };
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    let long_text_threads = rayon::ThreadPoolBuilder::new()
+        .num_threads(cores.div_ceil(2))
+        .thread_name(|i| format!("long-texts-{i}"))
+        .build()
+        .map_err(|error| ServeError::Runtime(io::Error::other(error)))?;
+    let most = engine.slots() + engine.queue() + SPARE;
     let server = Arc::new(Server {
+        connections: Connections::new(most, options.connections_per_address),
+        refusals: Arc::new(Semaphore::new(REFUSALS)),
+        arriving: room(ARRIVING, options.body_limit),
+        long_texts: room(LONG_TEXTS, options.body_limit),
+        long_text_threads,
+        replies: room(REPLIES, options.reply_limit),
         engine,
-        arriving: Arc::new(Semaphore::new(room)),
         tokenizer,
         limits,
+        hosts,
+        key,
         options,
         metrics: Metrics::default(),
         created: now.map_or(0, |now| now.as_secs()),
@@ -188,12 +270,35 @@ pub async fn serve(
         .map_err(ServeError::Listener)?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(ServeError::Listener)?;
     let router = router(server.clone());
-    let times = (server.options.head_time, server.options.time_limit);
-    shutdown::serve(listener, router, &server.engine, stop, times).await;
+    shutdown::serve(listener, router, &server, stop).await;
     if server.engine.has_stopped() {
-        thread.join()?;
+        engine_thread.join()?;
     }
     Ok(())
+}
+
+/// Checks a key before a server has it.
+///
+/// # Errors
+/// [`ServeError::ApiKey`] if it cannot be one.
+pub(crate) fn check_api_key(key: &str) -> Result<(), ServeError> {
+    Key::new(key).map(drop)
+}
+
+/// Room for so many things of so many bytes.
+fn room(things: usize, bytes: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(room_units(things, bytes)))
+}
+
+/// The [units](completions::units) of room for so many things of so many bytes.
+fn room_units(things: usize, bytes: usize) -> usize {
+    let units = things.saturating_mul(completions::units(bytes) as usize);
+    units.min(Semaphore::MAX_PERMITS)
+}
+
+/// The bytes of the longest text that can be within the model's positions, if there is such a bound.
+fn longest_prompt(tokenizer: &Tokenizer, max_positions: Option<usize>) -> Option<usize> {
+    Some(tokenizer.longest_token()?.saturating_mul(max_positions?))
 }
 
 fn router(server: Arc<Server>) -> Router {
@@ -202,7 +307,7 @@ fn router(server: Arc<Server>) -> Router {
         .route("/v1/models", get(models::models))
         .route("/v1/models/{*name}", get(models::model))
         .route("/metrics", get(metrics::metrics))
-        .route_layer(middleware::from_fn_with_state(server.clone(), check_key));
+        .route_layer(middleware::from_fn_with_state(server.clone(), key::check));
     Router::new()
         .route("/", get(page::html))
         .route("/page.css", get(page::css))
@@ -212,6 +317,7 @@ fn router(server: Arc<Server>) -> Router {
         .merge(keyed)
         .fallback(no_such_path)
         .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(server.clone(), hosts::check))
         .layer(middleware::from_fn_with_state(
             server.clone(),
             metrics::count,
@@ -235,33 +341,4 @@ async fn no_such_path(request: Request) -> ApiError {
 
 async fn wrong_method(request: Request) -> ApiError {
     ApiError::wrong_method(request.method().as_str(), request.uri().path())
-}
-
-async fn check_key(
-    State(server): State<Arc<Server>>,
-    request: Request,
-    next: Next,
-) -> Result<Response, ApiError> {
-    if let Some(key) = &server.options.api_key {
-        let given = request.headers().get(header::AUTHORIZATION);
-        let given = given.and_then(|given| bearer(given.as_bytes()));
-        if !given.is_some_and(|given| equal(given, key.as_bytes())) {
-            return Err(ApiError::unauthorised());
-        }
-    }
-    Ok(next.run(request).await)
-}
-
-/// The token of an `Authorization` header, if its scheme is `Bearer` in any case of letters.
-fn bearer(authorization: &[u8]) -> Option<&[u8]> {
-    let space = authorization.iter().position(|&byte| byte == b' ')?;
-    let (scheme, token) = authorization.split_at(space);
-    let is_bearer = scheme.eq_ignore_ascii_case(b"Bearer");
-    is_bearer.then(|| token.trim_ascii())
-}
-
-/// Whether two keys are equal. The time of the comparison does not depend on where they differ.
-fn equal(a: &[u8], b: &[u8]) -> bool {
-    let differences = a.iter().zip(b).fold(0, |sum, (a, b)| sum | (a ^ b));
-    a.len() == b.len() && differences == 0
 }

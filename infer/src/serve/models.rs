@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -21,8 +22,11 @@ pub(super) async fn models(State(server): State<Arc<Server>>) -> Response {
 /// One model by its name.
 pub(super) async fn model(
     State(server): State<Arc<Server>>,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
+    let not_text =
+        |_| ApiError::invalid_field("model", "the model's name in the path is not UTF-8");
+    let Path(name) = name.map_err(not_text)?;
     if name == server.options.name {
         Ok(json_response(StatusCode::OK, &describe(&server)))
     } else {

@@ -1,17 +1,20 @@
 //! The body of `POST /v1/completions`: OpenAI's fields, and samplers that other servers have added.
 
+mod fields;
+
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Instant;
 
 use datasets::Tokenizer;
 use serde::Deserialize;
-use serde_json::{Map, Value};
 
 use super::echo::Echo;
 use super::error::ApiError;
+use super::prompt::Prompts;
 use crate::engine::Request;
 use crate::sampling::SamplingSettings;
+use fields::{Members, StopStrings};
 
 /// The most that a request may ask for.
 #[derive(Clone, Debug)]
@@ -20,25 +23,28 @@ pub(super) struct Limits {
     pub max_tokens: usize,
     /// Texts at once.
     pub texts: usize,
+    /// Bytes of a text that can be within the model's positions; `None` if there is no such bound.
+    pub prompt_bytes: Option<usize>,
+    /// Tokens of a prompt and its text together; `None` for a model that has no such bound.
+    pub positions: Option<usize>,
+    /// Bytes of a reply.
+    pub reply_bytes: usize,
 }
 
-/// The most stop strings. Each is searched for with every token.
-const STOPS: usize = 16;
-/// The most bytes of a stop string.
-const STOP_BYTES: usize = 1024;
 /// The most likeliest tokens that are named beside each token.
 const ALTERNATIVES: usize = 20;
 
-/// The most that is echoed over all texts of a request: tokens of prompts, times one more than the number
-/// of likeliest tokens. A reply has about a hundred bytes for each.
-const ECHOED: usize = 1 << 20;
+/// The bytes of a reply for each token, roughly.
+const TOKEN_BYTES: usize = 32;
+/// The bytes of a reply for each score that it names, roughly.
+const SCORE_BYTES: usize = 100;
 
 /// The fields of a body. `null` means the same as leaving a field out.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Body {
     model: Option<String>,
-    prompt: Option<PromptField>,
+    prompt: Option<Prompts>,
     max_tokens: Option<usize>,
     temperature: Option<f32>,
     top_p: Option<f64>,
@@ -46,7 +52,7 @@ struct Body {
     min_p: Option<f32>,
     repetition_penalty: Option<f32>,
     seed: Option<i64>,
-    stop: Option<StopField>,
+    stop: Option<StopStrings>,
     n: Option<usize>,
     logprobs: Option<usize>,
     echo: Option<bool>,
@@ -59,27 +65,7 @@ struct Body {
     suffix: Option<String>,
     presence_penalty: Option<f64>,
     frequency_penalty: Option<f64>,
-    logit_bias: Option<Map<String, Value>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "prompt must be a string, a list of strings, a list of token ids, or a list of \
-                 lists of token ids"
-)]
-enum PromptField {
-    Text(String),
-    Texts(Vec<String>),
-    Ids(Vec<u32>),
-    IdLists(Vec<Vec<u32>>),
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "stop must be a string or a list of strings")]
-enum StopField {
-    One(String),
-    Several(Vec<String>),
+    logit_bias: Option<Members>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -89,7 +75,22 @@ struct StreamOptions {
     include_obfuscation: Option<bool>,
 }
 
-/// A parsed and checked body.
+/// A body that was read and checked, as far as that can be done before its prompts are encoded.
+#[derive(Debug)]
+pub(super) struct CompletionRequest {
+    /// The prompts.
+    pub prompts: Prompts,
+    n: usize,
+    max_tokens: usize,
+    alternatives: Option<usize>,
+    echo: bool,
+    sampling: SamplingSettings,
+    stop: Vec<String>,
+    stream: bool,
+    stream_usage: bool,
+}
+
+/// What a body asks the engine for.
 #[derive(Debug)]
 pub(super) struct CompletionPlan {
     /// `n` requests for each prompt, one prompt after the other.
@@ -102,20 +103,17 @@ pub(super) struct CompletionPlan {
     pub stream: bool,
     /// Whether to send the number of tokens at the end of a stream.
     pub stream_usage: bool,
+    /// The bytes that the reply may have, roughly.
+    pub reply_bytes: usize,
 }
 
-impl CompletionPlan {
-    /// Parses the body of a request to `model`. No bytes make it panic.
+impl CompletionRequest {
+    /// Reads the body of a request to `model`. No bytes make it panic, and it takes no more memory than a
+    /// few times their number.
     ///
     /// # Errors
     /// An [`ApiError`] that names what is wrong.
-    pub(super) fn read(
-        body: &[u8],
-        model: &str,
-        tokenizer: &Tokenizer,
-        limits: &Limits,
-        deadline: Instant,
-    ) -> Result<Self, ApiError> {
+    pub(super) fn read(body: &[u8], model: &str, limits: &Limits) -> Result<Self, ApiError> {
         let unreadable = |error| ApiError::invalid(format!("the body cannot be read: {error}"));
         // Serde would accept a list as the fields in their order.
         if body.trim_ascii_start().first() == Some(&b'[') {
@@ -138,42 +136,125 @@ impl CompletionPlan {
             ));
         }
         let sampling = body.sampling()?;
-        let stream = body.stream.unwrap_or(false);
         let options = body.stream_options.unwrap_or_default();
-        let stop = stop_strings(body.stop)?;
-        let prompts = body.prompt.unwrap_or(PromptField::Text(String::new()));
-        let prompts = encode(prompts, tokenizer)?;
-        let texts = prompts.len().saturating_mul(n);
+        let prompts = body.prompt.unwrap_or(Prompts::Texts(vec![String::new()]));
+        let request = Self {
+            prompts,
+            n,
+            max_tokens,
+            alternatives,
+            echo,
+            sampling,
+            stop: body.stop.unwrap_or_default().check()?,
+            stream: body.stream.unwrap_or(false),
+            stream_usage: options.include_usage.unwrap_or(false),
+        };
+        request.check_prompts(limits)?;
+        // Also without the prompts' tokens, the reply may be too large.
+        request.reply_bytes(request.prompts.len(), 0, limits)?;
+        Ok(request)
+    }
+
+    /// Refuses too many prompts, and those that are too long whatever their tokens are.
+    fn check_prompts(&self, limits: &Limits) -> Result<(), ApiError> {
+        let count = self.prompts.len();
+        if count == 0 {
+            return Err(ApiError::invalid_field("prompt", "prompt is an empty list"));
+        }
+        let texts = count.saturating_mul(self.n);
         if texts > limits.texts {
             let most = limits.texts;
             let message =
                 format!("{texts} texts at once (prompts times n); at most {most} can wait");
             return Err(ApiError::invalid_field("n", message));
         }
-        let echoes = if echo {
-            Some(echoes(&prompts, n, alternatives, tokenizer)?)
+        let bytes = self.prompts.longest_text();
+        match (limits.prompt_bytes, limits.positions) {
+            (Some(most), Some(positions)) if bytes > most => {
+                Err(ApiError::prompt_too_long(bytes, most, positions))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Encodes the prompts, unless `stopped` says so first, for texts that end at `deadline`.
+    ///
+    /// # Errors
+    /// An [`ApiError`] that names what is wrong, or says that there was no time.
+    pub(super) fn plan(
+        mut self,
+        tokenizer: &Tokenizer,
+        limits: &Limits,
+        deadline: Instant,
+        stopped: &(dyn Fn() -> bool + Sync),
+    ) -> Result<CompletionPlan, ApiError> {
+        let count = self.prompts.len();
+        let prompts = std::mem::replace(&mut self.prompts, Prompts::Ids(Vec::new()));
+        let prompts = prompts.encode(tokenizer, stopped)?;
+        let echoed = if self.echo {
+            prompts.iter().map(|prompt| prompt.len()).sum()
         } else {
-            None
+            0
         };
+        let reply_bytes = self.reply_bytes(count, echoed, limits)?;
+        let echoes = self.echo.then(|| echoes(&prompts, tokenizer)).transpose()?;
         let each = prompts.into_iter().flat_map(|prompt| {
-            (0..n as u64).map(move |i| (prompt.clone(), sampling.seed.wrapping_add(i)))
+            let seed = self.sampling.seed;
+            (0..self.n as u64).map(move |i| (prompt.clone(), seed.wrapping_add(i)))
         });
         let requests = each.map(|(prompt, seed)| Request {
             prompt,
-            sampling: SamplingSettings { seed, ..sampling },
-            max_tokens,
-            stop: stop.clone(),
-            alternatives,
-            score_prompt: echo && alternatives.is_some(),
+            sampling: SamplingSettings {
+                seed,
+                ..self.sampling
+            },
+            max_tokens: self.max_tokens,
+            stop: self.stop.clone(),
+            alternatives: self.alternatives,
+            score_prompt: self.echo && self.alternatives.is_some(),
             deadline: Some(deadline),
         });
-        Ok(Self {
+        Ok(CompletionPlan {
             requests: requests.collect(),
-            n,
+            n: self.n,
             echoes,
-            stream,
-            stream_usage: options.include_usage.unwrap_or(false),
+            stream: self.stream,
+            stream_usage: self.stream_usage,
+            reply_bytes,
         })
+    }
+
+    /// The bytes that the reply may have, roughly: `n` texts for each of the prompts, whose `echoed` tokens
+    /// are before them.
+    ///
+    /// # Errors
+    /// They are more than a reply may have.
+    fn reply_bytes(
+        &self,
+        prompts: usize,
+        echoed: usize,
+        limits: &Limits,
+    ) -> Result<usize, ApiError> {
+        let most = limits.positions.map_or(self.max_tokens, |positions| {
+            // The token after the last position is made, too.
+            self.max_tokens.min(positions.saturating_add(1))
+        });
+        let tokens = most.saturating_mul(prompts).saturating_add(echoed);
+        let tokens = tokens.saturating_mul(self.n);
+        let scores = self.alternatives.map_or(0, |likeliest| likeliest + 1);
+        let bytes = tokens.saturating_mul(TOKEN_BYTES + SCORE_BYTES * scores);
+        let limit = limits.reply_bytes;
+        if bytes <= limit {
+            return Ok(bytes);
+        }
+        let message = format!(
+            "the reply can have {tokens} tokens (max_tokens for each prompt, and with echo the prompt, \
+             times n) with {scores} scores each (logprobs + 1), which is {bytes} bytes, at {TOKEN_BYTES} a \
+             token and {SCORE_BYTES} a score; a reply of this server has {limit} at most, so ask for less \
+             at once"
+        );
+        let param = if scores > 0 { "logprobs" } else { "max_tokens" };
+        Err(ApiError::invalid_field(param, message))
     }
 }
 
@@ -257,61 +338,7 @@ fn any_seed() -> u64 {
     RandomState::new().hash_one(())
 }
 
-fn stop_strings(stop: Option<StopField>) -> Result<Vec<String>, ApiError> {
-    let stop = match stop {
-        None => Vec::new(),
-        Some(StopField::One(stop)) => vec![stop],
-        Some(StopField::Several(stop)) => stop,
-    };
-    let refused = |message| Err(ApiError::invalid_field("stop", message));
-    if stop.len() > STOPS {
-        return refused(format!("{} stop strings; at most {STOPS}", stop.len()));
-    }
-    if stop.iter().any(String::is_empty) {
-        return refused("a stop string is empty".to_owned());
-    }
-    if stop.iter().any(|stop| stop.len() > STOP_BYTES) {
-        return refused(format!("a stop string is longer than {STOP_BYTES} bytes"));
-    }
-    Ok(stop)
-}
-
-fn encode(prompt: PromptField, tokenizer: &Tokenizer) -> Result<Vec<Arc<[u32]>>, ApiError> {
-    let texts = |texts: &[String]| {
-        let ids = tokenizer.encode_batch(texts);
-        ids.map_err(|error| ApiError::invalid_field("prompt", error.to_string()))
-    };
-    let mut prompts = match prompt {
-        PromptField::Text(text) => texts(&[text])?,
-        PromptField::Texts(all) => texts(&all)?,
-        PromptField::Ids(ids) => vec![ids],
-        PromptField::IdLists(lists) => lists,
-    };
-    if prompts.is_empty() {
-        return Err(ApiError::invalid_field("prompt", "prompt is an empty list"));
-    }
-    // A text without a prompt begins after an end-of-text, as documents did in training.
-    for prompt in prompts.iter_mut().filter(|prompt| prompt.is_empty()) {
-        prompt.extend(tokenizer.end_of_text());
-    }
-    Ok(prompts.into_iter().map(Arc::from).collect())
-}
-
-fn echoes(
-    prompts: &[Arc<[u32]>],
-    n: usize,
-    alternatives: Option<usize>,
-    tokenizer: &Tokenizer,
-) -> Result<Vec<Arc<Echo>>, ApiError> {
-    let tokens: usize = prompts.iter().map(|prompt| prompt.len()).sum();
-    let each = alternatives.unwrap_or(0) + 1;
-    if tokens.saturating_mul(n).saturating_mul(each) > ECHOED {
-        let message = format!(
-            "echo of {tokens} tokens of prompts, for each of {n} texts, with {each} scores a token, \
-             is too much at once; the product may be {ECHOED} at most"
-        );
-        return Err(ApiError::invalid_field("echo", message));
-    }
+fn echoes(prompts: &[Arc<[u32]>], tokenizer: &Tokenizer) -> Result<Vec<Arc<Echo>>, ApiError> {
     let echoes = prompts
         .iter()
         .map(|prompt| Echo::of(prompt, tokenizer).map(Arc::new));

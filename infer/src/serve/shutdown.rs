@@ -1,49 +1,67 @@
 //! Accepting connections, and the graceful end of a server.
 
+use std::convert::Infallible;
 use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::{Body, HttpBody};
+use axum::http::{Request, Response};
+use hyper::body::{Bytes, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
-use tokio::time::sleep;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use crate::engine::Engine;
-
-/// The most connections beside one for each text that can run or wait: for other requests, and for clients
-/// that have not sent a request yet.
-const SPARE: usize = 256;
+use super::Server;
+use super::client::{Client, HEAD_BYTES};
+use super::connections::{Admission, AtWork, Place};
+use super::error::ApiError;
+use super::metrics::Closed;
+use crate::signals::{INTERRUPT, TERMINATE, is_ignored};
 
 /// How long to wait when the system cannot accept a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long a client that has too many connections may take to read that.
+const REFUSAL_TIME: Duration = Duration::from_secs(1);
+
+/// The time at the end of a graceful stop in which texts are sent that have ended where they were, at most.
+const SENDING: Duration = Duration::from_secs(3);
+
 /// Serves until `stop` resolves, and then until the requests that have come before are answered, but no
-/// longer than `grace`. A connection on which no request begins within `head_time` is closed. When there
-/// are too many connections, further ones wait to be accepted.
+/// longer than the grace time. A connection on which no request begins within the time for a head is closed.
+/// When there are too many connections, further ones take the place of those on which nothing is at work, or
+/// wait to be accepted.
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
-    engine: &Engine,
+    server: &Arc<Server>,
     stop: impl Future<Output = ()>,
-    (head_time, grace): (Duration, Duration),
 ) {
-    let connections = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(engine.slots() + engine.queue() + SPARE));
+    let watched = GracefulShutdown::new();
+    let engine = &server.engine;
     tokio::select! {
-        () = accept(&listener, router, head_time, &connections, places) => {}
+        () = accept(&listener, router, server, &watched) => {}
         () = stop => {}
         // There is nothing left to serve; the engine's thread returns the reason.
         () = engine.stopped() => {}
     }
     drop(listener);
+    let grace = server.options.grace;
+    let end = Instant::now() + grace;
+    engine.end_at((end - SENDING.min(grace / 2)).into_std());
+    server.connections.close_waiting();
     tokio::select! {
-        () = connections.shutdown() => {}
-        () = sleep(grace) => {}
+        () = watched.shutdown() => {}
+        () = sleep_until(end) => {}
         () = engine.stopped() => {}
     }
 }
@@ -52,35 +70,124 @@ pub(super) async fn serve(
 async fn accept(
     listener: &TcpListener,
     router: Router,
-    head_time: Duration,
-    connections: &GracefulShutdown,
-    places: Arc<Semaphore>,
+    server: &Arc<Server>,
+    watched: &GracefulShutdown,
 ) {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new());
-    http.header_read_timeout(head_time);
-    // The semaphore is never closed.
-    while let Ok(place) = places.clone().acquire_owned().await {
-        let Ok((stream, _)) = listener.accept().await else {
+    http.header_read_timeout(server.options.head_time);
+    // Without the second, a head may be as long as what is read at a time, on top of the first.
+    http.max_buf_size(HEAD_BYTES);
+    http.max_header_size(HEAD_BYTES);
+    loop {
+        server.connections.room().await;
+        let Ok((stream, address)) = listener.accept().await else {
             sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        // Each token is a small packet, which should not wait for the acknowledgement of the one before.
-        // If this fails, tokens come later, and nothing else happens.
-        let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(router.clone());
-        let connection = http.serve_connection(TokioIo::new(stream), service);
-        let connection = connections.watch(connection);
-        // An error means that the client has broken the connection off.
-        tokio::spawn(async { drop((connection.await, place)) });
+        let Some(place) = admit(server, address.ip()) else {
+            refuse(server, stream);
+            continue;
+        };
+        let client = TokioIo::new(Client::new(stream, server.clone()));
+        let service = service(router.clone(), &place);
+        let connection = watched.watch(http.serve_connection(client, service));
+        tokio::spawn(async move {
+            tokio::select! {
+                // An error means that the client has broken the connection off, or does not read.
+                _ = connection => {}
+                () = place.0.must_leave() => {}
+            }
+        });
     }
 }
 
-/// Resolves at Ctrl-C or SIGTERM. The second of them ends the program.
+/// A place for a new connection, if there is one for its address.
+fn admit(server: &Server, address: IpAddr) -> Option<Place> {
+    let (admission, made_room) = server.connections.admit(address);
+    if made_room {
+        server.metrics.closed(Closed::MadeRoom);
+    }
+    match admission {
+        Admission::Place(place) => Some(place),
+        Admission::TooMany => {
+            server.metrics.closed(Closed::TooMany);
+            None
+        }
+    }
+}
+
+/// Says that the client has too many connections, if it hears that soon.
+fn refuse(server: &Arc<Server>, stream: TcpStream) {
+    let error = ApiError::too_many_connections(server.connections.most_of_one());
+    server.metrics.refused(error.status());
+    let Ok(turn) = server.refusals.clone().try_acquire_owned() else {
+        return;
+    };
+    let client = Client::new(stream, server.clone());
+    tokio::spawn(async move {
+        // A client that does not listen has no use for an error.
+        let _ = timeout(REFUSAL_TIME, client.refuse(&error)).await;
+        drop(turn);
+    });
+}
+
+/// The router as the service of one connection, which is at work from the head of a request to the end of its
+/// response.
+fn service(
+    router: Router,
+    place: &Place,
+) -> impl Service<Request<Incoming>, Response = Response<Worked>, Error = Infallible, Future: Send> + use<>
+{
+    let router = TowerToHyperService::new(router);
+    let connection = place.0.clone();
+    service_fn(move |mut request: Request<Incoming>| {
+        let at_work = connection.begin();
+        request.extensions_mut().insert(connection.clone());
+        let response = router.call(request);
+        async move {
+            let response = response.await?;
+            Ok(response.map(|body| Worked {
+                body,
+                _at_work: at_work,
+            }))
+        }
+    })
+}
+
+/// The body of a response, with what lasts as long.
+struct Worked {
+    body: Body,
+    _at_work: AtWork,
+}
+
+impl HttpBody for Worked {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Resolves at Ctrl-C or SIGTERM. The second of them ends the program. One that was ignored when the program
+/// started, as in the background of a script, is ignored further on.
 pub(super) async fn signals() {
-    first_signal().await;
-    tokio::spawn(async {
-        first_signal().await;
+    let heard = [INTERRUPT, TERMINATE].map(|signal| !is_ignored(signal));
+    first_signal(heard).await;
+    tokio::spawn(async move {
+        first_signal(heard).await;
         std::process::exit(INTERRUPTED);
     });
 }
@@ -88,25 +195,28 @@ pub(super) async fn signals() {
 /// The exit code of a program that Ctrl-C has ended.
 const INTERRUPTED: i32 = 130;
 
-async fn first_signal() {
+/// Resolves at the first Ctrl-C or SIGTERM, as far as they are to be `heard`.
+async fn first_signal([hears_interrupt, hears_terminate]: [bool; 2]) {
     let interrupt = async {
-        if tokio::signal::ctrl_c().await.is_err() {
-            // No handler can be installed.
+        if !hears_interrupt || tokio::signal::ctrl_c().await.is_err() {
+            // It is ignored, or no handler can be installed.
             std::future::pending::<()>().await;
         }
     };
     #[cfg(unix)]
     let terminate = async {
         use tokio::signal::unix::{SignalKind, signal};
-        match signal(SignalKind::terminate()) {
-            Ok(mut signal) => {
-                signal.recv().await;
-            }
-            Err(_) => std::future::pending().await,
+        if hears_terminate && let Ok(mut signal) = signal(SignalKind::terminate()) {
+            signal.recv().await;
+        } else {
+            std::future::pending::<()>().await;
         }
     };
     #[cfg(not(unix))]
-    let terminate = std::future::pending::<()>();
+    let terminate = {
+        let _ = hears_terminate;
+        std::future::pending::<()>()
+    };
     tokio::select! {
         () = interrupt => {}
         () = terminate => {}

@@ -24,6 +24,8 @@ pub(super) struct TextStreams {
     started: Instant,
     /// Whether a first token was made.
     begun: bool,
+    /// The texts whose time was up before they began, once all others have ended.
+    never_begun: Option<Vec<usize>>,
 }
 
 /// One text as a stream of pieces.
@@ -39,6 +41,8 @@ struct TextStream {
     echoed: usize,
     /// The number of tokens made.
     tokens: usize,
+    /// Whether its time was up before anything of it was made.
+    never_begun: bool,
 }
 
 impl TextStreams {
@@ -63,6 +67,7 @@ impl TextStreams {
             n: plan.n,
             started,
             begun: false,
+            never_begun: None,
         })
     }
 
@@ -81,7 +86,14 @@ impl TextStreams {
         )
     }
 
-    /// The next piece of any text; `None` when all have ended.
+    /// Whether a text lacks the scores of its prompt, or some of them, since its time was up.
+    pub(super) fn lacks_scores(&self, index: usize) -> bool {
+        let text = &self.texts[index];
+        text.request.score_prompt && text.echoed < text.request.prompt.len()
+    }
+
+    /// The next piece of any text; `None` when all have ended. A text that has not begun within its time
+    /// ends without text, unless no text has begun.
     pub(super) async fn next(&mut self) -> Option<Result<CompletionChoice, ApiError>> {
         let tokenizer = &self.server.tokenizer;
         let texts = &mut self.texts;
@@ -108,7 +120,30 @@ impl TextStreams {
             self.begun = true;
             self.server.metrics.first_token(self.started.elapsed());
         }
-        next
+        match next {
+            Some(piece) => Some(piece),
+            None => self.next_never_begun(),
+        }
+    }
+
+    /// The end of a text that has not begun. If none has begun, the first is an error and there is no other.
+    fn next_never_begun(&mut self) -> Option<Result<CompletionChoice, ApiError>> {
+        if self.never_begun.is_none() {
+            let texts = self.texts.iter().enumerate().rev();
+            let never = texts.filter(|(_, text)| text.never_begun);
+            let never: Vec<usize> = never.map(|(index, _)| index).collect();
+            if never.len() == self.texts.len() {
+                self.never_begun = Some(Vec::new());
+                return Some(Err(ApiError::no_time()));
+            }
+            self.never_begun = Some(never);
+        }
+        let index = self.never_begun.as_mut()?.pop()?;
+        Some(Ok(CompletionChoice {
+            index,
+            finish_reason: Some(finish_reason(Finish::TimeUp)),
+            ..CompletionChoice::default()
+        }))
     }
 }
 
@@ -127,6 +162,7 @@ impl TextStream {
             echo,
             echoed: 0,
             tokens: 0,
+            never_begun: false,
         }
     }
 
@@ -193,10 +229,11 @@ impl TextStream {
             Event::End(end) => {
                 let end = end?;
                 self.answer = None;
-                if end.finish == Finish::TimeUp && end.tokens == 0 {
-                    return Err(ApiError::no_time());
-                }
                 self.tokens = end.tokens;
+                if end.finish == Finish::TimeUp && end.tokens == 0 && self.echoed == 0 {
+                    self.never_begun = true;
+                    return Ok(None);
+                }
                 Some(CompletionChoice {
                     finish_reason: Some(finish_reason(end.finish)),
                     ..CompletionChoice::default()

@@ -211,7 +211,7 @@ fn a_long_prompt_that_is_no_text() {
         "n": 64});
     let refused = server.post(more);
     assert_eq!(refused.status, 400);
-    assert!(refused.error().contains("echo of 3000 tokens"));
+    assert!(refused.error().contains("192000 tokens"));
 }
 
 /// A teacher that ends every text at once.

@@ -3,8 +3,10 @@
 
 mod capacity;
 mod completions;
+mod hosts;
 #[path = "../support/http.rs"]
 mod http;
+mod malformed;
 mod refusals;
 mod site;
 mod slow;

@@ -58,8 +58,33 @@ fn what_is_wrong_is_an_error_of_openai_s() {
     let chunked = post("", "Transfer-Encoding: chunked\r\n").replace("Content-Length: 0\r\n", "");
     let chunked = format!("{chunked}{chunk}{chunk}0\r\n\r\n");
     refused(server.raw(chunked.as_bytes()), 413, "20000 bytes");
-    // Not even HTTP.
-    assert_eq!(server.raw(b"\x00\x01\x02 hello\r\n\r\n").status, 400);
+    // What breaks off, or is not in chunks.
+    let head = &chunked[..chunked.len() - 2 * chunk.len() - 5];
+    for body in ["xyz\r\n{}\r\n0\r\n\r\n", "5\r\n{}"] {
+        let broken = format!("{head}{body}");
+        refused(
+            server.half_closed(broken.as_bytes()),
+            400,
+            "ended too early, or its chunks",
+        );
+    }
+    let short = post("{}", "").replace("Content-Length: 2", "Content-Length: 9");
+    refused(server.half_closed(short.as_bytes()), 400, "ended too early");
+    refused(server.get("/v1/models/%ff"), 400, "not UTF-8");
+    // Not even HTTP, and too much of it.
+    refused(server.raw(b"\x00\x01\x02 hello\r\n\r\n"), 400, "HTTP/1.1");
+    let two = post("{}", "Content-Length: 3\r\n");
+    refused(server.raw(two.as_bytes()), 400, "HTTP/1.1");
+    let long = post("{}", &format!("X: {}\r\n", "x".repeat(100_000)));
+    refused(server.raw(long.as_bytes()), 431, "65536 bytes");
+    let many = post("{}", &"X: y\r\n".repeat(200));
+    refused(server.raw(many.as_bytes()), 431, "100 headers");
+    let bad = |code: u16| {
+        server.metric(&format!(
+            "infer_http_responses_total{{path=\"other\",code=\"{code}\"}}"
+        ))
+    };
+    assert_eq!(bad(431), 2.0);
     // And it is as well as before.
     assert_eq!(server.text(greedy(PROMPT)), CONTINUATION);
     // A text reaches its reader before its place in the batch is free.
@@ -68,7 +93,8 @@ fn what_is_wrong_is_an_error_of_openai_s() {
 
 #[test]
 fn a_key_opens_what_is_closed() {
-    let server = Server::start(&teacher_folder(), &["--api-key", "secret"]);
+    // The blanks around it are what a file or a variable has left.
+    let server = Server::start(&teacher_folder(), &["--api-key", " secret\n"]);
     let body = greedy(PROMPT).to_string();
     for headers in [
         "",
@@ -110,7 +136,12 @@ fn an_empty_key_is_an_error() {
         assert_eq!(output.status.code(), Some(1));
         String::from_utf8(output.stderr).unwrap()
     };
-    for (arguments, variable) in [(&["--api-key", ""][..], "secret"), (&[], ""), (&[], " ")] {
+    for (arguments, variable) in [
+        (&["--api-key", ""][..], "secret"),
+        (&[], ""),
+        (&[], " "),
+        (&["--api-key", "two\nlines"], "secret"),
+    ] {
         let message = refused(arguments, variable);
         assert!(message.contains("the API key is empty"), "{message}");
         assert_eq!(message.lines().count(), 1, "{message}");

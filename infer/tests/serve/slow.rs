@@ -1,6 +1,6 @@
 //! Slow clients.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread;
@@ -11,6 +11,7 @@ use infer::engine::{Engine, EngineOptions};
 use infer::precision::Precision;
 use infer::serve::{ServerOptions, serve};
 use kernels::runtime::Backend;
+use serde_json::json;
 
 use crate::capacity::until;
 use crate::http::{Response, connect, post};
@@ -19,16 +20,31 @@ use crate::{PROMPT, greedy};
 
 /// The address of a server that waits no longer than `arrival`, which ends with this program.
 fn impatient(arrival: Duration) -> String {
+    serving(|options| {
+        options.head_time = arrival;
+        options.body_time = arrival;
+    })
+}
+
+/// The address of a patient server with other options, which ends with this program.
+pub fn serving(change: impl FnOnce(&mut ServerOptions)) -> String {
     let tokenizer = Arc::new(Tokenizer::from_folder(teacher_folder()).unwrap());
-    let options = ServerOptions {
+    let patience = Duration::from_secs(600);
+    let mut options = ServerOptions {
         name: "tiny".into(),
         api_key: None,
+        allowed_hosts: Vec::new(),
         max_tokens: 100,
-        time_limit: Duration::from_secs(600),
+        time_limit: patience,
         body_limit: 100_000,
-        head_time: arrival,
-        body_time: arrival,
+        reply_limit: 128 << 20,
+        connections_per_address: 256,
+        head_time: patience,
+        body_time: patience,
+        write_time: patience,
+        grace: patience,
     };
+    change(&mut options);
     let engine = Engine::start(EngineOptions {
         backend: Backend::Flex,
         precision: Precision::Auto,
@@ -65,29 +81,29 @@ fn a_body_that_does_not_come_is_not_waited_for() {
     assert!(response.error().contains("too long to arrive"));
 }
 
-/// Bodies take memory before the engine can say that there are too many.
+/// Bodies take memory before the engine can say that there are too many: those that come, and not those that
+/// were only announced.
 #[test]
 fn there_is_room_for_so_many_bodies() {
     let address = impatient(Duration::from_secs(600));
-    let long = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
-                Content-Type: application/json\r\nExpect: 100-continue\r\n\
-                Content-Length: 100000\r\n\r\n";
-    let send = || {
-        let mut stream = connect(&address);
-        stream.write_all(long.as_bytes()).unwrap();
-        let mut beginning = [0; 12];
-        stream.read_exact(&mut beginning).unwrap();
-        (stream, beginning)
-    };
-    let arriving: Vec<_> = (0..16).map(|_| send()).collect();
-    // The server asks for the rest of each.
-    assert!(arriving.iter().all(|(_, it)| it == b"HTTP/1.1 100"));
+    let long = post(&" ".repeat(100_000), "");
     let short = post(&greedy(PROMPT).to_string(), "");
     let ask = || {
         let mut stream = connect(&address);
         stream.write_all(short.as_bytes()).unwrap();
         Response::read(stream)
     };
+    let mut arriving: Vec<_> = (0..16).map(|_| connect(&address)).collect();
+    let (head, body) = long.as_bytes().split_at(long.len() - 100_000);
+    for stream in &mut arriving {
+        stream.write_all(head).unwrap();
+    }
+    assert_eq!(ask().status, 200);
+    for stream in &mut arriving {
+        stream.write_all(&body[1..]).unwrap();
+    }
+    let all = 16.0 * 98.0 * 1024.0;
+    until(|| metric(&address, "infer_arriving_bytes") == Some(all));
     let refused = ask();
     assert_eq!(refused.status, 429);
     assert!(refused.headers.contains("retry-after: 1"));
@@ -96,25 +112,102 @@ fn there_is_room_for_so_many_bodies() {
     until(|| ask().status == 200);
 }
 
+const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+
+/// The value of a metric of the server at this address.
+fn metric(address: &str, name: &str) -> Option<f64> {
+    let mut stream = connect(address);
+    let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    let page = Response::read(stream).body;
+    let values = page
+        .lines()
+        .filter_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+    values.last()
+}
+
 #[test]
-fn connections_wait_when_there_are_many() {
+fn idle_connections_keep_nobody_out() {
     let address = impatient(Duration::from_secs(600));
-    // One slot, one place in the queue, and the spare ones.
-    let idle: Vec<_> = (0..258).map(|_| connect(&address)).collect();
-    let mut late = connect(&address);
-    let request = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-    late.write_all(request).unwrap();
-    late.set_read_timeout(Some(Duration::from_millis(500)))
-        .unwrap();
-    let waits = late.read(&mut [0; 1]).unwrap_err();
-    assert!(
-        [ErrorKind::WouldBlock, ErrorKind::TimedOut].contains(&waits.kind()),
-        "{waits}"
+    let mut idle: Vec<_> = (0..700).map(|_| connect(&address)).collect();
+    for stream in idle.iter_mut().step_by(2) {
+        // Some have sent a part of a head, unless they were closed already.
+        let _ = stream.write_all(b"GET /health HTTP/1.1\r\nHo");
+    }
+    let mut honest = connect(&address);
+    honest.write_all(HEALTH).unwrap();
+    assert_eq!(Response::read(honest).status, 200);
+    // The oldest had to go, and the newest are open.
+    assert!(matches!(idle[0].read(&mut [0; 1]), Ok(0) | Err(_)));
+    let newest = idle.last_mut().unwrap();
+    newest.write_all(HEALTH).unwrap();
+    assert_eq!(Response::read(idle.pop().unwrap()).status, 200);
+    assert!(metric(&address, "infer_connections").unwrap() <= 256.0);
+    let closed = metric(
+        &address,
+        "infer_connections_closed_total{reason=\"MadeRoom\"}",
     );
-    drop(idle);
-    late.set_read_timeout(Some(Duration::from_secs(120)))
-        .unwrap();
-    assert_eq!(Response::read(late).status, 200);
+    assert!(closed.unwrap() > 400.0, "{closed:?}");
+}
+
+#[test]
+fn an_address_has_so_many_busy_connections() {
+    let address = serving(|options| options.connections_per_address = 3);
+    let endless = json!({"prompt": "x", "max_tokens": 100, "n": 1, "stream": true});
+    let busy: Vec<_> = (0..2)
+        .map(|_| {
+            let mut stream = connect(&address);
+            let request = post(&endless.to_string(), "");
+            stream
+                .write_all(&request.as_bytes()[..request.len() - 1])
+                .unwrap();
+            stream
+        })
+        .collect();
+    // Their bodies are waited for, so they are not busy, and make room.
+    for _ in 0..5 {
+        let mut stream = connect(&address);
+        stream.write_all(HEALTH).unwrap();
+        assert_eq!(Response::read(stream).status, 200);
+    }
+    drop(busy);
+}
+
+/// A request for the echo of so many ids with scores that its reply does not fit into the sockets' buffers.
+fn echo(tokens: usize) -> String {
+    let body = json!({"prompt": vec![5; tokens], "max_tokens": 0, "echo": true, "logprobs": 20});
+    post(&body.to_string(), "")
+}
+
+#[test]
+fn a_client_that_does_not_read_is_cut() {
+    let address = serving(|options| options.write_time = Duration::from_millis(300));
+    let mut deaf = connect(&address);
+    deaf.write_all(echo(2048).as_bytes()).unwrap();
+    let closed = || {
+        metric(
+            &address,
+            "infer_connections_closed_total{reason=\"NotReading\"}",
+        )
+    };
+    until(|| closed() == Some(1.0));
+    // What it did not read is gone, and so is its connection.
+    until(|| metric(&address, "infer_connections") == Some(1.0));
+    let mut all = Vec::new();
+    assert!(deaf.read_to_end(&mut all).is_err(), "{} bytes", all.len());
+}
+
+#[test]
+fn the_reply_of_a_patient_reader_is_whole() {
+    let address = serving(|_| {});
+    let mut reader = connect(&address);
+    reader.write_all(echo(2048).as_bytes()).unwrap();
+    let response = Response::read(reader);
+    assert_eq!(response.status, 200);
+    let length = format!("content-length: {}\r\n", response.body.len());
+    assert!(response.headers.contains(&length), "{}", response.headers);
+    let tokens = &response.json()["choices"][0]["logprobs"]["tokens"];
+    assert_eq!(tokens.as_array().unwrap().len(), 2048);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A server on a free port, and just enough of HTTP to talk to it: also as no client should.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -16,7 +16,12 @@ pub struct Server {
 
 impl Server {
     pub fn start(model: &Path, arguments: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_infer"))
+        Self::start_by(Command::new(env!("CARGO_BIN_EXE_infer")), model, arguments)
+    }
+
+    /// Starts it by a program that has further arguments: the server and its arguments, say.
+    pub fn start_by(mut program: Command, model: &Path, arguments: &[&str]) -> Self {
+        let mut child = program
             .args(["serve", "--backend", "flex", "--port", "0", "--model"])
             .arg(model)
             .args(arguments)
@@ -44,8 +49,17 @@ impl Server {
         Response::read(stream)
     }
 
+    /// Sends bytes, and nothing more.
+    pub fn half_closed(&self, request: &[u8]) -> Response {
+        let mut stream = self.connect();
+        stream.write_all(request).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        Response::read(stream)
+    }
+
     pub fn get(&self, path: &str) -> Response {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         self.raw(request.as_bytes())
     }
 
@@ -64,6 +78,14 @@ impl Server {
     pub fn text(&self, body: Value) -> String {
         let text = &self.complete(body)["choices"][0]["text"];
         text.as_str().unwrap().to_owned()
+    }
+
+    /// Sends it a signal, such as `-TERM`.
+    #[cfg(unix)]
+    pub fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        let sent = Command::new("kill").args([signal, &pid]).status().unwrap();
+        assert!(sent.success());
     }
 
     /// The value of a metric.
@@ -96,7 +118,7 @@ pub fn connect(address: &str) -> TcpStream {
 /// A completion request, with further header lines.
 pub fn post(body: &str, headers: &str) -> String {
     format!(
-        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\
          Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     )

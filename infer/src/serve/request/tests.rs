@@ -5,7 +5,7 @@ use std::time::Instant;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use proptest::prelude::*;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::*;
 
@@ -17,10 +17,14 @@ fn tokenizer() -> Tokenizer {
 const LIMITS: Limits = Limits {
     max_tokens: 100,
     texts: 8,
+    prompt_bytes: Some(2000),
+    positions: Some(500),
+    reply_bytes: 128 << 20,
 };
 
 fn read(tokenizer: &Tokenizer, body: &[u8]) -> Result<CompletionPlan, ApiError> {
-    CompletionPlan::read(body, "tiny", tokenizer, &LIMITS, Instant::now())
+    let request = CompletionRequest::read(body, "tiny", &LIMITS)?;
+    request.plan(tokenizer, &LIMITS, Instant::now(), &|| false)
 }
 
 /// Any JSON, not deep.
@@ -198,9 +202,13 @@ fn what_is_wrong_is_named() {
         (json!({"n": u64::MAX}), "at once"),
         (
             json!({"prompt": 5}),
-            "prompt must be a string, a list of strings",
+            "expected prompt as a string, a list of strings",
         ),
         (json!({"prompt": []}), "prompt is an empty list"),
+        (json!({"prompt": [-1]}), "expected prompt as"),
+        (json!({"prompt": ["a", 1]}), "prompt must be"),
+        (json!({"prompt": [["a"]]}), "prompt must be"),
+        (json!({"prompt": {}}), "expected prompt as"),
         (json!({"prompt": [1, -1]}), "prompt must be"),
         (json!({"prompt": [1, 1_u64 << 32]}), "prompt must be"),
         (json!({"max_tokens": 0}), "echo only"),
@@ -208,7 +216,9 @@ fn what_is_wrong_is_named() {
         (json!({"max_tokens": -1}), "invalid value"),
         (json!({"logprobs": 21}), "logprobs is 21"),
         (json!({"stop": ""}), "empty"),
-        (json!({"stop": vec!["a"; 17]}), "17 stop strings"),
+        (json!({"stop": vec!["a"; 17]}), "more than 16 stop strings"),
+        (json!({"stop": 5}), "expected stop as a string or a list"),
+        (json!({"logit_bias": 5}), "expected an object"),
         (json!({"stop": "a".repeat(1025)}), "longer than 1024"),
         (json!({"suffix": "end"}), "no suffix"),
         (json!({"best_of": 3}), "no best_of"),
@@ -217,7 +227,7 @@ fn what_is_wrong_is_named() {
         (json!({"promt": "x"}), "unknown field `promt`"),
         (
             json!({"prompt": vec![5; 20_000], "n": 8, "echo": true, "logprobs": 20}),
-            "echo of 20000 tokens of prompts, for each of 8 texts, with 21 scores a token",
+            "160128 tokens (max_tokens for each prompt, and with echo the prompt, times n) with 21 scores",
         ),
         (json!([]), "a list and no object"),
         (json!("x"), "the body cannot be read"),
@@ -297,4 +307,115 @@ fn each_text_has_its_prompt_and_seed() {
     assert_eq!(plan.echoes.map(|echoes| echoes.len()), Some(2));
     let seed = || read(&tokenizer, b"{}").unwrap().requests[0].sampling.seed;
     assert_ne!(seed(), seed());
+}
+
+/// The error of a body that was not encoded, and whose length is none of the server's.
+fn refused_early(body: &[u8]) -> ApiError {
+    CompletionRequest::read(body, "tiny", &LIMITS).unwrap_err()
+}
+
+/// Whatever the number or the length of what a body lists, it is refused before it is encoded, and in a
+/// short message.
+#[test]
+fn a_body_cannot_ask_for_more_than_its_bytes() {
+    let list =
+        |element: &str, n: usize| format!("[{}{element}]", format!("{element},").repeat(n - 1));
+    let many = 300_000;
+    for (body, part) in [
+        (
+            format!("{{\"prompt\": {}}}", list("\"\"", many)),
+            "more than 65536 prompts",
+        ),
+        (
+            format!("{{\"prompt\": {}}}", list("[]", many)),
+            "more than 65536 prompts",
+        ),
+        (
+            format!("{{\"prompt\": {}}}", list("[5]", 65_536)),
+            "65536 texts at once",
+        ),
+        (
+            format!("{{\"stop\": {}}}", list("\"a\"", many)),
+            "more than 16 stop strings",
+        ),
+        (
+            format!("{{\"logit_bias\": {{\"a\": {}}}}}", list("[]", many)),
+            "no logit_bias",
+        ),
+        (
+            format!("{{\"prompt\": \"{}\"}}", "a".repeat(2001)),
+            "2001 bytes; at most 2000 can be within the 500 positions",
+        ),
+        (
+            format!("{{\"prompt\": [\"a\", \"{}\"]}}", "\u{e9}".repeat(1001)),
+            "2002 bytes",
+        ),
+        (
+            format!("{{\"temperature\": \"{}\"}}", "a".repeat(many)),
+            "invalid type: string",
+        ),
+        (format!("{{\"{}\": 1}}", "a".repeat(many)), "unknown field"),
+        (
+            format!("{{\"model\": \"{}\"}}", "\u{e9}".repeat(many)),
+            "does not exist",
+        ),
+    ] {
+        let error = refused_early(body.as_bytes());
+        let message = error.to_json()["error"]["message"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        let whole =
+            message.contains(part) || (part == "does not exist" && message.ends_with("..."));
+        assert!(whole, "{part}: {message}");
+        assert!(message.len() <= 1003);
+    }
+    // As long as it may be.
+    let fits = json!({"prompt": "a".repeat(2000)}).to_string();
+    assert!(CompletionRequest::read(fits.as_bytes(), "tiny", &LIMITS).is_ok());
+}
+
+/// A few bytes cannot ask for a reply of gigabytes.
+#[test]
+fn a_reply_has_a_bound() {
+    let ask = |limits: &Limits, body: Value| {
+        CompletionRequest::read(body.to_string().as_bytes(), "tiny", limits)
+    };
+    let limits = Limits {
+        max_tokens: 4096,
+        texts: 256,
+        positions: None,
+        ..LIMITS
+    };
+    let most = json!({"n": 256, "max_tokens": 4096, "logprobs": 20});
+    let error = ask(&limits, most.clone()).unwrap_err().to_json();
+    assert_eq!(error["error"]["param"], "logprobs");
+    let message = error["error"]["message"].as_str().unwrap();
+    // 256 x 4096 tokens at 32 + 21 x 100 bytes, and 128 MiB.
+    assert!(
+        message.contains("2235564032 bytes") && message.contains("134217728"),
+        "{message}"
+    );
+    // No text is longer than the positions, and without scores it is small.
+    let short = Limits {
+        positions: Some(200),
+        ..limits.clone()
+    };
+    assert!(ask(&short, most).is_ok());
+    let plain = ask(&limits, json!({"n": 256, "max_tokens": 4096})).unwrap();
+    let plan = plain.plan(&tokenizer(), &limits, Instant::now(), &|| false);
+    assert_eq!(plan.unwrap().reply_bytes, 256 * 4096 * 32);
+}
+
+#[test]
+fn what_stops_the_encoding_is_said() {
+    let request = CompletionRequest::read(b"{\"prompt\": \"a\"}", "tiny", &LIMITS).unwrap();
+    let error = request
+        .plan(&tokenizer(), &LIMITS, Instant::now(), &|| true)
+        .unwrap_err();
+    assert_eq!(error.to_json()["error"]["code"], "timeout");
+    assert_eq!(
+        error.into_response().status(),
+        StatusCode::SERVICE_UNAVAILABLE
+    );
 }

@@ -1,0 +1,230 @@
+//! The server's end of a connection to a client: under HTTP, above the socket.
+//!
+//! What a client can do wrong here, and what follows:
+//!
+//! - It does not read what it asked for. When it has taken nothing for a while, the connection fails, and all
+//!   that is held for it is dropped. A slow reader that takes something from time to time is no such client.
+//! - What it sends is not HTTP, or too much of it. `hyper` answers such a request itself, before any handler,
+//!   and without a body; that answer is replaced by one in OpenAI's form.
+//! - It is still sending when its answer is complete, as with a body that is refused for its length. A socket
+//!   that is closed at that moment tells the client's system to drop the answer unread, so what comes is read
+//!   and dropped for a moment.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
+
+use super::Server;
+use super::error::ApiError;
+use super::metrics::Closed;
+
+/// The most bytes of a request's head.
+pub(super) const HEAD_BYTES: usize = 64 * 1024;
+/// The most headers of a request, `hyper`'s own limit.
+pub(super) const HEADERS: usize = 100;
+
+/// The bytes that the system keeps for a client until it reads them. With few of them, the server soon
+/// notices whether a slow client reads.
+const SEND_BUFFER: usize = 64 * 1024;
+
+/// How long to read and drop what still comes after the last answer.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// A connection to a client.
+pub(super) struct Client {
+    stream: TcpStream,
+    server: Arc<Server>,
+    /// Runs while something waits to be written and nothing can be.
+    stalled: Option<Pin<Box<Sleep>>>,
+    /// An error that is written instead of one of `hyper`'s.
+    error: Option<OwnError>,
+    /// Runs when everything was written.
+    lingers: Option<Pin<Box<Sleep>>>,
+}
+
+/// An error that takes the place of other bytes.
+struct OwnError {
+    bytes: Vec<u8>,
+    written: usize,
+    /// The number of bytes that it replaces.
+    replaces: usize,
+}
+
+impl Client {
+    pub(super) fn new(stream: TcpStream, server: Arc<Server>) -> Self {
+        // Each token is a small packet, which should not wait for the acknowledgement of the one before.
+        // If this fails, tokens come later, and nothing else happens.
+        let _ = stream.set_nodelay(true);
+        // Otherwise it only takes longer to notice a client that does not read.
+        let _ = SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER);
+        Self {
+            stream,
+            server,
+            stalled: None,
+            error: None,
+            lingers: None,
+        }
+    }
+
+    /// Sends an error, and nothing else.
+    pub(super) async fn refuse(mut self, error: &ApiError) -> io::Result<()> {
+        let bytes = error.to_http();
+        let mut rest = &bytes[..];
+        while !rest.is_empty() {
+            let written = poll_fn(|context| self.write(context, rest)).await?;
+            rest = &rest[written..];
+        }
+        poll_fn(|context| Pin::new(&mut self).poll_shutdown(context)).await
+    }
+
+    /// Writes to the socket, and fails if it has taken nothing for too long.
+    fn write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(written) = Pin::new(&mut self.stream).poll_write(context, bytes) {
+            self.stalled = None;
+            return Poll::Ready(written);
+        }
+        let write_time = self.server.options.write_time;
+        let stalled = self
+            .stalled
+            .get_or_insert_with(|| Box::pin(sleep(write_time)));
+        ready!(stalled.as_mut().poll(context));
+        self.server.metrics.closed(Closed::NotReading);
+        // What the system still holds for the client is dropped too.
+        let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Writes the rest of the error that replaces one of `hyper`'s.
+    fn write_error(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(mut error) = self.error.take() {
+            let rest = &error.bytes[error.written..];
+            if rest.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let written = self.write(context, rest);
+            if let Poll::Ready(Ok(written)) = written {
+                error.written += written;
+            }
+            self.error = Some(error);
+            ready!(written)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Client {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if self.error.is_none()
+            && let Some((start, status)) = automatic_error(bytes)
+        {
+            if start > 0 {
+                return self.write(context, &bytes[..start]);
+            }
+            self.server.metrics.refused(status);
+            self.error = Some(OwnError {
+                bytes: ApiError::bad_head(status).to_http(),
+                written: 0,
+                replaces: bytes.len(),
+            });
+        }
+        match self.error.as_ref().map(|error| error.replaces) {
+            Some(replaces) => {
+                ready!(self.write_error(context))?;
+                Poll::Ready(Ok(replaces))
+            }
+            None => self.write(context, bytes),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self {
+            stream, lingers, ..
+        } = &mut *self;
+        let lingers = match lingers {
+            Some(lingers) => lingers,
+            None => {
+                ready!(Pin::new(&mut *stream).poll_shutdown(context))?;
+                lingers.insert(Box::pin(sleep(LINGER)))
+            }
+        };
+        loop {
+            let mut dropped = [0; 4096];
+            let mut dropped = ReadBuf::new(&mut dropped);
+            if lingers.as_mut().poll(context).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            match ready!(Pin::new(&mut *stream).poll_read(context, &mut dropped)) {
+                Ok(()) if !dropped.filled().is_empty() => {}
+                // The client has closed its end too, or is gone.
+                Ok(()) | Err(_) => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}
+
+impl AsyncRead for Client {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+/// Where, at the end of `bytes`, an answer of `hyper`'s own begins, and its status: an error without a body.
+/// Every other error of this server has a body, and no body of its answers ends like a head.
+fn automatic_error(bytes: &[u8]) -> Option<(usize, StatusCode)> {
+    let head = bytes.strip_suffix(b"\r\n\r\n")?;
+    let start = head.windows(7).rposition(|part| part == b"HTTP/1.")?;
+    let head = std::str::from_utf8(&head[start..]).ok()?;
+    let mut lines = head.split("\r\n");
+    let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+    let without_body = lines.any(|line| line.eq_ignore_ascii_case("content-length: 0"));
+    let is_error = StatusCode::is_client_error(&status);
+    (is_error && without_body).then_some((start, status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_errors_without_a_body_are_replaced() {
+        let error = "HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\n\
+                     content-length: 0\r\ndate: Thu\r\n\r\n";
+        let after = format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{{}}{error}");
+        let too_large = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        assert_eq!(automatic_error(error.as_bytes()), Some((0, too_large)));
+        let start = after.len() - error.len();
+        assert_eq!(automatic_error(after.as_bytes()), Some((start, too_large)));
+        for other in [
+            "",
+            "\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+            "HTTP/1.1 400 Bad Request\r\ncontent-length: 40\r\n\r\n",
+            "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n{}",
+            "HTTP/1.1 100 Continue\r\n\r\n",
+            "0\r\n\r\n",
+        ] {
+            assert_eq!(automatic_error(other.as_bytes()), None, "{other:?}");
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! The prompts of a request: read without taking more memory than they need, and made token ids.
+
+use std::fmt;
+use std::sync::Arc;
+
+use datasets::{DataError, Tokenizer};
+use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Unexpected, Visitor};
+
+use super::error::ApiError;
+
+/// The most prompts of any server. A body with more is refused before the rest of it is read.
+const MOST: usize = 1 << 16;
+
+const FORMS: &str =
+    "a string, a list of strings, a list of token ids, or a list of lists of token ids";
+
+/// The prompts of a request, in any of OpenAI's forms.
+#[derive(Debug, PartialEq)]
+pub(super) enum Prompts {
+    /// Texts.
+    Texts(Vec<String>),
+    /// Lists of token ids.
+    Ids(Vec<Vec<u32>>),
+}
+
+impl Prompts {
+    /// The number of prompts.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Texts(texts) => texts.len(),
+            Self::Ids(lists) => lists.len(),
+        }
+    }
+
+    /// The bytes that are to be encoded.
+    pub(super) fn text_bytes(&self) -> usize {
+        match self {
+            Self::Texts(texts) => texts.iter().map(String::len).sum(),
+            Self::Ids(_) => 0,
+        }
+    }
+
+    /// The bytes of the longest text.
+    pub(super) fn longest_text(&self) -> usize {
+        match self {
+            Self::Texts(texts) => texts.iter().map(String::len).max().unwrap_or(0),
+            Self::Ids(_) => 0,
+        }
+    }
+
+    /// The token ids of each prompt, unless `stopped` says so first.
+    ///
+    /// # Errors
+    /// A text cannot be encoded, or `stopped` returned `true`.
+    pub(super) fn encode(
+        self,
+        tokenizer: &Tokenizer,
+        stopped: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Vec<Arc<[u32]>>, ApiError> {
+        let mut prompts = match self {
+            Self::Ids(lists) => lists,
+            Self::Texts(texts) => match tokenizer.encode_batch_until(&texts, stopped) {
+                Ok(lists) => lists,
+                Err(DataError::Stopped) => return Err(ApiError::no_time()),
+                Err(error) => return Err(ApiError::invalid_field("prompt", error.to_string())),
+            },
+        };
+        // A text without a prompt begins after an end-of-text, as documents did in training.
+        for prompt in prompts.iter_mut().filter(|prompt| prompt.is_empty()) {
+            prompt.extend(tokenizer.end_of_text());
+        }
+        Ok(prompts.into_iter().map(Arc::from).collect())
+    }
+}
+
+impl<'de> Deserialize<'de> for Prompts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(PromptsVisitor)
+    }
+}
+
+struct PromptsVisitor;
+
+impl<'de> Visitor<'de> for PromptsVisitor {
+    type Value = Prompts;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        write!(formatter, "prompt as {FORMS}")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Prompts, E> {
+        self.visit_string(text.to_owned())
+    }
+
+    fn visit_string<E: Error>(self, text: String) -> Result<Prompts, E> {
+        Ok(Prompts::Texts(vec![text]))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Prompts, A::Error> {
+        Ok(match seq.next_element()? {
+            None => Prompts::Texts(Vec::new()),
+            Some(Element::Text(first)) => Prompts::Texts(rest(first, seq, MOST)?),
+            Some(Element::Ids(first)) => Prompts::Ids(rest(first, seq, MOST)?),
+            // One prompt, which has no more ids than its body has bytes.
+            Some(Element::Id(first)) => Prompts::Ids(vec![rest(first, seq, usize::MAX)?]),
+        })
+    }
+}
+
+/// The elements of a list after its first one, which they are like; no more than `most` with it.
+fn rest<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(
+    first: T,
+    mut seq: A,
+    most: usize,
+) -> Result<Vec<T>, A::Error> {
+    let mut all = vec![first];
+    loop {
+        match seq.next_element() {
+            Ok(None) => return Ok(all),
+            Ok(Some(_)) if all.len() == most => {
+                return Err(A::Error::custom(format!("more than {most} prompts")));
+            }
+            Ok(Some(next)) => all.push(next),
+            Err(error) => return Err(A::Error::custom(format!("prompt must be {FORMS}: {error}"))),
+        }
+    }
+}
+
+/// What a list of prompts, or a prompt's list of ids, begins with.
+enum Element {
+    Text(String),
+    Id(u32),
+    Ids(Vec<u32>),
+}
+
+impl<'de> Deserialize<'de> for Element {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ElementVisitor)
+    }
+}
+
+struct ElementVisitor;
+
+impl<'de> Visitor<'de> for ElementVisitor {
+    type Value = Element;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        write!(formatter, "prompt as {FORMS}")
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Element, E> {
+        Ok(Element::Text(text.to_owned()))
+    }
+
+    fn visit_string<E: Error>(self, text: String) -> Result<Element, E> {
+        Ok(Element::Text(text))
+    }
+
+    fn visit_u64<E: Error>(self, id: u64) -> Result<Element, E> {
+        let small = u32::try_from(id);
+        small
+            .map(Element::Id)
+            .map_err(|_| E::invalid_value(Unexpected::Unsigned(id), &self))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Element, A::Error> {
+        Ok(Element::Ids(match seq.next_element()? {
+            None => Vec::new(),
+            Some(first) => rest(first, seq, usize::MAX)?,
+        }))
+    }
+}
