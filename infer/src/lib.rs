@@ -55,7 +55,6 @@ mod error;
 pub mod eval;
 pub mod generate;
 mod model_args;
-mod model_hash;
 mod output;
 pub mod precision;
 mod repl;
@@ -67,6 +66,6 @@ mod table;
 
 pub use error::GenerateError;
 pub use generate::{GenerateOptions, Generation, Pace, Reading, Stop};
-pub use model_hash::ModelHash;
+pub use model::ModelHash;
 pub use sampling::{Sampler, SamplingError, SamplingSettings};
 pub use state_file::StateFileError;

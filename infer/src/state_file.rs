@@ -19,12 +19,11 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Tensor, TensorData};
 use kernels::KernelBackend;
-use model::{CausalLm, StateError};
+use model::{CausalLm, ModelHash, StateError};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::device::read;
 use crate::generate::Reading;
-use crate::model_hash::ModelHash;
 use model::atomic_file;
 
 const FORMAT: &str = "mohawk-state";

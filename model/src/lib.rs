@@ -75,8 +75,10 @@ pub mod hub;
 mod init;
 mod layers;
 mod lm;
+pub mod manifest;
 pub mod mixers;
 mod mlp;
+mod model_hash;
 pub mod mohawk;
 mod parameters;
 mod precision;
@@ -103,6 +105,7 @@ pub use mixers::{
     StateSize, TokenMixer,
 };
 pub use mlp::Mlp;
+pub use model_hash::ModelHash;
 pub use parameters::{NamedParameter, Part, named_parameters};
 pub use precision::widen;
 pub use transfer::{TransferError, pad_vocabulary, transfer_weights};

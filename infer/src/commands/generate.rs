@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use clap::Args;
 use kernels::KernelBackend;
 use kernels::runtime::Work;
+use model::ModelHash;
 
 use super::CommandError;
 use crate::generate::{Generation, Reading};
 use crate::model_args::{FoundModel, ModelArgs, SamplingArgs};
-use crate::model_hash::ModelHash;
 use crate::output::{print, read_stdin, why};
 use crate::sampling::SamplingSettings;
 use crate::state_file::{self, StateFile};

@@ -5,9 +5,10 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use model::WeightsError;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
+
+use crate::weights::{WeightsError, model_files};
 
 /// The bytes that one core hashes at a time.
 const PIECE: u64 = 8 << 20;
@@ -26,9 +27,9 @@ impl ModelHash {
     ///
     /// # Errors
     /// [`WeightsError`] if the folder has no model, or its files cannot be read.
-    pub fn of(folder: &Path) -> Result<Self, WeightsError> {
+    pub fn of(folder: impl AsRef<Path>) -> Result<Self, WeightsError> {
         let mut all = Sha256::new();
-        for path in model::model_files(folder)? {
+        for path in model_files(folder)? {
             let digest = hash(&path).map_err(|source| WeightsError::Io { path, source })?;
             all.update(digest);
         }
