@@ -12,6 +12,8 @@ use self::fetch::{Client, is_name};
 use crate::weights::{CONFIG, INDEX, PICKLE, SINGLE, WeightsError, shards};
 
 const TOKENIZER: &str = "tokenizer.json";
+/// The file with the tokens that end a text, if the model has one.
+const GENERATION: &str = "generation_config.json";
 
 /// The folder of the model called `name`, by the [`Hub`] of the environment.
 ///
@@ -227,6 +229,9 @@ impl Revision {
     fn fetch(&self) -> Result<PathBuf, String> {
         let config = self.get(CONFIG)?;
         self.fetch_tokenizer()?;
+        if self.has(GENERATION) {
+            self.get(GENERATION)?;
+        }
         if self.has(SINGLE) {
             self.get(SINGLE)?;
         } else if self.has(INDEX) {
