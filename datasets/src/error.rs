@@ -94,6 +94,10 @@ pub enum DataError {
         reason: String,
     },
 
+    /// The caller asked for an end before the work was done.
+    #[error("stopped before the text was encoded")]
+    Stopped,
+
     /// A tokenizer without the token that separates documents.
     #[error("tokenizer {}: no {token} in its vocabulary, which must stand between documents; use \
              the tokenizer that belongs to the model", path.display())]

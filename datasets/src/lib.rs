@@ -82,7 +82,7 @@ mod windows;
 pub use error::{DataError, Result};
 pub use prepare::PrepareOptions;
 pub use shards::{Manifest, TokenShards};
-pub use source::{Documents, SourceFile, source_files};
+pub use source::{Documents, SourceFile, source_files, without_byte_order_mark};
 pub use split::Split;
 pub use tokenizer::{END_OF_TEXT, TokenStream, Tokenizer};
 pub use windows::{Batch, Batches, TokenWindows, Window};

@@ -18,8 +18,17 @@ use crate::error::{DataError, Result, cannot};
 /// Bytes read from a file at a time.
 const READ_BYTES: usize = 256 * 1024;
 
-/// Some editors write this mark before UTF-8 text.
-const BYTE_ORDER_MARK: char = '\u{feff}';
+/// `text` without the mark U+FEFF that some editors write before UTF-8 text.
+///
+/// Only the first such mark is none of the text; the character is text anywhere else. All texts of this
+/// crate are read so, and whoever reads a prompt or a text by other means should call this.
+///
+/// ```
+/// assert_eq!(datasets::without_byte_order_mark("\u{feff}one\u{feff}"), "one\u{feff}");
+/// ```
+pub fn without_byte_order_mark(text: &str) -> &str {
+    text.strip_prefix('\u{feff}').unwrap_or(text)
+}
 
 /// The compression of a file.
 #[derive(Clone, Copy)]
@@ -325,8 +334,9 @@ impl OpenFile {
                 line: self.line + good.filter(|&&byte| byte == b'\n').count() as u64,
             }
         })?;
-        if self.line == 1 && text.starts_with(BYTE_ORDER_MARK) {
-            text.drain(..BYTE_ORDER_MARK.len_utf8());
+        if self.line == 1 {
+            let mark = text.len() - without_byte_order_mark(&text).len();
+            text.drain(..mark);
         }
         Ok(text)
     }
