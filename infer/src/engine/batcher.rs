@@ -82,8 +82,7 @@ impl<'m, B: KernelBackend> Batcher<'m, B> {
 
     fn let_in(&self, job: Job, sequences: &mut Sequences<'m, B>) {
         let (tokenizer, end_tokens) = (self.tokenizer, self.end_tokens);
-        let sequence =
-            Sequence::begin(job, tokenizer, end_tokens, self.max_positions, self.gauges);
+        let sequence = Sequence::begin(job, tokenizer, end_tokens, self.max_positions, self.gauges);
         let Some(sequence) = sequence else { return };
         // The texts of one request are next to each other in the queue.
         let newest = sequences.reading.back_mut();

@@ -121,10 +121,7 @@ impl Ledger {
 
 /// Whether there is no such file, or not even a folder for it.
 fn is_absent(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::NotFound | ErrorKind::NotADirectory
-    )
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
 /// The scores in a file; none if there is no file.
