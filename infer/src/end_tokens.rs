@@ -153,7 +153,7 @@ fn read(path: &Path, vocab_size: usize) -> Result<Vec<u32>, EndTokensError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tests::mutations::each;
+    use ::tests::mutations::each;
 
     fn folder(generation: Option<&str>, config: &str) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();

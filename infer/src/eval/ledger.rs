@@ -185,7 +185,7 @@ fn parse(bytes: &[u8]) -> Option<Scores> {
 
 #[cfg(test)]
 mod tests {
-    use tests::mutations::each;
+    use ::tests::mutations::each;
 
     use super::*;
 

@@ -296,7 +296,7 @@ impl WinoGrande {
 mod tests {
     use std::fs;
 
-    use tests::mutations::each;
+    use ::tests::mutations::each;
 
     use super::*;
 
