@@ -16,6 +16,19 @@ pub(crate) fn narrow<B: Backend, const D: usize>(x: Tensor<B, D>, dtype: DType) 
     if x.dtype() == dtype { x } else { x.cast(dtype) }
 }
 
+/// The inputs of an op may differ in dtype among f32 and narrower ones, but f64 does not meet them: one of the
+/// two would lose its digits, and a GPU would read one as the other.
+///
+/// # Panics
+/// If some of `dtypes` are f64 and others are not.
+pub(crate) fn assert_one_width(op: &str, dtypes: &[DType]) {
+    let doubles = dtypes.iter().filter(|dtype| **dtype == DType::F64).count();
+    assert!(
+        doubles == 0 || doubles == dtypes.len(),
+        "{op}: inputs of f64 and of narrower dtypes {dtypes:?}; cast them to one of the two"
+    );
+}
+
 /// `1 / (1 + e^-x)`. Burn's own computes in f32 whatever the tensor's dtype.
 pub(crate) fn sigmoid<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
     ((-x).exp() + 1.0).recip()

@@ -64,6 +64,7 @@ mod kernel_backend;
 pub mod losses;
 mod machine;
 pub mod optim;
+mod product;
 pub mod profile;
 pub mod runtime;
 pub mod scan;

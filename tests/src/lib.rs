@@ -21,11 +21,20 @@ pub use device::{report_skipped, with_device};
 pub use numbers::{Numbers, random};
 use safetensors::{Dtype, SafeTensors};
 
+/// The project's root: `PROJECT_DIR` where test programs were carried to another machine, and otherwise where
+/// they were built.
+pub fn project_dir() -> PathBuf {
+    match std::env::var_os("PROJECT_DIR") {
+        Some(dir) => PathBuf::from(dir),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join(".."),
+    }
+}
+
 /// The folder that holds the recorded vectors.
 pub fn goldens_dir() -> PathBuf {
     match std::env::var_os("GOLDENS_DIR") {
         Some(dir) => PathBuf::from(dir),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens"),
+        None => project_dir().join("tests/goldens"),
     }
 }
 

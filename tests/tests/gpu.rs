@@ -6,6 +6,8 @@
 //! cargo test -p tests --features wgpu --test gpu
 //! ```
 //!
+//! `tests/gpu/pack` makes one file of this and the kernels' tests for a machine with an NVIDIA GPU.
+//!
 //! Any adapter will do for wgpu, one that computes on the CPU included. A machine without one skips these tests,
 //! each saying so, unless the environment variable `CI` is set: there one is installed, and that it
 //! does not start is a failure.
@@ -28,8 +30,8 @@ const BACKEND: Backend = Backend::Cuda;
 #[cfg(not(feature = "cuda"))]
 const BACKEND: Backend = Backend::Wgpu;
 
-/// What is composed of Burn's own products, as matrices that no stage computes whole are: on CUDA these
-/// round f32 to TF32, which keeps 11 bits.
+/// What Burn differentiates, as matrices that no stage computes whole: on CUDA the gradients are Burn's own
+/// products, which round f32 to TF32 and so keep 11 bits.
 #[cfg(feature = "cuda")]
 const COMPOSED: f64 = 1e-3;
 #[cfg(not(feature = "cuda"))]

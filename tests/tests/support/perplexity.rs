@@ -1,6 +1,6 @@
 //! The perplexity of the bundled teacher, whatever the backend.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor, TensorData};
@@ -12,7 +12,7 @@ use train::evaluate;
 
 /// The bundled teacher's folder.
 fn phi_tiny() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/phi-tiny")
+    tests::project_dir().join("assets/phi-tiny")
 }
 
 /// The bundled held-out text in windows of 512 tokens.

@@ -9,6 +9,7 @@ use burn::tensor::backend::Backend;
 
 use crate::dense::attention::Attention;
 use crate::dense::rotary::Rotary;
+use crate::dtype::assert_one_width;
 
 /// A token's projections and its angles.
 #[derive(Clone, Debug)]
@@ -70,7 +71,7 @@ by_default!(AttentionStep for ndarray, flex, autodiff);
 /// A backend may write where the cache is if nothing else holds it, and make room for tokens to come.
 ///
 /// # Panics
-/// If the shapes do not fit together for `h` heads.
+/// If the shapes do not fit together for `h` heads, or some of token and cache are f64 and others not.
 pub fn attention_step<B: AttentionStep>(
     token: NewToken<B>,
     cache: Option<Cache<B>>,
@@ -82,6 +83,11 @@ pub fn attention_step<B: AttentionStep>(
         "attention_step: {width} queries are not those of {h} heads"
     );
     let p = width / h;
+    let mut dtypes = vec![token.q.dtype(), token.k.dtype(), token.v.dtype()];
+    if let Some(cache) = &cache {
+        dtypes.extend([cache.keys.dtype(), cache.values.dtype()]);
+    }
+    assert_one_width("attention_step", &dtypes);
     assert!(
         d_kv.is_multiple_of(p) && h.is_multiple_of(d_kv / p),
         "attention_step: {d_kv} keys are not groups of {p} that divide {h} heads"

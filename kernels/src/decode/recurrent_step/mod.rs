@@ -9,6 +9,7 @@ pub mod reference;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
+use crate::dtype::assert_one_width;
 use crate::scan::causal_conv::{Activation, CausalConv};
 use crate::scan::skip_gate::SkipGate;
 
@@ -59,7 +60,7 @@ by_default!(RecurrentStep for ndarray, autodiff);
 /// A backend may write over the state if nothing else holds it.
 ///
 /// # Panics
-/// If the shapes do not fit together as above.
+/// If the shapes do not fit together as above, or one of the tokens and the state is f64 and the other not.
 pub fn recurrent_step<B: RecurrentStep>(
     projected: Tensor<B, 2>,
     parameters: StepParameters<B>,
@@ -67,6 +68,7 @@ pub fn recurrent_step<B: RecurrentStep>(
 ) -> (Tensor<B, 2>, StepState<B>) {
     let [b, h, p, n] = state.ssm.dims();
     let [_, c, w] = state.conv.dims();
+    assert_one_width("recurrent_step", &[projected.dtype(), state.ssm.dtype()]);
     assert!(
         c > h * p && (c - h * p).is_multiple_of(2 * n),
         "recurrent_step: {c} channels are not {h} heads of {p} and groups of two times {n}"

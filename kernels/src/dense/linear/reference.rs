@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::Gradients;
+use crate::product::product;
 
 /// `x [t, i]`, `weight [o, i]`, `bias [o]` to `[t, o]`.
 pub fn forward<B: Backend>(
@@ -11,7 +12,7 @@ pub fn forward<B: Backend>(
     weight: Tensor<B, 2>,
     bias: Option<Tensor<B, 1>>,
 ) -> Tensor<B, 2> {
-    let y = x.matmul(weight.transpose());
+    let y = product(x, weight.transpose());
     match bias {
         Some(bias) => y + bias.unsqueeze(),
         None => y,
@@ -26,8 +27,8 @@ pub fn backward<B: Backend>(
     wanted: [bool; 3],
 ) -> Gradients<B> {
     let [d_out, _] = weight.dims();
-    let dx = wanted[0].then(|| dy.clone().matmul(weight));
-    let dweight = wanted[1].then(|| dy.clone().transpose().matmul(x));
+    let dx = wanted[0].then(|| product(dy.clone(), weight));
+    let dweight = wanted[1].then(|| product(dy.clone().transpose(), x));
     let dbias = wanted[2].then(|| dy.sum_dim(0).reshape([d_out]));
     (dx, dweight, dbias)
 }

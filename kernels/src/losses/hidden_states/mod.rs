@@ -8,6 +8,7 @@ pub mod reference;
 use burn::tensor::Tensor;
 
 use super::scale::Scale;
+use crate::dtype::assert_one_width;
 use crate::profile::{Kind, timed};
 
 /// The op, as backends compute it.
@@ -34,12 +35,13 @@ by_default!(HiddenStates for ndarray, flex);
 /// Differentiable in `a` alone. Its gradient is zero in a row whose distance is zero.
 ///
 /// # Panics
-/// If the shapes differ.
+/// If the shapes differ, or one of the two is f64 and the other not.
 pub fn rows_distance<B: HiddenStates>(a: Tensor<B, 2>, b: Tensor<B, 2>) -> Tensor<B, 1> {
     assert_eq!(
         a.dims(),
         b.dims(),
         "rows_distance: both must have the same shape"
     );
+    assert_one_width("rows_distance", &[a.dtype(), b.dtype()]);
     timed(Kind::Losses, || B::rows_distance_forward(a, b))
 }

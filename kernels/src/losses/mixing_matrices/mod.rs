@@ -15,6 +15,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::scale::Scale;
+use crate::dtype::assert_one_width;
 use crate::profile::{Kind, timed};
 
 /// What the student's transfer matrices are computed from; see [`ssd_scan`](crate::scan::ssd::ssd_scan).
@@ -69,7 +70,7 @@ by_default!(MixingMatrices for ndarray);
 /// of zero is zero.
 ///
 /// # Panics
-/// If the shapes do not fit together as above.
+/// If the shapes do not fit together as above, or some inputs are f64 and others not.
 pub fn mixing_distance<B: MixingMatrices>(
     student: TransferParts<B>,
     teacher: AttentionParts<B>,
@@ -78,6 +79,8 @@ pub fn mixing_distance<B: MixingMatrices>(
     let [_, _, g, _] = student.b.dims();
     let [_, _, _, p] = teacher.q.dims();
     let [_, _, k, _] = teacher.k.dims();
+    let dtypes = [student.b.dtype(), teacher.q.dtype(), teacher.k.dtype()];
+    assert_one_width("mixing_distance", &dtypes);
     assert_eq!(
         teacher.q.dims(),
         [b, l, h, p],
@@ -105,7 +108,7 @@ pub fn mixing_distance<B: MixingMatrices>(
 /// half-precision parts. Differentiable, at the price of several matrices kept.
 ///
 /// # Panics
-/// If the shapes do not fit together as in [`TransferParts`].
+/// If the shapes do not fit together as in [`TransferParts`], or some parts are f64 and others not.
 pub fn transfer_matrix<B: Backend>(student: TransferParts<B>) -> Tensor<B, 4> {
     check("transfer_matrix", &student);
     reference::transfer_matrix(&student)
@@ -115,6 +118,13 @@ pub fn transfer_matrix<B: Backend>(student: TransferParts<B>) -> Tensor<B, 4> {
 fn check<B: Backend>(op: &str, student: &TransferParts<B>) -> [usize; 3] {
     let [b, l, h] = student.a_log.dims();
     let [_, _, g, n] = student.b.dims();
+    let TransferParts {
+        a_log,
+        b: input,
+        c,
+        d,
+    } = student;
+    assert_one_width(op, &[a_log.dtype(), input.dtype(), c.dtype(), d.dtype()]);
     assert_eq!(
         student.b.dims(),
         [b, l, g, n],

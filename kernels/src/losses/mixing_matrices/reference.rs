@@ -7,13 +7,14 @@ use super::{AttentionParts, TransferParts};
 use crate::dense::attention::reference::matrix as attention_matrix;
 use crate::dtype::{narrow, sigmoid, widen};
 use crate::groups::{to_groups, to_heads};
+use crate::product::product;
 use crate::scan::ssd::reference::{log_decay, segment_sums, suffix_sums};
 
 /// The transfer matrix without its diagonal term, `C B^T`, and the decays: `[b, h, l, l]` each.
 fn transfer<B: Backend>(student: &TransferParts<B>) -> (Tensor<B, 4>, Tensor<B, 4>) {
     let [b, l, h] = student.a_log.dims();
     let per_head = |x: &Tensor<B, 4>| to_heads(widen(x.clone()), h).swap_dims(1, 2);
-    let scores = per_head(&student.c).matmul(per_head(&student.b).swap_dims(2, 3));
+    let scores = product(per_head(&student.c), per_head(&student.b).swap_dims(2, 3));
     let log_decay = log_decay(widen(student.a_log.clone())).swap_dims(1, 2);
     let decay = segment_sums(log_decay.reshape([b, h, 1, l])).exp();
     (scores, decay.reshape([b, h, l, l]))
@@ -65,8 +66,8 @@ pub fn with_gradients<B: Backend>(
     let dd = on_diagonal.sum_dim(3).sum_dim(2).sum_dim(0).reshape([h]);
     let dscores = dtransfer.clone() * decay;
     let per_head = |x: &Tensor<B, 4>| to_heads(widen(x.clone()), h).swap_dims(1, 2);
-    let dc = dscores.clone().matmul(per_head(&student.b));
-    let db = dscores.swap_dims(2, 3).matmul(per_head(&student.c));
+    let dc = product(dscores.clone(), per_head(&student.b));
+    let db = product(dscores.swap_dims(2, 3), per_head(&student.c));
     // As in the scan: the log-decay at t is in L[i, j] for j < t <= i.
     let dlog = (dtransfer * inside).tril(-1);
     let rows_minus_columns = dlog.clone().sum_dim(3) - dlog.sum_dim(2).swap_dims(2, 3);

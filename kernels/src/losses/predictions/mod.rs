@@ -13,6 +13,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
 use super::scale::Scale;
+use crate::dtype::assert_one_width;
 use crate::profile::{Kind, timed};
 
 /// How the parts of the loss are weighed.
@@ -79,7 +80,7 @@ by_default!(Predictions for ndarray);
 /// student's and the teacher's need not be of one dtype, and given in the student's dtype.
 ///
 /// # Panics
-/// If the shapes differ, or `hard > 0` without labels.
+/// If the shapes differ, one of the logits is f64 and the other not, or `hard > 0` without labels.
 pub fn distillation_loss<B: Predictions>(
     student: Tensor<B, 2>,
     teacher: Tensor<B, 2>,
@@ -103,7 +104,7 @@ pub fn distillation_loss<B: Predictions>(
 /// No gradient passes through it.
 ///
 /// # Panics
-/// If the shapes differ, or `hard > 0` without labels, or `tokens` is 0.
+/// If the shapes differ, one of the logits is f64 and the other not, `hard > 0` without labels, or `tokens` is 0.
 pub fn distillation_block<B: Predictions>(
     student: Tensor<B, 2>,
     teacher: Tensor<B, 2>,
@@ -124,6 +125,8 @@ pub fn distillation_block<B: Predictions>(
 
 fn check<B: Backend>(inputs: &DistillationInputs<B>) {
     let [t, _] = inputs.student.dims();
+    let dtypes = [inputs.student.dtype(), inputs.teacher.dtype()];
+    assert_one_width("distillation_loss", &dtypes);
     assert_eq!(
         inputs.student.dims(),
         inputs.teacher.dims(),

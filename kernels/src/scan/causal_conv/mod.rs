@@ -13,6 +13,7 @@ pub mod reference;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
+use crate::dtype::assert_one_width;
 use crate::profile::{Kind, timed};
 
 /// What [`causal_conv`] applies to its sums.
@@ -43,7 +44,8 @@ pub struct ConvGradients<B: Backend> {
 pub struct ConvInputs<B: Backend> {
     /// `[b, l, c]`.
     pub x: Tensor<B, 3>,
-    /// The taps, `[c, w]`, the last of them on the present.
+    /// The taps, `[c, w]`, the last of them on the present. f64 where `x` is, and only there; narrower taps and
+    /// inputs need not be of one dtype.
     pub weight: Tensor<B, 2>,
     /// `[c]`, in the dtype of the taps.
     pub bias: Option<Tensor<B, 1>>,
@@ -90,6 +92,7 @@ pub fn causal_conv<B: CausalConv>(
 ) -> Tensor<B, 3> {
     let [b, _, c] = x.dims();
     let [channels, w] = weight.dims();
+    assert_one_width("causal_conv", &[x.dtype(), weight.dtype()]);
     assert_eq!(
         channels, c,
         "causal_conv: the weight has {channels} channels, x has {c}"

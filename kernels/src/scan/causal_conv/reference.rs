@@ -4,7 +4,20 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::{Activation, ConvGradients, ConvInputs};
-use crate::dtype::sigmoid;
+use crate::dtype::{narrow, sigmoid, widen};
+
+impl<B: Backend> ConvInputs<B> {
+    /// All in f32 where they are narrower.
+    fn widened(self) -> Self {
+        Self {
+            x: widen(self.x),
+            weight: widen(self.weight),
+            bias: self.bias.map(widen),
+            history: self.history.map(widen),
+            activation: self.activation,
+        }
+    }
+}
 
 /// The inputs with the `w - 1` before the first: `[b, w - 1 + l, c]`.
 fn with_history<B: Backend>(
@@ -29,12 +42,13 @@ fn tap<B: Backend>(weight: &Tensor<B, 2>, k: usize) -> Tensor<B, 3> {
 
 /// See [`causal_conv`](super::causal_conv).
 pub fn forward<B: Backend>(inputs: ConvInputs<B>) -> Tensor<B, 3> {
-    let activation = inputs.activation;
-    let v = sums(inputs);
-    match activation {
+    let (activation, dtype) = (inputs.activation, inputs.x.dtype());
+    let v = sums(inputs.widened());
+    let y = match activation {
         Activation::Identity => v,
         Activation::Silu => v.clone() * sigmoid(v),
-    }
+    };
+    narrow(y, dtype)
 }
 
 /// `dy` times the slope of the activation at the sums `v`: the gradient to those.
@@ -71,6 +85,8 @@ pub fn backward<B: Backend>(
     dy: Tensor<B, 3>,
     wanted: [bool; 4],
 ) -> ConvGradients<B> {
+    let (dtype, parameter_dtype) = (inputs.x.dtype(), inputs.weight.dtype());
+    let (inputs, dy) = (inputs.widened(), widen(dy));
     let dy = match inputs.activation {
         Activation::Identity => dy,
         Activation::Silu => through_silu(sums(inputs.clone()), dy),
@@ -102,12 +118,14 @@ pub fn backward<B: Backend>(
         Tensor::cat(taps.collect(), 1)
     });
     ConvGradients {
-        x: dpadded.clone().map(|d| d.narrow(1, w - 1, l)),
-        weight: dweight,
-        bias: wanted[2].then(|| over_tokens(dy).reshape([c])),
+        x: dpadded
+            .clone()
+            .map(|d| narrow(d.narrow(1, w - 1, l), dtype)),
+        weight: dweight.map(|d| narrow(d, parameter_dtype)),
+        bias: wanted[2].then(|| narrow(over_tokens(dy).reshape([c]), parameter_dtype)),
         history: (wanted[3] && w > 1)
             .then_some(dpadded)
             .flatten()
-            .map(|d| d.narrow(1, 0, w - 1)),
+            .map(|d| narrow(d.narrow(1, 0, w - 1), dtype)),
     }
 }

@@ -10,6 +10,7 @@ pub mod reference;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
+use crate::dtype::assert_one_width;
 use crate::profile::{Kind, timed};
 
 /// Gradients of [`skip_gate`] to its inputs, each in its input's shape.
@@ -64,7 +65,7 @@ by_default!(SkipGate for ndarray);
 /// `z_bias [h * p]`, to `[b, l, h * p]`.
 ///
 /// # Panics
-/// If the shapes do not fit together as above.
+/// If the shapes do not fit together as above, or some inputs are f64 and others not.
 pub fn skip_gate<B: SkipGate>(
     y: Tensor<B, 4>,
     x: Tensor<B, 4>,
@@ -73,6 +74,9 @@ pub fn skip_gate<B: SkipGate>(
     z_bias: Option<Tensor<B, 1>>,
 ) -> Tensor<B, 3> {
     let [b, l, h, p] = y.dims();
+    let mut dtypes = vec![y.dtype(), x.dtype(), d.dtype(), z.dtype()];
+    dtypes.extend(z_bias.as_ref().map(Tensor::dtype));
+    assert_one_width("skip_gate", &dtypes);
     assert_eq!(
         x.dims(),
         [b, l, h, p],

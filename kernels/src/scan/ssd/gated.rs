@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::{ScanInputs, SsdGradients, SsdScan, check};
+use crate::dtype::assert_one_width;
 use crate::profile::{Kind, timed};
 use crate::scan::skip_gate::{SkipGateGradients, SkipGateInputs};
 
@@ -57,6 +58,11 @@ pub fn gated_scan<B: SsdScan>(
 ) -> (Tensor<B, 4>, Tensor<B, 4>) {
     check(&scan, chunk);
     let [b, l, h, p] = scan.x.dims();
+    let mut dtypes = vec![scan.x.dtype()];
+    dtypes.extend(epilogue.d.as_ref().map(Tensor::dtype));
+    dtypes.extend(epilogue.z.as_ref().map(Tensor::dtype));
+    dtypes.extend(epilogue.z_bias.as_ref().map(Tensor::dtype));
+    assert_one_width("gated_scan", &dtypes);
     if let Some(d) = &epilogue.d {
         assert_eq!(d.dims(), [h], "gated_scan: d must have one element a head");
     }

@@ -32,6 +32,7 @@ use burn::tensor::backend::Backend;
 pub use gated::{Epilogue, GatedScan, GatedScanGradients, gated_scan};
 
 use super::skip_gate::SkipGate;
+use crate::dtype::assert_one_width;
 use crate::profile::{Kind, timed};
 
 /// What is scanned.
@@ -118,7 +119,7 @@ by_default!(SsdScan for ndarray);
 /// output. What trains through a state must run the scan over the whole length.
 ///
 /// # Panics
-/// If the shapes do not fit together as above, `l` is 0, or `chunk` is 0.
+/// If the shapes do not fit together as above, `l` is 0, `chunk` is 0, or some inputs are f64 and others not.
 pub fn ssd_scan<B: SsdScan>(
     x: Tensor<B, 4>,
     a_log: Tensor<B, 3>,
@@ -144,6 +145,9 @@ fn check<B: Backend>(scan: &ScanInputs<B>, chunk: usize) {
     let ScanInputs { x, a_log, b, c, .. } = scan;
     let [batch, l, h, p] = x.dims();
     let [_, _, g, n] = b.dims();
+    let mut dtypes = vec![x.dtype(), a_log.dtype(), b.dtype(), c.dtype()];
+    dtypes.extend(scan.initial_state.as_ref().map(Tensor::dtype));
+    assert_one_width("ssd_scan", &dtypes);
     assert!(l > 0, "ssd_scan: the length must not be 0");
     assert!(chunk > 0, "ssd_scan: the chunk must not be 0");
     assert_eq!(

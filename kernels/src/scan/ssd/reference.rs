@@ -10,6 +10,7 @@ use burn::tensor::backend::Backend;
 use super::{ScanInputs, SsdGradients};
 use crate::dtype::{narrow, sigmoid, widen};
 use crate::groups::{to_groups, to_heads};
+use crate::product::product;
 
 /// `-softplus(a_log)`: the logarithm of the decay, without overflow at either end.
 pub fn log_decay<B: Backend, const D: usize>(a_log: Tensor<B, D>) -> Tensor<B, D> {
@@ -93,9 +94,8 @@ impl<B: Backend> Chunked<B> {
         let c_bhcqn = to_chunks(to_heads(widen(c), h), q);
 
         // 2. What each chunk adds to the state by its end.
-        let added_bhcpn = (x_bhcqp.clone() * decay_out_bhcq.clone())
-            .swap_dims(3, 4)
-            .matmul(b_bhcqn.clone());
+        let decayed = (x_bhcqp.clone() * decay_out_bhcq.clone()).swap_dims(3, 4);
+        let added_bhcpn = product(decayed, b_bhcqn.clone());
         // 3. The recurrence over chunks.
         let options = (&x_bhcqp.device(), x_bhcqp.dtype());
         let mut state = match scan.initial_state {
@@ -130,13 +130,10 @@ pub fn forward<B: Backend>(scan: ScanInputs<B>, q: usize) -> (Tensor<B, 4>, Tens
     let (l, dtype) = (scan.x.dims()[1], scan.x.dtype());
     let s = Chunked::new(scan, q);
     // 1. Inside each chunk.
-    let scores = s.c_bhcqn.clone().matmul(s.b_bhcqn.clone().swap_dims(3, 4));
-    let y_inside = (scores * s.decay_bhcls.clone()).matmul(s.x_bhcqp.clone());
+    let scores = product(s.c_bhcqn.clone(), s.b_bhcqn.clone().swap_dims(3, 4));
+    let y_inside = product(scores * s.decay_bhcls.clone(), s.x_bhcqp.clone());
     // 4. What the entering state gives each output.
-    let from_state = s
-        .c_bhcqn
-        .clone()
-        .matmul(s.entering_states().swap_dims(3, 4));
+    let from_state = product(s.c_bhcqn.clone(), s.entering_states().swap_dims(3, 4));
     let y = y_inside + from_state * s.decay_in_bhcq.clone();
     let last = s.states[s.states.len() - 1].clone();
     (narrow(from_chunks(y, l), dtype), last)
@@ -162,8 +159,8 @@ pub fn backward<B: Backend>(scan: ScanInputs<B>, dy: Tensor<B, 4>, q: usize) -> 
     // 4. backward: from each output to the entering state and to C.
     let entering_bhcpn = s.entering_states();
     let decayed_dy = dy_bhcqp.clone() * s.decay_in_bhcq.clone();
-    let dentering_bhcpn = decayed_dy.clone().swap_dims(3, 4).matmul(s.c_bhcqn.clone());
-    let dc_from_state = decayed_dy.matmul(entering_bhcpn);
+    let dentering_bhcpn = product(decayed_dy.clone().swap_dims(3, 4), s.c_bhcqn.clone());
+    let dc_from_state = product(decayed_dy, entering_bhcpn);
     let mut dlog_in = over_last(dc_from_state.clone() * s.c_bhcqn.clone());
 
     // 3. backward: the recurrence from the last chunk to the first. `dleaving[k]` is the gradient
@@ -191,22 +188,19 @@ pub fn backward<B: Backend>(scan: ScanInputs<B>, dy: Tensor<B, 4>, q: usize) -> 
     dlog_in = dlog_in.slice_assign([0..batch, 0..h, 0..chunks, q - 1..q], last);
 
     // 2. backward: from the state at a chunk's end to x and B.
-    let dx_from_state = s
-        .b_bhcqn
-        .clone()
-        .matmul(dleaving_bhcpn.clone().swap_dims(3, 4))
-        * s.decay_out_bhcq.clone();
-    let db_from_state = s.x_bhcqp.clone().matmul(dleaving_bhcpn) * s.decay_out_bhcq.clone();
+    let leaving = dleaving_bhcpn.clone().swap_dims(3, 4);
+    let dx_from_state = product(s.b_bhcqn.clone(), leaving) * s.decay_out_bhcq.clone();
+    let db_from_state = product(s.x_bhcqp.clone(), dleaving_bhcpn) * s.decay_out_bhcq.clone();
     let dlog_out = over_last(db_from_state.clone() * s.b_bhcqn.clone());
 
     // 1. backward: inside each chunk, with M = L o C B^T.
-    let scores = s.c_bhcqn.clone().matmul(s.b_bhcqn.clone().swap_dims(3, 4));
+    let scores = product(s.c_bhcqn.clone(), s.b_bhcqn.clone().swap_dims(3, 4));
     let m = scores * s.decay_bhcls.clone();
-    let dm = dy_bhcqp.clone().matmul(s.x_bhcqp.clone().swap_dims(3, 4));
-    let dx = m.clone().swap_dims(3, 4).matmul(dy_bhcqp) + dx_from_state;
+    let dm = product(dy_bhcqp.clone(), s.x_bhcqp.clone().swap_dims(3, 4));
+    let dx = product(m.clone().swap_dims(3, 4), dy_bhcqp) + dx_from_state;
     let dscores = dm.clone() * s.decay_bhcls;
-    let dc = dscores.clone().matmul(s.b_bhcqn.clone()) + dc_from_state;
-    let db = dscores.swap_dims(3, 4).matmul(s.c_bhcqn) + db_from_state;
+    let dc = product(dscores.clone(), s.b_bhcqn.clone()) + dc_from_state;
+    let db = product(dscores.swap_dims(3, 4), s.c_bhcqn) + db_from_state;
     let dlog_l = dm * m;
 
     // The log-decay at k is in L[l, s] for s < k <= l, in decay_in from k on, and in decay_out
