@@ -6,7 +6,7 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
 
-/// A factor times this, without what the factor itself adds, has 11 bits: Veltkamp's splitting, 2^13 + 1.
+/// A factor times this (infinite for factors above 4e34, whose product is then NaN), without what the factor itself adds, has 11 bits: Veltkamp's splitting, 2^13 + 1.
 const SPLIT: f32 = 8193.0;
 
 /// `a [.., m, k]` times `b [.., k, n]`, in f32 where both are; other dtypes are Burn's product.

@@ -6,7 +6,7 @@
 //! cargo test -p tests --features wgpu --test gpu
 //! ```
 //!
-//! `tests/gpu/pack` makes one file of this and the kernels' tests for a machine with an NVIDIA GPU.
+//! `tests/on_gpu` builds, packs and runs this and the kernels' tests on a machine with an NVIDIA GPU.
 //!
 //! Any adapter will do for wgpu, one that computes on the CPU included. A machine without one skips these tests,
 //! each saying so, unless the environment variable `CI` is set: there one is installed, and that it

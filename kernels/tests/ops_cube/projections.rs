@@ -94,8 +94,8 @@ fn check_into(b: usize, d: usize, projections: &[Both], random: &mut Random, dty
 
 fn check_out_of(b: usize, d: usize, projections: &[Both], random: &mut Random, dtype: DType) {
     let x = random.values([b, d], 3.0, DType::F32);
-    let inputs = projections.iter().map(|it| {
-        let [_, d_in] = it.weight.exact().dims();
+    let inputs = projections.iter().map(|both| {
+        let [_, d_in] = both.weight.exact().dims();
         random.values([b, d_in], 1.0, DType::F32)
     });
     let inputs: Vec<_> = inputs.collect();

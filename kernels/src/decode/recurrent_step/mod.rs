@@ -60,7 +60,7 @@ by_default!(RecurrentStep for ndarray, autodiff);
 /// A backend may write over the state if nothing else holds it.
 ///
 /// # Panics
-/// If the shapes do not fit together as above, or one of the tokens and the state is f64 and the other not.
+/// If the shapes do not fit together as above, or some inputs are f64 and others not.
 pub fn recurrent_step<B: RecurrentStep>(
     projected: Tensor<B, 2>,
     parameters: StepParameters<B>,
@@ -68,7 +68,11 @@ pub fn recurrent_step<B: RecurrentStep>(
 ) -> (Tensor<B, 2>, StepState<B>) {
     let [b, h, p, n] = state.ssm.dims();
     let [_, c, w] = state.conv.dims();
-    assert_one_width("recurrent_step", &[projected.dtype(), state.ssm.dtype()]);
+    let mut dtypes = vec![projected.dtype(), state.conv.dtype(), state.ssm.dtype()];
+    dtypes.extend([parameters.taps.dtype(), parameters.d.dtype()]);
+    dtypes.extend(parameters.bias.as_ref().map(Tensor::dtype));
+    dtypes.extend(parameters.z_bias.as_ref().map(Tensor::dtype));
+    assert_one_width("recurrent_step", &dtypes);
     assert!(
         c > h * p && (c - h * p).is_multiple_of(2 * n),
         "recurrent_step: {c} channels are not {h} heads of {p} and groups of two times {n}"

@@ -55,9 +55,14 @@ by_default!(Attention for ndarray);
 /// pass holds the weights, `[b, h, l, t]` in f32, everywhere.
 ///
 /// # Panics
-/// If the shapes do not fit together as above.
+/// If the shapes do not fit together as above, or the dtypes differ.
 pub fn attention<B: Attention>(q: Tensor<B, 4>, k: Tensor<B, 4>, v: Tensor<B, 4>) -> Tensor<B, 4> {
     check(&q, &k);
+    assert_eq!(
+        v.dtype(),
+        k.dtype(),
+        "attention: values must have the dtype of the keys"
+    );
     assert_eq!(
         v.dims(),
         k.dims(),
@@ -69,7 +74,7 @@ pub fn attention<B: Attention>(q: Tensor<B, 4>, k: Tensor<B, 4>, v: Tensor<B, 4>
 /// The softmaxed weights of [`attention`], `[b, h, l, t]`; f32 for half-precision inputs.
 ///
 /// # Panics
-/// If the shapes do not fit together as there.
+/// If the shapes do not fit together as there, or the dtypes differ.
 pub fn attention_matrix<B: Attention>(q: Tensor<B, 4>, k: Tensor<B, 4>) -> Tensor<B, 4> {
     check(&q, &k);
     timed(Kind::Attention, || B::attention_matrix(q, k))
@@ -77,6 +82,11 @@ pub fn attention_matrix<B: Attention>(q: Tensor<B, 4>, k: Tensor<B, 4>) -> Tenso
 
 fn check<B: Backend>(q: &Tensor<B, 4>, k: &Tensor<B, 4>) {
     let ([b, l, h, p], [_, t, g, _]) = (q.dims(), k.dims());
+    assert_eq!(
+        q.dtype(),
+        k.dtype(),
+        "attention: queries must have the dtype of the keys"
+    );
     assert_eq!(
         k.dims(),
         [b, t, g, p],

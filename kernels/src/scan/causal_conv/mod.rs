@@ -92,7 +92,10 @@ pub fn causal_conv<B: CausalConv>(
 ) -> Tensor<B, 3> {
     let [b, _, c] = x.dims();
     let [channels, w] = weight.dims();
-    assert_one_width("causal_conv", &[x.dtype(), weight.dtype()]);
+    let mut dtypes = vec![x.dtype(), weight.dtype()];
+    dtypes.extend(bias.as_ref().map(Tensor::dtype));
+    dtypes.extend(history.as_ref().map(Tensor::dtype));
+    assert_one_width("causal_conv", &dtypes);
     assert_eq!(
         channels, c,
         "causal_conv: the weight has {channels} channels, x has {c}"
