@@ -150,7 +150,7 @@ impl Fields<'_> {
             bytes
                 .iter()
                 .rev()
-                .fold(0, |n, byte| n << 8 | u64::from(*byte)),
+                .fold(0, |n, byte| (n << 8) | u64::from(*byte)),
         )
     }
 

@@ -332,7 +332,7 @@ impl<'a> Machine<'a> {
     /// A number of up to eight bytes without a sign.
     fn number(&mut self, bytes: usize) -> Step<u64> {
         let bytes = self.take(bytes)?.iter().rev();
-        Ok(bytes.fold(0, |number, byte| number << 8 | u64::from(*byte)))
+        Ok(bytes.fold(0, |number, byte| (number << 8) | u64::from(*byte)))
     }
 
     fn int(&mut self, bytes: usize) -> Step<()> {

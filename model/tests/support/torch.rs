@@ -146,7 +146,7 @@ pub fn archive(entries: &[(String, &[u8])]) -> Vec<u8> {
 
 /// Bit by bit, as the format defines it.
 fn crc32(bytes: &[u8]) -> u32 {
-    let step = |crc: u32| crc >> 1 ^ 0xedb8_8320 * (crc & 1);
+    let step = |crc: u32| (crc >> 1) ^ (0xedb8_8320 * (crc & 1));
     let all = bytes.iter().fold(u32::MAX, |crc, byte| {
         (0..8).fold(crc ^ u32::from(*byte), |crc, _| step(crc))
     });
