@@ -95,7 +95,7 @@ fn tokenizers() -> Vec<Value> {
             json!({ "type": "Unigram", "unk_id": 0, "vocab": scores, "byte_fallback": true }),
         ),
         (
-            json!({ "type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAA=" }),
+            json!({ "type": "Precompiled", "precompiled_charsmap": format!("AAQA{}AAA=", "A".repeat(1364)) }),
             json!({ "type": "Split", "pattern": { "Regex": "\\s+|\\w+" }, "behavior": "MergedWithPrevious", "invert": false }),
             json!({ "type": "CTC", "pad_token": "<unk>", "word_delimiter_token": "\u{2581}", "cleanup": true }),
             json!({ "type": "WordLevel", "unk_token": "<unk>", "vocab": vocab }),
@@ -162,7 +162,7 @@ fn damaged_tokenizers() {
             }
         });
     }
-    assert!(usable > 300, "{usable}");
+    assert!(usable > 150, "{usable}");
 }
 
 fn read(path: &Path, bad_lines: u64) {

@@ -80,18 +80,16 @@ fn a_text_without_blanks_takes_little_memory() {
             as char
     });
     let base64: String = base64.take(4 * MIB).collect();
-    for text in ["a".repeat(4 * MIB), "漢".repeat(MIB), base64] {
-        for tokenizer in tokenizers() {
-            let (ids, peak) = measured(|| tokenizer.encode(&text).unwrap());
-            // The ids, twice, are the larger part of it.
-            assert!(
-                peak < 80 * MIB,
-                "{} MiB for {} tokens",
-                peak / MIB,
-                ids.len()
-            );
-            assert!(tokenizer.decode(&ids).unwrap() == text);
-        }
+    let [bundled, normalizing] = tokenizers();
+    for (text, tokenizer) in [
+        ("a".repeat(4 * MIB), &bundled),
+        (base64.clone(), &bundled),
+        (base64, &normalizing),
+    ] {
+        let (ids, peak) = measured(|| tokenizer.encode(&text).unwrap());
+        // The ids, twice, are the larger part of it.
+        let tokens = ids.len();
+        assert!(peak < 80 * MIB, "{} MiB for {tokens} tokens", peak / MIB);
     }
 }
 
@@ -100,7 +98,7 @@ fn a_long_document_takes_no_more_memory_than_short_ones() {
     let _one = ONE.lock();
     let tokenizer = Tokenizer::from_folder(asset("phi-tiny")).unwrap();
     let folder = TempDir::new().unwrap();
-    let repeats = 64 * MIB / 16;
+    let repeats = 24 * MIB / 16;
     let mut lines = GzEncoder::new(Vec::new(), Compression::fast());
     lines.write_all(b"{\"text\": \"").unwrap();
     for _ in 0..repeats {
@@ -109,20 +107,16 @@ fn a_long_document_takes_no_more_memory_than_short_ones() {
     lines.write_all(b"\"}\n").unwrap();
     let path = folder.path().join("a.jsonl.gz");
     fs::write(&path, lines.finish().unwrap()).unwrap();
-    for split in [Split::All, Split::HeldOut { per_mille: 0 }] {
-        let options = PrepareOptions {
-            name: "test",
-            sources: vec![path.clone()],
-            split,
-            tokenizer: &tokenizer,
-            cache: folder.path().join("cache"),
-            skip_bad_lines: 0,
-        };
-        let (shards, peak) = measured(|| TokenShards::prepare(&options));
-        assert!(peak < 64 * MIB, "{} MiB for a text of 64", peak / MIB);
-        match shards {
-            Ok(shards) => assert_eq!(shards.manifest().text_bytes, 64 << 20),
-            Err(error) => assert!(error.to_string().contains("no document"), "{error}"),
-        }
-    }
+    let options = PrepareOptions {
+        name: "test",
+        sources: vec![path],
+        split: Split::Train { per_mille: 0 },
+        tokenizer: &tokenizer,
+        cache: folder.path().join("cache"),
+        skip_bad_lines: 0,
+    };
+    let (shards, peak) = measured(|| TokenShards::prepare(&options).unwrap());
+    // Whole, its line, its text and its ids would take 24, 24 and 70 MiB.
+    assert!(peak < 60 * MIB, "{} MiB for a text of 24", peak / MIB);
+    assert_eq!(shards.manifest().text_bytes, 24 << 20);
 }

@@ -11,6 +11,7 @@ use infer::cli::Cli;
 
 fn main() -> ExitCode {
     kernels::runtime::report_failures();
+    datasets::silence_caught_panics();
     kernels::runtime::keep_kernels();
     match Cli::try_parse() {
         Ok(cli) => match cli.run() {

@@ -494,7 +494,10 @@ fn the_identity_of_a_cache_does_not_change() {
         file.path = Path::new("/text").join(file.path.file_name().unwrap());
         file.modified_ns = 1;
     }
-    assert_eq!(manifest.hash(), "KEY");
+    assert_eq!(
+        manifest.hash(),
+        "7b61bf4492cc5ab1bbb1810496502a9543811df1adbfa94c90eedf0b28b8cc92"
+    );
     assert!(
         !String::from_utf8(manifest.to_json())
             .unwrap()
@@ -506,8 +509,8 @@ fn the_identity_of_a_cache_does_not_change() {
 #[test]
 fn a_document_in_parts_has_the_tokens_of_the_whole() {
     let word = "the naïve 漢字 times, ";
-    let long: Vec<String> = (0..6)
-        .map(|i| format!("number {i} {}", word.repeat((3 << 20) / word.len())))
+    let long: Vec<String> = (0..4)
+        .map(|i| format!("number {i} {}", word.repeat((3 << 19) / word.len())))
         .collect();
     let mut corpus = Corpus::new(&[]);
     for (i, text) in long.iter().enumerate() {
@@ -524,13 +527,14 @@ fn a_document_in_parts_has_the_tokens_of_the_whole() {
     for tokenizer in [phi_tiny(), like_llama3()] {
         corpus.tokenizer = tokenizer;
         let mut texts: Vec<&str> = Vec::new();
-        let short: Vec<String> = (0..6).map(|i| format!("before {i}")).collect();
+        let short: Vec<String> = (0..4).map(|i| format!("before {i}")).collect();
         for (long, before) in long.iter().zip(&short) {
             texts.extend([&**before, long, "after"]);
         }
         texts.push(&long[0]);
         texts.retain(|text| split.contains(text));
-        assert!(texts.iter().any(|text| text.len() > 100));
+        let kept = texts.iter().filter(|text| text.len() > 100).count();
+        assert!((1..5).contains(&kept), "{kept} of 5 long documents");
         let options = PrepareOptions {
             split,
             ..corpus.options()
@@ -552,13 +556,17 @@ fn bad_lines_are_skipped_counted_and_part_of_the_identity() {
         skip_bad_lines,
         ..corpus.options()
     };
-    let error = prepare(&options(1), &SMALL).unwrap_err();
+    let sizes = Sizes {
+        shard_tokens: 100_000,
+        block_bytes: 1 << 20,
+    };
+    let error = prepare(&options(1), &sizes).unwrap_err();
     assert!(
         matches!(error, DataError::BadJson { line: 3, .. }),
         "{error}"
     );
     for skip in [2, 2, 3] {
-        let shards = prepare(&options(skip), &SMALL).unwrap();
+        let shards = prepare(&options(skip), &sizes).unwrap();
         assert_eq!(all(&shards), joined(&corpus.tokenizer, &["a", "b"]));
         assert_eq!(shards.manifest().skipped, 2);
     }

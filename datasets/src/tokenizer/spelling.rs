@@ -145,8 +145,13 @@ fn byte_of(character: char) -> Option<u8> {
     match u8::try_from(character) {
         Ok(byte) => Some(byte).filter(visible),
         Err(_) => {
-            let index = (character as usize).checked_sub(0x100)?;
-            (0..=u8::MAX).filter(|byte| !visible(byte)).nth(index)
+            // The others are 0 to 32, 127 to 160 and 173.
+            match u8::try_from((character as u32).checked_sub(0x100)?).ok()? {
+                index @ 0..=32 => Some(index),
+                index @ 33..=66 => Some(index - 33 + 127),
+                67 => Some(173),
+                _ => None,
+            }
         }
     }
 }
