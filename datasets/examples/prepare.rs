@@ -21,6 +21,7 @@ fn main() -> anyhow::Result<()> {
         split: Split::All,
         tokenizer: &tokenizer,
         cache,
+        skip_bad_lines: 0,
     };
     for _ in 0..2 {
         let begun = Instant::now();

@@ -25,24 +25,27 @@ pub enum DataError {
     },
 
     /// A source file whose name does not end like a known format.
-    #[error("{}: not a known text format; give .txt (one document per file) or, with one JSON \
-             object with a \"text\" on each line, .jsonl, .jsonl.gz, .jsonl.zst or .json.gz", path.display())]
+    #[error("{}: not a known text format; give .txt (one document per file), .jsonl (on each line one \
+             JSON object with a \"text\") or .json (the same, or one array), each also as .gz or .zst, or \
+             .parquet (with a column \"text\")", path.display())]
     UnknownFormat {
         /// The file.
         path: PathBuf,
     },
 
     /// A source folder without text in a known format.
-    #[error("{}: no .txt, .jsonl, .jsonl.gz, .jsonl.zst or .json.gz file in this folder or below \
-             it; name another", path.display())]
+    #[error("{}: no text in this folder or below it{}; text is in .txt, .jsonl and .json files, also as \
+             .gz or .zst, and in .parquet files; name another folder, or the file itself if one of these \
+             is text", path.display(), others(passed_over))]
     NoTextFiles {
         /// The folder.
         path: PathBuf,
+        /// The files that are there, by their kinds; empty if there are none.
+        passed_over: String,
     },
 
     /// A file that ended too early or could not be decompressed.
-    #[error("{}, line {line}: cannot be read from here on ({reason}); the file is truncated or \
-             corrupt, fetch or make it again", path.display())]
+    #[error("{}, line {line}: cannot be read from here on ({reason}){}", path.display(), damage(reason))]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -59,6 +62,8 @@ pub enum DataError {
         path: PathBuf,
         /// The line, from 1, of the first bad byte.
         line: u64,
+        /// Whether only a record of the file is unusable, and not the whole file.
+        is_record: bool,
     },
 
     /// A line that is not a JSON object with a string as its `text`.
@@ -85,6 +90,50 @@ pub enum DataError {
         line: u64,
     },
 
+    /// A file that should be one JSON array, and is none.
+    #[error("{}, line {line}: {reason}; the file must be one JSON array of objects with a \"text\" or of \
+             strings, or have one object on each line", path.display())]
+    BadArray {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: u64,
+        /// What is wrong there.
+        reason: &'static str,
+    },
+
+    /// A Parquet file that cannot be read.
+    #[error("{}, {place}: no readable Parquet ({reason}); fetch or make the file again", path.display())]
+    BadParquet {
+        /// The file.
+        path: PathBuf,
+        /// "row 3", from 1, or "its end", where a Parquet file says what it holds.
+        place: String,
+        /// What is wrong there.
+        reason: String,
+    },
+
+    /// A Parquet file without the column of the text.
+    #[error("{}: no column {column:?} of text; the columns are {columns}; rename the one that holds the \
+             documents", path.display())]
+    NoColumn {
+        /// The file.
+        path: PathBuf,
+        /// The missing column.
+        column: String,
+        /// The columns that the file has.
+        columns: String,
+    },
+
+    /// A row of a Parquet file without a text.
+    #[error("{}, row {row}: the column \"text\" is empty or not UTF-8", path.display())]
+    NoTextInRow {
+        /// The file.
+        path: PathBuf,
+        /// The row, from 1.
+        row: u64,
+    },
+
     /// A tokenizer that could not be loaded, or that failed on a text or on ids.
     #[error("tokenizer {}: {reason}", path.display())]
     Tokenizer {
@@ -93,6 +142,10 @@ pub enum DataError {
         /// The message of the tokenizer, or what is wrong with the file.
         reason: String,
     },
+
+    /// The caller asked for an end before the work was done.
+    #[error("stopped before the text was encoded")]
+    Stopped,
 
     /// A tokenizer without the token that separates documents.
     #[error("tokenizer {}: no {token} in its vocabulary, which must stand between documents; use \
@@ -120,6 +173,25 @@ pub enum DataError {
         /// The folder of the shards.
         path: PathBuf,
         /// The mismatch.
+        reason: String,
+    },
+
+    /// A shard that has changed since it was opened.
+    #[error("{}: {reason}; another program has changed or cut this file while it was in use; start again, \
+             and the tokens are made again", path.display())]
+    ChangedShard {
+        /// The shard.
+        path: PathBuf,
+        /// What was found.
+        reason: String,
+    },
+
+    /// A folder for private files that others can write to or read.
+    #[error("{}: {reason}; name a folder of your own for the cache, or remove this one", path.display())]
+    NotPrivate {
+        /// The folder.
+        path: PathBuf,
+        /// What makes it unsafe.
         reason: String,
     },
 
@@ -152,6 +224,34 @@ pub enum DataError {
         /// "context" or "batch size".
         what: &'static str,
     },
+}
+
+impl DataError {
+    /// Whether one record of a file has no text, and the next one may have one.
+    pub(crate) fn is_bad_record(&self) -> bool {
+        match self {
+            Self::BadJson { .. } | Self::NoText { .. } | Self::NoTextInRow { .. } => true,
+            Self::NotUtf8 { is_record, .. } => *is_record,
+            _ => false,
+        }
+    }
+}
+
+/// What follows a reason for which a file cannot be read.
+fn damage(reason: &io::Error) -> &'static str {
+    if reason.kind() == io::ErrorKind::Unsupported {
+        ""
+    } else {
+        "; the file is truncated or corrupt, fetch or make it again"
+    }
+}
+
+fn others(passed_over: &str) -> String {
+    if passed_over.is_empty() {
+        String::new()
+    } else {
+        format!(", but {passed_over}")
+    }
 }
 
 /// Turns an error of the operating system into a [`DataError::Io`]:

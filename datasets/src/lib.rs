@@ -8,7 +8,7 @@
 //! ```
 //!
 //! [`TokenShards::prepare`] reads the text once, tokenises it on all cores and writes the ids to
-//! flat files. Every later run only maps those files into memory. [`TokenWindows`] cuts the sequence
+//! flat files. Every later run only opens those files. [`TokenWindows`] cuts the sequence
 //! of ids into windows of the context length, and [`Batches`] takes the windows in an order that
 //! follows from a seed.
 //!
@@ -25,6 +25,7 @@
 //!     split: Split::All,
 //!     tokenizer: &tokenizer,
 //!     cache: cache.path().into(),
+//!     skip_bad_lines: 0,
 //! })?;
 //! let windows = TokenWindows::new(Arc::new(shards), 512)?;
 //! let batch = Batches::new(windows, 16, 42).batch(0)?;
@@ -40,9 +41,10 @@
 //! library, and the file is several times as large as the ids. Its Hugging Face loader starts a
 //! Python interpreter and needs the network. Its in-memory data set needs memory for the whole corpus.
 //! A pre-training corpus is a single long sequence of small integers, and the simplest format fits
-//! it best: little-endian integers in flat files, mapped into memory. Opening 100 GB takes no time,
-//! several processes share one copy in the page cache, each window is one contiguous slice, and a
-//! few lines of any language read the files. [`TokenWindows`] implements [`burn_dataset::Dataset`],
+//! it best: little-endian integers in flat files, read by position. Opening them reads each once, to
+//! compare its checksum; several processes share one copy in the page cache, each window is one read, and
+//! a few lines of any language read the files. They are not mapped into memory: a file that another
+//! program cuts while it is mapped ends the process with a signal, and a read is an error that names it. [`TokenWindows`] implements [`burn_dataset::Dataset`],
 //! so the samplers, mappers and loaders of `burn-dataset` accept it.
 //!
 //! # Why a batch is a function of (seed, step)
@@ -71,8 +73,10 @@
 mod error;
 #[cfg(test)]
 mod fixtures;
+mod panics;
 mod permutation;
 mod prepare;
+mod private_folder;
 mod shards;
 mod source;
 mod split;
@@ -80,9 +84,14 @@ mod tokenizer;
 mod windows;
 
 pub use error::{DataError, Result};
+pub use panics::silence_caught_panics;
 pub use prepare::PrepareOptions;
+pub use private_folder::private_folder;
 pub use shards::{Manifest, TokenShards};
-pub use source::{Documents, SourceFile, source_files};
+pub use source::{
+    Documents, ParquetRows, SourceFile, open_text, parquet_rows, source_files,
+    without_byte_order_mark,
+};
 pub use split::Split;
 pub use tokenizer::{END_OF_TEXT, TokenStream, Tokenizer};
 pub use windows::{Batch, Batches, TokenWindows, Window};

@@ -1,29 +1,30 @@
 //! Makes a folder of shards, once for each tokenizer and state of the sources.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use indicatif::HumanCount;
-use sha2::{Digest, Sha256};
 
 use crate::error::{DataError, Result, cannot};
 use crate::shards::writer::ShardWriter;
 use crate::shards::{FORMAT, MANIFEST, Manifest, TokenShards};
-use crate::source::{Documents, source_files};
+use crate::source::source_files;
 use crate::split::Split;
 use crate::tokenizer::{END_OF_TEXT, Tokenizer};
 
+mod blocks;
 mod progress;
 
+use blocks::Blocks;
 use progress::Progress;
 
 /// Token ids in a shard: 256 MiB if an id takes two bytes.
 const SHARD_TOKENS: u64 = 128 << 20;
 
-/// Bytes of text that are tokenised at a time, for each core. The memory needed is a few times this,
-/// whatever the size of the corpus, unless a single document is larger. Progress is reported after
-/// each block.
+/// Bytes of text that are tokenised at a time, for each core. The memory needed is a few times this and
+/// some megabytes for each core, whatever the size of the corpus and of its documents. Progress is reported
+/// after each block.
 const BLOCK_BYTES: usize = 2 << 20;
 
 /// The file in a cache folder that a process locks while it moves shards into the folder.
@@ -48,6 +49,10 @@ pub struct PrepareOptions<'a> {
     pub tokenizer: &'a Tokenizer,
     /// The folder that holds the folders of shards; created if it does not exist.
     pub cache: PathBuf,
+    /// The most records of the sources, over all files, that are left out because they hold no document:
+    /// lines and rows that are no JSON, not UTF-8 or without a text. The next one is an error, which names
+    /// it. The number left out is logged, and is [`Manifest::skipped`].
+    pub skip_bad_lines: u64,
 }
 
 impl TokenShards {
@@ -57,7 +62,11 @@ impl TokenShards {
     /// seconds if there is none. The result stays in a separate folder under `cache`. The name of
     /// that folder contains a hash of the tokenizer's file, of the split, and of the paths, sizes and
     /// modification times of the source files; as long as all of these stay the same, later calls
-    /// only open the folder. Folders of earlier states are never removed.
+    /// only open the folder, after reading its files once to compare their checksums. Folders of earlier
+    /// states are never removed.
+    ///
+    /// The text is read and tokenised in blocks, long documents too, so that the memory needed does not
+    /// depend on the size of the corpus or of a document.
     ///
     /// A folder whose files do not match its manifest is made again. Shards are written to a
     /// temporary folder, which is renamed when complete. So a process that is killed leaves no
@@ -80,6 +89,7 @@ impl TokenShards {
     ///     split: Split::All,
     ///     tokenizer: &Tokenizer::from_folder("../assets/phi-tiny")?,
     ///     cache: cache.path().into(),
+    ///     skip_bad_lines: 0,
     /// })?;
     /// assert_eq!((shards.manifest().documents, shards.tokens()), (26, 162_566));
     /// # Ok(())
@@ -104,6 +114,7 @@ fn prepare(options: &PrepareOptions, sizes: &Sizes) -> Result<TokenShards> {
             Ok(shards) => {
                 let tokens = HumanCount(shards.tokens());
                 log::info!("{name}: {tokens} tokens found in {}", target.display());
+                warn_of_skipped(name, shards.manifest());
                 return Ok(shards);
             }
             Err(error) => log::warn!("{error}: making it again"),
@@ -149,13 +160,12 @@ fn plan(options: &PrepareOptions, shard_tokens: u64) -> Result<Manifest> {
             4
         },
         shard_tokens,
+        skip_bad_lines: options.skip_bad_lines,
+        skipped: 0,
+        sha256: Vec::new(),
     };
-    manifest.key = format!("{:x}", Sha256::digest(to_json(&manifest)));
+    manifest.key = manifest.hash();
     Ok(manifest)
-}
-
-fn to_json(manifest: &Manifest) -> Vec<u8> {
-    serde_json::to_vec_pretty(manifest).expect("numbers and strings are always JSON")
 }
 
 /// Tokenises the sources of `manifest` into `folder`, and writes the manifest with its counts last.
@@ -169,42 +179,59 @@ fn write_shards(
         name, tokenizer, ..
     } = options;
     let mut progress = Progress::new(name, &manifest.sources);
-    let mut blocks = Blocks {
-        documents: Documents::new(manifest.sources.clone()),
-        split: options.split,
-        block_bytes: sizes.block_bytes,
-    };
+    let sources = manifest.sources.clone();
+    let mut blocks = Blocks::new(options, sources, sizes.block_bytes);
     let mut shards = ShardWriter::new(folder, &manifest);
+    // Where the document begins whose parts are written, and its bytes of text.
+    let (mut begun, mut text_bytes) = (0, 0);
     let mut block = blocks.read()?;
-    while !block.documents.is_empty() {
+    while !block.parts.is_empty() {
+        let parts: Vec<(&str, &str)> = block.parts.iter().map(|part| part.texts()).collect();
         // The next block is read and decompressed while this one is tokenised.
         let (next, ids) = rayon::join(
             || blocks.read(),
-            || tokenizer.encode_batch(&block.documents),
+            || tokenizer.encode_parts(&parts, &|| false),
         );
-        for (text, ids) in block.documents.iter().zip(ids?) {
+        for (part, ids) in block.parts.iter().zip(ids?) {
             shards.push(&ids)?;
-            shards.push(&[manifest.end_of_text])?;
-            manifest.documents += 1;
-            manifest.text_bytes += text.len() as u64;
+            text_bytes += part.text.len() as u64;
+            match part.kept {
+                None => continue,
+                Some(false) => shards.truncate(begun)?,
+                Some(true) => {
+                    shards.push(&[manifest.end_of_text])?;
+                    manifest.documents += 1;
+                    manifest.text_bytes += text_bytes;
+                }
+            }
+            (begun, text_bytes) = (shards.tokens(), 0);
         }
         progress.report(block.bytes_read, shards.tokens());
         block = next?;
     }
+    manifest.skipped = blocks.skipped();
     if manifest.documents == 0 {
         return Err(DataError::NoDocuments {
             name: (*name).into(),
         });
     }
-    manifest.tokens = shards.finish()?;
+    (manifest.tokens, manifest.sha256) = shards.finish()?;
 
     let path = folder.join(MANIFEST);
     let mut file = File::create_new(&path).map_err(cannot("create", &path))?;
-    file.write_all(&to_json(&manifest))
+    file.write_all(&manifest.to_json())
         .and_then(|()| file.sync_all())
         .map_err(cannot("write", &path))?;
     progress.finish(&manifest);
+    warn_of_skipped(name, &manifest);
     Ok(())
+}
+
+fn warn_of_skipped(name: &str, manifest: &Manifest) {
+    if manifest.skipped > 0 {
+        let skipped = HumanCount(manifest.skipped);
+        log::warn!("{name}: {skipped} bad lines were skipped");
+    }
 }
 
 /// Renames `new` to `target`. If another process has put the same shards there in the meantime, those
@@ -213,52 +240,28 @@ fn move_into_place(new: &Path, target: &Path, key: &str, old: &Path) -> Result<T
     // One process at a time: otherwise two processes could both find a damaged folder, and the
     // second would move away the good shards that the first has put there.
     let lock = target.with_file_name(LOCK);
-    let lock = File::create(&lock)
-        .and_then(|file| file.lock().map(|()| file))
-        .map_err(cannot("lock", &lock))?;
+    let lock = File::create(&lock).map_err(cannot("create", &lock))?;
+    wait_for(&lock, File::lock);
     if target.exists() {
         if let Ok(shards) = TokenShards::open(target, key) {
             return Ok(shards);
         }
         fs::rename(target, old).map_err(cannot("move away", target))?;
     }
-    fs::rename(new, target).map_err(cannot("move the new shards to", target))?;
+    if let Err(reason) = fs::rename(new, target) {
+        // Without locks another process can be faster here too.
+        return TokenShards::open(target, key)
+            .map_err(|_| cannot("move the new shards to", target)(reason));
+    }
     drop(lock);
     TokenShards::open(target, key)
 }
 
-/// Reads documents in blocks: each has work for all cores, and the memory stays bounded.
-struct Blocks {
-    documents: Documents,
-    split: Split,
-    block_bytes: usize,
-}
-
-struct Block {
-    /// Empty at the end of the sources.
-    documents: Vec<String>,
-    /// The bytes of the source files that were read up to the last of the documents.
-    bytes_read: u64,
-}
-
-impl Blocks {
-    fn read(&mut self) -> Result<Block> {
-        let mut documents = Vec::new();
-        let mut bytes = 0;
-        for document in &mut self.documents {
-            let document = document?;
-            if self.split.contains(&document) {
-                bytes += document.len();
-                documents.push(document);
-            }
-            if bytes >= self.block_bytes {
-                break;
-            }
-        }
-        Ok(Block {
-            documents,
-            bytes_read: self.documents.bytes_read(),
-        })
+/// Waits until this process holds the lock of a file. Some network file systems have no locks, and nothing
+/// is waited for there; two processes that prepare the same text at once then do the work twice.
+fn wait_for(file: &File, lock: impl FnOnce(&File) -> io::Result<()>) {
+    if let Err(error) = lock(file) {
+        log::debug!("the cache folder is not locked: {error}");
     }
 }
 

@@ -4,17 +4,21 @@
 //! the ids of the whole corpus in order, as little-endian integers of two bytes if the vocabulary
 //! fits and of four bytes if not. Each file has `shard_tokens` ids, the last one has the rest.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::error::{DataError, Result, cannot};
 use crate::source::SourceFile;
 use crate::split::Split;
 
+mod shard;
 pub(crate) mod writer;
+
+use shard::Shard;
 
 /// The version of the layout above and of the way from text to ids. Raise it with any change to
 /// either, so that shards of an older version are not mistaken for new ones.
@@ -55,22 +59,55 @@ pub struct Manifest {
     pub token_bytes: usize,
     /// The number of ids in a shard; the last shard may have fewer.
     pub shard_tokens: u64,
+    /// The most records that may be skipped, as in `PrepareOptions::skip_bad_lines`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skip_bad_lines: u64,
+    /// The number of records that were skipped.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub skipped: u64,
+    /// The SHA-256 of each shard, in hexadecimal digits; empty in folders of older versions of this crate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sha256: Vec<String>,
 }
 
-/// A tokenised corpus in memory-mapped files. [`prepare`](Self::prepare) makes it, or opens it if it
-/// exists.
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+impl Manifest {
+    /// The SHA-256 of everything that is known before the text is read.
+    pub(crate) fn hash(&self) -> String {
+        let plan = Self {
+            key: String::new(),
+            documents: 0,
+            text_bytes: 0,
+            tokens: 0,
+            skipped: 0,
+            sha256: Vec::new(),
+            ..self.clone()
+        };
+        format!("{:x}", Sha256::digest(plan.to_json()))
+    }
+
+    pub(crate) fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec_pretty(self).expect("numbers and strings are always JSON")
+    }
+}
+
+/// A tokenised corpus in files. [`prepare`](Self::prepare) makes it, or opens it if it exists.
 ///
-/// Several threads may read at the same time. A read touches only the pages that hold its range.
+/// Several threads may read at the same time. A read touches only the part of a file that holds its range,
+/// and notices if a file was cut or changed after it was opened.
 #[derive(Debug)]
 pub struct TokenShards {
     folder: PathBuf,
     manifest: Manifest,
-    shards: Vec<Mmap>,
+    shards: Vec<Shard>,
 }
 
 impl TokenShards {
     /// Opens the shards in `folder`, which must have been made for `key`, and checks that every file
-    /// exists with the length that follows from the manifest.
+    /// has the length and, if the manifest has them, the checksum of the manifest.
     pub(crate) fn open(folder: &Path, key: &str) -> Result<Self> {
         let damaged = |reason: String| DataError::DamagedShards {
             path: folder.into(),
@@ -80,7 +117,7 @@ impl TokenShards {
         let json = fs::read(&path).map_err(cannot("read", &path))?;
         let manifest: Manifest =
             serde_json::from_slice(&json).map_err(|e| damaged(format!("{MANIFEST}: {e}")))?;
-        if (manifest.format, manifest.key.as_str()) != (FORMAT, key) {
+        if (manifest.format, manifest.key.as_str()) != (FORMAT, key) || manifest.hash() != key {
             return Err(damaged(format!("{MANIFEST} belongs to other tokens")));
         }
         if manifest.shard_tokens == 0 || ![2, 4].contains(&manifest.token_bytes) {
@@ -91,23 +128,31 @@ impl TokenShards {
         let mut left = manifest.tokens;
         while left > 0 {
             let tokens = left.min(manifest.shard_tokens);
-            let name = shard_name(shards.len() as u64);
-            let path = folder.join(&name);
-            let file = File::open(&path).map_err(cannot("open", &path))?;
-            // SAFETY: a shard is written under another name and moved here when complete. From then
-            // on this crate neither writes to it nor shortens it, and a mapping stays valid when its
-            // file is removed. This crate cannot prevent another program from shortening the file.
-            let map = unsafe { Mmap::map(&file) }.map_err(cannot("map", &path))?;
-            let expected = tokens.checked_mul(manifest.token_bytes as u64);
-            if expected != Some(map.len() as u64) {
-                let bytes = map.len();
+            let index = shards.len();
+            let name = shard_name(index as u64);
+            let sha256 = manifest.sha256.get(index).cloned();
+            let shard = Shard::open(folder.join(&name), index, sha256)?;
+            let bytes = shard.bytes();
+            if tokens.checked_mul(manifest.token_bytes as u64) != Some(bytes) {
                 return Err(damaged(format!(
                     "{name} has {bytes} bytes, which is not {tokens} tokens"
                 )));
             }
-            shards.push(map);
+            shards.push(shard);
             left -= tokens;
         }
+        if ![0, shards.len()].contains(&manifest.sha256.len()) {
+            return Err(damaged(format!("{MANIFEST} lacks checksums")));
+        }
+        shards.par_iter().try_for_each(|shard| {
+            if shard.has_its_checksum()? {
+                Ok(())
+            } else {
+                let name = shard.path().file_name().unwrap_or_default();
+                let name = name.display();
+                Err(damaged(format!("{name} does not have its checksum")))
+            }
+        })?;
         Ok(Self {
             folder: folder.into(),
             manifest,
@@ -135,7 +180,8 @@ impl TokenShards {
     /// # Errors
     ///
     /// [`DataError::OutOfRange`] if the corpus ends before `start + len`;
-    /// [`DataError::DamagedShards`] if an id is outside the tokenizer's vocabulary.
+    /// [`DataError::DamagedShards`] if an id is outside the tokenizer's vocabulary;
+    /// [`DataError::ChangedShard`] and [`DataError::Io`] if a file was changed or removed meanwhile.
     pub fn read(&self, start: u64, len: usize, ids: &mut Vec<u32>) -> Result<()> {
         ids.clear();
         let Manifest {
@@ -151,14 +197,15 @@ impl TokenShards {
         };
 
         ids.reserve(len);
+        let mut bytes = Vec::new();
         let mut at = start;
         while at < end {
             // `open` has checked that every shard up to `tokens` is complete.
             let shard = &self.shards[(at / shard_tokens) as usize];
             let first = at % shard_tokens;
             let count = (end - at).min(shard_tokens - first);
-            let bytes =
-                &shard[first as usize * token_bytes..(first + count) as usize * token_bytes];
+            bytes.resize(count as usize * token_bytes, 0);
+            shard.read(first * token_bytes as u64, &mut bytes)?;
             if token_bytes == 2 {
                 let numbers = bytes.as_chunks().0.iter();
                 ids.extend(numbers.map(|&id| u32::from(u16::from_le_bytes(id))));

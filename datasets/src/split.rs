@@ -37,16 +37,44 @@ pub enum Split {
 impl Split {
     /// Whether a document with this text is on this side.
     pub fn contains(self, text: &str) -> bool {
-        match self {
+        let mut side = Side::new(self);
+        side.push(text);
+        side.contains()
+    }
+}
+
+/// The side of a document that is read part by part.
+pub(crate) struct Side {
+    split: Split,
+    hasher: Sha256,
+}
+
+impl Side {
+    /// The side of an empty document.
+    pub(crate) fn new(split: Split) -> Self {
+        let hasher = Sha256::new();
+        Self { split, hasher }
+    }
+
+    /// Appends to the document.
+    pub(crate) fn push(&mut self, text: &str) {
+        if self.split != Split::All {
+            self.hasher.update(text);
+        }
+    }
+
+    /// Whether the document is on the side of the split, as [`Split::contains`].
+    pub(crate) fn contains(self) -> bool {
+        match self.split {
             Split::All => true,
-            Split::Train { per_mille } => !held_out(text, per_mille),
-            Split::HeldOut { per_mille } => held_out(text, per_mille),
+            Split::Train { per_mille } => !held_out(self.hasher, per_mille),
+            Split::HeldOut { per_mille } => held_out(self.hasher, per_mille),
         }
     }
 }
 
-fn held_out(text: &str, per_mille: u16) -> bool {
-    let digest = Sha256::digest(text);
+fn held_out(hasher: Sha256, per_mille: u16) -> bool {
+    let digest = hasher.finalize();
     let first = digest
         .iter()
         .take(8)

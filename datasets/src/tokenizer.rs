@@ -1,31 +1,55 @@
 //! Text to token ids and back.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
+use serde::de::IgnoredAny;
 use sha2::{Digest, Sha256};
-use tokenizers::{
-    DecoderWrapper, ModelWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper,
-};
+use tokenizers::{AddedToken, ModelWrapper, PreTokenizerWrapper};
 
 use crate::error::{DataError, Result, cannot};
+use crate::panics::caught;
 
 #[cfg(test)]
 pub(crate) mod fixtures;
+mod pieces;
+mod spelling;
+mod stream;
+
+use pieces::{PIECE_BYTES, first_cut, pieces};
+use spelling::Spelling;
+pub use stream::TokenStream;
 
 /// The token that ends every document, and at which generation stops.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
 
-/// A longer text is encoded in parallel, in pieces of about this many bytes.
-const PIECE_BYTES: usize = 64 * 1024;
+/// The bytes of text before a piece that are encoded with it, where the tokens of a text depend on what
+/// stands before them.
+const CONTEXT_BYTES: usize = 1024;
 
 /// A tokenizer from a `tokenizer.json` in the format of Hugging Face's `tokenizers`.
 ///
 /// The names of special tokens have no meaning in a text: `<|endoftext|>` in a document or a prompt
 /// is encoded letter by letter, so that the id [`end_of_text`](Self::end_of_text) is always the end
 /// of a document. No begin-of-text is added, and nothing is truncated or padded, even if the file
-/// says so.
+/// says so, and nothing is left to chance (the "dropout" of some files).
+///
+/// # Long texts
+///
+/// A text of more than 64 KiB is encoded in pieces, on all cores, so that the memory for it is a few
+/// megabytes for each core and not a hundred times its length. The pieces end before a blank or, where
+/// there is none in 64 KiB, where a word or a number ends, and not inside an added token; so the ids are
+/// those of the text as a whole. Two cases are left in which one token can be another one, at such a cut:
+/// a run of more than 64 KiB without any of these places, and a tokenizer whose tokens reach across all of
+/// them.
+///
+/// # Damaged files
+///
+/// What the crate `tokenizers` panics on is an error here, at loading and later; see
+/// [`silence_caught_panics`](crate::silence_caught_panics).
 ///
 /// ```
 /// # fn main() -> datasets::Result<()> {
@@ -42,7 +66,13 @@ pub struct Tokenizer {
     hash: String,
     vocab_size: usize,
     end_of_text: Option<u32>,
-    splits_at_blanks: bool,
+    spelling: Spelling,
+    /// The added tokens, which are looked for before anything else.
+    added: Vec<AddedToken>,
+    /// Whether the ids of a piece never depend on the text before it.
+    independent_pieces: bool,
+    words: OnceLock<Vec<u32>>,
+    repeated: OnceLock<HashSet<u32>>,
 }
 
 impl Tokenizer {
@@ -58,14 +88,13 @@ impl Tokenizer {
             path: path.into(),
             reason,
         };
+        let not_one = |reason: String| failed(format!("not a tokenizer.json: {reason}"));
         let bytes = fs::read(path).map_err(cannot("read", path))?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
-            .map_err(|error| failed(format!("not a tokenizer.json: {error}")))?;
-        inner
-            .with_padding(None)
-            .with_truncation(None)
-            .map_err(|error| failed(error.to_string()))?;
-        inner.set_encode_special_tokens(true);
+        // Some parts of the file are parsed by code that panics on what is no JSON.
+        serde_json::from_slice::<IgnoredAny>(&bytes).map_err(|error| not_one(error.to_string()))?;
+        let inner = caught(|| load(&bytes));
+        let inner = inner.map_err(|panic| not_one(format!("impossible values ({panic})")))?;
+        let inner = inner.map_err(|error| not_one(error.to_string()))?;
 
         let largest_id = inner.get_vocab(true).into_values().max();
         let vocab_size = largest_id.map_or(0, |id| id as usize + 1);
@@ -79,7 +108,11 @@ impl Tokenizer {
             vocab_size,
             // From the vocabulary: CodeGen's file does not register it as a special token.
             end_of_text: inner.token_to_id(END_OF_TEXT),
-            splits_at_blanks: splits_at_blanks(&inner),
+            spelling: Spelling::of(inner.get_decoder()),
+            added: inner.get_added_tokens_decoder().into_values().collect(),
+            independent_pieces: independent_pieces(&inner),
+            words: OnceLock::new(),
+            repeated: OnceLock::new(),
             inner,
         })
     }
@@ -98,7 +131,7 @@ impl Tokenizer {
     /// # Errors
     ///
     /// [`DataError::Tokenizer`] if the tokenizer has no id for a part of the text, which cannot
-    /// happen with a byte-level one.
+    /// happen with a sound byte-level one.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         Ok(self.encode_batch(&[text])?.concat())
     }
@@ -109,35 +142,128 @@ impl Tokenizer {
     /// # Errors
     ///
     /// As [`encode`](Self::encode).
-    pub fn encode_batch<T: AsRef<str>>(&self, texts: &[T]) -> Result<Vec<Vec<u32>>> {
-        // A long document in one piece would keep a single core busy, and needs many times its size
-        // in memory while it is encoded; so the cores share the pieces of all texts.
-        let piece_bytes = if self.splits_at_blanks {
-            PIECE_BYTES
-        } else {
-            usize::MAX
-        };
-        let pieces: Vec<(usize, &str)> = texts
-            .iter()
-            .enumerate()
-            .flat_map(|(i, text)| pieces(text.as_ref(), piece_bytes).map(move |piece| (i, piece)))
-            .collect();
-        let encoded: Vec<Vec<u32>> = pieces
+    pub fn encode_batch<T: AsRef<str> + Sync>(&self, texts: &[T]) -> Result<Vec<Vec<u32>>> {
+        self.encode_batch_until(texts, &|| false)
+    }
+
+    /// The ids of several texts, as [`encode_batch`](Self::encode_batch), unless `stopped` says so first.
+    ///
+    /// `stopped` is asked before each piece of a text, on any thread; a piece takes a fraction of a
+    /// second.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Stopped`] if `stopped` returned `true`; otherwise as [`encode`](Self::encode).
+    pub fn encode_batch_until<T: AsRef<str> + Sync>(
+        &self,
+        texts: &[T],
+        stopped: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Vec<Vec<u32>>> {
+        let texts: Vec<(&str, &str)> = texts.iter().map(|text| ("", text.as_ref())).collect();
+        self.encode_parts(&texts, stopped)
+    }
+
+    /// The ids of several parts of texts: each is the text before the part, of which the last
+    /// [`CONTEXT_BYTES`] are enough, and the part.
+    pub(crate) fn encode_parts(
+        &self,
+        parts: &[(&str, &str)],
+        stopped: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Vec<Vec<u32>>> {
+        let all = parts.iter().enumerate().flat_map(|(i, (_, part))| {
+            let inside_token = |text: &str, place| self.is_inside_added_token(text, place);
+            pieces(part, PIECE_BYTES, inside_token).map(move |piece| (i, piece))
+        });
+        let all: Vec<_> = all.collect();
+        let encoded: Vec<Vec<u32>> = all
             .par_iter()
-            .map(|(_, piece)| self.encode_piece(piece))
+            .map(|(i, piece)| {
+                if stopped() {
+                    return Err(DataError::Stopped);
+                }
+                let (before, part) = parts[*i];
+                let before = if piece.start == 0 {
+                    before
+                } else {
+                    &part[..piece.start]
+                };
+                self.encode_piece(before, &part[piece.clone()])
+            })
             .collect::<Result<_>>()?;
-        let mut ids = vec![Vec::new(); texts.len()];
-        for ((i, _), piece) in pieces.into_iter().zip(encoded) {
+        let mut ids = vec![Vec::new(); parts.len()];
+        for ((i, _), piece) in all.into_iter().zip(encoded) {
             ids[i].extend(piece);
         }
         Ok(ids)
     }
 
-    fn encode_piece(&self, piece: &str) -> Result<Vec<u32>> {
-        match self.inner.encode_fast(piece, false) {
-            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(error) => Err(self.failed(error)),
+    /// The first byte index, at least `from`, at which `text` may be cut into parts, or its length.
+    pub(crate) fn first_cut(&self, text: &str, from: usize) -> usize {
+        first_cut(text, from, |text, place| {
+            self.is_inside_added_token(text, place)
+        })
+    }
+
+    /// The end of `text` that [`encode_parts`](Self::encode_parts) needs of the text before a part.
+    pub(crate) fn context(text: &str) -> &str {
+        let start = text.ceil_char_boundary(text.len().saturating_sub(CONTEXT_BYTES));
+        let context = &text[start..];
+        // From a blank on, if there is one, since a token begins there.
+        context
+            .find(char::is_whitespace)
+            .map_or(context, |blank| &context[blank..])
+    }
+
+    /// The ids of `piece`, which follows `before`.
+    fn encode_piece(&self, before: &str, piece: &str) -> Result<Vec<u32>> {
+        if !self.independent_pieces && !before.is_empty() {
+            // Some tokenizers put a blank before each text that they are given. Encoded after other text,
+            // even after a line end in its place, the piece has none.
+            for context in [Self::context(before), "\n"] {
+                let text = format!("{context}{piece}");
+                let encoding = self.encoding(|inner| inner.encode(&*text, false))?;
+                let spans = encoding.get_offsets();
+                let cut = context.len();
+                let first = spans.iter().position(|&(_, end)| end > cut);
+                let first = first.unwrap_or(spans.len());
+                if spans.get(first).is_none_or(|&(start, _)| start >= cut) {
+                    return Ok(encoding.get_ids()[first..].to_vec());
+                }
+            }
         }
+        let encoding = self.encoding(|inner| inner.encode_fast(piece, false))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    fn encoding(
+        &self,
+        encode: impl FnOnce(&tokenizers::Tokenizer) -> tokenizers::Result<tokenizers::Encoding>,
+    ) -> Result<tokenizers::Encoding> {
+        let failed = |reason| DataError::Tokenizer {
+            path: self.path.clone(),
+            reason,
+        };
+        match caught(|| encode(&self.inner)) {
+            Ok(Ok(encoding)) => Ok(encoding),
+            Ok(Err(error)) => Err(failed(error.to_string())),
+            Err(panic) => Err(failed(format!(
+                "it cannot encode the text, since its parts contradict each other ({panic}); use the \
+                 tokenizer that belongs to the model"
+            ))),
+        }
+    }
+
+    /// Whether an added token stands in `text` across the byte index `place`; or beside it, if the token
+    /// looks at its neighbours.
+    fn is_inside_added_token(&self, text: &str, place: usize) -> bool {
+        self.added.iter().any(|token| {
+            let content = token.content.as_bytes();
+            let beside = token.lstrip || token.rstrip || token.single_word;
+            let reach = (content.len() + usize::from(beside)).saturating_sub(1);
+            let around = place.saturating_sub(reach)..(place + reach).min(text.len());
+            let mut places = text.as_bytes()[around].windows(content.len().max(1));
+            places.any(|bytes| bytes == content)
+        })
     }
 
     /// The text of some ids, with end-of-text spelt out like any other token.
@@ -147,58 +273,28 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`DataError::Tokenizer`] if the tokenizer's decoder fails; a byte-level one never does.
+    /// None today: whatever the tokenizer's decoder cannot make text of becomes U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, false).map_err(|e| self.failed(e))
-    }
-
-    /// The bytes of the token with this id, which need not be whole characters; `None` if no token
-    /// has the id.
-    ///
-    /// For a tokenizer that is not byte-level, the bytes of the text of this single id.
-    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
-        let token = self.inner.id_to_token(id)?;
-        match self.inner.get_decoder() {
-            Some(DecoderWrapper::ByteLevel(_)) => {
-                let bytes: Option<Vec<u8>> = token.chars().map(byte_of).collect();
-                // Added tokens may be written as they are.
-                Some(bytes.unwrap_or_else(|| token.into_bytes()))
-            }
-            _ => Some(self.decode(&[id]).unwrap_or(token).into_bytes()),
+        let mut stream = self.stream();
+        let mut text = String::new();
+        for &id in ids {
+            text.extend(stream.push(id)?);
         }
+        Ok(text + &stream.finish()?)
     }
 
     /// A decoder for ids that arrive one by one.
     pub fn stream(&self) -> TokenStream<'_> {
-        let decoding = match self.inner.get_decoder() {
-            Some(DecoderWrapper::ByteLevel(_)) => Decoding::Bytes(Vec::new()),
-            _ => Decoding::Ids(Box::new(self.inner.decode_stream(false)), Vec::new()),
-        };
-        TokenStream {
-            tokenizer: self,
-            decoding,
-        }
+        self.stream_after(&[])
     }
 
     /// A decoder for ids that follow the ids `before`.
     ///
     /// It begins with the bytes of the incomplete character, if any, at the end of `before`. So a
     /// stream of `before` that is not [finished](TokenStream::finish) and this stream give the whole
-    /// text together. If the tokenizer is not byte-level, the stream begins without them, like
-    /// [`stream`](Self::stream).
+    /// text together.
     pub fn stream_after(&self, before: &[u32]) -> TokenStream<'_> {
-        let mut stream = self.stream();
-        if let Decoding::Bytes(pending) = &mut stream.decoding {
-            let mut newest = before.iter().rev();
-            while pending.len() < BEGINNING
-                && let Some(&id) = newest.next()
-            {
-                let bytes = self.token_bytes(id).unwrap_or_default();
-                pending.splice(0..0, bytes);
-            }
-            take_whole(pending);
-        }
-        stream
+        TokenStream::after(self, before)
     }
 
     /// The id of [`END_OF_TEXT`]; `None` if the vocabulary lacks it. No text is encoded to this id.
@@ -220,168 +316,30 @@ impl Tokenizer {
     pub fn path(&self) -> &Path {
         &self.path
     }
-
-    fn failed(&self, error: tokenizers::Error) -> DataError {
-        DataError::Tokenizer {
-            path: self.path.clone(),
-            reason: error.to_string(),
-        }
-    }
 }
 
-/// The byte for which a character of a byte-level vocabulary stands (GPT-2's `bytes_to_unicode`).
-/// Bytes that are visible characters in Latin-1 are written as these characters, the others, in their
-/// order, as the characters from U+0100 on.
-fn byte_of(character: char) -> Option<u8> {
-    let visible = |byte: &u8| matches!(byte, 33..=126 | 161..=172 | 174..=255);
-    match u8::try_from(character) {
-        Ok(byte) => Some(byte).filter(visible),
-        Err(_) => {
-            let index = (character as usize).checked_sub(0x100)?;
-            (0..=u8::MAX).filter(|byte| !visible(byte)).nth(index)
-        }
+fn load(bytes: &[u8]) -> tokenizers::Result<tokenizers::Tokenizer> {
+    let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes)?;
+    tokenizer.with_padding(None).with_truncation(None)?;
+    tokenizer.set_encode_special_tokens(true);
+    if let ModelWrapper::BPE(model) = tokenizer.get_model()
+        && model.dropout.is_some()
+    {
+        let mut model = model.clone();
+        model.dropout = None;
+        tokenizer.with_model(model);
     }
+    Ok(tokenizer)
 }
 
-/// Whether a text may be cut between a visible character and the white space after it: no token
-/// reaches across such a place, and the tokens on one side do not depend on the text on the other.
+/// Whether the ids of a piece of text never depend on the text before it.
 ///
-/// This holds for GPT-2's pre-tokenizer, which all Phi models use. No alternative of its pattern
-/// continues from a visible character to a blank, and only `\s+(?!\S)` looks beyond its end, and
-/// never back. It does not hold in general if there are added tokens with blanks inside, which are
-/// matched before that pattern, or a normalizer, which may change any character.
-fn splits_at_blanks(tokenizer: &tokenizers::Tokenizer) -> bool {
+/// This holds for GPT-2's pre-tokenizer without a normalizer, which may change any character.
+fn independent_pieces(tokenizer: &tokenizers::Tokenizer) -> bool {
     let pre_tokenizer = tokenizer.get_pre_tokenizer();
     let gpt2 = matches!(pre_tokenizer, Some(PreTokenizerWrapper::ByteLevel(level))
         if level.use_regex && !level.add_prefix_space);
     gpt2 && tokenizer.get_normalizer().is_none()
-        && tokenizer.get_added_tokens_decoder().values().all(|token| {
-            let plain = !(token.lstrip || token.rstrip || token.single_word);
-            plain && first_cut(&token.content, 1) == token.content.len()
-        })
-}
-
-/// `text` in pieces of `piece_bytes` or a little more, each cut where white space begins.
-fn pieces(text: &str, piece_bytes: usize) -> impl Iterator<Item = &str> {
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        let (piece, after) = rest.split_at(first_cut(rest, piece_bytes));
-        rest = after;
-        (!piece.is_empty()).then_some(piece)
-    })
-}
-
-/// The first byte index, at least `from`, at which white space follows a visible character, or the
-/// length of `text`.
-fn first_cut(text: &str, from: usize) -> usize {
-    let mut visible = false;
-    let start = text.floor_char_boundary(from.saturating_sub(1));
-    for (i, character) in text[start..].char_indices() {
-        let blank = character.is_whitespace();
-        if blank && visible && start + i >= from {
-            return start + i;
-        }
-        visible = !blank;
-    }
-    text.len()
-}
-
-/// Decodes ids one by one into whole characters.
-///
-/// A character can consist of several ids (an emoji of up to four); its text is returned with the last
-/// of them. The texts of all calls of `push` and of `finish` together are equal to
-/// [`Tokenizer::decode`] of all ids.
-///
-/// ```
-/// # fn main() -> datasets::Result<()> {
-/// let tokenizer = datasets::Tokenizer::from_folder("../assets/phi-tiny")?;
-/// let mut stream = tokenizer.stream();
-/// let mut text = String::new();
-/// for id in tokenizer.encode("a crab: 🦀")? {
-///     text.extend(stream.push(id)?);
-/// }
-/// text += &stream.finish()?;
-/// assert_eq!(text, "a crab: 🦀");
-/// # Ok(())
-/// # }
-/// ```
-pub struct TokenStream<'t> {
-    tokenizer: &'t Tokenizer,
-    decoding: Decoding<'t>,
-}
-
-/// The part of the input whose text was not returned yet.
-enum Decoding<'t> {
-    /// For a byte-level tokenizer: the first bytes of an incomplete character. The time for an id
-    /// depends on the bytes of that id alone.
-    Bytes(Vec<u8>),
-    /// For other tokenizers, where the text of an id may depend on its neighbours: all ids since the
-    /// last text.
-    Ids(Box<IdStream<'t>>, Vec<u32>),
-}
-
-type IdStream<'t> = tokenizers::tokenizer::DecodeStream<
-    't,
-    ModelWrapper,
-    NormalizerWrapper,
-    PreTokenizerWrapper,
-    PostProcessorWrapper,
-    DecoderWrapper,
->;
-
-impl TokenStream<'_> {
-    /// Takes one id. Returns the text that this id completes, if any.
-    ///
-    /// # Errors
-    ///
-    /// As [`Tokenizer::decode`].
-    pub fn push(&mut self, id: u32) -> Result<Option<String>> {
-        match &mut self.decoding {
-            Decoding::Bytes(pending) => {
-                pending.extend(self.tokenizer.token_bytes(id).unwrap_or_default());
-                let whole = take_whole(pending);
-                Ok((!whole.is_empty()).then(|| String::from_utf8_lossy(&whole).into_owned()))
-            }
-            Decoding::Ids(stream, pending) => {
-                pending.push(id);
-                let text = stream
-                    .step(id)
-                    .map_err(|error| self.tokenizer.failed(error))?;
-                if text.is_some() {
-                    pending.clear();
-                }
-                Ok(text)
-            }
-        }
-    }
-
-    /// The rest of the text: empty unless the ids ended inside a character.
-    ///
-    /// # Errors
-    ///
-    /// As [`Tokenizer::decode`].
-    pub fn finish(self) -> Result<String> {
-        match self.decoding {
-            Decoding::Bytes(pending) => Ok(String::from_utf8_lossy(&pending).into_owned()),
-            Decoding::Ids(_, pending) => self.tokenizer.decode(&pending),
-        }
-    }
-}
-
-/// The most bytes that an incomplete character of UTF-8 can have.
-const BEGINNING: usize = 3;
-
-/// Takes all of `bytes`, except an incomplete character at their end. Bytes that cannot begin a
-/// character of UTF-8 are taken too.
-fn take_whole(bytes: &mut Vec<u8>) -> Vec<u8> {
-    let broken = bytes.utf8_chunks().last();
-    let broken = broken.map_or(&[][..], |chunk| chunk.invalid());
-    let begun = match std::str::from_utf8(broken) {
-        Err(error) if error.error_len().is_none() => broken.len(),
-        _ => 0,
-    };
-    let rest = bytes.split_off(bytes.len() - begun);
-    std::mem::replace(bytes, rest)
 }
 
 #[cfg(test)]

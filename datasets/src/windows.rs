@@ -30,6 +30,7 @@ use crate::shards::TokenShards;
 /// #     split: Split::All,
 /// #     tokenizer: &tokenizer,
 /// #     cache: folder.path().into(),
+/// #     skip_bad_lines: 0,
 /// # })?;
 /// // The six ids of "It was the best of times" and end-of-text.
 /// assert_eq!(shards.tokens(), 7);
@@ -209,6 +210,7 @@ impl Batches {
     /// #     split: Split::All,
     /// #     tokenizer: &tokenizer,
     /// #     cache: cache.path().into(),
+    /// #     skip_bad_lines: 0,
     /// # })?;
     /// let windows = TokenWindows::new(Arc::new(shards), 256)?;
     /// let (small, large) = (Batches::new(windows.clone(), 4, 42), Batches::new(windows, 8, 42));

@@ -7,6 +7,7 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     kernels::runtime::report_failures();
+    datasets::silence_caught_panics();
     kernels::runtime::keep_kernels();
     match infer::cli::Cli::parse().run() {
         Ok(()) => ExitCode::SUCCESS,

@@ -13,6 +13,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     kernels::runtime::report_failures();
+    datasets::silence_caught_panics();
     kernels::runtime::keep_kernels();
     match cli::Cli::parse().run() {
         Ok(code) => code,

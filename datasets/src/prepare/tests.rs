@@ -8,7 +8,9 @@ use tempfile::TempDir;
 use super::*;
 use crate::fixtures::{asset, write};
 use crate::shards::shard_name;
-use crate::tokenizer::fixtures::{added_token, changed_tokenizer, like_codegen, phi_tiny};
+use crate::tokenizer::fixtures::{
+    added_token, changed_tokenizer, like_codegen, like_llama3, phi_tiny,
+};
 
 /// Tokens in a shard: so few that the texts below fill several shards and several blocks.
 const SHARD: usize = 7;
@@ -43,6 +45,7 @@ impl Corpus {
             split: Split::All,
             tokenizer: &self.tokenizer,
             cache: self.folder.path().join("cache"),
+            skip_bad_lines: 0,
         }
     }
 
@@ -94,6 +97,7 @@ fn the_bundled_validation_text_has_162_566_tokens() {
         split: Split::All,
         tokenizer: &tokenizer,
         cache: cache.path().into(),
+        skip_bad_lines: 0,
     })
     .unwrap();
     assert_eq!(shards.tokens(), 162_566);
@@ -182,11 +186,16 @@ fn end_of_text_need_not_be_registered() {
 fn a_second_call_tokenises_nothing() {
     let corpus = Corpus::new(&TEXTS);
     let first = corpus.prepare();
-    // A mark that tokenising again would overwrite.
+    // A time that tokenising again would change.
     let path = first.folder().join(shard_name(0));
-    fs::write(&path, [7, 0].repeat(SHARD)).unwrap();
+    let earlier = SystemTime::now() - Duration::from_secs(1000);
+    let file = OpenOptions::new().write(true).open(&path).unwrap();
+    file.set_modified(earlier).unwrap();
     let second = corpus.prepare();
-    assert_eq!(all(&second)[..SHARD], [7; SHARD]);
+    let modified = fs::metadata(&path).unwrap().modified().unwrap();
+    assert_eq!(modified, earlier);
+    // The first still reads the file, whose time alone has changed.
+    assert_eq!(all(&second), all(&first));
     assert_eq!(second.folder(), first.folder());
     assert_eq!(second.manifest(), first.manifest());
     assert_eq!(corpus.cached().len(), 1);
@@ -244,7 +253,14 @@ fn damaged_shards_are_made_again() {
     let expected = joined(&corpus.tokenizer, &TEXTS);
     let shard = |folder: &Path| folder.join(shard_name(1));
     let manifest = |folder: &Path| folder.join(MANIFEST);
-    let damages: [&dyn Fn(&Path); 8] = [
+    let damages: [&dyn Fn(&Path); 10] = [
+        // Sizes that fit, and other contents.
+        &|folder| fs::write(shard(folder), [1, 0].repeat(SHARD)).unwrap(),
+        &|folder| {
+            let json = fs::read_to_string(manifest(folder)).unwrap();
+            let json = json.replace("\"vocab_size\": 4096", "\"vocab_size\": 4097");
+            fs::write(manifest(folder), json).unwrap();
+        },
         &|folder| fs::write(shard(folder), [1, 0, 1]).unwrap(),
         &|folder| fs::write(shard(folder), [0; 2 * SHARD + 2]).unwrap(),
         &|folder| fs::write(shard(folder), []).unwrap(),
@@ -278,6 +294,16 @@ fn an_id_outside_the_vocabulary_is_an_error() {
     let corpus = Corpus::new(&TEXTS);
     let folder = corpus.prepare().folder().to_path_buf();
     fs::write(folder.join(shard_name(1)), [0xff; 2 * SHARD]).unwrap();
+    // As earlier versions of this crate made it, without checksums.
+    let path = folder.join(MANIFEST);
+    let mut manifest: Manifest = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    assert_eq!(
+        manifest.sha256.len(),
+        corpus.prepare().manifest().sha256.len()
+    );
+    fs::write(folder.join(shard_name(1)), [0xff; 2 * SHARD]).unwrap();
+    manifest.sha256.clear();
+    fs::write(&path, manifest.to_json()).unwrap();
     let shards = corpus.prepare();
     let mut ids = Vec::new();
     shards.read(0, SHARD, &mut ids).unwrap();
@@ -430,4 +456,126 @@ fn blocks_keep_their_order() {
         };
         assert_eq!(all(&prepare(&options, &sizes).unwrap()), expected);
     }
+}
+
+/// What another program does to the files while they are in use is an error that names the file. (Mapped
+/// into memory, a file that is cut ends the process.)
+#[test]
+fn shards_that_change_while_in_use_are_an_error() {
+    let corpus = Corpus::new(&TEXTS);
+    let damages: [&dyn Fn(&Path); 3] = [
+        &|path| fs::write(path, [1]).unwrap(),
+        &|path| fs::write(path, [1, 0].repeat(SHARD)).unwrap(),
+        &|path| fs::write(path, [0; 2 * SHARD + 2]).unwrap(),
+    ];
+    for damage in damages {
+        let shards = corpus.prepare();
+        let mut ids = Vec::new();
+        shards.read(0, 2 * SHARD, &mut ids).unwrap();
+        let path = shards.folder().join(shard_name(1));
+        damage(&path);
+        let later = SystemTime::now() + Duration::from_secs(5);
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_modified(later).unwrap();
+        let error = shards.read(0, 2 * SHARD, &mut ids).unwrap_err();
+        assert!(matches!(error, DataError::ChangedShard { .. }), "{error}");
+        assert!(error.to_string().contains("00001.bin"), "{error}");
+        // The others are still good.
+        shards.read(0, SHARD, &mut ids).unwrap();
+    }
+}
+
+/// The names of folders in the caches of earlier versions, and what they hold, are the same.
+#[test]
+fn the_identity_of_a_cache_does_not_change() {
+    let corpus = Corpus::new(&TEXTS);
+    let mut manifest = plan(&corpus.options(), SHARD as u64).unwrap();
+    for file in &mut manifest.sources {
+        file.path = Path::new("/text").join(file.path.file_name().unwrap());
+        file.modified_ns = 1;
+    }
+    assert_eq!(
+        manifest.hash(),
+        "7b61bf4492cc5ab1bbb1810496502a9543811df1adbfa94c90eedf0b28b8cc92"
+    );
+    assert!(
+        !String::from_utf8(manifest.to_json())
+            .unwrap()
+            .contains("skip")
+    );
+}
+
+/// A long document is tokenised in parts, and is on the side of the split that it is on as a whole.
+#[test]
+fn a_document_in_parts_has_the_tokens_of_the_whole() {
+    let word = "the naïve 漢字 times, ";
+    let long: Vec<String> = (0..4)
+        .map(|i| format!("number {i} {}", word.repeat((3 << 19) / word.len())))
+        .collect();
+    let mut corpus = Corpus::new(&[]);
+    for (i, text) in long.iter().enumerate() {
+        let line = serde_json::json!({ "text": text });
+        let lines = format!("{{\"text\": \"before {i}\"}}\n{line}\n{{\"text\": \"after\"}}\n");
+        write(&corpus.folder, &format!("text/{i}.jsonl"), lines);
+    }
+    write(&corpus.folder, "text/x.txt", &long[0]);
+    let sizes = Sizes {
+        shard_tokens: 1 << 20,
+        block_bytes: 1 << 20,
+    };
+    let split = Split::HeldOut { per_mille: 500 };
+    for tokenizer in [phi_tiny(), like_llama3()] {
+        corpus.tokenizer = tokenizer;
+        let mut texts: Vec<&str> = Vec::new();
+        let short: Vec<String> = (0..4).map(|i| format!("before {i}")).collect();
+        for (long, before) in long.iter().zip(&short) {
+            texts.extend([&**before, long, "after"]);
+        }
+        texts.push(&long[0]);
+        texts.retain(|text| split.contains(text));
+        let kept = texts.iter().filter(|text| text.len() > 100).count();
+        assert!((1..5).contains(&kept), "{kept} of 5 long documents");
+        let options = PrepareOptions {
+            split,
+            ..corpus.options()
+        };
+        let shards = prepare(&options, &sizes).unwrap();
+        assert_eq!(shards.manifest().documents, texts.len() as u64);
+        assert!(all(&shards) == joined(&corpus.tokenizer, &texts));
+    }
+}
+
+#[test]
+fn bad_lines_are_skipped_counted_and_part_of_the_identity() {
+    let corpus = Corpus::new(&[]);
+    // The second line is long enough to be read in parts, some of which are tokenised before it fails.
+    let long = "the times ".repeat(300_000);
+    let lines = format!("{{\"text\": \"a\"}}\n{{\"text\": \"{long}\"\nbad\n{{\"text\": \"b\"}}\n");
+    write(&corpus.folder, "text/a.jsonl", lines);
+    let options = |skip_bad_lines| PrepareOptions {
+        skip_bad_lines,
+        ..corpus.options()
+    };
+    let sizes = Sizes {
+        shard_tokens: 100_000,
+        block_bytes: 1 << 20,
+    };
+    let error = prepare(&options(1), &sizes).unwrap_err();
+    assert!(
+        matches!(error, DataError::BadJson { line: 3, .. }),
+        "{error}"
+    );
+    for skip in [2, 2, 3] {
+        let shards = prepare(&options(skip), &sizes).unwrap();
+        assert_eq!(all(&shards), joined(&corpus.tokenizer, &["a", "b"]));
+        assert_eq!(shards.manifest().skipped, 2);
+    }
+    assert_eq!(corpus.cached().len(), 2);
+}
+
+/// Some network file systems have no locks.
+#[test]
+fn a_file_system_without_locks_is_no_error() {
+    let file = tempfile::tempfile().unwrap();
+    wait_for(&file, |_| Err(io::Error::from_raw_os_error(38)));
 }

@@ -1,9 +1,12 @@
 //! Writes the ids of a corpus into files of equal length.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
+
+use super::shard::checksum;
 use super::{Manifest, shard_name};
 use crate::error::{Result, cannot};
 
@@ -82,9 +85,40 @@ impl<'a> ShardWriter<'a> {
         }
     }
 
-    /// Closes the last shard. Returns the number of ids in all shards.
-    pub(crate) fn finish(mut self) -> Result<u64> {
+    /// Removes all ids after the first `tokens`.
+    pub(crate) fn truncate(&mut self, tokens: u64) -> Result<()> {
+        if tokens >= self.tokens {
+            return Ok(());
+        }
         self.close_shard()?;
-        Ok(self.tokens)
+        let shards = |tokens: u64| tokens.div_ceil(self.shard_tokens);
+        for index in shards(tokens)..shards(self.tokens) {
+            let path = self.folder.join(shard_name(index));
+            fs::remove_file(&path).map_err(cannot("remove", &path))?;
+        }
+        let filled = tokens % self.shard_tokens;
+        if filled > 0 {
+            let path = self.folder.join(shard_name(tokens / self.shard_tokens));
+            let file = OpenOptions::new().write(true).open(&path);
+            let file = file.and_then(|mut file| {
+                file.set_len(filled * self.token_bytes as u64)?;
+                file.seek(SeekFrom::End(0))?;
+                Ok(file)
+            });
+            let file = file.map_err(cannot("shorten", &path))?;
+            self.shard = Some((path, BufWriter::with_capacity(1 << 20, file)));
+        }
+        self.tokens = tokens;
+        Ok(())
+    }
+
+    /// Closes the last shard. Returns the number of ids in all shards, and the checksum of each.
+    pub(crate) fn finish(mut self) -> Result<(u64, Vec<String>)> {
+        self.close_shard()?;
+        let shards: Vec<u64> = (0..self.tokens.div_ceil(self.shard_tokens)).collect();
+        let sums = shards
+            .into_par_iter()
+            .map(|index| checksum(&self.folder.join(shard_name(index))));
+        Ok((self.tokens, sums.collect::<Result<_>>()?))
     }
 }

@@ -4,10 +4,12 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use tempfile::TempDir;
 
+use super::documents::Part;
 use super::*;
 use crate::fixtures::write;
 
 const LINES: &str = "{\"text\": \"one\\n\\u00e9\", \"url\": \"x\"}\n\n  \r\n{\"n\": {\"text\": 1}, \"text\": \"two\"}\r\n{\"text\":\"\"}";
+const ARRAY: &str = "\u{feff}[{\"text\": \"one\\n\\u00e9\", \"n\": [1, {\"text\": \"]\"}]}, {\"text\": \"two\"}\n, \"\"]\n";
 const TEXTS: [&str; 3] = ["one\né", "two", ""];
 
 fn gzip(text: impl AsRef<[u8]>) -> Vec<u8> {
@@ -36,7 +38,11 @@ fn every_format_is_read() {
         ("a.jsonl", LINES.into()),
         ("a.jsonl.gz", gzip(LINES)),
         ("a.json.gz", gzip(LINES)),
-        ("A.JSONL.ZST", zstd),
+        ("A.JSONL.ZST", zstd.clone()),
+        ("a.json.zst", zstd),
+        ("lines.json", LINES.into()),
+        ("array.json", ARRAY.into()),
+        ("array.json.gz", gzip(ARRAY)),
         ("empty.jsonl", Vec::new()),
     ] {
         let documents = read(&[&write(&folder, name, &bytes)]).unwrap();
@@ -46,6 +52,34 @@ fn every_format_is_read() {
     let text = "a\n\n{\"text\": 1}\n";
     assert_eq!(read(&[&write(&folder, "a.txt", text)]).unwrap(), [text]);
     assert_eq!(read(&[&write(&folder, "b.txt", "")]).unwrap(), [""]);
+    let path = write(&folder, "a.txt.gz", gzip(text));
+    assert_eq!(read(&[&path]).unwrap(), [text]);
+    let strings = write(&folder, "strings.json", " [\"a\", \n\"\\u00e9]\"]\n");
+    assert_eq!(read(&[&strings]).unwrap(), ["a", "é]"]);
+    assert!(
+        read(&[&write(&folder, "none.json", "[ ]")])
+            .unwrap()
+            .is_empty()
+    );
+}
+
+#[test]
+fn what_is_no_array_is_named_by_line() {
+    let folder = TempDir::new().unwrap();
+    for (json, line) in [
+        ("[\n\"a\"", 2),
+        ("[\n\"a\"\n\"b\"]", 2),
+        ("[\"a\"]\n\n[", 3),
+        ("[\"a\",\n]", 2),
+        ("[\n[\"a\"]]", 2),
+        ("[\n1]", 2),
+        ("[\"a\",\n{\"content\": \"a\"}]", 2),
+        ("[{\"text\":\n\"a\"},\n{\"text\": \"b}]", 3),
+        ("[\n\"\\ud800\"]", 2),
+    ] {
+        let error = error(&write(&folder, "a.json", json)).to_string();
+        assert!(error.contains(&format!("line {line}")), "{json}: {error}");
+    }
 }
 
 #[test]
@@ -82,6 +116,13 @@ fn folders_are_read_by_path_and_sources_in_order() {
         write(&folder, name, name);
     }
     write(&folder, "README.md", "no text of ours");
+    write(&folder, "README.txt", "about the others");
+    write(&folder, "a/LICENSE-MIT.txt", "about the others");
+    write(
+        &folder,
+        "dataset_infos.json",
+        "{\n\"default\": {\"text\": \"no document\"}\n}",
+    );
     write(&folder, "a/.hidden.txt", "hidden");
     write(&folder, ".git/log.txt", "hidden");
     let sorted = ["a/b/c.txt", "a/z.txt", "a.txt", "b.txt", "c.txt"];
@@ -118,7 +159,7 @@ fn wrong_sources_are_errors() {
     let folder = TempDir::new().unwrap();
     let missing = error(&folder.path().join("missing.txt"));
     assert!(matches!(missing, DataError::Io { .. }), "{missing}");
-    for name in ["a.parquet", "b.json", "c.gz", "d"] {
+    for name in ["a.arrow", "b.md", "c.gz", "d"] {
         let unknown = error(&write(&folder, name, "x"));
         assert!(
             matches!(unknown, DataError::UnknownFormat { .. }),
@@ -130,6 +171,23 @@ fn wrong_sources_are_errors() {
         matches!(nothing, DataError::NoTextFiles { .. }),
         "{nothing}"
     );
+    assert!(
+        nothing.to_string().contains("1 .arrow (a.arrow)"),
+        "{nothing}"
+    );
+    // What only describes the data is no data; named by itself it is.
+    let readme = write(&folder, "README.txt", "about the others");
+    let nothing = error(folder.path());
+    assert!(nothing.to_string().contains("README.txt"), "{nothing}");
+    assert_eq!(read(&[&readme]).unwrap(), ["about the others"]);
+    assert_eq!(
+        read(&[
+            &write(&folder, "more/a.jsonl", "{\"text\": \"a\"}"),
+            folder.path()
+        ])
+        .unwrap(),
+        ["a"]
+    );
 }
 
 #[test]
@@ -139,6 +197,7 @@ fn a_bad_line_is_named() {
     for bad in [
         "{\"text\": \"never closed",
         "[]",
+        "[\"a\"]",
         "\"text\"",
         "{\"text\": 5}",
         "{\"text\": [\"a\"]}",
@@ -211,6 +270,141 @@ fn corrupt_and_truncated_files_are_errors() {
             error => assert!(path.ends_with("flipped.json.gz"), "{error}"),
         }
     }
+}
+
+/// As gzip, tape drives and zstd's tools leave them.
+#[test]
+fn padding_skippable_frames_and_long_windows_are_read() {
+    let folder = TempDir::new().unwrap();
+    let mut padded = [gzip("{\"text\": \"a\"}\n"), gzip("{\"text\": \"b\"}\n")].concat();
+    padded.extend([0; 1000]);
+    let gz = write(&folder, "a.jsonl.gz", &padded);
+    assert_eq!(read(&[&gz]).unwrap(), ["a", "b"]);
+    padded.push(1);
+    let gz = error(&write(&folder, "a.jsonl.gz", &padded));
+    assert!(matches!(gz, DataError::Unreadable { line: 3, .. }), "{gz}");
+
+    let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0][..], b"abc"].concat();
+    let frame = |text: &str, window: u32| {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(window).unwrap();
+        encoder.write_all(text.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    };
+    for window in [10, 27, 28, 30, 31] {
+        let frames = [
+            skippable.clone(),
+            frame("{\"text\": \"a\"}\n", window),
+            skippable.clone(),
+            frame("{\"text\": \"b\"}\n", window),
+            skippable.clone(),
+        ];
+        let zst = write(&folder, "a.jsonl.zst", frames.concat());
+        assert_eq!(read(&[&zst]).unwrap(), ["a", "b"], "window {window}");
+    }
+    // A frame that asks for a window of 4 GiB.
+    let huge = [0x28, 0xb5, 0x2f, 0xfd, 0x00, 22 << 3, 1, 0, 0];
+    let huge = error(&write(&folder, "a.jsonl.zst", huge)).to_string();
+    assert!(
+        huge.contains("--long=31") && !huge.contains("corrupt"),
+        "{huge}"
+    );
+}
+
+/// A long line, read part by part, is what it is as a whole.
+#[test]
+fn a_long_line_is_its_parts() {
+    let folder = TempDir::new().unwrap();
+    let parts_of = |line: &str, part_bytes| {
+        let path = write(
+            &folder,
+            "a.jsonl",
+            format!("{line}\n{{\"text\": \"next\"}}\n"),
+        );
+        let files = source_files(&[path]).unwrap();
+        let (mut documents, mut document) = (Vec::new(), String::new());
+        for part in Parts::new(files, 0, part_bytes) {
+            let part = part.map_err(|error| error.to_string())?;
+            assert!(
+                part.text.len() <= part_bytes.saturating_add(70),
+                "{}",
+                part.text.len()
+            );
+            document += &part.text;
+            if part.end.is_some() {
+                documents.push(std::mem::take(&mut document));
+            }
+        }
+        Ok::<_, String>(documents)
+    };
+    let text = "a\\\"b\\\\ \\n\\u00e9\\ud83e\\udd80\\\\ud83e é🦀漢{\\\"text\\\":}[,]".repeat(40);
+    for line in [
+        format!("{{\"text\": \"{text}\"}}"),
+        format!(
+            "{{\"a\":{{\"text\":\"no\"}},\"{text}\":\"{text}\",\"t\\u0065xt\" :\"{text}\",\"b\":[1,\"text\"]}}"
+        ),
+        format!("{{\"text\": \"{}\"}}", "\\ud83e\\udd80".repeat(300)),
+        format!("{{\"text\": \"{}\"}}", "\\\\".repeat(900)),
+        // Wrong ones.
+        format!("{{\"text\": \"{text}\"}} more"),
+        format!("{{\"text\": \"{text}\", \"text\": \"{text}\"}}"),
+        format!("{{\"text\": \"{text}\\x\"}}"),
+        format!("{{\"text\": \"{}\"}}", "\\ud83e".repeat(300)),
+        format!("{{\"text\": \"{text}"),
+        format!("{{\"text\": \"{text}\tb\"}}"),
+        format!("{{\"tex\": \"{text}\"}}"),
+        format!("{{\"text\": [\"{text}\"]}}"),
+        format!("[\"{text}\"]"),
+    ] {
+        let whole = parts_of(&line, usize::MAX).map_err(|_| ());
+        for part_bytes in [16, 17, 64, 100, 1000] {
+            let parts = parts_of(&line, part_bytes);
+            assert_eq!(parts.map_err(|_| ()), whole, "{part_bytes}: {line}");
+        }
+    }
+    let text = "é🦀漢\n".repeat(300);
+    let path = write(&folder, "a.txt", &text);
+    for part_bytes in [1, 2, 3, 10, 1000, 10_000] {
+        let files = source_files(&[path.clone()]).unwrap();
+        let parts: Result<Vec<Part>> = Parts::new(files, 0, part_bytes).collect();
+        let parts = parts.unwrap();
+        assert_eq!(
+            parts.iter().map(|part| &*part.text).collect::<String>(),
+            text
+        );
+        assert_eq!(parts.iter().filter(|part| part.end.is_some()).count(), 1);
+    }
+}
+
+#[test]
+fn so_many_bad_lines_are_skipped_and_no_more() {
+    let folder = TempDir::new().unwrap();
+    let lines =
+        b"{\"text\": \"a\"}\nbad\n{\"text\": NaN}\n{\"text\": \"\xff\"}\n{}\n{\"text\": \"b\"}\n";
+    write(&folder, "a.jsonl", lines);
+    write(&folder, "b.json", "[1, \"c\", {}]");
+    let files = source_files(&[folder.path().into()]).unwrap();
+    let mut documents = Documents::skipping(files.clone(), 6);
+    let texts: Result<Vec<String>> = documents.by_ref().collect();
+    assert_eq!(texts.unwrap(), ["a", "b", "c"]);
+    assert_eq!(documents.skipped(), 6);
+    for (allowed, place) in [
+        (0, "a.jsonl, line 2"),
+        (3, "a.jsonl, line 5"),
+        (5, "b.json, line 1"),
+    ] {
+        let error = Documents::skipping(files.clone(), allowed).find_map(Result::err);
+        let error = error.unwrap().to_string();
+        assert!(error.contains(place), "{error}");
+    }
+    // A damaged file is no bad line.
+    let half = gzip(lines);
+    let path = write(&folder, "half.jsonl.gz", &half[..half.len() - 10]);
+    let files = source_files(&[path]).unwrap();
+    let error = Documents::skipping(files, 1000)
+        .find_map(Result::err)
+        .unwrap();
+    assert!(matches!(error, DataError::Unreadable { .. }), "{error}");
 }
 
 #[test]

@@ -1,7 +1,10 @@
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::fixtures::{added_token, changed_tokenizer, like_codegen, phi_tiny};
+use super::fixtures::{
+    added_token, changed_tokenizer, like_bert, like_codegen, like_llama, like_llama3,
+    like_sentencepiece, phi_tiny, tokenizer_of,
+};
 use super::*;
 use crate::fixtures::{asset, write};
 use crate::source::{Documents, source_files};
@@ -56,21 +59,49 @@ fn the_bytes_of_tokens_are_those_of_their_text() {
     }
 }
 
+/// Text without blanks of several kinds: minified code, base64, ideographs, digits.
+const UNBROKEN: &str = "{\"a1\":[1,22,333],\"it's\":\"don't_stop\"};x=(a<b)?c:d.e('ll');QmFzZTY0L3Rlc3Q+K2Z\
+    vbw==漢字、かな。한국어？カタカナ１２３naïveété!!..'s''t9's,e\u{301}\u{302}.z\u{661}\u{662}a";
+
+/// What no pieces are made of.
+fn encode_whole(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
+    let encoding = tokenizer.inner.encode_fast(text, false).unwrap();
+    encoding.get_ids().to_vec()
+}
+
+fn encode_pieces(tokenizer: &Tokenizer, text: &str, piece_bytes: usize) -> Vec<u32> {
+    let inside = |text: &str, place| tokenizer.is_inside_added_token(text, place);
+    let pieces = pieces(text, piece_bytes, inside);
+    let ids = pieces.map(|piece| tokenizer.encode_piece(&text[..piece.start], &text[piece]));
+    ids.collect::<Result<Vec<_>>>().unwrap().concat()
+}
+
 #[test]
 fn pieces_have_the_ids_of_the_whole() {
     let files = source_files(&[asset("text/pd-validation.json.gz")]).unwrap();
     let documents = Documents::new(files);
     let mut text: String = documents.take(2).map(|text| text.unwrap() + ODD).collect();
     text.truncate(text.floor_char_boundary(50_000));
-    for tokenizer in [phi_tiny(), like_codegen()] {
-        assert!(tokenizer.splits_at_blanks);
-        for text in [ODD, &text] {
-            let whole = tokenizer.encode_piece(text).unwrap();
+    let unbroken = UNBROKEN.repeat(3);
+    let all = [
+        phi_tiny(),
+        like_codegen(),
+        like_llama(),
+        like_sentencepiece(),
+        like_llama3(),
+        changed_tokenizer(|json| json["pre_tokenizer"]["add_prefix_space"] = true.into()),
+        changed_tokenizer(|json| json["normalizer"] = json!({ "type": "NFC" })),
+    ];
+    for (i, tokenizer) in all.iter().enumerate() {
+        assert_eq!(tokenizer.independent_pieces, i < 2);
+        for text in [ODD, &text, &unbroken] {
+            let whole = encode_whole(tokenizer, text);
             for piece_bytes in [0, 1, 2, 3, 10, 1000] {
-                let ids: Vec<u32> = pieces(text, piece_bytes)
-                    .flat_map(|piece| tokenizer.encode_piece(piece).unwrap())
-                    .collect();
-                assert!(ids == whole, "pieces of {piece_bytes} bytes");
+                if i >= 2 && piece_bytes < 1000 && text.len() > 10_000 {
+                    continue; // Each piece is encoded with a kilobyte before it.
+                }
+                let ids = encode_pieces(tokenizer, text, piece_bytes);
+                assert!(ids == whole, "tokenizer {i}, pieces of {piece_bytes} bytes");
             }
         }
     }
@@ -78,30 +109,81 @@ fn pieces_have_the_ids_of_the_whole() {
 
 #[test]
 fn pieces_are_the_text_and_not_too_long() {
-    for piece_bytes in 1..40 {
-        assert_eq!(pieces(ODD, piece_bytes).collect::<String>(), ODD);
+    let none = |_: &str, _| false;
+    for text in [ODD, UNBROKEN] {
+        for piece_bytes in 1..40 {
+            let pieces: Vec<_> = pieces(text, piece_bytes, none).collect();
+            let joined: String = pieces.iter().map(|piece| &text[piece.clone()]).collect();
+            assert_eq!(joined, text);
+        }
     }
-    let text = "word ".repeat(10_000);
-    for piece in pieces(&text, 100) {
-        assert!(piece.len() <= 105, "{}", piece.len());
+    let longest = |text: &str| pieces(text, 100, none).map(|piece| piece.len()).max();
+    assert!(longest(&"word ".repeat(10_000)) <= Some(105));
+    // Without a blank, where a word ends; in a run, anywhere.
+    let words = "word,12".repeat(100_000);
+    let first: Vec<_> = pieces(&words, 100, none).take(5000).collect();
+    assert!(first.iter().all(|piece| piece.len() <= 110));
+    for run in ["a", "é", "1", "\u{301}", " ", "\n", "🦀"] {
+        let run = run.repeat(1 << 20);
+        assert!(longest(&run) <= Some(100 + pieces::RUN_BYTES + 4));
+    }
+}
+
+/// A run that has to be cut anywhere is still the same text, with all kinds of tokenizers.
+#[test]
+fn a_long_run_is_encoded_without_loss() {
+    for tokenizer in [
+        phi_tiny(),
+        like_llama(),
+        like_sentencepiece(),
+        like_llama3(),
+    ] {
+        for unit in ["a", "é", "🦀", "\u{301}"] {
+            let run = format!("the {}", unit.repeat(2 * pieces::RUN_BYTES));
+            let ids = tokenizer.encode(&run).unwrap();
+            assert!(tokenizer.decode(&ids).unwrap() == run, "{unit:?}");
+        }
     }
 }
 
 #[test]
-fn a_tokenizer_whose_tokens_may_reach_over_blanks_is_not_given_pieces() {
-    let prefix_space =
-        changed_tokenizer(|json| json["pre_tokenizer"]["add_prefix_space"] = true.into());
-    let no_pattern = changed_tokenizer(|json| json["pre_tokenizer"]["use_regex"] = false.into());
-    let normalizer = changed_tokenizer(|json| json["normalizer"] = json!({ "type": "NFC" }));
+fn no_piece_ends_inside_an_added_token() {
     let phrase =
         changed_tokenizer(|json| json["added_tokens"] = json!([added_token(4096, "of times")]));
-    for tokenizer in [prefix_space, no_pattern, normalizer] {
-        assert!(!tokenizer.splits_at_blanks);
-    }
-    assert!(!phrase.splits_at_blanks);
     let long = "of times".repeat(PIECE_BYTES / 4);
     let ids = phrase.encode(&long).unwrap();
     assert!(ids.iter().all(|&id| id == 4096), "{ids:?}");
+    // One that takes the blanks beside it.
+    let greedy = changed_tokenizer(|json| {
+        json["added_tokens"] = json!([added_token(4096, "<x>")]);
+        json["added_tokens"][0]["rstrip"] = true.into();
+    });
+    let text = "word <x>   word<x> a ".repeat(100);
+    let whole = encode_whole(&greedy, &text);
+    assert_eq!(encode_pieces(&greedy, &text, 1), whole);
+}
+
+#[test]
+fn encoding_ends_when_it_is_stopped() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    let tokenizer = phi_tiny();
+    let text = "word ".repeat(4 * PIECE_BYTES);
+    let asked = AtomicUsize::new(0);
+    let stopped = || asked.fetch_add(1, Ordering::Relaxed) >= 3;
+    let error = tokenizer
+        .encode_batch_until(&[&text], &stopped)
+        .unwrap_err();
+    assert!(matches!(error, DataError::Stopped), "{error}");
+    assert!(asked.into_inner() < 20);
+    let ids = tokenizer.encode_batch_until(&[&text], &|| false).unwrap();
+    assert_eq!(ids, [encode_whole(&tokenizer, &text)]);
+}
+
+/// Dropout would give a text other ids each time.
+#[test]
+fn nothing_is_left_to_chance() {
+    let random = changed_tokenizer(|json| json["model"]["dropout"] = 0.5.into());
+    assert_eq!(random.encode(ODD).unwrap(), phi_tiny().encode(ODD).unwrap());
 }
 
 #[test]
@@ -244,5 +326,149 @@ fn a_stream_of_arbitrary_ids_is_their_text() {
         }
         streamed += &stream.finish().unwrap();
         assert_eq!(streamed, tokenizer.decode(&ids).unwrap());
+    }
+}
+
+fn streamed(tokenizer: &Tokenizer, ids: &[u32]) -> String {
+    let mut stream = tokenizer.stream();
+    let mut text = String::new();
+    for &id in ids {
+        text.extend(stream.push(id).unwrap());
+    }
+    text + &stream.finish().unwrap()
+}
+
+/// For tokenizers that are not byte-level: what is text comes out as the reference writes it, in whole
+/// characters, and from any place on.
+#[test]
+fn text_of_every_kind_of_tokenizer_is_streamed() {
+    let wordlevel = tokenizer_of(json!({
+        "model": { "type": "WordLevel", "vocab": { "the": 0, "word": 1 }, "unk_token": "the" },
+        "pre_tokenizer": { "type": "Whitespace" },
+    }));
+    let suffix = tokenizer_of(json!({
+        "model": { "type": "BPE", "vocab": { "a": 0, "b</w>": 1, "a</w>": 2 }, "merges": [],
+            "end_of_word_suffix": "</w>" },
+        "pre_tokenizer": { "type": "WhitespaceSplit" },
+        "decoder": { "type": "BPEDecoder", "suffix": "</w>" },
+    }));
+    let pieces = "the naïve  word 漢字 🦀\n é the";
+    for (tokenizer, text) in [
+        (like_llama(), pieces),
+        (like_llama(), " two blanks"),
+        (like_llama(), "\n🦀"),
+        (like_sentencepiece(), pieces),
+        (like_bert(), "the words. the word"),
+        (wordlevel, "the word the"),
+        (suffix, "ab aa b"),
+    ] {
+        let ids = tokenizer.encode(text).unwrap();
+        let reference = tokenizer.inner.decode(&ids, false).unwrap();
+        assert_eq!(streamed(&tokenizer, &ids), reference);
+        assert_eq!(tokenizer.decode(&ids).unwrap(), reference);
+        for cut in 0..=ids.len() {
+            let (before, after) = ids.split_at(cut);
+            let mut text = String::new();
+            let mut first = tokenizer.stream();
+            for &id in before {
+                text.extend(first.push(id).unwrap());
+            }
+            assert!(reference.starts_with(&text), "{text:?} of {reference:?}");
+            let mut second = tokenizer.stream_after(before);
+            for &id in after {
+                text.extend(second.push(id).unwrap());
+            }
+            assert_eq!(text + &second.finish().unwrap(), reference, "at {cut}");
+        }
+    }
+}
+
+/// A model can make any ids: bytes in any order, alone and among pieces.
+#[test]
+fn bytes_that_are_no_text_become_replacement_characters() {
+    let tokenizer = like_llama();
+    let id = |token: &str| tokenizer.inner.token_to_id(token).unwrap();
+    let [crab, part, the] = [
+        ["<0xF0>", "<0x9F>", "<0xA6>", "<0x80>"].map(id).to_vec(),
+        vec![id("<0x80>")],
+        vec![id("\u{2581}the")],
+    ];
+    for (ids, text) in [
+        ([&crab[..], &the].concat(), "🦀 the"),
+        ([&the[..], &crab[..2], &the].concat(), "the\u{fffd} the"),
+        (
+            [&the[..], &part, &crab, &part].concat(),
+            "the\u{fffd}🦀\u{fffd}",
+        ),
+        ([&the[..], &crab[..3]].concat(), "the\u{fffd}"),
+        ([&[9999][..], &the, &[9999], &the].concat(), "the the"),
+    ] {
+        assert_eq!(streamed(&tokenizer, &ids), text);
+        assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+    }
+    for tokenizer in [like_llama(), like_sentencepiece(), like_bert()] {
+        for seed in 0..20_u32 {
+            let ids: Vec<u32> = (0..200_u32)
+                .map(|i| (i + 1).wrapping_mul(2_654_435_761).wrapping_add(seed * 977) >> 8)
+                .map(|x| x % 320)
+                .collect();
+            assert_eq!(streamed(&tokenizer, &ids), tokenizer.decode(&ids).unwrap());
+        }
+    }
+}
+
+#[test]
+fn tokens_are_named_by_their_bytes_inside_a_text() {
+    let tokenizer = like_llama();
+    let bytes = |token: &str| {
+        let id = tokenizer.inner.token_to_id(token).unwrap();
+        tokenizer.token_bytes(id).unwrap()
+    };
+    assert_eq!(bytes("\u{2581}the"), b" the");
+    assert_eq!(bytes("he"), b"he");
+    assert_eq!(bytes("\u{2581}"), b" ");
+    assert_eq!(bytes("\u{2581}\u{2581}"), b"  ");
+    assert_eq!(bytes("<0x0A>"), b"\n");
+    assert_eq!(bytes("<0xF0>"), [0xf0]);
+    assert_eq!(bytes("é"), "é".as_bytes());
+    // The bytes of ASCII letters are those of the letters, whose ids are larger.
+    let id = |token: &str| tokenizer.inner.token_to_id(token).unwrap();
+    assert!(tokenizer.repeats_bytes(id("a")) && !tokenizer.repeats_bytes(id("<0x61>")));
+    assert!(!tokenizer.repeats_bytes(id("\u{2581}the")));
+    let bert = like_bert();
+    let all: Vec<_> = (0..8).map(|id| bert.token_bytes(id).unwrap()).collect();
+    assert_eq!(all[1..5], [&b" the"[..], b" w", b"or", b"d"]);
+    let byte_level = phi_tiny();
+    assert!((0..4096).all(|id| !byte_level.repeats_bytes(id)));
+}
+
+/// Files on which the crate `tokenizers` panics, when it loads them or later.
+#[test]
+fn a_tokenizer_that_contradicts_itself_is_an_error() {
+    let damage = |change: &dyn Fn(&mut serde_json::Value)| {
+        let json = std::fs::read(asset("phi-tiny/tokenizer.json")).unwrap();
+        let mut json = serde_json::from_slice(&json).unwrap();
+        change(&mut json);
+        json.to_string()
+    };
+    let prefix = damage(&|json| {
+        json["model"]["continuing_subword_prefix"] = "a long prefix of pieces".into();
+    });
+    let precompiled = damage(&|json| {
+        json["normalizer"] = json!({ "type": "Precompiled", "precompiled_charsmap": "AAAA" });
+    });
+    // The syntax breaks inside the decoder.
+    let text = std::fs::read_to_string(asset("phi-tiny/tokenizer.json")).unwrap();
+    let decoder = text.find("\"decoder\"").unwrap();
+    let decoder = decoder + text[decoder..].find('{').unwrap() + 5;
+    let cut = format!("{}!{}", &text[..decoder], &text[decoder..]);
+    let folder = TempDir::new().unwrap();
+    for json in [prefix, precompiled, cut] {
+        let path = write(&folder, "tokenizer.json", json);
+        let error = Tokenizer::from_file(path).err().unwrap().to_string();
+        assert!(
+            error.contains("tokenizer.json") && !error.contains('\n'),
+            "{error}"
+        );
     }
 }

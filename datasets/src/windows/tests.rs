@@ -16,6 +16,7 @@ fn shards(source: impl Into<std::path::PathBuf>) -> Arc<TokenShards> {
         split: Split::All,
         tokenizer: &phi_tiny(),
         cache: cache.path().into(),
+        skip_bad_lines: 0,
     };
     Arc::new(TokenShards::prepare(&options).unwrap())
 }

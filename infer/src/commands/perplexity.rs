@@ -30,8 +30,8 @@ Examples:
 pub(crate) struct PerplexityArgs {
     /// Files and folders of text
     ///
-    /// .txt has one document a file; .jsonl, .jsonl.gz, .jsonl.zst and .json.gz have one a line, as
-    /// the "text" of a JSON object.
+    /// .txt has one document a file; .jsonl and .json have one a line, as the "text" of a JSON
+    /// object, also as .gz or .zst; .parquet has one a row, in the column "text".
     #[arg(required = true, value_name = "FILE|FOLDER")]
     texts: Vec<PathBuf>,
 

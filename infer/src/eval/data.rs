@@ -1,23 +1,24 @@
 //! Reading documents from files of JSON lines and of Parquet.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, Read};
 use std::path::{Path, PathBuf};
 
-use flate2::read::MultiGzDecoder;
-use parquet::file::reader::SerializedFileReader;
+use datasets::{DataError, open_text, parquet_rows, without_byte_order_mark};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::error::{EvalError, cannot};
+use super::error::EvalError;
 use super::task::Document;
 
 /// The endings of data files. If a folder has several for one task, the first in this list is read.
 pub const ENDINGS: [&str; 5] = [".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".parquet"];
 
+/// The most bytes of a line, which is in memory as a whole.
+const LINE_BYTES: usize = 64 << 20;
+
 /// A record of a file, and its place: "line 3" or "row 3", counted from 1. If the file cannot be read to
 /// its end, the last record is the reason.
-type Record = (String, Result<Value, String>);
+type Record = (String, Result<Map<String, Value>, String>);
 
 /// The first `limit` documents of `files`. Each record is parsed as a `T`, which `document` converts.
 ///
@@ -32,8 +33,9 @@ pub fn read<T: DeserializeOwned>(
     for path in files {
         let before = documents.len();
         for (place, record) in records(path)?.take(limit - before) {
-            let fields = record
-                .and_then(|value| serde_json::from_value(value).map_err(|error| error.to_string()));
+            let fields = record.and_then(|fields| {
+                serde_json::from_value(fields.into()).map_err(|error| error.to_string())
+            });
             documents.push(
                 fields
                     .and_then(&document)
@@ -55,35 +57,41 @@ pub fn read<T: DeserializeOwned>(
 }
 
 fn records(path: &Path) -> Result<Box<dyn Iterator<Item = Record>>, EvalError> {
-    let file = File::open(path).map_err(cannot("open", path))?;
     let name = path.to_string_lossy().to_lowercase();
     if name.ends_with(".parquet") {
-        return rows(path, file);
+        let rows = parquet_rows(path)?.enumerate().map(|(i, row)| {
+            let row = row.map_err(|error| match error {
+                // The place and the path are added to it.
+                DataError::BadParquet { reason, .. } => reason,
+                error => error.to_string(),
+            });
+            (format!("row {}", i + 1), row)
+        });
+        return Ok(Box::new(rows));
     }
-    let file = BufReader::new(file);
-    Ok(if name.ends_with(".gz") {
-        // A file may have several gzip streams, one after the other.
-        Box::new(lines(BufReader::new(MultiGzDecoder::new(file))))
-    } else if name.ends_with(".zst") {
-        let decoder = zstd::Decoder::with_buffer(file).map_err(cannot("open", path))?;
-        Box::new(lines(BufReader::new(decoder)))
-    } else {
-        Box::new(lines(file))
-    })
+    Ok(Box::new(lines(open_text(path)?)))
 }
 
-/// JSON values, one per line. Blank lines and byte-order marks are skipped.
+/// JSON objects, one per line. Blank lines and a byte-order mark at the beginning are skipped.
 fn lines(mut text: impl BufRead) -> impl Iterator<Item = Record> {
     let mut number = 0;
     std::iter::from_fn(move || {
         loop {
             let mut line = Vec::new();
             number += 1;
-            let read = text.read_until(b'\n', &mut line);
+            let limited = (&mut text).take(LINE_BYTES as u64 + 1);
+            let read = { limited }.read_until(b'\n', &mut line);
             let value = match read.map(|_| std::str::from_utf8(&line)) {
                 Ok(Ok("")) => return None,
+                Ok(_) if line.len() > LINE_BYTES => {
+                    Err("a line of more than 64 MiB, which is no document of a task".into())
+                }
                 Ok(Ok(line)) => {
-                    let line = line.trim_start_matches('\u{feff}');
+                    let line = if number == 1 {
+                        without_byte_order_mark(line)
+                    } else {
+                        line
+                    };
                     if line.trim().is_empty() {
                         continue;
                     }
@@ -95,23 +103,13 @@ fn lines(mut text: impl BufRead) -> impl Iterator<Item = Record> {
                     })
                 }
                 Ok(Err(_)) => Err("not UTF-8".into()),
+                // The file was compressed in a way that is not read; the reason says so.
+                Err(reason) if reason.kind() == io::ErrorKind::Unsupported => {
+                    Err(reason.to_string())
+                }
                 Err(reason) => Err(format!("{reason}; the file is truncated or damaged")),
             };
             return Some((format!("line {number}"), value));
         }
     })
-}
-
-/// The rows of a parquet file.
-fn rows(path: &Path, file: File) -> Result<Box<dyn Iterator<Item = Record>>, EvalError> {
-    let reader = SerializedFileReader::new(file).map_err(|error| EvalError::Damaged {
-        path: path.into(),
-        place: "its end".into(),
-        reason: error.to_string(),
-    })?;
-    let rows = reader.into_iter().enumerate();
-    Ok(Box::new(rows.map(|(i, row)| {
-        let row = row.map_err(|error| error.to_string());
-        (format!("row {}", i + 1), row.map(|row| row.to_json_value()))
-    })))
 }

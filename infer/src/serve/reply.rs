@@ -116,12 +116,12 @@ impl Logprobs {
         self.token_logprobs
             .push(score.map(|score| finite(score.log_probability)));
         self.top_logprobs.push(score.map(|score| {
-            let likeliest = score.likeliest.iter();
-            let mut top: Map<String, Value> = likeliest
-                .map(|(id, log_probability)| {
-                    (token_text(tokenizer, *id), finite(*log_probability).into())
-                })
-                .collect();
+            // Names are unique, and in order of likelihood, so that the first is the greedy choice.
+            let mut top = Map::new();
+            for (id, log_probability) in &score.likeliest {
+                top.entry(token_text(tokenizer, *id))
+                    .or_insert_with(|| finite(*log_probability).into());
+            }
             // The token itself is among them, even if it was not likely.
             top.entry(&token)
                 .or_insert_with(|| finite(score.log_probability).into());
@@ -169,20 +169,28 @@ fn finite(log_probability: f64) -> f64 {
     log_probability.max(IMPOSSIBLE)
 }
 
-/// A token's name in a reply: its text or, if that is only a part of a character, its bytes in OpenAI's
-/// form. So no two tokens have the same name.
+/// A token's name in a reply: its text, with the blank that it begins with; or, if that is only a part of a
+/// character, its bytes in OpenAI's form; or, if a token with a smaller id has the same bytes or the text
+/// looks like another form, its id. So no two tokens have the same name.
 fn token_text(tokenizer: &Tokenizer, id: u32) -> String {
-    let Some(bytes) = tokenizer.token_bytes(id) else {
+    let bytes = tokenizer.token_bytes(id);
+    let Some(bytes) = bytes.filter(|_| !tokenizer.repeats_bytes(id)) else {
         return format!("token_id:{id}");
     };
-    String::from_utf8(bytes).unwrap_or_else(|error| {
-        let mut name = "bytes:".to_owned();
-        for byte in error.as_bytes() {
-            // Writing to a string does not fail.
-            let _ = write!(name, "\\x{byte:02x}");
+    match String::from_utf8(bytes) {
+        Ok(text) if text.starts_with("bytes:") || text.starts_with("token_id:") => {
+            format!("token_id:{id}")
         }
-        name
-    })
+        Ok(text) => text,
+        Err(error) => {
+            let mut name = "bytes:".to_owned();
+            for byte in error.as_bytes() {
+                // Writing to a string does not fail.
+                let _ = write!(name, "\\x{byte:02x}");
+            }
+            name
+        }
+    }
 }
 
 /// OpenAI's name for why a text has ended.
@@ -202,4 +210,92 @@ pub(super) fn json_response(status: StatusCode, json: &impl Serialize) -> Respon
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(header::CONTENT_TYPE, json);
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use serde_json::json;
+
+    use super::*;
+
+    /// A tokenizer like Llama 2's: pieces with a mark for the blank, and single bytes.
+    fn llama() -> Tokenizer {
+        let vocab = [
+            "<unk>",
+            "<0x0A>",
+            "<0xE5>",
+            "\u{2581}foo",
+            "foo",
+            "\u{2581}",
+            "bytes:\\xe5",
+            "\n",
+            "a",
+        ];
+        let vocab: Map<String, Value> = (0..)
+            .zip(vocab)
+            .map(|(id, token)| (token.into(), id.into()))
+            .collect();
+        let fields = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+            "normalizer": { "type": "Sequence", "normalizers": [
+                { "type": "Prepend", "prepend": "\u{2581}" },
+                { "type": "Replace", "pattern": { "String": " " }, "content": "\u{2581}" },
+            ] },
+            "pre_tokenizer": null, "post_processor": null,
+            "decoder": { "type": "Sequence", "decoders": [
+                { "type": "Replace", "pattern": { "String": "\u{2581}" }, "content": " " },
+                { "type": "ByteFallback" },
+                { "type": "Fuse" },
+                { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
+            ] },
+            "model": {
+                "type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true,
+                "vocab": vocab, "merges": [],
+            },
+        });
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("tokenizer.json"), fields.to_string()).unwrap();
+        Tokenizer::from_folder(folder.path()).unwrap()
+    }
+
+    #[test]
+    fn no_two_tokens_have_one_name() {
+        let tokenizer = llama();
+        let names: Vec<String> = (0..10).map(|id| token_text(&tokenizer, id)).collect();
+        let expected = [
+            "<unk>",
+            "\n",
+            "bytes:\\xe5",
+            " foo",
+            "foo",
+            " ",
+            "token_id:6",
+            "token_id:7",
+            "a",
+            "token_id:9",
+        ];
+        assert_eq!(names, expected);
+    }
+
+    /// A client compares the name of each token with that of the likeliest, to see whether it is greedy.
+    #[test]
+    fn every_token_keeps_its_own_score() {
+        let tokenizer = llama();
+        let score = |log_probability| TokenScore {
+            log_probability,
+            likeliest: vec![(3, -0.5), (4, -1.0), (1, -2.0), (7, -3.0)],
+        };
+        let mut logprobs = Logprobs::default();
+        logprobs.push(&tokenizer, 4, Some(&score(-1.0)), 0);
+        logprobs.push(&tokenizer, 2, Some(&score(-9.0)), 0);
+        assert_eq!(logprobs.tokens, ["foo", "bytes:\\xe5"]);
+        let json = serde_json::to_value(&logprobs.top_logprobs).unwrap();
+        let likeliest = json!({ " foo": -0.5, "foo": -1.0, "\n": -2.0, "token_id:7": -3.0 });
+        assert_eq!(json[0], likeliest);
+        assert_eq!(json[1]["bytes:\\xe5"], -9.0);
+        assert_eq!(json[1].as_object().unwrap().len(), 5);
+    }
 }

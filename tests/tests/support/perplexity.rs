@@ -25,6 +25,7 @@ fn held_out() -> TokenWindows {
         split: Split::All,
         tokenizer: &tokenizer,
         cache: cache.path().into(),
+        skip_bad_lines: 0,
     });
     TokenWindows::new(Arc::new(shards.expect("shards")), 512).expect("windows")
 }

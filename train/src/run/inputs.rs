@@ -159,6 +159,7 @@ pub(super) fn text(config: &Config, tokenizer: &Tokenizer) -> Result<Text, Train
             split,
             tokenizer,
             cache: cache.clone(),
+            skip_bad_lines: 0,
         });
         shards.map(Arc::new)
     };

@@ -1,0 +1,144 @@
+//! One file of token ids.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{DataError, Result, cannot};
+
+/// So many shards of a corpus stay open. The files that a process may have open are limited (to 1,024 on
+/// many systems); further shards are opened for each read.
+const KEPT_OPEN: usize = 512;
+
+/// A file of token ids, read by position. It is not mapped into memory, since a file that another program
+/// cuts would then end this process with a signal.
+#[derive(Debug)]
+pub(super) struct Shard {
+    path: PathBuf,
+    /// The SHA-256 that the manifest has.
+    sha256: Option<String>,
+    kept: Option<File>,
+    /// The state of the file when it last had its checksum.
+    stamp: Mutex<Stamp>,
+}
+
+/// What changes when a program writes to a file.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Stamp {
+    bytes: u64,
+    modified: Option<SystemTime>,
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            bytes: metadata.len(),
+            modified: metadata.modified().ok(),
+        }
+    }
+}
+
+impl Shard {
+    /// Opens number `index` of the shards.
+    pub(super) fn open(path: PathBuf, index: usize, sha256: Option<String>) -> Result<Self> {
+        let file = File::open(&path).map_err(cannot("open", &path))?;
+        let metadata = file.metadata().map_err(cannot("open", &path))?;
+        Ok(Self {
+            path,
+            sha256,
+            kept: Some(file).filter(|_| index < KEPT_OPEN),
+            stamp: Mutex::new(Stamp::of(&metadata)),
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The size of the file when it was opened.
+    pub(super) fn bytes(&self) -> u64 {
+        self.stamp().bytes
+    }
+
+    /// Whether the file has the checksum of the manifest, if that has one.
+    pub(super) fn has_its_checksum(&self) -> Result<bool> {
+        match &self.sha256 {
+            Some(sha256) => Ok(checksum(&self.path)? == *sha256),
+            None => Ok(true),
+        }
+    }
+
+    /// Fills `bytes` with those from `offset` on.
+    ///
+    /// # Errors
+    /// The file cannot be read, ends before, or was changed after it was opened.
+    pub(super) fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let opened;
+        let file = if let Some(file) = &self.kept {
+            file
+        } else {
+            opened = File::open(&self.path).map_err(cannot("open", &self.path))?;
+            &opened
+        };
+        read_exact_at(file, bytes, offset).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => self.changed("it is shorter than it was"),
+            _ => cannot("read", &self.path)(error),
+        })?;
+        let metadata = file.metadata().map_err(cannot("read", &self.path))?;
+        let now = Stamp::of(&metadata);
+        let earlier = self.stamp();
+        if now == earlier {
+            return Ok(());
+        }
+        if now.bytes != earlier.bytes {
+            return Err(self.changed("it has another length than it had"));
+        }
+        // Its time alone may be another, as after a copy of its attributes.
+        if !self.has_its_checksum()? {
+            return Err(self.changed("it has another checksum than it had"));
+        }
+        *self.stamp.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        Ok(())
+    }
+
+    fn stamp(&self) -> Stamp {
+        *self.stamp.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self, reason: &str) -> DataError {
+        DataError::ChangedShard {
+            path: self.path.clone(),
+            reason: reason.into(),
+        }
+    }
+}
+
+/// The SHA-256 of a file, in hexadecimal digits.
+pub(super) fn checksum(path: &Path) -> Result<String> {
+    let mut file = File::open(path).map_err(cannot("open", path))?;
+    let mut hasher = Sha256::new();
+    io::copy(&mut file, &mut hasher).map_err(cannot("read", path))?;
+    Ok(format!("{:x}", hasher.finalize()))
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let read = std::os::windows::fs::FileExt::seek_read(file, bytes, offset)?;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        bytes = &mut bytes[read..];
+        offset += read as u64;
+    }
+    Ok(())
+}

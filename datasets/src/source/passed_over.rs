@@ -1,0 +1,72 @@
+//! The files of a folder that are no text to train on.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::path::Path;
+
+use serde::de::IgnoredAny;
+
+use super::{Layout, TEXT, layout_of, open_text};
+use crate::error::Result;
+
+/// Names of files that tell about others, up to the first `.`, `-` or `_`.
+const INCIDENTAL: [&str; 5] = ["readme", "license", "licence", "copying", "changelog"];
+
+/// Files of each kind that are named.
+const EXAMPLES: usize = 3;
+
+/// The files that are passed over, by the kind that is shown for them.
+#[derive(Default)]
+pub(super) struct PassedOver(BTreeMap<String, Vec<String>>);
+
+impl PassedOver {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether the file is none to be read as text.
+    pub(super) fn takes(&self, path: &Path) -> Result<bool> {
+        Ok(match layout_of(path) {
+            None => true,
+            _ if is_incidental(path) => true,
+            Some(Layout::Json) => is_one_object_without_text(path)?,
+            Some(_) => false,
+        })
+    }
+
+    /// Adds a file below `folder`.
+    pub(super) fn add(&mut self, folder: &Path, path: &Path) {
+        let kind = match path.extension() {
+            _ if is_incidental(path) => "about the others".to_owned(),
+            None => "without an extension".to_owned(),
+            Some(extension) => format!(".{}", extension.to_string_lossy().to_lowercase()),
+        };
+        let name = path.strip_prefix(folder).unwrap_or(path);
+        let files = self.0.entry(kind).or_default();
+        files.push(name.display().to_string());
+    }
+}
+
+impl fmt::Display for PassedOver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, (kind, files)) in self.0.iter().enumerate() {
+            let (comma, count) = (if i > 0 { "; " } else { "" }, files.len());
+            let examples = &files[..count.min(EXAMPLES)];
+            let more = if count > EXAMPLES { ", ..." } else { "" };
+            write!(f, "{comma}{count} {kind} ({}{more})", examples.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+fn is_incidental(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let stem = name.split(['.', '-', '_']).next().unwrap_or_default();
+    INCIDENTAL.contains(&&*stem.to_lowercase())
+}
+
+/// Whether a file is one JSON object and nothing else, and no record of text.
+fn is_one_object_without_text(path: &Path) -> Result<bool> {
+    let object = serde_json::from_reader::<_, HashMap<String, IgnoredAny>>(open_text(path)?);
+    Ok(object.is_ok_and(|object| !object.contains_key(TEXT)))
+}
