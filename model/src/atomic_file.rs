@@ -1,33 +1,60 @@
 //! Files that are replaced whole or not at all.
+//!
+//! A path may also lead elsewhere than to a file of its own:
+//!
+//! - Through links. They stay, and the file that the last one names is replaced, or made.
+//! - To a character device, a pipe, or a file that a process has open (`/dev/null`, `/dev/stdout`, a shell's
+//!   `>(command)`). Such a thing is not replaced: the bytes are written to it, after what is there.
+//!
+//! A file that is replaced keeps its permissions and, where the system allows that, its owner. What may not be
+//! written to is not replaced either.
 
-use std::fs;
-use std::io::{self, Write};
-use std::path::Path;
+use std::fs::{self, File, Metadata};
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
 
 use tempfile::{Builder, NamedTempFile};
 
 /// Replaces the content of the file `path` by `bytes`, or makes it, together with its folder.
 ///
 /// The bytes go to a file of a new name in the same folder, to the disk, and then to `path` by renaming, which
-/// a crash cannot halve: a reader finds the old content or the new, never a part.
+/// a crash cannot halve: a reader finds the old content or the new, never a part. To devices and pipes they
+/// are written as they are.
 ///
 /// # Errors
-/// What the system says, or that `path` is something else than a file; it is then as it was.
+/// What the system says, or that `path` is something else than a file, a device or a pipe; a file is then as it
+/// was.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = beside(path)?;
-    file.write_all(bytes)?;
-    place(file, path)
+    match Destination::of(path)? {
+        Destination::File(place) => {
+            let mut file = place.beside()?;
+            file.write_all(bytes)?;
+            place.take(file)
+        }
+        Destination::Stream(place) => open(&place)?.write_all(bytes),
+    }
 }
 
 /// Replaces the file `path` by the one that `write` makes under the name that it is given, as
 /// [`write()`] does.
 ///
 /// # Errors
-/// That of `write`, or those of [`write()`]; `path` is then as it was.
+/// That of `write`, or those of [`write()`]; a file is then as it was.
 pub fn replace(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
-    let file = beside(path)?;
-    write(file.path())?;
-    place(file, path)
+    match Destination::of(path)? {
+        Destination::File(place) => {
+            let file = place.beside()?;
+            write(file.path())?;
+            place.take(file)
+        }
+        Destination::Stream(place) => {
+            let mut stream = open(&place)?;
+            let file = NamedTempFile::new()?;
+            write(file.path())?;
+            io::copy(&mut file.reopen()?, &mut stream)?;
+            Ok(())
+        }
+    }
 }
 
 /// That [`write()`] has a chance, for a program that works long before it writes.
@@ -35,44 +62,182 @@ pub fn replace(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::
 /// # Errors
 /// What the system would say then.
 pub fn check(path: &Path) -> io::Result<()> {
-    beside(path)?.close()
-}
-
-fn place(file: NamedTempFile, path: &Path) -> io::Result<()> {
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
-}
-
-/// A file beside `path` that may take its place, and is removed if it does not.
-fn beside(path: &Path) -> io::Result<NamedTempFile> {
-    let refused = |reason| io::Error::new(io::ErrorKind::InvalidInput, reason);
-    let name = path.file_name();
-    let name = name.ok_or_else(|| refused("not the name of a file"))?;
-    match fs::metadata(path) {
-        Ok(there) if there.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
-        // A device, say, which must not be replaced by a file.
-        Ok(there) if !there.is_file() => return Err(refused("not a regular file")),
-        _ => {}
+    match Destination::of(path)? {
+        Destination::File(place) => place.beside()?.close(),
+        // A named pipe opens when its reader does, and the reader takes its closing for the end.
+        Destination::Stream(place) if is_pipe(&place) => Ok(()),
+        Destination::Stream(place) => open(&place).map(|_| ()),
     }
-    let folder = match path.parent() {
+}
+
+/// More links than this lead nowhere; it is the kernel's own number.
+const LINKS: usize = 40;
+
+/// Where the bytes for a path go.
+enum Destination {
+    File(Place),
+    /// A device, a pipe, or a file that a process has open.
+    Stream(PathBuf),
+}
+
+/// A regular file, or one that can be made.
+struct Place {
+    /// Its path, which is no link.
+    path: PathBuf,
+    /// What the file is now, if it is there.
+    now: Option<Metadata>,
+}
+
+fn refused<T>(reason: &str) -> io::Result<T> {
+    Err(io::Error::new(ErrorKind::InvalidInput, reason))
+}
+
+impl Destination {
+    fn of(path: &Path) -> io::Result<Self> {
+        let mut path = path.to_owned();
+        for _ in 0..LINKS {
+            if is_open_file(&path) {
+                return Ok(Self::Stream(path));
+            }
+            let now = match fs::symlink_metadata(&path) {
+                Ok(now) if now.is_symlink() => {
+                    path = folder(&path).join(fs::read_link(&path)?);
+                    continue;
+                }
+                Ok(now) if now.is_dir() => return Err(ErrorKind::IsADirectory.into()),
+                Ok(now) if is_stream(&now) => return Ok(Self::Stream(path)),
+                Ok(now) if !now.is_file() => return refused("neither a file nor a pipe"),
+                Ok(now) => Some(now),
+                Err(error) if error.kind() == ErrorKind::NotFound => None,
+                Err(error) => return Err(error),
+            };
+            return Ok(Self::File(Place { path, now }));
+        }
+        refused("its links lead in a circle")
+    }
+}
+
+impl Place {
+    /// A file beside this one that may take its place, and is removed if it does not.
+    fn beside(&self) -> io::Result<NamedTempFile> {
+        let bytes = self.path.as_os_str().as_encoded_bytes();
+        let name = self.path.file_name().filter(|_| !bytes.ends_with(b"/"));
+        let Some(name) = name else {
+            return refused("not the name of a file");
+        };
+        if self.now.is_some() {
+            File::options().write(true).open(&self.path)?;
+        }
+        let folder = folder(&self.path);
+        fs::create_dir_all(folder)?;
+        let mut temporary = Builder::new();
+        #[cfg(unix)]
+        temporary.permissions(self.permissions());
+        // A name may be as long as the system allows.
+        if name.len() < 200 {
+            temporary.prefix(name);
+        }
+        temporary.suffix(".tmp").tempfile_in(folder)
+    }
+
+    /// Puts `file` here.
+    fn take(&self, file: NamedTempFile) -> io::Result<()> {
+        #[cfg(unix)]
+        self.keep_owner(file.as_file());
+        file.as_file().sync_all()?;
+        match file.persist(&self.path) {
+            // A file that is mounted on its own, as in a container, cannot be renamed over.
+            Err(refused) if refused.error.kind() == ErrorKind::ResourceBusy => {
+                fs::copy(refused.file.path(), &self.path).map(|_| ())
+            }
+            Err(refused) => Err(refused.error),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    /// What a new file has while it is written: what its owner needs, and never more than the file that it
+    /// replaces; or what any new file has. The system takes its umask off.
+    #[cfg(unix)]
+    fn permissions(&self) -> fs::Permissions {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = self.now.as_ref().map(|now| now.permissions().mode());
+        fs::Permissions::from_mode(mode.map_or(0o666, |mode| mode & 0o777 | 0o600))
+    }
+
+    /// Gives `file` the owner and the permissions of the one that it replaces, as far as the system allows: only
+    /// the superuser gives files away, others may give them to their own groups, and some file systems keep
+    /// neither.
+    #[cfg(unix)]
+    fn keep_owner(&self, file: &File) {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
+        let Some(now) = &self.now else { return };
+        let _ = fchown(file, None, Some(now.gid()));
+        let _ = fchown(file, Some(now.uid()), None);
+        let _ = file.set_permissions(fs::Permissions::from_mode(now.mode() & 0o777));
+    }
+}
+
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),
-    };
-    fs::create_dir_all(folder)?;
-    let mut temporary = Builder::new();
-    #[cfg(unix)]
-    temporary.permissions(permissions(path));
-    temporary.prefix(name).suffix(".tmp").tempfile_in(folder)
+    }
 }
 
-/// Those of the file that is replaced, which its owner must be able to write, or what any new file has (the
-/// system takes its umask off).
+/// Whether `path` names what a process has open, as `/dev/stdout` and `/dev/fd/3` do. The system shows these as
+/// links. But those of pipes lead nowhere, and at the end of the others there may be a file that is written
+/// through the open one at the same time.
+fn is_open_file(path: &Path) -> bool {
+    let folder = fs::canonicalize(folder(path));
+    folder.is_ok_and(|folder| folder.starts_with("/proc") || folder == Path::new("/dev/fd"))
+}
+
 #[cfg(unix)]
-fn permissions(path: &Path) -> fs::Permissions {
-    use std::os::unix::fs::PermissionsExt;
-    let replaced = fs::metadata(path).map(|there| there.permissions().mode());
-    fs::Permissions::from_mode(replaced.map_or(0o666, |mode| mode | 0o600))
+fn is_stream(now: &Metadata) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    now.file_type().is_char_device() || now.file_type().is_fifo()
+}
+
+#[cfg(not(unix))]
+fn is_stream(_: &Metadata) -> bool {
+    false
+}
+
+#[cfg(unix)]
+fn is_pipe(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    fs::metadata(path).is_ok_and(|now| now.file_type().is_fifo())
+}
+
+#[cfg(not(unix))]
+fn is_pipe(_: &Path) -> bool {
+    false
+}
+
+/// Opens a device, a pipe, or what a process has open, to write after what is there.
+fn open(path: &Path) -> io::Result<File> {
+    #[cfg(unix)]
+    if let Some(own) = standard(path) {
+        return own;
+    }
+    File::options().append(true).open(path)
+}
+
+/// Standard output or error under the name of its file. It goes on where the program has written before, and
+/// may be a socket, which cannot be opened.
+#[cfg(unix)]
+fn standard(path: &Path) -> Option<io::Result<File>> {
+    use std::os::fd::AsFd;
+    let own = fs::canonicalize("/dev/fd").or_else(|_| fs::canonicalize("/proc/self/fd"));
+    if own.ok()? != fs::canonicalize(folder(path)).ok()? {
+        return None;
+    }
+    let copy = match path.file_name()?.to_str()? {
+        "1" => io::stdout().as_fd().try_clone_to_owned(),
+        "2" => io::stderr().as_fd().try_clone_to_owned(),
+        _ => return None,
+    };
+    Some(copy.map(File::from))
 }
 
 #[cfg(test)]
@@ -92,33 +257,139 @@ mod tests {
         // One that breaks off.
         let broken = replace(&path, |temporary| {
             fs::write(temporary, b"thi")?;
-            Err(io::ErrorKind::StorageFull.into())
+            Err(ErrorKind::StorageFull.into())
         });
-        assert_eq!(broken.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(broken.unwrap_err().kind(), ErrorKind::StorageFull);
         assert_eq!(fs::read(&path).unwrap(), b"second");
         replace(&path, |temporary| fs::write(temporary, b"third")).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"third");
+        // The longest name that there is.
+        let long = folder.path().join("n".repeat(255));
+        write(&long, b"long").unwrap();
+        assert_eq!(fs::read(&long).unwrap(), b"long");
+        fs::remove_file(long).unwrap();
         // A folder cannot be replaced by a file.
         let occupied = folder.path().join("new/b");
         fs::create_dir(&occupied).unwrap();
-        for path in [&*occupied, &path.join("c"), Path::new(".."), Path::new("")] {
+        let (in_file, a_folder) = (path.join("c"), folder.path().join("new/none/"));
+        for path in [&*occupied, &in_file, &a_folder, "..".as_ref(), "".as_ref()] {
             assert!(check(path).is_err(), "{}", path.display());
             assert!(write(path, b"x").is_err(), "{}", path.display());
         }
         assert_eq!(fs::read_dir(folder.path().join("new")).unwrap().count(), 2);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[cfg(unix)]
     #[test]
-    fn what_is_no_file_is_left_alone() {
-        use std::os::unix::net::UnixListener;
+    fn links_stay_and_the_file_at_their_end_is_replaced() {
+        use std::os::unix::fs::symlink;
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
-        let _socket = UnixListener::bind(&path).unwrap();
-        for error in [check(&path).unwrap_err(), write(&path, b"x").unwrap_err()] {
-            assert_eq!(error.to_string(), "not a regular file");
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir_all(at("files")).unwrap();
+        fs::create_dir_all(at("links")).unwrap();
+        fs::write(at("files/a"), b"old").unwrap();
+        symlink("../files/a", at("links/a")).unwrap();
+        symlink("links", at("linked")).unwrap();
+        // A link to a link, in a folder that is one.
+        symlink("linked/a", at("again")).unwrap();
+        symlink(at("files/new/b"), at("links/b")).unwrap();
+        for (link, target) in [("again", "files/a"), ("linked/b", "files/new/b")] {
+            check(&at(link)).unwrap();
+            write(&at(link), link.as_bytes()).unwrap();
+            assert_eq!(fs::read(at(target)).unwrap(), link.as_bytes());
+            assert!(fs::symlink_metadata(at(target)).unwrap().is_file());
+            assert!(fs::symlink_metadata(at(link)).unwrap().is_symlink());
+            replace(&at(link), |temporary| fs::write(temporary, b"other")).unwrap();
+            assert_eq!(fs::read(at(target)).unwrap(), b"other");
         }
-        assert!(!fs::metadata(&path).unwrap().is_file());
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        for link in ["again", "linked", "links/a", "links/b"] {
+            assert!(fs::read_link(at(link)).is_ok(), "{link}");
+        }
+        symlink("circle", at("circle")).unwrap();
+        symlink(".", at("itself")).unwrap();
+        for link in ["circle", "itself"] {
+            assert!(check(&at(link)).is_err(), "{link}");
+            assert!(write(&at(link), b"x").is_err(), "{link}");
+        }
+        assert_eq!(fs::read_dir(at("links")).unwrap().count(), 2);
+        assert_eq!(fs::read_dir(at("files")).unwrap().count(), 2);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn permissions_and_the_owner_are_kept() {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        fs::write(&path, b"old").unwrap();
+        // The superuser may give it away.
+        let given = chown(&path, Some(12), Some(34)).is_ok();
+        for mode in [0o666, 0o604, 0o640, 0o755] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            write(&path, b"new").unwrap();
+            let now = fs::metadata(&path).unwrap();
+            assert_eq!(now.mode() & 0o7777, mode, "{mode:o}");
+            assert!(!given || (now.uid(), now.gid()) == (12, 34));
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn devices_and_pipes_are_written_to() {
+        use std::io::Read;
+        use std::os::fd::AsRawFd;
+        use std::os::unix::fs::{FileTypeExt, symlink};
+        use std::os::unix::net::UnixListener;
+        use std::process::Command;
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        symlink("/dev/null", at("null")).unwrap();
+        check(&at("null")).unwrap();
+        write(&at("null"), b"x").unwrap();
+        replace(&at("null"), |temporary| fs::write(temporary, b"x")).unwrap();
+        assert!(fs::symlink_metadata(at("null")).unwrap().is_symlink());
+        let null = fs::metadata("/dev/null").unwrap().file_type();
+        assert!(null.is_char_device());
+        let full = write(Path::new("/dev/full"), b"x").unwrap_err();
+        assert_eq!(full.kind(), ErrorKind::StorageFull);
+
+        // A pipe with a name: the check does not end what its reader hears.
+        let made = Command::new("mkfifo").arg(at("pipe")).status();
+        assert!(made.unwrap().success());
+        let pipe = at("pipe");
+        let reader = std::thread::spawn(move || fs::read(pipe).unwrap());
+        check(&at("pipe")).unwrap();
+        write(&at("pipe"), b"through the pipe").unwrap();
+        assert_eq!(reader.join().unwrap(), b"through the pipe");
+        assert!(fs::metadata(at("pipe")).unwrap().file_type().is_fifo());
+
+        // One without, as a shell's `>(command)`.
+        let (mut reader, writer) = io::pipe().unwrap();
+        let name = PathBuf::from(format!("/dev/fd/{}", writer.as_raw_fd()));
+        check(&name).unwrap();
+        write(&name, b"again").unwrap();
+        drop(writer);
+        let mut heard = String::new();
+        reader.read_to_string(&mut heard).unwrap();
+        assert_eq!(heard, "again");
+
+        // A file that is open keeps what it has.
+        let mut file = File::create(at("open")).unwrap();
+        file.write_all(b"before, ").unwrap();
+        let name = PathBuf::from(format!("/dev/fd/{}", file.as_raw_fd()));
+        symlink(&name, at("link")).unwrap();
+        check(&at("link")).unwrap();
+        write(&at("link"), b"after").unwrap();
+        assert_eq!(fs::read(at("open")).unwrap(), b"before, after");
+
+        let _socket = UnixListener::bind(at("socket")).unwrap();
+        for error in [
+            check(&at("socket")).unwrap_err(),
+            write(&at("socket"), b"x").unwrap_err(),
+        ] {
+            assert_eq!(error.to_string(), "neither a file nor a pipe");
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 5);
     }
 }
