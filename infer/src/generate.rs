@@ -1,5 +1,6 @@
 //! From a prompt to more tokens: one pass over the prompt, then one step per token.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Int, Tensor, TensorData};
@@ -16,7 +17,7 @@ use crate::sampling::{Sampler, SamplingSettings};
 pub(crate) const PREFILL_TOKENS: usize = 2048;
 
 /// How a [`Generation`] continues a prompt.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct GenerateOptions {
     /// How tokens are chosen.
     pub sampling: SamplingSettings,
@@ -25,8 +26,10 @@ pub struct GenerateOptions {
     /// The size of the tokenizer's vocabulary. Ids from here on are padding of the model's vocabulary, and
     /// are never made.
     pub vocab_size: usize,
-    /// The token that ends a text. The iterator does not return it. An empty prompt begins with it, since in
-    /// training it stands before the first token of a document.
+    /// The tokens that end a text, each of them. The iterator does not return them.
+    pub end_tokens: Arc<[u32]>,
+    /// The token that an empty prompt begins with, since in training it stands before the first token of a
+    /// document.
     pub end_of_text: Option<u32>,
     /// The number of positions that attention was trained on, after which a text ends: a Phi's
     /// `max_position_embeddings`. `None` for models without such a limit.
@@ -255,7 +258,7 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
         };
         let newest = self.choose(logits.clone())?;
         let token = newest.id;
-        if Some(token) == self.options.end_of_text {
+        if self.options.end_tokens.contains(&token) {
             // The text ends before this token, so these logits still belong to its end.
             self.logits = Some(logits);
             return Ok(self.end(Stop::EndOfText));

@@ -36,6 +36,8 @@
 //! number per text is copied to the host, not one per entry of the vocabulary.
 
 #![deny(missing_docs)]
+// These panic where a stream is closed or full: `output` writes.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 #[cfg(not(any(
     feature = "cuda",
@@ -50,6 +52,7 @@ pub mod cli;
 mod commands;
 mod device;
 mod device_sampler;
+pub mod end_tokens;
 pub mod engine;
 mod error;
 pub mod eval;

@@ -7,8 +7,10 @@ use clap::Args;
 use datasets::Tokenizer;
 use kernels::KernelBackend;
 use kernels::runtime::{Backend, BackendError};
+use model::manifest::{self, ManifestError};
 use model::{CausalLm, Hub, ModelConfig, WeightsError};
 
+use crate::end_tokens::{EndTokens, EndTokensError};
 use crate::generate::GenerateOptions;
 use crate::precision::{Precision, PrecisionError};
 use crate::sampling::SamplingSettings;
@@ -29,6 +31,12 @@ pub enum ModelArgsError {
     /// The tokenizer cannot be read.
     #[error(transparent)]
     Tokenizer(#[from] datasets::DataError),
+    /// The tokens that end a text are not known.
+    #[error(transparent)]
+    EndTokens(#[from] EndTokensError),
+    /// The folder's tokenizer is not the one that it was made with.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
     /// Neither the model's folder nor the command line has a tokenizer.
     #[error(
         "{}: no tokenizer.json here; --tokenizer takes such a file, a folder with one, or a name on \
@@ -119,15 +127,15 @@ impl ModelArgs {
     /// named, or the folder's, or Phi's for a model on the hub that has none. No weights are read.
     ///
     /// # Errors
-    /// Every [`ModelArgsError`] but [`Precision`](ModelArgsError::Precision) and
-    /// [`Vocabulary`](ModelArgsError::Vocabulary).
+    /// Every [`ModelArgsError`] but [`Precision`](ModelArgsError::Precision),
+    /// [`EndTokens`](ModelArgsError::EndTokens) and [`Vocabulary`](ModelArgsError::Vocabulary).
     pub fn find(&self) -> Result<FoundModel, ModelArgsError> {
         // Before a model is fetched, which may take long.
         let named = self.tokenizer.as_deref().map(tokenizer_at).transpose()?;
         let folder = model::locate(&self.model)?;
         let tokenizer = match named {
             Some(tokenizer) => tokenizer,
-            None if folder.join("tokenizer.json").exists() => Tokenizer::from_folder(&folder)?,
+            None if folder.join("tokenizer.json").exists() => in_folder(&folder)?,
             None if self.model.is_dir() => return Err(ModelArgsError::NoTokenizer { folder }),
             None => {
                 let phi = Hub::from_env().and_then(|hub| hub.tokenizer(PHI_TOKENIZER));
@@ -145,9 +153,15 @@ impl ModelArgs {
     }
 }
 
+/// The tokenizer of a model's folder, checked by the folder's checksums if it has some.
+fn in_folder(folder: &Path) -> Result<Tokenizer, ModelArgsError> {
+    manifest::verify_files(folder, &["tokenizer.json"])?;
+    Ok(Tokenizer::from_folder(folder)?)
+}
+
 fn tokenizer_at(path: &Path) -> Result<Tokenizer, ModelArgsError> {
     Ok(if path.is_dir() {
-        Tokenizer::from_folder(path)?
+        in_folder(path)?
     } else if path.exists() {
         Tokenizer::from_file(path)?
     } else {
@@ -180,19 +194,23 @@ impl FoundModel {
     /// Loads the model, and makes the options to generate with it and its tokenizer.
     ///
     /// # Errors
-    /// [`ModelArgsError::Precision`] and [`ModelArgsError::Vocabulary`].
+    /// [`ModelArgsError::Precision`], [`ModelArgsError::EndTokens`] and [`ModelArgsError::Vocabulary`].
     pub fn load_to_generate<B: KernelBackend>(
         &self,
         sampling: SamplingSettings,
         max_tokens: usize,
         device: &B::Device,
     ) -> Result<(CausalLm<B>, GenerateOptions), ModelArgsError> {
+        // Before gigabytes are read.
+        let vocab_size = model::load_config(&self.folder)?.network().vocab_size;
+        let end_tokens = EndTokens::of(&self.folder, &self.tokenizer, vocab_size)?;
         let (config, model) = self.load(device)?;
         check_vocabulary(&self.tokenizer, model.vocab_size())?;
         let options = GenerateOptions {
             sampling,
             max_tokens,
             vocab_size: self.tokenizer.vocab_size(),
+            end_tokens,
             end_of_text: self.tokenizer.end_of_text(),
             max_positions: config.max_positions(),
         };

@@ -10,9 +10,12 @@
 //! | `layers.I.conv`, `layers.I.ssm` | the state of a Mamba-2 layer |
 //! | `layers.I.keys`, `layers.I.values` | the cache of an attention layer |
 //!
-//! Its metadata are `format`, `version`, and `model`: the [`ModelHash`] of the only model that can load it.
+//! Its metadata are `format`, `version`, `model`: the [`ModelHash`] of the only model that can load it, and
+//! `sha256`: a checksum of the tensors, without which a damaged state would go on as another text. It is the
+//! SHA-256 of every tensor in the order of the names: the name, the dtype and the shape as a line of text
+//! (`logits F32 [4096]`), and the bytes.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,13 +24,14 @@ use burn::tensor::{DType, Tensor, TensorData};
 use kernels::KernelBackend;
 use model::{CausalLm, ModelHash, StateError};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use sha2::{Digest, Sha256};
 
 use crate::device::read;
 use crate::generate::Reading;
 use model::atomic_file;
 
 const FORMAT: &str = "mohawk-state";
-const VERSION: &str = "1";
+const VERSION: &str = "2";
 
 /// Why a state cannot be saved or loaded. Each message is complete.
 #[derive(Debug, thiserror::Error)]
@@ -124,19 +128,21 @@ pub fn save<B: KernelBackend>(
     let ids = TensorData::new(reading.ids.clone(), [reading.ids.len()]);
     tensors.push(("logits".into(), logits));
     tensors.push(("token_ids".into(), ids));
-    let metadata = [
-        ("format", FORMAT.to_owned()),
-        ("version", VERSION.to_owned()),
-        ("model", model.to_string()),
-    ];
-    let metadata = metadata.map(|(key, value)| (key.to_owned(), value));
     let views = tensors.iter().map(|(name, data)| {
         let dtype = on_disk(data.dtype).ok_or_else(|| format!("{name}: {:?}", data.dtype))?;
         let view = TensorView::new(dtype, data.shape.to_vec(), data.as_bytes());
-        Ok((name, view.map_err(|error| format!("{name}: {error}"))?))
+        let view = view.map_err(|error| format!("{name}: {error}"))?;
+        Ok((name.as_str(), view))
     });
-    let views: Result<Vec<_>, String> = views.collect();
+    let views: Result<BTreeMap<_, _>, String> = views.collect();
     let bytes = views.and_then(|views| {
+        let metadata = [
+            ("format", FORMAT.to_owned()),
+            ("version", VERSION.to_owned()),
+            ("model", model.to_string()),
+            ("sha256", checksum(&views)),
+        ];
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value));
         let bytes = safetensors::serialize(views, Some(HashMap::from(metadata)));
         bytes.map_err(|error| error.to_string())
     });
@@ -160,7 +166,18 @@ fn cannot_write(path: &Path) -> impl FnOnce(io::Error) -> StateFileError {
     }
 }
 
-/// The bytes of a state file. Its metadata are checked, its tensors not yet.
+/// The checksum of a state's tensors.
+fn checksum(tensors: &BTreeMap<&str, TensorView<'_>>) -> String {
+    let mut digest = Sha256::new();
+    for (name, tensor) in tensors {
+        let line = format!("{name} {:?} {:?}\n", tensor.dtype(), tensor.shape());
+        digest.update(line);
+        digest.update(tensor.data());
+    }
+    format!("{:x}", digest.finalize())
+}
+
+/// The bytes of a state file that is as it was saved. Whether it fits a model's state is not known yet.
 #[derive(Debug)]
 pub struct StateFile {
     path: PathBuf,
@@ -207,6 +224,11 @@ impl StateFile {
                 saved,
                 here: model.clone(),
             });
+        }
+        let tensors = SafeTensors::deserialize(&self.bytes).map_err(|error| self.damaged(error))?;
+        let tensors = tensors.iter().collect();
+        if get("sha256") != checksum(&tensors) {
+            return Err(self.damaged("it has changed since it was saved (its checksum is another)"));
         }
         Ok(())
     }

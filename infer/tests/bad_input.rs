@@ -350,7 +350,7 @@ fn states_that_cannot_be_loaded() {
         says(&load(student.path()), &[file, "not a whole state file"]);
     }
     let text = String::from_utf8_lossy(&whole[8..2000]).into_owned();
-    let at = 8 + text.find("\"version\":\"1\"").unwrap() + 11;
+    let at = 8 + text.find("\"version\":\"2\"").unwrap() + 11;
     let mut newer = whole.clone();
     newer[at] = b'7';
     fs::write(&path, newer).unwrap();

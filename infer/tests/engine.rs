@@ -186,6 +186,7 @@ fn greedy_tokens_are_those_of_a_generation() {
                 sampling: SamplingSettings::default(),
                 max_tokens: 40,
                 vocab_size: 4096,
+                end_tokens: [].into(),
                 end_of_text: None,
                 max_positions: None,
             };
@@ -197,6 +198,49 @@ fn greedy_tokens_are_those_of_a_generation() {
             assert!(made.len() == 40 || whole.end.unwrap().finish == Finish::EndOfText);
         }
     }
+}
+
+/// A text ends with any of the tokens that the folder names.
+#[test]
+fn a_model_may_end_a_text_in_several_ways() {
+    let student = student_folder(&[]);
+    let made = |folder: &Path| {
+        let (engine, _) = start(folder, 1, 1);
+        let whole = Whole::of(submit(&engine, request(&prompt(1, 20), 12)));
+        let ids: Vec<u32> = whole.tokens.iter().map(|token| token.id).collect();
+        (ids, whole.text, whole.end.unwrap())
+    };
+    let (ids, text, _) = made(student.path());
+    assert_eq!(ids.len(), 12);
+    let last = (1..12)
+        .rev()
+        .find(|&i| !ids[..i].contains(&ids[i]))
+        .unwrap();
+    // In an exported student's own file, and in the one that wins over it.
+    let config = student.path().join("config.json");
+    let whole = std::fs::read_to_string(&config).unwrap();
+    let named = whole.replacen('{', &format!("{{\"eos_token_id\": {},", ids[last]), 1);
+    let generation = student.path().join("generation_config.json");
+    let several = format!("{{\"eos_token_id\": [4095, {}]}}", ids[last]);
+    for (path, text_of) in [(&config, named), (&generation, several)] {
+        std::fs::write(path, text_of).unwrap();
+        let (ended, shorter, end) = made(student.path());
+        assert_eq!(ended, ids[..=last]);
+        assert!(text.starts_with(&shorter));
+        assert_eq!((end.finish, end.tokens), (Finish::EndOfText, last + 1));
+        std::fs::write(&config, &whole).unwrap();
+    }
+    std::fs::write(&generation, "{\"eos_token_id\": 4096}").unwrap();
+    let options = EngineOptions {
+        backend: Backend::Flex,
+        precision: Precision::Auto,
+        model: student.path().into(),
+        tokenizer: tokenizer(),
+        slots: 1,
+        queue: 1,
+    };
+    let refused = Engine::start(options).err().unwrap().to_string();
+    assert!(refused.contains("generation_config.json"), "{refused}");
 }
 
 /// Rows of a batch are apart to the bit, and a row gives the logits of a sequence alone.

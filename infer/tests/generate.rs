@@ -31,6 +31,7 @@ fn options(max_tokens: usize) -> GenerateOptions {
         sampling: SamplingSettings::default(),
         max_tokens,
         vocab_size: usize::MAX,
+        end_tokens: [].into(),
         end_of_text: None,
         max_positions: None,
     }
@@ -190,13 +191,19 @@ fn generation_stops_at_end_of_text() {
     let made = tokens(&model, &PROMPT_IDS, options(9));
     // " and" comes fifth in the recorded text, and nowhere before.
     let ending = GenerateOptions {
-        end_of_text: Some(made[4]),
+        end_tokens: [made[4]].into(),
         ..options(9)
     };
-    let mut generation = generation(&model, &PROMPT_IDS, ending).unwrap();
-    let until_there: Vec<u32> = generation.by_ref().map(Result::unwrap).collect();
+    let mut ended = generation(&model, &PROMPT_IDS, ending).unwrap();
+    let until_there: Vec<u32> = ended.by_ref().map(Result::unwrap).collect();
     assert_eq!(until_there, made[..4]);
-    assert_eq!(generation.stop(), Some(Stop::EndOfText));
+    assert_eq!(ended.stop(), Some(Stop::EndOfText));
+    // The first of several that comes.
+    let ending = GenerateOptions {
+        end_tokens: [made[4], made[2], 4095].into(),
+        ..options(9)
+    };
+    assert_eq!(tokens(&model, &PROMPT_IDS, ending), made[..2]);
 }
 
 #[test]
@@ -206,7 +213,7 @@ fn an_empty_prompt_begins_with_end_of_text() {
         end_of_text: Some(0),
         ..options(8)
     };
-    let text = tokens(&model, &[], begin);
+    let text = tokens(&model, &[], begin.clone());
     assert_eq!(text, tokens(&model, &[0], begin));
     assert!(!text.is_empty());
 
@@ -249,7 +256,7 @@ fn padding_is_never_made() {
         ..options(2)
     };
     assert_eq!(
-        tokens(&model, &PROMPT_IDS, masked),
+        tokens(&model, &PROMPT_IDS, masked.clone()),
         tokens(&teacher(), &PROMPT_IDS, masked)
     );
 }

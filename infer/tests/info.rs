@@ -36,6 +36,7 @@ fn state_bytes(folder: &Path, tokens: usize) -> u64 {
         sampling: SamplingSettings::default(),
         max_tokens: 0,
         vocab_size: 4096,
+        end_tokens: [].into(),
         end_of_text: None,
         max_positions: None,
     };
@@ -54,6 +55,11 @@ fn a_model_is_what_it_is() {
         let model = &json(folder)["model"];
         assert_eq!(model["architecture"], architecture);
         assert_eq!(model["layers"], 4);
+        let (ends, end_tokens) = match architecture {
+            "teacher" => ("0 by generation_config.json", serde_json::json!([0])),
+            _ => ("the tokenizer's <|endoftext|>", Value::Null),
+        };
+        assert_eq!(model["end_tokens"], end_tokens);
         assert_eq!(model["mixers"].as_array().unwrap().len(), runs);
         // The weights' file is its parameters and a header.
         let size = std::fs::metadata(folder.join("model.safetensors"))
@@ -79,6 +85,7 @@ fn a_model_is_what_it_is() {
         }
         let text = info(&[], Some(folder));
         assert!(text.contains(&format!("architecture {name}\n")), "{text}");
+        assert!(text.contains(&format!("end tokens   {ends}\n")), "{text}");
         let is_constant = text.contains("whatever its length");
         assert_eq!(is_constant, architecture == "student", "{text}");
     }

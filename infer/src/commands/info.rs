@@ -10,6 +10,8 @@ use model::{FileTensor, MixerConfig, NetworkConfig, Part};
 use serde_json::{Value, json};
 
 use super::CommandError;
+use crate::end_tokens::EndTokens;
+use crate::model_args::ModelArgsError;
 use crate::output::say;
 use crate::state_size::StateSizes;
 use crate::table::pairs;
@@ -49,7 +51,8 @@ impl InfoArgs {
             let model = model.as_ref().map(ModelSummary::rows).unwrap_or_default();
             pairs(model.into_iter().chain(backends.iter().map(row)))
         };
-        Ok(say(&text)?)
+        say(&text)?;
+        Ok(())
     }
 }
 
@@ -61,6 +64,7 @@ struct ModelSummary {
     network: NetworkConfig,
     /// The positions that attention was trained on; `None` for a model without attention.
     positions: Option<usize>,
+    end_tokens: EndTokens,
     tensors: Vec<FileTensor>,
     state_sizes: StateSizes,
 }
@@ -69,10 +73,13 @@ impl ModelSummary {
     fn read(name: &Path) -> Result<Self, CommandError> {
         let folder = model::locate(name)?;
         let (config, tensors) = model::describe(&folder)?;
+        let network = config.network();
+        let end_tokens = EndTokens::in_folder(&folder, network.vocab_size);
         Ok(Self {
             folder,
             name: config.name(),
-            network: config.network(),
+            end_tokens: end_tokens.map_err(ModelArgsError::from)?,
+            network,
             positions: config.max_positions(),
             tensors,
             state_sizes: StateSizes::of(&config),
@@ -129,6 +136,14 @@ impl ModelSummary {
             None => "without an end".into(),
         };
         row("context", context);
+        let ends = match self.end_tokens.file {
+            Some(file) => {
+                let ids = self.end_tokens.ids.iter().map(u32::to_string);
+                format!("{} by {file}", ids.collect::<Vec<_>>().join(", "))
+            }
+            None => "the tokenizer's <|endoftext|>".into(),
+        };
+        row("end tokens", ends);
         let kinds = self.parameters();
         let each = kinds.map(|(kind, n)| format!("{kind} {}", HumanCount(n)));
         let all = HumanCount(kinds.iter().map(|(_, n)| n).sum());
@@ -168,6 +183,7 @@ impl ModelSummary {
             "intermediate_size": self.network.mlp.intermediate_size,
             "vocab_size": self.network.vocab_size,
             "positions": self.positions,
+            "end_tokens": self.end_tokens.file.map(|_| &self.end_tokens.ids[..]),
             "parameters": parameters,
             "total_parameters": parameters.values().sum::<u64>(),
             "bytes": self.bytes(),

@@ -19,6 +19,8 @@ pub(super) struct Batcher<'m, B: KernelBackend> {
     pub model: &'m CausalLm<B>,
     pub device: B::Device,
     pub tokenizer: &'m Tokenizer,
+    /// The tokens that end a text.
+    pub end_tokens: &'m [u32],
     pub max_positions: Option<usize>,
     /// The most sequences at a time.
     pub slots: usize,
@@ -79,7 +81,8 @@ impl<'m, B: KernelBackend> Batcher<'m, B> {
     }
 
     fn let_in(&self, job: Job, sequences: &mut Sequences<'m, B>) {
-        let sequence = Sequence::begin(job, self.tokenizer, self.max_positions, self.gauges);
+        let (tokenizer, end_tokens) = (self.tokenizer, self.end_tokens);
+        let sequence = Sequence::begin(job, tokenizer, end_tokens, self.max_positions, self.gauges);
         let Some(sequence) = sequence else { return };
         // The texts of one request are next to each other in the queue.
         let newest = sequences.reading.back_mut();

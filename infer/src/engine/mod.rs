@@ -65,6 +65,7 @@ pub use gauges::Gauges;
 pub use request::{Answer, End, Event, Finish, Piece, Request, Token};
 pub use score::TokenScore;
 
+use crate::end_tokens::{EndTokens, EndTokensError};
 use crate::error::GenerateError;
 use crate::generate::check_prompt;
 use crate::precision::{Precision, PrecisionError};
@@ -97,6 +98,9 @@ pub enum EngineError {
     /// The model cannot be loaded.
     #[error(transparent)]
     Model(#[from] PrecisionError),
+    /// The tokens that end a text are not known.
+    #[error(transparent)]
+    EndTokens(#[from] EndTokensError),
     /// A thread cannot be started.
     #[error("no threads for the engine: {0}")]
     Threads(String),
@@ -333,10 +337,12 @@ impl Work for EngineWork {
     type Output = Result<(), EngineError>;
 
     fn run<B: KernelBackend>(self, device: B::Device) -> Self::Output {
-        let (config, model) = self
-            .options
-            .precision
-            .load::<B>(&self.options.model, &device)?;
+        let folder = &self.options.model;
+        // Before gigabytes are read.
+        let config = model::load_config(folder).map_err(PrecisionError::from)?;
+        let vocab_size = config.network().vocab_size;
+        let end_tokens = EndTokens::of(folder, &self.options.tokenizer, vocab_size)?;
+        let (config, model) = self.options.precision.load::<B>(folder, &device)?;
         let max_positions = config.max_positions();
         let facts = Facts {
             config,
@@ -349,6 +355,7 @@ impl Work for EngineWork {
             model: &model,
             device,
             tokenizer: &self.options.tokenizer,
+            end_tokens: &end_tokens,
             max_positions,
             slots: self.options.slots,
             gauges: &self.gauges,

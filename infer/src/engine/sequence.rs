@@ -37,7 +37,7 @@ pub(super) struct Sequence<'t> {
     pub sampler: Sampler,
     answer: UnboundedSender<Event>,
     text: TextBuffer<'t>,
-    end_of_text: Option<u32>,
+    end_tokens: &'t [u32],
     vocab_size: usize,
     /// Tokens that may still go through the model after the prompt.
     positions_left: Option<usize>,
@@ -52,6 +52,7 @@ impl<'t> Sequence<'t> {
             request, answer, ..
         }: Job,
         tokenizer: &'t Tokenizer,
+        end_tokens: &'t [u32],
         max_positions: Option<usize>,
         gauges: &'t Gauges,
     ) -> Option<Self> {
@@ -70,7 +71,7 @@ impl<'t> Sequence<'t> {
             answer,
             sampler,
             text: TextBuffer::new(tokenizer, &request.prompt, request.stop.clone()),
-            end_of_text: tokenizer.end_of_text(),
+            end_tokens,
             vocab_size,
             positions_left: max_positions.map(|limit| limit.saturating_sub(tokens)),
             made: 0,
@@ -170,7 +171,7 @@ impl<'t> Sequence<'t> {
             .transpose()?;
         self.made += 1;
         self.gauges.tokens.fetch_add(1, Relaxed);
-        if Some(token) == self.end_of_text {
+        if self.end_tokens.contains(&token) {
             self.text.push_end(token, score);
             return Ok(Some(Finish::EndOfText));
         }

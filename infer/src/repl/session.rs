@@ -114,7 +114,7 @@ impl<'a, B: KernelBackend> Session<'a, B> {
             return Ok(true);
         }
 
-        let mut options = self.options;
+        let mut options = self.options.clone();
         options.sampling.seed = options.sampling.seed.wrapping_add(self.turns);
         self.turns += 1;
         let reading = std::mem::replace(&mut self.reading, Reading::begin(self.model, self.device));

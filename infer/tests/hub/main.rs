@@ -162,6 +162,23 @@ fn a_tokenizer_is_fetched_to_the_weights_that_are_there() {
     );
 }
 
+/// What ends a text is fetched with the model.
+#[test]
+fn the_tokens_that_end_a_text_are_fetched() {
+    let (folder, expected, home) = given();
+    let tokenizer = ::datasets::Tokenizer::from_folder(folder.path()).unwrap();
+    let all = (0..tokenizer.vocab_size()).collect::<Vec<_>>();
+    let file = "generation_config.json";
+    let text_of = format!("{{\"eos_token_id\": {all:?}}}");
+    fs::write(folder.path().join(file), text_of).unwrap();
+    let hub = Site::default().with(MODEL, folder.path(), &[]).open();
+    // Every token does.
+    assert_ne!(expected, "\n");
+    assert_eq!(text(&run(&home, &hub)), "\n");
+    let snapshot = of_model(&home).join("snapshots").join(REVISION);
+    assert!(snapshot.join(file).exists());
+}
+
 #[test]
 fn redirects_are_followed() {
     let (folder, expected, _) = given();

@@ -13,6 +13,8 @@ use self::fetch::{Client, is_name};
 use crate::weights::{CONFIG, INDEX, PICKLE, PICKLE_INDEX, SINGLE, WeightsError, shards};
 
 const TOKENIZER: &str = "tokenizer.json";
+/// The file with the tokens that end a text, if the model has one.
+const GENERATION: &str = "generation_config.json";
 
 /// The folder of the model called `name`, by the [`Hub`] of the environment.
 ///
@@ -198,6 +200,9 @@ impl Revision {
     fn fetch(&self) -> Result<PathBuf, String> {
         let config = self.get(CONFIG)?;
         self.fetch_tokenizer()?;
+        if self.has(GENERATION) {
+            self.get(GENERATION)?;
+        }
         let forms = [SINGLE, INDEX, PICKLE, PICKLE_INDEX];
         let Some(form) = forms.into_iter().find(|form| self.has(form)) else {
             return Err(format!(
