@@ -1,6 +1,13 @@
-//! Standard input and output: text that is shown at once, and a reader that may leave.
+//! Standard input and output: results, which must arrive; notes, which need not; and a reader that may leave.
+//!
+//! Nothing else in this crate writes to a terminal. Rust's own `println!` and its like panic where a stream is
+//! closed or its disk full, and a program that has worked for hours would lose its results over a line of
+//! progress.
 
-use std::io::{self, Read, Write};
+use std::fmt::Display;
+use std::io::{self, ErrorKind, Read, Write};
+
+use datasets::without_byte_order_mark;
 
 use crate::generate::Stop;
 
@@ -10,6 +17,12 @@ pub enum TerminalError {
     /// The prompt cannot be read.
     #[error("the prompt cannot be read from standard input: {0}")]
     Stdin(io::Error),
+    /// The prompt is in another encoding, or is no text.
+    #[error("the prompt from standard input is not UTF-8{hint}")]
+    NotUtf8 {
+        /// What it may be instead, or nothing.
+        hint: &'static str,
+    },
     /// The text cannot be written.
     #[error("the text cannot be written to standard output: {0}")]
     Stdout(io::Error),
@@ -19,28 +32,44 @@ pub enum TerminalError {
 pub(crate) fn print(out: &mut impl Write, text: &str) -> Result<bool, TerminalError> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(false),
         Err(error) => Err(TerminalError::Stdout(error)),
     }
 }
 
-/// Writes a whole result to standard output. A closed standard output is no error.
-pub(crate) fn say(text: &str) -> Result<(), TerminalError> {
-    print(&mut io::stdout().lock(), text).map(|_| ())
+/// Writes a whole result to standard output. `false` if its reader has left, which is no error.
+pub(crate) fn say(text: &str) -> Result<bool, TerminalError> {
+    print(&mut io::stdout().lock(), text)
 }
 
-/// All of standard input, without a line break at the very end.
+/// Writes a line to standard error that the work does not depend on: progress, speed, a warning. A closed
+/// standard error leaves no place to report that, and is no reason to stop.
+pub(crate) fn note(line: impl Display) {
+    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
+}
+
+/// All of standard input, without a byte-order mark at its beginning and a line break at its very end.
 pub(crate) fn read_stdin() -> Result<String, TerminalError> {
-    let mut text = String::new();
-    let read = io::stdin().read_to_string(&mut text);
+    let mut bytes = Vec::new();
+    let read = io::stdin().read_to_end(&mut bytes);
     read.map_err(TerminalError::Stdin)?;
-    if text.ends_with('\n') {
-        text.pop();
-        if text.ends_with('\r') {
-            text.pop();
-        }
+    let text = String::from_utf8(bytes).map_err(|error| not_utf8(error.as_bytes()))?;
+    let line = text
+        .strip_suffix("\r\n")
+        .or_else(|| text.strip_suffix('\n'));
+    Ok(without_byte_order_mark(line.unwrap_or(&text)).to_owned())
+}
+
+/// What is wrong with a prompt of these bytes, as far as they were read.
+pub(crate) fn not_utf8(bytes: &[u8]) -> TerminalError {
+    let is_utf16 = bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff");
+    TerminalError::NotUtf8 {
+        hint: if is_utf16 {
+            ": it begins as UTF-16 does; `iconv -f UTF-16 -t UTF-8` converts it"
+        } else {
+            ""
+        },
     }
-    Ok(text)
 }
 
 /// Why a text ended, in words. `None` is a text that the user interrupted.

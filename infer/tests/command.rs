@@ -53,10 +53,18 @@ fn text_goes_to_stdout_and_speed_to_stderr() {
 
 #[test]
 fn a_prompt_comes_from_stdin_too() {
+    // As some editors write a file.
+    let marked = "\u{feff}It was the best of times";
+    let as_argument = output(&teacher_folder(), &["--max-tokens", "8", marked]);
+    assert_eq!(
+        stdout(&as_argument),
+        " the past year, and the most important\n"
+    );
     for prompt in [
         "It was the best of times",
         "It was the best of times\n",
         "It was the best of times\r\n",
+        marked,
     ] {
         let mut child = generate(&teacher_folder(), &["--max-tokens", "8", "-"])
             .stdin(Stdio::piped())
@@ -138,9 +146,13 @@ fn failures_are_sentences() {
         .stdin
         .take()
         .unwrap()
-        .write_all(b"\xff\xfe")
+        .write_all(b"\xff\xfeO\0n\0c\0e\0")
         .unwrap();
-    assert!(failure(&not_text.wait_with_output().unwrap(), 1).contains("UTF-8"));
+    let said = failure(&not_text.wait_with_output().unwrap(), 1);
+    assert!(
+        said.contains("standard input is not UTF-8") && said.contains("UTF-16"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -152,6 +164,54 @@ fn a_full_disk_is_an_error() {
         .output()
         .unwrap();
     assert!(failure(&output, 1).contains("cannot be written to standard output"));
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut help = Command::new(env!("CARGO_BIN_EXE_infer"));
+    let output = help.arg("--help").stdout(full).output().unwrap();
+    assert!(failure(&output, 1).contains("the help cannot be written"));
+}
+
+/// Of two files that name the tokens that end a text, that of the generation decides.
+#[test]
+fn a_text_ends_as_the_model_s_files_say() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(teacher_folder().join(name), folder.path().join(name)).unwrap();
+    }
+    let tokenizer = datasets::Tokenizer::from_folder(folder.path()).unwrap();
+    let [year] = tokenizer.encode(" year").unwrap()[..] else {
+        panic!("more than a token")
+    };
+    let text = || {
+        let arguments = ["--max-tokens", "8", "It was the best of times"];
+        let output = output(folder.path(), &arguments);
+        (stdout(&output).to_owned(), stderr(&output).to_owned())
+    };
+    // The configuration has the tokenizer's own.
+    assert_eq!(text().0, " the past year, and the most important\n");
+    let generation = folder.path().join("generation_config.json");
+    fs::write(&generation, format!("{{\"eos_token_id\": [4000, {year}]}}")).unwrap();
+    let (shorter, said) = text();
+    assert_eq!(shorter, " the past\n");
+    assert!(said.contains("the model ended the text"), "{said}");
+    // A folder with checksums is read as it was made.
+    let files = ["tokenizer.json", "generation_config.json"];
+    model::manifest::write(folder.path(), &files).unwrap();
+    assert_eq!(text().0, shorter);
+    for name in files {
+        let path = folder.path().join(name);
+        let whole = fs::read_to_string(&path).unwrap();
+        fs::write(&path, format!("{whole} ")).unwrap();
+        let refused = failure(&output(folder.path(), &["x"]), 1);
+        assert!(
+            refused.contains(&format!("{name}: the file is damaged")),
+            "{refused}"
+        );
+        fs::write(&path, whole).unwrap();
+    }
+    fs::remove_file(folder.path().join(model::manifest::MANIFEST)).unwrap();
+    fs::write(&generation, "{\"eos_token_id\": \"year\"}").unwrap();
+    let refused = failure(&output(folder.path(), &["x"]), 1);
+    assert!(refused.contains("generation_config.json: `eos_token_id` is \"year\""));
 }
 
 /// As with `infer generate ... | head -c 5`.

@@ -3,10 +3,10 @@
 
 mod support;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -22,9 +22,13 @@ fn bundled() -> PathBuf {
 
 /// The program, whose cache is in `home`.
 fn infer(home: &Path, command: &str) -> Command {
+    infer_with(home, command, &teacher_folder())
+}
+
+fn infer_with(home: &Path, command: &str, model: &Path) -> Command {
     let mut infer = Command::new(env!("CARGO_BIN_EXE_infer"));
     infer.args([command, "--backend", "flex", "--model"]);
-    infer.arg(teacher_folder());
+    infer.arg(model);
     infer.env("XDG_CACHE_HOME", home).env("HOME", home);
     infer
 }
@@ -97,21 +101,29 @@ fn a_table_and_its_numbers() {
     assert_eq!(kept(&home), 0);
 }
 
+/// An evaluation of eight documents whose results cannot be written, so that the scores are kept.
+#[cfg(target_os = "linux")]
+fn interrupted(home: &TempDir, model: &Path) -> Output {
+    let mut eval = infer_with(home.path(), "eval", model);
+    eval.args(["--tasks", "piqa", "--limit", "8", "--json", "/dev/full"]);
+    let output = eval.arg("--data").arg(bundled()).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(kept(home), 1);
+    output
+}
+
+#[cfg(target_os = "linux")]
 #[test]
 fn an_interrupted_evaluation_resumes() {
     let home = tempfile::tempdir().unwrap();
-    let occupied = home.path().join("occupied");
-    fs::create_dir(&occupied).unwrap();
-    // The results cannot be written, so the scores are kept.
-    let arguments = ["--limit", "8", "--json", occupied.to_str().unwrap()];
-    let first = eval(home.path(), &bundled(), "piqa", &arguments);
-    assert_eq!(first.status.code(), Some(1));
+    let first = interrupted(&home, &teacher_folder());
     assert!(
-        stderr(&first).contains("cannot write"),
+        stderr(&first).contains("cannot write /dev/full"),
         "{}",
         stderr(&first)
     );
-    assert_eq!(kept(&home), 1);
+    // What could not be written was shown.
+    assert!(stdout(&first).contains("|piqa"));
 
     let file = home.path().join("results.json");
     let arguments = ["--limit", "8", "--json", file.to_str().unwrap()];
@@ -154,6 +166,165 @@ fn what_cannot_be_kept_is_said_once() {
     assert!(stdout(&output).contains("piqa"));
     assert_eq!(said.matches("cannot write").count(), 1, "{said}");
     assert!(!said.contains("cannot remove"), "{said}");
+}
+
+/// Its scores are not those of other weights, whatever the file's size and time say, and a file of scores that is
+/// damaged is named.
+#[cfg(target_os = "linux")]
+#[test]
+fn scores_that_were_kept_are_believed_with_reason() {
+    let home = tempfile::tempdir().unwrap();
+    let model = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(teacher_folder()).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, model.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let again = || {
+        let mut eval = infer_with(home.path(), "eval", model.path());
+        eval.args(["--tasks", "piqa", "--limit", "8"]);
+        let output = eval.arg("--data").arg(bundled()).output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        stderr(&output).to_owned()
+    };
+    interrupted(&home, model.path());
+    let weights = model.path().join("model.safetensors");
+    let modified = fs::metadata(&weights).unwrap().modified().unwrap();
+    let mut bytes = fs::read(&weights).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&weights, bytes).unwrap();
+    let file = File::options().write(true).open(&weights).unwrap();
+    file.set_modified(modified).unwrap();
+    assert!(!again().contains("resuming"));
+    fs::remove_dir_all(home.path().join("mohawk")).unwrap();
+
+    interrupted(&home, model.path());
+    let entry = fs::read_dir(home.path().join("mohawk/eval"))
+        .unwrap()
+        .next();
+    let path = entry.unwrap().unwrap().path();
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[30] ^= 4;
+    fs::write(&path, bytes).unwrap();
+    let said = again();
+    assert!(said.contains(path.to_str().unwrap()), "{said}");
+    assert!(
+        said.contains("damaged; everything is scored anew"),
+        "{said}"
+    );
+    assert!(!said.contains("resuming"), "{said}");
+    assert_eq!(kept(&home), 0);
+}
+
+/// A stream whose other end is closed.
+fn closed() -> Stdio {
+    std::io::pipe().unwrap().1.into()
+}
+
+/// Progress, tables and notes that nobody can read neither stop an evaluation nor lose its results.
+#[cfg(target_os = "linux")]
+#[test]
+fn nothing_that_is_shown_stops_what_is_made() {
+    let full = || Stdio::from(File::options().write(true).open("/dev/full").unwrap());
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("results.json");
+    let data = bundled().join("texts.jsonl");
+    let commands = [
+        ("eval", vec!["--tasks", "piqa", "--limit", "4", "--data"]),
+        ("perplexity", vec!["--max-length", "512"]),
+    ];
+    for (command, arguments) in commands {
+        for (out, err, code) in [
+            (Stdio::piped(), closed(), 0),
+            (Stdio::piped(), full(), 0),
+            (closed(), closed(), 0),
+            (full(), full(), 1),
+            (full(), Stdio::piped(), 1),
+            (closed(), Stdio::piped(), 0),
+        ] {
+            let _ = fs::remove_file(&file);
+            let mut infer = infer(home.path(), command);
+            infer.args(&arguments);
+            let data = if command == "eval" {
+                bundled()
+            } else {
+                data.clone()
+            };
+            infer.arg(data).arg("--json").arg(&file);
+            let output = infer.stdout(out).stderr(err).output().unwrap();
+            assert_eq!(output.status.code(), Some(code), "{command}");
+            assert!(json(&file).is_object(), "{command}");
+            let said = stderr(&output);
+            assert!(!said.contains("panicked"), "{said}");
+            assert_eq!(kept(&home), 0);
+        }
+    }
+    // Without a file, what was not seen is kept, and a resumed evaluation says so to nobody as well.
+    for (out, code, left) in [(closed(), 0, 1), (full(), 1, 1), (Stdio::piped(), 0, 0)] {
+        let mut infer = infer(home.path(), "eval");
+        infer.args(["--tasks", "piqa", "--limit", "4", "--data"]);
+        let output = infer.arg(bundled()).stdout(out).stderr(closed()).output();
+        assert_eq!(output.unwrap().status.code(), Some(code));
+        assert_eq!(kept(&home), left);
+    }
+}
+
+/// Before a model or data are looked for.
+#[test]
+fn a_place_where_results_cannot_be_is_found_first() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("file");
+    fs::write(&file, "").unwrap();
+    for path in [
+        home.path().to_owned(),
+        file.join("results.json"),
+        home.path().join("new/"),
+    ] {
+        let arguments = ["--json", path.to_str().unwrap(), "no/such/text"];
+        let said = failure(&perplexity(home.path(), &arguments));
+        assert!(said.contains("cannot write"), "{said}");
+        let arguments = &arguments[..2];
+        let said = failure(&eval(
+            home.path(),
+            Path::new("no/such/data"),
+            "piqa",
+            arguments,
+        ));
+        assert!(said.contains("cannot write"), "{said}");
+    }
+}
+
+/// What else lies in the model's folder, and a home that is none, do not matter.
+#[cfg(unix)]
+#[test]
+fn surroundings_do_not_matter() {
+    let home = tempfile::tempdir().unwrap();
+    let model = home.path().join("model");
+    fs::create_dir(&model).unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::os::unix::fs::symlink(teacher_folder().join(name), model.join(name)).unwrap();
+    }
+    for name in ["nowhere", "generation_config.json"] {
+        std::os::unix::fs::symlink("no/such/file", model.join(name)).unwrap();
+    }
+    let text = home.path().join("text.txt");
+    fs::write(&text, "\u{feff}It was the best of times").unwrap();
+    for (kept_at, place) in [
+        ("nowhere", "neither XDG_CACHE_HOME nor HOME"),
+        ("/dev/null", ""),
+    ] {
+        let mut infer = infer_with(home.path(), "perplexity", &model);
+        infer.env_remove("XDG_CACHE_HOME").env("HOME", kept_at);
+        let output = infer.current_dir(home.path()).arg(&text).output().unwrap();
+        let said = stderr(&output);
+        assert!(output.status.success(), "{said}");
+        // The mark is no token.
+        assert!(stdout(&output).contains("1 documents, 6 tokens, 24 bytes"));
+        assert!(
+            said.contains(place) && said.contains("an interruption would lose"),
+            "{said}"
+        );
+        assert!(!home.path().join("nowhere").exists());
+    }
 }
 
 /// The same records as JSON lines, gzip, zstd and parquet.
@@ -288,6 +459,20 @@ fn perplexity_of_texts() {
     assert!(stdout(&output).contains(&format!("{:.4} per token", number("perplexity"))));
     assert!(stdout(&output).contains("3 documents, "));
     assert_eq!(kept(&home), 0);
+
+    // Of a folder, what is not read is named.
+    let folder = home.path().join("texts");
+    fs::create_dir(&folder).unwrap();
+    fs::copy(&text, folder.join("texts.jsonl")).unwrap();
+    fs::write(folder.join("notes.docx"), "").unwrap();
+    let arguments = [folder.to_str().unwrap(), "--max-length", "512"];
+    let output = perplexity(home.path(), &arguments);
+    let said = stderr(&output);
+    assert!(stdout(&output).contains("3 documents, "), "{said}");
+    assert!(
+        said.contains("warning: ") && said.contains("notes.docx"),
+        "{said}"
+    );
 
     let empty = home.path().join("empty.txt");
     fs::write(&empty, "").unwrap();

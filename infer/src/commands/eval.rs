@@ -8,7 +8,6 @@ use serde_json::{Map, Value, json};
 use super::CommandError;
 use super::scoring::{Scored, ScoringArgs};
 use crate::eval::{Document, EvalError, Metric, Question, Score, Task, metrics, requests, table};
-use crate::output::say;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,7 +24,7 @@ Examples:
 /// standard output.
 ///
 /// An evaluation that was interrupted resumes when it is started again; at most the last ten seconds of
-/// it are done twice.
+/// it are done twice. The scores until then are in the user's cache (XDG_CACHE_HOME, or .cache in HOME).
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct EvalArgs {
@@ -57,6 +56,7 @@ impl EvalArgs {
         if self.limit == Some(0) {
             return Err(EvalError::Limit.into());
         }
+        self.scoring.check()?;
         let tasks = if self.tasks.is_empty() {
             Task::value_variants()
         } else {
@@ -92,18 +92,17 @@ impl EvalArgs {
             .iter()
             .map(|(task, documents, scores)| (*task, metrics(documents, scores)));
         let results: Vec<(Task, Vec<Metric>)> = results.collect();
-        say(&table(&results))?;
         let counts = evaluated.iter().map(|(_, documents, _)| documents.len());
         let count: usize = counts.sum();
         let seconds = scored.time.as_secs_f64();
         let rate = count as f64 / seconds.max(1e-9);
-        if scored.resumed {
-            eprintln!("{count} documents, the rest of them in {seconds:.1} s");
+        let speed = if scored.resumed {
+            format!("{count} documents, the rest of them in {seconds:.1} s")
         } else {
-            eprintln!("{count} documents in {seconds:.1} s, {rate:.1} documents/s");
-        }
+            format!("{count} documents in {seconds:.1} s, {rate:.1} documents/s")
+        };
         let (backend, max_length) = (scored.backend.name(), scored.max_length);
-        Ok(scored.finish(&self.scoring, || {
+        scored.finish(&self.scoring, &table(&results), &speed, || {
             let samples = evaluated.iter().map(|(task, documents, scores)| {
                 let both = documents.iter().zip(scores);
                 let samples = both.map(|(document, scores)| sample(document, scores));
@@ -129,7 +128,7 @@ impl EvalArgs {
                 "results": results.collect::<Map<_, _>>(),
                 "samples": samples.collect::<Map<_, _>>(),
             })
-        })?)
+        })
     }
 }
 

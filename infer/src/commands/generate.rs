@@ -1,9 +1,10 @@
 //! `infer generate`.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::PathBuf;
 
 use clap::Args;
+use datasets::without_byte_order_mark;
 use kernels::KernelBackend;
 use kernels::runtime::Work;
 use model::ModelHash;
@@ -11,7 +12,7 @@ use model::ModelHash;
 use super::CommandError;
 use crate::generate::{Generation, Reading};
 use crate::model_args::{FoundModel, ModelArgs, SamplingArgs};
-use crate::output::{print, read_stdin, why};
+use crate::output::{note, print, read_stdin, why};
 use crate::sampling::SamplingSettings;
 use crate::state_file::{self, StateFile};
 
@@ -38,9 +39,12 @@ Examples (`infer` is target/debug/infer, or `cargo run -p infer --`):
 /// Continues a text.
 ///
 /// Reads the prompt in one pass, then makes one token after another, and prints each as soon as its
-/// characters are whole. The prompt itself is not printed. The text ends where the model ends it
-/// (with <|endoftext|>), after --max-tokens, or where a Phi model has no position left. Phi-Mamba and
-/// the hybrid have no such end; the memory of a Phi-Mamba does not grow with the text.
+/// characters are whole. The prompt itself is not printed. The text ends where the model ends it,
+/// after --max-tokens, or where a Phi model has no position left. Phi-Mamba and the hybrid have no such
+/// end; the memory of a Phi-Mamba does not grow with the text.
+///
+/// A model ends a text with one of the tokens that eos_token_id names, in generation_config.json or else
+/// in config.json; if neither does, with the tokenizer's <|endoftext|>.
 ///
 /// Standard output has the text and one line break; standard error has, at the end, how fast the
 /// prompt was read (prefill) and the text made (decode), and why it ended. The exit code is 0 if there
@@ -51,7 +55,8 @@ Examples (`infer` is target/debug/infer, or `cargo run -p infer --`):
 pub(crate) struct GenerateArgs {
     /// What the text begins with, or - to read it from standard input
     ///
-    /// From standard input, a line break at the very end is dropped. With an empty prompt the text
+    /// It is UTF-8; a byte-order mark at its beginning is no part of it. From standard input, a line break
+    /// at the very end is dropped. With an empty prompt the text
     /// begins after an end-of-text token, as documents did in training. After --load-state it may be
     /// left out.
     #[arg(required_unless_present = "load_state")]
@@ -66,8 +71,8 @@ pub(crate) struct GenerateArgs {
 
     /// Where to keep what the model has read, before it makes the first token
     ///
-    /// The file is replaced whole or stays as it was. A Phi-Mamba's has the same size whatever the
-    /// length of the text, but for four bytes a token.
+    /// The file is replaced whole or stays as it was, and has a checksum. A Phi-Mamba's has the same size
+    /// whatever the length of the text, but for four bytes a token.
     #[arg(long, value_name = "FILE")]
     save_state: Option<PathBuf>,
 
@@ -102,7 +107,7 @@ impl GenerateArgs {
         let earlier = earlier.transpose()?;
         let prompt = match self.prompt.as_deref() {
             Some("-") => read_stdin()?,
-            prompt => prompt.unwrap_or_default().into(),
+            prompt => without_byte_order_mark(prompt.unwrap_or_default()).to_owned(),
         };
         let prompt = model.tokenizer.encode(&prompt)?;
         backend.dispatch(GenerateWork {
@@ -161,13 +166,11 @@ impl Work for GenerateWork {
 fn report<B: KernelBackend>(generation: &Generation<'_, B>) {
     let (prefill, decode) = (generation.prefill(), generation.decode());
     let reason = why(generation.stop());
-    // A closed standard error leaves no place to report it.
-    let _ = writeln!(
-        io::stderr(),
+    note(format!(
         "prefill {} tokens, {:.1} tokens/s; decode {} tokens, {:.1} tokens/s; {reason}",
         prefill.tokens,
         prefill.tokens_per_second(),
         decode.tokens,
         decode.tokens_per_second(),
-    );
+    ));
 }

@@ -9,7 +9,6 @@ use serde_json::json;
 use super::CommandError;
 use super::scoring::ScoringArgs;
 use crate::eval::{EvalError, Texts};
-use crate::output::say;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -48,6 +47,7 @@ pub(crate) struct PerplexityArgs {
 impl PerplexityArgs {
     /// Runs the command.
     pub fn run(self) -> Result<(), CommandError> {
+        self.scoring.check()?;
         let files = source_files(&self.texts)?;
         let scored = self.scoring.score(|tokenizer, max_length| {
             let stride = self.stride.unwrap_or(max_length);
@@ -64,7 +64,7 @@ impl PerplexityArgs {
         let (texts, stride) = &scored.plan;
         let metrics = texts.metrics(&scored.scores)?;
         let seconds = scored.time.as_secs_f64();
-        say(&format!(
+        let shown = format!(
             "perplexity       {:.4} per token\n\
              byte perplexity  {:.4} per byte, {:.4} bits\n\
              log-likelihood   {:.3}\n\
@@ -78,13 +78,13 @@ impl PerplexityArgs {
             texts.tokens,
             texts.bytes,
             scored.max_length,
-        ))?;
+        );
         let rate = texts.tokens as f64 / seconds.max(1e-9);
-        if scored.resumed {
-            eprintln!("{seconds:.1} s for what was left");
+        let speed = if scored.resumed {
+            format!("{seconds:.1} s for what was left")
         } else {
-            eprintln!("{seconds:.1} s, {rate:.0} tokens/s");
-        }
+            format!("{seconds:.1} s, {rate:.0} tokens/s")
+        };
         let report = json!({
             "model": self.scoring.model.model,
             "backend": scored.backend.name(),
@@ -99,6 +99,6 @@ impl PerplexityArgs {
             "bits_per_byte": metrics.bits_per_byte,
             "seconds": seconds,
         });
-        Ok(scored.finish(&self.scoring, || report)?)
+        scored.finish(&self.scoring, &shown, &speed, || report)
     }
 }

@@ -2,30 +2,31 @@
 //! kept on disk.
 
 use std::collections::HashSet;
-use std::fmt::Write;
-use std::fs;
 use std::io::{IsTerminal, stderr};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use datasets::Tokenizer;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use kernels::KernelBackend;
 use kernels::runtime::{Backend, Work};
+use model::{ModelHash, WeightsError, atomic_file};
 use serde_json::Value;
 
 use super::CommandError;
 use crate::eval::{EvalError, Ledger, Score, ScoreRequest, cannot, score};
 use crate::model_args::{FoundModel, ModelArgs};
-use crate::precision::Precision;
-use model::atomic_file;
+use crate::output::{note, say};
 
 /// The most tokens at once, by default, for a model without a limit.
 const UNBOUNDED_LENGTH: usize = 2048;
 
 /// The largest --max-length for such a model.
 const LONGEST: usize = 1 << 22;
+
+/// What it means that scores are not kept on disk.
+const LOSS: &str = "an interruption would lose what has been scored";
 
 /// The model, and how it scores.
 #[derive(Debug, Args)]
@@ -74,28 +75,52 @@ pub(super) struct Scored<P> {
 }
 
 impl<P> Scored<P> {
-    /// Writes the results as JSON, if a file was asked for, and then removes the scores from the disk:
-    /// they are safe.
+    /// Writes the results as JSON, if a file was asked for, and shows them. Once they are safe or seen, the
+    /// scores are removed from the disk. What cannot be shown is written all the same, and the other way round.
     ///
     /// # Errors
-    /// [`EvalError::Io`].
+    /// [`EvalError::Io`] and [`TerminalError`](crate::output::TerminalError).
     pub fn finish(
         self,
         args: &ScoringArgs,
+        shown: &str,
+        speed: &str,
         report: impl FnOnce() -> Value,
-    ) -> Result<(), EvalError> {
-        if let Some(path) = &args.json {
+    ) -> Result<(), CommandError> {
+        let written = args.json.as_ref().map(|path| {
             let text = format!("{:#}\n", report());
-            atomic_file::write(path, text.as_bytes()).map_err(cannot("write", path))?;
+            atomic_file::write(path, text.as_bytes()).map_err(cannot("write", path))
+        });
+        let shown = say(shown);
+        note(speed);
+        let is_written = written.transpose()?.is_some();
+        if (is_written || matches!(shown, Ok(true)))
+            && let Err(error) = self.ledger.close()
+        {
+            note(format!("{error}; the next evaluation would resume from it"));
         }
-        self.ledger.close();
+        shown?;
         Ok(())
     }
 }
 
 impl ScoringArgs {
+    /// Checks what needs no model, before data is fetched or a text is scored.
+    ///
+    /// # Errors
+    /// [`EvalError::BatchSize`], and [`EvalError::Io`] if the results can never be written.
+    pub fn check(&self) -> Result<(), EvalError> {
+        if self.batch_size == 0 {
+            return Err(EvalError::BatchSize);
+        }
+        let Some(path) = &self.json else {
+            return Ok(());
+        };
+        atomic_file::check(path).map_err(cannot("write", path))
+    }
+
     /// Scores the requests that `plan` makes, which is given the tokenizer and the most tokens that are
-    /// read at once.
+    /// read at once. [`check`](Self::check) comes first.
     ///
     /// # Errors
     /// That the model cannot be found or loaded, the plan's, and those of [`score`](score()).
@@ -104,15 +129,8 @@ impl ScoringArgs {
         plan: impl FnOnce(&Tokenizer, usize) -> Result<(P, Vec<ScoreRequest>), EvalError> + Send,
     ) -> Result<Scored<P>, CommandError> {
         let backend = self.model.compute.backend()?;
-        if self.batch_size == 0 {
-            return Err(EvalError::BatchSize.into());
-        }
         let model = self.model.find()?;
-        let cache = dirs::cache_dir().unwrap_or_else(std::env::temp_dir);
-        let ledger = Ledger::open(
-            &cache.join("mohawk").join("eval"),
-            &identity(&model.folder, backend, model.precision)?,
-        );
+        let ledger = open_ledger(&model, backend)?;
         backend.dispatch(ScoringWork {
             args: self,
             model,
@@ -123,24 +141,22 @@ impl ScoringArgs {
     }
 }
 
-/// A text that differs between models, and between a model before and after a change of its files.
-fn identity(folder: &Path, backend: Backend, precision: Precision) -> Result<String, EvalError> {
-    let absolute = fs::canonicalize(folder).map_err(cannot("open", folder))?;
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).map_err(cannot("list", folder))? {
-        let path = entry.map_err(cannot("list", folder))?.path();
-        let metadata = fs::metadata(&path).map_err(cannot("open", &path))?;
-        let modified = metadata.modified().ok();
-        let modified = modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        files.push((path, metadata.len(), modified));
+/// The scores of an interrupted evaluation of this very model on this backend. They are kept in the user's own
+/// cache only: in the system's temporary folder they could be anyone's.
+fn open_ledger(model: &FoundModel, backend: Backend) -> Result<Ledger, WeightsError> {
+    let Some(cache) = dirs::cache_dir().filter(|cache| cache.is_absolute()) else {
+        note(format!(
+            "neither XDG_CACHE_HOME nor HOME names a folder for a cache; {LOSS}"
+        ));
+        return Ok(Ledger::in_memory());
+    };
+    let hash = ModelHash::of(&model.folder)?;
+    let identity = format!("{hash} on {backend}, {:?}", model.precision);
+    let (ledger, read) = Ledger::open(&cache.join("mohawk").join("eval"), &identity);
+    if let Err(error) = read {
+        note(format!("{error}; everything is scored anew"));
     }
-    files.sort();
-    let mut identity = format!("{} on {backend}, {precision:?}\n", absolute.display());
-    for (path, bytes, modified) in files {
-        // Writing to a string does not fail.
-        let _ = writeln!(identity, "{} {bytes} {modified:?}", path.display());
-    }
-    Ok(identity)
+    Ok(ledger)
 }
 
 struct ScoringWork<'a, F> {
@@ -182,6 +198,14 @@ where
         open.retain(|request| ledger.get(request).is_none());
         let resumed = open.len() < different.len();
         let bar = progress(&different, &open);
+        let mut has_warned = false;
+        let mut warn = |saved: Result<(), EvalError>| {
+            if let Err(error) = saved
+                && !std::mem::replace(&mut has_warned, true)
+            {
+                bar.suspend(|| note(format!("{error}; {LOSS}")));
+            }
+        };
         score(
             &model,
             &open,
@@ -189,14 +213,14 @@ where
             &device,
             |request, score| {
                 bar.inc(1);
-                ledger.note(request, score);
+                warn(ledger.note(request, score));
             },
         )
         .inspect_err(|_| bar.abandon())?;
-        bar.finish_and_clear();
         if !open.is_empty() {
-            ledger.save();
+            warn(ledger.save());
         }
+        bar.finish_and_clear();
         let scores = requests.iter().filter_map(|request| ledger.get(request));
         Ok(Scored {
             plan,
@@ -214,11 +238,10 @@ where
 fn progress(all: &[&ScoreRequest], open: &[&ScoreRequest]) -> ProgressBar {
     let known = all.len() - open.len();
     if known > 0 {
-        eprintln!(
-            "resuming: {} of {} requests were scored before",
-            HumanCount(known as u64),
-            HumanCount(all.len() as u64),
-        );
+        let (known, all) = (HumanCount(known as u64), HumanCount(all.len() as u64));
+        note(format!(
+            "resuming: {known} of {all} requests were scored before"
+        ));
     }
     if !stderr().is_terminal() {
         return ProgressBar::hidden();

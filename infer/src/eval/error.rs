@@ -51,6 +51,12 @@ pub enum EvalError {
         /// What is wrong there.
         reason: String,
     },
+    /// A file of an interrupted evaluation's scores that is not as it was written.
+    #[error("{}: the scores of an interrupted evaluation in it are damaged", path.display())]
+    DamagedScores {
+        /// The file.
+        path: PathBuf,
+    },
     /// A file without a single document.
     #[error("{}: no document in this file", path.display())]
     Empty {

@@ -2,16 +2,16 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use model::atomic_file;
 use sha2::{Digest, Sha256};
 
 use super::encode::ScoreRequest;
 use super::error::{EvalError, cannot};
 use super::score::Score;
-use model::atomic_file;
 
 /// How often the file is written: the most work that an interruption can lose.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
@@ -23,33 +23,49 @@ const RECORD: usize = 16 + 8 + 1;
 const DIGEST: usize = 32;
 
 type Key = [u8; 16];
+type Scores = HashMap<Key, Score>;
 
 /// The scores of one model, by request. An evaluation that was interrupted finds here the scores that it
 /// has already computed, whatever tasks and limits it is started with.
 ///
-/// The file is replaced whole, at most every ten seconds, and removed when the evaluation is done. A damaged
-/// file is ignored. If the file cannot be written, one message says so, and only an interruption would
-/// lose work.
+/// The file is replaced whole, at most every ten seconds. Several evaluations of one model may share it: each
+/// adds its scores to those that it finds, and takes them out when it is done. If the file cannot be written,
+/// only an interruption loses work, so a caller need not stop.
 #[derive(Debug)]
 pub struct Ledger {
-    path: PathBuf,
-    scores: HashMap<Key, Score>,
+    /// The file; `None` keeps the scores in memory only.
+    path: Option<PathBuf>,
+    /// What was found, and what was scored here.
+    scores: Scores,
     saved: Instant,
-    has_warned: bool,
 }
 
 impl Ledger {
-    /// Opens the ledger of the model with this `identity`, in `folder`.
-    pub fn open(folder: &Path, identity: &str) -> Self {
+    /// A ledger without a file, where there is no place for one.
+    pub fn in_memory() -> Self {
+        Self {
+            path: None,
+            scores: Scores::new(),
+            saved: Instant::now(),
+        }
+    }
+
+    /// Opens the ledger of the model with this `identity`, in `folder`. Beside it, why its file is not believed
+    /// if there is one that cannot be read or was not written whole by a ledger: nothing is known then, and the
+    /// file is replaced.
+    pub fn open(folder: &Path, identity: &str) -> (Self, Result<(), EvalError>) {
         let name = format!("{:.16}.scores", format!("{:x}", Sha256::digest(identity)));
         let path = folder.join(name);
-        let scores = fs::read(&path).ok().and_then(|bytes| parse(&bytes));
-        Self {
-            path,
-            scores: scores.unwrap_or_default(),
-            saved: Instant::now(),
-            has_warned: false,
-        }
+        let (scores, read) = match read(&path) {
+            Ok(scores) => (scores, Ok(())),
+            Err(error) => (Scores::new(), Err(error)),
+        };
+        let ledger = Self {
+            path: Some(path),
+            scores,
+            ..Self::in_memory()
+        };
+        (ledger, read)
     }
 
     /// The score of `request`, if it is known.
@@ -58,51 +74,83 @@ impl Ledger {
     }
 
     /// Adds a score, and saves all of them if the last time was long ago.
-    pub fn note(&mut self, request: &ScoreRequest, score: Score) {
+    ///
+    /// # Errors
+    /// As [`save`](Self::save).
+    pub fn note(&mut self, request: &ScoreRequest, score: Score) -> Result<(), EvalError> {
         self.scores.insert(key(request), score);
-        if self.saved.elapsed() >= SAVE_EVERY {
-            self.save();
+        if self.saved.elapsed() < SAVE_EVERY {
+            return Ok(());
         }
+        self.save()
     }
 
-    /// Writes the file. If that fails, the file stays as it was.
-    pub fn save(&mut self) {
+    /// Writes the file, with what others have added to it meanwhile.
+    ///
+    /// # Errors
+    /// [`EvalError::Io`]; the file is then as it was.
+    pub fn save(&mut self) -> Result<(), EvalError> {
         self.saved = Instant::now();
-        let saved = atomic_file::write(&self.path, &self.bytes());
-        let loss = "an interruption would lose what has been scored";
-        self.warn(saved.map_err(cannot("write", &self.path)), loss);
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        let mut bytes = MAGIC.to_vec();
-        for (key, score) in &self.scores {
-            bytes.extend(key);
-            bytes.extend(score.log_likelihood.to_le_bytes());
-            bytes.push(score.is_greedy.into());
-        }
-        let digest = Sha256::digest(&bytes);
-        bytes.extend(digest);
-        bytes
-    }
-
-    /// Removes the file, if there is one.
-    pub fn close(mut self) {
-        let removed = match fs::remove_file(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            removed => removed,
+        let Some(path) = &self.path else {
+            return Ok(());
         };
-        let rest = "the next evaluation would resume from it";
-        self.warn(removed.map_err(cannot("remove", &self.path)), rest);
+        let mut all = read(path).unwrap_or_default();
+        all.extend(&self.scores);
+        write(path, &all)
     }
 
-    fn warn(&mut self, done: Result<(), EvalError>, meaning: &str) {
-        if let Err(error) = done
-            && !self.has_warned
-        {
-            self.has_warned = true;
-            eprintln!("{error}; {meaning}");
+    /// Takes these scores out of the file, which is removed if it has no others.
+    ///
+    /// # Errors
+    /// [`EvalError::Io`].
+    pub fn close(self) -> Result<(), EvalError> {
+        let Some(path) = &self.path else {
+            return Ok(());
+        };
+        let mut rest = read(path).unwrap_or_default();
+        rest.retain(|key, _| !self.scores.contains_key(key));
+        if !rest.is_empty() {
+            return write(path, &rest);
+        }
+        match fs::remove_file(path) {
+            Err(error) if is_absent(&error) => Ok(()),
+            removed => removed.map_err(cannot("remove", path)),
         }
     }
+}
+
+/// Whether there is no such file, or not even a folder for it.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
+}
+
+/// The scores in a file; none if there is no file.
+fn read(path: &Path) -> Result<Scores, EvalError> {
+    match fs::read(path) {
+        Err(error) if is_absent(&error) => Ok(Scores::new()),
+        bytes => {
+            let bytes = bytes.map_err(cannot("open", path))?;
+            parse(&bytes).ok_or_else(|| EvalError::DamagedScores { path: path.into() })
+        }
+    }
+}
+
+fn write(path: &Path, scores: &Scores) -> Result<(), EvalError> {
+    let written = atomic_file::write(path, &bytes(scores));
+    written.map_err(cannot("write", path))
+}
+
+/// The content of a file.
+fn bytes(scores: &Scores) -> Vec<u8> {
+    let mut bytes = MAGIC.to_vec();
+    for (key, score) in scores {
+        bytes.extend(key);
+        bytes.extend(score.log_likelihood.to_le_bytes());
+        bytes.push(score.is_greedy.into());
+    }
+    let digest = Sha256::digest(&bytes);
+    bytes.extend(digest);
+    bytes
 }
 
 fn key(request: &ScoreRequest) -> Key {
@@ -117,7 +165,7 @@ fn key(request: &ScoreRequest) -> Key {
 }
 
 /// Parses a file. `None` if these are not the bytes that a ledger has written.
-fn parse(bytes: &[u8]) -> Option<HashMap<Key, Score>> {
+fn parse(bytes: &[u8]) -> Option<Scores> {
     let (content, digest) = bytes.split_at_checked(bytes.len().checked_sub(DIGEST)?)?;
     let records = content.strip_prefix(MAGIC)?;
     if Sha256::digest(content)[..] != *digest || records.len() % RECORD != 0 {
@@ -137,6 +185,8 @@ fn parse(bytes: &[u8]) -> Option<HashMap<Key, Score>> {
 
 #[cfg(test)]
 mod tests {
+    use ::tests::mutations::each;
+
     use super::*;
 
     fn request(id: u32, scored: usize) -> ScoreRequest {
@@ -151,35 +201,71 @@ mod tests {
     #[test]
     fn scores_come_back_exactly_and_to_their_own_request() {
         let folder = tempfile::tempdir().unwrap();
-        let mut ledger = Ledger::open(folder.path(), "a model");
-        ledger.note(&request(1, 2), SCORE);
-        ledger.save();
-        let ledger = Ledger::open(folder.path(), "a model");
+        let open = |identity| {
+            let (ledger, read) = Ledger::open(folder.path(), identity);
+            read.unwrap();
+            ledger
+        };
+        let mut ledger = open("a model");
+        ledger.note(&request(1, 2), SCORE).unwrap();
+        ledger.save().unwrap();
+        let ledger = open("a model");
         assert_eq!(ledger.get(&request(1, 2)), Some(SCORE));
         assert_eq!(ledger.get(&request(1, 1)), None);
         assert_eq!(ledger.get(&request(9, 2)), None);
-        let other = Ledger::open(folder.path(), "another model");
+        let other = open("another model");
         assert_eq!(other.get(&request(1, 2)), None);
-        ledger.close();
+        ledger.close().unwrap();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-        other.close();
+        other.close().unwrap();
+    }
+
+    /// Neither loses the other's scores, in whatever order they save and end.
+    #[test]
+    fn two_evaluations_of_one_model_share_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || Ledger::open(folder.path(), "a model").0;
+        let (mut one, mut two) = (open(), open());
+        one.note(&request(1, 2), SCORE).unwrap();
+        two.note(&request(2, 2), SCORE).unwrap();
+        one.save().unwrap();
+        two.save().unwrap();
+        for id in [1, 2] {
+            assert_eq!(open().get(&request(id, 2)), Some(SCORE), "{id}");
+        }
+        one.close().unwrap();
+        assert_eq!(open().get(&request(1, 2)), None);
+        assert_eq!(open().get(&request(2, 2)), Some(SCORE));
+        two.close().unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]
-    fn a_file_that_is_not_as_written_is_not_believed() {
+    fn a_file_that_is_not_as_written_is_named_and_not_believed() {
         let folder = tempfile::tempdir().unwrap();
-        let mut ledger = Ledger::open(folder.path(), "a model");
-        ledger.note(&request(1, 2), SCORE);
-        ledger.save();
-        let whole = fs::read(&ledger.path).unwrap();
-        assert!(parse(&whole).is_some());
+        let mut ledger = Ledger::open(folder.path(), "a model").0;
+        for id in 0..20 {
+            ledger.note(&request(id, 2), SCORE).unwrap();
+        }
+        ledger.save().unwrap();
+        let path = ledger.path.unwrap();
+        let whole = fs::read(&path).unwrap();
+        assert_eq!(parse(&whole).unwrap().len(), 20);
         for length in 0..whole.len() {
             assert!(parse(&whole[..length]).is_none(), "{length}");
         }
-        for i in 0..whole.len() {
-            let mut damaged = whole.clone();
-            damaged[i] ^= 1;
-            assert!(parse(&damaged).is_none(), "{i}");
-        }
+        each(3000, |mutator| {
+            let damaged = mutator.bytes(&whole);
+            assert!(damaged == whole || parse(&damaged).is_none());
+        });
+
+        fs::write(&path, &whole[1..]).unwrap();
+        let (mut again, read) = Ledger::open(folder.path(), "a model");
+        let said = read.unwrap_err().to_string();
+        assert!(said.contains(path.to_str().unwrap()), "{said}");
+        assert_eq!(again.get(&request(1, 2)), None);
+        again.note(&request(1, 2), SCORE).unwrap();
+        again.save().unwrap();
+        assert_eq!(parse(&fs::read(&path).unwrap()).unwrap().len(), 1);
     }
 }

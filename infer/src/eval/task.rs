@@ -291,3 +291,69 @@ impl WinoGrande {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use ::tests::mutations::each;
+
+    use super::*;
+
+    /// A record of each task's data.
+    const RECORDS: [(Task, &str); 5] = [
+        (Task::LambadaOpenai, r#"{"text": "the last word"}"#),
+        (
+            Task::Hellaswag,
+            r#"{"activity_label": "a", "ctx_a": "[b] c [title] d", "ctx_b": "e", "endings": ["f", "g"], "label": "1"}"#,
+        ),
+        (
+            Task::Piqa,
+            r#"{"goal": "a", "sol1": "b", "sol2": "c", "label": 0}"#,
+        ),
+        (
+            Task::ArcEasy,
+            r#"{"question": "a", "choices": {"text": ["b", "c"], "label": ["A", "B"]}, "answerKey": "B"}"#,
+        ),
+        (
+            Task::Winogrande,
+            r#"{"sentence": "a _ b", "option1": "c", "option2": "d", "answer": "2"}"#,
+        ),
+    ];
+
+    /// Each gives documents whose right choice exists, or an error that names the file.
+    #[test]
+    fn thousands_of_damaged_files() {
+        let folder = tempfile::tempdir().unwrap();
+        for (task, record) in RECORDS {
+            let path = folder.path().join(format!("{task}.jsonl"));
+            let (mut read, mut refused) = (0, 0);
+            each(1500, |mutator| {
+                let damaged = mutator.json(record);
+                let lines = [record.as_bytes(), b"\n", &damaged, b"\n", record.as_bytes()];
+                fs::write(&path, lines.concat()).unwrap();
+                match task.read(std::slice::from_ref(&path), None) {
+                    Ok(documents) => {
+                        read += 1;
+                        for document in documents {
+                            let count = document.prompts.len();
+                            match document.question {
+                                Question::Word => assert_eq!(count, 1),
+                                Question::Choice { gold, choices } => {
+                                    assert!(gold < count && choices.len() == count);
+                                }
+                                Question::Context { gold } => assert!(gold < count),
+                            }
+                        }
+                    }
+                    Err(error) => {
+                        refused += 1;
+                        let said = error.to_string();
+                        assert!(said.contains(path.to_str().unwrap()), "{said}");
+                    }
+                }
+            });
+            assert!(read > 10 && refused > 200, "{task}: {read}, {refused}");
+        }
+    }
+}

@@ -10,10 +10,10 @@ mod screen;
 mod session;
 
 use std::fs;
-use std::io::{self, IsTerminal};
+use std::io::{self, ErrorKind, IsTerminal};
 use std::path::PathBuf;
 
-use datasets::Tokenizer;
+use datasets::{Tokenizer, without_byte_order_mark};
 use kernels::KernelBackend;
 use model::CausalLm;
 use rustyline::error::ReadlineError;
@@ -22,7 +22,7 @@ use rustyline::{Config, Editor};
 
 use crate::error::GenerateError;
 use crate::generate::GenerateOptions;
-use crate::output::TerminalError;
+use crate::output::{TerminalError, not_utf8};
 use command::{HELP, ReplCommand};
 use interrupt::Interrupt;
 use screen::note;
@@ -53,7 +53,7 @@ pub(crate) fn run<B: KernelBackend>(
     let interrupt = Interrupt::listen();
     let mut session = Session::new(model, device, tokenizer, options, &interrupt);
     let mut lines = Lines::open()?;
-    if lines.history.is_some() {
+    if io::stdin().is_terminal() {
         note("/help lists the commands, Ctrl-C stops the model, Ctrl-D ends this program");
     }
     while let Some(line) = lines.next()? {
@@ -85,7 +85,7 @@ fn obey<B: KernelBackend>(command: &str, session: &mut Session<'_, B>) -> bool {
 /// The lines that are typed, or that come from a pipe.
 struct Lines {
     editor: Editor<(), FileHistory>,
-    /// The file that keeps the lines, if standard input is a terminal.
+    /// The file that keeps the lines, if standard input is a terminal and there is a place for it.
     history: Option<PathBuf>,
 }
 
@@ -95,11 +95,18 @@ impl Lines {
         let remembered = FileHistory::with_config(&config);
         let mut editor = Editor::with_history(config, remembered).map_err(cannot_read)?;
         let folder = dirs::state_dir().or_else(dirs::data_local_dir);
-        let folder = folder.filter(|_| io::stdin().is_terminal());
-        let history = folder.map(|folder| folder.join("mohawk/repl-history"));
-        if let Some(path) = &history {
-            // There may be no such file yet, and nothing is lost without it.
-            let _ = editor.load_history(path);
+        let folder = folder.filter(|folder| folder.is_absolute() && io::stdin().is_terminal());
+        let mut history = folder.map(|folder| folder.join("mohawk/repl-history"));
+        if let Some(path) = &history
+            && let Err(error) = editor.load_history(path)
+            && !is_absent(&error)
+        {
+            // What cannot be read must not be replaced.
+            note(&format!(
+                "{}: {error}; lines are not remembered",
+                path.display()
+            ));
+            history = None;
         }
         Ok(Self { editor, history })
     }
@@ -110,7 +117,7 @@ impl Lines {
             match self.editor.readline("> ") {
                 Ok(line) => {
                     self.remember();
-                    return Ok(Some(line));
+                    return Ok(Some(without_byte_order_mark(&line).to_owned()));
                 }
                 Err(ReadlineError::Eof) => return Ok(None),
                 Err(ReadlineError::Interrupted) => note("Ctrl-D or /quit ends this program"),
@@ -119,7 +126,8 @@ impl Lines {
         }
     }
 
-    /// Saves the lines so far: at once, since Ctrl-C may end the program at any time.
+    /// Saves the newest line: at once, since Ctrl-C may end the program at any time, and after those of other
+    /// sessions.
     fn remember(&mut self) {
         let Some(path) = &self.history else {
             return;
@@ -127,14 +135,26 @@ impl Lines {
         let folder = path.parent().map_or(Ok(()), fs::create_dir_all);
         // A history that cannot be saved is no reason to stop.
         if folder.is_ok() {
-            let _ = self.editor.save_history(path);
+            let _ = self.editor.append_history(path);
         }
     }
 }
 
+/// Whether a file is not there yet. Without a usable home it never is.
+fn is_absent(error: &ReadlineError) -> bool {
+    let ReadlineError::Io(error) = error else {
+        return false;
+    };
+    matches!(
+        error.kind(),
+        ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::PermissionDenied
+    )
+}
+
 fn cannot_read(error: ReadlineError) -> TerminalError {
-    TerminalError::Stdin(match error {
-        ReadlineError::Io(error) => error,
-        other => io::Error::other(other),
-    })
+    match error {
+        ReadlineError::Io(error) if error.kind() == ErrorKind::InvalidData => not_utf8(b""),
+        ReadlineError::Io(error) => TerminalError::Stdin(error),
+        other => TerminalError::Stdin(io::Error::other(other)),
+    }
 }

@@ -5,15 +5,14 @@ use std::time::{Duration, Instant};
 
 use console::{Term, measure_text_width, style};
 
-use crate::output::{TerminalError, print};
+use crate::output::{self, TerminalError, print};
 
 /// How often the speed is updated.
 const EVERY: Duration = Duration::from_millis(200);
 
 /// Writes a line that is not part of the text, to standard error.
 pub(super) fn note(what: &str) {
-    // A closed standard error leaves no place to report it.
-    let _ = writeln!(stderr(), "{}", style(what).for_stderr().dim());
+    output::note(style(what).for_stderr().dim());
 }
 
 /// Shows the text of a turn on standard output. On a terminal the speed stands after the text, and is
