@@ -3,13 +3,16 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 use std::fmt::Display;
-use std::io::{ErrorKind, Write, stderr, stdout};
+use std::io::{ErrorKind, Write, stdout};
 use std::process::ExitCode;
 
 use clap::Parser;
 use infer::cli::Cli;
 
+mod logging;
+
 fn main() -> ExitCode {
+    logging::listen();
     kernels::runtime::report_failures();
     datasets::silence_caught_panics();
     kernels::runtime::keep_kernels();
@@ -35,6 +38,6 @@ fn show(said: &clap::Error) -> ExitCode {
 
 /// Says why the program fails. If even standard error is closed, the exit code has to do.
 fn failure(error: impl Display) -> ExitCode {
-    let _ = stderr().write_all(format!("error: {error}\n").as_bytes());
+    logging::say(format_args!("error: {error}"));
     ExitCode::FAILURE
 }

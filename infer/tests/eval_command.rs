@@ -460,6 +460,20 @@ fn perplexity_of_texts() {
     assert!(stdout(&output).contains("3 documents, "));
     assert_eq!(kept(&home), 0);
 
+    // Of a folder, what is not read is named.
+    let folder = home.path().join("texts");
+    fs::create_dir(&folder).unwrap();
+    fs::copy(&text, folder.join("texts.jsonl")).unwrap();
+    fs::write(folder.join("notes.docx"), "").unwrap();
+    let arguments = [folder.to_str().unwrap(), "--max-length", "512"];
+    let output = perplexity(home.path(), &arguments);
+    let said = stderr(&output);
+    assert!(stdout(&output).contains("3 documents, "), "{said}");
+    assert!(
+        said.contains("warning: ") && said.contains("notes.docx"),
+        "{said}"
+    );
+
     let empty = home.path().join("empty.txt");
     fs::write(&empty, "").unwrap();
     let refused = failure(&perplexity(home.path(), &[empty.to_str().unwrap()]));

@@ -90,6 +90,15 @@ fn a_session_is_one_text() {
     }
 }
 
+/// As in a file that some editors write, and that comes through a pipe.
+#[test]
+fn a_byte_order_mark_is_no_text() {
+    let few = ["--max-tokens", "5"];
+    let marked = format!("\u{feff}{LINE}");
+    let [marked, plain] = [&marked, LINE].map(|line| session(&teacher_folder(), &few, &[line]));
+    assert_eq!(stdout(&marked), stdout(&plain));
+}
+
 #[test]
 fn seeds_and_settings_count() {
     let model = teacher_folder();
