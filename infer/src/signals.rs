@@ -9,9 +9,6 @@ use std::os::raw::c_int;
 /// Ctrl-C's.
 #[cfg(unix)]
 pub(crate) const INTERRUPT: c_int = libc::SIGINT;
-/// The one of `kill` and of service managers.
-#[cfg(unix)]
-pub(crate) const TERMINATE: c_int = libc::SIGTERM;
 
 /// Whether a signal is ignored. Ask before a handler is installed for it.
 #[cfg(unix)]
@@ -31,8 +28,6 @@ pub(crate) fn is_ignored(signal: c_int) -> bool {
 
 #[cfg(not(unix))]
 pub(crate) const INTERRUPT: i32 = 2;
-#[cfg(not(unix))]
-pub(crate) const TERMINATE: i32 = 15;
 
 /// Whether a signal is ignored: there is no way to start a program so.
 #[cfg(not(unix))]

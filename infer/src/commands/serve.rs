@@ -26,7 +26,8 @@ use crate::serve::{self, ServeError, ServerOptions};
 /// --grace at the latest; a second one ends it at once.
 ///
 /// Requests are answered that are for localhost or an address of this machine, so that no page of another
-/// site can use the server through a browser; --allowed-host adds names.
+/// site can use the server through a browser; --allowed-host adds names. A client that reads nothing of its
+/// answer for a minute, or less than about 2 KiB a second, loses its connection.
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
     #[command(flatten)]
@@ -154,26 +155,31 @@ impl ServeArgs {
         });
         let engine = engine.map_err(ServeError::from)?;
         check_vocabulary(&tokenizer, engine.0.facts().vocab_size)?;
-        announce(&listener, &options)?;
-        Ok(serve::run(engine, tokenizer, options, listener)?)
+        let address = listener.local_addr().map_err(ServeError::Listener)?;
+        let lines = announcement(address, &options);
+        let announce = || say(lines);
+        Ok(serve::run(engine, tokenizer, options, listener, announce)?)
     }
 }
 
-/// Says where the server is.
-fn announce(listener: &TcpListener, options: &ServerOptions) -> Result<(), ServeError> {
-    let address = listener.local_addr().map_err(ServeError::Listener)?;
+/// Where the server is, and for whom.
+fn announcement(address: SocketAddr, options: &ServerOptions) -> String {
     let mut lines = String::new();
     if !address.ip().is_loopback() && options.api_key.is_none() {
         lines += &format!("anyone who can reach {address} can use it: there is no --api-key\n");
     }
-    lines += &format!("{} at http://{address}\n", options.name);
-    // The server runs as well with standard error closed, and also if it is a pipe that nobody empties,
-    // which would keep whoever writes to it waiting. Without a thread for it, it is not said.
+    lines + &format!("{} at http://{address}\n", options.name)
+}
+
+/// Writes lines to standard error, whether or not anybody reads there.
+///
+/// The server runs as well with standard error closed, and with a pipe that nobody empties, which would keep
+/// this thread waiting. If no thread for it can start, it is not said.
+fn say(lines: String) {
     let say = move || {
         let _ = io::stderr().write_all(lines.as_bytes());
     };
     let _ = thread::Builder::new().name("announce".into()).spawn(say);
-    Ok(())
 }
 
 /// The key that was given, or that of the environment.

@@ -22,6 +22,9 @@ use super::request::{CompletionPlan, CompletionRequest};
 use super::texts::TextStreams;
 use crate::engine::SubmitError;
 
+/// A reply that can have no more bytes needs no room among the large ones.
+const SMALL_REPLY: usize = 1 << 20;
+
 /// The bytes of a reply that are given to the connection at a time.
 const SLICE: usize = 64 * 1024;
 
@@ -36,11 +39,14 @@ pub(super) async fn completions(
     let started = Instant::now();
     let deadline = started + server.options.time_limit;
     let plan = plan(&server, request, deadline).await?;
-    let room = server
-        .replies
-        .clone()
-        .try_acquire_many_owned(units(plan.reply_bytes));
-    let room = room.map_err(|_| ApiError::no_room())?;
+    // Small replies cannot take much together, and large ones are not to keep them out.
+    let room = if plan.reply_bytes > SMALL_REPLY {
+        let room = server.replies.clone();
+        let room = room.try_acquire_many_owned(units(plan.reply_bytes));
+        Some(room.map_err(|_| ApiError::no_room())?)
+    } else {
+        None
+    };
     let heading = Heading::new(&server.options.name);
     let (streams, usage) = (plan.stream, plan.stream_usage);
     let texts = TextStreams::begin(server, plan, started)?;
@@ -186,7 +192,7 @@ fn deepest(error: &dyn std::error::Error) -> String {
 async fn whole(
     heading: Heading,
     mut texts: TextStreams,
-    room: OwnedSemaphorePermit,
+    room: Option<OwnedSemaphorePermit>,
 ) -> Result<Response, ApiError> {
     let mut choices = Vec::new();
     for index in 0..texts.len() {
@@ -216,8 +222,13 @@ async fn whole(
 }
 
 /// A response with a reply, which keeps its room until the client has it.
-fn whole_reply(json: Vec<u8>, room: OwnedSemaphorePermit) -> Response {
+fn whole_reply(json: Vec<u8>, mut room: Option<OwnedSemaphorePermit>) -> Response {
     let length = json.len();
+    // It is seldom as long as it could have been.
+    if let Some(room) = &mut room {
+        let surplus = room.num_permits().saturating_sub(units(length) as usize);
+        drop(room.split(surplus));
+    }
     let slices = stream::unfold((Bytes::from(json), room), |(mut rest, room)| async move {
         let slice = rest.split_to(rest.len().min(SLICE));
         (!slice.is_empty()).then(|| (Ok::<_, Infallible>(slice), (rest, room)))
@@ -242,7 +253,7 @@ fn stream(
     heading: Heading,
     texts: TextStreams,
     usage: bool,
-    room: OwnedSemaphorePermit,
+    room: Option<OwnedSemaphorePermit>,
 ) -> Response {
     let lines = stream::unfold(
         Some((heading, texts, room, NextLine::Piece)),

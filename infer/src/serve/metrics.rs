@@ -8,7 +8,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
+use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -29,7 +29,7 @@ struct Labels {
 }
 
 /// Why the server has closed a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Closed {
     /// The client did not read.
     NotReading,
@@ -41,7 +41,7 @@ pub(super) enum Closed {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ClosedLabels {
-    reason: Closed,
+    reason: &'static str,
 }
 
 /// Counts of requests. The engine counts its own work in [`Gauges`](crate::engine::Gauges).
@@ -73,6 +73,11 @@ impl Metrics {
 
     /// Counts a connection that the server has closed.
     pub(super) fn closed(&self, reason: Closed) {
+        let reason = match reason {
+            Closed::NotReading => "not_reading",
+            Closed::MadeRoom => "made_room",
+            Closed::TooMany => "too_many",
+        };
         let labels = ClosedLabels { reason };
         self.closed.get_or_create(&labels).inc();
     }
@@ -141,7 +146,7 @@ pub(super) async fn metrics(
         ),
         (
             "reply_bytes",
-            "Room that replies take which are being made and sent",
+            "Room that large replies take which are being made and sent",
             taken(&server.replies, REPLIES, server.options.reply_limit),
         ),
         (

@@ -22,7 +22,8 @@
 //! - Heads and bodies of requests and whole texts have time limits. A text that reaches its limit ends there,
 //!   and so do those that have not begun, all with `finish_reason` `length`. Only if nothing at all was made
 //!   is the answer an error (503). A prompt of which not all tokens were scored has `logprobs` `null`.
-//! - A client that closes its connection frees its place, and one that does not read loses its connection.
+//! - A client that closes its connection frees its place. One that reads nothing of its answer for a minute,
+//!   or less than about two KiB a second, loses its connection.
 //! - A stop lets texts go on for the grace time, and then sends what was made.
 //! - When there are too many connections, or too many of one address, those on which nothing is at work are
 //!   closed for further ones.
@@ -159,8 +160,8 @@ const ARRIVING: usize = 16;
 /// from its text, such a one takes about the same memory for its tokens.
 const LONG_TEXTS: usize = 16;
 
-/// How many replies of the greatest length may be made and sent at once. Each takes a few times its length
-/// of memory.
+/// How many replies of the greatest length may be made and sent at once, beside small ones. Each takes a few
+/// times its length of memory.
 const REPLIES: usize = 4;
 
 /// How many clients at a time are told that they have too many connections.
@@ -193,7 +194,8 @@ struct Server {
     created: u64,
 }
 
-/// [`serve`] until a signal ends it (Ctrl-C, or SIGTERM), on a runtime that it starts.
+/// [`serve`] until a signal ends it (Ctrl-C, or SIGTERM), on a runtime that it starts. `announce` is called
+/// when signals are heard.
 ///
 /// # Errors
 /// [`ServeError::Runtime`], and those of [`serve`].
@@ -202,14 +204,18 @@ pub(crate) fn run(
     tokenizer: Arc<Tokenizer>,
     options: ServerOptions,
     listener: TcpListener,
+    announce: impl FnOnce(),
 ) -> Result<(), ServeError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(ServeError::Runtime)?;
-    let stop = shutdown::signals();
-    let served = runtime.block_on(serve(engine, tokenizer, options, listener, stop));
+    let served = runtime.block_on(async {
+        let stop = shutdown::signals();
+        announce();
+        serve(engine, tokenizer, options, listener, stop).await
+    });
     // What is still at work on other threads has no client any more.
     runtime.shutdown_background();
     served

@@ -121,9 +121,14 @@ fn rest<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(
                 return Err(A::Error::custom(format!("more than {most} prompts")));
             }
             Ok(Some(next)) => all.push(next),
-            Err(error) => return Err(A::Error::custom(format!("prompt must be {FORMS}: {error}"))),
+            Err(error) => return Err(no_prompt(&error)),
         }
     }
+}
+
+/// The error of an element that cannot be in a list.
+fn no_prompt<E: Error>(error: &E) -> E {
+    E::custom(format!("prompt must be {FORMS}: {error}"))
 }
 
 /// What a list of prompts, or a prompt's list of ids, begins with.
@@ -164,7 +169,8 @@ impl<'de> Visitor<'de> for ElementVisitor {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Element, A::Error> {
-        Ok(Element::Ids(match seq.next_element()? {
+        let first = seq.next_element().map_err(|error| no_prompt(&error))?;
+        Ok(Element::Ids(match first {
             None => Vec::new(),
             Some(first) => rest(first, seq, usize::MAX)?,
         }))

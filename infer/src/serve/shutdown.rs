@@ -25,7 +25,8 @@ use super::client::{Client, HEAD_BYTES};
 use super::connections::{Admission, AtWork, Place};
 use super::error::ApiError;
 use super::metrics::Closed;
-use crate::signals::{INTERRUPT, TERMINATE, is_ignored};
+#[cfg(unix)]
+use crate::signals::is_ignored;
 
 /// How long to wait when the system cannot accept a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -181,44 +182,66 @@ impl HttpBody for Worked {
     }
 }
 
-/// Resolves at Ctrl-C or SIGTERM. The second of them ends the program. One that was ignored when the program
-/// started, as in the background of a script, is ignored further on.
-pub(super) async fn signals() {
-    let heard = [INTERRUPT, TERMINATE].map(|signal| !is_ignored(signal));
-    first_signal(heard).await;
-    tokio::spawn(async move {
-        first_signal(heard).await;
-        std::process::exit(INTERRUPTED);
-    });
-}
-
 /// The exit code of a program that Ctrl-C has ended.
 const INTERRUPTED: i32 = 130;
 
-/// Resolves at the first Ctrl-C or SIGTERM, as far as they are to be `heard`.
-async fn first_signal([hears_interrupt, hears_terminate]: [bool; 2]) {
-    let interrupt = async {
-        if !hears_interrupt || tokio::signal::ctrl_c().await.is_err() {
-            // It is ignored, or no handler can be installed.
-            std::future::pending::<()>().await;
-        }
-    };
-    #[cfg(unix)]
-    let terminate = async {
+/// Listens for Ctrl-C and SIGTERM from now on. The future resolves at the first of them, and the second ends
+/// the program. One that was ignored when the program started, as in the background of a script, is ignored
+/// further on.
+pub(super) fn signals() -> impl Future<Output = ()> + Send + 'static {
+    let mut signals = Signals::listen();
+    async move {
+        signals.next().await;
+        tokio::spawn(async move {
+            signals.next().await;
+            std::process::exit(INTERRUPTED);
+        });
+    }
+}
+
+/// The signals that end the program, those of them for which a handler is installed.
+#[cfg(unix)]
+struct Signals([Option<tokio::signal::unix::Signal>; 2]);
+
+#[cfg(unix)]
+impl Signals {
+    fn listen() -> Self {
         use tokio::signal::unix::{SignalKind, signal};
-        if hears_terminate && let Ok(mut signal) = signal(SignalKind::terminate()) {
-            signal.recv().await;
-        } else {
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate()];
+        Self(kinds.map(|kind| {
+            let ignored = is_ignored(kind.as_raw_value());
+            (!ignored).then(|| signal(kind).ok()).flatten()
+        }))
+    }
+
+    async fn next(&mut self) {
+        let [interrupt, terminate] = self.0.each_mut().map(|signal| async move {
+            match signal {
+                Some(signal) => signal.recv().await,
+                None => std::future::pending().await,
+            }
+        });
+        tokio::select! {
+            _ = interrupt => {}
+            _ = terminate => {}
+        }
+    }
+}
+
+/// Ctrl-C, the only such signal here.
+#[cfg(not(unix))]
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn listen() -> Self {
+        Self
+    }
+
+    async fn next(&mut self) {
+        if tokio::signal::ctrl_c().await.is_err() {
+            // No handler can be installed.
             std::future::pending::<()>().await;
         }
-    };
-    #[cfg(not(unix))]
-    let terminate = {
-        let _ = hears_terminate;
-        std::future::pending::<()>()
-    };
-    tokio::select! {
-        () = interrupt => {}
-        () = terminate => {}
     }
 }

@@ -145,7 +145,7 @@ fn idle_connections_keep_nobody_out() {
     assert!(metric(&address, "infer_connections").unwrap() <= 256.0);
     let closed = metric(
         &address,
-        "infer_connections_closed_total{reason=\"MadeRoom\"}",
+        "infer_connections_closed_total{reason=\"made_room\"}",
     );
     assert!(closed.unwrap() > 400.0, "{closed:?}");
 }
@@ -187,7 +187,7 @@ fn a_client_that_does_not_read_is_cut() {
     let closed = || {
         metric(
             &address,
-            "infer_connections_closed_total{reason=\"NotReading\"}",
+            "infer_connections_closed_total{reason=\"not_reading\"}",
         )
     };
     until(|| closed() == Some(1.0));
