@@ -17,6 +17,7 @@ mod open;
 mod own_files;
 mod parquet;
 mod passed_over;
+mod put_back;
 mod record;
 
 pub use documents::Documents;

@@ -11,6 +11,7 @@ use super::array::{Element, Elements};
 use super::long_line::{Found, LongLine};
 use super::open::open_counted;
 use super::parquet::ParquetRows;
+use super::put_back::PutBack;
 use super::record::{BadRecord, text_of, text_of_object};
 use super::{Layout, SourceFile, TEXT, layout_of, without_byte_order_mark};
 use crate::error::{DataError, Result};
@@ -180,7 +181,7 @@ enum Records {
         rest: Vec<u8>,
     },
     Lines {
-        text: Text,
+        text: PutBack<Text>,
         long: Option<LongLine>,
     },
     Array(Elements<Text>),
@@ -212,7 +213,7 @@ impl OpenFile {
                 rest: Vec::new(),
             },
             Layout::JsonLines => Records::Lines {
-                text: open()?,
+                text: PutBack::new(open()?),
                 long: None,
             },
             Layout::Json => {
@@ -226,7 +227,10 @@ impl OpenFile {
                 if begins {
                     Records::Array(Elements::new(text))
                 } else {
-                    Records::Lines { text, long: None }
+                    Records::Lines {
+                        text: PutBack::new(text),
+                        long: None,
+                    }
                 }
             }
         };
@@ -298,7 +302,7 @@ impl OpenFile {
                 return Ok(None);
             };
             if let Some(line) = long {
-                let found = line.read(&mut **text, part_bytes);
+                let found = line.read(text, part_bytes);
                 let found = found.map_err(|reason| self.unreadable(reason))?;
                 if !matches!(found, Ok(Found::Part(_)))
                     && let Records::Lines { long, .. } = &mut self.records
@@ -340,8 +344,7 @@ impl OpenFile {
     /// Reads the line that begins with `bytes` part by part.
     fn begin_long_line(&mut self, bytes: Vec<u8>) {
         if let Records::Lines { text, long } = &mut self.records {
-            let rest = std::mem::replace(text, Box::new(io::empty()));
-            *text = Box::new(io::Cursor::new(bytes).chain(rest));
+            text.put_back(bytes);
             *long = Some(LongLine::new());
         }
     }

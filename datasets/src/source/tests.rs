@@ -376,6 +376,22 @@ fn a_long_line_is_its_parts() {
     }
 }
 
+/// Each in parts, without anything that is left of the ones before.
+#[test]
+fn many_long_lines_are_read() {
+    let folder = TempDir::new().unwrap();
+    let line = format!("{{\"text\": \"{}\"}}\n", "x".repeat(100));
+    let path = write(&folder, "a.jsonl", line.repeat(100_000));
+    let files = source_files(&[path]).unwrap();
+    let parts = Parts::new(files, 0, 64).map(|part| part.unwrap());
+    let (mut documents, mut bytes) = (0, 0);
+    for part in parts {
+        documents += usize::from(part.end == Some(End::Document));
+        bytes += part.text.len();
+    }
+    assert_eq!((documents, bytes), (100_000, 100 * 100_000));
+}
+
 #[test]
 fn so_many_bad_lines_are_skipped_and_no_more() {
     let folder = TempDir::new().unwrap();
