@@ -2,11 +2,12 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize, Serializer};
-use walkdir::WalkDir;
+use walkdir::{DirEntry, WalkDir};
 
 use crate::error::{DataError, Result, cannot};
 
@@ -102,11 +103,11 @@ fn lossily<S: Serializer>(path: &Path, serializer: S) -> std::result::Result<S::
 /// The files are in the order of `sources`; those of a folder, and of the folders below it, are
 /// sorted by path. A file that several sources name is taken once, at its first place.
 ///
-/// In a folder, hidden entries are ignored, and so is what this project's programs write: the files of a run,
-/// checkpoints, models and folders of tokens. Other files are passed over, and named in a warning of the log:
-/// those in other formats; those whose name up to the first `.`, `-` or `_` is README, LICENSE, LICENCE,
-/// COPYING or CHANGELOG; and `.json` files that are one object without a `text`, like a data set's
-/// description. A source that is a file is read whatever its name.
+/// In a folder, hidden entries are ignored. Others are passed over, and named in a warning of the log: what
+/// this project's programs write, which is the files of a run, checkpoints, models and folders of tokens; links
+/// that lead nowhere; files in other formats; those whose name up to the first `.`, `-` or `_` is README,
+/// LICENSE, LICENCE, COPYING or CHANGELOG; and `.json` files that are one object without a `text`, like a data
+/// set's description. A source that is a file is read whatever its name.
 ///
 /// # Errors
 ///
@@ -137,24 +138,37 @@ fn metadata(path: &Path) -> Result<fs::Metadata> {
 }
 
 fn text_files_below(folder: &Path) -> Result<Vec<PathBuf>> {
-    let shown = |entry: &walkdir::DirEntry| {
-        let is_hidden = || entry.file_name().to_string_lossy().starts_with('.');
-        entry.depth() == 0 || !(is_hidden() || own_files::is_own(entry.path()))
+    let is_shown = |entry: &DirEntry| {
+        entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.')
     };
     let mut paths = Vec::new();
     let mut passed_over = PassedOver::default();
-    for entry in WalkDir::new(folder)
-        .follow_links(true)
-        .sort_by_file_name()
-        .into_iter()
-        .filter_entry(shown)
-    {
-        let entry = entry.map_err(|error| DataError::Io {
-            action: "list",
-            path: error.path().unwrap_or(folder).into(),
-            reason: error.into(),
-        })?;
-        if entry.file_type().is_file() {
+    let walk = WalkDir::new(folder).follow_links(true).sort_by_file_name();
+    let mut walk = walk.into_iter();
+    while let Some(entry) = walk.next() {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(error) if leads_nowhere(&error) => {
+                passed_over.add_link(folder, error.path().unwrap_or(folder));
+                continue;
+            }
+            Err(error) => {
+                return Err(DataError::Io {
+                    action: "list",
+                    path: error.path().unwrap_or(folder).into(),
+                    reason: error.into(),
+                });
+            }
+        };
+        let is_own = entry.depth() > 0 && own_files::is_own(entry.path());
+        if is_own && is_shown(&entry) {
+            passed_over.add_own(folder, entry.path());
+        }
+        if is_own || !is_shown(&entry) {
+            if entry.file_type().is_dir() {
+                walk.skip_current_dir();
+            }
+        } else if entry.file_type().is_file() {
             let path = entry.into_path();
             if passed_over.takes(&path)? {
                 passed_over.add(folder, &path);
@@ -178,6 +192,15 @@ fn text_files_below(folder: &Path) -> Result<Vec<PathBuf>> {
     }
     paths.sort();
     Ok(paths)
+}
+
+/// Whether a link has no target, or one around itself.
+fn leads_nowhere(error: &walkdir::Error) -> bool {
+    let is_link = || error.path().is_some_and(Path::is_symlink);
+    let is_missing = error
+        .io_error()
+        .is_some_and(|reason| reason.kind() == ErrorKind::NotFound);
+    error.loop_ancestor().is_some() || is_missing && is_link()
 }
 
 fn describe(path: &Path) -> Result<SourceFile> {

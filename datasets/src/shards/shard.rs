@@ -98,6 +98,9 @@ impl Shard {
             return Err(self.changed("it has another length than it had"));
         }
         // Its time alone may be another, as after a copy of its attributes.
+        if self.sha256.is_none() {
+            return Err(self.changed("it was written to, and it has no checksum"));
+        }
         if !self.has_its_checksum()? {
             return Err(self.changed("it has another checksum than it had"));
         }

@@ -74,7 +74,13 @@ mod tests {
             "model/model.safetensors",
         ]);
         let files = || source_files(&[folder.path().into()]);
-        assert!(matches!(files(), Err(DataError::NoTextFiles { .. })));
+        let Err(DataError::NoTextFiles { passed_over, .. }) = files() else {
+            panic!("files of a run were taken for text")
+        };
+        assert!(
+            passed_over.contains("9 of runs, models and token caches (cache"),
+            "{passed_over}"
+        );
 
         // Text among it counts, and so does the same name where there is no run.
         let text = [

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::io::Read;
 use std::path::Path;
 
 use serde::de::IgnoredAny;
@@ -11,6 +12,9 @@ use crate::error::Result;
 
 /// Names of files that tell about others, up to the first `.`, `-` or `_`.
 const INCIDENTAL: [&str; 5] = ["readme", "license", "licence", "copying", "changelog"];
+
+/// The most bytes of a `.json` file that are read to see what it is.
+const BEGINNING: u64 = 16 << 20;
 
 /// Files of each kind that are named.
 const EXAMPLES: usize = 3;
@@ -37,12 +41,26 @@ impl PassedOver {
     /// Adds a file below `folder`.
     pub(super) fn add(&mut self, folder: &Path, path: &Path) {
         let kind = match path.extension() {
-            _ if is_incidental(path) => "about the others".to_owned(),
-            None => "without an extension".to_owned(),
-            Some(extension) => format!(".{}", extension.to_string_lossy().to_lowercase()),
+            _ if is_incidental(path) => "about the others",
+            None => "without an extension",
+            Some(extension) => &format!(".{}", extension.to_string_lossy().to_lowercase()),
         };
+        self.add_as(kind, folder, path);
+    }
+
+    /// Adds a file or folder below `folder` that this project's programs have written.
+    pub(super) fn add_own(&mut self, folder: &Path, path: &Path) {
+        self.add_as("of runs, models and token caches", folder, path);
+    }
+
+    /// Adds a link below `folder` that leads nowhere, or to a folder around it.
+    pub(super) fn add_link(&mut self, folder: &Path, path: &Path) {
+        self.add_as("links without a target", folder, path);
+    }
+
+    fn add_as(&mut self, kind: &str, folder: &Path, path: &Path) {
         let name = path.strip_prefix(folder).unwrap_or(path);
-        let files = self.0.entry(kind).or_default();
+        let files = self.0.entry(kind.into()).or_default();
         files.push(name.display().to_string());
     }
 }
@@ -65,8 +83,10 @@ fn is_incidental(path: &Path) -> bool {
     INCIDENTAL.contains(&&*stem.to_lowercase())
 }
 
-/// Whether a file is one JSON object and nothing else, and no record of text.
+/// Whether a file is one JSON object and nothing else, and no record of text. One that is too long to see is
+/// taken for text.
 fn is_one_object_without_text(path: &Path) -> Result<bool> {
-    let object = serde_json::from_reader::<_, HashMap<String, IgnoredAny>>(open_text(path)?);
+    let beginning = open_text(path)?.take(BEGINNING);
+    let object = serde_json::from_reader::<_, HashMap<String, IgnoredAny>>(beginning);
     Ok(object.is_ok_and(|object| !object.contains_key(TEXT)))
 }

@@ -148,10 +148,24 @@ fn a_link_has_the_format_of_its_own_name() {
     std::os::unix::fs::symlink(blob, &link).unwrap();
     assert_eq!(read(&[&link]).unwrap(), TEXTS);
     assert_eq!(read(&[folder.path(), &link]).unwrap(), TEXTS);
+}
 
-    std::os::unix::fs::symlink(folder.path(), folder.path().join("loop")).unwrap();
-    let loops = read(&[folder.path()]).unwrap_err();
-    assert!(matches!(loops, DataError::Io { .. }), "{loops}");
+/// Such a link hides no text beside it, and is no error.
+#[cfg(unix)]
+#[test]
+fn links_that_lead_nowhere_are_passed_over() {
+    let folder = TempDir::new().unwrap();
+    std::os::unix::fs::symlink("nowhere", folder.path().join("gone.txt")).unwrap();
+    std::os::unix::fs::symlink(folder.path(), folder.path().join("around")).unwrap();
+    let error = source_files(&[folder.path().into()])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("2 links without a target (around, gone.txt)"),
+        "{error}"
+    );
+    let path = write(&folder, "a.txt", "a");
+    assert_eq!(read(&[folder.path()]).unwrap(), ["a"], "{path:?}");
 }
 
 #[test]
