@@ -39,7 +39,7 @@ pub(crate) fn open_counted(
     let file = BufReader::with_capacity(READ_BYTES, CountedFile { file, bytes_read });
     let name = path.to_string_lossy().to_lowercase();
     Ok(if name.ends_with(".gz") {
-        let text = Gzip::Member(GzDecoder::new(file));
+        let text = Gzip(Some(GzDecoder::new(file)));
         Box::new(BufReader::with_capacity(READ_BYTES, text))
     } else if name.ends_with(".zst") {
         let mut text = zstd::Decoder::with_buffer(file).map_err(cannot("open", path))?;
@@ -51,31 +51,27 @@ pub(crate) fn open_counted(
     })
 }
 
-/// The members of a gzip file, one after another.
-enum Gzip<R> {
-    Member(GzDecoder<R>),
-    /// After the last member.
-    End,
-}
+/// The members of a gzip file, one after another: the one that is read, or `None` after the last.
+struct Gzip<R>(Option<GzDecoder<R>>);
 
 impl<R: BufRead> Read for Gzip<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
-            let Self::Member(member) = self else {
+            let Some(member) = &mut self.0 else {
                 return Ok(0);
             };
             let bytes = member.read(buffer)?;
             if bytes > 0 || buffer.is_empty() {
                 return Ok(bytes);
             }
-            let Self::Member(member) = std::mem::replace(self, Self::End) else {
+            let Some(member) = self.0.take() else {
                 return Ok(0);
             };
             let mut file = member.into_inner();
             match file.fill_buf()?.first() {
                 None => return Ok(0),
                 Some(0) => only_zeros(&mut file)?,
-                Some(_) => *self = Self::Member(GzDecoder::new(file)),
+                Some(_) => self.0 = Some(GzDecoder::new(file)),
             }
         }
     }
