@@ -96,8 +96,8 @@ pub(crate) struct ServeArgs {
 
     /// Connections of one address, at most
     ///
-    /// For a further one, that is closed on which no request was at work for longest; if all have one at work,
-    /// the new one is refused with 429. A proxy in front of the server is one address.
+    /// For a further one, the server closes the connection that has been idle for longest; if none is idle, the
+    /// new one is refused with 429. A proxy in front of the server is one address.
     #[arg(long, value_name = "CONNECTIONS", default_value_t = 256, value_parser = RangedU64ValueParser::<usize>::new().range(1..=65536))]
     connections_per_address: usize,
 

@@ -27,14 +27,14 @@
 //! - A stop lets texts go on for the grace time, and then sends what was made.
 //! - When there are too many connections, or too many of one address, those on which nothing is at work are
 //!   closed for further ones.
-//! - Only requests for the server's [own hosts](hosts) are answered, and none of other sites' pages.
+//! - Only requests for the server's own hosts are answered, and none of other sites' pages.
 //!
 //! # Why this module is small
 //!
 //! A handler turns a body into [`engine::Request`](crate::engine::Request)s and their
 //! [`Answer`](crate::engine::Answer)s into JSON. Dropping an answer ends the work for it, and a handler is
 //! dropped with its connection; the queue is the engine's. What clients can do wrong below HTTP is the matter
-//! of [`client`], and how many of them there may be that of [`connections`].
+//! of `client`, and how many of them there may be that of `connections`.
 
 mod client;
 mod completions;
