@@ -172,7 +172,8 @@ fn diverges_and_is_resumed(read_every: usize) {
     with_lr("stage3.lr=1e-3")
         .write(&run.join("config.toml"))
         .unwrap();
-    resume(run);
+    let said = notes(&resume(run));
+    assert!(said.contains("stage3.lr.mixer, from "), "{said}");
     super::run(with_lr("stage3.lr=1e-3"), sane.path());
     assert!(student(run) == student(sane.path()));
 }
