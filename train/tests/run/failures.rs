@@ -62,7 +62,8 @@ fn a_run_is_not_written_over() {
     }
     assert!(student(run) == before);
 
-    // Nor worked on by two processes.
+    // Nor worked on by two processes, while it is not finished.
+    fs::remove_file(run.join("summary.json")).unwrap();
     let other = File::open(run).unwrap();
     other.try_lock().unwrap();
     match error(options(config_of(run), run, true)) {
