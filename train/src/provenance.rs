@@ -4,7 +4,7 @@
 //! another teacher or other text the run would go on to a result that no run gives, and its numbers before and
 //! after would be of different things. Where files lie does not matter, only what is in them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -36,6 +36,8 @@ const FREE: [&str; 9] = [
 /// What a run is made from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Provenance {
+    /// What computes, as `--backend` names it.
+    pub backend: String,
     /// The SHA-256 of the tokenizer's file.
     pub tokenizer: String,
     /// The teacher's folder, where it was read.
@@ -132,42 +134,59 @@ impl Provenance {
         position: &Position,
         finished: impl Iterator<Item = &'a str>,
     ) -> Vec<String> {
-        let mut changes = vec![];
-        let names = self.teacher.keys().chain(now.teacher.keys());
-        let mut names: Vec<_> = names.collect();
-        names.sort();
-        names.dedup();
-        for name in names {
-            if self.teacher.get(name) != now.teacher.get(name) {
-                changes.push(format!("the teacher's {name}"));
-            }
-        }
-        if self.tokenizer != now.tokenizer {
-            changes.push("the tokenizer.json".to_owned());
-        }
-        changes.extend(self.held_out.change(&now.held_out));
         let mut begun: Vec<&str> = finished.collect();
         if position.step > 0 && !begun.contains(&position.stage.as_str()) {
             begun.push(&position.stage);
         }
-        let mut texts: Vec<_> = (begun.iter())
+        let mut changes = vec![];
+        let keys = union(&self.teacher, &now.teacher);
+        let files = keys.filter(|name| self.teacher.get(*name) != now.teacher.get(*name));
+        changes.extend(files.map(|name| format!("the teacher's {name}")));
+        if self.tokenizer != now.tokenizer {
+            changes.push("the tokenizer.json".to_owned());
+        }
+        changes.extend(self.held_out.change(&now.held_out));
+        changes.extend(self.of_stages(now, &begun));
+        changes
+    }
+
+    /// What else has changed, which is no more than another plan for the rest of the run: it is not in `changes`.
+    pub fn plans(&self, now: &Self, changes: &[String]) -> Vec<String> {
+        let names = |made: &Self| -> Vec<String> {
+            let stages = made.config.stages.iter();
+            stages.map(|stage| stage.name.clone()).collect()
+        };
+        let (then, later) = (names(self), names(now));
+        let both = then.iter().filter(|name| later.contains(name));
+        let both: Vec<_> = both.map(String::as_str).collect();
+        let mut plans = self.of_stages(now, &both);
+        plans.retain(|plan| !changes.contains(plan));
+        let added = later.iter().filter(|name| !then.contains(name));
+        plans.extend(added.map(|name| format!("the stage {name}, which is new")));
+        let gone = then.iter().filter(|name| !later.contains(name));
+        plans.extend(gone.map(|name| format!("the stage {name}, which is gone")));
+        if self.backend != now.backend {
+            plans.push(format!(
+                "the backend, from {} to {}",
+                self.backend, now.backend
+            ));
+        }
+        plans
+    }
+
+    /// The changes of the text and of the settings that decide on `stages`.
+    fn of_stages(&self, now: &Self, stages: &[&str]) -> Vec<String> {
+        let mut changes: Vec<_> = (stages.iter())
             .filter_map(|stage| self.texts.get(*stage)?.change(now.texts.get(*stage)?))
             .collect();
-        texts.dedup();
-        changes.extend(texts);
-        let (then, now) = (
-            settings(&self.config, &begun),
-            settings(&now.config, &begun),
-        );
-        let keys = then.keys().chain(now.keys());
-        let mut keys: Vec<_> = keys.collect();
-        keys.sort();
-        keys.dedup();
+        changes.dedup();
+        let then = settings(&self.config, stages);
+        let now = settings(&now.config, stages);
         let words = |value: Option<&Value>| match value {
             Some(value) => value.to_string(),
             None => "none".to_owned(),
         };
-        for key in keys {
+        for key in union(&then, &now) {
             let (then, now) = (then.get(key), now.get(key));
             if then != now {
                 changes.push(format!("{key}, from {} to {}", words(then), words(now)));
@@ -189,6 +208,15 @@ impl Provenance {
         let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
         toml::from_str(&text).map_err(|error| error.message().to_owned())
     }
+}
+
+/// The keys of both, each once, in their order.
+fn union<'a, V>(
+    one: &'a BTreeMap<String, V>,
+    other: &'a BTreeMap<String, V>,
+) -> impl Iterator<Item = &'a String> {
+    let keys: BTreeSet<_> = one.keys().chain(other.keys()).collect();
+    keys.into_iter()
 }
 
 /// The SHA-256 of each file of tokens in `folder`, where its manifest, of an older version, has none.
@@ -260,6 +288,7 @@ mod tests {
         let config = Config::load(Source::Preset("tiny"), &set).unwrap();
         let stages = config.stages.iter();
         Provenance {
+            backend: "flex".into(),
             tokenizer: "a".into(),
             teacher_folder: "/teacher".into(),
             teacher: [("config.json", "b"), ("model.safetensors", "c")]
@@ -310,6 +339,19 @@ mod tests {
         let mut now = then.clone();
         now.texts.insert("stage3".into(), text("data.train", "x"));
         assert!(changes(&now).is_empty());
+        // It is only another plan, and so are other settings of that stage.
+        now.backend = "ndarray".into();
+        now.config = made_from(&["stage3.temperature=2", "stage2.tokens=51_200"]).config;
+        let refused = changes(&now);
+        assert_eq!(refused, ["stage2.tokens, from 512000 to 51200"]);
+        assert_eq!(
+            then.plans(&now, &refused),
+            [
+                "the text of data.train",
+                "stage3.temperature, from 1.0 to 2.0",
+                "the backend, from flex to ndarray",
+            ]
+        );
 
         let free = [
             "name=other",

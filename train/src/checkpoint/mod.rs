@@ -128,6 +128,8 @@ impl Checkpoints {
         inputs: Option<&Provenance>,
     ) -> Result<(), TrainError> {
         let checkpoint = self.folder.join(name_of(&progress.position()));
+        // If it was removed meanwhile, it is not made anew of a part.
+        fs::metadata(&checkpoint).map_err(io_error(&checkpoint))?;
         let unused = |stem: &str| {
             let mut names = (1..).map(|n| amended(stem, n));
             let unused = names.find(|name| !checkpoint.join(name).exists());

@@ -17,7 +17,7 @@ pub(super) fn is_run(folder: &Path) -> bool {
 /// The result of the run in `folder`, if it is finished, with its student as it was written, if that is there.
 ///
 /// # Errors
-/// [`TrainError::Io`] for a summary that cannot be read; [`TrainError::Student`] for a damaged student.
+/// [`TrainError::Io`] for a summary that cannot be read; [`TrainError::DamagedStudent`].
 pub(super) fn finished(folder: &Path) -> Result<Option<Summary>, TrainError> {
     let path = folder.join(SUMMARY);
     let summary = Summary::read(&path).map_err(io_error(&path))?;

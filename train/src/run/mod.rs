@@ -164,8 +164,14 @@ impl<B: TrainBackend> Run<B> {
         if exists() {
             return Err(TrainError::Exists(folder));
         }
+        // A finished run may lie where nothing can be written.
+        if options.resume
+            && let Some(summary) = finished(&folder)?
+        {
+            return Ok(Outcome::Finished(summary));
+        }
         let held = Held::take(&folder)?;
-        // Another process may have begun one before the folder was taken.
+        // Another process may have begun one, or ended it, before the folder was taken.
         if exists() {
             return Err(TrainError::Exists(folder));
         }

@@ -64,6 +64,7 @@ impl<B: TrainBackend> Run<B> {
         let text = text(config, &tokenizer)?;
         let texts = text.train.iter().map(|text| text.is.clone());
         let made_from = Provenance {
+            backend: options.backend.clone(),
             tokenizer: tokenizer.hash().to_owned(),
             teacher_folder: std::path::absolute(&teacher_folder)
                 .unwrap_or_else(|_| teacher_folder.clone())
@@ -144,11 +145,15 @@ impl<B: TrainBackend> Run<B> {
                 ));
                 progress.teacher_perplexity = now;
             }
+            let plans = before.plans(&made_from, &changes);
+            said.extend(
+                (plans.iter())
+                    .map(|plan| format!("for the rest of the run this has changed: {plan}")),
+            );
             let (position, evaluated) = (progress.position(), progress.evaluated());
             let (mut log, damage) =
                 MetricsLog::resume(&metrics, &progress.log, &position, evaluated, &names)?;
             said.extend(damage);
-            checkpoints.set_aside(&newest.damaged)?;
             for text in &said {
                 watch.note(text);
                 let note = Note {
@@ -164,6 +169,8 @@ impl<B: TrainBackend> Run<B> {
                 progress.log = log.mark();
                 checkpoints.amend(&progress, Some(&made_from))?;
             }
+            // Last, or a process that dies here would leave nothing to say about them.
+            checkpoints.set_aside(&newest.damaged)?;
             (student, progress, log)
         } else {
             if options.resume {

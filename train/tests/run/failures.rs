@@ -62,7 +62,8 @@ fn a_run_is_not_written_over() {
     }
     assert!(student(run) == before);
 
-    // Nor worked on by two processes.
+    // Nor worked on by two processes, while it is not finished.
+    fs::remove_file(run.join("summary.json")).unwrap();
     let other = File::open(run).unwrap();
     other.try_lock().unwrap();
     match error(options(config_of(run), run, true)) {
@@ -172,7 +173,8 @@ fn diverges_and_is_resumed(read_every: usize) {
     with_lr("stage3.lr=1e-3")
         .write(&run.join("config.toml"))
         .unwrap();
-    resume(run);
+    let said = notes(&resume(run));
+    assert!(said.contains("stage3.lr.mixer, from "), "{said}");
     super::run(with_lr("stage3.lr=1e-3"), sane.path());
     assert!(student(run) == student(sane.path()));
 }
