@@ -23,8 +23,8 @@ pub(super) enum Value {
 pub(super) enum Object {
     Text(String),
     Bytes,
-    /// A class or a function: its module, a blank, and its name.
-    Global(String),
+    /// A class or a function.
+    Global(Global),
     Tuple(Vec<Value>),
     /// A list or a set.
     List(Vec<Value>),
@@ -32,6 +32,14 @@ pub(super) enum Object {
     /// What is kept outside, by what it is called.
     Persistent(Value),
     Call(Box<Call>),
+}
+
+/// A class or a function, by the places of the texts of its module and its name in [`Pickle::objects`]: a few
+/// bytes can name long texts again and again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Global {
+    module: u32,
+    name: u32,
 }
 
 /// A call of a global, and what was put into its result afterwards.
@@ -84,11 +92,13 @@ impl Pickle {
         }
     }
 
-    pub(super) fn global(&self, value: Value) -> Option<&str> {
-        match self.object(value)? {
-            Object::Global(name) => Some(name),
-            _ => None,
-        }
+    /// The module and the name of a class or a function.
+    pub(super) fn global(&self, value: Value) -> Option<(&str, &str)> {
+        let Object::Global(global) = self.object(value)? else {
+            return None;
+        };
+        let [module, name] = [global.module, global.name].map(Value::Object);
+        Some((self.text(module)?, self.text(name)?))
     }
 
     /// The values of a tuple or a list.
@@ -256,18 +266,11 @@ impl<'a> Machine<'a> {
                 self.recall(place)?;
             }
             // Of classes, functions and their calls.
-            b'c' => {
-                let name = self.global()?;
-                self.push(name);
-            }
+            b'c' => self.global()?,
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
-                let [module, name] = [module, name].map(|value| object(&self.objects, value));
-                let (Some(Object::Text(module)), Some(Object::Text(name))) = (module, name) else {
-                    return Err("a class without a name");
-                };
-                let global = global(module, name)?;
-                self.push(global);
+                let (module, name) = (self.text_at(module)?, self.text_at(name)?);
+                self.push(Object::Global(Global { module, name }));
             }
             b'R' | 0x81 => {
                 let arguments = self.pop()?;
@@ -281,9 +284,8 @@ impl<'a> Machine<'a> {
                 self.call(function, arguments);
             }
             b'i' => {
-                let class = self.global()?;
                 let values = self.group()?;
-                self.push(class);
+                self.global()?;
                 self.push(Object::Tuple(values));
                 let (arguments, class) = (self.pop()?, self.pop()?);
                 self.call(class, arguments);
@@ -373,15 +375,32 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn global(&mut self) -> Step<Object> {
-        let (module, name) = (self.line()?, self.line()?);
-        global(module, name)
+    fn global(&mut self) -> Step<()> {
+        let lines = [self.line()?, self.line()?];
+        let [module, name] = lines.map(|line| self.add(Object::Text(line.to_owned())));
+        self.push(Object::Global(Global { module, name }));
+        Ok(())
+    }
+
+    /// The place of the text that a value is.
+    fn text_at(&self, value: Value) -> Step<u32> {
+        match (value, object(&self.objects, value)) {
+            (Value::Object(place), Some(Object::Text(_))) => Ok(place),
+            _ => Err("a class without a name"),
+        }
+    }
+
+    /// Keeps an object, and returns its place.
+    fn add(&mut self, object: Object) -> u32 {
+        // No instruction has more objects than twice its bytes, and a pickle is far shorter than 2^31.
+        let place = self.objects.len() as u32;
+        self.objects.push(object);
+        place
     }
 
     fn push(&mut self, object: Object) {
-        // There are fewer objects than bytes of the pickle, and those are fewer than 2^32.
-        self.stack.push(Value::Object(self.objects.len() as u32));
-        self.objects.push(object);
+        let place = self.add(object);
+        self.stack.push(Value::Object(place));
     }
 
     fn call(&mut self, function: Value, arguments: Value) {
@@ -471,18 +490,37 @@ fn object(objects: &[Object], value: Value) -> Option<&Object> {
     }
 }
 
-/// A class or a function. The names of one may be used for many, so they must be short.
-fn global(module: &str, name: &str) -> Step<Object> {
-    if module.len() + name.len() > 1000 {
-        return Err("a class with a name of more than 1000 bytes");
-    }
-    Ok(Object::Global(format!("{module} {name}")))
-}
-
 /// Keys and values that follow each other.
 fn pairs(values: &[Value]) -> Step<Vec<(Value, Value)>> {
     match values.as_chunks::<2>() {
         (pairs, []) => Ok(pairs.iter().map(|[key, value]| (*key, *value)).collect()),
         _ => Err("a key without a value"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Few bytes name long texts again and again, which are kept once.
+    #[test]
+    fn names_of_classes_are_shared() {
+        let long = "x".repeat(5000);
+        let text = [b"X", &5000_u32.to_le_bytes()[..], long.as_bytes(), b"q\0"].concat();
+        let classes = b"h\0h\0\x93".repeat(1000);
+        let bytes = [b"(", &text[..], &classes, b"t."].concat();
+        let pickle = Pickle::read(&bytes).unwrap();
+        let classes = &pickle.values(pickle.root).unwrap()[1..];
+        assert_eq!(classes.len(), 1000);
+        for class in classes {
+            let (module, name) = pickle.global(*class).unwrap();
+            assert_eq!(module, long);
+            assert!(std::ptr::eq(module, name));
+        }
+        let kept = pickle.objects.iter().map(|object| match object {
+            Object::Text(text) => text.len(),
+            _ => 0,
+        });
+        assert!(kept.sum::<usize>() <= bytes.len());
     }
 }
