@@ -35,11 +35,11 @@ pub(super) fn open(path: &Path) -> Result<Tensors, WeightsError> {
     let metadata: Metadata =
         serde_json::from_slice(&text).map_err(|error| not_whole(error.to_string()))?;
     let (start, needed) = (8 + header, metadata.data_len() as u64);
-    if start + needed != file.len() {
+    if file.len() - start != needed {
         return Err(not_whole(format!(
             "it has {} bytes, and should have {}",
             file.len(),
-            start.saturating_add(needed)
+            u128::from(start) + u128::from(needed)
         )));
     }
     let mut tensors = Tensors::new();
@@ -62,11 +62,11 @@ pub(super) fn open(path: &Path) -> Result<Tensors, WeightsError> {
     Ok(tensors)
 }
 
-/// The strides of numbers that follow each other; their product is known to be possible.
+/// The strides of numbers that follow each other. Only those of no numbers can be too large, and these mean nothing.
 fn row_major(shape: &[usize]) -> Vec<usize> {
-    let mut strides = vec![1; shape.len()];
+    let mut strides = vec![1_usize; shape.len()];
     for i in (1..shape.len()).rev() {
-        strides[i - 1] = strides[i] * shape[i];
+        strides[i - 1] = strides[i].saturating_mul(shape[i]);
     }
     strides
 }
@@ -88,4 +88,42 @@ fn dtype(stored: Dtype) -> Option<DType> {
         Dtype::BOOL => DType::Bool(BoolStore::Native),
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file_of(header: &str) -> Result<Tensors, WeightsError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let length = (header.len() as u64).to_le_bytes();
+        std::fs::write(&path, [&length, header.as_bytes()].concat()).unwrap();
+        open(&path)
+    }
+
+    #[test]
+    fn sizes_beyond_64_bits() {
+        // No numbers, however large the other dimensions are.
+        let shape = [0, 1 << 40, 1 << 40];
+        let header = format!(r#"{{"a":{{"dtype":"U8","shape":{shape:?},"data_offsets":[0,0]}}}}"#);
+        let tensors = file_of(&header).unwrap();
+        assert_eq!(
+            (&tensors["a"].shape[..], tensors["a"].len()),
+            (&shape[..], 0)
+        );
+        // As many bytes as the header can say, in one tensor and in eight.
+        let most = u64::MAX;
+        let one = format!(r#"{{"a":{{"dtype":"U8","shape":[{most}],"data_offsets":[0,{most}]}}}}"#);
+        let n = (1_u64 << 61) - 1;
+        let eight = (0..8).map(|i| {
+            let (start, end) = (i * n, (i + 1) * n);
+            format!(r#""{i}":{{"dtype":"U8","shape":[{n}],"data_offsets":[{start},{end}]}}"#)
+        });
+        let eight = format!("{{{}}}", eight.collect::<Vec<_>>().join(","));
+        for header in [one, eight] {
+            let error = file_of(&header).err().expect("refused").to_string();
+            assert!(error.contains("not a whole safetensors file"), "{error}");
+        }
+    }
 }
