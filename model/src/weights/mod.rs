@@ -38,7 +38,7 @@ use crate::lm::CausalLm;
 use crate::manifest;
 use crate::parameters::Part;
 
-pub(crate) use read::shards;
+pub(crate) use read::{shards, weight_form};
 
 /// The configuration's file name.
 pub(crate) const CONFIG: &str = "config.json";
