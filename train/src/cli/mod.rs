@@ -318,7 +318,7 @@ fn of_run(error: TrainError, folder: &Path) -> anyhow::Error {
     match error {
         // Only the teacher is in memory before that file is written.
         TrainError::Device(BackendError::OutOfMemory { .. }) if !config.exists() => anyhow!(
-            "{error}; the teacher alone does not fit: another device is needed, which --backend chooses"
+            "{error}; the teacher alone does not fit: lower evaluation.batch, or choose another device by --backend"
         ),
         error if !config.exists() => error.into(),
         error => {

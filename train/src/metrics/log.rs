@@ -70,7 +70,8 @@ impl MetricsLog {
         })
     }
 
-    /// Continues the log at `path` from the checkpoint at `position`, which holds the log's `mark` at that time,
+    /// Continues the log at `path` from the checkpoint at `position`, which holds the log's `mark` at that time
+    /// (`None` if it is of a version that kept none: then the lines that can be read are kept, up to its step),
     /// when the evaluation of the stages up to `evaluated` was known, or of none but that before the first.
     /// `stages` are the names of the run's stages, in order.
     ///
@@ -82,20 +83,23 @@ impl MetricsLog {
     /// [`MetricsError::Io`].
     pub fn resume(
         path: &Path,
-        mark: &LogMark,
+        mark: Option<&LogMark>,
         position: &Position,
         evaluated: Option<&str>,
         stages: &[String],
     ) -> Result<(Self, Option<String>), MetricsError> {
         let bytes = bytes(path)?;
-        let known = usize::try_from(mark.bytes)
-            .ok()
-            .and_then(|length| bytes.get(..length))
-            .filter(|known| LogMark::of(known) == *mark);
-        let (kept, damage) = match known {
-            Some(known) => (known.to_owned(), None),
-            None => {
-                let kept = up_to(&bytes, position, evaluated, stages);
+        let known = mark.and_then(|mark| {
+            let length = usize::try_from(mark.bytes).ok()?;
+            let known = bytes.get(..length)?;
+            (LogMark::of(known) == *mark).then_some(known)
+        });
+        let readable = || up_to(&bytes, position, evaluated, stages);
+        let (kept, damage) = match (known, mark) {
+            (Some(known), _) => (known.to_owned(), None),
+            (None, None) => (readable(), None),
+            (None, Some(mark)) => {
+                let kept = readable();
                 let lines = kept.iter().filter(|&&byte| byte == b'\n').count();
                 let damage = format!(
                     "{} is not what it was when the checkpoint was written: of its first {} bytes, {} can be \
@@ -295,8 +299,13 @@ mod tests {
             sha256: String::new(),
         };
         let stages = STAGES.map(str::to_owned);
-        let (log, damage) = MetricsLog::resume(path, &mark, &position, evaluated, &stages).unwrap();
+        let resume = |mark| MetricsLog::resume(path, mark, &position, evaluated, &stages).unwrap();
+        let (log, damage) = resume(Some(&mark));
         assert!(damage.unwrap().contains("metrics.jsonl"));
+        // Nor of one whose checkpoint has no mark.
+        let kept = log.mark();
+        let (log, damage) = resume(None);
+        assert_eq!((log.mark(), damage), (kept, None));
         log
     }
 
@@ -366,7 +375,7 @@ mod tests {
             stage: "short".into(),
             step: 1,
         };
-        let resume = || MetricsLog::resume(&path, &mark, &position, None, &[]).unwrap();
+        let resume = || MetricsLog::resume(&path, Some(&mark), &position, None, &[]).unwrap();
         for behind in [&b"{\"kind\":\"step\",\xff"[..], b"\xc3", b""] {
             std::fs::write(&path, [&known, behind].concat()).unwrap();
             let (mut log, damage) = resume();

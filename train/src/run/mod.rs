@@ -218,6 +218,7 @@ impl<B: TrainBackend> Run<B> {
             self.progress.step = 0;
             self.progress.stage_seconds = 0.0;
             self.progress.skipped_in_a_row = 0;
+            self.progress.stage_skipped = 0;
             self.progress.loss = None;
             self.optimizer = AdamW::new(&config.optimizer);
         }
@@ -300,6 +301,7 @@ impl<B: TrainBackend> Run<B> {
             if skipped {
                 self.progress.skipped += 1;
                 self.progress.skipped_in_a_row += 1;
+                self.progress.stage_skipped += 1;
             } else {
                 self.progress.skipped_in_a_row = 0;
                 // Smoothed over a twentieth of the stage.
@@ -374,7 +376,7 @@ impl<B: TrainBackend> Run<B> {
         held.check()?;
         // Before the checkpoint, which says that all before it is recorded.
         self.log.sync()?;
-        self.progress.log = self.log.mark();
+        self.progress.log = Some(self.log.mark());
         self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
         self.checkpoints.save(
             &self.progress,
@@ -430,11 +432,12 @@ impl<B: TrainBackend> Run<B> {
             teacher_perplexity: self.progress.teacher_perplexity,
             student_perplexity,
         };
+        let steps = config.steps(stage);
         let summary = StageSummary {
             stage: stage.name.clone(),
             kind: stage.kind.name().to_owned(),
             tokens: config.steps(stage) as u64 * config.tokens_per_step(stage),
-            steps: config.steps(stage),
+            steps,
             seconds: self.progress.stage_seconds,
             loss: self.progress.loss.unwrap_or(f64::NAN),
             perplexity: student_perplexity,
@@ -443,11 +446,20 @@ impl<B: TrainBackend> Run<B> {
         self.watch.evaluation(&evaluation);
         self.watch.stage_end(&summary);
         self.progress.finished.push(summary);
+        let skipped = self.progress.stage_skipped;
+        // More than one in a hundred.
+        if skipped as u64 * 100 > steps as u64 {
+            self.note(format!(
+                "warning: {skipped} of the {steps} steps of stage {} were skipped, since their loss or gradient was \
+                 not finite; what it has learnt is from the others; a lower lr of the stage may help",
+                stage.name
+            ))?;
+        }
         self.progress.stage_seconds = 0.0;
         self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
         // Before the checkpoint, which says that all before it is recorded.
         self.log.sync()?;
-        self.progress.log = self.log.mark();
+        self.progress.log = Some(self.log.mark());
         held.check()?;
         self.checkpoints.amend(&self.progress, None)?;
         Ok(true)
