@@ -10,7 +10,7 @@
 //! written to is not replaced either.
 
 use std::fs::{self, File, Metadata};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::{Builder, NamedTempFile};
@@ -25,36 +25,34 @@ use tempfile::{Builder, NamedTempFile};
 /// What the system says, or that `path` is something else than a file, a device or a pipe; a file is then as it
 /// was.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    match Destination::of(path)? {
-        Destination::File(place) => {
-            let mut file = place.beside()?;
-            file.write_all(bytes)?;
-            place.take(file)
-        }
-        Destination::Stream(place) => open(&place)?.write_all(bytes),
-    }
+    replace(path, |file| file.write_all(bytes))
 }
 
-/// Replaces the file `path` by the one that `write` makes under the name that it is given, as
-/// [`write()`] does.
+/// Replaces the content of the file `path` by what `write` writes, as [`write()`] does, and returns what `write`
+/// returns.
 ///
 /// # Errors
 /// That of `write`, or those of [`write()`]; a file is then as it was.
-pub fn replace(path: &Path, write: impl FnOnce(&Path) -> io::Result<()>) -> io::Result<()> {
+pub fn replace<T>(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<T>,
+) -> io::Result<T> {
     match Destination::of(path)? {
         Destination::File(place) => {
             let file = place.beside()?;
-            write(file.path())?;
-            place.take(file)
+            let value = buffered(file.as_file(), write)?;
+            place.take(file)?;
+            Ok(value)
         }
-        Destination::Stream(place) => {
-            let mut stream = open(&place)?;
-            let file = NamedTempFile::new()?;
-            write(file.path())?;
-            io::copy(&mut file.reopen()?, &mut stream)?;
-            Ok(())
-        }
+        Destination::Stream(place) => buffered(&open(&place)?, write),
     }
+}
+
+fn buffered<T>(file: &File, write: impl FnOnce(&mut dyn Write) -> io::Result<T>) -> io::Result<T> {
+    let mut writer = BufWriter::new(file);
+    let value = write(&mut writer)?;
+    writer.flush()?;
+    Ok(value)
 }
 
 /// That [`write()`] has a chance, for a program that works long before it writes.
@@ -255,13 +253,13 @@ mod tests {
         write(&path, b"second").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"second");
         // One that breaks off.
-        let broken = replace(&path, |temporary| {
-            fs::write(temporary, b"thi")?;
+        let broken: io::Result<()> = replace(&path, |file| {
+            file.write_all(b"thi")?;
             Err(ErrorKind::StorageFull.into())
         });
         assert_eq!(broken.unwrap_err().kind(), ErrorKind::StorageFull);
         assert_eq!(fs::read(&path).unwrap(), b"second");
-        replace(&path, |temporary| fs::write(temporary, b"third")).unwrap();
+        replace(&path, |file| file.write_all(b"third")).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"third");
         // The longest name that there is.
         let long = folder.path().join("n".repeat(255));
@@ -300,7 +298,7 @@ mod tests {
             assert_eq!(fs::read(at(target)).unwrap(), link.as_bytes());
             assert!(fs::symlink_metadata(at(target)).unwrap().is_file());
             assert!(fs::symlink_metadata(at(link)).unwrap().is_symlink());
-            replace(&at(link), |temporary| fs::write(temporary, b"other")).unwrap();
+            replace(&at(link), |file| file.write_all(b"other")).unwrap();
             assert_eq!(fs::read(at(target)).unwrap(), b"other");
         }
         for link in ["again", "linked", "links/a", "links/b"] {
@@ -347,7 +345,7 @@ mod tests {
         symlink("/dev/null", at("null")).unwrap();
         check(&at("null")).unwrap();
         write(&at("null"), b"x").unwrap();
-        replace(&at("null"), |temporary| fs::write(temporary, b"x")).unwrap();
+        replace(&at("null"), |file| file.write_all(b"x")).unwrap();
         assert!(fs::symlink_metadata(at("null")).unwrap().is_symlink());
         let null = fs::metadata("/dev/null").unwrap().file_type();
         assert!(null.is_char_device());

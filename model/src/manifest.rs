@@ -4,26 +4,41 @@
 //! them: `sha256sum -c SHA256SUMS` in the folder checks it by hand. The file is written last and replaced whole,
 //! so it speaks of files that were whole. A folder without it is not checked; to accept a deliberate change of a
 //! file, remove it.
+//!
+//! # Manifests of others
+//!
+//! [`verify`] is for folders that this program writes whole: a line that it would not write, but for comments and
+//! the form of `sha256sum --tag`, is damage. A model's folder may have a `SHA256SUMS` from elsewhere, which must not
+//! make it unreadable. So [`verify_files`], which is asked for some files, passes over
+//!
+//! - lines whose names lead out of the folder, and those of other kinds of checksums;
+//! - lines that cannot be understood, unless one of the names that it is asked for is in them: such a line may be
+//!   that file's damaged checksum, and a file must not pass for compared when it was not;
+//! - a missing end of the last line, if that names a file that is there; else the manifest was cut, perhaps in the line
+//!   of a file that it is asked for.
+
+mod hashing;
+mod lines;
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 
+pub use self::hashing::{Hashing, hash};
+use self::lines::{Line, inside};
 use crate::atomic_file;
+
+/// SHA-256 in hexadecimal digits, by the names of files relative to a folder.
+pub type Digests = BTreeMap<String, String>;
 
 /// The manifest's name in its folder.
 pub const MANIFEST: &str = "SHA256SUMS";
 
 /// Bytes of a manifest that are read, at most: lines for a hundred thousand files.
 const LIMIT: u64 = 16 << 20;
-
-/// Bytes of a file that are read at a time.
-const PIECE: usize = 1 << 20;
 
 /// Why a folder's checksums could not be written, or what differs from them.
 #[derive(Debug, thiserror::Error)]
@@ -103,8 +118,23 @@ pub fn write(
     folder: impl AsRef<Path>,
     names: &[impl AsRef<str> + Sync],
 ) -> Result<(), ManifestError> {
+    write_known(folder, names, Digests::new())
+}
+
+/// Writes the manifest of `folder` as [`write()`] does, with the checksums that are `known`, as of files that were
+/// hashed while they were written ([`Hashing`]). Those of `names` that are not among them are read.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_known(
+    folder: impl AsRef<Path>,
+    names: &[impl AsRef<str> + Sync],
+    known: Digests,
+) -> Result<(), ManifestError> {
     let folder = folder.as_ref();
-    put(folder, &hashes(folder, names)?)
+    let mut all = inside_folder(known)?;
+    all.extend(hashes(folder, names, &all)?);
+    put(folder, &all)
 }
 
 /// Writes the checksums of the files `names` into the manifest of `folder`, which is made if there is none.
@@ -117,27 +147,41 @@ pub fn add(
     names: &[impl AsRef<str> + Sync],
 ) -> Result<(), ManifestError> {
     let folder = folder.as_ref();
-    let mut all = match read(folder) {
+    let new = hashes(folder, names, &Digests::new())?;
+    add_known(folder, new)
+}
+
+/// Writes the checksums that are `known` into the manifest of `folder`, as [`add`] does; no file is read.
+///
+/// # Errors
+/// As [`write()`].
+pub fn add_known(folder: impl AsRef<Path>, known: Digests) -> Result<(), ManifestError> {
+    let folder = folder.as_ref();
+    let mut all: Digests = match read(folder, None) {
         Ok(listed) => listed.unwrap_or_default().into_iter().collect(),
-        Err(ManifestError::Unreadable { .. }) => BTreeMap::new(),
+        Err(ManifestError::Unreadable { .. }) => Digests::new(),
         Err(error) => return Err(error),
     };
-    all.retain(|name, _| folder.join(name).exists());
-    all.extend(hashes(folder, names)?);
+    let is_gone = |kind| matches!(kind, ErrorKind::NotFound | ErrorKind::NotADirectory);
+    all.retain(|name, _| match fs::symlink_metadata(folder.join(name)) {
+        Err(error) => !is_gone(error.kind()),
+        Ok(_) => true,
+    });
+    all.extend(inside_folder(known)?);
     put(folder, &all)
 }
 
-/// Compares every file that the manifest of `folder` lists with it.
+/// Compares every file that the manifest of `folder` lists with it, and expects a manifest of this program.
 ///
 /// # Errors
 /// [`ManifestError`] for the first file, in the manifest's order, that is missing or differs, or if the manifest
 /// cannot be understood.
 pub fn verify(folder: impl AsRef<Path>) -> Result<Verified, ManifestError> {
-    compare(folder.as_ref(), |_| true)
+    compare(folder.as_ref(), None)
 }
 
 /// Compares those of the files `names` that the manifest of `folder` lists with it. What it does not list is not
-/// read, and is not in [`Verified::Files`].
+/// read, and is not in [`Verified::Files`]. The manifest may be of another program, as the module says.
 ///
 /// # Errors
 /// As [`verify`].
@@ -145,35 +189,8 @@ pub fn verify_files(
     folder: impl AsRef<Path>,
     names: &[impl AsRef<str>],
 ) -> Result<Verified, ManifestError> {
-    compare(folder.as_ref(), |listed| {
-        names.iter().any(|name| name.as_ref() == listed)
-    })
-}
-
-/// The SHA-256 of a file in hexadecimal digits. The file is read in pieces.
-///
-/// # Errors
-/// What the system says, or that `path` is no regular file: reading a device or a pipe may never end.
-pub fn hash(path: impl AsRef<Path>) -> io::Result<String> {
-    let path = path.as_ref();
-    let kind = fs::metadata(path)?;
-    if kind.is_dir() {
-        return Err(ErrorKind::IsADirectory.into());
-    }
-    if !kind.is_file() {
-        return Err(io::Error::other("not a regular file"));
-    }
-    let mut file = File::open(path)?;
-    let mut digest = Sha256::new();
-    let mut piece = vec![0; PIECE.min(usize::try_from(kind.len()).unwrap_or(PIECE) + 1)];
-    loop {
-        match file.read(&mut piece) {
-            Ok(0) => return Ok(format!("{:x}", digest.finalize())),
-            Ok(n) => digest.update(&piece[..n]),
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
+    let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+    compare(folder.as_ref(), Some(&names))
 }
 
 fn io(path: &Path) -> impl FnOnce(io::Error) -> ManifestError + '_ {
@@ -183,11 +200,12 @@ fn io(path: &Path) -> impl FnOnce(io::Error) -> ManifestError + '_ {
     }
 }
 
-fn compare(folder: &Path, is_asked: impl Fn(&str) -> bool) -> Result<Verified, ManifestError> {
-    let Some(mut listed) = read(folder)? else {
+/// Compares the files `asked`, or all that are listed.
+fn compare(folder: &Path, asked: Option<&[&str]>) -> Result<Verified, ManifestError> {
+    let Some(mut listed) = read(folder, asked)? else {
         return Ok(Verified::Absent);
     };
-    listed.retain(|(name, _)| is_asked(name));
+    listed.retain(|(name, _)| asked.is_none_or(|asked| asked.contains(&&**name)));
     let compared = listed.par_iter().map(|(name, expected)| {
         let path = folder.join(name);
         match hash(&path) {
@@ -212,231 +230,111 @@ fn compare(folder: &Path, is_asked: impl Fn(&str) -> bool) -> Result<Verified, M
     Ok(Verified::Files(names))
 }
 
+/// The name by which a file of the folder is listed.
+fn listed_name(name: &str) -> Result<String, ManifestError> {
+    inside(name).ok_or_else(|| ManifestError::Name { name: name.into() })
+}
+
+fn inside_folder(known: Digests) -> Result<Digests, ManifestError> {
+    let known = known.into_iter().filter(|(name, _)| name != MANIFEST);
+    let known = known.map(|(name, digest)| Ok((listed_name(&name)?, digest)));
+    known.collect()
+}
+
+/// The checksums of those of `names` that are not `known`.
 fn hashes(
     folder: &Path,
     names: &[impl AsRef<str> + Sync],
-) -> Result<BTreeMap<String, String>, ManifestError> {
+    known: &Digests,
+) -> Result<Digests, ManifestError> {
     let others = names.par_iter().map(|name| -> &str { name.as_ref() });
     let others = others.filter(|name| *name != MANIFEST);
-    let hashed = others.map(|name: &str| {
-        let inside = inside(name).ok_or_else(|| ManifestError::Name { name: name.into() })?;
-        let path = folder.join(&inside);
+    let inside = others.map(listed_name);
+    let unknown = inside.filter(|name| !name.as_ref().is_ok_and(|name| known.contains_key(name)));
+    let hashed = unknown.map(|name| {
+        let name = name?;
+        let path = folder.join(&name);
         let digest = hash(&path).map_err(io(&path))?;
-        Ok((inside, digest))
+        Ok((name, digest))
     });
     hashed.collect()
 }
 
-fn put(folder: &Path, all: &BTreeMap<String, String>) -> Result<(), ManifestError> {
-    let mut text = String::new();
-    for (name, digest) in all {
-        let escaped = escape(name);
-        // So `sha256sum` says that a name has escapes.
-        let mark = if escaped == *name { "" } else { "\\" };
-        writeln!(text, "{mark}{digest}  {escaped}").expect("a string takes everything");
-    }
+fn put(folder: &Path, all: &Digests) -> Result<(), ManifestError> {
+    let lines = all.iter().map(|(name, digest)| Line::of(name, digest));
+    let text: String = lines.collect();
     let path = folder.join(MANIFEST);
     atomic_file::write(&path, text.as_bytes()).map_err(io(&path))
 }
 
-/// The manifest's names and checksums in its order, if there is one. It is not listed itself: a `sha256sum *`
-/// by hand has the checksum of a file that was not yet written.
-fn read(folder: &Path) -> Result<Option<Vec<(String, String)>>, ManifestError> {
+/// The manifest's names and checksums in its order, if there is one. Where files are `asked` for, it may be another
+/// program's. It is not listed itself: a `sha256sum *` by hand has the checksum of a file that was not yet written.
+fn read(
+    folder: &Path,
+    asked: Option<&[&str]>,
+) -> Result<Option<Vec<(String, String)>>, ManifestError> {
     let path = folder.join(MANIFEST);
-    let file = match File::open(&path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        file => file.map_err(io(&path))?,
-    };
     let unreadable = |reason: String| ManifestError::Unreadable {
         path: path.clone(),
         reason,
     };
-    if !file.metadata().map_err(io(&path))?.is_file() {
-        return Err(unreadable("not a regular file".into()));
+    // Opening a pipe would wait for a writer.
+    match fs::metadata(&path) {
+        Ok(kind) if kind.is_file() => {}
+        Ok(_) => return Err(unreadable("not a regular file".into())),
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(io(&path)(error)),
+        Err(_) if fs::symlink_metadata(&path).is_err() => return Ok(None),
+        Err(_) => return Err(unreadable("a link to what is not there".into())),
     }
+    let file = File::open(&path).map_err(io(&path))?;
     let mut bytes = Vec::new();
     let n = file.take(LIMIT + 1).read_to_end(&mut bytes);
     if n.map_err(io(&path))? as u64 > LIMIT {
         return Err(unreadable(format!("longer than {LIMIT} bytes")));
     }
-    let text = String::from_utf8(bytes).map_err(|error| unreadable(error.to_string()))?;
-    let Some(whole) = text.strip_suffix('\n') else {
-        return Err(unreadable("it is empty or its last line is cut".into()));
+    // A name that is no UTF-8 is not one that is asked for.
+    let text = match asked {
+        Some(_) => String::from_utf8_lossy(&bytes).into_owned(),
+        None => String::from_utf8(bytes).map_err(|error| unreadable(error.to_string()))?,
     };
+    if asked.is_none() && text.is_empty() {
+        return Err(unreadable("it is empty".into()));
+    }
     let mut listed = Vec::new();
-    for (i, line) in whole.split('\n').enumerate() {
-        let line = line.strip_suffix('\r').unwrap_or(line);
-        if line.is_empty() || line.starts_with('#') {
-            continue;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    for (i, line) in text.split_inclusive('\n').enumerate() {
+        let whole = line.strip_suffix('\n');
+        let line = whole.map_or(line, |line| line.strip_suffix('\r').unwrap_or(line));
+        let parsed = Line::parse(line);
+        if whole.is_none() {
+            let is_there = match &parsed {
+                Line::File { name, .. } => folder.join(name).exists(),
+                Line::Nothing | Line::Other => true,
+                Line::Unknown => false,
+            };
+            if asked.is_none() || !is_there {
+                return Err(unreadable("its last line is cut".into()));
+            }
         }
-        let (name, digest) = parse(line).ok_or_else(|| {
-            unreadable(format!(
+        let is_damage = match &parsed {
+            Line::File { .. } | Line::Nothing => false,
+            Line::Other => asked.is_none(),
+            Line::Unknown => asked.is_none_or(|asked| asked.iter().any(|name| line.contains(name))),
+        };
+        if is_damage {
+            return Err(unreadable(format!(
                 "line {} is not a SHA-256 and the name of a file in this folder",
                 i + 1
-            ))
-        })?;
-        if name != MANIFEST {
+            )));
+        }
+        if let Line::File { name, digest } = parsed
+            && name != MANIFEST
+        {
             listed.push((name, digest));
         }
     }
     Ok(Some(listed))
 }
 
-/// A line's name and checksum.
-fn parse(line: &str) -> Option<(String, String)> {
-    let (is_escaped, line) = match line.strip_prefix('\\') {
-        Some(rest) => (true, rest),
-        None => (false, line),
-    };
-    let (digest, name) = line.split_at_checked(64)?;
-    // A star says that the file was read as bytes, which here all are.
-    let name = name.strip_prefix("  ").or(name.strip_prefix(" *"))?;
-    if !digest.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
-    let name = if is_escaped {
-        unescape(name)?
-    } else {
-        name.into()
-    };
-    Some((inside(&name)?, digest.to_ascii_lowercase()))
-}
-
-/// `name` without dots for the folder itself, if it is that of a file inside of it.
-fn inside(name: &str) -> Option<String> {
-    let mut parts = Vec::new();
-    for part in Path::new(name).components() {
-        match part {
-            Component::Normal(part) => parts.push(part.to_str()?),
-            Component::CurDir => {}
-            _ => return None,
-        }
-    }
-    (!parts.is_empty() && !name.contains('\0')).then(|| parts.join("/"))
-}
-
-fn escape(name: &str) -> String {
-    name.replace('\\', "\\\\")
-        .replace('\n', "\\n")
-        .replace('\r', "\\r")
-}
-
-fn unescape(name: &str) -> Option<String> {
-    let mut text = String::new();
-    let mut rest = name.chars();
-    while let Some(c) = rest.next() {
-        text.push(match c {
-            '\\' => match rest.next()? {
-                'n' => '\n',
-                'r' => '\r',
-                '\\' => '\\',
-                _ => return None,
-            },
-            c => c,
-        });
-    }
-    Some(text)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, text) in files {
-            let path = folder.path().join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        folder
-    }
-
-    #[test]
-    fn what_changed_is_named() {
-        let folder = folder(&[("a", "abc"), ("deep/b", ""), ("c", "not listed")]);
-        let path = folder.path();
-        assert_eq!(verify(path).unwrap(), Verified::Absent);
-        write(path, &["./deep/b", "a", MANIFEST]).unwrap();
-        let text = fs::read_to_string(path.join(MANIFEST)).unwrap();
-        // The published examples of SHA-256.
-        let expected = "\
-            ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  a\n\
-            e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855  deep/b\n";
-        assert_eq!(text, expected);
-        let both = Verified::Files(vec!["a".into(), "deep/b".into()]);
-        assert_eq!(verify(path).unwrap(), both);
-        assert!(both.covers("a") && !both.covers("c"));
-
-        fs::write(path.join("a"), "abd").unwrap();
-        let error = verify(path).unwrap_err().to_string();
-        assert!(
-            error.contains("/a: ") && error.contains(MANIFEST),
-            "{error}"
-        );
-        let some = verify_files(path, &["deep/b", "c"]).unwrap();
-        assert_eq!(some, Verified::Files(vec!["deep/b".into()]));
-        add(path, &["a", "c"]).unwrap();
-        assert!(verify(path).unwrap().covers("c"));
-        fs::remove_file(path.join("deep/b")).unwrap();
-        let error = verify(path).unwrap_err();
-        assert!(matches!(error, ManifestError::Missing { .. }), "{error}");
-        // What is gone on purpose is no longer listed.
-        add(path, &["c"]).unwrap();
-        let known = Verified::Files(vec!["a".into(), "c".into()]);
-        assert_eq!(verify(path).unwrap(), known);
-        for name in ["../a", "/a", "", "."] {
-            let error = write(path, &[name]).unwrap_err();
-            assert!(matches!(error, ManifestError::Name { .. }), "{name}");
-        }
-    }
-
-    #[test]
-    fn what_sha256sum_writes_is_read_and_nothing_else() {
-        let files = [("a", "abc"), ("back\\slash\nline", "abc"), ("*", "abc")];
-        let folder = folder(&files);
-        let path = folder.path();
-        let digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
-        let upper = digest.to_uppercase();
-        write(path, &files.map(|(name, _)| name)).unwrap();
-        assert!(verify(path).unwrap().covers(files[1].0));
-        for (text, expected) in [
-            (format!("{digest}  a\n"), Some(1)),
-            (
-                format!("# by hand\n{upper} *./a\r\n{digest}  {MANIFEST}\n"),
-                Some(1),
-            ),
-            (
-                format!("{digest}  a\n{digest}  *\n\\{digest}  back\\\\slash\\nline\n"),
-                Some(3),
-            ),
-            (String::new(), None),
-            (format!("{digest}  a"), None),
-            (format!("{digest} a\n"), None),
-            (format!("{}  a\n", &digest[1..]), None),
-            (format!("{digest}  ../a\n"), None),
-            (format!("{digest}  /dev/zero\n"), None),
-            (format!("\\{digest}  a\\x\n"), None),
-            (format!("{}é{digest}  a\n", &digest[..63]), None),
-        ] {
-            fs::write(path.join(MANIFEST), &text).unwrap();
-            match (verify(path), expected) {
-                (Ok(Verified::Files(names)), Some(n)) => assert_eq!(names.len(), n, "{text}"),
-                (Err(ManifestError::Unreadable { .. }), None) => {}
-                (other, _) => panic!("{text}: {other:?}"),
-            }
-        }
-        // Of two checksums for one file, one is wrong.
-        fs::write(
-            path.join(MANIFEST),
-            format!("{digest}  a\n{}  a\n", "0".repeat(64)),
-        )
-        .unwrap();
-        let error = verify(path).unwrap_err();
-        assert!(matches!(error, ManifestError::Changed { .. }), "{error}");
-        // One that cannot be understood does not stop what is written anew.
-        fs::write(path.join(MANIFEST), [0xff, 0xfe]).unwrap();
-        add(path, &["a"]).unwrap();
-        assert_eq!(verify(path).unwrap(), Verified::Files(vec!["a".into()]));
-    }
-}
+mod tests;

@@ -94,7 +94,8 @@ fn exchange(
 
 /// The answer of the hub, whose ETags here say nothing of the files.
 fn answer(path: &str, range: Range, files: &HashMap<String, Vec<u8>>) -> Answer {
-    if path == format!("/api/models/{MODEL}/revision/main") {
+    let listings = ["main", REVISION].map(|name| format!("/api/models/{MODEL}/revision/{name}"));
+    if listings.iter().any(|listing| path == listing) {
         return listing(files.keys().map(String::as_str));
     }
     let file = path.strip_prefix(&format!("/{MODEL}/resolve/{REVISION}/"));
@@ -200,6 +201,57 @@ fn without_a_tokenizer() {
         ..online
     };
     assert_eq!(gone.locate(MODEL).expect("the same"), folder);
+}
+
+/// A model that was fetched by another tool or an earlier version: what it may have beside its weights is asked for
+/// once.
+#[test]
+fn what_is_missing_beside_the_weights() {
+    for optional in [&["generation_config.json", "tokenizer.json"][..], &[]] {
+        let cache = TempDir::new().expect("a folder");
+        let names = [&["config.json", "model.safetensors"], optional].concat();
+        let hub = LocalHub::open(files(&names));
+        let online = hub.with_cache(cache.path());
+        let folder = online.locate(MODEL).expect("a model");
+        let of_model = cache.path().join("models--someone--student-tiny");
+        let _ = fs::remove_dir_all(of_model.join(".no_exist"));
+        for name in optional {
+            fs::remove_file(folder.join(name)).expect("removed");
+        }
+        let offline = Hub {
+            offline: true,
+            ..online.clone()
+        };
+        let before = hub.requests().len();
+        assert_eq!(offline.locate(MODEL).expect("the same"), folder);
+        assert_eq!(hub.requests().len(), before);
+        assert_eq!(online.locate(MODEL).expect("the same"), folder);
+        for name in ["generation_config.json", "tokenizer.json"] {
+            let is_there = folder.join(name).exists();
+            assert_eq!(is_there, optional.contains(&name), "{name}");
+            let note = of_model.join(".no_exist").join(REVISION).join(name);
+            assert_eq!(note.exists(), !is_there, "{name}");
+        }
+        let asked = hub.requests().len();
+        assert!(asked > before);
+        assert_eq!(online.locate(MODEL).expect("the same"), folder);
+        assert_eq!(hub.requests().len(), asked, "it is asked once");
+    }
+}
+
+/// A link of the cache whose file was removed does not give way to another form of the weights.
+#[cfg(unix)]
+#[test]
+fn weights_that_were_removed_are_fetched_again() {
+    let cache = TempDir::new().expect("a folder");
+    let hub = LocalHub::open(files(&["config.json", "model.safetensors"]));
+    let online = hub.with_cache(cache.path());
+    let folder = online.locate(MODEL).expect("a model");
+    let weights = folder.join("model.safetensors");
+    fs::remove_file(fs::canonicalize(&weights).expect("a file")).expect("removed");
+    fs::write(folder.join("pytorch_model.bin"), "another").expect("written");
+    assert_eq!(online.locate(MODEL).expect("the same"), folder);
+    assert!(weights.exists());
 }
 
 #[test]
@@ -327,13 +379,29 @@ fn the_first_hash_counts() {
     const WEIGHTS: &[u8] = b"abc";
     const HASH: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
     const OTHER: &str = "cb8379ac2098aa165029e3938a51da0bcecfc008fd6795f401178647f96c5b34";
-    for (config, weights, says_hash, error) in [
-        (CONFIG, WEIGHTS, true, None),
-        (CONFIG, b"def", true, Some("SHA-256")),
-        (b"hallo\n", WEIGHTS, true, Some("git hash")),
-        // As of a repository that was renamed, and of another one.
-        (CONFIG, WEIGHTS, false, None),
-        (CONFIG, b"def", false, Some("another repository")),
+    const ELSEWHERE: &str = "1123456789abcdef0123456789abcdef01234567";
+    let commit = |commit: &str| format!("X-Repo-Commit: {commit}\r\n");
+    for (config, weights, says_hash, commit, error) in [
+        (CONFIG, WEIGHTS, true, commit(REVISION), None),
+        (CONFIG, b"def", true, commit(REVISION), Some("SHA-256")),
+        (CONFIG, b"def", true, String::new(), Some("SHA-256")),
+        (
+            b"hallo\n",
+            WEIGHTS,
+            true,
+            commit(REVISION),
+            Some("git hash"),
+        ),
+        // As of a repository that was renamed, and of others, that say so or do not.
+        (CONFIG, WEIGHTS, false, commit(REVISION), None),
+        (
+            CONFIG,
+            b"def",
+            false,
+            commit(ELSEWHERE),
+            Some("another repository"),
+        ),
+        (CONFIG, b"def", false, String::new(), Some("X-Repo-Commit")),
     ] {
         let hub = LocalHub::serve(move |path, range| {
             let file =
@@ -353,14 +421,11 @@ fn the_first_hash_counts() {
                 )
             } else {
                 // The other repository tells the truth of what it has.
-                let (own, commit) = if weights == WEIGHTS {
-                    (HASH, REVISION)
-                } else {
-                    (OTHER, "1123456789abcdef0123456789abcdef01234567")
-                };
+                let own = if weights == WEIGHTS { HASH } else { OTHER };
                 let (status, headers, body) =
                     part(weights, range, &format!("X-Linked-Etag: \"{own}\""));
-                (status, headers.replace(REVISION, commit), body)
+                let same = format!("X-Repo-Commit: {REVISION}\r\n");
+                (status, headers.replace(&same, &commit), body)
             }
         });
         let cache = TempDir::new().expect("a folder");

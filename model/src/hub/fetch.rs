@@ -7,6 +7,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
 use hf_hub::api::RepoInfo;
 use hf_hub::{Cache, Repo};
@@ -20,6 +21,9 @@ use super::Hub;
 
 /// Redirects that are followed, at most.
 const REDIRECTS: usize = 8;
+
+/// How long a connection may take. A model in the cache is used without a hub that does not answer.
+const CONNECT: Duration = Duration::from_secs(20);
 
 const USER_AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
 
@@ -37,13 +41,17 @@ struct Answer {
     etag: Option<String>,
     /// The commit that it says this of.
     commit: Option<String>,
+    /// Whether it says this at the address that was asked for, and not where that redirects to.
+    is_first: bool,
     response: Response<Body>,
 }
 
 impl Client {
     pub(super) fn new(hub: &Hub) -> Self {
         // Each redirect is looked at before it is followed.
-        let config = Agent::config_builder().max_redirects(0);
+        let config = Agent::config_builder()
+            .max_redirects(0)
+            .timeout_connect(Some(CONNECT));
         Self {
             agent: config.user_agent(USER_AGENT).build().into(),
             endpoint: hub.endpoint.clone(),
@@ -85,14 +93,21 @@ impl Client {
         let url = format!("{endpoint}/{}/resolve/{revision}/{file}", repo.url());
         let answer = self.ask(&url, Some("bytes=0-0"))?;
         let size = size(&answer.response).ok_or("the hub does not send its size")?;
-        if answer
-            .commit
-            .is_some_and(|commit| commit != repo.revision())
-        {
-            return Err("the hub redirects to another repository or revision".into());
-        }
         let etag = answer.etag.filter(|etag| is_name(etag));
         let etag = etag.ok_or("the hub does not send its ETag")?;
+        match answer.commit {
+            Some(commit) if commit != repo.revision() => {
+                return Err("the hub redirects to another repository or revision".into());
+            }
+            // What another page says counts only for this commit.
+            None if !answer.is_first => {
+                return Err(
+                    "the hub redirects to a page that does not say its revision (X-Repo-Commit)"
+                        .into(),
+                );
+            }
+            _ => {}
+        }
 
         let blob = self.cache.repo(repo.clone()).blob_path(&etag);
         let beside = |extension: &str| blob.with_file_name(format!("{etag}.{extension}"));
@@ -160,8 +175,8 @@ impl Client {
         if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err("the token (HF_TOKEN) holds characters that no token has".into());
         }
-        let (mut etag, mut commit) = (None, None);
-        for _ in 0..=REDIRECTS {
+        let (mut etag, mut commit, mut is_first) = (None, None, false);
+        for redirects in 0..=REDIRECTS {
             let is_hub = origin(&url) == origin(&self.endpoint);
             // Of packed bytes, a range would be another.
             let mut request = self.agent.get(&url).header("Accept-Encoding", "identity");
@@ -180,11 +195,13 @@ impl Client {
                 let own = header("X-Linked-Etag").or(own);
                 etag = own.map(|etag| etag.trim_start_matches("W/").replace('"', ""));
                 commit = header("X-Repo-Commit");
+                is_first = redirects == 0;
             }
             if !is_redirection {
                 return Ok(Answer {
                     etag,
                     commit,
+                    is_first,
                     response,
                 });
             }

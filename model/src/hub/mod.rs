@@ -10,11 +10,15 @@ use std::path::{Path, PathBuf};
 use hf_hub::{Cache, Repo, RepoType};
 
 use self::fetch::{Client, is_name};
-use crate::weights::{CONFIG, INDEX, PICKLE, PICKLE_INDEX, SINGLE, WeightsError, shards};
+use crate::weights::{
+    CONFIG, INDEX, PICKLE, PICKLE_INDEX, SINGLE, WeightsError, shards, weight_form,
+};
 
 const TOKENIZER: &str = "tokenizer.json";
-/// The file with the tokens that end a text, if the model has one.
+/// The file with the tokens that end a text.
 const GENERATION: &str = "generation_config.json";
+/// What not every model has: the published Phi-Mambas use Phi's tokenizer.
+const OPTIONAL: [&str; 2] = [TOKENIZER, GENERATION];
 
 /// The folder of the model called `name`, by the [`Hub`] of the environment.
 ///
@@ -63,7 +67,7 @@ impl Hub {
         };
         match self.cached(name) {
             Some(folder) => {
-                if !self.offline && !folder.join(TOKENIZER).exists() {
+                if !self.offline {
                     self.complete(name, &folder);
                 }
                 Ok(folder)
@@ -81,23 +85,24 @@ impl Hub {
         }
     }
 
-    /// Fetches the tokenizer of a model that another tool may have fetched without, once it is known
-    /// whether there is one. If the hub cannot be asked, what there is must do.
+    /// Fetches what a model may have beside its weights, and another tool or an earlier version may have
+    /// fetched it without. It is asked for once. If the hub cannot be asked, what there is must do.
     fn complete(&self, name: &str, folder: &Path) {
-        let sha = folder.file_name().and_then(|name| name.to_str());
-        if let Some(sha) = sha
-            && !self.lacks_tokenizer(name, sha).exists()
-        {
+        let Some(sha) = folder.file_name().and_then(|name| name.to_str()) else {
+            return;
+        };
+        let lacks = self.lacks(name, sha);
+        let is_unknown = |file: &&str| !folder.join(file).exists() && !lacks.join(file).exists();
+        if OPTIONAL.iter().any(|file| is_unknown(&file)) {
             let revision = self.revision(name, sha);
-            let _ = revision.and_then(|revision| revision.fetch_tokenizer());
+            let _ = revision.and_then(|revision| revision.fetch_optional());
         }
     }
 
-    /// The file, shared with Hugging Face's tools, whose presence says that a revision of a model has
-    /// no tokenizer.
-    fn lacks_tokenizer(&self, name: &str, sha: &str) -> PathBuf {
-        let folder = self.folder(name).join(".no_exist");
-        folder.join(sha).join(TOKENIZER)
+    /// The folder, shared with Hugging Face's tools, with an empty file by the name of each file that a
+    /// revision of a model is known not to have.
+    fn lacks(&self, name: &str, sha: &str) -> PathBuf {
+        self.folder(name).join(".no_exist").join(sha)
     }
 
     /// The folder of all revisions of a model in the cache.
@@ -147,7 +152,7 @@ impl Hub {
         }
     }
 
-    /// The model's snapshot in the cache, if it has a configuration and weights.
+    /// The model's snapshot in the cache, if it has a configuration and the weights that would be read.
     fn cached(&self, name: &str) -> Option<PathBuf> {
         let cache = Cache::new(self.cache.clone()).model(name.into());
         let folder = cache.get(CONFIG)?.parent()?.to_path_buf();
@@ -156,7 +161,13 @@ impl Hub {
             Ok(names) => names.iter().all(|name| has(name)),
             Err(_) => false,
         };
-        let is_whole = has(SINGLE) || has_shards(INDEX) || has(PICKLE) || has_shards(PICKLE_INDEX);
+        let form = weight_form(&folder).ok()??;
+        let is_index = [INDEX, PICKLE_INDEX].contains(&form);
+        let is_whole = if is_index {
+            has_shards(form)
+        } else {
+            has(form)
+        };
         is_whole.then_some(folder)
     }
 
@@ -172,7 +183,7 @@ impl Hub {
                 .into_iter()
                 .map(|file| file.rfilename)
                 .collect(),
-            lacks_tokenizer: self.lacks_tokenizer(name, &info.sha),
+            lacks: self.lacks(name, &info.sha),
             cache: Cache::new(self.cache.clone()),
             repo: at(&info.sha),
             client,
@@ -187,7 +198,8 @@ struct Revision {
     files: Vec<String>,
     client: Client,
     cache: Cache,
-    lacks_tokenizer: PathBuf,
+    /// As [`Hub::lacks`].
+    lacks: PathBuf,
 }
 
 impl Revision {
@@ -199,10 +211,7 @@ impl Revision {
     /// snapshot becomes the cache's `main`.
     fn fetch(&self) -> Result<PathBuf, String> {
         let config = self.get(CONFIG)?;
-        self.fetch_tokenizer()?;
-        if self.has(GENERATION) {
-            self.get(GENERATION)?;
-        }
+        self.fetch_optional()?;
         let forms = [SINGLE, INDEX, PICKLE, PICKLE_INDEX];
         let Some(form) = forms.into_iter().find(|form| self.has(form)) else {
             return Err(format!(
@@ -219,15 +228,18 @@ impl Revision {
         Ok(config.parent().unwrap_or(&config).into())
     }
 
-    /// Fetches the tokenizer, or notes that there is none: the published Phi-Mambas use Phi's.
-    fn fetch_tokenizer(&self) -> Result<(), String> {
-        if self.has(TOKENIZER) {
-            return self.get(TOKENIZER).map(|_| ());
+    /// Fetches what there is beside the weights, and notes what there is not.
+    fn fetch_optional(&self) -> Result<(), String> {
+        for file in OPTIONAL {
+            if self.has(file) {
+                self.get(file)?;
+            } else {
+                fs::create_dir_all(&self.lacks)
+                    .and_then(|()| File::create(self.lacks.join(file)))
+                    .map_err(|error| error.to_string())?;
+            }
         }
-        let note = &self.lacks_tokenizer;
-        let noted =
-            fs::create_dir_all(note.parent().unwrap_or(note)).and_then(|()| File::create(note));
-        noted.map(|_| ()).map_err(|error| error.to_string())
+        Ok(())
     }
 
     fn becomes_main(&self) -> Result<(), String> {

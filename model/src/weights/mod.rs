@@ -31,14 +31,15 @@ use burn::tensor::{DType, Element};
 
 pub use error::{NotFinite, TensorFault, WeightsError};
 pub use random::save_random_teacher;
+pub use safetensors::write as write_tensors;
 
 use self::error::io;
 use crate::arch::{Family, ModelConfig};
 use crate::lm::CausalLm;
-use crate::manifest;
+use crate::manifest::{self, Digests};
 use crate::parameters::Part;
 
-pub(crate) use read::shards;
+pub(crate) use read::{shards, weight_form};
 
 /// The configuration's file name.
 pub(crate) const CONFIG: &str = "config.json";
@@ -149,7 +150,8 @@ pub fn model_files(folder: impl AsRef<Path>) -> Result<Vec<PathBuf>, WeightsErro
 
 /// Writes a model as its family's own code loads it (a student with `strict=True`): `model.safetensors` in f32
 /// and `config.json`, each replaced whole or not at all, and then their checksums. The folder is made if need be.
-/// What else is put into it can be listed by [`manifest::add`].
+/// What else is put into it can be listed by [`manifest::add`]. The checksums are returned too, for a manifest
+/// around the folder; they are computed while the files are written, which are not read again.
 ///
 /// # Errors
 /// [`WeightsError::Io`] or [`WeightsError::Manifest`] if a file cannot be written.
@@ -157,7 +159,7 @@ pub fn save<B: Backend>(
     config: &impl Family,
     model: &CausalLm<B>,
     folder: impl AsRef<Path>,
-) -> Result<(), WeightsError> {
+) -> Result<Digests, WeightsError> {
     write::folder(model, config, folder.as_ref())
 }
 
@@ -178,7 +180,7 @@ pub fn save_in_shards<B: Backend>(
     dtype: DType,
     bytes: usize,
     folder: impl AsRef<Path>,
-) -> Result<(), WeightsError> {
+) -> Result<Digests, WeightsError> {
     let tensors = write::stored(model, config.layout(), dtype);
     write::shards(folder.as_ref(), tensors, bytes, &config.to_json())
 }

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
@@ -197,8 +198,7 @@ fn is_float(dtype: DType) -> bool {
     matches!(dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16)
 }
 
-/// The files that a folder's weights are in: one safetensors file before an index of several, and both before
-/// PyTorch's.
+/// The files that a folder's weights are in.
 struct Files {
     folder: PathBuf,
     /// The single file, or the index.
@@ -207,19 +207,28 @@ struct Files {
 
 impl Files {
     fn of(folder: &Path) -> Result<Self, WeightsError> {
-        let forms = [SINGLE, INDEX, PICKLE, PICKLE_INDEX];
-        if let Some(first) = forms.into_iter().find(|form| folder.join(form).exists()) {
-            let folder = folder.into();
-            return Ok(Self { folder, first });
-        }
-        // A link to what is no longer there.
-        for path in forms.map(|form| folder.join(form)) {
-            if fs::symlink_metadata(&path).is_ok() {
-                fs::metadata(&path).map_err(io(&path))?;
-            }
-        }
-        Err(WeightsError::NoWeights {
+        let Some(first) = weight_form(folder)? else {
+            return Err(WeightsError::NoWeights {
+                folder: folder.into(),
+            });
+        };
+        let path = folder.join(first);
+        fs::metadata(&path).map_err(|error| {
+            let error = match fs::read_link(&path) {
+                Ok(target) => std::io::Error::new(
+                    error.kind(),
+                    format!(
+                        "this link leads to {}, which cannot be read ({error}); restore that or remove the link",
+                        target.display()
+                    ),
+                ),
+                Err(_) => error,
+            };
+            io(&path)(error)
+        })?;
+        Ok(Self {
             folder: folder.into(),
+            first,
         })
     }
 
@@ -259,6 +268,21 @@ impl Files {
         }
         Ok(all)
     }
+}
+
+/// The single file or the index through which a folder's weights are read, if it has any: one safetensors file
+/// before an index of several, and both before PyTorch's. A link counts wherever it leads, and what cannot be
+/// read counts too: another file in its place may hold another model.
+pub(crate) fn weight_form(folder: &Path) -> Result<Option<&'static str>, WeightsError> {
+    for form in [SINGLE, INDEX, PICKLE, PICKLE_INDEX] {
+        let path = folder.join(form);
+        match fs::symlink_metadata(&path) {
+            Ok(_) => return Ok(Some(form)),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(io(&path)(error)),
+        }
+    }
+    Ok(None)
 }
 
 /// The tensors of a folder, but for what is passed over, with the parts of the network that `layout` says.

@@ -118,12 +118,13 @@ impl Reader<'_> {
             );
         }
         let mut tensors = Tensors::new();
-        // One dictionary may be in many others, and following all ways could go on for ever.
-        let mut steps = self.length.saturating_mul(DEPTH);
+        // One dictionary may be in many others, and following all ways could go on for ever; one tensor may have
+        // many names. So bytes are counted of all that is made of the pickle.
+        let mut left = self.length.saturating_mul(DEPTH);
         let mut take = |n: usize| {
-            steps = steps
+            left = left
                 .checked_sub(n)
-                .ok_or("its dictionaries hold each other")?;
+                .ok_or("its dictionaries hold each other, or the same tensors under many names")?;
             Ok::<_, String>(())
         };
         let mut open = vec![(String::new(), 0, self.pickle.root)];
@@ -152,9 +153,10 @@ impl Reader<'_> {
                 }
                 let tensor = self.tensor(value);
                 let tensor = tensor.map_err(|reason| format!("`{name:.200}` {reason}"))?;
-                if let Some(tensor) = tensor
-                    && tensors.insert(name.clone(), tensor).is_some()
-                {
+                let Some(tensor) = tensor else { continue };
+                // Its sizes and its strides.
+                take(2 * size_of_val(&*tensor.shape))?;
+                if tensors.insert(name.clone(), tensor).is_some() {
                     return Err(format!("`{name:.200}` is in it twice"));
                 }
             }
@@ -178,7 +180,7 @@ impl Reader<'_> {
             Object::Call(call) => call,
             _ => return None,
         };
-        if self.pickle.global(call.function) != Some("collections OrderedDict") {
+        if self.pickle.global(call.function) != Some(("collections", "OrderedDict")) {
             return Some((&*call.items, &[] as &[Value])).filter(|(items, _)| !items.is_empty());
         }
         let first = self
@@ -211,7 +213,7 @@ impl Reader<'_> {
             let function = self.pickle.global(call.function).unwrap_or_default();
             let arguments = self.pickle.values(call.arguments).unwrap_or_default();
             let (mut function, mut arguments) = (function, arguments);
-            if function == "torch._tensor _rebuild_from_type_v2" {
+            if function == ("torch._tensor", "_rebuild_from_type_v2") {
                 let [inner, _, inner_arguments, ..] = arguments else {
                     return Err("is damaged: a tensor's class without its arguments".into());
                 };
@@ -219,23 +221,24 @@ impl Reader<'_> {
                 arguments = self.pickle.values(*inner_arguments).unwrap_or_default();
             }
             match function {
-                "torch._utils _rebuild_parameter"
-                | "torch._utils _rebuild_parameter_with_state" => {
+                ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => {
                     value = *arguments
                         .first()
                         .ok_or("is damaged: a parameter of no tensor")?;
                 }
-                "torch._utils _rebuild_tensor"
-                | "torch._utils _rebuild_tensor_v2"
-                | "torch._utils _rebuild_tensor_v3" => {
+                (
+                    "torch._utils",
+                    name @ ("_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3"),
+                ) => {
                     // Others than the first eight mean nothing.
                     let arguments = arguments[..arguments.len().min(8)].to_vec();
-                    let is_third = function.ends_with("v3");
+                    let is_third = name.ends_with("v3");
                     return self.view(&arguments, is_third).map(Some);
                 }
-                other if other.starts_with("torch") && other.contains(" _rebuild") => {
-                    let other = other.replace(' ', ".");
-                    return Err(format!("is of a kind that is not read ({other})"));
+                (module, name) if module.starts_with("torch") && name.starts_with("_rebuild") => {
+                    return Err(format!(
+                        "is of a kind that is not read ({module:.200}.{name:.200})"
+                    ));
                 }
                 // Something else that was saved beside the tensors.
                 _ => return Ok(None),
@@ -281,17 +284,15 @@ impl Reader<'_> {
             );
         }
         let (storage, class) = self.storage(*storage)?;
-        let class = match dtype {
-            Some(dtype) => self.pickle.global(dtype).unwrap_or_default().to_owned(),
-            None => class,
-        };
-        let class = class.rsplit(' ').next().unwrap_or_default();
-        let dtype = dtype_of(class).ok_or_else(|| format!("holds {class}, which is not read"))?;
+        let class = self.pickle.global(dtype.unwrap_or(class));
+        let (_, class) = class.unwrap_or_default();
+        let dtype =
+            dtype_of(class).ok_or_else(|| format!("holds {class:.200}, which is not read"))?;
         Stored::new(storage, dtype, shape, strides, offset)
     }
 
     /// The storage that a persistent id names, `('storage', CLASS, NAME, DEVICE, LENGTH)`, and its class.
-    fn storage(&mut self, value: Value) -> Result<(Rc<Storage>, String), String> {
+    fn storage(&mut self, value: Value) -> Result<(Rc<Storage>, Value), String> {
         const DAMAGED: &str = "is damaged: a tensor without a storage";
         let Some(Object::Persistent(id)) = self.pickle.object(value) else {
             return Err(DAMAGED.into());
@@ -299,14 +300,15 @@ impl Reader<'_> {
         let Some([kind, class, key, ..]) = self.pickle.values(*id) else {
             return Err(DAMAGED.into());
         };
-        let (Some(key), Some(class)) = (self.name(*key), self.pickle.global(*class)) else {
+        let (Some(key), class) = (self.name(*key), *class) else {
             return Err(DAMAGED.into());
         };
         // Longer than an archive's names are.
-        if self.pickle.text(*kind) != Some("storage") || key.len() > usize::from(u16::MAX) {
+        let is_storage =
+            self.pickle.text(*kind) == Some("storage") && self.pickle.global(class).is_some();
+        if !is_storage || key.len() > usize::from(u16::MAX) {
             return Err(DAMAGED.into());
         }
-        let class = class.to_owned();
         let name = format!("{}data/{key}", self.folder);
         if let Some(storage) = self.storages.get(&name) {
             return Ok((storage.clone(), class));

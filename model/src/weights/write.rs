@@ -3,32 +3,33 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 
 use burn::tensor::DType;
 use burn::tensor::backend::Backend;
 use burn_store::{ModuleSnapshot, TensorSnapshot};
-use safetensors::{Dtype, SafeTensorError, View};
+use safetensors::{Dtype, View};
 use serde_json::json;
 
 use super::{CONFIG, INDEX, SINGLE, WeightsError, error::io};
 use crate::arch::{Family, Layout};
 use crate::atomic_file;
 use crate::lm::CausalLm;
-use crate::manifest;
+use crate::manifest::{self, Digests, Hashing};
 
 /// Writes `model` and its configuration into `folder`.
 pub(super) fn folder<B: Backend>(
     model: &CausalLm<B>,
     config: &impl Family,
     folder: &Path,
-) -> Result<(), WeightsError> {
+) -> Result<Digests, WeightsError> {
     fs::create_dir_all(folder).map_err(io(folder))?;
     let all = stored(model, config.layout(), DType::F32);
-    tensors(&folder.join(SINGLE), all)?;
-    text(&folder.join(CONFIG), &config.to_json())?;
-    Ok(manifest::add(folder, &[SINGLE, CONFIG])?)
+    let mut written = Written::new(folder);
+    written.tensors(SINGLE, all)?;
+    written.text(CONFIG, &config.to_json())?;
+    written.list()
 }
 
 /// The tensors of `model` under their published names, in `dtype`, f32 or bf16.
@@ -52,7 +53,7 @@ pub(super) fn shards<V: View>(
     all: Vec<(String, V)>,
     bytes: usize,
     config: &str,
-) -> Result<(), WeightsError> {
+) -> Result<Digests, WeightsError> {
     fs::create_dir_all(folder).map_err(io(folder))?;
     let total: usize = all.iter().map(|(_, tensor)| tensor.data_len()).sum();
     let mut files: Vec<Vec<(String, V)>> = vec![];
@@ -76,36 +77,60 @@ pub(super) fn shards<V: View>(
     }
     let count = files.len();
     let mut weight_map = BTreeMap::new();
-    let mut written = vec![INDEX.to_owned(), CONFIG.to_owned()];
+    let mut written = Written::new(folder);
     for (i, shard) in files.into_iter().enumerate() {
         let file = format!("model-{:05}-of-{count:05}.safetensors", i + 1);
         weight_map.extend(shard.iter().map(|(name, _)| (name.clone(), file.clone())));
-        tensors(&folder.join(&file), shard)?;
-        written.push(file);
+        written.tensors(&file, shard)?;
     }
     let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
-    text(&folder.join(INDEX), &format!("{index:#}\n"))?;
-    text(&folder.join(CONFIG), config)?;
-    Ok(manifest::add(folder, &written)?)
+    written.text(INDEX, &format!("{index:#}\n"))?;
+    written.text(CONFIG, config)?;
+    written.list()
 }
 
-/// Writes one file of tensors. Of their values, one's are in memory at a time.
-fn tensors<V: View>(path: &Path, all: Vec<(String, V)>) -> Result<(), WeightsError> {
-    // What transformers looks for before it trusts a file.
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let written = atomic_file::replace(path, |temporary| {
-        safetensors::serialize_to_file(all, Some(metadata), temporary).map_err(
-            |error| match error {
-                SafeTensorError::IoError(error) => error,
-                other => std::io::Error::other(other),
-            },
-        )
-    });
-    written.map_err(io(path))
+/// What was written into a folder. The files are hashed on the way to the disk, which is not asked what it made of
+/// them: that is found when they are read.
+struct Written<'a> {
+    folder: &'a Path,
+    digests: Digests,
 }
 
-fn text(path: &Path, text: &str) -> Result<(), WeightsError> {
-    atomic_file::write(path, text.as_bytes()).map_err(io(path))
+impl<'a> Written<'a> {
+    fn new(folder: &'a Path) -> Self {
+        Self {
+            folder,
+            digests: Digests::new(),
+        }
+    }
+
+    /// Writes one file of tensors. Of their values, one's are in memory at a time.
+    fn tensors<V: View>(&mut self, name: &str, all: Vec<(String, V)>) -> Result<(), WeightsError> {
+        // What transformers looks for before it trusts a file.
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        let path = self.folder.join(name);
+        let digest = super::safetensors::write(&path, all, Some(metadata)).map_err(io(&path))?;
+        self.digests.insert(name.to_owned(), digest);
+        Ok(())
+    }
+
+    fn text(&mut self, name: &str, text: &str) -> Result<(), WeightsError> {
+        let path = self.folder.join(name);
+        let written = atomic_file::replace(&path, |file| {
+            let mut file = Hashing::new(file);
+            file.write_all(text.as_bytes())?;
+            Ok(file.finish())
+        });
+        let digest = written.map_err(io(&path))?;
+        self.digests.insert(name.to_owned(), digest);
+        Ok(())
+    }
+
+    /// Lists all in the folder's manifest, and returns their checksums.
+    fn list(self) -> Result<Digests, WeightsError> {
+        manifest::add_known(self.folder, self.digests.clone())?;
+        Ok(self.digests)
+    }
 }
 
 /// Removes a file that may not be there.

@@ -195,23 +195,29 @@ fn things_that_are_no_files_of_weights() {
         assert!(error.to_string().contains("git lfs pull"), "{error}");
         #[cfg(unix)]
         {
-            // A link whose target was removed does not hide another file, and is named if there is none.
-            let folder = folder_with("config.json.old", b"");
-            let link = folder.path().join(name);
-            std::os::unix::fs::symlink("gone", &link).expect("a link");
-            let error = load_student(folder.path()).expect_err("a dangling link");
-            assert!(
-                matches!(&error, WeightsError::Io { path, .. } if *path == link),
-                "{error}"
-            );
-            let other = ["model.safetensors", "pytorch_model.bin"].into_iter();
-            let other = other
-                .into_iter()
-                .find(|other| *other != name)
-                .expect("two names");
-            let golden = goldens_dir().join("student-tiny").join(other);
-            fs::copy(golden, folder.path().join(other)).expect("a copy");
-            load_student(folder.path()).expect("a student");
+            // A link whose target cannot be had is named, and another model's file does not take its place.
+            for target in ["gone", name] {
+                let folder = folder_with("config.json.old", b"");
+                let link = folder.path().join(name);
+                std::os::unix::fs::symlink(target, &link).expect("a link");
+                let refused = |what: &str| {
+                    let error = load_student(folder.path()).expect_err(what);
+                    let said = error.to_string();
+                    assert!(said.contains(&format!("leads to {target}")), "{said}");
+                    assert!(
+                        matches!(&error, WeightsError::Io { path, .. } if *path == link),
+                        "{said}"
+                    );
+                    assert!(model::model_files(folder.path()).is_err());
+                };
+                refused("a link that leads nowhere");
+                if name == "model.safetensors" {
+                    let other = "pytorch_model.bin";
+                    let golden = goldens_dir().join("student-tiny").join(other);
+                    fs::copy(golden, folder.path().join(other)).expect("a copy");
+                    refused("a link before another file");
+                }
+            }
         }
     }
 }

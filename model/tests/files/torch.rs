@@ -399,6 +399,18 @@ fn pickles_that_grow() {
     classes.text(&"x".repeat(100_000)).put(b"q\x00");
     classes.put(&b"h\x00h\x00\x93".repeat(30_000)).put(b".");
     all.push(classes.0);
+    // One tensor of many dimensions under many names.
+    let (tensors, storages) = plain();
+    let mut view = tensors[0].1.clone();
+    (view.shape, view.strides) = (vec![1; 64], vec![1; 64]);
+    let mut tensor = Pickle::default();
+    tensor.put(b"}(K\x00").tensor(&view).put(b"q\x00");
+    for key in 1..200 {
+        tensor.put(&[b'K', key, b'h', 0]);
+    }
+    tensor.put(b"u.");
+    let message = refusal(&file(&tensor.0, &storages));
+    assert!(message.contains("under many names"), "{message}");
     for pickle in all {
         refusal(&file(&pickle, &[]));
     }

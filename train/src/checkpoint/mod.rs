@@ -28,7 +28,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use kernels::TrainBackend;
-use model::{ModelConfig, PhiMamba, manifest};
+use model::manifest::{self, Digests};
+use model::{ModelConfig, PhiMamba};
 
 use crate::config::Config;
 use crate::error::{TrainError, io_error};
@@ -277,11 +278,15 @@ fn write<B: TrainBackend>(
 ) -> Result<(), TrainError> {
     fs::create_dir(folder).map_err(io_error(folder))?;
     let of_student = folder.join(STUDENT);
-    model::save(config, student, &of_student)?;
-    moments::save(student, optimizer, config.layout(), &folder.join(OPTIMIZER))?;
+    // The large files are hashed while they are written, and not read again.
+    let saved = model::save(config, student, &of_student)?.into_iter();
+    let saved = saved.map(|(name, digest)| (format!("{STUDENT}/{name}"), digest));
+    let mut known: Digests = saved.collect();
+    let digest = moments::save(student, optimizer, config.layout(), &folder.join(OPTIMIZER))?;
+    known.insert(OPTIMIZER.to_owned(), digest);
     inputs.write(&folder.join(amended(INPUTS, 0)))?;
     progress.write(&folder.join(amended(PROGRESS, 0)))?;
-    manifest::write(folder, &verify::files(folder)?)?;
+    manifest::write_known(folder, &verify::files(folder)?, known)?;
     // The names of the files as well as what is in them.
     sync_folder(&of_student);
     sync_folder(folder);

@@ -48,13 +48,13 @@ impl<B: Backend> View for Moment<B> {
     }
 }
 
-/// Writes the moments of the parameters of `student`, under their published names.
+/// Writes the moments of the parameters of `student`, under their published names, and returns the file's SHA-256.
 pub(super) fn save<B: TrainBackend>(
     student: &PhiMamba<B>,
     optimizer: &AdamW<B::InnerBackend>,
     layout: Layout,
     path: &Path,
-) -> Result<(), TrainError> {
+) -> Result<String, TrainError> {
     let mut tensors = vec![];
     let mut times = BTreeMap::new();
     for parameter in named_parameters(student, layout) {
@@ -71,10 +71,8 @@ pub(super) fn save<B: TrainBackend>(
         .map_err(std::io::Error::from)
         .and_then(|times| {
             let metadata = HashMap::from([(TIMES.to_owned(), times)]);
-            safetensors::serialize_to_file(tensors, Some(metadata), path)
-                .map_err(std::io::Error::other)
+            model::weights::write_tensors(path, tensors, Some(metadata))
         })
-        .and_then(|()| File::open(path)?.sync_all())
         .map_err(io_error(path))
 }
 

@@ -76,14 +76,14 @@ impl TeacherFiles {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(io_error(&old)(error)),
             _ => {}
         }
-        model::save(config, student, folder)?;
-        let mut names = vec!["config.json", "model.safetensors"];
+        let known = model::save(config, student, folder)?;
+        let mut names = vec![];
         for (name, bytes) in &self.0 {
             let path = folder.join(name);
             atomic_file::write(&path, bytes).map_err(io_error(&path))?;
             names.push(name);
         }
-        Ok(manifest::write(folder, &names)?)
+        Ok(manifest::write_known(folder, &names, known)?)
     }
 }
 
