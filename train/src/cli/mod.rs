@@ -105,7 +105,8 @@ struct RunArgs {
     /// With --resume: go on although what the run is made from has changed
     ///
     /// What has changed is noted in metrics.jsonl, summary.json and the report, and the teacher is measured
-    /// again. The result is not that of an uninterrupted run.
+    /// again. The result is not that of an uninterrupted run. Also takes a checkpoint of an earlier version of this
+    /// program, which does not say what the run is made from.
     #[arg(long, requires = "resume")]
     accept_changes: bool,
 

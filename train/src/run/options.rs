@@ -20,7 +20,8 @@ pub struct RunOptions {
     pub resume: bool,
     /// Whether to resume although the teacher, the tokenizer, the text or the settings of stages that have begun
     /// are not those that the checkpoint was made from. What has changed is noted in the metrics and in the
-    /// summary, and the teacher is measured again.
+    /// summary, and the teacher is measured again. So it is if a checkpoint of an earlier version does not say
+    /// what it was made from.
     pub accept_changes: bool,
     /// Whether to show the terminal dashboard.
     pub dashboard: bool,
