@@ -186,15 +186,6 @@ pub enum DataError {
         reason: String,
     },
 
-    /// A folder for private files that others can write to or read.
-    #[error("{}: {reason}; name a folder of your own for the cache, or remove this one", path.display())]
-    NotPrivate {
-        /// The folder.
-        path: PathBuf,
-        /// What makes it unsafe.
-        reason: String,
-    },
-
     /// A range of tokens that ends after the end of the corpus.
     #[error("tokens {start} to {start} + {len} were asked for, the corpus has {tokens}")]
     OutOfRange {

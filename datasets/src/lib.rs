@@ -76,7 +76,6 @@ mod fixtures;
 mod panics;
 mod permutation;
 mod prepare;
-mod private_folder;
 mod shards;
 mod source;
 mod split;
@@ -86,7 +85,6 @@ mod windows;
 pub use error::{DataError, Result};
 pub use panics::silence_caught_panics;
 pub use prepare::PrepareOptions;
-pub use private_folder::private_folder;
 pub use shards::{Manifest, TokenShards};
 pub use source::{
     Documents, ParquetRows, SourceFile, open_text, parquet_rows, source_files,

@@ -72,7 +72,7 @@ pub enum TrainError {
     ForeignWeights(PathBuf),
     /// A checkpoint whose files are what was written, and cannot be used all the same.
     #[error(
-        "checkpoint {} cannot be used: {reason}; remove this folder to resume from the one before it",
+        "checkpoint {} cannot be used: {reason}; give this folder another name to resume from the one before it",
         path.display()
     )]
     Checkpoint {
@@ -83,11 +83,25 @@ pub enum TrainError {
     },
     /// No checkpoint is what was written.
     #[error(
-        "no checkpoint of this run is whole: {}; put back what is missing or changed, or remove the folder of \
-         checkpoints to resume from the beginning",
+        "no checkpoint of this run is whole: {}; put back what is missing or changed, or give the folder of \
+         checkpoints another name to resume from the beginning",
         listed(.0.iter().map(|damaged| format!("{}: {}", damaged.path.display(), damaged.reason)))
     )]
     NoWholeCheckpoint(Vec<crate::checkpoint::Damaged>),
+    /// A checkpoint of an earlier version, of which nothing can be compared.
+    #[error(
+        "{}: an earlier version of this program wrote this checkpoint, without SHA256SUMS and inputs.toml, so it \
+         cannot be known whether its files and what the run is made from are unchanged; go on with it as it is by \
+         --resume {} --accept-changes, or put both files back if they were removed",
+        path.display(),
+        folder.display()
+    )]
+    Unverified {
+        /// The checkpoint's folder.
+        path: PathBuf,
+        /// The run folder.
+        folder: PathBuf,
+    },
     /// The checksums of files cannot be written or compared.
     #[error(transparent)]
     Manifest(#[from] model::manifest::ManifestError),

@@ -1,8 +1,11 @@
 //! What a run is made from: the teacher, the tokenizer, the text and the settings that decide on its result.
 //!
-//! A checkpoint holds this of the process that wrote it, by checksums. Whoever resumes from it compares: with
-//! another teacher or other text the run would go on to a result that no run gives, and its numbers before and
-//! after would be of different things. Where files lie does not matter, only what is in them.
+//! A checkpoint holds this of the process that wrote it, by checksums. A process that resumes from it compares it
+//! with its own: with another teacher or other text the run would go on to a result that no run gives, and its
+//! numbers before and after would be of different things. Where files lie does not matter, only what is in them.
+//!
+//! Versions that know other settings can read it: the settings are kept as a table, not as their type, and a
+//! setting that is not in it has its default.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,11 +16,13 @@ use model::{atomic_file, manifest, model_files};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use toml::Value;
+use toml::{Table, Value};
 
-use crate::config::Config;
+use crate::config::{Config, Source, StageConfig};
 use crate::error::{TrainError, io_error};
 use crate::metrics::Position;
+use crate::schedule::Schedule;
+use crate::stages::Kind;
 
 /// Settings that do not change what a run computes: names, places, whose content is compared instead, how much
 /// is done at once, and what is kept, shown or given up.
@@ -44,12 +49,14 @@ pub struct Provenance {
     pub teacher_folder: String,
     /// The SHA-256 of each file of the teacher, by its name.
     pub teacher: BTreeMap<String, String>,
-    /// The held-out text.
-    pub held_out: Text,
-    /// The training text of each stage, by the stage's name.
+    /// The held-out text; `None` as long as it is not tokenised.
+    #[serde(default)]
+    pub held_out: Option<Text>,
+    /// The training text of each stage that is tokenised, by the stage's name.
+    #[serde(default)]
     pub texts: BTreeMap<String, Text>,
-    /// The resolved configuration.
-    pub config: Config,
+    /// The resolved configuration, as [`Config::to_table`] has it.
+    pub config: Table,
 }
 
 /// A text, tokenised.
@@ -126,8 +133,14 @@ impl Provenance {
         files.into_par_iter().map(hash).collect()
     }
 
+    /// The teacher, as the configuration names it.
+    pub fn teacher_model(&self) -> Option<&str> {
+        self.config.get("teacher")?.get("model")?.as_str()
+    }
+
     /// What has changed from here to `now` of all that the run has used up to `position`, its stages `finished`;
-    /// each as a phrase: "the teacher's model.safetensors", "stage1.lr.mixer, from 0.003 to 0.001".
+    /// each as a phrase: "the teacher's model.safetensors", "stage1.lr.mixer, from 0.003 to 0.001". Texts that are
+    /// not tokenised yet are not compared.
     pub fn changes<'a>(
         &self,
         now: &Self,
@@ -145,7 +158,9 @@ impl Provenance {
         if self.tokenizer != now.tokenizer {
             changes.push("the tokenizer.json".to_owned());
         }
-        changes.extend(self.held_out.change(&now.held_out));
+        if let (Some(then), Some(now)) = (&self.held_out, &now.held_out) {
+            changes.extend(then.change(now));
+        }
         changes.extend(self.of_stages(now, &begun));
         changes
     }
@@ -153,8 +168,9 @@ impl Provenance {
     /// What else has changed, which is no more than another plan for the rest of the run: it is not in `changes`.
     pub fn plans(&self, now: &Self, changes: &[String]) -> Vec<String> {
         let names = |made: &Self| -> Vec<String> {
-            let stages = made.config.stages.iter();
-            stages.map(|stage| stage.name.clone()).collect()
+            stages(&made.config)
+                .map(|(name, _)| name.to_owned())
+                .collect()
         };
         let (then, later) = (names(self), names(now));
         let both = then.iter().filter(|name| later.contains(name));
@@ -233,29 +249,67 @@ fn hashes(folder: &Path) -> Result<Vec<String>, TrainError> {
     files.par_iter().map(hash).collect()
 }
 
+/// The stages of `config` and their names.
+fn stages(config: &Table) -> impl Iterator<Item = (&str, &Table)> {
+    let all = config.get("stages").and_then(Value::as_array);
+    let stage = |stage| {
+        let stage = Value::as_table(stage)?;
+        Some((stage.get("name")?.as_str()?, stage))
+    };
+    all.into_iter().flatten().filter_map(stage)
+}
+
 /// The settings of `config` that decide on what was computed in the stages `begun`, by their dotted keys.
-fn settings(config: &Config, begun: &[&str]) -> BTreeMap<String, Value> {
+fn settings(config: &Table, begun: &[&str]) -> BTreeMap<String, Value> {
     let mut settings = BTreeMap::new();
-    let mut sections = toml::Table::try_from(config).unwrap_or_default();
+    let mut sections = config.clone();
     sections.remove("stages");
-    flatten("", &sections, &mut settings);
-    for stage in &config.stages {
-        if begun.contains(&stage.name.as_str())
-            && let Ok(mut keys) = toml::Table::try_from(stage)
-        {
-            // As it is resolved: a stage without its own has that of the run.
-            keys.insert(
-                "context".into(),
-                Value::Integer(config.context(stage) as i64),
-            );
-            keys.remove("name");
-            flatten(&format!("{}.", stage.name), &keys, &mut settings);
+    let known = Config::load(Source::Preset("tiny"), &[]).and_then(|config| config.to_table());
+    for (key, default) in known.unwrap_or_default() {
+        match (sections.get_mut(&key), default) {
+            (Some(Value::Table(section)), Value::Table(default)) => complete(section, default),
+            (None, default) if key != "stages" => {
+                sections.insert(key, default);
+            }
+            _ => {}
         }
+    }
+    flatten("", &sections, &mut settings);
+    let context = config.get("data").and_then(|data| data.get("context"));
+    for (name, stage) in stages(config).filter(|(name, _)| begun.contains(name)) {
+        let mut keys = stage.clone();
+        complete(&mut keys, stage_defaults(stage));
+        // As it is resolved: a stage without its own has that of the run.
+        if let (Some(Value::Integer(0)), Some(context)) = (keys.get("context"), context) {
+            keys.insert("context".into(), context.clone());
+        }
+        keys.remove("name");
+        flatten(&format!("{name}."), &keys, &mut settings);
     }
     settings
 }
 
-fn flatten(prefix: &str, table: &toml::Table, into: &mut BTreeMap<String, Value>) {
+/// The defaults of a stage of this kind and schedule.
+fn stage_defaults(stage: &Table) -> Table {
+    let named = |key: &str| stage.get(key).and_then(Value::as_str).unwrap_or_default();
+    let kind = Kind::named(named("kind"));
+    let schedule = Schedule::ALL
+        .into_iter()
+        .find(|schedule| schedule.name() == named("schedule"));
+    let defaults = kind.zip(schedule).map(|(kind, schedule)| {
+        Table::try_from(StageConfig::new(kind, schedule)).unwrap_or_default()
+    });
+    defaults.unwrap_or_default()
+}
+
+/// Adds to `table` those of the `defaults` that it lacks.
+fn complete(table: &mut Table, defaults: Table) {
+    for (key, default) in defaults {
+        table.entry(key).or_insert(default);
+    }
+}
+
+fn flatten(prefix: &str, table: &Table, into: &mut BTreeMap<String, Value>) {
     for (key, value) in table {
         let full = format!("{prefix}{key}");
         if FREE.contains(&key.as_str()) || FREE.contains(&full.as_str()) {
@@ -271,115 +325,4 @@ fn flatten(prefix: &str, table: &toml::Table, into: &mut BTreeMap<String, Value>
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Source;
-
-    fn text(key: &str, sha256: &str) -> Text {
-        Text {
-            key: key.into(),
-            tokens: "/nowhere".into(),
-            sha256: sha256.into(),
-        }
-    }
-
-    fn made_from(set: &[&str]) -> Provenance {
-        let set: Vec<_> = set.iter().map(|text| text.to_string()).collect();
-        let config = Config::load(Source::Preset("tiny"), &set).unwrap();
-        let stages = config.stages.iter();
-        Provenance {
-            backend: "flex".into(),
-            tokenizer: "a".into(),
-            teacher_folder: "/teacher".into(),
-            teacher: [("config.json", "b"), ("model.safetensors", "c")]
-                .map(|(name, hash)| (name.to_owned(), hash.to_owned()))
-                .into(),
-            held_out: text("data.validation", "d"),
-            texts: stages
-                .map(|stage| (stage.name.clone(), text("data.train", "e")))
-                .collect(),
-            config,
-        }
-    }
-
-    /// What is compared is all that has been used, and nothing else.
-    #[test]
-    fn changes_are_named() {
-        let then = made_from(&[]);
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("inputs.toml");
-        then.write(&path).unwrap();
-        assert_eq!(Provenance::read(&path).unwrap(), then);
-
-        // In the second stage of three.
-        let position = Position {
-            stage: "stage2".into(),
-            step: 3,
-        };
-        let changes = |now: &Provenance| then.changes(now, &position, ["stage1"].into_iter());
-        let mut now = then.clone();
-        now.teacher_folder = "/elsewhere".into();
-        assert!(changes(&now).is_empty());
-        now.teacher.insert("model.safetensors".into(), "x".into());
-        now.tokenizer = "x".into();
-        now.held_out.sha256 = "x".into();
-        for text in now.texts.values_mut() {
-            text.sha256 = "x".into();
-        }
-        assert_eq!(
-            changes(&now),
-            [
-                "the teacher's model.safetensors",
-                "the tokenizer.json",
-                "the text of data.validation",
-                "the text of data.train",
-            ]
-        );
-        // Text of a stage that has not begun.
-        let mut now = then.clone();
-        now.texts.insert("stage3".into(), text("data.train", "x"));
-        assert!(changes(&now).is_empty());
-        // It is only another plan, and so are other settings of that stage.
-        now.backend = "ndarray".into();
-        now.config = made_from(&["stage3.temperature=2", "stage2.tokens=51_200"]).config;
-        let refused = changes(&now);
-        assert_eq!(refused, ["stage2.tokens, from 512000 to 51200"]);
-        assert_eq!(
-            then.plans(&now, &refused),
-            [
-                "the text of data.train",
-                "stage3.temperature, from 1.0 to 2.0",
-                "the backend, from flex to ndarray",
-            ]
-        );
-
-        let free = [
-            "name=other",
-            "data.cache=/c",
-            "data.train=other.txt",
-            "checkpoint.every=7",
-            "log.every=3",
-            "safety.max_skipped=2",
-            "evaluation.batch=1",
-            "stage1.micro_batch=1",
-            "stage3.recompute=true",
-            "stage3.lr=1e-3",
-            "stage3.kind=predictions",
-        ];
-        assert!(changes(&made_from(&free)).is_empty());
-        for (set, change) in [
-            ("seed=1", "seed, from 42 to 1"),
-            ("stage1.lr.mixer=0.5", "stage1.lr.mixer, from 0.003 to 0.5"),
-            ("stage1.lr.norm=0.5", "stage1.lr.norm, from none to 0.5"),
-            (
-                "stage2.target=block",
-                "stage2.target, from \"mixer\" to \"block\"",
-            ),
-            ("student.bias=true", "student.bias, from false to true"),
-            ("evaluation.windows=5", "evaluation.windows, from 0 to 5"),
-            ("optimizer.beta1=0.5", "optimizer.beta1, from 0.9 to 0.5"),
-        ] {
-            assert_eq!(changes(&made_from(&[set])), [change]);
-        }
-    }
-}
+mod tests;

@@ -9,7 +9,8 @@
 //! It is written under another name and renamed when whole and on the disk; one that is removed is
 //! renamed first. So a folder with a checkpoint's name is always complete, whatever happens to the
 //! process, the machine or the space on the disk. What happens to its bytes afterwards is found by the checksums:
-//! one that is damaged is named, and the one before it is taken.
+//! one that is damaged is named, and the one before it is taken. A checkpoint of an earlier version, without
+//! `SHA256SUMS` and `inputs.toml`, is taken if changes are accepted, and gets both then.
 //!
 //! What is learnt about a checkpoint later, as its evaluation, goes to another file, `progress-1.toml` and so on,
 //! of which the last that `SHA256SUMS` lists counts. A file that is listed never changes, so that a process may
@@ -143,12 +144,18 @@ impl Checkpoints {
             inputs.write(&checkpoint.join(&name))?;
             names.push(name);
         }
-        manifest::add(&checkpoint, &names)?;
+        if checkpoint.join(manifest::MANIFEST).exists() {
+            manifest::add(&checkpoint, &names)?;
+        } else {
+            // One of an earlier version: from now on it is known what its files were.
+            manifest::write(&checkpoint, &verify::files(&checkpoint)?)?;
+        }
         sync_folder(&checkpoint);
         Ok(())
     }
 
-    /// The newest that is whole, and those that are not. `None` if there is none of either.
+    /// The newest that is whole or of an earlier version, and the newer ones that are damaged. `None` if there
+    /// are no checkpoints.
     ///
     /// # Errors
     /// [`TrainError::Io`] if the folder cannot be listed; [`TrainError::Mismatch`] if there is one of a stage
@@ -160,7 +167,7 @@ impl Checkpoints {
             {
                 return Err(TrainError::Mismatch(format!(
                     "{}: config.toml lists no stage `{}`, whose checkpoint this is; undo what was changed of the \
-                     list, or remove the checkpoint",
+                     list, or give the checkpoint another name",
                     self.folder.join(&name).display(),
                     position.stage,
                 )));
@@ -290,20 +297,21 @@ fn write<B: TrainBackend>(
 pub struct Loaded<B: TrainBackend> {
     /// How far the run had come.
     pub progress: Progress,
-    /// What it was made from.
-    pub inputs: Provenance,
     /// The student then.
     pub student: PhiMamba<B>,
 }
 
-/// Reads what the run was made from that has the checkpoint `found`.
+/// Reads what the run was made from that has the checkpoint `found`, if it says so.
 ///
 /// # Errors
 /// [`TrainError::Checkpoint`].
-pub fn inputs(found: &Found) -> Result<Provenance, TrainError> {
-    let (path, name) = (&found.path, &found.inputs);
-    Provenance::read(&path.join(name)).map_err(|reason| TrainError::Checkpoint {
-        path: path.clone(),
+pub fn inputs(found: &Found) -> Result<Option<Provenance>, TrainError> {
+    let Some(name) = &found.inputs else {
+        return Ok(None);
+    };
+    let read = Provenance::read(&found.path.join(name));
+    read.map(Some).map_err(|reason| TrainError::Checkpoint {
+        path: found.path.clone(),
         reason: format!("{name}: {reason}"),
     })
 }
@@ -335,7 +343,6 @@ pub fn load<B: TrainBackend>(
     if checkpoint.file_name().is_none_or(|name| *name != *own) {
         return Err(in_file(name, format!("it is that of {own}")));
     }
-    let inputs = inputs(found)?;
     let (of_student, student) = model::load_any(checkpoint.join(STUDENT), device)
         .map_err(|error| damaged(error.to_string()))?;
     if of_student != *student_config {
@@ -349,88 +356,8 @@ pub fn load<B: TrainBackend>(
     let layout = student_config.layout();
     moments::load(&moments, &student, layout, optimizer, device)
         .map_err(|reason| in_file(OPTIMIZER, reason))?;
-    Ok(Loaded {
-        progress,
-        inputs,
-        student,
-    })
+    Ok(Loaded { progress, student })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_tell_positions() {
-        for (stage, step) in [
-            ("stage1", 0),
-            ("b", 40),
-            ("a-step7", 9_999_999),
-            ("a", 10_000_000),
-        ] {
-            let position = Position {
-                stage: stage.to_owned(),
-                step,
-            };
-            assert_eq!(position_of(&name_of(&position)), Some(position));
-        }
-        for name in [
-            "stage1",
-            "stage1-step40",
-            "stage1-step0000040.bak",
-            ".stage1-step0000040",
-        ] {
-            assert_eq!(position_of(name), None, "{name}");
-        }
-    }
-
-    /// By the run's list, and not by the letters.
-    #[test]
-    fn the_newest_is_that_of_the_last_stage() {
-        let folder = tempfile::tempdir().unwrap();
-        let stages = ["wide", "narrow"].map(str::to_owned).to_vec();
-        let checkpoints = Checkpoints::new(folder.path().to_owned(), 2, stages);
-        assert_eq!(checkpoints.newest().unwrap(), None);
-        let files = ["inputs.toml", "optimizer.safetensors", "progress.toml"];
-        let steps = [
-            ("wide", 5),
-            ("narrow", 1),
-            ("narrow", 10_000_000),
-            ("wide", 700),
-        ];
-        for (stage, step) in steps {
-            let path = folder.path().join(format!("{stage}-step{step:07}"));
-            fs::create_dir_all(path.join("student")).unwrap();
-            let names = files.into_iter().chain(["student/config.json"]);
-            let names: Vec<_> = names.chain(["student/model.safetensors"]).collect();
-            for name in &names {
-                fs::write(path.join(name), name).unwrap();
-            }
-            manifest::write(&path, &names).unwrap();
-        }
-        let found = checkpoints.newest().unwrap().expect("a checkpoint");
-        assert_eq!(found.path, folder.path().join("narrow-step10000000"));
-        assert_eq!(
-            (found.progress.as_str(), found.damaged),
-            ("progress.toml", vec![])
-        );
-
-        // Of what is damaged the name and the file are known; it is out of the way at once.
-        fs::write(found.path.join("optimizer.safetensors"), "other").unwrap();
-        let wide = folder.path().join("wide-step0000005");
-        fs::remove_file(wide.join(manifest::MANIFEST)).unwrap();
-        let before = checkpoints.newest().unwrap().expect("a checkpoint");
-        assert_eq!(before.path, folder.path().join("narrow-step0000001"));
-        let damaged: Vec<_> = before.damaged.iter().map(|damaged| &damaged.path).collect();
-        assert_eq!(damaged, [&wide, &found.path]);
-        assert!(before.damaged[1].reason.contains("optimizer.safetensors"));
-        checkpoints.set_aside(&before.damaged).unwrap();
-        let again = checkpoints.newest().unwrap().expect("a checkpoint");
-        assert_eq!((again.path, again.damaged), (before.path, vec![]));
-        assert!(found.path.with_added_extension("damaged").exists());
-
-        fs::create_dir(folder.path().join("gone-step0000001")).unwrap();
-        let message = checkpoints.newest().unwrap_err().to_string();
-        assert!(message.contains("no stage `gone`"), "{message}");
-    }
-}
+mod tests;

@@ -33,16 +33,21 @@ pub struct Progress {
     pub skipped: usize,
     /// Those of them that came last, one after the other.
     pub skipped_in_a_row: usize,
+    /// Non-finite steps of the stage.
+    #[serde(default)]
+    pub stage_skipped: usize,
     /// The last finite loss of the stage, smoothed as the closing table shows it; none if no step of the stage
     /// was finite.
     pub loss: Option<f64>,
     /// Perplexity of the teacher.
     pub teacher_perplexity: f64,
-    /// The log up to here.
-    pub log: LogMark,
+    /// The log up to here. Earlier versions did not keep it.
+    #[serde(default)]
+    pub log: Option<LogMark>,
     /// Stages done.
     pub finished: Vec<StageSummary>,
     /// What there is to say about the run so far.
+    #[serde(default)]
     pub notes: Vec<Note>,
 }
 
@@ -119,6 +124,12 @@ impl Progress {
             &format!("no more than all that were skipped, {}", self.skipped),
         )?;
         require(
+            self.stage_skipped <= self.skipped,
+            "stage_skipped",
+            self.stage_skipped,
+            &format!("no more than all that were skipped, {}", self.skipped),
+        )?;
+        require(
             self.loss.is_none_or(f64::is_finite),
             "loss",
             self.loss.unwrap_or_default(),
@@ -187,12 +198,13 @@ mod tests {
             seconds: 20.25,
             skipped: 2,
             skipped_in_a_row: 1,
+            stage_skipped: 1,
             loss: Some(0.1),
             teacher_perplexity: 29.5,
-            log: LogMark {
+            log: Some(LogMark {
                 bytes: 10,
                 sha256: "ab".into(),
-            },
+            }),
             finished: vec![StageSummary {
                 stage: "stage1".into(),
                 kind: "matrices".into(),
@@ -242,6 +254,7 @@ mod tests {
                 "skipped_in_a_row = 3",
                 "skipped_in_a_row",
             ),
+            ("stage_skipped = 1", "stage_skipped = 3", "stage_skipped"),
             ("loss = 0.1", "loss = inf", "loss"),
             (
                 "teacher_perplexity = 29.5",

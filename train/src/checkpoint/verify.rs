@@ -23,9 +23,10 @@ pub struct Found {
     pub path: PathBuf,
     /// The file in it that says how far the run had come.
     pub progress: String,
-    /// The file in it that says what the run was made from.
-    pub inputs: String,
-    /// Others of the run that are damaged, older or newer, oldest first.
+    /// The file in it that says what the run was made from. `None` if an earlier version of this program wrote
+    /// the checkpoint, without that and without checksums: whether it is whole is not known.
+    pub inputs: Option<String>,
+    /// Newer ones of the run, which are damaged, newest first.
     pub damaged: Vec<Damaged>,
 }
 
@@ -76,28 +77,42 @@ pub(super) fn files(checkpoint: &Path) -> Result<Vec<String>, TrainError> {
     Ok(names)
 }
 
-/// The newest whole one of `all`, oldest first, and all that are damaged.
+/// The newest of `all`, oldest first, that is whole or of an earlier version, and those after it. The ones before
+/// it are not read.
 pub(super) fn newest(all: Vec<PathBuf>) -> Result<Option<Found>, TrainError> {
-    let mut newest = None;
     let mut damaged = vec![];
-    for path in all {
-        let listed = listed(&path)?;
-        let names = listed.and_then(|all| Ok((last(PROGRESS, &all)?, last(INPUTS, &all)?)));
+    for path in all.into_iter().rev() {
+        let names = if is_earlier(&path) {
+            Ok((amended(PROGRESS, 0), None))
+        } else {
+            let listed = listed(&path)?;
+            listed.and_then(|all| Ok((last(PROGRESS, &all)?, Some(last(INPUTS, &all)?))))
+        };
         match names {
-            Ok((progress, inputs)) => newest = Some((path, progress, inputs)),
+            Ok((progress, inputs)) => {
+                return Ok(Some(Found {
+                    path,
+                    progress,
+                    inputs,
+                    damaged,
+                }));
+            }
             Err(reason) => damaged.push(Damaged { path, reason }),
         }
     }
-    match newest {
-        Some((path, progress, inputs)) => Ok(Some(Found {
-            path,
-            progress,
-            inputs,
-            damaged,
-        })),
-        None if damaged.is_empty() => Ok(None),
-        None => Err(TrainError::NoWholeCheckpoint(damaged)),
+    if damaged.is_empty() {
+        Ok(None)
+    } else {
+        Err(TrainError::NoWholeCheckpoint(damaged))
     }
+}
+
+/// Whether a version of this program wrote `checkpoint` that knew neither checksums nor inputs.
+fn is_earlier(checkpoint: &Path) -> bool {
+    let is_there = |name: &str| checkpoint.join(name).exists();
+    let (progress, inputs) = (amended(PROGRESS, 0), amended(INPUTS, 0));
+    let mut files = FILES.into_iter().chain([progress.as_str()]);
+    !is_there(MANIFEST) && !is_there(&inputs) && files.all(is_there)
 }
 
 /// The files of a checkpoint that is whole, or what is wrong with the checkpoint.
@@ -111,12 +126,7 @@ fn listed(checkpoint: &Path) -> Result<Result<Vec<String>, String>, TrainError> 
     };
     let listed = match manifest::verify(checkpoint) {
         Ok(Verified::Files(names)) => names,
-        Ok(Verified::Absent) => {
-            return Ok(Err(format!(
-                "{MANIFEST} is missing; either it was removed, or an earlier version of this program wrote the \
-                 checkpoint"
-            )));
-        }
+        Ok(Verified::Absent) => return Ok(Err(format!("{MANIFEST} is missing"))),
         Err(ManifestError::Io { source, path }) if source.kind() == ErrorKind::PermissionDenied => {
             return Err(ManifestError::Io { path, source }.into());
         }

@@ -105,7 +105,8 @@ struct RunArgs {
     /// With --resume: go on although what the run is made from has changed
     ///
     /// What has changed is noted in metrics.jsonl, summary.json and the report, and the teacher is measured
-    /// again. The result is not that of an uninterrupted run.
+    /// again. The result is not that of an uninterrupted run. Also takes a checkpoint of an earlier version of this
+    /// program, which does not say what the run is made from.
     #[arg(long, requires = "resume")]
     accept_changes: bool,
 
@@ -318,7 +319,7 @@ fn of_run(error: TrainError, folder: &Path) -> anyhow::Error {
     match error {
         // Only the teacher is in memory before that file is written.
         TrainError::Device(BackendError::OutOfMemory { .. }) if !config.exists() => anyhow!(
-            "{error}; the teacher alone does not fit: another device is needed, which --backend chooses"
+            "{error}; the teacher alone does not fit: lower evaluation.batch, or choose another device by --backend"
         ),
         error if !config.exists() => error.into(),
         error => {

@@ -233,6 +233,14 @@ impl Config {
         toml::to_string(self).map_err(ConfigError::Serialise)
     }
 
+    /// The configuration as [`Config::to_toml`] has it, before it is text.
+    ///
+    /// # Errors
+    /// [`ConfigError::Serialise`].
+    pub fn to_table(&self) -> Result<toml::Table, ConfigError> {
+        toml::Table::try_from(self).map_err(ConfigError::Serialise)
+    }
+
     /// Writes [`Config::to_toml`] to `path`, whole or not at all.
     ///
     /// # Errors

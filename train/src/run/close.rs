@@ -74,7 +74,7 @@ impl<B: TrainBackend> Run<B> {
     }
 
     /// Says `text`, in the log, in the metrics and in the summary.
-    fn note(&mut self, text: String) -> Result<(), TrainError> {
+    pub(super) fn note(&mut self, text: String) -> Result<(), TrainError> {
         self.watch.note(&text);
         let note = Note {
             stage: self.progress.stage.clone(),

@@ -1,12 +1,35 @@
-//! Whether all parameters of a network are numbers.
+//! Whether all parameters of the student are numbers.
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::module::{AutodiffModule, Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use model::{CausalLm, Layout, named_parameters};
+use kernels::TrainBackend;
+use model::{CausalLm, Layout, PhiMamba, named_parameters};
+
+use super::Run;
+use crate::error::TrainError;
+
+impl<B: TrainBackend> Run<B> {
+    /// That every parameter of `student` is a number.
+    pub(super) fn require_finite(&self, student: &PhiMamba<B>) -> Result<(), TrainError> {
+        match not_finite(&student.valid(), self.student_config.layout()) {
+            Some(name) => Err(self.diverged(format!("parameter {name}"))),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn diverged(&self, what: String) -> TrainError {
+        TrainError::StudentNotFinite {
+            stage: self.progress.stage.clone(),
+            step: self.progress.step,
+            what,
+            folder: self.options.folder.clone(),
+        }
+    }
+}
 
 /// The name of the first parameter of `network` that has a value which is not finite.
-pub(super) fn not_finite<B: Backend>(network: &CausalLm<B>, layout: Layout) -> Option<String> {
+fn not_finite<B: Backend>(network: &CausalLm<B>, layout: Layout) -> Option<String> {
     let mut zeros = Zeros {
         ids: vec![],
         sums: vec![],

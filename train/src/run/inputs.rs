@@ -21,7 +21,7 @@ pub(super) fn teacher_folder(
     before: Option<&Provenance>,
 ) -> Result<PathBuf, TrainError> {
     if let Some(before) = before
-        && before.config.teacher.model == name
+        && before.teacher_model() == Some(name)
         && Path::new(&before.teacher_folder).is_dir()
     {
         return Ok(PathBuf::from(&before.teacher_folder));

@@ -8,6 +8,7 @@ mod finite;
 mod folder;
 mod inputs;
 mod open;
+mod options;
 mod pending_metrics;
 mod prefetch;
 mod teacher_files;
@@ -15,11 +16,8 @@ mod text;
 
 pub use inputs::student_config;
 pub(crate) use inputs::{check_layers, teacher_of_stages, untrained_student};
+pub use options::{Outcome, RunOptions, StopRequest};
 
-use std::fmt;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use burn::module::AutodiffModule;
@@ -29,14 +27,13 @@ use kernels::TrainBackend;
 use kernels::runtime::{check, synchronise};
 use model::{ModelConfig, Phi, PhiMamba};
 
-use self::finite::not_finite;
 use self::folder::{Held, finished, is_run};
 use self::pending_metrics::PendingMetrics;
 use self::prefetch::Prefetch;
 use self::teacher_files::TeacherFiles;
 use self::text::{StageText, first_batch};
 use crate::checkpoint::{Checkpoints, Progress};
-use crate::config::{Config, StageConfig};
+use crate::config::StageConfig;
 use crate::error::TrainError;
 use crate::evaluate::perplexity;
 use crate::metrics::{Evaluation, MetricsLog, Record, StepMetrics, Watch};
@@ -44,7 +41,7 @@ use crate::optimizer::AdamW;
 use crate::provenance::Provenance;
 use crate::stages::train_parts;
 use crate::step::TrainStep;
-use crate::summary::{StageSummary, Summary};
+use crate::summary::StageSummary;
 
 /// The file of the run folder that says what the run does; the first to be written.
 pub const CONFIG: &str = "config.toml";
@@ -61,69 +58,6 @@ const STUDENT: &str = "student";
 pub(crate) const COMPILING: &str = "compiling kernels, which takes a while at the first start";
 /// The steps of a stage after which the device's memory is shown: it should not grow from one to the next.
 const MEMORY_SHOWN: [usize; 3] = [10, 100, 1000];
-
-/// A configuration, and what a run needs beside it.
-#[derive(Debug, Clone)]
-pub struct RunOptions {
-    /// What to do.
-    pub config: Config,
-    /// The run folder.
-    pub folder: PathBuf,
-    /// Whether to resume from the newest checkpoint in the folder, or from the start if it has none yet. A
-    /// run that is finished stays as it is.
-    pub resume: bool,
-    /// Whether to resume although the teacher, the tokenizer, the text or the settings of stages that have begun
-    /// are not those that the checkpoint was made from. What has changed is noted in the metrics and in the
-    /// summary, and the teacher is measured again.
-    pub accept_changes: bool,
-    /// Whether to show the terminal dashboard.
-    pub dashboard: bool,
-    /// The backend's name, for the record.
-    pub backend: String,
-    /// After how many steps their losses are read, recorded and shown. `None` is what suits the device: each
-    /// step on a CPU, and on a device with a queue `log.every` of them together.
-    pub read_every: Option<usize>,
-    /// Asked before each step and each batch of an evaluation whether to stop, with a checkpoint.
-    pub stop: StopRequest,
-}
-
-/// Whether a run is asked to stop.
-#[derive(Clone)]
-pub struct StopRequest(Arc<dyn Fn() -> bool + Send + Sync>);
-
-impl StopRequest {
-    /// The run is asked to stop when `asked` returns true.
-    pub fn when(asked: impl Fn() -> bool + Send + Sync + 'static) -> Self {
-        Self(Arc::new(asked))
-    }
-
-    /// The run is asked to stop once another thread has set `flag`.
-    pub fn on(flag: Arc<AtomicBool>) -> Self {
-        Self::when(move || flag.load(Ordering::Relaxed))
-    }
-}
-
-impl Default for StopRequest {
-    /// The run is never asked to stop.
-    fn default() -> Self {
-        Self::when(|| false)
-    }
-}
-
-impl fmt::Debug for StopRequest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("StopRequest")
-    }
-}
-
-/// How a run ended.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Outcome {
-    /// All stages done; the student is exported.
-    Finished(Summary),
-    /// Stopped on request, with a checkpoint to resume from.
-    Stopped,
-}
 
 /// A run in progress: `B` trains, its inner backend holds the teacher.
 pub struct Run<B: TrainBackend> {
@@ -218,6 +152,7 @@ impl<B: TrainBackend> Run<B> {
             self.progress.step = 0;
             self.progress.stage_seconds = 0.0;
             self.progress.skipped_in_a_row = 0;
+            self.progress.stage_skipped = 0;
             self.progress.loss = None;
             self.optimizer = AdamW::new(&config.optimizer);
         }
@@ -300,6 +235,7 @@ impl<B: TrainBackend> Run<B> {
             if skipped {
                 self.progress.skipped += 1;
                 self.progress.skipped_in_a_row += 1;
+                self.progress.stage_skipped += 1;
             } else {
                 self.progress.skipped_in_a_row = 0;
                 // Smoothed over a twentieth of the stage.
@@ -374,7 +310,7 @@ impl<B: TrainBackend> Run<B> {
         held.check()?;
         // Before the checkpoint, which says that all before it is recorded.
         self.log.sync()?;
-        self.progress.log = self.log.mark();
+        self.progress.log = Some(self.log.mark());
         self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
         self.checkpoints.save(
             &self.progress,
@@ -383,23 +319,6 @@ impl<B: TrainBackend> Run<B> {
             student,
             &self.optimizer,
         )
-    }
-
-    /// That every parameter of `student` is a number.
-    fn require_finite(&self, student: &PhiMamba<B>) -> Result<(), TrainError> {
-        match not_finite(&student.valid(), self.student_config.layout()) {
-            Some(name) => Err(self.diverged(format!("parameter {name}"))),
-            None => Ok(()),
-        }
-    }
-
-    fn diverged(&self, what: String) -> TrainError {
-        TrainError::StudentNotFinite {
-            stage: self.progress.stage.clone(),
-            step: self.progress.step,
-            what,
-            folder: self.options.folder.clone(),
-        }
     }
 
     /// Measures the student at the end of a stage, and amends its checkpoint by that; false if asked to stop
@@ -430,11 +349,12 @@ impl<B: TrainBackend> Run<B> {
             teacher_perplexity: self.progress.teacher_perplexity,
             student_perplexity,
         };
+        let steps = config.steps(stage);
         let summary = StageSummary {
             stage: stage.name.clone(),
             kind: stage.kind.name().to_owned(),
             tokens: config.steps(stage) as u64 * config.tokens_per_step(stage),
-            steps: config.steps(stage),
+            steps,
             seconds: self.progress.stage_seconds,
             loss: self.progress.loss.unwrap_or(f64::NAN),
             perplexity: student_perplexity,
@@ -443,11 +363,20 @@ impl<B: TrainBackend> Run<B> {
         self.watch.evaluation(&evaluation);
         self.watch.stage_end(&summary);
         self.progress.finished.push(summary);
+        let skipped = self.progress.stage_skipped;
+        // More than one in a hundred.
+        if skipped as u64 * 100 > steps as u64 {
+            self.note(format!(
+                "warning: {skipped} of the {steps} steps of stage {} were skipped, since their loss or gradient was \
+                 not finite; what it has learnt is from the others; a lower lr of the stage may help",
+                stage.name
+            ))?;
+        }
         self.progress.stage_seconds = 0.0;
         self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
         // Before the checkpoint, which says that all before it is recorded.
         self.log.sync()?;
-        self.progress.log = self.log.mark();
+        self.progress.log = Some(self.log.mark());
         held.check()?;
         self.checkpoints.amend(&self.progress, None)?;
         Ok(true)
@@ -456,7 +385,7 @@ impl<B: TrainBackend> Run<B> {
 
 /// Whether the run is asked to stop, by its options or in the dashboard.
 fn stop_requested(options: &RunOptions, watch: &Watch) -> bool {
-    (options.stop.0)() || watch.stop_requested()
+    options.stop.is_asked() || watch.stop_requested()
 }
 
 fn say_stopped(options: &RunOptions, watch: &mut Watch) {

@@ -1,5 +1,6 @@
 //! The beginning of a run, or of the rest of one.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -45,7 +46,17 @@ impl<B: TrainBackend> Run<B> {
         let checkpoints = Checkpoints::new(folder.join(CHECKPOINTS), keep, names.clone());
         checkpoints.remove_partial()?;
         let newest = checkpoints.newest()?;
+        if let Some(found) = &newest
+            && found.inputs.is_none()
+            && !options.accept_changes
+        {
+            return Err(TrainError::Unverified {
+                path: found.path.clone(),
+                folder: folder.clone(),
+            });
+        }
         let before = newest.as_ref().map(checkpoint::inputs).transpose()?;
+        let before = before.flatten();
 
         let teacher_folder = inputs::teacher_folder(&config.teacher.model, before.as_ref())?;
         let stamps = inputs::stamps(&teacher_folder)?;
@@ -61,9 +72,7 @@ impl<B: TrainBackend> Run<B> {
         };
         let tokenizer = inputs::tokenizer(config, &teacher_folder, &teacher_config)?;
         let teacher_files = TeacherFiles::read(&teacher_folder, &tokenizer)?;
-        let text = text(config, &tokenizer)?;
-        let texts = text.train.iter().map(|text| text.is.clone());
-        let made_from = Provenance {
+        let mut made_from = Provenance {
             backend: options.backend.clone(),
             tokenizer: tokenizer.hash().to_owned(),
             teacher_folder: std::path::absolute(&teacher_folder)
@@ -71,14 +80,30 @@ impl<B: TrainBackend> Run<B> {
                 .to_string_lossy()
                 .into_owned(),
             teacher: Provenance::of_teacher(&teacher_folder)?,
-            held_out: text.held_out_is.clone(),
-            texts: names.iter().cloned().zip(texts).collect(),
-            config: config.clone(),
+            held_out: None,
+            texts: BTreeMap::new(),
+            config: config.to_table()?,
         };
         // What has been hashed is what was loaded.
         if let Some(changed) = inputs::changed(&stamps, &inputs::stamps(&teacher_folder)?) {
             return Err(TrainError::ChangedWhileRead(changed));
         }
+        let mut optimizer = AdamW::new(&config.optimizer);
+        let loaded = match &newest {
+            Some(found) => {
+                let loaded =
+                    checkpoint::load::<B>(found, config, &student_config, &mut optimizer, device)?;
+                same_steps(config, &loaded.progress, folder)?;
+                accepted(&options, &loaded.progress, before.as_ref(), &made_from)?;
+                Some((found, loaded))
+            }
+            None => None,
+        };
+        // Last, since it may take hours: what can be refused without it has been.
+        let text = text(config, &tokenizer)?;
+        made_from.held_out = Some(text.held_out_is.clone());
+        let texts = text.train.iter().map(|text| text.is.clone());
+        made_from.texts = names.iter().cloned().zip(texts).collect();
         held.check()?;
 
         let metrics = folder.join(METRICS);
@@ -96,7 +121,6 @@ impl<B: TrainBackend> Run<B> {
                 text.skipped_lines, config.data.skip_bad_lines
             ));
         }
-        let mut optimizer = AdamW::new(&config.optimizer);
         if B::queues() {
             watch.note(COMPILING);
         }
@@ -115,26 +139,30 @@ impl<B: TrainBackend> Run<B> {
             measured => Ok(measured),
         };
 
-        let (student, progress, log) = if let Some(newest) = newest {
-            let loaded =
-                checkpoint::load::<B>(&newest, config, &student_config, &mut optimizer, device)?;
+        let (student, progress, log) = if let Some((newest, loaded)) = loaded {
             let Loaded {
                 mut progress,
-                inputs: before,
                 student,
             } = loaded;
-            same_steps(config, &progress, folder)?;
             watch.note(&format!(
                 "resuming from {}, on {}",
                 newest.path.display(),
                 options.backend
             ));
-            let changes = accepted(&options, &progress, &before, &made_from)?;
-            let mut said = damages(&newest);
+            let before = before.as_ref();
+            let changes = accepted(&options, &progress, before, &made_from)?;
+            let mut said = damages(newest);
+            if before.is_none() {
+                let own = newest.path.file_name().unwrap_or_default().display();
+                said.push(format!(
+                    "resumed with --accept-changes from {own}, which an earlier version of this program wrote \
+                     without checksums: neither its files nor what the run is made from could be compared"
+                ));
+            }
             said.extend(changes.iter().map(|change| {
                 format!("resumed with --accept-changes, since this has changed: {change}")
             }));
-            if !changes.is_empty() {
+            if !changes.is_empty() || before.is_none() {
                 let Some(now) = measure_teacher(&watch)? else {
                     say_stopped(&options, &mut watch);
                     return Ok(None);
@@ -145,14 +173,15 @@ impl<B: TrainBackend> Run<B> {
                 ));
                 progress.teacher_perplexity = now;
             }
-            let plans = before.plans(&made_from, &changes);
+            let plans = before.map(|before| before.plans(&made_from, &changes));
             said.extend(
-                (plans.iter())
+                (plans.iter().flatten())
                     .map(|plan| format!("for the rest of the run this has changed: {plan}")),
             );
             let (position, evaluated) = (progress.position(), progress.evaluated());
+            let mark = progress.log.as_ref();
             let (mut log, damage) =
-                MetricsLog::resume(&metrics, &progress.log, &position, evaluated, &names)?;
+                MetricsLog::resume(&metrics, mark, &position, evaluated, &names)?;
             said.extend(damage);
             for text in &said {
                 watch.note(text);
@@ -166,7 +195,7 @@ impl<B: TrainBackend> Run<B> {
             }
             if !said.is_empty() {
                 log.sync()?;
-                progress.log = log.mark();
+                progress.log = Some(log.mark());
                 checkpoints.amend(&progress, Some(&made_from))?;
             }
             // Last, or a process that dies here would leave nothing to say about them.
@@ -175,11 +204,7 @@ impl<B: TrainBackend> Run<B> {
         } else {
             if options.resume {
                 watch.note("no checkpoint yet: starting from the beginning");
-            } else {
-                config.write(&folder.join(CONFIG))?;
             }
-            let mut log = MetricsLog::create(&metrics)?;
-            let student = untrained_student::<B>(&student_config, config.seed, &teacher, device)?;
             watch.note(&format!(
                 "teacher {} ({} layers, width {}), {} training tokens, {} held out, on {}",
                 config.teacher.model,
@@ -189,10 +214,18 @@ impl<B: TrainBackend> Run<B> {
                 text.held_out.shards().tokens(),
                 options.backend,
             ));
-            let Some(teacher_perplexity) = measure_teacher(&watch)? else {
+            let teacher_perplexity = measure_teacher(&watch)?;
+            // From here on it is a run, which can be resumed. What has failed before leaves nothing behind.
+            held.check()?;
+            if !options.resume {
+                config.write(&folder.join(CONFIG))?;
+            }
+            let mut log = MetricsLog::create(&metrics)?;
+            let Some(teacher_perplexity) = teacher_perplexity else {
                 say_stopped(&options, &mut watch);
                 return Ok(None);
             };
+            let student = untrained_student::<B>(&student_config, config.seed, &teacher, device)?;
             let Some(untrained) = measure(student.valid(), &watch)? else {
                 say_stopped(&options, &mut watch);
                 return Ok(None);
@@ -213,9 +246,10 @@ impl<B: TrainBackend> Run<B> {
                 seconds: 0.0,
                 skipped: 0,
                 skipped_in_a_row: 0,
+                stage_skipped: 0,
                 loss: None,
                 teacher_perplexity,
-                log: log.mark(),
+                log: Some(log.mark()),
                 finished: vec![],
                 notes: vec![],
             };
@@ -245,16 +279,19 @@ impl<B: TrainBackend> Run<B> {
     }
 }
 
-/// What has changed since the checkpoint of `progress`, which was made `before`.
+/// What has changed since the checkpoint of `progress`, which was made `before`, as far as it says so.
 ///
 /// # Errors
 /// [`TrainError::Changed`] unless such changes are accepted.
 fn accepted(
     options: &RunOptions,
     progress: &Progress,
-    before: &Provenance,
+    before: Option<&Provenance>,
     now: &Provenance,
 ) -> Result<Vec<String>, TrainError> {
+    let Some(before) = before else {
+        return Ok(vec![]);
+    };
     let finished = progress.finished.iter().map(|done| done.stage.as_str());
     let changes = before.changes(now, &progress.position(), finished);
     if changes.is_empty() || options.accept_changes {

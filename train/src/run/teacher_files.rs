@@ -3,10 +3,11 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use datasets::Tokenizer;
 use model::{ModelConfig, PhiMamba, atomic_file, manifest};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use kernels::KernelBackend;
@@ -26,7 +27,10 @@ const BESIDE_TOKENIZER: [&str; 7] = [
     "chat_template.json",
 ];
 /// What other programs read beside the weights.
-const BESIDE_WEIGHTS: &str = "generation_config.json";
+const GENERATION: &str = "generation_config.json";
+/// Its keys that name the tokens at both ends of a text. A teacher may have them in its `config.json` instead; the
+/// student's has no place for them.
+const ENDS: [&str; 2] = ["bos_token_id", "eos_token_id"];
 
 /// Names and contents of files.
 pub(super) struct TeacherFiles(Vec<(&'static str, Vec<u8>)>);
@@ -45,15 +49,14 @@ impl TeacherFiles {
         }
         let mut files = vec![(TOKENIZER, bytes)];
         let folder = path.parent().unwrap_or(Path::new(""));
-        let beside = BESIDE_TOKENIZER.map(|name| (folder, name));
-        for (folder, name) in beside.into_iter().chain([(teacher, BESIDE_WEIGHTS)]) {
-            let path: PathBuf = folder.join(name);
-            match fs::read(&path) {
-                Ok(bytes) => files.push((name, bytes)),
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(io_error(&path)(error)),
-            }
+        for name in BESIDE_TOKENIZER {
+            let bytes = read_if_there(&folder.join(name))?;
+            files.extend(bytes.map(|bytes| (name, bytes)));
         }
+        let own = read_if_there(&teacher.join(GENERATION))?;
+        let config = read_if_there(&teacher.join("config.json"))?;
+        let generation = with_ends(own, &config.unwrap_or_default());
+        files.extend(generation.map(|bytes| (GENERATION, bytes)));
         Ok(Self(files))
     }
 
@@ -81,5 +84,81 @@ impl TeacherFiles {
             names.push(name);
         }
         Ok(manifest::write_known(folder, &names, known)?)
+    }
+}
+
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, TrainError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io_error(path)(error)),
+    }
+}
+
+/// The teacher's `own` file of [`GENERATION`], with those of the [`ENDS`] that only its `config` names; `None` if
+/// there is neither. A file that needs none of them stays as it is.
+fn with_ends(own: Option<Vec<u8>>, config: &[u8]) -> Option<Vec<u8>> {
+    let mut all: Map<String, Value> = match own.as_deref().map(serde_json::from_slice) {
+        None => Map::new(),
+        Some(Ok(all)) => all,
+        Some(Err(_)) => return own,
+    };
+    let config: Map<String, Value> = serde_json::from_slice(config).unwrap_or_default();
+    let names = |all: &Map<String, Value>, key: &str| match all.get(key) {
+        None | Some(Value::Null) => false,
+        Some(Value::Array(ids)) => !ids.is_empty(),
+        Some(_) => true,
+    };
+    let mut changed = false;
+    for key in ENDS {
+        if names(&config, key) && !names(&all, key) {
+            all.insert(key.to_owned(), config[key].clone());
+            changed = true;
+        }
+    }
+    if changed {
+        Some(format!("{:#}\n", Value::Object(all)).into_bytes())
+    } else {
+        own
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Wherever the teacher names the tokens that end a text, the student's folder names them.
+    #[test]
+    fn the_ends_of_texts_are_kept() {
+        let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/phi-tiny");
+        let tokenizer = Tokenizer::from_folder(assets).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("config.json");
+        let exported = || {
+            let files = TeacherFiles::read(folder.path(), &tokenizer).unwrap().0;
+            let found = files.into_iter().find(|(name, _)| *name == GENERATION);
+            found.map(|(_, bytes)| String::from_utf8(bytes).unwrap())
+        };
+        let value = || serde_json::from_str::<Value>(&exported().unwrap()).unwrap();
+        fs::write(&config, r#"{"n": 1}"#).unwrap();
+        assert_eq!(exported(), None);
+        let ends = r#"{"eos_token_id": [7, 0], "bos_token_id": 3, "n": 1}"#;
+        fs::write(&config, ends).unwrap();
+        let both = serde_json::json!({"eos_token_id": [7, 0], "bos_token_id": 3});
+        assert_eq!(value(), both);
+
+        // What the file itself names decides; what it does not name is added.
+        let generation = folder.path().join(GENERATION);
+        let own = r#"{"eos_token_id": 5, "bos_token_id": [4], "m": 2}"#;
+        for same in [own, "{", "[]"] {
+            fs::write(&generation, same).unwrap();
+            assert_eq!(exported().unwrap(), same);
+        }
+        for none in ["null", "[]"] {
+            let own = format!(r#"{{"eos_token_id": {none}, "bos_token_id": 4}}"#);
+            fs::write(&generation, own).unwrap();
+            let expected = serde_json::json!({"eos_token_id": [7, 0], "bos_token_id": 4});
+            assert_eq!(value(), expected);
+        }
     }
 }

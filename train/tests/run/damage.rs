@@ -118,9 +118,9 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_taken() {
     assert!(resumed.len() > 40, "{resumed:?}");
 }
 
-/// The older one too, though the run goes on from the newest.
+/// The run goes on from the newest.
 #[test]
-fn damage_of_an_older_checkpoint_is_said() {
+fn an_older_checkpoint_is_not_read() {
     let whole = folder();
     let run = whole.path();
     let expected = killed(run);
@@ -129,8 +129,84 @@ fn damage_of_an_older_checkpoint_is_said() {
     *bytes.last_mut().unwrap() ^= 1;
     fs::write(&path, bytes).unwrap();
     let summary = resume(run);
-    assert!(notes(&summary).contains(&format!("{BEFORE}.damaged")));
+    assert_eq!(notes(&summary), "");
     assert!(student(run) == expected);
+}
+
+/// Makes a checkpoint what earlier versions wrote: without checksums, and without what the run is made from.
+fn strip(checkpoint: &Path) {
+    for name in ["SHA256SUMS", "student/SHA256SUMS", "inputs.toml"] {
+        fs::remove_file(checkpoint.join(name)).unwrap();
+    }
+    let path = checkpoint.join("progress.toml");
+    let amended = checkpoint.join("progress-1.toml");
+    if amended.exists() {
+        fs::rename(amended, &path).unwrap();
+    }
+    let mut progress: toml::Table = fs::read_to_string(&path).unwrap().parse().unwrap();
+    for key in ["log", "notes", "stage_skipped"] {
+        progress.remove(key).expect(key);
+    }
+    fs::write(&path, toml::to_string(&progress).unwrap() + "# end\n").unwrap();
+}
+
+/// No work is lost by a new version of the program.
+#[test]
+fn a_checkpoint_of_an_earlier_version_is_taken_if_that_is_accepted() {
+    let whole = folder();
+    let expected = killed(whole.path());
+    for newest in [NEWEST, BEFORE] {
+        let rest = folder();
+        let run = rest.path();
+        copy_folder(whole.path(), run);
+        if newest == BEFORE {
+            fs::remove_dir_all(checkpoint(run, NEWEST)).unwrap();
+        }
+        for name in checkpoints(run) {
+            strip(&checkpoint(run, &name));
+        }
+        let before = checkpoints(run);
+        let message = match error(options(config_of(run), run, true)) {
+            error @ TrainError::Unverified { .. } => error.to_string(),
+            other => panic!("{other}"),
+        };
+        for words in [newest, "earlier version", "--accept-changes"] {
+            assert!(message.contains(words), "{message}");
+        }
+        assert_eq!(checkpoints(run), before);
+
+        // Once is enough, also if nothing more is done then: asked before each batch of the teacher's evaluation.
+        let mut accepting = stopping(2, options(config_of(run), run, true));
+        accepting.accept_changes = true;
+        execute(accepting).expect("a run");
+        let summary = resume(run);
+        let said = notes(&summary);
+        assert_eq!(said.matches("an earlier version").count(), 1, "{said}");
+        assert!(!said.contains("metrics.jsonl"), "{said}");
+        let noted = |record: &Value| record["kind"] == "note";
+        assert!(metrics(run).iter().any(noted));
+        assert!(student(run) == expected, "{newest}");
+    }
+}
+
+/// Steps that changed nothing do not go by as a mere count.
+#[test]
+fn a_stage_of_which_much_was_skipped_says_so() {
+    let whole = folder();
+    let run = whole.path();
+    killed(run);
+    fs::remove_dir_all(checkpoint(run, NEWEST)).unwrap();
+    let file = checkpoint(run, BEFORE).join("progress.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    assert_eq!(text.matches("skipped = 0").count(), 2, "{text}");
+    fs::write(&file, text.replace("skipped = 0", "skipped = 2")).unwrap();
+    model::manifest::add(checkpoint(run, BEFORE), &["progress.toml"]).unwrap();
+    let summary = resume(run);
+    let words = "2 of the 5 steps of stage stage2 were skipped";
+    assert!(notes(&summary).contains(words), "{}", notes(&summary));
+    assert!(summary.to_string().contains(words));
+    let report = fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(report.contains(words));
 }
 
 #[test]

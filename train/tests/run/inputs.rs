@@ -24,6 +24,7 @@ impl Inputs {
         let (config, network) =
             model::load_any::<Inner>(&assets, &Default::default()).expect("the bundled teacher");
         model::save(&config, &network, &teacher).expect("a teacher");
+        fs::remove_file(teacher.join("SHA256SUMS")).expect("checksums");
         let inputs = Self { folder };
         inputs.write(
             TRAIN,
@@ -166,6 +167,29 @@ fn accepted_changes_are_not_asked_for_again() {
     assert_eq!(notes(&summary).matches("the text of data.train").count(), 1);
 }
 
+/// What is known without the text is refused before hours go into it.
+#[test]
+fn text_is_tokenised_last() {
+    let inputs = Inputs::new();
+    let stopped = inputs.stopped();
+    let run = stopped.path();
+    fs::remove_file(inputs.path(TRAIN)).unwrap();
+    let refused = |config| match error(options(config, run, true)) {
+        TrainError::Changed { changes, .. } => changes.join("; "),
+        other => panic!("{other}"),
+    };
+    let mut config = config_of(run);
+    config.seed = 7;
+    assert_eq!(refused(config), "seed, from 42 to 7");
+    let path = inputs.path("teacher/tokenizer.json");
+    let original = fs::read_to_string(&path).unwrap();
+    fs::write(&path, format!("{original}\n")).unwrap();
+    assert_eq!(refused(config_of(run)), "the tokenizer.json");
+    fs::write(&path, original).unwrap();
+    let missing = error(options(config_of(run), run, true)).to_string();
+    assert!(missing.contains(TRAIN), "{missing}");
+}
+
 #[test]
 fn settings_of_what_is_done_are_compared() {
     let inputs = Inputs::new();
@@ -277,7 +301,8 @@ fn a_teacher_that_is_not_finite_is_named() {
         refused.to_string().contains(teacher.to_str().unwrap()),
         "{refused}"
     );
-    assert!(!run.join("student").exists());
+    // It can be started anew under the same name.
+    assert!(!run.exists());
 }
 
 /// Neither the run's own folder nor its cache is text, wherever they lie.

@@ -1,0 +1,75 @@
+use super::*;
+
+#[test]
+fn names_tell_positions() {
+    for (stage, step) in [
+        ("stage1", 0),
+        ("b", 40),
+        ("a-step7", 9_999_999),
+        ("a", 10_000_000),
+    ] {
+        let position = Position {
+            stage: stage.to_owned(),
+            step,
+        };
+        assert_eq!(position_of(&name_of(&position)), Some(position));
+    }
+    for name in [
+        "stage1",
+        "stage1-step40",
+        "stage1-step0000040.bak",
+        ".stage1-step0000040",
+    ] {
+        assert_eq!(position_of(name), None, "{name}");
+    }
+}
+
+/// By the run's list, and not by the letters.
+#[test]
+fn the_newest_is_that_of_the_last_stage() {
+    let folder = tempfile::tempdir().unwrap();
+    let stages = ["wide", "narrow"].map(str::to_owned).to_vec();
+    let checkpoints = Checkpoints::new(folder.path().to_owned(), 2, stages);
+    assert_eq!(checkpoints.newest().unwrap(), None);
+    let files = ["inputs.toml", "optimizer.safetensors", "progress.toml"];
+    let steps = [
+        ("wide", 5),
+        ("narrow", 1),
+        ("narrow", 10_000_000),
+        ("wide", 700),
+    ];
+    for (stage, step) in steps {
+        let path = folder.path().join(format!("{stage}-step{step:07}"));
+        fs::create_dir_all(path.join("student")).unwrap();
+        let names = files.into_iter().chain(["student/config.json"]);
+        let names: Vec<_> = names.chain(["student/model.safetensors"]).collect();
+        for name in &names {
+            fs::write(path.join(name), name).unwrap();
+        }
+        manifest::write(&path, &names).unwrap();
+    }
+    let found = checkpoints.newest().unwrap().expect("a checkpoint");
+    assert_eq!(found.path, folder.path().join("narrow-step10000000"));
+    assert_eq!(
+        (found.progress.as_str(), found.damaged),
+        ("progress.toml", vec![])
+    );
+
+    // Of what is damaged the name and the file are known; it is out of the way at once. What is older than
+    // the newest whole one is not looked at.
+    fs::write(found.path.join("optimizer.safetensors"), "other").unwrap();
+    fs::remove_file(folder.path().join("wide-step0000005/SHA256SUMS")).unwrap();
+    let before = checkpoints.newest().unwrap().expect("a checkpoint");
+    assert_eq!(before.path, folder.path().join("narrow-step0000001"));
+    let damaged: Vec<_> = before.damaged.iter().map(|damaged| &damaged.path).collect();
+    assert_eq!(damaged, [&found.path]);
+    assert!(before.damaged[0].reason.contains("optimizer.safetensors"));
+    checkpoints.set_aside(&before.damaged).unwrap();
+    let again = checkpoints.newest().unwrap().expect("a checkpoint");
+    assert_eq!((again.path, again.damaged), (before.path, vec![]));
+    assert!(found.path.with_added_extension("damaged").exists());
+
+    fs::create_dir(folder.path().join("gone-step0000001")).unwrap();
+    let message = checkpoints.newest().unwrap_err().to_string();
+    assert!(message.contains("no stage `gone`"), "{message}");
+}
