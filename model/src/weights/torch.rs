@@ -97,6 +97,9 @@ fn is_checked(entry: &Entry) -> bool {
     entry.crc32 != 0
 }
 
+/// A dictionary's items, and the pairs that it was made of.
+type Mapping<'a> = (&'a [(Value, Value)], &'a [Value]);
+
 struct Reader<'a> {
     folder: &'a str,
     pickle: Pickle,
@@ -174,7 +177,7 @@ impl Reader<'_> {
 
     /// What a dictionary holds, of whatever class it is: items that were put in, and pairs that it was made of, as
     /// Python 2 does it.
-    fn mapping(&self, value: Value) -> Option<(&[(Value, Value)], &[Value])> {
+    fn mapping(&self, value: Value) -> Option<Mapping<'_>> {
         let call = match self.pickle.object(value)? {
             Object::Dict(items) => return Some((items, &[])),
             Object::Call(call) => call,
