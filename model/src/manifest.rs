@@ -127,6 +127,12 @@ pub fn add(
     put(folder, &all)
 }
 
+/// The checksums that the manifest of `folder` lists, by the names of the files, if there is one. Nothing is
+/// compared. Of several checksums for one file it is the last: loading the file fails then.
+pub(crate) fn listed(folder: &Path) -> Result<Option<BTreeMap<String, String>>, ManifestError> {
+    Ok(read(folder)?.map(|listed| listed.into_iter().collect()))
+}
+
 /// Compares every file that the manifest of `folder` lists with it.
 ///
 /// # Errors
