@@ -63,7 +63,6 @@ pub mod precision;
 mod repl;
 pub mod sampling;
 pub mod serve;
-mod signals;
 pub mod state_file;
 mod state_size;
 mod table;

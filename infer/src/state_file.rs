@@ -13,7 +13,7 @@
 //! Its metadata are `format`, `version`, `model`: the [`ModelHash`] of the only model that can load it, and
 //! `sha256`: a checksum of the tensors, without which a damaged state would go on as another text. It is the
 //! SHA-256 of every tensor in the order of the names: the name, the dtype and the shape as a line of text
-//! (`logits F32 [4096]`), and the bytes.
+//! (`logits F32 [4096]`), and the bytes. Files of version 1 have no checksum, and are the same otherwise.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -32,6 +32,9 @@ use model::atomic_file;
 
 const FORMAT: &str = "mohawk-state";
 const VERSION: &str = "2";
+/// The version without a checksum, which is read too.
+const WITHOUT_CHECKSUM: &str = "1";
+const CHECKSUM: &str = "sha256";
 
 /// Why a state cannot be saved or loaded. Each message is complete.
 #[derive(Debug, thiserror::Error)]
@@ -75,8 +78,8 @@ pub enum StateFileError {
     },
     /// The file is of an unknown version.
     #[error(
-        "{}: a state file of version {found:?}, and this program reads version {VERSION}; save the \
-         state anew",
+        "{}: a state file of version {found:?}, and this program reads versions {WITHOUT_CHECKSUM} \
+         and {VERSION}; save the state anew",
         path.display()
     )]
     Version {
@@ -140,7 +143,7 @@ pub fn save<B: KernelBackend>(
             ("format", FORMAT.to_owned()),
             ("version", VERSION.to_owned()),
             ("model", model.to_string()),
-            ("sha256", checksum(&views)),
+            (CHECKSUM, checksum(&views)),
         ];
         let metadata = metadata.map(|(key, value)| (key.to_owned(), value));
         let bytes = safetensors::serialize(views, Some(HashMap::from(metadata)));
@@ -177,11 +180,13 @@ fn checksum(tensors: &BTreeMap<&str, TensorView<'_>>) -> String {
     format!("{:x}", digest.finalize())
 }
 
-/// The bytes of a state file that is as it was saved. Whether it fits a model's state is not known yet.
+/// The bytes of a state file that is as it was saved, as far as that [can be known](Self::has_checksum). Whether
+/// it fits a model's state is not known yet.
 #[derive(Debug)]
 pub struct StateFile {
     path: PathBuf,
     bytes: Vec<u8>,
+    has_checksum: bool,
 }
 
 impl StateFile {
@@ -194,15 +199,23 @@ impl StateFile {
             path: path.into(),
             reason,
         })?;
-        let file = Self {
+        let mut file = Self {
             path: path.into(),
             bytes,
+            has_checksum: false,
         };
-        file.check(model)?;
+        file.has_checksum = file.check(model)?;
         Ok(file)
     }
 
-    fn check(&self, model: &ModelHash) -> Result<(), StateFileError> {
+    /// Whether the file has a checksum, which was compared. One of version 1 has none, so damage inside its tensors
+    /// is not noticed.
+    pub fn has_checksum(&self) -> bool {
+        self.has_checksum
+    }
+
+    /// Checks all but the tensors' fit, and says whether there is a checksum.
+    fn check(&self, model: &ModelHash) -> Result<bool, StateFileError> {
         let path = || self.path.clone();
         let header = SafeTensors::read_metadata(&self.bytes);
         let (_, header) = header.map_err(|error| self.damaged(error))?;
@@ -212,7 +225,7 @@ impl StateFile {
             return Err(StateFileError::NotAState { path: path() });
         }
         let (found, saved) = (get("version"), get("model"));
-        if found != VERSION {
+        if found != VERSION && found != WITHOUT_CHECKSUM {
             return Err(StateFileError::Version {
                 path: path(),
                 found,
@@ -226,11 +239,14 @@ impl StateFile {
             });
         }
         let tensors = SafeTensors::deserialize(&self.bytes).map_err(|error| self.damaged(error))?;
+        if found == WITHOUT_CHECKSUM && !metadata.contains_key(CHECKSUM) {
+            return Ok(false);
+        }
         let tensors = tensors.iter().collect();
-        if get("sha256") != checksum(&tensors) {
+        if get(CHECKSUM) != checksum(&tensors) {
             return Err(self.damaged("it has changed since it was saved (its checksum is another)"));
         }
-        Ok(())
+        Ok(true)
     }
 
     /// The text and the state after it, on `device`.

@@ -466,19 +466,25 @@ fn a_deadline_ends_a_request_that_waits() {
     assert_eq!((end.finish, end.tokens), (Finish::TimeUp, 0));
 }
 
-/// A request with many texts does not use all slots, so another's single text need not wait for them.
+/// A request with many texts has all slots while it is alone, and another's single text waits for one of them
+/// only.
 #[test]
 fn requests_take_turns() {
     let student = student_folder(&[]);
     let (engine, _) = start(student.path(), 4, 100);
     let endless = request(&[5], usize::MAX);
-    let mut many = engine.submit(vec![endless.clone(); 50]).unwrap();
-    assert!(many[0].blocking_next().is_some());
+    let mut many = vec![endless; 50];
+    // One of the first ends.
+    many[2].max_tokens = 300;
+    let mut many = engine.submit(many).unwrap();
+    for running in &mut many[..4] {
+        assert!(running.blocking_next().is_some());
+    }
     let other = Whole::of(submit(&engine, request(&[7, 8], 20)));
     assert_eq!(other.tokens.len(), 20);
     // Those in front of the others' texts in the queue, too.
     many.truncate(1);
-    let waiting = engine.submit(vec![endless; 50]).unwrap();
+    let waiting = engine.submit(vec![request(&[5], 300); 50]).unwrap();
     let other = Whole::of(submit(&engine, request(&[7, 8], 20)));
     assert_eq!(other.tokens.len(), 20);
     drop(waiting);

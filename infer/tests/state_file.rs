@@ -194,6 +194,40 @@ fn changed(path: &Path, change: impl FnOnce(&mut Metadata, &mut Vec<Part>)) -> P
     path
 }
 
+/// Version 1 is version 2 without the checksum.
+#[test]
+fn a_file_from_before_the_checksum_is_read() {
+    let prompt = text(0, 30);
+    let [_, _, hybrid] = models();
+    let (_folder, path) = saved(&hybrid, &prompt);
+    assert!(StateFile::open(&path, &hash()).unwrap().has_checksum());
+    let bytes = fs::read(&path).unwrap();
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let mut metadata = header.metadata().clone().unwrap();
+    let write = |metadata: &Metadata| {
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let old = safetensors::serialize(tensors.iter(), Some(metadata.clone())).unwrap();
+        fs::write(&path, old).unwrap();
+    };
+    metadata.insert("version".into(), "1".into());
+    let sum = metadata.remove("sha256").unwrap();
+    write(&metadata);
+    assert!(!StateFile::open(&path, &hash()).unwrap().has_checksum());
+    let fresh = Reading::begin(&hybrid, &device());
+    assert_eq!(
+        continued(&hybrid, load(&hybrid, &path).unwrap(), &[]),
+        continued(&hybrid, fresh, &prompt)
+    );
+    // One with a checksum is of version 2, and without one it is not.
+    metadata.insert("sha256".into(), sum.replace(&sum[..1], "x"));
+    write(&metadata);
+    assert!(load(&hybrid, &path).is_err());
+    metadata.insert("version".into(), "2".into());
+    metadata.remove("sha256");
+    write(&metadata);
+    assert!(load(&hybrid, &path).is_err());
+}
+
 #[test]
 fn what_is_not_this_model_s_state_is_refused() {
     let [teacher, student, hybrid] = models();
@@ -206,8 +240,8 @@ fn what_is_not_this_model_s_state_is_refused() {
         error(&changed)
     };
     assert!(load(&hybrid, &changed(&path, |_, _| {})).is_ok());
-    let version = metadata("version", "1");
-    assert!(matches!(&version, StateFileError::Version { found, .. } if found == "1"));
+    let version = metadata("version", "3");
+    assert!(matches!(&version, StateFileError::Version { found, .. } if found == "3"));
     assert!(matches!(
         metadata("model", "0"),
         StateFileError::OtherModel { .. }

@@ -7,7 +7,8 @@
 //!   `>(command)`). Such a thing is not replaced: the bytes are written to it, after what is there.
 //!
 //! A file that is replaced keeps its permissions and, where the system allows that, its owner. What may not be
-//! written to is not replaced either.
+//! written to is not replaced either. Where the system lets a file be written but not replaced, as one that is
+//! mounted on its own or another user's in a sticky folder, its content is overwritten in place.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, BufWriter, ErrorKind, Write};
@@ -55,13 +56,14 @@ fn buffered<T>(file: &File, write: impl FnOnce(&mut dyn Write) -> io::Result<T>)
     Ok(value)
 }
 
-/// That [`write()`] has a chance, for a program that works long before it writes.
+/// That [`write()`] has a chance, for a program that works long before it writes. Nothing is left behind: folders
+/// that had to be made for the check are removed again.
 ///
 /// # Errors
 /// What the system would say then.
 pub fn check(path: &Path) -> io::Result<()> {
     match Destination::of(path)? {
-        Destination::File(place) => place.beside()?.close(),
+        Destination::File(place) => place.check(),
         // A named pipe opens when its reader does, and the reader takes its closing for the end.
         Destination::Stream(place) if is_pipe(&place) => Ok(()),
         Destination::Stream(place) => open(&place).map(|_| ()),
@@ -116,6 +118,18 @@ impl Destination {
 }
 
 impl Place {
+    /// That a file can be made beside this one.
+    fn check(&self) -> io::Result<()> {
+        let folders = folder(&self.path).ancestors();
+        let new: Vec<&Path> = folders.take_while(|folder| !folder.exists()).collect();
+        let checked = self.beside().and_then(NamedTempFile::close);
+        for folder in new {
+            // It stays if another program has put something into it meanwhile.
+            let _ = fs::remove_dir(folder);
+        }
+        checked
+    }
+
     /// A file beside this one that may take its place, and is removed if it does not.
     fn beside(&self) -> io::Result<NamedTempFile> {
         let bytes = self.path.as_os_str().as_encoded_bytes();
@@ -144,13 +158,26 @@ impl Place {
         self.keep_owner(file.as_file());
         file.as_file().sync_all()?;
         match file.persist(&self.path) {
-            // A file that is mounted on its own, as in a container, cannot be renamed over.
-            Err(refused) if refused.error.kind() == ErrorKind::ResourceBusy => {
-                fs::copy(refused.file.path(), &self.path).map(|_| ())
-            }
-            Err(refused) => Err(refused.error),
+            // A file that is mounted on its own, as in a container, cannot be renamed over, nor can another
+            // user's file in a sticky folder.
+            Err(refused) => match refused.error.kind() {
+                ErrorKind::ResourceBusy | ErrorKind::PermissionDenied if self.now.is_some() => {
+                    self.overwrite(&refused.file)
+                }
+                _ => Err(refused.error),
+            },
             Ok(_) => Ok(()),
         }
+    }
+
+    /// Gives the file here the content of `file`. It is not made anew, and keeps its owner and permissions.
+    fn overwrite(&self, file: &NamedTempFile) -> io::Result<()> {
+        let mut here = File::options()
+            .write(true)
+            .truncate(true)
+            .open(&self.path)?;
+        io::copy(&mut file.reopen()?, &mut here)?;
+        here.sync_all()
     }
 
     /// What a new file has while it is written: what its owner needs, and never more than the file that it
@@ -247,7 +274,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("new/a");
         check(&path).unwrap();
-        assert!(!path.exists());
+        check(&folder.path().join("several/new/a")).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         write(&path, b"a longer first version").unwrap();
         check(&path).unwrap();
         write(&path, b"second").unwrap();
@@ -330,6 +358,35 @@ mod tests {
             assert_eq!(now.mode() & 0o7777, mode, "{mode:o}");
             assert!(!given || (now.uid(), now.gid()) == (12, 34));
         }
+    }
+
+    /// Another user's file in a folder like `/tmp` may be written, and not replaced.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_the_system_does_not_let_be_replaced_is_overwritten() {
+        use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        fs::write(&path, b"a longer first version").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+        // Only the superuser can give it away.
+        if chown(&path, Some(12), Some(34)).is_err()
+            || chown(folder.path(), Some(12), None).is_err()
+        {
+            return;
+        }
+        let theirs = path.clone();
+        let other = std::thread::spawn(move || {
+            // SAFETY: it changes as whom this thread opens files, and no memory.
+            unsafe { libc::setfsuid(56) };
+            check(&theirs).unwrap();
+            write(&theirs, b"second").unwrap();
+        });
+        other.join().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"second");
+        assert_eq!(fs::metadata(&path).unwrap().uid(), 12);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[cfg(target_os = "linux")]

@@ -82,6 +82,7 @@ mod model_hash;
 pub mod mohawk;
 mod parameters;
 mod precision;
+pub mod signals;
 mod transfer;
 pub mod weights;
 

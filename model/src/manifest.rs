@@ -171,6 +171,12 @@ pub fn add_known(folder: impl AsRef<Path>, known: Digests) -> Result<(), Manifes
     put(folder, &all)
 }
 
+/// The checksums that the manifest of `folder` lists, by the names of the files, if there is one. Nothing is
+/// compared. Of several checksums for one file it is the last: loading the file fails then.
+pub(crate) fn listed(folder: &Path) -> Result<Option<Digests>, ManifestError> {
+    Ok(read(folder, Some(&[]))?.map(|listed| listed.into_iter().collect()))
+}
+
 /// Compares every file that the manifest of `folder` lists with it, and expects a manifest of this program.
 ///
 /// # Errors

@@ -8,6 +8,7 @@ use std::path::Path;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
+use crate::manifest;
 use crate::weights::{WeightsError, model_files};
 
 /// The bytes that one core hashes at a time.
@@ -34,6 +35,28 @@ impl ModelHash {
             all.update(digest);
         }
         Ok(Self(format!("{:x}", all.finalize())))
+    }
+
+    /// The same model's identity by what the folder's manifest says of its files, none of which is read; `None`
+    /// if there is no manifest, or it does not list all of them. It is another hash than that of [`of`](Self::of),
+    /// and worth as much only if the model is loaded too, since that compares the files with the manifest.
+    ///
+    /// # Errors
+    /// As those of [`of`](Self::of), and [`WeightsError::Manifest`] if the manifest cannot be understood.
+    pub fn listed(folder: impl AsRef<Path>) -> Result<Option<Self>, WeightsError> {
+        let folder = folder.as_ref();
+        let Some(listed) = manifest::listed(folder)? else {
+            return Ok(None);
+        };
+        let mut all = Sha256::new();
+        for path in model_files(folder)? {
+            let name = path.strip_prefix(folder).ok().and_then(Path::to_str);
+            let Some(digest) = name.and_then(|name| listed.get(name)) else {
+                return Ok(None);
+            };
+            all.update(digest);
+        }
+        Ok(Some(Self(format!("{:x}", all.finalize()))))
     }
 }
 
@@ -89,5 +112,25 @@ mod tests {
             ModelHash::of(empty.path()),
             Err(WeightsError::NoWeights { .. })
         ));
+    }
+
+    #[test]
+    fn a_manifest_that_lists_all_files_names_the_model() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        let listed = || ModelHash::listed(path).unwrap();
+        fs::write(path.join("config.json"), "{}").unwrap();
+        fs::write(path.join("model.safetensors"), "weights").unwrap();
+        assert_eq!(listed(), None);
+        manifest::add(path, &["config.json"]).unwrap();
+        assert_eq!(listed(), None);
+        manifest::add(path, &["model.safetensors"]).unwrap();
+        let known = listed();
+        assert!(known.is_some());
+        // No file is read.
+        fs::write(path.join("model.safetensors"), "other").unwrap();
+        assert_eq!(listed(), known);
+        manifest::add(path, &["model.safetensors"]).unwrap();
+        assert_ne!(listed(), known);
     }
 }

@@ -105,6 +105,16 @@ impl GenerateArgs {
         let open = |(path, hash): (&PathBuf, _)| StateFile::open(path, hash);
         let earlier = self.load_state.as_ref().zip(hash.as_ref()).map(open);
         let earlier = earlier.transpose()?;
+        if let Some((path, false)) = self
+            .load_state
+            .as_ref()
+            .zip(earlier.as_ref().map(StateFile::has_checksum))
+        {
+            note(format!(
+                "{}: a state file of version 1, which has no checksum: damage to it would not be noticed",
+                path.display()
+            ));
+        }
         let prompt = match self.prompt.as_deref() {
             Some("-") => read_stdin()?,
             prompt => without_byte_order_mark(prompt.unwrap_or_default()).to_owned(),

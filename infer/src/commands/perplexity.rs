@@ -29,8 +29,9 @@ Examples:
 pub(crate) struct PerplexityArgs {
     /// Files and folders of text
     ///
-    /// .txt has one document a file; .jsonl and .json have one a line, as the "text" of a JSON
-    /// object, also as .gz or .zst; .parquet has one a row, in the column "text".
+    /// .txt has one document a file; .jsonl has one a line, as the "text" of a JSON object; .json the same,
+    /// or one array of such objects or of texts. All of these may also be .gz or .zst. .parquet has one a
+    /// row, in the column "text".
     #[arg(required = true, value_name = "FILE|FOLDER")]
     texts: Vec<PathBuf>,
 

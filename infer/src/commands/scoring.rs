@@ -150,7 +150,11 @@ fn open_ledger(model: &FoundModel, backend: Backend) -> Result<Ledger, WeightsEr
         ));
         return Ok(Ledger::in_memory());
     };
-    let hash = ModelHash::of(&model.folder)?;
+    // Scores are looked up after the model is loaded, and thereby compared with the manifest.
+    let hash = match ModelHash::listed(&model.folder)? {
+        Some(hash) => hash,
+        None => ModelHash::of(&model.folder)?,
+    };
     let identity = format!("{hash} on {backend}, {:?}", model.precision);
     let (ledger, read) = Ledger::open(&cache.join("mohawk").join("eval"), &identity);
     if let Err(error) = read {

@@ -43,8 +43,8 @@ pub(crate) struct ServeArgs {
 
     /// What requests must bring, as `Authorization: Bearer KEY`
     ///
-    /// White space around it does not count. Also taken from the environment variable INFER_API_KEY, which other users of the machine do
-    /// not see. Only /, its files and /health are open without it.
+    /// White space around it does not count. Also taken from the environment variable INFER_API_KEY, which
+    /// other users of the machine do not see. Only /, its files and /health are open without it.
     #[arg(long, value_name = "KEY")]
     api_key: Option<String>,
 
@@ -64,7 +64,8 @@ pub(crate) struct ServeArgs {
     /// Texts that are made at a time, at most
     ///
     /// Each takes the memory of a state (see the page's curve). They are computed eight at a time. Requests
-    /// take turns, and one that asks for many texts leaves about a third of the slots to others.
+    /// take turns. One that asks for many texts has all slots while it is alone, and leaves about a third of
+    /// them to others while these wait and for a second after one has come.
     #[arg(long, default_value_t = 32, value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     slots: usize,
 
@@ -90,7 +91,9 @@ pub(crate) struct ServeArgs {
     ///
     /// They are estimated before anything is computed: for each text max_tokens, and with echo the tokens of
     /// its prompt, at 32 bytes a token, and with logprobs 100 bytes more for each of logprobs + 1 scores. Four
-    /// replies of this size may be made at once; more are refused with 429.
+    /// replies of this size may be made at once, two of them for one address; more are refused with 429. A
+    /// client that for longer than a minute reads less than 64 KiB a second of a reply that may be larger than
+    /// 1 MiB loses its connection.
     #[arg(long, value_name = "BYTES", default_value_t = 128 << 20)]
     reply_limit: usize,
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use datasets::Tokenizer;
 use kernels::KernelBackend;
@@ -62,10 +62,35 @@ impl<B: KernelBackend> Sequences<'_, B> {
 }
 
 /// Whether an owner that has `held` slots may take one of the `free` ones: its first at any time, and more
-/// as long as it then has no more than twice as many as are still free. So there is a slot for the next
-/// owner before texts of many tokens are done.
-fn may_take(held: usize, free: usize) -> bool {
-    free > 0 && (held == 0 || held < 2 * (free - 1))
+/// if slots are not `shared`, or as long as it then has no more than twice as many as are still free. So
+/// there is a slot for the next owner before texts of many tokens are done.
+fn may_take(held: usize, free: usize, shared: bool) -> bool {
+    free > 0 && (held == 0 || !shared || held < 2 * (free - 1))
+}
+
+/// How long slots are shared after an owner has come while another was there. The next one is then likely.
+const SHARED: Duration = Duration::from_secs(1);
+
+/// Whether several owners want slots. One that is alone with the engine may have all of them.
+#[derive(Debug, Default)]
+struct Sharing {
+    /// When an owner has last come while another was there.
+    met: Option<Instant>,
+}
+
+impl Sharing {
+    /// An owner has come, while another had sequences or waited, or not.
+    fn comes(&mut self, another_is_there: bool, now: Instant) {
+        if another_is_there {
+            self.met = Some(now);
+        }
+    }
+
+    /// Whether the slots are shared, while so many owners wait.
+    fn holds(&self, waiting: usize, now: Instant) -> bool {
+        let lately = |met| now.saturating_duration_since(met) < SHARED;
+        waiting > 1 || self.met.is_some_and(lately)
+    }
 }
 
 impl<'m, B: KernelBackend> Batcher<'m, B> {
@@ -76,6 +101,7 @@ impl<'m, B: KernelBackend> Batcher<'m, B> {
             reading: Turns::default(),
             writing: Vec::new(),
         };
+        let mut sharing = Sharing::default();
         let queue = |waiting: &mut Turns<Job>, more: Vec<Job>| {
             for job in more {
                 waiting.push(job.owner, job);
@@ -90,12 +116,15 @@ impl<'m, B: KernelBackend> Batcher<'m, B> {
                 }
             }
             while let Ok(more) = jobs.try_recv() {
+                let another_is_there = sequences.len() > 0 || !waiting.is_empty();
+                sharing.comes(another_is_there, Instant::now());
                 queue(&mut waiting, more);
             }
             let now = Moment::now(self.last_moment.get().copied());
             // A request whose answer was dropped, or whose time is up, frees its place in the queue.
             waiting.retain(|job| !job.ends(now));
-            self.let_in(&mut waiting, &mut sequences);
+            let is_shared = sharing.holds(waiting.owners(), Instant::now());
+            self.let_in(&mut waiting, &mut sequences, is_shared);
             self.gauges.sequences.store(sequences.len(), Relaxed);
             self.round(&mut sequences, now);
             self.gauges.sequences.store(sequences.len(), Relaxed);
@@ -104,7 +133,7 @@ impl<'m, B: KernelBackend> Batcher<'m, B> {
     }
 
     /// Fills the free slots, in turns between those who wait.
-    fn let_in(&self, waiting: &mut Turns<Job>, sequences: &mut Sequences<'m, B>) {
+    fn let_in(&self, waiting: &mut Turns<Job>, sequences: &mut Sequences<'m, B>, is_shared: bool) {
         if waiting.is_empty() {
             return;
         }
@@ -112,7 +141,7 @@ impl<'m, B: KernelBackend> Batcher<'m, B> {
         loop {
             let free = self.slots.saturating_sub(sequences.len());
             let held_by = |owner: u64| held.get(&owner).copied().unwrap_or(0);
-            let Some(job) = waiting.take(|owner| may_take(held_by(owner), free)) else {
+            let Some(job) = waiting.take(|owner| may_take(held_by(owner), free, is_shared)) else {
                 return;
             };
             *held.entry(job.owner).or_default() += 1;
@@ -172,14 +201,16 @@ impl<'m, B: KernelBackend> Batcher<'m, B> {
 
 #[cfg(test)]
 mod tests {
-    use super::may_take;
+    use std::time::{Duration, Instant};
+
+    use super::{Sharing, may_take};
 
     /// How many slots each of some owners takes, one after the other, if all want as many as there are.
-    fn shares(slots: usize, owners: usize) -> Vec<usize> {
+    fn shares(slots: usize, owners: usize, is_shared: bool) -> Vec<usize> {
         let mut free = slots;
         let share = |_| {
             let mut held = 0;
-            while may_take(held, free) {
+            while may_take(held, free, is_shared) {
                 held += 1;
                 free -= 1;
             }
@@ -189,12 +220,31 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_is_left_for_the_next() {
-        assert_eq!(shares(1, 1), [1]);
-        assert_eq!(shares(2, 1), [1]);
-        assert_eq!(shares(8, 1), [5]);
-        assert_eq!(shares(32, 4), [21, 7, 2, 1]);
+    fn a_slot_is_left_for_the_next_where_slots_are_shared() {
+        assert_eq!(shares(1, 1, true), [1]);
+        assert_eq!(shares(2, 1, true), [1]);
+        assert_eq!(shares(8, 1, true), [5]);
+        assert_eq!(shares(32, 4, true), [21, 7, 2, 1]);
         // The first of each has a slot as long as there are any.
-        assert_eq!(shares(4, 4), [2, 1, 1, 0]);
+        assert_eq!(shares(4, 4, true), [2, 1, 1, 0]);
+        assert_eq!(shares(32, 2, false), [32, 0]);
+    }
+
+    #[test]
+    fn slots_are_shared_while_owners_meet() {
+        let start = Instant::now();
+        let at = |milliseconds| start + Duration::from_millis(milliseconds);
+        let mut sharing = Sharing::default();
+        // One request after the other, each when the last is done.
+        for now in [0, 100, 200] {
+            sharing.comes(false, at(now));
+            assert!(!sharing.holds(1, at(now)));
+        }
+        // Two wait, whenever they came.
+        assert!(sharing.holds(2, at(250)));
+        sharing.comes(true, at(300));
+        assert!(sharing.holds(1, at(300)) && sharing.holds(0, at(1299)));
+        sharing.comes(false, at(400));
+        assert!(!sharing.holds(1, at(1300)));
     }
 }

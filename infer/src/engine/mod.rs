@@ -29,9 +29,10 @@
 //! # Turns
 //!
 //! The requests of one [`submit`](Engine::submit) have one owner, and owners take turns: in the queue, and
-//! in the reading of prompts. An owner takes its first slot as soon as one is free, and further ones only as
-//! long as it has no more than twice as many as are then free. So a request for many texts leaves a slot for
-//! the next request, and a single text does not wait until many are done.
+//! in the reading of prompts. An owner takes its first slot as soon as one is free. One that is alone takes all
+//! slots. While several wait, and for a second after one has come while another was there, an owner takes
+//! further slots only as long as it has no more than twice as many as are then free. So one that finds all slots
+//! taken waits for the first text to end, not for all of them, and those that follow it find one free.
 //!
 //! # A round
 //!

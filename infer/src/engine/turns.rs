@@ -61,6 +61,11 @@ impl<T> Turns<T> {
         own.flat_map(|(_, items)| items)
     }
 
+    /// The number of owners.
+    pub(super) fn owners(&self) -> usize {
+        self.owners.len()
+    }
+
     /// Whether there are no items.
     pub(super) fn is_empty(&self) -> bool {
         self.owners.is_empty()
@@ -84,7 +89,7 @@ mod tests {
         assert_eq!(turns.take(|_| true), Some("x"));
         turns.retain(|item| *item != "c");
         assert_eq!(turns.iter().copied().collect::<String>(), "bqy");
-        assert_eq!(turns.of(3).count(), 1);
+        assert_eq!((turns.owners(), turns.of(3).count()), (2, 1));
         let rest: Vec<_> = std::iter::from_fn(|| turns.take(|_| true)).collect();
         assert_eq!(rest, ["b", "q", "y"]);
         assert!(turns.is_empty());

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::task::Poll;
 use std::thread;
 
-use crate::signals::{INTERRUPT, is_ignored};
+use model::signals::{INTERRUPT, is_ignored};
 
 /// The exit code of a program that Ctrl-C has ended.
 const INTERRUPTED: i32 = 130;

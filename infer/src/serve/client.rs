@@ -3,7 +3,9 @@
 //! What a client can do wrong here, and what follows:
 //!
 //! - It does not read what it asked for. When it has taken nothing for a while, the connection fails, and all
-//!   that is held for it is dropped. A slow reader that takes something from time to time is no such client.
+//!   that is held for it is dropped. A slow reader that takes something from time to time is no such client,
+//!   unless its reply takes some of the [room](super::reply_room) for large ones: then it has to read at some
+//!   speed.
 //! - What it sends is not HTTP, or too much of it. `hyper` answers such a request itself, before any handler,
 //!   and without a body; that answer is replaced by one in OpenAI's form.
 //! - It is still sending when its answer is complete, as with a body that is refused for its length. A socket
@@ -21,9 +23,10 @@ use axum::http::StatusCode;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::Server;
+use super::connections::Connection;
 use super::error::ApiError;
 use super::metrics::Closed;
 
@@ -36,6 +39,11 @@ pub(super) const HEADERS: usize = 100;
 /// notices whether a slow client reads.
 const SEND_BUFFER: usize = 64 * 1024;
 
+/// The bytes a second that a client has to read on average of a reply that takes room. A slower one uses up the
+/// time for which it may take nothing, so that a reply of `n` bytes is sent within that time and `n / 65536`
+/// seconds, beside the time in which the server has nothing to send.
+const LARGE_REPLY_SPEED: u32 = 64 * 1024;
+
 /// How long to read and drop what still comes after the last answer.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -43,6 +51,10 @@ const LINGER: Duration = Duration::from_secs(1);
 pub(super) struct Client {
     stream: TcpStream,
     server: Arc<Server>,
+    /// Its place among the others, if it has one.
+    connection: Option<Arc<Connection>>,
+    /// For how long it may take nothing from now on.
+    patience: Duration,
     /// Runs while something waits to be written and nothing can be.
     stalled: Option<Pin<Box<Sleep>>>,
     /// An error that is written instead of one of `hyper`'s.
@@ -60,7 +72,11 @@ struct OwnError {
 }
 
 impl Client {
-    pub(super) fn new(stream: TcpStream, server: Arc<Server>) -> Self {
+    pub(super) fn new(
+        stream: TcpStream,
+        server: Arc<Server>,
+        connection: Option<Arc<Connection>>,
+    ) -> Self {
         // Each token is a small packet, which should not wait for the acknowledgement of the one before.
         // If this fails, tokens come later, and nothing else happens.
         let _ = stream.set_nodelay(true);
@@ -68,7 +84,9 @@ impl Client {
         let _ = SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER);
         Self {
             stream,
+            patience: server.options.write_time,
             server,
+            connection,
             stalled: None,
             error: None,
             lingers: None,
@@ -86,16 +104,28 @@ impl Client {
         poll_fn(|context| Pin::new(&mut self).poll_shutdown(context)).await
     }
 
-    /// Writes to the socket, and fails if it has taken nothing for too long.
+    /// Writes to the socket, and fails if it has taken nothing for too long, or too little of a large reply.
     fn write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if let Poll::Ready(written) = Pin::new(&mut self.stream).poll_write(context, bytes) {
-            self.stalled = None;
+            let left = self.stalled.take().map_or(self.patience, |stalled| {
+                let now = Instant::now();
+                stalled.deadline().saturating_duration_since(now)
+            });
+            let has_room = self
+                .connection
+                .as_ref()
+                .is_some_and(|connection| connection.has_room());
+            let write_time = self.server.options.write_time;
+            self.patience = match written {
+                Ok(bytes) if has_room => refilled(left, bytes, write_time),
+                _ => write_time,
+            };
             return Poll::Ready(written);
         }
-        let write_time = self.server.options.write_time;
+        let patience = self.patience;
         let stalled = self
             .stalled
-            .get_or_insert_with(|| Box::pin(sleep(write_time)));
+            .get_or_insert_with(|| Box::pin(sleep(patience)));
         ready!(stalled.as_mut().poll(context));
         self.server.metrics.closed(Closed::NotReading);
         // What the system still holds for the client is dropped too.
@@ -189,6 +219,12 @@ impl AsyncRead for Client {
     }
 }
 
+/// The patience with a client of a large reply that has just taken so many bytes, when so much was `left`.
+fn refilled(left: Duration, bytes: usize, write_time: Duration) -> Duration {
+    let due = Duration::from_secs_f64(bytes as f64 / f64::from(LARGE_REPLY_SPEED));
+    left.saturating_add(due).min(write_time)
+}
+
 /// Where, at the end of `bytes`, an answer of `hyper`'s own begins, and its status: an error without a body.
 /// Every other error of this server has a body, and no body of its answers ends like a head.
 fn automatic_error(bytes: &[u8]) -> Option<(usize, StatusCode)> {
@@ -205,6 +241,34 @@ fn automatic_error(bytes: &[u8]) -> Option<(usize, StatusCode)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    /// How many bytes a client takes that takes so many at once, every so many seconds, and at most so many.
+    fn taken(at_once: usize, seconds: f64, most: usize) -> usize {
+        let (mut left, mut all) = (MINUTE, 0);
+        while all < most {
+            match left.checked_sub(Duration::from_secs_f64(seconds)) {
+                None => break,
+                Some(waited) => left = refilled(waited, at_once, MINUTE),
+            }
+            all += at_once;
+        }
+        all
+    }
+
+    #[test]
+    fn a_large_reply_is_read_at_some_speed() {
+        const MIB: usize = 1 << 20;
+        // 3 KiB a second for a little longer than a minute, in whatever pieces.
+        assert!(taken(3 << 10, 1.0, 128 * MIB) < 70 * (3 << 10));
+        assert!(taken(100 << 10, 33.3, 128 * MIB) < 70 * (3 << 10));
+        // Twice the speed, all of the time or with long pauses.
+        assert_eq!(taken(128 << 10, 1.0, 128 * MIB), 128 * MIB);
+        assert_eq!(taken(4 * MIB, 32.0, 128 * MIB), 128 * MIB);
+        // Nothing is saved up for a pause longer than a minute.
+        assert_eq!(refilled(Duration::ZERO, usize::MAX, MINUTE), MINUTE);
+    }
 
     #[test]
     fn only_errors_without_a_body_are_replaced() {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Request, State};
+use axum::extract::{Extension, Request, State};
 use axum::http::{HeaderValue, header};
 use axum::response::sse::{Event as Line, Sse};
 use axum::response::{IntoResponse, Response};
@@ -18,6 +18,7 @@ use super::Server;
 use super::connections::Connection;
 use super::error::ApiError;
 use super::reply::{CompletionChoice, Heading};
+use super::reply_room::ReplyRoom;
 use super::request::{CompletionPlan, CompletionRequest};
 use super::texts::TextStreams;
 use crate::engine::SubmitError;
@@ -34,16 +35,16 @@ const LONG_TEXT: usize = 64 * 1024;
 /// Makes the texts that the body asks for.
 pub(super) async fn completions(
     State(server): State<Arc<Server>>,
+    Extension(connection): Extension<Arc<Connection>>,
     request: Request,
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
     let deadline = started + server.options.time_limit;
-    let plan = plan(&server, request, deadline).await?;
+    let plan = plan(&server, &connection, request, deadline).await?;
     // Small replies cannot take much together, and large ones are not to keep them out.
     let room = if plan.reply_bytes > SMALL_REPLY {
-        let room = server.replies.clone();
-        let room = room.try_acquire_many_owned(units(plan.reply_bytes));
-        Some(room.map_err(|_| ApiError::no_room())?)
+        let room = server.replies.take(plan.reply_bytes, &connection);
+        Some(room.ok_or_else(ApiError::no_room)?)
     } else {
         None
     };
@@ -60,11 +61,12 @@ pub(super) async fn completions(
 /// Receives and parses the body, and encodes its prompts, as long as there is room for that.
 async fn plan(
     server: &Arc<Server>,
+    connection: &Arc<Connection>,
     request: Request,
     deadline: Instant,
 ) -> Result<CompletionPlan, ApiError> {
     check_head(&request, server.options.body_limit)?;
-    let (body, mut room) = receive(server, request).await?;
+    let (body, mut room) = receive(server, connection, request).await?;
     let reader = server.clone();
     let parsed = off_the_runtime(move || {
         CompletionRequest::read(&body, &reader.options.name, &reader.limits)
@@ -149,10 +151,10 @@ fn check_head(request: &Request, limit: usize) -> Result<(), ApiError> {
 /// The body is too long, breaks off or does not arrive in time, or there is no room for it.
 async fn receive(
     server: &Server,
+    connection: &Arc<Connection>,
     request: Request,
 ) -> Result<(Vec<u8>, OwnedSemaphorePermit), ApiError> {
-    let connection = request.extensions().get::<Arc<Connection>>().cloned();
-    let waits = connection.as_ref().map(Connection::wait);
+    let waits = connection.wait();
     let limit = server.options.body_limit;
     let arriving = || server.arriving.clone();
     let receive = async {
@@ -192,7 +194,7 @@ fn deepest(error: &dyn std::error::Error) -> String {
 async fn whole(
     heading: Heading,
     mut texts: TextStreams,
-    room: Option<OwnedSemaphorePermit>,
+    room: Option<ReplyRoom>,
 ) -> Result<Response, ApiError> {
     let mut choices = Vec::new();
     for index in 0..texts.len() {
@@ -222,12 +224,11 @@ async fn whole(
 }
 
 /// A response with a reply, which keeps its room until the client has it.
-fn whole_reply(json: Vec<u8>, mut room: Option<OwnedSemaphorePermit>) -> Response {
+fn whole_reply(json: Vec<u8>, mut room: Option<ReplyRoom>) -> Response {
     let length = json.len();
     // It is seldom as long as it could have been.
     if let Some(room) = &mut room {
-        let surplus = room.num_permits().saturating_sub(units(length) as usize);
-        drop(room.split(surplus));
+        room.shrink_to(length);
     }
     let slices = stream::unfold((Bytes::from(json), room), |(mut rest, room)| async move {
         let slice = rest.split_to(rest.len().min(SLICE));
@@ -249,12 +250,7 @@ enum NextLine {
 }
 
 /// A stream of server-sent events: each piece of a text as soon as it is made.
-fn stream(
-    heading: Heading,
-    texts: TextStreams,
-    usage: bool,
-    room: Option<OwnedSemaphorePermit>,
-) -> Response {
+fn stream(heading: Heading, texts: TextStreams, usage: bool, room: Option<ReplyRoom>) -> Response {
     let lines = stream::unfold(
         Some((heading, texts, room, NextLine::Piece)),
         move |state| async move {

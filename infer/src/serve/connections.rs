@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -31,6 +32,8 @@ pub(super) struct Connection {
     client: IpAddr,
     /// Since when it waits for its client; `None` while a request is at work.
     waits_since: Mutex<Option<Instant>>,
+    /// Whether its reply takes [room](super::reply_room).
+    has_room: AtomicBool,
     /// Told to make room.
     leave: Notify,
     all: Arc<Connections>,
@@ -119,6 +122,7 @@ impl Connections {
         let connection = Arc::new(Connection {
             client,
             waits_since: Mutex::new(Some(Instant::now())),
+            has_room: AtomicBool::new(false),
             leave: Notify::new(),
             all: self.clone(),
         });
@@ -185,6 +189,21 @@ impl Connection {
     pub(super) fn wait(self: &Arc<Self>) -> Waits {
         self.set_waiting(true);
         Waits(self.clone())
+    }
+
+    /// The client.
+    pub(super) fn client(&self) -> IpAddr {
+        self.client
+    }
+
+    /// Whether its reply takes [room](super::reply_room) from now on.
+    pub(super) fn takes_room(&self, takes: bool) {
+        self.has_room.store(takes, Relaxed);
+    }
+
+    /// Whether its reply takes [room](super::reply_room).
+    pub(super) fn has_room(&self) -> bool {
+        self.has_room.load(Relaxed)
     }
 
     /// Waits until the connection is to be closed, to make room.

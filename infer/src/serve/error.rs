@@ -145,9 +145,10 @@ impl ApiError {
         Self::new(StatusCode::TOO_MANY_REQUESTS, code, message)
     }
 
-    /// There is no room for another reply of this size at present: 429.
+    /// There is no room for another reply of this size at present, or not for this client: 429.
     pub(super) fn no_room() -> Self {
-        let message = "too many large replies are being made; try again later";
+        let message =
+            "too many large replies are being made, for this address or for all; try again later";
         Self::new(StatusCode::TOO_MANY_REQUESTS, Some("queue_full"), message)
     }
 

@@ -17,7 +17,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::Semaphore;
 
 use super::error::ApiError;
-use super::{ARRIVING, PATHS, REPLIES, Server, room_units};
+use super::{ARRIVING, PATHS, Server, room_units};
 
 const CONTENT_TYPE: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
@@ -147,7 +147,7 @@ pub(super) async fn metrics(
         (
             "reply_bytes",
             "Room that large replies take which are being made and sent",
-            taken(&server.replies, REPLIES, server.options.reply_limit),
+            server.replies.taken(),
         ),
         (
             "state_bytes",

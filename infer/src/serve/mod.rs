@@ -23,7 +23,8 @@
 //!   and so do those that have not begun, all with `finish_reason` `length`. Only if nothing at all was made
 //!   is the answer an error (503). A prompt of which not all tokens were scored has `logprobs` `null`.
 //! - A client that closes its connection frees its place. One that reads nothing of its answer for a minute,
-//!   or less than about two KiB a second, loses its connection.
+//!   or less than about two KiB a second, loses its connection, and so does one that reads less than 64 KiB a
+//!   second of a large reply for longer than a minute. One address takes at most half of the room for these.
 //! - A stop lets texts go on for the grace time, and then sends what was made.
 //! - When there are too many connections, or too many of one address, those on which nothing is at work are
 //!   closed for further ones.
@@ -48,6 +49,7 @@ mod models;
 mod page;
 mod prompt;
 mod reply;
+mod reply_room;
 mod request;
 mod shutdown;
 mod texts;
@@ -78,6 +80,7 @@ pub(crate) use hosts::allowed_host;
 use key::Key;
 use metrics::Metrics;
 use reply::json_response;
+use reply_room::ReplyRooms;
 use request::Limits;
 
 /// Why a server cannot start, or has stopped.
@@ -146,7 +149,9 @@ pub struct ServerOptions {
     pub head_time: Duration,
     /// The time that a body may take to arrive.
     pub body_time: Duration,
-    /// The time after which a client that takes nothing of what is sent to it loses its connection.
+    /// The time after which a client that takes nothing of what is sent to it loses its connection. The client
+    /// of a large reply loses it when it has kept the server waiting for so long in all, beside the time that
+    /// the bytes take at 64 KiB a second.
     pub write_time: Duration,
     /// The time that a stop may take, at most. Before it ends, texts end where they are and are sent.
     pub grace: Duration,
@@ -160,8 +165,8 @@ const ARRIVING: usize = 16;
 /// from its text, such a one takes about the same memory for its tokens.
 const LONG_TEXTS: usize = 16;
 
-/// How many replies of the greatest length may be made and sent at once, beside small ones. Each takes a few
-/// times its length of memory.
+/// How many replies of the greatest length may be made and sent at once, beside small ones; half of them for
+/// one client. Each takes a few times its length of memory.
 const REPLIES: usize = 4;
 
 /// How many clients at a time are told that they have too many connections.
@@ -182,8 +187,8 @@ struct Server {
     /// Room for long texts that are being encoded, and the threads for that.
     long_texts: Arc<Semaphore>,
     long_text_threads: rayon::ThreadPool,
-    /// Room for replies that are being made and sent.
-    replies: Arc<Semaphore>,
+    /// Room for large replies that are being made and sent.
+    replies: Arc<ReplyRooms>,
     tokenizer: Arc<Tokenizer>,
     options: ServerOptions,
     hosts: Hosts,
@@ -261,7 +266,7 @@ pub async fn serve(
         arriving: room(ARRIVING, options.body_limit),
         long_texts: room(LONG_TEXTS, options.body_limit),
         long_text_threads,
-        replies: room(REPLIES, options.reply_limit),
+        replies: ReplyRooms::new(REPLIES.saturating_mul(options.reply_limit)),
         engine,
         tokenizer,
         limits,

@@ -17,6 +17,8 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+#[cfg(unix)]
+use model::signals::is_ignored;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -25,8 +27,6 @@ use super::client::{Client, HEAD_BYTES};
 use super::connections::{Admission, AtWork, Place};
 use super::error::ApiError;
 use super::metrics::Closed;
-#[cfg(unix)]
-use crate::signals::is_ignored;
 
 /// How long to wait when the system cannot accept a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -90,7 +90,7 @@ async fn accept(
             refuse(server, stream);
             continue;
         };
-        let client = TokioIo::new(Client::new(stream, server.clone()));
+        let client = TokioIo::new(Client::new(stream, server.clone(), Some(place.0.clone())));
         let service = service(router.clone(), &place);
         let connection = watched.watch(http.serve_connection(client, service));
         tokio::spawn(async move {
@@ -125,7 +125,7 @@ fn refuse(server: &Arc<Server>, stream: TcpStream) {
     let Ok(turn) = server.refusals.clone().try_acquire_owned() else {
         return;
     };
-    let client = Client::new(stream, server.clone());
+    let client = Client::new(stream, server.clone(), None);
     tokio::spawn(async move {
         // A client that does not listen has no use for an error.
         let _ = timeout(REFUSAL_TIME, client.refuse(&error)).await;

@@ -12,6 +12,7 @@ use infer::precision::Precision;
 use infer::serve::{ServerOptions, serve};
 use kernels::runtime::Backend;
 use serde_json::json;
+use socket2::SockRef;
 
 use crate::capacity::until;
 use crate::http::{Response, connect, post};
@@ -195,6 +196,50 @@ fn a_client_that_does_not_read_is_cut() {
     until(|| metric(&address, "infer_connections") == Some(1.0));
     let mut all = Vec::new();
     assert!(deaf.read_to_end(&mut all).is_err(), "{} bytes", all.len());
+}
+
+/// It takes something from time to time, but keeps the room for large replies.
+#[test]
+fn a_slow_reader_of_a_large_reply_is_cut() {
+    let address = serving(|options| options.write_time = Duration::from_secs(3));
+    let mut slow = connect(&address);
+    SockRef::from(&slow)
+        .set_recv_buffer_size(16 * 1024)
+        .unwrap();
+    slow.write_all(echo(2048).as_bytes()).unwrap();
+    let mut bytes = [0; 256];
+    let mut all = Vec::new();
+    // At most 25 KiB a second.
+    while let Ok(n @ 1..) = slow.read(&mut bytes) {
+        all.extend_from_slice(&bytes[..n]);
+        thread::sleep(Duration::from_millis(10));
+    }
+    let head = String::from_utf8_lossy(&all[..300]).to_lowercase();
+    let length = head.split("content-length: ").nth(1).unwrap();
+    let length: usize = length.split('\r').next().unwrap().parse().unwrap();
+    assert!(all.len() < length, "{} of {length} bytes", all.len());
+    until(|| metric(&address, "infer_reply_bytes") == Some(0.0));
+}
+
+/// Replies that nobody reads, all of one address, until there is no room for another.
+#[test]
+fn an_address_takes_half_of_the_room_for_replies() {
+    let limit = 5 << 20;
+    let address = serving(|options| options.reply_limit = limit);
+    let mut deaf = Vec::new();
+    let refused = (0..20).any(|_| {
+        let mut stream = connect(&address);
+        stream.write_all(echo(2048).as_bytes()).unwrap();
+        let mut status = [0; 12];
+        stream.peek(&mut status).unwrap();
+        deaf.push(stream);
+        status == *b"HTTP/1.1 429"
+    });
+    assert!(refused);
+    let held = metric(&address, "infer_reply_bytes").unwrap();
+    assert!(held > 0.0 && held <= 2.0 * limit as f64, "{held}");
+    drop(deaf);
+    until(|| metric(&address, "infer_reply_bytes") == Some(0.0));
 }
 
 #[test]

@@ -43,22 +43,15 @@ pub(super) fn on_interrupt(handler: impl FnMut() + Send + 'static) -> Result<(),
 
 #[cfg(unix)]
 mod unix {
-    use std::mem::MaybeUninit;
+    use model::signals::is_ignored;
 
     /// What `ctrlc` listens for.
     const SIGNALS: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
 
     /// Those of [`SIGNALS`] that this process ignores.
     pub(super) fn ignored() -> Vec<libc::c_int> {
-        let is_ignored = |signal: &libc::c_int| {
-            let mut action = MaybeUninit::<libc::sigaction>::uninit();
-            // SAFETY: without a new action this changes nothing, and writes the present one if it returns 0.
-            unsafe {
-                libc::sigaction(*signal, std::ptr::null(), action.as_mut_ptr()) == 0
-                    && action.assume_init().sa_sigaction == libc::SIG_IGN
-            }
-        };
-        SIGNALS.into_iter().filter(is_ignored).collect()
+        let signals = SIGNALS.into_iter();
+        signals.filter(|signal| is_ignored(*signal)).collect()
     }
 
     /// Ignores `signals`.
