@@ -19,6 +19,7 @@ use infer::precision::Precision;
 use infer::{GenerateError, GenerateOptions, Generation, SamplingSettings};
 use kernels::runtime::{Backend, Flex};
 use model::CausalLm;
+use model::manifest::MANIFEST;
 use support::{student_folder, teacher_folder};
 
 fn tokenizer() -> Arc<Tokenizer> {
@@ -204,6 +205,8 @@ fn greedy_tokens_are_those_of_a_generation() {
 #[test]
 fn a_model_may_end_a_text_in_several_ways() {
     let student = student_folder(&[]);
+    // The changes below are deliberate.
+    std::fs::remove_file(student.path().join(MANIFEST)).unwrap();
     let made = |folder: &Path| {
         let (engine, _) = start(folder, 1, 1);
         let whole = Whole::of(submit(&engine, request(&prompt(1, 20), 12)));

@@ -89,7 +89,7 @@ mod tests {
         assert_eq!(turns.take(|_| true), Some("x"));
         turns.retain(|item| *item != "c");
         assert_eq!(turns.iter().copied().collect::<String>(), "bqy");
-        assert_eq!((turns.owners(), turns.of(3).count()), (2, 1));
+        assert_eq!((turns.owners(), turns.of(3).count()), (3, 1));
         let rest: Vec<_> = std::iter::from_fn(|| turns.take(|_| true)).collect();
         assert_eq!(rest, ["b", "q", "y"]);
         assert!(turns.is_empty());

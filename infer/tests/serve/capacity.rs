@@ -189,8 +189,7 @@ fn when_the_time_is_up_what_is_done_is_answered() {
     ended.sort();
     assert_eq!(ended, [0, 1, 2]);
     // Scores that are missing are null, and not few.
-    let scored =
-        json!({"prompt": "x y z", "max_tokens": 5_000, "n": 2, "echo": true, "logprobs": 1});
+    let scored = json!({"prompt": "x y z", "max_tokens": 5_000, "n": 2, "temperature": 0, "echo": true, "logprobs": 1});
     let reply = server.complete(scored);
     check(
         &[
