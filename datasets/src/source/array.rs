@@ -44,7 +44,7 @@ impl<R: BufRead> Elements<R> {
     }
 
     /// The line, from 1, at which the last element begins or the last fault is.
-    pub(super) fn line(&self) -> u64 {
+    pub(super) fn element_line(&self) -> u64 {
         self.element_line
     }
 

@@ -354,7 +354,7 @@ impl OpenFile {
             return Ok(None);
         };
         let element = elements.next();
-        self.line = elements.line();
+        self.line = elements.element_line();
         match element.map_err(|reason| self.unreadable(reason))? {
             Element::End => Ok(None),
             Element::Json(bytes) => {

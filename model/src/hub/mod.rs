@@ -93,7 +93,7 @@ impl Hub {
         };
         let lacks = self.lacks(name, sha);
         let is_unknown = |file: &&str| !folder.join(file).exists() && !lacks.join(file).exists();
-        if OPTIONAL.iter().any(|file| is_unknown(file)) {
+        if OPTIONAL.iter().any(is_unknown) {
             let revision = self.revision(name, sha);
             let _ = revision.and_then(|revision| revision.fetch_optional());
         }

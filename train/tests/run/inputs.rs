@@ -99,9 +99,12 @@ fn change_weights(folder: &Path, name: &str, change: impl Fn(f32) -> f32) {
 /// In the names of the teacher's file.
 const NORM: &str = "model.final_layernorm.weight";
 
+/// What is changed, how an error names it, and the change.
+type Change = (&'static str, &'static str, fn(&Inputs));
+
 #[test]
 fn what_has_changed_is_named_and_can_be_accepted() {
-    let changes: [(&str, &str, fn(&Inputs)); 5] = [
+    let changes: [Change; 5] = [
         ("weights", "the teacher's model.safetensors", |inputs| {
             change_weights(&inputs.path("teacher"), NORM, |weight| weight * 1.5);
         }),
