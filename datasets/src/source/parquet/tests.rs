@@ -87,7 +87,7 @@ fn every_kind_of_file_is_read() {
                     .set_writer_version(version)
                     .set_dictionary_enabled(dictionary);
                 write(&path, column, &texts, properties);
-                let files = source_files(&[path.clone()]).unwrap();
+                let files = source_files(std::slice::from_ref(&path)).unwrap();
                 let read: Vec<String> = Documents::new(files).map(Result::unwrap).collect();
                 let expected: Vec<&str> = texts.iter().copied().flatten().collect();
                 assert_eq!(read, expected, "{codec:?} {column} {version:?}");
