@@ -47,7 +47,7 @@ fn options(max_tokens: usize) -> GenerateOptions {
 
 /// Any model's hash will do, as long as it is the same.
 fn hash() -> ModelHash {
-    ModelHash::of(&teacher_folder()).unwrap()
+    ModelHash::of(teacher_folder()).unwrap()
 }
 
 fn text(start: u32, length: u32) -> Vec<u32> {

@@ -379,7 +379,7 @@ fn a_long_line_is_its_parts() {
     let text = "é🦀漢\n".repeat(300);
     let path = write(&folder, "a.txt", &text);
     for part_bytes in [1, 2, 3, 10, 1000, 10_000] {
-        let files = source_files(&[path.clone()]).unwrap();
+        let files = source_files(std::slice::from_ref(&path)).unwrap();
         let parts: Result<Vec<Part>> = Parts::new(files, 0, part_bytes).collect();
         let parts = parts.unwrap();
         assert_eq!(

@@ -121,10 +121,10 @@ fn metric(address: &str, name: &str) -> Option<f64> {
     let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     stream.write_all(request.as_bytes()).unwrap();
     let page = Response::read(stream).body;
-    let values = page
+    let mut values = page
         .lines()
         .filter_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-    values.last()
+    values.next_back()
 }
 
 #[test]

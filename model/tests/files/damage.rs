@@ -179,7 +179,7 @@ fn weights_are_finite() {
     write(&path, &all);
     load_student(folder.path()).expect("a student");
     let half = model::load_any_as::<Fast>(folder.path(), |_| DType::F16, &Default::default());
-    let error = half.err().expect("infinity").to_string();
+    let error = half.expect_err("infinity").to_string();
     assert!(
         error.contains("`lm_head.bias`: 1 of") && error.contains("F16"),
         "{error}"
