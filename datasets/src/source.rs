@@ -32,8 +32,8 @@ const TEXT: &str = "text";
 
 /// `text` without the mark U+FEFF that some editors write before UTF-8 text.
 ///
-/// Only the first such mark is none of the text; the character is text anywhere else. All texts of this
-/// crate are read so, and whoever reads a prompt or a text by other means should call this.
+/// Only the first such mark is none of the text; the character is text anywhere else. This
+/// crate reads all texts so; code that reads a prompt or a text by other means should call this.
 ///
 /// ```
 /// assert_eq!(datasets::without_byte_order_mark("\u{feff}one\u{feff}"), "one\u{feff}");

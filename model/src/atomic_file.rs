@@ -248,8 +248,8 @@ fn open(path: &Path) -> io::Result<File> {
     File::options().append(true).open(path)
 }
 
-/// Standard output or error under the name of its file. It goes on where the program has written before, and
-/// may be a socket, which cannot be opened.
+/// Standard output or error under the name of its file. Writing continues after what the program has written
+/// before. It may be a socket, which cannot be opened.
 #[cfg(unix)]
 fn standard(path: &Path) -> Option<io::Result<File>> {
     use std::os::fd::AsFd;

@@ -10,7 +10,7 @@ use crate::tokenizer::Tokenizer;
 /// near the end of each.
 const PART_BYTES: usize = 1 << 20;
 
-/// Of what was read of a document that goes on, at least this many bytes wait for the next part.
+/// While a document is incomplete, at least this many of its last bytes wait for the next part.
 const REST_BYTES: usize = 256 << 10;
 
 /// The documents on one side of a split, in blocks.
@@ -113,7 +113,7 @@ impl<'a> Blocks<'a> {
         })
     }
 
-    /// The next part of a document that goes on.
+    /// The next part of an incomplete document.
     fn cut(&mut self) -> Option<BlockPart> {
         let from = self.rest.len().checked_sub(REST_BYTES)?;
         let cut = self.tokenizer.first_cut(&self.rest, from);

@@ -155,7 +155,7 @@ impl LongLine {
         self.depth == 1 && self.is_value && self.is_text
     }
 
-    /// Parses what there is of a string that goes on.
+    /// Parses the part of a string that was read so far.
     fn piece(&mut self) -> Result<Option<String>, BadRecord> {
         let parsed = self.parse()?;
         self.cut = true;

@@ -100,7 +100,7 @@ impl Tokenizer {
         Some(text.unwrap_or_else(|| "\u{fffd}".into()).into_bytes())
     }
 
-    /// What the decoder makes of `ids`, if it does not fail.
+    /// The text that the decoder gives for `ids`, if it does not fail.
     fn text_of(&self, ids: &[u32]) -> Option<String> {
         caught(|| self.inner.decode(ids, false)).ok()?.ok()
     }

@@ -9,8 +9,8 @@ use sha2::{Digest, Sha256};
 /// Bytes of a file that are read at a time.
 const PIECE: usize = 1 << 20;
 
-/// A writer that hashes what goes through it to another: a file that is hashed so need not be read again, and what
-/// the disk makes of it is found when it is compared with its hash.
+/// A writer that hashes what it passes to another writer. The file need not be read again for its hash, and a
+/// fault of the disk shows when the file is later compared with that hash.
 pub struct Hashing<W> {
     writer: W,
     digest: Sha256,
