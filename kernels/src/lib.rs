@@ -70,7 +70,7 @@ pub mod runtime;
 pub mod scan;
 
 pub use decode::attention_step::attention_step;
-pub use decode::recurrent_step::{StepParameters, StepState, recurrent_step};
+pub use decode::recurrent_step::{StepParameters, StepState, Turn, recurrent_step};
 pub use decode::sample::sample;
 pub use dense::attention::{attention, attention_matrix};
 pub use dense::embedding::embedding;

@@ -142,7 +142,9 @@ fn read_mixer(
 
 fn read_mamba(core_input: &Map<String, Value>) -> Result<DiscreteMamba2Config, ConfigError> {
     let known = known(core_input, &DiscreteMamba2Config::KEYS);
-    Ok(serde_json::from_value(Value::Object(known))?)
+    let mut config: DiscreteMamba2Config = serde_json::from_value(Value::Object(known))?;
+    config.z_bias = !config.bias;
+    Ok(config)
 }
 
 impl PhiMambaConfig {

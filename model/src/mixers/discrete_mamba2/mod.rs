@@ -4,12 +4,14 @@
 //! output projection, no activation after the convolution, one B and C a head, and the decay a
 //! projection of the input. `in_proj` emits `[x | B | C | z | A_log]`; x, B and C pass through a
 //! short causal convolution; the scan mixes x over time; `D` adds x back; `silu(z + z_bias)` gates.
+//! Options that the paper's mixer lacks: rotary positions, RMS norms of B and C, and a bias of A_log.
 //!
 //! B stands where attention has keys, C where it has queries, x where it has values: the mixer is
 //! `y = T x` for the lower-triangular [`mixing_matrix`](TokenMixer::mixing_matrix) `T`, which
 //! MOHAWK's first stage turns towards the teacher's attention matrix.
 
 mod config;
+mod rotary;
 mod state;
 
 use std::mem;
@@ -17,15 +19,19 @@ use std::mem;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use kernels::{Epilogue, KernelBackend, ScanInputs, StepParameters, StepState, TransferParts};
+use kernels::{Epilogue, KernelBackend, ScanInputs, StepParameters, StepState, TransferParts, Turn};
 
 pub use config::{Activation, DiscreteMamba2Config};
+pub use rotary::{MixerRotary, Turned};
 pub use state::{Mamba2Rows, Mamba2State};
 
-use super::{MixerOptions, MixerRows, MixerState, StateError, StateTensors, TokenMixer};
+use super::rotary::Rotary;
+use super::{
+    MixerOptions, MixerRows, MixerState, StateError, StateRows, StateTensors, TokenMixer,
+};
 use crate::config_error::ConfigError;
 use crate::init::{Fill, Init};
-use crate::layers::Linear;
+use crate::layers::{Linear, Norm, NormConfig, NormKind};
 use crate::precision::{to_dtype, wide, widen};
 
 /// The gate's initial bias: `silu` of it is 1.
@@ -61,7 +67,7 @@ pub struct DepthwiseConv<B: Backend> {
 pub struct DiscreteMamba2<B: Backend> {
     /// `d_model` to `[x | B | C | z | A_log]`.
     pub in_proj: Linear<B>,
-    /// Added to z, `[d_inner]`; present where `in_proj` has no bias.
+    /// Added to z, `[d_inner]`.
     pub z_bias: Option<Param<Tensor<B, 1>>>,
     /// Over the channels of x, B and C.
     pub conv1d: DepthwiseConv<B>,
@@ -69,6 +75,12 @@ pub struct DiscreteMamba2<B: Backend> {
     pub d: Param<Tensor<B, 1>>,
     /// `d_inner` to `d_model`.
     pub out_proj: Linear<B>,
+    /// Added to A_log, `[h]`.
+    pub a_log_bias: Option<Param<Tensor<B, 1>>>,
+    /// Of the `n` numbers of each head of B.
+    pub b_norm: Option<Norm<B>>,
+    /// Of each head of C.
+    pub c_norm: Option<Norm<B>>,
     #[module(skip)]
     config: DiscreteMamba2Config,
     d_inner: usize,
@@ -116,14 +128,33 @@ impl<B: Backend> DiscreteMamba2<B> {
         let in_bias = config
             .bias
             .then(|| around_gate(1, Fill::constant(OPEN_GATE)));
-        let in_weight = around_gate(d_model, Fill::constant(0.0));
+        // Without any bias a gate of zeros would be closed.
+        let has_open_gate = config.bias || config.z_bias;
+        let gate = if has_open_gate {
+            Fill::constant(0.0)
+        } else {
+            default.clone()
+        };
+        let in_weight = around_gate(d_model, gate);
         let out_bias = config.bias.then(|| Fill::torch_linear(d_inner));
         let out_proj = Fill::Uniform(1.0 / (d_inner as f64 * PUBLISHED_DEPTH).sqrt());
+        // A gate without a bias of its own has that of the projection, or none.
+        let own_gate = |init: &mut Init<B>| {
+            let open = if config.bias { 0.0 } else { OPEN_GATE };
+            init.parameter([d_inner], Fill::constant(open))
+        };
+        let norm = |init: &mut Init<B>| {
+            let norm = |epsilon| NormConfig {
+                kind: NormKind::RmsNorm,
+                epsilon,
+            };
+            Some(Norm::new(init, config.d_state, norm(config.bc_norm?)))
+        };
         let mut taps = vec![0.0; config.d_conv];
         taps[config.d_conv - 1] = 1.0;
         Self {
             in_proj: Linear::new(init, [rows, d_model], in_weight, in_bias),
-            z_bias: (!config.bias).then(|| init.parameter([d_inner], Fill::constant(OPEN_GATE))),
+            z_bias: config.z_bias.then(|| own_gate(init)),
             conv1d: DepthwiseConv {
                 weight: init.parameter([conv_dim, 1, config.d_conv], Fill::Repeat(taps)),
                 bias: config
@@ -132,6 +163,11 @@ impl<B: Backend> DiscreteMamba2<B> {
             },
             d: init.parameter([config.n_v_heads], Fill::constant(1.0)),
             out_proj: Linear::new(init, [d_model, d_inner], out_proj, out_bias),
+            // Last, so that what is drawn above does not depend on them.
+            a_log_bias: (config.a_log_bias)
+                .then(|| init.parameter([config.n_v_heads], Fill::constant(0.0))),
+            b_norm: norm(init),
+            c_norm: norm(init),
             config: config.clone(),
             d_inner,
         }
@@ -183,6 +219,7 @@ impl<B: Backend> DiscreteMamba2<B> {
         Mamba2State {
             conv: Tensor::zeros(conv, (device, dtype)),
             ssm: Tensor::zeros(ssm, (device, wide(dtype))),
+            position: 0,
         }
     }
 }
@@ -198,10 +235,10 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         let z = self.projected(u.clone(), self.z_rows());
         let a_log = self.projected(u, self.a_log_rows());
         let scan = ScanInputs {
-            x: self.heads(x),
-            a_log,
-            b: self.groups(b),
-            c: self.groups(c),
+            x: self.x_at(x, 0),
+            a_log: self.a_log(a_log),
+            b: self.b_at(b, 0),
+            c: self.c_at(c, 0),
             initial_state: None,
         };
         let (gated_blhp, _) = self.gated_scan(scan, z);
@@ -211,39 +248,133 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
     /// The factors of the mixing matrix: B, C, A_log and D alone are computed of `u [b, l, d_model]`.
     fn matrix_parts(&self, u: Tensor<B, 3>) -> TransferParts<B> {
         TransferParts {
-            b: self.groups(self.convolved(u.clone(), self.b_rows())),
-            c: self.groups(self.convolved(u.clone(), self.c_rows())),
-            a_log: self.projected(u, self.a_log_rows()),
+            b: self.b_at(self.convolved(u.clone(), self.b_rows()), 0),
+            c: self.c_at(self.convolved(u.clone(), self.c_rows()), 0),
+            a_log: self.a_log(self.projected(u, self.a_log_rows())),
             d: self.d.val(),
         }
     }
 
-    /// [`TokenMixer::prefill`] of several tokens, by the scan.
-    fn scan_onto(&self, u: Tensor<B, 3>, state: &mut Mamba2State<B>) -> Tensor<B, 3> {
-        let parts = self.advance_conv(u, state);
+    /// The convolved x `[b, l, d_inner]` of tokens from `position` on, as the scan reads it, `[b, l, h, p]`.
+    fn x_at(&self, x: Tensor<B, 3>, position: usize) -> Tensor<B, 4> {
+        self.turned(self.heads(x), position, &[Turned::XAndB])
+    }
+
+    /// The convolved B `[b, l, g * n]` of tokens from `position` on, `[b, l, g, n]`.
+    fn b_at(&self, b: Tensor<B, 3>, position: usize) -> Tensor<B, 4> {
+        let b_blgn = normed(&self.b_norm, self.groups(b));
+        self.turned(b_blgn, position, &[Turned::BAndC, Turned::XAndB])
+    }
+
+    /// The convolved C `[b, l, g * n]` of tokens from `position` on, `[b, l, g, n]`.
+    fn c_at(&self, c: Tensor<B, 3>, position: usize) -> Tensor<B, 4> {
+        let c_blgn = normed(&self.c_norm, self.groups(c));
+        self.turned(c_blgn, position, &[Turned::BAndC])
+    }
+
+    /// `x [b, l, h, p]` of tokens from `position` on, turned where the rotation is one of `by`.
+    fn turned(&self, x: Tensor<B, 4>, position: usize, by: &[Turned]) -> Tensor<B, 4> {
+        match &self.config.rotary {
+            Some(rotary) if by.contains(&rotary.turned) => {
+                let (l, device) = (x.dims()[1], x.device());
+                let (theta, scaling) = (rotary.theta, rotary.scaling);
+                Rotary::new(rotary.dim, theta, scaling, position, l, &device).rotate(x)
+            }
+            _ => x,
+        }
+    }
+
+    /// The angles that take the state as a token sees it to what the `tokens`th after that one sees.
+    fn turn(&self, tokens: usize, device: &B::Device) -> Option<Turn<B>> {
+        let rotary = self.config.rotary.as_ref()?;
+        (rotary.turned == Turned::BAndC).then(|| {
+            let (theta, scaling) = (rotary.theta, rotary.scaling);
+            let Rotary { cos, sin } = Rotary::back(rotary.dim, theta, scaling, tokens, device);
+            Turn { cos, sin }
+        })
+    }
+
+    /// A_log with its bias, `[b, l, h]`.
+    fn a_log(&self, projected: Tensor<B, 3>) -> Tensor<B, 3> {
+        match &self.a_log_bias {
+            Some(bias) => projected + bias.val().reshape([1, 1, self.config.n_v_heads]),
+            None => projected,
+        }
+    }
+
+    /// Whether a token's computation depends on how many were read before it.
+    fn counts_positions(&self) -> bool {
+        let rotary = self.config.rotary.as_ref();
+        rotary.is_some_and(|rotary| rotary.turned == Turned::XAndB)
+    }
+
+    /// Whether [`kernels::recurrent_step`] cannot compute a step: something stands between the convolution and the
+    /// recurrence.
+    fn steps_by_scan(&self) -> bool {
+        self.b_norm.is_some() || self.counts_positions()
+    }
+
+    /// What stands between the two projections, by the scan: `projected [b, l, d_in_proj]`, the tokens after those
+    /// that `state` holds, to `[b, l, d_inner]`.
+    fn scan(&self, projected: Tensor<B, 3>, state: &mut Mamba2State<B>) -> Tensor<B, 3> {
+        let (l, device) = (projected.dims()[1], projected.device());
+        let parts = self.advance_conv(projected, state);
+        let position = if self.counts_positions() {
+            state.position
+        } else {
+            // Distances alone matter, and the state is as its latest token sees it, from position 0.
+            1
+        };
         let scan = ScanInputs {
-            x: self.heads(parts.x),
-            a_log: parts.a_log,
-            b: self.groups(parts.b),
-            c: self.groups(parts.c),
+            x: self.x_at(parts.x, position),
+            a_log: self.a_log(parts.a_log),
+            b: self.b_at(parts.b, position),
+            c: self.c_at(parts.c, position),
             initial_state: Some(state.ssm.clone()),
         };
         let (gated_blhp, ssm) = self.gated_scan(scan, parts.z);
-        state.ssm = ssm;
-        self.out_proj.forward(self.joined(gated_blhp))
+        state.ssm = match self.turn(l, &device) {
+            Some(turn) => turn.apply(ssm),
+            None => ssm,
+        };
+        state.position += l;
+        self.joined(gated_blhp)
     }
 
-    /// [`TokenMixer::prefill`] of one token, by the recurrence.
-    fn recur_onto(&self, u: Tensor<B, 3>, state: &mut Mamba2State<B>) -> Tensor<B, 3> {
-        let projected = self.in_proj.forward(u);
-        let [batch, _, rows] = projected.dims();
-        let gated = self.recur(projected.reshape([batch, rows]), state);
-        self.out_proj
-            .forward(gated.reshape([batch, 1, self.d_inner]))
+    /// What stands between the two projections for one token, `projected [b, d_in_proj]` to `[b, d_inner]`.
+    fn advance(&self, projected: Tensor<B, 2>, state: &mut Mamba2State<B>) -> Tensor<B, 2> {
+        if !self.steps_by_scan() {
+            return self.recur(projected, state);
+        }
+        let [b, rows] = projected.dims();
+        // A step's vectors are in f32 whatever the dtype of the parameters.
+        let (own, dtype) = (self.d.val().dtype(), projected.dtype());
+        let gated = self.scan(to_dtype(projected, own).reshape([b, 1, rows]), state);
+        to_dtype(gated.reshape([b, self.d_inner]), dtype)
     }
 
-    /// What stands between the two projections: `projected [b, d_in_proj]`, one token after those that
-    /// `state` holds, to `[b, d_inner]`.
+    /// [`TokenMixer::step_rows`] where each row's position matters.
+    fn advance_each(
+        &self,
+        projected: Tensor<B, 2>,
+        rows: &mut Mamba2Rows<B>,
+        occupied: &[bool],
+    ) -> Tensor<B, 2> {
+        let gated = occupied.iter().enumerate().map(|(row, occupied)| {
+            let token = projected.clone().narrow(0, row, 1);
+            if !occupied {
+                return token.narrow(1, 0, self.d_inner).zeros_like();
+            }
+            let mut state = rows.row(row);
+            let gated = self.advance(token, &mut state);
+            rows.put(row, MixerState::DiscreteMamba2(state));
+            gated
+        });
+        Tensor::cat(gated.collect(), 0)
+    }
+
+    /// What stands between the two projections, by the recurrence: `projected [b, d_in_proj]`, one token after
+    /// those that `state` holds, to `[b, d_inner]`.
     fn recur(&self, projected: Tensor<B, 2>, state: &mut Mamba2State<B>) -> Tensor<B, 2> {
         let d = self.d.val();
         let h = self.config.n_v_heads;
@@ -256,10 +387,13 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
             activation: self.activation(),
             d,
             z_bias: self.z_bias.as_ref().map(Param::val),
+            a_log_bias: self.a_log_bias.as_ref().map(Param::val),
+            turn: self.turn(1, &projected.device()),
         };
         let before = StepState { conv, ssm };
         let (gated, after) = kernels::recurrent_step(projected, parameters, before);
         (state.conv, state.ssm) = (after.conv, after.ssm);
+        state.position += 1;
         gated
     }
 
@@ -322,11 +456,10 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         kernels::gated_scan(scan, epilogue, self.config.chunk_size)
     }
 
-    /// Projects `u` and moves the convolution's window over it. Nothing here is differentiated, so
+    /// Moves the convolution's window over `projected [b, l, d_in_proj]`. Nothing here is differentiated, so
     /// the one wide projection is sliced.
-    fn advance_conv(&self, u: Tensor<B, 3>, state: &mut Mamba2State<B>) -> Parts<B> {
-        let (l, w, c) = (u.dims()[1], self.config.d_conv, self.conv_dim());
-        let projected = self.in_proj.forward(u);
+    fn advance_conv(&self, projected: Tensor<B, 3>, state: &mut Mamba2State<B>) -> Parts<B> {
+        let (l, w, c) = (projected.dims()[1], self.config.d_conv, self.conv_dim());
         let part = |x: &Tensor<B, 3>, rows: Rows| x.clone().narrow(2, rows.start, rows.n);
         let xbc_blc = projected.clone().narrow(2, 0, c);
         let window_bwc = to_dtype(state.conv.clone().swap_dims(1, 2), xbc_blc.dtype());
@@ -365,22 +498,24 @@ impl<B: KernelBackend> TokenMixer<B> for DiscreteMamba2<B> {
     }
 
     fn new_rows(&self, rows: usize, device: &B::Device) -> MixerRows<B> {
-        let Mamba2State { conv, ssm } = self.empty_state(rows, device);
+        let mut state = self.empty_state(rows, device);
         // As steps leave it: in f32 whatever the dtype of the parameters.
-        let conv = widen(conv);
-        MixerRows::DiscreteMamba2(Mamba2Rows(Mamba2State { conv, ssm }))
+        state.conv = widen(state.conv);
+        let positions = vec![0; rows];
+        MixerRows::DiscreteMamba2(Mamba2Rows { state, positions })
     }
 
     fn state_from_tensors(
         &self,
-        _position: usize,
+        position: usize,
         tensors: &mut StateTensors<'_>,
         device: &B::Device,
     ) -> Result<MixerState<B>, StateError> {
-        let Mamba2State { conv, ssm } = self.empty_state(1, device);
+        let Mamba2State { conv, ssm, .. } = self.empty_state(1, device);
         Ok(MixerState::DiscreteMamba2(Mamba2State {
             conv: tensors.take("conv", conv.dims(), conv.dtype(), device)?,
             ssm: tensors.take("ssm", ssm.dims(), ssm.dtype(), device)?,
+            position,
         }))
     }
 
@@ -405,7 +540,7 @@ impl<B: KernelBackend> TokenMixer<B> for DiscreteMamba2<B> {
     }
 
     /// `T` with `y = T x` before the gate: at `(l, s)` the product of `C_l . B_s` and the decays in
-    /// `(s, l]`, plus `D` on the diagonal.
+    /// `(s, l]`, plus `D` on the diagonal. With rotary positions of x it acts on the x that is turned.
     fn mixing_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4> {
         kernels::transfer_matrix(self.matrix_parts(u))
     }
@@ -416,22 +551,42 @@ impl<B: KernelBackend> TokenMixer<B> for DiscreteMamba2<B> {
 
     fn prefill(&self, u: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3> {
         let state = Mamba2State::within(state);
-        match u.dims()[1] {
-            1 => self.recur_onto(u, state),
-            _ => self.scan_onto(u, state),
-        }
+        let projected = self.in_proj.forward(u);
+        let [b, l, rows] = projected.dims();
+        let gated = if l > 1 || self.steps_by_scan() {
+            self.scan(projected, state)
+        } else {
+            let gated = self.recur(projected.reshape([b, rows]), state);
+            gated.reshape([b, 1, self.d_inner])
+        };
+        self.out_proj.forward(gated)
     }
 
     fn step(&self, mut projected: Vec<Tensor<B, 2>>, state: &mut MixerState<B>) -> Tensor<B, 2> {
-        self.recur(projected.swap_remove(0), Mamba2State::within(state))
+        self.advance(projected.swap_remove(0), Mamba2State::within(state))
     }
 
     fn step_rows(
         &self,
         mut projected: Vec<Tensor<B, 2>>,
         rows: &mut MixerRows<B>,
-        _occupied: &[bool],
+        occupied: &[bool],
     ) -> Tensor<B, 2> {
-        self.recur(projected.swap_remove(0), &mut Mamba2Rows::within(rows).0)
+        let (projected, rows) = (projected.swap_remove(0), Mamba2Rows::within(rows));
+        if self.counts_positions() {
+            return self.advance_each(projected, rows, occupied);
+        }
+        for position in &mut rows.positions {
+            *position += 1;
+        }
+        self.advance(projected, &mut rows.state)
+    }
+}
+
+/// `x [.., n]` through `norm`, where there is one.
+fn normed<B: KernelBackend>(norm: &Option<Norm<B>>, x: Tensor<B, 4>) -> Tensor<B, 4> {
+    match norm {
+        Some(norm) => norm.forward(x),
+        None => x,
     }
 }
