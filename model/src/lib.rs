@@ -87,8 +87,8 @@ mod transfer;
 pub mod weights;
 
 pub use arch::{
-    BlockConfig, BlockOrder, Family, HeadConfig, Layout, MlpConfig, MlpKind, ModelConfig,
-    NetworkConfig, NormConfig, NormKind, PhiConfig, PhiMambaConfig,
+    BlockConfig, BlockOrder, Family, HeadConfig, Layout, LlamaConfig, LlamaFamily, MlpConfig,
+    MlpKind, ModelConfig, NetworkConfig, NormConfig, NormKind, PhiConfig, PhiMambaConfig,
 };
 pub use batch::Batch;
 pub use block::{Block, BlockOutputs};
@@ -102,8 +102,8 @@ pub use mixers::discrete_mamba2::{
     Activation, DepthwiseConv, DiscreteMamba2, DiscreteMamba2Config, Mamba2State,
 };
 pub use mixers::{
-    DecodingState, MatrixOperations, Mixer, MixerConfig, MixerOptions, MixerState, StateError,
-    StateSize, TokenMixer,
+    DecodingState, MatrixOperations, Mixer, MixerConfig, MixerOptions, MixerState, RopeScaling,
+    StateError, StateSize, TokenMixer, rotary_frequencies,
 };
 pub use mlp::Mlp;
 pub use model_hash::ModelHash;

@@ -6,6 +6,7 @@
 //! [`CausalLm`](crate::CausalLm), is built; nothing outside this folder asks which family a model belongs to.
 
 mod layout;
+mod llama;
 mod phi;
 mod phi_mamba;
 
@@ -15,6 +16,7 @@ use std::ops::Deref;
 use serde_json::Value;
 
 pub use layout::Layout;
+pub use llama::{LlamaConfig, LlamaFamily};
 pub use phi::PhiConfig;
 pub use phi_mamba::{BlockConfig, PhiMambaConfig};
 
@@ -186,6 +188,8 @@ families! {
     PhiMamba: PhiMambaConfig = "Phi-Mamba's";
     /// Hugging Face's `PhiForCausalLM`.
     Phi: PhiConfig = "phi";
+    /// Hugging Face's `LlamaForCausalLM`, and those like it.
+    Llama: LlamaConfig = "llama, mistral, qwen2, qwen3";
 }
 
 impl Family for ModelConfig {

@@ -31,6 +31,7 @@ use crate::config_error::ConfigError;
 use crate::init::Init;
 use crate::layers::Linear;
 
+pub use rotary::{RopeScaling, rotary_frequencies};
 pub(crate) use state_tensors::state_name;
 pub use state_tensors::{StateError, StateTensors};
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::config_error::{ConfigError, check_positive, check_sizes};
-use crate::mixers::{F32, MatrixOperations, MixerOptions, StateSize};
+use crate::mixers::{F32, MatrixOperations, MixerOptions, RopeScaling, StateSize};
 
 /// Options of causal self-attention with rotary embedding and grouped key and value heads.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +22,11 @@ pub struct AttentionConfig {
     pub partial_rotary_factor: f64,
     /// Base of the rotation's frequencies.
     pub rope_theta: f64,
+    /// How they are changed for longer sequences.
+    pub rope_scaling: Option<RopeScaling>,
+    /// The epsilon of an RMS norm of each query's and each key's head, before the rotation, as in Qwen3; `None`
+    /// without such norms.
+    pub qk_norm: Option<f64>,
 }
 
 impl AttentionConfig {
@@ -35,6 +40,8 @@ impl AttentionConfig {
             dense_bias: true,
             partial_rotary_factor: 0.5,
             rope_theta: 10000.0,
+            rope_scaling: None,
+            qk_norm: None,
         }
     }
 
@@ -67,11 +74,19 @@ impl MixerOptions for AttentionConfig {
             ("num_key_value_heads", self.n_kv_heads),
         ])?;
         check_positive("rope_theta", self.rope_theta)?;
-        let divides = self.head_dim.is_some() || d_model.is_multiple_of(self.n_heads);
-        if !divides || !self.n_heads.is_multiple_of(self.n_kv_heads) {
+        self.rope_scaling.map_or(Ok(()), RopeScaling::validate)?;
+        self.qk_norm
+            .map_or(Ok(()), |epsilon| check_positive("qk_norm", epsilon))?;
+        let (h, g) = (self.n_heads, self.n_kv_heads);
+        if !h.is_multiple_of(g) {
             return Err(ConfigError::Invalid(format!(
-                "{} key and value heads must divide {} heads, which must divide the hidden size {d_model}",
-                self.n_kv_heads, self.n_heads
+                "`num_key_value_heads` is {g}, which does not divide `num_attention_heads`, {h}"
+            )));
+        }
+        if self.head_dim.is_none() && !d_model.is_multiple_of(h) {
+            return Err(ConfigError::Invalid(format!(
+                "`num_attention_heads` is {h}, which does not divide the hidden size {d_model}; give `head_dim` if \
+                 the heads do not share that"
             )));
         }
         let (rotary, head) = (self.rotary_dim(d_model), self.head_dim(d_model));
@@ -112,6 +127,8 @@ impl MixerOptions for AttentionConfig {
             "dense_bias": self.dense_bias,
             "partial_rotary_factor": self.partial_rotary_factor,
             "rope_theta": self.rope_theta,
+            "rope_scaling": self.rope_scaling.map(RopeScaling::to_json),
+            "qk_norm": self.qk_norm,
         })
     }
 

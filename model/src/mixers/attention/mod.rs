@@ -16,7 +16,7 @@ use super::rotary::Rotary;
 use super::{MixerOptions, MixerRows, MixerState, StateError, StateTensors, TokenMixer};
 use crate::config_error::ConfigError;
 use crate::init::Init;
-use crate::layers::Linear;
+use crate::layers::{Linear, Norm, NormConfig, NormKind};
 
 /// Causal self-attention with partial rotary embedding and grouped key and value heads.
 ///
@@ -44,6 +44,10 @@ pub struct Attention<B: Backend> {
     pub v_proj: Linear<B>,
     /// `h * p` to `d_model`.
     pub dense: Linear<B>,
+    /// Of each query's `p` dimensions, before the rotation.
+    pub q_norm: Option<Norm<B>>,
+    /// Of each key's.
+    pub k_norm: Option<Norm<B>>,
     /// The first three in one, where they are [fused](TokenMixer::fuse_projections).
     qkv_proj: Option<Linear<B>>,
     #[module(skip)]
@@ -76,11 +80,19 @@ impl<B: Backend> Attention<B> {
         let p = config.head_dim(d_model);
         let (queries, keys) = (config.n_heads * p, config.n_kv_heads * p);
         let (qkv, dense) = (config.qkv_bias, config.dense_bias);
+        let norm = |epsilon| NormConfig {
+            kind: NormKind::RmsNorm,
+            epsilon,
+        };
+        let mut norm = || Some(Norm::new(init, p, norm(config.qk_norm?)));
+        let (q_norm, k_norm) = (norm(), norm());
         Self {
             q_proj: Linear::normal(init, [queries, d_model], qkv),
             k_proj: Linear::normal(init, [keys, d_model], qkv),
             v_proj: Linear::normal(init, [keys, d_model], qkv),
             dense: Linear::normal(init, [d_model, queries], dense),
+            q_norm,
+            k_norm,
             qkv_proj: None,
             config: config.clone(),
             p,
@@ -97,7 +109,27 @@ impl<B: Backend> Attention<B> {
 impl<B: KernelBackend> Attention<B> {
     /// The angles of `l` positions from `position` on.
     fn rotary(&self, position: usize, l: usize, device: &B::Device) -> Rotary<B> {
-        Rotary::new(self.rotary_dim, self.config.rope_theta, position, l, device)
+        let (theta, scaling) = (self.config.rope_theta, self.config.rope_scaling);
+        Rotary::new(self.rotary_dim, theta, scaling, position, l, device)
+    }
+
+    /// The heads of one product `[b, l, n, p]`, of which queries and keys, the first `h + g`, are normalised where
+    /// there are norms, and rotated.
+    fn turned(&self, heads: Tensor<B, 4>, rotary: &Rotary<B>) -> Tensor<B, 4> {
+        let (h, g) = (self.config.n_heads, self.config.n_kv_heads);
+        let heads = match (&self.q_norm, &self.k_norm) {
+            (Some(q_norm), Some(k_norm)) => {
+                let part = |start, n| heads.clone().narrow(2, start, n);
+                let mut parts = vec![q_norm.forward(part(0, h)), k_norm.forward(part(h, g))];
+                let rest = heads.dims()[2] - h - g;
+                if rest > 0 {
+                    parts.push(part(h + g, rest));
+                }
+                Tensor::cat(parts, 2)
+            }
+            _ => heads,
+        };
+        rotary.rotate_heads(heads, h + g)
     }
 
     /// Queries and keys of `u [b, l, d_model]`.
@@ -107,7 +139,7 @@ impl<B: KernelBackend> Attention<B> {
         let rotary = self.rotary(0, l, &u.device());
         if let Some(qkv_proj) = &self.qkv_proj {
             let both = qkv_proj.forward_rows(u, 0, (h + g) * p);
-            let both = rotary.rotate_heads(both.reshape([b, l, h + g, p]), h + g);
+            let both = self.turned(both.reshape([b, l, h + g, p]), &rotary);
             return AttentionParts {
                 q: both.clone().narrow(2, 0, h),
                 k: both.narrow(2, h, g),
@@ -116,8 +148,8 @@ impl<B: KernelBackend> Attention<B> {
         let q = self.q_proj.forward(u.clone()).reshape([b, l, h, p]);
         let k = self.k_proj.forward(u).reshape([b, l, g, p]);
         AttentionParts {
-            q: rotary.rotate(q),
-            k: rotary.rotate(k),
+            q: rotary.rotate(normed(&self.q_norm, q)),
+            k: rotary.rotate(normed(&self.k_norm, k)),
         }
     }
 
@@ -131,6 +163,7 @@ impl<B: KernelBackend> Attention<B> {
         cache: &mut KvCache<B>,
     ) -> Tensor<B, 2> {
         let Rotary { cos, sin } = self.rotary(cache.len(), 1, &q.device());
+        let (q, k) = (normed_step(&self.q_norm, q), normed_step(&self.k_norm, k));
         cache.step(NewToken { q, k, v, cos, sin }, self.config.n_heads)
     }
 
@@ -141,13 +174,14 @@ impl<B: KernelBackend> Attention<B> {
         let heads = |x: Tensor<B, 3>, n: usize| x.reshape([b, l, n, p]);
         let rotary = self.rotary(position, l, &u.device());
         if let Some(qkv_proj) = &self.qkv_proj {
-            let all = rotary.rotate_heads(heads(qkv_proj.forward(u), h + 2 * g), h + g);
+            let all = self.turned(heads(qkv_proj.forward(u), h + 2 * g), &rotary);
             let part = |start, heads| all.clone().narrow(2, start, heads);
             return (part(0, h), part(h, g), part(h + g, g));
         }
         let q = heads(self.q_proj.forward(u.clone()), h);
         let k = heads(self.k_proj.forward(u.clone()), g);
         let v = heads(self.v_proj.forward(u), g);
+        let (q, k) = (normed(&self.q_norm, q), normed(&self.k_norm, k));
         (rotary.rotate(q), rotary.rotate(k), v)
     }
 
@@ -155,6 +189,27 @@ impl<B: KernelBackend> Attention<B> {
     fn merge(&self, y_blhp: Tensor<B, 4>) -> Tensor<B, 3> {
         let [b, l, h, p] = y_blhp.dims();
         self.dense.forward(y_blhp.reshape([b, l, h * p]))
+    }
+}
+
+/// `x [b, l, heads, p]`, normalised where there is a norm.
+fn normed<B: KernelBackend>(norm: &Option<Norm<B>>, x: Tensor<B, 4>) -> Tensor<B, 4> {
+    match norm {
+        Some(norm) => norm.forward(x),
+        None => x,
+    }
+}
+
+/// The same in a step, `x [b, heads * p]`.
+fn normed_step<B: KernelBackend>(norm: &Option<Norm<B>>, x: Tensor<B, 2>) -> Tensor<B, 2> {
+    match norm {
+        Some(norm) => {
+            let [b, width] = x.dims();
+            let p = norm.weight.lazy_shape()[0];
+            let heads = norm.rms_norm_of_step(x.reshape([b * width / p, p]));
+            heads.reshape([b, width])
+        }
+        None => x,
     }
 }
 
