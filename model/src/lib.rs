@@ -87,8 +87,9 @@ mod transfer;
 pub mod weights;
 
 pub use arch::{
-    BlockConfig, BlockOrder, Family, HeadConfig, Layout, LlamaConfig, LlamaFamily, MlpConfig,
-    MlpKind, ModelConfig, NetworkConfig, NormConfig, NormKind, PhiConfig, PhiMambaConfig,
+    BlockConfig, BlockOrder, Family, HeadConfig, Layout, LlamaConfig, LlamaFamily,
+    LlamaMambaConfig, MlpConfig, MlpKind, ModelConfig, NetworkConfig, NormConfig, NormKind,
+    PhiConfig, PhiMambaConfig,
 };
 pub use batch::Batch;
 pub use block::{Block, BlockOutputs};
@@ -99,7 +100,8 @@ pub use layers::{Linear, Norm};
 pub use lm::{Backbone, CausalLm, Embedding, Outputs, Phi, PhiMamba, Taps};
 pub use mixers::attention::{Attention, AttentionConfig, KvCache};
 pub use mixers::discrete_mamba2::{
-    Activation, DepthwiseConv, DiscreteMamba2, DiscreteMamba2Config, Mamba2State,
+    Activation, DepthwiseConv, DiscreteMamba2, DiscreteMamba2Config, Mamba2State, MixerRotary,
+    Turned,
 };
 pub use mixers::{
     DecodingState, MatrixOperations, Mixer, MixerConfig, MixerOptions, MixerState, RopeScaling,

@@ -7,8 +7,10 @@
 
 mod layout;
 mod llama;
+mod llama_mamba;
 mod phi;
 mod phi_mamba;
+mod student_layers;
 
 use std::fmt::Debug;
 use std::ops::Deref;
@@ -17,6 +19,7 @@ use serde_json::Value;
 
 pub use layout::Layout;
 pub use llama::{LlamaConfig, LlamaFamily};
+pub use llama_mamba::{LlamaMambaConfig, Rope};
 pub use phi::PhiConfig;
 pub use phi_mamba::{BlockConfig, PhiMambaConfig};
 
@@ -186,6 +189,8 @@ macro_rules! families {
 families! {
     /// The published Phi-Mamba's, pure or hybrid.
     PhiMamba: PhiMambaConfig = "Phi-Mamba's";
+    /// A student of Llama or of a family like it, pure or hybrid.
+    LlamaMamba: LlamaMambaConfig = "Llama-Mamba's";
     /// Hugging Face's `PhiForCausalLM`.
     Phi: PhiConfig = "phi";
     /// Hugging Face's `LlamaForCausalLM`, and those like it.

@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::phi::ATTENTION_KEYS;
+use super::student_layers::student_mixers;
 use super::{
     BlockOrder, Family, FamilyFile, HeadConfig, Layout, MlpConfig, MlpKind, ModelConfig,
     NetworkConfig, NormConfig, NormKind,
@@ -231,24 +232,7 @@ impl PhiMambaConfig {
                 teacher.name()
             )));
         }
-        let layers = network.mixers.len();
-        let mut is_attention = vec![false; layers];
-        for &layer in attention_layers {
-            let Some(seen) = is_attention.get_mut(layer) else {
-                return Err(ConfigError::Invalid(format!(
-                    "attention layer {layer} does not exist: the teacher's layers are 0 to {}",
-                    layers - 1
-                )));
-            };
-            if std::mem::replace(seen, true) {
-                return Err(ConfigError::Invalid(format!(
-                    "attention layer {layer} is named twice"
-                )));
-            }
-        }
-        let kept = network.mixers.into_iter().zip(is_attention);
-        let mixers = kept.map(|(teachers, kept)| if kept { teachers } else { mixer.clone() });
-        let mixers: Vec<MixerConfig> = mixers.collect();
+        let mixers = student_mixers(network.mixers, &mixer, attention_layers)?;
         let blocks = mixers.chunk_by(|a, b| a == b).map(|run| BlockConfig {
             n_layers: run.len(),
             resid_dropout: 0.0,

@@ -131,7 +131,8 @@ struct Key {
     dim: usize,
     theta: f64,
     scaling: Option<RopeScaling>,
-    start: usize,
+    /// The first position; below 0, angles turn back.
+    start: i64,
     l: usize,
 }
 
@@ -163,6 +164,29 @@ impl<B: KernelBackend> Rotary<B> {
         l: usize,
         device: &B::Device,
     ) -> Self {
+        Self::kept(dim, theta, scaling, start as i64, l, device)
+    }
+
+    /// For one vector, turned back by `n` positions.
+    pub(crate) fn back(
+        dim: usize,
+        theta: f64,
+        scaling: Option<RopeScaling>,
+        n: usize,
+        device: &B::Device,
+    ) -> Self {
+        Self::kept(dim, theta, scaling, -(n as i64), 1, device)
+    }
+
+    /// The angles that are kept, or new ones.
+    fn kept(
+        dim: usize,
+        theta: f64,
+        scaling: Option<RopeScaling>,
+        start: i64,
+        l: usize,
+        device: &B::Device,
+    ) -> Self {
         let key = Key {
             backend: TypeId::of::<B>(),
             device: device.id(),
@@ -185,10 +209,10 @@ impl<B: KernelBackend> Rotary<B> {
         })
     }
 
-    fn make(frequencies: &[f64], start: usize, l: usize, device: &B::Device) -> Self {
+    fn make(frequencies: &[f64], start: i64, l: usize, device: &B::Device) -> Self {
         let half = frequencies.len();
         let (mut cos, mut sin) = (Vec::with_capacity(l * half), Vec::with_capacity(l * half));
-        for position in start..start + l {
+        for position in start..start + l as i64 {
             for frequency in frequencies {
                 let (s, c) = (position as f64 * frequency).sin_cos();
                 cos.push(c);

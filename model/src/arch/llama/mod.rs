@@ -10,8 +10,8 @@ mod variants;
 use serde_json::Value;
 
 use super::{
-    BlockOrder, Family, FamilyFile, HeadConfig, Layout, MlpConfig, MlpKind, ModelConfig,
-    NetworkConfig, NormConfig, NormKind,
+    BlockOrder, Family, FamilyFile, HeadConfig, Layout, LlamaMambaConfig, MlpConfig, MlpKind,
+    ModelConfig, NetworkConfig, NormConfig, NormKind,
 };
 use crate::config_error::{ConfigError, check_layers, check_positive, check_sizes};
 use crate::mixers::attention::AttentionConfig;
@@ -178,12 +178,11 @@ impl Family for LlamaConfig {
 
     fn student(
         &self,
-        _mixer: &MixerConfig,
-        _attention_layers: &[usize],
+        mixer: &MixerConfig,
+        attention_layers: &[usize],
     ) -> Result<ModelConfig, ConfigError> {
-        Err(ConfigError::Invalid(format!(
-            "students of {} are not implemented",
-            self.name()
-        )))
+        let family = self.family.variant().model_type;
+        let student = LlamaMambaConfig::student_of(self, family, mixer, attention_layers)?;
+        Ok(student.into())
     }
 }

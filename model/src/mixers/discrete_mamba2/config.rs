@@ -150,7 +150,10 @@ impl MixerOptions for DiscreteMamba2Config {
         ])?;
         // Both factors are below 2^24, so the products are what they should be.
         check_sizes(&[
-            ("expand * d_model or n_v_heads * head_dim", self.d_inner(d_model)),
+            (
+                "expand * d_model or n_v_heads * head_dim",
+                self.d_inner(d_model),
+            ),
             ("n_qk_heads * d_state", self.d_bc()),
         ])?;
         if self.d_conv > MOST_TAPS {
@@ -197,7 +200,10 @@ impl MixerOptions for DiscreteMamba2Config {
 
     fn to_json(&self) -> Value {
         let mut options = json!(self);
-        options["rotary"] = self.rotary.as_ref().map_or(Value::Null, MixerRotary::to_json);
+        options["rotary"] = self
+            .rotary
+            .as_ref()
+            .map_or(Value::Null, MixerRotary::to_json);
         options
     }
 

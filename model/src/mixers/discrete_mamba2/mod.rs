@@ -19,16 +19,16 @@ use std::mem;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use kernels::{Epilogue, KernelBackend, ScanInputs, StepParameters, StepState, TransferParts, Turn};
+use kernels::{
+    Epilogue, KernelBackend, ScanInputs, StepParameters, StepState, TransferParts, Turn,
+};
 
 pub use config::{Activation, DiscreteMamba2Config};
 pub use rotary::{MixerRotary, Turned};
 pub use state::{Mamba2Rows, Mamba2State};
 
 use super::rotary::Rotary;
-use super::{
-    MixerOptions, MixerRows, MixerState, StateError, StateRows, StateTensors, TokenMixer,
-};
+use super::{MixerOptions, MixerRows, MixerState, StateError, StateRows, StateTensors, TokenMixer};
 use crate::config_error::ConfigError;
 use crate::init::{Fill, Init};
 use crate::layers::{Linear, Norm, NormConfig, NormKind};

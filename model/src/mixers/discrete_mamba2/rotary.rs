@@ -42,7 +42,10 @@ impl Turned {
     pub fn named(names: &[impl AsRef<str>]) -> Option<Self> {
         let same = |turned: &Self| {
             let all = turned.names();
-            names.len() == all.len() && all.iter().all(|one| names.iter().any(|n| n.as_ref() == *one))
+            names.len() == all.len()
+                && all
+                    .iter()
+                    .all(|one| names.iter().any(|n| n.as_ref() == *one))
         };
         [Self::BAndC, Self::XAndB].into_iter().find(same)
     }

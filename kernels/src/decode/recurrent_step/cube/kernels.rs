@@ -379,7 +379,12 @@ pub(super) fn step<R: CubeRuntime>(
     launcher.register_array(array(&conv), element.with_vector_size(together));
     launcher.register_array(array(&ssm), state);
     launcher.register_array(array(&taps), parameter.with_vector_size(together));
-    let vectors = [inputs.bias, Some(inputs.d), inputs.z_bias, inputs.a_log_bias];
+    let vectors = [
+        inputs.bias,
+        Some(inputs.d),
+        inputs.z_bias,
+        inputs.a_log_bias,
+    ];
     for x in vectors.into_iter().flatten() {
         launcher.register_array(array(&into_contiguous(x)), parameter);
     }

@@ -62,5 +62,8 @@ fn fits<B: Backend>(
         && state.ssm.dtype() == DType::F32
         && 2 * p <= PARTIALS
         && parameters.d.dtype() == small
-        && biases.into_iter().flatten().all(|bias| bias.dtype() == small)
+        && biases
+            .into_iter()
+            .flatten()
+            .all(|bias| bias.dtype() == small)
 }

@@ -1,0 +1,34 @@
+//! Which layers of a student keep the teacher's mixer: for every family of students.
+
+use crate::config_error::ConfigError;
+use crate::mixers::MixerConfig;
+
+/// The mixers of a student: `mixer` in every layer but those of `attention_layers` (counted from 0, in any order),
+/// which keep that of `teachers`.
+///
+/// # Errors
+/// [`ConfigError::Invalid`] if a layer does not exist or is named twice.
+pub(super) fn student_mixers(
+    teachers: Vec<MixerConfig>,
+    mixer: &MixerConfig,
+    attention_layers: &[usize],
+) -> Result<Vec<MixerConfig>, ConfigError> {
+    let layers = teachers.len();
+    let mut is_attention = vec![false; layers];
+    for &layer in attention_layers {
+        let Some(seen) = is_attention.get_mut(layer) else {
+            return Err(ConfigError::Invalid(format!(
+                "attention layer {layer} does not exist: the teacher's layers are 0 to {}",
+                layers - 1
+            )));
+        };
+        if std::mem::replace(seen, true) {
+            return Err(ConfigError::Invalid(format!(
+                "attention layer {layer} is named twice"
+            )));
+        }
+    }
+    let kept = teachers.into_iter().zip(is_attention);
+    let mixers = kept.map(|(teachers, kept)| if kept { teachers } else { mixer.clone() });
+    Ok(mixers.collect())
+}
