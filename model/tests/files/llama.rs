@@ -106,7 +106,7 @@ fn both_forms() {
                 factor: 8.0,
                 low_freq_factor: 1.0,
                 high_freq_factor: 4.0,
-                original_max_position_embeddings: 64.0,
+                original_max_position_embeddings: 64,
             }),
         ),
     ];
