@@ -8,13 +8,15 @@ use std::f64::consts::TAU;
 use burn::tensor::backend::{Backend, DeviceId, DeviceOps};
 use burn::tensor::{Tensor, TensorData};
 use kernels::KernelBackend;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::config_error::{ConfigError, check_positive};
 
 /// How the frequencies of a rotary embedding are changed for sequences that are longer than those it was first
 /// trained on. The names are transformers' `rope_type`s.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "rope_type", rename_all = "lowercase")]
 pub enum RopeScaling {
     /// Every frequency is divided by `factor`.
     Linear {
@@ -32,7 +34,7 @@ pub enum RopeScaling {
         /// Turns above which it stays.
         high_freq_factor: f64,
         /// The positions of the first training.
-        original_max_position_embeddings: f64,
+        original_max_position_embeddings: usize,
     },
 }
 
@@ -47,7 +49,7 @@ impl RopeScaling {
                 high_freq_factor: high,
                 original_max_position_embeddings: original,
             } => {
-                let turns = original * frequency / TAU;
+                let turns = original as f64 * frequency / TAU;
                 let share = ((turns - low) / (high - low)).clamp(0.0, 1.0);
                 (1.0 - share) * frequency / factor + share * frequency
             }
@@ -73,7 +75,7 @@ impl RopeScaling {
                     ("high_freq_factor", high_freq_factor),
                     (
                         "original_max_position_embeddings",
-                        original_max_position_embeddings,
+                        original_max_position_embeddings as f64,
                     ),
                 ] {
                     check_positive(key, value)?;

@@ -1,25 +1,28 @@
 //! Rotary positions in the mixer.
 
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 use crate::config_error::{ConfigError, check_positive};
 use crate::mixers::RopeScaling;
 
 /// Rotary positions of some of x, B and C.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MixerRotary {
     /// Base of the frequencies.
     pub theta: f64,
     /// How they are changed for longer sequences.
     pub scaling: Option<RopeScaling>,
     /// Dimensions of each head that are turned, the first ones; even.
+    #[serde(rename = "head_dim")]
     pub dim: usize,
     /// What is turned.
+    #[serde(rename = "applied_to")]
     pub turned: Turned,
 }
 
-/// What has rotary positions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What has rotary positions. In files, the list of both names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<String>", into = "[&'static str; 2]")]
 pub enum Turned {
     /// B and C, which stand where keys and queries do: what attention does, so that copied projections keep their
     /// meaning.
@@ -37,17 +40,30 @@ impl Turned {
             Self::XAndB => ["x", "B"],
         }
     }
+}
 
-    /// That of the `names`, in any order.
-    pub fn named(names: &[impl AsRef<str>]) -> Option<Self> {
-        let same = |turned: &Self| {
-            let all = turned.names();
-            names.len() == all.len()
-                && all
-                    .iter()
-                    .all(|one| names.iter().any(|n| n.as_ref() == *one))
+impl From<Turned> for [&'static str; 2] {
+    fn from(turned: Turned) -> Self {
+        turned.names()
+    }
+}
+
+impl TryFrom<Vec<String>> for Turned {
+    type Error = String;
+
+    /// In any order.
+    fn try_from(names: Vec<String>) -> Result<Self, String> {
+        let is_in = |all: [&str; 2]| {
+            names.len() == all.len() && all.iter().all(|one| names.iter().any(|name| name == one))
         };
-        [Self::BAndC, Self::XAndB].into_iter().find(same)
+        let mut all = [Self::BAndC, Self::XAndB].into_iter();
+        let found = all.find(|turned| is_in(turned.names()));
+        found.ok_or_else(|| {
+            format!(
+                "rotary positions of {}, which are not implemented (only of C and B, and of x and B)",
+                names.join(" and ")
+            )
+        })
     }
 }
 
@@ -70,15 +86,5 @@ impl MixerRotary {
             )));
         }
         Ok(())
-    }
-
-    /// Under the keys of the published configurations.
-    pub fn to_json(&self) -> Value {
-        json!({
-            "theta": self.theta,
-            "head_dim": self.dim,
-            "scaling": self.scaling.map(RopeScaling::to_json),
-            "applied_to": self.turned.names(),
-        })
     }
 }
