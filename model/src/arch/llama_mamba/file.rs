@@ -9,7 +9,7 @@ use crate::arch::{
 };
 use crate::config_error::ConfigError;
 use crate::mixers::attention::AttentionConfig;
-use crate::mixers::discrete_mamba2::{DiscreteMamba2Config, MixerRotary, Turned};
+use crate::mixers::discrete_mamba2::DiscreteMamba2Config;
 use crate::mixers::{MixerConfig, MixerOptions, RopeScaling};
 
 /// The file, but for its layers.
@@ -44,41 +44,7 @@ struct MlpFile {
 struct RopeFile {
     theta: f64,
     head_dim: usize,
-    scaling: Option<ScalingFile>,
-    applied_to: Option<Vec<String>>,
-}
-
-#[derive(Deserialize)]
-#[serde(tag = "rope_type", rename_all = "lowercase")]
-enum ScalingFile {
-    Linear {
-        factor: f64,
-    },
-    Llama3 {
-        factor: f64,
-        low_freq_factor: f64,
-        high_freq_factor: f64,
-        original_max_position_embeddings: f64,
-    },
-}
-
-impl From<ScalingFile> for RopeScaling {
-    fn from(file: ScalingFile) -> Self {
-        match file {
-            ScalingFile::Linear { factor } => Self::Linear { factor },
-            ScalingFile::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings,
-            } => Self::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings,
-            },
-        }
-    }
+    scaling: Option<RopeScaling>,
 }
 
 #[derive(Deserialize)]
@@ -120,10 +86,6 @@ fn member<T: DeserializeOwned>(
 /// The state-space mixer of layer `i`.
 fn read_ssm(layer: &Map<String, Value>, i: usize) -> Result<DiscreteMamba2Config, ConfigError> {
     let mut ssm: Map<String, Value> = member(layer, i, "ssm")?;
-    let rotary: Option<RopeFile> = match ssm.remove("rotary") {
-        None | Some(Value::Null) => None,
-        Some(rotary) => Some(serde_json::from_value(rotary)?),
-    };
     // That of the gated output, which Mamba-2 has and no student.
     if let Some(norm) = ssm.remove("norm") {
         let norm = norm
@@ -132,25 +94,7 @@ fn read_ssm(layer: &Map<String, Value>, i: usize) -> Result<DiscreteMamba2Config
         only(&format!("layers[{i}].ssm.norm"), &norm, "none")?;
     }
     let invalid = |error| ConfigError::Invalid(format!("`layers[{i}].ssm`: {error}"));
-    let mut mixer: DiscreteMamba2Config =
-        serde_json::from_value(Value::Object(ssm)).map_err(invalid)?;
-    if let Some(rotary) = rotary {
-        let names = rotary.applied_to.unwrap_or_default();
-        let Some(turned) = Turned::named(&names) else {
-            return Err(ConfigError::Unsupported {
-                key: format!("layers[{i}].ssm.rotary.applied_to"),
-                value: names.join(", "),
-                supported: "C, B and x, B".into(),
-            });
-        };
-        mixer.rotary = Some(MixerRotary {
-            theta: rotary.theta,
-            scaling: rotary.scaling.map(RopeScaling::from),
-            dim: rotary.head_dim,
-            turned,
-        });
-    }
-    Ok(mixer)
+    serde_json::from_value(Value::Object(ssm)).map_err(invalid)
 }
 
 /// The attention of layer `i`.
@@ -246,7 +190,7 @@ pub(super) fn read(root: &Value) -> Result<LlamaMambaConfig, ConfigError> {
     let rope = Rope {
         theta: file.rope.theta,
         head_dim: file.rope.head_dim,
-        scaling: file.rope.scaling.map(RopeScaling::from),
+        scaling: file.rope.scaling,
     };
     let epsilon = file.norm_epsilon;
     let mut mixers = Vec::with_capacity(file.layers.len());

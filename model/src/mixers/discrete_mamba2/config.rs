@@ -53,8 +53,7 @@ pub struct DiscreteMamba2Config {
     /// The epsilon of an RMS norm of B, and of another of C, over the `d_state` numbers of each head, behind the
     /// convolution; `None` without such norms.
     pub bc_norm: Option<f64>,
-    /// Rotary positions. Written into files by the families whose format has words for them.
-    #[serde(skip)]
+    /// Rotary positions; `None` without.
     pub rotary: Option<MixerRotary>,
 }
 
@@ -199,12 +198,7 @@ impl MixerOptions for DiscreteMamba2Config {
     }
 
     fn to_json(&self) -> Value {
-        let mut options = json!(self);
-        options["rotary"] = self
-            .rotary
-            .as_ref()
-            .map_or(Value::Null, MixerRotary::to_json);
-        options
+        json!(self)
     }
 
     fn state_size(&self, d_model: usize) -> StateSize {
