@@ -13,7 +13,9 @@ pub use cache::{KvCache, KvCaches};
 pub use config::AttentionConfig;
 
 use super::rotary::Rotary;
-use super::{MixerOptions, MixerRows, MixerState, StateError, StateTensors, TokenMixer};
+use super::{
+    MixerOptions, MixerRows, MixerState, StateError, StateTensors, StepOutput, TokenMixer,
+};
 use crate::config_error::ConfigError;
 use crate::init::Init;
 use crate::layers::{Linear, Norm, NormConfig, NormKind};
@@ -261,10 +263,6 @@ impl<B: KernelBackend> TokenMixer<B> for Attention<B> {
         vec![&self.q_proj, &self.k_proj, &self.v_proj]
     }
 
-    fn exit(&self) -> &Linear<B> {
-        &self.dense
-    }
-
     fn linears_mut(&mut self) -> Vec<&mut Linear<B>> {
         vec![
             &mut self.q_proj,
@@ -326,9 +324,10 @@ impl<B: KernelBackend> TokenMixer<B> for Attention<B> {
         self.merge(self.attention(q, k, v))
     }
 
-    fn step(&self, projected: Vec<Tensor<B, 2>>, state: &mut MixerState<B>) -> Tensor<B, 2> {
+    fn step(&self, projected: Vec<Tensor<B, 2>>, state: &mut MixerState<B>) -> StepOutput<'_, B> {
         let [q, k, v] = queries_keys_values(projected);
-        self.attend(q, k, v, KvCache::within(state))
+        let y = self.attend(q, k, v, KvCache::within(state));
+        StepOutput::through(y, &self.dense)
     }
 
     /// A row that is not `occupied` gives zeros and caches nothing.
@@ -337,7 +336,7 @@ impl<B: KernelBackend> TokenMixer<B> for Attention<B> {
         projected: Vec<Tensor<B, 2>>,
         rows: &mut MixerRows<B>,
         occupied: &[bool],
-    ) -> Tensor<B, 2> {
+    ) -> StepOutput<'_, B> {
         let [q, k, v] = queries_keys_values(projected);
         let row = |x: &Tensor<B, 2>, i: usize| x.clone().narrow(0, i, 1);
         let caches = KvCaches::within(rows).0.iter_mut().zip(occupied);
@@ -348,6 +347,14 @@ impl<B: KernelBackend> TokenMixer<B> for Attention<B> {
                 row(&q, i).zeros_like()
             }
         });
-        Tensor::cat(attended.collect(), 0)
+        StepOutput::through(Tensor::cat(attended.collect(), 0), &self.dense)
+    }
+
+    fn softmax(&self) -> Option<&Attention<B>> {
+        Some(self)
+    }
+
+    fn softmax_mut(&mut self) -> Option<&mut Attention<B>> {
+        Some(self)
     }
 }
