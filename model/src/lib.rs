@@ -99,13 +99,14 @@ pub use hub::{Hub, locate};
 pub use layers::{Linear, Norm};
 pub use lm::{Backbone, CausalLm, Embedding, Outputs, Phi, PhiMamba, Taps};
 pub use mixers::attention::{Attention, AttentionConfig, KvCache};
+pub use mixers::beside_attention::{BesideAttention, BesideAttentionConfig, BesideState, Joined};
 pub use mixers::discrete_mamba2::{
     Activation, DepthwiseConv, DiscreteMamba2, DiscreteMamba2Config, Mamba2State, MixerRotary,
     Turned,
 };
 pub use mixers::{
     DecodingState, MatrixOperations, Mixer, MixerConfig, MixerOptions, MixerState, RopeScaling,
-    StateError, StateSize, TokenMixer, rotary_frequencies,
+    StateError, StateSize, StepOutput, TokenMixer, rotary_frequencies,
 };
 pub use mlp::Mlp;
 pub use model_hash::ModelHash;

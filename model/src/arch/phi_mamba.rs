@@ -128,6 +128,7 @@ fn written(mixer: &MixerConfig) -> Option<(&'static str, Map<String, Value>)> {
             Some((MAMBA_CORE, input))
         }
         MixerConfig::Attention(_) => Some((ATTENTION_CORE, known(all, &ATTENTION_KEYS))),
+        _ => None,
     }
 }
 

@@ -8,7 +8,7 @@ use crate::{Goldens, Values, assert_close, cases, name_of};
 use burn::tensor::Tensor;
 use kernels::{KernelBackend, TrainBackend};
 use model::{
-    LlamaMambaConfig, MixerConfig, MixerRotary, MixerState, PhiMamba, State, Taps, Turned,
+    LlamaMambaConfig, Mixer, MixerRotary, MixerState, PhiMamba, State, Taps, TokenMixer, Turned,
     rotary_frequencies,
 };
 use serde_json::{Value, json};
@@ -59,6 +59,7 @@ pub fn whole_sequence<B: KernelBackend>(tolerance: f64) {
         let matches = |key: &str, x: Tensor<B, 3>| assert_golden(case, goldens, key, x, tolerance);
         matches("logits", outputs.logits.expect("asked for"));
         let layers = model.backbone.layers.len();
+        assert_parts(case, goldens, model, &outputs.hidden_states, tolerance);
         assert_eq!(outputs.hidden_states.len(), layers + 1);
         for (i, x) in outputs.hidden_states.into_iter().enumerate() {
             matches(&format!("hidden_states.{i}"), x);
@@ -106,26 +107,62 @@ fn assert_state<B: KernelBackend>(
 ) {
     let layers = state.layers.iter().zip(&model.backbone.layers);
     for (i, (layer, block)) in layers.enumerate() {
+        let turns = |rotary: &MixerRotary| rotary.turned == Turned::BAndC;
+        let mamba = block.mixer.mamba();
+        let rotary = mamba.and_then(|mamba| mamba.config().rotary.clone().filter(turns));
+        let states = match layer {
+            MixerState::BesideAttention(both) => {
+                let attention = both.attention.as_deref();
+                std::iter::once(&*both.ssm).chain(attention).collect()
+            }
+            alone => vec![alone],
+        };
         let matches = |part: &str, x: Tensor<B, 4>| {
             assert_golden(case, goldens, &format!("{prefix}.{part}.{i}"), x, tolerance);
         };
-        match (layer, block.mixer.config()) {
-            (MixerState::DiscreteMamba2(layer), MixerConfig::DiscreteMamba2(config)) => {
-                let key = format!("{prefix}.conv.{i}");
-                assert_golden(case, goldens, &key, layer.conv.clone(), tolerance);
-                let turns = |rotary: &MixerRotary| rotary.turned == Turned::BAndC;
-                let ssm = match config.rotary.filter(turns) {
-                    Some(rotary) => recorded(layer.ssm.clone(), &rotary, state.position),
-                    None => layer.ssm.clone(),
-                };
-                matches("ssm", ssm);
+        for layer in states {
+            match layer {
+                MixerState::DiscreteMamba2(layer) => {
+                    let key = format!("{prefix}.conv.{i}");
+                    assert_golden(case, goldens, &key, layer.conv.clone(), tolerance);
+                    let ssm = match &rotary {
+                        Some(rotary) => recorded(layer.ssm.clone(), rotary, state.position),
+                        None => layer.ssm.clone(),
+                    };
+                    matches("ssm", ssm);
+                }
+                MixerState::Attention(cache) => {
+                    let (keys, values) = cache.keys_and_values().expect("tokens were read");
+                    matches("k", keys.swap_dims(1, 2));
+                    matches("v", values.swap_dims(1, 2));
+                }
+                MixerState::BesideAttention(_) => panic!("{case}: layer {i} has two of two mixers"),
             }
-            (MixerState::Attention(cache), _) => {
-                let (keys, values) = cache.keys_and_values().expect("tokens were read");
-                matches("k", keys.swap_dims(1, 2));
-                matches("v", values.swap_dims(1, 2));
-            }
-            _ => panic!("{case}: layer {i} has the state of another mixer"),
+        }
+    }
+}
+
+/// What each mixer of a layer with two gives, as recorded.
+fn assert_parts<B: KernelBackend>(
+    case: &str,
+    goldens: &Goldens,
+    model: &PhiMamba<B>,
+    hidden_states: &[Tensor<B, 3>],
+    tolerance: f64,
+) {
+    for (i, layer) in model.backbone.layers.iter().enumerate() {
+        let Mixer::BesideAttention(both) = &layer.mixer else {
+            continue;
+        };
+        let u = layer.input_layernorm.forward(hidden_states[i].clone());
+        let key = |part: &str| format!("{part}.{i}");
+        let ssm = both.ssm.forward(u.clone());
+        assert_golden(case, goldens, &key("ssm_outputs"), ssm, tolerance);
+        if let Some(attention) = &both.attention {
+            let output = attention.forward(u.clone());
+            assert_golden(case, goldens, &key("attn_outputs"), output, tolerance);
+            let matrix = attention.mixing_matrix(u);
+            assert_golden(case, goldens, &key("attentions"), matrix, tolerance);
         }
     }
 }
@@ -188,7 +225,7 @@ pub fn decoding<B: KernelBackend>(tolerance: f64) {
         }
         assert_state(case, goldens, "final_state", model, &state, tolerance);
         let mut layers = model.backbone.layers.iter();
-        let grows = |layer: &model::Block<B>| layer.mixer.config().has_attention_parts();
+        let grows = |layer: &model::Block<B>| layer.mixer.softmax().is_some();
         if !layers.any(grows) {
             assert_eq!(state.bytes(), bytes, "{case}: the state must not grow");
         }

@@ -1,5 +1,6 @@
 //! `config.json` of the students.
 
+use kernels::Window;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
@@ -9,8 +10,13 @@ use crate::arch::{
 };
 use crate::config_error::ConfigError;
 use crate::mixers::attention::AttentionConfig;
+use crate::mixers::beside_attention::{BesideAttentionConfig, Joined};
 use crate::mixers::discrete_mamba2::DiscreteMamba2Config;
 use crate::mixers::{MixerConfig, MixerOptions, RopeScaling};
+
+/// The kinds of a layer with two mixers.
+const ADAPTER: &str = "ssm_and_heads_adapter";
+const SUM: &str = "ssm_and_heads_sum";
 
 /// The file, but for its layers.
 #[derive(Deserialize)]
@@ -55,6 +61,9 @@ struct AttentionFile {
     qkv_bias: bool,
     o_bias: bool,
     qk_norm: Option<f64>,
+    window: Option<usize>,
+    #[serde(default)]
+    sinks: usize,
 }
 
 /// That `value`, of `key`, is the one that is implemented.
@@ -113,7 +122,32 @@ fn read_attention(
         rope_theta: rope.theta,
         rope_scaling: rope.scaling,
         qk_norm: file.qk_norm,
+        window: file.window.map(|window| Window {
+            window,
+            sinks: file.sinks,
+        }),
         ..AttentionConfig::with_heads(file.n_heads)
+    })
+}
+
+/// The two mixers of layer `i`.
+fn read_both(
+    layer: &Map<String, Value>,
+    i: usize,
+    rope: Rope,
+    joined: Joined,
+) -> Result<BesideAttentionConfig, ConfigError> {
+    // Published files say by the number of heads that a layer keeps none.
+    let file: AttentionFile = member(layer, i, "attention")?;
+    let attention = if file.n_heads > 0 {
+        Some(read_attention(layer, i, rope)?)
+    } else {
+        None
+    };
+    Ok(BesideAttentionConfig {
+        ssm: read_ssm(layer, i)?,
+        attention,
+        joined,
     })
 }
 
@@ -127,10 +161,12 @@ pub(super) fn read_layer(
     match kind.as_str() {
         "ssm" => Ok(read_ssm(layer, i)?.into()),
         "attention" => Ok(read_attention(layer, i, rope)?.into()),
+        ADAPTER => Ok(read_both(layer, i, rope, Joined::Adapter)?.into()),
+        SUM => Ok(read_both(layer, i, rope, Joined::Sum)?.into()),
         other => Err(ConfigError::Unsupported {
             key: format!("layers[{i}].kind"),
             value: other.into(),
-            supported: "ssm, attention".into(),
+            supported: format!("ssm, attention, {ADAPTER}, {SUM}"),
         }),
     }
 }
@@ -163,20 +199,45 @@ fn write_attention(attention: &AttentionConfig, d_model: usize) -> Value {
     if let Some(epsilon) = attention.qk_norm {
         members["qk_norm"] = json!(epsilon);
     }
+    if let Some(Window { window, sinks }) = attention.window {
+        members["window"] = json!(window);
+        members["sinks"] = json!(sinks);
+    }
     members
 }
 
-/// The members of a layer with this mixer; `None` if the format has no words for it.
-pub(super) fn write_layer(mixer: &MixerConfig, d_model: usize) -> Option<Value> {
+/// The members of a layer with this mixer, in a network that is `d_model` wide and has this `rope`.
+pub(super) fn write_layer(mixer: &MixerConfig, d_model: usize, rope: Rope) -> Value {
     match mixer {
-        MixerConfig::DiscreteMamba2(mixer) => Some(json!({
+        MixerConfig::DiscreteMamba2(mixer) => json!({
             "kind": "ssm",
             "ssm": write_ssm(mixer, d_model),
-        })),
-        MixerConfig::Attention(attention) => Some(json!({
+        }),
+        MixerConfig::Attention(attention) => json!({
             "kind": "attention",
             "attention": write_attention(attention, d_model),
-        })),
+        }),
+        MixerConfig::BesideAttention(both) => {
+            let attention = match &both.attention {
+                Some(attention) => write_attention(attention, d_model),
+                None => json!({
+                    "n_heads": 0,
+                    "n_kv_heads": 0,
+                    "head_dim": rope.head_dim,
+                    "qkv_bias": false,
+                    "o_bias": false,
+                }),
+            };
+            let kind = match both.joined {
+                Joined::Adapter => ADAPTER,
+                Joined::Sum => SUM,
+            };
+            json!({
+                "kind": kind,
+                "ssm": write_ssm(&both.ssm, d_model),
+                "attention": attention,
+            })
+        }
     }
 }
 
@@ -249,8 +310,7 @@ pub(super) fn write(config: &LlamaMambaConfig) -> Value {
     let network = &config.network;
     let epsilon = network.norm.epsilon;
     let layer = |mixer: &MixerConfig| {
-        // What `validate` accepts has one.
-        let mut layer = write_layer(mixer, network.d_model).unwrap_or_default();
+        let mut layer = write_layer(mixer, network.d_model, config.rope);
         layer["norm_epsilon"] = json!(epsilon);
         layer
     };

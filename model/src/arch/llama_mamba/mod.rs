@@ -15,6 +15,7 @@ use super::{
 };
 use crate::config_error::{ConfigError, check_layers, check_positive, check_sizes};
 use crate::mixers::attention::AttentionConfig;
+use crate::mixers::discrete_mamba2::DiscreteMamba2Config;
 use crate::mixers::{MixerConfig, MixerOptions, RopeScaling};
 
 /// The multiple that published vocabularies are padded to.
@@ -57,14 +58,22 @@ impl Rope {
 
 /// With the sizes of heads written out, as a file has them.
 fn explicit(mixer: &MixerConfig, d_model: usize) -> MixerConfig {
+    let of_ssm = |ssm: &mut DiscreteMamba2Config| {
+        ssm.head_dim = Some(ssm.head_dim(d_model));
+        // It has no meaning beside that.
+        ssm.expand = 1;
+    };
+    let of_attention = |attention: &mut AttentionConfig| {
+        attention.head_dim = Some(attention.head_dim(d_model));
+    };
     let mut mixer = mixer.clone();
     match &mut mixer {
-        MixerConfig::DiscreteMamba2(mixer) => {
-            mixer.head_dim = Some(mixer.head_dim(d_model));
-            // It has no meaning beside that.
-            mixer.expand = 1;
+        MixerConfig::DiscreteMamba2(ssm) => of_ssm(ssm),
+        MixerConfig::Attention(attention) => of_attention(attention),
+        MixerConfig::BesideAttention(both) => {
+            of_ssm(&mut both.ssm);
+            both.attention.iter_mut().for_each(of_attention);
         }
-        MixerConfig::Attention(attention) => attention.head_dim = Some(attention.head_dim(d_model)),
     }
     mixer
 }
@@ -87,6 +96,26 @@ impl LlamaMambaConfig {
         (
             "backbone.layers.#.mixer.DiscreteMamba2.",
             "backbone.layers.#.mixer.",
+        ),
+        (
+            "backbone.layers.#.mixer.BesideAttention.ssm.d",
+            "backbone.layers.#.mixer1.D",
+        ),
+        (
+            "backbone.layers.#.mixer.BesideAttention.ssm.",
+            "backbone.layers.#.mixer1.",
+        ),
+        (
+            "backbone.layers.#.mixer.BesideAttention.attention.dense.",
+            "backbone.layers.#.mixer2.self_attn.o_proj.",
+        ),
+        (
+            "backbone.layers.#.mixer.BesideAttention.attention.",
+            "backbone.layers.#.mixer2.self_attn.",
+        ),
+        (
+            "backbone.layers.#.mixer.BesideAttention.adapter.",
+            "backbone.layers.#.adapter.out_proj.",
         ),
         (
             "backbone.layers.#.post_mixer_layernorm.",
@@ -173,7 +202,7 @@ impl FamilyFile for LlamaMambaConfig {
 impl Family for LlamaMambaConfig {
     fn name(&self) -> &'static str {
         let mut mixers = self.network.mixers.iter();
-        if mixers.any(|mixer| mixer.has_attention_parts()) {
+        if mixers.any(|mixer| !matches!(mixer, MixerConfig::DiscreteMamba2(_))) {
             "hybrid Llama-Mamba"
         } else {
             "Llama-Mamba"
@@ -227,9 +256,9 @@ impl Family for LlamaMambaConfig {
         }
         for (i, mixer) in network.mixers.iter().enumerate() {
             mixer.validate(network.d_model)?;
-            let written = file::write_layer(mixer, network.d_model);
-            let layer = written.as_ref().and_then(Value::as_object);
-            let again = layer.map(|layer| file::read_layer(layer, i, self.rope));
+            let written = file::write_layer(mixer, network.d_model, self.rope);
+            let again = written.as_object();
+            let again = again.map(|layer| file::read_layer(layer, i, self.rope));
             if again.transpose()?.as_ref() != Some(mixer) {
                 return Err(ConfigError::Invalid(format!(
                     "a Llama-Mamba's format has no words for the options of layer {i}, {}",

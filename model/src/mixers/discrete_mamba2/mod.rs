@@ -18,16 +18,16 @@ mod state;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use kernels::{
-    Epilogue, KernelBackend, ScanInputs, StepParameters, StepState, TransferParts, Turn,
-};
+use kernels::{Epilogue, KernelBackend, ScanInputs, TransferParts};
 
 pub use config::{Activation, DiscreteMamba2Config};
 pub use rotary::{MixerRotary, Turned};
 pub use state::{Mamba2Rows, Mamba2State};
 
 use super::rotary::Rotary;
-use super::{MixerOptions, MixerRows, MixerState, StateError, StateRows, StateTensors, TokenMixer};
+use super::{
+    MixerOptions, MixerRows, MixerState, StateError, StateTensors, StepOutput, TokenMixer,
+};
 use crate::config_error::ConfigError;
 use crate::init::{Fill, Init};
 use crate::layers::{Linear, Norm, NormConfig, NormKind};
@@ -382,10 +382,6 @@ impl<B: KernelBackend> TokenMixer<B> for DiscreteMamba2<B> {
         vec![&self.in_proj]
     }
 
-    fn exit(&self) -> &Linear<B> {
-        &self.out_proj
-    }
-
     fn linears_mut(&mut self) -> Vec<&mut Linear<B>> {
         vec![&mut self.in_proj, &mut self.out_proj]
     }
@@ -421,8 +417,13 @@ impl<B: KernelBackend> TokenMixer<B> for DiscreteMamba2<B> {
         self.out_proj.forward(gated)
     }
 
-    fn step(&self, mut projected: Vec<Tensor<B, 2>>, state: &mut MixerState<B>) -> Tensor<B, 2> {
-        self.advance(projected.swap_remove(0), Mamba2State::within(state))
+    fn step(
+        &self,
+        mut projected: Vec<Tensor<B, 2>>,
+        state: &mut MixerState<B>,
+    ) -> StepOutput<'_, B> {
+        let gated = self.advance(projected.swap_remove(0), Mamba2State::within(state));
+        StepOutput::through(gated, &self.out_proj)
     }
 
     fn step_rows(
@@ -430,15 +431,25 @@ impl<B: KernelBackend> TokenMixer<B> for DiscreteMamba2<B> {
         mut projected: Vec<Tensor<B, 2>>,
         rows: &mut MixerRows<B>,
         occupied: &[bool],
-    ) -> Tensor<B, 2> {
+    ) -> StepOutput<'_, B> {
         let (projected, rows) = (projected.swap_remove(0), Mamba2Rows::within(rows));
-        if self.counts_positions() {
-            return self.advance_each(projected, rows, occupied);
-        }
-        for position in &mut rows.positions {
-            *position += 1;
-        }
-        self.advance(projected, &mut rows.state)
+        let gated = if self.counts_positions() {
+            self.advance_each(projected, rows, occupied)
+        } else {
+            for position in &mut rows.positions {
+                *position += 1;
+            }
+            self.advance(projected, &mut rows.state)
+        };
+        StepOutput::through(gated, &self.out_proj)
+    }
+
+    fn mamba(&self) -> Option<&DiscreteMamba2<B>> {
+        Some(self)
+    }
+
+    fn mamba_mut(&mut self) -> Option<&mut DiscreteMamba2<B>> {
+        Some(self)
     }
 }
 
