@@ -46,6 +46,8 @@ fn f64_does_not_meet_narrower_inputs() {
         d: None,
         z: Some(of([b, l, h * p], double)),
         z_bias: None,
+        a_log_bias: None,
+        turn: None,
     };
     let student = |d| TransferParts::<B> {
         a_log: of([b, l, h], single),

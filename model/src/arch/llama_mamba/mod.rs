@@ -16,7 +16,7 @@ use super::{
 use crate::config_error::{ConfigError, check_layers, check_positive, check_sizes};
 use crate::mixers::attention::AttentionConfig;
 use crate::mixers::discrete_mamba2::DiscreteMamba2Config;
-use crate::mixers::{MixerConfig, MixerOptions, RopeScaling};
+use crate::mixers::{MixerConfig, RopeScaling};
 
 /// The multiple that published vocabularies are padded to.
 const VOCAB_MULTIPLE: usize = 8;
