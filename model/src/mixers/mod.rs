@@ -77,6 +77,11 @@ pub trait MixerOptions: Debug {
         false
     }
 
+    /// The options of the discrete Mamba-2 in it, to be changed.
+    fn mamba_mut(&mut self) -> Option<&mut DiscreteMamba2Config> {
+        None
+    }
+
     /// Whether it can be the teacher's there: whether [`TokenMixer::attention_parts`] gives anything.
     fn has_attention_parts(&self) -> bool {
         false
@@ -362,6 +367,14 @@ macro_rules! mixers {
             type Target = dyn MixerOptions;
 
             fn deref(&self) -> &Self::Target {
+                match self {
+                    $(Self::$kind(config) => config,)*
+                }
+            }
+        }
+
+        impl DerefMut for MixerConfig {
+            fn deref_mut(&mut self) -> &mut Self::Target {
                 match self {
                     $(Self::$kind(config) => config,)*
                 }

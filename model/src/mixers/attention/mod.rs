@@ -103,6 +103,11 @@ impl<B: Backend> Attention<B> {
         }
     }
 
+    /// Dimensions of a head.
+    pub(crate) fn head_dim(&self) -> usize {
+        self.p
+    }
+
     /// The options it was made with.
     pub fn config(&self) -> &AttentionConfig {
         &self.config
@@ -195,6 +200,12 @@ impl<B: KernelBackend> Attention<B> {
     /// See [`kernels::attention_within`].
     fn attention(&self, q: Tensor<B, 4>, k: Tensor<B, 4>, v: Tensor<B, 4>) -> Tensor<B, 4> {
         kernels::attention_within(q, k, v, self.config.window)
+    }
+
+    /// What the output projection reads of `u [b, l, d_model]`: `[b, l, h, p]`.
+    pub(crate) fn context(&self, u: Tensor<B, 3>) -> Tensor<B, 4> {
+        let (q, k, v) = self.project(u, 0);
+        self.attention(q, k, v)
     }
 
     /// `[b, l, h, p]` through the output projection, `[b, l, d_model]`.

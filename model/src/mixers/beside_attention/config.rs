@@ -96,4 +96,8 @@ impl MixerOptions for BesideAttentionConfig {
     fn has_transfer_parts(&self) -> bool {
         true
     }
+
+    fn mamba_mut(&mut self) -> Option<&mut DiscreteMamba2Config> {
+        Some(&mut self.ssm)
+    }
 }

@@ -229,4 +229,8 @@ impl MixerOptions for DiscreteMamba2Config {
     fn has_transfer_parts(&self) -> bool {
         true
     }
+
+    fn mamba_mut(&mut self) -> Option<&mut DiscreteMamba2Config> {
+        Some(self)
+    }
 }

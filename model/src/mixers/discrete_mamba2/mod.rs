@@ -12,6 +12,7 @@
 
 mod config;
 mod decoding;
+mod fitting;
 mod rotary;
 mod state;
 
@@ -34,7 +35,7 @@ use crate::layers::{Linear, Norm, NormConfig, NormKind};
 use crate::precision::{wide, widen};
 
 /// The gate's initial bias: `silu` of it is 1.
-const OPEN_GATE: f64 = 1.278464542761;
+pub(crate) const OPEN_GATE: f64 = 1.278464542761;
 /// The depth by whose square root the published code divides the output projection.
 const PUBLISHED_DEPTH: f64 = 24.0;
 
@@ -87,9 +88,9 @@ pub struct DiscreteMamba2<B: Backend> {
 
 /// A range of the rows of `in_proj`, and of the convolution's channels where it has any.
 #[derive(Clone, Copy)]
-struct Rows {
-    start: usize,
-    n: usize,
+pub(crate) struct Rows {
+    pub start: usize,
+    pub n: usize,
 }
 
 impl<B: Backend> DiscreteMamba2<B> {
@@ -188,7 +189,7 @@ impl<B: Backend> DiscreteMamba2<B> {
         Rows { start, n }
     }
 
-    fn conv_dim(&self) -> usize {
+    pub(crate) fn conv_dim(&self) -> usize {
         self.d_inner + 2 * self.config.d_bc()
     }
 
@@ -197,10 +198,15 @@ impl<B: Backend> DiscreteMamba2<B> {
         Rows { start, n }
     }
 
-    fn a_log_rows(&self) -> Rows {
+    pub(crate) fn a_log_rows(&self) -> Rows {
         let start = self.conv_dim() + self.d_inner;
         let n = self.config.n_v_heads;
         Rows { start, n }
+    }
+
+    /// Width of x.
+    pub(crate) fn d_inner(&self) -> usize {
+        self.d_inner
     }
 
     /// The options it was made with.
@@ -227,7 +233,7 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
     /// What the output projection reads, `[b, l, d_inner]`.
     ///
     /// Weights are sliced and not the activations, which are larger: see [`Linear::forward_rows`].
-    fn gated(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
+    pub(crate) fn gated(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
         let x = self.convolved(u.clone(), self.x_rows());
         let b = self.convolved(u.clone(), self.b_rows());
         let c = self.convolved(u.clone(), self.c_rows());
