@@ -15,7 +15,6 @@ use super::copy::copy;
 use super::solve::{mean_of_diagonal, solve};
 use super::{Fit, InitError, Initialise, each_layer, layers, set};
 use crate::lm::CausalLm;
-use crate::mixers::TokenMixer;
 use crate::mixers::attention::AttentionConfig;
 use crate::mixers::discrete_mamba2::{DiscreteMamba2, DiscreteMamba2Config, MixerRotary, Turned};
 use crate::precision::widen;

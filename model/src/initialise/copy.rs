@@ -9,7 +9,6 @@ use kernels::KernelBackend;
 
 use super::{Fit, InitError, Initialise, layers, set};
 use crate::lm::CausalLm;
-use crate::mixers::TokenMixer;
 use crate::mixers::attention::Attention;
 use crate::mixers::discrete_mamba2::{Activation, DiscreteMamba2, OPEN_GATE};
 

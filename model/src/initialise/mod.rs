@@ -4,7 +4,7 @@
 //! file makes [`Initialisation`] of them: a new one is a file, its `mod` line, and one entry of that list.
 //!
 //! All of them start from a student that is drawn as published and has the rest of the network from its teacher, and
-//! work on the parts that a mixer has: [`TokenMixer::mamba`], and the attention beside it.
+//! work on the parts that a mixer has: [`TokenMixer::mamba`](crate::TokenMixer::mamba), and the attention beside it.
 
 mod calibrated;
 mod copy;
@@ -19,9 +19,9 @@ use kernels::KernelBackend;
 
 use crate::config_error::ConfigError;
 use crate::lm::CausalLm;
+use crate::mixers::MixerConfig;
 use crate::mixers::attention::{Attention, AttentionConfig};
 use crate::mixers::discrete_mamba2::DiscreteMamba2Config;
-use crate::mixers::{MixerConfig, TokenMixer};
 use crate::precision::to_dtype;
 
 /// Why a student cannot start so.

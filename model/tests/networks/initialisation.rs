@@ -105,6 +105,7 @@ fn initialisation_is_the_published_one() {
             n_qk_heads: 4,
             d_state: 8,
             bias,
+            z_bias: !bias,
             ..Default::default()
         };
         let config = PhiMambaConfig::student_of(&teacher, &config, &[]).expect("a student");

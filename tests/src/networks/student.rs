@@ -123,8 +123,11 @@ fn assert_state<B: KernelBackend>(
         for layer in states {
             match layer {
                 MixerState::DiscreteMamba2(layer) => {
-                    let key = format!("{prefix}.conv.{i}");
-                    assert_golden(case, goldens, &key, layer.conv.clone(), tolerance);
+                    // A variant's were recorded only where its inputs are those of the other.
+                    if i == 0 || !goldens.is_variant() {
+                        let key = format!("{prefix}.conv.{i}");
+                        assert_golden(case, goldens, &key, layer.conv.clone(), tolerance);
+                    }
                     let ssm = match &rotary {
                         Some(rotary) => recorded(layer.ssm.clone(), rotary, state.position),
                         None => layer.ssm.clone(),
