@@ -108,7 +108,7 @@ pub use mixers::discrete_mamba2::{
 };
 pub use mixers::{
     DecodingState, MatrixOperations, Mixer, MixerConfig, MixerOptions, MixerState, RopeScaling,
-    StateError, StateSize, StepOutput, TokenMixer, rotary_frequencies,
+    StateError, StateSize, StepOutput, StudentMixer, TokenMixer, rotary_frequencies,
 };
 pub use mlp::Mlp;
 pub use model_hash::ModelHash;

@@ -16,7 +16,7 @@ use super::solve::{mean_of_diagonal, solve};
 use super::{Fit, InitError, Initialise, each_layer, layers, set};
 use crate::lm::CausalLm;
 use crate::mixers::attention::AttentionConfig;
-use crate::mixers::discrete_mamba2::{DiscreteMamba2, DiscreteMamba2Config, MixerRotary, Turned};
+use crate::mixers::discrete_mamba2::{DiscreteMamba2, DiscreteMamba2Config, MixerRotary};
 use crate::precision::widen;
 
 /// Sequences that the look-back is measured on.
@@ -60,12 +60,7 @@ pub(super) fn options(
     d_model: usize,
 ) -> DiscreteMamba2Config {
     DiscreteMamba2Config {
-        rotary: Some(MixerRotary {
-            theta: of_teacher.rope_theta,
-            scaling: of_teacher.rope_scaling,
-            dim: of_teacher.rotary_dim(d_model),
-            turned: Turned::BAndC,
-        }),
+        rotary: Some(MixerRotary::of(of_teacher, d_model)),
         a_log_bias: mixer.a_log_bias || !mixer.bias,
         ..mixer
     }

@@ -17,7 +17,6 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use kernels::KernelBackend;
 
-use crate::config_error::ConfigError;
 use crate::lm::CausalLm;
 use crate::mixers::MixerConfig;
 use crate::mixers::attention::{Attention, AttentionConfig};
@@ -238,11 +237,5 @@ fn each_layer<B: KernelBackend>(
     for (i, layer) in teacher.backbone.layers.iter().enumerate() {
         visit(i, layer.input_layernorm.forward(x.clone()));
         x = layer.forward(x);
-    }
-}
-
-impl From<InitError> for ConfigError {
-    fn from(error: InitError) -> Self {
-        Self::Invalid(error.to_string())
     }
 }

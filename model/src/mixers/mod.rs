@@ -15,6 +15,7 @@ pub mod beside_attention;
 pub mod discrete_mamba2;
 mod rotary;
 mod state_tensors;
+mod student;
 
 use std::fmt::Debug;
 use std::ops::{Deref, DerefMut};
@@ -36,6 +37,7 @@ use crate::layers::Linear;
 pub use rotary::{RopeScaling, rotary_frequencies};
 pub(crate) use state_tensors::state_name;
 pub use state_tensors::{StateError, StateTensors};
+pub use student::StudentMixer;
 
 /// Bytes of a number in f32.
 pub(crate) const F32: usize = 4;

@@ -5,6 +5,7 @@
 
 mod config;
 mod state;
+mod student;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -13,6 +14,7 @@ use kernels::{KernelBackend, TransferParts};
 
 pub use config::{BesideAttentionConfig, Joined};
 pub use state::{BesideRows, BesideState};
+pub use student::WindowStudent;
 
 use super::attention::Attention;
 use super::discrete_mamba2::DiscreteMamba2;

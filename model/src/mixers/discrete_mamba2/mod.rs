@@ -15,6 +15,7 @@ mod decoding;
 mod fitting;
 mod rotary;
 mod state;
+mod student;
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
@@ -24,6 +25,7 @@ use kernels::{Epilogue, KernelBackend, ScanInputs, TransferParts};
 pub use config::{Activation, DiscreteMamba2Config};
 pub use rotary::{MixerRotary, Turned};
 pub use state::{Mamba2Rows, Mamba2State};
+pub use student::Mamba2Student;
 
 use super::rotary::Rotary;
 use super::{
