@@ -11,7 +11,7 @@ use std::f64::consts::LN_2;
 use burn::tensor::{Int, Tensor};
 use kernels::KernelBackend;
 
-use super::copy::copy;
+use super::copy::{check, copy};
 use super::solve::{mean_of_diagonal, solve};
 use super::{Fit, InitError, Initialise, each_layer, layers, set};
 use crate::lm::CausalLm;
@@ -40,6 +40,14 @@ impl Initialise for Calibrated {
 
     fn reads_text(&self) -> bool {
         true
+    }
+
+    fn check<B: KernelBackend>(
+        &self,
+        student: &CausalLm<B>,
+        teacher: &CausalLm<B>,
+    ) -> Result<(), InitError> {
+        check(student, teacher)
     }
 
     fn initialise<B: KernelBackend>(

@@ -15,6 +15,14 @@ use crate::mixers::discrete_mamba2::{Activation, DiscreteMamba2, OPEN_GATE};
 pub(super) struct Copy;
 
 impl Initialise for Copy {
+    fn check<B: KernelBackend>(
+        &self,
+        student: &CausalLm<B>,
+        teacher: &CausalLm<B>,
+    ) -> Result<(), InitError> {
+        check(student, teacher)
+    }
+
     fn initialise<B: KernelBackend>(
         &self,
         student: &mut CausalLm<B>,
@@ -26,18 +34,31 @@ impl Initialise for Copy {
     }
 }
 
+/// That every layer's mixer has a place for all that the attention has.
+pub(super) fn check<B: KernelBackend>(
+    student: &CausalLm<B>,
+    teacher: &CausalLm<B>,
+) -> Result<(), InitError> {
+    for layer in layers(student, teacher) {
+        let mamba = student.backbone.layers[layer].mixer.mamba();
+        let attention = teacher.backbone.layers[layer].mixer.softmax();
+        let (mamba, attention) = (mamba.expect("a layer"), attention.expect("of both"));
+        fits(mamba, attention).map_err(|reason| InitError::Layer { layer, reason })?;
+    }
+    Ok(())
+}
+
 /// Copies every layer's attention, with queries times `scale` of the dimensions of a head.
 pub(super) fn copy<B: KernelBackend>(
     student: &mut CausalLm<B>,
     teacher: &CausalLm<B>,
     scale: impl Fn(usize) -> f64,
 ) -> Result<(), InitError> {
+    check(student, teacher)?;
     for layer in layers(student, teacher) {
         let mamba = student.backbone.layers[layer].mixer.mamba_mut();
         let attention = teacher.backbone.layers[layer].mixer.softmax();
         let (mamba, attention) = (mamba.expect("a layer"), attention.expect("of both"));
-        let refused = |reason: String| InitError::Layer { layer, reason };
-        fits(mamba, attention).map_err(refused)?;
         let p = attention.head_dim();
         copy_layer(mamba, attention, scale(p));
     }

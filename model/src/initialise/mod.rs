@@ -65,6 +65,18 @@ pub(crate) trait Initialise {
         false
     }
 
+    /// That every mixer of the student has what this sets. Reads no values, so nothing is drawn.
+    ///
+    /// # Errors
+    /// [`InitError`] names the layer that does not fit.
+    fn check<B: KernelBackend>(
+        &self,
+        _student: &CausalLm<B>,
+        _teacher: &CausalLm<B>,
+    ) -> Result<(), InitError> {
+        Ok(())
+    }
+
     /// Sets the mixers' parameters. `text` is ids `[b, l]`, none unless it reads text.
     ///
     /// # Errors
@@ -112,6 +124,20 @@ macro_rules! initialisations {
             pub fn reads_text(self) -> bool {
                 match self {
                     $(Self::$kind => $module::$type.reads_text(),)*
+                }
+            }
+
+            /// That every mixer of `student` has what this sets. Reads no values, so nothing is drawn.
+            ///
+            /// # Errors
+            /// [`InitError`] names the layer that does not fit, and the option that would.
+            pub fn check<B: KernelBackend>(
+                self,
+                student: &CausalLm<B>,
+                teacher: &CausalLm<B>,
+            ) -> Result<(), InitError> {
+                match self {
+                    $(Self::$kind => $module::$type.check(student, teacher),)*
                 }
             }
 

@@ -8,6 +8,7 @@ use burn::tensor::{Int, Tensor};
 use kernels::KernelBackend;
 
 use super::calibrated::{device, fit, host, options, start};
+use super::copy::check;
 use super::solve::{mean_of_diagonal, solve};
 use super::{Fit, InitError, Initialise, each_layer, layers, set};
 use crate::lm::CausalLm;
@@ -33,6 +34,14 @@ impl Initialise for Ridge {
 
     fn reads_text(&self) -> bool {
         true
+    }
+
+    fn check<B: KernelBackend>(
+        &self,
+        student: &CausalLm<B>,
+        teacher: &CausalLm<B>,
+    ) -> Result<(), InitError> {
+        check(student, teacher)
     }
 
     fn initialise<B: KernelBackend>(
@@ -104,10 +113,14 @@ fn regress<B: KernelBackend>(
             let d = wanted.dims()[2];
             let (y, wanted) = (y.reshape([b * l, d_inner]), wanted.reshape([b * l, d]));
             let sums = &mut sums[layer];
-            let turned = y.clone().transpose();
-            add(&mut sums.gram, host(turned.clone().matmul(y)));
-            add(&mut sums.right, host(turned.matmul(wanted.clone())));
-            sums.squares += host(wanted.powi_scalar(2).sum())[0];
+            sums.squares += host(wanted.clone().powi_scalar(2).sum())[0];
+            // The product of this project, which keeps all bits of f32 on every backend.
+            let (y, wanted) = (y.transpose(), wanted.transpose());
+            add(
+                &mut sums.gram,
+                host(kernels::linear(y.clone(), y.clone(), None)),
+            );
+            add(&mut sums.right, host(kernels::linear(y, wanted, None)));
         });
     }
     let mut fits = vec![];

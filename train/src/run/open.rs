@@ -63,6 +63,8 @@ impl<B: TrainBackend> Run<B> {
         let (teacher_config, teacher) =
             model::load_any(&teacher_folder, device).map_err(TrainError::Teacher)?;
         let student_config = inputs::student_config(config, &teacher_config)?;
+        let how = inputs::initialisation(config);
+        how.check(&CausalLm::init(&student_config, 0, device), &teacher)?;
         let idle_layers = {
             let (teacher, student) = (teacher_config.network(), student_config.network());
             let stages = config.stages.iter();
@@ -225,7 +227,6 @@ impl<B: TrainBackend> Run<B> {
                 say_stopped(&options, &mut watch);
                 return Ok(None);
             };
-            let how = inputs::initialisation(config);
             let calibration = if how.reads_text() {
                 inputs::calibration_text(&text.train[0].windows, device)?
             } else {
