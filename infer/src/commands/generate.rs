@@ -40,7 +40,7 @@ Examples (`infer` is target/debug/infer, or `cargo run -p infer --`):
 ///
 /// Reads the prompt in one pass, then makes one token after another, and prints each as soon as its
 /// characters are whole. The prompt itself is not printed. The text ends where the model ends it,
-/// after --max-tokens, or where a Phi model has no position left. Phi-Mamba and the hybrid have no such
+/// after --max-tokens, or where a teacher has no position left. Phi-Mamba and the hybrid have no such
 /// end; the memory of a Phi-Mamba does not grow with the text.
 ///
 /// A model ends a text with one of the tokens that eos_token_id names, in generation_config.json or else
