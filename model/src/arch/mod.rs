@@ -22,6 +22,7 @@ pub use llama::{LlamaConfig, LlamaFamily};
 pub use llama_mamba::{LlamaMambaConfig, Rope};
 pub use phi::PhiConfig;
 pub use phi_mamba::{BlockConfig, PhiMambaConfig};
+pub use student_layers::student_mixers;
 
 pub use crate::layers::{NormConfig, NormKind};
 pub use crate::mlp::{MlpConfig, MlpKind};
@@ -108,17 +109,27 @@ pub trait Family: Debug {
     /// [`ConfigError::Invalid`] names the values at odds.
     fn validate(&self) -> Result<(), ConfigError>;
 
-    /// The student that this family's models are distilled into: their network with `mixer` in every layer but
-    /// those of `attention_layers` (counted from 0, in any order), which keep the teacher's.
+    /// The student that this family's models are distilled into: their network with these mixers, one a layer.
     ///
     /// # Errors
-    /// [`ConfigError`] if a layer does not exist or is named twice, `mixer` does not fit, or no family of
-    /// students can describe the result.
+    /// [`ConfigError`] if a mixer does not fit, or no family of students can describe the result.
+    fn student_with(&self, mixers: Vec<MixerConfig>) -> Result<ModelConfig, ConfigError>;
+
+    /// [`student_with`](Self::student_with) `mixer` in every layer but those of `attention_layers` (counted from 0,
+    /// in any order), which keep the teacher's.
+    ///
+    /// # Errors
+    /// Also if a layer does not exist or is named twice.
     fn student(
         &self,
         mixer: &MixerConfig,
         attention_layers: &[usize],
-    ) -> Result<ModelConfig, ConfigError>;
+    ) -> Result<ModelConfig, ConfigError> {
+        self.validate()?;
+        let mixer = |_: usize, _: &MixerConfig| Ok(mixer.clone());
+        let mixers = student_mixers(self.network().mixers, attention_layers, mixer)?;
+        self.student_with(mixers)
+    }
 }
 
 /// What reading a `config.json` needs of a family.
@@ -222,11 +233,7 @@ impl Family for ModelConfig {
         self.deref().validate()
     }
 
-    fn student(
-        &self,
-        mixer: &MixerConfig,
-        attention_layers: &[usize],
-    ) -> Result<ModelConfig, ConfigError> {
-        self.deref().student(mixer, attention_layers)
+    fn student_with(&self, mixers: Vec<MixerConfig>) -> Result<ModelConfig, ConfigError> {
+        self.deref().student_with(mixers)
     }
 }

@@ -273,12 +273,7 @@ impl Family for PhiConfig {
         self.attention.validate(self.hidden_size)
     }
 
-    fn student(
-        &self,
-        mixer: &MixerConfig,
-        attention_layers: &[usize],
-    ) -> Result<ModelConfig, ConfigError> {
-        let student = PhiMambaConfig::student_of(self, mixer, attention_layers)?;
-        Ok(student.into())
+    fn student_with(&self, mixers: Vec<MixerConfig>) -> Result<ModelConfig, ConfigError> {
+        Ok(PhiMambaConfig::student_with(self, mixers)?.into())
     }
 }

@@ -254,6 +254,21 @@ impl PhiMambaConfig {
     ) -> Result<Self, ConfigError> {
         teacher.validate()?;
         let mixer: MixerConfig = mixer.clone().into();
+        let mixer = |_: usize, _: &MixerConfig| Ok(mixer.clone());
+        let mixers = student_mixers(teacher.network().mixers, attention_layers, mixer)?;
+        Self::student_with(teacher, mixers)
+    }
+
+    /// The student of `teacher` with these mixers, one a layer.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] if a mixer does not fit, or the published format has no words for it or for the
+    /// teacher's blocks.
+    pub fn student_with(
+        teacher: &impl Family,
+        mixers: Vec<MixerConfig>,
+    ) -> Result<Self, ConfigError> {
+        teacher.validate()?;
         let network = teacher.network();
         let like_phi = network.block_order == BlockOrder::Parallel
             && network.norm.kind == NormKind::LayerNorm
@@ -265,7 +280,6 @@ impl PhiMambaConfig {
                 teacher.name()
             )));
         }
-        let mixers = student_mixers(network.mixers, &mixer, attention_layers)?;
         let blocks = mixers.chunk_by(|a, b| a == b).map(|run| BlockConfig {
             n_layers: run.len(),
             resid_dropout: 0.0,
@@ -456,11 +470,7 @@ impl Family for PhiMambaConfig {
         check_layers("n_layer", self.n_layer())
     }
 
-    fn student(
-        &self,
-        mixer: &MixerConfig,
-        attention_layers: &[usize],
-    ) -> Result<ModelConfig, ConfigError> {
-        Ok(Self::student_of(self, mixer, attention_layers)?.into())
+    fn student_with(&self, mixers: Vec<MixerConfig>) -> Result<ModelConfig, ConfigError> {
+        Ok(Self::student_with(self, mixers)?.into())
     }
 }

@@ -3,15 +3,15 @@
 use crate::config_error::ConfigError;
 use crate::mixers::MixerConfig;
 
-/// The mixers of a student: `mixer` in every layer but those of `attention_layers` (counted from 0, in any order),
-/// which keep that of `teachers`.
+/// The mixers of a student: those of `teachers` in `attention_layers` (counted from 0, in any order), and in every
+/// other layer what `mixer` gives for its number and the teacher's mixer.
 ///
 /// # Errors
-/// [`ConfigError::Invalid`] if a layer does not exist or is named twice.
-pub(super) fn student_mixers(
+/// [`ConfigError::Invalid`] if a layer does not exist or is named twice, and those of `mixer`.
+pub fn student_mixers(
     teachers: Vec<MixerConfig>,
-    mixer: &MixerConfig,
     attention_layers: &[usize],
+    mixer: impl Fn(usize, &MixerConfig) -> Result<MixerConfig, ConfigError>,
 ) -> Result<Vec<MixerConfig>, ConfigError> {
     let layers = teachers.len();
     let mut is_attention = vec![false; layers];
@@ -28,7 +28,13 @@ pub(super) fn student_mixers(
             )));
         }
     }
-    let kept = teachers.into_iter().zip(is_attention);
-    let mixers = kept.map(|(teachers, kept)| if kept { teachers } else { mixer.clone() });
-    Ok(mixers.collect())
+    let kept = teachers.into_iter().zip(is_attention).enumerate();
+    let mixers = kept.map(|(layer, (teachers, kept))| {
+        if kept {
+            Ok(teachers)
+        } else {
+            mixer(layer, &teachers)
+        }
+    });
+    mixers.collect()
 }

@@ -273,9 +273,9 @@ pub(super) fn target<B: KernelBackend>(
 ) -> Tensor<B, 4> {
     let theirs = teacher.backbone.layers[layer].mixer.softmax();
     let theirs = theirs.expect("a layer").context(u.clone());
-    let beside = student.backbone.layers[layer].mixer.softmax();
-    match beside {
-        Some(beside) if beside.config().n_heads == theirs.dims()[2] => theirs - beside.context(u),
-        _ => theirs,
+    let heads = theirs.dims()[2];
+    match student.backbone.layers[layer].mixer.added_context(u, heads) {
+        Some(added) => theirs - added,
+        None => theirs,
     }
 }

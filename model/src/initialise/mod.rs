@@ -12,14 +12,14 @@ mod published;
 mod ridge;
 mod solve;
 
-use burn::module::{Module, Param};
+use burn::module::Param;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use kernels::KernelBackend;
 
 use crate::lm::CausalLm;
 use crate::mixers::MixerConfig;
-use crate::mixers::attention::{Attention, AttentionConfig};
+use crate::mixers::attention::AttentionConfig;
 use crate::mixers::discrete_mamba2::DiscreteMamba2Config;
 use crate::precision::to_dtype;
 
@@ -183,8 +183,7 @@ impl Initialisation {
     }
 
     /// Sets the mixers of `student`, whose other parameters are the `teacher`'s, and returns how near each
-    /// calibrated layer is. The attention beside a state-space mixer becomes the teacher's, where it has as many
-    /// heads. `text` is sequences of ids, `[b, l]` each; an initialisation that reads none ignores it. Nothing is
+    /// calibrated layer is. The attention beside a state-space mixer becomes the teacher's. `text` is sequences of ids, `[b, l]` each; an initialisation that reads none ignores it. Nothing is
     /// random, and the same text gives the same student.
     ///
     /// # Errors
@@ -197,11 +196,8 @@ impl Initialisation {
     ) -> Result<Vec<Fit>, InitError> {
         let layers = student.backbone.layers.iter_mut();
         for (layer, of_teacher) in layers.zip(&teacher.backbone.layers) {
-            if layer.mixer.mamba().is_some()
-                && let (Some(beside), Some(theirs)) =
-                    (layer.mixer.softmax_mut(), of_teacher.mixer.softmax())
-            {
-                take_over(beside, theirs);
+            if let Some(theirs) = of_teacher.mixer.softmax() {
+                layer.mixer.take_over(theirs);
             }
         }
         self.start(student, teacher, text)
@@ -219,22 +215,6 @@ impl MixerConfig {
         }
         self
     }
-}
-
-/// Makes `beside` the teacher's attention, where all of its heads are there.
-fn take_over<B: KernelBackend>(beside: &mut Attention<B>, theirs: &Attention<B>) {
-    let shapes = |attention: &Attention<B>| {
-        let linears = [&attention.q_proj, &attention.k_proj, &attention.v_proj];
-        let biases = linears.map(|linear| linear.bias.is_some());
-        let heads = (attention.config().n_heads, attention.config().n_kv_heads);
-        let norm = attention.q_norm.is_some();
-        (linears.map(|l| l.weight.lazy_shape()), biases, heads, norm)
-    };
-    if shapes(beside) != shapes(theirs) {
-        return;
-    }
-    let record = theirs.clone().into_record();
-    *beside = beside.clone().load_record(record);
 }
 
 /// Puts `value` into `parameter`, which keeps its id and its dtype.

@@ -12,7 +12,6 @@ use super::copy::check;
 use super::solve::{mean_of_diagonal, solve};
 use super::{Fit, InitError, Initialise, each_layer, layers, set};
 use crate::lm::CausalLm;
-use crate::mixers::TokenMixer;
 use crate::mixers::attention::AttentionConfig;
 use crate::mixers::discrete_mamba2::DiscreteMamba2Config;
 use crate::precision::widen;
@@ -100,8 +99,8 @@ fn regress<B: KernelBackend>(
             let own = &student.backbone.layers[layer].mixer;
             let mamba = own.mamba().expect("a layer");
             let mut wanted = teacher.backbone.layers[layer].mixer.forward(u.clone());
-            if let Some(beside) = own.softmax() {
-                wanted = wanted - beside.forward(u.clone());
+            if let Some(added) = own.added_output(u.clone()) {
+                wanted = wanted - added;
             }
             if let Some(bias) = &mamba.out_proj.bias {
                 let d = wanted.dims()[2];

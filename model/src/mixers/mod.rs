@@ -240,8 +240,17 @@ pub trait TokenMixer<B: KernelBackend>: Debug {
         None
     }
 
-    /// The same, to be changed.
-    fn softmax_mut(&mut self) -> Option<&mut Attention<B>> {
+    /// Makes the attention beside a state-space mixer the teacher's, as far as its heads are known to be that's.
+    fn take_over(&mut self, _theirs: &Attention<B>) {}
+
+    /// What attention beside a state-space mixer adds to the context of each of the teacher's `heads` heads, of
+    /// `u [b, l, d_model]`: `[b, l, heads, p]`; `None` where it adds to none of them.
+    fn added_context(&self, _u: Tensor<B, 3>, _heads: usize) -> Option<Tensor<B, 4>> {
+        None
+    }
+
+    /// What it adds to the mixer's output, `[b, l, d_model]`.
+    fn added_output(&self, _u: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
         None
     }
 }

@@ -10,15 +10,23 @@ use serde_json::Value;
 
 use super::MixerConfig;
 use super::attention::AttentionConfig;
-use super::beside_attention::WindowStudent;
+use super::beside_attention::{HeadsStudent, WindowStudent};
 use super::discrete_mamba2::Mamba2Student;
 use crate::config_error::ConfigError;
 
 /// What the options of one kind answer. Their `Default` is the schema of a configuration: every key with a value, and
 /// none of them null.
 pub(crate) trait StudentOptions: Default + Serialize + DeserializeOwned {
-    /// The mixer in the place of a teacher's attention.
-    fn mixer(&self, of_teacher: &AttentionConfig, d_model: usize) -> MixerConfig;
+    /// The mixer in the place of a teacher's attention in `layer`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] if the options do not fit the teacher.
+    fn mixer(
+        &self,
+        layer: usize,
+        of_teacher: &AttentionConfig,
+        d_model: usize,
+    ) -> Result<MixerConfig, ConfigError>;
 
     /// The options of the state-space mixer in it.
     fn mamba(&self) -> &Mamba2Student;
@@ -45,12 +53,13 @@ macro_rules! student_mixers {
                 }
             }
 
-            /// The mixer in the place of `of_teacher` in a network `d_model` wide.
+            /// The mixer of `layer`, in the place of `of_teacher` in a network `d_model` wide.
             ///
             /// # Errors
-            /// [`ConfigError::Invalid`] if that is no attention.
+            /// [`ConfigError::Invalid`] if that is no attention, or the options do not fit it.
             pub fn mixer(
                 &self,
+                layer: usize,
                 of_teacher: &MixerConfig,
                 d_model: usize,
             ) -> Result<MixerConfig, ConfigError> {
@@ -60,9 +69,9 @@ macro_rules! student_mixers {
                         of_teacher.describe(d_model)
                     )));
                 };
-                Ok(match self {
-                    $(Self::$kind(options) => options.mixer(attention, d_model),)*
-                })
+                match self {
+                    $(Self::$kind(options) => options.mixer(layer, attention, d_model),)*
+                }
             }
 
             /// The options of the state-space mixer in it.
@@ -80,6 +89,8 @@ student_mixers! {
     Mamba2(Mamba2Student) = "mamba2";
     /// Beside the teacher's attention within a window.
     Mamba2Window(WindowStudent) = "mamba2_window";
+    /// Beside some of the teacher's heads.
+    Mamba2Heads(HeadsStudent) = "mamba2_heads";
 }
 
 impl StudentMixer {

@@ -353,6 +353,7 @@ fn each_start_is_nearer_to_the_teacher() {
                     }),
                     ..attention(config)
                 }),
+                heads: vec![],
                 joined: Joined::Sum,
             }));
         }
@@ -378,6 +379,49 @@ fn each_start_is_nearer_to_the_teacher() {
                 mixer.kind()
             );
         }
+    }
+}
+
+/// Heads that are kept are the teacher's, with the keys and values that they share; what they give is not fitted
+/// again.
+#[test]
+fn kept_heads_are_the_teachers() {
+    let taught = teacher("teacher-llama");
+    let goldens = Goldens::open("teacher-llama/expected");
+    let text = ids::<B>(&goldens, "input_ids", &Default::default());
+    let of_teacher = attention(&taught.0);
+    let heads = vec![1, 2];
+    let mixer = MixerConfig::BesideAttention(BesideAttentionConfig {
+        ssm: options(&taught.0),
+        attention: Some(AttentionConfig {
+            n_heads: 2,
+            n_kv_heads: 2,
+            head_dim: Some(of_teacher.head_dim(48)),
+            ..of_teacher
+        }),
+        heads: heads.clone(),
+        joined: Joined::Sum,
+    });
+    let how = Initialisation::Calibrated;
+    let (student, _) = student(&taught, mixer, how, std::slice::from_ref(&text));
+    let outputs = taught.1.forward(text, Taps::all());
+    for (i, layer) in student.backbone.layers.iter().enumerate() {
+        let u = layer
+            .input_layernorm
+            .forward(outputs.hidden_states[i].clone());
+        let Mixer::BesideAttention(both) = &layer.mixer else {
+            panic!("two mixers");
+        };
+        let attention = both.attention.as_ref().expect("heads");
+        let matrices = values(attention.mixing_matrix(u));
+        let theirs = outputs.mixing_matrices[i].clone();
+        let theirs = heads.iter().map(|head| theirs.clone().narrow(1, *head, 1));
+        let theirs = values(Tensor::<B, 4>::cat(theirs.collect(), 1));
+        assert_close("matrices", matrices, theirs, 1e-12);
+        // Nothing of a kept head's output is left for the mixer.
+        let d = values(both.ssm.d.val()).1;
+        assert!(heads.iter().all(|head| d[*head].abs() < 1e-12), "{d:?}");
+        assert!(d[0].abs() > 1e-6 && d[3].abs() > 1e-6, "{d:?}");
     }
 }
 

@@ -7,7 +7,11 @@ use burn::module::AutodiffModule;
 use burn::tensor::{Int, Tensor, TensorData};
 use datasets::{Batch, DataError, TokenWindows, Tokenizer};
 use kernels::{KernelBackend, TrainBackend};
-use model::{Family, Fit, Initialisation, ModelConfig, NetworkConfig, Phi, PhiMamba, WeightsError};
+use model::arch::student_mixers;
+use model::{
+    Family, Fit, Initialisation, MixerConfig, ModelConfig, NetworkConfig, Phi, PhiMamba,
+    WeightsError,
+};
 
 use crate::config::{Config, Precision, StageConfig, resolve_path};
 use crate::error::{TrainError, io_error};
@@ -74,13 +78,15 @@ pub(super) fn changed(before: &[Stamp], after: &[Stamp]) -> Option<PathBuf> {
 /// [`TrainError::Student`] says which sizes do not fit.
 pub fn student_config(config: &Config, teacher: &impl Family) -> Result<ModelConfig, TrainError> {
     let network = teacher.network();
-    let d_model = network.d_model;
-    let is_kept = |layer: &usize| config.student.attention_layers.contains(layer);
-    let learning = (0..network.mixers.len()).find(|layer| !is_kept(layer));
-    let of_teacher = &network.mixers[learning.unwrap_or(0)];
-    let mixer = config.student.mixer.mixer(of_teacher, d_model)?;
-    let mixer = initialisation(config).options_of(mixer, of_teacher, d_model);
-    Ok(teacher.student(&mixer, &config.student.attention_layers)?)
+    let (options, d_model) = (&config.student.mixer, network.d_model);
+    let how = initialisation(config);
+    let mixer = |layer: usize, of_teacher: &MixerConfig| {
+        let mixer = options.mixer(layer, of_teacher, d_model)?;
+        Ok(how.options_of(mixer, of_teacher, d_model))
+    };
+    let kept = &config.student.attention_layers;
+    let mixers = student_mixers(network.mixers, kept, mixer)?;
+    Ok(teacher.student_with(mixers)?)
 }
 
 /// How the mixers start.

@@ -84,6 +84,37 @@ fn a_hybrid_student_of_a_llama() {
     assert_eq!(config.name(), "hybrid Llama-Mamba");
 }
 
+/// With some heads kept beside the mixer: in layer 0 two of them, in layer 1 none.
+#[test]
+fn a_student_with_heads_of_a_llama() {
+    let (folder, run_folder) = (folder(), super::folder());
+    teacher(folder.path());
+    let set = [
+        "student.kind=mamba2_heads",
+        "student.heads=0.1,0.3",
+        "student.joined=adapter",
+        "student.init=copy",
+    ];
+    run(config_with(folder.path(), &set), run_folder.path());
+    let student = run_folder.path().join("student");
+    let (_, network) = model::load_any::<Inner>(student, &Default::default()).expect("one");
+    let kept = network
+        .backbone
+        .layers
+        .iter()
+        .map(|layer| match &layer.mixer {
+            Mixer::BesideAttention(both) => (both.config().heads.clone(), both.adapter.is_some()),
+            _ => panic!("another mixer"),
+        });
+    assert!(kept.eq([(vec![1, 3], true), (vec![], false)]));
+
+    let set = ["student.kind=mamba2_heads", "student.heads=0.4"];
+    let config = config_with(folder.path(), &set);
+    let refused = execute(options(config, super::folder().path(), false));
+    let message = refused.expect_err("there is no such head").to_string();
+    assert!(message.contains("0.4"), "{message}");
+}
+
 /// A start that does not fit is refused before anything is written, with the key that would fit.
 #[test]
 fn a_start_that_does_not_fit_is_refused() {

@@ -178,13 +178,8 @@ impl Family for LlamaConfig {
         )))
     }
 
-    fn student(
-        &self,
-        mixer: &MixerConfig,
-        attention_layers: &[usize],
-    ) -> Result<ModelConfig, ConfigError> {
+    fn student_with(&self, mixers: Vec<MixerConfig>) -> Result<ModelConfig, ConfigError> {
         let family = self.family.variant().model_type;
-        let student = LlamaMambaConfig::student_of(self, family, mixer, attention_layers)?;
-        Ok(student.into())
+        Ok(LlamaMambaConfig::student_with(self, family, mixers)?.into())
     }
 }

@@ -64,6 +64,8 @@ struct AttentionFile {
     window: Option<usize>,
     #[serde(default)]
     sinks: usize,
+    #[serde(default)]
+    heads: Vec<usize>,
 }
 
 /// That `value`, of `key`, is the one that is implemented.
@@ -147,6 +149,7 @@ fn read_both(
     Ok(BesideAttentionConfig {
         ssm: read_ssm(layer, i)?,
         attention,
+        heads: file.heads,
         joined,
     })
 }
@@ -218,7 +221,7 @@ pub(super) fn write_layer(mixer: &MixerConfig, d_model: usize, rope: Rope) -> Va
             "attention": write_attention(attention, d_model),
         }),
         MixerConfig::BesideAttention(both) => {
-            let attention = match &both.attention {
+            let mut attention = match &both.attention {
                 Some(attention) => write_attention(attention, d_model),
                 None => json!({
                     "n_heads": 0,
@@ -228,6 +231,9 @@ pub(super) fn write_layer(mixer: &MixerConfig, d_model: usize, rope: Rope) -> Va
                     "o_bias": false,
                 }),
             };
+            if !both.heads.is_empty() {
+                attention["heads"] = json!(both.heads);
+            }
             let kind = match both.joined {
                 Joined::Adapter => ADAPTER,
                 Joined::Sum => SUM,

@@ -9,7 +9,6 @@ mod file;
 
 use serde_json::Value;
 
-use super::student_layers::student_mixers;
 use super::{
     BlockOrder, Family, FamilyFile, Layout, MlpKind, ModelConfig, NetworkConfig, NormKind,
 };
@@ -146,17 +145,15 @@ impl LlamaMambaConfig {
         Ok(config)
     }
 
-    /// The student of `teacher`, whose files call its family `family`: its sizes, with `mixer` in every layer but
-    /// those of `attention_layers` (counted from 0, in any order), which keep the teacher's mixer.
+    /// The student of `teacher`, whose files call its family `family`: its sizes, with these mixers, one a layer.
     ///
     /// # Errors
-    /// [`ConfigError::Invalid`] if a layer does not exist or is named twice, `mixer` does not fit, or the format
-    /// has no words for the teacher's blocks.
-    pub fn student_of(
+    /// [`ConfigError::Invalid`] if a mixer does not fit, or the format has no words for it or for the teacher's
+    /// blocks.
+    pub fn student_with(
         teacher: &impl Family,
         family: &str,
-        mixer: &MixerConfig,
-        attention_layers: &[usize],
+        mixers: Vec<MixerConfig>,
     ) -> Result<Self, ConfigError> {
         teacher.validate()?;
         let network = teacher.network();
@@ -171,8 +168,9 @@ impl LlamaMambaConfig {
                 teacher.name()
             )));
         };
-        mixer.validate(d_model)?;
-        let mixers = student_mixers(network.mixers, mixer, attention_layers)?;
+        for mixer in &mixers {
+            mixer.validate(d_model)?;
+        }
         let mixers = mixers.iter().map(|mixer| explicit(mixer, d_model));
         let config = Self {
             family: family.into(),
@@ -269,12 +267,7 @@ impl Family for LlamaMambaConfig {
         Ok(())
     }
 
-    fn student(
-        &self,
-        mixer: &MixerConfig,
-        attention_layers: &[usize],
-    ) -> Result<ModelConfig, ConfigError> {
-        let student = Self::student_of(self, &self.family, mixer, attention_layers)?;
-        Ok(student.into())
+    fn student_with(&self, mixers: Vec<MixerConfig>) -> Result<ModelConfig, ConfigError> {
+        Ok(Self::student_with(self, &self.family, mixers)?.into())
     }
 }

@@ -2,6 +2,7 @@
 
 mod cache;
 mod config;
+mod heads;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -362,10 +363,6 @@ impl<B: KernelBackend> TokenMixer<B> for Attention<B> {
     }
 
     fn softmax(&self) -> Option<&Attention<B>> {
-        Some(self)
-    }
-
-    fn softmax_mut(&mut self) -> Option<&mut Attention<B>> {
         Some(self)
     }
 }

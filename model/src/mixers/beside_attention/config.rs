@@ -15,6 +15,9 @@ pub struct BesideAttentionConfig {
     pub ssm: DiscreteMamba2Config,
     /// The attention beside it; `None` in a layer that keeps no head.
     pub attention: Option<AttentionConfig>,
+    /// Which of the teacher's query heads these are, where that is known; empty where it is not, or where they are
+    /// all of them.
+    pub heads: Vec<usize>,
     /// How their outputs become one.
     pub joined: Joined,
 }
@@ -44,10 +47,14 @@ impl MixerOptions for BesideAttentionConfig {
 
     fn validate(&self, d_model: usize) -> Result<(), ConfigError> {
         self.ssm.validate(d_model)?;
-        match &self.attention {
-            Some(attention) => attention.validate(d_model),
-            None => Ok(()),
+        let kept = self.attention.as_ref();
+        let (n, named) = (kept.map_or(0, |a| a.n_heads), self.heads.len());
+        if named > 0 && named != n {
+            return Err(ConfigError::Invalid(format!(
+                "{named} of the teacher's heads are named, and {n} are kept"
+            )));
         }
+        kept.map_or(Ok(()), |attention| attention.validate(d_model))
     }
 
     /// Those of the state-space mixer: its matrices are what stage 1 compares.
@@ -67,6 +74,7 @@ impl MixerOptions for BesideAttentionConfig {
         json!({
             "ssm": self.ssm.to_json(),
             "attention": self.attention.as_ref().map(AttentionConfig::to_json),
+            "heads": self.heads,
             "joined": self.joined,
         })
     }

@@ -14,7 +14,7 @@ use kernels::{KernelBackend, TransferParts};
 
 pub use config::{BesideAttentionConfig, Joined};
 pub use state::{BesideRows, BesideState};
-pub use student::WindowStudent;
+pub use student::{HeadsStudent, WindowStudent};
 
 use super::attention::Attention;
 use super::discrete_mamba2::DiscreteMamba2;
@@ -275,7 +275,38 @@ impl<B: KernelBackend> TokenMixer<B> for BesideAttention<B> {
         self.attention.as_ref()
     }
 
-    fn softmax_mut(&mut self) -> Option<&mut Attention<B>> {
-        self.attention.as_mut()
+    /// All heads, or those that are named.
+    fn take_over(&mut self, theirs: &Attention<B>) {
+        let (Some(own), heads) = (&mut self.attention, &self.config.heads) else {
+            return;
+        };
+        if heads.is_empty() {
+            own.copy_from(theirs);
+        } else {
+            own.copy_heads(theirs, heads);
+        }
+    }
+
+    fn added_context(&self, u: Tensor<B, 3>, heads: usize) -> Option<Tensor<B, 4>> {
+        let attention = self.attention.as_ref()?;
+        if self.adapter.is_some() {
+            return None;
+        }
+        let kept = attention.context(u);
+        let [_, _, n, _] = kept.dims();
+        if self.config.heads.is_empty() {
+            return (n == heads).then_some(kept);
+        }
+        let nothing = kept.clone().narrow(2, 0, 1).zeros_like();
+        let of = |head| {
+            let at = self.config.heads.iter().position(|kept| *kept == head);
+            at.map_or(nothing.clone(), |at| kept.clone().narrow(2, at, 1))
+        };
+        Some(Tensor::cat((0..heads).map(of).collect(), 2))
+    }
+
+    fn added_output(&self, u: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
+        let attention = self.attention.as_ref()?;
+        (self.adapter.is_none()).then(|| attention.forward(u))
     }
 }

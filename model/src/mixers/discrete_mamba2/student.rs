@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Activation, DiscreteMamba2Config, MixerRotary, Turned};
+use crate::config_error::ConfigError;
 use crate::mixers::MixerConfig;
 use crate::mixers::attention::AttentionConfig;
 use crate::mixers::student::StudentOptions;
@@ -90,8 +91,13 @@ impl Mamba2Student {
 }
 
 impl StudentOptions for Mamba2Student {
-    fn mixer(&self, of_teacher: &AttentionConfig, d_model: usize) -> MixerConfig {
-        self.config(of_teacher, d_model).into()
+    fn mixer(
+        &self,
+        _layer: usize,
+        of_teacher: &AttentionConfig,
+        d_model: usize,
+    ) -> Result<MixerConfig, ConfigError> {
+        Ok(self.config(of_teacher, d_model).into())
     }
 
     fn mamba(&self) -> &Mamba2Student {
