@@ -3,13 +3,13 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use kernels::decode::projections::Activation;
+use kernels::decode::projections::{Activation, Projection};
 use kernels::{AttentionParts, KernelBackend, TransferParts};
 
 use crate::arch::{BlockOrder, NetworkConfig};
 use crate::init::Init;
 use crate::layers::Norm;
-use crate::mixers::{Mixer, MixerConfig, MixerRows, MixerState};
+use crate::mixers::{Mixer, MixerConfig, MixerRows, MixerState, StepOutput};
 use crate::mlp::Mlp;
 
 /// One layer of a network. Below, `LN` is [`input_layernorm`](Self::input_layernorm).
@@ -145,10 +145,10 @@ impl<B: KernelBackend> Block<B> {
     }
 
     /// The step around `mix`, which stands between the mixer's projections, `[b, d]` each.
-    fn step_with(
-        &self,
+    fn step_with<'a>(
+        &'a self,
         x: Tensor<B, 2>,
-        mix: impl FnOnce(Vec<Tensor<B, 2>>) -> Tensor<B, 2>,
+        mix: impl FnOnce(Vec<Tensor<B, 2>>) -> StepOutput<'a, B>,
     ) -> Tensor<B, 2> {
         let (mixer, mlp) = (&self.mixer, &self.mlp);
         let entries = mixer.entries().into_iter();
@@ -161,21 +161,36 @@ impl<B: KernelBackend> Block<B> {
                 entries.extend(mlp.entries());
                 let mut projected = self.input_layernorm.project(x.clone(), entries);
                 let hidden = mlp.hidden_of_step(projected.split_off(n));
-                let out_of = vec![
-                    (mix(projected), mixer.exit().projection()),
-                    (hidden, mlp.down.projection()),
-                ];
+                let (x, mut out_of) = terms(x, mix(projected));
+                out_of.push((hidden, mlp.down.projection()));
                 kernels::decode::projections::out_of(x, out_of)
             }
             Some(norm) => {
                 let projected = self.input_layernorm.project(x.clone(), entries);
-                let out_of = vec![(mix(projected), mixer.exit().projection())];
-                let mixed = kernels::decode::projections::out_of(x, out_of);
+                let (x, out_of) = terms(x, mix(projected));
+                let mixed = match out_of.len() {
+                    0 => x,
+                    _ => kernels::decode::projections::out_of(x, out_of),
+                };
                 let hidden = mlp.hidden_of_step(norm.project(mixed.clone(), mlp.entries()));
                 kernels::decode::projections::out_of(mixed, vec![(hidden, mlp.down.projection())])
             }
         }
     }
+}
+
+/// The residual stream with what a mixer adds to it as it is, and what it adds through projections.
+fn terms<B: KernelBackend>(
+    x: Tensor<B, 2>,
+    output: StepOutput<'_, B>,
+) -> (Tensor<B, 2>, Vec<(Tensor<B, 2>, Projection<B>)>) {
+    let x = match output.plain {
+        Some(plain) => x + plain,
+        None => x,
+    };
+    let through = output.through.into_iter();
+    let through = through.map(|(y, linear)| (y, linear.projection()));
+    (x, through.collect())
 }
 
 /// What [`Block::forward_tapped`] gives.

@@ -282,7 +282,7 @@ impl<B: KernelBackend> Norm<B> {
     }
 
     /// In the dtype of `x`, which in a step is wider than that of the parameters.
-    fn rms_norm_of_step(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+    pub(crate) fn rms_norm_of_step(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let weight = to_dtype(self.weight.val(), x.dtype());
         kernels::rms_norm(x, weight, self.epsilon)
     }

@@ -73,6 +73,7 @@ mod config_error;
 mod decoding;
 pub mod hub;
 mod init;
+mod initialise;
 mod layers;
 mod lm;
 pub mod manifest;
@@ -87,23 +88,27 @@ mod transfer;
 pub mod weights;
 
 pub use arch::{
-    BlockConfig, BlockOrder, Family, HeadConfig, Layout, MlpConfig, MlpKind, ModelConfig,
-    NetworkConfig, NormConfig, NormKind, PhiConfig, PhiMambaConfig,
+    BlockConfig, BlockOrder, Family, HeadConfig, Layout, LlamaConfig, LlamaFamily,
+    LlamaMambaConfig, MlpConfig, MlpKind, ModelConfig, NetworkConfig, NormConfig, NormKind,
+    PhiConfig, PhiMambaConfig,
 };
 pub use batch::Batch;
 pub use block::{Block, BlockOutputs};
 pub use config_error::ConfigError;
 pub use decoding::State;
 pub use hub::{Hub, locate};
+pub use initialise::{Fit, InitError, Initialisation};
 pub use layers::{Linear, Norm};
 pub use lm::{Backbone, CausalLm, Embedding, Outputs, Phi, PhiMamba, Taps};
 pub use mixers::attention::{Attention, AttentionConfig, KvCache};
+pub use mixers::beside_attention::{BesideAttention, BesideAttentionConfig, BesideState, Joined};
 pub use mixers::discrete_mamba2::{
-    Activation, DepthwiseConv, DiscreteMamba2, DiscreteMamba2Config, Mamba2State,
+    Activation, DepthwiseConv, DiscreteMamba2, DiscreteMamba2Config, Mamba2State, MixerRotary,
+    Turned,
 };
 pub use mixers::{
-    DecodingState, MatrixOperations, Mixer, MixerConfig, MixerOptions, MixerState, StateError,
-    StateSize, TokenMixer,
+    DecodingState, MatrixOperations, Mixer, MixerConfig, MixerOptions, MixerState, RopeScaling,
+    StateError, StateSize, StepOutput, StudentMixer, TokenMixer, rotary_frequencies,
 };
 pub use mlp::Mlp;
 pub use model_hash::ModelHash;

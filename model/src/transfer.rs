@@ -47,7 +47,8 @@ pub enum TransferError {
 /// mixers stay as they are.
 ///
 /// Where the student's vocabulary is padded and the teacher's is not, the teacher's is padded as by
-/// [`pad_vocabulary`]. Nothing is changed if anything does not fit. Parameters keep their ids, so
+/// [`pad_vocabulary`]; where both heads are the embedding's, by zero vectors alone, whose ids the student then has to
+/// learn not to give. Nothing is changed if anything does not fit. Parameters keep their ids, so
 /// an optimiser that already knows them still does; copies are in the teacher's dtype.
 ///
 /// # Errors
@@ -63,7 +64,13 @@ pub fn transfer_weights<B: Backend>(
             teacher: layers[1],
         });
     }
-    let padded = pad_vocabulary(teacher.clone(), student.vocab_size());
+    let (tied, rows) = (student.lm_head.is_none(), student.vocab_size());
+    let padded = if tied && teacher.lm_head.is_none() {
+        // A head of its own would have no place in the student.
+        pad_embedding(teacher.clone(), rows)
+    } else {
+        pad_vocabulary(teacher.clone(), rows)
+    };
     let mut from = Parameters::of(&padded);
     let to = named_parameters(student, Layout::default());
     let ours: HashSet<&str> = to.iter().map(|parameter| &*parameter.path).collect();
@@ -176,6 +183,15 @@ pub fn pad_vocabulary<B: Backend>(mut model: CausalLm<B>, vocab_size: usize) -> 
     head.weight = padded(&head.weight, rows, 0.0);
     model.lm_head = Some(head);
     model.backbone.embedding.weight = padded(&model.backbone.embedding.weight, rows, 0.0);
+    model
+}
+
+/// `model` with zero vectors after the last of its embedding, up to `vocab_size`.
+fn pad_embedding<B: Backend>(mut model: CausalLm<B>, vocab_size: usize) -> CausalLm<B> {
+    let rows = vocab_size.saturating_sub(model.vocab_size());
+    if rows > 0 {
+        model.backbone.embedding.weight = padded(&model.backbone.embedding.weight, rows, 0.0);
+    }
     model
 }
 

@@ -48,6 +48,17 @@ pub fn cases(prefix: &str) -> Vec<PathBuf> {
     })
 }
 
+/// What the folders of teachers start with, family by family.
+const TEACHERS: [&str; 3] = ["teacher-", "llama-", "qwen2-"];
+
+/// The folders of teachers of all families.
+///
+/// # Panics
+/// If a family has none.
+pub fn teachers() -> Vec<PathBuf> {
+    TEACHERS.iter().flat_map(|prefix| cases(prefix)).collect()
+}
+
 /// The safetensors files in the goldens' sub-folder `folder`, sorted.
 ///
 /// # Panics
@@ -86,6 +97,8 @@ pub type Values = (Vec<usize>, Vec<f64>);
 pub struct Goldens {
     path: PathBuf,
     bytes: Vec<u8>,
+    /// What the keys of a variant begin with.
+    variant: &'static str,
 }
 
 impl Goldens {
@@ -105,7 +118,25 @@ impl Goldens {
         let bytes = std::fs::read(path)
             .unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()));
         let path = path.to_path_buf();
-        Self { path, bytes }
+        let variant = "";
+        Self {
+            path,
+            bytes,
+            variant,
+        }
+    }
+
+    /// The same for a variant of what was recorded: a key that begins with `variant` stands for the same key
+    /// without it, and every other key is both's.
+    #[must_use]
+    pub fn of_variant(mut self, variant: &'static str) -> Self {
+        self.variant = variant;
+        self
+    }
+
+    /// Whether it is for a variant.
+    pub fn is_variant(&self) -> bool {
+        !self.variant.is_empty()
     }
 
     fn tensors(&self) -> SafeTensors<'_> {
@@ -122,7 +153,9 @@ impl Goldens {
 
     /// Whether the file has a tensor of this name.
     pub fn has(&self, key: &str) -> bool {
-        self.tensors().tensor(key).is_ok()
+        let tensors = self.tensors();
+        let variant = format!("{}{key}", self.variant);
+        tensors.tensor(&variant).is_ok() || tensors.tensor(key).is_ok()
     }
 
     /// The shape and values of a tensor stored in f32 or f64.
@@ -171,7 +204,8 @@ impl Goldens {
     fn raw(&self, key: &str) -> (Vec<usize>, Dtype, Vec<u8>) {
         let tensors = self.tensors();
         let view = tensors
-            .tensor(key)
+            .tensor(&format!("{}{key}", self.variant))
+            .or_else(|_| tensors.tensor(key))
             .unwrap_or_else(|error| panic!("{}: {key}: {error}", self.path.display()));
         (view.shape().to_vec(), view.dtype(), view.data().to_vec())
     }

@@ -65,6 +65,9 @@ fn teacher() {
         teacher::whole_sequence::<Gpu>(FAST);
         teacher::splits::<Gpu>(FAST);
         teacher::decoding::<Gpu>(FAST);
+        teacher::greedy::<Gpu>();
+        teacher::joining::<Gpu>(FAST);
+        teacher::eight_bits::<Gpu>();
     });
 }
 
@@ -82,23 +85,39 @@ fn perplexity_of_all_the_text() {
 
 #[test]
 fn stage1() {
-    with_adapter(|| mohawk::stage1::<Autodiff<Gpu>>(COMPOSED));
+    with_adapter(|| {
+        for recorded in mohawk::RECORDED {
+            mohawk::stage1::<Autodiff<Gpu>>(recorded, COMPOSED);
+        }
+    });
 }
 
 #[test]
 fn stage2() {
-    with_adapter(|| mohawk::stage2::<Autodiff<Gpu>>(FAST));
+    with_adapter(|| {
+        for recorded in mohawk::RECORDED {
+            mohawk::stage2::<Autodiff<Gpu>>(recorded, FAST);
+        }
+    });
 }
 
 #[test]
 fn stage3() {
-    with_adapter(|| mohawk::stage3::<Autodiff<Gpu>>(FAST));
+    with_adapter(|| {
+        for recorded in mohawk::RECORDED {
+            mohawk::stage3::<Autodiff<Gpu>>(recorded, FAST);
+        }
+    });
 }
 
 /// The training loop's own passes, every gradient of them.
 #[test]
 fn passes() {
-    with_adapter(|| passes::stages::<Autodiff<Gpu>>(FAST));
+    with_adapter(|| {
+        for recorded in mohawk::RECORDED {
+            passes::stages::<Autodiff<Gpu>>(recorded, FAST);
+        }
+    });
 }
 
 /// The same in half precision.

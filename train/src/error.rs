@@ -27,6 +27,9 @@ pub enum TrainError {
     /// The teacher's weights do not fit the student.
     #[error(transparent)]
     Transfer(#[from] model::TransferError),
+    /// The student's mixers cannot start as the configuration says.
+    #[error("student.init: {0}")]
+    Initialisation(#[from] model::InitError),
     /// Teacher and student cannot be compared.
     #[error("{0}")]
     Mismatch(String),

@@ -27,6 +27,8 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
                 activation: Activation::Identity,
                 d: random([h], dtype),
                 z_bias: Some(random([h * p], dtype)),
+                a_log_bias: None,
+                turn: None,
             };
             let projected = random([b, c + h * p + h], dtype);
             // More states than a cache holds.

@@ -46,6 +46,8 @@ fn f64_does_not_meet_narrower_inputs() {
         d: None,
         z: Some(of([b, l, h * p], double)),
         z_bias: None,
+        a_log_bias: None,
+        turn: None,
     };
     let student = |d| TransferParts::<B> {
         a_log: of([b, l, h], single),
@@ -56,6 +58,7 @@ fn f64_does_not_meet_narrower_inputs() {
     let teacher = |dtype| AttentionParts {
         q: of([b, l, h, p], dtype),
         k: of([b, l, 1, p], dtype),
+        window: None,
     };
     let weights = DistillationWeights {
         temperature: 1.0,

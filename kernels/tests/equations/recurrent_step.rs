@@ -2,7 +2,7 @@
 
 use kernels::runtime::{Flex, NdArray64};
 use kernels::scan::causal_conv::Activation;
-use kernels::{KernelBackend, StepParameters, StepState};
+use kernels::{KernelBackend, StepParameters, StepState, Turn};
 use tests::assert_close;
 
 use crate::support::*;
@@ -17,6 +17,11 @@ fn steps<B: KernelBackend>([b, h, p, n, g, w]: [usize; 6], activation: Activatio
         activation,
         d: tensor(random(3, &[h], 1.0)),
         z_bias: Some(tensor(random(4, &[h * p], 1.0))),
+        a_log_bias: Some(tensor(random(10, &[h], 1.0))),
+        turn: (n > 1).then(|| Turn {
+            cos: tensor(random(11, &[1, n / 2], 1.0)),
+            sin: tensor(random(12, &[1, n / 2], 1.0)),
+        }),
     };
     let mut state = StepState {
         conv: tensor(random(5, &[b, c, w], 1.0)),

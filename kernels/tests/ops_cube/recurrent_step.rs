@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Tensor};
 use kernels::decode::recurrent_step::{RecurrentStep, reference};
 use kernels::scan::causal_conv::Activation;
-use kernels::{KernelBackend, StepParameters, StepState};
+use kernels::{KernelBackend, StepParameters, StepState, Turn};
 
 use crate::support::*;
 
@@ -63,6 +63,12 @@ impl Case {
         let bias = self.biases.then(|| random.values([c], 1.0, dtype));
         let d = random.values([h], 1.0, dtype);
         let z_bias = self.biases.then(|| random.values([h * p], 1.0, dtype));
+        let a_log_bias = self.biases.then(|| random.values([h], 1.0, dtype));
+        // Of those with biases that have pairs.
+        let angles = (self.biases && n > 1).then(|| {
+            let r = random.size(1, n / 2);
+            [(); 2].map(|()| random.values([1, r], 1.0, DType::F32))
+        });
         let conv = random.values([b, c, w], 1.0, dtype);
         let ssm = random.values([b, h, p, n], 1.0, DType::F32);
 
@@ -73,6 +79,11 @@ impl Case {
                 activation,
                 d: d.exact(),
                 z_bias: z_bias.as_ref().map(Values::exact),
+                a_log_bias: a_log_bias.as_ref().map(Values::exact),
+                turn: angles.as_ref().map(|[cos, sin]| Turn {
+                    cos: cos.exact(),
+                    sin: sin.exact(),
+                }),
             };
             let (conv, ssm) = (conv.exact(), ssm.exact());
             let tokens = tokens.iter().map(Values::exact);
@@ -85,6 +96,11 @@ impl Case {
                 activation,
                 d: d.cube(),
                 z_bias: z_bias.as_ref().map(Values::cube),
+                a_log_bias: a_log_bias.as_ref().map(Values::cube),
+                turn: angles.as_ref().map(|[cos, sin]| Turn {
+                    cos: cos.cube(),
+                    sin: sin.cube(),
+                }),
             };
             // As prefill leaves it.
             let view = conv.cube().swap_dims(1, 2) * 1.0;

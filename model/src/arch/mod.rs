@@ -6,8 +6,11 @@
 //! [`CausalLm`](crate::CausalLm), is built; nothing outside this folder asks which family a model belongs to.
 
 mod layout;
+mod llama;
+mod llama_mamba;
 mod phi;
 mod phi_mamba;
+mod student_layers;
 
 use std::fmt::Debug;
 use std::ops::Deref;
@@ -15,8 +18,11 @@ use std::ops::Deref;
 use serde_json::Value;
 
 pub use layout::Layout;
+pub use llama::{LlamaConfig, LlamaFamily};
+pub use llama_mamba::{LlamaMambaConfig, Rope};
 pub use phi::PhiConfig;
 pub use phi_mamba::{BlockConfig, PhiMambaConfig};
+pub use student_layers::student_mixers;
 
 pub use crate::layers::{NormConfig, NormKind};
 pub use crate::mlp::{MlpConfig, MlpKind};
@@ -103,17 +109,27 @@ pub trait Family: Debug {
     /// [`ConfigError::Invalid`] names the values at odds.
     fn validate(&self) -> Result<(), ConfigError>;
 
-    /// The student that this family's models are distilled into: their network with `mixer` in every layer but
-    /// those of `attention_layers` (counted from 0, in any order), which keep the teacher's.
+    /// The student that this family's models are distilled into: their network with these mixers, one a layer.
     ///
     /// # Errors
-    /// [`ConfigError`] if a layer does not exist or is named twice, `mixer` does not fit, or no family of
-    /// students can describe the result.
+    /// [`ConfigError`] if a mixer does not fit, or no family of students can describe the result.
+    fn student_with(&self, mixers: Vec<MixerConfig>) -> Result<ModelConfig, ConfigError>;
+
+    /// [`student_with`](Self::student_with) `mixer` in every layer but those of `attention_layers` (counted from 0,
+    /// in any order), which keep the teacher's.
+    ///
+    /// # Errors
+    /// Also if a layer does not exist or is named twice.
     fn student(
         &self,
         mixer: &MixerConfig,
         attention_layers: &[usize],
-    ) -> Result<ModelConfig, ConfigError>;
+    ) -> Result<ModelConfig, ConfigError> {
+        self.validate()?;
+        let mixer = |_: usize, _: &MixerConfig| Ok(mixer.clone());
+        let mixers = student_mixers(self.network().mixers, attention_layers, mixer)?;
+        self.student_with(mixers)
+    }
 }
 
 /// What reading a `config.json` needs of a family.
@@ -184,8 +200,12 @@ macro_rules! families {
 families! {
     /// The published Phi-Mamba's, pure or hybrid.
     PhiMamba: PhiMambaConfig = "Phi-Mamba's";
+    /// A student of Llama or of a family like it, pure or hybrid.
+    LlamaMamba: LlamaMambaConfig = "Llama-Mamba's";
     /// Hugging Face's `PhiForCausalLM`.
     Phi: PhiConfig = "phi";
+    /// Hugging Face's `LlamaForCausalLM`, and those like it.
+    Llama: LlamaConfig = "llama, mistral, qwen2, qwen3";
 }
 
 impl Family for ModelConfig {
@@ -213,11 +233,7 @@ impl Family for ModelConfig {
         self.deref().validate()
     }
 
-    fn student(
-        &self,
-        mixer: &MixerConfig,
-        attention_layers: &[usize],
-    ) -> Result<ModelConfig, ConfigError> {
-        self.deref().student(mixer, attention_layers)
+    fn student_with(&self, mixers: Vec<MixerConfig>) -> Result<ModelConfig, ConfigError> {
+        self.deref().student_with(mixers)
     }
 }

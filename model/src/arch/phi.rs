@@ -258,21 +258,22 @@ impl Family for PhiConfig {
         ])?;
         check_layers("num_hidden_layers", self.num_hidden_layers)?;
         check_positive("layer_norm_eps", self.layer_norm_eps)?;
-        let attention = &self.attention;
-        if (attention.head_dim, attention.qkv_bias, attention.dense_bias) != (None, true, true) {
+        let plain = AttentionConfig {
+            n_kv_heads: self.attention.n_kv_heads,
+            partial_rotary_factor: self.attention.partial_rotary_factor,
+            rope_theta: self.attention.rope_theta,
+            ..AttentionConfig::with_heads(self.attention.n_heads)
+        };
+        if self.attention != plain {
             return Err(ConfigError::Invalid(
-                "a Phi has biases everywhere, and heads that share its width".into(),
+                "a Phi has biases everywhere, heads that share its width, and no other options of attention"
+                    .into(),
             ));
         }
         self.attention.validate(self.hidden_size)
     }
 
-    fn student(
-        &self,
-        mixer: &MixerConfig,
-        attention_layers: &[usize],
-    ) -> Result<ModelConfig, ConfigError> {
-        let student = PhiMambaConfig::student_of(self, mixer, attention_layers)?;
-        Ok(student.into())
+    fn student_with(&self, mixers: Vec<MixerConfig>) -> Result<ModelConfig, ConfigError> {
+        Ok(PhiMambaConfig::student_with(self, mixers)?.into())
     }
 }

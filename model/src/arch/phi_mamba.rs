@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::phi::ATTENTION_KEYS;
+use super::student_layers::student_mixers;
 use super::{
     BlockOrder, Family, FamilyFile, HeadConfig, Layout, MlpConfig, MlpKind, ModelConfig,
     NetworkConfig, NormConfig, NormKind,
@@ -19,6 +20,8 @@ const ATTENTION_CORE: &str = "modules.mixers.phi_attention";
 const BLOCK: &str = "modules.phi_block";
 /// Heads of attention where neither the file nor a Mamba block says how many: Hugging Face's default.
 const DEFAULT_HEADS: usize = 32;
+/// Options of a mixer that published ones lack.
+const OWN_KEYS: [&str; 5] = ["z_bias", "head_dim", "a_log_bias", "bc_norm", "rotary"];
 /// What the published code has fixed in its text.
 const PUBLISHED_EPS: f64 = 1e-5;
 /// The published MLP is this many times as wide as the model.
@@ -40,6 +43,10 @@ const VOCAB_MULTIPLE: usize = 8;
 /// `intermediate_size` under `MixerModel.input`, written only where they differ. The published code
 /// ignores both keys: it then computes with its own epsilon, slightly differently, and refuses the
 /// MLP's weights for their shapes.
+///
+/// Options of the mixer that published ones lack (rotary positions, norms of B and C, a bias of A_log) are further
+/// keys of `core_input`, written only where they are in use. The published code ignores these keys, and would
+/// compute something else.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PhiMambaConfig {
     /// Tokens in the vocabulary, before padding.
@@ -110,12 +117,32 @@ fn known(core_input: &Map<String, Value>, keys: &[&str]) -> Map<String, Value> {
 
 /// The `CoreType` and the `core_input` of a mixer, if the format has such mixers.
 fn written(mixer: &MixerConfig) -> Option<(&'static str, Map<String, Value>)> {
-    let (core, keys) = match mixer.kind() {
-        "mamba2" => (MAMBA_CORE, &DiscreteMamba2Config::KEYS[..]),
-        "attention" => (ATTENTION_CORE, &ATTENTION_KEYS[..]),
-        _ => return None,
-    };
-    Some((core, known(mixer.to_json().as_object()?, keys)))
+    let all = mixer.to_json();
+    let all = all.as_object()?;
+    match mixer {
+        MixerConfig::DiscreteMamba2(mamba) => {
+            let mut input = known(all, &DiscreteMamba2Config::KEYS);
+            let published = json!(published_options(mamba));
+            let own = known(all, &OWN_KEYS).into_iter();
+            input.extend(own.filter(|(key, value)| published[key] != *value));
+            Some((MAMBA_CORE, input))
+        }
+        MixerConfig::Attention(_) => Some((ATTENTION_CORE, known(all, &ATTENTION_KEYS))),
+        _ => None,
+    }
+}
+
+/// `mixer` with those options of published mixers for which their format has no keys: no rotary positions, and a
+/// bias of the gate where the projections have none.
+fn published_options(mixer: &DiscreteMamba2Config) -> DiscreteMamba2Config {
+    DiscreteMamba2Config {
+        z_bias: !mixer.bias,
+        head_dim: None,
+        a_log_bias: false,
+        bc_norm: None,
+        rotary: None,
+        ..mixer.clone()
+    }
 }
 
 /// The mixer that [`written`] gives these; attention has `n_heads` where they do not say it.
@@ -141,8 +168,17 @@ fn read_mixer(
 }
 
 fn read_mamba(core_input: &Map<String, Value>) -> Result<DiscreteMamba2Config, ConfigError> {
+    let own = known(core_input, &OWN_KEYS);
     let known = known(core_input, &DiscreteMamba2Config::KEYS);
-    Ok(serde_json::from_value(Value::Object(known))?)
+    let published = published_options(&serde_json::from_value(Value::Object(known))?);
+    if own.is_empty() {
+        return Ok(published);
+    }
+    let mut all = json!(published);
+    if let Value::Object(all) = &mut all {
+        all.extend(own);
+    }
+    Ok(serde_json::from_value(all)?)
 }
 
 impl PhiMambaConfig {
@@ -218,6 +254,21 @@ impl PhiMambaConfig {
     ) -> Result<Self, ConfigError> {
         teacher.validate()?;
         let mixer: MixerConfig = mixer.clone().into();
+        let mixer = |_: usize, _: &MixerConfig| Ok(mixer.clone());
+        let mixers = student_mixers(teacher.network().mixers, attention_layers, mixer)?;
+        Self::student_with(teacher, mixers)
+    }
+
+    /// The student of `teacher` with these mixers, one a layer.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] if a mixer does not fit, or the published format has no words for it or for the
+    /// teacher's blocks.
+    pub fn student_with(
+        teacher: &impl Family,
+        mixers: Vec<MixerConfig>,
+    ) -> Result<Self, ConfigError> {
+        teacher.validate()?;
         let network = teacher.network();
         let like_phi = network.block_order == BlockOrder::Parallel
             && network.norm.kind == NormKind::LayerNorm
@@ -229,24 +280,6 @@ impl PhiMambaConfig {
                 teacher.name()
             )));
         }
-        let layers = network.mixers.len();
-        let mut is_attention = vec![false; layers];
-        for &layer in attention_layers {
-            let Some(seen) = is_attention.get_mut(layer) else {
-                return Err(ConfigError::Invalid(format!(
-                    "attention layer {layer} does not exist: the teacher's layers are 0 to {}",
-                    layers - 1
-                )));
-            };
-            if std::mem::replace(seen, true) {
-                return Err(ConfigError::Invalid(format!(
-                    "attention layer {layer} is named twice"
-                )));
-            }
-        }
-        let kept = network.mixers.into_iter().zip(is_attention);
-        let mixers = kept.map(|(teachers, kept)| if kept { teachers } else { mixer.clone() });
-        let mixers: Vec<MixerConfig> = mixers.collect();
         let blocks = mixers.chunk_by(|a, b| a == b).map(|run| BlockConfig {
             n_layers: run.len(),
             resid_dropout: 0.0,
@@ -437,11 +470,7 @@ impl Family for PhiMambaConfig {
         check_layers("n_layer", self.n_layer())
     }
 
-    fn student(
-        &self,
-        mixer: &MixerConfig,
-        attention_layers: &[usize],
-    ) -> Result<ModelConfig, ConfigError> {
-        Ok(Self::student_of(self, mixer, attention_layers)?.into())
+    fn student_with(&self, mixers: Vec<MixerConfig>) -> Result<ModelConfig, ConfigError> {
+        Ok(Self::student_with(self, mixers)?.into())
     }
 }

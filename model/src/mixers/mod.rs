@@ -11,9 +11,11 @@
 #![allow(clippy::large_enum_variant)]
 
 pub mod attention;
+pub mod beside_attention;
 pub mod discrete_mamba2;
 mod rotary;
 mod state_tensors;
+mod student;
 
 use std::fmt::Debug;
 use std::ops::{Deref, DerefMut};
@@ -26,13 +28,16 @@ use serde::Serialize;
 use serde_json::Value;
 
 use self::attention::{Attention, AttentionConfig, KvCache, KvCaches};
+use self::beside_attention::{BesideAttention, BesideAttentionConfig, BesideRows, BesideState};
 use self::discrete_mamba2::{DiscreteMamba2, DiscreteMamba2Config, Mamba2Rows, Mamba2State};
 use crate::config_error::ConfigError;
 use crate::init::Init;
 use crate::layers::Linear;
 
+pub use rotary::{RopeScaling, rotary_frequencies};
 pub(crate) use state_tensors::state_name;
 pub use state_tensors::{StateError, StateTensors};
+pub use student::StudentMixer;
 
 /// Bytes of a number in f32.
 pub(crate) const F32: usize = 4;
@@ -72,6 +77,11 @@ pub trait MixerOptions: Debug {
     /// [`TokenMixer::transfer_parts`] gives anything.
     fn has_transfer_parts(&self) -> bool {
         false
+    }
+
+    /// The options of the discrete Mamba-2 in it, to be changed.
+    fn mamba_mut(&mut self) -> Option<&mut DiscreteMamba2Config> {
+        None
     }
 
     /// Whether it can be the teacher's there: whether [`TokenMixer::attention_parts`] gives anything.
@@ -148,9 +158,6 @@ pub trait TokenMixer<B: KernelBackend>: Debug {
     /// takes their outputs.
     fn entries(&self) -> Vec<&Linear<B>>;
 
-    /// The projection to the residual stream.
-    fn exit(&self) -> &Linear<B>;
-
     /// Every projection, for packing.
     fn linears_mut(&mut self) -> Vec<&mut Linear<B>>;
 
@@ -199,12 +206,12 @@ pub trait TokenMixer<B: KernelBackend>: Debug {
     /// If `state` is that of another kind of mixer.
     fn prefill(&self, u: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3>;
 
-    /// What stands between the projections for one token after those that `state` holds: the outputs of
-    /// [`entries`](Self::entries), `[b, d]` each, to what [`exit`](Self::exit) reads, `[b, d]`.
+    /// What stands between the projections for one token after those that `state` holds: from the outputs of
+    /// [`entries`](Self::entries), `[b, d]` each.
     ///
     /// # Panics
     /// If `state` is that of another kind of mixer.
-    fn step(&self, projected: Vec<Tensor<B, 2>>, state: &mut MixerState<B>) -> Tensor<B, 2>;
+    fn step(&self, projected: Vec<Tensor<B, 2>>, state: &mut MixerState<B>) -> StepOutput<'_, B>;
 
     /// [`step`](Self::step) for the rows of a batch, each at its own position. What a row gives that is not
     /// `occupied` has no meaning.
@@ -216,7 +223,54 @@ pub trait TokenMixer<B: KernelBackend>: Debug {
         projected: Vec<Tensor<B, 2>>,
         rows: &mut MixerRows<B>,
         occupied: &[bool],
-    ) -> Tensor<B, 2>;
+    ) -> StepOutput<'_, B>;
+
+    /// The discrete Mamba-2 in it, whose parameters an initialisation sets.
+    fn mamba(&self) -> Option<&DiscreteMamba2<B>> {
+        None
+    }
+
+    /// The same, to be changed.
+    fn mamba_mut(&mut self) -> Option<&mut DiscreteMamba2<B>> {
+        None
+    }
+
+    /// The softmax attention in it.
+    fn softmax(&self) -> Option<&Attention<B>> {
+        None
+    }
+
+    /// Makes the attention beside a state-space mixer the teacher's, as far as its heads are known to be that's.
+    fn take_over(&mut self, _theirs: &Attention<B>) {}
+
+    /// What attention beside a state-space mixer adds to the context of each of the teacher's `heads` heads, of
+    /// `u [b, l, d_model]`: `[b, l, heads, p]`; `None` where it adds to none of them.
+    fn added_context(&self, _u: Tensor<B, 3>, _heads: usize) -> Option<Tensor<B, 4>> {
+        None
+    }
+
+    /// What it adds to the mixer's output, `[b, l, d_model]`.
+    fn added_output(&self, _u: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
+        None
+    }
+}
+
+/// What a mixer adds to the residual stream in a step of decoding.
+pub struct StepOutput<'a, B: Backend> {
+    /// Vectors `[b, d]`, and the projection that takes each to the residual stream.
+    pub through: Vec<(Tensor<B, 2>, &'a Linear<B>)>,
+    /// `[b, d_model]`, added as it is.
+    pub plain: Option<Tensor<B, 2>>,
+}
+
+impl<'a, B: Backend> StepOutput<'a, B> {
+    /// `y [b, d]` through one projection.
+    pub fn through(y: Tensor<B, 2>, linear: &'a Linear<B>) -> Self {
+        Self {
+            through: vec![(y, linear)],
+            plain: None,
+        }
+    }
 }
 
 /// What a mixer carries from one token to the next, for one batch of sequences of one length.
@@ -330,6 +384,14 @@ macro_rules! mixers {
             }
         }
 
+        impl DerefMut for MixerConfig {
+            fn deref_mut(&mut self) -> &mut Self::Target {
+                match self {
+                    $(Self::$kind(config) => config,)*
+                }
+            }
+        }
+
         impl<B: Backend> Deref for MixerState<B> {
             type Target = dyn DecodingState;
 
@@ -393,6 +455,8 @@ mixers! {
     DiscreteMamba2: DiscreteMamba2, DiscreteMamba2Config, Mamba2State, Mamba2Rows;
     /// Softmax attention.
     Attention: Attention, AttentionConfig, KvCache, KvCaches;
+    /// The state-space mixer with some attention beside it.
+    BesideAttention: BesideAttention, BesideAttentionConfig, BesideState, BesideRows;
 }
 
 impl MixerConfig {

@@ -1,12 +1,125 @@
-//! Rotary position embedding of the first dimensions of each head, as in Phi.
+//! Rotary position embedding (RoFormer, arXiv 2104.09864) of the first dimensions of each head.
 
 use std::any::{Any, TypeId};
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::f64::consts::TAU;
 
 use burn::tensor::backend::{Backend, DeviceId, DeviceOps};
 use burn::tensor::{Tensor, TensorData};
 use kernels::KernelBackend;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::config_error::{ConfigError, check_positive};
+
+/// How the frequencies of a rotary embedding are changed for sequences that are longer than those it was first
+/// trained on. The names are transformers' `rope_type`s.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "rope_type", rename_all = "lowercase")]
+pub enum RopeScaling {
+    /// Every frequency is divided by `factor`.
+    Linear {
+        /// How many times longer the sequences are.
+        factor: f64,
+    },
+    /// Llama 3's: a frequency that makes `t` turns over the original positions stays for
+    /// `t > high_freq_factor`, is divided by `factor` for `t < low_freq_factor`, and is blended linearly in `t`
+    /// between.
+    Llama3 {
+        /// How many times longer the sequences are.
+        factor: f64,
+        /// Turns below which a frequency is divided.
+        low_freq_factor: f64,
+        /// Turns above which it stays.
+        high_freq_factor: f64,
+        /// The positions of the first training.
+        original_max_position_embeddings: usize,
+    },
+}
+
+impl RopeScaling {
+    /// `frequency`, in radians a position, as it is with the scaling.
+    pub fn apply(self, frequency: f64) -> f64 {
+        match self {
+            Self::Linear { factor } => frequency / factor,
+            Self::Llama3 {
+                factor,
+                low_freq_factor: low,
+                high_freq_factor: high,
+                original_max_position_embeddings: original,
+            } => {
+                let turns = original as f64 * frequency / TAU;
+                let share = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                (1.0 - share) * frequency / factor + share * frequency
+            }
+        }
+    }
+
+    /// That the values make sense.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] names one that does not.
+    pub fn validate(self) -> Result<(), ConfigError> {
+        match self {
+            Self::Linear { factor } => check_positive("factor", factor),
+            Self::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings,
+            } => {
+                for (key, value) in [
+                    ("factor", factor),
+                    ("low_freq_factor", low_freq_factor),
+                    ("high_freq_factor", high_freq_factor),
+                    (
+                        "original_max_position_embeddings",
+                        original_max_position_embeddings as f64,
+                    ),
+                ] {
+                    check_positive(key, value)?;
+                }
+                if low_freq_factor < high_freq_factor {
+                    return Ok(());
+                }
+                Err(ConfigError::Invalid(format!(
+                    "`low_freq_factor` is {low_freq_factor}; it must be less than `high_freq_factor`, which is \
+                     {high_freq_factor}"
+                )))
+            }
+        }
+    }
+
+    /// The members that transformers gives it, `rope_type` among them.
+    pub fn to_json(self) -> Value {
+        match self {
+            Self::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
+            Self::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings,
+            } => json!({
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low_freq_factor,
+                "high_freq_factor": high_freq_factor,
+                "original_max_position_embeddings": original_max_position_embeddings,
+            }),
+        }
+    }
+}
+
+/// The frequencies of a rotary embedding of `dim` dimensions, in radians a position: `theta^(-2i / dim)` for
+/// `i < dim / 2`, with the scaling.
+pub fn rotary_frequencies(dim: usize, theta: f64, scaling: Option<RopeScaling>) -> Vec<f64> {
+    let frequency = |i: usize| {
+        let plain = theta.powf(-2.0 * i as f64 / dim as f64);
+        scaling.map_or(plain, |scaling| scaling.apply(plain))
+    };
+    (0..dim / 2).map(frequency).collect()
+}
 
 /// Runs of positions whose angles a thread keeps: as many as the sequences of a batch that take a step
 /// together, each at its own position.
@@ -19,7 +132,9 @@ struct Key {
     device: DeviceId,
     dim: usize,
     theta: f64,
-    start: usize,
+    scaling: Option<RopeScaling>,
+    /// The first position; below 0, angles turn back.
+    start: i64,
     l: usize,
 }
 
@@ -30,7 +145,8 @@ thread_local! {
 
 /// The angles for a run of positions.
 ///
-/// Pairs are `(i, i + dim / 2)` for `i < dim / 2`, each turned by `position * theta^(-2i / dim)`.
+/// Pairs are `(i, i + dim / 2)` for `i < dim / 2`, each turned by the position times its
+/// [frequency](rotary_frequencies).
 #[derive(Clone)]
 pub(crate) struct Rotary<B: Backend> {
     /// `[l, dim / 2]`.
@@ -42,12 +158,43 @@ pub(crate) struct Rotary<B: Backend> {
 impl<B: KernelBackend> Rotary<B> {
     /// For positions `start..start + l`. The angles are computed in 64 bits on the host: in 32, the
     /// product of a late position and a frequency has lost four digits before its cosine is taken.
-    pub(crate) fn new(dim: usize, theta: f64, start: usize, l: usize, device: &B::Device) -> Self {
+    pub(crate) fn new(
+        dim: usize,
+        theta: f64,
+        scaling: Option<RopeScaling>,
+        start: usize,
+        l: usize,
+        device: &B::Device,
+    ) -> Self {
+        Self::kept(dim, theta, scaling, start as i64, l, device)
+    }
+
+    /// For one vector, turned back by `n` positions.
+    pub(crate) fn back(
+        dim: usize,
+        theta: f64,
+        scaling: Option<RopeScaling>,
+        n: usize,
+        device: &B::Device,
+    ) -> Self {
+        Self::kept(dim, theta, scaling, -(n as i64), 1, device)
+    }
+
+    /// The angles that are kept, or new ones.
+    fn kept(
+        dim: usize,
+        theta: f64,
+        scaling: Option<RopeScaling>,
+        start: i64,
+        l: usize,
+        device: &B::Device,
+    ) -> Self {
         let key = Key {
             backend: TypeId::of::<B>(),
             device: device.id(),
             dim,
             theta,
+            scaling,
             start,
             l,
         };
@@ -56,20 +203,19 @@ impl<B: KernelBackend> Rotary<B> {
             if let Some(angles) = known.and_then(|(_, angles)| angles.downcast_ref::<Self>()) {
                 return angles.clone();
             }
-            let angles = Self::make(dim, theta, start, l, device);
+            let frequencies = rotary_frequencies(dim, theta, scaling);
+            let angles = Self::make(&frequencies, start, l, device);
             made.truncate(KEPT - 1);
             made.push_front((key, Box::new(angles.clone())));
             angles
         })
     }
 
-    fn make(dim: usize, theta: f64, start: usize, l: usize, device: &B::Device) -> Self {
-        let half = dim / 2;
-        let frequency = |i: usize| theta.powf(-2.0 * i as f64 / dim as f64);
-        let frequencies: Vec<f64> = (0..half).map(frequency).collect();
+    fn make(frequencies: &[f64], start: i64, l: usize, device: &B::Device) -> Self {
+        let half = frequencies.len();
         let (mut cos, mut sin) = (Vec::with_capacity(l * half), Vec::with_capacity(l * half));
-        for position in start..start + l {
-            for frequency in &frequencies {
+        for position in start..start + l as i64 {
+            for frequency in frequencies {
                 let (s, c) = (position as f64 * frequency).sin_cos();
                 cos.push(c);
                 sin.push(s);

@@ -163,6 +163,14 @@ pub enum TensorFault {
         /// The shape it should have.
         expected: Vec<usize>,
     },
+    /// `config.json` ties it to another tensor, and the files have both with different values.
+    #[error("`{name}` differs from `{other}`, to which {CONFIG} ties it")]
+    Untied {
+        /// Its published name.
+        name: String,
+        /// That of the other.
+        other: String,
+    },
     /// It does not hold floating-point numbers.
     #[error("`{name}` holds {dtype}; it should hold f32, f16, bf16 or f64")]
     Dtype {

@@ -6,7 +6,8 @@
 //! Tensors are f32, f16, bf16 or f64 on disk, and get the backend's default float dtype in memory,
 //! which widens exactly. **Every tensor is accounted for**: one that is missing, unexpected,
 //! mis-shaped or not a float is an error, and one error lists them all; so is one with a number that is NaN or
-//! infinite, as stored or in the dtype that it gets. A file that is cut short or damaged is an error too, found
+//! infinite, as stored or in the dtype that it gets. A head that is tied to the embedding may be stored too, if it
+//! is the same. A file that is cut short or damaged is an error too, found
 //! before its numbers are used. Nothing in a file makes its reader take more memory than in proportion to the
 //! file's size.
 //!
@@ -34,7 +35,7 @@ pub use random::save_random_teacher;
 pub use safetensors::write as write_tensors;
 
 use self::error::io;
-use crate::arch::{Family, ModelConfig};
+use crate::arch::{Family, HeadConfig, ModelConfig};
 use crate::lm::CausalLm;
 use crate::manifest::{self, Digests};
 use crate::parameters::Part;
@@ -133,7 +134,12 @@ pub struct FileTensor {
 pub fn describe(folder: impl AsRef<Path>) -> Result<(ModelConfig, Vec<FileTensor>), WeightsError> {
     let folder = folder.as_ref();
     let config = load_config(folder)?;
-    let tensors = read::tensors(folder, config.layout())?;
+    let mut tensors = read::tensors(folder, config.layout())?;
+    if config.network().head == HeadConfig::Tied {
+        // Where it is stored all the same, it is no second parameter.
+        let head = config.layout().name(read::HEAD);
+        tensors.retain(|tensor| tensor.name != head);
+    }
     Ok((config, tensors))
 }
 

@@ -32,6 +32,10 @@ const IGNORED: [&str; 3] = [
     "rotary_emb.sin_cached",
 ];
 
+/// The paths of a tied head's weight and of what it is tied to.
+pub(super) const HEAD: &str = "lm_head.weight";
+const EMBEDDING: &str = "backbone.embedding.weight";
+
 /// Tensors by their names in the files.
 pub(super) type Tensors = BTreeMap<String, Stored>;
 
@@ -67,7 +71,13 @@ fn fill_from<B: Backend>(
 ) -> Result<CausalLm<B>, WeightsError> {
     let mut tensors = files.open()?;
     let parameters = named_parameters(&model, layout);
-    let faults = faults(&parameters, &tensors);
+    let untied = if model.lm_head.is_none() {
+        take_tied_head(layout, &mut tensors)?
+    } else {
+        None
+    };
+    let mut faults = faults(&parameters, &tensors);
+    faults.extend(untied);
     if !faults.is_empty() {
         let folder = folder.into();
         return Err(WeightsError::Tensors { folder, faults });
@@ -160,6 +170,26 @@ fn converted(data: TensorData, dtype: DType) -> TensorData {
     let number = |bytes: &[u8]| bf16::from_ne_bytes([bytes[0], bytes[1]]).to_f32();
     let values: Vec<f32> = numbers.map(number).collect();
     TensorData::new(values, data.shape)
+}
+
+/// Takes a head out of `tensors` that is tied to the embedding and stored all the same, as some programs write it;
+/// a fault if it is not the embedding.
+fn take_tied_head(
+    layout: Layout,
+    tensors: &mut Tensors,
+) -> Result<Option<TensorFault>, WeightsError> {
+    let other = layout.name(EMBEDDING);
+    let name = layout.name(HEAD);
+    let Some(embedding) = tensors.get(&other) else {
+        return Ok(None);
+    };
+    let Some(head) = tensors.get(&name) else {
+        return Ok(None);
+    };
+    let is_alike = head.shape == embedding.shape && head.dtype == embedding.dtype;
+    let is_tied = is_alike && head.read()?.0.bytes == embedding.read()?.0.bytes;
+    tensors.remove(&name);
+    Ok((!is_tied).then_some(TensorFault::Untied { name, other }))
 }
 
 /// Everything in which the files differ from what the network needs.

@@ -5,8 +5,8 @@ use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
 use kernels::KernelBackend;
 use model::{
-    AttentionConfig, CausalLm, DiscreteMamba2Config, Mixer, PhiConfig, PhiMambaConfig,
-    transfer_weights,
+    AttentionConfig, CausalLm, DiscreteMamba2Config, Family, LlamaConfig, Mixer, PhiConfig,
+    PhiMambaConfig, transfer_weights,
 };
 use tests::networks::*;
 use tests::{assert_close, goldens_dir};
@@ -58,6 +58,37 @@ fn transfer_pads_and_copies() {
     );
 }
 
+/// Of a Llama whose head is the embedding's, in sequential blocks: what the student takes over, and a kept layer.
+#[test]
+fn transfer_keeps_a_tied_head() {
+    let device = Default::default();
+    let config = std::fs::read_to_string(goldens_dir().join("teacher-llama/config.json"));
+    let mut config = LlamaConfig::from_json(&config.expect("a file")).expect("Llama's");
+    config.vocab_size = 101; // not a multiple of 8
+    let mixer = DiscreteMamba2Config {
+        d_state: 8,
+        ..DiscreteMamba2Config::with_heads(config.attention.n_heads)
+    };
+    let teacher = CausalLm::<Exact>::init(&config, 1, &device);
+    let student_config = config.student(&mixer.into(), &[1]).expect("a student");
+    let mut student = CausalLm::<Exact>::init(&student_config, 2, &device);
+    transfer_weights(&mut student, &teacher).expect("the sizes fit");
+    assert!(student.lm_head.is_none());
+    assert_eq!(student.vocab_size(), 104);
+    let rows = values(student.backbone.embedding.weight.val().narrow(0, 101, 3)).1;
+    assert!(rows.iter().all(|value| *value == 0.0));
+
+    let ids = burn::tensor::Tensor::<Exact, 2, _>::from_data([[1, 5, 100, 7]], &device);
+    let x = teacher.backbone.embedding.forward(ids.clone());
+    let own = student.backbone.embedding.forward(ids);
+    assert_eq!(values(own), values(x.clone()));
+    let (ours, theirs) = (&student.backbone.layers[1], &teacher.backbone.layers[1]);
+    let theirs = values(theirs.forward(x.clone()));
+    assert_eq!(values(ours.forward(x.clone())), theirs);
+    let logits = values(student.logits(x.clone()).narrow(2, 0, 101));
+    assert_eq!(logits, values(teacher.logits(x)));
+}
+
 fn mixer_weight<B: KernelBackend>(student: &CausalLm<B>) -> Tensor<B, 2> {
     let Mixer::DiscreteMamba2(mixer) = &student.backbone.layers[0].mixer else {
         panic!("layer 0 is a Mamba layer");
@@ -105,6 +136,7 @@ fn initialisation_is_the_published_one() {
             n_qk_heads: 4,
             d_state: 8,
             bias,
+            z_bias: !bias,
             ..Default::default()
         };
         let config = PhiMambaConfig::student_of(&teacher, &config, &[]).expect("a student");

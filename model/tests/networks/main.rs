@@ -21,6 +21,8 @@ macro_rules! on_both {
 
 mod block_orders;
 mod initialisation;
+mod initialisations;
+mod literal;
 mod mohawk;
 mod student;
 mod teacher;

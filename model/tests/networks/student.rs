@@ -1,6 +1,7 @@
 //! Phi-Mamba, pure and hybrid, against what the published modules computed from the same weights:
 //! the whole sequence at once, and decoding from a prompt.
 
+use burn::backend::Autodiff;
 use burn::tensor::Tensor;
 use tests::Goldens;
 use tests::networks::student::*;
@@ -14,6 +15,16 @@ on_both! {
     splits(1e-12, 2e-5);
     joining(1e-12, 2e-5);
     eight_bits();
+}
+
+#[test]
+fn next_tokens_exact() {
+    next_tokens::<Autodiff<Exact>>(EXACT);
+}
+
+#[test]
+fn next_tokens_flex() {
+    next_tokens::<Autodiff<Fast>>(FAST);
 }
 
 /// With B and C shared by several heads there is no recorded matrix, but `T x` must still be the

@@ -1,10 +1,17 @@
 //! What every student must do, whatever the backend.
 
+use std::path::Path;
+
+use super::decoding::*;
 use super::*;
 use crate::{Goldens, Values, assert_close, cases, name_of};
-use burn::tensor::{DType, Int, Tensor};
-use kernels::KernelBackend;
-use model::{MixerState, PhiMamba, State, Taps};
+use burn::tensor::Tensor;
+use kernels::{KernelBackend, TrainBackend};
+use model::{
+    LlamaMambaConfig, Mixer, MixerRotary, MixerState, PhiMamba, State, Taps, TokenMixer, Turned,
+    rotary_frequencies,
+};
+use serde_json::{Value, json};
 
 /// Runs `check` on every student folder: its name, its network, and what is expected of it.
 fn on_every_student<B: KernelBackend>(check: impl Fn(&str, &PhiMamba<B>, &Goldens)) {
@@ -12,9 +19,36 @@ fn on_every_student<B: KernelBackend>(check: impl Fn(&str, &PhiMamba<B>, &Golden
         let name = name_of(&folder);
         let (_, model) = model::load_any(&folder, &Default::default())
             .unwrap_or_else(|error| panic!("{name}: {error}"));
-        let goldens = Goldens::open_path(&folder.join("expected.safetensors"));
-        check(&name, &model, &goldens);
+        let open = || Goldens::open_path(&folder.join("expected.safetensors"));
+        check(&name, &model, &open());
+        if let Some(model) = turning_b_and_c(&folder) {
+            let name = format!("{name} with C and B turned");
+            check(&name, &model, &open().of_variant("cb."));
+        }
     }
+}
+
+/// The student in `folder` with C and B turned, where it is published with x and B turned: the same weights, for
+/// which the vectors have keys that begin with `cb`.
+fn turning_b_and_c<B: KernelBackend>(folder: &Path) -> Option<PhiMamba<B>> {
+    let text = std::fs::read_to_string(folder.join("config.json")).expect("a configuration");
+    let mut config: Value = serde_json::from_str(&text).expect("JSON");
+    let mut found = false;
+    for layer in config.get_mut("layers")?.as_array_mut()? {
+        if let Some(turned) = layer.pointer_mut("/ssm/rotary/applied_to") {
+            *turned = json!(["C", "B"]);
+            found = true;
+        }
+    }
+    if !found {
+        return None;
+    }
+    let changed = tempfile::tempdir().expect("a folder");
+    let weights = "model.safetensors";
+    std::fs::copy(folder.join(weights), changed.path().join(weights)).expect("a copy");
+    std::fs::write(changed.path().join("config.json"), config.to_string()).expect("a file");
+    let (_, model) = model::load_any(changed.path(), &Default::default()).expect("a student");
+    Some(model)
 }
 
 /// Everything that [`Taps`] can ask for is as recorded.
@@ -25,6 +59,7 @@ pub fn whole_sequence<B: KernelBackend>(tolerance: f64) {
         let matches = |key: &str, x: Tensor<B, 3>| assert_golden(case, goldens, key, x, tolerance);
         matches("logits", outputs.logits.expect("asked for"));
         let layers = model.backbone.layers.len();
+        assert_parts(case, goldens, model, &outputs.hidden_states, tolerance);
         assert_eq!(outputs.hidden_states.len(), layers + 1);
         for (i, x) in outputs.hidden_states.into_iter().enumerate() {
             matches(&format!("hidden_states.{i}"), x);
@@ -46,21 +81,128 @@ pub fn whole_sequence<B: KernelBackend>(tolerance: f64) {
     });
 }
 
+/// The state `[b, h, p, n]` of a mixer that turns C and B, after `position` tokens, with B as it was recorded: turned
+/// to its own position, where the mixer keeps it turned to its distance from the latest.
+fn recorded<B: KernelBackend>(
+    ssm: Tensor<B, 4>,
+    rotary: &MixerRotary,
+    position: usize,
+) -> Tensor<B, 4> {
+    let frequencies = rotary_frequencies(rotary.dim, rotary.theta, rotary.scaling);
+    let angles = frequencies.iter().map(|f| (position - 1) as f64 * f);
+    let (sin, cos): (Vec<f64>, Vec<f64>) = angles.map(f64::sin_cos).unzip();
+    let angles = |values: Vec<f64>| tensor::<B, 2>((vec![1, values.len()], values), &ssm.device());
+    let (cos, sin) = (angles(cos), angles(sin));
+    let [b, h, p, n] = ssm.dims();
+    kernels::rotary(ssm.reshape([b * h, 1, p, n]), cos, sin).reshape([b, h, p, n])
+}
+
 fn assert_state<B: KernelBackend>(
     case: &str,
     goldens: &Goldens,
     prefix: &str,
+    model: &PhiMamba<B>,
     state: &State<B>,
     tolerance: f64,
 ) {
-    for (i, layer) in state.layers.iter().enumerate() {
-        let MixerState::DiscreteMamba2(state) = layer else {
-            panic!("{case}: only pure students have recorded states");
+    let layers = state.layers.iter().zip(&model.backbone.layers);
+    for (i, (layer, block)) in layers.enumerate() {
+        let turns = |rotary: &MixerRotary| rotary.turned == Turned::BAndC;
+        let mamba = block.mixer.mamba();
+        let rotary = mamba.and_then(|mamba| mamba.config().rotary.clone().filter(turns));
+        let states = match layer {
+            MixerState::BesideAttention(both) => {
+                let attention = both.attention.as_deref();
+                std::iter::once(&*both.ssm).chain(attention).collect()
+            }
+            alone => vec![alone],
         };
-        let key = |part: &str| format!("{prefix}.{part}.{i}");
-        assert_golden(case, goldens, &key("conv"), state.conv.clone(), tolerance);
-        assert_golden(case, goldens, &key("ssm"), state.ssm.clone(), tolerance);
+        let matches = |part: &str, x: Tensor<B, 4>| {
+            assert_golden(case, goldens, &format!("{prefix}.{part}.{i}"), x, tolerance);
+        };
+        for layer in states {
+            match layer {
+                MixerState::DiscreteMamba2(layer) => {
+                    // A variant's were recorded only where its inputs are those of the other.
+                    if i == 0 || !goldens.is_variant() {
+                        let key = format!("{prefix}.conv.{i}");
+                        assert_golden(case, goldens, &key, layer.conv.clone(), tolerance);
+                    }
+                    let ssm = match &rotary {
+                        Some(rotary) => recorded(layer.ssm.clone(), rotary, state.position),
+                        None => layer.ssm.clone(),
+                    };
+                    matches("ssm", ssm);
+                }
+                MixerState::Attention(cache) => {
+                    let (keys, values) = cache.keys_and_values().expect("tokens were read");
+                    matches("k", keys.swap_dims(1, 2));
+                    matches("v", values.swap_dims(1, 2));
+                }
+                MixerState::BesideAttention(_) => panic!("{case}: layer {i} has two of two mixers"),
+            }
+        }
     }
+}
+
+/// What each mixer of a layer with two gives, as recorded.
+fn assert_parts<B: KernelBackend>(
+    case: &str,
+    goldens: &Goldens,
+    model: &PhiMamba<B>,
+    hidden_states: &[Tensor<B, 3>],
+    tolerance: f64,
+) {
+    for (i, layer) in model.backbone.layers.iter().enumerate() {
+        let Mixer::BesideAttention(both) = &layer.mixer else {
+            continue;
+        };
+        let u = layer.input_layernorm.forward(hidden_states[i].clone());
+        let key = |part: &str| format!("{part}.{i}");
+        let ssm = both.ssm.forward(u.clone());
+        assert_golden(case, goldens, &key("ssm_outputs"), ssm, tolerance);
+        if let Some(attention) = &both.attention {
+            let output = attention.forward(u.clone());
+            assert_golden(case, goldens, &key("attn_outputs"), output, tolerance);
+            let matrix = attention.mixing_matrix(u);
+            assert_golden(case, goldens, &key("attentions"), matrix, tolerance);
+        }
+    }
+}
+
+/// Where a loss was recorded: the mean cross-entropy of the next tokens, and every parameter's gradient, whole or by
+/// its norm.
+pub fn next_tokens<B: TrainBackend>(tolerance: f64) {
+    on_every_student::<B>(|case, model, goldens| {
+        if !goldens.has("loss") {
+            return;
+        }
+        let ids = ids::<B>(goldens, "input_ids", &Default::default());
+        let [b, l] = ids.dims();
+        let logits = model.logits(model.features(ids.clone()));
+        let v = logits.dims()[2];
+        let logits = logits.narrow(1, 0, l - 1).reshape([b * (l - 1), v]);
+        let next = ids.narrow(1, 1, l - 1).reshape([b * (l - 1), 1]);
+        let chosen = burn::tensor::activation::log_softmax(logits, 1).gather(1, next);
+        let loss = chosen.mean().neg();
+        assert_golden(case, goldens, "loss", loss.clone(), tolerance);
+
+        let found = gradients::<B>(model, &loss.backward());
+        let parameters = model::named_parameters(model, LlamaMambaConfig::LAYOUT);
+        for parameter in parameters {
+            let gradient = found.iter().find(|(id, _)| *id == parameter.id);
+            let (_, gradient) = gradient.unwrap_or_else(|| panic!("{}", parameter.name));
+            let key = format!("grad.{}", parameter.name);
+            if goldens.has(&key) {
+                let name = format!("{case}: {key}");
+                assert_close(&name, gradient.clone(), goldens.f64(&key), tolerance);
+            }
+            let norm = gradient.1.iter().map(|v| v * v).sum::<f64>().sqrt();
+            let key = format!("grad_norm.{}", parameter.name);
+            let name = format!("{case}: {key}");
+            assert_close(&name, (vec![1], vec![norm]), goldens.f64(&key), tolerance);
+        }
+    });
 }
 
 /// A prompt, then token by token: logits and states are as recorded.
@@ -78,14 +220,18 @@ pub fn decoding<B: KernelBackend>(tolerance: f64) {
         let ids = ids::<B>(goldens, "input_ids", &device);
         let mut state = model.new_state(b, &device);
         let mut logits = vec![model.prefill_all(ids.clone().narrow(1, 0, prompt), &mut state)];
-        assert_state(case, goldens, "prompt_state", &state, tolerance);
+        assert_state(case, goldens, "prompt_state", model, &state, tolerance);
         let bytes = state.bytes();
         for i in prompt..read {
             let next = ids.clone().narrow(1, i, 1).reshape([b]);
             logits.push(model.step(next, &mut state).unsqueeze_dim(1));
         }
-        assert_state(case, goldens, "final_state", &state, tolerance);
-        assert_eq!(state.bytes(), bytes, "{case}: the state must not grow");
+        assert_state(case, goldens, "final_state", model, &state, tolerance);
+        let mut layers = model.backbone.layers.iter();
+        let grows = |layer: &model::Block<B>| layer.mixer.softmax().is_some();
+        if !layers.any(grows) {
+            assert_eq!(state.bytes(), bytes, "{case}: the state must not grow");
+        }
         assert_eq!(state.position, read);
         let logits: Tensor<B, 3> = Tensor::cat(logits, 1);
         assert_golden(case, goldens, "decode_logits", logits, tolerance);
@@ -95,118 +241,20 @@ pub fn decoding<B: KernelBackend>(tolerance: f64) {
 /// The vectors were recorded with padding ids taking part, so the largest of all logits wins.
 pub fn greedy<B: KernelBackend>() {
     on_every_student::<B>(|case, model, goldens| {
-        let device = Default::default();
-        let (shape, expected) = goldens.i64("greedy_ids");
-        let [b, l] = shape[..] else {
-            panic!("{case}: greedy_ids is not [b, l]")
-        };
-        let prompt = 5;
-        let mut all = ids::<B>(goldens, "greedy_ids", &device).narrow(1, 0, prompt);
-        let mut state = model.new_state(b, &device);
-        let mut logits = model.prefill(all.clone(), &mut state);
-        for _ in prompt..l {
-            let next: Tensor<B, 1, Int> = logits.argmax(1).reshape([b]);
-            all = Tensor::cat(vec![all, next.clone().reshape([b, 1])], 1);
-            logits = model.step(next, &mut state);
+        if !goldens.is_variant() {
+            assert_greedy(case, model, goldens);
         }
-        let actual: Vec<i64> = all.into_data().iter::<i64>().collect();
-        assert_eq!(actual, expected, "{case}: greedy_ids");
     });
 }
 
-/// A sequence that joins a batch which has already stepped is as it is alone, and so are those that were
-/// there; in the dtype of the model's parameters, whatever states have become.
-fn joins<B: KernelBackend>(
-    case: &str,
-    model: &PhiMamba<B>,
-    ids: Tensor<B, 2, Int>,
-    tolerance: f64,
-) {
-    let device = Default::default();
-    let row = |i: usize| ids.clone().narrow(0, i, 1);
-    let next = |i: usize, at: usize| row(i).narrow(1, at, 1).reshape([1]);
-    let read = |i: usize| {
-        let mut state = model.new_state(1, &device);
-        model.prefill(row(i).narrow(1, 0, 7), &mut state);
-        state
-    };
-    let mut alone = [read(0), read(1)];
-    let mut batch = model.new_batch(3, &device);
-    batch.put(2, read(0));
-    for at in 7..12 {
-        if at == 9 {
-            batch.put(0, read(1));
-        }
-        // The one that joined later is two tokens behind.
-        let second = if at >= 9 { at - 2 } else { 0 };
-        let ids_b = Tensor::cat(vec![next(1, second), next(0, 0), next(0, at)], 0);
-        let logits_bv = model.step_batch(ids_b, &mut batch);
-        let expected = model.step(next(0, at), &mut alone[0]);
-        let name = format!("{case}: the first, at {at}");
-        let found = logits_bv.clone().narrow(0, 2, 1);
-        assert_close(&name, values(found), values(expected), tolerance);
-        if at >= 9 {
-            let expected = model.step(next(1, second), &mut alone[1]);
-            let name = format!("{case}: the one that joined, at {at}");
-            let found = logits_bv.narrow(0, 0, 1);
-            assert_close(&name, values(found), values(expected), tolerance);
-        }
-    }
-}
-
-/// Sequences that join a batch are as they are alone, for every student, and for those in half precision that the backend holds, whose logits are
-/// near those of the whole in f32 too.
+/// See [`assert_joins`].
 pub fn joining<B: KernelBackend>(tolerance: f64) {
-    on_every_student::<B>(|case, model, goldens| {
-        let device = Default::default();
-        let ids = ids::<B>(goldens, "input_ids", &device);
-        joins(case, model, ids.clone(), tolerance);
-        for dtype in [DType::F16, DType::BF16] {
-            if !B::holds(&device, dtype) {
-                continue;
-            }
-            let half = model.clone().cast(dtype);
-            let case = format!("{case} in {dtype:?}");
-            // Both round the same parameters; what differs is the order of sums and the window's dtype.
-            joins(&case, &half, ids.clone(), 2e-2);
-            let logits = |model: &PhiMamba<B>| {
-                let mut state = model.new_state(ids.dims()[0], &device);
-                model.prefill(ids.clone().narrow(1, 0, 9), &mut state);
-                values(model.step(ids.clone().narrow(1, 9, 1).flatten(0, 1), &mut state))
-            };
-            assert_close(&case, logits(&half), logits(model), 1e-1);
-        }
-    });
+    on_every_student::<B>(|case, model, goldens| assert_joins(case, model, goldens, tolerance));
 }
 
-/// A model in 8 bits gives nearly the logits that it gave, read at once and token by token, and its
-/// token's alike.
+/// See [`assert_eight_bits`].
 pub fn eight_bits<B: KernelBackend>() {
-    on_every_student::<B>(|case, model, goldens| {
-        let device = Default::default();
-        let ids = ids::<B>(goldens, "input_ids", &device).narrow(1, 0, 9);
-        let int8 = model.clone().to_int8();
-        assert!(int8.step_bytes() < model.step_bytes(), "{case}");
-        let logits = |model: &PhiMamba<B>| {
-            let mut state = model.new_state(ids.dims()[0], &device);
-            let first = model.prefill(ids.clone().narrow(1, 0, 8), &mut state);
-            let next = ids.clone().narrow(1, 8, 1).flatten(0, 1);
-            Tensor::cat(vec![first, model.step(next, &mut state)], 0)
-        };
-        let (found, expected) = (values(logits(&int8)), values(logits(model)));
-        let apart = found
-            .1
-            .iter()
-            .zip(&expected.1)
-            .map(|(a, b)| (a - b).powi(2));
-        let (apart, norm) = (
-            apart.sum::<f64>(),
-            expected.1.iter().map(|v| v * v).sum::<f64>(),
-        );
-        let relative = (apart / norm).sqrt();
-        assert!(relative < 5e-2, "{case}: {relative}");
-        assert!(relative > 0.0, "{case}: nothing was rounded");
-    });
+    on_every_student::<B>(assert_eight_bits);
 }
 
 /// Every split of a sequence into a first and a second piece, and into single tokens, gives the

@@ -2,12 +2,13 @@
 
 use burn::tensor::DType;
 use kernels::TrainBackend;
-use model::{Phi, PhiMamba, PhiMambaConfig, named_parameters};
+use model::{Family, ModelConfig, Phi, PhiMamba, named_parameters};
 use tests::{Goldens, assert_close, goldens_dir};
 use train::config::{Config, Source};
 use train::gradients::Gradients;
 use train::stages::{Kind, TokenBatch, in_dtype, train_parts};
 
+use tests::networks::mohawk::{RECORDED, Recorded};
 use tests::networks::{ids, values};
 
 /// Both networks, and the recorded ids as a batch.
@@ -15,16 +16,17 @@ pub struct Lesson<B: TrainBackend> {
     pub goldens: Goldens,
     pub teacher: Phi<B::InnerBackend>,
     pub student: PhiMamba<B>,
+    pub student_config: ModelConfig,
     pub batch: TokenBatch<B>,
 }
 
 impl<B: TrainBackend> Lesson<B> {
-    pub fn open() -> Self {
+    pub fn open(recorded: Recorded) -> Self {
         let device = Default::default();
-        let goldens = Goldens::open("mohawk-tiny/expected");
-        let load = |name| goldens_dir().join(name);
-        let (_, teacher) = model::load_any(load("teacher-tiny"), &device).expect("a teacher");
-        let (_, student) = model::load_any(load("student-tiny"), &device).expect("a student");
+        let goldens = recorded.goldens();
+        let folder = goldens_dir().join(recorded.teacher);
+        let (_, teacher) = model::load_any(folder, &device).expect("a teacher");
+        let (student_config, student) = recorded.student();
         let ids = ids(&goldens, "input_ids", &device);
         // The labels are read with hard labels only, which the published code has not.
         let labels = ids.clone();
@@ -33,6 +35,7 @@ impl<B: TrainBackend> Lesson<B> {
             goldens,
             teacher,
             student,
+            student_config,
             batch,
         }
     }
@@ -53,8 +56,15 @@ pub fn config(overrides: &[&str]) -> Config {
 
 /// The pass of the stage called `name`: its loss is the sum of those recorded under `loss`, its gradients are
 /// those under `prefix`, and there are no others.
-fn stage<B: TrainBackend>(config: &Config, name: &str, loss: &str, prefix: &str, tolerance: f64) {
-    let mut lesson = Lesson::<B>::open();
+fn stage<B: TrainBackend>(
+    recorded: Recorded,
+    config: &Config,
+    name: &str,
+    loss: &str,
+    prefix: &str,
+    tolerance: f64,
+) {
+    let mut lesson = Lesson::<B>::open(recorded);
     let stage = config.stage(name).expect("a stage");
     lesson.student = train_parts(lesson.student, &stage.lr);
     let (found, mut gradients) = lesson.pass(&stage.kind);
@@ -64,7 +74,7 @@ fn stage<B: TrainBackend>(config: &Config, name: &str, loss: &str, prefix: &str,
 
     let mut squares = 0.0;
     let norm = values(gradients.norm().expect("gradients")).1[0];
-    for parameter in named_parameters(&lesson.student, PhiMambaConfig::LAYOUT) {
+    for parameter in named_parameters(&lesson.student, lesson.student_config.layout()) {
         let key = format!("{prefix}.grad.{}", parameter.name);
         let gradient = gradients.take(parameter.id).map(values);
         if lesson.goldens.has(&key) {
@@ -82,30 +92,30 @@ fn stage<B: TrainBackend>(config: &Config, name: &str, loss: &str, prefix: &str,
     assert_close(&format!("{prefix}: the norm"), norm.0, norm.1, tolerance);
 }
 
-pub fn stages<B: TrainBackend>(tolerance: f64) {
-    let mixers = config(&[]);
-    stage::<B>(&mixers, "stage1", "stage1.loss", "stage1", tolerance);
-    stage::<B>(
-        &mixers,
-        "stage2",
-        "stage2.mixer_loss",
-        "stage2.mixer",
-        tolerance,
-    );
+pub fn stages<B: TrainBackend>(recorded: Recorded, tolerance: f64) {
+    // Whether the norms before the mixers trained too when the vectors were recorded.
+    let norms = (recorded.goldens()).has("stage1.grad.backbone.layers.0.input_layernorm.weight");
+    let mixers = if norms {
+        config(&[
+            "stage1.lr={ mixer = 1e-3, norm = 1e-3 }",
+            "stage2.lr={ mixer = 1e-3, norm = 1e-3 }",
+        ])
+    } else {
+        config(&[])
+    };
+    let check = |config: &Config, name: &str, loss: &str, prefix: &str| {
+        stage::<B>(recorded, config, name, loss, prefix, tolerance);
+    };
+    check(&mixers, "stage1", "stage1.loss", "stage1");
+    check(&mixers, "stage2", "stage2.mixer_loss", "stage2.mixer");
     let blocks = config(&[
         "stage2.target=block",
         "stage2.lr={ mixer = 1e-3, mlp = 1e-3, norm = 1e-3 }",
     ]);
-    stage::<B>(
-        &blocks,
-        "stage2",
-        "stage2.block_loss",
-        "stage2.block",
-        tolerance,
-    );
-    stage::<B>(&mixers, "stage3", "stage3.loss", "stage3", tolerance);
+    check(&blocks, "stage2", "stage2.block_loss", "stage2.block");
+    check(&mixers, "stage3", "stage3.loss", "stage3");
     let twice = config(&["stage3.recompute=true"]);
-    stage::<B>(&twice, "stage3", "stage3.loss", "stage3", tolerance);
+    check(&twice, "stage3", "stage3.loss", "stage3");
 }
 
 /// Gradients of the passes in bfloat16 against the recorded ones: how large what differs is, of all of
@@ -120,7 +130,7 @@ pub fn stages_in_bf16<B: TrainBackend>(of_all: f64, of_each: f64) {
         ("stage2", "stage2.mixer"),
         ("stage3", "stage3"),
     ] {
-        let mut lesson = Lesson::<B>::open();
+        let mut lesson = Lesson::<B>::open(RECORDED[0]);
         lesson.teacher = lesson.teacher.cast(DType::BF16);
         let stage = config.stage(name).expect("a stage");
         let student = train_parts(lesson.student, &stage.lr);
@@ -128,7 +138,7 @@ pub fn stages_in_bf16<B: TrainBackend>(of_all: f64, of_each: f64) {
         let (_, mut gradients) = lesson.pass(&stage.kind);
         let (mut wrong, mut right, mut worst) = (0.0, 0.0, (0.0, String::new()));
         let mut each = vec![];
-        for parameter in named_parameters(&lesson.student, PhiMambaConfig::LAYOUT) {
+        for parameter in named_parameters(&lesson.student, lesson.student_config.layout()) {
             let key = format!("{prefix}.grad.{}", parameter.name);
             if !lesson.goldens.has(&key) {
                 continue;

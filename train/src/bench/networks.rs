@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use kernels::TrainBackend;
-use model::{Hub, NetworkConfig, Phi, PhiConfig, PhiMamba, WeightsError};
+use model::{Hub, Initialisation, NetworkConfig, Phi, PhiConfig, PhiMamba, WeightsError};
 
 use crate::config::{Config, resolve_path};
 use crate::error::TrainError;
@@ -54,8 +54,12 @@ impl<B: TrainBackend> Networks<B> {
         let (phi, teacher) =
             model::load_any(&weights.folder, device).map_err(TrainError::Teacher)?;
         let of_student = student_config(config, &phi)?;
-        let untrained = || untrained_student::<B>(&of_student, config.seed, &teacher, device);
+        // Its numbers do not matter, and text is not read.
+        let how = Initialisation::Published;
+        let untrained =
+            || untrained_student::<B>(&of_student, config.seed, &teacher, how, &[], device);
         let student = with_student.then(untrained).transpose()?;
+        let student = student.map(|(student, _)| student);
         Ok(Self {
             teacher: teacher_of_stages(teacher, &of_student, config.precision),
             student,

@@ -9,12 +9,36 @@ use super::overlay::{Layers, wrong_type};
 use super::{Config, ConfigError, validate};
 
 /// The presets by name; the first is the default, and the schema of everything but stages.
-pub const PRESETS: [(&str, &str); 3] = [
+pub const PRESETS: [(&str, &str); 9] = [
     ("tiny", include_str!("../../presets/tiny.toml")),
     ("phi-1.5", include_str!("../../presets/phi-1.5.toml")),
     (
         "hybrid-phi-1.5",
         include_str!("../../presets/hybrid-phi-1.5.toml"),
+    ),
+    (
+        "smollm2-135m",
+        include_str!("../../presets/smollm2-135m.toml"),
+    ),
+    (
+        "smollm2-135m-hybrid",
+        include_str!("../../presets/smollm2-135m-hybrid.toml"),
+    ),
+    (
+        "qwen2.5-0.5b",
+        include_str!("../../presets/qwen2.5-0.5b.toml"),
+    ),
+    (
+        "qwen2.5-0.5b-hybrid",
+        include_str!("../../presets/qwen2.5-0.5b-hybrid.toml"),
+    ),
+    (
+        "llama-3.2-1b",
+        include_str!("../../presets/llama-3.2-1b.toml"),
+    ),
+    (
+        "llama-3.2-1b-hybrid",
+        include_str!("../../presets/llama-3.2-1b-hybrid.toml"),
     ),
 ];
 

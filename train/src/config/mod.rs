@@ -19,6 +19,7 @@
 
 mod error;
 mod layers;
+mod mixer;
 mod overlay;
 mod paths;
 mod stage;
@@ -33,7 +34,7 @@ use std::fmt;
 use std::path::Path;
 
 use burn::tensor::DType;
-use model::Activation;
+use model::StudentMixer;
 use serde::{Deserialize, Serialize};
 
 /// The resolved configuration of one run.
@@ -119,29 +120,16 @@ pub struct Data {
     pub context: usize,
 }
 
-/// `[student]`: the mixer's options, named as in the published `config.json`.
+/// `[student]`: the mixer's kind and options, named as in the published `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Student {
-    /// Size of a head's B and C, and one side of its state.
-    pub d_state: usize,
-    /// Heads of B and C; divides `n_v_heads`.
-    pub n_qk_heads: usize,
-    /// Heads of x, z and the decay.
-    pub n_v_heads: usize,
-    /// Taps of the causal convolution.
-    pub d_conv: usize,
-    /// Whether the convolution has a bias.
-    pub conv_bias: bool,
-    /// Inner width over model width.
-    pub expand: usize,
-    /// What follows the convolution.
-    pub activation: Activation,
-    /// Whether the two projections have a bias.
-    pub bias: bool,
-    /// Positions per chunk of the scan: speed and memory, not results.
-    pub chunk_size: usize,
+    /// `kind`, and the options of that kind.
+    #[serde(flatten)]
+    pub mixer: StudentMixer,
     /// 0-based layers that keep the teacher's attention; ascending.
     pub attention_layers: Vec<usize>,
+    /// How the mixers start: one of [`model::Initialisation::NAMES`].
+    pub init: String,
 }
 
 /// `[optimizer]`: AdamW.

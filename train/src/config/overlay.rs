@@ -1,17 +1,20 @@
 //! One layer over another: which keys there are, what type their values have, and what a value replaces.
 
-use model::Part;
+use model::{Initialisation, Part, StudentMixer};
 use toml::{Table, Value};
 
 use super::error::{ConfigError, nearest};
+use super::mixer;
 use super::stage::StageConfig;
 use crate::limits::require;
 use crate::schedule::Schedule;
 use crate::stages::Kind;
 
 /// The keys outside of stages whose value is one of a few words.
-const CHOICES: [(&str, &[&str]); 3] = [
+const CHOICES: [(&str, &[&str]); 5] = [
     ("precision", &["f32", "bf16"]),
+    ("student.kind", StudentMixer::NAMES),
+    ("student.init", Initialisation::NAMES),
     ("student.activation", &["identity", "silu"]),
     ("optimizer.decay", &["matrices", "all"]),
 ];
@@ -61,6 +64,7 @@ impl Layers {
         if let Some(stages) = layer.remove(STAGES) {
             self.stages = self.list(stages, origin)?;
         }
+        mixer::choose(&mut self.sections, &layer, origin)?;
         let names = self.names();
         for (key, value) in layer {
             let Some(stage) = self.stage_mut(&key) else {
@@ -112,6 +116,7 @@ impl Layers {
             Value::Table(layer) => layer,
             _ => Table::new(),
         };
+        mixer::choose(&mut self.sections, &layer, &origin)?;
         under(&mut self.sections, layer, "", &origin, &names)
     }
 
@@ -407,7 +412,7 @@ fn unknown_key(origin: &str, key: &str, names: &[String]) -> ConfigError {
     }
 }
 
-fn unknown_choice(key: &str, word: &str, choices: &[&str]) -> ConfigError {
+pub(super) fn unknown_choice(key: &str, word: &str, choices: &[&str]) -> ConfigError {
     ConfigError::UnknownChoice {
         key: key.to_owned(),
         value: word.to_owned(),

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use burn::module::AutodiffModule;
 use kernels::TrainBackend;
-use model::{CausalLm, PhiMamba};
+use model::{CausalLm, Fit, PhiMamba};
 
 use super::folder::Held;
 use super::teacher_files::TeacherFiles;
@@ -63,6 +63,8 @@ impl<B: TrainBackend> Run<B> {
         let (teacher_config, teacher) =
             model::load_any(&teacher_folder, device).map_err(TrainError::Teacher)?;
         let student_config = inputs::student_config(config, &teacher_config)?;
+        let how = inputs::initialisation(config);
+        how.check(&CausalLm::init(&student_config, 0, device), &teacher)?;
         let idle_layers = {
             let (teacher, student) = (teacher_config.network(), student_config.network());
             let stages = config.stages.iter();
@@ -225,7 +227,15 @@ impl<B: TrainBackend> Run<B> {
                 say_stopped(&options, &mut watch);
                 return Ok(None);
             };
-            let student = untrained_student::<B>(&student_config, config.seed, &teacher, device)?;
+            let calibration = if how.reads_text() {
+                inputs::calibration_text(&text.train[0].windows, device)?
+            } else {
+                vec![]
+            };
+            let seed = config.seed;
+            let (student, fits) =
+                untrained_student::<B>(&student_config, seed, &teacher, how, &calibration, device)?;
+            drop(calibration);
             let Some(untrained) = measure(student.valid(), &watch)? else {
                 say_stopped(&options, &mut watch);
                 return Ok(None);
@@ -238,6 +248,23 @@ impl<B: TrainBackend> Run<B> {
             };
             log.record(&Record::Evaluation(evaluation.clone()))?;
             watch.evaluation(&evaluation);
+            let mut notes = vec![];
+            if !fits.is_empty() {
+                let layer = |fit: &Fit| format!("{} {:.3}", fit.layer, fit.error);
+                let layers: Vec<_> = fits.iter().map(layer).collect();
+                let note = Note {
+                    stage: config.stages[0].name.clone(),
+                    step: 0,
+                    text: format!(
+                        "the mixers start {}: the share of the attention's output that they lack, by layer: {}",
+                        config.student.init,
+                        layers.join(", ")
+                    ),
+                };
+                watch.note(&note.text);
+                log.record(&Record::Note(note.clone()))?;
+                notes.push(note);
+            }
             let progress = Progress {
                 stage: config.stages[0].name.clone(),
                 step: 0,
@@ -251,7 +278,7 @@ impl<B: TrainBackend> Run<B> {
                 teacher_perplexity,
                 log: Some(log.mark()),
                 finished: vec![],
-                notes: vec![],
+                notes,
             };
             (student, progress, log)
         };

@@ -43,7 +43,9 @@ fn a_changed_student_is_refused() {
     super::run(config_of_stages(&["stage2"], &["stage2.tokens=64"]), run);
     fs::remove_file(run.join("summary.json")).unwrap();
     let mut config = config_of(run);
-    config.student.d_state = 32;
+    if let model::StudentMixer::Mamba2(mixer) = &mut config.student.mixer {
+        mixer.d_state = 32;
+    }
     match error(options(config, run, true)) {
         TrainError::Mismatch(message) => assert!(message.contains("config.toml"), "{message}"),
         other => panic!("{other}"),

@@ -5,6 +5,7 @@ mod damage;
 mod failures;
 mod inputs;
 mod lists;
+mod llama;
 mod presets;
 mod results;
 mod resume;

@@ -4,7 +4,7 @@ use burn::tensor::{Tensor, TensorPrimitive};
 use burn_flex::{Flex, FlexTensor};
 use rayon::prelude::*;
 
-use super::{RecurrentStep, StepParameters, StepState, reference};
+use super::{RecurrentStep, StepParameters, StepState, Turn, reference};
 use crate::flex::math::{dot, sigmoid, vectorised};
 use crate::flex::{Values, is_f32, tensor};
 use crate::scan::causal_conv::Activation;
@@ -16,7 +16,9 @@ impl RecurrentStep for Flex {
         state: StepState<Self>,
     ) -> (Tensor<Self, 2>, StepState<Self>) {
         let states = is_f32(&state.conv) && is_f32(&state.ssm);
-        if states && is_f32(&projected) && is_f32(&parameters.taps) {
+        let angles = |turn: &Turn<Self>| is_f32(&turn.cos) && is_f32(&turn.sin);
+        let turns = parameters.turn.as_ref().is_none_or(angles);
+        if states && turns && is_f32(&projected) && is_f32(&parameters.taps) {
             step(projected, parameters, state)
         } else {
             reference::step(projected, parameters, state)
@@ -53,6 +55,21 @@ struct Parameters {
     activation: Activation,
     d: Values,
     z_bias: Option<Values>,
+    a_log_bias: Option<Values>,
+    /// Cosines and sines.
+    turn: Option<(Values, Values)>,
+}
+
+/// Turns the pairs `(i, i + r)` of a row of the state.
+#[inline(always)]
+fn turn(row: &mut [f32], cos: &[f32], sin: &[f32]) {
+    let r = cos.len();
+    let (first, second) = row[..2 * r].split_at_mut(r);
+    for i in 0..r {
+        let (x1, x2) = (first[i], second[i]);
+        first[i] = x1 * cos[i] - x2 * sin[i];
+        second[i] = x2 * cos[i] + x1 * sin[i];
+    }
 }
 
 fn step(
@@ -70,6 +87,8 @@ fn step(
         activation: parameters.activation,
         d: Values::of(parameters.d),
         z_bias: parameters.z_bias.map(Values::of),
+        a_log_bias: parameters.a_log_bias.map(Values::of),
+        turn: (parameters.turn).map(|turn| (Values::of(turn.cos), Values::of(turn.sin))),
     };
     let (mut conv, mut ssm) = (owned(state.conv), owned(state.ssm));
 
@@ -91,11 +110,15 @@ fn step(
         let x_p = &convolved[head * p..][..p];
         let b_n = &convolved[h * p + group * n..][..n];
         let c_n = &convolved[h * p + (g + group) * n..][..n];
-        let decay = sigmoid(-token[c + h * p + head]);
+        let bias = parameters.a_log_bias.as_ref().map_or(0.0, |a| a[head]);
+        let decay = sigmoid(-token[c + h * p + head] - bias);
         vectorised(
             #[inline(always)]
             || {
                 for (r, state) in state.chunks_exact_mut(n).enumerate() {
+                    if let Some((cos, sin)) = &parameters.turn {
+                        turn(state, cos, sin);
+                    }
                     for (state, b) in state.iter_mut().zip(b_n) {
                         *state = decay * *state + x_p[r] * b;
                     }

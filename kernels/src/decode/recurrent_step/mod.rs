@@ -9,6 +9,7 @@ pub mod reference;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
+use crate::dense::rotary::Rotary;
 use crate::dtype::assert_one_width;
 use crate::scan::causal_conv::{Activation, CausalConv};
 use crate::scan::skip_gate::SkipGate;
@@ -26,6 +27,34 @@ pub struct StepParameters<B: Backend> {
     pub d: Tensor<B, 1>,
     /// The gate's bias, `[h * p]`.
     pub z_bias: Option<Tensor<B, 1>>,
+    /// Added to A_log, `[h]`.
+    pub a_log_bias: Option<Tensor<B, 1>>,
+    /// What each row of the scan's state is turned by before the token, where B and C have rotary positions.
+    pub turn: Option<Turn<B>>,
+}
+
+/// The angles of a rotation of the pairs `(i, i + r)`, `i < r`, along n: see
+/// [`rotary`](crate::dense::rotary::rotary).
+///
+/// B and C with rotary positions meet in products `C_t . R(s - t) B_s`, which depend on the distance alone. So the
+/// state is kept as its latest token sees it, and turned back by one position for each token: no token's own
+/// position is needed, and the rows of a batch may be at different ones.
+#[derive(Debug, Clone)]
+pub struct Turn<B: Backend> {
+    /// `[1, r]`.
+    pub cos: Tensor<B, 2>,
+    /// `[1, r]`.
+    pub sin: Tensor<B, 2>,
+}
+
+impl<B: Rotary> Turn<B> {
+    /// `ssm [b, h, p, n]` turned along n; in place, where the backend can and nothing else holds it.
+    pub fn apply(self, ssm: Tensor<B, 4>) -> Tensor<B, 4> {
+        let [b, h, p, n] = ssm.dims();
+        let rows = b * h * p;
+        let turned = B::rotary_of_heads(ssm.reshape([1, 1, rows, n]), self.cos, self.sin, rows);
+        turned.reshape([b, h, p, n])
+    }
 }
 
 /// What a mixer carries from one token to the next.
@@ -38,7 +67,7 @@ pub struct StepState<B: Backend> {
 }
 
 /// The op, as backends compute it.
-pub trait RecurrentStep: CausalConv + SkipGate {
+pub trait RecurrentStep: CausalConv + SkipGate + Rotary {
     /// See [`recurrent_step`]. No gradient passes through it.
     fn recurrent_step(
         projected: Tensor<Self, 2>,
@@ -54,8 +83,8 @@ by_default!(RecurrentStep for ndarray, autodiff);
 /// From `projected [b, c + h * p + h]`, a token's `[x | B | C | z | A_log]` with `c = h * p + 2 * g * n`
 /// channels before z, to the gated output `[b, h * p]` and the state after the token:
 ///
-/// `x, B, C` through one step of [`causal_conv`](crate::scan::causal_conv::causal_conv), `S = sigmoid(-A_log) S + x B^T`,
-/// `(S C + d x) * silu(z + z_bias)`.
+/// `x, B, C` through one step of [`causal_conv`](crate::scan::causal_conv::causal_conv),
+/// `S = sigmoid(-A_log - a_log_bias) turned(S) + x B^T`, `(S C + d x) * silu(z + z_bias)`.
 ///
 /// A backend may write over the state if nothing else holds it.
 ///
@@ -72,6 +101,7 @@ pub fn recurrent_step<B: RecurrentStep>(
     dtypes.extend([parameters.taps.dtype(), parameters.d.dtype()]);
     dtypes.extend(parameters.bias.as_ref().map(Tensor::dtype));
     dtypes.extend(parameters.z_bias.as_ref().map(Tensor::dtype));
+    dtypes.extend(parameters.a_log_bias.as_ref().map(Tensor::dtype));
     assert_one_width("recurrent_step", &dtypes);
     assert!(
         c > h * p && (c - h * p).is_multiple_of(2 * n),
@@ -114,6 +144,20 @@ pub fn recurrent_step<B: RecurrentStep>(
             z_bias.dims(),
             [h * p],
             "recurrent_step: z_bias must have h * p elements"
+        );
+    }
+    if let Some(bias) = &parameters.a_log_bias {
+        assert_eq!(
+            bias.dims(),
+            [h],
+            "recurrent_step: a_log_bias must have one element a head"
+        );
+    }
+    if let Some(turn) = &parameters.turn {
+        let [_, r] = turn.cos.dims();
+        assert!(
+            turn.cos.dims() == [1, r] && turn.sin.dims() == [1, r] && 2 * r <= n,
+            "recurrent_step: the angles must be [1, r] with at most half of the state's {n} numbers"
         );
     }
     B::recurrent_step(projected, parameters, state)

@@ -20,7 +20,11 @@ pub fn step<B: RecurrentStep>(
     let (g, dtype) = ((c - h * p) / (2 * n), projected.dtype());
     let part = |start, width| projected.clone().narrow(1, start, width);
     let input_b1c = part(0, c).reshape([b, 1, c]);
-    let (z, a_log) = (part(c, h * p), part(c + h * p, h));
+    let z = part(c, h * p);
+    let a_log = match parameters.a_log_bias {
+        Some(bias) => widen(part(c + h * p, h)) + widen(bias).reshape([1, h]),
+        None => widen(part(c + h * p, h)),
+    };
 
     let history = (w > 1).then(|| {
         let window = narrow(state.conv, dtype).swap_dims(1, 2);
@@ -50,9 +54,13 @@ pub fn step<B: RecurrentStep>(
     };
     let (b_bh1n, c_bh1n) = (grouped(h * p), grouped(h * p + g * n));
 
-    let decay = log_decay(widen(a_log)).exp().reshape([b, h, 1, 1]);
+    let decay = log_decay(a_log).exp().reshape([b, h, 1, 1]);
     let x_bhp1 = widen(x_b1hp.clone()).reshape([b, h, p, 1]);
-    let ssm = state.ssm * decay + x_bhp1 * b_bh1n;
+    let before = match parameters.turn {
+        Some(turn) => turn.apply(state.ssm),
+        None => state.ssm,
+    };
+    let ssm = before * decay + x_bhp1 * b_bh1n;
     let y = (ssm.clone() * c_bh1n).sum_dim(3).reshape([b, 1, h, p]);
     let y = narrow(y, dtype);
     let z = z.reshape([b, 1, h * p]);

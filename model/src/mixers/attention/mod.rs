@@ -2,6 +2,7 @@
 
 mod cache;
 mod config;
+mod heads;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -13,12 +14,15 @@ pub use cache::{KvCache, KvCaches};
 pub use config::AttentionConfig;
 
 use super::rotary::Rotary;
-use super::{MixerOptions, MixerRows, MixerState, StateError, StateTensors, TokenMixer};
+use super::{
+    MixerOptions, MixerRows, MixerState, StateError, StateTensors, StepOutput, TokenMixer,
+};
 use crate::config_error::ConfigError;
 use crate::init::Init;
-use crate::layers::Linear;
+use crate::layers::{Linear, Norm, NormConfig, NormKind};
 
-/// Causal self-attention with partial rotary embedding and grouped key and value heads.
+/// Causal self-attention with rotary embedding and grouped key and value heads, over all tokens or a window of the
+/// last ones.
 ///
 /// ```
 /// use burn::tensor::{Distribution, Tensor};
@@ -44,6 +48,10 @@ pub struct Attention<B: Backend> {
     pub v_proj: Linear<B>,
     /// `h * p` to `d_model`.
     pub dense: Linear<B>,
+    /// Of each query's `p` dimensions, before the rotation.
+    pub q_norm: Option<Norm<B>>,
+    /// Of each key's.
+    pub k_norm: Option<Norm<B>>,
     /// The first three in one, where they are [fused](TokenMixer::fuse_projections).
     qkv_proj: Option<Linear<B>>,
     #[module(skip)]
@@ -76,16 +84,29 @@ impl<B: Backend> Attention<B> {
         let p = config.head_dim(d_model);
         let (queries, keys) = (config.n_heads * p, config.n_kv_heads * p);
         let (qkv, dense) = (config.qkv_bias, config.dense_bias);
+        let norm = |epsilon| NormConfig {
+            kind: NormKind::RmsNorm,
+            epsilon,
+        };
+        let mut norm = || Some(Norm::new(init, p, norm(config.qk_norm?)));
+        let (q_norm, k_norm) = (norm(), norm());
         Self {
             q_proj: Linear::normal(init, [queries, d_model], qkv),
             k_proj: Linear::normal(init, [keys, d_model], qkv),
             v_proj: Linear::normal(init, [keys, d_model], qkv),
             dense: Linear::normal(init, [d_model, queries], dense),
+            q_norm,
+            k_norm,
             qkv_proj: None,
             config: config.clone(),
             p,
             rotary_dim: config.rotary_dim(d_model),
         }
+    }
+
+    /// Dimensions of a head.
+    pub(crate) fn head_dim(&self) -> usize {
+        self.p
     }
 
     /// The options it was made with.
@@ -97,27 +118,50 @@ impl<B: Backend> Attention<B> {
 impl<B: KernelBackend> Attention<B> {
     /// The angles of `l` positions from `position` on.
     fn rotary(&self, position: usize, l: usize, device: &B::Device) -> Rotary<B> {
-        Rotary::new(self.rotary_dim, self.config.rope_theta, position, l, device)
+        let (theta, scaling) = (self.config.rope_theta, self.config.rope_scaling);
+        Rotary::new(self.rotary_dim, theta, scaling, position, l, device)
+    }
+
+    /// The heads of one product `[b, l, n, p]`, of which queries and keys, the first `h + g`, are normalised where
+    /// there are norms, and rotated.
+    fn turned(&self, heads: Tensor<B, 4>, rotary: &Rotary<B>) -> Tensor<B, 4> {
+        let (h, g) = (self.config.n_heads, self.config.n_kv_heads);
+        let heads = match (&self.q_norm, &self.k_norm) {
+            (Some(q_norm), Some(k_norm)) => {
+                let part = |start, n| heads.clone().narrow(2, start, n);
+                let mut parts = vec![q_norm.forward(part(0, h)), k_norm.forward(part(h, g))];
+                let rest = heads.dims()[2] - h - g;
+                if rest > 0 {
+                    parts.push(part(h + g, rest));
+                }
+                Tensor::cat(parts, 2)
+            }
+            _ => heads,
+        };
+        rotary.rotate_heads(heads, h + g)
     }
 
     /// Queries and keys of `u [b, l, d_model]`.
     fn matrix_parts(&self, u: Tensor<B, 3>) -> AttentionParts<B> {
         let [b, l, _] = u.dims();
         let (h, g, p) = (self.config.n_heads, self.config.n_kv_heads, self.p);
+        let window = self.config.window;
         let rotary = self.rotary(0, l, &u.device());
         if let Some(qkv_proj) = &self.qkv_proj {
             let both = qkv_proj.forward_rows(u, 0, (h + g) * p);
-            let both = rotary.rotate_heads(both.reshape([b, l, h + g, p]), h + g);
+            let both = self.turned(both.reshape([b, l, h + g, p]), &rotary);
             return AttentionParts {
                 q: both.clone().narrow(2, 0, h),
                 k: both.narrow(2, h, g),
+                window,
             };
         }
         let q = self.q_proj.forward(u.clone()).reshape([b, l, h, p]);
         let k = self.k_proj.forward(u).reshape([b, l, g, p]);
         AttentionParts {
-            q: rotary.rotate(q),
-            k: rotary.rotate(k),
+            q: rotary.rotate(normed(&self.q_norm, q)),
+            k: rotary.rotate(normed(&self.k_norm, k)),
+            window,
         }
     }
 
@@ -130,8 +174,10 @@ impl<B: KernelBackend> Attention<B> {
         v: Tensor<B, 2>,
         cache: &mut KvCache<B>,
     ) -> Tensor<B, 2> {
-        let Rotary { cos, sin } = self.rotary(cache.len(), 1, &q.device());
-        cache.step(NewToken { q, k, v, cos, sin }, self.config.n_heads)
+        let Rotary { cos, sin } = self.rotary(cache.position(), 1, &q.device());
+        let (q, k) = (normed_step(&self.q_norm, q), normed_step(&self.k_norm, k));
+        let token = NewToken { q, k, v, cos, sin };
+        cache.step(token, self.config.n_heads, self.config.window)
     }
 
     /// Queries, keys and values of `u [b, l, d_model]`, the tokens from `position` on.
@@ -141,20 +187,53 @@ impl<B: KernelBackend> Attention<B> {
         let heads = |x: Tensor<B, 3>, n: usize| x.reshape([b, l, n, p]);
         let rotary = self.rotary(position, l, &u.device());
         if let Some(qkv_proj) = &self.qkv_proj {
-            let all = rotary.rotate_heads(heads(qkv_proj.forward(u), h + 2 * g), h + g);
+            let all = self.turned(heads(qkv_proj.forward(u), h + 2 * g), &rotary);
             let part = |start, heads| all.clone().narrow(2, start, heads);
             return (part(0, h), part(h, g), part(h + g, g));
         }
         let q = heads(self.q_proj.forward(u.clone()), h);
         let k = heads(self.k_proj.forward(u.clone()), g);
         let v = heads(self.v_proj.forward(u), g);
+        let (q, k) = (normed(&self.q_norm, q), normed(&self.k_norm, k));
         (rotary.rotate(q), rotary.rotate(k), v)
+    }
+
+    /// See [`kernels::attention_within`].
+    fn attention(&self, q: Tensor<B, 4>, k: Tensor<B, 4>, v: Tensor<B, 4>) -> Tensor<B, 4> {
+        kernels::attention_within(q, k, v, self.config.window)
+    }
+
+    /// What the output projection reads of `u [b, l, d_model]`: `[b, l, h, p]`.
+    pub(crate) fn context(&self, u: Tensor<B, 3>) -> Tensor<B, 4> {
+        let (q, k, v) = self.project(u, 0);
+        self.attention(q, k, v)
     }
 
     /// `[b, l, h, p]` through the output projection, `[b, l, d_model]`.
     fn merge(&self, y_blhp: Tensor<B, 4>) -> Tensor<B, 3> {
         let [b, l, h, p] = y_blhp.dims();
         self.dense.forward(y_blhp.reshape([b, l, h * p]))
+    }
+}
+
+/// `x [b, l, heads, p]`, normalised where there is a norm.
+fn normed<B: KernelBackend>(norm: &Option<Norm<B>>, x: Tensor<B, 4>) -> Tensor<B, 4> {
+    match norm {
+        Some(norm) => norm.forward(x),
+        None => x,
+    }
+}
+
+/// The same in a step, `x [b, heads * p]`.
+fn normed_step<B: KernelBackend>(norm: &Option<Norm<B>>, x: Tensor<B, 2>) -> Tensor<B, 2> {
+    match norm {
+        Some(norm) => {
+            let [b, width] = x.dims();
+            let p = norm.weight.lazy_shape()[0];
+            let heads = norm.rms_norm_of_step(x.reshape([b * width / p, p]));
+            heads.reshape([b, width])
+        }
+        None => x,
     }
 }
 
@@ -182,18 +261,18 @@ impl<B: KernelBackend> TokenMixer<B> for Attention<B> {
             return Ok(self.new_state(1, device));
         }
         let dtype = self.k_proj.weight.val().dtype();
-        let shape = [1, position, self.config.n_kv_heads, self.p];
+        let window = self.config.window;
+        let kept = window.map_or(position, |window| position.min(window.tokens()));
+        let shape = [1, kept, self.config.n_kv_heads, self.p];
         let keys = tensors.take("keys", shape, dtype, device)?;
         let values = tensors.take("values", shape, dtype, device)?;
-        Ok(MixerState::Attention(KvCache::of(keys, values)))
+        Ok(MixerState::Attention(KvCache::after(
+            position, keys, values,
+        )))
     }
 
     fn entries(&self) -> Vec<&Linear<B>> {
         vec![&self.q_proj, &self.k_proj, &self.v_proj]
-    }
-
-    fn exit(&self) -> &Linear<B> {
-        &self.dense
     }
 
     fn linears_mut(&mut self) -> Vec<&mut Linear<B>> {
@@ -212,12 +291,12 @@ impl<B: KernelBackend> TokenMixer<B> for Attention<B> {
 
     fn forward(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
         let (q, k, v) = self.project(u, 0);
-        self.merge(kernels::attention(q, k, v))
+        self.merge(self.attention(q, k, v))
     }
 
     fn forward_onto(&self, residual: Tensor<B, 3>, u: Tensor<B, 3>) -> Tensor<B, 3> {
         let (q, k, v) = self.project(u, 0);
-        let y_blhp = kernels::attention(q, k, v);
+        let y_blhp = self.attention(q, k, v);
         let [b, l, h, p] = y_blhp.dims();
         self.dense
             .forward_onto(residual, y_blhp.reshape([b, l, h * p]))
@@ -225,14 +304,15 @@ impl<B: KernelBackend> TokenMixer<B> for Attention<B> {
 
     /// The softmaxed attention of every head.
     fn mixing_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4> {
-        let AttentionParts { q, k } = self.matrix_parts(u);
-        kernels::attention_matrix(q, k)
+        let AttentionParts { q, k, window } = self.matrix_parts(u);
+        kernels::attention_matrix_within(q, k, window)
     }
 
     fn forward_with_matrix(&self, u: Tensor<B, 3>) -> (Tensor<B, 3>, Tensor<B, 4>) {
         let (q, k, v) = self.project(u, 0);
-        let matrix = kernels::attention_matrix(q.clone(), k.clone());
-        (self.merge(kernels::attention(q, k, v)), matrix)
+        let window = self.config.window;
+        let matrix = kernels::attention_matrix_within(q.clone(), k.clone(), window);
+        (self.merge(self.attention(q, k, v)), matrix)
     }
 
     fn attention_parts(&self, u: Tensor<B, 3>) -> Option<AttentionParts<B>> {
@@ -244,20 +324,22 @@ impl<B: KernelBackend> TokenMixer<B> for Attention<B> {
         u: Tensor<B, 3>,
     ) -> (Tensor<B, 3>, Option<AttentionParts<B>>) {
         let (q, k, v) = self.project(u, 0);
-        let output = self.merge(kernels::attention(q.clone(), k.clone(), v));
-        (output, Some(AttentionParts { q, k }))
+        let output = self.merge(self.attention(q.clone(), k.clone(), v));
+        let window = self.config.window;
+        (output, Some(AttentionParts { q, k, window }))
     }
 
     fn prefill(&self, u: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3> {
         let cache = KvCache::within(state);
-        let (q, k, v) = self.project(u, cache.len());
-        let (k, v) = cache.append(k, v);
-        self.merge(kernels::attention(q, k, v))
+        let (q, k, v) = self.project(u, cache.position());
+        let (k, v) = cache.append(k, v, self.config.window);
+        self.merge(self.attention(q, k, v))
     }
 
-    fn step(&self, projected: Vec<Tensor<B, 2>>, state: &mut MixerState<B>) -> Tensor<B, 2> {
+    fn step(&self, projected: Vec<Tensor<B, 2>>, state: &mut MixerState<B>) -> StepOutput<'_, B> {
         let [q, k, v] = queries_keys_values(projected);
-        self.attend(q, k, v, KvCache::within(state))
+        let y = self.attend(q, k, v, KvCache::within(state));
+        StepOutput::through(y, &self.dense)
     }
 
     /// A row that is not `occupied` gives zeros and caches nothing.
@@ -266,7 +348,7 @@ impl<B: KernelBackend> TokenMixer<B> for Attention<B> {
         projected: Vec<Tensor<B, 2>>,
         rows: &mut MixerRows<B>,
         occupied: &[bool],
-    ) -> Tensor<B, 2> {
+    ) -> StepOutput<'_, B> {
         let [q, k, v] = queries_keys_values(projected);
         let row = |x: &Tensor<B, 2>, i: usize| x.clone().narrow(0, i, 1);
         let caches = KvCaches::within(rows).0.iter_mut().zip(occupied);
@@ -277,6 +359,10 @@ impl<B: KernelBackend> TokenMixer<B> for Attention<B> {
                 row(&q, i).zeros_like()
             }
         });
-        Tensor::cat(attended.collect(), 0)
+        StepOutput::through(Tensor::cat(attended.collect(), 0), &self.dense)
+    }
+
+    fn softmax(&self) -> Option<&Attention<B>> {
+        Some(self)
     }
 }

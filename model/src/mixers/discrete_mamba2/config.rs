@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::config_error::{ConfigError, check_sizes};
+use super::rotary::MixerRotary;
+use crate::config_error::{ConfigError, check_positive, check_sizes};
 use crate::mixers::{F32, MatrixOperations, MixerOptions, StateSize};
 
 /// No convolution may be longer than this; the published ones are 4.
@@ -22,27 +23,38 @@ pub enum Activation {
 
 /// Options of the discrete Mamba-2 mixer (the published `core_input`). Absent keys get the
 /// published defaults; unknown ones are refused.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DiscreteMamba2Config {
     /// State dimension `n` of each head.
     pub d_state: usize,
-    /// Heads of x, the values; the head dimension is `expand * d_model / n_v_heads`.
+    /// Heads of x, the values.
     pub n_v_heads: usize,
+    /// Dimensions of each of them, where they are not `expand * d_model / n_v_heads`.
+    pub head_dim: Option<usize>,
     /// Groups that share B and C, which stand where keys and queries do; a divisor of `n_v_heads`.
     pub n_qk_heads: usize,
     /// Taps of the causal convolution.
     pub d_conv: usize,
     /// Whether the convolution has a bias.
     pub conv_bias: bool,
-    /// Inner width as a multiple of `d_model`.
+    /// Inner width as a multiple of `d_model`, where `head_dim` does not say it.
     pub expand: usize,
     /// Tokens that the scan takes at once. Changes speed and memory, never the result.
     pub chunk_size: usize,
     /// What follows the convolution.
     pub activation: Activation,
-    /// Whether the projections have biases. Without them the gate alone has one, `z_bias`.
+    /// Whether the projections have biases.
     pub bias: bool,
+    /// Whether the gate has a bias beside that of its projection.
+    pub z_bias: bool,
+    /// Whether A_log has a bias beside that of its projection, one number a head.
+    pub a_log_bias: bool,
+    /// The epsilon of an RMS norm of B, and of another of C, over the `d_state` numbers of each head, behind the
+    /// convolution; `None` without such norms.
+    pub bc_norm: Option<f64>,
+    /// Rotary positions; `None` without.
+    pub rotary: Option<MixerRotary>,
 }
 
 impl Default for DiscreteMamba2Config {
@@ -50,6 +62,7 @@ impl Default for DiscreteMamba2Config {
         Self {
             d_state: 64,
             n_v_heads: 32,
+            head_dim: None,
             n_qk_heads: 32,
             d_conv: 4,
             conv_bias: true,
@@ -57,6 +70,10 @@ impl Default for DiscreteMamba2Config {
             chunk_size: 128,
             activation: Activation::Identity,
             bias: false,
+            z_bias: true,
+            a_log_bias: false,
+            bc_norm: None,
+            rotary: None,
         }
     }
 }
@@ -71,7 +88,8 @@ impl DiscreteMamba2Config {
         }
     }
 
-    /// Every key, as in the file.
+    /// The keys of a published Phi-Mamba's file. There the gate has a bias of its own where the projections have
+    /// none.
     pub(crate) const KEYS: [&str; 9] = [
         "d_state",
         "n_v_heads",
@@ -86,7 +104,15 @@ impl DiscreteMamba2Config {
 
     /// Width of x and of the gate.
     pub fn d_inner(&self, d_model: usize) -> usize {
-        self.expand * d_model
+        match self.head_dim {
+            Some(p) => self.n_v_heads * p,
+            None => self.expand * d_model,
+        }
+    }
+
+    /// Dimensions of a head of x.
+    pub fn head_dim(&self, d_model: usize) -> usize {
+        self.d_inner(d_model) / self.n_v_heads
     }
 
     /// Width of B, and of C.
@@ -119,10 +145,14 @@ impl MixerOptions for DiscreteMamba2Config {
             ("d_conv", self.d_conv),
             ("expand", self.expand),
             ("chunk_size", self.chunk_size),
+            ("head_dim", self.head_dim.unwrap_or(1)),
         ])?;
         // Both factors are below 2^24, so the products are what they should be.
         check_sizes(&[
-            ("expand * d_model", self.d_inner(d_model)),
+            (
+                "expand * d_model or n_v_heads * head_dim",
+                self.d_inner(d_model),
+            ),
             ("n_qk_heads * d_state", self.d_bc()),
         ])?;
         if self.d_conv > MOST_TAPS {
@@ -144,7 +174,13 @@ impl MixerOptions for DiscreteMamba2Config {
                 self.n_qk_heads, self.n_v_heads
             )));
         }
-        Ok(())
+        if let Some(epsilon) = self.bc_norm {
+            check_positive("bc_norm", epsilon)?;
+        }
+        match &self.rotary {
+            Some(rotary) => rotary.validate(self.d_state, self.head_dim(d_model)),
+            None => Ok(()),
+        }
     }
 
     fn n_heads(&self) -> usize {
@@ -155,7 +191,7 @@ impl MixerOptions for DiscreteMamba2Config {
         format!(
             "Mamba-2, {} heads of {}, {} of B and C, state {}",
             self.n_v_heads,
-            self.d_inner(d_model) / self.n_v_heads,
+            self.head_dim(d_model),
             self.n_qk_heads,
             self.d_state
         )
@@ -192,5 +228,9 @@ impl MixerOptions for DiscreteMamba2Config {
 
     fn has_transfer_parts(&self) -> bool {
         true
+    }
+
+    fn mamba_mut(&mut self) -> Option<&mut DiscreteMamba2Config> {
+        Some(self)
     }
 }

@@ -4,32 +4,40 @@
 //! output projection, no activation after the convolution, one B and C a head, and the decay a
 //! projection of the input. `in_proj` emits `[x | B | C | z | A_log]`; x, B and C pass through a
 //! short causal convolution; the scan mixes x over time; `D` adds x back; `silu(z + z_bias)` gates.
+//! Options that the paper's mixer lacks: rotary positions, RMS norms of B and C, and a bias of A_log.
 //!
 //! B stands where attention has keys, C where it has queries, x where it has values: the mixer is
 //! `y = T x` for the lower-triangular [`mixing_matrix`](TokenMixer::mixing_matrix) `T`, which
 //! MOHAWK's first stage turns towards the teacher's attention matrix.
 
 mod config;
+mod decoding;
+mod fitting;
+mod forward;
+mod rotary;
 mod state;
-
-use std::mem;
+mod student;
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use kernels::{Epilogue, KernelBackend, ScanInputs, StepParameters, StepState, TransferParts};
+use kernels::{KernelBackend, TransferParts};
 
 pub use config::{Activation, DiscreteMamba2Config};
+pub use rotary::{MixerRotary, Turned};
 pub use state::{Mamba2Rows, Mamba2State};
+pub use student::Mamba2Student;
 
-use super::{MixerOptions, MixerRows, MixerState, StateError, StateTensors, TokenMixer};
+use super::{
+    MixerOptions, MixerRows, MixerState, StateError, StateTensors, StepOutput, TokenMixer,
+};
 use crate::config_error::ConfigError;
 use crate::init::{Fill, Init};
-use crate::layers::Linear;
-use crate::precision::{to_dtype, wide, widen};
+use crate::layers::{Linear, Norm, NormConfig, NormKind};
+use crate::precision::{wide, widen};
 
 /// The gate's initial bias: `silu` of it is 1.
-const OPEN_GATE: f64 = 1.278464542761;
+pub(crate) const OPEN_GATE: f64 = 1.278464542761;
 /// The depth by whose square root the published code divides the output projection.
 const PUBLISHED_DEPTH: f64 = 24.0;
 
@@ -61,7 +69,7 @@ pub struct DepthwiseConv<B: Backend> {
 pub struct DiscreteMamba2<B: Backend> {
     /// `d_model` to `[x | B | C | z | A_log]`.
     pub in_proj: Linear<B>,
-    /// Added to z, `[d_inner]`; present where `in_proj` has no bias.
+    /// Added to z, `[d_inner]`.
     pub z_bias: Option<Param<Tensor<B, 1>>>,
     /// Over the channels of x, B and C.
     pub conv1d: DepthwiseConv<B>,
@@ -69,6 +77,12 @@ pub struct DiscreteMamba2<B: Backend> {
     pub d: Param<Tensor<B, 1>>,
     /// `d_inner` to `d_model`.
     pub out_proj: Linear<B>,
+    /// Added to A_log, `[h]`.
+    pub a_log_bias: Option<Param<Tensor<B, 1>>>,
+    /// Of the `n` numbers of each head of B.
+    pub b_norm: Option<Norm<B>>,
+    /// Of each head of C.
+    pub c_norm: Option<Norm<B>>,
     #[module(skip)]
     config: DiscreteMamba2Config,
     d_inner: usize,
@@ -76,9 +90,9 @@ pub struct DiscreteMamba2<B: Backend> {
 
 /// A range of the rows of `in_proj`, and of the convolution's channels where it has any.
 #[derive(Clone, Copy)]
-struct Rows {
-    start: usize,
-    n: usize,
+pub(crate) struct Rows {
+    pub start: usize,
+    pub n: usize,
 }
 
 impl<B: Backend> DiscreteMamba2<B> {
@@ -116,14 +130,33 @@ impl<B: Backend> DiscreteMamba2<B> {
         let in_bias = config
             .bias
             .then(|| around_gate(1, Fill::constant(OPEN_GATE)));
-        let in_weight = around_gate(d_model, Fill::constant(0.0));
+        // Without any bias a gate of zeros would be closed.
+        let has_open_gate = config.bias || config.z_bias;
+        let gate = if has_open_gate {
+            Fill::constant(0.0)
+        } else {
+            default.clone()
+        };
+        let in_weight = around_gate(d_model, gate);
         let out_bias = config.bias.then(|| Fill::torch_linear(d_inner));
         let out_proj = Fill::Uniform(1.0 / (d_inner as f64 * PUBLISHED_DEPTH).sqrt());
+        // A gate without a bias of its own has that of the projection, or none.
+        let own_gate = |init: &mut Init<B>| {
+            let open = if config.bias { 0.0 } else { OPEN_GATE };
+            init.parameter([d_inner], Fill::constant(open))
+        };
+        let norm = |init: &mut Init<B>| {
+            let norm = |epsilon| NormConfig {
+                kind: NormKind::RmsNorm,
+                epsilon,
+            };
+            Some(Norm::new(init, config.d_state, norm(config.bc_norm?)))
+        };
         let mut taps = vec![0.0; config.d_conv];
         taps[config.d_conv - 1] = 1.0;
         Self {
             in_proj: Linear::new(init, [rows, d_model], in_weight, in_bias),
-            z_bias: (!config.bias).then(|| init.parameter([d_inner], Fill::constant(OPEN_GATE))),
+            z_bias: config.z_bias.then(|| own_gate(init)),
             conv1d: DepthwiseConv {
                 weight: init.parameter([conv_dim, 1, config.d_conv], Fill::Repeat(taps)),
                 bias: config
@@ -132,6 +165,11 @@ impl<B: Backend> DiscreteMamba2<B> {
             },
             d: init.parameter([config.n_v_heads], Fill::constant(1.0)),
             out_proj: Linear::new(init, [d_model, d_inner], out_proj, out_bias),
+            // Last, so that what is drawn above does not depend on them.
+            a_log_bias: (config.a_log_bias)
+                .then(|| init.parameter([config.n_v_heads], Fill::constant(0.0))),
+            b_norm: norm(init),
+            c_norm: norm(init),
             config: config.clone(),
             d_inner,
         }
@@ -153,7 +191,7 @@ impl<B: Backend> DiscreteMamba2<B> {
         Rows { start, n }
     }
 
-    fn conv_dim(&self) -> usize {
+    pub(crate) fn conv_dim(&self) -> usize {
         self.d_inner + 2 * self.config.d_bc()
     }
 
@@ -162,10 +200,15 @@ impl<B: Backend> DiscreteMamba2<B> {
         Rows { start, n }
     }
 
-    fn a_log_rows(&self) -> Rows {
+    pub(crate) fn a_log_rows(&self) -> Rows {
         let start = self.conv_dim() + self.d_inner;
         let n = self.config.n_v_heads;
         Rows { start, n }
+    }
+
+    /// Width of x.
+    pub(crate) fn d_inner(&self) -> usize {
+        self.d_inner
     }
 
     /// The options it was made with.
@@ -183,180 +226,9 @@ impl<B: Backend> DiscreteMamba2<B> {
         Mamba2State {
             conv: Tensor::zeros(conv, (device, dtype)),
             ssm: Tensor::zeros(ssm, (device, wide(dtype))),
+            position: 0,
         }
     }
-}
-
-impl<B: KernelBackend> DiscreteMamba2<B> {
-    /// What the output projection reads, `[b, l, d_inner]`.
-    ///
-    /// Weights are sliced and not the activations, which are larger: see [`Linear::forward_rows`].
-    fn gated(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
-        let x = self.convolved(u.clone(), self.x_rows());
-        let b = self.convolved(u.clone(), self.b_rows());
-        let c = self.convolved(u.clone(), self.c_rows());
-        let z = self.projected(u.clone(), self.z_rows());
-        let a_log = self.projected(u, self.a_log_rows());
-        let scan = ScanInputs {
-            x: self.heads(x),
-            a_log,
-            b: self.groups(b),
-            c: self.groups(c),
-            initial_state: None,
-        };
-        let (gated_blhp, _) = self.gated_scan(scan, z);
-        self.joined(gated_blhp)
-    }
-
-    /// The factors of the mixing matrix: B, C, A_log and D alone are computed of `u [b, l, d_model]`.
-    fn matrix_parts(&self, u: Tensor<B, 3>) -> TransferParts<B> {
-        TransferParts {
-            b: self.groups(self.convolved(u.clone(), self.b_rows())),
-            c: self.groups(self.convolved(u.clone(), self.c_rows())),
-            a_log: self.projected(u, self.a_log_rows()),
-            d: self.d.val(),
-        }
-    }
-
-    /// [`TokenMixer::prefill`] of several tokens, by the scan.
-    fn scan_onto(&self, u: Tensor<B, 3>, state: &mut Mamba2State<B>) -> Tensor<B, 3> {
-        let parts = self.advance_conv(u, state);
-        let scan = ScanInputs {
-            x: self.heads(parts.x),
-            a_log: parts.a_log,
-            b: self.groups(parts.b),
-            c: self.groups(parts.c),
-            initial_state: Some(state.ssm.clone()),
-        };
-        let (gated_blhp, ssm) = self.gated_scan(scan, parts.z);
-        state.ssm = ssm;
-        self.out_proj.forward(self.joined(gated_blhp))
-    }
-
-    /// [`TokenMixer::prefill`] of one token, by the recurrence.
-    fn recur_onto(&self, u: Tensor<B, 3>, state: &mut Mamba2State<B>) -> Tensor<B, 3> {
-        let projected = self.in_proj.forward(u);
-        let [batch, _, rows] = projected.dims();
-        let gated = self.recur(projected.reshape([batch, rows]), state);
-        self.out_proj
-            .forward(gated.reshape([batch, 1, self.d_inner]))
-    }
-
-    /// What stands between the two projections: `projected [b, d_in_proj]`, one token after those that
-    /// `state` holds, to `[b, d_inner]`.
-    fn recur(&self, projected: Tensor<B, 2>, state: &mut Mamba2State<B>) -> Tensor<B, 2> {
-        let d = self.d.val();
-        let h = self.config.n_v_heads;
-        // Moved out of the state, so that a backend may write where they are.
-        let conv = mem::replace(&mut state.conv, d.clone().reshape([1, 1, h]));
-        let ssm = mem::replace(&mut state.ssm, d.clone().reshape([1, 1, 1, h]));
-        let parameters = StepParameters {
-            taps: self.conv1d.weight.val(),
-            bias: self.conv1d.bias.as_ref().map(Param::val),
-            activation: self.activation(),
-            d,
-            z_bias: self.z_bias.as_ref().map(Param::val),
-        };
-        let before = StepState { conv, ssm };
-        let (gated, after) = kernels::recurrent_step(projected, parameters, before);
-        (state.conv, state.ssm) = (after.conv, after.ssm);
-        gated
-    }
-
-    /// Some outputs of `in_proj`, `[b, l, n]`.
-    fn projected(&self, u: Tensor<B, 3>, rows: Rows) -> Tensor<B, 3> {
-        self.in_proj.forward_rows(u, rows.start, rows.n)
-    }
-
-    /// Some outputs of `in_proj` through the convolution and the activation, `[b, l, n]`.
-    fn convolved(&self, u: Tensor<B, 3>, rows: Rows) -> Tensor<B, 3> {
-        let taps = self.taps().narrow(0, rows.start, rows.n);
-        let bias = self.conv1d.bias.as_ref();
-        let bias = bias.map(|bias| bias.val().narrow(0, rows.start, rows.n));
-        let projected = self.projected(u, rows);
-        kernels::causal_conv(projected, taps, bias, None, self.activation())
-    }
-
-    /// The convolution's weight as `[c, w]`.
-    fn taps(&self) -> Tensor<B, 2> {
-        self.conv1d
-            .weight
-            .val()
-            .reshape([self.conv_dim(), self.config.d_conv])
-    }
-
-    /// What follows the convolution.
-    fn activation(&self) -> kernels::scan::causal_conv::Activation {
-        match self.config.activation {
-            Activation::Identity => kernels::scan::causal_conv::Activation::Identity,
-            Activation::Silu => kernels::scan::causal_conv::Activation::Silu,
-        }
-    }
-
-    /// `[b, l, d_inner]` to `[b, l, h, p]`.
-    fn heads(&self, x: Tensor<B, 3>) -> Tensor<B, 4> {
-        let [b, l, d_inner] = x.dims();
-        let h = self.config.n_v_heads;
-        x.reshape([b, l, h, d_inner / h])
-    }
-
-    /// `[b, l, g * n]` to `[b, l, g, n]`.
-    fn groups(&self, x: Tensor<B, 3>) -> Tensor<B, 4> {
-        let [b, l, _] = x.dims();
-        x.reshape([b, l, self.config.n_qk_heads, self.config.d_state])
-    }
-
-    /// `[b, l, h, p]` to `[b, l, d_inner]`.
-    fn joined(&self, y_blhp: Tensor<B, 4>) -> Tensor<B, 3> {
-        let [b, l, _, _] = y_blhp.dims();
-        y_blhp.reshape([b, l, self.d_inner])
-    }
-
-    /// The scan, skip and gate, and the scan's last state.
-    fn gated_scan(&self, scan: ScanInputs<B>, z: Tensor<B, 3>) -> (Tensor<B, 4>, Tensor<B, 4>) {
-        let epilogue = Epilogue {
-            d: Some(self.d.val()),
-            z: Some(z),
-            z_bias: self.z_bias.as_ref().map(Param::val),
-        };
-        kernels::gated_scan(scan, epilogue, self.config.chunk_size)
-    }
-
-    /// Projects `u` and moves the convolution's window over it. Nothing here is differentiated, so
-    /// the one wide projection is sliced.
-    fn advance_conv(&self, u: Tensor<B, 3>, state: &mut Mamba2State<B>) -> Parts<B> {
-        let (l, w, c) = (u.dims()[1], self.config.d_conv, self.conv_dim());
-        let projected = self.in_proj.forward(u);
-        let part = |x: &Tensor<B, 3>, rows: Rows| x.clone().narrow(2, rows.start, rows.n);
-        let xbc_blc = projected.clone().narrow(2, 0, c);
-        let window_bwc = to_dtype(state.conv.clone().swap_dims(1, 2), xbc_blc.dtype());
-        let history = (w > 1).then(|| window_bwc.clone().narrow(1, 1, w - 1));
-        let latest = if l >= w {
-            xbc_blc.clone().narrow(1, l - w, w)
-        } else {
-            Tensor::cat(vec![window_bwc.narrow(1, l, w - l), xbc_blc.clone()], 1)
-        };
-        state.conv = latest.swap_dims(1, 2);
-        let bias = self.conv1d.bias.as_ref().map(Param::val);
-        let convolved =
-            kernels::causal_conv(xbc_blc, self.taps(), bias, history, self.activation());
-        Parts {
-            x: part(&convolved, self.x_rows()),
-            b: part(&convolved, self.b_rows()),
-            c: part(&convolved, self.c_rows()),
-            z: part(&projected, self.z_rows()),
-            a_log: part(&projected, self.a_log_rows()),
-        }
-    }
-}
-
-/// What the scan and the gate read, each `[b, l, ..]`.
-struct Parts<B: Backend> {
-    x: Tensor<B, 3>,
-    b: Tensor<B, 3>,
-    c: Tensor<B, 3>,
-    z: Tensor<B, 3>,
-    a_log: Tensor<B, 3>,
 }
 
 impl<B: KernelBackend> TokenMixer<B> for DiscreteMamba2<B> {
@@ -365,31 +237,29 @@ impl<B: KernelBackend> TokenMixer<B> for DiscreteMamba2<B> {
     }
 
     fn new_rows(&self, rows: usize, device: &B::Device) -> MixerRows<B> {
-        let Mamba2State { conv, ssm } = self.empty_state(rows, device);
+        let mut state = self.empty_state(rows, device);
         // As steps leave it: in f32 whatever the dtype of the parameters.
-        let conv = widen(conv);
-        MixerRows::DiscreteMamba2(Mamba2Rows(Mamba2State { conv, ssm }))
+        state.conv = widen(state.conv);
+        let positions = vec![0; rows];
+        MixerRows::DiscreteMamba2(Mamba2Rows { state, positions })
     }
 
     fn state_from_tensors(
         &self,
-        _position: usize,
+        position: usize,
         tensors: &mut StateTensors<'_>,
         device: &B::Device,
     ) -> Result<MixerState<B>, StateError> {
-        let Mamba2State { conv, ssm } = self.empty_state(1, device);
+        let Mamba2State { conv, ssm, .. } = self.empty_state(1, device);
         Ok(MixerState::DiscreteMamba2(Mamba2State {
             conv: tensors.take("conv", conv.dims(), conv.dtype(), device)?,
             ssm: tensors.take("ssm", ssm.dims(), ssm.dtype(), device)?,
+            position,
         }))
     }
 
     fn entries(&self) -> Vec<&Linear<B>> {
         vec![&self.in_proj]
-    }
-
-    fn exit(&self) -> &Linear<B> {
-        &self.out_proj
     }
 
     fn linears_mut(&mut self) -> Vec<&mut Linear<B>> {
@@ -405,7 +275,7 @@ impl<B: KernelBackend> TokenMixer<B> for DiscreteMamba2<B> {
     }
 
     /// `T` with `y = T x` before the gate: at `(l, s)` the product of `C_l . B_s` and the decays in
-    /// `(s, l]`, plus `D` on the diagonal.
+    /// `(s, l]`, plus `D` on the diagonal. With rotary positions of x it acts on the x that is turned.
     fn mixing_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4> {
         kernels::transfer_matrix(self.matrix_parts(u))
     }
@@ -416,22 +286,49 @@ impl<B: KernelBackend> TokenMixer<B> for DiscreteMamba2<B> {
 
     fn prefill(&self, u: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3> {
         let state = Mamba2State::within(state);
-        match u.dims()[1] {
-            1 => self.recur_onto(u, state),
-            _ => self.scan_onto(u, state),
-        }
+        let projected = self.in_proj.forward(u);
+        let [b, l, rows] = projected.dims();
+        let gated = if l > 1 || self.steps_by_scan() {
+            self.scan(projected, state)
+        } else {
+            let gated = self.recur(projected.reshape([b, rows]), state);
+            gated.reshape([b, 1, self.d_inner])
+        };
+        self.out_proj.forward(gated)
     }
 
-    fn step(&self, mut projected: Vec<Tensor<B, 2>>, state: &mut MixerState<B>) -> Tensor<B, 2> {
-        self.recur(projected.swap_remove(0), Mamba2State::within(state))
+    fn step(
+        &self,
+        mut projected: Vec<Tensor<B, 2>>,
+        state: &mut MixerState<B>,
+    ) -> StepOutput<'_, B> {
+        let gated = self.advance(projected.swap_remove(0), Mamba2State::within(state));
+        StepOutput::through(gated, &self.out_proj)
     }
 
     fn step_rows(
         &self,
         mut projected: Vec<Tensor<B, 2>>,
         rows: &mut MixerRows<B>,
-        _occupied: &[bool],
-    ) -> Tensor<B, 2> {
-        self.recur(projected.swap_remove(0), &mut Mamba2Rows::within(rows).0)
+        occupied: &[bool],
+    ) -> StepOutput<'_, B> {
+        let (projected, rows) = (projected.swap_remove(0), Mamba2Rows::within(rows));
+        let gated = if self.counts_positions() {
+            self.advance_each(projected, rows, occupied)
+        } else {
+            for position in &mut rows.positions {
+                *position += 1;
+            }
+            self.advance(projected, &mut rows.state)
+        };
+        StepOutput::through(gated, &self.out_proj)
+    }
+
+    fn mamba(&self) -> Option<&DiscreteMamba2<B>> {
+        Some(self)
+    }
+
+    fn mamba_mut(&mut self) -> Option<&mut DiscreteMamba2<B>> {
+        Some(self)
     }
 }

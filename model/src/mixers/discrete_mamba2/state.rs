@@ -13,8 +13,11 @@ pub struct Mamba2State<B: Backend> {
     /// `[b, conv_dim, d_conv]`. One more than the next output needs, as published. In the dtype of the
     /// parameters after a prefill, f32 or wider after a step.
     pub conv: Tensor<B, 3>,
-    /// `[b, h, p, n]`; f32 in a half-precision network.
+    /// `[b, h, p, n]`; f32 in a half-precision network. Where B and C have rotary positions, as the latest token
+    /// sees it: each number of B turned back to its distance from that token.
     pub ssm: Tensor<B, 4>,
+    /// Tokens read so far.
+    pub position: usize,
 }
 
 impl<B: Backend> DecodingState for Mamba2State<B> {
@@ -37,13 +40,34 @@ impl<B: Backend> DecodingState for Mamba2State<B> {
 /// The states of a batch, which lie in one [`Mamba2State`], a row a sequence: one that joins overwrites a
 /// row, and nothing else moves.
 #[derive(Debug)]
-pub struct Mamba2Rows<B: Backend>(pub(super) Mamba2State<B>);
+pub struct Mamba2Rows<B: Backend> {
+    /// Its own position means nothing.
+    pub(super) state: Mamba2State<B>,
+    /// Of each row, tokens read so far.
+    pub(super) positions: Vec<usize>,
+}
+
+impl<B: Backend> Mamba2Rows<B> {
+    /// The state of one row.
+    pub(super) fn row(&self, row: usize) -> Mamba2State<B> {
+        Mamba2State {
+            conv: self.state.conv.clone().narrow(0, row, 1),
+            ssm: self.state.ssm.clone().narrow(0, row, 1),
+            position: self.positions[row],
+        }
+    }
+}
 
 impl<B: Backend> StateRows<B> for Mamba2Rows<B> {
     fn put(&mut self, row: usize, mut state: MixerState<B>) {
-        let Mamba2State { conv, ssm } = Mamba2State::within(&mut state).clone();
+        let Mamba2State {
+            conv,
+            ssm,
+            position,
+        } = Mamba2State::within(&mut state).clone();
         drop(state);
-        let rows = &mut self.0;
+        self.positions[row] = position;
+        let rows = &mut self.state;
         let [one, c, w] = conv.dims();
         let [_, h, p, n] = ssm.dims();
         assert_eq!(one, 1, "the state must be that of one sequence");
@@ -62,7 +86,7 @@ impl<B: Backend> StateRows<B> for Mamba2Rows<B> {
     fn free(&mut self, _row: usize) {}
 
     fn bytes(&self) -> usize {
-        self.0.bytes()
+        self.state.bytes()
     }
 }
 

@@ -133,6 +133,7 @@ fn step_kernel<F: Float, W: Float, N: Size, V: Size>(
     bias_c: &ComptimeOption<Array<W>>,
     d_h: &Array<W>,
     z_bias: &ComptimeOption<Array<W>>,
+    a_log_bias: &ComptimeOption<Array<W>>,
     c: usize,
     taps_row: usize,
     #[comptime] layout: Layout,
@@ -140,7 +141,7 @@ fn step_kernel<F: Float, W: Float, N: Size, V: Size>(
     #[comptime] w: usize,
     #[comptime] together: usize,
     #[comptime] silu: bool,
-    #[comptime] _given: [bool; 2],
+    #[comptime] _given: [bool; 3],
     #[define(F)] _dtype: StorageType,
     #[define(W)] _parameters: StorageType,
 ) {
@@ -200,7 +201,14 @@ fn step_kernel<F: Float, W: Float, N: Size, V: Size>(
         }
     }
     let d = f32::cast_from(d_h[head]);
-    let a_log = f32::cast_from(projected[token + c + h * p + head]);
+    let mut a_log = f32::cast_from(projected[token + c + h * p + head]);
+    #[comptime]
+    match a_log_bias {
+        ComptimeOption::Some(bias) => {
+            a_log += f32::cast_from(bias[head]);
+        }
+        ComptimeOption::None => {}
+    }
     let decay = sigmoid(-a_log);
     sync_cube();
 
@@ -287,8 +295,8 @@ struct Made {
     w: usize,
     together: usize,
     silu: bool,
-    /// Whether there is a bias of the convolution, and of the gate.
-    given: [bool; 2],
+    /// Whether there is a bias of the convolution, of the gate, and of A_log.
+    given: [bool; 3],
     dtype: DType,
     parameters: DType,
 }
@@ -305,6 +313,7 @@ pub(super) struct Operands<R: CubeRuntime> {
     pub activation: Activation,
     pub d: CubeTensor<R>,
     pub z_bias: Option<CubeTensor<R>>,
+    pub a_log_bias: Option<CubeTensor<R>>,
     pub conv: CubeTensor<R>,
     pub ssm: CubeTensor<R>,
 }
@@ -352,7 +361,11 @@ pub(super) fn step<R: CubeRuntime>(
         w,
         together,
         silu: inputs.activation == Activation::Silu,
-        given: [inputs.bias.is_some(), inputs.z_bias.is_some()],
+        given: [
+            inputs.bias.is_some(),
+            inputs.z_bias.is_some(),
+            inputs.a_log_bias.is_some(),
+        ],
         dtype,
         parameters: taps.dtype,
     };
@@ -366,10 +379,13 @@ pub(super) fn step<R: CubeRuntime>(
     launcher.register_array(array(&conv), element.with_vector_size(together));
     launcher.register_array(array(&ssm), state);
     launcher.register_array(array(&taps), parameter.with_vector_size(together));
-    for x in [inputs.bias, Some(inputs.d), inputs.z_bias]
-        .into_iter()
-        .flatten()
-    {
+    let vectors = [
+        inputs.bias,
+        Some(inputs.d),
+        inputs.z_bias,
+        inputs.a_log_bias,
+    ];
+    for x in vectors.into_iter().flatten() {
         launcher.register_array(array(&into_contiguous(x)), parameter);
     }
     <usize as LaunchArg>::register(c, &mut launcher);
@@ -386,6 +402,7 @@ pub(super) fn step<R: CubeRuntime>(
             optional(made.given[0]),
             ARRAY,
             optional(made.given[1]),
+            optional(made.given[2]),
             (),
             (),
             layout.vector,

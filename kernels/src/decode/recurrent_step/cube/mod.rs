@@ -19,11 +19,14 @@ where
 {
     fn recurrent_step(
         projected: Tensor<Self, 2>,
-        parameters: StepParameters<Self>,
-        state: StepState<Self>,
+        mut parameters: StepParameters<Self>,
+        mut state: StepState<Self>,
     ) -> (Tensor<Self, 2>, StepState<Self>) {
         if !fits(&projected, &parameters, &state) {
             return reference::step(projected, parameters, state);
+        }
+        if let Some(turn) = parameters.turn.take() {
+            state.ssm = turn.apply(state.ssm);
         }
         let (output, conv, ssm) = step(Operands {
             projected: inner(projected),
@@ -32,6 +35,7 @@ where
             activation: parameters.activation,
             d: inner(parameters.d),
             z_bias: parameters.z_bias.map(inner),
+            a_log_bias: parameters.a_log_bias.map(inner),
             conv: inner(state.conv),
             ssm: inner(state.ssm),
         });
@@ -52,11 +56,14 @@ fn fits<B: Backend>(
 ) -> bool {
     let [_, _, p, _] = state.ssm.dims();
     let small = parameters.taps.dtype();
-    let mut biases = parameters.bias.iter().chain(&parameters.z_bias);
+    let biases = [&parameters.bias, &parameters.z_bias, &parameters.a_log_bias];
     let all = [projected.dtype(), state.conv.dtype(), small];
     all.into_iter().all(computes_in_f32)
         && state.ssm.dtype() == DType::F32
         && 2 * p <= PARTIALS
         && parameters.d.dtype() == small
-        && biases.all(|bias| bias.dtype() == small)
+        && biases
+            .into_iter()
+            .flatten()
+            .all(|bias| bias.dtype() == small)
 }

@@ -1,0 +1,281 @@
+//! A copy of the attention that is fitted to its outputs on text.
+//!
+//! Softmax attention and the mixer differ in three things that a copy alone gets wrong by orders of magnitude: the
+//! scale of the scores, how fast they fade, and their sum. So queries get the attention's scale; the decay of each
+//! head is constant, and halves over the distance that the head's attention looks back on average; and the scan and
+//! D get the scales that bring their sum nearest to the attention's output, before the output projection, by least
+//! squares over the text.
+
+use std::f64::consts::LN_2;
+
+use burn::tensor::{Int, Tensor};
+use kernels::KernelBackend;
+
+use super::copy::{check, copy};
+use super::solve::{mean_of_diagonal, solve};
+use super::{Fit, InitError, Initialise, each_layer, layers, set};
+use crate::lm::CausalLm;
+use crate::mixers::attention::AttentionConfig;
+use crate::mixers::discrete_mamba2::{DiscreteMamba2, DiscreteMamba2Config, MixerRotary};
+use crate::precision::widen;
+
+/// Sequences that the look-back is measured on.
+const LOOK_BACK: usize = 16;
+/// No head looks back less than this, in tokens.
+const SHORTEST: f64 = 0.25;
+/// Added to the diagonal of the least squares, as a share of its mean.
+const RIDGE: f64 = 1e-5;
+
+pub(super) struct Calibrated;
+
+impl Initialise for Calibrated {
+    fn options(
+        &self,
+        mixer: DiscreteMamba2Config,
+        of_teacher: &AttentionConfig,
+        d_model: usize,
+    ) -> DiscreteMamba2Config {
+        options(mixer, of_teacher, d_model)
+    }
+
+    fn reads_text(&self) -> bool {
+        true
+    }
+
+    fn check<B: KernelBackend>(
+        &self,
+        student: &CausalLm<B>,
+        teacher: &CausalLm<B>,
+    ) -> Result<(), InitError> {
+        check(student, teacher)
+    }
+
+    fn initialise<B: KernelBackend>(
+        &self,
+        student: &mut CausalLm<B>,
+        teacher: &CausalLm<B>,
+        text: &[Tensor<B, 2, Int>],
+    ) -> Result<Vec<Fit>, InitError> {
+        start(student, teacher, text)?;
+        Ok(fit(student, teacher, text, false))
+    }
+}
+
+/// With the attention's rotary positions on B and C, and a bias of A_log in one place.
+pub(super) fn options(
+    mixer: DiscreteMamba2Config,
+    of_teacher: &AttentionConfig,
+    d_model: usize,
+) -> DiscreteMamba2Config {
+    DiscreteMamba2Config {
+        rotary: Some(MixerRotary::of(of_teacher, d_model)),
+        a_log_bias: mixer.a_log_bias || !mixer.bias,
+        ..mixer
+    }
+}
+
+/// The copy, with the attention's scale and its decays.
+pub(super) fn start<B: KernelBackend>(
+    student: &mut CausalLm<B>,
+    teacher: &CausalLm<B>,
+    text: &[Tensor<B, 2, Int>],
+) -> Result<(), InitError> {
+    if text.is_empty() {
+        return Err(InitError::NoText);
+    }
+    copy(student, teacher, |p| (p as f64).powf(-0.5))?;
+    let layers = layers(student, teacher);
+    let back = look_back(teacher, text);
+    for layer in layers {
+        let mamba = student.backbone.layers[layer].mixer.mamba_mut();
+        let mamba = mamba.expect("a layer");
+        set_decays(mamba, &back[layer]).map_err(|reason| InitError::Layer { layer, reason })?;
+    }
+    Ok(())
+}
+
+/// The numbers of a tensor, on the host.
+pub(super) fn host<B: KernelBackend, const D: usize>(x: Tensor<B, D>) -> Vec<f64> {
+    x.into_data().iter::<f64>().collect()
+}
+
+/// A tensor of numbers on the host.
+pub(super) fn device<B: KernelBackend, const D: usize>(
+    values: &[f64],
+    shape: [usize; D],
+    like: &Tensor<B, 1>,
+) -> Tensor<B, D> {
+    let data = burn::tensor::TensorData::new(values.to_vec(), shape);
+    Tensor::from_data(data, (&like.device(), like.dtype()))
+}
+
+/// For each layer and head, the distance that attention looks back on average: weighted by attention, over the
+/// tokens of the first sequences. Empty for a layer without attention.
+fn look_back<B: KernelBackend>(teacher: &CausalLm<B>, text: &[Tensor<B, 2, Int>]) -> Vec<Vec<f64>> {
+    let mut sums: Vec<Vec<f64>> = vec![vec![]; teacher.backbone.layers.len()];
+    let mut tokens = 0;
+    let mut left = LOOK_BACK;
+    for ids in text {
+        // One sequence at a time: the matrices are large.
+        for row in 0..ids.dims()[0].min(left) {
+            left -= 1;
+            let one = ids.clone().narrow(0, row, 1);
+            let l = one.dims()[1];
+            tokens += l;
+            each_layer(teacher, one, |layer, u| {
+                let mixer = &teacher.backbone.layers[layer].mixer;
+                if mixer.softmax().is_none() {
+                    return;
+                }
+                let matrix = mixer.mixing_matrix(u);
+                let (device, dtype) = (matrix.device(), matrix.dtype());
+                let positions = Tensor::<B, 1, Int>::arange(0..l as i64, &device).float();
+                let positions = crate::precision::to_dtype(positions, dtype);
+                let row = positions.clone().reshape([l, 1]);
+                let gaps = (row - positions.reshape([1, l])).clamp_min(0.0);
+                let back = (matrix * gaps.reshape([1, 1, l, l])).sum_dim(3).sum_dim(2);
+                let back = host(back);
+                let sums = &mut sums[layer];
+                sums.resize(back.len(), 0.0);
+                for (sum, back) in sums.iter_mut().zip(back) {
+                    *sum += back;
+                }
+            });
+        }
+    }
+    let mean = |sum: &f64| (sum / tokens as f64).max(SHORTEST);
+    sums.iter()
+        .map(|layer| layer.iter().map(mean).collect())
+        .collect()
+}
+
+/// Makes each head's decay constant, with this half-life: `sigmoid(-bias) = 2^(-1 / back)`.
+fn set_decays<B: KernelBackend>(mamba: &mut DiscreteMamba2<B>, back: &[f64]) -> Result<(), String> {
+    let rows = mamba.a_log_rows();
+    let biases: Vec<f64> = back
+        .iter()
+        .map(|back| (LN_2 / back).exp_m1().ln())
+        .collect();
+    let weight = mamba.in_proj.weight.val();
+    let zeros = weight.clone().narrow(0, rows.start, rows.n).zeros_like();
+    let kept = weight.narrow(0, 0, rows.start);
+    set(&mut mamba.in_proj.weight, Tensor::cat(vec![kept, zeros], 0));
+    let own = mamba.a_log_bias.is_some();
+    if let Some(bias) = &mut mamba.in_proj.bias {
+        let all = bias.val();
+        let values = if own {
+            vec![0.0; rows.n]
+        } else {
+            biases.clone()
+        };
+        let values = device(&values, [rows.n], &all);
+        set(
+            bias,
+            Tensor::cat(vec![all.narrow(0, 0, rows.start), values], 0),
+        );
+    }
+    match &mut mamba.a_log_bias {
+        Some(bias) => {
+            let values = device(&biases, [rows.n], &bias.val());
+            set(bias, values);
+        }
+        None if mamba.in_proj.bias.is_none() => {
+            return Err("a calibrated decay needs student.a_log_bias = true".into());
+        }
+        None => {}
+    }
+    Ok(())
+}
+
+/// Sums over the text of the products of features and of the attention's output, of each head.
+struct Sums {
+    /// `[h, n + 1, n + 1]`, the last of each being the output.
+    products: Vec<f64>,
+}
+
+/// The scales of the features, by least squares over the text: of the scan, of D, and with `constant` of a feature
+/// that sums the values alone, whatever B and C are; then of this layer's features what they lack of the output.
+pub(super) fn fit<B: KernelBackend>(
+    student: &mut CausalLm<B>,
+    teacher: &CausalLm<B>,
+    text: &[Tensor<B, 2, Int>],
+    constant: bool,
+) -> Vec<Fit> {
+    let layers = layers(student, teacher);
+    let features = 2 + usize::from(constant);
+    let size = features + 1;
+    let mut sums: Vec<Option<Sums>> = (0..student.backbone.layers.len()).map(|_| None).collect();
+    for ids in text {
+        each_layer(teacher, ids.clone(), |layer, u| {
+            if !layers.contains(&layer) {
+                return;
+            }
+            let mixer = &student.backbone.layers[layer].mixer;
+            let mamba = mixer.mamba().expect("a layer");
+            let mut all = mamba.features(u.clone(), constant);
+            all.push(target(student, teacher, layer, u));
+            let all: Vec<_> = all.into_iter().map(widen).collect();
+            let h = all[0].dims()[2];
+            let sums = sums[layer].get_or_insert_with(|| Sums {
+                products: vec![0.0; h * size * size],
+            });
+            for i in 0..size {
+                for j in 0..=i {
+                    let product = all[i].clone() * all[j].clone();
+                    let of_heads = host(product.sum_dim(3).sum_dim(1).sum_dim(0));
+                    for (head, value) in of_heads.into_iter().enumerate() {
+                        let at = head * size * size;
+                        sums.products[at + i * size + j] += value;
+                        if i != j {
+                            sums.products[at + j * size + i] += value;
+                        }
+                    }
+                }
+            }
+        });
+    }
+    let mut fits = vec![];
+    for layer in layers {
+        let Some(sums) = &sums[layer] else { continue };
+        let (mut scales, mut lacking, mut whole) = (vec![], 0.0, 0.0);
+        for products in sums.products.chunks(size * size) {
+            let at = |i: usize, j: usize| products[i * size + j];
+            let each = || 0..features;
+            let gram: Vec<f64> = each().flat_map(|i| each().map(move |j| at(i, j))).collect();
+            let right: Vec<f64> = each().map(|i| at(i, features)).collect();
+            let ridge = RIDGE * mean_of_diagonal(&gram, features);
+            let w = solve(&gram, &right, features, ridge);
+            let of_target: f64 = each().map(|i| w[i] * right[i]).sum();
+            let own: f64 = each()
+                .map(|i| each().map(|j| w[i] * w[j] * at(i, j)).sum::<f64>())
+                .sum();
+            lacking += (at(features, features) - 2.0 * of_target + own).max(0.0);
+            whole += at(features, features);
+            scales.push(w);
+        }
+        let mamba = student.backbone.layers[layer].mixer.mamba_mut();
+        mamba.expect("a layer").set_scales(&scales);
+        fits.push(Fit {
+            layer,
+            error: (lacking / whole).sqrt(),
+        });
+    }
+    fits
+}
+
+/// What the mixer of a layer is to give before its output projection: the teacher's context, less that of the
+/// attention beside the mixer; `[b, l, h, p]`.
+pub(super) fn target<B: KernelBackend>(
+    student: &CausalLm<B>,
+    teacher: &CausalLm<B>,
+    layer: usize,
+    u: Tensor<B, 3>,
+) -> Tensor<B, 4> {
+    let theirs = teacher.backbone.layers[layer].mixer.softmax();
+    let theirs = theirs.expect("a layer").context(u.clone());
+    let heads = theirs.dims()[2];
+    match student.backbone.layers[layer].mixer.added_context(u, heads) {
+        Some(added) => theirs - added,
+        None => theirs,
+    }
+}

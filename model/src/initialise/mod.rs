@@ -1,0 +1,247 @@
+//! How a student's mixers start: what they take over from the teacher's attention before anything is trained.
+//!
+//! An initialisation is one file of this folder, whose type implements [`Initialise`]. The list at the end of this
+//! file makes [`Initialisation`] of them: a new one is a file, its `mod` line, and one entry of that list.
+//!
+//! All of them start from a student that is drawn as published and has the rest of the network from its teacher, and
+//! work on the parts that a mixer has: [`TokenMixer::mamba`](crate::TokenMixer::mamba), and the attention beside it.
+
+mod calibrated;
+mod copy;
+mod published;
+mod ridge;
+mod solve;
+
+use burn::module::Param;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
+use kernels::KernelBackend;
+
+use crate::lm::CausalLm;
+use crate::mixers::MixerConfig;
+use crate::mixers::attention::AttentionConfig;
+use crate::mixers::discrete_mamba2::DiscreteMamba2Config;
+use crate::precision::to_dtype;
+
+/// Why a student cannot start so.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum InitError {
+    /// A layer's mixer lacks what the initialisation sets.
+    #[error("layer {layer}: {reason}")]
+    Layer {
+        /// The layer, from 0.
+        layer: usize,
+        /// What does not fit, and what to do.
+        reason: String,
+    },
+    /// There is no text to calibrate on.
+    #[error("there is no text to calibrate on")]
+    NoText,
+}
+
+/// How near a layer starts to its teacher.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Fit {
+    /// The layer, from 0.
+    pub layer: usize,
+    /// The norm of what the mixer's output lacks, over that of the attention's, before the output projection.
+    pub error: f64,
+}
+
+/// One way to start.
+pub(crate) trait Initialise {
+    /// The options of a state-space mixer in the place of attention `of_teacher`, with those that it needs.
+    fn options(
+        &self,
+        mixer: DiscreteMamba2Config,
+        _of_teacher: &AttentionConfig,
+        _d_model: usize,
+    ) -> DiscreteMamba2Config {
+        mixer
+    }
+
+    /// Whether it reads text.
+    fn reads_text(&self) -> bool {
+        false
+    }
+
+    /// That every mixer of the student has what this sets. Reads no values, so nothing is drawn.
+    ///
+    /// # Errors
+    /// [`InitError`] names the layer that does not fit.
+    fn check<B: KernelBackend>(
+        &self,
+        _student: &CausalLm<B>,
+        _teacher: &CausalLm<B>,
+    ) -> Result<(), InitError> {
+        Ok(())
+    }
+
+    /// Sets the mixers' parameters. `text` is ids `[b, l]`, none unless it reads text.
+    ///
+    /// # Errors
+    /// [`InitError`] names the layer that does not fit.
+    fn initialise<B: KernelBackend>(
+        &self,
+        student: &mut CausalLm<B>,
+        teacher: &CausalLm<B>,
+        text: &[Tensor<B, 2, Int>],
+    ) -> Result<Vec<Fit>, InitError>;
+}
+
+macro_rules! initialisations {
+    ($($(#[$doc:meta])* $kind:ident: $module:ident::$type:ident = $name:literal;)*) => {
+        /// How a student's mixers start.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+        pub enum Initialisation {
+            $($(#[$doc])* $kind,)*
+        }
+
+        impl Initialisation {
+            /// What configurations call them.
+            pub const NAMES: &'static [&'static str] = &[$($name),*];
+
+            /// That of a configuration.
+            pub fn named(name: &str) -> Option<Self> {
+                match name {
+                    $($name => Some(Self::$kind),)*
+                    _ => None,
+                }
+            }
+
+            fn options(
+                self,
+                mixer: DiscreteMamba2Config,
+                of_teacher: &AttentionConfig,
+                d_model: usize,
+            ) -> DiscreteMamba2Config {
+                match self {
+                    $(Self::$kind => $module::$type.options(mixer, of_teacher, d_model),)*
+                }
+            }
+
+            /// Whether it reads text.
+            pub fn reads_text(self) -> bool {
+                match self {
+                    $(Self::$kind => $module::$type.reads_text(),)*
+                }
+            }
+
+            /// That every mixer of `student` has what this sets. Reads no values, so nothing is drawn.
+            ///
+            /// # Errors
+            /// [`InitError`] names the layer that does not fit, and the option that would.
+            pub fn check<B: KernelBackend>(
+                self,
+                student: &CausalLm<B>,
+                teacher: &CausalLm<B>,
+            ) -> Result<(), InitError> {
+                match self {
+                    $(Self::$kind => $module::$type.check(student, teacher),)*
+                }
+            }
+
+            fn start<B: KernelBackend>(
+                self,
+                student: &mut CausalLm<B>,
+                teacher: &CausalLm<B>,
+                text: &[Tensor<B, 2, Int>],
+            ) -> Result<Vec<Fit>, InitError> {
+                match self {
+                    $(Self::$kind => $module::$type.initialise(student, teacher, text),)*
+                }
+            }
+        }
+    };
+}
+
+initialisations! {
+    /// As published: nothing of the teacher's attention is taken over.
+    #[default]
+    Published: published::Published = "published";
+    /// The attention's projections, with an identity convolution and an open gate.
+    Copy: copy::Copy = "copy";
+    /// A copy with decays and scales that are fitted to the attention's outputs on text.
+    Calibrated: calibrated::Calibrated = "calibrated";
+    /// A calibrated copy with a constant feature, and output projections by ridge regression.
+    Ridge: ridge::Ridge = "ridge";
+}
+
+impl Initialisation {
+    /// The options of `mixer`, in the place of a teacher's mixer `of_teacher` in a network `d_model` wide, with
+    /// those that this initialisation needs. A mixer without a state space stays as it is.
+    pub fn options_of(
+        self,
+        mixer: MixerConfig,
+        of_teacher: &MixerConfig,
+        d_model: usize,
+    ) -> MixerConfig {
+        let MixerConfig::Attention(of_teacher) = of_teacher else {
+            return mixer;
+        };
+        mixer.with_mamba(|mamba| self.options(mamba, of_teacher, d_model))
+    }
+
+    /// Sets the mixers of `student`, whose other parameters are the `teacher`'s, and returns how near each
+    /// calibrated layer is. The attention beside a state-space mixer becomes the teacher's. `text` is sequences of ids, `[b, l]` each; an initialisation that reads none ignores it. Nothing is
+    /// random, and the same text gives the same student.
+    ///
+    /// # Errors
+    /// [`InitError`] names the layer that does not fit.
+    pub fn apply<B: KernelBackend>(
+        self,
+        student: &mut CausalLm<B>,
+        teacher: &CausalLm<B>,
+        text: &[Tensor<B, 2, Int>],
+    ) -> Result<Vec<Fit>, InitError> {
+        let layers = student.backbone.layers.iter_mut();
+        for (layer, of_teacher) in layers.zip(&teacher.backbone.layers) {
+            if let Some(theirs) = of_teacher.mixer.softmax() {
+                layer.mixer.take_over(theirs);
+            }
+        }
+        self.start(student, teacher, text)
+    }
+}
+
+impl MixerConfig {
+    /// The same with the options of its state-space mixer, if it has one, replaced by `with` them.
+    fn with_mamba(
+        mut self,
+        with: impl FnOnce(DiscreteMamba2Config) -> DiscreteMamba2Config,
+    ) -> Self {
+        if let Some(mamba) = self.mamba_mut() {
+            *mamba = with(mamba.clone());
+        }
+        self
+    }
+}
+
+/// Puts `value` into `parameter`, which keeps its id and its dtype.
+fn set<B: Backend, const D: usize>(parameter: &mut Param<Tensor<B, D>>, value: Tensor<B, D>) {
+    let dtype = parameter.val().dtype();
+    *parameter = Param::initialized(parameter.id, to_dtype(value, dtype));
+}
+
+/// The layers of a student that have a state-space mixer in the place of the teacher's attention.
+fn layers<B: KernelBackend>(student: &CausalLm<B>, teacher: &CausalLm<B>) -> Vec<usize> {
+    let both = student.backbone.layers.iter().zip(&teacher.backbone.layers);
+    let both = both.enumerate().filter(|(_, (student, teacher))| {
+        student.mixer.mamba().is_some() && teacher.mixer.softmax().is_some()
+    });
+    both.map(|(layer, _)| layer).collect()
+}
+
+/// Runs `ids [b, l]` through the teacher, and gives `visit` what each layer's mixer reads, `[b, l, d_model]`, with the
+/// layer's number.
+fn each_layer<B: KernelBackend>(
+    teacher: &CausalLm<B>,
+    ids: Tensor<B, 2, Int>,
+    mut visit: impl FnMut(usize, Tensor<B, 3>),
+) {
+    let mut x = teacher.backbone.embedding.forward(ids);
+    for (i, layer) in teacher.backbone.layers.iter().enumerate() {
+        visit(i, layer.input_layernorm.forward(x.clone()));
+        x = layer.forward(x);
+    }
+}

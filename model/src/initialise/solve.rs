@@ -1,0 +1,82 @@
+//! Small systems of linear equations, in 64 bits.
+
+use rayon::prelude::*;
+
+/// The solutions `x` of `(a + ridge I) x = b`, for `a` symmetric and not negative, `[n, n]`, and `b [n, m]`, both
+/// row-major: by Cholesky's decomposition. `ridge` must be positive unless `a` is.
+pub(super) fn solve(a: &[f64], b: &[f64], n: usize, ridge: f64) -> Vec<f64> {
+    let m = b.len() / n;
+    // Row by row of the lower triangle.
+    let mut l = vec![0.0; n * n];
+    for j in 0..n {
+        let (above, below) = l.split_at_mut(j * n);
+        let own = &mut below[..n];
+        for k in 0..j {
+            let other = &above[k * n..][..n];
+            let dot: f64 = (0..k).map(|i| own[i] * other[i]).sum();
+            own[k] = (a[j * n + k] - dot) / other[k];
+        }
+        let squares: f64 = own[..j].iter().map(|value| value * value).sum();
+        own[j] = (a[j * n + j] + ridge - squares)
+            .max(f64::MIN_POSITIVE)
+            .sqrt();
+    }
+    // Column by column of `b`, each forward and back.
+    let column = |c: usize| {
+        let mut x: Vec<f64> = (0..n).map(|i| b[i * m + c]).collect();
+        for i in 0..n {
+            let row = &l[i * n..][..n];
+            let dot: f64 = (0..i).map(|k| row[k] * x[k]).sum();
+            x[i] = (x[i] - dot) / row[i];
+        }
+        for i in (0..n).rev() {
+            let value = x[i] / l[i * n + i];
+            x[i] = value;
+            for k in 0..i {
+                x[k] -= l[i * n + k] * value;
+            }
+        }
+        x
+    };
+    let columns: Vec<Vec<f64>> = (0..m).into_par_iter().map(column).collect();
+    let mut x = vec![0.0; n * m];
+    for (c, column) in columns.into_iter().enumerate() {
+        for (i, value) in column.into_iter().enumerate() {
+            x[i * m + c] = value;
+        }
+    }
+    x
+}
+
+/// The mean of the diagonal of `a [n, n]`.
+pub(super) fn mean_of_diagonal(a: &[f64], n: usize) -> f64 {
+    (0..n).map(|i| a[i * n + i]).sum::<f64>() / n as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn solutions_solve() {
+        let (n, m) = (5, 3);
+        let number = |i: usize| ((i * 37 % 19) as f64 - 9.0) / 7.0;
+        let root: Vec<f64> = (0..n * n).map(number).collect();
+        let mut a = vec![0.0; n * n];
+        for i in 0..n {
+            for j in 0..n {
+                a[i * n + j] = (0..n).map(|k| root[i * n + k] * root[j * n + k]).sum();
+            }
+        }
+        let b: Vec<f64> = (0..n * m).map(|i| number(i + 40)).collect();
+        let x = solve(&a, &b, n, 0.25);
+        for i in 0..n {
+            for c in 0..m {
+                let sum: f64 = (0..n).map(|k| a[i * n + k] * x[k * m + c]).sum();
+                let left = sum + 0.25 * x[i * m + c];
+                assert!((left - b[i * m + c]).abs() < 1e-10);
+            }
+        }
+        assert_eq!(mean_of_diagonal(&[1.0, 9.0, 9.0, 3.0], 2), 2.0);
+    }
+}

@@ -1,0 +1,143 @@
+//! A mixer with some of the teacher's attention beside it, in the configuration of a run: all heads within a window,
+//! or some of the heads.
+
+use kernels::Window;
+use serde::{Deserialize, Serialize};
+
+use super::{BesideAttentionConfig, Joined};
+use crate::config_error::ConfigError;
+use crate::mixers::MixerConfig;
+use crate::mixers::attention::AttentionConfig;
+use crate::mixers::discrete_mamba2::Mamba2Student;
+use crate::mixers::student::StudentOptions;
+
+/// The options of a student's mixer with the teacher's attention beside it, within a window.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WindowStudent {
+    /// The state-space mixer's.
+    #[serde(flatten)]
+    pub mamba: Mamba2Student,
+    /// The last tokens that attention reads, the own one included.
+    pub window: usize,
+    /// The first tokens of a sequence that it reads besides.
+    pub sinks: usize,
+}
+
+impl Default for WindowStudent {
+    fn default() -> Self {
+        Self {
+            mamba: Mamba2Student::default(),
+            window: 64,
+            sinks: 4,
+        }
+    }
+}
+
+impl StudentOptions for WindowStudent {
+    fn mixer(
+        &self,
+        _layer: usize,
+        of_teacher: &AttentionConfig,
+        d_model: usize,
+    ) -> Result<MixerConfig, ConfigError> {
+        let mixer = BesideAttentionConfig {
+            ssm: self.mamba.config(of_teacher, d_model),
+            attention: Some(AttentionConfig {
+                window: Some(Window {
+                    window: self.window,
+                    sinks: self.sinks,
+                }),
+                ..of_teacher.clone()
+            }),
+            heads: vec![],
+            joined: Joined::Sum,
+        };
+        Ok(mixer.into())
+    }
+
+    fn mamba(&self) -> &Mamba2Student {
+        &self.mamba
+    }
+}
+
+/// The options of a student's mixer with some of the teacher's heads beside it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HeadsStudent {
+    /// The state-space mixer's.
+    #[serde(flatten)]
+    pub mamba: Mamba2Student,
+    /// The heads that are kept, each as LAYER.HEAD, both from 0.
+    pub heads: Vec<String>,
+    /// How their output and the mixer's become one.
+    pub joined: Joined,
+}
+
+impl Default for HeadsStudent {
+    fn default() -> Self {
+        Self {
+            mamba: Mamba2Student::default(),
+            heads: vec![],
+            joined: Joined::Sum,
+        }
+    }
+}
+
+/// The layer and the head of `text`.
+fn layer_and_head(text: &str) -> Option<(usize, usize)> {
+    let (layer, head) = text.split_once('.')?;
+    Some((layer.parse().ok()?, head.parse().ok()?))
+}
+
+impl StudentOptions for HeadsStudent {
+    fn mixer(
+        &self,
+        layer: usize,
+        of_teacher: &AttentionConfig,
+        d_model: usize,
+    ) -> Result<MixerConfig, ConfigError> {
+        let mut heads = vec![];
+        for text in &self.heads {
+            let refused = |what: &str| {
+                let n = of_teacher.n_heads;
+                Err(ConfigError::Invalid(format!(
+                    "`student.heads` has {text:?}, {what}; each is LAYER.HEAD, both from 0, and a layer of the \
+                     teacher has {n} heads"
+                )))
+            };
+            match layer_and_head(text) {
+                None => return refused("which is no head"),
+                Some((_, head)) if head >= of_teacher.n_heads => {
+                    return refused("which is not there");
+                }
+                Some((of, head)) if of == layer => {
+                    if heads.contains(&head) {
+                        return refused("twice");
+                    }
+                    heads.push(head);
+                }
+                Some(_) => {}
+            }
+        }
+        heads.sort_unstable();
+        let n = heads.len();
+        let attention = (n > 0).then(|| AttentionConfig {
+            n_heads: n,
+            n_kv_heads: n,
+            head_dim: Some(of_teacher.head_dim(d_model)),
+            ..of_teacher.clone()
+        });
+        let mixer = BesideAttentionConfig {
+            ssm: self.mamba.config(of_teacher, d_model),
+            attention,
+            heads,
+            joined: self.joined,
+        };
+        Ok(mixer.into())
+    }
+
+    fn mamba(&self) -> &Mamba2Student {
+        &self.mamba
+    }
+}

@@ -1,0 +1,183 @@
+//! What an initialisation reads and sets.
+
+use burn::tensor::Tensor;
+use kernels::KernelBackend;
+
+use super::{DiscreteMamba2, Rows};
+use crate::precision::to_dtype;
+
+impl<B: KernelBackend> DiscreteMamba2<B> {
+    /// Of `u [b, l, d_model]`, the terms of which the mixer's output before the gate is a sum, `[b, l, h, p]` each:
+    /// the scan, and x, which D scales. With `constant` also the scan with products of B and C that are 1
+    /// everywhere.
+    pub(crate) fn features(&self, u: Tensor<B, 3>, constant: bool) -> Vec<Tensor<B, 4>> {
+        let x = self.x_at(self.convolved(u.clone(), self.x_rows()), 0);
+        let b = self.b_at(self.convolved(u.clone(), self.b_rows()), 0);
+        let c = self.c_at(self.convolved(u.clone(), self.c_rows()), 0);
+        let a_log = self.a_log(self.projected(u, self.a_log_rows()));
+        let scan = |b: Tensor<B, 4>, c: Tensor<B, 4>| {
+            let chunk = self.config.chunk_size;
+            kernels::scan::ssd::ssd_scan(x.clone(), a_log.clone(), b, c, None, chunk).0
+        };
+        let mut features = vec![scan(b.clone(), c), x.clone()];
+        if constant {
+            let first = b.clone().narrow(3, 0, 1).ones_like();
+            let n = b.dims()[3];
+            let one = if n > 1 {
+                let rest = b.narrow(3, 1, n - 1).zeros_like();
+                Tensor::cat(vec![first, rest], 3)
+            } else {
+                first
+            };
+            features.push(scan(one.clone(), one));
+        }
+        features
+    }
+
+    /// Gives each head's terms these scales: of the scan and of x, in the order of [`features`](Self::features); and
+    /// where there is a third, makes the freed channel give the constant times that.
+    pub(crate) fn set_scales(&mut self, scales: &[Vec<f64>]) {
+        let of = |i: usize| -> Vec<f64> { scales.iter().map(|scales| scales[i]).collect() };
+        let (of_scan, of_x) = (of(0), of(1));
+        if self.c_norm.is_some() {
+            // A norm takes away the scale of C: the output projection gets it, whose heads D then joins in.
+            let weight = self.out_proj.weight.val();
+            let each = self.d_inner / scales.len();
+            let columns = of_scan
+                .iter()
+                .flat_map(|scale| std::iter::repeat_n(*scale, each));
+            let columns: Vec<f64> = columns.collect();
+            let columns = self.numbers(&columns).reshape([1, self.d_inner]);
+            set(&mut self.out_proj.weight, weight * columns);
+            let of_x: Vec<f64> = of_x
+                .iter()
+                .zip(&of_scan)
+                .map(|(x, scan)| x / scan)
+                .collect();
+            let d = self.numbers(&of_x);
+            set(&mut self.d, d);
+            return;
+        }
+        let n = self.config.d_state;
+        let rows = of_scan
+            .iter()
+            .flat_map(|scale| std::iter::repeat_n(*scale, n));
+        let rows = self.numbers(&rows.collect::<Vec<_>>());
+        self.scale_c(rows);
+        let d = self.numbers(&of_x);
+        set(&mut self.d, d);
+        if scales[0].len() > 2 {
+            self.set_constant_channel(&of(2));
+        }
+    }
+
+    /// Multiplies the rows of C, and their biases, by `scales [h * n]`.
+    fn scale_c(&mut self, scales: Tensor<B, 1>) {
+        let c = self.c_rows();
+        let weight = self.in_proj.weight.val();
+        let scaled = |all: Tensor<B, 2>, rows: Rows| {
+            let n = all.dims()[0];
+            let own = all.clone().narrow(0, rows.start, rows.n);
+            let own = own * scales.clone().reshape([rows.n, 1]);
+            let mut parts = vec![all.clone().narrow(0, 0, rows.start), own];
+            if rows.start + rows.n < n {
+                let end = rows.start + rows.n;
+                parts.push(all.narrow(0, end, n - end));
+            }
+            Tensor::cat(parts, 0)
+        };
+        set(&mut self.in_proj.weight, scaled(weight, c));
+        let biases = [&mut self.in_proj.bias, &mut self.conv1d.bias];
+        for bias in biases.into_iter().flatten() {
+            let all = bias.val();
+            let n = all.dims()[0];
+            let value = scaled(all.reshape([n, 1]), c).reshape([n]);
+            set(bias, value);
+        }
+    }
+
+    /// The channel of each head's B and C that turns slowest.
+    fn constant_channel(&self) -> usize {
+        match &self.config.rotary {
+            Some(rotary) => rotary.dim / 2 - 1,
+            None => self.config.d_state - 1,
+        }
+    }
+
+    /// 1 everywhere but for [`constant_channel`](Self::constant_channel), in the rows of B and C alone: `[conv_dim]`.
+    fn without_channel(&self) -> Vec<f64> {
+        let (channel, n) = (self.constant_channel(), self.config.d_state);
+        let keep = |i: usize| {
+            let is_freed = i >= self.d_inner && (i - self.d_inner) % n == channel;
+            if is_freed { 0.0 } else { 1.0 }
+        };
+        (0..self.conv_dim()).map(keep).collect()
+    }
+
+    /// Makes the channel of B and C that turns slowest zero.
+    ///
+    /// # Errors
+    /// What is missing, if it cannot become a constant.
+    pub(crate) fn free_constant_channel(&mut self) -> Result<(), String> {
+        if self.c_norm.is_some() {
+            return Err(
+                "a norm of B and C leaves no channel constant; set student.bc_norm = false".into(),
+            );
+        }
+        if self.conv1d.bias.is_none() {
+            return Err("a constant channel needs student.conv_bias = true".into());
+        }
+        let kept = self.without_channel();
+        let rest = self.in_proj.weight.dims()[0] - kept.len();
+        let all: Vec<f64> = kept
+            .iter()
+            .copied()
+            .chain(std::iter::repeat_n(1.0, rest))
+            .collect();
+        let rows = self.numbers(&all);
+        let weight = self.in_proj.weight.val() * rows.clone().reshape([all.len(), 1]);
+        set(&mut self.in_proj.weight, weight);
+        if let Some(bias) = &mut self.in_proj.bias {
+            let value = bias.val() * rows;
+            set(bias, value);
+        }
+        let kept = self.numbers(&kept);
+        if let Some(bias) = &mut self.conv1d.bias {
+            let value = bias.val() * kept;
+            set(bias, value);
+        }
+        Ok(())
+    }
+
+    /// Gives the freed channel a constant product of B and C in each head.
+    fn set_constant_channel(&mut self, of_heads: &[f64]) {
+        let (channel, n) = (self.constant_channel(), self.config.d_state);
+        let mut values = vec![0.0; self.conv_dim()];
+        for (head, product) in of_heads.iter().enumerate() {
+            let root = product.abs().sqrt();
+            values[self.b_rows().start + head * n + channel] = root;
+            values[self.c_rows().start + head * n + channel] = root * product.signum();
+        }
+        let values = self.numbers(&values);
+        if let Some(bias) = &mut self.conv1d.bias {
+            let value = bias.val() + values;
+            set(bias, value);
+        }
+    }
+
+    /// `values` in the dtype and on the device of the parameters.
+    fn numbers(&self, values: &[f64]) -> Tensor<B, 1> {
+        let d = self.d.val();
+        let data = burn::tensor::TensorData::new(values.to_vec(), [values.len()]);
+        Tensor::from_data(data, (&d.device(), d.dtype()))
+    }
+}
+
+/// Puts `value` into `parameter`, which keeps its id and its dtype.
+fn set<B: KernelBackend, const D: usize>(
+    parameter: &mut burn::module::Param<Tensor<B, D>>,
+    value: Tensor<B, D>,
+) {
+    let dtype = parameter.val().dtype();
+    *parameter = burn::module::Param::initialized(parameter.id, to_dtype(value, dtype));
+}

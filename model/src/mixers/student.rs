@@ -1,0 +1,101 @@
+//! The mixers that students are made of, as the configuration of a run says them: with what the teacher's own
+//! attention decides left out.
+//!
+//! A kind of them is a type with its options that implements [`StudentOptions`], in the folder of its mixer, and one
+//! entry of the list at the end of this file.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::MixerConfig;
+use super::attention::AttentionConfig;
+use super::beside_attention::{HeadsStudent, WindowStudent};
+use super::discrete_mamba2::Mamba2Student;
+use crate::config_error::ConfigError;
+
+/// What the options of one kind answer. Their `Default` is the schema of a configuration: every key with a value, and
+/// none of them null.
+pub(crate) trait StudentOptions: Default + Serialize + DeserializeOwned {
+    /// The mixer in the place of a teacher's attention in `layer`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] if the options do not fit the teacher.
+    fn mixer(
+        &self,
+        layer: usize,
+        of_teacher: &AttentionConfig,
+        d_model: usize,
+    ) -> Result<MixerConfig, ConfigError>;
+
+    /// The options of the state-space mixer in it.
+    fn mamba(&self) -> &Mamba2Student;
+}
+
+macro_rules! student_mixers {
+    ($($(#[$doc:meta])* $kind:ident($options:ident) = $name:literal;)*) => {
+        /// The mixer of a student.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(tag = "kind")]
+        pub enum StudentMixer {
+            $($(#[$doc])* #[serde(rename = $name)] $kind($options),)*
+        }
+
+        impl StudentMixer {
+            /// What configurations call the kinds.
+            pub const NAMES: &'static [&'static str] = &[$($name),*];
+
+            /// That of a configuration, with every default.
+            pub fn named(name: &str) -> Option<Self> {
+                match name {
+                    $($name => Some(Self::$kind($options::default())),)*
+                    _ => None,
+                }
+            }
+
+            /// The mixer of `layer`, in the place of `of_teacher` in a network `d_model` wide.
+            ///
+            /// # Errors
+            /// [`ConfigError::Invalid`] if that is no attention, or the options do not fit it.
+            pub fn mixer(
+                &self,
+                layer: usize,
+                of_teacher: &MixerConfig,
+                d_model: usize,
+            ) -> Result<MixerConfig, ConfigError> {
+                let MixerConfig::Attention(attention) = of_teacher else {
+                    return Err(ConfigError::Invalid(format!(
+                        "a student's mixer takes the place of attention, and the teacher has {}",
+                        of_teacher.describe(d_model)
+                    )));
+                };
+                match self {
+                    $(Self::$kind(options) => options.mixer(layer, attention, d_model),)*
+                }
+            }
+
+            /// The options of the state-space mixer in it.
+            pub fn mamba(&self) -> &Mamba2Student {
+                match self {
+                    $(Self::$kind(options) => options.mamba(),)*
+                }
+            }
+        }
+    };
+}
+
+student_mixers! {
+    /// The state-space mixer alone.
+    Mamba2(Mamba2Student) = "mamba2";
+    /// Beside the teacher's attention within a window.
+    Mamba2Window(WindowStudent) = "mamba2_window";
+    /// Beside some of the teacher's heads.
+    Mamba2Heads(HeadsStudent) = "mamba2_heads";
+}
+
+impl StudentMixer {
+    /// The options as JSON, `kind` among them.
+    pub fn to_json(&self) -> Value {
+        serde_json::json!(self)
+    }
+}

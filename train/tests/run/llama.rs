@@ -1,0 +1,129 @@
+//! Runs with a Llama as the teacher, and with mixers that start from its attention.
+
+use burn::module::Module;
+use model::{CausalLm, Family, LlamaConfig, LlamaFamily, Mixer};
+
+use super::*;
+
+/// A Llama with random weights and the bundled tokenizer.
+fn teacher(folder: &Path) {
+    let default = LlamaConfig::default_of(LlamaFamily::Llama);
+    let mut config = LlamaConfig {
+        vocab_size: 4096,
+        hidden_size: 48,
+        intermediate_size: 64,
+        num_hidden_layers: 2,
+        tie_word_embeddings: true,
+        ..default
+    };
+    config.attention.n_heads = 4;
+    config.attention.n_kv_heads = 2;
+    let network = CausalLm::<Inner>::init(&config, 3, &Default::default());
+    model::save(&config, &network, folder).expect("a teacher");
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/phi-tiny");
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(assets.join(file), folder.join(file)).expect("a tokenizer");
+    }
+}
+
+/// A run of the teacher in `folder`, with these overrides.
+fn config_with(folder: &Path, overrides: &[&str]) -> Config {
+    let model = format!("teacher.model={}", folder.display());
+    let own = [
+        &model,
+        "student.d_state=12",
+        "student.n_v_heads=4",
+        "student.n_qk_heads=4",
+    ];
+    config(&[&own, overrides].concat())
+}
+
+/// The layers' mixers are calibrated before the first stage, which the run says; the student is that of a run in one
+/// piece, and can be read.
+#[test]
+fn a_calibrated_student_of_a_llama() {
+    let (folder, whole, pieces) = (folder(), super::folder(), super::folder());
+    teacher(folder.path());
+    let set = [
+        "student.kind=mamba2_window",
+        "student.window=8",
+        "student.sinks=2",
+        "student.init=calibrated",
+    ];
+    let config = || config_with(folder.path(), &set);
+    let summary = run(config(), whole.path());
+    let note = &summary.notes[0].text;
+    assert!(note.starts_with("the mixers start calibrated"), "{note}");
+    assert!(summary.student_perplexity.is_finite());
+
+    let stopped = stopping(12, options(config(), pieces.path(), false));
+    assert_eq!(execute(stopped).expect("a stop"), Outcome::Stopped);
+    let resumed = resume(pieces.path());
+    assert_eq!(resumed.notes[0].text, *note);
+    assert!(student(whole.path()) == student(pieces.path()));
+
+    let (config, network) =
+        model::load_any::<Inner>(whole.path().join("student"), &Default::default()).expect("one");
+    assert_eq!(config.name(), "hybrid Llama-Mamba");
+    assert!(network.num_params() > 0);
+    let mixers = network.backbone.layers.iter();
+    let windows = mixers.filter(|layer| matches!(layer.mixer, Mixer::BesideAttention(_)));
+    assert_eq!(windows.count(), 2);
+}
+
+/// Without anything taken over, and with a layer that keeps its attention.
+#[test]
+fn a_hybrid_student_of_a_llama() {
+    let (folder, run_folder) = (folder(), super::folder());
+    teacher(folder.path());
+    let config = config_with(folder.path(), &["student.attention_layers=1"]);
+    let summary = run(config, run_folder.path());
+    assert!(summary.notes.is_empty());
+    let student = run_folder.path().join("student");
+    let (config, _) = model::load_any::<Inner>(student, &Default::default()).expect("one");
+    assert_eq!(config.name(), "hybrid Llama-Mamba");
+}
+
+/// With some heads kept beside the mixer: in layer 0 two of them, in layer 1 none.
+#[test]
+fn a_student_with_heads_of_a_llama() {
+    let (folder, run_folder) = (folder(), super::folder());
+    teacher(folder.path());
+    let set = [
+        "student.kind=mamba2_heads",
+        "student.heads=0.1,0.3",
+        "student.joined=adapter",
+        "student.init=copy",
+    ];
+    run(config_with(folder.path(), &set), run_folder.path());
+    let student = run_folder.path().join("student");
+    let (_, network) = model::load_any::<Inner>(student, &Default::default()).expect("one");
+    let kept = network
+        .backbone
+        .layers
+        .iter()
+        .map(|layer| match &layer.mixer {
+            Mixer::BesideAttention(both) => (both.config().heads.clone(), both.adapter.is_some()),
+            _ => panic!("another mixer"),
+        });
+    assert!(kept.eq([(vec![1, 3], true), (vec![], false)]));
+
+    let set = ["student.kind=mamba2_heads", "student.heads=0.4"];
+    let config = config_with(folder.path(), &set);
+    let refused = execute(options(config, super::folder().path(), false));
+    let message = refused.expect_err("there is no such head").to_string();
+    assert!(message.contains("0.4"), "{message}");
+}
+
+/// A start that does not fit is refused before anything is written, with the key that would fit.
+#[test]
+fn a_start_that_does_not_fit_is_refused() {
+    let (folder, run_folder) = (folder(), super::folder());
+    teacher(folder.path());
+    let set = ["student.init=copy", "student.d_state=8"];
+    let config = config_with(folder.path(), &set);
+    let refused = execute(options(config, run_folder.path(), false));
+    let message = refused.expect_err("it does not fit").to_string();
+    assert!(message.contains("student.d_state = 12"), "{message}");
+    assert!(!run_folder.path().join("config.toml").exists());
+}
