@@ -69,10 +69,12 @@ pub mod profile;
 pub mod runtime;
 pub mod scan;
 
-pub use decode::attention_step::attention_step;
+pub use decode::attention_step::{attention_step, attention_step_within};
 pub use decode::recurrent_step::{StepParameters, StepState, recurrent_step};
 pub use decode::sample::sample;
-pub use dense::attention::{attention, attention_matrix};
+pub use dense::attention::{
+    Window, attention, attention_matrix, attention_matrix_within, attention_within,
+};
 pub use dense::embedding::embedding;
 pub use dense::gelu::gelu_new;
 pub use dense::layer_norm::layer_norm;

@@ -59,10 +59,12 @@ fn convert<B: TrainBackend>(device: &B::Device) -> Result<(), ConfigError> {
 
     // Both matrices are given by what they are made of, and never held whole.
     let matrices = |mixer: &DiscreteMamba2<B>, x: Tensor<B::InnerBackend, 3>| {
-        let AttentionParts { q, k } = teacher.attention_parts(x.clone()).expect("attention");
+        let AttentionParts { q, k, window } =
+            teacher.attention_parts(x.clone()).expect("attention");
         let attention = AttentionParts {
             q: Tensor::from_inner(q),
             k: Tensor::from_inner(k),
+            window,
         };
         let transfer = mixer.transfer_parts(Tensor::from_inner(x));
         kernels::mixing_distance(transfer.expect("a state-space mixer"), attention)

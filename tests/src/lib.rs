@@ -48,6 +48,17 @@ pub fn cases(prefix: &str) -> Vec<PathBuf> {
     })
 }
 
+/// What the folders of teachers start with, family by family.
+const TEACHERS: [&str; 3] = ["teacher-", "llama-", "qwen2-"];
+
+/// The folders of teachers of all families.
+///
+/// # Panics
+/// If a family has none.
+pub fn teachers() -> Vec<PathBuf> {
+    TEACHERS.iter().flat_map(|prefix| cases(prefix)).collect()
+}
+
 /// The safetensors files in the goldens' sub-folder `folder`, sorted.
 ///
 /// # Panics

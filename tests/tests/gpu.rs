@@ -65,6 +65,9 @@ fn teacher() {
         teacher::whole_sequence::<Gpu>(FAST);
         teacher::splits::<Gpu>(FAST);
         teacher::decoding::<Gpu>(FAST);
+        teacher::greedy::<Gpu>();
+        teacher::joining::<Gpu>(FAST);
+        teacher::eight_bits::<Gpu>();
     });
 }
 

@@ -27,6 +27,7 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
             let teacher = AttentionParts {
                 q: random([b, l, h, n], dtype),
                 k: random([b, l, h, n], dtype),
+                window: None,
             };
             let given = || (student.clone(), teacher.clone());
             let forward = bench.clock.time(|_| {

@@ -56,6 +56,7 @@ fn f64_does_not_meet_narrower_inputs() {
     let teacher = |dtype| AttentionParts {
         q: of([b, l, h, p], dtype),
         k: of([b, l, 1, p], dtype),
+        window: None,
     };
     let weights = DistillationWeights {
         temperature: 1.0,

@@ -33,6 +33,7 @@ impl Distance {
         AttentionParts {
             q: tensor(self.q.clone()),
             k: tensor(self.k.clone()),
+            window: None,
         }
     }
 }

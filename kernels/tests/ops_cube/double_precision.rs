@@ -111,6 +111,7 @@ fn losses<B: KernelBackend>(outputs: &mut Outputs) {
     let teacher = AttentionParts {
         q: inputs.tensor([b, l, h, p]),
         k: inputs.tensor([b, l, g, p]),
+        window: None,
     };
     let loss = B::mixing_distance_forward(student.clone(), teacher.clone());
     let (_, gradients) = B::mixing_distance_with_gradients(student, teacher);

@@ -70,6 +70,7 @@ impl Case {
         let teacher = AttentionParts {
             q: q.exact(),
             k: ks.exact(),
+            window: None,
         };
         let forward = reference::forward(student.clone(), teacher.clone());
         let exact = outputs(forward, reference::with_gradients(student, teacher));
@@ -90,6 +91,7 @@ impl Case {
             let teacher = AttentionParts {
                 q: read(&q),
                 k: read(&ks),
+                window: None,
             };
             poison();
             let forward = Cube::mixing_distance_forward(student.clone(), teacher.clone());
@@ -170,6 +172,7 @@ fn no_distance_has_no_gradient() {
         let teacher = AttentionParts {
             q: Tensor::ones([2, 1, 3, 4], &device),
             k: Tensor::ones([2, 1, 3, 4], &device),
+            window: None,
         };
         let (loss, gradients) = Cube::mixing_distance_with_gradients(student, teacher);
         assert_eq!(loss.into_scalar(), 0.0);

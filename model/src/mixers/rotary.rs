@@ -32,7 +32,7 @@ pub enum RopeScaling {
         /// Turns above which it stays.
         high_freq_factor: f64,
         /// The positions of the first training.
-        original_max_position_embeddings: f64,
+        original_max_position_embeddings: usize,
     },
 }
 
@@ -47,7 +47,7 @@ impl RopeScaling {
                 high_freq_factor: high,
                 original_max_position_embeddings: original,
             } => {
-                let turns = original * frequency / TAU;
+                let turns = original as f64 * frequency / TAU;
                 let share = ((turns - low) / (high - low)).clamp(0.0, 1.0);
                 (1.0 - share) * frequency / factor + share * frequency
             }
@@ -73,7 +73,7 @@ impl RopeScaling {
                     ("high_freq_factor", high_freq_factor),
                     (
                         "original_max_position_embeddings",
-                        original_max_position_embeddings,
+                        original_max_position_embeddings as f64,
                     ),
                 ] {
                     check_positive(key, value)?;

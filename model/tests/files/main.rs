@@ -3,6 +3,7 @@
 
 mod configurations;
 mod damage;
+mod llama;
 mod manifests;
 mod round_trips;
 mod torch;

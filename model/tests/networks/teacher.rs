@@ -1,6 +1,7 @@
-//! Phi against Hugging Face's implementation with the same weights, and its decoding against itself.
+//! Teachers of all families against Hugging Face's implementation with the same weights, and their decoding against
+//! itself.
 
-use model::Taps;
+use model::{Mixer, Taps, rotary_frequencies};
 use tests::networks::teacher::*;
 use tests::networks::*;
 
@@ -8,6 +9,31 @@ on_both! {
     whole_sequence(EXACT, FAST);
     decoding(EXACT, FAST);
     splits(EXACT, FAST);
+    greedy();
+    joining(1e-12, 2e-5);
+    eight_bits();
+}
+
+/// The rotation's frequencies, with the scaling of those that have one.
+#[test]
+fn frequencies() {
+    on_every_teacher::<Exact>(|case, model, goldens| {
+        if !goldens.has("inv_freq") {
+            return;
+        }
+        let Mixer::Attention(attention) = &model.backbone.layers[0].mixer else {
+            panic!("{case}: a teacher has attention")
+        };
+        let options = attention.config();
+        let dim = options.rotary_dim(model.backbone.embedding.weight.dims()[1]);
+        let found = rotary_frequencies(dim, options.rope_theta, options.rope_scaling);
+        let (_, expected) = goldens.f64("inv_freq");
+        assert_eq!(found.len(), expected.len(), "{case}");
+        for (found, expected) in found.iter().zip(&expected) {
+            let apart = (found - expected).abs();
+            assert!(apart < 1e-6 * expected, "{case}: {found} and {expected}");
+        }
+    });
 }
 
 /// Nothing is computed that was not asked for, and each layer alone gives what the network gives.

@@ -1,5 +1,6 @@
 //! Between recorded vectors and tensors, and what every network must do, whatever the backend.
 
+pub mod decoding;
 pub mod mohawk;
 pub mod student;
 pub mod teacher;

@@ -2,14 +2,15 @@
 
 use burn::tensor::Tensor;
 use kernels::KernelBackend;
-use model::{Phi, Taps};
+use model::{CausalLm, Taps};
 
+use super::decoding::*;
 use super::*;
-use crate::{Goldens, assert_close, cases, name_of};
+use crate::{Goldens, assert_close, name_of, teachers};
 
 /// Runs `check` on every teacher folder: its name, its network, and what is expected of it.
-pub fn on_every_teacher<B: KernelBackend>(check: impl Fn(&str, &Phi<B>, &Goldens)) {
-    for folder in cases("teacher-") {
+pub fn on_every_teacher<B: KernelBackend>(check: impl Fn(&str, &CausalLm<B>, &Goldens)) {
+    for folder in teachers() {
         let name = name_of(&folder);
         let (_, model) = model::load_any(&folder, &Default::default())
             .unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -88,4 +89,23 @@ pub fn decoding<B: KernelBackend>(tolerance: f64) {
             assert_close(&name, values(logits), expected.clone(), tolerance);
         }
     });
+}
+
+/// The recorded texts, where there are such.
+pub fn greedy<B: KernelBackend>() {
+    on_every_teacher::<B>(|case, model, goldens| {
+        if goldens.has("greedy_ids") {
+            assert_greedy(case, model, goldens);
+        }
+    });
+}
+
+/// See [`assert_joins`].
+pub fn joining<B: KernelBackend>(tolerance: f64) {
+    on_every_teacher::<B>(|case, model, goldens| assert_joins(case, model, goldens, tolerance));
+}
+
+/// See [`assert_eight_bits`].
+pub fn eight_bits<B: KernelBackend>() {
+    on_every_teacher::<B>(assert_eight_bits);
 }

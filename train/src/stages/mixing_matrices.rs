@@ -102,6 +102,7 @@ impl Stage for Matrices {
                 let attention = AttentionParts {
                     q: Tensor::from_inner(attention.q),
                     k: Tensor::from_inner(attention.k),
+                    window: attention.window,
                 };
                 let loss = mixing_distance(transfer, attention);
                 gradients.add::<B, _>(student, &loss.backward());

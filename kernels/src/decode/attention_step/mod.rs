@@ -7,7 +7,7 @@ pub mod reference;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
-use crate::dense::attention::Attention;
+use crate::dense::attention::{Attention, Window};
 use crate::dense::rotary::Rotary;
 use crate::dtype::assert_one_width;
 
@@ -49,6 +49,29 @@ impl<B: Backend> Cache<B> {
         };
         (filled(&self.keys), filled(&self.values))
     }
+
+    /// What a window leaves of the cache for the tokens to come: the sinks and the last tokens, `window.tokens()` in
+    /// all, or fewer where there are fewer.
+    ///
+    /// # Panics
+    /// If a window of no tokens leaves nothing.
+    pub fn kept(self, window: Window) -> Self {
+        if self.len <= window.tokens() {
+            return self;
+        }
+        let (keys, values) = self.filled();
+        let places = [(0, window.sinks), (self.len - window.window, window.window)];
+        let kept = |x: Tensor<B, 4>| {
+            let parts = places.into_iter().filter(|(_, n)| *n > 0);
+            let parts = parts.map(|(start, n)| x.clone().narrow(1, start, n));
+            Tensor::cat(parts.collect(), 1)
+        };
+        Self {
+            keys: kept(keys),
+            values: kept(values),
+            len: window.tokens(),
+        }
+    }
 }
 
 /// The op, as backends compute it.
@@ -60,6 +83,17 @@ pub trait AttentionStep: Attention + Rotary {
         h: usize,
     ) -> (Tensor<Self, 2>, Cache<Self>) {
         reference::step(token, cache, h)
+    }
+
+    /// See [`attention_step_within`], for a token that does not see all those before it. No backend has a fast path
+    /// for it yet.
+    fn windowed_attention_step(
+        token: NewToken<Self>,
+        cache: Cache<Self>,
+        h: usize,
+        window: Window,
+    ) -> (Tensor<Self, 2>, Cache<Self>) {
+        reference::windowed_step(token, cache, h, window)
     }
 }
 
@@ -76,6 +110,20 @@ pub fn attention_step<B: AttentionStep>(
     token: NewToken<B>,
     cache: Option<Cache<B>>,
     h: usize,
+) -> (Tensor<B, 2>, Cache<B>) {
+    attention_step_within(token, cache, h, None)
+}
+
+/// [`attention_step`] that attends within `window` if there is one. The cache then holds no more than the sinks and
+/// the keys of the window, in the order of their positions, so that its size does not grow beyond that.
+///
+/// # Panics
+/// As `attention_step`, and if the window is 0.
+pub fn attention_step_within<B: AttentionStep>(
+    token: NewToken<B>,
+    cache: Option<Cache<B>>,
+    h: usize,
+    window: Option<Window>,
 ) -> (Tensor<B, 2>, Cache<B>) {
     let ([b, width], [_, d_kv], [_, r]) = (token.q.dims(), token.k.dims(), token.cos.dims());
     assert!(
@@ -134,5 +182,14 @@ pub fn attention_step<B: AttentionStep>(
             "attention_step: the cache is shorter than its tokens"
         );
     }
-    B::attention_step(token, cache, h)
+    match (window, cache) {
+        (Some(window), Some(cache)) if window.within(cache.len + 1).is_some() => {
+            assert!(
+                window.window > 0,
+                "attention_step: a window must not be empty"
+            );
+            B::windowed_attention_step(token, cache, h, window)
+        }
+        (_, cache) => B::attention_step(token, cache, h),
+    }
 }

@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 
 use super::{AttentionStep, Cache, NewToken};
+use crate::dense::attention::Window;
 use crate::dtype::narrow;
 
 /// See [`attention_step`](super::attention_step).
@@ -32,4 +33,20 @@ pub fn step<B: AttentionStep>(
     let len = keys.dims()[1];
     let cache = Cache { keys, values, len };
     (narrow(y.reshape([b, width]), dtype), cache)
+}
+
+/// See [`attention_step_within`](super::attention_step_within): the oldest tokens leave the cache first, after which
+/// the new one sees all that it holds.
+pub fn windowed_step<B: AttentionStep>(
+    token: NewToken<B>,
+    cache: Cache<B>,
+    h: usize,
+    window: Window,
+) -> (Tensor<B, 2>, Cache<B>) {
+    let before = Window {
+        window: window.window - 1,
+        ..window
+    };
+    let kept = (before.tokens() > 0).then(|| cache.kept(before));
+    step(token, kept, h)
 }

@@ -18,7 +18,31 @@ use crate::profile::{Kind, timed};
 /// Gradients to queries, keys and values.
 pub type Gradients<B> = (Tensor<B, 4>, Tensor<B, 4>, Tensor<B, 4>);
 
-/// The op, as backends compute it.
+/// Which tokens attention reads where it does not read all: the last ones, and the first, which keep a model
+/// stable that was trained with them (StreamingLLM, arXiv 2309.17453). Position `i` attends to `j` if `j <= i`, and
+/// `i - j < window` or `j < sinks`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Window {
+    /// How many of the last tokens, the own one included. At least 1.
+    pub window: usize,
+    /// How many of the first.
+    pub sinks: usize,
+}
+
+impl Window {
+    /// The most tokens that one attends to.
+    pub fn tokens(self) -> usize {
+        self.window.saturating_add(self.sinks)
+    }
+
+    /// `None` where the window hides nothing from a sequence of `t` tokens.
+    pub fn within(self, t: usize) -> Option<Self> {
+        (t > self.tokens()).then_some(self)
+    }
+}
+
+/// The op, as backends compute it. With a window that hides something, no backend has a fast path yet: the
+/// reference cuts the sequence into blocks, so that time and memory are linear in its length.
 pub trait Attention: Backend {
     /// See [`attention()`].
     fn attention_forward(
@@ -43,6 +67,36 @@ pub trait Attention: Backend {
     fn attention_matrix(q: Tensor<Self, 4>, k: Tensor<Self, 4>) -> Tensor<Self, 4> {
         reference::matrix(q, k)
     }
+
+    /// See [`attention_within`].
+    fn windowed_attention_forward(
+        q: Tensor<Self, 4>,
+        k: Tensor<Self, 4>,
+        v: Tensor<Self, 4>,
+        window: Window,
+    ) -> Tensor<Self, 4> {
+        reference::windowed_forward(q, k, v, window)
+    }
+
+    /// Gradients of [`Attention::windowed_attention_forward`], as of [`Attention::attention_backward`].
+    fn windowed_attention_backward(
+        q: Tensor<Self, 4>,
+        k: Tensor<Self, 4>,
+        v: Tensor<Self, 4>,
+        dy: Tensor<Self, 4>,
+        window: Window,
+    ) -> Gradients<Self> {
+        reference::windowed_backward(q, k, v, dy, window)
+    }
+
+    /// See [`attention_matrix_within`].
+    fn windowed_attention_matrix(
+        q: Tensor<Self, 4>,
+        k: Tensor<Self, 4>,
+        window: Window,
+    ) -> Tensor<Self, 4> {
+        reference::windowed_matrix(q, k, window)
+    }
 }
 
 by_default!(Attention for ndarray);
@@ -57,6 +111,20 @@ by_default!(Attention for ndarray);
 /// # Panics
 /// If the shapes do not fit together as above, or the dtypes differ.
 pub fn attention<B: Attention>(q: Tensor<B, 4>, k: Tensor<B, 4>, v: Tensor<B, 4>) -> Tensor<B, 4> {
+    attention_within(q, k, v, None)
+}
+
+/// [`attention`] in which each query sees the keys of `window` alone, if there is one. Keys from the sinks on may
+/// have been left out, as a cache of the sinks and the last tokens does: what counts are places among the keys.
+///
+/// # Panics
+/// As [`attention`], and if the window is 0.
+pub fn attention_within<B: Attention>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    window: Option<Window>,
+) -> Tensor<B, 4> {
     check(&q, &k);
     assert_eq!(
         v.dtype(),
@@ -68,7 +136,11 @@ pub fn attention<B: Attention>(q: Tensor<B, 4>, k: Tensor<B, 4>, v: Tensor<B, 4>
         k.dims(),
         "attention: values must have the shape of the keys"
     );
-    timed(Kind::Attention, || B::attention_forward(q, k, v))
+    let window = checked(window, &k);
+    timed(Kind::Attention, || match window {
+        None => B::attention_forward(q, k, v),
+        Some(window) => B::windowed_attention_forward(q, k, v, window),
+    })
 }
 
 /// The softmaxed weights of [`attention`], `[b, h, l, t]`; f32 for half-precision inputs.
@@ -76,8 +148,31 @@ pub fn attention<B: Attention>(q: Tensor<B, 4>, k: Tensor<B, 4>, v: Tensor<B, 4>
 /// # Panics
 /// If the shapes do not fit together as there, or the dtypes differ.
 pub fn attention_matrix<B: Attention>(q: Tensor<B, 4>, k: Tensor<B, 4>) -> Tensor<B, 4> {
+    attention_matrix_within(q, k, None)
+}
+
+/// The softmaxed weights of [`attention_within`], `[b, h, l, t]`; f32 for half-precision inputs.
+///
+/// # Panics
+/// If the shapes do not fit together as there, the dtypes differ, or the window is 0.
+pub fn attention_matrix_within<B: Attention>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    window: Option<Window>,
+) -> Tensor<B, 4> {
     check(&q, &k);
-    timed(Kind::Attention, || B::attention_matrix(q, k))
+    let window = checked(window, &k);
+    timed(Kind::Attention, || match window {
+        None => B::attention_matrix(q, k),
+        Some(window) => B::windowed_attention_matrix(q, k, window),
+    })
+}
+
+/// The window, where it hides some of the keys.
+fn checked<B: Backend>(window: Option<Window>, k: &Tensor<B, 4>) -> Option<Window> {
+    let window = window?;
+    assert!(window.window > 0, "attention: a window must not be empty");
+    window.within(k.dims()[1])
 }
 
 fn check<B: Backend>(q: &Tensor<B, 4>, k: &Tensor<B, 4>) {

@@ -2,12 +2,15 @@
 
 use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Bool, DType, Tensor};
+use burn::tensor::{Bool, DType, Int, Tensor};
 
-use super::Gradients;
+use super::{Gradients, Window};
 use crate::dtype::{narrow, widen};
 use crate::groups::{to_groups, to_heads};
 use crate::product::product;
+
+/// Queries of a block of attention with a small window, at least.
+const MIN_BLOCK: usize = 64;
 
 /// `[b, t, g, p]` to `[b, h, t, p]`.
 fn per_head<B: Backend>(x: Tensor<B, 4>, h: usize) -> Tensor<B, 4> {
@@ -16,25 +19,69 @@ fn per_head<B: Backend>(x: Tensor<B, 4>, h: usize) -> Tensor<B, 4> {
 
 /// See [`attention_matrix`](super::attention_matrix).
 pub fn matrix<B: Backend>(q: Tensor<B, 4>, k: Tensor<B, 4>) -> Tensor<B, 4> {
+    weights(q, k, None)
+}
+
+/// See [`attention_matrix_within`](super::attention_matrix_within).
+pub fn windowed_matrix<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    window: Window,
+) -> Tensor<B, 4> {
+    weights(q, k, Some(window))
+}
+
+fn weights<B: Backend>(q: Tensor<B, 4>, k: Tensor<B, 4>, window: Option<Window>) -> Tensor<B, 4> {
     let [b, l, h, p] = q.dims();
     let t = k.dims()[1];
     let q = q.swap_dims(1, 2) * (1.0 / (p as f64).sqrt());
     let scores = widen(product(q, per_head(k, h).swap_dims(2, 3)));
+    let device = scores.device();
+    let hide = |scores: Tensor<B, 4>, hidden: Tensor<B, 2, Bool>| {
+        let hidden = hidden.reshape([1, 1, l, t]).expand([b, h, l, t]);
+        scores.mask_fill(hidden, f32::NEG_INFINITY)
+    };
     let scores = match l {
-        1 => scores, // one query, the last position, sees every key
-        _ => {
-            let future = Tensor::<B, 2, Bool>::tril_mask([l, t], (t - l) as i64, &scores.device());
-            let future = future.reshape([1, 1, l, t]).expand([b, h, l, t]);
-            scores.mask_fill(future, f32::NEG_INFINITY)
-        }
+        1 => scores, // one query, the last position, has no future
+        _ => hide(scores, Tensor::tril_mask([l, t], (t - l) as i64, &device)),
+    };
+    let scores = match window {
+        None => scores,
+        Some(window) => hide(scores, too_old(l, t, window, &device)),
     };
     softmax(scores, 3)
 }
 
+/// Which of `t` keys lie before the window of each of the last `l` positions, and are no sinks: `[l, t]`.
+fn too_old<B: Backend>(
+    l: usize,
+    t: usize,
+    window: Window,
+    device: &B::Device,
+) -> Tensor<B, 2, Bool> {
+    let range =
+        |start: usize, end: usize| Tensor::<B, 1, Int>::arange(start as i64..end as i64, device);
+    let columns = range(0, t).reshape([1, t]).expand([l, t]);
+    let distance = range(t - l, t).reshape([l, 1]).expand([l, t]) - columns.clone();
+    let is_sink = columns.lower_elem(window.sinks as i64);
+    distance
+        .mask_fill(is_sink, 0)
+        .greater_equal_elem(window.window as i64)
+}
+
 /// See [`attention`](super::attention()).
 pub fn forward<B: Backend>(q: Tensor<B, 4>, k: Tensor<B, 4>, v: Tensor<B, 4>) -> Tensor<B, 4> {
+    weighted(q, k, v, None)
+}
+
+fn weighted<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    window: Option<Window>,
+) -> Tensor<B, 4> {
     let (h, dtype) = (q.dims()[2], v.dtype());
-    let weights = narrow(matrix(q, k), dtype);
+    let weights = narrow(weights(q, k, window), dtype);
     product(weights, per_head(v, h)).swap_dims(1, 2)
 }
 
@@ -48,8 +95,18 @@ pub fn backward<B: Backend>(
     v: Tensor<B, 4>,
     dy: Tensor<B, 4>,
 ) -> Gradients<B> {
+    gradients(q, k, v, dy, None)
+}
+
+fn gradients<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    dy: Tensor<B, 4>,
+    window: Option<Window>,
+) -> Gradients<B> {
     let ([_, _, h, p], g, dtype) = (q.dims(), k.dims()[2], q.dtype());
-    let weights = matrix(q.clone(), k.clone());
+    let weights = weights(q.clone(), k.clone(), window);
     let times = if dtype == DType::F32 {
         product
     } else {
@@ -68,4 +125,107 @@ pub fn backward<B: Backend>(
         grouped(dk),
         grouped(dv),
     )
+}
+
+/// Some queries, and the keys that they see.
+struct Block {
+    /// Queries.
+    start: usize,
+    len: usize,
+    /// Keys that are sinks; they come first.
+    sinks: usize,
+    /// The keys that follow them: from here to the last query's.
+    first: usize,
+    end: usize,
+}
+
+impl Block {
+    /// Blocks as long as the window, for `l` queries and `t` keys.
+    fn all(l: usize, t: usize, window: Window) -> impl Iterator<Item = Self> {
+        let size = window.window.max(MIN_BLOCK);
+        (0..l).step_by(size).map(move |start| {
+            let len = size.min(l - start);
+            // The first query's place among the keys.
+            let place = t - l + start;
+            let sinks = window.sinks.min(place);
+            Self {
+                start,
+                len,
+                sinks,
+                first: (place + 1).saturating_sub(window.window).max(sinks),
+                end: place + len,
+            }
+        })
+    }
+
+    fn queries<B: Backend>(&self, x: &Tensor<B, 4>) -> Tensor<B, 4> {
+        x.clone().narrow(1, self.start, self.len)
+    }
+
+    fn keys<B: Backend>(&self, x: &Tensor<B, 4>) -> Tensor<B, 4> {
+        let recent = x.clone().narrow(1, self.first, self.end - self.first);
+        if self.sinks == 0 {
+            return recent;
+        }
+        Tensor::cat(vec![x.clone().narrow(1, 0, self.sinks), recent], 1)
+    }
+
+    /// `all`, the gradient of all keys, plus `to`, that of what [`keys`](Self::keys) gives.
+    fn add_to_keys<B: Backend>(&self, all: Tensor<B, 4>, to: &Tensor<B, 4>) -> Tensor<B, 4> {
+        let [b, _, g, p] = all.dims();
+        let parts = [
+            (0, 0, self.sinks),
+            (self.first, self.sinks, self.end - self.first),
+        ];
+        parts.into_iter().fold(all, |all, (start, from, len)| {
+            if len == 0 {
+                return all;
+            }
+            let sum = all.clone().narrow(1, start, len) + to.clone().narrow(1, from, len);
+            all.slice_assign([0..b, start..start + len, 0..g, 0..p], sum)
+        })
+    }
+}
+
+/// See [`attention_within`](super::attention_within). Each block of queries is attention of its own, over the sinks
+/// and the keys of its queries' windows, in which the places of the keys keep the window's rule.
+pub fn windowed_forward<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    window: Window,
+) -> Tensor<B, 4> {
+    let (l, t) = (q.dims()[1], k.dims()[1]);
+    let blocks = Block::all(l, t, window).map(|block| {
+        let (k, v) = (block.keys(&k), block.keys(&v));
+        weighted(block.queries(&q), k, v, Some(window))
+    });
+    Tensor::cat(blocks.collect(), 1)
+}
+
+/// The gradients of [`windowed_forward`], block by block. Those of the keys and values are added up in f32 at least.
+pub fn windowed_backward<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    dy: Tensor<B, 4>,
+    window: Window,
+) -> Gradients<B> {
+    let (l, t, dtype) = (q.dims()[1], k.dims()[1], k.dtype());
+    let mut dq = Vec::new();
+    let (mut dk, mut dv) = (widen(k.zeros_like()), widen(v.zeros_like()));
+    for block in Block::all(l, t, window) {
+        let (keys, values) = (block.keys(&k), block.keys(&v));
+        let (to_q, to_k, to_v) = gradients(
+            block.queries(&q),
+            keys,
+            values,
+            block.queries(&dy),
+            Some(window),
+        );
+        dq.push(to_q);
+        dk = block.add_to_keys(dk, &widen(to_k));
+        dv = block.add_to_keys(dv, &widen(to_v));
+    }
+    (Tensor::cat(dq, 1), narrow(dk, dtype), narrow(dv, dtype))
 }

@@ -27,6 +27,7 @@ impl<B: MixingMatrices, C: CheckpointStrategy> MixingMatrices for Autodiff<B, C>
         let teacher = AttentionParts {
             q: teacher.q.inner(),
             k: teacher.k.inner(),
+            window: teacher.window,
         };
         let (loss, gradients) = B::mixing_distance_with_gradients(student, teacher);
         record(inputs, loss, gradients, |gradients, dloss, _| {

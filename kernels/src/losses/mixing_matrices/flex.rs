@@ -25,7 +25,7 @@ impl MixingMatrices for Flex {
     ) -> (Tensor<Self, 1>, TransferParts<Self>) {
         let TransferParts { a_log, b, c, d } = &student;
         let own = is_f32(a_log) && is_f32(b) && is_f32(c) && is_f32(d);
-        if own && is_f32(&teacher.q) && is_f32(&teacher.k) {
+        if own && is_f32(&teacher.q) && is_f32(&teacher.k) && teacher.window.is_none() {
             with_gradients(student, teacher)
         } else {
             reference::with_gradients(student, teacher)

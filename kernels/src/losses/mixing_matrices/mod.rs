@@ -15,6 +15,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::scale::Scale;
+use crate::dense::attention::Window;
 use crate::dtype::assert_one_width;
 use crate::profile::{Kind, timed};
 
@@ -38,9 +39,12 @@ pub struct AttentionParts<B: Backend> {
     pub q: Tensor<B, 4>,
     /// Keys after the rotary embedding, `[b, l, k, p]`, with `k` dividing `h`.
     pub k: Tensor<B, 4>,
+    /// Which keys a query sees, where it does not see all.
+    pub window: Option<Window>,
 }
 
-/// The op, as backends compute it.
+/// The op, as backends compute it. No backend has a fast path for a teacher's window that hides something: they
+/// take the reference, which holds the matrices.
 pub trait MixingMatrices: Scale {
     /// See [`mixing_distance`].
     fn mixing_distance_forward(
@@ -64,7 +68,7 @@ by_default!(MixingMatrices for ndarray);
 
 /// The mean over batch and heads of `||T - A||_F`, as one element, with
 /// `T[i, j] = (C_i . B_j) * (decays in (j, i]) + D [i = j]` and `A = softmax(q k^T / sqrt(p))`, both
-/// causal.
+/// causal, and `A` within the teacher's window.
 ///
 /// Differentiable in the student's parts; the teacher's are constants. The gradient of a distance
 /// of zero is zero.
@@ -73,7 +77,7 @@ by_default!(MixingMatrices for ndarray);
 /// If the shapes do not fit together as above, or some inputs are f64 and others not.
 pub fn mixing_distance<B: MixingMatrices>(
     student: TransferParts<B>,
-    teacher: AttentionParts<B>,
+    mut teacher: AttentionParts<B>,
 ) -> Tensor<B, 1> {
     let [b, l, h] = check("mixing_distance", &student);
     let [_, _, g, _] = student.b.dims();
@@ -99,6 +103,7 @@ pub fn mixing_distance<B: MixingMatrices>(
         k > 0 && h.is_multiple_of(k),
         "mixing_distance: {k} groups must divide {h} heads"
     );
+    teacher.window = teacher.window.and_then(|window| window.within(l));
     timed(Kind::Losses, || {
         B::mixing_distance_forward(student, teacher)
     })

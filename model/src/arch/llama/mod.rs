@@ -7,6 +7,7 @@
 mod file;
 mod variants;
 
+use kernels::Window;
 use serde_json::Value;
 
 use super::{
@@ -36,7 +37,7 @@ pub struct LlamaConfig {
     pub intermediate_size: usize,
     /// Number of blocks.
     pub num_hidden_layers: usize,
-    /// The attention's options.
+    /// The attention's options, but for the window.
     pub attention: AttentionConfig,
     /// Whether the MLP's projections have biases.
     pub mlp_bias: bool,
@@ -114,7 +115,13 @@ impl Family for LlamaConfig {
     }
 
     fn network(&self) -> NetworkConfig {
-        let attention = MixerConfig::Attention(self.attention.clone());
+        let mixer = |layer: usize| {
+            let has_window = layer >= self.max_window_layers;
+            let window = self.sliding_window.filter(|_| has_window);
+            let mut attention = self.attention.clone();
+            attention.window = window.map(|window| Window { window, sinks: 0 });
+            MixerConfig::from(attention)
+        };
         NetworkConfig {
             vocab_size: self.vocab_size,
             d_model: self.hidden_size,
@@ -133,7 +140,7 @@ impl Family for LlamaConfig {
             } else {
                 HeadConfig::Own { bias: false }
             },
-            mixers: vec![attention; self.num_hidden_layers],
+            mixers: (0..self.num_hidden_layers).map(mixer).collect(),
         }
     }
 
@@ -161,11 +168,6 @@ impl Family for LlamaConfig {
         self.attention.validate(self.hidden_size)?;
         if let Some(window) = self.sliding_window {
             check_sizes(&[("sliding_window", window)])?;
-            return Err(ConfigError::Unsupported {
-                key: "sliding_window".into(),
-                value: window.to_string(),
-                supported: "null".into(),
-            });
         }
         if file::read(&file::write(self))? == *self {
             return Ok(());

@@ -48,6 +48,7 @@ impl LlamaFamily {
                 rope_theta: 10000.0,
                 rope_scaling: None,
                 qk_norm: variant.qk_norm.then_some(1e-6),
+                window: None,
             },
             mlp_bias: false,
             rms_norm_eps: 1e-6,

@@ -1,52 +1,67 @@
-//! The keys and values of the tokens before.
+//! The keys and values of the tokens before, or of those that a window leaves.
 
 use burn::tensor::backend::{Backend, ExecutionError};
 use burn::tensor::{Tensor, TensorData};
-use kernels::KernelBackend;
 use kernels::decode::attention_step::{Cache, NewToken};
+use kernels::{KernelBackend, Window};
 
 use crate::mixers::{DecodingState, MixerState, StateRows, bytes_of};
 use crate::precision::to_dtype;
 
-/// The keys (rotated) and values of every token so far. In the dtype of the parameters after a prefill, f32
-/// or wider after a step.
+/// The keys (rotated) and values of every token so far; with a window, of the sinks and the last tokens alone. In
+/// the dtype of the parameters after a prefill, f32 or wider after a step.
 #[derive(Debug, Clone)]
 pub struct KvCache<B: Backend> {
     /// `None` before the first token, as backends differ on empty tensors.
     cache: Option<Cache<B>>,
+    /// Tokens read so far.
+    position: usize,
 }
 
 impl<B: Backend> Default for KvCache<B> {
     fn default() -> Self {
-        Self { cache: None }
+        Self {
+            cache: None,
+            position: 0,
+        }
     }
 }
 
 impl<B: Backend> KvCache<B> {
-    /// A cache of tokens' keys and values, both `[b, t, g, p]`.
+    /// A cache of the keys and values, both `[b, t, g, p]`, of all tokens so far.
     pub fn of(keys: Tensor<B, 4>, values: Tensor<B, 4>) -> Self {
+        let position = keys.dims()[1];
+        Self::after(position, keys, values)
+    }
+
+    /// A cache of what is kept after `position` tokens.
+    pub(super) fn after(position: usize, keys: Tensor<B, 4>, values: Tensor<B, 4>) -> Self {
         let len = keys.dims()[1];
         Self {
             cache: Some(Cache { keys, values, len }),
+            position,
         }
     }
 
-    /// The tokens' keys and values, both `[b, t, g, p]`; `None` before the first.
+    /// The keys and values that are kept, both `[b, t, g, p]`; `None` before the first token.
     pub fn keys_and_values(&self) -> Option<(Tensor<B, 4>, Tensor<B, 4>)> {
         self.cache.as_ref().map(Cache::filled)
     }
 
     /// Tokens read so far.
-    pub(super) fn len(&self) -> usize {
-        self.cache.as_ref().map_or(0, |cache| cache.len)
+    pub(super) fn position(&self) -> usize {
+        self.position
     }
 
-    /// Appends keys and values `[b, l, g, p]` and returns those of all tokens.
+    /// Appends keys and values `[b, l, g, p]`, and returns those that were kept with them. Of both, only what
+    /// `window` leaves is kept for later.
     pub(super) fn append(
         &mut self,
         keys: Tensor<B, 4>,
         values: Tensor<B, 4>,
+        window: Option<Window>,
     ) -> (Tensor<B, 4>, Tensor<B, 4>) {
+        self.position += keys.dims()[1];
         let (keys, values) = match self.keys_and_values() {
             None => (keys, values),
             Some((earlier_keys, earlier_values)) => {
@@ -58,23 +73,37 @@ impl<B: Backend> KvCache<B> {
                 (join(earlier_keys, keys), join(earlier_values, values))
             }
         };
-        *self = Self::of(keys.clone(), values.clone());
+        let all = Cache {
+            len: keys.dims()[1],
+            keys: keys.clone(),
+            values: values.clone(),
+        };
+        self.cache = Some(match window {
+            Some(window) => all.kept(window),
+            None => all,
+        });
         (keys, values)
     }
 
     /// Attends from a new token with `h` heads, which joins.
-    pub(super) fn step(&mut self, token: NewToken<B>, h: usize) -> Tensor<B, 2>
+    pub(super) fn step(
+        &mut self,
+        token: NewToken<B>,
+        h: usize,
+        window: Option<Window>,
+    ) -> Tensor<B, 2>
     where
         B: KernelBackend,
     {
-        let (y, cache) = kernels::attention_step(token, self.cache.take(), h);
+        let (y, cache) = kernels::attention_step_within(token, self.cache.take(), h, window);
+        self.position += 1;
         self.cache = Some(cache);
         y
     }
 }
 
 impl<B: Backend> DecodingState for KvCache<B> {
-    /// Of the tokens' keys and values. There may be room for more.
+    /// Of the keys and values that are kept. There may be room for more.
     fn bytes(&self) -> usize {
         let Some(cache) = &self.cache else { return 0 };
         let capacity = cache.keys.dims()[1];

@@ -1,5 +1,6 @@
 //! The options of attention.
 
+use kernels::Window;
 use serde_json::{Value, json};
 
 use crate::config_error::{ConfigError, check_positive, check_sizes};
@@ -27,6 +28,8 @@ pub struct AttentionConfig {
     /// The epsilon of an RMS norm of each query's and each key's head, before the rotation, as in Qwen3; `None`
     /// without such norms.
     pub qk_norm: Option<f64>,
+    /// Which tokens each attends to; `None` where it is all before it.
+    pub window: Option<Window>,
 }
 
 impl AttentionConfig {
@@ -42,6 +45,7 @@ impl AttentionConfig {
             rope_theta: 10000.0,
             rope_scaling: None,
             qk_norm: None,
+            window: None,
         }
     }
 
@@ -53,6 +57,17 @@ impl AttentionConfig {
     /// Dimensions of each head that are rotated, the first ones: `factor * head_dim`, truncated.
     pub fn rotary_dim(&self, d_model: usize) -> usize {
         (self.partial_rotary_factor * self.head_dim(d_model) as f64) as usize
+    }
+
+    /// How many tokens a token of a sequence of `l` sees, on average: half of them, or what a window leaves.
+    fn seen(&self, l: usize) -> f64 {
+        let all = l as f64;
+        let most = self.window.map_or(all, |window| window.tokens() as f64);
+        if most < all {
+            most * (1.0 - 0.5 * most / all)
+        } else {
+            0.5 * all
+        }
     }
 
     /// Widths of all queries, and of all keys or all values.
@@ -77,6 +92,10 @@ impl MixerOptions for AttentionConfig {
         self.rope_scaling.map_or(Ok(()), RopeScaling::validate)?;
         self.qk_norm
             .map_or(Ok(()), |epsilon| check_positive("qk_norm", epsilon))?;
+        if let Some(Window { window, sinks }) = self.window {
+            // Zero sinks are none.
+            check_sizes(&[("window", window), ("sinks", sinks.max(1))])?;
+        }
         let (h, g) = (self.n_heads, self.n_kv_heads);
         if !h.is_multiple_of(g) {
             return Err(ConfigError::Invalid(format!(
@@ -110,12 +129,19 @@ impl MixerOptions for AttentionConfig {
     }
 
     fn describe(&self, d_model: usize) -> String {
-        format!(
+        let heads = format!(
             "attention, {} heads of {}, {} of keys and values",
             self.n_heads,
             self.head_dim(d_model),
             self.n_kv_heads
-        )
+        );
+        match self.window {
+            None => heads,
+            Some(Window { window, sinks: 0 }) => format!("{heads}, window of {window}"),
+            Some(Window { window, sinks }) => {
+                format!("{heads}, window of {window} and {sinks} sinks")
+            }
+        }
     }
 
     fn to_json(&self) -> Value {
@@ -129,29 +155,39 @@ impl MixerOptions for AttentionConfig {
             "rope_theta": self.rope_theta,
             "rope_scaling": self.rope_scaling.map(RopeScaling::to_json),
             "qk_norm": self.qk_norm,
+            "window": self.window.map(|window| window.window),
+            "sinks": self.window.map(|window| window.sinks),
         })
     }
 
+    /// With a window, what the sinks and the window take when they are full: the state does not grow beyond that.
     fn state_size(&self, d_model: usize) -> StateSize {
-        StateSize {
-            fixed: 0,
-            per_token: 2 * self.widths(d_model).1 * F32,
+        let per_token = 2 * self.widths(d_model).1 * F32;
+        match self.window {
+            None => StateSize {
+                fixed: 0,
+                per_token,
+            },
+            Some(window) => StateSize {
+                fixed: window.tokens().saturating_mul(per_token),
+                per_token: 0,
+            },
         }
     }
 
-    /// `2 d (2 h p + 2 g p)` of the projections, and `2 l h p` of scores and sums, since a token sees half of
-    /// the sequence on average.
+    /// `2 d (2 h p + 2 g p)` of the projections, and `4 h p` of the scores and sums of each token that is seen.
     fn operations(&self, d_model: usize, l: usize) -> f64 {
         let (queries, keys) = self.widths(d_model);
-        2.0 * d_model as f64 * (2 * queries + 2 * keys) as f64 + 2.0 * l as f64 * queries as f64
+        let projections = 2.0 * d_model as f64 * (2 * queries + 2 * keys) as f64;
+        projections + 4.0 * self.seen(l) * queries as f64
     }
 
-    /// Queries and keys; `l h p` of their products.
+    /// Queries and keys; `2 h p` of the product with each token that is seen.
     fn matrix_operations(&self, d_model: usize, l: usize) -> MatrixOperations {
         let (queries, keys) = self.widths(d_model);
         MatrixOperations {
             projections: 2.0 * d_model as f64 * (queries + keys) as f64,
-            scores: l as f64 * queries as f64,
+            scores: 2.0 * self.seen(l) * queries as f64,
         }
     }
 

@@ -18,7 +18,8 @@ use crate::config_error::ConfigError;
 use crate::init::Init;
 use crate::layers::{Linear, Norm, NormConfig, NormKind};
 
-/// Causal self-attention with partial rotary embedding and grouped key and value heads.
+/// Causal self-attention with rotary embedding and grouped key and value heads, over all tokens or a window of the
+/// last ones.
 ///
 /// ```
 /// use burn::tensor::{Distribution, Tensor};
@@ -136,6 +137,7 @@ impl<B: KernelBackend> Attention<B> {
     fn matrix_parts(&self, u: Tensor<B, 3>) -> AttentionParts<B> {
         let [b, l, _] = u.dims();
         let (h, g, p) = (self.config.n_heads, self.config.n_kv_heads, self.p);
+        let window = self.config.window;
         let rotary = self.rotary(0, l, &u.device());
         if let Some(qkv_proj) = &self.qkv_proj {
             let both = qkv_proj.forward_rows(u, 0, (h + g) * p);
@@ -143,6 +145,7 @@ impl<B: KernelBackend> Attention<B> {
             return AttentionParts {
                 q: both.clone().narrow(2, 0, h),
                 k: both.narrow(2, h, g),
+                window,
             };
         }
         let q = self.q_proj.forward(u.clone()).reshape([b, l, h, p]);
@@ -150,6 +153,7 @@ impl<B: KernelBackend> Attention<B> {
         AttentionParts {
             q: rotary.rotate(normed(&self.q_norm, q)),
             k: rotary.rotate(normed(&self.k_norm, k)),
+            window,
         }
     }
 
@@ -162,9 +166,10 @@ impl<B: KernelBackend> Attention<B> {
         v: Tensor<B, 2>,
         cache: &mut KvCache<B>,
     ) -> Tensor<B, 2> {
-        let Rotary { cos, sin } = self.rotary(cache.len(), 1, &q.device());
+        let Rotary { cos, sin } = self.rotary(cache.position(), 1, &q.device());
         let (q, k) = (normed_step(&self.q_norm, q), normed_step(&self.k_norm, k));
-        cache.step(NewToken { q, k, v, cos, sin }, self.config.n_heads)
+        let token = NewToken { q, k, v, cos, sin };
+        cache.step(token, self.config.n_heads, self.config.window)
     }
 
     /// Queries, keys and values of `u [b, l, d_model]`, the tokens from `position` on.
@@ -183,6 +188,11 @@ impl<B: KernelBackend> Attention<B> {
         let v = heads(self.v_proj.forward(u), g);
         let (q, k) = (normed(&self.q_norm, q), normed(&self.k_norm, k));
         (rotary.rotate(q), rotary.rotate(k), v)
+    }
+
+    /// See [`kernels::attention_within`].
+    fn attention(&self, q: Tensor<B, 4>, k: Tensor<B, 4>, v: Tensor<B, 4>) -> Tensor<B, 4> {
+        kernels::attention_within(q, k, v, self.config.window)
     }
 
     /// `[b, l, h, p]` through the output projection, `[b, l, d_model]`.
@@ -237,10 +247,14 @@ impl<B: KernelBackend> TokenMixer<B> for Attention<B> {
             return Ok(self.new_state(1, device));
         }
         let dtype = self.k_proj.weight.val().dtype();
-        let shape = [1, position, self.config.n_kv_heads, self.p];
+        let window = self.config.window;
+        let kept = window.map_or(position, |window| position.min(window.tokens()));
+        let shape = [1, kept, self.config.n_kv_heads, self.p];
         let keys = tensors.take("keys", shape, dtype, device)?;
         let values = tensors.take("values", shape, dtype, device)?;
-        Ok(MixerState::Attention(KvCache::of(keys, values)))
+        Ok(MixerState::Attention(KvCache::after(
+            position, keys, values,
+        )))
     }
 
     fn entries(&self) -> Vec<&Linear<B>> {
@@ -267,12 +281,12 @@ impl<B: KernelBackend> TokenMixer<B> for Attention<B> {
 
     fn forward(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
         let (q, k, v) = self.project(u, 0);
-        self.merge(kernels::attention(q, k, v))
+        self.merge(self.attention(q, k, v))
     }
 
     fn forward_onto(&self, residual: Tensor<B, 3>, u: Tensor<B, 3>) -> Tensor<B, 3> {
         let (q, k, v) = self.project(u, 0);
-        let y_blhp = kernels::attention(q, k, v);
+        let y_blhp = self.attention(q, k, v);
         let [b, l, h, p] = y_blhp.dims();
         self.dense
             .forward_onto(residual, y_blhp.reshape([b, l, h * p]))
@@ -280,14 +294,15 @@ impl<B: KernelBackend> TokenMixer<B> for Attention<B> {
 
     /// The softmaxed attention of every head.
     fn mixing_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4> {
-        let AttentionParts { q, k } = self.matrix_parts(u);
-        kernels::attention_matrix(q, k)
+        let AttentionParts { q, k, window } = self.matrix_parts(u);
+        kernels::attention_matrix_within(q, k, window)
     }
 
     fn forward_with_matrix(&self, u: Tensor<B, 3>) -> (Tensor<B, 3>, Tensor<B, 4>) {
         let (q, k, v) = self.project(u, 0);
-        let matrix = kernels::attention_matrix(q.clone(), k.clone());
-        (self.merge(kernels::attention(q, k, v)), matrix)
+        let window = self.config.window;
+        let matrix = kernels::attention_matrix_within(q.clone(), k.clone(), window);
+        (self.merge(self.attention(q, k, v)), matrix)
     }
 
     fn attention_parts(&self, u: Tensor<B, 3>) -> Option<AttentionParts<B>> {
@@ -299,15 +314,16 @@ impl<B: KernelBackend> TokenMixer<B> for Attention<B> {
         u: Tensor<B, 3>,
     ) -> (Tensor<B, 3>, Option<AttentionParts<B>>) {
         let (q, k, v) = self.project(u, 0);
-        let output = self.merge(kernels::attention(q.clone(), k.clone(), v));
-        (output, Some(AttentionParts { q, k }))
+        let output = self.merge(self.attention(q.clone(), k.clone(), v));
+        let window = self.config.window;
+        (output, Some(AttentionParts { q, k, window }))
     }
 
     fn prefill(&self, u: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3> {
         let cache = KvCache::within(state);
-        let (q, k, v) = self.project(u, cache.len());
-        let (k, v) = cache.append(k, v);
-        self.merge(kernels::attention(q, k, v))
+        let (q, k, v) = self.project(u, cache.position());
+        let (k, v) = cache.append(k, v, self.config.window);
+        self.merge(self.attention(q, k, v))
     }
 
     fn step(&self, projected: Vec<Tensor<B, 2>>, state: &mut MixerState<B>) -> Tensor<B, 2> {

@@ -70,11 +70,12 @@ where
     }
 }
 
-/// Whether the kernels read what is there: B and C of one dtype, q and k of one.
+/// Whether the kernels read what is there: B and C of one dtype, q and k of one, and no window.
 fn fits<B: Backend>(student: &TransferParts<B>, teacher: &AttentionParts<B>) -> bool {
     let (b, q) = (student.b.dtype(), teacher.q.dtype());
     let all = [student.a_log.dtype(), student.d.dtype(), b, q];
-    all.into_iter().all(computes_in_f32) && student.c.dtype() == b && teacher.k.dtype() == q
+    let alike = student.c.dtype() == b && teacher.k.dtype() == q;
+    all.into_iter().all(computes_in_f32) && alike && teacher.window.is_none()
 }
 
 /// The op's inputs on the device.
@@ -122,6 +123,7 @@ mod tests {
         let teacher = AttentionParts {
             q: four(),
             k: four(),
+            window: None,
         };
         fits(&student, &teacher)
     }
