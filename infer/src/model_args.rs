@@ -287,3 +287,73 @@ impl From<SamplingArgs> for SamplingSettings {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    /// The golden folders with a GGUF file.
+    fn folders() -> Vec<PathBuf> {
+        let mut folders = ::tests::cases("gguf-");
+        folders.retain(|folder| folder.join("model.gguf").exists());
+        assert!(!folders.is_empty());
+        folders
+    }
+
+    fn read(path: &Path) -> Value {
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    }
+
+    /// The ids of a text in which the names of special tokens are those tokens.
+    fn ids_with_special(tokenizer: &Tokenizer, special: &[(String, u32)], text: &str) -> Vec<u32> {
+        let places = special
+            .iter()
+            .filter_map(|(name, id)| Some((text.find(name)?, name, *id)));
+        match places.min() {
+            None => tokenizer.encode(text).unwrap(),
+            Some((at, name, id)) => {
+                let after = ids_with_special(tokenizer, special, &text[at + name.len()..]);
+                [tokenizer.encode(&text[..at]).unwrap(), vec![id], after].concat()
+            }
+        }
+    }
+
+    /// The tokenizer inside a GGUF file gives the recorded ids, and is the `tokenizer.json` beside it.
+    #[test]
+    fn the_tokenizer_of_a_gguf_file() {
+        let mut texts = 0;
+        for folder in folders() {
+            let path = folder.join("model.gguf");
+            let tokenizer = at(&path).unwrap().expect("a tokenizer");
+            assert_eq!(tokenizer.path(), path);
+            let file = model::tokenizer_json(&path).unwrap().unwrap();
+            let json: Value = serde_json::from_slice(&file.bytes).unwrap();
+            assert_eq!(json, read(&folder.join("tokenizer.json")));
+            let special = json["added_tokens"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|token| {
+                    let name = token["content"].as_str().unwrap().to_owned();
+                    (name, token["id"].as_u64().unwrap() as u32)
+                });
+            let special: Vec<_> = special.collect();
+            for case in read(&folder.join("tokens.json")).as_array().unwrap() {
+                let text = case["text"].as_str().unwrap();
+                let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
+                assert_eq!(
+                    ids_with_special(&tokenizer, &special, text),
+                    ids,
+                    "{text:?}"
+                );
+                assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+                texts += 1;
+            }
+        }
+        assert!(texts > 0);
+    }
+}

@@ -131,6 +131,27 @@ fn with_ends(own: Option<Vec<u8>>, config: &[u8]) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
+    /// What a GGUF file has inside is beside the student as files.
+    #[test]
+    fn a_gguf_file_s_tokenizer() {
+        let path = tests::goldens_dir().join("gguf-llama/model.gguf");
+        let json = model::tokenizer_json(&path).unwrap().unwrap();
+        let tokenizer = Tokenizer::from_json(&json.bytes, &path).unwrap();
+        let files = TeacherFiles::read(&path, &tokenizer).unwrap().0;
+        let names: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, [TOKENIZER, "tokenizer_config.json", GENERATION]);
+        assert_eq!(files[0].1, json.bytes);
+        let ends: Value = serde_json::from_slice(&files[2].1).unwrap();
+        assert_eq!(ends["eos_token_id"], 2);
+
+        let other = [&json.bytes[..], b" "].concat();
+        let tokenizer = Tokenizer::from_json(&other, &path).unwrap();
+        assert!(matches!(
+            TeacherFiles::read(&path, &tokenizer),
+            Err(TrainError::ChangedWhileRead(_))
+        ));
+    }
+
     /// Wherever the teacher names the tokens that end a text, the student's folder names them.
     #[test]
     fn the_ends_of_texts_are_kept() {
