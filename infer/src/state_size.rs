@@ -28,15 +28,14 @@ impl StateSizes {
         let mixers = &network.mixers;
         let layers = mixers.len();
         let size = |mixer: &MixerConfig| mixer.state_size(network.d_model);
-        // Attention's state grows with every token.
-        let grows = |mixer: &&MixerConfig| size(mixer).per_token > 0;
-        let architecture = match mixers.iter().filter(grows).count() {
+        let attends = |mixer: &&MixerConfig| mixer.has_attention_parts();
+        let architecture = match mixers.iter().filter(attends).count() {
             0 => "student",
             n if n == layers => "teacher",
             _ => "hybrid",
         };
-        let all = |growing: bool, otherwise: MixerConfig| {
-            let known = mixers.iter().find(|mixer| grows(mixer) == growing);
+        let all = |attention: bool, otherwise: MixerConfig| {
+            let known = mixers.iter().find(|mixer| attends(mixer) == attention);
             size(known.unwrap_or(&otherwise)).times(layers)
         };
         let heads = mixers.first().map_or(1, |mixer| mixer.n_heads());

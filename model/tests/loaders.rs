@@ -12,6 +12,7 @@ use model::{
     named_parameters,
 };
 use safetensors::SafeTensors;
+use serde_json::json;
 use tempfile::TempDir;
 use tests::mutations::{Memory, Mutator, each};
 
@@ -99,9 +100,54 @@ fn is_student(_: &ModelConfig, model: &CausalLm<Flex>) {
     assert_eq!(model.vocab_size(), tiny_student().padded_vocab_size());
 }
 
+/// Files of Llama's shape with all that they may hold, in both forms.
+fn tiny_llamas() -> [String; 2] {
+    let old = json!({
+        "model_type": "qwen2",
+        "vocab_size": 16,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "rope_scaling": { "type": "linear", "factor": 2.0 },
+        "use_sliding_window": true,
+        "sliding_window": 4,
+        "max_window_layers": 1,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "tie_word_embeddings": true,
+    });
+    let new = json!({
+        "model_type": "llama",
+        "vocab_size": 16,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 4,
+        "hidden_act": "silu",
+        "attention_bias": true,
+        "mlp_bias": true,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 1e4,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+        "quantization_config": null,
+    });
+    [old, new].map(|root| root.to_string())
+}
+
 #[test]
 fn configurations() {
-    for text in [tiny().to_json(), tiny_student().to_json()] {
+    let [old, new] = tiny_llamas();
+    for text in [tiny().to_json(), tiny_student().to_json(), old, new] {
         let folder = folder();
         let path = folder.path().join("config.json");
         let (mut good, mut bad) = (0, 0);

@@ -3,7 +3,7 @@
 use burn::tensor::backend::Backend;
 use kernels::losses::mixing_matrices::reference;
 use kernels::runtime::NdArray64;
-use kernels::{AttentionParts, TrainBackend, TransferParts};
+use kernels::{AttentionParts, TrainBackend, TransferParts, Window};
 use tests::assert_close;
 
 use crate::support::*;
@@ -15,6 +15,7 @@ struct Distance {
     d: Values,
     q: Values,
     k: Values,
+    window: Option<Window>,
 }
 
 impl Distance {
@@ -26,6 +27,7 @@ impl Distance {
             d: random(4, &[h], 1.0),
             q: random(5, &[batch, l, h, p], 2.0),
             k: random(6, &[batch, l, kv, p], 2.0),
+            window: None,
         }
     }
 
@@ -33,7 +35,7 @@ impl Distance {
         AttentionParts {
             q: tensor(self.q.clone()),
             k: tensor(self.k.clone()),
-            window: None,
+            window: self.window,
         }
     }
 }
@@ -77,6 +79,20 @@ fn mixing_distance_is_right() {
                 &case
             );
         }
+    }
+}
+
+/// A teacher's window changes the distance where it hides something, and nowhere else.
+#[test]
+fn distance_from_a_window() {
+    let mut case = Distance::random([2, 37, 4, 2, 8, 2, 12], 2.0);
+    let plain = distance::<Exact>(&case);
+    for (window, sinks, is_seen) in [(5, 2, false), (36, 0, false), (30, 7, true)] {
+        case.window = Some(Window { window, sinks });
+        let name = format!("distance within {window} and {sinks}");
+        check!(name, distance, distance_definition, &case);
+        let found = distance::<Exact>(&case);
+        assert_eq!(found == plain, is_seen, "{name}");
     }
 }
 

@@ -2,8 +2,8 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
-use kernels::attention;
 use kernels::dense::attention::{Attention, Gradients, reference};
+use kernels::{Window, attention};
 
 use crate::support::*;
 
@@ -201,4 +201,36 @@ fn the_future_is_not_seen() {
             assert!(same, "the future was seen in {dtype:?}");
         }
     });
+}
+
+/// The window's attention, by tensor operations here too: forward and backward, of whole sequences and of their last
+/// tokens.
+#[test]
+fn windowed_attention_is_right() {
+    with_device(|| {
+        // As of the gradients above.
+        let exactness = if cfg!(feature = "cuda") { 2e-3 } else { 2e-6 };
+        for dtype in dtypes() {
+            for (l, t, window, sinks) in [(90, 90, 8, 2), (200, 200, 70, 4), (33, 130, 40, 0)] {
+                let window = Window { window, sinks };
+                let [b, h, g, p] = [2, 4, 2, 16];
+                let mut random = Random::new(l as u64);
+                let q = random.values([b, l, h, p], 2.0, dtype);
+                let k = random.values([b, t, g, p], 2.0, dtype);
+                let v = random.values([b, t, g, p], 1.0, dtype);
+                let dy = random.values([b, l, h, p], 1.0, dtype);
+                let exact = windowed([&q, &k, &v, &dy].map(Values::exact), window);
+                let run = || windowed([&q, &k, &v, &dy].map(Values::cube), window);
+                let name = format!("attention l{l} t{t} within {window:?}, {dtype:?}");
+                check(&name, tolerance(dtype).max(exactness), exact, run);
+            }
+        }
+    });
+}
+
+fn windowed<B: Attention>([q, k, v, dy]: [Tensor<B, 4>; 4], window: Window) -> Outputs {
+    let y = B::windowed_attention_forward(q.clone(), k.clone(), v.clone(), window);
+    let (dq, dk, dv) = B::windowed_attention_backward(q, k, v, dy, window);
+    let named = [("y", y), ("dq", dq), ("dk", dk), ("dv", dv)];
+    named.into_iter().map(|(name, x)| output(name, x)).collect()
 }

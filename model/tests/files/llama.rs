@@ -211,7 +211,7 @@ fn windows() {
         assert_eq!(window(model_type, on(4)), [0; 4]);
         assert_eq!(window(model_type, types.clone()), [0, 8, 8, 8]);
     }
-    let full = json!({ "layer_types": ["full_attention"; 4] });
+    let full = json!({ "layer_types": vec!["full_attention"; 4] });
     assert_eq!(window("llama", full), [0; 4]);
 }
 
@@ -265,12 +265,12 @@ fn what_is_not_implemented_is_refused_by_key_and_value() {
             (
                 "layer_types",
                 "chunked_attention",
-                json!({ "layer_types": ["chunked_attention"; 4] }),
+                json!({ "layer_types": vec!["chunked_attention"; 4] }),
             ),
             (
                 "layer_types",
                 "sliding_attention",
-                json!({ "layer_types": ["sliding_attention"; 3] }),
+                json!({ "layer_types": vec!["sliding_attention"; 3] }),
             ),
         ] {
             let error = read(&file(model_type, more)).expect_err(key);

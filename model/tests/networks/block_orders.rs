@@ -4,15 +4,16 @@
 use burn::backend::Autodiff;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Distribution, Int, Tensor, TensorData};
-use kernels::KernelBackend;
+use kernels::{KernelBackend, Window};
 use model::{
     AttentionConfig, BlockOrder, CausalLm, DiscreteMamba2Config, HeadConfig, MlpConfig, MlpKind,
-    NetworkConfig, NormConfig, NormKind, pad_vocabulary,
+    NetworkConfig, NormConfig, NormKind, RopeScaling, pad_vocabulary,
 };
 use tests::assert_close;
 use tests::networks::*;
 
-/// Every combination, with attention whose heads are wider than the model and a mixer beside it.
+/// Every combination, with attention whose heads are wider than the model, attention within a window, and a mixer
+/// beside them.
 fn networks() -> Vec<(String, NetworkConfig)> {
     let attention = AttentionConfig {
         n_kv_heads: 1,
@@ -21,6 +22,15 @@ fn networks() -> Vec<(String, NetworkConfig)> {
         dense_bias: false,
         partial_rotary_factor: 1.0,
         ..AttentionConfig::with_heads(2)
+    };
+    let windowed = AttentionConfig {
+        qk_norm: Some(1e-3),
+        window: Some(Window {
+            window: 3,
+            sinks: 2,
+        }),
+        rope_scaling: Some(RopeScaling::Linear { factor: 2.0 }),
+        ..attention.clone()
     };
     let mamba = DiscreteMamba2Config {
         d_state: 8,
@@ -45,7 +55,11 @@ fn networks() -> Vec<(String, NetworkConfig)> {
                             bias,
                         },
                         head,
-                        mixers: vec![attention.clone().into(), mamba.clone().into()],
+                        mixers: vec![
+                            attention.clone().into(),
+                            windowed.clone().into(),
+                            mamba.clone().into(),
+                        ],
                     };
                     let name = format!("{block_order:?}, {norm:?}, {mlp:?}, {head:?}");
                     all.push((name, network));
@@ -57,7 +71,7 @@ fn networks() -> Vec<(String, NetworkConfig)> {
 }
 
 /// Parameters far from their initial zeros and ones, so that each of them matters.
-fn random<B: KernelBackend>(network: &NetworkConfig) -> CausalLm<B> {
+pub fn random<B: KernelBackend>(network: &NetworkConfig) -> CausalLm<B> {
     struct Random;
     impl<B: KernelBackend> ModuleMapper<B> for Random {
         fn map_float<const D: usize>(

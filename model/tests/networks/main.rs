@@ -21,6 +21,7 @@ macro_rules! on_both {
 
 mod block_orders;
 mod initialisation;
+mod literal;
 mod mohawk;
 mod student;
 mod teacher;

@@ -46,7 +46,7 @@ fn header(title: &str, summary: &Summary) -> Markup {
     html! {
         h1 { (title) }
         p.lead {
-            "A Phi Transformer distilled into Phi-Mamba by MOHAWK, in the stages below."
+            "A Transformer distilled into a student with Mamba-2 mixers by MOHAWK, in the stages below."
         }
         dl.facts {
             (fact("perplexity, student", html! { span.student { (perplexity(summary.student_perplexity)) } }))

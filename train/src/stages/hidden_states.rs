@@ -18,7 +18,8 @@ pub struct HiddenStates {
     pub target: Target,
 }
 
-/// The outputs that are compared. Both give the same loss while everything but the mixers is the teacher's.
+/// The outputs that are compared. In parallel blocks, both give the same loss while everything but the mixers is the
+/// teacher's; in sequential ones, the MLP reads the mixer's output, and the two losses differ even then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Target {

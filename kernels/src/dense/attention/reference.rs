@@ -31,7 +31,12 @@ pub fn windowed_matrix<B: Backend>(
     weights(q, k, Some(window))
 }
 
-fn weights<B: Backend>(q: Tensor<B, 4>, k: Tensor<B, 4>, window: Option<Window>) -> Tensor<B, 4> {
+/// [`matrix`], within the window if there is one.
+pub(crate) fn weights<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    window: Option<Window>,
+) -> Tensor<B, 4> {
     let [b, l, h, p] = q.dims();
     let t = k.dims()[1];
     let q = q.swap_dims(1, 2) * (1.0 / (p as f64).sqrt());
