@@ -252,7 +252,7 @@ fn llama3(
         factor,
         low_freq_factor: 1.0,
         high_freq_factor: 4.0,
-        original_max_position_embeddings: 8192.0,
+        original_max_position_embeddings: 8192,
     };
     let theta = root["rope_theta"].as_f64().unwrap_or_default();
     let head_dim = head_dim.unwrap_or_default();

@@ -99,11 +99,6 @@ impl Gguf {
         self
     }
 
-    pub fn without(mut self, key: &str) -> Self {
-        self.keys.retain(|(known, _)| known != key);
-        self
-    }
-
     pub fn tensor(mut self, name: &str, sizes: &[u64], kind: u32, bytes: Vec<u8>) -> Self {
         let (name, sizes) = (name.into(), sizes.to_vec());
         self.tensors.push(Tensor {
@@ -185,6 +180,8 @@ pub fn tiny() -> Gguf {
         .with("tokenizer.ggml.merges", Value::Texts(merges))
         .with("tokenizer.ggml.bos_token_id", 22)
         .with("tokenizer.ggml.eos_token_id", 22)
+        .with("tokenizer.ggml.add_bos_token", Value::Bool(false))
+        .with("split.count", Value::U16(1))
         .with("tokenizer.chat_template", "{{ messages }}");
     for (name, sizes) in [
         ("token_embd", vec![32, 24]),

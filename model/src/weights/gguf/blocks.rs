@@ -265,7 +265,7 @@ mod tests {
     /// published files.
     #[test]
     fn values_are_those_of_the_gguf_package() {
-        let path = tests::goldens_dir().join("gguf-blocks/blocks.safetensors");
+        let path = ::tests::goldens_dir().join("gguf-blocks/blocks.safetensors");
         let bytes = std::fs::read(path).expect("the vectors");
         let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
         let mut seen = Vec::new();

@@ -14,12 +14,10 @@ mod tokenizer;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 use self::header::Header;
 use self::tensor::Blocks;
 use super::error::{WeightsError, damaged, io};
-use super::file::WeightFile;
 use super::read::Tensors;
 use super::stored::Stored;
 use super::{CONFIG, GENERATION, TOKENIZER, TOKENIZER_CONFIG};

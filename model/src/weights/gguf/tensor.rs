@@ -23,7 +23,7 @@ pub(super) struct Blocks {
     /// Numbers that keep their places among each other.
     row: usize,
     /// Rows that change places among each other: those of a head, or one.
-    heads: usize,
+    rows_of_head: usize,
 }
 
 impl Blocks {
@@ -36,8 +36,8 @@ impl Blocks {
     ) -> Result<Self, WeightsError> {
         let rows = info.shape[0];
         // Of another number of rows, the shape is not that of the network, which is said later.
-        let heads = interleaved.filter(|head| rows.is_multiple_of(*head));
-        let row = match heads {
+        let rows_of_head = interleaved.filter(|head| rows.is_multiple_of(*head));
+        let row = match rows_of_head {
             Some(_) => info.shape[1..].iter().product(),
             None => info.shape[info.shape.len() - 1],
         };
@@ -53,43 +53,45 @@ impl Blocks {
             kind: info.kind,
             shape: info.shape.clone(),
             row,
-            heads: heads.unwrap_or(1),
+            rows_of_head: rows_of_head.unwrap_or(1),
         })
     }
 
-    /// The values, row-major.
+    /// The values, row-major, and how many of them are NaN or infinite.
     pub(super) fn values(&self) -> Result<(Vec<f32>, usize), WeightsError> {
         let mut values = vec![0.0; self.shape.iter().product()];
         if values.is_empty() {
             return Ok((values, 0));
         }
-        let bytes_of_row = self.row / self.kind.elements * self.kind.bytes;
-        let bytes_of_head = bytes_of_row * self.heads;
-        let heads = (PIECE / bytes_of_head).max(1);
+        let (file, row, rows_of_head, kind) = (&*self.file, self.row, self.rows_of_head, self.kind);
+        let bytes_of_row = row / kind.elements * kind.bytes;
+        let bytes_of_head = bytes_of_row * rows_of_head;
+        let at_once = (PIECE / bytes_of_head).max(1);
+        let start = self.start;
         let pieces = values
-            .par_chunks_mut(heads * self.heads * self.row)
+            .par_chunks_mut(at_once * rows_of_head * row)
             .enumerate();
         let bad = pieces.map(|(i, values)| {
-            let start = self.start + (i * heads * bytes_of_head) as u64;
-            let length = values.len() / self.row * bytes_of_row;
-            let blocks = self.file.bytes(start, length as u64)?;
-            let rows = values.chunks_exact_mut(self.row).enumerate();
-            rows.for_each(|(row, values)| {
-                let from = self.place(row) * bytes_of_row;
-                (self.kind.decode)(&blocks[from..from + bytes_of_row], values);
-            });
+            let start = start + (i * at_once * bytes_of_head) as u64;
+            let length = values.len() / row * bytes_of_row;
+            let blocks = file.bytes(start, length as u64)?;
+            for (i, values) in values.chunks_exact_mut(row).enumerate() {
+                let from = place(i, rows_of_head) * bytes_of_row;
+                (kind.decode)(&blocks[from..from + bytes_of_row], values);
+            }
             Ok(values.iter().filter(|value| !value.is_finite()).count())
         });
-        let bad = bad.try_reduce(|| 0, |a, b| Ok(a + b))?;
-        Ok((values, bad))
+        let bad: Result<usize, WeightsError> = bad.try_reduce(|| 0, |a, b| Ok(a + b));
+        Ok((values, bad?))
     }
+}
 
-    /// Where the file has the row `row`.
-    fn place(&self, row: usize) -> usize {
-        let (head, row) = (row / self.heads, row % self.heads);
-        let half = self.heads.div_ceil(2);
-        head * self.heads + row % half * 2 + row / half
-    }
+/// Where a file whose heads have so many rows, interleaved, has the row `row` of Hugging Face's; with one row in
+/// each, where Hugging Face has it.
+fn place(row: usize, rows_of_head: usize) -> usize {
+    let (head, row) = (row / rows_of_head, row % rows_of_head);
+    let half = rows_of_head.div_ceil(2);
+    head * rows_of_head + row % half * 2 + row / half
 }
 
 impl Values for Blocks {
