@@ -88,15 +88,26 @@ impl Tokenizer {
     /// tokenizer or if its vocabulary is empty or too large for ids of type `i32`.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        let bytes = fs::read(path).map_err(cannot("read", path))?;
+        Self::from_json(&bytes, path)
+    }
+
+    /// Reads the content of a `tokenizer.json`, `bytes`, that `path` is the place of: that file itself, or another
+    /// in which it is.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Tokenizer`], as [`from_file`](Self::from_file).
+    pub fn from_json(bytes: &[u8], path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
         let failed = |reason: String| DataError::Tokenizer {
             path: path.into(),
             reason,
         };
         let not_one = |reason: String| failed(format!("not a tokenizer.json: {reason}"));
-        let bytes = fs::read(path).map_err(cannot("read", path))?;
         // Some parts of the file are parsed by code that panics on what is no JSON.
-        serde_json::from_slice::<IgnoredAny>(&bytes).map_err(|error| not_one(error.to_string()))?;
-        let inner = caught(|| load(&bytes));
+        serde_json::from_slice::<IgnoredAny>(bytes).map_err(|error| not_one(error.to_string()))?;
+        let inner = caught(|| load(bytes));
         let inner = inner.map_err(|panic| not_one(format!("impossible values ({panic})")))?;
         let inner = inner.map_err(|error| not_one(error.to_string()))?;
 
@@ -108,7 +119,7 @@ impl Tokenizer {
         }
         Ok(Self {
             path: path.into(),
-            hash: format!("{:x}", Sha256::digest(&bytes)),
+            hash: format!("{:x}", Sha256::digest(bytes)),
             vocab_size,
             // From the vocabulary: CodeGen's file does not register it as a special token.
             end_of_text: ENDS_OF_TEXT.iter().find_map(|name| inner.token_to_id(name)),
