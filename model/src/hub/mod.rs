@@ -17,8 +17,14 @@ use crate::weights::{
 const TOKENIZER: &str = "tokenizer.json";
 /// The file with the tokens that end a text.
 const GENERATION: &str = "generation_config.json";
-/// What not every model has: the published Phi-Mambas use Phi's tokenizer.
-const OPTIONAL: [&str; 2] = [TOKENIZER, GENERATION];
+/// What not every model has: the published Phi-Mambas use Phi's tokenizer, and only some models chat.
+const OPTIONAL: [&str; 5] = [
+    TOKENIZER,
+    GENERATION,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+];
 
 /// The folder of the model called `name`, by the [`Hub`] of the environment.
 ///
