@@ -20,6 +20,7 @@ mod python;
 use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::io;
+use std::thread;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
@@ -29,8 +30,13 @@ use minijinja_contrib::pycompat;
 pub use files::ChatFileError;
 use python::Refusal;
 
-/// The work that a template may do: about so many steps, or 64 times as many bytes of text.
-const FUEL: u64 = 4_000_000;
+/// The work that a template may do: about so many steps, or 64 times as many bytes of text. It takes a tenth of
+/// a second.
+const FUEL: u64 = 1_000_000;
+
+/// The stack that a template has. Lists that lie in each other are dropped and written level by level, and with so
+/// much work they cannot be deeper than this allows: half a million levels need less.
+const STACK_BYTES: usize = 256 << 20;
 
 /// The bytes of text that a template may write: as many as the messages have, twice, and for each message
 /// and for the whole so many more.
@@ -139,6 +145,7 @@ impl ChatTemplate {
         let mut environment = Environment::new();
         environment.set_syntax(white_space);
         environment.set_fuel(Some(FUEL));
+        environment.set_debug(false);
         environment.set_unknown_method_callback(pycompat::unknown_method_callback);
         environment.add_filter("tojson", python::to_json);
         environment.add_function("raise_exception", python::raise_exception);
@@ -158,6 +165,23 @@ impl ChatTemplate {
     /// # Errors
     /// Every [`TemplateError`] but [`Syntax`](TemplateError::Syntax).
     pub fn render(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        thread::scope(|scope| {
+            let thread = thread::Builder::new().name("chat-template".to_owned());
+            let work = || self.run(messages, add_generation_prompt);
+            let failed = |reason: String| TemplateError::Failed { reason };
+            let thread = thread.stack_size(STACK_BYTES).spawn_scoped(scope, work);
+            let thread = thread.map_err(|error| failed(format!("no thread for it, {error}")))?;
+            let done = thread.join();
+            done.unwrap_or_else(|_| Err(failed("a fault of this program".to_owned())))
+        })
+    }
+
+    /// Does the work of [`render`](Self::render).
+    fn run(
         &self,
         messages: &[Message],
         add_generation_prompt: bool,
@@ -186,18 +210,24 @@ impl ChatTemplate {
         match rendered {
             // It writes nothing but whole strings.
             Ok(()) => Ok(String::from_utf8_lossy(&text.bytes).into_owned()),
-            Err(error) => Err(match error.kind() {
-                ErrorKind::WriteFailure => TemplateError::TooLong { limit },
-                _ if is(&error, ErrorKind::OutOfFuel) => TemplateError::Endless,
-                _ => match Refusal::in_error(&error) {
-                    Some(refusal) => TemplateError::Refused {
-                        reason: one_line(&refusal.0),
-                    },
-                    None => TemplateError::Failed {
-                        reason: reason(&error),
-                    },
-                },
-            }),
+            Err(error) => Err(failure(&error, limit)),
+        }
+    }
+}
+
+/// Why a template has failed that may write `limit` bytes.
+fn failure(error: &Error, limit: usize) -> TemplateError {
+    if error.kind() == ErrorKind::WriteFailure {
+        TemplateError::TooLong { limit }
+    } else if is(error, ErrorKind::OutOfFuel) {
+        TemplateError::Endless
+    } else if let Some(refusal) = Refusal::in_error(error) {
+        TemplateError::Refused {
+            reason: one_line(&refusal.0),
+        }
+    } else {
+        TemplateError::Failed {
+            reason: reason(error),
         }
     }
 }

@@ -180,12 +180,9 @@ impl Json<'_, '_, '_> {
     }
 
     fn number(&mut self, value: &Value) {
-        let number = f64::try_from(value.clone()).ok();
-        match number.filter(|number| !value.is_integer() && !number.is_finite()) {
-            Some(number) if number.is_nan() => self.text.push_str("NaN"),
-            Some(number) if number > 0.0 => self.text.push_str("Infinity"),
-            Some(_) => self.text.push_str("-Infinity"),
-            // As Python writes it.
+        let float = f64::try_from(value.clone()).ok();
+        match float.filter(|_| !value.is_integer()) {
+            Some(float) => self.text.push_str(&float_text(float)),
             None => self.text.push_str(&value.to_string()),
         }
     }
@@ -232,6 +229,27 @@ impl Json<'_, '_, '_> {
             self.text.push('\n');
             self.text.push_str(&indent.repeat(depth));
         }
+    }
+}
+
+/// A number as Python writes it.
+fn float_text(number: f64) -> String {
+    if number.is_nan() {
+        return "NaN".to_owned();
+    }
+    if number.is_infinite() {
+        let sign = if number < 0.0 { "-" } else { "" };
+        return format!("{sign}Infinity");
+    }
+    let scientific = format!("{number:e}");
+    let exponent = scientific
+        .split_once('e')
+        .and_then(|(digits, exponent)| Some((digits, exponent.parse::<i32>().ok()?)));
+    match exponent {
+        Some((digits, exponent)) if !(-4..16).contains(&exponent) => {
+            format!("{digits}e{exponent:+03}")
+        }
+        _ => format!("{number:?}"),
     }
 }
 
