@@ -229,6 +229,9 @@ fn a_model_without_a_template_continues_and_does_not_chat() {
         response.body
     );
     assert_eq!(response.json()["error"]["code"], "no_chat_template");
+    // The page knows.
+    let is_offered = |server: &Server| server.get("/").body.contains("<body data-chat>");
+    assert!(!is_offered(&server) && is_offered(&chatty().1));
     // Nor does one whose template cannot be read.
     let folder = chat_folder(&teacher_folder());
     fs::write(folder.path().join("chat_template.jinja"), "{% if %}").unwrap();
