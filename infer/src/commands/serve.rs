@@ -173,10 +173,21 @@ impl ServeArgs {
             engine,
             engine_thread,
             tokenizer,
-            chat: chat.map_err(|error| error.to_string()),
+            chat: chat.map_err(|error| why_no_chat(&error)),
         };
         let announce = || say(lines);
         Ok(serve::run(model, options, listener, announce)?)
+    }
+}
+
+/// What a client is told that asks for a chat. It does not learn where the model's files are.
+fn why_no_chat(error: &ChatFileError) -> String {
+    match error {
+        ChatFileError::None { .. } => "this model has no chat template, so it continues texts at \
+                                       /v1/completions and does not chat"
+            .to_owned(),
+        ChatFileError::Template { reason, .. } => reason.to_string(),
+        _ => "this model's chat template cannot be used; the server has reported why".to_owned(),
     }
 }
 
