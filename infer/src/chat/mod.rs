@@ -16,6 +16,7 @@
 
 mod files;
 mod python;
+mod source;
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -150,7 +151,9 @@ impl ChatTemplate {
         environment.add_filter("tojson", python::to_json);
         environment.add_function("raise_exception", python::raise_exception);
         environment.add_function("strftime_now", python::strftime_now);
-        let source = python::without_generation_marks(source);
+        environment.add_test("sequence", python::is_sequence);
+        environment.add_test("iterable", python::is_iterable);
+        let source = source::adapted(source);
         environment
             .add_template_owned(NAME, source)
             .map_err(syntax)?;

@@ -1,4 +1,4 @@
-//! What transformers gives to a template beside Jinja's own: functions, a filter and a tag.
+//! What transformers gives to a template beside Jinja's own, and what Python decides in it.
 
 use std::borrow::Cow;
 use std::error::Error as _;
@@ -47,26 +47,17 @@ pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
     }
 }
 
-/// Puts a scope in the place of each `{% generation %}`, with which a template marks what the model writes:
-/// that matters in training only, and Jinja does not know the tag.
-pub(super) fn without_generation_marks(source: &str) -> String {
-    let mut text = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(place) = rest.find("{%") {
-        let (before, tag) = rest.split_at(place + 2);
-        text.push_str(before);
-        rest = tag;
-        let inside = tag.split("%}").next().unwrap_or("");
-        let word = inside.trim_matches(['-', '+']).trim();
-        let scope = match word {
-            "generation" => "with",
-            "endgeneration" => "endwith",
-            _ => continue,
-        };
-        text.push_str(&inside.replacen(word, scope, 1));
-        rest = &tag[inside.len()..];
-    }
-    text + rest
+/// `value is sequence`, as Python sees it: also a text is one.
+pub(super) fn is_sequence(value: &Value) -> bool {
+    matches!(
+        value.kind(),
+        ValueKind::Seq | ValueKind::String | ValueKind::Map
+    )
+}
+
+/// `value is iterable`, as Python sees it: `none` is not.
+pub(super) fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
 }
 
 /// `value | tojson`: the value as Python's `json.dumps` writes it, with its options.

@@ -100,6 +100,46 @@ fn the_time_is_now() {
     assert!(error.to_string().contains("strftime_now"), "{error}");
 }
 
+/// Templates that were written on Windows have other line ends; what a template writes with `\\r` is kept.
+#[test]
+fn line_ends_are_those_of_jinja() {
+    let source = "a\r\n{% if true %}\r\nb{% endif %}\rc{{ '\r\n' }}{{ '\\r' }}\r\n";
+    assert_eq!(rendered(source).as_deref(), Ok("a\nbc\n\r"));
+}
+
+/// All as Jinja has it.
+#[test]
+fn a_line_end_after_a_backslash_is_none() {
+    for (source, expected) in [
+        ("{{ 'a\\\nb' }}", "ab"),
+        ("{% set x = \"a\\\n\\\nb\" %}{{ x }}", "ab"),
+        ("{{ 'a\\\\\nb' }}", "a\\\nb"),
+        ("{{ \"'\" ~ 'a\\\nb' ~ '\\'\\\nc' }}", "'ab'c"),
+        // Not in a text.
+        ("'a\\\nb'", "'a\\\nb'"),
+        ("{# 'a\\\nb #}'{{ 'c' }}", "'c"),
+        (
+            "{% raw %}{{ 'a\\\nb' }}{% endraw %}{{ 'a\\\nb' }}",
+            "{{ 'a\\\nb' }}ab",
+        ),
+        ("{a\\\nb}{", "{a\\\nb}{"),
+    ] {
+        assert_eq!(rendered(source).as_deref(), Ok(expected), "{source}");
+    }
+    for broken in [
+        "{{ 'a\\",
+        "{% raw",
+        "{% raw %}",
+        "{#",
+        "{% generation",
+        "{{",
+        "{%",
+        "{",
+    ] {
+        let _ = ChatTemplate::new(broken, tokens());
+    }
+}
+
 #[test]
 fn marks_for_training_change_nothing() {
     for (marked, plain) in [
