@@ -58,16 +58,15 @@ def record(template, messages, prompt):
         tokenizer_file=str(TOKENIZER), chat_template=template.read_text(), **TOKENS
     )
     case = {"template": template.name, "messages": messages, "add_generation_prompt": prompt}
-    apply = lambda tokenize: tokenizer.apply_chat_template(
-        messages, add_generation_prompt=prompt, tokenize=tokenize, return_dict=False
-    )
     try:
-        text = apply(False)
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False)
     except Exception as error:
         return case | {"error": str(error)}
-    # The tokenizer has one special token, and the names of the others are text.
-    ids = apply(True) if template.name == "headers.jinja" else None
-    return case | {"text": text} | ({"ids": ids} if ids else {})
+    if template.name != "headers.jinja":
+        return case | {"text": text}
+    # As `apply_chat_template` encodes it, by the one special token that the vocabulary has.
+    own = PreTrainedTokenizerFast(tokenizer_file=str(TOKENIZER), eos_token=TOKENS["eos_token"])
+    return case | {"text": text, "ids": own(text, add_special_tokens=False)["input_ids"]}
 
 
 def main(folder, seed="1"):
