@@ -108,7 +108,6 @@ async function send() {
   const shown = new Shown(at("turns"), elements[1]);
   at("prompt").value = "";
   await write("v1/chat/completions", { messages, ...request() }, shown);
-  shown.draw();
   // Another chat has begun meanwhile.
   if (mine !== turns) return;
   if (at("error").hidden || shown.whole !== "") {
