@@ -9,6 +9,7 @@ use kernels::KernelBackend;
 use kernels::runtime::{Backend, BackendError};
 use model::{CausalLm, Hub, ModelConfig, WeightsError};
 
+use crate::chat::{ChatFileError, ChatTemplate};
 use crate::end_tokens::{EndTokens, EndTokensError};
 use crate::generate::GenerateOptions;
 use crate::precision::{Precision, PrecisionError};
@@ -178,6 +179,16 @@ pub(crate) struct FoundModel {
 }
 
 impl FoundModel {
+    /// The chat template of the model, which is beside its tokenizer.
+    ///
+    /// # Errors
+    /// Every [`ChatFileError`].
+    pub fn chat_template(&self) -> Result<ChatTemplate, ChatFileError> {
+        let folder = self.tokenizer.path().parent();
+        let folder = folder.filter(|folder| !folder.as_os_str().is_empty());
+        ChatTemplate::in_folder(folder.unwrap_or(Path::new(".")))
+    }
+
     /// Loads the model onto `device`.
     ///
     /// # Errors

@@ -15,8 +15,14 @@ use crate::weights::{
     shards, weight_form,
 };
 
-/// What not every model has: the published Phi-Mambas use Phi's tokenizer.
-const OPTIONAL: [&str; 2] = [TOKENIZER, GENERATION];
+/// What not every model has: the published Phi-Mambas use Phi's tokenizer, and only some models chat.
+const OPTIONAL: [&str; 5] = [
+    TOKENIZER,
+    GENERATION,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+];
 
 /// The folder or the GGUF file of the model called `name`, by the [`Hub`] of the environment.
 ///
