@@ -230,7 +230,7 @@ fn a_reader_that_leaves_ends_it_quietly() {
     assert_eq!(stderr(&output), "");
 }
 
-/// Every command that needs a model alone: a text, its second half from a state file, in 8 bits, the likelihood of a
+/// Every command that needs a model alone: a text, the same from a state file, in 8 bits, the likelihood of a
 /// file, and a measurement.
 #[test]
 fn families_of_llamas_shape() {
@@ -249,10 +249,14 @@ fn families_of_llamas_shape() {
         };
         let whole = run(&["--max-tokens", "24", prompt]);
         assert!(!whole.is_empty(), "{name}");
-        // Longer than Mistral's window.
-        let first = run(&["--max-tokens", "12", "--save-state", state, prompt]);
-        let second = run(&["--max-tokens", "12", "--load-state", state]);
-        assert_eq!(format!("{first}{second}"), whole, "{name}");
+        // The prompt is longer than Mistral's window.
+        let saved = run(&["--max-tokens", "12", "--save-state", state, prompt]);
+        assert!(whole.starts_with(&saved), "{name}");
+        assert_eq!(
+            run(&["--max-tokens", "24", "--load-state", state]),
+            whole,
+            "{name}"
+        );
         run(&["--max-tokens", "12", "--dtype", "int8", prompt]);
 
         let infer = |command: &str, arguments: &[&str]| {
