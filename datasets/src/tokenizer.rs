@@ -38,8 +38,9 @@ const CONTEXT_BYTES: usize = 1024;
 ///
 /// The names of special tokens have no meaning in a text: `<|endoftext|>` in a document or a prompt
 /// is encoded letter by letter, so that the id [`end_of_text`](Self::end_of_text) is always the end
-/// of a document. No begin-of-text is added, and nothing is truncated or padded, even if the file
-/// says so, and nothing is left to chance (the "dropout" of some files).
+/// of a document. Only [`encode_chat`](Self::encode_chat) makes tokens of such names. No begin-of-text
+/// is added, and nothing is truncated or padded, even if the file says so, and nothing is left to chance
+/// (the "dropout" of some files).
 ///
 /// # Long texts
 ///
@@ -66,6 +67,8 @@ const CONTEXT_BYTES: usize = 1024;
 /// ```
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// The same, but with a token for each name of a special token; made when a chat first needs it.
+    for_chats: OnceLock<tokenizers::Tokenizer>,
     path: PathBuf,
     hash: String,
     vocab_size: usize,
@@ -88,15 +91,26 @@ impl Tokenizer {
     /// tokenizer or if its vocabulary is empty or too large for ids of type `i32`.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        let bytes = fs::read(path).map_err(cannot("read", path))?;
+        Self::from_json(&bytes, path)
+    }
+
+    /// Reads the content of a `tokenizer.json`, `bytes`, that `path` is the place of: that file itself, or another
+    /// in which it is.
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Tokenizer`], as [`from_file`](Self::from_file).
+    pub fn from_json(bytes: &[u8], path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
         let failed = |reason: String| DataError::Tokenizer {
             path: path.into(),
             reason,
         };
         let not_one = |reason: String| failed(format!("not a tokenizer.json: {reason}"));
-        let bytes = fs::read(path).map_err(cannot("read", path))?;
         // Some parts of the file are parsed by code that panics on what is no JSON.
-        serde_json::from_slice::<IgnoredAny>(&bytes).map_err(|error| not_one(error.to_string()))?;
-        let inner = caught(|| load(&bytes));
+        serde_json::from_slice::<IgnoredAny>(bytes).map_err(|error| not_one(error.to_string()))?;
+        let inner = caught(|| load(bytes));
         let inner = inner.map_err(|panic| not_one(format!("impossible values ({panic})")))?;
         let inner = inner.map_err(|error| not_one(error.to_string()))?;
 
@@ -108,7 +122,7 @@ impl Tokenizer {
         }
         Ok(Self {
             path: path.into(),
-            hash: format!("{:x}", Sha256::digest(&bytes)),
+            hash: format!("{:x}", Sha256::digest(bytes)),
             vocab_size,
             // From the vocabulary: CodeGen's file does not register it as a special token.
             end_of_text: ENDS_OF_TEXT.iter().find_map(|name| inner.token_to_id(name)),
@@ -117,6 +131,7 @@ impl Tokenizer {
             independent_pieces: independent_pieces(&inner),
             words: OnceLock::new(),
             repeated: OnceLock::new(),
+            for_chats: OnceLock::new(),
             inner,
         })
     }
@@ -167,10 +182,51 @@ impl Tokenizer {
         self.encode_parts(&texts, stopped)
     }
 
+    /// The ids of a chat, as a chat template writes it: the name of a special token is this token.
+    ///
+    /// That is what Hugging Face's `apply_chat_template` does. It does so wherever a name stands, so a
+    /// name that somebody has typed into a message is the token, too.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode`](Self::encode).
+    pub fn encode_chat(&self, text: &str) -> Result<Vec<u32>> {
+        self.encode_chat_until(text, &|| false)
+    }
+
+    /// The ids of a chat, as [`encode_chat`](Self::encode_chat), unless `stopped` says so first, which is
+    /// asked as by [`encode_batch_until`](Self::encode_batch_until).
+    ///
+    /// # Errors
+    ///
+    /// [`DataError::Stopped`] if `stopped` returned `true`; otherwise as [`encode`](Self::encode).
+    pub fn encode_chat_until(
+        &self,
+        text: &str,
+        stopped: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Vec<u32>> {
+        let inner = self.for_chats.get_or_init(|| {
+            let mut inner = self.inner.clone();
+            inner.set_encode_special_tokens(false);
+            inner
+        });
+        Ok(self.encode_all(inner, &[("", text)], stopped)?.concat())
+    }
+
     /// The ids of several parts of texts: each is the text before the part, of which the last
     /// [`CONTEXT_BYTES`] are enough, and the part.
     pub(crate) fn encode_parts(
         &self,
+        parts: &[(&str, &str)],
+        stopped: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Vec<Vec<u32>>> {
+        self.encode_all(&self.inner, parts, stopped)
+    }
+
+    /// [`encode_parts`](Self::encode_parts) by `inner`.
+    fn encode_all(
+        &self,
+        inner: &tokenizers::Tokenizer,
         parts: &[(&str, &str)],
         stopped: &(dyn Fn() -> bool + Sync),
     ) -> Result<Vec<Vec<u32>>> {
@@ -191,7 +247,7 @@ impl Tokenizer {
                 } else {
                     &part[..piece.start]
                 };
-                self.encode_piece(before, &part[piece.clone()])
+                self.encode_piece(inner, before, &part[piece.clone()])
             })
             .collect::<Result<_>>()?;
         let mut ids = vec![Vec::new(); parts.len()];
@@ -218,14 +274,19 @@ impl Tokenizer {
             .map_or(context, |blank| &context[blank..])
     }
 
-    /// The ids of `piece`, which follows `before`.
-    fn encode_piece(&self, before: &str, piece: &str) -> Result<Vec<u32>> {
+    /// The ids by `inner` of `piece`, which follows `before`.
+    fn encode_piece(
+        &self,
+        inner: &tokenizers::Tokenizer,
+        before: &str,
+        piece: &str,
+    ) -> Result<Vec<u32>> {
         if !self.independent_pieces && !before.is_empty() {
             // Some tokenizers put a blank before each text that they are given. Encoded after other text,
             // even after a line end in its place, the piece has none.
             for context in [Self::context(before), "\n"] {
                 let text = format!("{context}{piece}");
-                let encoding = self.encoding(|inner| inner.encode(&*text, false))?;
+                let encoding = self.encoding(|| inner.encode(&*text, false))?;
                 let spans = encoding.get_offsets();
                 let cut = context.len();
                 let first = spans.iter().position(|&(_, end)| end > cut);
@@ -235,19 +296,19 @@ impl Tokenizer {
                 }
             }
         }
-        let encoding = self.encoding(|inner| inner.encode_fast(piece, false))?;
+        let encoding = self.encoding(|| inner.encode_fast(piece, false))?;
         Ok(encoding.get_ids().to_vec())
     }
 
     fn encoding(
         &self,
-        encode: impl FnOnce(&tokenizers::Tokenizer) -> tokenizers::Result<tokenizers::Encoding>,
+        encode: impl FnOnce() -> tokenizers::Result<tokenizers::Encoding>,
     ) -> Result<tokenizers::Encoding> {
         let failed = |reason| DataError::Tokenizer {
             path: self.path.clone(),
             reason,
         };
-        match caught(|| encode(&self.inner)) {
+        match caught(encode) {
             Ok(Ok(encoding)) => Ok(encoding),
             Ok(Err(error)) => Err(failed(error.to_string())),
             Err(panic) => Err(failed(format!(

@@ -13,7 +13,7 @@ use crate::commands::{
 /// The folder has the files of a Hugging Face model: config.json, which decides what the model is;
 /// its weights as model.safetensors or pytorch_model.bin (or shards of either with their index), in f32,
 /// f16 or bf16; and tokenizer.json. The students that `train` exports are such folders, and so is any
-/// teacher; of a model on the hub they are fetched.
+/// teacher; of a model on the hub they are fetched. A GGUF file has all of them inside.
 #[derive(Debug, Parser)]
 #[command(name = "infer", version, after_long_help = EXAMPLES, max_term_width = 100)]
 pub struct Cli {

@@ -1,12 +1,10 @@
 //! The tokens that end a text, as a model's folder names them.
 
-use std::fs;
-use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use datasets::Tokenizer;
-use model::manifest::{self, ManifestError};
+use model::{SmallFile, WeightsError};
 use serde_json::Value;
 
 /// The files that may name the tokens, the one that decides first. The order is that of transformers, where
@@ -18,17 +16,9 @@ const KEY: &str = "eos_token_id";
 /// Why the tokens that end a text are not known.
 #[derive(Debug, thiserror::Error)]
 pub enum EndTokensError {
-    /// The file is not the one that the folder was made with.
+    /// The file cannot be read, or is not the one that the folder was made with.
     #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    /// The file cannot be read.
-    #[error("{}: {reason}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        reason: io::Error,
-    },
+    Model(#[from] WeightsError),
     /// The file is no JSON object.
     #[error("{}: not a JSON object: {reason}", path.display())]
     Json {
@@ -66,7 +56,7 @@ pub struct EndTokens {
     /// Their ids: any of them ends the text. None, if nothing does.
     pub ids: Arc<[u32]>,
     /// The name of the file that says so; `None` if no file does.
-    pub file: Option<&'static str>,
+    pub file: Option<String>,
 }
 
 impl EndTokens {
@@ -77,13 +67,16 @@ impl EndTokens {
     /// # Errors
     /// Every [`EndTokensError`].
     pub fn in_folder(folder: &Path, vocab_size: usize) -> Result<Self, EndTokensError> {
-        manifest::verify_files(folder, &FILES)?;
-        for file in FILES {
-            let ids = read(&folder.join(file), vocab_size)?;
+        for name in FILES {
+            let Some(file) = model::small_file(folder, name)? else {
+                continue;
+            };
+            let ids = read(&file, vocab_size)?;
             if !ids.is_empty() {
+                let name = file.path.file_name().unwrap_or_default();
                 return Ok(Self {
                     ids: ids.into(),
-                    file: Some(file),
+                    file: Some(name.to_string_lossy().into_owned()),
                 });
             }
         }
@@ -110,20 +103,14 @@ impl EndTokens {
     }
 }
 
-/// The ids that a file names. None, if there is no such file.
-fn read(path: &Path, vocab_size: usize) -> Result<Vec<u32>, EndTokensError> {
-    let bytes = match fs::read(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        bytes => bytes.map_err(|reason| EndTokensError::Io {
-            path: path.into(),
-            reason,
-        })?,
-    };
+/// The ids that a file names.
+fn read(file: &SmallFile, vocab_size: usize) -> Result<Vec<u32>, EndTokensError> {
+    let SmallFile { path, bytes } = file;
     let damaged = |reason: String| EndTokensError::Json {
         path: path.into(),
         reason,
     };
-    let root: Value = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+    let root: Value = serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
     let Value::Object(members) = root else {
         return Err(damaged("it is another value".into()));
     };
@@ -152,6 +139,8 @@ fn read(path: &Path, vocab_size: usize) -> Result<Vec<u32>, EndTokensError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use ::tests::mutations::each;
 
@@ -171,15 +160,23 @@ mod tests {
             let found = EndTokens::in_folder(folder.path(), 10).unwrap();
             (found.ids.to_vec(), found.file)
         };
-        let (of_generation, of_model) = (Some(FILES[0]), Some(FILES[1]));
+        let [of_generation, of_model] = FILES.map(|name| Some(name.to_owned()));
         let three = r#"{"eos_token_id": 3}"#;
         let several = r#"{"eos_token_id": [4, 9], "bos_token_id": 99}"#;
-        assert_eq!(found(None, three), (vec![3], of_model));
-        assert_eq!(found(None, several), (vec![4, 9], of_model));
-        assert_eq!(found(Some(several), three), (vec![4, 9], of_generation));
-        assert_eq!(found(Some(three), several), (vec![3], of_generation));
+        let (of_three, of_several) = (vec![3], vec![4, 9]);
+        assert_eq!(found(None, three), (of_three.clone(), of_model.clone()));
+        assert_eq!(found(None, several), (of_several.clone(), of_model.clone()));
+        assert_eq!(
+            found(Some(several), three),
+            (of_several, of_generation.clone())
+        );
+        assert_eq!(found(Some(three), several), (of_three, of_generation));
         for none in ["{}", r#"{"eos_token_id": null}"#, r#"{"eos_token_id": []}"#] {
-            assert_eq!(found(Some(none), three), (vec![3], of_model), "{none}");
+            assert_eq!(
+                found(Some(none), three),
+                (vec![3], of_model.clone()),
+                "{none}"
+            );
             assert_eq!(found(Some(none), none), (vec![], None), "{none}");
             assert_eq!(found(None, none), (vec![], None), "{none}");
         }

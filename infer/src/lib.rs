@@ -9,7 +9,8 @@
 //!
 //! [`generate`](mod@generate) turns a prompt into an iterator over tokens, and [`sampling`] chooses each
 //! token from its logits. A [`Reading`] is a text together with the state that a model has after it:
-//! [`state_file`] keeps it on disk, and `infer repl` continues from it with every line. [`engine`] runs
+//! [`state_file`] keeps it on disk, and `infer repl` continues from it with every line. [`chat`] writes a
+//! conversation as one text, by the model's chat template. [`engine`] runs
 //! many texts at once, in a batch that sequences join and leave, and [`serve`] puts it behind HTTP.
 //! [`eval`] scores texts that already exist: the paper's evaluations. [`cli`] is the command line.
 //!
@@ -48,6 +49,7 @@
 compile_error!("infer needs a backend: build with the feature flex, ndarray, wgpu or cuda");
 
 mod bench;
+pub mod chat;
 pub mod cli;
 mod commands;
 mod device;

@@ -7,9 +7,9 @@ use clap::Args;
 use datasets::Tokenizer;
 use kernels::KernelBackend;
 use kernels::runtime::{Backend, BackendError};
-use model::manifest::{self, ManifestError};
 use model::{CausalLm, Hub, ModelConfig, WeightsError};
 
+use crate::chat::{ChatFileError, ChatTemplate};
 use crate::end_tokens::{EndTokens, EndTokensError};
 use crate::generate::GenerateOptions;
 use crate::precision::{Precision, PrecisionError};
@@ -34,9 +34,6 @@ pub enum ModelArgsError {
     /// The tokens that end a text are not known.
     #[error(transparent)]
     EndTokens(#[from] EndTokensError),
-    /// The folder's tokenizer is not the one that it was made with.
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
     /// Neither the model's folder nor the command line has a tokenizer.
     #[error(
         "{}: no tokenizer.json here; --tokenizer takes such a file, a folder with one, or a name on \
@@ -105,14 +102,14 @@ impl ComputeArgs {
 /// A model, its tokenizer, and where it computes.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// The folder of the model, or its name on the Hugging Face hub
+    /// The folder of the model, a GGUF file, or a name on the Hugging Face hub
     ///
-    /// A name is OWNER/NAME, as in microsoft/phi-1_5. Its files are fetched once, into the cache that
+    /// A GGUF file has the model's tokenizer inside. A name is OWNER/NAME, as in microsoft/phi-1_5. Its files are fetched once, into the cache that
     /// Hugging Face's tools share (HF_HOME, HF_HUB_OFFLINE and HF_ENDPOINT mean what they mean there).
-    #[arg(long, value_name = "FOLDER|OWNER/NAME")]
+    #[arg(long, value_name = "FOLDER|FILE|OWNER/NAME")]
     pub model: PathBuf,
 
-    /// A tokenizer.json, a folder with one, or a name on the hub, in place of the model's own
+    /// A tokenizer.json, a folder with one, a GGUF file, or a name on the hub, in place of the model's own
     ///
     /// A model on the hub that has none, as the published Phi-Mambas, gets that of microsoft/phi-1_5.
     #[arg(long, value_name = "FILE|FOLDER|OWNER/NAME")]
@@ -133,10 +130,13 @@ impl ModelArgs {
         // Before a model is fetched, which may take long.
         let named = self.tokenizer.as_deref().map(tokenizer_at).transpose()?;
         let folder = model::locate(&self.model)?;
-        let tokenizer = match named {
+        let own = match named {
+            Some(tokenizer) => Some(tokenizer),
+            None => at(&folder)?,
+        };
+        let tokenizer = match own {
             Some(tokenizer) => tokenizer,
-            None if folder.join("tokenizer.json").exists() => in_folder(&folder)?,
-            None if self.model.is_dir() => return Err(ModelArgsError::NoTokenizer { folder }),
+            None if self.model.exists() => return Err(ModelArgsError::NoTokenizer { folder }),
             None => {
                 let phi = Hub::from_env().and_then(|hub| hub.tokenizer(PHI_TOKENIZER));
                 Tokenizer::from_file(phi.map_err(|reason| ModelArgsError::PhiTokenizer {
@@ -153,25 +153,24 @@ impl ModelArgs {
     }
 }
 
-/// The tokenizer of a model's folder, checked by the folder's checksums if it has some.
-fn in_folder(folder: &Path) -> Result<Tokenizer, ModelArgsError> {
-    manifest::verify_files(folder, &["tokenizer.json"])?;
-    Ok(Tokenizer::from_folder(folder)?)
+/// The tokenizer at `path`, if there is one: a file's, a folder's, or that inside a GGUF file.
+fn at(path: &Path) -> Result<Option<Tokenizer>, ModelArgsError> {
+    let found = model::tokenizer_json(path)?;
+    let read = found.map(|file| Tokenizer::from_json(&file.bytes, file.path));
+    Ok(read.transpose()?)
 }
 
 fn tokenizer_at(path: &Path) -> Result<Tokenizer, ModelArgsError> {
-    Ok(if path.is_dir() {
-        in_folder(path)?
-    } else if path.exists() {
-        Tokenizer::from_file(path)?
-    } else {
-        Tokenizer::from_file(Hub::from_env()?.tokenizer(path)?)?
-    })
+    if !path.exists() {
+        return Ok(Tokenizer::from_file(Hub::from_env()?.tokenizer(path)?)?);
+    }
+    let folder = path.into();
+    at(path)?.ok_or(ModelArgsError::NoTokenizer { folder })
 }
 
 /// A model on this machine, not yet loaded.
 pub(crate) struct FoundModel {
-    /// The folder with its files.
+    /// The folder with its files, or its GGUF file.
     pub folder: PathBuf,
     /// Its tokenizer.
     pub tokenizer: Tokenizer,
@@ -180,6 +179,16 @@ pub(crate) struct FoundModel {
 }
 
 impl FoundModel {
+    /// The chat template of the model, which is beside its tokenizer.
+    ///
+    /// # Errors
+    /// Every [`ChatFileError`].
+    pub fn chat_template(&self) -> Result<ChatTemplate, ChatFileError> {
+        let folder = self.tokenizer.path().parent();
+        let folder = folder.filter(|folder| !folder.as_os_str().is_empty());
+        ChatTemplate::in_folder(folder.unwrap_or(Path::new(".")))
+    }
+
     /// Loads the model onto `device`.
     ///
     /// # Errors
@@ -287,5 +296,75 @@ impl From<SamplingArgs> for SamplingSettings {
             min_p: args.min_p,
             seed: args.seed,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    /// The golden folders with a GGUF file.
+    fn folders() -> Vec<PathBuf> {
+        let mut folders = ::tests::cases("gguf-");
+        folders.retain(|folder| folder.join("model.gguf").exists());
+        assert!(!folders.is_empty());
+        folders
+    }
+
+    fn read(path: &Path) -> Value {
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    }
+
+    /// The ids of a text in which the names of special tokens are those tokens.
+    fn ids_with_special(tokenizer: &Tokenizer, special: &[(String, u32)], text: &str) -> Vec<u32> {
+        let places = special
+            .iter()
+            .filter_map(|(name, id)| Some((text.find(name)?, name, *id)));
+        match places.min() {
+            None => tokenizer.encode(text).unwrap(),
+            Some((at, name, id)) => {
+                let after = ids_with_special(tokenizer, special, &text[at + name.len()..]);
+                [tokenizer.encode(&text[..at]).unwrap(), vec![id], after].concat()
+            }
+        }
+    }
+
+    /// The tokenizer inside a GGUF file gives the recorded ids, and is the `tokenizer.json` beside it.
+    #[test]
+    fn the_tokenizer_of_a_gguf_file() {
+        let mut texts = 0;
+        for folder in folders() {
+            let path = folder.join("model.gguf");
+            let tokenizer = at(&path).unwrap().expect("a tokenizer");
+            assert_eq!(tokenizer.path(), path);
+            let file = model::tokenizer_json(&path).unwrap().unwrap();
+            let json: Value = serde_json::from_slice(&file.bytes).unwrap();
+            assert_eq!(json, read(&folder.join("tokenizer.json")));
+            let special = json["added_tokens"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|token| {
+                    let name = token["content"].as_str().unwrap().to_owned();
+                    (name, token["id"].as_u64().unwrap() as u32)
+                });
+            let special: Vec<_> = special.collect();
+            for case in read(&folder.join("tokens.json")).as_array().unwrap() {
+                let text = case["text"].as_str().unwrap();
+                let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
+                assert_eq!(
+                    ids_with_special(&tokenizer, &special, text),
+                    ids,
+                    "{text:?}"
+                );
+                assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+                texts += 1;
+            }
+        }
+        assert!(texts > 0);
     }
 }

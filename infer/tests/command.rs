@@ -128,6 +128,36 @@ fn a_model_may_borrow_its_tokenizer() {
     }
 }
 
+/// A GGUF file is a model with its tokenizer, by its own path or by that of its folder.
+#[test]
+fn a_gguf_file_generates() {
+    let goldens = tests::goldens_dir().join("gguf-llama");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.gguf");
+    fs::copy(goldens.join("model.gguf"), &file).unwrap();
+    let arguments = ["--dtype", "f32", "--max-tokens", "6", "The quick brown fox"];
+    let expected = output(&goldens, &arguments);
+    assert!(expected.status.success(), "{}", stderr(&expected));
+    assert!(!stdout(&expected).is_empty());
+    for model in [&file, folder.path()] {
+        let found = output(model, &arguments);
+        assert_eq!(stdout(&found), stdout(&expected), "{}", stderr(&found));
+    }
+
+    // As a tokenizer for another model.
+    let mut command = generate(&goldens, &arguments);
+    let borrowed = command.arg("--tokenizer").arg(&file).output().unwrap();
+    assert_eq!(stdout(&borrowed), stdout(&expected));
+
+    let bytes = fs::read(&file).unwrap();
+    fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+    let said = failure(&output(&file, &arguments), 1);
+    assert!(
+        said.contains("model.gguf") && said.contains("cut short"),
+        "{said}"
+    );
+}
+
 #[test]
 fn failures_are_sentences() {
     let missing = output(Path::new("no/such/folder"), &["x"]);

@@ -133,6 +133,26 @@ fn families_of_llamas_shape() {
 }
 
 #[test]
+fn a_gguf_file_is_what_it_is() {
+    let file = tests::goldens_dir().join("gguf-llama/model.gguf");
+    let model = &json(&file)["model"];
+    assert_eq!(model["end_tokens"], serde_json::json!([2]));
+    let bytes = model["bytes"].as_object().unwrap();
+    for kind in ["f32", "f16", "q4_0", "q4_1", "q5_1", "q8_0"] {
+        assert!(bytes.contains_key(kind), "{kind} in {bytes:?}");
+    }
+    let of_tensors: u64 = bytes.values().map(|bytes| bytes.as_u64().unwrap()).sum();
+    let size = std::fs::metadata(&file).unwrap().len();
+    assert!(
+        (size / 2..size).contains(&of_tensors),
+        "{of_tensors} of {size}"
+    );
+    let text = info(&[], Some(&file));
+    assert!(text.contains("2 by model.gguf"), "{text}");
+    assert!(text.contains(" in q4_1"), "{text}");
+}
+
+#[test]
 fn every_backend_is_named() {
     let text = info(&[], None);
     let json: Value = serde_json::from_str(&info(&["--json"], None)).unwrap();

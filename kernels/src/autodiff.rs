@@ -92,8 +92,8 @@ where
 {
     let output = primitive(output);
     // An absent optional input is a constant: a fresh node that asks for no gradient.
-    let nodes = inputs.map(|x| match x {
-        Some(x) => x.node,
+    let nodes = inputs.each_ref().map(|x| match x {
+        Some(x) => x.node.clone(),
         None => Autodiff::<B, C>::from_inner(output.clone()).node,
     });
     let prepared = Analytic(backward).prepare::<C>(nodes).compute_bound();
@@ -101,5 +101,9 @@ where
         OpsKind::Tracked(prepared) => prepared.finish(saved, output),
         OpsKind::UnTracked(prepared) => prepared.finish(output),
     };
+    // Only now: after a backward pass, each thread removes from the graphs of all threads what no tensor holds
+    // (burn-autodiff 0.21, `cleanup_orphaned_entries`). An input released before its output is on the graph
+    // could be removed in between, and the gradient would end there without a word.
+    drop(inputs);
     Tensor::from_primitive(TensorPrimitive::Float(tracked))
 }

@@ -1,5 +1,6 @@
 //! A model's identity: a hash of its files.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -44,13 +45,15 @@ impl ModelHash {
     /// # Errors
     /// As those of [`of`](Self::of), and [`WeightsError::Manifest`] if the manifest cannot be understood.
     pub fn listed(folder: impl AsRef<Path>) -> Result<Option<Self>, WeightsError> {
-        let folder = folder.as_ref();
+        let files = model_files(folder)?;
+        // That of a GGUF file is the one beside it.
+        let folder = files[0].parent().unwrap_or(Path::new(""));
         let Some(listed) = manifest::listed(folder)? else {
             return Ok(None);
         };
         let mut all = Sha256::new();
-        for path in model_files(folder)? {
-            let name = path.strip_prefix(folder).ok().and_then(Path::to_str);
+        for path in &files {
+            let name = path.file_name().and_then(OsStr::to_str);
             let Some(digest) = name.and_then(|name| listed.get(name)) else {
                 return Ok(None);
             };

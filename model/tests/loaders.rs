@@ -16,6 +16,8 @@ use serde_json::json;
 use tempfile::TempDir;
 use tests::mutations::{Memory, Mutator, each};
 
+#[path = "support/gguf.rs"]
+mod gguf_file;
 #[path = "support/torch.rs"]
 mod torch_file;
 
@@ -251,6 +253,35 @@ fn torch_files() {
     };
     let refused = refused(folder.path(), "pytorch_model.bin", damage, is_student);
     assert!((CASES / 2..CASES).contains(&refused), "{refused} refused");
+}
+
+/// Damage to the header, and to the small files that are made of it.
+#[test]
+fn gguf_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, header) = (gguf_file::tiny().bytes(), gguf_file::tiny().header().len());
+    let damage = |mutator: &mut Mutator| mutator.bytes_in(&whole, 0..header);
+    let count = refused(folder.path(), "m.gguf", damage, |config, model| {
+        assert_eq!(model.vocab_size(), config.network().vocab_size);
+    });
+    assert!((CASES / 2..CASES).contains(&count), "{count} refused");
+    let (mut read, path) = (0, folder.path().join("m.gguf"));
+    let memory = Memory::start();
+    each(CASES, |mutator| {
+        fs::write(&path, mutator.bytes_in(&whole, 0..header)).unwrap();
+        for name in [
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "generation_config.json",
+        ] {
+            match model::small_file(&path, name) {
+                Ok(_) => read += 1,
+                Err(error) => assert!(error.to_string().contains("m.gguf"), "{error}"),
+            }
+        }
+    });
+    assert!((CASES / 10..2 * CASES).contains(&read), "{read} read");
+    assert!(memory.more() < ENOUGH);
 }
 
 /// Damaged checksums: what they find was damaged before, or is no longer listed.

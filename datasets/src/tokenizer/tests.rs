@@ -72,7 +72,8 @@ fn encode_whole(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
 fn encode_pieces(tokenizer: &Tokenizer, text: &str, piece_bytes: usize) -> Vec<u32> {
     let inside = |text: &str, place| tokenizer.is_inside_added_token(text, place);
     let pieces = pieces(text, piece_bytes, inside);
-    let ids = pieces.map(|piece| tokenizer.encode_piece(&text[..piece.start], &text[piece]));
+    let ids = pieces
+        .map(|piece| tokenizer.encode_piece(&tokenizer.inner, &text[..piece.start], &text[piece]));
     ids.collect::<Result<Vec<_>>>().unwrap().concat()
 }
 
@@ -415,6 +416,25 @@ fn bytes_that_are_no_text_become_replacement_characters() {
             assert_eq!(streamed(&tokenizer, &ids), tokenizer.decode(&ids).unwrap());
         }
     }
+}
+
+/// In a chat, and nowhere else, the name of a special token is the token.
+#[test]
+fn a_chat_has_special_tokens() {
+    let tokenizer = phi_tiny();
+    let end = tokenizer.end_of_text().unwrap();
+    let text = format!("It was{END_OF_TEXT}\nthe best{END_OF_TEXT}");
+    let parts = ["It was", "\nthe best"].map(|part| tokenizer.encode(part).unwrap());
+    let chat = [&parts[0][..], &[end], &parts[1], &[end]].concat();
+    assert_eq!(tokenizer.encode_chat(&text).unwrap(), chat);
+    assert_eq!(tokenizer.decode(&chat).unwrap(), text);
+    assert!(!tokenizer.encode(&text).unwrap().contains(&end));
+    assert_eq!(tokenizer.encode_chat("").unwrap(), [0_u32; 0]);
+    // A long one, in pieces, has the same ids.
+    let long = tokenizer.encode_chat(&text.repeat(9000)).unwrap();
+    assert_eq!(long, chat.repeat(9000));
+    let stopped = tokenizer.encode_chat_until(&text, &|| true);
+    assert!(matches!(stopped, Err(DataError::Stopped)));
 }
 
 #[test]

@@ -73,7 +73,8 @@ pub(crate) struct Subject<'d, B: KernelBackend> {
 }
 
 impl<'d, B: KernelBackend> Subject<'d, B> {
-    /// Loads the model in `folder`; if that is a file, it is a `config.json`, and the weights are random.
+    /// Loads the model in `folder`; if that is a file but no GGUF file, it is a `config.json`, and the weights are
+    /// random.
     ///
     /// # Errors
     /// Every [`PrecisionError`].
@@ -83,7 +84,7 @@ impl<'d, B: KernelBackend> Subject<'d, B> {
         precision: Precision,
         device: &'d B::Device,
     ) -> Result<Self, PrecisionError> {
-        let (config, model) = if folder.is_file() {
+        let (config, model) = if !model::is_model(folder) {
             random(folder, precision, device)?
         } else {
             precision.load(folder, device)?

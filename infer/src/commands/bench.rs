@@ -36,7 +36,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct BenchArgs {
-    /// A model's folder, its name on the hub, or a config.json alone; may be given several times
+    /// A model's folder, a GGUF file, a name on the hub, or a config.json alone; may be given several times
     #[arg(long = "model", value_name = "FOLDER|OWNER/NAME|FILE", required = true)]
     models: Vec<PathBuf>,
 
@@ -77,7 +77,7 @@ impl BenchArgs {
     pub fn run(self) -> Result<(), CommandError> {
         let backend = self.compute.backend()?;
         let locate = |model: &PathBuf| {
-            if model.is_file() {
+            if model.is_file() && !model::is_model(model) {
                 Ok(model.clone())
             } else {
                 model::locate(model)

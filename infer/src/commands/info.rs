@@ -29,8 +29,8 @@ const LENGTHS: [usize; 4] = [1, 2048, 32_768, 131_072];
 /// Of the devices: those that each backend finds here, or why it has none.
 #[derive(Debug, Args)]
 pub(crate) struct InfoArgs {
-    /// The folder of a model, or its name on the Hugging Face hub
-    #[arg(long, value_name = "FOLDER|OWNER/NAME")]
+    /// The folder of a model, a GGUF file, or a name on the Hugging Face hub
+    #[arg(long, value_name = "FOLDER|FILE|OWNER/NAME")]
     model: Option<PathBuf>,
 
     /// Prints JSON, for programs
@@ -97,13 +97,12 @@ impl ModelSummary {
         kinds
     }
 
-    /// Bytes by the dtype that parameters are stored in.
+    /// Bytes by what parameters are stored as.
     fn bytes(&self) -> BTreeMap<String, u64> {
         let mut bytes = BTreeMap::new();
         for tensor in &self.tensors {
-            let size = tensor.dtype.size() as u64;
-            let dtype = format!("{:?}", tensor.dtype).to_lowercase();
-            *bytes.entry(dtype).or_default() += elements(tensor).saturating_mul(size);
+            let sum: &mut u64 = bytes.entry(tensor.stored_as.clone()).or_default();
+            *sum = sum.saturating_add(tensor.bytes);
         }
         bytes
     }
@@ -136,7 +135,7 @@ impl ModelSummary {
             None => "without an end".into(),
         };
         row("context", context);
-        let ends = match self.end_tokens.file {
+        let ends = match &self.end_tokens.file {
             Some(file) => {
                 let ids = self.end_tokens.ids.iter().map(u32::to_string);
                 format!("{} by {file}", ids.collect::<Vec<_>>().join(", "))
@@ -183,7 +182,7 @@ impl ModelSummary {
             "intermediate_size": self.network.mlp.intermediate_size,
             "vocab_size": self.network.vocab_size,
             "positions": self.positions,
-            "end_tokens": self.end_tokens.file.map(|_| &self.end_tokens.ids[..]),
+            "end_tokens": self.end_tokens.file.as_ref().map(|_| &self.end_tokens.ids[..]),
             "parameters": parameters,
             "total_parameters": parameters.values().sum::<u64>(),
             "bytes": self.bytes(),

@@ -11,6 +11,7 @@ mod serve;
 
 use kernels::runtime::BackendError;
 
+use crate::chat::ChatFileError;
 use crate::error::GenerateError;
 use crate::eval::EvalError;
 use crate::model_args::ModelArgsError;
@@ -48,6 +49,9 @@ pub enum CommandError {
     /// The text or the tokenizer cannot be read.
     #[error(transparent)]
     Text(#[from] datasets::DataError),
+    /// The model has no chat template, or one that cannot be used.
+    #[error(transparent)]
+    Chat(#[from] ChatFileError),
     /// A sampling option is out of range.
     #[error(transparent)]
     Sampling(#[from] SamplingError),

@@ -12,14 +12,16 @@ use clap::Args;
 use clap::builder::RangedU64ValueParser;
 
 use super::CommandError;
+use crate::chat::ChatFileError;
 use crate::engine::{Engine, EngineOptions};
 use crate::model_args::{FoundModel, ModelArgs, check_vocabulary};
-use crate::serve::{self, ServeError, ServerOptions};
+use crate::serve::{self, ServeError, ServedModel, ServerOptions};
 
 /// Serves a model over HTTP as OpenAI serves its own.
 ///
-/// POST /v1/completions continues texts, for any program that speaks OpenAI's interface; GET / is a
-/// page to try the model on; /v1/models, /health and /metrics (Prometheus) say how it is.
+/// POST /v1/completions continues texts, for any program that speaks OpenAI's interface, and with a model
+/// that has a chat template POST /v1/chat/completions answers; GET / is a page to try the model on;
+/// /v1/models, /health and /metrics (Prometheus) say how it is.
 ///
 /// The text of a request that has a seed is always the same, however many other requests are served at
 /// the same time. Ctrl-C, or SIGTERM, ends the server when the requests that it has are answered, and after
@@ -126,11 +128,13 @@ impl ServeArgs {
         // Before a model is fetched or loaded, which may take long.
         let listener =
             TcpListener::bind(address).map_err(|source| ServeError::Address { address, source })?;
+        let found = self.model.find()?;
+        let chat = found.chat_template();
         let FoundModel {
             folder,
             tokenizer,
             precision,
-        } = self.model.find()?;
+        } = found;
         let tokenizer = Arc::new(tokenizer);
         let options = ServerOptions {
             name: self
@@ -156,12 +160,34 @@ impl ServeArgs {
             slots: self.slots,
             queue: self.queue,
         });
-        let engine = engine.map_err(ServeError::from)?;
-        check_vocabulary(&tokenizer, engine.0.facts().vocab_size)?;
+        let (engine, engine_thread) = engine.map_err(ServeError::from)?;
+        check_vocabulary(&tokenizer, engine.facts().vocab_size)?;
         let address = listener.local_addr().map_err(ServeError::Listener)?;
-        let lines = announcement(address, &options);
+        let mut lines = announcement(address, &options);
+        if let Err(error) = &chat
+            && !matches!(error, ChatFileError::None { .. })
+        {
+            lines += &format!("/v1/chat/completions cannot be used: {error}\n");
+        }
+        let model = ServedModel {
+            engine,
+            engine_thread,
+            tokenizer,
+            chat: chat.map_err(|error| why_no_chat(&error)),
+        };
         let announce = || say(lines);
-        Ok(serve::run(engine, tokenizer, options, listener, announce)?)
+        Ok(serve::run(model, options, listener, announce)?)
+    }
+}
+
+/// What a client is told that asks for a chat. It does not learn where the model's files are.
+fn why_no_chat(error: &ChatFileError) -> String {
+    match error {
+        ChatFileError::None { .. } => "this model has no chat template, so it continues texts at \
+                                       /v1/completions and does not chat"
+            .to_owned(),
+        ChatFileError::Template { reason, .. } => reason.to_string(),
+        _ => "this model's chat template cannot be used; the server has reported why".to_owned(),
     }
 }
 

@@ -99,6 +99,8 @@ pub struct Token {
     pub start: usize,
     /// How likely it was, if that was asked for.
     pub score: Option<TokenScore>,
+    /// Whether it has ended the text. Such a token has no text itself.
+    pub is_end: bool,
 }
 
 /// How a text ended.

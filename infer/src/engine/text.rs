@@ -33,8 +33,7 @@ impl<'t> TextBuffer<'t> {
 
     /// Takes a token, and returns the text that can be sent now.
     pub(super) fn push(&mut self, id: u32, score: Option<TokenScore>) -> Result<Piece, DataError> {
-        let start = self.decoded;
-        self.tokens.push(Token { id, start, score });
+        self.push_token(id, score, false);
         if let Some(text) = self.stream.push(id)? {
             self.decoded += text.chars().count();
             self.held.push_str(&text);
@@ -48,8 +47,16 @@ impl<'t> TextBuffer<'t> {
 
     /// Takes the token that ends the text and is no part of it.
     pub(super) fn push_end(&mut self, id: u32, score: Option<TokenScore>) {
-        let start = self.decoded;
-        self.tokens.push(Token { id, start, score });
+        self.push_token(id, score, true);
+    }
+
+    fn push_token(&mut self, id: u32, score: Option<TokenScore>, is_end: bool) {
+        self.tokens.push(Token {
+            id,
+            start: self.decoded,
+            score,
+            is_end,
+        });
     }
 
     /// Whether the text that is held back begins with a stop string, so that the text has ended.

@@ -12,10 +12,21 @@ a line is appended to the text, and the model continues it; after an empty one i
 /save FILE      writes the text so far, yours and the model's, to a file
 /quit           ends this program, as does Ctrl-D";
 
+pub(super) const CHAT_HELP: &str = "\
+a line is a message, which the model answers
+/reset          begins a new conversation, with the same system message
+/system TEXT    sets the system message, which tells the model how to answer; without TEXT there is none
+/seed N         where the random numbers start; each turn draws others
+/temperature X  how bold choices are; 0 always takes the likeliest token
+/top-p X        draws only from the likeliest tokens that together have this probability
+/save FILE      writes the conversation to a file, as the model reads it
+/quit           ends this program, as does Ctrl-D";
+
 /// A line that begins with `/`.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum ReplCommand {
     Reset,
+    System(String),
     Seed(u64),
     Temperature(f32),
     TopP(f64),
@@ -37,6 +48,7 @@ impl FromStr for ReplCommand {
         };
         match name {
             "reset" => alone(Self::Reset),
+            "system" => Ok(Self::System(rest.into())),
             "help" => alone(Self::Help),
             "quit" => alone(Self::Quit),
             "seed" => number(name, rest, "a whole number").map(Self::Seed),
@@ -63,6 +75,9 @@ mod tests {
         let parse = |line: &str| line.parse::<ReplCommand>();
         assert_eq!(parse("reset"), Ok(ReplCommand::Reset));
         assert_eq!(parse("seed 7"), Ok(ReplCommand::Seed(7)));
+        let system = |text: &str| Ok(ReplCommand::System(text.into()));
+        assert_eq!(parse("system Be brief. "), system("Be brief."));
+        assert_eq!(parse("system"), system(""));
         assert_eq!(
             parse("temperature  0.8 "),
             Ok(ReplCommand::Temperature(0.8))
@@ -89,7 +104,9 @@ mod tests {
         }
         // Each is in the help.
         for name in ["reset", "seed", "temperature", "top-p", "save", "quit"] {
-            assert!(HELP.contains(&format!("\n/{name} ")), "{name}");
+            for help in [HELP, CHAT_HELP] {
+                assert!(help.contains(&format!("\n/{name} ")), "{name}");
+            }
         }
     }
 }

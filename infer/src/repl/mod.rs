@@ -1,13 +1,17 @@
-//! A session: one text that a person and a model write in turns.
+//! A session: a person and a model in turns.
 //!
-//! A base model continues texts and does not answer questions, so a session is one text that grows: a
+//! A base model continues texts and does not answer questions, so its session is one text that grows: a
 //! typed line is appended, the model continues, and the next line is read from the state that the model
 //! has then. Nothing is read twice, however long the session; a Phi-Mamba's memory does not grow with it.
+//!
+//! A model with a chat template answers, and its session is a conversation (`chat`).
 
+mod chat;
 mod command;
 mod interrupt;
 mod screen;
 mod session;
+mod speaker;
 
 use std::fs;
 use std::io::{self, ErrorKind, IsTerminal};
@@ -20,13 +24,16 @@ use rustyline::error::ReadlineError;
 use rustyline::history::FileHistory;
 use rustyline::{Config, Editor};
 
+use crate::chat::ChatTemplate;
 use crate::error::GenerateError;
 use crate::generate::GenerateOptions;
 use crate::output::{TerminalError, not_utf8};
-use command::{HELP, ReplCommand};
+use chat::ChatSession;
+use command::{CHAT_HELP, HELP, ReplCommand};
 use interrupt::Interrupt;
 use screen::note;
-use session::Session;
+use session::TextSession;
+use speaker::Speaker;
 
 /// Why a session cannot continue.
 #[derive(Debug, thiserror::Error)]
@@ -39,8 +46,21 @@ pub enum ReplError {
     Terminal(#[from] TerminalError),
 }
 
-/// Reads lines from standard input until they end or `/quit` is typed, and has the model continue the
-/// text after each. What the model writes goes to standard output, everything else to standard error.
+/// What a person and a model do in turns.
+trait Session {
+    /// Obeys a command, and returns what to tell the user: what was done, or why it was not.
+    fn obey(&mut self, command: ReplCommand) -> Result<String, String>;
+
+    /// Takes a line, and has the model take its turn. `false` if standard output was closed.
+    ///
+    /// # Errors
+    /// Every [`ReplError`] but that of standard input.
+    fn take_turn(&mut self, line: &str) -> Result<bool, ReplError>;
+}
+
+/// Reads lines from standard input until they end or `/quit` is typed, and has the model take its turn after
+/// each: it answers, if there is a chat template, and otherwise continues the text. What the model writes goes to
+/// standard output, everything else to standard error.
 ///
 /// # Errors
 /// Every [`ReplError`]. A closed standard output ends the session without one.
@@ -49,9 +69,24 @@ pub(crate) fn run<B: KernelBackend>(
     device: &B::Device,
     tokenizer: &Tokenizer,
     options: GenerateOptions,
+    chat: Option<&ChatTemplate>,
 ) -> Result<(), ReplError> {
     let interrupt = Interrupt::listen();
-    let mut session = Session::new(model, device, tokenizer, options, &interrupt);
+    let speaker = Speaker {
+        model,
+        device,
+        tokenizer,
+        options,
+        interrupt: &interrupt,
+        turns: 0,
+    };
+    match chat {
+        Some(template) => take_turns(&mut ChatSession::new(speaker, template), CHAT_HELP),
+        None => take_turns(&mut TextSession::new(speaker), HELP),
+    }
+}
+
+fn take_turns(session: &mut impl Session, help: &str) -> Result<(), ReplError> {
     let mut lines = Lines::open()?;
     if io::stdin().is_terminal() {
         note("/help lists the commands, Ctrl-C stops the model, Ctrl-D ends this program");
@@ -59,7 +94,7 @@ pub(crate) fn run<B: KernelBackend>(
     while let Some(line) = lines.next()? {
         let continues = match line.strip_prefix('/') {
             None => session.take_turn(&line)?,
-            Some(command) => obey(command, &mut session),
+            Some(command) => obey(command, session, help),
         };
         if !continues {
             break;
@@ -69,10 +104,10 @@ pub(crate) fn run<B: KernelBackend>(
 }
 
 /// Obeys a command. `false` if it ends the session.
-fn obey<B: KernelBackend>(command: &str, session: &mut Session<'_, B>) -> bool {
+fn obey(command: &str, session: &mut impl Session, help: &str) -> bool {
     let done = command.parse().and_then(|command| match command {
         ReplCommand::Quit => Ok(None),
-        ReplCommand::Help => Ok(Some(HELP.to_owned())),
+        ReplCommand::Help => Ok(Some(help.to_owned())),
         command => session.obey(command).map(Some),
     });
     match done {

@@ -1,284 +1,140 @@
-//! `POST /v1/completions`.
+//! `POST /v1/completions`: texts after prompts.
 
-use std::convert::Infallible;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Instant;
-
-use axum::body::{Body, Bytes};
-use axum::extract::{Extension, Request, State};
-use axum::http::{HeaderValue, header};
-use axum::response::sse::{Event as Line, Sse};
-use axum::response::{IntoResponse, Response};
-use futures_util::stream::{self, StreamExt};
+use datasets::Tokenizer;
 use serde::Serialize;
-use tokio::sync::OwnedSemaphorePermit;
+use serde_json::{Map, Value};
 
 use super::Server;
-use super::connections::Connection;
+use super::answer::Endpoint;
 use super::error::ApiError;
-use super::reply::{CompletionChoice, Heading};
-use super::reply_room::ReplyRoom;
-use super::request::{CompletionPlan, CompletionRequest};
-use super::texts::TextStreams;
-use crate::engine::SubmitError;
+use super::fields::{Body, fields};
+use super::prompt::Prompts;
+use super::request::{Limits, OwnTerms, SharedFields, TextRequest, check_alternatives, refuse_if};
+use super::texts::{ScoredToken, TextPiece};
+use super::token_name::{finite, token_text};
 
-/// A reply that can have no more bytes needs no room among the large ones.
-const SMALL_REPLY: usize = 1 << 20;
+/// The endpoint.
+pub(super) struct Completions;
 
-/// The bytes of a reply that are given to the connection at a time.
-const SLICE: usize = 64 * 1024;
+fields! {
+    /// OpenAI's fields that only this endpoint has.
+    struct CompletionFields {
+        prompt: Prompts,
+        logprobs: usize,
+        echo: bool,
+        // These are refused by name, unless they have no effect.
+        best_of: usize,
+        suffix: String,
+    }
+}
 
-/// A request with more bytes of text is encoded apart from the others, so that these do not wait for it.
-const LONG_TEXT: usize = 64 * 1024;
+impl Endpoint for Completions {
+    const PROMPT: &'static str = "prompt";
+    const ID: &'static str = "cmpl";
+    const WHOLE: &'static str = "text_completion";
+    const PIECE: &'static str = "text_completion";
 
-/// Makes the texts that the body asks for.
-pub(super) async fn completions(
-    State(server): State<Arc<Server>>,
-    Extension(connection): Extension<Arc<Connection>>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    let started = Instant::now();
-    let deadline = started + server.options.time_limit;
-    let plan = plan(&server, &connection, request, deadline).await?;
-    // Small replies cannot take much together, and large ones are not to keep them out.
-    let room = if plan.reply_bytes > SMALL_REPLY {
-        let room = server.replies.take(plan.reply_bytes, &connection);
-        Some(room.ok_or_else(ApiError::no_room)?)
-    } else {
+    type Choice = CompletionChoice;
+    type Delta = CompletionChoice;
+
+    fn read(body: &[u8], server: &Server) -> Result<TextRequest, ApiError> {
+        read(body, &server.options.name, &server.limits)
+    }
+
+    fn choice(tokenizer: &Tokenizer, text: TextPiece) -> CompletionChoice {
+        CompletionChoice {
+            text: text.text,
+            index: text.index,
+            logprobs: text.tokens.map(|tokens| Logprobs::of(tokenizer, tokens)),
+            finish_reason: text.finish,
+        }
+    }
+
+    fn delta(tokenizer: &Tokenizer, piece: TextPiece) -> CompletionChoice {
+        Self::choice(tokenizer, piece)
+    }
+
+    fn opening(_: usize) -> Option<CompletionChoice> {
         None
+    }
+}
+
+/// Reads the body of a request to `model`.
+///
+/// # Errors
+/// An [`ApiError`] that names what is wrong.
+fn read(body: &[u8], model: &str, limits: &Limits) -> Result<TextRequest, ApiError> {
+    let Body { shared, own } = Body::<SharedFields, CompletionFields>::read(body)?;
+    shared.check(model)?;
+    let n = shared.n.unwrap_or(1);
+    refuse_if(&[
+        ("best_of", own.best_of.is_some_and(|best_of| best_of != n)),
+        ("suffix", own.suffix.is_some_and(|text| !text.is_empty())),
+    ])?;
+    let echo = own.echo.unwrap_or(false);
+    let max_tokens = shared.max_tokens.unwrap_or(16);
+    if max_tokens == 0 && !echo {
+        let message = "max_tokens is 0, which makes sense with echo only";
+        return Err(ApiError::invalid_field("max_tokens", message));
+    }
+    let logprobs = own.logprobs.map(|n| check_alternatives("logprobs", n));
+    let terms = OwnTerms {
+        prompts: own.prompt.unwrap_or(Prompts::Texts(vec![String::new()])),
+        max_tokens: limits.check_max_tokens("max_tokens", max_tokens)?,
+        alternatives: logprobs.transpose()?,
+        echo,
     };
-    let heading = Heading::new(&server.options.name);
-    let (streams, usage) = (plan.stream, plan.stream_usage);
-    let texts = TextStreams::begin(server, plan, started)?;
-    if streams {
-        Ok(stream(heading, texts, usage, room))
-    } else {
-        whole(heading, texts, room).await
+    shared.request(terms, limits)
+}
+
+/// One text, or a piece of it.
+#[derive(Serialize)]
+pub(super) struct CompletionChoice {
+    text: String,
+    index: usize,
+    logprobs: Option<Logprobs>,
+    finish_reason: Option<&'static str>,
+}
+
+/// The scores of some tokens, one entry per token in each field.
+#[derive(Serialize, Default)]
+struct Logprobs {
+    tokens: Vec<String>,
+    token_logprobs: Vec<Option<f64>>,
+    top_logprobs: Vec<Option<Map<String, Value>>>,
+    text_offset: Vec<usize>,
+}
+
+impl Logprobs {
+    fn of(tokenizer: &Tokenizer, tokens: Vec<ScoredToken>) -> Self {
+        let mut logprobs = Self::default();
+        for token in tokens {
+            logprobs.push(tokenizer, &token);
+        }
+        logprobs
     }
-}
 
-/// Receives and parses the body, and encodes its prompts, as long as there is room for that.
-async fn plan(
-    server: &Arc<Server>,
-    connection: &Arc<Connection>,
-    request: Request,
-    deadline: Instant,
-) -> Result<CompletionPlan, ApiError> {
-    check_head(&request, server.options.body_limit)?;
-    let (body, mut room) = receive(server, connection, request).await?;
-    let reader = server.clone();
-    let parsed = off_the_runtime(move || {
-        CompletionRequest::read(&body, &reader.options.name, &reader.limits)
-    });
-    let parsed = parsed.await?;
-    let is_long = parsed.prompts.text_bytes() > LONG_TEXT;
-    if is_long {
-        // Others arrive meanwhile.
-        let units = units(parsed.prompts.text_bytes());
-        let long = server.long_texts.clone().try_acquire_many_owned(units);
-        room = long.map_err(|_| SubmitError::Full)?;
-    }
-    let is_dropped = Arc::new(AtomicBool::new(false));
-    // The connection was closed, or the server has no more time for it.
-    let _dropped = SetOnDrop(is_dropped.clone());
-    let encoder = server.clone();
-    off_the_runtime(move || {
-        let stopped = || {
-            let now = Instant::now();
-            let last = encoder.engine.last_moment();
-            is_dropped.load(Relaxed) || deadline <= now || last.is_some_and(|last| last <= now)
-        };
-        let plan = || parsed.plan(&encoder.tokenizer, &encoder.limits, deadline, &stopped);
-        let plan = if is_long {
-            encoder.long_text_threads.install(plan)
-        } else {
-            plan()
-        };
-        drop(room);
-        plan
-    })
-    .await
-}
-
-/// Sets a flag when it is dropped.
-struct SetOnDrop(Arc<AtomicBool>);
-
-impl Drop for SetOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Relaxed);
-    }
-}
-
-/// Runs what keeps a core busy, on a thread for that.
-async fn off_the_runtime<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    let done = tokio::task::spawn_blocking(work).await;
-    done.map_err(|error| ApiError::internal(error.to_string()))?
-}
-
-/// How many units of room so many bytes take: one per KiB.
-pub(super) fn units(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
-}
-
-/// Checks what the head says of the body.
-///
-/// # Errors
-/// The body is not declared as JSON, or is declared longer than `limit`.
-fn check_head(request: &Request, limit: usize) -> Result<(), ApiError> {
-    let content_type = request.headers().get(header::CONTENT_TYPE);
-    let content_type = content_type
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or("");
-    let essence = content_type.split(';').next().unwrap_or("").trim();
-    // A web page of another origin cannot send this type without a preflight request.
-    if !essence.eq_ignore_ascii_case("application/json") {
-        return Err(ApiError::not_json());
-    }
-    let declared = request.headers().get(header::CONTENT_LENGTH);
-    let declared = declared.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if declared.is_some_and(|length| length > limit) {
-        return Err(ApiError::too_large(limit));
-    }
-    Ok(())
-}
-
-/// Receives the body, and takes room for it as it comes.
-///
-/// # Errors
-/// The body is too long, breaks off or does not arrive in time, or there is no room for it.
-async fn receive(
-    server: &Server,
-    connection: &Arc<Connection>,
-    request: Request,
-) -> Result<(Vec<u8>, OwnedSemaphorePermit), ApiError> {
-    let waits = connection.wait();
-    let limit = server.options.body_limit;
-    let arriving = || server.arriving.clone();
-    let receive = async {
-        let mut body = Vec::new();
-        let mut room = arriving()
-            .try_acquire_many_owned(1)
-            .map_err(|_| SubmitError::Full)?;
-        let mut chunks = request.into_body().into_data_stream();
-        while let Some(chunk) = chunks.next().await {
-            let chunk = chunk.map_err(|error| ApiError::broken_body(&deepest(&error)))?;
-            if body.len() + chunk.len() > limit {
-                return Err(ApiError::too_large(limit));
+    fn push(&mut self, tokenizer: &Tokenizer, token: &ScoredToken) {
+        let name = token_text(tokenizer, token.id);
+        let score = token.score.as_ref();
+        self.token_logprobs
+            .push(score.map(|score| finite(score.log_probability)));
+        self.top_logprobs.push(score.map(|score| {
+            // Names are unique, and in order of likelihood, so that the first is the greedy choice.
+            let mut top = Map::new();
+            for (id, log_probability) in &score.likeliest {
+                top.entry(token_text(tokenizer, *id))
+                    .or_insert_with(|| finite(*log_probability).into());
             }
-            body.extend_from_slice(&chunk);
-            let lacks = (units(body.len()) as usize).saturating_sub(room.num_permits());
-            let lacks = u32::try_from(lacks).unwrap_or(u32::MAX);
-            let more = arriving().try_acquire_many_owned(lacks);
-            room.merge(more.map_err(|_| SubmitError::Full)?);
-        }
-        Ok((body, room))
-    };
-    let received = tokio::time::timeout(server.options.body_time, receive).await;
-    drop(waits);
-    received.unwrap_or_else(|_| Err(ApiError::too_slow()))
-}
-
-/// The first cause of an error.
-fn deepest(error: &dyn std::error::Error) -> String {
-    let mut deepest = error;
-    while let Some(source) = deepest.source() {
-        deepest = source;
+            // The token itself is among them, even if it was not likely.
+            top.entry(&name)
+                .or_insert_with(|| finite(score.log_probability).into());
+            top
+        }));
+        self.tokens.push(name);
+        self.text_offset.push(token.offset);
     }
-    deepest.to_string()
 }
 
-/// One response with all texts, when they have ended.
-async fn whole(
-    heading: Heading,
-    mut texts: TextStreams,
-    room: Option<ReplyRoom>,
-) -> Result<Response, ApiError> {
-    let mut choices = Vec::new();
-    for index in 0..texts.len() {
-        choices.push(CompletionChoice {
-            index,
-            ..CompletionChoice::default()
-        });
-    }
-    while let Some(piece) = texts.next().await {
-        let piece = piece?;
-        choices[piece.index].extend(piece);
-    }
-    for choice in &mut choices {
-        // Some of a prompt's scores would pass for all of them.
-        if texts.lacks_scores(choice.index) {
-            choice.logprobs = None;
-        }
-    }
-    let usage = texts.usage();
-    drop(texts);
-    let reply = off_the_runtime(move || {
-        let reply = heading.reply(choices, Some(usage));
-        // Serialising strings and finite numbers does not fail.
-        Ok(serde_json::to_vec(&reply).unwrap_or_default())
-    });
-    Ok(whole_reply(reply.await?, room))
-}
-
-/// A response with a reply, which keeps its room until the client has it.
-fn whole_reply(json: Vec<u8>, mut room: Option<ReplyRoom>) -> Response {
-    let length = json.len();
-    // It is seldom as long as it could have been.
-    if let Some(room) = &mut room {
-        room.shrink_to(length);
-    }
-    let slices = stream::unfold((Bytes::from(json), room), |(mut rest, room)| async move {
-        let slice = rest.split_to(rest.len().min(SLICE));
-        (!slice.is_empty()).then(|| (Ok::<_, Infallible>(slice), (rest, room)))
-    });
-    let mut response = Response::new(Body::from_stream(slices));
-    let json = HeaderValue::from_static("application/json");
-    response.headers_mut().insert(header::CONTENT_TYPE, json);
-    response
-        .headers_mut()
-        .insert(header::CONTENT_LENGTH, length.into());
-    response
-}
-
-/// The next line of a stream.
-enum NextLine {
-    Piece,
-    Done,
-}
-
-/// A stream of server-sent events: each piece of a text as soon as it is made.
-fn stream(heading: Heading, texts: TextStreams, usage: bool, room: Option<ReplyRoom>) -> Response {
-    let lines = stream::unfold(
-        Some((heading, texts, room, NextLine::Piece)),
-        move |state| async move {
-            let (heading, mut texts, room, next) = state?;
-            let (line, then) = match next {
-                NextLine::Done => (Line::default().data("[DONE]"), None),
-                NextLine::Piece => match texts.next().await {
-                    Some(Ok(piece)) => {
-                        let line = json_line(&heading.reply(vec![piece], None));
-                        (line, Some(NextLine::Piece))
-                    }
-                    // Nothing follows an error.
-                    Some(Err(error)) => (json_line(&error.to_json()), None),
-                    None if usage => {
-                        let reply = heading.reply(Vec::new(), Some(texts.usage()));
-                        (json_line(&reply), Some(NextLine::Done))
-                    }
-                    None => (Line::default().data("[DONE]"), None),
-                },
-            };
-            let state = then.map(|next| (heading, texts, room, next));
-            Some((Ok::<_, Infallible>(line), state))
-        },
-    );
-    Sse::new(lines).into_response()
-}
-
-fn json_line(json: &impl Serialize) -> Line {
-    // Serialising strings and finite numbers does not fail.
-    Line::default().data(serde_json::to_string(json).unwrap_or_default())
-}
+#[cfg(test)]
+mod tests;

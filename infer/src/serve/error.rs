@@ -16,6 +16,9 @@ const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 /// A longer message is cut.
 const MESSAGE_BYTES: usize = 1000;
 
+/// The field with the prompt, as errors name it that do not know the endpoint.
+const PROMPT: &str = "prompt";
+
 /// Why a request is refused or has failed.
 #[derive(Debug)]
 pub(super) struct ApiError {
@@ -112,9 +115,44 @@ impl ApiError {
     fn context_length(message: String) -> Self {
         let code = Some("context_length_exceeded");
         Self {
-            param: Some("prompt"),
+            param: Some(PROMPT),
             ..Self::new(StatusCode::BAD_REQUEST, code, message)
         }
+    }
+
+    /// The model has no chat template that can be used: 400.
+    pub(super) fn no_chat(reason: &str) -> Self {
+        let code = Some("no_chat_template");
+        Self::new(StatusCode::BAD_REQUEST, code, reason)
+    }
+
+    /// A parameter of OpenAI's that this server does not have: 400.
+    pub(super) fn unsupported_parameter(param: &'static str) -> Self {
+        let message = format!("Unsupported parameter: '{param}' is not supported with this model.");
+        let code = Some("unsupported_parameter");
+        Self {
+            param: Some(param),
+            ..Self::new(StatusCode::BAD_REQUEST, code, message)
+        }
+    }
+
+    /// A value of OpenAI's that this server does not have: 400.
+    pub(super) fn unsupported_value(param: &'static str, value: &str) -> Self {
+        let message =
+            format!("Unsupported value: '{param}' does not support '{value}' with this model.");
+        let code = Some("unsupported_value");
+        Self {
+            param: Some(param),
+            ..Self::new(StatusCode::BAD_REQUEST, code, message)
+        }
+    }
+
+    /// The same error where the field with the prompt is called `param`.
+    pub(super) fn with_prompt(mut self, param: &'static str) -> Self {
+        if self.param == Some(PROMPT) {
+            self.param = Some(param);
+        }
+        self
     }
 
     /// The request is for another host, or comes from another site's page: 403.
@@ -195,7 +233,7 @@ impl From<SubmitError> for ApiError {
             }
             SubmitError::Invalid(GenerateError::Sampling(error)) => error.into(),
             SubmitError::Invalid(_) | SubmitError::TooMany { .. } => {
-                Self::invalid_field("prompt", message)
+                Self::invalid_field(PROMPT, message)
             }
             SubmitError::Full => {
                 let code = Some("queue_full");

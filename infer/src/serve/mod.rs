@@ -1,11 +1,12 @@
 //! `infer serve`: the [engine](crate::engine) behind OpenAI's HTTP interface.
 //!
 //! ```text
-//! POST /v1/completions  texts, whole or as server-sent events
-//! GET  /v1/models       the model
-//! GET  /health          whether the engine is at work
-//! GET  /metrics         counts, for Prometheus
-//! GET  /                a page for a person
+//! POST /v1/completions       texts, whole or as server-sent events
+//! POST /v1/chat/completions  the next turns of conversations, likewise
+//! GET  /v1/models            the model
+//! GET  /health               whether the engine is at work
+//! GET  /metrics              counts, for Prometheus
+//! GET  /                     a page for a person
 //! ```
 //!
 //! # What a client can count on
@@ -33,15 +34,20 @@
 //! # Why this module is small
 //!
 //! A handler turns a body into [`engine::Request`](crate::engine::Request)s and their
-//! [`Answer`](crate::engine::Answer)s into JSON. Dropping an answer ends the work for it, and a handler is
+//! [`Answer`](crate::engine::Answer)s into JSON: `answer` for every endpoint that makes texts, and `completions`
+//! and `chat` have what differs. Dropping an answer ends the work for it, and a handler is
 //! dropped with its connection; the queue is the engine's. What clients can do wrong below HTTP is the matter
 //! of `client`, and how many of them there may be that of `connections`.
 
+mod answer;
+mod body;
+mod chat;
 mod client;
 mod completions;
 mod connections;
 mod echo;
 mod error;
+mod fields;
 mod hosts;
 mod key;
 mod metrics;
@@ -53,6 +59,7 @@ mod reply_room;
 mod request;
 mod shutdown;
 mod texts;
+mod token_name;
 
 use std::future::Future;
 use std::io;
@@ -72,7 +79,9 @@ use datasets::Tokenizer;
 use serde_json::json;
 use tokio::sync::Semaphore;
 
+use crate::chat::ChatTemplate;
 use crate::engine::{Engine, EngineError, EngineThread};
+use answer::answer;
 use connections::Connections;
 use error::ApiError;
 use hosts::Hosts;
@@ -112,7 +121,7 @@ pub enum ServeError {
 }
 
 /// Every path but a model's own, under which responses are counted.
-const PATHS: [&str; 8] = [
+const PATHS: [&str; 9] = [
     "/",
     "/page.css",
     "/page.js",
@@ -121,6 +130,7 @@ const PATHS: [&str; 8] = [
     "/metrics",
     "/v1/models",
     "/v1/completions",
+    "/v1/chat/completions",
 ];
 
 /// The settings of a server.
@@ -157,6 +167,18 @@ pub struct ServerOptions {
     pub grace: Duration,
 }
 
+/// A model that can be served.
+pub struct ServedModel {
+    /// What computes its texts.
+    pub engine: Engine,
+    /// The engine's thread.
+    pub engine_thread: EngineThread,
+    /// The engine's tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// The model's chat template, or why it has none: what a client is told that asks for a chat.
+    pub chat: Result<ChatTemplate, String>,
+}
+
 /// How many bodies of the greatest length may be received and parsed at once. Each takes a few times its
 /// length of memory while it is parsed.
 const ARRIVING: usize = 16;
@@ -182,7 +204,7 @@ struct Server {
     connections: Arc<Connections>,
     /// Turns to tell a client that it has too many connections.
     refusals: Arc<Semaphore>,
-    /// Room for bodies that are being received and parsed, in [units](completions::units).
+    /// Room for bodies that are being received and parsed, in [units](body::units).
     arriving: Arc<Semaphore>,
     /// Room for long texts that are being encoded, and the threads for that.
     long_texts: Arc<Semaphore>,
@@ -190,6 +212,8 @@ struct Server {
     /// Room for large replies that are being made and sent.
     replies: Arc<ReplyRooms>,
     tokenizer: Arc<Tokenizer>,
+    /// The chat template, or why there is none.
+    chat: Result<ChatTemplate, String>,
     options: ServerOptions,
     hosts: Hosts,
     key: Option<Key>,
@@ -205,8 +229,7 @@ struct Server {
 /// # Errors
 /// [`ServeError::Runtime`], and those of [`serve`].
 pub(crate) fn run(
-    engine: (Engine, EngineThread),
-    tokenizer: Arc<Tokenizer>,
+    model: ServedModel,
     options: ServerOptions,
     listener: TcpListener,
     announce: impl FnOnce(),
@@ -219,26 +242,31 @@ pub(crate) fn run(
     let served = runtime.block_on(async {
         let stop = shutdown::signals();
         announce();
-        serve(engine, tokenizer, options, listener, stop).await
+        serve(model, options, listener, stop).await
     });
     // What is still at work on other threads has no client any more.
     runtime.shutdown_background();
     served
 }
 
-/// Serves `engine` on `listener` until `stop` resolves. Then it takes no more requests, and returns when
+/// Serves `model` on `listener` until `stop` resolves. Then it takes no more requests, and returns when
 /// all requests that it has are answered, or the grace time has passed.
 ///
 /// # Errors
 /// [`ServeError::Listener`] if the listener fails, [`ServeError::ApiKey`], [`ServeError::Runtime`] if there
 /// are no threads, and [`ServeError::Engine`] if the engine has stopped by a fault.
 pub async fn serve(
-    (engine, engine_thread): (Engine, EngineThread),
-    tokenizer: Arc<Tokenizer>,
+    model: ServedModel,
     options: ServerOptions,
     listener: TcpListener,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
+    let ServedModel {
+        engine,
+        engine_thread,
+        tokenizer,
+        chat,
+    } = model;
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let limits = Limits {
         max_tokens: options.max_tokens,
@@ -269,6 +297,7 @@ pub async fn serve(
         replies: ReplyRooms::new(REPLIES.saturating_mul(options.reply_limit)),
         engine,
         tokenizer,
+        chat,
         limits,
         hosts,
         key,
@@ -301,9 +330,9 @@ fn room(things: usize, bytes: usize) -> Arc<Semaphore> {
     Arc::new(Semaphore::new(room_units(things, bytes)))
 }
 
-/// The [units](completions::units) of room for so many things of so many bytes.
+/// The [units](body::units) of room for so many things of so many bytes.
 fn room_units(things: usize, bytes: usize) -> usize {
-    let units = things.saturating_mul(completions::units(bytes) as usize);
+    let units = things.saturating_mul(body::units(bytes) as usize);
     units.min(Semaphore::MAX_PERMITS)
 }
 
@@ -314,7 +343,8 @@ fn longest_prompt(tokenizer: &Tokenizer, max_positions: Option<usize>) -> Option
 
 fn router(server: Arc<Server>) -> Router {
     let keyed = Router::new()
-        .route("/v1/completions", post(completions::completions))
+        .route("/v1/completions", post(answer::<completions::Completions>))
+        .route("/v1/chat/completions", post(answer::<chat::Chat>))
         .route("/v1/models", get(models::models))
         .route("/v1/models/{*name}", get(models::model))
         .route("/metrics", get(metrics::metrics))

@@ -21,6 +21,8 @@ pub(super) enum Prompts {
     Texts(Vec<String>),
     /// Lists of token ids.
     Ids(Vec<Vec<u32>>),
+    /// A conversation as its chat template writes it.
+    Chat(String),
 }
 
 impl Prompts {
@@ -29,6 +31,7 @@ impl Prompts {
         match self {
             Self::Texts(texts) => texts.len(),
             Self::Ids(lists) => lists.len(),
+            Self::Chat(_) => 1,
         }
     }
 
@@ -37,6 +40,7 @@ impl Prompts {
         match self {
             Self::Texts(texts) => texts.iter().map(String::len).sum(),
             Self::Ids(_) => 0,
+            Self::Chat(text) => text.len(),
         }
     }
 
@@ -45,6 +49,7 @@ impl Prompts {
         match self {
             Self::Texts(texts) => texts.iter().map(String::len).max().unwrap_or(0),
             Self::Ids(_) => 0,
+            Self::Chat(text) => text.len(),
         }
     }
 
@@ -57,14 +62,17 @@ impl Prompts {
         tokenizer: &Tokenizer,
         stopped: &(dyn Fn() -> bool + Sync),
     ) -> Result<Vec<Arc<[u32]>>, ApiError> {
-        let mut prompts = match self {
-            Self::Ids(lists) => lists,
-            Self::Texts(texts) => match tokenizer.encode_batch_until(&texts, stopped) {
-                Ok(lists) => lists,
-                Err(DataError::Stopped) => return Err(ApiError::no_time()),
-                Err(error) => return Err(ApiError::invalid_field("prompt", error.to_string())),
-            },
+        let encoded = match self {
+            Self::Ids(lists) => Ok(lists),
+            Self::Texts(texts) => tokenizer.encode_batch_until(&texts, stopped),
+            Self::Chat(text) => tokenizer
+                .encode_chat_until(&text, stopped)
+                .map(|ids| vec![ids]),
         };
+        let mut prompts = encoded.map_err(|error| match error {
+            DataError::Stopped => ApiError::no_time(),
+            error => ApiError::invalid_field("prompt", error.to_string()),
+        })?;
         // A text without a prompt begins after an end-of-text, as documents did in training.
         for prompt in prompts.iter_mut().filter(|prompt| prompt.is_empty()) {
             prompt.extend(tokenizer.end_of_text());

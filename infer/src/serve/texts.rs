@@ -10,9 +10,48 @@ use datasets::Tokenizer;
 use super::Server;
 use super::echo::Echo;
 use super::error::ApiError;
-use super::reply::{CompletionChoice, Logprobs, Usage, finish_reason};
-use super::request::CompletionPlan;
-use crate::engine::{Answer, Event, Finish, Request};
+use super::reply::{Usage, finish_reason};
+use super::request::TextPlan;
+use crate::engine::{Answer, Event, Finish, Request, Token, TokenScore};
+
+/// A text, or a piece of it.
+#[derive(Debug, Default)]
+pub(super) struct TextPiece {
+    /// Which of a request's texts it is.
+    pub index: usize,
+    /// Whole characters, possibly none.
+    pub text: String,
+    /// Its tokens with their scores, if these were asked for.
+    pub tokens: Option<Vec<ScoredToken>>,
+    /// Why the text has ended, if it has.
+    pub finish: Option<&'static str>,
+}
+
+/// A token of a text.
+#[derive(Debug)]
+pub(super) struct ScoredToken {
+    /// Its id.
+    pub id: u32,
+    /// The number of characters before it.
+    pub offset: usize,
+    /// How likely it was; `None` for the first token of a prompt.
+    pub score: Option<TokenScore>,
+    /// Whether it has ended the text, and has no text itself.
+    pub is_end: bool,
+}
+
+impl TextPiece {
+    /// Appends `more`.
+    pub(super) fn extend(&mut self, more: Self) {
+        self.text.push_str(&more.text);
+        self.finish = more.finish.or(self.finish);
+        match (&mut self.tokens, more.tokens) {
+            (Some(tokens), Some(more)) => tokens.extend(more),
+            (tokens @ None, more) => *tokens = more,
+            (Some(_), None) => {}
+        }
+    }
+}
 
 /// The texts of one request, in the order of their indices. Dropping them ends the work for them.
 pub(super) struct TextStreams {
@@ -34,7 +73,7 @@ struct TextStream {
     /// `None` when the text has ended.
     answer: Option<Answer>,
     /// The piece that is sent before those of the answer.
-    first: Option<CompletionChoice>,
+    first: Option<TextPiece>,
     /// The prompt, if the text begins with it.
     echo: Option<Arc<Echo>>,
     /// The number of the prompt's tokens that were sent with their scores.
@@ -52,7 +91,7 @@ impl TextStreams {
     /// The engine refuses them, or has stopped.
     pub(super) fn begin(
         server: Arc<Server>,
-        plan: CompletionPlan,
+        plan: TextPlan,
         started: Instant,
     ) -> Result<Self, ApiError> {
         let answers = server.engine.submit(plan.requests.clone())?;
@@ -75,6 +114,10 @@ impl TextStreams {
         self.texts.len()
     }
 
+    pub(super) fn tokenizer(&self) -> &Arc<Tokenizer> {
+        &self.server.tokenizer
+    }
+
     /// The number of tokens of all texts together.
     pub(super) fn usage(&self) -> Usage {
         // A prompt counts once, however many texts it has.
@@ -94,16 +137,15 @@ impl TextStreams {
 
     /// The next piece of any text; `None` when all have ended. A text that has not begun within its time
     /// ends without text, unless no text has begun.
-    pub(super) async fn next(&mut self) -> Option<Result<CompletionChoice, ApiError>> {
-        let tokenizer = &self.server.tokenizer;
+    pub(super) async fn next(&mut self) -> Option<Result<TextPiece, ApiError>> {
         let texts = &mut self.texts;
         let next = poll_fn(|context| {
             let mut ended = true;
             for (index, text) in texts.iter_mut().enumerate() {
-                match text.poll_next(tokenizer, context) {
+                match text.poll_next(context) {
                     Poll::Ready(None) => {}
                     Poll::Ready(Some(piece)) => {
-                        let piece = piece.map(|piece| CompletionChoice { index, ..piece });
+                        let piece = piece.map(|piece| TextPiece { index, ..piece });
                         return Poll::Ready(Some(piece));
                     }
                     Poll::Pending => ended = false,
@@ -127,7 +169,7 @@ impl TextStreams {
     }
 
     /// The end of a text that has not begun. If none has begun, the first is an error and there is no other.
-    fn next_never_begun(&mut self) -> Option<Result<CompletionChoice, ApiError>> {
+    fn next_never_begun(&mut self) -> Option<Result<TextPiece, ApiError>> {
         if self.never_begun.is_none() {
             let texts = self.texts.iter().enumerate().rev();
             let never = texts.filter(|(_, text)| text.never_begun);
@@ -139,10 +181,10 @@ impl TextStreams {
             self.never_begun = Some(never);
         }
         let index = self.never_begun.as_mut()?.pop()?;
-        Some(Ok(CompletionChoice {
+        Some(Ok(TextPiece {
             index,
-            finish_reason: Some(finish_reason(Finish::TimeUp)),
-            ..CompletionChoice::default()
+            finish: Some(finish_reason(Finish::TimeUp)),
+            ..TextPiece::default()
         }))
     }
 }
@@ -151,9 +193,9 @@ impl TextStream {
     fn new(request: Request, answer: Answer, echo: Option<Arc<Echo>>) -> Self {
         // With scores, the prompt is sent together with them.
         let at_once = echo.as_ref().filter(|_| !request.score_prompt);
-        let first = at_once.map(|echo| CompletionChoice {
+        let first = at_once.map(|echo| TextPiece {
             text: echo.whole().into(),
-            ..CompletionChoice::default()
+            ..TextPiece::default()
         });
         Self {
             request,
@@ -168,9 +210,8 @@ impl TextStream {
 
     fn poll_next(
         &mut self,
-        tokenizer: &Tokenizer,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<CompletionChoice, ApiError>>> {
+    ) -> Poll<Option<Result<TextPiece, ApiError>>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(first)));
         }
@@ -179,7 +220,7 @@ impl TextStream {
                 return Poll::Pending;
             };
             let piece = match event {
-                Some(event) => self.piece(tokenizer, event),
+                Some(event) => self.piece(event),
                 None => Err(ApiError::internal("the engine has stopped")),
             };
             if piece.is_err() {
@@ -193,11 +234,7 @@ impl TextStream {
     }
 
     /// An event as a piece of a reply, if it is one.
-    fn piece(
-        &mut self,
-        tokenizer: &Tokenizer,
-        event: Event,
-    ) -> Result<Option<CompletionChoice>, ApiError> {
+    fn piece(&mut self, event: Event) -> Result<Option<TextPiece>, ApiError> {
         Ok(match event {
             Event::Prompt(scores) => {
                 let tokens = self.echoed..self.echoed + scores.len();
@@ -205,25 +242,33 @@ impl TextStream {
                 // The last piece may have no scores: its only token was scored with the piece before.
                 let echo = self.echo.as_deref().filter(|_| !tokens.is_empty());
                 echo.map(|echo| {
-                    let prompt = (&*self.request.prompt, echo);
-                    let text = echo.text(tokens.clone()).into();
-                    let logprobs = Logprobs::of_prompt(tokenizer, prompt, tokens, &scores);
-                    CompletionChoice {
-                        text,
-                        logprobs: Some(logprobs),
-                        ..CompletionChoice::default()
+                    let scored = tokens.clone().zip(&*scores).map(|(i, score)| ScoredToken {
+                        id: self.request.prompt[i],
+                        offset: echo.characters_before(i),
+                        score: score.clone(),
+                        is_end: false,
+                    });
+                    TextPiece {
+                        tokens: Some(scored.collect()),
+                        text: echo.text(tokens).into(),
+                        ..TextPiece::default()
                     }
                 })
             }
             Event::Text(piece) => {
                 self.tokens += piece.tokens.len();
-                let tokens = &piece.tokens;
-                let scored = self.request.alternatives.is_some();
                 let before = self.echo.as_ref().map_or(0, |echo| echo.characters());
-                Some(CompletionChoice {
-                    logprobs: scored.then(|| Logprobs::of_made(tokenizer, tokens, before)),
+                let scored = |token: Token| ScoredToken {
+                    id: token.id,
+                    offset: before + token.start,
+                    score: token.score,
+                    is_end: token.is_end,
+                };
+                let is_scored = self.request.alternatives.is_some();
+                Some(TextPiece {
+                    tokens: is_scored.then(|| piece.tokens.into_iter().map(scored).collect()),
                     text: piece.text,
-                    ..CompletionChoice::default()
+                    ..TextPiece::default()
                 })
             }
             Event::End(end) => {
@@ -234,9 +279,9 @@ impl TextStream {
                     self.never_begun = true;
                     return Ok(None);
                 }
-                Some(CompletionChoice {
-                    finish_reason: Some(finish_reason(end.finish)),
-                    ..CompletionChoice::default()
+                Some(TextPiece {
+                    finish: Some(finish_reason(end.finish)),
+                    ..TextPiece::default()
                 })
             }
         })

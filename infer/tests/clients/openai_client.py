@@ -1,4 +1,4 @@
-"""The `openai` package completes and streams, and its errors are the ones it knows.
+"""The `openai` package completes, chats and streams, and its errors are the ones it knows.
 
     openai_client.py INFER MODEL
 """
@@ -6,8 +6,9 @@
 import sys
 
 import openai
+import transformers
 
-from server import serve
+from server import chat_model, serve
 
 PROMPT = "It was the best of times"
 GREEDY = " the past year, and the most important"
@@ -64,6 +65,81 @@ def check(client, name):
             raise AssertionError(f"{arguments} passed")
 
 
+def raises(error, call):
+    try:
+        call()
+    except error as caught:
+        return caught.body
+    raise AssertionError(f"no {error.__name__}")
+
+
+def check_chat(client, folder):
+    def create(*contents, **more):
+        roles = ("user", "assistant")
+        messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
+        arguments = {"model": "chatty", "messages": messages, "max_tokens": 12, "temperature": 0}
+        return client.chat.completions.create(**arguments | more)
+
+    # The prompt has the tokens of transformers, and the answer is the text after it.
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    for messages in [
+        [{"role": "user", "content": PROMPT}],
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "é🦀 <|endoftext|>"}],
+    ]:
+        turn = create(messages=messages)
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        text = client.completions.create(model="chatty", prompt=ids, max_tokens=12, temperature=0)
+        assert turn.object == "chat.completion" and turn.usage == text.usage
+        assert turn.usage.prompt_tokens == len(ids), (turn.usage, ids)
+        choice = turn.choices[0]
+        assert (choice.message.role, choice.message.content) == ("assistant", text.choices[0].text)
+        assert choice.finish_reason == "length" and choice.logprobs is None
+    whole = create(PROMPT)
+    greedy = whole.choices[0].message.content
+
+    pieces = list(create(PROMPT, stream=True, stream_options={"include_usage": True}))
+    assert pieces[0].choices[0].delta.role == "assistant"
+    deltas = [choice.delta.content or "" for piece in pieces for choice in piece.choices]
+    assert "".join(deltas) == greedy
+    assert pieces[-1].usage == whole.usage and pieces[-2].choices[0].finish_reason == "length"
+    # An answer is sent back as it came, and parts of a text are one.
+    answer = whole.choices[0].message
+    question = {"role": "user", "content": [{"type": "text", "text": PROMPT}]}
+    longer = create(messages=[question, answer, {"role": "user", "content": "And?"}])
+    assert longer.choices[0].message.content == create(PROMPT, greedy, "And?").choices[0].message.content
+
+    two = create(PROMPT, n=2, temperature=1, seed=11)
+    assert [choice.index for choice in two.choices] == [0, 1]
+    second = create(PROMPT, temperature=1, seed=12).choices[0].message
+    assert two.choices[1].message == second != two.choices[0].message
+
+    scored = create(PROMPT, logprobs=True, top_logprobs=3).choices[0].logprobs.content
+    assert len(scored) == 12 and all(len(score.top_logprobs) == 3 for score in scored)
+    assert b"".join(bytes(score.bytes) for score in scored).decode() == greedy
+    assert all(score.top_logprobs[0].logprob == score.logprob for score in scored)
+
+    stop = greedy[4:7]
+    stopped = create(PROMPT, stop=[stop]).choices[0]
+    assert stopped.message.content == greedy[: greedy.index(stop)] and stopped.finish_reason == "stop"
+    assert create(PROMPT, max_tokens=None, max_completion_tokens=3).usage.completion_tokens == 3
+    with create(PROMPT, max_tokens=1000, stream=True) as stream:
+        next(iter(stream))
+
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    for arguments, param, code in [
+        ({"tools": [tool]}, "tools", "unsupported_parameter"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_value"),
+        ({"messages": []}, "messages", None),
+        ({"messages": [{"role": "user", "content": "refuse"}]}, "messages", None),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "y"}]}, "messages", None),
+        ({"top_logprobs": 3}, "top_logprobs", None),
+        ({"messages": [{"role": "user", "content": "word " * 4000}]}, "messages", "context_length_exceeded"),
+    ]:
+        body = raises(openai.BadRequestError, lambda: create(PROMPT, **arguments))
+        assert (body["param"], body["code"]) == (param, code), (arguments, body)
+    raises(openai.NotFoundError, lambda: create(PROMPT, model="other"))
+
+
 def main(infer, model):
     with serve(infer, model, "--model-name", "tiny", "--api-key", "secret") as server:
         url = f"{server.url}/v1"
@@ -74,6 +150,12 @@ def main(infer, model):
             pass
         else:
             raise AssertionError("a wrong key opens the server")
+        client = openai.OpenAI(base_url=url, api_key="secret", max_retries=0)
+        messages = [{"role": "user", "content": PROMPT}]
+        chat = lambda: client.chat.completions.create(model="tiny", messages=messages)
+        assert raises(openai.BadRequestError, chat)["code"] == "no_chat_template"
+    with chat_model(model) as folder, serve(infer, folder) as server:
+        check_chat(openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0), folder)
     print("openai: ok")
 
 

@@ -1,17 +1,19 @@
-"""The page in headless Chromium: a text is written, stopped, repeated by its seed, and drawn.
+"""The page in headless Chromium: a text is written, stopped, repeated by its seed, and drawn; and a chat.
 
     page.py INFER MODEL [FOLDER FOR SCREENSHOTS]
 """
 
+import json
 import pathlib
 import sys
 import tempfile
+import urllib.request
 
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from server import serve
+from server import chat_model, serve
 
 
 def browser():
@@ -50,6 +52,11 @@ class Page:
 
     def made(self):
         return self.find("made").get_property("textContent")
+
+    def turns(self):
+        """Who has said what in the chat."""
+        elements = self.driver.find_elements(By.CSS_SELECTOR, "#turns .turn")
+        return [(it.get_attribute("class").split()[1], it.get_property("textContent")) for it in elements]
 
     def go(self):
         self.find("go").click()
@@ -125,14 +132,89 @@ def drive(page, server, shots):
     assert requests and all(own in request for request in requests), "a request went elsewhere"
 
 
+def drive_chat(page, server, shots):
+    shown = lambda css: page.driver.find_element(By.CSS_SELECTOR, css).is_displayed()
+    assert shown("#turns") and shown("#system") and not shown("#text")
+    page.set("temperature", 0)
+    page.set("max_tokens", 16)
+
+    def say(text):
+        page.set("prompt", text)
+        page.go()
+        return page.turns()
+
+    # The turns are those of the server, and each question comes with those before it.
+    first = say("Hello")
+    assert [role for role, _ in first] == ["user", "assistant"] and first[1][1] != ""
+    assert page.text("count") == "16" and page.find("prompt").get_property("value") == ""
+    second = say("<b>bold</b>")
+    assert second[:2] == first and second[2] == ("user", "<b>bold</b>")
+    messages = [{"role": role, "content": content} for role, content in second[:3]]
+    assert second[3] == ("assistant", answer(server, messages)), second
+    for dark in (False, True):
+        page.dark(dark)
+        page.driver.save_screenshot(str(shots / f"chat-{'dark' if dark else 'light'}.png"))
+
+    # A new chat knows nothing of it, and may have a system message.
+    page.find("new").click()
+    assert page.turns() == []
+    assert say("Hello") == first
+    page.find("new").click()
+    page.set("system", "Be brief.")
+    told = say("Hello")
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    assert told[1] == ("assistant", answer(server, messages)), told
+
+    # What the template refuses was not said.
+    page.set("prompt", "refuse")
+    page.find("go").click()
+    page.until(lambda: "This is refused." in page.text("error"))
+    assert page.turns() == told and page.find("prompt").get_property("value") == "refuse"
+
+    # A turn that is stopped is a turn.
+    page.find("new").click()
+    page.set("max_tokens", 1024)
+    page.set("temperature", 1)
+    page.set("prompt", "Go on")
+    page.find("go").click()
+    page.until(lambda: len(page.turns()) == 2 and page.turns()[1][1] != "")
+    page.find("stop").click()
+    page.until(page.finished)
+    stopped = page.turns()
+    page.until(lambda: server.metric("infer_sequences_running") == 0)
+    assert page.turns() == stopped and page.text("error") == ""
+
+    # The other mode is still there.
+    page.find("text-mode").click()
+    assert shown("#text") and not shown("#turns") and not shown("#new")
+    page.set("temperature", 0)
+    page.set("max_tokens", 16)
+    assert page.go().startswith(" the past year, and the most important"), page.made()
+    severe = [entry for entry in page.driver.get_log("browser") if entry["level"] == "SEVERE"]
+    assert [("400" in entry["message"]) for entry in severe] == [True], severe
+
+
+def answer(server, messages):
+    """What the server answers, greedily."""
+    body = json.dumps({"messages": messages, "temperature": 0, "max_tokens": 16}).encode()
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{server.url}/v1/chat/completions", body, headers)
+    with urllib.request.urlopen(request) as reply:
+        return json.load(reply)["choices"][0]["message"]["content"]
+
+
 def main(infer, model, shots=None):
     shots = pathlib.Path(shots or tempfile.mkdtemp())
-    with serve(infer, model) as server:
-        driver = browser()
-        try:
-            drive(Page(driver, server.url), server, shots)
-        finally:
-            driver.quit()
+    driver = browser()
+    try:
+        with serve(infer, model) as server:
+            page = Page(driver, server.url)
+            assert not page.find("modes").is_displayed() and not page.find("turns").is_displayed()
+            drive(page, server, shots)
+        with chat_model(model) as folder, serve(infer, folder) as server:
+            drive_chat(Page(driver, server.url), server, shots)
+    finally:
+        driver.quit()
     print("page: ok")
 
 

@@ -1,8 +1,36 @@
 """A server of `infer` on a free port, for as long as a `with` lasts."""
 
 import contextlib
+import json
+import pathlib
+import shutil
 import subprocess
+import tempfile
 import urllib.request
+
+CHAT_TEMPLATE = """\
+{%- for message in messages %}
+    {%- if message.content == 'refuse' %}
+        {{- raise_exception('This is refused.') }}
+    {%- endif %}
+    {{- eos_token + message.role + '\\n' + message.content + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- eos_token + 'assistant\\n' }}
+{%- endif %}
+"""
+
+
+@contextlib.contextmanager
+def chat_model(model):
+    """A copy of a model with a chat template."""
+    with tempfile.TemporaryDirectory() as parent:
+        folder = pathlib.Path(parent) / "chatty"
+        shutil.copytree(model, folder)
+        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+        config = {"eos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        yield folder
 
 
 class Server:

@@ -162,7 +162,7 @@ fn a_tokenizer_is_fetched_to_the_weights_that_are_there() {
     );
 }
 
-/// What ends a text is fetched with the model.
+/// What ends a text is fetched with the model, and so is its chat template.
 #[test]
 fn the_tokens_that_end_a_text_are_fetched() {
     let (folder, expected, home) = given();
@@ -171,12 +171,14 @@ fn the_tokens_that_end_a_text_are_fetched() {
     let file = "generation_config.json";
     let text_of = format!("{{\"eos_token_id\": {all:?}}}");
     fs::write(folder.path().join(file), text_of).unwrap();
+    let template = "chat_template.jinja";
+    fs::write(folder.path().join(template), "{{ messages[0].content }}").unwrap();
     let hub = Site::default().with(MODEL, folder.path(), &[]).open();
     // Every token does.
     assert_ne!(expected, "\n");
     assert_eq!(text(&run(&home, &hub)), "\n");
     let snapshot = of_model(&home).join("snapshots").join(REVISION);
-    assert!(snapshot.join(file).exists());
+    assert!(snapshot.join(file).exists() && snapshot.join(template).exists());
 }
 
 #[test]

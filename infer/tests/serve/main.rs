@@ -2,6 +2,7 @@
 #![cfg(feature = "flex")]
 
 mod capacity;
+mod chat;
 mod completions;
 mod hosts;
 #[path = "../support/http.rs"]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use datasets::Tokenizer;
 use infer::engine::{Engine, EngineOptions};
 use infer::precision::Precision;
-use infer::serve::{ServerOptions, serve};
+use infer::serve::{ServedModel, ServerOptions, serve};
 use kernels::runtime::Backend;
 use serde_json::json;
 use socket2::SockRef;
@@ -54,7 +54,13 @@ pub fn serving(change: impl FnOnce(&mut ServerOptions)) -> String {
         slots: 1,
         queue: 1,
     });
-    let engine = engine.unwrap();
+    let (engine, engine_thread) = engine.unwrap();
+    let model = ServedModel {
+        engine,
+        engine_thread,
+        tokenizer,
+        chat: Err("no chat".to_owned()),
+    };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     thread::spawn(move || {
@@ -64,7 +70,7 @@ pub fn serving(change: impl FnOnce(&mut ServerOptions)) -> String {
             .unwrap();
         let never = std::future::pending();
         runtime
-            .block_on(serve(engine, tokenizer, options, listener, never))
+            .block_on(serve(model, options, listener, never))
             .unwrap();
     });
     address

@@ -67,6 +67,13 @@ impl Server {
         self.raw(post(&body.to_string(), "").as_bytes())
     }
 
+    /// The response to a body for the next turn of a chat.
+    pub fn chat(&self, body: impl ToString) -> Response {
+        let request = post(&body.to_string(), "");
+        let chat = request.replacen("/v1/completions", "/v1/chat/completions", 1);
+        self.raw(chat.as_bytes())
+    }
+
     /// The response to a body that is as it should be.
     pub fn complete(&self, body: Value) -> Value {
         let response = self.post(&body);

@@ -86,3 +86,29 @@ pub fn llama_like_folders() -> Vec<(&'static str, TempDir)> {
     });
     folders.into()
 }
+
+/// A chat template for the bundled tokenizer, whose one special token stands before each turn.
+pub const CHAT_TEMPLATE: &str = "\
+{%- for message in messages %}
+    {%- if message.content == 'refuse' %}
+        {{- raise_exception('This is refused.') }}
+    {%- endif %}
+    {{- eos_token + message.role + '\\n' + message.content + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- eos_token + 'assistant\\n' }}
+{%- endif %}
+";
+
+/// A copy of a model's folder that has a chat template.
+pub fn chat_folder(model: &Path) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(model).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let tokens = r#"{"eos_token": "<|endoftext|>"}"#;
+    fs::write(folder.path().join("tokenizer_config.json"), tokens).unwrap();
+    fs::write(folder.path().join("chat_template.jinja"), CHAT_TEMPLATE).unwrap();
+    folder
+}

@@ -27,3 +27,4 @@ mod rotary;
 mod skip_gate;
 mod support;
 mod swiglu;
+mod threads;

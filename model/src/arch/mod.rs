@@ -5,6 +5,7 @@
 //! entry of that list. Every family reduces to [`NetworkConfig`], the sizes from which the one network type,
 //! [`CausalLm`](crate::CausalLm), is built; nothing outside this folder asks which family a model belongs to.
 
+pub(crate) mod gguf;
 mod layout;
 mod llama;
 mod llama_mamba;

@@ -11,22 +11,26 @@ use hf_hub::{Cache, Repo, RepoType};
 
 use self::fetch::{Client, is_name};
 use crate::weights::{
-    CONFIG, INDEX, PICKLE, PICKLE_INDEX, SINGLE, WeightsError, shards, weight_form,
+    CONFIG, GENERATION, INDEX, PICKLE, PICKLE_INDEX, SINGLE, TOKENIZER, WeightsError, is_model,
+    shards, weight_form,
 };
 
-const TOKENIZER: &str = "tokenizer.json";
-/// The file with the tokens that end a text.
-const GENERATION: &str = "generation_config.json";
-/// What not every model has: the published Phi-Mambas use Phi's tokenizer.
-const OPTIONAL: [&str; 2] = [TOKENIZER, GENERATION];
+/// What not every model has: the published Phi-Mambas use Phi's tokenizer, and only some models chat.
+const OPTIONAL: [&str; 5] = [
+    TOKENIZER,
+    GENERATION,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+];
 
-/// The folder of the model called `name`, by the [`Hub`] of the environment.
+/// The folder or the GGUF file of the model called `name`, by the [`Hub`] of the environment.
 ///
 /// # Errors
 /// As [`Hub::from_env`] and [`Hub::locate`].
 pub fn locate(name: impl AsRef<Path>) -> Result<PathBuf, WeightsError> {
     let name = name.as_ref();
-    if name.is_dir() {
+    if is_model(name) {
         return Ok(name.into());
     }
     Hub::from_env()?.locate(name)
@@ -47,7 +51,7 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// The folder of the model called `name`: that folder itself or, for OWNER/NAME, its snapshot in
+    /// The folder of the model called `name`: that folder or GGUF file itself or, for OWNER/NAME, its snapshot in
     /// the cache, to which what is missing is fetched with a progress bar.
     ///
     /// A model in the cache is used as it is. If it has changed on the hub, it is fetched anew once
@@ -59,7 +63,7 @@ impl Hub {
     /// [`WeightsError::Fetch`] if that fails. Files that were fetched until then are kept.
     pub fn locate(&self, name: impl AsRef<Path>) -> Result<PathBuf, WeightsError> {
         let path = name.as_ref();
-        if path.is_dir() {
+        if is_model(path) {
             return Ok(path.into());
         }
         let Some(name) = path.to_str().filter(|name| is_repository(name)) else {

@@ -46,8 +46,8 @@ pub enum WeightsError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The tensors are not those of the network that `config.json` describes.
-    #[error("{}: the weights do not fit {CONFIG}:{}", folder.display(), Lines(faults))]
+    /// The tensors are not those of the network that the configuration describes.
+    #[error("{}: the weights do not fit the configuration:{}", folder.display(), Lines(faults))]
     Tensors {
         /// The folder.
         folder: PathBuf,

@@ -45,6 +45,10 @@ impl WeightFile {
         Ok(opened)
     }
 
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     pub(super) fn len(&self) -> u64 {
         self.length
     }

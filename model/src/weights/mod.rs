@@ -1,9 +1,12 @@
 //! Model folders: a `config.json` beside tensors, read and written in the layout of any
 //! [family](crate::arch).
 //!
+//! Wherever a folder is read, it may have one GGUF file in the place of all that, or be that file itself: a
+//! configuration, quantised tensors and a tokenizer in one.
+//!
 //! Modules are laid out as the files are, so loading is a matter of names ([`Layout`](crate::arch::Layout)) and
 //! dtypes.
-//! Tensors are f32, f16, bf16 or f64 on disk, and get the backend's default float dtype in memory,
+//! Tensors are f32, f16, bf16 or f64 on disk, or quantised in a GGUF file, and get the backend's default float dtype in memory,
 //! which widens exactly. **Every tensor is accounted for**: one that is missing, unexpected,
 //! mis-shaped or not a float is an error, and one error lists them all; so is one with a number that is NaN or
 //! infinite, as stored or in the dtype that it gets. A head that is tied to the embedding may be stored too, if it
@@ -17,10 +20,12 @@
 mod archive;
 mod error;
 mod file;
+mod gguf;
 mod pickle;
 mod random;
 mod read;
 mod safetensors;
+mod small_file;
 mod stored;
 mod torch;
 mod write;
@@ -33,6 +38,7 @@ use burn::tensor::{DType, Element};
 pub use error::{NotFinite, TensorFault, WeightsError};
 pub use random::save_random_teacher;
 pub use safetensors::write as write_tensors;
+pub use small_file::{SmallFile, small_file, tokenizer_json};
 
 use self::error::io;
 use crate::arch::{Family, HeadConfig, ModelConfig};
@@ -44,11 +50,21 @@ pub(crate) use read::{shards, weight_form};
 
 /// The configuration's file name.
 pub(crate) const CONFIG: &str = "config.json";
+/// Small files beside the weights: the tokenizer, what belongs to it, and how texts begin and end.
+pub(crate) const TOKENIZER: &str = "tokenizer.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+pub(crate) const GENERATION: &str = "generation_config.json";
 /// The forms that weights come in: one file or an index of several, of safetensors or as `torch.save` writes them.
 pub(crate) const SINGLE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 pub(crate) const PICKLE: &str = "pytorch_model.bin";
 pub(crate) const PICKLE_INDEX: &str = "pytorch_model.bin.index.json";
+
+/// Whether `path` is a folder or a GGUF file, and hence neither a name on the hub nor another file.
+pub fn is_model(path: impl AsRef<Path>) -> bool {
+    let path = path.as_ref();
+    path.is_dir() || gguf::is_one(path)
+}
 
 /// Reads a model's folder: its configuration and its network, with parameters in the backend's dtype.
 ///
@@ -89,13 +105,16 @@ pub fn load_any_as<B: Backend>(
     Ok((config, model))
 }
 
-/// Reads the `config.json` of a folder.
+/// Reads the `config.json` of a folder, or what a GGUF file says in its place.
 ///
 /// # Errors
-/// [`WeightsError::Io`], [`WeightsError::Config`], and [`WeightsError::Manifest`] if it is not the file that the
+/// [`WeightsError::Io`], [`WeightsError::Config`], [`WeightsError::Damaged`] for a GGUF file, and [`WeightsError::Manifest`] if it is not the file that the
 /// folder's manifest lists.
 pub fn load_config(folder: impl AsRef<Path>) -> Result<ModelConfig, WeightsError> {
     let folder = folder.as_ref();
+    if let Some(path) = gguf::at(folder)? {
+        return gguf::config(&path);
+    }
     manifest::verify_files(folder, &[CONFIG])?;
     read_config_file(folder.join(CONFIG))
 }
@@ -120,8 +139,10 @@ pub struct FileTensor {
     pub name: String,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// What its numbers are stored as.
-    pub dtype: DType,
+    /// What its numbers are stored as, in small letters: a dtype, or a type of a GGUF file such as `q4_1`.
+    pub stored_as: String,
+    /// The bytes that they take there.
+    pub bytes: u64,
     /// The part of the network that it belongs to, by its name.
     pub part: Part,
 }
@@ -143,12 +164,15 @@ pub fn describe(folder: impl AsRef<Path>) -> Result<(ModelConfig, Vec<FileTensor
     Ok((config, tensors))
 }
 
-/// The files that decide what a model computes: its `config.json` and those of its weights.
+/// The files that decide what a model computes: its `config.json` and those of its weights, or its GGUF file.
 ///
 /// # Errors
 /// [`WeightsError::NoWeights`], or that the index of the shards cannot be read.
 pub fn model_files(folder: impl AsRef<Path>) -> Result<Vec<PathBuf>, WeightsError> {
     let folder = folder.as_ref();
+    if let Some(path) = gguf::at(folder)? {
+        return Ok(vec![path]);
+    }
     let mut files = vec![folder.join(CONFIG)];
     files.extend(read::weight_files(folder)?);
     Ok(files)

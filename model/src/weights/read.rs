@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
@@ -17,7 +18,8 @@ use serde::Deserialize;
 use super::error::{NotFinite, damaged, io};
 use super::stored::{Stored, not_finite};
 use super::{
-    FileTensor, INDEX, PICKLE, PICKLE_INDEX, SINGLE, TensorFault, WeightsError, safetensors, torch,
+    FileTensor, INDEX, PICKLE, PICKLE_INDEX, SINGLE, TensorFault, WeightsError, gguf, safetensors,
+    torch,
 };
 use crate::arch::Layout;
 use crate::lm::CausalLm;
@@ -50,9 +52,9 @@ pub(super) fn fill<B: Backend>(
     choose: impl Fn(Option<DType>) -> DType,
 ) -> Result<CausalLm<B>, WeightsError> {
     let files = Files::of(folder)?;
-    let names = files.names()?;
+    let (names, in_folder) = (files.names()?, files.folder.clone());
     std::thread::scope(|scope| {
-        let compared = scope.spawn(|| manifest::verify_files(folder, &names));
+        let compared = scope.spawn(|| manifest::verify_files(&in_folder, &names));
         let filled = fill_from(&files, model, layout, folder, choose);
         match compared.join() {
             // Of a file that was damaged, whatever else is said of it follows from that.
@@ -228,15 +230,27 @@ fn is_float(dtype: DType) -> bool {
     matches!(dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16)
 }
 
-/// The files that a folder's weights are in.
+/// The files that a model's weights are in.
 struct Files {
     folder: PathBuf,
     /// The single file, or the index.
-    first: &'static str,
+    first: String,
+    /// Reads a file of the kind.
+    open: fn(&Path) -> Result<Tensors, WeightsError>,
 }
 
 impl Files {
+    /// Those of the model in `folder`, or of the GGUF file that it is or has.
     fn of(folder: &Path) -> Result<Self, WeightsError> {
+        if let Some(path) = gguf::at(folder)? {
+            let name = path.file_name().and_then(OsStr::to_str);
+            let name = name.ok_or_else(|| damaged(&path, "its name is not UTF-8; rename it"))?;
+            return Ok(Self {
+                folder: path.parent().unwrap_or(Path::new("")).into(),
+                first: name.into(),
+                open: gguf::open,
+            });
+        }
         let Some(first) = weight_form(folder)? else {
             return Err(WeightsError::NoWeights {
                 folder: folder.into(),
@@ -256,16 +270,21 @@ impl Files {
             };
             io(&path)(error)
         })?;
+        let open = match first {
+            SINGLE | INDEX => safetensors::open,
+            _ => torch::open,
+        };
         Ok(Self {
             folder: folder.into(),
-            first,
+            first: first.into(),
+            open,
         })
     }
 
     fn shards(&self) -> Result<Option<BTreeSet<String>>, WeightsError> {
-        if [INDEX, PICKLE_INDEX].contains(&self.first) {
-            manifest::verify_files(&self.folder, &[self.first])?;
-            shards(&self.folder.join(self.first)).map(Some)
+        if [INDEX, PICKLE_INDEX].contains(&self.first.as_str()) {
+            manifest::verify_files(&self.folder, &[&self.first])?;
+            shards(&self.folder.join(&self.first)).map(Some)
         } else {
             Ok(None)
         }
@@ -274,22 +293,18 @@ impl Files {
     /// The names of all files that are read.
     fn names(&self) -> Result<Vec<String>, WeightsError> {
         let mut names: Vec<String> = self.shards()?.into_iter().flatten().collect();
-        names.push(self.first.into());
+        names.push(self.first.clone());
         Ok(names)
     }
 
     fn open(&self) -> Result<Tensors, WeightsError> {
-        let open = match self.first {
-            SINGLE | INDEX => safetensors::open,
-            _ => torch::open,
-        };
         let Some(shards) = self.shards()? else {
-            return open(&self.folder.join(self.first));
+            return (self.open)(&self.folder.join(&self.first));
         };
         let mut all = Tensors::new();
         for shard in shards {
             let shard = self.folder.join(shard);
-            for (name, tensor) in open(&shard)? {
+            for (name, tensor) in (self.open)(&shard)? {
                 if all.contains_key(&name) {
                     return Err(damaged(&shard, format!("`{name}` is in another shard too")));
                 }
@@ -323,7 +338,8 @@ pub(super) fn tensors(folder: &Path, layout: Layout) -> Result<Vec<FileTensor>, 
         part: Part::of(&layout.path(&name)),
         name,
         shape: tensor.shape,
-        dtype: tensor.dtype,
+        stored_as: tensor.stored_as,
+        bytes: tensor.length,
     });
     Ok(tensors.collect())
 }
@@ -336,8 +352,9 @@ fn is_ignored(name: &str) -> bool {
 pub(super) fn weight_files(folder: &Path) -> Result<Vec<PathBuf>, WeightsError> {
     let files = Files::of(folder)?;
     let shards = files.shards()?;
-    let names = shards.unwrap_or_else(|| BTreeSet::from([files.first.to_owned()]));
-    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+    let names = shards.unwrap_or_else(|| BTreeSet::from([files.first.clone()]));
+    let names = names.into_iter();
+    Ok(names.map(|name| files.folder.join(name)).collect())
 }
 
 /// The names of the shards that an index speaks of.

@@ -188,7 +188,7 @@ mod tests {
         let header = format!(r#"{{"a":{{"dtype":"U8","shape":{shape:?},"data_offsets":[0,0]}}}}"#);
         let tensors = file_of(&header).unwrap();
         assert_eq!(
-            (&tensors["a"].shape[..], tensors["a"].len()),
+            (&tensors["a"].shape[..], tensors["a"].length),
             (&shape[..], 0)
         );
         // As many bytes as the header can say, in one tensor and in eight.

@@ -1,4 +1,5 @@
-//! One tensor where it lies in a file: any view of a part of the file, as PyTorch has them.
+//! One tensor where it lies in a file: any view of a part of the file, as PyTorch has them, or what another reader
+//! makes of a part of it.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -42,9 +43,27 @@ impl Storage {
 
 /// A tensor in a file. Its values are read when asked for.
 pub(super) struct Stored {
-    storage: Rc<Storage>,
+    /// That of its values, once they are read.
     pub(super) dtype: DType,
     pub(super) shape: Vec<usize>,
+    /// What its numbers are stored as, in small letters.
+    pub(super) stored_as: String,
+    /// The bytes that they take there.
+    pub(super) length: u64,
+    values: Box<dyn Values>,
+}
+
+/// Where a tensor's values come from.
+pub(super) trait Values {
+    /// The values, and how many of them are NaN or infinite.
+    fn read(&self) -> Result<(TensorData, usize), WeightsError>;
+}
+
+/// A view of a storage, as PyTorch has them.
+struct View {
+    storage: Rc<Storage>,
+    dtype: DType,
+    shape: Vec<usize>,
     /// Numbers from one element to the next along each dimension; none where they follow each other row-major.
     strides: Option<Vec<usize>>,
     /// Bytes of the storage before the first element, and from there to the end of the last.
@@ -53,6 +72,22 @@ pub(super) struct Stored {
 }
 
 impl Stored {
+    /// The tensor of `values`, in f32, that are stored as `stored_as` in `length` bytes.
+    pub(super) fn in_f32(
+        shape: Vec<usize>,
+        stored_as: String,
+        length: u64,
+        values: impl Values + 'static,
+    ) -> Self {
+        Self {
+            dtype: DType::F32,
+            shape,
+            stored_as,
+            length,
+            values: Box::new(values),
+        }
+    }
+
     /// The view of `storage` that begins at its number `offset` and has `shape` and `strides`, all counted in
     /// numbers. What does not fit into the storage is an error, in words that follow the tensor's name.
     pub(super) fn new(
@@ -95,28 +130,35 @@ impl Stored {
             })?;
         let strides = Some(strides).filter(|strides| !is_row_major(&shape, strides));
         Ok(Self {
-            storage,
             dtype,
-            shape,
-            strides,
-            offset,
-            span,
+            shape: shape.clone(),
+            stored_as: format!("{dtype:?}").to_lowercase(),
+            length: (shape.iter().product::<usize>() * size) as u64,
+            values: Box::new(View {
+                storage,
+                dtype,
+                shape,
+                strides,
+                offset,
+                span,
+            }),
         })
-    }
-
-    /// Bytes of its values.
-    pub(super) fn len(&self) -> u64 {
-        (self.shape.iter().product::<usize>() * self.dtype.size()) as u64
     }
 
     /// Its values, and how many of them are NaN or infinite.
     pub(super) fn read(&self) -> Result<(TensorData, usize), WeightsError> {
+        self.values.read()
+    }
+}
+
+impl Values for View {
+    fn read(&self) -> Result<(TensorData, usize), WeightsError> {
         self.storage.verify()?;
         let file = &self.storage.file;
         let start = self.storage.start + self.offset;
         let dtype = self.dtype;
         let size = dtype.size();
-        let mut bytes = zeros(self.len() as usize / size, size);
+        let mut bytes = zeros(self.shape.iter().product(), size);
         let count = |piece: &[u8]| not_finite(piece, dtype);
         let bad = match &self.strides {
             None => file.fill(&mut bytes, start, count)?,

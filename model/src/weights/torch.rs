@@ -65,7 +65,7 @@ pub(super) fn open(path: &Path) -> Result<Tensors, WeightsError> {
         storages: HashMap::new(),
     };
     let tensors = reader.tensors().map_err(|reason| file.damaged(reason))?;
-    let needed = tensors.values().map(Stored::len);
+    let needed = tensors.values().map(|tensor| tensor.length);
     let needed = needed.fold(0, u64::saturating_add);
     if needed > file.len().saturating_mul(SHARED) {
         return Err(file.damaged(format!(

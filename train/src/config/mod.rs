@@ -99,7 +99,7 @@ impl fmt::Display for Precision {
 /// `[teacher]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Teacher {
-    /// A folder in Hugging Face format, which [`resolve_path`] finds, or OWNER/NAME on its hub.
+    /// A folder in Hugging Face format or a GGUF file, which [`resolve_path`] finds, or OWNER/NAME on its hub.
     pub model: String,
 }
 
@@ -110,7 +110,7 @@ pub struct Data {
     pub train: Vec<String>,
     /// Files and folders of held-out text; empty holds out a part of `train`.
     pub validation: Vec<String>,
-    /// A `tokenizer.json` or its folder; empty takes the teacher's.
+    /// A `tokenizer.json`, its folder or a GGUF file; empty takes the teacher's.
     pub tokenizer: String,
     /// Folder of tokenised text; empty takes the user's cache folder.
     pub cache: String,

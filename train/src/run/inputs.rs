@@ -22,7 +22,7 @@ const CALIBRATION_TOKENS: usize = 131_072;
 /// Of them, those that are in the device's memory together.
 const CALIBRATION_BATCH: usize = 16_384;
 
-/// The folder of the teacher called `name`: a path, or a model on the hub. A run that is resumed has it where it
+/// The folder or the GGUF file of the teacher called `name`: a path, or a model on the hub. A run that is resumed has it where it
 /// had it `before`, whatever the hub and its cache call by that name now.
 pub(super) fn teacher_folder(
     name: &str,
@@ -30,7 +30,7 @@ pub(super) fn teacher_folder(
 ) -> Result<PathBuf, TrainError> {
     if let Some(before) = before
         && before.teacher_model() == Some(name)
-        && Path::new(&before.teacher_folder).is_dir()
+        && model::is_model(&before.teacher_folder)
     {
         return Ok(PathBuf::from(&before.teacher_folder));
     }
@@ -180,10 +180,10 @@ pub(super) fn tokenizer(
         "" => teacher_folder.to_owned(),
         path => resolve_path(path)?,
     };
-    let tokenizer = if path.is_dir() {
-        Tokenizer::from_folder(path)?
-    } else {
-        Tokenizer::from_file(path)?
+    let tokenizer = match model::tokenizer_json(&path)? {
+        Some(file) => Tokenizer::from_json(&file.bytes, file.path)?,
+        // Says that there is none.
+        None => Tokenizer::from_folder(path)?,
     };
     let vocab_size = teacher.network().vocab_size;
     if tokenizer.vocab_size() > vocab_size {

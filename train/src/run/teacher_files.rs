@@ -43,18 +43,24 @@ impl TeacherFiles {
     /// tokenizer's file is another than that which was loaded.
     pub(super) fn read(teacher: &Path, tokenizer: &Tokenizer) -> Result<Self, TrainError> {
         let path = tokenizer.path();
-        let bytes = fs::read(path).map_err(io_error(path))?;
+        let file = model::tokenizer_json(path)?;
+        let bytes = file.map(|file| file.bytes).unwrap_or_default();
         if format!("{:x}", Sha256::digest(&bytes)) != tokenizer.hash() {
             return Err(TrainError::ChangedWhileRead(path.to_owned()));
         }
         let mut files = vec![(TOKENIZER, bytes)];
-        let folder = path.parent().unwrap_or(Path::new(""));
+        let place = if model::is_model(path) {
+            // A GGUF file has them inside, too.
+            path
+        } else {
+            path.parent().unwrap_or(Path::new(""))
+        };
         for name in BESIDE_TOKENIZER {
-            let bytes = read_if_there(&folder.join(name))?;
+            let bytes = read_if_there(place, name)?;
             files.extend(bytes.map(|bytes| (name, bytes)));
         }
-        let own = read_if_there(&teacher.join(GENERATION))?;
-        let config = read_if_there(&teacher.join("config.json"))?;
+        let own = read_if_there(teacher, GENERATION)?;
+        let config = read_if_there(teacher, "config.json")?;
         let generation = with_ends(own, &config.unwrap_or_default());
         files.extend(generation.map(|bytes| (GENERATION, bytes)));
         Ok(Self(files))
@@ -87,12 +93,10 @@ impl TeacherFiles {
     }
 }
 
-fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, TrainError> {
-    match fs::read(path) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(io_error(path)(error)),
-    }
+/// The file `name` in the folder or the GGUF file `place`.
+fn read_if_there(place: &Path, name: &str) -> Result<Option<Vec<u8>>, TrainError> {
+    let file = model::small_file(place, name)?;
+    Ok(file.map(|file| file.bytes))
 }
 
 /// The teacher's `own` file of [`GENERATION`], with those of the [`ENDS`] that only its `config` names; `None` if
@@ -126,6 +130,27 @@ fn with_ends(own: Option<Vec<u8>>, config: &[u8]) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What a GGUF file has inside is beside the student as files.
+    #[test]
+    fn a_gguf_file_s_tokenizer() {
+        let path = tests::goldens_dir().join("gguf-llama/model.gguf");
+        let json = model::tokenizer_json(&path).unwrap().unwrap();
+        let tokenizer = Tokenizer::from_json(&json.bytes, &path).unwrap();
+        let files = TeacherFiles::read(&path, &tokenizer).unwrap().0;
+        let names: Vec<&str> = files.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, [TOKENIZER, "tokenizer_config.json", GENERATION]);
+        assert_eq!(files[0].1, json.bytes);
+        let ends: Value = serde_json::from_slice(&files[2].1).unwrap();
+        assert_eq!(ends["eos_token_id"], 2);
+
+        let other = [&json.bytes[..], b" "].concat();
+        let tokenizer = Tokenizer::from_json(&other, &path).unwrap();
+        assert!(matches!(
+            TeacherFiles::read(&path, &tokenizer),
+            Err(TrainError::ChangedWhileRead(_))
+        ));
+    }
 
     /// Wherever the teacher names the tokens that end a text, the student's folder names them.
     #[test]

@@ -1,10 +1,13 @@
-// The page of `infer serve`: a prompt, its continuation as it comes, and what a text costs in memory.
+// The page of `infer serve`: a prompt and its continuation as it comes, or a chat with a model that has a chat
+// template, and what a text costs in memory.
 
 const at = (id) => document.getElementById(id);
 const sliders = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens"];
 
 let model = null;
 let running = null;
+/** The turns of the chat so far, as the server is asked for the next one. */
+let turns = [];
 
 // --- The server -----------------------------------------------------------------------------------
 
@@ -42,25 +45,28 @@ async function* events(response) {
 
 // --- A text ---------------------------------------------------------------------------------------
 
+const chats = () => document.body.classList.contains("chat");
+
+/** What both kinds of requests have. */
 function request() {
-  const body = { prompt: at("prompt").value, stream: true, stream_options: { include_usage: true } };
+  const body = { stream: true, stream_options: { include_usage: true } };
   for (const name of sliders) body[name] = Number(at(name).value);
   if (at("seed").value !== "") body.seed = Number(at("seed").value);
   return body;
 }
 
-async function go() {
+/** Asks for a text, and shows it while it comes. */
+async function write(path, body, shown) {
   running?.abort();
   const mine = (running = new AbortController());
-  const shown = new Shown(at("prompt").value);
   at("error").hidden = true;
   at("stop").disabled = false;
   try {
-    const body = JSON.stringify(request());
-    const response = await ask("v1/completions", { method: "POST", body, signal: mine.signal });
+    const response = await ask(path, { method: "POST", body: JSON.stringify(body), signal: mine.signal });
     for await (const { choices, usage } of events(response)) {
       if (mine !== running) return;
-      if (choices[0]?.text) shown.add(choices[0].text);
+      const text = choices[0]?.text ?? choices[0]?.delta?.content;
+      if (text) shown.add(text);
       // A piece may hold several tokens: this is what there really were.
       if (usage) shown.end(usage.completion_tokens, usage.prompt_tokens);
     }
@@ -72,17 +78,66 @@ async function go() {
   running = null;
 }
 
+function proceed() {
+  const prompt = at("prompt").value;
+  at("echo").textContent = prompt;
+  at("made").replaceChildren();
+  return write("v1/completions", { prompt, ...request() }, new Shown(at("text"), at("made")));
+}
+
+// --- A chat ---------------------------------------------------------------------------------------
+
+function show(role, content) {
+  const turn = document.createElement("div");
+  turn.className = `turn ${role}`;
+  turn.textContent = content;
+  at("turns").append(turn);
+  turn.scrollIntoView({ block: "nearest" });
+  return turn;
+}
+
+async function send() {
+  const content = at("prompt").value;
+  if (running || content === "") return;
+  const mine = turns;
+  const system = at("system").value;
+  const question = { role: "user", content };
+  const messages = [...mine, question];
+  if (system !== "") messages.unshift({ role: "system", content: system });
+  const elements = [show("user", content), show("assistant", "")];
+  const shown = new Shown(at("turns"), elements[1]);
+  at("prompt").value = "";
+  await write("v1/chat/completions", { messages, ...request() }, shown);
+  // Another chat has begun meanwhile.
+  if (mine !== turns) return;
+  if (at("error").hidden || shown.whole !== "") {
+    mine.push(question, { role: "assistant", content: shown.whole });
+  } else {
+    for (const element of elements) element.remove();
+    at("prompt").value = content;
+  }
+}
+
+function begin() {
+  running?.abort();
+  turns = [];
+  at("turns").replaceChildren();
+  at("error").hidden = true;
+}
+
 /** The text on the page, brought up to date once a frame however fast it comes. */
 class Shown {
+  whole = "";
   text = "";
   tokens = 0;
   prompt = 0;
   frame = 0;
 
-  constructor(prompt) {
-    at("echo").textContent = prompt;
-    this.made = at("made").appendChild(document.createTextNode(""));
-    at("made").replaceChildren(this.made);
+  /** The text is shown in `made`, which `pane` scrolls. */
+  constructor(pane, made) {
+    this.pane = pane;
+    this.made = document.createTextNode("");
+    made.replaceChildren(this.made);
     at("speed").textContent = "–";
     at("count").textContent = "0";
   }
@@ -90,6 +145,7 @@ class Shown {
   add(text) {
     this.first ??= performance.now();
     this.last = performance.now();
+    this.whole += text;
     this.text += text;
     this.tokens += 1;
     this.frame ||= requestAnimationFrame(() => this.draw());
@@ -103,7 +159,7 @@ class Shown {
 
   draw() {
     this.frame = 0;
-    const pane = at("text");
+    const pane = this.pane;
     const follows = pane.scrollHeight - pane.scrollTop - pane.clientHeight < 40;
     this.made.appendData(this.text);
     this.text = "";
@@ -206,11 +262,27 @@ for (const name of sliders) {
 }
 at("form").addEventListener("submit", (event) => {
   event.preventDefault();
-  go();
+  if (chats()) send();
+  else proceed();
 });
 at("prompt").addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) at("form").requestSubmit();
+  const sends = event.ctrlKey || event.metaKey || (chats() && !event.shiftKey && !event.isComposing);
+  if (event.key !== "Enter" || !sends) return;
+  event.preventDefault();
+  at("form").requestSubmit();
 });
+for (const mode of ["chat", "text"]) {
+  at(`${mode}-mode`).addEventListener("change", () => {
+    document.body.classList.toggle("chat", mode === "chat");
+    at("prompt").value = mode === "chat" ? "" : "It was the best of times";
+  });
+}
+at("new").addEventListener("click", begin);
+// The server says so of a model with a chat template.
+if ("chat" in document.body.dataset) {
+  at("modes").hidden = false;
+  at("chat-mode").click();
+}
 at("stop").addEventListener("click", () => running?.abort());
 at("key").addEventListener("change", load);
 load();

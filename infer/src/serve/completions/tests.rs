@@ -8,6 +8,9 @@ use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::*;
+use crate::engine::TokenScore;
+use crate::serve::request::TextPlan;
+use crate::serve::token_name::tests::llama;
 
 fn tokenizer() -> Tokenizer {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/phi-tiny");
@@ -22,8 +25,8 @@ const LIMITS: Limits = Limits {
     reply_bytes: 128 << 20,
 };
 
-fn read(tokenizer: &Tokenizer, body: &[u8]) -> Result<CompletionPlan, ApiError> {
-    let request = CompletionRequest::read(body, "tiny", &LIMITS)?;
+fn planned(tokenizer: &Tokenizer, body: &[u8]) -> Result<TextPlan, ApiError> {
+    let request = read(body, "tiny", &LIMITS)?;
     request.plan(tokenizer, &LIMITS, Instant::now(), &|| false)
 }
 
@@ -144,7 +147,7 @@ fn ten_thousand_bodies() {
     };
     proptest::test_runner::TestRunner::new(config)
         .run(&any_bytes(), |body| {
-            match read(&tokenizer, &body) {
+            match planned(&tokenizer, &body) {
                 Ok(plan) => {
                     plans.set(plans.get() + 1);
                     prop_assert!((1..=LIMITS.texts).contains(&plan.requests.len()));
@@ -175,7 +178,7 @@ fn ten_thousand_bodies() {
 
 /// The status and message that a body is refused with.
 fn refused(body: Value) -> (StatusCode, String) {
-    let error = read(&tokenizer(), body.to_string().as_bytes()).unwrap_err();
+    let error = planned(&tokenizer(), body.to_string().as_bytes()).unwrap_err();
     let message = error.to_json()["error"]["message"]
         .as_str()
         .unwrap()
@@ -218,7 +221,7 @@ fn what_is_wrong_is_named() {
         (json!({"stop": ""}), "empty"),
         (json!({"stop": vec!["a"; 17]}), "more than 16 stop strings"),
         (json!({"stop": 5}), "expected stop as a string or a list"),
-        (json!({"logit_bias": 5}), "expected an object"),
+        (json!({"logit_bias": 5}), "no logit_bias"),
         (json!({"stop": "a".repeat(1025)}), "longer than 1024"),
         (json!({"suffix": "end"}), "no suffix"),
         (json!({"best_of": 3}), "no best_of"),
@@ -239,8 +242,8 @@ fn what_is_wrong_is_named() {
     let (status, message) = refused(json!({"model": "other"}));
     assert_eq!(status, StatusCode::NOT_FOUND);
     assert!(message.contains("`other`") && message.contains("`tiny`"));
-    assert!(read(&tokenizer(), b"{\"prompt\": \"\xff\"}").is_err());
-    assert!(read(&tokenizer(), b"{\"prompt\": \"\\ud800\"}").is_err());
+    assert!(planned(&tokenizer(), b"{\"prompt\": \"\xff\"}").is_err());
+    assert!(planned(&tokenizer(), b"{\"prompt\": \"\\ud800\"}").is_err());
 }
 
 /// With underscores, not with the hyphens of the command line.
@@ -253,7 +256,9 @@ fn a_setting_is_named_as_its_field() {
         ("min_p", 1.5),
     ] {
         let body = json!({field: value}).to_string();
-        let error = read(&tokenizer(), body.as_bytes()).unwrap_err().to_json();
+        let error = planned(&tokenizer(), body.as_bytes())
+            .unwrap_err()
+            .to_json();
         assert_eq!(error["error"]["param"], field);
         let message = error["error"]["message"].as_str().unwrap();
         assert!(
@@ -271,7 +276,7 @@ fn what_is_left_out_is_openai_s_default() {
         .map(|field| (field.to_string(), Value::Null))
         .collect();
     for body in [json!({}), Value::Object(nulls)] {
-        let plan = read(&tokenizer, body.to_string().as_bytes()).unwrap();
+        let plan = planned(&tokenizer, body.to_string().as_bytes()).unwrap();
         let [request] = &plan.requests[..] else {
             panic!("one text")
         };
@@ -287,7 +292,9 @@ fn what_is_left_out_is_openai_s_default() {
     let neutral = json!({"best_of": 2, "n": 2, "suffix": "", "presence_penalty": 0,
         "frequency_penalty": 0.0, "logit_bias": {}, "user": "someone"});
     assert_eq!(
-        read(&tokenizer, neutral.to_string().as_bytes()).unwrap().n,
+        planned(&tokenizer, neutral.to_string().as_bytes())
+            .unwrap()
+            .n,
         2
     );
 }
@@ -296,7 +303,7 @@ fn what_is_left_out_is_openai_s_default() {
 fn each_text_has_its_prompt_and_seed() {
     let tokenizer = tokenizer();
     let body = json!({"prompt": [[1, 2], [3]], "n": 2, "seed": 7, "echo": true, "logprobs": 0});
-    let plan = read(&tokenizer, body.to_string().as_bytes()).unwrap();
+    let plan = planned(&tokenizer, body.to_string().as_bytes()).unwrap();
     let each = plan.requests.iter();
     let each: Vec<_> = each
         .map(|request| (request.prompt.to_vec(), request.sampling.seed))
@@ -305,13 +312,17 @@ fn each_text_has_its_prompt_and_seed() {
     assert_eq!(each, expected);
     assert!(plan.requests.iter().all(|request| request.score_prompt));
     assert_eq!(plan.echoes.map(|echoes| echoes.len()), Some(2));
-    let seed = || read(&tokenizer, b"{}").unwrap().requests[0].sampling.seed;
+    let seed = || {
+        planned(&tokenizer, b"{}").unwrap().requests[0]
+            .sampling
+            .seed
+    };
     assert_ne!(seed(), seed());
 }
 
 /// The error of a body that was not encoded, and whose length is none of the server's.
 fn refused_early(body: &[u8]) -> ApiError {
-    CompletionRequest::read(body, "tiny", &LIMITS).unwrap_err()
+    read(body, "tiny", &LIMITS).unwrap_err()
 }
 
 /// Whatever the number or the length of what a body lists, it is refused before it is encoded, and in a
@@ -372,15 +383,13 @@ fn a_body_cannot_ask_for_more_than_its_bytes() {
     }
     // As long as it may be.
     let fits = json!({"prompt": "a".repeat(2000)}).to_string();
-    assert!(CompletionRequest::read(fits.as_bytes(), "tiny", &LIMITS).is_ok());
+    assert!(read(fits.as_bytes(), "tiny", &LIMITS).is_ok());
 }
 
 /// A few bytes cannot ask for a reply of gigabytes.
 #[test]
 fn a_reply_has_a_bound() {
-    let ask = |limits: &Limits, body: Value| {
-        CompletionRequest::read(body.to_string().as_bytes(), "tiny", limits)
-    };
+    let ask = |limits: &Limits, body: Value| read(body.to_string().as_bytes(), "tiny", limits);
     let limits = Limits {
         max_tokens: 4096,
         texts: 256,
@@ -409,7 +418,7 @@ fn a_reply_has_a_bound() {
 
 #[test]
 fn what_stops_the_encoding_is_said() {
-    let request = CompletionRequest::read(b"{\"prompt\": \"a\"}", "tiny", &LIMITS).unwrap();
+    let request = read(b"{\"prompt\": \"a\"}", "tiny", &LIMITS).unwrap();
     let error = request
         .plan(&tokenizer(), &LIMITS, Instant::now(), &|| true)
         .unwrap_err();
@@ -418,4 +427,27 @@ fn what_stops_the_encoding_is_said() {
         error.into_response().status(),
         StatusCode::SERVICE_UNAVAILABLE
     );
+}
+
+/// A client compares the name of each token with that of the likeliest, to see whether it is greedy.
+#[test]
+fn every_token_keeps_its_own_score() {
+    let tokenizer = llama();
+    let score = |log_probability| TokenScore {
+        log_probability,
+        likeliest: vec![(3, -0.5), (4, -1.0), (1, -2.0), (7, -3.0)],
+    };
+    let token = |id, log_probability| ScoredToken {
+        id,
+        offset: 0,
+        score: Some(score(log_probability)),
+        is_end: false,
+    };
+    let logprobs = Logprobs::of(&tokenizer, vec![token(4, -1.0), token(2, -9.0)]);
+    assert_eq!(logprobs.tokens, ["foo", "bytes:\\xe5"]);
+    let json = serde_json::to_value(&logprobs.top_logprobs).unwrap();
+    let likeliest = json!({ " foo": -0.5, "foo": -1.0, "\n": -2.0, "token_id:7": -3.0 });
+    assert_eq!(json[0], likeliest);
+    assert_eq!(json[1]["bytes:\\xe5"], -9.0);
+    assert_eq!(json[1].as_object().unwrap().len(), 5);
 }

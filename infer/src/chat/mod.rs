@@ -1,0 +1,293 @@
+//! A chat as one text: a model's chat template, which writes the turns of a conversation as the model was
+//! trained to read them.
+//!
+//! A template is a program in Jinja, which comes with the model. [`ChatTemplate::in_folder`] finds it where
+//! Hugging Face's transformers does, and [`ChatTemplate::render`] runs it as `apply_chat_template` does there:
+//! with the same variables, functions and rules for white space, so that the text is the same.
+//!
+//! The text is then [encoded](datasets::Tokenizer::encode_chat) so that the names of special tokens in it are
+//! these tokens. As in transformers, that holds for those in a message, too: who writes `<|im_end|>` ends the
+//! turn.
+//!
+//! # What a template cannot do
+//!
+//! It is a stranger's program. It reads no files, and its work and its text have bounds, past which it is an
+//! error like any other ([`TemplateError`]).
+
+mod files;
+mod python;
+mod source;
+
+use std::collections::BTreeMap;
+use std::error::Error as _;
+use std::io;
+use std::thread;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Value;
+use minijinja::{Environment, Error, ErrorKind};
+use minijinja_contrib::pycompat;
+
+pub use files::ChatFileError;
+use python::Refusal;
+
+/// The work that a template may do: about so many steps, or 64 times as many bytes of text. It takes a tenth of
+/// a second.
+const FUEL: u64 = 1_000_000;
+
+/// The stack that a template has. Lists that lie in each other are dropped and written level by level, and with so
+/// much work they cannot be deeper than this allows: half a million levels need less.
+const STACK_BYTES: usize = 256 << 20;
+
+/// The bytes of text that a template may write: as many as the messages have, twice, and for each message
+/// and for the whole so many more.
+const MESSAGE_BYTES: usize = 1 << 10;
+const TEXT_BYTES: usize = 1 << 20;
+
+/// A longer reason in an error is cut.
+const REASON_BYTES: usize = 400;
+
+/// A template's name in the environment.
+const NAME: &str = "chat";
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// Who says it: `system`, `user` or `assistant` in all templates, and others in some.
+    pub role: String,
+    /// What is said.
+    pub content: String,
+    /// The name of who says it, for templates that write it.
+    pub name: Option<String>,
+}
+
+impl Message {
+    /// A message without a name.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self {
+            role: role.into(),
+            content: content.into(),
+            name: None,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        let name = self.name.as_ref().map_or(0, String::len);
+        self.role.len() + self.content.len() + name
+    }
+
+    fn to_value(&self) -> Value {
+        let role = ("role", Value::from(&self.role));
+        let content = ("content", Value::from(&self.content));
+        let name = self.name.as_ref().map(|name| ("name", Value::from(name)));
+        Value::from_pairs([role, content].into_iter().chain(name))
+    }
+}
+
+/// Why a template makes no text of some messages, or cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TemplateError {
+    /// It is no Jinja, or uses what this program does not have.
+    #[error("the chat template cannot be read: {reason}")]
+    Syntax {
+        /// What is wrong, and where.
+        reason: String,
+    },
+    /// It refuses the messages.
+    #[error("the model's chat template refuses these messages: {reason}")]
+    Refused {
+        /// What it says.
+        reason: String,
+    },
+    /// It has failed.
+    #[error("the model's chat template fails on these messages: {reason}")]
+    Failed {
+        /// What is wrong, and where.
+        reason: String,
+    },
+    /// It does not come to an end.
+    #[error(
+        "the model's chat template works on these messages for too long; perhaps it has a loop without end"
+    )]
+    Endless,
+    /// It writes too long a text.
+    #[error("the model's chat template makes more than {limit} bytes of text of these messages")]
+    TooLong {
+        /// What it may write.
+        limit: usize,
+    },
+}
+
+/// A chat template, ready to be used.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    special_tokens: BTreeMap<String, String>,
+}
+
+impl ChatTemplate {
+    /// Reads the template `source`. The names of `special_tokens` (`bos_token`, `eos_token`, ...) are variables
+    /// in it, whose values are the tokens' texts.
+    ///
+    /// # Errors
+    /// [`TemplateError::Syntax`].
+    pub fn new(
+        source: &str,
+        special_tokens: BTreeMap<String, String>,
+    ) -> Result<Self, TemplateError> {
+        let syntax = |error: Error| TemplateError::Syntax {
+            reason: reason(&error),
+        };
+        let white_space = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()
+            .map_err(syntax)?;
+        let mut environment = Environment::new();
+        environment.set_syntax(white_space);
+        environment.set_fuel(Some(FUEL));
+        environment.set_debug(false);
+        environment.set_unknown_method_callback(pycompat::unknown_method_callback);
+        environment.add_filter("tojson", python::to_json);
+        environment.add_function("raise_exception", python::raise_exception);
+        environment.add_function("strftime_now", python::strftime_now);
+        environment.add_test("sequence", python::is_sequence);
+        environment.add_test("iterable", python::is_iterable);
+        let source = source::adapted(source);
+        environment
+            .add_template_owned(NAME, source)
+            .map_err(syntax)?;
+        Ok(Self {
+            environment,
+            special_tokens,
+        })
+    }
+
+    /// The messages as one text. With `add_generation_prompt` it ends where the answer begins.
+    ///
+    /// # Errors
+    /// Every [`TemplateError`] but [`Syntax`](TemplateError::Syntax).
+    pub fn render(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        thread::scope(|scope| {
+            let thread = thread::Builder::new().name("chat-template".to_owned());
+            let work = || self.run(messages, add_generation_prompt);
+            let failed = |reason: String| TemplateError::Failed { reason };
+            let thread = thread.stack_size(STACK_BYTES).spawn_scoped(scope, work);
+            let thread = thread.map_err(|error| failed(format!("no thread for it, {error}")))?;
+            let done = thread.join();
+            done.unwrap_or_else(|_| Err(failed("a fault of this program".to_owned())))
+        })
+    }
+
+    /// Does the work of [`render`](Self::render).
+    fn run(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        let bytes = |message: &Message| 2 * message.bytes() + MESSAGE_BYTES;
+        let limit = TEXT_BYTES + messages.iter().map(bytes).sum::<usize>();
+        let messages: Vec<Value> = messages.iter().map(Message::to_value).collect();
+        let tokens = self.special_tokens.iter();
+        let tokens = tokens.map(|(name, token)| (name.as_str(), Value::from(token)));
+        let variables = [
+            ("messages", Value::from(messages)),
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
+            ("add_generation_prompt", add_generation_prompt.into()),
+        ];
+        let context = Value::from_pairs(tokens.chain(variables));
+        let mut text = BoundedText {
+            bytes: Vec::new(),
+            limit,
+        };
+        let template = self.environment.get_template(NAME);
+        let rendered = template.and_then(|template| {
+            let captured = template.render_captured_to(context, &mut text);
+            captured.map(drop)
+        });
+        match rendered {
+            // It writes nothing but whole strings.
+            Ok(()) => Ok(String::from_utf8_lossy(&text.bytes).into_owned()),
+            Err(error) => Err(failure(&error, limit)),
+        }
+    }
+}
+
+/// Why a template has failed that may write `limit` bytes.
+fn failure(error: &Error, limit: usize) -> TemplateError {
+    if error.kind() == ErrorKind::WriteFailure {
+        TemplateError::TooLong { limit }
+    } else if is(error, ErrorKind::OutOfFuel) {
+        TemplateError::Endless
+    } else if let Some(refusal) = Refusal::in_error(error) {
+        TemplateError::Refused {
+            reason: one_line(&refusal.0),
+        }
+    } else {
+        TemplateError::Failed {
+            reason: reason(error),
+        }
+    }
+}
+
+/// Text that does not grow past a limit.
+struct BoundedText {
+    bytes: Vec<u8>,
+    limit: usize,
+}
+
+impl io::Write for BoundedText {
+    fn write(&mut self, more: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + more.len() > self.limit {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.extend_from_slice(more);
+        Ok(more.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Whether an error or one of its causes is of a kind.
+fn is(error: &Error, kind: ErrorKind) -> bool {
+    let mut error = Some(error);
+    while let Some(cause) = error {
+        if cause.kind() == kind {
+            return true;
+        }
+        error = cause.source().and_then(|cause| cause.downcast_ref());
+    }
+    false
+}
+
+/// What an error says, and the line of the template.
+fn reason(error: &Error) -> String {
+    let what = match error.detail() {
+        Some(detail) => format!("{}, {detail}", error.kind()),
+        None => error.kind().to_string(),
+    };
+    match error.line() {
+        Some(line) => format!("{} (line {line} of the template)", one_line(&what)),
+        None => one_line(&what),
+    }
+}
+
+/// A text as one line that is not too long.
+fn one_line(text: &str) -> String {
+    let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if line.len() > REASON_BYTES {
+        line.truncate(line.floor_char_boundary(REASON_BYTES));
+        line.push_str("...");
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests;

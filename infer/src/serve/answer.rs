@@ -1,0 +1,272 @@
+//! An endpoint that makes texts: from a request to a whole reply or a stream. What differs between the endpoints
+//! is in [`Endpoint`].
+
+use std::convert::Infallible;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Instant;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Extension, Request, State};
+use axum::http::{HeaderValue, header};
+use axum::response::sse::{Event as Line, Sse};
+use axum::response::{IntoResponse, Response};
+use datasets::Tokenizer;
+use futures_util::stream;
+use serde::Serialize;
+
+use super::Server;
+use super::body::{check_head, receive, units};
+use super::connections::Connection;
+use super::error::ApiError;
+use super::reply::Heading;
+use super::reply_room::ReplyRoom;
+use super::request::{TextPlan, TextRequest};
+use super::texts::{TextPiece, TextStreams};
+use crate::engine::SubmitError;
+
+/// An endpoint: how its bodies are read, and how its replies are written.
+pub(super) trait Endpoint: 'static {
+    /// The field with the prompt.
+    const PROMPT: &'static str;
+    /// What the ids of its replies begin with.
+    const ID: &'static str;
+    /// What a whole reply is called.
+    const WHOLE: &'static str;
+    /// What a piece of a stream is called.
+    const PIECE: &'static str;
+
+    /// A whole text in JSON.
+    type Choice: Serialize + Send;
+    /// A piece of a text in JSON.
+    type Delta: Serialize + Send;
+
+    /// Reads a body, as far as that can be done before its prompts are encoded. This may take a while.
+    ///
+    /// # Errors
+    /// An [`ApiError`] that names what is wrong.
+    fn read(body: &[u8], server: &Server) -> Result<TextRequest, ApiError>;
+
+    /// A whole text.
+    fn choice(tokenizer: &Tokenizer, text: TextPiece) -> Self::Choice;
+
+    /// A piece of a text in a stream.
+    fn delta(tokenizer: &Tokenizer, piece: TextPiece) -> Self::Delta;
+
+    /// What a stream begins with for each text, before there is any of it.
+    fn opening(index: usize) -> Option<Self::Delta>;
+}
+
+/// A reply that can have no more bytes needs no room among the large ones.
+const SMALL_REPLY: usize = 1 << 20;
+
+/// The bytes of a reply that are given to the connection at a time.
+const SLICE: usize = 64 * 1024;
+
+/// A request with more bytes of text is encoded apart from the others, so that these do not wait for it.
+const LONG_TEXT: usize = 64 * 1024;
+
+/// Makes the texts that the body asks for.
+pub(super) async fn answer<E: Endpoint>(
+    State(server): State<Arc<Server>>,
+    Extension(connection): Extension<Arc<Connection>>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let answered = texts::<E>(server, connection, request).await;
+    answered.map_err(|error| error.with_prompt(E::PROMPT))
+}
+
+async fn texts<E: Endpoint>(
+    server: Arc<Server>,
+    connection: Arc<Connection>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let started = Instant::now();
+    let deadline = started + server.options.time_limit;
+    let plan = plan::<E>(&server, &connection, request, deadline).await?;
+    // Small replies cannot take much together, and large ones are not to keep them out.
+    let room = if plan.reply_bytes > SMALL_REPLY {
+        let room = server.replies.take(plan.reply_bytes, &connection);
+        Some(room.ok_or_else(ApiError::no_room)?)
+    } else {
+        None
+    };
+    let heading = Heading::new(E::ID, &server.options.name);
+    let (streams, usage) = (plan.stream, plan.stream_usage);
+    let texts = TextStreams::begin(server, plan, started)?;
+    if streams {
+        Ok(stream::<E>(heading, texts, usage, room))
+    } else {
+        whole::<E>(heading, texts, room).await
+    }
+}
+
+/// Receives and parses the body, and encodes its prompts, as long as there is room for that.
+async fn plan<E: Endpoint>(
+    server: &Arc<Server>,
+    connection: &Arc<Connection>,
+    request: Request,
+    deadline: Instant,
+) -> Result<TextPlan, ApiError> {
+    check_head(&request, server.options.body_limit)?;
+    let (body, mut room) = receive(server, connection, request).await?;
+    let reader = server.clone();
+    let parsed = off_the_runtime(move || E::read(&body, &reader)).await?;
+    let is_long = parsed.prompts().text_bytes() > LONG_TEXT;
+    if is_long {
+        // Others arrive meanwhile.
+        let units = units(parsed.prompts().text_bytes());
+        let long = server.long_texts.clone().try_acquire_many_owned(units);
+        room = long.map_err(|_| SubmitError::Full)?;
+    }
+    let is_dropped = Arc::new(AtomicBool::new(false));
+    // The connection was closed, or the server has no more time for it.
+    let _dropped = SetOnDrop(is_dropped.clone());
+    let encoder = server.clone();
+    off_the_runtime(move || {
+        let stopped = || {
+            let now = Instant::now();
+            let last = encoder.engine.last_moment();
+            is_dropped.load(Relaxed) || deadline <= now || last.is_some_and(|last| last <= now)
+        };
+        let plan = || parsed.plan(&encoder.tokenizer, &encoder.limits, deadline, &stopped);
+        let plan = if is_long {
+            encoder.long_text_threads.install(plan)
+        } else {
+            plan()
+        };
+        drop(room);
+        plan
+    })
+    .await
+}
+
+/// Sets a flag when it is dropped.
+struct SetOnDrop(Arc<AtomicBool>);
+
+impl Drop for SetOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Relaxed);
+    }
+}
+
+/// Runs what keeps a core busy, on a thread for that.
+async fn off_the_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| ApiError::internal(error.to_string()))?
+}
+
+/// One response with all texts, when they have ended.
+async fn whole<E: Endpoint>(
+    heading: Heading,
+    mut texts: TextStreams,
+    room: Option<ReplyRoom>,
+) -> Result<Response, ApiError> {
+    let piece = |index| TextPiece {
+        index,
+        ..TextPiece::default()
+    };
+    let mut choices: Vec<TextPiece> = (0..texts.len()).map(piece).collect();
+    while let Some(piece) = texts.next().await {
+        let piece = piece?;
+        choices[piece.index].extend(piece);
+    }
+    for choice in &mut choices {
+        // Some of a prompt's scores would pass for all of them.
+        if texts.lacks_scores(choice.index) {
+            choice.tokens = None;
+        }
+    }
+    let usage = texts.usage();
+    let tokenizer = texts.tokenizer().clone();
+    drop(texts);
+    let reply = off_the_runtime(move || {
+        let choices = choices.into_iter();
+        let choices = choices.map(|text| E::choice(&tokenizer, text)).collect();
+        let reply = heading.reply(E::WHOLE, choices, Some(usage));
+        // Serialising strings and finite numbers does not fail.
+        Ok(serde_json::to_vec(&reply).unwrap_or_default())
+    });
+    Ok(whole_reply(reply.await?, room))
+}
+
+/// A response with a reply, which keeps its room until the client has it.
+fn whole_reply(json: Vec<u8>, mut room: Option<ReplyRoom>) -> Response {
+    let length = json.len();
+    // It is seldom as long as it could have been.
+    if let Some(room) = &mut room {
+        room.shrink_to(length);
+    }
+    let slices = stream::unfold((Bytes::from(json), room), |(mut rest, room)| async move {
+        let slice = rest.split_to(rest.len().min(SLICE));
+        (!slice.is_empty()).then(|| (Ok::<_, Infallible>(slice), (rest, room)))
+    });
+    let mut response = Response::new(Body::from_stream(slices));
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
+        .headers_mut()
+        .insert(header::CONTENT_LENGTH, length.into());
+    response
+}
+
+/// The next line of a stream.
+enum NextLine {
+    /// The openings of the texts that have none yet.
+    Openings(Range<usize>),
+    Piece,
+    Done,
+}
+
+/// A stream of server-sent events: each piece of a text as soon as it is made.
+fn stream<E: Endpoint>(
+    heading: Heading,
+    texts: TextStreams,
+    usage: bool,
+    room: Option<ReplyRoom>,
+) -> Response {
+    let first = NextLine::Openings(0..texts.len());
+    let lines = stream::unfold(
+        Some((heading, texts, room, first)),
+        move |state| async move {
+            let (heading, mut texts, room, mut next) = state?;
+            let mut opening = None;
+            if let NextLine::Openings(indices) = &mut next {
+                opening = indices.next().and_then(E::opening);
+            }
+            let (line, then) = match (opening, next) {
+                (Some(delta), next) => {
+                    let line = json_line(&heading.reply(E::PIECE, vec![delta], None));
+                    (line, Some(next))
+                }
+                (None, NextLine::Done) => (Line::default().data("[DONE]"), None),
+                (None, _) => match texts.next().await {
+                    Some(Ok(piece)) => {
+                        let delta = E::delta(texts.tokenizer(), piece);
+                        let line = json_line(&heading.reply(E::PIECE, vec![delta], None));
+                        (line, Some(NextLine::Piece))
+                    }
+                    // Nothing follows an error.
+                    Some(Err(error)) => (json_line(&error.to_json()), None),
+                    None if usage => {
+                        let none: Vec<E::Delta> = Vec::new();
+                        let reply = heading.reply(E::PIECE, none, Some(texts.usage()));
+                        (json_line(&reply), Some(NextLine::Done))
+                    }
+                    None => (Line::default().data("[DONE]"), None),
+                },
+            };
+            let state = then.map(|next| (heading, texts, room, next));
+            Some((Ok::<_, Infallible>(line), state))
+        },
+    );
+    Sse::new(lines).into_response()
+}
+
+fn json_line(json: &impl Serialize) -> Line {
+    // Serialising strings and finite numbers does not fail.
+    Line::default().data(serde_json::to_string(json).unwrap_or_default())
+}
