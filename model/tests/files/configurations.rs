@@ -2,7 +2,10 @@
 
 use std::fs;
 
-use model::{ConfigError, DiscreteMamba2Config, Family, PhiConfig, PhiMambaConfig};
+use model::{
+    ConfigError, DiscreteMamba2Config, Family, LlamaMambaConfig, MixerRotary, PhiConfig,
+    PhiMambaConfig, Turned,
+};
 use tests::goldens_dir;
 
 fn phi(text: &str) -> Result<PhiConfig, ConfigError> {
@@ -103,6 +106,92 @@ fn broken_student_configurations_are_refused() {
     for text in ["{}", "[]", "", r#"{"LanguageModel": {}}"#] {
         assert!(PhiMambaConfig::from_json(text).is_err(), "{text}");
     }
+}
+
+/// The same of students of Llama.
+#[test]
+fn broken_configurations_of_llamas_students_are_refused() {
+    let read = |name: &str| -> serde_json::Value {
+        let path = goldens_dir().join(name).join("config.json");
+        serde_json::from_str(&fs::read_to_string(path).expect("a file")).expect("JSON")
+    };
+    let rope = "student-llama-rope";
+    let heads = "student-llama-heads";
+    for (name, pointer, value) in [
+        (heads, "/n_layers", 1000.into()),
+        (heads, "/d_model", 0.into()),
+        (heads, "/d_model", "wide".into()),
+        (heads, "/block", "parallel".into()),
+        (heads, "/norm", "layer".into()),
+        (heads, "/norm_epsilon", (-1.0).into()),
+        (heads, "/mlp/activation", "gelu".into()),
+        (heads, "/mlp", 3.into()),
+        (heads, "/rope/theta", 0.into()),
+        (heads, "/rope/scaling/rope_type", "yarn".into()),
+        (heads, "/rope/scaling/low_freq_factor", 9.into()),
+        (heads, "/layers", 3.into()),
+        (heads, "/layers/0", 3.into()),
+        (heads, "/layers/0/kind", "hyena".into()),
+        (heads, "/layers/0/norm_epsilon", 1e-6.into()),
+        (heads, "/layers/0/attention/n_heads", 1_000_003.into()),
+        (heads, "/layers/0/attention/head_dim", u64::MAX.into()),
+        (heads, "/layers/0/attention/n_kv_heads", 0.into()),
+        (heads, "/layers/0/ssm/head_dim", u64::MAX.into()),
+        (heads, "/layers/0/ssm/head_dim", 0.into()),
+        (heads, "/layers/0/ssm/n_v_heads", 1_000_003.into()),
+        (heads, "/layers/0/ssm/norm", "rms".into()),
+        (heads, "/layers/0/ssm/activation", "relu".into()),
+        (heads, "/padded_vocab_size", 99.into()),
+        (rope, "/layers/0/ssm/rotary/head_dim", 13.into()),
+        (rope, "/layers/0/ssm/rotary/head_dim", 14.into()),
+        (rope, "/layers/0/ssm/rotary/theta", (-1.0).into()),
+        (
+            rope,
+            "/layers/0/ssm/rotary/applied_to",
+            serde_json::json!(["x", "C"]),
+        ),
+        ("student-llama", "/lm_head_bias", true.into()),
+    ] {
+        let mut changed = read(name);
+        *changed.pointer_mut(pointer).expect("a member") = value;
+        let read = LlamaMambaConfig::from_json(&changed.to_string());
+        assert!(read.is_err(), "{pointer} was accepted");
+    }
+    for text in ["{}", "[]", "", r#"{"family": "llama", "layers": []}"#] {
+        assert!(LlamaMambaConfig::from_json(text).is_err(), "{text}");
+    }
+}
+
+/// Options that the published mixer lacks are written only where they are in use, and read back.
+#[test]
+fn a_phi_mamba_with_own_options() {
+    let published =
+        PhiMambaConfig::student_of(&PhiConfig::default(), &DiscreteMamba2Config::default(), &[]);
+    let text = published.expect("a student").to_json();
+    for key in ["z_bias", "rotary", "bc_norm", "a_log_bias", "head_dim"] {
+        assert!(!text.contains(key), "{key}");
+    }
+    let mixer = DiscreteMamba2Config {
+        a_log_bias: true,
+        bc_norm: Some(1e-6),
+        rotary: Some(MixerRotary {
+            theta: 10000.0,
+            scaling: None,
+            dim: 32,
+            turned: Turned::BAndC,
+        }),
+        ..DiscreteMamba2Config::default()
+    };
+    let config =
+        PhiMambaConfig::student_of(&PhiConfig::default(), &mixer, &[4]).expect("a student");
+    let again = PhiMambaConfig::from_json(&config.to_json()).expect("its own");
+    assert_eq!(again, config);
+    assert!(
+        again
+            .blocks
+            .iter()
+            .any(|block| block.mixer == mixer.clone().into())
+    );
 }
 
 /// Keys that may be left out have the published defaults, and blocks keep the file's order.

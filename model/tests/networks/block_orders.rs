@@ -6,8 +6,9 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Distribution, Int, Tensor, TensorData};
 use kernels::{KernelBackend, Window};
 use model::{
-    AttentionConfig, BlockOrder, CausalLm, DiscreteMamba2Config, HeadConfig, MlpConfig, MlpKind,
-    NetworkConfig, NormConfig, NormKind, RopeScaling, pad_vocabulary,
+    AttentionConfig, BesideAttentionConfig, BlockOrder, CausalLm, DiscreteMamba2Config, HeadConfig,
+    Joined, MixerConfig, MixerRotary, MlpConfig, MlpKind, NetworkConfig, NormConfig, NormKind,
+    RopeScaling, Turned, pad_vocabulary,
 };
 use tests::assert_close;
 use tests::networks::*;
@@ -37,6 +38,44 @@ fn networks() -> Vec<(String, NetworkConfig)> {
         ..DiscreteMamba2Config::with_heads(2)
     };
     let mut all = vec![];
+    // Mixers with every option that recorded networks lack, in some of them.
+    let rotary = |turned| MixerRotary {
+        theta: 100.0,
+        scaling: None,
+        dim: 4,
+        turned,
+    };
+    let with_options = |turned| DiscreteMamba2Config {
+        a_log_bias: true,
+        bc_norm: Some(1e-6),
+        rotary: Some(rotary(turned)),
+        head_dim: Some(6),
+        ..mamba.clone()
+    };
+    let without_norms = DiscreteMamba2Config {
+        bc_norm: None,
+        ..with_options(Turned::BAndC)
+    };
+    let beside = |window, joined| BesideAttentionConfig {
+        ssm: without_norms.clone(),
+        attention: Some(AttentionConfig {
+            window,
+            ..attention.clone()
+        }),
+        heads: vec![],
+        joined,
+    };
+    let window = Window {
+        window: 3,
+        sinks: 1,
+    };
+    let mixers: Vec<MixerConfig> = vec![
+        with_options(Turned::BAndC).into(),
+        with_options(Turned::XAndB).into(),
+        without_norms.clone().into(),
+        beside(Some(window), Joined::Sum).into(),
+        beside(None, Joined::Adapter).into(),
+    ];
     for block_order in [BlockOrder::Parallel, BlockOrder::Sequential] {
         for norm in [NormKind::LayerNorm, NormKind::RmsNorm] {
             for (mlp, bias) in [(MlpKind::GeluNew, true), (MlpKind::SwiGlu, false)] {
@@ -62,6 +101,12 @@ fn networks() -> Vec<(String, NetworkConfig)> {
                         ],
                     };
                     let name = format!("{block_order:?}, {norm:?}, {mlp:?}, {head:?}");
+                    if head == HeadConfig::Tied && bias {
+                        let mixers = mixers.clone();
+                        let network = network.clone();
+                        let name = format!("{name}, every mixer");
+                        all.push((name, NetworkConfig { mixers, ..network }));
+                    }
                     all.push((name, network));
                 }
             }

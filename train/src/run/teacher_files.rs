@@ -134,7 +134,7 @@ mod tests {
     /// What a GGUF file has inside is beside the student as files.
     #[test]
     fn a_gguf_file_s_tokenizer() {
-        let path = tests::goldens_dir().join("gguf-llama/model.gguf");
+        let path = ::tests::goldens_dir().join("gguf-llama/model.gguf");
         let json = model::tokenizer_json(&path).unwrap().unwrap();
         let tokenizer = Tokenizer::from_json(&json.bytes, &path).unwrap();
         let files = TeacherFiles::read(&path, &tokenizer).unwrap().0;
