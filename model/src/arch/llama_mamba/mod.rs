@@ -220,7 +220,13 @@ impl Family for LlamaMambaConfig {
     }
 
     fn to_json(&self) -> String {
-        format!("{:#}", file::write(self))
+        let mut root = file::write(self);
+        name_module(&mut root);
+        format!("{root:#}")
+    }
+
+    fn python_module(&self) -> Option<PythonModule> {
+        Some(STUDENTS)
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
