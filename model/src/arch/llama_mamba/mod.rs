@@ -9,6 +9,7 @@ mod file;
 
 use serde_json::Value;
 
+use super::python::{PythonModule, STUDENTS, name_module};
 use super::{
     BlockOrder, Family, FamilyFile, Layout, MlpKind, ModelConfig, NetworkConfig, NormKind,
 };
