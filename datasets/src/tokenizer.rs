@@ -24,8 +24,11 @@ use pieces::{PIECE_BYTES, first_cut, pieces};
 use spelling::Spelling;
 pub use stream::TokenStream;
 
-/// The token that ends every document, and at which generation stops.
+/// The token that ends every document, and at which generation stops: of Phi, SmolLM2 and Qwen.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
+/// Its names in the vocabularies of Phi, SmolLM2 and Qwen, of Llama 3, and of Llama 2 and Mistral. The first that a
+/// vocabulary has counts.
+const ENDS_OF_TEXT: [&str; 3] = [END_OF_TEXT, "<|end_of_text|>", "</s>"];
 
 /// The bytes of text before a piece that are encoded with it, where the tokens of a text depend on what
 /// stands before them.
@@ -119,7 +122,7 @@ impl Tokenizer {
             hash: format!("{:x}", Sha256::digest(bytes)),
             vocab_size,
             // From the vocabulary: CodeGen's file does not register it as a special token.
-            end_of_text: inner.token_to_id(END_OF_TEXT),
+            end_of_text: ENDS_OF_TEXT.iter().find_map(|name| inner.token_to_id(name)),
             spelling: Spelling::of(inner.get_decoder()),
             added: inner.get_added_tokens_decoder().into_values().collect(),
             independent_pieces: independent_pieces(&inner),
@@ -309,7 +312,8 @@ impl Tokenizer {
         TokenStream::after(self, before)
     }
 
-    /// The id of [`END_OF_TEXT`]; `None` if the vocabulary lacks it. No text is encoded to this id.
+    /// The id of [`END_OF_TEXT`], or of what Llama and Mistral have in its place; `None` if the vocabulary has none.
+    /// No text is encoded to this id.
     pub fn end_of_text(&self) -> Option<u32> {
         self.end_of_text
     }

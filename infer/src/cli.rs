@@ -7,12 +7,13 @@ use crate::commands::{
     BenchArgs, EXAMPLES, EvalArgs, GenerateArgs, InfoArgs, PerplexityArgs, ReplArgs, ServeArgs,
 };
 
-/// Uses a Phi-Mamba, a hybrid or a Phi model, from a folder or from the Hugging Face hub.
+/// Uses a teacher (Phi, Llama, Mistral, Qwen2 or Qwen3), a student or a hybrid, from a folder or from the Hugging
+/// Face hub.
 ///
 /// The folder has the files of a Hugging Face model: config.json, which decides what the model is;
 /// its weights as model.safetensors or pytorch_model.bin (or shards of either with their index), in f32,
 /// f16 or bf16; and tokenizer.json. The students that `train` exports are such folders, and so is any
-/// Phi teacher; of a model on the hub they are fetched. A GGUF file has all of them inside.
+/// teacher; of a model on the hub they are fetched. A GGUF file has all of them inside.
 #[derive(Debug, Parser)]
 #[command(name = "infer", version, after_long_help = EXAMPLES, max_term_width = 100)]
 pub struct Cli {

@@ -31,7 +31,7 @@ pub struct GenerateOptions {
     /// The token that an empty prompt begins with, since in training it stands before the first token of a
     /// document.
     pub end_of_text: Option<u32>,
-    /// The number of positions that attention was trained on, after which a text ends: a Phi's
+    /// The number of positions that attention was trained on, after which a text ends: a teacher's
     /// `max_position_embeddings`. `None` for models without such a limit.
     pub max_positions: Option<usize>,
 }

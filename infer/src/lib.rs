@@ -1,5 +1,5 @@
-//! Inference: what the program `infer` does with a folder that holds a Phi, a Phi-Mamba or a hybrid
-//! model, as a library.
+//! Inference: what the program `infer` does with a folder that holds a teacher, a student or a
+//! hybrid, as a library.
 //!
 //! ```text
 //! folder -> tokenizer -> prompt ids -> Generation -> ids -> text, token by token

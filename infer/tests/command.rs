@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use support::{student_folder, teacher_folder};
+use support::{llama_like_folders, student_folder, teacher_folder};
 
 fn generate(model: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_infer"));
@@ -258,4 +258,59 @@ fn a_reader_that_leaves_ends_it_quietly() {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success());
     assert_eq!(stderr(&output), "");
+}
+
+/// Every command that needs a model alone: a text, the same from a state file, in 8 bits, the likelihood of a
+/// file, and a measurement.
+#[test]
+fn families_of_llamas_shape() {
+    let files = tempfile::tempdir().unwrap();
+    let (state, text) = (files.path().join("state"), files.path().join("text.txt"));
+    let prompt =
+        "It was the best of times, it was the worst of times, it was the age of wisdom, and";
+    fs::write(&text, prompt).unwrap();
+    let (state, text) = (state.to_str().unwrap(), text.to_str().unwrap());
+    for (name, folder) in llama_like_folders() {
+        let folder = folder.path();
+        let run = |arguments: &[&str]| {
+            let output = output(folder, arguments);
+            assert!(output.status.success(), "{name}: {}", stderr(&output));
+            stdout(&output).trim_end_matches('\n').to_owned()
+        };
+        let whole = run(&["--max-tokens", "24", prompt]);
+        assert!(!whole.is_empty(), "{name}");
+        // The prompt is longer than Mistral's window.
+        let saved = run(&["--max-tokens", "12", "--save-state", state, prompt]);
+        assert!(whole.starts_with(&saved), "{name}");
+        assert_eq!(
+            run(&["--max-tokens", "24", "--load-state", state]),
+            whole,
+            "{name}"
+        );
+        run(&["--max-tokens", "12", "--dtype", "int8", prompt]);
+
+        let infer = |command: &str, arguments: &[&str]| {
+            let mut infer = Command::new(env!("CARGO_BIN_EXE_infer"));
+            infer.arg(command).arg("--model").arg(folder);
+            let output = infer.args(["--backend", "flex"]).args(arguments).output();
+            let output = output.unwrap();
+            assert!(output.status.success(), "{name}: {}", stderr(&output));
+            stdout(&output).to_owned()
+        };
+        assert!(
+            infer("perplexity", &[text]).contains("perplexity"),
+            "{name}"
+        );
+        let sizes = [
+            "--prompts",
+            "40",
+            "--batches",
+            "1,2",
+            "--tokens",
+            "4",
+            "--json",
+        ];
+        let measured: serde_json::Value = serde_json::from_str(&infer("bench", &sizes)).unwrap();
+        assert_eq!(measured["rows"].as_array().unwrap().len(), 2, "{name}");
+    }
 }

@@ -10,7 +10,7 @@ use burn::tensor::Device;
 use infer::{GenerateOptions, Generation, SamplingSettings};
 use kernels::runtime::Flex;
 use serde_json::Value;
-use support::{student_folder, teacher_folder};
+use support::{llama_like_folders, student_folder, teacher_folder};
 
 fn info(arguments: &[&str], model: Option<&Path>) -> String {
     let mut infer = Command::new(env!("CARGO_BIN_EXE_infer"));
@@ -57,7 +57,7 @@ fn a_model_is_what_it_is() {
         assert_eq!(model["layers"], 4);
         let (ends, end_tokens) = match architecture {
             "teacher" => ("0 by generation_config.json", serde_json::json!([0])),
-            _ => ("the tokenizer's <|endoftext|>", Value::Null),
+            _ => ("the tokenizer's end of text", Value::Null),
         };
         assert_eq!(model["end_tokens"], end_tokens);
         assert_eq!(model["mixers"].as_array().unwrap().len(), runs);
@@ -88,6 +88,47 @@ fn a_model_is_what_it_is() {
         assert!(text.contains(&format!("end tokens   {ends}\n")), "{text}");
         let is_constant = text.contains("whatever its length");
         assert_eq!(is_constant, architecture == "student", "{text}");
+    }
+}
+
+/// A tied head is no second parameter, and a window bounds the state.
+#[test]
+fn families_of_llamas_shape() {
+    for (name, folder) in llama_like_folders() {
+        let folder = folder.path();
+        let model = &json(folder)["model"];
+        assert_eq!(model["architecture"], "teacher", "{name}");
+        assert_eq!(model["positions"], 256);
+        let parameters = &model["parameters"];
+        assert_eq!(parameters["embedding"], 4096 * 48);
+        let head = if name == "Mistral" { 4096 * 48 } else { 0 };
+        assert_eq!(parameters["head"], head, "{name}");
+        assert_eq!(parameters["norms"], 5 * 48);
+        assert_eq!(parameters["MLPs"], 2 * 3 * 48 * 64);
+        // Projections of 4 heads of 16 and twice 2 of them, and back.
+        let extra = match name {
+            "Qwen2" => 64 + 32 + 32,
+            "Qwen3" => 16 + 16,
+            _ => 0,
+        };
+        assert_eq!(parameters["mixers"], 2 * (48 * (64 + 32 + 32 + 64) + extra));
+        let state = &model["state"];
+        let of = |key: &str| state[key].as_u64().unwrap();
+        // Keys and values of 2 heads of 16 in 2 layers, f32.
+        let token = 2 * 2 * 2 * 16 * 4;
+        for tokens in [1, 16, 50] {
+            let found = state_bytes(folder, tokens);
+            if name == "Mistral" {
+                assert_eq!((of("fixed"), of("per_token")), (16 * token, 0));
+                assert_eq!(found, token * tokens.min(16) as u64);
+            } else {
+                assert_eq!((of("fixed"), of("per_token")), (0, token));
+                assert_eq!(found, token * tokens as u64);
+            }
+        }
+        let text = info(&[], Some(folder));
+        assert!(text.contains(&format!("architecture {name}\n")), "{text}");
+        assert_eq!(text.contains("window of 16"), name == "Mistral", "{text}");
     }
 }
 

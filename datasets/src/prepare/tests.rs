@@ -180,6 +180,17 @@ fn end_of_text_need_not_be_registered() {
     });
     let error = prepare(&corpus.options(), &SMALL).unwrap_err();
     assert!(matches!(error, DataError::NoEndOfText { .. }), "{error}");
+
+    // As Llama 3, and Llama 2 and Mistral, call it.
+    for name in ["<|end_of_text|>", "</s>"] {
+        let tokenizer = changed_tokenizer(|json| {
+            json["added_tokens"] = serde_json::json!([]);
+            let vocab = json["model"]["vocab"].as_object_mut().unwrap();
+            let id = vocab.remove("<|endoftext|>").unwrap();
+            vocab.insert(name.into(), id);
+        });
+        assert_eq!(tokenizer.end_of_text(), Some(0), "{name}");
+    }
 }
 
 #[test]

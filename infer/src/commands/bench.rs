@@ -32,7 +32,7 @@ Examples:
 /// could be faster. Those bytes are every projection's weight and attention's keys and values, which are
 /// read, and the states of Mamba layers, which are read and written.
 ///
-/// Prompts are made of arbitrary tokens, and may be longer than a Phi has learnt positions for.
+/// Prompts are made of arbitrary tokens, and may be longer than a teacher has learnt positions for.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct BenchArgs {

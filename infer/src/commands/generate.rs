@@ -40,11 +40,11 @@ Examples (`infer` is target/debug/infer, or `cargo run -p infer --`):
 ///
 /// Reads the prompt in one pass, then makes one token after another, and prints each as soon as its
 /// characters are whole. The prompt itself is not printed. The text ends where the model ends it,
-/// after --max-tokens, or where a Phi model has no position left. Phi-Mamba and the hybrid have no such
+/// after --max-tokens, or where a teacher has no position left. Phi-Mamba and the hybrid have no such
 /// end; the memory of a Phi-Mamba does not grow with the text.
 ///
 /// A model ends a text with one of the tokens that eos_token_id names, in generation_config.json or else
-/// in config.json; if neither does, with the tokenizer's <|endoftext|>.
+/// in config.json; if neither does, with the tokenizer's <|endoftext|>, <|end_of_text|> or </s>.
 ///
 /// Standard output has the text and one line break; standard error has, at the end, how fast the
 /// prompt was read (prefill) and the text made (decode), and why it ended. The exit code is 0 if there

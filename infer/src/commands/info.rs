@@ -140,7 +140,7 @@ impl ModelSummary {
                 let ids = self.end_tokens.ids.iter().map(u32::to_string);
                 format!("{} by {file}", ids.collect::<Vec<_>>().join(", "))
             }
-            None => "the tokenizer's <|endoftext|>".into(),
+            None => "the tokenizer's end of text".into(),
         };
         row("end tokens", ends);
         let kinds = self.parameters();

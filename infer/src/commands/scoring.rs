@@ -36,7 +36,7 @@ pub(super) struct ScoringArgs {
 
     /// The most tokens that are read at once; of longer texts, the last
     ///
-    /// By default, a Phi's max_position_embeddings, which is also the most it can be, and 2048 for
+    /// By default, a teacher's max_position_embeddings, which is also the most it can be, and 2048 for
     /// Phi-Mamba and the hybrid, for which it can be 4194304.
     #[arg(long, value_name = "TOKENS", allow_negative_numbers = true)]
     max_length: Option<usize>,

@@ -97,7 +97,7 @@ pub enum EvalError {
     MaxLength {
         /// The given length.
         given: usize,
-        /// The largest length: a Phi's positions, or a fixed limit for models without positions.
+        /// The largest length: a teacher's positions, or a fixed limit for models without positions.
         limit: usize,
     },
     /// A stride that would leave tokens out.

@@ -92,7 +92,7 @@ fn windowed_definition<B: TrainBackend>(
     window: Window,
 ) -> Vec<Values> {
     let mut trace = Trace::<B>::new();
-    let (q, k, v) = (trace.input(q), trace.input(k), trace.input(v));
+    let (q, k, v) = (trace.input(q), trace.input(k), trace.input::<4>(v));
     let ([_, _, h, _], [b, t, g, p]) = (q.dims(), k.dims());
     let matrix = reference::windowed_matrix(q, k, window);
     let v: Tensor<B, 4> = v

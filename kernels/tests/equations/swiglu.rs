@@ -22,8 +22,10 @@ fn swiglu_definition<B: TrainBackend>(gate: &Values, up: &Values) -> Vec<Values>
 #[test]
 fn swiglu_is_right() {
     for scale in [0.1, 3.0, 30.0] {
-        let (gate, up) = (random(4, &[33, 50], scale), random(5, &[33, 50], 1.0));
-        check!("swiglu", swiglu, swiglu_definition, &gate, &up);
+        for shape in [[33, 50], [400, 101]] {
+            let (gate, up) = (random(4, &shape, scale), random(5, &shape, 1.0));
+            check!("swiglu", swiglu, swiglu_definition, &gate, &up);
+        }
     }
 }
 

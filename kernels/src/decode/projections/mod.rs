@@ -20,6 +20,8 @@
 
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod cube;
+#[cfg(feature = "flex")]
+mod flex;
 pub mod reference;
 mod weight;
 
@@ -88,13 +90,23 @@ pub trait Projections: Linear + LayerNorm {
         reference::out_of(x, inputs)
     }
 
+    /// `W x + bias` of one projection, as the defaults of the ops above use it: `x [b, d_in]` to `[b, d_out]`.
+    fn projection(x: Tensor<Self, 2>, projection: Projection<Self>) -> Tensor<Self, 2> {
+        reference::linear(x, projection)
+    }
+
+    /// See [`Weight::to_float`]: the numbers of a weight in 8 bits, in f32.
+    fn int8_to_float(packed: Tensor<Self, 2, Int>, scales: Tensor<Self, 1>) -> Tensor<Self, 2> {
+        reference::int8_to_float(packed, scales)
+    }
+
     /// See [`rows`].
     fn projections_rows(table: Tensor<Self, 2>, ids: Tensor<Self, 1, Int>) -> Tensor<Self, 2> {
         reference::rows(table, ids)
     }
 }
 
-by_default!(Projections for ndarray, flex, autodiff);
+by_default!(Projections for ndarray, autodiff);
 
 /// `act(W LN(x) + bias)` of each projection: `x [b, d_in]` to `[b, d_out]` each, in the dtype of `x`.
 ///

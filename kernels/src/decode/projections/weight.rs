@@ -1,7 +1,10 @@
 //! A weight as it lies in memory: in a float dtype, or in 8 bits.
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, ElementConversion, Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
+
+use super::Projections;
+use crate::dtype::narrow;
 
 /// `[d_out, d_in]`.
 #[derive(Clone, Debug)]
@@ -82,24 +85,15 @@ impl<B: Backend> Weight<B> {
             scales: Tensor::from_data(TensorData::new(scales, [d_out]), (&device, DType::F32)),
         }
     }
+}
 
+impl<B: Projections> Weight<B> {
     /// In `dtype`, without a copy where it is that already.
     pub fn to_float(&self, dtype: DType) -> Tensor<B, 2> {
         match self {
-            Self::Float(weight) if weight.dtype() == dtype => weight.clone(),
-            Self::Float(weight) => weight.clone().cast(dtype),
+            Self::Float(weight) => narrow(weight.clone(), dtype),
             Self::Int8 { packed, scales } => {
-                let [d_out, words] = packed.dims();
-                // Whatever the width of the backend's integers, `(byte ^ 128) - 128` is the byte's number.
-                let byte = |i: i32| {
-                    let byte = packed.clone().bitwise_right_shift_scalar((8 * i).elem());
-                    let byte = byte.bitwise_and_scalar(255.elem());
-                    byte.bitwise_xor_scalar(128.elem()).sub_scalar(128)
-                };
-                let bytes = (0..4).map(byte).collect();
-                let q: Tensor<B, 3, Int> = Tensor::stack(bytes, 2);
-                let q = q.reshape([d_out, 4 * words]).float().cast(DType::F32);
-                (q * scales.clone().reshape([d_out, 1])).cast(dtype)
+                narrow(B::int8_to_float(packed.clone(), scales.clone()), dtype)
             }
         }
     }

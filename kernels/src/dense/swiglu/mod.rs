@@ -1,6 +1,8 @@
 //! The gated activation of Llama's and Qwen's MLP (arXiv 2002.05202, equation 6, without its products).
 
 mod autodiff;
+#[cfg(feature = "flex")]
+mod flex;
 pub mod reference;
 
 use burn::tensor::backend::Backend;
@@ -25,7 +27,7 @@ pub trait SwiGlu: Backend {
     }
 }
 
-by_default!(SwiGlu for ndarray, flex, cube);
+by_default!(SwiGlu for ndarray, cube);
 
 /// `silu(gate) * up` with `silu(v) = v / (1 + e^-v)`, element by element, of `gate` and `up` `[.., d]`, in
 /// their dtype; computed in f32 for half precision. Differentiable in both.
