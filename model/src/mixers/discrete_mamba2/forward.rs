@@ -7,6 +7,7 @@ use kernels::{Epilogue, KernelBackend, ScanInputs, TransferParts};
 use super::{Activation, DiscreteMamba2, Rows, Turned};
 use crate::layers::Norm;
 use crate::mixers::rotary::Rotary;
+use crate::precision::widen;
 
 impl<B: KernelBackend> DiscreteMamba2<B> {
     /// What the output projection reads, `[b, l, d_inner]`.
@@ -71,7 +72,10 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
     /// A_log with its bias, `[b, l, h]`.
     pub(super) fn a_log(&self, projected: Tensor<B, 3>) -> Tensor<B, 3> {
         match &self.a_log_bias {
-            Some(bias) => projected + bias.val().reshape([1, 1, self.config.n_v_heads]),
+            // In f32, since a slow decay is a large number of which the last digits count.
+            Some(bias) => {
+                widen(projected) + widen(bias.val()).reshape([1, 1, self.config.n_v_heads])
+            }
             None => projected,
         }
     }
