@@ -356,4 +356,54 @@ mod tests {
         }
         assert!(texts > 0);
     }
+
+    /// How each kind of tokenizer cuts a text into words, whose letters are joined where a merge says so.
+    #[test]
+    fn words_of_gguf_tokenizers() {
+        use ::tests::gguf::{Value, tiny};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("m.gguf");
+        // As bytes have them in GPT-2's alphabet.
+        let mut tokens: Vec<String> = ('!'..='~').map(String::from).collect();
+        tokens.extend(
+            ["Ġ", "Ċ", "12", "123", "1234", "ĠĠ", "Ġa", "'S", "ab", "abx"].map(String::from),
+        );
+        let merges = ["1 2", "12 3", "123 4", "Ġ Ġ", "Ġ a", "' S", "a b"];
+        let words = |pre: &str, text: &str| {
+            let file = tiny()
+                .with("tokenizer.ggml.pre", pre)
+                .with("tokenizer.ggml.tokens", Value::Texts(tokens.clone()))
+                .with(
+                    "tokenizer.ggml.token_type",
+                    Value::I32s(vec![1; tokens.len()]),
+                )
+                .with(
+                    "tokenizer.ggml.merges",
+                    Value::Texts(merges.map(String::from).to_vec()),
+                );
+            std::fs::write(&path, file.bytes()).unwrap();
+            let ids = at(&path)
+                .unwrap()
+                .expect("a tokenizer")
+                .encode(text)
+                .unwrap();
+            let names = ids.iter().map(|&id| tokens[id as usize].as_str());
+            names.collect::<Vec<_>>().join("|")
+        };
+        for (pre, numbers, blanks, end, known) in [
+            ("gpt-2", "1234", "Ġ|Ġa", "'|S", "ab|x"),
+            ("smollm", "1|2|3|4", "Ġ|Ġa", "'|S", "ab|x"),
+            ("qwen2", "1|2|3|4", "Ġ|Ġa", "'S", "ab|x"),
+            ("llama-bpe", "123|4", "Ġ|Ġa", "'S", "abx"),
+        ] {
+            assert_eq!(words(pre, "1234"), numbers, "{pre}");
+            assert_eq!(words(pre, "b  a"), format!("b|{blanks}"), "{pre}");
+            assert_eq!(words(pre, "x'S"), format!("x|{end}"), "{pre}");
+            assert_eq!(words(pre, "abx"), known, "{pre}");
+        }
+        // Two blanks before a digit: one token where the digit is cut off first.
+        assert_eq!(words("gpt-2", "a  1"), "a|Ġ|Ġ|1");
+        assert_eq!(words("smollm", "a  1"), "a|ĠĠ|1");
+        assert_eq!(words("qwen2", "a  1"), "a|Ġ|Ġ|1");
+    }
 }
