@@ -179,12 +179,16 @@ pub(crate) struct FoundModel {
 }
 
 impl FoundModel {
-    /// The chat template of the model, which is beside its tokenizer.
+    /// The chat template of the model, which is beside its tokenizer, or with it in a GGUF file.
     ///
     /// # Errors
     /// Every [`ChatFileError`].
     pub fn chat_template(&self) -> Result<ChatTemplate, ChatFileError> {
-        let folder = self.tokenizer.path().parent();
+        let path = self.tokenizer.path();
+        if model::is_model(path) {
+            return ChatTemplate::in_folder(path);
+        }
+        let folder = path.parent();
         let folder = folder.filter(|folder| !folder.as_os_str().is_empty());
         ChatTemplate::in_folder(folder.unwrap_or(Path::new(".")))
     }

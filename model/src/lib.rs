@@ -90,7 +90,7 @@ pub mod weights;
 pub use arch::{
     BlockConfig, BlockOrder, Family, HeadConfig, Layout, LlamaConfig, LlamaFamily,
     LlamaMambaConfig, MlpConfig, MlpKind, ModelConfig, NetworkConfig, NormConfig, NormKind,
-    PhiConfig, PhiMambaConfig,
+    PhiConfig, PhiMambaConfig, PythonModule,
 };
 pub use batch::Batch;
 pub use block::{Block, BlockOutputs};

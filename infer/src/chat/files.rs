@@ -7,14 +7,14 @@
 //! | `tokenizer_config.json`: `chat_template` | a text; or a list of texts with names, of which `default` is taken |
 //!
 //! The special tokens are those of `tokenizer_config.json` and, for tokenizers of earlier versions, of
-//! `special_tokens_map.json`.
+//! `special_tokens_map.json`. A GGUF file has a template and special tokens of its own.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use model::manifest::{self, ManifestError};
+use model::{SmallFile, WeightsError};
 use serde_json::{Map, Value};
 
 use super::{ChatTemplate, TemplateError};
@@ -42,13 +42,13 @@ pub enum ChatFileError {
         /// The folder of the tokenizer.
         folder: PathBuf,
     },
-    /// A file is not the one that the folder was made with.
+    /// A file cannot be read, or is not the one that the folder was made with.
     #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    /// A file cannot be read.
+    File(#[from] WeightsError),
+    /// A folder of templates, or one of them, cannot be read.
     #[error("{}: {reason}", path.display())]
     Io {
-        /// The file.
+        /// The folder or file.
         path: PathBuf,
         /// What the system says.
         reason: io::Error,
@@ -93,41 +93,49 @@ pub enum ChatFileError {
 }
 
 impl ChatTemplate {
-    /// The chat template in the `folder` of a tokenizer.
+    /// The chat template in the `folder` of a tokenizer, or in a GGUF file.
     ///
     /// # Errors
     /// Every [`ChatFileError`].
     pub fn in_folder(folder: &Path) -> Result<Self, ChatFileError> {
-        manifest::verify_files(folder, &[CONFIG, TOKENS, FILE])?;
-        let config = read_object(&folder.join(CONFIG))?.unwrap_or_default();
+        let config = object(folder, CONFIG)?;
         let (path, source) = source(folder, &config)?.ok_or_else(|| ChatFileError::None {
             folder: folder.into(),
         })?;
-        let special_tokens = special_tokens(folder, config)?;
+        let special_tokens = special_tokens(folder, config.members)?;
         Self::new(&source, special_tokens)
             .map_err(|reason| ChatFileError::Template { path, reason })
     }
 }
 
+/// A file with an object, which may be absent.
+struct Object {
+    path: PathBuf,
+    members: Map<String, Value>,
+}
+
 /// The template, and the file that it is in.
-fn source(
-    folder: &Path,
-    config: &Map<String, Value>,
-) -> Result<Option<(PathBuf, String)>, ChatFileError> {
+fn source(folder: &Path, config: &Object) -> Result<Option<(PathBuf, String)>, ChatFileError> {
     let additional = folder.join(FOLDER);
-    let alone = folder.join(FILE);
-    for path in [additional.join(format!("{DEFAULT}.jinja")), alone] {
-        if let Some(source) = read(&path)? {
-            return Ok(Some((path, source)));
+    let default = additional.join(format!("{DEFAULT}.jinja"));
+    match fs::read(&default) {
+        Ok(bytes) => return Ok(Some((default.clone(), text(default, bytes)?))),
+        Err(error) if is_absent(&error) => {}
+        Err(reason) => {
+            let path = default;
+            return Err(ChatFileError::Io { path, reason });
         }
+    }
+    if let Some(SmallFile { path, bytes }) = model::small_file(folder, FILE)? {
+        return Ok(Some((path.clone(), text(path, bytes)?)));
     }
     let names = names(&additional)?;
     if !names.is_empty() {
         let path = additional;
         return Err(ChatFileError::NoDefault { path, names });
     }
-    let path = folder.join(CONFIG);
-    let source = match config.get(KEY) {
+    let path = config.path.clone();
+    let source = match config.members.get(KEY) {
         None | Some(Value::Null) => return Ok(None),
         Some(Value::String(source)) => source,
         Some(Value::Array(all)) => {
@@ -176,10 +184,8 @@ fn special_tokens(
     mut config: Map<String, Value>,
 ) -> Result<BTreeMap<String, String>, ChatFileError> {
     // A tokenizer of the present form has its tokens in one file.
-    if !config.contains_key("added_tokens_decoder")
-        && let Some(tokens) = read_object(&folder.join(TOKENS))?
-    {
-        config.extend(tokens);
+    if !config.contains_key("added_tokens_decoder") {
+        config.extend(object(folder, TOKENS)?.members);
     }
     // These have names that need not end like the others'.
     let named = match config.remove("extra_special_tokens") {
@@ -200,16 +206,12 @@ fn text_of(token: &Value) -> Option<String> {
     text.map(str::to_owned)
 }
 
-/// The text of a file, if there is one.
-fn read(path: &Path) -> Result<Option<String>, ChatFileError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if is_absent(&error) => Ok(None),
-        Err(reason) => Err(ChatFileError::Io {
-            path: path.into(),
-            reason,
-        }),
-    }
+/// What a file holds, as text.
+fn text(path: PathBuf, bytes: Vec<u8>) -> Result<String, ChatFileError> {
+    String::from_utf8(bytes).map_err(|error| ChatFileError::Io {
+        path,
+        reason: io::Error::new(ErrorKind::InvalidData, error),
+    })
 }
 
 /// Whether there is no such file.
@@ -217,18 +219,23 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }
 
-/// The members of a file, if there is one.
-fn read_object(path: &Path) -> Result<Option<Map<String, Value>>, ChatFileError> {
-    let json = |reason: String| ChatFileError::Json {
-        path: path.into(),
-        reason,
+/// The file `name` of a folder or of a GGUF file; without members if there is none.
+fn object(folder: &Path, name: &str) -> Result<Object, ChatFileError> {
+    let Some(SmallFile { path, bytes }) = model::small_file(folder, name)? else {
+        return Ok(Object {
+            path: folder.join(name),
+            members: Map::new(),
+        });
     };
-    let Some(text) = read(path)? else {
-        return Ok(None);
-    };
-    match serde_json::from_str(&text) {
-        Ok(Value::Object(members)) => Ok(Some(members)),
-        Ok(_) => Err(json("it is another value".to_owned())),
-        Err(error) => Err(json(error.to_string())),
+    match serde_json::from_slice(&bytes) {
+        Ok(Value::Object(members)) => Ok(Object { path, members }),
+        Ok(_) => Err(ChatFileError::Json {
+            path,
+            reason: "it is another value".to_owned(),
+        }),
+        Err(error) => Err(ChatFileError::Json {
+            path,
+            reason: error.to_string(),
+        }),
     }
 }

@@ -46,8 +46,6 @@ fn f64_does_not_meet_narrower_inputs() {
         d: None,
         z: Some(of([b, l, h * p], double)),
         z_bias: None,
-        a_log_bias: None,
-        turn: None,
     };
     let student = |d| TransferParts::<B> {
         a_log: of([b, l, h], single),
@@ -71,6 +69,8 @@ fn f64_does_not_meet_narrower_inputs() {
         activation: Activation::Identity,
         d: of([h], single),
         z_bias: None,
+        a_log_bias: None,
+        turn: None,
     };
     let state = StepState {
         conv: of([b, channels, 4], single),

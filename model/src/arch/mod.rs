@@ -11,6 +11,7 @@ mod llama;
 mod llama_mamba;
 mod phi;
 mod phi_mamba;
+mod python;
 mod student_layers;
 
 use std::fmt::Debug;
@@ -23,6 +24,7 @@ pub use llama::{LlamaConfig, LlamaFamily};
 pub use llama_mamba::{LlamaMambaConfig, Rope};
 pub use phi::PhiConfig;
 pub use phi_mamba::{BlockConfig, PhiMambaConfig};
+pub use python::PythonModule;
 pub use student_layers::student_mixers;
 
 pub use crate::layers::{NormConfig, NormKind};
@@ -103,6 +105,12 @@ pub trait Family: Debug {
 
     /// The text of its `config.json`.
     fn to_json(&self) -> String;
+
+    /// What opens its folder in Hugging Face's transformers, where these have no class for it. It is written beside
+    /// the weights, and [`to_json`](Self::to_json) names it.
+    fn python_module(&self) -> Option<PythonModule> {
+        None
+    }
 
     /// That the sizes fit together.
     ///
@@ -228,6 +236,10 @@ impl Family for ModelConfig {
 
     fn to_json(&self) -> String {
         self.deref().to_json()
+    }
+
+    fn python_module(&self) -> Option<PythonModule> {
+        self.deref().python_module()
     }
 
     fn validate(&self) -> Result<(), ConfigError> {

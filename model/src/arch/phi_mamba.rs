@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::phi::ATTENTION_KEYS;
+use super::python::{PythonModule, STUDENTS, name_module};
 use super::student_layers::student_mixers;
 use super::{
     BlockOrder, Family, FamilyFile, HeadConfig, Layout, MlpConfig, MlpKind, ModelConfig,
@@ -436,7 +437,12 @@ impl Family for PhiMambaConfig {
                 "core_input": input,
             });
         }
+        name_module(&mut root);
         format!("{root:#}")
+    }
+
+    fn python_module(&self) -> Option<PythonModule> {
+        Some(STUDENTS)
     }
 
     fn validate(&self) -> Result<(), ConfigError> {

@@ -179,7 +179,8 @@ pub fn model_files(folder: impl AsRef<Path>) -> Result<Vec<PathBuf>, WeightsErro
 }
 
 /// Writes a model as its family's own code loads it (a student with `strict=True`): `model.safetensors` in f32
-/// and `config.json`, each replaced whole or not at all, and then their checksums. The folder is made if need be.
+/// and `config.json`, with the module of Python that opens a student in transformers, each replaced whole or not at
+/// all, and then their checksums. The folder is made if need be.
 /// What else is put into it can be listed by [`manifest::add`]. The checksums are returned too, for a manifest
 /// around the folder; they are computed while the files are written, which are not read again.
 ///
@@ -212,5 +213,5 @@ pub fn save_in_shards<B: Backend>(
     folder: impl AsRef<Path>,
 ) -> Result<Digests, WeightsError> {
     let tensors = write::stored(model, config.layout(), dtype);
-    write::shards(folder.as_ref(), tensors, bytes, &config.to_json())
+    write::shards(folder.as_ref(), tensors, bytes, config)
 }

@@ -39,7 +39,7 @@ pub fn save_random_teacher<B: Backend>(
     let names = named_parameters(&network, config.layout());
     let drawn = names.into_iter().enumerate();
     let drawn = drawn.map(|(i, parameter)| (parameter.name.clone(), Drawn::new(i, parameter)));
-    write::shards(folder.as_ref(), drawn.collect(), SHARD, &config.to_json())?;
+    write::shards(folder.as_ref(), drawn.collect(), SHARD, config)?;
     Ok(())
 }
 

@@ -28,7 +28,7 @@ pub(super) fn folder<B: Backend>(
     let all = stored(model, config.layout(), DType::F32);
     let mut written = Written::new(folder);
     written.tensors(SINGLE, all)?;
-    written.text(CONFIG, &config.to_json())?;
+    written.configuration(config)?;
     written.list()
 }
 
@@ -47,12 +47,12 @@ pub(super) fn stored<B: Backend>(
 }
 
 /// Writes `all` into `folder` as files of up to `bytes` each (more where a single tensor has more), in
-/// their order, with the index that names them, and the text of a configuration.
+/// their order, with the index that names them, and the configuration.
 pub(super) fn shards<V: View>(
     folder: &Path,
     all: Vec<(String, V)>,
     bytes: usize,
-    config: &str,
+    config: &impl Family,
 ) -> Result<Digests, WeightsError> {
     fs::create_dir_all(folder).map_err(io(folder))?;
     let total: usize = all.iter().map(|(_, tensor)| tensor.data_len()).sum();
@@ -85,7 +85,7 @@ pub(super) fn shards<V: View>(
     }
     let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
     written.text(INDEX, &format!("{index:#}\n"))?;
-    written.text(CONFIG, config)?;
+    written.configuration(config)?;
     written.list()
 }
 
@@ -124,6 +124,14 @@ impl<'a> Written<'a> {
         let digest = written.map_err(io(&path))?;
         self.digests.insert(name.to_owned(), digest);
         Ok(())
+    }
+
+    /// The `config.json`, and the module of Python that it names.
+    fn configuration(&mut self, config: &impl Family) -> Result<(), WeightsError> {
+        if let Some(module) = config.python_module() {
+            self.text(module.file, module.text)?;
+        }
+        self.text(CONFIG, &config.to_json())
     }
 
     /// Lists all in the folder's manifest, and returns their checksums.

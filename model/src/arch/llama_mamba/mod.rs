@@ -9,6 +9,7 @@ mod file;
 
 use serde_json::Value;
 
+use super::python::{PythonModule, STUDENTS, name_module};
 use super::{
     BlockOrder, Family, FamilyFile, Layout, MlpKind, ModelConfig, NetworkConfig, NormKind,
 };
@@ -220,7 +221,13 @@ impl Family for LlamaMambaConfig {
     }
 
     fn to_json(&self) -> String {
-        format!("{:#}", file::write(self))
+        let mut root = file::write(self);
+        name_module(&mut root);
+        format!("{root:#}")
+    }
+
+    fn python_module(&self) -> Option<PythonModule> {
+        Some(STUDENTS)
     }
 
     fn validate(&self) -> Result<(), ConfigError> {

@@ -1,0 +1,29 @@
+//! Students in Python, without this project: a module for Hugging Face's transformers, which is written beside their
+//! weights and named in their `config.json`.
+
+use serde_json::{Value, json};
+
+/// A file of Python that opens models of a family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PythonModule {
+    /// The file's name.
+    pub file: &'static str,
+    /// Its text.
+    pub text: &'static str,
+}
+
+/// For all students: it reads the formats of all of them.
+pub(super) const STUDENTS: PythonModule = PythonModule {
+    file: "modeling_mohawk.py",
+    text: include_str!("modeling_mohawk.py"),
+};
+
+/// Adds to a student's `config.json` what leads `AutoModelForCausalLM.from_pretrained` to [`STUDENTS`].
+pub(super) fn name_module(root: &mut Value) {
+    root["architectures"] = json!(["MohawkForCausalLM"]);
+    root["model_type"] = json!("mohawk_student");
+    root["auto_map"] = json!({
+        "AutoConfig": "modeling_mohawk.MohawkConfig",
+        "AutoModelForCausalLM": "modeling_mohawk.MohawkForCausalLM",
+    });
+}

@@ -1,0 +1,87 @@
+"""Opens students with transformers; see `run`."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+PROJECT = Path(__file__).parents[2]
+GOLDENS = Path(os.environ.get("GOLDENS_DIR", PROJECT / "tests/goldens"))
+MODULE = PROJECT / "model/src/arch/modeling_mohawk.py"
+RECORDED = [
+    "student-tiny",
+    "student-hybrid",
+    "student-grouped",
+    "student-silu-bias-expand2",
+    "student-llama",
+    "student-llama-hybrid",
+    "student-llama-rope",
+    "student-llama-heads",
+    "student-llama-heads-sum",
+    "student-qwen2",
+]
+PROMPT = "It was the best of"
+
+
+def open_model(folder):
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=True, dtype=torch.float32, output_loading_info=True
+    )
+    wrong = {kind: names for kind, names in report.items() if names}
+    assert not wrong, f"{folder}: {wrong}"
+    return model.eval()
+
+
+def recorded(name):
+    """A recorded student's logits and greedy ids: in f32, whose digits end at 1e-5 of the largest."""
+    expected = load_file(GOLDENS / name / "expected.safetensors")
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(GOLDENS / name, folder, dirs_exist_ok=True)
+        shutil.copy(MODULE, folder)
+        config = json.loads((Path(folder) / "config.json").read_text())
+        config["model_type"] = "mohawk_student"
+        module = MODULE.stem
+        config["auto_map"] = {
+            "AutoConfig": f"{module}.MohawkConfig",
+            "AutoModelForCausalLM": f"{module}.MohawkForCausalLM",
+        }
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        model = open_model(folder)
+        ids, logits = expected["input_ids"], expected["logits"]
+        error = (model(ids).logits - logits).abs().max() / logits.abs().max()
+        assert error < 1e-4, f"{name}: logits are off by {error:.1e} of the largest"
+        greedy = model.generate(ids[:, :5], max_new_tokens=16, do_sample=False, pad_token_id=0)
+        assert torch.equal(greedy, expected["greedy_ids"]), f"{name}: greedy ids differ"
+    print(f"{name}: logits within {error:.1e} of the largest, greedy ids equal")
+
+
+def exported(infer, folder):
+    """A folder that `train` has written: the greedy text of `infer`."""
+    options = ["--temperature", "0", "--max-tokens", "24", "--dtype", "f32"]
+    run = [infer, "generate", "--model", folder, *options, PROMPT]
+    theirs = subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True).stdout
+    model, tokenizer = open_model(folder), AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    ids = model.generate(ids, max_new_tokens=24, do_sample=False, pad_token_id=0)
+    ours = tokenizer.decode(ids[0], skip_special_tokens=True)
+    assert theirs.strip().endswith(ours.strip()), f"{folder}: {theirs!r} and {ours!r}"
+    print(f"{folder}: the text of infer, {ours!r}")
+
+
+def main():
+    infer, *folders = sys.argv[1:]
+    torch.set_grad_enabled(False)
+    for name in RECORDED:
+        recorded(name)
+    for folder in folders:
+        exported(infer, folder)
+
+
+main()
