@@ -91,7 +91,7 @@ fn a_student_with_heads_of_a_llama() {
     teacher(folder.path());
     let set = [
         "student.kind=mamba2_heads",
-        "student.heads=0.1,0.3",
+        "student.heads=0/1,0/3",
         "student.joined=adapter",
         "student.init=copy",
     ];
@@ -108,11 +108,11 @@ fn a_student_with_heads_of_a_llama() {
         });
     assert!(kept.eq([(vec![1, 3], true), (vec![], false)]));
 
-    let set = ["student.kind=mamba2_heads", "student.heads=0.4"];
+    let set = ["student.kind=mamba2_heads", "student.heads=0/4"];
     let config = config_with(folder.path(), &set);
     let refused = execute(options(config, super::folder().path(), false));
     let message = refused.expect_err("there is no such head").to_string();
-    assert!(message.contains("0.4"), "{message}");
+    assert!(message.contains("0/4"), "{message}");
 }
 
 /// A start that does not fit is refused before anything is written, with the key that would fit.

@@ -68,7 +68,7 @@ pub struct HeadsStudent {
     /// The state-space mixer's.
     #[serde(flatten)]
     pub mamba: Mamba2Student,
-    /// The heads that are kept, each as LAYER.HEAD, both from 0.
+    /// The heads that are kept, each as LAYER/HEAD, both from 0.
     pub heads: Vec<String>,
     /// How their output and the mixer's become one.
     pub joined: Joined,
@@ -86,7 +86,7 @@ impl Default for HeadsStudent {
 
 /// The layer and the head of `text`.
 fn layer_and_head(text: &str) -> Option<(usize, usize)> {
-    let (layer, head) = text.split_once('.')?;
+    let (layer, head) = text.split_once('/')?;
     Some((layer.parse().ok()?, head.parse().ok()?))
 }
 
@@ -102,7 +102,7 @@ impl StudentOptions for HeadsStudent {
             let refused = |what: &str| {
                 let n = of_teacher.n_heads;
                 Err(ConfigError::Invalid(format!(
-                    "`student.heads` has {text:?}, {what}; each is LAYER.HEAD, both from 0, and a layer of the \
+                    "`student.heads` has {text:?}, {what}; each is LAYER/HEAD, both from 0, and a layer of the \
                      teacher has {n} heads"
                 )))
             };
