@@ -85,6 +85,7 @@ pub fn student_config(config: &Config, teacher: &impl Family) -> Result<ModelCon
         Ok(how.options_of(mixer, of_teacher, d_model))
     };
     let kept = &config.student.attention_layers;
+    options.check(network.mixers.len(), kept)?;
     let mixers = student_mixers(network.mixers, kept, mixer)?;
     Ok(teacher.student_with(mixers)?)
 }

@@ -108,11 +108,18 @@ fn a_student_with_heads_of_a_llama() {
         });
     assert!(kept.eq([(vec![1, 3], true), (vec![], false)]));
 
-    let set = ["student.kind=mamba2_heads", "student.heads=0/4"];
-    let config = config_with(folder.path(), &set);
-    let refused = execute(options(config, super::folder().path(), false));
-    let message = refused.expect_err("there is no such head").to_string();
-    assert!(message.contains("0/4"), "{message}");
+    for (kept, set) in [
+        ("0/4", "student.heads=0/4"),
+        ("2/1", "student.heads=0/1,2/1"),
+        ("1/0", "student.heads=0/1,1/0"),
+    ] {
+        let kind = "student.kind=mamba2_heads";
+        let set = [kind, set, "student.attention_layers=1"];
+        let config = config_with(folder.path(), &set);
+        let refused = execute(options(config, super::folder().path(), false));
+        let message = refused.expect_err("there is no such head").to_string();
+        assert!(message.contains(kept), "{message}");
+    }
 }
 
 /// A start that does not fit is refused before anything is written, with the key that would fit.
