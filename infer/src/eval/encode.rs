@@ -65,7 +65,8 @@ impl Hash for ScoreRequest {
 /// A prompt is encoded whole. Its continuation is what follows the first n tokens, where n is the number
 /// of tokens of the context alone; so words are split into tokens as in training, also at the boundary.
 /// Blanks at the end of the context belong to the continuation, whose first word begins with them in most
-/// vocabularies. At most `max_length` tokens are read: of longer prompts, the last ones.
+/// vocabularies. A prompt begins with what the tokenizer puts before a prompt; an empty context is the tokenizer's
+/// [`prefix`](Tokenizer::prefix) instead. At most `max_length` tokens are read: of longer prompts, the last ones.
 ///
 /// # Errors
 /// [`EvalError::NoPrefix`], [`EvalError::NothingToScore`], [`EvalError::TooLong`], and what the
@@ -103,10 +104,15 @@ pub fn requests<'p>(
         .iter()
         .zip(of_prompt.zip(wholes))
         .map(|(prompt, (context, whole))| {
-            request(context, &whole, tokenizer.end_of_text(), max_length)?.ok_or_else(|| {
-                EvalError::NothingToScore {
-                    continuation: prompt.continuation.clone(),
-                }
+            let begin: &[u32] = if prompt.context.is_empty() {
+                &[]
+            } else {
+                tokenizer.begin()
+            };
+            let [context, whole] = [context, &whole].map(|ids| [begin, ids].concat());
+            let request = request(&context, &whole, tokenizer.prefix(), max_length)?;
+            request.ok_or_else(|| EvalError::NothingToScore {
+                continuation: prompt.continuation.clone(),
             })
         })
         .collect()
@@ -116,15 +122,15 @@ pub fn requests<'p>(
 fn request(
     context: &[u32],
     whole: &[u32],
-    end_of_text: Option<u32>,
+    prefix: Option<u32>,
     max_length: usize,
 ) -> Result<Option<ScoreRequest>, EvalError> {
-    // Without a context, the text follows an end-of-text, as documents did in training.
-    let prefix = [end_of_text.unwrap_or_default()];
+    // Without a context, the text follows what documents followed in training.
+    let before = [prefix.unwrap_or_default()];
     let (context, continuation) = match context {
-        [] if end_of_text.is_none() => return Err(EvalError::NoPrefix),
-        [] if whole.first() == prefix.first() => whole.split_at(1),
-        [] => (&prefix[..], whole),
+        [] if prefix.is_none() => return Err(EvalError::NoPrefix),
+        [] if whole.first() == before.first() => whole.split_at(1),
+        [] => (&before[..], whole),
         context => (context, whole.get(context.len()..).unwrap_or_default()),
     };
     let scored = continuation.len();

@@ -16,7 +16,7 @@ pub struct Texts {
     pub requests: Vec<ScoreRequest>,
     /// The number of texts.
     pub documents: usize,
-    /// The number of tokens, all of which are scored.
+    /// The number of tokens, all of which are scored. A begin-of-text that the tokenizer puts before texts is one.
     pub tokens: usize,
     /// The number of bytes, in UTF-8.
     pub bytes: usize,
@@ -38,6 +38,9 @@ pub struct TextMetrics {
 impl Texts {
     /// Adds a text, as windows of up to `max_length` tokens that slide by `stride`.
     ///
+    /// As in the harness, the text is encoded as a prompt is, and the tokenizer's
+    /// [`prefix`](Tokenizer::prefix) stands before it. So a begin-of-text of the text itself is scored, too.
+    ///
     /// # Errors
     /// [`EvalError::NoPrefix`], and what the tokenizer fails with.
     pub fn add(
@@ -47,9 +50,9 @@ impl Texts {
         max_length: usize,
         stride: usize,
     ) -> Result<(), EvalError> {
-        let prefix = tokenizer.end_of_text().ok_or(EvalError::NoPrefix)?;
+        let prefix = tokenizer.prefix().ok_or(EvalError::NoPrefix)?;
         let mut ids = vec![prefix];
-        ids.extend(tokenizer.encode(text)?);
+        ids.extend(tokenizer.encode_prompt(text)?);
         self.documents += 1;
         self.tokens += ids.len() - 1;
         self.bytes += text.len();
