@@ -125,15 +125,15 @@ struct Object {
     members: Map<String, Value>,
 }
 
-/// The files beside a tokenizer, of those that are there.
-struct Files {
+/// The files beside a tokenizer.
+struct Files<'p> {
+    place: &'p Path,
     config: Option<Object>,
     tokens: Option<Object>,
-    of_model: Vec<Object>,
 }
 
-impl Files {
-    fn read(place: &Path) -> Result<Self, BeginningError> {
+impl<'p> Files<'p> {
+    fn read(place: &'p Path) -> Result<Self, BeginningError> {
         let config = object(place, CONFIG)?;
         // A tokenizer of the present form has its tokens in one file.
         let has_all = config
@@ -144,14 +144,10 @@ impl Files {
         } else {
             object(place, TOKENS)?
         };
-        let mut of_model = Vec::new();
-        for name in OF_MODEL {
-            of_model.extend(object(place, name)?);
-        }
         Ok(Self {
+            place,
             config,
             tokens,
-            of_model,
         })
     }
 
@@ -182,7 +178,10 @@ impl Files {
             return Ok(text.and_then(|text| tokenizer.id_of(&text)));
         }
         let key = format!("{name}_id");
-        for file in &self.of_model {
+        for name in OF_MODEL {
+            let Some(file) = object(self.place, name)? else {
+                continue;
+            };
             let value = file.members.get(&key).unwrap_or(&Value::Null);
             let first = match value {
                 Value::Null => None,

@@ -169,6 +169,30 @@ mod tests {
         assert_eq!(request(&[1, 2], &[1, 7], Some(END), 9).unwrap(), None);
     }
 
+    /// As in the harness, a begin-of-text stands before every context, and the prefix is an empty one.
+    #[test]
+    fn prompts_begin_with_what_the_tokenizer_puts_there() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/phi-tiny");
+        let plain = Tokenizer::from_folder(folder).unwrap();
+        let prompt = |context: &str| Prompt {
+            context: context.into(),
+            continuation: " best of times".into(),
+        };
+        let prompts = ["It was the", "", "It was the "].map(prompt);
+        let ids = |tokenizer: &Tokenizer| -> Vec<Vec<u32>> {
+            let requests = requests(&prompts, tokenizer, 99).unwrap();
+            let ids = requests.iter().map(|request| request.ids().to_vec());
+            ids.collect()
+        };
+        let without = ids(&plain);
+        assert_eq!(without[1][0], plain.end_of_text().unwrap());
+        let with = ids(&plain.with_beginning(vec![7], Some(5)));
+        for i in [0, 2] {
+            assert_eq!(with[i], [&[7][..], &without[i][..]].concat());
+        }
+        assert_eq!(with[1], [&[5][..], &without[1][1..]].concat());
+    }
+
     #[test]
     fn an_empty_context_is_the_end_of_another_text() {
         assert_eq!(made(&[], &[3, 4], 9), (vec![END, 3, 4], 2));

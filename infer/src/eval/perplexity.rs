@@ -129,6 +129,27 @@ mod tests {
         assert_eq!(parts(0, 4, 2), []);
     }
 
+    /// As in the harness, whose encoded text has the begin-of-text, and whose prefix stands before that.
+    #[test]
+    fn a_text_follows_the_prefix_and_its_own_begin() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/phi-tiny");
+        let plain = Tokenizer::from_folder(folder).unwrap();
+        let text = "It was the best of times";
+        let ids = plain.encode(text).unwrap();
+        let read = |tokenizer: &Tokenizer| {
+            let mut texts = Texts::default();
+            texts.add(text, tokenizer, 99, 99).unwrap();
+            assert_eq!(texts.tokens, texts.requests[0].scored);
+            texts.requests[0].ids().to_vec()
+        };
+        assert_eq!(read(&plain), [&[0][..], &ids[..]].concat());
+        // A token for what is scored only, as SmolLM2-Instruct has.
+        let prefix = plain.with_beginning(Vec::new(), Some(5));
+        assert_eq!(read(&prefix), [&[5][..], &ids[..]].concat());
+        let begin = prefix.with_beginning(vec![7], Some(7));
+        assert_eq!(read(&begin), [&[7, 7][..], &ids[..]].concat());
+    }
+
     /// However many windows there are, the tokens of a text are kept once.
     #[test]
     fn windows_lie_in_one_text() {
