@@ -136,7 +136,7 @@ mod tests {
         });
         let both = |step: Value| json!({"type": "Sequence", "processors": [level.clone(), step]});
         for (step, begin) in [
-            (template(&[7]), vec![7]),
+            (template(&[7]), vec![7_u32]),
             (both(template(&[7])), vec![7]),
             (template(&[7, 8]), vec![7, 8]),
             (template(&[]), vec![]),

@@ -36,8 +36,8 @@ use python::Refusal;
 const FUEL: u64 = 1_000_000;
 const MESSAGES: usize = 10_000;
 
-/// The stack that a template has for so much work. Lists that lie in each other are dropped and written level by level, and with so
-/// much work they cannot be deeper than this allows: half a million levels need less.
+/// The stack that a template has for so much work. Lists that lie in each other are dropped and written level by
+/// level, and with so much work they cannot be deeper than this allows: half a million levels need less.
 const STACK_BYTES: usize = 256 << 20;
 
 /// The bytes of text that a template may write: as many as the messages have, twice, and for each message

@@ -260,8 +260,8 @@ fn a_template_cannot_work_for_ever() {
 /// Many messages are not taken for a loop without end.
 #[test]
 fn work_grows_with_the_messages() {
-    // Some eighty steps for each, as a long template does.
-    let source = "{% for message in messages %}{% for i in range(20) %}{% endfor %}{{ message.role }}\
+    // Some sixty steps for each, as a long template does.
+    let source = "{% for message in messages %}{% for i in range(16) %}{% endfor %}{{ message.role }}\
                   {% endfor %}";
     let messages = vec![Message::new("user", "Hi"); 25_000];
     let text = template(source).render(&messages, true).unwrap();
