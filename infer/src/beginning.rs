@@ -1,10 +1,11 @@
 //! The token that a text begins with, as the files beside a tokenizer name it.
 //!
-//! | | |
-//! |---|---|
-//! | `tokenizer_config.json`, or in earlier versions `special_tokens_map.json`: `bos_token`, `eos_token` | the tokens, by their texts |
-//! | `generation_config.json`, then `config.json`: `bos_token_id`, `eos_token_id` | the same by their ids, where those files have no such key |
-//! | `tokenizer_config.json`: `add_bos_token` | whether prompts begin with it; without this key, `tokenizer.json` says so |
+//! - `bos_token` and `eos_token` of `tokenizer_config.json`, or in earlier versions of `special_tokens_map.json`, are
+//!   the tokens' texts.
+//! - Where those files have no such key, `bos_token_id` and `eos_token_id` of `generation_config.json`, then of
+//!   `config.json`, are their ids.
+//! - `add_bos_token` of `tokenizer_config.json` says whether prompts begin with it. Without this key,
+//!   `tokenizer.json` says so.
 //!
 //! A GGUF file has them, too. What they mean is what they mean in transformers.
 
