@@ -13,6 +13,7 @@ use tokenizers::{AddedToken, ModelWrapper, PreTokenizerWrapper};
 use crate::error::{DataError, Result, cannot};
 use crate::panics::caught;
 
+mod beginning;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod longest;
@@ -20,6 +21,7 @@ mod pieces;
 mod spelling;
 mod stream;
 
+use beginning::before_a_text;
 use pieces::{PIECE_BYTES, first_cut, pieces};
 use spelling::Spelling;
 pub use stream::TokenStream;
@@ -38,9 +40,9 @@ const CONTEXT_BYTES: usize = 1024;
 ///
 /// The names of special tokens have no meaning in a text: `<|endoftext|>` in a document or a prompt
 /// is encoded letter by letter, so that the id [`end_of_text`](Self::end_of_text) is always the end
-/// of a document. Only [`encode_chat`](Self::encode_chat) makes tokens of such names. No begin-of-text
-/// is added, and nothing is truncated or padded, even if the file says so, and nothing is left to chance
-/// (the "dropout" of some files).
+/// of a document. Only [`encode_chat`](Self::encode_chat) makes tokens of such names, and only
+/// [`encode_prompt`](Self::encode_prompt) adds a begin-of-text. Nothing is truncated or padded, even if the
+/// file says so, and nothing is left to chance (the "dropout" of some files).
 ///
 /// # Long texts
 ///
@@ -73,6 +75,10 @@ pub struct Tokenizer {
     hash: String,
     vocab_size: usize,
     end_of_text: Option<u32>,
+    /// The ids before a prompt.
+    begin: Vec<u32>,
+    /// The id before a text that is scored, if a file beside this one names it.
+    prefix: Option<u32>,
     spelling: Spelling,
     /// The added tokens, which are looked for before anything else.
     added: Vec<AddedToken>,
@@ -120,12 +126,21 @@ impl Tokenizer {
         if vocab_size == 0 || vocab_size > i32::MAX as usize {
             return Err(failed(format!("a vocabulary of {vocab_size} entries")));
         }
+        let begin = before_a_text(&inner);
+        let begin = begin.map_err(|reason| not_one(format!("`post_processor`: {reason}")))?;
+        if let Some(id) = begin.iter().find(|&&id| id as usize >= vocab_size) {
+            return Err(failed(format!(
+                "its `post_processor` begins a text with {id}, and its vocabulary ends at {vocab_size}"
+            )));
+        }
         Ok(Self {
             path: path.into(),
             hash: format!("{:x}", Sha256::digest(bytes)),
             vocab_size,
             // From the vocabulary: CodeGen's file does not register it as a special token.
             end_of_text: ENDS_OF_TEXT.iter().find_map(|name| inner.token_to_id(name)),
+            begin,
+            prefix: None,
             spelling: Spelling::of(inner.get_decoder()),
             added: inner.get_added_tokens_decoder().into_values().collect(),
             independent_pieces: independent_pieces(&inner),

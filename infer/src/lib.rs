@@ -48,6 +48,7 @@
 )))]
 compile_error!("infer needs a backend: build with the feature flex, ndarray, wgpu or cuda");
 
+pub mod beginning;
 mod bench;
 pub mod chat;
 pub mod cli;

@@ -9,6 +9,7 @@ use kernels::KernelBackend;
 use kernels::runtime::{Backend, BackendError};
 use model::{CausalLm, Hub, ModelConfig, WeightsError};
 
+use crate::beginning::{BeginningError, with_beginning};
 use crate::chat::{ChatFileError, ChatTemplate};
 use crate::end_tokens::{EndTokens, EndTokensError};
 use crate::generate::GenerateOptions;
@@ -34,6 +35,9 @@ pub enum ModelArgsError {
     /// The tokens that end a text are not known.
     #[error(transparent)]
     EndTokens(#[from] EndTokensError),
+    /// It is not known what a text begins with.
+    #[error(transparent)]
+    Beginning(#[from] BeginningError),
     /// Neither the model's folder nor the command line has a tokenizer.
     #[error(
         "{}: no tokenizer.json here; --tokenizer takes such a file, a folder with one, or a name on \
@@ -145,6 +149,8 @@ impl ModelArgs {
                 })?)?
             }
         };
+        let place = beside(&tokenizer);
+        let tokenizer = with_beginning(tokenizer, &place)?;
         Ok(FoundModel {
             folder,
             tokenizer,
@@ -158,6 +164,17 @@ fn at(path: &Path) -> Result<Option<Tokenizer>, ModelArgsError> {
     let found = model::tokenizer_json(path)?;
     let read = found.map(|file| Tokenizer::from_json(&file.bytes, file.path));
     Ok(read.transpose()?)
+}
+
+/// Where the files beside a tokenizer are: in its folder, or with it in a GGUF file.
+fn beside(tokenizer: &Tokenizer) -> PathBuf {
+    let path = tokenizer.path();
+    if model::is_model(path) {
+        return path.into();
+    }
+    let folder = path.parent();
+    let folder = folder.filter(|folder| !folder.as_os_str().is_empty());
+    folder.unwrap_or(Path::new(".")).into()
 }
 
 fn tokenizer_at(path: &Path) -> Result<Tokenizer, ModelArgsError> {
@@ -184,13 +201,7 @@ impl FoundModel {
     /// # Errors
     /// Every [`ChatFileError`].
     pub fn chat_template(&self) -> Result<ChatTemplate, ChatFileError> {
-        let path = self.tokenizer.path();
-        if model::is_model(path) {
-            return ChatTemplate::in_folder(path);
-        }
-        let folder = path.parent();
-        let folder = folder.filter(|folder| !folder.as_os_str().is_empty());
-        ChatTemplate::in_folder(folder.unwrap_or(Path::new(".")))
+        ChatTemplate::in_folder(&beside(&self.tokenizer))
     }
 
     /// Loads the model onto `device`.

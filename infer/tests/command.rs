@@ -128,6 +128,34 @@ fn a_model_may_borrow_its_tokenizer() {
     }
 }
 
+/// The tokenizer's files decide whether a prompt begins with a token of its own; what follows it never does.
+#[test]
+fn a_begin_of_text_goes_before_a_prompt() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        fs::copy(teacher_folder().join(name), folder.path().join(name)).unwrap();
+    }
+    let prefill = |adds: bool, arguments: &[&str]| {
+        let config = format!(r#"{{"bos_token": "!", "add_bos_token": {adds}}}"#);
+        fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
+        let few = ["--max-tokens", "2"];
+        let output = output(folder.path(), &[&few[..], arguments].concat());
+        let report = stderr(&output);
+        assert!(output.status.success(), "{report}");
+        let (_, tokens) = report.split_once("prefill ").unwrap();
+        let (tokens, _) = tokens.split_once(' ').unwrap();
+        tokens.parse::<usize>().unwrap()
+    };
+    let prompt = "It was the best of times";
+    assert_eq!(prefill(false, &[prompt]), 6);
+    assert_eq!(prefill(true, &[prompt]), 7);
+    assert_eq!(prefill(true, &[""]), 1);
+    let state = folder.path().join("text.state");
+    let state = state.to_str().unwrap();
+    assert_eq!(prefill(true, &["--save-state", state, prompt]), 7);
+    assert_eq!(prefill(true, &["--load-state", state, " and"]), 1);
+}
+
 /// A GGUF file is a model with its tokenizer, by its own path or by that of its folder.
 #[test]
 fn a_gguf_file_generates() {

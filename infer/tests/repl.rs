@@ -176,6 +176,48 @@ fn a_context_that_is_full_can_be_left() {
     assert_eq!(said.matches("--max-tokens were made").count(), 2, "{said}");
 }
 
+/// A begin-of-text stands before the first line of a text, and before no other.
+#[test]
+fn a_text_begins_once() {
+    let folder = chat_folder(&teacher_folder());
+    let config = r#"{"bos_token": "!", "add_bos_token": true}"#;
+    fs::write(folder.path().join("tokenizer_config.json"), config).unwrap();
+    let tokenizer = Tokenizer::from_folder(folder.path()).unwrap();
+    let begin = tokenizer.id_of("!").unwrap();
+    let device = Device::<Flex>::default();
+    let (config, model) = model::load_any::<Flex>(folder.path(), &device).unwrap();
+    let options = GenerateOptions {
+        sampling: SamplingSettings::default(),
+        max_tokens: 9,
+        vocab_size: tokenizer.vocab_size(),
+        end_tokens: EndTokens::of(folder.path(), &tokenizer, model.vocab_size()).unwrap(),
+        end_of_text: tokenizer.end_of_text(),
+        max_positions: config.max_positions(),
+    };
+    let continued = |text: &[u32]| -> Vec<u32> {
+        let made = Generation::new(&model, &device, text, options.clone()).unwrap();
+        made.map(|token| token.unwrap()).collect()
+    };
+    let line = tokenizer.encode(&format!("{LINE}\n")).unwrap();
+    let mut text = [&[begin][..], &line[..]].concat();
+    let first = continued(&text);
+    text.extend(&first);
+    let said = tokenizer.decode(&first).unwrap();
+    let next = if format!("{LINE}\n{said}").ends_with('\n') {
+        "He said\n"
+    } else {
+        "\nHe said\n"
+    };
+    text.extend(tokenizer.encode(next).unwrap());
+    let second = tokenizer.decode(&continued(&text)).unwrap();
+
+    let few = ["--max-tokens", "9"];
+    let again = session(folder.path(), &few, &[LINE, "He said", "/reset", LINE]);
+    let ended = |text: &str| format!("{}\n", text.strip_suffix('\n').unwrap_or(text));
+    let expected = [&said, &second, &said].map(|text| ended(text)).concat();
+    assert_eq!(stdout(&again), expected);
+}
+
 /// A tokenizer without an end of text has nothing that an empty line could begin a text with.
 #[test]
 fn an_empty_beginning_does_not_end_it() {

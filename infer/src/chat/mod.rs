@@ -32,11 +32,12 @@ pub use files::ChatFileError;
 use python::Refusal;
 
 /// The work that a template may do: about so many steps, or 64 times as many bytes of text. It takes a tenth of
-/// a second.
+/// a second. For each [`MESSAGES`] that there are it may do as much again.
 const FUEL: u64 = 1_000_000;
+const MESSAGES: usize = 10_000;
 
-/// The stack that a template has. Lists that lie in each other are dropped and written level by level, and with so
-/// much work they cannot be deeper than this allows: half a million levels need less.
+/// The stack that a template has for so much work. Lists that lie in each other are dropped and written level by
+/// level, and with so much work they cannot be deeper than this allows: half a million levels need less.
 const STACK_BYTES: usize = 256 << 20;
 
 /// The bytes of text that a template may write: as many as the messages have, twice, and for each message
@@ -145,7 +146,6 @@ impl ChatTemplate {
             .map_err(syntax)?;
         let mut environment = Environment::new();
         environment.set_syntax(white_space);
-        environment.set_fuel(Some(FUEL));
         environment.set_debug(false);
         environment.set_unknown_method_callback(pycompat::unknown_method_callback);
         environment.add_filter("tojson", python::to_json);
@@ -172,22 +172,25 @@ impl ChatTemplate {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
+        let shares = 1 + messages.len() / MESSAGES;
         thread::scope(|scope| {
             let thread = thread::Builder::new().name("chat-template".to_owned());
-            let work = || self.run(messages, add_generation_prompt);
+            let thread = thread.stack_size(STACK_BYTES.saturating_mul(shares));
+            let work = || self.run(messages, add_generation_prompt, shares as u64);
             let failed = |reason: String| TemplateError::Failed { reason };
-            let thread = thread.stack_size(STACK_BYTES).spawn_scoped(scope, work);
+            let thread = thread.spawn_scoped(scope, work);
             let thread = thread.map_err(|error| failed(format!("no thread for it, {error}")))?;
             let done = thread.join();
             done.unwrap_or_else(|_| Err(failed("a fault of this program".to_owned())))
         })
     }
 
-    /// Does the work of [`render`](Self::render).
+    /// Does the work of [`render`](Self::render), which may take `shares` of [`FUEL`].
     fn run(
         &self,
         messages: &[Message],
         add_generation_prompt: bool,
+        shares: u64,
     ) -> Result<String, TemplateError> {
         let bytes = |message: &Message| 2 * message.bytes() + MESSAGE_BYTES;
         let limit = TEXT_BYTES + messages.iter().map(bytes).sum::<usize>();
@@ -205,7 +208,9 @@ impl ChatTemplate {
             bytes: Vec::new(),
             limit,
         };
-        let template = self.environment.get_template(NAME);
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(FUEL.saturating_mul(shares)));
+        let template = environment.get_template(NAME);
         let rendered = template.and_then(|template| {
             let captured = template.render_captured_to(context, &mut text);
             captured.map(drop)

@@ -257,6 +257,20 @@ fn a_template_cannot_work_for_ever() {
     assert_eq!(text.len(), 5000 * 1007 - 1 + 1);
 }
 
+/// Many messages are not taken for a loop without end.
+#[test]
+fn work_grows_with_the_messages() {
+    // Some sixty steps for each, as a long template does.
+    let source = "{% for message in messages %}{% for i in range(16) %}{% endfor %}{{ message.role }}\
+                  {% endfor %}";
+    let messages = vec![Message::new("user", "Hi"); 25_000];
+    let text = template(source).render(&messages, true).unwrap();
+    assert_eq!(text.len(), 25_000 * "user".len());
+    let endless = "{% for i in range(99999) %}{% for i in range(99999) %}{% endfor %}{% endfor %}";
+    let error = template(endless).render(&messages, true).unwrap_err();
+    assert_eq!(error, TemplateError::Endless);
+}
+
 mod in_a_folder {
     use super::*;
 

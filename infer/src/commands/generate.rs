@@ -56,9 +56,9 @@ pub(crate) struct GenerateArgs {
     /// What the text begins with, or - to read it from standard input
     ///
     /// It is UTF-8; a byte-order mark at its beginning is no part of it. From standard input, a line break
-    /// at the very end is dropped. With an empty prompt the text
-    /// begins after an end-of-text token, as documents did in training. After --load-state it may be
-    /// left out.
+    /// at the very end is dropped. A begin-of-text token goes before it if the tokenizer's files say so, as Llama's
+    /// and Mistral's do. Otherwise, with an empty prompt the text begins after an end-of-text token, as documents
+    /// did in training. After --load-state it may be left out.
     #[arg(required_unless_present = "load_state")]
     prompt: Option<String>,
 
@@ -119,7 +119,11 @@ impl GenerateArgs {
             Some("-") => read_stdin()?,
             prompt => without_byte_order_mark(prompt.unwrap_or_default()).to_owned(),
         };
-        let prompt = model.tokenizer.encode(&prompt)?;
+        let prompt = if earlier.is_some() {
+            model.tokenizer.encode(&prompt)?
+        } else {
+            model.tokenizer.encode_prompt(&prompt)?
+        };
         backend.dispatch(GenerateWork {
             model,
             earlier,

@@ -20,8 +20,9 @@ Examples:
 
 /// Measures how well a model predicts texts, per token and per byte.
 ///
-/// Each document is scored separately: its first token is predicted from an end-of-text token, every
-/// other from those before it in a window of --max-length tokens that slides by --stride. The
+/// Each document is scored separately: its first token is predicted from a begin-of-text or, where the
+/// tokenizer has none, an end-of-text token, every other from those before it in a window of --max-length
+/// tokens that slides by --stride. The
 /// perplexity of all tokens together is printed, with the same per byte, which can be compared
 /// between models whose tokenizers differ.
 #[derive(Debug, Args)]

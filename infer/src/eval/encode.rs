@@ -65,7 +65,8 @@ impl Hash for ScoreRequest {
 /// A prompt is encoded whole. Its continuation is what follows the first n tokens, where n is the number
 /// of tokens of the context alone; so words are split into tokens as in training, also at the boundary.
 /// Blanks at the end of the context belong to the continuation, whose first word begins with them in most
-/// vocabularies. At most `max_length` tokens are read: of longer prompts, the last ones.
+/// vocabularies. A prompt begins with what the tokenizer puts before a prompt; an empty context is the tokenizer's
+/// [`prefix`](Tokenizer::prefix) instead. At most `max_length` tokens are read: of longer prompts, the last ones.
 ///
 /// # Errors
 /// [`EvalError::NoPrefix`], [`EvalError::NothingToScore`], [`EvalError::TooLong`], and what the
@@ -103,10 +104,15 @@ pub fn requests<'p>(
         .iter()
         .zip(of_prompt.zip(wholes))
         .map(|(prompt, (context, whole))| {
-            request(context, &whole, tokenizer.end_of_text(), max_length)?.ok_or_else(|| {
-                EvalError::NothingToScore {
-                    continuation: prompt.continuation.clone(),
-                }
+            let begin: &[u32] = if prompt.context.is_empty() {
+                &[]
+            } else {
+                tokenizer.begin()
+            };
+            let [context, whole] = [context, &whole].map(|ids| [begin, ids].concat());
+            let request = request(&context, &whole, tokenizer.prefix(), max_length)?;
+            request.ok_or_else(|| EvalError::NothingToScore {
+                continuation: prompt.continuation.clone(),
             })
         })
         .collect()
@@ -116,15 +122,15 @@ pub fn requests<'p>(
 fn request(
     context: &[u32],
     whole: &[u32],
-    end_of_text: Option<u32>,
+    prefix: Option<u32>,
     max_length: usize,
 ) -> Result<Option<ScoreRequest>, EvalError> {
-    // Without a context, the text follows an end-of-text, as documents did in training.
-    let prefix = [end_of_text.unwrap_or_default()];
+    // Without a context, the text follows what documents followed in training.
+    let before = [prefix.unwrap_or_default()];
     let (context, continuation) = match context {
-        [] if end_of_text.is_none() => return Err(EvalError::NoPrefix),
-        [] if whole.first() == prefix.first() => whole.split_at(1),
-        [] => (&prefix[..], whole),
+        [] if prefix.is_none() => return Err(EvalError::NoPrefix),
+        [] if whole.first() == before.first() => whole.split_at(1),
+        [] => (&before[..], whole),
         context => (context, whole.get(context.len()..).unwrap_or_default()),
     };
     let scored = continuation.len();
@@ -161,6 +167,30 @@ mod tests {
         // The context's own tokens are read, even where the boundary's join in the whole.
         assert_eq!(made(&[1, 2], &[1, 7, 3, 4], 9), (vec![1, 2, 3, 4], 2));
         assert_eq!(request(&[1, 2], &[1, 7], Some(END), 9).unwrap(), None);
+    }
+
+    /// As in the harness, a begin-of-text stands before every context, and the prefix is an empty one.
+    #[test]
+    fn prompts_begin_with_what_the_tokenizer_puts_there() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/phi-tiny");
+        let plain = Tokenizer::from_folder(folder).unwrap();
+        let prompt = |context: &str| Prompt {
+            context: context.into(),
+            continuation: " best of times".into(),
+        };
+        let prompts = ["It was the", "", "It was the "].map(prompt);
+        let ids = |tokenizer: &Tokenizer| -> Vec<Vec<u32>> {
+            let requests = requests(&prompts, tokenizer, 99).unwrap();
+            let ids = requests.iter().map(|request| request.ids().to_vec());
+            ids.collect()
+        };
+        let without = ids(&plain);
+        assert_eq!(without[1][0], plain.end_of_text().unwrap());
+        let with = ids(&plain.with_beginning(vec![7], Some(5)));
+        for i in [0, 2] {
+            assert_eq!(with[i], [&[7][..], &without[i][..]].concat());
+        }
+        assert_eq!(with[1], [&[5][..], &without[1][1..]].concat());
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub struct Texts {
     pub requests: Vec<ScoreRequest>,
     /// The number of texts.
     pub documents: usize,
-    /// The number of tokens, all of which are scored.
+    /// The number of tokens, all of which are scored. A begin-of-text that the tokenizer puts before texts is one.
     pub tokens: usize,
     /// The number of bytes, in UTF-8.
     pub bytes: usize,
@@ -38,6 +38,9 @@ pub struct TextMetrics {
 impl Texts {
     /// Adds a text, as windows of up to `max_length` tokens that slide by `stride`.
     ///
+    /// As in the harness, the text is encoded as a prompt is, and the tokenizer's
+    /// [`prefix`](Tokenizer::prefix) stands before it. So a begin-of-text of the text itself is scored, too.
+    ///
     /// # Errors
     /// [`EvalError::NoPrefix`], and what the tokenizer fails with.
     pub fn add(
@@ -47,9 +50,9 @@ impl Texts {
         max_length: usize,
         stride: usize,
     ) -> Result<(), EvalError> {
-        let prefix = tokenizer.end_of_text().ok_or(EvalError::NoPrefix)?;
+        let prefix = tokenizer.prefix().ok_or(EvalError::NoPrefix)?;
         let mut ids = vec![prefix];
-        ids.extend(tokenizer.encode(text)?);
+        ids.extend(tokenizer.encode_prompt(text)?);
         self.documents += 1;
         self.tokens += ids.len() - 1;
         self.bytes += text.len();
@@ -124,6 +127,27 @@ mod tests {
         assert_eq!(parts(10, 4, 2), sliding);
         assert_eq!(parts(3, 4, 2), [(range(0, 3), 3)]);
         assert_eq!(parts(0, 4, 2), []);
+    }
+
+    /// As in the harness, whose encoded text has the begin-of-text, and whose prefix stands before that.
+    #[test]
+    fn a_text_follows_the_prefix_and_its_own_begin() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/phi-tiny");
+        let plain = Tokenizer::from_folder(folder).unwrap();
+        let text = "It was the best of times";
+        let ids = plain.encode(text).unwrap();
+        let read = |tokenizer: &Tokenizer| {
+            let mut texts = Texts::default();
+            texts.add(text, tokenizer, 99, 99).unwrap();
+            assert_eq!(texts.tokens, texts.requests[0].scored);
+            texts.requests[0].ids().to_vec()
+        };
+        assert_eq!(read(&plain), [&[0][..], &ids[..]].concat());
+        // A token for what is scored only, as SmolLM2-Instruct has.
+        let prefix = plain.with_beginning(Vec::new(), Some(5));
+        assert_eq!(read(&prefix), [&[5][..], &ids[..]].concat());
+        let begin = prefix.with_beginning(vec![7], Some(7));
+        assert_eq!(read(&begin), [&[7, 7][..], &ids[..]].concat());
     }
 
     /// However many windows there are, the tokens of a text are kept once.

@@ -55,7 +55,11 @@ impl<B: KernelBackend> Session for TextSession<'_, B> {
             line => format!("\n{line}\n"),
         };
         let speaker = &mut self.speaker;
-        let prompt = speaker.tokenizer.encode(&line);
+        let prompt = if self.reading.ids.is_empty() {
+            speaker.tokenizer.encode_prompt(&line)
+        } else {
+            speaker.tokenizer.encode(&line)
+        };
         let prompt = prompt.map_err(GenerateError::from)?;
         let whole = [&self.reading.ids[..], &prompt].concat();
         let limit = speaker.options.max_positions;

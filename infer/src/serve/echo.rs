@@ -21,11 +21,15 @@ struct TextOffset {
 }
 
 impl Echo {
-    /// Decodes a prompt, which takes a while for a long one.
+    /// Decodes a prompt, which takes a while for a long one. Its first `begin` tokens have no text.
     ///
     /// # Errors
     /// The tokenizer's decoder fails (a byte-level one never does).
-    pub(super) fn of(prompt: &[u32], tokenizer: &Tokenizer) -> Result<Self, DataError> {
+    pub(super) fn of(
+        prompt: &[u32],
+        begin: usize,
+        tokenizer: &Tokenizer,
+    ) -> Result<Self, DataError> {
         let mut stream = tokenizer.stream();
         let mut text = String::new();
         let mut starts = Vec::with_capacity(prompt.len() + 1);
@@ -33,6 +37,8 @@ impl Echo {
             byte: 0,
             character: 0,
         };
+        let (begin, prompt) = prompt.split_at(begin.min(prompt.len()));
+        starts.extend(begin.iter().map(|_| place));
         for &id in prompt {
             starts.push(place);
             if let Some(more) = stream.push(id)? {

@@ -53,7 +53,17 @@ impl Prompts {
         }
     }
 
-    /// The token ids of each prompt, unless `stopped` says so first.
+    /// The number of ids that stand before each prompt and are no part of its text.
+    pub(super) fn begin(&self, tokenizer: &Tokenizer) -> usize {
+        match self {
+            Self::Texts(_) => tokenizer.begin().len(),
+            // What such ids are is the client's choice, and a chat's template writes its own.
+            Self::Ids(_) | Self::Chat(_) => 0,
+        }
+    }
+
+    /// The token ids of each prompt, unless `stopped` says so first. A text has those before it that the tokenizer
+    /// puts before a prompt.
     ///
     /// # Errors
     /// A text cannot be encoded, or `stopped` returned `true`.
@@ -64,7 +74,7 @@ impl Prompts {
     ) -> Result<Vec<Arc<[u32]>>, ApiError> {
         let encoded = match self {
             Self::Ids(lists) => Ok(lists),
-            Self::Texts(texts) => tokenizer.encode_batch_until(&texts, stopped),
+            Self::Texts(texts) => tokenizer.encode_prompts_until(&texts, stopped),
             Self::Chat(text) => tokenizer
                 .encode_chat_until(&text, stopped)
                 .map(|ids| vec![ids]),

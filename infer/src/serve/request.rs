@@ -237,6 +237,7 @@ impl TextRequest {
     ) -> Result<TextPlan, ApiError> {
         let count = self.own.prompts.len();
         let prompts = std::mem::replace(&mut self.own.prompts, Prompts::Ids(Vec::new()));
+        let begin = prompts.begin(tokenizer);
         let prompts = prompts.encode(tokenizer, stopped)?;
         let echoed = if self.own.echo {
             prompts.iter().map(|prompt| prompt.len()).sum()
@@ -247,7 +248,7 @@ impl TextRequest {
         let echoes = self
             .own
             .echo
-            .then(|| echoes(&prompts, tokenizer))
+            .then(|| echoes(&prompts, begin, tokenizer))
             .transpose()?;
         let each = prompts.into_iter().flat_map(|prompt| {
             let seed = self.sampling.seed;
@@ -340,10 +341,15 @@ fn any_seed() -> u64 {
     RandomState::new().hash_one(())
 }
 
-fn echoes(prompts: &[Arc<[u32]>], tokenizer: &Tokenizer) -> Result<Vec<Arc<Echo>>, ApiError> {
+/// The prompts as texts, of which the first `begin` tokens are no part.
+fn echoes(
+    prompts: &[Arc<[u32]>],
+    begin: usize,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<Arc<Echo>>, ApiError> {
     let echoes = prompts
         .iter()
-        .map(|prompt| Echo::of(prompt, tokenizer).map(Arc::new));
+        .map(|prompt| Echo::of(prompt, begin, tokenizer).map(Arc::new));
     let echoes: Result<_, _> = echoes.collect();
     echoes.map_err(|error| ApiError::internal(error.to_string()))
 }

@@ -213,18 +213,27 @@ pub(crate) fn config_json(
             return Err(unsupported(&named(key), value, &supported));
         }
     }
-    let scaling = match own.get(ROPE_TYPE) {
-        None if rope_freqs.is_some() => llama3(&root, head_dim, rope_freqs.unwrap_or_default())?,
-        None => Value::Null,
-        Some(kind) if kind == "none" => Value::Null,
-        Some(kind) if kind == "linear" && rope_freqs.is_none() => {
-            let factor = own.get(ROPE_FACTOR);
+    // As in llama.cpp, a factor without a type is that of linear scaling, and 0 and 1 scale nothing.
+    let factor = own.get(ROPE_FACTOR);
+    let linear = json!("linear");
+    let kind = own.get(ROPE_TYPE).or_else(|| {
+        let scales = factor.filter(|factor| ![Some(0.0), Some(1.0)].contains(&factor.as_f64()));
+        scales.map(|_| &linear)
+    });
+    let scaling = match (kind.filter(|kind| *kind != "none"), rope_freqs) {
+        (None, None) => Value::Null,
+        (None, Some(divisors)) => llama3(&root, head_dim, divisors)?,
+        (Some(kind), None) if kind == "linear" => {
             let factor = factor.ok_or_else(|| ConfigError::Missing {
                 key: named(ROPE_FACTOR),
             })?;
             json!({"rope_type": "linear", "factor": factor})
         }
-        Some(kind) => return Err(unsupported(&named(ROPE_TYPE), kind, "none, linear")),
+        (Some(kind), None) => return Err(unsupported(&named(ROPE_TYPE), kind, "none, linear")),
+        (Some(kind), Some(_)) => {
+            let supported = format!("none beside `{ROPE_FREQS}`");
+            return Err(unsupported(&named(ROPE_TYPE), kind, &supported));
+        }
     };
     root.insert("rope_scaling".into(), scaling);
     root.insert(

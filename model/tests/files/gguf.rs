@@ -279,6 +279,20 @@ fn keys_that_are_not_implemented() {
     load(&path).expect("nothing but defaults");
 }
 
+/// A tensor without rows is no network's, however long they would be.
+#[test]
+fn a_tensor_without_rows() {
+    let mut file = tiny();
+    let query = "blk.0.attn_q.weight";
+    let tensor = file.tensors.iter_mut().find(|tensor| tensor.name == query);
+    let tensor = tensor.expect("a tensor");
+    tensor.sizes = vec![1 << 40, 1 << 40, 0];
+    tensor.bytes.clear();
+    let (_folder, path) = file_of(&file.bytes());
+    let said = load(&path).err().expect("refused").to_string();
+    assert!(said.contains("m.gguf") && said.contains("q_proj"), "{said}");
+}
+
 /// Of Llama 3's scaling a file has the divisors only, which say it all or are refused.
 #[test]
 fn llama_3_s_frequencies() {
@@ -304,20 +318,42 @@ fn llama_3_s_frequencies() {
         panic!("no Llama")
     };
     assert_eq!(config.attention.rope_scaling, Some(scaled));
+    // As in llama.cpp, these count whatever the type; a factor beside them is not implemented.
+    let none = file(&divisors).with("llama.rope.scaling.type", "none");
+    let (_folder, path) = file_of(&none.bytes());
+    let (ModelConfig::Llama(config), _) = load(&path).expect("Llama 3's") else {
+        panic!("no Llama")
+    };
+    assert_eq!(config.attention.rope_scaling, Some(scaled));
+    let both = file(&divisors).with("llama.rope.scaling.factor", 4_f32);
+    assert!(refused(&both.bytes()).contains("beside `rope_freqs.weight`"));
     divisors[3] *= 1.5;
     let said = refused(&file(&divisors).bytes());
     assert!(said.contains("`rope_freqs.weight`"), "{said}");
     assert!(refused(&file(&divisors[..3]).bytes()).contains("`rope_freqs.weight`"));
+}
 
-    let linear = tiny()
-        .with("llama.rope.scaling.type", "linear")
-        .with("llama.rope.scaling.factor", 4_f32);
-    let (_folder, path) = file_of(&linear.bytes());
-    let (ModelConfig::Llama(config), _) = load(&path).expect("linear scaling") else {
-        panic!("no Llama")
-    };
-    let expected = model::RopeScaling::Linear { factor: 4.0 };
-    assert_eq!(config.attention.rope_scaling, Some(expected));
+/// As in llama.cpp, a factor without a type is that of linear scaling.
+#[test]
+fn linear_frequencies() {
+    let linear = Some(model::RopeScaling::Linear { factor: 4.0 });
+    for (kind, factor, expected) in [
+        (Some("linear"), 4_f32, linear),
+        (None, 4.0, linear),
+        (Some("none"), 4.0, None),
+        (None, 1.0, None),
+        (None, 0.0, None),
+    ] {
+        let mut file = tiny().with("llama.rope.scaling.factor", factor);
+        if let Some(kind) = kind {
+            file = file.with("llama.rope.scaling.type", kind);
+        }
+        let (_folder, path) = file_of(&file.bytes());
+        let (ModelConfig::Llama(config), _) = load(&path).expect("linear scaling") else {
+            panic!("no Llama")
+        };
+        assert_eq!(config.attention.rope_scaling, expected, "{kind:?} {factor}");
+    }
 }
 
 /// A tokenizer that would cut texts in another way is refused, and only when it is asked for.

@@ -320,6 +320,32 @@ fn each_text_has_its_prompt_and_seed() {
     assert_ne!(seed(), seed());
 }
 
+/// A begin-of-text is the server's before a text, which does not show it, and the client's before ids.
+#[test]
+fn a_begin_of_text_is_read_and_not_shown() {
+    let plain = tokenizer();
+    let text = "It was the best of times";
+    let ids = plain.encode(text).unwrap();
+    let tokenizer = plain.with_beginning(vec![7], Some(7));
+    let plan = |prompt: Value| {
+        let body = json!({"prompt": prompt, "echo": true, "logprobs": 0}).to_string();
+        planned(&tokenizer, body.as_bytes()).unwrap()
+    };
+    let of_text = plan(json!(text));
+    assert_eq!(*of_text.requests[0].prompt, [&[7][..], &ids[..]].concat());
+    let echoes = of_text.echoes.unwrap();
+    let echo = &echoes[0];
+    assert_eq!(echo.whole(), text);
+    let starts = [0, 1, 2].map(|token| echo.characters_before(token));
+    assert_eq!(starts, [0, 0, "It".len()]);
+    assert_eq!(echo.characters_before(1 + ids.len()), text.len());
+
+    assert_eq!(*plan(json!("")).requests[0].prompt, [7]);
+    let of_ids = plan(json!(ids));
+    assert_eq!(*of_ids.requests[0].prompt, ids);
+    assert_eq!(of_ids.echoes.unwrap()[0].whole(), text);
+}
+
 /// The error of a body that was not encoded, and whose length is none of the server's.
 fn refused_early(body: &[u8]) -> ApiError {
     read(body, "tiny", &LIMITS).unwrap_err()

@@ -8,6 +8,8 @@ let model = null;
 let running = null;
 /** The turns of the chat so far, as the server is asked for the next one. */
 let turns = [];
+/** What is typed in each mode while the page is in the other one. */
+const drafts = { chat: "", text: "It was the best of times" };
 
 // --- The server -----------------------------------------------------------------------------------
 
@@ -114,7 +116,8 @@ async function send() {
     mine.push(question, { role: "assistant", content: shown.whole });
   } else {
     for (const element of elements) element.remove();
-    at("prompt").value = content;
+    if (chats()) at("prompt").value = content;
+    else drafts.chat = content;
   }
 }
 
@@ -273,8 +276,9 @@ at("prompt").addEventListener("keydown", (event) => {
 });
 for (const mode of ["chat", "text"]) {
   at(`${mode}-mode`).addEventListener("change", () => {
+    drafts[chats() ? "chat" : "text"] = at("prompt").value;
     document.body.classList.toggle("chat", mode === "chat");
-    at("prompt").value = mode === "chat" ? "" : "It was the best of times";
+    at("prompt").value = drafts[mode];
   });
 }
 at("new").addEventListener("click", begin);

@@ -35,8 +35,8 @@ impl Blocks {
         interleaved: Option<usize>,
     ) -> Result<Self, WeightsError> {
         let rows = info.shape[0];
-        // Of another number of rows, the shape is not that of the network, which is said later.
-        let rows_of_head = interleaved.filter(|head| rows.is_multiple_of(*head));
+        // Of another number of rows, or of none, the shape is not that of the network, which is said later.
+        let rows_of_head = interleaved.filter(|head| rows > 0 && rows.is_multiple_of(*head));
         let row = match rows_of_head {
             Some(_) => info.shape[1..].iter().product(),
             None => info.shape[info.shape.len() - 1],
