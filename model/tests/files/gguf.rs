@@ -76,7 +76,7 @@ fn file_of(bytes: &[u8]) -> (TempDir, PathBuf) {
 /// The error of a file, which names the file and is one sentence.
 fn refused(bytes: &[u8]) -> String {
     let (_folder, path) = file_of(bytes);
-    let said = load(&path).err().expect("refused").to_string();
+    let said = load(&path).expect_err("refused").to_string();
     assert!(said.contains("m.gguf"), "{said}");
     assert_eq!(said.lines().count(), 1, "{said}");
     said
@@ -88,7 +88,10 @@ fn a_folder_may_hold_a_file() {
     let (folder, path) = file_of(&tiny().bytes());
     let config = load(folder.path()).expect("a folder").0;
     assert_eq!(config, load(&path).expect("a file").0);
-    assert_eq!(model::model_files(folder.path()).unwrap(), [path.clone()]);
+    assert_eq!(
+        model::model_files(folder.path()).unwrap(),
+        std::slice::from_ref(&path)
+    );
     let hash = |path: &Path| model::ModelHash::of(path).unwrap();
     assert_eq!(hash(folder.path()), hash(&path));
     assert_eq!(model::locate(&path).unwrap(), path);
