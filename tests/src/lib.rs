@@ -10,6 +10,7 @@
 #![deny(missing_docs)]
 
 mod device;
+pub mod gguf;
 pub mod mutations;
 #[cfg(feature = "networks")]
 pub mod networks;

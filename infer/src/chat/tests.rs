@@ -372,6 +372,30 @@ mod in_a_folder {
         assert!(error(folder).contains("chat_template.jinja"));
     }
 
+    /// Any template ends, with a text or with a sentence.
+    #[test]
+    fn thousands_of_damaged_templates() {
+        let folder = recorded();
+        let sources = ["everything", "qwen2.5", "thoughts", "alternating"];
+        let sources = sources.map(|name| fs::read(folder.join(format!("{name}.jinja"))).unwrap());
+        let messages = [Message::new("system", "Be"), Message::new("user", "Hi")];
+        let (mut made, mut failed) = (0, 0);
+        ::tests::mutations::each(2000, |mutator| {
+            let source = mutator.choose(&sources).clone();
+            let source = mutator.bytes(&source);
+            let source = String::from_utf8_lossy(&source);
+            let template = ChatTemplate::new(&source, tokens());
+            match template.and_then(|template| template.render(&messages, true)) {
+                Ok(_) => made += 1,
+                Err(error) => {
+                    failed += 1;
+                    assert!(!error.to_string().contains('\n'), "{error}");
+                }
+            }
+        });
+        assert!(made > 100 && failed > 100, "{made}, {failed}");
+    }
+
     /// Any files give a template or an error, and any template ends.
     #[test]
     fn thousands_of_damaged_files() {

@@ -7,6 +7,7 @@ use datasets::Tokenizer;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
+use crate::completions::terse;
 use crate::http::Server;
 use crate::support::{chat_folder, student_folder, teacher_folder};
 use crate::{PROMPT, teacher, with};
@@ -174,6 +175,28 @@ fn a_turn_ends_before_a_stop_string() {
     let cut = answered(&server, with(ask(PROMPT), json!({ "stop": stop })));
     assert_eq!(cut["choices"][0]["message"]["content"], before);
     assert_eq!(cut["choices"][0]["finish_reason"], "stop");
+}
+
+/// Its token counts, and its text and its score are no part of the turn.
+#[test]
+fn a_turn_ends_with_an_end_of_text() {
+    let folder = chat_folder(terse().path());
+    let server = Server::start(folder.path(), &[]);
+    let body = with(ask(PROMPT), json!({"logprobs": true, "top_logprobs": 1}));
+    let turn = answered(&server, body.clone());
+    let choice = &turn["choices"][0];
+    assert_eq!(
+        (&choice["message"]["content"], &choice["finish_reason"]),
+        (&json!(""), &json!("stop"))
+    );
+    assert_eq!(choice["logprobs"]["content"], json!([]));
+    assert_eq!(turn["usage"]["completion_tokens"], 1);
+    let events = server.chat(with(body, json!({"stream": true}))).events();
+    let last = &events.last().unwrap()["choices"][0];
+    assert_eq!(
+        (&last["delta"], &last["finish_reason"]),
+        (&json!({}), &json!("stop"))
+    );
 }
 
 #[test]

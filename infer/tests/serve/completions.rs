@@ -215,7 +215,7 @@ fn a_long_prompt_that_is_no_text() {
 }
 
 /// A teacher that ends every text at once.
-fn terse() -> TempDir {
+pub fn terse() -> TempDir {
     let device = Device::<Flex>::default();
     let (config, mut model) = model::load_any::<Flex>(teacher_folder(), &device).unwrap();
     let head = model.lm_head.as_mut().expect("a head with its own weight");

@@ -4,7 +4,7 @@ Written beside the weights of an exported student, so that
 
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
-opens it. It reads both formats of students: the nested `config.json` of a Phi-Mamba, whose layers are Phi's, and the
+opens it, in versions 4 and 5 of transformers. It reads both formats of students: the nested `config.json` of a Phi-Mamba, whose layers are Phi's, and the
 flat one of a student of a Llama-like teacher, with the mixer of every layer in `layers`.
 
 Letters in shapes: b sequences, l tokens, h heads, g groups of heads that share B and C (or keys and values), p
@@ -42,12 +42,37 @@ class MohawkConfig(PretrainedConfig):
         return _llama_mamba(self.to_dict())
 
 
+SSM_KEYS = {
+    "d_state", "n_v_heads", "n_qk_heads", "head_dim", "d_conv", "conv_bias", "expand", "chunk_size", "activation",
+    "bias", "z_bias", "a_log_bias", "bc_norm", "rotary", "norm",
+}  # fmt: skip
+ATTENTION_KEYS = {
+    "n_heads", "n_kv_heads", "head_dim", "qkv_bias", "o_bias", "qk_norm", "window", "sinks", "rotary_dim", "theta",
+    "scaling", "o_name",
+}  # fmt: skip
+KINDS = {"ssm", "attention", "ssm_and_heads_adapter", "ssm_and_heads_sum"}
+
+
+def _check(layers):
+    """That nothing is passed over that would change what a layer computes."""
+    for i, layer in enumerate(layers):
+        if layer["kind"] not in KINDS:
+            raise ValueError(f"layer {i} is of the kind {layer['kind']!r}, which this module does not know")
+        for name, known in [("ssm", SSM_KEYS), ("attention", ATTENTION_KEYS)]:
+            unknown = set(layer.get(name) or ()) - known
+            if unknown:
+                raise ValueError(f"layer {i}: `{name}` has {sorted(unknown)}, which this module does not know")
+    return layers
+
+
 def _phi_mamba(root):
     model = root["MixerModel"]["input"]
     d_model, epsilon = model["d_model"], model.get("layer_norm_eps", 1e-5)
     language = root["LanguageModel"]["input"]
     multiple = language["pad_vocab_size_multiple"]
-    blocks = [value for name, value in root.items() if name.startswith("Block")]
+    # Those who write the file again may sort its keys as text.
+    names = sorted((name for name in root if name.startswith("Block")), key=lambda name: int(name[5:] or 0))
+    blocks = [root[name] for name in names]
     mamba = [b["core_input"] for b in blocks if b["CoreType"].endswith("discrete_mamba2")]
     default_heads = mamba[0].get("n_v_heads", 32) if mamba else 32
     layers = []
@@ -56,7 +81,7 @@ def _phi_mamba(root):
         if block["CoreType"].endswith("discrete_mamba2"):
             heads = core.get("n_v_heads", 32)
             bias = core.get("bias", False)
-            ssm = dict(core, head_dim=core.get("expand", 1) * d_model // heads, z_bias=not bias)
+            ssm = {"head_dim": core.get("expand", 1) * d_model // heads, "z_bias": not bias, **core}
             layer = {"kind": "ssm", "ssm": ssm}
         else:
             heads = core.get("num_attention_heads", default_heads)
@@ -80,7 +105,7 @@ def _phi_mamba(root):
         "mlp": lambda: PhiMlp(d_model, model.get("intermediate_size", 4 * d_model)),
         "tied": False,
         "head_bias": True,
-        "layers": layers,
+        "layers": _check(layers),
     }
 
 
@@ -102,7 +127,7 @@ def _llama_mamba(root):
         "mlp": lambda: GatedMlp(d_model, mlp["hidden"], mlp.get("bias", False)),
         "tied": root["tie_embeddings"],
         "head_bias": root.get("lm_head_bias", False),
-        "layers": layers,
+        "layers": _check(layers),
     }
 
 

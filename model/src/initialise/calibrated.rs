@@ -11,9 +11,9 @@ use std::f64::consts::LN_2;
 use burn::tensor::{Int, Tensor};
 use kernels::KernelBackend;
 
-use super::copy::{check, copy};
+use super::copy::{self, copy};
 use super::solve::{mean_of_diagonal, solve};
-use super::{Fit, InitError, Initialise, each_layer, layers, set};
+use super::{Fit, InitError, Initialise, Stop, each_layer, layers, set};
 use crate::lm::CausalLm;
 use crate::mixers::attention::AttentionConfig;
 use crate::mixers::discrete_mamba2::{DiscreteMamba2, DiscreteMamba2Config, MixerRotary};
@@ -55,10 +55,31 @@ impl Initialise for Calibrated {
         student: &mut CausalLm<B>,
         teacher: &CausalLm<B>,
         text: &[Tensor<B, 2, Int>],
+        stop: Stop<'_>,
     ) -> Result<Vec<Fit>, InitError> {
-        start(student, teacher, text)?;
-        Ok(fit(student, teacher, text, false))
+        start(student, teacher, text, stop)?;
+        fit(student, teacher, text, false, stop)
     }
+}
+
+/// That every layer's mixer has a place for all that the attention has, and that what it gives is added to what is
+/// beside it: nothing else is fitted.
+pub(super) fn check<B: KernelBackend>(
+    student: &CausalLm<B>,
+    teacher: &CausalLm<B>,
+) -> Result<(), InitError> {
+    copy::check(student, teacher)?;
+    for layer in layers(student, teacher) {
+        if !student.backbone.layers[layer].mixer.is_sum() {
+            return Err(InitError::Layer {
+                layer,
+                reason:
+                    "scales are fitted to a sum; set student.joined = sum or student.init = copy"
+                        .into(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// With the attention's rotary positions on B and C, and a bias of A_log in one place.
@@ -79,13 +100,14 @@ pub(super) fn start<B: KernelBackend>(
     student: &mut CausalLm<B>,
     teacher: &CausalLm<B>,
     text: &[Tensor<B, 2, Int>],
+    stop: Stop<'_>,
 ) -> Result<(), InitError> {
     if text.is_empty() {
         return Err(InitError::NoText);
     }
-    copy(student, teacher, |p| (p as f64).powf(-0.5))?;
+    copy(student, teacher, |p| (p as f64).powf(-0.5));
     let layers = layers(student, teacher);
-    let back = look_back(teacher, text);
+    let back = look_back(teacher, text, stop)?;
     for layer in layers {
         let mamba = student.backbone.layers[layer].mixer.mamba_mut();
         let mamba = mamba.expect("a layer");
@@ -111,7 +133,11 @@ pub(super) fn device<B: KernelBackend, const D: usize>(
 
 /// For each layer and head, the distance that attention looks back on average: weighted by attention, over the
 /// tokens of the first sequences. Empty for a layer without attention.
-fn look_back<B: KernelBackend>(teacher: &CausalLm<B>, text: &[Tensor<B, 2, Int>]) -> Vec<Vec<f64>> {
+fn look_back<B: KernelBackend>(
+    teacher: &CausalLm<B>,
+    text: &[Tensor<B, 2, Int>],
+    stop: Stop<'_>,
+) -> Result<Vec<Vec<f64>>, InitError> {
     let mut sums: Vec<Vec<f64>> = vec![vec![]; teacher.backbone.layers.len()];
     let mut tokens = 0;
     let mut left = LOOK_BACK;
@@ -122,7 +148,7 @@ fn look_back<B: KernelBackend>(teacher: &CausalLm<B>, text: &[Tensor<B, 2, Int>]
             let one = ids.clone().narrow(0, row, 1);
             let l = one.dims()[1];
             tokens += l;
-            each_layer(teacher, one, |layer, u| {
+            each_layer(teacher, one, stop, |layer, u| {
                 let mixer = &teacher.backbone.layers[layer].mixer;
                 if mixer.softmax().is_none() {
                     return;
@@ -140,13 +166,14 @@ fn look_back<B: KernelBackend>(teacher: &CausalLm<B>, text: &[Tensor<B, 2, Int>]
                 for (sum, back) in sums.iter_mut().zip(back) {
                     *sum += back;
                 }
-            });
+            })?;
         }
     }
     let mean = |sum: &f64| (sum / tokens as f64).max(SHORTEST);
-    sums.iter()
+    let layers = sums.iter();
+    Ok(layers
         .map(|layer| layer.iter().map(mean).collect())
-        .collect()
+        .collect())
 }
 
 /// Makes each head's decay constant, with this half-life: `sigmoid(-bias) = 2^(-1 / back)`.
@@ -200,13 +227,14 @@ pub(super) fn fit<B: KernelBackend>(
     teacher: &CausalLm<B>,
     text: &[Tensor<B, 2, Int>],
     constant: bool,
-) -> Vec<Fit> {
+    stop: Stop<'_>,
+) -> Result<Vec<Fit>, InitError> {
     let layers = layers(student, teacher);
     let features = 2 + usize::from(constant);
     let size = features + 1;
     let mut sums: Vec<Option<Sums>> = (0..student.backbone.layers.len()).map(|_| None).collect();
     for ids in text {
-        each_layer(teacher, ids.clone(), |layer, u| {
+        each_layer(teacher, ids.clone(), stop, |layer, u| {
             if !layers.contains(&layer) {
                 return;
             }
@@ -232,7 +260,7 @@ pub(super) fn fit<B: KernelBackend>(
                     }
                 }
             }
-        });
+        })?;
     }
     let mut fits = vec![];
     for layer in layers {
@@ -255,12 +283,9 @@ pub(super) fn fit<B: KernelBackend>(
         }
         let mamba = student.backbone.layers[layer].mixer.mamba_mut();
         mamba.expect("a layer").set_scales(&scales);
-        fits.push(Fit {
-            layer,
-            error: (lacking / whole).sqrt(),
-        });
+        fits.push(Fit::new(layer, lacking, whole));
     }
-    fits
+    Ok(fits)
 }
 
 /// What the mixer of a layer is to give before its output projection: the teacher's context, less that of the

@@ -7,7 +7,7 @@
 use burn::tensor::{Int, Tensor};
 use kernels::KernelBackend;
 
-use super::{Fit, InitError, Initialise, layers, set};
+use super::{Fit, InitError, Initialise, Stop, layers, set};
 use crate::lm::CausalLm;
 use crate::mixers::attention::Attention;
 use crate::mixers::discrete_mamba2::{Activation, DiscreteMamba2, OPEN_GATE};
@@ -28,8 +28,9 @@ impl Initialise for Copy {
         student: &mut CausalLm<B>,
         teacher: &CausalLm<B>,
         _text: &[Tensor<B, 2, Int>],
+        _stop: Stop<'_>,
     ) -> Result<Vec<Fit>, InitError> {
-        copy(student, teacher, |_| 1.0)?;
+        copy(student, teacher, |_| 1.0);
         Ok(vec![])
     }
 }
@@ -48,13 +49,13 @@ pub(super) fn check<B: KernelBackend>(
     Ok(())
 }
 
-/// Copies every layer's attention, with queries times `scale` of the dimensions of a head.
+/// Copies every layer's attention, whose place is [checked](check), with queries times `scale` of the dimensions of a
+/// head.
 pub(super) fn copy<B: KernelBackend>(
     student: &mut CausalLm<B>,
     teacher: &CausalLm<B>,
     scale: impl Fn(usize) -> f64,
-) -> Result<(), InitError> {
-    check(student, teacher)?;
+) {
     for layer in layers(student, teacher) {
         let mamba = student.backbone.layers[layer].mixer.mamba_mut();
         let attention = teacher.backbone.layers[layer].mixer.softmax();
@@ -62,7 +63,6 @@ pub(super) fn copy<B: KernelBackend>(
         let p = attention.head_dim();
         copy_layer(mamba, attention, scale(p));
     }
-    Ok(())
 }
 
 /// That the mixer has a place for all that attention has.

@@ -12,7 +12,7 @@ mod published;
 mod ridge;
 mod solve;
 
-use burn::module::Param;
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use kernels::KernelBackend;
@@ -37,7 +37,13 @@ pub enum InitError {
     /// There is no text to calibrate on.
     #[error("there is no text to calibrate on")]
     NoText,
+    /// It was asked to stop before it was done.
+    #[error("asked to stop")]
+    Stopped,
 }
+
+/// Asked whether to stop, while text is read.
+pub(crate) type Stop<'a> = &'a dyn Fn() -> bool;
 
 /// How near a layer starts to its teacher.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -46,6 +52,19 @@ pub struct Fit {
     pub layer: usize,
     /// The norm of what the mixer's output lacks, over that of the attention's, before the output projection.
     pub error: f64,
+}
+
+impl Fit {
+    /// That of squares `lacking` of what was wanted, whose squares are `whole`.
+    fn new(layer: usize, lacking: f64, whole: f64) -> Self {
+        // Where nothing is wanted, nothing lacks.
+        let error = if whole > 0.0 {
+            (lacking / whole).sqrt()
+        } else {
+            0.0
+        };
+        Self { layer, error }
+    }
 }
 
 /// One way to start.
@@ -77,15 +96,17 @@ pub(crate) trait Initialise {
         Ok(())
     }
 
-    /// Sets the mixers' parameters. `text` is ids `[b, l]`, none unless it reads text.
+    /// Sets the mixers' parameters, which are [checked](Self::check). `text` is ids `[b, l]`, none unless it reads
+    /// text.
     ///
     /// # Errors
-    /// [`InitError`] names the layer that does not fit.
+    /// [`InitError::Stopped`], and others that name the layer that does not fit.
     fn initialise<B: KernelBackend>(
         &self,
         student: &mut CausalLm<B>,
         teacher: &CausalLm<B>,
         text: &[Tensor<B, 2, Int>],
+        stop: Stop<'_>,
     ) -> Result<Vec<Fit>, InitError>;
 }
 
@@ -146,9 +167,10 @@ macro_rules! initialisations {
                 student: &mut CausalLm<B>,
                 teacher: &CausalLm<B>,
                 text: &[Tensor<B, 2, Int>],
+                stop: Stop<'_>,
             ) -> Result<Vec<Fit>, InitError> {
                 match self {
-                    $(Self::$kind => $module::$type.initialise(student, teacher, text),)*
+                    $(Self::$kind => $module::$type.initialise(student, teacher, text, stop),)*
                 }
             }
         }
@@ -183,24 +205,48 @@ impl Initialisation {
     }
 
     /// Sets the mixers of `student`, whose other parameters are the `teacher`'s, and returns how near each
-    /// calibrated layer is. The attention beside a state-space mixer becomes the teacher's. `text` is sequences of ids, `[b, l]` each; an initialisation that reads none ignores it. Nothing is
-    /// random, and the same text gives the same student.
+    /// calibrated layer is. The attention beside a state-space mixer becomes the teacher's. `text` is sequences of
+    /// ids, `[b, l]` each; an initialisation that reads none ignores it. While it is read, `stop` is asked before
+    /// each layer of each batch. Nothing is random, and the same text gives the same student.
     ///
     /// # Errors
-    /// [`InitError`] names the layer that does not fit.
+    /// [`InitError`] names the layer that does not fit, before anything is changed, or whose parameters would not be
+    /// finite; [`InitError::Stopped`] if `stop` says so.
     pub fn apply<B: KernelBackend>(
         self,
         student: &mut CausalLm<B>,
         teacher: &CausalLm<B>,
         text: &[Tensor<B, 2, Int>],
+        stop: &dyn Fn() -> bool,
     ) -> Result<Vec<Fit>, InitError> {
-        let layers = student.backbone.layers.iter_mut();
-        for (layer, of_teacher) in layers.zip(&teacher.backbone.layers) {
+        self.check(student, teacher)?;
+        let both = student.backbone.layers.iter_mut();
+        for (layer, of_teacher) in both.zip(&teacher.backbone.layers) {
             if let Some(theirs) = of_teacher.mixer.softmax() {
                 layer.mixer.take_over(theirs);
             }
         }
-        self.start(student, teacher, text)
+        let fits = self.start(student, teacher, text, stop)?;
+        for layer in layers(student, teacher) {
+            let mut zeros = Zeros(true);
+            student.backbone.layers[layer].mixer.visit(&mut zeros);
+            if !zeros.0 {
+                let reason = "the mixer would start with parameters that are not finite; choose another start".into();
+                return Err(InitError::Layer { layer, reason });
+            }
+        }
+        Ok(fits)
+    }
+}
+
+/// Whether the sum of each value's difference from itself is 0: unless a value is not finite.
+struct Zeros(bool);
+
+impl<B: Backend> ModuleVisitor<B> for Zeros {
+    fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<B, D>>) {
+        let values = parameter.val();
+        let sum = (values.clone() - values).sum().into_data();
+        self.0 &= sum.iter::<f32>().all(|sum| sum == 0.0);
     }
 }
 
@@ -234,14 +280,22 @@ fn layers<B: KernelBackend>(student: &CausalLm<B>, teacher: &CausalLm<B>) -> Vec
 
 /// Runs `ids [b, l]` through the teacher, and gives `visit` what each layer's mixer reads, `[b, l, d_model]`, with the
 /// layer's number.
+///
+/// # Errors
+/// [`InitError::Stopped`] if `stop`, which is asked before each layer, says so.
 fn each_layer<B: KernelBackend>(
     teacher: &CausalLm<B>,
     ids: Tensor<B, 2, Int>,
+    stop: Stop<'_>,
     mut visit: impl FnMut(usize, Tensor<B, 3>),
-) {
+) -> Result<(), InitError> {
     let mut x = teacher.backbone.embedding.forward(ids);
     for (i, layer) in teacher.backbone.layers.iter().enumerate() {
+        if stop() {
+            return Err(InitError::Stopped);
+        }
         visit(i, layer.input_layernorm.forward(x.clone()));
         x = layer.forward(x);
     }
+    Ok(())
 }

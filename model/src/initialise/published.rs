@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor};
 use kernels::KernelBackend;
 
-use super::{Fit, InitError, Initialise};
+use super::{Fit, InitError, Initialise, Stop};
 use crate::lm::CausalLm;
 
 pub(super) struct Published;
@@ -14,6 +14,7 @@ impl Initialise for Published {
         _student: &mut CausalLm<B>,
         _teacher: &CausalLm<B>,
         _text: &[Tensor<B, 2, Int>],
+        _stop: Stop<'_>,
     ) -> Result<Vec<Fit>, InitError> {
         Ok(vec![])
     }

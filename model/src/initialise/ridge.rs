@@ -7,10 +7,9 @@
 use burn::tensor::{Int, Tensor};
 use kernels::KernelBackend;
 
-use super::calibrated::{device, fit, host, options, start};
-use super::copy::check;
+use super::calibrated::{self, device, fit, host, options, start};
 use super::solve::{mean_of_diagonal, solve};
-use super::{Fit, InitError, Initialise, each_layer, layers, set};
+use super::{Fit, InitError, Initialise, Stop, each_layer, layers, set};
 use crate::lm::CausalLm;
 use crate::mixers::attention::AttentionConfig;
 use crate::mixers::discrete_mamba2::DiscreteMamba2Config;
@@ -40,7 +39,20 @@ impl Initialise for Ridge {
         student: &CausalLm<B>,
         teacher: &CausalLm<B>,
     ) -> Result<(), InitError> {
-        check(student, teacher)
+        for layer in layers(student, teacher) {
+            let theirs = teacher.backbone.layers[layer].mixer.softmax();
+            let own = student.backbone.layers[layer].mixer.mamba();
+            let reason = if theirs.is_some_and(|theirs| theirs.q_norm.is_some()) {
+                "a teacher whose queries and keys have norms leaves no channel constant; set student.init = calibrated"
+            } else if own.is_some_and(|own| own.conv1d.bias.is_none()) {
+                "a constant channel needs student.conv_bias = true"
+            } else {
+                continue;
+            };
+            let reason = reason.into();
+            return Err(InitError::Layer { layer, reason });
+        }
+        calibrated::check(student, teacher)
     }
 
     fn initialise<B: KernelBackend>(
@@ -48,15 +60,15 @@ impl Initialise for Ridge {
         student: &mut CausalLm<B>,
         teacher: &CausalLm<B>,
         text: &[Tensor<B, 2, Int>],
+        stop: Stop<'_>,
     ) -> Result<Vec<Fit>, InitError> {
-        start(student, teacher, text)?;
+        start(student, teacher, text, stop)?;
         for layer in layers(student, teacher) {
             let mamba = student.backbone.layers[layer].mixer.mamba_mut();
-            let mamba = mamba.expect("a layer");
-            (mamba.free_constant_channel()).map_err(|reason| InitError::Layer { layer, reason })?;
+            mamba.expect("a layer").free_constant_channel();
         }
-        fit(student, teacher, text, true);
-        Ok(regress(student, teacher, text))
+        fit(student, teacher, text, true, stop)?;
+        regress(student, teacher, text, stop)
     }
 }
 
@@ -83,7 +95,8 @@ fn regress<B: KernelBackend>(
     student: &mut CausalLm<B>,
     teacher: &CausalLm<B>,
     text: &[Tensor<B, 2, Int>],
-) -> Vec<Fit> {
+    stop: Stop<'_>,
+) -> Result<Vec<Fit>, InitError> {
     let layers = layers(student, teacher);
     let new = || Sums {
         gram: vec![],
@@ -92,7 +105,7 @@ fn regress<B: KernelBackend>(
     };
     let mut sums: Vec<Sums> = student.backbone.layers.iter().map(|_| new()).collect();
     for ids in text {
-        each_layer(teacher, ids.clone(), |layer, u| {
+        each_layer(teacher, ids.clone(), stop, |layer, u| {
             if !layers.contains(&layer) {
                 return;
             }
@@ -120,7 +133,7 @@ fn regress<B: KernelBackend>(
                 host(kernels::linear(y.clone(), y.clone(), None)),
             );
             add(&mut sums.right, host(kernels::linear(y, wanted, None)));
-        });
+        })?;
     }
     let mut fits = vec![];
     for layer in layers {
@@ -140,10 +153,7 @@ fn regress<B: KernelBackend>(
         let lacking = (squares - of_target - ridge * norm).max(0.0);
         let weight = device::<B, 2>(&x, [d_inner, d], &mamba.d.val()).transpose();
         set(&mut mamba.out_proj.weight, weight);
-        fits.push(Fit {
-            layer,
-            error: (lacking / squares).sqrt(),
-        });
+        fits.push(Fit::new(layer, lacking, *squares));
     }
-    fits
+    Ok(fits)
 }

@@ -240,6 +240,11 @@ pub trait TokenMixer<B: KernelBackend>: Debug {
         None
     }
 
+    /// Whether its output is the state-space mixer's and what attention adds to it, and nothing comes between.
+    fn is_sum(&self) -> bool {
+        true
+    }
+
     /// Makes the attention beside a state-space mixer the teacher's, as far as its heads are known to be that's.
     fn take_over(&mut self, _theirs: &Attention<B>) {}
 

@@ -28,6 +28,14 @@ pub(crate) trait StudentOptions: Default + Serialize + DeserializeOwned {
         d_model: usize,
     ) -> Result<MixerConfig, ConfigError>;
 
+    /// That the layers it names are among the teacher's `layers`, and not among `kept`, which keep attention.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] names the first that is not.
+    fn check(&self, _layers: usize, _kept: &[usize]) -> Result<(), ConfigError> {
+        Ok(())
+    }
+
     /// The options of the state-space mixer in it.
     fn mamba(&self) -> &Mamba2Student;
 }
@@ -71,6 +79,16 @@ macro_rules! student_mixers {
                 };
                 match self {
                     $(Self::$kind(options) => options.mixer(layer, attention, d_model),)*
+                }
+            }
+
+            /// That the layers it names are among the teacher's `layers`, and not among `kept`, which keep attention.
+            ///
+            /// # Errors
+            /// [`ConfigError::Invalid`] names the first that is not.
+            pub fn check(&self, layers: usize, kept: &[usize]) -> Result<(), ConfigError> {
+                match self {
+                    $(Self::$kind(options) => options.check(layers, kept),)*
                 }
             }
 

@@ -31,7 +31,7 @@ pub enum WeightsError {
     /// There are no weights in the folder.
     #[error(
         "{}: no weights here; expected {SINGLE}, {INDEX} with its shards, {PICKLE}, or {PICKLE_INDEX} with \
-         its shards",
+         its shards; a GGUF file is read by its own path, or in a folder without {CONFIG}",
         folder.display()
     )]
     NoWeights {

@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{DType, Tensor};
 use model::{CausalLm, ModelConfig, Taps, WeightsError};
 use tempfile::TempDir;
+use tests::gguf::{Gguf, Value, tiny};
 use tests::networks::{Fast, ids, values};
 use tests::{Goldens, assert_close, cases, name_of};
-
-use super::gguf_file::{Gguf, Value, tiny};
 
 /// The folders with a GGUF file and with the same weights as Hugging Face has them.
 fn folders() -> Vec<PathBuf> {

@@ -4,8 +4,6 @@
 mod configurations;
 mod damage;
 mod gguf;
-#[path = "../support/gguf.rs"]
-mod gguf_file;
 mod llama;
 mod manifests;
 mod round_trips;

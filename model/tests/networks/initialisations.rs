@@ -1,14 +1,17 @@
 //! The ways in which a student takes over its teacher's attention: the copy against recorded vectors, calibration
 //! against its definition written out, and what each is worth before training.
 
+use std::cell::Cell;
+use std::slice::from_ref;
+
 use burn::module::Param;
 use burn::tensor::{Int, Tensor};
 use kernels::Window;
 use model::mohawk::{hidden_state_loss, matrix_orientation_loss};
 use model::{
     AttentionConfig, BesideAttentionConfig, CausalLm, DiscreteMamba2, DiscreteMamba2Config, Family,
-    Initialisation, Joined, Mixer, MixerConfig, ModelConfig, Outputs, Taps, TokenMixer,
-    transfer_weights,
+    InitError, Initialisation, Joined, Linear, LlamaConfig, LlamaFamily, Mixer, MixerConfig,
+    ModelConfig, Outputs, Taps, TokenMixer, transfer_weights,
 };
 use tests::networks::*;
 use tests::{Goldens, assert_close, goldens_dir};
@@ -18,6 +21,22 @@ type B = Exact;
 /// A teacher of the goldens.
 fn teacher(name: &str) -> (ModelConfig, CausalLm<B>) {
     model::load_any(goldens_dir().join(name), &Default::default()).expect("a teacher")
+}
+
+/// One of the sizes of `teacher-llama`, with random weights, whose queries and keys have norms.
+fn normed_teacher() -> (ModelConfig, CausalLm<B>) {
+    let mut config = LlamaConfig {
+        vocab_size: 104,
+        hidden_size: 48,
+        intermediate_size: 64,
+        num_hidden_layers: 2,
+        ..LlamaConfig::default_of(LlamaFamily::Qwen3)
+    };
+    config.attention.n_heads = 4;
+    config.attention.n_kv_heads = 2;
+    config.attention.head_dim = Some(12);
+    let network = CausalLm::init(&config, 3, &Default::default());
+    (config.into(), network)
 }
 
 fn attention(config: &ModelConfig) -> AttentionConfig {
@@ -34,6 +53,7 @@ fn options(config: &ModelConfig) -> DiscreteMamba2Config {
         d_state: attention.head_dim(config.network().d_model),
         bias: attention.dense_bias,
         z_bias: !attention.dense_bias,
+        bc_norm: attention.qk_norm,
         chunk_size: 8,
         ..DiscreteMamba2Config::with_heads(attention.n_heads)
     }
@@ -53,7 +73,8 @@ fn student(
     let student = ModelConfig::from_json(&student.to_json()).expect("its own file");
     let mut network = CausalLm::init(&student, 5, &Default::default());
     transfer_weights(&mut network, teacher).expect("the sizes fit");
-    let fits = how.apply(&mut network, teacher, text).expect("a start");
+    let fits = how.apply(&mut network, teacher, text, &|| false);
+    let fits = fits.expect("a start");
     (network, fits)
 }
 
@@ -386,42 +407,97 @@ fn each_start_is_nearer_to_the_teacher() {
 /// again.
 #[test]
 fn kept_heads_are_the_teachers() {
-    let taught = teacher("teacher-llama");
     let goldens = Goldens::open("teacher-llama/expected");
     let text = ids::<B>(&goldens, "input_ids", &Default::default());
-    let of_teacher = attention(&taught.0);
     let heads = vec![1, 2];
-    let mixer = MixerConfig::BesideAttention(BesideAttentionConfig {
-        ssm: options(&taught.0),
-        attention: Some(AttentionConfig {
-            n_heads: 2,
-            n_kv_heads: 2,
-            head_dim: Some(of_teacher.head_dim(48)),
-            ..of_teacher
+    for taught in [teacher("teacher-llama"), normed_teacher()] {
+        let of_teacher = attention(&taught.0);
+        let mixer = MixerConfig::BesideAttention(BesideAttentionConfig {
+            ssm: options(&taught.0),
+            attention: Some(AttentionConfig {
+                n_heads: 2,
+                n_kv_heads: 2,
+                head_dim: Some(of_teacher.head_dim(48)),
+                ..of_teacher
+            }),
+            heads: heads.clone(),
+            joined: Joined::Sum,
+        });
+        let how = Initialisation::Calibrated;
+        let (student, fits) = student(&taught, mixer, how, from_ref(&text));
+        assert!(
+            fits.iter().all(|fit| (0.0..1.0).contains(&fit.error)),
+            "{fits:?}"
+        );
+        let outputs = taught.1.forward(text.clone(), Taps::all());
+        for (i, layer) in student.backbone.layers.iter().enumerate() {
+            let u = layer
+                .input_layernorm
+                .forward(outputs.hidden_states[i].clone());
+            let Mixer::BesideAttention(both) = &layer.mixer else {
+                panic!("two mixers");
+            };
+            let attention = both.attention.as_ref().expect("heads");
+            let matrices = values(attention.mixing_matrix(u));
+            let theirs = outputs.mixing_matrices[i].clone();
+            let theirs = heads.iter().map(|head| theirs.clone().narrow(1, *head, 1));
+            let theirs = values(Tensor::<B, 4>::cat(theirs.collect(), 1));
+            assert_close("matrices", matrices, theirs, 1e-12);
+            // Nothing of a kept head's output is left for the mixer.
+            let d = values(both.ssm.d.val()).1;
+            assert!(heads.iter().all(|head| d[*head].abs() < 1e-12), "{d:?}");
+            assert!(d[0].abs() > 1e-6 && d[3].abs() > 1e-6, "{d:?}");
+            if both.ssm.c_norm.is_some() {
+                // The norm of C hides the scale of the scan: the output projection has it.
+                let weight = both.ssm.out_proj.weight.val();
+                for head in &heads {
+                    let columns = weight.clone().narrow(1, head * 12, 12);
+                    assert_eq!(columns.abs().max().into_scalar(), 0.0, "layer {i}");
+                }
+            }
+        }
+    }
+}
+
+/// The output projection's bias is added once where attention stands beside the mixer.
+#[test]
+fn a_bias_of_the_output_is_added_once() {
+    let taught = teacher("llama-bias");
+    let of_teacher = attention(&taught.0);
+    let window = AttentionConfig {
+        window: Some(Window {
+            window: 4,
+            sinks: 1,
         }),
-        heads: heads.clone(),
-        joined: Joined::Sum,
-    });
-    let how = Initialisation::Calibrated;
-    let (student, _) = student(&taught, mixer, how, std::slice::from_ref(&text));
-    let outputs = taught.1.forward(text, Taps::all());
-    for (i, layer) in student.backbone.layers.iter().enumerate() {
-        let u = layer
-            .input_layernorm
-            .forward(outputs.hidden_states[i].clone());
-        let Mixer::BesideAttention(both) = &layer.mixer else {
-            panic!("two mixers");
-        };
-        let attention = both.attention.as_ref().expect("heads");
-        let matrices = values(attention.mixing_matrix(u));
-        let theirs = outputs.mixing_matrices[i].clone();
-        let theirs = heads.iter().map(|head| theirs.clone().narrow(1, *head, 1));
-        let theirs = values(Tensor::<B, 4>::cat(theirs.collect(), 1));
-        assert_close("matrices", matrices, theirs, 1e-12);
-        // Nothing of a kept head's output is left for the mixer.
-        let d = values(both.ssm.d.val()).1;
-        assert!(heads.iter().all(|head| d[*head].abs() < 1e-12), "{d:?}");
-        assert!(d[0].abs() > 1e-6 && d[3].abs() > 1e-6, "{d:?}");
+        ..of_teacher.clone()
+    };
+    let one_head = AttentionConfig {
+        n_heads: 1,
+        n_kv_heads: 1,
+        head_dim: Some(of_teacher.head_dim(48)),
+        ..of_teacher
+    };
+    for (attention, heads) in [(window, vec![]), (one_head, vec![2])] {
+        let mixer = MixerConfig::BesideAttention(BesideAttentionConfig {
+            ssm: options(&taught.0),
+            attention: Some(attention),
+            heads,
+            joined: Joined::Sum,
+        });
+        let (student, _) = student(&taught, mixer, Initialisation::Copy, &[]);
+        let layers = student.backbone.layers.iter();
+        for (own, theirs) in layers.zip(&taught.1.backbone.layers) {
+            let (Mixer::BesideAttention(both), Mixer::Attention(theirs)) =
+                (&own.mixer, &theirs.mixer)
+            else {
+                panic!("other mixers");
+            };
+            let attention = both.attention.as_ref().expect("attention");
+            let bias = |linear: &Linear<B>| values(linear.bias.as_ref().expect("a bias").val()).1;
+            assert!(bias(&theirs.dense).iter().any(|value| *value != 0.0));
+            assert_eq!(bias(&both.ssm.out_proj), bias(&theirs.dense));
+            assert!(bias(&attention.dense).iter().all(|value| *value == 0.0));
+        }
     }
 }
 
@@ -489,7 +565,7 @@ fn what_does_not_fit_is_said() {
     let refused = |mixer: DiscreteMamba2Config| {
         let config = taught.0.student(&mixer.into(), &[]).expect("a student");
         let mut student = CausalLm::<B>::init(&config, 5, &Default::default());
-        let refused = Initialisation::Copy.apply(&mut student, &taught.1, &[]);
+        let refused = Initialisation::Copy.apply(&mut student, &taught.1, &[], &|| false);
         refused.expect_err("it does not fit").to_string()
     };
     let fits = options(&taught.0);
@@ -501,4 +577,98 @@ fn what_does_not_fit_is_said() {
     assert!(without.contains("student.bias = true"), "{without}");
     let small = refused(DiscreteMamba2Config { d_state: 4, ..fits });
     assert!(small.contains("student.d_state = 12"), "{small}");
+}
+
+/// Before anything is read, so before a run begins.
+#[test]
+fn what_cannot_be_fitted_is_said() {
+    let refused = |taught: &(ModelConfig, CausalLm<B>), how: Initialisation, mixer: MixerConfig| {
+        let network = taught.0.network();
+        let mixer = how.options_of(mixer, &network.mixers[0], network.d_model);
+        let config = taught.0.student(&mixer, &[]).expect("a student");
+        let student = CausalLm::<B>::init(&config, 5, &Default::default());
+        let refused = how.check(&student, &taught.1);
+        refused.expect_err("it does not fit").to_string()
+    };
+    let taught = teacher("teacher-llama");
+    for how in [Initialisation::Calibrated, Initialisation::Ridge] {
+        let mixer = BesideAttentionConfig {
+            ssm: options(&taught.0),
+            attention: Some(attention(&taught.0)),
+            heads: vec![],
+            joined: Joined::Adapter,
+        };
+        let adapter = refused(&taught, how, mixer.into());
+        assert!(adapter.contains("student.joined = sum"), "{adapter}");
+    }
+    let ridge = |taught: &(ModelConfig, CausalLm<B>), mixer: DiscreteMamba2Config| {
+        refused(taught, Initialisation::Ridge, mixer.into())
+    };
+    let mixer = DiscreteMamba2Config {
+        conv_bias: false,
+        ..options(&taught.0)
+    };
+    let without = ridge(&taught, mixer);
+    assert!(without.contains("student.conv_bias = true"), "{without}");
+    // The same whether the student has norms or not.
+    let normed = normed_teacher();
+    for bc_norm in [None, Some(1e-6)] {
+        let mixer = DiscreteMamba2Config {
+            bc_norm,
+            ..options(&normed.0)
+        };
+        let norms = ridge(&normed, mixer);
+        assert!(norms.contains("student.init = calibrated"), "{norms}");
+    }
+}
+
+/// By its layer.
+#[test]
+fn a_start_that_is_not_finite_is_refused() {
+    let mut taught = teacher("teacher-llama");
+    let config = taught.0.student(&options(&taught.0).into(), &[]);
+    let mut student = CausalLm::<B>::init(&config.expect("a student"), 5, &Default::default());
+    let Mixer::Attention(attention) = &mut taught.1.backbone.layers[1].mixer else {
+        panic!("a teacher has attention");
+    };
+    let weight = attention.dense.weight.val();
+    attention.dense.weight = Param::from_tensor(weight.mul_scalar(f64::NAN));
+    let refused = Initialisation::Copy.apply(&mut student, &taught.1, &[], &|| false);
+    assert!(
+        matches!(refused, Err(InitError::Layer { layer: 1, .. })),
+        "{refused:?}"
+    );
+}
+
+/// Whenever it is asked for, up to the last layer of the last pass.
+#[test]
+fn a_start_is_stopped_on_request() {
+    let taught = teacher("teacher-llama");
+    let goldens = Goldens::open("teacher-llama/expected");
+    let text = ids::<B>(&goldens, "input_ids", &Default::default());
+    let network = taught.0.network();
+    for (how, passes) in [(Initialisation::Calibrated, 1), (Initialisation::Ridge, 2)] {
+        let mixer = options(&taught.0).into();
+        let mixer = how.options_of(mixer, &network.mixers[0], network.d_model);
+        let config = taught.0.student(&mixer, &[]).expect("a student");
+        // How often it was asked, and what came of it.
+        let stopped_at = |at: usize| {
+            let asked = Cell::new(0);
+            let stop = || {
+                asked.set(asked.get() + 1);
+                asked.get() > at
+            };
+            let mut student = CausalLm::<B>::init(&config, 5, &Default::default());
+            let result = how.apply(&mut student, &taught.1, from_ref(&text), &stop);
+            (asked.get(), result)
+        };
+        let (all, whole) = stopped_at(usize::MAX);
+        assert!(whole.is_ok(), "{whole:?}");
+        // One sequence at a time for the distances that heads look back, and all of them in each pass after.
+        let sequences = text.dims()[0];
+        assert_eq!(all, (sequences + passes) * network.mixers.len());
+        for at in [0, all / 2, all - 1] {
+            assert_eq!(stopped_at(at), (at + 1, Err(InitError::Stopped)));
+        }
+    }
 }

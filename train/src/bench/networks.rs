@@ -56,8 +56,10 @@ impl<B: TrainBackend> Networks<B> {
         let of_student = student_config(config, &phi)?;
         // Its numbers do not matter, and text is not read.
         let how = Initialisation::Published;
-        let untrained =
-            || untrained_student::<B>(&of_student, config.seed, &teacher, how, &[], device);
+        let untrained = || {
+            let never = || false;
+            untrained_student::<B>(&of_student, config.seed, &teacher, how, &[], &never, device)
+        };
         let student = with_student.then(untrained).transpose()?;
         let student = student.map(|(student, _)| student);
         Ok(Self {

@@ -85,6 +85,7 @@ pub fn student_config(config: &Config, teacher: &impl Family) -> Result<ModelCon
         Ok(how.options_of(mixer, of_teacher, d_model))
     };
     let kept = &config.student.attention_layers;
+    options.check(network.mixers.len(), kept)?;
     let mixers = student_mixers(network.mixers, kept, mixer)?;
     Ok(teacher.student_with(mixers)?)
 }
@@ -112,21 +113,24 @@ pub(crate) fn check_layers(
 }
 
 /// The student before training: the teacher's weights, and mixers that are drawn from `seed` and start by `how`, on
-/// this `text` where they read any, with how near each layer then is to the teacher's.
+/// this `text` where they read any, with how near each layer then is to the teacher's. While text is read, `stop` is
+/// asked whether to go on.
 ///
 /// # Errors
-/// [`TrainError::Transfer`] and [`TrainError::Initialisation`] if the two do not fit.
+/// [`TrainError::Transfer`] and [`TrainError::Initialisation`] if the two do not fit; the latter also if `stop` says
+/// so.
 pub(crate) fn untrained_student<B: TrainBackend>(
     config: &ModelConfig,
     seed: u64,
     teacher: &Phi<B::InnerBackend>,
     how: Initialisation,
     text: &[Tensor<B::InnerBackend, 2, Int>],
+    stop: &dyn Fn() -> bool,
     device: &B::Device,
 ) -> Result<(PhiMamba<B>, Vec<Fit>), TrainError> {
     let mut student = PhiMamba::<B::InnerBackend>::init(config, seed, device);
     model::transfer_weights(&mut student, teacher)?;
-    let fits = how.apply(&mut student, teacher, text)?;
+    let fits = how.apply(&mut student, teacher, text, stop)?;
     Ok((PhiMamba::<B>::from_inner(student), fits))
 }
 

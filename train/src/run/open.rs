@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use burn::module::AutodiffModule;
 use kernels::TrainBackend;
-use model::{CausalLm, Fit, PhiMamba};
+use model::{CausalLm, Fit, InitError, PhiMamba};
 
 use super::folder::Held;
 use super::teacher_files::TeacherFiles;
@@ -228,14 +228,26 @@ impl<B: TrainBackend> Run<B> {
                 return Ok(None);
             };
             let calibration = if how.reads_text() {
+                watch.note("fitting the mixers to the teacher's attention, which takes a while");
                 inputs::calibration_text(&text.train[0].windows, device)?
             } else {
                 vec![]
             };
-            let seed = config.seed;
-            let (student, fits) =
-                untrained_student::<B>(&student_config, seed, &teacher, how, &calibration, device)?;
+            let made = untrained_student::<B>(
+                &student_config,
+                config.seed,
+                &teacher,
+                how,
+                &calibration,
+                &|| stop(&watch),
+                device,
+            );
             drop(calibration);
+            if let Err(TrainError::Initialisation(InitError::Stopped)) = made {
+                say_stopped(&options, &mut watch);
+                return Ok(None);
+            }
+            let (student, fits) = made?;
             let Some(untrained) = measure(student.valid(), &watch)? else {
                 say_stopped(&options, &mut watch);
                 return Ok(None);

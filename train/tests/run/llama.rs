@@ -56,8 +56,15 @@ fn a_calibrated_student_of_a_llama() {
     assert!(note.starts_with("the mixers start calibrated"), "{note}");
     assert!(summary.student_perplexity.is_finite());
 
-    let stopped = stopping(12, options(config(), pieces.path(), false));
+    // While the mixers are fitted, past the two batches that measure the teacher; then in the first stage.
+    let stopped = stopping(3, options(config(), pieces.path(), false));
     assert_eq!(execute(stopped).expect("a stop"), Outcome::Stopped);
+    assert!(!pieces.path().join("checkpoints").exists());
+    let mut stopped = options(config_of(pieces.path()), pieces.path(), true);
+    let begun = checkpoint(pieces.path(), "stage1-step0000002");
+    stopped.stop = StopRequest::when(move || begun.exists());
+    assert_eq!(execute(stopped).expect("a stop"), Outcome::Stopped);
+    assert_eq!(checkpoints(pieces.path()), ["stage1-step0000002"]);
     let resumed = resume(pieces.path());
     assert_eq!(resumed.notes[0].text, *note);
     assert!(student(whole.path()) == student(pieces.path()));
@@ -108,11 +115,18 @@ fn a_student_with_heads_of_a_llama() {
         });
     assert!(kept.eq([(vec![1, 3], true), (vec![], false)]));
 
-    let set = ["student.kind=mamba2_heads", "student.heads=0/4"];
-    let config = config_with(folder.path(), &set);
-    let refused = execute(options(config, super::folder().path(), false));
-    let message = refused.expect_err("there is no such head").to_string();
-    assert!(message.contains("0/4"), "{message}");
+    for (kept, set) in [
+        ("0/4", "student.heads=0/4"),
+        ("2/1", "student.heads=0/1,2/1"),
+        ("1/0", "student.heads=0/1,1/0"),
+    ] {
+        let kind = "student.kind=mamba2_heads";
+        let set = [kind, set, "student.attention_layers=1"];
+        let config = config_with(folder.path(), &set);
+        let refused = execute(options(config, super::folder().path(), false));
+        let message = refused.expect_err("there is no such head").to_string();
+        assert!(message.contains(kept), "{message}");
+    }
 }
 
 /// A start that does not fit is refused before anything is written, with the key that would fit.
@@ -120,10 +134,19 @@ fn a_student_with_heads_of_a_llama() {
 fn a_start_that_does_not_fit_is_refused() {
     let (folder, run_folder) = (folder(), super::folder());
     teacher(folder.path());
-    let set = ["student.init=copy", "student.d_state=8"];
-    let config = config_with(folder.path(), &set);
-    let refused = execute(options(config, run_folder.path(), false));
-    let message = refused.expect_err("it does not fit").to_string();
-    assert!(message.contains("student.d_state = 12"), "{message}");
-    assert!(!run_folder.path().join("config.toml").exists());
+    for (how, set, fits) in [
+        ("copy", "student.d_state=8", "student.d_state = 12"),
+        (
+            "ridge",
+            "student.conv_bias=false",
+            "student.conv_bias = true",
+        ),
+    ] {
+        let how = format!("student.init={how}");
+        let config = config_with(folder.path(), &[how.as_str(), set]);
+        let refused = execute(options(config, run_folder.path(), false));
+        let message = refused.expect_err("it does not fit").to_string();
+        assert!(message.contains(fits), "{message}");
+        assert!(!run_folder.path().join("config.toml").exists());
+    }
 }

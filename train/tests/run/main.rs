@@ -101,7 +101,7 @@ fn resume(folder: &Path) -> Summary {
 }
 
 /// With the request to stop made from the time on that it is asked for for the `n`-th time, from 0. It is asked
-/// for before each step and before each batch of an evaluation.
+/// for before each step, before each batch of an evaluation, and before each layer while mixers are fitted.
 fn stopping(n: usize, mut options: RunOptions) -> RunOptions {
     let asked = AtomicUsize::new(0);
     options.stop = StopRequest::when(move || asked.fetch_add(1, Ordering::Relaxed) >= n);

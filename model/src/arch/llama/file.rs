@@ -10,13 +10,15 @@ use crate::mixers::RopeScaling;
 
 /// Keys that change what the network computes where they have another value than this one, and that are
 /// implemented for it alone. Absent and `null` mean this value too.
-const ONLY: [(&str, fn() -> Value); 5] = [
-    ("hidden_act", || json!("silu")),
-    ("pretraining_tp", || json!(1)),
-    ("partial_rotary_factor", || json!(1.0)),
-    ("rope_interleaved", || json!(false)),
-    ("quantization_config", || Value::Null),
-];
+fn only_values() -> [(&'static str, Value); 5] {
+    [
+        ("hidden_act", json!("silu")),
+        ("pretraining_tp", json!(1)),
+        ("partial_rotary_factor", json!(1.0)),
+        ("rope_interleaved", json!(false)),
+        ("quantization_config", Value::Null),
+    ]
+}
 
 /// The members of a rotary embedding that are read. All others are refused: they belong to types that are not
 /// implemented, or give one embedding a type of layer.
@@ -97,8 +99,8 @@ pub(super) fn read(root: &Value) -> Result<LlamaConfig, ConfigError> {
         let names = LlamaFamily::ALL.map(|family| family.variant().model_type);
         return Err(file.unsupported("model_type", value, &names.join(", ")));
     };
-    for (key, accepted) in ONLY {
-        file.only(key, &accepted())?;
+    for (key, accepted) in only_values() {
+        file.only(key, &accepted)?;
     }
     let variant = family.variant();
     let default = family.default_config();

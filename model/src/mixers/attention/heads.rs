@@ -33,8 +33,7 @@ impl<B: KernelBackend> Attention<B> {
         let columns = picked(theirs.dense.weight.val().transpose(), heads, p).transpose();
         set(&mut self.dense.weight, columns);
         if let (Some(own), Some(bias)) = (&mut self.dense.bias, &theirs.dense.bias) {
-            // The state-space mixer's projection has it.
-            set(own, bias.val().zeros_like());
+            set(own, bias.val());
         }
         let norms = [
             (&mut self.q_norm, &theirs.q_norm),

@@ -7,7 +7,7 @@ mod config;
 mod state;
 mod student;
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use kernels::{KernelBackend, TransferParts};
@@ -275,7 +275,12 @@ impl<B: KernelBackend> TokenMixer<B> for BesideAttention<B> {
         self.attention.as_ref()
     }
 
-    /// All heads, or those that are named.
+    fn is_sum(&self) -> bool {
+        self.adapter.is_none()
+    }
+
+    /// All heads, or those that are named. The bias of the output is the state-space mixer's, if that has one: both
+    /// outputs are added.
     fn take_over(&mut self, theirs: &Attention<B>) {
         let (Some(own), heads) = (&mut self.attention, &self.config.heads) else {
             return;
@@ -285,11 +290,14 @@ impl<B: KernelBackend> TokenMixer<B> for BesideAttention<B> {
         } else {
             own.copy_heads(theirs, heads);
         }
+        if let (Some(bias), Some(_)) = (&mut own.dense.bias, &self.ssm.out_proj.bias) {
+            *bias = Param::initialized(bias.id, bias.val().zeros_like());
+        }
     }
 
     fn added_context(&self, u: Tensor<B, 3>, heads: usize) -> Option<Tensor<B, 4>> {
         let attention = self.attention.as_ref()?;
-        if self.adapter.is_some() {
+        if !self.is_sum() {
             return None;
         }
         let kept = attention.context(u);
@@ -307,6 +315,6 @@ impl<B: KernelBackend> TokenMixer<B> for BesideAttention<B> {
 
     fn added_output(&self, u: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
         let attention = self.attention.as_ref()?;
-        (self.adapter.is_none()).then(|| attention.forward(u))
+        (self.is_sum()).then(|| attention.forward(u))
     }
 }

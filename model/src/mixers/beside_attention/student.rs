@@ -90,6 +90,27 @@ fn layer_and_head(text: &str) -> Option<(usize, usize)> {
     Some((layer.parse().ok()?, head.parse().ok()?))
 }
 
+/// The error for `text`, one of the heads.
+fn refused<T>(text: &str, what: &str) -> Result<T, ConfigError> {
+    Err(ConfigError::Invalid(format!(
+        "`student.heads` has {text:?}, {what}; each is LAYER/HEAD, both from 0"
+    )))
+}
+
+impl HeadsStudent {
+    /// Each head as it is written, with its layer and its number there.
+    fn named(&self) -> Result<Vec<(&str, usize, usize)>, ConfigError> {
+        let mut all = vec![];
+        for text in &self.heads {
+            match layer_and_head(text) {
+                Some((layer, head)) => all.push((text.as_str(), layer, head)),
+                None => return refused(text, "which is no head"),
+            }
+        }
+        Ok(all)
+    }
+}
+
 impl StudentOptions for HeadsStudent {
     fn mixer(
         &self,
@@ -98,26 +119,16 @@ impl StudentOptions for HeadsStudent {
         d_model: usize,
     ) -> Result<MixerConfig, ConfigError> {
         let mut heads = vec![];
-        for text in &self.heads {
-            let refused = |what: &str| {
-                let n = of_teacher.n_heads;
-                Err(ConfigError::Invalid(format!(
-                    "`student.heads` has {text:?}, {what}; each is LAYER/HEAD, both from 0, and a layer of the \
-                     teacher has {n} heads"
-                )))
-            };
-            match layer_and_head(text) {
-                None => return refused("which is no head"),
-                Some((_, head)) if head >= of_teacher.n_heads => {
-                    return refused("which is not there");
+        let n = of_teacher.n_heads;
+        for (text, of, head) in self.named()? {
+            if head >= n {
+                return refused(text, &format!("and a layer of the teacher has {n} heads"));
+            }
+            if of == layer {
+                if heads.contains(&head) {
+                    return refused(text, "twice");
                 }
-                Some((of, head)) if of == layer => {
-                    if heads.contains(&head) {
-                        return refused("twice");
-                    }
-                    heads.push(head);
-                }
-                Some(_) => {}
+                heads.push(head);
             }
         }
         heads.sort_unstable();
@@ -135,6 +146,21 @@ impl StudentOptions for HeadsStudent {
             joined: self.joined,
         };
         Ok(mixer.into())
+    }
+
+    fn check(&self, layers: usize, kept: &[usize]) -> Result<(), ConfigError> {
+        for (text, layer, _) in self.named()? {
+            if layer >= layers {
+                return refused(text, &format!("and the teacher has {layers} layers"));
+            }
+            if kept.contains(&layer) {
+                return refused(
+                    text,
+                    "and student.attention_layers keeps all heads of that layer",
+                );
+            }
+        }
+        Ok(())
     }
 
     fn mamba(&self) -> &Mamba2Student {

@@ -1,14 +1,26 @@
 //! GGUF files by their definition: keys, tensors, and the data behind them.
+//!
+//! ```
+//! let file = tests::gguf::tiny().with("llama.context_length", 64);
+//! assert!(file.bytes().starts_with(b"GGUF"));
+//! ```
 
 /// A value of a key.
 #[derive(Clone, Debug)]
 pub enum Value {
+    /// A number in u16.
     U16(u16),
+    /// A number in u32.
     U32(u32),
+    /// A number in f32.
     F32(f32),
+    /// A truth value.
     Bool(bool),
+    /// A text.
     Text(String),
+    /// An array of texts.
     Texts(Vec<String>),
+    /// An array of numbers in i32.
     I32s(Vec<i32>),
 }
 
@@ -75,19 +87,25 @@ fn put_text(file: &mut Vec<u8>, text: &str) {
     file.extend(text.as_bytes());
 }
 
-/// A tensor: its sizes as the file has them, the fastest first, and its blocks.
+/// A tensor.
 #[derive(Clone, Debug)]
 pub struct Tensor {
+    /// Its name.
     pub name: String,
+    /// Its sizes as the file has them, the fastest first.
     pub sizes: Vec<u64>,
+    /// The number of its type.
     pub kind: u32,
+    /// Its blocks.
     pub bytes: Vec<u8>,
 }
 
 /// A file to be.
 #[derive(Clone, Debug, Default)]
 pub struct Gguf {
+    /// Its keys in their order.
     pub keys: Vec<(String, Value)>,
+    /// Its tensors in the order of their data.
     pub tensors: Vec<Tensor>,
 }
 
@@ -99,6 +117,7 @@ impl Gguf {
         self
     }
 
+    /// With one tensor more.
     pub fn tensor(mut self, name: &str, sizes: &[u64], kind: u32, bytes: Vec<u8>) -> Self {
         let (name, sizes) = (name.into(), sizes.to_vec());
         self.tensors.push(Tensor {
@@ -131,6 +150,7 @@ impl Gguf {
         file
     }
 
+    /// The file.
     pub fn bytes(&self) -> Vec<u8> {
         let mut file = self.header();
         for tensor in &self.tensors {
@@ -152,7 +172,8 @@ pub fn tiny() -> Gguf {
     // Q8_0: blocks of a scale and 32 numbers.
     let blocks = |n: usize| {
         let block = |i: usize| {
-            let scale = half::f16::from_f32(1e-3 * (1 + i % 7) as f32);
+            // Small numbers in f16.
+            let scale = 0x1000 + 0x100 * (i % 7) as u16;
             let numbers = (0..32).map(move |j| ((i * 31 + j * 17) % 255) as u8);
             scale.to_le_bytes().into_iter().chain(numbers)
         };
