@@ -161,17 +161,11 @@ impl<B: KernelBackend> Block<B> {
                 entries.extend(mlp.entries());
                 let mut projected = self.input_layernorm.project(x.clone(), entries);
                 let hidden = mlp.hidden_of_step(projected.split_off(n));
-                let (x, mut out_of) = terms(x, mix(projected));
-                out_of.push((hidden, mlp.down.projection()));
-                kernels::decode::projections::out_of(x, out_of)
+                leave(x, mix(projected), Some((hidden, mlp.down.projection())))
             }
             Some(norm) => {
                 let projected = self.input_layernorm.project(x.clone(), entries);
-                let (x, out_of) = terms(x, mix(projected));
-                let mixed = match out_of.len() {
-                    0 => x,
-                    _ => kernels::decode::projections::out_of(x, out_of),
-                };
+                let mixed = leave(x, mix(projected), None);
                 let hidden = mlp.hidden_of_step(norm.project(mixed.clone(), mlp.entries()));
                 kernels::decode::projections::out_of(mixed, vec![(hidden, mlp.down.projection())])
             }
@@ -179,18 +173,23 @@ impl<B: KernelBackend> Block<B> {
     }
 }
 
-/// The residual stream with what a mixer adds to it as it is, and what it adds through projections.
-fn terms<B: KernelBackend>(
+/// The residual stream `x` with what a mixer adds to it, and with what else is added through a projection.
+fn leave<B: KernelBackend>(
     x: Tensor<B, 2>,
     output: StepOutput<'_, B>,
-) -> (Tensor<B, 2>, Vec<(Tensor<B, 2>, Projection<B>)>) {
+    other: Option<(Tensor<B, 2>, Projection<B>)>,
+) -> Tensor<B, 2> {
     let x = match output.plain {
         Some(plain) => x + plain,
         None => x,
     };
     let through = output.through.into_iter();
     let through = through.map(|(y, linear)| (y, linear.projection()));
-    (x, through.collect())
+    let terms: Vec<_> = through.chain(other).collect();
+    if terms.is_empty() {
+        return x;
+    }
+    kernels::decode::projections::out_of(x, terms)
 }
 
 /// What [`Block::forward_tapped`] gives.

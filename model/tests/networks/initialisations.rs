@@ -230,8 +230,8 @@ fn calibration(
         for u in &sequences {
             let (q, k, v) = read(u);
             let mut context: Rows = vec![];
-            for i in 0..q.len() {
-                let score = |j: usize| (dot(&q[i], &k[j]) / (p as f64).sqrt()).exp();
+            for (i, query) in q.iter().enumerate() {
+                let score = |j: usize| (dot(query, &k[j]) / (p as f64).sqrt()).exp();
                 let sum: f64 = (0..=i).map(score).sum();
                 let weights: Vec<f64> = (0..=i).map(|j| score(j) / sum).collect();
                 back += (0..=i).map(|j| weights[j] * (i - j) as f64).sum::<f64>();
