@@ -3,7 +3,7 @@
 use super::LlamaConfig;
 use crate::mixers::attention::AttentionConfig;
 
-/// The families whose networks are Llama's, but for what [`Variant`] says.
+/// The families whose networks are Llama's, but for a few options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LlamaFamily {
     /// `LlamaForCausalLM`: Llama 2, 3 and 3.x, SmolLM2 and many more.
