@@ -64,12 +64,12 @@ fn resolved_text_reads_back_to_the_same_value() {
     for (name, _) in PRESETS {
         let overrides = [
             "stage3.lr=2e-4",
-            "stage1.lr.norm=1e-5",
+            "stage2.lr.norm=1e-5",
             "data.validation=[]",
             "stage2.target=block",
             "stage2.schedule=cosine",
             "stage2.context=128",
-            "stage1.data=a.txt",
+            "stage2.data=a.txt",
         ]
         .map(str::to_owned);
         let config = Config::load(Source::Preset(name), &overrides).unwrap();
