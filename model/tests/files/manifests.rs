@@ -48,7 +48,8 @@ fn every_file_of_a_saved_model_is_compared() {
             let last = damaged.len() - 1;
             damaged[last] ^= 1;
             fs::write(&path, &damaged).expect("written");
-            if name == "tokenizer.json" {
+            // What a loader does not read, it does not compare.
+            if name == "tokenizer.json" || name.ends_with(".py") {
                 load_student(out.path()).expect("a student");
                 let error = manifest::verify_files(out.path(), &[&name]);
                 assert!(matches!(error, Err(ManifestError::Changed { .. })));
