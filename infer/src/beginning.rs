@@ -335,7 +335,7 @@ mod tests {
         assert_eq!(found(false, &files), (none.to_vec(), Some(9)));
         let generation = |value| (OF_MODEL[0], value);
         let ends = generation(json!({"bos_token_id": null, "eos_token_id": [5, 6]}));
-        assert_eq!(found(false, &[ends.clone()]).1, Some(5));
+        assert_eq!(found(false, std::slice::from_ref(&ends)).1, Some(5));
         assert_eq!(found(true, &[ends]), (vec![7], Some(7)));
         // A name that is no token of the vocabulary is as good as none.
         let other = (CONFIG, json!({"bos_token": "<no>", "eos_token": "<no>"}));

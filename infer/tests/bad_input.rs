@@ -180,7 +180,7 @@ fn configurations_with_impossible_sizes() {
             "{",
             "[]",
             "\"x\"",
-            "{\"model_type\": \"llama\"}",
+            "{\"model_type\": \"gpt2\"}",
             "\u{feff}{}",
         ] {
             fs::write(&path, text).unwrap();

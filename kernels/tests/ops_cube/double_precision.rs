@@ -156,6 +156,8 @@ fn decoding<B: KernelBackend>(outputs: &mut Outputs) {
         activation: causal_conv::Activation::Silu,
         d: inputs.tensor([h]),
         z_bias: None,
+        a_log_bias: None,
+        turn: None,
     };
     let state = StepState {
         conv: inputs.tensor([b, c, w]),

@@ -292,7 +292,7 @@ fn a_tensor_without_rows() {
     tensor.sizes = vec![1 << 40, 1 << 40, 0];
     tensor.bytes.clear();
     let (_folder, path) = file_of(&file.bytes());
-    let said = load(&path).err().expect("refused").to_string();
+    let said = load(&path).expect_err("refused").to_string();
     assert!(said.contains("m.gguf") && said.contains("q_proj"), "{said}");
 }
 
