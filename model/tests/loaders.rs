@@ -291,7 +291,10 @@ fn checksums() {
     let folder = tempfile::tempdir().unwrap();
     let student = CausalLm::<Flex>::init(&tiny_student(), 0, &Device::<Flex>::default());
     model::save(&tiny_student(), &student, folder.path()).unwrap();
+    // Those of the files that a loader reads, and so compares.
     let text = fs::read_to_string(folder.path().join(MANIFEST)).unwrap();
+    let lines = text.lines().filter(|line| !line.ends_with(".py"));
+    let text: String = lines.map(|line| format!("{line}\n")).collect();
     let refused = refused(
         folder.path(),
         MANIFEST,

@@ -73,6 +73,7 @@ fn a_run_leaves_what_it_promises() {
         "config.json",
         "generation_config.json",
         "model.safetensors",
+        "modeling_mohawk.py",
         "tokenizer.json",
         "tokenizer_config.json",
     ];
