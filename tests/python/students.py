@@ -68,7 +68,7 @@ def exported(infer, folder):
     options = ["--temperature", "0", "--max-tokens", "24", "--dtype", "f32"]
     run = [infer, "generate", "--model", folder, *options, PROMPT]
     theirs = subprocess.run(run, check=True, stdout=subprocess.PIPE, text=True).stdout
-    model, tokenizer = open_model(folder), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = open_model(folder), AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
     ids = model.generate(ids, max_new_tokens=24, do_sample=False, pad_token_id=0)
     ours = tokenizer.decode(ids[0], skip_special_tokens=True)
