@@ -6,7 +6,7 @@ use serde_json::{Value as Json, json};
 
 use super::*;
 
-/// Chats and what transformers makes of them; from `GOLDENS_DIR/chat`, if it is there.
+/// Chats, and the texts that transformers writes for them; from `GOLDENS_DIR/chat`, if it is there.
 fn recorded() -> PathBuf {
     let other = ::tests::goldens_dir().join("chat");
     if other.exists() {

@@ -245,7 +245,8 @@ pub trait TokenMixer<B: KernelBackend>: Debug {
         true
     }
 
-    /// Makes the attention beside a state-space mixer the teacher's, as far as its heads are known to be that's.
+    /// Copies the teacher's attention, `_theirs`, into the attention beside a state-space mixer: the heads that this
+    /// mixer keeps.
     fn take_over(&mut self, _theirs: &Attention<B>) {}
 
     /// What attention beside a state-space mixer adds to the context of each of the teacher's `heads` heads, of

@@ -1,5 +1,5 @@
-//! One tensor where it lies in a file: any view of a part of the file, as PyTorch has them, or what another reader
-//! makes of a part of it.
+//! One tensor where it lies in a file: any view of a part of the file, as PyTorch has them, or a part that another
+//! reader decodes.
 
 use std::cell::Cell;
 use std::rc::Rc;

@@ -1,4 +1,4 @@
-//! GGUF files: the weights that another reader makes of them, and what is refused.
+//! GGUF files: their weights as another reader dequantises them, and what is refused.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -320,7 +320,8 @@ on_both! {
     as_defined(1e-11, 2e-4);
 }
 
-/// A windowed cache grows until the window is full, and then no more; a state that was taken apart goes on as it was.
+/// A windowed cache grows until the window is full, and not beyond. A state that is saved as tensors and read again
+/// decodes as before.
 #[test]
 fn windowed_states_do_not_grow() {
     let device = Default::default();

@@ -69,7 +69,7 @@ fn messages_become_a_prompt() {
         prompt(json!([system, user(json!("Hi")), answer])),
         "<system>Be.<|endoftext|><user>Hi<|endoftext|><assistant>Ho<|endoftext|><assistant>"
     );
-    // A special token is one, whoever wrote it.
+    // The name of a special token becomes that token, also where a user wrote it.
     let body = ask(json!({"messages": [user(json!("<|endoftext|>"))]}));
     let plan = planned(body.to_string().as_bytes()).unwrap();
     let ends = plan.requests[0].prompt.iter().filter(|&&id| id == 0);
