@@ -8,6 +8,8 @@ use crate::table::{Bench, Row};
 
 /// Tokens, width, and width of the MLP.
 const SHAPE: [usize; 3] = [8192, 2048, 8192];
+/// The same at the sizes of SmolLM2-135M.
+const SMALL: [usize; 3] = [16_384, 576, 1536];
 /// Elements of the largest parameter.
 const LARGEST: usize = 51_200 * 2048;
 
@@ -18,6 +20,8 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
     for &dtype in &bench.dtypes {
         norm(bench, dtype);
         gelu(bench, dtype);
+        rms_norm(bench, dtype);
+        swiglu(bench, dtype);
     }
     for &dtype in &bench.dtypes {
         adamw(bench, dtype);
@@ -88,6 +92,42 @@ fn gelu<B: KernelBackend>(bench: &Bench<B>, dtype: DType) {
         .time(|_| B::gelu_new_backward(x.clone(), dy.clone()));
     let bytes = 5 * t * m * dtype.size();
     let name = ("gelu", format!("{t} x {m}"), dtype);
+    row(bench, name, [forward, backward], bytes);
+}
+
+fn rms_norm<B: KernelBackend>(bench: &Bench<B>, dtype: DType) {
+    if !bench.wants("rms norm") {
+        return;
+    }
+    let [t, d, _] = SMALL;
+    let (x, dy) = (random::<B, 2>([t, d], dtype), random([t, d], dtype));
+    let gamma = random::<B, 1>([d], dtype);
+    let forward = bench
+        .clock
+        .time(|_| B::rms_norm_forward(x.clone(), gamma.clone(), 1e-5));
+    let backward = bench
+        .clock
+        .time(|_| B::rms_norm_backward(x.clone(), gamma.clone(), dy.clone(), 1e-5, [true; 2]));
+    let bytes = 5 * t * d * dtype.size();
+    let name = ("rms norm", format!("{t} x {d}"), dtype);
+    row(bench, name, [forward, backward], bytes);
+}
+
+fn swiglu<B: KernelBackend>(bench: &Bench<B>, dtype: DType) {
+    if !bench.wants("swiglu") {
+        return;
+    }
+    let [t, _, m] = SMALL;
+    let (gate, up) = (random::<B, 2>([t, m], dtype), random([t, m], dtype));
+    let dy = random::<B, 2>([t, m], dtype);
+    let forward = bench
+        .clock
+        .time(|_| B::swiglu_forward(gate.clone(), up.clone()));
+    let backward = bench
+        .clock
+        .time(|_| B::swiglu_backward(gate.clone(), up.clone(), dy.clone()));
+    let bytes = 8 * t * m * dtype.size();
+    let name = ("swiglu", format!("{t} x {m}"), dtype);
     row(bench, name, [forward, backward], bytes);
 }
 

@@ -11,6 +11,7 @@ pub(crate) mod fragments;
 pub(crate) mod launch_cache;
 pub(crate) mod output_pool;
 pub(crate) mod reduce;
+pub(crate) mod row_teams;
 pub(crate) mod rows;
 mod sizes;
 mod tensors;

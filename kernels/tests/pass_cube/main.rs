@@ -14,7 +14,9 @@ mod hidden_states;
 mod layer_norm;
 mod linear;
 mod predictions;
+mod rms_norm;
 mod rotary;
+mod swiglu;
 
 #[path = "../support/gpu.rs"]
 mod gpu;

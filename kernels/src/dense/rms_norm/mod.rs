@@ -1,6 +1,8 @@
 //! Root-mean-square normalisation over the last dimension (arXiv 1910.07467), as Llama and Qwen use it.
 
 mod autodiff;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 pub mod reference;
@@ -37,7 +39,7 @@ pub trait RmsNorm: Backend {
     }
 }
 
-by_default!(RmsNorm for ndarray, cube);
+by_default!(RmsNorm for ndarray);
 
 /// `x / sqrt(mean(x^2) + epsilon) * gamma` over the last dimension of `x [.., d]`, in the dtype of `x`;
 /// computed in f32 for half precision. `gamma [d]` may have another dtype.

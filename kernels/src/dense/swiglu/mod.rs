@@ -1,6 +1,8 @@
 //! The gated activation of Llama's and Qwen's MLP (arXiv 2002.05202, equation 6, without its products).
 
 mod autodiff;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 pub mod reference;
@@ -27,7 +29,7 @@ pub trait SwiGlu: Backend {
     }
 }
 
-by_default!(SwiGlu for ndarray, cube);
+by_default!(SwiGlu for ndarray);
 
 /// `silu(gate) * up` with `silu(v) = v / (1 + e^-v)`, element by element, of `gate` and `up` `[.., d]`, in
 /// their dtype; computed in f32 for half precision. Differentiable in both.

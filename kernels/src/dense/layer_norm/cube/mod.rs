@@ -3,7 +3,6 @@
 //! and deviation again.
 
 mod kernels;
-mod plan;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
@@ -14,10 +13,10 @@ use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
 use self::kernels::{backward_kernel, forward_kernel};
-use self::plan::{Plan, UNITS};
 use super::{Gradients, LayerNorm, reference};
 use crate::cube::column_sums::{add_shares, column_sums};
 use crate::cube::each_row::with_rows;
+use crate::cube::row_teams::{Plan, UNITS};
 use crate::cube::{
     address_type, computes_in_f32, empty, flat_vector_size, inner, tensor, vector_size,
 };
