@@ -23,6 +23,7 @@ kernel_backend! {
     crate::decode::recurrent_step::RecurrentStep,
     crate::decode::sample::Sample,
     crate::dense::attention::Attention,
+    crate::dense::columns::Columns,
     crate::dense::embedding::Embedding,
     crate::dense::gelu::GeluNew,
     crate::dense::layer_norm::LayerNorm,

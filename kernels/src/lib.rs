@@ -75,6 +75,7 @@ pub use decode::sample::sample;
 pub use dense::attention::{
     Window, attention, attention_matrix, attention_matrix_within, attention_within,
 };
+pub use dense::columns::split_columns;
 pub use dense::embedding::embedding;
 pub use dense::gelu::gelu_new;
 pub use dense::layer_norm::layer_norm;

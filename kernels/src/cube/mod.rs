@@ -17,5 +17,5 @@ mod sizes;
 mod tensors;
 pub(crate) mod tiles;
 
-pub(crate) use sizes::{address_type, computes_in_f32, flat_vector_size, vector_size};
+pub(crate) use sizes::{address_type, computes_in_f32, flat_vector_size, is_cuda, vector_size};
 pub(crate) use tensors::{empty, inner, own, tensor};

@@ -1,5 +1,8 @@
 //! What a launch needs to know about its tensors: dtypes, widths of vectors and of indices.
 
+#[cfg(feature = "cuda")]
+use std::any::TypeId;
+
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
@@ -10,6 +13,15 @@ use cubecl::tensor_vector_size_parallel;
 /// the reference's: in f32 they would lose digits.
 pub(crate) fn computes_in_f32(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
+}
+
+/// Whether the runtime is CUDA.
+pub(crate) fn is_cuda<R: CubeRuntime>() -> bool {
+    #[cfg(feature = "cuda")]
+    let is_cuda = TypeId::of::<R>() == TypeId::of::<cubecl::cuda::CudaRuntime>();
+    #[cfg(not(feature = "cuda"))]
+    let is_cuda = false;
+    is_cuda
 }
 
 /// How many neighbours along the last axis can be read and written together in all of `tensors`.

@@ -1,6 +1,7 @@
 //! The layers that Transformers and Mamba networks share.
 
 pub mod attention;
+pub mod columns;
 pub mod embedding;
 pub mod gelu;
 pub mod layer_norm;

@@ -14,6 +14,7 @@ macro_rules! check {
 mod adamw;
 mod attention;
 mod causal_conv;
+mod columns;
 mod dtypes;
 mod gelu;
 mod layer_norm;

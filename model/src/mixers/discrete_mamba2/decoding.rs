@@ -4,22 +4,12 @@ use std::mem;
 
 use burn::module::Param;
 use burn::tensor::Tensor;
-use burn::tensor::backend::Backend;
 use kernels::{KernelBackend, ScanInputs, StepParameters, StepState, Turn};
 
-use super::{DiscreteMamba2, Mamba2Rows, Mamba2State, Rows, Turned};
+use super::{DiscreteMamba2, Mamba2Rows, Mamba2State, Parts, Rows, Turned};
 use crate::mixers::rotary::Rotary;
 use crate::mixers::{MixerState, StateRows};
 use crate::precision::to_dtype;
-
-/// What the scan and the gate read, each `[b, l, ..]`.
-struct Parts<B: Backend> {
-    x: Tensor<B, 3>,
-    b: Tensor<B, 3>,
-    c: Tensor<B, 3>,
-    z: Tensor<B, 3>,
-    a_log: Tensor<B, 3>,
-}
 
 impl<B: KernelBackend> DiscreteMamba2<B> {
     /// The angles that take the state as a token sees it to what the `tokens`th after that one sees.

@@ -4,21 +4,19 @@ use burn::module::Param;
 use burn::tensor::Tensor;
 use kernels::{Epilogue, KernelBackend, ScanInputs, TransferParts};
 
-use super::{Activation, DiscreteMamba2, Rows, Turned};
+use super::{Activation, DiscreteMamba2, Parts, Rows, Turned};
 use crate::layers::Norm;
 use crate::mixers::rotary::Rotary;
 use crate::precision::widen;
 
 impl<B: KernelBackend> DiscreteMamba2<B> {
     /// What the output projection reads, `[b, l, d_inner]`.
-    ///
-    /// Weights are sliced and not the activations, which are larger: see [`Linear::forward_rows`].
     pub(crate) fn gated(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
-        let x = self.convolved(u.clone(), self.x_rows());
-        let b = self.convolved(u.clone(), self.b_rows());
-        let c = self.convolved(u.clone(), self.c_rows());
-        let z = self.projected(u.clone(), self.z_rows());
-        let a_log = self.projected(u, self.a_log_rows());
+        let Parts { x, b, c, z, a_log } = if B::queues() {
+            self.parts_by_columns(u)
+        } else {
+            self.parts_by_rows(u)
+        };
         let scan = ScanInputs {
             x: self.x_at(x, 0),
             a_log: self.a_log(a_log),
@@ -28,6 +26,30 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         };
         let (gated_blhp, _) = self.gated_scan(scan, z);
         self.joined(gated_blhp)
+    }
+
+    /// What the scan and the gate read of `u [b, l, d_model]`, by a product and a convolution for each: on a CPU,
+    /// where the gradients of the weight's slices cost less than copies of activations.
+    fn parts_by_rows(&self, u: Tensor<B, 3>) -> Parts<B> {
+        Parts {
+            x: self.convolved(u.clone(), self.x_rows()),
+            b: self.convolved(u.clone(), self.b_rows()),
+            c: self.convolved(u.clone(), self.c_rows()),
+            z: self.projected(u.clone(), self.z_rows()),
+            a_log: self.projected(u, self.a_log_rows()),
+        }
+    }
+
+    /// The same by one product and one convolution: on a GPU, where each launch costs and wide products are the
+    /// faster ones, forward and backward.
+    fn parts_by_columns(&self, u: Tensor<B, 3>) -> Parts<B> {
+        let (d_inner, d_bc, h) = (self.d_inner, self.config.d_bc(), self.config.n_v_heads);
+        let widths = [self.conv_dim(), d_inner, h];
+        let [xbc, z, a_log] = kernels::split_columns(self.in_proj.forward_aligned(u), widths);
+        let bias = self.conv1d.bias.as_ref().map(Param::val);
+        let convolved = kernels::causal_conv(xbc, self.taps(), bias, None, self.activation());
+        let [x, b, c] = kernels::split_columns(convolved, [d_inner, d_bc, d_bc]);
+        Parts { x, b, c, z, a_log }
     }
 
     /// The factors of the mixing matrix: B, C, A_log and D alone are computed of `u [b, l, d_model]`.

@@ -95,6 +95,15 @@ pub(crate) struct Rows {
     pub n: usize,
 }
 
+/// What the scan and the gate read, each `[b, l, ..]`.
+struct Parts<B: Backend> {
+    x: Tensor<B, 3>,
+    b: Tensor<B, 3>,
+    c: Tensor<B, 3>,
+    z: Tensor<B, 3>,
+    a_log: Tensor<B, 3>,
+}
+
 impl<B: Backend> DiscreteMamba2<B> {
     /// A mixer for a network `d_model` wide, drawn from `seed` as published (arXiv 2408.10189, the authors'
     /// training code): the convolution passes its input through (last tap 1, the others and the bias 0); the

@@ -3,20 +3,17 @@
 mod plan;
 mod queue;
 
-use std::any::TypeId;
-
 use burn::tensor::backend::DeviceOps;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::cuda::CudaRuntime;
 use cubecl::server::Handle;
 
 use self::queue::Product;
 use super::column_major::{Epilogue, Matrix, Problem};
 use super::cube::Layer;
-use crate::cube::{computes_in_f32, empty};
+use crate::cube::{computes_in_f32, empty, is_cuda};
 
 /// Bytes of which the address of every reservation is a multiple; CubeCL's are of 512.
 const ALIGNMENT: u64 = 256;
@@ -84,7 +81,7 @@ fn alignment(buffer: &Handle) -> u32 {
 fn fit<'a, R: CubeRuntime>(tensors: impl IntoIterator<Item = &'a CubeTensor<R>>) -> bool {
     let mut tensors = tensors.into_iter().peekable();
     let dtype = tensors.peek().map(|x| x.dtype);
-    TypeId::of::<R>() == TypeId::of::<CudaRuntime>()
+    is_cuda::<R>()
         && dtype.is_some_and(computes_in_f32)
         && tensors.all(|x| Some(x.dtype) == dtype && x.meta.shape().num_elements() > 0)
 }

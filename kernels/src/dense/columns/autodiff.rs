@@ -1,0 +1,70 @@
+//! The backward pass on Burn's graph, where an op has one output: each part is a node that leaves its gradient in
+//! a place which all parts share, and the node above them takes them from there. Burn goes back from the deepest nodes
+//! on, so all parts come before it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+
+use super::{Columns, reference};
+use crate::autodiff::{input, primitive, record, value};
+use crate::profile::{Kind, timed};
+
+/// The gradients of the parts, as they come.
+#[derive(Debug, Clone)]
+struct Parts<B: Backend> {
+    gradients: Arc<Mutex<Vec<Option<Tensor<B, 3>>>>>,
+    widths: Vec<usize>,
+    /// Columns of the whole.
+    d: usize,
+}
+
+impl<B: Backend> Parts<B> {
+    /// Keeps the gradient of part `i`. What the node above is given in its place is never read: one element, once.
+    fn put(&self, i: usize, gradient: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
+        let mut gradients = self
+            .gradients
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let is_first = gradients.iter().all(Option::is_none);
+        let (device, dtype) = (gradient.device(), gradient.dtype());
+        gradients[i] = Some(gradient);
+        is_first.then(|| Tensor::empty([1, 1, 1], (&device, dtype)))
+    }
+
+    fn joined(&self) -> Tensor<B, 3> {
+        let mut gradients = self
+            .gradients
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let taken = gradients.iter_mut().map(Option::take).collect();
+        timed(Kind::Elementwise, || {
+            reference::backward(taken, &self.widths, self.d)
+        })
+    }
+}
+
+impl<B: Columns, C: CheckpointStrategy> Columns for Autodiff<B, C> {
+    fn split_columns(x: Tensor<Self, 3>, widths: &[usize]) -> Vec<Tensor<Self, 3>> {
+        let whole = value(&x);
+        let outputs = B::split_columns(whole.clone(), widths);
+        let parts = Parts::<B> {
+            gradients: Arc::new(Mutex::new(vec![None; widths.len()])),
+            widths: widths.to_vec(),
+            d: whole.dims()[2],
+        };
+        let above: Tensor<Self, 3> = record([input(&x)], whole, parts.clone(), |parts, _, _| {
+            [Some(primitive(parts.joined()))]
+        });
+        let outputs = outputs.into_iter().enumerate().map(|(i, output)| {
+            let saved = (parts.clone(), i);
+            record([input(&above)], output, saved, |(parts, i), dy, _| {
+                [parts.put(i, dy).map(primitive)]
+            })
+        });
+        outputs.collect()
+    }
+}

@@ -1,0 +1,41 @@
+//! The columns of one wide product as tensors of their own: what a mixer reads from its input projection.
+//!
+//! Burn's `narrow` does the same, but its backward pass writes zeros as large as the whole for each part and then
+//! adds these up. Here the gradients of the parts are put side by side once.
+
+mod autodiff;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
+pub mod reference;
+
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+
+use crate::profile::{Kind, timed};
+
+/// The op, as backends compute it.
+pub trait Columns: Backend {
+    /// See [`split_columns`]: one part for each of `widths`.
+    fn split_columns(x: Tensor<Self, 3>, widths: &[usize]) -> Vec<Tensor<Self, 3>> {
+        reference::split(x, widths)
+    }
+}
+
+by_default!(Columns for ndarray, flex);
+
+/// The columns of `x [b, l, d]` in parts of `widths`, one after the other: `[b, l, width]` each, which are views of
+/// the memory of `x` where the backend can have them. Columns behind the last part are left out, and their gradient
+/// is 0.
+///
+/// # Panics
+/// If the widths add up to more than `d`.
+pub fn split_columns<B: Columns, const N: usize>(
+    x: Tensor<B, 3>,
+    widths: [usize; N],
+) -> [Tensor<B, 3>; N] {
+    let [_, _, d] = x.dims();
+    let sum: usize = widths.iter().sum();
+    assert!(sum <= d, "split_columns: {sum} columns of {d}");
+    let parts = timed(Kind::Elementwise, || B::split_columns(x, &widths));
+    parts.try_into().expect("one part for each width")
+}
