@@ -81,6 +81,21 @@ impl<B: TrainBackend> TrainStep<B> {
         batch: &Batch,
         rates: &Rates,
     ) -> (PhiMamba<B>, Measured<B::InnerBackend>) {
+        // The tensors of one step have the sizes of those of the next: each then gets the memory of one before it,
+        // which is looked up by its size. In CubeCL's other pools a device with thousands of tensors spends more
+        // time on finding memory than on computing.
+        let step = |(student, optimizer)| self.update(student, optimizer, batch, rates);
+        B::memory_persistent_allocations(&self.device, (student, optimizer), step)
+    }
+
+    /// See [`step`](Self::step).
+    fn update(
+        &self,
+        student: PhiMamba<B>,
+        optimizer: &mut AdamW<B::InnerBackend>,
+        batch: &Batch,
+        rates: &Rates,
+    ) -> (PhiMamba<B>, Measured<B::InnerBackend>) {
         let (losses, gradients) = self.passes(&student, batch);
         let loss = Tensor::cat(losses, 0).mean();
         let norm = match gradients.norm() {

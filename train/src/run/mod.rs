@@ -167,6 +167,8 @@ impl<B: TrainBackend> Run<B> {
         let mut student = train_parts(student, &stage.lr);
         let (precision, device) = (config.precision, &self.device);
         let train_step = TrainStep::<B>::new(stage, &self.teacher, &student, precision, device);
+        // What the steps of the stage before had reserved for tensors of their sizes.
+        B::memory_cleanup(device);
         let mut pending = PendingMetrics::new();
         // On a device that has a queue, reading a result waits for all that was queued before.
         let best = if B::queues() { config.log.every } else { 1 };

@@ -7,22 +7,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::tensor::Tensor;
-use burn::tensor::backend::Backend;
 
-use super::{Columns, reference};
+use super::Columns;
 use crate::autodiff::{input, primitive, record, value};
 use crate::profile::{Kind, timed};
 
 /// The gradients of the parts, as they come.
 #[derive(Debug, Clone)]
-struct Parts<B: Backend> {
+struct Parts<B: Columns> {
     gradients: Arc<Mutex<Vec<Option<Tensor<B, 3>>>>>,
     widths: Vec<usize>,
     /// Columns of the whole.
     d: usize,
 }
 
-impl<B: Backend> Parts<B> {
+impl<B: Columns> Parts<B> {
     /// Keeps the gradient of part `i`. What the node above is given in its place is never read: one element, once.
     fn put(&self, i: usize, gradient: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
         let mut gradients = self
@@ -42,7 +41,7 @@ impl<B: Backend> Parts<B> {
             .unwrap_or_else(PoisonError::into_inner);
         let taken = gradients.iter_mut().map(Option::take).collect();
         timed(Kind::Elementwise, || {
-            reference::backward(taken, &self.widths, self.d)
+            B::join_columns(taken, &self.widths, self.d)
         })
     }
 }

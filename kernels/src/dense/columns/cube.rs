@@ -1,4 +1,5 @@
-//! On the CubeCL backends: views of the same memory.
+//! On the CubeCL backends: views of the same memory, and back in rows without padding, which Burn's own
+//! concatenation has on CUDA.
 //!
 //! Burn's own slices are views from the device's alignment on, which CubeCL gives for CUDA as that of a reservation,
 //! 512 bytes. Kernels there read vectors of 16 bytes and need no more.
@@ -8,7 +9,7 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
 use super::{Columns, reference};
-use crate::cube::{inner, is_cuda, tensor};
+use crate::cube::{empty, inner, is_cuda, tensor};
 
 /// The longest vector that a kernel reads, in bytes.
 const VECTOR: usize = 16;
@@ -26,6 +27,24 @@ where
             Some(views) => views.into_iter().map(tensor).collect(),
             None => reference::split(tensor(whole), widths),
         }
+    }
+
+    fn join_columns(
+        parts: Vec<Option<Tensor<Self, 3>>>,
+        widths: &[usize],
+        d: usize,
+    ) -> Tensor<Self, 3> {
+        let parts = reference::all_columns(parts, widths, d);
+        let first = inner(parts[0].clone());
+        let [b, l, _] = first.meta.shape().dims();
+        let whole = tensor(empty(&first, [b, l, d], first.dtype));
+        let mut start = 0;
+        parts.into_iter().fold(whole, |whole, part| {
+            let end = start + part.dims()[2];
+            let columns = [0..b, 0..l, start..end];
+            start = end;
+            whole.slice_assign(columns, part)
+        })
     }
 }
 

@@ -19,6 +19,16 @@ pub trait Columns: Backend {
     fn split_columns(x: Tensor<Self, 3>, widths: &[usize]) -> Vec<Tensor<Self, 3>> {
         reference::split(x, widths)
     }
+
+    /// The gradient of [`Columns::split_columns`] to the whole of `d` columns from those of its parts; `None` for a part
+    /// that has none. At least one has.
+    fn join_columns(
+        parts: Vec<Option<Tensor<Self, 3>>>,
+        widths: &[usize],
+        d: usize,
+    ) -> Tensor<Self, 3> {
+        reference::join(parts, widths, d)
+    }
 }
 
 by_default!(Columns for ndarray, flex);

@@ -14,12 +14,21 @@ pub fn split<B: Backend>(x: Tensor<B, 3>, widths: &[usize]) -> Vec<Tensor<B, 3>>
     widths.iter().map(part).collect()
 }
 
-/// The gradient to `x [b, l, d]` from those of its parts; `None` for a part that has none. At least one has.
-pub fn backward<B: Backend>(
+/// See [`Columns::join_columns`](super::Columns::join_columns).
+pub fn join<B: Backend>(
     parts: Vec<Option<Tensor<B, 3>>>,
     widths: &[usize],
     d: usize,
 ) -> Tensor<B, 3> {
+    Tensor::cat(all_columns(parts, widths, d), 2)
+}
+
+/// The parts with zeros for those that have no gradient, and behind the last.
+pub(super) fn all_columns<B: Backend>(
+    parts: Vec<Option<Tensor<B, 3>>>,
+    widths: &[usize],
+    d: usize,
+) -> Vec<Tensor<B, 3>> {
     let first = parts.iter().flatten().next().expect("a part's gradient");
     let ([b, l, _], device, dtype) = (first.dims(), first.device(), first.dtype());
     let zeros = |width| Tensor::zeros([b, l, width], (&device, dtype));
@@ -31,5 +40,5 @@ pub fn backward<B: Backend>(
     if rest > 0 {
         all.push(zeros(rest));
     }
-    Tensor::cat(all, 2)
+    all
 }

@@ -188,8 +188,9 @@ impl<B: KernelBackend> Attention<B> {
         let rotary = self.rotary(position, l, &u.device());
         if let Some(qkv_proj) = &self.qkv_proj {
             let all = self.turned(heads(qkv_proj.forward(u), h + 2 * g), &rotary);
-            let part = |start, heads| all.clone().narrow(2, start, heads);
-            return (part(0, h), part(h, g), part(h + g, g));
+            let all = all.reshape([b, l, (h + 2 * g) * p]);
+            let [q, k, v] = kernels::split_columns(all, [h * p, g * p, g * p]);
+            return (heads(q, h), heads(k, g), heads(v, g));
         }
         let q = heads(self.q_proj.forward(u.clone()), h);
         let k = heads(self.k_proj.forward(u.clone()), g);
