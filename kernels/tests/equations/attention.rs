@@ -21,7 +21,7 @@ fn attention<B: TrainBackend>(q: &Values, k: &Values, v: &Values) -> Vec<Values>
 fn attention_definition<B: TrainBackend>(q: &Values, k: &Values, v: &Values) -> Vec<Values> {
     let mut trace = Trace::<B>::new();
     let (q, k, v) = (trace.input(q), trace.input(k), trace.input(v));
-    trace.finish(reference::forward(q, k, v))
+    trace.finish(reference::forward(q, k, v, None))
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn windowed_definition<B: TrainBackend>(
     let mut trace = Trace::<B>::new();
     let (q, k, v) = (trace.input(q), trace.input(k), trace.input::<4>(v));
     let ([_, _, h, _], [b, t, g, p]) = (q.dims(), k.dims());
-    let matrix = reference::windowed_matrix(q, k, window);
+    let matrix = reference::matrix(q, k, Some(window));
     let v: Tensor<B, 4> = v
         .reshape([b, t, g, 1, p])
         .expand([b, t, g, h / g, p])

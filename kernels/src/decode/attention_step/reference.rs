@@ -29,7 +29,7 @@ pub fn step<B: AttentionStep>(
         }
     };
     let q = narrow(q, keys.dtype());
-    let y = B::attention_forward(q, keys.clone(), values.clone());
+    let y = B::attention_forward(q, keys.clone(), values.clone(), None);
     let len = keys.dims()[1];
     let cache = Cache { keys, values, len };
     (narrow(y.reshape([b, width]), dtype), cache)

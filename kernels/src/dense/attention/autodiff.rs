@@ -13,29 +13,15 @@ impl<B: Attention, C: CheckpointStrategy> Attention for Autodiff<B, C> {
         q: Tensor<Self, 4>,
         k: Tensor<Self, 4>,
         v: Tensor<Self, 4>,
+        window: Option<Window>,
     ) -> Tensor<Self, 4> {
-        let saved = [value(&q), value(&k), value(&v)];
-        let [q_, k_, v_] = saved.clone();
-        let y = B::attention_forward(q_, k_, v_);
+        let values = [value(&q), value(&k), value(&v)];
+        let [q_, k_, v_] = values.clone();
+        let (y, saved) = B::attention_forward_saving(q_, k_, v_, window);
         let inputs = [input(&q), input(&k), input(&v)];
-        record(inputs, y, saved, |[q, k, v], dy, _| {
-            let (dq, dk, dv) = timed(Kind::Attention, || B::attention_backward(q, k, v, dy));
-            [dq, dk, dv].map(|gradient| Some(primitive(gradient)))
-        })
-    }
-
-    fn windowed_attention_forward(
-        q: Tensor<Self, 4>,
-        k: Tensor<Self, 4>,
-        v: Tensor<Self, 4>,
-        window: Window,
-    ) -> Tensor<Self, 4> {
-        let saved = [value(&q), value(&k), value(&v)];
-        let [q_, k_, v_] = saved.clone();
-        let y = B::windowed_attention_forward(q_, k_, v_, window);
-        let inputs = [input(&q), input(&k), input(&v)];
-        record(inputs, y, (saved, window), |([q, k, v], window), dy, _| {
-            let backward = || B::windowed_attention_backward(q, k, v, dy, window);
+        let state = (values, saved, window);
+        record(inputs, y, state, |([q, k, v], saved, window), dy, _| {
+            let backward = || B::attention_backward(q, k, v, saved, dy, window);
             let (dq, dk, dv) = timed(Kind::Attention, backward);
             [dq, dk, dv].map(|gradient| Some(primitive(gradient)))
         })

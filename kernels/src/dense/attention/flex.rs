@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use burn_flex::Flex;
 use rayon::prelude::*;
 
-use super::{Attention, reference};
+use super::{Attention, Window, reference};
 use crate::flex::math::{exp, max, sum, vectorised};
 use crate::flex::products::{Matrix, multiply};
 use crate::flex::{Values, interleave, is_f32, tensor};
@@ -18,19 +18,24 @@ impl Attention for Flex {
         q: Tensor<Self, 4>,
         k: Tensor<Self, 4>,
         v: Tensor<Self, 4>,
+        window: Option<Window>,
     ) -> Tensor<Self, 4> {
-        if is_f32(&q) && is_f32(&k) && is_f32(&v) {
+        if window.is_none() && is_f32(&q) && is_f32(&k) && is_f32(&v) {
             forward(q, k, v)
         } else {
-            reference::forward(q, k, v)
+            reference::forward(q, k, v, window)
         }
     }
 
-    fn attention_matrix(q: Tensor<Self, 4>, k: Tensor<Self, 4>) -> Tensor<Self, 4> {
-        if is_f32(&q) && is_f32(&k) {
+    fn attention_matrix(
+        q: Tensor<Self, 4>,
+        k: Tensor<Self, 4>,
+        window: Option<Window>,
+    ) -> Tensor<Self, 4> {
+        if window.is_none() && is_f32(&q) && is_f32(&k) {
             matrix(q, k)
         } else {
-            reference::matrix(q, k)
+            reference::matrix(q, k, window)
         }
     }
 }

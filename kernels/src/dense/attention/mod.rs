@@ -41,61 +41,58 @@ impl Window {
     }
 }
 
-/// The op, as backends compute it. With a window that hides something, no backend has a fast path yet: the
-/// reference cuts the sequence into blocks, so that time and memory are linear in its length.
+/// What the forward pass saves for the backward pass, where a backend's kernels read it.
+#[derive(Debug, Clone)]
+pub struct Saved<B: Backend> {
+    /// The outputs, `[b, l, h, p]`.
+    pub y: Tensor<B, 4>,
+    /// The logarithms of the sums of the scores' exponentials, `[b, h, l]` in f32.
+    pub lse: Tensor<B, 3>,
+}
+
+/// The op, as backends compute it. Where a method has no other body, the reference is taken. It holds the weights,
+/// `[b, h, l, t]`, but cuts the sequence into blocks where there is a window.
 pub trait Attention: Backend {
-    /// See [`attention()`].
+    /// See [`attention_within`].
     fn attention_forward(
         q: Tensor<Self, 4>,
         k: Tensor<Self, 4>,
         v: Tensor<Self, 4>,
+        window: Option<Window>,
     ) -> Tensor<Self, 4> {
-        reference::forward(q, k, v)
+        reference::forward(q, k, v, window)
     }
 
-    /// Gradients of [`Attention::attention_forward`] to queries, keys and values, from `dy [b, l, h, p]`.
+    /// [`Attention::attention_forward`], and what its backward pass reads beside the inputs.
+    fn attention_forward_saving(
+        q: Tensor<Self, 4>,
+        k: Tensor<Self, 4>,
+        v: Tensor<Self, 4>,
+        window: Option<Window>,
+    ) -> (Tensor<Self, 4>, Option<Saved<Self>>) {
+        (Self::attention_forward(q, k, v, window), None)
+    }
+
+    /// Gradients of [`Attention::attention_forward`] to queries, keys and values, from `dy [b, l, h, p]`. `saved`
+    /// is from [`Attention::attention_forward_saving`] with the same inputs; without it the reference is taken.
     fn attention_backward(
         q: Tensor<Self, 4>,
         k: Tensor<Self, 4>,
         v: Tensor<Self, 4>,
+        _saved: Option<Saved<Self>>,
         dy: Tensor<Self, 4>,
+        window: Option<Window>,
     ) -> Gradients<Self> {
-        reference::backward(q, k, v, dy)
-    }
-
-    /// See [`attention_matrix`].
-    fn attention_matrix(q: Tensor<Self, 4>, k: Tensor<Self, 4>) -> Tensor<Self, 4> {
-        reference::matrix(q, k)
-    }
-
-    /// See [`attention_within`].
-    fn windowed_attention_forward(
-        q: Tensor<Self, 4>,
-        k: Tensor<Self, 4>,
-        v: Tensor<Self, 4>,
-        window: Window,
-    ) -> Tensor<Self, 4> {
-        reference::windowed_forward(q, k, v, window)
-    }
-
-    /// Gradients of [`Attention::windowed_attention_forward`], as of [`Attention::attention_backward`].
-    fn windowed_attention_backward(
-        q: Tensor<Self, 4>,
-        k: Tensor<Self, 4>,
-        v: Tensor<Self, 4>,
-        dy: Tensor<Self, 4>,
-        window: Window,
-    ) -> Gradients<Self> {
-        reference::windowed_backward(q, k, v, dy, window)
+        reference::backward(q, k, v, dy, window)
     }
 
     /// See [`attention_matrix_within`].
-    fn windowed_attention_matrix(
+    fn attention_matrix(
         q: Tensor<Self, 4>,
         k: Tensor<Self, 4>,
-        window: Window,
+        window: Option<Window>,
     ) -> Tensor<Self, 4> {
-        reference::windowed_matrix(q, k, window)
+        reference::matrix(q, k, window)
     }
 }
 
@@ -105,8 +102,8 @@ by_default!(Attention for ndarray);
 /// with `g` dividing `h` (head `i` reads group `i / (h / g)`); to `[b, l, h, p]`. Scores are divided
 /// by `sqrt(p)`; the softmax is f32 for half-precision inputs.
 ///
-/// The CubeCL backends' forward pass takes memory for its output alone, whatever the lengths. The backward
-/// pass holds the weights, `[b, h, l, t]` in f32, everywhere.
+/// On CubeCL backends, but for f64, the passes take memory for their outputs and for two numbers a query and head,
+/// whatever the lengths. Elsewhere the backward pass holds the weights, `[b, h, l, t]` in f32.
 ///
 /// # Panics
 /// If the shapes do not fit together as above, or the dtypes differ.
@@ -115,7 +112,8 @@ pub fn attention<B: Attention>(q: Tensor<B, 4>, k: Tensor<B, 4>, v: Tensor<B, 4>
 }
 
 /// [`attention`] in which each query sees the keys of `window` alone, if there is one. Keys from the sinks on may
-/// have been left out, as a cache of the sinks and the last tokens does: what counts are places among the keys.
+/// have been left out, as a cache of the sinks and the last tokens does: what counts are places among the keys. Within
+/// a window, time and memory are linear in the length.
 ///
 /// # Panics
 /// As [`attention`], and if the window is 0.
@@ -137,10 +135,7 @@ pub fn attention_within<B: Attention>(
         "attention: values must have the shape of the keys"
     );
     let window = checked(window, &k);
-    timed(Kind::Attention, || match window {
-        None => B::attention_forward(q, k, v),
-        Some(window) => B::windowed_attention_forward(q, k, v, window),
-    })
+    timed(Kind::Attention, || B::attention_forward(q, k, v, window))
 }
 
 /// The softmaxed weights of [`attention`], `[b, h, l, t]`; f32 for half-precision inputs.
@@ -162,10 +157,7 @@ pub fn attention_matrix_within<B: Attention>(
 ) -> Tensor<B, 4> {
     check(&q, &k);
     let window = checked(window, &k);
-    timed(Kind::Attention, || match window {
-        None => B::attention_matrix(q, k),
-        Some(window) => B::windowed_attention_matrix(q, k, window),
-    })
+    timed(Kind::Attention, || B::attention_matrix(q, k, window))
 }
 
 /// The window, where it hides some of the keys.

@@ -17,22 +17,8 @@ fn per_head<B: Backend>(x: Tensor<B, 4>, h: usize) -> Tensor<B, 4> {
     to_heads(x, h).swap_dims(1, 2)
 }
 
-/// See [`attention_matrix`](super::attention_matrix).
-pub fn matrix<B: Backend>(q: Tensor<B, 4>, k: Tensor<B, 4>) -> Tensor<B, 4> {
-    weights(q, k, None)
-}
-
 /// See [`attention_matrix_within`](super::attention_matrix_within).
-pub fn windowed_matrix<B: Backend>(
-    q: Tensor<B, 4>,
-    k: Tensor<B, 4>,
-    window: Window,
-) -> Tensor<B, 4> {
-    weights(q, k, Some(window))
-}
-
-/// [`matrix`], within the window if there is one.
-pub(crate) fn weights<B: Backend>(
+pub fn matrix<B: Backend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
     window: Option<Window>,
@@ -74,9 +60,17 @@ fn too_old<B: Backend>(
         .greater_equal_elem(window.window as i64)
 }
 
-/// See [`attention`](super::attention()).
-pub fn forward<B: Backend>(q: Tensor<B, 4>, k: Tensor<B, 4>, v: Tensor<B, 4>) -> Tensor<B, 4> {
-    weighted(q, k, v, None)
+/// See [`attention_within`](super::attention_within).
+pub fn forward<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    window: Option<Window>,
+) -> Tensor<B, 4> {
+    match window {
+        None => weighted(q, k, v, None),
+        Some(window) => in_blocks(q, k, v, window),
+    }
 }
 
 fn weighted<B: Backend>(
@@ -86,23 +80,28 @@ fn weighted<B: Backend>(
     window: Option<Window>,
 ) -> Tensor<B, 4> {
     let (h, dtype) = (q.dims()[2], v.dtype());
-    let weights = narrow(weights(q, k, window), dtype);
+    let weights = narrow(matrix(q, k, window), dtype);
     product(weights, per_head(v, h)).swap_dims(1, 2)
+}
+
+/// The gradients of [`forward`] to queries, keys and values, from `dy [b, l, h, p]`.
+pub fn backward<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    dy: Tensor<B, 4>,
+    window: Option<Window>,
+) -> Gradients<B> {
+    match window {
+        None => gradients(q, k, v, dy, None),
+        Some(window) => gradients_in_blocks(q, k, v, dy, window),
+    }
 }
 
 /// Half-precision inputs are widened, and their products may be TF32 on NVIDIA GPUs: TF32 holds the inputs as they
 /// are, and more digits of the weights and their gradients than half precision does.
 ///
 /// With `P` the weights and `dP = dy v^T`: the scores' gradient is `P (dP - sum of P dP)`, row by row.
-pub fn backward<B: Backend>(
-    q: Tensor<B, 4>,
-    k: Tensor<B, 4>,
-    v: Tensor<B, 4>,
-    dy: Tensor<B, 4>,
-) -> Gradients<B> {
-    gradients(q, k, v, dy, None)
-}
-
 fn gradients<B: Backend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
@@ -111,7 +110,7 @@ fn gradients<B: Backend>(
     window: Option<Window>,
 ) -> Gradients<B> {
     let ([_, _, h, p], g, dtype) = (q.dims(), k.dims()[2], q.dtype());
-    let weights = weights(q.clone(), k.clone(), window);
+    let weights = matrix(q.clone(), k.clone(), window);
     let times = if dtype == DType::F32 {
         product
     } else {
@@ -192,9 +191,9 @@ impl Block {
     }
 }
 
-/// See [`attention_within`](super::attention_within). Each block of queries is attention of its own, over the sinks
-/// and the keys of its queries' windows, in which the places of the keys keep the window's rule.
-pub fn windowed_forward<B: Backend>(
+/// Each block of queries is attention of its own, over the sinks and the keys of its queries' windows, in which the
+/// places of the keys keep the window's rule.
+fn in_blocks<B: Backend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
     v: Tensor<B, 4>,
@@ -208,8 +207,8 @@ pub fn windowed_forward<B: Backend>(
     Tensor::cat(blocks.collect(), 1)
 }
 
-/// The gradients of [`windowed_forward`], block by block. Those of the keys and values are added up in f32 at least.
-pub fn windowed_backward<B: Backend>(
+/// The gradients of [`in_blocks`]. Those of the keys and values are added up in f32 at least.
+fn gradients_in_blocks<B: Backend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
     v: Tensor<B, 4>,

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::{AttentionParts, TransferParts};
-use crate::dense::attention::reference::weights;
+use crate::dense::attention::reference::matrix as weights;
 use crate::dtype::{narrow, sigmoid, widen};
 use crate::groups::{to_groups, to_heads};
 use crate::product::product;

@@ -1,4 +1,4 @@
-//! Which kernel a device gets.
+//! Which kernels a device gets.
 
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
@@ -14,15 +14,16 @@ use crate::cube::tiles::{SIDE, shared_bytes};
 #[derive(Clone, Copy)]
 pub(super) enum Variant {
     /// Units with this many elements of a tile along each side.
-    Portable { r: usize },
-    /// Planes with this many times 16 queries.
-    TensorCores { down: usize },
+    Portable {
+        r: usize,
+    },
+    TensorCores,
 }
 
 impl Variant {
-    /// The fastest that the device allows for queries `[b, l, h, p]`.
-    pub(super) fn of<R: CubeRuntime>(q: &CubeTensor<R>) -> Self {
-        let [_, l, _, p] = q.meta.shape().dims();
+    /// The fastest that the device allows for queries `[b, l, h, p]`, where tensor cores need `bytes` of shared memory.
+    pub(super) fn of<R: CubeRuntime>(q: &CubeTensor<R>, bytes: usize) -> Self {
+        let [_, _, _, p] = q.meta.shape().dims();
         let properties = q.client.properties();
         let (hardware, features) = (&properties.hardware, &properties.features);
         let memory = hardware.max_shared_memory_size;
@@ -42,12 +43,9 @@ impl Variant {
             && features.matmul.ldmatrix.contains(&dtype)
             && features.copy_async
             && [hardware.plane_size_min, hardware.plane_size_max] == [PLANE as u32; 2]
-            && memory >= mma::shared_bytes(p) + 16;
+            && memory >= bytes;
         if tensor_cores {
-            // Registers allow 32 queries a plane to narrow heads.
-            let is_narrow = p <= 64 && l > mma::queries(1);
-            let down = if is_narrow { 2 } else { 1 };
-            return Self::TensorCores { down };
+            return Self::TensorCores;
         }
         let fits = (1..=4).rev().find(|r| memory >= shared_bytes(*r));
         Self::Portable {
@@ -55,18 +53,10 @@ impl Variant {
         }
     }
 
-    /// Queries of a cube.
-    pub(super) fn queries(self) -> usize {
-        match self {
-            Self::Portable { r } => r * SIDE,
-            Self::TensorCores { down } => mma::queries(down),
-        }
-    }
-
     pub(super) fn cube(self) -> CubeDim {
         match self {
             Self::Portable { .. } => CubeDim::new_2d(SIDE as u32, SIDE as u32),
-            Self::TensorCores { .. } => CubeDim::new_1d((mma::PLANES * PLANE) as u32),
+            Self::TensorCores => CubeDim::new_1d((mma::PLANES * PLANE) as u32),
         }
     }
 }

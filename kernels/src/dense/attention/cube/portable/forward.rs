@@ -1,28 +1,32 @@
-//! In tiles of `r * 16` by `r * 16`, with nothing but shared memory and barriers, in f32.
+//! The forward pass.
 
 use cubecl::prelude::*;
 
+use super::super::reach::{Reach, key_tiles, nth, sees};
+use super::{add_products, columns, write, zeros};
 use crate::cube::rows::{View, rows_of};
-use crate::cube::tiles::{DEPTH, PITCH, SIDE, longest_first, products, stage};
+use crate::cube::tiles::{PITCH, SIDE, longest_first, products};
 
-/// Columns of [`DEPTH`] that a unit has.
-const ACROSS: usize = DEPTH / SIDE;
 /// Numbers from one row of shared memory to the next.
 const LINE: usize = SIDE + 1;
 
-/// Queries `[b, l, h, p]`, keys and values `[b, t, g, p]` to `[b, l, h, p]`.
+/// Queries `[b, l, h, p]`, keys and values `[b, t, g, p]` to `[b, l, h, p]`, and the logarithms of the sums of the
+/// scores' exponentials, `[b, h, l]`.
 ///
 /// Cubes: heads, batch, blocks of queries, the last of which see the most keys and come first.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn attend<F: Float>(
+pub(in super::super) fn attend<F: Float>(
     q_blhp: &Array<F>,
     k_btgp: &Array<F>,
     v_btgp: &Array<F>,
     y_blhp: &mut Array<F>,
+    lse_bhl: &mut ComptimeOption<Array<f32>>,
     scale: f32,
     q_view: View,
     k_view: View,
     v_view: View,
+    reach: Reach,
+    #[comptime] windowed: bool,
     #[comptime] p: usize,
     #[comptime] r: usize,
     #[define(F)] _dtype: StorageType,
@@ -38,27 +42,22 @@ pub(super) fn attend<F: Float>(
     let block = longest_first(CUBE_POS_Z as usize, CUBE_COUNT_Z as usize, false);
     let first = block * tile;
     let position = t - l + first;
-    let keys = clamp_max(position + tile, t);
+    let end = clamp_max(position + tile, t);
+    let tiles = key_tiles(reach, position, end, tile, windowed);
 
     let mut staged = SharedMemory::<f32>::new(comptime!(2 * tile * PITCH));
     let mut weights = SharedMemory::<f32>::new(comptime!(tile * (tile + 1)));
-    let slices = comptime!(p.div_ceil(DEPTH));
-    let of_row = comptime!(slices * ACROSS);
-    let mut y = Array::<f32>::new(comptime!(r * of_row));
-    #[unroll]
-    for i in 0..comptime!(r * of_row) {
-        y[i] = 0.0f32;
-    }
+    let of_row = comptime!(columns(p));
+    let mut y = zeros(comptime!(r * of_row));
+    let mut sums = zeros(r);
     let mut reference = Array::<f32>::new(r);
-    let mut sums = Array::<f32>::new(r);
     #[unroll]
     for i in 0..r {
         reference[i] = f32::MIN.runtime();
-        sums[i] = 0.0f32;
     }
 
-    for other in 0..keys.div_ceil(tile) {
-        let key = other * tile;
+    for i in 0..tiles.count {
+        let key = nth(tiles, i, windowed) * tile;
         let mut scores = products(
             q_blhp,
             q_rows,
@@ -78,7 +77,8 @@ pub(super) fn attend<F: Float>(
             #[unroll]
             for j in 0..r {
                 let mut score = scores[comptime!(i * r + j)] * scale;
-                if key + unit_x + comptime!(j * SIDE) > position + row {
+                let column = key + unit_x + comptime!(j * SIDE);
+                if !sees(reach, position + row, column, windowed) {
                     score = f32::MIN.runtime();
                 }
                 largest = max(largest, score);
@@ -90,7 +90,7 @@ pub(super) fn attend<F: Float>(
         #[unroll]
         for i in 0..r {
             let row = unit_y + comptime!(i * SIDE);
-            // Each row sees the first key, so that this is a score from the first tile on.
+            // Without a window each row sees the first key, so that this is a score from the first tile on.
             let mut largest = reference[i];
             #[unroll]
             for x in 0..SIDE {
@@ -105,43 +105,18 @@ pub(super) fn attend<F: Float>(
             }
             #[unroll]
             for j in 0..r {
-                let weight = (scores[comptime!(i * r + j)] - largest).exp();
+                let score = scores[comptime!(i * r + j)];
+                let mut weight = (score - largest).exp();
+                if comptime!(windowed) {
+                    // A row that has seen no key yet has no largest score to tell them from.
+                    weight = select(score == f32::MIN.runtime(), 0.0f32, weight);
+                }
                 sum += weight;
                 weights[row * comptime!(tile + 1) + unit_x + comptime!(j * SIDE)] = weight;
             }
             sums[i] = sum;
         }
-        #[unroll]
-        for slice in 0..slices {
-            sync_cube();
-            stage(
-                v_btgp,
-                v_rows,
-                key,
-                comptime!(slice * DEPTH),
-                &mut staged,
-                0,
-                p,
-                r,
-            );
-            sync_cube();
-            for s in 0..tile {
-                let mut values = Array::<f32>::new(ACROSS);
-                #[unroll]
-                for j in 0..ACROSS {
-                    values[j] = staged[s * PITCH + unit_x + comptime!(j * SIDE)];
-                }
-                #[unroll]
-                for i in 0..r {
-                    let row = unit_y + comptime!(i * SIDE);
-                    let weight = weights[row * comptime!(tile + 1) + s];
-                    #[unroll]
-                    for j in 0..ACROSS {
-                        y[comptime!(i * of_row + slice * ACROSS + j)] += weight * values[j];
-                    }
-                }
-            }
-        }
+        add_products(&weights, v_btgp, v_rows, key, &mut staged, &mut y, p, r);
     }
 
     sync_cube();
@@ -158,15 +133,19 @@ pub(super) fn attend<F: Float>(
         for x in 0..SIDE {
             sum += staged[row * LINE + x];
         }
-        if first + row < l {
-            let to = ((batch * l + first + row) * h + head) * p;
-            #[unroll]
-            for j in 0..of_row {
-                let column = unit_x + comptime!(j * SIDE);
-                if column < p {
-                    y_blhp[to + column] = F::cast_from(y[comptime!(i * of_row + j)] / sum);
+        #[unroll]
+        for j in 0..of_row {
+            y[comptime!(i * of_row + j)] = y[comptime!(i * of_row + j)] / sum;
+        }
+        #[comptime]
+        match lse_bhl {
+            ComptimeOption::Some(lse_bhl) => {
+                if unit_x == 0 && first + row < l {
+                    lse_bhl[(batch * h + head) * l + first + row] = reference[i] + sum.ln();
                 }
             }
+            ComptimeOption::None => {}
         }
     }
+    write(&y, 1.0f32, y_blhp, batch, first, l, head, h, p, r);
 }
