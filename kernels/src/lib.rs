@@ -70,7 +70,7 @@ pub mod runtime;
 pub mod scan;
 
 pub use decode::attention_step::{attention_step, attention_step_within};
-pub use decode::recurrent_step::{StepParameters, StepState, Turn, recurrent_step};
+pub use decode::recurrent_step::{HeadNorm, StepParameters, StepState, Turn, recurrent_step};
 pub use decode::sample::sample;
 pub use dense::attention::{
     Window, attention, attention_matrix, attention_matrix_within, attention_within,

@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use kernels::decode::projections::{Activation, Projection};
+use kernels::decode::projections::{Activation, Input, Projection};
 use kernels::{AttentionParts, KernelBackend, TransferParts};
 
 use crate::arch::{BlockOrder, NetworkConfig};
@@ -177,14 +177,14 @@ impl<B: KernelBackend> Block<B> {
 fn leave<B: KernelBackend>(
     x: Tensor<B, 2>,
     output: StepOutput<'_, B>,
-    other: Option<(Tensor<B, 2>, Projection<B>)>,
+    other: Option<(Input<B>, Projection<B>)>,
 ) -> Tensor<B, 2> {
     let x = match output.plain {
         Some(plain) => x + plain,
         None => x,
     };
     let through = output.through.into_iter();
-    let through = through.map(|(y, linear)| (y, linear.projection()));
+    let through = through.map(|(y, linear)| (y.into(), linear.projection()));
     let terms: Vec<_> = through.chain(other).collect();
     if terms.is_empty() {
         return x;

@@ -182,7 +182,7 @@ impl<B: KernelBackend> Linear<B> {
     pub(crate) fn forward_step(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         let [b, _] = x.dims();
         let nothing = Tensor::zeros([b, self.d_out()], (&x.device(), x.dtype()));
-        kernels::decode::projections::out_of(nothing, vec![(x, self.projection())])
+        kernels::decode::projections::out_of(nothing, vec![(x.into(), self.projection())])
     }
 
     /// `x [.., d_in]` times `n` rows of the weight from row `start`: `[.., n]`.
@@ -251,13 +251,13 @@ impl<B: Backend> Norm<B> {
         }
     }
 
-    /// For the few vectors of a decoding step; `None` for an RMSNorm.
-    fn layer_norm(&self) -> Option<Normalisation<B>> {
-        Some(Normalisation {
+    /// For the few vectors of a decoding step.
+    fn normalisation(&self) -> Normalisation<B> {
+        Normalisation {
             gamma: self.weight.val(),
-            beta: self.bias.as_ref()?.val(),
+            beta: self.bias.as_ref().map(Param::val),
             epsilon: self.epsilon,
-        })
+        }
     }
 }
 
@@ -276,29 +276,14 @@ impl<B: KernelBackend> Norm<B> {
         x: Tensor<B, 2>,
         linears: Vec<(&Linear<B>, Activation)>,
     ) -> Vec<Tensor<B, 2>> {
-        if let Some(norm) = self.layer_norm() {
-            let projections = linears.into_iter();
-            let projections = projections.map(|(linear, act)| (linear.projection(), act));
-            return kernels::decode::projections::into(x, norm, projections.collect());
-        }
-        let normed = self.rms_norm_of_step(x);
-        let project = |(linear, activation): (&Linear<B>, Activation)| {
-            let y = linear.forward_step(normed.clone());
-            match activation {
-                Activation::Identity => y,
-                Activation::GeluNew => kernels::gelu_new(y),
-            }
-        };
-        linears.into_iter().map(project).collect()
+        let projections = linears.into_iter();
+        let projections = projections.map(|(linear, act)| (linear.projection(), act));
+        kernels::decode::projections::into(x, self.normalisation(), projections.collect())
     }
 
     /// The last projection of a step: `x [b, d]`, normalised, through `head`, in memory that no later step uses.
     pub(crate) fn project_head(&self, x: Tensor<B, 2>, head: &Linear<B>) -> Tensor<B, 2> {
-        match self.layer_norm() {
-            Some(norm) => kernels::decode::projections::head(x, norm, head.projection()),
-            // Vectors of a step may lie in memory that later steps use again.
-            None => head.forward_step(self.rms_norm_of_step(x)).mul_scalar(1.0),
-        }
+        kernels::decode::projections::head(x, self.normalisation(), head.projection())
     }
 
     /// In the dtype of `x`, which in a step is wider than that of the parameters.

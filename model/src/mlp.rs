@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use kernels::KernelBackend;
-use kernels::decode::projections::Activation;
+use kernels::decode::projections::{Activation, Input};
 
 use crate::init::Init;
 use crate::layers::Linear;
@@ -76,10 +76,7 @@ impl<B: Backend> Mlp<B> {
     /// The projections that read the normalised input in a decoding step, with what follows each.
     pub(crate) fn entries(&self) -> Vec<(&Linear<B>, Activation)> {
         match &self.gate {
-            Some(gate) => vec![
-                (gate, Activation::Identity),
-                (&self.up, Activation::Identity),
-            ],
+            Some(gate) => vec![(gate, Activation::Silu), (&self.up, Activation::Identity)],
             None => vec![(&self.up, Activation::GeluNew)],
         }
     }
@@ -109,11 +106,11 @@ impl<B: KernelBackend> Mlp<B> {
     }
 
     /// The same in a decoding step, from the outputs of [`entries`](Self::entries).
-    pub(crate) fn hidden_of_step(&self, mut projected: Vec<Tensor<B, 2>>) -> Tensor<B, 2> {
+    pub(crate) fn hidden_of_step(&self, mut projected: Vec<Tensor<B, 2>>) -> Input<B> {
         let up = projected.pop().expect("one output a projection");
-        match projected.pop() {
-            Some(gate) => kernels::swiglu(gate, up),
-            None => up,
+        Input {
+            u: up,
+            gate: projected.pop(),
         }
     }
 }

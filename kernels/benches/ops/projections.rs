@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Tensor};
 use kernels::KernelBackend;
-use kernels::decode::projections::{self, Activation, Normalisation, Projection, Weight};
+use kernels::decode::projections::{self, Activation, Input, Normalisation, Projection, Weight};
 
 use crate::clock::random;
 use crate::table::{Bench, Row};
@@ -63,7 +63,7 @@ impl Case {
         let x = random::<B, 2>([self.b, d], DType::F32);
         let norm = Normalisation {
             gamma: random([d], self.dtype),
-            beta: random([d], self.dtype),
+            beta: Some(random([d], self.dtype)),
             epsilon: 1e-5,
         };
         let set = |_| -> Vec<_> {
@@ -90,11 +90,11 @@ impl Case {
     fn back<B: KernelBackend>(&self, bench: &Bench<B>, op: &'static str, widths: &[usize]) {
         let d = self.d;
         let x = random::<B, 2>([self.b, d], DType::F32);
-        let set = |_| -> Vec<(Tensor<B, 2>, _)> {
+        let set = |_| -> Vec<(Input<B>, _)> {
             let each = widths.iter();
             each.map(|&width| {
                 (
-                    random([self.b, width], DType::F32),
+                    random::<B, 2>([self.b, width], DType::F32).into(),
                     self.projection(d, width),
                 )
             })

@@ -28,6 +28,7 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
                 d: random([h], dtype),
                 z_bias: Some(random([h * p], dtype)),
                 a_log_bias: None,
+                bc_norms: None,
                 turn: None,
             };
             let projected = random([b, c + h * p + h], dtype);

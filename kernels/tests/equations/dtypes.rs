@@ -70,6 +70,7 @@ fn f64_does_not_meet_narrower_inputs() {
         d: of([h], single),
         z_bias: None,
         a_log_bias: None,
+        bc_norms: None,
         turn: None,
     };
     let state = StepState {

@@ -2,14 +2,18 @@
 
 use kernels::runtime::{Flex, NdArray64};
 use kernels::scan::causal_conv::Activation;
-use kernels::{KernelBackend, StepParameters, StepState, Turn};
+use kernels::{HeadNorm, KernelBackend, StepParameters, StepState, Turn};
 use tests::assert_close;
 
 use crate::support::*;
 
 /// Three tokens through a mixer of `[b, h, p, n]`, `g` groups and windows of `w`: the outputs and the
 /// state after them.
-fn steps<B: KernelBackend>([b, h, p, n, g, w]: [usize; 6], activation: Activation) -> Vec<Values> {
+fn steps<B: KernelBackend>(
+    [b, h, p, n, g, w]: [usize; 6],
+    activation: Activation,
+    norms: bool,
+) -> Vec<Values> {
     let c = h * p + 2 * g * n;
     let parameters = StepParameters::<B> {
         taps: tensor(random(1, &[c, 1, w], 1.0)),
@@ -18,6 +22,12 @@ fn steps<B: KernelBackend>([b, h, p, n, g, w]: [usize; 6], activation: Activatio
         d: tensor(random(3, &[h], 1.0)),
         z_bias: Some(tensor(random(4, &[h * p], 1.0))),
         a_log_bias: Some(tensor(random(10, &[h], 1.0))),
+        bc_norms: norms.then(|| {
+            [13, 14].map(|seed| HeadNorm {
+                gamma: tensor(random(seed, &[n], 1.0)),
+                epsilon: 1e-3 * seed as f64,
+            })
+        }),
         turn: (n > 1).then(|| Turn {
             cos: tensor(random(11, &[1, n / 2], 1.0)),
             sin: tensor(random(12, &[1, n / 2], 1.0)),
@@ -46,11 +56,13 @@ fn recurrent_step_is_right() {
         [3, 6, 8, 16, 2, 3],
     ] {
         for activation in [Activation::Identity, Activation::Silu] {
-            let fast = steps::<Flex>(sizes, activation);
-            let exact = steps::<NdArray64>(sizes, activation);
-            for (fast, exact) in fast.into_iter().zip(exact) {
-                let case = format!("step {sizes:?} {activation:?}");
-                assert_close(&case, fast, exact, F32_TOLERANCE);
+            for norms in [false, true] {
+                let fast = steps::<Flex>(sizes, activation, norms);
+                let exact = steps::<NdArray64>(sizes, activation, norms);
+                for (fast, exact) in fast.into_iter().zip(exact) {
+                    let case = format!("step {sizes:?} {activation:?}, norms {norms}");
+                    assert_close(&case, fast, exact, F32_TOLERANCE);
+                }
             }
         }
     }

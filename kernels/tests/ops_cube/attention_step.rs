@@ -1,8 +1,8 @@
 //! Attention of one new token after another.
 
 use burn::tensor::{DType, Tensor};
-use kernels::decode::attention_step::{Cache, NewToken, reference};
-use kernels::{KernelBackend, attention_step};
+use kernels::decode::attention_step::{Cache, NewToken, attention_step_within};
+use kernels::{KernelBackend, Window};
 
 use crate::support::*;
 
@@ -14,6 +14,9 @@ struct Case {
     r: usize,
     /// Tokens before the first step.
     len: usize,
+    /// Steps.
+    steps: usize,
+    window: Option<Window>,
     dtype: DType,
 }
 
@@ -26,9 +29,11 @@ impl Case {
             p,
             r,
             len,
+            steps: n,
+            window,
             dtype,
         } = *self;
-        let tokens: Vec<_> = (0..3)
+        let tokens: Vec<_> = (0..n)
             .map(|_| {
                 let wide = DType::F32;
                 let angles = random.values([1, r], 1.0, wide);
@@ -48,30 +53,26 @@ impl Case {
             ]
         });
         let exact = {
-            let cache = cached.as_ref().map(|[keys, values]| Cache {
-                keys: keys.exact(),
-                values: values.exact(),
-                len,
-            });
+            let cache = cached
+                .as_ref()
+                .map(|[keys, values]| Cache::of(keys.exact(), values.exact()));
             let tokens = tokens
                 .iter()
                 .map(|values| token(values.each_ref().map(Values::exact)));
             steps(tokens, cache, |token, cache| {
-                reference::step(token, cache, h)
+                attention_step_within(token, cache, h, window)
             })
         };
         let run = |held: bool| {
-            let cache = cached.as_ref().map(|[keys, values]| Cache {
-                keys: keys.cube(),
-                values: values.cube(),
-                len,
-            });
+            let cache = cached
+                .as_ref()
+                .map(|[keys, values]| Cache::of(keys.cube(), values.cube()));
             let copy = held.then(|| cache.clone());
             let tokens = tokens
                 .iter()
                 .map(|values| token(values.each_ref().map(Values::cube)));
             let outputs = steps(tokens, cache, |token, cache| {
-                attention_step(token, cache, h)
+                attention_step_within(token, cache, h, window)
             });
             if let (Some(Some(copy)), Some([keys, _])) = (copy, &cached) {
                 let held = distance(&keys.exact().into_data(), &copy.keys.into_data());
@@ -79,7 +80,8 @@ impl Case {
             }
             outputs
         };
-        let name = format!("attention_step b{b} h{h} g{g} p{p} r{r}, {len} tokens, {dtype:?}");
+        let name =
+            format!("attention_step b{b} h{h} g{g} p{p} r{r}, {len} tokens, {window:?}, {dtype:?}");
         // A cache in half precision rounds the keys and values that join it.
         let tolerance = if dtype == DType::F32 { 1e-5 } else { 2e-2 };
         check(&name, tolerance, exact.clone(), || run(false));
@@ -125,10 +127,35 @@ fn attention_of_a_new_token_is_right() {
                     p,
                     r,
                     len,
+                    steps: 3,
+                    window: None,
                     dtype,
                 };
                 case.check(&mut Random::new(len as u64 + 1));
             }
+        }
+    });
+}
+
+/// With and without sinks, from before a window is full until tokens have moved to a new place more than once.
+#[test]
+fn attention_within_a_window_is_right() {
+    with_device(|| {
+        for (window, sinks, len, steps) in
+            [(4, 0, 2, 12), (3, 2, 0, 8), (6, 1, 300, 5), (5, 2, 4, 700)]
+        {
+            let case = Case {
+                b: 2,
+                h: 4,
+                g: 2,
+                p: 16,
+                r: 8,
+                len,
+                steps,
+                window: Some(Window { window, sinks }),
+                dtype: DType::F32,
+            };
+            case.check(&mut Random::new(len as u64 + 1));
         }
     });
 }

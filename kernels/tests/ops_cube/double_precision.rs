@@ -157,6 +157,7 @@ fn decoding<B: KernelBackend>(outputs: &mut Outputs) {
         d: inputs.tensor([h]),
         z_bias: None,
         a_log_bias: None,
+        bc_norms: None,
         turn: None,
     };
     let state = StepState {
@@ -188,7 +189,7 @@ fn decoding<B: KernelBackend>(outputs: &mut Outputs) {
     let (into, out_of) = (projection(5, d), projection(d, 5));
     let norm = Normalisation {
         gamma: inputs.tensor([d]),
-        beta: inputs.tensor([d]),
+        beta: Some(inputs.tensor([d])),
         epsilon: 1e-5,
     };
     let table = inputs.tensor::<B, 2>([5, d]);
@@ -197,7 +198,7 @@ fn decoding<B: KernelBackend>(outputs: &mut Outputs) {
     let projections = vec![(into, Activation::GeluNew)];
     let u = projections::into(x.clone(), norm, projections).remove(0);
     outputs.push(output("projection into", u.clone()));
-    let y = projections::out_of(x, vec![(u, out_of)]);
+    let y = projections::out_of(x, vec![(u.into(), out_of)]);
     outputs.push(output("projection out of", y));
 }
 

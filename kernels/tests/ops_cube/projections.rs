@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Tensor};
 use kernels::KernelBackend;
 use kernels::decode::projections::{
-    self, Activation, Normalisation, Projection, Weight, reference,
+    self, Activation, Input, Normalisation, Projection, Weight, reference,
 };
 
 use crate::support::*;
@@ -26,7 +26,7 @@ impl Both {
             weight: random.values([d_out, d_in], 1.0, dtype),
             bias: bias.then(|| random.values([d_out], 1.0, dtype)),
             int8,
-            activation: random.of(&[Activation::Identity, Activation::GeluNew]),
+            activation: random.of(&[Activation::Identity, Activation::GeluNew, Activation::Silu]),
         }
     }
 
@@ -64,11 +64,12 @@ fn outputs<B: KernelBackend>(outputs: Vec<Tensor<B, 2>>) -> Outputs {
 fn check_into(b: usize, d: usize, projections: &[Both], random: &mut Random, dtype: DType) {
     let x = random.values([b, d], 3.0, DType::F32);
     let gamma = random.values([d], 1.0, dtype);
-    let beta = random.values([d], 1.0, dtype);
+    // Layer normalisation, or root-mean-square normalisation.
+    let beta = random.flag().then(|| random.values([d], 1.0, dtype));
     let exact = {
         let norm = Normalisation {
             gamma: gamma.exact(),
-            beta: beta.exact(),
+            beta: beta.as_ref().map(Values::exact),
             epsilon: EPSILON,
         };
         let projections = projections.iter().map(|one| (one.exact(), one.activation));
@@ -77,7 +78,7 @@ fn check_into(b: usize, d: usize, projections: &[Both], random: &mut Random, dty
     let run = || {
         let norm = Normalisation {
             gamma: gamma.cube(),
-            beta: beta.cube(),
+            beta: beta.as_ref().map(Values::cube),
             epsilon: EPSILON,
         };
         let projections = projections.iter().map(|one| (one.cube(), one.activation));
@@ -88,33 +89,41 @@ fn check_into(b: usize, d: usize, projections: &[Both], random: &mut Random, dty
         .map(|one| one.weight.exact().dims()[0])
         .collect();
     let int8 = projections[0].int8;
-    let name = format!("into b{b} {d} to {rows:?}, int8 {int8}, {dtype:?}");
+    let centred = beta.is_some();
+    let name = format!("into b{b} {d} to {rows:?}, int8 {int8}, centred {centred}, {dtype:?}");
     check(&name, 1e-5, exact, run);
 }
 
 fn check_out_of(b: usize, d: usize, projections: &[Both], random: &mut Random, dtype: DType) {
     let x = random.values([b, d], 3.0, DType::F32);
-    let inputs = projections.iter().map(|both| {
+    // Of all inputs, of some or of none.
+    let gated = random.of(&[[true; 2], [true, false], [false; 2]]);
+    let inputs = projections.iter().enumerate().map(|(i, both)| {
         let [_, d_in] = both.weight.exact().dims();
-        random.values([b, d_in], 1.0, DType::F32)
+        let mut values = || random.values([b, d_in], 1.0, DType::F32);
+        (values(), gated[i % 2].then(values))
     });
     let inputs: Vec<_> = inputs.collect();
     let exact = {
-        let both = inputs.iter().zip(projections);
-        let inputs = both.map(|(u, it)| (u.exact(), it.exact())).collect();
-        outputs(vec![reference::out_of(x.exact(), inputs)])
+        let both = inputs.iter().zip(projections).map(|((u, gate), it)| {
+            let (u, gate) = (u.exact(), gate.as_ref().map(Values::exact));
+            (Input { u, gate }, it.exact())
+        });
+        outputs(vec![reference::out_of(x.exact(), both.collect())])
     };
     let run = || {
-        let both = inputs.iter().zip(projections);
-        let inputs = both.map(|(u, it)| (u.cube(), it.cube())).collect();
-        outputs(vec![projections::out_of(x.cube(), inputs)])
+        let both = inputs.iter().zip(projections).map(|((u, gate), it)| {
+            let (u, gate) = (u.cube(), gate.as_ref().map(Values::cube));
+            (Input { u, gate }, it.cube())
+        });
+        outputs(vec![projections::out_of(x.cube(), both.collect())])
     };
     let widths: Vec<_> = projections
         .iter()
         .map(|one| one.weight.exact().dims()[1])
         .collect();
     let int8 = projections[0].int8;
-    let name = format!("out of b{b} {widths:?} to {d}, int8 {int8}, {dtype:?}");
+    let name = format!("out of b{b} {widths:?} to {d}, int8 {int8}, gated {gated:?}, {dtype:?}");
     check(&name, 1e-5, exact, run);
 }
 
@@ -142,6 +151,9 @@ fn projections_of_few_vectors_are_right() {
                 case(8, 256, &[520], int8, dtype, &mut random);
                 // Where there are tensor cores, these are theirs, and more rows than a cube has at a time.
                 case(3, 512, &[9216, 512], int8, dtype, &mut random);
+                // SmolLM2's MLP and a part of its mixer.
+                case(1, 576, &[1536, 1536], int8, dtype, &mut random);
+                case(4, 576, &[2313], int8, dtype, &mut random);
             }
         }
     });
@@ -172,23 +184,30 @@ fn a_vector_alone_is_as_in_a_batch() {
             let mut random = Random::new(11);
             let it = Both::random(&mut random, d_out, d, dtype, int8);
             let x = random.values([8, d], 3.0, DType::F32);
-            let norm = || Normalisation::<Cube> {
+            let norm = |centred: bool| Normalisation::<Cube> {
                 gamma: Tensor::ones([d], (&Default::default(), dtype)),
-                beta: Tensor::zeros([d], (&Default::default(), dtype)),
+                beta: centred.then(|| Tensor::zeros([d], (&Default::default(), dtype))),
                 epsilon: EPSILON,
             };
             let weight = it.cube();
-            let out =
-                |x| projections::into(x, norm(), vec![(weight.clone(), it.activation)]).remove(0);
-            let back = |u: Tensor<Cube, 2>| {
+            let out = |x, centred| {
+                let projection = vec![(weight.clone(), it.activation)];
+                projections::into(x, norm(centred), projection).remove(0)
+            };
+            let back = |u: Tensor<Cube, 2>, gated: bool| {
                 let [rows, _] = u.dims();
                 let x = Tensor::zeros([rows, d_out], (&Default::default(), DType::F32));
-                projections::out_of(x, vec![(u, weight.clone())])
+                let gate = gated.then(|| u.clone());
+                projections::out_of(x, vec![(Input { u, gate }, weight.clone())])
             };
-            let together = [out(x.cube()), back(x.cube())];
+            let all = |x: Tensor<Cube, 2>| {
+                let each = [false, true].map(|flag| [out(x.clone(), flag), back(x.clone(), flag)]);
+                each.into_iter().flatten()
+            };
+            let together: Vec<_> = all(x.cube()).collect();
             for rows in [1, 2, 3, 5] {
-                let some = || x.cube().narrow(0, 8 - rows, rows);
-                for (some, together) in [out(some()), back(some())].into_iter().zip(&together) {
+                let some = x.cube().narrow(0, 8 - rows, rows);
+                for (some, together) in all(some).zip(&together) {
                     let same = together.clone().narrow(0, 8 - rows, rows);
                     assert!(
                         some.into_data().as_bytes() == same.into_data().as_bytes(),

@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Tensor};
 use kernels::decode::recurrent_step::{RecurrentStep, reference};
 use kernels::scan::causal_conv::Activation;
-use kernels::{KernelBackend, StepParameters, StepState, Turn};
+use kernels::{HeadNorm, KernelBackend, StepParameters, StepState, Turn};
 
 use crate::support::*;
 
@@ -64,9 +64,16 @@ impl Case {
         let d = random.values([h], 1.0, dtype);
         let z_bias = self.biases.then(|| random.values([h * p], 1.0, dtype));
         let a_log_bias = self.biases.then(|| random.values([h], 1.0, dtype));
-        // Of those with biases that have pairs.
+        let gammas = random
+            .flag()
+            .then(|| [(); 2].map(|()| random.values([n], 1.0, dtype)));
+        // Of those with biases that have pairs: of some numbers, or of all.
         let angles = (self.biases && n > 1).then(|| {
-            let r = random.size(1, n / 2);
+            let r = if random.flag() {
+                n / 2
+            } else {
+                random.size(1, n / 2)
+            };
             [(); 2].map(|()| random.values([1, r], 1.0, DType::F32))
         });
         let conv = random.values([b, c, w], 1.0, dtype);
@@ -80,6 +87,7 @@ impl Case {
                 d: d.exact(),
                 z_bias: z_bias.as_ref().map(Values::exact),
                 a_log_bias: a_log_bias.as_ref().map(Values::exact),
+                bc_norms: gammas.as_ref().map(|[b, c]| norms(b.exact(), c.exact())),
                 turn: angles.as_ref().map(|[cos, sin]| Turn {
                     cos: cos.exact(),
                     sin: sin.exact(),
@@ -97,6 +105,7 @@ impl Case {
                 d: d.cube(),
                 z_bias: z_bias.as_ref().map(Values::cube),
                 a_log_bias: a_log_bias.as_ref().map(Values::cube),
+                bc_norms: gammas.as_ref().map(|[b, c]| norms(b.cube(), c.cube())),
                 turn: angles.as_ref().map(|[cos, sin]| Turn {
                     cos: cos.cube(),
                     sin: sin.cube(),
@@ -119,11 +128,21 @@ impl Case {
             outputs
         };
         let name = format!(
-            "step {:?}, {g} groups, width {w}, biases {}, {activation:?}, decay {}, held {held}, {dtype:?}",
-            self.sizes, self.biases, self.decay
+            "step {:?}, {g} groups, width {w}, biases {}, {activation:?}, decay {}, held {held}, norms {}, {} pairs, \
+             {dtype:?}",
+            self.sizes,
+            self.biases,
+            self.decay,
+            gammas.is_some(),
+            angles.map_or(0, |[cos, _]| cos.exact().dims()[1])
         );
         check(&name, tolerance(dtype), exact, run);
     }
+}
+
+/// With different epsilons.
+fn norms<B: KernelBackend>(b: Tensor<B, 1>, c: Tensor<B, 1>) -> [HeadNorm<B>; 2] {
+    [(b, 1e-3), (c, 1e-2)].map(|(gamma, epsilon)| HeadNorm { gamma, epsilon })
 }
 
 type Step<B> = fn(Tensor<B, 2>, StepParameters<B>, StepState<B>) -> (Tensor<B, 2>, StepState<B>);

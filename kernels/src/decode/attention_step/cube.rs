@@ -9,10 +9,11 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use super::{AttentionStep, Cache, NewToken, reference};
+use super::{AttentionStep, Cache, Gap, NewToken, reference};
 use crate::cube::output_pool;
 use crate::cube::reduce::{Fold, of_cube};
 use crate::cube::{address_type, computes_in_f32, empty, inner, tensor};
+use crate::dense::attention::Window;
 
 /// Units of a cube, and tokens of a tile.
 const UNITS: usize = 256;
@@ -37,6 +38,8 @@ struct Plan {
     together: usize,
     /// Whether one cube has all tokens.
     alone: bool,
+    /// Whether there is a gap between the tokens.
+    has_gap: bool,
 }
 
 impl Plan {
@@ -70,6 +73,18 @@ fn rotated<A: Float>(
     value
 }
 
+/// The position in the cache of the token `t`.
+#[cube]
+fn position(t: usize, gap_start: usize, gap_len: usize, #[comptime] plan: Plan) -> usize {
+    let mut position = t;
+    if comptime!(plan.has_gap) {
+        if t >= gap_start {
+            position += gap_len;
+        }
+    }
+    position
+}
+
 /// Writes a head's output, or with several shares `[largest, sum, p weighted sums]` of this cube's.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn attend<F: Float, A: Float, N: Size>(
@@ -85,6 +100,8 @@ fn attend<F: Float, A: Float, N: Size>(
     len: usize,
     capacity: usize,
     share: usize,
+    gap_start: usize,
+    gap_len: usize,
     #[comptime] plan: Plan,
     #[define(F)] _dtype: StorageType,
     #[define(A)] _angles: StorageType,
@@ -126,8 +143,9 @@ fn attend<F: Float, A: Float, N: Size>(
             new_key[j] = F::cast_from(key[unit * together + j]);
             new_value[j] = F::cast_from(value[unit * together + j]);
         }
-        keys[first_row + len * row + unit] = new_key;
-        values[first_row + len * row + unit] = new_value;
+        let at = first_row + position(len, gap_start, gap_len, plan) * row + unit;
+        keys[at] = new_key;
+        values[at] = new_value;
     }
 
     let begin = CUBE_POS_Z as usize * share;
@@ -144,9 +162,10 @@ fn attend<F: Float, A: Float, N: Size>(
         let mut score = f32::MIN.runtime();
         if t < len && t < end {
             score = 0.0;
+            let at = first_row + position(t, gap_start, gap_len, plan) * row;
             #[unroll(comptime!(lanes <= 64))]
             for i in 0..lanes {
-                let part = keys[first_row + t * row + i];
+                let part = keys[at + i];
                 #[unroll]
                 for j in 0..together {
                     score = fma(query[i * together + j], f32::cast_from(part[j]), score);
@@ -175,7 +194,8 @@ fn attend<F: Float, A: Float, N: Size>(
                 let t = tile + i;
                 let weight = weights[i];
                 if t < len {
-                    let part = values[first_row + t * row + lane];
+                    let at = first_row + position(t, gap_start, gap_len, plan) * row;
+                    let part = values[at + lane];
                     sums += Vector::cast_from(part) * Vector::new(weight);
                 } else {
                     #[unroll]
@@ -267,14 +287,26 @@ where
             sin: inner(token.sin),
         };
         let len = cache.as_ref().map_or(0, |cache| cache.len);
-        let [keys, values] = with_room(cache, [b, d_kv / p, p], &operands.k);
-        let y = step(operands, &keys, &values, len, h);
+        let ([keys, values], gap) = with_room(cache, [b, d_kv / p, p], &operands.k);
+        let y = step(operands, &keys, &values, len, gap, h);
         let cache = Cache {
             keys: tensor(keys),
             values: tensor(values),
             len: len + 1,
+            gap,
         };
         (tensor(y), cache)
+    }
+
+    fn windowed_attention_step(
+        token: NewToken<Self>,
+        cache: Cache<Self>,
+        h: usize,
+        window: Window,
+    ) -> (Tensor<Self, 2>, Cache<Self>) {
+        let before = reference::before(window);
+        let left = (before.tokens() > 0).then(|| cache.left(before));
+        Self::attention_step(token, left, h)
     }
 }
 
@@ -299,13 +331,14 @@ fn fits<B: Backend>(token: &NewToken<B>, cache: &Option<Cache<B>>, p: usize) -> 
         && cached.is_none_or(computes_in_f32)
 }
 
-/// The output. Nothing else holds the keys and values `[b, capacity, g, p]`, which have `len` tokens and room
-/// for another, and are written to.
+/// The output. Nothing else holds the keys and values `[b, capacity, g, p]`, which have `len` tokens with a gap among
+/// them and room for another, and are written to.
 fn step<R: CubeRuntime>(
     inputs: Operands<R>,
     keys: &CubeTensor<R>,
     values: &CubeTensor<R>,
     len: usize,
+    gap: Gap,
     h: usize,
 ) -> CubeTensor<R> {
     let [b, capacity, g, p] = keys.meta.shape().dims();
@@ -324,6 +357,7 @@ fn step<R: CubeRuntime>(
         r,
         together,
         alone: shares == 1,
+        has_gap: gap.len > 0,
     };
     let output = output_pool::output(&inputs.q, [b, h * p], DType::F32);
     let parts = match shares {
@@ -332,8 +366,8 @@ fn step<R: CubeRuntime>(
     };
     let (dtype, angles) = (keys.dtype, inputs.cos.dtype);
     let array = |x: CubeTensor<R>| into_contiguous(x).into_array_arg();
-    // SAFETY: reads stay within `len` tokens of the cache's capacity, writes within one more; the first cube
-    // of a group writes that, and no cube reads it.
+    // SAFETY: reads stay within `len` tokens and the gap, which the cache has room for, writes within one more; the
+    // first cube of a group writes that, and no cube reads it.
     unsafe {
         attend::launch_unchecked::<R>(
             &client,
@@ -353,6 +387,8 @@ fn step<R: CubeRuntime>(
             len,
             capacity,
             share,
+            gap.start,
+            gap.len,
             plan,
             dtype.into(),
             angles.into(),
@@ -376,12 +412,12 @@ fn step<R: CubeRuntime>(
 }
 
 /// A cache of `[b, g, p]` a token that nothing else holds, with room for another token: where it is full, or
-/// held, its tokens move to a larger one. A new one has the dtype of `like`.
+/// held, its tokens move to a larger one without a gap. A new one has the dtype of `like`. With the gap that there is.
 fn with_room<R, F, I, T>(
     cache: Option<Cache<CubeBackend<R, F, I, T>>>,
     [b, g, p]: [usize; 3],
     like: &CubeTensor<R>,
-) -> [CubeTensor<R>; 2]
+) -> ([CubeTensor<R>; 2], Gap)
 where
     R: CubeRuntime,
     F: FloatElement,
@@ -389,20 +425,30 @@ where
     T: BoolElement,
 {
     let capacity = |len: usize| (len + ROOM.max(len / ROOM_PART)).next_multiple_of(ROOM);
-    let Some(Cache { keys, values, len }) = cache else {
-        return [(); 2].map(|()| empty(like, [b, capacity(0), g, p], like.dtype));
+    let Some(mut cache) = cache else {
+        let room = [(); 2].map(|()| empty(like, [b, capacity(0), g, p], like.dtype));
+        return (room, Gap::default());
     };
-    let (keys, values) = (inner(keys), inner(values));
-    let own = |x: &CubeTensor<R>| x.can_mut() && x.is_contiguous();
-    if len < keys.meta.shape()[1] && own(&keys) && own(&values) {
-        return [keys, values];
+    let (len, gap) = (cache.len, cache.gap);
+    if len + gap.len < cache.keys.dims()[1] {
+        let own = |x: &CubeTensor<R>| x.can_mut() && x.is_contiguous();
+        let (keys, values) = (inner(cache.keys), inner(cache.values));
+        if own(&keys) && own(&values) {
+            return ([keys, values], gap);
+        }
+        cache = Cache {
+            keys: tensor(keys),
+            values: tensor(values),
+            len,
+            gap,
+        };
     }
-    [keys, values].map(|earlier| {
-        let larger = empty(&earlier, [b, capacity(len), g, p], earlier.dtype);
+    let (keys, values) = cache.filled();
+    let moved = [keys, values].map(|earlier| {
+        let larger = empty(like, [b, capacity(len), g, p], earlier.dtype());
         let larger: Tensor<CubeBackend<R, F, I, T>, 4> = tensor(larger);
-        let earlier: Tensor<CubeBackend<R, F, I, T>, 4> = tensor(earlier);
-        let tokens = [0..b, 0..len, 0..g, 0..p];
-        let moved = larger.slice_assign(tokens, earlier.narrow(1, 0, len));
+        let moved = larger.slice_assign([0..b, 0..len, 0..g, 0..p], earlier);
         into_contiguous(inner(moved))
-    })
+    });
+    (moved, Gap::default())
 }

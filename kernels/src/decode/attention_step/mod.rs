@@ -29,25 +29,75 @@ pub struct NewToken<B: Backend> {
 /// The rotated keys and the values of earlier tokens, in tensors that may have room for more.
 #[derive(Clone, Debug)]
 pub struct Cache<B: Backend> {
-    /// `[b, capacity, g, p]`, of which the first `len` positions are tokens.
+    /// `[b, capacity, g, p]`, of which the first positions are tokens, but for those in the gap.
     pub keys: Tensor<B, 4>,
     /// As the keys.
     pub values: Tensor<B, 4>,
     /// How many tokens.
     pub len: usize,
+    /// The positions that a window has left behind.
+    pub gap: Gap,
+}
+
+/// Positions of a [`Cache`] between those of tokens. So the oldest tokens leave a cache without a move of the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gap {
+    /// The first of them: how many tokens there are before.
+    pub start: usize,
+    /// How many they are.
+    pub len: usize,
 }
 
 impl<B: Backend> Cache<B> {
+    /// Keys and values `[b, len, g, p]`, all of them tokens.
+    ///
+    /// # Panics
+    /// If they differ in shape.
+    pub fn of(keys: Tensor<B, 4>, values: Tensor<B, 4>) -> Self {
+        assert_eq!(
+            keys.dims(),
+            values.dims(),
+            "Cache: there must be as many values as keys"
+        );
+        Self {
+            len: keys.dims()[1],
+            keys,
+            values,
+            gap: Gap::default(),
+        }
+    }
+
     /// The keys and values of the tokens alone, `[b, len, g, p]`.
     pub fn filled(&self) -> (Tensor<B, 4>, Tensor<B, 4>) {
+        let Gap { start, len } = self.gap;
         let filled = |x: &Tensor<B, 4>| {
+            let part = |start, n| x.clone().narrow(1, start, n);
             if x.dims()[1] == self.len {
                 x.clone()
+            } else if len == 0 {
+                part(0, self.len)
+            } else if start == 0 {
+                part(len, self.len)
             } else {
-                x.clone().narrow(1, 0, self.len)
+                let later = part(start + len, self.len - start);
+                Tensor::cat(vec![part(0, start), later], 1)
             }
         };
         (filled(&self.keys), filled(&self.values))
+    }
+
+    /// [`kept`](Self::kept) without a move, where the gap is behind the sinks.
+    pub(crate) fn left(mut self, window: Window) -> Self {
+        let is_behind_sinks = self.gap.len == 0 || self.gap.start == window.sinks;
+        if self.len <= window.tokens() || !is_behind_sinks {
+            return self.kept(window);
+        }
+        self.gap = Gap {
+            start: window.sinks,
+            len: self.gap.len + self.len - window.tokens(),
+        };
+        self.len = window.tokens();
+        self
     }
 
     /// What a window leaves of the cache for the tokens to come: the sinks and the last tokens, `window.tokens()` in
@@ -66,11 +116,7 @@ impl<B: Backend> Cache<B> {
             let parts = parts.map(|(start, n)| x.clone().narrow(1, start, n));
             Tensor::cat(parts.collect(), 1)
         };
-        Self {
-            keys: kept(keys),
-            values: kept(values),
-            len: window.tokens(),
-        }
+        Self::of(kept(keys), kept(values))
     }
 }
 
@@ -85,8 +131,7 @@ pub trait AttentionStep: Attention + Rotary {
         reference::step(token, cache, h)
     }
 
-    /// See [`attention_step_within`], for a token that does not see all those before it. No backend has a fast path
-    /// for it yet.
+    /// See [`attention_step_within`], for a token that does not see all those before it.
     fn windowed_attention_step(
         token: NewToken<Self>,
         cache: Cache<Self>,
@@ -178,7 +223,7 @@ pub fn attention_step_within<B: AttentionStep>(
             "attention_step: values must be [b, t, g, p]"
         );
         assert!(
-            cache.len <= capacity,
+            cache.len + cache.gap.len <= capacity && cache.gap.start <= cache.len,
             "attention_step: the cache is shorter than its tokens"
         );
     }

@@ -30,9 +30,16 @@ pub fn step<B: AttentionStep>(
     };
     let q = narrow(q, keys.dtype());
     let y = B::attention_forward(q, keys.clone(), values.clone(), None);
-    let len = keys.dims()[1];
-    let cache = Cache { keys, values, len };
+    let cache = Cache::of(keys, values);
     (narrow(y.reshape([b, width]), dtype), cache)
+}
+
+/// What a window leaves of the tokens before one that joins.
+pub(super) fn before(window: Window) -> Window {
+    Window {
+        window: window.window - 1,
+        ..window
+    }
 }
 
 /// See [`attention_step_within`](super::attention_step_within): the oldest tokens leave the cache first, after which
@@ -43,10 +50,7 @@ pub fn windowed_step<B: AttentionStep>(
     h: usize,
     window: Window,
 ) -> (Tensor<B, 2>, Cache<B>) {
-    let before = Window {
-        window: window.window - 1,
-        ..window
-    };
+    let before = before(window);
     let kept = (before.tokens() > 0).then(|| cache.kept(before));
     step(token, kept, h)
 }

@@ -4,9 +4,13 @@
 //! what an op can win is to read at the memory's speed and to leave no gaps between one weight and the
 //! next. Hence two ops that take several weights at once, with all that stands around them in a block:
 //!
-//! - [`into`]: `act(W_i LN(x) + bias_i)` for each of several weights, the projections into a mixer
-//!   and into an MLP;
-//! - [`out_of`]: `x + sum of (W_i u_i + bias_i)`, the projections out of them and the residual stream.
+//! - [`into`]: `act(W_i N(x) + bias_i)` for each of several weights, with `N` a layer normalisation or a
+//!   root-mean-square one: the projections into a mixer and into an MLP;
+//! - [`out_of`]: `x + sum of (W_i u_i + bias_i)`, the projections out of them and the residual stream. A `u` may be
+//!   the product of two vectors, number by number.
+//!
+//! A gated MLP, `W_down (silu(W_gate N(x)) * W_up N(x))`, is one of each: the first op gives `silu` of the gate and the
+//! other factor, the second multiplies them where it reads them.
 //!
 //! On a GPU their outputs lie in memory that later steps use again, once nothing holds it, in the order in
 //! which the calling thread queues its work: give them to ops of that thread, or read them, but not to
@@ -32,6 +36,7 @@ pub use weight::Weight;
 
 use crate::dense::layer_norm::LayerNorm;
 use crate::dense::linear::Linear;
+use crate::dense::rms_norm::RmsNorm;
 
 /// A weight and what belongs to it.
 #[derive(Clone, Debug)]
@@ -49,21 +54,50 @@ pub enum Activation {
     Identity,
     /// `gelu_new`, the tanh form.
     GeluNew,
+    /// `v / (1 + e^-v)`.
+    Silu,
 }
 
-/// A layer normalisation over the last dimension.
+/// A normalisation over the last dimension: a layer normalisation where there is a `beta`,
+/// `(x - mean) / sqrt(variance + epsilon) * gamma + beta`, and without it a root-mean-square one,
+/// `x / sqrt(mean(x^2) + epsilon) * gamma` (arXiv 1910.07467).
 #[derive(Clone, Debug)]
 pub struct Normalisation<B: Backend> {
     /// `[d]`.
     pub gamma: Tensor<B, 1>,
     /// `[d]`.
-    pub beta: Tensor<B, 1>,
-    /// Added to the variance.
+    pub beta: Option<Tensor<B, 1>>,
+    /// Added to the variance, or to the mean square.
     pub epsilon: f64,
 }
 
+/// What [`out_of`] multiplies a weight with: a vector, or the product of two, number by number.
+#[derive(Clone, Debug)]
+pub struct Input<B: Backend> {
+    /// `[b, d_in]`.
+    pub u: Tensor<B, 2>,
+    /// `[b, d_in]`: the other factor.
+    pub gate: Option<Tensor<B, 2>>,
+}
+
+impl<B: Backend> From<Tensor<B, 2>> for Input<B> {
+    fn from(u: Tensor<B, 2>) -> Self {
+        Self { u, gate: None }
+    }
+}
+
+impl<B: Backend> Input<B> {
+    /// What the weight is multiplied with, `[b, d_in]`.
+    pub(crate) fn product(self) -> Tensor<B, 2> {
+        match self.gate {
+            Some(gate) => gate * self.u,
+            None => self.u,
+        }
+    }
+}
+
 /// The ops, as backends compute them. No gradient passes through them.
-pub trait Projections: Linear + LayerNorm {
+pub trait Projections: Linear + LayerNorm + RmsNorm {
     /// See [`into`].
     fn projections_into(
         x: Tensor<Self, 2>,
@@ -85,7 +119,7 @@ pub trait Projections: Linear + LayerNorm {
     /// See [`out_of`].
     fn projections_out_of(
         x: Tensor<Self, 2>,
-        inputs: Vec<(Tensor<Self, 2>, Projection<Self>)>,
+        inputs: Vec<(Input<Self>, Projection<Self>)>,
     ) -> Tensor<Self, 2> {
         reference::out_of(x, inputs)
     }
@@ -93,6 +127,11 @@ pub trait Projections: Linear + LayerNorm {
     /// `W x + bias` of one projection, as the defaults of the ops above use it: `x [b, d_in]` to `[b, d_out]`.
     fn projection(x: Tensor<Self, 2>, projection: Projection<Self>) -> Tensor<Self, 2> {
         reference::linear(x, projection)
+    }
+
+    /// What follows a projection in [`into`], as its default uses it, on `y [b, d_out]`.
+    fn projection_activated(y: Tensor<Self, 2>, activation: Activation) -> Tensor<Self, 2> {
+        reference::activated(y, activation)
     }
 
     /// See [`Weight::to_float`]: the numbers of a weight in 8 bits, in f32.
@@ -108,7 +147,7 @@ pub trait Projections: Linear + LayerNorm {
 
 by_default!(Projections for ndarray, autodiff);
 
-/// `act(W LN(x) + bias)` of each projection: `x [b, d_in]` to `[b, d_out]` each, in the dtype of `x`.
+/// `act(W N(x) + bias)` of each projection: `x [b, d_in]` to `[b, d_out]` each, in the dtype of `x`.
 ///
 /// # Panics
 /// If there is no projection, or a shape does not fit.
@@ -127,18 +166,20 @@ pub fn into<B: Projections>(
         [d],
         "projections::into: gamma must have {d} elements"
     );
-    assert_eq!(
-        norm.beta.dims(),
-        [d],
-        "projections::into: beta must have {d} elements"
-    );
+    if let Some(beta) = &norm.beta {
+        assert_eq!(
+            beta.dims(),
+            [d],
+            "projections::into: beta must have {d} elements"
+        );
+    }
     for (projection, _) in &projections {
         projection.check("projections::into", d);
     }
     B::projections_into(x, norm, projections)
 }
 
-/// `W LN(x) + bias`: what [`into`] gives for one projection, in memory that is not used again.
+/// `W N(x) + bias`: what [`into`] gives for one projection, in memory that is not used again.
 ///
 /// # Panics
 /// If a shape does not fit.
@@ -151,22 +192,29 @@ pub fn head<B: Projections>(
     B::projections_head(x, norm, projection)
 }
 
-/// `x + sum of (W u + bias)`: `x [b, d]`, each `u [b, d_in]` with its projection to `d`; `[b, d]` in the
-/// dtype of `x`, which is that of every `u`.
+/// `x + sum of (W u + bias)`: `x [b, d]`, each `u [b, d_in]`, or `u * gate`, with its projection to `d`; `[b, d]` in
+/// the dtype of `x`, which is that of every `u` and gate.
 ///
 /// # Panics
 /// If there is no projection, or a shape does not fit.
 pub fn out_of<B: Projections>(
     x: Tensor<B, 2>,
-    inputs: Vec<(Tensor<B, 2>, Projection<B>)>,
+    inputs: Vec<(Input<B>, Projection<B>)>,
 ) -> Tensor<B, 2> {
     let [b, d] = x.dims();
     assert!(
         !inputs.is_empty(),
         "projections::out_of: there is no projection"
     );
-    for (u, projection) in &inputs {
+    for (Input { u, gate }, projection) in &inputs {
         let [rows, d_in] = u.dims();
+        if let Some(gate) = gate {
+            assert_eq!(
+                gate.dims(),
+                [rows, d_in],
+                "projections::out_of: both factors of an input must have one shape"
+            );
+        }
         assert_eq!(
             rows, b,
             "projections::out_of: every input must have {b} rows"

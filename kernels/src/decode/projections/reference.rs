@@ -3,8 +3,8 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, ElementConversion, Int, Tensor};
 
-use super::{Activation, Normalisation, Projection, Projections};
-use crate::dtype::{narrow, widen};
+use super::{Activation, Input, Normalisation, Projection, Projections};
+use crate::dtype::{narrow, sigmoid, widen};
 
 /// See [`into`](super::into).
 pub fn into<B: Projections>(
@@ -12,17 +12,31 @@ pub fn into<B: Projections>(
     norm: Normalisation<B>,
     projections: Vec<(Projection<B>, Activation)>,
 ) -> Vec<Tensor<B, 2>> {
-    let dtype = x.dtype();
-    let (gamma, beta) = (narrow(norm.gamma, dtype), narrow(norm.beta, dtype));
-    let normed = B::layer_norm_forward(x, gamma, beta, norm.epsilon);
+    let normed = normalised(x, norm);
     let project = |(projection, activation)| {
         let y = B::projection(normed.clone(), projection);
-        match activation {
-            Activation::Identity => y,
-            Activation::GeluNew => B::gelu_new_forward(y),
-        }
+        B::projection_activated(y, activation)
     };
     projections.into_iter().map(project).collect()
+}
+
+/// See [`Projections::projection_activated`].
+pub fn activated<B: Projections>(y: Tensor<B, 2>, activation: Activation) -> Tensor<B, 2> {
+    match activation {
+        Activation::Identity => y,
+        Activation::GeluNew => B::gelu_new_forward(y),
+        Activation::Silu => y.clone() * sigmoid(y),
+    }
+}
+
+/// `x [b, d]` normalised, in its dtype.
+pub(super) fn normalised<B: Projections>(x: Tensor<B, 2>, norm: Normalisation<B>) -> Tensor<B, 2> {
+    let dtype = x.dtype();
+    let gamma = narrow(norm.gamma, dtype);
+    match norm.beta {
+        Some(beta) => B::layer_norm_forward(x, gamma, narrow(beta, dtype), norm.epsilon),
+        None => B::rms_norm_forward(x, gamma, norm.epsilon),
+    }
 }
 
 /// See [`head`](super::head).
@@ -38,11 +52,11 @@ pub fn head<B: Projections>(
 /// See [`out_of`](super::out_of).
 pub fn out_of<B: Projections>(
     x: Tensor<B, 2>,
-    inputs: Vec<(Tensor<B, 2>, Projection<B>)>,
+    inputs: Vec<(Input<B>, Projection<B>)>,
 ) -> Tensor<B, 2> {
     let outputs = inputs
         .into_iter()
-        .map(|(u, projection)| B::projection(u, projection));
+        .map(|(input, projection)| B::projection(input.product(), projection));
     let sum = outputs.reduce(|sum, y| sum + y);
     sum.map_or(x.clone(), |sum| sum + x)
 }

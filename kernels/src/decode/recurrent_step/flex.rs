@@ -5,7 +5,7 @@ use burn_flex::{Flex, FlexTensor};
 use rayon::prelude::*;
 
 use super::{RecurrentStep, StepParameters, StepState, Turn, reference};
-use crate::flex::math::{dot, sigmoid, vectorised};
+use crate::flex::math::{dot, sigmoid, sum, vectorised};
 use crate::flex::{Values, is_f32, tensor};
 use crate::scan::causal_conv::Activation;
 
@@ -17,8 +17,10 @@ impl RecurrentStep for Flex {
     ) -> (Tensor<Self, 2>, StepState<Self>) {
         let states = is_f32(&state.conv) && is_f32(&state.ssm);
         let angles = |turn: &Turn<Self>| is_f32(&turn.cos) && is_f32(&turn.sin);
+        let mut norms = parameters.bc_norms.iter().flatten();
+        let norms = norms.all(|norm| is_f32(&norm.gamma));
         let turns = parameters.turn.as_ref().is_none_or(angles);
-        if states && turns && is_f32(&projected) && is_f32(&parameters.taps) {
+        if states && turns && norms && is_f32(&projected) && is_f32(&parameters.taps) {
             step(projected, parameters, state)
         } else {
             reference::step(projected, parameters, state)
@@ -56,6 +58,8 @@ struct Parameters {
     d: Values,
     z_bias: Option<Values>,
     a_log_bias: Option<Values>,
+    /// Of B and of C, gamma and epsilon.
+    bc_norms: Option<[(Values, f32); 2]>,
     /// Cosines and sines.
     turn: Option<(Values, Values)>,
 }
@@ -69,6 +73,15 @@ fn turn(row: &mut [f32], cos: &[f32], sin: &[f32]) {
         let (x1, x2) = (first[i], second[i]);
         first[i] = x1 * cos[i] - x2 * sin[i];
         second[i] = x2 * cos[i] + x1 * sin[i];
+    }
+}
+
+/// Normalises a head of B or C.
+fn normalise(head: &mut [f32], gamma: &[f32], epsilon: f32) {
+    let mean = sum(head, |x| x * x) / head.len() as f32;
+    let inverse = 1.0 / (mean + epsilon).sqrt();
+    for (x, gamma) in head.iter_mut().zip(gamma) {
+        *x *= inverse * gamma;
     }
 }
 
@@ -88,6 +101,8 @@ fn step(
         d: Values::of(parameters.d),
         z_bias: parameters.z_bias.map(Values::of),
         a_log_bias: parameters.a_log_bias.map(Values::of),
+        bc_norms: (parameters.bc_norms)
+            .map(|norms| norms.map(|norm| (Values::of(norm.gamma), norm.epsilon as f32))),
         turn: (parameters.turn).map(|turn| (Values::of(turn.cos), Values::of(turn.sin))),
     };
     let (mut conv, mut ssm) = (owned(state.conv), owned(state.ssm));
@@ -97,7 +112,17 @@ fn step(
     let tokens = windows.zip(projected.par_chunks(width));
     tokens
         .zip(convolved.par_chunks_mut(c))
-        .for_each(|((windows, token), y)| convolve(windows, &token[..c], &parameters, y));
+        .for_each(|((windows, token), y)| {
+            convolve(windows, &token[..c], &parameters, y);
+            if let Some(norms) = &parameters.bc_norms {
+                let parts = y[h * p..].chunks_exact_mut(g * n).zip(norms);
+                for (heads, (gamma, epsilon)) in parts {
+                    heads
+                        .chunks_exact_mut(n)
+                        .for_each(|head| normalise(head, gamma, *epsilon));
+                }
+            }
+        });
 
     let mut output = vec![0.0; b * h * p];
     let states = ssm.storage_mut::<f32>().par_chunks_mut(p * n);

@@ -9,6 +9,7 @@ pub mod reference;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
+use crate::dense::rms_norm::RmsNorm;
 use crate::dense::rotary::Rotary;
 use crate::dtype::assert_one_width;
 use crate::scan::causal_conv::{Activation, CausalConv};
@@ -29,8 +30,20 @@ pub struct StepParameters<B: Backend> {
     pub z_bias: Option<Tensor<B, 1>>,
     /// Added to A_log, `[h]`.
     pub a_log_bias: Option<Tensor<B, 1>>,
+    /// The norms of B and of C, if they are normalised.
+    pub bc_norms: Option<[HeadNorm<B>; 2]>,
     /// What each row of the scan's state is turned by before the token, where B and C have rotary positions.
     pub turn: Option<Turn<B>>,
+}
+
+/// A root-mean-square normalisation of the `n` numbers of each head, behind the convolution: see
+/// [`rms_norm`](crate::dense::rms_norm::rms_norm).
+#[derive(Debug, Clone)]
+pub struct HeadNorm<B: Backend> {
+    /// `[n]`.
+    pub gamma: Tensor<B, 1>,
+    /// Added to the mean square.
+    pub epsilon: f64,
 }
 
 /// The angles of a rotation of the pairs `(i, i + r)`, `i < r`, along n: see
@@ -67,7 +80,7 @@ pub struct StepState<B: Backend> {
 }
 
 /// The op, as backends compute it.
-pub trait RecurrentStep: CausalConv + SkipGate + Rotary {
+pub trait RecurrentStep: CausalConv + SkipGate + Rotary + RmsNorm {
     /// See [`recurrent_step`]. No gradient passes through it.
     fn recurrent_step(
         projected: Tensor<Self, 2>,
@@ -83,7 +96,7 @@ by_default!(RecurrentStep for ndarray, autodiff);
 /// From `projected [b, c + h * p + h]`, a token's `[x | B | C | z | A_log]` with `c = h * p + 2 * g * n`
 /// channels before z, to the gated output `[b, h * p]` and the state after the token:
 ///
-/// `x, B, C` through one step of [`causal_conv`](crate::scan::causal_conv::causal_conv),
+/// `x, B, C` through one step of [`causal_conv`](crate::scan::causal_conv::causal_conv), B and C through their norms,
 /// `S = sigmoid(-A_log - a_log_bias) turned(S) + x B^T`, `(S C + d x) * silu(z + z_bias)`.
 ///
 /// A backend may write over the state if nothing else holds it.
@@ -102,6 +115,8 @@ pub fn recurrent_step<B: RecurrentStep>(
     dtypes.extend(parameters.bias.as_ref().map(Tensor::dtype));
     dtypes.extend(parameters.z_bias.as_ref().map(Tensor::dtype));
     dtypes.extend(parameters.a_log_bias.as_ref().map(Tensor::dtype));
+    let norms = parameters.bc_norms.iter().flatten();
+    dtypes.extend(norms.clone().map(|norm| norm.gamma.dtype()));
     assert_one_width("recurrent_step", &dtypes);
     assert!(
         c > h * p && (c - h * p).is_multiple_of(2 * n),
@@ -151,6 +166,13 @@ pub fn recurrent_step<B: RecurrentStep>(
             bias.dims(),
             [h],
             "recurrent_step: a_log_bias must have one element a head"
+        );
+    }
+    for norm in norms {
+        assert_eq!(
+            norm.gamma.dims(),
+            [n],
+            "recurrent_step: the norms of B and C must have {n} elements"
         );
     }
     if let Some(turn) = &parameters.turn {

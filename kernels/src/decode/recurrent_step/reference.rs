@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::{RecurrentStep, StepParameters, StepState};
+use super::{HeadNorm, RecurrentStep, StepParameters, StepState};
 use crate::dtype::{narrow, widen};
 use crate::groups::to_heads;
 use crate::scan::causal_conv::ConvInputs;
@@ -48,11 +48,23 @@ pub fn step<B: RecurrentStep>(
     });
     let part = |start, width| convolved.clone().narrow(2, start, width);
     let x_b1hp = part(0, h * p).reshape([b, 1, h, p]);
-    let grouped = |start| {
-        let x_b1gn = widen(part(start, g * n)).reshape([b, 1, g, n]);
-        to_heads(x_b1gn, h).reshape([b, h, 1, n])
+    let grouped = |start, norm: Option<HeadNorm<B>>| {
+        let x = widen(part(start, g * n));
+        let x = match norm {
+            Some(HeadNorm { gamma, epsilon }) => {
+                let gamma = narrow(gamma, x.dtype());
+                B::rms_norm_forward(x.reshape([b * g, n]), gamma, epsilon)
+            }
+            None => x.reshape([b * g, n]),
+        };
+        to_heads(x.reshape([b, 1, g, n]), h).reshape([b, h, 1, n])
     };
-    let (b_bh1n, c_bh1n) = (grouped(h * p), grouped(h * p + g * n));
+    let [b_norm, c_norm] = match parameters.bc_norms {
+        Some(norms) => norms.map(Some),
+        None => [None, None],
+    };
+    let b_bh1n = grouped(h * p, b_norm);
+    let c_bh1n = grouped(h * p + g * n, c_norm);
 
     let decay = log_decay(a_log).exp().reshape([b, h, 1, 1]);
     let x_bhp1 = widen(x_b1hp.clone()).reshape([b, h, p, 1]);

@@ -36,9 +36,8 @@ impl<B: Backend> KvCache<B> {
 
     /// A cache of what is kept after `position` tokens.
     pub(super) fn after(position: usize, keys: Tensor<B, 4>, values: Tensor<B, 4>) -> Self {
-        let len = keys.dims()[1];
         Self {
-            cache: Some(Cache { keys, values, len }),
+            cache: Some(Cache::of(keys, values)),
             position,
         }
     }
@@ -73,11 +72,7 @@ impl<B: Backend> KvCache<B> {
                 (join(earlier_keys, keys), join(earlier_values, values))
             }
         };
-        let all = Cache {
-            len: keys.dims()[1],
-            keys: keys.clone(),
-            values: values.clone(),
-        };
+        let all = Cache::of(keys.clone(), values.clone());
         self.cache = Some(match window {
             Some(window) => all.kept(window),
             None => all,

@@ -4,9 +4,10 @@ use std::mem;
 
 use burn::module::Param;
 use burn::tensor::Tensor;
-use kernels::{KernelBackend, ScanInputs, StepParameters, StepState, Turn};
+use kernels::{HeadNorm, KernelBackend, ScanInputs, StepParameters, StepState, Turn};
 
 use super::{DiscreteMamba2, Mamba2Rows, Mamba2State, Parts, Rows, Turned};
+use crate::layers::Norm;
 use crate::mixers::rotary::Rotary;
 use crate::mixers::{MixerState, StateRows};
 use crate::precision::to_dtype;
@@ -28,10 +29,13 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         rotary.is_some_and(|rotary| rotary.turned == Turned::XAndB)
     }
 
-    /// Whether [`kernels::recurrent_step`] cannot compute a step: something stands between the convolution and the
-    /// recurrence.
-    pub(super) fn steps_by_scan(&self) -> bool {
-        self.b_norm.is_some() || self.counts_positions()
+    /// The norms of B and of C, for a step.
+    fn bc_norms(&self) -> Option<[HeadNorm<B>; 2]> {
+        let of = |norm: &Norm<B>| HeadNorm {
+            gamma: norm.weight.val(),
+            epsilon: norm.epsilon,
+        };
+        Some([of(self.b_norm.as_ref()?), of(self.c_norm.as_ref()?)])
     }
 
     /// What stands between the two projections, by the scan: `projected [b, l, d_in_proj]`, the tokens after those
@@ -67,7 +71,8 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         projected: Tensor<B, 2>,
         state: &mut Mamba2State<B>,
     ) -> Tensor<B, 2> {
-        if !self.steps_by_scan() {
+        // The recurrence turns B and C alone.
+        if !self.counts_positions() {
             return self.recur(projected, state);
         }
         let [b, rows] = projected.dims();
@@ -116,6 +121,7 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
             d,
             z_bias: self.z_bias.as_ref().map(Param::val),
             a_log_bias: self.a_log_bias.as_ref().map(Param::val),
+            bc_norms: self.bc_norms(),
             turn: self.turn(1, &projected.device()),
         };
         let before = StepState { conv, ssm };

@@ -297,7 +297,7 @@ impl<B: KernelBackend> TokenMixer<B> for DiscreteMamba2<B> {
         let state = Mamba2State::within(state);
         let projected = self.in_proj.forward(u);
         let [b, l, rows] = projected.dims();
-        let gated = if l > 1 || self.steps_by_scan() {
+        let gated = if l > 1 || self.counts_positions() {
             self.scan(projected, state)
         } else {
             let gated = self.recur(projected.reshape([b, rows]), state);

@@ -7,7 +7,7 @@ use super::launch::{self, Refusal};
 use crate::cube::output_pool::{self, Allocate};
 use crate::cube::{computes_in_f32, empty, inner, tensor};
 use crate::decode::projections::{
-    Activation, Normalisation, Projection, Projections, Weight, reference,
+    Activation, Input, Normalisation, Projection, Projections, Weight, reference,
 };
 
 impl<R, F, I, T> Projections for CubeBackend<R, F, I, T>
@@ -36,7 +36,7 @@ where
 
     fn projections_out_of(
         x: Tensor<Self, 2>,
-        inputs: Vec<(Tensor<Self, 2>, Projection<Self>)>,
+        inputs: Vec<(Input<Self>, Projection<Self>)>,
     ) -> Tensor<Self, 2> {
         out_of(x, inputs)
     }
@@ -55,7 +55,7 @@ where
 /// A projection and what follows it.
 type Active<B> = (Projection<B>, Activation);
 /// A projection and what goes into it.
-type Fed<B> = (Tensor<B, 2>, Projection<B>);
+type Fed<B> = (Input<B>, Projection<B>);
 
 /// See [`into`](crate::decode::projections::into), with outputs by `allocate`.
 fn into<R, F, I, T>(
@@ -70,25 +70,28 @@ where
     I: IntElement,
     T: BoolElement,
 {
-    let epsilon = norm.epsilon;
-    let (x, norms) = (inner(x), [inner(norm.gamma), inner(norm.beta)]);
+    let x = inner(x);
+    let norm = launch::Normalisation {
+        gamma: inner(norm.gamma),
+        beta: norm.beta.map(inner),
+        epsilon: norm.epsilon,
+    };
     let device = projections.into_iter();
     let device: Vec<_> = device
         .map(|(projection, act)| (on_device(projection), act))
         .collect();
-    let refusal = match launch::ready_out(&x, &norms, &device) {
+    let refusal = match launch::ready_out(&x, &norm, &device) {
         Ok(ready) => {
-            let outputs = launch::into(ready, x, norms, epsilon, device, allocate);
+            let outputs = launch::into(ready, x, norm, device, allocate);
             return outputs.into_iter().map(tensor).collect();
         }
         Err(refusal) => refusal,
     };
     let x: Tensor<_, 2> = tensor(x);
-    let [gamma, beta] = norms.map(tensor);
     let norm = Normalisation {
-        gamma,
-        beta,
-        epsilon,
+        gamma: tensor(norm.gamma),
+        beta: norm.beta.map(tensor),
+        epsilon: norm.epsilon,
     };
     let projections = device.into_iter();
     let projections: Vec<_> = projections
@@ -121,28 +124,47 @@ where
     T: BoolElement,
 {
     let x = inner(x);
-    let device = inputs
-        .into_iter()
-        .map(|(u, projection)| (inner(u), on_device(projection)));
+    let all_gated = inputs.iter().all(|(input, _)| input.gate.is_some());
+    let device = inputs.into_iter().map(|(input, projection)| {
+        // A launch multiplies the two factors of all inputs or of none.
+        let input = if all_gated {
+            input
+        } else {
+            input.product().into()
+        };
+        let input = launch::Input {
+            u: inner(input.u),
+            gate: input.gate.map(inner),
+        };
+        (input, on_device(projection))
+    });
     let device: Vec<_> = device.collect();
     let refusal = match launch::ready_in(&x, &device) {
         Ok(ready) => return tensor(launch::out_of(ready, x, device)),
         Err(refusal) => refusal,
     };
     let x: Tensor<CubeBackend<R, F, I, T>, 2> = tensor(x);
-    let inputs = device
-        .into_iter()
-        .map(|(u, projection)| (tensor(u), off_device(projection)));
-    let inputs: Vec<(Tensor<_, 2>, _)> = inputs.collect();
+    let inputs = device.into_iter().map(|(input, projection)| {
+        let input = Input {
+            u: tensor(input.u),
+            gate: input.gate.map(tensor),
+        };
+        (input, off_device(projection))
+    });
+    let inputs: Vec<Fed<CubeBackend<R, F, I, T>>> = inputs.collect();
     match refusal {
         Refusal::NoKernel => reference::out_of(x, inputs),
         Refusal::TooMany { at_once } => {
             let [b, _] = x.dims();
             let parts = [(0, at_once), (at_once, b - at_once)].map(|(start, rows)| {
                 let some = |u: &Tensor<_, 2>| u.clone().narrow(0, start, rows);
-                let inputs = inputs
-                    .iter()
-                    .map(|(u, projection)| (some(u), projection.clone()));
+                let inputs = inputs.iter().map(|(input, projection)| {
+                    let input = Input {
+                        u: some(&input.u),
+                        gate: input.gate.as_ref().map(some),
+                    };
+                    (input, projection.clone())
+                });
                 CubeBackend::projections_out_of(some(&x), inputs.collect())
             });
             Tensor::cat(parts.into(), 0)

@@ -104,6 +104,12 @@ pub(super) fn scale_at(
     }
 }
 
+/// By an exponential, which is infinite where `v` is far below 0: then this is 0.
+#[cube]
+fn silu(v: f32) -> f32 {
+    v / (1.0 + (-v).exp())
+}
+
 /// By an exponential, which may be infinite: some devices have no `tanh` of large numbers.
 #[cube]
 fn gelu_new(v: f32) -> f32 {
@@ -116,7 +122,7 @@ fn gelu_new(v: f32) -> f32 {
 pub(super) fn project_into<W: Numeric, P: Float, N: Size, X: Size>(
     x_bi: &Array<Vector<f32, X>>,
     gamma: &Array<Vector<P, X>>,
-    beta: &Array<Vector<P, X>>,
+    beta: &ComptimeOption<Array<Vector<P, X>>>,
     epsilon: f32,
     weights: &Sequence<Array<Vector<W, N>>>,
     scales: &Sequence<Array<f32>>,
@@ -193,7 +199,7 @@ pub(super) fn project_into<W: Numeric, P: Float, N: Size, X: Size>(
                 } else {
                     x_bi.to_slice()
                 };
-                accumulate(&mut sums, &weights[i], &mut held, &x, place, part, plan);
+                accumulate(&mut sums, &weights[i], &mut held, &x, &x, place, part, plan);
                 reduce(&sums, &mut shared, plan);
                 let output = outputs.index_mut(i);
                 finish(output, &shared, first, biases, scales, i, part, plan);
@@ -228,6 +234,8 @@ pub(super) fn finish<P: Float>(
         let mut value = total(shared, unit, plan) * scale + bias;
         if comptime!(part.activation == Activation::GeluNew) {
             value = gelu_new(value);
+        } else if comptime!(part.activation == Activation::Silu) {
+            value = silu(value);
         }
         output_bo[unit % plan.batch * comptime!(part.d_out) + row] = value;
     }
@@ -237,6 +245,7 @@ pub(super) fn finish<P: Float>(
 pub(super) fn project_out_of<W: Numeric, P: Float, N: Size, X: Size>(
     x_bo: &Array<f32>,
     inputs: &Sequence<Array<Vector<f32, X>>>,
+    gates: &Sequence<Array<Vector<f32, X>>>,
     weights: &Sequence<Array<Vector<W, N>>>,
     scales: &Sequence<Array<f32>>,
     biases: &Sequence<Array<P>>,
@@ -253,6 +262,7 @@ pub(super) fn project_out_of<W: Numeric, P: Float, N: Size, X: Size>(
     if comptime!(plan.tensor_cores) {
         walk::inputs(
             inputs,
+            gates,
             weights,
             scales,
             &mut shared,
@@ -267,20 +277,43 @@ pub(super) fn project_out_of<W: Numeric, P: Float, N: Size, X: Size>(
         for i in 0..comptime!(parts.len()) {
             let part = comptime!(of(&parts, i));
             let x = inputs[i].to_slice();
+            let gate = if comptime!(plan.gated) {
+                gates[i].to_slice()
+            } else {
+                x
+            };
             let mut held = Array::<Vector<W, N>>::new(comptime!(plan.block() * plan.rows));
             let begun = comptime!(plan.block().min(plan.turns(part.d_in)));
             read(&weights[i], &mut held, place, 0usize, begun, part, plan);
             if comptime!(plan.packed) {
                 // Each weight has other scales.
                 let mut own = zeros(n);
-                accumulate(&mut own, &weights[i], &mut held, &x, place, part, plan);
+                accumulate(
+                    &mut own,
+                    &weights[i],
+                    &mut held,
+                    &x,
+                    &gate,
+                    place,
+                    part,
+                    plan,
+                );
                 #[unroll]
                 for s in 0..n {
                     let row = clamp_max(place.row + comptime!(s / plan.batch), comptime!(d - 1));
                     sums[s] = fma(own[s], scales[i][row], sums[s]);
                 }
             } else {
-                accumulate(&mut sums, &weights[i], &mut held, &x, place, part, plan);
+                accumulate(
+                    &mut sums,
+                    &weights[i],
+                    &mut held,
+                    &x,
+                    &gate,
+                    place,
+                    part,
+                    plan,
+                );
             }
         }
         reduce(&sums, &mut shared, plan);

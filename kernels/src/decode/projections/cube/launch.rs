@@ -9,7 +9,7 @@ use cubecl::prelude::*;
 use super::plan::{BATCH, Part, Plan, alike};
 use super::{kernels, normalise};
 use crate::cube::address_type;
-use crate::cube::launch_cache::{self, ARRAY, Described, arrays, launch, settings};
+use crate::cube::launch_cache::{self, ARRAY, Described, arrays, launch, optional, settings};
 use crate::cube::output_pool::{Allocate, output};
 use crate::decode::projections::Activation;
 
@@ -45,6 +45,20 @@ pub(super) struct Projection<R: CubeRuntime> {
     pub(super) bias: Option<CubeTensor<R>>,
 }
 
+/// A normalisation's tensors.
+pub(super) struct Normalisation<R: CubeRuntime> {
+    pub(super) gamma: CubeTensor<R>,
+    pub(super) beta: Option<CubeTensor<R>>,
+    pub(super) epsilon: f64,
+}
+
+/// What a weight is multiplied with.
+pub(super) struct Input<R: CubeRuntime> {
+    pub(super) u: CubeTensor<R>,
+    /// The other factor, where there are two.
+    pub(super) gate: Option<CubeTensor<R>>,
+}
+
 /// Why there is no launch.
 pub(super) enum Refusal {
     /// These dtypes or shapes have no kernel.
@@ -77,14 +91,15 @@ pub(super) struct Ready {
 /// Whether there can be a launch for [`into`].
 pub(super) fn ready_out<R: CubeRuntime>(
     x: &CubeTensor<R>,
-    norm: &[CubeTensor<R>; 2],
+    norm: &Normalisation<R>,
     projections: &[(Projection<R>, Activation)],
 ) -> Result<Ready, Refusal> {
     let [b, d]: [usize; 2] = x.meta.shape().dims();
     let biases = projections
         .iter()
         .filter_map(|(projection, _)| projection.bias.as_ref());
-    let small = small_dtype(norm.iter().chain(biases));
+    let norms = [&norm.gamma].into_iter().chain(&norm.beta);
+    let small = small_dtype(norms.chain(biases));
     // A row lies in one weight, however many there are.
     let alike = alike(projections.iter().map(|(projection, _)| &projection.weight));
     let rows = projections
@@ -93,7 +108,10 @@ pub(super) fn ready_out<R: CubeRuntime>(
     let weights = projections[..1]
         .iter()
         .map(|(projection, _)| &projection.weight);
-    let plan = Plan::new(b, rows.sum(), weights, true);
+    let plan = Plan::new(b, rows.sum(), weights, true).map(|plan| Plan {
+        centred: norm.beta.is_some(),
+        ..plan
+    });
     let (Some(plan), Some(small), DType::F32, true) = (plan, small, x.dtype, alike) else {
         return Err(Refusal::NoKernel);
     };
@@ -123,18 +141,18 @@ fn fitting<R: CubeRuntime>(
 pub(super) fn into<R: CubeRuntime>(
     Ready { plan, small }: Ready,
     x: CubeTensor<R>,
-    [gamma, beta]: [CubeTensor<R>; 2],
-    epsilon: f64,
+    norm: Normalisation<R>,
     projections: Vec<(Projection<R>, Activation)>,
     allocate: Allocate<R>,
 ) -> Vec<CubeTensor<R>> {
     let [b, d]: [usize; 2] = x.meta.shape().dims();
     let client = x.client.clone();
-    let (gamma, beta) = (into_contiguous(gamma), into_contiguous(beta));
+    let epsilon = norm.epsilon as f32;
+    let (gamma, beta) = (into_contiguous(norm.gamma), norm.beta.map(into_contiguous));
     let x = if plan.normalises {
         x
     } else {
-        normalised(plan, small, x, [&gamma, &beta], epsilon)
+        normalised(plan, small, x, &gamma, &beta, epsilon)
     };
     let rows = |projection: &Projection<R>| projection.weight.values.meta.shape()[0];
     let d_outs: Vec<_> = projections
@@ -154,9 +172,10 @@ pub(super) fn into<R: CubeRuntime>(
     let (wide, narrow) = (DType::F32.into(), small.into());
     let (input, param) = (Type::new(wide), Type::new(narrow));
     launcher.register_array(array(x), input.with_vector_size(plan.input));
-    launcher.register_array(array(gamma), param.with_vector_size(plan.input));
-    launcher.register_array(array(beta), param.with_vector_size(plan.input));
-    launcher.register_scalar(epsilon as f32);
+    for x in [Some(gamma), beta].into_iter().flatten() {
+        launcher.register_array(array(x), param.with_vector_size(plan.input));
+    }
+    launcher.register_scalar(epsilon);
     let made = args.register(plan, small, &mut launcher);
     for output in &outputs {
         launcher.register_array(launch_cache::array(output), Type::new(wide));
@@ -170,7 +189,7 @@ pub(super) fn into<R: CubeRuntime>(
             client.clone(),
             ARRAY,
             ARRAY,
-            ARRAY,
+            optional(plan.centred),
             (),
             arrays(n),
             arrays(scales),
@@ -197,8 +216,9 @@ fn normalised<R: CubeRuntime>(
     plan: Plan,
     small: DType,
     x: CubeTensor<R>,
-    [gamma, beta]: [&CubeTensor<R>; 2],
-    epsilon: f64,
+    gamma: &CubeTensor<R>,
+    beta: &Option<CubeTensor<R>>,
+    epsilon: f32,
 ) -> CubeTensor<R> {
     let [b, d]: [usize; 2] = x.meta.shape().dims();
     let normed = output(&x, [b, d], DType::F32);
@@ -212,8 +232,8 @@ fn normalised<R: CubeRuntime>(
             plan.input,
             array(x),
             array(gamma.clone()),
-            array(beta.clone()),
-            epsilon as f32,
+            beta.clone().map(array).into(),
+            epsilon,
             normed.clone().into_array_arg(),
             d,
             plan,
@@ -223,10 +243,10 @@ fn normalised<R: CubeRuntime>(
     normed
 }
 
-/// Whether there can be a launch for [`out_of`].
+/// Whether there can be a launch for [`out_of`], whose inputs all have a gate or all have none.
 pub(super) fn ready_in<R: CubeRuntime>(
     x: &CubeTensor<R>,
-    inputs: &[(CubeTensor<R>, Projection<R>)],
+    inputs: &[(Input<R>, Projection<R>)],
 ) -> Result<Ready, Refusal> {
     let [b, d]: [usize; 2] = x.meta.shape().dims();
     let small = small_dtype(
@@ -234,14 +254,21 @@ pub(super) fn ready_in<R: CubeRuntime>(
             .iter()
             .filter_map(|(_, projection)| projection.bias.as_ref()),
     );
-    let wide = inputs.iter().all(|(u, _)| u.dtype == DType::F32);
+    let wide = |x: &CubeTensor<R>| x.dtype == DType::F32;
+    let all_wide = inputs
+        .iter()
+        .all(|(input, _)| wide(&input.u) && input.gate.as_ref().is_none_or(wide));
     let plan = Plan::new(
         b,
         d,
         inputs.iter().map(|(_, projection)| &projection.weight),
         false,
-    );
-    let (Some(plan), Some(small), DType::F32, true) = (plan, small, x.dtype, wide) else {
+    )
+    .map(|plan| Plan {
+        gated: inputs[0].0.gate.is_some(),
+        ..plan
+    });
+    let (Some(plan), Some(small), DType::F32, true) = (plan, small, x.dtype, all_wide) else {
         return Err(Refusal::NoKernel);
     };
     fitting(plan, small, x, 0)
@@ -251,17 +278,19 @@ pub(super) fn ready_in<R: CubeRuntime>(
 pub(super) fn out_of<R: CubeRuntime>(
     Ready { plan, small }: Ready,
     x: CubeTensor<R>,
-    inputs: Vec<(CubeTensor<R>, Projection<R>)>,
+    inputs: Vec<(Input<R>, Projection<R>)>,
 ) -> CubeTensor<R> {
     let [b, d]: [usize; 2] = x.meta.shape().dims();
     let client = x.client.clone();
     let output = output(&x, [b, d], DType::F32);
     let mut args = Args::new(inputs.len());
     let mut read = Vec::with_capacity(inputs.len());
+    let mut gates = Vec::new();
     let cubes = d.div_ceil(plan.cube_rows());
-    for (u, projection) in inputs {
+    for (Input { u, gate }, projection) in inputs {
         let d_in = u.meta.shape()[1];
         read.push(array(u));
+        gates.extend(gate.map(array));
         args.add(projection, d_in, 0, cubes, Activation::Identity);
     }
     let n = read.len();
@@ -269,19 +298,21 @@ pub(super) fn out_of<R: CubeRuntime>(
     let mut launcher = KernelLauncher::<R>::new(settings.clone());
     let wide = Type::new(DType::F32.into());
     launcher.register_array(array(x), wide);
-    for u in read {
+    for u in read.into_iter().chain(gates) {
         launcher.register_array(u, wide.with_vector_size(plan.input));
     }
     let made = args.register(plan, small, &mut launcher);
     launcher.register_array(launch_cache::array(&output), wide);
     let describe = |made: Made| {
         let scales = if plan.packed { n } else { 0 };
+        let gates = if plan.gated { n } else { 0 };
         let biases = made.parts.iter().filter(|part| part.bias.is_some()).count();
         kernels::project_out_of::ProjectOutOf::<R>::new(
             settings,
             client.clone(),
             ARRAY,
             arrays(n),
+            arrays(gates),
             arrays(n),
             arrays(scales),
             arrays(biases),

@@ -33,12 +33,13 @@ pub(super) fn read<W: Numeric, N: Size>(
     }
 }
 
-/// Adds to `sums [rows, batch]` the products of what was read with its places in `x`.
+/// Adds to `sums [rows, batch]` the products of what was read with its places in `x`, or in `x` times `gate`.
 #[cube]
 fn multiply<W: Numeric, N: Size, X: Size>(
     sums: &mut Array<f32>,
     held: &Array<Vector<W, N>>,
     x_bi: &Slice<Vector<f32, X>>,
+    gate_bi: &Slice<Vector<f32, X>>,
     place: Place,
     #[comptime] first_turn: usize,
     #[comptime] turns: usize,
@@ -70,7 +71,10 @@ fn multiply<W: Numeric, N: Size, X: Size>(
                     if comptime!(plan.normalises) {
                         place_in_x = first + piece * vectors + at;
                     }
-                    let x = x_bi[place_in_x];
+                    let mut x = x_bi[place_in_x];
+                    if comptime!(plan.gated) {
+                        x *= gate_bi[place_in_x];
+                    }
                     #[unroll]
                     for r in 0..plan.rows {
                         #[unroll]
@@ -106,13 +110,14 @@ pub(super) fn number<W: Numeric, N: Size>(
     }
 }
 
-/// All of a unit's products with `x`, where its first block of vectors has been read.
+/// All of a unit's products with `x`, or with `x` times `gate`, where its first block of vectors has been read.
 #[cube]
 pub(super) fn accumulate<W: Numeric, N: Size, X: Size>(
     sums: &mut Array<f32>,
     weight_oi: &Array<Vector<W, N>>,
     held: &mut Array<Vector<W, N>>,
     x_bi: &Slice<Vector<f32, X>>,
+    gate_bi: &Slice<Vector<f32, X>>,
     place: Place,
     #[comptime] part: Part,
     #[comptime] plan: Plan,
@@ -125,7 +130,7 @@ pub(super) fn accumulate<W: Numeric, N: Size, X: Size>(
         if comptime!(i > 0) {
             read(weight_oi, held, place, first, count, part, plan);
         }
-        multiply(sums, held, x_bi, place, first, count, part, plan);
+        multiply(sums, held, x_bi, gate_bi, place, first, count, part, plan);
     }
 }
 

@@ -60,6 +60,7 @@ pub(super) struct Fetched<P: Float, X: Size> {
     x: Array<Vector<f32, X>>,
     /// `[turns]`
     gamma: Array<Vector<P, X>>,
+    /// `[turns]`; unused where the mean stays.
     beta: Array<Vector<P, X>>,
 }
 
@@ -69,7 +70,7 @@ pub(super) fn fetch<P: Float, X: Size>(
     x_bi: &Array<Vector<f32, X>>,
     begin: usize,
     gamma: &Array<Vector<P, X>>,
-    beta: &Array<Vector<P, X>>,
+    beta: &ComptimeOption<Array<Vector<P, X>>>,
     #[comptime] d: usize,
     #[comptime] plan: Plan,
 ) -> Fetched<P, X> {
@@ -78,7 +79,7 @@ pub(super) fn fetch<P: Float, X: Size>(
     let mut fetched = Fetched::<P, X> {
         x: Array::new(comptime!(plan.batch * turns)),
         gamma: Array::new(turns),
-        beta: Array::new(turns),
+        beta: Array::new(comptime!(if plan.centred { turns } else { 1 })),
     };
     #[unroll]
     for turn in 0..turns {
@@ -90,7 +91,13 @@ pub(super) fn fetch<P: Float, X: Size>(
             fetched.x[comptime!(b * turns + turn)] = x_bi[begin + b * vectors + at];
         }
         fetched.gamma[turn] = gamma[at];
-        fetched.beta[turn] = beta[at];
+        #[comptime]
+        match beta {
+            ComptimeOption::Some(beta) => {
+                fetched.beta[turn] = beta[at];
+            }
+            ComptimeOption::None => {}
+        }
     }
     fetched
 }
@@ -109,19 +116,21 @@ pub(super) fn normalise<P: Float, X: Size>(
     let vectors = comptime!(d / plan.input);
     let turns = comptime!(vectors.div_ceil(plan.units()));
     let mut sums = zeros(plan.batch);
-    #[unroll]
-    for b in 0..plan.batch {
+    if comptime!(plan.centred) {
         #[unroll]
-        for turn in 0..turns {
-            if comptime!(turn * plan.units()) + unit < vectors {
-                #[unroll]
-                for j in 0..plan.input {
-                    sums[b] += fetched.x[comptime!(b * turns + turn)][j];
+        for b in 0..plan.batch {
+            #[unroll]
+            for turn in 0..turns {
+                if comptime!(turn * plan.units()) + unit < vectors {
+                    #[unroll]
+                    for j in 0..plan.input {
+                        sums[b] += fetched.x[comptime!(b * turns + turn)][j];
+                    }
                 }
             }
         }
+        sum_of_cube(&mut sums, shared, plan);
     }
-    sum_of_cube(&mut sums, shared, plan);
     #[unroll]
     for b in 0..plan.batch {
         let mean = sums[b] / comptime!(d as f32);
@@ -129,7 +138,9 @@ pub(super) fn normalise<P: Float, X: Size>(
         #[unroll]
         for turn in 0..turns {
             let i = comptime!(b * turns + turn);
-            fetched.x[i] -= Vector::new(mean);
+            if comptime!(plan.centred) {
+                fetched.x[i] -= Vector::new(mean);
+            }
             if comptime!(turn * plan.units()) + unit < vectors {
                 #[unroll]
                 for j in 0..plan.input {
@@ -149,9 +160,13 @@ pub(super) fn normalise<P: Float, X: Size>(
             if at < vectors {
                 let scaled = fetched.x[comptime!(b * turns + turn)] * Vector::new(scale);
                 let gamma = Vector::cast_from(fetched.gamma[turn]);
-                let beta = Vector::cast_from(fetched.beta[turn]);
                 let place = comptime!(b * plan.stride(d)) + kept(at, d, plan);
-                normed[place] = fma(scaled, gamma, beta);
+                if comptime!(plan.centred) {
+                    let beta = Vector::cast_from(fetched.beta[turn]);
+                    normed[place] = fma(scaled, gamma, beta);
+                } else {
+                    normed[place] = scaled * gamma;
+                }
             }
         }
     }
@@ -163,7 +178,7 @@ pub(super) fn normalise<P: Float, X: Size>(
 pub(super) fn normalise_each<P: Float, X: Size>(
     x_bi: &Array<Vector<f32, X>>,
     gamma: &Array<Vector<P, X>>,
-    beta: &Array<Vector<P, X>>,
+    beta: &ComptimeOption<Array<Vector<P, X>>>,
     epsilon: f32,
     normed_bi: &mut Array<Vector<f32, X>>,
     #[comptime] d: usize,

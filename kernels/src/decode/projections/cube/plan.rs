@@ -61,6 +61,10 @@ pub(super) struct Plan {
     pub(super) planes: bool,
     /// Whether every cube normalises the vectors for itself, into shared memory.
     pub(super) normalises: bool,
+    /// Whether the mean is taken off, as by a layer normalisation and not by a root-mean-square one.
+    pub(super) centred: bool,
+    /// Whether inputs are products of two vectors.
+    pub(super) gated: bool,
     /// With tensor cores, steps of a plane that are on their way, or being multiplied.
     pub(super) stages: usize,
     /// Whether tensor cores multiply. The weights and the device decide it and not the number of vectors, so that
@@ -107,6 +111,8 @@ impl Plan {
             packed,
             planes,
             normalises: normalises && batch <= FEW,
+            centred: false,
+            gated: false,
             stages: 0,
             tensor_cores: false,
             at_work: 0,

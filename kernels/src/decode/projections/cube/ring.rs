@@ -116,6 +116,32 @@ impl<W: Numeric, N: Size, X: Size> Ring<W, N, X> {
         }
     }
 
+    /// Writes the products that the step is multiplied with, of `x` and `gate`. They wait for memory, which copies do
+    /// not, but for little of it, while the step's rows are on their way; and they need no room beside the products.
+    pub(super) fn write_products(
+        &mut self,
+        x_bi: &Array<Vector<f32, X>>,
+        gate_bi: &Array<Vector<f32, X>>,
+        step: usize,
+        stage: usize,
+        #[comptime] part: Part,
+        #[comptime] plan: Plan,
+    ) {
+        let width = comptime!(plan.step_width());
+        let all = comptime!(plan.batch * width);
+        let begin = x_begin(stage, plan);
+        #[unroll]
+        for turn in 0..comptime!(all.div_ceil(PLANE)) {
+            let at = comptime!(turn * PLANE) + UNIT_POS_PLANE as usize;
+            if comptime!((turn + 1) * PLANE <= all) || at < all {
+                let (vector, column) = (at / width, at % width);
+                let from = vector * comptime!(part.d_in / plan.input) + step * width + column;
+                let to = begin + vector * width + turned(vector, column);
+                self.x[to] = x_bi[from] * gate_bi[from];
+            }
+        }
+    }
+
     /// Says that the plane's copies to `stage` have all been started.
     pub(super) fn started(&self, stage: usize, #[comptime] plan: Plan) {
         #[unroll]

@@ -119,10 +119,12 @@ fn begin_row<W: Numeric, N: Size, X: Size>(
     }
 }
 
-/// The cube's rows from `first` on of all weights, each with its own input, into the totals.
+/// The cube's rows from `first` on of all weights, each with its own input, or the product of that and its gate, into
+/// the totals.
 #[cube]
 pub(super) fn inputs<W: Numeric, N: Size, X: Size>(
     inputs: &Sequence<Array<Vector<f32, X>>>,
+    gates: &Sequence<Array<Vector<f32, X>>>,
     weights: &Sequence<Array<Vector<W, N>>>,
     scales: &Sequence<Array<f32>>,
     shared: &mut Shared,
@@ -138,7 +140,7 @@ pub(super) fn inputs<W: Numeric, N: Size, X: Size>(
     for turn in 0..comptime!(stages - 1) {
         let parts = comptime!(parts.clone());
         begin_input(
-            &mut ring, inputs, weights, first, place, turn, turn, parts, plan,
+            &mut ring, inputs, gates, weights, first, place, turn, turn, parts, plan,
         );
     }
     let mut sums = zeros(comptime!(plan.sums()));
@@ -152,6 +154,7 @@ pub(super) fn inputs<W: Numeric, N: Size, X: Size>(
         begin_input(
             &mut ring,
             inputs,
+            gates,
             weights,
             first,
             place,
@@ -189,6 +192,7 @@ fn begin_of(parts: &[Part], i: usize, plan: Plan) -> usize {
 fn begin_input<W: Numeric, N: Size, X: Size>(
     ring: &mut Ring<W, N, X>,
     inputs: &Sequence<Array<Vector<f32, X>>>,
+    gates: &Sequence<Array<Vector<f32, X>>>,
     weights: &Sequence<Array<Vector<W, N>>>,
     first: usize,
     place: mma::Place,
@@ -204,7 +208,11 @@ fn begin_input<W: Numeric, N: Size, X: Size>(
         if turn >= begin && turn < comptime!(begin_of(&parts, i + 1, plan)) {
             let step = step(place, turn - begin, plan);
             ring.copy_rows(&weights[i], first + place.row, step, stage, part, plan);
-            ring.copy_x(&inputs[i], step, stage, part, plan);
+            if comptime!(plan.gated) {
+                ring.write_products(&inputs[i], &gates[i], step, stage, part, plan);
+            } else {
+                ring.copy_x(&inputs[i], step, stage, part, plan);
+            }
         }
     }
     if turn < comptime!(begin_of(&parts, parts.len(), plan)) {

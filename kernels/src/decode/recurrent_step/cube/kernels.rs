@@ -24,18 +24,30 @@ struct Layout {
     /// Elements along n that are read together.
     vector: usize,
     lanes: usize,
+    /// Pairs along n that are turned, a multiple of both: a unit has both numbers of each pair, or none.
+    pairs: usize,
 }
 
 impl Layout {
-    fn new(p: usize, n: usize, vector: usize) -> Self {
+    /// For states that can be read so many elements of n at a time.
+    fn new(p: usize, n: usize, vector: usize, pairs: usize) -> Self {
+        let vector = if pairs.is_multiple_of(vector) {
+            vector
+        } else {
+            1
+        };
         let vectors = n / vector;
-        let fits = |lanes: &usize| *lanes <= vectors && p * (lanes + 1) <= PARTIALS;
+        let fits = |lanes: &usize| {
+            let in_memory = p * (lanes + 1) <= PARTIALS;
+            *lanes <= vectors && in_memory && (pairs / vector).is_multiple_of(*lanes)
+        };
         let lanes = (0..=UNITS.ilog2()).rev().map(|log| 1 << log).find(fits);
         Self {
             p,
             n,
             vector,
             lanes: lanes.unwrap_or(1),
+            pairs,
         }
     }
 
@@ -47,6 +59,11 @@ impl Layout {
     /// Vectors of a unit along n.
     fn across(self) -> usize {
         (self.n / self.vector).div_ceil(self.lanes)
+    }
+
+    /// Of these, the vectors of first numbers of pairs.
+    fn turned(self) -> usize {
+        self.pairs / self.vector / self.lanes
     }
 
     /// Vectors of a unit along p.
@@ -119,12 +136,79 @@ fn convolve<F: Float, W: Float, V: Size>(
     sum
 }
 
+/// Normalises the `n` numbers of `read` from `first` on, if there is a norm.
+#[cube]
+fn normalise<W: Float>(
+    read: &mut SharedMemory<f32>,
+    gamma: &ComptimeOption<Array<W>>,
+    #[comptime] first: usize,
+    epsilon: f32,
+    #[comptime] n: usize,
+) {
+    #[comptime]
+    match gamma {
+        ComptimeOption::Some(gamma) => {
+            // Every unit adds up the squares for itself: they are few, and all units read the same one at a time.
+            let mut sum = 0.0f32;
+            for i in 0..n {
+                let value = read[first + i];
+                sum = fma(value, value, sum);
+            }
+            let inverse = 1.0 / (sum / comptime!(n as f32) + epsilon).sqrt();
+            sync_cube();
+            for i in range_stepped(UNIT_POS as usize, n, UNITS) {
+                read[first + i] = read[first + i] * inverse * f32::cast_from(gamma[i]);
+            }
+            sync_cube();
+        }
+        ComptimeOption::None => {}
+    }
+}
+
+/// Turns the unit's share of the state, `[down, across]`, if there are angles.
+#[cube]
+fn turn<A: Float, N: Size>(
+    state: &mut Array<Vector<f32, N>>,
+    cos: &ComptimeOption<Array<Vector<A, N>>>,
+    sin: &ComptimeOption<Array<Vector<A, N>>>,
+    lane: usize,
+    #[comptime] layout: Layout,
+) {
+    #[comptime]
+    match cos {
+        ComptimeOption::Some(cos) =>
+        {
+            #[comptime]
+            match sin {
+                ComptimeOption::Some(sin) => {
+                    let (across, half) = comptime!((layout.across(), layout.turned()));
+                    #[unroll]
+                    for i in 0..half {
+                        let at = lane + i * layout.lanes;
+                        let cos = Vector::<f32, N>::cast_from(cos[at]);
+                        let sin = Vector::<f32, N>::cast_from(sin[at]);
+                        #[unroll]
+                        for j in 0..comptime!(layout.down()) {
+                            let place = j * across + i;
+                            let (first, second) = (state[place], state[place + half]);
+                            state[place] = first * cos - second * sin;
+                            state[place + half] = second * cos + first * sin;
+                        }
+                    }
+                }
+                ComptimeOption::None => {}
+            }
+        }
+        ComptimeOption::None => {}
+    }
+}
+
 /// Writes a head's output, and over its state and, with `own_group`, the windows of all of its channels;
 /// without, only of those of x.
 ///
 /// Arrays and not tensors: a tensor's shape would be written to the device for every launch.
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn step_kernel<F: Float, W: Float, N: Size, V: Size>(
+fn step_kernel<F: Float, W: Float, A: Float, N: Size, V: Size>(
     projected: &Array<F>,
     output: &mut Array<F>,
     conv_bcw: &mut Array<Vector<F, V>>,
@@ -134,16 +218,23 @@ fn step_kernel<F: Float, W: Float, N: Size, V: Size>(
     d_h: &Array<W>,
     z_bias: &ComptimeOption<Array<W>>,
     a_log_bias: &ComptimeOption<Array<W>>,
+    b_gamma: &ComptimeOption<Array<W>>,
+    c_gamma: &ComptimeOption<Array<W>>,
+    cos: &ComptimeOption<Array<Vector<A, N>>>,
+    sin: &ComptimeOption<Array<Vector<A, N>>>,
     c: usize,
     taps_row: usize,
+    b_epsilon: f32,
+    c_epsilon: f32,
     #[comptime] layout: Layout,
     #[comptime] own_group: bool,
     #[comptime] w: usize,
     #[comptime] together: usize,
     #[comptime] silu: bool,
-    #[comptime] _given: [bool; 3],
+    #[comptime] _given: [bool; 5],
     #[define(F)] _dtype: StorageType,
     #[define(W)] _parameters: StorageType,
+    #[define(A)] _angles: StorageType,
 ) {
     let (p, n, lanes) = comptime!((layout.p, layout.n, layout.lanes));
     let (rows, across, down) = comptime!((layout.rows(), layout.across(), layout.down()));
@@ -211,6 +302,9 @@ fn step_kernel<F: Float, W: Float, N: Size, V: Size>(
     }
     let decay = sigmoid(-a_log);
     sync_cube();
+    normalise(&mut read, b_gamma, p, b_epsilon, n);
+    normalise(&mut read, c_gamma, comptime!(p + n), c_epsilon, n);
+    turn(&mut state, cos, sin, lane, layout);
 
     let mut sums = Array::<f32>::new(down);
     #[unroll]
@@ -295,10 +389,11 @@ struct Made {
     w: usize,
     together: usize,
     silu: bool,
-    /// Whether there is a bias of the convolution, of the gate, and of A_log.
-    given: [bool; 3],
+    /// Whether there is a bias of the convolution, of the gate, and of A_log; norms; and angles.
+    given: [bool; 5],
     dtype: DType,
     parameters: DType,
+    angles: DType,
 }
 
 thread_local! {
@@ -314,6 +409,10 @@ pub(super) struct Operands<R: CubeRuntime> {
     pub d: CubeTensor<R>,
     pub z_bias: Option<CubeTensor<R>>,
     pub a_log_bias: Option<CubeTensor<R>>,
+    /// Of B and of C, gamma and epsilon.
+    pub bc_norms: Option<[(CubeTensor<R>, f32); 2]>,
+    /// Cosines and sines.
+    pub turn: Option<[CubeTensor<R>; 2]>,
     pub conv: CubeTensor<R>,
     pub ssm: CubeTensor<R>,
 }
@@ -344,7 +443,9 @@ pub(super) fn step<R: CubeRuntime>(
     let output = output(&projected, [b, h * p], dtype);
     let own_group = c == h * (p + 2 * n);
     let together = window_vector(&conv);
-    let layout = Layout::new(p, n, vector_size(&[&ssm]));
+    let pairs = inputs.turn.as_ref();
+    let pairs = pairs.map_or(0, |[cos, _]| cos.meta.shape()[1]);
+    let layout = Layout::new(p, n, vector_size(&[&ssm]), pairs);
     // In half precision, rows as short as these may be padded; they are read as they lie.
     let rows = |taps: &CubeTensor<R>| {
         let strides = taps.meta.strides();
@@ -365,10 +466,22 @@ pub(super) fn step<R: CubeRuntime>(
             inputs.bias.is_some(),
             inputs.z_bias.is_some(),
             inputs.a_log_bias.is_some(),
+            inputs.bc_norms.is_some(),
+            inputs.turn.is_some(),
         ],
         dtype,
         parameters: taps.dtype,
+        angles: inputs
+            .turn
+            .as_ref()
+            .map_or(DType::F32, |[cos, _]| cos.dtype),
     };
+    let mut gammas = None;
+    let mut epsilons = [0.0; 2];
+    if let Some([(b_gamma, b_epsilon), (c_gamma, c_epsilon)]) = inputs.bc_norms {
+        gammas = Some([b_gamma, c_gamma]);
+        epsilons = [b_epsilon, c_epsilon];
+    }
     let settings = settings(UNITS, made.width);
     let mut launcher = KernelLauncher::<R>::new(settings.clone());
     let element = Type::new(dtype.into());
@@ -388,8 +501,18 @@ pub(super) fn step<R: CubeRuntime>(
     for x in vectors.into_iter().flatten() {
         launcher.register_array(array(&into_contiguous(x)), parameter);
     }
+    for gamma in gammas.into_iter().flatten() {
+        launcher.register_array(array(&into_contiguous(gamma)), parameter);
+    }
+    let angle = Type::new(made.angles.into()).with_vector_size(layout.vector);
+    for angles in inputs.turn.into_iter().flatten() {
+        launcher.register_array(array(&into_contiguous(angles)), angle);
+    }
     <usize as LaunchArg>::register(c, &mut launcher);
     <usize as LaunchArg>::register(taps_row / together, &mut launcher);
+    for epsilon in epsilons {
+        launcher.register_scalar(epsilon);
+    }
     let describe = |made: Made| {
         step_kernel::StepKernel::<R>::new(
             settings,
@@ -403,6 +526,12 @@ pub(super) fn step<R: CubeRuntime>(
             ARRAY,
             optional(made.given[1]),
             optional(made.given[2]),
+            optional(made.given[3]),
+            optional(made.given[3]),
+            optional(made.given[4]),
+            optional(made.given[4]),
+            (),
+            (),
             (),
             (),
             layout.vector,
@@ -415,6 +544,7 @@ pub(super) fn step<R: CubeRuntime>(
             made.given,
             dtype.into(),
             made.parameters.into(),
+            made.angles.into(),
         )
     };
     let kernel = STEP.with(|known| known.get(&output, made, describe));

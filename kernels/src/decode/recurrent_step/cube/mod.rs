@@ -19,14 +19,11 @@ where
 {
     fn recurrent_step(
         projected: Tensor<Self, 2>,
-        mut parameters: StepParameters<Self>,
-        mut state: StepState<Self>,
+        parameters: StepParameters<Self>,
+        state: StepState<Self>,
     ) -> (Tensor<Self, 2>, StepState<Self>) {
         if !fits(&projected, &parameters, &state) {
             return reference::step(projected, parameters, state);
-        }
-        if let Some(turn) = parameters.turn.take() {
-            state.ssm = turn.apply(state.ssm);
         }
         let (output, conv, ssm) = step(Operands {
             projected: inner(projected),
@@ -36,6 +33,11 @@ where
             d: inner(parameters.d),
             z_bias: parameters.z_bias.map(inner),
             a_log_bias: parameters.a_log_bias.map(inner),
+            bc_norms: (parameters.bc_norms)
+                .map(|norms| norms.map(|norm| (inner(norm.gamma), norm.epsilon as f32))),
+            turn: parameters
+                .turn
+                .map(|turn| [inner(turn.cos), inner(turn.sin)]),
             conv: inner(state.conv),
             ssm: inner(state.ssm),
         });
@@ -47,8 +49,8 @@ where
     }
 }
 
-/// Whether there is a kernel for these: the state is f32, the parameters share a dtype, and a head's rows
-/// fit in shared memory.
+/// Whether there is a kernel for these: the state is f32, the parameters share a dtype, and so do
+/// the angles, and a head's rows fit in shared memory.
 fn fits<B: Backend>(
     projected: &Tensor<B, 2>,
     parameters: &StepParameters<B>,
@@ -57,6 +59,9 @@ fn fits<B: Backend>(
     let [_, _, p, _] = state.ssm.dims();
     let small = parameters.taps.dtype();
     let biases = [&parameters.bias, &parameters.z_bias, &parameters.a_log_bias];
+    let mut norms = parameters.bc_norms.iter().flatten();
+    let angles = parameters.turn.as_ref();
+    let angles = angles.map(|turn| [turn.cos.dtype(), turn.sin.dtype()]);
     let all = [projected.dtype(), state.conv.dtype(), small];
     all.into_iter().all(computes_in_f32)
         && state.ssm.dtype() == DType::F32
@@ -66,4 +71,6 @@ fn fits<B: Backend>(
             .into_iter()
             .flatten()
             .all(|bias| bias.dtype() == small)
+        && norms.all(|norm| norm.gamma.dtype() == small)
+        && angles.is_none_or(|[cos, sin]| cos == sin && computes_in_f32(cos))
 }
