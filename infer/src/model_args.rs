@@ -125,7 +125,7 @@ pub(crate) struct ModelArgs {
 
 impl ModelArgs {
     /// Finds the model's folder and its tokenizer, fetching them if need be: the tokenizer that was
-    /// named, or the folder's, or Phi's for a model on the hub that has none. No weights are read.
+    /// named, or the folder's, or Phi's for a Phi-Mamba on the hub that has none. No weights are read.
     ///
     /// # Errors
     /// Every [`ModelArgsError`] but [`Precision`](ModelArgsError::Precision),
@@ -140,7 +140,10 @@ impl ModelArgs {
         };
         let tokenizer = match own {
             Some(tokenizer) => tokenizer,
-            None if self.model.exists() => return Err(ModelArgsError::NoTokenizer { folder }),
+            // Phi's belongs to no other family's students.
+            None if self.model.exists() || !is_phi_mamba(&folder)? => {
+                return Err(ModelArgsError::NoTokenizer { folder });
+            }
             None => {
                 let phi = Hub::from_env().and_then(|hub| hub.tokenizer(PHI_TOKENIZER));
                 Tokenizer::from_file(phi.map_err(|reason| ModelArgsError::PhiTokenizer {
@@ -157,6 +160,12 @@ impl ModelArgs {
             precision: self.compute.dtype,
         })
     }
+}
+
+/// Whether the model in `folder` is a Phi-Mamba.
+fn is_phi_mamba(folder: &Path) -> Result<bool, ModelArgsError> {
+    let config = model::load_config(folder)?;
+    Ok(matches!(config, ModelConfig::PhiMamba(_)))
 }
 
 /// The tokenizer at `path`, if there is one: a file's, a folder's, or that inside a GGUF file.

@@ -142,10 +142,64 @@ fn tiny_llamas() -> [String; 2] {
     [old, new].map(|root| root.to_string())
 }
 
+/// Students of Llama as others publish them.
+fn published_students() -> [String; 2] {
+    let mixer = json!({
+        "d_state": 4,
+        "n_v_heads": 2,
+        "n_qk_heads": 2,
+        "expand": 1,
+        "activation": "identity",
+        "bias": false,
+        "norm_cls": "none",
+        "initializer": { "z": "identity" },
+    });
+    let attention = json!({ "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4 });
+    let block = json!({ "mlp_intermediate_size": 8, "mlp_act_fn": "silu", "norm_epsilon": 1e-5 });
+    let layer = |name: &str, input: &serde_json::Value| {
+        json!({
+            "name": "LlamaBlock",
+            "n_layers": 1,
+            "input": block,
+            "Layer": { "name": name, "input": input },
+        })
+    };
+    let mohawk = json!({ "ComponentsConfig": {
+        "name": "LayeredMambaLM",
+        "input": { "vocab_size": 16, "tie_embeddings": true, "pad_vocab_size_multiple": 8 },
+        "MixerModel": {
+            "name": "LlamaModel",
+            "input": { "d_model": 8, "n_layer": 2, "norm_epsilon": 1e-5, "head_dim": 4 },
+            "Blocks": [layer("DiscreteMamba2", &mixer), layer("LlamaAttention", &attention)],
+        },
+    } });
+    let llamba = json!({
+        "model_type": "llamba",
+        "vocab_size": 16,
+        "tie_embeddings": false,
+        "pad_vocab_size_multiple": 8,
+        "lm_head_bias": true,
+        "d_model": 8,
+        "n_layer": 1,
+        "norm_epsilon": 1e-5,
+        "mlp_cfg": { "intermediate_size": 8, "bias": false, "act_fn": "silu" },
+        "ssm_cfg": mixer,
+    });
+    [mohawk, llamba].map(|root| root.to_string())
+}
+
 #[test]
 fn configurations() {
     let [old, new] = tiny_llamas();
-    for text in [tiny().to_json(), tiny_student().to_json(), old, new] {
+    let [mohawk, llamba] = published_students();
+    for text in [
+        tiny().to_json(),
+        tiny_student().to_json(),
+        old,
+        new,
+        mohawk,
+        llamba,
+    ] {
         let folder = folder();
         let path = folder.path().join("config.json");
         let (mut good, mut bad) = (0, 0);
@@ -267,9 +321,12 @@ fn gguf_files() {
     });
     assert!((CASES / 2..CASES).contains(&count), "{count} refused");
     let (mut read, path) = (0, folder.path().join("m.gguf"));
+    let pieces = tests::gguf::pieces();
+    let tokenizers = [(whole, header), (pieces.bytes(), pieces.header().len())];
     let memory = Memory::start();
     each(CASES, |mutator| {
-        fs::write(&path, mutator.bytes_in(&whole, 0..header)).unwrap();
+        let (whole, header) = mutator.choose(&tokenizers);
+        fs::write(&path, mutator.bytes_in(whole, 0..*header)).unwrap();
         for name in [
             "tokenizer.json",
             "tokenizer_config.json",

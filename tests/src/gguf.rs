@@ -22,6 +22,8 @@ pub enum Value {
     Texts(Vec<String>),
     /// An array of numbers in i32.
     I32s(Vec<i32>),
+    /// An array of numbers in f32.
+    F32s(Vec<f32>),
 }
 
 impl From<u32> for Value {
@@ -75,6 +77,12 @@ impl Value {
             Self::I32s(numbers) => {
                 kind(file, 9);
                 kind(file, 5);
+                file.extend((numbers.len() as u64).to_le_bytes());
+                file.extend(numbers.iter().flat_map(|n| n.to_le_bytes()));
+            }
+            Self::F32s(numbers) => {
+                kind(file, 9);
+                kind(file, 6);
                 file.extend((numbers.len() as u64).to_le_bytes());
                 file.extend(numbers.iter().flat_map(|n| n.to_le_bytes()));
             }
@@ -161,6 +169,55 @@ impl Gguf {
     }
 }
 
+/// So many numbers as blocks of Q8_0, each a scale and 32 numbers.
+fn blocks(n: usize) -> Vec<u8> {
+    let block = |i: usize| {
+        // Small numbers in f16.
+        let scale = 0x1000 + 0x100 * (i % 7) as u16;
+        let numbers = (0..32).map(move |j| ((i * 31 + j * 17) % 255) as u8);
+        scale.to_le_bytes().into_iter().chain(numbers)
+    };
+    (0..n / 32).flat_map(block).collect()
+}
+
+/// [`tiny`] with a tokenizer of SentencePiece's, which `goldens/gguf-tokenizers/pieces.json` was recorded with: 512
+/// tokens, of which the second and the third begin and end a text.
+///
+/// # Panics
+/// If the file cannot be read.
+pub fn pieces() -> Gguf {
+    let recorded = recorded("pieces");
+    let array = |key: &str| recorded[key].as_array().expect("an array").iter();
+    let tokens = array("tokens").map(|token| token.as_str().expect("a text").to_owned());
+    let scores = array("scores").map(|score| score.as_f64().expect("a number") as f32);
+    let types = array("token_type").map(|kind| kind.as_i64().expect("a number") as i32);
+    let mut file = tiny()
+        .with("tokenizer.ggml.model", "llama")
+        .with("tokenizer.ggml.pre", "default")
+        .with("tokenizer.ggml.tokens", Value::Texts(tokens.collect()))
+        .with("tokenizer.ggml.scores", Value::F32s(scores.collect()))
+        .with("tokenizer.ggml.token_type", Value::I32s(types.collect()))
+        .with("tokenizer.ggml.bos_token_id", 1)
+        .with("tokenizer.ggml.eos_token_id", 2)
+        .with("tokenizer.ggml.unknown_token_id", 0);
+    let not_of_it = ["tokenizer.ggml.merges", "tokenizer.ggml.add_bos_token"];
+    file.keys.retain(|(key, _)| !not_of_it.contains(&&**key));
+    let embedding = &mut file.tensors[0];
+    embedding.sizes[1] = array("tokens").len() as u64;
+    embedding.bytes = blocks(embedding.sizes.iter().product::<u64>() as usize);
+    file
+}
+
+/// What the recorded file `name` of GGUF's tokenizers says: a vocabulary, and texts with their ids.
+///
+/// # Panics
+/// If the file cannot be read.
+pub fn recorded(name: &str) -> serde_json::Value {
+    let path = crate::goldens_dir().join(format!("gguf-tokenizers/{name}.json"));
+    let text = std::fs::read_to_string(path).expect("a recorded tokenizer");
+    serde_json::from_str(&text).expect("JSON")
+}
+
 /// A Llama of one layer, 32 wide, with two heads of 16 and 24 tokens, of which the last is the end of a text.
 pub fn tiny() -> Gguf {
     let numbers = |n: usize| {
@@ -168,16 +225,6 @@ pub fn tiny() -> Gguf {
         (0..n)
             .flat_map(|i| value(i).to_le_bytes())
             .collect::<Vec<u8>>()
-    };
-    // Q8_0: blocks of a scale and 32 numbers.
-    let blocks = |n: usize| {
-        let block = |i: usize| {
-            // Small numbers in f16.
-            let scale = 0x1000 + 0x100 * (i % 7) as u16;
-            let numbers = (0..32).map(move |j| ((i * 31 + j * 17) % 255) as u8);
-            scale.to_le_bytes().into_iter().chain(numbers)
-        };
-        (0..n / 32).flat_map(block).collect::<Vec<u8>>()
     };
     let mut tokens: Vec<String> = ('a'..='t').map(String::from).collect();
     tokens.extend(["ab", "abc", "<|im_end|>", "<|endoftext|>"].map(String::from));

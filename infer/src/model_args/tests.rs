@@ -114,3 +114,91 @@ fn words_of_gguf_tokenizers() {
     assert_eq!(words("smollm", "a  1"), "a|ĠĠ|1");
     assert_eq!(words("qwen2", "a  1"), "a|Ġ|Ġ|1");
 }
+
+/// What the tokenizer of `file` is, and the folder that it is in.
+fn tokenizer_of(file: &::tests::gguf::Gguf) -> (tempfile::TempDir, Tokenizer) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    std::fs::write(&path, file.bytes()).unwrap();
+    let tokenizer = at(&path).unwrap().expect("a tokenizer");
+    let place = beside(&tokenizer);
+    let tokenizer = with_beginning(tokenizer, &place).unwrap();
+    (folder, tokenizer)
+}
+
+/// The recorded texts of a tokenizer, each with all that was recorded of it.
+fn texts(recorded: &Value) -> Vec<(&str, Vec<u32>, &Value)> {
+    let cases = recorded["cases"].as_array().unwrap().iter();
+    let text =
+        |case: &'_ Value| -> Vec<u32> { serde_json::from_value(case["ids"].clone()).unwrap() };
+    cases
+        .map(|case| (case["text"].as_str().unwrap(), text(case), case))
+        .collect()
+}
+
+/// SentencePiece's own ids and texts, whole and token by token, from the tokens and scores of a file.
+#[test]
+fn pieces_of_gguf_tokenizers() {
+    let (_folder, tokenizer) = tokenizer_of(&::tests::gguf::pieces());
+    assert_eq!((tokenizer.begin(), tokenizer.prefix()), (&[1][..], Some(1)));
+    assert_eq!(tokenizer.end_of_text(), Some(2));
+    let recorded = ::tests::gguf::recorded("pieces");
+    for (text, ids, case) in texts(&recorded) {
+        assert_eq!(tokenizer.encode(text).unwrap(), ids, "{text:?}");
+        assert_eq!(
+            tokenizer.encode_prompt(text).unwrap(),
+            [&[1], &ids[..]].concat()
+        );
+        let decoded = case["decoded"].as_str().unwrap();
+        assert_eq!(tokenizer.decode(&ids).unwrap(), decoded);
+        let mut stream = tokenizer.stream();
+        let mut streamed = String::new();
+        for id in &ids {
+            streamed.extend(stream.push(*id).unwrap());
+        }
+        assert_eq!(streamed + &stream.finish().unwrap(), decoded);
+    }
+    // Only a chat has tokens by their names; behind each, a text begins anew.
+    let ids = |text: &str| tokenizer.encode(text).unwrap();
+    let chat = tokenizer.encode_chat("<s>It was</s>the").unwrap();
+    assert_eq!(chat, [&[1], &ids("It was")[..], &[2], &ids("the")].concat());
+
+    let no_blank = ::tests::gguf::pieces().with(
+        "tokenizer.ggml.add_space_prefix",
+        ::tests::gguf::Value::Bool(false),
+    );
+    let (_folder, plain) = tokenizer_of(&no_blank);
+    let words = ids("It was the best of times");
+    assert_eq!(plain.encode(" It was the best of times").unwrap(), words);
+    assert_eq!(plain.decode(&words).unwrap(), " It was the best of times");
+    assert_eq!(
+        tokenizer.decode(&words).unwrap(),
+        "It was the best of times"
+    );
+}
+
+/// The recorded ids of each way to cut a text into words.
+#[test]
+fn cuts_of_gguf_tokenizers() {
+    use ::tests::gguf::{Value, tiny};
+    let recorded = ::tests::gguf::recorded("words");
+    let array =
+        |key: &str| -> Vec<String> { serde_json::from_value(recorded[key].clone()).unwrap() };
+    let tokens = array("tokens");
+    let file = tiny()
+        .with(
+            "tokenizer.ggml.token_type",
+            Value::I32s(vec![1; tokens.len()]),
+        )
+        .with("tokenizer.ggml.tokens", Value::Texts(tokens))
+        .with("tokenizer.ggml.merges", Value::Texts(array("merges")));
+    let mut seen = std::collections::BTreeMap::new();
+    for (text, ids, case) in texts(&recorded) {
+        let pre = case["pre"].as_str().unwrap();
+        let (_, tokenizer) = seen
+            .entry(pre)
+            .or_insert_with(|| tokenizer_of(&file.clone().with("tokenizer.ggml.pre", pre)));
+        assert_eq!(tokenizer.encode(text).unwrap(), ids, "{pre}: {text:?}");
+    }
+    assert_eq!(seen.len(), 6);
+}

@@ -6,6 +6,7 @@ use std::path::Path;
 use datasets::Tokenizer;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
+use tests::gguf::pieces;
 
 use crate::completions::terse;
 use crate::http::Server;
@@ -326,7 +327,29 @@ fn with_byte_fallback(folder: &Path) {
 fn a_tokenizer_of_bytes_and_marks_chats_in_whole_characters() {
     let folder = chat_folder(&teacher_folder());
     with_byte_fallback(folder.path());
+    // <s>, a mark and a letter, a mark and three bytes, a mark and six bytes, </s>, <s>.
+    whole_characters(folder.path(), 1 + 2 + 4 + 7 + 2);
+}
+
+/// The same from inside a GGUF file, whose vocabulary has some more pieces.
+#[test]
+fn a_gguf_file_s_tokenizer_chats_in_whole_characters() {
+    let folder = tempfile::tempdir().unwrap();
+    let template = "{% for message in messages %}<s>{{ message.content }}</s>{% endfor %}<s>";
+    let file = pieces().with("tokenizer.chat_template", template);
+    fs::write(folder.path().join("m.gguf"), file.bytes()).unwrap();
+    // <s>, a piece, a mark and three bytes, a mark and six bytes, </s>, <s>.
+    whole_characters(folder.path(), 1 + 1 + 4 + 7 + 2);
     let server = Server::start(folder.path(), &[]);
+    let echoed =
+        json!({"prompt": "a 漢 é🦀", "max_tokens": 20, "temperature": 2, "seed": 1, "echo": true});
+    let text = server.complete(echoed)["choices"][0]["text"].clone();
+    assert!(text.as_str().unwrap().starts_with("a 漢 é🦀"), "{text}");
+}
+
+/// Replies of the model in `folder` to a prompt of so many tokens.
+fn whole_characters(folder: &Path, prompt_tokens: usize) {
+    let server = Server::start(folder, &[]);
     let mut broken = 0;
     for seed in 0..6 {
         let body = json!({"messages": user("a 漢 é🦀"), "max_tokens": 60, "seed": seed, "temperature": 2,
@@ -348,8 +371,7 @@ fn a_tokenizer_of_bytes_and_marks_chats_in_whole_characters() {
         let bytes: Vec<u8> = bytes.map(|byte| byte.as_u64().unwrap() as u8).collect();
         assert_eq!(String::from_utf8_lossy(&bytes), content);
         broken += usize::from(content.contains('\u{fffd}'));
-        // <s>, a mark and a letter, a mark and three bytes, a mark and six bytes, </s>, <s>.
-        assert_eq!(whole["usage"]["prompt_tokens"], 1 + 2 + 4 + 7 + 2);
+        assert_eq!(whole["usage"]["prompt_tokens"], prompt_tokens);
     }
     assert!(broken > 0, "some bytes make no character");
 }

@@ -6,6 +6,7 @@
 //! [`CausalLm`](crate::CausalLm), is built; nothing outside this folder asks which family a model belongs to.
 
 pub(crate) mod gguf;
+mod keys;
 mod layout;
 mod llama;
 mod llama_mamba;

@@ -1,10 +1,10 @@
 //! `config.json` of the families of Llama's shape, in the forms of versions 4 and 5 of transformers.
 
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::variants::{AttentionBias, LlamaFamily, SlidingWindow, WINDOW};
 use super::{AttentionConfig, LlamaConfig};
+use crate::arch::keys::Keys;
 use crate::config_error::ConfigError;
 use crate::mixers::RopeScaling;
 
@@ -40,59 +40,11 @@ pub(super) fn family(root: &Value) -> Option<LlamaFamily> {
     all.find(|family| name == family.variant().model_type)
 }
 
-/// An object of a file, with the path that leads to it, such as `rope_scaling.`.
-struct Keys<'a> {
-    path: &'static str,
-    members: &'a Map<String, Value>,
-}
-
-impl Keys<'_> {
-    /// The value of `key`; `None` where it is absent or `null`.
-    fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>, ConfigError> {
-        let value = self.members.get(key).filter(|value| !value.is_null());
-        let read = value.map(|value| {
-            serde_json::from_value(value.clone()).map_err(|error| {
-                let path = self.path;
-                ConfigError::Invalid(format!("`{path}{key}` is {value}: {error}"))
-            })
-        });
-        read.transpose()
-    }
-
-    fn required<T: DeserializeOwned>(&self, key: &str) -> Result<T, ConfigError> {
-        self.read(key)?.ok_or_else(|| ConfigError::Missing {
-            key: format!("{}{key}", self.path),
-        })
-    }
-
-    /// That `key`, where it has a value, has this one.
-    fn only(&self, key: &str, accepted: &Value) -> Result<(), ConfigError> {
-        match self.members.get(key) {
-            Some(value) if !value.is_null() && !is_same(value, accepted) => {
-                Err(self.unsupported(key, value, &accepted.to_string()))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn unsupported(&self, key: &str, value: &Value, supported: &str) -> ConfigError {
-        ConfigError::Unsupported {
-            key: format!("{}{key}", self.path),
-            value: value.to_string(),
-            supported: supported.into(),
-        }
-    }
-}
-
-/// Whether two values are equal; `1` and `1.0` are.
-fn is_same(a: &Value, b: &Value) -> bool {
-    a == b || a.as_f64().is_some_and(|number| b.as_f64() == Some(number))
-}
-
 /// Reads a file, whose sizes are not checked yet.
 pub(super) fn read(root: &Value) -> Result<LlamaConfig, ConfigError> {
     let members = serde_json::from_value(root.clone())?;
-    let (path, members) = ("", &members);
+    let members = &members;
+    let path = "".into();
     let file = Keys { path, members };
     let Some(family) = family(root) else {
         let value = root.get("model_type").unwrap_or(&Value::Null);
@@ -210,7 +162,10 @@ fn read_rope(file: &Keys) -> Result<(Option<f64>, Option<RopeScaling>), ConfigEr
         (Some(flat), None) => ("rope_scaling.", flat),
         (None, None) => return Ok((flat_theta, None)),
     };
-    let rope = Keys { path, members };
+    let rope = Keys {
+        path: path.into(),
+        members,
+    };
     let unknown = |(key, _): &(&String, &Value)| !ROPE_KEYS.contains(&key.as_str());
     if let Some((key, value)) = members.iter().find(unknown) {
         return Err(rope.unsupported(key, value, "linear and llama3 scaling's keys"));

@@ -4,10 +4,8 @@ use kernels::Window;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
-use super::{LlamaMambaConfig, Rope};
-use crate::arch::{
-    BlockOrder, HeadConfig, MlpConfig, MlpKind, NetworkConfig, NormConfig, NormKind,
-};
+use super::{LlamaMambaConfig, Rope, llamas_network};
+use crate::arch::HeadConfig;
 use crate::config_error::ConfigError;
 use crate::mixers::attention::AttentionConfig;
 use crate::mixers::beside_attention::{BesideAttentionConfig, Joined};
@@ -292,22 +290,14 @@ pub(super) fn read(root: &Value) -> Result<LlamaMambaConfig, ConfigError> {
         family: file.family,
         vocab_size: file.vocab_size,
         rope,
-        network: NetworkConfig {
-            vocab_size: file.padded_vocab_size.unwrap_or(file.vocab_size),
-            d_model: file.d_model,
-            block_order: BlockOrder::Sequential,
-            norm: NormConfig {
-                kind: NormKind::RmsNorm,
-                epsilon,
-            },
-            mlp: MlpConfig {
-                kind: MlpKind::SwiGlu,
-                intermediate_size: file.mlp.hidden,
-                bias: file.mlp.bias,
-            },
+        network: llamas_network(
+            file.padded_vocab_size.unwrap_or(file.vocab_size),
+            file.d_model,
+            epsilon,
+            (file.mlp.hidden, file.mlp.bias),
             head,
             mixers,
-        },
+        ),
     })
 }
 

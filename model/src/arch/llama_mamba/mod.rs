@@ -2,16 +2,19 @@
 //! attention, pure or hybrid.
 //!
 //! The names and shapes of tensors are those of goombalab/mohawk's `LayeredMambaLM` with `LlamaBlock` or
-//! `Qwen2Block`. That code builds a model from a YAML of components, without a `config.json`; here the file says
-//! the sizes and, layer by layer, the mixer.
+//! `Qwen2Block`. The files that are written here say the sizes and, layer by layer, the mixer. Read are that code's
+//! own, too, which list components, and those of Llamba.
 
 mod file;
+mod llamba;
+mod mohawk;
 
 use serde_json::Value;
 
 use super::python::{PythonModule, STUDENTS, name_module};
 use super::{
-    BlockOrder, Family, FamilyFile, Layout, MlpKind, ModelConfig, NetworkConfig, NormKind,
+    BlockOrder, Family, FamilyFile, HeadConfig, Layout, MlpConfig, MlpKind, ModelConfig,
+    NetworkConfig, NormConfig, NormKind,
 };
 use crate::config_error::{ConfigError, check_layers, check_positive, check_sizes};
 use crate::mixers::attention::AttentionConfig;
@@ -53,6 +56,33 @@ impl Rope {
             head_dim: attention.head_dim(d_model),
             scaling: attention.rope_scaling,
         }
+    }
+}
+
+/// Llama's blocks around these mixers, with MLPs of a width, with biases or without.
+fn llamas_network(
+    vocab_size: usize,
+    d_model: usize,
+    epsilon: f64,
+    (intermediate_size, bias): (usize, bool),
+    head: HeadConfig,
+    mixers: Vec<MixerConfig>,
+) -> NetworkConfig {
+    NetworkConfig {
+        vocab_size,
+        d_model,
+        block_order: BlockOrder::Sequential,
+        norm: NormConfig {
+            kind: NormKind::RmsNorm,
+            epsilon,
+        },
+        mlp: MlpConfig {
+            kind: MlpKind::SwiGlu,
+            intermediate_size,
+            bias,
+        },
+        head,
+        mixers,
     }
 }
 
@@ -135,13 +165,21 @@ impl LlamaMambaConfig {
         ),
     ]);
 
-    /// Reads the text of a `config.json`.
+    /// Reads the text of a `config.json`: one of this crate's, or a published one of goombalab/mohawk's checkpoints
+    /// or of Llamba.
     ///
     /// # Errors
     /// [`ConfigError`] if it is not such a file, asks for what is not implemented, or its sizes do not fit
     /// together.
     pub fn from_json(text: &str) -> Result<Self, ConfigError> {
-        let config = file::read(&serde_json::from_str(text)?)?;
+        let root: Value = serde_json::from_str(text)?;
+        let config = if let Some(components) = mohawk::components(&root) {
+            mohawk::read(components)?
+        } else if llamba::is_one(&root) {
+            llamba::read(&root)?
+        } else {
+            file::read(&root)?
+        };
         config.validate()?;
         Ok(config)
     }
@@ -190,7 +228,9 @@ impl LlamaMambaConfig {
 
 impl FamilyFile for LlamaMambaConfig {
     fn recognises(root: &Value) -> bool {
-        root.get("layers").is_some_and(Value::is_array) && root.get("family").is_some()
+        let is_own =
+            root.get("layers").is_some_and(Value::is_array) && root.get("family").is_some();
+        is_own || llamba::is_one(root) || mohawk::components(root).is_some()
     }
 
     fn parse(text: &str) -> Result<Self, ConfigError> {

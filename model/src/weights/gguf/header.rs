@@ -26,6 +26,8 @@ const DIMENSIONS: u32 = 4;
 const WINDOW: u64 = 1 << 20;
 
 /// The numbers of the types of values that have no fixed size.
+const INTEGER: u32 = 5;
+const FLOAT: u32 = 6;
 const TEXT: u32 = 8;
 const ARRAY: u32 = 9;
 
@@ -187,8 +189,15 @@ impl Header {
 
     /// The array `key` of numbers in i32; `None` if there is no such key.
     pub(super) fn integers(&self, key: &str) -> Result<Option<Vec<i32>>, WeightsError> {
-        self.array(key, 5, |cursor| {
+        self.array(key, INTEGER, |cursor| {
             Ok(i32::from_le_bytes(cursor.array_of_bytes()?))
+        })
+    }
+
+    /// The array `key` of numbers in f32; `None` if there is no such key.
+    pub(super) fn floats(&self, key: &str) -> Result<Option<Vec<f32>>, WeightsError> {
+        self.array(key, FLOAT, |cursor| {
+            Ok(f32::from_le_bytes(cursor.array_of_bytes()?))
         })
     }
 
@@ -202,7 +211,11 @@ impl Header {
             return Ok(None);
         };
         let Some(array) = self.arrays.get(key).filter(|array| array.kind == kind) else {
-            let wanted = if kind == TEXT { "texts" } else { "i32" };
+            let wanted = match kind {
+                TEXT => "texts",
+                FLOAT => "f32",
+                _ => "i32",
+            };
             let reason = format!("`{key}` is {value}; it should be an array of {wanted}");
             return Err(self.file.damaged(reason));
         };

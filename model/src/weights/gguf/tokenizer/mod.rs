@@ -3,11 +3,15 @@
 //!
 //! Of byte-level BPE a file has the tokens and the merges. How a text is cut into words before is not in it: the
 //! file names the way (`tokenizer.ggml.pre`), and another way would give other ids. So what is not known here is
-//! refused; it includes `default`, with which llama.cpp reads files that name none, and which is no published
-//! model's.
+//! refused, and so is a file that names none. Of SentencePiece's BPE a file has the tokens and their scores, which
+//! are all that it takes.
+
+mod pieces;
+mod words;
 
 use serde_json::{Map, Value, json};
 
+use self::words::Words;
 use super::header::Header;
 use crate::config_error::ConfigError;
 use crate::weights::error::WeightsError;
@@ -18,95 +22,46 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
 const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
+const ADD_EOS: &str = "tokenizer.ggml.add_eos_token";
 const BOS: &str = "tokenizer.ggml.bos_token_id";
 const EOS: &str = "tokenizer.ggml.eos_token_id";
 /// Tokens that end a turn and a message, and with that a text.
 const MORE_ENDS: [&str; 2] = ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
 const CHAT_TEMPLATE: &str = "tokenizer.chat_template";
 
-/// Types of tokens: those that text cannot name, those that are looked for in the text before all else, and rows
-/// that no text is encoded to.
+/// Types of tokens: what stands for all that has no token, those that text cannot name, those that are looked for in
+/// the text before all else, rows that no text is encoded to, and single bytes of what has no other token.
+const UNKNOWN: i32 = 2;
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
+const BYTE: i32 = 6;
 
-/// What a word is to Qwen2's tokenizer and, with up to three digits together, to Llama 3's.
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-/// What a name of a way to cut a text into words stands for.
-struct Words {
-    name: &'static str,
-    normalizer: fn() -> Value,
-    pre_tokenizer: fn() -> Value,
-    /// Whether a word that is a token is that token, whatever the merges say.
-    ignore_merges: bool,
-    /// Whether a text begins with the token for that, unless the file says otherwise.
-    adds_bos: bool,
+/// How the tokens of a text are found.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// Byte-level BPE in words.
+    Words(&'static Words),
+    /// SentencePiece's BPE.
+    Pieces,
 }
 
-const WORDS: [Words; 4] = [
-    Words {
-        name: "gpt-2",
-        normalizer: || Value::Null,
-        pre_tokenizer: || byte_level(true),
-        ignore_merges: false,
-        adds_bos: false,
-    },
-    Words {
-        name: "smollm",
-        normalizer: || Value::Null,
-        pre_tokenizer: || {
-            let digits = json!({"type": "Digits", "individual_digits": true});
-            sequence(digits, byte_level(true))
-        },
-        ignore_merges: false,
-        adds_bos: false,
-    },
-    Words {
-        name: "qwen2",
-        normalizer: || json!({"type": "NFC"}),
-        pre_tokenizer: || sequence(split(QWEN2), byte_level(false)),
-        ignore_merges: false,
-        adds_bos: false,
-    },
-    Words {
-        name: "llama-bpe",
-        normalizer: || Value::Null,
-        pre_tokenizer: || sequence(split(LLAMA3), byte_level(false)),
-        ignore_merges: true,
-        adds_bos: true,
-    },
-];
-
-/// Bytes to the letters that stand for them; with `use_regex` behind GPT-2's cut into words.
-fn byte_level(use_regex: bool) -> Value {
-    json!({
-        "type": "ByteLevel",
-        "add_prefix_space": false,
-        "trim_offsets": true,
-        "use_regex": use_regex,
-    })
+/// What the kinds of tokenizers have each of their own in a `tokenizer.json`.
+struct Model {
+    normalizer: Value,
+    pre_tokenizer: Value,
+    decoder: Value,
+    model: Value,
 }
 
-fn split(pattern: &str) -> Value {
-    json!({
-        "type": "Split",
-        "pattern": {"Regex": pattern},
-        "behavior": "Isolated",
-        "invert": false,
-    })
-}
-
-fn sequence(first: Value, second: Value) -> Value {
-    json!({"type": "Sequence", "pretokenizers": [first, second]})
-}
+/// A token that is put to texts, and its id.
+type End<'a> = (&'a str, &'a Value);
 
 /// The tokens of a file.
 struct Vocabulary {
     tokens: Vec<String>,
     types: Vec<i32>,
-    words: &'static Words,
+    kind: Kind,
 }
 
 impl Vocabulary {
@@ -123,30 +78,36 @@ impl Vocabulary {
         let Some(model) = header.values.get(MODEL) else {
             return Ok(None);
         };
-        if model != "gpt2" {
-            return Err(unsupported(MODEL, "gpt2, which is byte-level BPE".into()));
-        }
-        let pre = header.values.get(PRE);
-        let words = WORDS
-            .iter()
-            .find(|words| pre.is_some_and(|pre| pre == words.name));
-        let names = || WORDS.map(|words| words.name).join(", ");
-        let words = words.ok_or_else(|| unsupported(PRE, names()))?;
+        let kind = if model == "llama" {
+            Kind::Pieces
+        } else if model == "gpt2" {
+            let words = Words::of(header.values.get(PRE));
+            Kind::Words(words.ok_or_else(|| unsupported(PRE, Words::names()))?)
+        } else {
+            let supported = "gpt2, which is byte-level BPE, and llama, which is SentencePiece's";
+            return Err(unsupported(MODEL, supported.into()));
+        };
         let missing = |key: &str| header.error(ConfigError::Missing { key: key.into() });
         let tokens = header.texts(TOKENS)?.ok_or_else(|| missing(TOKENS))?;
         let types = header.integers(TYPES)?.ok_or_else(|| missing(TYPES))?;
-        if tokens.len() != types.len() {
-            return Err(header.file().damaged(format!(
-                "`{TOKENS}` has {} elements and `{TYPES}` {}",
-                tokens.len(),
-                types.len()
-            )));
-        }
-        Ok(Some(Self {
+        let vocabulary = Self {
             tokens,
             types,
-            words,
-        }))
+            kind,
+        };
+        vocabulary.one_each(header, TYPES, vocabulary.types.len())?;
+        Ok(Some(vocabulary))
+    }
+
+    /// That the array `key`, which has `length` elements, has one for each token.
+    fn one_each(&self, header: &Header, key: &str, length: usize) -> Result<(), WeightsError> {
+        if self.tokens.len() == length {
+            return Ok(());
+        }
+        Err(header.file().damaged(format!(
+            "`{TOKENS}` has {} elements and `{key}` {length}",
+            self.tokens.len(),
+        )))
     }
 
     /// The token whose id is the value of `key`, if there is such a key.
@@ -164,17 +125,53 @@ impl Vocabulary {
     }
 
     /// Whether a text begins with the token for that.
-    fn adds_bos(&self, header: &Header) -> bool {
-        let said = header.values.get(ADD_BOS).and_then(Value::as_bool);
-        said.unwrap_or(self.words.adds_bos)
+    fn adds_bos(&self, header: &Header) -> Result<bool, WeightsError> {
+        let unless_said = match self.kind {
+            Kind::Words(words) => words.adds_bos,
+            Kind::Pieces => true,
+        };
+        flag(header, ADD_BOS, unless_said)
+    }
+
+    /// What is put before and behind a text, each with its id.
+    fn ends<'a>(&'a self, header: &'a Header) -> Result<[Option<End<'a>>; 2], WeightsError> {
+        let adds_eos = flag(header, ADD_EOS, false)?;
+        Ok([
+            self.end(header, self.adds_bos(header)?, BOS)?,
+            self.end(header, adds_eos, EOS)?,
+        ])
+    }
+
+    /// The token of `key`, if it is `added` to texts.
+    fn end<'a>(
+        &'a self,
+        header: &'a Header,
+        added: bool,
+        key: &str,
+    ) -> Result<Option<End<'a>>, WeightsError> {
+        if !added {
+            return Ok(None);
+        }
+        match self.token(header, key)? {
+            Some(token) => Ok(Some((token, &header.values[key]))),
+            None => Err(header.error(ConfigError::Missing { key: key.into() })),
+        }
     }
 }
 
-/// The file's `tokenizer.json`; `None` if it has no tokenizer.
-pub(super) fn tokenizer_json(header: &Header) -> Result<Option<Value>, WeightsError> {
-    let Some(vocabulary) = Vocabulary::read(header)? else {
-        return Ok(None);
+/// The truth value of `key`; `default` if there is no such key.
+fn flag(header: &Header, key: &str, default: bool) -> Result<bool, WeightsError> {
+    let Some(value) = header.values.get(key) else {
+        return Ok(default);
     };
+    value.as_bool().ok_or_else(|| {
+        let reason = format!("`{key}` is {value}; it should be true or false");
+        header.file().damaged(reason)
+    })
+}
+
+/// The merges that the file has, the first ones first.
+fn merges(header: &Header) -> Result<Vec<Value>, WeightsError> {
     let merges = header.texts(MERGES)?.unwrap_or_default();
     let merges = merges.iter().map(|merge| match merge.split_once(' ') {
         Some((left, right)) if !left.is_empty() && !right.is_empty() => Ok(json!([left, right])),
@@ -182,7 +179,14 @@ pub(super) fn tokenizer_json(header: &Header) -> Result<Option<Value>, WeightsEr
             .file()
             .damaged(format!("`{MERGES}` has {merge:?}, which is not two tokens"))),
     });
-    let merges = merges.collect::<Result<Vec<_>, _>>()?;
+    merges.collect()
+}
+
+/// The file's `tokenizer.json`; `None` if it has no tokenizer.
+pub(super) fn tokenizer_json(header: &Header) -> Result<Option<Value>, WeightsError> {
+    let Some(vocabulary) = Vocabulary::read(header)? else {
+        return Ok(None);
+    };
     let mut ids = Map::new();
     let mut added = Vec::new();
     let tokens = vocabulary.tokens.iter().zip(&vocabulary.types);
@@ -194,7 +198,7 @@ pub(super) fn tokenizer_json(header: &Header) -> Result<Option<Value>, WeightsEr
             let reason = format!("`{TOKENS}` has {token:?} twice");
             return Err(header.file().damaged(reason));
         }
-        if [CONTROL, USER_DEFINED].contains(kind) {
+        if [UNKNOWN, CONTROL, USER_DEFINED].contains(kind) {
             added.push(json!({
                 "id": id,
                 "content": token,
@@ -202,49 +206,47 @@ pub(super) fn tokenizer_json(header: &Header) -> Result<Option<Value>, WeightsEr
                 "lstrip": false,
                 "rstrip": false,
                 "normalized": false,
-                "special": *kind == CONTROL,
+                "special": *kind != USER_DEFINED,
             }));
         }
     }
-    let bos = vocabulary.token(header, BOS)?;
-    let post_processor = match bos.filter(|_| vocabulary.adds_bos(header)) {
-        Some(bos) => starts_with(bos, &header.values[BOS]),
-        None => Value::Null,
+    let post_processor = between(vocabulary.ends(header)?);
+    let model = match vocabulary.kind {
+        Kind::Words(words) => words.model(header, ids)?,
+        Kind::Pieces => pieces::model(header, &vocabulary, ids)?,
     };
-    let words = vocabulary.words;
     Ok(Some(json!({
         "version": "1.0",
         "truncation": null,
         "padding": null,
         "added_tokens": added,
-        "normalizer": (words.normalizer)(),
-        "pre_tokenizer": (words.pre_tokenizer)(),
+        "normalizer": model.normalizer,
+        "pre_tokenizer": model.pre_tokenizer,
         "post_processor": post_processor,
-        "decoder": byte_level(true),
-        "model": {
-            "type": "BPE",
-            "dropout": null,
-            "unk_token": null,
-            "continuing_subword_prefix": null,
-            "end_of_word_suffix": null,
-            "fuse_unk": false,
-            "byte_fallback": false,
-            "ignore_merges": words.ignore_merges,
-            "vocab": ids,
-            "merges": merges,
-        },
+        "decoder": model.decoder,
+        "model": model.model,
     })))
 }
 
-/// The step that puts the token `bos` before a text, or before the first of two.
-fn starts_with(bos: &str, id: &Value) -> Value {
-    let bos_token = json!({"SpecialToken": {"id": bos, "type_id": 0}});
+/// The step that puts a text, or two, between these tokens.
+fn between(ends: [Option<End<'_>>; 2]) -> Value {
+    if ends == [None; 2] {
+        return Value::Null;
+    }
+    let step = |(token, _): End<'_>| json!({"SpecialToken": {"id": token, "type_id": 0}});
+    let [begin, end] = ends.map(|end| Vec::from_iter(end.map(step)));
     let text = |name: &str, kind: u32| json!({"Sequence": {"id": name, "type_id": kind}});
+    let around = |texts: &[Value]| [&begin[..], texts, &end].concat();
+    let mut special = Map::new();
+    for (token, id) in ends.into_iter().flatten() {
+        let named = json!({"id": token, "ids": [id], "tokens": [token]});
+        special.insert(token.into(), named);
+    }
     json!({
         "type": "TemplateProcessing",
-        "single": [bos_token, text("A", 0)],
-        "pair": [bos_token, text("A", 0), text("B", 1)],
-        "special_tokens": {bos: {"id": bos, "ids": [id], "tokens": [bos]}},
+        "single": around(&[text("A", 0)]),
+        "pair": around(&[text("A", 0), text("B", 1)]),
+        "special_tokens": special,
     })
 }
 
@@ -257,7 +259,7 @@ pub(super) fn tokenizer_config_json(header: &Header) -> Result<Option<Value>, We
     let mut root = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": false,
-        "add_bos_token": vocabulary.adds_bos(header),
+        "add_bos_token": vocabulary.adds_bos(header)?,
     });
     for (name, key) in [
         ("bos_token", BOS),
