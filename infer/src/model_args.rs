@@ -108,9 +108,10 @@ impl ComputeArgs {
 pub(crate) struct ModelArgs {
     /// The folder of the model, a GGUF file, or a name on the Hugging Face hub
     ///
-    /// A GGUF file has the model's tokenizer inside. A name is OWNER/NAME, as in microsoft/phi-1_5. Its files are fetched once, into the cache that
+    /// A GGUF file has the model's tokenizer inside. A name is OWNER/NAME, as in microsoft/phi-1_5, or
+    /// OWNER/NAME:FILE.gguf for one GGUF file of several. Its files are fetched once, into the cache that
     /// Hugging Face's tools share (HF_HOME, HF_HUB_OFFLINE and HF_ENDPOINT mean what they mean there).
-    #[arg(long, value_name = "FOLDER|FILE|OWNER/NAME")]
+    #[arg(long, value_name = "FOLDER|FILE|OWNER/NAME[:FILE.gguf]")]
     pub model: PathBuf,
 
     /// A tokenizer.json, a folder with one, a GGUF file, or a name on the hub, in place of the model's own

@@ -5,12 +5,13 @@ use std::borrow::Cow;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor};
-use kernels::KernelBackend;
+use kernels::{KernelBackend, Window};
 
 use crate::arch::{HeadConfig, NetworkConfig};
 use crate::block::Block;
 use crate::init::{Fill, Init};
 use crate::layers::{Linear, Norm};
+use crate::mixers::Mixer;
 
 /// A table with one row a token.
 #[derive(Module, Debug)]
@@ -177,6 +178,32 @@ impl<B: KernelBackend> CausalLm<B> {
             layer.mixer.fuse_projections();
         }
         self
+    }
+
+    /// The same network in which every attention sees no more than `window`; see
+    /// [`narrow_attention`](crate::TokenMixer::narrow_attention). `None` if no layer has attention.
+    ///
+    /// # Panics
+    /// If the window is of no token.
+    pub fn with_attention_within(self, window: Window) -> Option<Self> {
+        assert!(window.window > 0, "a window must have a token");
+        self.change_attention(|mixer| mixer.narrow_attention(window))
+    }
+
+    /// The same network in which no attention adds anything, so that a layer whose mixer is attention is its MLP
+    /// alone: `x + mlp(norm(x))`. `None` if no layer has attention. For inference: it can be neither trained nor
+    /// saved.
+    pub fn without_attention(self) -> Option<Self> {
+        self.change_attention(|mixer| mixer.silence_attention())
+    }
+
+    /// The network after `change` of every mixer, which says whether there was attention in it.
+    fn change_attention(mut self, change: impl Fn(&mut Mixer<B>) -> bool) -> Option<Self> {
+        let mut has_attention = false;
+        for layer in &mut self.backbone.layers {
+            has_attention |= change(&mut layer.mixer);
+        }
+        has_attention.then_some(self)
     }
 
     /// The same network with the weights of its projections in 8 bits, one scale a row: for inference.

@@ -270,6 +270,90 @@ fn in_shards() {
     }
 }
 
+/// A repository of one GGUF file is a model, and of several each has its name.
+#[test]
+fn gguf_files() {
+    let cache = TempDir::new().expect("a folder");
+    let hub = LocalHub::open(files(&["one.gguf"]));
+    let online = hub.with_cache(cache.path());
+    let offline = |hub: &Hub| Hub {
+        offline: true,
+        ..hub.clone()
+    };
+    let nothing = offline(&online).locate(MODEL).expect_err("nothing cached");
+    assert!(matches!(nothing, WeightsError::Offline { .. }));
+    let file = online.locate(MODEL).expect("a model");
+    assert!(file.ends_with(format!("snapshots/{REVISION}/one.gguf")));
+    assert_eq!(fs::read(&file).unwrap(), files(&["one.gguf"])["one.gguf"]);
+    let asked = hub.requests().len();
+    let named = format!("{MODEL}:one.gguf");
+    for hub in [&online, &offline(&online)] {
+        assert_eq!(hub.locate(&named).expect("the same"), file);
+    }
+    assert_eq!(
+        hub.requests().len(),
+        asked,
+        "what has a name is the cache's"
+    );
+    assert_eq!(online.locate(MODEL).expect("the same"), file);
+    assert_eq!(
+        hub.requests().len(),
+        asked + 1,
+        "only the list is asked for again"
+    );
+    assert_eq!(offline(&online).locate(MODEL).expect("the same"), file);
+    let gone = Hub {
+        endpoint: "http://127.0.0.1:1".into(),
+        ..online
+    };
+    assert_eq!(gone.locate(MODEL).expect("the same"), file);
+
+    let cache = TempDir::new().expect("a folder");
+    let hub = LocalHub::open(files(&["a-Q4.gguf", "deep/a-Q8.gguf"]));
+    let online = hub.with_cache(cache.path());
+    let message = |name: &str| {
+        let error = online.locate(name).expect_err("no model");
+        assert!(matches!(error, WeightsError::Fetch { .. }), "{error}");
+        error.to_string()
+    };
+    for name in [MODEL.to_owned(), format!("{MODEL}:b.gguf")] {
+        let said = message(&name);
+        assert!(
+            said.contains("a-Q4.gguf") && said.contains("deep/a-Q8.gguf"),
+            "{said}"
+        );
+        assert!(said.contains("OWNER/NAME:"), "{said}");
+    }
+    let named = format!("{MODEL}:deep/a-Q8.gguf");
+    let missing = offline(&online).locate(&named).expect_err("nothing cached");
+    assert!(missing.to_string().contains(&named), "{missing}");
+    for name in ["a-Q4.gguf", "deep/a-Q8.gguf"] {
+        let file = online.locate(format!("{MODEL}:{name}")).expect("a file");
+        assert!(file.ends_with(format!("snapshots/{REVISION}/{name}")));
+        // Whichever is in the cache, the hub has several.
+        assert!(message(MODEL).contains("several"));
+    }
+
+    // A model of the usual form stays one, and one without its weights says what there is.
+    let names = ["config.json", "model.safetensors", "a.gguf"];
+    for (names, is_whole) in [
+        (&names[..], true),
+        (&names[1..], true),
+        (&[names[0], names[2]][..], false),
+    ] {
+        let cache = TempDir::new().expect("a folder");
+        let hub = LocalHub::open(files(names));
+        let found = hub.with_cache(cache.path()).locate(MODEL);
+        match found {
+            Ok(place) => assert!(is_whole && place.is_file() != names.contains(&"config.json")),
+            Err(error) => assert!(
+                !is_whole && error.to_string().contains(":a.gguf"),
+                "{error}"
+            ),
+        }
+    }
+}
+
 #[test]
 fn a_file_that_cannot_be_had() {
     let cache = TempDir::new().expect("a folder");
@@ -334,6 +418,8 @@ fn no_such_model() {
         "/a/b",
         "a/",
         "a/b c",
+        "a/b:c",
+        "a/b:../c.gguf",
         "a/\u{e9}",
     ] {
         let error = online.locate(name).expect_err("no model");

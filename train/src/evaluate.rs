@@ -85,8 +85,8 @@ pub fn perplexity<B: KernelBackend>(
     }
 }
 
-/// What `model` adds to `prompt`: the likeliest token each time, `tokens` of them or up to the
-/// end of text.
+/// What `model` adds to `prompt`, which begins as the tokenizer asks prompts to: the likeliest token each time,
+/// `tokens` of them or up to the end of text.
 ///
 /// # Errors
 /// [`TrainError::Data`] if the tokenizer fails.
@@ -98,7 +98,7 @@ pub fn continuation<B: KernelBackend>(
     device: &B::Device,
 ) -> Result<String, TrainError> {
     let prompt: Vec<i32> = tokenizer
-        .encode(prompt)?
+        .encode_prompt(prompt)?
         .into_iter()
         .map(|id| id as i32)
         .collect();

@@ -37,7 +37,11 @@ Examples:
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct BenchArgs {
     /// A model's folder, a GGUF file, a name on the hub, or a config.json alone; may be given several times
-    #[arg(long = "model", value_name = "FOLDER|OWNER/NAME|FILE", required = true)]
+    #[arg(
+        long = "model",
+        value_name = "FOLDER|FILE|OWNER/NAME[:FILE.gguf]",
+        required = true
+    )]
     models: Vec<PathBuf>,
 
     /// Sequences at a time, separated by commas

@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use serde_json::{Map, Value, json};
 
 use super::CommandError;
 use super::scoring::{Scored, ScoringArgs};
-use crate::eval::{Document, EvalError, Metric, Question, Score, Task, metrics, requests, table};
+use crate::eval::{
+    Document, EvalError, Metric, Question, Score, Source, Task, metrics, requests, table,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -15,7 +17,10 @@ Examples:
       infer eval --model goombalab/Phi-Mamba --tokenizer microsoft/phi-1_5
 
   A first look at two tasks, with data from a folder:
-      infer eval --model runs/tiny/student --tasks piqa,arc_easy --data eval-data --limit 100";
+      infer eval --model runs/tiny/student --tasks piqa,arc_easy --data eval-data --limit 100
+
+  What its teacher reaches with the last 64 tokens and the first 4 alone:
+      infer eval --model assets/phi-tiny --control window=64,sinks=4 --tasks piqa,arc_easy --data eval-data";
 
 /// Evaluates a model on the paper's six tasks, without examples (zero-shot).
 ///
@@ -31,7 +36,10 @@ pub(crate) struct EvalArgs {
     #[command(flatten)]
     scoring: ScoringArgs,
 
-    /// The tasks, separated by commas; all of them if none is named
+    /// The tasks, separated by commas; the paper's six if none is named
+    ///
+    /// needle and copy are probes of what a model finds again in texts of 256, 512, 1024 and 2048 tokens, as far as
+    /// --max-length goes. They need no data.
     #[arg(long, value_delimiter = ',', value_name = "TASK,...")]
     tasks: Vec<Task>,
 
@@ -42,7 +50,7 @@ pub(crate) struct EvalArgs {
     #[arg(long, value_name = "FOLDER")]
     data: Option<PathBuf>,
 
-    /// Only the first documents of each task
+    /// Only the first documents of each task, and of each length of a probe
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     limit: Option<usize>,
 }
@@ -58,24 +66,32 @@ impl EvalArgs {
         }
         self.scoring.check()?;
         let tasks = if self.tasks.is_empty() {
-            Task::value_variants()
+            &Task::OF_THE_PAPER[..]
         } else {
             &self.tasks
         };
-        let documents = tasks.iter().map(|&task| {
-            let files = match &self.data {
-                Some(folder) => vec![task.file_in(folder)?],
-                None => fetch(task)?,
+        let read = tasks.iter().map(|&task| {
+            let files = match (task.source(), &self.data) {
+                (None, _) => return Ok((task, None)),
+                (Some(_), Some(folder)) => vec![task.file_in(folder)?],
+                (Some(source), None) => fetch(task, source)?,
             };
-            Ok((task, task.read(&files, self.limit)?))
+            Ok((task, Some(task.read(&files, self.limit)?)))
         });
-        let documents = documents.collect::<Result<Vec<_>, EvalError>>()?;
+        let read = read.collect::<Result<Vec<_>, EvalError>>()?;
 
         let mut scored = self.scoring.score(|tokenizer, max_length| {
+            let documents = read.into_iter().map(|(task, read)| match read {
+                Some(documents) => Ok((task, documents)),
+                None => Ok((task, task.make(tokenizer, max_length, self.limit)?)),
+            });
+            let documents = documents.collect::<Result<Vec<_>, EvalError>>()?;
             let prompts = documents.iter().flat_map(|(_, documents)| documents);
             let prompts = prompts.flat_map(|document| &document.prompts);
-            Ok(((), requests(prompts, tokenizer, max_length)?))
+            let requests = requests(prompts, tokenizer, max_length)?;
+            Ok((documents, requests))
         })?;
+        let documents = std::mem::take(&mut scored.plan);
         let mut scores = std::mem::take(&mut scored.scores).into_iter();
         let evaluated = documents.into_iter().map(|(task, documents)| {
             let of_document =
@@ -87,7 +103,11 @@ impl EvalArgs {
         self.report(&evaluated, scored)
     }
 
-    fn report(&self, evaluated: &[Evaluated], scored: Scored<()>) -> Result<(), CommandError> {
+    fn report(
+        &self,
+        evaluated: &[Evaluated],
+        scored: Scored<Vec<(Task, Vec<Document>)>>,
+    ) -> Result<(), CommandError> {
         let results = evaluated
             .iter()
             .map(|(task, documents, scores)| (*task, metrics(documents, scores)));
@@ -102,7 +122,12 @@ impl EvalArgs {
             format!("{count} documents in {seconds:.1} s, {rate:.1} documents/s")
         };
         let (backend, max_length) = (scored.backend.name(), scored.max_length);
-        scored.finish(&self.scoring, &table(&results), &speed, || {
+        let control = self.scoring.control.map(|control| control.to_string());
+        let heading = control
+            .as_ref()
+            .map(|control| format!("control: {control}\n\n"));
+        let shown = heading.unwrap_or_default() + &table(&results);
+        scored.finish(&self.scoring, &shown, &speed, || {
             let samples = evaluated.iter().map(|(task, documents, scores)| {
                 let both = documents.iter().zip(scores);
                 let samples = both.map(|(document, scores)| sample(document, scores));
@@ -112,7 +137,7 @@ impl EvalArgs {
                 let numbers = metrics.iter().flat_map(|metric| {
                     let stderr = format!("{}_stderr", metric.name);
                     [
-                        (metric.name.to_owned(), json!(metric.value)),
+                        (metric.name.clone(), json!(metric.value)),
                         (stderr, json!(metric.stderr)),
                     ]
                 });
@@ -120,6 +145,7 @@ impl EvalArgs {
             });
             json!({
                 "model": self.scoring.model.model,
+                "control": control,
                 "backend": backend,
                 "max_length": max_length,
                 "limit": self.limit,
@@ -133,8 +159,7 @@ impl EvalArgs {
 }
 
 /// The files of a task on the hub, or in its cache.
-fn fetch(task: Task) -> Result<Vec<PathBuf>, EvalError> {
-    let source = task.source();
+fn fetch(task: Task, source: Source) -> Result<Vec<PathBuf>, EvalError> {
     let files = model::Hub::from_env()
         .and_then(|hub| hub.dataset(source.dataset, source.config, source.split));
     files.map_err(|reason| EvalError::Hub {
@@ -149,7 +174,18 @@ fn sample(document: &Document, scores: &[Score]) -> Value {
     match &document.question {
         Question::Word => json!({
             "log_likelihood": log_likelihoods[0],
-            "is_greedy": scores[0].is_greedy,
+            "is_greedy": scores[0].is_greedy(),
+        }),
+        Question::Fact { length } => json!({
+            "length": length,
+            "log_likelihood": log_likelihoods[0],
+            "is_greedy": scores[0].is_greedy(),
+        }),
+        Question::Repetition { length } => json!({
+            "length": length,
+            "log_likelihoods": log_likelihoods,
+            "greedy_share": scores[0].greedy_share(),
+            "floor": scores[1].greedy_share(),
         }),
         Question::Choice { gold, .. } | Question::Context { gold } => json!({
             "log_likelihoods": log_likelihoods,

@@ -30,7 +30,7 @@ const LENGTHS: [usize; 4] = [1, 2048, 32_768, 131_072];
 #[derive(Debug, Args)]
 pub(crate) struct InfoArgs {
     /// The folder of a model, a GGUF file, or a name on the Hugging Face hub
-    #[arg(long, value_name = "FOLDER|FILE|OWNER/NAME")]
+    #[arg(long, value_name = "FOLDER|FILE|OWNER/NAME[:FILE.gguf]")]
     model: Option<PathBuf>,
 
     /// Prints JSON, for programs

@@ -66,12 +66,17 @@ impl PerplexityArgs {
         let (texts, stride) = &scored.plan;
         let metrics = texts.metrics(&scored.scores)?;
         let seconds = scored.time.as_secs_f64();
+        let control = self.scoring.control.map(|control| control.to_string());
+        let under = control
+            .as_ref()
+            .map(|control| format!("control          {control}\n"));
         let shown = format!(
             "perplexity       {:.4} per token\n\
              byte perplexity  {:.4} per byte, {:.4} bits\n\
              log-likelihood   {:.3}\n\
              text             {} documents, {} tokens, {} bytes\n\
-             windows          {} tokens, by {stride}\n",
+             windows          {} tokens, by {stride}\n\
+             {}",
             metrics.perplexity,
             metrics.byte_perplexity,
             metrics.bits_per_byte,
@@ -80,6 +85,7 @@ impl PerplexityArgs {
             texts.tokens,
             texts.bytes,
             scored.max_length,
+            under.unwrap_or_default(),
         );
         let rate = texts.tokens as f64 / seconds.max(1e-9);
         let speed = if scored.resumed {
@@ -89,6 +95,7 @@ impl PerplexityArgs {
         };
         let report = json!({
             "model": self.scoring.model.model,
+            "control": control,
             "backend": scored.backend.name(),
             "max_length": scored.max_length,
             "stride": stride,

@@ -15,7 +15,7 @@ use model::{ModelHash, WeightsError, atomic_file};
 use serde_json::Value;
 
 use super::CommandError;
-use crate::eval::{EvalError, Ledger, Score, ScoreRequest, cannot, score};
+use crate::eval::{Control, EvalError, Ledger, Score, ScoreRequest, cannot, score};
 use crate::model_args::{FoundModel, ModelArgs};
 use crate::output::{note, say};
 
@@ -51,6 +51,14 @@ pub(super) struct ScoringArgs {
         allow_negative_numbers = true
     )]
     batch_size: usize,
+
+    /// Scores the model with less attention, to see what the attention is good for
+    ///
+    /// window=N: each attention sees the last N tokens alone, and with ,sinks=M the first M of the text too.
+    /// no-attention: no attention adds anything. A student's scores mean little until they are better than those of
+    /// its teacher under both.
+    #[arg(long, value_name = "window=N[,sinks=M]|no-attention")]
+    pub control: Option<Control>,
 
     /// A file for the results in JSON, with every log-likelihood
     #[arg(long, value_name = "FILE")]
@@ -130,7 +138,7 @@ impl ScoringArgs {
     ) -> Result<Scored<P>, CommandError> {
         let backend = self.model.compute.backend()?;
         let model = self.model.find()?;
-        let ledger = open_ledger(&model, backend)?;
+        let ledger = open_ledger(&model, backend, self.control)?;
         backend.dispatch(ScoringWork {
             args: self,
             model,
@@ -141,9 +149,13 @@ impl ScoringArgs {
     }
 }
 
-/// The scores of an interrupted evaluation of this very model on this backend. They are kept in the user's own
+/// The scores of an interrupted evaluation of this very model, under this control, on this backend. They are kept in the user's own
 /// cache only: in the system's temporary folder they could be anyone's.
-fn open_ledger(model: &FoundModel, backend: Backend) -> Result<Ledger, WeightsError> {
+fn open_ledger(
+    model: &FoundModel,
+    backend: Backend,
+    control: Option<Control>,
+) -> Result<Ledger, WeightsError> {
     let Some(cache) = dirs::cache_dir().filter(|cache| cache.is_absolute()) else {
         note(format!(
             "neither XDG_CACHE_HOME nor HOME names a folder for a cache; {LOSS}"
@@ -155,7 +167,8 @@ fn open_ledger(model: &FoundModel, backend: Backend) -> Result<Ledger, WeightsEr
         Some(hash) => hash,
         None => ModelHash::of(&model.folder)?,
     };
-    let identity = format!("{hash} on {backend}, {:?}", model.precision);
+    let control = control.map_or_else(String::new, |control| format!(", {control}"));
+    let identity = format!("{hash} on {backend}, {:?}{control}", model.precision);
     let (ledger, read) = Ledger::open(&cache.join("mohawk").join("eval"), &identity);
     if let Err(error) = read {
         note(format!("{error}; everything is scored anew"));
@@ -189,6 +202,14 @@ where
             let given = max_length;
             return Err(EvalError::MaxLength { given, limit }.into());
         }
+
+        let model = match self.args.control {
+            Some(control) => control.apply(model).ok_or_else(|| EvalError::NoAttention {
+                model: self.args.model.model.clone(),
+                control,
+            })?,
+            None => model,
+        };
 
         let begun = Instant::now();
         let (plan, requests) = (self.plan)(&self.model.tokenizer, max_length)?;

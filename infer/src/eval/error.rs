@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use kernels::runtime::BackendError;
 
+use super::control::Control;
 use super::task::Task;
 
 /// Why an evaluation cannot be done. Each message is complete.
@@ -100,6 +101,29 @@ pub enum EvalError {
         /// The largest length: a teacher's positions, or a fixed limit for models without positions.
         limit: usize,
     },
+    /// A model that reads fewer tokens at once than the shortest document of a probe has.
+    #[error(
+        "{task} needs a model that reads at least {least} tokens at once, and --max-length is {max_length}; raise it, \
+         or leave this task out"
+    )]
+    TooShort {
+        /// The probe.
+        task: Task,
+        /// The length of its shortest documents.
+        least: usize,
+        /// The most tokens that are read.
+        max_length: usize,
+    },
+    /// A tokenizer that makes so many tokens of a probe's question that there is no text around it.
+    #[error(
+        "{length} tokens of this tokenizer are too few for a document of {task}; leave this task out"
+    )]
+    NoRoom {
+        /// The probe.
+        task: Task,
+        /// The most tokens of the document.
+        length: usize,
+    },
     /// A stride that would leave tokens out.
     #[error(
         "--stride is {stride}; it must be from 1 to {max_length}, the length of the windows \
@@ -117,6 +141,18 @@ pub enum EvalError {
     /// A limit of no documents.
     #[error("--limit is 0; it must be at least 1")]
     Limit,
+    /// A control of a model that it would leave as it is.
+    #[error(
+        "{}: no layer of this model has attention, so --control {control} would change nothing; give its teacher, or \
+         leave the option out",
+        model.display()
+    )]
+    NoAttention {
+        /// The model, as it was named.
+        model: PathBuf,
+        /// The control.
+        control: Control,
+    },
     /// A token that the model has no embedding for.
     #[error(
         "token {token} is to be read, the model's vocabulary ends at {vocab_size}; the tokenizer \

@@ -16,9 +16,9 @@ use super::score::Score;
 /// How often the file is written: the most work that an interruption can lose.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
 /// The first bytes of the file.
-const MAGIC: &[u8; 16] = b"mohawk-scores-1\n";
-/// The bytes of a record: a key, the log-likelihood, and whether it was greedy.
-const RECORD: usize = 16 + 8 + 1;
+const MAGIC: &[u8; 16] = b"mohawk-scores-2\n";
+/// The bytes of a record: a key, the log-likelihood, and the numbers of tokens and of greedy ones.
+const RECORD: usize = 16 + 8 + 4 + 4;
 /// The bytes of the SHA-256 at the end of the file, of everything before it.
 const DIGEST: usize = 32;
 
@@ -54,7 +54,9 @@ impl Ledger {
     /// if there is one that cannot be read or was not written whole by a ledger: nothing is known then, and the
     /// file is replaced.
     pub fn open(folder: &Path, identity: &str) -> (Self, Result<(), EvalError>) {
-        let name = format!("{:.16}.scores", format!("{:x}", Sha256::digest(identity)));
+        // A file of another version has another name.
+        let digest = Sha256::digest([MAGIC, identity.as_bytes()].concat());
+        let name = format!("{:.16}.scores", format!("{digest:x}"));
         let path = folder.join(name);
         let (scores, read) = match read(&path) {
             Ok(scores) => (scores, Ok(())),
@@ -146,7 +148,8 @@ fn bytes(scores: &Scores) -> Vec<u8> {
     for (key, score) in scores {
         bytes.extend(key);
         bytes.extend(score.log_likelihood.to_le_bytes());
-        bytes.push(score.is_greedy.into());
+        bytes.extend(score.tokens.to_le_bytes());
+        bytes.extend(score.greedy.to_le_bytes());
     }
     let digest = Sha256::digest(&bytes);
     bytes.extend(digest);
@@ -174,9 +177,11 @@ fn parse(bytes: &[u8]) -> Option<Scores> {
     let record = |bytes: &[u8]| {
         let (key, rest) = bytes.split_first_chunk()?;
         let (log_likelihood, rest) = rest.split_first_chunk()?;
+        let (tokens, greedy) = rest.split_first_chunk()?;
         let score = Score {
             log_likelihood: f64::from_le_bytes(*log_likelihood),
-            is_greedy: rest == [1],
+            tokens: u32::from_le_bytes(*tokens),
+            greedy: u32::from_le_bytes(greedy.try_into().ok()?),
         };
         Some((*key, score))
     };
@@ -195,7 +200,8 @@ mod tests {
 
     const SCORE: Score = Score {
         log_likelihood: -0.1 - 0.2,
-        is_greedy: true,
+        tokens: 2,
+        greedy: 1,
     };
 
     #[test]

@@ -3,14 +3,15 @@
 use rand_mt::Mt;
 use rayon::prelude::*;
 
+use super::python::random;
 use super::score::Score;
 use super::task::{Document, Question};
 
 /// A metric of a task.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Metric {
-    /// Its name in lm-evaluation-harness.
-    pub name: &'static str,
+    /// Its name in lm-evaluation-harness; of a probe, with the length of its documents.
+    pub name: String,
     /// The value over all documents.
     pub value: f64,
     /// The standard error of the value; `None` for a single document.
@@ -19,7 +20,7 @@ pub struct Metric {
     pub higher_is_better: bool,
 }
 
-/// The metrics of `documents`, in the order of their names. `scores` has, for each document, the scores of
+/// The metrics of `documents`, in the order of their names, of probes by length. `scores` has, for each document, the scores of
 /// its prompts.
 ///
 /// - `acc`: the share of documents whose likeliest choice, or likeliest word, is the right one. Of equally
@@ -28,6 +29,10 @@ pub struct Metric {
 ///   The harness calls the first normalised, and publishes it under that name; they differ only where a
 ///   choice is not ASCII.
 /// - `perplexity`: of the words, each counted as one token.
+///
+/// Of a probe there is a metric for each length of its documents:
+/// - `acc_LENGTH`: the share of facts that are found, or the mean share of tokens that are copied.
+/// - `floor_LENGTH`: the mean share of tokens of the same passages where they are no copies.
 pub fn metrics(documents: &[Document], scores: &[Vec<Score>]) -> Vec<Metric> {
     let mut metrics = Vec::new();
     let by_choice = documents.iter().zip(scores);
@@ -38,20 +43,14 @@ pub fn metrics(documents: &[Document], scores: &[Vec<Score>]) -> Vec<Metric> {
                 is_right(&document.question, scores).map(|right| f64::from(u8::from(right)))
             })
             .collect();
-        Some(Metric {
-            name,
-            value: mean(right.as_ref()?),
-            stderr: stderr_of_mean(right.as_ref()?),
-            higher_is_better: true,
-        })
+        Some(mean_of(name, right.as_ref()?))
     };
-    metrics.extend(accuracy("acc", |question, scores| {
-        Some(match question {
-            Question::Word => scores[0].is_greedy,
-            Question::Choice { gold, .. } | Question::Context { gold } => {
-                likeliest(scores.iter().map(|score| score.log_likelihood)) == *gold
-            }
-        })
+    metrics.extend(accuracy("acc", |question, scores| match question {
+        Question::Word => Some(scores[0].is_greedy()),
+        Question::Choice { gold, .. } | Question::Context { gold } => {
+            Some(likeliest(scores.iter().map(|score| score.log_likelihood)) == *gold)
+        }
+        Question::Fact { .. } | Question::Repetition { .. } => None,
     }));
     metrics.extend(accuracy("acc_bytes", |question, scores| {
         by_length(question, scores, |choice| choice.len())
@@ -68,13 +67,51 @@ pub fn metrics(documents: &[Document], scores: &[Vec<Score>]) -> Vec<Metric> {
             .map(|scores| scores[0].log_likelihood)
             .collect();
         metrics.push(Metric {
-            name: "perplexity",
+            name: "perplexity".into(),
             value: perplexity(log_likelihoods.iter().sum::<f64>(), log_likelihoods.len()),
             stderr: stderr_of_perplexity(&log_likelihoods),
             higher_is_better: false,
         });
     }
+    metrics.extend(by_context_length(documents, scores));
     metrics
+}
+
+/// The metrics of a probe, whose documents of one length stand together; none for other tasks.
+fn by_context_length(documents: &[Document], scores: &[Vec<Score>]) -> Vec<Metric> {
+    let mut values: Vec<(String, Vec<f64>)> = Vec::new();
+    for (document, scores) in documents.iter().zip(scores) {
+        let measured = match document.question {
+            Question::Fact { length } => {
+                vec![(
+                    format!("acc_{length}"),
+                    f64::from(u8::from(scores[0].is_greedy())),
+                )]
+            }
+            Question::Repetition { length } => vec![
+                (format!("acc_{length}"), scores[0].greedy_share()),
+                (format!("floor_{length}"), scores[1].greedy_share()),
+            ],
+            _ => vec![],
+        };
+        for (name, value) in measured {
+            match values.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, values)) => values.push(value),
+                None => values.push((name, vec![value])),
+            }
+        }
+    }
+    let metrics = values.iter().map(|(name, values)| mean_of(name, values));
+    metrics.collect()
+}
+
+fn mean_of(name: &str, values: &[f64]) -> Metric {
+    Metric {
+        name: name.to_owned(),
+        value: mean(values),
+        stderr: stderr_of_mean(values),
+        higher_is_better: true,
+    }
 }
 
 /// `exp` of the mean negative log-likelihood.
@@ -128,9 +165,10 @@ fn stderr_of_perplexity(log_likelihoods: &[f64]) -> Option<f64> {
     const SAMPLES: usize = 1000;
     let n = log_likelihoods.len();
     let perplexities = (0..SEEDS).into_par_iter().flat_map_iter(|seed| {
-        let mut random = Mt::new_with_key([seed]);
+        let mut generator = Mt::new_with_key([seed]);
         (0..SAMPLES).map(move |_| {
-            let chosen = (0..n).map(|_| log_likelihoods[(unit(&mut random) * n as f64) as usize]);
+            let chosen =
+                (0..n).map(|_| log_likelihoods[(random(&mut generator) * n as f64) as usize]);
             perplexity(chosen.sum(), n)
         })
     });
@@ -140,8 +178,58 @@ fn stderr_of_perplexity(log_likelihoods: &[f64]) -> Option<f64> {
     }
 }
 
-/// Python's `random()`: 53 bits from two draws.
-fn unit(random: &mut Mt) -> f64 {
-    let (high, low) = (random.next_u32() >> 5, random.next_u32() >> 6);
-    (f64::from(high) * f64::from(1 << 26) + f64::from(low)) / (1_u64 << 53) as f64
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(asked: Vec<(Question, Vec<(u32, u32)>)>) -> Vec<(String, f64, Option<f64>)> {
+        let (documents, scores): (Vec<_>, Vec<_>) = asked
+            .into_iter()
+            .map(|(question, scores)| {
+                let prompts = Vec::new();
+                let score = |(tokens, greedy)| Score {
+                    log_likelihood: -1.0,
+                    tokens,
+                    greedy,
+                };
+                let scores: Vec<Score> = scores.into_iter().map(score).collect();
+                (Document { prompts, question }, scores)
+            })
+            .unzip();
+        let metrics = metrics(&documents, &scores).into_iter();
+        let rounded = |x: f64| (x * 1e9).round() / 1e9;
+        let numbers = metrics.map(|metric| {
+            (
+                metric.name,
+                rounded(metric.value),
+                metric.stderr.map(rounded),
+            )
+        });
+        numbers.collect()
+    }
+
+    #[test]
+    fn a_fact_is_found_whole_or_not() {
+        let fact = |length, greedy| (Question::Fact { length }, vec![(4, greedy)]);
+        let found = measured(vec![fact(256, 4), fact(256, 3), fact(512, 4)]);
+        let named = |name: &str, value, stderr| (name.to_owned(), value, stderr);
+        let expected = [
+            named("acc_256", 0.5, Some(0.5)),
+            named("acc_512", 1.0, None),
+        ];
+        assert_eq!(found, expected);
+    }
+
+    /// The mean of documents, whatever their numbers of tokens.
+    #[test]
+    fn copies_count_by_their_share() {
+        let copies = |again, first| (Question::Repetition { length: 256 }, vec![again, first]);
+        let found = measured(vec![copies((4, 3), (4, 1)), copies((8, 2), (8, 2))]);
+        let named = |name: &str, value, stderr| (name.to_owned(), value, stderr);
+        let expected = [
+            named("acc_256", 0.5, Some(0.25)),
+            named("floor_256", 0.25, Some(0.0)),
+        ];
+        assert_eq!(found, expected);
+    }
 }

@@ -10,6 +10,9 @@
 //! tokens, [`score`](score()) computes how likely each continuation is, and [`metrics`](metrics())
 //! judges. [`Texts`] turns running text into requests, for its perplexity.
 //!
+//! Two probes, `needle` and `copy`, are tasks whose documents are made here, for the tokenizer of the model. They ask
+//! what the paper's tasks hardly ask: whether a model finds again what it has read.
+//!
 //! # The harness's code decides
 //!
 //! A score can be compared with a published one only if many details agree: which blank belongs to the
@@ -31,17 +34,23 @@
 //! number. So the [`Ledger`] does not depend on tasks, limits or data files, and never takes the score of
 //! one document for another's when any of these change.
 
+mod control;
+mod copying;
 mod data;
 mod encode;
 mod error;
 mod ledger;
 mod metrics;
+mod needle;
 mod perplexity;
+mod probe;
 mod python;
 mod score;
 mod table;
 mod task;
+mod words;
 
+pub use control::{Control, ControlError};
 pub use encode::{ScoreRequest, requests};
 pub use error::EvalError;
 pub(crate) use error::cannot;

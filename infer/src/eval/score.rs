@@ -20,8 +20,22 @@ const LOGIT_ROWS: usize = 1024;
 pub struct Score {
     /// The natural logarithm of the probability of the scored tokens.
     pub log_likelihood: f64,
-    /// Whether each of them is the likeliest in its place.
-    pub is_greedy: bool,
+    /// How many tokens were scored.
+    pub tokens: u32,
+    /// How many of them are the likeliest in their places.
+    pub greedy: u32,
+}
+
+impl Score {
+    /// Whether each token is the likeliest in its place.
+    pub fn is_greedy(&self) -> bool {
+        self.greedy == self.tokens
+    }
+
+    /// The share of tokens that are.
+    pub fn greedy_share(&self) -> f64 {
+        f64::from(self.greedy) / f64::from(self.tokens)
+    }
 }
 
 /// Scores `requests` in batches of `batch_size`, and calls `then` with each request and its score.
@@ -131,7 +145,8 @@ fn score_batch<B: KernelBackend>(
         }
         Ok(Score {
             log_likelihood,
-            is_greedy: is_greedy.iter().all(|&greedy| greedy),
+            tokens: request.scored as u32,
+            greedy: is_greedy.iter().map(|&greedy| u32::from(greedy)).sum(),
         })
     });
     scores.collect()

@@ -41,7 +41,7 @@ fn row(task: Task, is_first: bool, metric: &Metric) -> [String; 9] {
         of_task(task.version().to_string()),
         "none".into(),
         "0".into(),
-        metric.name.into(),
+        metric.name.clone(),
         direction.into(),
         format!("{:.4}", metric.value),
         "±".into(),
@@ -55,8 +55,8 @@ mod tests {
 
     #[test]
     fn columns_stand_below_each_other() {
-        let metric = |name, value, stderr, higher_is_better| Metric {
-            name,
+        let metric = |name: &str, value, stderr, higher_is_better| Metric {
+            name: name.to_owned(),
             value,
             stderr,
             higher_is_better,

@@ -1,16 +1,18 @@
-//! The tasks: where their documents are, and the prompts of each document.
+//! The tasks: where their documents come from, and the prompts of each document.
 
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
+use datasets::Tokenizer;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::data;
 use super::error::EvalError;
 use super::python::{capitalize, strip, without_brackets};
+use super::{copying, data, needle};
 
-/// A task of the paper's table. `Display` gives its name in lm-evaluation-harness.
+/// A task of the paper's table, whose `Display` gives its name in lm-evaluation-harness, or a probe, whose documents
+/// are made here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum Task {
@@ -26,6 +28,10 @@ pub enum Task {
     ArcChallenge,
     /// The noun that a pronoun refers to.
     Winogrande,
+    /// A probe: one fact of a long text.
+    Needle,
+    /// A probe: a passage of words given twice.
+    Copy,
 }
 
 impl std::fmt::Display for Task {
@@ -37,6 +43,8 @@ impl std::fmt::Display for Task {
             Self::ArcEasy => "arc_easy",
             Self::ArcChallenge => "arc_challenge",
             Self::Winogrande => "winogrande",
+            Self::Needle => "needle",
+            Self::Copy => "copy",
         })
     }
 }
@@ -79,6 +87,17 @@ pub enum Question {
         /// The index of the right context.
         gold: usize,
     },
+    /// One continuation, which stands in the context, and is right if each of its tokens is the likeliest.
+    Fact {
+        /// The most tokens of the document.
+        length: usize,
+    },
+    /// A continuation twice: first where it repeats a part of its context, then where it does not. The share of its
+    /// tokens that are the likeliest counts.
+    Repetition {
+        /// The most tokens of the document.
+        length: usize,
+    },
 }
 
 /// A document of a task.
@@ -91,13 +110,23 @@ pub struct Document {
 }
 
 impl Task {
-    /// The harness's version number of the task's definition.
+    /// The tasks of the paper's table, in its order.
+    pub const OF_THE_PAPER: [Self; 6] = [
+        Self::LambadaOpenai,
+        Self::Hellaswag,
+        Self::Piqa,
+        Self::ArcEasy,
+        Self::ArcChallenge,
+        Self::Winogrande,
+    ];
+
+    /// The version number of the task's definition; of the paper's tasks, the harness's.
     pub fn version(self) -> u32 {
         1
     }
 
-    /// The documents on the hub that the harness evaluates.
-    pub fn source(self) -> Source {
+    /// The documents on the hub that the harness evaluates; `None` of a probe, which needs no data.
+    pub fn source(self) -> Option<Source> {
         let (dataset, config, split) = match self {
             Self::LambadaOpenai => ("EleutherAI/lambada_openai", "default", "test"),
             Self::Hellaswag => ("Rowan/hellaswag", "default", "validation"),
@@ -105,15 +134,34 @@ impl Task {
             Self::ArcEasy => ("allenai/ai2_arc", "ARC-Easy", "test"),
             Self::ArcChallenge => ("allenai/ai2_arc", "ARC-Challenge", "test"),
             Self::Winogrande => ("allenai/winogrande", "winogrande_xl", "validation"),
+            Self::Needle | Self::Copy => return None,
         };
-        Source {
+        Some(Source {
             dataset,
             config,
             split,
+        })
+    }
+
+    /// Makes the first `limit` documents of each length of a probe, for a model that reads at most `max_length`
+    /// tokens of `tokenizer` at once. The paper's tasks have none of these.
+    ///
+    /// # Errors
+    /// [`EvalError::TooShort`], [`EvalError::NoRoom`], and what the tokenizer fails with.
+    pub fn make(
+        self,
+        tokenizer: &Tokenizer,
+        max_length: usize,
+        limit: Option<usize>,
+    ) -> Result<Vec<Document>, EvalError> {
+        match self {
+            Self::Needle => needle::make(tokenizer, max_length, limit),
+            Self::Copy => copying::make(tokenizer, max_length, limit),
+            _ => Ok(Vec::new()),
         }
     }
 
-    /// Reads the first `limit` documents of `files`, which have the fields of the data set.
+    /// Reads the first `limit` documents of `files`, which have the fields of the data set. A probe has none.
     ///
     /// # Errors
     /// [`EvalError::Io`], [`EvalError::Damaged`] and [`EvalError::Empty`].
@@ -125,6 +173,7 @@ impl Task {
             Self::Piqa => data::read(files, limit, Piqa::document),
             Self::ArcEasy | Self::ArcChallenge => data::read(files, limit, Arc::document),
             Self::Winogrande => data::read(files, limit, WinoGrande::document),
+            Self::Needle | Self::Copy => Ok(Vec::new()),
         }
     }
 
@@ -343,6 +392,7 @@ mod tests {
                                     assert!(gold < count && choices.len() == count);
                                 }
                                 Question::Context { gold } => assert!(gold < count),
+                                other => panic!("{other:?} is a probe's"),
                             }
                         }
                     }

@@ -141,6 +141,35 @@ fn without_a_tokenizer_phi_s_is_used() {
     }
 }
 
+/// One GGUF file of several, which has its tokenizer inside.
+#[test]
+fn a_gguf_file_by_its_name() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/goldens/gguf-llama");
+    let bytes = fs::read(golden.join("model.gguf")).unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let local = golden.join("model.gguf");
+    let expected = infer(home.path(), "nowhere", local.to_str().unwrap()).output();
+    let expected = text(&expected.unwrap());
+    let mut site = Site::default();
+    let names = ["tiny-F16.gguf", "tiny-Q8_0.gguf"];
+    let files = names.map(|name| (name.to_owned(), bytes.clone()));
+    site.models.insert(MODEL.into(), files.into());
+    let hub = site.open();
+    let said = failure(&run(&home, &hub));
+    assert!(names.iter().all(|name| said.contains(name)), "{said}");
+    for name in names {
+        let named = format!("{MODEL}:{name}");
+        let output = infer(home.path(), &hub.endpoint, &named).output();
+        assert_eq!(text(&output.unwrap()), expected);
+        let mut offline = infer(home.path(), "http://127.0.0.1:9", &named);
+        let offline = offline.env("HF_HUB_OFFLINE", "1").output();
+        assert_eq!(text(&offline.unwrap()), expected);
+    }
+    let fetched = hub.asked().into_iter();
+    let fetched = fetched.filter(|request| request.path.ends_with("tiny-F16.gguf"));
+    assert!(fetched.count() <= 2, "once, after its size");
+}
+
 /// What another tool may leave.
 #[test]
 fn a_tokenizer_is_fetched_to_the_weights_that_are_there() {

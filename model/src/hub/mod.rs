@@ -3,6 +3,7 @@
 mod dataset;
 mod environment;
 mod fetch;
+mod gguf;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -52,13 +53,14 @@ pub struct Hub {
 
 impl Hub {
     /// The folder of the model called `name`: that folder or GGUF file itself or, for OWNER/NAME, its snapshot in
-    /// the cache, to which what is missing is fetched with a progress bar.
+    /// the cache, to which what is missing is fetched with a progress bar. OWNER/NAME:FILE.gguf is that file of a
+    /// repository, and OWNER/NAME is too where a repository has one GGUF file and no `config.json`.
     ///
     /// A model in the cache is used as it is. If it has changed on the hub, it is fetched anew once
     /// its folder in the cache is gone.
     ///
     /// # Errors
-    /// [`WeightsError::NoSuchModel`] if `name` is neither a folder nor OWNER/NAME,
+    /// [`WeightsError::NoSuchModel`] if `name` is neither a folder nor a file nor one of these names,
     /// [`WeightsError::Offline`] if it would have to be fetched and must not be, and
     /// [`WeightsError::Fetch`] if that fails. Files that were fetched until then are kept.
     pub fn locate(&self, name: impl AsRef<Path>) -> Result<PathBuf, WeightsError> {
@@ -66,27 +68,38 @@ impl Hub {
         if is_model(path) {
             return Ok(path.into());
         }
-        let Some(name) = path.to_str().filter(|name| is_repository(name)) else {
-            return Err(WeightsError::NoSuchModel { name: path.into() });
-        };
-        match self.cached(name) {
-            Some(folder) => {
-                if !self.offline {
-                    self.complete(name, &folder);
-                }
-                Ok(folder)
-            }
-            None if self.offline => Err(WeightsError::Offline {
-                name: name.into(),
-                cache: self.cache.clone(),
-            }),
-            None => {
-                let fetched = self
-                    .revision(name, "main")
-                    .and_then(|revision| revision.fetch());
-                fetched.map_err(|reason| self.failed(name, reason))
-            }
+        let name = path.to_str().unwrap_or_default();
+        if let Some((repository, file)) = gguf::named(name) {
+            return self.file(repository, file, name);
         }
+        if !is_repository(name) {
+            return Err(WeightsError::NoSuchModel { name: path.into() });
+        }
+        if let Some(folder) = self.cached(name) {
+            if !self.offline {
+                self.complete(name, &folder);
+            }
+            return Ok(folder);
+        }
+        let alone = self.cached_gguf(name);
+        if self.offline {
+            return alone.ok_or_else(|| self.not_here(name));
+        }
+        // Whether that file is alone is known to the hub. If it cannot be asked, what there is must do.
+        let known = if alone.is_some() {
+            self.main(name)
+        } else {
+            None
+        };
+        let fetched = match (
+            self.revision(name, known.as_deref().unwrap_or("main")),
+            alone,
+        ) {
+            (Ok(revision), _) => revision.fetch(),
+            (Err(_), Some(alone)) => Ok(alone),
+            (Err(reason), None) => Err(reason),
+        };
+        fetched.map_err(|reason| self.failed(name, reason))
     }
 
     /// Fetches what a model may have beside its weights, and another tool or an earlier version may have
@@ -125,25 +138,40 @@ impl Hub {
         let Some(name) = path.to_str().filter(|name| is_repository(name)) else {
             return Err(WeightsError::NoSuchModel { name: path.into() });
         };
-        let cache = Cache::new(self.cache.clone()).model(name.into());
-        match cache.get(TOKENIZER) {
+        self.file(name, TOKENIZER, name)
+    }
+
+    /// One file of a repository, from the cache if it is there, else fetched; `name` is what the user calls it.
+    fn file(&self, repository: &str, file: &str, name: &str) -> Result<PathBuf, WeightsError> {
+        let cache = Cache::new(self.cache.clone()).model(repository.into());
+        match cache.get(file) {
             Some(file) => Ok(file),
-            None if self.offline => Err(WeightsError::Offline {
-                name: name.into(),
-                cache: self.cache.clone(),
-            }),
+            None if self.offline => Err(self.not_here(name)),
             None => {
                 // That of the model in the cache, if it is there.
-                let main = fs::read_to_string(self.folder(name).join("refs/main"));
-                let main = main.ok().filter(|sha| is_name(sha));
-                let revision = self.revision(name, main.as_deref().unwrap_or("main"));
+                let main = self.main(repository);
+                let revision = self.revision(repository, main.as_deref().unwrap_or("main"));
                 let fetched = revision.and_then(|revision| {
-                    let file = revision.get(TOKENIZER)?;
+                    revision.check_gguf(file)?;
+                    let file = revision.get(file)?;
                     revision.becomes_main()?;
                     Ok(file)
                 });
                 fetched.map_err(|reason| self.failed(name, reason))
             }
+        }
+    }
+
+    /// The commit of the model in the cache.
+    fn main(&self, name: &str) -> Option<String> {
+        let main = fs::read_to_string(self.folder(name).join("refs/main"));
+        main.ok().filter(|sha| is_name(sha))
+    }
+
+    fn not_here(&self, name: &str) -> WeightsError {
+        WeightsError::Offline {
+            name: name.into(),
+            cache: self.cache.clone(),
         }
     }
 
@@ -211,15 +239,23 @@ impl Revision {
         self.files.iter().any(|known| known == file)
     }
 
-    /// Fetches what the cache lacks of the model, and returns its snapshot there. Only a whole
+    /// Fetches what the cache lacks of the model, and returns its snapshot there, or its one GGUF file. Only a whole
     /// snapshot becomes the cache's `main`.
     fn fetch(&self) -> Result<PathBuf, String> {
+        if !self.has(CONFIG)
+            && let Some(file) = self.only_gguf()?
+        {
+            let file = self.get(file)?;
+            self.becomes_main()?;
+            return Ok(file);
+        }
         let config = self.get(CONFIG)?;
         self.fetch_optional()?;
         let forms = [SINGLE, INDEX, PICKLE, PICKLE_INDEX];
         let Some(form) = forms.into_iter().find(|form| self.has(form)) else {
+            let named = self.gguf_names();
             return Err(format!(
-                "it holds neither {SINGLE} nor {INDEX} nor {PICKLE} nor {PICKLE_INDEX}"
+                "it holds neither {SINGLE} nor {INDEX} nor {PICKLE} nor {PICKLE_INDEX}{named}"
             ));
         };
         let weights = self.get(form)?;

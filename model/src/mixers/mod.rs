@@ -23,7 +23,7 @@ use std::ops::{Deref, DerefMut};
 use burn::module::Module;
 use burn::tensor::backend::{Backend, ExecutionError};
 use burn::tensor::{Tensor, TensorData};
-use kernels::{AttentionParts, KernelBackend, TransferParts};
+use kernels::{AttentionParts, KernelBackend, TransferParts, Window};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -238,6 +238,18 @@ pub trait TokenMixer<B: KernelBackend>: Debug {
     /// The softmax attention in it.
     fn softmax(&self) -> Option<&Attention<B>> {
         None
+    }
+
+    /// From now on its attention sees no more than `_window`: an attention whose own window has as many last tokens or
+    /// fewer stays as it is. Whether there is attention in it.
+    fn narrow_attention(&mut self, _window: Window) -> bool {
+        false
+    }
+
+    /// From now on its attention adds nothing, not even a bias. Whether there is attention in it. The mixer can then
+    /// be neither trained nor saved.
+    fn silence_attention(&mut self) -> bool {
+        false
     }
 
     /// Whether its output is the state-space mixer's and what attention adds to it, and nothing comes between.

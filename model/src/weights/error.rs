@@ -71,7 +71,8 @@ pub enum WeightsError {
     Manifest(#[from] ManifestError),
     /// No folder has the name, and no model on the hub can have it.
     #[error(
-        "{}: no such folder, and not the name of a model on the Hugging Face hub (OWNER/NAME)",
+        "{}: no such folder, and not the name of a model on the Hugging Face hub (OWNER/NAME, \
+         or OWNER/NAME:FILE.gguf)",
         name.display()
     )]
     NoSuchModel {

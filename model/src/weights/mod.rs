@@ -66,6 +66,11 @@ pub fn is_model(path: impl AsRef<Path>) -> bool {
     path.is_dir() || gguf::is_one(path)
 }
 
+/// Whether the name of `path` is that of a GGUF file.
+pub(crate) fn has_gguf_ending(path: &Path) -> bool {
+    gguf::has_ending(path)
+}
+
 /// Reads a model's folder: its configuration and its network, with parameters in the backend's dtype.
 ///
 /// ```no_run

@@ -15,7 +15,7 @@ use tests::networks::*;
 
 /// Every combination, with attention whose heads are wider than the model, attention within a window, and a mixer
 /// beside them.
-fn networks() -> Vec<(String, NetworkConfig)> {
+pub fn networks() -> Vec<(String, NetworkConfig)> {
     let attention = AttentionConfig {
         n_kv_heads: 1,
         head_dim: Some(12),
@@ -135,7 +135,7 @@ pub fn random<B: KernelBackend>(network: &NetworkConfig) -> CausalLm<B> {
     CausalLm::init(network.clone(), 7, &device).map(&mut Random)
 }
 
-fn tokens<B: KernelBackend>() -> Tensor<B, 2, Int> {
+pub fn tokens<B: KernelBackend>() -> Tensor<B, 2, Int> {
     let ids: Vec<i32> = (0..22).map(|i| 7 * i % 24).collect();
     Tensor::from_data(TensorData::new(ids, [2, 11]), &Default::default())
 }

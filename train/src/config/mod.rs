@@ -99,7 +99,8 @@ impl fmt::Display for Precision {
 /// `[teacher]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Teacher {
-    /// A folder in Hugging Face format or a GGUF file, which [`resolve_path`] finds, or OWNER/NAME on its hub.
+    /// A folder in Hugging Face format or a GGUF file, which [`resolve_path`] finds, or OWNER/NAME or
+    /// OWNER/NAME:FILE.gguf on its hub.
     pub model: String,
 }
 

@@ -4,11 +4,11 @@ mod cache;
 mod config;
 mod heads;
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use kernels::decode::attention_step::NewToken;
-use kernels::{AttentionParts, KernelBackend};
+use kernels::{AttentionParts, KernelBackend, Window};
 
 pub use cache::{KvCache, KvCaches};
 pub use config::AttentionConfig;
@@ -365,5 +365,22 @@ impl<B: KernelBackend> TokenMixer<B> for Attention<B> {
 
     fn softmax(&self) -> Option<&Attention<B>> {
         Some(self)
+    }
+
+    fn narrow_attention(&mut self, window: Window) -> bool {
+        let own = self.config.window;
+        if own.is_none_or(|own| own.window > window.window) {
+            self.config.window = Some(window);
+        }
+        true
+    }
+
+    /// The output projection becomes zeros without a bias.
+    fn silence_attention(&mut self) -> bool {
+        let stored = self.dense.weight.val();
+        let shape = [self.dense.d_out(), self.config.n_heads * self.p];
+        let zeros = Tensor::zeros(shape, (&stored.device(), stored.dtype()));
+        self.dense = Linear::of(Param::initialized(self.dense.weight.id, zeros));
+        true
     }
 }

@@ -10,7 +10,7 @@ mod student;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use kernels::{KernelBackend, TransferParts};
+use kernels::{KernelBackend, TransferParts, Window};
 
 pub use config::{BesideAttentionConfig, Joined};
 pub use state::{BesideRows, BesideState};
@@ -273,6 +273,21 @@ impl<B: KernelBackend> TokenMixer<B> for BesideAttention<B> {
 
     fn softmax(&self) -> Option<&Attention<B>> {
         self.attention.as_ref()
+    }
+
+    fn narrow_attention(&mut self, window: Window) -> bool {
+        let Some(attention) = &mut self.attention else {
+            return false;
+        };
+        attention.narrow_attention(window);
+        self.config.attention = Some(attention.config().clone());
+        true
+    }
+
+    /// The state-space mixer is alone then, as in a layer that keeps no head.
+    fn silence_attention(&mut self) -> bool {
+        self.config.attention = None;
+        self.attention.take().is_some()
     }
 
     fn is_sum(&self) -> bool {

@@ -56,7 +56,8 @@ pub(super) fn is_one(path: &Path) -> bool {
     path.is_file() && (has_ending(path) || begins_like_one(path))
 }
 
-fn has_ending(path: &Path) -> bool {
+/// Whether the name of `path` is that of a GGUF file.
+pub(super) fn has_ending(path: &Path) -> bool {
     let ending = path.extension();
     ending.is_some_and(|ending| ending.eq_ignore_ascii_case(ENDING))
 }

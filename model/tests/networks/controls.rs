@@ -1,0 +1,139 @@
+//! Networks with less attention: within a window, and with none.
+
+use burn::tensor::Tensor;
+use kernels::{KernelBackend, Window};
+use model::{BesideAttentionConfig, CausalLm, MixerConfig, NetworkConfig, TokenMixer};
+use tests::assert_close;
+use tests::networks::*;
+
+use crate::block_orders::{networks, random, tokens};
+
+fn logits<B: KernelBackend>(model: &CausalLm<B>) -> Tensor<B, 3> {
+    model.logits(model.features(tokens()))
+}
+
+/// The window of each attention as the documentation has it: that of the control, unless its own has as many last
+/// tokens or fewer.
+fn narrowed(network: &NetworkConfig, window: Window) -> NetworkConfig {
+    let mut network = network.clone();
+    for mixer in &mut network.mixers {
+        let attention = match mixer {
+            MixerConfig::Attention(attention) => attention,
+            MixerConfig::BesideAttention(BesideAttentionConfig {
+                attention: Some(attention),
+                ..
+            }) => attention,
+            _ => continue,
+        };
+        match attention.window {
+            Some(own) if own.window <= window.window => {}
+            _ => attention.window = Some(window),
+        }
+    }
+    network
+}
+
+/// The same parameters in a network that was made with these windows.
+fn windows_are_those_of_the_options<B: KernelBackend>(tolerance: f64) {
+    for (name, network) in networks() {
+        let plain = random::<B>(&network);
+        for (window, sinks) in [(11, 0), (4, 1), (3, 0), (2, 2), (1, 0), (usize::MAX, 1)] {
+            let window = Window { window, sinks };
+            let name = format!("{name}: {window:?}");
+            let control = plain.clone().with_attention_within(window).unwrap();
+            let expected = random::<B>(&narrowed(&network, window));
+            let mixers = control
+                .backbone
+                .layers
+                .iter()
+                .map(|layer| layer.mixer.config());
+            assert_eq!(
+                mixers.collect::<Vec<_>>(),
+                narrowed(&network, window).mixers,
+                "{name}"
+            );
+            let logits_of_control = values(logits(&control));
+            assert_close(
+                &name,
+                logits_of_control.clone(),
+                values(logits(&expected)),
+                tolerance,
+            );
+            if window.window >= 11 {
+                assert_close(&name, logits_of_control, values(logits(&plain)), tolerance);
+                continue;
+            }
+            let off = (logits(&control) - logits(&plain)).abs().max();
+            let off: f64 = off.into_data().iter::<f64>().sum();
+            assert!(off > 1e-3, "{name}: {off}");
+        }
+    }
+}
+
+/// Written out: of each layer, the MLP and what no attention has added.
+fn by_hand<B: KernelBackend>(model: &CausalLm<B>) -> Tensor<B, 3> {
+    let mut x = model.backbone.embedding.forward(tokens());
+    for layer in &model.backbone.layers {
+        let normed = layer.input_layernorm.forward(x.clone());
+        let mixed = match layer.mixer.mamba() {
+            Some(mamba) => x + mamba.forward(normed.clone()),
+            None => x,
+        };
+        x = match &layer.post_mixer_layernorm {
+            None => mixed + layer.mlp.forward(normed),
+            Some(norm) => mixed.clone() + layer.mlp.forward(norm.forward(mixed)),
+        };
+    }
+    model.logits(model.backbone.final_layernorm.forward(x))
+}
+
+fn no_attention_leaves_the_rest<B: KernelBackend>(tolerance: f64) {
+    let device = Default::default();
+    for (name, network) in networks() {
+        let plain = random::<B>(&network);
+        let control = plain.clone().without_attention().unwrap();
+        let expected = values(by_hand(&plain));
+        assert_close(&name, values(logits(&control)), expected.clone(), tolerance);
+        // In pieces, and in the form of inference.
+        for control in [control.clone(), control.fuse_projections()] {
+            let mut state = control.new_state(2, &device);
+            let mut pieces = vec![control.prefill_all(tokens().narrow(1, 0, 10), &mut state)];
+            let last = tokens().narrow(1, 10, 1).reshape([2]);
+            pieces.push(control.step(last, &mut state).unsqueeze_dim(1));
+            let pieces = values(Tensor::cat(pieces, 1));
+            assert_close(&name, pieces, expected.clone(), tolerance);
+        }
+    }
+}
+
+on_both! {
+    windows_are_those_of_the_options(1e-11, 2e-4);
+    no_attention_leaves_the_rest(1e-11, 2e-4);
+}
+
+/// Weights in 8 bits are no hindrance.
+#[test]
+fn packed_networks_have_controls() {
+    for (name, network) in networks() {
+        let plain = random::<Fast>(&network);
+        let packed = plain.clone().to_int8().without_attention().unwrap();
+        let expected = values(logits(&plain.without_attention().unwrap()));
+        assert_close(&name, values(logits(&packed)), expected, 0.1);
+    }
+}
+
+#[test]
+fn a_network_without_attention_has_none() {
+    let (_, mut network) = networks().remove(0);
+    network
+        .mixers
+        .retain(|mixer| matches!(mixer, MixerConfig::DiscreteMamba2(_)));
+    assert_eq!(network.mixers.len(), 1);
+    let model = random::<Fast>(&network);
+    let window = Window {
+        window: 3,
+        sinks: 0,
+    };
+    assert!(model.clone().with_attention_within(window).is_none());
+    assert!(model.without_attention().is_none());
+}
