@@ -149,13 +149,29 @@ fn published_students() -> [String; 2] {
         "n_v_heads": 2,
         "n_qk_heads": 2,
         "expand": 1,
+        "chunk_size": 128,
+        "use_ref_impl": false,
         "activation": "identity",
         "bias": false,
         "norm_cls": "none",
-        "initializer": { "z": "identity" },
+        "initializer": {
+            "a_log": "default",
+            "x": "default",
+            "B": "default",
+            "C": "default",
+            "D": "default",
+            "z": "identity",
+            "out": "default",
+            "convolution": "identity",
+        },
     });
     let attention = json!({ "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4 });
-    let block = json!({ "mlp_intermediate_size": 8, "mlp_act_fn": "silu", "norm_epsilon": 1e-5 });
+    let block = json!({
+        "resid_dropout": 0.0,
+        "mlp_intermediate_size": 8,
+        "mlp_act_fn": "silu",
+        "norm_epsilon": 1e-5,
+    });
     let layer = |name: &str, input: &serde_json::Value| {
         json!({
             "name": "LlamaBlock",
