@@ -6,7 +6,7 @@
 
 use burn::module::AutodiffModule;
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 use kernels::dense::linear::Linear as _;
 use kernels::profile::{Kind, timed};
 use kernels::{DistillationWeights, KernelBackend, TrainBackend};
@@ -16,6 +16,20 @@ use crate::gradients::Gradients;
 
 /// Tokens whose logits are there at a time: enough to fill a GPU with one product.
 pub(crate) const BLOCK: usize = 2048;
+
+/// Elements of a network's logits at a time in half precision, 2 GiB, where [`BLOCK`] has fewer.
+const HALF_PRECISION: usize = 1 << 30;
+
+/// How many of `tokens` have their logits, `v` each, there at a time. In half precision, which only GPUs with much
+/// memory train in, as many as fit, in equal parts: each part but the first reads and writes the sum of the weight's
+/// gradient in f32.
+pub(super) fn block(tokens: usize, v: usize, dtype: DType) -> usize {
+    if dtype.size() != 2 {
+        return BLOCK;
+    }
+    let most = (HALF_PRECISION / v).max(BLOCK);
+    tokens.div_ceil(tokens.div_ceil(most).max(1)).max(1)
+}
 
 /// What the heads read, `[b, l, d]` each.
 pub(super) struct Features<B: Backend> {
@@ -205,6 +219,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn blocks_are_as_large_as_memory_allows() {
+        assert_eq!(block(16_384, 49_152, DType::F32), BLOCK);
+        assert_eq!(block(16_384, 49_152, DType::BF16), 16_384);
+        assert_eq!(block(32_768, 49_152, DType::BF16), 16_384);
+        assert_eq!(block(8191, 1 << 20, DType::F16), 2048);
+        assert_eq!(block(0, 49_152, DType::BF16), 1);
     }
 
     #[test]

@@ -208,7 +208,9 @@ impl fmt::Display for Kind {
 /// The teacher's part of knowledge distillation alone: its logits for `ids [b, l]`, made as there and dropped.
 pub fn teacher_alone<B: KernelBackend>(teacher: &Phi<B>, ids: Tensor<B, 2, Int>) {
     let features = teacher.features(ids);
-    head::forward(&teacher.head(), features, head::BLOCK, |_, logits| {
+    let [b, l, _] = features.dims();
+    let block = head::block(b * l, teacher.vocab_size(), features.dtype());
+    head::forward(&teacher.head(), features, block, |_, logits| {
         drop(logits);
     });
 }

@@ -94,13 +94,14 @@ impl Stage for Predictions {
             student: body.features(),
             teacher: teacher_bld,
         };
+        let block = head::block(b * l, student.vocab_size(), features.student.dtype());
         let (loss, dfeatures) = head::pass(
             &student.head(),
             &teacher.head(),
             features,
             labels,
             weights,
-            head::BLOCK,
+            block,
             gradients,
         );
         body.backward(student, dfeatures, gradients);
