@@ -23,6 +23,8 @@ kernel_backend! {
     crate::decode::recurrent_step::RecurrentStep,
     crate::decode::sample::Sample,
     crate::dense::attention::Attention,
+    crate::dense::bias::Bias,
+    crate::dense::cast::Cast,
     crate::dense::columns::Columns,
     crate::dense::embedding::Embedding,
     crate::dense::gelu::GeluNew,

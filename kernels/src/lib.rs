@@ -75,6 +75,8 @@ pub use decode::sample::sample;
 pub use dense::attention::{
     Window, attention, attention_matrix, attention_matrix_within, attention_within,
 };
+pub use dense::bias::add_bias;
+pub use dense::cast::cast_all;
 pub use dense::columns::split_columns;
 pub use dense::embedding::embedding;
 pub use dense::gelu::gelu_new;
@@ -91,7 +93,7 @@ pub use losses::mixing_matrices::{
 pub use losses::predictions::{
     DistillationWeights, cross_entropy, distillation_block, distillation_loss,
 };
-pub use optim::adamw::{AdamWStep, adamw_step, squared_norm, squared_norms};
+pub use optim::adamw::{AdamWStep, adamw_step, adamw_steps, squared_norm, squared_norms};
 pub use scan::causal_conv::{ConvGradients, causal_conv};
 pub use scan::skip_gate::{SkipGateGradients, skip_gate};
 pub use scan::ssd::{

@@ -183,9 +183,9 @@ fn results<B: KernelBackend>(
         let (d, z, z_bias) = (None, None, None);
         (y, last, GatedScanGradients { scan, d, z, z_bias })
     } else {
-        let GatedScan { out, state, y } =
-            B::gated_scan_forward(scan.clone(), epilogue.clone(), CHUNK);
-        let gradients = B::gated_scan_backward(scan, epilogue, y, dy, CHUNK);
+        let GatedScan { out, state, kept } =
+            B::gated_scan_forward(scan.clone(), epilogue.clone(), CHUNK, true);
+        let gradients = B::gated_scan_backward(scan, epilogue, kept, dy, CHUNK);
         (out, state, gradients)
     };
     let GatedScanGradients { scan, d, z, z_bias } = gradients;

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use kernels::optim::adamw::Update;
 use kernels::{AdamWStep, KernelBackend, TrainBackend};
 use model::PhiMamba;
 
@@ -74,23 +75,41 @@ impl<B: KernelBackend> AdamW<B> {
         scale: Tensor<B, 1>,
         lr: impl Fn(ParamId) -> Option<f64>,
     ) -> PhiMamba<A> {
-        student.map(&mut Update {
+        let mut taken = Taken {
             optimizer: self,
             gradients,
-            scale,
             lr,
-        })
+            ids: vec![],
+            updates: vec![],
+        };
+        let student = student.map(&mut taken);
+        let (ids, updates) = (taken.ids, taken.updates);
+        let times: Vec<u64> = updates.iter().map(|update| update.step.time).collect();
+        let updated = kernels::adamw_steps(updates, scale);
+        let mut values = HashMap::new();
+        for ((id, time), (value, moments)) in ids.into_iter().zip(times).zip(updated) {
+            let moments = Moments {
+                values: moments,
+                time,
+            };
+            self.moments.insert(id, moments);
+            values.insert(id, value);
+        }
+        student.map(&mut Put(values))
     }
 }
 
-struct Update<'a, B: Backend, F> {
+/// Takes the parameters that a step changes out of the student, so that nothing else holds them, and leaves one element
+/// in place of each.
+struct Taken<'a, B: Backend, F> {
     optimizer: &'a mut AdamW<B>,
     gradients: Gradients<B>,
-    scale: Tensor<B, 1>,
     lr: F,
+    ids: Vec<ParamId>,
+    updates: Vec<Update<B>>,
 }
 
-impl<A, F> ModuleMapper<A> for Update<'_, A::InnerBackend, F>
+impl<A, F> ModuleMapper<A> for Taken<'_, A::InnerBackend, F>
 where
     A: TrainBackend,
     F: Fn(ParamId) -> Option<f64>,
@@ -103,26 +122,43 @@ where
         let config = &self.optimizer.config;
         let decays = config.decay == config::Decay::All || D >= 2;
         let (id, value, mapper) = parameter.consume();
-        let shape = value.shape();
-        let value = value.inner().reshape([shape.num_elements()]);
+        let shape = value.dims();
+        let value = value.inner().reshape([shape.iter().product::<usize>()]);
         let moments = self.optimizer.moments.remove(&id);
         let Moments { values, time } = moments.unwrap_or_else(|| Moments {
             values: [value.zeros_like(), value.zeros_like()],
             time: 0,
         });
-        let step = AdamWStep {
-            lr,
-            beta1: config.beta1,
-            beta2: config.beta2,
-            epsilon: config.epsilon,
-            weight_decay: if decays { config.weight_decay } else { 0.0 },
-            time: time + 1,
+        // A view of the whole shape that takes no memory: [`Put`] reads the shape from it.
+        let place = Tensor::<A::InnerBackend, D>::empty([1; D], &value.device());
+        self.ids.push(id);
+        self.updates.push(Update {
+            parameter: value,
+            gradient,
+            moments: values,
+            step: AdamWStep {
+                lr,
+                beta1: config.beta1,
+                beta2: config.beta2,
+                epsilon: config.epsilon,
+                weight_decay: if decays { config.weight_decay } else { 0.0 },
+                time: time + 1,
+            },
+        });
+        Param::from_mapped_value(id, Tensor::from_inner(place.expand(shape)), mapper)
+    }
+}
+
+/// Puts the parameters back, which are flat.
+struct Put<B: Backend>(HashMap<ParamId, Tensor<B, 1>>);
+
+impl<A: TrainBackend> ModuleMapper<A> for Put<A::InnerBackend> {
+    fn map_float<const D: usize>(&mut self, parameter: Param<Tensor<A, D>>) -> Param<Tensor<A, D>> {
+        let Some(value) = self.0.remove(&parameter.id) else {
+            return parameter;
         };
-        let (value, values) =
-            kernels::adamw_step(value, gradient, values, self.scale.clone(), step);
-        let time = time + 1;
-        self.optimizer.moments.insert(id, Moments { values, time });
-        let value = Tensor::from_inner(value.reshape(shape)).require_grad();
+        let (id, place, mapper) = parameter.consume();
+        let value = Tensor::from_inner(value.reshape(place.dims())).require_grad();
         Param::from_mapped_value(id, value, mapper)
     }
 }

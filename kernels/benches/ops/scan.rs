@@ -122,9 +122,9 @@ fn with_epilogue<B: KernelBackend>(bench: &Bench<B>, sizes: [usize; 6], dtype: D
     let inputs = inputs::<B>(sizes, dtype);
     let forward = |i: usize| {
         let Inputs { scan, epilogue, .. } = &inputs[i % 2];
-        B::gated_scan_forward(scan.clone(), epilogue.clone(), 64)
+        B::gated_scan_forward(scan.clone(), epilogue.clone(), 64, true)
     };
-    let ys = [0, 1].map(|i| forward(i).y);
+    let ys = [0, 1].map(|i| forward(i).kept);
     let backward = |i: usize| {
         let Inputs { scan, epilogue, dy } = &inputs[i % 2];
         let y = ys[i % 2].clone();
@@ -135,7 +135,7 @@ fn with_epilogue<B: KernelBackend>(bench: &Bench<B>, sizes: [usize; 6], dtype: D
     // As two ops.
     let ys = [0, 1].map(|i| {
         let Inputs { scan, epilogue, .. } = &inputs[i];
-        gated::forward(scan.clone(), epilogue.clone(), 64).y
+        gated::forward(scan.clone(), epilogue.clone(), 64).kept
     });
     let composed_forward = bench.clock.time(|i| {
         let Inputs { scan, epilogue, .. } = &inputs[i % 2];

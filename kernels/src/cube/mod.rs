@@ -16,6 +16,7 @@ pub(crate) mod rows;
 mod sizes;
 mod tensors;
 pub(crate) mod tiles;
+pub(crate) mod together;
 
 pub(crate) use sizes::{address_type, computes_in_f32, flat_vector_size, is_cuda, vector_size};
 pub(crate) use tensors::{empty, inner, own, tensor};

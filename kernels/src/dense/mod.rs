@@ -1,6 +1,8 @@
 //! The layers that Transformers and Mamba networks share.
 
 pub mod attention;
+pub mod bias;
+pub mod cast;
 pub mod columns;
 pub mod embedding;
 pub mod gelu;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use burn::module::{Module, ModuleMapper, Param, ParamId};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
 use kernels::TrainBackend;
@@ -59,13 +59,21 @@ pub fn train_parts<B: TrainBackend>(student: PhiMamba<B>, rates: &Rates) -> PhiM
 /// A copy of the student whose graph shares no node with any other: Burn locks a graph for as long as
 /// it is walked, and passes that share parameters would share one.
 pub fn on_graph_of_its_own<B: TrainBackend>(student: &PhiMamba<B>) -> PhiMamba<B> {
-    student.clone().map(&mut Detach { dtype: None })
+    student.clone().map(&mut Detach::default())
 }
 
 /// A copy of the student with every parameter in `dtype`: what the passes of a step compute with, where
 /// that is not the dtype of the student itself.
 pub fn in_dtype<B: TrainBackend>(student: &PhiMamba<B>, dtype: DType) -> PhiMamba<B> {
-    student.clone().map(&mut Detach { dtype: Some(dtype) })
+    let mut others = Others {
+        dtype,
+        ids: vec![],
+        values: vec![],
+    };
+    student.visit(&mut others);
+    let cast = kernels::cast_all(others.values, dtype);
+    let cast = others.ids.into_iter().zip(cast).collect();
+    student.clone().map(&mut Detach { cast })
 }
 
 struct Freeze(HashSet<ParamId>);
@@ -80,19 +88,46 @@ impl<B: Backend> ModuleMapper<B> for Freeze {
     }
 }
 
-struct Detach {
-    /// What to cast to, if anything.
-    dtype: Option<DType>,
+/// Gathers what is not in `dtype`, flat.
+struct Others<B: TrainBackend> {
+    dtype: DType,
+    ids: Vec<ParamId>,
+    values: Vec<Tensor<B::InnerBackend, 1>>,
 }
 
-impl<B: TrainBackend> ModuleMapper<B> for Detach {
+impl<B: TrainBackend> ModuleVisitor<B> for Others<B> {
+    fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<B, D>>) {
+        let value = parameter.val().inner();
+        if value.dtype() != self.dtype {
+            let elements = value.shape().num_elements();
+            self.ids.push(parameter.id);
+            self.values.push(value.reshape([elements]));
+        }
+    }
+}
+
+/// Gives every parameter a graph of its own, with the value that there is for it, if any, in place of its own.
+struct Detach<B: TrainBackend> {
+    /// Flat.
+    cast: HashMap<ParamId, Tensor<B::InnerBackend, 1>>,
+}
+
+impl<B: TrainBackend> Default for Detach<B> {
+    fn default() -> Self {
+        Self {
+            cast: HashMap::new(),
+        }
+    }
+}
+
+impl<B: TrainBackend> ModuleMapper<B> for Detach<B> {
     fn map_float<const D: usize>(&mut self, parameter: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let (id, value, mapper) = parameter.consume();
         let trains = value.is_require_grad();
         let value = value.inner();
-        let value = match self.dtype {
-            Some(dtype) if dtype != value.dtype() => value.cast(dtype),
-            _ => value,
+        let value = match self.cast.remove(&id) {
+            Some(cast) => cast.reshape(value.dims()),
+            None => value,
         };
         let value = Tensor::from_inner(value).set_require_grad(trains);
         Param::from_mapped_value(id, value, mapper)

@@ -1,4 +1,4 @@
-//! AdamW with decoupled weight decay, one parameter at a time in one pass over its memory.
+//! AdamW with decoupled weight decay, in one pass over the memory of each parameter.
 //!
 //! Burn has an AdamW too, which reads and writes each parameter about a dozen times. `D` is the parameter's rank.
 
@@ -38,6 +38,22 @@ impl AdamWStep {
     }
 }
 
+/// A parameter, flat, and what [`adamw_steps`] does to it.
+#[derive(Debug, Clone)]
+pub struct Update<B: Backend> {
+    /// The parameter.
+    pub parameter: Tensor<B, 1>,
+    /// Its gradient.
+    pub gradient: Tensor<B, 1>,
+    /// `[m, v]`.
+    pub moments: [Tensor<B, 1>; 2],
+    /// The numbers of the step.
+    pub step: AdamWStep,
+}
+
+/// A parameter and its moments after a step.
+pub type Updated<B> = (Tensor<B, 1>, [Tensor<B, 1>; 2]);
+
 /// The ops, as backends compute them. No gradient passes through them.
 pub trait AdamW: Backend {
     /// See [`adamw_step`].
@@ -49,6 +65,20 @@ pub trait AdamW: Backend {
         step: AdamWStep,
     ) -> (Tensor<Self, D>, [Tensor<Self, D>; 2]) {
         reference::step(parameter, gradient, moments, scale, step)
+    }
+
+    /// See [`adamw_steps`].
+    fn adamw_steps(updates: Vec<Update<Self>>, scale: Tensor<Self, 1>) -> Vec<Updated<Self>> {
+        let one = |update: Update<Self>| {
+            let Update {
+                parameter,
+                gradient,
+                moments,
+                step,
+            } = update;
+            Self::adamw_step(parameter, gradient, moments, scale.clone(), step)
+        };
+        updates.into_iter().map(one).collect()
     }
 
     /// See [`squared_norm`].
@@ -105,6 +135,29 @@ pub fn adamw_step<B: AdamW, const D: usize>(
     timed(Kind::Optimizer, || {
         B::adamw_step(parameter, gradient, moments, scale, step)
     })
+}
+
+/// [`adamw_step`] of many parameters with one `scale`, in their order: on a GPU in few launches.
+///
+/// # Panics
+/// As [`adamw_step`].
+pub fn adamw_steps<B: AdamW>(updates: Vec<Update<B>>, scale: Tensor<B, 1>) -> Vec<Updated<B>> {
+    for Update {
+        parameter,
+        gradient,
+        moments,
+        ..
+    } in &updates
+    {
+        let shape = parameter.dims();
+        let others = [gradient, &moments[0], &moments[1]];
+        assert!(
+            others.into_iter().all(|other| other.dims() == shape),
+            "adamw_steps: a gradient's and the moments' shape must be the parameter's"
+        );
+    }
+    assert_eq!(scale.dims(), [1], "adamw_steps: the scale has one element");
+    timed(Kind::Optimizer, || B::adamw_steps(updates, scale))
 }
 
 /// The sum of the squares of `x`, as one element; f32 for half-precision inputs.

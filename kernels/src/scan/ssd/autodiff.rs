@@ -26,6 +26,7 @@ impl<B: SsdScan, C: CheckpointStrategy> SsdScan for Autodiff<B, C> {
         scan: ScanInputs<Self>,
         epilogue: Epilogue<Self>,
         chunk: usize,
+        _keep: bool,
     ) -> GatedScan<Self> {
         let [x, a_log, b, c, state] = inputs(&scan);
         let nodes = [
@@ -44,30 +45,35 @@ impl<B: SsdScan, C: CheckpointStrategy> SsdScan for Autodiff<B, C> {
             z: epilogue.z.map(Tensor::inner),
             z_bias: epilogue.z_bias.map(Tensor::inner),
         };
-        let GatedScan { out, state, y } =
-            B::gated_scan_forward(scan.clone(), epilogue.clone(), chunk);
-        let saved = (scan, epilogue, y, chunk);
-        let out = record(nodes, out, saved, |(scan, epilogue, y, chunk), dout, _| {
-            let all = timed(Kind::Scan, || {
-                B::gated_scan_backward(scan, epilogue, y, dout, chunk)
-            });
-            let [x, a_log, b, c, state] = gradients(all.scan);
-            [
-                x,
-                a_log,
-                b,
-                c,
-                state,
-                all.d.map(primitive),
-                all.z.map(primitive),
-                all.z_bias.map(primitive),
-            ]
-        });
+        let GatedScan { out, state, kept } =
+            B::gated_scan_forward(scan.clone(), epilogue.clone(), chunk, true);
+        let saved = (scan, epilogue, kept, chunk);
+        let out = record(
+            nodes,
+            out,
+            saved,
+            |(scan, epilogue, kept, chunk), dout, _| {
+                let all = timed(Kind::Scan, || {
+                    B::gated_scan_backward(scan, epilogue, kept, dout, chunk)
+                });
+                let [x, a_log, b, c, state] = gradients(all.scan);
+                [
+                    x,
+                    a_log,
+                    b,
+                    c,
+                    state,
+                    all.d.map(primitive),
+                    all.z.map(primitive),
+                    all.z_bias.map(primitive),
+                ]
+            },
+        );
         GatedScan {
             out,
             state: Tensor::from_inner(state),
             // It is saved on the graph.
-            y: None,
+            kept: None,
         }
     }
 }

@@ -28,9 +28,9 @@ pub struct GatedScan<B: Backend> {
     pub out: Tensor<B, 4>,
     /// The state after the last token, `[b, h, p, n]`.
     pub state: Tensor<B, 4>,
-    /// The outputs before the epilogue, `[b, l, h, p]`, where the backward pass is to be given them;
-    /// `None` where it computes them again.
-    pub y: Option<Tensor<B, 4>>,
+    /// What the backward pass is to be given, where it does not compute it again: the outputs before the epilogue,
+    /// `[b, l, h, p]`, or what else a backend keeps.
+    pub kept: Option<Tensor<B, 4>>,
 }
 
 /// Gradients of [`gated_scan`], each in its input's shape; `None` for what was absent.
@@ -76,7 +76,7 @@ pub fn gated_scan<B: SsdScan>(
         assert_eq!(bias.dims(), width, "gated_scan: z_bias must be [h * p]");
     }
     let scanned = timed(Kind::Scan, || {
-        B::gated_scan_forward(scan, epilogue, chunk.min(l))
+        B::gated_scan_forward(scan, epilogue, chunk.min(l), false)
     });
     (scanned.out, scanned.state)
 }
@@ -103,7 +103,7 @@ pub fn forward<B: SsdScan>(
     GatedScan {
         out,
         state,
-        y: Some(y),
+        kept: Some(y),
     }
 }
 

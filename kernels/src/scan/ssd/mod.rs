@@ -84,25 +84,26 @@ pub trait SsdScan: SkipGate {
         reference::backward(scan, dy, chunk)
     }
 
-    /// See [`gated_scan`].
+    /// See [`gated_scan`]. `keep` says that a backward pass will follow.
     fn gated_scan_forward(
         scan: ScanInputs<Self>,
         epilogue: Epilogue<Self>,
         chunk: usize,
+        _keep: bool,
     ) -> GatedScan<Self> {
         gated::forward(scan, epilogue, chunk)
     }
 
-    /// Gradients of [`SsdScan::gated_scan_forward`] to its inputs, from that of `out` and the `y` that the
-    /// forward pass returned.
+    /// Gradients of [`SsdScan::gated_scan_forward`] to its inputs, from that of `out` and what the forward pass
+    /// [kept](GatedScan::kept).
     fn gated_scan_backward(
         scan: ScanInputs<Self>,
         epilogue: Epilogue<Self>,
-        y: Option<Tensor<Self, 4>>,
+        kept: Option<Tensor<Self, 4>>,
         dout: Tensor<Self, 4>,
         chunk: usize,
     ) -> GatedScanGradients<Self> {
-        let y = y.expect("the forward pass of this backend returns y");
+        let y = kept.expect("the forward pass of this backend returns y");
         gated::backward(scan, epilogue, y, dout, chunk)
     }
 }

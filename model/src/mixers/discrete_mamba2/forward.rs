@@ -7,7 +7,6 @@ use kernels::{Epilogue, KernelBackend, ScanInputs, TransferParts};
 use super::{Activation, DiscreteMamba2, Parts, Rows, Turned};
 use crate::layers::Norm;
 use crate::mixers::rotary::Rotary;
-use crate::precision::widen;
 
 impl<B: KernelBackend> DiscreteMamba2<B> {
     /// What the output projection reads, `[b, l, d_inner]`.
@@ -95,9 +94,7 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
     pub(super) fn a_log(&self, projected: Tensor<B, 3>) -> Tensor<B, 3> {
         match &self.a_log_bias {
             // In f32, since a slow decay is a large number of which the last digits count.
-            Some(bias) => {
-                widen(projected) + widen(bias.val()).reshape([1, 1, self.config.n_v_heads])
-            }
+            Some(bias) => kernels::add_bias(projected, bias.val()),
             None => projected,
         }
     }

@@ -76,18 +76,19 @@ where
         scan: ScanInputs<Self>,
         epilogue: super::Epilogue<Self>,
         chunk: usize,
+        keep: bool,
     ) -> GatedScan<Self> {
-        gated_forward(scan, epilogue, chunk)
+        gated_forward(scan, epilogue, chunk, keep)
     }
 
     fn gated_scan_backward(
         scan: ScanInputs<Self>,
         epilogue: super::Epilogue<Self>,
-        y: Option<Tensor<Self, 4>>,
+        kept: Option<Tensor<Self, 4>>,
         dout: Tensor<Self, 4>,
         chunk: usize,
     ) -> GatedScanGradients<Self> {
-        gated_backward(scan, epilogue, y, dout, chunk)
+        gated_backward(scan, epilogue, kept, dout, chunk)
     }
 }
 
@@ -186,7 +187,8 @@ where
     }
     let inputs = Inputs::new(scan, Epilogue::default());
     let (y, last) = if tensor_cores::take(&inputs) {
-        tensor_cores::forward(&inputs)
+        let scanned = tensor_cores::forward(&inputs, false);
+        (scanned.y, scanned.last)
     } else {
         portable::forward(&inputs)
     };
@@ -207,44 +209,57 @@ where
     let inputs = Inputs::new(scan, Epilogue::default());
     let dy = inner(dy);
     like.scan_gradients(if tensor_cores::take(&inputs) {
-        tensor_cores::backward(&inputs, &dy)
+        tensor_cores::backward(&inputs, &dy, None)
     } else {
         portable::backward(&inputs, &dy)
     })
 }
 
 /// See [`gated_scan`](super::gated_scan): in one walk where the device and the inputs allow it, which then
-/// keeps nothing for the backward pass; otherwise as two ops.
+/// keeps the states for the backward pass, if one will follow; otherwise as two ops.
 fn gated_forward<R, B>(
     scan: ScanInputs<B>,
     epilogue: super::Epilogue<B>,
     chunk: usize,
+    keep: bool,
 ) -> GatedScan<B>
 where
     R: CubeRuntime,
     B: SsdScan + Backend<FloatTensorPrimitive = CubeTensor<R>>,
 {
-    let (x, b, c) = (scan.x.dtype(), scan.b.dtype(), scan.c.dtype());
-    let z = epilogue.z.as_ref().map_or(x, Tensor::dtype);
-    if taken(&[x, b, c, z]) {
-        let inputs = Inputs::new(scan.clone(), Epilogue::new(epilogue.clone()));
-        if tensor_cores::take(&inputs) {
-            let (out, state) = tensor_cores::forward(&inputs);
-            return GatedScan {
-                out: tensor(out),
-                state: tensor(state),
-                y: None,
-            };
+    match in_one_walk(&scan, &epilogue) {
+        Some(inputs) => {
+            let scanned = tensor_cores::forward(&inputs, keep);
+            GatedScan {
+                out: tensor(scanned.y),
+                state: tensor(scanned.last),
+                kept: scanned.states.map(tensor),
+            }
         }
+        None => gated::forward(scan, epilogue, chunk),
     }
-    gated::forward(scan, epilogue, chunk)
 }
 
-/// The gradients of `sum(out * dout)`, from the `y` that [`gated_forward`] gave.
+/// The inputs of a walk that applies the epilogue, if there is a kernel for them.
+fn in_one_walk<R, B>(scan: &ScanInputs<B>, epilogue: &super::Epilogue<B>) -> Option<Inputs<R>>
+where
+    R: CubeRuntime,
+    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    let (x, b, c) = (scan.x.dtype(), scan.b.dtype(), scan.c.dtype());
+    let z = epilogue.z.as_ref().map_or(x, Tensor::dtype);
+    if !taken(&[x, b, c, z]) {
+        return None;
+    }
+    let inputs = Inputs::new(scan.clone(), Epilogue::new(epilogue.clone()));
+    tensor_cores::take(&inputs).then_some(inputs)
+}
+
+/// The gradients of `sum(out * dout)`, from what [`gated_forward`] kept.
 fn gated_backward<R, B>(
     scan: ScanInputs<B>,
     epilogue: super::Epilogue<B>,
-    y: Option<Tensor<B, 4>>,
+    kept: Option<Tensor<B, 4>>,
     dout: Tensor<B, 4>,
     chunk: usize,
 ) -> GatedScanGradients<B>
@@ -252,16 +267,16 @@ where
     R: CubeRuntime,
     B: SsdScan + Backend<FloatTensorPrimitive = CubeTensor<R>>,
 {
-    if let Some(y) = y {
+    let Some(inputs) = in_one_walk(&scan, &epilogue) else {
+        let y = kept.expect("the forward pass of two ops returns y");
         return gated::backward(scan, epilogue, y, dout, chunk);
-    }
+    };
     let like = Like::new(&scan);
     let [b, l, h, p] = scan.x.dims();
     let dtype_of = |x: &Option<Tensor<B, 1>>| x.as_ref().map(Tensor::dtype);
     let (d, z_bias) = (dtype_of(&epilogue.d), dtype_of(&epilogue.z_bias));
     let dout = inner(dout.cast(scan.x.dtype()));
-    let inputs = Inputs::new(scan, Epilogue::new(epilogue));
-    let mut gradients = tensor_cores::backward(&inputs, &dout);
+    let mut gradients = tensor_cores::backward(&inputs, &dout, kept.map(inner));
     let z = gradients.z_blhp.take();
     let shares = gradients.shares_bhsf.take().map(|shares| {
         let shares = tensor::<R, B, 4>(shares);

@@ -135,13 +135,15 @@ pub fn walk<E: Float>(
     entering: &ComptimeOption<Tensor<f32>>,
     // The outputs [b, l, h, p], or the states [b, h, chunks, p, n].
     out: &mut Tensor<Vector<E, Pair>>,
+    // The states [b, h, chunks, p, n] beside the outputs.
+    states: &mut ComptimeOption<Tensor<Vector<E, Pair>>>,
     // [b, h, segments, p, n]
     ends: &mut Tensor<f32>,
     // [b, h, segments]
     segment_decays: &mut Tensor<f32>,
     chunks_of_segment: usize,
     #[comptime] of: Plan,
-    #[comptime] _given: [bool; 4],
+    #[comptime] _given: [bool; 5],
     #[define(E)] _dtype: StorageType,
 ) {
     let (p, n) = comptime!((of.p, of.n));
@@ -237,6 +239,18 @@ pub fn walk<E: Float>(
                     let row = first_row + state.row(i);
                     out[(row * n + state.column(i)) / 2] = Vector::cast_from(state.get(i));
                 }
+            }
+            #[comptime]
+            match states {
+                ComptimeOption::Some(states) =>
+                {
+                    #[unroll]
+                    for i in 0..state.pairs() {
+                        let row = first_row + state.row(i);
+                        states[(row * n + state.column(i)) / 2] = Vector::cast_from(state.get(i));
+                    }
+                }
+                ComptimeOption::None => {}
             }
         }
         sync_cube();

@@ -78,19 +78,36 @@ fn shared_memory(p: usize, n: usize) -> usize {
     2 * (tokens + states + scores) + 4 * (16 * CHUNK + 4 * p + 34)
 }
 
-/// The scan's output and the state after the last token.
-pub(super) fn forward<R: CubeRuntime>(inputs: &Inputs<R>) -> (CubeTensor<R>, CubeTensor<R>) {
+/// What a walk forwards gives.
+pub(super) struct Scanned<R: CubeRuntime> {
+    /// The outputs, `[b, l, h, p]`.
+    pub y: CubeTensor<R>,
+    /// The state after the last token, `[b, h, p, n]`.
+    pub last: CubeTensor<R>,
+    /// The states that enter the chunks, `[b * h, chunks, p, n]`, where they are kept.
+    pub states: Option<CubeTensor<R>>,
+}
+
+/// The scan; `keep` its states, for the backward pass.
+pub(super) fn forward<R: CubeRuntime>(inputs: &Inputs<R>, keep: bool) -> Scanned<R> {
     let scan = Walks::new(inputs);
     let (entering, last) = scan.entering();
     let y = scan.empty(inputs.x_blhp.meta.shape().dims::<4>(), inputs.x_blhp.dtype);
-    let ends = scan.walk(Emit::Outputs, &y, entering);
-    (y, last.unwrap_or(ends))
+    let states = keep.then(|| scan.states_of_chunks());
+    let ends = scan.walk(Emit::Outputs, &y, states.as_ref(), entering);
+    Scanned {
+        y,
+        last: last.unwrap_or(ends),
+        states,
+    }
 }
 
-/// The gradients of `sum(y * dy)`; those of B and C for each head where a group has several.
+/// The gradients of `sum(y * dy)`; those of B and C for each head where a group has several. From the states that
+/// [`forward`] kept, if it did; otherwise they are computed again.
 pub(super) fn backward<R: CubeRuntime>(
     inputs: &Inputs<R>,
     dy_blhp: &CubeTensor<R>,
+    kept: Option<CubeTensor<R>>,
 ) -> Gradients<R> {
     let dy = if aligned(dy_blhp) {
         dy_blhp.clone()
@@ -98,13 +115,12 @@ pub(super) fn backward<R: CubeRuntime>(
         into_contiguous(dy_blhp.clone())
     };
     let scan = Walks::new(inputs);
-    let (entering, _) = scan.entering();
-    let chunks = scan.l.div_ceil(CHUNK);
-    let states = scan.empty(
-        [scan.batch * scan.h, chunks, scan.p, scan.n],
-        inputs.x_blhp.dtype,
-    );
-    scan.walk(Emit::States, &states, entering);
+    let states = kept.unwrap_or_else(|| {
+        let (entering, _) = scan.entering();
+        let states = scan.states_of_chunks();
+        scan.walk(Emit::States, &states, None, entering);
+        states
+    });
     scan.walk_back(&dy, states)
 }
 
@@ -154,6 +170,13 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
         empty(&self.inputs.x_blhp, shape, dtype)
     }
 
+    /// Room for the state that enters each chunk.
+    fn states_of_chunks(&self) -> CubeTensor<R> {
+        let chunks = self.l.div_ceil(CHUNK);
+        let shape = [self.batch * self.h, chunks, self.p, self.n];
+        self.empty(shape, self.inputs.x_blhp.dtype)
+    }
+
     fn cubes(&self) -> CubeCount {
         CubeCount::Static(self.segments as u32, (self.batch * self.h) as u32, 1)
     }
@@ -181,7 +204,7 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
         let decays = self.empty([self.batch, self.h, self.segments], DType::F32);
         let nothing = self.empty([8], rows.dtype);
         let of = self.kind(Emit::Last, backwards, true);
-        self.launch_walk(rows, columns, &nothing, None, [&ends, &decays], of);
+        self.launch_walk(rows, columns, &nothing, None, None, [&ends, &decays], of);
         let last = self.empty([self.batch, self.h, self.p, self.n], DType::F32);
         let elements = (self.p * self.n) as u32;
         let matrices = (self.batch * self.h) as u32;
@@ -221,18 +244,20 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
         }
     }
 
-    /// Walks forwards into `out`, to the last state if there is one segment only.
+    /// Walks forwards into `out`, to the last state if there is one segment only. A walk for outputs also leaves the
+    /// states that enter the chunks in `states`.
     fn walk(
         &self,
         emit: Emit,
         out: &CubeTensor<R>,
+        states: Option<&CubeTensor<R>>,
         entering: Option<CubeTensor<R>>,
     ) -> CubeTensor<R> {
         let last = self.empty([self.batch, self.h, self.p, self.n], DType::F32);
         let decays = self.empty([self.batch, self.h, 1], DType::F32);
         let Inputs { x_blhp, b_blgn, .. } = self.inputs;
         let of = self.kind(emit, false, self.segments == 1);
-        self.launch_walk(x_blhp, b_blgn, out, entering, [&last, &decays], of);
+        self.launch_walk(x_blhp, b_blgn, out, states, entering, [&last, &decays], of);
         last
     }
 
@@ -241,6 +266,7 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
         rows: &CubeTensor<R>,
         columns: &CubeTensor<R>,
         out: &CubeTensor<R>,
+        states: Option<&CubeTensor<R>>,
         entering: Option<CubeTensor<R>>,
         [ends, decays]: [&CubeTensor<R>; 2],
         of: Plan,
@@ -261,6 +287,7 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
             z_blc.is_some(),
             z_bias_c.is_some(),
             entering.is_some(),
+            states.is_some(),
         ];
         // SAFETY: every index is bound by the shapes that `take` and `ssd_scan` have checked, and by the
         // number of tokens.
@@ -279,6 +306,7 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
                 z_bias_c.map(CubeTensor::into_tensor_arg).into(),
                 entering.map(CubeTensor::into_tensor_arg).into(),
                 out.clone().into_tensor_arg(),
+                states.map(|states| states.clone().into_tensor_arg()).into(),
                 ends.clone().into_tensor_arg(),
                 decays.clone().into_tensor_arg(),
                 self.chunks_of_segment,

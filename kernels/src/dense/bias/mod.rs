@@ -1,0 +1,65 @@
+//! A bias for every row, in f32 whatever the rows are in: for numbers of which the last digits count.
+//!
+//! Burn's addition does the same; its backward pass sums over one axis after the other, by one cube for a few columns.
+
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
+
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Shape, Tensor};
+
+use crate::autodiff::{input, primitive, record, value};
+use crate::dtype::{narrow, widen};
+use crate::profile::{Kind, timed};
+
+/// The op, as backends compute it, on `[t, d]`.
+pub trait Bias: Backend {
+    /// See [`add_bias`].
+    fn add_bias(x: Tensor<Self, 2>, bias: Tensor<Self, 1>) -> Tensor<Self, 2> {
+        widen(x) + widen(bias).unsqueeze()
+    }
+
+    /// The gradient to the bias, of `dtype`, from `dy [t, d]`: sums over the rows.
+    fn bias_gradient(dy: Tensor<Self, 2>, dtype: DType) -> Tensor<Self, 1> {
+        let [_, d] = dy.dims();
+        narrow(dy.sum_dim(0).reshape([d]), dtype)
+    }
+}
+
+by_default!(Bias for ndarray, flex);
+
+impl<B: Bias, C: CheckpointStrategy> Bias for Autodiff<B, C> {
+    fn add_bias(x: Tensor<Self, 2>, bias: Tensor<Self, 1>) -> Tensor<Self, 2> {
+        let saved = (x.dtype(), bias.dtype());
+        let y = B::add_bias(value(&x), value(&bias));
+        let inputs = [input(&x), input(&bias)];
+        record(inputs, y, saved, |(x, bias), dy, wanted| {
+            timed(Kind::Elementwise, || {
+                let dbias = wanted[1].then(|| primitive(B::bias_gradient(dy.clone(), bias)));
+                [Some(primitive(narrow(dy, x))), dbias]
+            })
+        })
+    }
+}
+
+/// `x [.., d]` plus `bias [d]`, in f32, or wider where one of them is. Differentiable in both; sums over rows are in
+/// that dtype too.
+///
+/// # Panics
+/// If `bias` is not as long as the last dimension.
+pub fn add_bias<B: Bias, const D: usize>(x: Tensor<B, D>, bias: Tensor<B, 1>) -> Tensor<B, D> {
+    let shape = x.dims();
+    let d = shape[D - 1];
+    assert_eq!(
+        bias.dims(),
+        [d],
+        "add_bias: the bias must have {d} elements"
+    );
+    let tokens = shape[..D - 1].iter().product::<usize>();
+    timed(Kind::Elementwise, || {
+        B::add_bias(x.reshape([tokens, d]), bias)
+    })
+    .reshape(Shape::from(shape))
+}
