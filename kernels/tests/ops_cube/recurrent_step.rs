@@ -134,7 +134,7 @@ impl Case {
             self.biases,
             self.decay,
             gammas.is_some(),
-            angles.map_or(0, |[cos, _]| cos.exact().dims()[1])
+            angles.as_ref().map_or(0, |[cos, _]| cos.exact().dims()[1])
         );
         check(&name, tolerance(dtype), exact, run);
     }
