@@ -10,6 +10,7 @@ use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElemen
 use cubecl::prelude::*;
 
 use super::{AttentionStep, Cache, Gap, NewToken, reference};
+use crate::cube::launch_cache::{ARRAY, Described, array, launch, settings};
 use crate::cube::output_pool;
 use crate::cube::reduce::{Fold, of_cube};
 use crate::cube::{address_type, computes_in_f32, empty, inner, tensor};
@@ -40,6 +41,20 @@ struct Plan {
     alone: bool,
     /// Whether there is a gap between the tokens.
     has_gap: bool,
+}
+
+/// What the kernel is made with.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Made {
+    width: AddressType,
+    plan: Plan,
+    /// Of the cache.
+    dtype: DType,
+    angles: DType,
+}
+
+thread_local! {
+    static ATTEND: Described<Made> = Described::default();
 }
 
 impl Plan {
@@ -364,36 +379,60 @@ fn step<R: CubeRuntime>(
         1 => output.clone(),
         _ => output_pool::output(&inputs.q, [b * h * shares, p + 2], DType::F32),
     };
-    let (dtype, angles) = (keys.dtype, inputs.cos.dtype);
-    let array = |x: CubeTensor<R>| into_contiguous(x).into_array_arg();
+    let made = Made {
+        width: address_type(&[keys, values]),
+        plan,
+        dtype: keys.dtype,
+        angles: inputs.cos.dtype,
+    };
+    let settings = settings(UNITS, made.width);
+    let mut launcher = KernelLauncher::<R>::new(settings.clone());
+    let wide = Type::new(DType::F32.into());
+    let cached = Type::new(made.dtype.into()).with_vector_size(together);
+    for x in [inputs.q, inputs.k, inputs.v] {
+        launcher.register_array(array(&into_contiguous(x)), wide);
+    }
+    for x in [inputs.cos, inputs.sin] {
+        launcher.register_array(array(&into_contiguous(x)), Type::new(made.angles.into()));
+    }
+    launcher.register_array(array(keys), cached);
+    launcher.register_array(array(values), cached);
+    launcher.register_array(array(&parts), wide);
+    launcher.register_scalar(1.0 / (p as f32).sqrt());
+    for number in [len, capacity, share, gap.start, gap.len] {
+        <usize as LaunchArg>::register(number, &mut launcher);
+    }
+    let kernel = ATTEND.with(|known| {
+        known.get(&parts, made, |made| {
+            let client = client.clone();
+            attend::Attend::<R>::new(
+                settings,
+                client,
+                ARRAY,
+                ARRAY,
+                ARRAY,
+                ARRAY,
+                ARRAY,
+                ARRAY,
+                ARRAY,
+                ARRAY,
+                (),
+                (),
+                (),
+                (),
+                (),
+                (),
+                together,
+                plan,
+                made.dtype.into(),
+                made.angles.into(),
+            )
+        })
+    });
+    let count = CubeCount::Static(h as u32, b as u32, shares as u32);
     // SAFETY: reads stay within `len` tokens and the gap, which the cache has room for, writes within one more; the
     // first cube of a group writes that, and no cube reads it.
-    unsafe {
-        attend::launch_unchecked::<R>(
-            &client,
-            CubeCount::Static(h as u32, b as u32, shares as u32),
-            CubeDim::new_1d(UNITS as u32),
-            address_type(&[keys, values]),
-            together,
-            array(inputs.q),
-            array(inputs.k),
-            array(inputs.v),
-            array(inputs.cos),
-            array(inputs.sin),
-            keys.clone().into_array_arg(),
-            values.clone().into_array_arg(),
-            parts.clone().into_array_arg(),
-            1.0 / (p as f32).sqrt(),
-            len,
-            capacity,
-            share,
-            gap.start,
-            gap.len,
-            plan,
-            dtype.into(),
-            angles.into(),
-        );
-    }
+    unsafe { launch(launcher, count, kernel, &parts) };
     if shares > 1 {
         // SAFETY: a cube reads its head's shares and writes its head's output.
         unsafe {
