@@ -24,7 +24,7 @@ kernel_backend! {
     crate::decode::sample::Sample,
     crate::dense::attention::Attention,
     crate::dense::bias::Bias,
-    crate::dense::cast::Cast,
+    crate::dense::cast::CastAll,
     crate::dense::columns::Columns,
     crate::dense::embedding::Embedding,
     crate::dense::gelu::GeluNew,

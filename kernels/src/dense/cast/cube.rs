@@ -6,7 +6,7 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use super::Cast;
+use super::CastAll;
 use crate::cube::each_row::cubes as cubes_of;
 use crate::cube::{
     address_type, computes_in_f32, empty, flat_vector_size, inner, tensor, together,
@@ -39,7 +39,7 @@ fn cast_kernel<F: Float, T: Float, N: Size>(
     }
 }
 
-impl<R, F, I, T> Cast for CubeBackend<R, F, I, T>
+impl<R, F, I, T> CastAll for CubeBackend<R, F, I, T>
 where
     R: CubeRuntime,
     F: FloatElement,
