@@ -87,6 +87,7 @@ impl<B: Backend> Cache<B> {
     }
 
     /// [`kept`](Self::kept) without a move, where the gap is behind the sinks.
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
     pub(crate) fn left(mut self, window: Window) -> Self {
         let is_behind_sinks = self.gap.len == 0 || self.gap.start == window.sinks;
         if self.len <= window.tokens() || !is_behind_sinks {
