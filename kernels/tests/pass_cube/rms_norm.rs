@@ -87,8 +87,9 @@ fn outputs<B: KernelBackend>(y: Tensor<B, 2>, (dx, dgamma): Gradients<B>) -> Out
 fn rms_norm_is_right() {
     with_device(|| {
         for dtype in dtypes() {
+            // Not of one column, where the gradient to x is what rounding leaves of a difference.
             for shape in [
-                [1, 1],
+                [1, 2],
                 [1, 2048],
                 [5, 7],
                 [300, 33],
@@ -161,7 +162,7 @@ fn rms_norm_reads_slices_and_small_rows() {
 fn rms_norm_is_right_on_random_shapes() {
     with_device(|| {
         for mut random in random_cases() {
-            let shape = [random.size(1, 700), random.size(1, 600)];
+            let shape = [random.size(1, 700), random.size(2, 600)];
             let case = Case {
                 parameters: random.of(&dtypes()),
                 wanted: [(); 2].map(|()| random.flag()),
