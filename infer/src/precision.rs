@@ -82,6 +82,17 @@ impl Precision {
         folder: &Path,
         device: &B::Device,
     ) -> Result<(ModelConfig, CausalLm<B>), PrecisionError> {
+        // Apart from the memory that comes and goes: CubeCL looks through all tensors of a page for each new one, which
+        // takes longer than a step of a small model.
+        B::memory_persistent_allocations(device, (), |()| self.read(folder, device))
+    }
+
+    /// See [`load`](Self::load).
+    fn read<B: KernelBackend>(
+        self,
+        folder: &Path,
+        device: &B::Device,
+    ) -> Result<(ModelConfig, CausalLm<B>), PrecisionError> {
         // Refused before gigabytes are read.
         let fallback = self.dtype::<B>(None, device)?;
         let choose = |stored| self.dtype::<B>(stored, device).unwrap_or(fallback);

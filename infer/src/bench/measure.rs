@@ -85,7 +85,8 @@ impl<'d, B: KernelBackend> Subject<'d, B> {
         device: &'d B::Device,
     ) -> Result<Self, PrecisionError> {
         let (config, model) = if !model::is_model(folder) {
-            random(folder, precision, device)?
+            // As a model that is read: see [`Precision::load`].
+            B::memory_persistent_allocations(device, (), |()| random(folder, precision, device))?
         } else {
             precision.load(folder, device)?
         };
