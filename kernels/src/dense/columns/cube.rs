@@ -55,7 +55,7 @@ fn views<R: CubeRuntime>(x: &CubeTensor<R>, widths: &[usize]) -> Option<Vec<Cube
     let strides = x.meta.strides();
     let rows_are_aligned = strides[..2]
         .iter()
-        .all(|stride| (stride * size) % VECTOR == 0);
+        .all(|stride| (stride * size).is_multiple_of(VECTOR));
     if !is_cuda::<R>() || strides[2] != 1 || !rows_are_aligned {
         return None;
     }
@@ -63,7 +63,7 @@ fn views<R: CubeRuntime>(x: &CubeTensor<R>, widths: &[usize]) -> Option<Vec<Cube
     let part = |width: &usize| {
         let (first, behind) = (start * size, (d - start - width) * size);
         start += width;
-        (first % VECTOR == 0).then(|| {
+        first.is_multiple_of(VECTOR).then(|| {
             let mut part = x.clone();
             part.handle = part
                 .handle

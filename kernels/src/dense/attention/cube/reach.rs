@@ -101,6 +101,7 @@ pub(super) struct QueryTiles {
 
 /// Of `keys` keys from `key` on, with `l` queries that are the last of `t` positions.
 #[cube]
+#[allow(clippy::collapsible_if)] // a kernel without a window is compiled without the inner one
 pub(super) fn query_tiles(
     reach: Reach,
     key: usize,

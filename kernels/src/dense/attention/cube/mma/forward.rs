@@ -300,7 +300,8 @@ pub(in super::super) fn attend<E: Float>(
             #[comptime]
             match lse_bhl {
                 ComptimeOption::Some(lse_bhl) => {
-                    if lane % 4 == 0 {
+                    let column = lane % 4;
+                    if column == 0 {
                         let top = so_far.top[row] * scale * LN_LEAST.runtime();
                         lse_bhl[(batch * h + head) * l + query] = top + sum.ln();
                     }

@@ -83,9 +83,7 @@ fn copy<E: Float>(
             let (row, column) = (vector / across, vector % across);
             let token = clamp_max(first + row, rows.count - 1);
             let from = (rows.base + token * rows.step) / 8 + column;
-            if comptime!((round + 1) * units <= vectors) {
-                to.copy(at + row, column * 8, x, from);
-            } else if vector < vectors {
+            if comptime!((round + 1) * units <= vectors) || vector < vectors {
                 to.copy(at + row, column * 8, x, from);
             }
         }

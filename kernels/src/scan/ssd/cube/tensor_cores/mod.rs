@@ -204,7 +204,7 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
         let decays = self.empty([self.batch, self.h, self.segments], DType::F32);
         let nothing = self.empty([8], rows.dtype);
         let of = self.kind(Emit::Last, backwards, true);
-        self.launch_walk(rows, columns, &nothing, None, None, [&ends, &decays], of);
+        self.launch_walk(rows, columns, (&nothing, None), None, [&ends, &decays], of);
         let last = self.empty([self.batch, self.h, self.p, self.n], DType::F32);
         let elements = (self.p * self.n) as u32;
         let matrices = (self.batch * self.h) as u32;
@@ -257,7 +257,14 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
         let decays = self.empty([self.batch, self.h, 1], DType::F32);
         let Inputs { x_blhp, b_blgn, .. } = self.inputs;
         let of = self.kind(emit, false, self.segments == 1);
-        self.launch_walk(x_blhp, b_blgn, out, states, entering, [&last, &decays], of);
+        self.launch_walk(
+            x_blhp,
+            b_blgn,
+            (out, states),
+            entering,
+            [&last, &decays],
+            of,
+        );
         last
     }
 
@@ -265,8 +272,7 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
         &self,
         rows: &CubeTensor<R>,
         columns: &CubeTensor<R>,
-        out: &CubeTensor<R>,
-        states: Option<&CubeTensor<R>>,
+        (out, states): (&CubeTensor<R>, Option<&CubeTensor<R>>),
         entering: Option<CubeTensor<R>>,
         [ends, decays]: [&CubeTensor<R>; 2],
         of: Plan,
