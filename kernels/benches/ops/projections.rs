@@ -1,6 +1,6 @@
 //! The projections of a decoding step, at the sizes of Phi-1.5 and its student.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::DType;
 use kernels::KernelBackend;
 use kernels::decode::projections::{self, Activation, Input, Normalisation, Projection, Weight};
 
