@@ -16,7 +16,8 @@ pub const DOCUMENTS: usize = 100;
 /// Of all draws.
 const SEED: u32 = 2024;
 
-/// The first `limit` documents of each length up to `max_length`, which `document` makes of a length and of draws.
+/// Makes documents of each of [`LENGTHS`] up to `max_length`, at most `limit` of each. `document` makes one: it gets the
+/// length and the random draws.
 /// Document `i` of a length is the same whatever the limit and the other lengths.
 ///
 /// # Errors

@@ -13,6 +13,7 @@ macro_rules! check {
 
 mod adamw;
 mod attention;
+mod bias;
 mod causal_conv;
 mod columns;
 mod dtypes;

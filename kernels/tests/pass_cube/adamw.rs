@@ -1,7 +1,7 @@
 //! The optimiser's step and the norms of gradients.
 
 use burn::tensor::{DType, Tensor};
-use kernels::optim::adamw::{AdamW, reference};
+use kernels::optim::adamw::{AdamW, Update, reference};
 use kernels::{AdamWStep, KernelBackend};
 
 use crate::support::*;
@@ -123,6 +123,64 @@ fn adamw_passes_the_largest_number_of_cubes_in_a_row() {
     });
 }
 
+/// More parameters than a launch takes, of sizes that are read in vectors of one to eight, and with two steps.
+#[test]
+fn many_parameters_are_stepped_together() {
+    with_device(|| {
+        for dtype in dtypes() {
+            let case = |i: usize| Case::random([1 + i % 3, [1, 7, 64, 1030][i % 4]], dtype, 0.5);
+            let cases: Vec<_> = (0..40).map(case).collect();
+            let step = |i: usize| AdamWStep {
+                lr: if i.is_multiple_of(5) { 1e-3 } else { 1e-2 },
+                ..STEP
+            };
+            let exact = cases.iter().enumerate().flat_map(|(i, case)| {
+                let moments = case.moments.each_ref().map(Values::exact);
+                let scale = Tensor::from_data([case.scale], &Default::default());
+                let (parameter, gradient) = (case.parameter.exact(), case.gradient.exact());
+                outputs(reference::step(
+                    parameter,
+                    gradient,
+                    moments,
+                    scale,
+                    step(i),
+                ))
+            });
+            let run = || {
+                fn flat<const D: usize>(x: &Values<D>) -> Tensor<Cube, 1> {
+                    let x = x.cube();
+                    let elements = x.shape().num_elements();
+                    x.reshape([elements])
+                }
+                let update = |(i, case): (usize, &Case)| Update {
+                    parameter: flat(&case.parameter),
+                    gradient: flat(&case.gradient),
+                    moments: case.moments.each_ref().map(flat),
+                    step: step(i),
+                };
+                let updates = cases.iter().enumerate().map(update).collect();
+                poison();
+                let scale = Tensor::from_data([0.5f32], &Default::default());
+                let updated = kernels::adamw_steps::<Cube>(updates, scale).into_iter();
+                let shaped = updated
+                    .zip(&cases)
+                    .flat_map(|((parameter, moments), case)| {
+                        let shape = case.parameter.exact().dims();
+                        let whole = |x: Tensor<Cube, 1>| x.reshape(shape);
+                        outputs((whole(parameter), moments.map(whole)))
+                    });
+                shaped.collect()
+            };
+            check(
+                &format!("adamw together, gradient {dtype:?}"),
+                1e-5,
+                exact.collect(),
+                run,
+            );
+        }
+    });
+}
+
 #[test]
 fn norms_are_right() {
     with_device(|| {
@@ -134,8 +192,11 @@ fn norms_are_right() {
             &[100_003, 5],
             &[300_000, 8, 4096, 1],
         ];
+        // More than a launch takes.
+        let many: Vec<usize> = (1..40).map(|i| 37 * i).collect();
+        let lists = lists.into_iter().chain([&many[..]]);
         for dtype in dtypes() {
-            for sizes in lists {
+            for sizes in lists.clone() {
                 let values = sizes.iter().map(|&size| random.values([size], 1.0, dtype));
                 let values: Vec<Values<1>> = values.collect();
                 let exact = reference::squared_norms(values.iter().map(Values::exact).collect());

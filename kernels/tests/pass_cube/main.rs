@@ -8,6 +8,7 @@
 
 mod adamw;
 mod attention;
+mod cast;
 mod embedding;
 mod gelu;
 mod hidden_states;

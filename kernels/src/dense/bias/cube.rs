@@ -3,10 +3,9 @@
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
-use super::Bias;
+use super::{Bias, reference};
 use crate::cube::column_sums::column_sums;
 use crate::cube::{computes_in_f32, inner, tensor};
-use crate::dtype::narrow;
 
 impl<R, F, I, T> Bias for CubeBackend<R, F, I, T>
 where
@@ -20,7 +19,7 @@ where
         if computes_in_f32(dy.dtype()) && computes_in_f32(dtype) && t > 0 && d > 0 {
             tensor(column_sums(inner(dy), dtype))
         } else {
-            narrow(dy.sum_dim(0).reshape([d]), dtype)
+            reference::gradient(dy, dtype)
         }
     }
 }

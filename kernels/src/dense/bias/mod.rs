@@ -4,6 +4,7 @@
 
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod cube;
+pub mod reference;
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -11,20 +12,19 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Shape, Tensor};
 
 use crate::autodiff::{input, primitive, record, value};
-use crate::dtype::{narrow, widen};
+use crate::dtype::narrow;
 use crate::profile::{Kind, timed};
 
 /// The op, as backends compute it, on `[t, d]`.
 pub trait Bias: Backend {
     /// See [`add_bias`].
     fn add_bias(x: Tensor<Self, 2>, bias: Tensor<Self, 1>) -> Tensor<Self, 2> {
-        widen(x) + widen(bias).unsqueeze()
+        reference::forward(x, bias)
     }
 
     /// The gradient to the bias, of `dtype`, from `dy [t, d]`: sums over the rows.
     fn bias_gradient(dy: Tensor<Self, 2>, dtype: DType) -> Tensor<Self, 1> {
-        let [_, d] = dy.dims();
-        narrow(dy.sum_dim(0).reshape([d]), dtype)
+        reference::gradient(dy, dtype)
     }
 }
 
