@@ -1,10 +1,7 @@
-//! The SSD scan against the recorded vectors, against the plain recurrence, and at extremes: on the CPU, and
-//! on the GPU backend of this build, if there is one.
+//! The SSD scan against the recorded vectors, against the plain recurrence, and at extremes, on the CPU.
 #![cfg(all(feature = "flex", feature = "ndarray"))]
 
-#[cfg(any(feature = "cuda", feature = "wgpu"))]
-#[path = "../support/gpu.rs"]
-mod gpu;
+#[path = "../support/scan.rs"]
 mod scan;
 
 use burn::backend::Autodiff;
@@ -21,18 +18,6 @@ const F32_TOLERANCE: f64 = 2e-4;
 #[test]
 fn scan_equals_the_recording_in_f64() {
     scan_equals_the_recording::<Autodiff<NdArray64>>(F64_TOLERANCE);
-}
-
-#[cfg(any(feature = "cuda", feature = "wgpu"))]
-#[test]
-fn scan_equals_the_recording_on_a_gpu() {
-    gpu::with_device(|| scan_equals_the_recording::<Autodiff<gpu::Cube>>(F32_TOLERANCE));
-}
-
-#[cfg(any(feature = "cuda", feature = "wgpu"))]
-#[test]
-fn extreme_decays_stay_finite_on_a_gpu() {
-    gpu::with_device(extreme_decays_stay_finite::<Autodiff<gpu::Cube>>);
 }
 
 #[test]

@@ -1,23 +1,12 @@
-//! The scan's kernels on a device, forward and backward, against the reference in 64-bit arithmetic.
-//!
-//! ```text
-//! cargo test -p kernels --features wgpu,ndarray --test ssd_cube
-//! ```
-//!
-//! With `cuda` in place of `wgpu` on an NVIDIA GPU. `KERNELS_CASES` sets the number of random cases,
-//! `KERNELS_SEED` the first of them, and `KERNELS_LENGTH` how long they are at most. Without a device
-//! the tests are skipped, unless `CI` is set.
-#![cfg(all(feature = "ndarray", any(feature = "wgpu", feature = "cuda")))]
-
-#[path = "support/gpu.rs"]
-mod gpu;
+//! The scan's kernels, forward and backward.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
-use gpu::{Cube as Device, with_device};
 use kernels::runtime::NdArray64 as Exact;
 use kernels::{Epilogue, GatedScan, GatedScanGradients, KernelBackend, ScanInputs};
 use tests::Numbers;
+
+use crate::device::{Cube as Device, with_device};
 
 /// One of `0..count`.
 fn below(numbers: &mut Numbers, count: usize) -> usize {
