@@ -1,6 +1,7 @@
 //! The command line of `train`.
 
 mod bench;
+mod prepare;
 mod signals;
 
 use std::fmt;
@@ -21,6 +22,7 @@ use train::logging::{listen, say};
 use train::run::{CONFIG, Outcome, Run, RunOptions, SUMMARY};
 
 use bench::BenchArgs;
+use prepare::PrepareArgs;
 use signals::{INTERRUPTED, stop_on_interrupt};
 
 const EXAMPLES: &str = "\
@@ -43,8 +45,19 @@ Examples:
   The same with a teacher from a folder instead of the Hugging Face hub:
       train --preset phi-1.5 --set teacher.model=/models/phi-1_5 --set data.train=/text/c4
 
+  Two thirds of one text and one third of another, from files of JSON lines whose text is in \"body\":
+      train --set 'data.train=[{path = \"a/*.jsonl.gz\", weight = 2, column = \"body\"},
+          {path = \"b\", weight = 1}]'
+
+  C4 from the Hugging Face hub, tokenised while the run goes on:
+      train --preset phi-1.5 --set data.train=hub:allenai/c4:en \\
+          --set data.validation=hub:allenai/c4:en:validation
+
   How fast the stages are at full size on this machine:
-      train bench --preset phi-1.5";
+      train bench --preset phi-1.5
+
+  To tokenise the text of a run ahead, on machines without a GPU:
+      train prepare --preset phi-1.5 --set data.train=/text/c4";
 
 /// Distils a Phi Transformer into a Phi-Mamba by MOHAWK (arXiv 2408.10189).
 ///
@@ -67,6 +80,7 @@ pub struct Cli {
 enum Command {
     Ablate(AblateArgs),
     Bench(Box<BenchArgs>),
+    Prepare(PrepareArgs),
 }
 
 #[derive(Debug, Args)]
@@ -175,6 +189,7 @@ impl Cli {
         match self.command {
             Some(Command::Ablate(args)) => args.run(),
             Some(Command::Bench(args)) => print(format_args!("{}", args.run()?)),
+            Some(Command::Prepare(args)) => print(format_args!("{}", args.run()?)),
             None => self.run.run(),
         }
     }
