@@ -1,7 +1,6 @@
 //! Tokenising ahead of a run.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -21,19 +20,6 @@ pub struct Prepared {
     /// The shards; `None` if the share of this worker is empty.
     shards: Option<TokenShards>,
     seconds: f64,
-}
-
-impl Prepared {
-    /// The number of tokens.
-    pub fn tokens(&self) -> u64 {
-        self.shards.as_ref().map_or(0, TokenShards::tokens)
-    }
-
-    /// The folders that hold them.
-    pub fn folders(&self) -> Vec<PathBuf> {
-        let folders = self.shards.iter().flat_map(TokenShards::folders);
-        folders.map(Into::into).collect()
-    }
 }
 
 impl fmt::Display for Prepared {
