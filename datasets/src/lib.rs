@@ -104,8 +104,8 @@ pub use panics::silence_caught_panics;
 pub use prepare::{PrepareOptions, Share};
 pub use shards::{Manifest, TokenShards};
 pub use source::{
-    Documents, ParquetRows, Remote, Source, SourceFile, TEXT, is_pattern, keep_standard_input,
-    open_text, parquet_rows, source_files, without_byte_order_mark,
+    Documents, Fetch, ParquetRows, Remote, Source, SourceFile, TEXT, is_pattern,
+    keep_standard_input, open_text, parquet_rows, source_files, without_byte_order_mark,
 };
 pub use split::Split;
 pub use tokenizer::{END_OF_TEXT, TokenStream, Tokenizer};

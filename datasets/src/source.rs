@@ -57,8 +57,11 @@ pub struct Remote {
     pub names: Vec<String>,
     /// Fetches the file of a name, and returns its place on this machine, whose name ends as this one; or why not.
     /// It is called before the file is read, and not if its tokens are there.
-    pub fetch: Box<dyn Fn(&str) -> std::result::Result<PathBuf, String> + Send + Sync>,
+    pub fetch: Fetch,
 }
+
+/// The way to have a file on this machine; see [`Remote::fetch`].
+pub type Fetch = Box<dyn Fn(&str) -> std::result::Result<PathBuf, String> + Send + Sync>;
 
 impl fmt::Debug for Remote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
