@@ -894,7 +894,7 @@ fn tokens_a_second() {
     let pages = documents.iter().flat_map(|text| text.split("\n\n"));
     let pages: Vec<String> = pages.map(str::to_owned).collect();
     let mut texts: Vec<String> = Vec::new();
-    for copy in 0..30 {
+    for copy in 0..10 {
         texts.extend(
             pages
                 .chunks(8)
