@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use datasets::{PrepareOptions, Split, TokenShards, Tokenizer};
+use datasets::{PrepareOptions, TokenShards, Tokenizer};
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
@@ -15,14 +15,7 @@ fn main() -> anyhow::Result<()> {
         anyhow::bail!("usage: prepare TOKENIZER.json CACHE SOURCE...");
     };
     let tokenizer = Tokenizer::from_file(tokenizer)?;
-    let options = PrepareOptions {
-        name: "example",
-        sources: arguments.collect(),
-        split: Split::All,
-        tokenizer: &tokenizer,
-        cache,
-        skip_bad_lines: 0,
-    };
+    let options = PrepareOptions::new("example", arguments, &tokenizer, cache);
     for _ in 0..2 {
         let begun = Instant::now();
         let shards = TokenShards::prepare(&options)?;

@@ -44,6 +44,24 @@ pub enum DataError {
         passed_over: String,
     },
 
+    /// A pattern of paths that is none, or that no file has.
+    #[error("{pattern}: {reason}")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// A file that is not on this machine and could not be fetched.
+    #[error("{name} cannot be had: {reason}")]
+    Fetch {
+        /// The file, as its source calls it.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+
     /// A file that ended too early or could not be decompressed.
     #[error("{}, line {line}: cannot be read from here on ({reason}){}", path.display(), damage(reason))]
     Unreadable {
@@ -80,14 +98,18 @@ pub enum DataError {
         reason: String,
     },
 
-    /// A JSON object without a `text`.
-    #[error("{}, line {line}: the object has no \"text\"; rename the field that holds the document",
-            path.display())]
+    /// A JSON object without a text in the field that should hold it.
+    #[error("{}, line {line}: the object has no text in {column:?}; its fields are {fields}; give the name of \
+             the one that holds the document as the column of this source", path.display())]
     NoText {
         /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: u64,
+        /// The field that should hold the text.
+        column: String,
+        /// The fields that the object has.
+        fields: String,
     },
 
     /// A file that should be one JSON array, and is none.
@@ -114,8 +136,8 @@ pub enum DataError {
     },
 
     /// A Parquet file without the column of the text.
-    #[error("{}: no column {column:?} of text; the columns are {columns}; rename the one that holds the \
-             documents", path.display())]
+    #[error("{}: no column {column:?} of text; the columns are {columns}; give the name of the one that \
+             holds the documents as the column of this source", path.display())]
     NoColumn {
         /// The file.
         path: PathBuf,
@@ -126,10 +148,12 @@ pub enum DataError {
     },
 
     /// A row of a Parquet file without a text.
-    #[error("{}, row {row}: the column \"text\" is empty or not UTF-8", path.display())]
+    #[error("{}, row {row}: the column {column:?} is empty or not UTF-8", path.display())]
     NoTextInRow {
         /// The file.
         path: PathBuf,
+        /// The column of the text.
+        column: String,
         /// The row, from 1.
         row: u64,
     },
@@ -174,6 +198,41 @@ pub enum DataError {
         path: PathBuf,
         /// The mismatch.
         reason: String,
+    },
+
+    /// A shard that does not have the checksum of its manifest.
+    #[error("{}: its content is not that of its checksum, so no token of it is used; start again, and the tokens \
+             of this folder are made again", path.display())]
+    DamagedShard {
+        /// The shard.
+        path: PathBuf,
+    },
+
+    /// More records without a document than are allowed, over all files.
+    #[error(
+        "the {name} text has {skipped} lines and rows without a document, and {allowed} may be skipped"
+    )]
+    TooManyBadLines {
+        /// Which corpus, as in `PrepareOptions::name`.
+        name: String,
+        /// The number of such records.
+        skipped: u64,
+        /// How many are allowed.
+        allowed: u64,
+    },
+
+    /// Weights of sources that cannot be used.
+    #[error("the weights of the sources are {weights:?}; they must be 1 to 1,000 numbers above 0")]
+    Weights {
+        /// The weights.
+        weights: Vec<f64>,
+    },
+
+    /// Sources whose windows have different lengths.
+    #[error("the windows of the sources have the lengths {contexts:?}; they must be the same")]
+    Contexts {
+        /// The length of a window of each source, in tokens.
+        contexts: Vec<usize>,
     },
 
     /// A shard that has changed since it was opened.

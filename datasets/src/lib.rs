@@ -4,29 +4,25 @@
 //!
 //! ```text
 //! files -> documents -> token ids -> shards on disk -> windows -> batches
-//! source   split        tokenizer    prepare, shards   windows    windows + permutation
+//! source   split        tokenizer    prepare, shards   windows    mixture, permutation
 //! ```
 //!
 //! [`TokenShards::prepare`] reads the text once, tokenises it on all cores and writes the ids to
 //! flat files. Every later run only opens those files. [`TokenWindows`] cuts the sequence
 //! of ids into windows of the context length, and [`Batches`] takes the windows in an order that
-//! follows from a seed.
+//! follows from a seed. [`IncomingShards`] does the same with text that is fetched and tokenised while batches are read.
 //!
 //! ```
-//! use datasets::{Batches, PrepareOptions, Split, TokenShards, TokenWindows, Tokenizer};
+//! use datasets::{Batches, PrepareOptions, TokenShards, TokenWindows, Tokenizer};
 //! use std::sync::Arc;
 //!
 //! # fn main() -> datasets::Result<()> {
 //! # let cache = tempfile::tempdir().unwrap();
+//! # let cache = cache.path();
 //! let tokenizer = Tokenizer::from_folder("../assets/phi-tiny")?;
-//! let shards = TokenShards::prepare(&PrepareOptions {
-//!     name: "validation",
-//!     sources: vec!["../assets/text/pd-validation.json.gz".into()],
-//!     split: Split::All,
-//!     tokenizer: &tokenizer,
-//!     cache: cache.path().into(),
-//!     skip_bad_lines: 0,
-//! })?;
+//! let text = "../assets/text/pd-validation.json.gz";
+//! let options = PrepareOptions::new("validation", [text], &tokenizer, cache);
+//! let shards = TokenShards::prepare(&options)?;
 //! let windows = TokenWindows::new(Arc::new(shards), 512)?;
 //! let batch = Batches::new(windows, 16, 42).batch(0)?;
 //! assert_eq!((batch.ids.len(), batch.labels.len()), (16 * 512, 16 * 512));
@@ -41,8 +37,8 @@
 //! library, and the file is several times as large as the ids. Its Hugging Face loader starts a
 //! Python interpreter and needs the network. Its in-memory data set needs memory for the whole corpus.
 //! A pre-training corpus is a single long sequence of small integers, and the simplest format fits
-//! it best: little-endian integers in flat files, read by position. Opening them reads each once, to
-//! compare its checksum; several processes share one copy in the page cache, each window is one read, and
+//! it best: little-endian integers in flat files, read by position. Each is read once, when it is opened or later by
+//! another thread, to compare its checksum; several processes share one copy in the page cache, each window is one read, and
 //! a few lines of any language read the files. They are not mapped into memory: a file that another
 //! program cuts while it is mapped ends the process with a signal, and a read is an error that names it. [`TokenWindows`] implements [`burn_dataset::Dataset`],
 //! so the samplers, mappers and loaders of `burn-dataset` accept it.
@@ -62,17 +58,36 @@
 //! cache, and since it depends on the step alone, a training loop can compute any later batch on
 //! another thread while a step runs; the crate `train` does so.
 //!
+//! # Mixtures, and text that is not all there
+//!
+//! The order of one corpus is a permutation of all its windows, so their number must be known, and with it the whole
+//! text. A mixture of sources by weights does not need the numbers: every thousand rows have so many of each source, a
+//! permutation of the thousand says which they are, and how many rows of a source came before is a product
+//! ([`Batches::mixed`]). Text that is tokenised while it is read has another order than the same text on this
+//! machine: its files follow one another, and the windows of each are shuffled ([`IncomingWindows`]). Both are functions of
+//! seed and step.
+//!
+//! # Memory
+//!
+//! Tokenising takes, for each core, 2 MiB of text twice (one block is read while another is tokenised), its ids in 4
+//! bytes each, and a few megabytes of the tokenizer; beside that a line or a row of a file, in parts of 1 MiB where it
+//! is JSON lines or plain text (a row of Parquet, and an element of a JSON array up to 256 MiB, as a whole, and a page of
+//! Parquet decompressed), the window of a zstd file, and with duplicates dropped up to 60 bytes for each different
+//! document. It depends neither on the size of the corpus nor on that of a document in JSON lines. Reading
+//! batches takes a batch.
+//!
 //! # What this crate does not do
 //!
-//! It has no sampling weights between sources, no packing that respects the bounds of documents and
-//! no streaming over the network: MOHAWK trains on one corpus, whose documents follow one another
-//! with end-of-text between them.
+//! It has no packing that respects the bounds of documents: they follow one another with end-of-text between them.
 
 #![deny(missing_docs)]
 
+mod batches;
 mod error;
 #[cfg(test)]
 mod fixtures;
+mod incoming;
+mod mixture;
 mod panics;
 mod permutation;
 mod prepare;
@@ -82,17 +97,19 @@ mod split;
 mod tokenizer;
 mod windows;
 
+pub use batches::{Batch, Batches, Windows};
 pub use error::{DataError, Result};
+pub use incoming::{IncomingShards, IncomingWindows};
 pub use panics::silence_caught_panics;
-pub use prepare::PrepareOptions;
+pub use prepare::{PrepareOptions, Share};
 pub use shards::{Manifest, TokenShards};
 pub use source::{
-    Documents, ParquetRows, SourceFile, open_text, parquet_rows, source_files,
-    without_byte_order_mark,
+    Documents, Fetch, ParquetRows, Remote, Source, SourceFile, TEXT, is_pattern,
+    keep_standard_input, open_text, parquet_rows, source_files, without_byte_order_mark,
 };
 pub use split::Split;
 pub use tokenizer::{END_OF_TEXT, TokenStream, Tokenizer};
-pub use windows::{Batch, Batches, TokenWindows, Window};
+pub use windows::{TokenWindows, Window};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -1,23 +1,26 @@
-//! Makes a folder of shards, once for each tokenizer and state of the sources.
+//! Makes the shards of a corpus, once for each tokenizer and state of the sources.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
 
-use indicatif::HumanCount;
+use sha2::{Digest, Sha256};
 
-use crate::error::{DataError, Result, cannot};
-use crate::shards::writer::ShardWriter;
-use crate::shards::{FORMAT, MANIFEST, Manifest, TokenShards};
-use crate::source::source_files;
+use crate::error::{DataError, Result};
+use crate::shards::folder::{Folder, VERIFIED_AT_OPEN};
+use crate::shards::{FORMAT, Manifest, TokenShards};
+use crate::source::{GROUP_BYTES, Source, SourceFile, groups, inputs};
 use crate::split::Split;
 use crate::tokenizer::{END_OF_TEXT, Tokenizer};
 
 mod blocks;
+mod group;
 mod progress;
+mod scratch;
+mod seen;
 
-use blocks::Blocks;
-use progress::Progress;
+use group::Group;
+use seen::Seen;
 
 /// Token ids in a shard: 256 MiB if an id takes two bytes.
 const SHARD_TOKENS: u64 = 128 << 20;
@@ -27,22 +30,38 @@ const SHARD_TOKENS: u64 = 128 << 20;
 /// after each block.
 const BLOCK_BYTES: usize = 2 << 20;
 
-/// The file in a cache folder that a process locks while it moves shards into the folder.
-const LOCK: &str = ".lock";
+/// The time between two states of the work that are kept, from which a later call goes on.
+const SAVE_EVERY: Duration = Duration::from_secs(10);
 
-/// The sizes of shards and blocks; smaller in tests.
+/// The sizes of the work; smaller in tests.
+#[derive(Clone, Copy)]
 struct Sizes {
     shard_tokens: u64,
     block_bytes: usize,
+    group_bytes: u64,
+    save_every: Duration,
+    verified_at_open: u64,
 }
 
-/// The arguments of [`TokenShards::prepare`].
+impl Sizes {
+    fn new() -> Self {
+        Self {
+            shard_tokens: SHARD_TOKENS,
+            block_bytes: BLOCK_BYTES * rayon::current_num_threads(),
+            group_bytes: GROUP_BYTES,
+            save_every: SAVE_EVERY,
+            verified_at_open: VERIFIED_AT_OPEN,
+        }
+    }
+}
+
+/// The arguments of [`TokenShards::prepare`]. [`new`](Self::new) has the usual ones.
 pub struct PrepareOptions<'a> {
     /// The purpose of this text in one word that is valid in a file name: "train", "validation". The
     /// progress bar shows it, and the name of the folder begins with it.
     pub name: &'a str,
-    /// Files and folders of text, as [`source_files`] takes them.
-    pub sources: Vec<PathBuf>,
+    /// Files and folders of text, as [`source_files`](crate::source_files) takes them, and files to be fetched.
+    pub sources: Vec<Source>,
     /// Which documents of the sources to take.
     pub split: Split,
     /// The tokenizer. Its vocabulary must have [`END_OF_TEXT`].
@@ -53,89 +72,231 @@ pub struct PrepareOptions<'a> {
     /// lines and rows that are no JSON, not UTF-8 or without a text. The next one is an error, which names
     /// it. The number left out is logged, and is [`Manifest::skipped`].
     pub skip_bad_lines: u64,
+    /// Whether a document is left out if the same text came before, in any file. Texts are compared by 128 bits of
+    /// their SHA-256, which takes up to 40 bytes of memory for each different document, and 60 while the table of them
+    /// grows. Files before those that are tokenised are read for it, which is about a hundred times as fast.
+    pub drop_duplicates: bool,
+    /// Asked between pieces of the text whether to stop, on any thread; what is done until then is kept.
+    pub stopped: &'a (dyn Fn() -> bool + Sync),
+}
+
+impl<'a> PrepareOptions<'a> {
+    /// All documents of `sources`, bad lines an error, duplicates kept, until it is done.
+    pub fn new(
+        name: &'a str,
+        sources: impl IntoIterator<Item = impl Into<Source>>,
+        tokenizer: &'a Tokenizer,
+        cache: impl Into<PathBuf>,
+    ) -> Self {
+        Self {
+            name,
+            sources: sources.into_iter().map(Into::into).collect(),
+            split: Split::All,
+            tokenizer,
+            cache: cache.into(),
+            skip_bad_lines: 0,
+            drop_duplicates: false,
+            stopped: &|| false,
+        }
+    }
+}
+
+/// A worker's part of a work that several do: those groups of files whose number, modulo `of`, is `index`.
+///
+/// ```
+/// let share: datasets::Share = "3/16".parse().unwrap();
+/// assert_eq!((share.index(), share.of()), (3, 16));
+/// assert!("16/16".parse::<datasets::Share>().is_err());
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    index: usize,
+    of: usize,
+}
+
+impl Share {
+    /// The number of the worker, from 0.
+    pub fn index(self) -> usize {
+        self.index
+    }
+
+    /// The number of workers.
+    pub fn of(self) -> usize {
+        self.of
+    }
+}
+
+impl FromStr for Share {
+    type Err = String;
+
+    /// Reads `INDEX/OF`.
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let numbers = text.split_once('/');
+        let numbers = numbers.and_then(|(index, of)| Some((index.parse().ok()?, of.parse().ok()?)));
+        match numbers {
+            Some((index, of)) if index < of => Ok(Self { index, of }),
+            _ => Err(
+                "it must be INDEX/OF, two whole numbers, the first of them from 0 to OF - 1".into(),
+            ),
+        }
+    }
 }
 
 impl TokenShards {
     /// The token ids of a text: those of each document, followed by one end-of-text.
     ///
     /// The first call tokenises. It shows a progress bar on a terminal, or logs a line every ten
-    /// seconds if there is none. The result stays in a separate folder under `cache`. The name of
+    /// seconds if there is none. Files are taken in groups of 256 MiB or, if larger, one by one, and the result of
+    /// each group stays in a separate folder under `cache`. The name of
     /// that folder contains a hash of the tokenizer's file, of the split, and of the paths, sizes and
     /// modification times of the source files; as long as all of these stay the same, later calls
-    /// only open the folder, after reading its files once to compare their checksums. Folders of earlier
+    /// only open the folder, and compare checksums as [`TokenShards`] says. Folders of earlier
     /// states are never removed.
     ///
     /// The text is read and tokenised in blocks, long documents too, so that the memory needed does not
-    /// depend on the size of the corpus or of a document.
+    /// depend on the size of the corpus or of a document. The ids depend neither on the number of threads nor on
+    /// that of processes.
     ///
-    /// A folder whose files do not match its manifest is made again. Shards are written to a
-    /// temporary folder, which is renamed when complete. So a process that is killed leaves no
-    /// incomplete shards (but possibly a folder `.NAME-…`, which may be deleted), and if two
-    /// processes prepare the same text at the same time, the second takes the shards of the first.
+    /// A folder whose files do not match its manifest is made again. Shards are written to a folder
+    /// `.NAME-….part`, with a file that says how far they are, at least every ten seconds. A later call goes on
+    /// from there, after a process was killed too: it reads what was done of the file of text that it was at, and
+    /// tokenises the rest. If two
+    /// processes prepare the same text at the same time, the second works in a temporary folder `.NAME-…`, and takes
+    /// the shards of the first; so it is on file systems without locks too, where unfinished groups begin anew.
+    /// Either folder may be deleted when no process uses it.
     ///
     /// # Errors
     ///
-    /// Sources that do not exist, cannot be read or are in no known format; a tokenizer that has no
+    /// Sources that do not exist, cannot be read, fetched or are in no known format; a tokenizer that has no
     /// end-of-text or that fails; sources without a document; a cache folder that cannot be written.
     ///
     /// ```
-    /// use datasets::{PrepareOptions, Split, TokenShards, Tokenizer};
+    /// use datasets::{PrepareOptions, TokenShards, Tokenizer};
     ///
     /// # fn main() -> datasets::Result<()> {
     /// # let cache = tempfile::tempdir().unwrap();
-    /// let shards = TokenShards::prepare(&PrepareOptions {
-    ///     name: "validation",
-    ///     sources: vec!["../assets/text/pd-validation.json.gz".into()],
-    ///     split: Split::All,
-    ///     tokenizer: &Tokenizer::from_folder("../assets/phi-tiny")?,
-    ///     cache: cache.path().into(),
-    ///     skip_bad_lines: 0,
-    /// })?;
+    /// let text = "../assets/text/pd-validation.json.gz";
+    /// let tokenizer = Tokenizer::from_folder("../assets/phi-tiny")?;
+    /// let options = PrepareOptions::new("validation", [text], &tokenizer, cache.path());
+    /// let shards = TokenShards::prepare(&options)?;
     /// assert_eq!((shards.manifest().documents, shards.tokens()), (26, 162_566));
     /// # Ok(())
     /// # }
     /// ```
     pub fn prepare(options: &PrepareOptions) -> Result<Self> {
-        let sizes = Sizes {
-            shard_tokens: SHARD_TOKENS,
-            block_bytes: BLOCK_BYTES * rayon::current_num_threads(),
-        };
-        prepare(options, &sizes)
+        prepare(options, &Sizes::new())
+    }
+
+    /// Prepares the share of one of several workers, which may be on several machines with one `cache`, in which
+    /// [`prepare`](Self::prepare) finds the whole when all are done. Returns the shards of this worker, or `None` if
+    /// there are more workers than groups of files. Documents without a text are counted in each share by itself.
+    ///
+    /// # Errors
+    ///
+    /// As [`prepare`](Self::prepare), but a share may be without a document.
+    pub fn prepare_share(options: &PrepareOptions, share: Share) -> Result<Option<Self>> {
+        let mut plan = Plan::new(options, &Sizes::new())?;
+        plan.share(share)
     }
 }
 
 fn prepare(options: &PrepareOptions, sizes: &Sizes) -> Result<TokenShards> {
-    let PrepareOptions { name, cache, .. } = options;
-    let manifest = plan(options, sizes.shard_tokens)?;
-    let key = manifest.key.clone();
-    let target = cache.join(format!("{name}-{key:.16}"));
-    if target.exists() {
-        match TokenShards::open(&target, &key) {
-            Ok(shards) => {
-                let tokens = HumanCount(shards.tokens());
-                log::info!("{name}: {tokens} tokens found in {}", target.display());
-                warn_of_skipped(name, shards.manifest());
-                return Ok(shards);
-            }
-            Err(error) => log::warn!("{error}: making it again"),
-        }
-    }
-
-    fs::create_dir_all(cache).map_err(cannot("create", cache))?;
-    let prefix = format!(".{name}-");
-    let scratch = tempfile::Builder::new()
-        .prefix(&prefix)
-        .tempdir_in(cache)
-        .map_err(cannot("create a folder in", cache))?;
-    // Not `scratch` itself: only its owner may enter that folder.
-    let new = scratch.path().join("new");
-    fs::create_dir(&new).map_err(cannot("create", &new))?;
-    write_shards(options, sizes, manifest, &new)?;
-    move_into_place(&new, &target, &key, &scratch.path().join("old"))
+    let mut plan = Plan::new(options, sizes)?;
+    let all = Share { index: 0, of: 1 };
+    let whole = plan.share(all)?;
+    let Some(shards) = whole.filter(|shards| shards.manifest().documents > 0) else {
+        return Err(DataError::NoDocuments {
+            name: options.name.into(),
+        });
+    };
+    Ok(shards)
 }
 
-/// The manifest of shards that are not made yet, with counts of 0.
-fn plan(options: &PrepareOptions, shard_tokens: u64) -> Result<Manifest> {
+/// What is to be done for the shards of a corpus.
+pub(crate) struct Plan<'a> {
+    options: &'a PrepareOptions<'a>,
+    sizes: Sizes,
+    groups: Vec<Group>,
+    /// The texts of the groups that were read so far, if duplicates are dropped.
+    seen: Option<Seen>,
+    /// The records without a text in the groups that are done.
+    skipped: u64,
+}
+
+impl<'a> Plan<'a> {
+    fn new(options: &'a PrepareOptions<'a>, sizes: &Sizes) -> Result<Self> {
+        let manifest = empty_manifest(options, sizes.shard_tokens)?;
+        let mut groups = Vec::new();
+        let mut earlier = Vec::new();
+        for inputs in self::groups(inputs(&options.sources)?, sizes.group_bytes) {
+            let mut manifest = manifest.clone();
+            manifest.sources = inputs.iter().map(|input| input.file.clone()).collect();
+            if options.drop_duplicates {
+                manifest.distinct_after = Some(digest(&earlier));
+                earlier.extend(manifest.sources.iter().cloned());
+            }
+            manifest.key = manifest.hash();
+            groups.push(Group { inputs, manifest });
+        }
+        let seen = options.drop_duplicates.then(Seen::default);
+        Ok(Self {
+            options,
+            sizes: *sizes,
+            groups,
+            seen,
+            skipped: 0,
+        })
+    }
+
+    /// The plan of [`TokenShards::prepare`].
+    pub(crate) fn of(options: &'a PrepareOptions<'a>) -> Result<Self> {
+        Self::new(options, &Sizes::new())
+    }
+
+    /// The number of groups.
+    pub(crate) fn groups(&self) -> usize {
+        self.groups.len()
+    }
+
+    /// The SHA-256 of everything that the ids depend on.
+    pub(crate) fn key(&self) -> String {
+        let keys = self.groups.iter().map(|group| &*group.manifest.key);
+        format!("{:x}", Sha256::digest(keys.collect::<Vec<_>>().join(" ")))
+    }
+
+    /// The shards of group `number`, which are made if they are not there. Groups must be asked for in their order.
+    pub(crate) fn group(&mut self, number: usize) -> Result<Folder> {
+        let (group, earlier) = (&self.groups[number], &self.groups[..number]);
+        let of_all = (number, self.groups.len());
+        let work = group::Work {
+            options: self.options,
+            sizes: &self.sizes,
+            of_all,
+            bad_lines: self.options.skip_bad_lines.saturating_sub(self.skipped),
+        };
+        let folder = work.done(group, earlier, &mut self.seen)?;
+        self.skipped += folder.manifest().skipped;
+        if self.skipped > self.options.skip_bad_lines {
+            return Err(DataError::TooManyBadLines {
+                name: self.options.name.into(),
+                skipped: self.skipped,
+                allowed: self.options.skip_bad_lines,
+            });
+        }
+        Ok(folder)
+    }
+
+    fn share(&mut self, share: Share) -> Result<Option<TokenShards>> {
+        let own = (share.index..self.groups.len()).step_by(share.of);
+        let folders: Vec<Folder> = own
+            .map(|number| self.group(number))
+            .collect::<Result<_>>()?;
+        Ok((!folders.is_empty()).then(|| TokenShards::of(folders)))
+    }
+}
+
+/// The manifest of shards of no files yet, with counts of 0.
+fn empty_manifest(options: &PrepareOptions, shard_tokens: u64) -> Result<Manifest> {
     let tokenizer = options.tokenizer;
     let end_of_text = tokenizer
         .end_of_text()
@@ -143,14 +304,14 @@ fn plan(options: &PrepareOptions, shard_tokens: u64) -> Result<Manifest> {
             path: tokenizer.path().into(),
             token: END_OF_TEXT,
         })?;
-    let mut manifest = Manifest {
+    Ok(Manifest {
         format: FORMAT,
         key: String::new(),
         tokenizer: tokenizer.hash().into(),
         vocab_size: tokenizer.vocab_size(),
         end_of_text,
         split: options.split,
-        sources: source_files(&options.sources)?,
+        sources: Vec::new(),
         documents: 0,
         text_bytes: 0,
         tokens: 0,
@@ -162,107 +323,16 @@ fn plan(options: &PrepareOptions, shard_tokens: u64) -> Result<Manifest> {
         shard_tokens,
         skip_bad_lines: options.skip_bad_lines,
         skipped: 0,
+        distinct_after: None,
+        duplicates: 0,
         sha256: Vec::new(),
-    };
-    manifest.key = manifest.hash();
-    Ok(manifest)
+    })
 }
 
-/// Tokenises the sources of `manifest` into `folder`, and writes the manifest with its counts last.
-fn write_shards(
-    options: &PrepareOptions,
-    sizes: &Sizes,
-    mut manifest: Manifest,
-    folder: &Path,
-) -> Result<()> {
-    let PrepareOptions {
-        name, tokenizer, ..
-    } = options;
-    let mut progress = Progress::new(name, &manifest.sources);
-    let sources = manifest.sources.clone();
-    let mut blocks = Blocks::new(options, sources, sizes.block_bytes);
-    let mut shards = ShardWriter::new(folder, &manifest);
-    // Where the document begins whose parts are written, and its bytes of text.
-    let (mut begun, mut text_bytes) = (0, 0);
-    let mut block = blocks.read()?;
-    while !block.parts.is_empty() {
-        let parts: Vec<(&str, &str)> = block.parts.iter().map(|part| part.texts()).collect();
-        // The next block is read and decompressed while this one is tokenised.
-        let (next, ids) = rayon::join(
-            || blocks.read(),
-            || tokenizer.encode_parts(&parts, &|| false),
-        );
-        for (part, ids) in block.parts.iter().zip(ids?) {
-            shards.push(&ids)?;
-            text_bytes += part.text.len() as u64;
-            match part.kept {
-                None => continue,
-                Some(false) => shards.truncate(begun)?,
-                Some(true) => {
-                    shards.push(&[manifest.end_of_text])?;
-                    manifest.documents += 1;
-                    manifest.text_bytes += text_bytes;
-                }
-            }
-            (begun, text_bytes) = (shards.tokens(), 0);
-        }
-        progress.report(block.bytes_read, shards.tokens());
-        block = next?;
-    }
-    manifest.skipped = blocks.skipped();
-    if manifest.documents == 0 {
-        return Err(DataError::NoDocuments {
-            name: (*name).into(),
-        });
-    }
-    (manifest.tokens, manifest.sha256) = shards.finish()?;
-
-    let path = folder.join(MANIFEST);
-    let mut file = File::create_new(&path).map_err(cannot("create", &path))?;
-    file.write_all(&manifest.to_json())
-        .and_then(|()| file.sync_all())
-        .map_err(cannot("write", &path))?;
-    progress.finish(&manifest);
-    warn_of_skipped(name, &manifest);
-    Ok(())
-}
-
-fn warn_of_skipped(name: &str, manifest: &Manifest) {
-    if manifest.skipped > 0 {
-        let skipped = HumanCount(manifest.skipped);
-        log::warn!("{name}: {skipped} bad lines were skipped");
-    }
-}
-
-/// Renames `new` to `target`. If another process has put the same shards there in the meantime, those
-/// are opened instead; anything else at `target` is moved to `old`.
-fn move_into_place(new: &Path, target: &Path, key: &str, old: &Path) -> Result<TokenShards> {
-    // One process at a time: otherwise two processes could both find a damaged folder, and the
-    // second would move away the good shards that the first has put there.
-    let lock = target.with_file_name(LOCK);
-    let lock = File::create(&lock).map_err(cannot("create", &lock))?;
-    wait_for(&lock, File::lock);
-    if target.exists() {
-        if let Ok(shards) = TokenShards::open(target, key) {
-            return Ok(shards);
-        }
-        fs::rename(target, old).map_err(cannot("move away", target))?;
-    }
-    if let Err(reason) = fs::rename(new, target) {
-        // Without locks another process can be faster here too.
-        return TokenShards::open(target, key)
-            .map_err(|_| cannot("move the new shards to", target)(reason));
-    }
-    drop(lock);
-    TokenShards::open(target, key)
-}
-
-/// Waits until this process holds the lock of a file. Some network file systems have no locks, and nothing
-/// is waited for there; two processes that prepare the same text at once then do the work twice.
-fn wait_for(file: &File, lock: impl FnOnce(&File) -> io::Result<()>) {
-    if let Err(error) = lock(file) {
-        log::debug!("the cache folder is not locked: {error}");
-    }
+/// The SHA-256 of a list of files.
+fn digest(files: &[SourceFile]) -> String {
+    let json = serde_json::to_vec(files).expect("numbers and strings are always JSON");
+    format!("{:x}", Sha256::digest(json))
 }
 
 #[cfg(test)]

@@ -1,24 +1,26 @@
 //! The format of token ids on disk, and its reader.
 //!
 //! A folder of shards holds `manifest.json` and the files `00000.bin`, `00001.bin`, …. These contain
-//! the ids of the whole corpus in order, as little-endian integers of two bytes if the vocabulary
-//! fits and of four bytes if not. Each file has `shard_tokens` ids, the last one has the rest.
+//! the ids of some files of text in order, as little-endian integers of two bytes if the vocabulary
+//! fits and of four bytes if not. Each file has `shard_tokens` ids, the last one has the rest. A large
+//! corpus is in several folders, each with the ids of a group of its files.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::{Arc, Weak};
+use std::thread;
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::error::{DataError, Result, cannot};
+use crate::error::{DataError, Result};
 use crate::source::SourceFile;
 use crate::split::Split;
 
+pub(crate) mod folder;
 mod shard;
 pub(crate) mod writer;
 
-use shard::Shard;
+use folder::Folder;
 
 /// The version of the layout above and of the way from text to ids. Raise it with any change to
 /// either, so that shards of an older version are not mistaken for new ones.
@@ -32,7 +34,8 @@ pub(crate) fn shard_name(index: u64) -> String {
     format!("{index:05}.bin")
 }
 
-/// The contents of a folder of shards, and the sources they were made from: its `manifest.json`.
+/// The contents of a folder of shards, and the sources they were made from: its `manifest.json`. That of a corpus in
+/// several folders has the sources and checksums of all, and the sums of their counts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// The version of the layout.
@@ -65,6 +68,13 @@ pub struct Manifest {
     /// The number of records that were skipped.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
+    /// Whether documents whose text came before are left out, and then the SHA-256 of the list of the files before
+    /// these, where such a text may be.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distinct_after: Option<String>,
+    /// The number of documents that were left out since their text came before.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub duplicates: u64,
     /// The SHA-256 of each shard, in hexadecimal digits; empty in folders of older versions of this crate.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sha256: Vec<String>,
@@ -83,10 +93,23 @@ impl Manifest {
             text_bytes: 0,
             tokens: 0,
             skipped: 0,
+            duplicates: 0,
             sha256: Vec::new(),
             ..self.clone()
         };
         format!("{:x}", Sha256::digest(plan.to_json()))
+    }
+
+    /// This one with the sources, checksums and counts of `next`, which follow.
+    fn and(mut self, next: &Self) -> Self {
+        self.sources.extend(next.sources.iter().cloned());
+        self.sha256.extend(next.sha256.iter().cloned());
+        self.documents += next.documents;
+        self.text_bytes += next.text_bytes;
+        self.tokens = self.tokens.saturating_add(next.tokens);
+        self.skipped += next.skipped;
+        self.duplicates += next.duplicates;
+        self
     }
 
     pub(crate) fn to_json(&self) -> Vec<u8> {
@@ -97,67 +120,44 @@ impl Manifest {
 /// A tokenised corpus in files. [`prepare`](Self::prepare) makes it, or opens it if it exists.
 ///
 /// Several threads may read at the same time. A read touches only the part of a file that holds its range,
-/// and notices if a file was cut or changed after it was opened.
+/// and notices if a file was cut or changed after it was opened. No id is read from a file whose checksum is not
+/// that of its manifest: files of up to 64 MiB in a folder are compared when it is opened, larger ones by another
+/// thread or, if that has not come to them, before they are first read.
 #[derive(Debug)]
 pub struct TokenShards {
-    folder: PathBuf,
+    folders: Arc<[Folder]>,
+    /// The number of the first token of each folder.
+    starts: Vec<u64>,
     manifest: Manifest,
-    shards: Vec<Shard>,
 }
 
 impl TokenShards {
-    /// Opens the shards in `folder`, which must have been made for `key`, and checks that every file
-    /// has the length and, if the manifest has them, the checksum of the manifest.
-    pub(crate) fn open(folder: &Path, key: &str) -> Result<Self> {
-        let damaged = |reason: String| DataError::DamagedShards {
-            path: folder.into(),
-            reason,
-        };
-        let path = folder.join(MANIFEST);
-        let json = fs::read(&path).map_err(cannot("read", &path))?;
-        let manifest: Manifest =
-            serde_json::from_slice(&json).map_err(|e| damaged(format!("{MANIFEST}: {e}")))?;
-        if (manifest.format, manifest.key.as_str()) != (FORMAT, key) || manifest.hash() != key {
-            return Err(damaged(format!("{MANIFEST} belongs to other tokens")));
+    /// The corpus of the ids in `folders`, one after another.
+    ///
+    /// # Panics
+    ///
+    /// There is no folder.
+    pub(crate) fn of(folders: Vec<Folder>) -> Self {
+        let mut manifests = folders.iter().map(Folder::manifest);
+        let first = manifests.next().expect("a corpus has a folder").clone();
+        let manifest = manifests.fold(first, Manifest::and);
+        let mut tokens = 0;
+        let starts = folders.iter().map(|folder| {
+            let start = tokens;
+            tokens += folder.manifest().tokens;
+            start
+        });
+        let starts = starts.collect();
+        let folders: Arc<[Folder]> = folders.into();
+        if !folders.iter().all(Folder::is_verified) {
+            let folders = Arc::downgrade(&folders);
+            thread::spawn(move || verify(&folders));
         }
-        if manifest.shard_tokens == 0 || ![2, 4].contains(&manifest.token_bytes) {
-            return Err(damaged(format!("{MANIFEST} has impossible sizes")));
-        }
-
-        let mut shards = Vec::new();
-        let mut left = manifest.tokens;
-        while left > 0 {
-            let tokens = left.min(manifest.shard_tokens);
-            let index = shards.len();
-            let name = shard_name(index as u64);
-            let sha256 = manifest.sha256.get(index).cloned();
-            let shard = Shard::open(folder.join(&name), index, sha256)?;
-            let bytes = shard.bytes();
-            if tokens.checked_mul(manifest.token_bytes as u64) != Some(bytes) {
-                return Err(damaged(format!(
-                    "{name} has {bytes} bytes, which is not {tokens} tokens"
-                )));
-            }
-            shards.push(shard);
-            left -= tokens;
-        }
-        if ![0, shards.len()].contains(&manifest.sha256.len()) {
-            return Err(damaged(format!("{MANIFEST} lacks checksums")));
-        }
-        shards.par_iter().try_for_each(|shard| {
-            if shard.has_its_checksum()? {
-                Ok(())
-            } else {
-                let name = shard.path().file_name().unwrap_or_default();
-                let name = name.display();
-                Err(damaged(format!("{name} does not have its checksum")))
-            }
-        })?;
-        Ok(Self {
-            folder: folder.into(),
+        Self {
+            folders,
+            starts,
             manifest,
-            shards,
-        })
+        }
     }
 
     /// The length of the corpus, in tokens.
@@ -170,9 +170,14 @@ impl TokenShards {
         &self.manifest
     }
 
-    /// The folder that holds the shards.
+    /// The folder that holds the shards; the first of them if there are several.
     pub fn folder(&self) -> &Path {
-        &self.folder
+        self.folders[0].path()
+    }
+
+    /// The folders that hold the shards, in the order of their tokens.
+    pub fn folders(&self) -> impl ExactSizeIterator<Item = &Path> {
+        self.folders.iter().map(Folder::path)
     }
 
     /// Replaces the contents of `ids` by the `len` token ids from token `start` on.
@@ -180,48 +185,46 @@ impl TokenShards {
     /// # Errors
     ///
     /// [`DataError::OutOfRange`] if the corpus ends before `start + len`;
+    /// [`DataError::DamagedShard`] if a file does not have its checksum, which is its last use: the next
+    /// [`prepare`](Self::prepare) makes its folder again;
     /// [`DataError::DamagedShards`] if an id is outside the tokenizer's vocabulary;
     /// [`DataError::ChangedShard`] and [`DataError::Io`] if a file was changed or removed meanwhile.
     pub fn read(&self, start: u64, len: usize, ids: &mut Vec<u32>) -> Result<()> {
         ids.clear();
-        let Manifest {
-            tokens,
-            shard_tokens,
-            token_bytes,
-            vocab_size,
-            ..
-        } = self.manifest;
+        let tokens = self.tokens();
         let end = start.checked_add(len as u64).filter(|&end| end <= tokens);
         let Some(end) = end else {
             return Err(DataError::OutOfRange { start, len, tokens });
         };
-
         ids.reserve(len);
-        let mut bytes = Vec::new();
         let mut at = start;
         while at < end {
-            // `open` has checked that every shard up to `tokens` is complete.
-            let shard = &self.shards[(at / shard_tokens) as usize];
-            let first = at % shard_tokens;
-            let count = (end - at).min(shard_tokens - first);
-            bytes.resize(count as usize * token_bytes, 0);
-            shard.read(first * token_bytes as u64, &mut bytes)?;
-            if token_bytes == 2 {
-                let numbers = bytes.as_chunks().0.iter();
-                ids.extend(numbers.map(|&id| u32::from(u16::from_le_bytes(id))));
-            } else {
-                let numbers = bytes.as_chunks().0.iter();
-                ids.extend(numbers.map(|&id| u32::from_le_bytes(id)));
-            }
+            // The last folder that begins at or before this token has it; those without a token never do.
+            let index = self.starts.partition_point(|&start| start <= at) - 1;
+            let folder = &self.folders[index];
+            let first = at - self.starts[index];
+            let count = (end - at).min(folder.manifest().tokens - first);
+            folder.read(first, count, ids)?;
             at += count;
         }
+        Ok(())
+    }
+}
 
-        match ids.iter().find(|&&id| id as usize >= vocab_size) {
-            None => Ok(()),
-            Some(id) => Err(DataError::DamagedShards {
-                path: self.folder.clone(),
-                reason: format!("token {id} is outside the vocabulary of {vocab_size}"),
-            }),
+/// Verifies the shards that are not verified yet, as long as the corpus is in use.
+fn verify(folders: &Weak<[Folder]>) {
+    let mut number = 0;
+    while let Some(folders) = folders.upgrade() {
+        let mut shards = folders.iter().flat_map(|folder| {
+            let shards = 0..folder.shards();
+            shards.map(move |index| (folder, index))
+        });
+        let Some((folder, index)) = shards.nth(number) else {
+            break;
+        };
+        if let Err(error) = folder.verify(index) {
+            log::error!("{error}");
         }
+        number += 1;
     }
 }

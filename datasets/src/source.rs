@@ -1,9 +1,11 @@
 //! Files in, documents out: the formats of text files and the readers of them.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize, Serializer};
@@ -13,6 +15,7 @@ use crate::error::{DataError, Result, cannot};
 
 mod array;
 mod documents;
+mod groups;
 mod long_line;
 mod open;
 mod own_files;
@@ -20,15 +23,128 @@ mod parquet;
 mod passed_over;
 mod put_back;
 mod record;
+mod standard_input;
 
 pub use documents::Documents;
-pub(crate) use documents::{End, Parts};
+pub(crate) use documents::{End, Parts, Position};
+pub(crate) use groups::{GROUP_BYTES, groups};
 pub use open::open_text;
 pub use parquet::{ParquetRows, parquet_rows};
 use passed_over::PassedOver;
+pub use standard_input::keep_standard_input;
 
-/// The field of a record, or the column of a table, that holds the text of a document.
-const TEXT: &str = "text";
+/// The field of a record, or the column of a table, that holds the text of a document, if a source names no other.
+pub const TEXT: &str = "text";
+
+/// Where text comes from.
+#[derive(Debug, Clone)]
+pub struct Source {
+    place: Place,
+    column: String,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    /// A file, a folder or a pattern of paths.
+    Local(PathBuf),
+    Remote(Arc<Remote>),
+}
+
+/// Files that are not on this machine, and the way to have them there.
+pub struct Remote {
+    /// Their names, in the order of their text. A name says what the text is, since its tokens are found again
+    /// by it, hence also the revision; and it ends as the name of a file of its format does.
+    pub names: Vec<String>,
+    /// Fetches the file of a name, and returns its place on this machine, whose name ends as this one; or why not.
+    /// It is called before the file is read, and not if its tokens are there.
+    pub fetch: Fetch,
+}
+
+/// The way to have a file on this machine; see [`Remote::fetch`].
+pub type Fetch = Box<dyn Fn(&str) -> std::result::Result<PathBuf, String> + Send + Sync>;
+
+impl fmt::Debug for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Remote")
+            .field("names", &self.names)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Source {
+    /// A file, a folder, or a pattern of paths, as [`source_files`] takes them.
+    pub fn local(path: impl Into<PathBuf>) -> Self {
+        Self {
+            place: Place::Local(path.into()),
+            column: TEXT.to_owned(),
+        }
+    }
+
+    /// Files that are fetched one by one.
+    pub fn remote(files: Remote) -> Self {
+        Self {
+            place: Place::Remote(Arc::new(files)),
+            column: TEXT.to_owned(),
+        }
+    }
+
+    /// The same with the text in another field or column than [`TEXT`].
+    pub fn with_column(self, column: impl Into<String>) -> Self {
+        Self {
+            column: column.into(),
+            ..self
+        }
+    }
+}
+
+impl From<PathBuf> for Source {
+    fn from(path: PathBuf) -> Self {
+        Self::local(path)
+    }
+}
+
+impl From<&Path> for Source {
+    fn from(path: &Path) -> Self {
+        Self::local(path)
+    }
+}
+
+impl From<&str> for Source {
+    fn from(path: &str) -> Self {
+        Self::local(path)
+    }
+}
+
+/// A file whose text is to be read, and how to have it on this machine if it is not there.
+#[derive(Debug, Clone)]
+pub(crate) struct Input {
+    pub(crate) file: SourceFile,
+    remote: Option<Arc<Remote>>,
+}
+
+impl From<SourceFile> for Input {
+    fn from(file: SourceFile) -> Self {
+        Self { file, remote: None }
+    }
+}
+
+impl Input {
+    pub(crate) fn is_remote(&self) -> bool {
+        self.remote.is_some()
+    }
+
+    /// The place of the file on this machine.
+    fn locate(&self) -> Result<PathBuf> {
+        let Some(remote) = &self.remote else {
+            return Ok(self.file.path.clone());
+        };
+        let name = self.file.path.to_string_lossy();
+        (remote.fetch)(&name).map_err(|reason| DataError::Fetch {
+            name: name.into_owned(),
+            reason,
+        })
+    }
+}
 
 /// `text` without the mark U+FEFF that some editors write before UTF-8 text.
 ///
@@ -47,11 +163,11 @@ pub fn without_byte_order_mark(text: &str) -> &str {
 enum Layout {
     /// The whole file is one document.
     Whole,
-    /// One JSON object with a `text` on every line.
+    /// One JSON object with the text on every line.
     JsonLines,
     /// JSON lines, or one array of such objects or of strings.
     Json,
-    /// Rows with a column `text`.
+    /// Rows with a column of text.
     Parquet,
 }
 
@@ -79,14 +195,25 @@ fn layout_of(path: &Path) -> Option<Layout> {
 /// A file of text, with the size and time that identify its present state.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SourceFile {
-    /// The absolute path. Symbolic links are not resolved, because the name of a link gives the
-    /// format.
+    /// The absolute path, or the name of a file that is fetched. Symbolic links are not resolved, because the
+    /// name of a link gives the format.
     #[serde(serialize_with = "lossily")]
     pub path: PathBuf,
-    /// The size on disk, in bytes.
+    /// The size on disk, in bytes; 0 for a file that is fetched, whose name says all.
     pub bytes: u64,
-    /// The modification time, in nanoseconds since 1970; 0 if the file system has none.
+    /// The modification time, in nanoseconds since 1970; 0 if the file system has none, and as for `bytes`.
     pub modified_ns: u64,
+    /// The field or column that holds the text.
+    #[serde(default = "text", skip_serializing_if = "is_text")]
+    pub column: String,
+}
+
+fn text() -> String {
+    TEXT.to_owned()
+}
+
+fn is_text(column: &str) -> bool {
+    column == TEXT
 }
 
 /// Writes a path into JSON, which must be UTF-8, as a path need not be.
@@ -94,14 +221,15 @@ fn lossily<S: Serializer>(path: &Path, serializer: S) -> std::result::Result<S::
     serializer.serialize_str(&path.to_string_lossy())
 }
 
-/// The text files that `sources` name. A source is a file or a folder.
+/// The text files that `sources` name. A source is a file, a folder, or a pattern of paths with `*`, `?`, `[a-z]`
+/// and `**`, unless a file or folder has that very name.
 ///
 /// Files of text end in `.txt` (one document), `.jsonl` (on every line a JSON object with a `text`) or
 /// `.json` (the same, or one array of such objects or of strings), each of them also compressed, as `.gz`
 /// or `.zst`; or in `.parquet` (rows with a column `text`).
 ///
-/// The files are in the order of `sources`; those of a folder, and of the folders below it, are
-/// sorted by path. A file that several sources name is taken once, at its first place.
+/// The files are in the order of `sources`; those of a folder, and of the folders below it, and those of a pattern
+/// are sorted by path. A file that several sources name is taken once, at its first place.
 ///
 /// In a folder, hidden entries are ignored. Others are passed over, and named in a warning of the log: what
 /// this project's programs write, which is the files of a run, checkpoints, models and folders of tokens; links
@@ -112,32 +240,99 @@ fn lossily<S: Serializer>(path: &Path, serializer: S) -> std::result::Result<S::
 /// # Errors
 ///
 /// [`DataError::Io`] if a source does not exist or cannot be read, [`DataError::UnknownFormat`] for
-/// a file in no known format, [`DataError::NoTextFiles`] for a folder without text.
+/// a file in no known format, [`DataError::NoTextFiles`] for a folder without text, [`DataError::Pattern`] for a
+/// pattern that is none or that nothing has.
 pub fn source_files(sources: &[PathBuf]) -> Result<Vec<SourceFile>> {
-    let mut files = Vec::new();
+    let sources: Vec<Source> = sources.iter().cloned().map(Source::from).collect();
+    let inputs = inputs(&sources)?;
+    Ok(inputs.into_iter().map(|input| input.file).collect())
+}
+
+/// The files of `sources`, each once.
+pub(crate) fn inputs(sources: &[Source]) -> Result<Vec<Input>> {
+    let mut inputs = Vec::new();
     let mut seen = HashSet::new();
-    for source in sources {
-        let found = if metadata(source)?.is_dir() {
-            text_files_below(source)?
-        } else {
-            vec![source.clone()]
+    for Source { place, column } in sources {
+        let path = match place {
+            Place::Local(path) => path,
+            Place::Remote(remote) => {
+                for name in &remote.names {
+                    let path = PathBuf::from(name);
+                    if layout_of(&path).is_none() {
+                        return Err(DataError::UnknownFormat { path });
+                    }
+                    if seen.insert(path.clone()) {
+                        let file = SourceFile {
+                            path,
+                            bytes: 0,
+                            modified_ns: 0,
+                            column: column.clone(),
+                        };
+                        let remote = Some(Arc::clone(remote));
+                        inputs.push(Input { file, remote });
+                    }
+                }
+                continue;
+            }
         };
-        for path in found {
-            let file = describe(&path)?;
+        for path in local_files(path, column)? {
+            let file = describe(&path, column)?;
             let resolved = fs::canonicalize(&path).map_err(cannot("open", &path))?;
             if seen.insert(resolved) {
-                files.push(file);
+                inputs.push(file.into());
             }
         }
     }
+    Ok(inputs)
+}
+
+/// The files that a file, a folder or a pattern means.
+fn local_files(path: &Path, column: &str) -> Result<Vec<PathBuf>> {
+    let found = match (fs::metadata(path), path.to_str()) {
+        (Err(_), Some(pattern)) if is_pattern(pattern) => matching(pattern)?,
+        _ => vec![path.to_owned()],
+    };
+    let mut files = Vec::new();
+    for path in found {
+        if metadata(&path)?.is_dir() {
+            files.extend(text_files_below(&path, column)?);
+        } else {
+            files.push(path);
+        }
+    }
     Ok(files)
+}
+
+/// Whether a path that does not exist may be a pattern of paths.
+pub fn is_pattern(path: &str) -> bool {
+    path.contains(['*', '?', '['])
+}
+
+/// The paths that have `pattern`, sorted.
+fn matching(pattern: &str) -> Result<Vec<PathBuf>> {
+    let bad = |reason: String| DataError::Pattern {
+        pattern: pattern.to_owned(),
+        reason,
+    };
+    let options = glob::MatchOptions {
+        require_literal_leading_dot: true,
+        ..Default::default()
+    };
+    let paths = glob::glob_with(pattern, options).map_err(|error| bad(error.to_string()))?;
+    let paths: std::result::Result<Vec<_>, _> = paths.collect();
+    let mut paths = paths.map_err(|error| bad(error.to_string()))?;
+    if paths.is_empty() {
+        return Err(bad("no file or folder has this pattern".to_owned()));
+    }
+    paths.sort();
+    Ok(paths)
 }
 
 fn metadata(path: &Path) -> Result<fs::Metadata> {
     fs::metadata(path).map_err(cannot("open", path))
 }
 
-fn text_files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+fn text_files_below(folder: &Path, column: &str) -> Result<Vec<PathBuf>> {
     let is_shown = |entry: &DirEntry| {
         entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.')
     };
@@ -170,7 +365,7 @@ fn text_files_below(folder: &Path) -> Result<Vec<PathBuf>> {
             }
         } else if entry.file_type().is_file() {
             let path = entry.into_path();
-            if passed_over.takes(&path)? {
+            if passed_over.takes(&path, column)? {
                 passed_over.add(folder, &path);
             } else {
                 paths.push(path);
@@ -203,7 +398,7 @@ fn leads_nowhere(error: &walkdir::Error) -> bool {
     error.loop_ancestor().is_some() || is_missing && is_link()
 }
 
-fn describe(path: &Path) -> Result<SourceFile> {
+fn describe(path: &Path, column: &str) -> Result<SourceFile> {
     if layout_of(path).is_none() {
         return Err(DataError::UnknownFormat { path: path.into() });
     }
@@ -214,6 +409,7 @@ fn describe(path: &Path) -> Result<SourceFile> {
         path: std::path::absolute(path).map_err(cannot("open", path))?,
         bytes: metadata.len(),
         modified_ns: since_1970.map_or(0, |time| time.as_nanos() as u64),
+        column: column.to_owned(),
     })
 }
 

@@ -37,49 +37,41 @@ pub enum Split {
 impl Split {
     /// Whether a document with this text is on this side.
     pub fn contains(self, text: &str) -> bool {
-        let mut side = Side::new(self);
-        side.push(text);
-        side.contains()
+        let mut hash = DocumentHash::default();
+        hash.push(text);
+        self.has(hash.finish())
+    }
+
+    /// Whether a document with a text of this hash is on this side.
+    pub(crate) fn has(self, hash: u128) -> bool {
+        match self {
+            Self::All => true,
+            Self::Train { per_mille } => !held_out(hash, per_mille),
+            Self::HeldOut { per_mille } => held_out(hash, per_mille),
+        }
     }
 }
 
-/// The side of a document that is read part by part.
-pub(crate) struct Side {
-    split: Split,
-    hasher: Sha256,
-}
+/// The hash of the text of a document that is read part by part.
+#[derive(Default)]
+pub(crate) struct DocumentHash(Sha256);
 
-impl Side {
-    /// The side of an empty document.
-    pub(crate) fn new(split: Split) -> Self {
-        let hasher = Sha256::new();
-        Self { split, hasher }
-    }
-
+impl DocumentHash {
     /// Appends to the document.
     pub(crate) fn push(&mut self, text: &str) {
-        if self.split != Split::All {
-            self.hasher.update(text);
-        }
+        self.0.update(text);
     }
 
-    /// Whether the document is on the side of the split, as [`Split::contains`].
-    pub(crate) fn contains(self) -> bool {
-        match self.split {
-            Split::All => true,
-            Split::Train { per_mille } => !held_out(self.hasher, per_mille),
-            Split::HeldOut { per_mille } => held_out(self.hasher, per_mille),
-        }
+    /// The first 128 bits of the SHA-256.
+    pub(crate) fn finish(self) -> u128 {
+        let digest = self.0.finalize();
+        let first = digest.iter().take(16);
+        first.fold(0, |number, &byte| (number << 8) | u128::from(byte))
     }
 }
 
-fn held_out(hasher: Sha256, per_mille: u16) -> bool {
-    let digest = hasher.finalize();
-    let first = digest
-        .iter()
-        .take(8)
-        .fold(0, |number, &byte| (number << 8) | u64::from(byte));
-    first % 1000 < u64::from(per_mille)
+fn held_out(hash: u128, per_mille: u16) -> bool {
+    (hash >> 64) % 1000 < u128::from(per_mille)
 }
 
 #[cfg(test)]

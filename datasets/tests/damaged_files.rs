@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use datasets::{
-    DataError, Documents, PrepareOptions, Split, TokenShards, Tokenizer, parquet_rows,
+    DataError, Documents, PrepareOptions, TokenShards, Tokenizer, parquet_rows,
     silence_caught_panics, source_files,
 };
 use flate2::Compression;
@@ -288,15 +288,9 @@ fn damaged_shards() {
     .unwrap();
     let tokenizer = Tokenizer::from_folder(asset("phi-tiny")).unwrap();
     let prepare = || {
-        TokenShards::prepare(&PrepareOptions {
-            name: "test",
-            sources: vec![text.clone()],
-            split: Split::All,
-            tokenizer: &tokenizer,
-            cache: folder.path().join("cache"),
-            skip_bad_lines: 0,
-        })
-        .unwrap()
+        let cache = folder.path().join("cache");
+        let options = PrepareOptions::new("test", [&*text], &tokenizer, cache);
+        TokenShards::prepare(&options).unwrap()
     };
     let ids = |shards: &TokenShards| {
         let mut ids = Vec::new();

@@ -108,12 +108,8 @@ fn a_long_document_takes_no_more_memory_than_short_ones() {
     let path = folder.path().join("a.jsonl.gz");
     fs::write(&path, lines.finish().unwrap()).unwrap();
     let options = PrepareOptions {
-        name: "test",
-        sources: vec![path],
         split: Split::Train { per_mille: 0 },
-        tokenizer: &tokenizer,
-        cache: folder.path().join("cache"),
-        skip_bad_lines: 0,
+        ..PrepareOptions::new("test", [path], &tokenizer, folder.path().join("cache"))
     };
     let (shards, peak) = measured(|| TokenShards::prepare(&options).unwrap());
     // Whole, its line, its text and its ids would take 24, 24 and 70 MiB.

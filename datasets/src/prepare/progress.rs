@@ -19,14 +19,22 @@ pub(super) struct Progress<'a> {
 }
 
 impl<'a> Progress<'a> {
-    /// A bar at 0 of the size of `sources`.
-    pub(super) fn new(name: &'a str, sources: &[SourceFile]) -> Self {
-        let style =
-            ProgressStyle::with_template("{prefix} {wide_bar} {percent}%, {msg}, {eta} left")
-                .unwrap_or_else(|_| ProgressStyle::default_bar());
-        let bar = ProgressBar::new(sources.iter().map(|file| file.bytes).sum())
-            .with_style(style)
-            .with_prefix(format!("tokenising {name}"))
+    /// A bar at 0 of the size of `sources`, which are a group of files of this number, from 0, of so many.
+    pub(super) fn new(name: &'a str, (number, of): (usize, usize), sources: &[SourceFile]) -> Self {
+        let bytes = sources.iter().map(|file| file.bytes).sum();
+        // The size of files that are fetched is not known.
+        let template = match bytes {
+            0 => "{prefix} {spinner} {msg}",
+            _ => "{prefix} {wide_bar} {percent}%, {msg}, {eta} left",
+        };
+        let style = ProgressStyle::with_template(template);
+        let of_all = match of {
+            1 => String::new(),
+            _ => format!(" {}/{of}", number + 1),
+        };
+        let bar = ProgressBar::new(bytes)
+            .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+            .with_prefix(format!("tokenising {name}{of_all}"))
             .with_message("0 tokens");
         bar.enable_steady_tick(Duration::from_millis(200));
         Self {
@@ -45,8 +53,11 @@ impl<'a> Progress<'a> {
         if self.bar.is_hidden() && self.logged.elapsed() >= LOG_EVERY {
             self.logged = Instant::now();
             let read = HumanBytes(bytes_read);
-            let all = HumanBytes(self.bar.length().unwrap_or_default());
-            log::info!("{}: {read} of {all} done, {tokens} tokens", self.name);
+            let all = match self.bar.length() {
+                None | Some(0) => String::new(),
+                Some(all) => format!(" of {}", HumanBytes(all)),
+            };
+            log::info!("{}: {read}{all} done, {tokens} tokens", self.name);
         }
     }
 

@@ -1,13 +1,17 @@
 use std::collections::HashSet;
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use tempfile::TempDir;
 
+use super::scratch::{LOCK, wait_for};
 use super::*;
 use crate::fixtures::{asset, write};
-use crate::shards::shard_name;
+use crate::shards::{MANIFEST, shard_name};
 use crate::tokenizer::fixtures::{
     added_token, changed_tokenizer, like_codegen, like_llama3, phi_tiny,
 };
@@ -18,6 +22,9 @@ const SHARD: usize = 7;
 const SMALL: Sizes = Sizes {
     shard_tokens: SHARD as u64,
     block_bytes: 10,
+    group_bytes: GROUP_BYTES,
+    save_every: Duration::ZERO,
+    verified_at_open: VERIFIED_AT_OPEN,
 };
 
 /// A corpus and a cache in one temporary folder.
@@ -39,14 +46,11 @@ impl Corpus {
     }
 
     fn options(&self) -> PrepareOptions<'_> {
-        PrepareOptions {
-            name: "test",
-            sources: vec![self.folder.path().join("text")],
-            split: Split::All,
-            tokenizer: &self.tokenizer,
-            cache: self.folder.path().join("cache"),
-            skip_bad_lines: 0,
-        }
+        let (text, cache) = (
+            self.folder.path().join("text"),
+            self.folder.path().join("cache"),
+        );
+        PrepareOptions::new("test", [text], &self.tokenizer, cache)
     }
 
     fn prepare(&self) -> TokenShards {
@@ -91,15 +95,9 @@ fn joined(tokenizer: &Tokenizer, texts: &[&str]) -> Vec<u32> {
 fn the_bundled_validation_text_has_162_566_tokens() {
     let tokenizer = phi_tiny();
     let cache = TempDir::new().unwrap();
-    let shards = TokenShards::prepare(&PrepareOptions {
-        name: "validation",
-        sources: vec![asset("text/pd-validation.json.gz")],
-        split: Split::All,
-        tokenizer: &tokenizer,
-        cache: cache.path().into(),
-        skip_bad_lines: 0,
-    })
-    .unwrap();
+    let text = asset("text/pd-validation.json.gz");
+    let options = PrepareOptions::new("validation", [text], &tokenizer, cache.path());
+    let shards = TokenShards::prepare(&options).unwrap();
     assert_eq!(shards.tokens(), 162_566);
     let manifest = shards.manifest();
     assert_eq!((manifest.documents, manifest.text_bytes), (26, 629_301));
@@ -233,7 +231,7 @@ fn a_change_to_what_the_ids_depend_on_makes_other_shards() {
     );
 
     // One file of the folder.
-    let sources = vec![corpus.folder.path().join("text/0.txt")];
+    let sources = vec![corpus.folder.path().join("text/0.txt").into()];
     differs(
         &corpus,
         PrepareOptions {
@@ -399,19 +397,6 @@ fn several_threads_can_prepare_the_same_text_at_once() {
     }
 }
 
-#[test]
-fn shards_that_another_process_has_made_meanwhile_are_opened() {
-    let corpus = Corpus::new(&TEXTS);
-    let theirs = corpus.prepare();
-    let key = &theirs.manifest().key;
-    let ours = corpus.folder.path().join("new");
-    let old = corpus.folder.path().join("old");
-    fs::create_dir(&ours).unwrap();
-    let taken = move_into_place(&ours, theirs.folder(), key, &old).unwrap();
-    assert_eq!(all(&taken), all(&theirs));
-    assert!(ours.exists() && !old.exists());
-}
-
 /// All documents differ, so that the decoded text identifies them.
 #[test]
 fn held_out_and_training_documents_are_all_and_never_the_same() {
@@ -500,7 +485,12 @@ fn shards_that_change_while_in_use_are_an_error() {
 #[test]
 fn the_identity_of_a_cache_does_not_change() {
     let corpus = Corpus::new(&TEXTS);
-    let mut manifest = plan(&corpus.options(), SHARD as u64).unwrap();
+    let options = corpus.options();
+    let mut manifest = Plan::new(&options, &SMALL)
+        .unwrap()
+        .groups
+        .remove(0)
+        .manifest;
     for file in &mut manifest.sources {
         file.path = Path::new("/text").join(file.path.file_name().unwrap());
         file.modified_ns = 1;
@@ -509,11 +499,10 @@ fn the_identity_of_a_cache_does_not_change() {
         manifest.hash(),
         "7b61bf4492cc5ab1bbb1810496502a9543811df1adbfa94c90eedf0b28b8cc92"
     );
-    assert!(
-        !String::from_utf8(manifest.to_json())
-            .unwrap()
-            .contains("skip")
-    );
+    let json = String::from_utf8(manifest.to_json()).unwrap();
+    for later in ["skip", "column", "distinct", "duplicates"] {
+        assert!(!json.contains(later), "{json}");
+    }
 }
 
 /// A long document is tokenised in parts, and is on the side of the split that it is on as a whole.
@@ -533,6 +522,7 @@ fn a_document_in_parts_has_the_tokens_of_the_whole() {
     let sizes = Sizes {
         shard_tokens: 1 << 20,
         block_bytes: 1 << 20,
+        ..SMALL
     };
     let split = Split::HeldOut { per_mille: 500 };
     for tokenizer in [phi_tiny(), like_llama3()] {
@@ -570,6 +560,7 @@ fn bad_lines_are_skipped_counted_and_part_of_the_identity() {
     let sizes = Sizes {
         shard_tokens: 100_000,
         block_bytes: 1 << 20,
+        ..SMALL
     };
     let error = prepare(&options(1), &sizes).unwrap_err();
     assert!(
@@ -589,4 +580,354 @@ fn bad_lines_are_skipped_counted_and_part_of_the_identity() {
 fn a_file_system_without_locks_is_no_error() {
     let file = tempfile::tempfile().unwrap();
     wait_for(&file, |_| Err(io::Error::from_raw_os_error(38)));
+}
+
+/// The names and contents of all files in the folders of a cache.
+fn files(cache: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files = Vec::new();
+    for entry in walkdir::WalkDir::new(cache).sort_by_file_name() {
+        let entry = entry.unwrap();
+        if entry.file_type().is_file() && entry.file_name() != LOCK {
+            let name = entry.path().strip_prefix(cache).unwrap();
+            files.push((name.display().to_string(), fs::read(entry.path()).unwrap()));
+        }
+    }
+    files
+}
+
+/// Files of lines of different lengths, one longer than a part, one without a text.
+fn several_files() -> Corpus {
+    let corpus = Corpus::new(&[]);
+    for file in 0..4 {
+        let lines = (0..20).map(|line| {
+            let times = if (file, line) == (1, 10) {
+                300_000
+            } else {
+                line % 5
+            };
+            let text = format!("file {file}, line {line}, {}", "the times ".repeat(times));
+            serde_json::json!({ "text": text }).to_string() + "\n"
+        });
+        let lines = lines.collect::<String>() + if file == 2 { "bad\n" } else { "" };
+        write(&corpus.folder, &format!("text/{file}.jsonl"), lines);
+    }
+    corpus
+}
+
+/// A process may end at any moment: the shards are those of one that does not, and what was kept is not done again.
+#[test]
+fn work_that_was_stopped_goes_on_to_the_same_shards() {
+    let corpus = several_files();
+    let sizes = Sizes {
+        shard_tokens: 1000,
+        block_bytes: 200,
+        ..SMALL
+    };
+    let options = |cache: &str| PrepareOptions {
+        cache: corpus.folder.path().join(cache),
+        skip_bad_lines: 1,
+        drop_duplicates: cache.contains("distinct"),
+        ..corpus.options()
+    };
+    for (whole, stopped) in [("whole", "stopped"), ("distinct", "stopped distinct")] {
+        let undisturbed = prepare(&options(whole), &sizes).unwrap();
+        assert_eq!(undisturbed.manifest().skipped, 1);
+        let mut kept = 0;
+        let mut stops = 0;
+        loop {
+            // Asked before each piece that is tokenised, and for each part that is passed over.
+            let asked = AtomicUsize::new(0);
+            let is_stopped = || asked.fetch_add(1, Ordering::Relaxed) >= 30 + 20 * stops;
+            let options = PrepareOptions {
+                stopped: &is_stopped,
+                ..options(stopped)
+            };
+            match prepare(&options, &sizes) {
+                Ok(shards) => {
+                    assert_eq!(shards.manifest(), undisturbed.manifest());
+                    break;
+                }
+                Err(error) => assert!(matches!(error, DataError::Stopped), "{error}"),
+            }
+            let names = fs::read_dir(&options.cache).unwrap();
+            let part = names
+                .map(|entry| entry.unwrap().path())
+                .find(|path| path.is_dir());
+            let part = part.expect("a folder of unfinished work");
+            // What a killed process has written after its last state.
+            for shard in 0..100 {
+                let path = part.join("new").join(shard_name(shard));
+                if path.exists() && !part.join("new").join(shard_name(shard + 1)).exists() {
+                    let mut file = OpenOptions::new().append(true).open(path).unwrap();
+                    std::io::Write::write_all(&mut file, &[7; 4001]).unwrap();
+                    break;
+                }
+            }
+            let state = fs::read(part.join("state.json")).unwrap_or_default();
+            let state: serde_json::Value = serde_json::from_slice(&state).unwrap_or_default();
+            let now = state["tokens"].as_u64().unwrap_or(0);
+            assert!(now >= kept, "{now} tokens after {kept}");
+            kept = now;
+            stops += 1;
+            assert!(stops < 200, "no progress");
+        }
+        assert!(stops >= 3, "stopped {stops} times only");
+        let cache = |name: &str| corpus.folder.path().join(name);
+        assert!(files(&cache(stopped)) == files(&cache(whole)));
+    }
+}
+
+/// A state that does not fit its shards is no reason to fail.
+#[test]
+fn a_damaged_state_begins_anew() {
+    let corpus = Corpus::new(&TEXTS);
+    let expected = joined(&corpus.tokenizer, &TEXTS);
+    let name = corpus.prepare().folder().file_name().unwrap().to_owned();
+    let good = r#"{"position": {"files": 0, "records": 1}, "documents": 1, "text_bytes": 26, "tokens": 8,
+                   "skipped": 0, "duplicates": 0}"#;
+    for state in [good, "{\"tokens\": 5", ""] {
+        let cache = corpus.folder.path().join("cache");
+        fs::remove_dir_all(&cache).unwrap();
+        let part = format!(".{}.part", name.display());
+        write(&cache, &format!("{part}/state.json"), state);
+        write(&cache, &format!("{part}/new/{}", shard_name(0)), [1, 0, 1]);
+        assert_eq!(all(&corpus.prepare()), expected, "{state}");
+        assert_eq!(corpus.cached().len(), 1, "{state}");
+    }
+}
+
+#[test]
+fn a_group_for_each_large_file_gives_the_same_tokens() {
+    let corpus = several_files();
+    let options = |cache: &str| PrepareOptions {
+        cache: corpus.folder.path().join(cache),
+        skip_bad_lines: 1,
+        ..corpus.options()
+    };
+    let one = prepare(
+        &options("one"),
+        &Sizes {
+            shard_tokens: 1000,
+            ..SMALL
+        },
+    )
+    .unwrap();
+    let sizes = Sizes {
+        shard_tokens: 1000,
+        group_bytes: 1,
+        ..SMALL
+    };
+    let several = prepare(&options("several"), &sizes).unwrap();
+    assert_eq!((one.folders().len(), several.folders().len()), (1, 4));
+    assert_eq!(all(&several), all(&one));
+    let counts = |shards: &TokenShards| {
+        let manifest = shards.manifest().clone();
+        (
+            manifest.sources,
+            manifest.documents,
+            manifest.text_bytes,
+            manifest.skipped,
+        )
+    };
+    assert_eq!(counts(&several), counts(&one));
+    // Across the ends of groups.
+    let mut ids = Vec::new();
+    let (tokens, expected) = (one.tokens(), all(&one));
+    for start in (0..tokens - 700).step_by(97) {
+        several.read(start, 700, &mut ids).unwrap();
+        assert_eq!(ids, expected[start as usize..][..700]);
+    }
+}
+
+#[test]
+fn the_shards_of_several_workers_are_those_of_one() {
+    let corpus = several_files();
+    for drop_duplicates in [false, true] {
+        let options = |cache: &str| PrepareOptions {
+            cache: corpus
+                .folder
+                .path()
+                .join(format!("{cache} {drop_duplicates}")),
+            skip_bad_lines: 1,
+            drop_duplicates,
+            ..corpus.options()
+        };
+        let sizes = |block_bytes| Sizes {
+            shard_tokens: 1000,
+            group_bytes: 1,
+            block_bytes,
+            ..SMALL
+        };
+        let one = options("one");
+        let whole = prepare(&one, &sizes(2000)).unwrap();
+        // Three workers, the last first, with other numbers of threads; a fifth group is nobody's.
+        let several = options("several");
+        for index in [2, 0, 1] {
+            let share = Share { index, of: 3 };
+            let mut plan = Plan::new(&several, &sizes(500 * (index + 1))).unwrap();
+            assert!(plan.share(share).unwrap().is_some());
+        }
+        let mut idle = Plan::new(&several, &SMALL).unwrap();
+        assert!(idle.share(Share { index: 1, of: 2 }).unwrap().is_none());
+        assert!(
+            files(&several.cache) == files(&one.cache),
+            "{drop_duplicates}"
+        );
+        assert_eq!(
+            prepare(&several, &sizes(10)).unwrap().manifest(),
+            whole.manifest()
+        );
+    }
+}
+
+#[test]
+fn documents_that_came_before_are_dropped() {
+    let long = "the times ".repeat(300_000);
+    let corpus = Corpus::new(&["a", "b", "a", "c", &long, "b", &long, "d"]);
+    let options = PrepareOptions {
+        drop_duplicates: true,
+        ..corpus.options()
+    };
+    let sizes = |group_bytes| Sizes {
+        shard_tokens: 1 << 20,
+        block_bytes: 1 << 20,
+        group_bytes,
+        ..SMALL
+    };
+    let expected = joined(&corpus.tokenizer, &["a", "b", "c", &long, "d"]);
+    for group_bytes in [GROUP_BYTES, 1] {
+        let shards = prepare(&options, &sizes(group_bytes)).unwrap();
+        assert!(all(&shards) == expected);
+        let manifest = shards.manifest();
+        assert_eq!((manifest.documents, manifest.duplicates), (5, 3));
+        // A group whose folder is gone is made again as it was, though those before it are not tokenised.
+        let folders: Vec<_> = shards.folders().map(Path::to_path_buf).collect();
+        drop(shards);
+        fs::remove_dir_all(&folders[folders.len() / 2]).unwrap();
+        assert!(all(&prepare(&options, &sizes(group_bytes)).unwrap()) == expected);
+    }
+    assert_ne!(
+        all(&prepare(&corpus.options(), &sizes(1)).unwrap()),
+        expected
+    );
+}
+
+#[test]
+fn too_many_bad_lines_over_all_groups_are_an_error() {
+    let corpus = Corpus::new(&[]);
+    for file in 0..3 {
+        write(
+            &corpus.folder,
+            &format!("text/{file}.jsonl"),
+            "{\"text\": \"a\"}\nbad\n",
+        );
+    }
+    let sizes = Sizes {
+        group_bytes: 1,
+        ..SMALL
+    };
+    let options = |skip_bad_lines| PrepareOptions {
+        skip_bad_lines,
+        ..corpus.options()
+    };
+    let error = prepare(&options(2), &sizes).unwrap_err();
+    assert!(error.to_string().contains("2.jsonl"), "{error}");
+    assert_eq!(prepare(&options(3), &sizes).unwrap().manifest().skipped, 3);
+    // Each of two workers has less than there may be, and both together more.
+    let two = options(2);
+    for index in 0..2 {
+        let mut plan = Plan::new(&two, &sizes).unwrap();
+        plan.share(Share { index, of: 2 }).unwrap();
+    }
+    let error = prepare(&two, &sizes).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            DataError::TooManyBadLines {
+                skipped: 3,
+                allowed: 2,
+                ..
+            }
+        ),
+        "{error}"
+    );
+}
+
+/// Of a large folder, no token of a damaged shard is used, whether the other thread was there first or not.
+#[test]
+fn a_damaged_shard_of_a_large_folder_is_named_and_not_read() {
+    let corpus = Corpus::new(&TEXTS);
+    let expected = joined(&corpus.tokenizer, &TEXTS);
+    let sizes = Sizes {
+        verified_at_open: 0,
+        ..SMALL
+    };
+    let shards = prepare(&corpus.options(), &sizes).unwrap();
+    assert_eq!(all(&shards), expected);
+    fs::write(shards.folder().join(shard_name(1)), [1, 0].repeat(SHARD)).unwrap();
+    let shards = prepare(&corpus.options(), &sizes).unwrap();
+    let mut ids = Vec::new();
+    shards.read(0, SHARD, &mut ids).unwrap();
+    assert_eq!(ids, expected[..SHARD]);
+    for _ in 0..2 {
+        let error = shards.read(1, SHARD, &mut ids).unwrap_err();
+        assert!(matches!(error, DataError::DamagedShard { .. }), "{error}");
+        assert!(error.to_string().contains("00001.bin"), "{error}");
+    }
+    // The next start makes it again.
+    assert_eq!(all(&prepare(&corpus.options(), &sizes).unwrap()), expected);
+    assert_eq!(corpus.cached().len(), 1);
+}
+
+/// Tokens a second of `prepare` and of the crate `tokenizers` alone, on the same cores and the same text:
+/// `cargo test --release -p datasets --lib -- --ignored --nocapture tokens_a_second`.
+#[test]
+#[ignore = "a measurement"]
+fn tokens_a_second() {
+    let folder = TempDir::new().unwrap();
+    let source = asset("text/pd-validation.json.gz");
+    let files = crate::source::source_files(&[source]).unwrap();
+    let documents: Vec<String> = crate::source::Documents::new(files)
+        .collect::<Result<_>>()
+        .unwrap();
+    // Paragraphs, which are as long as the pages of a crawl.
+    let pages = documents.iter().flat_map(|text| text.split("\n\n"));
+    let pages: Vec<String> = pages.map(str::to_owned).collect();
+    let mut texts: Vec<String> = Vec::new();
+    for copy in 0..10 {
+        texts.extend(
+            pages
+                .chunks(8)
+                .map(|page| format!("{copy} {}", page.join("\n\n"))),
+        );
+    }
+    let lines = texts
+        .iter()
+        .map(|text| serde_json::json!({ "text": text }).to_string() + "\n");
+    let path = write(&folder, "text.jsonl", lines.collect::<String>());
+
+    let alone = tokenizers::Tokenizer::from_file(asset("phi-tiny/tokenizer.json")).unwrap();
+    let tokenizer = phi_tiny();
+    for round in 0..2 {
+        let inputs: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let begun = std::time::Instant::now();
+        let encoded = alone.encode_batch_fast(inputs, false).unwrap();
+        let seconds = begun.elapsed().as_secs_f64();
+        let tokens: usize = encoded
+            .iter()
+            .map(|encoding| encoding.get_ids().len())
+            .sum();
+        println!("tokenizers alone: {:.0} tokens/s", tokens as f64 / seconds);
+
+        let cache = folder.path().join(format!("cache {round}"));
+        let options = PrepareOptions::new("test", [&*path], &tokenizer, cache);
+        let begun = std::time::Instant::now();
+        let shards = TokenShards::prepare(&options).unwrap();
+        let seconds = begun.elapsed().as_secs_f64();
+        assert_eq!(shards.tokens() as usize, tokens + texts.len());
+        println!(
+            "prepare:          {:.0} tokens/s",
+            shards.tokens() as f64 / seconds
+        );
+    }
 }

@@ -22,8 +22,10 @@ pub(super) struct Shard {
     /// The SHA-256 that the manifest has.
     sha256: Option<String>,
     kept: Option<File>,
-    /// The state of the file when it last had its checksum.
+    /// The state of the file when it was opened, or when it last had its checksum.
     stamp: Mutex<Stamp>,
+    /// Whether the file has its checksum, once it was compared.
+    verified: Mutex<Option<bool>>,
 }
 
 /// What changes when a program writes to a file.
@@ -52,11 +54,8 @@ impl Shard {
             sha256,
             kept: Some(file).filter(|_| index < KEPT_OPEN),
             stamp: Mutex::new(Stamp::of(&metadata)),
+            verified: Mutex::new(None),
         })
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
     }
 
     /// The size of the file when it was opened.
@@ -64,8 +63,26 @@ impl Shard {
         self.stamp().bytes
     }
 
+    /// Checks that the file has its checksum. The first call reads the file, and others wait for it.
+    ///
+    /// # Errors
+    /// The file cannot be read, or [`DataError::DamagedShard`].
+    pub(super) fn verify(&self) -> Result<()> {
+        let mut verified = self.verified.lock().unwrap_or_else(PoisonError::into_inner);
+        let verified = match *verified {
+            Some(known) => known,
+            None => *verified.insert(self.has_its_checksum()?),
+        };
+        if verified {
+            Ok(())
+        } else {
+            let path = self.path.clone();
+            Err(DataError::DamagedShard { path })
+        }
+    }
+
     /// Whether the file has the checksum of the manifest, if that has one.
-    pub(super) fn has_its_checksum(&self) -> Result<bool> {
+    fn has_its_checksum(&self) -> Result<bool> {
         match &self.sha256 {
             Some(sha256) => Ok(checksum(&self.path)? == *sha256),
             None => Ok(true),
@@ -75,8 +92,9 @@ impl Shard {
     /// Fills `bytes` with those from `offset` on.
     ///
     /// # Errors
-    /// The file cannot be read, ends before, or was changed after it was opened.
+    /// The file cannot be read, ends before, does not have its checksum, or was changed after it was opened.
     pub(super) fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        self.verify()?;
         let opened;
         let file = if let Some(file) = &self.kept {
             file

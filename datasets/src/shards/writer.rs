@@ -33,6 +33,32 @@ impl<'a> ShardWriter<'a> {
         }
     }
 
+    /// A writer that goes on after the first `tokens` ids of those in `folder`; what follows them there is removed.
+    /// `None` if the files hold fewer.
+    pub(crate) fn resume(
+        folder: &'a Path,
+        manifest: &Manifest,
+        tokens: u64,
+    ) -> Result<Option<Self>> {
+        let mut writer = Self::new(folder, manifest);
+        let (full, rest) = (tokens / writer.shard_tokens, tokens % writer.shard_tokens);
+        let holds = |index: u64, tokens: u64| {
+            let file = fs::metadata(folder.join(shard_name(index)));
+            file.is_ok_and(|file| file.len() / writer.token_bytes as u64 >= tokens)
+        };
+        let is_full = |index: u64| holds(index, writer.shard_tokens);
+        if !(0..full).all(is_full) || !(rest == 0 || holds(full, rest)) {
+            return Ok(None);
+        }
+        writer.cut(tokens)?;
+        Ok(Some(writer))
+    }
+
+    /// The number of the shard that the next id belongs to.
+    fn next_shard(&self) -> u64 {
+        self.tokens / self.shard_tokens
+    }
+
     /// Appends `ids`.
     pub(crate) fn push(&mut self, mut ids: &[u32]) -> Result<()> {
         while !ids.is_empty() {
@@ -65,7 +91,7 @@ impl<'a> ShardWriter<'a> {
         let shard = match self.shard.take() {
             Some(shard) => shard,
             None => {
-                let name = shard_name(self.tokens / self.shard_tokens);
+                let name = shard_name(self.next_shard());
                 let path = self.folder.join(name);
                 let file = File::create_new(&path).map_err(cannot("create", &path))?;
                 (path, BufWriter::with_capacity(1 << 20, file))
@@ -85,15 +111,32 @@ impl<'a> ShardWriter<'a> {
         }
     }
 
+    /// Waits until all ids are on the disk.
+    pub(crate) fn sync(&mut self) -> Result<()> {
+        let Some((path, file)) = &mut self.shard else {
+            return Ok(());
+        };
+        file.flush()
+            .and_then(|()| file.get_ref().sync_data())
+            .map_err(cannot("write", path))
+    }
+
     /// Removes all ids after the first `tokens`.
     pub(crate) fn truncate(&mut self, tokens: u64) -> Result<()> {
         if tokens >= self.tokens {
             return Ok(());
         }
         self.close_shard()?;
-        let shards = |tokens: u64| tokens.div_ceil(self.shard_tokens);
-        for index in shards(tokens)..shards(self.tokens) {
+        self.cut(tokens)
+    }
+
+    /// Leaves the first `tokens` ids in the files, which hold more, and goes on after them.
+    fn cut(&mut self, tokens: u64) -> Result<()> {
+        for index in tokens.div_ceil(self.shard_tokens).. {
             let path = self.folder.join(shard_name(index));
+            if !path.exists() {
+                break;
+            }
             fs::remove_file(&path).map_err(cannot("remove", &path))?;
         }
         let filled = tokens % self.shard_tokens;

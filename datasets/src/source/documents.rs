@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::array::{Element, Elements};
@@ -13,7 +14,7 @@ use super::open::open_counted;
 use super::parquet::ParquetRows;
 use super::put_back::PutBack;
 use super::record::{BadRecord, text_of, text_of_object};
-use super::{Layout, SourceFile, TEXT, layout_of, without_byte_order_mark};
+use super::{Input, Layout, SourceFile, layout_of, without_byte_order_mark};
 use crate::error::{DataError, Result};
 
 /// An iterator over the documents of some files. It reads each document when it is requested, so that
@@ -44,7 +45,8 @@ impl Documents {
     /// The documents of `files`, without the first `bad_lines` records that hold none: lines and rows that
     /// are no JSON, not UTF-8 or without text. The next such record is an error.
     pub fn skipping(files: Vec<SourceFile>, bad_lines: u64) -> Self {
-        Self(Parts::new(files, bad_lines, usize::MAX))
+        let inputs = files.into_iter().map(Input::from).collect();
+        Self(Parts::new(inputs, bad_lines, usize::MAX))
     }
 
     /// The number of bytes read from disk so far, of the [`SourceFile::bytes`] of all files.
@@ -99,10 +101,20 @@ pub(crate) enum End {
     Nothing,
 }
 
+/// A place between two records of some files, which is found again in the same files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Position {
+    /// The files before it.
+    pub(crate) files: usize,
+    /// The records of its file before it, those without a text too.
+    pub(crate) records: u64,
+}
+
 /// The documents of some files in parts, so that no long document needs to be in memory as a whole.
 pub(crate) struct Parts {
-    files: std::vec::IntoIter<SourceFile>,
+    inputs: std::vec::IntoIter<Input>,
     current: Option<OpenFile>,
+    position: Position,
     bytes_read: Arc<AtomicU64>,
     /// About the most bytes of a part.
     part_bytes: usize,
@@ -111,10 +123,11 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
-    pub(crate) fn new(files: Vec<SourceFile>, bad_lines: u64, part_bytes: usize) -> Self {
+    pub(crate) fn new(inputs: Vec<Input>, bad_lines: u64, part_bytes: usize) -> Self {
         Self {
-            files: files.into_iter(),
+            inputs: inputs.into_iter(),
             current: None,
+            position: Position::default(),
             bytes_read: Arc::default(),
             part_bytes,
             bad_lines,
@@ -130,14 +143,40 @@ impl Parts {
         self.skipped
     }
 
+    /// Says how many records were skipped, where that is known from before.
+    pub(crate) fn set_skipped(&mut self, skipped: u64) {
+        self.skipped = skipped;
+    }
+
+    /// Passes over the first `files` files, before any is read.
+    pub(crate) fn skip_files(&mut self, files: usize) {
+        let passed_over = self.inputs.by_ref().take(files);
+        let bytes = passed_over.map(|input| input.file.bytes).sum();
+        self.bytes_read.fetch_add(bytes, Ordering::Relaxed);
+        self.position = Position { files, records: 0 };
+    }
+
+    /// How many files and records are read in full.
+    pub(crate) fn position(&self) -> Position {
+        self.position
+    }
+
     fn next_part(&mut self) -> Result<Option<Part>> {
         loop {
             if let Some(file) = &mut self.current {
                 match file.next_part(self.part_bytes) {
-                    Ok(Some(part)) => return Ok(Some(part)),
-                    Ok(None) => self.current = None,
+                    Ok(Some(part)) => {
+                        self.position.records += u64::from(part.end.is_some());
+                        return Ok(Some(part));
+                    }
+                    Ok(None) => {
+                        self.current = None;
+                        self.position.files += 1;
+                        self.position.records = 0;
+                    }
                     Err(error) if error.is_bad_record() && self.skipped < self.bad_lines => {
                         self.skipped += 1;
+                        self.position.records += 1;
                         log::debug!("skipped: {error}");
                         let end = Some(End::Nothing);
                         let text = String::new();
@@ -146,8 +185,8 @@ impl Parts {
                     Err(error) => return Err(error),
                 }
             }
-            match self.files.next() {
-                Some(file) => self.current = Some(OpenFile::open(file, &self.bytes_read)?),
+            match self.inputs.next() {
+                Some(input) => self.current = Some(OpenFile::open(input, &self.bytes_read)?),
                 None => return Ok(None),
             }
         }
@@ -161,7 +200,7 @@ impl Iterator for Parts {
         let next = self.next_part();
         if next.is_err() {
             self.current = None;
-            self.files = Vec::new().into_iter();
+            self.inputs = Vec::new().into_iter();
         }
         next.transpose()
     }
@@ -169,6 +208,8 @@ impl Iterator for Parts {
 
 struct OpenFile {
     path: PathBuf,
+    /// The field or column of the text.
+    column: String,
     records: Records,
     /// The number of the last line read, from 1; 0 before the first.
     line: u64,
@@ -196,15 +237,16 @@ enum Records {
 type Text = Box<dyn BufRead + Send>;
 
 impl OpenFile {
-    fn open(file: SourceFile, bytes_read: &Arc<AtomicU64>) -> Result<Self> {
-        let SourceFile { path, bytes, .. } = file;
+    fn open(input: Input, bytes_read: &Arc<AtomicU64>) -> Result<Self> {
+        let path = input.locate()?;
+        let SourceFile { bytes, column, .. } = input.file;
         let Some(layout) = layout_of(&path) else {
             return Err(DataError::UnknownFormat { path });
         };
         let open = || open_counted(&path, Arc::clone(bytes_read));
         let records = match layout {
             Layout::Parquet => Records::Rows {
-                rows: ParquetRows::open(&path, Some(TEXT))?,
+                rows: ParquetRows::open(&path, Some(&column))?,
                 bytes,
                 bytes_read: Arc::clone(bytes_read),
             },
@@ -236,6 +278,7 @@ impl OpenFile {
         };
         Ok(Self {
             path,
+            column,
             records,
             line: 0,
         })
@@ -334,7 +377,8 @@ impl OpenFile {
             }
             let line = self.utf8(bytes)?;
             if !line.trim().is_empty() {
-                let text = text_of_object(&line).map_err(|reason| self.bad(reason))?;
+                let text = text_of_object(&line, &self.column);
+                let text = text.map_err(|reason| self.bad(reason))?;
                 let end = Some(End::Document);
                 return Ok(Some(Part { text, end }));
             }
@@ -345,7 +389,7 @@ impl OpenFile {
     fn begin_long_line(&mut self, bytes: Vec<u8>) {
         if let Records::Lines { text, long } = &mut self.records {
             text.put_back(bytes);
-            *long = Some(LongLine::new());
+            *long = Some(LongLine::new(&self.column));
         }
     }
 
@@ -359,7 +403,8 @@ impl OpenFile {
             Element::End => Ok(None),
             Element::Json(bytes) => {
                 let json = self.utf8(bytes)?;
-                let text = text_of(&json).map_err(|reason| self.bad(reason))?;
+                let text = text_of(&json, &self.column);
+                let text = text.map_err(|reason| self.bad(reason))?;
                 Ok(Some(text))
             }
             Element::NoArray { reason } => Err(DataError::BadArray {
@@ -384,11 +429,12 @@ impl OpenFile {
             bytes_read.fetch_add(std::mem::take(bytes), Ordering::Relaxed);
             return Ok(None);
         };
-        match row.remove(TEXT) {
+        match row.remove(&self.column) {
             Some(Value::String(text)) => Ok(Some(text)),
             _ => Err(DataError::NoTextInRow {
                 path: self.path.clone(),
                 row: rows.row(),
+                column: self.column.clone(),
             }),
         }
     }
@@ -396,7 +442,12 @@ impl OpenFile {
     fn bad(&self, reason: BadRecord) -> DataError {
         let (path, line) = (self.path.clone(), self.line);
         match reason {
-            BadRecord::NoText => DataError::NoText { path, line },
+            BadRecord::NoText { fields } => DataError::NoText {
+                path,
+                line,
+                column: self.column.clone(),
+                fields,
+            },
             BadRecord::Json { column, reason } => DataError::BadJson {
                 path,
                 line,

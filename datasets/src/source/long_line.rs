@@ -7,7 +7,7 @@ use super::record::{BadRecord, bad_json, text_of_object};
 /// The most bytes of a line that are kept beside its strings.
 const SKELETON_BYTES: usize = 64 << 20;
 
-/// Reads one line that holds a JSON object, part by part of its `text`.
+/// Reads one line that holds a JSON object, part by part of its text.
 ///
 /// The line without the contents of its long strings, its skeleton, is parsed at the end like any other
 /// line; each string is parsed piece by piece, so that a line is accepted if and only if it would be
@@ -24,7 +24,9 @@ pub(super) struct LongLine {
     depth: usize,
     /// Whether a value comes next in the outermost object, not a name.
     is_value: bool,
-    /// The last name in the outermost object was `text`.
+    /// The field of the text.
+    column: String,
+    /// The last name in the outermost object was `column`.
     is_text: bool,
     /// The bytes read so far.
     bytes: usize,
@@ -47,8 +49,10 @@ pub(super) enum Found {
 }
 
 impl LongLine {
-    pub(super) fn new() -> Self {
+    /// A line whose text is in the field `column`.
+    pub(super) fn new(column: &str) -> Self {
         Self {
+            column: column.to_owned(),
             skeleton: Vec::new(),
             string: Vec::new(),
             cut: false,
@@ -64,7 +68,7 @@ impl LongLine {
     /// Reads on until there are about `part_bytes` of text, or the line ends.
     ///
     /// # Errors
-    /// Outer: the file cannot be read. Inner: the line is no JSON object with a `text`; then the line is
+    /// Outer: the file cannot be read. Inner: the line is no JSON object with a text; then the line is
     /// read to its end.
     pub(super) fn read(
         &mut self,
@@ -167,7 +171,7 @@ impl LongLine {
         let parsed = self.parse()?;
         let in_text = self.in_text();
         if self.depth == 1 && !self.is_value {
-            self.is_text = !self.cut && parsed == "text";
+            self.is_text = !self.cut && parsed == self.column;
         }
         self.skeleton.push(b'"');
         if !self.cut && !in_text {
@@ -186,7 +190,7 @@ impl LongLine {
         json.push(b'"');
         serde_json::from_slice(&json).map_err(|error| match bad_json(&error) {
             BadRecord::Json { reason, .. } => self.bad(&reason),
-            BadRecord::NoText => BadRecord::NoText,
+            no_text @ BadRecord::NoText { .. } => no_text,
         })
     }
 
@@ -196,9 +200,9 @@ impl LongLine {
         }
         let skeleton = String::from_utf8(std::mem::take(&mut self.skeleton));
         let skeleton = skeleton.map_err(|_| self.bad("not UTF-8"))?;
-        match text_of_object(&skeleton) {
+        match text_of_object(&skeleton, &self.column) {
             Ok(_) => Ok(Found::End),
-            Err(BadRecord::NoText) => Err(BadRecord::NoText),
+            Err(no_text @ BadRecord::NoText { .. }) => Err(no_text),
             Err(BadRecord::Json { reason, .. }) => Err(self.bad(&reason)),
         }
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::de::IgnoredAny;
 
-use super::{Layout, TEXT, layout_of, open_text};
+use super::{Layout, layout_of, open_text};
 use crate::error::Result;
 
 /// Names of files that tell about others, up to the first `.`, `-` or `_`.
@@ -28,12 +28,12 @@ impl PassedOver {
         self.0.is_empty()
     }
 
-    /// Whether the file is none to be read as text.
-    pub(super) fn takes(&self, path: &Path) -> Result<bool> {
+    /// Whether the file is none to be read as text, which is in the field `column` of a record.
+    pub(super) fn takes(&self, path: &Path, column: &str) -> Result<bool> {
         Ok(match layout_of(path) {
             None => true,
             _ if is_incidental(path) => true,
-            Some(Layout::Json) => is_one_object_without_text(path)?,
+            Some(Layout::Json) => is_one_object_without(path, column)?,
             Some(_) => false,
         })
     }
@@ -85,8 +85,8 @@ fn is_incidental(path: &Path) -> bool {
 
 /// Whether a file is one JSON object and nothing else, and no record of text. One that is too long to see is
 /// taken for text.
-fn is_one_object_without_text(path: &Path) -> Result<bool> {
+fn is_one_object_without(path: &Path, column: &str) -> Result<bool> {
     let beginning = open_text(path)?.take(BEGINNING);
     let object = serde_json::from_reader::<_, HashMap<String, IgnoredAny>>(beginning);
-    Ok(object.is_ok_and(|object| !object.contains_key(TEXT)))
+    Ok(object.is_ok_and(|object| !object.contains_key(column)))
 }

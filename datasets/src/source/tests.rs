@@ -23,6 +23,10 @@ fn read(sources: &[&Path]) -> Result<Vec<String>> {
     Documents::new(source_files(&sources)?).collect()
 }
 
+fn inputs(files: Vec<SourceFile>) -> Vec<Input> {
+    files.into_iter().map(Input::from).collect()
+}
+
 fn error(path: &Path) -> DataError {
     let error = read(&[path]).unwrap_err();
     let name = path.file_name().unwrap().to_str().unwrap();
@@ -337,7 +341,7 @@ fn a_long_line_is_its_parts() {
         );
         let files = source_files(&[path]).unwrap();
         let (mut documents, mut document) = (Vec::new(), String::new());
-        for part in Parts::new(files, 0, part_bytes) {
+        for part in Parts::new(inputs(files), 0, part_bytes) {
             let part = part.map_err(|error| error.to_string())?;
             assert!(
                 part.text.len() <= part_bytes.saturating_add(70),
@@ -380,7 +384,7 @@ fn a_long_line_is_its_parts() {
     let path = write(&folder, "a.txt", &text);
     for part_bytes in [1, 2, 3, 10, 1000, 10_000] {
         let files = source_files(std::slice::from_ref(&path)).unwrap();
-        let parts: Result<Vec<Part>> = Parts::new(files, 0, part_bytes).collect();
+        let parts: Result<Vec<Part>> = Parts::new(inputs(files), 0, part_bytes).collect();
         let parts = parts.unwrap();
         assert_eq!(
             parts.iter().map(|part| &*part.text).collect::<String>(),
@@ -397,7 +401,7 @@ fn many_long_lines_are_read() {
     let line = format!("{{\"text\": \"{}\"}}\n", "x".repeat(100));
     let path = write(&folder, "a.jsonl", line.repeat(100_000));
     let files = source_files(&[path]).unwrap();
-    let parts = Parts::new(files, 0, 64).map(|part| part.unwrap());
+    let parts = Parts::new(inputs(files), 0, 64).map(|part| part.unwrap());
     let (mut documents, mut bytes) = (0, 0);
     for part in parts {
         documents += usize::from(part.end == Some(End::Document));
@@ -462,4 +466,72 @@ fn the_bytes_on_disk_are_counted() {
     assert_eq!(documents.bytes_read(), 0);
     assert_eq!(documents.by_ref().count(), 4);
     assert_eq!(documents.bytes_read(), size);
+}
+
+#[test]
+fn the_text_may_be_in_another_column() {
+    let folder = TempDir::new().unwrap();
+    let long = "the times ".repeat(1000);
+    let line = serde_json::json!({ "text": "no", "body": long, "n": {"body": 1} }).to_string();
+    write(
+        &folder,
+        "a.jsonl",
+        format!("{{\"body\": \"one\"}}\n{line}\n"),
+    );
+    write(&folder, "b.json", "[{\"body\": \"two\"}]");
+    // One object without that field is about the others.
+    write(&folder, "info.json", "{\n\"text\": \"no\"\n}");
+    let files = |column: &str| {
+        let source = Source::local(folder.path()).with_column(column);
+        super::inputs(&[source]).unwrap()
+    };
+    let texts = |part_bytes| -> Result<String> {
+        Parts::new(files("body"), 0, part_bytes)
+            .map(|part| part.map(|part| part.text))
+            .collect()
+    };
+    for part_bytes in [64, usize::MAX] {
+        assert_eq!(texts(part_bytes).unwrap(), format!("one{long}two"));
+    }
+    let wrong = Parts::new(files("Body"), 0, usize::MAX)
+        .find_map(Result::err)
+        .unwrap();
+    let wrong = wrong.to_string();
+    assert!(
+        wrong.contains("no text in \"Body\"; its fields are \"body\""),
+        "{wrong}"
+    );
+    // Only another column than the usual one is a part of the identity.
+    let json = |column| serde_json::to_value(&files(column)[0].file).unwrap();
+    assert_eq!(json("body")["column"], "body");
+    assert_eq!(json(TEXT).get("column"), None);
+}
+
+#[test]
+fn patterns_choose_files() {
+    let folder = TempDir::new().unwrap();
+    for name in [
+        "b/2.txt",
+        "b/1.txt",
+        "a/1.txt",
+        "b/.3.txt",
+        "b/x[1].txt",
+        "b/more/4.txt",
+        "b/5.md",
+    ] {
+        write(&folder, name, name);
+    }
+    let read_pattern = |pattern: &str| read(&[&folder.path().join(pattern)]);
+    assert_eq!(read_pattern("*/1.txt").unwrap(), ["a/1.txt", "b/1.txt"]);
+    assert_eq!(read_pattern("b/[12].txt").unwrap(), ["b/1.txt", "b/2.txt"]);
+    assert_eq!(read_pattern("**/4.txt").unwrap(), ["b/more/4.txt"]);
+    // A folder that it matches is read as one, and a file of that very name is no pattern.
+    assert_eq!(read_pattern("b/mor?").unwrap(), ["b/more/4.txt"]);
+    assert_eq!(read_pattern("b/x[1].txt").unwrap(), ["b/x[1].txt"]);
+    for nothing in ["c/*.txt", "b/*.jsonl", "b/[.txt"] {
+        let error = read_pattern(nothing).unwrap_err();
+        assert!(matches!(error, DataError::Pattern { .. }), "{error}");
+    }
+    let error = read_pattern("b/*").unwrap_err();
+    assert!(matches!(error, DataError::UnknownFormat { .. }), "{error}");
 }

@@ -3,21 +3,16 @@ use std::collections::HashSet;
 use tempfile::TempDir;
 
 use super::*;
+use crate::batches::{Batches, Windows};
 use crate::fixtures::{asset, write};
 use crate::prepare::PrepareOptions;
-use crate::split::Split;
+use crate::source::Source;
 use crate::tokenizer::fixtures::phi_tiny;
 
-fn shards(source: impl Into<std::path::PathBuf>) -> Arc<TokenShards> {
+fn shards(source: impl Into<Source>) -> Arc<TokenShards> {
     let cache = TempDir::new().unwrap();
-    let options = PrepareOptions {
-        name: "test",
-        sources: vec![source.into()],
-        split: Split::All,
-        tokenizer: &phi_tiny(),
-        cache: cache.path().into(),
-        skip_bad_lines: 0,
-    };
+    let tokenizer = phi_tiny();
+    let options = PrepareOptions::new("test", [source.into()], &tokenizer, cache.path());
     Arc::new(TokenShards::prepare(&options).unwrap())
 }
 
@@ -116,8 +111,7 @@ fn assert_rows(windows: &TokenWindows, batch: &Batch, indices: impl Iterator<Ite
 }
 
 /// The index of the window in each row of the batches `steps`.
-fn dealt(batches: &Batches, steps: std::ops::Range<u64>) -> Vec<u64> {
-    let windows = batches.windows();
+fn dealt(windows: &TokenWindows, batches: &Batches, steps: std::ops::Range<u64>) -> Vec<u64> {
     let context = windows.context();
     let numbers: std::collections::HashMap<Vec<i32>, u64> = (0..windows.count())
         .map(|index| {
@@ -145,9 +139,10 @@ fn dealt(batches: &Batches, steps: std::ops::Range<u64>) -> Vec<u64> {
 
 #[test]
 fn an_epoch_deals_out_every_window_once() {
-    let batches = Batches::new(validation(512), 8, 3);
+    let windows = validation(512);
+    let batches = Batches::new(windows.clone(), 8, 3);
     // 8 * 317 rows are eight epochs, seven of which end inside a batch.
-    let dealt = dealt(&batches, 0..317);
+    let dealt = dealt(&windows, &batches, 0..317);
     let epochs: Vec<&[u64]> = dealt.chunks(317).collect();
     assert_eq!(epochs.len(), 8);
     for epoch in &epochs {
@@ -181,11 +176,12 @@ fn a_batch_depends_on_the_seed_and_the_step_alone() {
 #[test]
 fn the_order_does_not_depend_on_the_batch_size() {
     let windows = validation(512);
-    let by_one = dealt(&Batches::new(windows.clone(), 1, 5), 0..1000);
+    let by_one = dealt(&windows, &Batches::new(windows.clone(), 1, 5), 0..1000);
     for batch_size in [2, 8, 500] {
         let batches = Batches::new(windows.clone(), batch_size, 5);
         let steps = 1000 / batch_size as u64;
-        assert_eq!(dealt(&batches, 0..steps), by_one, "batches of {batch_size}");
+        let dealt = dealt(&windows, &batches, 0..steps);
+        assert_eq!(dealt, by_one, "batches of {batch_size}");
     }
 }
 
@@ -198,4 +194,49 @@ fn the_last_step_is_as_good_as_the_first() {
         matches!(none, DataError::Zero { what: "batch size" }),
         "{none}"
     );
+}
+
+#[test]
+fn a_mixture_deals_out_each_source_as_if_it_were_alone() {
+    let windows = validation(16);
+    let other = TokenWindows::new(of_tokens(16 * 40 + 1), 16).unwrap();
+    let sources = |weights: [f64; 2]| -> Vec<(Windows, f64)> {
+        let [first, second] = weights;
+        vec![
+            (windows.clone().into(), first),
+            (other.clone().into(), second),
+        ]
+    };
+    let rows = |batches: &Batches, steps: std::ops::Range<u64>| -> Vec<Vec<i32>> {
+        let batches = steps.map(|step| batches.batch(step).unwrap().ids);
+        batches
+            .flat_map(|ids| ids.chunks(16).map(<[i32]>::to_vec).collect::<Vec<_>>())
+            .collect()
+    };
+    let mixed = rows(&Batches::mixed(sources([3.0, 1.0]), 8, 5).unwrap(), 0..250);
+    let the = other.window(0).unwrap().ids[0];
+    let is_other = |row: &&Vec<i32>| row[0] == the && row[1] == the;
+    // Two blocks of a thousand rows.
+    for block in mixed.chunks(1000) {
+        assert_eq!(block.iter().filter(is_other).count(), 250);
+    }
+    let alone: HashSet<_> = rows(&Batches::new(windows.clone(), 8, 5), 0..1500 / 8)
+        .into_iter()
+        .collect();
+    let own: HashSet<_> = mixed.iter().filter(|row| !is_other(row)).cloned().collect();
+    assert_eq!(own.intersection(&alone).count(), alone.len());
+
+    // The batch size plays no part, and the order is in no object.
+    let by_one = Batches::mixed(sources([3.0, 1.0]), 1, 5).unwrap();
+    for step in [1999, 0, 1000] {
+        assert_eq!(by_one.batch(step).unwrap().ids, mixed[step as usize]);
+    }
+    let one = vec![(windows.clone().into(), 0.1)];
+    let one = Batches::mixed(one, 8, 5).unwrap().batch(3).unwrap();
+    assert_eq!(one, Batches::new(windows.clone(), 8, 5).batch(3).unwrap());
+
+    let longer = TokenWindows::new(of_tokens(100), 32).unwrap();
+    let lengths = vec![(windows.clone().into(), 1.0), (longer.into(), 1.0)];
+    let error = Batches::mixed(lengths, 8, 5).unwrap_err();
+    assert!(matches!(error, DataError::Contexts { .. }), "{error}");
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use hf_hub::{Cache, Repo, RepoType};
 
 use super::Hub;
-use super::fetch::Client;
+use super::fetch::{Client, Failure};
 use crate::weights::WeightsError;
 
 /// The branch where the hub keeps a copy of each data set in parquet, whatever its own files are.
@@ -84,7 +84,7 @@ impl Hub {
         }
         let pinned = repo(&newest.sha);
         let fetched = names.iter().rev().map(|file| client.get(&pinned, file));
-        let mut files = fetched.collect::<Result<Vec<_>, String>>()?;
+        let mut files = fetched.collect::<Result<Vec<_>, Failure>>()?;
         files.reverse();
         Ok(files)
     }

@@ -5,8 +5,9 @@
 //! says, and of the hash that it first said.
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use hf_hub::api::RepoInfo;
@@ -22,6 +23,9 @@ use super::Hub;
 /// Redirects that are followed, at most.
 const REDIRECTS: usize = 8;
 
+/// How often something is tried again. After a first wait of a second, the last try is two minutes after the first.
+const RETRIES: u32 = 7;
+
 /// How long a connection may take. A model in the cache is used without a hub that does not answer.
 const CONNECT: Duration = Duration::from_secs(20);
 
@@ -33,6 +37,89 @@ pub(super) struct Client {
     endpoint: String,
     token: Option<String>,
     cache: Cache,
+}
+
+/// Why something was not fetched.
+#[derive(Debug)]
+pub(super) struct Failure {
+    reason: String,
+    /// Whether the same may succeed later: the hub is busy, or the connection broke.
+    passes: bool,
+}
+
+impl Failure {
+    /// That of `error`.
+    fn of(error: &ureq::Error) -> Self {
+        let (passes, advice) = match error {
+            ureq::Error::StatusCode(401 | 403) => (
+                false,
+                "; the hub lets only some people have it: accept its conditions there, and give your token (HF_TOKEN)",
+            ),
+            ureq::Error::StatusCode(status) => (matches!(status, 408 | 429 | 500..), ""),
+            ureq::Error::BadUri(_) | ureq::Error::Tls(_) => (false, ""),
+            _ => (true, ""),
+        };
+        Self {
+            reason: format!("{error}{advice}"),
+            passes,
+        }
+    }
+
+    fn passing(reason: impl ToString) -> Self {
+        Self {
+            reason: reason.to_string(),
+            passes: true,
+        }
+    }
+
+    fn named(self, file: &str) -> Self {
+        Self {
+            reason: format!("{file}: {}", self.reason),
+            ..self
+        }
+    }
+}
+
+impl From<String> for Failure {
+    fn from(reason: String) -> Self {
+        Self {
+            reason,
+            passes: false,
+        }
+    }
+}
+
+impl From<&str> for Failure {
+    fn from(reason: &str) -> Self {
+        reason.to_owned().into()
+    }
+}
+
+impl From<Failure> for String {
+    fn from(failure: Failure) -> Self {
+        failure.reason
+    }
+}
+
+/// Calls `fetch` again, up to [`RETRIES`] times, as long as it fails for a reason that may pass: after `wait`, then
+/// after twice that, and so on.
+pub(super) fn patiently<T>(
+    wait: Duration,
+    mut fetch: impl FnMut() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let mut wait = wait;
+    for _ in 0..RETRIES {
+        match fetch() {
+            Err(failure) if failure.passes => {
+                let seconds = wait.as_secs_f32();
+                log::warn!("{}; trying again in {seconds:.0} s", failure.reason);
+                thread::sleep(wait);
+                wait *= 2;
+            }
+            fetched => return fetched,
+        }
+    }
+    fetch()
 }
 
 /// A response, and what the hub itself calls the file's content: the first that it says on the way to the
@@ -61,30 +148,33 @@ impl Client {
     }
 
     /// What there is of `repo` at its revision.
-    pub(super) fn info(&self, repo: &Repo) -> Result<RepoInfo, String> {
+    pub(super) fn info(&self, repo: &Repo) -> Result<RepoInfo, Failure> {
         let url = format!("{}/api/{}", self.endpoint, repo.api_url());
         let body = self.ask(&url, None)?.response.into_body();
         let info: RepoInfo =
-            serde_json::from_reader(body.into_reader()).map_err(|error| error.to_string())?;
+            serde_json::from_reader(body.into_reader()).map_err(|error| Failure {
+                passes: !error.is_data(),
+                reason: error.to_string(),
+            })?;
         if !is_name(&info.sha) {
-            return Err(format!("{:?} is no revision", info.sha));
+            return Err(format!("{:?} is no revision", info.sha).into());
         }
         Ok(info)
     }
 
     /// A file of `repo`, whose revision is a commit, in the cache, where it is fetched to if it is not
     /// there.
-    pub(super) fn get(&self, repo: &Repo, file: &str) -> Result<PathBuf, String> {
-        let named = |reason: String| format!("{file}: {reason}");
+    pub(super) fn get(&self, repo: &Repo, file: &str) -> Result<PathBuf, Failure> {
         let place = self.cache.repo(repo.clone());
         let place = place.pointer_path(repo.revision()).join(file);
         if place.exists() {
             return Ok(place);
         }
-        self.fetch(repo, file, &place).map_err(named)
+        self.fetch(repo, file, &place)
+            .map_err(|failure| failure.named(file))
     }
 
-    fn fetch(&self, repo: &Repo, file: &str, place: &Path) -> Result<PathBuf, String> {
+    fn fetch(&self, repo: &Repo, file: &str, place: &Path) -> Result<PathBuf, Failure> {
         let is_inside = |part: Component| matches!(part, Component::Normal(_));
         if !file.is_ascii() || !Path::new(file).components().all(is_inside) {
             return Err("only names in ASCII, of files within the model, can be fetched".into());
@@ -124,8 +214,8 @@ impl Client {
             };
             let whole = self
                 .download(&url, &part, size, file)
-                .and_then(|()| verify(&part, &etag))
-                .and_then(|()| fs::rename(&part, &blob).map_err(said));
+                .and_then(|()| verify(&part, &etag).map_err(Failure::from))
+                .and_then(|()| Ok(fs::rename(&part, &blob).map_err(said)?));
             if whole.is_err() && !is_alone {
                 // No other process will look for it.
                 let _ = fs::remove_file(&part);
@@ -137,7 +227,7 @@ impl Client {
     }
 
     /// Makes `part` whole: fetches what is missing at its end.
-    fn download(&self, url: &str, part: &Path, size: u64, name: &str) -> Result<(), String> {
+    fn download(&self, url: &str, part: &Path, size: u64, name: &str) -> Result<(), Failure> {
         let said = |error: io::Error| error.to_string();
         // More than all of it is something else.
         let there = fs::metadata(part).map_or(0, |part| part.len());
@@ -160,16 +250,19 @@ impl Client {
             .with_position(there);
         bar.reset_eta();
         let rest = response.into_body().into_reader().take(size - there);
-        let came = io::copy(&mut bar.wrap_read(rest), &mut file);
+        let came = copy(&mut bar.wrap_read(rest), &mut file);
         bar.abandon();
-        match there + came.map_err(said)? {
-            whole if whole == size => Ok(()),
-            whole => Err(format!("it broke off after {whole} of {size} bytes")),
+        let whole = there + came?;
+        if whole == size {
+            Ok(())
+        } else {
+            let reason = format!("it broke off after {whole} of {size} bytes");
+            Err(Failure::passing(reason))
         }
     }
 
     /// Asks for a page, or for some bytes of it, wherever it has moved to.
-    fn ask(&self, url: &str, range: Option<&str>) -> Result<Answer, String> {
+    fn ask(&self, url: &str, range: Option<&str>) -> Result<Answer, Failure> {
         let mut url = url.to_owned();
         let token = self.token.as_deref().unwrap_or_default();
         if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
@@ -186,7 +279,7 @@ impl Client {
             if let Some(token) = self.token.as_ref().filter(|_| is_hub) {
                 request = request.header("Authorization", format!("Bearer {token}"));
             }
-            let response = request.call().map_err(|error| error.to_string())?;
+            let response = request.call().map_err(|error| Failure::of(&error))?;
             let header = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
             let is_redirection = response.status().is_redirection();
             if is_hub && etag.is_none() {
@@ -212,7 +305,26 @@ impl Client {
                 location
             };
         }
-        Err(format!("more than {REDIRECTS} redirects"))
+        Err(format!("more than {REDIRECTS} redirects").into())
+    }
+}
+
+/// Copies what a hub sends into a file, and returns its length. A connection that breaks is a failure that passes, and
+/// a disk that is full is none.
+fn copy(from: &mut impl Read, file: &mut File) -> Result<u64, Failure> {
+    let mut bytes = vec![0; 1 << 18];
+    let mut length = 0;
+    loop {
+        match from.read(&mut bytes) {
+            Ok(0) => return Ok(length),
+            Ok(read) => {
+                let written = file.write_all(&bytes[..read]);
+                written.map_err(|error| error.to_string())?;
+                length += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Failure::passing(error)),
+        }
     }
 }
 

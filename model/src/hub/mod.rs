@@ -4,11 +4,14 @@ mod dataset;
 mod environment;
 mod fetch;
 mod gguf;
+mod text_files;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use hf_hub::{Cache, Repo, RepoType};
+
+pub use self::text_files::{TextFiles, TextName};
 
 use self::fetch::{Client, is_name};
 use crate::weights::{
@@ -289,7 +292,7 @@ impl Revision {
     }
 
     fn get(&self, file: &str) -> Result<PathBuf, String> {
-        self.client.get(&self.repo, file)
+        Ok(self.client.get(&self.repo, file)?)
     }
 }
 

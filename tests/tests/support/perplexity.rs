@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor, TensorData};
-use datasets::{PrepareOptions, Split, TokenShards, TokenWindows, Tokenizer};
+use datasets::{PrepareOptions, TokenShards, TokenWindows, Tokenizer};
 use kernels::KernelBackend;
 use tests::networks::{Exact, values};
 use train::config::Evaluation;
@@ -19,14 +19,9 @@ fn phi_tiny() -> PathBuf {
 fn held_out() -> TokenWindows {
     let tokenizer = Tokenizer::from_folder(phi_tiny()).expect("a tokenizer");
     let cache = tempfile::tempdir().expect("a folder");
-    let shards = TokenShards::prepare(&PrepareOptions {
-        name: "validation",
-        sources: vec![phi_tiny().join("../text/pd-validation.json.gz")],
-        split: Split::All,
-        tokenizer: &tokenizer,
-        cache: cache.path().into(),
-        skip_bad_lines: 0,
-    });
+    let text = phi_tiny().join("../text/pd-validation.json.gz");
+    let options = PrepareOptions::new("validation", [text], &tokenizer, cache.path());
+    let shards = TokenShards::prepare(&options);
     TokenWindows::new(Arc::new(shards.expect("shards")), 512).expect("windows")
 }
 

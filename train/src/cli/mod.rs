@@ -1,6 +1,7 @@
 //! The command line of `train`.
 
 mod bench;
+mod prepare;
 mod signals;
 
 use std::fmt;
@@ -11,6 +12,7 @@ use std::process::ExitCode;
 use anyhow::{anyhow, bail};
 use burn::backend::Autodiff;
 use clap::{Args, Parser, Subcommand};
+use datasets::DataError;
 use kernels::KernelBackend;
 use kernels::runtime::{Backend, BackendError, Work};
 
@@ -21,6 +23,7 @@ use train::logging::{listen, say};
 use train::run::{CONFIG, Outcome, Run, RunOptions, SUMMARY};
 
 use bench::BenchArgs;
+use prepare::PrepareArgs;
 use signals::{INTERRUPTED, stop_on_interrupt};
 
 const EXAMPLES: &str = "\
@@ -43,8 +46,19 @@ Examples:
   The same with a teacher from a folder instead of the Hugging Face hub:
       train --preset phi-1.5 --set teacher.model=/models/phi-1_5 --set data.train=/text/c4
 
+  Two thirds of one text and one third of another, from files of JSON lines whose text is in \"body\":
+      train --set 'data.train=[{path = \"a/*.jsonl.gz\", weight = 2, column = \"body\"},
+          {path = \"b\", weight = 1}]'
+
+  C4 from the Hugging Face hub, tokenised while the run goes on:
+      train --preset phi-1.5 --set data.train=hub:allenai/c4:en \\
+          --set data.validation=hub:allenai/c4:en:validation
+
   How fast the stages are at full size on this machine:
-      train bench --preset phi-1.5";
+      train bench --preset phi-1.5
+
+  To tokenise the text of a run ahead, on machines without a GPU:
+      train prepare --preset phi-1.5 --set data.train=/text/c4";
 
 /// Distils a Phi Transformer into a Phi-Mamba by MOHAWK (arXiv 2408.10189).
 ///
@@ -67,6 +81,7 @@ pub struct Cli {
 enum Command {
     Ablate(AblateArgs),
     Bench(Box<BenchArgs>),
+    Prepare(PrepareArgs),
 }
 
 #[derive(Debug, Args)]
@@ -175,6 +190,7 @@ impl Cli {
         match self.command {
             Some(Command::Ablate(args)) => args.run(),
             Some(Command::Bench(args)) => print(format_args!("{}", args.run()?)),
+            Some(Command::Prepare(args)) => print(format_args!("{}", args.run()?)),
             None => self.run.run(),
         }
     }
@@ -339,13 +355,18 @@ fn of_run(error: TrainError, folder: &Path) -> anyhow::Error {
 /// too little of it, and `again` is how to continue after that.
 fn with_advice(error: TrainError, memory: &str, again: &str) -> anyhow::Error {
     use BackendError::{Failed, Lost, OldDriver, OutOfMemory};
-    use TrainError::{Device, Io, Manifest, Metrics, Report, Weights};
+    use TrainError::{Data, Device, Io, Manifest, Metrics, Report, Weights};
     match error {
         Device(OutOfMemory { .. }) => anyhow!("{error}; {memory}, then continue {again}"),
         Device(Lost { .. } | OldDriver { .. } | Failed { .. }) => {
             anyhow!("{error}; after that, continue {again}")
         }
-        Io { .. } | Manifest(_) | Metrics(_) | Report(_) | Weights(_) => {
+        Data(DataError::Fetch { .. })
+        | Io { .. }
+        | Manifest(_)
+        | Metrics(_)
+        | Report(_)
+        | Weights(_) => {
             anyhow!("{error}; put that right, then continue {again}")
         }
         other => other.into(),

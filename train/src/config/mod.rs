@@ -22,12 +22,14 @@ mod layers;
 mod mixer;
 mod overlay;
 mod paths;
+mod source;
 mod stage;
 mod validate;
 
 pub use error::ConfigError;
 pub use layers::{PRESETS, Source};
-pub use paths::resolve_path;
+pub use paths::{resolve_path, resolve_text};
+pub use source::TextSource;
 pub use stage::StageConfig;
 
 use std::fmt;
@@ -107,16 +109,18 @@ pub struct Teacher {
 /// `[data]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Data {
-    /// Files and folders of training text, for stages without data of their own; [`resolve_path`] finds them.
-    pub train: Vec<String>,
-    /// Files and folders of held-out text; empty holds out a part of `train`.
-    pub validation: Vec<String>,
+    /// Sources of training text, for stages without data of their own.
+    pub train: Vec<TextSource>,
+    /// Sources of held-out text; empty holds out a part of `train`. Weights count for nothing here.
+    pub validation: Vec<TextSource>,
     /// A `tokenizer.json`, its folder or a GGUF file; empty takes the teacher's.
     pub tokenizer: String,
     /// Folder of tokenised text; empty takes the user's cache folder.
     pub cache: String,
     /// Lines and rows without a document that are left out of each text, at most; the next one is an error.
     pub skip_bad_lines: u64,
+    /// Whether a document is left out of a text if the same came before in it.
+    pub drop_duplicates: bool,
     /// Tokens per training sequence, in stages without a context of their own.
     pub context: usize,
 }
@@ -284,8 +288,8 @@ impl Config {
         }
     }
 
-    /// Files and folders of the training text of `stage`.
-    pub fn text<'a>(&'a self, stage: &'a StageConfig) -> &'a [String] {
+    /// Sources of the training text of `stage`.
+    pub fn text<'a>(&'a self, stage: &'a StageConfig) -> &'a [TextSource] {
         if stage.data.is_empty() {
             &self.data.train
         } else {

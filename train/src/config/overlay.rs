@@ -5,6 +5,7 @@ use toml::{Table, Value};
 
 use super::error::{ConfigError, nearest};
 use super::mixer;
+use super::source;
 use super::stage::StageConfig;
 use crate::limits::require;
 use crate::schedule::Schedule;
@@ -21,6 +22,9 @@ const CHOICES: [(&str, &[&str]); 5] = [
 
 /// The largest float below which every whole number is one, 2^53.
 const LARGEST: f64 = 9_007_199_254_740_992.0;
+
+/// The keys outside of stages whose value is a list of sources of text.
+const TEXTS: [&str; 2] = ["data.train", "data.validation"];
 
 /// The key of the list of stages.
 const STAGES: &str = "stages";
@@ -286,10 +290,7 @@ fn overlay_stage(
         match (key.as_str(), stage.get_mut(&key)) {
             (_, None) => return Err(unknown_key(origin, &full, names)),
             ("lr", Some(_)) => set_rates(stage, value, &full, origin)?,
-            // Empty by default, which does not say of what it is a list.
-            ("data", Some(slot)) => {
-                *slot = fit(value, &vec![String::new()].into(), &full, origin)?;
-            }
+            ("data", Some(slot)) => *slot = source::fit(value, &full, origin)?,
             ("kind" | "name", Some(slot)) => require(
                 *slot == value,
                 &full,
@@ -381,6 +382,9 @@ fn under(
             (Some(Value::Table(table)), Value::Table(layer)) => {
                 under(table, layer, &format!("{name}."), origin, names)?;
             }
+            (Some(slot), value) if TEXTS.contains(&name.as_str()) => {
+                *slot = source::fit(value, &name, origin)?;
+            }
             (Some(slot), value) => *slot = fit(value, slot, &name, origin)?,
         }
     }
@@ -404,7 +408,7 @@ fn dotted_names(table: &Table) -> Vec<String> {
     names
 }
 
-fn unknown_key(origin: &str, key: &str, names: &[String]) -> ConfigError {
+pub(super) fn unknown_key(origin: &str, key: &str, names: &[String]) -> ConfigError {
     ConfigError::UnknownKey {
         origin: origin.to_owned(),
         key: key.to_owned(),

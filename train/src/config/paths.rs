@@ -1,6 +1,6 @@
 //! Where a configured path is looked for.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::{Config, ConfigError};
 
@@ -10,17 +10,21 @@ const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 impl Config {
     /// The same with every path that exists made absolute, so that it means the same from any working directory.
     ///
-    /// The teacher's may be a name on the hub, which stays. So does a path that does not exist, for whoever reads
+    /// The teacher's may be a name on the hub, which stays, and so may a source of text, or be standard input. So does a path that does not exist, for whoever reads
     /// it to complain about, and one that is not UTF-8 when absolute, which TOML cannot hold.
     pub fn with_absolute_paths(mut self) -> Self {
         let stages = self.stages.iter_mut();
         let texts = stages.flat_map(|stage| stage.data.iter_mut());
         let data = &mut self.data;
-        let all = texts
+        let texts = texts
             .chain(data.train.iter_mut())
-            .chain(data.validation.iter_mut())
-            .chain([&mut self.teacher.model, &mut data.tokenizer]);
-        for path in all {
+            .chain(data.validation.iter_mut());
+        for text in texts.filter(|text| text.is_local()) {
+            if let Ok(found) = resolve_text(&text.path) {
+                make_absolute(&mut text.path, &found);
+            }
+        }
+        for path in [&mut self.teacher.model, &mut data.tokenizer] {
             if let Ok(found) = resolve_path(path) {
                 make_absolute(path, &found);
             }
@@ -83,17 +87,42 @@ pub fn resolve_path(path: &str) -> Result<PathBuf, ConfigError> {
     })
 }
 
+/// The existing file or folder that a configured source of text means, as [`resolve_path`], or the pattern of paths:
+/// the folder before the first component with `*`, `?` or `[` is looked for in the same places.
+///
+/// # Errors
+/// As [`resolve_path`].
+pub fn resolve_text(path: &str) -> Result<PathBuf, ConfigError> {
+    match resolve_path(path) {
+        Err(_) if datasets::is_pattern(path) => {}
+        found => return found,
+    }
+    let components = || Path::new(path).components();
+    let is_plain = |component: &Component| {
+        let text = component.as_os_str().to_str();
+        text.is_none_or(|text| !datasets::is_pattern(text))
+    };
+    let plain = components().take_while(is_plain).count();
+    let base: PathBuf = components().take(plain).collect();
+    let rest: PathBuf = components().skip(plain).collect();
+    let base = match base.to_str() {
+        Some("") | None => PathBuf::from("."),
+        Some(base) => resolve_path(base)?,
+    };
+    Ok(base.join(rest))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Source;
+    use crate::config::{Source, TextSource};
 
     #[test]
     fn a_configuration_means_the_same_from_anywhere() {
         // Tests run in the folder of the crate.
         let here = std::env::current_dir().unwrap();
         let set = [
-            "data.train=src/lib.rs,./src/../src/lib.rs",
+            "data.train=src/lib.rs,./src/../src/lib.rs,src/*/m?d.rs,assets/text/*.gz,hub:o/n:a*,-,*.toml,no/*.txt",
             "stage2.data=src",
             "data.tokenizer=assets/phi-tiny",
             "data.cache=not/there",
@@ -101,14 +130,26 @@ mod tests {
         ];
         let config = Config::load(Source::Preset("tiny"), &set.map(str::to_owned)).unwrap();
         let absolute = config.with_absolute_paths();
+        let bundled_text = Path::new(WORKSPACE).canonicalize().unwrap();
+        let bundled_text = bundled_text.join("assets/text/*.gz");
         let of = |path: &str| here.join(path).to_str().unwrap().to_owned();
         assert_eq!(
             absolute.data.train,
-            [of("src/lib.rs"), of("src/../src/lib.rs")]
+            [
+                of("src/lib.rs"),
+                of("src/../src/lib.rs"),
+                of("src/*/m?d.rs"),
+                bundled_text.to_str().unwrap().to_owned(),
+                "hub:o/n:a*".to_owned(),
+                "-".to_owned(),
+                of("*.toml"),
+                "no/*.txt".to_owned(),
+            ]
+            .map(TextSource::from)
         );
-        assert_eq!(absolute.stages[1].data, [of("src")]);
+        assert_eq!(absolute.stages[1].data, [of("src").into()]);
         assert_eq!(absolute.data.cache, of("not/there"));
-        assert_eq!(absolute.stages[2].data, ["not/there.txt"]);
+        assert_eq!(absolute.stages[2].data, ["not/there.txt".into()]);
         let bundled = Path::new(&absolute.teacher.model);
         assert!(bundled.is_absolute() && bundled.ends_with("assets/phi-tiny"));
         assert_eq!(absolute.data.tokenizer, absolute.teacher.model);

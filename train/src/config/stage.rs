@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::TextSource;
 use crate::schedule::Schedule;
 use crate::stages::{Kind, Rates};
 
@@ -21,8 +22,8 @@ pub struct StageConfig {
     pub micro_batch: usize,
     /// Tokens per sequence; 0 is `data.context`.
     pub context: usize,
-    /// Files and folders of training text; empty is `data.train`.
-    pub data: Vec<String>,
+    /// Sources of training text; empty is `data.train`.
+    pub data: Vec<TextSource>,
     /// `schedule`, and the keys of that schedule.
     #[serde(flatten)]
     pub schedule: Schedule,

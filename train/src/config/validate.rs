@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use model::Part;
 
 use super::layers::section_names;
-use super::{Config, StageConfig};
+use super::{Config, StageConfig, TextSource};
 use crate::limits::{OutOfRange, at_least, not_negative, positive, require};
 
 /// The most bytes of a stage's name. The names of its checkpoints are longer, and file systems allow 255.
@@ -32,6 +32,8 @@ pub(super) fn validate(config: &Config) -> Result<(), OutOfRange> {
         "[]",
         "at least one file or folder of text",
     )?;
+    validate_text("data.train", &config.data.train)?;
+    validate_text("data.validation", &config.data.validation)?;
     at_least(2, "data.context", config.data.context)?;
 
     let student = &config.student;
@@ -103,12 +105,33 @@ pub(super) fn validate(config: &Config) -> Result<(), OutOfRange> {
     at_least(1, "evaluation.batch", config.evaluation.batch)
 }
 
+/// Checks the weights of `sources`.
+fn validate_text(key: &str, sources: &[TextSource]) -> Result<(), OutOfRange> {
+    let weights = sources.iter().filter_map(|source| source.weight);
+    for weight in weights {
+        positive(&format!("{key}.weight"), weight)?;
+    }
+    Ok(())
+}
+
 /// An error unless there are stages.
 pub(super) fn not_empty(stages: &[StageConfig]) -> Result<(), OutOfRange> {
     require(!stages.is_empty(), "stages", "[]", "at least one stage")
 }
 
 fn validate_stage(config: &Config, stage: &StageConfig) -> Result<(), OutOfRange> {
+    validate_text("data", &stage.data)?;
+    // A part of a text that is fetched while it is read cannot be held out before it is there.
+    let on_hub = config
+        .text(stage)
+        .iter()
+        .find(|text| text.on_hub().is_some());
+    require(
+        on_hub.is_none() || !config.data.validation.is_empty(),
+        "data",
+        quoted(on_hub.map_or("", |text| &text.path)),
+        "a data set on the hub together with data.validation, such as its own validation split",
+    )?;
     at_least(1, "batch", stage.batch)?;
     at_least(1, "micro_batch", stage.micro_batch)?;
     require(

@@ -174,6 +174,15 @@ pub(crate) fn teacher_of_stages<B: KernelBackend>(
     }
 }
 
+/// The tokenizer of a `tokenizer.json`, its folder or a GGUF file.
+pub(super) fn tokenizer_at(path: &Path) -> Result<Tokenizer, TrainError> {
+    Ok(match model::tokenizer_json(path)? {
+        Some(file) => Tokenizer::from_json(&file.bytes, file.path)?,
+        // Says that there is none.
+        None => Tokenizer::from_folder(path)?,
+    })
+}
+
 /// The teacher's tokenizer, or the one that the configuration names instead.
 pub(super) fn tokenizer(
     config: &Config,
@@ -184,11 +193,7 @@ pub(super) fn tokenizer(
         "" => teacher_folder.to_owned(),
         path => resolve_path(path)?,
     };
-    let tokenizer = match model::tokenizer_json(&path)? {
-        Some(file) => Tokenizer::from_json(&file.bytes, file.path)?,
-        // Says that there is none.
-        None => Tokenizer::from_folder(path)?,
-    };
+    let tokenizer = tokenizer_at(&path)?;
     let vocab_size = teacher.network().vocab_size;
     if tokenizer.vocab_size() > vocab_size {
         return Err(TrainError::Mismatch(format!(

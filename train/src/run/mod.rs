@@ -11,13 +11,17 @@ mod open;
 mod options;
 mod pending_metrics;
 mod prefetch;
+mod prepare;
+mod sources;
 mod teacher_files;
 mod text;
 
 pub use inputs::student_config;
 pub(crate) use inputs::{check_layers, teacher_of_stages, untrained_student};
 pub use options::{Outcome, RunOptions, StopRequest};
+pub use prepare::{Prepared, prepare};
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use burn::module::AutodiffModule;
@@ -63,7 +67,7 @@ const MEMORY_SHOWN: [usize; 3] = [10, 100, 1000];
 pub struct Run<B: TrainBackend> {
     options: RunOptions,
     device: B::Device,
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     teacher_files: TeacherFiles,
     made_from: Provenance,
     /// Of each stage of the list.
@@ -114,7 +118,8 @@ impl<B: TrainBackend> Run<B> {
         {
             return Ok(Outcome::Finished(summary));
         }
-        let opened = match Self::open(options, &held, device) {
+        let settled = sources::settle(&mut options.config);
+        let opened = match settled.and_then(|()| Self::open(options, &held, device)) {
             Ok(opened) => opened,
             Err(error) => {
                 held.give_up();
@@ -161,8 +166,8 @@ impl<B: TrainBackend> Run<B> {
             .map(|text| text.is.sha256.as_str())
             .collect();
         let first = first_batch(&config, &texts, number) + self.progress.step as u64;
-        let windows = self.train[number].windows.clone();
-        let batches = Batches::new(windows, stage.batch, config.seed);
+        let sources = self.train[number].sources.clone();
+        let batches = Batches::mixed(sources, stage.batch, config.seed)?;
         let mut batches = Prefetch::new(move |step| batches.batch(step), first);
         let mut student = train_parts(student, &stage.lr);
         let (precision, device) = (config.precision, &self.device);

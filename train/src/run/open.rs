@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use burn::module::AutodiffModule;
@@ -73,6 +74,7 @@ impl<B: TrainBackend> Run<B> {
                 .collect::<Result<Vec<_>, _>>()?
         };
         let tokenizer = inputs::tokenizer(config, &teacher_folder, &teacher_config)?;
+        let tokenizer = Arc::new(tokenizer);
         let teacher_files = TeacherFiles::read(&teacher_folder, &tokenizer)?;
         let mut made_from = Provenance {
             backend: options.backend.clone(),
@@ -208,11 +210,12 @@ impl<B: TrainBackend> Run<B> {
                 watch.note("no checkpoint yet: starting from the beginning");
             }
             watch.note(&format!(
-                "teacher {} ({} layers, width {}), {} training tokens, {} held out, on {}",
+                "teacher {} ({} layers, width {}), {} training tokens{}, {} held out, on {}",
                 config.teacher.model,
                 teacher.backbone.layers.len(),
                 teacher_config.network().d_model,
                 text.training_tokens,
+                text.more_tokens(),
                 text.held_out.shards().tokens(),
                 options.backend,
             ));
@@ -229,7 +232,8 @@ impl<B: TrainBackend> Run<B> {
             };
             let calibration = if how.reads_text() {
                 watch.note("fitting the mixers to the teacher's attention, which takes a while");
-                inputs::calibration_text(&text.train[0].windows, device)?
+                let (first, _) = &text.train[0].sources[0];
+                inputs::calibration_text(&first.first()?, device)?
             } else {
                 vec![]
             };

@@ -1,13 +1,17 @@
 //! The text of a run, as windows of tokens: where its tokens are kept, and which stages share it.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use datasets::{PrepareOptions, Split, TokenShards, TokenWindows, Tokenizer};
+use datasets::{
+    IncomingShards, IncomingWindows, PrepareOptions, Source, Split, TokenShards, TokenWindows,
+    Tokenizer, Windows,
+};
 use model::atomic_file;
+use sha2::{Digest, Sha256};
 
-use crate::config::{Config, ConfigError, resolve_path};
+use super::sources;
+use crate::config::{Config, TextSource};
 use crate::error::TrainError;
 use crate::provenance;
 
@@ -19,39 +23,187 @@ pub(super) struct Text {
     pub(super) held_out: TokenWindows,
     /// The same, as it is known again.
     pub(super) held_out_is: provenance::Text,
-    /// Training tokens, over all different texts.
+    /// Training tokens, over all different texts; of those that are tokenised while they are read, none.
     pub(super) training_tokens: u64,
-    /// Lines that were left out since they hold no document, over all different texts and the held-out one.
+    /// Lines that were left out since they hold no document, over all different texts and the held-out one, as for the
+    /// tokens.
     pub(super) skipped_lines: u64,
+}
+
+impl Text {
+    /// What there is to say of tokens that are not counted.
+    pub(super) fn more_tokens(&self) -> &'static str {
+        let sources = self.train.iter().flat_map(|text| &text.sources);
+        let is_incoming = |(windows, _): &(Windows, f64)| matches!(windows, Windows::Incoming(_));
+        if sources.into_iter().any(is_incoming) {
+            " and those that are fetched"
+        } else {
+            ""
+        }
+    }
 }
 
 /// What a stage trains on.
 #[derive(Clone)]
 pub(super) struct StageText {
-    pub(super) windows: TokenWindows,
+    /// Its sources and their weights.
+    pub(super) sources: Vec<(Windows, f64)>,
     /// By which it is known again.
     pub(super) is: provenance::Text,
 }
 
-/// The training windows of every stage, and the held-out ones.
-pub(super) fn text(config: &Config, tokenizer: &Tokenizer) -> Result<Text, TrainError> {
-    let cache = cache(config)?;
-    let prepare = |name, key: &str, paths: &[String], split| {
-        let shards = TokenShards::prepare(&PrepareOptions {
-            name,
-            sources: resolved(paths)?,
-            split,
+/// The tokens of one source, or of several that are one text.
+#[derive(Clone)]
+enum Tokens {
+    Whole(Arc<TokenShards>),
+    /// Fetched and tokenised while they are read.
+    Incoming(Arc<IncomingShards>),
+}
+
+impl Tokens {
+    fn windows(&self, context: usize) -> Result<Windows, TrainError> {
+        Ok(match self {
+            Self::Whole(shards) => TokenWindows::new(Arc::clone(shards), context)?.into(),
+            Self::Incoming(shards) => IncomingWindows::new(Arc::clone(shards), context)?.into(),
+        })
+    }
+}
+
+/// The tokens of a list of sources.
+#[derive(Clone)]
+struct Tokenised {
+    parts: Vec<(Tokens, f64)>,
+    is: provenance::Text,
+}
+
+/// Sources that are tokenised as one text.
+pub(super) struct Corpus<'a> {
+    /// What its tokens are for.
+    pub(super) name: &'static str,
+    /// The key of the configuration that lists it.
+    pub(super) key: String,
+    pub(super) sources: &'a [TextSource],
+    pub(super) split: Split,
+}
+
+/// What the texts of a run are tokenised with.
+pub(super) struct Texts<'a> {
+    config: &'a Config,
+    tokenizer: &'a Arc<Tokenizer>,
+    cache: PathBuf,
+}
+
+impl<'a> Texts<'a> {
+    pub(super) fn new(
+        config: &'a Config,
+        tokenizer: &'a Arc<Tokenizer>,
+    ) -> Result<Self, TrainError> {
+        Ok(Self {
+            config,
             tokenizer,
-            cache: cache.clone(),
-            skip_bad_lines: config.data.skip_bad_lines,
-        })?;
-        let is = provenance::Text::of(key, &shards)?;
-        Ok::<_, TrainError>((Arc::new(shards), is))
-    };
-    // Without held-out text in the configuration, one document in a hundred is held out, of a stage's own
-    // text too, since that may be a part of the same.
+            cache: cache(config)?,
+        })
+    }
+
+    /// How `corpus` is tokenised.
+    pub(super) fn options(&self, corpus: &Corpus) -> Result<PrepareOptions<'a>, TrainError> {
+        let sources: Vec<Source> = sources::resolved(corpus.sources)?;
+        Ok(PrepareOptions {
+            split: corpus.split,
+            skip_bad_lines: self.config.data.skip_bad_lines,
+            drop_duplicates: self.config.data.drop_duplicates,
+            ..PrepareOptions::new(corpus.name, sources, self.tokenizer, &self.cache)
+        })
+    }
+
+    fn whole(&self, corpus: &Corpus) -> Result<(Arc<TokenShards>, provenance::Text), TrainError> {
+        let shards = TokenShards::prepare(&self.options(corpus)?)?;
+        let is = provenance::Text::of(&corpus.key, &shards)?;
+        Ok((Arc::new(shards), is))
+    }
+
+    /// The tokens of `corpus`, or the beginning of the work for them if a part of it has to be fetched.
+    fn tokens(&self, corpus: &Corpus) -> Result<(Tokens, provenance::Text), TrainError> {
+        if corpus
+            .sources
+            .iter()
+            .all(|source| source.on_hub().is_none())
+        {
+            let (shards, is) = self.whole(corpus)?;
+            return Ok((Tokens::Whole(shards), is));
+        }
+        let options = self.options(corpus)?;
+        let shards = IncomingShards::start(&options, Arc::clone(self.tokenizer))?;
+        let is = provenance::Text {
+            key: corpus.key.clone(),
+            tokens: self.cache.to_string_lossy().into_owned(),
+            sha256: shards.key().to_owned(),
+        };
+        Ok((Tokens::Incoming(Arc::new(shards)), is))
+    }
+
+    /// The tokens of the list of `sources` that `key` of the configuration has.
+    fn tokenised(
+        &self,
+        key: &str,
+        sources: &[TextSource],
+        split: Split,
+    ) -> Result<Tokenised, TrainError> {
+        let mut parts = vec![];
+        let mut texts = vec![];
+        for (sources, weight) in weighted(sources) {
+            let (tokens, is) = self.tokens(&Corpus {
+                name: TRAIN,
+                key: key.to_owned(),
+                sources,
+                split,
+            })?;
+            parts.push((tokens, weight));
+            texts.push((is, weight));
+        }
+        Ok(Tokenised {
+            parts,
+            is: mixture(texts),
+        })
+    }
+}
+
+/// The name of tokens to train on.
+const TRAIN: &str = "train";
+/// The name of tokens that are held out.
+const VALIDATION: &str = "validation";
+
+/// The parts of a list that are one text each, and their weights: each source if any has a weight, or all together.
+fn weighted(sources: &[TextSource]) -> Vec<(&[TextSource], f64)> {
+    if sources.iter().all(|source| source.weight.is_none()) {
+        return vec![(sources, 1.0)];
+    }
+    let parts = sources.chunks(1);
+    parts
+        .map(|part| (part, part[0].weight.unwrap_or(1.0)))
+        .collect()
+}
+
+/// By what a mixture of texts is known again: its texts and their weights.
+fn mixture(mut texts: Vec<(provenance::Text, f64)>) -> provenance::Text {
+    if texts.len() == 1 {
+        return texts.remove(0).0;
+    }
+    let lines = texts
+        .iter()
+        .map(|(text, weight)| format!("{weight} {}\n", text.sha256));
+    let sha256 = format!("{:x}", Sha256::digest(lines.collect::<String>()));
+    provenance::Text {
+        sha256,
+        ..texts.remove(0).0
+    }
+}
+
+/// The split of the training texts, and the held-out text. Without held-out text in the configuration, one document in a
+/// hundred is held out, of a stage's own text too, since that may be a part of the same.
+fn held_out(config: &Config) -> (Split, Corpus<'_>) {
     let per_mille = 10;
-    let (train_split, held_out_key, held_out, held_out_split) = match &config.data.validation[..] {
+    let (split, key, sources, held_out) = match &config.data.validation[..] {
         [] => (
             Split::Train { per_mille },
             "data.train",
@@ -65,35 +217,81 @@ pub(super) fn text(config: &Config, tokenizer: &Tokenizer) -> Result<Text, Train
             Split::All,
         ),
     };
-    let mut prepared: HashMap<&[String], (Arc<TokenShards>, provenance::Text)> = HashMap::new();
-    let mut train: Vec<StageText> = vec![];
-    let (mut training_tokens, mut skipped_lines) = (0, 0);
+    let corpus = Corpus {
+        name: VALIDATION,
+        key: key.to_owned(),
+        sources,
+        split: held_out,
+    };
+    (split, corpus)
+}
+
+/// The different lists of training text, with the key of the first stage that has each.
+fn lists(config: &Config) -> Vec<(String, &[TextSource])> {
+    let mut lists: Vec<(String, &[TextSource])> = vec![];
     for stage in &config.stages {
-        let paths = config.text(stage);
-        let (shards, is) = match prepared.get(paths) {
-            Some(known) => known.clone(),
-            None => {
-                let key = match &stage.data[..] {
-                    [] => "data.train".to_owned(),
-                    _ => format!("{}.data", stage.name),
-                };
-                let new = prepare("train", &key, paths, train_split)?;
-                // The same in other words is the same.
-                if prepared
-                    .values()
-                    .all(|(_, known)| known.sha256 != new.1.sha256)
-                {
-                    training_tokens += new.0.tokens();
-                    skipped_lines += new.0.manifest().skipped;
-                }
-                prepared.insert(paths, new.clone());
-                new
-            }
-        };
-        let windows = TokenWindows::new(shards, config.context(stage))?;
-        train.push(StageText { windows, is });
+        let sources = config.text(stage);
+        if lists.iter().all(|(_, known)| *known != sources) {
+            let key = match &stage.data[..] {
+                [] => "data.train".to_owned(),
+                _ => format!("{}.data", stage.name),
+            };
+            lists.push((key, sources));
+        }
     }
-    let (held_out, held_out_is) = prepare("validation", held_out_key, held_out, held_out_split)?;
+    lists
+}
+
+/// Everything that the run of `config` tokenises.
+pub(super) fn corpora(config: &Config) -> Vec<Corpus<'_>> {
+    let (split, held_out) = held_out(config);
+    let train = lists(config).into_iter().flat_map(|(key, sources)| {
+        let parts = weighted(sources).into_iter();
+        parts.map(move |(sources, _)| Corpus {
+            name: TRAIN,
+            key: key.clone(),
+            sources,
+            split,
+        })
+    });
+    train.chain([held_out]).collect()
+}
+
+/// The training windows of every stage, and the held-out ones.
+pub(super) fn text(config: &Config, tokenizer: &Arc<Tokenizer>) -> Result<Text, TrainError> {
+    let texts = Texts::new(config, tokenizer)?;
+    let (split, held_out_corpus) = held_out(config);
+    let mut prepared: Vec<(&[TextSource], Tokenised)> = vec![];
+    let (mut training_tokens, mut skipped_lines) = (0, 0);
+    for (key, sources) in lists(config) {
+        let new = texts.tokenised(&key, sources, split)?;
+        // The same in other words is the same.
+        let is_known = |(_, known): &(_, Tokenised)| known.is.sha256 == new.is.sha256;
+        if !prepared.iter().any(is_known) {
+            for (tokens, _) in &new.parts {
+                if let Tokens::Whole(shards) = tokens {
+                    training_tokens += shards.tokens();
+                    skipped_lines += shards.manifest().skipped;
+                }
+            }
+        }
+        prepared.push((sources, new));
+    }
+    let mut train = vec![];
+    for stage in &config.stages {
+        let list = config.text(stage);
+        let tokens = prepared.iter().find(|(sources, _)| *sources == list);
+        let (_, tokens) = tokens.expect("every list was prepared");
+        let windows = tokens.parts.iter().map(|(tokens, weight)| {
+            let windows = tokens.windows(config.context(stage))?;
+            Ok((windows, *weight))
+        });
+        train.push(StageText {
+            sources: windows.collect::<Result<_, TrainError>>()?,
+            is: tokens.is.clone(),
+        });
+    }
+    let (held_out, held_out_is) = texts.whole(&held_out_corpus)?;
     // A part that is held out of the training text has that one's bad lines.
     if !config.data.validation.is_empty() {
         skipped_lines += held_out.manifest().skipped;
@@ -107,15 +305,11 @@ pub(super) fn text(config: &Config, tokenizer: &Tokenizer) -> Result<Text, Train
     })
 }
 
-fn resolved(paths: &[String]) -> Result<Vec<PathBuf>, ConfigError> {
-    paths.iter().map(|path| resolve_path(path)).collect()
-}
-
 /// The folder for tokens, which can be written.
 ///
 /// # Errors
 /// [`TrainError::NoCache`] and [`TrainError::Cache`], which name the key that chooses another.
-fn cache(config: &Config) -> Result<PathBuf, TrainError> {
+pub(super) fn cache(config: &Config) -> Result<PathBuf, TrainError> {
     let cache = match config.data.cache.as_str() {
         "" => users_cache(dirs::cache_dir())?,
         path => PathBuf::from(path),

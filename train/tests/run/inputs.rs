@@ -247,7 +247,7 @@ fn other_places_are_no_change() {
         .to_str()
         .unwrap()
         .to_owned();
-    config.stages[1].data = vec![path.clone(), path];
+    config.stages[1].data = vec![path.clone().into(), path.into()];
     let summary = finish(options(config, run, true));
     assert!(summary.notes.is_empty(), "{}", notes(&summary));
     // The second stage goes on in the same text where the first has ended.
@@ -319,7 +319,7 @@ fn a_run_in_its_folder_of_text_is_resumed() {
     fs::rename(inputs.path(TRAIN), texts.join(TRAIN)).unwrap();
     let run = texts.join("run");
     let mut config = inputs.config();
-    config.data.train = vec![texts.to_str().unwrap().to_owned()];
+    config.data.train = vec![texts.to_str().unwrap().into()];
     config.data.cache = texts.join("cache").to_str().unwrap().to_owned();
     let stopped = stopping(8, options(config, &run, false));
     assert_eq!(execute(stopped).expect("a stop"), Outcome::Stopped);

@@ -1,4 +1,6 @@
-//! Models by name, from a hub on this machine.
+//! Models and data sets by name, from a hub on this machine.
+
+mod text_files;
 
 use std::collections::HashMap;
 use std::fs;
@@ -88,7 +90,10 @@ fn exchange(
         stream,
         "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n{headers}\r\n"
     )?;
-    stream.write_all(&body)?;
+    // The connection breaks after so many bytes.
+    let breaks = headers.split("X-Breaks-After: ").nth(1);
+    let breaks = breaks.and_then(|rest| rest.lines().next()?.parse().ok());
+    stream.write_all(&body[..breaks.unwrap_or(length)])?;
     Ok(path)
 }
 

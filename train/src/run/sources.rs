@@ -1,0 +1,86 @@
+//! What the entries of a list of text mean: files here, standard input, data sets on the hub.
+
+use std::time::Duration;
+
+use datasets::{Remote, Source, TEXT, keep_standard_input};
+use model::Hub;
+use model::hub::{TextFiles, TextName};
+
+use super::text::cache;
+use crate::config::{Config, TextSource, resolve_text};
+use crate::error::TrainError;
+
+/// The folder of texts from standard input, below that of tokens. It is hidden, so that it is no text of a folder around
+/// it.
+const STANDARD_INPUT: &str = ".standard-input";
+
+/// The first wait for a hub that is busy.
+const WAIT: Duration = Duration::from_secs(1);
+
+/// Replaces the entries that may be other text at another time by what they are now, so that the run can be resumed
+/// and repeated: standard input by a file of what it is, and a data set on the hub by its newest commit.
+pub(super) fn settle(config: &mut Config) -> Result<(), TrainError> {
+    let reads_input = sources(config).any(|source| source.is_standard_input());
+    let input = if reads_input {
+        let folder = cache(config)?.join(STANDARD_INPUT);
+        keep_standard_input(&folder)?.to_string_lossy().into_owned()
+    } else {
+        String::new()
+    };
+    for source in sources(config) {
+        if source.is_standard_input() {
+            source.path.clone_from(&input);
+        } else if let Some(name) = source.on_hub()
+            && name
+                .parse::<TextName>()
+                .is_ok_and(|name| name.revision.is_none())
+        {
+            let name = files_on_hub(name)?.name.to_string();
+            source.set_on_hub(&name);
+        }
+    }
+    Ok(())
+}
+
+/// All entries of the lists of text.
+fn sources(config: &mut Config) -> impl Iterator<Item = &mut TextSource> {
+    let stages = config.stages.iter_mut();
+    let lists = stages.map(|stage| &mut stage.data);
+    let data = &mut config.data;
+    lists
+        .chain([&mut data.train, &mut data.validation])
+        .flatten()
+}
+
+/// The sources of text that `entries` mean.
+pub(super) fn resolved(entries: &[TextSource]) -> Result<Vec<Source>, TrainError> {
+    let source = |entry: &TextSource| {
+        let source = match entry.on_hub() {
+            Some(name) => Source::remote(remote(files_on_hub(name)?)),
+            None => Source::local(resolve_text(&entry.path)?),
+        };
+        Ok(source.with_column(entry.column.as_deref().unwrap_or(TEXT)))
+    };
+    entries.iter().map(source).collect()
+}
+
+fn files_on_hub(name: &str) -> Result<TextFiles, TrainError> {
+    Ok(Hub::from_env()?.text_files(name, WAIT)?)
+}
+
+/// The files of a data set, by names that tell its commit.
+fn remote(files: TextFiles) -> Remote {
+    let (repository, revision) = (&files.name.repository, &files.name.revision);
+    let prefix = format!(
+        "hub:{repository}@{}/",
+        revision.as_deref().unwrap_or_default()
+    );
+    let names = files.files.iter().map(|file| format!("{prefix}{file}"));
+    Remote {
+        names: names.collect(),
+        fetch: Box::new(move |name| {
+            let file = name.strip_prefix(&prefix).unwrap_or(name);
+            files.fetch(file).map_err(|error| error.to_string())
+        }),
+    }
+}

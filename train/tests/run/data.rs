@@ -1,0 +1,147 @@
+//! Where the text of a run comes from: mixtures, patterns, columns, and tokens that were made ahead.
+
+use train::config::TextSource;
+use train::run::prepare;
+
+use super::failures::error;
+use super::*;
+
+/// Two texts, of which the second has another column, in `folder`.
+fn write_texts(folder: &Path) {
+    let write = |name: &str, column: &str, text: &str| {
+        let line = |n| format!("{{\"{column}\": \"{n}: {text}\"}}\n");
+        let lines: String = (0..60).map(line).collect();
+        fs::write(folder.join(name), lines).unwrap();
+    };
+    write(
+        "a.jsonl",
+        "text",
+        "It was the best of times, it was the worst of times.",
+    );
+    write(
+        "b-1.jsonl",
+        "body",
+        "Call me Ishmael. Some years ago, never mind how long.",
+    );
+    write(
+        "b-2.jsonl",
+        "body",
+        "Having little or no money in my purse.",
+    );
+}
+
+/// The last stage on three rows of the first text to `weight` of the second.
+fn mixture(folder: &Path, weight: f64) -> Config {
+    let path = |name: &str| folder.join(name).display().to_string();
+    let mut config = config_of_stages(
+        &["stage3"],
+        &[
+            &format!("data.cache={}", path("cache")),
+            &format!("data.validation={}", path("a.jsonl")),
+        ],
+    );
+    config.data.train = vec![
+        TextSource {
+            weight: Some(3.0),
+            ..path("a.jsonl").into()
+        },
+        TextSource {
+            weight: Some(weight),
+            column: Some("body".to_owned()),
+            ..path("b-*.jsonl").into()
+        },
+    ];
+    config
+}
+
+/// A run of the mixture that was stopped before its third step.
+fn stopped(texts: &Path) -> TempDir {
+    let run = folder();
+    // Asked before each batch of the evaluations of both models, then before each step.
+    let options = stopping(2 * 2 + 2, options(mixture(texts, 1.0), run.path(), false));
+    assert_eq!(execute(options).expect("a stop"), Outcome::Stopped);
+    run
+}
+
+#[test]
+fn a_mixture_is_resumed_to_the_same_bits() {
+    let texts = folder();
+    write_texts(texts.path());
+    let whole = folder();
+    run(mixture(texts.path(), 1.0), whole.path());
+    let stopped = stopped(texts.path());
+    resume(stopped.path());
+    assert!(student(stopped.path()) == student(whole.path()));
+
+    let of_one = folder();
+    let mut config = mixture(texts.path(), 1.0);
+    config.data.train.truncate(1);
+    run(config, of_one.path());
+    assert!(student(of_one.path()) != student(whole.path()));
+}
+
+#[test]
+fn other_weights_are_another_text() {
+    let texts = folder();
+    write_texts(texts.path());
+    let stopped = stopped(texts.path());
+    let options = options(mixture(texts.path(), 2.0), stopped.path(), true);
+    let message = error(options).to_string();
+    assert!(message.contains("the text of data.train"), "{message}");
+}
+
+/// The folders of tokens in a cache.
+fn tokens(cache: &Path) -> Vec<String> {
+    let entries = fs::read_dir(cache).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names.filter(|name| !name.starts_with('.')).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_run_finds_what_was_prepared() {
+    let texts = folder();
+    write_texts(texts.path());
+    let cache = texts.path().join("cache");
+    let config = mixture(texts.path(), 1.0);
+    // Two workers: the second has nothing to do, since each text is one group of files.
+    for share in ["1/2", "0/2"] {
+        let prepared = prepare(config.clone(), Some(share.parse().unwrap())).unwrap();
+        let said: Vec<_> = prepared.iter().map(ToString::to_string).collect();
+        let idle = said
+            .iter()
+            .filter(|line| line.contains("no file is for this worker"));
+        assert_eq!(idle.count(), if share == "1/2" { 3 } else { 0 }, "{said:?}");
+    }
+    let made = tokens(&cache);
+    assert_eq!(made.len(), 3, "{made:?}");
+    let prepared = prepare(config.clone(), None).unwrap();
+    let keys: Vec<_> = prepared.iter().map(|text| text.to_string()).collect();
+    assert!(
+        keys[0].starts_with("data.train: 60 documents, "),
+        "{keys:?}"
+    );
+    assert!(
+        keys[1].starts_with("data.train: 120 documents, "),
+        "{keys:?}"
+    );
+    assert!(
+        keys[2].starts_with("data.validation: 60 documents, "),
+        "{keys:?}"
+    );
+    run(config, folder().path());
+    assert_eq!(tokens(&cache), made);
+}
+
+#[test]
+fn a_column_that_is_missing_is_named_with_those_that_there_are() {
+    let texts = folder();
+    write_texts(texts.path());
+    let mut config = mixture(texts.path(), 1.0);
+    config.data.train[1].column = None;
+    let message = error(options(config, folder().path(), false)).to_string();
+    for words in ["b-1.jsonl", "no text in \"text\"", "\"body\""] {
+        assert!(message.contains(words), "{message}");
+    }
+}
