@@ -2,6 +2,7 @@
 
 mod bench;
 mod signals;
+mod study;
 
 use std::fmt;
 use std::io::{ErrorKind, Write, stdout};
@@ -22,6 +23,7 @@ use train::run::{CONFIG, Outcome, Run, RunOptions, SUMMARY};
 
 use bench::BenchArgs;
 use signals::{INTERRUPTED, stop_on_interrupt};
+use study::StudyArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -67,6 +69,7 @@ pub struct Cli {
 enum Command {
     Ablate(AblateArgs),
     Bench(Box<BenchArgs>),
+    Study(StudyArgs),
 }
 
 #[derive(Debug, Args)]
@@ -175,6 +178,7 @@ impl Cli {
         match self.command {
             Some(Command::Ablate(args)) => args.run(),
             Some(Command::Bench(args)) => print(format_args!("{}", args.run()?)),
+            Some(Command::Study(args)) => args.run(),
             None => self.run.run(),
         }
     }

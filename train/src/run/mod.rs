@@ -11,12 +11,14 @@ mod open;
 mod options;
 mod pending_metrics;
 mod prefetch;
+mod teacher_and_text;
 mod teacher_files;
 mod text;
 
 pub use inputs::student_config;
 pub(crate) use inputs::{check_layers, teacher_of_stages, untrained_student};
 pub use options::{Outcome, RunOptions, StopRequest};
+pub(crate) use teacher_and_text::TeacherAndText;
 
 use std::time::Instant;
 
