@@ -1,17 +1,23 @@
 //! The mixers that are there for comparison, against their definitions.
 
 use burn::tensor::activation::silu;
-use burn::tensor::{Distribution, Tensor};
-use model::{CausalLm, Linear, Mixer, TokenMixer};
+use burn::tensor::{DType, Distribution, Tensor};
+use kernels::KernelBackend;
+use model::{CausalLm, Linear, Mixer, NetworkConfig, TokenMixer};
 use tests::assert_close;
 use tests::networks::*;
 
-use super::block_orders::{networks, random};
+use super::block_orders::{networks, random, tokens};
 
-/// A network with every mixer, far from its start, and an input of its mixers.
-fn network() -> (CausalLm<Exact>, Tensor<Exact, 3>) {
+/// One with every mixer.
+fn network() -> (String, NetworkConfig) {
     let mut all = networks().into_iter();
-    let (_, network) = all.find(|(name, _)| name.contains("every mixer")).unwrap();
+    all.find(|(name, _)| name.contains("every mixer")).unwrap()
+}
+
+/// It far from its start, and an input of its mixers.
+fn model_and_input() -> (CausalLm<Exact>, Tensor<Exact, 3>) {
+    let (_, network) = network();
     let u = Tensor::random([2, 11, 16], Distribution::Default, &Default::default());
     (random(&network), u)
 }
@@ -31,7 +37,7 @@ fn output(
 
 #[test]
 fn a_toeplitz_matrix_knows_distances_alone() {
-    let (network, u) = network();
+    let (network, u) = model_and_input();
     let mixer = (network.backbone.layers.iter()).find_map(|layer| match &layer.mixer {
         Mixer::Toeplitz(mixer) => Some(mixer),
         _ => None,
@@ -64,7 +70,7 @@ fn a_toeplitz_matrix_knows_distances_alone() {
 
 #[test]
 fn a_low_rank_matrix_has_no_decay() {
-    let (network, u) = network();
+    let (network, u) = model_and_input();
     let mixer = (network.backbone.layers.iter()).find_map(|layer| match &layer.mixer {
         Mixer::LowRank(mixer) => Some(mixer),
         _ => None,
@@ -94,4 +100,41 @@ fn a_low_rank_matrix_has_no_decay() {
     let expected = output(matrices, xbc.narrow(2, 0, d), z, &mixer.out_proj);
     let found = mixer.forward(u);
     assert_close("T x", values(found), values(expected), 1e-12);
+}
+
+/// In half precision, whole and step by step, they are near what they are in f32.
+#[test]
+fn in_half_precision() {
+    half::<Fast>();
+}
+
+fn half<B: KernelBackend>() {
+    let device = Default::default();
+    let (_, mut network) = network();
+    (network.mixers).retain(|mixer| ["toeplitz", "low_rank"].contains(&mixer.kind()));
+    assert_eq!(network.mixers.len(), 2);
+    let model = random::<B>(&network);
+    let expected = values(model.logits(model.features(tokens())));
+    for dtype in [DType::F16, DType::BF16] {
+        if !B::holds(&device, dtype) {
+            continue;
+        }
+        let half = model.clone().cast(dtype);
+        let whole = half.logits(half.features(tokens()));
+        assert_close(&format!("{dtype:?}"), values(whole), expected.clone(), 0.1);
+        let mut state = half.new_state(2, &device);
+        let mut logits = vec![half.prefill_all(tokens().narrow(1, 0, 8), &mut state)];
+        for i in 8..11 {
+            let next = tokens().narrow(1, i, 1).reshape([2]);
+            logits.push(half.step(next, &mut state).unsqueeze_dim(1));
+        }
+        let logits = logits.into_iter().map(|logits| logits.cast(DType::F32));
+        let pieces: Tensor<B, 3> = Tensor::cat(logits.collect(), 1);
+        assert_close(
+            &format!("{dtype:?}, pieces"),
+            values(pieces),
+            expected.clone(),
+            0.1,
+        );
+    }
 }

@@ -1,8 +1,9 @@
-//! Structured approximations of given matrices, and the study of a teacher's.
+//! Structured approximations of given matrices, the study of a teacher's, and that of budgets.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use tests::{Numbers, assert_close};
+use train::study::budgets::{BudgetStudy, Split};
 use train::study::matrices::classes::{Budget, Class, Fitted};
 use train::study::matrices::{MatrixStudy, Settings};
 
@@ -205,4 +206,49 @@ fn a_study_of_the_bundled_teacher() {
     study.settings.steps = 26;
     let message = execute(&study).unwrap_err().to_string();
     assert!(message.contains("other settings"), "{message}");
+}
+
+/// Splits of a budget: a run folder each, the tokens of each stage, and advice; made again, runs are taken as they are.
+#[test]
+fn splits_of_a_budget() {
+    let folder = folder();
+    let text = "assets/text/pd-validation.json.gz";
+    let mut set = vec![
+        format!("data.cache={}/tokens", env!("CARGO_TARGET_TMPDIR")),
+        format!("data.train={text}"),
+        format!("data.validation={text}"),
+    ];
+    let fixed = [
+        "data.context=32",
+        "student.chunk_size=16",
+        "evaluation.context=32",
+        "evaluation.windows=2",
+    ];
+    set.extend(fixed.map(str::to_owned));
+    for stage in 1..=3 {
+        set.push(format!("stage{stage}.batch=2"));
+        set.push(format!("stage{stage}.micro_batch=2"));
+    }
+    let study = BudgetStudy {
+        preset: "tiny".into(),
+        set,
+        tokens: 640,
+        splits: vec![Split(vec![0, 0, 100]), Split(vec![20, 30, 50])],
+        folder: folder.path().to_owned(),
+        backend: "flex".into(),
+        stop: StopRequest::default(),
+    };
+    let execute = || study.execute::<Autodiff<Inner>>(&Default::default());
+    let table = execute().expect("no error").expect("a table");
+    assert!(table.contains("Advice: "), "{table}");
+    let json = fs::read(folder.path().join("budgets.json")).unwrap();
+    let rows: Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!(rows[0]["tokens"], serde_json::json!([0, 0, 640]));
+    assert_eq!(rows[1]["tokens"], serde_json::json!([128, 192, 320]));
+    for row in rows.as_array().unwrap() {
+        assert!(row["ratio"].as_f64().unwrap() > 1.0, "{row}");
+    }
+    assert!(folder.path().join("split-20-30-50/summary.json").exists());
+    assert!(folder.path().join("budgets.html").exists());
+    assert_eq!(execute().unwrap().unwrap(), table);
 }
