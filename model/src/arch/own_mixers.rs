@@ -3,9 +3,9 @@
 
 use serde_json::Value;
 
+use crate::mixers::MixerConfig;
 use crate::mixers::low_rank::LowRankConfig;
 use crate::mixers::toeplitz::ToeplitzConfig;
-use crate::mixers::{MixerConfig, MixerOptions};
 
 macro_rules! own_mixers {
     ($($kind:literal: $config:ty;)*) => {

@@ -322,7 +322,7 @@ fn read_blocks(root: &Value, d_model: usize) -> Result<Vec<BlockConfig>, ConfigE
     let blocks: Vec<_> = members
         .filter(|(name, _)| name.starts_with("Block"))
         .collect();
-    let cores = [&[MAMBA_CORE, ATTENTION_CORE], own_mixers::KINDS].concat();
+    let cores = [&[MAMBA_CORE, ATTENTION_CORE][..], own_mixers::KINDS].concat();
     let mut read_so_far = Vec::with_capacity(blocks.len());
     for (name, block) in &blocks {
         let within = format!("{name}.");

@@ -99,8 +99,8 @@ impl Stage for Matrices {
             if student.mixer.is_kept_from(&teacher.mixer) {
                 continue;
             }
-            let x_bld = Tensor::<B, 3>::from_inner(entering.clone());
-            let loss = match (student.transfer_parts(x_bld.clone()), attention) {
+            let read_bld = Tensor::<B, 3>::from_inner(entering.clone());
+            let loss = match (student.transfer_parts(read_bld.clone()), attention) {
                 (Some(transfer), Some(attention)) => {
                     let attention = AttentionParts {
                         q: Tensor::from_inner(attention.q),
@@ -111,7 +111,7 @@ impl Stage for Matrices {
                 }
                 // A mixer without such factors: `idle_layers` has seen to it that there is its whole matrix.
                 _ => {
-                    let transfer = student.mixing_matrix(x_bld);
+                    let transfer = student.mixing_matrix(read_bld);
                     let attention = Tensor::from_inner(teacher.mixing_matrix(entering));
                     matrix_orientation_loss(transfer, attention)
                 }

@@ -13,6 +13,7 @@ mod table;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
 use kernels::TrainBackend;
 use model::atomic_file;
 use rayon::prelude::*;
@@ -325,7 +326,7 @@ struct Part {
 
 impl Part {
     /// Of the matrices from `start` on, of `m`.
-    fn of<B: burn::tensor::backend::Backend>(fitted: Fitted<B>, start: usize, m: usize) -> Self {
+    fn of<B: Backend>(fitted: Fitted<B>, start: usize, m: usize) -> Self {
         let [some, _, _] = fitted.matrices.dims();
         let own = pictured(m).filter(|i| (start..start + some).contains(i));
         Self {
@@ -352,7 +353,7 @@ fn pictured(m: usize) -> impl Iterator<Item = usize> {
 }
 
 /// The first rows and columns of a matrix of `[m, l, l]`.
-fn corner<B: burn::tensor::backend::Backend>(matrices: &Tensor<B, 3>, i: usize) -> Vec<f32> {
+fn corner<B: Backend>(matrices: &Tensor<B, 3>, i: usize) -> Vec<f32> {
     let [_, l, _] = matrices.dims();
     let n = SHOWN.min(l);
     let corner = matrices
@@ -364,7 +365,7 @@ fn corner<B: burn::tensor::backend::Backend>(matrices: &Tensor<B, 3>, i: usize) 
 }
 
 /// The norms of the matrices, and what no approximation is below.
-fn targets<B: burn::tensor::backend::Backend>(
+fn targets<B: Backend>(
     matrices: &Tensor<B, 3>,
     places: Vec<Place>,
     states: &[usize],
