@@ -28,7 +28,9 @@ pub fn toeplitz_matrix<B: Backend>(taps: Tensor<B, 2>, l: usize, all: usize) -> 
         period.push(backwards.narrow(1, 0, l - 1));
     }
     let n = all + l;
-    let repeated = Tensor::cat(period, 1).repeat_dim(1, l);
+    // Not `repeat_dim`: in Burn 0.21 its gradient is that of other elements.
+    let repeated = Tensor::cat(period, 1).unsqueeze_dim::<3>(1);
+    let repeated = repeated.expand([h, l, n]).reshape([h, l * n]);
     // Rows that are one shorter than the period begin one later in it each time.
     let rows = repeated.narrow(1, 0, l * (n - 1)).reshape([h, l, n - 1]);
     rows.narrow(2, 0, all)
@@ -36,6 +38,7 @@ pub fn toeplitz_matrix<B: Backend>(taps: Tensor<B, 2>, l: usize, all: usize) -> 
 
 #[cfg(test)]
 mod tests {
+    use burn::backend::Autodiff;
     use burn_flex::Flex;
 
     use super::*;
@@ -57,5 +60,19 @@ mod tests {
         assert_eq!(rows(4, 4), all);
         assert_eq!(rows(2, 4), all[8..]);
         assert_eq!(rows(1, 4), last);
+    }
+
+    /// The gradient of a tap is the sum over its diagonal.
+    #[test]
+    fn gradients_are_sums_over_diagonals() {
+        type B = Autodiff<Flex>;
+        let device = Default::default();
+        let taps = Tensor::<B, 2>::from_data([[0.5, 0.25]], &device).require_grad();
+        let weights = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]];
+        let weights = Tensor::<B, 3>::from_data([weights], &device);
+        let loss = (toeplitz_matrix(taps.clone(), 3, 3) * weights).sum();
+        let gradient = taps.grad(&loss.backward()).expect("a gradient");
+        let found: Vec<f32> = gradient.into_data().to_vec().unwrap();
+        assert_eq!(found, [1.0 + 5.0 + 9.0, 4.0 + 8.0]);
     }
 }

@@ -189,7 +189,8 @@ impl<B: KernelBackend> TokenMixer<B> for Toeplitz<B> {
     fn mixing_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4> {
         let [b, l, _] = u.dims();
         let t_hll = toeplitz_matrix(widen(self.taps.val()), l, l);
-        t_hll.unsqueeze_dim::<4>(0).repeat_dim(0, b)
+        let h = self.config.n_heads;
+        t_hll.unsqueeze_dim::<4>(0).expand([b, h, l, l])
     }
 
     fn prefill(&self, u: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3> {
