@@ -151,8 +151,8 @@ impl Findings {
             let time = time.fold(f64::INFINITY, f64::min);
             let rows = Class::ALL.iter().filter_map(|class| {
                 self.row(*class, *n, |found| {
-                    let done = found.trace.iter().filter(|point| point.seconds <= time);
-                    done.last()
+                    let mut done = found.trace.iter();
+                    done.rfind(|point| point.seconds <= time)
                 })
             });
             sections.push(Section {
