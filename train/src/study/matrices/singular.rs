@@ -116,8 +116,8 @@ mod tests {
     /// the best partition.
     #[test]
     fn floors_of_recorded_matrices() {
-        let goldens = tests::Goldens::open("structured/expected");
-        let path = tests::goldens_dir().join("structured/table.json");
+        let goldens = ::tests::Goldens::open("structured/expected");
+        let path = ::tests::goldens_dir().join("structured/table.json");
         let table: serde_json::Value =
             serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         for (name, state, expected) in [
