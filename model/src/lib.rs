@@ -106,6 +106,8 @@ pub use mixers::discrete_mamba2::{
     Activation, DepthwiseConv, DiscreteMamba2, DiscreteMamba2Config, Mamba2State, MixerRotary,
     Turned,
 };
+pub use mixers::low_rank::{LowRank, LowRankConfig, LowRankState};
+pub use mixers::toeplitz::{Toeplitz, ToeplitzConfig, ToeplitzState, toeplitz_matrix};
 pub use mixers::{
     DecodingState, MatrixOperations, Mixer, MixerConfig, MixerOptions, MixerState, RopeScaling,
     StateError, StateSize, StepOutput, StudentMixer, TokenMixer, rotary_frequencies,

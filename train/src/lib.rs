@@ -66,6 +66,7 @@ pub mod schedule;
 pub mod specimens;
 pub mod stages;
 pub mod step;
+pub mod study;
 pub mod summary;
 mod table;
 

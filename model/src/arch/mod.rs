@@ -10,6 +10,7 @@ mod keys;
 mod layout;
 mod llama;
 mod llama_mamba;
+mod own_mixers;
 mod phi;
 mod phi_mamba;
 mod python;

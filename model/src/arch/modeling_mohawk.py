@@ -83,6 +83,8 @@ def _phi_mamba(root):
             bias = core.get("bias", False)
             ssm = {"head_dim": core.get("expand", 1) * d_model // heads, "z_bias": not bias, **core}
             layer = {"kind": "ssm", "ssm": ssm}
+        elif not block["CoreType"].endswith("phi_attention"):
+            layer = {"kind": block["CoreType"]}
         else:
             heads = core.get("num_attention_heads", default_heads)
             attention = {

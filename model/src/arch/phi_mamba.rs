@@ -4,6 +4,7 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
+use super::own_mixers;
 use super::phi::ATTENTION_KEYS;
 use super::python::{PythonModule, STUDENTS, name_module};
 use super::student_layers::student_mixers;
@@ -48,6 +49,8 @@ const VOCAB_MULTIPLE: usize = 8;
 /// Options of the mixer that published ones lack (rotary positions, norms of B and C, a bias of A_log) are further
 /// keys of `core_input`, written only where they are in use. The published code ignores these keys, and would
 /// compute something else.
+///
+/// Mixers that it does not know have their kind as `CoreType` and their options as `core_input`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PhiMambaConfig {
     /// Tokens in the vocabulary, before padding.
@@ -129,7 +132,7 @@ fn written(mixer: &MixerConfig) -> Option<(&'static str, Map<String, Value>)> {
             Some((MAMBA_CORE, input))
         }
         MixerConfig::Attention(_) => Some((ATTENTION_CORE, known(all, &ATTENTION_KEYS))),
-        _ => None,
+        other => Some((own_mixers::kind(other)?, all.clone())),
     }
 }
 
@@ -156,6 +159,9 @@ fn read_mixer(
         return Ok(read_mamba(core_input)?.into());
     }
     let input = Value::Object(core_input.clone());
+    if let Some(own) = own_mixers::read(core, &input) {
+        return Ok(own?);
+    }
     let n_heads = read(&input, &["num_attention_heads"])?.unwrap_or(n_heads);
     let default = AttentionConfig::with_heads(n_heads);
     let attention = AttentionConfig {
@@ -316,17 +322,12 @@ fn read_blocks(root: &Value, d_model: usize) -> Result<Vec<BlockConfig>, ConfigE
     let blocks: Vec<_> = members
         .filter(|(name, _)| name.starts_with("Block"))
         .collect();
+    let cores = [&[MAMBA_CORE, ATTENTION_CORE][..], own_mixers::KINDS].concat();
     let mut read_so_far = Vec::with_capacity(blocks.len());
     for (name, block) in &blocks {
         let within = format!("{name}.");
         one_of(block, &within, &["BlockType"], &[BLOCK], BLOCK)?;
-        let core = one_of(
-            block,
-            &within,
-            &["CoreType"],
-            &[MAMBA_CORE, ATTENTION_CORE],
-            "modules.mixers.discrete_mamba2 and modules.mixers.phi_attention",
-        )?;
+        let core = one_of(block, &within, &["CoreType"], &cores, &cores.join(", "))?;
         let core_input: Map<String, Value> = read(block, &["core_input"])?.unwrap_or_default();
         read_so_far.push((
             required(block, &within, &["n_layers"])?,

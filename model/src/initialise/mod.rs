@@ -157,6 +157,9 @@ macro_rules! initialisations {
                 student: &CausalLm<B>,
                 teacher: &CausalLm<B>,
             ) -> Result<(), InitError> {
+                if self != Self::Published {
+                    check_mixers(student, teacher)?;
+                }
                 match self {
                     $(Self::$kind => $module::$type.check(student, teacher),)*
                 }
@@ -261,6 +264,23 @@ impl MixerConfig {
         }
         self
     }
+}
+
+/// That every mixer in the place of the teacher's attention has parameters that an initialisation sets.
+fn check_mixers<B: KernelBackend>(
+    student: &CausalLm<B>,
+    teacher: &CausalLm<B>,
+) -> Result<(), InitError> {
+    let both = student.backbone.layers.iter().zip(&teacher.backbone.layers);
+    for (layer, (own, theirs)) in both.enumerate() {
+        let (own, theirs) = (&own.mixer, &theirs.mixer);
+        if own.mamba().is_none() && theirs.softmax().is_some() && !own.is_kept_from(theirs) {
+            let kind = own.config().kind();
+            let reason = format!("a {kind} mixer takes nothing over; it can start as published");
+            return Err(InitError::Layer { layer, reason });
+        }
+    }
+    Ok(())
 }
 
 /// Puts `value` into `parameter`, which keeps its id and its dtype.

@@ -13,9 +13,11 @@
 pub mod attention;
 pub mod beside_attention;
 pub mod discrete_mamba2;
+pub mod low_rank;
 mod rotary;
 mod state_tensors;
 mod student;
+pub mod toeplitz;
 
 use std::fmt::Debug;
 use std::ops::{Deref, DerefMut};
@@ -30,6 +32,8 @@ use serde_json::Value;
 use self::attention::{Attention, AttentionConfig, KvCache, KvCaches};
 use self::beside_attention::{BesideAttention, BesideAttentionConfig, BesideRows, BesideState};
 use self::discrete_mamba2::{DiscreteMamba2, DiscreteMamba2Config, Mamba2Rows, Mamba2State};
+use self::low_rank::{LowRank, LowRankConfig, LowRankRows, LowRankState};
+use self::toeplitz::{Toeplitz, ToeplitzConfig, ToeplitzRows, ToeplitzState};
 use crate::config_error::ConfigError;
 use crate::init::Init;
 use crate::layers::Linear;
@@ -76,6 +80,12 @@ pub trait MixerOptions: Debug {
     /// Whether the mixing matrix can be the student's in [`kernels::mixing_distance`]: whether
     /// [`TokenMixer::transfer_parts`] gives anything.
     fn has_transfer_parts(&self) -> bool {
+        false
+    }
+
+    /// Whether the student's mixing matrix is compared as a whole, since it has no such factors: with
+    /// [`crate::mohawk::matrix_orientation_loss`] of [`TokenMixer::mixing_matrix`], which holds the matrices of a layer.
+    fn has_whole_matrix(&self) -> bool {
         false
     }
 
@@ -475,6 +485,10 @@ mixers! {
     Attention: Attention, AttentionConfig, KvCache, KvCaches;
     /// The state-space mixer with some attention beside it.
     BesideAttention: BesideAttention, BesideAttentionConfig, BesideState, BesideRows;
+    /// A matrix of the distance alone, for comparison.
+    Toeplitz: Toeplitz, ToeplitzConfig, ToeplitzState, ToeplitzRows;
+    /// The causal part of a matrix of low rank, for comparison.
+    LowRank: LowRank, LowRankConfig, LowRankState, LowRankRows;
 }
 
 impl MixerConfig {
@@ -485,10 +499,10 @@ impl MixerConfig {
         self.kind() == teacher.kind()
     }
 
-    /// Whether [`kernels::mixing_distance`] can compare this student's mixing matrix with the teacher's: it
-    /// needs the [`TransferParts`] of the one, the [`AttentionParts`] of the other, and as many heads in both.
+    /// Whether this student's mixing matrix can be compared with the teacher's: that needs the [`TransferParts`] or
+    /// the whole matrix of the one, the [`AttentionParts`] of the other, and as many heads in both.
     pub fn has_matrices_to_match(&self, teacher: &Self) -> bool {
-        self.has_transfer_parts()
+        (self.has_transfer_parts() || self.has_whole_matrix())
             && teacher.has_attention_parts()
             && self.n_heads() == teacher.n_heads()
     }

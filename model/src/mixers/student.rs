@@ -12,6 +12,8 @@ use super::MixerConfig;
 use super::attention::AttentionConfig;
 use super::beside_attention::{HeadsStudent, WindowStudent};
 use super::discrete_mamba2::Mamba2Student;
+use super::low_rank::LowRankStudent;
+use super::toeplitz::ToeplitzStudent;
 use crate::config_error::ConfigError;
 
 /// What the options of one kind answer. Their `Default` is the schema of a configuration: every key with a value, and
@@ -36,8 +38,10 @@ pub(crate) trait StudentOptions: Default + Serialize + DeserializeOwned {
         Ok(())
     }
 
-    /// The options of the state-space mixer in it.
-    fn mamba(&self) -> &Mamba2Student;
+    /// The options of the state-space mixer in it, if there is one.
+    fn mamba(&self) -> Option<&Mamba2Student> {
+        None
+    }
 }
 
 macro_rules! student_mixers {
@@ -92,8 +96,8 @@ macro_rules! student_mixers {
                 }
             }
 
-            /// The options of the state-space mixer in it.
-            pub fn mamba(&self) -> &Mamba2Student {
+            /// The options of the state-space mixer in it, if there is one.
+            pub fn mamba(&self) -> Option<&Mamba2Student> {
                 match self {
                     $(Self::$kind(options) => options.mamba(),)*
                 }
@@ -109,6 +113,10 @@ student_mixers! {
     Mamba2Window(WindowStudent) = "mamba2_window";
     /// Beside some of the teacher's heads.
     Mamba2Heads(HeadsStudent) = "mamba2_heads";
+    /// A Toeplitz matrix in each head, for comparison.
+    Toeplitz(ToeplitzStudent) = "toeplitz";
+    /// A causal matrix of low rank in each head, for comparison.
+    LowRank(LowRankStudent) = "low_rank";
 }
 
 impl StudentMixer {

@@ -3,8 +3,9 @@
 use std::fs;
 
 use model::{
-    ConfigError, DiscreteMamba2Config, Family, LlamaMambaConfig, MixerRotary, PhiConfig,
-    PhiMambaConfig, Turned,
+    ConfigError, DiscreteMamba2Config, Family, LlamaConfig, LlamaFamily, LlamaMambaConfig,
+    LowRankConfig, MixerConfig, MixerRotary, ModelConfig, PhiConfig, PhiMambaConfig,
+    ToeplitzConfig, Turned,
 };
 use tests::goldens_dir;
 
@@ -192,6 +193,49 @@ fn a_phi_mamba_with_own_options() {
             .iter()
             .any(|block| block.mixer == mixer.clone().into())
     );
+}
+
+/// Mixers that no published format knows are written by their kind in both, and read back.
+#[test]
+fn mixers_of_no_published_format() {
+    let (n_heads, head_dim) = (4, 16);
+    let mixers: [MixerConfig; 2] = [
+        ToeplitzConfig {
+            n_heads,
+            head_dim,
+            length: 100,
+        }
+        .into(),
+        LowRankConfig {
+            n_heads,
+            head_dim,
+            d_state: 8,
+            d_conv: 4,
+            chunk_size: 32,
+        }
+        .into(),
+    ];
+    let phi: ModelConfig = PhiConfig::default().into();
+    let llama: ModelConfig = LlamaConfig::default_of(LlamaFamily::Llama).into();
+    for (teacher, hybrid) in [(phi, "hybrid Phi-Mamba"), (llama, "hybrid Llama-Mamba")] {
+        for mixer in &mixers {
+            let config = teacher.student(mixer, &[]).expect("a student");
+            assert!(!config.name().contains("hybrid"), "{}", config.name());
+            let config = teacher.student(mixer, &[1]).expect("a student");
+            assert_eq!(config.name(), hybrid);
+            let text = config.to_json();
+            let kind = mixer.kind();
+            assert!(text.contains(&format!("\"{kind}\"")), "{text}");
+            assert_eq!(ModelConfig::from_json(&text).expect("its own"), config);
+            for wrong in ["\"heads\"", "\"n_heads\": 0, \"heads\""] {
+                let wrong = text.replacen("\"n_heads\"", wrong, 1);
+                assert!(ModelConfig::from_json(&wrong).is_err(), "{wrong}");
+            }
+            let other = text.replace(&format!("\"{kind}\""), "\"circulant\"");
+            let error = ModelConfig::from_json(&other).expect_err("there is none");
+            assert!(error.to_string().contains("circulant"), "{error}");
+        }
+    }
 }
 
 /// Keys that may be left out have the published defaults, and blocks keep the file's order.

@@ -7,8 +7,8 @@ use burn::tensor::{Distribution, Int, Tensor, TensorData};
 use kernels::{KernelBackend, Window};
 use model::{
     AttentionConfig, BesideAttentionConfig, BlockOrder, CausalLm, DiscreteMamba2Config, HeadConfig,
-    Joined, MixerConfig, MixerRotary, MlpConfig, MlpKind, NetworkConfig, NormConfig, NormKind,
-    RopeScaling, Turned, pad_vocabulary,
+    Joined, LowRankConfig, MixerConfig, MixerRotary, MlpConfig, MlpKind, NetworkConfig, NormConfig,
+    NormKind, RopeScaling, State, ToeplitzConfig, Turned, pad_vocabulary,
 };
 use tests::assert_close;
 use tests::networks::*;
@@ -75,6 +75,21 @@ pub fn networks() -> Vec<(String, NetworkConfig)> {
         without_norms.clone().into(),
         beside(Some(window), Joined::Sum).into(),
         beside(None, Joined::Adapter).into(),
+        // With fewer taps than there are tokens.
+        ToeplitzConfig {
+            n_heads: 2,
+            head_dim: 6,
+            length: 7,
+        }
+        .into(),
+        LowRankConfig {
+            n_heads: 2,
+            head_dim: 6,
+            d_state: 8,
+            d_conv: 3,
+            chunk_size: 4,
+        }
+        .into(),
     ];
     for block_order in [BlockOrder::Parallel, BlockOrder::Sequential] {
         for norm in [NormKind::LayerNorm, NormKind::RmsNorm] {
@@ -140,11 +155,29 @@ pub fn tokens<B: KernelBackend>() -> Tensor<B, 2, Int> {
     Tensor::from_data(TensorData::new(ids, [2, 11]), &Default::default())
 }
 
+/// The tensors of a state of constant size, with their names.
+fn recurrent<B: KernelBackend>(state: &State<B>) -> Vec<(String, tests::Values)> {
+    let tensors = state.to_tensors().expect("tensors").into_iter();
+    let is_recurrent = |name: &str| {
+        let parts = ["conv", "ssm", "inputs", "sums"];
+        parts.iter().any(|part| name.ends_with(part))
+    };
+    tensors
+        .filter(|(name, _)| is_recurrent(name))
+        .map(|(name, data)| {
+            let data = data.convert::<f64>();
+            (name, (data.shape.to_vec(), data.to_vec().expect("floats")))
+        })
+        .collect()
+}
+
 fn pieces_are_the_whole<B: KernelBackend>(tolerance: f64) {
     let device = Default::default();
     for (name, network) in networks() {
         let model = random::<B>(&network);
         let whole = values(model.logits(model.features(tokens())));
+        let mut at_once = model.new_state(2, &device);
+        model.prefill(tokens(), &mut at_once);
         for prompt in [1, 4, 11] {
             let mut state = model.new_state(2, &device);
             let first = tokens().narrow(1, 0, prompt);
@@ -156,6 +189,10 @@ fn pieces_are_the_whole<B: KernelBackend>(tolerance: f64) {
             let logits: Tensor<B, 3> = Tensor::cat(logits, 1);
             let name = format!("{name}: after {prompt}");
             assert_close(&name, values(logits), whole.clone(), tolerance);
+            let states = recurrent(&state).into_iter().zip(recurrent(&at_once));
+            for ((part, found), (_, expected)) in states {
+                assert_close(&format!("{name}: {part}"), found, expected, tolerance);
+            }
         }
     }
 }

@@ -75,9 +75,10 @@ fn by_hand<B: KernelBackend>(model: &CausalLm<B>) -> Tensor<B, 3> {
     let mut x = model.backbone.embedding.forward(tokens());
     for layer in &model.backbone.layers {
         let normed = layer.input_layernorm.forward(x.clone());
-        let mixed = match layer.mixer.mamba() {
-            Some(mamba) => x + mamba.forward(normed.clone()),
-            None => x,
+        let mixed = match (layer.mixer.mamba(), layer.mixer.softmax()) {
+            (Some(mamba), _) => x + mamba.forward(normed.clone()),
+            (None, Some(_)) => x,
+            (None, None) => x + layer.mixer.forward(normed.clone()),
         };
         x = match &layer.post_mixer_layernorm {
             None => mixed + layer.mlp.forward(normed),

@@ -20,6 +20,7 @@ macro_rules! on_both {
 }
 
 mod block_orders;
+mod comparison;
 mod controls;
 mod initialisation;
 mod initialisations;

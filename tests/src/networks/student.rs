@@ -140,6 +140,9 @@ fn assert_state<B: KernelBackend>(
                     matches("v", values.swap_dims(1, 2));
                 }
                 MixerState::BesideAttention(_) => panic!("{case}: layer {i} has two of two mixers"),
+                MixerState::Toeplitz(_) | MixerState::LowRank(_) => {
+                    panic!("{case}: layer {i} has a mixer of which nothing was recorded")
+                }
             }
         }
     }

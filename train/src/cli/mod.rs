@@ -3,6 +3,7 @@
 mod bench;
 mod prepare;
 mod signals;
+mod study;
 
 use std::fmt;
 use std::io::{ErrorKind, Write, stdout};
@@ -25,6 +26,7 @@ use train::run::{CONFIG, Outcome, Run, RunOptions, SUMMARY};
 use bench::BenchArgs;
 use prepare::PrepareArgs;
 use signals::{INTERRUPTED, stop_on_interrupt};
+use study::StudyArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -82,6 +84,7 @@ enum Command {
     Ablate(AblateArgs),
     Bench(Box<BenchArgs>),
     Prepare(PrepareArgs),
+    Study(StudyArgs),
 }
 
 #[derive(Debug, Args)]
@@ -191,6 +194,7 @@ impl Cli {
             Some(Command::Ablate(args)) => args.run(),
             Some(Command::Bench(args)) => print(format_args!("{}", args.run()?)),
             Some(Command::Prepare(args)) => print(format_args!("{}", args.run()?)),
+            Some(Command::Study(args)) => args.run(),
             None => self.run.run(),
         }
     }

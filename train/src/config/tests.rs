@@ -99,7 +99,8 @@ fn overrides_need_no_quoting() {
     let texts = ["a.txt", "b.txt"].map(TextSource::from);
     assert_eq!(stage("stage2.data=a.txt,b.txt", "stage2").data, texts);
     assert_eq!(stage("stage2.data=[a.txt, b.txt]", "stage2").data, texts);
-    assert!(set("student.bias=true").unwrap().student.mixer.mamba().bias);
+    let config = set("student.bias=true").unwrap();
+    assert!(config.student.mixer.mamba().unwrap().bias);
 }
 
 #[test]
@@ -197,7 +198,7 @@ fn later_layers_win() {
     let stage = config.stage("stage1").unwrap();
     assert_eq!(stage.batch, 64);
     assert_eq!(stage.lr, Rates::new(&[Part::Mixer], 5e-4));
-    assert_eq!(config.student.mixer.mamba().n_v_heads, 32);
+    assert_eq!(config.student.mixer.mamba().unwrap().n_v_heads, 32);
 }
 
 /// A list in a file is the run's: stages of the preset by name, new ones by kind, one kind twice.

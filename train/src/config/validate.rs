@@ -37,19 +37,20 @@ pub(super) fn validate(config: &Config) -> Result<(), OutOfRange> {
     at_least(2, "data.context", config.data.context)?;
 
     let student = &config.student;
-    let mamba = student.mixer.mamba();
-    at_least(1, "student.d_state", mamba.d_state)?;
-    at_least(1, "student.n_qk_heads", mamba.n_qk_heads)?;
-    at_least(1, "student.n_v_heads", mamba.n_v_heads)?;
-    require(
-        mamba.n_v_heads.is_multiple_of(mamba.n_qk_heads),
-        "student.n_v_heads",
-        mamba.n_v_heads,
-        &format!("a multiple of n_qk_heads, {}", mamba.n_qk_heads),
-    )?;
-    at_least(1, "student.d_conv", mamba.d_conv)?;
-    at_least(1, "student.expand", mamba.expand)?;
-    at_least(1, "student.chunk_size", mamba.chunk_size)?;
+    if let Some(mamba) = student.mixer.mamba() {
+        at_least(1, "student.d_state", mamba.d_state)?;
+        at_least(1, "student.n_qk_heads", mamba.n_qk_heads)?;
+        at_least(1, "student.n_v_heads", mamba.n_v_heads)?;
+        require(
+            mamba.n_v_heads.is_multiple_of(mamba.n_qk_heads),
+            "student.n_v_heads",
+            mamba.n_v_heads,
+            &format!("a multiple of n_qk_heads, {}", mamba.n_qk_heads),
+        )?;
+        at_least(1, "student.d_conv", mamba.d_conv)?;
+        at_least(1, "student.expand", mamba.expand)?;
+        at_least(1, "student.chunk_size", mamba.chunk_size)?;
+    }
     require(
         student
             .attention_layers

@@ -119,6 +119,51 @@ pub(super) fn perplexities(evaluations: &[&Evaluation]) -> Result<Option<String>
     .map(Some)
 }
 
+/// One line for each of `series`, with its name at its end.
+///
+/// `None` if there is no finite point.
+pub(crate) fn curves(
+    series: &[(String, Vec<(f64, f64)>)],
+    labels: [&str; 2],
+) -> Result<Option<String>, ReportError> {
+    let finite = |points: &[(f64, f64)]| -> Vec<(f64, f64)> {
+        let finite = points.iter().filter(|(_, y)| y.is_finite());
+        finite.copied().collect()
+    };
+    let series: Vec<_> = series.iter().map(|(name, of)| (name, finite(of))).collect();
+    let all = || series.iter().flat_map(|(_, points)| points.iter().copied());
+    if all().next().is_none() {
+        return Ok(None);
+    }
+    let low = all().map(|(x, _)| x).fold(f64::INFINITY, f64::min);
+    let high = all().map(|(x, _)| x).fold(f64::NEG_INFINITY, f64::max);
+    // Room on the right for the names.
+    let x = Axis::linear(low, high + 0.3 * (high - low).max(f64::MIN_POSITIVE));
+    let ys: Vec<f64> = all().map(|(_, y)| y).collect();
+    let y = Axis::spanning(ys.into_iter());
+    draw((1900, 760), x, y, labels, |chart, area| {
+        let colours = [STUDENT, TEACHER, INK];
+        let mut taken: Vec<i32> = vec![];
+        for ((name, points), colour) in series.iter().zip(colours.iter().cycle()) {
+            chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width(4)))?;
+            let dots = points.iter().map(|&at| Circle::new(at, 7, colour.filled()));
+            chart.draw_series(dots)?;
+            let Some(end) = points.last() else { continue };
+            let (right, mut top) = chart.backend_coord(end);
+            // Names never overlap: each has the first free line below its end.
+            let line = FONT as i32 + 4;
+            while taken.iter().any(|other| (other - top).abs() < line) {
+                top += 1;
+            }
+            taken.push(top);
+            let style = text_style(FONT, *colour, HPos::Left, VPos::Center);
+            area.draw(&Text::new(name.as_str(), (right + 18, top), style))?;
+        }
+        Ok(())
+    })
+    .map(Some)
+}
+
 type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Axis, Axis>>;
 type Area<'b> = DrawingArea<SVGBackend<'b>, Shift>;
 type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;

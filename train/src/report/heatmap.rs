@@ -54,15 +54,20 @@ pub(super) fn images(pair: &MatrixPair) -> Result<[String; 2], ReportError> {
                 found: matrix.len(),
             });
         }
-        let mut pixels = Vec::with_capacity(shown * shown);
-        for query in 0..shown {
-            let row = &matrix[query * pair.size..][..shown];
-            let row = row.iter().enumerate();
-            pixels.extend(row.map(|(key, &value)| if key <= query { colour(value) } else { 0 }));
-        }
-        data_uri(shown, &pixels)
+        picture(shown, pair.size, matrix)
     };
     Ok([image(&pair.student)?, image(&pair.teacher)?])
+}
+
+/// The first `shown` rows and columns of a causal `matrix [size, size]` as a data URI.
+pub(crate) fn picture(shown: usize, size: usize, matrix: &[f32]) -> Result<String, ReportError> {
+    let mut pixels = Vec::with_capacity(shown * shown);
+    for query in 0..shown {
+        let row = &matrix[query * size..][..shown];
+        let row = row.iter().enumerate();
+        pixels.extend(row.map(|(key, &value)| if key <= query { colour(value) } else { 0 }));
+    }
+    data_uri(shown, &pixels)
 }
 
 /// The colour scale from -1 to 1 as a data URI, one pixel high.

@@ -9,9 +9,11 @@
 //! - `heatmap` matrices,
 //! - `page` puts them, the numbers and the words together.
 
-mod chart;
-mod heatmap;
+pub(crate) mod chart;
+pub(crate) mod heatmap;
 mod page;
+
+pub(crate) use page::document;
 
 use std::path::{Path, PathBuf};
 

@@ -17,6 +17,21 @@ pub(super) fn render(data: &ReportData) -> Result<String, ReportError> {
         displayable(&data.name),
         summary.ratio
     );
+    let body = html! {
+        (header(&title, summary))
+        (notes_section(&summary.notes))
+        (perplexity_section(&data.records)?)
+        (loss_section(&summary.stages, &data.records)?)
+        (table_section(summary))
+        (matrix_section(&data.matrices)?)
+        (sample_section(&data.samples))
+        (config_section(&data.config))
+    };
+    Ok(document(&title, &body))
+}
+
+/// A whole page.
+pub(crate) fn document(title: &str, body: &Markup) -> String {
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -26,19 +41,10 @@ pub(super) fn render(data: &ReportData) -> Result<String, ReportError> {
                 title { (title) }
                 style { (PreEscaped(STYLE)) }
             }
-            body {
-                (header(&title, summary))
-                (notes_section(&summary.notes))
-                (perplexity_section(&data.records)?)
-                (loss_section(&summary.stages, &data.records)?)
-                (table_section(summary))
-                (matrix_section(&data.matrices)?)
-                (sample_section(&data.samples))
-                (config_section(&data.config))
-            }
+            body { (body) }
         }
     };
-    Ok(page.into_string())
+    page.into_string()
 }
 
 fn header(title: &str, summary: &Summary) -> Markup {

@@ -13,6 +13,7 @@ mod pending_metrics;
 mod prefetch;
 mod prepare;
 mod sources;
+mod teacher_and_text;
 mod teacher_files;
 mod text;
 
@@ -20,6 +21,7 @@ pub use inputs::student_config;
 pub(crate) use inputs::{check_layers, teacher_of_stages, untrained_student};
 pub use options::{Outcome, RunOptions, StopRequest};
 pub use prepare::{Prepared, prepare};
+pub(crate) use teacher_and_text::TeacherAndText;
 
 use std::sync::Arc;
 use std::time::Instant;

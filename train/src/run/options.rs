@@ -51,7 +51,7 @@ impl StopRequest {
     }
 
     /// Whether it is asked now.
-    pub(super) fn is_asked(&self) -> bool {
+    pub(crate) fn is_asked(&self) -> bool {
         (self.0)()
     }
 }

@@ -3,6 +3,7 @@
 
 use burn::tensor::{Int, Tensor};
 use kernels::{AttentionParts, TrainBackend, mixing_distance};
+use model::mohawk::matrix_orientation_loss;
 use model::{NetworkConfig, Part, Phi, PhiMamba};
 use serde::{Deserialize, Serialize};
 
@@ -70,7 +71,8 @@ impl Stage for Matrices {
         }
     }
 
-    /// Both matrices are given by what they are made of, so that the backend need not hold them.
+    /// Both matrices are given by what they are made of where the student's can be, so that the backend need not hold
+    /// them.
     fn pass<B: TrainBackend>(
         &self,
         student: &PhiMamba<B>,
@@ -97,17 +99,25 @@ impl Stage for Matrices {
             if student.mixer.is_kept_from(&teacher.mixer) {
                 continue;
             }
-            let transfer = student.transfer_parts(Tensor::from_inner(entering));
-            if let (Some(transfer), Some(attention)) = (transfer, attention) {
-                let attention = AttentionParts {
-                    q: Tensor::from_inner(attention.q),
-                    k: Tensor::from_inner(attention.k),
-                    window: attention.window,
-                };
-                let loss = mixing_distance(transfer, attention);
-                gradients.add::<B, _>(student, &loss.backward());
-                losses.push(loss.inner());
-            }
+            let read_bld = Tensor::<B, 3>::from_inner(entering.clone());
+            let loss = match (student.transfer_parts(read_bld.clone()), attention) {
+                (Some(transfer), Some(attention)) => {
+                    let attention = AttentionParts {
+                        q: Tensor::from_inner(attention.q),
+                        k: Tensor::from_inner(attention.k),
+                        window: attention.window,
+                    };
+                    mixing_distance(transfer, attention)
+                }
+                // A mixer without such factors: `idle_layers` has seen to it that there is its whole matrix.
+                _ => {
+                    let transfer = student.mixing_matrix(read_bld);
+                    let attention = Tensor::from_inner(teacher.mixing_matrix(entering));
+                    matrix_orientation_loss(transfer, attention)
+                }
+            };
+            gradients.add::<B, _>(student, &loss.backward());
+            losses.push(loss.inner());
         }
         sum_over_layers(losses, &device)
     }

@@ -1,6 +1,7 @@
 //! Whole runs of `train`, in little: the bundled teacher, a few steps of 2 x 32 tokens a stage.
 #![cfg(feature = "flex")]
 
+mod comparison;
 mod damage;
 mod data;
 mod failures;
@@ -10,6 +11,7 @@ mod llama;
 mod presets;
 mod results;
 mod resume;
+mod structure;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -5,7 +5,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
 use super::{LlamaMambaConfig, Rope, llamas_network};
-use crate::arch::HeadConfig;
+use crate::arch::{HeadConfig, own_mixers};
 use crate::config_error::ConfigError;
 use crate::mixers::attention::AttentionConfig;
 use crate::mixers::beside_attention::{BesideAttentionConfig, Joined};
@@ -164,11 +164,19 @@ pub(super) fn read_layer(
         "attention" => Ok(read_attention(layer, i, rope)?.into()),
         ADAPTER => Ok(read_both(layer, i, rope, Joined::Adapter)?.into()),
         SUM => Ok(read_both(layer, i, rope, Joined::Sum)?.into()),
-        other => Err(ConfigError::Unsupported {
-            key: format!("layers[{i}].kind"),
-            value: other.into(),
-            supported: format!("ssm, attention, {ADAPTER}, {SUM}"),
-        }),
+        other => {
+            let options = layer.get(other).unwrap_or(&Value::Null);
+            let own = own_mixers::read(other, options).ok_or_else(|| ConfigError::Unsupported {
+                key: format!("layers[{i}].kind"),
+                value: other.into(),
+                supported: format!(
+                    "ssm, attention, {ADAPTER}, {SUM}, {}",
+                    own_mixers::KINDS.join(", ")
+                ),
+            })?;
+            let invalid = |error| ConfigError::Invalid(format!("`layers[{i}].{other}`: {error}"));
+            own.map_err(invalid)
+        }
     }
 }
 
@@ -242,6 +250,10 @@ pub(super) fn write_layer(mixer: &MixerConfig, d_model: usize, rope: Rope) -> Va
                 "attention": attention,
             })
         }
+        other => json!({
+            "kind": other.kind(),
+            (other.kind()): other.to_json(),
+        }),
     }
 }
 

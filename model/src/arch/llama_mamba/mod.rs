@@ -104,6 +104,7 @@ fn explicit(mixer: &MixerConfig, d_model: usize) -> MixerConfig {
             of_ssm(&mut both.ssm);
             both.attention.iter_mut().for_each(of_attention);
         }
+        _ => {}
     }
     mixer
 }
@@ -240,8 +241,13 @@ impl FamilyFile for LlamaMambaConfig {
 
 impl Family for LlamaMambaConfig {
     fn name(&self) -> &'static str {
-        let mut mixers = self.network.mixers.iter();
-        if mixers.any(|mixer| !matches!(mixer, MixerConfig::DiscreteMamba2(_))) {
+        let has_attention = |mixer: &MixerConfig| {
+            matches!(
+                mixer,
+                MixerConfig::Attention(_) | MixerConfig::BesideAttention(_)
+            )
+        };
+        if self.network.mixers.iter().any(has_attention) {
             "hybrid Llama-Mamba"
         } else {
             "Llama-Mamba"

@@ -56,8 +56,8 @@ impl StudentOptions for WindowStudent {
         Ok(mixer.into())
     }
 
-    fn mamba(&self) -> &Mamba2Student {
-        &self.mamba
+    fn mamba(&self) -> Option<&Mamba2Student> {
+        Some(&self.mamba)
     }
 }
 
@@ -163,7 +163,7 @@ impl StudentOptions for HeadsStudent {
         Ok(())
     }
 
-    fn mamba(&self) -> &Mamba2Student {
-        &self.mamba
+    fn mamba(&self) -> Option<&Mamba2Student> {
+        Some(&self.mamba)
     }
 }

@@ -41,6 +41,11 @@ pub(crate) const OPEN_GATE: f64 = 1.278464542761;
 /// The depth by whose square root the published code divides the output projection.
 const PUBLISHED_DEPTH: f64 = 24.0;
 
+/// How the published code fills the output projection.
+pub(crate) fn published_out_proj(d_inner: usize) -> Fill {
+    Fill::Uniform(1.0 / (d_inner as f64 * PUBLISHED_DEPTH).sqrt())
+}
+
 /// The depthwise convolution's parameters, shaped as PyTorch's `Conv1d`.
 #[derive(Module, Debug)]
 pub struct DepthwiseConv<B: Backend> {
@@ -148,7 +153,7 @@ impl<B: Backend> DiscreteMamba2<B> {
         };
         let in_weight = around_gate(d_model, gate);
         let out_bias = config.bias.then(|| Fill::torch_linear(d_inner));
-        let out_proj = Fill::Uniform(1.0 / (d_inner as f64 * PUBLISHED_DEPTH).sqrt());
+        let out_proj = published_out_proj(d_inner);
         // A gate without a bias of its own has that of the projection, or none.
         let own_gate = |init: &mut Init<B>| {
             let open = if config.bias { 0.0 } else { OPEN_GATE };

@@ -100,8 +100,8 @@ impl StudentOptions for Mamba2Student {
         Ok(self.config(of_teacher, d_model).into())
     }
 
-    fn mamba(&self) -> &Mamba2Student {
-        self
+    fn mamba(&self) -> Option<&Mamba2Student> {
+        Some(self)
     }
 }
 
