@@ -68,7 +68,9 @@ pub enum AuditError {
         model: PathBuf,
     },
     /// No text, no data, and no probe.
-    #[error("nothing is left to measure; --text takes text files, --data a folder with tasks, --tasks names probes")]
+    #[error(
+        "nothing is left to measure; --text takes text files, --data a folder with tasks, --tasks names probes"
+    )]
     Nothing,
     /// The texts, the data or the tokenizer cannot be used.
     #[error(transparent)]

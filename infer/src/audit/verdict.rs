@@ -8,6 +8,9 @@ use crate::eval::Control;
 /// A difference of more standard errors than this is one.
 const ERRORS: f64 = 2.0;
 
+/// A mean log-likelihood or a share that differs by less does so by rounding.
+const ROUNDING: f64 = 1e-4;
+
 /// The fewest documents from which anything follows.
 pub const LEAST: usize = 8;
 
@@ -43,7 +46,7 @@ enum Comparison {
 
 /// Within two standard errors two values are the same.
 fn compare(difference: Estimate) -> Option<Comparison> {
-    let error = ERRORS * difference.stderr?;
+    let error = (ERRORS * difference.stderr?).max(ROUNDING);
     Some(if difference.value > error {
         Comparison::More
     } else if difference.value < -error {

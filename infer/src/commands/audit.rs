@@ -231,28 +231,32 @@ impl Work for AuditWork {
         for (i, (name, folder, controls)) in models.into_iter().chain(students).enumerate() {
             let (_, model) = args.compute.dtype.load::<B>(folder, &device)?;
             check_vocabulary(&teacher.tokenizer, model.vocab_size())?;
+            let under = controls
+                .iter()
+                .map(|control| (*control, control.apply(model.clone())));
+            let under: Vec<(Control, Option<CausalLm<B>>)> = under.collect();
+            let missing = under.iter().find(|(_, model)| model.is_none());
+            // Every row stands beside the teacher's controls.
+            if i == 0
+                && let Some((control, _)) = missing
+            {
+                let (model, control) = (args.teacher.clone(), *control);
+                return Err(EvalError::NoEffect { model, control }.into());
+            }
             let of = audit.columns.len();
             let name = name.display().to_string();
             measure(&mut audit, &name, None, None, &model, &reader, &bar);
-            for &control in controls {
-                match control.apply(model.clone()) {
-                    Some(model) => {
-                        let (control, of) = (Some(control), Some(of));
-                        measure(&mut audit, &name, control, of, &model, &reader, &bar);
-                    }
-                    // Every row stands beside the teacher's controls.
-                    None if i == 0 => {
-                        let model = args.teacher.clone();
-                        return Err(EvalError::NoEffect { model, control }.into());
-                    }
-                    None => {
-                        bar.inc(audit.plan.measures.len() as u64);
-                        let what = control.of();
-                        let line = format!("{name}: {control} is left out: no layer has {what}");
-                        bar.suspend(|| note(&line));
-                        audit.left_out.push(line);
-                    }
-                }
+            for (control, model) in under {
+                let Some(model) = model else {
+                    bar.inc(audit.plan.measures.len() as u64);
+                    let what = control.of();
+                    let line = format!("{name}: {control} is left out: no layer has {what}");
+                    bar.suspend(|| note(&line));
+                    audit.left_out.push(line);
+                    continue;
+                };
+                let (control, of) = (Some(control), Some(of));
+                measure(&mut audit, &name, control, of, &model, &reader, &bar);
             }
             if i > 0 {
                 args.write(&audit)?;

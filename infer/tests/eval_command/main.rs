@@ -1,6 +1,8 @@
-//! The commands `infer eval` and `infer perplexity`.
+//! The commands `infer eval`, `infer perplexity` and `infer audit`.
 #![cfg(feature = "flex")]
 
+mod audit;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::fs::{self, File};
