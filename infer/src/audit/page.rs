@@ -117,6 +117,12 @@ fn figure(
         points: rows.iter().map(|row| point(row, model)).collect(),
     });
     let curves: Vec<Curve> = curves.collect();
+    if curves
+        .iter()
+        .all(|curve| curve.points.iter().all(Option::is_none))
+    {
+        return html! {};
+    }
     let range = if is_share {
         [0.0, 1.0]
     } else {

@@ -264,7 +264,7 @@ impl Items<'_> {
         let bounds = POSITIONS.into_iter().filter(|bound| *bound < context);
         let bounds: Vec<usize> = bounds.chain([context]).collect();
         let rows = bounds.windows(2).map(|bounds| {
-            let counts = |_, item| (bounds[0]..bounds[1]).contains(&item);
+            let counts = |_: usize, item: usize| (bounds[0]..bounds[1]).contains(&item);
             Row {
                 name: format!("perplexity, positions {} to {}", bounds[0], bounds[1] - 1),
                 at: Some(bounds[1]),

@@ -220,6 +220,7 @@ impl Work for AuditWork {
             device: &device,
         };
         let bar = progress(audit.plan.measures.len(), 3 + 4 * folders.len());
+        let of_teacher = OF_TEACHER;
         let own = [
             Control::NoSsm,
             Control::NoAttention,
@@ -227,7 +228,7 @@ impl Work for AuditWork {
         ];
         let students = args.models.iter().zip(&folders);
         let students = students.map(|(name, folder)| (name, folder, &own[..]));
-        let models = [(&args.teacher, &teacher.folder, &OF_TEACHER[..])];
+        let models = [(&args.teacher, &teacher.folder, &of_teacher[..])];
         for (i, (name, folder, controls)) in models.into_iter().chain(students).enumerate() {
             let (_, model) = args.compute.dtype.load::<B>(folder, &device)?;
             check_vocabulary(&teacher.tokenizer, model.vocab_size())?;
