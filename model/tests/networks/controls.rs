@@ -209,15 +209,17 @@ on_both! {
 fn packed_networks_have_controls() {
     for (name, network) in networks() {
         let plain = random::<Fast>(&network);
-        let packed = plain.clone().to_int8().without_attention().unwrap();
-        // The same in the other order: the numbers of all other weights are packed alike.
-        let expected = plain.without_attention().unwrap().to_int8();
-        assert_close(
-            &name,
-            values(logits(&packed)),
-            values(logits(&expected)),
-            1e-5,
-        );
+        for control in [CausalLm::without_attention, CausalLm::without_ssm] {
+            let packed = control(plain.clone().to_int8()).unwrap();
+            // The same in the other order: the numbers of all other weights are packed alike.
+            let expected = control(plain.clone()).unwrap().to_int8();
+            assert_close(
+                &name,
+                values(logits(&packed)),
+                values(logits(&expected)),
+                1e-5,
+            );
+        }
     }
 }
 
