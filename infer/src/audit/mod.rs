@@ -5,7 +5,7 @@
 //!                         plan        measure, answers          row      verdict
 //! ```
 //!
-//! A [`Measure`] is a list of documents, the same for every model. What a model does on a document is a list of
+//! A [`Measure`](measure::Measure) is a list of documents, the same for every model. What a model does on a document is a list of
 //! items, each a number: the log-likelihood of a token, or 1 for a right answer and 0 for a wrong one. A [`Row`] of the
 //! table is a choice of these items. So every difference between two models is one between the same items, and its
 //! standard error is that of paired documents.
@@ -31,12 +31,11 @@ use kernels::Window;
 use crate::eval::{Control, EvalError};
 
 pub(crate) use json::json;
-pub(crate) use measure::{Measure, Outcome, Reader};
+pub(crate) use measure::{Outcome, Reader};
 pub(crate) use page::page;
 pub(crate) use plan::{Plan, PlanOptions, plan};
 pub(crate) use report::table;
 pub(crate) use row::{Row, rows};
-pub(crate) use verdict::summary;
 
 /// The teacher's place among the models.
 const TEACHER: usize = 0;

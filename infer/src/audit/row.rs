@@ -152,15 +152,18 @@ impl Row {
 
     /// The mean of rows from different documents.
     fn mean_of(name: String, rows: &[&Self]) -> Self {
-        let strata = |of: fn(&Self) -> &Vec<Stratum>| rows.iter().flat_map(|row| of(row).clone());
+        let strata = |of: fn(&Self) -> &Vec<Stratum>| {
+            let strata = rows.iter().flat_map(|row| of(row).clone());
+            strata.collect::<Vec<Stratum>>()
+        };
         Self {
             name,
             group: rows[0].group,
             unit: rows[0].unit,
             at: None,
             probe: None,
-            strata: strata(|row| &row.strata).collect(),
-            raw: strata(|row| &row.raw).collect(),
+            strata: strata(|row| &row.strata),
+            raw: strata(|row| &row.raw),
             floor: vec![],
         }
     }

@@ -1,8 +1,8 @@
 //! Rows and verdicts of outcomes that are known.
 
-use super::measure::{Kind, Reading};
+use super::measure::{Kind, Measure, Reading};
 use super::row::Group;
-use super::verdict::{Standing, Verdict, verdict};
+use super::verdict::{Standing, Verdict, summary, verdict};
 use super::*;
 use crate::eval::{Question, Task};
 

@@ -67,7 +67,10 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
     /// Empties `state` where the next token is to be read as the first one.
     fn reset(&self, state: &mut Mamba2State<B>) {
         let position = state.position;
-        if self.reset_every.is_some_and(|every| position % every == 0) {
+        if self
+            .reset_every
+            .is_some_and(|every| position.is_multiple_of(every))
+        {
             let empty = self.empty_state(state.ssm.dims()[0], &state.ssm.device());
             *state = Mamba2State { position, ..empty };
         }
