@@ -44,7 +44,7 @@ pub fn chart(
             @for curve in curves {
                 g class=(curve.class) {
                     title { (curve.name) }
-                    polyline points=(line(curve, &x, &y)) {}
+                    polyline points=(line(curve, x, y)) {}
                     @for (i, (value, error)) in curve.points.iter().enumerate().filter_map(|(i, p)| Some((i, (*p)?))) {
                         line x1=(px(x(i))) x2=(px(x(i))) y1=(px(y(value - error))) y2=(px(y(value + error))) {}
                         circle cx=(px(x(i))) cy=(px(y(value))) r="4" {

@@ -77,8 +77,6 @@ pub struct Reader<'a, B: KernelBackend> {
     pub tokenizer: &'a Tokenizer,
     /// Documents at once.
     pub batch_size: usize,
-    /// The most tokens that are read at once.
-    pub max_length: usize,
     /// Where the models are.
     pub device: &'a B::Device,
 }

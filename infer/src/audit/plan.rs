@@ -189,11 +189,11 @@ impl Plan {
     /// The documents of one length after those of another.
     fn add_probe(&mut self, task: Task, tokenizer: &Tokenizer) -> Result<(), EvalError> {
         let lengths = if self.options.lengths.is_empty() {
-            &LENGTHS[..]
+            LENGTHS.to_vec()
         } else {
-            &self.options.lengths
+            self.options.lengths.clone()
         };
-        for length in lengths.to_vec() {
+        for length in lengths {
             if length > self.max_length {
                 self.left_out.push(format!(
                     "{task} at {length} is left out: at most {} tokens are read at once",

@@ -211,12 +211,10 @@ impl Work for AuditWork {
             folders,
             plan,
         } = self;
-        let max_length = plan.max_length;
         let mut audit = Audit::new(plan);
         let reader = Reader {
             tokenizer: &teacher.tokenizer,
             batch_size: args.batch_size,
-            max_length,
             device: &device,
         };
         let bar = progress(audit.plan.measures.len(), 3 + 4 * folders.len());
