@@ -4,7 +4,8 @@ use clap::{Parser, Subcommand};
 
 pub use crate::commands::CommandError;
 use crate::commands::{
-    BenchArgs, EXAMPLES, EvalArgs, GenerateArgs, InfoArgs, PerplexityArgs, ReplArgs, ServeArgs,
+    AuditArgs, BenchArgs, EXAMPLES, EvalArgs, GenerateArgs, InfoArgs, PerplexityArgs, ReplArgs,
+    ServeArgs,
 };
 
 /// Uses a teacher (Phi, Llama, Mistral, Qwen2 or Qwen3), a student or a hybrid, from a folder or from the Hugging
@@ -30,6 +31,7 @@ enum Command {
     Serve(ServeArgs),
     Eval(EvalArgs),
     Perplexity(PerplexityArgs),
+    Audit(AuditArgs),
 }
 
 impl Cli {
@@ -46,6 +48,7 @@ impl Cli {
             Command::Serve(args) => args.run(),
             Command::Eval(args) => args.run(),
             Command::Perplexity(args) => args.run(),
+            Command::Audit(args) => args.run(),
         }
     }
 }

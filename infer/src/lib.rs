@@ -48,6 +48,7 @@
 )))]
 compile_error!("infer needs a backend: build with the feature flex, ndarray, wgpu or cuda");
 
+mod audit;
 pub mod beginning;
 mod bench;
 pub mod chat;

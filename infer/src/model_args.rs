@@ -125,6 +125,15 @@ pub(crate) struct ModelArgs {
 }
 
 impl ModelArgs {
+    /// The same for a model that another option names.
+    pub fn of(model: PathBuf, tokenizer: Option<PathBuf>, compute: ComputeArgs) -> Self {
+        Self {
+            model,
+            tokenizer,
+            compute,
+        }
+    }
+
     /// Finds the model's folder and its tokenizer, fetching them if need be: the tokenizer that was
     /// named, or the folder's, or Phi's for a Phi-Mamba on the hub that has none. No weights are read.
     ///
@@ -137,7 +146,7 @@ impl ModelArgs {
         let folder = model::locate(&self.model)?;
         let own = match named {
             Some(tokenizer) => Some(tokenizer),
-            None => at(&folder)?,
+            None => own_tokenizer(&folder)?,
         };
         let tokenizer = match own {
             Some(tokenizer) => tokenizer,
@@ -170,7 +179,7 @@ fn is_phi_mamba(folder: &Path) -> Result<bool, ModelArgsError> {
 }
 
 /// The tokenizer at `path`, if there is one: a file's, a folder's, or that inside a GGUF file.
-fn at(path: &Path) -> Result<Option<Tokenizer>, ModelArgsError> {
+pub(crate) fn own_tokenizer(path: &Path) -> Result<Option<Tokenizer>, ModelArgsError> {
     let found = model::tokenizer_json(path)?;
     let read = found.map(|file| Tokenizer::from_json(&file.bytes, file.path));
     Ok(read.transpose()?)
@@ -192,7 +201,7 @@ fn tokenizer_at(path: &Path) -> Result<Tokenizer, ModelArgsError> {
         return Ok(Tokenizer::from_file(Hub::from_env()?.tokenizer(path)?)?);
     }
     let folder = path.into();
-    at(path)?.ok_or(ModelArgsError::NoTokenizer { folder })
+    own_tokenizer(path)?.ok_or(ModelArgsError::NoTokenizer { folder })
 }
 
 /// A model on this machine, not yet loaded.

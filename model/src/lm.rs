@@ -187,23 +187,40 @@ impl<B: KernelBackend> CausalLm<B> {
     /// If the window is of no token.
     pub fn with_attention_within(self, window: Window) -> Option<Self> {
         assert!(window.window > 0, "a window must have a token");
-        self.change_attention(|mixer| mixer.narrow_attention(window))
+        self.change_mixers(|mixer| mixer.narrow_attention(window))
     }
 
     /// The same network in which no attention adds anything, so that a layer whose mixer is attention is its MLP
     /// alone: `x + mlp(norm(x))`. `None` if no layer has attention. For inference: it can be neither trained nor
     /// saved.
     pub fn without_attention(self) -> Option<Self> {
-        self.change_attention(|mixer| mixer.silence_attention())
+        self.change_mixers(|mixer| mixer.silence_attention())
     }
 
-    /// The network after `change` of every mixer, which says whether there was attention in it.
-    fn change_attention(mut self, change: impl Fn(&mut Mixer<B>) -> bool) -> Option<Self> {
-        let mut has_attention = false;
+    /// The same network in which no state-space mixer adds anything, so that attention beside it is left alone.
+    /// `None` if no layer has such a mixer. For inference, as [`without_attention`](Self::without_attention).
+    pub fn without_ssm(self) -> Option<Self> {
+        self.change_mixers(|mixer| mixer.silence_ssm())
+    }
+
+    /// The same network in which every state-space mixer forgets all before each token whose position is a multiple
+    /// of `tokens`; see [`reset_state_every`](crate::TokenMixer::reset_state_every). `None` if no layer has such a
+    /// mixer. For inference.
+    ///
+    /// # Panics
+    /// If `tokens` is 0.
+    pub fn with_state_reset_every(self, tokens: usize) -> Option<Self> {
+        assert!(tokens > 0, "a state must last for a token");
+        self.change_mixers(|mixer| mixer.reset_state_every(tokens))
+    }
+
+    /// The network after `change` of every mixer, which says whether there was anything to change in it.
+    fn change_mixers(mut self, change: impl Fn(&mut Mixer<B>) -> bool) -> Option<Self> {
+        let mut is_changed = false;
         for layer in &mut self.backbone.layers {
-            has_attention |= change(&mut layer.mixer);
+            is_changed |= change(&mut layer.mixer);
         }
-        has_attention.then_some(self)
+        is_changed.then_some(self)
     }
 
     /// The same network with the weights of its projections in 8 bits, one scale a row: for inference.

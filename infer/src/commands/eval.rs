@@ -38,8 +38,8 @@ pub(crate) struct EvalArgs {
 
     /// The tasks, separated by commas; the paper's six if none is named
     ///
-    /// needle and copy are probes of what a model finds again in texts of 256, 512, 1024 and 2048 tokens, as far as
-    /// --max-length goes. They need no data.
+    /// needle, needles, copy and mqar are probes of what a model finds again in texts of 256, 512, 1024 and 2048
+    /// tokens, as far as --max-length goes. They need no data.
     #[arg(long, value_delimiter = ',', value_name = "TASK,...")]
     tasks: Vec<Task>,
 
@@ -180,6 +180,11 @@ fn sample(document: &Document, scores: &[Score]) -> Value {
             "length": length,
             "log_likelihood": log_likelihoods[0],
             "is_greedy": scores[0].is_greedy(),
+        }),
+        Question::Facts { length } => json!({
+            "length": length,
+            "log_likelihoods": log_likelihoods,
+            "are_greedy": scores.iter().map(Score::is_greedy).collect::<Vec<_>>(),
         }),
         Question::Repetition { length } => json!({
             "length": length,

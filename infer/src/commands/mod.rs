@@ -1,5 +1,6 @@
 //! The commands of `infer`: each file has the options of one command and runs it.
 
+mod audit;
 mod bench;
 mod eval;
 mod generate;
@@ -11,6 +12,7 @@ mod serve;
 
 use kernels::runtime::BackendError;
 
+use crate::audit::AuditError;
 use crate::chat::ChatFileError;
 use crate::error::GenerateError;
 use crate::eval::EvalError;
@@ -22,6 +24,7 @@ use crate::sampling::SamplingError;
 use crate::serve::ServeError;
 use crate::state_file::StateFileError;
 
+pub(crate) use audit::AuditArgs;
 pub(crate) use bench::BenchArgs;
 pub(crate) use eval::EvalArgs;
 pub(crate) use generate::{EXAMPLES, GenerateArgs};
@@ -70,6 +73,9 @@ pub enum CommandError {
     /// An evaluation cannot be done.
     #[error(transparent)]
     Eval(#[from] EvalError),
+    /// An audit cannot be done, or is not whole.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// Standard input or output has failed.
     #[error(transparent)]
     Terminal(#[from] TerminalError),

@@ -52,12 +52,13 @@ pub(super) struct ScoringArgs {
     )]
     batch_size: usize,
 
-    /// Scores the model with less attention, to see what the attention is good for
+    /// Scores the model with less than it has, to see what that is good for
     ///
     /// window=N: each attention sees the last N tokens alone, and with ,sinks=M the first M of the text too.
     /// no-attention: no attention adds anything. A student's scores mean little until they are better than those of
-    /// its teacher under both.
-    #[arg(long, value_name = "window=N[,sinks=M]|no-attention")]
+    /// its teacher under both. no-ssm: no state-space mixer adds anything. reset=N: their states are emptied every N
+    /// tokens.
+    #[arg(long, value_name = "window=N[,sinks=M]|no-attention|no-ssm|reset=N")]
     pub control: Option<Control>,
 
     /// A file for the results in JSON, with every log-likelihood
@@ -204,7 +205,7 @@ where
         }
 
         let model = match self.args.control {
-            Some(control) => control.apply(model).ok_or_else(|| EvalError::NoAttention {
+            Some(control) => control.apply(model).ok_or_else(|| EvalError::NoEffect {
                 model: self.args.model.model.clone(),
                 control,
             })?,

@@ -1,4 +1,4 @@
-//! Controls: what a model scores with less attention than it was trained with.
+//! Controls: what a model scores with less than it was trained with.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 use kernels::{KernelBackend, Window};
 use model::CausalLm;
 
-/// What is left of a model's attention. [`Display`](fmt::Display) and [`FromStr`] have the command line's form.
+/// What is taken away from a model. [`Display`](fmt::Display) and [`FromStr`] have the command line's form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
     /// Each attention sees the last tokens and the first ones alone; one whose own window has as many last tokens or
@@ -14,16 +14,22 @@ pub enum Control {
     Window(Window),
     /// No attention adds anything.
     NoAttention,
+    /// No state-space mixer adds anything.
+    NoSsm,
+    /// Every state-space mixer begins anew after so many tokens.
+    Reset(usize),
 }
 
 /// Why a text names no control. Each message is complete.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ControlError {
     /// Two controls at once.
-    #[error("a control is either a window or no-attention, and not both")]
+    #[error("a control is a window, no-attention, no-ssm or a reset, and not two of them")]
     Both,
     /// A part that is neither `no-attention` nor has a known key.
-    #[error("{part:?} is no part of a control; one is window=N, window=N,sinks=M or no-attention")]
+    #[error(
+        "{part:?} is no part of a control; one is window=N, window=N,sinks=M, no-attention, no-ssm or reset=N"
+    )]
     Unknown {
         /// The part.
         part: String,
@@ -45,17 +51,30 @@ pub enum ControlError {
     /// A window that does not even have the token itself.
     #[error("window is 0; it must be at least 1, which is the token itself")]
     EmptyWindow,
+    /// A state that does not last for a token.
+    #[error("reset is 0; it must be at least 1, the tokens after which a state begins anew")]
+    EmptyReset,
     /// First tokens without a window.
     #[error("sinks are the first tokens beside a window, which is missing: window=N,sinks=M")]
     NoWindow,
 }
 
 impl Control {
-    /// The model under this control; `None` if none of its layers has attention.
+    /// The model under this control; `None` if none of its layers has what the control [takes away](Self::of).
     pub fn apply<B: KernelBackend>(self, model: CausalLm<B>) -> Option<CausalLm<B>> {
         match self {
             Self::Window(window) => model.with_attention_within(window),
             Self::NoAttention => model.without_attention(),
+            Self::NoSsm => model.without_ssm(),
+            Self::Reset(tokens) => model.with_state_reset_every(tokens),
+        }
+    }
+
+    /// What of a model it changes.
+    pub fn of(self) -> &'static str {
+        match self {
+            Self::Window(_) | Self::NoAttention => "attention",
+            Self::NoSsm | Self::Reset(_) => "a state-space mixer",
         }
     }
 }
@@ -66,6 +85,8 @@ impl fmt::Display for Control {
             Self::Window(Window { window, sinks: 0 }) => write!(f, "window={window}"),
             Self::Window(Window { window, sinks }) => write!(f, "window={window},sinks={sinks}"),
             Self::NoAttention => f.write_str("no-attention"),
+            Self::NoSsm => f.write_str("no-ssm"),
+            Self::Reset(tokens) => write!(f, "reset={tokens}"),
         }
     }
 }
@@ -74,15 +95,20 @@ impl FromStr for Control {
     type Err = ControlError;
 
     fn from_str(text: &str) -> Result<Self, ControlError> {
-        let (mut window, mut sinks, mut is_off) = (None, None, false);
+        let (mut window, mut sinks, mut reset, mut whole) = (None, None, None, None);
         for part in text.split(',') {
             let (key, place, value) = match part.split_once('=') {
                 None if part == "no-attention" => {
-                    is_off = true;
+                    whole = Some(Self::NoAttention);
+                    continue;
+                }
+                None if part == "no-ssm" => {
+                    whole = Some(Self::NoSsm);
                     continue;
                 }
                 Some(("window", value)) => ("window", &mut window, value),
                 Some(("sinks", value)) => ("sinks", &mut sinks, value),
+                Some(("reset", value)) => ("reset", &mut reset, value),
                 _ => return Err(ControlError::Unknown { part: part.into() }),
             };
             let number: usize = value.parse().map_err(|_| ControlError::Number {
@@ -93,12 +119,14 @@ impl FromStr for Control {
                 return Err(ControlError::Twice { key });
             }
         }
-        match (is_off, window, sinks) {
-            (true, None, None) => Ok(Self::NoAttention),
-            (true, ..) => Err(ControlError::Both),
-            (false, None, _) => Err(ControlError::NoWindow),
-            (false, Some(0), _) => Err(ControlError::EmptyWindow),
-            (false, Some(window), sinks) => Ok(Self::Window(Window {
+        match (whole, reset, window, sinks) {
+            (Some(whole), None, None, None) if !text.contains(',') => Ok(whole),
+            (None, Some(0), None, None) => Err(ControlError::EmptyReset),
+            (None, Some(tokens), None, None) => Ok(Self::Reset(tokens)),
+            (Some(_), ..) | (_, Some(_), ..) => Err(ControlError::Both),
+            (None, None, None, _) => Err(ControlError::NoWindow),
+            (None, None, Some(0), _) => Err(ControlError::EmptyWindow),
+            (None, None, Some(window), sinks) => Ok(Self::Window(Window {
                 window,
                 sinks: sinks.unwrap_or(0),
             })),
@@ -119,6 +147,8 @@ mod tests {
             ("window=1", window(1, 0), "window=1"),
             ("window=2,sinks=0", window(2, 0), "window=2"),
             ("no-attention", Control::NoAttention, "no-attention"),
+            ("no-ssm", Control::NoSsm, "no-ssm"),
+            ("reset=7", Control::Reset(7), "reset=7"),
         ] {
             assert_eq!(text.parse(), Ok(control), "{text}");
             assert_eq!(control.to_string(), written);
@@ -145,7 +175,15 @@ mod tests {
         }
         assert_eq!(refused("window=0,sinks=4"), ControlError::EmptyWindow);
         assert_eq!(refused("sinks=4"), ControlError::NoWindow);
-        assert_eq!(refused("window=3,no-attention"), ControlError::Both);
+        assert_eq!(refused("reset=0"), ControlError::EmptyReset);
+        for two in [
+            "window=3,no-attention",
+            "no-ssm,no-attention",
+            "reset=3,window=3",
+            "no-ssm,reset=3",
+        ] {
+            assert_eq!(refused(two), ControlError::Both, "{two}");
+        }
         let twice = ControlError::Twice { key: "window" };
         assert_eq!(refused("window=3,window=3"), twice);
     }

@@ -7,7 +7,7 @@
 use datasets::Tokenizer;
 
 use super::error::EvalError;
-use super::probe::{documents, filled};
+use super::probe::{ProbeSizes, documents, filled};
 use super::task::{Document, Prompt, Question, Task};
 
 /// Before the first time, and before the second.
@@ -15,12 +15,8 @@ const FIRST: &str = "Words:";
 const SECOND: &str = "\nThe same words again:";
 
 /// The documents of the task; see [`documents`]. The first prompt is the second time, the second the first.
-pub fn make(
-    tokenizer: &Tokenizer,
-    max_length: usize,
-    limit: Option<usize>,
-) -> Result<Vec<Document>, EvalError> {
-    documents(Task::Copy, max_length, limit, |length, mut draw| {
+pub fn make(tokenizer: &Tokenizer, sizes: &ProbeSizes) -> Result<Vec<Document>, EvalError> {
+    documents(sizes, |length, mut draw| {
         let most = length / 2;
         let words: Vec<&str> = (0..most).map(|_| draw.word()).collect();
         let passage = |n: usize| format!(" {}", words[..n].join(" "));
@@ -48,6 +44,10 @@ mod tests {
     use super::super::probe::LENGTHS;
     use super::*;
 
+    fn up_to(max_length: usize, limit: Option<usize>) -> ProbeSizes {
+        ProbeSizes::up_to(Task::Copy, max_length, limit).unwrap()
+    }
+
     fn tokenizer() -> Tokenizer {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/phi-tiny");
         Tokenizer::from_folder(folder).unwrap()
@@ -57,7 +57,7 @@ mod tests {
     #[test]
     fn a_passage_is_given_twice() {
         let tokenizer = tokenizer();
-        let documents = make(&tokenizer, 4096, Some(4)).unwrap();
+        let documents = make(&tokenizer, &up_to(4096, Some(4))).unwrap();
         assert_eq!(documents.len(), 4 * LENGTHS.len());
         for (i, document) in documents.iter().enumerate() {
             let length = LENGTHS[i / 4];
@@ -81,9 +81,9 @@ mod tests {
     #[test]
     fn documents_follow_from_their_number() {
         let tokenizer = tokenizer();
-        let all = make(&tokenizer, 300, None).unwrap();
+        let all = make(&tokenizer, &up_to(300, None)).unwrap();
         assert_eq!(all.len(), 100);
-        assert_eq!(make(&tokenizer, 300, Some(7)).unwrap(), all[..7]);
+        assert_eq!(make(&tokenizer, &up_to(300, Some(7))).unwrap(), all[..7]);
         assert_ne!(all[0], all[1]);
     }
 }

@@ -143,11 +143,11 @@ pub enum EvalError {
     Limit,
     /// A control of a model that it would leave as it is.
     #[error(
-        "{}: no layer of this model has attention, so --control {control} would change nothing; give its teacher, or \
+        "{}: no layer of this model has {}, so --control {control} would change nothing; give another model, or \
          leave the option out",
-        model.display()
+        model.display(), control.of()
     )]
-    NoAttention {
+    NoEffect {
         /// The model, as it was named.
         model: PathBuf,
         /// The control.

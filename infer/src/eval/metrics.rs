@@ -31,7 +31,8 @@ pub struct Metric {
 /// - `perplexity`: of the words, each counted as one token.
 ///
 /// Of a probe there is a metric for each length of its documents:
-/// - `acc_LENGTH`: the share of facts that are found, or the mean share of tokens that are copied.
+/// - `acc_LENGTH`: the share of facts that are found, or the mean share of a document's facts that are found, or of its
+///   tokens that are copied.
 /// - `floor_LENGTH`: the mean share of tokens of the same passages where they are no copies.
 pub fn metrics(documents: &[Document], scores: &[Vec<Score>]) -> Vec<Metric> {
     let mut metrics = Vec::new();
@@ -45,19 +46,11 @@ pub fn metrics(documents: &[Document], scores: &[Vec<Score>]) -> Vec<Metric> {
             .collect();
         Some(mean_of(name, right.as_ref()?))
     };
-    metrics.extend(accuracy("acc", |question, scores| match question {
-        Question::Word => Some(scores[0].is_greedy()),
-        Question::Choice { gold, .. } | Question::Context { gold } => {
-            Some(likeliest(scores.iter().map(|score| score.log_likelihood)) == *gold)
-        }
-        Question::Fact { .. } | Question::Repetition { .. } => None,
-    }));
+    metrics.extend(accuracy("acc", is_right));
     metrics.extend(accuracy("acc_bytes", |question, scores| {
         by_length(question, scores, |choice| choice.len())
     }));
-    metrics.extend(accuracy("acc_norm", |question, scores| {
-        by_length(question, scores, |choice| choice.chars().count())
-    }));
+    metrics.extend(accuracy("acc_norm", is_right_by_length));
     if documents
         .iter()
         .all(|document| document.question == Question::Word)
@@ -88,6 +81,13 @@ fn by_context_length(documents: &[Document], scores: &[Vec<Score>]) -> Vec<Metri
                     f64::from(u8::from(scores[0].is_greedy())),
                 )]
             }
+            Question::Facts { length } => {
+                let found: Vec<f64> = scores
+                    .iter()
+                    .map(|score| f64::from(u8::from(score.is_greedy())))
+                    .collect();
+                vec![(format!("acc_{length}"), mean(&found))]
+            }
             Question::Repetition { length } => vec![
                 (format!("acc_{length}"), scores[0].greedy_share()),
                 (format!("floor_{length}"), scores[1].greedy_share()),
@@ -117,6 +117,22 @@ fn mean_of(name: &str, values: &[f64]) -> Metric {
 /// `exp` of the mean negative log-likelihood.
 pub fn perplexity(log_likelihood: f64, count: usize) -> f64 {
     (-log_likelihood / count as f64).exp()
+}
+
+/// Whether the right choice or word is the likeliest; `None` for probes.
+pub fn is_right(question: &Question, scores: &[Score]) -> Option<bool> {
+    match question {
+        Question::Word => Some(scores[0].is_greedy()),
+        Question::Choice { gold, .. } | Question::Context { gold } => {
+            Some(likeliest(scores.iter().map(|score| score.log_likelihood)) == *gold)
+        }
+        Question::Fact { .. } | Question::Facts { .. } | Question::Repetition { .. } => None,
+    }
+}
+
+/// Whether the right choice is the likeliest per character; `None` for questions without choices.
+pub fn is_right_by_length(question: &Question, scores: &[Score]) -> Option<bool> {
+    by_length(question, scores, |choice| choice.chars().count())
 }
 
 /// Whether the right choice is the likeliest for its length; `None` for questions without choices.
@@ -218,6 +234,16 @@ mod tests {
             named("acc_512", 1.0, None),
         ];
         assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn several_facts_count_by_their_share() {
+        let facts = |scores| (Question::Facts { length: 512 }, scores);
+        let found = measured(vec![
+            facts(vec![(4, 4), (4, 3), (2, 2), (1, 0)]),
+            facts(vec![(4, 4), (4, 4), (2, 2), (1, 1)]),
+        ]);
+        assert_eq!(found, [("acc_512".to_owned(), 0.75, Some(0.25))]);
     }
 
     /// The mean of documents, whatever their numbers of tokens.

@@ -10,8 +10,8 @@
 //! tokens, [`score`](score()) computes how likely each continuation is, and [`metrics`](metrics())
 //! judges. [`Texts`] turns running text into requests, for its perplexity.
 //!
-//! Two probes, `needle` and `copy`, are tasks whose documents are made here, for the tokenizer of the model. They ask
-//! what the paper's tasks hardly ask: whether a model finds again what it has read.
+//! The probes, `needle`, `needles`, `copy` and `mqar`, are tasks whose documents are made here, for the tokenizer of the
+//! model. They ask what the paper's tasks hardly ask: whether a model finds again what it has read.
 //!
 //! # The harness's code decides
 //!
@@ -41,6 +41,7 @@ mod encode;
 mod error;
 mod ledger;
 mod metrics;
+mod mqar;
 mod needle;
 mod perplexity;
 mod probe;
@@ -56,7 +57,10 @@ pub use error::EvalError;
 pub(crate) use error::cannot;
 pub use ledger::Ledger;
 pub use metrics::{Metric, metrics};
+pub(crate) use metrics::{is_right, is_right_by_length};
 pub use perplexity::{TextMetrics, Texts};
-pub use score::{Score, score};
+pub use probe::ProbeSizes;
+pub(crate) use probe::{DOCUMENTS, LENGTHS, SEED};
+pub use score::{Score, TokenScore, score, score_tokens};
 pub use table::table;
 pub use task::{Document, Prompt, Question, Source, Task};

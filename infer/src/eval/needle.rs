@@ -1,37 +1,68 @@
-//! The task `needle`: one fact of a long text.
+//! The tasks `needle` and `needles`: facts of a long text.
 //!
-//! Sentences that mean nothing, among them facts of one form, `The code of the lantern is 4817.`: the one that is asked
-//! for, and [`OTHERS`] of other things. Each stands at a uniformly random depth. The question stands at the end, and
-//! the answer is right if each of its tokens is the likeliest, given those before it.
+//! Sentences that mean nothing, among them facts of one form, `The code of the lantern is 4817.`, each at a uniformly
+//! random depth. `needle` asks for one of four, `needles` for four of eight, one after another. The questions stand at
+//! the end, and an answer is right if each of its tokens is the likeliest, given those before it.
 
 use datasets::Tokenizer;
 
 use super::error::EvalError;
-use super::probe::{documents, filled};
+use super::probe::{ProbeSizes, documents, filled};
 use super::task::{Document, Prompt, Question, Task};
 use super::words::Draw;
-
-/// Facts of other things: a model that only knows the form of an answer is right once in many documents.
-const OTHERS: usize = 3;
 
 /// The words of a sentence, at least: each is a token or more.
 const WORDS: usize = 8;
 
-/// The documents of the task; see [`documents`].
-pub fn make(
+/// How many facts a document has. A model that only knows the form of an answer is right once in many documents.
+struct Facts {
+    task: Task,
+    asked: usize,
+    /// Asked or not.
+    all: usize,
+}
+
+const ONE: Facts = Facts {
+    task: Task::Needle,
+    asked: 1,
+    all: 4,
+};
+
+const SEVERAL: Facts = Facts {
+    task: Task::Needles,
+    asked: 4,
+    all: 8,
+};
+
+/// The documents of `needle`; see [`documents`].
+pub fn make(tokenizer: &Tokenizer, sizes: &ProbeSizes) -> Result<Vec<Document>, EvalError> {
+    make_with(&ONE, tokenizer, sizes, |length| Question::Fact { length })
+}
+
+/// The documents of `needles`, with a prompt for each fact that is asked for: the answers before it are given.
+pub fn make_several(tokenizer: &Tokenizer, sizes: &ProbeSizes) -> Result<Vec<Document>, EvalError> {
+    make_with(&SEVERAL, tokenizer, sizes, |length| Question::Facts {
+        length,
+    })
+}
+
+fn make_with(
+    facts: &Facts,
     tokenizer: &Tokenizer,
-    max_length: usize,
-    limit: Option<usize>,
+    sizes: &ProbeSizes,
+    question: impl Fn(usize) -> Question + Sync,
 ) -> Result<Vec<Document>, EvalError> {
-    documents(Task::Needle, max_length, limit, |length, draw| {
+    let last = facts.asked - 1;
+    documents(sizes, |length, draw| {
         let most = length / WORDS;
-        let haystack = Haystack::new(draw, most);
-        let (_, prompt) = filled(Task::Needle, tokenizer, length, most, |sentences| {
-            haystack.prompt(sentences)
+        let haystack = Haystack::new(draw, facts.all, most);
+        let (n, _) = filled(facts.task, tokenizer, length, most, |sentences| {
+            haystack.prompt(sentences, facts.asked, last)
         })?;
+        let prompt = |i| haystack.prompt(n, facts.asked, i);
         Ok(Document {
-            prompts: vec![prompt],
-            question: Question::Fact { length },
+            prompts: (0..facts.asked).map(prompt).collect(),
+            question: question(length),
         })
     })
 }
@@ -47,14 +78,14 @@ struct Fact {
 /// What a document is made of.
 struct Haystack {
     sentences: Vec<String>,
-    /// The first is asked for.
+    /// The first ones are asked for.
     facts: Vec<Fact>,
 }
 
 impl Haystack {
-    fn new(mut draw: Draw, sentences: usize) -> Self {
+    fn new(mut draw: Draw, all: usize, sentences: usize) -> Self {
         let mut facts: Vec<Fact> = Vec::new();
-        while facts.len() <= OTHERS {
+        while facts.len() < all {
             let (thing, code) = (draw.thing(), 1000 + draw.below(9000));
             let is_like = |fact: &Fact| fact.thing == thing || fact.code == code;
             let depth = draw.share();
@@ -66,26 +97,41 @@ impl Haystack {
         Self { sentences, facts }
     }
 
-    /// The first `n` sentences with the facts between them, and the question.
-    fn prompt(&self, n: usize) -> Prompt {
+    /// The first `n` sentences with the facts between them, the question for the first `asked` facts, and the answer
+    /// up to that of number `i`.
+    fn prompt(&self, n: usize, asked: usize, i: usize) -> Prompt {
         let mut text: Vec<String> = Vec::new();
-        for i in 0..=n {
+        for place in 0..=n {
             // A depth is below 1, so that each fact is at one of these places.
-            let here = |fact: &&Fact| (fact.depth * (n + 1) as f64) as usize == i;
+            let here = |fact: &&Fact| (fact.depth * (n + 1) as f64) as usize == place;
             let facts = self.facts.iter().filter(here);
-            text.extend(
-                facts.map(|Fact { thing, code, .. }| format!("The code of the {thing} is {code}.")),
-            );
-            text.extend(self.sentences[..n].get(i).cloned());
+            text.extend(facts.map(Fact::sentence));
+            text.extend(self.sentences[..n].get(place).cloned());
         }
-        let Fact { thing, code, .. } = self.facts[0];
         let text = text.join(" ");
+        let asked: Vec<String> = (self.facts[..asked].iter())
+            .map(|fact| format!("the {}", fact.thing))
+            .collect();
+        let question = match &asked[..] {
+            [one] => format!("What is the code of {one}?"),
+            several => format!("What are the codes of {}?", several.join(", ")),
+        };
+        let before: String = (self.facts[..i].iter())
+            .map(|fact| fact.sentence() + " ")
+            .collect();
+        let Fact { thing, code, .. } = self.facts[i];
         Prompt {
             context: format!(
-                "{text}\nQuestion: What is the code of the {thing}?\nAnswer: The code of the {thing} is"
+                "{text}\nQuestion: {question}\nAnswer: {before}The code of the {thing} is"
             ),
             continuation: format!(" {code}"),
         }
+    }
+}
+
+impl Fact {
+    fn sentence(&self) -> String {
+        format!("The code of the {} is {}.", self.thing, self.code)
     }
 }
 
@@ -95,6 +141,10 @@ mod tests {
 
     use super::super::probe::LENGTHS;
     use super::*;
+
+    fn up_to(max_length: usize, limit: Option<usize>) -> ProbeSizes {
+        ProbeSizes::up_to(Task::Needle, max_length, limit).unwrap()
+    }
 
     fn tokenizer() -> Tokenizer {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/phi-tiny");
@@ -112,7 +162,7 @@ mod tests {
     fn documents_have_their_lengths() {
         // The begin-of-text counts.
         for tokenizer in [tokenizer(), tokenizer().with_beginning(vec![7, 7, 7], None)] {
-            let documents = make(&tokenizer, 4096, Some(5)).unwrap();
+            let documents = make(&tokenizer, &up_to(4096, Some(5))).unwrap();
             let lengths: Vec<usize> = documents.iter().map(length).collect();
             assert_eq!(lengths, LENGTHS.map(|length| [length; 5]).concat());
             for document in &documents {
@@ -131,19 +181,19 @@ mod tests {
     #[test]
     fn documents_follow_from_their_number() {
         let tokenizer = tokenizer();
-        let all = make(&tokenizer, 600, None).unwrap();
+        let all = make(&tokenizer, &up_to(600, None)).unwrap();
         assert_eq!(all.len(), 200);
-        let few = make(&tokenizer, 600, Some(3)).unwrap();
+        let few = make(&tokenizer, &up_to(600, Some(3))).unwrap();
         assert_eq!(few, [&all[..3], &all[100..103]].concat());
         let texts: HashSet<&str> = all.iter().map(|d| &*d.prompts[0].context).collect();
         assert_eq!(texts.len(), 200);
-        assert_eq!(make(&tokenizer, 600, Some(1000)).unwrap(), all);
+        assert_eq!(make(&tokenizer, &up_to(600, Some(1000))).unwrap(), all);
     }
 
     /// The answer stands once in the text, in the fact that is asked for, at any depth.
     #[test]
     fn the_answer_is_in_the_text() {
-        let documents = make(&tokenizer(), 1024, None).unwrap();
+        let documents = make(&tokenizer(), &up_to(1024, None)).unwrap();
         let mut tenths = [0; 10];
         for document in &documents {
             let Prompt {
@@ -152,7 +202,7 @@ mod tests {
             } = &document.prompts[0];
             let (text, question) = context.split_once("\nQuestion: ").unwrap();
             assert_eq!(text.matches(&**continuation).count(), 1);
-            assert_eq!(text.matches("The code of the ").count(), 1 + OTHERS);
+            assert_eq!(text.matches("The code of the ").count(), ONE.all);
             let (_, fact) = question.split_once("\nAnswer: ").unwrap();
             let fact = format!("{fact}{continuation}.");
             assert_eq!(text.matches(&fact).count(), 1, "{fact}");
@@ -166,10 +216,42 @@ mod tests {
 
     #[test]
     fn a_model_for_shorter_texts_has_no_documents() {
-        let refused = make(&tokenizer(), 255, None).unwrap_err().to_string();
+        let refused = ProbeSizes::up_to(Task::Needle, 255, None);
+        let refused = refused.unwrap_err().to_string();
         assert!(
             refused.contains("256") && refused.contains("255"),
             "{refused}"
         );
+    }
+
+    /// Each answer stands once in the text, and the prompts of one document continue each other.
+    #[test]
+    fn several_facts_are_asked_for_one_after_another() {
+        let documents = make_several(&tokenizer(), &up_to(512, Some(20))).unwrap();
+        assert_eq!(documents.len(), 40);
+        for document in &documents {
+            let Question::Facts { length } = document.question else {
+                panic!("{:?}", document.question)
+            };
+            assert_eq!(document.prompts.len(), SEVERAL.asked);
+            let wholes = document.prompts.iter();
+            let wholes = wholes.map(|prompt| format!("{}{}", prompt.context, prompt.continuation));
+            let wholes: Vec<String> = wholes.collect();
+            for pair in wholes.windows(2) {
+                assert!(pair[1].starts_with(&format!("{}. The code of the ", pair[0])));
+            }
+            let (text, question) = wholes[3].split_once("\nQuestion: ").unwrap();
+            assert_eq!(text.matches("The code of the ").count(), SEVERAL.all);
+            let (asked, answers) = question.split_once("\nAnswer: ").unwrap();
+            assert_eq!(asked.matches("the ").count(), 1 + SEVERAL.asked);
+            for answer in format!("{answers}.").split_inclusive('.') {
+                assert_eq!(text.matches(answer.trim()).count(), 1, "{answer}");
+            }
+            let tokens = tokenizer().encode_prompt(&wholes[3]).unwrap().len();
+            assert!(
+                tokens <= length && tokens > length - 40,
+                "{tokens} of {length}"
+            );
+        }
     }
 }

@@ -13,35 +13,58 @@ pub const LENGTHS: [usize; 4] = [256, 512, 1024, 2048];
 /// The documents of each length.
 pub const DOCUMENTS: usize = 100;
 
-/// Of all draws.
-const SEED: u32 = 2024;
+/// Of all draws, unless another is given.
+pub const SEED: u32 = 2024;
 
-/// Makes documents of each of [`LENGTHS`] up to `max_length`, at most `limit` of each. `document` makes one: it gets the
-/// length and the random draws.
-/// Document `i` of a length is the same whatever the limit and the other lengths.
+/// Which documents of a probe are made.
+#[derive(Clone, Debug)]
+pub struct ProbeSizes {
+    /// Their lengths, in tokens.
+    pub lengths: Vec<usize>,
+    /// Documents of each length.
+    pub documents: usize,
+    /// Of all draws.
+    pub seed: u32,
+}
+
+impl ProbeSizes {
+    /// Those of [`LENGTHS`] up to `max_length`, at most `limit` documents of each.
+    ///
+    /// # Errors
+    /// [`EvalError::TooShort`] if not even the smallest length can be read.
+    pub fn up_to(task: Task, max_length: usize, limit: Option<usize>) -> Result<Self, EvalError> {
+        let lengths = LENGTHS.into_iter().filter(|length| *length <= max_length);
+        let lengths: Vec<usize> = lengths.collect();
+        if lengths.is_empty() {
+            return Err(EvalError::TooShort {
+                task,
+                least: LENGTHS[0],
+                max_length,
+            });
+        }
+        Ok(Self {
+            lengths,
+            documents: limit.unwrap_or(DOCUMENTS).min(DOCUMENTS),
+            seed: SEED,
+        })
+    }
+}
+
+/// Makes the documents of these sizes. `document` makes one: it gets the length and the random draws.
+/// Document `i` of a length is the same whatever the number of documents and the other lengths.
 ///
 /// # Errors
-/// [`EvalError::TooShort`] if not even the smallest length can be read, and those of `document`.
+/// Those of `document`.
 pub fn documents(
-    task: Task,
-    max_length: usize,
-    limit: Option<usize>,
+    sizes: &ProbeSizes,
     document: impl Fn(usize, Draw) -> Result<Document, EvalError> + Sync,
 ) -> Result<Vec<Document>, EvalError> {
-    let lengths = LENGTHS.iter().filter(|length| **length <= max_length);
-    let n = limit.unwrap_or(DOCUMENTS).min(DOCUMENTS);
-    let each = lengths.flat_map(|&length| (0..n).map(move |i| (length, i)));
+    let lengths = sizes.lengths.iter();
+    let each = lengths.flat_map(|&length| (0..sizes.documents).map(move |i| (length, i)));
     let each: Vec<(usize, usize)> = each.collect();
-    if each.is_empty() {
-        return Err(EvalError::TooShort {
-            task,
-            least: LENGTHS[0],
-            max_length,
-        });
-    }
     let made = each
         .par_iter()
-        .map(|&(length, i)| document(length, Draw::new([SEED, length as u32, i as u32])));
+        .map(|&(length, i)| document(length, Draw::new([sizes.seed, length as u32, i as u32])));
     made.collect()
 }
 

@@ -15,6 +15,15 @@ use super::error::EvalError;
 /// whole batch may take more memory than the model.
 const LOGIT_ROWS: usize = 1024;
 
+/// The score of one token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TokenScore {
+    /// The natural logarithm of its probability.
+    pub log_likelihood: f64,
+    /// Whether it is the likeliest in its place.
+    pub is_greedy: bool,
+}
+
 /// The score of a request.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Score {
@@ -27,6 +36,15 @@ pub struct Score {
 }
 
 impl Score {
+    /// Of all these tokens together.
+    pub fn of(tokens: &[TokenScore]) -> Self {
+        Self {
+            log_likelihood: tokens.iter().map(|token| token.log_likelihood).sum(),
+            tokens: tokens.len() as u32,
+            greedy: tokens.iter().filter(|token| token.is_greedy).count() as u32,
+        }
+    }
+
     /// Whether each token is the likeliest in its place.
     pub fn is_greedy(&self) -> bool {
         self.greedy == self.tokens
@@ -54,6 +72,22 @@ pub fn score<B: KernelBackend>(
     batch_size: usize,
     device: &B::Device,
     mut then: impl FnMut(&ScoreRequest, Score),
+) -> Result<(), EvalError> {
+    score_tokens(model, requests, batch_size, device, |request, tokens| {
+        then(request, Score::of(&tokens));
+    })
+}
+
+/// [`score`](score()) with the score of each token that is scored.
+///
+/// # Errors
+/// Those of [`score`](score()).
+pub fn score_tokens<B: KernelBackend>(
+    model: &CausalLm<B>,
+    requests: &[&ScoreRequest],
+    batch_size: usize,
+    device: &B::Device,
+    mut then: impl FnMut(&ScoreRequest, Vec<TokenScore>),
 ) -> Result<(), EvalError> {
     let vocab_size = model.vocab_size();
     let mut ids = requests.iter().flat_map(|request| request.ids());
@@ -84,7 +118,7 @@ fn score_batch<B: KernelBackend>(
     model: &CausalLm<B>,
     batch: &[&ScoreRequest],
     device: &B::Device,
-) -> Result<Vec<Score>, EvalError> {
+) -> Result<Vec<Vec<TokenScore>>, EvalError> {
     // The last id of a request is not read.
     let longest = batch.iter().map(|request| request.ids().len() - 1).max();
     let (b, l) = (batch.len(), longest.unwrap_or_default());
@@ -134,20 +168,18 @@ fn score_batch<B: KernelBackend>(
         is_greedy.extend(both.map(|(&likeliest, &target)| likeliest == i64::from(target)));
     }
 
-    let mut rest = (&log_likelihoods[..], &is_greedy[..]);
+    let both = log_likelihoods.into_iter().zip(is_greedy);
+    let mut tokens = both.map(|(log_likelihood, is_greedy)| TokenScore {
+        log_likelihood,
+        is_greedy,
+    });
     let scores = batch.iter().map(|request| {
-        let (log_likelihoods, later) = rest.0.split_at(request.scored);
-        let (is_greedy, later_too) = rest.1.split_at(request.scored);
-        rest = (later, later_too);
-        let log_likelihood = log_likelihoods.iter().sum::<f64>();
-        if !log_likelihood.is_finite() {
-            return Err(EvalError::NotFinite);
+        let scores: Vec<TokenScore> = tokens.by_ref().take(request.scored).collect();
+        if Score::of(&scores).log_likelihood.is_finite() {
+            Ok(scores)
+        } else {
+            Err(EvalError::NotFinite)
         }
-        Ok(Score {
-            log_likelihood,
-            tokens: request.scored as u32,
-            greedy: is_greedy.iter().map(|&greedy| u32::from(greedy)).sum(),
-        })
     });
     scores.collect()
 }

@@ -8,8 +8,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::error::EvalError;
+use super::probe::ProbeSizes;
 use super::python::{capitalize, strip, without_brackets};
-use super::{copying, data, needle};
+use super::{copying, data, mqar, needle};
 
 /// A task of the paper's table, whose `Display` gives its name in lm-evaluation-harness, or a probe, whose documents
 /// are made here.
@@ -30,8 +31,12 @@ pub enum Task {
     Winogrande,
     /// A probe: one fact of a long text.
     Needle,
+    /// A probe: several facts of a long text.
+    Needles,
     /// A probe: a passage of words given twice.
     Copy,
+    /// A probe: pairs, and some of their keys again.
+    Mqar,
 }
 
 impl std::fmt::Display for Task {
@@ -44,7 +49,9 @@ impl std::fmt::Display for Task {
             Self::ArcChallenge => "arc_challenge",
             Self::Winogrande => "winogrande",
             Self::Needle => "needle",
+            Self::Needles => "needles",
             Self::Copy => "copy",
+            Self::Mqar => "mqar",
         })
     }
 }
@@ -92,6 +99,12 @@ pub enum Question {
         /// The most tokens of the document.
         length: usize,
     },
+    /// Several continuations, each of which stands in its context, and is right if each of its tokens is the likeliest.
+    /// The share that is right counts.
+    Facts {
+        /// The most tokens of the document.
+        length: usize,
+    },
     /// A continuation twice: first where it repeats a part of its context, then where it does not. The share of its
     /// tokens that are the likeliest counts.
     Repetition {
@@ -120,6 +133,9 @@ impl Task {
         Self::Winogrande,
     ];
 
+    /// The probes.
+    pub const PROBES: [Self; 4] = [Self::Needle, Self::Needles, Self::Copy, Self::Mqar];
+
     /// The version number of the task's definition; of the paper's tasks, the harness's.
     pub fn version(self) -> u32 {
         1
@@ -134,7 +150,7 @@ impl Task {
             Self::ArcEasy => ("allenai/ai2_arc", "ARC-Easy", "test"),
             Self::ArcChallenge => ("allenai/ai2_arc", "ARC-Challenge", "test"),
             Self::Winogrande => ("allenai/winogrande", "winogrande_xl", "validation"),
-            Self::Needle | Self::Copy => return None,
+            Self::Needle | Self::Needles | Self::Copy | Self::Mqar => return None,
         };
         Some(Source {
             dataset,
@@ -154,9 +170,26 @@ impl Task {
         max_length: usize,
         limit: Option<usize>,
     ) -> Result<Vec<Document>, EvalError> {
+        if self.source().is_some() {
+            return Ok(Vec::new());
+        }
+        self.probe(tokenizer, &ProbeSizes::up_to(self, max_length, limit)?)
+    }
+
+    /// Makes the documents of a probe in these sizes. The paper's tasks have none of these.
+    ///
+    /// # Errors
+    /// [`EvalError::NoRoom`], and what the tokenizer fails with.
+    pub fn probe(
+        self,
+        tokenizer: &Tokenizer,
+        sizes: &ProbeSizes,
+    ) -> Result<Vec<Document>, EvalError> {
         match self {
-            Self::Needle => needle::make(tokenizer, max_length, limit),
-            Self::Copy => copying::make(tokenizer, max_length, limit),
+            Self::Needle => needle::make(tokenizer, sizes),
+            Self::Needles => needle::make_several(tokenizer, sizes),
+            Self::Copy => copying::make(tokenizer, sizes),
+            Self::Mqar => mqar::make(tokenizer, sizes),
             _ => Ok(Vec::new()),
         }
     }
@@ -173,7 +206,7 @@ impl Task {
             Self::Piqa => data::read(files, limit, Piqa::document),
             Self::ArcEasy | Self::ArcChallenge => data::read(files, limit, Arc::document),
             Self::Winogrande => data::read(files, limit, WinoGrande::document),
-            Self::Needle | Self::Copy => Ok(Vec::new()),
+            Self::Needle | Self::Needles | Self::Copy | Self::Mqar => Ok(Vec::new()),
         }
     }
 

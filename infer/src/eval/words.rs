@@ -90,6 +90,11 @@ impl Draw {
         self.one(&[THINGS])
     }
 
+    /// A quality of a thing.
+    pub fn quality(&mut self) -> &'static str {
+        self.one(&[QUALITIES])
+    }
+
     /// A word of any list.
     pub fn word(&mut self) -> &'static str {
         self.one(&[THINGS, QUALITIES, PEOPLE, DEEDS])
@@ -98,7 +103,7 @@ impl Draw {
     /// A sentence, such as `The old miller carried the rusty lantern at dawn.`
     pub fn sentence(&mut self) -> String {
         let (person, deed) = (self.one(&[PEOPLE]), self.one(&[DEEDS]));
-        let (quality, thing) = (self.one(&[QUALITIES]), self.thing());
+        let (quality, thing) = (self.quality(), self.thing());
         let time = TIMES[self.below(TIMES.len())];
         format!("The {person} {deed} the {quality} {thing} {time}.")
     }

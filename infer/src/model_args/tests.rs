@@ -38,7 +38,7 @@ fn the_tokenizer_of_a_gguf_file() {
     let mut texts = 0;
     for folder in folders() {
         let path = folder.join("model.gguf");
-        let tokenizer = at(&path).unwrap().expect("a tokenizer");
+        let tokenizer = own_tokenizer(&path).unwrap().expect("a tokenizer");
         assert_eq!(tokenizer.path(), path);
         let file = model::tokenizer_json(&path).unwrap().unwrap();
         let json: Value = serde_json::from_slice(&file.bytes).unwrap();
@@ -90,7 +90,7 @@ fn words_of_gguf_tokenizers() {
                 Value::Texts(merges.map(String::from).to_vec()),
             );
         std::fs::write(&path, file.bytes()).unwrap();
-        let ids = at(&path)
+        let ids = own_tokenizer(&path)
             .unwrap()
             .expect("a tokenizer")
             .encode(text)
@@ -120,7 +120,7 @@ fn tokenizer_of(file: &::tests::gguf::Gguf) -> (tempfile::TempDir, Tokenizer) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.gguf");
     std::fs::write(&path, file.bytes()).unwrap();
-    let tokenizer = at(&path).unwrap().expect("a tokenizer");
+    let tokenizer = own_tokenizer(&path).unwrap().expect("a tokenizer");
     let place = beside(&tokenizer);
     let tokenizer = with_beginning(tokenizer, &place).unwrap();
     (folder, tokenizer)

@@ -262,6 +262,19 @@ pub trait TokenMixer<B: KernelBackend>: Debug {
         false
     }
 
+    /// From now on its state-space mixer adds nothing, not even a bias. Whether there is one in it. The mixer can then
+    /// be neither trained nor saved.
+    fn silence_ssm(&mut self) -> bool {
+        false
+    }
+
+    /// From now on its state-space mixer reads each token whose position is a multiple of `_tokens` as the first one:
+    /// from an empty state and an empty window of the convolution. Positions count on. Whether there is such a mixer
+    /// in it. For inference: [`mixing_matrix`](Self::mixing_matrix) and its factors stay those of the whole sequence.
+    fn reset_state_every(&mut self, _tokens: usize) -> bool {
+        false
+    }
+
     /// Whether its output is the state-space mixer's and what attention adds to it, and nothing comes between.
     fn is_sum(&self) -> bool {
         true

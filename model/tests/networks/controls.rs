@@ -1,8 +1,11 @@
-//! Networks with less attention: within a window, and with none.
+//! Networks with less than they have: attention within a window or none, no state-space mixer, and states that are
+//! reset.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Distribution, Tensor};
 use kernels::{KernelBackend, Window};
-use model::{BesideAttentionConfig, CausalLm, MixerConfig, NetworkConfig, TokenMixer};
+use model::{
+    BesideAttentionConfig, CausalLm, Mixer, MixerConfig, MixerState, NetworkConfig, TokenMixer,
+};
 use tests::assert_close;
 use tests::networks::*;
 
@@ -107,9 +110,99 @@ fn no_attention_leaves_the_rest<B: KernelBackend>(tolerance: f64) {
     }
 }
 
+/// The mixers with a state-space mixer in them, each with an input.
+fn with_ssm<B: KernelBackend>(model: &CausalLm<B>) -> Vec<(&Mixer<B>, Tensor<B, 3>)> {
+    let device = Default::default();
+    let layers = model.backbone.layers.iter().map(|layer| &layer.mixer);
+    let mixers = layers.filter(|mixer| mixer.mamba().is_some());
+    let d = model.backbone.embedding.weight.val().dims()[1];
+    let u = |mixer| {
+        let u = Tensor::random([2, 11, d], Distribution::Normal(0.0, 1.0), &device);
+        (mixer, u)
+    };
+    mixers.map(u).collect()
+}
+
+/// The logits of `control` in one piece, and in pieces and a step.
+fn pieces_are_the_whole<B: KernelBackend>(name: &str, control: &CausalLm<B>, tolerance: f64) {
+    let mut state = control.new_state(2, &Default::default());
+    let part = |start, n| tokens().narrow(1, start, n);
+    let mut pieces = vec![
+        control.prefill_all(part(0, 1), &mut state),
+        control.prefill_all(part(1, 8), &mut state),
+    ];
+    for i in [9, 10] {
+        let step = control.step(part(i, 1).reshape([2]), &mut state);
+        pieces.push(step.unsqueeze_dim(1));
+    }
+    let pieces = values(Tensor::cat(pieces, 1));
+    assert_close(name, pieces, values(logits(control)), tolerance);
+}
+
+/// What is missing is what the state-space mixer adds: half of its output where an adapter averages both.
+fn no_ssm_leaves_the_rest<B: KernelBackend>(tolerance: f64) {
+    for (name, network) in networks() {
+        let plain = random::<B>(&network);
+        let control = plain.clone().without_ssm().unwrap();
+        let mixers = with_ssm(&plain).into_iter().zip(with_ssm(&control));
+        for ((mixer, u), (silent, _)) in mixers {
+            let share = if mixer.is_sum() { 1.0 } else { 0.5 };
+            let ssm = mixer.mamba().unwrap().forward(u.clone()) * share;
+            let missing = mixer.forward(u.clone()) - silent.forward(u);
+            assert_close(&name, values(missing), values(ssm), tolerance);
+        }
+        pieces_are_the_whole(&name, &control, tolerance);
+        // With neither, whichever goes first, a mixer adds nothing.
+        let both = [
+            control.without_attention().unwrap(),
+            plain.without_attention().unwrap().without_ssm().unwrap(),
+        ];
+        for both in both {
+            for (mixer, u) in with_ssm(&both) {
+                let output = mixer.forward(u);
+                let zeros = output.zeros_like();
+                assert_close(&name, values(output), values(zeros), 0.0);
+            }
+        }
+    }
+}
+
+/// As pieces that are read each from an empty state, at its position.
+fn states_are_reset<B: KernelBackend>(tolerance: f64) {
+    let device = Default::default();
+    for (name, network) in networks() {
+        let plain = random::<B>(&network);
+        for every in [1, 4, 11, 100] {
+            let name = format!("{name}: {every}");
+            let control = plain.clone().with_state_reset_every(every).unwrap();
+            let mixers = with_ssm(&plain).into_iter().zip(with_ssm(&control));
+            for ((mixer, u), (reset, _)) in mixers {
+                let (mamba, reset) = (mixer.mamba().unwrap(), reset.mamba().unwrap());
+                let piece = |start| {
+                    let mut state = mamba.new_state(2, &device);
+                    if let MixerState::DiscreteMamba2(state) = &mut state {
+                        state.position = start;
+                    }
+                    let piece = u.clone().narrow(1, start, every.min(11 - start));
+                    mamba.prefill(piece, &mut state)
+                };
+                let pieces = (0..11).step_by(every).map(piece).collect();
+                let expected = values(Tensor::cat(pieces, 1));
+                assert_close(&name, values(reset.forward(u.clone())), expected, tolerance);
+                let off = (reset.forward(u.clone()) - mamba.forward(u)).abs().max();
+                let off: f64 = off.into_data().iter::<f64>().sum();
+                assert_eq!(off > 1e-3, every < 11, "{name}: {off}");
+            }
+            pieces_are_the_whole(&name, &control, tolerance);
+        }
+    }
+}
+
 on_both! {
     windows_are_those_of_the_options(1e-11, 2e-4);
     no_attention_leaves_the_rest(1e-11, 2e-4);
+    no_ssm_leaves_the_rest(1e-11, 2e-4);
+    states_are_reset(1e-11, 2e-4);
 }
 
 /// Weights in 8 bits are no hindrance.
@@ -117,15 +210,17 @@ on_both! {
 fn packed_networks_have_controls() {
     for (name, network) in networks() {
         let plain = random::<Fast>(&network);
-        let packed = plain.clone().to_int8().without_attention().unwrap();
-        // The same in the other order: the numbers of all other weights are packed alike.
-        let expected = plain.without_attention().unwrap().to_int8();
-        assert_close(
-            &name,
-            values(logits(&packed)),
-            values(logits(&expected)),
-            1e-5,
-        );
+        for control in [CausalLm::without_attention, CausalLm::without_ssm] {
+            let packed = control(plain.clone().to_int8()).unwrap();
+            // The same in the other order: the numbers of all other weights are packed alike.
+            let expected = control(plain.clone()).unwrap().to_int8();
+            assert_close(
+                &name,
+                values(logits(&packed)),
+                values(logits(&expected)),
+                1e-5,
+            );
+        }
     }
 }
 
@@ -143,4 +238,16 @@ fn a_network_without_attention_has_none() {
     };
     assert!(model.clone().with_attention_within(window).is_none());
     assert!(model.without_attention().is_none());
+}
+
+#[test]
+fn a_network_without_a_state_space_mixer_has_none() {
+    let (_, mut network) = networks().remove(0);
+    network
+        .mixers
+        .retain(|mixer| matches!(mixer, MixerConfig::Attention(_)));
+    assert!(!network.mixers.is_empty());
+    let model = random::<Fast>(&network);
+    assert!(model.clone().without_ssm().is_none());
+    assert!(model.with_state_reset_every(3).is_none());
 }

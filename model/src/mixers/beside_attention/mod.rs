@@ -40,6 +40,9 @@ pub struct BesideAttention<B: Backend> {
     pub adapter: Option<Linear<B>>,
     #[module(skip)]
     config: BesideAttentionConfig,
+    /// Whether the state-space mixer's output is left out of the sum behind an adapter.
+    #[module(skip)]
+    is_ssm_left_out: bool,
 }
 
 impl<B: Backend> BesideAttention<B> {
@@ -70,6 +73,7 @@ impl<B: Backend> BesideAttention<B> {
             attention,
             adapter,
             config: config.clone(),
+            is_ssm_left_out: false,
         }
     }
 
@@ -104,7 +108,13 @@ impl<B: KernelBackend> BesideAttention<B> {
         let (mean_of_ssm, deviation_of_ssm) = moments(widen(ssm.clone()));
         let scale = (deviation_of_ssm + EPSILON) / (deviation + EPSILON);
         let like_ssm = (attention - mean) * scale + mean_of_ssm;
-        (ssm + adapt(adapter, to_dtype(like_ssm, dtype))) * 0.5
+        let adapted = adapt(adapter, to_dtype(like_ssm, dtype));
+        let sum = if self.is_ssm_left_out {
+            adapted
+        } else {
+            ssm + adapted
+        };
+        sum * 0.5
     }
 
     /// [`join`](Self::join) of what a step gives.
@@ -286,8 +296,25 @@ impl<B: KernelBackend> TokenMixer<B> for BesideAttention<B> {
 
     /// The state-space mixer is alone then, as in a layer that keeps no head.
     fn silence_attention(&mut self) -> bool {
+        if self.is_ssm_left_out {
+            self.ssm.silence_ssm();
+        }
         self.config.attention = None;
         self.attention.take().is_some()
+    }
+
+    /// Behind an adapter attention has the mean and the deviation of the state-space mixer's output, and keeps them.
+    fn silence_ssm(&mut self) -> bool {
+        if self.attention.is_some() && self.adapter.is_some() {
+            self.is_ssm_left_out = true;
+        } else {
+            self.ssm.silence_ssm();
+        }
+        true
+    }
+
+    fn reset_state_every(&mut self, tokens: usize) -> bool {
+        self.ssm.reset_state_every(tokens)
     }
 
     fn is_sum(&self) -> bool {

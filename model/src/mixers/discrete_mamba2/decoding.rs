@@ -38,6 +38,44 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         Some([of(self.b_norm.as_ref()?), of(self.c_norm.as_ref()?)])
     }
 
+    /// What stands between the two projections: `projected [b, l, d_in_proj]`, the tokens after those that `state`
+    /// holds, to `[b, l, d_inner]`. In pieces that end where the state is reset.
+    pub(super) fn read(&self, projected: Tensor<B, 3>, state: &mut Mamba2State<B>) -> Tensor<B, 3> {
+        let Some(every) = self.reset_every else {
+            return self.read_piece(projected, state);
+        };
+        let l = projected.dims()[1];
+        let (mut pieces, mut done) = (Vec::new(), 0);
+        while done < l {
+            self.reset(state);
+            let n = (l - done).min(every - state.position % every);
+            pieces.push(self.read_piece(projected.clone().narrow(1, done, n), state));
+            done += n;
+        }
+        Tensor::cat(pieces, 1)
+    }
+
+    fn read_piece(&self, projected: Tensor<B, 3>, state: &mut Mamba2State<B>) -> Tensor<B, 3> {
+        let [b, l, rows] = projected.dims();
+        if l > 1 || self.counts_positions() {
+            return self.scan(projected, state);
+        }
+        let gated = self.recur(projected.reshape([b, rows]), state);
+        gated.reshape([b, 1, self.d_inner])
+    }
+
+    /// Empties `state` where the next token is to be read as the first one.
+    fn reset(&self, state: &mut Mamba2State<B>) {
+        let position = state.position;
+        if self
+            .reset_every
+            .is_some_and(|every| position.is_multiple_of(every))
+        {
+            let empty = self.empty_state(state.ssm.dims()[0], &state.ssm.device());
+            *state = Mamba2State { position, ..empty };
+        }
+    }
+
     /// What stands between the two projections, by the scan: `projected [b, l, d_in_proj]`, the tokens after those
     /// that `state` holds, to `[b, l, d_inner]`.
     pub(super) fn scan(&self, projected: Tensor<B, 3>, state: &mut Mamba2State<B>) -> Tensor<B, 3> {
@@ -71,6 +109,7 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         projected: Tensor<B, 2>,
         state: &mut Mamba2State<B>,
     ) -> Tensor<B, 2> {
+        self.reset(state);
         // The recurrence turns B and C alone.
         if !self.counts_positions() {
             return self.recur(projected, state);

@@ -11,6 +11,10 @@ use crate::mixers::rotary::Rotary;
 impl<B: KernelBackend> DiscreteMamba2<B> {
     /// What the output projection reads, `[b, l, d_inner]`.
     pub(crate) fn gated(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
+        if self.reset_every.is_some() {
+            let mut state = self.empty_state(u.dims()[0], &u.device());
+            return self.read(self.in_proj.forward(u), &mut state);
+        }
         let Parts { x, b, c, z, a_log } = if B::queues() {
             self.parts_by_columns(u)
         } else {

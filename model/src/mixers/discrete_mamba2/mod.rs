@@ -91,6 +91,9 @@ pub struct DiscreteMamba2<B: Backend> {
     #[module(skip)]
     config: DiscreteMamba2Config,
     d_inner: usize,
+    /// See [`TokenMixer::reset_state_every`].
+    #[module(skip)]
+    reset_every: Option<usize>,
 }
 
 /// A range of the rows of `in_proj`, and of the convolution's channels where it has any.
@@ -186,6 +189,7 @@ impl<B: Backend> DiscreteMamba2<B> {
             c_norm: norm(init),
             config: config.clone(),
             d_inner,
+            reset_every: None,
         }
     }
 
@@ -300,14 +304,7 @@ impl<B: KernelBackend> TokenMixer<B> for DiscreteMamba2<B> {
 
     fn prefill(&self, u: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3> {
         let state = Mamba2State::within(state);
-        let projected = self.in_proj.forward(u);
-        let [b, l, rows] = projected.dims();
-        let gated = if l > 1 || self.counts_positions() {
-            self.scan(projected, state)
-        } else {
-            let gated = self.recur(projected.reshape([b, rows]), state);
-            gated.reshape([b, 1, self.d_inner])
-        };
+        let gated = self.read(self.in_proj.forward(u), state);
         self.out_proj.forward(gated)
     }
 
@@ -327,7 +324,7 @@ impl<B: KernelBackend> TokenMixer<B> for DiscreteMamba2<B> {
         occupied: &[bool],
     ) -> StepOutput<'_, B> {
         let (projected, rows) = (projected.swap_remove(0), Mamba2Rows::within(rows));
-        let gated = if self.counts_positions() {
+        let gated = if self.counts_positions() || self.reset_every.is_some() {
             self.advance_each(projected, rows, occupied)
         } else {
             for position in &mut rows.positions {
@@ -336,6 +333,20 @@ impl<B: KernelBackend> TokenMixer<B> for DiscreteMamba2<B> {
             self.advance(projected, &mut rows.state)
         };
         StepOutput::through(gated, &self.out_proj)
+    }
+
+    /// The output projection becomes zeros without a bias.
+    fn silence_ssm(&mut self) -> bool {
+        let stored = self.out_proj.weight.val();
+        let shape = [self.out_proj.d_out(), self.d_inner];
+        let zeros = Tensor::zeros(shape, (&stored.device(), stored.dtype()));
+        self.out_proj = Linear::of(Param::initialized(self.out_proj.weight.id, zeros));
+        true
+    }
+
+    fn reset_state_every(&mut self, tokens: usize) -> bool {
+        self.reset_every = Some(tokens);
+        true
     }
 
     fn mamba(&self) -> Option<&DiscreteMamba2<B>> {

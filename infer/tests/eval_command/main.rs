@@ -1,6 +1,8 @@
-//! The commands `infer eval` and `infer perplexity`.
+//! The commands `infer eval`, `infer perplexity` and `infer audit`.
 #![cfg(feature = "flex")]
 
+mod audit;
+#[path = "../support/mod.rs"]
 mod support;
 
 use std::fs::{self, File};
@@ -632,10 +634,23 @@ fn controls_without_meaning_are_refused() {
             "{said}"
         );
     }
+    for control in ["no-ssm", "reset=4"] {
+        let said = failure(&eval(
+            home.path(),
+            &bundled(),
+            "piqa",
+            &["--control", control],
+        ));
+        assert!(
+            said.contains("no layer of this model has a state-space mixer"),
+            "{said}"
+        );
+    }
     for (control, reason) in [
         ("window=0", "window is 0"),
-        ("window=4,no-attention", "not both"),
-        ("windows=4", "window=N,sinks=M or no-attention"),
+        ("reset=0", "reset is 0"),
+        ("window=4,no-attention", "not two of them"),
+        ("windows=4", "window=N,sinks=M, no-attention"),
     ] {
         let output = eval(home.path(), &bundled(), "piqa", &["--control", control]);
         assert_eq!(output.status.code(), Some(2));

@@ -1,0 +1,265 @@
+//! What is measured: the documents that every model reads, made once.
+
+use std::path::PathBuf;
+
+use datasets::{Documents, Tokenizer, source_files};
+
+use super::AuditError;
+use super::answers::Answer;
+use super::measure::{Kind, Measure, Reading};
+use crate::eval::{
+    DOCUMENTS, Document, EvalError, LENGTHS, ProbeSizes, Question, ScoreRequest, Task, requests,
+};
+
+/// The contexts in which running text is read, as far as the models go.
+const CONTEXTS: [usize; 2] = [512, 2048];
+
+/// Windows of the longest context, unless a limit is given.
+const WINDOWS: usize = 32;
+
+/// What to measure.
+#[derive(Clone, Debug)]
+pub struct PlanOptions {
+    /// Running text.
+    pub text: Vec<PathBuf>,
+    /// A folder with the data of tasks.
+    pub data: Option<PathBuf>,
+    /// Tasks and probes; all of them if there are none.
+    pub tasks: Vec<Task>,
+    /// The most documents of each measure.
+    pub limit: Option<usize>,
+    /// Lengths of the probes' documents; the usual ones if there are none.
+    pub lengths: Vec<usize>,
+    /// Of the probes' draws.
+    pub seed: u32,
+}
+
+/// What is measured.
+#[derive(Debug)]
+pub struct Plan {
+    /// In the order of the table.
+    pub measures: Vec<Measure>,
+    /// What cannot be measured, a line each.
+    pub left_out: Vec<String>,
+    /// The options that it follows.
+    pub options: PlanOptions,
+    /// The most tokens that are read at once.
+    pub max_length: usize,
+}
+
+/// Makes the documents of every measure, for models that read at most `max_length` tokens of `tokenizer` at once.
+/// A task without data, and a probe in a length that has no room for it, are left out.
+///
+/// # Errors
+/// [`AuditError::Nothing`] if nothing is left, and [`AuditError::Eval`].
+pub fn plan(
+    options: &PlanOptions,
+    tokenizer: &Tokenizer,
+    max_length: usize,
+) -> Result<Plan, AuditError> {
+    let mut plan = Plan {
+        measures: vec![],
+        left_out: vec![],
+        options: options.clone(),
+        max_length,
+    };
+    plan.add_text(tokenizer)?;
+    let of_the_paper = Task::OF_THE_PAPER.into_iter();
+    let of_the_paper: Vec<Task> = of_the_paper.filter(|task| plan.has(*task)).collect();
+    if !of_the_paper.is_empty() && options.data.is_none() {
+        let line = "the tasks are left out: --data names no folder with their data";
+        plan.left_out.push(line.into());
+    } else {
+        let mut answers = vec![];
+        for task in of_the_paper {
+            answers.extend(plan.add_task(task, tokenizer)?);
+        }
+        plan.measures.extend(answers);
+    }
+    for task in Task::PROBES {
+        if plan.has(task) {
+            plan.add_probe(task, tokenizer)?;
+        }
+    }
+    if plan.measures.is_empty() {
+        return Err(AuditError::Nothing);
+    }
+    Ok(plan)
+}
+
+impl Plan {
+    fn has(&self, task: Task) -> bool {
+        self.options.tasks.is_empty() || self.options.tasks.contains(&task)
+    }
+
+    /// Perplexity in each context, of the same tokens.
+    fn add_text(&mut self, tokenizer: &Tokenizer) -> Result<(), EvalError> {
+        if self.options.text.is_empty() {
+            let line = "perplexity is left out: --text names no text";
+            self.left_out.push(line.into());
+            return Ok(());
+        }
+        let contexts = CONTEXTS.into_iter().filter(|c| *c <= self.max_length);
+        let mut contexts: Vec<usize> = contexts.collect();
+        if contexts.is_empty() {
+            contexts.push(self.max_length);
+        }
+        let longest = contexts[contexts.len() - 1];
+        let windows = self.options.limit.unwrap_or(WINDOWS);
+        let ids = stream(
+            &self.options.text,
+            tokenizer,
+            windows.saturating_mul(longest),
+        )?;
+        let windows = ids.len().saturating_sub(1) / longest;
+        if windows == 0 {
+            self.left_out.push(format!(
+                "perplexity is left out: the text has {} tokens, which is less than a window of {longest} and the \
+                 token after it",
+                ids.len()
+            ));
+            return Ok(());
+        }
+        let text: std::sync::Arc<[u32]> = ids.into();
+        for context in contexts {
+            // Whole windows of the longest context, so that all contexts have the same tokens.
+            let starts = (0..windows * longest / context).map(|i| i * context);
+            let documents = starts.map(|start| {
+                let place = start..start + context + 1;
+                Reading::Text(ScoreRequest::of_part(text.clone(), place, context))
+            });
+            self.measures.push(Measure {
+                name: format!("perplexity at {context}"),
+                kind: Kind::Text { context },
+                documents: documents.collect(),
+            });
+        }
+        Ok(())
+    }
+
+    /// A task by likelihoods; and by answers, where it has short ones, to be put after all tasks.
+    fn add_task(
+        &mut self,
+        task: Task,
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<Measure>, EvalError> {
+        let Some(folder) = &self.options.data else {
+            return Ok(None);
+        };
+        let file = match task.file_in(folder) {
+            Ok(file) => file,
+            Err(missing @ EvalError::NoData { .. }) => {
+                self.left_out.push(format!("{task} is left out: {missing}"));
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let documents = task.read(&[file], self.options.limit)?;
+        let answers = match task {
+            Task::LambadaOpenai | Task::ArcEasy => self.answers(task, &documents, tokenizer)?,
+            _ => None,
+        };
+        let measure = Measure {
+            name: task.to_string(),
+            kind: Kind::Task(task),
+            documents: self.questions(task, documents, tokenizer)?,
+        };
+        self.measures.push(measure);
+        Ok(answers)
+    }
+
+    fn answers(
+        &self,
+        task: Task,
+        documents: &[Document],
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<Measure>, EvalError> {
+        let answers = documents.iter().filter_map(|document| {
+            let answer = Answer::of(document, tokenizer, self.max_length);
+            answer.map(|answer| answer.map(Reading::Answer)).transpose()
+        });
+        let documents = answers.collect::<Result<Vec<_>, _>>()?;
+        Ok((!documents.is_empty()).then(|| Measure {
+            name: format!("{task}, made"),
+            kind: Kind::Answers(task),
+            documents,
+        }))
+    }
+
+    /// The documents of one length after those of another.
+    fn add_probe(&mut self, task: Task, tokenizer: &Tokenizer) -> Result<(), EvalError> {
+        let lengths = if self.options.lengths.is_empty() {
+            LENGTHS.to_vec()
+        } else {
+            self.options.lengths.clone()
+        };
+        for length in lengths {
+            if length > self.max_length {
+                self.left_out.push(format!(
+                    "{task} at {length} is left out: at most {} tokens are read at once",
+                    self.max_length
+                ));
+                continue;
+            }
+            let sizes = ProbeSizes {
+                lengths: vec![length],
+                documents: self.options.limit.unwrap_or(DOCUMENTS),
+                seed: self.options.seed,
+            };
+            let documents = match task.probe(tokenizer, &sizes) {
+                Ok(documents) => documents,
+                Err(no_room @ EvalError::NoRoom { .. }) => {
+                    self.left_out
+                        .push(format!("{task} at {length} is left out: {no_room}"));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            let measure = Measure {
+                name: format!("{task} at {length}"),
+                kind: Kind::Recall { task, length },
+                documents: self.questions(task, documents, tokenizer)?,
+            };
+            self.measures.push(measure);
+        }
+        Ok(())
+    }
+
+    fn questions(
+        &self,
+        task: Task,
+        documents: Vec<Document>,
+        tokenizer: &Tokenizer,
+    ) -> Result<Vec<Reading>, EvalError> {
+        let prompts = documents.iter().flat_map(|document| &document.prompts);
+        let mut all = requests(prompts, tokenizer, self.max_length)?.into_iter();
+        let readings = documents.into_iter().map(|document| Reading::Question {
+            requests: all.by_ref().take(document.prompts.len()).collect(),
+            by_length: is_by_length(task, &document.question),
+            question: document.question,
+        });
+        Ok(readings.collect())
+    }
+}
+
+/// Whether the usual score of a task compares choices per character.
+fn is_by_length(task: Task, question: &Question) -> bool {
+    matches!(task, Task::Hellaswag | Task::ArcChallenge)
+        && matches!(question, Question::Choice { .. })
+}
+
+/// The first tokens of the texts, one more than `most`, or all of them: each document behind the token that separates
+/// documents.
+fn stream(sources: &[PathBuf], tokenizer: &Tokenizer, most: usize) -> Result<Vec<u32>, EvalError> {
+    let prefix = tokenizer.prefix().ok_or(EvalError::NoPrefix)?;
+    let mut ids = Vec::new();
+    for document in Documents::new(source_files(sources)?) {
+        ids.push(prefix);
+        ids.extend(tokenizer.encode(&document?)?);
+        if ids.len() > most {
+            ids.truncate(most + 1);
+            break;
+        }
+    }
+    Ok(ids)
+}

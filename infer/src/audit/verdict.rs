@@ -1,0 +1,162 @@
+//! What a row says of a student, in words.
+
+use super::estimate::Estimate;
+use super::row::Row;
+use super::{Audit, NO_ATTENTION, TEACHER, WINDOW};
+use crate::eval::Control;
+
+/// A difference of more standard errors than this is one.
+const ERRORS: f64 = 2.0;
+
+/// A mean log-likelihood or a share that differs by less does so by rounding.
+const ROUNDING: f64 = 1e-4;
+
+/// The fewest documents from which anything follows.
+pub const LEAST: usize = 8;
+
+/// How a student stands to the teacher's controls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Better than the teacher within a window.
+    BeyondWindow,
+    /// No better than that, and better than the teacher without attention.
+    NotBeyondWindow,
+    /// No better than the teacher without attention.
+    NotBeyondNoAttention,
+    /// The row says nothing.
+    Unknown,
+}
+
+/// What a row says of a student.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// In short.
+    pub standing: Standing,
+    /// In words.
+    pub words: String,
+}
+
+/// What of one model is above another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Comparison {
+    More,
+    Same,
+    Less,
+}
+
+/// Within two standard errors two values are the same.
+fn compare(difference: Estimate) -> Option<Comparison> {
+    let error = (ERRORS * difference.stderr?).max(ROUNDING);
+    Some(if difference.value > error {
+        Comparison::More
+    } else if difference.value < -error {
+        Comparison::Less
+    } else {
+        Comparison::Same
+    })
+}
+
+/// What `row` says of the student at `student`.
+pub fn verdict(audit: &Audit, row: &Row, student: usize) -> Verdict {
+    let unknown = |words: String| Verdict {
+        standing: Standing::Unknown,
+        words,
+    };
+    let to = |other| row.difference(student, other).and_then(compare);
+    let (counted, all) = row.items();
+    if [TEACHER, WINDOW, NO_ATTENTION, student]
+        .iter()
+        .any(|&model| row.raw(model).is_none())
+    {
+        return unknown("not measured".into());
+    }
+    if counted == 0 {
+        return unknown(format!("the teacher passes none of {all}"));
+    }
+    let documents = row.documents();
+    let (true, Some(window), Some(none), Some(teacher)) = (
+        documents >= LEAST,
+        to(WINDOW),
+        to(NO_ATTENTION),
+        to(TEACHER),
+    ) else {
+        return unknown(format!("{documents} documents are too few to say"));
+    };
+
+    let floor = row.above_floor(student).and_then(compare);
+    let is_above_floor = floor.is_none_or(|floor| floor == Comparison::More);
+    let (standing, found) = match (window, none) {
+        (Comparison::More, _) if is_above_floor => {
+            (Standing::BeyondWindow, "beyond the window control")
+        }
+        (Comparison::More, _) => (Standing::NotBeyondWindow, "no more than its own floor"),
+        (Comparison::Same, Comparison::More) => {
+            (Standing::NotBeyondWindow, "no more than the window control")
+        }
+        (Comparison::Less, Comparison::More) => (
+            Standing::NotBeyondWindow,
+            "less than the window control, more than no attention",
+        ),
+        (_, Comparison::Same) => (Standing::NotBeyondNoAttention, "no more than no attention"),
+        (_, Comparison::Less) => (Standing::NotBeyondNoAttention, "less than no attention"),
+    };
+    let level = match teacher {
+        Comparison::More => "above the teacher",
+        Comparison::Same => "level with the teacher",
+        Comparison::Less => "below the teacher",
+    };
+    let mut words = format!("{found}; {level}");
+    let needs = parts(audit, row, student, true);
+    if !needs.is_empty() {
+        words += &format!("; needs {}", needs.join(" and "));
+    }
+    let idle = parts(audit, row, student, false);
+    if !idle.is_empty() {
+        words += &format!("; no worse without {}", idle.join(" or "));
+    }
+    let is_hard = row.difference(TEACHER, WINDOW).and_then(compare);
+    if is_hard != Some(Comparison::More) {
+        words += "; the teacher itself has no more than the window control here";
+    }
+    Verdict { standing, words }
+}
+
+/// The parts of the student that it needs in this row, being worse without them, or those that it does not.
+fn parts(audit: &Audit, row: &Row, student: usize, is_needed: bool) -> Vec<String> {
+    let controls = audit.controls(student).filter_map(|control| {
+        let part = match audit.columns[control].control? {
+            Control::NoSsm => "its SSM".to_owned(),
+            Control::NoAttention | Control::Window(_) => "its attention".to_owned(),
+            Control::Reset(tokens) => format!("what its state holds for more than {tokens} tokens"),
+        };
+        let without = row.difference(student, control).and_then(compare)?;
+        ((without == Comparison::More) == is_needed).then_some(part)
+    });
+    controls.collect()
+}
+
+/// What all rows together say of the student at `student`.
+pub fn summary(audit: &Audit, rows: &[Row], student: usize) -> String {
+    let verdicts = rows.iter().map(|row| (row, verdict(audit, row, student)));
+    let told = verdicts.filter(|(_, verdict)| verdict.standing != Standing::Unknown);
+    let told: Vec<(&Row, Verdict)> = told.collect();
+    let is_in = |standing| told.iter().any(|(_, verdict)| verdict.standing == standing);
+    let n = told.len();
+    if n == 0 {
+        return "no row says anything".into();
+    }
+    let beyond = told
+        .iter()
+        .filter(|(_, verdict)| verdict.standing == Standing::BeyondWindow);
+    let beyond: Vec<&str> = beyond.map(|(row, _)| &*row.name).collect();
+    if !beyond.is_empty() {
+        let (k, names) = (beyond.len(), beyond.join("; "));
+        return format!("beyond the window control in {k} of {n} rows: {names}");
+    }
+    let control = if is_in(Standing::NotBeyondWindow) {
+        "the window control"
+    } else {
+        "no attention"
+    };
+    format!("nothing beyond {control} in any of {n} rows")
+}

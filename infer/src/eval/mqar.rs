@@ -1,0 +1,142 @@
+//! The task `mqar`, associative recall with several queries (arXiv 2312.04927) in words: pairs of a key and a value, and
+//! some of the keys again, each of which should bring back its value.
+//!
+//! `Pairs: rusty lantern 48, quiet anchor 17, ...` and `Again: quiet anchor 17, ...`. A longer document has more pairs,
+//! so that there is more to remember, and a model can be right where it cannot hold all of them.
+
+use std::collections::HashSet;
+
+use datasets::Tokenizer;
+
+use super::error::EvalError;
+use super::probe::{ProbeSizes, documents, filled};
+use super::task::{Document, Prompt, Question, Task};
+use super::words::Draw;
+
+/// The most keys that come again.
+const QUERIES: usize = 8;
+
+/// The tokens of a pair, at least: two words of the key, the value, and the comma.
+const LEAST: usize = 4;
+
+/// The documents of the task, with a prompt for each key that comes again; see [`documents`].
+pub fn make(tokenizer: &Tokenizer, sizes: &ProbeSizes) -> Result<Vec<Document>, EvalError> {
+    documents(sizes, |length, draw| {
+        let most = length / LEAST;
+        let pairs = Pairs::new(draw, most);
+        let (n, _) = filled(Task::Mqar, tokenizer, length, most, |n| {
+            pairs.prompt(n, QUERIES.min(n) - 1)
+        })?;
+        let queries = QUERIES.min(n);
+        Ok(Document {
+            prompts: (0..queries).map(|i| pairs.prompt(n, i)).collect(),
+            question: Question::Facts { length },
+        })
+    })
+}
+
+struct Pairs {
+    /// Different keys, and their values.
+    pairs: Vec<(String, usize)>,
+    /// A random number for each pair: those with the largest come again, in the order of these numbers.
+    order: Vec<f64>,
+}
+
+impl Pairs {
+    fn new(mut draw: Draw, n: usize) -> Self {
+        let (mut pairs, mut keys) = (Vec::new(), HashSet::new());
+        while pairs.len() < n {
+            let key = format!("{} {}", draw.quality(), draw.thing());
+            let value = 10 + draw.below(90);
+            if keys.insert(key.clone()) {
+                pairs.push((key, value));
+            }
+        }
+        let order = (0..n).map(|_| draw.share()).collect();
+        Self { pairs, order }
+    }
+
+    /// The first `n` pairs, and those that come again up to number `i`, whose value is the continuation.
+    fn prompt(&self, n: usize, i: usize) -> Prompt {
+        let listed = |pairs: &mut dyn Iterator<Item = usize>| {
+            let pairs = pairs.map(|pair| {
+                let (key, value) = &self.pairs[pair];
+                format!(" {key} {value},")
+            });
+            pairs.collect::<String>()
+        };
+        let mut again: Vec<usize> = (0..n).collect();
+        again.sort_by(|&a, &b| self.order[b].total_cmp(&self.order[a]));
+        let all = listed(&mut (0..n));
+        let before = listed(&mut again[..i].iter().copied());
+        let (key, value) = &self.pairs[again[i]];
+        Prompt {
+            context: format!("Pairs:{all}\nAgain:{before} {key}"),
+            continuation: format!(" {value}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each key stands once among the pairs, with its value, and comes again at most once.
+    #[test]
+    fn keys_bring_back_their_values() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/phi-tiny");
+        let tokenizer = Tokenizer::from_folder(folder).unwrap();
+        let sizes = ProbeSizes::up_to(Task::Mqar, 1024, Some(5)).unwrap();
+        let documents = make(&tokenizer, &sizes).unwrap();
+        assert_eq!(documents.len(), 15);
+        for document in &documents {
+            assert_eq!(document.prompts.len(), QUERIES);
+            let Question::Facts { length } = document.question else {
+                panic!("{:?}", document.question)
+            };
+            let Prompt {
+                context,
+                continuation,
+            } = &document.prompts[QUERIES - 1];
+            let whole = format!("{context}{continuation},");
+            let tokens = tokenizer.encode_prompt(&whole).unwrap().len();
+            // Another pair, and another key that comes again for it, have less than 20 tokens.
+            assert!(
+                tokens <= length + 1 && tokens > length - 20,
+                "{tokens} of {length}"
+            );
+            let (pairs, again) = whole.split_once("\nAgain:").unwrap();
+            let again: Vec<&str> = again.split_inclusive(',').collect();
+            assert_eq!(again.len(), QUERIES);
+            for (pair, prompt) in again.iter().zip(&document.prompts) {
+                assert_eq!(pairs.matches(pair).count(), 1, "{pair}");
+                let (key, value) = pair.rsplit_once(' ').unwrap();
+                assert_eq!(pairs.matches(&format!("{key} ")).count(), 1, "{key}");
+                assert!(prompt.context.ends_with(key));
+                assert_eq!(format!("{},", prompt.continuation.trim()), value);
+                assert_eq!(again.iter().filter(|other| *other == pair).count(), 1);
+            }
+        }
+        let longest = |length| {
+            let of =
+                |d: &&Document| matches!(d.question, Question::Facts { length: l } if l == length);
+            let pairs = documents.iter().filter(of);
+            pairs
+                .map(|d| d.prompts[0].context.matches(',').count())
+                .min()
+                .unwrap()
+        };
+        assert!(longest(1024) > 3 * longest(256));
+    }
+
+    #[test]
+    fn a_seed_makes_other_pairs() {
+        let prompt = |seed| {
+            Pairs::new(Draw::new([seed, 256, 0]), 20)
+                .prompt(20, 3)
+                .context
+        };
+        assert_eq!(prompt(1), prompt(1));
+        assert_ne!(prompt(1), prompt(2));
+    }
+}

@@ -1,0 +1,369 @@
+//! The command `infer audit`, on small models: what it says of students that are none.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use burn::module::Param;
+use burn::tensor::{Device, Tensor};
+use kernels::runtime::Flex;
+use model::{CausalLm, LlamaConfig, LlamaFamily, Mixer};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::support::{copy_tokenizer, student, student_folder, teacher_folder};
+use super::{bundled, json, stderr, stdout};
+
+const HIDDEN: usize = 64;
+
+/// The program, for these students of `teacher`.
+fn audit(teacher: &Path, students: &[&Path], more: &[&str]) -> Output {
+    let mut infer = Command::new(env!("CARGO_BIN_EXE_infer"));
+    infer.args(["audit", "--backend", "flex", "--teacher"]);
+    infer.arg(teacher).args(students).args(more);
+    infer.output().unwrap()
+}
+
+/// Twelve windows of 512 tokens of the bundled text, and a probe that none of these models passes.
+fn of_text(teacher: &Path, students: &[&Path], out: &Path) -> Output {
+    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/text/pd-validation.json.gz");
+    let fixed = ["--tasks", "needle", "--lengths", "256", "--limit", "12"];
+    let more = ["--max-length", "512", "--text", text.to_str().unwrap()];
+    let out = ["--out", out.to_str().unwrap()];
+    audit(teacher, students, &[&fixed[..], &more, &out].concat())
+}
+
+fn row<'j>(report: &'j Value, name: &str) -> &'j Value {
+    let rows = report["rows"].as_array().unwrap();
+    let found = rows.iter().find(|row| row["name"] == name);
+    found.unwrap_or_else(|| panic!("no row {name} in {rows:?}"))
+}
+
+fn words<'j>(report: &'j Value, name: &str, model: &str) -> &'j str {
+    row(report, name)["verdicts"][model]["words"]
+        .as_str()
+        .unwrap()
+}
+
+/// A teacher of one layer whose attention is the mean of all that it sees, so that words which it has read become
+/// likelier: it needs a long context, as far as a teacher can without training.
+fn averaging(window: Option<usize>) -> TempDir {
+    let mut config = LlamaConfig {
+        vocab_size: 4096,
+        hidden_size: HIDDEN,
+        intermediate_size: 16,
+        num_hidden_layers: 1,
+        max_position_embeddings: 512,
+        tie_word_embeddings: true,
+        sliding_window: window,
+        ..LlamaConfig::default_of(LlamaFamily::Mistral)
+    };
+    config.attention.n_heads = 1;
+    config.attention.n_kv_heads = 1;
+    config.attention.head_dim = Some(HIDDEN);
+    let device = Device::<Flex>::default();
+    let mut model = CausalLm::<Flex>::init(&config, 3, &device);
+    let embedding = &mut model.backbone.embedding.weight;
+    *embedding = embedding.clone().map(|weight| weight * 2.5);
+    let layer = &mut model.backbone.layers[0];
+    let Mixer::Attention(attention) = &mut layer.mixer else {
+        panic!("a teacher's layer has attention")
+    };
+    let identity = || Param::from_tensor(Tensor::<Flex, 2>::eye(HIDDEN, &device));
+    (attention.v_proj.weight, attention.dense.weight) = (identity(), identity());
+    let zeros = |weight: &Param<Tensor<Flex, 2>>| weight.clone().map(|weight| weight.zeros_like());
+    attention.q_proj.weight = zeros(&attention.q_proj.weight);
+    layer.mlp.down.weight = zeros(&layer.mlp.down.weight);
+    let folder = tempfile::tempdir().unwrap();
+    model::save(&config, &model, folder.path()).unwrap();
+    copy_tokenizer(folder.path());
+    folder
+}
+
+/// A student of the bundled teacher whose every output projection is `value`.
+fn with_outputs_of(value: f32) -> TempDir {
+    let (config, mut student) = student(&[]);
+    for layer in &mut student.backbone.layers {
+        let mamba = layer.mixer.mamba_mut().unwrap();
+        let weight = mamba.out_proj.weight.clone();
+        mamba.out_proj.weight = weight.map(|weight| weight.full_like(value));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    model::save(&config, &student, folder.path()).unwrap();
+    copy_tokenizer(folder.path());
+    folder
+}
+
+/// Its attention has a sliding window, and it is said to have nothing beyond the window control; the same weights
+/// without the window are.
+#[test]
+fn a_windowed_teacher_passed_off_as_a_student() {
+    let (teacher, fake) = (averaging(None), averaging(Some(64)));
+    let honest = averaging(None);
+    let out = tempfile::tempdir().unwrap();
+    let students = [fake.path(), honest.path()];
+    let output = of_text(teacher.path(), &students, out.path());
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report = json(&out.path().join("audit.json"));
+    let [fake, honest] = students.map(|path| path.to_str().unwrap());
+
+    let said = report["verdicts"][fake].as_str().unwrap();
+    assert!(
+        said.starts_with("nothing beyond the window control in any of 6 rows"),
+        "{said}"
+    );
+    let said = words(&report, "perplexity at 512", fake);
+    assert!(
+        said.contains("the window control") && !said.starts_with("beyond"),
+        "{said}"
+    );
+    assert!(
+        said.contains("below the teacher; needs its attention"),
+        "{said}"
+    );
+    let said = report["verdicts"][honest].as_str().unwrap();
+    assert!(said.starts_with("beyond the window control in "), "{said}");
+    assert!(said.contains("perplexity at 512"), "{said}");
+    let said = words(&report, "perplexity at 512", honest);
+    assert!(
+        said.starts_with("beyond the window control; level with the teacher"),
+        "{said}"
+    );
+    let said = words(&report, "perplexity, positions 0 to 31", honest);
+    assert!(
+        said.ends_with("the teacher itself has no more than the window control here"),
+        "{said}"
+    );
+    let said = words(&report, "needle at 256", fake);
+    assert_eq!(said, "the teacher passes none of 12");
+
+    let table = stdout(&output);
+    assert!(table.contains("|perplexity at 512"), "{table}");
+    assert!(
+        table.contains(&format!("{fake}: nothing beyond the window control")),
+        "{table}"
+    );
+    let left_out = format!("{fake}: no-ssm is left out: no layer has a state-space mixer");
+    assert!(
+        table.contains(&left_out) && stderr(&output).contains(&left_out),
+        "{table}"
+    );
+    let page = fs::read_to_string(out.path().join("audit.html")).unwrap();
+    assert!(page.contains("<polyline") && page.contains("nothing beyond the window control"));
+    for reference in ["http", "url(", "<script", "<link", "NaN"] {
+        assert!(!page.contains(reference), "{reference}");
+    }
+}
+
+/// What its state-space mixers compute is multiplied by 0, which is the teacher without attention.
+#[test]
+fn a_student_whose_states_add_nothing() {
+    let silent = with_outputs_of(0.0);
+    let out = tempfile::tempdir().unwrap();
+    let output = of_text(&teacher_folder(), &[silent.path()], out.path());
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report = json(&out.path().join("audit.json"));
+    let name = silent.path().to_str().unwrap();
+    let said = report["verdicts"][name].as_str().unwrap();
+    assert!(
+        said.starts_with("nothing beyond no attention in any of "),
+        "{said}"
+    );
+    let perplexity = row(&report, "perplexity at 512");
+    let of = |model: &str, key: &str| perplexity["models"][model][key]["value"].as_f64().unwrap();
+    let teacher = teacher_folder();
+    let teacher = teacher.to_str().unwrap();
+    let without = format!("{teacher}, no-attention");
+    assert!((of(name, "value") / of(&without, "value") - 1.0).abs() < 1e-5);
+    assert!(of(name, "to_teacher") > 5.0);
+    assert!((of(teacher, "to_teacher") - 1.0).abs() < 1e-12);
+    let said = words(&report, "perplexity at 512", name);
+    assert!(
+        said.starts_with("no more than no attention; below the teacher"),
+        "{said}"
+    );
+    let idle = "no worse without its SSM or what its state holds for more than 64 tokens";
+    assert!(said.contains(idle), "{said}");
+}
+
+/// Every task and probe has its rows, with the numbers of `infer eval`, and what cannot be measured is named.
+#[test]
+fn tasks_answers_and_probes_are_rows() {
+    let hybrid = student_folder(&[1]);
+    let out = tempfile::tempdir().unwrap();
+    let data = bundled();
+    let teacher = teacher_folder();
+    let fixed = ["--lengths", "256,4096", "--limit", "9", "--seed", "7"];
+    let more = [
+        "--data",
+        data.to_str().unwrap(),
+        "--out",
+        out.path().to_str().unwrap(),
+    ];
+    let output = audit(&teacher, &[hybrid.path()], &[&fixed[..], &more].concat());
+    assert!(output.status.success(), "{}", stderr(&output));
+    let said = stderr(&output);
+    assert!(
+        said.contains("perplexity is left out: --text names no text"),
+        "{said}"
+    );
+    assert!(
+        said.contains("needle at 4096 is left out: at most 2048 tokens"),
+        "{said}"
+    );
+
+    let report = json(&out.path().join("audit.json"));
+    let names = report["rows"].as_array().unwrap().iter();
+    let names: Vec<&str> = names.map(|row| row["name"].as_str().unwrap()).collect();
+    let expected = [
+        "lambada_openai",
+        "hellaswag",
+        "piqa",
+        "arc_easy",
+        "arc_challenge",
+        "winogrande",
+        "mean of 6 tasks",
+        "lambada_openai, made",
+        "arc_easy, made",
+        "needle at 256",
+        "needles at 256",
+        "copy at 256",
+        "mqar at 256",
+    ];
+    assert_eq!(names, expected);
+    assert_eq!(report["models"].as_array().unwrap().len(), 7);
+    for (name, chance) in [("lambada_openai", 0.0), ("piqa", 0.5), ("winogrande", 0.5)] {
+        assert_eq!(row(&report, name)["chance"], chance, "{name}");
+        assert_eq!(row(&report, name)["documents"], 9, "{name}");
+    }
+    let of = |model: &str, name: &str, key: &str| {
+        let value = &row(&report, name)["models"][model][key]["value"];
+        value
+            .as_f64()
+            .unwrap_or_else(|| panic!("{name}, {key} of {model}"))
+    };
+    let [teacher, hybrid] = [teacher.as_path(), hybrid.path()].map(|path| path.to_str().unwrap());
+    let tasks: f64 = expected[..6]
+        .iter()
+        .map(|task| of(hybrid, task, "value"))
+        .sum();
+    assert!((of(hybrid, "mean of 6 tasks", "value") - tasks / 6.0).abs() < 1e-12);
+    // Of a probe the teacher has all that counts.
+    let copy = row(&report, "copy at 256");
+    let (counted, all) = (
+        copy["items"].as_f64().unwrap(),
+        copy["of_items"].as_f64().unwrap(),
+    );
+    let share = of(teacher, "copy at 256", "of_all_items");
+    assert!((counted / all - share).abs() < 1e-12);
+    assert!(counted == 0.0 || of(teacher, "copy at 256", "value") == 1.0);
+    assert!(row(&report, "mqar at 256")["of_items"] == 72);
+    assert!(row(&report, "needles at 256")["of_items"] == 36);
+
+    let file = out.path().join("eval.json");
+    let mut eval = super::infer_with(out.path(), "eval", Path::new(hybrid));
+    eval.args([
+        "--tasks",
+        "piqa,hellaswag",
+        "--limit",
+        "9",
+        "--max-length",
+        "2048",
+        "--data",
+    ]);
+    let output = eval.arg(&data).arg("--json").arg(&file).output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    let results = json(&file);
+    assert_eq!(
+        of(hybrid, "piqa", "value"),
+        results["results"]["piqa"]["acc"]
+    );
+    let normalised = &results["results"]["hellaswag"]["acc_norm"];
+    assert_eq!(of(hybrid, "hellaswag", "value"), *normalised);
+}
+
+/// The measures of a model whose numbers are none fail by name, and those of the others are kept.
+#[test]
+fn a_measure_that_fails_is_named() {
+    let broken = with_outputs_of(f32::NAN);
+    let out = tempfile::tempdir().unwrap();
+    let output = of_text(&teacher_folder(), &[broken.path()], out.path());
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let name = broken.path().to_str().unwrap();
+    let failed = format!("perplexity at 512, {name}: the model gives a text no probability");
+    assert!(said.contains(&failed), "{said}");
+    assert!(
+        said.lines().last().unwrap().starts_with("error: "),
+        "{said}"
+    );
+    let report = json(&out.path().join("audit.json"));
+    assert!(
+        report["failed"][0]
+            .as_str()
+            .unwrap()
+            .starts_with("perplexity at 512")
+    );
+    assert_eq!(words(&report, "perplexity at 512", name), "not measured");
+    let perplexity = row(&report, "perplexity at 512");
+    let teacher = teacher_folder();
+    assert!(perplexity["models"][teacher.to_str().unwrap()]["value"]["value"].is_number());
+}
+
+#[test]
+fn what_cannot_be_audited_is_refused() {
+    let student = student_folder(&[]);
+    let teacher = teacher_folder();
+    let refused = |teacher: &Path, student: &Path, more: &[&str], reason: &str| {
+        let output = audit(teacher, &[student], more);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(
+            said.lines().last().unwrap().starts_with("error: "),
+            "{said}"
+        );
+        assert!(said.contains(reason), "{said}");
+        assert!(output.stdout.is_empty(), "{}", stdout(&output));
+    };
+    let needle = ["--tasks", "needle", "--lengths", "256", "--limit", "1"];
+    refused(
+        &teacher,
+        student.path(),
+        &["--tasks", "piqa"],
+        "nothing is left to measure",
+    );
+    refused(
+        &teacher,
+        student.path(),
+        &["--max-length", "2049"],
+        "--max-length is 2049",
+    );
+    refused(
+        student.path(),
+        &teacher,
+        &needle,
+        "no layer of this model has attention",
+    );
+    refused(
+        &teacher,
+        student.path(),
+        &["--out", "/dev/null/x"],
+        "/dev/null/x/audit.json",
+    );
+
+    let other = student_folder(&[]);
+    let tokenizer: PathBuf = other.path().join("tokenizer.json");
+    let text = fs::read_to_string(&tokenizer).unwrap();
+    // Two tokens change places.
+    let mut json: Value = serde_json::from_str(&text).unwrap();
+    let vocabulary = json["model"]["vocab"].as_object_mut().unwrap();
+    let (e, t) = (vocabulary["e"].clone(), vocabulary["t"].clone());
+    (vocabulary["e"], vocabulary["t"]) = (t, e);
+    fs::write(&tokenizer, json.to_string()).unwrap();
+    refused(
+        &teacher,
+        other.path(),
+        &needle,
+        "its tokenizer is not the teacher's",
+    );
+}
