@@ -74,7 +74,7 @@ fn predictions_are_compared_in_several_ways() {
     ] {
         let folder = folder();
         let steps = ["stage3.tokens=1280", "stage3.lr=3e-3", "stage3.warmup=0"];
-        let config = config_of_stages(&["stage3"], &[&steps, set].concat());
+        let config = config_of_stages(&["stage3"], &[&steps[..], set].concat());
         let summary = run(config, folder.path());
         assert!(summary.student_perplexity.is_finite(), "{set:?}");
         let losses = losses(folder.path());
