@@ -109,7 +109,7 @@ impl Recipe {
     pub fn list(text: &str) -> Result<Vec<Self>, RecipeError> {
         let lines = text.lines().map(str::trim);
         let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
-        lines.map(str::parse).collect()
+        lines.map(str::parse::<Self>).collect()
     }
 }
 
@@ -154,7 +154,7 @@ impl Variant {
         if let Some(recipe) = twice {
             return Err(RecipeError::SameName(recipe.name.clone()));
         }
-        let config = |recipe: &Recipe, seed: &u64| {
+        let config = |recipe: &Recipe, seed: &u64| -> Result<Config, ConfigError> {
             let mut all = [set, &recipe.changes].concat();
             all.push(format!("name={}-seed-{seed}", recipe.name));
             all.push(format!("seed={seed}"));
@@ -168,9 +168,9 @@ impl Variant {
             }
             Ok(config)
         };
-        let variant = |recipe: &Recipe| {
+        let variant = |recipe: &Recipe| -> Result<Self, RecipeError> {
             let configs = seeds.iter().map(|seed| config(recipe, seed));
-            let configs = configs.collect::<Result<_, _>>();
+            let configs = configs.collect::<Result<Vec<_>, _>>();
             Ok(Self {
                 recipe: recipe.clone(),
                 configs: configs.map_err(|source| RecipeError::Config {

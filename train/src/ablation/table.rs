@@ -126,7 +126,10 @@ impl Table {
     /// As Markdown, which is readable on a terminal too.
     pub(super) fn markdown(&self) -> String {
         const NONE: &str = "-";
-        let first = self.variants.first().map_or(NONE, |first| &first.name);
+        let first = self
+            .variants
+            .first()
+            .map_or(NONE, |first| first.name.as_str());
         let published = self.variants.iter().any(|row| row.published.is_some());
         let mut header = vec!["variant".to_owned()];
         header.extend(self.seeds.iter().map(|seed| format!("seed {seed}")));

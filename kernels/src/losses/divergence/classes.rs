@@ -46,7 +46,8 @@ impl<B: Backend> Classes<B> {
         }
     }
 
-    /// The loss of each token, `[t, 1]`, and its derivatives in the `log p` of each id as if these were free, `[t, v]`.
+    /// The loss of each token, `[t, 1]`, and its derivatives in the `log p` of each id, as of [`Divergence::terms`],
+    /// `[t, v]`.
     pub(super) fn compare(self, divergence: Divergence) -> (Tensor<B, 2>, Tensor<B, 2>) {
         let Self {
             log_p_tv,

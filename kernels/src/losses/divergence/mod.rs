@@ -38,7 +38,7 @@ pub struct Comparison {
 
 impl Divergence {
     /// For classes with these logarithms of probabilities: what each adds to the loss, and the derivative of that in
-    /// its `log p` alone.
+    /// its `log p` alone, up to a multiple of `p`: probabilities sum to 1, so that a multiple of them is a constant.
     fn terms<B: Backend>(
         self,
         log_p: Tensor<B, 2>,
@@ -50,9 +50,9 @@ impl Divergence {
                 (slope.clone() * log_p, slope)
             }
             Self::ReverseKl => {
-                let p = log_p.clone().exp();
-                let term = p.clone() * (log_p - log_q);
-                (term.clone(), term + p)
+                let term = log_p.clone().exp() * (log_p - log_q);
+                // The derivative is this plus p.
+                (term.clone(), term)
             }
         }
     }
@@ -124,7 +124,7 @@ pub fn divergence_block<B: Backend>(
 struct Losses<B: Backend> {
     /// `[t, 1]`.
     values_t1: Tensor<B, 2>,
-    /// Their derivatives in the student's `log p`, as if these were free: `[t, v]`.
+    /// Their derivatives in the student's `log p`, as of [`Divergence::terms`]: `[t, v]`.
     slopes_tv: Tensor<B, 2>,
     /// Those logarithms, `[t, v]`.
     log_p_tv: Tensor<B, 2>,
