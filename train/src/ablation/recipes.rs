@@ -58,7 +58,7 @@ pub enum RecipeError {
         /// The recipe.
         name: String,
         /// What does not fit.
-        source: ConfigError,
+        source: Box<ConfigError>,
     },
 }
 
@@ -175,7 +175,7 @@ impl Variant {
                 recipe: recipe.clone(),
                 configs: configs.map_err(|source| RecipeError::Config {
                     name: recipe.name.clone(),
-                    source,
+                    source: source.into(),
                 })?,
             })
         };
