@@ -77,7 +77,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Ablate(AblateArgs),
+    Ablate(Box<AblateArgs>),
     Bench(Box<BenchArgs>),
 }
 
