@@ -83,12 +83,12 @@ impl Case {
         let [student, teacher] =
             [&self.student, &self.teacher].map(|logits| tensor::<B, 2>(logits.clone()));
         let parts = (0..t).step_by(block).map(|start| {
-            let end = t.min(start + block);
+            let n = block.min(t - start);
             let labels = self.labels();
             divergence_block(
-                student.clone().slice([start..end]),
-                teacher.clone().slice([start..end]),
-                labels.map(|labels| labels.slice([start..end])),
+                student.clone().narrow(0, start, n),
+                teacher.clone().narrow(0, start, n),
+                labels.map(|labels| labels.narrow(0, start, n)),
                 self.weights,
                 self.comparison,
                 t,
