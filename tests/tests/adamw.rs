@@ -7,19 +7,22 @@
 mod support;
 
 use burn::backend::Autodiff;
-use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
+use burn::module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use kernels::TrainBackend;
+use model::mohawk::hidden_state_loss;
 use model::{Family, ModelConfig, PhiMamba, named_parameters};
-use support::passes::{Lesson, config, stages};
+use support::passes::{Lesson, config, stages, three_blocks_as_one};
 use tests::networks::mohawk::{RECORDED, Recorded};
 use tests::networks::*;
 use tests::{Values, assert_close};
 use train::config::{Decay, Optimizer};
+use train::gradients::Gradients;
 use train::optimizer::AdamW;
-use train::stages::Kind;
-use train::stages::predictions::Predictions;
+use train::stages::hidden_states::{HiddenStates, Target};
+use train::stages::predictions::{Loss, Predictions};
+use train::stages::{Kind, StageStep};
 
 #[test]
 fn stages_exact() {
@@ -32,6 +35,146 @@ fn stages_exact() {
 fn stages_flex() {
     for recorded in RECORDED {
         stages::<Autodiff<Fast>>(recorded, FAST);
+    }
+}
+
+#[test]
+fn three_blocks_as_one_exact() {
+    for recorded in RECORDED {
+        three_blocks_as_one::<Autodiff<Exact>>(recorded, EXACT);
+    }
+}
+
+#[test]
+fn three_blocks_as_one_flex() {
+    for recorded in RECORDED {
+        three_blocks_as_one::<Autodiff<Fast>>(recorded, FAST);
+    }
+}
+
+/// The loss of stage 2 and all gradients, group by group: each on a graph of its own, from a constant.
+fn by_groups<B: TrainBackend>(
+    lesson: &Lesson<B>,
+    stage: &HiddenStates,
+    sequential: bool,
+) -> (f64, Gradients<B::InnerBackend>) {
+    let (student, teacher) = (&lesson.student.backbone, &lesson.teacher.backbone);
+    let ids = lesson.batch.ids.clone();
+    let mut own = student.embedding.valid().forward(ids.clone());
+    let mut theirs = teacher.embedding.forward(ids);
+    let (mut sum, mut gradients) = (0.0, Gradients::default());
+    let groups = student.layers.chunks(stage.every);
+    for (students, teachers) in groups.zip(teacher.layers.chunks(stage.every)) {
+        let entering = if sequential { &own } else { &theirs };
+        let mut x = Tensor::from_inner(entering.clone());
+        let mut target = None;
+        for (student, teacher) in students.iter().zip(teachers) {
+            let taught = teacher.forward_tapped(theirs, false);
+            theirs = taught.hidden_state.clone();
+            own = student.valid().forward(own);
+            (x, target) = match stage.target {
+                Target::Mixer => (student.mixer_output(x), Some(taught.mixer_output)),
+                Target::Block => (student.forward(x), Some(taught.hidden_state)),
+            };
+        }
+        let target = Tensor::from_inner(target.expect("a layer in each group"));
+        let loss = hidden_state_loss(x, target);
+        let reached = loss.backward();
+        for student in students {
+            gradients.add::<B, _>(student, &reached);
+        }
+        sum += values(loss).1[0];
+    }
+    (sum, gradients)
+}
+
+/// Each layer learns from its own loss alone, of groups of layers and on the student's own hidden states too.
+#[test]
+fn hidden_states_are_compared_group_by_group() {
+    type B = Autodiff<Exact>;
+    for recorded in RECORDED {
+        let lesson = Lesson::<B>::open(recorded);
+        for (target, every, sequential) in [
+            (Target::Mixer, 1, 0.0),
+            (Target::Mixer, 1, 0.5),
+            (Target::Block, 1, 0.5),
+            (Target::Block, 2, 0.0),
+            (Target::Block, 2, 0.5),
+        ] {
+            let stage = HiddenStates {
+                target,
+                every,
+                sequential,
+            };
+            for number in 0..2 {
+                let name = format!("{}, {stage:?}, step {number}", recorded.name);
+                let own = sequential > 0.0 && number == 1;
+                let (expected, mut slopes) = by_groups(&lesson, &stage, own);
+                let at = StageStep { number, of: 2 };
+                let (found, mut gradients) = lesson.pass_at(&Kind::HiddenStates(stage.clone()), at);
+                let one = |value| (vec![1], vec![value]);
+                assert_close(&name, one(found), one(expected), 1e-12);
+                let mut compared = 0;
+                for parameter in named_parameters(&lesson.student, lesson.student_config.layout()) {
+                    let name = format!("{name}: {}", parameter.name);
+                    let found = gradients.take(parameter.id).map(values);
+                    let expected = slopes.take(parameter.id).map(values);
+                    assert_eq!(found.is_some(), expected.is_some(), "{name}");
+                    if let (Some(found), Some(expected)) = (found, expected) {
+                        assert_close(&name, found, expected, 1e-10);
+                        compared += 1;
+                    }
+                }
+                assert!(compared > 0, "{name}: no gradients");
+            }
+        }
+    }
+}
+
+/// Every loss of stage 3 trains the student: against the slope of the loss along the gradient, for a small step.
+#[test]
+fn losses_fall_along_their_gradients() {
+    type B = Autodiff<Exact>;
+    for (loss, top_k, hard_weight) in [
+        (Loss::ForwardKl, 0, 0.0),
+        (Loss::ForwardKl, 4, 0.2),
+        (Loss::ReverseKl, 0, 0.0),
+        (Loss::ReverseKl, 4, 0.2),
+    ] {
+        let mut lesson = Lesson::<B>::open(RECORDED[0]);
+        let kind = Kind::Predictions(Predictions {
+            loss,
+            top_k,
+            hard_weight,
+            temperature: 1.5,
+            recompute: false,
+        });
+        let (before, gradients) = lesson.pass(&kind);
+        let square = values(gradients.norm().expect("gradients")).1[0].powi(2);
+        // So that the first-order change of the loss is 1e-8 of it.
+        let by = 1e-8 * before / square;
+        lesson.student = lesson.student.map(&mut Along::<B> { gradients, by: -by });
+        let (after, _) = lesson.pass(&kind);
+        let slope = (before - after) / by / square;
+        assert!((slope - 1.0).abs() < 1e-3, "{loss:?}, top {top_k}: {slope}");
+    }
+}
+
+/// Moves every parameter along its gradient.
+struct Along<B: TrainBackend> {
+    gradients: Gradients<B::InnerBackend>,
+    by: f64,
+}
+
+impl<B: TrainBackend> ModuleMapper<B> for Along<B> {
+    fn map_float<const D: usize>(&mut self, parameter: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let (id, value, mapper) = parameter.consume();
+        let value = value.inner();
+        let moved = match self.gradients.take(id) {
+            Some(gradient) => value.clone() + gradient.reshape(value.dims()) * self.by,
+            None => value,
+        };
+        Param::from_mapped_value(id, Tensor::from_inner(moved).require_grad(), mapper)
     }
 }
 
@@ -49,6 +192,7 @@ fn hard_labels() {
         temperature: 2.0,
         hard_weight: 0.3,
         recompute: false,
+        ..Default::default()
     }));
 
     let ids = lesson.batch.ids.clone();

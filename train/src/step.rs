@@ -18,7 +18,7 @@ use crate::evaluate;
 use crate::gradients::Gradients;
 use crate::optimizer::AdamW;
 use crate::parallel_passes::ParallelPasses;
-use crate::stages::{Kind, Rates, TokenBatch, in_dtype, on_graph_of_its_own, parts_of};
+use crate::stages::{Kind, Rates, StageStep, TokenBatch, in_dtype, on_graph_of_its_own, parts_of};
 
 /// The optimizer steps of one stage: everything that they share.
 ///
@@ -72,19 +72,20 @@ impl<B: TrainBackend> TrainStep<B> {
     /// The student after one more step, and the loss and norm of that step. The student is passed by value so
     /// that its parameters have one owner and the optimizer can update them in place.
     ///
-    /// `batch` holds the sequences of all passes of the step; `rates` are the learning rates of this step by
-    /// part, and a part without one does not change.
+    /// `at` is which step of the stage it is; `batch` holds the sequences of all its passes; `rates` are its learning
+    /// rates by part, and a part without one does not change.
     pub fn step(
         &self,
         student: PhiMamba<B>,
         optimizer: &mut AdamW<B::InnerBackend>,
         batch: &Batch,
         rates: &Rates,
+        at: StageStep,
     ) -> (PhiMamba<B>, Measured<B::InnerBackend>) {
         // The tensors of one step have the sizes of those of the next: each then gets the memory of one before it,
         // which is looked up by its size. In CubeCL's other pools a device with thousands of tensors spends more
         // time on finding memory than on computing.
-        let step = |(student, optimizer)| self.update(student, optimizer, batch, rates);
+        let step = |(student, optimizer)| self.update(student, optimizer, batch, rates, at);
         B::memory_persistent_allocations(&self.device, (student, optimizer), step)
     }
 
@@ -95,8 +96,9 @@ impl<B: TrainBackend> TrainStep<B> {
         optimizer: &mut AdamW<B::InnerBackend>,
         batch: &Batch,
         rates: &Rates,
+        at: StageStep,
     ) -> (PhiMamba<B>, Measured<B::InnerBackend>) {
-        let (losses, gradients) = self.passes(&student, batch);
+        let (losses, gradients) = self.passes(&student, batch, at);
         let loss = Tensor::cat(losses, 0).mean();
         let norm = match gradients.norm() {
             Some(norm) => norm,
@@ -114,6 +116,7 @@ impl<B: TrainBackend> TrainStep<B> {
         &self,
         student: &PhiMamba<B>,
         batch: &Batch,
+        at: StageStep,
     ) -> (Vec<Tensor<B::InnerBackend, 1>>, Gradients<B::InnerBackend>) {
         let rows = self.micro_batch * batch.context;
         let working = in_dtype(student, self.precision.dtype());
@@ -129,7 +132,8 @@ impl<B: TrainBackend> TrainStep<B> {
                     labels: tensor(labels),
                 };
                 let mut gradients = Gradients::default();
-                let loss = (self.kind).pass(&student, &self.teacher, tokens, &mut gradients);
+                let (kind, teacher) = (&self.kind, &self.teacher);
+                let loss = kind.pass(&student, teacher, tokens, at, &mut gradients);
                 (loss, gradients)
             },
             |(loss, of_pass)| {

@@ -1,5 +1,6 @@
 //! What compares a student with its teacher, one op for each stage of the paper (arXiv 2408.10189).
 
+pub mod divergence;
 pub mod hidden_states;
 pub mod mixing_matrices;
 pub mod predictions;

@@ -16,6 +16,7 @@ mod attention;
 mod bias;
 mod causal_conv;
 mod columns;
+mod divergence;
 mod dtypes;
 mod gelu;
 mod layer_norm;

@@ -6,7 +6,7 @@ use model::{Family, ModelConfig, Phi, PhiMamba, named_parameters};
 use tests::{Goldens, assert_close, goldens_dir};
 use train::config::{Config, Source};
 use train::gradients::Gradients;
-use train::stages::{Kind, TokenBatch, in_dtype, train_parts};
+use train::stages::{Kind, StageStep, TokenBatch, in_dtype, train_parts};
 
 use tests::networks::mohawk::{RECORDED, Recorded};
 use tests::networks::{ids, values};
@@ -40,11 +40,17 @@ impl<B: TrainBackend> Lesson<B> {
         }
     }
 
-    /// The loss of one pass and its gradients.
+    /// The loss of one pass and its gradients, at the beginning of a stage.
     pub fn pass(&self, kind: &Kind) -> (f64, Gradients<B::InnerBackend>) {
+        let first = StageStep { number: 0, of: 2 };
+        self.pass_at(kind, first)
+    }
+
+    /// The same in any step.
+    pub fn pass_at(&self, kind: &Kind, at: StageStep) -> (f64, Gradients<B::InnerBackend>) {
         let mut gradients = Gradients::default();
         let (student, batch) = (&self.student, self.batch.clone());
-        let loss = kind.pass(student, &self.teacher, batch, &mut gradients);
+        let loss = kind.pass(student, &self.teacher, batch, at, &mut gradients);
         (values(loss).1[0], gradients)
     }
 }
@@ -116,6 +122,20 @@ pub fn stages<B: TrainBackend>(recorded: Recorded, tolerance: f64) {
     check(&mixers, "stage3", "stage3.loss", "stage3");
     let twice = config(&["stage3.recompute=true"]);
     check(&twice, "stage3", "stage3.loss", "stage3");
+}
+
+/// Stage 2 with three blocks as one, where its loss was recorded: of students with three layers.
+pub fn three_blocks_as_one<B: TrainBackend>(recorded: Recorded, tolerance: f64) {
+    let lesson = Lesson::<B>::open(recorded);
+    let key = "stage2.gap3_loss";
+    if !lesson.goldens.has(key) {
+        return;
+    }
+    assert_eq!(lesson.student.backbone.layers.len(), 3);
+    let config = config(&["stage2.target=block", "stage2.every=3"]);
+    let (found, _) = lesson.pass(&config.stage("stage2").expect("a stage").kind);
+    let found = (vec![1], vec![found]);
+    assert_close(key, found, lesson.goldens.f64(key), tolerance);
 }
 
 /// Gradients of the passes in bfloat16 against the recorded ones: how large what differs is, of all of

@@ -18,7 +18,7 @@ use crate::config::{Config, StageConfig};
 use crate::error::TrainError;
 use crate::evaluate;
 use crate::optimizer::AdamW;
-use crate::stages::{Arithmetic, teacher_alone, train_parts};
+use crate::stages::{Arithmetic, StageStep, teacher_alone, train_parts};
 use crate::step::{Measured, TrainStep};
 use crate::summary::peak_memory_bytes;
 
@@ -28,6 +28,12 @@ const WARM: usize = 3;
 const BATCHES: u64 = 4;
 /// Too small to change what a step costs, or what random networks compute.
 const LR: f64 = 1e-6;
+
+/// What is timed is a stage's beginning, where its last steps do something else.
+const FIRST: StageStep = StageStep {
+    number: 0,
+    of: usize::MAX,
+};
 
 /// Operations a second that a product of matrices reaches.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -172,7 +178,7 @@ impl<B: TrainBackend> Subject<'_, B> {
         let vocab_size = self.networks.teacher_config.vocab_size;
         let mut timed = timed::<B>(shape, steps, vocab_size, device, |batch| {
             let before = student.take().expect("a student after every step");
-            let (after, measured) = train_step.step(before, &mut optimizer, batch, &rates);
+            let (after, measured) = train_step.step(before, &mut optimizer, batch, &rates, FIRST);
             (student, last) = (Some(after), Some(measured));
         })?;
         let read = Measured::read(last.into_iter().collect());

@@ -18,8 +18,8 @@ use kernels::KernelBackend;
 use kernels::runtime::{Backend, BackendError, Work};
 
 use train::TrainError;
-use train::ablation::{Ablation, Budget};
-use train::config::{Config, Source};
+use train::ablation::{Ablation, Budget, Recipe, Variant};
+use train::config::{Config, PRESETS, Source};
 use train::logging::{listen, say};
 use train::run::{CONFIG, Outcome, Run, RunOptions, SUMMARY};
 
@@ -62,6 +62,18 @@ Examples:
   To tokenise the text of a run ahead, on machines without a GPU:
       train prepare --preset phi-1.5 --set data.train=/text/c4";
 
+const ABLATE_EXAMPLES: &str = "\
+Examples:
+  Two ways to start, with three seeds:
+      train ablate --vary student.init=published --vary student.init=calibrated --seeds 1,2,3
+
+  Losses of the last stage, on the first one's tokens:
+      train ablate --set stage3.tokens=262144 --vary name=forward --vary 'name=reverse; stage3.loss=reverse_kl' \
+          --vary 'name=top-20; stage3.top_k=20'
+
+  What each stage is worth:
+      train ablate --plan small";
+
 /// Distils a Phi Transformer into a Phi-Mamba by MOHAWK (arXiv 2408.10189).
 ///
 /// A run is a list of stages; the published ones match each layer's mixing matrix, then each layer's output,
@@ -81,17 +93,18 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Ablate(AblateArgs),
+    Ablate(Box<AblateArgs>),
     Bench(Box<BenchArgs>),
     Prepare(PrepareArgs),
     Study(StudyArgs),
 }
 
+/// What makes a configuration.
 #[derive(Debug, Args)]
-struct RunArgs {
-    /// The configuration to start from: tiny, phi-1.5 or hybrid-phi-1.5
-    #[arg(long, value_name = "NAME", default_value = "tiny")]
-    preset: String,
+struct ConfigArgs {
+    /// The preset to start from, as tiny, phi-1.5 or smollm2-135m; by default tiny
+    #[arg(long, value_name = "NAME")]
+    preset: Option<String>,
 
     /// A TOML file whose keys override those of a preset
     ///
@@ -111,6 +124,12 @@ struct RunArgs {
     /// The stages to run, by name, as in stage2,stage3; by default all of the list, whose order they keep
     #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
     stages: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
 
     /// Resume the run in this folder from its newest checkpoint
     ///
@@ -153,18 +172,41 @@ pub(crate) struct SharedArgs {
     backend: Option<Backend>,
 }
 
-/// Compares the last stage of tiny alone, the last two, and all three, at one budget of tokens.
+/// Compares variants of a configuration, each with the same seeds.
 ///
-/// Each combination gets the same tokens, learning rates and shares of the budget as in the runs of
-/// the published modules that assets/README.md lists. Prints one table, and writes it as table.md
-/// and table.json into the folder beside the runs.
+/// Each variant runs once with each seed. Prints one table: the student's perplexity over the teacher's, its mean, and
+/// the mean difference from the first variant, by pairs of one seed, with its standard error. Writes it as table.md and
+/// table.json into the folder beside the runs.
+///
+/// Without variants it compares the last stage of tiny alone, the last two, and all three, at one budget of tokens: with
+/// the tokens, learning rates and shares of the budget of the published modules' runs that assets/README.md lists.
 #[derive(Debug, Args)]
+#[command(after_long_help = ABLATE_EXAMPLES)]
 struct AblateArgs {
-    /// The budget: small (262,144 tokens, 4 x 256) or large (4,194,304 tokens, 16 x 512)
-    #[arg(long, value_name = "NAME", default_value = "small")]
+    /// A variant by the keys that it changes, as in 'student.init=calibrated; stage2.lr=1e-3'; give two or more
+    ///
+    /// Two keys are special: `name` is what the variant is called, and `stages=stage2,stage3` leaves out all other
+    /// stages. `name=base` alone changes nothing.
+    #[arg(long, value_name = "KEY=VALUE;...")]
+    vary: Vec<String>,
+
+    /// A file of more variants, one a line
+    #[arg(long, value_name = "FILE")]
+    variants: Option<PathBuf>,
+
+    #[command(flatten)]
+    config: ConfigArgs,
+
+    /// The budget without variants: small (262,144 tokens, 4 x 256) or large (4,194,304 tokens, 16 x 512)
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "small",
+        conflicts_with_all = ["vary", "variants"]
+    )]
     plan: Budget,
 
-    /// The seeds to repeat each combination with, as in 42,43,44
+    /// The seeds to repeat each variant with, as in 42,43,44
     #[arg(
         long,
         value_name = "LIST",
@@ -173,9 +215,10 @@ struct AblateArgs {
     )]
     seeds: Vec<u64>,
 
-    /// The folder for the table and the runs; by default runs/ablation-PLAN
+    /// The folder for the table and the runs; by default runs/ablation-NAME, of the configuration or the plan
     ///
-    /// The same command with the folder of a comparison that was stopped continues it.
+    /// The same command with the folder of a comparison that was stopped continues it. Runs that are finished are taken
+    /// as they are, also with more variants or seeds.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
 
@@ -223,16 +266,9 @@ impl RunArgs {
                 (config, folder.clone(), true)
             }
             None => {
-                let mut set = self.set.clone();
-                let precision = self.precision.iter();
-                set.extend(precision.map(|name| format!("precision={name}")));
-                let source = match &self.config {
-                    Some(file) => Source::File(file),
-                    None => Source::Preset(&self.preset),
-                };
-                let mut config = Config::load(source, &set)?;
-                if !self.stages.is_empty() {
-                    config.choose_stages(&self.stages)?;
+                let mut config = Config::load(self.config.source(), &self.config.overrides())?;
+                if !self.config.stages.is_empty() {
+                    config.choose_stages(&self.config.stages)?;
                 }
                 let default = || unused(Path::new("runs").join(&config.name));
                 let folder = self.out.unwrap_or_else(default);
@@ -268,13 +304,57 @@ impl RunArgs {
     }
 }
 
+impl ConfigArgs {
+    fn source(&self) -> Source<'_> {
+        match &self.config {
+            Some(file) => Source::File(file),
+            None => Source::Preset(self.preset.as_deref().unwrap_or(PRESETS[0].0)),
+        }
+    }
+
+    fn overrides(&self) -> Vec<String> {
+        let precision = self.precision.iter();
+        let precision = precision.map(|name| format!("precision={name}"));
+        self.set.iter().cloned().chain(precision).collect()
+    }
+
+    /// Whether nothing is given.
+    fn is_empty(&self) -> bool {
+        self.preset.is_none()
+            && self.config.is_none()
+            && self.stages.is_empty()
+            && self.overrides().is_empty()
+    }
+}
+
 impl AblateArgs {
     fn run(self) -> anyhow::Result<ExitCode> {
         let backend = self.shared.backend()?;
-        let default = || unused(Path::new("runs").join(format!("ablation-{}", self.plan.name())));
+        let recipes = self.recipes()?;
+        let (source, set, stages) = (
+            self.config.source(),
+            self.config.overrides(),
+            &self.config.stages,
+        );
+        let (name, title, recipes) = if recipes.is_empty() {
+            if !self.config.is_empty() {
+                bail!(
+                    "nothing to compare with that configuration: give two variants or more, as in --vary name=base \
+                     --vary stage3.lr=1e-4"
+                );
+            }
+            let name = self.plan.name().to_owned();
+            (name, self.plan.title(), self.plan.recipes())
+        } else {
+            let name = Config::load(source, &set)?.name;
+            (name.clone(), name, recipes)
+        };
+        let variants = Variant::resolve(source, &set, stages, &recipes, &self.seeds)?;
+        let default = || unused(Path::new("runs").join(format!("ablation-{name}")));
         let folder = self.out.unwrap_or_else(default);
         let ablation = Ablation {
-            budget: self.plan,
+            title,
+            variants,
             seeds: self.seeds,
             folder: folder.clone(),
             backend: backend.name().into(),
@@ -291,6 +371,24 @@ impl AblateArgs {
                 Ok(ExitCode::from(INTERRUPTED))
             }
         }
+    }
+
+    /// Those of the command line, then those of the file.
+    fn recipes(&self) -> anyhow::Result<Vec<Recipe>> {
+        let mut recipes = vec![];
+        for text in &self.vary {
+            recipes.push(text.parse()?);
+        }
+        if let Some(file) = &self.variants {
+            let read = std::fs::read_to_string(file);
+            let text = read.map_err(|error| anyhow!("{}: {error}", file.display()))?;
+            let listed = Recipe::list(&text);
+            recipes.extend(listed.map_err(|error| anyhow!("{}: {error}", file.display()))?);
+            if recipes.is_empty() {
+                bail!("{}: no variant in it, one a line", file.display());
+            }
+        }
+        Ok(recipes)
     }
 }
 

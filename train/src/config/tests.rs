@@ -201,6 +201,86 @@ fn later_layers_win() {
     assert_eq!(config.student.mixer.mamba().unwrap().n_v_heads, 32);
 }
 
+#[test]
+fn losses_and_what_is_compared_are_options() {
+    use crate::stages::hidden_states::{HiddenStates, Target};
+    use crate::stages::predictions::{Loss, Predictions};
+    let kind = |text: &str, name: &str| stage(text, name).kind;
+    let published = Predictions::default();
+    assert_eq!((published.loss, published.top_k), (Loss::ForwardKl, 0));
+    assert_eq!(
+        kind("stage3.loss=reverse_kl", "stage3"),
+        Kind::Predictions(Predictions {
+            loss: Loss::ReverseKl,
+            ..published.clone()
+        })
+    );
+    assert_eq!(
+        kind("stage3.top_k=50", "stage3"),
+        Kind::Predictions(Predictions {
+            top_k: 50,
+            ..published
+        })
+    );
+    let with = |overrides: &[&str]| {
+        let overrides: Vec<_> = overrides.iter().map(|text| text.to_string()).collect();
+        Config::load(Source::Preset("tiny"), &overrides)
+    };
+    let pairs = with(&[
+        "stage2.target=block",
+        "stage2.every=2",
+        "stage2.sequential=0.25",
+    ]);
+    assert_eq!(
+        pairs.unwrap().stage("stage2").expect("a stage").kind,
+        Kind::HiddenStates(HiddenStates {
+            target: Target::Block,
+            every: 2,
+            sequential: 0.25,
+        })
+    );
+    for (wrong, expected) in [
+        ("stage3.loss=reverse", "did you mean `reverse_kl`?"),
+        (
+            "stage3.top_k=-1",
+            "`stage3.top_k` must be a whole number, 0 or more",
+        ),
+        ("stage3.hard_weight=1.5", "`stage3.hard_weight` is 1.5"),
+        ("stage2.loss=reverse_kl", "unknown key `stage2.loss`"),
+        (
+            "stage2.sequential=1.5",
+            "`stage2.sequential` is 1.5; allowed: from 0 to 1",
+        ),
+        ("stage2.every=0", "`stage2.every` is 0"),
+        ("stage2.every=2", "1 with target = \"mixer\""),
+    ] {
+        let message = complaint(wrong);
+        assert!(message.contains(expected), "{wrong}: {message}");
+    }
+}
+
+/// Longer sequences at the end, as the README has them: the same tokens in all, and in each step.
+#[test]
+fn the_documented_longer_sequences_are_a_stage() {
+    let readme = include_str!("../../README.md");
+    let blocks = readme.split("```toml").skip(1);
+    let mut blocks = blocks.filter_map(|text| text.split("```").next());
+    let text = blocks
+        .find(|text| text.contains("stage4"))
+        .expect("a recipe");
+    let config = load_text(text).unwrap();
+    let preset = Config::load(Source::Preset("smollm2-135m"), &[]).unwrap();
+    let [before, short, long] = &config.stages[..] else {
+        panic!("three stages");
+    };
+    let whole = preset.stage("stage3").expect("a stage");
+    assert_eq!(Some(before), preset.stage("stage2"));
+    assert_eq!(short.tokens + long.tokens, whole.tokens);
+    assert_eq!(config.tokens_per_step(short), config.tokens_per_step(long));
+    assert_eq!(config.context(long), 2 * config.context(short));
+    assert_eq!((&long.kind, &long.lr), (&whole.kind, &whole.lr));
+}
+
 /// A list in a file is the run's: stages of the preset by name, new ones by kind, one kind twice.
 #[test]
 fn a_file_can_list_its_own_stages() {

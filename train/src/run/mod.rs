@@ -45,7 +45,7 @@ use crate::evaluate::perplexity;
 use crate::metrics::{Evaluation, MetricsLog, Record, StepMetrics, Watch};
 use crate::optimizer::AdamW;
 use crate::provenance::Provenance;
-use crate::stages::train_parts;
+use crate::stages::{StageStep, train_parts};
 use crate::step::TrainStep;
 use crate::summary::StageSummary;
 
@@ -192,8 +192,12 @@ impl<B: TrainBackend> Run<B> {
             }
             let batch = batches.next()?;
             let rates = stage.lr_at(self.progress.step, steps);
+            let at = StageStep {
+                number: self.progress.step,
+                of: steps,
+            };
             let measured;
-            (student, measured) = train_step.step(student, &mut self.optimizer, &batch, &rates);
+            (student, measured) = train_step.step(student, &mut self.optimizer, &batch, &rates, at);
             self.progress.step += 1;
             self.progress.tokens += config.tokens_per_step(stage);
             let (step, tokens) = (self.progress.step, self.progress.tokens);

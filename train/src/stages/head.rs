@@ -9,7 +9,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor};
 use kernels::dense::linear::Linear as _;
 use kernels::profile::{Kind, timed};
-use kernels::{DistillationWeights, KernelBackend, TrainBackend};
+use kernels::{KernelBackend, TrainBackend};
 use model::{Linear, widen};
 
 use crate::gradients::Gradients;
@@ -31,20 +31,36 @@ pub(super) fn block(tokens: usize, v: usize, dtype: DType) -> usize {
     tokens.div_ceil(tokens.div_ceil(most).max(1)).max(1)
 }
 
+/// Elements of a network's logits at a time for a loss in tensor operations, which holds several arrays of that size
+/// in f32: 512 MiB each.
+const TENSOR_OPERATIONS: usize = 1 << 27;
+
+/// The same number for such a loss, whatever the dtype of the logits.
+pub(super) fn block_in_f32(v: usize) -> usize {
+    (TENSOR_OPERATIONS / v).clamp(1, BLOCK)
+}
+
 /// What the heads read, `[b, l, d]` each.
 pub(super) struct Features<B: Backend> {
     pub(super) student: Tensor<B, 3>,
     pub(super) teacher: Tensor<B, 3>,
 }
 
+/// Ids of the next tokens, `[n]`, where a loss needs them.
+type Labels<B> = Option<Tensor<B, 1, Int>>;
+
 /// The mean loss over all tokens, `[1]`, and its gradient to the student's features; adds those of
-/// the student's head. `labels [b * l]` are needed with hard labels only. `block` tokens at a time.
+/// the student's head. `block` tokens at a time: `loss` is given the logits of both, `[n, v]`, and the labels of these
+/// tokens, and returns their part in the mean loss and its gradient to the student's logits.
 pub(super) fn pass<B: TrainBackend>(
-    student: &Linear<B>,
-    teacher: &Linear<B::InnerBackend>,
+    (student, teacher): (&Linear<B>, &Linear<B::InnerBackend>),
     features: Features<B::InnerBackend>,
-    labels: Option<Tensor<B::InnerBackend, 1, Int>>,
-    weights: DistillationWeights,
+    labels: Labels<B::InnerBackend>,
+    loss: impl Fn(
+        Tensor<B::InnerBackend, 2>,
+        Tensor<B::InnerBackend, 2>,
+        Labels<B::InnerBackend>,
+    ) -> (Tensor<B::InnerBackend, 1>, Tensor<B::InnerBackend, 2>),
     block: usize,
     gradients: &mut Gradients<B::InnerBackend>,
 ) -> (Tensor<B::InnerBackend, 1>, Tensor<B::InnerBackend, 3>) {
@@ -60,7 +76,7 @@ pub(super) fn pass<B: TrainBackend>(
         bias.is_some_and(|bias| bias.val().is_require_grad()),
     ];
     let head = student.valid();
-    let (mut loss, mut dfeatures) = (None, vec![]);
+    let (mut sum, mut dfeatures) = (None, vec![]);
     let (mut dweight, mut dbias) = (None, None);
     for start in (0..t).step_by(block) {
         let n = block.min(t - start);
@@ -68,12 +84,11 @@ pub(super) fn pass<B: TrainBackend>(
         let student_nv = head.forward(x_nd.clone());
         let teacher_nv = teacher.forward(teacher_td.clone().narrow(0, start, n));
         let labels = labels.clone().map(|labels| labels.narrow(0, start, n));
-        let (part, dlogits_nv) =
-            kernels::distillation_block(student_nv, teacher_nv, labels, weights, t);
+        let (part, dlogits_nv) = loss(student_nv, teacher_nv, labels);
         let (dx_nd, dw, db) = timed(Kind::Products, || {
             B::InnerBackend::linear_backward(x_nd, head.weight.val(), dlogits_nv, wanted)
         });
-        loss = added(loss, Some(part));
+        sum = added(sum, Some(part));
         dfeatures.extend(dx_nd);
         dweight = added(dweight, dw);
         dbias = added(dbias, db);
@@ -88,8 +103,8 @@ pub(super) fn pass<B: TrainBackend>(
         1 => dfeatures.swap_remove(0),
         _ => Tensor::cat(dfeatures, 0),
     };
-    let loss = loss.expect("a batch has tokens");
-    (loss, dfeatures.reshape([b, l, d]))
+    let sum = sum.expect("a batch has tokens");
+    (sum, dfeatures.reshape([b, l, d]))
 }
 
 /// The logits alone of `features [b, l, d]`: `then` gets those of `block` tokens, `[n, v]`, with the number of
@@ -123,6 +138,7 @@ fn added<B: KernelBackend, const D: usize>(
 mod tests {
     use burn::backend::Autodiff;
     use burn::tensor::TensorData;
+    use kernels::DistillationWeights;
     use kernels::runtime::Flex;
     use model::{AttentionConfig, Phi, PhiConfig};
 
@@ -188,15 +204,11 @@ mod tests {
         };
         let mut gradients = Gradients::default();
         let labels = (hard > 0.0).then_some(labels);
-        let (loss, dfeatures) = pass(
-            &student,
-            &teacher,
-            both,
-            labels,
-            weights,
-            block,
-            &mut gradients,
-        );
+        let loss = |student, teacher, labels| {
+            kernels::distillation_block(student, teacher, labels, weights, 16)
+        };
+        let heads = (&student, &teacher);
+        let (loss, dfeatures) = pass(heads, both, labels, loss, block, &mut gradients);
         let bias = student.bias.as_ref().expect("a bias").id;
         let [weight, bias] = [student.weight.id, bias].map(|id| gradients.take(id));
         [
@@ -228,6 +240,9 @@ mod tests {
         assert_eq!(block(32_768, 49_152, DType::BF16), 16_384);
         assert_eq!(block(8191, 1 << 20, DType::F16), 2048);
         assert_eq!(block(0, 49_152, DType::BF16), 1);
+        assert_eq!(block_in_f32(49_152), BLOCK);
+        assert_eq!(block_in_f32(151_936), 883);
+        assert_eq!(block_in_f32(usize::MAX), 1);
     }
 
     #[test]

@@ -1,30 +1,65 @@
 //! Hidden-state alignment (stage 2 of the paper, section 4): each layer's output against the teacher's.
+//!
+//! # What a layer reads
+//!
+//! As published, every layer of the student reads the teacher's hidden state, so that no layer has to do with the
+//! mistakes of another. In use it reads the student's own, with all mistakes of the layers before: the last steps of a
+//! stage may train it on these (`sequential`). Then layer `i` reads what layer `i - 1` of the student has just made, the
+//! first one the student's embedding, and is still compared with what the teacher's layer `i` makes of the teacher's
+//! own hidden state.
+//!
+//! No gradient passes from a layer to the one before it: what a layer reads is a constant to it, in both ways. So the
+//! loss of a layer trains this layer alone. With gradients, the first layers would learn from the sum of all losses
+//! after them, each a norm of its own size, to make up for layers that are still to learn; that is what the
+//! predictions are for, whose loss says what matters. And the graph of all layers would be in memory at once.
+//!
+//! # Several layers as one
+//!
+//! With `every = n`, `n` blocks of the student in a row, each on the output of the one before, are compared at their
+//! end with `n` of the teacher's: a group, of which the last may be smaller. Gradients pass through the group to all of
+//! its blocks, and end at what its first block reads. Only blocks can be compared so (`target = "block"`): the output of
+//! a mixer does not have those of the layers before in it.
 
+use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
-use kernels::TrainBackend;
+use kernels::{KernelBackend, TrainBackend};
 use model::mohawk::hidden_state_loss;
-use model::{NetworkConfig, Part, Phi, PhiMamba};
+use model::{Block, NetworkConfig, Part, Phi, PhiMamba};
 use serde::{Deserialize, Serialize};
 
 use super::arithmetic::{self, Arithmetic};
 use super::layers::{self, Untrainable};
-use super::{Choices, Description, Stage, TokenBatch, sum_over_layers};
+use super::{Choices, Description, Stage, StageStep, TokenBatch, sum_over_layers};
 use crate::gradients::Gradients;
+use crate::limits::{OutOfRange, at_least, require, within};
 
-/// Outputs of mixers or of blocks: the L2 norm of the difference, mean over tokens, summed over layers.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+/// Outputs of mixers or of blocks: the L2 norm of the difference, mean over tokens, summed over what is compared.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HiddenStates {
     /// Which outputs are compared.
     pub target: Target,
+    /// How many blocks lie between two outputs that are compared; 1 compares each layer.
+    pub every: usize,
+    /// Share of the steps, the last ones, in which every layer reads the student's own hidden state.
+    pub sequential: f64,
+}
+
+impl Default for HiddenStates {
+    fn default() -> Self {
+        Self {
+            target: Target::Mixer,
+            every: 1,
+            sequential: 0.0,
+        }
+    }
 }
 
 /// The outputs that are compared. In parallel blocks, both give the same loss while everything but the mixers is the
 /// teacher's; in sequential ones, the MLP reads the mixer's output, and the two losses differ even then.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Target {
     /// Mixer output against attention output: needs no MLP.
-    #[default]
     Mixer,
     /// Block output against block output, before the final norm.
     Block,
@@ -34,11 +69,23 @@ impl Stage for HiddenStates {
     const DESCRIPTION: Description = Description {
         title: "hidden-state alignment",
         loss: "L2 norm of student output minus teacher output, mean over tokens, summed over layers. \
-               Every layer reads the teacher's hidden state.",
+               Every layer reads the teacher's hidden state, and in the share of the last steps that is \
+               called sequential the student's own.",
         axis: "hidden-state distance",
     };
     const TRAINS: &'static [Part] = &[Part::Mixer];
     const CHOICES: Choices = &[("target", &["mixer", "block"])];
+
+    fn validate(&self) -> Result<(), OutOfRange> {
+        at_least(1, "every", self.every)?;
+        require(
+            self.every == 1 || self.target == Target::Block,
+            "every",
+            self.every,
+            "1 with target = \"mixer\"; the outputs of several layers as one are compared with target = \"block\"",
+        )?;
+        within(0.0..=1.0, "sequential", self.sequential)
+    }
 
     fn reached(&self) -> &'static [Part] {
         match self.target {
@@ -47,13 +94,18 @@ impl Stage for HiddenStates {
         }
     }
 
-    /// Layers that keep the teacher's mixer start at distance zero, where the gradient is zero too.
+    /// Layers that keep the teacher's mixer start at distance zero, where the gradient is zero too. In a group with
+    /// others they learn with these.
     fn idle_layers(
         &self,
         teacher: &NetworkConfig,
         student: &NetworkConfig,
     ) -> Result<Vec<usize>, Untrainable> {
-        layers::idle(teacher, student, |_, _| Ok(()))
+        let kept = layers::idle(teacher, student, |_, _| Ok(()))?;
+        let layers: Vec<usize> = (0..student.mixers.len()).collect();
+        let groups = layers.chunks(self.every);
+        let idle = groups.filter(|group| group.iter().all(|layer| kept.contains(layer)));
+        Ok(idle.flatten().copied().collect())
     }
 
     /// The teacher's layers but for the last MLP; three times the student's mixers.
@@ -71,36 +123,71 @@ impl Stage for HiddenStates {
         student: &PhiMamba<B>,
         teacher: &Phi<B::InnerBackend>,
         batch: TokenBatch<B>,
+        at: StageStep,
         gradients: &mut Gradients<B::InnerBackend>,
     ) -> Tensor<B::InnerBackend, 1> {
         let device = batch.ids.device();
+        let mut own_bld = at.is_in_last(self.sequential).then(|| {
+            let embedding = student.backbone.embedding.valid();
+            embedding.forward(batch.ids.clone())
+        });
         let mut x_bld = teacher.backbone.embedding.forward(batch.ids);
         let mut losses = vec![];
-        let layers = student.backbone.layers.iter().zip(&teacher.backbone.layers);
-        let last = student.backbone.layers.len() - 1;
-        for (i, (student, teacher)) in layers.enumerate() {
-            let entering = Tensor::from_inner(x_bld.clone());
-            let target_bld = if i == last && self.target == Target::Mixer {
+        let groups = (student.backbone.layers.chunks(self.every))
+            .zip(teacher.backbone.layers.chunks(self.every));
+        let last = groups.len() - 1;
+        for (i, (students, teachers)) in groups.enumerate() {
+            let entering_bld = own_bld.clone().unwrap_or_else(|| x_bld.clone());
+            let target_bld = match self.target {
                 // The last layer's output is not needed.
-                teacher.mixer_output(x_bld.clone())
-            } else {
-                let outputs = teacher.forward_tapped(x_bld, false);
-                x_bld = outputs.hidden_state;
-                match self.target {
-                    Target::Mixer => outputs.mixer_output,
-                    Target::Block => x_bld.clone(),
+                Target::Mixer if i == last => teachers[0].mixer_output(x_bld.clone()),
+                Target::Mixer => {
+                    let outputs = teachers[0].forward_tapped(x_bld, false);
+                    x_bld = outputs.hidden_state;
+                    outputs.mixer_output
+                }
+                Target::Block => {
+                    x_bld = through(teachers, x_bld);
+                    x_bld.clone()
                 }
             };
-            if !student.mixer.is_kept_from(&teacher.mixer) {
-                let output_bld = match self.target {
-                    Target::Mixer => student.mixer_output(entering),
-                    Target::Block => student.forward(entering),
-                };
-                let loss = hidden_state_loss(output_bld, Tensor::from_inner(target_bld));
-                gradients.add::<B, _>(student, &loss.backward());
-                losses.push(loss.inner());
+            let goes_on = own_bld.is_some() && i < last;
+            let mut pairs = students.iter().zip(teachers);
+            if pairs.all(|(student, teacher)| student.mixer.is_kept_from(&teacher.mixer)) {
+                if goes_on {
+                    let blocks: Vec<_> = students.iter().map(|block| block.valid()).collect();
+                    own_bld = Some(through(&blocks, entering_bld));
+                }
+                continue;
             }
+            let entering_bld = Tensor::from_inner(entering_bld);
+            let output_bld = match self.target {
+                Target::Mixer if goes_on => {
+                    let outputs = students[0].forward_tapped(entering_bld, false);
+                    own_bld = Some(outputs.hidden_state.inner());
+                    outputs.mixer_output
+                }
+                Target::Mixer => students[0].mixer_output(entering_bld),
+                Target::Block => {
+                    let output_bld = through(students, entering_bld);
+                    if goes_on {
+                        own_bld = Some(output_bld.clone().inner());
+                    }
+                    output_bld
+                }
+            };
+            let loss = hidden_state_loss(output_bld, Tensor::from_inner(target_bld));
+            let reached = loss.backward();
+            for student in students {
+                gradients.add::<B, _>(student, &reached);
+            }
+            losses.push(loss.inner());
         }
         sum_over_layers(losses, &device)
     }
+}
+
+/// The output of `blocks` in a row.
+fn through<B: KernelBackend>(blocks: &[Block<B>], x_bld: Tensor<B, 3>) -> Tensor<B, 3> {
+    (blocks.iter()).fold(x_bld, |x_bld, block| block.forward(x_bld))
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::arithmetic::{self, Arithmetic};
 use super::layers::{self, Untrainable};
-use super::{Description, Stage, TokenBatch, sum_over_layers};
+use super::{Description, Stage, StageStep, TokenBatch, sum_over_layers};
 use crate::gradients::Gradients;
 
 /// Transfer matrices against attention matrices: the Frobenius norm of the difference, mean over batch and
@@ -78,6 +78,7 @@ impl Stage for Matrices {
         student: &PhiMamba<B>,
         teacher: &Phi<B::InnerBackend>,
         batch: TokenBatch<B>,
+        _at: StageStep,
         gradients: &mut Gradients<B::InnerBackend>,
     ) -> Tensor<B::InnerBackend, 1> {
         let ids: Tensor<B::InnerBackend, 2, Int> = batch.ids;

@@ -6,9 +6,9 @@
 //! words of its row and its panel in the report. [`Kind`] is the list of them: a new kind is a file here, a
 //! line in that list, and a stage in a preset.
 //!
-//! A pass gets a batch and both networks and returns the loss and the gradients; it knows no files, no
-//! clock and no schedule. In the kinds that compare layer by layer every layer of the student reads the
-//! teacher's hidden state. Teacher and student walk through the layers side by side, and a layer's graph and
+//! A pass gets a batch, both networks and the number of its step, and returns the loss and the gradients; it knows no
+//! files, no clock and no schedule. In the kinds that compare layer by layer every layer of the student reads the
+//! teacher's hidden state, unless an option says otherwise. Teacher and student walk through the layers side by side, and a layer's graph and
 //! matrices are freed before the pass makes the next layer's.
 
 mod arithmetic;
@@ -41,6 +41,23 @@ pub struct TokenBatch<B: TrainBackend> {
     pub ids: Tensor<B::InnerBackend, 2, Int>,
     /// The next tokens, for hard labels.
     pub labels: Tensor<B::InnerBackend, 2, Int>,
+}
+
+/// Where in its stage a pass is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StageStep {
+    /// The optimizer step, from 0.
+    pub number: usize,
+    /// The steps of the stage.
+    pub of: usize,
+}
+
+impl StageStep {
+    /// Whether the step is among the last, which are this share of the stage, rounded to whole steps.
+    pub fn is_in_last(self, share: f64) -> bool {
+        let last = (share * self.of as f64).round() as usize;
+        self.of.saturating_sub(self.number) <= last
+    }
 }
 
 /// The words for a kind of stage in tables and in the report.
@@ -92,12 +109,13 @@ pub trait Stage: Default {
     /// The operations that a token takes, in sequences of `l` tokens. Idle layers take none.
     fn arithmetic(&self, l: usize, teacher: &NetworkConfig, student: &NetworkConfig) -> Arithmetic;
 
-    /// One forward and backward pass: adds to `gradients`, and returns the loss, `[1]`.
+    /// One forward and backward pass of step `at`: adds to `gradients`, and returns the loss, `[1]`.
     fn pass<B: TrainBackend>(
         &self,
         student: &PhiMamba<B>,
         teacher: &Phi<B::InnerBackend>,
         batch: TokenBatch<B>,
+        at: StageStep,
         gradients: &mut Gradients<B::InnerBackend>,
     ) -> Tensor<B::InnerBackend, 1>;
 }
@@ -186,9 +204,10 @@ macro_rules! kinds {
                 student: &PhiMamba<B>,
                 teacher: &Phi<B::InnerBackend>,
                 batch: TokenBatch<B>,
+                at: StageStep,
                 gradients: &mut Gradients<B::InnerBackend>,
             ) -> Tensor<B::InnerBackend, 1> {
-                match self { $(Self::$kind(stage) => stage.pass(student, teacher, batch, gradients)),+ }
+                match self { $(Self::$kind(stage) => stage.pass(student, teacher, batch, at, gradients)),+ }
             }
         }
     };
@@ -254,5 +273,18 @@ mod tests {
             }
         }
         assert_eq!(Kind::named("logits"), None);
+    }
+
+    #[test]
+    fn the_last_steps_are_a_share_of_all() {
+        let last = |share, of| {
+            let steps = (0..of).filter(|&number| StageStep { number, of }.is_in_last(share));
+            steps.collect::<Vec<_>>()
+        };
+        assert_eq!(last(0.0, 4), [0usize; 0]);
+        assert_eq!(last(0.25, 8), [6, 7]);
+        assert_eq!(last(0.3, 5), [3, 4]);
+        assert_eq!(last(0.1, 4), [0usize; 0]);
+        assert_eq!(last(1.0, 3), [0, 1, 2]);
     }
 }

@@ -8,20 +8,33 @@
 
 use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
 use burn::tensor::{Int, Tensor};
-use kernels::{DistillationWeights, TrainBackend};
+use kernels::{
+    Comparison, DistillationWeights, Divergence, TrainBackend, distillation_block, divergence_block,
+};
 use model::{NetworkConfig, Part, Phi, PhiMamba};
 use serde::{Deserialize, Serialize};
 
 use super::arithmetic::{self, Arithmetic};
 use super::head::{self, Features};
 use super::layers::Untrainable;
-use super::{Description, Stage, TokenBatch};
+use super::{Choices, Description, Stage, StageStep, TokenBatch};
 use crate::gradients::Gradients;
 use crate::limits::{OutOfRange, positive, within};
 
-/// Next-token distributions: the cross-entropy of the student's against the teacher's, mean over tokens.
+/// The published loss, which has an op of its own.
+const PUBLISHED: Comparison = Comparison {
+    divergence: Divergence::ForwardKl,
+    top_k: 0,
+};
+
+/// Next-token distributions: the student's against the teacher's, mean over tokens.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Predictions {
+    /// How the two are compared.
+    pub loss: Loss,
+    /// Compares the tokens that the teacher finds likeliest, this many, each by itself, and all others together as one
+    /// more; 0 compares each token. [`Comparison::top_k`] is the definition.
+    pub top_k: usize,
     /// Divides the student's logits.
     pub temperature: f64,
     /// Weight of the cross-entropy against the true next token, from 0 to 1.
@@ -30,9 +43,31 @@ pub struct Predictions {
     pub recompute: bool,
 }
 
+/// How the student's distribution `p` is compared with the teacher's `q`; [`Divergence`] has the equations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loss {
+    /// The cross-entropy of `p` against `q`, which is KL(q || p) and a constant.
+    #[default]
+    ForwardKl,
+    /// KL(p || q).
+    ReverseKl,
+}
+
+impl Loss {
+    fn divergence(self) -> Divergence {
+        match self {
+            Self::ForwardKl => Divergence::ForwardKl,
+            Self::ReverseKl => Divergence::ReverseKl,
+        }
+    }
+}
+
 impl Default for Predictions {
     fn default() -> Self {
         Self {
+            loss: Loss::ForwardKl,
+            top_k: 0,
             temperature: 1.0,
             hard_weight: 0.0,
             recompute: false,
@@ -43,11 +78,13 @@ impl Default for Predictions {
 impl Stage for Predictions {
     const DESCRIPTION: Description = Description {
         title: "knowledge distillation",
-        loss: "Cross-entropy of the student's next-token distribution against the teacher's, in nats a \
-               token. It cannot fall below the entropy of the teacher.",
-        axis: "cross-entropy (nats)",
+        loss: "The student's next-token distribution against the teacher's, in nats a token: with the loss \
+               forward_kl their cross-entropy, which cannot fall below the entropy of the teacher; with \
+               reverse_kl their divergence, which is 0 where they agree.",
+        axis: "loss (nats)",
     };
     const TRAINS: &'static [Part] = &Part::ALL;
+    const CHOICES: Choices = &[("loss", &["forward_kl", "reverse_kl"])];
 
     fn validate(&self) -> Result<(), OutOfRange> {
         positive("temperature", self.temperature)?;
@@ -79,6 +116,7 @@ impl Stage for Predictions {
         student: &PhiMamba<B>,
         teacher: &Phi<B::InnerBackend>,
         batch: TokenBatch<B>,
+        _at: StageStep,
         gradients: &mut Gradients<B::InnerBackend>,
     ) -> Tensor<B::InnerBackend, 1> {
         let TokenBatch { ids, labels } = batch;
@@ -94,16 +132,25 @@ impl Stage for Predictions {
             student: body.features(),
             teacher: teacher_bld,
         };
-        let block = head::block(b * l, student.vocab_size(), features.student.dtype());
-        let (loss, dfeatures) = head::pass(
-            &student.head(),
-            &teacher.head(),
-            features,
-            labels,
-            weights,
-            block,
-            gradients,
-        );
+        let (heads, v) = ((student.head(), teacher.head()), student.vocab_size());
+        let heads = (&*heads.0, &*heads.1);
+        let comparison = Comparison {
+            divergence: self.loss.divergence(),
+            top_k: self.top_k,
+        };
+        let (loss, dfeatures) = if comparison == PUBLISHED {
+            let block = head::block(b * l, v, features.student.dtype());
+            let loss = |student, teacher, labels| {
+                distillation_block(student, teacher, labels, weights, b * l)
+            };
+            head::pass(heads, features, labels, loss, block, gradients)
+        } else {
+            let loss = |student, teacher, labels| {
+                divergence_block(student, teacher, labels, weights, comparison, b * l)
+            };
+            let block = head::block_in_f32(v);
+            head::pass(heads, features, labels, loss, block, gradients)
+        };
         body.backward(student, dfeatures, gradients);
         loss
     }

@@ -336,6 +336,25 @@ fn failures_are_sentences() {
     assert!(failure(train(&["--resume", "a", "--out", "b"]), 2).contains("--out"));
     assert!(failure(train(&["--backend", "abacus"]), 2).contains("this build holds "));
     assert!(failure(train(&["ablate", "--plan", "middling"]), 2).contains("middling"));
+    let both = ["ablate", "--plan", "small", "--vary", "stage3.lr=1"];
+    assert!(failure(train(&both), 2).contains("--vary"));
+    for (arguments, words) in [
+        (&["--set", "stage3.lr=1"][..], "give two variants or more"),
+        (&["--vary", "stage3.lrr=1"], "variant stage3.lrr-1: "),
+        (
+            &["--vary", "stage3.lr"],
+            "variant `stage3.lr`: write KEY=VALUE",
+        ),
+        (
+            &["--vary", "name=a", "--seeds", "1,1"],
+            "seed 1 stands twice",
+        ),
+        (&["--variants", "no/such/file"], "no/such/file"),
+    ] {
+        let arguments = [&["ablate"][..], arguments].concat();
+        let message = failure(train(&arguments), 1);
+        assert!(message.contains(words), "{arguments:?}: {message}");
+    }
     // A path with a slip of the pen is no model of the hub's.
     let teacher = failure(small(&run, &["teacher.model=assets/phi-tinyy"]), 1);
     assert!(teacher.contains("assets/phi-tinyy"), "{teacher}");

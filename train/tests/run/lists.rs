@@ -136,6 +136,61 @@ fn a_list_is_resumed_in_its_middle() {
     assert_eq!(metrics(stopped.path()), metrics(whole.path()));
 }
 
+/// Sequences that are longer at the end, with as many tokens a step: a stage of its own, which takes rates and loss of the
+/// one before.
+#[test]
+fn sequences_are_longer_at_the_end() {
+    let lengthened = || {
+        listed(
+            r#"
+            [[stages]]
+            name = "stage3"
+            tokens = 256
+            batch = 2
+            micro_batch = 2
+            schedule = "constant"
+
+            [[stages]]
+            name = "longer"
+            kind = "predictions"
+            tokens = 256
+            batch = 1
+            micro_batch = 1
+            context = 64
+            lr = 7e-4
+            schedule = "wsd"
+            warmup = 0.25
+            decay = 0.75
+            "#,
+        )
+    };
+    let config = lengthened();
+    let tokens = config
+        .stages
+        .iter()
+        .map(|stage| config.tokens_per_step(stage));
+    assert!(tokens.eq([64, 64]));
+    let (whole, stopped) = (folder(), folder());
+    run(config, whole.path());
+    let records = metrics(whole.path()).into_iter();
+    let steps = records.filter(|record| record["kind"] == "step");
+    let tokens: Vec<_> = steps.map(|record| record["tokens"].as_u64()).collect();
+    let expected: Vec<_> = (1..=8).map(|step| Some(64 * step)).collect();
+    assert_eq!(tokens, expected);
+
+    // Two batches of each model's evaluation, four steps, two batches, two steps.
+    let outcome = execute(stopping(12, options(lengthened(), stopped.path(), false)));
+    assert_eq!(outcome.expect("a stop"), Outcome::Stopped);
+    let found = checkpoints(stopped.path());
+    assert!(
+        found.iter().any(|name| name == "longer-step0000002"),
+        "{found:?}"
+    );
+    resume(stopped.path());
+    assert!(student(stopped.path()) == student(whole.path()));
+    assert_eq!(metrics(stopped.path()), metrics(whole.path()));
+}
+
 /// What is done cannot be taken out of the list, nor come to stand elsewhere in it.
 #[test]
 fn a_changed_list_is_refused() {

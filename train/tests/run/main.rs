@@ -1,6 +1,7 @@
 //! Whole runs of `train`, in little: the bundled teacher, a few steps of 2 x 32 tokens a stage.
 #![cfg(feature = "flex")]
 
+mod ablations;
 mod comparison;
 mod damage;
 mod data;
@@ -9,6 +10,7 @@ mod inputs;
 mod lists;
 mod llama;
 mod presets;
+mod recipes;
 mod results;
 mod resume;
 mod structure;
@@ -35,6 +37,11 @@ const STEPS: [usize; 3] = [4, 5, 4];
 /// The `tiny` preset at its smallest, with `overrides`: text that is tokenised in a moment, and a
 /// checkpoint after every second step, all of them kept.
 fn config(overrides: &[&str]) -> Config {
+    Config::load(Source::Preset("tiny"), &small(overrides)).expect("a configuration")
+}
+
+/// The overrides that make it so small, and `overrides`.
+fn small(overrides: &[&str]) -> Vec<String> {
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tokens");
     let text = "assets/text/pd-validation.json.gz";
     let mut all = vec![
@@ -55,7 +62,7 @@ fn config(overrides: &[&str]) -> Config {
         all.push(format!("stage{stage}.micro_batch=2"));
     }
     all.extend(overrides.iter().map(|text| text.to_string()));
-    Config::load(Source::Preset("tiny"), &all).expect("a configuration")
+    all
 }
 
 /// The same with these stages alone.

@@ -123,7 +123,7 @@ pub fn distillation_block<B: Predictions>(
     timed(Kind::Losses, || B::distillation_block(inputs, tokens))
 }
 
-fn check<B: Backend>(inputs: &DistillationInputs<B>) {
+pub(super) fn check<B: Backend>(inputs: &DistillationInputs<B>) {
     let [t, _] = inputs.student.dims();
     let dtypes = [inputs.student.dtype(), inputs.teacher.dtype()];
     assert_one_width("distillation_loss", &dtypes);

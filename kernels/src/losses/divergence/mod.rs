@@ -1,0 +1,156 @@
+//! Stage 3's loss by other divergences than [`predictions`](super::predictions) computes, and over fewer classes.
+//!
+//! A loss is one function, [`Divergence::terms`]: what a class adds to the loss, and how steep that is. Temperature,
+//! hard labels, classes and the gradient are the same for all of them, in tensor operations on any backend. They hold
+//! some seven arrays of `[t, v]` in f32, so a caller passes blocks of tokens, as
+//! [`distillation_block`](crate::distillation_block) takes them too.
+
+mod classes;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
+
+use self::classes::Classes;
+use super::predictions::{DistillationInputs, DistillationWeights, check};
+use crate::dtype::narrow;
+use crate::profile::{Kind, timed};
+
+/// How the student's distribution `p` is compared with the teacher's `q`, as a sum over classes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Divergence {
+    /// `sum of -q log p`: the cross-entropy, which is KL(q || p) plus the entropy of `q`, a constant. The student is
+    /// to give probability to all that the teacher does.
+    ForwardKl,
+    /// `sum of p (log p - log q)`: KL(p || q). The student is to give no probability to what the teacher does not.
+    ReverseKl,
+}
+
+/// A divergence, and over which classes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Comparison {
+    /// How the two are compared.
+    pub divergence: Divergence,
+    /// Of each token: the classes are the `top_k` ids that the teacher finds likeliest, each by itself, and all other
+    /// ids together, whose probability is the sum of theirs. Ids as likely as the last of the `top_k` are among them.
+    /// With 0, and where there are no others, each id is a class.
+    pub top_k: usize,
+}
+
+impl Divergence {
+    /// For classes with these logarithms of probabilities: what each adds to the loss, and the derivative of that in
+    /// its `log p` alone, up to a multiple of `p`: probabilities sum to 1, so that a multiple of them is a constant.
+    fn terms<B: Backend>(
+        self,
+        log_p: Tensor<B, 2>,
+        log_q: Tensor<B, 2>,
+    ) -> (Tensor<B, 2>, Tensor<B, 2>) {
+        match self {
+            Self::ForwardKl => {
+                let slope = -log_q.exp();
+                (slope.clone() * log_p, slope)
+            }
+            Self::ReverseKl => {
+                let term = log_p.clone().exp() * (log_p - log_q);
+                // The derivative is this plus p.
+                (term.clone(), term)
+            }
+        }
+    }
+}
+
+/// `(1 - hard) * D(teacher, s) + hard * CE(labels, s)` with `s = student / temperature` and `D` the divergence of
+/// `comparison`, the mean over tokens: logits `[t, v]`, `labels [t]` (needed if `hard > 0`), to one element.
+///
+/// This is the definition, whose gradient Burn takes operation by operation; training takes [`divergence_block`].
+/// Differentiable in the student's logits alone. Computed and given in f32 for half-precision logits.
+///
+/// # Panics
+/// As [`distillation_loss`](crate::distillation_loss).
+pub fn divergence_loss<B: Backend>(
+    student: Tensor<B, 2>,
+    teacher: Tensor<B, 2>,
+    labels: Option<Tensor<B, 1, Int>>,
+    weights: DistillationWeights,
+    comparison: Comparison,
+) -> Tensor<B, 1> {
+    let inputs = DistillationInputs {
+        student,
+        teacher: teacher.detach(),
+        labels,
+        weights,
+    };
+    check(&inputs);
+    losses(inputs, comparison).values_t1.mean()
+}
+
+/// A block of tokens' part in [`divergence_loss`] over `tokens` of them, and that part's gradient to the student's
+/// logits: `[1]` in f32 or wider, and `[t, v]` in the student's dtype. Both add up over the blocks of a batch, as those
+/// of [`distillation_block`](crate::distillation_block) do. The teacher's logits are consumed: nothing as large is held
+/// beside what is made of them.
+///
+/// No gradient passes through it.
+///
+/// # Panics
+/// As [`distillation_block`](crate::distillation_block).
+pub fn divergence_block<B: Backend>(
+    student: Tensor<B, 2>,
+    teacher: Tensor<B, 2>,
+    labels: Option<Tensor<B, 1, Int>>,
+    weights: DistillationWeights,
+    comparison: Comparison,
+    tokens: usize,
+) -> (Tensor<B, 1>, Tensor<B, 2>) {
+    let inputs = DistillationInputs {
+        student,
+        teacher,
+        labels,
+        weights,
+    };
+    check(&inputs);
+    assert!(tokens > 0, "divergence_block: a batch has tokens");
+    timed(Kind::Losses, || {
+        let dtype = inputs.student.dtype();
+        let losses = losses(inputs, comparison);
+        // A logit raises its own log p by 1, and lowers each by the probability of its own id.
+        let total_t1 = losses.slopes_tv.clone().sum_dim(1);
+        let gradient = losses.slopes_tv - losses.log_p_tv.exp() * total_t1;
+        let by = 1.0 / (weights.temperature * tokens as f64);
+        let loss = losses.values_t1.sum() * (1.0 / tokens as f64);
+        (loss, narrow(gradient * by, dtype))
+    })
+}
+
+/// The loss of each token.
+struct Losses<B: Backend> {
+    /// `[t, 1]`.
+    values_t1: Tensor<B, 2>,
+    /// Their derivatives in the student's `log p`, as of [`Divergence::terms`]: `[t, v]`.
+    slopes_tv: Tensor<B, 2>,
+    /// Those logarithms, `[t, v]`.
+    log_p_tv: Tensor<B, 2>,
+}
+
+fn losses<B: Backend>(inputs: DistillationInputs<B>, comparison: Comparison) -> Losses<B> {
+    let DistillationInputs {
+        student,
+        teacher,
+        labels,
+        weights,
+    } = inputs;
+    let [_, v] = student.dims();
+    let classes = Classes::new(student, weights.temperature, teacher, comparison.top_k);
+    let log_p_tv = classes.log_p_tv.clone();
+    let (mut values_t1, mut slopes_tv) = classes.compare(comparison.divergence);
+    if let Some(labels) = labels.filter(|_| weights.hard > 0.0) {
+        let soft = 1.0 - weights.hard;
+        let hard_t1 = -log_p_tv.clone().gather(1, labels.clone().unsqueeze_dim(1));
+        values_t1 = values_t1 * soft + hard_t1 * weights.hard;
+        let labelled_tv = narrow(labels.one_hot::<2>(v).float(), slopes_tv.dtype());
+        slopes_tv = slopes_tv * soft - labelled_tv * weights.hard;
+    }
+    Losses {
+        values_t1,
+        slopes_tv,
+        log_p_tv,
+    }
+}

@@ -1,0 +1,275 @@
+//! The table of a comparison.
+
+use serde::Serialize;
+
+use super::Recipe;
+use crate::table::markdown;
+
+/// How a run ended.
+#[derive(Debug, Clone)]
+pub(super) enum Cell {
+    /// With a student.
+    Finished {
+        /// Its perplexity over the teacher's.
+        ratio: f64,
+        /// Of the run, evaluation included.
+        seconds: f64,
+    },
+    /// Without one, for this reason.
+    Diverged(String),
+}
+
+impl Cell {
+    fn ratio(&self) -> Option<f64> {
+        match self {
+            Self::Finished { ratio, .. } => Some(*ratio),
+            Self::Diverged(_) => None,
+        }
+    }
+}
+
+/// The results of all runs.
+#[derive(Debug, Serialize)]
+pub(super) struct Table {
+    title: String,
+    seeds: Vec<u64>,
+    variants: Vec<Row>,
+}
+
+/// The results of one recipe.
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    changes: Vec<String>,
+    stages: Vec<String>,
+    /// The student's perplexity over the teacher's, one a seed; none of a run that has diverged.
+    ratios: Vec<Option<f64>>,
+    /// Over the seeds that have one.
+    mean: Option<f64>,
+    /// From the first row's; none in that row.
+    difference: Option<Estimate>,
+    /// That of the published modules, where it is known.
+    published: Option<f64>,
+    /// Of a run on average.
+    seconds: Option<f64>,
+    /// Why runs have diverged.
+    diverged: Vec<String>,
+}
+
+/// A mean, and how far it may be off.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+struct Estimate {
+    mean: f64,
+    /// The standard error of the mean; none of a single number.
+    standard_error: Option<f64>,
+    /// How many numbers it is the mean of.
+    pairs: usize,
+}
+
+impl Estimate {
+    /// Of `values`; none without any.
+    fn of(values: &[f64]) -> Option<Self> {
+        let mean = mean(values.iter().copied())?;
+        let n = values.len() as f64;
+        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+        Some(Self {
+            mean,
+            standard_error: (n > 1.0).then(|| (squares / (n - 1.0) / n).sqrt()),
+            pairs: values.len(),
+        })
+    }
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (sum, n) = values.fold((0.0, 0), |(sum, n), value| (sum + value, n + 1));
+    (n > 0).then(|| sum / f64::from(n))
+}
+
+impl Table {
+    /// Of the runs of each recipe, one for each seed in the order of `seeds`.
+    pub(super) fn new(title: String, seeds: &[u64], rows: Vec<(&Recipe, Vec<Cell>)>) -> Self {
+        let mut variants: Vec<Row> = vec![];
+        for (recipe, cells) in rows {
+            let ratios: Vec<_> = cells.iter().map(Cell::ratio).collect();
+            let pairs = variants.first().map(|first| {
+                let pairs = first.ratios.iter().zip(&ratios);
+                let pairs = pairs.filter_map(|(first, own)| Some((*own)? - (*first)?));
+                pairs.collect::<Vec<_>>()
+            });
+            let seconds = cells.iter().filter_map(|cell| match cell {
+                Cell::Finished { seconds, .. } => Some(*seconds),
+                Cell::Diverged(_) => None,
+            });
+            let diverged = cells.iter().filter_map(|cell| match cell {
+                Cell::Finished { .. } => None,
+                Cell::Diverged(reason) => Some(reason.clone()),
+            });
+            variants.push(Row {
+                name: recipe.name.clone(),
+                changes: recipe.changes.clone(),
+                stages: recipe.stages.clone(),
+                mean: mean(ratios.iter().copied().flatten()),
+                difference: pairs.and_then(|pairs| Estimate::of(&pairs)),
+                published: recipe.published,
+                seconds: mean(seconds),
+                diverged: diverged.collect(),
+                ratios,
+            });
+        }
+        Self {
+            title,
+            seeds: seeds.to_vec(),
+            variants,
+        }
+    }
+
+    /// As Markdown, which is readable on a terminal too.
+    pub(super) fn markdown(&self) -> String {
+        const NONE: &str = "-";
+        let first = self
+            .variants
+            .first()
+            .map_or(NONE, |first| first.name.as_str());
+        let published = self.variants.iter().any(|row| row.published.is_some());
+        let mut header = vec!["variant".to_owned()];
+        header.extend(self.seeds.iter().map(|seed| format!("seed {seed}")));
+        header.extend(["mean".to_owned(), format!("minus {first}")]);
+        header.extend(published.then(|| "published modules".to_owned()));
+        header.push("seconds a run".to_owned());
+        let number = |value: Option<f64>, digits: usize, none: &str| match value {
+            Some(value) => format!("{value:.digits$}"),
+            None => none.to_owned(),
+        };
+        let rows = self.variants.iter().map(|row| {
+            let mut cells = vec![row.name.clone()];
+            cells.extend(row.ratios.iter().map(|ratio| number(*ratio, 3, "diverged")));
+            cells.push(number(row.mean, 3, NONE));
+            cells.push(match row.difference {
+                None => NONE.to_owned(),
+                Some(Estimate {
+                    mean,
+                    standard_error: Some(error),
+                    ..
+                }) => format!("{mean:+.4} ± {error:.4}"),
+                Some(Estimate { mean, .. }) => format!("{mean:+.4}"),
+            });
+            if published {
+                cells.push(number(row.published, 3, NONE));
+            }
+            cells.push(number(row.seconds, 0, NONE));
+            cells
+        });
+        let table = markdown(header, rows.collect());
+        let legend = "`minus`: the mean over seeds of the difference in ratio, by pairs of one seed, ± its standard \
+                      error.";
+        format!("{}\n\n{table}\n\n{legend}", self.title)
+    }
+
+    /// As JSON.
+    pub(super) fn json(&self) -> Vec<u8> {
+        serde_json::to_vec_pretty(self).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recipe(name: &str, published: Option<f64>) -> Recipe {
+        Recipe {
+            name: name.to_owned(),
+            changes: vec![],
+            stages: vec![],
+            published,
+        }
+    }
+
+    fn finished(ratios: &[f64]) -> Vec<Cell> {
+        let cell = |ratio: &f64| Cell::Finished {
+            ratio: *ratio,
+            seconds: 10.0 * ratio,
+        };
+        ratios.iter().map(cell).collect()
+    }
+
+    /// By hand: the differences are -0.5, -0.25 and 0, whose variance is 1/16.
+    #[test]
+    fn differences_are_those_of_pairs() {
+        let (base, other) = (recipe("base", None), recipe("other", None));
+        let rows = vec![
+            (&base, finished(&[2.0, 1.5, 1.0])),
+            (&other, finished(&[1.5, 1.25, 1.0])),
+        ];
+        let table = Table::new("Ratios".into(), &[1, 2, 3], rows);
+        let expected = Estimate {
+            mean: -0.25,
+            standard_error: Some((1f64 / 48.0).sqrt()),
+            pairs: 3,
+        };
+        assert_eq!(table.variants[0].difference, None);
+        assert_eq!(table.variants[1].difference, Some(expected));
+        assert_eq!(table.variants[1].mean, Some(1.25));
+        let text = table.markdown();
+        let rows: Vec<_> = text.lines().filter(|line| line.starts_with('|')).collect();
+        let cells = |row: &str| -> Vec<String> {
+            let cells = row.trim_matches('|').split('|');
+            cells.map(|cell| cell.trim().to_owned()).collect()
+        };
+        assert_eq!(
+            cells(rows[0]),
+            [
+                "variant",
+                "seed 1",
+                "seed 2",
+                "seed 3",
+                "mean",
+                "minus base",
+                "seconds a run"
+            ]
+        );
+        assert_eq!(
+            cells(rows[2]),
+            ["base", "2.000", "1.500", "1.000", "1.500", "-", "15"]
+        );
+        assert_eq!(
+            cells(rows[3]),
+            [
+                "other",
+                "1.500",
+                "1.250",
+                "1.000",
+                "1.250",
+                "-0.2500 ± 0.1443",
+                "12"
+            ]
+        );
+    }
+
+    /// A pair needs both; one pair has no error; a run that has diverged is none of the mean.
+    #[test]
+    fn runs_may_have_diverged() {
+        let (base, other) = (recipe("base", Some(1.9)), recipe("other", None));
+        let diverged = || Cell::Diverged("the loss is not finite".into());
+        let rows = vec![
+            (&base, vec![finished(&[2.0]).remove(0), diverged()]),
+            (&other, finished(&[1.5, 1.25])),
+        ];
+        let table = Table::new("Ratios".into(), &[1, 2], rows);
+        let difference = table.variants[1].difference.expect("one pair");
+        assert_eq!((difference.mean, difference.pairs), (-0.5, 1));
+        assert_eq!(difference.standard_error, None);
+        assert_eq!(table.variants[0].mean, Some(2.0));
+        let text = table.markdown();
+        assert!(
+            text.contains("diverged") && text.contains("published modules"),
+            "{text}"
+        );
+
+        let none = Table::new("Ratios".into(), &[1], vec![(&base, vec![diverged()])]);
+        assert_eq!(none.variants[0].mean, None);
+        let json: serde_json::Value = serde_json::from_slice(&none.json()).expect("JSON");
+        let row = &json["variants"][0];
+        assert!(row["ratios"][0].is_null() && row["mean"].is_null(), "{row}");
+        assert_eq!(row["diverged"][0], "the loss is not finite");
+    }
+}

@@ -1,0 +1,89 @@
+//! Options of the stages, over whole runs.
+
+use super::*;
+
+/// The loss of each step.
+fn losses(run: &Path) -> Vec<f64> {
+    let records = metrics(run).into_iter();
+    let steps = records.filter(|record| record["kind"] == "step");
+    steps
+        .map(|record| record["loss"].as_f64().expect("a loss"))
+        .collect()
+}
+
+/// The last two of five steps read the student's own hidden states, also where the run is resumed among them.
+#[test]
+fn layers_read_the_students_own_at_the_end() {
+    let config = |sequential: &str| config_of_stages(&["stage2"], &[sequential]);
+    let [plain, whole, pieces] = [folder(), folder(), folder()];
+    run(config("stage2.sequential=0"), plain.path());
+    run(config("stage2.sequential=0.4"), whole.path());
+    let (plain, own) = (losses(plain.path()), losses(whole.path()));
+    assert_eq!(own.len(), 5);
+    assert_eq!(plain[..3], own[..3]);
+    // A student's own hidden states are further from what the teacher makes of its own.
+    assert!(own[3] > plain[3] && own[4] > plain[4], "{own:?}, {plain:?}");
+
+    // Past the evaluation of both models, two batches each, and four steps.
+    let stopped = options(config("stage2.sequential=0.4"), pieces.path(), false);
+    let outcome = execute(stopping(8, stopped)).expect("a stop");
+    assert_eq!(outcome, Outcome::Stopped);
+    let found = checkpoints(pieces.path());
+    assert!(
+        found.iter().any(|name| name == "stage2-step0000004"),
+        "{found:?}"
+    );
+    resume(pieces.path());
+    assert!(student(pieces.path()) == student(whole.path()));
+    assert_eq!(losses(pieces.path()), own);
+}
+
+/// Blocks in pairs, of which a hybrid's second has a layer that keeps its attention.
+#[test]
+fn pairs_of_blocks_are_aligned() {
+    let folder = folder();
+    let set = [
+        "stage2.target=block",
+        "stage2.every=2",
+        "student.attention_layers=3",
+    ];
+    let summary = run(config_of_stages(&["stage2"], &set), folder.path());
+    // All of them learn: those that keep their attention learn with the block before.
+    assert!(summary.stages[0].loss > 0.0);
+    let at =
+        |name: &str| tensors(&checkpoint(folder.path(), name).join("student/model.safetensors"));
+    let (before, after) = (at("stage2-step0000002"), at("stage2-step0000005"));
+    for ((name, before), (_, after)) in before.into_iter().zip(after) {
+        assert_eq!(before != after, name.contains(".mixer."), "{name}");
+    }
+}
+
+/// The other losses of the last stage train the same student: their losses fall, and their students differ.
+#[test]
+fn predictions_are_compared_in_several_ways() {
+    let mut students = vec![];
+    for set in [
+        &["stage3.loss=forward_kl"][..],
+        &["stage3.loss=reverse_kl", "stage3.recompute=true"],
+        &["stage3.top_k=20"],
+        &[
+            "stage3.loss=reverse_kl",
+            "stage3.top_k=20",
+            "stage3.hard_weight=0.2",
+        ],
+    ] {
+        let folder = folder();
+        let steps = ["stage3.tokens=1280", "stage3.lr=3e-3", "stage3.warmup=0"];
+        let config = config_of_stages(&["stage3"], &[&steps[..], set].concat());
+        let summary = run(config, folder.path());
+        assert!(summary.student_perplexity.is_finite(), "{set:?}");
+        let losses = losses(folder.path());
+        let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+        let (first, last) = (mean(&losses[..5]), mean(&losses[15..]));
+        assert!(last < first, "{set:?}: {losses:?}");
+        students.push(student(folder.path()));
+    }
+    for (i, one) in students.iter().enumerate() {
+        assert!(students[..i].iter().all(|other| other != one), "{i}");
+    }
+}
