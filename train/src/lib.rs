@@ -61,6 +61,7 @@ pub mod optimizer;
 mod parallel_passes;
 pub mod provenance;
 pub mod report;
+mod retry;
 pub mod run;
 pub mod schedule;
 pub mod specimens;

@@ -4,7 +4,6 @@ use burn::module::AutodiffModule;
 use kernels::TrainBackend;
 use model::PhiMamba;
 
-use super::folder::Held;
 use super::{METRICS, Run, STUDENT, SUMMARY};
 use crate::error::{TrainError, io_error};
 use crate::metrics::{self, Note, Record};
@@ -14,15 +13,11 @@ use crate::summary::{Summary, peak_memory_bytes};
 
 impl<B: TrainBackend> Run<B> {
     /// Exports the student, and writes summary and report.
-    pub(super) fn close(
-        mut self,
-        student: &PhiMamba<B>,
-        held: &Held,
-    ) -> Result<Summary, TrainError> {
+    pub(super) fn close(mut self, student: &PhiMamba<B>) -> Result<Summary, TrainError> {
         self.require_finite(student)?;
         let student = student.valid();
         let folder = self.options.folder.clone();
-        held.check()?;
+        self.held.check()?;
         (self.teacher_files).export(&self.student_config, &student, &folder.join(STUDENT))?;
         if !self.log.is_intact()? {
             self.note(format!(
@@ -66,7 +61,7 @@ impl<B: TrainBackend> Run<B> {
             samples,
             config: self.options.config.to_toml()?,
         };
-        held.check()?;
+        self.held.check()?;
         report.write(&folder.join("report.html"))?;
         let path = folder.join(SUMMARY);
         summary.write(&path).map_err(io_error(&path))?;

@@ -13,11 +13,13 @@ mod pending_metrics;
 mod prefetch;
 mod teacher_files;
 mod text;
+mod writer;
 
 pub use inputs::student_config;
 pub(crate) use inputs::{check_layers, teacher_of_stages, untrained_student};
 pub use options::{Outcome, RunOptions, StopRequest};
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use burn::module::AutodiffModule;
@@ -32,13 +34,15 @@ use self::pending_metrics::PendingMetrics;
 use self::prefetch::Prefetch;
 use self::teacher_files::TeacherFiles;
 use self::text::{StageText, first_batch};
-use crate::checkpoint::{Checkpoints, Progress};
+use self::writer::Writer;
+use crate::checkpoint::{Checkpoints, Progress, Snapshot};
 use crate::config::StageConfig;
 use crate::error::TrainError;
 use crate::evaluate::perplexity;
 use crate::metrics::{Evaluation, MetricsLog, Record, StepMetrics, Watch};
 use crate::optimizer::AdamW;
 use crate::provenance::Provenance;
+use crate::retry::{retry, sleep};
 use crate::stages::train_parts;
 use crate::step::TrainStep;
 use crate::summary::StageSummary;
@@ -77,7 +81,9 @@ pub struct Run<B: TrainBackend> {
     student_config: ModelConfig,
     optimizer: AdamW<B::InnerBackend>,
     progress: Progress,
-    checkpoints: Checkpoints,
+    checkpoints: Arc<Checkpoints>,
+    writer: Writer,
+    held: Arc<Held>,
     log: MetricsLog,
     watch: Watch,
     started: Instant,
@@ -104,7 +110,7 @@ impl<B: TrainBackend> Run<B> {
         {
             return Ok(Outcome::Finished(summary));
         }
-        let held = Held::take(&folder)?;
+        let held = Arc::new(Held::take(&folder)?);
         // Another process may have begun one, or ended it, before the folder was taken.
         if exists() {
             return Err(TrainError::Exists(folder));
@@ -126,12 +132,12 @@ impl<B: TrainBackend> Run<B> {
         };
         // Those that are done are the first of the list.
         for number in run.progress.finished.len()..run.options.config.stages.len() {
-            student = match run.stage(number, student, &held)? {
+            student = match run.stage(number, student)? {
                 Some(student) => student,
                 None => return Ok(Outcome::Stopped),
             };
         }
-        run.close(&student, &held).map(Outcome::Finished)
+        run.close(&student).map(Outcome::Finished)
     }
 
     /// Stage `number` of the list, from 0: the steps that are left of it, its last checkpoint and its
@@ -143,7 +149,6 @@ impl<B: TrainBackend> Run<B> {
         &mut self,
         number: usize,
         student: PhiMamba<B>,
-        held: &Held,
     ) -> Result<Option<PhiMamba<B>>, TrainError> {
         let config = self.options.config.clone();
         let stage = &config.stages[number];
@@ -179,7 +184,8 @@ impl<B: TrainBackend> Run<B> {
         while self.progress.step < steps {
             if stop_requested(&self.options, &self.watch) {
                 self.read(stage, &mut pending)?;
-                self.checkpoint(&student, held)?;
+                self.checkpoint(&student)?;
+                self.writer.wait()?;
                 say_stopped(&self.options, &mut self.watch);
                 return Ok(None);
             }
@@ -194,6 +200,7 @@ impl<B: TrainBackend> Run<B> {
 
             let last = step == steps;
             check::<B>(&self.device)?;
+            self.writer.check()?;
             if MEMORY_SHOWN.contains(&step) {
                 self.show_memory();
             }
@@ -203,7 +210,7 @@ impl<B: TrainBackend> Run<B> {
             }
             // A checkpoint after a skipped step would keep what led there.
             if checkpoint && self.progress.skipped_in_a_row == 0 {
-                self.checkpoint(&student, held)?;
+                self.checkpoint(&student)?;
                 pending.restart();
             }
         }
@@ -215,8 +222,9 @@ impl<B: TrainBackend> Run<B> {
             });
         }
         // Before the evaluation, which takes time and may fail.
-        self.checkpoint(&student, held)?;
-        if !self.end_stage(stage, &student, held)? {
+        self.checkpoint(&student)?;
+        if !self.end_stage(stage, &student)? {
+            self.writer.wait()?;
             say_stopped(&self.options, &mut self.watch);
             return Ok(None);
         }
@@ -305,22 +313,25 @@ impl<B: TrainBackend> Run<B> {
         finished.sum::<f64>() + self.progress.stage_seconds
     }
 
-    fn checkpoint(&mut self, student: &PhiMamba<B>, held: &Held) -> Result<(), TrainError> {
+    /// Reads all that a checkpoint holds, and begins to write it.
+    fn checkpoint(&mut self, student: &PhiMamba<B>) -> Result<(), TrainError> {
+        // Before the next one is read: the host's memory may not hold both.
+        self.writer.wait()?;
         // The results of a kernel that has failed are not valid.
         synchronise::<B>(&self.device)?;
         self.require_finite(student)?;
-        held.check()?;
+        self.held.check()?;
         // Before the checkpoint, which says that all before it is recorded.
         self.log.sync()?;
         self.progress.log = Some(self.log.mark());
         self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
-        self.checkpoints.save(
+        self.writer.write(Snapshot::take(
             &self.progress,
             &self.made_from,
             &self.student_config,
             student,
             &self.optimizer,
-        )
+        ))
     }
 
     /// Measures the student at the end of a stage, and amends its checkpoint by that; false if asked to stop
@@ -329,7 +340,6 @@ impl<B: TrainBackend> Run<B> {
         &mut self,
         stage: &StageConfig,
         student: &PhiMamba<B>,
-        held: &Held,
     ) -> Result<bool, TrainError> {
         let config = &self.options.config;
         let measured = perplexity(
@@ -379,8 +389,9 @@ impl<B: TrainBackend> Run<B> {
         // Before the checkpoint, which says that all before it is recorded.
         self.log.sync()?;
         self.progress.log = Some(self.log.mark());
-        held.check()?;
-        self.checkpoints.amend(&self.progress, None)?;
+        self.writer.wait()?;
+        self.held.check()?;
+        retry(sleep, || self.checkpoints.amend(&self.progress, None))?;
         Ok(true)
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use burn::module::AutodiffModule;
@@ -11,6 +12,7 @@ use model::{CausalLm, Fit, InitError, PhiMamba};
 use super::folder::Held;
 use super::teacher_files::TeacherFiles;
 use super::text::text;
+use super::writer::Writer;
 use super::{
     CHECKPOINTS, COMPILING, CONFIG, METRICS, Run, RunOptions, check_layers, inputs, say_stopped,
     stop_requested, teacher_of_stages, untrained_student,
@@ -27,7 +29,7 @@ impl<B: TrainBackend> Run<B> {
     /// Reads or makes everything the stages need; `None` if asked to stop on the way.
     pub(super) fn open(
         options: RunOptions,
-        held: &Held,
+        held: &Arc<Held>,
         device: &B::Device,
     ) -> Result<Option<(Self, PhiMamba<B>)>, TrainError> {
         let started = Instant::now();
@@ -294,7 +296,10 @@ impl<B: TrainBackend> Run<B> {
             };
             (student, progress, log)
         };
+        let checkpoints = Arc::new(checkpoints);
         let run = Self {
+            writer: Writer::new(checkpoints.clone(), held.clone()),
+            held: held.clone(),
             device: device.clone(),
             tokenizer,
             teacher_files,
