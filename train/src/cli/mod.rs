@@ -339,13 +339,13 @@ fn of_run(error: TrainError, folder: &Path) -> anyhow::Error {
 /// too little of it, and `again` is how to continue after that.
 fn with_advice(error: TrainError, memory: &str, again: &str) -> anyhow::Error {
     use BackendError::{Failed, Lost, OldDriver, OutOfMemory};
-    use TrainError::{Device, Io, Manifest, Metrics, Report, Weights};
+    use TrainError::{Data, Device, Io, Manifest, Metrics, Report, Weights};
     match error {
         Device(OutOfMemory { .. }) => anyhow!("{error}; {memory}, then continue {again}"),
         Device(Lost { .. } | OldDriver { .. } | Failed { .. }) => {
             anyhow!("{error}; after that, continue {again}")
         }
-        Io { .. } | Manifest(_) | Metrics(_) | Report(_) | Weights(_) => {
+        Data(_) | Io { .. } | Manifest(_) | Metrics(_) | Report(_) | Weights(_) => {
             anyhow!("{error}; put that right, then continue {again}")
         }
         other => other.into(),

@@ -8,6 +8,7 @@ use super::{METRICS, Run, STUDENT, SUMMARY};
 use crate::error::{TrainError, io_error};
 use crate::metrics::{self, Note, Record};
 use crate::report::ReportData;
+use crate::retry::{retry, sleep};
 use crate::specimens::Specimens;
 use crate::summary::{Summary, peak_memory_bytes};
 
@@ -18,7 +19,10 @@ impl<B: TrainBackend> Run<B> {
         let student = student.valid();
         let folder = self.options.folder.clone();
         self.held.check()?;
-        (self.teacher_files).export(&self.student_config, &student, &folder.join(STUDENT))?;
+        let exported = folder.join(STUDENT);
+        retry(sleep, || {
+            (self.teacher_files).export(&self.student_config, &student, &exported)
+        })?;
         if !self.log.is_intact()? {
             self.note(format!(
                 "{} was changed or removed by another program while the run went on; the curves of the report may \
@@ -62,9 +66,9 @@ impl<B: TrainBackend> Run<B> {
             config: self.options.config.to_toml()?,
         };
         self.held.check()?;
-        report.write(&folder.join("report.html"))?;
+        retry(sleep, || report.write(&folder.join("report.html")))?;
         let path = folder.join(SUMMARY);
-        summary.write(&path).map_err(io_error(&path))?;
+        retry(sleep, || summary.write(&path)).map_err(io_error(&path))?;
         Ok(summary)
     }
 

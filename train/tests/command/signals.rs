@@ -117,8 +117,9 @@ impl Moment {
                 }
             }
             Self::Resuming(time) => {
-                let begins =
-                    |said: &str| said.contains("resuming") || said.contains("no checkpoint");
+                // The first process of a run resumes nothing.
+                let marks = ["resuming", "no checkpoint", "untrained"];
+                let begins = |said: &str| marks.iter().any(|mark| said.contains(mark));
                 while !begins(&said) && stderr.read_line(&mut said).expect("lines") > 0 {}
                 std::thread::sleep(time);
             }
@@ -157,7 +158,7 @@ fn killed(kills: u64, seed: u64) {
             let before = newest(&run);
             let (said, is_killed) = moment.kill(start(&run), &run);
             assert!(
-                !said.contains("error") && !said.contains("damaged"),
+                !said.contains("error: ") && !said.contains("damaged"),
                 "{what}: {said}"
             );
             if let (Some(line), Some(before)) = (

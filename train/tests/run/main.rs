@@ -2,6 +2,7 @@
 #![cfg(feature = "flex")]
 
 mod damage;
+mod disks;
 mod failures;
 mod inputs;
 mod lists;
