@@ -54,6 +54,7 @@ pub mod config;
 mod error;
 pub mod evaluate;
 pub mod gradients;
+mod guard;
 pub mod limits;
 pub mod logging;
 pub mod metrics;

@@ -33,7 +33,7 @@ pub struct Summary {
     pub tokens_per_second: f64,
     /// The stages, in order.
     pub stages: Vec<StageSummary>,
-    /// Steps that were skipped since their loss or gradient was not finite.
+    /// Steps that were skipped, since their loss or gradient was not finite or, with `guard.action = "skip"`, a spike.
     pub skipped_steps: usize,
     /// Lines of the text that were left out since they hold no document (`data.skip_bad_lines`).
     #[serde(default)]
@@ -148,7 +148,7 @@ impl fmt::Display for Summary {
         }
         writeln!(f)?;
         if self.skipped_steps > 0 {
-            writeln!(f, "steps skipped, since not finite: {}", self.skipped_steps)?;
+            writeln!(f, "steps skipped: {}", self.skipped_steps)?;
         }
         if self.skipped_lines > 0 {
             writeln!(f, "lines of text skipped: {}", self.skipped_lines)?;

@@ -55,6 +55,8 @@ const STUDENT: &str = "student";
 pub struct Checkpoints {
     folder: PathBuf,
     keep: usize,
+    /// Steps between two that are due. The last that was due is kept, too, where a run may go back to it.
+    due: Option<usize>,
     /// The names of the run's stages, in order.
     stages: Vec<String>,
 }
@@ -65,8 +67,15 @@ impl Checkpoints {
         Self {
             folder,
             keep,
+            due: None,
             stages,
         }
+    }
+
+    /// The same for a run that may go back to the last checkpoint that was due, of those after `every` steps.
+    pub fn with_due(mut self, every: usize) -> Self {
+        self.due = Some(every);
+        self
     }
 
     /// Where they are.
@@ -96,14 +105,57 @@ impl Checkpoints {
         }
         sync_folder(&self.folder);
         let all = self.list()?;
+        let last_due = all.iter().rfind(|path| self.is_due(path));
         for old in &all[..all.len().saturating_sub(self.keep)] {
-            // Renamed first, so that no half-removed folder has the name of a checkpoint.
-            let partial = self::partial(old);
-            let removed = fs::rename(old, &partial).and_then(|()| fs::remove_dir_all(&partial));
-            if let Err(error) = removed {
+            if last_due == Some(old) {
+                continue;
+            }
+            if let Err(error) = remove(old) {
                 // No error: the new checkpoint is written.
                 say(format_args!("warning: {} stays: {error}", old.display()));
             }
+        }
+        Ok(())
+    }
+
+    /// Whether the checkpoint at `path` is one that a run may go back to.
+    fn is_due(&self, path: &Path) -> bool {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let position = position_of(&name);
+        let steps = self.due.zip(position);
+        steps.is_some_and(|(every, position)| position.step.is_multiple_of(every))
+    }
+
+    /// The newest whole one of `stage` that was due.
+    ///
+    /// # Errors
+    /// As [`newest`](Self::newest); [`TrainError::Mismatch`] if there is none.
+    pub fn last_due(&self, stage: &str) -> Result<Found, TrainError> {
+        let mut due = self.list()?;
+        due.retain(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let is_of_stage = position_of(&name).is_some_and(|position| position.stage == stage);
+            is_of_stage && self.is_due(path)
+        });
+        verify::newest(due)?.ok_or_else(|| {
+            TrainError::Mismatch(format!(
+                "{}: there is no checkpoint of stage {stage} to go back to after a spike of the loss",
+                self.folder.display()
+            ))
+        })
+    }
+
+    /// Removes those after `position`.
+    ///
+    /// # Errors
+    /// [`TrainError::Io`].
+    pub fn remove_after(&self, position: &Position) -> Result<(), TrainError> {
+        let whole = self.folder.join(name_of(position));
+        let all = self.list()?;
+        let after = all.iter().skip_while(|path| **path != whole).skip(1);
+        // The newest first: a process may die between any two.
+        for path in after.collect::<Vec<_>>().into_iter().rev() {
+            remove(path).map_err(io_error(path))?;
         }
         Ok(())
     }
@@ -292,6 +344,12 @@ fn position_of(name: &str) -> Option<Position> {
         step: step.parse().ok()?,
     };
     (!stage.starts_with('.') && name_of(&position) == name).then_some(position)
+}
+
+/// Removes the checkpoint at `path`: renamed first, so that no half-removed folder has the name of a checkpoint.
+fn remove(path: &Path) -> std::io::Result<()> {
+    let partial = partial(path);
+    fs::rename(path, &partial).and_then(|()| fs::remove_dir_all(&partial))
 }
 
 /// Makes what was made and renamed in `folder` last through a loss of power, where the system can.

@@ -119,8 +119,8 @@ fn loss_section(stages: &[StageSummary], records: &[Record]) -> Result<Markup, R
         };
         let skipped = match steps.iter().filter(|step| step.skipped).count() {
             0 => String::new(),
-            1 => " One step was not finite and skipped.".to_owned(),
-            count => format!(" {count} steps were not finite and skipped."),
+            1 => " One step was skipped.".to_owned(),
+            count => format!(" {count} steps were skipped."),
         };
         panels.push(html! {
             figure {

@@ -74,10 +74,15 @@ impl<B: TrainBackend> Run<B> {
 
     /// Says `text`, in the log, in the metrics and in the summary.
     pub(super) fn note(&mut self, text: String) -> Result<(), TrainError> {
+        self.note_at(self.progress.step, text)
+    }
+
+    /// The same of a step of the stage that may not be the last.
+    pub(super) fn note_at(&mut self, step: usize, text: String) -> Result<(), TrainError> {
         self.watch.note(&text);
         let note = Note {
             stage: self.progress.stage.clone(),
-            step: self.progress.step,
+            step,
             text,
         };
         self.log.record(&Record::Note(note.clone()))?;

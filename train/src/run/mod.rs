@@ -11,6 +11,7 @@ mod open;
 mod options;
 mod pending_metrics;
 mod prefetch;
+mod roll_back;
 mod teacher_files;
 mod text;
 mod writer;
@@ -36,9 +37,10 @@ use self::teacher_files::TeacherFiles;
 use self::text::{StageText, first_batch};
 use self::writer::Writer;
 use crate::checkpoint::{Checkpoints, Progress, Snapshot};
-use crate::config::StageConfig;
+use crate::config::{GuardAction, StageConfig};
 use crate::error::TrainError;
 use crate::evaluate::perplexity;
+use crate::guard::Guard;
 use crate::metrics::{Evaluation, MetricsLog, Record, StepMetrics, Watch};
 use crate::optimizer::AdamW;
 use crate::provenance::Provenance;
@@ -90,6 +92,16 @@ pub struct Run<B: TrainBackend> {
     seconds_before: f64,
 }
 
+/// How a stage ended, for now.
+enum End<B: TrainBackend> {
+    /// With all of its steps, and this student.
+    Done(PhiMamba<B>),
+    /// At a spike of the loss: the run has gone back, and has this student.
+    RolledBack(PhiMamba<B>),
+    /// On request.
+    Stopped,
+}
+
 impl<B: TrainBackend> Run<B> {
     /// Does all of it. On a GPU, failures of the device are known only after
     /// [`report_failures`](kernels::runtime::report_failures).
@@ -132,24 +144,26 @@ impl<B: TrainBackend> Run<B> {
         };
         // Those that are done are the first of the list.
         for number in run.progress.finished.len()..run.options.config.stages.len() {
-            student = match run.stage(number, student)? {
-                Some(student) => student,
-                None => return Ok(Outcome::Stopped),
-            };
+            loop {
+                match run.stage(number, student)? {
+                    End::Done(trained) => {
+                        student = trained;
+                        break;
+                    }
+                    End::RolledBack(earlier) => student = earlier,
+                    End::Stopped => return Ok(Outcome::Stopped),
+                }
+            }
         }
         run.close(&student).map(Outcome::Finished)
     }
 
     /// Stage `number` of the list, from 0: the steps that are left of it, its last checkpoint and its
-    /// evaluation. `None` if asked to stop on the way.
+    /// evaluation.
     ///
     /// The student is passed by value from step to step, so that its parameters have one owner and the
     /// optimizer can update them in place.
-    fn stage(
-        &mut self,
-        number: usize,
-        student: PhiMamba<B>,
-    ) -> Result<Option<PhiMamba<B>>, TrainError> {
+    fn stage(&mut self, number: usize, student: PhiMamba<B>) -> Result<End<B>, TrainError> {
         let config = self.options.config.clone();
         let stage = &config.stages[number];
         if self.progress.stage != stage.name {
@@ -159,13 +173,15 @@ impl<B: TrainBackend> Run<B> {
             self.progress.skipped_in_a_row = 0;
             self.progress.stage_skipped = 0;
             self.progress.loss = None;
+            self.progress.guard = Guard::default();
             self.optimizer = AdamW::new(&config.optimizer);
         }
         let steps = config.steps(stage);
         let texts: Vec<_> = (self.train.iter())
             .map(|text| text.is.sha256.as_str())
             .collect();
-        let first = first_batch(&config, &texts, number) + self.progress.step as u64;
+        let passed_over = self.progress.passed_over.div_ceil(stage.batch as u64);
+        let first = first_batch(&config, &texts, number) + passed_over + self.progress.step as u64;
         let windows = self.train[number].windows.clone();
         let batches = Batches::new(windows, stage.batch, config.seed);
         let mut batches = Prefetch::new(move |step| batches.batch(step), first);
@@ -176,10 +192,19 @@ impl<B: TrainBackend> Run<B> {
         B::memory_cleanup(device);
         let mut pending = PendingMetrics::new();
         // On a device that has a queue, reading a result waits for all that was queued before.
+        let acts = config.guard.action != GuardAction::Log;
         let best = if B::queues() { config.log.every } else { 1 };
-        let read_every = self.options.read_every.unwrap_or(best);
+        let read_every = if acts {
+            // What is done at a step depends on the losses of all before it.
+            1
+        } else {
+            self.options.read_every.unwrap_or(best)
+        };
         self.watch.stage_begin(&stage.name, self.progress.step);
         self.show_idle_layers(number);
+        if config.guard.action == GuardAction::RollBack && self.progress.step == 0 {
+            self.checkpoint(&student)?;
+        }
 
         while self.progress.step < steps {
             if stop_requested(&self.options, &self.watch) {
@@ -187,10 +212,13 @@ impl<B: TrainBackend> Run<B> {
                 self.checkpoint(&student)?;
                 self.writer.wait()?;
                 say_stopped(&self.options, &mut self.watch);
-                return Ok(None);
+                return Ok(End::Stopped);
             }
             let batch = batches.next()?;
             let rates = stage.lr_at(self.progress.step, steps);
+            if config.guard.action == GuardAction::Skip {
+                self.optimizer.loss_limit = self.progress.guard.limit(&config.guard);
+            }
             let measured;
             (student, measured) = train_step.step(student, &mut self.optimizer, &batch, &rates);
             self.progress.step += 1;
@@ -206,10 +234,15 @@ impl<B: TrainBackend> Run<B> {
             }
             let checkpoint = step.is_multiple_of(config.checkpoint.every) && !last;
             if step.is_multiple_of(read_every) || last || checkpoint {
-                self.read(stage, &mut pending)?;
+                let is_spike = self.read(stage, &mut pending)?;
+                if is_spike && config.guard.action == GuardAction::RollBack {
+                    drop(student);
+                    return self.roll_back(stage).map(End::RolledBack);
+                }
             }
             // A checkpoint after a skipped step would keep what led there.
             if checkpoint && self.progress.skipped_in_a_row == 0 {
+                self.progress.roll_backs = 0;
                 self.checkpoint(&student)?;
                 pending.restart();
             }
@@ -226,22 +259,27 @@ impl<B: TrainBackend> Run<B> {
         if !self.end_stage(stage, &student)? {
             self.writer.wait()?;
             say_stopped(&self.options, &mut self.watch);
-            return Ok(None);
+            return Ok(End::Stopped);
         }
-        Ok(Some(student))
+        Ok(End::Done(student))
     }
 
-    /// Reads, records and shows loss and norm of the steps since the last time.
+    /// Reads, records and shows loss and norm of the steps since the last time. Whether the loss of one is a spike.
     fn read(
         &mut self,
         stage: &StageConfig,
         pending: &mut PendingMetrics<B::InnerBackend>,
-    ) -> Result<(), TrainError> {
+    ) -> Result<bool, TrainError> {
         let config = &self.options.config;
+        let guard = config.guard.clone();
         let steps = config.steps(stage) as f64;
         let tokens = config.tokens_per_step(stage);
+        let mut has_spike = false;
         for step in pending.read() {
-            let skipped = !(step.loss.is_finite() && step.norm.is_finite());
+            let is_finite = step.loss.is_finite() && step.norm.is_finite();
+            let limit = self.progress.guard.limit(&guard);
+            let is_spike = is_finite && limit.is_some_and(|limit| step.loss > limit);
+            let skipped = !is_finite || (is_spike && guard.action == GuardAction::Skip);
             if skipped {
                 self.progress.skipped += 1;
                 self.progress.skipped_in_a_row += 1;
@@ -268,17 +306,36 @@ impl<B: TrainBackend> Run<B> {
             };
             self.log.record(&Record::Step(metrics.clone()))?;
             self.watch.step(&metrics, self.progress.skipped);
+            if is_finite {
+                for event in self.progress.guard.observe(&guard, step.loss, skipped) {
+                    let text = event.text(step.number, step.loss, &guard);
+                    self.note_at(step.number, text)?;
+                }
+            }
+            has_spike |= is_spike;
 
-            if self.progress.skipped_in_a_row >= self.options.config.safety.max_skipped {
-                return Err(TrainError::NotFinite {
-                    stage: stage.name.clone(),
-                    step: step.number,
-                    skipped: self.progress.skipped_in_a_row,
-                    folder: self.options.folder.clone(),
+            let in_a_row = self.progress.skipped_in_a_row;
+            if in_a_row >= self.options.config.safety.max_skipped {
+                let (stage, folder) = (stage.name.clone(), self.options.folder.clone());
+                let step = step.number;
+                return Err(if is_finite {
+                    TrainError::Spikes {
+                        stage,
+                        step,
+                        times: in_a_row,
+                        folder,
+                    }
+                } else {
+                    TrainError::NotFinite {
+                        stage,
+                        step,
+                        skipped: in_a_row,
+                        folder,
+                    }
                 });
             }
         }
-        Ok(())
+        Ok(has_spike)
     }
 
     /// Says which layers have nothing to learn in stage `number` of the list, if there are any.
@@ -380,7 +437,7 @@ impl<B: TrainBackend> Run<B> {
         if skipped as u64 * 100 > steps as u64 {
             self.note(format!(
                 "warning: {skipped} of the {steps} steps of stage {} were skipped, since their loss or gradient was \
-                 not finite; what it has learnt is from the others; a lower lr of the stage may help",
+                 not finite or too high; what it has learnt is from the others; a lower lr of the stage may help",
                 stage.name
             ))?;
         }

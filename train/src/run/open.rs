@@ -18,9 +18,10 @@ use super::{
     stop_requested, teacher_of_stages, untrained_student,
 };
 use crate::checkpoint::{self, Checkpoints, Found, Loaded, Progress};
-use crate::config::Config;
+use crate::config::{Config, GuardAction};
 use crate::error::TrainError;
 use crate::evaluate::perplexity;
+use crate::guard::Guard;
 use crate::metrics::{Evaluation, MetricsLog, Note, Record, StagePlan, Watch};
 use crate::optimizer::AdamW;
 use crate::provenance::Provenance;
@@ -45,7 +46,10 @@ impl<B: TrainBackend> Run<B> {
         let stages = config.stages.iter();
         let names: Vec<_> = stages.map(|stage| stage.name.clone()).collect();
         let keep = config.checkpoint.keep;
-        let checkpoints = Checkpoints::new(folder.join(CHECKPOINTS), keep, names.clone());
+        let mut checkpoints = Checkpoints::new(folder.join(CHECKPOINTS), keep, names.clone());
+        if config.guard.action == GuardAction::RollBack {
+            checkpoints = checkpoints.with_due(config.checkpoint.every);
+        }
         checkpoints.remove_partial()?;
         let newest = checkpoints.newest()?;
         if let Some(found) = &newest
@@ -285,6 +289,9 @@ impl<B: TrainBackend> Run<B> {
                 tokens: 0,
                 stage_seconds: 0.0,
                 seconds: 0.0,
+                passed_over: 0,
+                roll_backs: 0,
+                guard: Guard::default(),
                 skipped: 0,
                 skipped_in_a_row: 0,
                 stage_skipped: 0,

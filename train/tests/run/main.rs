@@ -4,6 +4,7 @@
 mod damage;
 mod disks;
 mod failures;
+mod guard;
 mod inputs;
 mod lists;
 mod llama;
