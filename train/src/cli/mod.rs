@@ -90,6 +90,10 @@ struct RunArgs {
     #[arg(long, value_name = "NAME")]
     precision: Option<String>,
 
+    /// Answer Prometheus on this port, at /metrics; short for --set log.metrics_port=PORT, also with --resume
+    #[arg(long, value_name = "PORT")]
+    metrics_port: Option<u16>,
+
     /// The stages to run, by name, as in stage2,stage3; by default all of the list, whose order they keep
     #[arg(long, value_delimiter = ',', value_name = "NAME,...")]
     stages: Vec<String>,
@@ -193,7 +197,7 @@ impl SharedArgs {
 impl RunArgs {
     fn run(self) -> anyhow::Result<ExitCode> {
         let backend = self.shared.backend()?;
-        let (config, folder, resume) = match &self.resume {
+        let (mut config, folder, resume) = match &self.resume {
             Some(folder) => {
                 let file = folder.join(CONFIG);
                 if !file.exists() {
@@ -219,6 +223,9 @@ impl RunArgs {
                 (config, folder, false)
             }
         };
+        if let Some(port) = self.metrics_port {
+            config.log.metrics_port = port;
+        }
         let options = RunOptions {
             config,
             folder: folder.clone(),

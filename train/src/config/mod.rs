@@ -178,6 +178,10 @@ pub struct Log {
     /// measured: so long `metrics.jsonl`, the progress bar and the notice of a loss that is not finite wait,
     /// and so many queued steps a request to stop.
     pub every: usize,
+    /// Whether to write events for TensorBoard, into the folder `tensorboard` of the run folder.
+    pub tensorboard: bool,
+    /// The port on which Prometheus can ask for the numbers of the last step; 0 for none.
+    pub metrics_port: u16,
 }
 
 /// `[safety]`

@@ -330,6 +330,7 @@ mod tests {
             tokens_per_second: 5000.0,
             skipped: !loss.is_finite(),
             seconds: step as f64,
+            ..StepMetrics::default()
         }
     }
 

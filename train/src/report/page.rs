@@ -288,6 +288,7 @@ mod tests {
             tokens_per_second: 5000.0,
             skipped: false,
             seconds: 1.0,
+            ..StepMetrics::default()
         };
         ReportData {
             name: "a & b".to_owned(),

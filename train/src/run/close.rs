@@ -6,7 +6,7 @@ use model::PhiMamba;
 
 use super::{METRICS, Run, STUDENT, SUMMARY};
 use crate::error::{TrainError, io_error};
-use crate::metrics::{self, Note, Record};
+use crate::metrics;
 use crate::report::ReportData;
 use crate::retry::{retry, sleep};
 use crate::specimens::Specimens;
@@ -70,23 +70,5 @@ impl<B: TrainBackend> Run<B> {
         let path = folder.join(SUMMARY);
         retry(sleep, || summary.write(&path)).map_err(io_error(&path))?;
         Ok(summary)
-    }
-
-    /// Says `text`, in the log, in the metrics and in the summary.
-    pub(super) fn note(&mut self, text: String) -> Result<(), TrainError> {
-        self.note_at(self.progress.step, text)
-    }
-
-    /// The same of a step of the stage that may not be the last.
-    pub(super) fn note_at(&mut self, step: usize, text: String) -> Result<(), TrainError> {
-        self.watch.note(&text);
-        let note = Note {
-            stage: self.progress.stage.clone(),
-            step,
-            text,
-        };
-        self.log.record(&Record::Note(note.clone()))?;
-        self.progress.notes.push(note);
-        Ok(())
     }
 }

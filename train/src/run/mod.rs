@@ -11,6 +11,7 @@ mod open;
 mod options;
 mod pending_metrics;
 mod prefetch;
+mod record;
 mod roll_back;
 mod teacher_files;
 mod text;
@@ -31,7 +32,7 @@ use kernels::runtime::{check, synchronise};
 use model::{ModelConfig, Phi, PhiMamba};
 
 use self::folder::{Held, finished, is_run};
-use self::pending_metrics::PendingMetrics;
+use self::pending_metrics::{PendingMetrics, QueuedStep};
 use self::prefetch::Prefetch;
 use self::teacher_files::TeacherFiles;
 use self::text::{StageText, first_batch};
@@ -41,7 +42,7 @@ use crate::config::{GuardAction, StageConfig};
 use crate::error::TrainError;
 use crate::evaluate::perplexity;
 use crate::guard::Guard;
-use crate::metrics::{Evaluation, MetricsLog, Record, StepMetrics, Watch};
+use crate::metrics::{Evaluation, MetricsLog, Mirrors, Record, Watch};
 use crate::optimizer::AdamW;
 use crate::provenance::Provenance;
 use crate::retry::{retry, sleep};
@@ -79,6 +80,8 @@ pub struct Run<B: TrainBackend> {
     skipped_lines: u64,
     /// Of each stage of the list: the layers that have nothing to learn in it.
     idle_layers: Vec<Vec<usize>>,
+    /// Of each stage of the list: the operations that a token takes.
+    operations: Vec<f64>,
     teacher: Phi<B::InnerBackend>,
     student_config: ModelConfig,
     optimizer: AdamW<B::InnerBackend>,
@@ -87,6 +90,7 @@ pub struct Run<B: TrainBackend> {
     writer: Writer,
     held: Arc<Held>,
     log: MetricsLog,
+    mirrors: Mirrors,
     watch: Watch,
     started: Instant,
     seconds_before: f64,
@@ -214,7 +218,9 @@ impl<B: TrainBackend> Run<B> {
                 say_stopped(&self.options, &mut self.watch);
                 return Ok(End::Stopped);
             }
+            let waits = Instant::now();
             let batch = batches.next()?;
+            let data_wait = waits.elapsed().as_secs_f64();
             let rates = stage.lr_at(self.progress.step, steps);
             if config.guard.action == GuardAction::Skip {
                 self.optimizer.loss_limit = self.progress.guard.limit(&config.guard);
@@ -223,8 +229,14 @@ impl<B: TrainBackend> Run<B> {
             (student, measured) = train_step.step(student, &mut self.optimizer, &batch, &rates);
             self.progress.step += 1;
             self.progress.tokens += config.tokens_per_step(stage);
-            let (step, tokens) = (self.progress.step, self.progress.tokens);
-            pending.push(step, tokens, rates.highest(), measured);
+            let step = self.progress.step;
+            let queued = QueuedStep {
+                number: step,
+                tokens: self.progress.tokens,
+                lr: rates.highest(),
+                data_wait,
+            };
+            pending.push(queued, measured);
 
             let last = step == steps;
             check::<B>(&self.device)?;
@@ -262,80 +274,6 @@ impl<B: TrainBackend> Run<B> {
             return Ok(End::Stopped);
         }
         Ok(End::Done(student))
-    }
-
-    /// Reads, records and shows loss and norm of the steps since the last time. Whether the loss of one is a spike.
-    fn read(
-        &mut self,
-        stage: &StageConfig,
-        pending: &mut PendingMetrics<B::InnerBackend>,
-    ) -> Result<bool, TrainError> {
-        let config = &self.options.config;
-        let guard = config.guard.clone();
-        let steps = config.steps(stage) as f64;
-        let tokens = config.tokens_per_step(stage);
-        let mut has_spike = false;
-        for step in pending.read() {
-            let is_finite = step.loss.is_finite() && step.norm.is_finite();
-            let limit = self.progress.guard.limit(&guard);
-            let is_spike = is_finite && limit.is_some_and(|limit| step.loss > limit);
-            let skipped = !is_finite || (is_spike && guard.action == GuardAction::Skip);
-            if skipped {
-                self.progress.skipped += 1;
-                self.progress.skipped_in_a_row += 1;
-                self.progress.stage_skipped += 1;
-            } else {
-                self.progress.skipped_in_a_row = 0;
-                // Smoothed over a twentieth of the stage.
-                let share = 20.0 / steps.max(20.0);
-                let smooth = |old: f64| old + share * (step.loss - old);
-                self.progress.loss = Some(self.progress.loss.map_or(step.loss, smooth));
-            }
-            self.progress.stage_seconds += step.seconds;
-            self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
-            let metrics = StepMetrics {
-                stage: stage.name.clone(),
-                step: step.number,
-                tokens: step.tokens,
-                loss: step.loss,
-                lr: step.lr,
-                grad_norm: step.norm,
-                tokens_per_second: tokens as f64 / step.seconds,
-                skipped,
-                seconds: self.trained_seconds(),
-            };
-            self.log.record(&Record::Step(metrics.clone()))?;
-            self.watch.step(&metrics, self.progress.skipped);
-            if is_finite {
-                for event in self.progress.guard.observe(&guard, step.loss, skipped) {
-                    let text = event.text(step.number, step.loss, &guard);
-                    self.note_at(step.number, text)?;
-                }
-            }
-            has_spike |= is_spike;
-
-            let in_a_row = self.progress.skipped_in_a_row;
-            if in_a_row >= self.options.config.safety.max_skipped {
-                let (stage, folder) = (stage.name.clone(), self.options.folder.clone());
-                let step = step.number;
-                return Err(if is_finite {
-                    TrainError::Spikes {
-                        stage,
-                        step,
-                        times: in_a_row,
-                        folder,
-                    }
-                } else {
-                    TrainError::NotFinite {
-                        stage,
-                        step,
-                        skipped: in_a_row,
-                        folder,
-                    }
-                });
-            }
-        }
-        Ok(has_spike)
     }
 
     /// Says which layers have nothing to learn in stage `number` of the list, if there are any.
@@ -428,7 +366,7 @@ impl<B: TrainBackend> Run<B> {
             loss: self.progress.loss.unwrap_or(f64::NAN),
             perplexity: student_perplexity,
         };
-        self.log.record(&Record::Evaluation(evaluation.clone()))?;
+        self.record(Record::Evaluation(evaluation.clone()))?;
         self.watch.evaluation(&evaluation);
         self.watch.stage_end(&summary);
         self.progress.finished.push(summary);

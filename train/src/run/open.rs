@@ -22,7 +22,7 @@ use crate::config::{Config, GuardAction};
 use crate::error::TrainError;
 use crate::evaluate::perplexity;
 use crate::guard::Guard;
-use crate::metrics::{Evaluation, MetricsLog, Note, Record, StagePlan, Watch};
+use crate::metrics::{Evaluation, MetricsLog, Mirrors, Note, Record, StagePlan, Watch};
 use crate::optimizer::AdamW;
 use crate::provenance::Provenance;
 
@@ -71,12 +71,16 @@ impl<B: TrainBackend> Run<B> {
         let student_config = inputs::student_config(config, &teacher_config)?;
         let how = inputs::initialisation(config);
         how.check(&CausalLm::init(&student_config, 0, device), &teacher)?;
-        let idle_layers = {
+        let (idle_layers, operations) = {
             let (teacher, student) = (teacher_config.network(), student_config.network());
             let stages = config.stages.iter();
-            stages
-                .map(|stage| check_layers(stage, &teacher, &student))
-                .collect::<Result<Vec<_>, _>>()?
+            let idle = stages.clone();
+            let idle = idle.map(|stage| check_layers(stage, &teacher, &student));
+            let operations = stages.map(|stage| {
+                let l = config.context(stage);
+                stage.kind.arithmetic(l, &teacher, &student).total()
+            });
+            (idle.collect::<Result<Vec<_>, _>>()?, operations.collect())
         };
         let tokenizer = inputs::tokenizer(config, &teacher_folder, &teacher_config)?;
         let teacher_files = TeacherFiles::read(&teacher_folder, &tokenizer)?;
@@ -315,6 +319,7 @@ impl<B: TrainBackend> Run<B> {
             held_out: text.held_out,
             skipped_lines: text.skipped_lines,
             idle_layers,
+            operations,
             teacher: teacher_of_stages(teacher, &student_config, config.precision),
             student_config,
             optimizer,
@@ -322,6 +327,7 @@ impl<B: TrainBackend> Run<B> {
             progress,
             checkpoints,
             log,
+            mirrors: Mirrors::open(&options.config.log, &options.folder, &metrics),
             watch,
             started,
             options,

@@ -12,7 +12,7 @@ use super::{METRICS, Run};
 use crate::checkpoint::{self, Loaded};
 use crate::config::StageConfig;
 use crate::error::TrainError;
-use crate::metrics::{MetricsLog, Record};
+use crate::metrics::{MetricsLog, Mirrors, Record};
 use crate::optimizer::AdamW;
 
 /// How often a run goes back to one checkpoint, at most.
@@ -57,14 +57,18 @@ impl<B: TrainBackend> Run<B> {
         let names: Vec<_> = (config.stages.iter())
             .map(|stage| stage.name.clone())
             .collect();
+        let metrics = self.options.folder.join(METRICS);
         let (log, damage) = MetricsLog::resume(
-            &self.options.folder.join(METRICS),
+            &metrics,
             self.progress.log.as_ref(),
             &self.progress.position(),
             self.progress.evaluated(),
             &names,
         )?;
         self.log = log;
+        // The port of the old ones is free when they are dropped.
+        self.mirrors = Mirrors::default();
+        self.mirrors = Mirrors::open(&config.log, &self.options.folder, &metrics);
         // What was noticed on the way is no less true.
         for note in &self.progress.notes[before..] {
             self.log.record(&Record::Note(note.clone()))?;

@@ -9,9 +9,13 @@ fn step(stage: &str, step: usize) -> Record {
         loss: 1.5,
         lr: 1e-3,
         grad_norm: 0.25,
+        grad_norms: [(model::Part::Mixer, 0.25)].into(),
+        operations_per_second: 2e9,
+        data_wait: 0.5,
         tokens_per_second: 5000.0,
         skipped: false,
         seconds: 2.0,
+        ..StepMetrics::default()
     })
 }
 
@@ -78,7 +82,7 @@ fn a_line_has_the_documented_form() {
             evaluation(None),
         ],
     );
-    let expected = r#"{"kind":"step","stage":"stage2","step":1,"tokens":1024,"loss":1.5,"lr":0.001,"grad_norm":0.25,"tokens_per_second":5000.0,"skipped":false,"seconds":2.0}
+    let expected = r#"{"kind":"step","stage":"stage2","step":1,"tokens":1024,"loss":1.5,"lr":0.001,"grad_norm":0.25,"grad_norms":{"mixer":0.25},"tokens_per_second":5000.0,"operations_per_second":2e9,"data_wait":0.5,"memory_bytes":null,"skipped":false,"seconds":2.0}
 {"kind":"evaluation","stage":"stage2","tokens":4096,"teacher_perplexity":29.5,"student_perplexity":33.25}
 {"kind":"evaluation","stage":null,"tokens":4096,"teacher_perplexity":29.5,"student_perplexity":33.25}
 "#;
@@ -187,11 +191,13 @@ fn not_a_number_survives() {
     };
     metrics.loss = f64::INFINITY;
     metrics.grad_norm = f64::NAN;
+    metrics.grad_norms.insert(model::Part::Mixer, f64::NAN);
     metrics.skipped = true;
     write(&path, &[Record::Step(metrics)]);
     match read(&path).unwrap().as_slice() {
         [Record::Step(read)] => {
             assert!(read.loss.is_nan() && read.grad_norm.is_nan() && read.skipped);
+            assert!(read.grad_norms[&model::Part::Mixer].is_nan());
         }
         other => panic!("{other:?}"),
     }
