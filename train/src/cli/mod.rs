@@ -18,6 +18,7 @@ use train::TrainError;
 use train::ablation::{Ablation, Budget};
 use train::config::{Config, Source};
 use train::logging::{listen, say};
+use train::report::Comparison;
 use train::run::{CONFIG, Outcome, Run, RunOptions, SUMMARY};
 
 use bench::BenchArgs;
@@ -43,6 +44,9 @@ Examples:
   The same with a teacher from a folder instead of the Hugging Face hub:
       train --preset phi-1.5 --set teacher.model=/models/phi-1_5 --set data.train=/text/c4
 
+  Two runs over each other, on one page:
+      train compare runs/tiny runs/tiny-2
+
   How fast the stages are at full size on this machine:
       train bench --preset phi-1.5";
 
@@ -67,6 +71,7 @@ pub struct Cli {
 enum Command {
     Ablate(AblateArgs),
     Bench(Box<BenchArgs>),
+    Compare(CompareArgs),
 }
 
 #[derive(Debug, Args)]
@@ -169,6 +174,21 @@ struct AblateArgs {
     shared: SharedArgs,
 }
 
+/// Draws runs over each other on one page, and prints their results in one table.
+///
+/// The page is one HTML file with the losses of each stage, the perplexities, and the keys of the configurations that
+/// differ. The runs need not be finished.
+#[derive(Debug, Args)]
+struct CompareArgs {
+    /// The folders of the runs
+    #[arg(required = true, num_args = 2.., value_name = "RUN")]
+    runs: Vec<PathBuf>,
+
+    /// The file for the page
+    #[arg(long, value_name = "FILE", default_value = "compare.html")]
+    out: PathBuf,
+}
+
 impl Cli {
     /// Does what the command line says.
     ///
@@ -179,6 +199,7 @@ impl Cli {
         match self.command {
             Some(Command::Ablate(args)) => args.run(),
             Some(Command::Bench(args)) => print(format_args!("{}", args.run()?)),
+            Some(Command::Compare(args)) => args.run(),
             None => self.run.run(),
         }
     }
@@ -278,6 +299,14 @@ impl AblateArgs {
                 Ok(ExitCode::from(INTERRUPTED))
             }
         }
+    }
+}
+
+impl CompareArgs {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let comparison = Comparison::read(&self.runs)?;
+        comparison.write(&self.out)?;
+        print(format_args!("{comparison}\n\npage  {}", self.out.display()))
     }
 }
 

@@ -7,11 +7,15 @@
 //!
 //! - `chart` draws curves,
 //! - `heatmap` matrices,
-//! - `page` puts them, the numbers and the words together.
+//! - `page` puts them, the numbers and the words together,
+//! - `compare` lays runs over each other, on a page of the same style.
 
 mod chart;
+mod compare;
 mod heatmap;
 mod page;
+
+pub use compare::Comparison;
 
 use std::path::{Path, PathBuf};
 

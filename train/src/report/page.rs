@@ -8,7 +8,7 @@ use crate::metrics::{Evaluation, Note, Record, StepMetrics};
 use crate::stages::Kind;
 use crate::summary::{StageSummary, Summary, time};
 
-const STYLE: &str = include_str!("page.css");
+pub(super) const STYLE: &str = include_str!("page.css");
 
 pub(super) fn render(data: &ReportData) -> Result<String, ReportError> {
     let summary = &data.summary;
@@ -256,7 +256,7 @@ fn config_section(config: &str) -> Markup {
 }
 
 /// Text with the control characters replaced that HTML cannot hold. A model may write anything.
-fn displayable(text: &str) -> String {
+pub(super) fn displayable(text: &str) -> String {
     let replaced = |c: char| {
         if c.is_control() && !c.is_whitespace() {
             '\u{fffd}'

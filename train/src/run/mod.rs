@@ -57,7 +57,7 @@ pub const SUMMARY: &str = "summary.json";
 /// The folder of the run folder that holds the checkpoints.
 const CHECKPOINTS: &str = "checkpoints";
 /// The file of the run folder that has a line for each step.
-const METRICS: &str = "metrics.jsonl";
+pub(crate) const METRICS: &str = "metrics.jsonl";
 /// The folder of the run folder that holds the result.
 const STUDENT: &str = "student";
 
