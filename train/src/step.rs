@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use burn::module::ParamId;
+use burn::module::{AutodiffModule, Module, ParamId};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use datasets::Batch;
@@ -99,6 +99,20 @@ impl<B: TrainBackend> TrainStep<B> {
         // time on finding memory than on computing.
         let step = |(student, optimizer)| self.update(student, optimizer, batch, rates);
         B::memory_persistent_allocations(&self.device, (student, optimizer), step)
+    }
+
+    /// The loss that the teacher itself has in the student's place, `[1]`, on the first pass over `batch`: the least that
+    /// a student is expected to come to. It is 0 where a student is compared with the teacher layer by layer, and the
+    /// mean entropy of the teacher where predictions are.
+    pub fn floor(&self, batch: &Batch) -> Tensor<B::InnerBackend, 1> {
+        let rows = self.micro_batch * batch.context;
+        let tensor = |values: &[i32]| evaluate::ids(&values[..rows], batch.context, &self.device);
+        let tokens = TokenBatch {
+            ids: tensor(&batch.ids),
+            labels: tensor(&batch.labels),
+        };
+        let student = PhiMamba::<B>::from_inner(self.teacher.clone()).no_grad();
+        (self.kind).pass(&student, &self.teacher, tokens, &mut Gradients::default())
     }
 
     /// See [`step`](Self::step).

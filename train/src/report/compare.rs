@@ -198,7 +198,7 @@ impl Comparison {
                 } else {
                     last.tokens_per_second
                 };
-                let measured = run.evaluations.iter();
+                let mut measured = run.evaluations.iter();
                 let measured = measured.rfind(|e| e.stage.as_ref() == Some(&stage.name));
                 let of = |f: &dyn Fn(&Evaluation) -> String| measured.map_or("-".to_owned(), f);
                 all.push([

@@ -92,6 +92,8 @@ pub struct Run<B: TrainBackend> {
     log: MetricsLog,
     mirrors: Mirrors,
     watch: Watch,
+    /// What the loss of the stage can come to; `None` if this process did not begin the stage, or has said it.
+    floor: Option<f64>,
     started: Instant,
     seconds_before: f64,
 }
@@ -221,6 +223,11 @@ impl<B: TrainBackend> Run<B> {
             let waits = Instant::now();
             let batch = batches.next()?;
             let data_wait = waits.elapsed().as_secs_f64();
+            if self.progress.step == 0 {
+                let floor = train_step.floor(&batch).into_data();
+                self.floor = floor.iter::<f64>().next();
+                pending.restart();
+            }
             let rates = stage.lr_at(self.progress.step, steps);
             if config.guard.action == GuardAction::Skip {
                 self.optimizer.loss_limit = self.progress.guard.limit(&config.guard);

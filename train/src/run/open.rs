@@ -329,6 +329,7 @@ impl<B: TrainBackend> Run<B> {
             log,
             mirrors: Mirrors::open(&options.config.log, &options.folder, &metrics),
             watch,
+            floor: None,
             started,
             options,
         };

@@ -72,6 +72,13 @@ impl<B: TrainBackend> Run<B> {
             };
             self.record(Record::Step(metrics.clone()))?;
             self.watch.step(&metrics, self.progress.skipped);
+            if let Some(floor) = self.floor.take() {
+                self.watch.note(&format!(
+                    "{}: its loss is {loss:.4} before the first step, and {floor:.4} with the teacher in the student's \
+                     place, which is the least to expect",
+                    stage.name
+                ));
+            }
             if is_finite {
                 for event in self.progress.guard.observe(&guard, loss, skipped) {
                     let text = event.text(queued.number, loss, &guard);
