@@ -3,10 +3,14 @@
 //! The token is sent to the hub alone, and not to the host that it redirects to. A download that broke off
 //! is resumed, and a file gets its name in the cache only when it is known to be whole: of the length that the hub
 //! says, and of the hash that it first said.
+//!
+//! A hub that is overloaded, and a connection that breaks off while a file is fetched, are tried again for half a minute.
 
+use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use hf_hub::api::RepoInfo;
@@ -24,6 +28,9 @@ const REDIRECTS: usize = 8;
 
 /// How long a connection may take. A model in the cache is used without a hub that does not answer.
 const CONNECT: Duration = Duration::from_secs(20);
+
+/// Seconds between two tries.
+const PAUSES: [u64; 5] = [1, 2, 4, 8, 16];
 
 const USER_AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
 
@@ -136,8 +143,25 @@ impl Client {
         Ok(place.into())
     }
 
-    /// Makes `part` whole: fetches what is missing at its end.
+    /// Makes `part` whole: fetches what is missing at its end, and again what is missing then if that breaks off.
     fn download(&self, url: &str, part: &Path, size: u64, name: &str) -> Result<(), String> {
+        let mut pauses = PAUSES.into_iter();
+        loop {
+            let there = || fs::metadata(part).map_or(0, |part| part.len());
+            let before = there();
+            let error = match self.download_rest(url, part, size, name) {
+                Err(error) if there() != before && there() < size => error,
+                result => return result,
+            };
+            match pauses.next() {
+                Some(seconds) => wait(name, &error, seconds),
+                None => return Err(error),
+            }
+        }
+    }
+
+    /// See [`download`](Self::download).
+    fn download_rest(&self, url: &str, part: &Path, size: u64, name: &str) -> Result<(), String> {
         let said = |error: io::Error| error.to_string();
         // More than all of it is something else.
         let there = fs::metadata(part).map_or(0, |part| part.len());
@@ -178,15 +202,18 @@ impl Client {
         let (mut etag, mut commit, mut is_first) = (None, None, false);
         for redirects in 0..=REDIRECTS {
             let is_hub = origin(&url) == origin(&self.endpoint);
-            // Of packed bytes, a range would be another.
-            let mut request = self.agent.get(&url).header("Accept-Encoding", "identity");
-            if let Some(range) = range {
-                request = request.header("Range", range);
-            }
-            if let Some(token) = self.token.as_ref().filter(|_| is_hub) {
-                request = request.header("Authorization", format!("Bearer {token}"));
-            }
-            let response = request.call().map_err(|error| error.to_string())?;
+            let request = || {
+                // Of packed bytes, a range would be another.
+                let mut request = self.agent.get(&url).header("Accept-Encoding", "identity");
+                if let Some(range) = range {
+                    request = request.header("Range", range);
+                }
+                if let Some(token) = self.token.as_ref().filter(|_| is_hub) {
+                    request = request.header("Authorization", format!("Bearer {token}"));
+                }
+                request.call()
+            };
+            let response = patiently(&url, request).map_err(|error| error.to_string())?;
             let header = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
             let is_redirection = response.status().is_redirection();
             if is_hub && etag.is_none() {
@@ -214,6 +241,29 @@ impl Client {
         }
         Err(format!("more than {REDIRECTS} redirects"))
     }
+}
+
+/// The response of `call`, which is done again after pauses as long as the server says that it cannot answer now. One
+/// that does not answer at all is not waited for: what is in the cache is used then.
+fn patiently(
+    url: &str,
+    call: impl Fn() -> Result<Response<Body>, ureq::Error>,
+) -> Result<Response<Body>, ureq::Error> {
+    for seconds in PAUSES {
+        match call() {
+            Err(error @ ureq::Error::StatusCode(408 | 429 | 500..=599)) => {
+                wait(url, &error, seconds);
+            }
+            result => return result,
+        }
+    }
+    call()
+}
+
+/// Says why, and waits.
+fn wait(what: &str, error: &dyn Display, seconds: u64) {
+    log::warn!("{what}: {error}; trying again in {seconds} s");
+    thread::sleep(Duration::from_secs(seconds));
 }
 
 /// The beginning of an address, up to its path: `https://huggingface.co`.

@@ -257,7 +257,12 @@ fn a_signal_that_is_not_ignored_stops_a_run() {
             .status();
         assert!(sent.expect("kill").success());
         let output = child.wait_with_output().expect("an end");
-        assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
-        assert!(run.join("checkpoints").exists(), "{signal}");
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(130), "{said}");
+        assert!(said.contains("stopped; continue with --resume"), "{said}");
+        // The step that was begun is done, and in the checkpoint.
+        let (stage, step) = recorded(&run).pop().expect("a step");
+        let expected = format!("{stage}-step{step:07}");
+        assert_eq!(newest(&run), Some(expected), "{signal}");
     }
 }
