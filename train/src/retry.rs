@@ -94,7 +94,7 @@ mod tests {
         result.unwrap();
         // Not for ever.
         let (done, pauses, result) = tries(ErrorKind::QuotaExceeded, usize::MAX);
-        assert_eq!((done, pauses.iter().sum()), (16, 603_u64));
+        assert_eq!((done, pauses.iter().sum::<u64>()), (16, 603));
         assert!(result.unwrap_err().to_string().contains("a file"));
     }
 

@@ -135,10 +135,9 @@ impl MetricsLog {
             serde_json::to_string(record).map_err(|source| io_error(&self.path)(source.into()))?;
         line.push('\n');
         retry(sleep, || {
-            self.file.write_all(line.as_bytes()).map_err(|error| {
+            self.file.write_all(line.as_bytes()).inspect_err(|_| {
                 // Else the line would follow the part of it that was written.
                 let _ = self.cut();
-                error
             })
         })
         .map_err(io_error(&self.path))?;

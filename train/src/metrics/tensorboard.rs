@@ -84,7 +84,7 @@ impl EventFile {
             let mut field = vec![];
             bytes_field(&mut field, 1, tag.as_bytes());
             // simple_value, a float.
-            field.push(2 << 3 | 5);
+            field.push((2 << 3) | 5);
             field.extend((value as f32).to_le_bytes());
             bytes_field(&mut summary, 1, &field);
         }
@@ -117,7 +117,7 @@ fn framed(event: &[u8]) -> Vec<u8> {
 
 /// The first two fields of an event: the time now, a double, and the step.
 fn time_and_step(step: u64) -> Vec<u8> {
-    let mut event = vec![1 << 3 | 1];
+    let mut event = vec![(1 << 3) | 1];
     event.extend(now().as_secs_f64().to_le_bytes());
     event.push(2 << 3);
     varint(&mut event, step);
@@ -126,7 +126,7 @@ fn time_and_step(step: u64) -> Vec<u8> {
 
 /// A field of protobuf with a length: bytes, a text or a message.
 fn bytes_field(message: &mut Vec<u8>, number: u8, bytes: &[u8]) {
-    message.push(number << 3 | 2);
+    message.push((number << 3) | 2);
     varint(message, bytes.len() as u64);
     message.extend(bytes);
 }

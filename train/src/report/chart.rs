@@ -165,7 +165,11 @@ pub(super) fn overlaid(
             let points: Vec<_> = finite
                 .map(|(tokens, value)| (*tokens as f64 / unit, *value))
                 .collect();
-            if dots { points } else { smoothed(&points) }
+            match smoothed(&points) {
+                // Of one point there is no mean.
+                smooth if !dots && !smooth.is_empty() => smooth,
+                _ => points,
+            }
         })
         .collect();
     let x = Axis::linear(first as f64 / unit, last as f64 / unit);

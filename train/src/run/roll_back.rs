@@ -19,8 +19,8 @@ use crate::optimizer::AdamW;
 const MOST: usize = 3;
 
 impl<B: TrainBackend> Run<B> {
-    /// The student of the last checkpoint of `stage` that was due; the run is then where it was at that time, but for
-    /// the text. `notes` of those that the run has are already in the log.
+    /// The student of the last checkpoint of `stage` that was due. The run is then where it was at that time, but for
+    /// the text that comes, and keeps its notes.
     ///
     /// # Errors
     /// [`TrainError::Spikes`] if the run has gone back too often; those of reading a checkpoint.
