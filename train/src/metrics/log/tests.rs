@@ -151,6 +151,20 @@ fn a_mark_knows_its_log_again() {
     }
 }
 
+/// As of a disk that was full in the middle of a line.
+#[test]
+fn a_part_of_a_line_is_removed_before_it_is_written_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("metrics.jsonl");
+    let mut log = MetricsLog::create(&path).unwrap();
+    log.record(&step("short", 1)).unwrap();
+    log.file.write_all(b"{\"kind\":\"st").unwrap();
+    log.cut().unwrap();
+    log.record(&step("short", 2)).unwrap();
+    assert!(log.is_intact().unwrap());
+    assert_eq!(read(&path).unwrap(), [step("short", 1), step("short", 2)]);
+}
+
 #[test]
 fn a_torn_last_line_is_dropped() {
     let folder = tempfile::tempdir().unwrap();
