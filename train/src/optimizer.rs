@@ -47,7 +47,8 @@ impl<B: KernelBackend> AdamW<B> {
 
     /// The factor for the sum of the gradients of `passes` passes, as one element, f32 or wider. It turns the
     /// sum, whose norm is `norm`, into the mean, clipped to the largest norm. Where `loss` or `norm` is not
-    /// finite, or the loss above its limit, it is not a number, and [`step`](Self::step) then does nothing. The host reads neither.
+    /// finite, or the loss above its limit, it is not a number, and [`step`](Self::step) then does nothing. The host
+    /// reads neither.
     pub fn scale(&self, norm: Tensor<B, 1>, loss: Tensor<B, 1>, passes: usize) -> Tensor<B, 1> {
         let share = 1.0 / passes as f64;
         let mean_norm = norm * share;

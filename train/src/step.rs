@@ -133,7 +133,7 @@ impl<B: TrainBackend> TrainStep<B> {
         let scale = optimizer.scale(norm.clone(), loss.clone(), self.passes);
         let rate = |id| rates.of(*self.parts.get(&id)?);
         let student = optimizer.step(student, gradients, scale, rate);
-        let of_mean = |norm: Tensor<_, 1>| norm * (1.0 / self.passes as f64);
+        let of_mean = |norm: Tensor<B::InnerBackend, 1>| norm * (1.0 / self.passes as f64);
         let measured = Measured {
             loss,
             norm: of_mean(norm),
