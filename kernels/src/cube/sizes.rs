@@ -16,6 +16,7 @@ pub(crate) fn computes_in_f32(dtype: DType) -> bool {
 }
 
 /// Whether the runtime is CUDA.
+#[allow(clippy::extra_unused_type_parameters)]
 pub(crate) fn is_cuda<R: CubeRuntime>() -> bool {
     #[cfg(feature = "cuda")]
     let is_cuda = TypeId::of::<R>() == TypeId::of::<cubecl::cuda::CudaRuntime>();
