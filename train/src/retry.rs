@@ -44,20 +44,23 @@ pub(crate) fn sleep(time: Duration) -> bool {
 
 /// Whether the system may do later what it refused now.
 fn may_pass(error: &(dyn Error + 'static)) -> bool {
-    let mut causes = std::iter::successors(Some(error), |error| error.source());
-    let system = causes.find_map(|error| error.downcast_ref::<io::Error>());
-    system.is_some_and(|error| {
-        matches!(
-            error.kind(),
-            ErrorKind::StorageFull
-                | ErrorKind::QuotaExceeded
-                | ErrorKind::TimedOut
-                | ErrorKind::StaleNetworkFileHandle
-                | ErrorKind::HostUnreachable
-                | ErrorKind::NetworkUnreachable
-                | ErrorKind::NetworkDown
-        )
-    })
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(system) = error.downcast_ref::<io::Error>() {
+            return matches!(
+                system.kind(),
+                ErrorKind::StorageFull
+                    | ErrorKind::QuotaExceeded
+                    | ErrorKind::TimedOut
+                    | ErrorKind::StaleNetworkFileHandle
+                    | ErrorKind::HostUnreachable
+                    | ErrorKind::NetworkUnreachable
+                    | ErrorKind::NetworkDown
+            );
+        }
+        cause = error.source();
+    }
+    false
 }
 
 #[cfg(test)]
