@@ -141,7 +141,7 @@ mod mounted {
                 steps.push((record["stage"].as_str().unwrap().to_owned(), step));
             }
         }
-        let stage = |name: &str, n: usize| (1..=n).map(move |step| (name.to_owned(), step));
+        let stage = |name: &'static str, n: usize| (1..=n).map(move |step| (name.to_owned(), step));
         let all = stage("stage2", STEPS[1]).chain(stage("stage3", STEPS[2]));
         assert_eq!(steps, all.collect::<Vec<_>>());
     }
