@@ -91,7 +91,7 @@ impl Moment {
         let share = |of: Duration| Duration::from_micros(random % (of.as_micros() as u64 + 1));
         match number % 3 {
             0 => Self::Writing {
-                later: random % 2 == 0,
+                later: random.is_multiple_of(2),
             },
             1 => Self::Resuming(share(Duration::from_millis(50))),
             _ => Self::After(share(whole)),
