@@ -198,7 +198,7 @@ mod tests {
             teacher_perplexity: 1.5,
             student_perplexity: 2.0,
         });
-        let mut file = EventFile::create(folder.path(), &[evaluation.clone()]).unwrap();
+        let mut file = EventFile::create(folder.path(), std::slice::from_ref(&evaluation)).unwrap();
         file.record(&evaluation).unwrap();
         let events = events(folder.path());
         assert_eq!(events.len(), 3);
