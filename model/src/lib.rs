@@ -118,9 +118,9 @@ pub use parameters::{NamedParameter, Part, named_parameters};
 pub use precision::widen;
 pub use transfer::{TransferError, pad_vocabulary, transfer_weights};
 pub use weights::{
-    FileTensor, SmallFile, WeightsError, describe, is_model, load_any, load_any_as, load_config,
-    model_files, read_config_file, save, save_in_shards, save_random_teacher, small_file,
-    tokenizer_json,
+    FileTensor, HostModel, HostTensor, SmallFile, WeightsError, describe, is_model, load_any,
+    load_any_as, load_config, model_files, read_config_file, save, save_in_shards,
+    save_random_teacher, small_file, tokenizer_json,
 };
 
 /// The README's examples are tests.

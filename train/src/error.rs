@@ -236,6 +236,22 @@ pub enum TrainError {
         /// The run folder.
         folder: PathBuf,
     },
+    /// The loss was too high too many times in a row.
+    #[error(
+        "stage {stage}: the loss was above guard.spike times the median of those before in {times} steps in a row, or \
+         after going back {times} times, up to step {step}; {}",
+        lower(folder)
+    )]
+    Spikes {
+        /// The stage.
+        stage: String,
+        /// The last step tried.
+        step: usize,
+        /// How often.
+        times: usize,
+        /// The run folder.
+        folder: PathBuf,
+    },
     /// Loss or gradient were not finite too many times in a row.
     #[error(
         "stage {stage}: loss or gradient was not finite in {skipped} steps in a row, up to step {step}; {}",

@@ -1,6 +1,6 @@
 //! The gradients of one optimizer step, gathered layer by layer and pass by pass.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
@@ -75,6 +75,21 @@ impl<B: kernels::KernelBackend> Gradients<B> {
         let all = self.order.iter().filter_map(|id| self.sums.get(id));
         let all: Vec<_> = all.cloned().collect();
         (!all.is_empty()).then(|| kernels::squared_norms(all).sqrt())
+    }
+
+    /// The norm of the gradients of each group of parameters, as one element on their device. Those without a
+    /// `group` are left out.
+    pub fn norms<G: Ord>(&self, group: impl Fn(ParamId) -> Option<G>) -> BTreeMap<G, Tensor<B, 1>> {
+        let mut groups: BTreeMap<G, Vec<Tensor<B, 1>>> = BTreeMap::new();
+        for id in &self.order {
+            if let (Some(sum), Some(group)) = (self.sums.get(id), group(*id)) {
+                groups.entry(group).or_default().push(sum.clone());
+            }
+        }
+        let groups = groups.into_iter();
+        groups
+            .map(|(group, sums)| (group, kernels::squared_norms(sums).sqrt()))
+            .collect()
     }
 }
 

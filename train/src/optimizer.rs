@@ -29,6 +29,8 @@ pub struct Moments<B: Backend> {
 #[derive(Debug)]
 pub struct AdamW<B: Backend> {
     config: config::Optimizer,
+    /// A step whose loss is higher changes nothing.
+    pub(crate) loss_limit: Option<f64>,
     /// By parameter; empty before the first step.
     pub moments: HashMap<ParamId, Moments<B>>,
 }
@@ -38,13 +40,15 @@ impl<B: KernelBackend> AdamW<B> {
     pub fn new(config: &config::Optimizer) -> Self {
         Self {
             config: config.clone(),
+            loss_limit: None,
             moments: HashMap::new(),
         }
     }
 
     /// The factor for the sum of the gradients of `passes` passes, as one element, f32 or wider. It turns the
     /// sum, whose norm is `norm`, into the mean, clipped to the largest norm. Where `loss` or `norm` is not
-    /// finite it is not a number, and [`step`](Self::step) then does nothing. The host reads neither.
+    /// finite, or the loss above its limit, it is not a number, and [`step`](Self::step) then does nothing. The host
+    /// reads neither.
     pub fn scale(&self, norm: Tensor<B, 1>, loss: Tensor<B, 1>, passes: usize) -> Tensor<B, 1> {
         let share = 1.0 / passes as f64;
         let mean_norm = norm * share;
@@ -55,7 +59,11 @@ impl<B: KernelBackend> AdamW<B> {
             loss.cast(dtype)
         };
         // Zero, unless one of them is not finite.
-        let finite = (mean_norm.clone() - mean_norm.clone()) + (loss.clone() - loss);
+        let mut finite = (mean_norm.clone() - mean_norm.clone()) + (loss.clone() - loss.clone());
+        if let Some(limit) = self.loss_limit {
+            // The root of a negative number is none.
+            finite = finite + (-loss + limit).sqrt() * 0.0;
+        }
         let clip = self.config.clip_norm;
         if clip <= 0.0 {
             return finite + share;

@@ -4,9 +4,9 @@
 //! factor that clips the gradients. The host may queue step after step, and read loss and norm when it
 //! has something to show.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use burn::module::ParamId;
+use burn::module::{AutodiffModule, Module, ParamId};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use datasets::Batch;
@@ -44,6 +44,19 @@ pub struct Measured<B: Backend> {
     pub loss: Tensor<B, 1>,
     /// The norm of the mean gradient, before it is clipped.
     pub norm: Tensor<B, 1>,
+    /// The same of each part that has a gradient.
+    pub norms: BTreeMap<Part, Tensor<B, 1>>,
+}
+
+/// What a step has measured, on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReadMeasured {
+    /// The mean loss over the passes.
+    pub loss: f64,
+    /// The norm of the mean gradient, before it is clipped.
+    pub norm: f64,
+    /// The same of each part that has a gradient.
+    pub norms: BTreeMap<Part, f64>,
 }
 
 impl<B: TrainBackend> TrainStep<B> {
@@ -89,6 +102,27 @@ impl<B: TrainBackend> TrainStep<B> {
         B::memory_persistent_allocations(&self.device, (student, optimizer), step)
     }
 
+    /// The loss that the teacher itself has in the student's place, `[1]`, on the first pass over `batch`: the least that
+    /// a student is expected to come to. It is 0 where a student is compared with the teacher layer by layer, and the
+    /// mean entropy of the teacher where predictions are.
+    pub fn floor(&self, batch: &Batch) -> Tensor<B::InnerBackend, 1> {
+        let rows = self.micro_batch * batch.context;
+        let tensor = |values: &[i32]| evaluate::ids(&values[..rows], batch.context, &self.device);
+        let tokens = TokenBatch {
+            ids: tensor(&batch.ids),
+            labels: tensor(&batch.labels),
+        };
+        let student = PhiMamba::<B>::from_inner(self.teacher.clone()).no_grad();
+        let first = StageStep { number: 0, of: 1 };
+        (self.kind).pass(
+            &student,
+            &self.teacher,
+            tokens,
+            first,
+            &mut Gradients::default(),
+        )
+    }
+
     /// See [`step`](Self::step).
     fn update(
         &self,
@@ -104,11 +138,20 @@ impl<B: TrainBackend> TrainStep<B> {
             Some(norm) => norm,
             None => loss.zeros_like(),
         };
+        let norms = gradients.norms(|id| self.parts.get(&id).copied());
         let scale = optimizer.scale(norm.clone(), loss.clone(), self.passes);
         let rate = |id| rates.of(*self.parts.get(&id)?);
         let student = optimizer.step(student, gradients, scale, rate);
-        let norm = norm * (1.0 / self.passes as f64);
-        (student, Measured { loss, norm })
+        let of_mean = |norm: Tensor<B::InnerBackend, 1>| norm * (1.0 / self.passes as f64);
+        let measured = Measured {
+            loss,
+            norm: of_mean(norm),
+            norms: norms
+                .into_iter()
+                .map(|(part, norm)| (part, of_mean(norm)))
+                .collect(),
+        };
+        (student, measured)
     }
 
     /// The loss of each pass over a part of `batch`, and the sum of their gradients.
@@ -146,21 +189,31 @@ impl<B: TrainBackend> TrainStep<B> {
 }
 
 impl<B: Backend> Measured<B> {
-    /// Loss and norm of each of `steps`, in one transfer.
-    pub fn read(steps: Vec<Self>) -> Vec<[f64; 2]> {
+    /// The values of each of `steps`, in one transfer.
+    pub fn read(steps: Vec<Self>) -> Vec<ReadMeasured> {
         if steps.is_empty() {
             return vec![];
         }
         let dtype = steps[0].norm.dtype();
-        let both = steps.into_iter().flat_map(|Self { loss, norm }| {
-            if loss.dtype() == dtype {
-                [loss, norm]
+        let in_dtype = |value: &Tensor<B, 1>| {
+            if value.dtype() == dtype {
+                value.clone()
             } else {
-                [loss.cast(dtype), norm]
+                value.clone().cast(dtype)
             }
+        };
+        let values = steps.iter().flat_map(|step| {
+            let both = [&step.loss, &step.norm].into_iter();
+            both.chain(step.norms.values()).map(in_dtype)
         });
-        let values = Tensor::cat(both.collect(), 0).into_data();
-        let values: Vec<f64> = values.iter::<f64>().collect();
-        values.chunks(2).map(|pair| [pair[0], pair[1]]).collect()
+        let values = Tensor::cat(values.collect(), 0).into_data();
+        let mut values = values.iter::<f64>();
+        let mut next = || values.next().expect("a value for each tensor");
+        let read = |step: Self| ReadMeasured {
+            loss: next(),
+            norm: next(),
+            norms: step.norms.into_keys().map(|part| (part, next())).collect(),
+        };
+        steps.into_iter().map(read).collect()
     }
 }

@@ -1,5 +1,6 @@
 //! How a run ended: `summary.json`, and the table it closes with.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -33,7 +34,7 @@ pub struct Summary {
     pub tokens_per_second: f64,
     /// The stages, in order.
     pub stages: Vec<StageSummary>,
-    /// Steps that were skipped since their loss or gradient was not finite.
+    /// Steps that were skipped, since their loss or gradient was not finite or, with `guard.action = "skip"`, a spike.
     pub skipped_steps: usize,
     /// Lines of the text that were left out since they hold no document (`data.skip_bad_lines`).
     #[serde(default)]
@@ -71,6 +72,18 @@ pub struct StageSummary {
 /// JSON has no NaN and no infinity; serde_json writes both as null.
 pub(crate) fn null_is_nan<'de, D: Deserializer<'de>>(value: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(value)?.unwrap_or(f64::NAN))
+}
+
+/// The same for each value of a map.
+pub(crate) fn nulls_are_nan<'de, K, D>(values: D) -> Result<BTreeMap<K, f64>, D::Error>
+where
+    K: Deserialize<'de> + Ord,
+    D: Deserializer<'de>,
+{
+    let values = BTreeMap::<K, Option<f64>>::deserialize(values)?.into_iter();
+    Ok(values
+        .map(|(key, value)| (key, value.unwrap_or(f64::NAN)))
+        .collect())
 }
 
 /// Seconds as `00:03:40`.
@@ -148,7 +161,7 @@ impl fmt::Display for Summary {
         }
         writeln!(f)?;
         if self.skipped_steps > 0 {
-            writeln!(f, "steps skipped, since not finite: {}", self.skipped_steps)?;
+            writeln!(f, "steps skipped: {}", self.skipped_steps)?;
         }
         if self.skipped_lines > 0 {
             writeln!(f, "lines of text skipped: {}", self.skipped_lines)?;
@@ -178,14 +191,24 @@ impl fmt::Display for Summary {
 
 /// The most memory this process has held so far, in bytes, if the system says (Linux does).
 pub fn peak_memory_bytes() -> Option<u64> {
-    peak_memory_in(&std::fs::read_to_string("/proc/self/status").ok()?)
+    // The resident set's high-water mark.
+    memory_in(
+        &std::fs::read_to_string("/proc/self/status").ok()?,
+        "VmHWM:",
+    )
 }
 
-/// `VmHWM`, the resident set's high-water mark, in the text of `/proc/PID/status`.
-fn peak_memory_in(status: &str) -> Option<u64> {
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+/// The memory that this process holds, in bytes, if the system says (Linux does).
+pub(crate) fn memory_bytes() -> Option<u64> {
+    memory_in(
+        &std::fs::read_to_string("/proc/self/status").ok()?,
+        "VmRSS:",
+    )
+}
+
+/// The value of `key` in the text of `/proc/PID/status`.
+fn memory_in(status: &str, key: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
     let kibibytes: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
     Some(kibibytes * 1024)
 }
@@ -273,13 +296,14 @@ perplexity: student 32.45, teacher 29.50, ratio 1.1000
     #[test]
     fn peak_memory_is_read_where_it_is_told() {
         assert_eq!(
-            peak_memory_in("Name:\tx\nVmHWM:\t   2048 kB\n"),
+            memory_in("Name:\tx\nVmHWM:\t   2048 kB\n", "VmHWM:"),
             Some(2 << 20)
         );
-        assert_eq!(peak_memory_in("Name:\tx\n"), None);
-        assert_eq!(peak_memory_in("VmHWM:\tmuch\n"), None);
+        assert_eq!(memory_in("Name:\tx\n", "VmHWM:"), None);
+        assert_eq!(memory_in("VmHWM:\tmuch\n", "VmHWM:"), None);
         if cfg!(target_os = "linux") {
-            assert!(peak_memory_bytes().unwrap() > 1 << 20);
+            let now = memory_bytes().unwrap();
+            assert!(now > 1 << 20 && peak_memory_bytes().unwrap() >= now);
         }
     }
 }

@@ -21,6 +21,7 @@ mod archive;
 mod error;
 mod file;
 mod gguf;
+mod host;
 mod pickle;
 mod random;
 mod read;
@@ -36,6 +37,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Element};
 
 pub use error::{NotFinite, TensorFault, WeightsError};
+pub use host::{HostModel, HostTensor};
 pub use random::save_random_teacher;
 pub use safetensors::write as write_tensors;
 pub use small_file::{SmallFile, small_file, tokenizer_json};
@@ -196,7 +198,8 @@ pub fn save<B: Backend>(
     model: &CausalLm<B>,
     folder: impl AsRef<Path>,
 ) -> Result<Digests, WeightsError> {
-    write::folder(model, config, folder.as_ref())
+    let tensors = write::stored(model, config.layout(), DType::F32);
+    write::folder(tensors, config, folder.as_ref())
 }
 
 /// Writes a model as [`save`] does, in `dtype`, f32 or bf16: `config.json`, and shards of up to

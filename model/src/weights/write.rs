@@ -18,14 +18,13 @@ use crate::atomic_file;
 use crate::lm::CausalLm;
 use crate::manifest::{self, Digests, Hashing};
 
-/// Writes `model` and its configuration into `folder`.
-pub(super) fn folder<B: Backend>(
-    model: &CausalLm<B>,
+/// Writes the tensors `all` of a model and its configuration into `folder`.
+pub(super) fn folder<V: View>(
+    all: Vec<(String, V)>,
     config: &impl Family,
     folder: &Path,
 ) -> Result<Digests, WeightsError> {
     fs::create_dir_all(folder).map_err(io(folder))?;
-    let all = stored(model, config.layout(), DType::F32);
     let mut written = Written::new(folder);
     written.tensors(SINGLE, all)?;
     written.configuration(config)?;

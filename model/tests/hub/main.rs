@@ -7,6 +7,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -398,6 +399,39 @@ fn a_file_that_cannot_be_had() {
         .iter()
         .any(|path| path.ends_with("one.safetensors"));
     assert!(!again, "what was fetched is kept");
+}
+
+/// One that is overloaded, and then breaks off in the middle of a file.
+#[test]
+fn a_hub_that_recovers() {
+    let cache = TempDir::new().expect("a folder");
+    let files = files(&["config.json", "model.safetensors"]);
+    let expected = files["model.safetensors"].clone();
+    // The first request for it asks for its size.
+    let requests = AtomicUsize::new(0);
+    let hub = LocalHub::serve(move |path, range| {
+        let is_weights = path.ends_with("model.safetensors");
+        let request = if is_weights {
+            requests.fetch_add(1, Ordering::Relaxed)
+        } else {
+            0
+        };
+        let (status, headers, mut body) = answer(path, range, &files);
+        match request {
+            1 => ("503 Service Unavailable", String::new(), vec![]),
+            2 => {
+                body.truncate(body.len() / 2);
+                (status, headers, body)
+            }
+            _ => (status, headers, body),
+        }
+    });
+    let folder = hub.with_cache(cache.path()).locate(MODEL).expect("a model");
+    let found = fs::read(folder.join("model.safetensors")).expect("weights");
+    assert!(found == expected);
+    let asked = hub.requests().into_iter();
+    let asked = asked.filter(|path| path.ends_with("model.safetensors"));
+    assert_eq!(asked.count(), 4);
 }
 
 #[test]

@@ -182,7 +182,7 @@ impl<B: TrainBackend> Subject<'_, B> {
             (student, last) = (Some(after), Some(measured));
         })?;
         let read = Measured::read(last.into_iter().collect());
-        timed.loss = read.first().map(|[loss, _]| *loss);
+        timed.loss = read.first().map(|read| read.loss);
         self.networks.student = student;
         Ok(timed)
     }

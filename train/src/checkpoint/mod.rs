@@ -6,9 +6,11 @@
 //! made from, and `SHA256SUMS` with the checksums of all of these. There is no random state
 //! to keep: batches are a function of seed and step.
 //!
-//! It is written under another name and renamed when whole and on the disk; one that is removed is
+//! Its values are read into the host's memory at their step ([`Snapshot`]), and another thread writes them while the
+//! training goes on (`run/writer.rs`). It is written under another name and renamed when whole and on the disk; one that is removed is
 //! renamed first. So a folder with a checkpoint's name is always complete, whatever happens to the
-//! process, the machine or the space on the disk. What happens to its bytes afterwards is found by the checksums:
+//! process, the machine or the space on the disk. One takes 12 bytes on the disk for each parameter that trains, 4
+//! for each other, and there are `checkpoint.keep` of them, and one more while it is written. What happens to its bytes afterwards is found by the checksums:
 //! one that is damaged is named, and the one before it is taken. A checkpoint of an earlier version, without
 //! `SHA256SUMS` and `inputs.toml`, is taken if changes are accepted, and gets both then.
 //!
@@ -18,9 +20,11 @@
 
 mod moments;
 mod progress;
+mod snapshot;
 mod verify;
 
 pub use progress::Progress;
+pub use snapshot::Snapshot;
 pub use verify::{Damaged, Found};
 
 use std::fs::{self, File};
@@ -28,7 +32,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use kernels::TrainBackend;
-use model::manifest::{self, Digests};
+use model::manifest;
 use model::{ModelConfig, PhiMamba};
 
 use crate::config::Config;
@@ -51,6 +55,8 @@ const STUDENT: &str = "student";
 pub struct Checkpoints {
     folder: PathBuf,
     keep: usize,
+    /// Steps between two that are due. The last that was due is kept, too, where a run may go back to it.
+    due: Option<usize>,
     /// The names of the run's stages, in order.
     stages: Vec<String>,
 }
@@ -61,8 +67,15 @@ impl Checkpoints {
         Self {
             folder,
             keep,
+            due: None,
             stages,
         }
+    }
+
+    /// The same for a run that may go back to the last checkpoint that was due, of those after `every` steps.
+    pub fn with_due(mut self, every: usize) -> Self {
+        self.due = Some(every);
+        self
     }
 
     /// Where they are.
@@ -70,20 +83,88 @@ impl Checkpoints {
         &self.folder
     }
 
-    /// Writes one and removes those that are too many.
+    /// Writes `snapshot` and removes those that are too many. `is_there` is asked before the checkpoint gets its name
+    /// whether the run's folder is still where it was: files that are written under the name of one that was moved
+    /// away make another.
     ///
     /// One that is there already stays as it is: only the checkpoint that the run was resumed from can
     /// be, and it holds the same state.
     ///
     /// # Errors
-    /// [`TrainError::Io`] or [`TrainError::Weights`]; the checkpoints before are then as they were.
-    pub fn save<B: TrainBackend>(
+    /// [`TrainError::Io`] or [`TrainError::Weights`], or that of `is_there`; the checkpoints before are then as they
+    /// were, and nothing is left of this one.
+    pub fn save(
         &self,
-        progress: &Progress,
-        inputs: &Provenance,
-        config: &ModelConfig,
-        student: &PhiMamba<B>,
-        optimizer: &AdamW<B::InnerBackend>,
+        snapshot: &Snapshot,
+        is_there: impl Fn() -> Result<(), TrainError>,
+    ) -> Result<(), TrainError> {
+        let written = is_there().and_then(|()| self.write(snapshot, &is_there));
+        if let Err(error) = written {
+            // That the folder is gone is the reason for whatever else went wrong.
+            return Err(is_there().err().unwrap_or(error));
+        }
+        sync_folder(&self.folder);
+        let all = self.list()?;
+        let last_due = all.iter().rfind(|path| self.is_due(path));
+        for old in &all[..all.len().saturating_sub(self.keep)] {
+            if last_due == Some(old) {
+                continue;
+            }
+            if let Err(error) = remove(old) {
+                // No error: the new checkpoint is written.
+                say(format_args!("warning: {} stays: {error}", old.display()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the checkpoint at `path` is one that a run may go back to.
+    fn is_due(&self, path: &Path) -> bool {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let position = position_of(&name);
+        let steps = self.due.zip(position);
+        steps.is_some_and(|(every, position)| position.step.is_multiple_of(every))
+    }
+
+    /// The newest whole one of `stage` that was due.
+    ///
+    /// # Errors
+    /// As [`newest`](Self::newest); [`TrainError::Mismatch`] if there is none.
+    pub fn last_due(&self, stage: &str) -> Result<Found, TrainError> {
+        let mut due = self.list()?;
+        due.retain(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let is_of_stage = position_of(&name).is_some_and(|position| position.stage == stage);
+            is_of_stage && self.is_due(path)
+        });
+        verify::newest(due)?.ok_or_else(|| {
+            TrainError::Mismatch(format!(
+                "{}: there is no checkpoint of stage {stage} to go back to after a spike of the loss",
+                self.folder.display()
+            ))
+        })
+    }
+
+    /// Removes those after `position`.
+    ///
+    /// # Errors
+    /// [`TrainError::Io`].
+    pub fn remove_after(&self, position: &Position) -> Result<(), TrainError> {
+        let whole = self.folder.join(name_of(position));
+        let all = self.list()?;
+        let after = all.iter().skip_while(|path| **path != whole).skip(1);
+        // The newest first: a process may die between any two.
+        for path in after.collect::<Vec<_>>().into_iter().rev() {
+            remove(path).map_err(io_error(path))?;
+        }
+        Ok(())
+    }
+
+    /// See [`save`](Self::save).
+    fn write(
+        &self,
+        snapshot: &Snapshot,
+        is_there: impl Fn() -> Result<(), TrainError>,
     ) -> Result<(), TrainError> {
         // Not the folders above it: a run's folder that is gone is not made anew.
         match fs::create_dir(&self.folder) {
@@ -92,31 +173,33 @@ impl Checkpoints {
             }
             _ => {}
         }
-        let name = name_of(&progress.position());
-        let whole = self.folder.join(&name);
+        let whole = self.folder.join(name_of(&snapshot.position()));
         if whole.exists() {
             return Ok(());
         }
         let partial = partial(&whole);
-        let written = write(&partial, progress, inputs, config, student, optimizer)
+        let written = snapshot
+            .write(&partial)
+            .and_then(|()| is_there())
             .and_then(|()| fs::rename(&partial, &whole).map_err(io_error(&whole)));
-        if let Err(error) = written {
+        if written.is_err() {
             // Frees its space, as the disk may be full; the error to report is the first.
-            let _ = fs::remove_dir_all(&partial);
-            return Err(error);
-        }
-        sync_folder(&self.folder);
-        let all = self.list()?;
-        for old in &all[..all.len().saturating_sub(self.keep)] {
-            // Renamed first, so that no half-removed folder has the name of a checkpoint.
-            let partial = self::partial(old);
-            let removed = fs::rename(old, &partial).and_then(|()| fs::remove_dir_all(&partial));
-            if let Err(error) = removed {
-                // No error: the new checkpoint is written.
-                say(format_args!("warning: {} stays: {error}", old.display()));
+            let removed = fs::remove_dir_all(&partial);
+            if removed.is_ok() && is_there().is_err() {
+                self.remove_empty();
             }
         }
-        Ok(())
+        written
+    }
+
+    /// Removes the folder of checkpoints and the run's, if nothing is in them: they were made anew by what was written
+    /// under the names of those that were moved away.
+    fn remove_empty(&self) {
+        let of_run = self.folder.parent();
+        for folder in std::iter::once(&*self.folder).chain(of_run) {
+            // Fails if something is in it.
+            let _ = fs::remove_dir(folder);
+        }
     }
 
     /// Adds `progress` to the checkpoint that is there at its position, since it holds what has been learnt
@@ -263,34 +346,15 @@ fn position_of(name: &str) -> Option<Position> {
     (!stage.starts_with('.') && name_of(&position) == name).then_some(position)
 }
 
+/// Removes the checkpoint at `path`: renamed first, so that no half-removed folder has the name of a checkpoint.
+fn remove(path: &Path) -> std::io::Result<()> {
+    let partial = partial(path);
+    fs::rename(path, &partial).and_then(|()| fs::remove_dir_all(&partial))
+}
+
 /// Makes what was made and renamed in `folder` last through a loss of power, where the system can.
 fn sync_folder(folder: &Path) {
     let _ = File::open(folder).and_then(|folder| folder.sync_all());
-}
-
-fn write<B: TrainBackend>(
-    folder: &Path,
-    progress: &Progress,
-    inputs: &Provenance,
-    config: &ModelConfig,
-    student: &PhiMamba<B>,
-    optimizer: &AdamW<B::InnerBackend>,
-) -> Result<(), TrainError> {
-    fs::create_dir(folder).map_err(io_error(folder))?;
-    let of_student = folder.join(STUDENT);
-    // The large files are hashed while they are written, and not read again.
-    let saved = model::save(config, student, &of_student)?.into_iter();
-    let saved = saved.map(|(name, digest)| (format!("{STUDENT}/{name}"), digest));
-    let mut known: Digests = saved.collect();
-    let digest = moments::save(student, optimizer, config.layout(), &folder.join(OPTIMIZER))?;
-    known.insert(OPTIMIZER.to_owned(), digest);
-    inputs.write(&folder.join(amended(INPUTS, 0)))?;
-    progress.write(&folder.join(amended(PROGRESS, 0)))?;
-    manifest::write_known(folder, &verify::files(folder)?, known)?;
-    // The names of the files as well as what is in them.
-    sync_folder(&of_student);
-    sync_folder(folder);
-    Ok(())
 }
 
 /// What a checkpoint holds, but for the moments.

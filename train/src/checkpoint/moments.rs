@@ -1,16 +1,15 @@
-//! The optimizer's moments as a file, a tensor at a time: all of them are twice as large as the student.
+//! The optimizer's moments as a file: read into the host's memory at once, since they change with the next step, and
+//! back from the file a tensor at a time, since all of them are twice as large as the student.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use kernels::TrainBackend;
-use model::{Layout, PhiMamba, named_parameters};
-use safetensors::tensor::{Dtype, Metadata, View};
+use model::{HostTensor, Layout, PhiMamba, named_parameters};
+use safetensors::tensor::{Dtype, Metadata};
 
 use crate::error::{TrainError, io_error};
 use crate::optimizer::{AdamW, Moments};
@@ -18,62 +17,48 @@ use crate::optimizer::{AdamW, Moments};
 /// The key in the header of the file under which the step counts of the moments stand.
 const TIMES: &str = "times";
 
-/// One of the two moments of a parameter, fetched from its device when the writer comes to it.
-struct Moment<B: Backend> {
-    values: Tensor<B, 1>,
-    shape: [usize; 1],
+/// The moments of an optimizer in the host's memory, under the published names of their parameters.
+#[derive(Debug)]
+pub(super) struct HostMoments {
+    tensors: Vec<(String, HostTensor)>,
+    times: BTreeMap<String, u64>,
 }
 
-impl<B: Backend> View for Moment<B> {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(
-            self.values
-                .to_data()
-                .convert_dtype(DType::F32)
-                .bytes
-                .to_vec(),
-        )
-    }
-
-    fn data_len(&self) -> usize {
-        self.shape[0] * size_of::<f32>()
-    }
-}
-
-/// Writes the moments of the parameters of `student`, under their published names, and returns the file's SHA-256.
-pub(super) fn save<B: TrainBackend>(
-    student: &PhiMamba<B>,
-    optimizer: &AdamW<B::InnerBackend>,
-    layout: Layout,
-    path: &Path,
-) -> Result<String, TrainError> {
-    let mut tensors = vec![];
-    let mut times = BTreeMap::new();
-    for parameter in named_parameters(student, layout) {
-        if let Some(Moments { values, time }) = optimizer.moments.get(&parameter.id) {
-            for (letter, values) in ["m", "v"].into_iter().zip(values.clone()) {
-                let shape = values.dims();
-                let name = format!("{letter}.{}", parameter.name);
-                tensors.push((name, Moment { values, shape }));
+impl HostMoments {
+    /// Reads those of the parameters of `student` from their device.
+    pub(super) fn read<B: TrainBackend>(
+        student: &PhiMamba<B>,
+        optimizer: &AdamW<B::InnerBackend>,
+        layout: Layout,
+    ) -> Self {
+        let mut tensors = vec![];
+        let mut times = BTreeMap::new();
+        for parameter in named_parameters(student, layout) {
+            if let Some(Moments { values, time }) = optimizer.moments.get(&parameter.id) {
+                for (letter, values) in ["m", "v"].into_iter().zip(values) {
+                    let name = format!("{letter}.{}", parameter.name);
+                    tensors.push((name, values.to_data().into()));
+                }
+                times.insert(parameter.name, *time);
             }
-            times.insert(parameter.name, *time);
         }
+        Self { tensors, times }
     }
-    serde_json::to_string(&times)
-        .map_err(std::io::Error::from)
-        .and_then(|times| {
-            let metadata = HashMap::from([(TIMES.to_owned(), times)]);
-            model::weights::write_tensors(path, tensors, Some(metadata))
-        })
-        .map_err(io_error(path))
+
+    /// Writes them to `path`, and returns the file's SHA-256.
+    pub(super) fn write(&self, path: &Path) -> Result<String, TrainError> {
+        let tensors = self.tensors.iter();
+        let tensors: Vec<_> = tensors
+            .map(|(name, tensor)| (name.clone(), tensor))
+            .collect();
+        serde_json::to_string(&self.times)
+            .map_err(std::io::Error::from)
+            .and_then(|times| {
+                let metadata = HashMap::from([(TIMES.to_owned(), times)]);
+                model::weights::write_tensors(path, tensors, Some(metadata))
+            })
+            .map_err(io_error(path))
+    }
 }
 
 /// Reads moments into `optimizer`, under the ids of `student`, one tensor at a time: all of them

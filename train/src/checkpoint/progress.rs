@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Config;
 use crate::error::{TrainError, io_error};
+use crate::guard::Guard;
 use crate::limits::{OutOfRange, require};
 use crate::metrics::{LogMark, Note, Position};
 use crate::stages::Kind;
@@ -36,11 +37,20 @@ pub struct Progress {
     /// Non-finite steps of the stage.
     #[serde(default)]
     pub stage_skipped: usize,
+    /// Sequences of text that were passed over by going back, over all stages.
+    #[serde(default)]
+    pub passed_over: u64,
+    /// How often the run has gone back since the last checkpoint that was due.
+    #[serde(default)]
+    pub roll_backs: usize,
     /// The last finite loss of the stage, smoothed as the closing table shows it; none if no step of the stage
     /// was finite.
     pub loss: Option<f64>,
     /// Perplexity of the teacher.
     pub teacher_perplexity: f64,
+    /// What is remembered of the stage's losses.
+    #[serde(default)]
+    pub guard: Guard,
     /// The log up to here. Earlier versions did not keep it.
     #[serde(default)]
     pub log: Option<LogMark>,
@@ -130,6 +140,12 @@ impl Progress {
             &format!("no more than all that were skipped, {}", self.skipped),
         )?;
         require(
+            self.passed_over <= most,
+            "passed_over",
+            self.passed_over,
+            &format!("up to {most}"),
+        )?;
+        require(
             self.loss.is_none_or(f64::is_finite),
             "loss",
             self.loss.unwrap_or_default(),
@@ -214,6 +230,9 @@ mod tests {
                 loss: 1.0,
                 perplexity: f64::INFINITY,
             }],
+            passed_over: 8,
+            roll_backs: 1,
+            guard: Guard::default(),
             notes: vec![Note {
                 stage: "stage1".into(),
                 step: 3,
@@ -255,6 +274,11 @@ mod tests {
                 "skipped_in_a_row",
             ),
             ("stage_skipped = 1", "stage_skipped = 3", "stage_skipped"),
+            (
+                "passed_over = 8",
+                "passed_over = 9223372036854775807",
+                "passed_over",
+            ),
             ("loss = 0.1", "loss = inf", "loss"),
             (
                 "teacher_perplexity = 29.5",

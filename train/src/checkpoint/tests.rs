@@ -69,6 +69,24 @@ fn the_newest_is_that_of_the_last_stage() {
     assert_eq!((again.path, again.damaged), (before.path, vec![]));
     assert!(found.path.with_added_extension("damaged").exists());
 
+    // A run goes back to one that was due, of the stage that it is in, and forgets what came after it.
+    let last_due = |every, stage| {
+        let stages = ["wide", "narrow"].map(str::to_owned).to_vec();
+        let checkpoints = Checkpoints::new(folder.path().to_owned(), 2, stages).with_due(every);
+        checkpoints.last_due(stage).map(|found| found.path)
+    };
+    let at = |name: &str| folder.path().join(name);
+    assert_eq!(last_due(50, "wide").unwrap(), at("wide-step0000700"));
+    assert_eq!(last_due(1, "narrow").unwrap(), at("narrow-step0000001"));
+    assert!(last_due(50, "narrow").is_err());
+    let position = Position {
+        stage: "wide".into(),
+        step: 700,
+    };
+    checkpoints.remove_after(&position).unwrap();
+    assert!(at("wide-step0000700").exists() && at("wide-step0000005").exists());
+    assert!(!at("narrow-step0000001").exists());
+
     fs::create_dir(folder.path().join("gone-step0000001")).unwrap();
     let message = checkpoints.newest().unwrap_err().to_string();
     assert!(message.contains("no stage `gone`"), "{message}");

@@ -13,7 +13,6 @@ use std::process::ExitCode;
 use anyhow::{anyhow, bail};
 use burn::backend::Autodiff;
 use clap::{Args, Parser, Subcommand};
-use datasets::DataError;
 use kernels::KernelBackend;
 use kernels::runtime::{Backend, BackendError, Work};
 
@@ -21,6 +20,7 @@ use train::TrainError;
 use train::ablation::{Ablation, Budget, Recipe, Variant};
 use train::config::{Config, PRESETS, Source};
 use train::logging::{listen, say};
+use train::report::Comparison;
 use train::run::{CONFIG, Outcome, Run, RunOptions, SUMMARY};
 
 use bench::BenchArgs;
@@ -55,6 +55,9 @@ Examples:
   C4 from the Hugging Face hub, tokenised while the run goes on:
       train --preset phi-1.5 --set data.train=hub:allenai/c4:en \\
           --set data.validation=hub:allenai/c4:en:validation
+
+  Two runs over each other, on one page:
+      train compare runs/tiny runs/tiny-2
 
   How fast the stages are at full size on this machine:
       train bench --preset phi-1.5
@@ -97,6 +100,7 @@ enum Command {
     Bench(Box<BenchArgs>),
     Prepare(PrepareArgs),
     Study(StudyArgs),
+    Compare(CompareArgs),
 }
 
 /// What makes a configuration.
@@ -150,6 +154,10 @@ struct RunArgs {
     /// The run folder; by default runs/NAME, or runs/NAME-2 and so on where that is taken
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
+
+    /// Answer Prometheus on this port, at /metrics; short for --set log.metrics_port=PORT, also with --resume
+    #[arg(long, value_name = "PORT")]
+    metrics_port: Option<u16>,
 
     #[command(flatten)]
     shared: SharedArgs,
@@ -226,6 +234,21 @@ struct AblateArgs {
     shared: SharedArgs,
 }
 
+/// Draws runs over each other on one page, and prints their results in one table.
+///
+/// The page is one HTML file with the losses of each stage, the perplexities, and the keys of the configurations that
+/// differ. The runs need not be finished.
+#[derive(Debug, Args)]
+struct CompareArgs {
+    /// The folders of the runs
+    #[arg(required = true, num_args = 2.., value_name = "RUN")]
+    runs: Vec<PathBuf>,
+
+    /// The file for the page
+    #[arg(long, value_name = "FILE", default_value = "compare.html")]
+    out: PathBuf,
+}
+
 impl Cli {
     /// Does what the command line says.
     ///
@@ -238,6 +261,7 @@ impl Cli {
             Some(Command::Bench(args)) => print(format_args!("{}", args.run()?)),
             Some(Command::Prepare(args)) => print(format_args!("{}", args.run()?)),
             Some(Command::Study(args)) => args.run(),
+            Some(Command::Compare(args)) => args.run(),
             None => self.run.run(),
         }
     }
@@ -256,7 +280,7 @@ impl SharedArgs {
 impl RunArgs {
     fn run(self) -> anyhow::Result<ExitCode> {
         let backend = self.shared.backend()?;
-        let (config, folder, resume) = match &self.resume {
+        let (mut config, folder, resume) = match &self.resume {
             Some(folder) => {
                 let file = folder.join(CONFIG);
                 if !file.exists() {
@@ -275,6 +299,9 @@ impl RunArgs {
                 (config, folder, false)
             }
         };
+        if let Some(port) = self.metrics_port {
+            config.log.metrics_port = port;
+        }
         let options = RunOptions {
             config,
             folder: folder.clone(),
@@ -392,6 +419,14 @@ impl AblateArgs {
     }
 }
 
+impl CompareArgs {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let comparison = Comparison::read(&self.runs)?;
+        comparison.write(&self.out)?;
+        print(format_args!("{comparison}\n\npage  {}", self.out.display()))
+    }
+}
+
 struct Train(RunOptions);
 
 impl Work for Train {
@@ -463,12 +498,7 @@ fn with_advice(error: TrainError, memory: &str, again: &str) -> anyhow::Error {
         Device(Lost { .. } | OldDriver { .. } | Failed { .. }) => {
             anyhow!("{error}; after that, continue {again}")
         }
-        Data(DataError::Fetch { .. })
-        | Io { .. }
-        | Manifest(_)
-        | Metrics(_)
-        | Report(_)
-        | Weights(_) => {
+        Data(_) | Io { .. } | Manifest(_) | Metrics(_) | Report(_) | Weights(_) => {
             anyhow!("{error}; put that right, then continue {again}")
         }
         other => other.into(),

@@ -64,6 +64,8 @@ pub struct Config {
     pub log: Log,
     /// When a run that goes wrong stops.
     pub safety: Safety,
+    /// What is noticed about the loss, and what is done about it.
+    pub guard: Guard,
     /// How perplexity is measured.
     pub evaluation: Evaluation,
 }
@@ -180,6 +182,10 @@ pub struct Log {
     /// measured: so long `metrics.jsonl`, the progress bar and the notice of a loss that is not finite wait,
     /// and so many queued steps a request to stop.
     pub every: usize,
+    /// Whether to write events for TensorBoard, into the folder `tensorboard` of the run folder.
+    pub tensorboard: bool,
+    /// The port on which Prometheus can ask for the numbers of the last step; 0 for none.
+    pub metrics_port: u16,
 }
 
 /// `[safety]`
@@ -187,6 +193,30 @@ pub struct Log {
 pub struct Safety {
     /// Non-finite steps in a row after which the run stops.
     pub max_skipped: usize,
+}
+
+/// `[guard]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Guard {
+    /// How many times the median of the losses before a loss must be to be a spike; 0 notices none.
+    pub spike: f64,
+    /// Losses that the median is of, the last ones of the stage.
+    pub window: usize,
+    /// What is done about a spike.
+    pub action: GuardAction,
+}
+
+/// What is done about a spike of the loss, beside saying it. Both that change something read each step's loss as it
+/// comes, which costs a device with a queue some of its speed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GuardAction {
+    /// Nothing.
+    Log,
+    /// The step changes nothing.
+    Skip,
+    /// The run goes back to the last checkpoint of the stage that was due, and on with the text after the spike.
+    RollBack,
 }
 
 /// `[evaluation]`

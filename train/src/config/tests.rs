@@ -540,6 +540,7 @@ fn wrong_choices_list_the_right_ones() {
         ),
         ("optimizer.decay=matrix", "did you mean `matrices`?"),
         ("student.activation=SiLU", "did you mean `silu`?"),
+        ("guard.action=stop", "(choices: log, skip, roll_back)"),
         ("precision=bf15", "`bf15`; did you mean `bf16`?"),
     ] {
         let message = complaint(wrong);
@@ -580,6 +581,8 @@ fn values_out_of_range_name_the_key_and_the_range() {
         ("checkpoint.keep=0", "checkpoint.keep"),
         ("log.every=0", "log.every"),
         ("safety.max_skipped=0", "safety.max_skipped"),
+        ("guard.spike=0.5", "guard.spike"),
+        ("guard.window=0", "guard.window"),
         ("evaluation.context=0", "evaluation.context"),
         ("evaluation.batch=0", "evaluation.batch"),
     ] {

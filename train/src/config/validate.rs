@@ -102,6 +102,14 @@ pub(super) fn validate(config: &Config) -> Result<(), OutOfRange> {
     at_least(1, "checkpoint.keep", config.checkpoint.keep)?;
     at_least(1, "log.every", config.log.every)?;
     at_least(1, "safety.max_skipped", config.safety.max_skipped)?;
+    let spike = config.guard.spike;
+    require(
+        spike == 0.0 || (spike >= 1.0 && spike.is_finite()),
+        "guard.spike",
+        spike,
+        "1 or more, or 0 for none",
+    )?;
+    at_least(1, "guard.window", config.guard.window)?;
     at_least(2, "evaluation.context", config.evaluation.context)?;
     at_least(1, "evaluation.batch", config.evaluation.batch)
 }

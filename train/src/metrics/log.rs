@@ -1,13 +1,14 @@
 //! `metrics.jsonl`: one JSON object a line, appended as the run goes.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{Position, Record};
+use crate::retry::{retry, sleep};
 
 /// An open `metrics.jsonl`.
 ///
@@ -125,7 +126,7 @@ impl MetricsLog {
         Ok((log, damage))
     }
 
-    /// Appends `record`.
+    /// Appends `record`. A full disk is waited for, and nothing is left of a line that it cut.
     ///
     /// # Errors
     /// [`MetricsError::Io`].
@@ -133,11 +134,24 @@ impl MetricsLog {
         let mut line =
             serde_json::to_string(record).map_err(|source| io_error(&self.path)(source.into()))?;
         line.push('\n');
-        self.file
-            .write_all(line.as_bytes())
-            .map_err(io_error(&self.path))?;
+        retry(sleep, || {
+            self.file.write_all(line.as_bytes()).inspect_err(|_| {
+                // Else the line would follow the part of it that was written.
+                let _ = self.cut();
+            })
+        })
+        .map_err(io_error(&self.path))?;
         self.bytes += line.len() as u64;
         self.digest.update(&line);
+        Ok(())
+    }
+
+    /// Removes what was written of a line that is not whole.
+    fn cut(&mut self) -> io::Result<()> {
+        if self.file.metadata()?.len() > self.bytes {
+            self.file.set_len(self.bytes)?;
+            self.file.seek(SeekFrom::Start(self.bytes))?;
+        }
         Ok(())
     }
 

@@ -1,22 +1,29 @@
 //! What a run shows while it works, and what it records of itself.
 //!
 //! The loop makes one [`StepMetrics`] per optimizer step. [`MetricsLog`] appends it to `metrics.jsonl`, from
-//! which the report is drawn and which any other tool can read; [`Watch`] shows it on the terminal. Neither
-//! depends on the other.
+//! which the report is drawn and which any other tool can read; [`Watch`] shows it on the terminal, and [`Mirrors`] to TensorBoard
+//! and Prometheus. None depends on another.
 
 mod dashboard;
 mod log;
+mod mirrors;
+mod prometheus;
+mod tensorboard;
 mod watch;
 
 pub use log::{LogMark, MetricsError, MetricsLog, read, read_what_can_be};
+pub use mirrors::Mirrors;
 pub use watch::{StagePlan, Watch};
 
+use std::collections::BTreeMap;
+
+use model::Part;
 use serde::{Deserialize, Serialize};
 
-use crate::summary::null_is_nan;
+use crate::summary::{null_is_nan, nulls_are_nan};
 
 /// One optimizer step.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
     /// The stage's name.
     pub stage: String,
@@ -32,10 +39,25 @@ pub struct StepMetrics {
     /// Global gradient norm before clipping; not finite in a skipped step.
     #[serde(deserialize_with = "null_is_nan")]
     pub grad_norm: f64,
+    /// The same of each part that has a gradient.
+    #[serde(default, deserialize_with = "nulls_are_nan")]
+    pub grad_norms: BTreeMap<Part, f64>,
     /// Training tokens per second: of this step, or of the steps that were read together with it, on the
     /// average.
     pub tokens_per_second: f64,
-    /// Whether the step changed nothing because loss or gradient was not finite.
+    /// Floating-point operations per second of both models, as `train bench` counts them; without what is computed
+    /// twice.
+    #[serde(default)]
+    pub operations_per_second: f64,
+    /// Seconds that the step has waited for its text.
+    #[serde(default)]
+    pub data_wait: f64,
+    /// Bytes of the device's memory that the process has reserved, or of the host's that it has where tensors have
+    /// that; null where the system does not say.
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
+    /// Whether the step changed nothing because loss or gradient was not finite, or the loss a spike
+    /// (`guard.action = "skip"`).
     pub skipped: bool,
     /// Seconds of training so far, over all stages and resumptions, without evaluations and checkpoints.
     pub seconds: f64,

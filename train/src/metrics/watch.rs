@@ -265,6 +265,7 @@ mod tests {
             tokens_per_second: 8123.9,
             skipped: false,
             seconds: 10.0,
+            ..StepMetrics::default()
         };
         // 20 steps in 10 seconds leave 440 steps for 220 seconds: the 40 before do not count.
         assert_eq!(

@@ -7,12 +7,15 @@
 //!
 //! - `chart` draws curves,
 //! - `heatmap` matrices,
-//! - `page` puts them, the numbers and the words together.
+//! - `page` puts them, the numbers and the words together,
+//! - `compare` lays runs over each other, on a page of the same style.
 
 pub(crate) mod chart;
+mod compare;
 pub(crate) mod heatmap;
 mod page;
 
+pub use compare::Comparison;
 pub(crate) use page::document;
 
 use std::path::{Path, PathBuf};

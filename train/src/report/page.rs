@@ -8,7 +8,7 @@ use crate::metrics::{Evaluation, Note, Record, StepMetrics};
 use crate::stages::Kind;
 use crate::summary::{StageSummary, Summary, time};
 
-const STYLE: &str = include_str!("page.css");
+pub(super) const STYLE: &str = include_str!("page.css");
 
 pub(super) fn render(data: &ReportData) -> Result<String, ReportError> {
     let summary = &data.summary;
@@ -125,8 +125,8 @@ fn loss_section(stages: &[StageSummary], records: &[Record]) -> Result<Markup, R
         };
         let skipped = match steps.iter().filter(|step| step.skipped).count() {
             0 => String::new(),
-            1 => " One step was not finite and skipped.".to_owned(),
-            count => format!(" {count} steps were not finite and skipped."),
+            1 => " One step was skipped.".to_owned(),
+            count => format!(" {count} steps were skipped."),
         };
         panels.push(html! {
             figure {
@@ -262,7 +262,7 @@ fn config_section(config: &str) -> Markup {
 }
 
 /// Text with the control characters replaced that HTML cannot hold. A model may write anything.
-fn displayable(text: &str) -> String {
+pub(super) fn displayable(text: &str) -> String {
     let replaced = |c: char| {
         if c.is_control() && !c.is_whitespace() {
             '\u{fffd}'
@@ -294,6 +294,7 @@ mod tests {
             tokens_per_second: 5000.0,
             skipped: false,
             seconds: 1.0,
+            ..StepMetrics::default()
         };
         ReportData {
             name: "a & b".to_owned(),

@@ -4,26 +4,25 @@ use burn::module::AutodiffModule;
 use kernels::TrainBackend;
 use model::PhiMamba;
 
-use super::folder::Held;
 use super::{METRICS, Run, STUDENT, SUMMARY};
 use crate::error::{TrainError, io_error};
-use crate::metrics::{self, Note, Record};
+use crate::metrics;
 use crate::report::ReportData;
+use crate::retry::{retry, sleep};
 use crate::specimens::Specimens;
 use crate::summary::{Summary, peak_memory_bytes};
 
 impl<B: TrainBackend> Run<B> {
     /// Exports the student, and writes summary and report.
-    pub(super) fn close(
-        mut self,
-        student: &PhiMamba<B>,
-        held: &Held,
-    ) -> Result<Summary, TrainError> {
+    pub(super) fn close(mut self, student: &PhiMamba<B>) -> Result<Summary, TrainError> {
         self.require_finite(student)?;
         let student = student.valid();
         let folder = self.options.folder.clone();
-        held.check()?;
-        (self.teacher_files).export(&self.student_config, &student, &folder.join(STUDENT))?;
+        self.held.check()?;
+        let exported = folder.join(STUDENT);
+        retry(sleep, || {
+            (self.teacher_files).export(&self.student_config, &student, &exported)
+        })?;
         if !self.log.is_intact()? {
             self.note(format!(
                 "{} was changed or removed by another program while the run went on; the curves of the report may \
@@ -66,23 +65,10 @@ impl<B: TrainBackend> Run<B> {
             samples,
             config: self.options.config.to_toml()?,
         };
-        held.check()?;
-        report.write(&folder.join("report.html"))?;
+        self.held.check()?;
+        retry(sleep, || report.write(&folder.join("report.html")))?;
         let path = folder.join(SUMMARY);
-        summary.write(&path).map_err(io_error(&path))?;
+        retry(sleep, || summary.write(&path)).map_err(io_error(&path))?;
         Ok(summary)
-    }
-
-    /// Says `text`, in the log, in the metrics and in the summary.
-    pub(super) fn note(&mut self, text: String) -> Result<(), TrainError> {
-        self.watch.note(&text);
-        let note = Note {
-            stage: self.progress.stage.clone(),
-            step: self.progress.step,
-            text,
-        };
-        self.log.record(&Record::Note(note.clone()))?;
-        self.progress.notes.push(note);
-        Ok(())
     }
 }

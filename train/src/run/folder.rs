@@ -99,7 +99,7 @@ impl Held {
     }
 
     /// Removes the folder if it was made for a run that did not start, unless something is in it.
-    pub(super) fn give_up(self) {
+    pub(super) fn give_up(&self) {
         if self.is_new && self.is_there() {
             // Fails if something was written to it.
             let _ = fs::remove_dir(&self.path);

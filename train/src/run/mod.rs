@@ -12,10 +12,13 @@ mod options;
 mod pending_metrics;
 mod prefetch;
 mod prepare;
+mod record;
+mod roll_back;
 mod sources;
 mod teacher_and_text;
 mod teacher_files;
 mod text;
+mod writer;
 
 pub use inputs::student_config;
 pub(crate) use inputs::{check_layers, teacher_of_stages, untrained_student};
@@ -34,17 +37,20 @@ use kernels::runtime::{check, synchronise};
 use model::{ModelConfig, Phi, PhiMamba};
 
 use self::folder::{Held, finished, is_run};
-use self::pending_metrics::PendingMetrics;
+use self::pending_metrics::{PendingMetrics, QueuedStep};
 use self::prefetch::Prefetch;
 use self::teacher_files::TeacherFiles;
 use self::text::{StageText, first_batch};
-use crate::checkpoint::{Checkpoints, Progress};
-use crate::config::StageConfig;
+use self::writer::Writer;
+use crate::checkpoint::{Checkpoints, Progress, Snapshot};
+use crate::config::{GuardAction, StageConfig};
 use crate::error::TrainError;
 use crate::evaluate::perplexity;
-use crate::metrics::{Evaluation, MetricsLog, Record, StepMetrics, Watch};
+use crate::guard::Guard;
+use crate::metrics::{Evaluation, MetricsLog, Mirrors, Record, Watch};
 use crate::optimizer::AdamW;
 use crate::provenance::Provenance;
+use crate::retry::{retry, sleep};
 use crate::stages::{StageStep, train_parts};
 use crate::step::TrainStep;
 use crate::summary::StageSummary;
@@ -56,7 +62,7 @@ pub const SUMMARY: &str = "summary.json";
 /// The folder of the run folder that holds the checkpoints.
 const CHECKPOINTS: &str = "checkpoints";
 /// The file of the run folder that has a line for each step.
-const METRICS: &str = "metrics.jsonl";
+pub(crate) const METRICS: &str = "metrics.jsonl";
 /// The folder of the run folder that holds the result.
 const STUDENT: &str = "student";
 
@@ -79,15 +85,32 @@ pub struct Run<B: TrainBackend> {
     skipped_lines: u64,
     /// Of each stage of the list: the layers that have nothing to learn in it.
     idle_layers: Vec<Vec<usize>>,
+    /// Of each stage of the list: the operations that a token takes.
+    operations: Vec<f64>,
     teacher: Phi<B::InnerBackend>,
     student_config: ModelConfig,
     optimizer: AdamW<B::InnerBackend>,
     progress: Progress,
-    checkpoints: Checkpoints,
+    checkpoints: Arc<Checkpoints>,
+    writer: Writer,
+    held: Arc<Held>,
     log: MetricsLog,
+    mirrors: Mirrors,
     watch: Watch,
+    /// What the loss of the stage can come to; `None` if this process did not begin the stage, or has said it.
+    floor: Option<f64>,
     started: Instant,
     seconds_before: f64,
+}
+
+/// How a stage ended, for now.
+enum End<B: TrainBackend> {
+    /// With all of its steps, and this student.
+    Done(PhiMamba<B>),
+    /// At a spike of the loss: the run has gone back, and has this student.
+    RolledBack(PhiMamba<B>),
+    /// On request.
+    Stopped,
 }
 
 impl<B: TrainBackend> Run<B> {
@@ -110,7 +133,7 @@ impl<B: TrainBackend> Run<B> {
         {
             return Ok(Outcome::Finished(summary));
         }
-        let held = Held::take(&folder)?;
+        let held = Arc::new(Held::take(&folder)?);
         // Another process may have begun one, or ended it, before the folder was taken.
         if exists() {
             return Err(TrainError::Exists(folder));
@@ -133,25 +156,26 @@ impl<B: TrainBackend> Run<B> {
         };
         // Those that are done are the first of the list.
         for number in run.progress.finished.len()..run.options.config.stages.len() {
-            student = match run.stage(number, student, &held)? {
-                Some(student) => student,
-                None => return Ok(Outcome::Stopped),
-            };
+            loop {
+                match run.stage(number, student)? {
+                    End::Done(trained) => {
+                        student = trained;
+                        break;
+                    }
+                    End::RolledBack(earlier) => student = earlier,
+                    End::Stopped => return Ok(Outcome::Stopped),
+                }
+            }
         }
-        run.close(&student, &held).map(Outcome::Finished)
+        run.close(&student).map(Outcome::Finished)
     }
 
     /// Stage `number` of the list, from 0: the steps that are left of it, its last checkpoint and its
-    /// evaluation. `None` if asked to stop on the way.
+    /// evaluation.
     ///
     /// The student is passed by value from step to step, so that its parameters have one owner and the
     /// optimizer can update them in place.
-    fn stage(
-        &mut self,
-        number: usize,
-        student: PhiMamba<B>,
-        held: &Held,
-    ) -> Result<Option<PhiMamba<B>>, TrainError> {
+    fn stage(&mut self, number: usize, student: PhiMamba<B>) -> Result<End<B>, TrainError> {
         let config = self.options.config.clone();
         let stage = &config.stages[number];
         if self.progress.stage != stage.name {
@@ -161,13 +185,15 @@ impl<B: TrainBackend> Run<B> {
             self.progress.skipped_in_a_row = 0;
             self.progress.stage_skipped = 0;
             self.progress.loss = None;
+            self.progress.guard = Guard::default();
             self.optimizer = AdamW::new(&config.optimizer);
         }
         let steps = config.steps(stage);
         let texts: Vec<_> = (self.train.iter())
             .map(|text| text.is.sha256.as_str())
             .collect();
-        let first = first_batch(&config, &texts, number) + self.progress.step as u64;
+        let passed_over = self.progress.passed_over.div_ceil(stage.batch as u64);
+        let first = first_batch(&config, &texts, number) + passed_over + self.progress.step as u64;
         let sources = self.train[number].sources.clone();
         let batches = Batches::mixed(sources, stage.batch, config.seed)?;
         let mut batches = Prefetch::new(move |step| batches.batch(step), first);
@@ -178,43 +204,75 @@ impl<B: TrainBackend> Run<B> {
         B::memory_cleanup(device);
         let mut pending = PendingMetrics::new();
         // On a device that has a queue, reading a result waits for all that was queued before.
+        let acts = config.guard.action != GuardAction::Log;
         let best = if B::queues() { config.log.every } else { 1 };
-        let read_every = self.options.read_every.unwrap_or(best);
+        let read_every = if acts {
+            // What is done at a step depends on the losses of all before it.
+            1
+        } else {
+            self.options.read_every.unwrap_or(best)
+        };
         self.watch.stage_begin(&stage.name, self.progress.step);
         self.show_idle_layers(number);
+        if config.guard.action == GuardAction::RollBack && self.progress.step == 0 {
+            self.checkpoint(&student)?;
+        }
 
         while self.progress.step < steps {
             if stop_requested(&self.options, &self.watch) {
                 self.read(stage, &mut pending)?;
-                self.checkpoint(&student, held)?;
+                self.checkpoint(&student)?;
+                self.writer.wait()?;
                 say_stopped(&self.options, &mut self.watch);
-                return Ok(None);
+                return Ok(End::Stopped);
             }
+            let waits = Instant::now();
             let batch = batches.next()?;
+            let data_wait = waits.elapsed().as_secs_f64();
+            if self.progress.step == 0 {
+                let floor = train_step.floor(&batch).into_data();
+                self.floor = floor.iter::<f64>().next();
+                pending.restart();
+            }
             let rates = stage.lr_at(self.progress.step, steps);
             let at = StageStep {
                 number: self.progress.step,
                 of: steps,
             };
+            if config.guard.action == GuardAction::Skip {
+                self.optimizer.loss_limit = self.progress.guard.limit(&config.guard);
+            }
             let measured;
             (student, measured) = train_step.step(student, &mut self.optimizer, &batch, &rates, at);
             self.progress.step += 1;
             self.progress.tokens += config.tokens_per_step(stage);
-            let (step, tokens) = (self.progress.step, self.progress.tokens);
-            pending.push(step, tokens, rates.highest(), measured);
+            let step = self.progress.step;
+            let queued = QueuedStep {
+                number: step,
+                tokens: self.progress.tokens,
+                lr: rates.highest(),
+                data_wait,
+            };
+            pending.push(queued, measured);
 
             let last = step == steps;
             check::<B>(&self.device)?;
+            self.writer.check()?;
             if MEMORY_SHOWN.contains(&step) {
                 self.show_memory();
             }
             let checkpoint = step.is_multiple_of(config.checkpoint.every) && !last;
             if step.is_multiple_of(read_every) || last || checkpoint {
-                self.read(stage, &mut pending)?;
+                let is_spike = self.read(stage, &mut pending)?;
+                if is_spike && config.guard.action == GuardAction::RollBack {
+                    drop(student);
+                    return self.roll_back(stage).map(End::RolledBack);
+                }
             }
             // A checkpoint after a skipped step would keep what led there.
             if checkpoint && self.progress.skipped_in_a_row == 0 {
-                self.checkpoint(&student, held)?;
+                self.progress.roll_backs = 0;
+                self.checkpoint(&student)?;
                 pending.restart();
             }
         }
@@ -226,62 +284,13 @@ impl<B: TrainBackend> Run<B> {
             });
         }
         // Before the evaluation, which takes time and may fail.
-        self.checkpoint(&student, held)?;
-        if !self.end_stage(stage, &student, held)? {
+        self.checkpoint(&student)?;
+        if !self.end_stage(stage, &student)? {
+            self.writer.wait()?;
             say_stopped(&self.options, &mut self.watch);
-            return Ok(None);
+            return Ok(End::Stopped);
         }
-        Ok(Some(student))
-    }
-
-    /// Reads, records and shows loss and norm of the steps since the last time.
-    fn read(
-        &mut self,
-        stage: &StageConfig,
-        pending: &mut PendingMetrics<B::InnerBackend>,
-    ) -> Result<(), TrainError> {
-        let config = &self.options.config;
-        let steps = config.steps(stage) as f64;
-        let tokens = config.tokens_per_step(stage);
-        for step in pending.read() {
-            let skipped = !(step.loss.is_finite() && step.norm.is_finite());
-            if skipped {
-                self.progress.skipped += 1;
-                self.progress.skipped_in_a_row += 1;
-                self.progress.stage_skipped += 1;
-            } else {
-                self.progress.skipped_in_a_row = 0;
-                // Smoothed over a twentieth of the stage.
-                let share = 20.0 / steps.max(20.0);
-                let smooth = |old: f64| old + share * (step.loss - old);
-                self.progress.loss = Some(self.progress.loss.map_or(step.loss, smooth));
-            }
-            self.progress.stage_seconds += step.seconds;
-            self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
-            let metrics = StepMetrics {
-                stage: stage.name.clone(),
-                step: step.number,
-                tokens: step.tokens,
-                loss: step.loss,
-                lr: step.lr,
-                grad_norm: step.norm,
-                tokens_per_second: tokens as f64 / step.seconds,
-                skipped,
-                seconds: self.trained_seconds(),
-            };
-            self.log.record(&Record::Step(metrics.clone()))?;
-            self.watch.step(&metrics, self.progress.skipped);
-
-            if self.progress.skipped_in_a_row >= self.options.config.safety.max_skipped {
-                return Err(TrainError::NotFinite {
-                    stage: stage.name.clone(),
-                    step: step.number,
-                    skipped: self.progress.skipped_in_a_row,
-                    folder: self.options.folder.clone(),
-                });
-            }
-        }
-        Ok(())
+        Ok(End::Done(student))
     }
 
     /// Says which layers have nothing to learn in stage `number` of the list, if there are any.
@@ -316,22 +325,25 @@ impl<B: TrainBackend> Run<B> {
         finished.sum::<f64>() + self.progress.stage_seconds
     }
 
-    fn checkpoint(&mut self, student: &PhiMamba<B>, held: &Held) -> Result<(), TrainError> {
+    /// Reads all that a checkpoint holds, and begins to write it.
+    fn checkpoint(&mut self, student: &PhiMamba<B>) -> Result<(), TrainError> {
+        // Before the next one is read: the host's memory may not hold both.
+        self.writer.wait()?;
         // The results of a kernel that has failed are not valid.
         synchronise::<B>(&self.device)?;
         self.require_finite(student)?;
-        held.check()?;
+        self.held.check()?;
         // Before the checkpoint, which says that all before it is recorded.
         self.log.sync()?;
         self.progress.log = Some(self.log.mark());
         self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
-        self.checkpoints.save(
+        self.writer.write(Snapshot::take(
             &self.progress,
             &self.made_from,
             &self.student_config,
             student,
             &self.optimizer,
-        )
+        ))
     }
 
     /// Measures the student at the end of a stage, and amends its checkpoint by that; false if asked to stop
@@ -340,7 +352,6 @@ impl<B: TrainBackend> Run<B> {
         &mut self,
         stage: &StageConfig,
         student: &PhiMamba<B>,
-        held: &Held,
     ) -> Result<bool, TrainError> {
         let config = &self.options.config;
         let measured = perplexity(
@@ -372,7 +383,7 @@ impl<B: TrainBackend> Run<B> {
             loss: self.progress.loss.unwrap_or(f64::NAN),
             perplexity: student_perplexity,
         };
-        self.log.record(&Record::Evaluation(evaluation.clone()))?;
+        self.record(Record::Evaluation(evaluation.clone()))?;
         self.watch.evaluation(&evaluation);
         self.watch.stage_end(&summary);
         self.progress.finished.push(summary);
@@ -381,7 +392,7 @@ impl<B: TrainBackend> Run<B> {
         if skipped as u64 * 100 > steps as u64 {
             self.note(format!(
                 "warning: {skipped} of the {steps} steps of stage {} were skipped, since their loss or gradient was \
-                 not finite; what it has learnt is from the others; a lower lr of the stage may help",
+                 not finite or too high; what it has learnt is from the others; a lower lr of the stage may help",
                 stage.name
             ))?;
         }
@@ -390,8 +401,9 @@ impl<B: TrainBackend> Run<B> {
         // Before the checkpoint, which says that all before it is recorded.
         self.log.sync()?;
         self.progress.log = Some(self.log.mark());
-        held.check()?;
-        self.checkpoints.amend(&self.progress, None)?;
+        self.writer.wait()?;
+        self.held.check()?;
+        retry(sleep, || self.checkpoints.amend(&self.progress, None))?;
         Ok(true)
     }
 }

@@ -12,15 +12,17 @@ use model::{CausalLm, Fit, InitError, PhiMamba};
 use super::folder::Held;
 use super::teacher_files::TeacherFiles;
 use super::text::text;
+use super::writer::Writer;
 use super::{
     CHECKPOINTS, COMPILING, CONFIG, METRICS, Run, RunOptions, check_layers, inputs, say_stopped,
     stop_requested, teacher_of_stages, untrained_student,
 };
 use crate::checkpoint::{self, Checkpoints, Found, Loaded, Progress};
-use crate::config::Config;
+use crate::config::{Config, GuardAction};
 use crate::error::TrainError;
 use crate::evaluate::perplexity;
-use crate::metrics::{Evaluation, MetricsLog, Note, Record, StagePlan, Watch};
+use crate::guard::Guard;
+use crate::metrics::{Evaluation, MetricsLog, Mirrors, Note, Record, StagePlan, Watch};
 use crate::optimizer::AdamW;
 use crate::provenance::Provenance;
 
@@ -28,7 +30,7 @@ impl<B: TrainBackend> Run<B> {
     /// Reads or makes everything the stages need; `None` if asked to stop on the way.
     pub(super) fn open(
         options: RunOptions,
-        held: &Held,
+        held: &Arc<Held>,
         device: &B::Device,
     ) -> Result<Option<(Self, PhiMamba<B>)>, TrainError> {
         let started = Instant::now();
@@ -44,7 +46,10 @@ impl<B: TrainBackend> Run<B> {
         let stages = config.stages.iter();
         let names: Vec<_> = stages.map(|stage| stage.name.clone()).collect();
         let keep = config.checkpoint.keep;
-        let checkpoints = Checkpoints::new(folder.join(CHECKPOINTS), keep, names.clone());
+        let mut checkpoints = Checkpoints::new(folder.join(CHECKPOINTS), keep, names.clone());
+        if config.guard.action == GuardAction::RollBack {
+            checkpoints = checkpoints.with_due(config.checkpoint.every);
+        }
         checkpoints.remove_partial()?;
         let newest = checkpoints.newest()?;
         if let Some(found) = &newest
@@ -66,12 +71,16 @@ impl<B: TrainBackend> Run<B> {
         let student_config = inputs::student_config(config, &teacher_config)?;
         let how = inputs::initialisation(config);
         how.check(&CausalLm::init(&student_config, 0, device), &teacher)?;
-        let idle_layers = {
+        let (idle_layers, operations) = {
             let (teacher, student) = (teacher_config.network(), student_config.network());
             let stages = config.stages.iter();
-            stages
-                .map(|stage| check_layers(stage, &teacher, &student))
-                .collect::<Result<Vec<_>, _>>()?
+            let idle = stages.clone();
+            let idle = idle.map(|stage| check_layers(stage, &teacher, &student));
+            let operations = stages.map(|stage| {
+                let l = config.context(stage);
+                stage.kind.arithmetic(l, &teacher, &student).total()
+            });
+            (idle.collect::<Result<Vec<_>, _>>()?, operations.collect())
         };
         let tokenizer = inputs::tokenizer(config, &teacher_folder, &teacher_config)?;
         let tokenizer = Arc::new(tokenizer);
@@ -287,6 +296,9 @@ impl<B: TrainBackend> Run<B> {
                 tokens: 0,
                 stage_seconds: 0.0,
                 seconds: 0.0,
+                passed_over: 0,
+                roll_backs: 0,
+                guard: Guard::default(),
                 skipped: 0,
                 skipped_in_a_row: 0,
                 stage_skipped: 0,
@@ -298,7 +310,10 @@ impl<B: TrainBackend> Run<B> {
             };
             (student, progress, log)
         };
+        let checkpoints = Arc::new(checkpoints);
         let run = Self {
+            writer: Writer::new(checkpoints.clone(), held.clone()),
+            held: held.clone(),
             device: device.clone(),
             tokenizer,
             teacher_files,
@@ -307,6 +322,7 @@ impl<B: TrainBackend> Run<B> {
             held_out: text.held_out,
             skipped_lines: text.skipped_lines,
             idle_layers,
+            operations,
             teacher: teacher_of_stages(teacher, &student_config, config.precision),
             student_config,
             optimizer,
@@ -314,7 +330,9 @@ impl<B: TrainBackend> Run<B> {
             progress,
             checkpoints,
             log,
+            mirrors: Mirrors::open(&options.config.log, &options.folder, &metrics),
             watch,
+            floor: None,
             started,
             options,
         };

@@ -1,5 +1,7 @@
 //! A teacher and held-out text, without a run around them.
 
+use std::sync::Arc;
+
 use datasets::TokenWindows;
 use kernels::KernelBackend;
 use model::{CausalLm, NetworkConfig};
@@ -38,7 +40,7 @@ impl<B: KernelBackend> TeacherAndText<B> {
             config.teacher.model = model.to_owned();
         }
         if !paths.is_empty() {
-            config.data.validation = paths.to_vec();
+            config.data.validation = paths.iter().map(|path| path.as_str().into()).collect();
         }
         config.data.cache = cache.to_owned();
         // No stage reads any other text.
@@ -49,7 +51,7 @@ impl<B: KernelBackend> TeacherAndText<B> {
         let folder = inputs::teacher_folder(&config.teacher.model, None)?;
         let (of_teacher, teacher) =
             model::load_any(&folder, device).map_err(TrainError::Teacher)?;
-        let tokenizer = inputs::tokenizer(&config, &folder, &of_teacher)?;
+        let tokenizer = Arc::new(inputs::tokenizer(&config, &folder, &of_teacher)?);
         Ok(Self {
             network: NetworkConfig::from(&of_teacher),
             teacher,

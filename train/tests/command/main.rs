@@ -74,7 +74,7 @@ fn failure(mut command: Command, code: i32) -> String {
 fn a_run_from_its_start_to_its_result() {
     let parent = folder();
     let run = parent.path().join("run");
-    let output = small(&run, &["stage3.micro_batch=1"])
+    let output = small(&run, &["stage3.micro_batch=1", "log.tensorboard=true"])
         .output()
         .expect("a program");
     let (result, progress) = (stdout(&output), stderr(&output));
@@ -101,6 +101,35 @@ fn a_run_from_its_start_to_its_result() {
             "{progress}"
         );
     }
+
+    // What the loss of each stage can come to: nothing, and the entropy of the teacher.
+    let least: Vec<(f64, f64)> = progress
+        .lines()
+        .filter_map(|line| {
+            let (_, numbers) = line.split_once("its loss is ")?;
+            let (loss, rest) = numbers.split_once(" before the first step, and ")?;
+            let (floor, _) = rest.split_once(" with the teacher")?;
+            Some((loss.parse().ok()?, floor.parse().ok()?))
+        })
+        .collect();
+    assert_eq!(least.len(), 2, "{progress}");
+    assert_eq!(least[0].1, 0.0);
+    assert!(least[1].1 > 1.0 && least[1].0 > least[1].1, "{progress}");
+
+    let events: Vec<_> = std::fs::read_dir(run.join("tensorboard"))
+        .expect("events")
+        .collect();
+    assert_eq!(events.len(), 1);
+    let page = parent.path().join("compare.html");
+    let mut compare = train(&["compare"]);
+    let compared = compare.args([&run, &run]).arg("--out").arg(&page).output();
+    let compared = compared.expect("a program");
+    assert!(compared.status.success(), "{}", stderr(&compared));
+    assert_eq!(stdout(&compared).matches("stage3").count(), 2);
+    assert!(page.exists());
+    let none = parent.path().join("none").display().to_string();
+    let refused = failure(train(&["compare", &none, &none]), 1);
+    assert!(refused.contains(&none), "{refused}");
 
     // Finished stays finished, and another run is not written over it.
     let mut again = train(&["--resume"]);

@@ -1,74 +1,210 @@
 //! Signals: what kills a process loses nothing, and what its parent ignores does not reach it.
 
+use std::io::{BufRead, BufReader, Read};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
 use super::*;
 
 /// Steps and checkpoints enough to be killed between them.
-const LONGER: [&str; 3] = [
+const LONGER: [&str; 4] = [
+    "stage1.tokens=1280",
     "stage2.tokens=2560",
     "stage3.tokens=2560",
     "checkpoint.every=3",
 ];
+/// The steps that these are.
+const STEPS: [(&str, u64); 3] = [("stage1", 10), ("stage2", 20), ("stage3", 20)];
+/// Steps between two checkpoints.
+const EVERY: u64 = 3;
 
 fn student(run: &Path) -> Vec<u8> {
     std::fs::read(run.join("student/model.safetensors")).expect("an exported student")
 }
 
-/// Starts the run in `run`, or resumes it.
+/// Starts the run of all stages in `run`, or resumes it.
 fn start(run: &Path) -> Child {
     let mut command = if run.join("config.toml").exists() {
         let mut command = train(&["--backend", "flex", "--resume"]);
         command.arg(run);
         command
     } else {
-        small(run, &LONGER)
+        let mut command = small(run, &LONGER);
+        command.args(["--stages", "stage1"]);
+        command
     };
     let quiet = command.stdout(Stdio::null()).stderr(Stdio::piped());
     quiet.spawn().expect("a program")
 }
 
-/// Kills a run `kills` times, each time after a part of the time that a whole one takes, and compares its student
-/// with that of one that was not killed.
-fn killed(kills: u32, seed: u64) {
-    let parent = folder();
-    let (whole, run) = (parent.path().join("whole"), parent.path().join("run"));
-    let begun = Instant::now();
-    assert!(start(&whole).wait().expect("an end").success());
-    let milliseconds = begun.elapsed().as_millis() as u64;
-    let mut random = seed;
-    for _ in 0..kills {
-        random = random
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1);
-        let mut child = start(&run);
-        std::thread::sleep(Duration::from_millis((random >> 33) % milliseconds));
-        child.kill().expect("a child");
-        child.wait().expect("an end");
-    }
-    let output = start(&run).wait_with_output().expect("an end");
-    assert!(output.status.success(), "{}", stderr(&output));
-    assert!(student(&run) == student(&whole), "seed {seed}");
-    let summary = std::fs::read_to_string(run.join("summary.json")).expect("a summary");
-    assert!(summary.contains("\"notes\": []"), "seed {seed}: {summary}");
+/// The names in the folder of checkpoints.
+fn names(run: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(run.join("checkpoints"));
+    let entries = entries.into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
 }
 
+/// The newest whole checkpoint.
+fn newest(run: &Path) -> Option<String> {
+    names(run).into_iter().rfind(|name| !name.starts_with('.'))
+}
+
+/// Stage and step of each step that is recorded, in order. A last line may be torn.
+fn recorded(run: &Path) -> Vec<(String, u64)> {
+    let text = std::fs::read(run.join("metrics.jsonl")).unwrap_or_default();
+    let lines = text.split_inclusive(|byte| *byte == b'\n');
+    let whole = lines.filter(|line| line.ends_with(b"\n"));
+    let records = whole.map(|line| serde_json::from_slice(line).expect("a JSON object a line"));
+    let steps = records.filter(|record: &serde_json::Value| record["kind"] == "step");
+    steps
+        .map(|record| {
+            let stage = record["stage"].as_str().expect("a stage");
+            (stage.to_owned(), record["step"].as_u64().expect("a step"))
+        })
+        .collect()
+}
+
+/// The steps of the run before and up to `step` of `stage`.
+fn done(stage: &str, step: u64) -> u64 {
+    let before = STEPS.iter().take_while(|(name, _)| *name != stage);
+    before.map(|(_, steps)| steps).sum::<u64>() + step
+}
+
+/// When a process is killed.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    /// At any time.
+    After(Duration),
+    /// While it writes a checkpoint: the first, or one of the next.
+    Writing { later: bool },
+    /// So long after it has said that it resumes.
+    Resuming(Duration),
+}
+
+impl Moment {
+    /// One of them, for a run that takes `whole`.
+    fn number(number: u64, random: u64, whole: Duration) -> Self {
+        let share = |of: Duration| Duration::from_micros(random % (of.as_micros() as u64 + 1));
+        match number % 3 {
+            0 => Self::Writing {
+                later: random.is_multiple_of(2),
+            },
+            1 => Self::Resuming(share(Duration::from_millis(50))),
+            _ => Self::After(share(whole)),
+        }
+    }
+
+    /// Kills `child`, which works on `run`, at this moment, or lets it end before. Returns what it has said, and
+    /// whether it was killed.
+    fn kill(self, mut child: Child, run: &Path) -> (String, bool) {
+        let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
+        let mut said = String::new();
+        let before = newest(run);
+        let mut has_ended = || child.try_wait().expect("a child").is_some();
+        match self {
+            Self::After(time) => std::thread::sleep(time),
+            Self::Writing { later } => {
+                let is_writing = || names(run).iter().any(|name| name.ends_with(".partial"));
+                while later && newest(run) == before && !has_ended() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                while !is_writing() && !has_ended() {
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+            }
+            Self::Resuming(time) => {
+                // The first process of a run resumes nothing.
+                let marks = ["resuming", "no checkpoint", "untrained"];
+                let begins = |said: &str| marks.iter().any(|mark| said.contains(mark));
+                while !begins(&said) && stderr.read_line(&mut said).expect("lines") > 0 {}
+                std::thread::sleep(time);
+            }
+        }
+        let is_killed = !has_ended();
+        child.kill().expect("a child");
+        child.wait().expect("an end");
+        stderr.read_to_string(&mut said).expect("UTF-8");
+        (said, is_killed)
+    }
+}
+
+/// Kills runs `kills` times in all, and compares each with one that was not killed.
+fn killed(kills: u64, seed: u64) {
+    let parent = folder();
+    let whole = parent.path().join("whole");
+    let begun = Instant::now();
+    assert!(start(&whole).wait().expect("an end").success());
+    let time = begun.elapsed();
+    let expected: Vec<_> = STEPS
+        .iter()
+        .flat_map(|(stage, steps)| (1..=*steps).map(|step| (stage.to_string(), step)))
+        .collect();
+    assert_eq!(recorded(&whole), expected);
+
+    let (mut random, mut number, mut runs) = (seed, 0, 0);
+    while number < kills {
+        runs += 1;
+        let run = parent.path().join(format!("run-{runs}"));
+        while number < kills && !run.join("summary.json").exists() {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            let moment = Moment::number(number, random >> 33, time);
+            let what = format!("seed {seed}, kill {number}, {moment:?}");
+            let before = newest(&run);
+            let (said, is_killed) = moment.kill(start(&run), &run);
+            assert!(
+                !said.contains("error: ") && !said.contains("damaged"),
+                "{what}: {said}"
+            );
+            if let (Some(line), Some(before)) = (
+                said.lines().find(|line| line.contains("resuming from")),
+                before,
+            ) {
+                assert!(line.contains(&before), "{what}: {before}, {line}");
+            }
+            // While one checkpoint is written, the steps up to the next are done.
+            let kept = newest(&run).map_or(0, |name| {
+                let (stage, step) = name.split_once("-step").expect("a name");
+                done(stage, step.parse().expect("a step"))
+            });
+            let last = recorded(&run)
+                .pop()
+                .map_or(0, |(stage, step)| done(&stage, step));
+            assert!(
+                last <= kept + 2 * EVERY,
+                "{what}: {last} steps, {kept} of them kept"
+            );
+            number += u64::from(is_killed);
+        }
+        let output = start(&run).wait_with_output().expect("an end");
+        assert!(output.status.success(), "{}", stderr(&output));
+        let what = format!("seed {seed}, run {runs}");
+        assert!(student(&run) == student(&whole), "{what}");
+        assert_eq!(recorded(&run), expected, "{what}");
+        let left = names(&run).into_iter().find(|name| name.starts_with('.'));
+        assert_eq!(left, None, "{what}");
+        let summary = std::fs::read_to_string(run.join("summary.json")).expect("a summary");
+        assert!(summary.contains("\"notes\": []"), "{what}: {summary}");
+    }
+}
+
+/// Once while a checkpoint is written, once while the run is resumed, once at any time.
 #[test]
 fn a_run_that_is_killed_is_resumed_to_the_bit() {
-    killed(4, 7);
+    killed(3, 7);
 }
 
 /// The same, many times: `TRAIN_KILLS=200 cargo test ... -- --ignored`.
 #[test]
 #[ignore = "takes minutes"]
 fn a_run_that_is_killed_many_times_is_resumed_to_the_bit() {
-    let count = std::env::var("TRAIN_KILLS")
-        .ok()
-        .and_then(|count| count.parse().ok());
-    for seed in 0..count.unwrap_or(90) / 9 {
-        killed(9, seed);
-    }
+    let count = std::env::var("TRAIN_KILLS").ok();
+    killed(count.and_then(|count| count.parse().ok()).unwrap_or(100), 1);
 }
 
 /// As under `nohup`, and as a shell's background job without job control.
@@ -121,7 +257,12 @@ fn a_signal_that_is_not_ignored_stops_a_run() {
             .status();
         assert!(sent.expect("kill").success());
         let output = child.wait_with_output().expect("an end");
-        assert_eq!(output.status.code(), Some(130), "{}", stderr(&output));
-        assert!(run.join("checkpoints").exists(), "{signal}");
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(130), "{said}");
+        assert!(said.contains("stopped; continue with --resume"), "{said}");
+        // The step that was begun is done, and in the checkpoint.
+        let (stage, step) = recorded(&run).pop().expect("a step");
+        let expected = format!("{stage}-step{step:07}");
+        assert_eq!(newest(&run), Some(expected), "{signal}");
     }
 }

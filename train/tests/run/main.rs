@@ -5,7 +5,9 @@ mod ablations;
 mod comparison;
 mod damage;
 mod data;
+mod disks;
 mod failures;
+mod guard;
 mod inputs;
 mod lists;
 mod llama;
@@ -185,14 +187,24 @@ fn checkpoint(run: &Path, name: &str) -> PathBuf {
     run.join("checkpoints").join(name)
 }
 
-/// The lines of `metrics.jsonl`, without times.
+/// What differs from one run to the next in a line of `metrics.jsonl`.
+const TIMES: [&str; 5] = [
+    "seconds",
+    "tokens_per_second",
+    "operations_per_second",
+    "data_wait",
+    "memory_bytes",
+];
+
+/// The lines of `metrics.jsonl`, without times and memory.
 fn metrics(run: &Path) -> Vec<Value> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
     let line = |line: &str| {
         let mut record: Value = serde_json::from_str(line).expect("a JSON object a line");
         let record_mut = record.as_object_mut().expect("a JSON object a line");
-        record_mut.remove("seconds");
-        record_mut.remove("tokens_per_second");
+        for key in TIMES {
+            record_mut.remove(key);
+        }
         record
     };
     text.lines().map(line).collect()

@@ -9,9 +9,13 @@ fn step(stage: &str, step: usize) -> Record {
         loss: 1.5,
         lr: 1e-3,
         grad_norm: 0.25,
+        grad_norms: [(model::Part::Mixer, 0.25)].into(),
+        operations_per_second: 2e9,
+        data_wait: 0.5,
         tokens_per_second: 5000.0,
         skipped: false,
         seconds: 2.0,
+        ..StepMetrics::default()
     })
 }
 
@@ -78,7 +82,7 @@ fn a_line_has_the_documented_form() {
             evaluation(None),
         ],
     );
-    let expected = r#"{"kind":"step","stage":"stage2","step":1,"tokens":1024,"loss":1.5,"lr":0.001,"grad_norm":0.25,"tokens_per_second":5000.0,"skipped":false,"seconds":2.0}
+    let expected = r#"{"kind":"step","stage":"stage2","step":1,"tokens":1024,"loss":1.5,"lr":0.001,"grad_norm":0.25,"grad_norms":{"mixer":0.25},"tokens_per_second":5000.0,"operations_per_second":2e9,"data_wait":0.5,"memory_bytes":null,"skipped":false,"seconds":2.0}
 {"kind":"evaluation","stage":"stage2","tokens":4096,"teacher_perplexity":29.5,"student_perplexity":33.25}
 {"kind":"evaluation","stage":null,"tokens":4096,"teacher_perplexity":29.5,"student_perplexity":33.25}
 "#;
@@ -147,6 +151,20 @@ fn a_mark_knows_its_log_again() {
     }
 }
 
+/// As of a disk that was full in the middle of a line.
+#[test]
+fn a_part_of_a_line_is_removed_before_it_is_written_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("metrics.jsonl");
+    let mut log = MetricsLog::create(&path).unwrap();
+    log.record(&step("short", 1)).unwrap();
+    log.file.write_all(b"{\"kind\":\"st").unwrap();
+    log.cut().unwrap();
+    log.record(&step("short", 2)).unwrap();
+    assert!(log.is_intact().unwrap());
+    assert_eq!(read(&path).unwrap(), [step("short", 1), step("short", 2)]);
+}
+
 #[test]
 fn a_torn_last_line_is_dropped() {
     let folder = tempfile::tempdir().unwrap();
@@ -187,11 +205,13 @@ fn not_a_number_survives() {
     };
     metrics.loss = f64::INFINITY;
     metrics.grad_norm = f64::NAN;
+    metrics.grad_norms.insert(model::Part::Mixer, f64::NAN);
     metrics.skipped = true;
     write(&path, &[Record::Step(metrics)]);
     match read(&path).unwrap().as_slice() {
         [Record::Step(read)] => {
             assert!(read.loss.is_nan() && read.grad_norm.is_nan() && read.skipped);
+            assert!(read.grad_norms[&model::Part::Mixer].is_nan());
         }
         other => panic!("{other:?}"),
     }

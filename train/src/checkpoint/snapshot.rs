@@ -1,0 +1,69 @@
+//! A checkpoint in the host's memory, between the step that it belongs to and the disk.
+
+use std::fs;
+use std::path::Path;
+
+use kernels::TrainBackend;
+use model::manifest::{self, Digests};
+use model::{HostModel, ModelConfig, PhiMamba};
+
+use super::moments::HostMoments;
+use super::progress::Progress;
+use super::verify::{self, amended};
+use super::{INPUTS, OPTIMIZER, PROGRESS, STUDENT, sync_folder};
+use crate::error::{TrainError, io_error};
+use crate::metrics::Position;
+use crate::optimizer::AdamW;
+use crate::provenance::Provenance;
+
+/// All that a checkpoint holds, in the host's memory: 12 bytes a parameter that trains. What it was read from may
+/// change, and it is written by any thread.
+#[derive(Debug)]
+pub struct Snapshot {
+    progress: Progress,
+    inputs: Provenance,
+    student: HostModel,
+    moments: HostMoments,
+}
+
+impl Snapshot {
+    /// Reads `student`, which `config` describes, and the moments of `optimizer` from their device.
+    pub fn take<B: TrainBackend>(
+        progress: &Progress,
+        inputs: &Provenance,
+        config: &ModelConfig,
+        student: &PhiMamba<B>,
+        optimizer: &AdamW<B::InnerBackend>,
+    ) -> Self {
+        Self {
+            progress: progress.clone(),
+            inputs: inputs.clone(),
+            student: HostModel::read(config, student),
+            moments: HostMoments::read(student, optimizer, config.layout()),
+        }
+    }
+
+    /// How far the run had come.
+    pub fn position(&self) -> Position {
+        self.progress.position()
+    }
+
+    /// Writes all of it into the new folder `folder`, and waits for the disk.
+    pub(super) fn write(&self, folder: &Path) -> Result<(), TrainError> {
+        fs::create_dir(folder).map_err(io_error(folder))?;
+        let of_student = folder.join(STUDENT);
+        // The large files are hashed while they are written, and not read again.
+        let saved = self.student.write(&of_student)?.into_iter();
+        let saved = saved.map(|(name, digest)| (format!("{STUDENT}/{name}"), digest));
+        let mut known: Digests = saved.collect();
+        let digest = self.moments.write(&folder.join(OPTIMIZER))?;
+        known.insert(OPTIMIZER.to_owned(), digest);
+        self.inputs.write(&folder.join(amended(INPUTS, 0)))?;
+        self.progress.write(&folder.join(amended(PROGRESS, 0)))?;
+        manifest::write_known(folder, &verify::files(folder)?, known)?;
+        // The names of the files as well as what is in them.
+        sync_folder(&of_student);
+        sync_folder(folder);
+        Ok(())
+    }
+}

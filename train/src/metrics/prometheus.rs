@@ -1,0 +1,241 @@
+//! What Prometheus reads: the numbers of the last step, at `GET /metrics`.
+//!
+//! A thread answers one connection after the other; a run has a handful of numbers and is asked every few seconds. The
+//! text is of the format 0.0.4, which every version of Prometheus reads.
+
+use std::fmt::Write as _;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use super::{Record, StepMetrics};
+
+/// How long a client may take for its request, and for reading the answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Bytes of a request that are read, at most.
+const REQUEST: u64 = 8192;
+
+/// Answers on a port until it is dropped.
+pub(super) struct Exporter {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    text: Mutex<String>,
+    ends: AtomicBool,
+}
+
+impl Exporter {
+    /// Listens on `port` of all addresses of this machine.
+    pub(super) fn listen(port: u16) -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+        let port = listener.local_addr()?.port();
+        let shared = Arc::new(Shared {
+            text: Mutex::default(),
+            ends: AtomicBool::new(false),
+        });
+        let of_thread = shared.clone();
+        let thread = thread::spawn(move || {
+            for stream in listener.incoming() {
+                if of_thread.ends.load(Ordering::Relaxed) {
+                    return;
+                }
+                // A client that breaks off loses its answer alone.
+                let _ = stream.and_then(|stream| answer(stream, &of_thread));
+            }
+        });
+        Ok(Self {
+            shared,
+            address: (Ipv4Addr::LOCALHOST, port).into(),
+            thread: Some(thread),
+        })
+    }
+
+    /// Shows the numbers of `record` from now on, if it is a step's.
+    pub(super) fn record(&self, record: &Record) {
+        if let Record::Step(step) = record {
+            let text = text(step);
+            let mut shown = self
+                .shared
+                .text
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            *shown = text;
+        }
+    }
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        self.shared.ends.store(true, Ordering::Relaxed);
+        // Wakes the thread, which waits for a connection.
+        if TcpStream::connect_timeout(&self.address, PATIENCE).is_ok()
+            && let Some(thread) = self.thread.take()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The numbers of `step` as Prometheus reads them.
+fn text(step: &StepMetrics) -> String {
+    let mut gauges = vec![
+        ("step", "Steps of the stage done.", step.step as f64),
+        ("tokens", "Training tokens of the run.", step.tokens as f64),
+        ("loss", "The stage's loss.", step.loss),
+        ("learning_rate", "The highest learning rate.", step.lr),
+        (
+            "grad_norm",
+            "The gradient's norm before clipping.",
+            step.grad_norm,
+        ),
+        (
+            "tokens_per_second",
+            "Training tokens a second.",
+            step.tokens_per_second,
+        ),
+        (
+            "operations_per_second",
+            "Floating-point operations of both models a second.",
+            step.operations_per_second,
+        ),
+        (
+            "data_wait_seconds",
+            "How long the step has waited for its text.",
+            step.data_wait,
+        ),
+    ];
+    if let Some(bytes) = step.memory_bytes {
+        gauges.push((
+            "memory_bytes",
+            "Memory of the device, or of the host.",
+            bytes as f64,
+        ));
+    }
+    let mut text = String::new();
+    let stage = &step.stage;
+    for (name, help, value) in gauges {
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            text,
+            "# HELP train_{name} {help}\n# TYPE train_{name} gauge\ntrain_{name}{{stage=\"{stage}\"}} {}",
+            number(value)
+        );
+    }
+    if !step.grad_norms.is_empty() {
+        text +=
+            "# HELP train_part_grad_norm The same by part.\n# TYPE train_part_grad_norm gauge\n";
+    }
+    for (part, norm) in &step.grad_norms {
+        let (part, norm) = (part.name(), number(*norm));
+        let _ = writeln!(
+            text,
+            "train_part_grad_norm{{stage=\"{stage}\",part=\"{part}\"}} {norm}"
+        );
+    }
+    text
+}
+
+/// As Prometheus writes numbers that are not finite.
+fn number(value: f64) -> String {
+    if value.is_nan() {
+        "NaN".to_owned()
+    } else if value.is_infinite() {
+        if value > 0.0 { "+Inf" } else { "-Inf" }.to_owned()
+    } else {
+        value.to_string()
+    }
+}
+
+fn answer(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut request = BufReader::new((&stream).take(REQUEST));
+    let mut first = String::new();
+    request.read_line(&mut first)?;
+    // The rest of the head, or the client hears of a connection that was reset.
+    let mut line = first.clone();
+    while line.trim_end() != "" {
+        line.clear();
+        request.read_line(&mut line)?;
+    }
+    let mut words = first.split_whitespace();
+    let (status, body) = match (words.next(), words.next()) {
+        (Some("GET"), Some("/metrics")) => {
+            let text = shared.text.lock().unwrap_or_else(PoisonError::into_inner);
+            ("200 OK", text.clone())
+        }
+        (Some("GET"), _) => ("404 Not Found", "there is only /metrics\n".to_owned()),
+        _ => (
+            "405 Method Not Allowed",
+            "only GET is answered\n".to_owned(),
+        ),
+    };
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(exporter: &Exporter, request: &str) -> String {
+        let mut stream = TcpStream::connect(exporter.address).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    #[test]
+    fn the_last_step_is_shown() {
+        let exporter = Exporter::listen(0).unwrap();
+        let step = StepMetrics {
+            stage: "stage3".to_owned(),
+            step: 7,
+            tokens: 4096,
+            loss: 2.5,
+            grad_norm: f64::INFINITY,
+            grad_norms: [(model::Part::Head, 0.25)].into(),
+            ..StepMetrics::default()
+        };
+        exporter.record(&Record::Step(step));
+        let request = "GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n";
+        for _ in 0..2 {
+            let answer = ask(&exporter, request);
+            assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+            for line in [
+                "# TYPE train_loss gauge",
+                "train_loss{stage=\"stage3\"} 2.5",
+                "train_step{stage=\"stage3\"} 7",
+                "train_tokens{stage=\"stage3\"} 4096",
+                "train_grad_norm{stage=\"stage3\"} +Inf",
+                "train_part_grad_norm{stage=\"stage3\",part=\"head\"} 0.25",
+            ] {
+                assert!(
+                    answer.lines().any(|found| found == line),
+                    "{line}: {answer}"
+                );
+            }
+            assert!(!answer.contains("memory"), "{answer}");
+        }
+        let other = ask(&exporter, "GET / HTTP/1.1\r\n\r\n");
+        assert!(other.starts_with("HTTP/1.1 404"), "{other}");
+        let other = ask(&exporter, "POST /metrics HTTP/1.1\r\n\r\n");
+        assert!(other.starts_with("HTTP/1.1 405"), "{other}");
+
+        // The port is free again.
+        let port = exporter.address.port();
+        drop(exporter);
+        assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err());
+    }
+}
