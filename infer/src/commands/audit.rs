@@ -182,9 +182,13 @@ fn check_tokenizer(model: &Path, folder: &Path, teachers: &Tokenizer) -> Result<
     // A tokenizer inside a GGUF file is another file than the same one beside a student.
     let text =
         "The 17 quick brown foxes' naïve déjà vu: (a_b) -> \"jumps\"\n\tover, 2048 lazy dogs!";
+    let spells_alike = || {
+        let ids = 0..own.vocab_size().max(teachers.vocab_size()) as u32;
+        ids.into_iter()
+            .all(|id| own.token_bytes(id) == teachers.token_bytes(id))
+    };
     if own.hash() == teachers.hash()
-        || own.vocab_size() == teachers.vocab_size()
-            && own.encode(text)? == teachers.encode(text)?
+        || spells_alike() && own.encode(text)? == teachers.encode(text)?
     {
         return Ok(());
     }

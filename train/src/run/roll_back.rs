@@ -14,6 +14,7 @@ use crate::config::StageConfig;
 use crate::error::TrainError;
 use crate::metrics::{MetricsLog, Mirrors, Record};
 use crate::optimizer::AdamW;
+use crate::retry::{retry, sleep};
 
 /// How often a run goes back to one checkpoint, at most.
 const MOST: usize = 3;
@@ -80,6 +81,12 @@ impl<B: TrainBackend> Run<B> {
             "after a spike at step {}, the run has gone back {lost} steps, and goes on with the text after it",
             then.step
         ))?;
+        // At once: a stop before the next checkpoint would write none, since this one is of the same step, and a
+        // resumed run would read the text of the spike again.
+        self.log.sync()?;
+        self.progress.log = Some(self.log.mark());
+        self.held.check()?;
+        retry(sleep, || self.checkpoints.amend(&self.progress, None))?;
         Ok(student)
     }
 }

@@ -89,7 +89,7 @@ fn a_comparison_is_extended() {
     compare(&ablation(folder.path(), base, &[1], &[])).expect("a run");
     let path = folder.path().join("base-seed-1/summary.json");
     let mut summary = Summary::read(&path).unwrap().unwrap();
-    summary.ratio = 9.0;
+    summary.ratio = 999.0;
     summary.write(&path).unwrap();
 
     // A run whose loss is no longer a number is no reason to stop.
@@ -107,7 +107,7 @@ fn a_comparison_is_extended() {
     assert!(markdown.contains("diverged"), "{markdown}");
     let table = table(folder.path());
     let rows = &table["variants"];
-    assert_eq!(rows[0]["ratios"][0], 9.0);
+    assert_eq!(rows[0]["ratios"][0], 999.0);
     assert!(rows[1]["ratios"][0].is_null() && rows[1]["difference"].is_null());
     let reason = rows[1]["diverged"][0].as_str().expect("a reason");
     assert!(reason.contains("not finite"), "{reason}");
