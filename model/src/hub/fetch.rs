@@ -26,6 +26,9 @@ const REDIRECTS: usize = 8;
 /// How often something is tried again. After a first wait of a second, the last try is two minutes after the first.
 const RETRIES: u32 = 7;
 
+/// The first wait, if who asks has no other.
+pub(super) const WAIT: Duration = Duration::from_secs(1);
+
 /// How long a connection may take. A model in the cache is used without a hub that does not answer.
 const CONNECT: Duration = Duration::from_secs(20);
 
