@@ -83,7 +83,7 @@ impl IncomingShards {
     /// # Errors
     ///
     /// Sources that do not exist or are in no known format; a tokenizer that has no end-of-text. What fails later is
-    /// an error of who reads.
+    /// an error of the read that needs it.
     pub fn start(options: &PrepareOptions, tokenizer: Arc<Tokenizer>) -> Result<Self> {
         let key = Plan::of(options)?.key();
         let shared = Arc::new(Shared::default());
@@ -102,7 +102,7 @@ impl IncomingShards {
                 drop_duplicates,
                 stopped: &|| theirs.is_stopped(),
             };
-            // After a panic, whose message was shown, who waits must hear that nothing more comes.
+            // Readers must not wait for ever after a panic, whose message was shown.
             let made = catch_unwind(AssertUnwindSafe(|| theirs.make(&options)));
             theirs.progress().end = Some(match made {
                 Ok(made) => made.map_err(Some),
