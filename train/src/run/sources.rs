@@ -31,15 +31,22 @@ pub(super) fn settle(config: &mut Config) -> Result<(), TrainError> {
         if source.is_standard_input() {
             source.path.clone_from(&input);
         } else if let Some(name) = source.on_hub()
-            && name
-                .parse::<TextName>()
-                .is_ok_and(|name| name.revision.is_none())
+            && name.parse().is_ok_and(|name| !is_settled(&name))
         {
             let name = files_on_hub(name)?.name.to_string();
             source.set_on_hub(&name);
         }
     }
     Ok(())
+}
+
+/// Whether a data set is named at a commit: a branch is another one when it has moved.
+fn is_settled(name: &TextName) -> bool {
+    let is_commit = |revision: &str| {
+        let mut digits = revision.bytes();
+        revision.len() == 40 && digits.all(|digit| digit.is_ascii_hexdigit())
+    };
+    name.revision.as_deref().is_some_and(is_commit)
 }
 
 /// All entries of the lists of text.
@@ -82,5 +89,21 @@ fn remote(files: TextFiles) -> Remote {
             let file = name.strip_prefix(&prefix).unwrap_or(name);
             files.fetch(file).map_err(|error| error.to_string())
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_commit_stays_what_it_is() {
+        let is_settled = |name: &str| is_settled(&name.parse().unwrap());
+        assert!(is_settled(
+            "o/n@0123456789abcdef0123456789abcdef01234567:en"
+        ));
+        for name in ["o/n", "o/n:en", "o/n@main", "o/n@0123abc:en:test"] {
+            assert!(!is_settled(name), "{name}");
+        }
     }
 }
