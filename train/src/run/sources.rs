@@ -31,7 +31,9 @@ pub(super) fn settle(config: &mut Config) -> Result<(), TrainError> {
         if source.is_standard_input() {
             source.path.clone_from(&input);
         } else if let Some(name) = source.on_hub()
-            && name.parse().is_ok_and(|name| !is_settled(&name))
+            && name
+                .parse::<TextName>()
+                .is_ok_and(|name| !is_settled(&name))
         {
             let name = files_on_hub(name)?.name.to_string();
             source.set_on_hub(&name);
@@ -98,7 +100,7 @@ mod tests {
 
     #[test]
     fn only_a_commit_stays_what_it_is() {
-        let is_settled = |name: &str| is_settled(&name.parse().unwrap());
+        let is_settled = |name: &str| is_settled(&name.parse::<TextName>().unwrap());
         assert!(is_settled(
             "o/n@0123456789abcdef0123456789abcdef01234567:en"
         ));
