@@ -1,5 +1,6 @@
 //! Text that is fetched and tokenised while it is read.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -37,7 +38,7 @@ struct Progress {
     groups: Vec<Arc<TokenShards>>,
     /// The number of groups that were asked for.
     asked: usize,
-    /// How the thread has ended. An error is taken by the first who asks.
+    /// How the thread has ended. An error is taken by the first who asks, and there is none after a panic.
     end: Option<std::result::Result<(), Option<DataError>>>,
 }
 
@@ -82,7 +83,7 @@ impl IncomingShards {
     /// # Errors
     ///
     /// Sources that do not exist or are in no known format; a tokenizer that has no end-of-text. What fails later is
-    /// an error of who reads.
+    /// an error of the read that needs it.
     pub fn start(options: &PrepareOptions, tokenizer: Arc<Tokenizer>) -> Result<Self> {
         let key = Plan::of(options)?.key();
         let shared = Arc::new(Shared::default());
@@ -91,7 +92,7 @@ impl IncomingShards {
         let (split, cache) = (options.split, options.cache.clone());
         let (skip_bad_lines, drop_duplicates) = (options.skip_bad_lines, options.drop_duplicates);
         thread::spawn(move || {
-            let made = theirs.make(&PrepareOptions {
+            let options = PrepareOptions {
                 name: &name,
                 sources,
                 split,
@@ -100,8 +101,13 @@ impl IncomingShards {
                 skip_bad_lines,
                 drop_duplicates,
                 stopped: &|| theirs.is_stopped(),
+            };
+            // Readers must not wait for ever after a panic, whose message was shown.
+            let made = catch_unwind(AssertUnwindSafe(|| theirs.make(&options)));
+            theirs.progress().end = Some(match made {
+                Ok(made) => made.map_err(Some),
+                Err(_) => Err(None),
             });
-            theirs.progress().end = Some(made.map_err(Some));
             theirs.changed.notify_all();
         });
         Ok(Self { shared, key })
@@ -111,18 +117,6 @@ impl IncomingShards {
     /// all of it is there.
     pub fn key(&self) -> &str {
         &self.key
-    }
-
-    /// The tokens, and the records that were skipped, of the groups that are there.
-    pub fn so_far(&self) -> (u64, u64) {
-        let progress = self.shared.progress();
-        let groups = progress.groups.iter();
-        groups.fold((0, 0), |(tokens, skipped), shards| {
-            (
-                tokens + shards.tokens(),
-                skipped + shards.manifest().skipped,
-            )
-        })
     }
 
     /// Group `number`, for which this waits; `None` after the last.

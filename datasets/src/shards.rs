@@ -104,11 +104,11 @@ impl Manifest {
     fn and(mut self, next: &Self) -> Self {
         self.sources.extend(next.sources.iter().cloned());
         self.sha256.extend(next.sha256.iter().cloned());
-        self.documents += next.documents;
-        self.text_bytes += next.text_bytes;
+        self.documents = self.documents.saturating_add(next.documents);
+        self.text_bytes = self.text_bytes.saturating_add(next.text_bytes);
         self.tokens = self.tokens.saturating_add(next.tokens);
-        self.skipped += next.skipped;
-        self.duplicates += next.duplicates;
+        self.skipped = self.skipped.saturating_add(next.skipped);
+        self.duplicates = self.duplicates.saturating_add(next.duplicates);
         self
     }
 

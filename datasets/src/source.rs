@@ -248,7 +248,7 @@ pub fn source_files(sources: &[PathBuf]) -> Result<Vec<SourceFile>> {
     Ok(inputs.into_iter().map(|input| input.file).collect())
 }
 
-/// The files of `sources`, each once.
+/// The files of `sources`, each once for each column of text that is taken from it.
 pub(crate) fn inputs(sources: &[Source]) -> Result<Vec<Input>> {
     let mut inputs = Vec::new();
     let mut seen = HashSet::new();
@@ -261,7 +261,7 @@ pub(crate) fn inputs(sources: &[Source]) -> Result<Vec<Input>> {
                     if layout_of(&path).is_none() {
                         return Err(DataError::UnknownFormat { path });
                     }
-                    if seen.insert(path.clone()) {
+                    if seen.insert((path.clone(), column_in(&path, column))) {
                         let file = SourceFile {
                             path,
                             bytes: 0,
@@ -278,12 +278,20 @@ pub(crate) fn inputs(sources: &[Source]) -> Result<Vec<Input>> {
         for path in local_files(path, column)? {
             let file = describe(&path, column)?;
             let resolved = fs::canonicalize(&path).map_err(cannot("open", &path))?;
-            if seen.insert(resolved) {
+            if seen.insert((resolved, column_in(&path, column))) {
                 inputs.push(file.into());
             }
         }
     }
     Ok(inputs)
+}
+
+/// The column that is read of a file, none where all of it is one document.
+fn column_in<'a>(path: &Path, column: &'a str) -> &'a str {
+    match layout_of(path) {
+        Some(Layout::Whole) => "",
+        _ => column,
+    }
 }
 
 /// The files that a file, a folder or a pattern means.

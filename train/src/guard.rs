@@ -98,10 +98,10 @@ impl Guard {
         }
         self.in_spike = is_spike;
         if !is_skipped {
-            if self.recent.len() >= config.window {
-                self.recent.remove(0);
-            }
             self.recent.push(loss);
+            // The window of a run that is resumed may be shorter than it was.
+            let before = self.recent.len().saturating_sub(config.window);
+            self.recent.drain(..before);
         }
         if self.first.len() < ENOUGH {
             self.first.push(loss);
@@ -186,6 +186,19 @@ mod tests {
         events(&mut guard, &[1.0; 4]);
         assert_eq!(guard.observe(&CONFIG, 8.0, true).len(), 1);
         assert_eq!(guard.limit(&CONFIG), Some(3.0));
+    }
+
+    #[test]
+    fn a_shorter_window_forgets_the_rest() {
+        let mut guard = Guard::default();
+        events(&mut guard, &[9.0, 9.0, 1.0, 1.0]);
+        let shorter = config::Guard {
+            window: 2,
+            ..CONFIG
+        };
+        assert!(guard.observe(&shorter, 1.0, false).is_empty());
+        // The median of 1, 1.
+        assert_eq!(guard.limit(&shorter), Some(3.0));
     }
 
     /// Losses of a stage that begins at 4, with noise, and where it is destroyed after 40 steps.

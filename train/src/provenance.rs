@@ -77,9 +77,14 @@ impl Text {
     /// [`TrainError::Io`].
     pub fn of(key: &str, shards: &TokenShards) -> Result<Self, TrainError> {
         let (folder, manifest) = (shards.folder(), shards.manifest());
-        let hashes = match &manifest.sha256[..] {
-            [] => hashes(folder)?,
-            known => known.to_vec(),
+        let files: Vec<Vec<PathBuf>> = shards.folders().map(files).collect::<Result<_, _>>()?;
+        let files = files.concat();
+        let hashes = if files.len() == manifest.sha256.len() {
+            manifest.sha256.clone()
+        } else {
+            // Of older versions, whose manifests have none, is each folder or one of them.
+            let hash = |path: &PathBuf| manifest::hash(path).map_err(io_error(path));
+            files.par_iter().map(hash).collect::<Result<_, _>>()?
         };
         let mut all = Sha256::new();
         // Two bytes or four an id, and which id ends a document, are not in those files.
@@ -235,8 +240,8 @@ fn union<'a, V>(
     keys.into_iter()
 }
 
-/// The SHA-256 of each file of tokens in `folder`, where its manifest, of an older version, has none.
-fn hashes(folder: &Path) -> Result<Vec<String>, TrainError> {
+/// The files of tokens in `folder`, in their order.
+fn files(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
     let mut files = vec![];
     for entry in fs::read_dir(folder).map_err(io_error(folder))? {
         let path = entry.map_err(io_error(folder))?.path();
@@ -245,8 +250,7 @@ fn hashes(folder: &Path) -> Result<Vec<String>, TrainError> {
         }
     }
     files.sort();
-    let hash = |path: &PathBuf| manifest::hash(path).map_err(io_error(path));
-    files.par_iter().map(hash).collect()
+    Ok(files)
 }
 
 /// The stages of `config` and their names.

@@ -132,7 +132,7 @@ impl Scratch {
         self.remove();
     }
 
-    /// As [`give_up`](Self::give_up) for who holds the lock of the cache.
+    /// As [`give_up`](Self::give_up) for a caller that holds the lock of the cache.
     pub(super) fn give_up_locked(self, _cache_lock: &File) {
         self.remove();
     }

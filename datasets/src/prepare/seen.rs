@@ -34,7 +34,7 @@ impl Seen {
         stopped: &dyn Fn() -> bool,
     ) -> Result<()> {
         for group in &earlier[self.groups.min(earlier.len())..] {
-            // Whoever tokenises these files refuses too many bad lines.
+            // Too many bad lines are refused where these files are tokenised.
             let mut parts = Parts::new(group.inputs.clone(), u64::MAX, part_bytes);
             let mut hash = DocumentHash::default();
             while let Some(part) = parts.next().transpose()? {

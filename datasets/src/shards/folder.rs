@@ -52,7 +52,7 @@ impl Folder {
             let index = shards.len();
             let name = shard_name(index as u64);
             let sha256 = manifest.sha256.get(index).cloned();
-            let shard = Shard::open(path.join(&name), index, sha256)?;
+            let shard = Shard::open(path.join(&name), sha256)?;
             let length = shard.bytes();
             if tokens.checked_mul(manifest.token_bytes as u64) != Some(length) {
                 return Err(damaged(format!(

@@ -3,6 +3,7 @@
 use std::fs::{File, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -10,9 +11,35 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{DataError, Result, cannot};
 
-/// So many shards of a corpus stay open. The files that a process may have open are limited (to 1,024 on
-/// many systems); further shards are opened for each read.
+/// So many shards stay open, of all corpora and all their folders. The files that a process may have open are limited
+/// (to 1,024 on many systems); further shards are opened for each read.
 const KEPT_OPEN: usize = 512;
+
+/// The shards of this process that stay open.
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+
+/// A file that stays open, and is counted as long as it does.
+#[derive(Debug)]
+struct Kept {
+    file: File,
+    open: &'static AtomicUsize,
+}
+
+impl Kept {
+    /// `file`, unless as many as `most` are `open`.
+    fn new(file: File, open: &'static AtomicUsize, most: usize) -> Option<Self> {
+        let before = open.fetch_add(1, Ordering::Relaxed);
+        // It is counted until it is dropped, which is here if it is too many.
+        let kept = Self { file, open };
+        (before < most).then_some(kept)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// A file of token ids, read by position. It is not mapped into memory, since a file that another program
 /// cuts would then end this process with a signal.
@@ -21,7 +48,7 @@ pub(super) struct Shard {
     path: PathBuf,
     /// The SHA-256 that the manifest has.
     sha256: Option<String>,
-    kept: Option<File>,
+    kept: Option<Kept>,
     /// The state of the file when it was opened, or when it last had its checksum.
     stamp: Mutex<Stamp>,
     /// Whether the file has its checksum, once it was compared.
@@ -45,14 +72,14 @@ impl Stamp {
 }
 
 impl Shard {
-    /// Opens number `index` of the shards.
-    pub(super) fn open(path: PathBuf, index: usize, sha256: Option<String>) -> Result<Self> {
+    /// Opens the file, and keeps it open if not too many are.
+    pub(super) fn open(path: PathBuf, sha256: Option<String>) -> Result<Self> {
         let file = File::open(&path).map_err(cannot("open", &path))?;
         let metadata = file.metadata().map_err(cannot("open", &path))?;
         Ok(Self {
             path,
             sha256,
-            kept: Some(file).filter(|_| index < KEPT_OPEN),
+            kept: Kept::new(file, &OPEN, KEPT_OPEN),
             stamp: Mutex::new(Stamp::of(&metadata)),
             verified: Mutex::new(None),
         })
@@ -96,8 +123,8 @@ impl Shard {
     pub(super) fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         self.verify()?;
         let opened;
-        let file = if let Some(file) = &self.kept {
-            file
+        let file = if let Some(kept) = &self.kept {
+            &kept.file
         } else {
             opened = File::open(&self.path).map_err(cannot("open", &self.path))?;
             &opened
@@ -162,4 +189,21 @@ fn read_exact_at(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Resu
         offset += read as u64;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_so_many_files_stay_open() {
+        static OPEN: AtomicUsize = AtomicUsize::new(0);
+        let keep = || Kept::new(tempfile::tempfile().unwrap(), &OPEN, 2);
+        let (first, second) = (keep(), keep());
+        assert!(first.is_some() && second.is_some() && keep().is_none());
+        drop(first);
+        assert!(keep().is_some());
+        drop(second);
+        assert_eq!(OPEN.load(Ordering::Relaxed), 0);
+    }
 }

@@ -508,6 +508,25 @@ fn the_text_may_be_in_another_column() {
 }
 
 #[test]
+fn a_file_is_taken_once_for_each_column() {
+    let folder = TempDir::new().unwrap();
+    let lines = "{\"question\": \"q\", \"answer\": \"a\"}\n";
+    let lines = write(&folder, "a.jsonl", lines);
+    let whole = write(&folder, "b.txt", "whole");
+    let sources = [
+        (&lines, "question"),
+        (&lines, "answer"),
+        (&lines, "question"),
+        (&whole, "question"),
+        (&whole, "answer"),
+    ];
+    let sources = sources.map(|(path, column)| Source::local(path).with_column(column));
+    let parts = Parts::new(super::inputs(&sources).unwrap(), 0, usize::MAX);
+    let texts: Result<Vec<_>> = parts.map(|part| part.map(|part| part.text)).collect();
+    assert_eq!(texts.unwrap(), ["q", "a", "whole"]);
+}
+
+#[test]
 fn patterns_choose_files() {
     let folder = TempDir::new().unwrap();
     for name in [

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use hf_hub::{Cache, Repo, RepoType};
 
 use super::Hub;
-use super::fetch::{Client, Failure};
+use super::fetch::{Client, Failure, WAIT, patiently};
 use crate::weights::WeightsError;
 
 /// The branch where the hub keeps a copy of each data set in parquet, whatever its own files are.
@@ -83,7 +83,8 @@ impl Hub {
             return Err(format!("it has no {folder} in parquet"));
         }
         let pinned = repo(&newest.sha);
-        let fetched = names.iter().rev().map(|file| client.get(&pinned, file));
+        let get = |file: &&str| patiently(WAIT, || client.get(&pinned, file));
+        let fetched = names.iter().rev().map(get);
         let mut files = fetched.collect::<Result<Vec<_>, Failure>>()?;
         files.reverse();
         Ok(files)

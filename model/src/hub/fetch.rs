@@ -26,8 +26,14 @@ const REDIRECTS: usize = 8;
 /// How often something is tried again. After a first wait of a second, the last try is two minutes after the first.
 const RETRIES: u32 = 7;
 
+/// The first wait, if who asks has no other.
+pub(super) const WAIT: Duration = Duration::from_secs(1);
+
 /// How long a connection may take. A model in the cache is used without a hub that does not answer.
 const CONNECT: Duration = Duration::from_secs(20);
+
+/// How long nothing may come on a connection: one that another end has forgotten is never closed.
+const SILENCE: Duration = Duration::from_secs(60);
 
 const USER_AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
 
@@ -138,7 +144,8 @@ impl Client {
         // Each redirect is looked at before it is followed.
         let config = Agent::config_builder()
             .max_redirects(0)
-            .timeout_connect(Some(CONNECT));
+            .timeout_connect(Some(CONNECT))
+            .timeout_per_read(Some(SILENCE));
         Self {
             agent: config.user_agent(USER_AGENT).build().into(),
             endpoint: hub.endpoint.clone(),

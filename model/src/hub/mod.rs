@@ -13,7 +13,7 @@ use hf_hub::{Cache, Repo, RepoType};
 
 pub use self::text_files::{TextFiles, TextName};
 
-use self::fetch::{Client, is_name};
+use self::fetch::{Client, WAIT, is_name, patiently};
 use crate::weights::{
     CONFIG, GENERATION, INDEX, PICKLE, PICKLE_INDEX, SINGLE, TOKENIZER, WeightsError, is_model,
     shards, weight_form,
@@ -291,8 +291,9 @@ impl Revision {
         made_main.map_err(|error| error.to_string())
     }
 
+    /// One of its files. The hub has just answered: if it is busy now or breaks off, it is asked again.
     fn get(&self, file: &str) -> Result<PathBuf, String> {
-        Ok(self.client.get(&self.repo, file)?)
+        Ok(patiently(WAIT, || self.client.get(&self.repo, file))?)
     }
 }
 

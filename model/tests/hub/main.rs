@@ -401,13 +401,13 @@ fn a_file_that_cannot_be_had() {
     assert!(!again, "what was fetched is kept");
 }
 
-/// One that is overloaded, and then breaks off in the middle of a file.
+/// One that is overloaded for a moment. What breaks off is taken up in the same way, as in `text_files.rs`.
 #[test]
 fn a_hub_that_recovers() {
     let cache = TempDir::new().expect("a folder");
     let files = files(&["config.json", "model.safetensors"]);
     let expected = files["model.safetensors"].clone();
-    // The first request for it asks for its size.
+    // The first request for it asks for its size, and so does the first of the second time.
     let requests = AtomicUsize::new(0);
     let hub = LocalHub::serve(move |path, range| {
         let is_weights = path.ends_with("model.safetensors");
@@ -416,14 +416,10 @@ fn a_hub_that_recovers() {
         } else {
             0
         };
-        let (status, headers, mut body) = answer(path, range, &files);
-        match request {
-            1 => ("503 Service Unavailable", String::new(), vec![]),
-            2 => {
-                body.truncate(body.len() / 2);
-                (status, headers, body)
-            }
-            _ => (status, headers, body),
+        if request == 1 {
+            ("503 Service Unavailable", String::new(), vec![])
+        } else {
+            answer(path, range, &files)
         }
     });
     let folder = hub.with_cache(cache.path()).locate(MODEL).expect("a model");

@@ -4,19 +4,19 @@
 //! text is of the format 0.0.4, which every version of Prometheus reads.
 
 use std::fmt::Write as _;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{Record, StepMetrics};
 
-/// How long a client may take for its request, and for reading the answer.
+/// How long a client may take for its request, for a part of it, and for reading the answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes of a request that are read, at most.
-const REQUEST: u64 = 8192;
+const REQUEST: usize = 8192;
 
 /// Answers on a port until it is dropped.
 pub(super) struct Exporter {
@@ -152,19 +152,31 @@ fn number(value: f64) -> String {
     }
 }
 
+/// The head of a request, all of it, or the client hears of a connection that was reset. A client that sends it slowly,
+/// byte by byte, is not waited for: the end of the run waits for this.
+fn head(stream: &mut TcpStream) -> io::Result<String> {
+    let begun = Instant::now();
+    let mut head = vec![];
+    let mut bytes = [0; 1024];
+    let is_whole = |head: &[u8]| {
+        let has = |end: &[u8]| head.windows(end.len()).any(|part| part == end);
+        has(b"\r\n\r\n") || has(b"\n\n")
+    };
+    while !is_whole(&head) && head.len() < REQUEST && begun.elapsed() < PATIENCE {
+        let read = stream.read(&mut bytes)?;
+        if read == 0 {
+            break;
+        }
+        head.extend(&bytes[..read]);
+    }
+    Ok(String::from_utf8_lossy(&head).into_owned())
+}
+
 fn answer(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
-    let mut request = BufReader::new((&stream).take(REQUEST));
-    let mut first = String::new();
-    request.read_line(&mut first)?;
-    // The rest of the head, or the client hears of a connection that was reset.
-    let mut line = first.clone();
-    while line.trim_end() != "" {
-        line.clear();
-        request.read_line(&mut line)?;
-    }
-    let mut words = first.split_whitespace();
+    let head = head(&mut stream)?;
+    let mut words = head.lines().next().unwrap_or_default().split_whitespace();
     let (status, body) = match (words.next(), words.next()) {
         (Some("GET"), Some("/metrics")) => {
             let text = shared.text.lock().unwrap_or_else(PoisonError::into_inner);

@@ -5,13 +5,16 @@
 //! less than one: values are placed on a linear axis by their logarithm instead, with ticks of our
 //! choice.
 
-use std::ops::Range;
+mod axis;
+mod overlaid;
+
+pub(super) use overlaid::{colour_of, overlaid};
 
 use plotters::coord::Shift;
-use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, ValueFormatter};
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
+use self::axis::Axis;
 use super::ReportError;
 use crate::metrics::{Evaluation, StepMetrics};
 
@@ -164,75 +167,6 @@ pub(crate) fn curves(
     .map(Some)
 }
 
-/// The colours of runs that are drawn over each other, on a light and on a dark page.
-const RUNS: [RGBColor; 8] = [
-    RGBColor(0xD5, 0x52, 0x1D),
-    RGBColor(0x2F, 0x85, 0xD6),
-    RGBColor(0x2C, 0x9C, 0x5A),
-    RGBColor(0xA3, 0x55, 0xC7),
-    RGBColor(0xB8, 0x8A, 0x12),
-    RGBColor(0xD0, 0x3F, 0x7E),
-    RGBColor(0x1E, 0x9A, 0xA0),
-    RGBColor(0x8A, 0x8F, 0x98),
-];
-
-/// The colour of the run at `place` in a list; those of long lists come again.
-fn colour(place: usize) -> RGBColor {
-    RUNS[place % RUNS.len()]
-}
-
-/// The same as CSS writes it.
-pub(super) fn colour_of(place: usize) -> String {
-    let RGBColor(red, green, blue) = colour(place);
-    format!("#{red:02X}{green:02X}{blue:02X}")
-}
-
-/// Curves of several runs over each other against the tokens of each run, in the order of the runs, of which some may
-/// have no points. With `dots`, each point is marked.
-///
-/// `None` if there is no point.
-pub(super) fn overlaid(
-    curves: &[Vec<(u64, f64)>],
-    y_label: &str,
-    dots: bool,
-) -> Result<Option<String>, ReportError> {
-    let all = || curves.iter().flatten().filter(|point| point.1.is_finite());
-    let (Some(first), Some(last)) = (
-        all().map(|point| point.0).min(),
-        all().map(|point| point.0).max(),
-    ) else {
-        return Ok(None);
-    };
-    let (unit, unit_name) = token_unit(last);
-    let curves: Vec<Vec<_>> = (curves.iter())
-        .map(|curve| {
-            let finite = curve.iter().filter(|point| point.1.is_finite());
-            let points: Vec<_> = finite
-                .map(|(tokens, value)| (*tokens as f64 / unit, *value))
-                .collect();
-            match smoothed(&points) {
-                // Of one point there is no mean.
-                smooth if !dots && !smooth.is_empty() => smooth,
-                _ => points,
-            }
-        })
-        .collect();
-    let x = Axis::linear(first as f64 / unit, last as f64 / unit);
-    let y = Axis::spanning(curves.iter().flatten().map(|point| point.1));
-    draw((780, 540), x, y, [unit_name, y_label], |chart, _| {
-        for (place, curve) in curves.into_iter().enumerate() {
-            let colour = colour(place);
-            if dots {
-                let marks = curve.iter().map(|&at| Circle::new(at, 7, colour.filled()));
-                chart.draw_series(marks)?;
-            }
-            chart.draw_series(LineSeries::new(curve, colour.stroke_width(4)))?;
-        }
-        Ok(())
-    })
-    .map(Some)
-}
-
 type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<Axis, Axis>>;
 type Area<'b> = DrawingArea<SVGBackend<'b>, Shift>;
 type Drawn = Result<(), DrawingAreaErrorKind<std::io::Error>>;
@@ -278,104 +212,6 @@ fn text_style(size: f64, colour: RGBColor, h: HPos, v: VPos) -> TextStyle<'stati
         .with_color(colour)
         .into_text_style(&(0, 0))
         .pos(Pos::new(h, v))
-}
-
-/// An axis with its ticks.
-#[derive(Clone)]
-struct Axis {
-    range: Range<f64>,
-    ticks: Vec<f64>,
-    log: bool,
-}
-
-impl Axis {
-    fn linear(low: f64, high: f64) -> Self {
-        // A single point still needs some width.
-        let high = if high > low {
-            high
-        } else {
-            low + low.abs().max(1.0)
-        };
-        Self {
-            range: low..high,
-            ticks: round_ticks(low, high),
-            log: false,
-        }
-    }
-
-    /// An axis with a margin around `values`: logarithmic if they are positive and span a factor of
-    /// three, and so call for it.
-    fn spanning(values: impl Iterator<Item = f64> + Clone) -> Self {
-        let low = values.clone().fold(f64::INFINITY, f64::min);
-        let high = values.fold(f64::NEG_INFINITY, f64::max);
-        if low <= 0.0 || high < 3.0 * low {
-            let margin = 0.04 * (high - low);
-            return Self::linear(low - margin, high + margin);
-        }
-        let margin = (high / low).powf(0.04);
-        let range = low / margin..high * margin;
-        let decades = range.start.log10().floor() as i32..=range.end.log10().ceil() as i32;
-        let steps: &[f64] = match high / low {
-            ..20.0 => &[1.0, 1.5, 2.0, 3.0, 5.0, 7.0],
-            ..1e4 => &[1.0, 2.0, 5.0],
-            _ => &[1.0],
-        };
-        let ticks = decades
-            .flat_map(|decade| steps.iter().map(move |step| step * 10f64.powi(decade)))
-            .filter(|tick| range.contains(tick))
-            .collect();
-        Self {
-            range,
-            ticks,
-            log: true,
-        }
-    }
-}
-
-impl Ranged for Axis {
-    type FormatOption = NoDefaultFormatting;
-    type ValueType = f64;
-
-    fn map(&self, value: &f64, (from, to): (i32, i32)) -> i32 {
-        let place = |value: f64| if self.log { value.log10() } else { value };
-        let [value, start, end] = [*value, self.range.start, self.range.end].map(place);
-        from + (f64::from(to - from) * (value - start) / (end - start)).round() as i32
-    }
-
-    fn key_points<Hint: KeyPointHint>(&self, _: Hint) -> Vec<f64> {
-        self.ticks.clone()
-    }
-
-    fn range(&self) -> Range<f64> {
-        self.range.clone()
-    }
-}
-
-impl ValueFormatter<f64> for Axis {
-    fn format(value: &f64) -> String {
-        if *value != 0.0 && !(1e-3..1e5).contains(&value.abs()) {
-            return format!("{value:.0e}");
-        }
-        // Ticks are round, so what remains after six decimals is arithmetic.
-        let text = format!("{value:.6}");
-        text.trim_end_matches('0').trim_end_matches('.').to_owned()
-    }
-}
-
-/// About five round numbers from `low` to `high`.
-fn round_ticks(low: f64, high: f64) -> Vec<f64> {
-    let rough = (high - low) / 5.0;
-    let decade = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0, 10.0]
-        .into_iter()
-        .map(|step| step * decade)
-        .find(|step| *step >= rough)
-        .unwrap_or(rough);
-    let first = (low / step).ceil() as i64;
-    (first..)
-        .map(|index| index as f64 * step)
-        .take_while(|tick| *tick <= high)
-        .collect()
 }
 
 /// The unit for an axis of up to `most` tokens, and the axis' name.
@@ -479,36 +315,6 @@ mod tests {
         assert!(thin.len() <= 2 * RESOLUTION);
         assert!(thin.contains(&(54_321.0, 9.0)) && thin.contains(&(54_322.0, -9.0)));
         assert!(thin.is_sorted_by(|a, b| a.0 <= b.0));
-    }
-
-    #[test]
-    fn an_axis_is_logarithmic_when_values_call_for_it() {
-        let axis = Axis::spanning([2.0, 50.0].into_iter());
-        assert!(axis.log);
-        assert_eq!(axis.ticks, [2.0, 5.0, 10.0, 20.0, 50.0]);
-        // Factors are distances: 10 is half-way from 1 to 100.
-        let axis = Axis {
-            range: 1.0..100.0,
-            ..axis
-        };
-        assert_eq!(axis.map(&10.0, (0, 200)), 100);
-        let axis = Axis::spanning([3.0, 5.0].into_iter());
-        assert!(!axis.log);
-        assert_eq!(axis.ticks, [3.0, 3.5, 4.0, 4.5, 5.0]);
-        assert!(!Axis::spanning([-1.0, 5.0].into_iter()).log);
-    }
-
-    #[test]
-    fn ticks_read_well() {
-        for (value, text) in [
-            (0.0, "0"),
-            (0.1 + 0.2, "0.3"),
-            (1500.0, "1500"),
-            (2e6, "2e6"),
-            (1e-5, "1e-5"),
-        ] {
-            assert_eq!(Axis::format(&value), text);
-        }
     }
 
     #[test]

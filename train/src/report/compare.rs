@@ -194,7 +194,7 @@ impl Comparison {
                 let loss = losses.iter().sum::<f64>() / losses.len() as f64;
                 let seconds = last.seconds - first.seconds;
                 let speed = if seconds > 0.0 {
-                    (last.tokens - first.tokens) as f64 / seconds
+                    last.tokens.saturating_sub(first.tokens) as f64 / seconds
                 } else {
                     last.tokens_per_second
                 };

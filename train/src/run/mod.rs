@@ -194,6 +194,7 @@ impl<B: TrainBackend> Run<B> {
             .collect();
         let passed_over = self.progress.passed_over.div_ceil(stage.batch as u64);
         let first = first_batch(&config, &texts, number) + passed_over + self.progress.step as u64;
+        let is_incoming = self.train[number].is_incoming();
         let sources = self.train[number].sources.clone();
         let batches = Batches::mixed(sources, stage.batch, config.seed)?;
         let mut batches = Prefetch::new(move |step| batches.batch(step), first);
@@ -227,7 +228,10 @@ impl<B: TrainBackend> Run<B> {
                 return Ok(End::Stopped);
             }
             let waits = Instant::now();
-            let batch = batches.next()?;
+            let stops = || is_incoming && stop_requested(&self.options, &self.watch);
+            let Some(batch) = batches.next(stops)? else {
+                continue;
+            };
             let data_wait = waits.elapsed().as_secs_f64();
             if self.progress.step == 0 {
                 let floor = train_step.floor(&batch).into_data();

@@ -30,8 +30,8 @@ pub struct RunOptions {
     /// After how many steps their losses are read, recorded and shown. `None` is what suits the device: each
     /// step on a CPU, and on a device with a queue `log.every` of them together.
     pub read_every: Option<usize>,
-    /// Asked before each step and each batch of an evaluation whether to stop, with a checkpoint; and while mixers are
-    /// fitted to the teacher, before each layer of each batch.
+    /// Asked before each step and each batch of an evaluation whether to stop, with a checkpoint; while a step waits for
+    /// text that is fetched; and while mixers are fitted to the teacher, before each layer of each batch.
     pub stop: StopRequest,
 }
 

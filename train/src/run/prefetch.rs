@@ -1,13 +1,17 @@
 //! Batches made ahead of their steps, on another thread.
 
 use std::panic::resume_unwind;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use datasets::{Batch, DataError};
 
 /// The batches that may wait for their steps.
 const WAITING: usize = 2;
+
+/// The time after which a wait may be given up, again and again.
+const ASK_EVERY: Duration = Duration::from_millis(200);
 
 /// The batches from one number on, in order. The thread that makes them ends when this is dropped.
 pub(super) struct Prefetch {
@@ -38,19 +42,24 @@ impl Prefetch {
         }
     }
 
-    /// The next one.
+    /// The next one. `None` if `gives_up` returns true, which is asked again and again while there is none: it may have
+    /// to be fetched.
     ///
     /// # Errors
     /// [`DataError`] if the shards are damaged. There is no batch after that.
     ///
     /// # Panics
     /// With the panic of `make`; or after an error.
-    pub(super) fn next(&mut self) -> Result<Batch, DataError> {
-        let ended = match self.batches.recv() {
-            Ok(batch) => return batch,
-            Err(_) => self.thread.take().map(JoinHandle::join),
-        };
-        match ended {
+    pub(super) fn next(&mut self, gives_up: impl Fn() -> bool) -> Result<Option<Batch>, DataError> {
+        loop {
+            match self.batches.recv_timeout(ASK_EVERY) {
+                Ok(batch) => return batch.map(Some),
+                Err(RecvTimeoutError::Timeout) if gives_up() => return Ok(None),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        match self.thread.take().map(JoinHandle::join) {
             Some(Err(panic)) => resume_unwind(panic),
             _ => panic!("no batch comes after an error"),
         }
@@ -59,6 +68,8 @@ impl Prefetch {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::channel;
+
     use super::*;
 
     fn batch(number: u64) -> Batch {
@@ -74,8 +85,22 @@ mod tests {
     fn batches_come_in_order() {
         let mut batches = Prefetch::new(|number| Ok(batch(number)), 5);
         for number in 5..20 {
-            assert_eq!(batches.next().unwrap(), batch(number));
+            assert_eq!(batches.next(|| false).unwrap(), Some(batch(number)));
         }
+    }
+
+    #[test]
+    fn a_wait_can_be_given_up() {
+        let (fetched, fetches) = channel::<()>();
+        let make = move |number| {
+            let _ = fetches.recv();
+            Ok(batch(number))
+        };
+        let mut batches = Prefetch::new(make, 3);
+        assert_eq!(batches.next(|| true).unwrap(), None);
+        // What was waited for is not lost.
+        fetched.send(()).unwrap();
+        assert_eq!(batches.next(|| false).unwrap(), Some(batch(3)));
     }
 
     #[test]
@@ -86,7 +111,7 @@ mod tests {
             Ok(batch(number))
         };
         let mut batches = Prefetch::new(make, 6);
-        assert_eq!(batches.next().unwrap(), batch(6));
-        let _ = batches.next();
+        assert_eq!(batches.next(|| false).unwrap(), Some(batch(6)));
+        let _ = batches.next(|| false);
     }
 }

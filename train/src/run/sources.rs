@@ -33,13 +33,22 @@ pub(super) fn settle(config: &mut Config) -> Result<(), TrainError> {
         } else if let Some(name) = source.on_hub()
             && name
                 .parse::<TextName>()
-                .is_ok_and(|name| name.revision.is_none())
+                .is_ok_and(|name| !is_settled(&name))
         {
             let name = files_on_hub(name)?.name.to_string();
             source.set_on_hub(&name);
         }
     }
     Ok(())
+}
+
+/// Whether a data set is named at a commit: a branch is another one when it has moved.
+fn is_settled(name: &TextName) -> bool {
+    let is_commit = |revision: &str| {
+        let mut digits = revision.bytes();
+        revision.len() == 40 && digits.all(|digit| digit.is_ascii_hexdigit())
+    };
+    name.revision.as_deref().is_some_and(is_commit)
 }
 
 /// All entries of the lists of text.
@@ -82,5 +91,21 @@ fn remote(files: TextFiles) -> Remote {
             let file = name.strip_prefix(&prefix).unwrap_or(name);
             files.fetch(file).map_err(|error| error.to_string())
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_commit_stays_what_it_is() {
+        let is_settled = |name: &str| is_settled(&name.parse::<TextName>().unwrap());
+        assert!(is_settled(
+            "o/n@0123456789abcdef0123456789abcdef01234567:en"
+        ));
+        for name in ["o/n", "o/n:en", "o/n@main", "o/n@0123abc:en:test"] {
+            assert!(!is_settled(name), "{name}");
+        }
     }
 }

@@ -33,9 +33,7 @@ pub(super) struct Text {
 impl Text {
     /// What there is to say of tokens that are not counted.
     pub(super) fn more_tokens(&self) -> &'static str {
-        let sources = self.train.iter().flat_map(|text| &text.sources);
-        let is_incoming = |(windows, _): &(Windows, f64)| matches!(windows, Windows::Incoming(_));
-        if sources.into_iter().any(is_incoming) {
+        if self.train.iter().any(StageText::is_incoming) {
             " and those that are fetched"
         } else {
             ""
@@ -50,6 +48,14 @@ pub(super) struct StageText {
     pub(super) sources: Vec<(Windows, f64)>,
     /// By which it is known again.
     pub(super) is: provenance::Text,
+}
+
+impl StageText {
+    /// Whether a part of it may not be there yet.
+    pub(super) fn is_incoming(&self) -> bool {
+        let mut sources = self.sources.iter();
+        sources.any(|(windows, _)| matches!(windows, Windows::Incoming(_)))
+    }
 }
 
 /// The tokens of one source, or of several that are one text.

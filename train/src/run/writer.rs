@@ -1,7 +1,7 @@
 //! Checkpoints on their way to the disk: another thread writes one while the training goes on.
 //!
 //! At most one is written at a time, and the host's memory holds one at most. The next one waits for it, and so do a
-//! stop and the end of a stage, so that whoever reads that a run has stopped finds its checkpoint.
+//! stop and the end of a stage: when a run says that it has stopped, its checkpoint is there.
 
 use std::panic::resume_unwind;
 use std::sync::Arc;
