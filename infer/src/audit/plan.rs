@@ -208,9 +208,9 @@ impl Plan {
             };
             let documents = match task.probe(tokenizer, &sizes) {
                 Ok(documents) => documents,
-                Err(no_room @ EvalError::NoRoom { .. }) => {
+                Err(wrong @ (EvalError::NoRoom { .. } | EvalError::TooMuchRoom { .. })) => {
                     self.left_out
-                        .push(format!("{task} at {length} is left out: {no_room}"));
+                        .push(format!("{task} at {length} is left out: {wrong}"));
                     continue;
                 }
                 Err(error) => return Err(error),
