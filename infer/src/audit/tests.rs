@@ -291,6 +291,36 @@ fn positions_are_parts_of_windows() {
     assert!(shown.contains("|×1.649 ± 0.000|"), "{shown}");
 }
 
+/// What a word's beginning tells of its end is not kept: (0.5 - 0.25) / (1 - 0.25).
+#[test]
+fn what_is_kept_of_copies_is_measured_from_the_floor() {
+    let models = [
+        line("1111 1111"),
+        line("0000 0000"),
+        line("0000 0000"),
+        line("1111 0000"),
+    ];
+    let kind = Kind::Recall {
+        task: Task::Copy,
+        length: 512,
+    };
+    let mut audit = audited(vec![measure(kind, 8, 0)], &[&models]);
+    for outcomes in audit.outcomes.iter_mut().flatten() {
+        for (i, outcome) in outcomes.as_mut().unwrap().iter_mut().enumerate() {
+            outcome.floor = vec![f64::from(u8::from(i < 2))];
+        }
+    }
+    let row = audit.rows().remove(0);
+    let kept = row.kept(STUDENT).unwrap();
+    assert!((kept.value - 1.0 / 3.0).abs() < 1e-12);
+    // Of the student's distance less a third of the teacher's: 2/3 in two documents, -1/3 in four, 0 in two.
+    let residuals = 2.0 * 4.0 / 9.0 + 4.0 / 9.0;
+    let expected = (residuals * 8.0 / 7.0_f64).sqrt() / 8.0 / 0.75;
+    assert!((kept.stderr.unwrap() - expected).abs() < 1e-12);
+    assert_eq!(row.kept(TEACHER).unwrap().value, 1.0);
+    assert!(row.kept(WINDOW).unwrap().value < 0.0);
+}
+
 /// A student that has no more than what a word's beginning tells of its end is not beyond anything.
 #[test]
 fn a_copy_must_be_above_its_floor() {
