@@ -88,6 +88,12 @@ pub fn plan(
 }
 
 impl Plan {
+    /// The most tokens that a model reads at once.
+    pub fn longest(&self) -> usize {
+        let all = self.measures.iter().flat_map(|measure| &measure.documents);
+        all.map(Reading::longest).max().unwrap_or_default()
+    }
+
     fn has(&self, task: Task) -> bool {
         self.options.tasks.is_empty() || self.options.tasks.contains(&task)
     }
