@@ -75,6 +75,16 @@ impl Row {
         mean(&self.strata, |stratum| stratum.difference(model, other))
     }
 
+    /// Documents in which the two models differ.
+    pub fn differing(&self, model: usize, other: usize) -> usize {
+        let counts = self.strata.iter().filter_map(|stratum| {
+            let [own, others] = [model, other].map(|i| stratum.totals.get(i)?.as_ref());
+            let differing = own?.iter().zip(others?).filter(|(own, other)| own != other);
+            Some(differing.count())
+        });
+        counts.sum()
+    }
+
     /// The share of all items that a model has right, not only of those that the teacher passes.
     pub fn raw(&self, model: usize) -> Option<Estimate> {
         mean(&self.raw, |stratum| stratum.value(model))

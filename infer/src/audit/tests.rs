@@ -139,6 +139,19 @@ fn a_student_that_finds_what_a_window_does() {
     assert_eq!(summary, "nothing beyond no attention in any of 1 rows");
 }
 
+/// Five documents are more than two standard errors here, and may be chance.
+#[test]
+fn a_few_documents_that_differ_say_nothing() {
+    let standing = |found: &str| {
+        let (teacher, nothing) = ("1".repeat(40), "0".repeat(40));
+        let student = format!("{found:0<40}");
+        let lines = [&teacher, &nothing, &nothing, &student];
+        of_lines(&lines.map(String::as_str)).0.standing
+    };
+    assert_eq!(standing("11111"), Standing::NotBeyondNoAttention);
+    assert_eq!(standing("111111"), Standing::BeyondWindow);
+}
+
 #[test]
 fn a_row_that_says_nothing() {
     let few = of_lines(&["1111 111", "0000 000", "0000 000", "1111 111"]);
