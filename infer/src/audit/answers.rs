@@ -60,6 +60,11 @@ impl Answer {
         Ok((!answer.prompt.is_empty()).then_some(answer))
     }
 
+    /// The most tokens that are read at once; the last token that is made is not.
+    pub fn longest(&self) -> usize {
+        self.prompt.len() + MOST - 1
+    }
+
     /// What counts of a text that follows the prompt.
     fn part<'t>(&self, text: &'t str) -> &'t str {
         let text = text.trim_start();

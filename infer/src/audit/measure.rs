@@ -127,6 +127,17 @@ impl Reading {
         }
     }
 
+    /// The most tokens that are read at once.
+    pub fn longest(&self) -> usize {
+        if let Self::Answer(answer) = self {
+            return answer.longest();
+        }
+        // The last id of a request is not read.
+        let requests = self.requests().iter();
+        let longest = requests.map(|request| request.ids().len() - 1).max();
+        longest.unwrap_or_default()
+    }
+
     /// From the scores of the tokens of each request.
     fn outcome<'s>(&self, scores: impl Fn(&ScoreRequest) -> &'s [TokenScore]) -> Outcome {
         let greedy = |request: &ScoreRequest| scores(request).iter().map(|token| token.is_greedy);

@@ -66,6 +66,16 @@ pub enum AuditError {
         /// The student.
         model: PathBuf,
     },
+    /// A teacher that its controls would leave as it is.
+    #[error(
+        "{}: no layer of this model has attention, so there are no controls beside which a student could stand; give the \
+         Transformer that the students were distilled from as --teacher",
+        model.display()
+    )]
+    NoAttention {
+        /// The teacher.
+        model: PathBuf,
+    },
     /// No text, no data, and no probe.
     #[error(
         "nothing is left to measure; --text takes text files, --data a folder with tasks, --tasks names probes"

@@ -88,6 +88,12 @@ pub fn plan(
 }
 
 impl Plan {
+    /// The most tokens that a model reads at once.
+    pub fn longest(&self) -> usize {
+        let all = self.measures.iter().flat_map(|measure| &measure.documents);
+        all.map(Reading::longest).max().unwrap_or_default()
+    }
+
     fn has(&self, task: Task) -> bool {
         self.options.tasks.is_empty() || self.options.tasks.contains(&task)
     }
@@ -208,9 +214,9 @@ impl Plan {
             };
             let documents = match task.probe(tokenizer, &sizes) {
                 Ok(documents) => documents,
-                Err(no_room @ EvalError::NoRoom { .. }) => {
+                Err(wrong @ (EvalError::NoRoom { .. } | EvalError::TooMuchRoom { .. })) => {
                     self.left_out
-                        .push(format!("{task} at {length} is left out: {no_room}"));
+                        .push(format!("{task} at {length} is left out: {wrong}"));
                     continue;
                 }
                 Err(error) => return Err(error),

@@ -75,6 +75,16 @@ impl Row {
         mean(&self.strata, |stratum| stratum.difference(model, other))
     }
 
+    /// Documents in which the two models differ.
+    pub fn differing(&self, model: usize, other: usize) -> usize {
+        let counts = self.strata.iter().filter_map(|stratum| {
+            let [own, others] = [model, other].map(|i| stratum.totals.get(i)?.as_ref());
+            let differing = own?.iter().zip(others?).filter(|(own, other)| own != other);
+            Some(differing.count())
+        });
+        counts.sum()
+    }
+
     /// The share of all items that a model has right, not only of those that the teacher passes.
     pub fn raw(&self, model: usize) -> Option<Estimate> {
         mean(&self.raw, |stratum| stratum.value(model))
@@ -87,13 +97,31 @@ impl Row {
 
     /// How far a model is above its floor.
     pub fn above_floor(&self, model: usize) -> Option<Estimate> {
-        let both = self.strata.iter().zip(&self.floor);
-        let above = both.map(|(stratum, floor)| {
+        if self.floor.is_empty() {
+            return None;
+        }
+        self.mean_of_totals(&self.above_guesses(model)?)
+    }
+
+    /// For each stratum, how far a model's totals are above its floor, or above what guesses make of them where there is
+    /// no floor.
+    fn above_guesses(&self, model: usize) -> Option<Vec<Vec<f64>>> {
+        let above = self.strata.iter().enumerate().map(|(i, stratum)| {
             let own = stratum.totals.get(model)?.as_ref()?;
-            let floor = floor.totals.get(model)?.as_ref()?;
-            Estimate::ratio(&differences(own, floor), &stratum.weights)
+            let guessed = match self.floor.get(i) {
+                Some(floor) => floor.totals.get(model)?.as_ref()?,
+                None => &stratum.chances,
+            };
+            Some(differences(own, guessed))
         });
-        Estimate::mean(&above.collect::<Option<Vec<_>>>()?)
+        above.collect()
+    }
+
+    /// The value of other totals of the same items, given for each stratum.
+    fn mean_of_totals(&self, totals: &[Vec<f64>]) -> Option<Estimate> {
+        let both = self.strata.iter().zip(totals);
+        let values = both.map(|(stratum, totals)| Estimate::ratio(totals, &stratum.weights));
+        Estimate::mean(&values.collect::<Option<Vec<_>>>()?)
     }
 
     /// What guesses come to; `None` of perplexity.
@@ -107,25 +135,31 @@ impl Row {
         chances.map(|chance| chance.value)
     }
 
-    /// What a model has kept of the teacher's distance from chance: 1 is all. `None` where the teacher is not above
-    /// chance by more than two standard errors.
+    /// What a model has kept of the teacher's distance from chance, or from its floor: 1 is all. `None` of perplexity,
+    /// and where the teacher's distance is not more than two standard errors.
     pub fn kept(&self, model: usize) -> Option<Estimate> {
-        let chance = self.chance()?;
-        let teacher = self.value(TEACHER)?;
-        let distance = teacher.value - chance;
-        let is_sure = teacher.stderr.is_none_or(|stderr| distance > 2.0 * stderr);
+        if self.unit == Unit::Perplexity {
+            return None;
+        }
+        let teachers = self.above_guesses(TEACHER)?;
+        let Estimate {
+            value: distance,
+            stderr,
+        } = self.mean_of_totals(&teachers)?;
+        let is_sure = stderr.is_none_or(|stderr| distance > 2.0 * stderr);
         if distance <= 0.0 || !is_sure {
             return None;
         }
-        let kept = (self.value(model)?.value - chance) / distance;
+        let own = self.above_guesses(model)?;
+        let kept = self.mean_of_totals(&own)?.value / distance;
         // The error of a quotient whose parts come from the same documents, by linearisation.
-        let residual = mean(&self.strata, |stratum| {
-            let own = differences(stratum.totals.get(model)?.as_ref()?, &stratum.chances);
-            let teachers = differences(stratum.totals.get(TEACHER)?.as_ref()?, &stratum.chances);
-            let both = own.iter().zip(&teachers);
-            let residuals: Vec<f64> = both.map(|(own, theirs)| own - kept * theirs).collect();
-            Estimate::ratio(&residuals, &stratum.weights)
-        })?;
+        let both = own.iter().zip(&teachers);
+        let residuals = both.map(|(own, teachers)| {
+            let both = own.iter().zip(teachers);
+            both.map(|(own, theirs)| own - kept * theirs).collect()
+        });
+        let residuals: Vec<Vec<f64>> = residuals.collect();
+        let residual = self.mean_of_totals(&residuals)?;
         Some(Estimate {
             value: kept,
             stderr: residual.stderr.map(|stderr| stderr / distance),
@@ -216,7 +250,8 @@ pub fn rows(measures: &[Measure], outcomes: &Outcomes) -> Vec<Row> {
             Kind::Recall { task, length } => {
                 let teachers = of.outcomes.first().copied().flatten();
                 let passes = |document: usize, item: usize| {
-                    teachers.is_some_and(|teachers| teachers[document].items[item] > 0.0)
+                    teachers
+                        .is_some_and(|teachers| teachers[document].items.get(item) == Some(&1.0))
                 };
                 let mut row = of.row(Group::Recall, Unit::Share, passes);
                 (row.at, row.probe) = (Some(length), Some(task.to_string()));

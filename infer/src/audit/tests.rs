@@ -139,6 +139,19 @@ fn a_student_that_finds_what_a_window_does() {
     assert_eq!(summary, "nothing beyond no attention in any of 1 rows");
 }
 
+/// Five documents are more than two standard errors here, and may be chance.
+#[test]
+fn a_few_documents_that_differ_say_nothing() {
+    let standing = |found: &str| {
+        let (teacher, nothing) = ("1".repeat(40), "0".repeat(40));
+        let student = format!("{found:0<40}");
+        let lines = [&teacher, &nothing, &nothing, &student];
+        of_lines(&lines.map(String::as_str)).0.standing
+    };
+    assert_eq!(standing("11111"), Standing::NotBeyondNoAttention);
+    assert_eq!(standing("111111"), Standing::BeyondWindow);
+}
+
 #[test]
 fn a_row_that_says_nothing() {
     let few = of_lines(&["1111 111", "0000 000", "0000 000", "1111 111"]);
@@ -289,6 +302,36 @@ fn positions_are_parts_of_windows() {
     let shown = table(&audit);
     assert!(shown.contains("|4.48 ± 0.00|"), "{shown}");
     assert!(shown.contains("|×1.649 ± 0.000|"), "{shown}");
+}
+
+/// What a word's beginning tells of its end is not kept: (0.5 - 0.25) / (1 - 0.25).
+#[test]
+fn what_is_kept_of_copies_is_measured_from_the_floor() {
+    let models = [
+        line("1111 1111"),
+        line("0000 0000"),
+        line("0000 0000"),
+        line("1111 0000"),
+    ];
+    let kind = Kind::Recall {
+        task: Task::Copy,
+        length: 512,
+    };
+    let mut audit = audited(vec![measure(kind, 8, 0)], &[&models]);
+    for outcomes in audit.outcomes.iter_mut().flatten() {
+        for (i, outcome) in outcomes.as_mut().unwrap().iter_mut().enumerate() {
+            outcome.floor = vec![f64::from(u8::from(i < 2))];
+        }
+    }
+    let row = audit.rows().remove(0);
+    let kept = row.kept(STUDENT).unwrap();
+    assert!((kept.value - 1.0 / 3.0).abs() < 1e-12);
+    // Of the student's distance less a third of the teacher's: 2/3 in two documents, -1/3 in four, 0 in two.
+    let residuals = 2.0 * 4.0 / 9.0 + 4.0 / 9.0;
+    let expected = (residuals * 8.0 / 7.0_f64).sqrt() / 8.0 / 0.75;
+    assert!((kept.stderr.unwrap() - expected).abs() < 1e-12);
+    assert_eq!(row.kept(TEACHER).unwrap().value, 1.0);
+    assert!(row.kept(WINDOW).unwrap().value < 0.0);
 }
 
 /// A student that has no more than what a word's beginning tells of its end is not beyond anything.

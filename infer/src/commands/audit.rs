@@ -223,6 +223,7 @@ impl Work for AuditWork {
         };
         let bar = progress(audit.plan.measures.len(), 3 + 4 * folders.len());
         let of_teacher = OF_TEACHER;
+        let longest = audit.plan.longest();
         let own = [
             Control::NoSsm,
             Control::NoAttention,
@@ -238,22 +239,24 @@ impl Work for AuditWork {
                 .iter()
                 .map(|control| (*control, control.apply(model.clone())));
             let under: Vec<(Control, Option<CausalLm<B>>)> = under.collect();
-            let missing = under.iter().find(|(_, model)| model.is_none());
             // Every row stands beside the teacher's controls.
-            if i == 0
-                && let Some((control, _)) = missing
-            {
-                let (model, control) = (args.teacher.clone(), *control);
-                return Err(EvalError::NoEffect { model, control }.into());
+            if i == 0 && under.iter().any(|(_, model)| model.is_none()) {
+                let model = args.teacher.clone();
+                return Err(AuditError::NoAttention { model }.into());
             }
             let of = audit.columns.len();
             let name = name.display().to_string();
             measure(&mut audit, &name, None, None, &model, &reader, &bar);
             for (control, model) in under {
-                let Some(model) = model else {
+                let is_idle = matches!(control, Control::Reset(tokens) if tokens >= longest);
+                let Some(model) = model.filter(|_| !is_idle) else {
                     bar.inc(audit.plan.measures.len() as u64);
-                    let what = control.of();
-                    let line = format!("{name}: {control} is left out: no layer has {what}");
+                    let reason = if is_idle {
+                        "no text is longer".to_owned()
+                    } else {
+                        format!("no layer has {}", control.of())
+                    };
+                    let line = format!("{name}: {control} is left out: {reason}");
                     bar.suspend(|| note(&line));
                     audit.left_out.push(line);
                     continue;

@@ -124,6 +124,16 @@ pub enum EvalError {
         /// The most tokens of the document.
         length: usize,
     },
+    /// A probe whose documents cannot be so long.
+    #[error(
+        "{task} has too few different keys for a document of {length} tokens; choose a shorter length"
+    )]
+    TooMuchRoom {
+        /// The probe.
+        task: Task,
+        /// The most tokens of the document.
+        length: usize,
+    },
     /// A stride that would leave tokens out.
     #[error(
         "--stride is {stride}; it must be from 1 to {max_length}, the length of the windows \

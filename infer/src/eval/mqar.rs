@@ -22,11 +22,16 @@ const LEAST: usize = 4;
 /// The documents of the task, with a prompt for each key that comes again; see [`documents`].
 pub fn make(tokenizer: &Tokenizer, sizes: &ProbeSizes) -> Result<Vec<Document>, EvalError> {
     documents(sizes, |length, draw| {
-        let most = length / LEAST;
+        let keys = Draw::things_with_a_quality();
+        let most = (length / LEAST).min(keys);
         let pairs = Pairs::new(draw, most);
         let (n, _) = filled(Task::Mqar, tokenizer, length, most, |n| {
             pairs.prompt(n, QUERIES.min(n) - 1)
         })?;
+        if n == keys {
+            let task = Task::Mqar;
+            return Err(EvalError::TooMuchRoom { task, length });
+        }
         let queries = QUERIES.min(n);
         Ok(Document {
             prompts: (0..queries).map(|i| pairs.prompt(n, i)).collect(),
@@ -127,6 +132,20 @@ mod tests {
                 .unwrap()
         };
         assert!(longest(1024) > 3 * longest(256));
+    }
+
+    /// A length that has room for more pairs than there are keys.
+    #[test]
+    fn a_length_without_an_end_is_refused() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/phi-tiny");
+        let tokenizer = Tokenizer::from_folder(folder).unwrap();
+        let sizes = ProbeSizes {
+            lengths: vec![1 << 18],
+            documents: 1,
+            seed: 1,
+        };
+        let refused = make(&tokenizer, &sizes).unwrap_err().to_string();
+        assert!(refused.contains("262144"), "{refused}");
     }
 
     #[test]

@@ -179,7 +179,7 @@ impl Task {
     /// Makes the documents of a probe in these sizes. The paper's tasks have none of these.
     ///
     /// # Errors
-    /// [`EvalError::NoRoom`], and what the tokenizer fails with.
+    /// [`EvalError::NoRoom`], [`EvalError::TooMuchRoom`], and what the tokenizer fails with.
     pub fn probe(
         self,
         tokenizer: &Tokenizer,

@@ -95,6 +95,12 @@ impl Draw {
         self.one(&[QUALITIES])
     }
 
+    /// How many things there are that differ in their name or in their quality.
+    pub fn things_with_a_quality() -> usize {
+        let count = |list: &str| list.split(' ').count();
+        count(QUALITIES) * count(THINGS)
+    }
+
     /// A word of any list.
     pub fn word(&mut self) -> &'static str {
         self.one(&[THINGS, QUALITIES, PEOPLE, DEEDS])

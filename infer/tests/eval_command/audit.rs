@@ -195,6 +195,8 @@ fn tasks_answers_and_probes_are_rows() {
     let teacher = teacher_folder();
     let fixed = ["--lengths", "256,4096", "--limit", "9", "--seed", "7"];
     let more = [
+        "--reset",
+        "2048",
         "--data",
         data.to_str().unwrap(),
         "--out",
@@ -209,6 +211,10 @@ fn tasks_answers_and_probes_are_rows() {
     );
     assert!(
         said.contains("needle at 4096 is left out: at most 2048 tokens"),
+        "{said}"
+    );
+    assert!(
+        said.contains("reset=2048 is left out: no text is longer"),
         "{said}"
     );
 
@@ -231,7 +237,7 @@ fn tasks_answers_and_probes_are_rows() {
         "mqar at 256",
     ];
     assert_eq!(names, expected);
-    assert_eq!(report["models"].as_array().unwrap().len(), 7);
+    assert_eq!(report["models"].as_array().unwrap().len(), 6);
     for (name, chance) in [("lambada_openai", 0.0), ("piqa", 0.5), ("winogrande", 0.5)] {
         assert_eq!(row(&report, name)["chance"], chance, "{name}");
         assert_eq!(row(&report, name)["documents"], 9, "{name}");

@@ -139,6 +139,28 @@ fn pieces_are_the_whole<B: KernelBackend>(name: &str, control: &CausalLm<B>, tol
     assert_close(name, pieces, values(logits(control)), tolerance);
 }
 
+/// Rows of a batch that are at different positions are what each is alone.
+fn rows_are_sequences<B: KernelBackend>(name: &str, control: &CausalLm<B>, tolerance: f64) {
+    let device = Default::default();
+    let mut batch = control.new_batch(3, &device);
+    let mut states = vec![];
+    for (row, read) in [(0, 8), (2, 6)] {
+        let mut state = control.new_state(1, &device);
+        control.prefill(tokens().narrow(0, 0, 1).narrow(1, 0, read), &mut state);
+        batch.put(row, state.clone());
+        states.push((row, state));
+    }
+    for _ in 0..3 {
+        let next = tokens().narrow(0, 1, 1).narrow(1, 0, 1).reshape([1]);
+        let logits = control.step_batch(Tensor::cat(vec![next.clone(); 3], 0), &mut batch);
+        for (row, state) in &mut states {
+            let alone = control.step(next.clone(), state);
+            let found = logits.clone().narrow(0, *row, 1);
+            assert_close(name, values(found), values(alone), tolerance);
+        }
+    }
+}
+
 /// What is missing is what the state-space mixer adds: half of its output where an adapter averages both.
 fn no_ssm_leaves_the_rest<B: KernelBackend>(tolerance: f64) {
     for (name, network) in networks() {
@@ -194,6 +216,7 @@ fn states_are_reset<B: KernelBackend>(tolerance: f64) {
                 assert_eq!(off > 1e-3, every < 11, "{name}: {off}");
             }
             pieces_are_the_whole(&name, &control, tolerance);
+            rows_are_sequences(&name, &control, tolerance);
         }
     }
 }

@@ -190,6 +190,11 @@ impl MatricesArgs {
         if !(self.lr > 0.0 && self.lr.is_finite()) {
             anyhow::bail!("--lr is {}; it must be positive", self.lr);
         }
+        let seeds = &self.seeds;
+        if let Some(i) = (1..seeds.len()).find(|&i| seeds[..i].contains(&seeds[i])) {
+            let seed = seeds[i];
+            anyhow::bail!("--seeds has {seed} twice, and the same seed gives the same fit");
+        }
         let backend = self.shared.backend()?;
         let folder = folder(self.out, "study-matrices");
         let study = MatrixStudy {

@@ -67,7 +67,7 @@ pub struct MatrixStudy {
     pub folder: PathBuf,
     /// The backend's name, for the record.
     pub backend: String,
-    /// Asked before each step of a fit whether to stop.
+    /// Asked before each step of a fit, and before each closed form, whether to stop.
     pub stop: StopRequest,
 }
 
@@ -200,6 +200,10 @@ impl MatrixStudy {
                 let mut whole: Option<Vec<Part>> = None;
                 let at_once = (ENTRIES / (l * l)).max(1);
                 for start in (0..m).step_by(at_once) {
+                    // A closed form does not ask on its way.
+                    if self.stop.is_asked() {
+                        return Ok(None);
+                    }
                     let some = matrices.clone().narrow(0, start, at_once.min(m - start));
                     let Some(fitted) = class.fit::<B>(&some, &states, &budget) else {
                         return Ok(None);

@@ -10,7 +10,7 @@ use super::{Budget, Fitted, MatrixClass};
 
 pub(super) struct LowRank;
 
-/// Draws C and B `[m, l, n]`, such that the entries of the product are as small as those of attention.
+/// Draws C and B `[m, l, n]`, such that the entries of the product have a variance of `1 / n`.
 pub(super) fn draw_factors<B: Backend>(
     normal: &mut Normal,
     targets: &Tensor<B, 3>,
