@@ -20,6 +20,7 @@ mod teacher_files;
 mod text;
 mod writer;
 
+pub(crate) use folder::begun;
 pub use inputs::student_config;
 pub(crate) use inputs::{check_layers, teacher_of_stages, untrained_student};
 pub use options::{Outcome, RunOptions, StopRequest};

@@ -42,6 +42,22 @@ pub(super) fn settle(config: &mut Config) -> Result<(), TrainError> {
     Ok(())
 }
 
+/// Whether [`settle`] may have made `settled` of `config`, at whatever time: of a data set that `config` has without a
+/// commit, `settled` has any.
+pub(super) fn may_settle_to(mut config: Config, settled: &Config) -> bool {
+    let name = |source: &TextSource| source.on_hub()?.parse::<TextName>().ok();
+    for (source, settled) in sources(&mut config).zip(sources(&mut settled.clone())) {
+        let newest = name(settled).map(|name| TextName {
+            revision: None,
+            ..name
+        });
+        if newest.is_some() && name(source) == newest {
+            source.path.clone_from(&settled.path);
+        }
+    }
+    config == *settled
+}
+
 /// All entries of the lists of text.
 fn sources(config: &mut Config) -> impl Iterator<Item = &mut TextSource> {
     let stages = config.stages.iter_mut();
@@ -82,5 +98,34 @@ fn remote(files: TextFiles) -> Remote {
             let file = name.strip_prefix(&prefix).unwrap_or(name);
             files.fetch(file).map_err(|error| error.to_string())
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Source;
+
+    #[test]
+    fn a_commit_may_come_to_a_name() {
+        let config = |train: &str| {
+            let set = [
+                format!("data.train={train}"),
+                "data.validation=v".to_owned(),
+            ];
+            Config::load(Source::Preset("tiny"), &set).unwrap()
+        };
+        for (train, settled, expected) in [
+            ("a,hub:o/n:en", "a,hub:o/n@0f:en", true),
+            ("hub:o/n:en:train", "hub:o/n@0f:en", true),
+            ("hub:o/n@0f", "hub:o/n@0f", true),
+            ("hub:o/n@main", "hub:o/n@0f", false),
+            ("hub:o/n:en", "hub:o/n@0f:fr", false),
+            ("hub:o/n", "hub:o/n@0f,a", false),
+            ("a", "b", false),
+        ] {
+            let found = may_settle_to(config(train), &config(settled));
+            assert_eq!(found, expected, "{train}, {settled}");
+        }
     }
 }

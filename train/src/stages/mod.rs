@@ -8,8 +8,8 @@
 //!
 //! A pass gets a batch, both networks and the number of its step, and returns the loss and the gradients; it knows no
 //! files, no clock and no schedule. In the kinds that compare layer by layer every layer of the student reads the
-//! teacher's hidden state, unless an option says otherwise. Teacher and student walk through the layers side by side, and a layer's graph and
-//! matrices are freed before the pass makes the next layer's.
+//! teacher's hidden state, unless an option says otherwise. Teacher and student walk through the layers side by side,
+//! and a layer's graph and matrices are freed before the pass makes the next layer's.
 
 mod arithmetic;
 pub(crate) mod head;
@@ -212,6 +212,7 @@ macro_rules! kinds {
         }
     };
 }
+
 kinds! {
     "matrices" => mixing_matrices::Matrices,
     "hidden_states" => hidden_states::HiddenStates,
