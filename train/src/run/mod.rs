@@ -240,6 +240,10 @@ impl<B: TrainBackend> Run<B> {
                 number: self.progress.step,
                 of: steps,
             };
+            if stage.kind.changes_loss(at) {
+                self.read(stage, &mut pending)?;
+                self.progress.guard = Guard::default();
+            }
             if config.guard.action == GuardAction::Skip {
                 self.optimizer.loss_limit = self.progress.guard.limit(&config.guard);
             }

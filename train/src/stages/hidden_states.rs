@@ -87,6 +87,11 @@ impl Stage for HiddenStates {
         within(0.0..=1.0, "sequential", self.sequential)
     }
 
+    /// Mistakes add up over the student's own hidden states.
+    fn changes_loss(&self, at: StageStep) -> bool {
+        at.begins_last(self.sequential)
+    }
+
     fn reached(&self) -> &'static [Part] {
         match self.target {
             Target::Mixer => &[Part::Mixer, Part::Norm],
