@@ -21,8 +21,9 @@ Examples:
   Two ways to start, with three seeds:
       train ablate --vary student.init=published --vary student.init=calibrated --seeds 1,2,3
 
-  Losses of the last stage, on the first one's tokens:
-      train ablate --set stage3.tokens=262144 --vary name=forward --vary 'name=reverse; stage3.loss=reverse_kl' \
+  Losses of the last stage, with a third of its tokens:
+      train ablate --set stage3.tokens=262144 --vary name=forward \\
+          --vary 'name=reverse; stage3.loss=reverse_kl' \\
           --vary 'name=top-20; stage3.top_k=20'
 
   What each stage is worth:
