@@ -2,7 +2,7 @@
 //! run for each split of a grid, each with the same tokens.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use kernels::TrainBackend;
