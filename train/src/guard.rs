@@ -8,6 +8,8 @@
 //! does to a student that starts near its teacher; the loss may fall again for long after that, and never comes back to
 //! what it was. It is only said.
 //!
+//! Where the loss of a stage becomes one of another kind (`sequential`), all of it begins anew.
+//!
 //! All that is remembered is in the checkpoint, and decisions are made of losses alone: a resumed run makes the same.
 
 use serde::{Deserialize, Serialize};

@@ -14,10 +14,10 @@ use kernels::TrainBackend;
 use model::atomic_file;
 
 use self::table::{Cell, Table};
-use crate::config::{Config, Source};
+use crate::config::Config;
 use crate::error::{TrainError, io_error};
 use crate::logging::say;
-use crate::run::{CONFIG, Outcome, Run, RunOptions, StopRequest};
+use crate::run::{Outcome, Run, RunOptions, StopRequest, begun};
 
 pub use recipes::{Recipe, RecipeError, Variant};
 pub use stages::Budget;
@@ -44,7 +44,8 @@ impl Ablation {
     ///
     /// A run that is in the folder already is resumed, and one that is finished is taken as it is: the same
     /// call continues a comparison that was stopped, and one with more variants or seeds extends it. A run whose loss is
-    /// no longer a number stands in the table as such, and the others go on.
+    /// no longer a number, or that has gone back from spikes too often, stands in the table as such, and the others go
+    /// on.
     ///
     /// # Errors
     /// [`TrainError`] of the first run that fails otherwise; [`TrainError::Exists`] if one in the folder is not
@@ -56,7 +57,7 @@ impl Ablation {
         // All of them before the first one runs.
         let configs = self.variants.iter().flat_map(|variant| &variant.configs);
         for config in configs {
-            self.is_begun(config)?;
+            self.begun(config)?;
         }
         let mut rows = vec![];
         for variant in &self.variants {
@@ -86,10 +87,11 @@ impl Ablation {
         config: &Config,
         device: &B::Device,
     ) -> Result<Option<Cell>, TrainError> {
+        let begun = self.begun(config)?;
         let options = RunOptions {
-            resume: self.is_begun(config)?,
+            resume: begun.is_some(),
             accept_changes: false,
-            config: config.clone(),
+            config: begun.unwrap_or_else(|| config.clone()),
             folder: self.folder.join(&config.name),
             dashboard: false,
             backend: self.backend.clone(),
@@ -111,20 +113,9 @@ impl Ablation {
         }
     }
 
-    /// Whether the run of `config` is in the folder.
-    fn is_begun(&self, config: &Config) -> Result<bool, TrainError> {
-        let folder = self.folder.join(&config.name);
-        let file = folder.join(CONFIG);
-        if !file.exists() {
-            return Ok(false);
-        }
-        // A run keeps it so.
-        let made = config.clone().with_absolute_paths();
-        if Config::load(Source::File(&file), &[])?.with_absolute_paths() == made {
-            Ok(true)
-        } else {
-            Err(TrainError::Exists(folder))
-        }
+    /// [`begun`] of the run of `config`.
+    fn begun(&self, config: &Config) -> Result<Option<Config>, TrainError> {
+        begun(config, &self.folder.join(&config.name))
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), TrainError> {
@@ -135,9 +126,9 @@ impl Ablation {
 
 /// Whether the recipe is to blame, and not what it runs on.
 fn has_diverged(error: &TrainError) -> bool {
-    use TrainError::{AllSkipped, NotFinite, StudentNotFinite};
+    use TrainError::{AllSkipped, NotFinite, Spikes, StudentNotFinite};
     matches!(
         error,
-        AllSkipped { .. } | NotFinite { .. } | StudentNotFinite { .. }
+        AllSkipped { .. } | NotFinite { .. } | Spikes { .. } | StudentNotFinite { .. }
     )
 }

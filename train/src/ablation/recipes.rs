@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::str::FromStr;
 
-use crate::config::{Config, ConfigError, Source};
+use crate::config::{Config, ConfigError, Source, TextSource};
 
 /// The longest name that is made of a recipe's changes, in bytes: a run folder is called so.
 const LONGEST_NAME: usize = 100;
@@ -52,6 +52,11 @@ pub enum RecipeError {
     /// A seed that stands twice.
     #[error("seed {0} stands twice among the seeds, and the same seed gives the same run")]
     SameSeed(u64),
+    /// Text that is there once, for several runs.
+    #[error(
+        "variant {0}: only one run can read standard input; write the text into a file, and name that file"
+    )]
+    StandardInput(String),
     /// Changes that do not fit the configuration.
     #[error("variant {name}: {source}")]
     Config {
@@ -136,7 +141,7 @@ impl Variant {
     /// one is found before the first one runs.
     ///
     /// # Errors
-    /// [`RecipeError`]: two recipes or seeds are the same, or changes do not fit.
+    /// [`RecipeError`]: two recipes or seeds are the same, changes do not fit, or one reads standard input.
     pub fn resolve(
         source: Source<'_>,
         set: &[String],
@@ -171,16 +176,27 @@ impl Variant {
         let variant = |recipe: &Recipe| -> Result<Self, RecipeError> {
             let configs = seeds.iter().map(|seed| config(recipe, seed));
             let configs = configs.collect::<Result<Vec<_>, _>>();
+            let configs = configs.map_err(|source| RecipeError::Config {
+                name: recipe.name.clone(),
+                source: source.into(),
+            })?;
+            if configs.iter().any(reads_standard_input) {
+                return Err(RecipeError::StandardInput(recipe.name.clone()));
+            }
             Ok(Self {
                 recipe: recipe.clone(),
-                configs: configs.map_err(|source| RecipeError::Config {
-                    name: recipe.name.clone(),
-                    source: source.into(),
-                })?,
+                configs,
             })
         };
         recipes.iter().map(variant).collect()
     }
+}
+
+fn reads_standard_input(config: &Config) -> bool {
+    let of_stages = config.stages.iter().flat_map(|stage| &stage.data);
+    let of_all = config.data.train.iter().chain(&config.data.validation);
+    let mut sources = of_stages.chain(of_all);
+    sources.any(TextSource::is_standard_input)
 }
 
 #[cfg(test)]
@@ -270,6 +286,7 @@ mod tests {
             (&["name=a", "name=b; stage3.lrr=1"], &[1], "variant b: "),
             (&["name=a", "stages=stage4"], &[1], "no stage `stage4`"),
             (&["name=a/b"], &[1], "a folder's name"),
+            (&["name=a; data.train=-"], &[1], "standard input"),
         ] {
             let message = resolve(texts, seeds).unwrap_err().to_string();
             assert!(message.contains(words), "{texts:?}: {message}");

@@ -1,6 +1,8 @@
 //! The command line of `train`.
 
+mod ablate;
 mod bench;
+mod compare;
 mod prepare;
 mod signals;
 mod study;
@@ -17,13 +19,13 @@ use kernels::KernelBackend;
 use kernels::runtime::{Backend, BackendError, Work};
 
 use train::TrainError;
-use train::ablation::{Ablation, Budget, Recipe, Variant};
 use train::config::{Config, PRESETS, Source};
 use train::logging::{listen, say};
-use train::report::Comparison;
 use train::run::{CONFIG, Outcome, Run, RunOptions, SUMMARY};
 
+use ablate::AblateArgs;
 use bench::BenchArgs;
+use compare::CompareArgs;
 use prepare::PrepareArgs;
 use signals::{INTERRUPTED, stop_on_interrupt};
 use study::StudyArgs;
@@ -64,18 +66,6 @@ Examples:
 
   To tokenise the text of a run ahead, on machines without a GPU:
       train prepare --preset phi-1.5 --set data.train=/text/c4";
-
-const ABLATE_EXAMPLES: &str = "\
-Examples:
-  Two ways to start, with three seeds:
-      train ablate --vary student.init=published --vary student.init=calibrated --seeds 1,2,3
-
-  Losses of the last stage, on the first one's tokens:
-      train ablate --set stage3.tokens=262144 --vary name=forward --vary 'name=reverse; stage3.loss=reverse_kl' \
-          --vary 'name=top-20; stage3.top_k=20'
-
-  What each stage is worth:
-      train ablate --plan small";
 
 /// Distils a Phi Transformer into a Phi-Mamba by MOHAWK (arXiv 2408.10189).
 ///
@@ -178,75 +168,6 @@ pub(crate) struct SharedArgs {
     /// of that list that it holds.
     #[arg(long, value_name = "NAME")]
     backend: Option<Backend>,
-}
-
-/// Compares variants of a configuration, each with the same seeds.
-///
-/// Each variant runs once with each seed. Prints one table: the student's perplexity over the teacher's, its mean, and
-/// the mean difference from the first variant, by pairs of one seed, with its standard error. Writes it as table.md and
-/// table.json into the folder beside the runs.
-///
-/// Without variants it compares the last stage of tiny alone, the last two, and all three, at one budget of tokens: with
-/// the tokens, learning rates and shares of the budget of the published modules' runs that assets/README.md lists.
-#[derive(Debug, Args)]
-#[command(after_long_help = ABLATE_EXAMPLES)]
-struct AblateArgs {
-    /// A variant by the keys that it changes, as in 'student.init=calibrated; stage2.lr=1e-3'; give two or more
-    ///
-    /// Two keys are special: `name` is what the variant is called, and `stages=stage2,stage3` leaves out all other
-    /// stages. `name=base` alone changes nothing.
-    #[arg(long, value_name = "KEY=VALUE;...")]
-    vary: Vec<String>,
-
-    /// A file of more variants, one a line
-    #[arg(long, value_name = "FILE")]
-    variants: Option<PathBuf>,
-
-    #[command(flatten)]
-    config: ConfigArgs,
-
-    /// The budget without variants: small (262,144 tokens, 4 x 256) or large (4,194,304 tokens, 16 x 512)
-    #[arg(
-        long,
-        value_name = "NAME",
-        default_value = "small",
-        conflicts_with_all = ["vary", "variants"]
-    )]
-    plan: Budget,
-
-    /// The seeds to repeat each variant with, as in 42,43,44
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "42,43,44"
-    )]
-    seeds: Vec<u64>,
-
-    /// The folder for the table and the runs; by default runs/ablation-NAME, of the configuration or the plan
-    ///
-    /// The same command with the folder of a comparison that was stopped continues it. Runs that are finished are taken
-    /// as they are, also with more variants or seeds.
-    #[arg(long, value_name = "FOLDER")]
-    out: Option<PathBuf>,
-
-    #[command(flatten)]
-    shared: SharedArgs,
-}
-
-/// Draws runs over each other on one page, and prints their results in one table.
-///
-/// The page is one HTML file with the losses of each stage, the perplexities, and the keys of the configurations that
-/// differ. The runs need not be finished.
-#[derive(Debug, Args)]
-struct CompareArgs {
-    /// The folders of the runs
-    #[arg(required = true, num_args = 2.., value_name = "RUN")]
-    runs: Vec<PathBuf>,
-
-    /// The file for the page
-    #[arg(long, value_name = "FILE", default_value = "compare.html")]
-    out: PathBuf,
 }
 
 impl Cli {
@@ -354,79 +275,6 @@ impl ConfigArgs {
     }
 }
 
-impl AblateArgs {
-    fn run(self) -> anyhow::Result<ExitCode> {
-        let backend = self.shared.backend()?;
-        let recipes = self.recipes()?;
-        let (source, set, stages) = (
-            self.config.source(),
-            self.config.overrides(),
-            &self.config.stages,
-        );
-        let (name, title, recipes) = if recipes.is_empty() {
-            if !self.config.is_empty() {
-                bail!(
-                    "nothing to compare with that configuration: give two variants or more, as in --vary name=base \
-                     --vary stage3.lr=1e-4"
-                );
-            }
-            let name = self.plan.name().to_owned();
-            (name, self.plan.title(), self.plan.recipes())
-        } else {
-            let name = Config::load(source, &set)?.name;
-            (name.clone(), name, recipes)
-        };
-        let variants = Variant::resolve(source, &set, stages, &recipes, &self.seeds)?;
-        let default = || unused(Path::new("runs").join(format!("ablation-{name}")));
-        let folder = self.out.unwrap_or_else(default);
-        let ablation = Ablation {
-            title,
-            variants,
-            seeds: self.seeds,
-            folder: folder.clone(),
-            backend: backend.name().into(),
-            stop: stop_on_interrupt()?,
-        };
-        let outcome = backend.dispatch(Ablate(ablation)).map_err(TrainError::from);
-        let outcome = outcome.and_then(|outcome| outcome);
-        let again = format!("by the same command with --out {}", folder.display());
-        let memory = "give it the memory that other programs have there";
-        match outcome.map_err(|error| with_advice(error, memory, &again))? {
-            Some(table) => print(format_args!("{table}")),
-            None => {
-                say(format_args!("continue {again}"));
-                Ok(ExitCode::from(INTERRUPTED))
-            }
-        }
-    }
-
-    /// Those of the command line, then those of the file.
-    fn recipes(&self) -> anyhow::Result<Vec<Recipe>> {
-        let mut recipes = vec![];
-        for text in &self.vary {
-            recipes.push(text.parse()?);
-        }
-        if let Some(file) = &self.variants {
-            let read = std::fs::read_to_string(file);
-            let text = read.map_err(|error| anyhow!("{}: {error}", file.display()))?;
-            let listed = Recipe::list(&text);
-            recipes.extend(listed.map_err(|error| anyhow!("{}: {error}", file.display()))?);
-            if recipes.is_empty() {
-                bail!("{}: no variant in it, one a line", file.display());
-            }
-        }
-        Ok(recipes)
-    }
-}
-
-impl CompareArgs {
-    fn run(self) -> anyhow::Result<ExitCode> {
-        let comparison = Comparison::read(&self.runs)?;
-        comparison.write(&self.out)?;
-        print(format_args!("{comparison}\n\npage  {}", self.out.display()))
-    }
-}
-
 struct Train(RunOptions);
 
 impl Work for Train {
@@ -434,16 +282,6 @@ impl Work for Train {
 
     fn run<B: KernelBackend>(self, device: B::Device) -> Self::Output {
         Run::<Autodiff<B>>::execute(self.0, &device)
-    }
-}
-
-struct Ablate(Ablation);
-
-impl Work for Ablate {
-    type Output = Result<Option<String>, TrainError>;
-
-    fn run<B: KernelBackend>(self, device: B::Device) -> Self::Output {
-        self.0.execute::<Autodiff<B>>(&device)
     }
 }
 

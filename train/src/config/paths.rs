@@ -10,9 +10,8 @@ const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 impl Config {
     /// The same with every path that exists made absolute, so that it means the same from any working directory.
     ///
-    /// The teacher's may be a name on the hub, which stays; a source of text may be one too, or standard input. A path
-    /// that does not exist also stays, and is refused where it is read; and so does one that is not UTF-8 when
-    /// absolute, which TOML cannot hold.
+    /// Names on the hub, of the teacher and of text, and standard input stay. So does a path that does not exist, which
+    /// is an error where it is read, and one that is not UTF-8 when absolute, which TOML cannot hold.
     pub fn with_absolute_paths(mut self) -> Self {
         let stages = self.stages.iter_mut();
         let texts = stages.flat_map(|stage| stage.data.iter_mut());

@@ -5,13 +5,33 @@ use std::path::{Path, PathBuf};
 
 use model::{atomic_file, manifest};
 
+use super::sources::may_settle_to;
 use super::{CHECKPOINTS, CONFIG, STUDENT, SUMMARY};
+use crate::config::{Config, Source};
 use crate::error::{TrainError, io_error};
 use crate::summary::Summary;
 
 /// Whether a run has begun in `folder`, with or without a configuration that has survived.
 pub(super) fn is_run(folder: &Path) -> bool {
     folder.join(CONFIG).exists() || folder.join(CHECKPOINTS).exists()
+}
+
+/// The configuration of the run in `folder`, as that run keeps it; `None` if there is none. A study that makes the run of
+/// `config` there goes on with it.
+///
+/// # Errors
+/// [`TrainError::Exists`] if it is another run; [`TrainError::Config`] if its configuration cannot be read.
+pub(crate) fn begun(config: &Config, folder: &Path) -> Result<Option<Config>, TrainError> {
+    let file = folder.join(CONFIG);
+    if !file.exists() {
+        return Ok(None);
+    }
+    let kept = Config::load(Source::File(&file), &[])?.with_absolute_paths();
+    if may_settle_to(config.clone().with_absolute_paths(), &kept) {
+        Ok(Some(kept))
+    } else {
+        Err(TrainError::Exists(folder.to_owned()))
+    }
 }
 
 /// The result of the run in `folder`, if it is finished, with its student as it was written, if that is there.

@@ -20,6 +20,7 @@ mod teacher_files;
 mod text;
 mod writer;
 
+pub(crate) use folder::begun;
 pub use inputs::student_config;
 pub(crate) use inputs::{check_layers, teacher_of_stages, untrained_student};
 pub use options::{Outcome, RunOptions, StopRequest};
@@ -243,6 +244,10 @@ impl<B: TrainBackend> Run<B> {
                 number: self.progress.step,
                 of: steps,
             };
+            if stage.kind.changes_loss(at) {
+                self.read(stage, &mut pending)?;
+                self.progress.guard = Guard::default();
+            }
             if config.guard.action == GuardAction::Skip {
                 self.optimizer.loss_limit = self.progress.guard.limit(&config.guard);
             }

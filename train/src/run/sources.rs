@@ -51,6 +51,25 @@ fn is_settled(name: &TextName) -> bool {
     name.revision.as_deref().is_some_and(is_commit)
 }
 
+/// Whether [`settle`] may have made `settled` of `config`, at whatever time: of a data set that `config` has without a
+/// commit, `settled` has any.
+pub(super) fn may_settle_to(mut config: Config, settled: &Config) -> bool {
+    let name = |source: &TextSource| source.on_hub()?.parse::<TextName>().ok();
+    let newest = |name: TextName| TextName {
+        revision: None,
+        ..name
+    };
+    for (source, settled) in sources(&mut config).zip(sources(&mut settled.clone())) {
+        let (Some(from), Some(to)) = (name(source), name(settled)) else {
+            continue;
+        };
+        if !is_settled(&from) && newest(from) == newest(to) {
+            source.path.clone_from(&settled.path);
+        }
+    }
+    config == *settled
+}
+
 /// All entries of the lists of text.
 fn sources(config: &mut Config) -> impl Iterator<Item = &mut TextSource> {
     let stages = config.stages.iter_mut();
@@ -97,6 +116,7 @@ fn remote(files: TextFiles) -> Remote {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Source;
 
     #[test]
     fn only_a_commit_stays_what_it_is() {
@@ -106,6 +126,29 @@ mod tests {
         ));
         for name in ["o/n", "o/n:en", "o/n@main", "o/n@0123abc:en:test"] {
             assert!(!is_settled(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_commit_may_come_to_a_name() {
+        let config = |train: &str| {
+            let set = [
+                format!("data.train={train}"),
+                "data.validation=v".to_owned(),
+            ];
+            Config::load(Source::Preset("tiny"), &set).unwrap()
+        };
+        for (train, settled, expected) in [
+            ("a,hub:o/n:en", "a,hub:o/n@0f:en", true),
+            ("hub:o/n:en:train", "hub:o/n@0f:en", true),
+            ("hub:o/n@0f", "hub:o/n@0f", true),
+            ("hub:o/n@main", "hub:o/n@0f", true),
+            ("hub:o/n:en", "hub:o/n@0f:fr", false),
+            ("hub:o/n", "hub:o/n@0f,a", false),
+            ("a", "b", false),
+        ] {
+            let found = may_settle_to(config(train), &config(settled));
+            assert_eq!(found, expected, "{train}, {settled}");
         }
     }
 }

@@ -69,8 +69,8 @@ impl Stage for HiddenStates {
     const DESCRIPTION: Description = Description {
         title: "hidden-state alignment",
         loss: "L2 norm of student output minus teacher output, mean over tokens, summed over layers. \
-               Every layer reads the teacher's hidden state, and in the share of the last steps that is \
-               called sequential the student's own.",
+               Every layer reads the teacher's hidden state; in the last steps, whose share is the option \
+               sequential, it reads the student's own.",
         axis: "hidden-state distance",
     };
     const TRAINS: &'static [Part] = &[Part::Mixer];
@@ -85,6 +85,11 @@ impl Stage for HiddenStates {
             "1 with target = \"mixer\"; the outputs of several layers as one are compared with target = \"block\"",
         )?;
         within(0.0..=1.0, "sequential", self.sequential)
+    }
+
+    /// Mistakes add up over the student's own hidden states.
+    fn changes_loss(&self, at: StageStep) -> bool {
+        at.begins_last(self.sequential)
     }
 
     fn reached(&self) -> &'static [Part] {

@@ -8,8 +8,8 @@
 //!
 //! A pass gets a batch, both networks and the number of its step, and returns the loss and the gradients; it knows no
 //! files, no clock and no schedule. In the kinds that compare layer by layer every layer of the student reads the
-//! teacher's hidden state, unless an option says otherwise. Teacher and student walk through the layers side by side, and a layer's graph and
-//! matrices are freed before the pass makes the next layer's.
+//! teacher's hidden state, unless an option says otherwise. Teacher and student walk through the layers side by side,
+//! and a layer's graph and matrices are freed before the pass makes the next layer's.
 
 mod arithmetic;
 pub(crate) mod head;
@@ -58,6 +58,13 @@ impl StageStep {
         let last = (share * self.of as f64).round() as usize;
         self.of.saturating_sub(self.number) <= last
     }
+
+    /// Whether the step is the first of those, and others came before it.
+    pub fn begins_last(self, share: f64) -> bool {
+        let number = self.number.checked_sub(1);
+        let before = number.map(|number| Self { number, ..self });
+        self.is_in_last(share) && before.is_some_and(|before| !before.is_in_last(share))
+    }
 }
 
 /// The words for a kind of stage in tables and in the report.
@@ -90,6 +97,11 @@ pub trait Stage: Default {
     /// [`OutOfRange`] names the first option that makes no sense, by its bare key.
     fn validate(&self) -> Result<(), OutOfRange> {
         Ok(())
+    }
+
+    /// Whether the loss is of another kind from step `at` on, so that those before are no measure of it.
+    fn changes_loss(&self, _at: StageStep) -> bool {
+        false
     }
 
     /// The parts that the loss depends on.
@@ -171,6 +183,11 @@ macro_rules! kinds {
                 match self { $(Self::$kind(stage) => stage.validate()),+ }
             }
 
+            /// [`Stage::changes_loss`].
+            pub fn changes_loss(&self, at: StageStep) -> bool {
+                match self { $(Self::$kind(stage) => stage.changes_loss(at)),+ }
+            }
+
             /// [`Stage::reached`].
             pub fn reached(&self) -> &'static [Part] {
                 match self { $(Self::$kind(stage) => stage.reached()),+ }
@@ -212,6 +229,7 @@ macro_rules! kinds {
         }
     };
 }
+
 kinds! {
     "matrices" => mixing_matrices::Matrices,
     "hidden_states" => hidden_states::HiddenStates,
@@ -286,5 +304,12 @@ mod tests {
         assert_eq!(last(0.3, 5), [3, 4]);
         assert_eq!(last(0.1, 4), [0usize; 0]);
         assert_eq!(last(1.0, 3), [0, 1, 2]);
+        let begins = |share, of| {
+            let mut steps = (0..of).map(|number| StageStep { number, of });
+            steps.find(|step| step.begins_last(share))
+        };
+        assert_eq!(begins(0.25, 8), Some(StageStep { number: 6, of: 8 }));
+        assert_eq!(begins(0.0, 4), None);
+        assert_eq!(begins(1.0, 3), None);
     }
 }

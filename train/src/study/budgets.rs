@@ -2,7 +2,7 @@
 //! run for each split of a grid, each with the same tokens.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use kernels::TrainBackend;
@@ -14,7 +14,7 @@ use crate::config::{Config, Source};
 use crate::error::{TrainError, io_error};
 use crate::logging::say;
 use crate::report::{ReportError, chart, document};
-use crate::run::{CONFIG, Outcome, Run, RunOptions, StopRequest};
+use crate::run::{Outcome, Run, RunOptions, StopRequest, begun};
 use crate::table::markdown;
 
 /// Percent of the tokens for each stage, in the order of the list; together 100.
@@ -106,10 +106,11 @@ impl BudgetStudy {
                 })
             });
             let tokens = tokens.collect();
+            let begun = begun(&config, &folder)?;
             let options = RunOptions {
-                resume: is_begun(&config, &folder)?,
+                resume: begun.is_some(),
                 accept_changes: false,
-                config,
+                config: begun.unwrap_or(config),
                 folder,
                 dashboard: false,
                 backend: self.backend.clone(),
@@ -256,21 +257,6 @@ fn advice(rows: &[Row]) -> String {
             second.split,
             100.0 * (second.ratio / best.ratio - 1.0)
         ),
-    }
-}
-
-/// Whether the run of `config` is in `folder`.
-fn is_begun(config: &Config, folder: &Path) -> Result<bool, TrainError> {
-    let file = folder.join(CONFIG);
-    if !file.exists() {
-        return Ok(false);
-    }
-    // A run keeps it so.
-    let made = config.clone().with_absolute_paths();
-    if Config::load(Source::File(&file), &[])?.with_absolute_paths() == made {
-        Ok(true)
-    } else {
-        Err(TrainError::Exists(folder.to_owned()))
     }
 }
 

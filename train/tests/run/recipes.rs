@@ -38,6 +38,24 @@ fn layers_read_the_students_own_at_the_end() {
     assert_eq!(losses(pieces.path()), own);
 }
 
+/// What was usual for the loss before is no measure for that of the student's own hidden states.
+#[test]
+fn the_guard_begins_anew_with_them() {
+    let folder = folder();
+    let set = [
+        "stage2.sequential=0.4",
+        "guard.action=skip",
+        "guard.spike=1",
+        "guard.window=1",
+    ];
+    run(config_of_stages(&["stage2"], &set), folder.path());
+    let losses = losses(folder.path());
+    assert!(losses[3] > losses[2], "{losses:?}");
+    let records = metrics(folder.path()).into_iter();
+    let mut fourth = records.filter(|record| record["kind"] == "step" && record["step"] == 4);
+    assert_ne!(fourth.next().expect("a step")["skipped"], true);
+}
+
 /// Blocks in pairs, of which a hybrid's second has a layer that keeps its attention.
 #[test]
 fn pairs_of_blocks_are_aligned() {

@@ -8,7 +8,7 @@
 mod classes;
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
 use self::classes::Classes;
 use super::predictions::{DistillationInputs, DistillationWeights, check};
@@ -137,16 +137,17 @@ fn losses<B: Backend>(inputs: DistillationInputs<B>, comparison: Comparison) -> 
         labels,
         weights,
     } = inputs;
-    let [_, v] = student.dims();
     let classes = Classes::new(student, weights.temperature, teacher, comparison.top_k);
     let log_p_tv = classes.log_p_tv.clone();
     let (mut values_t1, mut slopes_tv) = classes.compare(comparison.divergence);
     if let Some(labels) = labels.filter(|_| weights.hard > 0.0) {
         let soft = 1.0 - weights.hard;
-        let hard_t1 = -log_p_tv.clone().gather(1, labels.clone().unsqueeze_dim(1));
+        let labels_t1 = labels.unsqueeze_dim::<2>(1);
+        let hard_t1 = -log_p_tv.clone().gather(1, labels_t1.clone());
+        let slope_t1 = hard_t1.full_like(-weights.hard);
         values_t1 = values_t1 * soft + hard_t1 * weights.hard;
-        let labelled_tv = narrow(labels.one_hot::<2>(v).float(), slopes_tv.dtype());
-        slopes_tv = slopes_tv * soft - labelled_tv * weights.hard;
+        // In place of `one_hot`, which reads the labels on the host.
+        slopes_tv = (slopes_tv * soft).scatter(1, labels_t1, slope_t1, IndexingUpdateOp::Add);
     }
     Losses {
         values_t1,
