@@ -3,7 +3,7 @@
 
 use burn::backend::Autodiff;
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{Distribution, Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData};
 use kernels::{KernelBackend, Window};
 use model::{
     AttentionConfig, BesideAttentionConfig, BlockOrder, CausalLm, DiscreteMamba2Config, HeadConfig,
@@ -132,22 +132,23 @@ pub fn networks() -> Vec<(String, NetworkConfig)> {
 
 /// Parameters far from their initial zeros and ones, so that each of them matters.
 pub fn random<B: KernelBackend>(network: &NetworkConfig) -> CausalLm<B> {
-    struct Random;
+    /// Its numbers are its own: those of a backend are drawn by other tests at the same time.
+    struct Random(u64);
     impl<B: KernelBackend> ModuleMapper<B> for Random {
         fn map_float<const D: usize>(
             &mut self,
             parameter: Param<Tensor<B, D>>,
         ) -> Param<Tensor<B, D>> {
+            self.0 += 1;
+            let seed = self.0;
             parameter.map(|x| {
-                let noise = Distribution::Normal(0.0, 0.3);
-                let noise = Tensor::random(x.shape(), noise, &x.device());
+                let (shape, noise) = tests::random(seed, &x.dims(), 0.5);
+                let noise = Tensor::from_data(TensorData::new(noise, shape), &x.device());
                 (x + noise).detach().require_grad()
             })
         }
     }
-    let device = Default::default();
-    B::seed(&device, 5);
-    CausalLm::init(network.clone(), 7, &device).map(&mut Random)
+    CausalLm::init(network.clone(), 7, &Default::default()).map(&mut Random(5))
 }
 
 pub fn tokens<B: KernelBackend>() -> Tensor<B, 2, Int> {

@@ -12,7 +12,6 @@ mod student;
 
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use burn::tensor::activation::silu;
 use burn::tensor::backend::Backend;
 use kernels::KernelBackend;
 
@@ -116,8 +115,15 @@ impl<B: KernelBackend> Toeplitz<B> {
         let t_hla = toeplitz_matrix(widen(self.taps.val()), l, all);
         let y_hlbp = t_hla.matmul(x_habp.reshape([h, all, b * p]));
         let y_blhp = y_hlbp.reshape([h, l, b, p]).permute([2, 1, 0, 3]);
-        let bias = widen(self.z_bias.val()).reshape([1, 1, d_inner]);
-        let gated = y_blhp.reshape([b, l, d_inner]) * silu(widen(z_bld) + bias);
+        // The gate's op has a skip too, of which this mixer has none.
+        let no_skip = Tensor::zeros([h], (&x_bld.device(), x_bld.dtype()));
+        let gated = kernels::skip_gate(
+            y_blhp,
+            x_bld.clone().reshape([b, l, h, p]),
+            no_skip,
+            widen(z_bld),
+            Some(widen(self.z_bias.val())),
+        );
         (to_dtype(gated, dtype), x_bld)
     }
 
