@@ -28,7 +28,7 @@ pub struct ProbeSizes {
 }
 
 impl ProbeSizes {
-    /// Those of [`LENGTHS`] up to `max_length`, at most `limit` documents of each.
+    /// Those of `LENGTHS` up to `max_length`, at most `limit` documents of each.
     ///
     /// # Errors
     /// [`EvalError::TooShort`] if not even the smallest length can be read.

@@ -1,6 +1,6 @@
 //! Stage 3's loss by other divergences than [`predictions`](super::predictions) computes, and over fewer classes.
 //!
-//! A loss is one function, [`Divergence::terms`]: what a class adds to the loss, and how steep that is. Temperature,
+//! A loss is one function, `Divergence::terms`: what a class adds to the loss, and how steep that is. Temperature,
 //! hard labels, classes and the gradient are the same for all of them, in tensor operations on any backend. They hold
 //! some seven arrays of `[t, v]` in f32, so a caller passes blocks of tokens, as
 //! [`distillation_block`](crate::distillation_block) takes them too.

@@ -1,6 +1,6 @@
 //! The classes of structured matrices, each with one way to approximate given causal matrices.
 //!
-//! A class is one file of this folder, whose type implements [`MatrixClass`]. The list at the end of this file makes
+//! A class is one file of this folder, whose type implements `MatrixClass`. The list at the end of this file makes
 //! [`Class`] of them: a new one is a file, its `mod` line, and one entry of that list. Letters in shapes: m matrices, l
 //! tokens, n state.
 //!
