@@ -30,7 +30,7 @@ const SHARD_TOKENS: u64 = 128 << 20;
 /// after each block.
 const BLOCK_BYTES: usize = 2 << 20;
 
-/// The time between two states of the work that are kept, from which a later call goes on.
+/// How often the state of the work is saved. A later call continues from the last saved state.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
 
 /// The sizes of the work; smaller in tests.
@@ -158,7 +158,7 @@ impl TokenShards {
     /// that of processes.
     ///
     /// A folder whose files do not match its manifest is made again. Shards are written to a folder
-    /// `.NAME-….part`, with a file that says how far they are, at least every ten seconds. A later call goes on
+    /// `.NAME-….part`, with a file that says how far they are, at least every ten seconds. A later call continues
     /// from there, after a process was killed too: it reads what was done of the file of text that it was at, and
     /// tokenises the rest. If two
     /// processes prepare the same text at the same time, the second works in a temporary folder `.NAME-…`, and takes

@@ -61,8 +61,7 @@ impl<B: KernelBackend> AdamW<B> {
         // Zero, unless one of them is not finite.
         let mut finite = (mean_norm.clone() - mean_norm.clone()) + (loss.clone() - loss.clone());
         if let Some(limit) = self.loss_limit {
-            // The root of a negative number is none.
-            finite = finite + (-loss + limit).sqrt() * 0.0;
+            finite = finite.mask_fill(loss.greater_elem(limit), f32::NAN);
         }
         let clip = self.config.clip_norm;
         if clip <= 0.0 {

@@ -33,7 +33,7 @@ impl<'a> ShardWriter<'a> {
         }
     }
 
-    /// A writer that goes on after the first `tokens` ids of those in `folder`; what follows them there is removed.
+    /// A writer that appends to the first `tokens` ids in `folder`; the ids after these are removed.
     /// `None` if the files hold fewer.
     pub(crate) fn resume(
         folder: &'a Path,
@@ -130,7 +130,7 @@ impl<'a> ShardWriter<'a> {
         self.cut(tokens)
     }
 
-    /// Leaves the first `tokens` ids in the files, which hold more, and goes on after them.
+    /// Keeps the first `tokens` ids of the files, removes the others, and appends from there.
     fn cut(&mut self, tokens: u64) -> Result<()> {
         for index in tokens.div_ceil(self.shard_tokens).. {
             let path = self.folder.join(shard_name(index));

@@ -225,7 +225,7 @@ fn what_is_kept_is_measured_from_chance() {
     assert_eq!(of.value(TEACHER).unwrap().value, 0.75);
     let kept = of.kept(STUDENT).unwrap();
     assert!((kept.value - 0.5).abs() < 1e-12);
-    // Of student - 0.5 teacher, less what chance makes of it: 0.25 in ten, -0.75 in two, -0.25 in four.
+    // Residuals (student - chance) - 0.5 * (teacher - chance): 0.25 of ten documents, -0.75 of two, -0.25 of four.
     let residuals = 10.0 * 0.0625 + 2.0 * 0.5625 + 4.0 * 0.0625;
     let expected = (residuals * 16.0 / 15.0_f64).sqrt() / 16.0 / 0.25;
     assert!((kept.stderr.unwrap() - expected).abs() < 1e-12);

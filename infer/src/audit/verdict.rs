@@ -148,15 +148,19 @@ fn parts(audit: &Audit, row: &Row, student: usize, is_needed: bool) -> Vec<Strin
     controls.collect()
 }
 
-/// What all rows together say of the student at `student`.
+/// What all rows together say of the student at `student`: those in which the teacher has more than its window, since
+/// the others ask for nothing that a window has not.
 pub fn summary(audit: &Audit, rows: &[Row], student: usize) -> String {
     let verdicts = rows.iter().map(|row| (row, verdict(audit, row, student)));
-    let told = verdicts.filter(|(_, verdict)| verdict.standing != Standing::Unknown);
+    let told = verdicts.filter(|(row, verdict)| {
+        verdict.standing != Standing::Unknown
+            && compare_models(row, TEACHER, WINDOW) == Some(Comparison::More)
+    });
     let told: Vec<(&Row, Verdict)> = told.collect();
     let is_in = |standing| told.iter().any(|(_, verdict)| verdict.standing == standing);
     let n = told.len();
     if n == 0 {
-        return "no row says anything".into();
+        return "no row says anything: in none has the teacher more than the window control".into();
     }
     let beyond = told
         .iter()

@@ -75,7 +75,7 @@ impl<B: TrainBackend> Run<B> {
             if let Some(floor) = self.floor.take() {
                 self.watch.note(&format!(
                     "{}: its loss is {loss:.4} before the first step, and {floor:.4} with the teacher in the student's \
-                     place, which is the least to expect",
+                     place",
                     stage.name
                 ));
             }
