@@ -177,6 +177,7 @@ fn a_row_that_says_nothing() {
             .words
             .ends_with("the teacher itself has no more than the window control here")
     );
+    assert_eq!(easy.1, "no row says anything");
 }
 
 #[test]

@@ -160,7 +160,7 @@ pub fn summary(audit: &Audit, rows: &[Row], student: usize) -> String {
     let is_in = |standing| told.iter().any(|(_, verdict)| verdict.standing == standing);
     let n = told.len();
     if n == 0 {
-        return "no row says anything: in none has the teacher more than the window control".into();
+        return "no row says anything".into();
     }
     let beyond = told
         .iter()
