@@ -21,6 +21,7 @@ kernel_backend! {
     crate::decode::attention_step::AttentionStep,
     crate::decode::projections::Projections,
     crate::decode::recurrent_step::RecurrentStep,
+    crate::decode::replay::Replay,
     crate::decode::sample::Sample,
     crate::dense::attention::Attention,
     crate::dense::bias::Bias,

@@ -7,6 +7,7 @@ use kernels::KernelBackend;
 use crate::decoding::State;
 use crate::lm::CausalLm;
 use crate::mixers::MixerRows;
+use crate::steps::Steps;
 
 /// The states of a fixed number of sequences, its rows, each of which is free or holds one.
 ///
@@ -19,6 +20,8 @@ use crate::mixers::MixerRows;
 pub struct Batch<B: Backend> {
     layers: Vec<MixerRows<B>>,
     occupied: Vec<bool>,
+    /// What the device repeats.
+    steps: Steps<B>,
 }
 
 impl<B: Backend> Batch<B> {
@@ -33,6 +36,8 @@ impl<B: Backend> Batch<B> {
     /// If there is no such row, or `state` belongs to another network or to several sequences.
     pub fn put(&mut self, row: usize, state: State<B>) {
         self.occupied[row] = true;
+        // It may leave other tensors in the rows.
+        self.steps = Steps::default();
         assert_eq!(
             self.layers.len(),
             state.layers.len(),
@@ -71,6 +76,7 @@ impl<B: KernelBackend> CausalLm<B> {
                 .map(|layer| layer.mixer.new_rows(rows, device))
                 .collect(),
             occupied: vec![false; rows],
+            steps: Steps::default(),
         }
     }
 
@@ -88,11 +94,13 @@ impl<B: KernelBackend> CausalLm<B> {
             batch.layers.len(),
             "the batch belongs to a network with another number of layers"
         );
-        let x = self.embed(ids);
-        let both = layers.iter().zip(&mut batch.layers);
-        let x = both.fold(x, |x, (layer, rows)| {
-            layer.step_rows(x, rows, &batch.occupied)
-        });
-        self.step_logits(x)
+        let (states, occupied) = (&mut batch.layers, &batch.occupied);
+        batch.steps.take(self, ids, |ids| {
+            let both = layers.iter().zip(&mut *states);
+            let x = both.fold(self.embed(ids), |x, (layer, rows)| {
+                layer.step_rows(x, rows, occupied)
+            });
+            self.step_logits(x)
+        })
     }
 }

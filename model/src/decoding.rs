@@ -7,6 +7,7 @@ use kernels::KernelBackend;
 use crate::lm::CausalLm;
 use crate::mixers::{MixerState, StateError, StateTensors, state_name};
 use crate::precision::widen;
+use crate::steps::Steps;
 
 /// The state of a whole network for a batch of sequences of one length. For Phi-Mamba its size does not
 /// depend on how much was read; each attention layer adds two rows a token.
@@ -16,6 +17,8 @@ pub struct State<B: Backend> {
     pub layers: Vec<MixerState<B>>,
     /// Tokens read so far.
     pub position: usize,
+    /// What the device repeats.
+    pub(crate) steps: Steps<B>,
 }
 
 impl<B: Backend> State<B> {
@@ -52,6 +55,7 @@ impl<B: KernelBackend> CausalLm<B> {
                 .map(|layer| layer.mixer.new_state(batch, device))
                 .collect(),
             position: 0,
+            steps: Steps::default(),
         }
     }
 
@@ -76,6 +80,7 @@ impl<B: KernelBackend> CausalLm<B> {
         Ok(State {
             layers: layers.collect::<Result<_, _>>()?,
             position,
+            steps: Steps::default(),
         })
     }
 
@@ -105,14 +110,25 @@ impl<B: KernelBackend> CausalLm<B> {
     /// # Panics
     /// If `state` belongs to another network or batch.
     pub fn step(&self, ids: Tensor<B, 1, Int>, state: &mut State<B>) -> Tensor<B, 2> {
-        let layers = &self.backbone.layers;
         assert_eq!(
-            layers.len(),
+            self.backbone.layers.len(),
             state.layers.len(),
             "the state belongs to a network with another number of layers"
         );
         state.position += 1;
-        let both = layers.iter().zip(&mut state.layers);
+        let (layers, position) = (&mut state.layers, state.position);
+        let logits = state
+            .steps
+            .take(self, ids, |ids| self.step_layers(ids, layers));
+        for layer in layers {
+            layer.set_position(position);
+        }
+        logits
+    }
+
+    /// A step that is computed: `ids [b]` to logits `[b, vocab_size]`, moving the states of the layers.
+    fn step_layers(&self, ids: Tensor<B, 1, Int>, states: &mut [MixerState<B>]) -> Tensor<B, 2> {
+        let both = self.backbone.layers.iter().zip(states);
         let x = both.fold(self.embed(ids), |x, (layer, state)| layer.step(x, state));
         self.step_logits(x)
     }
@@ -138,6 +154,8 @@ impl<B: KernelBackend> CausalLm<B> {
         );
         let l = ids.dims()[1];
         assert!(l > 0, "there must be at least one id to read");
+        // It may leave other tensors in the state.
+        state.steps = Steps::default();
         state.position += l;
         let x = self.backbone.embedding.forward(ids);
         let both = layers.iter().zip(&mut state.layers);

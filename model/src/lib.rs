@@ -84,6 +84,7 @@ pub mod mohawk;
 mod parameters;
 mod precision;
 pub mod signals;
+mod steps;
 mod transfer;
 pub mod weights;
 

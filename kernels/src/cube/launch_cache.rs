@@ -17,6 +17,8 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::device_handle::DeviceHandle;
 use cubecl::prelude::*;
 
+use super::recording;
+
 /// A kernel that has been described.
 #[derive(Clone)]
 pub(crate) struct Again(Arc<Kernel>);
@@ -102,6 +104,7 @@ pub(crate) unsafe fn launch<R: CubeRuntime>(
     kernel: Again,
     like: &CubeTensor<R>,
 ) {
+    recording::launches();
     // SAFETY: the caller's.
     unsafe { launcher.launch_unchecked(count, kernel, &like.client) };
     DeviceHandle::<R::Server>::new(like.device.id()).flush_queue();
@@ -116,6 +119,7 @@ pub(crate) fn settings(units: usize, width: AddressType) -> KernelSettings {
 
 /// An array over the elements of `x`, which lie without gaps or are addressed by its strides.
 pub(crate) fn array<R: CubeRuntime>(x: &CubeTensor<R>) -> ArrayArg<R> {
+    recording::touches(&x.handle);
     // SAFETY: the length is that of the tensor.
     unsafe { ArrayArg::from_raw_parts(x.handle.clone(), x.meta.num_elements()) }
 }

@@ -6,10 +6,13 @@
 //! no trace, so that without it one kernel could be loaded for another (see `runtime::kernel_cache`).
 
 pub(crate) mod column_sums;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda_stream;
 pub(crate) mod each_row;
 pub(crate) mod fragments;
 pub(crate) mod launch_cache;
 pub(crate) mod output_pool;
+pub(crate) mod recording;
 pub(crate) mod reduce;
 pub(crate) mod row_teams;
 pub(crate) mod rows;

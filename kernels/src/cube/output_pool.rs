@@ -14,7 +14,7 @@ use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::server::Handle;
 
-use super::empty;
+use super::{empty, recording};
 
 /// Bytes of what is kept, at most.
 const LARGEST: usize = 4 << 20;
@@ -42,12 +42,20 @@ pub(crate) fn output<R: CubeRuntime, const D: usize>(
     if bytes > LARGEST {
         return empty(like, shape, dtype);
     }
+    let handle =
+        recording::output(bytes, || like.client.empty(bytes)).unwrap_or_else(|| kept(like, bytes));
+    let (client, device) = (like.client.clone(), like.device.clone());
+    CubeTensor::new_contiguous(client, device, Shape::from(shape), handle, dtype)
+}
+
+/// Memory that this thread keeps, and that nothing else holds now.
+fn kept<R: CubeRuntime>(like: &CubeTensor<R>, bytes: usize) -> Handle {
     let key = (TypeId::of::<R>(), like.device.id(), bytes);
     let taken = OUTPUTS.with_borrow(|outputs| {
         let (_, kept) = outputs.iter().find(|(known, _)| *known == key)?;
         kept.iter().find(|handle| handle.can_mut()).cloned()
     });
-    let handle = taken.unwrap_or_else(|| {
+    taken.unwrap_or_else(|| {
         let handle = like.client.empty(bytes);
         OUTPUTS.with_borrow_mut(|outputs| {
             match outputs.iter_mut().find(|(known, _)| *known == key) {
@@ -57,7 +65,5 @@ pub(crate) fn output<R: CubeRuntime, const D: usize>(
             }
         });
         handle
-    });
-    let (client, device) = (like.client.clone(), like.device.clone());
-    CubeTensor::new_contiguous(client, device, Shape::from(shape), handle, dtype)
+    })
 }

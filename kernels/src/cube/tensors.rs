@@ -7,6 +7,8 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::std::tensor::copy_into;
 
+use super::recording;
+
 /// The CubeCL tensor behind `x`.
 pub(crate) fn inner<R, B, const D: usize>(x: Tensor<B, D>) -> CubeTensor<R>
 where
@@ -32,7 +34,12 @@ pub(crate) fn empty<R: CubeRuntime, const D: usize>(
     dtype: DType,
 ) -> CubeTensor<R> {
     let (client, device) = (like.client.clone(), like.device.clone());
-    empty_device_contiguous_dtype(client, device, Shape::from(shape), dtype)
+    let bytes = shape.iter().product::<usize>() * dtype.size();
+    let shape = Shape::from(shape);
+    match recording::output(bytes, || client.empty(bytes)) {
+        Some(handle) => CubeTensor::new_contiguous(client, device, shape, handle, dtype),
+        None => empty_device_contiguous_dtype(client, device, shape, dtype),
+    }
 }
 
 /// `x` if nothing else holds it and it has no gaps, or a copy.
@@ -40,6 +47,7 @@ pub(crate) fn own<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
     if x.can_mut() && x.is_contiguous() {
         return x;
     }
+    recording::copies();
     let shape = x.meta.shape().clone();
     let copy = CubeTensor::new_contiguous(
         x.client.clone(),

@@ -3,4 +3,5 @@
 pub mod attention_step;
 pub mod projections;
 pub mod recurrent_step;
+pub mod replay;
 pub mod sample;

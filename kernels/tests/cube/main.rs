@@ -30,6 +30,7 @@ mod predictions;
 mod projections;
 mod recorded_scan;
 mod recurrent_step;
+mod replay;
 mod rms_norm;
 mod rotary;
 mod sample;

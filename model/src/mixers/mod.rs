@@ -235,6 +235,12 @@ pub trait TokenMixer<B: KernelBackend>: Debug {
         occupied: &[bool],
     ) -> StepOutput<'_, B>;
 
+    /// Whether each [`step`](Self::step) makes the same launches on the same memory, however many tokens were read
+    /// before, and its state is of the kind whose [`set_position`](DecodingState::set_position) says so.
+    fn repeats_its_steps(&self) -> bool {
+        false
+    }
+
     /// The discrete Mamba-2 in it, whose parameters an initialisation sets.
     fn mamba(&self) -> Option<&DiscreteMamba2<B>> {
         None
@@ -321,6 +327,10 @@ pub trait DecodingState {
 
     /// Bytes that a step reads and writes.
     fn step_traffic(&self) -> usize;
+
+    /// Counts the tokens read so far as `_position`, where they are counted: a step that a device has repeated was not
+    /// counted. Needed where [`TokenMixer::repeats_its_steps`].
+    fn set_position(&mut self, _position: usize) {}
 
     /// Its tensors with their names within the layer, such as `ssm`; none before the first token where the
     /// state is then empty.
@@ -437,6 +447,14 @@ macro_rules! mixers {
             type Target = dyn DecodingState;
 
             fn deref(&self) -> &Self::Target {
+                match self {
+                    $(Self::$kind(state) => state,)*
+                }
+            }
+        }
+
+        impl<B: Backend> DerefMut for MixerState<B> {
+            fn deref_mut(&mut self) -> &mut Self::Target {
                 match self {
                     $(Self::$kind(state) => state,)*
                 }

@@ -335,6 +335,10 @@ impl<B: KernelBackend> TokenMixer<B> for DiscreteMamba2<B> {
         StepOutput::through(gated, &self.out_proj)
     }
 
+    fn repeats_its_steps(&self) -> bool {
+        !self.counts_positions() && self.reset_every.is_none()
+    }
+
     /// The output projection becomes zeros without a bias.
     fn silence_ssm(&mut self) -> bool {
         let stored = self.out_proj.weight.val();

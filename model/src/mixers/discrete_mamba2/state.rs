@@ -29,6 +29,10 @@ impl<B: Backend> DecodingState for Mamba2State<B> {
         2 * self.bytes()
     }
 
+    fn set_position(&mut self, position: usize) {
+        self.position = position;
+    }
+
     fn tensors(&self) -> Result<Vec<(&'static str, TensorData)>, ExecutionError> {
         Ok(vec![
             ("conv", self.conv.clone().try_into_data()?),

@@ -11,6 +11,7 @@ use super::{kernels, normalise};
 use crate::cube::address_type;
 use crate::cube::launch_cache::{self, ARRAY, Described, arrays, launch, optional, settings};
 use crate::cube::output_pool::{Allocate, output};
+use crate::cube::recording;
 use crate::decode::projections::Activation;
 
 /// What a kernel over projections is made with.
@@ -222,6 +223,7 @@ fn normalised<R: CubeRuntime>(
 ) -> CubeTensor<R> {
     let [b, d]: [usize; 2] = x.meta.shape().dims();
     let normed = output(&x, [b, d], DType::F32);
+    recording::launches();
     // SAFETY: every unit reads and writes within its cube's vector, of which there are `b` of length `d`.
     unsafe {
         normalise::normalise_each::launch_unchecked::<R>(
@@ -234,7 +236,7 @@ fn normalised<R: CubeRuntime>(
             array(gamma.clone()),
             beta.clone().map(array).into(),
             epsilon,
-            normed.clone().into_array_arg(),
+            launch_cache::array(&normed),
             d,
             plan,
             small.into(),

@@ -8,6 +8,7 @@ use cubecl::prelude::*;
 
 use crate::cube::launch_cache::{ARRAY, Described, array, launch, optional, settings};
 use crate::cube::output_pool::output;
+use crate::cube::recording;
 use crate::cube::{address_type, own, vector_size};
 use crate::scan::causal_conv::Activation;
 
@@ -554,6 +555,7 @@ pub(super) fn step<R: CubeRuntime>(
     unsafe { launch(launcher, count, kernel, &output) };
     if !own_group {
         let first = h * p;
+        recording::launches();
         // SAFETY: each unit writes one window, among those that the step has only read.
         unsafe {
             roll_kernel::launch_unchecked::<R>(

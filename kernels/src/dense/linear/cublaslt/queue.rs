@@ -3,9 +3,12 @@
 //! # The way of a launch, and the product's
 //!
 //! A CubeCL client sends every launch, reservation and copy as a task to the one thread of the device, which
-//! does them in the order in which they came and issues each to the driver, on a stream of CubeCL's own that
-//! nothing gives away. A product is one more such task, and no thread waits for it. When it is done, all that
-//! was queued before is with the driver, and what is queued after is not yet, so it can be put in between:
+//! does them in the order in which they came and issues each to the driver, on the stream of the thread that
+//! queued it. A product is one more such task, and no thread waits for it. It goes to the same stream
+//! ([`cuda_stream`]), in order with what the thread has queued before and will queue after.
+//!
+//! Where a buffer was reserved by another thread, whose stream is another one, or the stream is not known, the library's
+//! own stream is fenced on both sides:
 //!
 //! 1. `cuCtxRecordEvent` marks all that the context has been given on any stream;
 //! 2. the library's own stream waits for that, and gets the product;
@@ -16,15 +19,15 @@
 //! # Why no buffer is lost or given away too early
 //!
 //! The task holds bindings of its buffers, as a launch does, so that their memory is reserved until it has
-//! run. Then it may be free, while the product has perhaps not begun. What gets it next is a later task:
-//! its launch, its copy or its release (which is in a stream's order too) comes after the fence, so after
-//! the product, whatever its stream. Bindings do not count as holders, so an op that is queued later may
-//! write where the product reads, in the same order.
+//! run. Then it may be free, while the product has perhaps not begun. What gets it next is a later task: its launch,
+//! its copy or its release (which is in a stream's order too) comes after the product, as memory that one stream has
+//! reserved is given to that stream alone, and after a fence on any stream. Bindings do not count as holders, so an op
+//! that is queued later may write where the product reads, in the same order.
 //!
 //! # What is kept
 //!
-//! Everything is made on the device's thread and stays there: a handle, a stream, two events, a workspace
-//! (safe to share, as the products are all on the one stream), and a [`Plan`] for each [`Problem`]. Callers
+//! Everything is made on the device's thread and stays there: a handle, a stream, two events, a workspace for each stream
+//! (whose products use it one after the other), and a [`Plan`] for each [`Problem`]. Callers
 //! remember which problems the library takes; a new one costs one wait for the device's thread. It all lasts
 //! as long as that thread, the process; plans, which are cheap to make again, until there are too many.
 //!
@@ -41,18 +44,16 @@ use std::fmt::Display;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use burn::tensor::backend::DeviceId;
-use cubecl::Runtime;
-use cubecl::cuda::CudaRuntime;
 use cubecl::device_handle::DeviceHandle;
 use cubecl::server::{Binding, ComputeServer, Handle};
+use cubecl::stream_id::StreamId;
 use cudarc::cublaslt::result as lt;
 use cudarc::cublaslt::sys;
 use cudarc::driver::{result as driver, sys as cuda};
 
 use super::super::column_major::Problem;
 use super::plan::Plan;
-
-type Server = <CudaRuntime as Runtime>::Server;
+use crate::cube::cuda_stream::{self, Server};
 
 /// Bytes for products that are cut along their contracted axis.
 pub(super) const WORKSPACE: usize = 32 << 20;
@@ -144,6 +145,9 @@ impl Call {
     }
 }
 
+/// A product and the addresses of its buffers, in the order of [`Problem::alignments`].
+type Ready = (Problem, [Option<u64>; 5]);
+
 /// What `act` gives on the library of the device whose thread this is; `None` if there is no library.
 fn with_library<T>(device: DeviceId, act: impl FnOnce(&mut Library) -> T) -> Option<T> {
     thread_local! {
@@ -170,7 +174,8 @@ struct Library {
     before: cuda::CUevent,
     /// The product is done.
     after: cuda::CUevent,
-    workspace: cuda::CUdeviceptr,
+    /// One for each stream.
+    workspaces: HashMap<cuda::CUstream, cuda::CUdeviceptr>,
     plans: HashMap<Problem, Plan>,
 }
 
@@ -211,8 +216,7 @@ impl Library {
                     .map_err(|error| failed("cuStreamCreate", error))?,
                 before: event()?,
                 after: event()?,
-                workspace: driver::malloc_sync(WORKSPACE)
-                    .map_err(|error| failed("cuMemAlloc", error))?,
+                workspaces: HashMap::new(),
                 plans: HashMap::new(),
             })
         }
@@ -225,7 +229,8 @@ impl Library {
     fn plan(&mut self, problem: &Problem) -> Result<(), String> {
         if !self.plans.contains_key(problem) {
             self.enter()?;
-            let plan = Plan::new(self.handle, problem, self.workspace);
+            let example = self.workspace(self.stream)?;
+            let plan = Plan::new(self.handle, problem, example);
             let plan = plan.map_err(|error| failed("a plan", error))?;
             if self.plans.len() == PLANS {
                 // The library has read them when it was given their products.
@@ -236,6 +241,18 @@ impl Library {
         Ok(())
     }
 
+    /// The workspace of a stream.
+    fn workspace(&mut self, stream: cuda::CUstream) -> Result<cuda::CUdeviceptr, String> {
+        if let Some(&workspace) = self.workspaces.get(&stream) {
+            return Ok(workspace);
+        }
+        // SAFETY: the context is current, and the memory is kept as long as the process.
+        let workspace = unsafe { driver::malloc_sync(WORKSPACE) };
+        let workspace = workspace.map_err(|error| failed("cuMemAlloc", error))?;
+        self.workspaces.insert(stream, workspace);
+        Ok(workspace)
+    }
+
     /// Makes CubeCL's context current.
     fn enter(&self) -> Result<(), String> {
         // SAFETY: the context is that of `open`.
@@ -244,28 +261,36 @@ impl Library {
     }
 
     fn multiply(&mut self, server: &mut Server, calls: Vec<Call>) -> Result<(), String> {
-        // On the stream on which it was reserved, so that CubeCL adds no other fence: that of the
-        // context is for all streams.
-        let mut resource = |binding: Binding| {
+        let thread = StreamId::current();
+        let mut own = true;
+        // Until the products are issued.
+        let mut bound = Vec::new();
+        // On the stream on which it was reserved, so that CubeCL adds no other fence.
+        let mut address = |binding: Binding| {
             let stream = binding.stream;
+            own &= stream == thread;
+            bound.push(binding.clone());
             let resource = server.get_resource(binding, stream);
-            resource.map_err(|error| failed("a buffer", format!("{error:?}")))
+            let resource = resource.map_err(|error| failed("a buffer", format!("{error:?}")))?;
+            Ok::<_, String>(resource.resource().ptr)
         };
         let mut ready = Vec::with_capacity(calls.len());
         for call in calls {
             // In the order of `Problem::alignments`.
-            let resources = [
+            let buffers = [
                 Some(call.a),
                 Some(call.b),
                 call.c,
                 Some(call.d),
                 call.vector,
-            ]
-            .map(|binding| binding.map(&mut resource).transpose());
-            let [a, b, c, d, vector] = resources;
+            ];
+            let [a, b, c, d, vector] = buffers.map(|binding| binding.map(&mut address).transpose());
             ready.push((call.problem, [a?, b?, c?, d?, vector?]));
         }
         self.enter()?;
+        if own && let Some(stream) = cuda_stream::current(server) {
+            return self.issue(stream, &ready);
+        }
         // SAFETY: context, stream and events are those of `open`.
         unsafe {
             cuda::cuCtxRecordEvent(self.context, self.before)
@@ -275,19 +300,7 @@ impl Library {
                 .result()
                 .map_err(|error| failed("cuStreamWaitEvent", error))?;
         }
-        let issued = ready.iter().try_for_each(|(problem, resources)| {
-            let pointers = resources
-                .each_ref()
-                .map(|of| of.as_ref().map(|managed| managed.resource().ptr));
-            for (pointer, alignment) in pointers.iter().zip(problem.alignments) {
-                if pointer.is_some_and(|pointer| pointer % u64::from(alignment) != 0) {
-                    return Err(format!("a buffer is not aligned as {problem:?} says"));
-                }
-            }
-            self.plan(problem)?;
-            let place = (self.handle, self.stream, self.workspace);
-            self.plans[problem].queue(place, pointers)
-        });
+        let issued = self.issue(self.stream, &ready);
         // Even if one of several has failed: the others are on their way.
         // SAFETY: as above.
         unsafe {
@@ -299,6 +312,21 @@ impl Library {
                 .map_err(|error| failed("cuCtxWaitEvent", error))?;
         }
         issued
+    }
+
+    /// Gives products to a stream.
+    fn issue(&mut self, stream: cuda::CUstream, ready: &[Ready]) -> Result<(), String> {
+        let workspace = self.workspace(stream)?;
+        ready.iter().try_for_each(|(problem, pointers)| {
+            for (pointer, alignment) in pointers.iter().zip(problem.alignments) {
+                if pointer.is_some_and(|pointer| pointer % u64::from(alignment) != 0) {
+                    return Err(format!("a buffer is not aligned as {problem:?} says"));
+                }
+            }
+            self.plan(problem)?;
+            let place = (self.handle, stream, workspace);
+            self.plans[problem].queue(place, *pointers)
+        })
     }
 }
 

@@ -1,0 +1,121 @@
+//! What a thread does while it records a step of decoding (see [`decode::replay`](crate::decode::replay)).
+//!
+//! A recording goes over a step twice. The first time, the rehearsal, the step is computed; its outputs are
+//! reserved anew and noted in order. The second time, the capture, the same outputs are handed out in the same
+//! order, so that no memory is reserved and nothing is computed: the driver notes each launch. What the launches
+//! read and write stays reserved as long as the recording.
+
+use std::cell::RefCell;
+
+use cubecl::server::{Binding, Handle};
+
+thread_local! {
+    static TAKE: RefCell<Option<Take>> = const { RefCell::new(None) };
+}
+
+/// What is known of a step that is being recorded.
+#[derive(Default)]
+pub(crate) struct Take {
+    /// The outputs, in the order in which they are asked for.
+    pub outputs: Vec<Handle>,
+    /// The memory of all arrays of all launches.
+    pub touched: Vec<Binding>,
+    /// The launches.
+    pub launches: usize,
+    /// What makes the step impossible to record, if anything does.
+    pub obstacle: Option<&'static str>,
+    /// The next output to be handed out, in a capture.
+    next: Option<usize>,
+}
+
+/// The memory of an output of `bytes` bytes, if the thread records; by `reserve` in a rehearsal.
+pub(crate) fn output(bytes: usize, reserve: impl FnOnce() -> Handle) -> Option<Handle> {
+    let noted = TAKE.with_borrow_mut(|take| {
+        let take = take.as_mut()?;
+        let Some(next) = take.next else {
+            return Some(None);
+        };
+        let noted = take
+            .outputs
+            .get(next)
+            .filter(|output| output.size() == bytes as u64);
+        take.next = Some(next + 1);
+        if noted.is_none() {
+            take.obstacle = Some("its outputs differ from one time to the next");
+        }
+        Some(noted.cloned())
+    })?;
+    // Outside the borrow: to reserve may launch.
+    let handle = noted.unwrap_or_else(reserve);
+    TAKE.with_borrow_mut(|take| {
+        if let Some(Take {
+            outputs,
+            next: None,
+            ..
+        }) = take
+        {
+            outputs.push(handle.clone());
+        }
+    });
+    Some(handle)
+}
+
+/// Notes that a launch reads or writes this, if the thread records.
+pub(crate) fn touches(array: &Handle) {
+    TAKE.with_borrow_mut(|take| {
+        if let Some(take) = take {
+            take.touched.push(array.clone().binding());
+        }
+    });
+}
+
+/// Notes a launch, if the thread records.
+pub(crate) fn launches() {
+    TAKE.with_borrow_mut(|take| {
+        if let Some(take) = take {
+            take.launches += 1;
+        }
+    });
+}
+
+/// Notes that a tensor was copied that a step writes in place, if the thread records: the copy would be written, and
+/// the next step would read the tensor.
+pub(crate) fn copies() {
+    TAKE.with_borrow_mut(|take| {
+        if let Some(take) = take {
+            take.obstacle = Some("it copies what it should write in place");
+        }
+    });
+}
+
+/// The result of `step`, and what it reserves, touches and launches.
+#[cfg(feature = "cuda")]
+pub(crate) fn rehearse<T>(step: impl FnOnce() -> T) -> (T, Take) {
+    run(Take::default(), step)
+}
+
+/// The result of `step`, whose outputs are those of `rehearsal`, and what it touches and launches.
+#[cfg(feature = "cuda")]
+pub(crate) fn capture<T>(rehearsal: Take, step: impl FnOnce() -> T) -> (T, Take) {
+    let take = Take {
+        outputs: rehearsal.outputs,
+        next: Some(0),
+        ..Take::default()
+    };
+    run(take, step)
+}
+
+#[cfg(feature = "cuda")]
+fn run<T>(take: Take, step: impl FnOnce() -> T) -> (T, Take) {
+    /// Ends the recording even if the step panics.
+    struct Ends;
+    impl Drop for Ends {
+        fn drop(&mut self) {
+            TAKE.set(None);
+        }
+    }
+    TAKE.set(Some(take));
+    let _ends = Ends;
+    let result = step();
+    (result, TAKE.take().unwrap_or_default())
+}

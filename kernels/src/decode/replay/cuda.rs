@@ -1,0 +1,300 @@
+//! As a CUDA graph.
+//!
+//! # How a step is recorded
+//!
+//! 1. The rehearsal: the step is computed, on a copy of the ids, and its outputs are noted
+//!    ([`recording`](crate::cube::recording)).
+//! 2. The stream behind this thread begins to capture: it notes what it is given, and computes none of it.
+//! 3. The step is taken again with the same outputs.
+//! 4. The capture ends. If it has as many kernels as launches were made, and nothing else, it becomes a graph.
+//!
+//! CubeCL passes arrays and numbers with a launch, so that nothing is copied to the device for it; a kernel over tensors,
+//! whose shapes are copied, would be seen as another kind of node and refused.
+//!
+//! # Why a replay is safe
+//!
+//! All that the launches touch is bound by the recording, and so stays reserved at its address. Bindings do not count
+//! as holders: what the step writes in place is written in place by a step that is computed too. The graph goes to the
+//! stream of the thread that has recorded it, in order with all else that the thread queues. The logits lie where
+//! those before lay, so there is no replay while somebody holds those.
+
+use std::ptr;
+
+use burn::tensor::backend::{DeviceId, DeviceOps};
+use burn::tensor::{Int, Shape, Tensor};
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use cubecl::device_handle::DeviceHandle;
+use cubecl::server::{Binding, ComputeServer, Handle};
+use cubecl::stream_id::StreamId;
+use cudarc::driver::sys as cuda;
+
+use super::{Recording, Repeat, Step, Taken};
+use crate::cube::cuda_stream::{self, Server};
+use crate::cube::recording::{Take, capture, rehearse};
+use crate::cube::{inner, tensor};
+
+/// See [`record`](super::record).
+pub(super) fn record<R, F, I, T>(
+    ids: Tensor<CubeBackend<R, F, I, T>, 1, Int>,
+    step: &mut Step<'_, CubeBackend<R, F, I, T>>,
+) -> Taken<CubeBackend<R, F, I, T>>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    let given = ids.into_primitive();
+    let device = given.device.id();
+    let [b]: [usize; 1] = given.meta.shape().dims();
+    let bytes = b * given.dtype.size();
+    if !given.is_contiguous() {
+        return (step(Tensor::from_primitive(given)), None);
+    }
+    let own = CubeTensor::new_contiguous(
+        given.client.clone(),
+        given.device.clone(),
+        Shape::from([b]),
+        given.client.empty(bytes),
+        given.dtype,
+    );
+    let (from, to) = (given.handle.clone().binding(), own.handle.clone().binding());
+    DeviceHandle::<Server>::new(device).submit(move |server| copy(server, from, to, bytes));
+    let (logits, rehearsal) = rehearse(|| step(Tensor::from_primitive(own.clone())));
+    let logits = inner::<R, _, 2>(logits);
+    let recorded = graph(device, &logits.handle, rehearsal, || {
+        drop(step(Tensor::from_primitive(own.clone())));
+    });
+    let recording = match recorded {
+        Ok((graph, result, touched)) => Some(Recording(Box::new(Recorded {
+            graph,
+            ids: own,
+            result: CubeTensor {
+                handle: result,
+                ..logits.clone()
+            },
+            stream: StreamId::current(),
+            _touched: touched,
+        }) as Box<dyn Repeat<_>>)),
+        Err(reason) => {
+            log::debug!("a step of decoding is not recorded: {reason}");
+            None
+        }
+    };
+    (tensor(logits), recording)
+}
+
+/// The graph of a step that was rehearsed, the memory of its result, `logits`, and all that it touches.
+///
+/// # Errors
+/// Why it cannot be recorded, in words. It was then not computed again.
+fn graph(
+    device: DeviceId,
+    logits: &Handle,
+    rehearsal: Take,
+    step: impl FnOnce(),
+) -> Result<(Graph, Handle, Vec<Binding>), String> {
+    if let Some(obstacle) = rehearsal.obstacle {
+        return Err(obstacle.into());
+    }
+    // The rehearsal's own handles, and no others, are held by nobody else.
+    let mut held = rehearsal.outputs.iter().filter(|output| !output.can_mut());
+    let (Some(_), None) = (held.next(), held.next()) else {
+        return Err("its result is not its only output that is held".into());
+    };
+    let launches = rehearsal.launches;
+    let anchor = logits.clone().binding();
+    let handle = DeviceHandle::<Server>::new(device);
+    let begun = handle.submit_blocking(move |server| begin(server, anchor));
+    begun.map_err(|error| format!("{error:?}"))??;
+    let ((), taken) = capture(rehearsal, step);
+    let ended = handle.submit_blocking(move |server| end(server, device, launches));
+    let graph = ended.map_err(|error| format!("{error:?}"))??;
+    if let Some(obstacle) = taken.obstacle {
+        return Err(obstacle.into());
+    }
+    if taken.launches != launches {
+        return Err("its launches differ from one time to the next".into());
+    }
+    let result = taken.outputs.iter().find(|output| !output.can_mut());
+    let result = result.cloned().ok_or("its result is no output of it")?;
+    let mut touched = taken.touched;
+    touched.extend(taken.outputs.into_iter().map(Handle::binding));
+    Ok((graph, result, touched))
+}
+
+/// A recorded step.
+struct Recorded<R: CubeRuntime> {
+    graph: Graph,
+    /// What the step reads.
+    ids: CubeTensor<R>,
+    /// What it gives.
+    result: CubeTensor<R>,
+    /// The thread that has recorded it.
+    stream: StreamId,
+    _touched: Vec<Binding>,
+}
+
+impl<R, F, I, T> Repeat<CubeBackend<R, F, I, T>> for Recorded<R>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    fn replay(
+        &self,
+        ids: Tensor<CubeBackend<R, F, I, T>, 1, Int>,
+    ) -> Option<Tensor<CubeBackend<R, F, I, T>, 2>> {
+        let ids = ids.into_primitive();
+        assert_eq!(
+            ids.meta.shape().dims::<1>(),
+            self.ids.meta.shape().dims::<1>(),
+            "a recorded step reads as many ids as were recorded"
+        );
+        let alike = ids.is_contiguous() && ids.dtype == self.ids.dtype;
+        if !alike || StreamId::current() != self.stream || !self.result.handle.can_mut() {
+            return None;
+        }
+        let bytes = ids.meta.num_elements() * ids.dtype.size();
+        let (from, to) = (ids.handle.binding(), self.ids.handle.clone().binding());
+        let graph = self.graph.pointer;
+        let device = DeviceHandle::<Server>::new(self.graph.device);
+        device.submit(move |server| {
+            copy(server, from, to, bytes);
+            graph.launch(server);
+        });
+        device.flush_queue();
+        Some(tensor(self.result.clone()))
+    }
+}
+
+/// A graph that can be launched.
+struct Graph {
+    pointer: GraphPointer,
+    device: DeviceId,
+}
+
+/// Of a graph, on its way to the device's thread.
+#[derive(Clone, Copy)]
+struct GraphPointer(cuda::CUgraphExec);
+
+// SAFETY: the driver's functions take it from any thread; here it is the device's alone.
+unsafe impl Send for GraphPointer {}
+// SAFETY: as above.
+unsafe impl Sync for GraphPointer {}
+
+impl GraphPointer {
+    /// Gives the graph to the stream of this task. A failure is a panic on the device's thread, which is where
+    /// launches fail.
+    fn launch(self, server: &Server) {
+        let stream = cuda_stream::current(server).expect("the stream that has recorded the step");
+        // SAFETY: the graph is destroyed by a later task, and the stream is CubeCL's.
+        let launched = unsafe { cuda::cuGraphLaunch(self.0, stream) };
+        launched.result().expect("cuGraphLaunch");
+    }
+
+    /// # Safety
+    /// It is not used again.
+    unsafe fn destroy(self) {
+        // SAFETY: the caller's. A failure changes no result, so it is ignored.
+        let _ = unsafe { cuda::cuGraphExecDestroy(self.0) };
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        let pointer = self.pointer;
+        // After the launches that are queued.
+        // SAFETY: nobody else has it.
+        DeviceHandle::<Server>::new(self.device).submit(move |_| unsafe { pointer.destroy() });
+    }
+}
+
+/// Copies bytes from one buffer to another on the stream of this task.
+fn copy(server: &mut Server, from: Binding, to: Binding, bytes: usize) {
+    let stream = StreamId::current();
+    let mut address = |binding| {
+        let resource = server.get_resource(binding, stream);
+        resource.expect("a buffer that is bound").resource().ptr
+    };
+    let (from, to) = (address(from), address(to));
+    let stream = cuda_stream::current(server);
+    // SAFETY: both buffers have as many bytes, and lie on the device whose context is current since `get_resource`;
+    // without a stream of CubeCL's there is no recording, and this one waits for all streams.
+    let copied =
+        unsafe { cuda::cuMemcpyDtoDAsync_v2(to, from, bytes, stream.unwrap_or(ptr::null_mut())) };
+    copied.result().expect("cuMemcpyDtoDAsync");
+}
+
+/// Lets the stream of this task capture what it is given.
+fn begin(server: &mut Server, anchor: Binding) -> Result<(), String> {
+    let id = StreamId::current();
+    // What waits to be freed is freed now, and the device's context is current.
+    server.flush(id).map_err(|error| format!("{error:?}"))?;
+    let anchored = server.get_resource(anchor, id);
+    anchored.map_err(|error| format!("{error:?}"))?;
+    let stream = cuda_stream::current(server).ok_or("the stream of this thread is not known")?;
+    let mode = cuda::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
+    // SAFETY: the stream is CubeCL's, and is not capturing: captures end in the task after the step's.
+    let begun = unsafe { cuda::cuStreamBeginCapture_v2(stream, mode) };
+    begun
+        .result()
+        .map_err(|error| format!("cuStreamBeginCapture: {error}"))
+}
+
+/// Ends the capture of the stream of this task, and makes a graph of it.
+fn end(server: &mut Server, device: DeviceId, launches: usize) -> Result<Graph, String> {
+    let stream = cuda_stream::current(server).ok_or("the stream of this thread is not known")?;
+    let mut captured = ptr::null_mut();
+    // SAFETY: the stream is CubeCL's, and captures since `begin`.
+    let ended = unsafe { cuda::cuStreamEndCapture(stream, &mut captured) };
+    ended
+        .result()
+        .map_err(|error| format!("cuStreamEndCapture: {error}"))?;
+    // SAFETY: `captured` is a graph since the capture ended well, and is destroyed once.
+    unsafe {
+        let checked = check(captured, launches);
+        let mut graph = ptr::null_mut();
+        let made = checked.and_then(|()| {
+            let made = cuda::cuGraphInstantiateWithFlags(&mut graph, captured, 0);
+            made.result()
+                .map_err(|error| format!("cuGraphInstantiate: {error}"))
+        });
+        let _ = cuda::cuGraphDestroy(captured);
+        made.map(|()| Graph {
+            pointer: GraphPointer(graph),
+            device,
+        })
+    }
+}
+
+/// That a graph has this many kernels and nothing else.
+///
+/// # Safety
+/// `graph` is one.
+unsafe fn check(graph: cuda::CUgraph, launches: usize) -> Result<(), String> {
+    let failed = |error| format!("cuGraphGetNodes: {error}");
+    let mut n = 0;
+    // SAFETY: the caller's; without room for nodes the driver writes their number.
+    let counted = unsafe { cuda::cuGraphGetNodes(graph, ptr::null_mut(), &mut n) };
+    counted.result().map_err(failed)?;
+    if n != launches {
+        return Err(format!("{launches} launches were {n} of the device's"));
+    }
+    let mut nodes = vec![ptr::null_mut(); n];
+    // SAFETY: there is room for as many.
+    let read = unsafe { cuda::cuGraphGetNodes(graph, nodes.as_mut_ptr(), &mut n) };
+    read.result().map_err(failed)?;
+    for node in nodes {
+        let mut kind = cuda::CUgraphNodeType_enum::CU_GRAPH_NODE_TYPE_EMPTY;
+        // SAFETY: it is a node of the graph.
+        let read = unsafe { cuda::cuGraphNodeGetType(node, &mut kind) };
+        read.result().map_err(failed)?;
+        if kind != cuda::CUgraphNodeType_enum::CU_GRAPH_NODE_TYPE_KERNEL {
+            return Err(format!("{kind:?} is among its launches"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! A step of decoding that always makes the same launches, as one launch.
+//!
+//! A small network's step is some hundred and fifty short kernels, and giving them to a GPU one by one takes the host
+//! longer than they take the GPU. Where each step makes the same launches on the same memory, they can be recorded
+//! once, and the device repeats them as one: a CUDA graph.
+//!
+//! Only CUDA records. Elsewhere, and wherever something stands in the way, a step is computed as always.
+
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
+#[cfg(feature = "cuda")]
+mod cuda;
+
+use std::fmt;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
+
+/// A step: from the ids of its tokens, `[b]`, to its logits, `[b, v]`.
+pub type Step<'a, B> = dyn FnMut(Tensor<B, 1, Int>) -> Tensor<B, 2> + 'a;
+
+/// The logits `[b, v]` of a step, and the step, where it was recorded.
+pub type Taken<B> = (Tensor<B, 2>, Option<Recording<B>>);
+
+/// The op, as backends compute it.
+pub trait Replay: Backend {
+    /// See [`record`].
+    fn record(ids: Tensor<Self, 1, Int>, step: &mut Step<'_, Self>) -> Taken<Self> {
+        (step(ids), None)
+    }
+}
+
+by_default!(Replay for ndarray, flex, autodiff);
+
+/// A step that was recorded, with the memory of all that it reads and writes.
+pub struct Recording<B: Backend>(Box<dyn Repeat<B>>);
+
+/// A backend's form of a [`Recording`].
+trait Repeat<B: Backend>: Send + Sync {
+    /// See [`Recording::replay`].
+    fn replay(&self, ids: Tensor<B, 1, Int>) -> Option<Tensor<B, 2>>;
+}
+
+impl<B: Backend> fmt::Debug for Recording<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Recording")
+    }
+}
+
+impl<B: Backend> Recording<B> {
+    /// The step for other `ids [b]`: the logits `[b, v]`, in the memory of those before. `None` where it cannot be
+    /// repeated now, and must be computed: somebody still holds the logits before, or another thread recorded it.
+    ///
+    /// # Panics
+    /// If there are not as many ids as were recorded.
+    pub fn replay(&self, ids: Tensor<B, 1, Int>) -> Option<Tensor<B, 2>> {
+        self.0.replay(ids)
+    }
+}
+
+/// Computes `step(ids)`, and records it where the device can: then `step` is called twice, the second time without
+/// being computed.
+///
+/// What `step` changes must be tensors that nothing else holds, which its ops write in place; between two replays they
+/// may be written in place, but not replaced. What it does beside launches, such as counting, is not repeated.
+pub fn record<B: Replay>(ids: Tensor<B, 1, Int>, step: &mut Step<'_, B>) -> Taken<B> {
+    B::record(ids, step)
+}

@@ -1,0 +1,102 @@
+//! Steps of decoding that a device repeats.
+
+use std::sync::Arc;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor};
+use kernels::KernelBackend;
+use kernels::decode::replay::{Recording, record};
+
+use crate::lm::CausalLm;
+
+/// Steps that are computed before one is recorded: the first may leave tensors of another dtype in the state, and short
+/// texts are not worth a recording.
+const COMPUTED: usize = 4;
+
+/// How a state's next step is taken: computed, or repeated by the device where a step before was recorded
+/// ([`kernels::decode::replay`]).
+///
+/// A recording belongs to the memory of one state. A clone of a state shares that memory until one of the two moves on;
+/// therefore a clone has no recording, and a state that shares its memory with a clone loses its own.
+#[derive(Debug)]
+pub(crate) struct Steps<B: Backend> {
+    /// Held by each state that may share the memory of this one.
+    sharers: Arc<()>,
+    /// Steps that were computed since.
+    computed: usize,
+    recorded: Option<Recorded<B>>,
+}
+
+#[derive(Debug)]
+struct Recorded<B: Backend> {
+    recording: Recording<B>,
+    /// The network whose step it is.
+    network: usize,
+    /// Ids of a step.
+    batch: usize,
+}
+
+impl<B: Backend> Default for Steps<B> {
+    fn default() -> Self {
+        Self {
+            sharers: Arc::default(),
+            computed: 0,
+            recorded: None,
+        }
+    }
+}
+
+impl<B: Backend> Clone for Steps<B> {
+    fn clone(&self) -> Self {
+        Self {
+            sharers: self.sharers.clone(),
+            computed: 0,
+            recorded: None,
+        }
+    }
+}
+
+impl<B: KernelBackend> Steps<B> {
+    /// The logits of the next step of `network`, `ids [b]` to `[b, v]`, which `compute` computes. It is called once or
+    /// twice, or not at all; what it counts must be set by the caller.
+    pub(crate) fn take(
+        &mut self,
+        network: &CausalLm<B>,
+        ids: Tensor<B, 1, Int>,
+        mut compute: impl FnMut(Tensor<B, 1, Int>) -> Tensor<B, 2>,
+    ) -> Tensor<B, 2> {
+        if Arc::strong_count(&self.sharers) > 1 {
+            *self = Self::default();
+        }
+        let (address, [batch]) = (std::ptr::from_ref(network) as usize, ids.dims());
+        if let Some(recorded) = &self.recorded
+            && (recorded.network, recorded.batch) == (address, batch)
+        {
+            if let Some(logits) = recorded.recording.replay(ids.clone()) {
+                return logits;
+            }
+            return compute(ids);
+        }
+        self.recorded = None;
+        self.computed += 1;
+        // Once: if it cannot be recorded now, it cannot be recorded later.
+        if self.computed != COMPUTED + 1 || !network.repeats_its_steps() {
+            return compute(ids);
+        }
+        let (logits, recording) = record(ids, &mut compute);
+        self.recorded = recording.map(|recording| Recorded {
+            recording,
+            network: address,
+            batch,
+        });
+        logits
+    }
+}
+
+impl<B: KernelBackend> CausalLm<B> {
+    /// Whether all steps make the same launches.
+    fn repeats_its_steps(&self) -> bool {
+        let mut layers = self.backbone.layers.iter();
+        layers.all(|layer| layer.mixer.repeats_its_steps())
+    }
+}
