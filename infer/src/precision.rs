@@ -98,8 +98,8 @@ impl Precision {
         let choose = |stored| self.dtype::<B>(stored, device).unwrap_or(fallback);
         let (config, model) = model::load_any_as::<B>(folder, choose, device)?;
         match self {
-            Self::Int8 => Ok((config, model.to_int8())),
-            _ => Ok((config, model)),
+            Self::Int8 => Ok((config, model.to_int8().without_padding())),
+            _ => Ok((config, model.without_padding())),
         }
     }
 }

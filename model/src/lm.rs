@@ -167,6 +167,28 @@ impl<B: Backend> CausalLm<B> {
         }
         self.map(&mut Cast(dtype))
     }
+
+    /// The same network with every parameter in rows without padding, for inference.
+    ///
+    /// CubeCL pads rows whose bytes are no multiple of what the device prefers, and a step of decoding copies such a
+    /// parameter before it reads it, every time.
+    pub fn without_padding(self) -> Self {
+        struct Pack;
+        impl<B: Backend> ModuleMapper<B> for Pack {
+            fn map_float<const D: usize>(
+                &mut self,
+                parameter: Param<Tensor<B, D>>,
+            ) -> Param<Tensor<B, D>> {
+                parameter.map(|x| {
+                    let (shape, require_grad) = (x.dims(), x.is_require_grad());
+                    // One long row has no padding.
+                    let row = x.detach().reshape([shape.iter().product::<usize>()]);
+                    row.reshape(shape).detach().set_require_grad(require_grad)
+                })
+            }
+        }
+        self.map(&mut Pack)
+    }
 }
 
 impl<B: KernelBackend> CausalLm<B> {

@@ -224,7 +224,7 @@ fn random<B: KernelBackend>(
     let config = model::read_config_file(config)?;
     let model = CausalLm::init(&config, 0, device).map(&mut Draw(dtype, device));
     match precision {
-        Precision::Int8 => Ok((config, model.to_int8())),
-        _ => Ok((config, model)),
+        Precision::Int8 => Ok((config, model.to_int8().without_padding())),
+        _ => Ok((config, model.without_padding())),
     }
 }

@@ -2,8 +2,7 @@
 //!
 //! CubeCL 0.10 gives each thread a stream of the driver, by the number of the thread, and its server keeps them to
 //! itself: no method returns one. But the server can be printed, its streams too, and so their addresses can be
-//! read. It is printed once for each stream, on the device's thread. Where the text is not as expected, there is no
-//! stream, and callers do without.
+//! read, on the device's thread. Where the text is not as expected, there is no stream, and callers do without.
 
 use std::cell::RefCell;
 use std::fmt::{self, Write};
@@ -16,27 +15,49 @@ use cudarc::driver::sys::CUstream;
 /// What the device's thread computes with.
 pub(crate) type Server = <CudaRuntime as Runtime>::Server;
 
-/// The stream of the task that the device's thread runs, if anything was queued on it before. To be called by that
-/// thread, within a task.
+/// A stream, as it is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seen {
+    address: usize,
+    /// Commands that it was given.
+    commands: u64,
+}
+
+/// The stream of the task that the device's thread runs. To be called by that thread, within a task that comes after
+/// others on that stream; it is looked for once.
 pub(crate) fn current(server: &Server) -> Option<CUstream> {
     thread_local! {
-        static KNOWN: RefCell<Vec<(StreamId, CUstream)>> = const { RefCell::new(Vec::new()) };
+        static KNOWN: RefCell<Vec<(StreamId, Option<CUstream>)>> = const { RefCell::new(Vec::new()) };
     }
     let id = StreamId::current();
     let known = KNOWN.with_borrow(|known| known.iter().find(|(known, _)| *known == id).copied());
     if let Some((_, stream)) = known {
-        return Some(stream);
+        return stream;
     }
-    let mut pool = Pool::default();
-    // It fails when the pool has been read.
-    let _ = write!(pool, "{server:?}");
-    let stream = pool.stream(id.value)? as CUstream;
+    let stream = look(server).map(|seen| seen.address as CUstream);
+    if stream.is_none() {
+        log::warn!(
+            "CubeCL's stream cannot be found: decoding and products of matrices take longer"
+        );
+    }
     KNOWN.with_borrow_mut(|known| known.push((id, stream)));
-    Some(stream)
+    stream
+}
+
+/// How many commands that stream was given, launches and reservations of memory among them.
+pub(crate) fn commands(server: &Server) -> Option<u64> {
+    look(server).map(|seen| seen.commands)
+}
+
+fn look(server: &Server) -> Option<Seen> {
+    let mut pool = Pool::default();
+    // It fails when more is printed than is read.
+    let _ = write!(pool, "{server:?}");
+    pool.stream(StreamId::current().value)
 }
 
 /// The part of a printed server that lists its streams:
-/// `StreamPool { streams: [Some(StreamWrapper { stream: Stream { sys: 0x5581, .. }, .. }), None, ..], ..`.
+/// `StreamPool { streams: [Some(StreamWrapper { stream: Stream { sys: 0x5581, .. }, cursor: 7, .. }), None, ..], ..`.
 #[derive(Default)]
 struct Pool {
     text: String,
@@ -48,6 +69,9 @@ const BEGIN: &str = "StreamPool { streams: [";
 
 /// How an address begins in it.
 const ADDRESS: &str = "sys: 0x";
+
+/// How the number of commands begins in it.
+const COMMANDS: &str = "cursor: ";
 
 /// Bytes of the list that are read, at most.
 const LONGEST: usize = 1 << 20;
@@ -66,18 +90,24 @@ impl Write for Pool {
 }
 
 impl Pool {
-    /// The address of the stream with this number. A stream's place in the list is its number modulo the length of
-    /// the list, without the last place, which is CubeCL's own.
-    fn stream(&self, number: u64) -> Option<usize> {
+    /// The stream with this number. Its place in the list is its number modulo the length of the list, without
+    /// the last place, which is CubeCL's own.
+    fn stream(&self, number: u64) -> Option<Seen> {
         let list = &self.text[self.text.find(BEGIN)? + BEGIN.len()..];
         let places = places(list)?;
         let own = places.len().checked_sub(1).filter(|&own| own > 0)?;
         let place = places[(number % own as u64) as usize];
-        let address = &place[place.find(ADDRESS)? + ADDRESS.len()..];
-        let end = address.find(|digit: char| !digit.is_ascii_hexdigit())?;
-        let address = usize::from_str_radix(&address[..end], 16).ok()?;
-        (address != 0).then_some(address)
+        let address = usize::from_str_radix(digits(place, ADDRESS)?, 16).ok()?;
+        let commands = digits(place, COMMANDS)?.parse().ok()?;
+        (address != 0).then_some(Seen { address, commands })
     }
+}
+
+/// The digits behind `name` in a printed value.
+fn digits<'t>(text: &'t str, name: &str) -> Option<&'t str> {
+    let digits = &text[text.find(name)? + name.len()..];
+    let end = digits.find(|digit: char| !digit.is_ascii_hexdigit())?;
+    Some(&digits[..end])
 }
 
 /// The items of a printed list, up to its end.
@@ -124,15 +154,16 @@ mod tests {
     }
 
     #[test]
-    fn the_address_of_a_stream_is_read_at_its_place() {
+    fn a_stream_is_read_at_its_place() {
         let pool = pool(
             "StreamPool { streams: [None, Some(StreamWrapper { stream: Stream { sys: 0x7f01ab, memory: Memory \
-             \"[(\\\"\", errors: [None] }, cursor: 3 }), Some(StreamWrapper { stream: Stream { sys: 0x2, m: 1 } }), \
-             None], factory: 1 }",
+             \"[(\\\"\", errors: [None] }, cursor: 3, synced: {} }), Some(StreamWrapper { stream: Stream { sys: 0x2 \
+             }, cursor: 12 }), None], factory: 1 }",
         );
-        assert_eq!(pool.stream(1), Some(0x7f01ab));
-        assert_eq!(pool.stream(4), Some(0x7f01ab));
-        assert_eq!(pool.stream(2), Some(2));
+        let seen = |address, commands| Some(Seen { address, commands });
+        assert_eq!(pool.stream(1), seen(0x7f01ab, 3));
+        assert_eq!(pool.stream(4), seen(0x7f01ab, 3));
+        assert_eq!(pool.stream(2), seen(2, 12));
         // Nothing was queued there.
         assert_eq!(pool.stream(0), None);
     }
@@ -144,8 +175,9 @@ mod tests {
             "StreamPool { streams: [",
             "StreamPool { streams: []",
             "StreamPool { streams: [None]",
-            "StreamPool { streams: [Some(Stream { sys: 0x0 }), None]",
-            "StreamPool { streams: [Some(Stream { sys: 0x12), None]",
+            "StreamPool { streams: [Some(Stream { sys: 0x0, cursor: 1 }), None]",
+            "StreamPool { streams: [Some(Stream { sys: 0x3 }), None]",
+            "StreamPool { streams: [Some(Stream { sys: 0x12, cursor: 1), None]",
             "StreamPool { streams: [Some(\"no end), None]",
         ] {
             assert_eq!(pool(text).stream(0), None, "{text}");

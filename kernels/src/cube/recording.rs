@@ -16,8 +16,8 @@ thread_local! {
 /// What is known of a step that is being recorded.
 #[derive(Default)]
 pub(crate) struct Take {
-    /// The outputs, in the order in which they are asked for.
-    pub outputs: Vec<Handle>,
+    /// The outputs with their bytes, in the order in which they are asked for.
+    pub outputs: Vec<(usize, Handle)>,
     /// The memory of all arrays of all launches.
     pub touched: Vec<Binding>,
     /// The launches.
@@ -29,21 +29,19 @@ pub(crate) struct Take {
 }
 
 /// The memory of an output of `bytes` bytes, if the thread records; by `reserve` in a rehearsal.
+///
+/// # Panics
+/// If a capture asks for other outputs than its rehearsal: the driver would note a reservation as part of the step.
 pub(crate) fn output(bytes: usize, reserve: impl FnOnce() -> Handle) -> Option<Handle> {
     let noted = TAKE.with_borrow_mut(|take| {
         let take = take.as_mut()?;
         let Some(next) = take.next else {
             return Some(None);
         };
-        let noted = take
-            .outputs
-            .get(next)
-            .filter(|output| output.size() == bytes as u64);
+        let noted = take.outputs.get(next).filter(|(noted, _)| *noted == bytes);
+        let (_, output) = noted.expect("a step asks for the same outputs each time");
         take.next = Some(next + 1);
-        if noted.is_none() {
-            take.obstacle = Some("its outputs differ from one time to the next");
-        }
-        Some(noted.cloned())
+        Some(Some(output.clone()))
     })?;
     // Outside the borrow: to reserve may launch.
     let handle = noted.unwrap_or_else(reserve);
@@ -54,7 +52,7 @@ pub(crate) fn output(bytes: usize, reserve: impl FnOnce() -> Handle) -> Option<H
             ..
         }) = take
         {
-            outputs.push(handle.clone());
+            outputs.push((bytes, handle.clone()));
         }
     });
     Some(handle)

@@ -32,7 +32,9 @@ impl Network {
         let [_, h, p, n] = Self::SIZES;
         let c = h * p + 2 * h * n;
         let mut values = |shape| random.values(shape, 1.0, DType::F32).cube();
-        let table = values([5, c + h * p + h]);
+        let width = c + h * p + h;
+        // Without padding, or each step would copy it.
+        let table = values([5, width]).reshape([5 * width]).reshape([5, width]);
         let (taps, d) = (
             values([c, 4]).reshape([c, 1, 4]),
             values([1, h]).reshape([h]),

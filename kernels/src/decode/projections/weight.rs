@@ -80,8 +80,11 @@ impl<B: Backend> Weight<B> {
                 i32::from_le_bytes([0, 1, 2, 3].map(|i| byte(&four[i])))
             }));
         }
+        // As one row, which CubeCL does not pad.
+        let n = words.len();
+        let packed = Tensor::<B, 1, Int>::from_data(TensorData::new(words, [n]), &device);
         Self::Int8 {
-            packed: Tensor::from_data(TensorData::new(words, [d_out, d_in / 4]), &device),
+            packed: packed.reshape([d_out, d_in / 4]),
             scales: Tensor::from_data(TensorData::new(scales, [d_out]), (&device, DType::F32)),
         }
     }

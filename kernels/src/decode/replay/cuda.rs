@@ -3,7 +3,8 @@
 //! # How a step is recorded
 //!
 //! 1. The rehearsal: the step is computed, on a copy of the ids, and its outputs are noted
-//!    ([`recording`](crate::cube::recording)).
+//!    ([`recording`](crate::cube::recording)). Its stream must have been given as many commands as there are launches
+//!    and outputs: anything else, such as an op of Burn's, might reserve memory, which must not happen in a capture.
 //! 2. The stream behind this thread begins to capture: it notes what it is given, and computes none of it.
 //! 3. The step is taken again with the same outputs.
 //! 4. The capture ends. If it has as many kernels as launches were made, and nothing else, it becomes a graph.
@@ -18,6 +19,7 @@
 //! stream of the thread that has recorded it, in order with all else that the thread queues. The logits lie where
 //! those before lay, so there is no replay while somebody holds those.
 
+use std::collections::BTreeMap;
 use std::ptr;
 
 use burn::tensor::backend::{DeviceId, DeviceOps};
@@ -49,9 +51,11 @@ where
     let device = given.device.id();
     let [b]: [usize; 1] = given.meta.shape().dims();
     let bytes = b * given.dtype.size();
-    if !given.is_contiguous() {
+    let handle = DeviceHandle::<Server>::new(device);
+    let before = handle.submit_blocking(|server| cuda_stream::commands(server));
+    let (Ok(Some(_)), true) = (before, given.is_contiguous()) else {
         return (step(Tensor::from_primitive(given)), None);
-    }
+    };
     let own = CubeTensor::new_contiguous(
         given.client.clone(),
         given.device.clone(),
@@ -60,12 +64,24 @@ where
         given.dtype,
     );
     let (from, to) = (given.handle.clone().binding(), own.handle.clone().binding());
-    DeviceHandle::<Server>::new(device).submit(move |server| copy(server, from, to, bytes));
-    let (logits, rehearsal) = rehearse(|| step(Tensor::from_primitive(own.clone())));
-    let logits = inner::<R, _, 2>(logits);
-    let recorded = graph(device, &logits.handle, rehearsal, || {
-        drop(step(Tensor::from_primitive(own.clone())));
+    let before = handle.submit_blocking(move |server| {
+        copy(server, from, to, bytes);
+        cuda_stream::commands(server)
     });
+    let (logits, rehearsal) = rehearse(|| step(Tensor::from_primitive(own.clone())));
+    let after = handle.submit_blocking(|server| cuda_stream::commands(server));
+    let logits = inner::<R, _, 2>(logits);
+    let known = rehearsal.launches + rehearsal.outputs.len();
+    let recorded = match (before, after) {
+        (Ok(Some(before)), Ok(Some(after))) if after - before == known as u64 => {
+            graph(device, &logits.handle, rehearsal, || {
+                drop(step(Tensor::from_primitive(own.clone())));
+            })
+        }
+        other => Err(format!(
+            "{other:?} commands, of which {known} are launches and outputs"
+        )),
+    };
     let recording = match recorded {
         Ok((graph, result, touched)) => Some(Recording(Box::new(Recorded {
             graph,
@@ -78,7 +94,7 @@ where
             _touched: touched,
         }) as Box<dyn Repeat<_>>)),
         Err(reason) => {
-            log::debug!("a step of decoding is not recorded: {reason}");
+            log::warn!("a step of decoding is not recorded: {reason}");
             None
         }
     };
@@ -98,11 +114,11 @@ fn graph(
     if let Some(obstacle) = rehearsal.obstacle {
         return Err(obstacle.into());
     }
-    // The rehearsal's own handles, and no others, are held by nobody else.
-    let mut held = rehearsal.outputs.iter().filter(|output| !output.can_mut());
-    let (Some(_), None) = (held.next(), held.next()) else {
+    // Held by the caller too.
+    let is_held = |(_, output): &&(usize, Handle)| !output.can_mut();
+    if rehearsal.outputs.iter().filter(is_held).count() != 1 {
         return Err("its result is not its only output that is held".into());
-    };
+    }
     let launches = rehearsal.launches;
     let anchor = logits.clone().binding();
     let handle = DeviceHandle::<Server>::new(device);
@@ -117,10 +133,19 @@ fn graph(
     if taken.launches != launches {
         return Err("its launches differ from one time to the next".into());
     }
-    let result = taken.outputs.iter().find(|output| !output.can_mut());
-    let result = result.cloned().ok_or("its result is no output of it")?;
+    let (_, result) = taken
+        .outputs
+        .iter()
+        .find(is_held)
+        .ok_or("its result is no output of it")?;
+    let result = result.clone();
     let mut touched = taken.touched;
-    touched.extend(taken.outputs.into_iter().map(Handle::binding));
+    touched.extend(
+        taken
+            .outputs
+            .into_iter()
+            .map(|(_, output)| output.binding()),
+    );
     Ok((graph, result, touched))
 }
 
@@ -280,21 +305,36 @@ unsafe fn check(graph: cuda::CUgraph, launches: usize) -> Result<(), String> {
     // SAFETY: the caller's; without room for nodes the driver writes their number.
     let counted = unsafe { cuda::cuGraphGetNodes(graph, ptr::null_mut(), &mut n) };
     counted.result().map_err(failed)?;
-    if n != launches {
-        return Err(format!("{launches} launches were {n} of the device's"));
-    }
     let mut nodes = vec![ptr::null_mut(); n];
     // SAFETY: there is room for as many.
     let read = unsafe { cuda::cuGraphGetNodes(graph, nodes.as_mut_ptr(), &mut n) };
     read.result().map_err(failed)?;
+    let mut kinds = BTreeMap::<String, usize>::new();
     for node in nodes {
         let mut kind = cuda::CUgraphNodeType_enum::CU_GRAPH_NODE_TYPE_EMPTY;
         // SAFETY: it is a node of the graph.
         let read = unsafe { cuda::cuGraphNodeGetType(node, &mut kind) };
         read.result().map_err(failed)?;
-        if kind != cuda::CUgraphNodeType_enum::CU_GRAPH_NODE_TYPE_KERNEL {
-            return Err(format!("{kind:?} is among its launches"));
+        let mut name = format!("{kind:?}");
+        if kind == cuda::CUgraphNodeType_enum::CU_GRAPH_NODE_TYPE_KERNEL {
+            let mut params: cuda::CUDA_KERNEL_NODE_PARAMS_v2 = unsafe { std::mem::zeroed() };
+            let _ = unsafe { cuda::cuGraphKernelNodeGetParams_v2(node, &mut params) };
+            let mut text = ptr::null();
+            let _ = unsafe { cuda::cuFuncGetName(&mut text, params.func) };
+            if !text.is_null() {
+                name = unsafe { std::ffi::CStr::from_ptr(text) }
+                    .to_string_lossy()
+                    .chars()
+                    .take(60)
+                    .collect();
+            }
         }
+        *kinds.entry(name).or_default() += 1;
+    }
+    if n != launches || std::env::var("SHOW").is_ok() {
+        return Err(format!(
+            "{launches} launches were {n} of the device's: {kinds:?}"
+        ));
     }
     Ok(())
 }
