@@ -108,9 +108,10 @@ impl ComputeArgs {
 pub(crate) struct ModelArgs {
     /// The folder of the model, a GGUF file, or a name on the Hugging Face hub
     ///
-    /// A GGUF file has the model's tokenizer inside. A name is OWNER/NAME, as in microsoft/phi-1_5, or
-    /// OWNER/NAME:FILE.gguf for one GGUF file of several. Its files are fetched once, into the cache that
-    /// Hugging Face's tools share (HF_HOME, HF_HUB_OFFLINE and HF_ENDPOINT mean what they mean there).
+    /// A GGUF file has the model's tokenizer inside. A name is OWNER/NAME, as in microsoft/phi-1_5, or for
+    /// one GGUF file of several OWNER/NAME:FILE.gguf or the end of the file's name, as in OWNER/NAME:Q4_K_M. Its
+    /// files are fetched once, into the cache that Hugging Face's tools share (HF_HOME, HF_HUB_OFFLINE and
+    /// HF_ENDPOINT mean what they mean there).
     #[arg(long, value_name = "FOLDER|FILE|OWNER/NAME[:FILE.gguf]")]
     pub model: PathBuf,
 

@@ -6,7 +6,7 @@ macro_rules! by_default {
         $(by_default!(@ $backend $op);)+
     };
     (@ ndarray $op:ident) => {
-        #[cfg(feature = "ndarray")]
+        #[cfg(feature = "reference")]
         impl<E, I, Q> $op for burn_ndarray::NdArray<E, I, Q>
         where
             E: burn_ndarray::FloatNdArrayElement,

@@ -65,7 +65,7 @@ impl Machine for burn_flex::Flex {
     }
 }
 
-#[cfg(feature = "ndarray")]
+#[cfg(feature = "reference")]
 impl<E, I, Q> Machine for burn_ndarray::NdArray<E, I, Q>
 where
     E: burn_ndarray::FloatNdArrayElement,

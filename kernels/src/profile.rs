@@ -4,12 +4,20 @@
 //! the device before it begins and after it has queued its own, and the time between counts for its kind.
 //! All together then take longer than they do otherwise, since nothing is prepared while something else is
 //! computed; the shares are what to look at. At all other times an op reads one flag.
+//!
+//! [`Times::spans`] has every op and every gap between two of them.
+
+mod spans;
 
 use std::cell::Cell;
 use std::fmt;
+use std::panic::Location;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use self::spans::Recorder;
+pub use self::spans::{DEVICE, GAP, QUEUE, REST, Span};
 
 /// A kind of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,11 +52,10 @@ impl Kind {
         Self::Optimizer,
         Self::Embedding,
     ];
-}
 
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+    /// Its name in tables: `products`.
+    pub fn name(self) -> &'static str {
+        match self {
             Self::Products => "products",
             Self::Scan => "scan",
             Self::Convolution => "convolution",
@@ -57,7 +64,13 @@ impl fmt::Display for Kind {
             Self::Losses => "losses",
             Self::Optimizer => "optimizer",
             Self::Embedding => "embedding",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -67,9 +80,16 @@ pub struct Times {
     /// From the beginning to the end, with all the waiting.
     pub total: Duration,
     kinds: [Duration; Kind::ALL.len()],
+    spans: Vec<Span>,
 }
 
 impl Times {
+    /// Every op with its parts, every gap between two ops, and every [`region`]: by threads, then by their
+    /// beginnings, those that hold others first. On one thread the ops and the gaps add up to no more than `total`.
+    pub fn spans(&self) -> &[Span] {
+        &self.spans
+    }
+
     /// The time of one kind.
     pub fn of(&self, kind: Kind) -> Duration {
         self.kinds[kind as usize]
@@ -89,6 +109,12 @@ static CLOCK: Mutex<Option<Clock>> = Mutex::new(None);
 struct Clock {
     wait: Arc<dyn Fn() + Send + Sync>,
     kinds: [Duration; Kind::ALL.len()],
+    recorder: Recorder,
+}
+
+thread_local! {
+    /// Whether this thread is in an op.
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Does `work` and returns where its time went; `wait` waits for all that this thread has queued. One
@@ -111,26 +137,39 @@ pub fn measure<T, E: Send + 'static>(
                 .get_or_insert(error);
         }
     });
+    let begun = Instant::now();
     *lock() = Some(Clock {
         wait: wait.clone(),
         kinds: Default::default(),
+        recorder: Recorder::new(begun),
     });
     ON.store(true, Ordering::Relaxed);
     // Also if the work panics.
     let off = OnDrop(|| ON.store(false, Ordering::Relaxed));
-    let begun = Instant::now();
     let result = work();
     wait();
-    let total = begun.elapsed();
+    let ended = Instant::now();
     drop(off);
-    let kinds = lock().take().map(|clock| clock.kinds).unwrap_or_default();
+    let clock = lock().take();
+    let found = clock.map(|clock| (clock.kinds, clock.recorder.finish(ended)));
+    let (kinds, spans) = found.unwrap_or_default();
     let failure = failure
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .take();
     match failure {
         Some(failure) => Err(failure),
-        None => Ok((result, Times { total, kinds })),
+        None => {
+            let total = ended - begun;
+            Ok((
+                result,
+                Times {
+                    total,
+                    kinds,
+                    spans,
+                },
+            ))
+        }
     }
 }
 
@@ -144,38 +183,70 @@ impl<F: Fn()> Drop for OnDrop<F> {
 }
 
 /// Does `work`; while something is measured, its time counts for `kind`, unless it is a part of other work
-/// that counts already.
+/// that counts already. Where it is called names its span.
 #[inline]
+#[track_caller]
 pub fn timed<T>(kind: Kind, work: impl FnOnce() -> T) -> T {
     if ON.load(Ordering::Relaxed) {
-        clocked(kind, work)
+        clocked(kind, Location::caller(), work)
     } else {
         work()
     }
 }
 
 #[cold]
-fn clocked<T>(kind: Kind, work: impl FnOnce() -> T) -> T {
-    thread_local! {
-        static INSIDE: Cell<bool> = const { Cell::new(false) };
-    }
+fn clocked<T>(kind: Kind, place: &'static Location<'static>, work: impl FnOnce() -> T) -> T {
     let wait = lock().as_ref().map(|clock| clock.wait.clone());
-    let Some(wait) = wait.filter(|_| !INSIDE.get()) else {
+    let Some(wait) = wait else {
         return work();
     };
+    let now = Instant::now;
+    if INSIDE.get() {
+        let begun = now();
+        let result = work();
+        recorded(|clock| clock.recorder.part(place, [begun, now()]));
+        return result;
+    }
     INSIDE.set(true);
     // Also if the work panics.
     let outside = OnDrop(|| INSIDE.set(false));
+    let called = now();
     wait();
-    let begun = Instant::now();
+    let begun = now();
     let result = work();
+    let queued = now();
     wait();
-    let spent = begun.elapsed();
+    let done = now();
     drop(outside);
-    if let Some(clock) = lock().as_mut() {
-        clock.kinds[kind as usize] += spent;
-    }
+    recorded(|clock| {
+        clock.kinds[kind as usize] += done - begun;
+        clock
+            .recorder
+            .op(kind, place, [called, begun, queued, done]);
+    });
     result
+}
+
+/// Does `work`, a part of a step with ops in it; while something is measured, its span has this name. Nothing waits
+/// for the device.
+#[inline]
+pub fn region<T>(name: &'static str, work: impl FnOnce() -> T) -> T {
+    if ON.load(Ordering::Relaxed) && !INSIDE.get() {
+        let begun = Instant::now();
+        recorded(|clock| clock.recorder.gap(begun));
+        let result = work();
+        recorded(|clock| clock.recorder.region(name, [begun, Instant::now()]));
+        result
+    } else {
+        work()
+    }
+}
+
+/// Writes something down, if anything is measured.
+fn recorded(write: impl FnOnce(&mut Clock)) {
+    if let Some(clock) = lock().as_mut() {
+        write(clock);
+    }
 }
 
 fn lock() -> std::sync::MutexGuard<'static, Option<Clock>> {
@@ -195,8 +266,10 @@ mod tests {
         let short = Duration::from_millis(2);
         let work = || {
             timed(Kind::Scan, || timed(Kind::Products, || sleep(short)));
-            timed(Kind::Losses, || sleep(short));
-            sleep(short);
+            region("update", || {
+                timed(Kind::Losses, || sleep(short));
+                sleep(short);
+            });
             7
         };
         let (seven, times) = measure(|| Ok::<_, ()>(()), work).unwrap();
@@ -206,6 +279,35 @@ mod tests {
         assert!(times.other() >= short);
         let kinds: Duration = Kind::ALL.map(|kind| times.of(kind)).iter().sum();
         assert_eq!(kinds + times.other(), times.total);
+
+        // A span for each, with the op that is a part of another one, and none twice; other tests have other threads.
+        let of_this_thread = times.spans().iter().filter(|span| span.thread == 0);
+        let spans: Vec<&Span> = of_this_thread.collect();
+        let of = |category: &'static str| {
+            let spans = spans.iter().copied();
+            spans.filter(move |span| span.category == category)
+        };
+        assert_eq!(of("scan").count() + of("losses").count(), 2);
+        let scan = of("scan").next().unwrap();
+        assert_eq!(scan.duration, times.of(Kind::Scan));
+        assert_eq!(scan.name, "src/profile");
+        let inner = of("part").find(|span| span.place.is_some()).unwrap();
+        assert!(scan.begin <= inner.begin && inner.duration >= short);
+        let region = of("region").next().unwrap();
+        assert!(region.name == "update" && region.begin >= scan.begin + scan.duration);
+        fn end(span: &Span) -> Duration {
+            span.begin + span.duration
+        }
+        assert_eq!(spans.iter().map(|span| end(span)).max(), Some(times.total));
+        let outermost = ["scan", "losses", "between"].into_iter().flat_map(of);
+        let sum: Duration = outermost.map(|span| span.duration).sum();
+        assert_eq!(sum, times.total);
+        let mut around: Vec<&Span> = vec![];
+        for span in spans.iter().copied() {
+            around.retain(|outer| end(outer) > span.begin);
+            assert!(around.iter().all(|outer| end(span) <= end(outer)));
+            around.push(span);
+        }
         // Nothing is measured any more.
         assert_eq!(work(), 7);
         assert!(lock().is_none());

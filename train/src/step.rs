@@ -11,6 +11,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use datasets::Batch;
 use kernels::TrainBackend;
+use kernels::profile::region;
 use model::{Part, Phi, PhiMamba};
 
 use crate::config::{Precision, StageConfig};
@@ -132,7 +133,7 @@ impl<B: TrainBackend> TrainStep<B> {
         rates: &Rates,
         at: StageStep,
     ) -> (PhiMamba<B>, Measured<B::InnerBackend>) {
-        let (losses, gradients) = self.passes(&student, batch, at);
+        let (losses, gradients) = region("passes", || self.passes(&student, batch, at));
         let loss = Tensor::cat(losses, 0).mean();
         let norm = match gradients.norm() {
             Some(norm) => norm,
@@ -141,7 +142,7 @@ impl<B: TrainBackend> TrainStep<B> {
         let norms = gradients.norms(|id| self.parts.get(&id).copied());
         let scale = optimizer.scale(norm.clone(), loss.clone(), self.passes);
         let rate = |id| rates.of(*self.parts.get(&id)?);
-        let student = optimizer.step(student, gradients, scale, rate);
+        let student = region("update", || optimizer.step(student, gradients, scale, rate));
         let of_mean = |norm: Tensor<B::InnerBackend, 1>| norm * (1.0 / self.passes as f64);
         let measured = Measured {
             loss,

@@ -20,11 +20,11 @@ use crate::machine::Machine;
 pub type Flex = burn_flex::Flex;
 
 /// CPU backend whose every op is the reference; f32.
-#[cfg(feature = "ndarray")]
+#[cfg(feature = "reference")]
 pub type NdArray = burn_ndarray::NdArray<f32>;
 
 /// [`NdArray`] in f64: what gradients are checked on.
-#[cfg(feature = "ndarray")]
+#[cfg(feature = "reference")]
 pub type NdArray64 = burn_ndarray::NdArray<f64>;
 
 /// GPUs through Vulkan, Metal, DirectX 12 or WebGPU; f32.

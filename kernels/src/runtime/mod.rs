@@ -17,6 +17,8 @@
 mod backend;
 mod devices;
 mod failure;
+#[cfg(all(feature = "instances", any(feature = "cuda", feature = "wgpu")))]
+mod instances;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod kernel_cache;
 mod panics;
@@ -28,10 +30,12 @@ pub use backend::Flex;
 #[cfg(feature = "wgpu")]
 pub use backend::Wgpu;
 pub use backend::{Backend, Work, check, synchronise};
-#[cfg(feature = "ndarray")]
+#[cfg(feature = "reference")]
 pub use backend::{NdArray, NdArray64};
 pub use devices::{Survey, survey};
 pub use failure::BackendError;
+#[cfg(all(feature = "instances", any(feature = "cuda", feature = "wgpu")))]
+pub use instances::instances;
 pub use panics::report_failures;
 
 pub use crate::machine::{Machine, Memory};

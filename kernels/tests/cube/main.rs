@@ -2,7 +2,7 @@
 //! build (CUDA before wgpu).
 //!
 //! ```text
-//! cargo test -p kernels --features wgpu,ndarray --test cube
+//! cargo test -p kernels-tests --features wgpu --test cube
 //! ```
 //!
 //! One program for all ops: Burn's own kernels, which every program compiles anew, are most of its build.
@@ -11,7 +11,7 @@
 //! `KERNELS_LENGTH` how long those of the scan are at most. Any adapter will do, one that computes on the CPU
 //! included. A machine without one skips these tests, and each prints a line that says so, unless the environment
 //! variable `CI` is set.
-#![cfg(all(any(feature = "cuda", feature = "wgpu"), feature = "ndarray"))]
+#![cfg(any(feature = "cuda", feature = "wgpu"))]
 
 mod adamw;
 mod attention;

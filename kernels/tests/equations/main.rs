@@ -1,6 +1,5 @@
 //! Every op but the scan (see `goldens`): the analytic backward against Burn's autodiff of the reference in
 //! f64, the fast CPU path against the reference, and equations written out.
-#![cfg(all(feature = "flex", feature = "ndarray"))]
 
 /// Compares `$op` on both backends, and with `$definition` left to Burn's autodiff.
 macro_rules! check {

@@ -1,5 +1,4 @@
 //! The SSD scan against the recorded vectors, against the plain recurrence, and at extremes, on the CPU.
-#![cfg(all(feature = "flex", feature = "ndarray"))]
 
 #[path = "../support/scan.rs"]
 mod scan;

@@ -152,11 +152,18 @@ pub(crate) fn config_json(
     shape: impl Fn(&str) -> Option<Vec<usize>>,
     rope_freqs: Option<&[f32]>,
 ) -> Result<Value, ConfigError> {
-    for (key, only) in [("general.type", "model"), ("split.count", "1")] {
+    for (key, only, advice) in [
+        ("general.type", "model", ""),
+        (
+            "split.count",
+            "1",
+            "; `llama-gguf-split --merge` joins the files of a model",
+        ),
+    ] {
         // Other files have weights to add to a model's, and the others of several have the rest of its weights.
         match keys.get(key) {
             Some(value) if value != only && value.as_u64().is_none_or(|count| count > 1) => {
-                return Err(unsupported(key, value, only));
+                return Err(unsupported(key, value, &format!("{only}{advice}")));
             }
             _ => {}
         }

@@ -14,6 +14,7 @@ use hf_hub::{Cache, Repo, RepoType};
 pub use self::text_files::{TextFiles, TextName};
 
 use self::fetch::{Client, WAIT, is_name, patiently};
+use self::gguf::Which;
 use crate::weights::{
     CONFIG, GENERATION, INDEX, PICKLE, PICKLE_INDEX, SINGLE, TOKENIZER, WeightsError, is_model,
     shards, weight_form,
@@ -57,7 +58,8 @@ pub struct Hub {
 impl Hub {
     /// The folder of the model called `name`: that folder or GGUF file itself or, for OWNER/NAME, its snapshot in
     /// the cache, to which what is missing is fetched with a progress bar. OWNER/NAME:FILE.gguf is that file of a
-    /// repository, and OWNER/NAME is too where a repository has one GGUF file and no `config.json`.
+    /// repository, OWNER/NAME:TAG the one whose name ends in TAG, as in OWNER/NAME:Q4_K_M, and OWNER/NAME the only
+    /// one of a repository without a `config.json`.
     ///
     /// A model in the cache is used as it is. If it has changed on the hub, it is fetched anew once
     /// its folder in the cache is gone.
@@ -73,7 +75,10 @@ impl Hub {
         }
         let name = path.to_str().unwrap_or_default();
         if let Some((repository, file)) = gguf::named(name) {
-            return self.file(repository, file, name);
+            return match file {
+                Which::File(file) => self.file(repository, file, name),
+                Which::Tag(tag) => self.with_tag(repository, tag, name),
+            };
         }
         if !is_repository(name) {
             return Err(WeightsError::NoSuchModel { name: path.into() });

@@ -72,7 +72,7 @@ pub enum WeightsError {
     /// No folder has the name, and no model on the hub can have it.
     #[error(
         "{}: no such folder, and not the name of a model on the Hugging Face hub (OWNER/NAME, \
-         or OWNER/NAME:FILE.gguf)",
+         OWNER/NAME:FILE.gguf or OWNER/NAME:Q4_K_M)",
         name.display()
     )]
     NoSuchModel {

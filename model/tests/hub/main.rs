@@ -360,6 +360,64 @@ fn gguf_files() {
     }
 }
 
+/// The tags of llama.cpp and ollama, which are the ends of the files' names.
+#[test]
+fn gguf_tags() {
+    let cache = TempDir::new().expect("a folder");
+    let hub = LocalHub::open(files(&[
+        "config.json",
+        "m-Q4_K_M.gguf",
+        "m-IQ4_XS.gguf",
+        "m-F16.gguf",
+        "deep/m-f16.gguf",
+        "m-Q8_0-00001-of-00002.gguf",
+        "m-Q8_0-00002-of-00002.gguf",
+    ]));
+    let online = hub.with_cache(cache.path());
+    let offline = Hub {
+        offline: true,
+        ..online.clone()
+    };
+    let named = |tag: &str| format!("{MODEL}:{tag}");
+    let missing = offline.locate(named("Q4_K_M")).expect_err("nothing cached");
+    assert!(matches!(missing, WeightsError::Offline { .. }));
+    let file = online.locate(named("q4_k_m")).expect("a file");
+    assert!(file.ends_with(format!("snapshots/{REVISION}/m-Q4_K_M.gguf")));
+    let gone = Hub {
+        endpoint: "http://127.0.0.1:1".into(),
+        ..online.clone()
+    };
+    for hub in [&online, &offline, &gone] {
+        assert_eq!(hub.locate(named("Q4_K_M")).expect("the same"), file);
+    }
+
+    for (tag, words) in [
+        ("Q4_XS", ["ends in Q4_XS", "m-IQ4_XS.gguf"]),
+        ("f16", ["m-F16.gguf", "deep/m-f16.gguf"]),
+        ("Q8_0", ["m-Q8_0 is split into 2", "--merge"]),
+        (
+            "m-Q8_0-00001-of-00002.gguf",
+            ["m-Q8_0 is split into 2", "--merge"],
+        ),
+    ] {
+        let error = online.locate(named(tag)).expect_err("no model");
+        assert!(matches!(error, WeightsError::Fetch { .. }), "{error}");
+        let said = error.to_string();
+        for word in words {
+            assert!(said.contains(word), "{tag}: {said}");
+        }
+    }
+    let asked = hub.requests();
+    assert!(asked.iter().all(|path| !path.contains("m-Q8_0")));
+
+    // The only model of a repository, in parts.
+    let hub = LocalHub::open(files(&["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]));
+    let cache = TempDir::new().expect("a folder");
+    let error = hub.with_cache(cache.path()).locate(MODEL);
+    let said = error.expect_err("no model").to_string();
+    assert!(said.contains("m is split into 2"), "{said}");
+}
+
 #[test]
 fn a_file_that_cannot_be_had() {
     let cache = TempDir::new().expect("a folder");
@@ -453,7 +511,7 @@ fn no_such_model() {
         "/a/b",
         "a/",
         "a/b c",
-        "a/b:c",
+        "a/b:c d",
         "a/b:../c.gguf",
         "a/\u{e9}",
     ] {

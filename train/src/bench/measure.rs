@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use burn::tensor::{DType, Distribution, Tensor};
 use datasets::Batch;
-use kernels::profile::{self, Kind, Times};
+use kernels::profile::{self, Kind, Span, Times};
 use kernels::runtime::{Memory, synchronise};
 use kernels::{KernelBackend, TrainBackend};
 use rand_xoshiro::SplitMix64;
@@ -86,6 +86,9 @@ pub(super) struct Row {
     pub(super) loss: Option<f64>,
     /// Of a step whose ops wait for each other.
     pub(super) milliseconds: Vec<(String, f64)>,
+    /// Of the same step.
+    #[serde(skip)]
+    pub(super) spans: Vec<Span>,
 }
 
 /// What is timed: a stage on sequences of one length.
@@ -143,6 +146,7 @@ impl<B: TrainBackend> Subject<'_, B> {
             memory_in_use_bytes: timed.memory.map(|memory| memory.in_use),
             loss: timed.loss,
             milliseconds: milliseconds(&timed.times),
+            spans: timed.times.spans().to_vec(),
         })
     }
 

@@ -3,14 +3,17 @@
 mod measure;
 mod networks;
 mod rows;
+mod trace;
 
+use std::fs::File;
+use std::io::Write;
 use std::path::PathBuf;
 
 use burn::backend::Autodiff;
 use kernels::KernelBackend;
 
 use crate::config::Config;
-use crate::error::TrainError;
+use crate::error::{TrainError, io_error};
 use crate::logging::say;
 use crate::run::{COMPILING, check_layers};
 use measure::{MatmulRate, Row, Shape, Subject};
@@ -42,6 +45,8 @@ pub struct Bench {
     pub backend: String,
     /// Whether the result is one JSON object in place of the tables.
     pub json: bool,
+    /// Where the trace of a step of each row is written.
+    pub profile: Option<PathBuf>,
 }
 
 impl Bench {
@@ -49,7 +54,7 @@ impl Bench {
     ///
     /// # Errors
     /// [`TrainError`]: there is no such stage, a stage cannot train the student, the weights cannot be read or
-    /// written, or the device fails.
+    /// written, the trace cannot be written, or the device fails.
     pub fn execute<B: KernelBackend>(&self, device: &B::Device) -> Result<String, TrainError> {
         let config = &self.config;
         let dtype = config.precision.dtype();
@@ -61,6 +66,11 @@ impl Bench {
             });
         }
         let shapes = self.shapes()?;
+        // Before anything is measured in vain.
+        let profile = match &self.profile {
+            Some(path) => Some((path, File::create(path).map_err(io_error(path))?)),
+            None => None,
+        };
         if B::queues() {
             say(COMPILING);
         }
@@ -96,6 +106,10 @@ impl Bench {
             let row = subject.row(shape, self.steps)?;
             say(format_args!("{:.0} tokens/s", row.tokens_per_second));
             rows.push(row);
+        }
+        if let Some((path, mut file)) = profile {
+            let written = file.write_all(trace::json(&rows).as_bytes());
+            written.map_err(io_error(path))?;
         }
         Ok(if self.json {
             rows::json(&conditions, &rows)

@@ -24,8 +24,8 @@ Examples:
   What a longer sequence costs, for a script:
       train bench --preset phi-1.5 --stage stage3 --batch 1 --length 2048,16384 --json
 
-  On the CPU:
-      train bench --preset tiny --stage stage1,stage2 --batch 4 --length 256";
+  On the CPU, with a trace of one step of each stage:
+      train bench --preset tiny --stage stage1,stage2 --batch 4 --length 256 --profile steps.json";
 
 /// Times the optimizer steps of the stages, on random tokens.
 ///
@@ -39,7 +39,9 @@ Examples:
 /// is in memory in stage `teacher` too if other stages are timed.
 ///
 /// One more step, in which each op waits for the one before it, shows where the time goes. Burn's own ops and
-/// the host are "other".
+/// the host are "other". --profile writes that step as a trace: every op from its call until the device has done it,
+/// every op within an op, and every gap between two ops, in which the host works and Burn's own ops are queued. As
+/// nothing overlaps in it, it is longer than a step of a run; ui.perfetto.dev and chrome://tracing draw it.
 ///
 /// Nothing is fetched: without the preset's teacher on this machine, random weights of Phi-1.5's shapes are
 /// written in Hugging Face's layout and read back.
@@ -106,6 +108,10 @@ pub(crate) struct BenchArgs {
     /// Prints one JSON object in place of the tables
     #[arg(long)]
     json: bool,
+
+    /// Writes a trace of one step of each row, for Perfetto or chrome://tracing
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
 }
 
 impl BenchArgs {
@@ -143,6 +149,7 @@ impl BenchArgs {
                 .unwrap_or_default(),
             backend: backend.name().into(),
             json: self.json,
+            profile: self.profile,
         };
         let done = backend.dispatch(OnBackend(bench)).map_err(TrainError::from);
         done.and_then(|text| text).map_err(with_advice)

@@ -104,7 +104,7 @@ impl fmt::Display for Precision {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Teacher {
     /// A folder in Hugging Face format or a GGUF file, which [`resolve_path`] finds, or OWNER/NAME or
-    /// OWNER/NAME:FILE.gguf on its hub.
+    /// OWNER/NAME:FILE.gguf on its hub; OWNER/NAME:Q4_K_M is the GGUF file whose name ends so.
     pub model: String,
 }
 

@@ -23,7 +23,7 @@ pub(super) fn validate(config: &Config) -> Result<(), OutOfRange> {
         !config.teacher.model.is_empty(),
         "teacher.model",
         quoted(""),
-        "a folder in Hugging Face format, a GGUF file, or OWNER/NAME or OWNER/NAME:FILE.gguf on its hub",
+        "a folder in Hugging Face format, a GGUF file, or OWNER/NAME, OWNER/NAME:FILE.gguf or OWNER/NAME:Q4_K_M on its hub",
     )?;
 
     require(

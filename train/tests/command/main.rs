@@ -4,6 +4,7 @@
 #[cfg(unix)]
 mod signals;
 mod starts;
+mod trace;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -191,8 +192,13 @@ fn the_stages_are_timed() {
         "flex",
         "--json",
     ];
-    let output = train(&ARGUMENTS).output().expect("a program");
+    let folder = tempfile::tempdir().expect("a folder");
+    let profile = folder.path().join("steps.json");
+    let mut command = train(&ARGUMENTS);
+    command.arg("--profile").arg(&profile);
+    let output = command.output().expect("a program");
     assert!(output.status.success(), "{}", stderr(&output));
+    trace::check(&profile, &["teacher", "stage1", "stage2", "stage3"]);
     let json: serde_json::Value = serde_json::from_str(stdout(&output)).expect("JSON");
     assert!(json["matmul_operations_per_second"].as_f64() > Some(0.0));
     let rows = json["rows"].as_array().expect("rows");
@@ -256,6 +262,9 @@ fn the_stages_are_timed() {
     let teacher = ["bench", "--preset", "tiny", "--teacher", "no/such/folder"];
     let teacher = failure(train(&teacher), 1);
     assert!(teacher.contains("no/such/folder"), "{teacher}");
+    let profile = ["bench", "--preset", "tiny", "--profile", "no/such/folder/a"];
+    let profile = failure(train(&profile), 1);
+    assert!(profile.contains("no/such/folder/a"), "{profile}");
     let help = train(&["bench", "--help"]).output().expect("a program");
     assert!(!stdout(&help).contains('\\'), "{}", stdout(&help));
 }

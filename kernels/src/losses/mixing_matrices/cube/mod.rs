@@ -105,7 +105,7 @@ impl<R: CubeRuntime> Operands<R> {
     }
 }
 
-#[cfg(all(test, feature = "ndarray"))]
+#[cfg(all(test, feature = "reference"))]
 mod tests {
     use burn_ndarray::NdArray;
 

@@ -257,7 +257,7 @@ fn backward<R: CubeRuntime>(
     }
 }
 
-#[cfg(all(test, feature = "ndarray"))]
+#[cfg(all(test, feature = "reference"))]
 mod tests {
     use burn_ndarray::NdArray;
 
