@@ -50,6 +50,25 @@ impl<B: KernelBackend> Block<B> {
         self.add_mlp(mixed, normed)
     }
 
+    /// Of `x [b, l, d_model]`, what the mixer's output is added to, and what the mixer reads, both of the same shape. In
+    /// a parallel layer the first has the MLP's output already: it is all of the layer's output but the mixer's.
+    pub(crate) fn around_mixer(&self, x: Tensor<B, 3>) -> (Tensor<B, 3>, Tensor<B, 3>) {
+        let normed = self.input_layernorm.forward(x.clone());
+        let beside = match &self.post_mixer_layernorm {
+            None => self.mlp.forward_onto(x, normed.clone()),
+            Some(_) => x,
+        };
+        (beside, normed)
+    }
+
+    /// The layer's output, from the sum of the mixer's output and of what [`around_mixer`](Self::around_mixer) says.
+    pub(crate) fn behind_mixer(&self, sum: Tensor<B, 3>) -> Tensor<B, 3> {
+        match &self.post_mixer_layernorm {
+            None => sum,
+            Some(norm) => self.mlp.forward_onto(sum.clone(), norm.forward(sum)),
+        }
+    }
+
     /// `mixer(LN x)`, before it joins the residual stream: `[b, l, d_model]`.
     pub fn mixer_output(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         self.mixer.forward(self.input_layernorm.forward(x))

@@ -177,7 +177,10 @@ fn look_back<B: KernelBackend>(
 }
 
 /// Makes each head's decay constant, with this half-life: `sigmoid(-bias) = 2^(-1 / back)`.
-fn set_decays<B: KernelBackend>(mamba: &mut DiscreteMamba2<B>, back: &[f64]) -> Result<(), String> {
+pub(super) fn set_decays<B: KernelBackend>(
+    mamba: &mut DiscreteMamba2<B>,
+    back: &[f64],
+) -> Result<(), String> {
     let rows = mamba.a_log_rows();
     let biases: Vec<f64> = back
         .iter()
@@ -214,10 +217,85 @@ fn set_decays<B: KernelBackend>(mamba: &mut DiscreteMamba2<B>, back: &[f64]) -> 
     Ok(())
 }
 
-/// Sums over the text of the products of features and of the attention's output, of each head.
-struct Sums {
-    /// `[h, n + 1, n + 1]`, the last of each being the output.
+/// Sums over the text of the products of features and of what is wanted, of each head.
+pub(super) struct HeadSums {
+    /// Features, and one for what is wanted.
+    size: usize,
+    /// `[h, size, size]`, what is wanted being the last row and column of each head.
     products: Vec<f64>,
+}
+
+/// What least squares make of [`HeadSums`].
+pub(super) struct HeadFits {
+    /// The scales of the features, of each head.
+    pub scales: Vec<Vec<f64>>,
+    /// What the scaled features then lack, of each head: a sum of squares.
+    pub lacking: Vec<f64>,
+    /// The squares of what is wanted, of each head.
+    pub whole: Vec<f64>,
+}
+
+impl HeadSums {
+    /// Sums of nothing, for `features`.
+    pub(super) fn new(features: usize) -> Self {
+        Self {
+            size: features + 1,
+            products: vec![],
+        }
+    }
+
+    /// Adds some tokens: their features, and what is wanted of them, `[b, l, h, p]` each.
+    pub(super) fn add<B: KernelBackend>(
+        &mut self,
+        features: Vec<Tensor<B, 4>>,
+        wanted: Tensor<B, 4>,
+    ) {
+        let size = self.size;
+        let all = features.into_iter().chain([wanted]);
+        let all: Vec<_> = all.map(widen).collect();
+        let h = all[0].dims()[2];
+        self.products.resize(h * size * size, 0.0);
+        for i in 0..size {
+            for j in 0..=i {
+                let product = all[i].clone() * all[j].clone();
+                let of_heads = host(product.sum_dim(3).sum_dim(1).sum_dim(0));
+                for (head, value) in of_heads.into_iter().enumerate() {
+                    let at = head * size * size;
+                    self.products[at + i * size + j] += value;
+                    if i != j {
+                        self.products[at + j * size + i] += value;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The scales with which the features come nearest to what is wanted.
+    pub(super) fn fit(&self) -> HeadFits {
+        let (size, features) = (self.size, self.size - 1);
+        let mut fits = HeadFits {
+            scales: vec![],
+            lacking: vec![],
+            whole: vec![],
+        };
+        for products in self.products.chunks(size * size) {
+            let at = |i: usize, j: usize| products[i * size + j];
+            let each = || 0..features;
+            let gram: Vec<f64> = each().flat_map(|i| each().map(move |j| at(i, j))).collect();
+            let right: Vec<f64> = each().map(|i| at(i, features)).collect();
+            let ridge = RIDGE * mean_of_diagonal(&gram, features);
+            let w = solve(&gram, &right, features, ridge);
+            let of_target: f64 = each().map(|i| w[i] * right[i]).sum();
+            let own: f64 = each()
+                .map(|i| each().map(|j| w[i] * w[j] * at(i, j)).sum::<f64>())
+                .sum();
+            let lacking = at(features, features) - 2.0 * of_target + own;
+            fits.lacking.push(lacking.max(0.0));
+            fits.whole.push(at(features, features));
+            fits.scales.push(w);
+        }
+        fits
+    }
 }
 
 /// The scales of the features, by least squares over the text: of the scan, of D, and with `constant` of a feature
@@ -231,8 +309,8 @@ pub(super) fn fit<B: KernelBackend>(
 ) -> Result<Vec<Fit>, InitError> {
     let layers = layers(student, teacher);
     let features = 2 + usize::from(constant);
-    let size = features + 1;
-    let mut sums: Vec<Option<Sums>> = (0..student.backbone.layers.len()).map(|_| None).collect();
+    let mut sums: Vec<Option<HeadSums>> =
+        (0..student.backbone.layers.len()).map(|_| None).collect();
     for ids in text {
         each_layer(teacher, ids.clone(), stop, |layer, u| {
             if !layers.contains(&layer) {
@@ -240,49 +318,18 @@ pub(super) fn fit<B: KernelBackend>(
             }
             let mixer = &student.backbone.layers[layer].mixer;
             let mamba = mixer.mamba().expect("a layer");
-            let mut all = mamba.features(u.clone(), constant);
-            all.push(target(student, teacher, layer, u));
-            let all: Vec<_> = all.into_iter().map(widen).collect();
-            let h = all[0].dims()[2];
-            let sums = sums[layer].get_or_insert_with(|| Sums {
-                products: vec![0.0; h * size * size],
-            });
-            for i in 0..size {
-                for j in 0..=i {
-                    let product = all[i].clone() * all[j].clone();
-                    let of_heads = host(product.sum_dim(3).sum_dim(1).sum_dim(0));
-                    for (head, value) in of_heads.into_iter().enumerate() {
-                        let at = head * size * size;
-                        sums.products[at + i * size + j] += value;
-                        if i != j {
-                            sums.products[at + j * size + i] += value;
-                        }
-                    }
-                }
-            }
+            let found = mamba.features(u.clone(), constant);
+            let sums = sums[layer].get_or_insert_with(|| HeadSums::new(features));
+            sums.add(found, target(student, teacher, layer, u));
         })?;
     }
     let mut fits = vec![];
     for layer in layers {
         let Some(sums) = &sums[layer] else { continue };
-        let (mut scales, mut lacking, mut whole) = (vec![], 0.0, 0.0);
-        for products in sums.products.chunks(size * size) {
-            let at = |i: usize, j: usize| products[i * size + j];
-            let each = || 0..features;
-            let gram: Vec<f64> = each().flat_map(|i| each().map(move |j| at(i, j))).collect();
-            let right: Vec<f64> = each().map(|i| at(i, features)).collect();
-            let ridge = RIDGE * mean_of_diagonal(&gram, features);
-            let w = solve(&gram, &right, features, ridge);
-            let of_target: f64 = each().map(|i| w[i] * right[i]).sum();
-            let own: f64 = each()
-                .map(|i| each().map(|j| w[i] * w[j] * at(i, j)).sum::<f64>())
-                .sum();
-            lacking += (at(features, features) - 2.0 * of_target + own).max(0.0);
-            whole += at(features, features);
-            scales.push(w);
-        }
+        let fit = sums.fit();
         let mamba = student.backbone.layers[layer].mixer.mamba_mut();
-        mamba.expect("a layer").set_scales(&scales);
+        mamba.expect("a layer").set_scales(&fit.scales);
+        let (lacking, whole) = (fit.lacking.iter().sum(), fit.whole.iter().sum());
         fits.push(Fit::new(layer, lacking, whole));
     }
     Ok(fits)

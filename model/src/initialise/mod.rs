@@ -8,6 +8,12 @@
 
 mod calibrated;
 mod copy;
+mod descent;
+mod even;
+mod fitted;
+mod gates;
+mod own_stream;
+mod projection;
 mod published;
 mod ridge;
 mod solve;
@@ -188,8 +194,14 @@ initialisations! {
     Copy: copy::Copy = "copy";
     /// A copy with decays and scales that are fitted to the attention's outputs on text.
     Calibrated: calibrated::Calibrated = "calibrated";
+    /// A calibrated copy whose B and C have the same size, for training.
+    Even: even::Even = "even";
     /// A calibrated copy with a constant feature, and output projections by ridge regression.
     Ridge: ridge::Ridge = "ridge";
+    /// A copy that is fitted layer by layer on the student's own stream, in closed form.
+    Fitted: fitted::Fitted = "fitted";
+    /// The same with some steps of Adam in each layer, on the same text.
+    Tuned: fitted::Tuned = "tuned";
 }
 
 impl Initialisation {

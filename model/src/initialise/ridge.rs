@@ -8,7 +8,7 @@ use burn::tensor::{Int, Tensor};
 use kernels::KernelBackend;
 
 use super::calibrated::{self, device, fit, host, options, start};
-use super::solve::{mean_of_diagonal, solve};
+use super::solve::{add, mean_of_diagonal, solve};
 use super::{Fit, InitError, Initialise, Stop, each_layer, layers, set};
 use crate::lm::CausalLm;
 use crate::mixers::attention::AttentionConfig;
@@ -80,14 +80,6 @@ struct Sums {
     right: Vec<f64>,
     /// Of the squares of what it is to give.
     squares: f64,
-}
-
-/// `sums += values`, number by number.
-fn add(sums: &mut Vec<f64>, values: Vec<f64>) {
-    sums.resize(values.len(), 0.0);
-    for (sum, value) in sums.iter_mut().zip(values) {
-        *sum += value;
-    }
 }
 
 /// Fits the output projections.

@@ -48,6 +48,29 @@ pub(super) fn solve(a: &[f64], b: &[f64], n: usize, ridge: f64) -> Vec<f64> {
     x
 }
 
+/// The product of `a [n, n]` and `x [n, m]`, row-major.
+pub(super) fn product(a: &[f64], x: &[f64], n: usize) -> Vec<f64> {
+    let m = x.len() / n;
+    let row = |(i, sums): (usize, &mut [f64])| {
+        for (of_row, x) in a[i * n..][..n].iter().zip(x.chunks(m)) {
+            for (sum, x) in sums.iter_mut().zip(x) {
+                *sum += of_row * x;
+            }
+        }
+    };
+    let mut products = vec![0.0; n * m];
+    products.par_chunks_mut(m).enumerate().for_each(row);
+    products
+}
+
+/// `sums += values`, number by number.
+pub(super) fn add(sums: &mut Vec<f64>, values: Vec<f64>) {
+    sums.resize(values.len(), 0.0);
+    for (sum, value) in sums.iter_mut().zip(values) {
+        *sum += value;
+    }
+}
+
 /// The mean of the diagonal of `a [n, n]`.
 pub(super) fn mean_of_diagonal(a: &[f64], n: usize) -> f64 {
     (0..n).map(|i| a[i * n + i]).sum::<f64>() / n as f64
@@ -74,6 +97,7 @@ mod tests {
             for c in 0..m {
                 let sum: f64 = (0..n).map(|k| a[i * n + k] * x[k * m + c]).sum();
                 let left = sum + 0.25 * x[i * m + c];
+                assert!((product(&a, &x, n)[i * m + c] - sum).abs() < 1e-12);
                 assert!((left - b[i * m + c]).abs() < 1e-10);
             }
         }

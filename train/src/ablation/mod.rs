@@ -8,6 +8,7 @@ mod recipes;
 mod stages;
 mod table;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use kernels::TrainBackend;
@@ -17,7 +18,8 @@ use self::table::{Cell, Table};
 use crate::config::Config;
 use crate::error::{TrainError, io_error};
 use crate::logging::say;
-use crate::run::{Outcome, Run, RunOptions, StopRequest, begun};
+use crate::metrics::{self, Record};
+use crate::run::{METRICS, Outcome, Run, RunOptions, StopRequest, begun};
 
 pub use recipes::{Recipe, RecipeError, Variant};
 pub use stages::Budget;
@@ -103,6 +105,7 @@ impl Ablation {
             Ok(Outcome::Finished(summary)) => Ok(Some(Cell::Finished {
                 ratio: summary.ratio,
                 seconds: summary.seconds,
+                measured: self.measured(config)?,
             })),
             Ok(Outcome::Stopped) => Ok(None),
             Err(error) if has_diverged(&error) => {
@@ -111,6 +114,20 @@ impl Ablation {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// What the run of `config` has measured: tokens, and the student's perplexity over the teacher's.
+    fn measured(&self, config: &Config) -> Result<Vec<(u64, f64)>, TrainError> {
+        let records = metrics::read(&self.folder.join(&config.name).join(METRICS))?;
+        let mut measured = BTreeMap::new();
+        for record in records {
+            if let Record::Evaluation(found) = record {
+                let ratio = found.student_perplexity / found.teacher_perplexity;
+                // Once, also where a run that was stopped has measured twice.
+                measured.insert(found.tokens, ratio);
+            }
+        }
+        Ok(measured.into_iter().collect())
     }
 
     /// [`begun`] of the run of `config`.

@@ -1,5 +1,8 @@
 //! The table of a comparison.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use indicatif::HumanCount;
 use serde::Serialize;
 
 use super::Recipe;
@@ -14,6 +17,8 @@ pub(super) enum Cell {
         ratio: f64,
         /// Of the run, evaluation included.
         seconds: f64,
+        /// After how many tokens it was measured, and what was then that ratio: before the first stage, and after each.
+        measured: Vec<(u64, f64)>,
     },
     /// Without one, for this reason.
     Diverged(String),
@@ -52,8 +57,37 @@ struct Row {
     published: Option<f64>,
     /// Of a run on average.
     seconds: Option<f64>,
+    /// Before the first stage and after each, over the seeds.
+    measured: Vec<Measured>,
     /// Why runs have diverged.
     diverged: Vec<String>,
+}
+
+/// What the runs of a recipe have measured after so many tokens.
+#[derive(Debug, Serialize)]
+struct Measured {
+    tokens: u64,
+    /// The ratio; its standard error is that over the seeds.
+    ratio: Estimate,
+}
+
+/// The ratios of all runs of a recipe, by tokens.
+fn by_tokens(cells: &[Cell]) -> Vec<Measured> {
+    let mut ratios: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
+    for cell in cells {
+        if let Cell::Finished { measured, .. } = cell {
+            for (tokens, ratio) in measured {
+                ratios.entry(*tokens).or_default().push(*ratio);
+            }
+        }
+    }
+    let ratios = ratios.into_iter();
+    ratios
+        .filter_map(|(tokens, ratios)| {
+            let ratio = Estimate::of(&ratios)?;
+            Some(Measured { tokens, ratio })
+        })
+        .collect()
 }
 
 /// A mean, and how far it may be off.
@@ -113,6 +147,7 @@ impl Table {
                 published: recipe.published,
                 seconds: mean(seconds),
                 diverged: diverged.collect(),
+                measured: by_tokens(&cells),
                 ratios,
             });
         }
@@ -162,7 +197,40 @@ impl Table {
         let table = markdown(header, rows.collect());
         let legend = "`minus`: the mean over seeds of the difference in ratio, by pairs of one seed, ± its standard \
                       error.";
-        format!("{}\n\n{table}\n\n{legend}", self.title)
+        let curves = self.curves();
+        format!("{}\n\n{table}\n\n{legend}{curves}", self.title)
+    }
+
+    /// The ratios by tokens, as a second table; empty where nothing was measured.
+    fn curves(&self) -> String {
+        let all = self.variants.iter().flat_map(|row| &row.measured);
+        let tokens: BTreeSet<u64> = all.map(|measured| measured.tokens).collect();
+        if tokens.is_empty() {
+            return String::new();
+        }
+        let mut header = vec!["after tokens".to_owned()];
+        header.extend(tokens.iter().map(|tokens| HumanCount(*tokens).to_string()));
+        let rows = self.variants.iter().map(|row| {
+            let mut cells = vec![row.name.clone()];
+            cells.extend(tokens.iter().map(|tokens| {
+                let measured = row.measured.iter();
+                let found = measured.filter(|measured| measured.tokens == *tokens);
+                match found.map(|measured| measured.ratio).next() {
+                    None => "-".to_owned(),
+                    Some(Estimate {
+                        mean,
+                        standard_error: Some(error),
+                        ..
+                    }) => format!("{mean:.3} ± {error:.3}"),
+                    Some(Estimate { mean, .. }) => format!("{mean:.3}"),
+                }
+            }));
+            cells
+        });
+        let table = markdown(header, rows.collect());
+        format!(
+            "\n\nThe ratio before the first stage and after each, ± its standard error over seeds:\n\n{table}"
+        )
     }
 
     /// As JSON.
@@ -188,6 +256,7 @@ mod tests {
         let cell = |ratio: &f64| Cell::Finished {
             ratio: *ratio,
             seconds: 10.0 * ratio,
+            measured: vec![(0, 4.0 * ratio), (3000, *ratio)],
         };
         ratios.iter().map(cell).collect()
     }
@@ -243,6 +312,9 @@ mod tests {
                 "12"
             ]
         );
+        // The second table: 1.5 and its standard error, the root of 1/4 over 3.
+        assert_eq!(cells(rows[4]), ["after tokens", "0", "3,000"]);
+        assert_eq!(cells(rows[6]), ["base", "6.000 ± 1.155", "1.500 ± 0.289"]);
     }
 
     /// A pair needs both; one pair has no error; a run that has diverged is none of the mean.

@@ -211,7 +211,7 @@ impl<B: KernelBackend> Attention<B> {
     }
 
     /// `[b, l, h, p]` through the output projection, `[b, l, d_model]`.
-    fn merge(&self, y_blhp: Tensor<B, 4>) -> Tensor<B, 3> {
+    pub(crate) fn merge(&self, y_blhp: Tensor<B, 4>) -> Tensor<B, 3> {
         let [b, l, h, p] = y_blhp.dims();
         self.dense.forward(y_blhp.reshape([b, l, h * p]))
     }

@@ -1,10 +1,11 @@
 //! What an initialisation reads and sets.
 
 use burn::tensor::Tensor;
-use kernels::KernelBackend;
+use kernels::{KernelBackend, TransferParts};
 
 use super::{DiscreteMamba2, Rows};
-use crate::precision::to_dtype;
+use crate::mixers::TokenMixer;
+use crate::precision::{to_dtype, widen};
 
 /// A scale below this, alone or as a share of the other, is rounding.
 const ROUNDING: f64 = 1e-6;
@@ -80,7 +81,7 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
             .iter()
             .flat_map(|scale| std::iter::repeat_n(*scale, n));
         let rows = self.numbers(&rows.collect::<Vec<_>>());
-        self.scale_c(rows);
+        self.scale_rows(self.c_rows(), rows);
         let d = self.numbers(&of_x);
         set(&mut self.d, d);
         if scales[0].len() > 2 {
@@ -88,27 +89,102 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         }
     }
 
-    /// Multiplies the rows of C, and their biases, by `scales [h * n]`.
-    fn scale_c(&mut self, scales: Tensor<B, 1>) {
-        let c = self.c_rows();
+    /// What the gate multiplies, of `u [b, l, d_model]`: the scan and D x, `[b, l, h, p]`.
+    pub(crate) fn ungated(&self, u: Tensor<B, 3>) -> Tensor<B, 4> {
+        let mut terms = self.features(u, false).into_iter();
+        let (scan, x) = (terms.next().expect("two"), terms.next().expect("two"));
+        let h = x.dims()[2];
+        scan + x * self.d.val().reshape([1, 1, h, 1])
+    }
+
+    /// Adds to what the gate of each head reads a product with u, and a constant behind it: `gates` has `d_model + 1`
+    /// numbers for each head. Every gate must have a bias.
+    pub(crate) fn add_to_gates(&mut self, gates: &[Vec<f64>]) {
+        let [all, d] = self.in_proj.weight.dims();
+        let z = self.z_rows();
+        let p = z.n / gates.len();
+        let each = gates.iter().flat_map(|gate| std::iter::repeat_n(gate, p));
+        let rows: Vec<f64> = each
+            .clone()
+            .flat_map(|gate| gate[..d].iter().copied())
+            .collect();
+        let biases: Vec<f64> = each.map(|gate| gate[d]).collect();
+        let end = z.start + z.n;
         let weight = self.in_proj.weight.val();
-        let scaled = |all: Tensor<B, 2>, rows: Rows| {
+        let own = weight.clone().narrow(0, z.start, z.n) + self.numbers(&rows).reshape([z.n, d]);
+        let before = weight.clone().narrow(0, 0, z.start);
+        let after = weight.narrow(0, end, all - end);
+        let rows = Tensor::cat(vec![before, own, after], 0);
+        set(&mut self.in_proj.weight, rows);
+        let biases = self.numbers(&biases);
+        match (&mut self.z_bias, &mut self.in_proj.bias) {
+            (Some(bias), _) => {
+                let value = bias.val() + biases;
+                set(bias, value);
+            }
+            (None, Some(bias)) => {
+                let all_biases = bias.val();
+                let own = all_biases.clone().narrow(0, z.start, z.n) + biases;
+                let before = all_biases.clone().narrow(0, 0, z.start);
+                let after = all_biases.narrow(0, end, all - end);
+                set(bias, Tensor::cat(vec![before, own, after], 0));
+            }
+            (None, None) => {}
+        }
+    }
+
+    /// Of `u [b, l, d_model]`, the mean square of the numbers of B and of those of C, of each head.
+    pub(crate) fn squares_of_b_and_c(&self, u: Tensor<B, 3>) -> [Vec<f64>; 2] {
+        let TransferParts { b, c, .. } = self.transfer_parts(u).expect("a state-space mixer");
+        [b, c].map(|x_blgn| {
+            let x_blgn = widen(x_blgn);
+            let [b, l, g, n] = x_blgn.dims();
+            let squares = x_blgn.powi_scalar(2).sum_dim(3).sum_dim(1).sum_dim(0);
+            let squares = squares.into_data();
+            let numbers = (b * l * n) as f64;
+            let squares: Vec<f64> = squares.iter::<f64>().map(|sum| sum / numbers).collect();
+            debug_assert_eq!(squares.len(), g);
+            squares
+        })
+    }
+
+    /// Multiplies each head's C by its factor, and divides its B by that: their products stay as they are. For a mixer
+    /// without norms of B and C.
+    pub(crate) fn shift_from_b_to_c(&mut self, factors: &[f64]) {
+        let n = self.config.d_state;
+        let each = |of: fn(f64) -> f64| -> Vec<f64> {
+            let heads = factors.iter().map(|factor| of(*factor));
+            heads
+                .flat_map(|factor| std::iter::repeat_n(factor, n))
+                .collect()
+        };
+        let (of_c, of_b) = (each(|factor| factor), each(f64::recip));
+        let (of_c, of_b) = (self.numbers(&of_c), self.numbers(&of_b));
+        self.scale_rows(self.c_rows(), of_c);
+        self.scale_rows(self.b_rows(), of_b);
+    }
+
+    /// Multiplies some rows of the input projection that the convolution reads, and their biases, by `scales`, one a
+    /// row.
+    fn scale_rows(&mut self, of: Rows, scales: Tensor<B, 1>) {
+        let weight = self.in_proj.weight.val();
+        let scaled = |all: Tensor<B, 2>| {
             let n = all.dims()[0];
-            let own = all.clone().narrow(0, rows.start, rows.n);
-            let own = own * scales.clone().reshape([rows.n, 1]);
-            let mut parts = vec![all.clone().narrow(0, 0, rows.start), own];
-            if rows.start + rows.n < n {
-                let end = rows.start + rows.n;
+            let own = all.clone().narrow(0, of.start, of.n);
+            let own = own * scales.clone().reshape([of.n, 1]);
+            let mut parts = vec![all.clone().narrow(0, 0, of.start), own];
+            if of.start + of.n < n {
+                let end = of.start + of.n;
                 parts.push(all.narrow(0, end, n - end));
             }
             Tensor::cat(parts, 0)
         };
-        set(&mut self.in_proj.weight, scaled(weight, c));
+        set(&mut self.in_proj.weight, scaled(weight));
         let biases = [&mut self.in_proj.bias, &mut self.conv1d.bias];
         for bias in biases.into_iter().flatten() {
             let all = bias.val();
             let n = all.dims()[0];
-            let value = scaled(all.reshape([n, 1]), c).reshape([n]);
+            let value = scaled(all.reshape([n, 1])).reshape([n]);
             set(bias, value);
         }
     }

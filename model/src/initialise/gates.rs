@@ -1,0 +1,141 @@
+//! The gate of each head, by regression on what the layer reads.
+//!
+//! Softmax divides by a sum that differs from token to token: a head whose query finds nothing looks at the first
+//! token, whose value is next to nothing, and so gives next to nothing. A scan has no such sum, but the mixer has a
+//! gate. Of a head that gives `y` where `c` is wanted, the gate `g` that is best for a token has the smallest
+//! `|c - g y|^2`; over the text this is a weighted regression of `g - 1` on what the layer reads. The gate's activation
+//! is 1 where it is open, and so is its slope, so the regression's outputs are added to the open gate's bias.
+
+use burn::tensor::Tensor;
+use kernels::KernelBackend;
+use rayon::prelude::*;
+
+use super::calibrated::host;
+use super::solve::{add, mean_of_diagonal, solve};
+use crate::mixers::discrete_mamba2::DiscreteMamba2;
+use crate::precision::widen;
+
+/// Added to the diagonal of the regression, as a share of its mean.
+const RIDGE: f64 = 1e-2;
+
+/// Some tokens that gates are fitted to.
+pub(super) struct Tokens<B: KernelBackend> {
+    /// What the mixer reads, `[b, l, d_model]`.
+    pub read: Tensor<B, 3>,
+    /// What it is to give before its output projection, `[b, l, h, p]`.
+    pub wanted: Tensor<B, 4>,
+    /// How much each token counts, `[b, l, 1]`.
+    pub weights: Tensor<B, 3>,
+}
+
+/// Sums over the text of one head.
+#[derive(Clone)]
+struct Sums {
+    /// `[d_model + 1, d_model + 1]`, the last row and column being those of the bias.
+    gram: Vec<f64>,
+    /// `[d_model + 1]`.
+    right: Vec<f64>,
+}
+
+/// The mixer, whose gates are open, with gates that depend on what it reads; `None` where it gives nothing.
+pub(super) fn with_gates<B: KernelBackend>(
+    mamba: &DiscreteMamba2<B>,
+    text: impl Iterator<Item = Tokens<B>>,
+) -> Option<DiscreteMamba2<B>> {
+    let h = mamba.config().n_v_heads;
+    let nothing = Sums {
+        gram: vec![],
+        right: vec![],
+    };
+    let mut sums = vec![nothing; h];
+    for Tokens {
+        read,
+        wanted,
+        weights,
+    } in text
+    {
+        let [b, l, d] = read.dims();
+        let y = widen(mamba.ungated(read.clone()));
+        // The squares of y, and its products with what is lacking.
+        let of_heads = |x: Tensor<B, 4>| -> Tensor<B, 2> {
+            let weighted = x.sum_dim(3).reshape([b, l, h]) * widen(weights.clone());
+            weighted.reshape([b * l, h]).transpose()
+        };
+        let squares = of_heads(y.clone() * y.clone());
+        let lacking = of_heads(y.clone() * (widen(wanted) - y));
+        let read: Tensor<B, 2> = widen(read).reshape([b * l, d]);
+        let ones = read.clone().narrow(1, 0, 1).ones_like();
+        let columns = Tensor::cat(vec![read, ones], 1).transpose();
+        // [h, d + 1]
+        let right = host(kernels::linear(lacking, columns.clone(), None));
+        for (head, sums) in sums.iter_mut().enumerate() {
+            let weighted = columns.clone() * squares.clone().narrow(0, head, 1);
+            // The product of this project, which keeps all bits of f32 on every backend.
+            let gram = kernels::linear(weighted, columns.clone(), None);
+            add(&mut sums.gram, host(gram));
+            add(&mut sums.right, right[head * (d + 1)..][..d + 1].to_vec());
+        }
+    }
+    let solved = |sums: &Sums| {
+        let n = sums.right.len();
+        let mean = mean_of_diagonal(&sums.gram, n);
+        // A head that gives nothing has no gate that is better than another.
+        (n > 0 && mean > 0.0).then(|| solve(&sums.gram, &sums.right, n, RIDGE * mean))
+    };
+    let gates: Vec<Option<Vec<f64>>> = sums.par_iter().map(solved).collect();
+    let n = gates.iter().flatten().map(Vec::len).next()?;
+    let gates = gates
+        .into_iter()
+        .map(|gate| gate.unwrap_or_else(|| vec![0.0; n]));
+    let mut mamba = mamba.clone();
+    mamba.add_to_gates(&gates.collect::<Vec<_>>());
+    Some(mamba)
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::backend::Backend;
+    use burn::tensor::{Distribution, Tensor};
+    use burn_flex::Flex;
+
+    use super::{Tokens, with_gates};
+    use crate::mixers::discrete_mamba2::{DiscreteMamba2, DiscreteMamba2Config};
+
+    /// Gates that are nearly the ones wanted are found, with the gate's bias in either place.
+    #[test]
+    fn gates_are_found() {
+        type B = Flex;
+        let device = Default::default();
+        B::seed(&device, 1);
+        for bias in [false, true] {
+            let options = DiscreteMamba2Config {
+                d_state: 8,
+                chunk_size: 8,
+                bias,
+                z_bias: !bias,
+                ..DiscreteMamba2Config::with_heads(2)
+            };
+            let mamba = DiscreteMamba2::<B>::new(&options, 16, 1, &device).expect("fits");
+            let normal = |shape: [usize; 3], deviation: f64| {
+                Tensor::<B, 3>::random(shape, Distribution::Normal(0.0, deviation), &device)
+            };
+            let read = normal([8, 16, 16], 1.0);
+            // Of each head another direction.
+            let directions = normal([1, 16, 2], 0.05);
+            let directions = directions.repeat_dim(0, 8);
+            let gate = read.clone().matmul(directions).add_scalar(1.0);
+            let y = mamba.ungated(read.clone());
+            let wanted = y.clone() * gate.reshape([8, 16, 2, 1]);
+            let tokens = Tokens {
+                read: read.clone(),
+                wanted: wanted.clone(),
+                weights: Tensor::ones([8, 16, 1], &device),
+            };
+            let gated = with_gates(&mamba, [tokens].into_iter()).expect("gates");
+            let squares = |x: Tensor<B, 4>| x.powi_scalar(2).sum().into_scalar();
+            let given = gated.gated(read).reshape([8, 16, 2, 8]);
+            let (before, after) = (squares(y - wanted.clone()), squares(given - wanted));
+            assert!(after < 0.1 * before, "bias {bias}: {after} of {before}");
+        }
+    }
+}
