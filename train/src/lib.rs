@@ -50,6 +50,7 @@ compile_error!("train needs a backend: build with `--features flex` (or ndarray,
 pub mod ablation;
 pub mod bench;
 pub mod checkpoint;
+pub mod clipping;
 pub mod config;
 mod error;
 pub mod evaluate;

@@ -85,6 +85,8 @@ pub(super) fn validate(config: &Config) -> Result<(), OutOfRange> {
     positive("optimizer.epsilon", optimizer.epsilon)?;
     not_negative("optimizer.weight_decay", optimizer.weight_decay)?;
     not_negative("optimizer.clip_norm", optimizer.clip_norm)?;
+    not_negative("optimizer.clip_part", optimizer.clip_part)?;
+    not_negative("optimizer.clip_layer", optimizer.clip_layer)?;
 
     not_empty(&config.stages)?;
     let sections = section_names();
@@ -208,6 +210,13 @@ fn validate_stage(config: &Config, stage: &StageConfig) -> Result<(), OutOfRange
         require(reached.contains(part), &key, rate, &allowed)?;
         positive(&key, *rate)?;
     }
+    let dropout = stage.kind.window_dropout();
+    require(
+        dropout == 0.0 || config.student.mixer.has_window(),
+        "window_dropout",
+        dropout,
+        "0 unless student.kind is mamba2_window: no other mixer has a window that could be left out",
+    )?;
     stage.schedule.validate(stage.lr.lowest())?;
     stage.kind.validate()
 }

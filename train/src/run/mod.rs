@@ -202,6 +202,7 @@ impl<B: TrainBackend> Run<B> {
         let mut student = train_parts(student, &stage.lr);
         let (precision, device) = (config.precision, &self.device);
         let train_step = TrainStep::<B>::new(stage, &self.teacher, &student, precision, device);
+        let train_step = train_step.with_seed(config.seed);
         // What the steps of the stage before had reserved for tensors of their sizes.
         B::memory_cleanup(device);
         let mut pending = PendingMetrics::new();
