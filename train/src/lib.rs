@@ -56,6 +56,7 @@ mod error;
 pub mod evaluate;
 pub mod gradients;
 mod guard;
+pub mod heads;
 pub mod limits;
 pub mod logging;
 pub mod metrics;
@@ -72,6 +73,7 @@ pub mod step;
 pub mod study;
 pub mod summary;
 mod table;
+pub mod teacher_text;
 
 pub use error::TrainError;
 

@@ -25,7 +25,7 @@ pub use inputs::student_config;
 pub(crate) use inputs::{check_layers, teacher_of_stages, untrained_student};
 pub use options::{Outcome, RunOptions, StopRequest};
 pub use prepare::{Prepared, prepare};
-pub(crate) use teacher_and_text::TeacherAndText;
+pub(crate) use teacher_and_text::{TeacherAndText, teacher_and_tokenizer};
 
 use std::sync::Arc;
 use std::time::Instant;
