@@ -3,6 +3,7 @@
 use crate::error::{DataError, Result};
 use crate::incoming::IncomingWindows;
 use crate::mixture::Mixture;
+use crate::probes::RecallText;
 use crate::windows::TokenWindows;
 
 /// Inputs and labels, in the layout of two tensors `[batch, context]`.
@@ -52,6 +53,14 @@ pub enum Windows {
     Whole(TokenWindows),
     /// Of text that is tokenised as it is read.
     Incoming(IncomingWindows),
+    /// Of text that is made as it is read.
+    Made(RecallText),
+}
+
+impl From<RecallText> for Windows {
+    fn from(text: RecallText) -> Self {
+        Self::Made(text)
+    }
 }
 
 impl From<TokenWindows> for Windows {
@@ -72,19 +81,21 @@ impl Windows {
         match self {
             Self::Whole(windows) => windows.context(),
             Self::Incoming(windows) => windows.context(),
+            Self::Made(text) => text.context(),
         }
     }
 
     /// The windows with which the text begins: all of them or, of text that is tokenised as it is read, those of its
-    /// first file, for which this waits.
+    /// first file, for which this waits. `None` of text that is made, which has no beginning.
     ///
     /// # Errors
     ///
     /// As [`IncomingWindows::first`].
-    pub fn first(&self) -> Result<TokenWindows> {
+    pub fn first(&self) -> Result<Option<TokenWindows>> {
         match self {
-            Self::Whole(windows) => Ok(windows.clone()),
-            Self::Incoming(windows) => windows.first(),
+            Self::Whole(windows) => Ok(Some(windows.clone())),
+            Self::Incoming(windows) => windows.first().map(Some),
+            Self::Made(_) => Ok(None),
         }
     }
 
@@ -93,6 +104,7 @@ impl Windows {
         match self {
             Self::Whole(windows) => windows.read(windows.nth(number, seed), ids),
             Self::Incoming(windows) => windows.read_nth(number, seed, ids),
+            Self::Made(text) => text.read(number, seed, ids),
         }
     }
 }

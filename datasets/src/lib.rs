@@ -91,6 +91,7 @@ mod mixture;
 mod panics;
 mod permutation;
 mod prepare;
+pub mod probes;
 mod shards;
 mod source;
 mod split;

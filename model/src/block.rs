@@ -129,7 +129,7 @@ impl<B: KernelBackend> Block<B> {
     }
 
     /// The MLP on top of `mixed`, the input plus the mixer's output; `normed` is what the mixer read.
-    fn add_mlp(&self, mixed: Tensor<B, 3>, normed: Tensor<B, 3>) -> Tensor<B, 3> {
+    pub(crate) fn add_mlp(&self, mixed: Tensor<B, 3>, normed: Tensor<B, 3>) -> Tensor<B, 3> {
         match &self.post_mixer_layernorm {
             None => self.mlp.forward_onto(mixed, normed),
             Some(norm) => {

@@ -71,6 +71,7 @@ mod batch;
 mod block;
 mod config_error;
 mod decoding;
+mod head_outputs;
 pub mod hub;
 mod init;
 mod initialise;
@@ -97,6 +98,7 @@ pub use batch::Batch;
 pub use block::{Block, BlockOutputs};
 pub use config_error::ConfigError;
 pub use decoding::State;
+pub use head_outputs::{HeadOutputs, HeadSight};
 pub use hub::{Hub, locate};
 pub use initialise::{Fit, InitError, Initialisation};
 pub use layers::{Linear, Norm};
@@ -104,8 +106,8 @@ pub use lm::{Backbone, CausalLm, Embedding, Outputs, Phi, PhiMamba, Taps};
 pub use mixers::attention::{Attention, AttentionConfig, KvCache};
 pub use mixers::beside_attention::{BesideAttention, BesideAttentionConfig, BesideState, Joined};
 pub use mixers::discrete_mamba2::{
-    Activation, DepthwiseConv, DiscreteMamba2, DiscreteMamba2Config, Mamba2State, MixerRotary,
-    Turned,
+    Activation, DepthwiseConv, DiscreteMamba2, DiscreteMamba2Config, FeatureMap, Mamba2State,
+    MixerRotary, Turned,
 };
 pub use mixers::low_rank::{LowRank, LowRankConfig, LowRankState};
 pub use mixers::toeplitz::{Toeplitz, ToeplitzConfig, ToeplitzState, toeplitz_matrix};

@@ -236,6 +236,13 @@ impl<B: KernelBackend> CausalLm<B> {
         self.change_mixers(|mixer| mixer.reset_state_every(tokens))
     }
 
+    /// The same network in which no attention within a window, where it is added to a state-space mixer, adds anything to
+    /// the rows of a batch for which `rows` says so; see
+    /// [`leave_out_window`](crate::TokenMixer::leave_out_window). `None` if no layer has such attention.
+    pub fn without_window_in(self, rows: &[bool]) -> Option<Self> {
+        self.change_mixers(|mixer| mixer.leave_out_window(rows))
+    }
+
     /// The network after `change` of every mixer, which says whether there was anything to change in it.
     fn change_mixers(mut self, change: impl Fn(&mut Mixer<B>) -> bool) -> Option<Self> {
         let mut is_changed = false;

@@ -105,6 +105,7 @@ fn hidden_states_are_compared_group_by_group() {
                 target,
                 every,
                 sequential,
+                ..HiddenStates::default()
             };
             for number in 0..2 {
                 let name = format!("{}, {stage:?}, step {number}", recorded.name);
@@ -147,7 +148,7 @@ fn losses_fall_along_their_gradients() {
             top_k,
             hard_weight,
             temperature: 1.5,
-            recompute: false,
+            ..Predictions::default()
         });
         let (before, gradients) = lesson.pass(&kind);
         let square = values(gradients.norm().expect("gradients")).1[0].powi(2);
@@ -249,6 +250,8 @@ fn five_steps<B: TrainBackend>(recorded: Recorded, tolerance: f64) {
         weight_decay: 0.1,
         decay: Decay::All,
         clip_norm: 1.0,
+        clip_part: 0.0,
+        clip_layer: 0.0,
     });
     let (mut losses, mut norms) = (vec![], vec![]);
     for _ in 0..5 {

@@ -80,6 +80,17 @@ impl<B: kernels::KernelBackend> Gradients<B> {
     /// The norm of the gradients of each group of parameters, as one element on their device. Those without a
     /// `group` are left out.
     pub fn norms<G: Ord>(&self, group: impl Fn(ParamId) -> Option<G>) -> BTreeMap<G, Tensor<B, 1>> {
+        let squares = self.squares(group).into_iter();
+        squares
+            .map(|(group, squares)| (group, squares.sqrt()))
+            .collect()
+    }
+
+    /// The squares of [`norms`](Self::norms).
+    pub(crate) fn squares<G: Ord>(
+        &self,
+        group: impl Fn(ParamId) -> Option<G>,
+    ) -> BTreeMap<G, Tensor<B, 1>> {
         let mut groups: BTreeMap<G, Vec<Tensor<B, 1>>> = BTreeMap::new();
         for id in &self.order {
             if let (Some(sum), Some(group)) = (self.sums.get(id), group(*id)) {
@@ -88,8 +99,18 @@ impl<B: kernels::KernelBackend> Gradients<B> {
         }
         let groups = groups.into_iter();
         groups
-            .map(|(group, sums)| (group, kernels::squared_norms(sums).sqrt()))
+            .map(|(group, sums)| (group, kernels::squared_norms(sums)))
             .collect()
+    }
+
+    /// Multiplies each gradient by the one element of its `factor`, f32 or wider, where it has one.
+    pub(crate) fn scale(&mut self, factor: impl Fn(ParamId) -> Option<Tensor<B, 1>>) {
+        for id in &self.order {
+            let Some(factor) = factor(*id) else { continue };
+            if let Some(sum) = self.sums.remove(id) {
+                self.sums.insert(*id, widen(sum) * factor);
+            }
+        }
     }
 }
 

@@ -50,11 +50,13 @@ compile_error!("train needs a backend: build with `--features flex` (or ndarray,
 pub mod ablation;
 pub mod bench;
 pub mod checkpoint;
+pub mod clipping;
 pub mod config;
 mod error;
 pub mod evaluate;
 pub mod gradients;
 mod guard;
+pub mod heads;
 pub mod limits;
 pub mod logging;
 pub mod metrics;
@@ -71,6 +73,7 @@ pub mod step;
 pub mod study;
 pub mod summary;
 mod table;
+pub mod teacher_text;
 
 pub use error::TrainError;
 

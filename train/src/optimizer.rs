@@ -45,6 +45,11 @@ impl<B: KernelBackend> AdamW<B> {
         }
     }
 
+    /// The options it was made with.
+    pub fn config(&self) -> &config::Optimizer {
+        &self.config
+    }
+
     /// The factor for the sum of the gradients of `passes` passes, as one element, f32 or wider. It turns the
     /// sum, whose norm is `norm`, into the mean, clipped to the largest norm. Where `loss` or `norm` is not
     /// finite, or the loss above its limit, it is not a number, and [`step`](Self::step) then does nothing. The host

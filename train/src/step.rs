@@ -14,12 +14,13 @@ use kernels::TrainBackend;
 use kernels::profile::region;
 use model::{Part, Phi, PhiMamba};
 
+use crate::clipping::{Place, places_of};
 use crate::config::{Precision, StageConfig};
 use crate::evaluate;
 use crate::gradients::Gradients;
 use crate::optimizer::AdamW;
 use crate::parallel_passes::ParallelPasses;
-use crate::stages::{Kind, Rates, StageStep, TokenBatch, in_dtype, on_graph_of_its_own, parts_of};
+use crate::stages::{Kind, Rates, StageStep, TokenBatch, in_dtype, left_out, on_graph_of_its_own};
 
 /// The optimizer steps of one stage: everything that they share.
 ///
@@ -28,13 +29,15 @@ use crate::stages::{Kind, Rates, StageStep, TokenBatch, in_dtype, on_graph_of_it
 /// passes compute with a copy in the dtype of the precision.
 pub struct TrainStep<B: TrainBackend> {
     kind: Kind,
-    /// The part of each of the student's parameters.
-    parts: HashMap<ParamId, Part>,
+    /// Where each of the student's parameters belongs.
+    places: HashMap<ParamId, Place>,
     teacher: Phi<B::InnerBackend>,
     micro_batch: usize,
     passes: usize,
     precision: Precision,
     parallel: ParallelPasses,
+    /// Of what is drawn in a step.
+    seed: u64,
     device: B::Device,
 }
 
@@ -73,14 +76,20 @@ impl<B: TrainBackend> TrainStep<B> {
     ) -> Self {
         Self {
             kind: stage.kind.clone(),
-            parts: parts_of(student),
+            places: places_of(student),
             teacher: teacher.clone(),
             micro_batch: stage.micro_batch,
             passes: stage.accumulation(),
             precision,
             parallel: ParallelPasses::new::<B>(stage.accumulation()),
+            seed: 0,
             device: device.clone(),
         }
+    }
+
+    /// The same with another seed of what is drawn in a step, which is 0 otherwise.
+    pub fn with_seed(self, seed: u64) -> Self {
+        Self { seed, ..self }
     }
 
     /// The student after one more step, and the loss and norm of that step. The student is passed by value so
@@ -133,15 +142,17 @@ impl<B: TrainBackend> TrainStep<B> {
         rates: &Rates,
         at: StageStep,
     ) -> (PhiMamba<B>, Measured<B::InnerBackend>) {
-        let (losses, gradients) = region("passes", || self.passes(&student, batch, at));
+        let (losses, mut gradients) = region("passes", || self.passes(&student, batch, at));
         let loss = Tensor::cat(losses, 0).mean();
         let norm = match gradients.norm() {
             Some(norm) => norm,
             None => loss.zeros_like(),
         };
-        let norms = gradients.norms(|id| self.parts.get(&id).copied());
-        let scale = optimizer.scale(norm.clone(), loss.clone(), self.passes);
-        let rate = |id| rates.of(*self.parts.get(&id)?);
+        let norms = gradients.norms(|id| Some(self.places.get(&id)?.part));
+        let clipped = gradients.clip(optimizer.config(), &self.places, self.passes);
+        let left = clipped.unwrap_or_else(|| norm.clone());
+        let scale = optimizer.scale(left, loss.clone(), self.passes);
+        let rate = |id| rates.of(self.places.get(&id)?.part);
         let student = region("update", || optimizer.step(student, gradients, scale, rate));
         let of_mean = |norm: Tensor<B::InnerBackend, 1>| norm * (1.0 / self.passes as f64);
         let measured = Measured {
@@ -164,8 +175,18 @@ impl<B: TrainBackend> TrainStep<B> {
     ) -> (Vec<Tensor<B::InnerBackend, 1>>, Gradients<B::InnerBackend>) {
         let rows = self.micro_batch * batch.context;
         let working = in_dtype(student, self.precision.dtype());
+        let left_out = left_out(self.kind.window_dropout(), self.seed, at, batch.batch);
         let passes = batch.ids.chunks(rows).zip(batch.labels.chunks(rows));
-        let passes = passes.map(|tokens| (on_graph_of_its_own(&working), tokens));
+        let passes = passes.enumerate().map(|(pass, tokens)| {
+            let student = on_graph_of_its_own(&working);
+            let of_pass = left_out.chunks(self.micro_batch).nth(pass);
+            let student = match of_pass {
+                // A student without a window is as it is.
+                Some(rows) => student.clone().without_window_in(rows).unwrap_or(student),
+                None => student,
+            };
+            (student, tokens)
+        });
         let (mut losses, mut gradients) = (vec![], Gradients::default());
         self.parallel.run(
             passes,

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use indicatif::{BinaryBytes, HumanCount};
 use kernels::runtime::{Survey, survey};
-use model::{FileTensor, MixerConfig, NetworkConfig, Part};
+use model::{FileTensor, MixerConfig, MixerOptions, NetworkConfig, Part};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::CommandError;
@@ -151,6 +152,10 @@ impl ModelSummary {
         let stored = stored.map(|(dtype, n)| format!("{} in {dtype}", BinaryBytes(n)));
         row("on disk", stored.collect::<Vec<_>>().join(", "));
         row("state", self.state());
+        let kept = kept_heads(network);
+        if !kept.is_empty() {
+            row("kept heads", in_words(&kept));
+        }
         row("", String::new());
         rows
     }
@@ -187,8 +192,68 @@ impl ModelSummary {
             "total_parameters": parameters.values().sum::<u64>(),
             "bytes": self.bytes(),
             "state": self.state_sizes.model,
+            "kept_heads": kept_heads(&self.network),
         })
     }
+}
+
+/// Heads of attention beside the state-space mixer of a layer, and what their keys and values take in f32.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct KeptHeads {
+    /// The layer, from 0.
+    layer: usize,
+    /// The teacher's heads, where the model says which; otherwise none.
+    heads: Vec<usize>,
+    /// How many there are.
+    count: usize,
+    /// Bytes that do not grow, within a window.
+    fixed: usize,
+    /// Bytes for each token that was read.
+    per_token: usize,
+}
+
+fn kept_heads(network: &NetworkConfig) -> Vec<KeptHeads> {
+    let layers = network.mixers.iter().enumerate();
+    let kept = layers.filter_map(|(layer, mixer)| {
+        let MixerConfig::BesideAttention(both) = mixer else {
+            return None;
+        };
+        let attention = both.attention.as_ref()?;
+        let size = attention.state_size(network.d_model);
+        Some(KeptHeads {
+            layer,
+            heads: both.heads.clone(),
+            count: attention.n_heads,
+            fixed: size.fixed,
+            per_token: size.per_token,
+        })
+    });
+    kept.collect()
+}
+
+/// Such as `6 beside the mixers (3/1, 7/5, ..), 1.50 KiB a token`.
+fn in_words(kept: &[KeptHeads]) -> String {
+    let sum = |of: fn(&KeptHeads) -> usize| kept.iter().map(of).fold(0, usize::saturating_add);
+    let names = kept.iter().flat_map(|layer| {
+        let heads = layer.heads.iter();
+        heads.map(move |head| format!("{}/{head}", layer.layer))
+    });
+    let names: Vec<String> = names.collect();
+    let count = sum(|layer| layer.count);
+    let mut words = format!("{count} beside the mixers");
+    // All heads of a layer within a window are not named.
+    if names.len() == count {
+        words += &format!(" ({})", names.join(", "));
+    }
+    for (bytes, when) in [
+        (sum(|layer| layer.per_token), "a token"),
+        (sum(|layer| layer.fixed), "a text"),
+    ] {
+        if bytes > 0 {
+            words += &format!(", {} {when}", BinaryBytes(bytes as u64));
+        }
+    }
+    words + ", in f32"
 }
 
 fn elements(tensor: &FileTensor) -> u64 {
@@ -210,4 +275,66 @@ fn to_json(survey: &Survey) -> Value {
         Err(reason) => (Vec::new(), Some(reason)),
     };
     json!({"backend": survey.backend, "devices": devices, "unusable": reason})
+}
+
+#[cfg(test)]
+mod tests {
+    use kernels::Window;
+    use model::{
+        AttentionConfig, BesideAttentionConfig, DiscreteMamba2Config, Family, Joined, LlamaConfig,
+        LlamaFamily,
+    };
+
+    use super::*;
+
+    #[test]
+    fn kept_heads_are_counted_by_layer() {
+        let mut network = LlamaConfig::default_of(LlamaFamily::Llama).network();
+        network.d_model = 64;
+        let beside = |attention: Option<AttentionConfig>, heads: &[usize]| {
+            let both = BesideAttentionConfig {
+                ssm: DiscreteMamba2Config::with_heads(4),
+                attention,
+                heads: heads.to_vec(),
+                joined: Joined::Sum,
+            };
+            MixerConfig::from(both)
+        };
+        let attention = |n_heads, n_kv_heads| AttentionConfig {
+            n_kv_heads,
+            head_dim: Some(16),
+            ..AttentionConfig::with_heads(n_heads)
+        };
+        network.mixers = vec![
+            beside(None, &[]),
+            beside(Some(attention(2, 1)), &[0, 1]),
+            AttentionConfig::with_heads(4).into(),
+            beside(Some(attention(1, 1)), &[3]),
+        ];
+        let kept = kept_heads(&network);
+        let bytes: Vec<_> = kept
+            .iter()
+            .map(|l| (l.layer, l.count, l.per_token))
+            .collect();
+        // Keys and values of one head of 16 in each.
+        assert_eq!(bytes, [(1, 2, 128), (3, 1, 128)]);
+        let words = in_words(&kept);
+        assert!(
+            words.starts_with("3 beside the mixers (1/0, 1/1, 3/3), 256 B"),
+            "{words}"
+        );
+
+        let window = Some(Window {
+            window: 6,
+            sinks: 2,
+        });
+        let windowed = AttentionConfig {
+            window,
+            ..attention(4, 2)
+        };
+        network.mixers = vec![beside(Some(windowed), &[])];
+        let kept = kept_heads(&network);
+        assert_eq!((kept[0].fixed, kept[0].per_token), (8 * 256, 0));
+        assert!(!in_words(&kept).contains('('));
+    }
 }

@@ -5,10 +5,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use datasets::Tokenizer;
+use datasets::probes::Prompt;
 
 use super::error::EvalError;
 use super::python::rstrip;
-use super::task::Prompt;
 
 /// Token ids, of which the last `scored` are scored, each given all ids before it.
 #[derive(Clone, Debug)]

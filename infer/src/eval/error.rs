@@ -183,6 +183,9 @@ pub enum EvalError {
          are damaged or overflow"
     )]
     NotFinite,
+    /// There are no documents of a probe for another reason.
+    #[error(transparent)]
+    Probe(datasets::probes::ProbeError),
     /// The device has failed.
     #[error(transparent)]
     Device(#[from] BackendError),

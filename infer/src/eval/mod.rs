@@ -10,8 +10,8 @@
 //! tokens, [`score`](score()) computes how likely each continuation is, and [`metrics`](metrics())
 //! judges. [`Texts`] turns running text into requests, for its perplexity.
 //!
-//! The probes, `needle`, `needles`, `copy` and `mqar`, are tasks whose documents are made here, for the tokenizer of the
-//! model. They ask what the paper's tasks hardly ask: whether a model finds again what it has read.
+//! The probes, `needle`, `needles`, `copy` and `mqar`, are tasks whose documents are made by [`datasets::probes`], for the
+//! tokenizer of the model. They ask what the paper's tasks hardly ask: whether a model finds again what it has read.
 //!
 //! # The harness's code decides
 //!
@@ -35,21 +35,19 @@
 //! one document for another's when any of these change.
 
 mod control;
-mod copying;
 mod data;
 mod encode;
 mod error;
 mod ledger;
 mod metrics;
-mod mqar;
-mod needle;
 mod perplexity;
-mod probe;
 mod python;
 mod score;
 mod table;
 mod task;
-mod words;
+
+pub(crate) use datasets::probes::{DOCUMENTS, LENGTHS, SEED};
+pub use datasets::probes::{ProbeSizes, Prompt};
 
 pub use control::{Control, ControlError};
 pub use encode::{ScoreRequest, requests};
@@ -59,8 +57,6 @@ pub use ledger::Ledger;
 pub use metrics::{Metric, metrics};
 pub(crate) use metrics::{is_right, is_right_by_length};
 pub use perplexity::{TextMetrics, Texts};
-pub use probe::ProbeSizes;
-pub(crate) use probe::{DOCUMENTS, LENGTHS, SEED};
 pub use score::{Score, TokenScore, score, score_tokens};
 pub use table::table;
-pub use task::{Document, Prompt, Question, Source, Task};
+pub use task::{Document, Question, Source, Task};

@@ -1,6 +1,6 @@
 //! Python's string methods and random numbers, as far as the harness's definitions depend on them.
 
-use rand_mt::Mt;
+pub use datasets::probes::random;
 
 /// What `str.isspace` calls white space: Unicode's, and the four separators of ASCII.
 fn is_space(c: char) -> bool {
@@ -49,12 +49,6 @@ pub fn without_brackets(text: &str) -> String {
         rest = after;
     }
     kept + rest
-}
-
-/// `random.random()`: 53 bits from two draws.
-pub fn random(generator: &mut Mt) -> f64 {
-    let (high, low) = (generator.next_u32() >> 5, generator.next_u32() >> 6);
-    (f64::from(high) * f64::from(1 << 26) + f64::from(low)) / (1_u64 << 53) as f64
 }
 
 #[cfg(test)]

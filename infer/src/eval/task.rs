@@ -4,16 +4,16 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use datasets::Tokenizer;
+use datasets::probes::{Probe, ProbeError, ProbeSizes, Prompt};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::data;
 use super::error::EvalError;
-use super::probe::ProbeSizes;
 use super::python::{capitalize, strip, without_brackets};
-use super::{copying, data, mqar, needle};
 
 /// A task of the paper's table, whose `Display` gives its name in lm-evaluation-harness, or a probe, whose documents
-/// are made here.
+/// [`datasets::probes`] makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "snake_case")]
 pub enum Task {
@@ -65,15 +65,6 @@ pub struct Source {
     pub config: &'static str,
     /// The split of the configuration.
     pub split: &'static str,
-}
-
-/// A continuation whose likelihood after a context is scored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Prompt {
-    /// The text that is read before; may be empty.
-    pub context: String,
-    /// The text that is scored.
-    pub continuation: String,
 }
 
 /// How a document's scores are judged.
@@ -170,10 +161,11 @@ impl Task {
         max_length: usize,
         limit: Option<usize>,
     ) -> Result<Vec<Document>, EvalError> {
-        if self.source().is_some() {
+        let Some(probe) = self.probe_of_task() else {
             return Ok(Vec::new());
-        }
-        self.probe(tokenizer, &ProbeSizes::up_to(self, max_length, limit)?)
+        };
+        let sizes = ProbeSizes::up_to(probe, max_length, limit);
+        self.probe(tokenizer, &sizes.map_err(|error| self.refused(error))?)
     }
 
     /// Makes the documents of a probe in these sizes. The paper's tasks have none of these.
@@ -185,12 +177,53 @@ impl Task {
         tokenizer: &Tokenizer,
         sizes: &ProbeSizes,
     ) -> Result<Vec<Document>, EvalError> {
+        let Some(probe) = self.probe_of_task() else {
+            return Ok(Vec::new());
+        };
+        let made = probe.documents(tokenizer, sizes);
+        let made = made.map_err(|error| self.refused(error))?.into_iter();
+        let documents = made.map(|document| {
+            let length = document.length;
+            Document {
+                prompts: document.prompts,
+                question: match probe {
+                    Probe::Needle => Question::Fact { length },
+                    Probe::Needles | Probe::Mqar => Question::Facts { length },
+                    Probe::Copy => Question::Repetition { length },
+                },
+            }
+        });
+        Ok(documents.collect())
+    }
+
+    /// The probe that it is, if it is one.
+    fn probe_of_task(self) -> Option<Probe> {
         match self {
-            Self::Needle => needle::make(tokenizer, sizes),
-            Self::Needles => needle::make_several(tokenizer, sizes),
-            Self::Copy => copying::make(tokenizer, sizes),
-            Self::Mqar => mqar::make(tokenizer, sizes),
-            _ => Ok(Vec::new()),
+            Self::Needle => Some(Probe::Needle),
+            Self::Needles => Some(Probe::Needles),
+            Self::Copy => Some(Probe::Copy),
+            Self::Mqar => Some(Probe::Mqar),
+            _ => None,
+        }
+    }
+
+    /// Why there are no documents of this probe, in the words of the command line.
+    fn refused(self, error: ProbeError) -> EvalError {
+        match error {
+            ProbeError::TooShort {
+                least, max_length, ..
+            } => EvalError::TooShort {
+                task: self,
+                least,
+                max_length,
+            },
+            ProbeError::NoRoom { length, .. } => EvalError::NoRoom { task: self, length },
+            ProbeError::TooMuchRoom { length, .. } => EvalError::TooMuchRoom { task: self, length },
+            ProbeError::Data(error) => EvalError::Data(error),
+            ProbeError::NothingToScore { continuation } => {
+                EvalError::NothingToScore { continuation }
+            }
+            other => EvalError::Probe(other),
         }
     }
 

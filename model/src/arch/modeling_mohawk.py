@@ -44,7 +44,7 @@ class MohawkConfig(PretrainedConfig):
 
 SSM_KEYS = {
     "d_state", "n_v_heads", "n_qk_heads", "head_dim", "d_conv", "conv_bias", "expand", "chunk_size", "activation",
-    "bias", "z_bias", "a_log_bias", "bc_norm", "rotary", "norm",
+    "bias", "z_bias", "a_log_bias", "bc_norm", "feature_map", "rotary", "norm",
 }  # fmt: skip
 ATTENTION_KEYS = {
     "n_heads", "n_kv_heads", "head_dim", "qkv_bias", "o_bias", "qk_norm", "window", "sinks", "rotary_dim", "theta",
@@ -207,6 +207,17 @@ def _scan(x, a_log, b, c, state):
     return torch.cat(ys, 1), state
 
 
+def _wide(x):
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+FEATURE_MAPS = {
+    "identity": lambda x: x,
+    "exp": lambda x: _wide(x).exp().to(x.dtype),
+    "softmax": lambda x: _wide(x).softmax(-1).to(x.dtype),
+}
+
+
 class DiscreteMamba2(nn.Module):
     def __init__(self, d_model, o):
         super().__init__()
@@ -226,6 +237,7 @@ class DiscreteMamba2(nn.Module):
         self.out_proj = nn.Linear(self.inner, d_model, bias=bias)
         self.silu = o.get("activation", "identity") in ("silu", "swish")
         self.rotary = o.get("rotary")
+        self.feature_map = FEATURE_MAPS[o.get("feature_map", "identity")]
 
     def turned(self, name, x, positions):
         rotary = self.rotary
@@ -249,6 +261,7 @@ class DiscreteMamba2(nn.Module):
         bs, cs = bs.reshape(b, l, self.g, self.n), cs.reshape(b, l, self.g, self.n)
         if self.b_norm is not None:
             bs, cs = self.b_norm(bs), self.c_norm(cs)
+        bs, cs = self.feature_map(bs), self.feature_map(cs)
         bs, cs = self.turned("B", bs, positions), self.turned("C", cs, positions)
         bs, cs = (t.repeat_interleave(self.h // self.g, 2) for t in (bs, cs))
         if self.a_log_bias is not None:

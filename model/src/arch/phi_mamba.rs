@@ -15,7 +15,7 @@ use super::{
 use crate::config_error::{ConfigError, check_layers, check_positive, check_sizes};
 use crate::mixers::MixerConfig;
 use crate::mixers::attention::AttentionConfig;
-use crate::mixers::discrete_mamba2::DiscreteMamba2Config;
+use crate::mixers::discrete_mamba2::{DiscreteMamba2Config, FeatureMap};
 
 const MAMBA_CORE: &str = "modules.mixers.discrete_mamba2";
 const ATTENTION_CORE: &str = "modules.mixers.phi_attention";
@@ -23,7 +23,14 @@ const BLOCK: &str = "modules.phi_block";
 /// Heads of attention where neither the file nor a Mamba block says how many: Hugging Face's default.
 const DEFAULT_HEADS: usize = 32;
 /// Options of a mixer that published ones lack.
-const OWN_KEYS: [&str; 5] = ["z_bias", "head_dim", "a_log_bias", "bc_norm", "rotary"];
+const OWN_KEYS: [&str; 6] = [
+    "z_bias",
+    "head_dim",
+    "a_log_bias",
+    "bc_norm",
+    "feature_map",
+    "rotary",
+];
 /// What the published code has fixed in its text.
 const PUBLISHED_EPS: f64 = 1e-5;
 /// The published MLP is this many times as wide as the model.
@@ -144,6 +151,7 @@ fn published_options(mixer: &DiscreteMamba2Config) -> DiscreteMamba2Config {
         head_dim: None,
         a_log_bias: false,
         bc_norm: None,
+        feature_map: FeatureMap::Identity,
         rotary: None,
         ..mixer.clone()
     }

@@ -1,7 +1,8 @@
 //! The attention's projections in the mixer: V becomes x, K becomes B, Q becomes C, and O the output projection.
 //!
-//! Keys and values that several heads share are repeated, whole heads at a time. The convolution passes its input
-//! through, the gate is open and D is 1. Neither the attention's scale nor its softmax has a counterpart, and rotary
+//! Keys and values that several heads share are repeated, whole heads at a time. Where the state has more numbers than a
+//! head of the attention, B begins as drawn in those, and C with zeros: they change nothing at first, and can learn. The
+//! convolution passes its input through, the gate is open and D is 1. Neither the attention's scale nor its softmax has a counterpart, and rotary
 //! positions only where the mixer has them.
 
 use burn::tensor::{Int, Tensor};
@@ -75,7 +76,8 @@ fn fits<B: KernelBackend>(
     for (key, found, needed) in [
         ("n_v_heads", config.n_v_heads, h),
         ("n_qk_heads", config.n_qk_heads, h),
-        ("d_state", config.d_state, p),
+        // What is larger has channels that the attention lacks.
+        ("d_state", config.d_state.min(p), p),
         ("head_dim", mamba.d_inner() / config.n_v_heads, p),
     ] {
         if found != needed {
@@ -84,6 +86,13 @@ fn fits<B: KernelBackend>(
                  {needed}; it is {found}"
             ));
         }
+    }
+    if config.d_state > p && (mamba.b_norm.is_some() || attention.q_norm.is_some()) {
+        return Err(format!(
+            "to start from the teacher's attention the student needs student.d_state = {p}, and it is {}: norms of B and C \
+             would count the channels that the attention lacks",
+            config.d_state
+        ));
     }
     let needs = |key: &str, value: &str, why: &str| {
         Err(format!(
@@ -136,6 +145,28 @@ fn repeated<B: KernelBackend, const D: usize>(
     heads.reshape(shape)
 }
 
+/// Rows `[h * p, ..]` of heads of `p` as heads of `n`, the rest of each zeros, or as it is in `rest [h * n, ..]`.
+fn widened<B: KernelBackend, const D: usize>(
+    rows: Tensor<B, D>,
+    p: usize,
+    n: usize,
+    rest: Option<Tensor<B, D>>,
+) -> Tensor<B, D> {
+    if n == p {
+        return rows;
+    }
+    let mut shape = rows.dims();
+    let width = rows.shape().num_elements() / shape[0];
+    let h = shape[0] / p;
+    shape[0] = h * n;
+    let rows: Tensor<B, 3> = rows.reshape([h, p, width]);
+    let rest = match rest {
+        Some(rest) => rest.reshape([h, n, width]).narrow(1, p, n - p),
+        None => Tensor::zeros([h, n - p, width], (&rows.device(), rows.dtype())),
+    };
+    Tensor::cat(vec![rows, rest], 1).reshape(shape)
+}
+
 fn copy_layer<B: KernelBackend>(
     mamba: &mut DiscreteMamba2<B>,
     attention: &Attention<B>,
@@ -150,15 +181,19 @@ fn copy_layer<B: KernelBackend>(
     };
     let weights = [&attention.v_proj, &attention.k_proj, &attention.q_proj];
     let [v, k, q] = weights.map(|linear| linear.weight.val());
+    let own = mamba.in_proj.weight.val();
+    let drawn = own
+        .clone()
+        .narrow(0, mamba.d_inner(), mamba.config().d_bc());
+    let n = mamba.config().d_state;
     let of_conv = Tensor::cat(
         vec![
             repeated(v, p, times),
-            repeated(k, p, times),
-            q.mul_scalar(of_c),
+            widened(repeated(k, p, times), p, n, Some(drawn)),
+            widened(q.mul_scalar(of_c), p, n, None),
         ],
         0,
     );
-    let own = mamba.in_proj.weight.val();
     let a_log = mamba.a_log_rows();
     let z = Tensor::zeros(
         [mamba.d_inner(), own.dims()[1]],
@@ -174,15 +209,15 @@ fn copy_layer<B: KernelBackend>(
         [Some(v), Some(k), Some(q)] => Some(Tensor::cat(
             vec![
                 repeated(v, p, times),
-                repeated(k, p, times),
-                q.mul_scalar(of_c),
+                widened(repeated(k, p, times), p, n, None),
+                widened(q.mul_scalar(of_c), p, n, None),
             ],
             0,
         )),
         _ => None,
     };
     let zeros = |x: &Tensor<B, 1>, n: usize| Tensor::zeros([n], (&x.device(), x.dtype()));
-    let n = mamba.conv_dim();
+    let conv_dim = mamba.conv_dim();
     let (mut in_rows, mut after_conv) = (None, None);
     if mamba.in_proj.bias.is_some() {
         in_rows = of_conv;
@@ -191,7 +226,7 @@ fn copy_layer<B: KernelBackend>(
     }
     if let Some(bias) = &mut mamba.in_proj.bias {
         let own = bias.val();
-        let rows = in_rows.unwrap_or_else(|| zeros(&own, n));
+        let rows = in_rows.unwrap_or_else(|| zeros(&own, conv_dim));
         let gate = if mamba.z_bias.is_some() {
             0.0
         } else {
@@ -202,7 +237,7 @@ fn copy_layer<B: KernelBackend>(
         set(bias, Tensor::cat(vec![rows, z, a_log_rows], 0));
     }
     if let Some(bias) = &mut mamba.conv1d.bias {
-        let value = after_conv.unwrap_or_else(|| zeros(&bias.val(), n));
+        let value = after_conv.unwrap_or_else(|| zeros(&bias.val(), conv_dim));
         set(bias, value);
     }
     if let Some(bias) = &mut mamba.z_bias {

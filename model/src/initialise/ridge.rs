@@ -44,6 +44,8 @@ impl Initialise for Ridge {
             let own = student.backbone.layers[layer].mixer.mamba();
             let reason = if theirs.is_some_and(|theirs| theirs.q_norm.is_some()) {
                 "a teacher whose queries and keys have norms leaves no channel constant; set student.init = calibrated"
+            } else if own.is_some_and(|own| !own.config().feature_map.is_identity()) {
+                "behind a feature map no channel stays constant; set student.init = calibrated"
             } else if own.is_some_and(|own| own.conv1d.bias.is_none()) {
                 "a constant channel needs student.conv_bias = true"
             } else {

@@ -281,6 +281,14 @@ pub trait TokenMixer<B: KernelBackend>: Debug {
         false
     }
 
+    /// From now on its attention within a window, where it stands beside a state-space mixer and is added to it, adds
+    /// nothing to the rows of a batch for which `_rows` says so; none of them says so of an empty list. Whether there is
+    /// such attention. For [`forward`](Self::forward) and [`forward_onto`](Self::forward_onto), on batches of as many
+    /// rows: in training, so that the state-space mixer learns to do without.
+    fn leave_out_window(&mut self, _rows: &[bool]) -> bool {
+        false
+    }
+
     /// Whether its output is the state-space mixer's and what attention adds to it, and nothing comes between.
     fn is_sum(&self) -> bool {
         true

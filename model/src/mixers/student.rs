@@ -120,6 +120,11 @@ student_mixers! {
 }
 
 impl StudentMixer {
+    /// Whether attention within a window stands beside its state-space mixer.
+    pub fn has_window(&self) -> bool {
+        matches!(self, Self::Mamba2Window(_))
+    }
+
     /// The options as JSON, `kind` among them.
     pub fn to_json(&self) -> Value {
         serde_json::json!(self)

@@ -6,9 +6,9 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Int, Tensor, TensorData};
 use kernels::{KernelBackend, Window};
 use model::{
-    AttentionConfig, BesideAttentionConfig, BlockOrder, CausalLm, DiscreteMamba2Config, HeadConfig,
-    Joined, LowRankConfig, MixerConfig, MixerRotary, MlpConfig, MlpKind, NetworkConfig, NormConfig,
-    NormKind, RopeScaling, State, ToeplitzConfig, Turned, pad_vocabulary,
+    AttentionConfig, BesideAttentionConfig, BlockOrder, CausalLm, DiscreteMamba2Config, FeatureMap,
+    HeadConfig, Joined, LowRankConfig, MixerConfig, MixerRotary, MlpConfig, MlpKind, NetworkConfig,
+    NormConfig, NormKind, RopeScaling, State, ToeplitzConfig, Turned, pad_vocabulary,
 };
 use tests::assert_close;
 use tests::networks::*;
@@ -88,6 +88,16 @@ pub fn networks() -> Vec<(String, NetworkConfig)> {
             d_state: 8,
             d_conv: 3,
             chunk_size: 4,
+        }
+        .into(),
+        DiscreteMamba2Config {
+            feature_map: FeatureMap::Exp,
+            ..without_norms.clone()
+        }
+        .into(),
+        DiscreteMamba2Config {
+            feature_map: FeatureMap::Softmax,
+            ..with_options(Turned::XAndB)
         }
         .into(),
     ];

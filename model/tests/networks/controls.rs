@@ -274,3 +274,58 @@ fn a_network_without_a_state_space_mixer_has_none() {
     assert!(model.clone().without_ssm().is_none());
     assert!(model.with_state_reset_every(3).is_none());
 }
+
+/// Of the rows of a batch that are named, the window beside the mixer adds nothing to them, and the gradient of what it
+/// adds is that of the others.
+fn windows_are_left_out_of_rows<B: KernelBackend>(tolerance: f64) {
+    let all = networks().into_iter();
+    let mut windowed = all.filter_map(|(name, network)| {
+        let mut mixers = network.mixers.iter();
+        let both = mixers.find(|mixer| {
+            matches!(mixer, MixerConfig::BesideAttention(both)
+                if both.attention.as_ref().is_some_and(|attention| attention.window.is_some()))
+        });
+        let mixers = vec![both?.clone(); 2];
+        Some((name, NetworkConfig { mixers, ..network }))
+    });
+    let (name, network) = windowed.next().expect("a mixer beside a window");
+    let plain = random::<B>(&network);
+    let with = |rows: &[bool]| {
+        let model = plain.clone().without_window_in(rows).expect("a window");
+        logits(&model)
+    };
+    let none = plain.clone().without_attention().expect("a window");
+    // The same bits: nothing else is computed.
+    assert_eq!(values(with(&[true, true])), values(logits(&none)), "{name}");
+    for rows in [&[][..], &[false, false]] {
+        assert_eq!(values(with(rows)), values(logits(&plain)), "{name}");
+    }
+    let row = |x: Tensor<B, 3>, row| values(x.narrow(0, row, 1));
+    let first = with(&[true, false]);
+    assert_close(
+        &name,
+        row(first.clone(), 0),
+        row(logits(&none), 0),
+        tolerance,
+    );
+    assert_close(&name, row(first, 1), row(logits(&plain), 1), tolerance);
+    // Back again, and where there is no window.
+    let back = plain.clone().without_window_in(&[true, true]);
+    let back = back
+        .and_then(|model| model.without_window_in(&[]))
+        .expect("a window");
+    assert_eq!(values(logits(&back)), values(logits(&plain)), "{name}");
+    let (_, others) = networks().swap_remove(0);
+    assert!(
+        random::<B>(&NetworkConfig {
+            mixers: others.mixers[..1].to_vec(),
+            ..others
+        })
+        .without_window_in(&[true, true])
+        .is_none()
+    );
+}
+
+on_both! {
+    windows_are_left_out_of_rows(1e-12, 2e-4);
+}

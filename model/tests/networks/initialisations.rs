@@ -10,8 +10,8 @@ use kernels::Window;
 use model::mohawk::{hidden_state_loss, matrix_orientation_loss};
 use model::{
     AttentionConfig, BesideAttentionConfig, CausalLm, DiscreteMamba2, DiscreteMamba2Config, Family,
-    InitError, Initialisation, Joined, Linear, LlamaConfig, LlamaFamily, Mixer, MixerConfig,
-    ModelConfig, Outputs, Taps, TokenMixer, transfer_weights,
+    FeatureMap, InitError, Initialisation, Joined, Linear, LlamaConfig, LlamaFamily, Mixer,
+    MixerConfig, ModelConfig, Outputs, Taps, TokenMixer, transfer_weights,
 };
 use tests::networks::*;
 use tests::{Goldens, assert_close, goldens_dir};
@@ -24,7 +24,7 @@ fn teacher(name: &str) -> (ModelConfig, CausalLm<B>) {
 }
 
 /// One of the sizes of `teacher-llama`, with random weights, whose queries and keys have norms.
-fn normed_teacher() -> (ModelConfig, CausalLm<B>) {
+pub fn normed_teacher() -> (ModelConfig, CausalLm<B>) {
     let mut config = LlamaConfig {
         vocab_size: 104,
         hidden_size: 48,
@@ -459,6 +459,67 @@ fn kept_heads_are_the_teachers() {
     }
 }
 
+/// Numbers of the state that the attention lacks change nothing at first, and can learn; a feature map is fitted too.
+#[test]
+fn a_larger_state_starts_as_the_smaller_one() {
+    use burn::backend::Autodiff;
+    use burn::module::AutodiffModule;
+    let goldens = Goldens::open("teacher-llama/expected");
+    let text = ids::<B>(&goldens, "input_ids", &Default::default());
+    let taught = teacher("teacher-llama");
+    let how = Initialisation::Calibrated;
+    let of = |d_state: usize, feature_map: FeatureMap| {
+        let mixer = DiscreteMamba2Config {
+            d_state,
+            feature_map,
+            ..options(&taught.0)
+        };
+        student(&taught, mixer.into(), how, from_ref(&text))
+    };
+    let (small, fits) = of(12, FeatureMap::Identity);
+    let (large, of_large) = of(20, FeatureMap::Identity);
+    for (fit, of_large) in fits.iter().zip(&of_large) {
+        assert!((fit.error - of_large.error).abs() < 1e-9);
+    }
+    let logits = |model: &CausalLm<B>| model.logits(model.features(text.clone()));
+    assert_close(
+        "logits",
+        values(logits(&large)),
+        values(logits(&small)),
+        1e-9,
+    );
+
+    // C of the first head has 20 rows behind those of x and B, of which the last 8 are zeros.
+    let rows = 48 + 4 * 20 + 12;
+    let of_c = |weight: Tensor<B, 2>| values(weight.narrow(0, rows, 8)).1;
+    let weight = mamba(&large, 0).in_proj.weight.val();
+    assert!(of_c(weight).iter().all(|value| *value == 0.0));
+    let mut network = CausalLm::<Autodiff<B>>::from_inner(large);
+    let Mixer::DiscreteMamba2(mixer) = &mut network.backbone.layers[0].mixer else {
+        panic!("a mixer");
+    };
+    mixer.in_proj.weight = Param::from_tensor(mixer.in_proj.weight.val());
+    let u = taught.1.backbone.embedding.forward(text.clone());
+    let gradients = mixer
+        .forward(Tensor::from_inner(u))
+        .powi_scalar(2)
+        .sum()
+        .backward();
+    let gradient = mixer
+        .in_proj
+        .weight
+        .val()
+        .grad(&gradients)
+        .expect("a gradient");
+    assert!(of_c(gradient).iter().all(|slope| *slope != 0.0));
+
+    for feature_map in [FeatureMap::Exp, FeatureMap::Softmax] {
+        let (_, fits) = of(12, feature_map);
+        let is_fitted = |fit: &model::Fit| (0.0..1.0).contains(&fit.error);
+        assert!(fits.iter().all(is_fitted), "{feature_map:?}: {fits:?}");
+    }
+}
+
 /// The output projection's bias is added once where attention stands beside the mixer.
 #[test]
 fn a_bias_of_the_output_is_added_once() {
@@ -843,6 +904,16 @@ fn what_does_not_fit_is_said() {
     assert!(without.contains("student.bias = true"), "{without}");
     let small = refused(DiscreteMamba2Config { d_state: 4, ..fits });
     assert!(small.contains("student.d_state = 12"), "{small}");
+    let normed = normed_teacher();
+    let mixer = DiscreteMamba2Config {
+        d_state: 20,
+        ..options(&normed.0)
+    };
+    let config = normed.0.student(&mixer.into(), &[]).expect("a student");
+    let student = CausalLm::<B>::init(&config, 5, &Default::default());
+    let refused = Initialisation::Copy.check(&student, &normed.1);
+    let refused = refused.expect_err("it does not fit").to_string();
+    assert!(refused.contains("student.d_state = 12"), "{refused}");
 }
 
 /// Before anything is read, so before a run begins.

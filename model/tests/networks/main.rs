@@ -22,6 +22,8 @@ macro_rules! on_both {
 mod block_orders;
 mod comparison;
 mod controls;
+mod feature_maps;
+mod heads;
 mod initialisation;
 mod initialisations;
 mod literal;

@@ -3,7 +3,9 @@
 mod ablate;
 mod bench;
 mod compare;
+mod heads;
 mod prepare;
+mod sample_teacher;
 mod signals;
 mod study;
 
@@ -26,7 +28,9 @@ use train::run::{CONFIG, Outcome, Run, RunOptions, SUMMARY};
 use ablate::AblateArgs;
 use bench::BenchArgs;
 use compare::CompareArgs;
+use heads::HeadsArgs;
 use prepare::PrepareArgs;
+use sample_teacher::SampleTeacherArgs;
 use signals::{INTERRUPTED, stop_on_interrupt};
 use study::StudyArgs;
 
@@ -64,6 +68,9 @@ Examples:
   How fast the stages are at full size on this machine:
       train bench --preset phi-1.5
 
+  Which attention heads recall what was read, and the configuration of a hybrid that keeps them:
+      train heads --preset smollm2-135m
+
   To tokenise the text of a run ahead, on machines without a GPU:
       train prepare --preset phi-1.5 --set data.train=/text/c4";
 
@@ -90,6 +97,8 @@ enum Command {
     Bench(Box<BenchArgs>),
     Prepare(PrepareArgs),
     Study(StudyArgs),
+    Heads(Box<HeadsArgs>),
+    SampleTeacher(Box<SampleTeacherArgs>),
     Compare(CompareArgs),
 }
 
@@ -182,6 +191,8 @@ impl Cli {
             Some(Command::Bench(args)) => print(format_args!("{}", args.run()?)),
             Some(Command::Prepare(args)) => print(format_args!("{}", args.run()?)),
             Some(Command::Study(args)) => args.run(),
+            Some(Command::Heads(args)) => args.run(),
+            Some(Command::SampleTeacher(args)) => args.run(),
             Some(Command::Compare(args)) => args.run(),
             None => self.run.run(),
         }

@@ -154,6 +154,10 @@ pub struct Optimizer {
     pub decay: Decay,
     /// Largest global gradient norm; 0 turns clipping off.
     pub clip_norm: f64,
+    /// Largest norm of the gradient of each part, before the global one; 0 turns it off.
+    pub clip_part: f64,
+    /// Largest norm of the gradient of each layer, before the global one and after those of parts; 0 turns it off.
+    pub clip_layer: f64,
 }
 
 /// Which parameters weight decay applies to.

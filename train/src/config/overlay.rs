@@ -12,11 +12,12 @@ use crate::schedule::Schedule;
 use crate::stages::Kind;
 
 /// The keys outside of stages whose value is one of a few words.
-const CHOICES: [(&str, &[&str]); 6] = [
+const CHOICES: [(&str, &[&str]); 7] = [
     ("precision", &["f32", "bf16"]),
     ("student.kind", StudentMixer::NAMES),
     ("student.init", Initialisation::NAMES),
     ("student.activation", &["identity", "silu"]),
+    ("student.feature_map", &["identity", "exp", "softmax"]),
     ("optimizer.decay", &["matrices", "all"]),
     ("guard.action", &["log", "skip", "roll_back"]),
 ];

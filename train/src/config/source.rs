@@ -1,5 +1,6 @@
 //! An entry of a list of text: where it is, and how much of it to take.
 
+use datasets::probes::Probe;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -8,6 +9,8 @@ use super::overlay::{unknown_key, wrong_type};
 
 /// What begins the name of a data set on the Hugging Face hub.
 const HUB: &str = "hub:";
+/// What begins the names of probes whose documents are made.
+const PROBES: &str = "probes:";
 /// What standard input is called.
 const STANDARD_INPUT: &str = "-";
 
@@ -19,7 +22,8 @@ const ENTRY: &str = "a string, or a table { path = \"...\", weight = 1.0, column
 #[serde(from = "Written", into = "Written")]
 pub struct TextSource {
     /// A file, a folder or a pattern of paths, which [`resolve_path`](super::resolve_path) finds;
-    /// `hub:OWNER/NAME:FOLDER`, a data set on the Hugging Face hub; or `-`, standard input.
+    /// `hub:OWNER/NAME:FOLDER`, a data set on the Hugging Face hub; `probes:NAME,NAME`, documents of these probes, which
+    /// are made; or `-`, standard input.
     pub path: String,
     /// The share of this entry in the training sequences, in proportion to the others' weights. If no entry of a list
     /// has one, they are one text, whose sequences come equally often; if some have one, that of the others is 1.
@@ -110,9 +114,22 @@ impl TextSource {
         self.path == STANDARD_INPUT
     }
 
+    /// The probes whose documents this is; `None` if it is other text. Names that are no probe's are left out, and a
+    /// configuration with such names is refused.
+    pub fn probes(&self) -> Option<Vec<Probe>> {
+        let names = self.path.strip_prefix(PROBES)?;
+        Some(names.split(',').filter_map(Probe::named).collect())
+    }
+
+    /// The first name of this that should be a probe's and is none.
+    pub(super) fn unknown_probe(&self) -> Option<&str> {
+        let mut names = self.path.strip_prefix(PROBES)?.split(',');
+        names.find(|name| Probe::named(name).is_none())
+    }
+
     /// Whether this is on this machine.
     pub fn is_local(&self) -> bool {
-        self.on_hub().is_none() && !self.is_standard_input()
+        self.on_hub().is_none() && !self.is_standard_input() && self.probes().is_none()
     }
 }
 
@@ -251,6 +268,18 @@ mod tests {
             (
                 r#"data.train=[{path = "a", weight = 0}]"#,
                 "`data.train.weight` is 0",
+            ),
+            (
+                r#"stage2.data=[{path = "probes:needle,haystack", weight = 1}]"#,
+                "`stage2.data` is \"haystack\"",
+            ),
+            (
+                r#"stage2.data=["a", "probes:needle"]"#,
+                "`stage2.data.weight` is none",
+            ),
+            (
+                r#"data.validation=["probes:needle"]"#,
+                "`data.validation` is \"probes:needle\"",
             ),
             (
                 r#"stage2.data=[{path = "a", weight = -1}]"#,

@@ -237,6 +237,7 @@ fn losses_and_what_is_compared_are_options() {
             target: Target::Block,
             every: 2,
             sequential: 0.25,
+            ..HiddenStates::default()
         })
     );
     for (wrong, expected) in [
@@ -252,6 +253,10 @@ fn losses_and_what_is_compared_are_options() {
             "`stage2.sequential` is 1.5; allowed: from 0 to 1",
         ),
         ("stage2.every=0", "`stage2.every` is 0"),
+        (
+            "stage3.window_dropout=0.5",
+            "`stage3.window_dropout` is 0.5; allowed: 0 unless student.kind is mamba2_window",
+        ),
         ("stage2.every=2", "1 with target = \"mixer\""),
     ] {
         let message = complaint(wrong);
@@ -563,6 +568,8 @@ fn values_out_of_range_name_the_key_and_the_range() {
         ("optimizer.epsilon=0", "optimizer.epsilon"),
         ("optimizer.weight_decay=-0.1", "optimizer.weight_decay"),
         ("optimizer.clip_norm=nan", "optimizer.clip_norm"),
+        ("optimizer.clip_part=-1", "optimizer.clip_part"),
+        ("optimizer.clip_layer=inf", "optimizer.clip_layer"),
         ("stage1.batch=0", "stage1.batch"),
         ("stage1.micro_batch=3", "stage1.micro_batch"),
         ("stage1.micro_batch=8", "stage1.micro_batch"),

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use datasets::probes::Probe;
 use model::Part;
 
 use super::layers::section_names;
@@ -34,6 +35,14 @@ pub(super) fn validate(config: &Config) -> Result<(), OutOfRange> {
     )?;
     validate_text("data.train", &config.data.train)?;
     validate_text("data.validation", &config.data.validation)?;
+    let mut held_out = config.data.validation.iter();
+    let made = held_out.find(|text| text.probes().is_some());
+    require(
+        made.is_none(),
+        "data.validation",
+        quoted(made.map_or("", |text| &text.path)),
+        "text that is read: perplexity on documents that are made says little",
+    )?;
     at_least(2, "data.context", config.data.context)?;
 
     let student = &config.student;
@@ -76,6 +85,8 @@ pub(super) fn validate(config: &Config) -> Result<(), OutOfRange> {
     positive("optimizer.epsilon", optimizer.epsilon)?;
     not_negative("optimizer.weight_decay", optimizer.weight_decay)?;
     not_negative("optimizer.clip_norm", optimizer.clip_norm)?;
+    not_negative("optimizer.clip_part", optimizer.clip_part)?;
+    not_negative("optimizer.clip_layer", optimizer.clip_layer)?;
 
     not_empty(&config.stages)?;
     let sections = section_names();
@@ -120,7 +131,22 @@ fn validate_text(key: &str, sources: &[TextSource]) -> Result<(), OutOfRange> {
     for weight in weights {
         positive(&format!("{key}.weight"), weight)?;
     }
-    Ok(())
+    let unknown = sources.iter().find_map(TextSource::unknown_probe);
+    let names: Vec<String> = Probe::ALL.iter().map(Probe::to_string).collect();
+    require(
+        unknown.is_none(),
+        key,
+        quoted(unknown.unwrap_or_default()),
+        &format!("after probes: one of {}", names.join(", ")),
+    )?;
+    let is_made = sources.iter().any(|source| source.probes().is_some());
+    let is_weighted = sources.iter().any(|source| source.weight.is_some());
+    require(
+        !is_made || is_weighted || sources.len() == 1,
+        &format!("{key}.weight"),
+        "none",
+        "a share for each entry, where one of them is made: { path = \"probes:needle\", weight = 0.03 }",
+    )
 }
 
 /// An error unless there are stages.
@@ -130,16 +156,16 @@ pub(super) fn not_empty(stages: &[StageConfig]) -> Result<(), OutOfRange> {
 
 fn validate_stage(config: &Config, stage: &StageConfig) -> Result<(), OutOfRange> {
     validate_text("data", &stage.data)?;
-    // A part of a text that is fetched while it is read cannot be held out before it is there.
-    let on_hub = config
+    // A part of a text that is fetched or made while it is read cannot be held out before it is there.
+    let incoming = config
         .text(stage)
         .iter()
-        .find(|text| text.on_hub().is_some());
+        .find(|text| text.on_hub().is_some() || text.probes().is_some());
     require(
-        on_hub.is_none() || !config.data.validation.is_empty(),
+        incoming.is_none() || !config.data.validation.is_empty(),
         "data",
-        quoted(on_hub.map_or("", |text| &text.path)),
-        "a data set on the hub together with data.validation, such as its own validation split",
+        quoted(incoming.map_or("", |text| &text.path)),
+        "a data set on the hub, or probes, together with data.validation, such as its own validation split",
     )?;
     at_least(1, "batch", stage.batch)?;
     at_least(1, "micro_batch", stage.micro_batch)?;
@@ -184,6 +210,13 @@ fn validate_stage(config: &Config, stage: &StageConfig) -> Result<(), OutOfRange
         require(reached.contains(part), &key, rate, &allowed)?;
         positive(&key, *rate)?;
     }
+    let dropout = stage.kind.window_dropout();
+    require(
+        dropout == 0.0 || config.student.mixer.has_window(),
+        "window_dropout",
+        dropout,
+        "0 unless student.kind is mamba2_window: no other mixer has a window that could be left out",
+    )?;
     stage.schedule.validate(stage.lr.lowest())?;
     stage.kind.validate()
 }

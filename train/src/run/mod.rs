@@ -25,7 +25,7 @@ pub use inputs::student_config;
 pub(crate) use inputs::{check_layers, teacher_of_stages, untrained_student};
 pub use options::{Outcome, RunOptions, StopRequest};
 pub use prepare::{Prepared, prepare};
-pub(crate) use teacher_and_text::TeacherAndText;
+pub(crate) use teacher_and_text::{TeacherAndText, teacher_and_tokenizer};
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -202,6 +202,7 @@ impl<B: TrainBackend> Run<B> {
         let mut student = train_parts(student, &stage.lr);
         let (precision, device) = (config.precision, &self.device);
         let train_step = TrainStep::<B>::new(stage, &self.teacher, &student, precision, device);
+        let train_step = train_step.with_seed(config.seed);
         // What the steps of the stage before had reserved for tensors of their sizes.
         B::memory_cleanup(device);
         let mut pending = PendingMetrics::new();

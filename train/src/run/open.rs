@@ -241,8 +241,7 @@ impl<B: TrainBackend> Run<B> {
             };
             let calibration = if how.reads_text() {
                 watch.note("fitting the mixers to the teacher's attention, which takes a while");
-                let (first, _) = &text.train[0].sources[0];
-                inputs::calibration_text(&first.first()?, device)?
+                inputs::calibration_text(&text.first_windows()?, device)?
             } else {
                 vec![]
             };

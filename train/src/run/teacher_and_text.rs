@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use datasets::TokenWindows;
+use datasets::{TokenWindows, Tokenizer};
 use kernels::KernelBackend;
-use model::{CausalLm, NetworkConfig};
+use model::{CausalLm, ModelConfig, NetworkConfig};
 
 use super::inputs;
 use super::text::text;
@@ -48,14 +48,26 @@ impl<B: KernelBackend> TeacherAndText<B> {
         config.stages.truncate(1);
         (config.data.context, config.evaluation.context) = (context, context);
         config.validate()?;
-        let folder = inputs::teacher_folder(&config.teacher.model, None)?;
-        let (of_teacher, teacher) =
-            model::load_any(&folder, device).map_err(TrainError::Teacher)?;
-        let tokenizer = Arc::new(inputs::tokenizer(&config, &folder, &of_teacher)?);
+        let (of_teacher, teacher, tokenizer) = teacher_and_tokenizer(&config, device)?;
+        let tokenizer = Arc::new(tokenizer);
         Ok(Self {
             network: NetworkConfig::from(&of_teacher),
             teacher,
             windows: text(&config, &tokenizer)?.held_out,
         })
     }
+}
+
+/// The teacher that `config` names, and its tokenizer.
+///
+/// # Errors
+/// [`TrainError`] if a name leads to nothing, or what it leads to cannot be read.
+pub(crate) fn teacher_and_tokenizer<B: KernelBackend>(
+    config: &Config,
+    device: &B::Device,
+) -> Result<(ModelConfig, CausalLm<B>, Tokenizer), TrainError> {
+    let folder = inputs::teacher_folder(&config.teacher.model, None)?;
+    let (of_teacher, teacher) = model::load_any(&folder, device).map_err(TrainError::Teacher)?;
+    let tokenizer = inputs::tokenizer(config, &folder, &of_teacher)?;
+    Ok((of_teacher, teacher, tokenizer))
 }

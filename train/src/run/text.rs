@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use datasets::probes::{Probe, RecallText};
 use datasets::{
     IncomingShards, IncomingWindows, PrepareOptions, Source, Split, TokenShards, TokenWindows,
     Tokenizer, Windows,
@@ -31,6 +32,17 @@ pub(super) struct Text {
 }
 
 impl Text {
+    /// The windows with which the first stage's text begins, of its first source that has a beginning; the held-out ones
+    /// where all of it is made.
+    pub(super) fn first_windows(&self) -> Result<TokenWindows, TrainError> {
+        for (windows, _) in &self.train[0].sources {
+            if let Some(first) = windows.first()? {
+                return Ok(first);
+            }
+        }
+        Ok(self.held_out.clone())
+    }
+
     /// What there is to say of tokens that are not counted.
     pub(super) fn more_tokens(&self) -> &'static str {
         if self.train.iter().any(StageText::is_incoming) {
@@ -64,6 +76,8 @@ enum Tokens {
     Whole(Arc<TokenShards>),
     /// Fetched and tokenised while they are read.
     Incoming(Arc<IncomingShards>),
+    /// Made while they are read, of these probes.
+    Made(Arc<Tokenizer>, Vec<Probe>),
 }
 
 impl Tokens {
@@ -71,6 +85,9 @@ impl Tokens {
         Ok(match self {
             Self::Whole(shards) => TokenWindows::new(Arc::clone(shards), context)?.into(),
             Self::Incoming(shards) => IncomingWindows::new(Arc::clone(shards), context)?.into(),
+            Self::Made(tokenizer, probes) => {
+                RecallText::new(Arc::clone(tokenizer), probes.clone(), context)?.into()
+            }
         })
     }
 }
@@ -130,6 +147,19 @@ impl<'a> Texts<'a> {
 
     /// The tokens of `corpus`, or the beginning of the work for them if a part of it has to be fetched.
     fn tokens(&self, corpus: &Corpus) -> Result<(Tokens, provenance::Text), TrainError> {
+        // By itself, since its list has weights or nothing else.
+        if let [source] = corpus.sources
+            && let Some(probes) = source.probes()
+        {
+            let tokenizer = Arc::clone(self.tokenizer);
+            let key = RecallText::new(Arc::clone(&tokenizer), probes.clone(), 1)?.key();
+            let is = provenance::Text {
+                key: corpus.key.clone(),
+                tokens: source.path.clone(),
+                sha256: format!("{:x}", Sha256::digest(key)),
+            };
+            return Ok((Tokens::Made(tokenizer, probes), is));
+        }
         if corpus
             .sources
             .iter()
@@ -253,6 +283,7 @@ pub(super) fn corpora(config: &Config) -> Vec<Corpus<'_>> {
     let (split, held_out) = held_out(config);
     let train = lists(config).into_iter().flat_map(|(key, sources)| {
         let parts = weighted(sources).into_iter();
+        let parts = parts.filter(|(sources, _)| sources.iter().all(|s| s.probes().is_none()));
         parts.map(move |(sources, _)| Corpus {
             name: TRAIN,
             key: key.clone(),

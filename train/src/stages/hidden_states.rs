@@ -42,6 +42,9 @@ pub struct HiddenStates {
     pub every: usize,
     /// Share of the steps, the last ones, in which every layer reads the student's own hidden state.
     pub sequential: f64,
+    /// Share of the sequences of a batch in which attention within a window adds nothing to the student's mixers; needs
+    /// a student with such attention.
+    pub window_dropout: f64,
 }
 
 impl Default for HiddenStates {
@@ -50,6 +53,7 @@ impl Default for HiddenStates {
             target: Target::Mixer,
             every: 1,
             sequential: 0.0,
+            window_dropout: 0.0,
         }
     }
 }
@@ -84,12 +88,17 @@ impl Stage for HiddenStates {
             self.every,
             "1 with target = \"mixer\"; the outputs of several layers as one are compared with target = \"block\"",
         )?;
-        within(0.0..=1.0, "sequential", self.sequential)
+        within(0.0..=1.0, "sequential", self.sequential)?;
+        within(0.0..=1.0, "window_dropout", self.window_dropout)
     }
 
     /// Mistakes add up over the student's own hidden states.
     fn changes_loss(&self, at: StageStep) -> bool {
         at.begins_last(self.sequential)
+    }
+
+    fn window_dropout(&self) -> f64 {
+        self.window_dropout
     }
 
     fn reached(&self) -> &'static [Part] {

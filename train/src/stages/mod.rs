@@ -18,6 +18,7 @@ mod layers;
 pub mod mixing_matrices;
 mod parts;
 pub mod predictions;
+mod window_dropout;
 
 use std::fmt;
 
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize};
 pub use arithmetic::Arithmetic;
 pub use layers::Untrainable;
 pub use parts::{Rates, in_dtype, on_graph_of_its_own, parts_of, train_parts};
+pub(crate) use window_dropout::left_out;
 
 use crate::gradients::Gradients;
 use crate::limits::OutOfRange;
@@ -102,6 +104,11 @@ pub trait Stage: Default {
     /// Whether the loss is of another kind from step `at` on, so that those before are no measure of it.
     fn changes_loss(&self, _at: StageStep) -> bool {
         false
+    }
+
+    /// The share of a batch's sequences for which attention within a window adds nothing to the student's mixers.
+    fn window_dropout(&self) -> f64 {
+        0.0
     }
 
     /// The parts that the loss depends on.
@@ -186,6 +193,11 @@ macro_rules! kinds {
             /// [`Stage::changes_loss`].
             pub fn changes_loss(&self, at: StageStep) -> bool {
                 match self { $(Self::$kind(stage) => stage.changes_loss(at)),+ }
+            }
+
+            /// [`Stage::window_dropout`].
+            pub fn window_dropout(&self) -> f64 {
+                match self { $(Self::$kind(stage) => stage.window_dropout()),+ }
             }
 
             /// [`Stage::reached`].

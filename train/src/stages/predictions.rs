@@ -41,6 +41,9 @@ pub struct Predictions {
     pub hard_weight: f64,
     /// Whether the backward pass computes each block's forward pass again instead of keeping it.
     pub recompute: bool,
+    /// Share of the sequences of a batch in which attention within a window adds nothing to the student's mixers; needs
+    /// a student with such attention.
+    pub window_dropout: f64,
 }
 
 /// How the student's distribution `p` is compared with the teacher's `q`; [`Divergence`] has the equations.
@@ -71,6 +74,7 @@ impl Default for Predictions {
             temperature: 1.0,
             hard_weight: 0.0,
             recompute: false,
+            window_dropout: 0.0,
         }
     }
 }
@@ -88,7 +92,12 @@ impl Stage for Predictions {
 
     fn validate(&self) -> Result<(), OutOfRange> {
         positive("temperature", self.temperature)?;
-        within(0.0..=1.0, "hard_weight", self.hard_weight)
+        within(0.0..=1.0, "hard_weight", self.hard_weight)?;
+        within(0.0..=1.0, "window_dropout", self.window_dropout)
+    }
+
+    fn window_dropout(&self) -> f64 {
+        self.window_dropout
     }
 
     fn reached(&self) -> &'static [Part] {

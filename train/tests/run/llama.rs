@@ -134,6 +134,40 @@ fn a_student_with_heads_of_a_llama() {
     }
 }
 
+/// Sequences without the window, text that is made, and clipping by layers follow from seed and step: a run that was
+/// stopped among them ends at the bytes of one that was not.
+#[test]
+fn what_is_left_out_of_a_step_is_the_same_after_a_stop() {
+    let (folder, whole, pieces) = (folder(), super::folder(), super::folder());
+    teacher(folder.path());
+    let set = [
+        "student.kind=mamba2_window",
+        "student.window=8",
+        "student.sinks=2",
+        "student.init=copy",
+        "student.feature_map=softmax",
+        "optimizer.clip_layer=0.5",
+        "stage2.window_dropout=0.5",
+        "stage3.window_dropout=0.5",
+        "stage3.micro_batch=1",
+        r#"stage3.data=[{path = "assets/text/pd-validation.json.gz", weight = 3}, {path = "probes:needle,copy"}]"#,
+    ];
+    let config = || {
+        let mut config = config_with(folder.path(), &set);
+        let stages = ["stage2", "stage3"].map(str::to_owned);
+        config.choose_stages(&stages).expect("stages of the preset");
+        config
+    };
+    let summary = run(config(), whole.path());
+    assert!(summary.student_perplexity.is_finite());
+    let mut stopped = options(config(), pieces.path(), false);
+    let begun = checkpoint(pieces.path(), "stage3-step0000002");
+    stopped.stop = StopRequest::when(move || begun.exists());
+    assert_eq!(execute(stopped).expect("a stop"), Outcome::Stopped);
+    resume(pieces.path());
+    assert!(student(whole.path()) == student(pieces.path()));
+}
+
 /// A start that does not fit is refused before anything is written, with the key that would fit.
 #[test]
 fn a_start_that_does_not_fit_is_refused() {

@@ -22,11 +22,15 @@ impl<B: KernelBackend> Attention<B> {
         }
     }
 
-    /// Takes over the query heads `heads` of `theirs`, with the keys and values that each reads. Their sizes must fit.
+    /// Takes over the query heads `heads` of `theirs`, with the keys and values that each reads; heads in a row that
+    /// share their keys and values here must do so there. Their sizes must fit.
     pub(crate) fn copy_heads(&mut self, theirs: &Attention<B>, heads: &[usize]) {
         let p = self.p;
         let group = theirs.config().n_heads / theirs.config().n_kv_heads;
-        let shared: Vec<usize> = heads.iter().map(|head| head / group).collect();
+        let own_group = self.config().n_heads / self.config().n_kv_heads;
+        let shared: Vec<usize> = (heads.iter().step_by(own_group))
+            .map(|head| head / group)
+            .collect();
         rows(&mut self.q_proj, &theirs.q_proj, heads, p);
         rows(&mut self.k_proj, &theirs.k_proj, &shared, p);
         rows(&mut self.v_proj, &theirs.v_proj, &shared, p);
@@ -44,6 +48,18 @@ impl<B: KernelBackend> Attention<B> {
                 set(weight, theirs.weight.val());
             }
         }
+    }
+}
+
+/// How many heads of keys and values the query heads `heads`, ascending, need of an attention in which each of those is
+/// shared by `group` query heads: those that they read, if each is read by as many of them; otherwise one for each, since
+/// an attention has groups of one size.
+pub(crate) fn kv_heads(heads: &[usize], group: usize) -> usize {
+    let groups: Vec<&[usize]> = heads.chunk_by(|a, b| a / group == b / group).collect();
+    if groups.windows(2).all(|pair| pair[0].len() == pair[1].len()) {
+        groups.len()
+    } else {
+        heads.len()
     }
 }
 
@@ -67,4 +83,28 @@ fn rows<B: KernelBackend>(own: &mut Linear<B>, theirs: &Linear<B>, heads: &[usiz
 
 fn set<B: KernelBackend, const D: usize>(parameter: &mut Param<Tensor<B, D>>, value: Tensor<B, D>) {
     *parameter = Param::initialized(parameter.id, value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::kv_heads;
+
+    /// Three query heads to each head of keys and values.
+    #[test]
+    fn keys_and_values_are_shared_where_all_groups_are_alike() {
+        for (heads, expected) in [
+            (&[][..], 0),
+            (&[4], 1),
+            (&[3, 4, 5], 1),
+            (&[0, 2], 1),
+            (&[0, 3, 8], 3),
+            (&[0, 1, 6, 8], 2),
+            // Two of the first and one of the second.
+            (&[0, 1, 3], 3),
+            (&[0, 1, 2, 3, 4, 5, 6, 7, 8], 3),
+        ] {
+            assert_eq!(kv_heads(heads, 3), expected, "{heads:?}");
+        }
+        assert_eq!(kv_heads(&[1, 2, 5], 1), 3);
+    }
 }

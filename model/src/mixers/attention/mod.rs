@@ -12,6 +12,7 @@ use kernels::{AttentionParts, KernelBackend, Window};
 
 pub use cache::{KvCache, KvCaches};
 pub use config::AttentionConfig;
+pub(crate) use heads::kv_heads;
 
 use super::rotary::Rotary;
 use super::{
@@ -210,6 +211,30 @@ impl<B: KernelBackend> Attention<B> {
         self.attention(q, k, v)
     }
 
+    /// [`context`](Self::context), in which no token sees more than `window`; and as it is.
+    pub(crate) fn contexts(&self, u: Tensor<B, 3>, window: Window) -> [Tensor<B, 4>; 2] {
+        let (q, k, v) = self.project(u, 0);
+        let narrowed = self.narrowed(window);
+        let within = kernels::attention_within(q.clone(), k.clone(), v.clone(), narrowed);
+        [within, self.attention(q, k, v)]
+    }
+
+    /// The narrower of its own window and `window`.
+    fn narrowed(&self, window: Window) -> Option<Window> {
+        let own = self.config.window;
+        match own {
+            Some(own) if own.window <= window.window => Some(own),
+            _ => Some(window),
+        }
+    }
+
+    /// `residual [b, l, d_model]` and `y_blhp` through the output projection.
+    pub(crate) fn merge_onto(&self, residual: Tensor<B, 3>, y_blhp: Tensor<B, 4>) -> Tensor<B, 3> {
+        let [b, l, h, p] = y_blhp.dims();
+        self.dense
+            .forward_onto(residual, y_blhp.reshape([b, l, h * p]))
+    }
+
     /// `[b, l, h, p]` through the output projection, `[b, l, d_model]`.
     pub(crate) fn merge(&self, y_blhp: Tensor<B, 4>) -> Tensor<B, 3> {
         let [b, l, h, p] = y_blhp.dims();
@@ -297,10 +322,7 @@ impl<B: KernelBackend> TokenMixer<B> for Attention<B> {
 
     fn forward_onto(&self, residual: Tensor<B, 3>, u: Tensor<B, 3>) -> Tensor<B, 3> {
         let (q, k, v) = self.project(u, 0);
-        let y_blhp = self.attention(q, k, v);
-        let [b, l, h, p] = y_blhp.dims();
-        self.dense
-            .forward_onto(residual, y_blhp.reshape([b, l, h * p]))
+        self.merge_onto(residual, self.attention(q, k, v))
     }
 
     /// The softmaxed attention of every head.
@@ -368,10 +390,7 @@ impl<B: KernelBackend> TokenMixer<B> for Attention<B> {
     }
 
     fn narrow_attention(&mut self, window: Window) -> bool {
-        let own = self.config.window;
-        if own.is_none_or(|own| own.window > window.window) {
-            self.config.window = Some(window);
-        }
+        self.config.window = self.narrowed(window);
         true
     }
 

@@ -8,8 +8,8 @@ mod state;
 mod student;
 
 use burn::module::{Module, Param};
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData};
 use kernels::{KernelBackend, TransferParts, Window};
 
 pub use config::{BesideAttentionConfig, Joined};
@@ -43,6 +43,9 @@ pub struct BesideAttention<B: Backend> {
     /// Whether the state-space mixer's output is left out of the sum behind an adapter.
     #[module(skip)]
     is_ssm_left_out: bool,
+    /// See [`TokenMixer::leave_out_window`].
+    #[module(skip)]
+    left_out_rows: Vec<bool>,
 }
 
 impl<B: Backend> BesideAttention<B> {
@@ -74,12 +77,18 @@ impl<B: Backend> BesideAttention<B> {
             adapter,
             config: config.clone(),
             is_ssm_left_out: false,
+            left_out_rows: vec![],
         }
     }
 
     /// The options it was made with.
     pub fn config(&self) -> &BesideAttentionConfig {
         &self.config
+    }
+
+    /// Whether attention adds nothing to any row.
+    fn are_all_left_out(&self) -> bool {
+        !self.left_out_rows.is_empty() && self.left_out_rows.iter().all(|row| *row)
     }
 }
 
@@ -115,6 +124,18 @@ impl<B: KernelBackend> BesideAttention<B> {
             ssm + adapted
         };
         sum * 0.5
+    }
+
+    /// `output [b, l, d_model]` of attention, zero in the rows that are left out.
+    fn without_rows(&self, output: Tensor<B, 3>) -> Tensor<B, 3> {
+        let rows = &self.left_out_rows;
+        assert_eq!(output.dims()[0], rows.len(), "a row for each that is named");
+        let kept: Vec<f32> = (rows.iter())
+            .map(|is_left_out| f32::from(u8::from(!is_left_out)))
+            .collect();
+        let options = (&output.device(), output.dtype());
+        let kept = Tensor::<B, 3>::from_data(TensorData::new(kept, [rows.len(), 1, 1]), options);
+        output * kept
     }
 
     /// [`join`](Self::join) of what a step gives.
@@ -204,14 +225,23 @@ impl<B: KernelBackend> TokenMixer<B> for BesideAttention<B> {
     fn forward(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
         let ssm = self.ssm.forward(u.clone());
         match &self.attention {
-            Some(attention) => self.join(ssm, attention.forward(u), Linear::forward),
             None => ssm,
+            Some(_) if self.are_all_left_out() => ssm,
+            Some(attention) if !self.left_out_rows.is_empty() => {
+                ssm + self.without_rows(attention.forward(u))
+            }
+            Some(attention) => self.join(ssm, attention.forward(u), Linear::forward),
         }
     }
 
     fn forward_onto(&self, residual: Tensor<B, 3>, u: Tensor<B, 3>) -> Tensor<B, 3> {
         match &self.attention {
             None => self.ssm.forward_onto(residual, u),
+            Some(_) if self.are_all_left_out() => self.ssm.forward_onto(residual, u),
+            Some(attention) if !self.left_out_rows.is_empty() => {
+                let with_ssm = self.ssm.forward_onto(residual, u.clone());
+                with_ssm + self.without_rows(attention.forward(u))
+            }
             Some(attention) if self.adapter.is_none() => {
                 let with_ssm = self.ssm.forward_onto(residual, u.clone());
                 attention.forward_onto(with_ssm, u)
@@ -315,6 +345,20 @@ impl<B: KernelBackend> TokenMixer<B> for BesideAttention<B> {
 
     fn reset_state_every(&mut self, tokens: usize) -> bool {
         self.ssm.reset_state_every(tokens)
+    }
+
+    fn leave_out_window(&mut self, rows: &[bool]) -> bool {
+        let attention = self.config.attention.as_ref();
+        let has_window = attention.is_some_and(|attention| attention.window.is_some());
+        if !has_window || !self.is_sum() {
+            return false;
+        }
+        self.left_out_rows = if rows.contains(&true) {
+            rows.to_vec()
+        } else {
+            vec![]
+        };
+        true
     }
 
     fn is_sum(&self) -> bool {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{BesideAttentionConfig, Joined};
 use crate::config_error::ConfigError;
 use crate::mixers::MixerConfig;
-use crate::mixers::attention::AttentionConfig;
+use crate::mixers::attention::{AttentionConfig, kv_heads};
 use crate::mixers::discrete_mamba2::Mamba2Student;
 use crate::mixers::student::StudentOptions;
 
@@ -61,7 +61,8 @@ impl StudentOptions for WindowStudent {
     }
 }
 
-/// The options of a student's mixer with some of the teacher's heads beside it.
+/// The options of a student's mixer with some of the teacher's heads beside it. Each has the keys and values that it has
+/// in the teacher, which heads of a layer share where as many of them read each.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct HeadsStudent {
@@ -135,7 +136,7 @@ impl StudentOptions for HeadsStudent {
         let n = heads.len();
         let attention = (n > 0).then(|| AttentionConfig {
             n_heads: n,
-            n_kv_heads: n,
+            n_kv_heads: kv_heads(&heads, of_teacher.n_heads / of_teacher.n_kv_heads),
             head_dim: Some(of_teacher.head_dim(d_model)),
             ..of_teacher.clone()
         });

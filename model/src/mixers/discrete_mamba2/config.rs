@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::feature_map::FeatureMap;
 use super::rotary::MixerRotary;
 use crate::config_error::{ConfigError, check_positive, check_sizes};
 use crate::mixers::{F32, MatrixOperations, MixerOptions, StateSize};
@@ -53,6 +54,10 @@ pub struct DiscreteMamba2Config {
     /// The epsilon of an RMS norm of B, and of another of C, over the `d_state` numbers of each head, behind the
     /// convolution; `None` without such norms.
     pub bc_norm: Option<f64>,
+    /// What B and C go through behind their norms and before rotary positions. In files only where it is not the
+    /// identity.
+    #[serde(skip_serializing_if = "FeatureMap::is_identity")]
+    pub feature_map: FeatureMap,
     /// Rotary positions; `None` without.
     pub rotary: Option<MixerRotary>,
 }
@@ -73,6 +78,7 @@ impl Default for DiscreteMamba2Config {
             z_bias: true,
             a_log_bias: false,
             bc_norm: None,
+            feature_map: FeatureMap::Identity,
             rotary: None,
         }
     }

@@ -29,6 +29,11 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         rotary.is_some_and(|rotary| rotary.turned == Turned::XAndB)
     }
 
+    /// Whether a token alone goes through the scan too, since the recurrence has no op for what is asked.
+    fn needs_scan(&self) -> bool {
+        self.counts_positions() || !self.config.feature_map.is_identity()
+    }
+
     /// The norms of B and of C, for a step.
     fn bc_norms(&self) -> Option<[HeadNorm<B>; 2]> {
         let of = |norm: &Norm<B>| HeadNorm {
@@ -57,7 +62,7 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
 
     fn read_piece(&self, projected: Tensor<B, 3>, state: &mut Mamba2State<B>) -> Tensor<B, 3> {
         let [b, l, rows] = projected.dims();
-        if l > 1 || self.counts_positions() {
+        if l > 1 || self.needs_scan() {
             return self.scan(projected, state);
         }
         let gated = self.recur(projected.reshape([b, rows]), state);
@@ -110,8 +115,8 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         state: &mut Mamba2State<B>,
     ) -> Tensor<B, 2> {
         self.reset(state);
-        // The recurrence turns B and C alone.
-        if !self.counts_positions() {
+        // The recurrence turns B and C alone, and maps nothing.
+        if !self.needs_scan() {
             return self.recur(projected, state);
         }
         let [b, rows] = projected.dims();

@@ -59,8 +59,9 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
     pub(crate) fn set_scales(&mut self, scales: &[Vec<f64>]) {
         let of = |i: usize| -> Vec<f64> { scales.iter().map(|scales| scales[i]).collect() };
         let (of_scan, of_x) = (of(0), of(1));
-        if self.c_norm.is_some() {
-            // A norm takes away the scale of C: the output projection gets it, whose heads D then joins in.
+        if self.c_norm.is_some() || !self.config.feature_map.is_identity() {
+            // A norm takes away the scale of C, and behind a map it is another one: the output projection gets it, whose
+            // heads D then joins in.
             let weight = self.out_proj.weight.val();
             let each = self.d_inner / scales.len();
             let heads = of_scan.iter().zip(&of_x);

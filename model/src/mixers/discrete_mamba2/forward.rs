@@ -73,12 +73,14 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
     /// The convolved B `[b, l, g * n]` of tokens from `position` on, `[b, l, g, n]`.
     pub(super) fn b_at(&self, b: Tensor<B, 3>, position: usize) -> Tensor<B, 4> {
         let b_blgn = normed(&self.b_norm, self.groups(b));
+        let b_blgn = self.config.feature_map.of(b_blgn);
         self.turned(b_blgn, position, &[Turned::BAndC, Turned::XAndB])
     }
 
     /// The convolved C `[b, l, g * n]` of tokens from `position` on, `[b, l, g, n]`.
     pub(super) fn c_at(&self, c: Tensor<B, 3>, position: usize) -> Tensor<B, 4> {
         let c_blgn = normed(&self.c_norm, self.groups(c));
+        let c_blgn = self.config.feature_map.of(c_blgn);
         self.turned(c_blgn, position, &[Turned::BAndC])
     }
 

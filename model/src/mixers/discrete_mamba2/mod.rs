@@ -4,7 +4,7 @@
 //! output projection, no activation after the convolution, one B and C a head, and the decay a
 //! projection of the input. `in_proj` emits `[x | B | C | z | A_log]`; x, B and C pass through a
 //! short causal convolution; the scan mixes x over time; `D` adds x back; `silu(z + z_bias)` gates.
-//! Options that the paper's mixer lacks: rotary positions, RMS norms of B and C, and a bias of A_log.
+//! Options that the paper's mixer lacks: rotary positions, RMS norms and a feature map of B and C, and a bias of A_log.
 //!
 //! B stands where attention has keys, C where it has queries, x where it has values: the mixer is
 //! `y = T x` for the lower-triangular [`mixing_matrix`](TokenMixer::mixing_matrix) `T`, which
@@ -12,6 +12,7 @@
 
 mod config;
 mod decoding;
+mod feature_map;
 mod fitting;
 mod forward;
 mod rotary;
@@ -24,6 +25,7 @@ use burn::tensor::backend::Backend;
 use kernels::{KernelBackend, TransferParts};
 
 pub use config::{Activation, DiscreteMamba2Config};
+pub use feature_map::FeatureMap;
 pub use rotary::{MixerRotary, Turned};
 pub use state::{Mamba2Rows, Mamba2State};
 pub use student::Mamba2Student;

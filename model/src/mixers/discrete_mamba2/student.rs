@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Activation, DiscreteMamba2Config, MixerRotary, Turned};
+use super::{Activation, DiscreteMamba2Config, FeatureMap, MixerRotary, Turned};
 use crate::config_error::ConfigError;
 use crate::mixers::MixerConfig;
 use crate::mixers::attention::AttentionConfig;
@@ -37,6 +37,8 @@ pub struct Mamba2Student {
     pub a_log_bias: bool,
     /// Whether B and C are normalised, head by head.
     pub bc_norm: bool,
+    /// What B and C go through behind that.
+    pub feature_map: FeatureMap,
     /// Whether B and C have the rotary positions of the teacher's keys and queries.
     pub rotary: bool,
     /// Positions per chunk of the scan: speed and memory, not results.
@@ -58,6 +60,7 @@ impl Default for Mamba2Student {
             bias: published.bias,
             a_log_bias: false,
             bc_norm: false,
+            feature_map: FeatureMap::Identity,
             rotary: false,
             chunk_size: published.chunk_size,
         }
@@ -84,6 +87,7 @@ impl Mamba2Student {
             bias: self.bias,
             z_bias: !self.bias,
             a_log_bias: self.a_log_bias,
+            feature_map: self.feature_map,
             bc_norm: (self.bc_norm).then(|| of_teacher.qk_norm.unwrap_or(EPSILON)),
             rotary: (self.rotary).then(|| MixerRotary::of(of_teacher, d_model)),
         }

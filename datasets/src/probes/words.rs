@@ -2,8 +2,6 @@
 
 use rand_mt::Mt;
 
-use super::python::random;
-
 // Words are separated by one blank.
 
 /// Things.
@@ -59,12 +57,18 @@ const TIMES: [&str; 16] = [
     "without a word",
 ];
 
+/// Python's `random.random()`: 53 bits from two draws.
+pub fn random(generator: &mut Mt) -> f64 {
+    let (high, low) = (generator.next_u32() >> 5, generator.next_u32() >> 6);
+    (f64::from(high) * f64::from(1 << 26) + f64::from(low)) / (1_u64 << 53) as f64
+}
+
 /// Draws from lists, the same for the same key on every machine.
 pub struct Draw(Mt);
 
 impl Draw {
     /// A sequence of draws of its own for each key.
-    pub fn new(key: [u32; 3]) -> Self {
+    pub fn new<const N: usize>(key: [u32; N]) -> Self {
         Self(Mt::new_with_key(key))
     }
 

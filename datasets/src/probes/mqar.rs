@@ -1,4 +1,4 @@
-//! The task `mqar`, associative recall with several queries (arXiv 2312.04927) in words: pairs of a key and a value, and
+//! The probe `mqar`, associative recall with several queries (arXiv 2312.04927) in words: pairs of a key and a value, and
 //! some of the keys again, each of which should bring back its value.
 //!
 //! `Pairs: rusty lantern 48, quiet anchor 17, ...` and `Again: quiet anchor 17, ...`. A longer document has more pairs,
@@ -6,12 +6,9 @@
 
 use std::collections::HashSet;
 
-use datasets::Tokenizer;
-
-use super::error::EvalError;
-use super::probe::{ProbeSizes, documents, filled};
-use super::task::{Document, Prompt, Question, Task};
 use super::words::Draw;
+use super::{Probe, ProbeDocument, ProbeError, Prompt, filled};
+use crate::tokenizer::Tokenizer;
 
 /// The most keys that come again.
 const QUERIES: usize = 8;
@@ -19,24 +16,26 @@ const QUERIES: usize = 8;
 /// The tokens of a pair, at least: two words of the key, the value, and the comma.
 const LEAST: usize = 4;
 
-/// The documents of the task, with a prompt for each key that comes again; see [`documents`].
-pub fn make(tokenizer: &Tokenizer, sizes: &ProbeSizes) -> Result<Vec<Document>, EvalError> {
-    documents(sizes, |length, draw| {
-        let keys = Draw::things_with_a_quality();
-        let most = (length / LEAST).min(keys);
-        let pairs = Pairs::new(draw, most);
-        let (n, _) = filled(Task::Mqar, tokenizer, length, most, |n| {
-            pairs.prompt(n, QUERIES.min(n) - 1)
-        })?;
-        if n == keys {
-            let task = Task::Mqar;
-            return Err(EvalError::TooMuchRoom { task, length });
-        }
-        let queries = QUERIES.min(n);
-        Ok(Document {
-            prompts: (0..queries).map(|i| pairs.prompt(n, i)).collect(),
-            question: Question::Facts { length },
-        })
+/// A document, with a prompt for each key that comes again.
+pub(super) fn make(
+    tokenizer: &Tokenizer,
+    length: usize,
+    draw: Draw,
+) -> Result<ProbeDocument, ProbeError> {
+    let keys = Draw::things_with_a_quality();
+    let most = (length / LEAST).min(keys);
+    let pairs = Pairs::new(draw, most);
+    let (n, _) = filled(Probe::Mqar, tokenizer, length, most, |n| {
+        pairs.prompt(n, QUERIES.min(n) - 1)
+    })?;
+    if n == keys {
+        let probe = Probe::Mqar;
+        return Err(ProbeError::TooMuchRoom { probe, length });
+    }
+    let queries = QUERIES.min(n);
+    Ok(ProbeDocument {
+        prompts: (0..queries).map(|i| pairs.prompt(n, i)).collect(),
+        length,
     })
 }
 
@@ -84,6 +83,7 @@ impl Pairs {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ProbeSizes;
     use super::*;
 
     /// Each key stands once among the pairs, with its value, and comes again at most once.
@@ -91,14 +91,12 @@ mod tests {
     fn keys_bring_back_their_values() {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/phi-tiny");
         let tokenizer = Tokenizer::from_folder(folder).unwrap();
-        let sizes = ProbeSizes::up_to(Task::Mqar, 1024, Some(5)).unwrap();
-        let documents = make(&tokenizer, &sizes).unwrap();
+        let sizes = ProbeSizes::up_to(Probe::Mqar, 1024, Some(5)).unwrap();
+        let documents = Probe::Mqar.documents(&tokenizer, &sizes).unwrap();
         assert_eq!(documents.len(), 15);
         for document in &documents {
             assert_eq!(document.prompts.len(), QUERIES);
-            let Question::Facts { length } = document.question else {
-                panic!("{:?}", document.question)
-            };
+            let length = document.length;
             let Prompt {
                 context,
                 continuation,
@@ -123,9 +121,7 @@ mod tests {
             }
         }
         let longest = |length| {
-            let of =
-                |d: &&Document| matches!(d.question, Question::Facts { length: l } if l == length);
-            let pairs = documents.iter().filter(of);
+            let pairs = documents.iter().filter(|d| d.length == length);
             pairs
                 .map(|d| d.prompts[0].context.matches(',').count())
                 .min()
@@ -144,7 +140,10 @@ mod tests {
             documents: 1,
             seed: 1,
         };
-        let refused = make(&tokenizer, &sizes).unwrap_err().to_string();
+        let refused = Probe::Mqar
+            .documents(&tokenizer, &sizes)
+            .unwrap_err()
+            .to_string();
         assert!(refused.contains("262144"), "{refused}");
     }
 

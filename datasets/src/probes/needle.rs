@@ -1,69 +1,53 @@
-//! The tasks `needle` and `needles`: facts of a long text.
+//! The probes `needle` and `needles`: facts of a long text.
 //!
 //! Sentences that mean nothing, among them facts of one form, `The code of the lantern is 4817.`, each at a uniformly
 //! random depth. `needle` asks for one of four, `needles` for four of eight, one after another. The questions stand at
 //! the end, and an answer is right if each of its tokens is the likeliest, given those before it.
 
-use datasets::Tokenizer;
-
-use super::error::EvalError;
-use super::probe::{ProbeSizes, documents, filled};
-use super::task::{Document, Prompt, Question, Task};
 use super::words::Draw;
+use super::{Probe, ProbeDocument, ProbeError, Prompt, filled};
+use crate::tokenizer::Tokenizer;
 
 /// The words of a sentence, at least: each is a token or more.
 const WORDS: usize = 8;
 
 /// How many facts a document has. A model that only knows the form of an answer is right once in many documents.
-struct Facts {
-    task: Task,
+pub(super) struct Facts {
+    probe: Probe,
     asked: usize,
     /// Asked or not.
     all: usize,
 }
 
-const ONE: Facts = Facts {
-    task: Task::Needle,
+pub(super) const ONE: Facts = Facts {
+    probe: Probe::Needle,
     asked: 1,
     all: 4,
 };
 
-const SEVERAL: Facts = Facts {
-    task: Task::Needles,
+pub(super) const SEVERAL: Facts = Facts {
+    probe: Probe::Needles,
     asked: 4,
     all: 8,
 };
 
-/// The documents of `needle`; see [`documents`].
-pub fn make(tokenizer: &Tokenizer, sizes: &ProbeSizes) -> Result<Vec<Document>, EvalError> {
-    make_with(&ONE, tokenizer, sizes, |length| Question::Fact { length })
-}
-
-/// The documents of `needles`, with a prompt for each fact that is asked for: the answers before it are given.
-pub fn make_several(tokenizer: &Tokenizer, sizes: &ProbeSizes) -> Result<Vec<Document>, EvalError> {
-    make_with(&SEVERAL, tokenizer, sizes, |length| Question::Facts {
-        length,
-    })
-}
-
-fn make_with(
+/// A document, with a prompt for each fact that is asked for: the answers before it are given.
+pub(super) fn make(
     facts: &Facts,
     tokenizer: &Tokenizer,
-    sizes: &ProbeSizes,
-    question: impl Fn(usize) -> Question + Sync,
-) -> Result<Vec<Document>, EvalError> {
+    length: usize,
+    draw: Draw,
+) -> Result<ProbeDocument, ProbeError> {
     let last = facts.asked - 1;
-    documents(sizes, |length, draw| {
-        let most = length / WORDS;
-        let haystack = Haystack::new(draw, facts.all, most);
-        let (n, _) = filled(facts.task, tokenizer, length, most, |sentences| {
-            haystack.prompt(sentences, facts.asked, last)
-        })?;
-        let prompt = |i| haystack.prompt(n, facts.asked, i);
-        Ok(Document {
-            prompts: (0..facts.asked).map(prompt).collect(),
-            question: question(length),
-        })
+    let most = length / WORDS;
+    let haystack = Haystack::new(draw, facts.all, most);
+    let (n, _) = filled(facts.probe, tokenizer, length, most, |sentences| {
+        haystack.prompt(sentences, facts.asked, last)
+    })?;
+    let prompt = |i| haystack.prompt(n, facts.asked, i);
+    Ok(ProbeDocument {
+        prompts: (0..facts.asked).map(prompt).collect(),
+        length,
     })
 }
 
@@ -139,11 +123,11 @@ impl Fact {
 mod tests {
     use std::collections::HashSet;
 
-    use super::super::probe::LENGTHS;
+    use super::super::{LENGTHS, ProbeSizes};
     use super::*;
 
     fn up_to(max_length: usize, limit: Option<usize>) -> ProbeSizes {
-        ProbeSizes::up_to(Task::Needle, max_length, limit).unwrap()
+        ProbeSizes::up_to(Probe::Needle, max_length, limit).unwrap()
     }
 
     fn tokenizer() -> Tokenizer {
@@ -151,19 +135,14 @@ mod tests {
         Tokenizer::from_folder(folder).unwrap()
     }
 
-    fn length(document: &Document) -> usize {
-        match document.question {
-            Question::Fact { length } => length,
-            _ => panic!("{:?}", document.question),
-        }
-    }
-
     #[test]
     fn documents_have_their_lengths() {
         // The begin-of-text counts.
         for tokenizer in [tokenizer(), tokenizer().with_beginning(vec![7, 7, 7], None)] {
-            let documents = make(&tokenizer, &up_to(4096, Some(5))).unwrap();
-            let lengths: Vec<usize> = documents.iter().map(length).collect();
+            let documents = Probe::Needle
+                .documents(&tokenizer, &up_to(4096, Some(5)))
+                .unwrap();
+            let lengths: Vec<usize> = documents.iter().map(|document| document.length).collect();
             assert_eq!(lengths, LENGTHS.map(|length| [length; 5]).concat());
             for document in &documents {
                 let [prompt] = &document.prompts[..] else {
@@ -171,7 +150,7 @@ mod tests {
                 };
                 let text = format!("{}{}", prompt.context, prompt.continuation);
                 let tokens = tokenizer.encode_prompt(&text).unwrap().len();
-                let most = length(document);
+                let most = document.length;
                 // A sentence of the bundled vocabulary has less than 40 tokens.
                 assert!(tokens <= most && tokens > most - 40, "{tokens} of {most}");
             }
@@ -181,19 +160,30 @@ mod tests {
     #[test]
     fn documents_follow_from_their_number() {
         let tokenizer = tokenizer();
-        let all = make(&tokenizer, &up_to(600, None)).unwrap();
+        let all = Probe::Needle
+            .documents(&tokenizer, &up_to(600, None))
+            .unwrap();
         assert_eq!(all.len(), 200);
-        let few = make(&tokenizer, &up_to(600, Some(3))).unwrap();
+        let few = Probe::Needle
+            .documents(&tokenizer, &up_to(600, Some(3)))
+            .unwrap();
         assert_eq!(few, [&all[..3], &all[100..103]].concat());
         let texts: HashSet<&str> = all.iter().map(|d| &*d.prompts[0].context).collect();
         assert_eq!(texts.len(), 200);
-        assert_eq!(make(&tokenizer, &up_to(600, Some(1000))).unwrap(), all);
+        assert_eq!(
+            Probe::Needle
+                .documents(&tokenizer, &up_to(600, Some(1000)))
+                .unwrap(),
+            all
+        );
     }
 
     /// The answer stands once in the text, in the fact that is asked for, at any depth.
     #[test]
     fn the_answer_is_in_the_text() {
-        let documents = make(&tokenizer(), &up_to(1024, None)).unwrap();
+        let documents = Probe::Needle
+            .documents(&tokenizer(), &up_to(1024, None))
+            .unwrap();
         let mut tenths = [0; 10];
         for document in &documents {
             let Prompt {
@@ -216,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_model_for_shorter_texts_has_no_documents() {
-        let refused = ProbeSizes::up_to(Task::Needle, 255, None);
+        let refused = ProbeSizes::up_to(Probe::Needle, 255, None);
         let refused = refused.unwrap_err().to_string();
         assert!(
             refused.contains("256") && refused.contains("255"),
@@ -227,12 +217,12 @@ mod tests {
     /// Each answer stands once in the text, and the prompts of one document continue each other.
     #[test]
     fn several_facts_are_asked_for_one_after_another() {
-        let documents = make_several(&tokenizer(), &up_to(512, Some(20))).unwrap();
+        let documents = Probe::Needles
+            .documents(&tokenizer(), &up_to(512, Some(20)))
+            .unwrap();
         assert_eq!(documents.len(), 40);
         for document in &documents {
-            let Question::Facts { length } = document.question else {
-                panic!("{:?}", document.question)
-            };
+            let length = document.length;
             assert_eq!(document.prompts.len(), SEVERAL.asked);
             let wholes = document.prompts.iter();
             let wholes = wholes.map(|prompt| format!("{}{}", prompt.context, prompt.continuation));

@@ -1,0 +1,221 @@
+//! Training text with recall in it: an endless sequence of windows that are made of the probes' documents.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::words::Draw;
+use super::{Probe, ProbeDocument, ProbeError};
+use crate::error::{DataError, Result};
+use crate::tokenizer::Tokenizer;
+
+/// Which definition of the windows this is; another makes other windows of the same seed.
+pub(crate) const VERSION: u32 = 1;
+
+/// The least length of a document, and the least room in which one is begun, in tokens.
+const LEAST: usize = 128;
+
+/// Windows of documents that ask for what stands in them, with their answers, a separator behind each.
+///
+/// The window at a place is a function of the seed and the place: nothing is kept, and reading can begin anywhere. The
+/// logarithms of the documents' lengths are drawn evenly up to the window's, so that answers stand near and far from what
+/// they repeat; what is left of a window behind its last document is sentences. No document is one of
+/// [`Probe::documents`], whatever the seeds.
+#[derive(Clone)]
+pub struct RecallText {
+    tokenizer: Arc<Tokenizer>,
+    probes: Vec<Probe>,
+    context: usize,
+}
+
+impl fmt::Debug for RecallText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut fields = f.debug_struct("RecallText");
+        fields.field("tokenizer", &self.tokenizer.path());
+        fields.field("probes", &self.probes);
+        fields.field("context", &self.context).finish()
+    }
+}
+
+impl RecallText {
+    /// Windows of `context` inputs, whose documents are of each of the `probes` equally often.
+    ///
+    /// # Errors
+    /// [`DataError::Zero`] if the context is 0 or there are no probes; [`DataError::Tokenizer`] if the tokenizer has no
+    /// token that separates documents.
+    pub fn new(tokenizer: Arc<Tokenizer>, probes: Vec<Probe>, context: usize) -> Result<Self> {
+        if context == 0 {
+            return Err(DataError::Zero { what: "context" });
+        }
+        if probes.is_empty() {
+            let what = "number of probes";
+            return Err(DataError::Zero { what });
+        }
+        if tokenizer.end_of_text().is_none() {
+            return Err(DataError::Tokenizer {
+                path: tokenizer.path().to_owned(),
+                reason: "it has no end-of-text token, which separates documents".into(),
+            });
+        }
+        Ok(Self {
+            tokenizer,
+            probes,
+            context,
+        })
+    }
+
+    /// Inputs of a window.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// What tells these windows from those of other probes or another definition, beside the tokenizer and the seed.
+    pub fn key(&self) -> String {
+        let names: Vec<String> = self.probes.iter().map(Probe::to_string).collect();
+        format!("probes {VERSION} {}", names.join(","))
+    }
+
+    /// The `context + 1` ids of the window at place `number` of the sequence of `seed`.
+    ///
+    /// # Errors
+    /// What the tokenizer fails with.
+    pub fn read(&self, number: u128, seed: u64, ids: &mut Vec<u32>) -> Result<()> {
+        ids.clear();
+        let words = |x: u128| [x as u32, (x >> 32) as u32];
+        let ([a, b], [c, d]) = (words(seed.into()), words(number));
+        let key = |part: u32| Draw::new([a, b, c, d, part]);
+        let (mut plan, whole) = (key(0), self.context + 1);
+        let separator = self.tokenizer.end_of_text().unwrap_or_default();
+        let mut part = 0;
+        while whole - ids.len() > LEAST {
+            let room = whole - ids.len() - 1;
+            let share = (room as f64 / LEAST as f64).powf(plan.share());
+            let drawn = (LEAST as f64 * share) as usize;
+            // A window that is half empty behind its document would have little to recall.
+            let length = if 2 * drawn > room { room } else { drawn };
+            let probe = self.probes[plan.below(self.probes.len())];
+            part += 1;
+            let mut made = self.document(probe, length, key(part))?;
+            if made.is_none() && length < room {
+                // Too short for its question.
+                made = self.document(probe, room, key(part))?;
+            }
+            let Some(document) = made else {
+                break;
+            };
+            ids.extend(document);
+            ids.push(separator);
+        }
+        self.fill(ids, key(part + 1))?;
+        ids.truncate(whole);
+        Ok(())
+    }
+
+    /// The ids of a document with its answers; `None` if there is no room for it.
+    fn document(&self, probe: Probe, length: usize, draw: Draw) -> Result<Option<Vec<u32>>> {
+        // Room for what follows the answer.
+        let made = match probe.document(&self.tokenizer, length.saturating_sub(2), draw) {
+            Ok(made) => made,
+            Err(ProbeError::Data(error)) => return Err(error),
+            Err(_) => return Ok(None),
+        };
+        let ids = self.tokenizer.encode(&whole(probe, &made))?;
+        Ok((ids.len() <= length).then_some(ids))
+    }
+
+    /// Adds sentences until there are enough ids.
+    fn fill(&self, ids: &mut Vec<u32>, mut draw: Draw) -> Result<()> {
+        while ids.len() <= self.context {
+            let sentences: Vec<String> = (0..8).map(|_| draw.sentence()).collect();
+            let more = self.tokenizer.encode(&(sentences.join(" ") + " "))?;
+            if more.is_empty() {
+                return Err(DataError::Tokenizer {
+                    path: self.tokenizer.path().to_owned(),
+                    reason: "it makes no tokens of a sentence".into(),
+                });
+            }
+            ids.extend(more);
+        }
+        Ok(())
+    }
+}
+
+/// The text of a document with its last answer.
+fn whole(probe: Probe, document: &ProbeDocument) -> String {
+    let prompt = match probe {
+        Probe::Copy => document.prompts.first(),
+        Probe::Needle | Probe::Needles | Probe::Mqar => document.prompts.last(),
+    };
+    let Some(prompt) = prompt else {
+        return String::new();
+    };
+    let end = match probe {
+        Probe::Needle | Probe::Needles => ".",
+        Probe::Mqar => ",",
+        Probe::Copy => "",
+    };
+    format!("{}{}{end}", prompt.context, prompt.continuation)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::asset;
+
+    fn text(probes: &[Probe], context: usize) -> RecallText {
+        let tokenizer = Tokenizer::from_folder(asset("phi-tiny")).unwrap();
+        RecallText::new(Arc::new(tokenizer), probes.to_vec(), context).unwrap()
+    }
+
+    fn window(text: &RecallText, number: u128, seed: u64) -> Vec<u32> {
+        let mut ids = vec![7; 3];
+        text.read(number, seed, &mut ids).unwrap();
+        ids
+    }
+
+    #[test]
+    fn a_window_follows_from_its_seed_and_its_place() {
+        let recall = text(&[Probe::Needle, Probe::Mqar, Probe::Copy], 300);
+        let here = window(&recall, 5, 42);
+        assert_eq!(here.len(), 301);
+        // Whatever was read before, and by whom.
+        let other = text(&[Probe::Needle, Probe::Mqar, Probe::Copy], 300);
+        window(&other, 9, 1);
+        assert_eq!(window(&other, 5, 42), here);
+        for (number, seed) in [(6, 42), (5, 43), (5 + (1 << 32), 42), (5, 42 + (1 << 32))] {
+            assert_ne!(window(&recall, number, seed), here, "{number}, {seed}");
+        }
+    }
+
+    /// Each answer stands in its window before it is asked for.
+    #[test]
+    fn documents_are_whole_and_answered() {
+        let recall = text(&[Probe::Needle], 512);
+        let separator = recall.tokenizer.end_of_text().unwrap();
+        let mut lengths = vec![];
+        for number in 0..12 {
+            let ids = window(&recall, number, 7);
+            let mut documents: Vec<&[u32]> = ids.split(|id| *id == separator).collect();
+            // What follows the last separator is sentences.
+            let rest = recall.tokenizer.decode(documents.pop().unwrap()).unwrap();
+            assert!(!rest.contains("Question"), "{rest}");
+            assert!(!documents.is_empty());
+            for ids in documents {
+                lengths.push(ids.len());
+                let document = recall.tokenizer.decode(ids).unwrap();
+                let (text, question) = document.split_once("\nQuestion: ").unwrap();
+                let (_, answer) = question.split_once("\nAnswer: ").unwrap();
+                assert_eq!(text.matches(answer).count(), 1, "{answer}");
+            }
+        }
+        let (least, most) = (lengths.iter().min().unwrap(), lengths.iter().max().unwrap());
+        assert!(2 * least < *most, "{lengths:?}");
+    }
+
+    #[test]
+    fn a_window_that_is_too_short_for_a_question_is_sentences() {
+        let recall = text(&Probe::ALL, 16);
+        assert_eq!(window(&recall, 0, 1).len(), 17);
+        let refused = RecallText::new(recall.tokenizer.clone(), vec![], 16);
+        assert!(refused.is_err());
+    }
+}
