@@ -148,6 +148,7 @@ fn losses_fall_along_their_gradients() {
             hard_weight,
             temperature: 1.5,
             recompute: false,
+            teacher_cache: String::new(),
         });
         let (before, gradients) = lesson.pass(&kind);
         let square = values(gradients.norm().expect("gradients")).1[0].powi(2);

@@ -51,6 +51,7 @@ pub mod ablation;
 pub mod bench;
 pub mod checkpoint;
 pub mod config;
+mod device_rate;
 mod error;
 pub mod evaluate;
 pub mod gradients;
@@ -61,6 +62,7 @@ pub mod metrics;
 pub mod optimizer;
 mod parallel_passes;
 pub mod provenance;
+mod recorded;
 pub mod report;
 mod retry;
 pub mod run;
@@ -71,6 +73,7 @@ pub mod step;
 pub mod study;
 pub mod summary;
 mod table;
+pub mod teacher_cache;
 
 pub use error::TrainError;
 

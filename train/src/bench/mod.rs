@@ -1,5 +1,6 @@
 //! `train bench`: how fast the stages are, and what a step is made of.
 
+mod checkpoint;
 mod measure;
 mod networks;
 mod rows;
@@ -40,6 +41,8 @@ pub struct Bench {
     pub weights: PathBuf,
     /// The backend's name, for the record.
     pub backend: String,
+    /// A folder into which checkpoints are written beside the steps, which are timed with and without; `None` writes none.
+    pub checkpoints: Option<PathBuf>,
     /// Whether the result is one JSON object in place of the tables.
     pub json: bool,
 }
@@ -87,6 +90,7 @@ impl Bench {
             networks,
             config,
             rate,
+            checkpoints: self.checkpoints.as_deref(),
             device,
         };
         let mut rows: Vec<Row> = vec![];
