@@ -86,6 +86,7 @@ pub use dense::rms_norm::rms_norm;
 pub use dense::rotary::{rotary, rotary_of_heads};
 pub use dense::swiglu::swiglu;
 pub use kernel_backend::{KernelBackend, TrainBackend};
+pub use losses::divergence::top_classes::{TopClasses, TopClassesInputs, top_classes_block};
 pub use losses::divergence::{Comparison, Divergence, divergence_block, divergence_loss};
 pub use losses::hidden_states::rows_distance;
 pub use losses::mixing_matrices::{

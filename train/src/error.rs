@@ -33,6 +33,14 @@ pub enum TrainError {
     /// Teacher and student cannot be compared.
     #[error("{0}")]
     Mismatch(String),
+    /// A cache of a teacher's predictions cannot be used or made.
+    #[error("the teacher's predictions in {} cannot be used: {reason}", folder.display())]
+    TeacherCache {
+        /// The folder of the cache.
+        folder: PathBuf,
+        /// What is wrong, and what to do about it.
+        reason: String,
+    },
     /// `metrics.jsonl` cannot be read or written.
     #[error(transparent)]
     Metrics(#[from] crate::metrics::MetricsError),

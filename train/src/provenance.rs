@@ -26,14 +26,20 @@ use crate::stages::Kind;
 
 /// Settings that do not change what a run computes: names, places, whose content is compared instead, how much
 /// is done at once, and what is kept, shown or given up.
-const FREE: [&str; 9] = [
+const FREE: [&str; 15] = [
     "name",
     "teacher",
     "data",
     "checkpoint",
     "log",
     "safety",
+    "student.from",
     "evaluation.batch",
+    "evaluation.every",
+    "evaluation.tasks",
+    "evaluation.task_data",
+    "evaluation.task_limit",
+    "evaluation.infer",
     "micro_batch",
     "recompute",
 ];
@@ -55,6 +61,9 @@ pub struct Provenance {
     /// The training text of each stage that is tokenised, by the stage's name.
     #[serde(default)]
     pub texts: BTreeMap<String, Text>,
+    /// What the cache of the teacher's predictions is of that a stage reads, by the stage's name.
+    #[serde(default)]
+    pub caches: BTreeMap<String, String>,
     /// The resolved configuration, as [`Config::to_table`] has it.
     pub config: Table,
 }
@@ -201,6 +210,12 @@ impl Provenance {
             .filter_map(|stage| self.texts.get(*stage)?.change(now.texts.get(*stage)?))
             .collect();
         changes.dedup();
+        let other_cache = |stage: &&&str| {
+            let both = self.caches.get(**stage).zip(now.caches.get(**stage));
+            both.is_some_and(|(then, now)| then != now)
+        };
+        let caches = stages.iter().filter(other_cache);
+        changes.extend(caches.map(|stage| format!("the teacher's cached predictions of {stage}")));
         let then = settings(&self.config, stages);
         let now = settings(&now.config, stages);
         let words = |value: Option<&Value>| match value {
@@ -286,6 +301,12 @@ fn settings(config: &Table, begun: &[&str]) -> BTreeMap<String, Value> {
         // As it is resolved: a stage without its own has that of the run.
         if let (Some(Value::Integer(0)), Some(context)) = (keys.get("context"), context) {
             keys.insert("context".into(), context.clone());
+        }
+        // Whether there is one; what is in it is compared by itself, and where it lies does not matter.
+        if let Some(Value::String(folder)) = keys.get_mut("teacher_cache")
+            && !folder.is_empty()
+        {
+            *folder = "a folder".to_owned();
         }
         keys.remove("name");
         flatten(&format!("{name}."), &keys, &mut settings);

@@ -21,6 +21,7 @@ use crate::gradients::Gradients;
 use crate::optimizer::AdamW;
 use crate::parallel_passes::ParallelPasses;
 use crate::stages::{Kind, Rates, StageStep, TokenBatch, in_dtype, left_out, on_graph_of_its_own};
+use crate::teacher_cache::CachedPredictions;
 
 /// The optimizer steps of one stage: everything that they share.
 ///
@@ -31,7 +32,8 @@ pub struct TrainStep<B: TrainBackend> {
     kind: Kind,
     /// Where each of the student's parameters belongs.
     places: HashMap<ParamId, Place>,
-    teacher: Phi<B::InnerBackend>,
+    /// `None` where the teacher's predictions are read.
+    teacher: Option<Phi<B::InnerBackend>>,
     micro_batch: usize,
     passes: usize,
     precision: Precision,
@@ -40,6 +42,9 @@ pub struct TrainStep<B: TrainBackend> {
     seed: u64,
     device: B::Device,
 }
+
+/// Of a panic where a stage that computes the teacher was made without it.
+const NO_TEACHER: &str = "a stage that reads no predictions has its teacher";
 
 /// What a step has measured, one element each, on the device.
 #[derive(Debug, Clone)]
@@ -74,10 +79,32 @@ impl<B: TrainBackend> TrainStep<B> {
         precision: Precision,
         device: &B::Device,
     ) -> Self {
+        Self::with(stage, Some(teacher.clone()), student, precision, device)
+    }
+
+    /// The same for a `stage` that reads the teacher's predictions from its
+    /// [`teacher_cache`](crate::stages::Stage::teacher_cache): its steps are
+    /// [`step_from_cache`](Self::step_from_cache).
+    pub fn without_teacher(
+        stage: &StageConfig,
+        student: &PhiMamba<B>,
+        precision: Precision,
+        device: &B::Device,
+    ) -> Self {
+        Self::with(stage, None, student, precision, device)
+    }
+
+    fn with(
+        stage: &StageConfig,
+        teacher: Option<Phi<B::InnerBackend>>,
+        student: &PhiMamba<B>,
+        precision: Precision,
+        device: &B::Device,
+    ) -> Self {
         Self {
             kind: stage.kind.clone(),
             places: places_of(student),
-            teacher: teacher.clone(),
+            teacher,
             micro_batch: stage.micro_batch,
             passes: stage.accumulation(),
             precision,
@@ -97,6 +124,9 @@ impl<B: TrainBackend> TrainStep<B> {
     ///
     /// `at` is which step of the stage it is; `batch` holds the sequences of all its passes; `rates` are its learning
     /// rates by part, and a part without one does not change.
+    ///
+    /// # Panics
+    /// If this was made without a teacher.
     pub fn step(
         &self,
         student: PhiMamba<B>,
@@ -108,29 +138,50 @@ impl<B: TrainBackend> TrainStep<B> {
         // The tensors of one step have the sizes of those of the next: each then gets the memory of one before it,
         // which is looked up by its size. In CubeCL's other pools a device with thousands of tensors spends more
         // time on finding memory than on computing.
-        let step = |(student, optimizer)| self.update(student, optimizer, batch, rates, at);
+        let both = (batch, None);
+        let step = |(student, optimizer)| self.update(student, optimizer, both, rates, at);
+        B::memory_persistent_allocations(&self.device, (student, optimizer), step)
+    }
+
+    /// [`step`](Self::step) with the teacher's predictions of `batch` in the teacher's place.
+    pub fn step_from_cache(
+        &self,
+        student: PhiMamba<B>,
+        optimizer: &mut AdamW<B::InnerBackend>,
+        batch: &Batch,
+        predictions: &CachedPredictions,
+        rates: &Rates,
+        at: StageStep,
+    ) -> (PhiMamba<B>, Measured<B::InnerBackend>) {
+        let both = (batch, Some(predictions));
+        let step = |(student, optimizer)| self.update(student, optimizer, both, rates, at);
         B::memory_persistent_allocations(&self.device, (student, optimizer), step)
     }
 
     /// The loss that the teacher itself has in the student's place, `[1]`, on the first pass over `batch`: the least that
     /// a student is expected to come to. It is 0 where a student is compared with the teacher layer by layer, and the
     /// mean entropy of the teacher where predictions are.
+    ///
+    /// # Panics
+    /// If this was made without a teacher.
     pub fn floor(&self, batch: &Batch) -> Tensor<B::InnerBackend, 1> {
+        let teacher = self.teacher.as_ref().expect(NO_TEACHER);
         let rows = self.micro_batch * batch.context;
         let tensor = |values: &[i32]| evaluate::ids(&values[..rows], batch.context, &self.device);
         let tokens = TokenBatch {
             ids: tensor(&batch.ids),
             labels: tensor(&batch.labels),
         };
-        let student = PhiMamba::<B>::from_inner(self.teacher.clone()).no_grad();
+        let student = PhiMamba::<B>::from_inner(teacher.clone()).no_grad();
         let first = StageStep { number: 0, of: 1 };
-        (self.kind).pass(
-            &student,
-            &self.teacher,
-            tokens,
-            first,
-            &mut Gradients::default(),
-        )
+        (self.kind).pass(&student, teacher, tokens, first, &mut Gradients::default())
+    }
+
+    /// The same for a stage that reads the teacher's predictions: the loss of a student that predicts what these say, if
+    /// that follows from them.
+    pub fn floor_from_cache(&self, predictions: &CachedPredictions) -> Option<f64> {
+        let entropy = predictions.entropy(self.micro_batch);
+        self.kind.cached_floor(entropy)
     }
 
     /// See [`step`](Self::step).
@@ -138,7 +189,7 @@ impl<B: TrainBackend> TrainStep<B> {
         &self,
         student: PhiMamba<B>,
         optimizer: &mut AdamW<B::InnerBackend>,
-        batch: &Batch,
+        batch: (&Batch, Option<&CachedPredictions>),
         rates: &Rates,
         at: StageStep,
     ) -> (PhiMamba<B>, Measured<B::InnerBackend>) {
@@ -170,35 +221,43 @@ impl<B: TrainBackend> TrainStep<B> {
     fn passes(
         &self,
         student: &PhiMamba<B>,
-        batch: &Batch,
+        (batch, predictions): (&Batch, Option<&CachedPredictions>),
         at: StageStep,
     ) -> (Vec<Tensor<B::InnerBackend, 1>>, Gradients<B::InnerBackend>) {
         let rows = self.micro_batch * batch.context;
         let working = in_dtype(student, self.precision.dtype());
         let left_out = left_out(self.kind.window_dropout(), self.seed, at, batch.batch);
         let passes = batch.ids.chunks(rows).zip(batch.labels.chunks(rows));
-        let passes = passes.enumerate().map(|(pass, tokens)| {
+        let passes = passes.enumerate().map(|(number, tokens)| {
             let student = on_graph_of_its_own(&working);
-            let of_pass = left_out.chunks(self.micro_batch).nth(pass);
+            let of_pass = left_out.chunks(self.micro_batch).nth(number);
             let student = match of_pass {
                 // A student without a window is as it is.
                 Some(rows) => student.clone().without_window_in(rows).unwrap_or(student),
                 None => student,
             };
-            (student, tokens)
+            (number, student, tokens)
         });
         let (mut losses, mut gradients) = (vec![], Gradients::default());
         self.parallel.run(
             passes,
-            |(student, (ids, labels))| {
+            |(number, student, (ids, labels))| {
                 let tensor = |values| evaluate::ids(values, batch.context, &self.device);
                 let tokens = TokenBatch {
                     ids: tensor(ids),
                     labels: tensor(labels),
                 };
                 let mut gradients = Gradients::default();
-                let (kind, teacher) = (&self.kind, &self.teacher);
-                let loss = kind.pass(&student, teacher, tokens, at, &mut gradients);
+                let kind = &self.kind;
+                let loss = if let Some(predictions) = predictions {
+                    let first = number * self.micro_batch;
+                    let last = first + ids.len() / batch.context;
+                    let teacher = predictions.classes(first..last, &self.device);
+                    kind.cached_pass(&student, teacher, tokens, &mut gradients)
+                } else {
+                    let teacher = self.teacher.as_ref().expect(NO_TEACHER);
+                    kind.pass(&student, teacher, tokens, at, &mut gradients)
+                };
                 (loss, gradients)
             },
             |(loss, of_pass)| {

@@ -2,8 +2,12 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
+use kernels::losses::divergence::top_classes::TopClassesLoss;
 use kernels::runtime::{Flex, NdArray64};
-use kernels::{Comparison, DistillationWeights, Divergence, divergence_block, divergence_loss};
+use kernels::{
+    Comparison, DistillationWeights, Divergence, TopClasses, TopClassesInputs, divergence_block,
+    divergence_loss, top_classes_block,
+};
 use tests::assert_close;
 
 use crate::support::*;
@@ -97,6 +101,93 @@ impl Case {
         let (losses, gradients): (Vec<_>, Vec<_>) = parts.unzip();
         let loss = Tensor::cat(losses, 0).sum();
         vec![values(loss), values(Tensor::cat(gradients, 0))]
+    }
+}
+
+/// What a cache keeps of `teacher`'s logits: of each row the `k` largest logarithms of probabilities with their ids, and
+/// the logarithm of the sum of the others.
+fn top<B: Backend>((shape, logits): &Values, k: usize) -> TopClasses<B> {
+    let [t, v] = [shape[0], shape[1]];
+    let (mut ids, mut log_q, mut log_rest) = (vec![], vec![], vec![]);
+    for row in logits.chunks(v) {
+        let log_sum = row.iter().map(|x| x.exp()).sum::<f64>().ln();
+        let mut sorted: Vec<usize> = (0..v).collect();
+        sorted.sort_by(|&a, &b| row[b].total_cmp(&row[a]));
+        let (first, others) = sorted.split_at(k);
+        ids.extend(first.iter().map(|&id| id as i64));
+        log_q.extend(first.iter().map(|&id| row[id] - log_sum));
+        let rest: f64 = others.iter().map(|&id| (row[id] - log_sum).exp()).sum();
+        log_rest.push(rest.ln().max(-60_000.0));
+    }
+    TopClasses {
+        ids: Tensor::from_data(TensorData::new(ids, [t, k]), &Default::default()),
+        log_q: tensor((vec![t, k], log_q)),
+        log_rest: tensor((vec![t, 1], log_rest)),
+    }
+}
+
+impl Case {
+    /// The same from what a cache keeps, in blocks of so many tokens.
+    fn of_top<B: TopClassesLoss>(&self, block: usize) -> Vec<Values> {
+        let [t, v] = [self.student.0[0], self.student.0[1]];
+        let k = match self.comparison.top_k {
+            0 => v,
+            k => k.min(v),
+        };
+        let (student, teacher) = (tensor::<B, 2>(self.student.clone()), top(&self.teacher, k));
+        let parts = (0..t).step_by(block).map(|start| {
+            let n = block.min(t - start);
+            let labels = self.labels();
+            let inputs = TopClassesInputs {
+                student: student.clone().narrow(0, start, n),
+                teacher: teacher.narrow(start, n),
+                labels: labels.map(|labels| labels.narrow(0, start, n)),
+                weights: self.weights,
+                divergence: self.comparison.divergence,
+            };
+            top_classes_block(inputs, t)
+        });
+        let (losses, gradients): (Vec<_>, Vec<_>) = parts.unzip();
+        let loss = Tensor::cat(losses, 0).sum();
+        vec![values(loss), values(Tensor::cat(gradients, 0))]
+    }
+}
+
+/// A cache of the likeliest ids gives the loss over these classes, and one of all ids the loss over all.
+#[test]
+fn the_top_alone_gives_the_same_loss() {
+    for case in cases() {
+        let name = format!("{:?}, {:?}", case.comparison, case.weights);
+        let definition = case.definition();
+        for block in [5, 2] {
+            let exact = case.of_top::<NdArray64>(block);
+            let equation = (vec![1], vec![case.equation()]);
+            assert_close(&name, exact[0].clone(), equation, F64_TOLERANCE);
+            agree(&name, exact, definition.clone(), F64_TOLERANCE);
+            let fast = case.of_top::<Flex>(block);
+            agree(&name, fast, definition.clone(), F32_TOLERANCE);
+        }
+    }
+}
+
+/// Half precision, and logits far from each other.
+#[test]
+fn the_top_alone_stays_finite() {
+    for divergence in [Divergence::ForwardKl, Divergence::ReverseKl] {
+        let inputs = |student| TopClassesInputs {
+            student,
+            teacher: top::<Flex>(&(vec![1, 4], vec![-90.0, 90.0, 0.0, -1e4]), 2),
+            labels: None,
+            weights: DistillationWeights::default(),
+            divergence,
+        };
+        let student = tensor::<Flex, 2>((vec![1, 4], vec![90.0, -90.0, 0.0, -1e4]));
+        let (loss, gradient) = top_classes_block(inputs(student.clone().cast(DType::BF16)), 1);
+        assert_eq!((loss.dtype(), gradient.dtype()), (DType::F32, DType::BF16));
+        let (loss, gradient) = top_classes_block(inputs(student), 1);
+        for found in [values(loss), values(gradient)] {
+            assert!(found.1.iter().all(|x| x.is_finite()), "{found:?}");
+        }
     }
 }
 

@@ -34,6 +34,11 @@ pub fn perplexity_is_the_recorded<B: KernelBackend>() {
         context: 512,
         windows: 0,
         batch: 2,
+        every: 0,
+        tasks: String::new(),
+        task_data: String::new(),
+        task_limit: 0,
+        infer: String::new(),
     };
     let found = evaluate::perplexity(&model, &held_out(), &all, &device, || false);
     let found = found.expect("readable text").expect("a perplexity");

@@ -1,6 +1,7 @@
 //! The measurements.
 
 use std::hint::black_box;
+use std::path::Path;
 use std::time::Instant;
 
 use burn::tensor::{DType, Distribution, Tensor};
@@ -13,6 +14,7 @@ use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use serde::Serialize;
 
 use super::TEACHER;
+use super::checkpoint::{self, CheckpointCost};
 use super::networks::Networks;
 use crate::config::{Config, StageConfig};
 use crate::error::TrainError;
@@ -89,6 +91,9 @@ pub(super) struct Row {
     /// Of the same step.
     #[serde(skip)]
     pub(super) spans: Vec<Span>,
+    /// What a checkpoint costs, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) checkpoint: Option<CheckpointCost>,
 }
 
 /// What is timed: a stage on sequences of one length.
@@ -111,6 +116,8 @@ pub(super) struct Subject<'a, B: TrainBackend> {
     pub(super) networks: Networks<B>,
     pub(super) config: &'a Config,
     pub(super) rate: MatmulRate,
+    /// Where checkpoints are written beside steps, if that is asked for.
+    pub(super) checkpoints: Option<&'a Path>,
     pub(super) device: &'a B::Device,
 }
 
@@ -147,6 +154,7 @@ impl<B: TrainBackend> Subject<'_, B> {
             loss: timed.loss,
             milliseconds: milliseconds(&timed.times),
             spans: timed.times.spans().to_vec(),
+            checkpoint: timed.checkpoint,
         })
     }
 
@@ -187,6 +195,29 @@ impl<B: TrainBackend> Subject<'_, B> {
         })?;
         let read = Measured::read(last.into_iter().collect());
         timed.loss = read.first().map(|read| read.loss);
+        if let Some(folder) = self.checkpoints {
+            let subject = checkpoint::Subject {
+                folder,
+                config: self.config,
+                stage: &stage.name,
+                student: &self.networks.student_model,
+            };
+            let batches = batches(shape, vocab_size);
+            let step = |before, optimizer: &mut AdamW<B::InnerBackend>, batch: &Batch| {
+                train_step.step(before, optimizer, batch, &rates, FIRST).0
+            };
+            let before = student.take().expect("a student after every step");
+            let (after, cost) = checkpoint::measure::<B>(
+                &subject,
+                before,
+                &mut optimizer,
+                &batches,
+                steps,
+                device,
+                step,
+            )?;
+            (student, timed.checkpoint) = (Some(after), Some(cost));
+        }
         self.networks.student = student;
         Ok(timed)
     }
@@ -201,6 +232,13 @@ struct Timed {
     memory: Option<Memory>,
     times: Times,
     loss: Option<f64>,
+    checkpoint: Option<CheckpointCost>,
+}
+
+fn batches(shape: Shape<'_>, vocab_size: usize) -> Vec<Batch> {
+    (0..BATCHES)
+        .map(|i| batch(i, shape.batch, shape.length, vocab_size))
+        .collect()
 }
 
 fn timed<B: TrainBackend>(
@@ -210,9 +248,7 @@ fn timed<B: TrainBackend>(
     device: &B::Device,
     mut step: impl FnMut(&Batch),
 ) -> Result<Timed, TrainError> {
-    let batches: Vec<Batch> = (0..BATCHES)
-        .map(|i| batch(i, shape.batch, shape.length, vocab_size))
-        .collect();
+    let batches = batches(shape, vocab_size);
     let mut batches = batches.iter().cycle();
     let mut next = || batches.next().expect("a cycle has no end");
     let mut seconds = vec![];
@@ -241,10 +277,11 @@ fn timed<B: TrainBackend>(
         memory,
         times,
         loss: None,
+        checkpoint: None,
     })
 }
 
-fn median(mut seconds: Vec<f64>) -> f64 {
+pub(super) fn median(mut seconds: Vec<f64>) -> f64 {
     seconds.sort_by(f64::total_cmp);
     seconds[seconds.len() / 2]
 }

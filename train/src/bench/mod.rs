@@ -1,5 +1,6 @@
 //! `train bench`: how fast the stages are, and what a step is made of.
 
+mod checkpoint;
 mod measure;
 mod networks;
 mod rows;
@@ -43,6 +44,8 @@ pub struct Bench {
     pub weights: PathBuf,
     /// The backend's name, for the record.
     pub backend: String,
+    /// A folder into which checkpoints are written beside the steps, which are timed with and without; `None` writes none.
+    pub checkpoints: Option<PathBuf>,
     /// Whether the result is one JSON object in place of the tables.
     pub json: bool,
     /// Where the trace of a step of each row is written.
@@ -97,6 +100,7 @@ impl Bench {
             networks,
             config,
             rate,
+            checkpoints: self.checkpoints.as_deref(),
             device,
         };
         let mut rows: Vec<Row> = vec![];

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use kernels::TrainBackend;
-use model::{Hub, Initialisation, NetworkConfig, Phi, PhiConfig, PhiMamba, WeightsError};
+use model::{
+    Hub, Initialisation, ModelConfig, NetworkConfig, Phi, PhiConfig, PhiMamba, WeightsError,
+};
 
 use crate::config::{Config, resolve_path};
 use crate::error::TrainError;
@@ -22,6 +24,8 @@ pub(super) struct Networks<B: TrainBackend> {
     pub(super) student: Option<PhiMamba<B>>,
     pub(super) teacher_config: NetworkConfig,
     pub(super) student_config: NetworkConfig,
+    /// The same as the student's files have it.
+    pub(super) student_model: ModelConfig,
     /// What the teacher's weights are, in words.
     pub(super) of_teacher: String,
 }
@@ -67,6 +71,7 @@ impl<B: TrainBackend> Networks<B> {
             student,
             teacher_config: NetworkConfig::from(&phi),
             student_config: NetworkConfig::from(&of_student),
+            student_model: of_student,
             of_teacher: weights.name,
         })
     }

@@ -1,5 +1,6 @@
 //! Rows as people read them and as programs do.
 
+use indicatif::HumanBytes;
 use serde_json::{Map, json};
 
 use super::measure::{MatmulRate, Row};
@@ -51,9 +52,32 @@ pub(super) fn text(conditions: &Conditions<'_>, rows: &[Row]) -> String {
         let (stage, batch, length) = (&row.stage, row.batch, row.length);
         format!("{stage}, {batch} x {length}: {sum:.2}: {parts}\n")
     });
+    let costs = rows.iter().filter_map(|row| {
+        let cost = row.checkpoint?;
+        Some(format!(
+            "{}, {} x {}: {:+.1}%: {:.2} ms a step, {:.2} ms beside a checkpoint ({} steps), which is read in {:.0} ms and \
+             written in {:.0} ms, {}\n",
+            row.stage,
+            row.batch,
+            row.length,
+            100.0 * cost.overhead(),
+            1e3 * cost.step_seconds,
+            1e3 * cost.step_seconds_while_written,
+            cost.steps_while_written,
+            1e3 * cost.read_seconds,
+            1e3 * cost.write_seconds,
+            HumanBytes(cost.bytes),
+        ))
+    });
+    let costs: String = costs.collect();
+    let costs = if costs.is_empty() {
+        costs
+    } else {
+        format!("\nHow much longer a step takes while a checkpoint is written:\n\n{costs}")
+    };
     format!(
         "{}, {}, {}, {} steps a row. A product of matrices alone: {:.2} TFLOP/s.\n\n{}\n\n\
-         Milliseconds of a step whose ops wait for each other:\n\n{}",
+         Milliseconds of a step whose ops wait for each other:\n\n{}{costs}",
         conditions.backend,
         conditions.precision,
         conditions.teacher,

@@ -43,6 +43,9 @@ pub struct Progress {
     /// How often the run has gone back since the last checkpoint that was due.
     #[serde(default)]
     pub roll_backs: usize,
+    /// The last step of the stage after which the student was measured within it; 0 if none was.
+    #[serde(default)]
+    pub measured_step: usize,
     /// The last finite loss of the stage, smoothed as the closing table shows it; none if no step of the stage
     /// was finite.
     pub loss: Option<f64>,
@@ -105,6 +108,12 @@ impl Progress {
             "step",
             self.step,
             &format!("up to {most}"),
+        )?;
+        require(
+            self.measured_step <= self.step,
+            "measured_step",
+            self.measured_step,
+            &format!("no later than the step, {}", self.step),
         )?;
         let seconds = |value: f64| (0.0..1e12).contains(&value);
         require(
@@ -232,6 +241,7 @@ mod tests {
             }],
             passed_over: 8,
             roll_backs: 1,
+            measured_step: 5,
             guard: Guard::default(),
             notes: vec![Note {
                 stage: "stage1".into(),
@@ -279,6 +289,7 @@ mod tests {
                 "passed_over = 9223372036854775807",
                 "passed_over",
             ),
+            ("measured_step = 5", "measured_step = 8", "measured_step"),
             ("loss = 0.1", "loss = inf", "loss"),
             (
                 "teacher_perplexity = 29.5",

@@ -24,6 +24,9 @@ Examples:
   What a longer sequence costs, for a script:
       train bench --preset phi-1.5 --stage stage3 --batch 1 --length 2048,16384 --json
 
+  What a checkpoint costs the steps beside which it is written:
+      train bench --preset tiny --stage stage3 --batch 4 --length 256 --checkpoint runs
+
   On the CPU, with a trace of one step of each stage:
       train bench --preset tiny --stage stage1,stage2 --batch 4 --length 256 --profile steps.json";
 
@@ -102,6 +105,12 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "FOLDER", conflicts_with = "teacher")]
     weights: Option<PathBuf>,
 
+    /// Also time the steps while checkpoints are written into this folder, beside those while none is
+    ///
+    /// The disk of the folder matters. What is written is removed again.
+    #[arg(long, value_name = "FOLDER")]
+    checkpoint: Option<PathBuf>,
+
     #[command(flatten)]
     shared: SharedArgs,
 
@@ -148,6 +157,7 @@ impl BenchArgs {
                 .or(temporary.as_ref().map(of_weights))
                 .unwrap_or_default(),
             backend: backend.name().into(),
+            checkpoints: self.checkpoint,
             json: self.json,
             profile: self.profile,
         };

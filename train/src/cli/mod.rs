@@ -2,6 +2,7 @@
 
 mod ablate;
 mod bench;
+mod cache_teacher;
 mod compare;
 mod heads;
 mod prepare;
@@ -27,6 +28,7 @@ use train::run::{CONFIG, Outcome, Run, RunOptions, SUMMARY};
 
 use ablate::AblateArgs;
 use bench::BenchArgs;
+use cache_teacher::CacheTeacherArgs;
 use compare::CompareArgs;
 use heads::HeadsArgs;
 use prepare::PrepareArgs;
@@ -70,6 +72,9 @@ Examples:
 
   Which attention heads recall what was read, and the configuration of a hybrid that keeps them:
       train heads --preset smollm2-135m
+  The teacher's predictions ahead of a run, which then needs no teacher in memory in its last stage:
+      train cache-teacher --out runs/tiny-teacher
+      train --set stage3.teacher_cache=runs/tiny-teacher
 
   To tokenise the text of a run ahead, on machines without a GPU:
       train prepare --preset phi-1.5 --set data.train=/text/c4";
@@ -95,6 +100,7 @@ pub struct Cli {
 enum Command {
     Ablate(Box<AblateArgs>),
     Bench(Box<BenchArgs>),
+    CacheTeacher(Box<CacheTeacherArgs>),
     Prepare(PrepareArgs),
     Study(StudyArgs),
     Heads(Box<HeadsArgs>),
@@ -158,6 +164,10 @@ struct RunArgs {
     #[arg(long, value_name = "PORT")]
     metrics_port: Option<u16>,
 
+    /// Measure the student every N steps of a stage, too; short for --set evaluation.every=N, also with --resume
+    #[arg(long, value_name = "N")]
+    eval_every: Option<usize>,
+
     #[command(flatten)]
     shared: SharedArgs,
 
@@ -189,6 +199,7 @@ impl Cli {
         match self.command {
             Some(Command::Ablate(args)) => args.run(),
             Some(Command::Bench(args)) => print(format_args!("{}", args.run()?)),
+            Some(Command::CacheTeacher(args)) => print(format_args!("{}", args.run()?)),
             Some(Command::Prepare(args)) => print(format_args!("{}", args.run()?)),
             Some(Command::Study(args)) => args.run(),
             Some(Command::Heads(args)) => args.run(),
@@ -233,6 +244,9 @@ impl RunArgs {
         };
         if let Some(port) = self.metrics_port {
             config.log.metrics_port = port;
+        }
+        if let Some(every) = self.eval_every {
+            config.evaluation.every = every;
         }
         let options = RunOptions {
             config,
@@ -341,13 +355,19 @@ fn of_run(error: TrainError, folder: &Path) -> anyhow::Error {
 /// too little of it, and `again` is how to continue after that.
 fn with_advice(error: TrainError, memory: &str, again: &str) -> anyhow::Error {
     use BackendError::{Failed, Lost, OldDriver, OutOfMemory};
-    use TrainError::{Data, Device, Io, Manifest, Metrics, Report, Weights};
+    use TrainError::{Data, Device, Io, Manifest, Metrics, Report, TeacherCache, Weights};
     match error {
         Device(OutOfMemory { .. }) => anyhow!("{error}; {memory}, then continue {again}"),
         Device(Lost { .. } | OldDriver { .. } | Failed { .. }) => {
             anyhow!("{error}; after that, continue {again}")
         }
-        Data(_) | Io { .. } | Manifest(_) | Metrics(_) | Report(_) | Weights(_) => {
+        Data(_)
+        | Io { .. }
+        | Manifest(_)
+        | Metrics(_)
+        | Report(_)
+        | TeacherCache { .. }
+        | Weights(_) => {
             anyhow!("{error}; put that right, then continue {again}")
         }
         other => other.into(),

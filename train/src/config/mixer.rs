@@ -11,7 +11,7 @@ const SECTION: &str = "student";
 /// Its key that decides on the others.
 const KIND: &str = "kind";
 /// The keys of every kind.
-const COMMON: [&str; 2] = ["attention_layers", "init"];
+const COMMON: [&str; 3] = ["attention_layers", "init", "from"];
 
 /// Prepares `sections` for `layer`: if it asks for another kind of mixer, the section gets the keys of that kind, and
 /// those that both kinds have keep their values.

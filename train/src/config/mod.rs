@@ -137,6 +137,9 @@ pub struct Student {
     pub attention_layers: Vec<usize>,
     /// How the mixers start: one of [`model::Initialisation::NAMES`].
     pub init: String,
+    /// The folder of a student to start from, in place of the teacher's weights and `init`; empty for these. It has the
+    /// sizes that the other keys say.
+    pub from: String,
 }
 
 /// `[optimizer]`: AdamW.
@@ -232,6 +235,16 @@ pub struct Evaluation {
     pub windows: usize,
     /// Windows per forward pass.
     pub batch: usize,
+    /// Optimizer steps of a stage between two measurements within it; 0 measures at the ends of stages alone.
+    pub every: usize,
+    /// Tasks of `infer eval` that are scored with each measurement, with commas between their names; empty for none.
+    pub tasks: String,
+    /// The folder with the tasks' data; empty fetches it from the hub.
+    pub task_data: String,
+    /// The first documents of each task that are scored; 0 for all.
+    pub task_limit: usize,
+    /// The program `infer`, which scores them; empty takes the one beside this program, or the one that the system finds.
+    pub infer: String,
 }
 
 impl Config {

@@ -29,10 +29,13 @@ impl Config {
                 make_absolute(path, &found);
             }
         }
-        // It need not exist yet.
-        let cache = data.cache.clone();
-        if !cache.is_empty() {
-            make_absolute(&mut data.cache, Path::new(&cache));
+        // They need not exist yet.
+        let stages = self.stages.iter_mut();
+        let teachers = stages.filter_map(|stage| stage.kind.teacher_cache_mut());
+        let own = [&mut data.cache, &mut self.student.from];
+        for path in teachers.chain(own).filter(|path| !path.is_empty()) {
+            let relative = path.clone();
+            make_absolute(path, Path::new(&relative));
         }
         self
     }

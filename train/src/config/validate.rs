@@ -6,7 +6,7 @@ use datasets::probes::Probe;
 use model::Part;
 
 use super::layers::section_names;
-use super::{Config, StageConfig, TextSource};
+use super::{Config, GuardAction, StageConfig, TextSource};
 use crate::limits::{OutOfRange, at_least, not_negative, positive, require};
 
 /// The most bytes of a stage's name. The names of its checkpoints are longer, and file systems allow 255.
@@ -218,6 +218,13 @@ fn validate_stage(config: &Config, stage: &StageConfig) -> Result<(), OutOfRange
         "0 unless student.kind is mamba2_window: no other mixer has a window that could be left out",
     )?;
     stage.schedule.validate(stage.lr.lowest())?;
+    let cache = stage.kind.teacher_cache();
+    require(
+        cache.is_empty() || config.guard.action != GuardAction::RollBack,
+        "teacher_cache",
+        quoted(cache),
+        "none with guard.action = \"roll_back\", which goes on with text that is not in it",
+    )?;
     stage.kind.validate()
 }
 

@@ -242,7 +242,11 @@ fn up_to(bytes: &[u8], position: &Position, evaluated: Option<&str>, stages: &[S
             Ok(Record::Step(step)) => (place(&step.stage), step.step) > here,
             Ok(Record::Note(note)) => (place(&note.stage), note.step) > here,
             Ok(Record::Evaluation(evaluation)) => {
-                evaluation.stage.as_deref().map(place) > evaluated.map(place)
+                let stage = evaluation.stage.as_deref().map(place);
+                match (stage, evaluation.step) {
+                    (Some(stage), Some(step)) => (stage, step) > here,
+                    _ => stage > evaluated.map(place),
+                }
             }
             Err(_) => continue,
         };

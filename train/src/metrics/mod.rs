@@ -49,6 +49,10 @@ pub struct StepMetrics {
     /// twice.
     #[serde(default)]
     pub operations_per_second: f64,
+    /// The same over what a product of matrices alone reaches on this device in the run's dtype, which is measured when a
+    /// process begins; null in logs of earlier versions.
+    #[serde(default)]
+    pub device_share: Option<f64>,
     /// Seconds that the step has waited for its text.
     #[serde(default)]
     pub data_wait: f64,
@@ -63,11 +67,14 @@ pub struct StepMetrics {
     pub seconds: f64,
 }
 
-/// A measurement of teacher and student on the held-out text, after a stage.
+/// A measurement of teacher and student on the held-out text, after a stage or within one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// The stage just finished; null before the first.
+    /// The stage just finished, or the one that goes on; null before the first.
     pub stage: Option<String>,
+    /// Steps of the stage done, if it goes on (`evaluation.every`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<usize>,
     /// Training tokens of the run so far.
     pub tokens: u64,
     /// Perplexity of the teacher.
@@ -76,6 +83,9 @@ pub struct Evaluation {
     /// Perplexity of the student.
     #[serde(deserialize_with = "null_is_nan")]
     pub student_perplexity: f64,
+    /// The student's scores in tasks, by task and metric, as `piqa/acc` (`evaluation.tasks`).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tasks: BTreeMap<String, f64>,
 }
 
 /// What the numbers of a run do not say: a change of what it is made from that was accepted, damage that was
@@ -96,7 +106,7 @@ pub struct Note {
 pub enum Record {
     /// After each optimizer step.
     Step(StepMetrics),
-    /// After each stage.
+    /// After each stage, and every `evaluation.every` steps within one.
     Evaluation(Evaluation),
     /// Whenever there is something to say.
     Note(Note),

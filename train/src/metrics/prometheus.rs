@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::{Record, StepMetrics};
+use super::{Evaluation, Record, StepMetrics};
 
 /// How long a client may take for its request, for a part of it, and for reading the answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -25,8 +25,17 @@ pub(super) struct Exporter {
     thread: Option<JoinHandle<()>>,
 }
 
+/// What is shown.
+#[derive(Default)]
+struct Text {
+    /// Of the last step.
+    step: String,
+    /// Of the last measurement on held-out text.
+    evaluation: String,
+}
+
 struct Shared {
-    text: Mutex<String>,
+    text: Mutex<Text>,
     ends: AtomicBool,
 }
 
@@ -56,16 +65,14 @@ impl Exporter {
         })
     }
 
-    /// Shows the numbers of `record` from now on, if it is a step's.
+    /// Shows the numbers of `record` from now on, if it has any.
     pub(super) fn record(&self, record: &Record) {
-        if let Record::Step(step) = record {
-            let text = text(step);
-            let mut shown = self
-                .shared
-                .text
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            *shown = text;
+        let text = &self.shared.text;
+        let shown = || text.lock().unwrap_or_else(PoisonError::into_inner);
+        match record {
+            Record::Step(step) => shown().step = of_step(step),
+            Record::Evaluation(evaluation) => shown().evaluation = of_evaluation(evaluation),
+            Record::Note(_) => {}
         }
     }
 }
@@ -82,8 +89,49 @@ impl Drop for Exporter {
     }
 }
 
+/// The numbers of `evaluation` as Prometheus reads them.
+fn of_evaluation(evaluation: &Evaluation) -> String {
+    let stage = evaluation.stage.as_deref().unwrap_or("untrained");
+    let gauges = [
+        (
+            "student_perplexity",
+            "The student's perplexity on held-out text.",
+            evaluation.student_perplexity,
+        ),
+        (
+            "teacher_perplexity",
+            "The teacher's perplexity on held-out text.",
+            evaluation.teacher_perplexity,
+        ),
+    ];
+    let mut text = gauges
+        .map(|(name, help, value)| gauge(name, help, stage, value))
+        .concat();
+    if !evaluation.tasks.is_empty() {
+        text += "# HELP train_task_score The student's score in a task.\n# TYPE train_task_score gauge\n";
+    }
+    for (name, score) in &evaluation.tasks {
+        let (task, metric) = name.split_once('/').unwrap_or((name, ""));
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            text,
+            "train_task_score{{stage=\"{stage}\",task=\"{task}\",metric=\"{metric}\"}} {}",
+            number(*score)
+        );
+    }
+    text
+}
+
+/// One number.
+fn gauge(name: &str, help: &str, stage: &str, value: f64) -> String {
+    format!(
+        "# HELP train_{name} {help}\n# TYPE train_{name} gauge\ntrain_{name}{{stage=\"{stage}\"}} {}\n",
+        number(value)
+    )
+}
+
 /// The numbers of `step` as Prometheus reads them.
-fn text(step: &StepMetrics) -> String {
+fn of_step(step: &StepMetrics) -> String {
     let mut gauges = vec![
         ("step", "Steps of the stage done.", step.step as f64),
         ("tokens", "Training tokens of the run.", step.tokens as f64),
@@ -110,6 +158,13 @@ fn text(step: &StepMetrics) -> String {
             step.data_wait,
         ),
     ];
+    if let Some(share) = step.device_share {
+        gauges.push((
+            "device_share",
+            "These operations over those of a product of matrices alone.",
+            share,
+        ));
+    }
     if let Some(bytes) = step.memory_bytes {
         gauges.push((
             "memory_bytes",
@@ -120,12 +175,7 @@ fn text(step: &StepMetrics) -> String {
     let mut text = String::new();
     let stage = &step.stage;
     for (name, help, value) in gauges {
-        // Writing to a string does not fail.
-        let _ = writeln!(
-            text,
-            "# HELP train_{name} {help}\n# TYPE train_{name} gauge\ntrain_{name}{{stage=\"{stage}\"}} {}",
-            number(value)
-        );
+        text += &gauge(name, help, stage, value);
     }
     if !step.grad_norms.is_empty() {
         text +=
@@ -133,6 +183,7 @@ fn text(step: &StepMetrics) -> String {
     }
     for (part, norm) in &step.grad_norms {
         let (part, norm) = (part.name(), number(*norm));
+        // Writing to a string does not fail.
         let _ = writeln!(
             text,
             "train_part_grad_norm{{stage=\"{stage}\",part=\"{part}\"}} {norm}"
@@ -180,7 +231,7 @@ fn answer(mut stream: TcpStream, shared: &Shared) -> io::Result<()> {
     let (status, body) = match (words.next(), words.next()) {
         (Some("GET"), Some("/metrics")) => {
             let text = shared.text.lock().unwrap_or_else(PoisonError::into_inner);
-            ("200 OK", text.clone())
+            ("200 OK", text.step.clone() + &text.evaluation)
         }
         (Some("GET"), _) => ("404 Not Found", "there is only /metrics\n".to_owned()),
         _ => (
@@ -221,6 +272,14 @@ mod tests {
             ..StepMetrics::default()
         };
         exporter.record(&Record::Step(step));
+        exporter.record(&Record::Evaluation(Evaluation {
+            stage: Some("stage3".to_owned()),
+            step: Some(5),
+            tokens: 4000,
+            teacher_perplexity: 29.5,
+            student_perplexity: 33.25,
+            tasks: [("piqa/acc".to_owned(), 0.625)].into(),
+        }));
         let request = "GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n";
         for _ in 0..2 {
             let answer = ask(&exporter, request);
@@ -232,6 +291,9 @@ mod tests {
                 "train_tokens{stage=\"stage3\"} 4096",
                 "train_grad_norm{stage=\"stage3\"} +Inf",
                 "train_part_grad_norm{stage=\"stage3\",part=\"head\"} 0.25",
+                "train_student_perplexity{stage=\"stage3\"} 33.25",
+                "train_teacher_perplexity{stage=\"stage3\"} 29.5",
+                "train_task_score{stage=\"stage3\",task=\"piqa\",metric=\"acc\"} 0.625",
             ] {
                 assert!(
                     answer.lines().any(|found| found == line),

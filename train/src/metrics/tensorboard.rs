@@ -65,6 +65,8 @@ impl EventFile {
                 values.extend(
                     norms.map(|(part, norm)| (format!("grad_norm/{}", part.name()), *norm)),
                 );
+                let share = step.device_share;
+                values.extend(share.map(|share| ("speed/device_share".to_owned(), share)));
                 let memory = step.memory_bytes.map(|bytes| bytes as f64);
                 values.extend(memory.map(|bytes| ("speed/memory_bytes".to_owned(), bytes)));
                 (step.tokens, values)
@@ -75,7 +77,10 @@ impl EventFile {
                     ("perplexity/teacher", evaluation.teacher_perplexity),
                 ];
                 let values = values.map(|(name, value)| (name.to_owned(), value));
-                (evaluation.tokens, values.to_vec())
+                let mut values = values.to_vec();
+                let tasks = evaluation.tasks.iter();
+                values.extend(tasks.map(|(name, score)| (format!("tasks/{name}"), *score)));
+                (evaluation.tokens, values)
             }
             Record::Note(_) => return Ok(()),
         };
@@ -194,9 +199,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let evaluation = Record::Evaluation(Evaluation {
             stage: None,
+            step: None,
             tokens: 300,
             teacher_perplexity: 1.5,
             student_perplexity: 2.0,
+            tasks: Default::default(),
         });
         let mut file = EventFile::create(folder.path(), std::slice::from_ref(&evaluation)).unwrap();
         file.record(&evaluation).unwrap();

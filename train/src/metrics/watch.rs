@@ -127,10 +127,17 @@ impl Watch {
             student_perplexity: student,
             ..
         } = evaluation;
-        let when = evaluation.stage.as_deref().unwrap_or("untrained");
+        let stage = evaluation.stage.as_deref().unwrap_or("untrained");
+        let when = match evaluation.step {
+            Some(step) => format!("{stage} step {step}"),
+            None => stage.to_owned(),
+        };
+        let tasks = evaluation.tasks.iter();
+        let tasks = tasks.map(|(name, score)| format!(", {name} {score:.4}"));
         self.note(&format!(
-            "{when}: perplexity {student:.2}, teacher {teacher:.2}, ratio {:.4}",
-            student / teacher
+            "{when}: perplexity {student:.2}, teacher {teacher:.2}, ratio {:.4}{}",
+            student / teacher,
+            tasks.collect::<String>()
         ));
     }
 

@@ -25,6 +25,7 @@ fn made_from(set: &[&str]) -> Provenance {
         texts: stages
             .map(|stage| (stage.name.clone(), text("data.train", "e")))
             .collect(),
+        caches: [("stage3".to_owned(), "f".to_owned())].into(),
     }
 }
 
@@ -67,6 +68,18 @@ fn changes_are_named() {
         changes(&now),
         ["the teacher's model.safetensors", "the tokenizer.json"]
     );
+    // The teacher's predictions that a stage has read, and those of one that has not begun.
+    let mut read = then.clone();
+    read.caches.insert("stage2".into(), "f".into());
+    let mut other = read.clone();
+    other
+        .caches
+        .values_mut()
+        .for_each(|cache| *cache = "x".into());
+    assert_eq!(
+        read.changes(&other, &position, ["stage1"].into_iter()),
+        ["the teacher's cached predictions of stage2"]
+    );
     // Text of a stage that has not begun.
     let mut now = then.clone();
     now.texts.insert("stage3".into(), text("data.train", "x"));
@@ -93,6 +106,9 @@ fn changes_are_named() {
         "log.every=3",
         "safety.max_skipped=2",
         "evaluation.batch=1",
+        "evaluation.every=3",
+        "student.from=/students/a",
+        "evaluation.tasks=piqa",
         "stage1.micro_batch=1",
         "stage3.recompute=true",
         "stage3.lr=1e-3",

@@ -96,7 +96,9 @@ pub(super) fn perplexities(evaluations: &[&Evaluation]) -> Result<Option<String>
         chart.draw_series(dots)?;
 
         let mut lowest = i32::MIN;
-        for (e, at) in measured.iter().zip(&points) {
+        // Those within a stage are points without a label.
+        let labelled = measured.iter().zip(&points);
+        for (e, at) in labelled.filter(|(e, _)| e.step.is_none()) {
             let (left, middle) = chart.backend_coord(at);
             // Labels never overlap: each is at least a line below the one before.
             let top = (middle - 26).max(lowest);
@@ -342,9 +344,11 @@ mod tests {
     fn perplexities_are_labelled_with_their_ratio() {
         let evaluation = |stage: Option<&str>, thousands: u64, student_perplexity| Evaluation {
             stage: stage.map(str::to_owned),
+            step: None,
             tokens: 1000 * thousands,
             teacher_perplexity: 20.0,
             student_perplexity,
+            tasks: Default::default(),
         };
         let before = evaluation(None, 0, 800.0);
         let diverged = evaluation(Some("bold"), 2, f64::NAN);

@@ -168,6 +168,21 @@ impl Comparison {
         if let Some(svg) = chart::overlaid(&ratios, axis, true)? {
             panels.push(("after each stage", svg));
         }
+        let evaluations = self.0.iter().flat_map(|run| &run.evaluations);
+        let tasks: BTreeSet<&str> = evaluations
+            .flat_map(|evaluation| evaluation.tasks.keys().map(String::as_str))
+            .collect();
+        for task in tasks {
+            let of_run = |run: &OneRun| {
+                let scores = run.evaluations.iter();
+                let scores = scores.filter_map(|e| Some((e.tokens, *e.tasks.get(task)?)));
+                scores.collect()
+            };
+            let scores: Vec<_> = self.0.iter().map(of_run).collect();
+            if let Some(svg) = chart::overlaid(&scores, "score", true)? {
+                panels.push((task, svg));
+            }
+        }
         Ok(html! {
             h2 { "Curves" }
             p.note { "Losses are means over a thirtieth of a stage, against the training tokens of each run." }
@@ -315,9 +330,11 @@ mod tests {
         }
         let evaluation = Evaluation {
             stage: Some("stage3".to_owned()),
+            step: None,
             tokens: 4096,
             teacher_perplexity: 20.0,
             student_perplexity: 25.0,
+            tasks: Default::default(),
         };
         log.record(&Record::Evaluation(evaluation)).unwrap();
     }

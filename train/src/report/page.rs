@@ -1,5 +1,7 @@
 //! The page around the drawings.
 
+use std::collections::BTreeSet;
+
 use indicatif::{HumanBytes, HumanCount};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
@@ -89,13 +91,17 @@ fn perplexity_section(records: &[Record]) -> Result<Markup, ReportError> {
     let mut evaluations: Vec<&Evaluation> = Vec::new();
     for record in records {
         if let Record::Evaluation(evaluation) = record {
-            // If a stage was measured twice, as after an edit of the configuration, the last counts.
-            evaluations.retain(|other| other.stage != evaluation.stage);
+            // If the same was measured twice, as after an edit of the configuration, the last counts.
+            let is_same = |other: &Evaluation| {
+                (&other.stage, other.step) == (&evaluation.stage, evaluation.step)
+            };
+            evaluations.retain(|other| !is_same(other));
             evaluations.push(evaluation);
         }
     }
+    let tasks = task_table(&evaluations);
     let Some(svg) = chart::perplexities(&evaluations)? else {
-        return Ok(html! {});
+        return Ok(tasks);
     };
     Ok(html! {
         h2 { "Perplexity after each stage" }
@@ -108,7 +114,50 @@ fn perplexity_section(records: &[Record]) -> Result<Markup, ReportError> {
                  gain of it is a by-product."
             }
         }
+        (tasks)
     })
+}
+
+/// The student's scores in tasks, a row for each measurement that has some.
+fn task_table(evaluations: &[&Evaluation]) -> Markup {
+    let scored = evaluations.iter().filter(|e| !e.tasks.is_empty());
+    let scored: Vec<_> = scored.collect();
+    let names: BTreeSet<&String> = scored.iter().flat_map(|e| e.tasks.keys()).collect();
+    if scored.is_empty() {
+        return html! {};
+    }
+    html! {
+        h2 { "Tasks" }
+        div.wide {
+            table {
+                thead {
+                    tr {
+                        th { "student" }
+                        th { "tokens" }
+                        @for name in &names { th { (name) } }
+                    }
+                }
+                tbody {
+                    @for evaluation in scored {
+                        tr {
+                            td {
+                                (evaluation.stage.as_deref().unwrap_or("untrained"))
+                                @if let Some(step) = evaluation.step { " step " (step) }
+                            }
+                            td { (HumanCount(evaluation.tokens)) }
+                            @for name in &names {
+                                td {
+                                    @if let Some(score) = evaluation.tasks.get(*name) {
+                                        (format!("{score:.4}"))
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
 }
 
 fn loss_section(stages: &[StageSummary], records: &[Record]) -> Result<Markup, ReportError> {
@@ -280,9 +329,11 @@ mod tests {
     fn data() -> ReportData {
         let evaluation = Evaluation {
             stage: Some("last".to_owned()),
+            step: None,
             tokens: 2048,
             teacher_perplexity: 20.0,
             student_perplexity: 25.0,
+            tasks: Default::default(),
         };
         let step = StepMetrics {
             stage: "last".to_owned(),

@@ -35,14 +35,19 @@ impl<B: TrainBackend> Run<B> {
         let student_perplexity = stages.last().map_or(f64::NAN, |stage| stage.perplexity);
         // In the dtype in which it has trained and was measured, which is the teacher's.
         let student = student.cast(self.options.config.precision.dtype());
-        let specimens = Specimens {
-            teacher: &self.teacher,
-            student: &student,
-            tokenizer: &self.tokenizer,
-            held_out: &self.held_out,
-            device: &self.device,
+        let (matrices, samples) = if let Some(teacher) = &self.teacher {
+            let specimens = Specimens {
+                teacher,
+                student: &student,
+                tokenizer: &self.tokenizer,
+                held_out: &self.held_out,
+                device: &self.device,
+            };
+            (specimens.matrices()?, specimens.samples()?)
+        } else {
+            // Both show the two models side by side.
+            (vec![], vec![])
         };
-        let (matrices, samples) = (specimens.matrices()?, specimens.samples()?);
         let summary = Summary {
             teacher_perplexity: self.progress.teacher_perplexity,
             student_perplexity,

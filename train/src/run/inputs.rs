@@ -134,6 +134,27 @@ pub(crate) fn untrained_student<B: TrainBackend>(
     Ok((PhiMamba::<B>::from_inner(student), fits))
 }
 
+/// The student in `folder` to start from, whose sizes are those of `config`, and that no mixer was fitted.
+///
+/// # Errors
+/// [`TrainError::Mismatch`] if its sizes are others; [`TrainError::Weights`] if it cannot be read.
+pub(super) fn student_from<B: TrainBackend>(
+    folder: &str,
+    config: &ModelConfig,
+    device: &B::Device,
+) -> Result<(PhiMamba<B>, Vec<Fit>), TrainError> {
+    let folder = Path::new(folder);
+    if model::load_config(folder)? != *config {
+        return Err(TrainError::Mismatch(format!(
+            "{}: this student, which student.from names, is not one that [student] and the teacher make; change the \
+             keys of [student] to those that it was made with, or name another",
+            folder.display()
+        )));
+    }
+    let (_, student) = model::load_any(folder, device)?;
+    Ok((student, vec![]))
+}
+
 /// The text that mixers are calibrated on: the first windows of the first stage's text, as ids `[b, l]` of some
 /// thousand tokens each.
 ///

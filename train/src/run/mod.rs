@@ -3,6 +3,7 @@
 //! The run folder receives `config.toml` first and `summary.json` last: a folder with the first is a
 //! run, and a run with the second is finished.
 
+mod cache_teacher;
 mod close;
 mod finite;
 mod folder;
@@ -10,16 +11,20 @@ mod inputs;
 mod open;
 mod options;
 mod pending_metrics;
+mod predictions;
 mod prefetch;
 mod prepare;
 mod record;
 mod roll_back;
 mod sources;
+mod tasks;
 mod teacher_and_text;
 mod teacher_files;
 mod text;
+mod within;
 mod writer;
 
+pub use cache_teacher::{CacheTeacher, CachedTeacher};
 pub(crate) use folder::begun;
 pub use inputs::student_config;
 pub(crate) use inputs::{check_layers, teacher_of_stages, untrained_student};
@@ -39,6 +44,7 @@ use model::{ModelConfig, Phi, PhiMamba};
 
 use self::folder::{Held, finished, is_run};
 use self::pending_metrics::{PendingMetrics, QueuedStep};
+use self::predictions::needs_teacher;
 use self::prefetch::Prefetch;
 use self::teacher_files::TeacherFiles;
 use self::text::{StageText, first_batch};
@@ -55,6 +61,7 @@ use crate::retry::{retry, sleep};
 use crate::stages::{StageStep, train_parts};
 use crate::step::TrainStep;
 use crate::summary::StageSummary;
+use crate::teacher_cache::TeacherCache;
 
 /// The file of the run folder that says what the run does; the first to be written.
 pub const CONFIG: &str = "config.toml";
@@ -88,7 +95,12 @@ pub struct Run<B: TrainBackend> {
     idle_layers: Vec<Vec<usize>>,
     /// Of each stage of the list: the operations that a token takes.
     operations: Vec<f64>,
-    teacher: Phi<B::InnerBackend>,
+    /// Operations a second of a product of matrices on this device.
+    device_rate: f64,
+    /// `None` where no stage that is left computes it.
+    teacher: Option<Phi<B::InnerBackend>>,
+    /// Of each stage of the list: the cache of the teacher's predictions that it reads, if it does.
+    caches: Vec<Option<Arc<TeacherCache>>>,
     student_config: ModelConfig,
     optimizer: AdamW<B::InnerBackend>,
     progress: Progress,
@@ -98,10 +110,18 @@ pub struct Run<B: TrainBackend> {
     log: MetricsLog,
     mirrors: Mirrors,
     watch: Watch,
-    /// What the loss of the stage can come to; `None` if this process did not begin the stage, or has said it.
-    floor: Option<f64>,
+    /// What there is to say of the stage's loss; `None` if this process did not begin the stage, or has said it.
+    beginning: Option<Beginning>,
+    /// Of each stage of the list: what its loss has come to in runs on record, in words.
+    recorded: Vec<String>,
     started: Instant,
     seconds_before: f64,
+}
+
+/// What is said of a stage's loss with its first step.
+struct Beginning {
+    /// What it would be with the teacher in the student's place, if that is known.
+    floor: Option<f64>,
 }
 
 /// How a stage ended, for now.
@@ -185,6 +205,7 @@ impl<B: TrainBackend> Run<B> {
             self.progress.stage_seconds = 0.0;
             self.progress.skipped_in_a_row = 0;
             self.progress.stage_skipped = 0;
+            self.progress.measured_step = 0;
             self.progress.loss = None;
             self.progress.guard = Guard::default();
             self.optimizer = AdamW::new(&config.optimizer);
@@ -198,10 +219,25 @@ impl<B: TrainBackend> Run<B> {
         let is_incoming = self.train[number].is_incoming();
         let sources = self.train[number].sources.clone();
         let batches = Batches::mixed(sources, stage.batch, config.seed)?;
-        let mut batches = Prefetch::new(move |step| batches.batch(step), first);
+        let (cache, rows) = (self.caches[number].clone(), stage.batch);
+        let make = move |step: u64| -> Result<_, TrainError> {
+            let batch = batches.batch(step)?;
+            let cached = cache.as_ref();
+            let predictions = cached.map(|cache| cache.rows(step * rows as u64, rows));
+            Ok((batch, predictions.transpose()?))
+        };
+        let mut batches = Prefetch::new(make, first);
         let mut student = train_parts(student, &stage.lr);
+        if !needs_teacher(&config, number) {
+            self.teacher = None;
+        }
         let (precision, device) = (config.precision, &self.device);
-        let train_step = TrainStep::<B>::new(stage, &self.teacher, &student, precision, device);
+        let train_step = match (&self.caches[number], &self.teacher) {
+            (None, Some(teacher)) => {
+                TrainStep::<B>::new(stage, teacher, &student, precision, device)
+            }
+            _ => TrainStep::<B>::without_teacher(stage, &student, precision, device),
+        };
         let train_step = train_step.with_seed(config.seed);
         // What the steps of the stage before had reserved for tensors of their sizes.
         B::memory_cleanup(device);
@@ -222,6 +258,9 @@ impl<B: TrainBackend> Run<B> {
         }
 
         while self.progress.step < steps {
+            if self.is_measured_now() {
+                self.measure_within(stage, &student, &mut pending)?;
+            }
             if stop_requested(&self.options, &self.watch) {
                 self.read(stage, &mut pending)?;
                 self.checkpoint(&student)?;
@@ -231,13 +270,16 @@ impl<B: TrainBackend> Run<B> {
             }
             let waits = Instant::now();
             let stops = || is_incoming && stop_requested(&self.options, &self.watch);
-            let Some(batch) = batches.next(stops)? else {
+            let Some((batch, predictions)) = batches.next(stops)? else {
                 continue;
             };
             let data_wait = waits.elapsed().as_secs_f64();
             if self.progress.step == 0 {
-                let floor = train_step.floor(&batch).into_data();
-                self.floor = floor.iter::<f64>().next();
+                let floor = match &predictions {
+                    Some(predictions) => train_step.floor_from_cache(predictions),
+                    None => train_step.floor(&batch).into_data().iter::<f64>().next(),
+                };
+                self.beginning = Some(Beginning { floor });
                 pending.restart();
             }
             let rates = stage.lr_at(self.progress.step, steps);
@@ -253,7 +295,13 @@ impl<B: TrainBackend> Run<B> {
                 self.optimizer.loss_limit = self.progress.guard.limit(&config.guard);
             }
             let measured;
-            (student, measured) = train_step.step(student, &mut self.optimizer, &batch, &rates, at);
+            let optimizer = &mut self.optimizer;
+            (student, measured) = match &predictions {
+                Some(predictions) => {
+                    train_step.step_from_cache(student, optimizer, &batch, predictions, &rates, at)
+                }
+                None => train_step.step(student, optimizer, &batch, &rates, at),
+            };
             self.progress.step += 1;
             self.progress.tokens += config.tokens_per_step(stage);
             let step = self.progress.step;
@@ -377,11 +425,17 @@ impl<B: TrainBackend> Run<B> {
         if !student_perplexity.is_finite() {
             return Err(self.diverged("the perplexity".to_owned()));
         }
+        let Some(tasks) = self.task_scores(&student.valid())? else {
+            return Ok(false);
+        };
+        let config = &self.options.config;
         let evaluation = Evaluation {
             stage: Some(stage.name.clone()),
+            step: None,
             tokens: self.progress.tokens,
             teacher_perplexity: self.progress.teacher_perplexity,
             student_perplexity,
+            tasks,
         };
         let steps = config.steps(stage);
         let summary = StageSummary {

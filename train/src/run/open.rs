@@ -10,6 +10,7 @@ use kernels::TrainBackend;
 use model::{CausalLm, Fit, InitError, PhiMamba};
 
 use super::folder::Held;
+use super::predictions::{self, needs_teacher, stage_of};
 use super::teacher_files::TeacherFiles;
 use super::text::text;
 use super::writer::Writer;
@@ -19,12 +20,14 @@ use super::{
 };
 use crate::checkpoint::{self, Checkpoints, Found, Loaded, Progress};
 use crate::config::{Config, GuardAction};
+use crate::device_rate::device_rate;
 use crate::error::TrainError;
 use crate::evaluate::perplexity;
 use crate::guard::Guard;
 use crate::metrics::{Evaluation, MetricsLog, Mirrors, Note, Record, StagePlan, Watch};
 use crate::optimizer::AdamW;
 use crate::provenance::Provenance;
+use crate::recorded::recorded as recorded_losses;
 
 impl<B: TrainBackend> Run<B> {
     /// Reads or makes everything the stages need; `None` if asked to stop on the way.
@@ -66,21 +69,39 @@ impl<B: TrainBackend> Run<B> {
 
         let teacher_folder = inputs::teacher_folder(&config.teacher.model, before.as_ref())?;
         let stamps = inputs::stamps(&teacher_folder)?;
-        let (teacher_config, teacher) =
-            model::load_any(&teacher_folder, device).map_err(TrainError::Teacher)?;
+        let teacher_config = model::load_config(&teacher_folder).map_err(TrainError::Teacher)?;
+        // The checkpoint at a stage's end counts as one of that stage, which then loads the teacher for nothing.
+        let next = newest.as_ref().map_or(0, |found| stage_of(found, &names));
+        let is_new = newest.is_none();
+        let loads = needs_teacher(config, next) || (is_new && config.student.from.is_empty());
+        let teacher = if loads {
+            let loaded = model::load_any::<B::InnerBackend>(&teacher_folder, device);
+            Some(loaded.map_err(TrainError::Teacher)?.1)
+        } else {
+            None
+        };
         let student_config = inputs::student_config(config, &teacher_config)?;
         let how = inputs::initialisation(config);
-        how.check(&CausalLm::init(&student_config, 0, device), &teacher)?;
-        let (idle_layers, operations) = {
+        if let (Some(teacher), true) = (&teacher, config.student.from.is_empty()) {
+            how.check(&CausalLm::init(&student_config, 0, device), teacher)?;
+        }
+        let (idle_layers, operations, recorded) = {
             let (teacher, student) = (teacher_config.network(), student_config.network());
             let stages = config.stages.iter();
             let idle = stages.clone();
             let idle = idle.map(|stage| check_layers(stage, &teacher, &student));
-            let operations = stages.map(|stage| {
+            let recorded = stages.clone();
+            let recorded =
+                recorded.map(|stage| recorded_losses(&stage.kind, &teacher, config.context(stage)));
+            let operations = stages.clone().map(|stage| {
                 let l = config.context(stage);
                 stage.kind.arithmetic(l, &teacher, &student).total()
             });
-            (idle.collect::<Result<Vec<_>, _>>()?, operations.collect())
+            (
+                idle.collect::<Result<Vec<_>, _>>()?,
+                operations.collect(),
+                recorded.collect(),
+            )
         };
         let tokenizer = inputs::tokenizer(config, &teacher_folder, &teacher_config)?;
         let tokenizer = Arc::new(tokenizer);
@@ -95,6 +116,7 @@ impl<B: TrainBackend> Run<B> {
             teacher: Provenance::of_teacher(&teacher_folder)?,
             held_out: None,
             texts: BTreeMap::new(),
+            caches: BTreeMap::new(),
             config: config.to_table()?,
         };
         // What has been hashed is what was loaded.
@@ -117,6 +139,12 @@ impl<B: TrainBackend> Run<B> {
         made_from.held_out = Some(text.held_out_is.clone());
         let texts = text.train.iter().map(|text| text.is.clone());
         made_from.texts = names.iter().cloned().zip(texts).collect();
+        let vocab_size = student_config.network().vocab_size;
+        let caches = predictions::open(config, &made_from, vocab_size, next)?;
+        let identities = names.iter().zip(&caches);
+        made_from.caches = identities
+            .filter_map(|(name, cache)| Some((name.clone(), cache.as_ref()?.identity())))
+            .collect();
         held.check()?;
 
         let metrics = folder.join(METRICS);
@@ -137,19 +165,31 @@ impl<B: TrainBackend> Run<B> {
         if B::queues() {
             watch.note(COMPILING);
         }
+        let device_rate = device_rate::<B::InnerBackend>(dtype, device)?;
+        watch.note(&format!(
+            "a product of matrices alone reaches {:.1} GFLOP/s here, in {}",
+            1e-9 * device_rate,
+            config.precision
+        ));
         let stop = |watch: &Watch| stop_requested(&options, watch);
         let measure = |model: CausalLm<_>, watch: &Watch| {
             let model = model.cast(dtype);
             let stop = || stop(watch);
             perplexity(&model, &text.held_out, &config.evaluation, device, stop)
         };
-        let measure_teacher = |watch: &Watch| match measure(teacher.clone(), watch)? {
-            Some(perplexity) if !perplexity.is_finite() => Err(TrainError::TeacherNotFinite {
-                model: config.teacher.model.clone(),
-                perplexity,
-                precision: config.precision,
-            }),
-            measured => Ok(measured),
+        let measure_teacher = |watch: &Watch| {
+            let Some(teacher) = &teacher else {
+                return predictions::teacher_perplexity(config, &caches, &text.held_out_is)
+                    .map(Some);
+            };
+            match measure(teacher.clone(), watch)? {
+                Some(perplexity) if !perplexity.is_finite() => Err(TrainError::TeacherNotFinite {
+                    model: config.teacher.model.clone(),
+                    perplexity,
+                    precision: config.precision,
+                }),
+                measured => Ok(measured),
+            }
         };
 
         let (student, progress, log) = if let Some((newest, loaded)) = loaded {
@@ -221,7 +261,7 @@ impl<B: TrainBackend> Run<B> {
             watch.note(&format!(
                 "teacher {} ({} layers, width {}), {} training tokens{}, {} held out, on {}",
                 config.teacher.model,
-                teacher.backbone.layers.len(),
+                teacher_config.network().mixers.len(),
                 teacher_config.network().d_model,
                 text.training_tokens,
                 text.more_tokens(),
@@ -239,21 +279,24 @@ impl<B: TrainBackend> Run<B> {
                 say_stopped(&options, &mut watch);
                 return Ok(None);
             };
-            let calibration = if how.reads_text() {
+            let calibration = if how.reads_text() && config.student.from.is_empty() {
                 watch.note("fitting the mixers to the teacher's attention, which takes a while");
                 inputs::calibration_text(&text.first_windows()?, device)?
             } else {
                 vec![]
             };
-            let made = untrained_student::<B>(
-                &student_config,
-                config.seed,
-                &teacher,
-                how,
-                &calibration,
-                &|| stop(&watch),
-                device,
-            );
+            let made = match &teacher {
+                Some(teacher) if config.student.from.is_empty() => untrained_student::<B>(
+                    &student_config,
+                    config.seed,
+                    teacher,
+                    how,
+                    &calibration,
+                    &|| stop(&watch),
+                    device,
+                ),
+                _ => inputs::student_from::<B>(&config.student.from, &student_config, device),
+            };
             drop(calibration);
             if let Err(TrainError::Initialisation(InitError::Stopped)) = made {
                 say_stopped(&options, &mut watch);
@@ -266,9 +309,11 @@ impl<B: TrainBackend> Run<B> {
             };
             let evaluation = Evaluation {
                 stage: None,
+                step: None,
                 tokens: 0,
                 teacher_perplexity,
                 student_perplexity: untrained,
+                tasks: BTreeMap::new(),
             };
             log.record(&Record::Evaluation(evaluation.clone()))?;
             watch.evaluation(&evaluation);
@@ -297,6 +342,7 @@ impl<B: TrainBackend> Run<B> {
                 seconds: 0.0,
                 passed_over: 0,
                 roll_backs: 0,
+                measured_step: 0,
                 guard: Guard::default(),
                 skipped: 0,
                 skipped_in_a_row: 0,
@@ -322,7 +368,10 @@ impl<B: TrainBackend> Run<B> {
             skipped_lines: text.skipped_lines,
             idle_layers,
             operations,
-            teacher: teacher_of_stages(teacher, &student_config, config.precision),
+            device_rate,
+            teacher: teacher
+                .map(|teacher| teacher_of_stages(teacher, &student_config, config.precision)),
+            caches,
             student_config,
             optimizer,
             seconds_before: progress.seconds,
@@ -331,7 +380,8 @@ impl<B: TrainBackend> Run<B> {
             log,
             mirrors: Mirrors::open(&options.config.log, &options.folder, &metrics),
             watch,
-            floor: None,
+            beginning: None,
+            recorded,
             started,
             options,
         };

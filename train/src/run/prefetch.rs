@@ -5,8 +5,6 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use datasets::{Batch, DataError};
-
 /// The batches that may wait for their steps.
 const WAITING: usize = 2;
 
@@ -14,18 +12,15 @@ const WAITING: usize = 2;
 const ASK_EVERY: Duration = Duration::from_millis(200);
 
 /// The batches from one number on, in order. The thread that makes them ends when this is dropped.
-pub(super) struct Prefetch {
-    batches: Receiver<Result<Batch, DataError>>,
+pub(super) struct Prefetch<T, E> {
+    batches: Receiver<Result<T, E>>,
     /// Until it has ended.
     thread: Option<JoinHandle<()>>,
 }
 
-impl Prefetch {
+impl<T: Send + 'static, E: Send + 'static> Prefetch<T, E> {
     /// The batches that `make` returns for the numbers from `first` on.
-    pub(super) fn new(
-        make: impl Fn(u64) -> Result<Batch, DataError> + Send + 'static,
-        first: u64,
-    ) -> Self {
+    pub(super) fn new(make: impl Fn(u64) -> Result<T, E> + Send + 'static, first: u64) -> Self {
         let (sender, batches) = sync_channel(WAITING);
         let thread = thread::spawn(move || {
             for step in first.. {
@@ -46,11 +41,11 @@ impl Prefetch {
     /// to be fetched.
     ///
     /// # Errors
-    /// [`DataError`] if the shards are damaged. There is no batch after that.
+    /// That of `make`, as if the shards are damaged. There is no batch after that.
     ///
     /// # Panics
     /// With the panic of `make`; or after an error.
-    pub(super) fn next(&mut self, gives_up: impl Fn() -> bool) -> Result<Option<Batch>, DataError> {
+    pub(super) fn next(&mut self, gives_up: impl Fn() -> bool) -> Result<Option<T>, E> {
         loop {
             match self.batches.recv_timeout(ASK_EVERY) {
                 Ok(batch) => return batch.map(Some),
@@ -70,7 +65,11 @@ impl Prefetch {
 mod tests {
     use std::sync::mpsc::channel;
 
+    use datasets::{Batch, DataError};
+
     use super::*;
+
+    type Batches = Prefetch<Batch, DataError>;
 
     fn batch(number: u64) -> Batch {
         Batch {
@@ -83,7 +82,7 @@ mod tests {
 
     #[test]
     fn batches_come_in_order() {
-        let mut batches = Prefetch::new(|number| Ok(batch(number)), 5);
+        let mut batches = Batches::new(|number| Ok(batch(number)), 5);
         for number in 5..20 {
             assert_eq!(batches.next(|| false).unwrap(), Some(batch(number)));
         }
@@ -96,7 +95,7 @@ mod tests {
             let _ = fetches.recv();
             Ok(batch(number))
         };
-        let mut batches = Prefetch::new(make, 3);
+        let mut batches = Batches::new(make, 3);
         assert_eq!(batches.next(|| true).unwrap(), None);
         // What was waited for is not lost.
         fetched.send(()).unwrap();
@@ -110,7 +109,7 @@ mod tests {
             assert!(number != 7, "no batch 7");
             Ok(batch(number))
         };
-        let mut batches = Prefetch::new(make, 6);
+        let mut batches = Batches::new(make, 6);
         assert_eq!(batches.next(|| false).unwrap(), Some(batch(6)));
         let _ = batches.next(|| false);
     }

@@ -2,8 +2,8 @@
 
 use kernels::TrainBackend;
 
-use super::Run;
 use super::pending_metrics::PendingMetrics;
+use super::{Beginning, Run};
 use crate::config::{GuardAction, StageConfig};
 use crate::error::TrainError;
 use crate::metrics::{Note, Record, StepMetrics};
@@ -65,6 +65,7 @@ impl<B: TrainBackend> Run<B> {
                 grad_norms: norms,
                 tokens_per_second,
                 operations_per_second: operations * tokens_per_second,
+                device_share: Some(operations * tokens_per_second / self.device_rate),
                 data_wait: queued.data_wait,
                 memory_bytes,
                 skipped,
@@ -72,10 +73,13 @@ impl<B: TrainBackend> Run<B> {
             };
             self.record(Record::Step(metrics.clone()))?;
             self.watch.step(&metrics, self.progress.skipped);
-            if let Some(floor) = self.floor.take() {
+            if let Some(Beginning { floor }) = self.beginning.take() {
+                let floor = floor.map_or(String::new(), |floor| {
+                    format!(", and {floor:.4} with the teacher in the student's place")
+                });
+                let recorded = &self.recorded[self.progress.finished.len()];
                 self.watch.note(&format!(
-                    "{}: its loss is {loss:.4} before the first step, and {floor:.4} with the teacher in the student's \
-                     place",
+                    "{}: its loss is {loss:.4} before the first step{floor}; {recorded}",
                     stage.name
                 ));
             }

@@ -65,9 +65,31 @@ pub(super) fn pass<B: TrainBackend>(
     gradients: &mut Gradients<B::InnerBackend>,
 ) -> (Tensor<B::InnerBackend, 1>, Tensor<B::InnerBackend, 3>) {
     let [b, l, d] = features.student.dims();
+    let teacher_td = features.teacher.reshape([b * l, d]);
+    let loss = |start: usize, student_nv: Tensor<B::InnerBackend, 2>| {
+        let n = student_nv.dims()[0];
+        let teacher_nv = teacher.forward(teacher_td.clone().narrow(0, start, n));
+        let labels = labels.clone().map(|labels| labels.narrow(0, start, n));
+        loss(student_nv, teacher_nv, labels)
+    };
+    pass_of_student(student, features.student, loss, block, gradients)
+}
+
+/// The same for a loss that knows the teacher's part: it is given the number of the block's first token and the student's
+/// logits of the block.
+pub(super) fn pass_of_student<B: TrainBackend>(
+    student: &Linear<B>,
+    features: Tensor<B::InnerBackend, 3>,
+    loss: impl Fn(
+        usize,
+        Tensor<B::InnerBackend, 2>,
+    ) -> (Tensor<B::InnerBackend, 1>, Tensor<B::InnerBackend, 2>),
+    block: usize,
+    gradients: &mut Gradients<B::InnerBackend>,
+) -> (Tensor<B::InnerBackend, 1>, Tensor<B::InnerBackend, 3>) {
+    let [b, l, d] = features.dims();
     let t = b * l;
-    let student_td = features.student.reshape([t, d]);
-    let teacher_td = features.teacher.reshape([t, d]);
+    let student_td = features.reshape([t, d]);
     let bias = student.bias.as_ref();
     // The gradient to the features is always wanted: whether anything below trains is not known here.
     let wanted = [
@@ -81,10 +103,7 @@ pub(super) fn pass<B: TrainBackend>(
     for start in (0..t).step_by(block) {
         let n = block.min(t - start);
         let x_nd = student_td.clone().narrow(0, start, n);
-        let student_nv = head.forward(x_nd.clone());
-        let teacher_nv = teacher.forward(teacher_td.clone().narrow(0, start, n));
-        let labels = labels.clone().map(|labels| labels.narrow(0, start, n));
-        let (part, dlogits_nv) = loss(student_nv, teacher_nv, labels);
+        let (part, dlogits_nv) = loss(start, head.forward(x_nd.clone()));
         let (dx_nd, dw, db) = timed(Kind::Products, || {
             B::InnerBackend::linear_backward(x_nd, head.weight.val(), dlogits_nv, wanted)
         });

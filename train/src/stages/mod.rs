@@ -22,10 +22,11 @@ mod window_dropout;
 
 use std::fmt;
 
+use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
-use kernels::{KernelBackend, TrainBackend};
-use model::{NetworkConfig, Part, Phi, PhiMamba};
+use kernels::{KernelBackend, TopClasses, TrainBackend};
+use model::{NetworkConfig, Part, Phi, PhiMamba, widen};
 use serde::{Deserialize, Serialize};
 
 pub use arithmetic::Arithmetic;
@@ -35,6 +36,7 @@ pub(crate) use window_dropout::left_out;
 
 use crate::gradients::Gradients;
 use crate::limits::OutOfRange;
+use crate::teacher_cache::TopK;
 
 /// Token ids and, for each, the one that follows: both `[b, l]`.
 #[derive(Debug, Clone)]
@@ -137,6 +139,43 @@ pub trait Stage: Default {
         at: StageStep,
         gradients: &mut Gradients<B::InnerBackend>,
     ) -> Tensor<B::InnerBackend, 1>;
+
+    /// The folder of the [`teacher_cache`](crate::teacher_cache) from which the stage reads the teacher's part of its
+    /// passes, in place of computing it; empty if it computes it.
+    fn teacher_cache(&self) -> &str {
+        ""
+    }
+
+    /// The option that names that folder, if the kind has one.
+    fn teacher_cache_mut(&mut self) -> Option<&mut String> {
+        None
+    }
+
+    /// How many of the ids in the cache are compared by themselves; 0 for all.
+    fn cached_ids(&self) -> usize {
+        0
+    }
+
+    /// [`pass`](Self::pass) of a stage with a [`teacher_cache`](Self::teacher_cache), with what that has of the batch in
+    /// the teacher's place.
+    ///
+    /// # Panics
+    /// If the stage has none.
+    fn cached_pass<B: TrainBackend>(
+        &self,
+        _student: &PhiMamba<B>,
+        _teacher: TopClasses<B::InnerBackend>,
+        _batch: TokenBatch<B>,
+        _gradients: &mut Gradients<B::InnerBackend>,
+    ) -> Tensor<B::InnerBackend, 1> {
+        panic!("a kind of stage that reads a cache has a pass of its own for it")
+    }
+
+    /// The loss of a student that predicts what the cache has, whose classes have this mean `entropy`; `None` if that
+    /// does not follow from it.
+    fn cached_floor(&self, _entropy: f64) -> Option<f64> {
+        None
+    }
 }
 
 /// Makes [`Kind`] of a list of names and [`Stage`]s.
@@ -238,6 +277,40 @@ macro_rules! kinds {
             ) -> Tensor<B::InnerBackend, 1> {
                 match self { $(Self::$kind(stage) => stage.pass(student, teacher, batch, at, gradients)),+ }
             }
+
+            /// [`Stage::teacher_cache`].
+            pub fn teacher_cache(&self) -> &str {
+                match self { $(Self::$kind(stage) => stage.teacher_cache()),+ }
+            }
+
+            /// [`Stage::teacher_cache_mut`].
+            pub fn teacher_cache_mut(&mut self) -> Option<&mut String> {
+                match self { $(Self::$kind(stage) => stage.teacher_cache_mut()),+ }
+            }
+
+            /// [`Stage::cached_ids`].
+            pub fn cached_ids(&self) -> usize {
+                match self { $(Self::$kind(stage) => stage.cached_ids()),+ }
+            }
+
+            /// [`Stage::cached_pass`].
+            ///
+            /// # Panics
+            /// As there.
+            pub fn cached_pass<B: TrainBackend>(
+                &self,
+                student: &PhiMamba<B>,
+                teacher: TopClasses<B::InnerBackend>,
+                batch: TokenBatch<B>,
+                gradients: &mut Gradients<B::InnerBackend>,
+            ) -> Tensor<B::InnerBackend, 1> {
+                match self { $(Self::$kind(stage) => stage.cached_pass(student, teacher, batch, gradients)),+ }
+            }
+
+            /// [`Stage::cached_floor`].
+            pub fn cached_floor(&self, entropy: f64) -> Option<f64> {
+                match self { $(Self::$kind(stage) => stage.cached_floor(entropy)),+ }
+            }
         }
     };
 }
@@ -262,6 +335,24 @@ pub fn teacher_alone<B: KernelBackend>(teacher: &Phi<B>, ids: Tensor<B, 2, Int>)
     head::forward(&teacher.head(), features, block, |_, logits| {
         drop(logits);
     });
+}
+
+/// The same, of which the `k` likeliest ids of each token are kept.
+pub(crate) fn top_of_teacher<B: KernelBackend>(
+    teacher: &Phi<B>,
+    ids: Tensor<B, 2, Int>,
+    k: usize,
+) -> TopK {
+    let (features, v) = (teacher.features(ids), teacher.vocab_size());
+    let mut all = TopK::default();
+    let block = head::block_in_f32(v);
+    head::forward(&teacher.head(), features, block, |_, logits_nv| {
+        let log_q = log_softmax(widen(logits_nv), 1).into_data();
+        let log_q = log_q.convert::<f32>().into_vec::<f32>();
+        let log_q = log_q.expect("it was made f32");
+        all.append(TopK::of(&log_q, v, k));
+    });
+    all
 }
 
 /// The sum of one element for each layer that has a loss; zero if none has.

@@ -9,7 +9,8 @@
 use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
 use burn::tensor::{Int, Tensor};
 use kernels::{
-    Comparison, DistillationWeights, Divergence, TrainBackend, distillation_block, divergence_block,
+    Comparison, DistillationWeights, Divergence, TopClasses, TopClassesInputs, TrainBackend,
+    distillation_block, divergence_block, top_classes_block,
 };
 use model::{NetworkConfig, Part, Phi, PhiMamba};
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,9 @@ pub struct Predictions {
     /// Share of the sequences of a batch in which attention within a window adds nothing to the student's mixers; needs
     /// a student with such attention.
     pub window_dropout: f64,
+    /// The folder of the teacher's predictions that `train cache-teacher` wrote for this stage; empty computes them. With
+    /// one, the ids that it has are compared each by itself, or the likeliest `top_k` of them, and all others together.
+    pub teacher_cache: String,
 }
 
 /// How the student's distribution `p` is compared with the teacher's `q`; [`Divergence`] has the equations.
@@ -75,6 +79,7 @@ impl Default for Predictions {
             hard_weight: 0.0,
             recompute: false,
             window_dropout: 0.0,
+            teacher_cache: String::new(),
         }
     }
 }
@@ -112,10 +117,14 @@ impl Stage for Predictions {
         Ok(vec![])
     }
 
-    /// The teacher's layers and head; three times the student's.
+    /// The teacher's layers and head, unless its predictions are read; three times the student's.
     fn arithmetic(&self, l: usize, teacher: &NetworkConfig, student: &NetworkConfig) -> Arithmetic {
         Arithmetic {
-            teacher: arithmetic::forward(teacher, l),
+            teacher: if self.teacher_cache.is_empty() {
+                arithmetic::forward(teacher, l)
+            } else {
+                0.0
+            },
             student: 3.0 * arithmetic::forward(student, l),
         }
     }
@@ -162,6 +171,60 @@ impl Stage for Predictions {
         };
         body.backward(student, dfeatures, gradients);
         loss
+    }
+
+    fn teacher_cache(&self) -> &str {
+        &self.teacher_cache
+    }
+
+    fn teacher_cache_mut(&mut self) -> Option<&mut String> {
+        Some(&mut self.teacher_cache)
+    }
+
+    fn cached_ids(&self) -> usize {
+        self.top_k
+    }
+
+    fn cached_pass<B: TrainBackend>(
+        &self,
+        student: &PhiMamba<B>,
+        teacher: TopClasses<B::InnerBackend>,
+        batch: TokenBatch<B>,
+        gradients: &mut Gradients<B::InnerBackend>,
+    ) -> Tensor<B::InnerBackend, 1> {
+        let TokenBatch { ids, labels } = batch;
+        let [b, l] = ids.dims();
+        let weights = DistillationWeights {
+            temperature: self.temperature,
+            hard: self.hard_weight,
+        };
+        let labels = (weights.hard > 0.0).then(|| labels.reshape([b * l]));
+        let body = Body::forward(student, ids, self.recompute);
+        let loss = |start: usize, student: Tensor<B::InnerBackend, 2>| {
+            let n = student.dims()[0];
+            let inputs = TopClassesInputs {
+                student,
+                teacher: teacher.narrow(start, n),
+                labels: labels.clone().map(|labels| labels.narrow(0, start, n)),
+                weights,
+                divergence: self.loss.divergence(),
+            };
+            top_classes_block(inputs, b * l)
+        };
+        let (head, block) = (student.head(), head::block_in_f32(student.vocab_size()));
+        let features = body.features();
+        let (loss, dfeatures) = head::pass_of_student(&head, features, loss, block, gradients);
+        body.backward(student, dfeatures, gradients);
+        loss
+    }
+
+    /// The logarithms are those at temperature 1, and those of the next tokens are not known.
+    fn cached_floor(&self, entropy: f64) -> Option<f64> {
+        let follows = self.temperature == 1.0 && self.hard_weight == 0.0;
+        follows.then_some(match self.loss {
+            Loss::ForwardKl => entropy,
+            Loss::ReverseKl => 0.0,
+        })
     }
 }
 

@@ -1,6 +1,8 @@
 //! The program as its user meets it: what goes where, and how it ends.
 #![cfg(feature = "flex")]
 
+#[cfg(target_os = "linux")]
+mod large_text;
 #[cfg(unix)]
 mod signals;
 mod starts;
@@ -194,11 +196,15 @@ fn the_stages_are_timed() {
     ];
     let folder = tempfile::tempdir().expect("a folder");
     let profile = folder.path().join("steps.json");
+    let checkpoints = tempfile::tempdir().expect("a folder");
     let mut command = train(&ARGUMENTS);
     command.arg("--profile").arg(&profile);
+    command.arg("--checkpoint").arg(checkpoints.path());
     let output = command.output().expect("a program");
     assert!(output.status.success(), "{}", stderr(&output));
     trace::check(&profile, &["teacher", "stage1", "stage2", "stage3"]);
+    let left = std::fs::read_dir(checkpoints.path()).expect("a folder");
+    assert_eq!(left.count(), 0);
     let json: serde_json::Value = serde_json::from_str(stdout(&output)).expect("JSON");
     assert!(json["matmul_operations_per_second"].as_f64() > Some(0.0));
     let rows = json["rows"].as_array().expect("rows");
@@ -217,6 +223,12 @@ fn the_stages_are_timed() {
             assert!(row[key].as_f64() > Some(0.0), "stage {stage}: {key}");
         }
         assert_eq!(row["loss"].is_number(), stage > 0, "stage {stage}");
+        let checkpoint = &row["checkpoint"];
+        assert_eq!(checkpoint.is_object(), stage > 0, "stage {stage}");
+        if stage > 0 {
+            assert!(checkpoint["bytes"].as_u64() > Some(0), "{checkpoint}");
+            assert!(checkpoint["steps_while_written"].as_u64() >= Some(5));
+        }
         let kinds = row["milliseconds"].as_object().expect("kinds of work");
         let expected: &[&str] = match stage {
             0 => &["products", "attention", "elementwise"],

@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use super::*;
 
 /// Steps and checkpoints enough to be killed between them.
-const LONGER: [&str; 4] = [
+const LONGER: [&str; 5] = [
     "stage1.tokens=1280",
     "stage2.tokens=2560",
     "stage3.tokens=2560",
     "checkpoint.every=3",
+    "evaluation.every=4",
 ];
 /// The steps that these are.
 const STEPS: [(&str, u64); 3] = [("stage1", 10), ("stage2", 20), ("stage3", 20)];
@@ -22,14 +23,15 @@ fn student(run: &Path) -> Vec<u8> {
     std::fs::read(run.join("student/model.safetensors")).expect("an exported student")
 }
 
-/// Starts the run of all stages in `run`, or resumes it.
-fn start(run: &Path) -> Child {
+/// Starts the run of all stages in `run`, with `more` overrides, or resumes it.
+fn start(run: &Path, more: &[&str]) -> Child {
     let mut command = if run.join("config.toml").exists() {
         let mut command = train(&["--backend", "flex", "--resume"]);
         command.arg(run);
         command
     } else {
-        let mut command = small(run, &LONGER);
+        let overrides = [&LONGER[..], more].concat();
+        let mut command = small(run, &overrides);
         command.args(["--stages", "stage1"]);
         command
     };
@@ -132,12 +134,24 @@ impl Moment {
     }
 }
 
-/// Kills runs `kills` times in all, and compares each with one that was not killed.
-fn killed(kills: u64, seed: u64) {
+/// The command that caches what the last stage of such a run reads of its teacher, in `folder`.
+fn cache_teacher(folder: &Path) -> Command {
+    let mut command = train(&["cache-teacher", "--backend", "flex", "--out"]);
+    command.arg(folder).stdout(Stdio::null());
+    let tokens = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tokens");
+    let tokens = format!("data.cache={}", tokens.display());
+    for key_value in SMALL.iter().chain(&LONGER).chain(&[tokens.as_str()]) {
+        command.args(["--set", key_value]);
+    }
+    command
+}
+
+/// Kills runs with `more` overrides `kills` times in all, and compares each with one that was not killed.
+fn killed(kills: u64, seed: u64, more: &[&str]) {
     let parent = folder();
     let whole = parent.path().join("whole");
     let begun = Instant::now();
-    assert!(start(&whole).wait().expect("an end").success());
+    assert!(start(&whole, more).wait().expect("an end").success());
     let time = begun.elapsed();
     let expected: Vec<_> = STEPS
         .iter()
@@ -156,7 +170,7 @@ fn killed(kills: u64, seed: u64) {
             let moment = Moment::number(number, random >> 33, time);
             let what = format!("seed {seed}, kill {number}, {moment:?}");
             let before = newest(&run);
-            let (said, is_killed) = moment.kill(start(&run), &run);
+            let (said, is_killed) = moment.kill(start(&run, more), &run);
             assert!(
                 !said.contains("error: ") && !said.contains("damaged"),
                 "{what}: {said}"
@@ -181,7 +195,7 @@ fn killed(kills: u64, seed: u64) {
             );
             number += u64::from(is_killed);
         }
-        let output = start(&run).wait_with_output().expect("an end");
+        let output = start(&run, more).wait_with_output().expect("an end");
         assert!(output.status.success(), "{}", stderr(&output));
         let what = format!("seed {seed}, run {runs}");
         assert!(student(&run) == student(&whole), "{what}");
@@ -196,15 +210,64 @@ fn killed(kills: u64, seed: u64) {
 /// Once while a checkpoint is written, once while the run is resumed, once at any time.
 #[test]
 fn a_run_that_is_killed_is_resumed_to_the_bit() {
-    killed(3, 7);
+    killed(3, 7, &[]);
 }
 
 /// The same, many times: `TRAIN_KILLS=200 cargo test ... -- --ignored`.
 #[test]
 #[ignore = "takes minutes"]
 fn a_run_that_is_killed_many_times_is_resumed_to_the_bit() {
+    killed(kills(), 1, &[]);
+}
+
+fn kills() -> u64 {
     let count = std::env::var("TRAIN_KILLS").ok();
-    killed(count.and_then(|count| count.parse().ok()).unwrap_or(100), 1);
+    count.and_then(|count| count.parse().ok()).unwrap_or(100)
+}
+
+/// The same with the last stage from a cache of the teacher's predictions, and of the process that makes the cache.
+#[test]
+#[ignore = "takes minutes"]
+fn a_cache_that_is_killed_many_times_is_whole() {
+    let parent = folder();
+    let whole = parent.path().join("whole");
+    let begun = Instant::now();
+    let output = cache_teacher(&whole).output().expect("a program");
+    assert!(output.status.success(), "{}", stderr(&output));
+    let time = begun.elapsed();
+    let files = |folder: &Path| {
+        let names = std::fs::read_dir(folder).expect("a cache").flatten();
+        let file = |entry: std::fs::DirEntry| {
+            let bytes = std::fs::read(entry.path()).expect("a file");
+            (entry.file_name(), bytes)
+        };
+        names
+            .map(file)
+            .collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let (mut random, count) = (3u64, kills());
+    for number in 0..count {
+        let folder = parent.path().join(format!("cache-{number}"));
+        let quiet =
+            |mut command: Command| command.stderr(Stdio::null()).spawn().expect("a program");
+        let mut child = quiet(cache_teacher(&folder));
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        std::thread::sleep(time.mul_f64((random >> 40) as f64 / f64::from(1 << 24)));
+        child.kill().expect("a child");
+        child.wait().expect("an end");
+        let output = cache_teacher(&folder).output().expect("a program");
+        assert!(
+            output.status.success(),
+            "kill {number}: {}",
+            stderr(&output)
+        );
+        assert!(files(&folder) == files(&whole), "kill {number}");
+        std::fs::remove_dir_all(&folder).expect("a cache");
+    }
+    let key = format!("stage3.teacher_cache={}", whole.display());
+    killed(count, 2, &[&key]);
 }
 
 /// As under `nohup`, and as a shell's background job without job control.

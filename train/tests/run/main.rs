@@ -16,6 +16,8 @@ mod recipes;
 mod results;
 mod resume;
 mod structure;
+mod teacher_cache;
+mod within;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -188,10 +190,11 @@ fn checkpoint(run: &Path, name: &str) -> PathBuf {
 }
 
 /// What differs from one run to the next in a line of `metrics.jsonl`.
-const TIMES: [&str; 5] = [
+const TIMES: [&str; 6] = [
     "seconds",
     "tokens_per_second",
     "operations_per_second",
+    "device_share",
     "data_wait",
     "memory_bytes",
 ];

@@ -5,7 +5,7 @@ use model::manifest::{self, Verified};
 use super::*;
 
 /// The loss of each step of the stage called `stage`.
-fn losses(run: &Path, stage: &str) -> Vec<f64> {
+pub(super) fn losses(run: &Path, stage: &str) -> Vec<f64> {
     let records = metrics(run).into_iter();
     let steps = records.filter(|record| record["kind"] == "step" && record["stage"] == stage);
     steps

@@ -6,7 +6,7 @@ use super::*;
 
 /// What a process leaves in `to` that was killed, if the newest whole checkpoint was `name`: later
 /// lines in the metrics, the last of them torn, and half a checkpoint.
-fn killed_after(name: &str, from: &Path, to: &Path) {
+pub(super) fn killed_after(name: &str, from: &Path, to: &Path) {
     fs::copy(from.join("config.toml"), to.join("config.toml")).unwrap();
     let metrics = fs::read(from.join("metrics.jsonl")).unwrap();
     let torn = [&metrics, &b"{\"kind\":\"step\",\"stage\":\"\xc3"[..]].concat();
@@ -18,7 +18,7 @@ fn killed_after(name: &str, from: &Path, to: &Path) {
 }
 
 /// Asserts that two runs have the same result, to the bit.
-fn assert_same(name: &str, run: &Path, expected: &Path) {
+pub(super) fn assert_same(name: &str, run: &Path, expected: &Path) {
     assert!(
         student(run) == student(expected),
         "{name}: the student differs"

@@ -8,7 +8,7 @@ use super::Divergence;
 use crate::dtype::{narrow, widen};
 
 /// The logarithm of a probability that is zero, where the rest holds no id: finite, so that zero times it is zero.
-const NOTHING: f64 = -1e30;
+pub(super) const NOTHING: f64 = -1e30;
 
 /// How often the range in which the k-th largest of a row lies is halved. Of the second largest or a smaller
 /// probability, neighbouring f32 logarithms are at least 2^-24 apart, so that 40 tell them from each other in a range of
@@ -89,7 +89,10 @@ fn largest<B: Backend>(x_tv: Tensor<B, 2>, k: usize) -> Tensor<B, 2, Bool> {
 }
 
 /// The logarithm of the probability of all ids together that are not at the top, `[t, 1]`.
-fn log_sum_of_others<B: Backend>(log_tv: Tensor<B, 2>, top_tv: Tensor<B, 2, Bool>) -> Tensor<B, 2> {
+pub(super) fn log_sum_of_others<B: Backend>(
+    log_tv: Tensor<B, 2>,
+    top_tv: Tensor<B, 2, Bool>,
+) -> Tensor<B, 2> {
     let log_tv = log_tv.mask_fill(top_tv, NOTHING);
     let most_t1 = log_tv.clone().max_dim(1).detach();
     (log_tv - most_t1.clone()).exp().sum_dim(1).log() + most_t1

@@ -6,9 +6,10 @@
 //! [`distillation_block`](crate::distillation_block) takes them too.
 
 mod classes;
+pub mod top_classes;
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{IndexingUpdateOp, Int, Tensor};
+use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
 
 use self::classes::Classes;
 use super::predictions::{DistillationInputs, DistillationWeights, check};
@@ -110,13 +111,7 @@ pub fn divergence_block<B: Backend>(
     assert!(tokens > 0, "divergence_block: a batch has tokens");
     timed(Kind::Losses, || {
         let dtype = inputs.student.dtype();
-        let losses = losses(inputs, comparison);
-        // A logit raises its own log p by 1, and lowers each by the probability of its own id.
-        let total_t1 = losses.slopes_tv.clone().sum_dim(1);
-        let gradient = losses.slopes_tv - losses.log_p_tv.exp() * total_t1;
-        let by = 1.0 / (weights.temperature * tokens as f64);
-        let loss = losses.values_t1.sum() * (1.0 / tokens as f64);
-        (loss, narrow(gradient * by, dtype))
+        losses(inputs, comparison).block(weights.temperature, tokens, dtype)
     })
 }
 
@@ -130,6 +125,18 @@ struct Losses<B: Backend> {
     log_p_tv: Tensor<B, 2>,
 }
 
+impl<B: Backend> Losses<B> {
+    /// Their part in the mean over `tokens`, and that part's gradient to the student's logits, in `dtype`.
+    fn block(self, temperature: f64, tokens: usize, dtype: DType) -> (Tensor<B, 1>, Tensor<B, 2>) {
+        // A logit raises its own log p by 1, and lowers each by the probability of its own id.
+        let total_t1 = self.slopes_tv.clone().sum_dim(1);
+        let gradient = self.slopes_tv - self.log_p_tv.exp() * total_t1;
+        let by = 1.0 / (temperature * tokens as f64);
+        let loss = self.values_t1.sum() * (1.0 / tokens as f64);
+        (loss, narrow(gradient * by, dtype))
+    }
+}
+
 fn losses<B: Backend>(inputs: DistillationInputs<B>, comparison: Comparison) -> Losses<B> {
     let DistillationInputs {
         student,
@@ -139,19 +146,37 @@ fn losses<B: Backend>(inputs: DistillationInputs<B>, comparison: Comparison) -> 
     } = inputs;
     let classes = Classes::new(student, weights.temperature, teacher, comparison.top_k);
     let log_p_tv = classes.log_p_tv.clone();
-    let (mut values_t1, mut slopes_tv) = classes.compare(comparison.divergence);
-    if let Some(labels) = labels.filter(|_| weights.hard > 0.0) {
-        let soft = 1.0 - weights.hard;
-        let labels_t1 = labels.unsqueeze_dim::<2>(1);
-        let hard_t1 = -log_p_tv.clone().gather(1, labels_t1.clone());
-        let slope_t1 = hard_t1.full_like(-weights.hard);
-        values_t1 = values_t1 * soft + hard_t1 * weights.hard;
-        // In place of `one_hot`, which reads the labels on the host.
-        slopes_tv = (slopes_tv * soft).scatter(1, labels_t1, slope_t1, IndexingUpdateOp::Add);
-    }
-    Losses {
+    let (values_t1, slopes_tv) = classes.compare(comparison.divergence);
+    let losses = Losses {
         values_t1,
         slopes_tv,
+        log_p_tv,
+    };
+    with_labels(losses, labels, weights.hard)
+}
+
+/// `losses` with the share `hard` of the cross-entropy against the next tokens `labels [t]`, if there are any.
+fn with_labels<B: Backend>(
+    losses: Losses<B>,
+    labels: Option<Tensor<B, 1, Int>>,
+    hard: f64,
+) -> Losses<B> {
+    let Some(labels) = labels.filter(|_| hard > 0.0) else {
+        return losses;
+    };
+    let Losses {
+        values_t1,
+        slopes_tv,
+        log_p_tv,
+    } = losses;
+    let soft = 1.0 - hard;
+    let labels_t1 = labels.unsqueeze_dim::<2>(1);
+    let hard_t1 = -log_p_tv.clone().gather(1, labels_t1.clone());
+    let slope_t1 = hard_t1.full_like(-hard);
+    Losses {
+        values_t1: values_t1 * soft + hard_t1 * hard,
+        // In place of `one_hot`, which reads the labels on the host.
+        slopes_tv: (slopes_tv * soft).scatter(1, labels_t1, slope_t1, IndexingUpdateOp::Add),
         log_p_tv,
     }
 }

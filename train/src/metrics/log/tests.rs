@@ -11,6 +11,7 @@ fn step(stage: &str, step: usize) -> Record {
         grad_norm: 0.25,
         grad_norms: [(model::Part::Mixer, 0.25)].into(),
         operations_per_second: 2e9,
+        device_share: Some(0.25),
         data_wait: 0.5,
         tokens_per_second: 5000.0,
         skipped: false,
@@ -22,9 +23,11 @@ fn step(stage: &str, step: usize) -> Record {
 fn evaluation(stage: Option<&str>) -> Record {
     Record::Evaluation(Evaluation {
         stage: stage.map(str::to_owned),
+        step: None,
         tokens: 4096,
         teacher_perplexity: 29.5,
         student_perplexity: 33.25,
+        tasks: Default::default(),
     })
 }
 
@@ -82,7 +85,7 @@ fn a_line_has_the_documented_form() {
             evaluation(None),
         ],
     );
-    let expected = r#"{"kind":"step","stage":"stage2","step":1,"tokens":1024,"loss":1.5,"lr":0.001,"grad_norm":0.25,"grad_norms":{"mixer":0.25},"tokens_per_second":5000.0,"operations_per_second":2000000000.0,"data_wait":0.5,"memory_bytes":null,"skipped":false,"seconds":2.0}
+    let expected = r#"{"kind":"step","stage":"stage2","step":1,"tokens":1024,"loss":1.5,"lr":0.001,"grad_norm":0.25,"grad_norms":{"mixer":0.25},"tokens_per_second":5000.0,"operations_per_second":2000000000.0,"device_share":0.25,"data_wait":0.5,"memory_bytes":null,"skipped":false,"seconds":2.0}
 {"kind":"evaluation","stage":"stage2","tokens":4096,"teacher_perplexity":29.5,"student_perplexity":33.25}
 {"kind":"evaluation","stage":null,"tokens":4096,"teacher_perplexity":29.5,"student_perplexity":33.25}
 "#;

@@ -1,0 +1,116 @@
+//! The caches of the teacher's predictions that a run's stages read, and which part of a run needs the teacher itself.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::text::first_batch;
+use crate::checkpoint::Found;
+use crate::config::Config;
+use crate::error::TrainError;
+use crate::provenance::{self, Provenance};
+use crate::teacher_cache::{CacheKey, TeacherCache};
+
+/// Whether the rest of a run of `config`, from stage `next` of the list on, computes the teacher. The report does so
+/// where the last stage does.
+pub(super) fn needs_teacher(config: &Config, next: usize) -> bool {
+    let last = config.stages.len().saturating_sub(1);
+    let mut left = config.stages[next.min(last)..].iter();
+    left.any(|stage| stage.kind.teacher_cache().is_empty())
+}
+
+/// The number in the list of the stage that the checkpoint `found` is of; 0 if it is of none.
+pub(super) fn stage_of(found: &Found, names: &[String]) -> usize {
+    let of_checkpoint = found.path.file_name().unwrap_or_default();
+    let of_checkpoint = of_checkpoint.to_string_lossy();
+    let name = of_checkpoint.rsplit_once("-step").map(|(name, _)| name);
+    let place = names.iter().position(|stage| Some(stage.as_str()) == name);
+    place.unwrap_or_default()
+}
+
+/// The rows of the endless sequence of its text that stage `number` of the list reads; `texts` tell the stages' texts.
+pub(super) fn rows_of(config: &Config, texts: &[&str], number: usize) -> Range<u64> {
+    let stage = &config.stages[number];
+    let batch = stage.batch as u64;
+    let first = first_batch(config, texts, number) * batch;
+    first..first + config.steps(stage) as u64 * batch
+}
+
+/// What the cache of stage `number` of the list must be of: predictions of `vocab_size` ids.
+pub(super) fn key_of(
+    config: &Config,
+    made_from: &Provenance,
+    vocab_size: usize,
+    number: usize,
+) -> CacheKey {
+    let stage = &config.stages[number];
+    let text = made_from.texts.get(&stage.name);
+    CacheKey {
+        teacher: made_from.teacher.clone(),
+        tokenizer: made_from.tokenizer.clone(),
+        text: text.map(|text| text.sha256.clone()).unwrap_or_default(),
+        context: config.context(stage),
+        seed: config.seed,
+        vocab_size,
+    }
+}
+
+/// What tells the texts of the stages from each other.
+pub(super) fn texts<'a>(config: &Config, made_from: &'a Provenance) -> Vec<&'a str> {
+    let stages = config.stages.iter();
+    let text = |name: &str| Some(made_from.texts.get(name)?.sha256.as_str());
+    stages
+        .map(|stage| text(&stage.name).unwrap_or_default())
+        .collect()
+}
+
+/// Opens the caches of the stages from `next` on that read one; those before are done.
+///
+/// # Errors
+/// [`TrainError::TeacherCache`].
+pub(super) fn open(
+    config: &Config,
+    made_from: &Provenance,
+    vocab_size: usize,
+    next: usize,
+) -> Result<Vec<Option<Arc<TeacherCache>>>, TrainError> {
+    let texts = texts(config, made_from);
+    let stages = config.stages.iter().enumerate();
+    let cache = stages.map(|(number, stage)| match stage.kind.teacher_cache() {
+        "" => Ok(None),
+        _ if number < next => Ok(None),
+        folder => {
+            let key = key_of(config, made_from, vocab_size, number);
+            let rows = rows_of(config, &texts, number);
+            let top_k = stage.kind.cached_ids();
+            TeacherCache::open(Path::new(folder), &key, rows, top_k).map(Some)
+        }
+    });
+    cache.collect()
+}
+
+/// The teacher's perplexity on the held-out text, for a run that does not load the teacher.
+///
+/// # Errors
+/// [`TrainError::TeacherCache`] if none of the `caches` knows it.
+pub(super) fn teacher_perplexity(
+    config: &Config,
+    caches: &[Option<Arc<TeacherCache>>],
+    held_out: &provenance::Text,
+) -> Result<f64, TrainError> {
+    let mut caches_of = caches.iter().flatten();
+    let known =
+        |cache: &Arc<TeacherCache>| cache.teacher_perplexity(&held_out.sha256, &config.evaluation);
+    caches_of.find_map(known).ok_or_else(|| {
+        let stages = config.stages.iter();
+        let mut folders = stages.map(|stage| stage.kind.teacher_cache());
+        let folder = folders.find(|folder| !folder.is_empty());
+        TrainError::TeacherCache {
+            folder: folder.unwrap_or_default().into(),
+            reason: "the teacher is not loaded, and its perplexity on this held-out text (data.validation, \
+                     evaluation.context, evaluation.windows) is not in the cache; the same `train cache-teacher` with \
+                     the run's values of these keys measures it"
+                .to_owned(),
+        }
+    })
+}

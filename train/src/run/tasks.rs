@@ -1,0 +1,174 @@
+//! Tasks within a run: the student is written out, and the program `infer` scores it.
+//!
+//! The tasks are those of `infer eval`, to the letter, since it is that program which scores them; this one does not
+//! know them. It runs beside the run's own process, on the same backend, and needs memory for a student of its own.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use kernels::TrainBackend;
+use model::PhiMamba;
+use serde_json::Value;
+
+use super::{Run, stop_requested};
+use crate::config::Evaluation;
+use crate::error::{TrainError, io_error};
+
+/// The folder of the run folder with the student that is scored, for as long as that takes.
+const SCORED: &str = "scored";
+/// How often is asked whether the program has ended, and whether to stop.
+const ASK_EVERY: Duration = Duration::from_millis(100);
+/// The bytes of what the program has said that are shown if it fails.
+const SAID: usize = 2000;
+
+impl<B: TrainBackend> Run<B> {
+    /// The scores of `student` in the configured tasks, by task and metric, as `piqa/acc`; `None` if asked to stop. There
+    /// are none if no task is configured, or if they cannot be scored: that is noted, and the run goes on.
+    ///
+    /// # Errors
+    /// [`TrainError`] if the student cannot be written.
+    pub(super) fn task_scores(
+        &mut self,
+        student: &PhiMamba<B::InnerBackend>,
+    ) -> Result<Option<BTreeMap<String, f64>>, TrainError> {
+        let evaluation = self.options.config.evaluation.clone();
+        if evaluation.tasks.is_empty() {
+            return Ok(Some(BTreeMap::new()));
+        }
+        self.held.check()?;
+        let folder = self.options.folder.join(SCORED);
+        (self.teacher_files).export(&self.student_config, student, &folder)?;
+        let stops = || stop_requested(&self.options, &self.watch);
+        let scored = score(&evaluation, &folder, &self.options.backend, stops);
+        fs::remove_dir_all(&folder).map_err(io_error(&folder))?;
+        match scored {
+            Ok(scores) => Ok(scores),
+            Err(reason) => {
+                self.note(format!(
+                    "warning: the tasks of evaluation.tasks were not scored: {reason}"
+                ))?;
+                Ok(Some(BTreeMap::new()))
+            }
+        }
+    }
+}
+
+/// The scores of the student in `folder`; `None` if `stops` says so. The error says why there are none.
+fn score(
+    evaluation: &Evaluation,
+    folder: &Path,
+    backend: &str,
+    stops: impl Fn() -> bool,
+) -> Result<Option<BTreeMap<String, f64>>, String> {
+    let program = program(&evaluation.infer);
+    let result = folder.join("scores.json");
+    let mut command = Command::new(&program);
+    command.arg("eval").arg("--model").arg(folder);
+    command.args(["--backend", backend, "--tasks", &evaluation.tasks]);
+    if !evaluation.task_data.is_empty() {
+        command.args(["--data", &evaluation.task_data]);
+    }
+    if evaluation.task_limit > 0 {
+        command.args(["--limit", &evaluation.task_limit.to_string()]);
+    }
+    command.arg("--json").arg(&result);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let child = command.stderr(Stdio::piped()).spawn();
+    let mut child = child.map_err(|error| {
+        format!(
+            "{}: {error}; evaluation.infer names the program infer of this project",
+            program.display()
+        )
+    })?;
+    let said = said(&mut child);
+    let ended = loop {
+        match child.try_wait() {
+            Ok(None) if stops() => {
+                // It keeps its scores, and goes on with them the next time.
+                let _ = child.kill();
+                let _ = child.wait();
+                return Ok(None);
+            }
+            Ok(None) => thread::sleep(ASK_EVERY),
+            Ok(Some(ended)) => break ended,
+            Err(error) => return Err(error.to_string()),
+        }
+    };
+    let said = said.join().unwrap_or_default();
+    if !ended.success() {
+        return Err(format!("{} has failed: {}", program.display(), said.trim()));
+    }
+    let text = fs::read(&result).map_err(|error| format!("{}: {error}", result.display()))?;
+    let json: Value = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+    Ok(Some(scores(&json)))
+}
+
+/// The program at the configured path; by default the one beside this program, or that which the system finds.
+fn program(configured: &str) -> PathBuf {
+    if !configured.is_empty() {
+        return PathBuf::from(configured);
+    }
+    let name = format!("infer{}", std::env::consts::EXE_SUFFIX);
+    let own = std::env::current_exe().unwrap_or_default();
+    let beside = own.with_file_name(&name);
+    if beside.is_file() {
+        beside
+    } else {
+        PathBuf::from(name)
+    }
+}
+
+/// The end of what `child` says, read while it works.
+fn said(child: &mut Child) -> thread::JoinHandle<String> {
+    let stderr = child.stderr.take();
+    thread::spawn(move || {
+        let mut all = vec![];
+        if let Some(mut stderr) = stderr {
+            let mut bytes = [0; 4096];
+            while let Ok(read @ 1..) = stderr.read(&mut bytes) {
+                all.extend(&bytes[..read]);
+                let beyond = all.len().saturating_sub(SAID);
+                all.drain(..beyond);
+            }
+        }
+        String::from_utf8_lossy(&all).into_owned()
+    })
+}
+
+/// The metrics in what `infer eval --json` writes, without their standard errors.
+fn scores(json: &Value) -> BTreeMap<String, f64> {
+    let tasks = json["results"].as_object().into_iter().flatten();
+    let metrics = tasks.flat_map(|(task, metrics)| {
+        let metrics = metrics.as_object().into_iter().flatten();
+        let metrics = metrics.filter(|(name, _)| !name.ends_with("_stderr"));
+        metrics.filter_map(move |(name, value)| Some((format!("{task}/{name}"), value.as_f64()?)))
+    });
+    metrics.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_named_by_their_task() {
+        let json = serde_json::json!({"results": {
+            "piqa": {"acc": 0.5, "acc_stderr": 0.1, "acc_norm": 0.25, "acc_norm_stderr": null},
+            "lambada_openai": {"perplexity": 9.5, "acc": null},
+        }});
+        let expected = [
+            ("lambada_openai/perplexity", 9.5),
+            ("piqa/acc", 0.5),
+            ("piqa/acc_norm", 0.25),
+        ];
+        let expected = expected.map(|(name, value)| (name.to_owned(), value));
+        assert_eq!(scores(&json), BTreeMap::from(expected));
+        assert!(scores(&serde_json::json!({"results": [1]})).is_empty());
+        assert_eq!(program("/some/infer"), Path::new("/some/infer"));
+    }
+}

@@ -1,0 +1,214 @@
+//! Reads a cache, one shard in memory at a time.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
+
+use sha2::{Digest, Sha256};
+
+use super::{CacheKey, CachedPredictions, Manifest, refused, shard_name};
+use crate::config::Evaluation;
+use crate::error::{TrainError, io_error};
+
+/// A cache whose rows a stage reads.
+#[derive(Debug)]
+pub struct TeacherCache {
+    folder: PathBuf,
+    manifest: Manifest,
+    /// Ids of each token that are compared by themselves, at most those that there are.
+    k: usize,
+    /// The shard that was read last: its number and its bytes.
+    shard: Mutex<Option<(u64, Arc<Vec<u8>>)>>,
+    /// What the thread that compares all shards has found.
+    damage: Mutex<Option<String>>,
+}
+
+impl TeacherCache {
+    /// Opens the cache in `folder` for a stage of `key` that reads these `rows` of the endless sequence, and compares the
+    /// `top_k` likeliest ids of each token by themselves (0: all that the cache has). Another thread then compares the
+    /// shards of these rows with their checksums, until the cache is dropped.
+    ///
+    /// # Errors
+    /// [`TrainError::TeacherCache`] says why the cache cannot be used for that; [`TrainError::Io`].
+    pub fn open(
+        folder: &Path,
+        key: &CacheKey,
+        rows: Range<u64>,
+        top_k: usize,
+    ) -> Result<Arc<Self>, TrainError> {
+        let Some(manifest) = Manifest::read(folder)? else {
+            let reason = "there is no manifest.json; make it by `train cache-teacher`".to_owned();
+            return Err(refused(folder, reason));
+        };
+        let differences = manifest.key.differences(key);
+        if !differences.is_empty() {
+            let reason = format!(
+                "it was made with {}; make one for this run by `train cache-teacher`",
+                differences.join("; ")
+            );
+            return Err(refused(folder, reason));
+        }
+        let own = manifest.first_row..manifest.first_row + manifest.rows;
+        if rows.start < own.start || rows.end > own.end {
+            let reason = format!(
+                "it has sequences {} to {} of the text, and the stage reads {} to {}, which follow from the stages \
+                 before it, its tokens and its batch; make one with the same of them by `train cache-teacher`",
+                own.start, own.end, rows.start, rows.end
+            );
+            return Err(refused(folder, reason));
+        }
+        if top_k > manifest.k {
+            let reason = format!(
+                "it has the {} likeliest ids of each token, and top_k asks for {top_k}; lower top_k, or make one \
+                 with --k {top_k}",
+                manifest.k
+            );
+            return Err(refused(folder, reason));
+        }
+        let k = if top_k == 0 { manifest.k } else { top_k };
+        let cache = Arc::new(Self {
+            folder: folder.to_owned(),
+            manifest,
+            k,
+            shard: Mutex::new(None),
+            damage: Mutex::new(None),
+        });
+        let shards = cache.shards_of(&rows);
+        for index in shards.clone() {
+            cache.check_size(index)?;
+        }
+        let in_background = Arc::downgrade(&cache);
+        thread::spawn(move || compare(&in_background, shards));
+        Ok(cache)
+    }
+
+    /// The cache's manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// What tells this cache from others for the record of a run: ids, dtype, and what it is of.
+    pub fn identity(&self) -> String {
+        let Manifest { key, dtype, .. } = &self.manifest;
+        let all = serde_json::json!({"key": key, "k": self.k, "dtype": dtype});
+        format!("{:x}", Sha256::digest(all.to_string()))
+    }
+
+    /// The teacher's perplexity on a held-out text, measured as `evaluation` says, if it is known.
+    pub fn teacher_perplexity(&self, held_out: &str, evaluation: &Evaluation) -> Option<f64> {
+        let mut measured = self.manifest.measured.iter();
+        let found = measured.find(|measured| measured.is_of(held_out, evaluation));
+        found.map(|measured| measured.perplexity)
+    }
+
+    /// The predictions of `count` rows from row `first` of the endless sequence on.
+    ///
+    /// # Errors
+    /// [`TrainError::TeacherCache`] names the shard that is not what was written; or the rows, if they are not all there.
+    pub fn rows(&self, first: u64, count: usize) -> Result<CachedPredictions, TrainError> {
+        let damage = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reason) = &*damage {
+            return Err(refused(&self.folder, reason.clone()));
+        }
+        drop(damage);
+        let mut predictions = CachedPredictions::new(&self.manifest, self.k);
+        let row_bytes = self.manifest.row_bytes();
+        for row in first..first.saturating_add(count as u64) {
+            let own = row.checked_sub(self.manifest.first_row);
+            let Some(own) = own.filter(|own| *own < self.manifest.rows) else {
+                return Err(refused(&self.folder, format!("it has no sequence {row}")));
+            };
+            let index = own / self.manifest.shard_rows;
+            let bytes = self.shard(index)?;
+            let at = (own % self.manifest.shard_rows) as usize * row_bytes;
+            let row = &bytes[at..at + row_bytes];
+            (self.manifest.decode(row, &mut predictions)).map_err(|wrong| {
+                let name = shard_name(index);
+                refused(&self.folder, format!("{name} has {wrong}; {AGAIN}"))
+            })?;
+        }
+        Ok(predictions)
+    }
+
+    fn shards_of(&self, rows: &Range<u64>) -> Range<u64> {
+        let own = |row: u64| row - self.manifest.first_row;
+        let end = own(rows.end).div_ceil(self.manifest.shard_rows);
+        own(rows.start) / self.manifest.shard_rows..end
+    }
+
+    /// The bytes of shard `index`, which have its checksum.
+    fn shard(&self, index: u64) -> Result<Arc<Vec<u8>>, TrainError> {
+        let mut kept = self.shard.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((number, bytes)) = &*kept
+            && *number == index
+        {
+            return Ok(Arc::clone(bytes));
+        }
+        // The memory of the one before is free before the next is read.
+        *kept = None;
+        let bytes = Arc::new(self.read(index)?);
+        *kept = Some((index, Arc::clone(&bytes)));
+        Ok(bytes)
+    }
+
+    /// Reads shard `index`, and compares its bytes with their checksum.
+    fn read(&self, index: u64) -> Result<Vec<u8>, TrainError> {
+        let sha256 = self.check_size(index)?;
+        let name = shard_name(index);
+        let path = self.folder.join(&name);
+        let bytes = fs::read(&path).map_err(io_error(&path))?;
+        let has_size = bytes.len() as u64 == self.manifest.shard_bytes(index);
+        if has_size && format!("{:x}", Sha256::digest(&bytes)) == sha256 {
+            return Ok(bytes);
+        }
+        let reason = format!("{name} is not what was written: its checksum differs; {AGAIN}");
+        Err(refused(&self.folder, reason))
+    }
+
+    /// Checks that shard `index` is there and as long as it should be, and returns its checksum.
+    fn check_size(&self, index: u64) -> Result<&str, TrainError> {
+        let name = shard_name(index);
+        let Some(sha256) = self.manifest.shards.get(&name) else {
+            let reason = format!(
+                "{name} is not made yet: the same `train cache-teacher` that began it makes what is missing"
+            );
+            return Err(refused(&self.folder, reason));
+        };
+        let path = self.folder.join(&name);
+        match fs::metadata(&path) {
+            Ok(file) if file.len() == self.manifest.shard_bytes(index) => Ok(sha256),
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(io_error(&path)(error)),
+            found => {
+                let wrong = match found {
+                    Ok(_) => "has another length than it had",
+                    Err(_) => "is gone",
+                };
+                Err(refused(&self.folder, format!("{name} {wrong}; {AGAIN}")))
+            }
+        }
+    }
+}
+
+/// How to mend a cache.
+const AGAIN: &str =
+    "remove that file, and the same `train cache-teacher` that made the cache makes it again";
+
+/// Compares `shards` with their checksums as long as the cache is used.
+fn compare(cache: &Weak<TeacherCache>, shards: Range<u64>) {
+    for index in shards {
+        let Some(cache) = cache.upgrade() else {
+            return;
+        };
+        if let Err(error) = cache.read(index) {
+            let reason = match error {
+                TrainError::TeacherCache { reason, .. } => reason,
+                other => other.to_string(),
+            };
+            *cache.damage.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+            return;
+        }
+    }
+}

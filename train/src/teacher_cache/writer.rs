@@ -1,0 +1,169 @@
+//! Makes a cache, shard by shard.
+
+use std::fs::{self, File, TryLockError};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use model::atomic_file;
+use sha2::{Digest, Sha256};
+
+use super::{MANIFEST, Manifest, MeasuredTeacher, TopK, refused, shard_name};
+use crate::error::{TrainError, io_error};
+
+/// The file that a process holds while it works on a cache.
+const LOCK: &str = ".lock";
+/// How the names of files end that are being written.
+const TEMPORARY: &str = ".tmp";
+
+/// The folder of a cache, held by this process until it is dropped.
+#[derive(Debug)]
+pub(crate) struct CacheWriter {
+    folder: PathBuf,
+    manifest: Manifest,
+    _lock: File,
+}
+
+impl CacheWriter {
+    /// The cache of `wanted` in `folder`: a new one, or what is there of it.
+    ///
+    /// # Errors
+    /// [`TrainError::TeacherCache`] if another cache is there, or another process works on it; [`TrainError::Io`].
+    pub(crate) fn open(folder: &Path, wanted: Manifest) -> Result<Self, TrainError> {
+        fs::create_dir_all(folder).map_err(io_error(folder))?;
+        let path = folder.join(LOCK);
+        let lock = File::create(&path).map_err(io_error(&path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let reason = "another process is making it; wait for it, or stop it".to_owned();
+                return Err(refused(folder, reason));
+            }
+            // A file system without locks.
+            Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}
+            Err(TryLockError::Error(error)) => return Err(io_error(&path)(error)),
+        }
+        let manifest = match Manifest::read(folder)? {
+            Some(found) => continued(folder, found, wanted)?,
+            None => {
+                let mut others = fs::read_dir(folder).map_err(io_error(folder))?;
+                let is_other = |entry: std::io::Result<fs::DirEntry>| {
+                    entry.is_ok_and(|entry| {
+                        let name = entry.file_name();
+                        let name = name.to_string_lossy();
+                        // What a process that was killed left.
+                        name != LOCK && !name.ends_with(TEMPORARY)
+                    })
+                };
+                if others.any(is_other) {
+                    let reason =
+                        "it has other files; choose an empty folder, or one that is not there yet";
+                    return Err(refused(folder, reason.to_owned()));
+                }
+                wanted
+            }
+        };
+        for entry in fs::read_dir(folder).map_err(io_error(folder))?.flatten() {
+            // The space of what a process that was killed has left; if it stays, that is no harm.
+            if entry.file_name().to_string_lossy().ends_with(TEMPORARY) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+        let writer = Self {
+            folder: folder.to_owned(),
+            manifest,
+            _lock: lock,
+        };
+        writer.write_manifest()?;
+        Ok(writer)
+    }
+
+    pub(crate) fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The shards that are not written yet, or whose file is gone.
+    pub(crate) fn missing(&self) -> Vec<u64> {
+        let is_there = |index: &u64| {
+            let name = shard_name(*index);
+            let file = fs::metadata(self.folder.join(&name));
+            let bytes = self.manifest.shard_bytes(*index);
+            self.manifest.shards.contains_key(&name) && file.is_ok_and(|file| file.len() == bytes)
+        };
+        (0..self.manifest.shard_count())
+            .filter(|index| !is_there(index))
+            .collect()
+    }
+
+    /// The rows of shard `index` in the endless sequence.
+    pub(crate) fn rows_of(&self, index: u64) -> std::ops::Range<u64> {
+        let rows = self.manifest.shard(index);
+        let first = self.manifest.first_row;
+        first + rows.start..first + rows.end
+    }
+
+    /// Writes shard `index`, whose rows are those of `top`.
+    ///
+    /// # Errors
+    /// [`TrainError::Io`].
+    pub(crate) fn write(&mut self, index: u64, top: &TopK) -> Result<(), TrainError> {
+        let manifest = &self.manifest;
+        let mut bytes = Vec::with_capacity(manifest.shard_bytes(index) as usize);
+        let rows = manifest.shard(index);
+        for row in 0..(rows.end - rows.start) as usize {
+            manifest.encode(top, row, &mut bytes);
+        }
+        let name = shard_name(index);
+        let path = self.folder.join(&name);
+        atomic_file::write(&path, &bytes).map_err(io_error(&path))?;
+        let sha256 = format!("{:x}", Sha256::digest(&bytes));
+        self.manifest.shards.insert(name, sha256);
+        self.write_manifest()
+    }
+
+    /// Adds a perplexity of the teacher.
+    ///
+    /// # Errors
+    /// [`TrainError::Io`].
+    pub(crate) fn measured(&mut self, measured: MeasuredTeacher) -> Result<(), TrainError> {
+        self.manifest.measured.push(measured);
+        self.write_manifest()
+    }
+
+    fn write_manifest(&self) -> Result<(), TrainError> {
+        let path = self.folder.join(MANIFEST);
+        let mut text = serde_json::to_string_pretty(&self.manifest)
+            .map_err(std::io::Error::from)
+            .map_err(io_error(&path))?;
+        text.push('\n');
+        atomic_file::write(&path, text.as_bytes()).map_err(io_error(&path))
+    }
+}
+
+/// The manifest `found` in `folder`, to go on with, if it is of what is `wanted`.
+fn continued(folder: &Path, found: Manifest, wanted: Manifest) -> Result<Manifest, TrainError> {
+    let mut differences = found.key.differences(&wanted.key);
+    for (what, found, wanted) in [
+        ("first sequence", found.first_row, wanted.first_row),
+        ("number of sequences", found.rows, wanted.rows),
+        ("k", found.k as u64, wanted.k as u64),
+        (
+            "number of bytes a logarithm",
+            found.dtype.bytes() as u64,
+            wanted.dtype.bytes() as u64,
+        ),
+    ] {
+        if found != wanted {
+            differences.push(format!("a {what} of {found}, where {wanted} is asked for"));
+        }
+    }
+    if differences.is_empty() {
+        return Ok(found);
+    }
+    Err(refused(
+        folder,
+        format!(
+            "the cache that is there has {}; choose another folder by --out",
+            differences.join("; ")
+        ),
+    ))
+}
