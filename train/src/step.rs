@@ -10,7 +10,7 @@ use burn::module::{AutodiffModule, Module, ParamId};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use datasets::Batch;
-use kernels::TrainBackend;
+use kernels::{DocumentStarts, TrainBackend};
 use model::{Part, Phi, PhiMamba};
 
 use crate::config::{Precision, StageConfig};
@@ -106,12 +106,7 @@ impl<B: TrainBackend> TrainStep<B> {
     /// a student is expected to come to. It is 0 where a student is compared with the teacher layer by layer, and the
     /// mean entropy of the teacher where predictions are.
     pub fn floor(&self, batch: &Batch) -> Tensor<B::InnerBackend, 1> {
-        let rows = self.micro_batch * batch.context;
-        let tensor = |values: &[i32]| evaluate::ids(&values[..rows], batch.context, &self.device);
-        let tokens = TokenBatch {
-            ids: tensor(&batch.ids),
-            labels: tensor(&batch.labels),
-        };
+        let tokens = self.tokens(batch, 0);
         let student = PhiMamba::<B>::from_inner(self.teacher.clone()).no_grad();
         let first = StageStep { number: 0, of: 1 };
         (self.kind).pass(
@@ -154,6 +149,23 @@ impl<B: TrainBackend> TrainStep<B> {
         (student, measured)
     }
 
+    /// The part of `batch` that pass `number` goes over.
+    fn tokens(&self, batch: &Batch, number: usize) -> TokenBatch<B> {
+        let count = self.micro_batch * batch.context;
+        let part = number * count..batch.ids.len().min((number + 1) * count);
+        let tensor = |values: &[i32]| evaluate::ids(values, batch.context, &self.device);
+        let labels = &batch.labels[part.clone()];
+        let starts = batch.starts.as_ref().map(|starts| &starts[part.clone()]);
+        // Rows of one document each take the way of rows without documents.
+        let starts = starts.filter(|starts| starts.iter().any(|start| *start > 0));
+        TokenBatch {
+            ids: tensor(&batch.ids[part]),
+            has_ends: labels.iter().any(|label| *label < 0),
+            labels: tensor(labels),
+            documents: starts.map(|starts| DocumentStarts::new(tensor(starts))),
+        }
+    }
+
     /// The loss of each pass over a part of `batch`, and the sum of their gradients.
     fn passes(
         &self,
@@ -163,17 +175,13 @@ impl<B: TrainBackend> TrainStep<B> {
     ) -> (Vec<Tensor<B::InnerBackend, 1>>, Gradients<B::InnerBackend>) {
         let rows = self.micro_batch * batch.context;
         let working = in_dtype(student, self.precision.dtype());
-        let passes = batch.ids.chunks(rows).zip(batch.labels.chunks(rows));
-        let passes = passes.map(|tokens| (on_graph_of_its_own(&working), tokens));
+        let passes = 0..batch.ids.len().div_ceil(rows);
+        let passes = passes.map(|number| (on_graph_of_its_own(&working), number));
         let (mut losses, mut gradients) = (vec![], Gradients::default());
         self.parallel.run(
             passes,
-            |(student, (ids, labels))| {
-                let tensor = |values| evaluate::ids(values, batch.context, &self.device);
-                let tokens = TokenBatch {
-                    ids: tensor(ids),
-                    labels: tensor(labels),
-                };
+            |(student, number)| {
+                let tokens = self.tokens(batch, number);
                 let mut gradients = Gradients::default();
                 let (kind, teacher) = (&self.kind, &self.teacher);
                 let loss = kind.pass(&student, teacher, tokens, at, &mut gradients);

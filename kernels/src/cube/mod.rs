@@ -6,6 +6,7 @@
 //! no trace, so that without it one kernel could be loaded for another (see `runtime::kernel_cache`).
 
 pub(crate) mod column_sums;
+pub(crate) mod documents;
 pub(crate) mod each_row;
 pub(crate) mod fragments;
 pub(crate) mod launch_cache;

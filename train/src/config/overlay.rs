@@ -12,13 +12,14 @@ use crate::schedule::Schedule;
 use crate::stages::Kind;
 
 /// The keys outside of stages whose value is one of a few words.
-const CHOICES: [(&str, &[&str]); 6] = [
+const CHOICES: [(&str, &[&str]); 7] = [
     ("precision", &["f32", "bf16"]),
     ("student.kind", StudentMixer::NAMES),
     ("student.init", Initialisation::NAMES),
     ("student.activation", &["identity", "silu"]),
     ("optimizer.decay", &["matrices", "all"]),
     ("guard.action", &["log", "skip", "roll_back"]),
+    ("data.packing", &["concatenate", "documents"]),
 ];
 
 /// The largest float below which every whole number is one, 2^53.
