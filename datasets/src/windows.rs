@@ -14,7 +14,8 @@ use crate::shards::TokenShards;
 ///
 /// Windows share no input; the last label of a window is the first input of the next. The bounds of
 /// documents play no part: a window may begin in one document and end in another, with end-of-text
-/// between them, by which [`Batches`](crate::Batches::by_documents) tell them apart. A window takes `context + 1` tokens, and an incomplete one at the end is dropped.
+/// between them, by which [`Batches`](crate::Batches::by_documents) tell them apart. A window takes
+/// `context + 1` tokens, and an incomplete one at the end is dropped.
 ///
 /// ```
 /// use datasets::{PrepareOptions, TokenShards, TokenWindows, Tokenizer};

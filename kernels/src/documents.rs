@@ -1,14 +1,15 @@
 //! Rows that hold several documents, one after the other.
 //!
 //! Training text is packed: a row of `l` tokens holds as many documents as fit. What mixes tokens (the scan, the
-//! convolution, attention, rotary positions) takes [`DocumentStarts`] where each document is to be computed as if it were
-//! alone: no token reads what came before the first token of its document.
+//! convolution, attention, rotary positions) takes [`DocumentStarts`] where each document is to be computed as if it
+//! were alone: no token reads what came before the first token of its document.
 //!
 //! - Attention and the convolution leave out what lies before the start of a token's document:
 //!   [`Visible`](crate::Visible), [`ConvInputs`](crate::scan::causal_conv::ConvInputs).
-//! - The scan, and the student's matrix of stage 1, need no argument: [`DocumentStarts::cut`] gives the first token of each
-//!   document a decay of zero, so that nothing of the state before it is left. Every backend's kernels form the product
-//!   of the decays between two tokens so that a strong decay outside costs no digits of it (NOTES.md of the scan).
+//! - The scan, and the student's matrix of stage 1, need no argument: [`DocumentStarts::cut`] gives the first token of
+//!   each document a decay of zero, so that nothing of the state before it is left. Every backend's kernels form the
+//!   product of the decays between two tokens so that a strong decay outside costs no digits of it (NOTES.md of the
+//!   scan).
 //! - Rotary positions count from the start of the document: [`DocumentStarts::positions`].
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
@@ -58,7 +59,8 @@ impl<B: Backend> DocumentStarts<B> {
         self.positions_bl.clone()
     }
 
-    /// The place of each token `j` in the document of each token `i`, below 0 before its start: `[b, l, l]`, at `(i, j)`.
+    /// The place of each token `j` in the document of each token `i`, below 0 before its start: `[b, l, l]`, at
+    /// `(i, j)`.
     pub(crate) fn places(&self) -> Tensor<B, 3, Int> {
         let ([b, l], starts_bl) = (self.dims(), self.starts());
         let options = (&starts_bl.device(), starts_bl.dtype());

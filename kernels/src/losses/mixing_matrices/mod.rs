@@ -56,8 +56,8 @@ impl<B: Backend> AttentionParts<B> {
     }
 }
 
-/// The op, as backends compute it, of decays that are cut where there are documents. No backend has a fast path for a teacher's window that hides something: they
-/// take the reference, which holds the matrices.
+/// The op, as backends compute it, of decays that are cut where there are documents. No backend has a fast path for a
+/// teacher's window that hides something: they take the reference, which holds the matrices.
 pub trait MixingMatrices: Scale {
     /// See [`mixing_distance`].
     fn mixing_distance_forward(
@@ -84,8 +84,8 @@ by_default!(MixingMatrices for ndarray);
 /// causal, and `A` within the teacher's window.
 ///
 /// Between the documents of the teacher's parts both matrices are zero: the student's decays are
-/// [cut](DocumentStarts::cut) there, if they are not yet. The norm is that of a row's matrix, so that the square of a row's
-/// distance is the sum of the squares of its documents'.
+/// [cut](DocumentStarts::cut) there, if they are not yet. The norm is that of a row's matrix, so that the square of a
+/// row's distance is the sum of the squares of its documents'.
 ///
 /// Differentiable in the student's parts; the teacher's are constants. The gradient of a distance
 /// of zero is zero.
