@@ -11,8 +11,12 @@ use crate::windows::TokenWindows;
 pub struct Batch {
     /// `batch * context` token ids, row by row.
     pub ids: Vec<i32>,
-    /// For each of `ids` the token that follows it: `batch * context` ids, row by row.
+    /// For each of `ids` the token that follows it: `batch * context` ids, row by row. Below 0 where documents are
+    /// apart and this one ends its document: what follows does not follow from it.
     pub labels: Vec<i32>,
+    /// Where documents are apart, for each of `ids` the place in its row of its document's first token:
+    /// `batch * context` numbers from 0 on, which never decrease along a row.
+    pub starts: Option<Vec<i32>>,
     /// The number of windows, which are the rows.
     pub batch: usize,
     /// The number of inputs in each window.
@@ -21,17 +25,25 @@ pub struct Batch {
 
 impl Batch {
     /// The batch whose rows have these `numbers`, which `read` replaces by the `context + 1` ids of a window.
+    ///
+    /// Documents are apart if there is the id that ends each.
     pub(crate) fn of<N>(
         context: usize,
+        end_of_text: Option<u32>,
         numbers: impl Iterator<Item = N>,
         read: impl Fn(N, &mut Vec<u32>) -> Result<()>,
     ) -> Result<Self> {
         let (mut ids, mut labels, mut batch) = (Vec::new(), Vec::new(), 0);
+        let mut starts = end_of_text.map(|_| Vec::new());
         let mut window = Vec::new();
         for number in numbers {
             read(number, &mut window)?;
             ids.extend(window.iter().take(context).map(|&id| id as i32));
             labels.extend(window.iter().skip(1).map(|&id| id as i32));
+            if let (Some(starts), Some(end)) = (&mut starts, end_of_text) {
+                let first = ids.len() - context;
+                apart(&window[..context], end, &mut labels[first..], starts);
+            }
             batch += 1;
         }
         if batch == 0 {
@@ -40,11 +52,28 @@ impl Batch {
         Ok(Self {
             ids,
             labels,
+            starts,
             batch,
             context,
         })
     }
 }
+
+/// Adds to `starts` the place of the first token of the document of each of `inputs`, and takes the labels of the
+/// tokens that end a document. A window that begins inside a document begins a document.
+pub(crate) fn apart(inputs: &[u32], end_of_text: u32, labels: &mut [i32], starts: &mut Vec<i32>) {
+    let mut start = 0;
+    for (place, (&id, label)) in inputs.iter().zip(labels).enumerate() {
+        starts.push(start);
+        if id == end_of_text {
+            *label = NO_LABEL;
+            start = place as i32 + 1;
+        }
+    }
+}
+
+/// The label of a token that ends its document.
+const NO_LABEL: i32 = -1;
 
 /// The windows of one source of text.
 #[derive(Debug, Clone)]
@@ -117,6 +146,8 @@ pub struct Batches {
     mixture: Mixture,
     batch_size: usize,
     seed: u64,
+    /// The id that ends a document, where documents are apart.
+    end_of_text: Option<u32>,
 }
 
 impl Batches {
@@ -150,6 +181,7 @@ impl Batches {
             mixture: Mixture::of_one(),
             batch_size,
             seed,
+            end_of_text: None,
         }
     }
 
@@ -174,7 +206,42 @@ impl Batches {
             mixture,
             batch_size,
             seed,
+            end_of_text: None,
         })
+    }
+
+    /// The same batches with documents apart: they say where the documents of each row begin, and have no labels across
+    /// their bounds. `end_of_text` is the id that ends every document, which no text has
+    /// ([`Tokenizer::end_of_text`](crate::Tokenizer::end_of_text)): it is the last token of its document.
+    ///
+    /// ```
+    /// # use datasets::{Batches, PrepareOptions, TokenShards, TokenWindows, Tokenizer};
+    /// # use std::sync::Arc;
+    /// # fn main() -> datasets::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let text = folder.path().join("text.jsonl");
+    /// # std::fs::write(&text, "{\"text\": \"It was\"}\n{\"text\": \"the best of times\"}\n").unwrap();
+    /// # let tokenizer = Tokenizer::from_folder("../assets/phi-tiny")?;
+    /// # let options = PrepareOptions::new("example", [text], &tokenizer, folder.path());
+    /// # let shards = TokenShards::prepare(&options)?;
+    /// // "It was", end-of-text, "the best of times", end-of-text.
+    /// let tokens = shards.tokens() as usize;
+    /// let windows = TokenWindows::new(Arc::new(shards), tokens - 1)?;
+    /// let end = tokenizer.end_of_text().unwrap();
+    /// let batch = Batches::new(windows, 1, 42).by_documents(end).batch(0)?;
+    /// let second = batch.ids.iter().position(|id| *id == end as i32).unwrap() + 1;
+    /// let starts = batch.starts.unwrap();
+    /// assert!(starts[..second].iter().all(|start| *start == 0));
+    /// assert!(starts[second..].iter().all(|start| *start == second as i32));
+    /// assert!(batch.labels[second - 1] < 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn by_documents(self, end_of_text: u32) -> Self {
+        Self {
+            end_of_text: Some(end_of_text),
+            ..self
+        }
     }
 
     /// Batch number `step`, from 0: a pure function of the seed and the step.
@@ -195,6 +262,7 @@ impl Batches {
         let first = u128::from(step) * size;
         Batch::of(
             self.sources[0].context(),
+            self.end_of_text,
             first..first + size,
             |number, ids| {
                 let (source, place) = self.mixture.at(number, self.seed);

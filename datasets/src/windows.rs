@@ -14,7 +14,8 @@ use crate::shards::TokenShards;
 ///
 /// Windows share no input; the last label of a window is the first input of the next. The bounds of
 /// documents play no part: a window may begin in one document and end in another, with end-of-text
-/// between them. A window takes `context + 1` tokens, and an incomplete one at the end is dropped.
+/// between them, by which [`Batches`](crate::Batches::by_documents) tell them apart. A window takes
+/// `context + 1` tokens, and an incomplete one at the end is dropped.
 ///
 /// ```
 /// use datasets::{PrepareOptions, TokenShards, TokenWindows, Tokenizer};
@@ -121,7 +122,9 @@ impl TokenWindows {
 
     /// The batch whose rows are the windows `indices`.
     fn batch(&self, indices: impl Iterator<Item = u64>) -> Result<Batch> {
-        Batch::of(self.context, indices, |index, ids| self.read(index, ids))
+        Batch::of(self.context, None, indices, |index, ids| {
+            self.read(index, ids)
+        })
     }
 
     /// The index of the window at place `number` of the endless sequence of [`Batches`](crate::Batches).

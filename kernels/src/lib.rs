@@ -56,6 +56,7 @@ mod autodiff;
 mod cube;
 pub mod decode;
 pub mod dense;
+mod documents;
 mod dtype;
 #[cfg(feature = "flex")]
 mod flex;
@@ -73,7 +74,7 @@ pub use decode::attention_step::{attention_step, attention_step_within};
 pub use decode::recurrent_step::{HeadNorm, StepParameters, StepState, Turn, recurrent_step};
 pub use decode::sample::sample;
 pub use dense::attention::{
-    Window, attention, attention_matrix, attention_matrix_within, attention_within,
+    Visible, Window, attention, attention_matrix, attention_matrix_within, attention_within,
 };
 pub use dense::bias::add_bias;
 pub use dense::cast::cast_all;
@@ -85,6 +86,7 @@ pub use dense::linear::{linear, linear_gelu, linear_onto};
 pub use dense::rms_norm::rms_norm;
 pub use dense::rotary::{rotary, rotary_of_heads};
 pub use dense::swiglu::swiglu;
+pub use documents::DocumentStarts;
 pub use kernel_backend::{KernelBackend, TrainBackend};
 pub use losses::divergence::top_classes::{TopClasses, TopClassesInputs, top_classes_block};
 pub use losses::divergence::{Comparison, Divergence, divergence_block, divergence_loss};
@@ -96,7 +98,7 @@ pub use losses::predictions::{
     DistillationWeights, cross_entropy, distillation_block, distillation_loss,
 };
 pub use optim::adamw::{AdamWStep, adamw_step, adamw_steps, squared_norm, squared_norms};
-pub use scan::causal_conv::{ConvGradients, causal_conv};
+pub use scan::causal_conv::{ConvGradients, causal_conv, causal_conv_of};
 pub use scan::skip_gate::{SkipGateGradients, skip_gate};
 pub use scan::ssd::{
     Epilogue, GatedScan, GatedScanGradients, ScanInputs, SsdGradients, gated_scan, ssd_scan,

@@ -59,12 +59,13 @@ fn convert<B: TrainBackend>(device: &B::Device) -> Result<(), ConfigError> {
 
     // Both matrices are given by what they are made of, and never held whole.
     let matrices = |mixer: &DiscreteMamba2<B>, x: Tensor<B::InnerBackend, 3>| {
-        let AttentionParts { q, k, window } =
+        let AttentionParts { q, k, window, .. } =
             teacher.attention_parts(x.clone()).expect("attention");
         let attention = AttentionParts {
             q: Tensor::from_inner(q),
             k: Tensor::from_inner(k),
             window,
+            documents: None,
         };
         let transfer = mixer.transfer_parts(Tensor::from_inner(x));
         kernels::mixing_distance(transfer.expect("a state-space mixer"), attention)

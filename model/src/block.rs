@@ -11,6 +11,7 @@ use crate::init::Init;
 use crate::layers::Norm;
 use crate::mixers::{Mixer, MixerConfig, MixerRows, MixerState, StepOutput};
 use crate::mlp::Mlp;
+use crate::sequences::Sequences;
 
 /// One layer of a network. Below, `LN` is [`input_layernorm`](Self::input_layernorm).
 ///
@@ -43,11 +44,18 @@ impl<B: Backend> Block<B> {
 }
 
 impl<B: KernelBackend> Block<B> {
+    /// `LN x`, of the same tokens.
+    fn normed(&self, sequences: Sequences<B>) -> Sequences<B> {
+        sequences.map(|x| self.input_layernorm.forward(x))
+    }
+
     /// `x [b, l, d_model]` to the same shape.
-    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let normed = self.input_layernorm.forward(x.clone());
+    pub fn forward(&self, x: impl Into<Sequences<B>>) -> Tensor<B, 3> {
+        let sequences = x.into();
+        let x = sequences.u.clone();
+        let normed = self.normed(sequences);
         let mixed = self.mixer.forward_onto(x, normed.clone());
-        self.add_mlp(mixed, normed)
+        self.add_mlp(mixed, normed.u)
     }
 
     /// Of `x [b, l, d_model]`, what the mixer's output is added to, and what the mixer reads, both of the same shape. In
@@ -70,49 +78,53 @@ impl<B: KernelBackend> Block<B> {
     }
 
     /// `mixer(LN x)`, before it joins the residual stream: `[b, l, d_model]`.
-    pub fn mixer_output(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.mixer.forward(self.input_layernorm.forward(x))
+    pub fn mixer_output(&self, x: impl Into<Sequences<B>>) -> Tensor<B, 3> {
+        self.mixer.forward_of(self.normed(x.into()))
     }
 
     /// The mixing matrix of `LN x`, `[b, h, l, l]`.
-    pub fn mixing_matrix(&self, x: Tensor<B, 3>) -> Tensor<B, 4> {
-        self.mixer.mixing_matrix(self.input_layernorm.forward(x))
+    pub fn mixing_matrix(&self, x: impl Into<Sequences<B>>) -> Tensor<B, 4> {
+        self.mixer.mixing_matrix_of(self.normed(x.into()))
     }
 
     /// The factors of the mixing matrix of `LN x`; `None` where the mixer is no state-space one, as
     /// [`MixerOptions::has_transfer_parts`](crate::mixers::MixerOptions::has_transfer_parts) says beforehand.
-    pub fn transfer_parts(&self, x: Tensor<B, 3>) -> Option<TransferParts<B>> {
-        self.mixer.transfer_parts(self.input_layernorm.forward(x))
+    pub fn transfer_parts(&self, x: impl Into<Sequences<B>>) -> Option<TransferParts<B>> {
+        self.mixer.transfer_parts_of(self.normed(x.into()))
     }
 
     /// The factors of the mixing matrix of `LN x`; `None` where the mixer is no softmax attention, as
     /// [`MixerOptions::has_attention_parts`](crate::mixers::MixerOptions::has_attention_parts) says beforehand.
-    pub fn attention_parts(&self, x: Tensor<B, 3>) -> Option<AttentionParts<B>> {
-        self.mixer.attention_parts(self.input_layernorm.forward(x))
+    pub fn attention_parts(&self, x: impl Into<Sequences<B>>) -> Option<AttentionParts<B>> {
+        self.mixer.attention_parts_of(self.normed(x.into()))
     }
 
     /// [`forward`](Self::forward) and [`attention_parts`](Self::attention_parts), shared work done
     /// once.
     pub fn forward_with_attention_parts(
         &self,
-        x: Tensor<B, 3>,
+        x: impl Into<Sequences<B>>,
     ) -> (Tensor<B, 3>, Option<AttentionParts<B>>) {
-        let normed = self.input_layernorm.forward(x.clone());
+        let sequences = x.into();
+        let x = sequences.u.clone();
+        let normed = self.normed(sequences);
         let (mixed, parts) = self.mixer.forward_with_attention_parts(normed.clone());
-        (self.add_mlp(sum(mixed, x), normed), parts)
+        (self.add_mlp(sum(mixed, x), normed.u), parts)
     }
 
     /// The block's output and what was asked for, shared work done once.
-    pub fn forward_tapped(&self, x: Tensor<B, 3>, matrix: bool) -> BlockOutputs<B> {
-        let normed = self.input_layernorm.forward(x.clone());
+    pub fn forward_tapped(&self, x: impl Into<Sequences<B>>, matrix: bool) -> BlockOutputs<B> {
+        let sequences = x.into();
+        let x = sequences.u.clone();
+        let normed = self.normed(sequences);
         let (mixed, mixing_matrix) = if matrix {
             let (mixed, matrix) = self.mixer.forward_with_matrix(normed.clone());
             (mixed, Some(matrix))
         } else {
-            (self.mixer.forward(normed.clone()), None)
+            (self.mixer.forward_of(normed.clone()), None)
         };
         BlockOutputs {
-            hidden_state: self.add_mlp(sum(mixed.clone(), x), normed),
+            hidden_state: self.add_mlp(sum(mixed.clone(), x), normed.u),
             mixer_output: mixed,
             mixing_matrix,
         }

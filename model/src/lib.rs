@@ -84,6 +84,7 @@ mod model_hash;
 pub mod mohawk;
 mod parameters;
 mod precision;
+mod sequences;
 pub mod signals;
 mod steps;
 mod transfer;
@@ -119,6 +120,7 @@ pub use mlp::Mlp;
 pub use model_hash::ModelHash;
 pub use parameters::{NamedParameter, Part, named_parameters};
 pub use precision::widen;
+pub use sequences::{Sequences, TokenRows};
 pub use transfer::{TransferError, pad_vocabulary, transfer_weights};
 pub use weights::{
     FileTensor, HostModel, HostTensor, SmallFile, WeightsError, describe, is_model, load_any,

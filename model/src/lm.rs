@@ -12,6 +12,7 @@ use crate::block::Block;
 use crate::init::{Fill, Init};
 use crate::layers::{Linear, Norm};
 use crate::mixers::Mixer;
+use crate::sequences::TokenRows;
 
 /// A table with one row a token.
 #[derive(Module, Debug)]
@@ -281,7 +282,8 @@ impl<B: KernelBackend> CausalLm<B> {
     ///
     /// This is the plain form, for tests and tools: it holds what is asked for of all layers at once. Training
     /// goes through the layers itself, and through the head a block of tokens at a time.
-    pub fn forward(&self, ids: Tensor<B, 2, Int>, taps: Taps) -> Outputs<B> {
+    pub fn forward(&self, ids: impl Into<TokenRows<B>>, taps: Taps) -> Outputs<B> {
+        let TokenRows { ids, documents } = ids.into();
         let mut x = self.backbone.embedding.forward(ids);
         let mut outputs = Outputs {
             logits: None,
@@ -293,7 +295,7 @@ impl<B: KernelBackend> CausalLm<B> {
             outputs.hidden_states.push(x.clone());
         }
         for layer in &self.backbone.layers {
-            let tapped = layer.forward_tapped(x, taps.mixing_matrices);
+            let tapped = layer.forward_tapped((x, &documents), taps.mixing_matrices);
             x = tapped.hidden_state;
             outputs.mixing_matrices.extend(tapped.mixing_matrix);
             if taps.mixer_outputs {
@@ -310,10 +312,11 @@ impl<B: KernelBackend> CausalLm<B> {
     }
 
     /// What the head reads: `ids [b, l]` to `[b, l, d_model]`, after the final normalisation.
-    pub fn features(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+    pub fn features(&self, ids: impl Into<TokenRows<B>>) -> Tensor<B, 3> {
+        let TokenRows { ids, documents } = ids.into();
         let x = self.backbone.embedding.forward(ids);
         let layers = self.backbone.layers.iter();
-        let x = layers.fold(x, |x, layer| layer.forward(x));
+        let x = layers.fold(x, |x, layer| layer.forward((x, &documents)));
         self.backbone.final_layernorm.forward(x)
     }
 

@@ -2,8 +2,10 @@
 //! pass, and five AdamW steps of stage 3, of a Phi's student and of a Llama's.
 //!
 //! The tests of `model` compare the losses that the networks offer; here it is the passes of `train`, which
-//! go layer by layer, its sums of gradients, and its optimizer.
+//! go layer by layer, its sums of gradients, and its optimizer. Beside that, its passes over rows of several documents.
 
+#[path = "support/documents.rs"]
+mod documents;
 mod support;
 
 use burn::backend::Autodiff;

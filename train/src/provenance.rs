@@ -44,6 +44,9 @@ const FREE: [&str; 15] = [
     "recompute",
 ];
 
+/// The key of the data that is compared, beside the text.
+const PACKING: &str = "packing";
+
 /// What a run is made from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Provenance {
@@ -294,6 +297,11 @@ fn settings(config: &Table, begun: &[&str]) -> BTreeMap<String, Value> {
         }
     }
     flatten("", &sections, &mut settings);
+    // Of the data it is no place and no text, but what is computed of them.
+    let packing = sections.get("data").and_then(|data| data.get(PACKING));
+    if let Some(packing) = packing {
+        settings.insert(format!("data.{PACKING}"), packing.clone());
+    }
     let context = config.get("data").and_then(|data| data.get("context"));
     for (name, stage) in stages(config).filter(|(name, _)| begun.contains(name)) {
         let mut keys = stage.clone();

@@ -10,8 +10,8 @@ use burn::module::{AutodiffModule, Module, ParamId};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use datasets::Batch;
-use kernels::TrainBackend;
 use kernels::profile::region;
+use kernels::{DocumentStarts, TrainBackend};
 use model::{Part, Phi, PhiMamba};
 
 use crate::clipping::{Place, places_of};
@@ -166,12 +166,7 @@ impl<B: TrainBackend> TrainStep<B> {
     /// If this was made without a teacher.
     pub fn floor(&self, batch: &Batch) -> Tensor<B::InnerBackend, 1> {
         let teacher = self.teacher.as_ref().expect(NO_TEACHER);
-        let rows = self.micro_batch * batch.context;
-        let tensor = |values: &[i32]| evaluate::ids(&values[..rows], batch.context, &self.device);
-        let tokens = TokenBatch {
-            ids: tensor(&batch.ids),
-            labels: tensor(&batch.labels),
-        };
+        let tokens = self.tokens(batch, 0);
         let student = PhiMamba::<B>::from_inner(teacher.clone()).no_grad();
         let first = StageStep { number: 0, of: 1 };
         (self.kind).pass(&student, teacher, tokens, first, &mut Gradients::default())
@@ -217,6 +212,23 @@ impl<B: TrainBackend> TrainStep<B> {
         (student, measured)
     }
 
+    /// The part of `batch` that pass `number` goes over.
+    fn tokens(&self, batch: &Batch, number: usize) -> TokenBatch<B> {
+        let count = self.micro_batch * batch.context;
+        let part = number * count..batch.ids.len().min((number + 1) * count);
+        let tensor = |values: &[i32]| evaluate::ids(values, batch.context, &self.device);
+        let labels = &batch.labels[part.clone()];
+        let starts = batch.starts.as_ref().map(|starts| &starts[part.clone()]);
+        // Rows of one document each take the way of rows without documents.
+        let starts = starts.filter(|starts| starts.iter().any(|start| *start > 0));
+        TokenBatch {
+            ids: tensor(&batch.ids[part]),
+            has_ends: labels.iter().any(|label| *label < 0),
+            labels: tensor(labels),
+            documents: starts.map(|starts| DocumentStarts::new(tensor(starts))),
+        }
+    }
+
     /// The loss of each pass over a part of `batch`, and the sum of their gradients.
     fn passes(
         &self,
@@ -227,8 +239,8 @@ impl<B: TrainBackend> TrainStep<B> {
         let rows = self.micro_batch * batch.context;
         let working = in_dtype(student, self.precision.dtype());
         let left_out = left_out(self.kind.window_dropout(), self.seed, at, batch.batch);
-        let passes = batch.ids.chunks(rows).zip(batch.labels.chunks(rows));
-        let passes = passes.enumerate().map(|(number, tokens)| {
+        let passes = 0..batch.ids.len().div_ceil(rows);
+        let passes = passes.map(|number| {
             let student = on_graph_of_its_own(&working);
             let of_pass = left_out.chunks(self.micro_batch).nth(number);
             let student = match of_pass {
@@ -236,22 +248,18 @@ impl<B: TrainBackend> TrainStep<B> {
                 Some(rows) => student.clone().without_window_in(rows).unwrap_or(student),
                 None => student,
             };
-            (number, student, tokens)
+            (student, number)
         });
         let (mut losses, mut gradients) = (vec![], Gradients::default());
         self.parallel.run(
             passes,
-            |(number, student, (ids, labels))| {
-                let tensor = |values| evaluate::ids(values, batch.context, &self.device);
-                let tokens = TokenBatch {
-                    ids: tensor(ids),
-                    labels: tensor(labels),
-                };
+            |(student, number)| {
+                let tokens = self.tokens(batch, number);
                 let mut gradients = Gradients::default();
                 let kind = &self.kind;
                 let loss = if let Some(predictions) = predictions {
                     let first = number * self.micro_batch;
-                    let last = first + ids.len() / batch.context;
+                    let last = first + tokens.ids.dims()[0];
                     let teacher = predictions.classes(first..last, &self.device);
                     kind.cached_pass(&student, teacher, tokens, &mut gradients)
                 } else {

@@ -240,3 +240,49 @@ fn a_mixture_deals_out_each_source_as_if_it_were_alone() {
     let error = Batches::mixed(lengths, 8, 5).unwrap_err();
     assert!(matches!(error, DataError::Contexts { .. }), "{error}");
 }
+
+/// By the ids of end-of-text, wherever a window begins; all else is as without.
+#[test]
+fn documents_are_told_apart() {
+    let end = phi_tiny().end_of_text().unwrap();
+    let folder = TempDir::new().unwrap();
+    // Documents of 1 to 40 words, of one token each.
+    let lines = (0..300).map(|n| {
+        let words = " the".repeat(1 + 7 * n % 40);
+        format!("{{\"text\": \"{words}\"}}\n")
+    });
+    let text = write(&folder, "a.jsonl", lines.collect::<String>());
+    let windows = TokenWindows::new(shards(text), 64).unwrap();
+    let plain = Batches::new(windows, 8, 5);
+    let apart = plain.clone().by_documents(end);
+    let mut ends = 0;
+    for step in 0..10 {
+        let (plain, apart) = (plain.batch(step).unwrap(), apart.batch(step).unwrap());
+        assert_eq!(plain.starts, None);
+        assert_eq!(plain.ids, apart.ids);
+        let starts = apart.starts.unwrap();
+        assert_eq!(starts.len(), apart.ids.len());
+        for (at, &id) in apart.ids.iter().enumerate() {
+            let place = at % 64;
+            // The first place after the last end before this one, if there is any in the row.
+            let before = apart.ids[at - place..at].iter();
+            let last = before.clone().rposition(|id| *id == end as i32);
+            let start = last.map_or(0, |last| last + 1);
+            assert_eq!(starts[at], start as i32, "step {step}, token {at}");
+            if id == end as i32 {
+                assert_eq!(apart.labels[at], -1);
+                ends += 1;
+            } else {
+                assert_eq!(apart.labels[at], plain.labels[at]);
+            }
+        }
+    }
+    // A document has 21 tokens and an end on average.
+    assert!(ends > 150, "{ends} ends of documents in 80 windows");
+    // An end as the first and as the last token of a window, and two in a row.
+    let ids = [9, 1, 2, 9, 9, 3, 9, 4];
+    let (mut labels, mut starts) = (vec![1, 2, 9, 9, 3, 9, 4, 5], vec![]);
+    crate::batches::apart(&ids, 9, &mut labels, &mut starts);
+    assert_eq!(starts, [0, 1, 1, 1, 4, 5, 5, 7]);
+    assert_eq!(labels, [-1, 2, 9, -1, -1, 9, -1, 5]);
+}

@@ -117,13 +117,13 @@ fn row<B: KernelBackend>(bench: &Bench<B>, shape: &Shape, dtype: DType) {
     let given = || (q.clone(), k.clone(), v.clone());
     let forward = bench.clock.time(|_| {
         let (q, k, v) = given();
-        B::attention_forward(q, k, v, window)
+        B::attention_forward(q, k, v, window.into())
     });
     let both = bench.clock.time(|_| {
         let (q, k, v) = given();
-        let (_, saved) = B::attention_forward_saving(q, k, v, window);
+        let (_, saved) = B::attention_forward_saving(q, k, v, window.into());
         let (q, k, v) = given();
-        B::attention_backward(q, k, v, saved, dy.clone(), window)
+        B::attention_backward(q, k, v, saved, dy.clone(), window.into())
     });
     let composed = bench.small.then(|| {
         let forward = bench.clock.time(|_| {

@@ -27,6 +27,7 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
                     bias: Some(bias.clone()),
                     history: None,
                     activation,
+                    documents: None,
                 };
                 (inputs, dy)
             };

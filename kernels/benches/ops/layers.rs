@@ -130,13 +130,14 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
         // Two products of half an l by l matrix, and five backward.
         operations: 7 * b * h * l * l * p,
     };
-    let (_, saved) = B::attention_forward_saving(q.clone(), x.clone(), y.clone(), None);
+    let (_, saved) =
+        B::attention_forward_saving(q.clone(), x.clone(), y.clone(), Visible::default());
     op.time(
         bench,
-        || B::attention_forward(q.clone(), x.clone(), y.clone(), None),
+        || B::attention_forward(q.clone(), x.clone(), y.clone(), Visible::default()),
         Some(|| {
             let (q, k, v) = (q.clone(), x.clone(), y.clone());
-            B::attention_backward(q, k, v, saved.clone(), dy.clone(), None)
+            B::attention_backward(q, k, v, saved.clone(), dy.clone(), Visible::default())
         }),
     );
 

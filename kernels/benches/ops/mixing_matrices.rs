@@ -28,6 +28,7 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
                 q: random([b, l, h, n], dtype),
                 k: random([b, l, h, n], dtype),
                 window: None,
+                documents: None,
             };
             let given = || (student.clone(), teacher.clone());
             let forward = bench.clock.time(|_| {

@@ -8,6 +8,7 @@
 pub(crate) mod column_sums;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda_stream;
+pub(crate) mod documents;
 pub(crate) mod each_row;
 pub(crate) mod fragments;
 pub(crate) mod launch_cache;

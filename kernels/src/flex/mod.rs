@@ -11,6 +11,8 @@ use burn::tensor::{Bytes, DType, Int, Shape, Tensor, TensorPrimitive};
 use burn_flex::{Flex, FlexTensor, Layout};
 use rayon::prelude::*;
 
+use crate::documents::DocumentStarts;
+
 /// A tensor's values as one contiguous slice; a copy only where they were not.
 pub(crate) struct Values(FlexTensor);
 
@@ -36,6 +38,12 @@ impl Deref for Values {
 /// The values of an integer tensor, whatever its width.
 pub(crate) fn integers<const D: usize>(x: Tensor<Flex, D, Int>) -> Vec<i64> {
     x.into_data().iter::<i64>().collect()
+}
+
+/// The starts of documents, `[b, l]`, if there are documents.
+pub(crate) fn starts(documents: Option<DocumentStarts<Flex>>) -> Option<Vec<usize>> {
+    let starts = integers(documents?.starts());
+    Some(starts.into_iter().map(|start| start as usize).collect())
 }
 
 /// A tensor that takes over `values`, in rows.

@@ -133,10 +133,10 @@ impl Case {
             let [q, k, v, dy] = values.each_ref().map(|values| self.read(values));
             poison();
             let (y, saved) =
-                Cube::attention_forward_saving(q.clone(), k.clone(), v.clone(), self.window);
+                Cube::attention_forward_saving(q.clone(), k.clone(), v.clone(), self.window.into());
             assert!(saved.is_some(), "the kernels are not taken");
             poison();
-            let gradients = Cube::attention_backward(q, k, v, saved, dy, self.window);
+            let gradients = Cube::attention_backward(q, k, v, saved, dy, self.window.into());
             assert_eq!(gradients.0.dtype(), self.dtype);
             self.outputs(y, gradients)
         };
@@ -309,7 +309,7 @@ fn the_maximum_may_move() {
                     }
                 });
                 let v = values(&|i| ((i / p * 7 + i % p) % 11) as f64 - 5.0);
-                let exact = reference::forward(q.exact(), k.exact(), v.exact(), None);
+                let exact = reference::forward(q.exact(), k.exact(), v.exact(), None::<Window>);
                 let name = format!("attention with slope {slope}, {dtype:?}");
                 check(&name, tolerance(dtype), vec![output("y", exact)], || {
                     vec![output("y", attention(q.cube(), k.cube(), v.cube()))]
@@ -360,9 +360,9 @@ fn what_lies_before_a_window_is_not_seen() {
             let last = |k: Tensor<Cube, 4>, v: Tensor<Cube, 4>| {
                 let window = Some(Window { window, sinks });
                 let (y, saved) =
-                    Cube::attention_forward_saving(q.clone(), k.clone(), v.clone(), window);
+                    Cube::attention_forward_saving(q.clone(), k.clone(), v.clone(), window.into());
                 let (dq, _, _) =
-                    Cube::attention_backward(q.clone(), k, v, saved, dy.clone(), window);
+                    Cube::attention_backward(q.clone(), k, v, saved, dy.clone(), window.into());
                 let from = end + window.map_or(0, |window| window.window);
                 [y, dq].map(|x| x.narrow(1, from, l - from).into_data())
             };

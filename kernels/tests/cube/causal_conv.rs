@@ -62,6 +62,7 @@ impl Case {
                 bias,
                 history,
                 activation,
+                documents: None,
             };
             let y = reference::forward(inputs.clone());
             outputs(y, reference::backward(inputs, dy, wanted))
@@ -83,6 +84,7 @@ impl Case {
                 bias,
                 history,
                 activation,
+                documents: None,
             };
             poison();
             let y = Cube::causal_conv_forward(inputs.clone());

@@ -38,6 +38,7 @@ fn scans<B: KernelBackend>(outputs: &mut Outputs) {
         bias: Some(inputs.tensor([h])),
         history: Some(inputs.tensor([b, 3, h])),
         activation: causal_conv::Activation::Silu,
+        documents: None,
     };
     let gradients = B::causal_conv_backward(conv.clone(), inputs.tensor([b, l, h]), [true; 4]);
     outputs.push(output("convolution", B::causal_conv_forward(conv)));
@@ -112,6 +113,7 @@ fn losses<B: KernelBackend>(outputs: &mut Outputs) {
         q: inputs.tensor([b, l, h, p]),
         k: inputs.tensor([b, l, g, p]),
         window: None,
+        documents: None,
     };
     let loss = B::mixing_distance_forward(student.clone(), teacher.clone());
     let (_, gradients) = B::mixing_distance_with_gradients(student, teacher);

@@ -71,6 +71,7 @@ impl Case {
             q: q.exact(),
             k: ks.exact(),
             window: None,
+            documents: None,
         };
         let forward = reference::forward(student.clone(), teacher.clone());
         let exact = outputs(forward, reference::with_gradients(student, teacher));
@@ -92,6 +93,7 @@ impl Case {
                 q: read(&q),
                 k: read(&ks),
                 window: None,
+                documents: None,
             };
             poison();
             let forward = Cube::mixing_distance_forward(student.clone(), teacher.clone());
@@ -173,6 +175,7 @@ fn no_distance_has_no_gradient() {
             q: Tensor::ones([2, 1, 3, 4], &device),
             k: Tensor::ones([2, 1, 3, 4], &device),
             window: None,
+            documents: None,
         };
         let (loss, gradients) = Cube::mixing_distance_with_gradients(student, teacher);
         assert_eq!(loss.into_scalar(), 0.0);

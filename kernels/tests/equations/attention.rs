@@ -21,7 +21,7 @@ fn attention<B: TrainBackend>(q: &Values, k: &Values, v: &Values) -> Vec<Values>
 fn attention_definition<B: TrainBackend>(q: &Values, k: &Values, v: &Values) -> Vec<Values> {
     let mut trace = Trace::<B>::new();
     let (q, k, v) = (trace.input(q), trace.input(k), trace.input(v));
-    trace.finish(reference::forward(q, k, v, None))
+    trace.finish(reference::forward(q, k, v, None::<Window>))
 }
 
 #[test]

@@ -34,6 +34,7 @@ fn conv_definition<B: TrainBackend>(c: &Conv) -> Vec<Values> {
         bias,
         history,
         activation: c.activation,
+        documents: None,
     }))
 }
 

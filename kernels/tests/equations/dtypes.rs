@@ -57,6 +57,7 @@ fn f64_does_not_meet_narrower_inputs() {
         q: of([b, l, h, p], dtype),
         k: of([b, l, 1, p], dtype),
         window: None,
+        documents: None,
     };
     let weights = DistillationWeights {
         temperature: 1.0,

@@ -16,6 +16,7 @@ mod bias;
 mod causal_conv;
 mod columns;
 mod divergence;
+mod documents;
 mod dtypes;
 mod gelu;
 mod layer_norm;

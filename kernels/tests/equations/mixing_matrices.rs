@@ -36,6 +36,7 @@ impl Distance {
             q: tensor(self.q.clone()),
             k: tensor(self.k.clone()),
             window: self.window,
+            documents: None,
         }
     }
 }

@@ -37,6 +37,7 @@ use self::toeplitz::{Toeplitz, ToeplitzConfig, ToeplitzRows, ToeplitzState};
 use crate::config_error::ConfigError;
 use crate::init::Init;
 use crate::layers::Linear;
+use crate::sequences::Sequences;
 
 pub use rotary::{RopeScaling, rotary_frequencies};
 pub(crate) use state_tensors::state_name;
@@ -176,37 +177,59 @@ pub trait TokenMixer<B: KernelBackend>: Debug {
     fn fuse_projections(&mut self) {}
 
     /// `u [b, l, d_model]` to the same shape, from an empty state.
-    fn forward(&self, u: Tensor<B, 3>) -> Tensor<B, 3>;
+    fn forward(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.forward_of(u.into())
+    }
 
-    /// `residual + forward(u)`, all `[b, l, d_model]`.
-    fn forward_onto(&self, residual: Tensor<B, 3>, u: Tensor<B, 3>) -> Tensor<B, 3>;
+    /// [`forward`](Self::forward) of rows that may hold several documents, each of which gives what it gives alone: no
+    /// token reads what came before the first of its document, and positions count from there.
+    fn forward_of(&self, sequences: Sequences<B>) -> Tensor<B, 3>;
+
+    /// `residual + forward_of(sequences)`, all `[b, l, d_model]`.
+    fn forward_onto(&self, residual: Tensor<B, 3>, sequences: Sequences<B>) -> Tensor<B, 3>;
 
     /// The matrix `T [b, h, l, l]` with which each head mixes the tokens of `u [b, l, d_model]`; zero above
     /// the diagonal, and in f32 for half-precision input.
-    fn mixing_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4>;
+    fn mixing_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4> {
+        self.mixing_matrix_of(u.into())
+    }
 
-    /// [`forward`](Self::forward) and [`mixing_matrix`](Self::mixing_matrix), shared work done once. The
+    /// [`mixing_matrix`](Self::mixing_matrix) of rows that may hold several documents: zero between these.
+    fn mixing_matrix_of(&self, sequences: Sequences<B>) -> Tensor<B, 4>;
+
+    /// [`forward_of`](Self::forward_of) and [`mixing_matrix_of`](Self::mixing_matrix_of), shared work done once. The
     /// plain form, for tests and tools: training does without the matrix.
-    fn forward_with_matrix(&self, u: Tensor<B, 3>) -> (Tensor<B, 3>, Tensor<B, 4>) {
-        (self.forward(u.clone()), self.mixing_matrix(u))
+    fn forward_with_matrix(&self, sequences: Sequences<B>) -> (Tensor<B, 3>, Tensor<B, 4>) {
+        let matrix = self.mixing_matrix_of(sequences.clone());
+        (self.forward_of(sequences), matrix)
     }
 
     /// The factors of the mixing matrix where it is a state-space one, for [`kernels::mixing_distance`].
-    fn transfer_parts(&self, _u: Tensor<B, 3>) -> Option<TransferParts<B>> {
+    fn transfer_parts(&self, u: Tensor<B, 3>) -> Option<TransferParts<B>> {
+        self.transfer_parts_of(u.into())
+    }
+
+    /// [`transfer_parts`](Self::transfer_parts) of rows that may hold several documents.
+    fn transfer_parts_of(&self, _sequences: Sequences<B>) -> Option<TransferParts<B>> {
         None
     }
 
     /// The factors of the mixing matrix where it is softmax attention, for [`kernels::mixing_distance`].
-    fn attention_parts(&self, _u: Tensor<B, 3>) -> Option<AttentionParts<B>> {
+    fn attention_parts(&self, u: Tensor<B, 3>) -> Option<AttentionParts<B>> {
+        self.attention_parts_of(u.into())
+    }
+
+    /// [`attention_parts`](Self::attention_parts) of rows that may hold several documents.
+    fn attention_parts_of(&self, _sequences: Sequences<B>) -> Option<AttentionParts<B>> {
         None
     }
 
-    /// [`forward`](Self::forward) and [`attention_parts`](Self::attention_parts), shared work done once.
+    /// [`forward_of`](Self::forward_of) and [`attention_parts_of`](Self::attention_parts_of), shared work done once.
     fn forward_with_attention_parts(
         &self,
-        u: Tensor<B, 3>,
+        sequences: Sequences<B>,
     ) -> (Tensor<B, 3>, Option<AttentionParts<B>>) {
-        (self.forward(u), None)
+        (self.forward_of(sequences), None)
     }
 
     /// `u [b, l, d_model]`, the tokens after those that `state` holds, to the same shape; `state` then holds

@@ -7,7 +7,7 @@ use std::f64::consts::TAU;
 
 use burn::tensor::backend::{Backend, DeviceId, DeviceOps};
 use burn::tensor::{Tensor, TensorData};
-use kernels::KernelBackend;
+use kernels::{DocumentStarts, KernelBackend};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -143,16 +143,43 @@ thread_local! {
     static MADE: RefCell<VecDeque<(Key, Box<dyn Any>)>> = const { RefCell::new(VecDeque::new()) };
 }
 
+/// The positions of the tokens of some rows.
+pub(crate) enum Positions<'a, B: Backend> {
+    /// One after the other, from here on.
+    From(usize),
+    /// Those in the documents of the rows.
+    In(&'a DocumentStarts<B>),
+}
+
+impl<B: Backend> Clone for Positions<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Positions<'_, B> {}
+
+impl<'a, B: Backend> Positions<'a, B> {
+    /// Those of rows that begin with `documents`, or with one document each.
+    pub(crate) fn of(documents: &'a Option<DocumentStarts<B>>) -> Self {
+        match documents {
+            Some(documents) => Self::In(documents),
+            None => Self::From(0),
+        }
+    }
+}
+
 /// The angles for a run of positions.
 ///
 /// Pairs are `(i, i + dim / 2)` for `i < dim / 2`, each turned by the position times its
 /// [frequency](rotary_frequencies).
 #[derive(Clone)]
 pub(crate) struct Rotary<B: Backend> {
-    /// `[l, dim / 2]`.
+    /// `[l, dim / 2]`; with documents `[b * l, dim / 2]`, since each row has positions of its own.
     pub cos: Tensor<B, 2>,
-    /// `[l, dim / 2]`.
+    /// As the cosines.
     pub sin: Tensor<B, 2>,
+    has_documents: bool,
 }
 
 impl<B: KernelBackend> Rotary<B> {
@@ -167,6 +194,30 @@ impl<B: KernelBackend> Rotary<B> {
         device: &B::Device,
     ) -> Self {
         Self::kept(dim, theta, scaling, start as i64, l, device)
+    }
+
+    /// For rows of `l` tokens.
+    pub(crate) fn at(
+        dim: usize,
+        theta: f64,
+        scaling: Option<RopeScaling>,
+        positions: Positions<'_, B>,
+        l: usize,
+        device: &B::Device,
+    ) -> Self {
+        match positions {
+            Positions::From(start) => Self::new(dim, theta, scaling, start, l, device),
+            Positions::In(documents) => {
+                let Self { cos, sin, .. } = Self::new(dim, theta, scaling, 0, l, device);
+                let [b, l] = documents.dims();
+                let places = documents.positions().reshape([b * l]);
+                Self {
+                    cos: cos.select(0, places.clone()),
+                    sin: sin.select(0, places),
+                    has_documents: true,
+                }
+            }
+        }
     }
 
     /// For one vector, turned back by `n` positions.
@@ -225,16 +276,34 @@ impl<B: KernelBackend> Rotary<B> {
         Self {
             cos: tensor(cos),
             sin: tensor(sin),
+            has_documents: false,
         }
     }
 
     /// `x [b, l, h, p]` with the first `dim` of each head's `p` dimensions turned.
     pub(crate) fn rotate(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        kernels::rotary(x, self.cos.clone(), self.sin.clone())
+        self.by_tokens(x, |x| {
+            kernels::rotary(x, self.cos.clone(), self.sin.clone())
+        })
     }
 
     /// [`rotate`](Self::rotate) for the first `heads` heads, in place if nothing else holds `x`.
     pub(crate) fn rotate_heads(&self, x: Tensor<B, 4>, heads: usize) -> Tensor<B, 4> {
-        kernels::rotary_of_heads(x, self.cos.clone(), self.sin.clone(), heads)
+        self.by_tokens(x, |x| {
+            kernels::rotary_of_heads(x, self.cos.clone(), self.sin.clone(), heads)
+        })
+    }
+
+    /// `turn` of `x [b, l, h, p]`, as one row of `b * l` tokens where each has angles of its own.
+    fn by_tokens(
+        &self,
+        x: Tensor<B, 4>,
+        turn: impl FnOnce(Tensor<B, 4>) -> Tensor<B, 4>,
+    ) -> Tensor<B, 4> {
+        if !self.has_documents {
+            return turn(x);
+        }
+        let [b, l, h, p] = x.dims();
+        turn(x.reshape([1, b * l, h, p])).reshape([b, l, h, p])
     }
 }

@@ -22,6 +22,7 @@ macro_rules! on_both {
 mod block_orders;
 mod comparison;
 mod controls;
+mod documents;
 mod feature_maps;
 mod heads;
 mod initialisation;

@@ -30,7 +30,12 @@ impl<B: TrainBackend> Lesson<B> {
         let ids = ids(&goldens, "input_ids", &device);
         // The labels are read with hard labels only, which the published code has not.
         let labels = ids.clone();
-        let batch = TokenBatch { ids, labels };
+        let batch = TokenBatch {
+            ids,
+            labels,
+            has_ends: false,
+            documents: None,
+        };
         Self {
             goldens,
             teacher,

@@ -54,7 +54,8 @@ fn perplexity<B: KernelBackend>() -> f64 {
     let tokens = batch.ids.len();
     let (_, model) = model::load_any::<B>(phi_tiny(), &device).expect("a teacher");
     let ids = TensorData::new(batch.ids, [batch.batch, batch.context]);
-    let logits = model.logits(model.features(Tensor::from_data(ids, &device)));
+    let ids = Tensor::<B, 2, Int>::from_data(ids, &device);
+    let logits = model.logits(model.features(ids));
     let labels = TensorData::new(batch.labels, [tokens]);
     let labels = Tensor::<B, 1, Int>::from_data(labels, &device);
     let loss = kernels::cross_entropy(logits.flatten::<2>(0, 1), labels);

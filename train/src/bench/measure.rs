@@ -317,6 +317,7 @@ fn batch(number: u64, batch: usize, length: usize, vocab_size: usize) -> Batch {
     Batch {
         ids,
         labels,
+        starts: None,
         batch,
         context: length,
     }

@@ -123,8 +123,22 @@ pub struct Data {
     pub skip_bad_lines: u64,
     /// Whether a document is left out of a text if the same came before in it.
     pub drop_duplicates: bool,
+    /// What documents in one training sequence are to each other.
+    pub packing: Packing,
     /// Tokens per training sequence, in stages without a context of their own.
     pub context: usize,
+}
+
+/// What the documents of a training sequence are to each other. A sequence is cut from one text of all documents either
+/// way, with the same order of tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Packing {
+    /// One text: a token reads what came before in its sequence, of other documents too. As published.
+    Concatenate,
+    /// Each is on its own: states, convolutions, attention and positions begin anew at its first token, and no label
+    /// belongs to another document.
+    Documents,
 }
 
 /// `[student]`: the mixer's kind and options, named as in the published `config.json`.

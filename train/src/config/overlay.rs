@@ -20,6 +20,7 @@ const CHOICES: [(&str, &[&str]); 7] = [
     ("student.feature_map", &["identity", "exp", "softmax"]),
     ("optimizer.decay", &["matrices", "all"]),
     ("guard.action", &["log", "skip", "roll_back"]),
+    ("data.packing", &["concatenate", "documents"]),
 ];
 
 /// The largest float below which every whole number is one, 2^53.

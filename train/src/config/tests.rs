@@ -546,6 +546,7 @@ fn wrong_choices_list_the_right_ones() {
         ("optimizer.decay=matrix", "did you mean `matrices`?"),
         ("student.activation=SiLU", "did you mean `silu`?"),
         ("guard.action=stop", "(choices: log, skip, roll_back)"),
+        ("data.packing=docs", "(choices: concatenate, documents)"),
         ("precision=bf15", "`bf15`; did you mean `bf16`?"),
     ] {
         let message = complaint(wrong);

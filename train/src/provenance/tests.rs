@@ -124,6 +124,10 @@ fn changes_are_named() {
             "stage2.target, from \"mixer\" to \"block\"",
         ),
         ("student.bias=true", "student.bias, from false to true"),
+        (
+            "data.packing=documents",
+            "data.packing, from \"concatenate\" to \"documents\"",
+        ),
         ("evaluation.windows=5", "evaluation.windows, from 0 to 5"),
         ("optimizer.beta1=0.5", "optimizer.beta1, from 0.9 to 0.5"),
     ] {

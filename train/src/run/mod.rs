@@ -50,7 +50,7 @@ use self::teacher_files::TeacherFiles;
 use self::text::{StageText, first_batch};
 use self::writer::Writer;
 use crate::checkpoint::{Checkpoints, Progress, Snapshot};
-use crate::config::{GuardAction, StageConfig};
+use crate::config::{GuardAction, Packing, StageConfig};
 use crate::error::TrainError;
 use crate::evaluate::perplexity;
 use crate::guard::Guard;
@@ -218,7 +218,12 @@ impl<B: TrainBackend> Run<B> {
         let first = first_batch(&config, &texts, number) + passed_over + self.progress.step as u64;
         let is_incoming = self.train[number].is_incoming();
         let sources = self.train[number].sources.clone();
-        let batches = Batches::mixed(sources, stage.batch, config.seed)?;
+        let mut batches = Batches::mixed(sources, stage.batch, config.seed)?;
+        // Text is not tokenised without such an id.
+        if let (Packing::Documents, Some(end)) = (config.data.packing, self.tokenizer.end_of_text())
+        {
+            batches = batches.by_documents(end);
+        }
         let (cache, rows) = (self.caches[number].clone(), stage.batch);
         let make = move |step: u64| -> Result<_, TrainError> {
             let batch = batches.batch(step)?;

@@ -75,6 +75,7 @@ mod tests {
         Batch {
             ids: vec![number as i32],
             labels: vec![0],
+            starts: None,
             batch: 1,
             context: 1,
         }

@@ -22,7 +22,7 @@
 
 use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
-use kernels::{KernelBackend, TrainBackend};
+use kernels::{DocumentStarts, KernelBackend, TrainBackend};
 use model::mohawk::hidden_state_loss;
 use model::{Block, NetworkConfig, Part, Phi, PhiMamba};
 use serde::{Deserialize, Serialize};
@@ -141,6 +141,7 @@ impl Stage for HiddenStates {
         gradients: &mut Gradients<B::InnerBackend>,
     ) -> Tensor<B::InnerBackend, 1> {
         let device = batch.ids.device();
+        let (documents, of_student) = (batch.documents.clone(), batch.documents_of_student());
         let mut own_bld = at.is_in_last(self.sequential).then(|| {
             let embedding = student.backbone.embedding.valid();
             embedding.forward(batch.ids.clone())
@@ -154,14 +155,14 @@ impl Stage for HiddenStates {
             let entering_bld = own_bld.clone().unwrap_or_else(|| x_bld.clone());
             let target_bld = match self.target {
                 // The last layer's output is not needed.
-                Target::Mixer if i == last => teachers[0].mixer_output(x_bld.clone()),
+                Target::Mixer if i == last => teachers[0].mixer_output((x_bld.clone(), &documents)),
                 Target::Mixer => {
-                    let outputs = teachers[0].forward_tapped(x_bld, false);
+                    let outputs = teachers[0].forward_tapped((x_bld, &documents), false);
                     x_bld = outputs.hidden_state;
                     outputs.mixer_output
                 }
                 Target::Block => {
-                    x_bld = through(teachers, x_bld);
+                    x_bld = through(teachers, x_bld, &documents);
                     x_bld.clone()
                 }
             };
@@ -170,20 +171,20 @@ impl Stage for HiddenStates {
             if pairs.all(|(student, teacher)| student.mixer.is_kept_from(&teacher.mixer)) {
                 if goes_on {
                     let blocks: Vec<_> = students.iter().map(|block| block.valid()).collect();
-                    own_bld = Some(through(&blocks, entering_bld));
+                    own_bld = Some(through(&blocks, entering_bld, &documents));
                 }
                 continue;
             }
             let entering_bld = Tensor::from_inner(entering_bld);
             let output_bld = match self.target {
                 Target::Mixer if goes_on => {
-                    let outputs = students[0].forward_tapped(entering_bld, false);
+                    let outputs = students[0].forward_tapped((entering_bld, &of_student), false);
                     own_bld = Some(outputs.hidden_state.inner());
                     outputs.mixer_output
                 }
-                Target::Mixer => students[0].mixer_output(entering_bld),
+                Target::Mixer => students[0].mixer_output((entering_bld, &of_student)),
                 Target::Block => {
-                    let output_bld = through(students, entering_bld);
+                    let output_bld = through(students, entering_bld, &of_student);
                     if goes_on {
                         own_bld = Some(output_bld.clone().inner());
                     }
@@ -202,6 +203,10 @@ impl Stage for HiddenStates {
 }
 
 /// The output of `blocks` in a row.
-fn through<B: KernelBackend>(blocks: &[Block<B>], x_bld: Tensor<B, 3>) -> Tensor<B, 3> {
-    (blocks.iter()).fold(x_bld, |x_bld, block| block.forward(x_bld))
+fn through<B: KernelBackend>(
+    blocks: &[Block<B>],
+    x_bld: Tensor<B, 3>,
+    documents: &Option<DocumentStarts<B>>,
+) -> Tensor<B, 3> {
+    (blocks.iter()).fold(x_bld, |x_bld, block| block.forward((x_bld, documents)))
 }

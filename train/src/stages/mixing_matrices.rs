@@ -1,8 +1,8 @@
 //! Matrix orientation (stage 1 of the paper, section 4): each layer's transfer matrix against the
 //! attention matrix of the layer that it replaces.
 
-use burn::tensor::{Int, Tensor};
-use kernels::{AttentionParts, TrainBackend, mixing_distance};
+use burn::tensor::Tensor;
+use kernels::{AttentionParts, DocumentStarts, TrainBackend, mixing_distance};
 use model::mohawk::matrix_orientation_loss;
 use model::{NetworkConfig, Part, Phi, PhiMamba};
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,9 @@ use crate::gradients::Gradients;
 
 /// Transfer matrices against attention matrices: the Frobenius norm of the difference, mean over batch and
 /// heads, summed over layers. It has no options.
+///
+/// Both matrices of a sequence of documents that are apart are zero between these: the square of its norm is the sum of
+/// the squares of its documents' norms.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Matrices {}
 
@@ -81,9 +84,9 @@ impl Stage for Matrices {
         _at: StageStep,
         gradients: &mut Gradients<B::InnerBackend>,
     ) -> Tensor<B::InnerBackend, 1> {
-        let ids: Tensor<B::InnerBackend, 2, Int> = batch.ids;
-        let device = ids.device();
-        let mut x_bld = teacher.backbone.embedding.forward(ids);
+        let device = batch.ids.device();
+        let (documents, of_student) = (batch.documents.clone(), batch.documents_of_student());
+        let mut x_bld = teacher.backbone.embedding.forward(batch.ids);
         let mut losses = vec![];
         let layers = student.backbone.layers.iter().zip(&teacher.backbone.layers);
         let last = student.backbone.layers.len() - 1;
@@ -91,9 +94,9 @@ impl Stage for Matrices {
             let entering = x_bld.clone();
             let attention = if i == last {
                 // The last layer's output is not needed.
-                teacher.attention_parts(x_bld.clone())
+                teacher.attention_parts((x_bld.clone(), &documents))
             } else {
-                let (output, attention) = teacher.forward_with_attention_parts(x_bld);
+                let (output, attention) = teacher.forward_with_attention_parts((x_bld, &documents));
                 x_bld = output;
                 attention
             };
@@ -101,19 +104,22 @@ impl Stage for Matrices {
                 continue;
             }
             let read_bld = Tensor::<B, 3>::from_inner(entering.clone());
-            let loss = match (student.transfer_parts(read_bld.clone()), attention) {
+            let transfer = student.transfer_parts((read_bld.clone(), &of_student));
+            let loss = match (transfer, attention) {
                 (Some(transfer), Some(attention)) => {
                     let attention = AttentionParts {
                         q: Tensor::from_inner(attention.q),
                         k: Tensor::from_inner(attention.k),
                         window: attention.window,
+                        documents: attention.documents.map(DocumentStarts::from_inner),
                     };
                     mixing_distance(transfer, attention)
                 }
                 // A mixer without such factors: `idle_layers` has seen to it that there is its whole matrix.
                 _ => {
-                    let transfer = student.mixing_matrix(read_bld);
-                    let attention = Tensor::from_inner(teacher.mixing_matrix(entering));
+                    let transfer = student.mixing_matrix((read_bld, &of_student));
+                    let attention = teacher.mixing_matrix((entering, &documents));
+                    let attention = Tensor::from_inner(attention);
                     matrix_orientation_loss(transfer, attention)
                 }
             };

@@ -25,8 +25,8 @@ use std::fmt;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
-use kernels::{KernelBackend, TopClasses, TrainBackend};
-use model::{NetworkConfig, Part, Phi, PhiMamba, widen};
+use kernels::{DocumentStarts, KernelBackend, TopClasses, TrainBackend};
+use model::{NetworkConfig, Part, Phi, PhiMamba, TokenRows, widen};
 use serde::{Deserialize, Serialize};
 
 pub use arithmetic::Arithmetic;
@@ -43,8 +43,27 @@ use crate::teacher_cache::TopK;
 pub struct TokenBatch<B: TrainBackend> {
     /// What both networks read.
     pub ids: Tensor<B::InnerBackend, 2, Int>,
-    /// The next tokens, for hard labels.
+    /// The next tokens, for hard labels. Below 0 for a token that ends its document, after which none follows.
     pub labels: Tensor<B::InnerBackend, 2, Int>,
+    /// Whether there are such tokens.
+    pub has_ends: bool,
+    /// The documents of the rows, where some row has several that are apart.
+    pub documents: Option<DocumentStarts<B::InnerBackend>>,
+}
+
+impl<B: TrainBackend> TokenBatch<B> {
+    /// What the teacher reads.
+    pub fn tokens(&self) -> TokenRows<B::InnerBackend> {
+        TokenRows {
+            ids: self.ids.clone(),
+            documents: self.documents.clone(),
+        }
+    }
+
+    /// The documents, for the student.
+    pub fn documents_of_student(&self) -> Option<DocumentStarts<B>> {
+        self.documents.clone().map(DocumentStarts::from_inner)
+    }
 }
 
 /// Where in its stage a pass is.

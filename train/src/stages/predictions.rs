@@ -7,12 +7,13 @@
 //! of all of them or block by block, each from its input alone.
 
 use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
+use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use kernels::{
-    Comparison, DistillationWeights, Divergence, TopClasses, TopClassesInputs, TrainBackend,
-    distillation_block, divergence_block, top_classes_block,
+    Comparison, DistillationWeights, Divergence, DocumentStarts, TopClasses, TopClassesInputs,
+    TrainBackend, distillation_block, divergence_block, top_classes_block,
 };
-use model::{NetworkConfig, Part, Phi, PhiMamba};
+use model::{NetworkConfig, Part, Phi, PhiMamba, TokenRows};
 use serde::{Deserialize, Serialize};
 
 use super::arithmetic::{self, Arithmetic};
@@ -137,15 +138,15 @@ impl Stage for Predictions {
         _at: StageStep,
         gradients: &mut Gradients<B::InnerBackend>,
     ) -> Tensor<B::InnerBackend, 1> {
-        let TokenBatch { ids, labels } = batch;
-        let [b, l] = ids.dims();
+        let [b, l] = batch.ids.dims();
+        let (tokens, has_ends) = (batch.tokens(), batch.has_ends);
         let weights = DistillationWeights {
             temperature: self.temperature,
             hard: self.hard_weight,
         };
-        let labels = (weights.hard > 0.0).then(|| labels.reshape([b * l]));
-        let teacher_bld = teacher.features(ids.clone());
-        let body = Body::forward(student, ids, self.recompute);
+        let labels = (weights.hard > 0.0).then(|| batch.labels.reshape([b * l]));
+        let teacher_bld = teacher.features(tokens.clone());
+        let body = Body::forward(student, tokens, self.recompute);
         let features = Features {
             student: body.features(),
             teacher: teacher_bld,
@@ -159,12 +160,18 @@ impl Stage for Predictions {
         let (loss, dfeatures) = if comparison == PUBLISHED {
             let block = head::block(b * l, v, features.student.dtype());
             let loss = |student, teacher, labels| {
-                distillation_block(student, teacher, labels, weights, b * l)
+                let block = |student, teacher, labels, weights| {
+                    distillation_block(student, teacher, labels, weights, b * l)
+                };
+                loss_of_block(student, teacher, labels, weights, has_ends, block)
             };
             head::pass(heads, features, labels, loss, block, gradients)
         } else {
             let loss = |student, teacher, labels| {
-                divergence_block(student, teacher, labels, weights, comparison, b * l)
+                let block = |student, teacher, labels, weights| {
+                    divergence_block(student, teacher, labels, weights, comparison, b * l)
+                };
+                loss_of_block(student, teacher, labels, weights, has_ends, block)
             };
             let block = head::block_in_f32(v);
             head::pass(heads, features, labels, loss, block, gradients)
@@ -192,7 +199,7 @@ impl Stage for Predictions {
         batch: TokenBatch<B>,
         gradients: &mut Gradients<B::InnerBackend>,
     ) -> Tensor<B::InnerBackend, 1> {
-        let TokenBatch { ids, labels } = batch;
+        let TokenBatch { ids, labels, .. } = batch;
         let [b, l] = ids.dims();
         let weights = DistillationWeights {
             temperature: self.temperature,
@@ -228,13 +235,64 @@ impl Stage for Predictions {
     }
 }
 
+/// What a block of tokens adds to the loss, and its gradient to the student's logits.
+type LossAndGradient<B> = (Tensor<B, 1>, Tensor<B, 2>);
+
+/// The `loss` of a block of tokens under `weights`, of which some may end their documents. Their next token belongs to
+/// another one and does not follow from what they read: they have no hard label. What the teacher predicts at the end of
+/// a document follows from that document alone, and is compared as everywhere. The mean is over all tokens either way.
+fn loss_of_block<B: Backend>(
+    student: Tensor<B, 2>,
+    teacher: Tensor<B, 2>,
+    labels: Option<Tensor<B, 1, Int>>,
+    weights: DistillationWeights,
+    has_ends: bool,
+    loss: impl Fn(
+        Tensor<B, 2>,
+        Tensor<B, 2>,
+        Option<Tensor<B, 1, Int>>,
+        DistillationWeights,
+    ) -> LossAndGradient<B>,
+) -> LossAndGradient<B> {
+    let labels_n = match labels {
+        Some(labels_n) if has_ends => labels_n,
+        labels => return loss(student, teacher, labels, weights),
+    };
+    let [n, v] = student.dims();
+    let DistillationWeights { temperature, hard } = weights;
+    let with = |hard| DistillationWeights { temperature, hard };
+    // In place of the loss of a token without a label, that of one whose prediction is certain and right: its loss and
+    // its gradient are zero.
+    let is_end_n = labels_n.clone().lower_elem(0);
+    let is_end_n1 = is_end_n.clone().reshape([n, 1]);
+    let labels_n = labels_n.mask_fill(is_end_n, 0);
+    let first_n1 = student.clone().narrow(1, 0, 1);
+    let first_n1 = first_n1.mask_fill(is_end_n1.clone(), CERTAIN * temperature.max(1.0));
+    let certain_nv = (student.clone())
+        .mask_fill(is_end_n1.expand([n, v]), 0.0)
+        .slice_assign([0..n, 0..1], first_n1);
+    let (of_labels, dlogits_nv) = loss(certain_nv, teacher.clone(), Some(labels_n), with(1.0));
+    if hard == 1.0 {
+        return (of_labels, dlogits_nv);
+    }
+    let (of_teacher, dsoft_nv) = loss(student, teacher, None, with(0.0));
+    let mix = (hard, 1.0 - hard);
+    (
+        of_labels * mix.0 + of_teacher * mix.1,
+        dlogits_nv * mix.0 + dsoft_nv * mix.1,
+    )
+}
+
+/// A logit beside zeros, after a temperature of 1, whose probability is 1 in every dtype.
+const CERTAIN: f64 = 1e4;
+
 /// The layers between ids and head, forward done, and what their backward pass needs.
 enum Body<B: TrainBackend> {
     /// The output, on a graph of everything.
     Whole(Tensor<B, 3>),
     /// What each block reads, the ids before and the output after.
     Blocks {
-        ids: Tensor<B::InnerBackend, 2, Int>,
+        tokens: TokenRows<B::InnerBackend>,
         entering: Vec<Tensor<B::InnerBackend, 3>>,
         leaving: Tensor<B::InnerBackend, 3>,
         features: Tensor<B::InnerBackend, 3>,
@@ -242,24 +300,23 @@ enum Body<B: TrainBackend> {
 }
 
 impl<B: TrainBackend> Body<B> {
-    fn forward(
-        student: &PhiMamba<B>,
-        ids: Tensor<B::InnerBackend, 2, Int>,
-        recompute: bool,
-    ) -> Self {
+    fn forward(student: &PhiMamba<B>, tokens: TokenRows<B::InnerBackend>, recompute: bool) -> Self {
         if !recompute {
-            return Self::Whole(student.features(Tensor::from_inner(ids)));
+            return Self::Whole(student.features(TokenRows {
+                ids: Tensor::from_inner(tokens.ids),
+                documents: tokens.documents.map(DocumentStarts::from_inner),
+            }));
         }
         let backbone = &student.backbone;
-        let mut x_bld = backbone.embedding.valid().forward(ids.clone());
+        let mut x_bld = backbone.embedding.valid().forward(tokens.ids.clone());
         let mut entering = vec![];
         for layer in &backbone.layers {
             entering.push(x_bld.clone());
-            x_bld = layer.valid().forward(x_bld);
+            x_bld = layer.valid().forward((x_bld, &tokens.documents));
         }
         let features = backbone.final_layernorm.valid().forward(x_bld.clone());
         Self::Blocks {
-            ids,
+            tokens,
             entering,
             leaving: x_bld,
             features,
@@ -285,26 +342,28 @@ impl<B: TrainBackend> Body<B> {
         if !trains(backbone) {
             return;
         }
-        let (ids, entering, leaving) = match self {
+        let (tokens, entering, leaving) = match self {
             Self::Whole(features) => {
                 let reached = B::with_gradient(features, Tensor::from_inner(dfeatures)).backward();
                 gradients.add::<B, _>(backbone, &reached);
                 return;
             }
             Self::Blocks {
-                ids,
+                tokens,
                 entering,
                 leaving,
                 ..
-            } => (ids, entering, leaving),
+            } => (tokens, entering, leaving),
         };
+        let documents = tokens.documents.map(DocumentStarts::from_inner);
         let norm = &backbone.final_layernorm;
         let mut dx_bld = back_through(norm, |x| norm.forward(x), leaving, dfeatures, gradients);
         for (layer, x_bld) in backbone.layers.iter().zip(entering).rev() {
-            dx_bld = back_through(layer, |x| layer.forward(x), x_bld, dx_bld, gradients);
+            let forward = |x: Tensor<B, 3>| layer.forward((x, &documents));
+            dx_bld = back_through(layer, forward, x_bld, dx_bld, gradients);
         }
         if trains(&backbone.embedding) {
-            let embedded = backbone.embedding.forward(Tensor::from_inner(ids));
+            let embedded = backbone.embedding.forward(Tensor::from_inner(tokens.ids));
             let reached = B::with_gradient(embedded, Tensor::from_inner(dx_bld)).backward();
             gradients.add::<B, _>(&backbone.embedding, &reached);
         }

@@ -145,3 +145,57 @@ fn a_column_that_is_missing_is_named_with_those_that_there_are() {
         assert!(message.contains(words), "{message}");
     }
 }
+
+/// All stages on the first text, whose documents are shorter than a sequence.
+fn packed(folder: &Path, packing: &str) -> Config {
+    let path = |name: &str| folder.join(name).display().to_string();
+    config(&[
+        &format!("data.cache={}", path("cache")),
+        &format!("data.train={}", path("a.jsonl")),
+        &format!("data.validation={}", path("a.jsonl")),
+        &format!("data.packing={packing}"),
+        "stage3.hard_weight=0.2",
+    ])
+}
+
+/// The loss of each step, and what was measured of perplexity before the first.
+fn losses_and_start(run: &Path) -> (Vec<f64>, Value) {
+    let records = metrics(run);
+    let steps = records.iter().filter(|record| record["kind"] == "step");
+    let losses = steps.map(|record| record["loss"].as_f64().expect("a loss"));
+    let mut evaluations = (records.iter()).filter(|record| record["kind"] == "evaluation");
+    let start = evaluations.next().expect("an evaluation").clone();
+    (losses.collect(), start)
+}
+
+#[test]
+fn documents_are_apart_and_resumed_to_the_same_bits() {
+    let texts = folder();
+    write_texts(texts.path());
+    let [one_text, whole, rest] = [folder(), folder(), folder()];
+    run(packed(texts.path(), "concatenate"), one_text.path());
+    run(packed(texts.path(), "documents"), whole.path());
+    let (plain, start) = losses_and_start(one_text.path());
+    let (apart, same_start) = losses_and_start(whole.path());
+    assert_eq!(apart.len(), STEPS.iter().sum::<usize>());
+    assert!(apart.iter().all(|loss| loss.is_finite()), "{apart:?}");
+    // The same tokens in the same order, in the first step by the same networks, but not the same matrices.
+    assert_eq!(start, same_start);
+    assert_ne!(apart[0], plain[0]);
+
+    // In the second stage: past the evaluations of both models and of the first stage, two batches each.
+    let stopped = options(packed(texts.path(), "documents"), rest.path(), false);
+    let outcome = execute(stopping(3 * 2 + STEPS[0] + 2, stopped)).expect("a stop");
+    assert_eq!(outcome, Outcome::Stopped);
+    let found = checkpoints(rest.path());
+    let last = found.last().expect("a checkpoint");
+    assert!(last.starts_with("stage2"), "{found:?}");
+    // Other packing would be another run.
+    let options = options(packed(texts.path(), "concatenate"), rest.path(), true);
+    let message = error(options).to_string();
+    let change = "data.packing, from \"documents\" to \"concatenate\"";
+    assert!(message.contains(change), "{message}");
+    resume(rest.path());
+    assert!(student(rest.path()) == student(whole.path()));
+    assert_eq!(metrics(rest.path()), metrics(whole.path()));
+}

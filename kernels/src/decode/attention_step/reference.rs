@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use super::{AttentionStep, Cache, NewToken};
-use crate::dense::attention::Window;
+use crate::dense::attention::{Visible, Window};
 use crate::dtype::narrow;
 
 /// See [`attention_step`](super::attention_step).
@@ -29,7 +29,7 @@ pub fn step<B: AttentionStep>(
         }
     };
     let q = narrow(q, keys.dtype());
-    let y = B::attention_forward(q, keys.clone(), values.clone(), None);
+    let y = B::attention_forward(q, keys.clone(), values.clone(), Visible::default());
     let cache = Cache::of(keys, values);
     (narrow(y.reshape([b, width]), dtype), cache)
 }

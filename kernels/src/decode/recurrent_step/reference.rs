@@ -45,6 +45,7 @@ pub fn step<B: RecurrentStep>(
         bias,
         history,
         activation: parameters.activation,
+        documents: None,
     });
     let part = |start, width| convolved.clone().narrow(2, start, width);
     let x_b1hp = part(0, h * p).reshape([b, 1, h, p]);

@@ -5,10 +5,11 @@ use burn::tensor::Tensor;
 use burn_flex::Flex;
 use rayon::prelude::*;
 
-use super::{Attention, Window, reference};
+use super::{Attention, Visible, reference};
+use crate::documents::DocumentStarts;
 use crate::flex::math::{exp, max, sum, vectorised};
 use crate::flex::products::{Matrix, multiply};
-use crate::flex::{Values, interleave, is_f32, tensor};
+use crate::flex::{Values, interleave, is_f32, starts, tensor};
 
 /// Queries in a block.
 const BLOCK: usize = 64;
@@ -18,24 +19,24 @@ impl Attention for Flex {
         q: Tensor<Self, 4>,
         k: Tensor<Self, 4>,
         v: Tensor<Self, 4>,
-        window: Option<Window>,
+        visible: Visible<Self>,
     ) -> Tensor<Self, 4> {
-        if window.is_none() && is_f32(&q) && is_f32(&k) && is_f32(&v) {
-            forward(q, k, v)
+        if visible.window.is_none() && is_f32(&q) && is_f32(&k) && is_f32(&v) {
+            forward(q, k, v, visible.documents)
         } else {
-            reference::forward(q, k, v, window)
+            reference::forward(q, k, v, visible)
         }
     }
 
     fn attention_matrix(
         q: Tensor<Self, 4>,
         k: Tensor<Self, 4>,
-        window: Option<Window>,
+        visible: Visible<Self>,
     ) -> Tensor<Self, 4> {
-        if window.is_none() && is_f32(&q) && is_f32(&k) {
-            matrix(q, k)
+        if visible.window.is_none() && is_f32(&q) && is_f32(&k) {
+            matrix(q, k, visible.documents)
         } else {
-            reference::matrix(q, k, window)
+            reference::matrix(q, k, visible)
         }
     }
 }
@@ -46,6 +47,9 @@ pub(crate) struct Scores<'a> {
     pub k: &'a [f32],
     /// Queries, keys, heads, groups, head dimension.
     pub sizes: [usize; 5],
+    /// The first key that each query sees, `[b, l]`, where that is not the first of all; then there are as many
+    /// queries as keys.
+    pub starts: Option<Vec<usize>>,
 }
 
 impl Scores<'_> {
@@ -74,12 +78,17 @@ impl Scores<'_> {
         };
         multiply([rows.len(), seen, p], out, t, 0.0, q, k.transposed(), false);
         let scale = 1.0 / (p as f32).sqrt();
+        let starts = self.starts.as_ref();
+        let starts = starts.map(|starts| &starts[batch * l + rows.start..]);
         vectorised(
             #[inline(always)]
             || {
                 for (i, row) in out.chunks_mut(t).take(rows.len()).enumerate() {
                     let visible = t - l + rows.start + i + 1;
                     let (row, hidden) = row[..seen].split_at_mut(visible);
+                    let first = starts.map_or(0, |starts| starts[i]);
+                    let (before, row) = row.split_at_mut(first);
+                    before.fill(0.0);
                     let largest = max(row);
                     for score in row.iter_mut() {
                         *score = exp(scale * (*score - largest));
@@ -101,7 +110,12 @@ fn blocks(l: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
         .map(move |start| start..(start + BLOCK).min(l))
 }
 
-fn forward(q: Tensor<Flex, 4>, k: Tensor<Flex, 4>, v: Tensor<Flex, 4>) -> Tensor<Flex, 4> {
+fn forward(
+    q: Tensor<Flex, 4>,
+    k: Tensor<Flex, 4>,
+    v: Tensor<Flex, 4>,
+    documents: Option<DocumentStarts<Flex>>,
+) -> Tensor<Flex, 4> {
     let [b, l, h, p] = q.dims();
     let [_, t, g, _] = k.dims();
     let (q, k, v) = (Values::of(q), Values::of(k), Values::of(v));
@@ -109,6 +123,7 @@ fn forward(q: Tensor<Flex, 4>, k: Tensor<Flex, 4>, v: Tensor<Flex, 4>) -> Tensor
         q: &q,
         k: &k,
         sizes: [l, t, h, g, p],
+        starts: starts(documents),
     };
     let heads: Vec<Vec<f32>> = (0..b * h)
         .into_par_iter()
@@ -139,7 +154,11 @@ fn forward(q: Tensor<Flex, 4>, k: Tensor<Flex, 4>, v: Tensor<Flex, 4>) -> Tensor
     tensor(interleave(&heads, b, l, p), [b, l, h, p])
 }
 
-fn matrix(q: Tensor<Flex, 4>, k: Tensor<Flex, 4>) -> Tensor<Flex, 4> {
+fn matrix(
+    q: Tensor<Flex, 4>,
+    k: Tensor<Flex, 4>,
+    documents: Option<DocumentStarts<Flex>>,
+) -> Tensor<Flex, 4> {
     let [b, l, h, p] = q.dims();
     let [_, t, g, _] = k.dims();
     let (q, k) = (Values::of(q), Values::of(k));
@@ -147,6 +166,7 @@ fn matrix(q: Tensor<Flex, 4>, k: Tensor<Flex, 4>) -> Tensor<Flex, 4> {
         q: &q,
         k: &k,
         sizes: [l, t, h, g, p],
+        starts: starts(documents),
     };
     let mut weights = vec![0.0; b * h * l * t];
     weights

@@ -13,6 +13,7 @@ pub mod reference;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
+use crate::documents::DocumentStarts;
 use crate::profile::{Kind, timed};
 
 /// Gradients to queries, keys and values.
@@ -41,6 +42,33 @@ impl Window {
     }
 }
 
+/// Which keys a query sees, where it does not see all before it. From a window, or from `None`, by `into`.
+#[derive(Debug, Clone)]
+pub struct Visible<B: Backend> {
+    /// Those of a window.
+    pub window: Option<Window>,
+    /// Those of the query's own document: position `i` attends to `j` only if `j` is not before the start of the
+    /// document of `i`. The sinks of a window are the first tokens of each document then. There are as many queries as
+    /// keys.
+    pub documents: Option<DocumentStarts<B>>,
+}
+
+impl<B: Backend> From<Option<Window>> for Visible<B> {
+    fn from(window: Option<Window>) -> Self {
+        Self {
+            window,
+            documents: None,
+        }
+    }
+}
+
+/// All.
+impl<B: Backend> Default for Visible<B> {
+    fn default() -> Self {
+        None::<Window>.into()
+    }
+}
+
 /// What the forward pass saves for the backward pass, where a backend's kernels read it.
 #[derive(Debug, Clone)]
 pub struct Saved<B: Backend> {
@@ -51,16 +79,16 @@ pub struct Saved<B: Backend> {
 }
 
 /// The op, as backends compute it. Where a method has no other body, the reference is taken. It holds the weights,
-/// `[b, h, l, t]`, but cuts the sequence into blocks where there is a window.
+/// `[b, h, l, t]`, but cuts the sequence into blocks where there is a window and there are no documents.
 pub trait Attention: Backend {
     /// See [`attention_within`].
     fn attention_forward(
         q: Tensor<Self, 4>,
         k: Tensor<Self, 4>,
         v: Tensor<Self, 4>,
-        window: Option<Window>,
+        visible: Visible<Self>,
     ) -> Tensor<Self, 4> {
-        reference::forward(q, k, v, window)
+        reference::forward(q, k, v, visible)
     }
 
     /// [`Attention::attention_forward`], and what its backward pass reads beside the inputs.
@@ -68,9 +96,9 @@ pub trait Attention: Backend {
         q: Tensor<Self, 4>,
         k: Tensor<Self, 4>,
         v: Tensor<Self, 4>,
-        window: Option<Window>,
+        visible: Visible<Self>,
     ) -> (Tensor<Self, 4>, Option<Saved<Self>>) {
-        (Self::attention_forward(q, k, v, window), None)
+        (Self::attention_forward(q, k, v, visible), None)
     }
 
     /// Gradients of [`Attention::attention_forward`] to queries, keys and values, from `dy [b, l, h, p]`. `saved`
@@ -81,18 +109,18 @@ pub trait Attention: Backend {
         v: Tensor<Self, 4>,
         _saved: Option<Saved<Self>>,
         dy: Tensor<Self, 4>,
-        window: Option<Window>,
+        visible: Visible<Self>,
     ) -> Gradients<Self> {
-        reference::backward(q, k, v, dy, window)
+        reference::backward(q, k, v, dy, visible)
     }
 
     /// See [`attention_matrix_within`].
     fn attention_matrix(
         q: Tensor<Self, 4>,
         k: Tensor<Self, 4>,
-        window: Option<Window>,
+        visible: Visible<Self>,
     ) -> Tensor<Self, 4> {
-        reference::matrix(q, k, window)
+        reference::matrix(q, k, visible)
     }
 }
 
@@ -108,20 +136,20 @@ by_default!(Attention for ndarray);
 /// # Panics
 /// If the shapes do not fit together as above, or the dtypes differ.
 pub fn attention<B: Attention>(q: Tensor<B, 4>, k: Tensor<B, 4>, v: Tensor<B, 4>) -> Tensor<B, 4> {
-    attention_within(q, k, v, None)
+    attention_within(q, k, v, None::<Window>)
 }
 
-/// [`attention`] in which each query sees the keys of `window` alone, if there is one. Keys from the sinks on may
-/// have been left out, as a cache of the sinks and the last tokens does: what counts are places among the keys. Within
-/// a window, time and memory are linear in the length.
+/// [`attention`] in which each query sees the keys alone that are `visible`: a window, or a [`Visible`]. Keys from the
+/// sinks on may have been left out, as a cache of the sinks and the last tokens does: what counts are places among the
+/// keys. Within a window, time and memory are linear in the length; with documents beside it, in their lengths' squares.
 ///
 /// # Panics
-/// As [`attention`], and if the window is 0.
+/// As [`attention`], if the window is 0, and if there are documents and not as many queries as keys and starts.
 pub fn attention_within<B: Attention>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
     v: Tensor<B, 4>,
-    window: Option<Window>,
+    visible: impl Into<Visible<B>>,
 ) -> Tensor<B, 4> {
     check(&q, &k);
     assert_eq!(
@@ -134,8 +162,8 @@ pub fn attention_within<B: Attention>(
         k.dims(),
         "attention: values must have the shape of the keys"
     );
-    let window = checked(window, &k);
-    timed(Kind::Attention, || B::attention_forward(q, k, v, window))
+    let visible = checked(visible.into(), &q, &k);
+    timed(Kind::Attention, || B::attention_forward(q, k, v, visible))
 }
 
 /// The softmaxed weights of [`attention`], `[b, h, l, t]`; f32 for half-precision inputs.
@@ -143,28 +171,41 @@ pub fn attention_within<B: Attention>(
 /// # Panics
 /// If the shapes do not fit together as there, or the dtypes differ.
 pub fn attention_matrix<B: Attention>(q: Tensor<B, 4>, k: Tensor<B, 4>) -> Tensor<B, 4> {
-    attention_matrix_within(q, k, None)
+    attention_matrix_within(q, k, None::<Window>)
 }
 
 /// The softmaxed weights of [`attention_within`], `[b, h, l, t]`; f32 for half-precision inputs.
 ///
 /// # Panics
-/// If the shapes do not fit together as there, the dtypes differ, or the window is 0.
+/// As there.
 pub fn attention_matrix_within<B: Attention>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
-    window: Option<Window>,
+    visible: impl Into<Visible<B>>,
 ) -> Tensor<B, 4> {
     check(&q, &k);
-    let window = checked(window, &k);
-    timed(Kind::Attention, || B::attention_matrix(q, k, window))
+    let visible = checked(visible.into(), &q, &k);
+    timed(Kind::Attention, || B::attention_matrix(q, k, visible))
 }
 
-/// The window, where it hides some of the keys.
-fn checked<B: Backend>(window: Option<Window>, k: &Tensor<B, 4>) -> Option<Window> {
-    let window = window?;
-    assert!(window.window > 0, "attention: a window must not be empty");
-    window.within(k.dims()[1])
+/// What is visible, without a window that hides none of the keys.
+fn checked<B: Backend>(visible: Visible<B>, q: &Tensor<B, 4>, k: &Tensor<B, 4>) -> Visible<B> {
+    let Visible { window, documents } = visible;
+    if let Some(window) = window {
+        assert!(window.window > 0, "attention: a window must not be empty");
+    }
+    let ([b, l, _, _], [_, t, _, _]) = (q.dims(), k.dims());
+    if let Some(documents) = &documents {
+        assert_eq!(
+            l, t,
+            "attention: with documents there must be as many queries as keys"
+        );
+        documents.check("attention", [b, l]);
+    }
+    Visible {
+        window: window.and_then(|window| window.within(t)),
+        documents,
+    }
 }
 
 fn check<B: Backend>(q: &Tensor<B, 4>, k: &Tensor<B, 4>) {

@@ -4,7 +4,8 @@ use burn::tensor::activation::softmax;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Bool, DType, Int, Tensor};
 
-use super::{Gradients, Window};
+use super::{Gradients, Visible, Window};
+use crate::documents::DocumentStarts;
 use crate::dtype::{narrow, widen};
 use crate::groups::{to_groups, to_heads};
 use crate::product::product;
@@ -21,40 +22,59 @@ fn per_head<B: Backend>(x: Tensor<B, 4>, h: usize) -> Tensor<B, 4> {
 pub fn matrix<B: Backend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
-    window: Option<Window>,
+    visible: impl Into<Visible<B>>,
 ) -> Tensor<B, 4> {
+    let Visible { window, documents } = visible.into();
     let [b, l, h, p] = q.dims();
     let t = k.dims()[1];
     let q = q.swap_dims(1, 2) * (1.0 / (p as f64).sqrt());
     let scores = widen(product(q, per_head(k, h).swap_dims(2, 3)));
     let device = scores.device();
-    let hide = |scores: Tensor<B, 4>, hidden: Tensor<B, 2, Bool>| {
-        let hidden = hidden.reshape([1, 1, l, t]).expand([b, h, l, t]);
+    // Of all sequences or of each: `[1 or b, l, t]`.
+    let hide = |scores: Tensor<B, 4>, hidden: Tensor<B, 3, Bool>| {
+        let hidden = hidden.unsqueeze_dim::<4>(1).expand([b, h, l, t]);
         scores.mask_fill(hidden, f32::NEG_INFINITY)
     };
     let scores = match l {
         1 => scores, // one query, the last position, has no future
-        _ => hide(scores, Tensor::tril_mask([l, t], (t - l) as i64, &device)),
+        _ => {
+            let future = Tensor::<B, 2, Bool>::tril_mask([l, t], (t - l) as i64, &device);
+            hide(scores, future.unsqueeze_dim(0))
+        }
+    };
+    let scores = match &documents {
+        None => scores,
+        Some(documents) => hide(scores, documents.hidden()),
     };
     let scores = match window {
         None => scores,
-        Some(window) => hide(scores, too_old(l, t, window, &device)),
+        Some(window) => hide(scores, too_old(l, t, window, documents.as_ref(), &device)),
     };
     softmax(scores, 3)
 }
 
-/// Which of `t` keys lie before the window of each of the last `l` positions, and are no sinks: `[l, t]`.
+/// Which of `t` keys lie before the window of each of the last `l` positions, and are no sinks: `[1, l, t]`, or
+/// `[b, l, t]` with documents, each of which has sinks of its own.
 fn too_old<B: Backend>(
     l: usize,
     t: usize,
     window: Window,
+    documents: Option<&DocumentStarts<B>>,
     device: &B::Device,
-) -> Tensor<B, 2, Bool> {
+) -> Tensor<B, 3, Bool> {
     let range =
         |start: usize, end: usize| Tensor::<B, 1, Int>::arange(start as i64..end as i64, device);
-    let columns = range(0, t).reshape([1, t]).expand([l, t]);
-    let distance = range(t - l, t).reshape([l, 1]).expand([l, t]) - columns.clone();
-    let is_sink = columns.lower_elem(window.sinks as i64);
+    let columns = range(0, t).reshape([1, 1, t]).expand([1, l, t]);
+    let distance = range(t - l, t).reshape([1, l, 1]).expand([1, l, t]) - columns.clone();
+    let (places, distance) = match documents {
+        None => (columns, distance),
+        Some(documents) => {
+            let places = documents.places();
+            let distance = distance.expand(places.dims());
+            (places, distance)
+        }
+    };
+    let is_sink = places.lower_elem(window.sinks as i64);
     distance
         .mask_fill(is_sink, 0)
         .greater_equal_elem(window.window as i64)
@@ -65,11 +85,14 @@ pub fn forward<B: Backend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
     v: Tensor<B, 4>,
-    window: Option<Window>,
+    visible: impl Into<Visible<B>>,
 ) -> Tensor<B, 4> {
-    match window {
-        None => weighted(q, k, v, None),
-        Some(window) => in_blocks(q, k, v, window),
+    match visible.into() {
+        Visible {
+            window: Some(window),
+            documents: None,
+        } => in_blocks(q, k, v, window),
+        visible => weighted(q, k, v, visible),
     }
 }
 
@@ -77,10 +100,10 @@ fn weighted<B: Backend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
     v: Tensor<B, 4>,
-    window: Option<Window>,
+    visible: Visible<B>,
 ) -> Tensor<B, 4> {
     let (h, dtype) = (q.dims()[2], v.dtype());
-    let weights = narrow(matrix(q, k, window), dtype);
+    let weights = narrow(matrix(q, k, visible), dtype);
     product(weights, per_head(v, h)).swap_dims(1, 2)
 }
 
@@ -90,11 +113,14 @@ pub fn backward<B: Backend>(
     k: Tensor<B, 4>,
     v: Tensor<B, 4>,
     dy: Tensor<B, 4>,
-    window: Option<Window>,
+    visible: impl Into<Visible<B>>,
 ) -> Gradients<B> {
-    match window {
-        None => gradients(q, k, v, dy, None),
-        Some(window) => gradients_in_blocks(q, k, v, dy, window),
+    match visible.into() {
+        Visible {
+            window: Some(window),
+            documents: None,
+        } => gradients_in_blocks(q, k, v, dy, window),
+        visible => gradients(q, k, v, dy, visible),
     }
 }
 
@@ -107,10 +133,10 @@ fn gradients<B: Backend>(
     k: Tensor<B, 4>,
     v: Tensor<B, 4>,
     dy: Tensor<B, 4>,
-    window: Option<Window>,
+    visible: Visible<B>,
 ) -> Gradients<B> {
     let ([_, _, h, p], g, dtype) = (q.dims(), k.dims()[2], q.dtype());
-    let weights = matrix(q.clone(), k.clone(), window);
+    let weights = matrix(q.clone(), k.clone(), visible);
     let times = if dtype == DType::F32 {
         product
     } else {
@@ -202,7 +228,7 @@ fn in_blocks<B: Backend>(
     let (l, t) = (q.dims()[1], k.dims()[1]);
     let blocks = Block::all(l, t, window).map(|block| {
         let (k, v) = (block.keys(&k), block.keys(&v));
-        weighted(block.queries(&q), k, v, Some(window))
+        weighted(block.queries(&q), k, v, Some(window).into())
     });
     Tensor::cat(blocks.collect(), 1)
 }
@@ -225,7 +251,7 @@ fn gradients_in_blocks<B: Backend>(
             keys,
             values,
             block.queries(&dy),
-            Some(window),
+            Some(window).into(),
         );
         dq.push(to_q);
         dk = block.add_to_keys(dk, &widen(to_k));

@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 
 use super::{AttentionParts, MixingMatrices, TransferParts};
 use crate::autodiff::{input, primitive, record};
+use crate::documents::DocumentStarts;
 
 impl<B: MixingMatrices, C: CheckpointStrategy> MixingMatrices for Autodiff<B, C> {
     fn mixing_distance_forward(
@@ -28,6 +29,7 @@ impl<B: MixingMatrices, C: CheckpointStrategy> MixingMatrices for Autodiff<B, C>
             q: teacher.q.inner(),
             k: teacher.k.inner(),
             window: teacher.window,
+            documents: teacher.documents.map(DocumentStarts::inner),
         };
         let (loss, gradients) = B::mixing_distance_with_gradients(student, teacher);
         record(inputs, loss, gradients, |gradients, dloss, _| {

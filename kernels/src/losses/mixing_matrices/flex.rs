@@ -9,7 +9,7 @@ use super::{AttentionParts, MixingMatrices, TransferParts, reference};
 use crate::dense::attention::flex::Scores;
 use crate::flex::math::{dot, flushed, sigmoid, sum, vectorised};
 use crate::flex::products::{Matrix, multiply};
-use crate::flex::{Values, interleave, is_f32, tensor};
+use crate::flex::{Values, interleave, is_f32, starts, tensor};
 
 impl MixingMatrices for Flex {
     fn mixing_distance_forward(
@@ -208,6 +208,7 @@ fn with_gradients(
             q: &q,
             k: &k,
             sizes: [l, l, h, groups, p],
+            starts: starts(teacher.documents),
         },
         sizes: [l, h, g, n],
         weight: 1.0 / (batch * h) as f32,

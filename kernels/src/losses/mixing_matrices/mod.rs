@@ -15,7 +15,8 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::scale::Scale;
-use crate::dense::attention::Window;
+use crate::dense::attention::{Visible, Window};
+use crate::documents::DocumentStarts;
 use crate::dtype::assert_one_width;
 use crate::profile::{Kind, timed};
 
@@ -41,10 +42,22 @@ pub struct AttentionParts<B: Backend> {
     pub k: Tensor<B, 4>,
     /// Which keys a query sees, where it does not see all.
     pub window: Option<Window>,
+    /// Where documents begin, if a row holds several: no query sees a key of another.
+    pub documents: Option<DocumentStarts<B>>,
 }
 
-/// The op, as backends compute it. No backend has a fast path for a teacher's window that hides something: they
-/// take the reference, which holds the matrices.
+impl<B: Backend> AttentionParts<B> {
+    /// What the queries see.
+    pub fn visible(&self) -> Visible<B> {
+        Visible {
+            window: self.window,
+            documents: self.documents.clone(),
+        }
+    }
+}
+
+/// The op, as backends compute it, of decays that are cut where there are documents. No backend has a fast path for a
+/// teacher's window that hides something: they take the reference, which holds the matrices.
 pub trait MixingMatrices: Scale {
     /// See [`mixing_distance`].
     fn mixing_distance_forward(
@@ -70,13 +83,17 @@ by_default!(MixingMatrices for ndarray);
 /// `T[i, j] = (C_i . B_j) * (decays in (j, i]) + D [i = j]` and `A = softmax(q k^T / sqrt(p))`, both
 /// causal, and `A` within the teacher's window.
 ///
+/// Between the documents of the teacher's parts both matrices are zero: the student's decays are
+/// [cut](DocumentStarts::cut) there, if they are not yet. The norm is that of a row's matrix, so that the square of a
+/// row's distance is the sum of the squares of its documents'.
+///
 /// Differentiable in the student's parts; the teacher's are constants. The gradient of a distance
 /// of zero is zero.
 ///
 /// # Panics
 /// If the shapes do not fit together as above, or some inputs are f64 and others not.
 pub fn mixing_distance<B: MixingMatrices>(
-    student: TransferParts<B>,
+    mut student: TransferParts<B>,
     mut teacher: AttentionParts<B>,
 ) -> Tensor<B, 1> {
     let [b, l, h] = check("mixing_distance", &student);
@@ -104,6 +121,10 @@ pub fn mixing_distance<B: MixingMatrices>(
         "mixing_distance: {k} groups must divide {h} heads"
     );
     teacher.window = teacher.window.and_then(|window| window.within(l));
+    if let Some(documents) = &teacher.documents {
+        documents.check("mixing_distance", [b, l]);
+        student.a_log = documents.cut(student.a_log);
+    }
     timed(Kind::Losses, || {
         B::mixing_distance_forward(student, teacher)
     })

@@ -37,7 +37,8 @@ pub fn transfer_matrix<B: Backend>(student: &TransferParts<B>) -> Tensor<B, 4> {
 /// See [`mixing_distance`](super::mixing_distance).
 pub fn forward<B: Backend>(student: TransferParts<B>, teacher: AttentionParts<B>) -> Tensor<B, 1> {
     let [b, l, h] = student.a_log.dims();
-    let difference = transfer_matrix(&student) - weights(teacher.q, teacher.k, teacher.window);
+    let visible = teacher.visible();
+    let difference = transfer_matrix(&student) - weights(teacher.q, teacher.k, visible);
     let squares = difference.powi_scalar(2).reshape([b * h, l * l]);
     squares.sum_dim(1).sqrt().mean()
 }
@@ -52,7 +53,8 @@ pub fn with_gradients<B: Backend>(
     let dtypes = (student.a_log.dtype(), student.b.dtype(), student.d.dtype());
     let (scores, decay) = transfer(&student);
     let inside = scores * decay.clone();
-    let attention = weights(teacher.q, teacher.k, teacher.window);
+    let visible = teacher.visible();
+    let attention = weights(teacher.q, teacher.k, visible);
     let difference = inside.clone() + diagonal(&student.d, l) - attention;
     let squares = difference.clone().powi_scalar(2).reshape([b * h, l * l]);
     let norms = squares.sum_dim(1).sqrt();

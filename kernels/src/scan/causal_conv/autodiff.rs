@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 
 use super::{CausalConv, ConvInputs};
 use crate::autodiff::{input, optional, primitive, record};
+use crate::documents::DocumentStarts;
 use crate::profile::{Kind, timed};
 
 impl<B: CausalConv, C: CheckpointStrategy> CausalConv for Autodiff<B, C> {
@@ -22,6 +23,7 @@ impl<B: CausalConv, C: CheckpointStrategy> CausalConv for Autodiff<B, C> {
             bias: inputs.bias.map(Tensor::inner),
             history: inputs.history.map(Tensor::inner),
             activation: inputs.activation,
+            documents: inputs.documents.map(DocumentStarts::inner),
         };
         let y = B::causal_conv_forward(saved.clone());
         record(nodes, y, saved, |saved, dy, wanted| {

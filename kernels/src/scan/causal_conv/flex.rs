@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::{Activation, CausalConv, ConvGradients, ConvInputs, reference};
 use crate::flex::math::{sigmoid, vectorised};
 use crate::flex::products::{add_up, column_sums};
-use crate::flex::{Values, is_f32, rows_per_task, tensor};
+use crate::flex::{Values, is_f32, rows_per_task, starts, tensor};
 
 impl CausalConv for Flex {
     fn causal_conv_forward(inputs: ConvInputs<Self>) -> Tensor<Self, 3> {
@@ -37,7 +37,7 @@ impl CausalConv for Flex {
                 reference::through_silu(sums, dy)
             }
         };
-        backward(inputs.x, inputs.weight, dy, wanted)
+        backward(inputs, dy, wanted)
     }
 }
 
@@ -62,12 +62,14 @@ fn forward(inputs: ConvInputs<Flex>) -> Tensor<Flex, 3> {
         bias,
         history,
         activation,
+        documents,
     } = inputs;
     let [b, l, c] = x.dims();
     let [_, w] = weight.dims();
     let taps = taps(weight);
     let x = Values::of(x);
     let history = history.filter(|_| w > 1).map(Values::of);
+    let starts = starts(documents);
     let mut y = match bias {
         Some(bias) => Values::of(bias).repeat(b * l),
         None => vec![0.0; b * l * c],
@@ -77,12 +79,16 @@ fn forward(inputs: ConvInputs<Flex>) -> Tensor<Flex, 3> {
         .with_min_len(rows_per_task(c))
         .for_each(|(token, y)| {
             let (batch, t) = (token / l, token % l);
+            let start = starts.as_ref().map_or(0, |starts| starts[token]);
             vectorised(
                 #[inline(always)]
                 || {
                     for k in 0..w {
                         // The input k taps into the window that ends at t, counted from the history.
                         let at = t + k;
+                        if start > 0 && at < start + (w - 1) {
+                            continue;
+                        }
                         let input = match at.checked_sub(w - 1) {
                             Some(t) => &x[(batch * l + t) * c..][..c],
                             None => match &history {
@@ -108,11 +114,17 @@ fn forward(inputs: ConvInputs<Flex>) -> Tensor<Flex, 3> {
 
 /// Without a history or an activation.
 fn backward(
-    x: Tensor<Flex, 3>,
-    weight: Tensor<Flex, 2>,
+    inputs: ConvInputs<Flex>,
     dy: Tensor<Flex, 3>,
     wanted: [bool; 4],
 ) -> ConvGradients<Flex> {
+    let ConvInputs {
+        x,
+        weight,
+        documents,
+        ..
+    } = inputs;
+    let starts = starts(documents);
     let [b, l, c] = x.dims();
     let [_, w] = weight.dims();
     let taps = taps(weight);
@@ -134,6 +146,11 @@ fn backward(
                             // This input met, through tap k, the output w - 1 - k steps later.
                             let later = t + (w - 1 - k);
                             if later >= l {
+                                continue;
+                            }
+                            let start =
+                                (starts.as_ref()).map_or(0, |starts| starts[batch * l + later]);
+                            if t < start {
                                 continue;
                             }
                             let dy = &dy[(batch * l + later) * c..][..c];

@@ -13,6 +13,7 @@ pub mod reference;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
+use crate::documents::DocumentStarts;
 use crate::dtype::assert_one_width;
 use crate::profile::{Kind, timed};
 
@@ -53,6 +54,9 @@ pub struct ConvInputs<B: Backend> {
     pub history: Option<Tensor<B, 3>>,
     /// What is applied to the sums.
     pub activation: Activation,
+    /// Where documents begin, if a row holds several: a sum leaves out the inputs before its document, and the history
+    /// belongs to the row's first.
+    pub documents: Option<DocumentStarts<B>>,
 }
 
 /// The op, as backends compute it.
@@ -90,7 +94,30 @@ pub fn causal_conv<B: CausalConv>(
     history: Option<Tensor<B, 3>>,
     activation: Activation,
 ) -> Tensor<B, 3> {
-    let [b, _, c] = x.dims();
+    causal_conv_of(ConvInputs {
+        x,
+        weight,
+        bias,
+        history,
+        activation,
+        documents: None,
+    })
+}
+
+/// [`causal_conv`] of what `inputs` say, the starts of documents among it.
+///
+/// # Panics
+/// As there, and if there are not as many starts as tokens.
+pub fn causal_conv_of<B: CausalConv>(inputs: ConvInputs<B>) -> Tensor<B, 3> {
+    let ConvInputs {
+        x,
+        weight,
+        bias,
+        history,
+        documents,
+        ..
+    } = &inputs;
+    let [b, l, c] = x.dims();
     let [channels, w] = weight.dims();
     let mut dtypes = vec![x.dtype(), weight.dtype()];
     dtypes.extend(bias.as_ref().map(Tensor::dtype));
@@ -100,7 +127,7 @@ pub fn causal_conv<B: CausalConv>(
         channels, c,
         "causal_conv: the weight has {channels} channels, x has {c}"
     );
-    if let Some(bias) = &bias {
+    if let Some(bias) = bias {
         assert_eq!(
             bias.dims(),
             [c],
@@ -112,7 +139,7 @@ pub fn causal_conv<B: CausalConv>(
             "causal_conv: the bias must have the dtype of the weight"
         );
     }
-    if let Some(history) = &history {
+    if let Some(history) = history {
         assert_eq!(
             history.dims(),
             [b, w - 1, c],
@@ -124,12 +151,8 @@ pub fn causal_conv<B: CausalConv>(
             "causal_conv: the history must have the dtype of x"
         );
     }
-    let inputs = ConvInputs {
-        x,
-        weight,
-        bias,
-        history,
-        activation,
-    };
+    if let Some(documents) = documents {
+        documents.check("causal_conv", [b, l]);
+    }
     timed(Kind::Convolution, || B::causal_conv_forward(inputs))
 }

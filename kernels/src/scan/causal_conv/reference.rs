@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
 use super::{Activation, ConvGradients, ConvInputs};
+use crate::documents::DocumentStarts;
 use crate::dtype::{narrow, sigmoid, widen};
 
 impl<B: Backend> ConvInputs<B> {
@@ -15,6 +16,7 @@ impl<B: Backend> ConvInputs<B> {
             bias: self.bias.map(widen),
             history: self.history.map(widen),
             activation: self.activation,
+            documents: self.documents,
         }
     }
 }
@@ -57,6 +59,21 @@ pub(crate) fn through_silu<B: Backend>(v: Tensor<B, 3>, dy: Tensor<B, 3>) -> Ten
     dy * (v * (-sigmoid.clone() + 1.0) + 1.0) * sigmoid
 }
 
+/// `x [b, l, c]`, but 0 at tokens for which that `distance` before belongs to another document.
+fn within<B: Backend>(
+    x: Tensor<B, 3>,
+    documents: &Option<DocumentStarts<B>>,
+    distance: usize,
+) -> Tensor<B, 3> {
+    match documents {
+        Some(documents) if distance > 0 => {
+            let ([b, l, c], hidden_bl) = (x.dims(), documents.are_beyond(distance));
+            x.mask_fill(hidden_bl.reshape([b, l, 1]).expand([b, l, c]), 0.0)
+        }
+        _ => x,
+    }
+}
+
 /// What the activation is applied to.
 fn sums<B: Backend>(inputs: ConvInputs<B>) -> Tensor<B, 3> {
     let ConvInputs {
@@ -64,6 +81,7 @@ fn sums<B: Backend>(inputs: ConvInputs<B>) -> Tensor<B, 3> {
         weight,
         bias,
         history,
+        documents,
         ..
     } = inputs;
     let [_, l, _] = x.dims();
@@ -71,7 +89,8 @@ fn sums<B: Backend>(inputs: ConvInputs<B>) -> Tensor<B, 3> {
     let padded = with_history(x, history, w);
     let mut y = padded.clone().narrow(1, w - 1, l) * tap(&weight, w - 1);
     for k in 0..w - 1 {
-        y = y + padded.clone().narrow(1, k, l) * tap(&weight, k);
+        let inputs = within(padded.clone().narrow(1, k, l), &documents, w - 1 - k);
+        y = y + inputs * tap(&weight, k);
     }
     match bias {
         Some(bias) => y + bias.unsqueeze(),
@@ -92,16 +111,22 @@ pub fn backward<B: Backend>(
         Activation::Silu => through_silu(sums(inputs.clone()), dy),
     };
     let ConvInputs {
-        x, weight, history, ..
+        x,
+        weight,
+        history,
+        documents,
+        ..
     } = inputs;
     let [b, l, c] = x.dims();
     let [_, w] = weight.dims();
+    // Of the sums that tap `k` is in.
+    let through = |k: usize| within(dy.clone(), &documents, w - 1 - k);
     let over_tokens = |t: Tensor<B, 3>| t.sum_dim(1).sum_dim(0).reshape([c, 1]);
 
     let dpadded = (wanted[0] || wanted[3]).then(|| {
         let zeros = |length| Tensor::<B, 3>::zeros([b, length, c], (&dy.device(), dy.dtype()));
         let shifted = |k: usize| {
-            let mut parts = vec![dy.clone() * tap(&weight, k)];
+            let mut parts = vec![through(k) * tap(&weight, k)];
             if k > 0 {
                 parts.insert(0, zeros(k));
             }
@@ -114,7 +139,7 @@ pub fn backward<B: Backend>(
     });
     let dweight = wanted[1].then(|| {
         let padded = with_history(x, history, w);
-        let taps = (0..w).map(|k| over_tokens(padded.clone().narrow(1, k, l) * dy.clone()));
+        let taps = (0..w).map(|k| over_tokens(padded.clone().narrow(1, k, l) * through(k)));
         Tensor::cat(taps.collect(), 1)
     });
     ConvGradients {

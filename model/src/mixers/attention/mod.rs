@@ -8,19 +8,20 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use kernels::decode::attention_step::NewToken;
-use kernels::{AttentionParts, KernelBackend, Window};
+use kernels::{AttentionParts, DocumentStarts, KernelBackend, Visible, Window};
 
 pub use cache::{KvCache, KvCaches};
 pub use config::AttentionConfig;
 pub(crate) use heads::kv_heads;
 
-use super::rotary::Rotary;
+use super::rotary::{Positions, Rotary};
 use super::{
     MixerOptions, MixerRows, MixerState, StateError, StateTensors, StepOutput, TokenMixer,
 };
 use crate::config_error::ConfigError;
 use crate::init::Init;
 use crate::layers::{Linear, Norm, NormConfig, NormKind};
+use crate::sequences::Sequences;
 
 /// Causal self-attention with rotary embedding and grouped key and value heads, over all tokens or a window of the
 /// last ones.
@@ -117,10 +118,10 @@ impl<B: Backend> Attention<B> {
 }
 
 impl<B: KernelBackend> Attention<B> {
-    /// The angles of `l` positions from `position` on.
-    fn rotary(&self, position: usize, l: usize, device: &B::Device) -> Rotary<B> {
+    /// The angles of rows of `l` tokens.
+    fn rotary(&self, positions: Positions<'_, B>, l: usize, device: &B::Device) -> Rotary<B> {
         let (theta, scaling) = (self.config.rope_theta, self.config.rope_scaling);
-        Rotary::new(self.rotary_dim, theta, scaling, position, l, device)
+        Rotary::at(self.rotary_dim, theta, scaling, positions, l, device)
     }
 
     /// The heads of one product `[b, l, n, p]`, of which queries and keys, the first `h + g`, are normalised where
@@ -142,12 +143,13 @@ impl<B: KernelBackend> Attention<B> {
         rotary.rotate_heads(heads, h + g)
     }
 
-    /// Queries and keys of `u [b, l, d_model]`.
-    fn matrix_parts(&self, u: Tensor<B, 3>) -> AttentionParts<B> {
+    /// Queries and keys.
+    fn matrix_parts(&self, sequences: Sequences<B>) -> AttentionParts<B> {
+        let Sequences { u, documents } = sequences;
         let [b, l, _] = u.dims();
         let (h, g, p) = (self.config.n_heads, self.config.n_kv_heads, self.p);
         let window = self.config.window;
-        let rotary = self.rotary(0, l, &u.device());
+        let rotary = self.rotary(Positions::of(&documents), l, &u.device());
         if let Some(qkv_proj) = &self.qkv_proj {
             let both = qkv_proj.forward_rows(u, 0, (h + g) * p);
             let both = self.turned(both.reshape([b, l, h + g, p]), &rotary);
@@ -155,6 +157,7 @@ impl<B: KernelBackend> Attention<B> {
                 q: both.clone().narrow(2, 0, h),
                 k: both.narrow(2, h, g),
                 window,
+                documents,
             };
         }
         let q = self.q_proj.forward(u.clone()).reshape([b, l, h, p]);
@@ -163,6 +166,7 @@ impl<B: KernelBackend> Attention<B> {
             q: rotary.rotate(normed(&self.q_norm, q)),
             k: rotary.rotate(normed(&self.k_norm, k)),
             window,
+            documents,
         }
     }
 
@@ -175,18 +179,19 @@ impl<B: KernelBackend> Attention<B> {
         v: Tensor<B, 2>,
         cache: &mut KvCache<B>,
     ) -> Tensor<B, 2> {
-        let Rotary { cos, sin } = self.rotary(cache.position(), 1, &q.device());
+        let positions = Positions::From(cache.position());
+        let Rotary { cos, sin, .. } = self.rotary(positions, 1, &q.device());
         let (q, k) = (normed_step(&self.q_norm, q), normed_step(&self.k_norm, k));
         let token = NewToken { q, k, v, cos, sin };
         cache.step(token, self.config.n_heads, self.config.window)
     }
 
-    /// Queries, keys and values of `u [b, l, d_model]`, the tokens from `position` on.
-    fn project(&self, u: Tensor<B, 3>, position: usize) -> QueriesKeysValues<B> {
+    /// Queries, keys and values of the tokens `u [b, l, d_model]`.
+    fn project(&self, u: Tensor<B, 3>, positions: Positions<'_, B>) -> QueriesKeysValues<B> {
         let [b, l, _] = u.dims();
         let (h, g, p) = (self.config.n_heads, self.config.n_kv_heads, self.p);
         let heads = |x: Tensor<B, 3>, n: usize| x.reshape([b, l, n, p]);
-        let rotary = self.rotary(position, l, &u.device());
+        let rotary = self.rotary(positions, l, &u.device());
         if let Some(qkv_proj) = &self.qkv_proj {
             let all = self.turned(heads(qkv_proj.forward(u), h + 2 * g), &rotary);
             let all = all.reshape([b, l, (h + 2 * g) * p]);
@@ -200,23 +205,27 @@ impl<B: KernelBackend> Attention<B> {
         (rotary.rotate(q), rotary.rotate(k), v)
     }
 
-    /// See [`kernels::attention_within`].
-    fn attention(&self, q: Tensor<B, 4>, k: Tensor<B, 4>, v: Tensor<B, 4>) -> Tensor<B, 4> {
-        kernels::attention_within(q, k, v, self.config.window)
+    /// What queries see in rows of these documents.
+    fn visible(&self, documents: Option<DocumentStarts<B>>) -> Visible<B> {
+        Visible {
+            window: self.config.window,
+            documents,
+        }
     }
 
-    /// What the output projection reads of `u [b, l, d_model]`: `[b, l, h, p]`.
-    pub(crate) fn context(&self, u: Tensor<B, 3>) -> Tensor<B, 4> {
-        let (q, k, v) = self.project(u, 0);
-        self.attention(q, k, v)
+    /// What the output projection reads: `[b, l, h, p]`.
+    pub(crate) fn context(&self, sequences: impl Into<Sequences<B>>) -> Tensor<B, 4> {
+        let Sequences { u, documents } = sequences.into();
+        let (q, k, v) = self.project(u, Positions::of(&documents));
+        kernels::attention_within(q, k, v, self.visible(documents))
     }
 
     /// [`context`](Self::context), in which no token sees more than `window`; and as it is.
     pub(crate) fn contexts(&self, u: Tensor<B, 3>, window: Window) -> [Tensor<B, 4>; 2] {
-        let (q, k, v) = self.project(u, 0);
+        let (q, k, v) = self.project(u, Positions::of(&None));
         let narrowed = self.narrowed(window);
         let within = kernels::attention_within(q.clone(), k.clone(), v.clone(), narrowed);
-        [within, self.attention(q, k, v)]
+        [within, kernels::attention_within(q, k, v, self.config.window)]
     }
 
     /// The narrower of its own window and `window`.
@@ -315,48 +324,56 @@ impl<B: KernelBackend> TokenMixer<B> for Attention<B> {
         self.qkv_proj = Linear::stack([&mut self.q_proj, &mut self.k_proj, &mut self.v_proj]);
     }
 
-    fn forward(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
-        let (q, k, v) = self.project(u, 0);
-        self.merge(self.attention(q, k, v))
+    fn forward_of(&self, sequences: Sequences<B>) -> Tensor<B, 3> {
+        self.merge(self.context(sequences))
     }
 
-    fn forward_onto(&self, residual: Tensor<B, 3>, u: Tensor<B, 3>) -> Tensor<B, 3> {
-        let (q, k, v) = self.project(u, 0);
-        self.merge_onto(residual, self.attention(q, k, v))
+    fn forward_onto(&self, residual: Tensor<B, 3>, sequences: Sequences<B>) -> Tensor<B, 3> {
+        self.merge_onto(residual, self.context(sequences))
     }
 
     /// The softmaxed attention of every head.
-    fn mixing_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4> {
-        let AttentionParts { q, k, window } = self.matrix_parts(u);
-        kernels::attention_matrix_within(q, k, window)
+    fn mixing_matrix_of(&self, sequences: Sequences<B>) -> Tensor<B, 4> {
+        let parts = self.matrix_parts(sequences);
+        let visible = parts.visible();
+        kernels::attention_matrix_within(parts.q, parts.k, visible)
     }
 
-    fn forward_with_matrix(&self, u: Tensor<B, 3>) -> (Tensor<B, 3>, Tensor<B, 4>) {
-        let (q, k, v) = self.project(u, 0);
-        let window = self.config.window;
-        let matrix = kernels::attention_matrix_within(q.clone(), k.clone(), window);
-        (self.merge(self.attention(q, k, v)), matrix)
+    fn forward_with_matrix(&self, sequences: Sequences<B>) -> (Tensor<B, 3>, Tensor<B, 4>) {
+        let Sequences { u, documents } = sequences;
+        let (q, k, v) = self.project(u, Positions::of(&documents));
+        let visible = self.visible(documents);
+        let matrix = kernels::attention_matrix_within(q.clone(), k.clone(), visible.clone());
+        let y_blhp = kernels::attention_within(q, k, v, visible);
+        (self.merge(y_blhp), matrix)
     }
 
-    fn attention_parts(&self, u: Tensor<B, 3>) -> Option<AttentionParts<B>> {
-        Some(self.matrix_parts(u))
+    fn attention_parts_of(&self, sequences: Sequences<B>) -> Option<AttentionParts<B>> {
+        Some(self.matrix_parts(sequences))
     }
 
     fn forward_with_attention_parts(
         &self,
-        u: Tensor<B, 3>,
+        sequences: Sequences<B>,
     ) -> (Tensor<B, 3>, Option<AttentionParts<B>>) {
-        let (q, k, v) = self.project(u, 0);
-        let output = self.merge(self.attention(q.clone(), k.clone(), v));
-        let window = self.config.window;
-        (output, Some(AttentionParts { q, k, window }))
+        let Sequences { u, documents } = sequences;
+        let (q, k, v) = self.project(u, Positions::of(&documents));
+        let visible = self.visible(documents.clone());
+        let y_blhp = kernels::attention_within(q.clone(), k.clone(), v, visible);
+        let parts = AttentionParts {
+            q,
+            k,
+            window: self.config.window,
+            documents,
+        };
+        (self.merge(y_blhp), Some(parts))
     }
 
     fn prefill(&self, u: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3> {
         let cache = KvCache::within(state);
-        let (q, k, v) = self.project(u, cache.position());
+        let (q, k, v) = self.project(u, Positions::From(cache.position()));
         let (k, v) = cache.append(k, v, self.config.window);
-        self.merge(self.attention(q, k, v))
+        self.merge(kernels::attention_within(q, k, v, self.config.window))
     }
 
     fn step(&self, projected: Vec<Tensor<B, 2>>, state: &mut MixerState<B>) -> StepOutput<'_, B> {

@@ -25,6 +25,7 @@ use crate::config_error::ConfigError;
 use crate::init::{Fill, Init};
 use crate::layers::Linear;
 use crate::precision::{to_dtype, widen};
+use crate::sequences::Sequences;
 
 /// Added to deviations, as published.
 const EPSILON: f64 = 1e-5;
@@ -222,41 +223,41 @@ impl<B: KernelBackend> TokenMixer<B> for BesideAttention<B> {
         }
     }
 
-    fn forward(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
-        let ssm = self.ssm.forward(u.clone());
+    fn forward_of(&self, sequences: Sequences<B>) -> Tensor<B, 3> {
+        let ssm = self.ssm.forward_of(sequences.clone());
         match &self.attention {
             None => ssm,
             Some(_) if self.are_all_left_out() => ssm,
             Some(attention) if !self.left_out_rows.is_empty() => {
-                ssm + self.without_rows(attention.forward(u))
+                ssm + self.without_rows(attention.forward_of(sequences))
             }
-            Some(attention) => self.join(ssm, attention.forward(u), Linear::forward),
+            Some(attention) => self.join(ssm, attention.forward_of(sequences), Linear::forward),
         }
     }
 
-    fn forward_onto(&self, residual: Tensor<B, 3>, u: Tensor<B, 3>) -> Tensor<B, 3> {
+    fn forward_onto(&self, residual: Tensor<B, 3>, sequences: Sequences<B>) -> Tensor<B, 3> {
         match &self.attention {
-            None => self.ssm.forward_onto(residual, u),
-            Some(_) if self.are_all_left_out() => self.ssm.forward_onto(residual, u),
+            None => self.ssm.forward_onto(residual, sequences),
+            Some(_) if self.are_all_left_out() => self.ssm.forward_onto(residual, sequences),
             Some(attention) if !self.left_out_rows.is_empty() => {
-                let with_ssm = self.ssm.forward_onto(residual, u.clone());
-                with_ssm + self.without_rows(attention.forward(u))
+                let with_ssm = self.ssm.forward_onto(residual, sequences.clone());
+                with_ssm + self.without_rows(attention.forward_of(sequences))
             }
             Some(attention) if self.adapter.is_none() => {
-                let with_ssm = self.ssm.forward_onto(residual, u.clone());
-                attention.forward_onto(with_ssm, u)
+                let with_ssm = self.ssm.forward_onto(residual, sequences.clone());
+                attention.forward_onto(with_ssm, sequences)
             }
-            Some(_) => residual + self.forward(u),
+            Some(_) => residual + self.forward_of(sequences),
         }
     }
 
     /// The state-space mixer's.
-    fn mixing_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4> {
-        self.ssm.mixing_matrix(u)
+    fn mixing_matrix_of(&self, sequences: Sequences<B>) -> Tensor<B, 4> {
+        self.ssm.mixing_matrix_of(sequences)
     }
 
-    fn transfer_parts(&self, u: Tensor<B, 3>) -> Option<TransferParts<B>> {
-        self.ssm.transfer_parts(u)
+    fn transfer_parts_of(&self, sequences: Sequences<B>) -> Option<TransferParts<B>> {
+        self.ssm.transfer_parts_of(sequences)
     }
 
     fn prefill(&self, u: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3> {

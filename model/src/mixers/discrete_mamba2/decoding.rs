@@ -8,7 +8,7 @@ use kernels::{HeadNorm, KernelBackend, ScanInputs, StepParameters, StepState, Tu
 
 use super::{DiscreteMamba2, Mamba2Rows, Mamba2State, Parts, Rows, Turned};
 use crate::layers::Norm;
-use crate::mixers::rotary::Rotary;
+use crate::mixers::rotary::{Positions, Rotary};
 use crate::mixers::{MixerState, StateRows};
 use crate::precision::to_dtype;
 
@@ -18,7 +18,7 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         let rotary = self.config.rotary.as_ref()?;
         (rotary.turned == Turned::BAndC).then(|| {
             let (theta, scaling) = (rotary.theta, rotary.scaling);
-            let Rotary { cos, sin } = Rotary::back(rotary.dim, theta, scaling, tokens, device);
+            let Rotary { cos, sin, .. } = Rotary::back(rotary.dim, theta, scaling, tokens, device);
             Turn { cos, sin }
         })
     }
@@ -86,17 +86,17 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
     pub(super) fn scan(&self, projected: Tensor<B, 3>, state: &mut Mamba2State<B>) -> Tensor<B, 3> {
         let (l, device) = (projected.dims()[1], projected.device());
         let parts = self.advance_conv(projected, state);
-        let position = if self.counts_positions() {
+        let positions = Positions::From(if self.counts_positions() {
             state.position
         } else {
             // Distances alone matter, and the state is as its latest token sees it, from position 0.
             1
-        };
+        });
         let scan = ScanInputs {
-            x: self.x_at(parts.x, position),
+            x: self.x_at(parts.x, positions),
             a_log: self.a_log(parts.a_log),
-            b: self.b_at(parts.b, position),
-            c: self.c_at(parts.c, position),
+            b: self.b_at(parts.b, positions),
+            c: self.c_at(parts.c, positions),
             initial_state: Some(state.ssm.clone()),
         };
         let (gated_blhp, ssm) = self.gated_scan(scan, parts.z);

@@ -5,6 +5,7 @@ use kernels::{KernelBackend, TransferParts};
 
 use super::{DiscreteMamba2, Rows};
 use crate::mixers::TokenMixer;
+use crate::mixers::rotary::Positions;
 use crate::precision::{to_dtype, widen};
 
 /// A scale below this, alone or as a share of the other, is rounding.
@@ -31,9 +32,10 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
     /// the scan, and x, which D scales. With `constant` also the scan with products of B and C that are 1
     /// everywhere.
     pub(crate) fn features(&self, u: Tensor<B, 3>, constant: bool) -> Vec<Tensor<B, 4>> {
-        let x = self.x_at(self.convolved(u.clone(), self.x_rows()), 0);
-        let b = self.b_at(self.convolved(u.clone(), self.b_rows()), 0);
-        let c = self.c_at(self.convolved(u.clone(), self.c_rows()), 0);
+        let first = Positions::From(0);
+        let x = self.x_at(self.convolved(u.clone(), self.x_rows(), &None), first);
+        let b = self.b_at(self.convolved(u.clone(), self.b_rows(), &None), first);
+        let c = self.c_at(self.convolved(u.clone(), self.c_rows(), &None), first);
         let a_log = self.a_log(self.projected(u, self.a_log_rows()));
         let scan = |b: Tensor<B, 4>, c: Tensor<B, 4>| {
             let chunk = self.config.chunk_size;

@@ -2,29 +2,40 @@
 
 use burn::module::Param;
 use burn::tensor::Tensor;
-use kernels::{Epilogue, KernelBackend, ScanInputs, TransferParts};
+use kernels::scan::causal_conv::{Activation as ConvActivation, ConvInputs};
+use kernels::{DocumentStarts, Epilogue, KernelBackend, ScanInputs, TransferParts};
 
 use super::{Activation, DiscreteMamba2, Parts, Rows, Turned};
 use crate::layers::Norm;
-use crate::mixers::rotary::Rotary;
+use crate::mixers::rotary::{Positions, Rotary};
+use crate::sequences::Sequences;
 
 impl<B: KernelBackend> DiscreteMamba2<B> {
     /// What the output projection reads, `[b, l, d_inner]`.
-    pub(crate) fn gated(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
+    ///
+    /// # Panics
+    /// If there are documents and the state is reset every so many tokens, which is for inference.
+    pub(crate) fn gated(&self, sequences: impl Into<Sequences<B>>) -> Tensor<B, 3> {
+        let Sequences { u, documents } = sequences.into();
         if self.reset_every.is_some() {
+            assert!(
+                documents.is_none(),
+                "a state that is reset every so many tokens does not begin anew at documents too"
+            );
             let mut state = self.empty_state(u.dims()[0], &u.device());
             return self.read(self.in_proj.forward(u), &mut state);
         }
         let Parts { x, b, c, z, a_log } = if B::queues() {
-            self.parts_by_columns(u)
+            self.parts_by_columns(u, &documents)
         } else {
-            self.parts_by_rows(u)
+            self.parts_by_rows(u, &documents)
         };
+        let positions = Positions::of(&documents);
         let scan = ScanInputs {
-            x: self.x_at(x, 0),
-            a_log: self.a_log(a_log),
-            b: self.b_at(b, 0),
-            c: self.c_at(c, 0),
+            x: self.x_at(x, positions),
+            a_log: cut(self.a_log(a_log), &documents),
+            b: self.b_at(b, positions),
+            c: self.c_at(c, positions),
             initial_state: None,
         };
         let (gated_blhp, _) = self.gated_scan(scan, z);
@@ -33,11 +44,11 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
 
     /// What the scan and the gate read of `u [b, l, d_model]`, by a product and a convolution for each: on a CPU,
     /// where the gradients of the weight's slices cost less than copies of activations.
-    fn parts_by_rows(&self, u: Tensor<B, 3>) -> Parts<B> {
+    fn parts_by_rows(&self, u: Tensor<B, 3>, documents: &Option<DocumentStarts<B>>) -> Parts<B> {
         Parts {
-            x: self.convolved(u.clone(), self.x_rows()),
-            b: self.convolved(u.clone(), self.b_rows()),
-            c: self.convolved(u.clone(), self.c_rows()),
+            x: self.convolved(u.clone(), self.x_rows(), documents),
+            b: self.convolved(u.clone(), self.b_rows(), documents),
+            c: self.convolved(u.clone(), self.c_rows(), documents),
             z: self.projected(u.clone(), self.z_rows()),
             a_log: self.projected(u, self.a_log_rows()),
         }
@@ -45,52 +56,68 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
 
     /// The same by one product and one convolution: on a GPU, where each launch costs and wide products are the
     /// faster ones, forward and backward.
-    fn parts_by_columns(&self, u: Tensor<B, 3>) -> Parts<B> {
+    fn parts_by_columns(&self, u: Tensor<B, 3>, documents: &Option<DocumentStarts<B>>) -> Parts<B> {
         let (d_inner, d_bc, h) = (self.d_inner, self.config.d_bc(), self.config.n_v_heads);
         let widths = [self.conv_dim(), d_inner, h];
         let [xbc, z, a_log] = kernels::split_columns(self.in_proj.forward_aligned(u), widths);
-        let bias = self.conv1d.bias.as_ref().map(Param::val);
-        let convolved = kernels::causal_conv(xbc, self.taps(), bias, None, self.activation());
+        let convolved = kernels::causal_conv_of(ConvInputs {
+            x: xbc,
+            weight: self.taps(),
+            bias: self.conv1d.bias.as_ref().map(Param::val),
+            history: None,
+            activation: self.activation(),
+            documents: documents.clone(),
+        });
         let [x, b, c] = kernels::split_columns(convolved, [d_inner, d_bc, d_bc]);
         Parts { x, b, c, z, a_log }
     }
 
-    /// The factors of the mixing matrix: B, C, A_log and D alone are computed of `u [b, l, d_model]`.
-    pub(super) fn matrix_parts(&self, u: Tensor<B, 3>) -> TransferParts<B> {
+    /// The factors of the mixing matrix: B, C, A_log and D alone are computed.
+    pub(super) fn matrix_parts(&self, sequences: Sequences<B>) -> TransferParts<B> {
+        let Sequences { u, documents } = sequences;
+        let positions = Positions::of(&documents);
+        let b_blgn = self.convolved(u.clone(), self.b_rows(), &documents);
+        let c_blgn = self.convolved(u.clone(), self.c_rows(), &documents);
+        let a_log = self.a_log(self.projected(u, self.a_log_rows()));
         TransferParts {
-            b: self.b_at(self.convolved(u.clone(), self.b_rows()), 0),
-            c: self.c_at(self.convolved(u.clone(), self.c_rows()), 0),
-            a_log: self.a_log(self.projected(u, self.a_log_rows())),
+            b: self.b_at(b_blgn, positions),
+            c: self.c_at(c_blgn, positions),
+            a_log: cut(a_log, &documents),
             d: self.d.val(),
         }
     }
 
-    /// The convolved x `[b, l, d_inner]` of tokens from `position` on, as the scan reads it, `[b, l, h, p]`.
-    pub(super) fn x_at(&self, x: Tensor<B, 3>, position: usize) -> Tensor<B, 4> {
-        self.turned(self.heads(x), position, &[Turned::XAndB])
+    /// The convolved x `[b, l, d_inner]`, as the scan reads it, `[b, l, h, p]`.
+    pub(super) fn x_at(&self, x: Tensor<B, 3>, positions: Positions<'_, B>) -> Tensor<B, 4> {
+        self.turned(self.heads(x), positions, &[Turned::XAndB])
     }
 
-    /// The convolved B `[b, l, g * n]` of tokens from `position` on, `[b, l, g, n]`.
-    pub(super) fn b_at(&self, b: Tensor<B, 3>, position: usize) -> Tensor<B, 4> {
+    /// The convolved B `[b, l, g * n]`, as the scan reads it, `[b, l, g, n]`.
+    pub(super) fn b_at(&self, b: Tensor<B, 3>, positions: Positions<'_, B>) -> Tensor<B, 4> {
         let b_blgn = normed(&self.b_norm, self.groups(b));
         let b_blgn = self.config.feature_map.of(b_blgn);
-        self.turned(b_blgn, position, &[Turned::BAndC, Turned::XAndB])
+        self.turned(b_blgn, positions, &[Turned::BAndC, Turned::XAndB])
     }
 
-    /// The convolved C `[b, l, g * n]` of tokens from `position` on, `[b, l, g, n]`.
-    pub(super) fn c_at(&self, c: Tensor<B, 3>, position: usize) -> Tensor<B, 4> {
+    /// The convolved C `[b, l, g * n]`, as the scan reads it, `[b, l, g, n]`.
+    pub(super) fn c_at(&self, c: Tensor<B, 3>, positions: Positions<'_, B>) -> Tensor<B, 4> {
         let c_blgn = normed(&self.c_norm, self.groups(c));
         let c_blgn = self.config.feature_map.of(c_blgn);
-        self.turned(c_blgn, position, &[Turned::BAndC])
+        self.turned(c_blgn, positions, &[Turned::BAndC])
     }
 
-    /// `x [b, l, h, p]` of tokens from `position` on, turned where the rotation is one of `by`.
-    pub(super) fn turned(&self, x: Tensor<B, 4>, position: usize, by: &[Turned]) -> Tensor<B, 4> {
+    /// `x [b, l, h, p]`, turned where the rotation is one of `by`.
+    pub(super) fn turned(
+        &self,
+        x: Tensor<B, 4>,
+        positions: Positions<'_, B>,
+        by: &[Turned],
+    ) -> Tensor<B, 4> {
         match &self.config.rotary {
             Some(rotary) if by.contains(&rotary.turned) => {
                 let (l, device) = (x.dims()[1], x.device());
                 let (theta, scaling) = (rotary.theta, rotary.scaling);
-                Rotary::new(rotary.dim, theta, scaling, position, l, &device).rotate(x)
+                Rotary::at(rotary.dim, theta, scaling, positions, l, &device).rotate(x)
             }
             _ => x,
         }
@@ -111,12 +138,23 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
     }
 
     /// Some outputs of `in_proj` through the convolution and the activation, `[b, l, n]`.
-    pub(super) fn convolved(&self, u: Tensor<B, 3>, rows: Rows) -> Tensor<B, 3> {
+    pub(super) fn convolved(
+        &self,
+        u: Tensor<B, 3>,
+        rows: Rows,
+        documents: &Option<DocumentStarts<B>>,
+    ) -> Tensor<B, 3> {
         let taps = self.taps().narrow(0, rows.start, rows.n);
         let bias = self.conv1d.bias.as_ref();
         let bias = bias.map(|bias| bias.val().narrow(0, rows.start, rows.n));
-        let projected = self.projected(u, rows);
-        kernels::causal_conv(projected, taps, bias, None, self.activation())
+        kernels::causal_conv_of(ConvInputs {
+            x: self.projected(u, rows),
+            weight: taps,
+            bias,
+            history: None,
+            activation: self.activation(),
+            documents: documents.clone(),
+        })
     }
 
     /// The convolution's weight as `[c, w]`.
@@ -128,10 +166,10 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
     }
 
     /// What follows the convolution.
-    pub(super) fn activation(&self) -> kernels::scan::causal_conv::Activation {
+    pub(super) fn activation(&self) -> ConvActivation {
         match self.config.activation {
-            Activation::Identity => kernels::scan::causal_conv::Activation::Identity,
-            Activation::Silu => kernels::scan::causal_conv::Activation::Silu,
+            Activation::Identity => ConvActivation::Identity,
+            Activation::Silu => ConvActivation::Silu,
         }
     }
 
@@ -166,6 +204,17 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
             z_bias: self.z_bias.as_ref().map(Param::val),
         };
         kernels::gated_scan(scan, epilogue, self.config.chunk_size)
+    }
+}
+
+/// A_log with a decay of zero where a document begins.
+fn cut<B: KernelBackend>(
+    a_log: Tensor<B, 3>,
+    documents: &Option<DocumentStarts<B>>,
+) -> Tensor<B, 3> {
+    match documents {
+        Some(documents) => documents.cut(a_log),
+        None => a_log,
     }
 }
 

@@ -37,6 +37,7 @@ use crate::config_error::ConfigError;
 use crate::init::{Fill, Init};
 use crate::layers::{Linear, Norm, NormConfig, NormKind};
 use crate::precision::{wide, widen};
+use crate::sequences::Sequences;
 
 /// The gate's initial bias: `silu` of it is 1.
 pub(crate) const OPEN_GATE: f64 = 1.278464542761;
@@ -286,22 +287,22 @@ impl<B: KernelBackend> TokenMixer<B> for DiscreteMamba2<B> {
         vec![&mut self.in_proj, &mut self.out_proj]
     }
 
-    fn forward(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.out_proj.forward(self.gated(u))
+    fn forward_of(&self, sequences: Sequences<B>) -> Tensor<B, 3> {
+        self.out_proj.forward(self.gated(sequences))
     }
 
-    fn forward_onto(&self, residual: Tensor<B, 3>, u: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.out_proj.forward_onto(residual, self.gated(u))
+    fn forward_onto(&self, residual: Tensor<B, 3>, sequences: Sequences<B>) -> Tensor<B, 3> {
+        self.out_proj.forward_onto(residual, self.gated(sequences))
     }
 
     /// `T` with `y = T x` before the gate: at `(l, s)` the product of `C_l . B_s` and the decays in
     /// `(s, l]`, plus `D` on the diagonal. With rotary positions of x it acts on the x that is turned.
-    fn mixing_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4> {
-        kernels::transfer_matrix(self.matrix_parts(u))
+    fn mixing_matrix_of(&self, sequences: Sequences<B>) -> Tensor<B, 4> {
+        kernels::transfer_matrix(self.matrix_parts(sequences))
     }
 
-    fn transfer_parts(&self, u: Tensor<B, 3>) -> Option<TransferParts<B>> {
-        Some(self.matrix_parts(u))
+    fn transfer_parts_of(&self, sequences: Sequences<B>) -> Option<TransferParts<B>> {
+        Some(self.matrix_parts(sequences))
     }
 
     fn prefill(&self, u: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3> {

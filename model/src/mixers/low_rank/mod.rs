@@ -13,8 +13,8 @@ mod student;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use kernels::scan::causal_conv::Activation;
-use kernels::{Epilogue, KernelBackend, ScanInputs, TransferParts, gated_scan};
+use kernels::scan::causal_conv::{Activation, ConvInputs};
+use kernels::{DocumentStarts, Epilogue, KernelBackend, ScanInputs, TransferParts, gated_scan};
 
 pub use config::LowRankConfig;
 pub use state::{LowRankRows, LowRankState};
@@ -28,6 +28,7 @@ use crate::config_error::ConfigError;
 use crate::init::{Fill, Init};
 use crate::layers::Linear;
 use crate::precision::{to_dtype, wide, widen};
+use crate::sequences::Sequences;
 
 /// The decay `exp(-softplus(A_log))` of this `A_log` is 1 in every dtype.
 const NO_DECAY: f64 = -100.0;
@@ -112,13 +113,21 @@ impl<B: KernelBackend> LowRank<B> {
         xbc: Tensor<B, 3>,
         start: usize,
         history: Option<Tensor<B, 3>>,
+        documents: &Option<DocumentStarts<B>>,
     ) -> Tensor<B, 3> {
         let [_, _, c] = xbc.dims();
         let weight = self.conv1d.weight.val().narrow(0, start, c);
         let taps = weight.reshape([c, self.config.d_conv]);
         let bias = self.conv1d.bias.as_ref();
         let bias = bias.map(|bias| bias.val().narrow(0, start, c));
-        kernels::causal_conv(xbc, taps, bias, history, Activation::Identity)
+        kernels::causal_conv_of(ConvInputs {
+            x: xbc,
+            weight: taps,
+            bias,
+            history,
+            activation: Activation::Identity,
+            documents: documents.clone(),
+        })
     }
 
     /// `[b, l, h * n]` to `[b, l, h, n]`.
@@ -127,16 +136,25 @@ impl<B: KernelBackend> LowRank<B> {
         x.reshape([b, l, h, d / h])
     }
 
-    /// What the scan reads in place of A_log for `x [b, l, ..]`.
-    fn no_decay(&self, x: &Tensor<B, 3>) -> Tensor<B, 3> {
+    /// What the scan reads in place of A_log for `x [b, l, ..]`: no decay within a document.
+    fn no_decay(&self, x: &Tensor<B, 3>, documents: &Option<DocumentStarts<B>>) -> Tensor<B, 3> {
         let [b, l, _] = x.dims();
         let shape = [b, l, self.config.n_heads];
-        Tensor::full(shape, NO_DECAY, (&x.device(), x.dtype()))
+        let a_log = Tensor::full(shape, NO_DECAY, (&x.device(), x.dtype()));
+        match documents {
+            Some(documents) => documents.cut(a_log),
+            None => a_log,
+        }
     }
 
     /// What the output projection reads, from `projected [b, l, conv_dim + d_inner]`, the tokens after those that
-    /// `state` holds, which then holds them too: `[b, l, d_inner]`.
-    fn gated(&self, projected: Tensor<B, 3>, state: Option<&mut LowRankState<B>>) -> Tensor<B, 3> {
+    /// `state` holds, which then holds them too: `[b, l, d_inner]`. Rows of several documents have no state.
+    fn gated(
+        &self,
+        projected: Tensor<B, 3>,
+        documents: &Option<DocumentStarts<B>>,
+        state: Option<&mut LowRankState<B>>,
+    ) -> Tensor<B, 3> {
         let config = &self.config;
         let (d_inner, d_bc, w) = (config.d_inner(), config.d_bc(), config.d_conv);
         let [xbc, z] = kernels::split_columns(projected, [config.conv_dim(), d_inner]);
@@ -145,10 +163,10 @@ impl<B: KernelBackend> LowRank<B> {
             let history = state.conv.clone().narrow(1, 1, w - 1);
             to_dtype(history, xbc.dtype())
         });
-        let convolved = self.convolved(xbc.clone(), 0, history);
+        let convolved = self.convolved(xbc.clone(), 0, history, documents);
         let [x, b_bld, c_bld] = kernels::split_columns(convolved, [d_inner, d_bc, d_bc]);
         let scan = ScanInputs {
-            a_log: self.no_decay(&x),
+            a_log: self.no_decay(&x, documents),
             x: self.heads(x),
             b: self.heads(b_bld),
             c: self.heads(c_bld),
@@ -175,18 +193,19 @@ impl<B: KernelBackend> LowRank<B> {
         // A step's vectors are in f32 whatever the dtype of the parameters.
         let (own, dtype) = (self.d.val().dtype(), projected.dtype());
         let projected = to_dtype(projected, own).reshape([b, 1, width]);
-        let gated = self.gated(projected, Some(state));
+        let gated = self.gated(projected, &None, Some(state));
         to_dtype(gated.reshape([b, self.config.d_inner()]), dtype)
     }
 
-    /// The factors of the matrix, of which only B and C are computed of `u [b, l, d_model]`.
-    fn matrix_parts(&self, u: Tensor<B, 3>) -> TransferParts<B> {
+    /// The factors of the matrix, of which only B and C are computed.
+    fn matrix_parts(&self, sequences: Sequences<B>) -> TransferParts<B> {
+        let Sequences { u, documents } = sequences;
         let (d_inner, d_bc) = (self.config.d_inner(), self.config.d_bc());
         let bc = self.in_proj.forward_rows(u, d_inner, 2 * d_bc);
-        let convolved = self.convolved(bc, d_inner, None);
+        let convolved = self.convolved(bc, d_inner, None, &documents);
         let [b, c] = kernels::split_columns(convolved, [d_bc, d_bc]);
         TransferParts {
-            a_log: self.no_decay(&b),
+            a_log: self.no_decay(&b, &documents),
             b: self.heads(b),
             c: self.heads(c),
             d: self.d.val(),
@@ -227,28 +246,30 @@ impl<B: KernelBackend> TokenMixer<B> for LowRank<B> {
         vec![&mut self.in_proj, &mut self.out_proj]
     }
 
-    fn forward(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
-        let gated = self.gated(self.in_proj.forward(u), None);
+    fn forward_of(&self, sequences: Sequences<B>) -> Tensor<B, 3> {
+        let Sequences { u, documents } = sequences;
+        let gated = self.gated(self.in_proj.forward(u), &documents, None);
         self.out_proj.forward(gated)
     }
 
-    fn forward_onto(&self, residual: Tensor<B, 3>, u: Tensor<B, 3>) -> Tensor<B, 3> {
-        let gated = self.gated(self.in_proj.forward(u), None);
+    fn forward_onto(&self, residual: Tensor<B, 3>, sequences: Sequences<B>) -> Tensor<B, 3> {
+        let Sequences { u, documents } = sequences;
+        let gated = self.gated(self.in_proj.forward(u), &documents, None);
         self.out_proj.forward_onto(residual, gated)
     }
 
     /// `T` with `y = T x` before the gate: `C_i . B_j`, plus `D` on the diagonal.
-    fn mixing_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4> {
-        kernels::transfer_matrix(self.matrix_parts(u))
+    fn mixing_matrix_of(&self, sequences: Sequences<B>) -> Tensor<B, 4> {
+        kernels::transfer_matrix(self.matrix_parts(sequences))
     }
 
-    fn transfer_parts(&self, u: Tensor<B, 3>) -> Option<TransferParts<B>> {
-        Some(self.matrix_parts(u))
+    fn transfer_parts_of(&self, sequences: Sequences<B>) -> Option<TransferParts<B>> {
+        Some(self.matrix_parts(sequences))
     }
 
     fn prefill(&self, u: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3> {
         let projected = self.in_proj.forward(u);
-        let gated = self.gated(projected, Some(LowRankState::within(state)));
+        let gated = self.gated(projected, &None, Some(LowRankState::within(state)));
         self.out_proj.forward(gated)
     }
 

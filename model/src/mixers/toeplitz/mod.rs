@@ -13,7 +13,7 @@ mod student;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use kernels::KernelBackend;
+use kernels::{DocumentStarts, KernelBackend};
 
 pub use config::ToeplitzConfig;
 pub use matrix::toeplitz_matrix;
@@ -28,6 +28,7 @@ use crate::config_error::ConfigError;
 use crate::init::{Fill, Init};
 use crate::layers::Linear;
 use crate::precision::{to_dtype, wide, widen};
+use crate::sequences::Sequences;
 
 /// The mixer. Letters in names: b batch, l length, h heads, p head dimension, k taps.
 #[derive(Module, Debug)]
@@ -93,10 +94,11 @@ impl<B: Backend> Toeplitz<B> {
 impl<B: KernelBackend> Toeplitz<B> {
     /// What the output projection reads, from `projected [b, l, 2 d_inner]`, the tokens after those whose inputs of
     /// the matrix are in `before [b, m, d_inner]`: `[b, l, d_inner]`, and the inputs of these tokens, in f32 for half
-    /// precision.
+    /// precision. There is nothing before rows of several documents.
     fn gated(
         &self,
         projected: Tensor<B, 3>,
+        documents: &Option<DocumentStarts<B>>,
         before: Option<Tensor<B, 3>>,
     ) -> (Tensor<B, 3>, Tensor<B, 3>) {
         let dtype = projected.dtype();
@@ -111,10 +113,18 @@ impl<B: KernelBackend> Toeplitz<B> {
             None => x_bld.clone(),
         };
         let [_, all, _] = seen.dims();
-        let x_habp = seen.reshape([b, all, h, p]).permute([2, 1, 0, 3]);
         let t_hla = toeplitz_matrix(widen(self.taps.val()), l, all);
-        let y_hlbp = t_hla.matmul(x_habp.reshape([h, all, b * p]));
-        let y_blhp = y_hlbp.reshape([h, l, b, p]).permute([2, 1, 0, 3]);
+        let y_blhp = match documents {
+            None => {
+                let x_habp = seen.reshape([b, all, h, p]).permute([2, 1, 0, 3]);
+                let y_hlbp = t_hla.matmul(x_habp.reshape([h, all, b * p]));
+                y_hlbp.reshape([h, l, b, p]).permute([2, 1, 0, 3])
+            }
+            Some(documents) => {
+                let x_bhlp = seen.reshape([b, l, h, p]).swap_dims(1, 2);
+                within(t_hla, documents).matmul(x_bhlp).swap_dims(1, 2)
+            }
+        };
         // The gate's op has a skip too, of which this mixer has none.
         let no_skip = Tensor::zeros([h], (&x_bld.device(), x_bld.dtype()));
         let gated = kernels::skip_gate(
@@ -127,16 +137,18 @@ impl<B: KernelBackend> Toeplitz<B> {
         (to_dtype(gated, dtype), x_bld)
     }
 
-    /// What the output projection reads of the whole `u [b, l, d_model]`.
-    fn gated_whole(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.gated(self.in_proj.forward(u), None).0
+    /// What the output projection reads of whole sequences.
+    fn gated_whole(&self, sequences: Sequences<B>) -> Tensor<B, 3> {
+        let Sequences { u, documents } = sequences;
+        self.gated(self.in_proj.forward(u), &documents, None).0
     }
 
     /// One token a sequence, `projected [b, 2 d_inner]`, after those in `inputs [b, k, d_inner]`, which it joins.
     fn advance(&self, projected: Tensor<B, 2>, inputs: &mut Tensor<B, 3>) -> Tensor<B, 2> {
         let [b, width] = projected.dims();
         let before = inputs.clone();
-        let (gated, x) = self.gated(projected.reshape([b, 1, width]), Some(before.clone()));
+        let projected = projected.reshape([b, 1, width]);
+        let (gated, x) = self.gated(projected, &None, Some(before.clone()));
         *inputs = last(before, x);
         gated.reshape([b, self.config.d_inner()])
     }
@@ -146,6 +158,15 @@ impl<B: KernelBackend> Toeplitz<B> {
 fn last<B: Backend>(before: Tensor<B, 3>, x: Tensor<B, 3>) -> Tensor<B, 3> {
     let ([_, k, _], [_, l, _]) = (before.dims(), x.dims());
     Tensor::cat(vec![before, x], 1).narrow(1, l, k)
+}
+
+/// The matrices `[h, l, l]` in each row, without the tokens before its document: `[b, h, l, l]`.
+fn within<B: Backend>(t_hll: Tensor<B, 3>, documents: &DocumentStarts<B>) -> Tensor<B, 4> {
+    let ([h, l, _], [b, _]) = (t_hll.dims(), documents.dims());
+    let hidden_bll = documents.hidden();
+    let hidden = hidden_bll.unsqueeze_dim::<4>(1).expand([b, h, l, l]);
+    let t_bhll = t_hll.unsqueeze_dim::<4>(0).expand([b, h, l, l]);
+    t_bhll.mask_fill(hidden, 0.0)
 }
 
 impl<B: KernelBackend> TokenMixer<B> for Toeplitz<B> {
@@ -183,20 +204,24 @@ impl<B: KernelBackend> TokenMixer<B> for Toeplitz<B> {
         vec![&mut self.in_proj, &mut self.out_proj]
     }
 
-    fn forward(&self, u: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.out_proj.forward(self.gated_whole(u))
+    fn forward_of(&self, sequences: Sequences<B>) -> Tensor<B, 3> {
+        self.out_proj.forward(self.gated_whole(sequences))
     }
 
-    fn forward_onto(&self, residual: Tensor<B, 3>, u: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.out_proj.forward_onto(residual, self.gated_whole(u))
+    fn forward_onto(&self, residual: Tensor<B, 3>, sequences: Sequences<B>) -> Tensor<B, 3> {
+        self.out_proj
+            .forward_onto(residual, self.gated_whole(sequences))
     }
 
-    /// The same for every sequence.
-    fn mixing_matrix(&self, u: Tensor<B, 3>) -> Tensor<B, 4> {
-        let [b, l, _] = u.dims();
+    /// The same for every sequence, but for what lies between documents.
+    fn mixing_matrix_of(&self, sequences: Sequences<B>) -> Tensor<B, 4> {
+        let [b, l, _] = sequences.u.dims();
         let t_hll = toeplitz_matrix(widen(self.taps.val()), l, l);
         let h = self.config.n_heads;
-        t_hll.unsqueeze_dim::<4>(0).expand([b, h, l, l])
+        match &sequences.documents {
+            None => t_hll.unsqueeze_dim::<4>(0).expand([b, h, l, l]),
+            Some(documents) => within(t_hll, documents),
+        }
     }
 
     fn prefill(&self, u: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3> {
@@ -206,7 +231,7 @@ impl<B: KernelBackend> TokenMixer<B> for Toeplitz<B> {
         // The zeros before the first token add nothing.
         let m = state.position.min(k);
         let before = (m > 0).then(|| state.inputs.clone().narrow(1, k - m, m));
-        let (gated, x) = self.gated(self.in_proj.forward(u), before);
+        let (gated, x) = self.gated(self.in_proj.forward(u), &None, before);
         state.inputs = last(state.inputs.clone(), x);
         state.position += l;
         self.out_proj.forward(gated)

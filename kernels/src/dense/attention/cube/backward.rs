@@ -9,7 +9,7 @@ use cubecl::prelude::*;
 use super::super::Window;
 use super::statistics::statistics;
 use super::variant::Variant;
-use super::{in_vectors, mma, portable, reach};
+use super::{in_vectors, mma, portable, reach, rule};
 use crate::cube::rows::view;
 use crate::cube::tiles::SIDE;
 use crate::cube::{address_type, empty};
@@ -20,7 +20,7 @@ pub(super) fn backward<R: CubeRuntime>(
     y: CubeTensor<R>,
     lse: CubeTensor<R>,
     dy: CubeTensor<R>,
-    window: Option<Window>,
+    (window, starts): (Option<Window>, Option<CubeTensor<R>>),
 ) -> [CubeTensor<R>; 3] {
     let ([b, l, h, p], [_, t, g, _]) = (q.meta.shape().dims(), k.meta.shape().dims());
     let variant = Variant::of(&q, mma::backward_bytes(p));
@@ -43,7 +43,8 @@ pub(super) fn backward<R: CubeRuntime>(
     let views = || [&q, &k, &v, &dy].map(view);
     let arg = |x: &CubeTensor<R>| x.clone().into_array_arg();
     let (client, dtype) = (&q.client, q.dtype.into());
-    let ([q_view, k_view, v_view, dy_view], windowed) = (views(), window.is_some());
+    let ([q_view, k_view, v_view, dy_view], rule) = (views(), rule(window, &starts));
+    let starts = || starts.as_ref().map(arg).into();
     // SAFETY: rows beyond the last are not written; they are read as the last, or not at all.
     match variant {
         Variant::Portable { r } => unsafe {
@@ -57,6 +58,7 @@ pub(super) fn backward<R: CubeRuntime>(
                 arg(&v),
                 arg(&dy),
                 arg(&statistics),
+                starts(),
                 arg(&dq),
                 scale,
                 q_view,
@@ -64,7 +66,7 @@ pub(super) fn backward<R: CubeRuntime>(
                 v_view,
                 dy_view,
                 reach(window, t),
-                windowed,
+                rule,
                 p,
                 r,
                 dtype,
@@ -81,6 +83,7 @@ pub(super) fn backward<R: CubeRuntime>(
                 arg(&v),
                 arg(&dy),
                 arg(&statistics),
+                starts(),
                 arg(&dq),
                 scale * factor,
                 scale,
@@ -89,7 +92,7 @@ pub(super) fn backward<R: CubeRuntime>(
                 v_view,
                 dy_view,
                 reach(window, t),
-                windowed,
+                rule,
                 p,
                 dtype,
             );
@@ -109,6 +112,7 @@ pub(super) fn backward<R: CubeRuntime>(
                 arg(&v),
                 arg(&dy),
                 arg(&statistics),
+                starts(),
                 arg(&dk),
                 arg(&dv),
                 scale,
@@ -117,7 +121,7 @@ pub(super) fn backward<R: CubeRuntime>(
                 v_view,
                 dy_view,
                 reach(window, t),
-                windowed,
+                rule,
                 p,
                 r,
                 dtype,
@@ -134,6 +138,7 @@ pub(super) fn backward<R: CubeRuntime>(
                 arg(&v),
                 arg(&dy),
                 arg(&statistics),
+                starts(),
                 arg(&dk),
                 arg(&dv),
                 scale * factor,
@@ -143,7 +148,7 @@ pub(super) fn backward<R: CubeRuntime>(
                 v_view,
                 dy_view,
                 reach(window, t),
-                windowed,
+                rule,
                 p,
                 dtype,
             );

@@ -9,7 +9,7 @@ use cubecl::prelude::*;
 
 use super::super::Window;
 use super::variant::Variant;
-use super::{in_vectors, mma, portable, reach};
+use super::{in_vectors, mma, portable, reach, rule};
 use crate::cube::rows::view;
 use crate::cube::tiles::SIDE;
 use crate::cube::{address_type, empty};
@@ -29,13 +29,14 @@ pub(super) fn lse<R: CubeRuntime>(q: &CubeTensor<R>) -> CubeTensor<R> {
     empty(q, [b, h, l], DType::F32)
 }
 
-/// See [`attention_within`](super::super::attention_within): of one dtype that kernels compute with in f32, not empty.
+/// See [`attention_within`](super::super::attention_within): of one dtype that kernels compute with in f32, not empty;
+/// with the starts of documents as [`starts`](crate::cube::documents::starts) gives them.
 /// Also writes `lse`, if it is given.
 pub(super) fn forward<R: CubeRuntime>(
     q: CubeTensor<R>,
     k: CubeTensor<R>,
     v: CubeTensor<R>,
-    window: Option<Window>,
+    (window, starts): (Option<Window>, Option<CubeTensor<R>>),
     lse: Option<CubeTensor<R>>,
 ) -> CubeTensor<R> {
     let [b, l, h, p] = q.meta.shape().dims();
@@ -61,6 +62,8 @@ pub(super) fn forward<R: CubeRuntime>(
     let [q, k, v] = [q, k, v].map(CubeTensor::into_array_arg);
     let output = y.clone().into_array_arg();
     let lse = lse.map(CubeTensor::into_array_arg).into();
+    let rule = rule(window, &starts);
+    let starts = starts.map(CubeTensor::into_array_arg).into();
     // SAFETY: queries beyond the last are not written; rows beyond the last are read as it, or not at all.
     match variant {
         Variant::Portable { r } => unsafe {
@@ -72,6 +75,7 @@ pub(super) fn forward<R: CubeRuntime>(
                 q,
                 k,
                 v,
+                starts,
                 output,
                 lse,
                 scale,
@@ -79,7 +83,7 @@ pub(super) fn forward<R: CubeRuntime>(
                 k_view,
                 v_view,
                 reach(window, t),
-                window.is_some(),
+                rule,
                 p,
                 r,
                 dtype,
@@ -94,6 +98,7 @@ pub(super) fn forward<R: CubeRuntime>(
                 q,
                 k,
                 v,
+                starts,
                 output,
                 lse,
                 scale * LOG2_E / mma::FLOOR,
@@ -102,7 +107,7 @@ pub(super) fn forward<R: CubeRuntime>(
                 k_view,
                 v_view,
                 reach(window, t),
-                window.is_some(),
+                rule,
                 p,
                 down,
                 dtype,

@@ -16,8 +16,9 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
-use self::reach::ReachLaunch;
-use super::{Attention, Gradients, Saved, Window, reference};
+use self::reach::{ReachLaunch, Rule};
+use super::{Attention, Gradients, Saved, Visible, Window, reference};
+use crate::cube::documents::{read, starts};
 use crate::cube::{computes_in_f32, inner, tensor, vector_size};
 
 impl<R, F, I, T> Attention for CubeBackend<R, F, I, T>
@@ -31,15 +32,16 @@ where
         q: Tensor<Self, 4>,
         k: Tensor<Self, 4>,
         v: Tensor<Self, 4>,
-        window: Option<Window>,
+        visible: Visible<Self>,
     ) -> Tensor<Self, 4> {
         if q.shape().num_elements() == 0 {
             // The output has its shape.
             q
-        } else if computes_in_f32(q.dtype()) {
-            tensor(forward::forward(inner(q), inner(k), inner(v), window, None))
+        } else if computes_in_f32(q.dtype()) && read(&visible.documents) {
+            let hides = (visible.window, starts(visible.documents));
+            tensor(forward::forward(inner(q), inner(k), inner(v), hides, None))
         } else {
-            reference::forward(q, k, v, window)
+            reference::forward(q, k, v, visible)
         }
     }
 
@@ -47,14 +49,16 @@ where
         q: Tensor<Self, 4>,
         k: Tensor<Self, 4>,
         v: Tensor<Self, 4>,
-        window: Option<Window>,
+        visible: Visible<Self>,
     ) -> (Tensor<Self, 4>, Option<Saved<Self>>) {
-        if q.shape().num_elements() == 0 || !computes_in_f32(q.dtype()) {
-            return (Self::attention_forward(q, k, v, window), None);
+        let fits = computes_in_f32(q.dtype()) && read(&visible.documents);
+        if q.shape().num_elements() == 0 || !fits {
+            return (Self::attention_forward(q, k, v, visible), None);
         }
+        let hides = (visible.window, starts(visible.documents));
         let (q, k, v) = (inner(q), inner(k), inner(v));
         let lse = forward::lse(&q);
-        let y = forward::forward(q, k, v, window, Some(lse.clone()));
+        let y = forward::forward(q, k, v, hides, Some(lse.clone()));
         let (y, lse) = (tensor(y), tensor(lse));
         (y.clone(), Some(Saved { y, lse }))
     }
@@ -65,13 +69,14 @@ where
         v: Tensor<Self, 4>,
         saved: Option<Saved<Self>>,
         dy: Tensor<Self, 4>,
-        window: Option<Window>,
+        visible: Visible<Self>,
     ) -> Gradients<Self> {
         let Some(Saved { y, lse }) = saved else {
-            return reference::backward(q, k, v, dy, window);
+            return reference::backward(q, k, v, dy, visible);
         };
         let inputs = [inner(q), inner(k), inner(v)];
-        let [dq, dk, dv] = backward::backward(inputs, inner(y), inner(lse), inner(dy), window);
+        let hides = (visible.window, starts(visible.documents));
+        let [dq, dk, dv] = backward::backward(inputs, inner(y), inner(lse), inner(dy), hides);
         (tensor(dq), tensor(dk), tensor(dv))
     }
 }
@@ -92,4 +97,12 @@ fn reach<R: CubeRuntime>(window: Option<Window>, t: usize) -> ReachLaunch<R> {
         sinks: 0,
     });
     ReachLaunch::new(window.window.min(t), window.sinks.min(t))
+}
+
+/// What kernels are compiled for.
+fn rule<R: CubeRuntime>(window: Option<Window>, starts: &Option<CubeTensor<R>>) -> Rule {
+    Rule {
+        windowed: window.is_some(),
+        packed: starts.is_some(),
+    }
 }

@@ -77,6 +77,7 @@ impl<R: CubeRuntime> Plan<R> {
     /// The running sums of the log-decays, `D` and the softmax's denominators: `[b * h, STATS, l]`.
     fn statistics(&self, inputs: &Operands<R>) -> CubeTensor<R> {
         let Operands { a_log, d, q, k, .. } = inputs;
+        let starts = inputs.starts.as_ref().map(arg).into();
         let l = self.sizes[1];
         let stats = empty(a_log, [self.heads(), STATS, l], DType::F32);
         // SAFETY: a unit reads and writes its own share of the `l` steps of its cube's head.
@@ -105,6 +106,7 @@ impl<R: CubeRuntime> Plan<R> {
                     self.width,
                     arg(q),
                     arg(k),
+                    starts,
                     arg(&stats),
                     self.scale,
                     view(q),
@@ -123,6 +125,7 @@ impl<R: CubeRuntime> Plan<R> {
                     vector,
                     arg(q),
                     arg(k),
+                    starts,
                     arg(&stats),
                     self.scale,
                     view(q),
@@ -147,6 +150,7 @@ impl<R: CubeRuntime> Plan<R> {
         gradients: bool,
     ) -> CubeTensor<R> {
         let Operands { b, c, q, k, .. } = inputs;
+        let starts = inputs.starts.as_ref().map(arg).into();
         let [batch, l, h] = self.sizes;
         let shape = if gradients {
             [batch, h, l, self.n]
@@ -170,6 +174,7 @@ impl<R: CubeRuntime> Plan<R> {
                     arg(own_teacher),
                     arg(other_teacher),
                     arg(stats),
+                    starts,
                     arg(&gradient),
                     arg(sums),
                     self.scale,
@@ -198,6 +203,7 @@ impl<R: CubeRuntime> Plan<R> {
                     arg(own_teacher),
                     arg(other_teacher),
                     arg(stats),
+                    starts,
                     arg(&gradient),
                     arg(sums),
                     self.scale,

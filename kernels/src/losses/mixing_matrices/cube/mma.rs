@@ -12,7 +12,9 @@ use cubecl::prelude::*;
 use super::decay::{
     DIAGONAL, LOG_COLUMNS, LOG_ROWS, NORMALISER, ON_DIAGONAL, REST, SQUARES, WHOLE,
 };
+use super::tiles::met;
 use super::{STATS, SUMS};
+use crate::cube::documents::{row_tokens, start_of};
 use crate::cube::rows::{Rows, View, rows_of};
 use crate::cube::tiles::longest_first;
 
@@ -166,6 +168,7 @@ pub(super) fn pass_kernel<F: Float, N: Size>(
     own_teacher: &Array<Vector<F, N>>,
     other_teacher: &Array<Vector<F, N>>,
     stats: &Array<f32>,
+    starts_bl: &ComptimeOption<Array<i32>>,
     gradient_bhln: &mut Array<f32>,
     sums: &mut Array<f32>,
     scale: f32,
@@ -195,11 +198,8 @@ pub(super) fn pass_kernel<F: Float, N: Size>(
 
     let blocks = CUBE_COUNT_X as usize;
     let block = longest_first(CUBE_POS_X as usize, blocks, columns);
-    let (mut from, mut to) = (0, block + 1);
-    if columns {
-        from = block;
-        to = blocks;
-    }
+    let tokens = row_tokens(batch, l);
+    let met = met(starts_bl, tokens, block, blocks, TILE, columns);
     let first = block * TILE;
     let own_first = first + UNIT_POS_Y as usize * 16 + lane / 4;
 
@@ -256,7 +256,7 @@ pub(super) fn pass_kernel<F: Float, N: Size>(
     let mut other_normaliser = SharedMemory::<f32>::new(TILE);
     let mut other_factor = SharedMemory::<f32>::new(TILE);
 
-    for other in from..to {
+    for other in met.from..met.to {
         let other_first = other * TILE;
         sync_cube();
         stage(other_student, other_s, other_first, &mut student, n, vector);
@@ -298,7 +298,19 @@ pub(super) fn pass_kernel<F: Float, N: Size>(
                         decay = clamp_max(log * sign, 0.0).exp();
                     }
                     let mut inside = mixed[tile * 2 + half][i] * decay;
-                    let attention = (scores[tile * 2 + half][i] * scale - of_row).exp();
+                    let mut attention = (scores[tile * 2 + half][i] * scale - of_row).exp();
+                    if comptime!(starts_bl.is_some()) {
+                        let own_at = own_first + comptime!(half * 8);
+                        let other_at = other_first + s;
+                        let (row, column) = if columns {
+                            (other_at, own_at)
+                        } else {
+                            (own_at, other_at)
+                        };
+                        if column < start_of(starts_bl, tokens, row) {
+                            attention = 0.0; // between documents; the decay is 0 there
+                        }
+                    }
                     let mut difference = inside - attention;
                     if other == block {
                         let own_at = own_first + comptime!(half * 8);

@@ -25,6 +25,7 @@ use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElemen
 
 use self::launch::{forward, with_gradients};
 use super::{AttentionParts, MixingMatrices, TransferParts, reference};
+use crate::cube::documents::{read, starts};
 use crate::cube::{computes_in_f32, inner, tensor};
 
 /// Units of a cube.
@@ -45,7 +46,7 @@ where
         student: TransferParts<Self>,
         teacher: AttentionParts<Self>,
     ) -> Tensor<Self, 1> {
-        if fits(&student, &teacher) {
+        if fits(&student, &teacher) && read(&teacher.documents) {
             tensor(forward(Operands::new(student, teacher)))
         } else {
             reference::forward(student, teacher)
@@ -56,7 +57,7 @@ where
         student: TransferParts<Self>,
         teacher: AttentionParts<Self>,
     ) -> (Tensor<Self, 1>, TransferParts<Self>) {
-        if !fits(&student, &teacher) {
+        if !fits(&student, &teacher) || !read(&teacher.documents) {
             return reference::with_gradients(student, teacher);
         }
         let (loss, gradients) = with_gradients(Operands::new(student, teacher));
@@ -87,12 +88,14 @@ struct Operands<R: CubeRuntime> {
     d: CubeTensor<R>,
     q: CubeTensor<R>,
     k: CubeTensor<R>,
+    /// The starts of documents, `[b, l]`.
+    starts: Option<CubeTensor<R>>,
 }
 
 impl<R: CubeRuntime> Operands<R> {
     fn new<B>(student: TransferParts<B>, teacher: AttentionParts<B>) -> Self
     where
-        B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+        B: Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
     {
         Self {
             a_log: inner(student.a_log),
@@ -101,6 +104,7 @@ impl<R: CubeRuntime> Operands<R> {
             d: into_contiguous(inner(student.d)),
             q: inner(teacher.q),
             k: inner(teacher.k),
+            starts: starts(teacher.documents),
         }
     }
 }
@@ -124,6 +128,7 @@ mod tests {
             q: four(),
             k: four(),
             window: None,
+            documents: None,
         };
         fits(&student, &teacher)
     }

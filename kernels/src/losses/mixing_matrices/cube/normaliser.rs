@@ -4,14 +4,26 @@ use cubecl::prelude::*;
 
 use super::decay::NORMALISER;
 use super::{STATS, mma, tiles};
+use crate::cube::documents::{row_tokens, start_of};
 use crate::cube::rows::{View, rows_of};
 use crate::cube::tiles::longest_first;
+
+/// Whether the softmax of `row` has `column`, which begins with `start` in kernels that are compiled for documents.
+#[cube]
+fn has(row: usize, column: usize, start: usize, #[comptime] packed: bool) -> bool {
+    let mut has = column <= row;
+    if comptime!(packed) {
+        has = has && start <= column;
+    }
+    has
+}
 
 /// One cube a tile of rows and head: the logarithms of the softmax's denominators.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn portable_kernel<T: Float>(
     q_blhp: &Array<T>,
     k_blkp: &Array<T>,
+    starts_bl: &ComptimeOption<Array<i32>>,
     stats: &mut Array<f32>,
     scale: f32,
     q_view: View,
@@ -32,6 +44,12 @@ pub(super) fn portable_kernel<T: Float>(
     let mut staged = SharedMemory::<f32>::new(comptime!(2 * tile * tiles::PITCH));
     let block = longest_first(CUBE_POS_X as usize, CUBE_COUNT_X as usize, false);
     let first = block * tile;
+    let packed = comptime!(starts_bl.is_some());
+    let tokens = row_tokens(batch, l);
+    let mut from = 0usize;
+    if comptime!(packed) {
+        from = start_of(starts_bl, tokens, first) / tile;
+    }
 
     // Each unit's maximum and sum over its own columns.
     let mut maxima = Array::<f32>::new(r);
@@ -41,7 +59,7 @@ pub(super) fn portable_kernel<T: Float>(
         maxima[i] = f32::MIN;
         sums[i] = 0.0;
     }
-    for other in 0..block + 1 {
+    for other in from..block + 1 {
         let scores = tiles::products(
             q_blhp,
             q_rows,
@@ -56,17 +74,18 @@ pub(super) fn portable_kernel<T: Float>(
         #[unroll]
         for i in 0..r {
             let row = first + y + i * tiles::SIDE;
+            let start = start_of(starts_bl, tokens, row);
             let mut maximum = maxima[i];
             #[unroll]
             for j in 0..r {
-                if other * tile + x + j * tiles::SIDE <= row {
+                if has(row, other * tile + x + j * tiles::SIDE, start, packed) {
                     maximum = max(maximum, scores[i * r + j] * scale);
                 }
             }
             let mut sum = sums[i] * (maxima[i] - maximum).exp();
             #[unroll]
             for j in 0..r {
-                if other * tile + x + j * tiles::SIDE <= row {
+                if has(row, other * tile + x + j * tiles::SIDE, start, packed) {
                     sum += (scores[i * r + j] * scale - maximum).exp();
                 }
             }
@@ -107,6 +126,7 @@ pub(super) fn portable_kernel<T: Float>(
 pub(super) fn tensor_core_kernel<T: Float, N: Size>(
     q_blhp: &Array<Vector<T, N>>,
     k_blkp: &Array<Vector<T, N>>,
+    starts_bl: &ComptimeOption<Array<i32>>,
     stats: &mut Array<f32>,
     scale: f32,
     q_view: View,
@@ -124,6 +144,12 @@ pub(super) fn tensor_core_kernel<T: Float, N: Size>(
     let l = q_rows.count;
     let block = longest_first(CUBE_POS_X as usize, CUBE_COUNT_X as usize, false);
     let first = block * mma::TILE;
+    let packed = comptime!(starts_bl.is_some());
+    let tokens = row_tokens(batch, l);
+    let mut from = 0usize;
+    if comptime!(packed) {
+        from = start_of(starts_bl, tokens, first) / mma::TILE;
+    }
     let mut shared = SharedMemory::<Vector<T, N>>::new_aligned(
         comptime!(mma::TILE * (p + mma::PADDING) / vector),
         16usize,
@@ -141,7 +167,7 @@ pub(super) fn tensor_core_kernel<T: Float, N: Size>(
         maxima[half] = f32::MIN;
         sums[half] = 0.0;
     }
-    for other in 0..block + 1 {
+    for other in from..block + 1 {
         sync_cube();
         mma::stage(k_blkp, k_rows, other * mma::TILE, &mut shared, p, vector);
         sync_cube();
@@ -150,12 +176,18 @@ pub(super) fn tensor_core_kernel<T: Float, N: Size>(
         #[unroll]
         for half in 0..2usize {
             let row = own_first + comptime!(half * 8);
+            let start = start_of(starts_bl, tokens, row);
             let mut maximum = maxima[half];
             #[unroll]
             for tile in 0..comptime!(mma::TILE / 8) {
                 #[unroll]
                 for i in 0..2usize {
-                    if other < block || other_first + comptime!(tile * 8 + i) <= row {
+                    let at = other_first + comptime!(tile * 8 + i);
+                    let mut is_in = other < block || at <= row;
+                    if comptime!(packed) {
+                        is_in = is_in && start <= at;
+                    }
+                    if is_in {
                         maximum = max(maximum, scores[tile * 2 + half][i] * scale);
                     }
                 }
@@ -165,7 +197,12 @@ pub(super) fn tensor_core_kernel<T: Float, N: Size>(
             for tile in 0..comptime!(mma::TILE / 8) {
                 #[unroll]
                 for i in 0..2usize {
-                    if other < block || other_first + comptime!(tile * 8 + i) <= row {
+                    let at = other_first + comptime!(tile * 8 + i);
+                    let mut is_in = other < block || at <= row;
+                    if comptime!(packed) {
+                        is_in = is_in && start <= at;
+                    }
+                    if is_in {
                         sum += (scores[tile * 2 + half][i] * scale - maximum).exp();
                     }
                 }

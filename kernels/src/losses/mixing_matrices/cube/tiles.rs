@@ -6,6 +6,7 @@ use super::decay::{
     DIAGONAL, LOG_COLUMNS, LOG_ROWS, NORMALISER, ON_DIAGONAL, REST, SQUARES, WHOLE,
 };
 use super::{STATS, SUMS};
+use crate::cube::documents::{RowTokens, row_tokens, start_of};
 use crate::cube::rows::{View, rows_of};
 use crate::cube::tiles::{DEPTH, longest_first, stage};
 pub(super) use crate::cube::tiles::{PITCH, SIDE, products, shared_bytes};
@@ -65,6 +66,45 @@ fn add_along(
     }
 }
 
+/// The tiles that meet a block of rows or, with `columns`, of columns.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Met {
+    pub from: usize,
+    pub to: usize,
+}
+
+/// Of block `block` of `blocks`, each of `tile` tokens: those on and before the diagonal, or on and after it; in
+/// kernels that are compiled for documents, as far as documents with a token in the block go.
+#[cube]
+pub(super) fn met(
+    starts_bl: &ComptimeOption<Array<i32>>,
+    tokens: RowTokens,
+    block: usize,
+    blocks: usize,
+    #[comptime] tile: usize,
+    #[comptime] columns: bool,
+) -> Met {
+    let mut from = 0usize;
+    let mut to = block + 1;
+    if comptime!(columns) {
+        from = block;
+        if comptime!(starts_bl.is_some()) {
+            for other in block + 1..blocks {
+                if start_of(starts_bl, tokens, other * tile) < (block + 1) * tile {
+                    to = other + 1;
+                }
+            }
+        } else {
+            to = blocks;
+        }
+    } else {
+        if comptime!(starts_bl.is_some()) {
+            from = start_of(starts_bl, tokens, block * tile) / tile;
+        }
+    }
+    Met { from, to }
+}
+
 /// One cube a tile of rows and head, over all tiles of columns; or, with `columns`, one a tile of
 /// columns over all tiles of rows. `own` are C and q over rows, B and k over columns, `other` the others.
 ///
@@ -77,6 +117,7 @@ pub(super) fn pass_kernel<F: Float, T: Float>(
     own_teacher: &Array<T>,
     other_teacher: &Array<T>,
     stats: &Array<f32>,
+    starts_bl: &ComptimeOption<Array<i32>>,
     gradient_bhln: &mut Array<f32>,
     sums: &mut Array<f32>,
     scale: f32,
@@ -107,11 +148,8 @@ pub(super) fn pass_kernel<F: Float, T: Float>(
 
     let blocks = CUBE_COUNT_X as usize;
     let block = longest_first(CUBE_POS_X as usize, blocks, columns);
-    let (mut from, mut to) = (0, block + 1);
-    if columns {
-        from = block;
-        to = blocks;
-    }
+    let tokens = row_tokens(batch, l);
+    let met = met(starts_bl, tokens, block, blocks, tile, columns);
     let first = block * tile;
 
     let mut staged = SharedMemory::<f32>::new(comptime!(2 * tile * PITCH));
@@ -135,7 +173,7 @@ pub(super) fn pass_kernel<F: Float, T: Float>(
         own.push(statistics(stats, stats_row, first + y + i * SIDE, l));
     }
 
-    for other in from..to {
+    for other in met.from..met.to {
         let other_first = other * tile;
         let mixed = products(
             own_student,
@@ -178,7 +216,13 @@ pub(super) fn pass_kernel<F: Float, T: Float>(
                     let log = (of_row.whole - of_column.whole) + (of_row.rest - of_column.rest);
                     let decay = clamp_max(log, 0.0).exp();
                     let inside = mixed[i * r + j] * decay;
-                    let attention = (scores[i * r + j] * scale - of_row.normaliser).exp();
+                    let mut attention = (scores[i * r + j] * scale - of_row.normaliser).exp();
+                    if comptime!(starts_bl.is_some()) {
+                        let start = start_of(starts_bl, tokens, row);
+                        if column < start {
+                            attention = 0.0; // between documents; the decay is 0 there
+                        }
+                    }
                     let mut difference = inside - attention;
                     if column == row {
                         difference += d;

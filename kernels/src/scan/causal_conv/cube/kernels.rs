@@ -3,6 +3,7 @@
 use cubecl::prelude::*;
 
 use super::{AHEAD, LANES, ROWS, STEPS};
+use crate::cube::documents::{RowTokens, row_tokens, start_of};
 
 /// Where in the tensors a unit works.
 #[derive(CubeType, Clone, Copy)]
@@ -108,19 +109,49 @@ fn advance<N: Size>(window: &mut Array<Vector<f32, N>>, #[comptime] w: usize) {
     }
 }
 
-/// The convolution's sum over the `w` steps of `window` from `at` on.
+/// The first tap whose input belongs to the document of time `t`: 0 in the row's first document, whatever came before.
+#[cube]
+fn first_tap(
+    starts_bl: &ComptimeOption<Array<i32>>,
+    tokens: RowTokens,
+    t: usize,
+    #[comptime] w: usize,
+) -> usize {
+    let start = start_of(starts_bl, tokens, t);
+    let whole = start + comptime!(w - 1);
+    let mut first = 0usize;
+    if start > 0 && whole > t {
+        first = whole - t;
+    }
+    first
+}
+
+/// The convolution's sum at time `t` over the `w` steps of `window` from `at` on.
 #[cube]
 fn sum<N: Size>(
     taps: &Array<Vector<f32, N>>,
     window: &Array<Vector<f32, N>>,
     at: usize,
     bias: Vector<f32, N>,
+    starts_bl: &ComptimeOption<Array<i32>>,
+    tokens: RowTokens,
+    t: usize,
     #[comptime] w: usize,
 ) -> Vector<f32, N> {
     let mut sum = bias;
-    #[unroll]
-    for k in 0..w {
-        sum += taps[k] * window[at + k];
+    if comptime!(starts_bl.is_some()) {
+        let first = first_tap(starts_bl, tokens, t, w);
+        #[unroll]
+        for k in 0..w {
+            if first <= k {
+                sum += taps[k] * window[at + k];
+            }
+        }
+    } else {
+        #[unroll]
+        for k in 0..w {
+            sum += taps[k] * window[at + k];
+        }
     }
     sum
 }
@@ -137,10 +168,11 @@ pub(super) fn forward_kernel<F: Float, W: Float, N: Size>(
     weight_cw: &Tensor<W>,
     bias_c: &ComptimeOption<Tensor<W>>,
     history_bwc: &ComptimeOption<Tensor<Vector<F, N>>>,
+    starts_bl: &ComptimeOption<Array<i32>>,
     y_blc: &mut Tensor<Vector<F, N>>,
     #[comptime] w: usize,
     #[comptime] silu: bool,
-    #[comptime] _given: [bool; 2],
+    #[comptime] _given: [bool; 3],
     #[define(F)] _dtype: StorageType,
     #[define(W)] _weight_dtype: StorageType,
 ) {
@@ -154,6 +186,7 @@ pub(super) fn forward_kernel<F: Float, W: Float, N: Size>(
         terminate!();
     }
     let last = clamp_max(first + STEPS, l);
+    let tokens = row_tokens(place.batch, l);
 
     let taps = read_taps::<W, N>(weight_cw, place, w);
     let bias = read_bias::<W, N>(bias_c, place);
@@ -170,7 +203,7 @@ pub(super) fn forward_kernel<F: Float, W: Float, N: Size>(
         #[unroll]
         for i in 0..AHEAD {
             if t + i < last {
-                let mut y = sum(&taps, &window, i, bias, w);
+                let mut y = sum(&taps, &window, i, bias, starts_bl, tokens, t + i, w);
                 if silu {
                     y *= sigmoid(y);
                 }
@@ -194,6 +227,7 @@ fn read_ahead<F: Float, N: Size>(
     bias: Vector<f32, N>,
     window: &mut Array<Vector<f32, N>>,
     gradients: &mut Array<Vector<f32, N>>,
+    starts_bl: &ComptimeOption<Array<i32>>,
     #[comptime] w: usize,
     #[comptime] ahead: usize,
     #[comptime] silu: bool,
@@ -207,7 +241,8 @@ fn read_ahead<F: Float, N: Size>(
     if silu {
         #[unroll]
         for i in 0..ahead {
-            let v = sum(taps, window, i, bias, w);
+            let tokens = row_tokens(place.batch, l);
+            let v = sum(taps, window, i, bias, starts_bl, tokens, t + i, w);
             let s = sigmoid(v);
             let one = Vector::<f32, N>::new(1.0f32);
             gradients[w - 1 + i] = gradients[w - 1 + i] * (s * (one + v * (one - s)));
@@ -216,18 +251,34 @@ fn read_ahead<F: Float, N: Size>(
 }
 
 /// The gradient to the input that meets the sums of `gradients` from `at` on through the last tap to
-/// the first.
+/// the first, of which the latest is that of time `latest`. The sum of a document that begins after `input` leaves it
+/// out.
 #[cube]
 fn input_gradient<N: Size>(
     taps: &Array<Vector<f32, N>>,
     gradients: &Array<Vector<f32, N>>,
     at: usize,
+    starts_bl: &ComptimeOption<Array<i32>>,
+    tokens: RowTokens,
+    latest: usize,
+    input: usize,
     #[comptime] w: usize,
 ) -> Vector<f32, N> {
     let mut sum = Vector::<f32, N>::new(0.0f32);
-    #[unroll]
-    for k in 0..w {
-        sum += taps[k] * gradients[at + w - 1 - k];
+    if comptime!(starts_bl.is_some()) {
+        #[unroll]
+        for k in 0..w {
+            // There are no sums, and gradients of 0, before the first.
+            let time = max(latest, k) - k;
+            if start_of(starts_bl, tokens, time) <= input {
+                sum += taps[k] * gradients[at + w - 1 - k];
+            }
+        }
+    } else {
+        #[unroll]
+        for k in 0..w {
+            sum += taps[k] * gradients[at + w - 1 - k];
+        }
     }
     sum
 }
@@ -239,12 +290,13 @@ pub(super) fn backward_kernel<F: Float, W: Float, N: Size>(
     weight_cw: &Tensor<W>,
     bias_c: &ComptimeOption<Tensor<W>>,
     history_bwc: &ComptimeOption<Tensor<Vector<F, N>>>,
+    starts_bl: &ComptimeOption<Array<i32>>,
     dy_blc: &Tensor<Vector<F, N>>,
     dx_blc: &mut Tensor<Vector<F, N>>,
     shares_skc: &mut Tensor<Vector<f32, N>>,
     #[comptime] w: usize,
     #[comptime] silu: bool,
-    #[comptime] _given: [bool; 2],
+    #[comptime] _given: [bool; 3],
     #[define(F)] _dtype: StorageType,
     #[define(W)] _weight_dtype: StorageType,
 ) {
@@ -261,6 +313,7 @@ pub(super) fn backward_kernel<F: Float, W: Float, N: Size>(
         sums[k] = zero;
     }
 
+    let tokens = row_tokens(place.batch, l);
     if place.channel < c && first < l {
         let last = clamp_max(first + STEPS, l);
         let taps = read_taps::<W, N>(weight_cw, place, w);
@@ -284,6 +337,7 @@ pub(super) fn backward_kernel<F: Float, W: Float, N: Size>(
                 bias,
                 &mut window,
                 &mut gradients,
+                starts_bl,
                 w,
                 AHEAD,
                 silu,
@@ -292,15 +346,27 @@ pub(super) fn backward_kernel<F: Float, W: Float, N: Size>(
             for i in 0..AHEAD {
                 if t + i < last {
                     let gradient = gradients[w - 1 + i];
-                    #[unroll]
-                    for k in 0..w {
-                        sums[k] += window[i + k] * gradient;
+                    if comptime!(starts_bl.is_some()) {
+                        let first = first_tap(starts_bl, tokens, t + i, w);
+                        #[unroll]
+                        for k in 0..w {
+                            if first <= k {
+                                sums[k] += window[i + k] * gradient;
+                            }
+                        }
+                    } else {
+                        #[unroll]
+                        for k in 0..w {
+                            sums[k] += window[i + k] * gradient;
+                        }
                     }
                     sums[w] += gradient;
                 }
                 if t + i + 1 >= first + w && t + i < end {
                     let at = place.batch * dx_blc.stride(0) + (t + i + 1 - w) * dx_blc.stride(1);
-                    let dx = input_gradient(&taps, &gradients, i, w);
+                    let input = t + i + 1 - w;
+                    let dx =
+                        input_gradient(&taps, &gradients, i, starts_bl, tokens, t + i, input, w);
                     dx_blc[(at + place.channel) / N::value()] = Vector::cast_from(dx);
                 }
             }
@@ -334,11 +400,12 @@ pub(super) fn history_kernel<F: Float, W: Float, N: Size>(
     weight_cw: &Tensor<W>,
     bias_c: &ComptimeOption<Tensor<W>>,
     history_bwc: &ComptimeOption<Tensor<Vector<F, N>>>,
+    starts_bl: &ComptimeOption<Array<i32>>,
     dy_blc: &Tensor<Vector<F, N>>,
     dhistory_bwc: &mut Tensor<Vector<F, N>>,
     #[comptime] w: usize,
     #[comptime] silu: bool,
-    #[comptime] _given: [bool; 2],
+    #[comptime] _given: [bool; 3],
     #[define(F)] _dtype: StorageType,
     #[define(W)] _weight_dtype: StorageType,
 ) {
@@ -350,6 +417,7 @@ pub(super) fn history_kernel<F: Float, W: Float, N: Size>(
     if place.channel >= c {
         terminate!();
     }
+    let tokens = row_tokens(place.batch, dy_blc.shape(1));
     let taps = read_taps::<W, N>(weight_cw, place, w);
     let bias = read_bias::<W, N>(bias_c, place);
     let mut window = Array::<Vector<f32, N>>::new(comptime!(2 * w - 2));
@@ -369,6 +437,7 @@ pub(super) fn history_kernel<F: Float, W: Float, N: Size>(
         bias,
         &mut window,
         &mut gradients,
+        starts_bl,
         w,
         ahead,
         silu,
@@ -376,7 +445,8 @@ pub(super) fn history_kernel<F: Float, W: Float, N: Size>(
     #[unroll]
     for t in 0..ahead {
         let at = (place.batch * (w - 1) + t) * c + place.channel;
-        let dhistory = input_gradient(&taps, &gradients, t, w);
+        // It belongs to the row's first document.
+        let dhistory = input_gradient(&taps, &gradients, t, starts_bl, tokens, t, 0usize, w);
         dhistory_bwc[at / N::value()] = Vector::cast_from(dhistory);
     }
 }

@@ -15,6 +15,7 @@ use cubecl::prelude::*;
 use self::kernels::{backward_kernel, forward_kernel, history_kernel};
 use self::shares::sum_shares_kernel;
 use super::{Activation, CausalConv, ConvGradients, ConvInputs, reference};
+use crate::cube::documents::{read, starts};
 use crate::cube::{address_type, computes_in_f32, empty, inner, tensor, vector_size};
 
 /// Units of a cube along the channels: neighbours in memory for neighbouring units.
@@ -36,7 +37,7 @@ where
     T: BoolElement,
 {
     fn causal_conv_forward(inputs: ConvInputs<Self>) -> Tensor<Self, 3> {
-        if fits(&inputs, None) {
+        if fits(&inputs, None) && read(&inputs.documents) {
             tensor(forward(Operands::new(inputs)))
         } else {
             reference::forward(inputs)
@@ -48,7 +49,7 @@ where
         dy: Tensor<Self, 3>,
         wanted: [bool; 4],
     ) -> ConvGradients<Self> {
-        if !fits(&inputs, Some(&dy)) {
+        if !fits(&inputs, Some(&dy)) || !read(&inputs.documents) {
             return reference::backward(inputs, dy, wanted);
         }
         let gradients = backward(Operands::new(inputs), inner(dy), wanted);
@@ -80,16 +81,22 @@ struct Operands<R: CubeRuntime> {
     bias: Option<CubeTensor<R>>,
     history: Option<CubeTensor<R>>,
     activation: Activation,
+    /// The starts of documents, `[b, l]`.
+    starts: Option<CubeTensor<R>>,
 }
 
 impl<R: CubeRuntime> Operands<R> {
-    fn new<B: Backend<FloatTensorPrimitive = CubeTensor<R>>>(inputs: ConvInputs<B>) -> Self {
+    fn new<B>(inputs: ConvInputs<B>) -> Self
+    where
+        B: Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>>,
+    {
         Self {
             x: inner(inputs.x),
             weight: inner(inputs.weight),
             bias: inputs.bias.map(inner),
             history: inputs.history.map(inner),
             activation: inputs.activation,
+            starts: starts(inputs.documents),
         }
     }
 
@@ -129,9 +136,13 @@ fn forward<R: CubeRuntime>(inputs: Operands<R>) -> CubeTensor<R> {
     let client = y.client.clone();
     let history = inputs.history(w);
     let Operands {
-        x, weight, bias, ..
+        x,
+        weight,
+        bias,
+        starts,
+        ..
     } = inputs;
-    let given = [bias.is_some(), history.is_some()];
+    let given = [bias.is_some(), history.is_some(), starts.is_some()];
     // SAFETY: a unit reads and writes its own channels and time steps, which are inside `shape`, and
     // reads the `w - 1` steps before them, from the history where they precede the first.
     unsafe {
@@ -145,6 +156,7 @@ fn forward<R: CubeRuntime>(inputs: Operands<R>) -> CubeTensor<R> {
             weight.clone().into_tensor_arg(),
             bias.map(CubeTensor::into_tensor_arg).into(),
             history.map(CubeTensor::into_tensor_arg).into(),
+            starts.map(CubeTensor::into_array_arg).into(),
             y.clone().into_tensor_arg(),
             w,
             silu,
@@ -183,10 +195,15 @@ fn backward<R: CubeRuntime>(
     let history = inputs.history(w);
     let dhistory = (wanted[3] && w > 1).then(|| empty(&inputs.x, [b, w - 1, c], dtype));
     let Operands {
-        x, weight, bias, ..
+        x,
+        weight,
+        bias,
+        starts,
+        ..
     } = inputs;
     let arg = |x: &CubeTensor<R>| x.clone().into_tensor_arg();
-    let given = [bias.is_some(), history.is_some()];
+    let starts_arg = || starts.clone().map(CubeTensor::into_array_arg).into();
+    let given = [bias.is_some(), history.is_some(), starts.is_some()];
     let width = address_type(&[&x, &dy, &dx, &sums]);
     // SAFETY: as forward; besides, a unit reads the `w - 1` gradients after its time steps where there
     // are so many, and writes its cube's own share of the sums.
@@ -201,6 +218,7 @@ fn backward<R: CubeRuntime>(
             arg(&weight),
             bias.as_ref().map(arg).into(),
             history.as_ref().map(arg).into(),
+            starts_arg(),
             arg(&dy),
             arg(&dx),
             arg(&sums),
@@ -239,6 +257,7 @@ fn backward<R: CubeRuntime>(
                 arg(&weight),
                 bias.as_ref().map(arg).into(),
                 history.as_ref().map(arg).into(),
+                starts_arg(),
                 arg(&dy),
                 arg(dhistory),
                 w,
@@ -271,6 +290,7 @@ mod tests {
             bias: None,
             history: None,
             activation: Activation::Identity,
+            documents: None,
         }
     }
 

@@ -4,11 +4,12 @@
 use cubecl::prelude::barrier::{Barrier, copy_async};
 use cubecl::prelude::*;
 
-use super::super::reach::{Block, Reach, all_see, query_tiles, sees, some_see};
+use super::super::reach::{Block, Reach, Rule, all_see, query_tiles, sees, some_see};
 use super::{
     BARRIER, OWN, PLANES, TILE, add_products, copy, left_factors, products, weight, write_row,
     zeros,
 };
+use crate::cube::documents::row_tokens;
 use crate::cube::fragments::{Eight, Matrix, PLANE, Pair};
 use crate::cube::rows::{View, rows_of};
 use crate::cube::tiles::longest_first;
@@ -92,11 +93,12 @@ fn add<E: Float>(
     sums: &mut Sums,
     scale: f32,
     reach: Reach,
+    starts_bl: &ComptimeOption<Array<i32>>,
     block: Block,
     first: usize,
     l: usize,
     #[comptime] hidden: bool,
-    #[comptime] windowed: bool,
+    #[comptime] rule: Rule,
     #[comptime] p: usize,
 ) {
     let tile = comptime!(queries(p));
@@ -123,7 +125,8 @@ fn add<E: Float>(
                 let mut value = weight(pair[k] * scale - lse);
                 if comptime!(hidden) {
                     let key = block.key + comptime!(row * 8) + lane / 4;
-                    let seen = sees(reach, block.position + column, key, windowed);
+                    let position = block.position + column;
+                    let seen = sees(reach, starts_bl, block.tokens, position, key, rule);
                     value = select(seen && first + column < l, value, 0.0f32);
                 }
                 pair[k] = value;
@@ -152,6 +155,7 @@ pub(in super::super) fn key_gradients<E: Float>(
     v_btgp: &Array<Vector<E, Eight>>,
     dy_blhp: &Array<Vector<E, Eight>>,
     statistics_bhl: &Array<Vector<f32, Pair>>,
+    starts_bl: &ComptimeOption<Array<i32>>,
     dk_btgp: &mut Array<Vector<E, Pair>>,
     dv_btgp: &mut Array<Vector<E, Pair>>,
     scale: f32,
@@ -161,7 +165,7 @@ pub(in super::super) fn key_gradients<E: Float>(
     v_view: View,
     dy_view: View,
     reach: Reach,
-    #[comptime] windowed: bool,
+    #[comptime] rule: Rule,
     #[comptime] p: usize,
     #[define(E)] _dtype: StorageType,
 ) {
@@ -174,7 +178,8 @@ pub(in super::super) fn key_gradients<E: Float>(
     let cube_first = longest_first(CUBE_POS_Z as usize, CUBE_COUNT_Z as usize, true) * OWN;
     let lane = UNIT_POS_PLANE as usize;
     let first = cube_first + UNIT_POS as usize / PLANE * 16;
-    let tiles = query_tiles(reach, cube_first, l, t, OWN, tile, windowed);
+    let tokens = row_tokens(batch, l);
+    let tiles = query_tiles(reach, starts_bl, tokens, cube_first, l, t, OWN, tile, rule);
     let heads = h / g;
     let steps = heads * tiles.count;
 
@@ -236,15 +241,18 @@ pub(in super::super) fn key_gradients<E: Float>(
             last_position: position + comptime!(tile - 1),
             key: first,
             last_key: first + 15,
+            tokens,
         };
-        if first < t && some_see(reach, block, windowed) {
-            if all_see(reach, block, windowed) && query + tile <= l {
+        if first < t && some_see(reach, starts_bl, block, rule) {
+            if all_see(reach, starts_bl, block, rule) && query + tile <= l {
                 add(
-                    &memory, stage, &mut sums, scale, reach, block, query, l, false, windowed, p,
+                    &memory, stage, &mut sums, scale, reach, starts_bl, block, query, l, false,
+                    rule, p,
                 );
             } else {
                 add(
-                    &memory, stage, &mut sums, scale, reach, block, query, l, true, windowed, p,
+                    &memory, stage, &mut sums, scale, reach, starts_bl, block, query, l, true,
+                    rule, p,
                 );
             }
         }

@@ -3,10 +3,11 @@
 use cubecl::prelude::barrier::Barrier;
 use cubecl::prelude::*;
 
-use super::super::reach::{Block, Reach, all_see, key_tiles, nth, sees, some_see};
+use super::super::reach::{Block, Reach, Rule, all_see, key_tiles, nth, sees, some_see};
 use super::{
     OWN, PLANES, STAGE, TILE, add_products, copy, left_factors, products, weight, write_row, zeros,
 };
+use crate::cube::documents::row_tokens;
 use crate::cube::fragments::{Eight, Matrix, PLANE, Pair};
 use crate::cube::rows::{View, rows_of};
 use crate::cube::tiles::longest_first;
@@ -32,9 +33,10 @@ fn add<E: Float>(
     dq: &mut Array<Vector<f32, Pair>>,
     scale: f32,
     reach: Reach,
+    starts_bl: &ComptimeOption<Array<i32>>,
     block: Block,
     #[comptime] hidden: bool,
-    #[comptime] windowed: bool,
+    #[comptime] rule: Rule,
     #[comptime] p: usize,
 ) {
     let lane = UNIT_POS_PLANE as usize;
@@ -51,7 +53,8 @@ fn add<E: Float>(
         for k in 0..2usize {
             let mut value = weight(score[k] * scale - own.lse[row]) * (slope[k] - own.along[row]);
             if comptime!(hidden) {
-                value = select(sees(reach, position, key + k, windowed), value, 0.0f32);
+                let seen = sees(reach, starts_bl, block.tokens, position, key + k, rule);
+                value = select(seen, value, 0.0f32);
             }
             slope[k] = value;
         }
@@ -75,6 +78,7 @@ pub(in super::super) fn query_gradients<E: Float>(
     v_btgp: &Array<Vector<E, Eight>>,
     dy_blhp: &Array<Vector<E, Eight>>,
     statistics_bhl: &Array<Vector<f32, Pair>>,
+    starts_bl: &ComptimeOption<Array<i32>>,
     dq_blhp: &mut Array<Vector<E, Pair>>,
     scale: f32,
     dq_scale: f32,
@@ -83,7 +87,7 @@ pub(in super::super) fn query_gradients<E: Float>(
     v_view: View,
     dy_view: View,
     reach: Reach,
-    #[comptime] windowed: bool,
+    #[comptime] rule: Rule,
     #[comptime] p: usize,
     #[define(E)] _dtype: StorageType,
 ) {
@@ -102,7 +106,8 @@ pub(in super::super) fn query_gradients<E: Float>(
     let first = cube_first + plane_row;
     let position = t - l + first;
     let end = clamp_max(cube_position + OWN, t);
-    let tiles = key_tiles(reach, cube_position, end, TILE, windowed);
+    let tokens = row_tokens(batch, l);
+    let tiles = key_tiles(reach, starts_bl, tokens, cube_position, end, TILE, rule);
 
     let mut staged = Matrix::<E, Eight>::new(comptime!(2 * STAGE), p, 8usize);
     let barrier = Barrier::shared(comptime!((PLANES * PLANE) as u32).runtime(), UNIT_POS == 0);
@@ -110,7 +115,7 @@ pub(in super::super) fn query_gradients<E: Float>(
     let of_dy = comptime!(STAGE + OWN);
     copy(q_blhp, q_rows, cube_first, &mut staged, STAGE, OWN, p);
     copy(dy_blhp, dy_rows, cube_first, &mut staged, of_dy, OWN, p);
-    let key = nth(tiles, 0, windowed) * TILE;
+    let key = nth(tiles, 0, rule) * TILE;
     copy(k_btgp, k_rows, key, &mut staged, 0, TILE, p);
     copy(v_btgp, v_rows, key, &mut staged, TILE, TILE, p);
     barrier.commit_copy_async();
@@ -136,28 +141,29 @@ pub(in super::super) fn query_gradients<E: Float>(
         let next = i + 1;
         if next < tiles.count {
             let at = next % 2 * STAGE;
-            let key = nth(tiles, next, windowed) * TILE;
+            let key = nth(tiles, next, rule) * TILE;
             copy(k_btgp, k_rows, key, &mut staged, at, TILE, p);
             copy(v_btgp, v_rows, key, &mut staged, at + TILE, TILE, p);
         }
         barrier.commit_copy_async();
 
-        let key = nth(tiles, i, windowed) * TILE;
+        let key = nth(tiles, i, rule) * TILE;
         let at = i % 2 * STAGE;
         let block = Block {
             position,
             last_position: position + 15,
             key,
             last_key: key + comptime!(TILE - 1),
+            tokens,
         };
-        if first < l && some_see(reach, block, windowed) {
-            if all_see(reach, block, windowed) {
+        if first < l && some_see(reach, starts_bl, block, rule) {
+            if all_see(reach, starts_bl, block, rule) {
                 add(
-                    &own, &staged, at, &mut dq, scale, reach, block, false, windowed, p,
+                    &own, &staged, at, &mut dq, scale, reach, starts_bl, block, false, rule, p,
                 );
             } else {
                 add(
-                    &own, &staged, at, &mut dq, scale, reach, block, true, windowed, p,
+                    &own, &staged, at, &mut dq, scale, reach, starts_bl, block, true, rule, p,
                 );
             }
         }

@@ -5,11 +5,12 @@ use std::f32::consts::LN_2;
 use cubecl::prelude::barrier::Barrier;
 use cubecl::prelude::*;
 
-use super::super::reach::{Block, Reach, all_see, key_tiles, nth, sees, some_see};
+use super::super::reach::{Block, Reach, Rule, all_see, key_tiles, nth, sees, some_see};
 use super::{
     FLOOR, PLANES, STAGE, TILE, copy, left_factors, multiply, product, products, weight, write_row,
     zeros,
 };
+use crate::cube::documents::row_tokens;
 use crate::cube::fragments::{Eight, Matrix, PLANE, Pair};
 use crate::cube::rows::{View, rows_of};
 use crate::cube::tiles::longest_first;
@@ -56,9 +57,10 @@ fn add<E: Float>(
     scale: f32,
     slack: f32,
     reach: Reach,
+    starts_bl: &ComptimeOption<Array<i32>>,
     block: Block,
     #[comptime] hidden: bool,
-    #[comptime] windowed: bool,
+    #[comptime] rule: Rule,
     #[comptime] p: usize,
     #[comptime] down: usize,
 ) {
@@ -75,7 +77,7 @@ fn add<E: Float>(
             let mut pair = scores[i];
             #[unroll]
             for k in 0..2usize {
-                let seen = sees(reach, own, column + k, windowed);
+                let seen = sees(reach, starts_bl, block.tokens, own, column + k, rule);
                 pair[k] = select(seen, pair[k], f32::MIN.runtime());
             }
             scores[i] = pair;
@@ -161,7 +163,8 @@ fn add<E: Float>(
 }
 
 /// Queries `[b, l, h, p]`, keys and values `[b, t, g, p]` to `[b, l, h, p]`, and the logarithms of the sums of the
-/// scores' exponentials, `[b, h, l]`. `scale` is the scores' times the logarithm of e to base 2, over `FLOOR`. When a
+/// scores' exponentials, `[b, h, l]`. `starts_bl` is there where the rule is packed, which tells the two optional
+/// arguments from each other. `scale` is the scores' times the logarithm of e to base 2, over `FLOOR`. When a
 /// row's largest score exceeds the score of weight one, that becomes `slack` more than it: so sums and outputs are
 /// rescaled when the largest has moved far, not whenever it moves.
 ///
@@ -175,6 +178,7 @@ pub(in super::super) fn attend<E: Float>(
     q_blhp: &Array<Vector<E, Eight>>,
     k_btgp: &Array<Vector<E, Eight>>,
     v_btgp: &Array<Vector<E, Eight>>,
+    starts_bl: &ComptimeOption<Array<i32>>,
     y_blhp: &mut Array<Vector<E, Pair>>,
     lse_bhl: &mut ComptimeOption<Array<f32>>,
     scale: f32,
@@ -183,7 +187,7 @@ pub(in super::super) fn attend<E: Float>(
     k_view: View,
     v_view: View,
     reach: Reach,
-    #[comptime] windowed: bool,
+    #[comptime] rule: Rule,
     #[comptime] p: usize,
     #[comptime] down: usize,
     #[define(E)] _dtype: StorageType,
@@ -203,7 +207,8 @@ pub(in super::super) fn attend<E: Float>(
     let position = t - l + first;
     let cube_position = t - l + cube_first;
     let end = clamp_max(cube_position + comptime!(queries(down)), t);
-    let tiles = key_tiles(reach, cube_position, end, TILE, windowed);
+    let tokens = row_tokens(batch, l);
+    let tiles = key_tiles(reach, starts_bl, tokens, cube_position, end, TILE, rule);
 
     let mut staged = Matrix::<E, Eight>::new(comptime!(2 * STAGE), p, 8usize);
     let barrier = Barrier::shared(comptime!((PLANES * PLANE) as u32).runtime(), UNIT_POS == 0);
@@ -217,7 +222,7 @@ pub(in super::super) fn attend<E: Float>(
         comptime!(queries(down)),
         p,
     );
-    let key = nth(tiles, 0, windowed) * TILE;
+    let key = nth(tiles, 0, rule) * TILE;
     copy(k_btgp, k_rows, key, &mut staged, 0, TILE, p);
     copy(v_btgp, v_rows, key, &mut staged, TILE, TILE, p);
     barrier.commit_copy_async();
@@ -241,22 +246,23 @@ pub(in super::super) fn attend<E: Float>(
         let next = i + 1;
         if next < tiles.count {
             let at = next % 2 * STAGE;
-            let key = nth(tiles, next, windowed) * TILE;
+            let key = nth(tiles, next, rule) * TILE;
             copy(k_btgp, k_rows, key, &mut staged, at, TILE, p);
             copy(v_btgp, v_rows, key, &mut staged, at + TILE, TILE, p);
         }
         barrier.commit_copy_async();
 
-        let key = nth(tiles, i, windowed) * TILE;
+        let key = nth(tiles, i, rule) * TILE;
         let at = i % 2 * STAGE;
         let block = Block {
             position,
             last_position: position + comptime!(16 * down - 1),
             key,
             last_key: key + comptime!(TILE - 1),
+            tokens,
         };
-        if first < l && some_see(reach, block, windowed) {
-            if all_see(reach, block, windowed) {
+        if first < l && some_see(reach, starts_bl, block, rule) {
+            if all_see(reach, starts_bl, block, rule) {
                 add(
                     &queries,
                     &staged,
@@ -265,9 +271,10 @@ pub(in super::super) fn attend<E: Float>(
                     scale,
                     slack,
                     reach,
+                    starts_bl,
                     block,
                     false,
-                    windowed,
+                    rule,
                     p,
                     down,
                 );
@@ -280,9 +287,10 @@ pub(in super::super) fn attend<E: Float>(
                     scale,
                     slack,
                     reach,
+                    starts_bl,
                     block,
                     true,
-                    windowed,
+                    rule,
                     p,
                     down,
                 );

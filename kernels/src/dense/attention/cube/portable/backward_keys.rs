@@ -2,8 +2,9 @@
 
 use cubecl::prelude::*;
 
-use super::super::reach::{Reach, query_tiles, sees};
+use super::super::reach::{Reach, Rule, query_tiles, sees};
 use super::{add_products, columns, write, zeros};
+use crate::cube::documents::row_tokens;
 use crate::cube::rows::{View, rows_of};
 use crate::cube::tiles::{PITCH, SIDE, longest_first, products};
 
@@ -21,6 +22,7 @@ pub(in super::super) fn key_gradients<F: Float>(
     v_btgp: &Array<F>,
     dy_blhp: &Array<F>,
     statistics: &Array<f32>,
+    starts_bl: &ComptimeOption<Array<i32>>,
     dk_btgp: &mut Array<F>,
     dv_btgp: &mut Array<F>,
     scale: f32,
@@ -29,7 +31,7 @@ pub(in super::super) fn key_gradients<F: Float>(
     v_view: View,
     dy_view: View,
     reach: Reach,
-    #[comptime] windowed: bool,
+    #[comptime] rule: Rule,
     #[comptime] p: usize,
     #[comptime] r: usize,
     #[define(F)] _dtype: StorageType,
@@ -43,7 +45,8 @@ pub(in super::super) fn key_gradients<F: Float>(
     let (l, t) = (q_view.count, k_rows.count);
     let block = longest_first(CUBE_POS_Z as usize, CUBE_COUNT_Z as usize, true);
     let key = block * tile;
-    let tiles = query_tiles(reach, key, l, t, tile, tile, windowed);
+    let tokens = row_tokens(batch, l);
+    let tiles = query_tiles(reach, starts_bl, tokens, key, l, t, tile, tile, rule);
 
     let mut staged = SharedMemory::<f32>::new(comptime!(2 * tile * PITCH));
     let mut factors = SharedMemory::<f32>::new(comptime!(tile * (tile + 1)));
@@ -89,7 +92,7 @@ pub(in super::super) fn key_gradients<F: Float>(
             for i in 0..r {
                 let row = unit_y + comptime!(i * SIDE);
                 let mut weight = 0.0f32;
-                let seen = sees(reach, position + column, key + row, windowed);
+                let seen = sees(reach, starts_bl, tokens, position + column, key + row, rule);
                 if seen && first + column < l {
                     weight = (scores[comptime!(i * r + j)] * scale - lse).exp();
                 }

@@ -2,8 +2,9 @@
 
 use cubecl::prelude::*;
 
-use super::super::reach::{Reach, key_tiles, nth, sees};
+use super::super::reach::{Reach, Rule, key_tiles, nth, sees};
 use super::{add_products, columns, write, zeros};
+use crate::cube::documents::row_tokens;
 use crate::cube::rows::{View, rows_of};
 use crate::cube::tiles::{PITCH, SIDE, longest_first, products};
 
@@ -17,6 +18,7 @@ pub(in super::super) fn query_gradients<F: Float>(
     v_btgp: &Array<F>,
     dy_blhp: &Array<F>,
     statistics: &Array<f32>,
+    starts_bl: &ComptimeOption<Array<i32>>,
     dq_blhp: &mut Array<F>,
     scale: f32,
     q_view: View,
@@ -24,7 +26,7 @@ pub(in super::super) fn query_gradients<F: Float>(
     v_view: View,
     dy_view: View,
     reach: Reach,
-    #[comptime] windowed: bool,
+    #[comptime] rule: Rule,
     #[comptime] p: usize,
     #[comptime] r: usize,
     #[define(F)] _dtype: StorageType,
@@ -42,7 +44,8 @@ pub(in super::super) fn query_gradients<F: Float>(
     let first = block * tile;
     let position = t - l + first;
     let end = clamp_max(position + tile, t);
-    let tiles = key_tiles(reach, position, end, tile, windowed);
+    let tokens = row_tokens(batch, l);
+    let tiles = key_tiles(reach, starts_bl, tokens, position, end, tile, rule);
 
     let mut staged = SharedMemory::<f32>::new(comptime!(2 * tile * PITCH));
     let mut slopes = SharedMemory::<f32>::new(comptime!(tile * (tile + 1)));
@@ -58,7 +61,7 @@ pub(in super::super) fn query_gradients<F: Float>(
     }
 
     for i in 0..tiles.count {
-        let key = nth(tiles, i, windowed) * tile;
+        let key = nth(tiles, i, rule) * tile;
         let scores = products(
             q_blhp,
             q_rows,
@@ -88,7 +91,7 @@ pub(in super::super) fn query_gradients<F: Float>(
             for j in 0..r {
                 let column = unit_x + comptime!(j * SIDE);
                 let mut slope = 0.0f32;
-                if sees(reach, position + row, key + column, windowed) {
+                if sees(reach, starts_bl, tokens, position + row, key + column, rule) {
                     let weight = (scores[comptime!(i * r + j)] * scale - lse[i]).exp();
                     slope = weight * (to_weights[comptime!(i * r + j)] - along[i]);
                 }

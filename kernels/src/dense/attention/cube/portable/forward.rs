@@ -2,8 +2,9 @@
 
 use cubecl::prelude::*;
 
-use super::super::reach::{Reach, key_tiles, nth, sees};
+use super::super::reach::{Reach, Rule, key_tiles, nth, sees};
 use super::{add_products, columns, write, zeros};
+use crate::cube::documents::row_tokens;
 use crate::cube::rows::{View, rows_of};
 use crate::cube::tiles::{PITCH, SIDE, longest_first, products};
 
@@ -11,7 +12,8 @@ use crate::cube::tiles::{PITCH, SIDE, longest_first, products};
 const LINE: usize = SIDE + 1;
 
 /// Queries `[b, l, h, p]`, keys and values `[b, t, g, p]` to `[b, l, h, p]`, and the logarithms of the sums of the
-/// scores' exponentials, `[b, h, l]`.
+/// scores' exponentials, `[b, h, l]`. `starts_bl` is there where the rule is packed, which tells the two optional
+/// arguments from each other.
 ///
 /// Cubes: heads, batch, blocks of queries, the last of which see the most keys and come first.
 #[cube(launch_unchecked, address_type = "dynamic")]
@@ -19,6 +21,7 @@ pub(in super::super) fn attend<F: Float>(
     q_blhp: &Array<F>,
     k_btgp: &Array<F>,
     v_btgp: &Array<F>,
+    starts_bl: &ComptimeOption<Array<i32>>,
     y_blhp: &mut Array<F>,
     lse_bhl: &mut ComptimeOption<Array<f32>>,
     scale: f32,
@@ -26,7 +29,7 @@ pub(in super::super) fn attend<F: Float>(
     k_view: View,
     v_view: View,
     reach: Reach,
-    #[comptime] windowed: bool,
+    #[comptime] rule: Rule,
     #[comptime] p: usize,
     #[comptime] r: usize,
     #[define(F)] _dtype: StorageType,
@@ -43,7 +46,8 @@ pub(in super::super) fn attend<F: Float>(
     let first = block * tile;
     let position = t - l + first;
     let end = clamp_max(position + tile, t);
-    let tiles = key_tiles(reach, position, end, tile, windowed);
+    let tokens = row_tokens(batch, l);
+    let tiles = key_tiles(reach, starts_bl, tokens, position, end, tile, rule);
 
     let mut staged = SharedMemory::<f32>::new(comptime!(2 * tile * PITCH));
     let mut weights = SharedMemory::<f32>::new(comptime!(tile * (tile + 1)));
@@ -57,7 +61,7 @@ pub(in super::super) fn attend<F: Float>(
     }
 
     for i in 0..tiles.count {
-        let key = nth(tiles, i, windowed) * tile;
+        let key = nth(tiles, i, rule) * tile;
         let mut scores = products(
             q_blhp,
             q_rows,
@@ -78,7 +82,7 @@ pub(in super::super) fn attend<F: Float>(
             for j in 0..r {
                 let mut score = scores[comptime!(i * r + j)] * scale;
                 let column = key + unit_x + comptime!(j * SIDE);
-                if !sees(reach, position + row, column, windowed) {
+                if !sees(reach, starts_bl, tokens, position + row, column, rule) {
                     score = f32::MIN.runtime();
                 }
                 largest = max(largest, score);
@@ -107,7 +111,7 @@ pub(in super::super) fn attend<F: Float>(
             for j in 0..r {
                 let score = scores[comptime!(i * r + j)];
                 let mut weight = (score - largest).exp();
-                if comptime!(windowed) {
+                if comptime!(rule.windowed || rule.packed) {
                     // A row that has seen no key yet has no largest score to tell them from.
                     weight = select(score == f32::MIN.runtime(), 0.0f32, weight);
                 }
