@@ -33,6 +33,9 @@ pub enum TrainError {
     /// Teacher and student cannot be compared.
     #[error("{0}")]
     Mismatch(String),
+    /// The processes that share the run cannot work together.
+    #[error("{0}")]
+    Ranks(String),
     /// `metrics.jsonl` cannot be read or written.
     #[error(transparent)]
     Metrics(#[from] crate::metrics::MetricsError),

@@ -26,13 +26,14 @@ use crate::stages::Kind;
 
 /// Settings that do not change what a run computes: names, places, whose content is compared instead, how much
 /// is done at once, and what is kept, shown or given up.
-const FREE: [&str; 9] = [
+const FREE: [&str; 10] = [
     "name",
     "teacher",
     "data",
     "checkpoint",
     "log",
     "safety",
+    "parallel",
     "evaluation.batch",
     "micro_batch",
     "recompute",

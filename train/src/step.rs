@@ -17,6 +17,7 @@ use crate::config::{Precision, StageConfig};
 use crate::evaluate;
 use crate::gradients::Gradients;
 use crate::optimizer::AdamW;
+use crate::parallel::Sharing;
 use crate::parallel_passes::ParallelPasses;
 use crate::stages::{Kind, Rates, StageStep, TokenBatch, in_dtype, on_graph_of_its_own, parts_of};
 
@@ -31,10 +32,13 @@ pub struct TrainStep<B: TrainBackend> {
     parts: HashMap<ParamId, Part>,
     teacher: Phi<B::InnerBackend>,
     micro_batch: usize,
+    /// Of a step, on all ranks together.
     passes: usize,
     precision: Precision,
     parallel: ParallelPasses,
     device: B::Device,
+    /// `None` where this process does all passes.
+    sharing: Option<Sharing<B::InnerBackend>>,
 }
 
 /// What a step has measured, one element each, on the device.
@@ -46,6 +50,8 @@ pub struct Measured<B: Backend> {
     pub norm: Tensor<B, 1>,
     /// The same of each part that has a gradient.
     pub norms: BTreeMap<Part, Tensor<B, 1>>,
+    /// Where ranks share the steps: how many of them were asked to stop.
+    pub stops: Option<Tensor<B, 1>>,
 }
 
 /// What a step has measured, on the host.
@@ -57,6 +63,8 @@ pub struct ReadMeasured {
     pub norm: f64,
     /// The same of each part that has a gradient.
     pub norms: BTreeMap<Part, f64>,
+    /// Whether a rank was asked to stop, where ranks share the steps: all know it of the same step.
+    pub stops: bool,
 }
 
 impl<B: TrainBackend> TrainStep<B> {
@@ -79,6 +87,18 @@ impl<B: TrainBackend> TrainStep<B> {
             precision,
             parallel: ParallelPasses::new::<B>(stage.accumulation()),
             device: device.clone(),
+            sharing: None,
+        }
+    }
+
+    /// The same steps, whose passes the ranks of `sharing` share: their number divides that of the passes. Each is given
+    /// the whole batch.
+    pub fn among(self, sharing: Sharing<B::InnerBackend>) -> Self {
+        let own = self.passes / sharing.ranks.place().world;
+        Self {
+            parallel: ParallelPasses::new::<B>(own),
+            sharing: Some(sharing),
+            ..self
         }
     }
 
@@ -134,6 +154,9 @@ impl<B: TrainBackend> TrainStep<B> {
     ) -> (PhiMamba<B>, Measured<B::InnerBackend>) {
         let (losses, gradients) = self.passes(&student, batch, at);
         let loss = Tensor::cat(losses, 0).mean();
+        if let Some(sharing) = &self.sharing {
+            return self.update_among(sharing, student, optimizer, (loss, gradients), rates);
+        }
         let norm = match gradients.norm() {
             Some(norm) => norm,
             None => loss.zeros_like(),
@@ -142,19 +165,72 @@ impl<B: TrainBackend> TrainStep<B> {
         let scale = optimizer.scale(norm.clone(), loss.clone(), self.passes);
         let rate = |id| rates.of(*self.parts.get(&id)?);
         let student = optimizer.step(student, gradients, scale, rate);
+        (student, self.measured(loss, norm, norms, None))
+    }
+
+    /// [`update`](Self::update) where other ranks have done other passes: `loss` is the mean of this rank's, `gradients`
+    /// their sum.
+    fn update_among(
+        &self,
+        sharing: &Sharing<B::InnerBackend>,
+        student: PhiMamba<B>,
+        optimizer: &mut AdamW<B::InnerBackend>,
+        (loss, gradients): (Tensor<B::InnerBackend, 1>, Gradients<B::InnerBackend>),
+        rates: &Rates,
+    ) -> (PhiMamba<B>, Measured<B::InnerBackend>) {
+        let part = |id| self.parts.get(&id).copied();
+        let rate = |id| rates.of(part(id)?);
+        let ids = gradients.ids().to_vec();
+        let shards = sharing.config.shard_moments;
+        let sums = if shards {
+            sharing.reduce_to_shares(gradients)
+        } else {
+            sharing.reduce(gradients)
+        };
+        let all = sharing.global(loss, &sums, &ids, part);
+        let scale = optimizer.scale(all.norm.clone(), all.loss.clone(), self.passes);
+        let student = if shards {
+            sharing.step(optimizer, student, (&ids, sums), scale, rate)
+        } else {
+            optimizer.step(student, sums, scale, rate)
+        };
+        let measured = self.measured(all.loss, all.norm, all.norms, Some(all.stops));
+        (student, measured)
+    }
+
+    /// What there is to read of a step: the norms of the sum of its gradients become those of their mean.
+    fn measured(
+        &self,
+        loss: Tensor<B::InnerBackend, 1>,
+        norm: Tensor<B::InnerBackend, 1>,
+        norms: BTreeMap<Part, Tensor<B::InnerBackend, 1>>,
+        stops: Option<Tensor<B::InnerBackend, 1>>,
+    ) -> Measured<B::InnerBackend> {
         let of_mean = |norm: Tensor<B::InnerBackend, 1>| norm * (1.0 / self.passes as f64);
-        let measured = Measured {
+        Measured {
             loss,
             norm: of_mean(norm),
             norms: norms
                 .into_iter()
                 .map(|(part, norm)| (part, of_mean(norm)))
                 .collect(),
-        };
-        (student, measured)
+            stops,
+        }
     }
 
-    /// The loss of each pass over a part of `batch`, and the sum of their gradients.
+    /// Of the passes of a step, those that this process does: the first, and how many.
+    fn own_passes(&self) -> (usize, usize) {
+        match &self.sharing {
+            Some(sharing) => {
+                let place = sharing.ranks.place();
+                let own = self.passes / place.world;
+                (place.rank * own, own)
+            }
+            None => (0, self.passes),
+        }
+    }
+
+    /// The loss of each pass over a part of `batch` that this process does, and the sum of their gradients.
     fn passes(
         &self,
         student: &PhiMamba<B>,
@@ -163,7 +239,9 @@ impl<B: TrainBackend> TrainStep<B> {
     ) -> (Vec<Tensor<B::InnerBackend, 1>>, Gradients<B::InnerBackend>) {
         let rows = self.micro_batch * batch.context;
         let working = in_dtype(student, self.precision.dtype());
+        let (first, own) = self.own_passes();
         let passes = batch.ids.chunks(rows).zip(batch.labels.chunks(rows));
+        let passes = passes.skip(first).take(own);
         let passes = passes.map(|tokens| (on_graph_of_its_own(&working), tokens));
         let (mut losses, mut gradients) = (vec![], Gradients::default());
         self.parallel.run(
@@ -204,7 +282,8 @@ impl<B: Backend> Measured<B> {
         };
         let values = steps.iter().flat_map(|step| {
             let both = [&step.loss, &step.norm].into_iter();
-            both.chain(step.norms.values()).map(in_dtype)
+            let all = both.chain(step.norms.values()).chain(&step.stops);
+            all.map(in_dtype)
         });
         let values = Tensor::cat(values.collect(), 0).into_data();
         let mut values = values.iter::<f64>();
@@ -213,6 +292,7 @@ impl<B: Backend> Measured<B> {
             loss: next(),
             norm: next(),
             norms: step.norms.into_keys().map(|part| (part, next())).collect(),
+            stops: step.stops.is_some_and(|_| next() > 0.0),
         };
         steps.into_iter().map(read).collect()
     }

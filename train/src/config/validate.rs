@@ -110,6 +110,7 @@ pub(super) fn validate(config: &Config) -> Result<(), OutOfRange> {
         "1 or more, or 0 for none",
     )?;
     at_least(1, "guard.window", config.guard.window)?;
+    at_least(1, "parallel.bucket_mib", config.parallel.bucket_mib)?;
     at_least(2, "evaluation.context", config.evaluation.context)?;
     at_least(1, "evaluation.batch", config.evaluation.batch)
 }
