@@ -5,6 +5,8 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Element};
 
+use crate::runtime::collective::{Collective, CollectiveError, JobId, Place};
+
 /// Memory of a device that this program has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
@@ -37,6 +39,26 @@ pub trait Machine: Backend {
     /// The memory of `device` that this thread's tensors have; `None` where they have the host's.
     fn memory(_device: &Self::Device) -> Option<Memory> {
         None
+    }
+
+    /// Whether ranks on this backend exchange tensors from the memory of one device to another's, by
+    /// [`join`](Self::join).
+    fn joins() -> bool {
+        false
+    }
+
+    /// Joins the other ranks of the job `id`; waits for all of them. They have one device each.
+    ///
+    /// # Errors
+    /// That the backend does not [`joins`](Self::joins), or why it failed.
+    fn join(
+        _device: &Self::Device,
+        _place: Place,
+        _id: JobId,
+    ) -> Result<Box<dyn Collective<Self>>, CollectiveError> {
+        Err(CollectiveError(
+            "ranks of this backend exchange tensors through the memory of the host".into(),
+        ))
     }
 }
 
@@ -102,5 +124,26 @@ where
             in_use: usage.bytes_in_use,
             reserved: usage.bytes_reserved,
         })
+    }
+
+    fn joins() -> bool {
+        crate::cube::is_cuda::<R>()
+    }
+
+    #[cfg(feature = "cuda")]
+    fn join(
+        device: &Self::Device,
+        place: Place,
+        id: JobId,
+    ) -> Result<Box<dyn Collective<Self>>, CollectiveError> {
+        use burn::tensor::backend::DeviceOps;
+
+        use crate::runtime::collective::nccl;
+
+        if !Self::joins() {
+            return Err(CollectiveError("ranks join on NVIDIA GPUs alone".into()));
+        }
+        let ranks = nccl::join(device.id(), place, id)?;
+        Ok(Box::new(nccl::RanksOf::<R>::new(ranks)))
     }
 }

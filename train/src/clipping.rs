@@ -73,7 +73,7 @@ impl<B: KernelBackend> Gradients<B> {
             return None;
         }
         let place = |id| places.get(&id).copied();
-        let squares = self.squares(place);
+        let squares = self.squares_of(place);
         let cells: Vec<Place> = squares.keys().copied().collect();
         if cells.is_empty() {
             return None;

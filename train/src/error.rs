@@ -41,6 +41,9 @@ pub enum TrainError {
         /// What is wrong, and what to do about it.
         reason: String,
     },
+    /// The processes that share the run cannot work together.
+    #[error("{0}")]
+    Ranks(String),
     /// `metrics.jsonl` cannot be read or written.
     #[error(transparent)]
     Metrics(#[from] crate::metrics::MetricsError),

@@ -70,24 +70,44 @@ impl<B: kernels::KernelBackend> Gradients<B> {
         self.sums.remove(&id)
     }
 
-    /// The norm of all gradients together, as one element on their device; `None` if there are none.
-    pub fn norm(&self) -> Option<Tensor<B, 1>> {
+    /// The parameters that have one, in the order in which they first came in.
+    pub fn ids(&self) -> &[ParamId] {
+        &self.order
+    }
+
+    /// Those in `sums`, in the order of `ids`.
+    pub fn of(ids: &[ParamId], sums: impl IntoIterator<Item = (ParamId, Tensor<B, 1>)>) -> Self {
+        let sums: HashMap<_, _> = sums.into_iter().collect();
+        let order = ids.iter().filter(|id| sums.contains_key(id)).copied();
+        Self {
+            order: order.collect(),
+            sums,
+        }
+    }
+
+    /// The sum of the squares of all gradients together, as one element on their device; `None` if there are none.
+    pub fn squares(&self) -> Option<Tensor<B, 1>> {
         let all = self.order.iter().filter_map(|id| self.sums.get(id));
         let all: Vec<_> = all.cloned().collect();
-        (!all.is_empty()).then(|| kernels::squared_norms(all).sqrt())
+        (!all.is_empty()).then(|| kernels::squared_norms(all))
+    }
+
+    /// The norm of all gradients together, as one element on their device; `None` if there are none.
+    pub fn norm(&self) -> Option<Tensor<B, 1>> {
+        self.squares().map(Tensor::sqrt)
     }
 
     /// The norm of the gradients of each group of parameters, as one element on their device. Those without a
     /// `group` are left out.
     pub fn norms<G: Ord>(&self, group: impl Fn(ParamId) -> Option<G>) -> BTreeMap<G, Tensor<B, 1>> {
-        let squares = self.squares(group).into_iter();
+        let squares = self.squares_of(group).into_iter();
         squares
             .map(|(group, squares)| (group, squares.sqrt()))
             .collect()
     }
 
-    /// The squares of [`norms`](Self::norms).
-    pub(crate) fn squares<G: Ord>(
+    /// The sum of the squares of the gradients of each group of parameters, as [`norms`](Self::norms) has them.
+    pub fn squares_of<G: Ord>(
         &self,
         group: impl Fn(ParamId) -> Option<G>,
     ) -> BTreeMap<G, Tensor<B, 1>> {

@@ -62,6 +62,7 @@ pub mod limits;
 pub mod logging;
 pub mod metrics;
 pub mod optimizer;
+pub mod parallel;
 mod parallel_passes;
 pub mod provenance;
 mod recorded;

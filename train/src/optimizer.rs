@@ -10,6 +10,7 @@ use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use kernels::optim::adamw::Update;
+use kernels::runtime::collective::Place;
 use kernels::{AdamWStep, KernelBackend, TrainBackend};
 use model::PhiMamba;
 
@@ -19,7 +20,7 @@ use crate::gradients::Gradients;
 /// What AdamW remembers of one parameter.
 #[derive(Debug, Clone)]
 pub struct Moments<B: Backend> {
-    /// First and second moment, flattened.
+    /// First and second moment, flattened; of a parameter that ranks share, those of this rank's share.
     pub values: [Tensor<B, 1>; 2],
     /// Steps done, those that were not finite included.
     pub time: u64,
@@ -31,6 +32,8 @@ pub struct AdamW<B: Backend> {
     config: config::Optimizer,
     /// A step whose loss is higher changes nothing.
     pub(crate) loss_limit: Option<f64>,
+    /// Where ranks share the moments of each parameter: which of them this is.
+    pub(crate) place: Option<Place>,
     /// By parameter; empty before the first step.
     pub moments: HashMap<ParamId, Moments<B>>,
 }
@@ -41,6 +44,7 @@ impl<B: KernelBackend> AdamW<B> {
         Self {
             config: config.clone(),
             loss_limit: None,
+            place: None,
             moments: HashMap::new(),
         }
     }
@@ -48,6 +52,25 @@ impl<B: KernelBackend> AdamW<B> {
     /// The options it was made with.
     pub fn config(&self) -> &config::Optimizer {
         &self.config
+    }
+
+    /// The same, with moments of this rank's share of each parameter alone ([`share`](fn@crate::parallel::share)).
+    pub fn sharing(self, place: Option<Place>) -> Self {
+        Self { place, ..self }
+    }
+
+    /// The numbers of the step `time`, from 1, of a parameter of so many dimensions.
+    pub(crate) fn numbers(&self, lr: f64, dimensions: usize, time: u64) -> AdamWStep {
+        let config = &self.config;
+        let decays = config.decay == config::Decay::All || dimensions >= 2;
+        AdamWStep {
+            lr,
+            beta1: config.beta1,
+            beta2: config.beta2,
+            epsilon: config.epsilon,
+            weight_decay: if decays { config.weight_decay } else { 0.0 },
+            time,
+        }
     }
 
     /// The factor for the sum of the gradients of `passes` passes, as one element, f32 or wider. It turns the
@@ -131,8 +154,6 @@ where
         let (Some(gradient), Some(lr)) = (gradient, (self.lr)(parameter.id)) else {
             return parameter;
         };
-        let config = &self.optimizer.config;
-        let decays = config.decay == config::Decay::All || D >= 2;
         let (id, value, mapper) = parameter.consume();
         let shape = value.dims();
         let value = value.inner().reshape([shape.iter().product::<usize>()]);
@@ -148,21 +169,14 @@ where
             parameter: value,
             gradient,
             moments: values,
-            step: AdamWStep {
-                lr,
-                beta1: config.beta1,
-                beta2: config.beta2,
-                epsilon: config.epsilon,
-                weight_decay: if decays { config.weight_decay } else { 0.0 },
-                time: time + 1,
-            },
+            step: self.optimizer.numbers(lr, D, time + 1),
         });
         Param::from_mapped_value(id, Tensor::from_inner(place.expand(shape)), mapper)
     }
 }
 
 /// Puts the parameters back, which are flat.
-struct Put<B: Backend>(HashMap<ParamId, Tensor<B, 1>>);
+pub(crate) struct Put<B: Backend>(pub(crate) HashMap<ParamId, Tensor<B, 1>>);
 
 impl<A: TrainBackend> ModuleMapper<A> for Put<A::InnerBackend> {
     fn map_float<const D: usize>(&mut self, parameter: Param<Tensor<A, D>>) -> Param<Tensor<A, D>> {

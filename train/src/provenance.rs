@@ -26,7 +26,7 @@ use crate::stages::Kind;
 
 /// Settings that do not change what a run computes: names, places, whose content is compared instead, how much
 /// is done at once, and what is kept, shown or given up.
-const FREE: [&str; 15] = [
+const FREE: [&str; 16] = [
     "name",
     "teacher",
     "data",
@@ -34,6 +34,7 @@ const FREE: [&str; 15] = [
     "log",
     "safety",
     "student.from",
+    "parallel",
     "evaluation.batch",
     "evaluation.every",
     "evaluation.tasks",

@@ -19,6 +19,7 @@ use crate::config::{Precision, StageConfig};
 use crate::evaluate;
 use crate::gradients::Gradients;
 use crate::optimizer::AdamW;
+use crate::parallel::Sharing;
 use crate::parallel_passes::ParallelPasses;
 use crate::stages::{Kind, Rates, StageStep, TokenBatch, in_dtype, left_out, on_graph_of_its_own};
 use crate::teacher_cache::CachedPredictions;
@@ -35,12 +36,15 @@ pub struct TrainStep<B: TrainBackend> {
     /// `None` where the teacher's predictions are read.
     teacher: Option<Phi<B::InnerBackend>>,
     micro_batch: usize,
+    /// Of a step, on all ranks together.
     passes: usize,
     precision: Precision,
     parallel: ParallelPasses,
     /// Of what is drawn in a step.
     seed: u64,
     device: B::Device,
+    /// `None` where this process does all passes.
+    sharing: Option<Sharing<B::InnerBackend>>,
 }
 
 /// Of a panic where a stage that computes the teacher was made without it.
@@ -55,6 +59,8 @@ pub struct Measured<B: Backend> {
     pub norm: Tensor<B, 1>,
     /// The same of each part that has a gradient.
     pub norms: BTreeMap<Part, Tensor<B, 1>>,
+    /// Where ranks share the steps: how many of them were asked to stop.
+    pub stops: Option<Tensor<B, 1>>,
 }
 
 /// What a step has measured, on the host.
@@ -66,6 +72,8 @@ pub struct ReadMeasured {
     pub norm: f64,
     /// The same of each part that has a gradient.
     pub norms: BTreeMap<Part, f64>,
+    /// Whether a rank was asked to stop, where ranks share the steps: all know it of the same step.
+    pub stops: bool,
 }
 
 impl<B: TrainBackend> TrainStep<B> {
@@ -111,6 +119,18 @@ impl<B: TrainBackend> TrainStep<B> {
             parallel: ParallelPasses::new::<B>(stage.accumulation()),
             seed: 0,
             device: device.clone(),
+            sharing: None,
+        }
+    }
+
+    /// The same steps, whose passes the ranks of `sharing` share: their number divides that of the passes. Each is given
+    /// the whole batch.
+    pub fn among(self, sharing: Sharing<B::InnerBackend>) -> Self {
+        let own = self.passes / sharing.ranks.place().world;
+        Self {
+            parallel: ParallelPasses::new::<B>(own),
+            sharing: Some(sharing),
+            ..self
         }
     }
 
@@ -190,26 +210,70 @@ impl<B: TrainBackend> TrainStep<B> {
     ) -> (PhiMamba<B>, Measured<B::InnerBackend>) {
         let (losses, mut gradients) = region("passes", || self.passes(&student, batch, at));
         let loss = Tensor::cat(losses, 0).mean();
+        if let Some(sharing) = &self.sharing {
+            return self.update_among(sharing, student, optimizer, (loss, gradients), rates);
+        }
         let norm = match gradients.norm() {
             Some(norm) => norm,
             None => loss.zeros_like(),
         };
-        let norms = gradients.norms(|id| Some(self.places.get(&id)?.part));
+        let norms = gradients.norms(|id| self.part(id));
         let clipped = gradients.clip(optimizer.config(), &self.places, self.passes);
         let left = clipped.unwrap_or_else(|| norm.clone());
         let scale = optimizer.scale(left, loss.clone(), self.passes);
-        let rate = |id| rates.of(self.places.get(&id)?.part);
+        let rate = |id| rates.of(self.part(id)?);
         let student = region("update", || optimizer.step(student, gradients, scale, rate));
+        (student, self.measured(loss, norm, norms, None))
+    }
+
+    /// [`update`](Self::update) where other ranks have done other passes: `loss` is the mean of this rank's, `gradients`
+    /// their sum.
+    fn update_among(
+        &self,
+        sharing: &Sharing<B::InnerBackend>,
+        student: PhiMamba<B>,
+        optimizer: &mut AdamW<B::InnerBackend>,
+        (loss, gradients): (Tensor<B::InnerBackend, 1>, Gradients<B::InnerBackend>),
+        rates: &Rates,
+    ) -> (PhiMamba<B>, Measured<B::InnerBackend>) {
+        let part = |id| self.part(id);
+        let rate = |id| rates.of(part(id)?);
+        let ids = gradients.ids().to_vec();
+        let shards = sharing.config.shard_moments;
+        let sums = if shards {
+            sharing.reduce_to_shares(gradients)
+        } else {
+            sharing.reduce(gradients)
+        };
+        let all = sharing.global(loss, &sums, &ids, part);
+        let scale = optimizer.scale(all.norm.clone(), all.loss.clone(), self.passes);
+        let student = if shards {
+            sharing.step(optimizer, student, (&ids, sums), scale, rate)
+        } else {
+            optimizer.step(student, sums, scale, rate)
+        };
+        let measured = self.measured(all.loss, all.norm, all.norms, Some(all.stops));
+        (student, measured)
+    }
+
+    /// What there is to read of a step: the norms of the sum of its gradients become those of their mean.
+    fn measured(
+        &self,
+        loss: Tensor<B::InnerBackend, 1>,
+        norm: Tensor<B::InnerBackend, 1>,
+        norms: BTreeMap<Part, Tensor<B::InnerBackend, 1>>,
+        stops: Option<Tensor<B::InnerBackend, 1>>,
+    ) -> Measured<B::InnerBackend> {
         let of_mean = |norm: Tensor<B::InnerBackend, 1>| norm * (1.0 / self.passes as f64);
-        let measured = Measured {
+        Measured {
             loss,
             norm: of_mean(norm),
             norms: norms
                 .into_iter()
                 .map(|(part, norm)| (part, of_mean(norm)))
                 .collect(),
-        };
-        (student, measured)
+            stops,
+        }
     }
 
     /// The part of `batch` that pass `number` goes over.
@@ -229,18 +293,34 @@ impl<B: TrainBackend> TrainStep<B> {
         }
     }
 
-    /// The loss of each pass over a part of `batch`, and the sum of their gradients.
+    /// The part of a parameter of the student.
+    fn part(&self, id: ParamId) -> Option<Part> {
+        Some(self.places.get(&id)?.part)
+    }
+
+    /// Of the passes of a step, those that this process does: the first, and how many.
+    fn own_passes(&self) -> (usize, usize) {
+        match &self.sharing {
+            Some(sharing) => {
+                let place = sharing.ranks.place();
+                let own = self.passes / place.world;
+                (place.rank * own, own)
+            }
+            None => (0, self.passes),
+        }
+    }
+
+    /// The loss of each pass over a part of `batch` that this process does, and the sum of their gradients.
     fn passes(
         &self,
         student: &PhiMamba<B>,
         (batch, predictions): (&Batch, Option<&CachedPredictions>),
         at: StageStep,
     ) -> (Vec<Tensor<B::InnerBackend, 1>>, Gradients<B::InnerBackend>) {
-        let rows = self.micro_batch * batch.context;
         let working = in_dtype(student, self.precision.dtype());
         let left_out = left_out(self.kind.window_dropout(), self.seed, at, batch.batch);
-        let passes = 0..batch.ids.len().div_ceil(rows);
-        let passes = passes.map(|number| {
+        let (first, own) = self.own_passes();
+        let passes = (first..first + own).map(|number| {
             let student = on_graph_of_its_own(&working);
             let of_pass = left_out.chunks(self.micro_batch).nth(number);
             let student = match of_pass {
@@ -293,7 +373,8 @@ impl<B: Backend> Measured<B> {
         };
         let values = steps.iter().flat_map(|step| {
             let both = [&step.loss, &step.norm].into_iter();
-            both.chain(step.norms.values()).map(in_dtype)
+            let all = both.chain(step.norms.values()).chain(&step.stops);
+            all.map(in_dtype)
         });
         let values = Tensor::cat(values.collect(), 0).into_data();
         let mut values = values.iter::<f64>();
@@ -302,6 +383,7 @@ impl<B: Backend> Measured<B> {
             loss: next(),
             norm: next(),
             norms: step.norms.into_keys().map(|part| (part, next())).collect(),
+            stops: step.stops.is_some_and(|_| next() > 0.0),
         };
         steps.into_iter().map(read).collect()
     }

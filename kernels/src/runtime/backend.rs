@@ -74,6 +74,20 @@ pub trait Work: Send {
 }
 
 impl Backend {
+    /// The GPUs that the program sees, where this is CUDA and its driver is there.
+    pub fn gpus(self) -> Option<usize> {
+        match self {
+            #[cfg(feature = "cuda")]
+            Self::Cuda => {
+                let count = std::panic::catch_unwind(cudarc::driver::CudaContext::device_count);
+                let count = count.ok()?.ok()?;
+                usize::try_from(count).ok()
+            }
+            #[allow(unreachable_patterns)] // in a build with CUDA alone
+            _ => None,
+        }
+    }
+
     /// The names of this build's backends, the preferred ones first: `cuda, flex`.
     pub fn names() -> String {
         let names: Vec<_> = BACKENDS.iter().map(|(name, _)| *name).collect();
@@ -131,20 +145,36 @@ impl Backend {
     /// calls [`synchronise`] before it trusts them. Failures of queued work are known only to a
     /// program that has called [`report_failures`](super::report_failures).
     pub fn dispatch<W: Work>(self, work: W) -> Result<W::Output, BackendError> {
+        self.dispatch_on(0, work)
+    }
+
+    /// [`dispatch`](Self::dispatch) on GPU `number`, from 0, of those that the program sees, where the backend is
+    /// CUDA; the others have one device.
+    ///
+    /// # Errors
+    /// Those of [`dispatch`](Self::dispatch).
+    pub fn dispatch_on<W: Work>(self, number: usize, work: W) -> Result<W::Output, BackendError> {
         match self {
             #[cfg(feature = "cuda")]
-            Self::Cuda => guarded::<Cuda, W>(work, open_device::<Cuda>(self)?),
+            Self::Cuda => {
+                let device = cubecl::cuda::CudaDevice::new(number);
+                let device = open_device::<Cuda>(self, device)?;
+                guarded::<Cuda, W>(work, device)
+            }
             #[cfg(feature = "wgpu")]
-            Self::Wgpu => guarded::<Wgpu, W>(work, open_device::<Wgpu>(self)?),
+            Self::Wgpu => guarded::<Wgpu, W>(work, open_device::<Wgpu>(self, Default::default())?),
             #[cfg(feature = "flex")]
             Self::Flex => {
-                let device = open_device::<Flex>(self)?;
+                let device = open_device::<Flex>(self, Default::default())?;
                 // On a thread of the pool that the ops share their loops out to: from any other
                 // thread, each op would put the caller to sleep and wake it up again.
                 Ok(rayon::scope(|_| work.run::<Flex>(device)))
             }
             #[cfg(feature = "ndarray")]
-            Self::NdArray => Ok(work.run::<NdArray>(open_device::<NdArray>(self)?)),
+            Self::NdArray => {
+                let device = open_device::<NdArray>(self, Default::default())?;
+                Ok(work.run::<NdArray>(device))
+            }
         }
     }
 }
@@ -207,9 +237,11 @@ fn guarded<B: KernelBackend, W: Work>(
     Ok(output)
 }
 
-/// The default device of `backend`, which is `B`, once it has proved to work.
-fn open_device<B: KernelBackend>(backend: Backend) -> Result<B::Device, BackendError> {
-    let device = B::Device::default();
+/// `device` of `backend`, which is `B`, once it has proved to work.
+fn open_device<B: KernelBackend>(
+    backend: Backend,
+    device: B::Device,
+) -> Result<B::Device, BackendError> {
     let proof = panics::quietly(|| {
         // Before CubeCL is used for the first time, which is when it looks for its settings.
         #[cfg(any(feature = "cuda", feature = "wgpu"))]

@@ -15,6 +15,7 @@
 )]
 
 mod backend;
+pub mod collective;
 mod devices;
 mod failure;
 #[cfg(all(feature = "instances", any(feature = "cuda", feature = "wgpu")))]

@@ -62,6 +62,29 @@ impl Initialise for Calibrated {
     }
 }
 
+/// [`check`], and that products of B and C can be shared out between the two at will: each has as many numbers as the
+/// attention's heads, and no feature map.
+pub(super) fn check_plain<B: KernelBackend>(
+    student: &CausalLm<B>,
+    teacher: &CausalLm<B>,
+) -> Result<(), InitError> {
+    check(student, teacher)?;
+    for layer in layers(student, teacher) {
+        let mamba = student.backbone.layers[layer].mixer.mamba();
+        let attention = teacher.backbone.layers[layer].mixer.softmax();
+        let (mamba, attention) = (mamba.expect("a layer"), attention.expect("of both"));
+        let (config, p) = (mamba.config(), attention.head_dim());
+        if config.d_state != p || !config.feature_map.is_identity() {
+            let reason = format!(
+                "such a start needs student.feature_map = identity and student.d_state = {p}, the size of the \
+                 teacher's heads; set student.init = calibrated"
+            );
+            return Err(InitError::Layer { layer, reason });
+        }
+    }
+    Ok(())
+}
+
 /// That every layer's mixer has a place for all that the attention has, and that what it gives is added to what is
 /// beside it: nothing else is fitted.
 pub(super) fn check<B: KernelBackend>(

@@ -220,6 +220,7 @@ fn means_are_as_alone<B: TrainBackend>(tolerance: f64) {
             target,
             sequential,
             every: 1,
+            window_dropout: 0.0,
         })
     };
     let predictions = |loss, hard_weight, recompute| {

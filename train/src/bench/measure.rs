@@ -4,11 +4,13 @@ use std::hint::black_box;
 use std::path::Path;
 use std::time::Instant;
 
+use burn::module::ParamId;
 use burn::tensor::{DType, Distribution, Tensor};
 use datasets::Batch;
 use kernels::profile::{self, Kind, Span, Times};
 use kernels::runtime::{Memory, synchronise};
 use kernels::{KernelBackend, TrainBackend};
+use model::Layout;
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use serde::Serialize;
@@ -20,6 +22,8 @@ use crate::config::{Config, StageConfig};
 use crate::error::TrainError;
 use crate::evaluate;
 use crate::optimizer::AdamW;
+use crate::parallel::{FlatOrder, Ranks, Sharing};
+use crate::run::StopRequest;
 use crate::stages::{Arithmetic, StageStep, teacher_alone, train_parts};
 use crate::step::{Measured, TrainStep};
 use crate::summary::peak_memory_bytes;
@@ -94,6 +98,26 @@ pub(super) struct Row {
     /// What a checkpoint costs, if that was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) checkpoint: Option<CheckpointCost>,
+    /// Where several ranks share the steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) ranks: Option<Exchanged>,
+}
+
+/// What several ranks exchange in a step, and what that costs.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Exchanged {
+    pub(super) ranks: usize,
+    pub(super) moments_are_sharded: bool,
+    /// Queued, of this rank's batch without the others.
+    pub(super) tokens_per_second_of_one: f64,
+    /// Of as many ranks that would not exchange anything.
+    pub(super) efficiency: f64,
+    /// That each rank sends, where they send in a ring.
+    pub(super) bytes: u64,
+    /// With nothing else to do.
+    pub(super) milliseconds: f64,
+    /// The share of that time by which a step is not longer than that of one rank.
+    pub(super) hidden: f64,
 }
 
 /// What is timed: a stage on sequences of one length.
@@ -119,6 +143,7 @@ pub(super) struct Subject<'a, B: TrainBackend> {
     /// Where checkpoints are written beside steps, if that is asked for.
     pub(super) checkpoints: Option<&'a Path>,
     pub(super) device: &'a B::Device,
+    pub(super) ranks: Ranks<B::InnerBackend>,
 }
 
 impl<B: TrainBackend> Subject<'_, B> {
@@ -135,16 +160,18 @@ impl<B: TrainBackend> Subject<'_, B> {
             None => self.teacher(shape, steps)?,
             Some(stage) => self.stage(stage, shape, steps)?,
         };
-        let tokens = (shape.batch * shape.length) as f64;
+        let world = self.ranks.place().world;
+        let tokens = (world * shape.batch * shape.length) as f64;
         let tokens_per_second = tokens / timed.median;
-        let operations = arithmetic.total();
+        // Of one device, as is the rate of a product.
+        let operations = arithmetic.total() / world as f64;
         Ok(Row {
             stage: shape.name().to_owned(),
             batch: shape.batch,
             length: shape.length,
             tokens_per_second,
             queued_tokens_per_second: tokens / timed.queued,
-            operations_per_token: operations,
+            operations_per_token: arithmetic.total(),
             share_of_matmul_rate: operations * tokens_per_second / self.rate.0,
             memory_bytes: match timed.memory {
                 Some(memory) => Some(memory.reserved),
@@ -155,6 +182,7 @@ impl<B: TrainBackend> Subject<'_, B> {
             milliseconds: milliseconds(&timed.times),
             spans: timed.times.spans().to_vec(),
             checkpoint: timed.checkpoint,
+            ranks: timed.exchanged,
         })
     }
 
@@ -173,29 +201,77 @@ impl<B: TrainBackend> Subject<'_, B> {
         shape: Shape<'_>,
         steps: usize,
     ) -> Result<Timed, TrainError> {
+        let world = self.ranks.place().world;
         let stage = StageConfig {
-            batch: shape.batch,
+            batch: world * shape.batch,
             micro_batch: shape.batch,
             ..stage.clone()
+        };
+        let of_all = Shape {
+            batch: stage.batch,
+            ..shape
         };
         let (precision, device) = (self.config.precision, self.device);
         let student = self.networks.student.take();
         let student = train_parts(student.expect("a student for every stage"), &stage.lr);
         let teacher = &self.networks.teacher;
-        let train_step = TrainStep::<B>::new(&stage, teacher, &student, precision, device);
-        let mut optimizer = AdamW::new(&self.config.optimizer);
-        let rates = stage.lr.map(|_| LR);
-        let mut student = Some(student);
-        let mut last: Option<Measured<B::InnerBackend>> = None;
+        let sharing = (!self.ranks.is_alone()).then(|| Sharing {
+            ranks: self.ranks.clone(),
+            order: FlatOrder::of(&student, Layout::default()),
+            config: self.config.parallel.clone(),
+            stop: StopRequest::default(),
+        });
         let vocab_size = self.networks.teacher_config.vocab_size;
-        let mut timed = timed::<B>(shape, steps, vocab_size, device, |batch| {
+        let rates = stage.lr.map(|_| LR);
+        let time = |student, shape: Shape<'_>, sharing: Option<Sharing<B::InnerBackend>>| {
+            // Of one rank the stage has one pass.
+            let stage = StageConfig {
+                batch: shape.batch,
+                ..stage.clone()
+            };
+            let mut train_step = TrainStep::<B>::new(&stage, teacher, &student, precision, device);
+            let mut optimizer = AdamW::new(&self.config.optimizer);
+            if let Some(sharing) = sharing {
+                let place = sharing.config.shard_moments.then(|| sharing.ranks.place());
+                optimizer = optimizer.sharing(place);
+                train_step = train_step.among(sharing);
+            }
+            let mut student = Some(student);
+            let mut last: Option<Measured<B::InnerBackend>> = None;
+            let mut timed = timed::<B>(shape, steps, vocab_size, device, |batch| {
+                let before = student.take().expect("a student after every step");
+                let (after, measured) =
+                    train_step.step(before, &mut optimizer, batch, &rates, FIRST);
+                (student, last) = (Some(after), Some(measured));
+            })?;
+            let read = Measured::read(last.into_iter().collect());
+            timed.loss = read.first().map(|read| read.loss);
+            Ok::<_, TrainError>((student, timed, train_step, optimizer))
+        };
+        let (mut student, mut timed, train_step, mut optimizer) =
+            time(student, of_all, sharing.clone())?;
+        if let Some(sharing) = sharing {
+            let ids: Vec<_> = optimizer.moments.keys().copied().collect();
+            let seconds = exchange::<B>(&sharing, &ids, device)?;
+            B::memory_cleanup(device);
             let before = student.take().expect("a student after every step");
-            let (after, measured) = train_step.step(before, &mut optimizer, batch, &rates, FIRST);
-            (student, last) = (Some(after), Some(measured));
-        })?;
-        let read = Measured::read(last.into_iter().collect());
-        timed.loss = read.first().map(|read| read.loss);
-        if let Some(folder) = self.checkpoints {
+            let (after, alone, ..) = time(before, shape, None)?;
+            student = after;
+            let bytes = sharing.exchanged_bytes(&ids);
+            timed.exchanged = Some(Exchanged {
+                ranks: world,
+                moments_are_sharded: sharing.config.shard_moments,
+                tokens_per_second_of_one: (shape.batch * shape.length) as f64 / alone.queued,
+                efficiency: alone.queued / timed.queued,
+                bytes,
+                milliseconds: 1e3 * seconds,
+                hidden: if bytes == 0 {
+                    1.0
+                } else {
+                    (1.0 - (timed.queued - alone.queued) / seconds).clamp(0.0, 1.0)
+                },
+            });
+        } else if let Some(folder) = self.checkpoints {
             let subject = checkpoint::Subject {
                 folder,
                 config: self.config,
@@ -223,6 +299,24 @@ impl<B: TrainBackend> Subject<'_, B> {
     }
 }
 
+/// The seconds of what a step exchanges, with nothing else to do: the mean of several in a row, after one to warm up.
+fn exchange<B: TrainBackend>(
+    sharing: &Sharing<B::InnerBackend>,
+    ids: &[ParamId],
+    device: &B::Device,
+) -> Result<f64, TrainError> {
+    let rounds = 5;
+    sharing.exchange(ids, device);
+    synchronise::<B>(device)?;
+    sharing.ranks.barrier(device);
+    let begun = Instant::now();
+    for _ in 0..rounds {
+        sharing.exchange(ids, device);
+    }
+    synchronise::<B>(device)?;
+    Ok(begun.elapsed().as_secs_f64() / f64::from(rounds))
+}
+
 /// What [`timed`] has found.
 struct Timed {
     /// Seconds of the median step.
@@ -233,6 +327,7 @@ struct Timed {
     times: Times,
     loss: Option<f64>,
     checkpoint: Option<CheckpointCost>,
+    exchanged: Option<Exchanged>,
 }
 
 fn batches(shape: Shape<'_>, vocab_size: usize) -> Vec<Batch> {
@@ -278,6 +373,7 @@ fn timed<B: TrainBackend>(
         times,
         loss: None,
         checkpoint: None,
+        exchanged: None,
     })
 }
 

@@ -16,6 +16,7 @@ use kernels::KernelBackend;
 use crate::config::Config;
 use crate::error::{TrainError, io_error};
 use crate::logging::say;
+use crate::parallel::Ranks;
 use crate::run::{COMPILING, check_layers};
 use measure::{MatmulRate, Row, Shape, Subject};
 use networks::Networks;
@@ -59,6 +60,19 @@ impl Bench {
     /// [`TrainError`]: there is no such stage, a stage cannot train the student, the weights cannot be read or
     /// written, the trace cannot be written, or the device fails.
     pub fn execute<B: KernelBackend>(&self, device: &B::Device) -> Result<String, TrainError> {
+        self.execute_among::<B>(device, Ranks::alone())
+    }
+
+    /// [`execute`](Self::execute) by several ranks, which all call this. The batch is that of each, the rates are those of
+    /// all.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute).
+    pub fn execute_among<B: KernelBackend>(
+        &self,
+        device: &B::Device,
+        ranks: Ranks<B>,
+    ) -> Result<String, TrainError> {
         let config = &self.config;
         let dtype = config.precision.dtype();
         if !B::holds(device, dtype) {
@@ -69,6 +83,12 @@ impl Bench {
             });
         }
         let shapes = self.shapes()?;
+        if !ranks.is_alone() && (self.profile.is_some() || self.checkpoints.is_some()) {
+            return Err(TrainError::Ranks(
+                "--profile and --checkpoint measure one process: start one, or leave them out"
+                    .into(),
+            ));
+        }
         // Before anything is measured in vain.
         let profile = match &self.profile {
             Some(path) => Some((path, File::create(path).map_err(io_error(path))?)),
@@ -79,13 +99,16 @@ impl Bench {
         }
         let rate = MatmulRate::measure::<B>(dtype, device)?;
         let with_student = shapes.iter().any(|shape| shape.stage.is_some());
-        let networks = Networks::<Autodiff<B>>::open(
-            config,
-            self.teacher.as_deref(),
-            &self.weights,
-            with_student,
-            device,
-        )?;
+        // Rank 0 may write the weights that the others read.
+        let networks = ranks.first_then_others(device, || {
+            Networks::<Autodiff<B>>::open(
+                config,
+                self.teacher.as_deref(),
+                &self.weights,
+                with_student,
+                device,
+            )
+        })?;
         for stage in shapes.iter().filter_map(|shape| shape.stage) {
             check_layers(stage, &networks.teacher_config, &networks.student_config)?;
         }
@@ -102,6 +125,7 @@ impl Bench {
             rate,
             checkpoints: self.checkpoints.as_deref(),
             device,
+            ranks,
         };
         let mut rows: Vec<Row> = vec![];
         for shape in shapes {

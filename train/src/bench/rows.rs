@@ -76,7 +76,7 @@ pub(super) fn text(conditions: &Conditions<'_>, rows: &[Row]) -> String {
         format!("\nHow much longer a step takes while a checkpoint is written:\n\n{costs}")
     };
     format!(
-        "{}, {}, {}, {} steps a row. A product of matrices alone: {:.2} TFLOP/s.\n\n{}\n\n\
+        "{}, {}, {}, {} steps a row. A product of matrices alone: {:.2} TFLOP/s.\n\n{}\n{}\n\
          Milliseconds of a step whose ops wait for each other:\n\n{}{costs}",
         conditions.backend,
         conditions.precision,
@@ -84,8 +84,47 @@ pub(super) fn text(conditions: &Conditions<'_>, rows: &[Row]) -> String {
         conditions.steps,
         1e-12 * conditions.rate.0,
         markdown(header.map(str::to_owned).to_vec(), cells.collect()),
+        exchanged(rows),
         times.collect::<String>(),
     )
+}
+
+/// A table of what ranks exchange; nothing where there are none.
+fn exchanged(rows: &[Row]) -> String {
+    let header = [
+        "stage",
+        "ranks",
+        "moments",
+        "tokens/s of one",
+        "efficiency %",
+        "MiB a rank sends",
+        "ms alone",
+        "hidden %",
+    ];
+    let cells = rows.iter().filter_map(|row| {
+        let exchanged = row.ranks?;
+        let moments = if exchanged.moments_are_sharded {
+            "sharded"
+        } else {
+            "whole"
+        };
+        Some(vec![
+            row.stage.clone(),
+            exchanged.ranks.to_string(),
+            moments.to_owned(),
+            format!("{:.0}", exchanged.tokens_per_second_of_one),
+            format!("{:.1}", 100.0 * exchanged.efficiency),
+            format!("{:.1}", exchanged.bytes as f64 / f64::from(1 << 20)),
+            format!("{:.2}", exchanged.milliseconds),
+            format!("{:.0}", 100.0 * exchanged.hidden),
+        ])
+    });
+    let cells: Vec<_> = cells.collect();
+    if cells.is_empty() {
+        return String::new();
+    }
+    let table = markdown(header.map(str::to_owned).to_vec(), cells);
+    format!("\nBetween the ranks, in a step:\n\n{table}\n")
 }
 
 /// One object on one line.

@@ -14,12 +14,16 @@
 //! one that is damaged is named, and the one before it is taken. A checkpoint of an earlier version, without
 //! `SHA256SUMS` and `inputs.toml`, is taken if changes are accepted, and gets both then.
 //!
+//! Where ranks share the moments, each writes its share (`optimizer-1.safetensors` and so on, beside that of rank 0), and
+//! rank 0 the rest. A checkpoint is read by any number of ranks: each takes its own share, from whatever files have it.
+//!
 //! What is learnt about a checkpoint later, as its evaluation, goes to another file, `progress-1.toml` and so on,
 //! of which the last that `SHA256SUMS` lists counts. A file that is listed never changes, so that a process may
 //! die between any two writes.
 
 mod moments;
 mod progress;
+mod shares;
 mod snapshot;
 mod verify;
 
@@ -98,10 +102,16 @@ impl Checkpoints {
         snapshot: &Snapshot,
         is_there: impl Fn() -> Result<(), TrainError>,
     ) -> Result<(), TrainError> {
-        let written = is_there().and_then(|()| self.write(snapshot, &is_there));
+        let written = is_there().and_then(|()| match snapshot.place() {
+            Some(place) if place.rank > 0 => self.write_share(snapshot, place.rank),
+            _ => self.write(snapshot, &is_there),
+        });
         if let Err(error) = written {
             // That the folder is gone is the reason for whatever else went wrong.
             return Err(is_there().err().unwrap_or(error));
+        }
+        if snapshot.place().is_some_and(|place| place.rank > 0) {
+            return Ok(());
         }
         sync_folder(&self.folder);
         let all = self.list()?;
@@ -178,8 +188,9 @@ impl Checkpoints {
             return Ok(());
         }
         let partial = partial(&whole);
+        let shares = shares_of(&whole);
         let written = snapshot
-            .write(&partial)
+            .write(&partial, &shares)
             .and_then(|()| is_there())
             .and_then(|()| fs::rename(&partial, &whole).map_err(io_error(&whole)));
         if written.is_err() {
@@ -188,8 +199,20 @@ impl Checkpoints {
             if removed.is_ok() && is_there().is_err() {
                 self.remove_empty();
             }
+        } else if snapshot.place().is_some() {
+            // What is left of it is removed when the run is resumed.
+            let _ = fs::remove_dir_all(&shares);
         }
         written
+    }
+
+    /// What a rank other than 0 writes of a checkpoint. One that is there already has it.
+    fn write_share(&self, snapshot: &Snapshot, rank: usize) -> Result<(), TrainError> {
+        let whole = self.folder.join(name_of(&snapshot.position()));
+        if whole.exists() {
+            return Ok(());
+        }
+        snapshot.write_share(&shares_of(&whole), rank)
     }
 
     /// Removes the folder of checkpoints and the run's, if nothing is in them: they were made anew by what was written
@@ -332,6 +355,12 @@ fn partial(whole: &Path) -> PathBuf {
     whole.with_file_name(format!(".{name}{PARTIAL}"))
 }
 
+/// The folder through which the other ranks' moments come into the checkpoint `whole`.
+fn shares_of(whole: &Path) -> PathBuf {
+    let name = whole.file_name().unwrap_or_default().to_string_lossy();
+    whole.with_file_name(format!(".{name}.shares{PARTIAL}"))
+}
+
 fn name_of(position: &Position) -> String {
     format!("{}-step{:07}", position.stage, position.step)
 }
@@ -416,10 +445,8 @@ pub fn load<B: TrainBackend>(
             checkpoint.display(),
         )));
     }
-    let moments = checkpoint.join(OPTIMIZER);
     let layout = student_config.layout();
-    moments::load(&moments, &student, layout, optimizer, device)
-        .map_err(|reason| in_file(OPTIMIZER, reason))?;
+    moments::load(checkpoint, &student, layout, optimizer, device).map_err(damaged)?;
     Ok(Loaded { progress, student })
 }
 

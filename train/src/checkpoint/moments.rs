@@ -4,24 +4,33 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::Path;
 
 use burn::tensor::{Tensor, TensorData};
 use kernels::TrainBackend;
+use kernels::runtime::collective::Place;
 use model::{HostTensor, Layout, PhiMamba, named_parameters};
 use safetensors::tensor::{Dtype, Metadata};
 
+use super::OPTIMIZER;
 use crate::error::{TrainError, io_error};
 use crate::optimizer::{AdamW, Moments};
+use crate::parallel::share;
 
 /// The key in the header of the file under which the step counts of the moments stand.
 const TIMES: &str = "times";
+
+/// The key under which a file of several says which it is and how many there are: `1 of 4`.
+const PLACE: &str = "place";
 
 /// The moments of an optimizer in the host's memory, under the published names of their parameters.
 #[derive(Debug)]
 pub(super) struct HostMoments {
     tensors: Vec<(String, HostTensor)>,
     times: BTreeMap<String, u64>,
+    /// Whose shares they are; `None` if they are whole.
+    place: Option<Place>,
 }
 
 impl HostMoments {
@@ -42,7 +51,16 @@ impl HostMoments {
                 times.insert(parameter.name, *time);
             }
         }
-        Self { tensors, times }
+        Self {
+            tensors,
+            times,
+            place: optimizer.place.filter(|place| place.world > 1),
+        }
+    }
+
+    /// Whose shares they are; `None` if they are whole.
+    pub(super) fn place(&self) -> Option<Place> {
+        self.place
     }
 
     /// Writes them to `path`, and returns the file's SHA-256.
@@ -54,54 +72,152 @@ impl HostMoments {
         serde_json::to_string(&self.times)
             .map_err(std::io::Error::from)
             .and_then(|times| {
-                let metadata = HashMap::from([(TIMES.to_owned(), times)]);
+                let mut metadata = HashMap::from([(TIMES.to_owned(), times)]);
+                if let Some(Place { rank, world }) = self.place {
+                    metadata.insert(PLACE.to_owned(), format!("{rank} of {world}"));
+                }
                 model::weights::write_tensors(path, tensors, Some(metadata))
             })
             .map_err(io_error(path))
     }
 }
 
-/// Reads moments into `optimizer`, under the ids of `student`, one tensor at a time: all of them
-/// together are twice as large as the student.
+/// The file of the moments of rank `rank`, in a checkpoint.
+pub(super) fn file_of(rank: usize) -> String {
+    match rank {
+        0 => OPTIMIZER.to_owned(),
+        rank => format!("optimizer-{rank}.safetensors"),
+    }
+}
+
+/// A file of moments: all, or those of a rank.
+struct Part {
+    name: String,
+    file: File,
+    header: Metadata,
+    /// Where the values begin.
+    data: u64,
+    times: BTreeMap<String, u64>,
+    place: Place,
+}
+
+impl Part {
+    fn open(folder: &Path, rank: usize) -> Result<Self, String> {
+        let name = file_of(rank);
+        let in_file = |error: String| format!("{name}: {error}");
+        let mut file =
+            File::open(folder.join(&name)).map_err(|error| in_file(error.to_string()))?;
+        let (header, data) = read_header(&mut file).map_err(in_file)?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        let times = metadata.get(TIMES);
+        let times = times.ok_or_else(|| in_file(format!("its header has no `{TIMES}`")))?;
+        let times =
+            serde_json::from_str(times).map_err(|error| in_file(format!("`{TIMES}`: {error}")))?;
+        let place = match metadata.get(PLACE) {
+            None => Place { rank: 0, world: 1 },
+            Some(words) => place(words).ok_or_else(|| in_file(format!("`{PLACE}`: {words}")))?,
+        };
+        if place.rank != rank {
+            return Err(in_file(format!("it is that of rank {}", place.rank)));
+        }
+        Ok(Self {
+            name,
+            file,
+            header,
+            data,
+            times,
+            place,
+        })
+    }
+
+    /// The elements of `wanted` that this file has of the tensor `name`, which belongs to a parameter of so many.
+    fn read(
+        &mut self,
+        name: &str,
+        elements: usize,
+        wanted: &Range<usize>,
+    ) -> Result<Vec<f32>, String> {
+        let own = share(elements, self.place);
+        let range = wanted.start.max(own.start)..wanted.end.min(own.end);
+        if range.is_empty() {
+            return Ok(vec![]);
+        }
+        let file = self.name.clone();
+        let in_file = |error: String| format!("{file}: `{name}`{error}");
+        let info = self.header.info(name);
+        let info = info.ok_or_else(|| in_file(" is missing".into()))?;
+        if info.dtype != Dtype::F32 || info.shape != [own.len()] {
+            let (dtype, shape) = (info.dtype, &info.shape);
+            let expected = own.len();
+            return Err(in_file(format!(
+                " is {dtype:?} {shape:?}; it should be F32 [{expected}]"
+            )));
+        }
+        let start = (range.start - own.start) * size_of::<f32>();
+        let offset = (self.data)
+            .saturating_add(info.data_offsets.0 as u64)
+            .saturating_add(start as u64);
+        let read = read_f32(&mut self.file, offset, range.len());
+        read.map_err(|error| in_file(format!(": {error}")))
+    }
+}
+
+/// The place in `1 of 4`.
+fn place(words: &str) -> Option<Place> {
+    let (rank, world) = words.split_once(" of ")?;
+    let place = Place {
+        rank: rank.parse().ok()?,
+        world: world.parse().ok()?,
+    };
+    (place.rank < place.world).then_some(place)
+}
+
+/// Reads the moments in the checkpoint `folder` into `optimizer`, under the ids of `student`, one tensor at a time: all of
+/// them together are twice as large as the student. Of those that ranks share, whatever ranks have written them, those of
+/// this rank's share are read.
 pub(super) fn load<B: TrainBackend>(
-    path: &Path,
+    folder: &Path,
     student: &PhiMamba<B>,
     layout: Layout,
     optimizer: &mut AdamW<B::InnerBackend>,
     device: &B::Device,
 ) -> Result<(), String> {
-    let mut file = File::open(path).map_err(|error| error.to_string())?;
-    let (header, data) = read_header(&mut file)?;
-    let times = header
-        .metadata()
-        .as_ref()
-        .and_then(|metadata| metadata.get(TIMES));
-    let times = times.ok_or_else(|| format!("its header has no `{TIMES}`"))?;
-    let times: BTreeMap<String, u64> =
-        serde_json::from_str(times).map_err(|error| format!("`{TIMES}`: {error}"))?;
+    let first = Part::open(folder, 0)?;
+    let world = first.place.world;
+    let mut parts = vec![first];
+    for rank in 1..world {
+        let part = Part::open(folder, rank)?;
+        if part.place.world != world {
+            let name = &part.name;
+            return Err(format!(
+                "{name}: it is of {} ranks, and not of {world}",
+                part.place.world
+            ));
+        }
+        parts.push(part);
+    }
     let parameters = named_parameters(student, layout);
+    let mut times = BTreeMap::new();
+    for part in &parts {
+        // A rank with no element of a parameter has no time for it.
+        times.extend(part.times.iter().map(|(name, time)| (name.clone(), *time)));
+    }
     for (name, time) in times {
         let parameter = (parameters.iter().find(|parameter| parameter.name == name))
-            .ok_or_else(|| format!("`{name}` is no parameter of the student"))?;
+            .ok_or_else(|| format!("{OPTIMIZER}: `{name}` is no parameter of the student"))?;
         let n = parameter.shape.iter().product();
+        let own = optimizer.place.map_or(0..n, |place| share(n, place));
+        if own.is_empty() {
+            continue;
+        }
         let mut read = |letter: &str| {
             let name = format!("{letter}.{name}");
-            let info = header
-                .info(&name)
-                .ok_or_else(|| format!("`{name}` is missing"))?;
-            if info.dtype != Dtype::F32 || info.shape != [n] {
-                let (dtype, shape) = (info.dtype, &info.shape);
-                return Err(format!(
-                    "`{name}` is {dtype:?} {shape:?}; it should be F32 [{n}]"
-                ));
+            let mut values = vec![];
+            for part in &mut parts {
+                values.extend(part.read(&name, n, &own)?);
             }
-            let values = read_f32(
-                &mut file,
-                data.saturating_add(info.data_offsets.0 as u64),
-                n,
-            )
-            .map_err(|error| format!("`{name}`: {error}"))?;
-            Ok(Tensor::from_data(TensorData::new(values, [n]), device))
+            let shape = [values.len()];
+            Ok::<_, String>(Tensor::from_data(TensorData::new(values, shape), device))
         };
         let values = [read("m")?, read("v")?];
         optimizer

@@ -4,11 +4,13 @@ use std::fs;
 use std::path::Path;
 
 use kernels::TrainBackend;
+use kernels::runtime::collective::Place;
 use model::manifest::{self, Digests};
 use model::{HostModel, ModelConfig, PhiMamba};
 
 use super::moments::HostMoments;
 use super::progress::Progress;
+use super::shares;
 use super::verify::{self, amended};
 use super::{INPUTS, OPTIMIZER, PROGRESS, STUDENT, sync_folder};
 use crate::error::{TrainError, io_error};
@@ -17,12 +19,14 @@ use crate::optimizer::AdamW;
 use crate::provenance::Provenance;
 
 /// All that a checkpoint holds, in the host's memory: 12 bytes a parameter that trains. What it was read from may
-/// change, and it is written by any thread.
+/// change, and it is written by any thread. Where ranks share the moments, each takes one with its share of them, and
+/// that of rank 0 has the rest.
 #[derive(Debug)]
 pub struct Snapshot {
     progress: Progress,
     inputs: Provenance,
-    student: HostModel,
+    /// `None` on the ranks that leave it to rank 0.
+    student: Option<HostModel>,
     moments: HostMoments,
 }
 
@@ -35,10 +39,11 @@ impl Snapshot {
         student: &PhiMamba<B>,
         optimizer: &AdamW<B::InnerBackend>,
     ) -> Self {
+        let is_first = optimizer.place.is_none_or(|place| place.rank == 0);
         Self {
             progress: progress.clone(),
             inputs: inputs.clone(),
-            student: HostModel::read(config, student),
+            student: is_first.then(|| HostModel::read(config, student)),
             moments: HostMoments::read(student, optimizer, config.layout()),
         }
     }
@@ -48,16 +53,30 @@ impl Snapshot {
         self.progress.position()
     }
 
-    /// Writes all of it into the new folder `folder`, and waits for the disk.
-    pub(super) fn write(&self, folder: &Path) -> Result<(), TrainError> {
+    /// Whose shares of the moments it has; `None` if it has all.
+    pub(super) fn place(&self) -> Option<Place> {
+        self.moments.place()
+    }
+
+    /// Writes all of it into the new folder `folder`, and waits for the disk. The other ranks' moments are expected in the
+    /// folder `shares`.
+    pub(super) fn write(&self, folder: &Path, shares: &Path) -> Result<(), TrainError> {
         fs::create_dir(folder).map_err(io_error(folder))?;
         let of_student = folder.join(STUDENT);
         // The large files are hashed while they are written, and not read again.
-        let saved = self.student.write(&of_student)?.into_iter();
+        let saved = match &self.student {
+            Some(student) => student.write(&of_student)?,
+            None => Default::default(),
+        };
+        let saved = saved.into_iter();
         let saved = saved.map(|(name, digest)| (format!("{STUDENT}/{name}"), digest));
         let mut known: Digests = saved.collect();
         let digest = self.moments.write(&folder.join(OPTIMIZER))?;
         known.insert(OPTIMIZER.to_owned(), digest);
+        for rank in 1..self.place().map_or(1, |place| place.world) {
+            let (name, digest) = shares::fetch(shares, rank, folder)?;
+            known.insert(name, digest);
+        }
         self.inputs.write(&folder.join(amended(INPUTS, 0)))?;
         self.progress.write(&folder.join(amended(PROGRESS, 0)))?;
         manifest::write_known(folder, &verify::files(folder)?, known)?;
@@ -65,5 +84,10 @@ impl Snapshot {
         sync_folder(&of_student);
         sync_folder(folder);
         Ok(())
+    }
+
+    /// Writes this rank's share of the moments into the folder `shares`, where rank 0 finds it.
+    pub(super) fn write_share(&self, shares: &Path, rank: usize) -> Result<(), TrainError> {
+        shares::leave(shares, rank, |path| self.moments.write(path))
     }
 }

@@ -4,6 +4,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use model::manifest::{self, MANIFEST, ManifestError, Verified};
+use serde::{Deserialize, Serialize};
 use walkdir::WalkDir;
 
 use super::{INPUTS, OPTIMIZER, PROGRESS};
@@ -17,7 +18,7 @@ const FILES: [&str; 3] = [
 ];
 
 /// The checkpoint to resume from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Found {
     /// Its folder.
     pub path: PathBuf,
@@ -31,7 +32,7 @@ pub struct Found {
 }
 
 /// A checkpoint that is not what was written.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Damaged {
     /// Its folder.
     pub path: PathBuf,

@@ -7,14 +7,15 @@ use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use kernels::KernelBackend;
 use kernels::runtime::BackendError::OutOfMemory;
-use kernels::runtime::Work;
+use kernels::runtime::{Backend, Work};
 use tempfile::TempDir;
 use train::TrainError;
 use train::bench::{Bench, TEACHER};
 use train::config::{Config, Source};
+use train::parallel::World;
 
-use super::SharedArgs;
 use super::signals::{INTERRUPTED, on_interrupt};
+use super::{SharedArgs, end};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,6 +27,9 @@ Examples:
 
   What a checkpoint costs the steps beside which it is written:
       train bench --preset tiny --stage stage3 --batch 4 --length 256 --checkpoint runs
+
+  On eight GPUs, with the time and the bytes of what they exchange:
+      torchrun --no-python --standalone --nproc-per-node 8 train bench --stage stage3
 
   On the CPU, with a trace of one step of each stage:
       train bench --preset tiny --stage stage1,stage2 --batch 4 --length 256 --profile steps.json";
@@ -45,6 +49,11 @@ Examples:
 /// the host are "other". --profile writes that step as a trace: every op from its call until the device has done it,
 /// every op within an op, and every gap between two ops, in which the host works and Burn's own ops are queued. As
 /// nothing overlaps in it, it is longer than a step of a run; ui.perfetto.dev and chrome://tracing draw it.
+///
+/// Started as several processes (docs/scaling.md), the batch is that of each of them, and tokens/s are those of all. A second table
+/// compares them with the same steps of one rank without the others, and shows what the ranks exchange in a step:
+/// bytes that each sends, and the time of that alone. Of this, what the steps of all are not longer than those of one is
+/// hidden.
 ///
 /// Nothing is fetched: without the preset's teacher on this machine, random weights of Phi-1.5's shapes are
 /// written in Hugging Face's layout and read back.
@@ -130,6 +139,14 @@ impl BenchArgs {
     /// Those of [`Bench::execute`], and that the configuration is wrong.
     pub(crate) fn run(self) -> anyhow::Result<String> {
         let backend = self.shared.backend()?;
+        let world = World::open(backend)?;
+        let done = self.run_in(backend, &world);
+        end(world, done)
+    }
+
+    /// The tables or the JSON; nothing on ranks other than 0.
+    fn run_in(self, backend: Backend, world: &World) -> anyhow::Result<String> {
+        let gpu = world.gpu(backend)?;
         let mut set = self.set;
         let precision = self.precision.iter();
         set.extend(precision.map(|name| format!("precision={name}")));
@@ -161,18 +178,25 @@ impl BenchArgs {
             json: self.json,
             profile: self.profile,
         };
-        let done = backend.dispatch(OnBackend(bench)).map_err(TrainError::from);
+        let work = OnBackend { bench, world };
+        let done = backend.dispatch_on(gpu, work).map_err(TrainError::from);
         done.and_then(|text| text).map_err(with_advice)
     }
 }
 
-struct OnBackend(Bench);
+struct OnBackend<'a> {
+    bench: Bench,
+    world: &'a World,
+}
 
-impl Work for OnBackend {
+impl Work for OnBackend<'_> {
     type Output = Result<String, TrainError>;
 
     fn run<B: KernelBackend>(self, device: B::Device) -> Self::Output {
-        self.0.execute::<B>(&device)
+        let ranks = self.world.join::<B>(&device)?;
+        let is_first = ranks.is_first();
+        let text = self.bench.execute_among::<B>(&device, ranks)?;
+        Ok(if is_first { text } else { String::new() })
     }
 }
 

@@ -24,6 +24,7 @@ use kernels::runtime::{Backend, BackendError, Work};
 use train::TrainError;
 use train::config::{Config, PRESETS, Source};
 use train::logging::{listen, say};
+use train::parallel::World;
 use train::run::{CONFIG, Outcome, Run, RunOptions, SUMMARY};
 
 use ablate::AblateArgs;
@@ -72,9 +73,13 @@ Examples:
 
   Which attention heads recall what was read, and the configuration of a hybrid that keeps them:
       train heads --preset smollm2-135m
+
   The teacher's predictions ahead of a run, which then needs no teacher in memory in its last stage:
       train cache-teacher --out runs/tiny-teacher
       train --set stage3.teacher_cache=runs/tiny-teacher
+
+  On several GPUs, one process each (also by mpirun and srun: docs/scaling.md):
+      torchrun --no-python --standalone --nproc-per-node 8 train --preset phi-1.5
 
   To tokenise the text of a run ahead, on machines without a GPU:
       train prepare --preset phi-1.5 --set data.train=/text/c4";
@@ -198,7 +203,11 @@ impl Cli {
         listen();
         match self.command {
             Some(Command::Ablate(args)) => args.run(),
-            Some(Command::Bench(args)) => print(format_args!("{}", args.run()?)),
+            Some(Command::Bench(args)) => match args.run()? {
+                // Of a rank that leaves it to another.
+                nothing if nothing.is_empty() => Ok(ExitCode::SUCCESS),
+                text => print(format_args!("{text}")),
+            },
             Some(Command::CacheTeacher(args)) => print(format_args!("{}", args.run()?)),
             Some(Command::Prepare(args)) => print(format_args!("{}", args.run()?)),
             Some(Command::Study(args)) => args.run(),
@@ -223,6 +232,14 @@ impl SharedArgs {
 impl RunArgs {
     fn run(self) -> anyhow::Result<ExitCode> {
         let backend = self.shared.backend()?;
+        let world = World::open(backend)?;
+        let done = self.run_in(backend, &world);
+        end(world, done)
+    }
+
+    /// The run, as this process of `world` does it.
+    fn run_in(self, backend: Backend, world: &World) -> anyhow::Result<ExitCode> {
+        let gpu = world.gpu(backend)?;
         let (mut config, folder, resume) = match &self.resume {
             Some(folder) => {
                 let file = folder.join(CONFIG);
@@ -261,9 +278,11 @@ impl RunArgs {
         if resume && folder.join(SUMMARY).exists() {
             say(format_args!("{}: this run is finished", folder.display()));
         }
-        let outcome = backend.dispatch(Train(options)).map_err(TrainError::from);
+        let work = Train { options, world };
+        let outcome = backend.dispatch_on(gpu, work).map_err(TrainError::from);
         let outcome = outcome.and_then(|outcome| outcome);
         match outcome.map_err(|error| of_run(error, &folder))? {
+            Outcome::Finished(_) if !world.is_first() => Ok(ExitCode::SUCCESS),
             Outcome::Finished(summary) => {
                 let (report, student) = (folder.join("report.html"), folder.join("student"));
                 print(format_args!(
@@ -300,14 +319,39 @@ impl ConfigArgs {
     }
 }
 
-struct Train(RunOptions);
+struct Train<'a> {
+    options: RunOptions,
+    world: &'a World,
+}
 
-impl Work for Train {
+impl Work for Train<'_> {
     type Output = Result<Outcome, TrainError>;
 
     fn run<B: KernelBackend>(self, device: B::Device) -> Self::Output {
-        Run::<Autodiff<B>>::execute(self.0, &device)
+        let ranks = self.world.join::<B>(&device)?;
+        Run::<Autodiff<B>>::execute_among(self.options, &device, ranks)
     }
+}
+
+/// Ends this process' part in `world` with what it has `done`. Where that is an error, the other processes end, too.
+pub(crate) fn end<T>(world: World, done: anyhow::Result<T>) -> anyhow::Result<T> {
+    let error = match done {
+        Ok(done) => {
+            world.end();
+            return Ok(done);
+        }
+        Err(error) => error,
+    };
+    let Some(place) = world.place() else {
+        return Err(error);
+    };
+    let error = anyhow!("rank {}: {error}", place.rank);
+    if world.fails_alone() {
+        return Err(error);
+    }
+    // What ends the others ends this process, too.
+    say(format_args!("error: {error}"));
+    world.fail()
 }
 
 /// Prints the result. A reader that has closed the pipe is no failure: the result is in files, too.

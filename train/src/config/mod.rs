@@ -66,6 +66,8 @@ pub struct Config {
     pub safety: Safety,
     /// What is noticed about the loss, and what is done about it.
     pub guard: Guard,
+    /// How several processes share the work.
+    pub parallel: Parallel,
     /// How perplexity is measured.
     pub evaluation: Evaluation,
 }
@@ -238,6 +240,15 @@ pub enum GuardAction {
     Skip,
     /// The run goes back to the last checkpoint of the stage that was due, and on with the text after the spike.
     RollBack,
+}
+
+/// `[parallel]`: nothing of it changes anything in a run of one process, nor what is trained but for the order of sums.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Parallel {
+    /// Whether each rank keeps the moments of its share of the parameters alone, and updates that (ZeRO-1).
+    pub shard_moments: bool,
+    /// MiB of gradients or parameters, in f32, that are exchanged at once; a larger parameter is exchanged alone.
+    pub bucket_mib: usize,
 }
 
 /// `[evaluation]`

@@ -12,7 +12,7 @@ use crate::schedule::Schedule;
 use crate::stages::Kind;
 
 /// The keys outside of stages whose value is one of a few words.
-const CHOICES: [(&str, &[&str]); 7] = [
+const CHOICES: [(&str, &[&str]); 8] = [
     ("precision", &["f32", "bf16"]),
     ("student.kind", StudentMixer::NAMES),
     ("student.init", Initialisation::NAMES),

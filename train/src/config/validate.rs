@@ -6,7 +6,7 @@ use datasets::probes::Probe;
 use model::Part;
 
 use super::layers::section_names;
-use super::{Config, GuardAction, StageConfig, TextSource};
+use super::{Config, GuardAction, Packing, StageConfig, TextSource};
 use crate::limits::{OutOfRange, at_least, not_negative, positive, require};
 
 /// The most bytes of a stage's name. The names of its checkpoints are longer, and file systems allow 255.
@@ -121,6 +121,7 @@ pub(super) fn validate(config: &Config) -> Result<(), OutOfRange> {
         "1 or more, or 0 for none",
     )?;
     at_least(1, "guard.window", config.guard.window)?;
+    at_least(1, "parallel.bucket_mib", config.parallel.bucket_mib)?;
     at_least(2, "evaluation.context", config.evaluation.context)?;
     at_least(1, "evaluation.batch", config.evaluation.batch)
 }
@@ -224,6 +225,12 @@ fn validate_stage(config: &Config, stage: &StageConfig) -> Result<(), OutOfRange
         "teacher_cache",
         quoted(cache),
         "none with guard.action = \"roll_back\", which goes on with text that is not in it",
+    )?;
+    require(
+        cache.is_empty() || config.data.packing == Packing::Concatenate,
+        "teacher_cache",
+        quoted(cache),
+        "none with data.packing = \"documents\": predictions are written for rows that are one text",
     )?;
     stage.kind.validate()
 }

@@ -17,7 +17,8 @@ use crate::retry::{retry, sleep};
 #[derive(Debug)]
 pub struct MetricsLog {
     path: PathBuf,
-    file: File,
+    /// `None`: another process writes the log.
+    file: Option<File>,
     /// Of all that was recorded.
     bytes: u64,
     digest: Sha256,
@@ -57,6 +58,16 @@ pub enum MetricsError {
 }
 
 impl MetricsLog {
+    /// That of a process whose records another one writes: none is kept.
+    pub fn nowhere() -> Self {
+        Self {
+            path: PathBuf::new(),
+            file: None,
+            bytes: 0,
+            digest: Sha256::new(),
+        }
+    }
+
     /// Starts an empty log at `path`.
     ///
     /// # Errors
@@ -65,7 +76,7 @@ impl MetricsLog {
         let file = File::create(path).map_err(io_error(path))?;
         Ok(Self {
             path: path.to_owned(),
-            file,
+            file: Some(file),
             bytes: 0,
             digest: Sha256::new(),
         })
@@ -119,7 +130,7 @@ impl MetricsLog {
             .map_err(io_error(path))?;
         let log = Self {
             path: path.to_owned(),
-            file,
+            file: Some(file),
             bytes: kept.len() as u64,
             digest: Sha256::new_with_prefix(&kept),
         };
@@ -131,13 +142,16 @@ impl MetricsLog {
     /// # Errors
     /// [`MetricsError::Io`].
     pub fn record(&mut self, record: &Record) -> Result<(), MetricsError> {
+        let (Some(file), bytes) = (&mut self.file, self.bytes) else {
+            return Ok(());
+        };
         let mut line =
             serde_json::to_string(record).map_err(|source| io_error(&self.path)(source.into()))?;
         line.push('\n');
         retry(sleep, || {
-            self.file.write_all(line.as_bytes()).inspect_err(|_| {
+            file.write_all(line.as_bytes()).inspect_err(|_| {
                 // Else the line would follow the part of it that was written.
-                let _ = self.cut();
+                let _ = cut(file, bytes);
             })
         })
         .map_err(io_error(&self.path))?;
@@ -146,21 +160,13 @@ impl MetricsLog {
         Ok(())
     }
 
-    /// Removes what was written of a line that is not whole.
-    fn cut(&mut self) -> io::Result<()> {
-        if self.file.metadata()?.len() > self.bytes {
-            self.file.set_len(self.bytes)?;
-            self.file.seek(SeekFrom::Start(self.bytes))?;
-        }
-        Ok(())
-    }
-
     /// Brings all that was recorded to the disk, where a loss of power does not take it.
     ///
     /// # Errors
     /// [`MetricsError::Io`].
     pub fn sync(&self) -> Result<(), MetricsError> {
-        self.file.sync_data().map_err(io_error(&self.path))
+        let synced = self.file.as_ref().map_or(Ok(()), File::sync_data);
+        synced.map_err(io_error(&self.path))
     }
 
     /// That of all that was recorded.
@@ -176,6 +182,9 @@ impl MetricsLog {
     /// # Errors
     /// [`MetricsError::Io`].
     pub fn is_intact(&self) -> Result<bool, MetricsError> {
+        if self.file.is_none() {
+            return Ok(true);
+        }
         Ok(LogMark::of(&bytes(&self.path)?) == self.mark())
     }
 }
@@ -187,6 +196,15 @@ impl LogMark {
             sha256: format!("{:x}", Sha256::digest(bytes)),
         }
     }
+}
+
+/// Removes what was written to `file` after its first `bytes`, of a line that is not whole.
+fn cut(file: &mut File, bytes: u64) -> io::Result<()> {
+    if file.metadata()?.len() > bytes {
+        file.set_len(bytes)?;
+        file.seek(SeekFrom::Start(bytes))?;
+    }
+    Ok(())
 }
 
 /// The records of the log at `path`; none if there is no such file.

@@ -40,6 +40,8 @@ pub enum Watch {
     Plain(Plain),
     /// Burn's terminal dashboard, when asked for and stdout is a terminal.
     Dashboard(Box<Dashboard>),
+    /// Nothing: another process shows the run.
+    Silent,
 }
 
 /// A progress bar for the stage that runs.
@@ -99,6 +101,7 @@ impl Watch {
             Self::Bar(view) => view.begin(stage, done),
             Self::Plain(view) => view.begin(stage, done),
             Self::Dashboard(view) => view.begin(stage, done),
+            Self::Silent => {}
         }
     }
 
@@ -114,6 +117,7 @@ impl Watch {
             Self::Bar(view) => view.step(metrics),
             Self::Plain(view) => view.step(metrics),
             Self::Dashboard(view) => view.step(metrics, skipped),
+            Self::Silent => {}
         }
     }
 
@@ -148,6 +152,7 @@ impl Watch {
             Self::Bar(view) => view.bar.suspend(|| say(text)),
             Self::Plain(_) => say(text),
             Self::Dashboard(view) => view.note(text),
+            Self::Silent => {}
         }
     }
 
@@ -170,7 +175,7 @@ impl Watch {
     /// Whether the user has asked, in the dashboard, that the run stop after this step.
     pub fn stop_requested(&self) -> bool {
         match self {
-            Self::Bar(_) | Self::Plain(_) => false,
+            Self::Bar(_) | Self::Plain(_) | Self::Silent => false,
             Self::Dashboard(view) => view.stop_requested(),
         }
     }

@@ -15,7 +15,7 @@ use model::Phi;
 use super::predictions::{key_of, rows_of, texts};
 use super::text::text;
 use super::{COMPILING, inputs, sources, teacher_of_stages};
-use crate::config::{Config, StageConfig};
+use crate::config::{Config, Packing, StageConfig};
 use crate::error::TrainError;
 use crate::evaluate::{ids, perplexity};
 use crate::logging::say;
@@ -214,6 +214,11 @@ impl CacheTeacher {
         }
         if let Some(name) = &self.stage {
             self.config.require_stage(name)?;
+        }
+        if self.config.data.packing == Packing::Documents {
+            return Err(TrainError::Mismatch(
+                "predictions are written for rows that are one text: set data.packing = \"concatenate\"".into(),
+            ));
         }
         match chosen[..] {
             [number] if can(&stages[number]) => Ok(number),

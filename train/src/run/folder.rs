@@ -90,6 +90,26 @@ impl Held {
         Ok(held)
     }
 
+    /// The folder that rank 0 has taken, for another rank.
+    ///
+    /// # Errors
+    /// [`TrainError::Ranks`] if this rank does not see it.
+    pub(super) fn taken_by_first(path: &Path) -> Result<Self, TrainError> {
+        let held = Self {
+            path: path.to_owned(),
+            folder: File::open(path).ok(),
+            is_new: false,
+        };
+        if held.is_there() {
+            return Ok(held);
+        }
+        Err(TrainError::Ranks(format!(
+            "{}: this rank does not see the folder of the run, which rank 0 has made; it must be on a file system that \
+             all ranks have, by --out",
+            path.display()
+        )))
+    }
+
     /// That the folder is still where it was: what is written under its name would otherwise become another
     /// folder, which is no run.
     ///

@@ -38,8 +38,9 @@ use std::time::Instant;
 use burn::module::AutodiffModule;
 use datasets::{Batches, TokenWindows, Tokenizer};
 use indicatif::BinaryBytes;
-use kernels::TrainBackend;
+use kernels::runtime::collective::Place;
 use kernels::runtime::{check, synchronise};
+use kernels::{KernelBackend, TrainBackend};
 use model::{ModelConfig, Phi, PhiMamba};
 
 use self::folder::{Held, finished, is_run};
@@ -50,17 +51,18 @@ use self::teacher_files::TeacherFiles;
 use self::text::{StageText, first_batch};
 use self::writer::Writer;
 use crate::checkpoint::{Checkpoints, Progress, Snapshot};
-use crate::config::{GuardAction, Packing, StageConfig};
+use crate::config::{Config, GuardAction, Packing, StageConfig};
 use crate::error::TrainError;
 use crate::evaluate::perplexity;
 use crate::guard::Guard;
 use crate::metrics::{Evaluation, MetricsLog, Mirrors, Record, Watch};
 use crate::optimizer::AdamW;
+use crate::parallel::{self, FlatOrder, Ranks, Sharing};
 use crate::provenance::Provenance;
 use crate::retry::{retry, sleep};
 use crate::stages::{StageStep, train_parts};
 use crate::step::TrainStep;
-use crate::summary::StageSummary;
+use crate::summary::{StageSummary, Summary};
 use crate::teacher_cache::TeacherCache;
 
 /// The file of the run folder that says what the run does; the first to be written.
@@ -82,6 +84,12 @@ const MEMORY_SHOWN: [usize; 3] = [10, 100, 1000];
 /// A run in progress: `B` trains, its inner backend holds the teacher.
 pub struct Run<B: TrainBackend> {
     options: RunOptions,
+    /// Those that share the run; `options.stop` then never asks to stop, and `asked` does.
+    ranks: Ranks<B::InnerBackend>,
+    /// Whether this process is asked to stop, where ranks share the run.
+    asked: StopRequest,
+    /// Whether a rank was asked to stop at a step that has been read.
+    stops: bool,
     device: B::Device,
     tokenizer: Arc<Tokenizer>,
     teacher_files: TeacherFiles,
@@ -140,32 +148,57 @@ impl<B: TrainBackend> Run<B> {
     ///
     /// # Errors
     /// [`TrainError`]; what the run wrote before stays, and it can be resumed.
-    pub fn execute(mut options: RunOptions, device: &B::Device) -> Result<Outcome, TrainError> {
-        let folder = options.folder.clone();
+    pub fn execute(options: RunOptions, device: &B::Device) -> Result<Outcome, TrainError> {
+        Self::execute_among(options, device, Ranks::alone())
+    }
+
+    /// [`execute`](Self::execute) by several `ranks`, which all call this. Configuration and folder are rank 0's; a
+    /// request to any of them stops all after the same step. All return the same.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute); [`TrainError::Ranks`] if another rank has failed, if the ranks do not have the same
+    /// teacher, text and program, or if their number does not divide the passes of a step.
+    pub fn execute_among(
+        mut options: RunOptions,
+        device: &B::Device,
+        ranks: Ranks<B::InnerBackend>,
+    ) -> Result<Outcome, TrainError> {
+        let asked = if ranks.is_alone() {
+            StopRequest::default()
+        } else {
+            options.dashboard = false;
+            std::mem::take(&mut options.stop)
+        };
+        let told = || {
+            Ok((
+                options.folder.clone(),
+                options.resume,
+                options.accept_changes,
+            ))
+        };
+        (options.folder, options.resume, options.accept_changes) =
+            ranks.from_first(device, told)?;
         options.config.validate()?;
         options.config = options.config.with_absolute_paths();
-        let exists = || !options.resume && is_run(&folder);
-        if exists() {
-            return Err(TrainError::Exists(folder));
+        for stage in &options.config.stages {
+            parallel::indivisible(stage, ranks.place().world)?;
         }
-        // A finished run may lie where nothing can be written.
-        if options.resume
-            && let Some(summary) = finished(&folder)?
-        {
+        let taken = ranks.after_first(device, || take(&options))?;
+        let finished = ranks.from_first(device, || match &taken {
+            Some(Taken::Finished(summary)) => Ok(Some(Summary::clone(summary))),
+            _ => Ok(None),
+        })?;
+        if let Some(summary) = finished {
             return Ok(Outcome::Finished(summary));
         }
-        let held = Arc::new(Held::take(&folder)?);
-        // Another process may have begun one, or ended it, before the folder was taken.
-        if exists() {
-            return Err(TrainError::Exists(folder));
-        }
-        if options.resume
-            && let Some(summary) = finished(&folder)?
-        {
-            return Ok(Outcome::Finished(summary));
-        }
-        let settled = sources::settle(&mut options.config);
-        let opened = match settled.and_then(|()| Self::open(options, &held, device)) {
+        let held = match taken {
+            Some(Taken::Held(held)) => held,
+            _ => Held::taken_by_first(&options.folder)?,
+        };
+        let held = Arc::new(held);
+        let settled = settle_on_first(&mut options.config, device, &ranks);
+        let open = |()| Self::open(options, &held, device, (ranks.clone(), asked));
+        let opened = match settled.and_then(open) {
             Ok(opened) => opened,
             Err(error) => {
                 held.give_up();
@@ -188,7 +221,8 @@ impl<B: TrainBackend> Run<B> {
                 }
             }
         }
-        run.close(&student).map(Outcome::Finished)
+        let closed = ranks.from_first(device, || run.close(&student));
+        closed.map(Outcome::Finished)
     }
 
     /// Stage `number` of the list, from 0: the steps that are left of it, its last checkpoint and its
@@ -208,7 +242,7 @@ impl<B: TrainBackend> Run<B> {
             self.progress.measured_step = 0;
             self.progress.loss = None;
             self.progress.guard = Guard::default();
-            self.optimizer = AdamW::new(&config.optimizer);
+            self.optimizer = self.new_optimizer();
         }
         let steps = config.steps(stage);
         let texts: Vec<_> = (self.train.iter())
@@ -243,7 +277,15 @@ impl<B: TrainBackend> Run<B> {
             }
             _ => TrainStep::<B>::without_teacher(stage, &student, precision, device),
         };
-        let train_step = train_step.with_seed(config.seed);
+        let mut train_step = train_step.with_seed(config.seed);
+        if !self.ranks.is_alone() {
+            train_step = train_step.among(Sharing {
+                ranks: self.ranks.clone(),
+                order: FlatOrder::of(&student, self.student_config.layout()),
+                config: config.parallel.clone(),
+                stop: self.asked.clone(),
+            });
+        }
         // What the steps of the stage before had reserved for tensors of their sizes.
         B::memory_cleanup(device);
         let mut pending = PendingMetrics::new();
@@ -266,11 +308,13 @@ impl<B: TrainBackend> Run<B> {
             if self.is_measured_now() {
                 self.measure_within(stage, &student, &mut pending)?;
             }
-            if stop_requested(&self.options, &self.watch) {
+            if self.stops || stop_requested(&self.options, &self.watch) {
                 self.read(stage, &mut pending)?;
                 self.checkpoint(&student)?;
                 self.writer.wait()?;
                 say_stopped(&self.options, &mut self.watch);
+                // A launcher may end all when the first of them does.
+                self.ranks.barrier(&self.device);
                 return Ok(End::Stopped);
             }
             let waits = Instant::now();
@@ -279,7 +323,7 @@ impl<B: TrainBackend> Run<B> {
                 continue;
             };
             let data_wait = waits.elapsed().as_secs_f64();
-            if self.progress.step == 0 {
+            if self.progress.step == 0 && self.ranks.is_first() {
                 let floor = match &predictions {
                     Some(predictions) => train_step.floor_from_cache(predictions),
                     None => train_step.floor(&batch).into_data().iter::<f64>().next(),
@@ -400,6 +444,10 @@ impl<B: TrainBackend> Run<B> {
         self.log.sync()?;
         self.progress.log = Some(self.log.mark());
         self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
+        if !self.ranks.is_first() && self.optimizer.place.is_none() {
+            // Rank 0 has all of it.
+            return Ok(());
+        }
         self.writer.write(Snapshot::take(
             &self.progress,
             &self.made_from,
@@ -417,14 +465,18 @@ impl<B: TrainBackend> Run<B> {
         student: &PhiMamba<B>,
     ) -> Result<bool, TrainError> {
         let config = &self.options.config;
-        let measured = perplexity(
-            &student.valid().cast(config.precision.dtype()),
-            &self.held_out,
-            &config.evaluation,
-            &self.device,
-            || stop_requested(&self.options, &self.watch),
-        )?;
-        let Some(student_perplexity) = measured else {
+        let measured = self.ranks.from_first(&self.device, || {
+            let measured = perplexity(
+                &student.valid().cast(config.precision.dtype()),
+                &self.held_out,
+                &config.evaluation,
+                &self.device,
+                || stop_requested(&self.options, &self.watch),
+            )?;
+            // JSON has no number for what is not finite.
+            Ok(measured.map(f64::to_bits))
+        })?;
+        let Some(student_perplexity) = measured.map(f64::from_bits) else {
             return Ok(false);
         };
         if !student_perplexity.is_finite() {
@@ -472,9 +524,78 @@ impl<B: TrainBackend> Run<B> {
         self.progress.log = Some(self.log.mark());
         self.writer.wait()?;
         self.held.check()?;
-        retry(sleep, || self.checkpoints.amend(&self.progress, None))?;
+        if self.ranks.is_first() {
+            retry(sleep, || self.checkpoints.amend(&self.progress, None))?;
+        }
         Ok(true)
     }
+
+    /// An optimizer that remembers nothing.
+    fn new_optimizer(&self) -> AdamW<B::InnerBackend> {
+        let config = &self.options.config;
+        AdamW::new(&config.optimizer).sharing(sharing_place(config, &self.ranks))
+    }
+}
+
+/// Which of the ranks this is, if they share the moments.
+fn sharing_place<B: KernelBackend>(config: &Config, ranks: &Ranks<B>) -> Option<Place> {
+    let shares = config.parallel.shard_moments && !ranks.is_alone();
+    shares.then(|| ranks.place())
+}
+
+/// What the folder of a run has, for the process that is to write it.
+enum Taken {
+    /// It is free, and kept from other processes.
+    Held(Held),
+    /// Its run is finished.
+    Finished(Box<Summary>),
+}
+
+/// Takes the folder of the run, if there is something to do.
+fn take(options: &RunOptions) -> Result<Taken, TrainError> {
+    let folder = &options.folder;
+    let exists = || !options.resume && is_run(folder);
+    if exists() {
+        return Err(TrainError::Exists(folder.clone()));
+    }
+    // A finished run may lie where nothing can be written.
+    if options.resume
+        && let Some(summary) = finished(folder)?
+    {
+        return Ok(Taken::Finished(Box::new(summary)));
+    }
+    let held = Held::take(folder)?;
+    // Another process may have begun one, or ended it, before the folder was taken.
+    if exists() {
+        return Err(TrainError::Exists(folder.clone()));
+    }
+    if options.resume
+        && let Some(summary) = finished(folder)?
+    {
+        return Ok(Taken::Finished(Box::new(summary)));
+    }
+    Ok(Taken::Held(held))
+}
+
+/// [`sources::settle`] on rank 0, whose configuration all have then.
+fn settle_on_first<B: KernelBackend>(
+    config: &mut Config,
+    device: &B::Device,
+    ranks: &Ranks<B>,
+) -> Result<(), TrainError> {
+    ranks.after_first(device, || sources::settle(config))?;
+    if ranks.is_alone() {
+        return Ok(());
+    }
+    let text = ranks.from_first(device, || Ok(config.to_toml()?))?;
+    if !ranks.is_first() {
+        *config = toml::from_str(&text).map_err(|error| {
+            TrainError::Ranks(format!(
+                "the configuration of rank 0 cannot be read: {error}; all ranks must run the same program"
+            ))
+        })?;
+    }
+    Ok(())
 }
 
 /// Whether the run is asked to stop, by its options or in the dashboard.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use burn::module::AutodiffModule;
-use kernels::TrainBackend;
+use kernels::{KernelBackend, TrainBackend};
 use model::{CausalLm, Fit, InitError, PhiMamba};
 
 use super::folder::Held;
@@ -15,8 +15,8 @@ use super::teacher_files::TeacherFiles;
 use super::text::text;
 use super::writer::Writer;
 use super::{
-    CHECKPOINTS, COMPILING, CONFIG, METRICS, Run, RunOptions, check_layers, inputs, say_stopped,
-    stop_requested, teacher_of_stages, untrained_student,
+    CHECKPOINTS, COMPILING, CONFIG, METRICS, Run, RunOptions, StopRequest, check_layers, inputs,
+    say_stopped, sharing_place, stop_requested, teacher_of_stages, untrained_student,
 };
 use crate::checkpoint::{self, Checkpoints, Found, Loaded, Progress};
 use crate::config::{Config, GuardAction};
@@ -26,6 +26,7 @@ use crate::evaluate::perplexity;
 use crate::guard::Guard;
 use crate::metrics::{Evaluation, MetricsLog, Mirrors, Note, Record, StagePlan, Watch};
 use crate::optimizer::AdamW;
+use crate::parallel::Ranks;
 use crate::provenance::Provenance;
 use crate::recorded::recorded as recorded_losses;
 
@@ -35,6 +36,7 @@ impl<B: TrainBackend> Run<B> {
         options: RunOptions,
         held: &Arc<Held>,
         device: &B::Device,
+        (ranks, asked): (Ranks<B::InnerBackend>, StopRequest),
     ) -> Result<Option<(Self, PhiMamba<B>)>, TrainError> {
         let started = Instant::now();
         let (config, folder) = (&options.config, &options.folder);
@@ -46,6 +48,14 @@ impl<B: TrainBackend> Run<B> {
                 resumed: options.resume.then(|| folder.join(CONFIG)),
             });
         }
+        let optimizer = &config.optimizer;
+        if !ranks.is_alone() && (optimizer.clip_part > 0.0 || optimizer.clip_layer > 0.0) {
+            return Err(TrainError::Ranks(
+                "gradients are clipped by part and by layer where one process trains; with several set \
+                 optimizer.clip_part = 0 and optimizer.clip_layer = 0"
+                    .into(),
+            ));
+        }
         let stages = config.stages.iter();
         let names: Vec<_> = stages.map(|stage| stage.name.clone()).collect();
         let keep = config.checkpoint.keep;
@@ -53,8 +63,10 @@ impl<B: TrainBackend> Run<B> {
         if config.guard.action == GuardAction::RollBack {
             checkpoints = checkpoints.with_due(config.checkpoint.every);
         }
-        checkpoints.remove_partial()?;
-        let newest = checkpoints.newest()?;
+        let newest = ranks.from_first(device, || {
+            checkpoints.remove_partial()?;
+            checkpoints.newest()
+        })?;
         if let Some(found) = &newest
             && found.inputs.is_none()
             && !options.accept_changes
@@ -67,7 +79,9 @@ impl<B: TrainBackend> Run<B> {
         let before = newest.as_ref().map(checkpoint::inputs).transpose()?;
         let before = before.flatten();
 
-        let teacher_folder = inputs::teacher_folder(&config.teacher.model, before.as_ref())?;
+        let teacher_folder = ranks.first_then_others(device, || {
+            inputs::teacher_folder(&config.teacher.model, before.as_ref())
+        })?;
         let stamps = inputs::stamps(&teacher_folder)?;
         let teacher_config = model::load_config(&teacher_folder).map_err(TrainError::Teacher)?;
         // The checkpoint at a stage's end counts as one of that stage, which then loads the teacher for nothing.
@@ -123,7 +137,8 @@ impl<B: TrainBackend> Run<B> {
         if let Some(changed) = inputs::changed(&stamps, &inputs::stamps(&teacher_folder)?) {
             return Err(TrainError::ChangedWhileRead(changed));
         }
-        let mut optimizer = AdamW::new(&config.optimizer);
+        let optimizer = AdamW::new(&config.optimizer);
+        let mut optimizer = optimizer.sharing(sharing_place(config, &ranks));
         let loaded = match &newest {
             Some(found) => {
                 let loaded =
@@ -135,7 +150,7 @@ impl<B: TrainBackend> Run<B> {
             None => None,
         };
         // Last, since it may take hours: what can be refused without it has been.
-        let text = text(config, &tokenizer)?;
+        let text = ranks.first_then_others(device, || text(config, &tokenizer))?;
         made_from.held_out = Some(text.held_out_is.clone());
         let texts = text.train.iter().map(|text| text.is.clone());
         made_from.texts = names.iter().cloned().zip(texts).collect();
@@ -145,6 +160,7 @@ impl<B: TrainBackend> Run<B> {
         made_from.caches = identities
             .filter_map(|(name, cache)| Some((name.clone(), cache.as_ref()?.identity())))
             .collect();
+        agree(&ranks, device, &made_from)?;
         held.check()?;
 
         let metrics = folder.join(METRICS);
@@ -154,7 +170,14 @@ impl<B: TrainBackend> Run<B> {
             steps: config.steps(stage),
             tokens_per_step: config.tokens_per_step(stage),
         });
-        let mut watch = Watch::new(plan.collect(), config.log.every, options.dashboard);
+        let mut watch = if ranks.is_first() {
+            Watch::new(plan.collect(), config.log.every, options.dashboard)
+        } else {
+            Watch::Silent
+        };
+        if let Some(name) = ranks.name() {
+            watch.note(&format!("{} ranks, by {name}", ranks.place().world));
+        }
         if text.skipped_lines > 0 {
             watch.note(&format!(
                 "{} lines of the text hold no document and were left out, of the {} that data.skip_bad_lines allows \
@@ -173,9 +196,15 @@ impl<B: TrainBackend> Run<B> {
         ));
         let stop = |watch: &Watch| stop_requested(&options, watch);
         let measure = |model: CausalLm<_>, watch: &Watch| {
-            let model = model.cast(dtype);
-            let stop = || stop(watch);
-            perplexity(&model, &text.held_out, &config.evaluation, device, stop)
+            let measured = ranks.from_first(device, || {
+                let model = model.cast(dtype);
+                let stop = || stop(watch);
+                let measured =
+                    perplexity(&model, &text.held_out, &config.evaluation, device, stop)?;
+                // JSON has no number for what is not finite.
+                Ok(measured.map(f64::to_bits))
+            });
+            Ok::<_, TrainError>(measured?.map(f64::from_bits))
         };
         let measure_teacher = |watch: &Watch| {
             let Some(teacher) = &teacher else {
@@ -233,8 +262,11 @@ impl<B: TrainBackend> Run<B> {
             );
             let (position, evaluated) = (progress.position(), progress.evaluated());
             let mark = progress.log.as_ref();
-            let (mut log, damage) =
-                MetricsLog::resume(&metrics, mark, &position, evaluated, &names)?;
+            let (mut log, damage) = if ranks.is_first() {
+                MetricsLog::resume(&metrics, mark, &position, evaluated, &names)?
+            } else {
+                (MetricsLog::nowhere(), None)
+            };
             said.extend(damage);
             for text in &said {
                 watch.note(text);
@@ -249,10 +281,14 @@ impl<B: TrainBackend> Run<B> {
             if !said.is_empty() {
                 log.sync()?;
                 progress.log = Some(log.mark());
-                checkpoints.amend(&progress, Some(&made_from))?;
             }
-            // Last, or a process that dies here would leave nothing to say about them.
-            checkpoints.set_aside(&newest.damaged)?;
+            ranks.after_first(device, || {
+                if !said.is_empty() {
+                    checkpoints.amend(&progress, Some(&made_from))?;
+                }
+                // Last, or a process that dies here would leave nothing to say about them.
+                checkpoints.set_aside(&newest.damaged)
+            })?;
             (student, progress, log)
         } else {
             if options.resume {
@@ -271,10 +307,14 @@ impl<B: TrainBackend> Run<B> {
             let teacher_perplexity = measure_teacher(&watch)?;
             // From here on it is a run, which can be resumed. What has failed before leaves nothing behind.
             held.check()?;
-            if !options.resume {
-                config.write(&folder.join(CONFIG))?;
-            }
-            let mut log = MetricsLog::create(&metrics)?;
+            let mut log = if ranks.is_first() {
+                if !options.resume {
+                    config.write(&folder.join(CONFIG))?;
+                }
+                MetricsLog::create(&metrics)?
+            } else {
+                MetricsLog::nowhere()
+            };
             let Some(teacher_perplexity) = teacher_perplexity else {
                 say_stopped(&options, &mut watch);
                 return Ok(None);
@@ -303,6 +343,7 @@ impl<B: TrainBackend> Run<B> {
                 return Ok(None);
             }
             let (student, fits) = made?;
+            let student = ranks.student_of_first(student, student_config.layout());
             let Some(untrained) = measure(student.valid(), &watch)? else {
                 say_stopped(&options, &mut watch);
                 return Ok(None);
@@ -378,15 +419,42 @@ impl<B: TrainBackend> Run<B> {
             progress,
             checkpoints,
             log,
-            mirrors: Mirrors::open(&options.config.log, &options.folder, &metrics),
+            mirrors: if ranks.is_first() {
+                Mirrors::open(&options.config.log, &options.folder, &metrics)
+            } else {
+                Mirrors::default()
+            },
             watch,
             beginning: None,
             recorded,
             started,
+            ranks,
+            asked,
+            stops: false,
             options,
         };
         Ok(Some((run, student)))
     }
+}
+
+/// That what decides on the result is the same on all ranks.
+fn agree<B: KernelBackend>(
+    ranks: &Ranks<B>,
+    device: &B::Device,
+    made_from: &Provenance,
+) -> Result<(), TrainError> {
+    let texts = made_from.texts.values().chain(&made_from.held_out);
+    let texts: Vec<_> = texts.map(|text| text.sha256.as_str()).collect();
+    let teacher = format!("{:?}", made_from.teacher);
+    ranks.agree(
+        device,
+        "the version of this program",
+        env!("CARGO_PKG_VERSION"),
+    )?;
+    ranks.agree(device, "the backend", &made_from.backend)?;
+    ranks.agree(device, "the teacher", &teacher)?;
+    ranks.agree(device, "the tokenizer", &made_from.tokenizer)?;
+    ranks.agree(device, "the tokenised text", &texts.join(" "))
 }
 
 /// What has changed since the checkpoint of `progress`, which was made `before`, as far as it says so.

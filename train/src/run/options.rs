@@ -31,7 +31,8 @@ pub struct RunOptions {
     /// step on a CPU, and on a device with a queue `log.every` of them together.
     pub read_every: Option<usize>,
     /// Asked before each step and each batch of an evaluation whether to stop, with a checkpoint; while a step waits for
-    /// text that is fetched; and while mixers are fitted to the teacher, before each layer of each batch.
+    /// text that is fetched; and while mixers are fitted to the teacher, before each layer of each batch. Where ranks share
+    /// the run, each is asked once in each step, and all stop after the same one.
     pub stop: StopRequest,
 }
 

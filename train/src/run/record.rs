@@ -36,7 +36,13 @@ impl<B: TrainBackend> Run<B> {
         };
         for step in pending.read() {
             let (queued, seconds) = (step.queued, step.seconds);
-            let ReadMeasured { loss, norm, norms } = step.measured;
+            let ReadMeasured {
+                loss,
+                norm,
+                norms,
+                stops,
+            } = step.measured;
+            self.stops |= stops;
             let is_finite = loss.is_finite() && norm.is_finite();
             let limit = self.progress.guard.limit(&guard);
             let is_spike = is_finite && limit.is_some_and(|limit| loss > limit);

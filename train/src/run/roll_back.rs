@@ -13,7 +13,6 @@ use crate::checkpoint::{self, Loaded};
 use crate::config::StageConfig;
 use crate::error::TrainError;
 use crate::metrics::{MetricsLog, Mirrors, Record};
-use crate::optimizer::AdamW;
 use crate::retry::{retry, sleep};
 
 /// How often a run goes back to one checkpoint, at most.
@@ -36,9 +35,12 @@ impl<B: TrainBackend> Run<B> {
             });
         }
         let config = &self.options.config;
-        let found = self.checkpoints.last_due(&stage.name)?;
-        self.checkpoints.set_aside(&found.damaged)?;
-        self.optimizer = AdamW::new(&config.optimizer);
+        let found = self.ranks.from_first(&self.device, || {
+            let found = self.checkpoints.last_due(&stage.name)?;
+            self.checkpoints.set_aside(&found.damaged)?;
+            Ok(found)
+        })?;
+        self.optimizer = self.new_optimizer();
         let Loaded { progress, student } = checkpoint::load::<B>(
             &found,
             config,
@@ -46,7 +48,8 @@ impl<B: TrainBackend> Run<B> {
             &mut self.optimizer,
             &self.device,
         )?;
-        self.checkpoints.remove_after(&progress.position())?;
+        let position = progress.position();
+        (self.ranks).after_first(&self.device, || self.checkpoints.remove_after(&position))?;
         let then = std::mem::replace(&mut self.progress, progress);
         let lost = then.step - self.progress.step;
         let before = self.progress.notes.len();
@@ -55,21 +58,23 @@ impl<B: TrainBackend> Run<B> {
         self.progress.passed_over = then.passed_over + (lost * stage.batch) as u64;
         self.progress.seconds = then.seconds;
 
-        let names: Vec<_> = (config.stages.iter())
-            .map(|stage| stage.name.clone())
-            .collect();
-        let metrics = self.options.folder.join(METRICS);
-        let (log, damage) = MetricsLog::resume(
-            &metrics,
-            self.progress.log.as_ref(),
-            &self.progress.position(),
-            self.progress.evaluated(),
-            &names,
-        )?;
-        self.log = log;
-        // The port of the old ones is free when they are dropped.
-        self.mirrors = Mirrors::default();
-        self.mirrors = Mirrors::open(&config.log, &self.options.folder, &metrics);
+        let mut damage = None;
+        if self.ranks.is_first() {
+            let names: Vec<_> = (config.stages.iter())
+                .map(|stage| stage.name.clone())
+                .collect();
+            let metrics = self.options.folder.join(METRICS);
+            (self.log, damage) = MetricsLog::resume(
+                &metrics,
+                self.progress.log.as_ref(),
+                &self.progress.position(),
+                self.progress.evaluated(),
+                &names,
+            )?;
+            // The port of the old ones is free when they are dropped.
+            self.mirrors = Mirrors::default();
+            self.mirrors = Mirrors::open(&config.log, &self.options.folder, &metrics);
+        }
         // What was noticed on the way is no less true.
         for note in &self.progress.notes[before..] {
             self.log.record(&Record::Note(note.clone()))?;
@@ -86,7 +91,9 @@ impl<B: TrainBackend> Run<B> {
         self.log.sync()?;
         self.progress.log = Some(self.log.mark());
         self.held.check()?;
-        retry(sleep, || self.checkpoints.amend(&self.progress, None))?;
+        if self.ranks.is_first() {
+            retry(sleep, || self.checkpoints.amend(&self.progress, None))?;
+        }
         Ok(student)
     }
 }

@@ -35,24 +35,30 @@ impl<B: TrainBackend> Run<B> {
     ) -> Result<(), TrainError> {
         // A spike that is acted on is read at its own step.
         self.read(stage, pending)?;
-        let config = &self.options.config;
         let student = student.valid();
-        let measured = perplexity(
-            &student.clone().cast(config.precision.dtype()),
-            &self.held_out,
-            &config.evaluation,
-            &self.device,
-            || stop_requested(&self.options, &self.watch),
-        )?;
+        let (ranks, device) = (self.ranks.clone(), self.device.clone());
+        let measured = ranks.from_first(&device, || {
+            let config = &self.options.config;
+            let measured = perplexity(
+                &student.clone().cast(config.precision.dtype()),
+                &self.held_out,
+                &config.evaluation,
+                &self.device,
+                || stop_requested(&self.options, &self.watch),
+            )?;
+            let tasks = match measured {
+                Some(perplexity) if perplexity.is_finite() => self.task_scores(&student)?,
+                _ => None,
+            };
+            // JSON has no number for what is not finite.
+            Ok((measured.map(f64::to_bits), tasks))
+        })?;
+        let (measured, tasks) = (measured.0.map(f64::from_bits), measured.1);
         // What the measurement had reserved for tensors of its sizes.
         B::memory_cleanup(&self.device);
         if measured.is_some_and(|perplexity| !perplexity.is_finite()) {
             return Err(self.diverged("the perplexity".to_owned()));
         }
-        let tasks = match measured {
-            Some(_) => self.task_scores(&student)?,
-            None => None,
-        };
         drop(student);
         if let (Some(student_perplexity), Some(tasks)) = (measured, tasks) {
             let evaluation = Evaluation {

@@ -206,7 +206,7 @@ impl Stage for Predictions {
             hard: self.hard_weight,
         };
         let labels = (weights.hard > 0.0).then(|| labels.reshape([b * l]));
-        let body = Body::forward(student, ids, self.recompute);
+        let body = Body::forward(student, ids.into(), self.recompute);
         let loss = |start: usize, student: Tensor<B::InnerBackend, 2>| {
             let n = student.dims()[0];
             let inputs = TopClassesInputs {

@@ -12,6 +12,7 @@ mod inputs;
 mod lists;
 mod llama;
 mod presets;
+mod ranks;
 mod recipes;
 mod results;
 mod resume;

@@ -225,7 +225,10 @@ impl<B: KernelBackend> Attention<B> {
         let (q, k, v) = self.project(u, Positions::of(&None));
         let narrowed = self.narrowed(window);
         let within = kernels::attention_within(q.clone(), k.clone(), v.clone(), narrowed);
-        [within, kernels::attention_within(q, k, v, self.config.window)]
+        [
+            within,
+            kernels::attention_within(q, k, v, self.config.window),
+        ]
     }
 
     /// The narrower of its own window and `window`.

@@ -1,0 +1,149 @@
+//! NCCL: ranks on NVIDIA GPUs, each with the memory of one.
+//!
+//! Nothing is needed for a build: [`library`] opens `libnccl` when ranks join. [`queue`] puts its operations in order
+//! with what CubeCL has queued.
+//!
+//! # Determinism
+//!
+//! NCCL adds up in the order that its algorithm and its topology give. Both are chosen when the ranks join, by the
+//! machine, the library's version, the sizes and the variables `NCCL_*`; with these the same, sums are the same to the
+//! bit. Another number of ranks is another order.
+//!
+//! # NVLink multicast
+//!
+//! NCCL may let the switch between GPUs add up (NVLS), which not every machine's driver has set up; it then fails or
+//! hangs. It is off unless `NCCL_NVLS_ENABLE` says otherwise.
+
+mod library;
+mod queue;
+
+use std::sync::Arc;
+
+use burn::tensor::backend::{Backend, DeviceId};
+use burn::tensor::{DType, Tensor};
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+
+use self::library::Nccl;
+use self::queue::{Communicator, Kind};
+use super::{Collective, CollectiveError, InFlight, JobId, Place};
+use crate::cube::{empty, inner, tensor};
+
+/// See [`JobId::new`].
+pub(super) fn new_id() -> Result<JobId, CollectiveError> {
+    library::open()?.new_id()
+}
+
+/// Joins the other ranks of the job `id`, on `device`. Waits for all of them.
+///
+/// # Errors
+/// That the library is not to be found, or what it says.
+pub(crate) fn join(device: DeviceId, place: Place, id: JobId) -> Result<Ranks, CollectiveError> {
+    let library = library::open()?;
+    let communicator = queue::join(library, device, place, id)?;
+    Ok(Ranks {
+        library,
+        device,
+        place,
+        communicator: Arc::new(communicator),
+    })
+}
+
+/// The ranks, seen from one of them.
+pub(crate) struct Ranks {
+    library: &'static Nccl,
+    device: DeviceId,
+    place: Place,
+    communicator: Arc<Communicator>,
+}
+
+impl Ranks {
+    /// Queues an operation that makes `length` elements of `x`.
+    fn queue<R, B>(&self, kind: Kind, x: Tensor<B, 1>, length: usize) -> InFlight<B>
+    where
+        R: CubeRuntime,
+        B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+    {
+        let x = into_contiguous(inner::<R, B, 1>(x));
+        assert_eq!(x.dtype, DType::F32, "a collective's tensors are f32");
+        let output = empty(&x, [length], DType::F32);
+        if length == 0 {
+            return InFlight::done(tensor(output));
+        }
+        let ticket = queue::begin(
+            self.device,
+            &self.communicator,
+            kind,
+            [x.handle.clone(), output.handle.clone()],
+        );
+        let device = self.device;
+        InFlight::queued(tensor(output), tensor(x), move || {
+            queue::finish(device, ticket);
+        })
+    }
+}
+
+impl<R, B> Collective<B> for RanksOf<R>
+where
+    R: CubeRuntime,
+    B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
+{
+    fn place(&self) -> Place {
+        self.ranks.place
+    }
+
+    fn name(&self) -> String {
+        format!("NCCL {}", self.ranks.library.version())
+    }
+
+    fn all_reduce(&self, x: Tensor<B, 1>) -> InFlight<B> {
+        let [n] = x.dims();
+        self.ranks.queue(Kind::AllReduce { count: n }, x, n)
+    }
+
+    fn reduce_scatter(&self, x: Tensor<B, 1>) -> InFlight<B> {
+        let [n] = x.dims();
+        let world = self.ranks.place.world;
+        assert!(
+            n.is_multiple_of(world),
+            "the world divides what is scattered"
+        );
+        let count = n / world;
+        self.ranks.queue(Kind::ReduceScatter { count }, x, count)
+    }
+
+    fn all_gather(&self, x: Tensor<B, 1>) -> InFlight<B> {
+        let [n] = x.dims();
+        let all = n * self.ranks.place.world;
+        self.ranks.queue(Kind::AllGather { count: n }, x, all)
+    }
+
+    fn broadcast(&self, x: Tensor<B, 1>) -> InFlight<B> {
+        let [n] = x.dims();
+        self.ranks.queue(Kind::Broadcast { count: n }, x, n)
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.ranks.communicator.failure()
+    }
+
+    fn abort(&self) {
+        self.ranks.communicator.abort();
+    }
+}
+
+/// [`Ranks`] whose tensors are of the runtime `R`, which is CUDA's.
+pub(crate) struct RanksOf<R> {
+    ranks: Ranks,
+    _runtime: std::marker::PhantomData<fn() -> R>,
+}
+
+impl<R> RanksOf<R> {
+    pub(crate) fn new(ranks: Ranks) -> Self {
+        Self {
+            ranks,
+            _runtime: std::marker::PhantomData,
+        }
+    }
+}

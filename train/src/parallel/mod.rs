@@ -1,0 +1,318 @@
+//! Data parallel: several processes, each with one device, that train one student.
+//!
+//! # What is split
+//!
+//! The passes of an optimizer step (`batch / micro_batch` of them) go to the ranks in blocks: rank `r` of `n` does the
+//! passes from `r * passes / n` on. All ranks draw the whole batch, which is a function of seed and step, so that what is
+//! read does not depend on their number. After its passes a rank has the sum of their gradients. These are packed into
+//! a few large flat buckets, each rank gets the sum of its share of every parameter (reduce-scatter), updates
+//! that share, whose moments only it has (ZeRO-1), and the ranks exchange what they have updated (all-gather). Without
+//! `parallel.shard_moments` every rank gets all sums and does the whole update.
+//!
+//! Losses and the squares of the shares' gradients are added up in the order of the ranks, by every rank for itself: all
+//! have the same bits, and what is decided by them (clipping, the guard, a step that is skipped) is decided alike without
+//! a word. So is a request to stop, which travels with the loss.
+//!
+//! # What overlaps
+//!
+//! On a device with a queue, the reduction of a bucket runs beside the packing of the next, and the exchange of a bucket
+//! beside the update of the next. No reduction runs beside a backward pass: a stage has the gradients of a block before it
+//! goes on to the blocks below, but gives them away when the pass is over.
+//!
+//! # Who does what
+//!
+//! Rank 0 decides on the configuration and the checkpoint to resume from, measures perplexities, and writes all files but
+//! the other ranks' shares of the moments. What it finds out it tells the others ([`Ranks::from_first`]), its failures too.
+
+mod flat;
+pub mod launch;
+#[cfg(feature = "mpi")]
+mod mpi;
+mod parameters;
+mod reduce;
+pub mod rendezvous;
+mod share;
+mod update;
+mod world;
+
+pub use flat::{Bucket, FlatOrder};
+pub use reduce::Sharing;
+pub(crate) use reduce::indivisible;
+pub use share::share;
+pub use world::World;
+
+use std::sync::Arc;
+
+use burn::tensor::{DType, Tensor, TensorData};
+use kernels::KernelBackend;
+use kernels::runtime::collective::{Collective, Place};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
+
+use crate::error::TrainError;
+
+/// The ranks of a run as one of them sees them; `B` is the inner backend.
+#[derive(Clone)]
+pub struct Ranks<B: KernelBackend> {
+    /// `None`: a run without others.
+    collective: Option<Arc<dyn Collective<B>>>,
+}
+
+impl<B: KernelBackend> Ranks<B> {
+    /// No others.
+    pub fn alone() -> Self {
+        Self { collective: None }
+    }
+
+    /// Those that `collective` connects.
+    pub fn new(collective: Arc<dyn Collective<B>>) -> Self {
+        Self {
+            collective: Some(collective),
+        }
+    }
+
+    /// Whether nothing connects this rank with others. A world of one rank that was launched as such is connected.
+    pub fn is_alone(&self) -> bool {
+        self.collective.is_none()
+    }
+
+    /// Which of them this is.
+    pub fn place(&self) -> Place {
+        let alone = Place { rank: 0, world: 1 };
+        let place = self.collective.as_ref().map(|all| all.place());
+        place.unwrap_or(alone)
+    }
+
+    /// Whether this is rank 0.
+    pub fn is_first(&self) -> bool {
+        self.place().rank == 0
+    }
+
+    /// What connects them, as `MPI`; `None` if nothing does.
+    pub fn name(&self) -> Option<String> {
+        self.collective.as_ref().map(|all| all.name())
+    }
+
+    /// The engine.
+    ///
+    /// # Panics
+    /// If this rank is alone.
+    pub(crate) fn collective(&self) -> &dyn Collective<B> {
+        let collective = self.collective.as_deref();
+        collective.expect("ranks that are connected")
+    }
+
+    /// What `make` returns on rank 0, on all ranks; the others do not call it.
+    ///
+    /// # Errors
+    /// That of `make`; on the others [`TrainError::Ranks`] with its words.
+    pub fn from_first<T: Serialize + DeserializeOwned>(
+        &self,
+        device: &B::Device,
+        make: impl FnOnce() -> Result<T, TrainError>,
+    ) -> Result<T, TrainError> {
+        if self.is_alone() {
+            return make();
+        }
+        let made = self.after_first(device, make)?;
+        let words = made.as_ref().map_or(Ok(vec![]), serde_json::to_vec);
+        let words = words.map_err(|error| TrainError::Ranks(error.to_string()))?;
+        let words = self.broadcast(device, words);
+        match made {
+            Some(made) => Ok(made),
+            None => serde_json::from_slice(&words).map_err(|error| {
+                TrainError::Ranks(format!(
+                    "what rank 0 says cannot be understood: {error}; all ranks must run the same program"
+                ))
+            }),
+        }
+    }
+
+    /// Does `make` on rank 0 alone, and returns on all ranks when it is done; `None` on the others.
+    ///
+    /// # Errors
+    /// As [`from_first`](Self::from_first).
+    pub fn after_first<T>(
+        &self,
+        device: &B::Device,
+        make: impl FnOnce() -> Result<T, TrainError>,
+    ) -> Result<Option<T>, TrainError> {
+        if self.is_alone() {
+            return make().map(Some);
+        }
+        let made = self.is_first().then(make);
+        let failure = match &made {
+            Some(Err(error)) => format!("!{error}"),
+            _ => String::new(),
+        };
+        let failure = self.broadcast(device, failure.into_bytes());
+        match made {
+            Some(made) => made.map(Some),
+            None if failure.is_empty() => Ok(None),
+            None => Err(TrainError::Ranks(format!(
+                "rank 0 has failed: {}",
+                String::from_utf8_lossy(&failure[1..])
+            ))),
+        }
+    }
+
+    /// Does `make` on rank 0, and then on the others: what it fetches or computes is then in a cache.
+    ///
+    /// # Errors
+    /// Those of `make`; on the others also rank 0's.
+    pub fn first_then_others<T>(
+        &self,
+        device: &B::Device,
+        make: impl Fn() -> Result<T, TrainError>,
+    ) -> Result<T, TrainError> {
+        match self.after_first(device, &make)? {
+            Some(made) => Ok(made),
+            None => make(),
+        }
+    }
+
+    /// That all ranks have the same `value`, which is called `what`.
+    ///
+    /// # Errors
+    /// [`TrainError::Ranks`] with the ranks that have another than rank 0.
+    pub fn agree(&self, device: &B::Device, what: &str, value: &str) -> Result<(), TrainError> {
+        if self.is_alone() {
+            return Ok(());
+        }
+        let own = to_numbers(&Sha256::digest(value));
+        let length = own.len();
+        let gathered = self.collective().all_gather(upload(own, device)).wait();
+        let all = download(gathered);
+        let first = &all[..length];
+        let others: Vec<_> = (all.chunks(length).enumerate())
+            .filter(|(_, other)| *other != first)
+            .map(|(rank, _)| rank.to_string())
+            .collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        Err(TrainError::Ranks(format!(
+            "{what} is not the same on all ranks: that of rank {} differs from that of rank 0; all ranks need the same \
+             files and the same program",
+            others.join(", ")
+        )))
+    }
+
+    /// Waits until all ranks are here.
+    pub fn barrier(&self, device: &B::Device) {
+        if !self.is_alone() {
+            let here = upload(vec![0.0], device);
+            download(self.collective().all_gather(here).wait());
+        }
+    }
+
+    /// The bytes of rank 0.
+    fn broadcast(&self, device: &B::Device, bytes: Vec<u8>) -> Vec<u8> {
+        let length = to_numbers(&(bytes.len() as u64).to_le_bytes());
+        let length = self.collective().broadcast(upload(length, device)).wait();
+        let mut of_length = [0; 8];
+        of_length.copy_from_slice(&to_bytes(&download(length)));
+        let length = u64::from_le_bytes(of_length) as usize;
+        if length == 0 {
+            return vec![];
+        }
+        let mut own = to_numbers(&bytes);
+        own.resize(length, 0.0);
+        let all = self.collective().broadcast(upload(own, device)).wait();
+        to_bytes(&download(all))
+    }
+}
+
+/// A number for each byte: whatever the engine does to numbers, these arrive as they are.
+fn to_numbers(bytes: &[u8]) -> Vec<f32> {
+    bytes.iter().map(|byte| f32::from(*byte)).collect()
+}
+
+fn to_bytes(numbers: &[f32]) -> Vec<u8> {
+    numbers.iter().map(|number| *number as u8).collect()
+}
+
+/// `values` on `device`, in f32.
+pub(crate) fn upload<B: KernelBackend>(values: Vec<f32>, device: &B::Device) -> Tensor<B, 1> {
+    let shape = [values.len()];
+    Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
+}
+
+fn download<B: KernelBackend>(tensor: Tensor<B, 1>) -> Vec<f32> {
+    tensor.into_data().iter::<f32>().collect()
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use std::thread;
+
+    use kernels::runtime::Flex;
+    use kernels::runtime::collective::{OnHost, Threads};
+
+    use super::*;
+
+    /// What `act` returns on each of `world` ranks.
+    fn on_each<T: Send>(world: usize, act: impl Fn(Ranks<Flex>) -> T + Sync) -> Vec<T> {
+        thread::scope(|scope| {
+            let act = &act;
+            let threads: Vec<_> = (Threads::new(world).into_iter())
+                .map(|rank| scope.spawn(move || act(Ranks::new(Arc::new(OnHost(rank))))))
+                .collect();
+            let results = threads.into_iter().map(|thread| thread.join().unwrap());
+            results.collect()
+        })
+    }
+
+    #[test]
+    fn the_first_tells_the_others() {
+        let device = Default::default();
+        let found = on_each(3, |ranks| {
+            let rank = ranks.place().rank;
+            ranks
+                .from_first(&device, || Ok((rank, "é".repeat(300))))
+                .unwrap()
+        });
+        assert!(
+            found
+                .iter()
+                .all(|(rank, text)| *rank == 0 && text.len() == 600)
+        );
+
+        let failures = on_each(2, |ranks| {
+            let failed = || -> Result<u8, _> { Err(TrainError::Ranks("no text".into())) };
+            ranks.from_first(&device, failed).unwrap_err().to_string()
+        });
+        assert_eq!(failures, ["no text", "rank 0 has failed: no text"]);
+    }
+
+    #[test]
+    fn what_differs_is_named() {
+        let device = Default::default();
+        let found = on_each(3, |ranks| {
+            let value = ["a", "a", "b"][ranks.place().rank];
+            let agreed = ranks.agree(&device, "the tokenizer", value);
+            (
+                agreed.unwrap_err().to_string(),
+                ranks.agree(&device, "all", "x").is_ok(),
+            )
+        });
+        for (refused, agreed) in found {
+            assert!(
+                refused.contains("tokenizer") && refused.contains("rank 2 "),
+                "{refused}"
+            );
+            assert!(agreed);
+        }
+    }
+
+    #[test]
+    fn alone_nothing_is_exchanged() {
+        let device = Default::default();
+        let ranks = Ranks::<Flex>::alone();
+        assert_eq!(ranks.from_first(&device, || Ok(7)).unwrap(), 7);
+        assert_eq!(ranks.place(), Place { rank: 0, world: 1 });
+        ranks.barrier(&device);
+        ranks.agree(&device, "all", "x").unwrap();
+    }
+}

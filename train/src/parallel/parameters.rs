@@ -1,0 +1,60 @@
+//! The student of rank 0 on all ranks.
+
+use std::collections::HashMap;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
+use kernels::{KernelBackend, TrainBackend};
+use model::{Layout, PhiMamba};
+
+use super::flat::of_its_own;
+use super::{Bucket, FlatOrder, Ranks};
+use crate::optimizer::Put;
+
+/// Elements that are sent at once.
+const MOST: usize = 64 << 20;
+
+impl<B: KernelBackend> Ranks<B> {
+    /// `student` with the parameters of rank 0: whatever the ranks have drawn or read, they begin alike.
+    pub(crate) fn student_of_first<A: TrainBackend<InnerBackend = B>>(
+        &self,
+        student: PhiMamba<A>,
+        layout: Layout,
+    ) -> PhiMamba<A> {
+        if self.place().world == 1 {
+            return student;
+        }
+        let mut all = All {
+            found: HashMap::new(),
+        };
+        student.visit(&mut all);
+        let mut values = HashMap::new();
+        for bucket in FlatOrder::of(&student, layout).buckets(|_| true, MOST) {
+            let own = bucket.0.iter().map(|entry| all.found[&entry.id].clone());
+            let sent = Bucket::join(own.collect());
+            let whole = bucket.split(self.collective().broadcast(sent).wait());
+            let whole = whole.into_iter().map(of_its_own);
+            values.extend(bucket.0.iter().map(|entry| entry.id).zip(whole));
+        }
+        student.map(&mut Put(values))
+    }
+}
+
+struct All<B: Backend> {
+    /// Flat.
+    found: HashMap<ParamId, Tensor<B, 1>>,
+}
+
+impl<A: TrainBackend> ModuleVisitor<A> for All<A::InnerBackend> {
+    fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<A, D>>) {
+        let value = parameter.val().inner();
+        debug_assert_eq!(
+            value.dtype(),
+            DType::F32,
+            "a student's own parameters are f32"
+        );
+        let elements = value.shape().num_elements();
+        self.found.insert(parameter.id, value.reshape([elements]));
+    }
+}
