@@ -154,6 +154,8 @@ impl Backend {
     /// # Errors
     /// Those of [`dispatch`](Self::dispatch).
     pub fn dispatch_on<W: Work>(self, number: usize, work: W) -> Result<W::Output, BackendError> {
+        #[cfg(not(feature = "cuda"))]
+        let _ = number;
         match self {
             #[cfg(feature = "cuda")]
             Self::Cuda => {
