@@ -238,6 +238,12 @@ impl<B: TrainBackend> TrainStep<B> {
     ) -> (PhiMamba<B>, Measured<B::InnerBackend>) {
         let part = |id| self.part(id);
         let rate = |id| rates.of(part(id)?);
+        let gradients = if self.kind.window_dropout() > 0.0 {
+            // No row of a rank's passes may reach a window that another rank's do.
+            sharing.completed(gradients, &self.device)
+        } else {
+            gradients
+        };
         let ids = gradients.ids().to_vec();
         let shards = sharing.config.shard_moments;
         let sums = if shards {

@@ -169,8 +169,13 @@ impl Backend {
             Self::Flex => {
                 let device = open_device::<Flex>(self, Default::default())?;
                 // On a thread of the pool that the ops share their loops out to: from any other
-                // thread, each op would put the caller to sleep and wake it up again.
-                Ok(rayon::scope(|_| work.run::<Flex>(device)))
+                // thread, each op would put the caller to sleep and wake it up again. But not on the
+                // only one: work that waits there for a thread which needs the pool waits for ever.
+                if rayon::current_num_threads() > 1 {
+                    Ok(rayon::scope(|_| work.run::<Flex>(device)))
+                } else {
+                    Ok(work.run::<Flex>(device))
+                }
             }
             #[cfg(feature = "ndarray")]
             Self::NdArray => {

@@ -251,7 +251,10 @@ impl<B: TrainBackend> Subject<'_, B> {
         let (mut student, mut timed, train_step, mut optimizer) =
             time(student, of_all, sharing.clone())?;
         if let Some(sharing) = sharing {
-            let ids: Vec<_> = optimizer.moments.keys().copied().collect();
+            // A rank has no moments of a parameter with fewer elements than there are ranks before it.
+            let own: Vec<_> = optimizer.moments.keys().copied().collect();
+            let all = sharing.of_any_rank(&own, device);
+            let ids: Vec<_> = all.iter().map(|entry| entry.id).collect();
             let seconds = exchange::<B>(&sharing, &ids, device)?;
             B::memory_cleanup(device);
             let before = student.take().expect("a student after every step");

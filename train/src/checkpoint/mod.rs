@@ -155,7 +155,7 @@ impl Checkpoints {
         })
     }
 
-    /// Removes those after `position`.
+    /// Removes those after `position`, and what is left of any that were being written. Nothing may be written meanwhile.
     ///
     /// # Errors
     /// [`TrainError::Io`].
@@ -167,7 +167,8 @@ impl Checkpoints {
         for path in after.collect::<Vec<_>>().into_iter().rev() {
             remove(path).map_err(io_error(path))?;
         }
-        Ok(())
+        // What may be left of other ranks' shares would be taken for those of the same step when it comes again.
+        self.remove_partial()
     }
 
     /// See [`save`](Self::save).

@@ -50,7 +50,7 @@ pub struct StepMetrics {
     #[serde(default)]
     pub operations_per_second: f64,
     /// The same over what a product of matrices alone reaches on this device in the run's dtype, which is measured when a
-    /// process begins; null in logs of earlier versions.
+    /// process begins, times the number of ranks; null in logs of earlier versions.
     #[serde(default)]
     pub device_share: Option<f64>,
     /// Seconds that the step has waited for its text.

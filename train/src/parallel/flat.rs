@@ -39,6 +39,11 @@ impl FlatOrder {
         Self(named.iter().map(entry).collect())
     }
 
+    /// All of them.
+    pub(super) fn entries(&self) -> &[Entry] {
+        &self.0
+    }
+
     /// Those that are `wanted`, in buckets of at most so many elements; a parameter that is larger has one to itself.
     pub fn buckets(&self, wanted: impl Fn(ParamId) -> bool, most: usize) -> Vec<Bucket> {
         let mut buckets: Vec<Bucket> = vec![];

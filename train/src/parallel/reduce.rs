@@ -8,7 +8,8 @@ use kernels::KernelBackend;
 use kernels::runtime::collective::InFlight;
 use model::Part;
 
-use super::{Bucket, FlatOrder, Ranks, upload};
+use super::flat::Entry;
+use super::{Bucket, FlatOrder, Ranks, download, upload};
 use crate::config;
 use crate::error::TrainError;
 use crate::gradients::Gradients;
@@ -60,6 +61,40 @@ impl<B: KernelBackend> Sharing<B> {
     pub(crate) fn buckets(&self, ids: &[ParamId]) -> Vec<Bucket> {
         let most = self.config.bucket_mib.saturating_mul((1 << 20) / 4);
         self.order.buckets(|id| ids.contains(&id), most)
+    }
+
+    /// The parameters that any rank has among its `ids`, in the order of exchange: the same on all ranks.
+    pub(crate) fn of_any_rank(&self, ids: &[ParamId], device: &B::Device) -> Vec<Entry> {
+        let entries = self.order.entries();
+        let own = entries
+            .iter()
+            .map(|entry| f32::from(ids.contains(&entry.id)));
+        let ranks = download(self.sum(upload(own.collect(), device)));
+        let found = entries.iter().zip(ranks);
+        let found = found.filter(|(_, ranks)| *ranks > 0.0);
+        found.map(|(entry, _)| *entry).collect()
+    }
+
+    /// `gradients`, and zeros for the parameters of which other ranks alone have one: what is exchanged must be the same
+    /// on all ranks. The host waits for the others.
+    pub(crate) fn completed(
+        &self,
+        mut gradients: Gradients<B>,
+        device: &B::Device,
+    ) -> Gradients<B> {
+        if self.ranks.place().world == 1 {
+            return gradients;
+        }
+        let entries = self.of_any_rank(gradients.ids(), device);
+        let ids: Vec<ParamId> = entries.iter().map(|entry| entry.id).collect();
+        let sums: Vec<_> = (entries.iter())
+            .map(|entry| {
+                let sum = gradients.take(entry.id);
+                let sum = sum.unwrap_or_else(|| Tensor::zeros([entry.elements], device));
+                (entry.id, sum)
+            })
+            .collect();
+        Gradients::of(&ids, sums)
     }
 
     /// Exchanges what a step exchanges of the parameters with these ids, with zeros in their place.
@@ -192,7 +227,7 @@ impl<B: KernelBackend> Sharing<B> {
 
 /// The gradients of the parameters of `bucket`, in f32.
 fn taken<B: KernelBackend>(bucket: &Bucket, gradients: &mut Gradients<B>) -> Vec<Tensor<B, 1>> {
-    let take = |entry: &super::flat::Entry| {
+    let take = |entry: &Entry| {
         let gradient = gradients.take(entry.id);
         in_f32(gradient.expect("a gradient of each parameter of a bucket"))
     };

@@ -482,7 +482,9 @@ impl<B: TrainBackend> Run<B> {
         if !student_perplexity.is_finite() {
             return Err(self.diverged("the perplexity".to_owned()));
         }
-        let Some(tasks) = self.task_scores(&student.valid())? else {
+        let student = student.valid();
+        let (ranks, device) = (self.ranks.clone(), self.device.clone());
+        let Some(tasks) = ranks.from_first(&device, || self.task_scores(&student))? else {
             return Ok(false);
         };
         let config = &self.options.config;

@@ -454,7 +454,13 @@ fn agree<B: KernelBackend>(
     ranks.agree(device, "the backend", &made_from.backend)?;
     ranks.agree(device, "the teacher", &teacher)?;
     ranks.agree(device, "the tokenizer", &made_from.tokenizer)?;
-    ranks.agree(device, "the tokenised text", &texts.join(" "))
+    ranks.agree(device, "the tokenised text", &texts.join(" "))?;
+    let caches: Vec<_> = made_from.caches.values().map(String::as_str).collect();
+    ranks.agree(
+        device,
+        "the cache of the teacher's predictions",
+        &caches.join(" "),
+    )
 }
 
 /// What has changed since the checkpoint of `progress`, which was made `before`, as far as it says so.

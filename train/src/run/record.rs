@@ -30,6 +30,8 @@ impl<B: TrainBackend> Run<B> {
         let tokens = config.tokens_per_step(stage);
         let mut has_spike = false;
         let operations = self.operations[self.progress.finished.len()];
+        // Of all devices that share the steps.
+        let rate = self.device_rate * self.ranks.place().world as f64;
         let memory_bytes = match B::memory(&self.device) {
             Some(memory) => Some(memory.reserved),
             None => memory_bytes(),
@@ -71,7 +73,7 @@ impl<B: TrainBackend> Run<B> {
                 grad_norms: norms,
                 tokens_per_second,
                 operations_per_second: operations * tokens_per_second,
-                device_share: Some(operations * tokens_per_second / self.device_rate),
+                device_share: Some(operations * tokens_per_second / rate),
                 data_wait: queued.data_wait,
                 memory_bytes,
                 skipped,

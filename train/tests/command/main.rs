@@ -151,8 +151,10 @@ fn a_run_from_its_start_to_its_result() {
 fn an_interrupt_ends_it_with_a_checkpoint() {
     let parent = folder();
     let run = parent.path().join("run");
-    // Hours of work without an interrupt.
+    // Hours of work without an interrupt, on one core: what waits for a checkpoint must not keep the only thread that
+    // its writing needs.
     let mut child = small(&run, &["stage2.tokens=1_000_000_000"])
+        .env("RAYON_NUM_THREADS", "1")
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()

@@ -161,6 +161,7 @@ fn steps(run: &Path) -> Vec<Value> {
                 "seconds",
                 "tokens_per_second",
                 "operations_per_second",
+                "device_share",
                 "data_wait",
                 "memory_bytes",
             ] {

@@ -6,7 +6,7 @@ use model::{CausalLm, Family, LlamaConfig, LlamaFamily, Mixer};
 use super::*;
 
 /// A Llama with random weights and the bundled tokenizer.
-fn teacher(folder: &Path) {
+pub(super) fn teacher(folder: &Path) {
     let default = LlamaConfig::default_of(LlamaFamily::Llama);
     let mut config = LlamaConfig {
         vocab_size: 4096,
@@ -27,7 +27,7 @@ fn teacher(folder: &Path) {
 }
 
 /// A run of the teacher in `folder`, with these overrides.
-fn config_with(folder: &Path, overrides: &[&str]) -> Config {
+pub(super) fn config_with(folder: &Path, overrides: &[&str]) -> Config {
     let model = format!("teacher.model={}", folder.display());
     let own = [
         &model,

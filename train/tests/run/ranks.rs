@@ -78,11 +78,16 @@ fn steps(run: &Path) -> Vec<(String, u64, [f64; 2])> {
 
 /// Asserts that two runs have the same steps, and in them the same numbers but for roundings.
 fn assert_close(name: &str, found: &Path, expected: &Path) {
+    assert_within(name, found, expected, [1e-6, 1e-4]);
+}
+
+/// The same, of losses and norms that differ by at most such shares of their values.
+fn assert_within(name: &str, found: &Path, expected: &Path, most: [f64; 2]) {
     let (found, expected) = (steps(found), steps(expected));
     assert_eq!(found.len(), expected.len(), "{name}");
     for (found, expected) in found.iter().zip(&expected) {
         assert_eq!((&found.0, found.1), (&expected.0, expected.1), "{name}");
-        for ((found, expected), most) in found.2.iter().zip(expected.2).zip([1e-6, 1e-4]) {
+        for ((found, expected), most) in found.2.iter().zip(expected.2).zip(most) {
             let error = (found / expected - 1.0).abs();
             assert!(
                 error <= most,
@@ -123,6 +128,71 @@ fn ranks_have_the_loss_curve_of_one() {
             assert!(student(several.path()) == student(one.path()), "{name}");
         }
     }
+}
+
+/// Of four sequences the first three steps leave the window out in those of numbers 0 and 2; 0, 1 and 3; 0 and 1. So there
+/// are ranks whose passes reach no window, beside ranks whose passes do.
+#[test]
+fn ranks_without_a_window_in_their_passes() {
+    let (teacher, one) = (folder(), folder());
+    super::llama::teacher(teacher.path());
+    let config = |overrides: &[&str]| {
+        let set = [
+            "student.kind=mamba2_window",
+            "student.window=8",
+            "student.sinks=2",
+            "student.init=copy",
+            "student.feature_map=softmax",
+            "stage3.window_dropout=0.5",
+            "stage3.tokens=384",
+            "stage3.batch=4",
+            "stage3.micro_batch=1",
+        ];
+        let set = [&set[..], overrides].concat();
+        let mut config = super::llama::config_with(teacher.path(), &set);
+        config
+            .choose_stages(&["stage3".to_owned()])
+            .expect("a stage of the preset");
+        config
+    };
+    run(config(&[]), one.path());
+    for (world, overrides) in [(2, &["parallel.shard_moments=false"][..]), (4, &[])] {
+        let several = folder();
+        run_on(world, &config(overrides), several.path());
+        let name = format!("{world} ranks");
+        assert_within(&name, several.path(), one.path(), [1e-4, 1e-2]);
+    }
+}
+
+/// Rank 0 alone measures within stages and scores tasks, here by a program that notes each of its calls.
+#[cfg(unix)]
+#[test]
+fn one_rank_measures() {
+    use std::os::unix::fs::PermissionsExt;
+
+    const SCRIPT: &str = r#"#!/bin/sh
+for argument in "$@"; do
+    if [ "$before" = --json ]; then json=$argument; fi
+    before=$argument
+done
+echo called >> "${0%/*}/calls"
+printf '{"results": {"piqa": {"acc": 0.5}}}' > "$json"
+"#;
+    let parent = folder();
+    let script = parent.path().join("infer");
+    fs::write(&script, SCRIPT).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let program = format!("evaluation.infer={}", script.display());
+    let set = ["evaluation.every=1", "evaluation.tasks=piqa", &program];
+    let run = parent.path().join("run");
+    run_on(2, &of_four_passes(&set), &run);
+    let scored = metrics(&run)
+        .into_iter()
+        .filter(|record| record["tasks"]["piqa/acc"] == 0.5);
+    // In each stage after the first of two steps, and at its end.
+    assert_eq!(scored.count(), 6);
+    let calls = fs::read_to_string(parent.path().join("calls")).unwrap();
+    assert_eq!(calls.lines().count(), 6);
 }
 
 #[test]

@@ -74,11 +74,15 @@ impl Loss {
             *slot = std::mem::take(&mut gradient[id]);
         }
         let has_others = ids.len() < student.len();
-        let others = if has_others {
+        let mut others = if has_others {
             sum(gradient, |e| e)
         } else {
             0.0
         };
+        // Of a student that is sure of the top: the logarithm stays finite. NaN stays NaN.
+        if others < f32::MIN_POSITIVE {
+            others = f32::MIN_POSITIVE;
+        }
         let total = others + sum(top, |e| e);
         let log_total = total.ln();
         let log_p = |id: usize| scale * (student[id] - largest) - log_total;
