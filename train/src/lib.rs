@@ -1,4 +1,4 @@
-//! MOHAWK: a run that distils a Phi Transformer into a Phi-Mamba.
+//! MOHAWK: a run that distils a Transformer into a student whose attention layers are state-space mixers.
 //!
 //! # How a run reads
 //!

@@ -4,8 +4,9 @@ Written beside the weights of an exported student, so that
 
     AutoModelForCausalLM.from_pretrained(FOLDER, trust_remote_code=True)
 
-opens it, in versions 4 and 5 of transformers. It reads both formats of students: the nested `config.json` of a Phi-Mamba, whose layers are Phi's, and the
-flat one of a student of a Llama-like teacher, with the mixer of every layer in `layers`.
+opens it, in versions 4 and 5 of transformers. It reads both formats of students: the nested `config.json` of a
+Phi-Mamba, whose layers are Phi's, and the flat one of a student of a Llama-like teacher, with the mixer of every layer
+in `layers`.
 
 Letters in shapes: b sequences, l tokens, h heads, g groups of heads that share B and C (or keys and values), p
 dimensions of a head, n numbers of state, q tokens of a chunk.

@@ -2,8 +2,8 @@
 //!
 //! Keys and values that several heads share are repeated, whole heads at a time. Where the state has more numbers than a
 //! head of the attention, B begins as drawn in those, and C with zeros: they change nothing at first, and can learn. The
-//! convolution passes its input through, the gate is open and D is 1. Neither the attention's scale nor its softmax has a counterpart, and rotary
-//! positions only where the mixer has them.
+//! convolution passes its input through, the gate is open and D is 1. Neither the attention's scale nor its softmax has a
+//! counterpart, and rotary positions only where the mixer has them.
 
 use burn::tensor::{Int, Tensor};
 use kernels::KernelBackend;

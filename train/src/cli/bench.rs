@@ -50,17 +50,17 @@ Examples:
 /// every op within an op, and every gap between two ops, in which the host works and Burn's own ops are queued. As
 /// nothing overlaps in it, it is longer than a step of a run; ui.perfetto.dev and chrome://tracing draw it.
 ///
-/// Started as several processes (docs/scaling.md), the batch is that of each of them, and tokens/s are those of all. A second table
-/// compares them with the same steps of one rank without the others, and shows what the ranks exchange in a step:
-/// bytes that each sends, and the time of that alone. Of this, what the steps of all are not longer than those of one is
-/// hidden.
+/// Started as several processes (docs/scaling.md), the batch is that of each of them, and tokens/s are those of all.
+/// A second table compares them with the same steps of one rank without the others, and shows what the ranks exchange
+/// in a step: bytes that each sends, and the time of that alone. The part of this time by which the steps do not get
+/// longer is hidden.
 ///
 /// Nothing is fetched: without the preset's teacher on this machine, random weights of Phi-1.5's shapes are
 /// written in Hugging Face's layout and read back.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct BenchArgs {
-    /// The configuration: tiny, phi-1.5 or hybrid-phi-1.5
+    /// The preset, as tiny, phi-1.5 or smollm2-135m
     #[arg(long, value_name = "NAME", default_value = "phi-1.5")]
     preset: String,
 

@@ -23,7 +23,7 @@ Examples:
       train heads --preset smollm2-135m --precision bf16 --keep 6 --out runs/heads
       train --config runs/heads/hybrid.toml --set data.train=TEXT --set data.validation=TEXT
 
-  By what each gains where the others see a window, in six rounds, whole groups that share keys and values:
+  By what each gains where the others see a window, in two rounds, whole groups that share keys and values:
       train heads --preset smollm2-135m --by restoration --unit group --rounds 2
 
   A teacher of your own, with short documents:

@@ -81,10 +81,13 @@ Examples:
   On several GPUs, one process each (also by mpirun and srun: docs/scaling.md):
       torchrun --no-python --standalone --nproc-per-node 8 train --preset phi-1.5
 
+  Text from the teacher itself, for runs to read:
+      train sample-teacher --preset smollm2-135m --tokens 10000000 --out sampled
+
   To tokenise the text of a run ahead, on machines without a GPU:
       train prepare --preset phi-1.5 --set data.train=/text/c4";
 
-/// Distils a Phi Transformer into a Phi-Mamba by MOHAWK (arXiv 2408.10189).
+/// Distils a Transformer into a student whose attention layers are state-space mixers, by MOHAWK (arXiv 2408.10189).
 ///
 /// A run is a list of stages; the published ones match each layer's mixing matrix, then each layer's output,
 /// then the model's predictions. What to do stands in one TOML configuration: a preset, changed by a file,

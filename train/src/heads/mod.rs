@@ -154,6 +154,14 @@ impl HeadStudy {
                  ones by --lengths"
             )));
         }
+        let longest = settings.lengths.iter().copied().max().unwrap_or(0);
+        if settings.by == By::Restoration && longest <= settings.window {
+            return Err(TrainError::Mismatch(format!(
+                "a head that sees all gains nothing in documents of {longest} tokens beside a window of {}; choose a \
+                 smaller --window or longer --lengths",
+                settings.window
+            )));
+        }
         let stop = || self.stop.is_asked();
         let of_ranking = sizes(&settings.lengths, settings.documents, settings.seed);
         let probes = &settings.probes;

@@ -189,7 +189,7 @@ fn sort(ranked: &mut [Ranked]) {
     });
 }
 
-/// The first units of the ranking that have at most `heads` heads together: each that still fits.
+/// The first units of the ranking that have at most `heads` heads together.
 pub(super) fn best(ranked: &[Ranked], heads: usize) -> Vec<&Unit> {
     let mut left = heads;
     let fitting = ranked.iter().take_while(|ranked| {

@@ -50,7 +50,7 @@ fn readings() -> Vec<Reading<Exact>> {
     let device = Default::default();
     let ids: Vec<i32> = (0..20).map(|i| (7 * i + i * i) % 40).collect();
     let targets = vec![ids[5], ids[6], ids[9], ids[13], 3];
-    // Of row 0 the tokens 5, 6 and 9, of row 1 the token 3 and the one behind its last.
+    // Of row 0 the tokens 5, 6 and 9, of row 1 the token 3 and the one behind its eighth, with which it ends.
     let places = [4, 5, 8, 12, 17];
     let answer = |set, tokens| Answer { set, tokens };
     vec![Reading {
@@ -221,7 +221,7 @@ fn rounds_go_on_from_the_first_heads() {
         let lost = base - mean(&by_hand(&without(&model, &three)));
         assert!((ranked.effect - lost).abs() < 1e-11, "{}", ranked.unit);
     }
-    // What is gained by a head that sees all is nothing where the window is as wide as the text.
+    // A restoration begins with all heads within the window, and heads that see all then change something.
     let (within, restored) = ranking(By::Restoration, 1);
     let narrow = model.clone().with_attention_within(WINDOW).expect("one");
     assert_recalls("within", &within, &by_hand(&narrow));

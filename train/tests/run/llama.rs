@@ -1,7 +1,9 @@
 //! Runs with a Llama as the teacher, and with mixers that start from its attention.
 
 use burn::module::Module;
+use datasets::probes::Probe;
 use model::{CausalLm, Family, LlamaConfig, LlamaFamily, Mixer};
+use train::heads::{By, HYBRID, HeadStudy, Settings, UnitKind};
 
 use super::*;
 
@@ -132,6 +134,72 @@ fn a_student_with_heads_of_a_llama() {
         let message = refused.expect_err("there is no such head").to_string();
         assert!(message.contains(kept), "{message}");
     }
+}
+
+/// Heads are ranked, and the configuration that is written makes a student with the best of them.
+#[test]
+fn heads_that_recall_make_a_hybrid() {
+    let (folder, found, run_folder) = (folder(), super::folder(), super::folder());
+    teacher(folder.path());
+    let study = |window| HeadStudy {
+        settings: Settings {
+            probes: vec![Probe::Needle],
+            lengths: vec![256],
+            documents: 2,
+            seed: 1,
+            by: By::Restoration,
+            unit: UnitKind::Head,
+            rounds: 2,
+            keep: 2,
+            window,
+            sinks: 4,
+            curve: vec![0, 2],
+            curve_lengths: vec![256],
+            curve_documents: 1,
+        },
+        config: config_with(folder.path(), &[]),
+        folder: found.path().to_owned(),
+        backend: "flex".to_owned(),
+        stop: StopRequest::default(),
+    };
+    let refused = study(256).execute::<Inner>(&Default::default());
+    let refused = refused.expect_err("all heads see all").to_string();
+    assert!(refused.contains("--window"), "{refused}");
+    let table = study(64).execute::<Inner>(&Default::default());
+    assert!(table.expect("a study").is_some());
+
+    let json = fs::read(found.path().join("heads.json")).expect("findings");
+    let json: Value = serde_json::from_slice(&json).expect("JSON");
+    let heads = |value: &Value| value.as_array().expect("a list").len();
+    // Two layers of four heads.
+    assert_eq!(heads(&json["ranked"]), 8);
+    let [whole, none, two] = &json["curve"].as_array().expect("a curve")[..] else {
+        panic!("{}", json["curve"]);
+    };
+    assert!(whole["heads"].is_null());
+    assert_eq!((heads(&none["heads"]), heads(&two["heads"])), (0, 2));
+    let bytes = |row: &Value| row["state_bytes"].as_u64().expect("bytes");
+    assert!(bytes(none) < bytes(two));
+    assert_eq!(two["heads"], json["kept"]);
+
+    let overrides = small(&["student.init=copy"]);
+    let hybrid = Config::load(Source::File(&found.path().join(HYBRID)), &overrides);
+    let mut hybrid = hybrid.expect("a configuration");
+    hybrid
+        .choose_stages(&["stage2".to_owned()])
+        .expect("a stage of the preset");
+    run(hybrid, run_folder.path());
+    let student = run_folder.path().join("student");
+    let (_, network) = model::load_any::<Inner>(student, &Default::default()).expect("one");
+    let mut kept = vec![];
+    for (layer, block) in network.backbone.layers.iter().enumerate() {
+        let Mixer::BesideAttention(both) = &block.mixer else {
+            panic!("another mixer");
+        };
+        let heads = both.config().heads.iter();
+        kept.extend(heads.map(|head| Value::from(format!("{layer}/{head}"))));
+    }
+    assert_eq!(Value::from(kept), json["kept"]);
 }
 
 /// Sequences without the window, text that is made, and clipping by layers follow from seed and step: a run that was
