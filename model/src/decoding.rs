@@ -11,10 +11,13 @@ use crate::steps::Steps;
 
 /// The state of a whole network for a batch of sequences of one length. For Phi-Mamba its size does not
 /// depend on how much was read; each attention layer adds two rows a token.
+///
+/// On CUDA a state of Phi-Mamba that has taken a few steps also holds the launches of a step, and with them the memory
+/// of the network's parameters, even if the network is dropped.
 #[derive(Debug, Clone)]
 pub struct State<B: Backend> {
     /// One a layer, first to last.
-    pub layers: Vec<MixerState<B>>,
+    pub(crate) layers: Vec<MixerState<B>>,
     /// Tokens read so far.
     pub position: usize,
     /// What the device repeats.
@@ -22,6 +25,12 @@ pub struct State<B: Backend> {
 }
 
 impl<B: Backend> State<B> {
+    /// One a layer, first to last. Clones of their tensors keep their values when the state moves on.
+    pub fn layers(&self) -> &[MixerState<B>] {
+        self.steps.lend();
+        &self.layers
+    }
+
     /// Bytes that the state's tensors hold.
     pub fn bytes(&self) -> usize {
         self.layers.iter().map(|layer| layer.bytes()).sum()
@@ -106,6 +115,10 @@ impl<B: KernelBackend> CausalLm<B> {
 
     /// Reads one more id a sequence, `[b]`, and gives the logits after it: `[b, vocab_size]`, f32 or wider
     /// whatever the dtype of the parameters, as is all between the ids and them.
+    ///
+    /// On CUDA later steps of a `state` may repeat the launches of an earlier one. Each method that gives a changed
+    /// network ends that. What is changed in the public fields, or by a mapper of Burn's, may not be seen: begin with a
+    /// new state then.
     ///
     /// # Panics
     /// If `state` belongs to another network or batch.
