@@ -1,5 +1,7 @@
 //! Reading a sequence piece by piece, and what a network carries from one token to the next.
 
+use std::mem;
+
 use burn::tensor::backend::{Backend, ExecutionError};
 use burn::tensor::{Int, Tensor, TensorData};
 use kernels::KernelBackend;
@@ -167,8 +169,8 @@ impl<B: KernelBackend> CausalLm<B> {
         );
         let l = ids.dims()[1];
         assert!(l > 0, "there must be at least one id to read");
-        // It may leave other tensors in the state.
-        state.steps = Steps::default();
+        // It may leave other tensors in the state. Until it has, this says that the memory is shared, if it is.
+        let _steps = mem::take(&mut state.steps);
         state.position += l;
         let x = self.backbone.embedding.forward(ids);
         let both = layers.iter().zip(&mut state.layers);

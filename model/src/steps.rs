@@ -1,5 +1,6 @@
 //! Steps of decoding that a device repeats.
 
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -90,9 +91,9 @@ impl<B: KernelBackend> Steps<B> {
         ids: Tensor<B, 1, Int>,
         mut compute: impl FnMut(Tensor<B, 1, Int>) -> Tensor<B, 2>,
     ) -> Tensor<B, 2> {
-        if self.are_shared() {
-            *self = Self::default();
-        }
+        // Held until the step is queued, which moves the state to memory of its own: another state that shares this
+        // memory, perhaps on another thread, must know of it until then.
+        let _shared = self.are_shared().then(|| mem::take(self));
         let (identity, [batch]) = (&network.identity, ids.dims());
         if let Some(recorded) = &self.recorded
             && recorded.identity == *identity
