@@ -38,6 +38,8 @@ impl<B: Backend> Batch<B> {
         self.occupied[row] = true;
         // It may leave other tensors in the rows.
         self.steps = Steps::default();
+        // The rows may take over its tensors, which a state that it was cloned from may hold too.
+        state.steps.lend();
         assert_eq!(
             self.layers.len(),
             state.layers.len(),
@@ -81,7 +83,8 @@ impl<B: KernelBackend> CausalLm<B> {
     }
 
     /// Reads one more id a row, `[rows]`, and gives the logits after it: `[rows, vocab_size]`. Free
-    /// rows need an id too, any below `vocab_size`; their logits have no meaning.
+    /// rows need an id too, any below `vocab_size`; their logits have no meaning. Steps may be repeated as those of
+    /// [`step`](Self::step).
     ///
     /// # Panics
     /// If `batch` belongs to another network, or `ids` are not one a row.

@@ -1,5 +1,7 @@
 //! Reading a sequence piece by piece, and what a network carries from one token to the next.
 
+use std::mem;
+
 use burn::tensor::backend::{Backend, ExecutionError};
 use burn::tensor::{Int, Tensor, TensorData};
 use kernels::KernelBackend;
@@ -11,10 +13,13 @@ use crate::steps::Steps;
 
 /// The state of a whole network for a batch of sequences of one length. For Phi-Mamba its size does not
 /// depend on how much was read; each attention layer adds two rows a token.
+///
+/// On CUDA a state of Phi-Mamba that has taken a few steps also holds the launches of a step, and with them the memory
+/// of the network's parameters, even if the network is dropped.
 #[derive(Debug, Clone)]
 pub struct State<B: Backend> {
     /// One a layer, first to last.
-    pub layers: Vec<MixerState<B>>,
+    pub(crate) layers: Vec<MixerState<B>>,
     /// Tokens read so far.
     pub position: usize,
     /// What the device repeats.
@@ -22,6 +27,12 @@ pub struct State<B: Backend> {
 }
 
 impl<B: Backend> State<B> {
+    /// One a layer, first to last. Clones of their tensors keep their values when the state moves on.
+    pub fn layers(&self) -> &[MixerState<B>] {
+        self.steps.lend();
+        &self.layers
+    }
+
     /// Bytes that the state's tensors hold.
     pub fn bytes(&self) -> usize {
         self.layers.iter().map(|layer| layer.bytes()).sum()
@@ -107,6 +118,10 @@ impl<B: KernelBackend> CausalLm<B> {
     /// Reads one more id a sequence, `[b]`, and gives the logits after it: `[b, vocab_size]`, f32 or wider
     /// whatever the dtype of the parameters, as is all between the ids and them.
     ///
+    /// On CUDA later steps of a `state` may repeat the launches of an earlier one. Each method that gives a changed
+    /// network ends that. What is changed in the public fields, or by a mapper of Burn's, may not be seen: begin with a
+    /// new state then.
+    ///
     /// # Panics
     /// If `state` belongs to another network or batch.
     pub fn step(&self, ids: Tensor<B, 1, Int>, state: &mut State<B>) -> Tensor<B, 2> {
@@ -154,8 +169,8 @@ impl<B: KernelBackend> CausalLm<B> {
         );
         let l = ids.dims()[1];
         assert!(l > 0, "there must be at least one id to read");
-        // It may leave other tensors in the state.
-        state.steps = Steps::default();
+        // It may leave other tensors in the state. Until it has, this says that the memory is shared, if it is.
+        let _steps = mem::take(&mut state.steps);
         state.position += l;
         let x = self.backbone.embedding.forward(ids);
         let both = layers.iter().zip(&mut state.layers);

@@ -13,6 +13,7 @@ use crate::init::{Fill, Init};
 use crate::layers::{Linear, Norm};
 use crate::mixers::Mixer;
 use crate::sequences::TokenRows;
+use crate::steps::Identity;
 
 /// A table with one row a token.
 #[derive(Module, Debug)]
@@ -50,6 +51,9 @@ pub struct CausalLm<B: Backend> {
     /// `d_model` to `vocab_size`; `None` where the head's weight is the embedding's. [`head`](Self::head) is
     /// either.
     pub lm_head: Option<Linear<B>>,
+    /// Another one after each change of what a step computes.
+    #[module(skip)]
+    pub(crate) identity: Identity,
 }
 
 /// The teacher: attention in every layer.
@@ -123,6 +127,15 @@ impl<B: Backend> CausalLm<B> {
                 HeadConfig::Own { bias } => Some(Linear::normal(&mut rest, [v, d], bias)),
                 HeadConfig::Tied => None,
             },
+            identity: Identity::default(),
+        }
+    }
+
+    /// The same network, which counts as another one where steps are repeated.
+    fn changed(self) -> Self {
+        Self {
+            identity: Identity::default(),
+            ..self
         }
     }
 
@@ -166,7 +179,7 @@ impl<B: Backend> CausalLm<B> {
                 })
             }
         }
-        self.map(&mut Cast(dtype))
+        self.map(&mut Cast(dtype)).changed()
     }
 
     /// The same network with every parameter in rows without padding, for inference.
@@ -188,7 +201,7 @@ impl<B: Backend> CausalLm<B> {
                 })
             }
         }
-        self.map(&mut Pack)
+        self.map(&mut Pack).changed()
     }
 }
 
@@ -200,7 +213,7 @@ impl<B: KernelBackend> CausalLm<B> {
         for layer in &mut self.backbone.layers {
             layer.mixer.fuse_projections();
         }
-        self
+        self.changed()
     }
 
     /// The same network in which every attention sees no more than `window`; see
@@ -250,7 +263,7 @@ impl<B: KernelBackend> CausalLm<B> {
         for layer in &mut self.backbone.layers {
             is_changed |= change(&mut layer.mixer);
         }
-        is_changed.then_some(self)
+        is_changed.then(|| self.changed())
     }
 
     /// The same network with the weights of its projections in 8 bits, one scale a row: for inference.
@@ -258,7 +271,7 @@ impl<B: KernelBackend> CausalLm<B> {
     pub fn to_int8(mut self) -> Self {
         self.lm_head = Some(self.head().into_owned());
         self.each_linear(Linear::pack);
-        self
+        self.changed()
     }
 
     /// Bytes of weights that a decoding step reads: those of every projection.

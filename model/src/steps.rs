@@ -1,6 +1,8 @@
 //! Steps of decoding that a device repeats.
 
+use std::mem;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
@@ -17,11 +19,12 @@ const COMPUTED: usize = 4;
 /// ([`kernels::decode::replay`]).
 ///
 /// A recording belongs to the memory of one state. A clone of a state shares that memory until one of the two moves on;
-/// therefore a clone has no recording, and a state that shares its memory with a clone loses its own.
+/// therefore a clone has no recording, and a state that shares its memory with a clone loses its own. So does one whose
+/// tensors were [lent](Self::lend).
 #[derive(Debug)]
 pub(crate) struct Steps<B: Backend> {
-    /// Held by each state that may share the memory of this one.
-    sharers: Arc<()>,
+    /// Held by each state that may share the memory of this one: whether one of them has lent its tensors.
+    sharers: Arc<AtomicBool>,
     /// Steps that were computed since.
     computed: usize,
     recorded: Option<Recorded<B>>,
@@ -30,10 +33,21 @@ pub(crate) struct Steps<B: Backend> {
 #[derive(Debug)]
 struct Recorded<B: Backend> {
     recording: Recording<B>,
-    /// The network whose step it is.
-    network: usize,
+    /// Of the network whose step it is.
+    identity: Identity,
     /// Ids of a step.
     batch: usize,
+}
+
+/// What tells a network from another and from itself after a change. Clones have the same, as they have the same
+/// parameters in the same memory.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Identity(Arc<()>);
+
+impl PartialEq for Identity {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
 }
 
 impl<B: Backend> Default for Steps<B> {
@@ -56,6 +70,18 @@ impl<B: Backend> Clone for Steps<B> {
     }
 }
 
+impl<B: Backend> Steps<B> {
+    /// Notes that somebody else gets tensors of the state, and may hold them when it moves on.
+    pub(crate) fn lend(&self) {
+        self.sharers.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether somebody else may hold tensors of the state.
+    fn are_shared(&self) -> bool {
+        Arc::strong_count(&self.sharers) > 1 || self.sharers.load(Ordering::Relaxed)
+    }
+}
+
 impl<B: KernelBackend> Steps<B> {
     /// The logits of the next step of `network`, `ids [b]` to `[b, v]`, which `compute` computes. It is called once or
     /// twice, or not at all; what it counts must be set by the caller.
@@ -65,12 +91,13 @@ impl<B: KernelBackend> Steps<B> {
         ids: Tensor<B, 1, Int>,
         mut compute: impl FnMut(Tensor<B, 1, Int>) -> Tensor<B, 2>,
     ) -> Tensor<B, 2> {
-        if Arc::strong_count(&self.sharers) > 1 {
-            *self = Self::default();
-        }
-        let (address, [batch]) = (std::ptr::from_ref(network) as usize, ids.dims());
+        // Held until the step is queued, which moves the state to memory of its own: another state that shares this
+        // memory, perhaps on another thread, must know of it until then.
+        let _shared = self.are_shared().then(|| mem::take(self));
+        let (identity, [batch]) = (&network.identity, ids.dims());
         if let Some(recorded) = &self.recorded
-            && (recorded.network, recorded.batch) == (address, batch)
+            && recorded.identity == *identity
+            && recorded.batch == batch
         {
             if let Some(logits) = recorded.recording.replay(ids.clone()) {
                 return logits;
@@ -86,7 +113,7 @@ impl<B: KernelBackend> Steps<B> {
         let (logits, recording) = record(ids, &mut compute);
         self.recorded = recording.map(|recording| Recorded {
             recording,
-            network: address,
+            identity: identity.clone(),
             batch,
         });
         logits

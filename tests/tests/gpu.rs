@@ -55,6 +55,7 @@ fn student() {
         student::greedy::<Gpu>();
         student::splits::<Gpu>(FAST);
         student::joining::<Gpu>(FAST);
+        student::interrupted_steps::<Gpu>(FAST);
         student::eight_bits::<Gpu>();
     });
 }

@@ -144,3 +144,42 @@ fn a_state_that_is_held_elsewhere_is_not_recorded() {
         assert_eq!(other.ssm.into_data(), before);
     });
 }
+
+#[test]
+fn a_step_is_repeated_by_its_thread_alone() {
+    with_device(|| {
+        let network = Network::random();
+        let mut state = network.empty();
+        drop(network.step(ids([0, 1]), &mut state));
+        let (logits, recording) = record(ids([2, 3]), &mut |ids| network.step(ids, &mut state));
+        drop(logits);
+        let Some(recording) = recording else { return };
+        let other = || recording.replay(ids([1, 1])).is_none();
+        assert!(std::thread::scope(|scope| scope.spawn(other).join()).expect("a thread"));
+        assert!(recording.replay(ids([1, 1])).is_some());
+    });
+}
+
+/// Its launches are queued when all that it belongs to is dropped, and its memory is asked for.
+#[test]
+fn a_recording_may_be_dropped_after_a_step() {
+    with_device(|| {
+        let network = Network::random();
+        let mut state = network.empty();
+        let computed = TEXT.map(|pair| read(network.step(ids(pair), &mut state)));
+
+        let mut state = network.empty();
+        drop(network.step(ids(TEXT[0]), &mut state));
+        let (logits, recording) = record(ids(TEXT[1]), &mut |ids| network.step(ids, &mut state));
+        drop(logits);
+        let Some(recording) = recording else { return };
+        let mut last = None;
+        for pair in &TEXT[2..] {
+            drop(last.take());
+            last = recording.replay(ids(*pair));
+        }
+        drop((recording, network, state));
+        poison();
+        assert_eq!(last.map(read).as_ref(), computed.last());
+    });
+}

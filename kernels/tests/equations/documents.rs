@@ -65,7 +65,7 @@ fn part<B: Backend, const D: usize>(
     x.clone().narrow(0, row, 1).narrow(1, start, length)
 }
 
-/// DocumentStarts of one token, many documents, whole chunks of 4 and of 16, and none that is cut.
+/// Documents of one token, many documents, whole chunks of 4 and of 16, and none that is cut.
 fn cases() -> Vec<Rows> {
     let mut cases = vec![
         Rows(vec![vec![1]]),

@@ -259,7 +259,9 @@ pub trait TokenMixer<B: KernelBackend>: Debug {
     ) -> StepOutput<'_, B>;
 
     /// Whether each [`step`](Self::step) makes the same launches on the same memory, however many tokens were read
-    /// before, and its state is of the kind whose [`set_position`](DecodingState::set_position) says so.
+    /// before, and so does each [`step_rows`](Self::step_rows), whichever rows are occupied. A state that counts tokens
+    /// must then have [`set_position`](DecodingState::set_position); rows may not count, as a step that a device has
+    /// repeated does not.
     fn repeats_its_steps(&self) -> bool {
         false
     }

@@ -14,6 +14,7 @@ on_both! {
     // No file is in between, so only the order of sums differs.
     splits(1e-12, 2e-5);
     joining(1e-12, 2e-5);
+    interrupted_steps(1e-11, 2e-4);
     eight_bits();
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::decoding::*;
 use super::*;
 use crate::{Goldens, Values, assert_close, cases, name_of};
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor, TensorData};
 use kernels::{KernelBackend, TrainBackend};
 use model::{
     LlamaMambaConfig, Mixer, MixerRotary, MixerState, PhiMamba, State, Taps, TokenMixer, Turned,
@@ -105,7 +105,7 @@ fn assert_state<B: KernelBackend>(
     state: &State<B>,
     tolerance: f64,
 ) {
-    let layers = state.layers.iter().zip(&model.backbone.layers);
+    let layers = state.layers().iter().zip(&model.backbone.layers);
     for (i, (layer, block)) in layers.enumerate() {
         let turns = |rotary: &MixerRotary| rotary.turned == Turned::BAndC;
         let mamba = block.mixer.mamba();
@@ -289,12 +289,69 @@ pub fn splits<B: KernelBackend>(tolerance: f64) {
             let name = format!("{case}: {split:?}");
             let (pieces, state) = run(&split);
             assert_close(&name, pieces, whole.clone(), tolerance);
-            for (layer, expected) in state.layers.iter().zip(&whole_state.layers) {
+            for (layer, expected) in state.layers().iter().zip(whole_state.layers()) {
                 for (actual, expected) in parts(layer).into_iter().zip(parts(expected)) {
                     assert_close(&name, actual, expected, tolerance);
                 }
             }
         }
+    });
+}
+
+/// Steps give what the whole sequence gives, whatever happens between them: a copy of the state moves on, tensors of
+/// the state are held, several tokens are read at once, the network is changed. Before each of these come as many steps
+/// as a device needs that repeats them.
+pub fn interrupted_steps<B: KernelBackend>(tolerance: f64) {
+    on_every_student::<B>(|case, model, _| {
+        let device = Default::default();
+        let (b, l, v) = (2, 34, model.vocab_size());
+        let ids: Vec<i64> = (0..b * l).map(|i| ((5 * i + i * i) % v) as i64).collect();
+        let ids = Tensor::<B, 2, Int>::from_data(TensorData::new(ids, [b, l]), &device);
+        // With padding, a device copies the parameters in each step and repeats none.
+        let mut network = model.clone().without_padding();
+        let whole = model.logits(model.features(ids.clone()));
+        let next = |i: usize| ids.clone().narrow(1, i, 1).reshape([b]);
+        let check = |what: &str, i: usize, found: Tensor<B, 2>| {
+            let expected = whole.clone().narrow(1, i, 1).reshape([b, v]);
+            let name = format!("{case}: {what}, token {i}");
+            assert_close(&name, values(found), values(expected), tolerance);
+        };
+        let mut state = network.new_state(b, &device);
+        for i in 0..8 {
+            check("the first", i, network.step(next(i), &mut state));
+        }
+
+        let mut copy = state.clone();
+        for i in 8..16 {
+            check("a copy", i, network.step(next(i), &mut copy));
+            check("what was copied", i, network.step(next(i), &mut state));
+        }
+        drop(copy);
+
+        let held = state.layers().to_vec();
+        let before: Vec<Vec<Values>> = held.iter().map(parts).collect();
+        for i in 16..18 {
+            check("beside held tensors", i, network.step(next(i), &mut state));
+        }
+        let after: Vec<Vec<Values>> = held.iter().map(parts).collect();
+        assert!(
+            before == after,
+            "{case}: tensors that are held have changed"
+        );
+
+        let piece = ids.clone().narrow(1, 18, 3);
+        check("a piece", 20, network.prefill(piece, &mut state));
+        for i in 21..l {
+            check("after a piece", i, network.step(next(i), &mut state));
+        }
+        assert_eq!(state.position, l, "{case}");
+
+        // In the same place. A copy is computed.
+        network = network.to_int8();
+        let expected = values(network.step(next(0), &mut state.clone()));
+        let found = values(network.step(next(0), &mut state));
+        let name = format!("{case}: the network has changed");
+        assert_close(&name, found, expected, tolerance);
     });
 }
 

@@ -63,6 +63,9 @@ impl<B: Backend> Recording<B> {
 ///
 /// What `step` changes must be tensors that nothing else holds, which its ops write in place; between two replays they
 /// may be written in place, but not replaced. What it does beside launches, such as counting, is not repeated.
+///
+/// While a step is recorded, no other thread may use this thread's memory on the device, such as parameters that it has
+/// loaded, for the first time: that work could become a part of the recording, and would not be computed.
 pub fn record<B: Replay>(ids: Tensor<B, 1, Int>, step: &mut Step<'_, B>) -> Taken<B> {
     B::record(ids, step)
 }

@@ -30,7 +30,7 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
     }
 
     /// Whether a token alone goes through the scan too, since the recurrence has no op for what is asked.
-    fn needs_scan(&self) -> bool {
+    pub(super) fn needs_scan(&self) -> bool {
         self.counts_positions() || !self.config.feature_map.is_identity()
     }
 

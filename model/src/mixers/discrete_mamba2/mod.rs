@@ -339,7 +339,7 @@ impl<B: KernelBackend> TokenMixer<B> for DiscreteMamba2<B> {
     }
 
     fn repeats_its_steps(&self) -> bool {
-        !self.counts_positions() && self.reset_every.is_none()
+        !self.needs_scan() && self.reset_every.is_none()
     }
 
     /// The output projection becomes zeros without a bias.
