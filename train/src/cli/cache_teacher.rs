@@ -30,7 +30,7 @@ Examples:
 /// together, in the order in which the run reads the text. The configuration is that of the run, with the same --preset,
 /// --config, --set and --stages: which part of the text a stage reads follows from the stages before it. The run then
 /// takes the folder as `teacher_cache` of the stage, and refuses one of another teacher, tokenizer, text, context, seed or
-/// part of the text. A process that is killed at any moment leaves off where the same command goes on.
+/// part of the text. A process may be killed at any moment: the same command then continues its work.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct CacheTeacherArgs {

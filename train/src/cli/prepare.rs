@@ -23,7 +23,7 @@ Examples:
 ///
 /// Training text and held-out text are taken from the configuration, as a run takes them, and the tokens are kept in
 /// its folder of tokens (data.cache), where a run with the same data, tokenizer and split finds them. It needs no GPU
-/// and no weights. A process that is killed at any moment leaves off where the same command goes on. The tokens do
+/// and no weights. A process may be killed at any moment: the same command then continues its work. The tokens do
 /// not depend on the number of cores or of workers.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]

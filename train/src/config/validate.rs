@@ -224,7 +224,7 @@ fn validate_stage(config: &Config, stage: &StageConfig) -> Result<(), OutOfRange
         cache.is_empty() || config.guard.action != GuardAction::RollBack,
         "teacher_cache",
         quoted(cache),
-        "none with guard.action = \"roll_back\", which goes on with text that is not in it",
+        "none with guard.action = \"roll_back\": a run that has rolled back reads text that is not in it",
     )?;
     require(
         cache.is_empty() || config.data.packing == Packing::Concatenate,

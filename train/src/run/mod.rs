@@ -253,9 +253,14 @@ impl<B: TrainBackend> Run<B> {
         let is_incoming = self.train[number].is_incoming();
         let sources = self.train[number].sources.clone();
         let mut batches = Batches::mixed(sources, stage.batch, config.seed)?;
-        // Text is not tokenised without such an id.
-        if let (Packing::Documents, Some(end)) = (config.data.packing, self.tokenizer.end_of_text())
-        {
+        if config.data.packing == Packing::Documents {
+            let end = self.tokenizer.end_of_text().ok_or_else(|| {
+                TrainError::Mismatch(
+                    "data.packing = \"documents\" needs a tokenizer with a token that ends a text; set data.packing = \
+                     \"concatenate\""
+                        .into(),
+                )
+            })?;
             batches = batches.by_documents(end);
         }
         let (cache, rows) = (self.caches[number].clone(), stage.batch);

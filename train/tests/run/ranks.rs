@@ -146,6 +146,8 @@ fn ranks_without_a_window_in_their_passes() {
             "student.init=copy",
             "student.feature_map=softmax",
             "stage3.window_dropout=0.5",
+            // See `of_four_passes`.
+            "optimizer.epsilon=1e-3",
             "stage3.tokens=384",
             "stage3.batch=4",
             "stage3.micro_batch=1",
@@ -162,7 +164,7 @@ fn ranks_without_a_window_in_their_passes() {
         let several = folder();
         run_on(world, &config(overrides), several.path());
         let name = format!("{world} ranks");
-        assert_within(&name, several.path(), one.path(), [1e-4, 1e-2]);
+        assert_close(&name, several.path(), one.path());
     }
 }
 

@@ -53,10 +53,10 @@ where
     let [b]: [usize; 1] = given.meta.shape().dims();
     let bytes = b * given.dtype.size();
     let handle = DeviceHandle::<Server>::new(device);
-    let before = handle.submit_blocking(|server| cuda_stream::commands(server));
-    let (Ok(Some(_)), true) = (before, given.is_contiguous()) else {
+    let is_known = handle.submit_blocking(|server| cuda_stream::current(server).is_some());
+    if !matches!(is_known, Ok(true)) || !given.is_contiguous() {
         return (step(Tensor::from_primitive(given)), None);
-    };
+    }
     let own = CubeTensor::new_contiguous(
         given.client.clone(),
         given.device.clone(),
@@ -223,7 +223,7 @@ impl GraphPointer {
     /// Gives the graph to the stream of this task. A failure is a panic on the device's thread, which is where
     /// launches fail.
     fn launch(self, server: &Server) {
-        let stream = cuda_stream::current(server).expect("the stream that has recorded the step");
+        let stream = cuda_stream::current(server).expect("the stream that `record` has found");
         // SAFETY: the graph is destroyed by a later task, and the stream is CubeCL's.
         let launched = unsafe { cuda::cuGraphLaunch(self.0, stream) };
         launched.result().expect("cuGraphLaunch");
@@ -254,11 +254,10 @@ fn copy(server: &mut Server, from: Binding, to: Binding, bytes: usize) {
         resource.expect("a buffer that is bound").resource().ptr
     };
     let (from, to) = (address(from), address(to));
-    let stream = cuda_stream::current(server);
+    let stream = cuda_stream::current(server).expect("the stream that `record` has found");
     // SAFETY: both buffers have as many bytes, and lie on the device whose context is current since `get_resource`;
-    // without a stream of CubeCL's there is no recording, and this one waits for all streams.
-    let copied =
-        unsafe { cuda::cuMemcpyDtoDAsync_v2(to, from, bytes, stream.unwrap_or(ptr::null_mut())) };
+    // the stream is CubeCL's.
+    let copied = unsafe { cuda::cuMemcpyDtoDAsync_v2(to, from, bytes, stream) };
     copied.result().expect("cuMemcpyDtoDAsync");
 }
 
