@@ -363,8 +363,8 @@ pub(super) fn cache(config: &Config) -> Result<PathBuf, TrainError> {
 
 /// The folder for tokens in the user's cache folder.
 ///
-/// A relative one would be another in every working directory, and one in the system's temporary folder could be
-/// that of whoever made it first.
+/// A relative one would be another in every working directory, and one in the system's temporary folder could
+/// belong to another user, who made it first.
 fn users_cache(users: Option<PathBuf>) -> Result<PathBuf, TrainError> {
     match users.filter(|folder| folder.is_absolute()) {
         Some(folder) => Ok(folder.join("mohawk")),

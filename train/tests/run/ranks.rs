@@ -80,11 +80,8 @@ fn steps(run: &Path) -> Vec<(String, u64, [f64; 2])> {
 
 /// Asserts that two runs have the same steps, and in them the same numbers but for roundings.
 fn assert_close(name: &str, found: &Path, expected: &Path) {
-    assert_within(name, found, expected, [1e-6, 1e-4]);
-}
-
-/// The same, of losses and norms that differ by at most such shares of their values.
-fn assert_within(name: &str, found: &Path, expected: &Path, most: [f64; 2]) {
+    // Of a loss, and of a norm.
+    let most = [1e-6, 1e-4];
     let (found, expected) = (steps(found), steps(expected));
     assert_eq!(found.len(), expected.len(), "{name}");
     for (found, expected) in found.iter().zip(&expected) {

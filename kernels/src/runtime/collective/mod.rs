@@ -10,8 +10,8 @@
 //! # What becomes of failures
 //!
 //! Operations return no errors: a GPU's are queued, and those of MPI end the process. A failure that is known to the
-//! device's thread is a panic there, which [`check`](super::check) returns. A rank that is gone is noticed by whatever
-//! has started the ranks, or by whoever watches over them.
+//! device's thread is a panic there, which [`check`](super::check) returns. Nothing here notices a
+//! rank that has gone: the launcher does, or the program that watches its ranks.
 
 #[cfg(feature = "cuda")]
 pub(crate) mod nccl;
