@@ -10,11 +10,18 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
     if !bench.wants("convolution") {
         return;
     }
-    let [b, l, c, w] = if bench.small {
-        [4, 256, 192, 4]
+    // Phi-1.5's student, and SmolLM2-135M's in stage 3.
+    let sizes: &[[usize; 4]] = if bench.small {
+        &[[4, 256, 192, 4]]
     } else {
-        [8, 2048, 6144, 4]
+        &[[8, 2048, 6144, 4], [16, 1024, 1728, 4]]
     };
+    for &sizes in sizes {
+        of(bench, sizes);
+    }
+}
+
+fn of<B: KernelBackend>(bench: &Bench<B>, [b, l, c, w]: [usize; 4]) {
     for &dtype in &bench.dtypes {
         let inputs = [(); 2].map(|()| (random::<B, 3>([b, l, c], dtype), random([b, l, c], dtype)));
         let (weight, bias) = (random([c, w], dtype), random([c], dtype));

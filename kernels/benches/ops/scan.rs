@@ -23,6 +23,11 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
         ([8, 2048, 32, 4, 64, 64], DType::BF16),
         ([8, 2048, 16, 16, 128, 128], DType::BF16),
         ([8, 2048, 32, 32, 64, 16], DType::BF16),
+        // SmolLM2-135M's student in stages 3 and 2.
+        ([16, 1024, 9, 9, 64, 64], DType::BF16),
+        ([32, 512, 9, 9, 64, 64], DType::BF16),
+        // Mamba-2's own.
+        ([8, 2048, 128, 1, 64, 128], DType::BF16),
         ([8, 2048, 32, 32, 64, 64], DType::F32),
     ];
     let short: &[([usize; 6], DType)] = &[

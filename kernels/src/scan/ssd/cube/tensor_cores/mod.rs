@@ -1,7 +1,7 @@
 //! The launches of the tensor-core variant: one cube walks over a segment of a head's chunks with the
 //! state in its registers, so that every input is read once and every output written once.
 //!
-//! Where batch times heads alone keep the device busy, a segment is the whole sequence. Otherwise a first
+//! Where batch times heads alone keep the device busy, a segment is the whole sequence. Otherwise ([`segments`]) a first
 //! walk finds what each segment adds to the state, and [`pass_states`] what enters it.
 
 mod backward;
@@ -10,6 +10,7 @@ mod epilogue_gradients;
 mod forward;
 mod loads;
 mod product;
+mod segments;
 
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
@@ -22,12 +23,10 @@ use cubecl::prelude::*;
 use self::backward::EpilogueParts;
 use self::forward::{CHUNK, Emit, Plan};
 use self::product::PLANE;
+use self::segments::{BACKWARD, FORWARD, Price, chunks_of_segment};
 use super::portable::pass_states;
 use super::{Epilogue, Gradients, Inputs};
 use crate::cube::{address_type, empty};
-
-/// Cubes for each multiprocessor: what fits it at p = n = 64.
-const CUBES: usize = 2;
 
 /// Units of a cube that passes states.
 const PASSING_UNITS: u32 = 128;
@@ -90,7 +89,7 @@ pub(super) struct Scanned<R: CubeRuntime> {
 
 /// The scan; `keep` its states, for the backward pass.
 pub(super) fn forward<R: CubeRuntime>(inputs: &Inputs<R>, keep: bool) -> Scanned<R> {
-    let scan = Walks::new(inputs);
+    let scan = Walks::new(inputs, FORWARD);
     let (entering, last) = scan.entering();
     let y = scan.empty(inputs.x_blhp.meta.shape().dims::<4>(), inputs.x_blhp.dtype);
     let states = keep.then(|| scan.states_of_chunks());
@@ -114,7 +113,7 @@ pub(super) fn backward<R: CubeRuntime>(
     } else {
         into_contiguous(dy_blhp.clone())
     };
-    let scan = Walks::new(inputs);
+    let scan = Walks::new(inputs, BACKWARD);
     let states = kept.unwrap_or_else(|| {
         let (entering, _) = scan.entering();
         let states = scan.states_of_chunks();
@@ -139,16 +138,14 @@ struct Walks<'a, R: CubeRuntime> {
 }
 
 impl<'a, R: CubeRuntime> Walks<'a, R> {
-    fn new(inputs: &'a Inputs<R>) -> Self {
+    fn new(inputs: &'a Inputs<R>, price: Price) -> Self {
         let x = &inputs.x_blhp;
         let [batch, l, h, p] = x.meta.shape().dims();
         let [_, _, g, n] = inputs.b_blgn.meta.shape().dims();
         let hardware = &x.client.properties().hardware;
-        let wanted = CUBES * hardware.num_streaming_multiprocessors.unwrap_or(1) as usize;
+        let multiprocessors = hardware.num_streaming_multiprocessors.unwrap_or(1) as usize;
         let chunks = l.div_ceil(CHUNK);
-        // A short segment is not worth its state.
-        let segments = (wanted / (batch * h)).clamp(1, chunks.div_ceil(4));
-        let chunks_of_segment = chunks.div_ceil(segments);
+        let chunks_of_segment = chunks_of_segment(batch * h, chunks, multiprocessors, price);
         let elements = batch * h * (l + CHUNK) * p.max(n);
         let address_type =
             address_type(&[x, &inputs.b_blgn, &inputs.c_blgn]).max(AddressType::from_len(elements));
