@@ -17,6 +17,7 @@ pub(crate) mod recording;
 pub(crate) mod reduce;
 pub(crate) mod row_teams;
 pub(crate) mod rows;
+pub(crate) mod sigmoid;
 mod sizes;
 mod tensors;
 pub(crate) mod tiles;

@@ -9,6 +9,7 @@ use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
 use super::{SwiGlu, reference};
+use crate::cube::sigmoid::sigmoid;
 use crate::cube::{address_type, computes_in_f32, empty, flat_vector_size, inner, tensor};
 
 const UNITS: u32 = 256;
@@ -46,13 +47,6 @@ fn fits<B: Backend>(gate: &Tensor<B, 2>) -> bool {
     computes_in_f32(gate.dtype()) && gate.shape().num_elements() > 0
 }
 
-/// `1 / (1 + e^-x)`; 0 where the exponential is infinite.
-#[cube]
-fn sigmoid<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
-    let one = Vector::<f32, N>::new(1.0f32);
-    one / (one + Vector::exp(x * Vector::new(-1.0f32)))
-}
-
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn forward_kernel<F: Float, N: Size>(
     gate: &Array<Vector<F, N>>,
@@ -65,7 +59,7 @@ fn forward_kernel<F: Float, N: Size>(
     if at < vectors as usize {
         let g = Vector::<f32, N>::cast_from(gate[at]);
         let u = Vector::<f32, N>::cast_from(up[at]);
-        y[at] = Vector::cast_from(g * sigmoid(g) * u);
+        y[at] = Vector::cast_from(g * sigmoid::<F, N>(g) * u);
     }
 }
 
@@ -86,7 +80,7 @@ fn backward_kernel<F: Float, N: Size>(
         let g = Vector::<f32, N>::cast_from(gate[at]);
         let u = Vector::<f32, N>::cast_from(up[at]);
         let dy = Vector::<f32, N>::cast_from(dy[at]);
-        let s = sigmoid(g);
+        let s = sigmoid::<F, N>(g);
         dgate[at] = Vector::cast_from(dy * u * s * (one + g * (one - s)));
         dup[at] = Vector::cast_from(dy * g * s);
     }

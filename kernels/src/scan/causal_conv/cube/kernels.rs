@@ -4,6 +4,7 @@ use cubecl::prelude::*;
 
 use super::{AHEAD, LANES, ROWS, STEPS};
 use crate::cube::documents::{RowTokens, row_tokens, start_of};
+use crate::cube::sigmoid::sigmoid;
 
 /// Where in the tensors a unit works.
 #[derive(CubeType, Clone, Copy)]
@@ -156,12 +157,6 @@ fn sum<N: Size>(
     sum
 }
 
-#[cube]
-fn sigmoid<N: Size>(v: Vector<f32, N>) -> Vector<f32, N> {
-    let one = Vector::<f32, N>::new(1.0f32);
-    one / (one + Vector::exp(Vector::<f32, N>::new(0.0f32) - v))
-}
-
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn forward_kernel<F: Float, W: Float, N: Size>(
     x_blc: &Tensor<Vector<F, N>>,
@@ -205,7 +200,7 @@ pub(super) fn forward_kernel<F: Float, W: Float, N: Size>(
             if t + i < last {
                 let mut y = sum(&taps, &window, i, bias, starts_bl, tokens, t + i, w);
                 if silu {
-                    y *= sigmoid(y);
+                    y *= sigmoid::<F, N>(y);
                 }
                 let at = place.batch * y_blc.stride(0) + (t + i) * y_blc.stride(1);
                 y_blc[(at + place.channel) / N::value()] = Vector::cast_from(y);
@@ -243,7 +238,7 @@ fn read_ahead<F: Float, N: Size>(
         for i in 0..ahead {
             let tokens = row_tokens(place.batch, l);
             let v = sum(taps, window, i, bias, starts_bl, tokens, t + i, w);
-            let s = sigmoid(v);
+            let s = sigmoid::<F, N>(v);
             let one = Vector::<f32, N>::new(1.0f32);
             gradients[w - 1 + i] = gradients[w - 1 + i] * (s * (one + v * (one - s)));
         }

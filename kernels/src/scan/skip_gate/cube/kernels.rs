@@ -3,6 +3,7 @@
 use cubecl::prelude::*;
 
 use super::{LANES, ROWS, STEPS};
+use crate::cube::sigmoid::sigmoid;
 
 /// Where a unit works.
 #[derive(CubeType, Clone, Copy)]
@@ -60,12 +61,6 @@ fn read_bias<W: Float, N: Size>(
     value
 }
 
-#[cube]
-fn sigmoid<N: Size>(v: Vector<f32, N>) -> Vector<f32, N> {
-    let one = Vector::<f32, N>::new(1.0f32);
-    one / (one + Vector::exp(Vector::<f32, N>::new(0.0f32) - v))
-}
-
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn forward_kernel<F: Float, W: Float, N: Size>(
     y_blhp: &Tensor<Vector<F, N>>,
@@ -94,7 +89,7 @@ pub(super) fn forward_kernel<F: Float, W: Float, N: Size>(
         let skipped = read(y_blhp, place, t, p) + d * read(x_blhp, place, t, p);
         let v = read(z_blc, place, t, p) + bias;
         let at = index(out_blc, place, t, p);
-        out_blc[at] = Vector::cast_from(skipped * v * sigmoid(v));
+        out_blc[at] = Vector::cast_from(skipped * v * sigmoid::<F, N>(v));
     }
 }
 
@@ -136,7 +131,7 @@ pub(super) fn backward_kernel<F: Float, W: Float, N: Size>(
             let skipped = read(y_blhp, place, t, p) + d * x;
             let v = read(z_blc, place, t, p) + bias;
             let dout = read(dout_blc, place, t, p);
-            let s = sigmoid(v);
+            let s = sigmoid::<F, N>(v);
             let dy = dout * v * s;
             let dz = dout * skipped * s * (one + v * (one - s));
             sums[0] += dz;

@@ -2,8 +2,8 @@
 
 use cubecl::prelude::*;
 
-use super::super::decay::sigmoid;
 use super::product::{Eight, Matrix, Pair, Product};
+use crate::cube::sigmoid::sigmoid;
 
 /// Adds `d` of the head times the rows of `x`.
 #[cube]
@@ -63,10 +63,7 @@ pub fn gate<E: Float>(product: &mut Product, z: &Matrix<E, Eight>, bias: &Shared
             let mut v = Vector::<f32, Pair>::cast_from(z.pair(product.row(i), column));
             v[0] += bias[column];
             v[1] += bias[column + 1];
-            let mut gated = product.get(i) * v;
-            gated[0] *= sigmoid(v[0]);
-            gated[1] *= sigmoid(v[1]);
-            product.set(i, gated);
+            product.set(i, product.get(i) * v * sigmoid::<E, Pair>(v));
         }
     }
 }

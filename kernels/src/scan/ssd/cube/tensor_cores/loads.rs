@@ -4,6 +4,7 @@ use cubecl::prelude::*;
 
 use super::super::decay::Decays;
 use super::product::{Eight, Matrix, PLANE};
+use crate::cube::sigmoid::sigmoid;
 
 /// Vectors that a unit fetches of a matrix.
 fn vectors(rows: usize, width: usize, planes: usize) -> usize {
@@ -162,7 +163,7 @@ impl<E: Float> Fetched<E> {
                 ComptimeOption::None => {}
             }
             let one = Vector::<f32, Eight>::new(1.0f32);
-            let s = one / (one + Vector::exp(Vector::<f32, Eight>::new(0.0f32) - v));
+            let s = sigmoid::<E, Eight>(v);
             let gradient = Vector::<f32, Eight>::cast_from(self.values[i]);
             let before = gradient * v * s;
             sum += dot(before, Vector::cast_from(x.values[i]));
