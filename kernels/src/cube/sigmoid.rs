@@ -9,7 +9,8 @@ use cubecl::prelude::*;
 /// limited by their instructions. In f32 it is exact to f32's digits.
 #[cube]
 pub fn sigmoid<F: Float, N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
-    if comptime!(F::type_size() < 4usize) {
+    let bytes = F::type_size().comptime();
+    if comptime!(bytes < 4) {
         quick(x)
     } else {
         let one = Vector::<f32, N>::new(1.0f32);
