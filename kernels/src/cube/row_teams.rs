@@ -1,6 +1,8 @@
 //! Rows in the registers of units side by side, for the ops that normalise them: how rows are laid over the units
 //! of a cube, sums over a row, and sums over rows.
 
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 /// Units of a cube.
@@ -50,6 +52,13 @@ impl Plan {
     pub fn teams(&self) -> usize {
         UNITS / self.lanes
     }
+}
+
+/// Vectors of `n` elements from one row of `x [t, d]` to the next. A kernel is given it as a number: of a tensor CubeCL
+/// would copy shape and strides to the device for each launch, and its host may be ahead of a device by some hundred
+/// of such copies only.
+pub(crate) fn row_stride<R: CubeRuntime>(x: &CubeTensor<R>, n: usize) -> u32 {
+    (x.meta.strides()[0] / n) as u32
 }
 
 /// Where a unit works: its place among the units of its row, and the row's among the rows of its cube.
@@ -171,16 +180,17 @@ pub(crate) fn has(place: Place, #[comptime] i: usize, #[comptime] plan: Plan) ->
         || comptime!(i * plan.lanes) + place.lane < comptime!(plan.vectors)
 }
 
-/// Reads a unit's vectors of a row; what lies beyond it is its last vector.
+/// Reads a unit's vectors of a row; what lies beyond it is its last vector. Rows begin `stride` vectors after each other.
 #[cube]
 pub(crate) fn read_row<F: Float, N: Size>(
-    of: &Tensor<Vector<F, N>>,
+    of: &Array<Vector<F, N>>,
     row: usize,
+    stride: u32,
     place: Place,
     held: &mut Array<Vector<F, N>>,
     #[comptime] plan: Plan,
 ) {
-    let start = row * of.stride(0) / plan.n;
+    let start = row * stride as usize;
     #[unroll]
     for i in 0..comptime!(plan.held()) {
         held[i] = of[start + column(place, i, plan)];
@@ -211,7 +221,7 @@ pub(crate) fn parameter<W: Float, M: Size, N: Size>(
 #[cube]
 pub(crate) fn write_share<N: Size, P: Size>(
     sums: &Array<Vector<f32, N>>,
-    shares: &mut Tensor<Vector<f32, P>>,
+    shares: &mut Array<Vector<f32, P>>,
     row: usize,
     place: Place,
     #[comptime] plan: Plan,

@@ -5,11 +5,16 @@
 //! 512 bytes. Kernels there read vectors of 16 bytes and need no more.
 
 use burn::tensor::{Shape, Tensor};
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use cubecl::prelude::*;
 
 use super::{Columns, reference};
-use crate::cube::{empty, inner, is_cuda, tensor};
+use crate::cube::each_row::cubes;
+use crate::cube::{address_type, empty, inner, is_cuda, tensor};
+
+const UNITS: usize = 256;
 
 /// The longest vector that a kernel reads, in bytes.
 const VECTOR: usize = 16;
@@ -34,17 +39,9 @@ where
         widths: &[usize],
         d: usize,
     ) -> Tensor<Self, 3> {
-        let parts = reference::all_columns(parts, widths, d);
-        let first = inner(parts[0].clone());
-        let [b, l, _] = first.meta.shape().dims();
-        let whole = tensor(empty(&first, [b, l, d], first.dtype));
-        let mut start = 0;
-        parts.into_iter().fold(whole, |whole, part| {
-            let end = start + part.dims()[2];
-            let columns = [0..b, 0..l, start..end];
-            start = end;
-            whole.slice_assign(columns, part)
-        })
+        // What lies behind the last part needs no tensor of zeros.
+        let parts = reference::all_columns(parts, widths, widths.iter().sum());
+        tensor(join(parts.into_iter().map(inner).collect(), d))
     }
 }
 
@@ -74,4 +71,101 @@ fn views<R: CubeRuntime>(x: &CubeTensor<R>, widths: &[usize]) -> Option<Vec<Cube
         })
     };
     widths.iter().map(part).collect()
+}
+
+/// What is known when the kernel is compiled.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Plan {
+    /// Vectors of a row of the whole.
+    row: usize,
+    /// Vectors of a row of each part.
+    parts: Vec<usize>,
+    /// Elements of a row of the last part, where they are no whole vectors.
+    last: usize,
+}
+
+/// Parts side by side: a unit writes one vector of a row. Columns behind the last part are 0.
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn join_kernel<F: Float, N: Size>(
+    parts: &Sequence<Array<Vector<F, N>>>,
+    last: &ComptimeOption<Array<F>>,
+    whole: &mut Array<Vector<F, N>>,
+    vectors: u32,
+    #[comptime] plan: Plan,
+    #[define(F)] _dtype: StorageType,
+) {
+    let at = ABSOLUTE_POS;
+    if at >= vectors as usize {
+        terminate!();
+    }
+    let (row, column) = (at / plan.row, at % plan.row);
+    let mut value = Vector::<F, N>::new(F::new(0.0));
+    #[unroll]
+    for k in 0..comptime!(plan.parts.len()) {
+        let start = comptime!(plan.parts[..k].iter().sum::<usize>());
+        let width = comptime!(plan.parts[k]);
+        if column >= start && column < start + width {
+            value = parts.index(k)[row * width + column - start];
+        }
+    }
+    #[comptime]
+    match last {
+        ComptimeOption::Some(last) => {
+            let start = comptime!(plan.parts.iter().sum::<usize>());
+            if column >= start {
+                #[unroll]
+                for lane in 0..N::value() {
+                    let place = (column - start) * N::value() + lane;
+                    if place < plan.last {
+                        value[lane] = last[row * plan.last + place];
+                    }
+                }
+            }
+        }
+        ComptimeOption::None => {}
+    }
+    whole[at] = value;
+}
+
+/// The parts `[b, l, width]` side by side in rows of `d` elements, the rest of which is 0.
+fn join<R: CubeRuntime>(parts: Vec<CubeTensor<R>>, d: usize) -> CubeTensor<R> {
+    let mut parts: Vec<_> = parts.into_iter().map(into_contiguous).collect();
+    let width = |part: &CubeTensor<R>| part.meta.shape()[2];
+    let [b, l, _]: [usize; 3] = parts[0].meta.shape().dims();
+    let whole = empty(&parts[0], [b, l, d], parts[0].dtype);
+    let (client, dtype) = (whole.client.clone(), whole.dtype);
+    // The last part may have any width.
+    let others = parts[..parts.len() - 1].iter().map(width);
+    let sizes: Vec<_> = others.chain([d]).collect();
+    let fits = |n: &usize| sizes.iter().all(|size| size.is_multiple_of(*n));
+    let mut widths = client.io_optimized_vector_sizes(dtype.size());
+    let n = widths.find(fits).unwrap_or(1);
+    let last = (!width(&parts[parts.len() - 1]).is_multiple_of(n)).then(|| parts.pop());
+    let last = last.flatten();
+    let plan = Plan {
+        row: d / n,
+        parts: parts.iter().map(|part| width(part) / n).collect(),
+        last: last.as_ref().map_or(0, width),
+    };
+    let vectors = b * l * plan.row;
+    let [across, down] = cubes(vectors.div_ceil(UNITS));
+    let address_type = address_type(&[&whole]);
+    // SAFETY: units beyond the vectors of the whole leave, and the others read below the width of a part in a row that
+    // it has, and write their own vector.
+    unsafe {
+        join_kernel::launch_unchecked::<R>(
+            &client,
+            CubeCount::Static(across, down, 1),
+            CubeDim::new_1d(UNITS as u32),
+            address_type,
+            n,
+            parts.into_iter().map(CubeTensor::into_array_arg).collect(),
+            last.map(CubeTensor::into_array_arg).into(),
+            whole.clone().into_array_arg(),
+            vectors as u32,
+            plan,
+            dtype.into(),
+        );
+    }
+    whole
 }

@@ -17,7 +17,7 @@ impl<B: Rotary, C: CheckpointStrategy> Rotary for Autodiff<B, C> {
         let saved = (value(&cos), value(&sin));
         let y = B::rotary_forward(value(&x), saved.0.clone(), saved.1.clone());
         record([input(&x)], y, saved, |(cos, sin), dy, _| {
-            let dx = timed(Kind::Elementwise, || B::rotary_forward(dy, cos, -sin));
+            let dx = timed(Kind::Elementwise, || B::rotary_backward(dy, cos, sin));
             [Some(primitive(dx))]
         })
     }

@@ -23,6 +23,15 @@ pub trait Rotary: Backend {
         reference::forward(x, cos, sin)
     }
 
+    /// The gradient of [`Rotary::rotary_forward`] to x: `dy [b, l, h, p]` turned the other way.
+    fn rotary_backward(
+        dy: Tensor<Self, 4>,
+        cos: Tensor<Self, 2>,
+        sin: Tensor<Self, 2>,
+    ) -> Tensor<Self, 4> {
+        Self::rotary_forward(dy, cos, -sin)
+    }
+
     /// See [`rotary_of_heads`].
     fn rotary_of_heads(
         x: Tensor<Self, 4>,

@@ -30,22 +30,25 @@ fn mean_of<F: Float, N: Size>(
 /// `y = (x - mean) / sqrt(var + epsilon) * gamma + beta`.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn forward_kernel<F: Float, W: Float, N: Size, M: Size>(
-    x_td: &Tensor<Vector<F, N>>,
+    x_td: &Array<Vector<F, N>>,
     gamma_d: &Array<Vector<W, M>>,
     beta_d: &Array<Vector<W, M>>,
-    y_td: &mut Tensor<Vector<F, N>>,
+    y_td: &mut Array<Vector<F, N>>,
+    // Rows, and vectors from one to the next.
+    t: u32,
+    x_stride: u32,
     epsilon: f32,
     #[comptime] plan: Plan,
     #[define(F)] _dtype: StorageType,
     #[define(W)] _parameter_dtype: StorageType,
 ) {
-    let t = x_td.shape(0);
+    let t = t as usize;
     let place = place(plan);
     let row = CUBE_POS * comptime!(plan.teams()) + place.team;
     let mut shared = Shared::new(1usize);
     let mut x = Array::<Vector<F, N>>::new(comptime!(plan.held()));
     // Rows beyond the last are the last once more, as all units of a cube meet at its barriers.
-    read_row(x_td, clamp_max(row, t - 1), place, &mut x, plan);
+    read_row(x_td, clamp_max(row, t - 1), x_stride, place, &mut x, plan);
     let mean = Vector::<f32, N>::new(mean_of(&x, &mut shared, place, plan));
     let mut squares = Vector::<f32, N>::new(0.0f32);
     #[unroll]
@@ -79,11 +82,15 @@ pub(super) fn forward_kernel<F: Float, W: Float, N: Size, M: Size>(
 /// a team of units walks over; what there is an output for.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn backward_kernel<F: Float, W: Float, N: Size, M: Size, P: Size>(
-    x_td: &Tensor<Vector<F, N>>,
+    x_td: &Array<Vector<F, N>>,
     gamma_d: &Array<Vector<W, M>>,
-    dy_td: &Tensor<Vector<F, N>>,
-    dx_td: &mut ComptimeOption<Tensor<Vector<F, N>>>,
-    shares: &mut ComptimeOption<Tensor<Vector<f32, P>>>,
+    dy_td: &Array<Vector<F, N>>,
+    dx_td: &mut ComptimeOption<Array<Vector<F, N>>>,
+    shares: &mut ComptimeOption<Array<Vector<f32, P>>>,
+    // Rows, vectors from one to the next, and rows of a team.
+    t: u32,
+    x_stride: u32,
+    dy_stride: u32,
     rows: u32,
     epsilon: f32,
     #[comptime] plan: Plan,
@@ -91,7 +98,7 @@ pub(super) fn backward_kernel<F: Float, W: Float, N: Size, M: Size, P: Size>(
     #[define(F)] _dtype: StorageType,
     #[define(W)] _parameter_dtype: StorageType,
 ) {
-    let t = x_td.shape(0);
+    let t = t as usize;
     let place = place(plan);
     let team = CUBE_POS * comptime!(plan.teams()) + place.team;
     let held = comptime!(plan.held());
@@ -112,8 +119,8 @@ pub(super) fn backward_kernel<F: Float, W: Float, N: Size, M: Size, P: Size>(
         let within = row < t;
         // As forward.
         let from = clamp_max(row, t - 1);
-        read_row(x_td, from, place, &mut x, plan);
-        read_row(dy_td, from, place, &mut dy, plan);
+        read_row(x_td, from, x_stride, place, &mut x, plan);
+        read_row(dy_td, from, dy_stride, place, &mut dy, plan);
         let mean = Vector::<f32, N>::new(mean_of(&x, &mut shared, place, plan));
 
         // Of the squares, of `g = dy * gamma` and of `g * (x - mean)`.

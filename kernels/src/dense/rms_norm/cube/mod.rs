@@ -16,7 +16,7 @@ use self::kernels::{backward_kernel, forward_kernel};
 use super::{Gradients, RmsNorm, reference};
 use crate::cube::column_sums::add_shares;
 use crate::cube::each_row::with_rows;
-use crate::cube::row_teams::{Plan, UNITS};
+use crate::cube::row_teams::{Plan, UNITS, row_stride};
 use crate::cube::{
     address_type, computes_in_f32, empty, flat_vector_size, inner, tensor, vector_size,
 };
@@ -76,6 +76,7 @@ fn forward<R: CubeRuntime>(x: CubeTensor<R>, gamma: CubeTensor<R>, epsilon: f64)
     let y = empty(&x, [t, d], x.dtype);
     let (n, m) = (vector_size(&[&x, &y]), flat_vector_size(&[&gamma]));
     let plan = Plan::new(d, [n, m, 1], FORWARD);
+    let x_stride = row_stride(&x, n);
     let (client, cube) = (x.client.clone(), CubeDim::new_1d(UNITS as u32));
     let (dtype, parameters) = (x.dtype, gamma.dtype);
     // SAFETY: rows are read below `t` and columns below `d`, and a unit writes its own, where there is a row.
@@ -87,9 +88,11 @@ fn forward<R: CubeRuntime>(x: CubeTensor<R>, gamma: CubeTensor<R>, epsilon: f64)
             address_type(&[&x, &y]),
             n,
             plan.m,
-            x.into_tensor_arg(),
+            x.into_array_arg(),
             gamma.into_array_arg(),
-            y.clone().into_tensor_arg(),
+            y.clone().into_array_arg(),
+            t as u32,
+            x_stride,
             epsilon as f32,
             plan,
             dtype.into(),
@@ -138,7 +141,8 @@ fn backward<R: CubeRuntime>(
     let mut in_memory = vec![&x, &dy];
     in_memory.extend(&shares);
     let width = address_type(&in_memory);
-    let arg = |x: &CubeTensor<R>| x.clone().into_tensor_arg();
+    let arg = |x: &CubeTensor<R>| x.clone().into_array_arg();
+    let strides = [&x, &dy].map(|x| row_stride(x, n));
     // SAFETY: as forward; and no two rows of units write the same share.
     unsafe {
         backward_kernel::launch_unchecked::<R>(
@@ -154,6 +158,9 @@ fn backward<R: CubeRuntime>(
             arg(&dy),
             dx.as_ref().map(arg).into(),
             shares.as_ref().map(arg).into(),
+            t as u32,
+            strides[0],
+            strides[1],
             rows as u32,
             epsilon as f32,
             plan,

@@ -6,6 +6,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use crate::cube::each_row::{cubes, with_rows};
+use crate::cube::rows::{View, view};
 use crate::cube::{address_type, empty, vector_size};
 
 const UNITS: usize = 256;
@@ -13,6 +14,8 @@ const UNITS: usize = 256;
 /// What is known when the kernel is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Plan {
+    /// Whether the pairs are turned back.
+    back: bool,
     h: usize,
     /// Pairs of a head.
     r: usize,
@@ -32,6 +35,12 @@ fn read<N: Size>(from: &Array<f32>, at: usize) -> Vector<f32, N> {
     values
 }
 
+/// Where a head begins.
+#[cube]
+fn head_of(of: View, batch: usize, token: usize, head: usize) -> usize {
+    batch * of.batch + token * of.row + head * of.group
+}
+
 /// Neighbouring pairs, the first numbers of each and the second.
 #[derive(CubeType)]
 struct Pairs<F: Float, N: Size> {
@@ -39,7 +48,7 @@ struct Pairs<F: Float, N: Size> {
     second: Vector<F, N>,
 }
 
-/// The pairs turned by the angles from `at` on.
+/// The pairs turned by the angles from `at` on, or back by them.
 #[cube]
 fn turn<F: Float, N: Size>(
     first: Vector<F, N>,
@@ -47,8 +56,12 @@ fn turn<F: Float, N: Size>(
     cos_lr: &Array<f32>,
     sin_lr: &Array<f32>,
     at: usize,
+    #[comptime] back: bool,
 ) -> Pairs<F, N> {
-    let (cos, sin) = (read::<N>(cos_lr, at), read::<N>(sin_lr, at));
+    let (cos, mut sin) = (read::<N>(cos_lr, at), read::<N>(sin_lr, at));
+    if comptime!(back) {
+        sin = Vector::<f32, N>::new(0.0f32) - sin;
+    }
     let first = Vector::<f32, N>::cast_from(first);
     let second = Vector::<f32, N>::cast_from(second);
     Pairs::<F, N> {
@@ -59,23 +72,25 @@ fn turn<F: Float, N: Size>(
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn rotate_kernel<F: Float, N: Size>(
-    x_blhp: &Tensor<Vector<F, N>>,
+    x_blhp: &Array<Vector<F, N>>,
     cos_lr: &Array<f32>,
     sin_lr: &Array<f32>,
-    y_blhp: &mut Tensor<Vector<F, N>>,
+    y_blhp: &mut Array<Vector<F, N>>,
+    b: u32,
+    x: View,
+    y: View,
     #[comptime] plan: Plan,
     #[define(F)] _dtype: StorageType,
 ) {
     let unit = ABSOLUTE_POS % plan.units;
     let head = ABSOLUTE_POS / plan.units % plan.h;
     let token = ABSOLUTE_POS / comptime!(plan.units * plan.h);
-    let l = x_blhp.shape(1);
-    if token >= x_blhp.shape(0) * l {
+    if token >= b as usize * x.count {
         terminate!();
     }
-    let (batch, t) = (token / l, token % l);
-    let from = batch * x_blhp.stride(0) + t * x_blhp.stride(1) + head * x_blhp.stride(2);
-    let to = batch * y_blhp.stride(0) + t * y_blhp.stride(1) + head * y_blhp.stride(2);
+    let (batch, t) = (token / x.count, token % x.count);
+    let from = head_of(x, batch, t, head);
+    let to = head_of(y, batch, t, head);
     let place = unit * N::value();
     if unit < plan.turning {
         let second = place + plan.r;
@@ -83,7 +98,7 @@ fn rotate_kernel<F: Float, N: Size>(
             x_blhp[(from + place) / N::value()],
             x_blhp[(from + second) / N::value()],
         );
-        let turned = turn(x1, x2, cos_lr, sin_lr, t * plan.r + place);
+        let turned = turn(x1, x2, cos_lr, sin_lr, t * plan.r + place, plan.back);
         y_blhp[(to + place) / N::value()] = turned.first;
         y_blhp[(to + second) / N::value()] = turned.second;
     } else {
@@ -95,39 +110,47 @@ fn rotate_kernel<F: Float, N: Size>(
 /// The same where `x` lies, for the units that turn.
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn rotate_in_place_kernel<F: Float, N: Size>(
-    x_blhp: &mut Tensor<Vector<F, N>>,
+    x_blhp: &mut Array<Vector<F, N>>,
     cos_lr: &Array<f32>,
     sin_lr: &Array<f32>,
+    b: u32,
+    x: View,
     #[comptime] plan: Plan,
     #[define(F)] _dtype: StorageType,
 ) {
     let unit = ABSOLUTE_POS % plan.turning;
     let head = ABSOLUTE_POS / plan.turning % plan.h;
     let token = ABSOLUTE_POS / comptime!(plan.turning * plan.h);
-    let l = x_blhp.shape(1);
-    if token >= x_blhp.shape(0) * l {
+    if token >= b as usize * x.count {
         terminate!();
     }
-    let (batch, t) = (token / l, token % l);
-    let from = batch * x_blhp.stride(0) + t * x_blhp.stride(1) + head * x_blhp.stride(2);
+    let (batch, t) = (token / x.count, token % x.count);
+    let from = head_of(x, batch, t, head);
     let place = unit * N::value();
     let (at1, at2) = (
         (from + place) / N::value(),
         (from + place + plan.r) / N::value(),
     );
-    let turned = turn(x_blhp[at1], x_blhp[at2], cos_lr, sin_lr, t * plan.r + place);
+    let angles = t * plan.r + place;
+    let turned = turn(x_blhp[at1], x_blhp[at2], cos_lr, sin_lr, angles, plan.back);
     x_blhp[at1] = turned.first;
     x_blhp[at2] = turned.second;
 }
 
 /// For `h` heads of tensors that a unit accesses alike, and how many of their numbers it takes at a time.
-fn plan<R: CubeRuntime>(tensors: &[&CubeTensor<R>], h: usize, r: usize) -> (Plan, usize) {
+fn plan<R: CubeRuntime>(
+    tensors: &[&CubeTensor<R>],
+    h: usize,
+    r: usize,
+    back: bool,
+) -> (Plan, usize) {
     let p = tensors[0].meta.shape()[3];
     let mut lanes = vector_size(tensors);
     while !r.is_multiple_of(lanes) {
         lanes /= 2;
     }
     let plan = Plan {
+        back,
         h,
         r,
         units: (p - r) / lanes,
@@ -144,7 +167,7 @@ pub(super) fn rotate_in_place<R: CubeRuntime>(
 ) -> CubeTensor<R> {
     let x = with_rows(x);
     let [b, l, _, _]: [usize; 4] = x.meta.shape().dims();
-    let (plan, lanes) = plan(&[&x], heads, cos.meta.shape()[1]);
+    let (plan, lanes) = plan(&[&x], heads, cos.meta.shape()[1], false);
     let [across, down] = cubes((b * l * heads * plan.turning).div_ceil(UNITS));
     let (width, dtype) = (address_type(&[&x]), x.dtype);
     // SAFETY: units beyond the last token leave, and the others read and write their own numbers of a head.
@@ -155,9 +178,11 @@ pub(super) fn rotate_in_place<R: CubeRuntime>(
             CubeDim::new_1d(UNITS as u32),
             width,
             lanes,
-            x.clone().into_tensor_arg(),
+            x.clone().into_array_arg(),
             into_contiguous(cos).into_array_arg(),
             into_contiguous(sin).into_array_arg(),
+            b as u32,
+            view(&x),
             plan,
             dtype.into(),
         );
@@ -165,19 +190,20 @@ pub(super) fn rotate_in_place<R: CubeRuntime>(
     x
 }
 
-/// See [`rotary`](super::super::rotary()).
+/// See [`rotary`](super::super::rotary()); `back` turns the other way.
 pub(super) fn rotate<R: CubeRuntime>(
     x: CubeTensor<R>,
-    cos: CubeTensor<R>,
-    sin: CubeTensor<R>,
+    [cos, sin]: [CubeTensor<R>; 2],
+    back: bool,
 ) -> CubeTensor<R> {
     let x = with_rows(x);
     let [b, l, h, p]: [usize; 4] = x.meta.shape().dims();
     let r = cos.meta.shape()[1];
     let y = empty(&x, [b, l, h, p], x.dtype);
-    let (plan, lanes) = plan(&[&x, &y], h, r);
+    let (plan, lanes) = plan(&[&x, &y], h, r, back);
     let [across, down] = cubes((b * l * h * plan.units).div_ceil(UNITS));
     let (width, dtype) = (address_type(&[&x, &y]), x.dtype);
+    let of_x = view(&x);
     // SAFETY: units beyond the last token leave, and the others read and write their own numbers of a head,
     // which are inside the shapes that `rotary` has checked.
     unsafe {
@@ -187,10 +213,13 @@ pub(super) fn rotate<R: CubeRuntime>(
             CubeDim::new_1d(UNITS as u32),
             width,
             lanes,
-            x.into_tensor_arg(),
+            x.into_array_arg(),
             into_contiguous(cos).into_array_arg(),
             into_contiguous(sin).into_array_arg(),
-            y.clone().into_tensor_arg(),
+            y.clone().into_array_arg(),
+            b as u32,
+            of_x,
+            view(&y),
             plan,
             dtype.into(),
         );

@@ -26,8 +26,19 @@ where
         if !fits(&own, angles.each_ref()) {
             return reference::forward(x, cos, sin);
         }
-        let [cos, sin] = angles;
-        tensor(rotate(own, cos, sin))
+        tensor(rotate(own, angles, false))
+    }
+
+    fn rotary_backward(
+        dy: Tensor<Self, 4>,
+        cos: Tensor<Self, 2>,
+        sin: Tensor<Self, 2>,
+    ) -> Tensor<Self, 4> {
+        let (own, angles) = (inner(dy.clone()), [cos.clone(), sin.clone()].map(inner));
+        if !fits(&own, angles.each_ref()) {
+            return reference::forward(dy, cos, -sin);
+        }
+        tensor(rotate(own, angles, true))
     }
 
     fn rotary_of_heads(
