@@ -78,7 +78,7 @@ pub use dense::attention::{
 };
 pub use dense::bias::add_bias;
 pub use dense::cast::cast_all;
-pub use dense::columns::split_columns;
+pub use dense::columns::{extend_columns, split_columns};
 pub use dense::embedding::embedding;
 pub use dense::gelu::gelu_new;
 pub use dense::layer_norm::layer_norm;

@@ -140,15 +140,13 @@ impl<B: KernelBackend> Linear<B> {
             return self.forward(x);
         }
         let weight = self.weight_for(&x);
-        let like = (&weight.device(), weight.dtype());
-        let [_, d_in] = weight.dims();
-        let rows = Tensor::zeros([missing, d_in], like);
-        let bias = self.bias.as_ref().map(|bias| {
-            let bias = bias.val();
-            let zeros = Tensor::zeros([missing], (&bias.device(), bias.dtype()));
-            Tensor::cat(vec![bias, zeros], 0)
-        });
-        kernels::linear(x, Tensor::cat(vec![weight, rows], 0), bias)
+        let [d_out, d_in] = weight.dims();
+        let rows = d_out + missing;
+        let weight = kernels::extend_columns(weight.reshape([1, 1, d_out * d_in]), rows * d_in);
+        let bias = (self.bias.as_ref())
+            .map(|bias| kernels::extend_columns(bias.val().reshape([1, 1, d_out]), rows))
+            .map(|bias| bias.reshape([rows]));
+        kernels::linear(x, weight.reshape([rows, d_in]), bias)
     }
 
     /// `gelu_new` of what [`forward`](Self::forward) gives.

@@ -5,8 +5,8 @@ use burn::tensor::{DType, Tensor};
 
 use crate::dtype::{narrow, widen};
 
-/// See [`add_bias`](super::add_bias): `x [t, d]`, `bias [d]`.
-pub fn forward<B: Backend>(x: Tensor<B, 2>, bias: Tensor<B, 1>) -> Tensor<B, 2> {
+/// See [`add_bias`](super::add_bias): `x [b, l, d]`, `bias [d]`.
+pub fn forward<B: Backend>(x: Tensor<B, 3>, bias: Tensor<B, 1>) -> Tensor<B, 3> {
     widen(x) + widen(bias).unsqueeze()
 }
 

@@ -47,6 +47,15 @@ impl<B: Columns> Parts<B> {
 }
 
 impl<B: Columns, C: CheckpointStrategy> Columns for Autodiff<B, C> {
+    fn extend_columns(x: Tensor<Self, 3>, d: usize) -> Tensor<Self, 3> {
+        let width = x.dims()[2];
+        let y = B::extend_columns(value(&x), d);
+        record([input(&x)], y, width, |width, dy: Tensor<B, 3>, _| {
+            let dx = timed(Kind::Elementwise, || B::split_columns(dy, &[width]));
+            [dx.into_iter().next().map(primitive)]
+        })
+    }
+
     fn split_columns(x: Tensor<Self, 3>, widths: &[usize]) -> Vec<Tensor<Self, 3>> {
         let whole = value(&x);
         let outputs = B::split_columns(whole.clone(), widths);

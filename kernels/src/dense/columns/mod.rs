@@ -20,6 +20,12 @@ pub trait Columns: Backend {
         reference::split(x, widths)
     }
 
+    /// See [`extend_columns`].
+    fn extend_columns(x: Tensor<Self, 3>, d: usize) -> Tensor<Self, 3> {
+        let width = x.dims()[2];
+        Self::join_columns(vec![Some(x)], &[width], d)
+    }
+
     /// The gradient of [`Columns::split_columns`] to the whole of `d` columns from those of its parts; `None` for a part
     /// that has none. At least one has.
     fn join_columns(
@@ -32,6 +38,17 @@ pub trait Columns: Backend {
 }
 
 by_default!(Columns for ndarray, flex);
+
+/// `x [b, l, width]` with zeros behind its columns: `[b, l, d]`. The gradient of x is a view of that of the whole where the
+/// backend can have one. Differentiable in `x`.
+///
+/// # Panics
+/// If `x` has more columns than `d`.
+pub fn extend_columns<B: Columns>(x: Tensor<B, 3>, d: usize) -> Tensor<B, 3> {
+    let width = x.dims()[2];
+    assert!(width <= d, "extend_columns: {width} columns to {d}");
+    timed(Kind::Elementwise, || B::extend_columns(x, d))
+}
 
 /// The columns of `x [b, l, d]` in parts of `widths`, one after the other: `[b, l, width]` each, which are views of
 /// the memory of `x` where the backend can have them. Columns behind the last part are left out, and their gradient

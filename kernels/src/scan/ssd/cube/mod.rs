@@ -38,6 +38,7 @@
 
 mod decay;
 mod portable;
+mod shares;
 mod tensor_cores;
 
 use burn::tensor::backend::Backend;
@@ -278,19 +279,15 @@ where
     let dout = inner(dout.cast(scan.x.dtype()));
     let mut gradients = tensor_cores::backward(&inputs, &dout, kept.map(inner));
     let z = gradients.z_blhp.take();
-    let shares = gradients.shares_bhsf.take().map(|shares| {
-        let shares = tensor::<R, B, 4>(shares);
-        shares.sum_dim(0).sum_dim(2).reshape([h, p + 1])
-    });
-    let share = |from: usize, width: usize, dtype: Option<DType>| {
-        let part = shares.clone()?.narrow(1, from, width);
-        Some(part.reshape([h * width]).cast(dtype?))
+    let [d, z_bias] = match gradients.shares_bhsf.take() {
+        Some(shares) => shares::add(shares, [d, z_bias]),
+        None => [None, None],
     };
     GatedScanGradients {
         scan: like.scan_gradients(gradients),
-        d: share(p, 1, d),
+        d: d.map(tensor),
         z: z.map(|z| tensor::<R, B, 4>(z).reshape([b, l, h * p])),
-        z_bias: share(0, p, z_bias),
+        z_bias: z_bias.map(tensor),
     }
 }
 
