@@ -18,6 +18,7 @@ mod attention;
 mod attention_step;
 mod cast;
 mod causal_conv;
+mod columns;
 mod documents;
 mod double_precision;
 mod embedding;

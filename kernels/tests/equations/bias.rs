@@ -7,7 +7,7 @@ use crate::support::*;
 
 fn add_bias<B: TrainBackend>(x: &Values, bias: &Values) -> Vec<Values> {
     let mut trace = Trace::<B>::new();
-    let (x, bias) = (trace.input::<2>(x), trace.input(bias));
+    let (x, bias) = (trace.input::<3>(x), trace.input(bias));
     trace.finish(kernels::add_bias(x, bias))
 }
 
@@ -19,8 +19,8 @@ fn add_bias_definition<B: TrainBackend>(x: &Values, bias: &Values) -> Vec<Values
 
 #[test]
 fn bias_is_right() {
-    for [t, d] in [[1, 1], [33, 9], [400, 101]] {
-        let (x, bias) = (random(4, &[t, d], 1.0), random(5, &[d], 3.0));
+    for [b, l, d] in [[1, 1, 1], [3, 11, 9], [4, 100, 101]] {
+        let (x, bias) = (random(4, &[b, l, d], 1.0), random(5, &[d], 3.0));
         check!("bias", add_bias, add_bias_definition, &x, &bias);
     }
 }

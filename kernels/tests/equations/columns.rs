@@ -3,7 +3,7 @@
 use burn::backend::Autodiff;
 use burn::tensor::{Distribution, Tensor};
 use kernels::runtime::Flex;
-use kernels::split_columns;
+use kernels::{extend_columns, split_columns};
 
 type Graph = Autodiff<Flex>;
 
@@ -61,6 +61,19 @@ fn gradients_are_those_of_slices() {
     };
     let numbers = [1.0, 0.5, 3.0];
     assert_eq!(gradient(&x, numbers, twice), gradient(&x, numbers, doubled));
+}
+
+#[test]
+fn columns_get_zeros_behind() {
+    let x = random(SHAPE);
+    let graph = Tensor::<Graph, 3>::from_inner(x.clone()).require_grad();
+    let y = extend_columns(graph.clone(), 13);
+    let zeros = Tensor::zeros([2, 3, 3], &x.device());
+    let expected = Tensor::cat(vec![x.clone(), zeros], 2).into_data();
+    assert_eq!(y.clone().inner().into_data(), expected);
+    let gradient = graph.grad(&(y.clone() * y).sum().backward());
+    let gradient = gradient.expect("a gradient").into_data();
+    assert_eq!(gradient, (x * 2.0).into_data());
 }
 
 #[test]
