@@ -24,10 +24,12 @@
 //! Rank 0 decides on the configuration and the checkpoint to resume from, measures perplexities, and writes all files but
 //! the other ranks' shares of the moments. What it finds out it tells the others ([`Ranks::from_first`]), its failures too.
 
+mod arriving;
 mod flat;
 pub mod launch;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod outlet;
 mod parameters;
 mod reduce;
 pub mod rendezvous;
@@ -35,7 +37,9 @@ mod share;
 mod update;
 mod world;
 
+pub use arriving::Arriving;
 pub use flat::{Bucket, FlatOrder};
+pub(crate) use outlet::{Outlet, Plan, Reduced};
 pub use reduce::Sharing;
 pub(crate) use reduce::indivisible;
 pub use share::share;
@@ -182,7 +186,8 @@ impl<B: KernelBackend> Ranks<B> {
         }
         let own = to_numbers(&Sha256::digest(value));
         let length = own.len();
-        let gathered = self.collective().all_gather(upload(own, device)).wait();
+        let gathered = self.collective().all_gather(vec![upload(own, device)]);
+        let gathered = gathered.wait_for_one();
         let all = download(gathered);
         let first = &all[..length];
         let others: Vec<_> = (all.chunks(length).enumerate())
@@ -203,14 +208,15 @@ impl<B: KernelBackend> Ranks<B> {
     pub fn barrier(&self, device: &B::Device) {
         if !self.is_alone() {
             let here = upload(vec![0.0], device);
-            download(self.collective().all_gather(here).wait());
+            download(self.collective().all_gather(vec![here]).wait_for_one());
         }
     }
 
     /// The bytes of rank 0.
     fn broadcast(&self, device: &B::Device, bytes: Vec<u8>) -> Vec<u8> {
         let length = to_numbers(&(bytes.len() as u64).to_le_bytes());
-        let length = self.collective().broadcast(upload(length, device)).wait();
+        let ranks = self.collective();
+        let length = ranks.broadcast(vec![upload(length, device)]).wait_for_one();
         let mut of_length = [0; 8];
         of_length.copy_from_slice(&to_bytes(&download(length)));
         let length = u64::from_le_bytes(of_length) as usize;
@@ -219,7 +225,7 @@ impl<B: KernelBackend> Ranks<B> {
         }
         let mut own = to_numbers(&bytes);
         own.resize(length, 0.0);
-        let all = self.collective().broadcast(upload(own, device)).wait();
+        let all = ranks.broadcast(vec![upload(own, device)]).wait_for_one();
         to_bytes(&download(all))
     }
 }
@@ -253,7 +259,7 @@ mod tests {
     use super::*;
 
     /// What `act` returns on each of `world` ranks.
-    fn on_each<T: Send>(world: usize, act: impl Fn(Ranks<Flex>) -> T + Sync) -> Vec<T> {
+    pub(super) fn on_each<T: Send>(world: usize, act: impl Fn(Ranks<Flex>) -> T + Sync) -> Vec<T> {
         thread::scope(|scope| {
             let act = &act;
             let threads: Vec<_> = (Threads::new(world).into_iter())

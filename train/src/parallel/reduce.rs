@@ -1,22 +1,19 @@
-//! The sum of the gradients over the ranks, and what is measured of it.
+//! How ranks share the steps of a stage, and what they find out together about a step.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use burn::module::ParamId;
 use burn::tensor::{DType, Tensor};
 use kernels::KernelBackend;
-use kernels::runtime::collective::InFlight;
 use model::Part;
 
 use super::flat::Entry;
+use super::share::part;
 use super::{Bucket, FlatOrder, Ranks, download, upload};
 use crate::config;
 use crate::error::TrainError;
 use crate::gradients::Gradients;
 use crate::run::StopRequest;
-
-/// Buckets that are on their way at once, at most: each takes memory for what it holds and what comes of it.
-pub(super) const IN_FLIGHT: usize = 2;
 
 /// How the ranks share the steps of a stage.
 #[derive(Clone)]
@@ -29,6 +26,8 @@ pub struct Sharing<B: KernelBackend> {
     pub config: config::Parallel,
     /// Whether this rank is asked to stop.
     pub stop: StopRequest,
+    /// Where this rank computes.
+    pub device: B::Device,
 }
 
 /// What all ranks have found out together about a step.
@@ -57,10 +56,14 @@ pub(crate) fn indivisible(stage: &config::StageConfig, world: usize) -> Result<(
 }
 
 impl<B: KernelBackend> Sharing<B> {
-    /// The buckets of the parameters with these ids.
-    pub(crate) fn buckets(&self, ids: &[ParamId]) -> Vec<Bucket> {
-        let most = self.config.bucket_mib.saturating_mul((1 << 20) / 4);
-        self.order.buckets(|id| ids.contains(&id), most)
+    /// The elements of a bucket, at most.
+    pub(super) fn most(&self) -> usize {
+        self.config.bucket_mib.saturating_mul((1 << 20) / 4)
+    }
+
+    /// Buckets of the parameters with these ids, as large as those of a step.
+    fn buckets(&self, ids: &[ParamId]) -> Vec<Bucket> {
+        self.order.buckets(|id| ids.contains(&id), self.most())
     }
 
     /// The parameters that any rank has among its `ids`, in the order of exchange: the same on all ranks.
@@ -77,20 +80,16 @@ impl<B: KernelBackend> Sharing<B> {
 
     /// `gradients`, and zeros for the parameters of which other ranks alone have one: what is exchanged must be the same
     /// on all ranks. The host waits for the others.
-    pub(crate) fn completed(
-        &self,
-        mut gradients: Gradients<B>,
-        device: &B::Device,
-    ) -> Gradients<B> {
+    pub(super) fn completed(&self, mut gradients: Gradients<B>) -> Gradients<B> {
         if self.ranks.place().world == 1 {
             return gradients;
         }
-        let entries = self.of_any_rank(gradients.ids(), device);
+        let entries = self.of_any_rank(gradients.ids(), &self.device);
         let ids: Vec<ParamId> = entries.iter().map(|entry| entry.id).collect();
         let sums: Vec<_> = (entries.iter())
             .map(|entry| {
                 let sum = gradients.take(entry.id);
-                let sum = sum.unwrap_or_else(|| Tensor::zeros([entry.elements], device));
+                let sum = sum.unwrap_or_else(|| Tensor::zeros([entry.elements], &self.device));
                 (entry.id, sum)
             })
             .collect();
@@ -102,11 +101,15 @@ impl<B: KernelBackend> Sharing<B> {
         let (ranks, world) = (self.ranks.collective(), self.ranks.place().world);
         for bucket in self.buckets(ids) {
             let zeros = |elements: usize| Tensor::<B, 1>::zeros([elements], device);
+            let elements = bucket.0.iter().map(|entry| entry.elements);
             if self.config.shard_moments {
-                let own = ranks.reduce_scatter(zeros(world * bucket.part(world)));
-                let _ = ranks.all_gather(own.wait()).wait();
+                let whole = |elements| zeros(world * part(elements, world));
+                let _ = ranks
+                    .reduce_scatter(elements.clone().map(whole).collect())
+                    .wait();
+                let _ = ranks.gather_parts(elements.map(whole).collect()).wait();
             } else {
-                let _ = ranks.all_reduce(zeros(bucket.elements())).wait();
+                let _ = ranks.all_reduce(elements.map(zeros).collect()).wait();
             }
         }
     }
@@ -120,58 +123,10 @@ impl<B: KernelBackend> Sharing<B> {
         (2 * (world - 1) * part * size_of::<f32>()) as u64
     }
 
-    /// The sum over all ranks of `gradients`, whole.
-    pub(crate) fn reduce(&self, mut gradients: Gradients<B>) -> Gradients<B> {
-        let ids = gradients.ids().to_vec();
-        let mut sums = vec![];
-        let mut arrived = |(bucket, sum): (Bucket, InFlight<B>)| {
-            let values = bucket.split(sum.wait());
-            sums.extend(bucket.0.iter().map(|entry| entry.id).zip(values));
-        };
-        let mut in_flight = VecDeque::new();
-        for bucket in self.buckets(&ids) {
-            let packed = Bucket::join(taken(&bucket, &mut gradients));
-            let sum = self.ranks.collective().all_reduce(packed);
-            in_flight.push_back((bucket, sum));
-            if in_flight.len() == IN_FLIGHT
-                && let Some(oldest) = in_flight.pop_front()
-            {
-                arrived(oldest);
-            }
-        }
-        in_flight.into_iter().for_each(arrived);
-        Gradients::of(&ids, sums)
-    }
-
-    /// This rank's share of the sum over all ranks of `gradients`.
-    pub(crate) fn reduce_to_shares(&self, mut gradients: Gradients<B>) -> Gradients<B> {
-        let ids = gradients.ids().to_vec();
-        let place = self.ranks.place();
-        let mut shares = vec![];
-        let mut arrived = |(bucket, own): (Bucket, InFlight<B>)| {
-            let own = bucket.cut(own.wait(), place).into_iter();
-            let ids = bucket.0.iter().map(|entry| entry.id);
-            shares.extend(ids.zip(own).filter_map(|(id, share)| Some((id, share?))));
-        };
-        let mut in_flight = VecDeque::new();
-        for bucket in self.buckets(&ids) {
-            let packed = bucket.pack(taken(&bucket, &mut gradients), place.world);
-            let own = self.ranks.collective().reduce_scatter(packed);
-            in_flight.push_back((bucket, own));
-            if in_flight.len() == IN_FLIGHT
-                && let Some(oldest) = in_flight.pop_front()
-            {
-                arrived(oldest);
-            }
-        }
-        in_flight.into_iter().for_each(arrived);
-        Gradients::of(&ids, shares)
-    }
-
     /// The sum over all ranks of a few numbers, `x`, in the order of the ranks: the same bits on each.
     pub(crate) fn sum(&self, x: Tensor<B, 1>) -> Tensor<B, 1> {
         let ([n], world) = (x.dims(), self.ranks.place().world);
-        let all = self.ranks.collective().all_gather(x).wait();
+        let all = self.ranks.collective().all_gather(vec![x]).wait_for_one();
         all.reshape([world, n]).sum_dim(0).reshape([n])
     }
 
@@ -223,15 +178,6 @@ impl<B: KernelBackend> Sharing<B> {
             norms,
         }
     }
-}
-
-/// The gradients of the parameters of `bucket`, in f32.
-fn taken<B: KernelBackend>(bucket: &Bucket, gradients: &mut Gradients<B>) -> Vec<Tensor<B, 1>> {
-    let take = |entry: &Entry| {
-        let gradient = gradients.take(entry.id);
-        in_f32(gradient.expect("a gradient of each parameter of a bucket"))
-    };
-    bucket.0.iter().map(take).collect()
 }
 
 fn in_f32<B: KernelBackend>(x: Tensor<B, 1>) -> Tensor<B, 1> {
