@@ -16,7 +16,7 @@ use kernels::profile::region;
 use kernels::{DocumentStarts, TrainBackend};
 use model::{Block, Part, Phi, PhiMamba};
 
-use crate::clipping::{Place, places_of};
+use crate::clipping::{Place, clips_cells, places_of};
 use crate::config::{Precision, StageConfig};
 use crate::evaluate;
 use crate::gradients::{Gradients, Sink};
@@ -264,7 +264,7 @@ impl<B: TrainBackend> TrainStep<B> {
         // No row of a rank's passes may reach a window that another rank's do.
         let differ = self.kind.window_dropout() > 0.0;
         let mut plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
-        let (losses, (reduced, next)) = region("passes", || {
+        let (losses, (mut reduced, next)) = region("passes", || {
             if !self.parallel.is_in_a_row() {
                 let (losses, gradients) = self.run(&working, own);
                 let outlet = Outlet::of_all(sharing, &plan, gradients);
@@ -279,8 +279,14 @@ impl<B: TrainBackend> TrainStep<B> {
         let student = working.into_student();
         *plan = next;
         let loss = Tensor::cat(losses, 0).mean();
-        let all = sharing.global(loss, &reduced.sums, &reduced.ids, part);
-        let scale = optimizer.scale(all.norm.clone(), all.loss.clone(), self.passes);
+        let config = optimizer.config();
+        let clips = clips_cells(config);
+        let cell = |id| self.places.get(&id).copied().filter(|_| clips);
+        let all = sharing.global(loss, &reduced.sums, &reduced.ids, part, cell);
+        let (sums, squares) = (&mut reduced.sums, all.squares_of_cells);
+        let clipped = sums.clip_by(squares, config, &self.places, self.passes);
+        let left = clipped.unwrap_or_else(|| all.norm.clone());
+        let scale = optimizer.scale(left, all.loss.clone(), self.passes);
         let student = region("update", || {
             if sharing.config.shard_moments {
                 sharing.step(optimizer, student, reduced, scale, rate)

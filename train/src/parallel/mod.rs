@@ -4,10 +4,9 @@
 //!
 //! The passes of an optimizer step (`batch / micro_batch` of them) go to the ranks in blocks: rank `r` of `n` does the
 //! passes from `r * passes / n` on. All ranks draw the whole batch, which is a function of seed and step, so that what is
-//! read does not depend on their number. After its passes a rank has the sum of their gradients. These are packed into
-//! a few large flat buckets, each rank gets the sum of its share of every parameter (reduce-scatter), updates
-//! that share, whose moments only it has (ZeRO-1), and the ranks exchange what they have updated (all-gather). Without
-//! `parallel.shard_moments` every rank gets all sums and does the whole update.
+//! read does not depend on their number. Each rank gets the sum of its share of every parameter's gradient
+//! (reduce-scatter), updates that share, whose moments only it has (ZeRO-1), and the ranks exchange what they have updated
+//! (all-gather). Without `parallel.shard_moments` every rank gets all sums (all-reduce) and does the whole update.
 //!
 //! Losses and the squares of the shares' gradients are added up in the order of the ranks, by every rank for itself: all
 //! have the same bits, and what is decided by them (clipping, the guard, a step that is skipped) is decided alike without
@@ -15,9 +14,16 @@
 //!
 //! # What overlaps
 //!
-//! On a device with a queue, the reduction of a bucket runs beside the packing of the next, and the exchange of a bucket
-//! beside the update of the next. No reduction runs beside a backward pass: a stage has the gradients of a block before it
-//! goes on to the blocks below, but gives them away when the pass is over.
+//! On a device with a queue, sums are made while the last pass of a step still goes backward: a stage gives the gradients of
+//! a block away before it goes on to the next block, and parameters whose gradients come one after the other leave together
+//! ([`Outlet`]). The norm of all gradients, by which they are clipped, needs all sums; then the shares are updated, and the
+//! update of a bucket runs beside the exchange of the one before. The next step begins with the teacher, and waits for the
+//! parameters of a layer, or of all, when the student is read first ([`Arriving`]).
+//!
+//! A parameter is updated and gathered in its own memory: there are no buffers that are packed and unpacked but for the
+//! gradients, which are exchanged in f32. What is on its way keeps its tensors
+//! ([`InFlight`](kernels::runtime::collective::InFlight)), so that nothing else gets their memory, until later work waits
+//! for it.
 //!
 //! # Who does what
 //!

@@ -167,6 +167,9 @@ impl<'a, B: KernelBackend> Outlet<'a, B> {
                 .push_back((bucket, InFlight::done(gradients)));
             return self.receive();
         }
+        if self.in_flight.len() == IN_FLIGHT {
+            self.receive();
+        }
         let gradients = kernels::cast_all(gradients, DType::F32);
         let ranks = self.sharing.ranks.collective();
         let sums = if self.sharing.config.shard_moments {
@@ -178,9 +181,6 @@ impl<'a, B: KernelBackend> Outlet<'a, B> {
             ranks.all_reduce(gradients)
         };
         self.in_flight.push_back((bucket, sums));
-        if self.in_flight.len() > IN_FLIGHT {
-            self.receive();
-        }
     }
 
     /// Takes the sums of the oldest bucket that is on its way.

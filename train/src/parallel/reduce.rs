@@ -1,6 +1,6 @@
 //! How ranks share the steps of a stage, and what they find out together about a step.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::ParamId;
 use burn::tensor::{DType, Tensor};
@@ -10,6 +10,7 @@ use model::Part;
 use super::flat::Entry;
 use super::share::part;
 use super::{Bucket, FlatOrder, Ranks, download, upload};
+use crate::clipping::Place;
 use crate::config;
 use crate::error::TrainError;
 use crate::gradients::Gradients;
@@ -40,6 +41,8 @@ pub(crate) struct Global<B: KernelBackend> {
     pub(crate) norm: Tensor<B, 1>,
     /// The same of each part.
     pub(crate) norms: BTreeMap<Part, Tensor<B, 1>>,
+    /// The squares of the same of each cell.
+    pub(crate) squares_of_cells: BTreeMap<Place, Tensor<B, 1>>,
 }
 
 /// Passes that cannot be shared out.
@@ -100,16 +103,20 @@ impl<B: KernelBackend> Sharing<B> {
     pub(crate) fn exchange(&self, ids: &[ParamId], device: &B::Device) {
         let (ranks, world) = (self.ranks.collective(), self.ranks.place().world);
         for bucket in self.buckets(ids) {
-            let zeros = |elements: usize| Tensor::<B, 1>::zeros([elements], device);
-            let elements = bucket.0.iter().map(|entry| entry.elements);
+            let elements = bucket.0.iter().map(|entry| {
+                if self.config.shard_moments {
+                    world * part(entry.elements, world)
+                } else {
+                    entry.elements
+                }
+            });
+            let zeros = elements.map(|elements| Tensor::<B, 1>::zeros([elements], device));
+            let zeros: Vec<_> = zeros.collect();
             if self.config.shard_moments {
-                let whole = |elements| zeros(world * part(elements, world));
-                let _ = ranks
-                    .reduce_scatter(elements.clone().map(whole).collect())
-                    .wait();
-                let _ = ranks.gather_parts(elements.map(whole).collect()).wait();
+                let _ = ranks.reduce_scatter(zeros.clone()).wait();
+                let _ = ranks.gather_parts(zeros).wait();
             } else {
-                let _ = ranks.all_reduce(elements.map(zeros).collect()).wait();
+                let _ = ranks.all_reduce(zeros).wait();
             }
         }
     }
@@ -140,35 +147,34 @@ impl<B: KernelBackend> Sharing<B> {
         gradients: &Gradients<B>,
         ids: &[ParamId],
         part: impl Fn(ParamId) -> Option<Part>,
+        cell: impl Fn(ParamId) -> Option<Place>,
     ) -> Global<B> {
         let device = loss.device();
         let world = self.ranks.place().world;
         let stop = upload(vec![f32::from(self.stop.is_asked())], &device);
         let mut own = vec![in_f32(loss), stop];
-        let mut parts: Vec<Part> = ids.iter().filter_map(|id| part(*id)).collect();
-        parts.sort_unstable();
-        parts.dedup();
+        let (parts, cells) = (groups(ids, &part), groups(ids, &cell));
         if self.config.shard_moments {
             let nothing = || upload(vec![0.0], &device);
             let squares = gradients.squares().unwrap_or_else(nothing);
-            let mut of_parts = gradients.squares_of(&part);
             own.push(in_f32(squares));
-            own.extend(parts.iter().map(|part| {
-                let squares = of_parts.remove(part);
-                squares.map_or_else(nothing, in_f32)
-            }));
+            own.extend(in_order(&parts, gradients.squares_of(&part), nothing));
+            own.extend(in_order(&cells, gradients.squares_of(&cell), nothing));
         }
         let sums = self.sum(Tensor::cat(own, 0));
         let sum = |i: usize| sums.clone().narrow(0, i, 1);
-        let (norm, norms) = if self.config.shard_moments {
+        let (norm, norms, squares_of_cells) = if self.config.shard_moments {
             let norms = parts.iter().enumerate();
             let norms = norms.map(|(i, part)| (*part, sum(3 + i).sqrt()));
-            (sum(2).sqrt(), norms.collect())
+            let of_cells = cells.iter().enumerate();
+            let of_cells = of_cells.map(|(i, cell)| (*cell, sum(3 + parts.len() + i)));
+            (sum(2).sqrt(), norms.collect(), of_cells.collect())
         } else {
             let norm = gradients.norm();
             (
                 norm.unwrap_or_else(|| sum(0).zeros_like()),
                 gradients.norms(part),
+                gradients.squares_of(cell),
             )
         };
         Global {
@@ -176,8 +182,25 @@ impl<B: KernelBackend> Sharing<B> {
             stops: sum(1),
             norm,
             norms,
+            squares_of_cells,
         }
     }
+}
+
+/// The groups of the parameters with these ids, each once.
+fn groups<G: Ord>(ids: &[ParamId], group: impl Fn(ParamId) -> Option<G>) -> Vec<G> {
+    let groups: BTreeSet<G> = ids.iter().filter_map(|id| group(*id)).collect();
+    groups.into_iter().collect()
+}
+
+/// The value of each of `groups`, in f32, or `nothing` where it has none.
+fn in_order<B: KernelBackend, G: Ord>(
+    groups: &[G],
+    mut values: BTreeMap<G, Tensor<B, 1>>,
+    nothing: impl Fn() -> Tensor<B, 1>,
+) -> Vec<Tensor<B, 1>> {
+    let value = |group| values.remove(group).map_or_else(&nothing, in_f32);
+    groups.iter().map(value).collect()
 }
 
 fn in_f32<B: KernelBackend>(x: Tensor<B, 1>) -> Tensor<B, 1> {

@@ -478,6 +478,21 @@ mod tests {
         Tensor::from_data(TensorData::new(values, SHAPE), &Default::default())
     }
 
+    /// The gradients of everything before the head by one backward pass.
+    fn on_one_graph<B: TrainBackend>(
+        student: &PhiMamba<B>,
+        ids: Tensor<B::InnerBackend, 2, Int>,
+        dfeatures: Tensor<B::InnerBackend, 3>,
+    ) -> Gradients<B::InnerBackend> {
+        let mut gradients = Gradients::default();
+        if trains(&student.backbone) {
+            let features = student.features(Tensor::<B, 2, Int>::from_inner(ids));
+            let reached = B::with_gradient(features, Tensor::from_inner(dfeatures)).backward();
+            gradients.add::<B, _>(&student.backbone, &reached);
+        }
+        gradients
+    }
+
     /// The bits of the gradients of all parameters of `student`.
     fn bits(
         student: &PhiMamba<B>,
@@ -533,14 +548,10 @@ mod tests {
             (&[Part::Head], 0),
         ] {
             let student = train_parts(student(), &Rates::new(parts, 1.0));
-            let mut whole = Gradients::default();
-            if trains(&student.backbone) {
-                let features = student.features(Tensor::<B, 2, Int>::from_inner(ids.clone()));
-                let dfeatures = Tensor::from_inner(dfeatures.clone());
-                let reached = B::with_gradient(features, dfeatures).backward();
-                whole.add::<B, _>(&student.backbone, &reached);
-            }
-            let whole = bits(&student, whole);
+            let whole = bits(
+                &student,
+                on_one_graph(&student, ids.clone(), dfeatures.clone()),
+            );
             for recompute in [false, true] {
                 let body = Body::forward(&student, ids.clone().into(), recompute);
                 let mut found = Counted::default();

@@ -2,7 +2,7 @@
 //!
 //! As for fenced products by cuBLASLt (`dense/linear/cublaslt/queue.rs`), an operation is a task on the one thread of the
 //! device: `cuCtxRecordEvent` marks all that the context has been given, and a stream of this module waits for that and
-//! gets the operation. Unlike a product, its result may be waited for later, by a second task that has all that the
+//! gets the operation, or several as one. Unlike a product, its result may be waited for later, by a second task that has all that the
 //! context is given from then on wait for it: kernels that CubeCL queues between the two run beside the operation. (What
 //! marks the whole context between them, as a fenced product does, waits, since its mark takes in this stream.)
 //!
