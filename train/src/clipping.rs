@@ -69,11 +69,23 @@ impl<B: KernelBackend> Gradients<B> {
         places: &HashMap<ParamId, Place>,
         passes: usize,
     ) -> Option<Tensor<B, 1>> {
-        if config.clip_part <= 0.0 && config.clip_layer <= 0.0 {
+        if !clips_cells(config) {
             return None;
         }
+        let squares = self.squares_of(|id| places.get(&id).copied());
+        self.clip_by(squares, config, places, passes)
+    }
+
+    /// The same by the `squares` of the norm of each cell, a part of a layer, which are those of all ranks together where
+    /// these are a rank's shares. `None` if there are no cells.
+    pub(crate) fn clip_by(
+        &mut self,
+        squares: BTreeMap<Place, Tensor<B, 1>>,
+        config: &config::Optimizer,
+        places: &HashMap<ParamId, Place>,
+        passes: usize,
+    ) -> Option<Tensor<B, 1>> {
         let place = |id| places.get(&id).copied();
-        let squares = self.squares_of(place);
         let cells: Vec<Place> = squares.keys().copied().collect();
         if cells.is_empty() {
             return None;
@@ -99,6 +111,11 @@ impl<B: KernelBackend> Gradients<B> {
         self.scale(|id| of_cells.get(&place(id)?).cloned());
         Some(squares_c.sum().sqrt())
     }
+}
+
+/// Whether parts or layers are clipped by themselves.
+pub(crate) fn clips_cells(config: &config::Optimizer) -> bool {
+    config.clip_part > 0.0 || config.clip_layer > 0.0
 }
 
 /// For each cell the norm of all that are together with it, from the squares of the norms of each, `[c]`.

@@ -1,12 +1,43 @@
 //! The gradients of one optimizer step, gathered layer by layer and pass by pass.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use kernels::TrainBackend;
 use model::widen;
+
+/// What takes the gradients of a pass, as soon as the pass has them.
+pub trait Sink<B: Backend> {
+    /// Takes the gradient of one parameter, flattened. What comes of a parameter in several parts is added up.
+    fn take_in(&mut self, id: ParamId, gradient: Tensor<B, 1>);
+
+    /// The pass has given what it has for now, and goes on with something else.
+    fn pause(&mut self) {}
+}
+
+impl<B: Backend> dyn Sink<B> + '_ {
+    /// Gives what a backward pass gave for the parameters of `module`.
+    pub fn add<A, M>(&mut self, module: &M, gradients: &A::Gradients)
+    where
+        A: TrainBackend<InnerBackend = B>,
+        M: Module<A>,
+    {
+        module.visit(&mut Collect::<A> {
+            gradients,
+            sink: self,
+        });
+        self.pause();
+    }
+
+    /// Gives the gradient of one parameter.
+    pub fn add_parameter<const D: usize>(&mut self, id: ParamId, gradient: Tensor<B, D>) {
+        let n = gradient.shape().num_elements();
+        self.take_in(id, gradient.reshape([n]));
+        self.pause();
+    }
+}
 
 /// Sums of gradients, flattened, by parameter. What one pass gave is kept in that pass's dtype; a sum
 /// of several is f32 or wider.
@@ -15,6 +46,10 @@ pub struct Gradients<B: Backend> {
     sums: HashMap<ParamId, Tensor<B, 1>>,
     /// In the order they first came in, so that sums over all of them are the same in every run.
     order: Vec<ParamId>,
+    /// In the order in which their last part came in.
+    completed: Vec<ParamId>,
+    /// In how many parts the gradient of each came, in one pass.
+    parts: HashMap<ParamId, usize>,
 }
 
 impl<B: Backend> Default for Gradients<B> {
@@ -22,7 +57,21 @@ impl<B: Backend> Default for Gradients<B> {
         Self {
             sums: HashMap::new(),
             order: vec![],
+            completed: vec![],
+            parts: HashMap::new(),
         }
+    }
+}
+
+impl<B: kernels::KernelBackend> Sink<B> for Gradients<B> {
+    fn take_in(&mut self, id: ParamId, gradient: Tensor<B, 1>) {
+        let parts = self.parts.entry(id).or_default();
+        *parts += 1;
+        if *parts > 1 {
+            self.completed.retain(|other| *other != id);
+        }
+        self.completed.push(id);
+        self.add_one(id, gradient);
     }
 }
 
@@ -33,21 +82,21 @@ impl<B: kernels::KernelBackend> Gradients<B> {
         A: TrainBackend<InnerBackend = B>,
         M: Module<A>,
     {
-        module.visit(&mut Collect::<A> {
-            gradients,
-            sums: self,
-        });
+        (self as &mut dyn Sink<B>).add::<A, M>(module, gradients);
     }
 
     /// Adds the gradient of one parameter.
     pub fn add_parameter<const D: usize>(&mut self, id: ParamId, gradient: Tensor<B, D>) {
-        let n = gradient.shape().num_elements();
-        self.add_one(id, gradient.reshape([n]));
+        (self as &mut dyn Sink<B>).add_parameter(id, gradient);
     }
 
-    /// Adds the sums of `other`.
+    /// Adds the sums of `other`, of another pass.
     pub fn merge(&mut self, mut other: Self) {
-        for id in std::mem::take(&mut other.order) {
+        let all: HashSet<ParamId> = other.completed.iter().copied().collect();
+        self.completed.retain(|id| !all.contains(id));
+        self.completed.append(&mut other.completed);
+        self.parts.extend(other.parts);
+        for id in other.order {
             if let Some(gradient) = other.sums.remove(&id) {
                 self.add_one(id, gradient);
             }
@@ -58,11 +107,25 @@ impl<B: kernels::KernelBackend> Gradients<B> {
         let sum = match self.sums.remove(&id) {
             Some(sum) => widen(sum) + widen(gradient),
             None => {
-                self.order.push(id);
+                if !self.order.contains(&id) {
+                    self.order.push(id);
+                }
                 gradient
             }
         };
         self.sums.insert(id, sum);
+    }
+
+    /// In how many parts the gradient of a parameter came, in one pass; 0 if it did not.
+    pub fn parts(&self, id: ParamId) -> usize {
+        self.parts.get(&id).copied().unwrap_or_default()
+    }
+
+    /// The parameters whose gradients were not taken out, and the elements of each, in the order in which their last parts
+    /// came in.
+    pub fn completed(&self) -> impl Iterator<Item = (ParamId, usize)> {
+        let sums = self.completed.iter();
+        sums.filter_map(|id| Some((*id, self.sums.get(id)?.shape().num_elements())))
     }
 
     /// The gradient of one parameter, taken out; `None` if the loss does not reach it.
@@ -75,14 +138,15 @@ impl<B: kernels::KernelBackend> Gradients<B> {
         &self.order
     }
 
-    /// Those in `sums`, in the order of `ids`.
+    /// Those in `sums`, in the order of `ids`; where a parameter has several, their sum.
     pub fn of(ids: &[ParamId], sums: impl IntoIterator<Item = (ParamId, Tensor<B, 1>)>) -> Self {
-        let sums: HashMap<_, _> = sums.into_iter().collect();
-        let order = ids.iter().filter(|id| sums.contains_key(id)).copied();
-        Self {
-            order: order.collect(),
-            sums,
+        let mut gradients = Self::default();
+        for (id, sum) in sums {
+            gradients.take_in(id, sum);
         }
+        let has_one = |id: &&ParamId| gradients.sums.contains_key(*id);
+        gradients.order = ids.iter().filter(has_one).copied().collect();
+        gradients
     }
 
     /// The sum of the squares of all gradients together, as one element on their device; `None` if there are none.
@@ -136,13 +200,14 @@ impl<B: kernels::KernelBackend> Gradients<B> {
 
 struct Collect<'a, A: TrainBackend> {
     gradients: &'a A::Gradients,
-    sums: &'a mut Gradients<A::InnerBackend>,
+    sink: &'a mut dyn Sink<A::InnerBackend>,
 }
 
 impl<A: TrainBackend> ModuleVisitor<A> for Collect<'_, A> {
     fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<A, D>>) {
         if let Some(gradient) = parameter.val().grad(self.gradients) {
-            self.sums.add_parameter(parameter.id, gradient);
+            let n = gradient.shape().num_elements();
+            self.sink.take_in(parameter.id, gradient.reshape([n]));
         }
     }
 }

@@ -167,6 +167,7 @@ where
         self.ids.push(id);
         self.updates.push(Update {
             parameter: value,
+            start: 0,
             gradient,
             moments: values,
             step: self.optimizer.numbers(lr, D, time + 1),

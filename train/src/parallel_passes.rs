@@ -34,6 +34,11 @@ impl ParallelPasses {
         Self((0..pools).filter_map(pool).collect())
     }
 
+    /// Whether passes run one after the other.
+    pub fn is_in_a_row(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Does `work` on each item and gives its result to `then`, in the items' order. An item is taken when
     /// there is a pool for it.
     pub fn run<I: Send, T: Send>(

@@ -5,23 +5,27 @@
 //! has something to show.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use burn::module::{AutodiffModule, Module, ParamId};
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
 use datasets::Batch;
 use kernels::profile::region;
 use kernels::{DocumentStarts, TrainBackend};
-use model::{Part, Phi, PhiMamba};
+use model::{Block, Part, Phi, PhiMamba};
 
-use crate::clipping::{Place, places_of};
+use crate::clipping::{Place, clips_cells, places_of};
 use crate::config::{Precision, StageConfig};
 use crate::evaluate;
-use crate::gradients::Gradients;
+use crate::gradients::{Gradients, Sink};
 use crate::optimizer::AdamW;
-use crate::parallel::Sharing;
+use crate::parallel::{Arriving, Outlet, Plan, Sharing};
 use crate::parallel_passes::ParallelPasses;
-use crate::stages::{Kind, Rates, StageStep, TokenBatch, in_dtype, left_out, on_graph_of_its_own};
+use crate::stages::{
+    Kind, Parts, PassStudent, Rates, StageStep, TokenBatch, in_dtype, left_out, on_graph_of_its_own,
+};
 use crate::teacher_cache::CachedPredictions;
 
 /// The optimizer steps of one stage: everything that they share.
@@ -45,6 +49,8 @@ pub struct TrainStep<B: TrainBackend> {
     device: B::Device,
     /// `None` where this process does all passes.
     sharing: Option<Sharing<B::InnerBackend>>,
+    /// How the gradients of the step before have come.
+    plan: Mutex<Plan>,
 }
 
 /// Of a panic where a stage that computes the teacher was made without it.
@@ -120,6 +126,7 @@ impl<B: TrainBackend> TrainStep<B> {
             seed: 0,
             device: device.clone(),
             sharing: None,
+            plan: Mutex::default(),
         }
     }
 
@@ -140,7 +147,8 @@ impl<B: TrainBackend> TrainStep<B> {
     }
 
     /// The student after one more step, and the loss and norm of that step. The student is passed by value so
-    /// that its parameters have one owner and the optimizer can update them in place.
+    /// that its parameters have one owner and the optimizer can update them in place. Where ranks share the step, it may
+    /// still be on its way from the others.
     ///
     /// `at` is which step of the stage it is; `batch` holds the sequences of all its passes; `rates` are its learning
     /// rates by part, and a part without one does not change.
@@ -149,32 +157,41 @@ impl<B: TrainBackend> TrainStep<B> {
     /// If this was made without a teacher.
     pub fn step(
         &self,
-        student: PhiMamba<B>,
+        student: impl Into<Arriving<B>>,
         optimizer: &mut AdamW<B::InnerBackend>,
         batch: &Batch,
         rates: &Rates,
         at: StageStep,
-    ) -> (PhiMamba<B>, Measured<B::InnerBackend>) {
-        // The tensors of one step have the sizes of those of the next: each then gets the memory of one before it,
-        // which is looked up by its size. In CubeCL's other pools a device with thousands of tensors spends more
-        // time on finding memory than on computing.
-        let both = (batch, None);
-        let step = |(student, optimizer)| self.update(student, optimizer, both, rates, at);
-        B::memory_persistent_allocations(&self.device, (student, optimizer), step)
+    ) -> (Arriving<B>, Measured<B::InnerBackend>) {
+        self.reserve_and_update(student.into(), optimizer, (batch, None), rates, at)
     }
 
     /// [`step`](Self::step) with the teacher's predictions of `batch` in the teacher's place.
     pub fn step_from_cache(
         &self,
-        student: PhiMamba<B>,
+        student: impl Into<Arriving<B>>,
         optimizer: &mut AdamW<B::InnerBackend>,
         batch: &Batch,
         predictions: &CachedPredictions,
         rates: &Rates,
         at: StageStep,
-    ) -> (PhiMamba<B>, Measured<B::InnerBackend>) {
+    ) -> (Arriving<B>, Measured<B::InnerBackend>) {
         let both = (batch, Some(predictions));
-        let step = |(student, optimizer)| self.update(student, optimizer, both, rates, at);
+        self.reserve_and_update(student.into(), optimizer, both, rates, at)
+    }
+
+    /// The tensors of one step have the sizes of those of the next: each then gets the memory of one before it, which is
+    /// looked up by its size. In CubeCL's other pools a device with thousands of tensors spends more time on finding memory
+    /// than on computing.
+    fn reserve_and_update(
+        &self,
+        student: Arriving<B>,
+        optimizer: &mut AdamW<B::InnerBackend>,
+        batch: (&Batch, Option<&CachedPredictions>),
+        rates: &Rates,
+        at: StageStep,
+    ) -> (Arriving<B>, Measured<B::InnerBackend>) {
+        let step = |(student, optimizer)| self.update(student, optimizer, batch, rates, at);
         B::memory_persistent_allocations(&self.device, (student, optimizer), step)
     }
 
@@ -189,7 +206,8 @@ impl<B: TrainBackend> TrainStep<B> {
         let tokens = self.tokens(batch, 0);
         let student = PhiMamba::<B>::from_inner(teacher.clone()).no_grad();
         let first = StageStep { number: 0, of: 1 };
-        (self.kind).pass(&student, teacher, tokens, first, &mut Gradients::default())
+        let mut gradients = Gradients::default();
+        (self.kind).pass(&(&student).into(), teacher, tokens, first, &mut gradients)
     }
 
     /// The same for a stage that reads the teacher's predictions: the loss of a student that predicts what these say, if
@@ -202,17 +220,20 @@ impl<B: TrainBackend> TrainStep<B> {
     /// See [`step`](Self::step).
     fn update(
         &self,
-        student: PhiMamba<B>,
+        student: Arriving<B>,
         optimizer: &mut AdamW<B::InnerBackend>,
         batch: (&Batch, Option<&CachedPredictions>),
         rates: &Rates,
         at: StageStep,
-    ) -> (PhiMamba<B>, Measured<B::InnerBackend>) {
-        let (losses, mut gradients) = region("passes", || self.passes(&student, batch, at));
-        let loss = Tensor::cat(losses, 0).mean();
+    ) -> (Arriving<B>, Measured<B::InnerBackend>) {
+        let working = self.working(student, batch, at);
         if let Some(sharing) = &self.sharing {
-            return self.update_among(sharing, student, optimizer, (loss, gradients), rates);
+            return self.update_among(sharing, working, optimizer, rates);
         }
+        let all = 0..self.passes;
+        let (losses, mut gradients) = region("passes", || self.run(&working, all));
+        let student = working.into_student();
+        let loss = Tensor::cat(losses, 0).mean();
         let norm = match gradients.norm() {
             Some(norm) => norm,
             None => loss.zeros_like(),
@@ -223,41 +244,56 @@ impl<B: TrainBackend> TrainStep<B> {
         let scale = optimizer.scale(left, loss.clone(), self.passes);
         let rate = |id| rates.of(self.part(id)?);
         let student = region("update", || optimizer.step(student, gradients, scale, rate));
-        (student, self.measured(loss, norm, norms, None))
+        (student.into(), self.measured(loss, norm, norms, None))
     }
 
-    /// [`update`](Self::update) where other ranks have done other passes: `loss` is the mean of this rank's, `gradients`
-    /// their sum.
+    /// [`update`](Self::update) where other ranks do other passes. Gradients are sent to them while the last pass of this
+    /// rank still goes backward, if its passes go one after the other.
     fn update_among(
         &self,
         sharing: &Sharing<B::InnerBackend>,
-        student: PhiMamba<B>,
+        working: Working<'_, B>,
         optimizer: &mut AdamW<B::InnerBackend>,
-        (loss, gradients): (Tensor<B::InnerBackend, 1>, Gradients<B::InnerBackend>),
         rates: &Rates,
-    ) -> (PhiMamba<B>, Measured<B::InnerBackend>) {
+    ) -> (Arriving<B>, Measured<B::InnerBackend>) {
         let part = |id| self.part(id);
         let rate = |id| rates.of(part(id)?);
-        let gradients = if self.kind.window_dropout() > 0.0 {
-            // No row of a rank's passes may reach a window that another rank's do.
-            sharing.completed(gradients, &self.device)
-        } else {
-            gradients
-        };
-        let ids = gradients.ids().to_vec();
-        let shards = sharing.config.shard_moments;
-        let sums = if shards {
-            sharing.reduce_to_shares(gradients)
-        } else {
-            sharing.reduce(gradients)
-        };
-        let all = sharing.global(loss, &sums, &ids, part);
-        let scale = optimizer.scale(all.norm.clone(), all.loss.clone(), self.passes);
-        let student = if shards {
-            sharing.step(optimizer, student, (&ids, sums), scale, rate)
-        } else {
-            optimizer.step(student, sums, scale, rate)
-        };
+        let place = sharing.ranks.place();
+        let own = self.passes / place.world;
+        let own = place.rank * own..(place.rank + 1) * own;
+        // No row of a rank's passes may reach a window that another rank's do.
+        let differ = self.kind.window_dropout() > 0.0;
+        let mut plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
+        let (losses, (mut reduced, next)) = region("passes", || {
+            if !self.parallel.is_in_a_row() {
+                let (losses, gradients) = self.run(&working, own);
+                let outlet = Outlet::of_all(sharing, &plan, gradients);
+                return (losses, outlet.finish(differ));
+            }
+            let last = own.end - 1;
+            let (mut losses, before) = self.run(&working, own.start..last);
+            let mut outlet = Outlet::new(sharing, &plan, before);
+            losses.push(self.pass(&working, last, &mut outlet));
+            (losses, outlet.finish(differ))
+        });
+        let student = working.into_student();
+        *plan = next;
+        let loss = Tensor::cat(losses, 0).mean();
+        let config = optimizer.config();
+        let clips = clips_cells(config);
+        let cell = |id| self.places.get(&id).copied().filter(|_| clips);
+        let all = sharing.global(loss, &reduced.sums, &reduced.ids, part, cell);
+        let (sums, squares) = (&mut reduced.sums, all.squares_of_cells);
+        let clipped = sums.clip_by(squares, config, &self.places, self.passes);
+        let left = clipped.unwrap_or_else(|| all.norm.clone());
+        let scale = optimizer.scale(left, all.loss.clone(), self.passes);
+        let student = region("update", || {
+            if sharing.config.shard_moments {
+                sharing.step(optimizer, student, reduced, scale, rate)
+            } else {
+                optimizer.step(student, reduced.sums, scale, rate).into()
+            }
+        });
         let measured = self.measured(all.loss, all.norm, all.norms, Some(all.stops));
         (student, measured)
     }
@@ -304,54 +340,37 @@ impl<B: TrainBackend> TrainStep<B> {
         Some(self.places.get(&id)?.part)
     }
 
-    /// Of the passes of a step, those that this process does: the first, and how many.
-    fn own_passes(&self) -> (usize, usize) {
-        match &self.sharing {
-            Some(sharing) => {
-                let place = sharing.ranks.place();
-                let own = self.passes / place.world;
-                (place.rank * own, own)
-            }
-            None => (0, self.passes),
+    /// What the passes of step `at` over `batch` have in common.
+    fn working<'a>(
+        &self,
+        student: Arriving<B>,
+        (batch, predictions): (&'a Batch, Option<&'a CachedPredictions>),
+        at: StageStep,
+    ) -> Working<'a, B> {
+        Working {
+            dtype: self.precision.dtype(),
+            layers: (0..student.layers()).map(|_| OnceLock::new()).collect(),
+            whole: OnceLock::new(),
+            own: Mutex::new(student),
+            left_out: left_out(self.kind.window_dropout(), self.seed, at, batch.batch),
+            batch,
+            predictions,
+            at,
         }
     }
 
-    /// The loss of each pass over a part of `batch` that this process does, and the sum of their gradients.
-    fn passes(
+    /// The losses of the passes of these `numbers`, and the sum of their gradients.
+    fn run(
         &self,
-        student: &PhiMamba<B>,
-        (batch, predictions): (&Batch, Option<&CachedPredictions>),
-        at: StageStep,
+        working: &Working<'_, B>,
+        numbers: Range<usize>,
     ) -> (Vec<Tensor<B::InnerBackend, 1>>, Gradients<B::InnerBackend>) {
-        let working = in_dtype(student, self.precision.dtype());
-        let left_out = left_out(self.kind.window_dropout(), self.seed, at, batch.batch);
-        let (first, own) = self.own_passes();
-        let passes = (first..first + own).map(|number| {
-            let student = on_graph_of_its_own(&working);
-            let of_pass = left_out.chunks(self.micro_batch).nth(number);
-            let student = match of_pass {
-                // A student without a window is as it is.
-                Some(rows) => student.clone().without_window_in(rows).unwrap_or(student),
-                None => student,
-            };
-            (student, number)
-        });
         let (mut losses, mut gradients) = (vec![], Gradients::default());
         self.parallel.run(
-            passes,
-            |(student, number)| {
-                let tokens = self.tokens(batch, number);
+            numbers,
+            |number| {
                 let mut gradients = Gradients::default();
-                let kind = &self.kind;
-                let loss = if let Some(predictions) = predictions {
-                    let first = number * self.micro_batch;
-                    let last = first + tokens.ids.dims()[0];
-                    let teacher = predictions.classes(first..last, &self.device);
-                    kind.cached_pass(&student, teacher, tokens, &mut gradients)
-                } else {
-                    let teacher = self.teacher.as_ref().expect(NO_TEACHER);
-                    kind.pass(&student, teacher, tokens, at, &mut gradients)
-                };
+                let loss = self.pass(working, number, &mut gradients);
                 (loss, gradients)
             },
             |(loss, of_pass)| {
@@ -360,6 +379,81 @@ impl<B: TrainBackend> TrainStep<B> {
             },
         );
         (losses, gradients)
+    }
+
+    /// The loss of pass `number`, whose gradients go to `gradients`.
+    fn pass(
+        &self,
+        working: &Working<'_, B>,
+        number: usize,
+        gradients: &mut dyn Sink<B::InnerBackend>,
+    ) -> Tensor<B::InnerBackend, 1> {
+        let of_pass = working.left_out.chunks(self.micro_batch).nth(number);
+        // A student without a window is as it is.
+        let without_window = of_pass.and_then(|rows| working.whole().without_window_in(rows));
+        let student = match &without_window {
+            Some(student) => student.into(),
+            None => PassStudent::coming(working),
+        };
+        let student = &student;
+        let tokens = self.tokens(working.batch, number);
+        if let Some(predictions) = working.predictions {
+            let first = number * self.micro_batch;
+            let last = first + tokens.ids.dims()[0];
+            let teacher = predictions.classes(first..last, &self.device);
+            self.kind.cached_pass(student, teacher, tokens, gradients)
+        } else {
+            let teacher = self.teacher.as_ref().expect(NO_TEACHER);
+            self.kind
+                .pass(student, teacher, tokens, working.at, gradients)
+        }
+    }
+}
+
+/// What the passes of a step have in common. The student may be on its way: of a layer that a pass asks for there is a copy in
+/// the dtype of the passes from then on.
+struct Working<'a, B: TrainBackend> {
+    own: Mutex<Arriving<B>>,
+    dtype: DType,
+    layers: Vec<OnceLock<Block<B>>>,
+    whole: OnceLock<PhiMamba<B>>,
+    /// The rows of the batch that are read without a window.
+    left_out: Vec<bool>,
+    batch: &'a Batch,
+    predictions: Option<&'a CachedPredictions>,
+    at: StageStep,
+}
+
+impl<B: TrainBackend> Working<'_, B> {
+    fn own(&self) -> MutexGuard<'_, Arriving<B>> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The student itself. The copies are gone, so that the optimizer can update it in place.
+    fn into_student(self) -> PhiMamba<B> {
+        let own = self.own.into_inner();
+        own.unwrap_or_else(PoisonError::into_inner).wait()
+    }
+}
+
+impl<B: TrainBackend> Parts<B> for Working<'_, B> {
+    fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    fn layer(&self, number: usize) -> Block<B> {
+        let layer = match self.whole.get() {
+            Some(student) => &student.backbone.layers[number],
+            None => {
+                self.layers[number].get_or_init(|| in_dtype(&self.own().layer(number), self.dtype))
+            }
+        };
+        on_graph_of_its_own(layer)
+    }
+
+    fn whole(&self) -> PhiMamba<B> {
+        let whole = || in_dtype(self.own().whole(), self.dtype);
+        on_graph_of_its_own(self.whole.get_or_init(whole))
     }
 }
 

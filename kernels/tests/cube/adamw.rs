@@ -1,5 +1,7 @@
 //! The optimiser's step and the norms of gradients.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Tensor};
 use kernels::optim::adamw::{AdamW, Update, reference};
 use kernels::{AdamWStep, KernelBackend};
@@ -69,7 +71,9 @@ impl Case {
     }
 }
 
-fn outputs<B: KernelBackend>((parameter, [m, v]): (Tensor<B, 2>, [Tensor<B, 2>; 2])) -> Outputs {
+fn outputs<B: KernelBackend, const D: usize>(
+    (parameter, [m, v]): (Tensor<B, D>, [Tensor<B, D>; 2]),
+) -> Outputs {
     vec![
         output("parameter", parameter),
         output("m", m),
@@ -154,6 +158,7 @@ fn many_parameters_are_stepped_together() {
                 }
                 let update = |(i, case): (usize, &Case)| Update {
                     parameter: flat(&case.parameter),
+                    start: 0,
                     gradient: flat(&case.gradient),
                     moments: case.moments.each_ref().map(flat),
                     step: step(i),
@@ -180,6 +185,57 @@ fn many_parameters_are_stepped_together() {
         }
     });
 }
+
+/// Of parameters of 40 elements what begins at 0, 8, 16, 21 and 39, in vectors and one by one; the others stay.
+#[test]
+fn a_part_of_a_parameter_is_stepped() {
+    with_device(|| {
+        let mut random = Random::new(19);
+        for dtype in dtypes() {
+            let parts = [0..40, 8..40, 16..24, 21..22, 39..40];
+            let cases = parts.map(|part| {
+                let n = part.len();
+                let parameter = random.values([40], 1.0, DType::F32);
+                let gradient = random.values([n], 1.0, dtype);
+                let m = random.values([n], 0.1, DType::F32);
+                let v = random.values([n], 0.05, DType::F32).plus(0.05);
+                (part, parameter, gradient, [m, v])
+            });
+            let exact = |(part, parameter, gradient, moments): &PartCase| {
+                let whole = parameter.exact();
+                let own = whole.clone().slice([part.clone()]);
+                let moments = moments.each_ref().map(Values::exact);
+                let scale = Tensor::from_data([0.5], &Default::default());
+                let (own, moments) = reference::step(own, gradient.exact(), moments, scale, STEP);
+                outputs((whole.slice_assign([part.clone()], own), moments))
+            };
+            let exact = cases.iter().flat_map(exact);
+            let run = || {
+                let update = |(part, parameter, gradient, moments): &PartCase| Update {
+                    parameter: parameter.cube(),
+                    start: part.start,
+                    gradient: gradient.cube(),
+                    moments: moments.each_ref().map(Values::cube),
+                    step: STEP,
+                };
+                let updates = cases.iter().map(update).collect();
+                poison();
+                let scale = Tensor::from_data([0.5f32], &Default::default());
+                let updated = kernels::adamw_steps::<Cube>(updates, scale);
+                updated.into_iter().flat_map(outputs).collect()
+            };
+            check(
+                &format!("adamw of parts, gradient {dtype:?}"),
+                1e-5,
+                exact.collect(),
+                run,
+            );
+        }
+    });
+}
+
+/// What is updated, the parameter, the gradient, and the moments.
+type PartCase = (Range<usize>, Values<1>, Values<1>, [Values<1>; 2]);
 
 #[test]
 fn norms_are_right() {

@@ -131,7 +131,13 @@ impl<B: TrainBackend> Pair<B> {
     fn pass(&self, kind: &Kind, batch: TokenBatch<B>) -> (f64, Found) {
         let at = StageStep { number: 0, of: 2 };
         let mut gradients = Gradients::default();
-        let loss = kind.pass(&self.student, &self.teacher, batch, at, &mut gradients);
+        let loss = kind.pass(
+            &(&self.student).into(),
+            &self.teacher,
+            batch,
+            at,
+            &mut gradients,
+        );
         (values(loss).1[0], self.read(gradients))
     }
 

@@ -55,7 +55,7 @@ impl<B: TrainBackend> Lesson<B> {
     pub fn pass_at(&self, kind: &Kind, at: StageStep) -> (f64, Gradients<B::InnerBackend>) {
         let mut gradients = Gradients::default();
         let (student, batch) = (&self.student, self.batch.clone());
-        let loss = kind.pass(student, &self.teacher, batch, at, &mut gradients);
+        let loss = kind.pass(&student.into(), &self.teacher, batch, at, &mut gradients);
         (values(loss).1[0], gradients)
     }
 }

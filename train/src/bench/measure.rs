@@ -22,7 +22,7 @@ use crate::config::{Config, StageConfig};
 use crate::error::TrainError;
 use crate::evaluate;
 use crate::optimizer::AdamW;
-use crate::parallel::{FlatOrder, Ranks, Sharing};
+use crate::parallel::{Arriving, FlatOrder, Ranks, Sharing};
 use crate::run::StopRequest;
 use crate::stages::{Arithmetic, StageStep, teacher_alone, train_parts};
 use crate::step::{Measured, TrainStep};
@@ -220,6 +220,7 @@ impl<B: TrainBackend> Subject<'_, B> {
             order: FlatOrder::of(&student, Layout::default()),
             config: self.config.parallel.clone(),
             stop: StopRequest::default(),
+            device: device.clone(),
         });
         let vocab_size = self.networks.teacher_config.vocab_size;
         let rates = stage.lr.map(|_| LR);
@@ -236,7 +237,7 @@ impl<B: TrainBackend> Subject<'_, B> {
                 optimizer = optimizer.sharing(place);
                 train_step = train_step.among(sharing);
             }
-            let mut student = Some(student);
+            let mut student = Some(Arriving::from(student));
             let mut last: Option<Measured<B::InnerBackend>> = None;
             let mut timed = timed::<B>(shape, steps, vocab_size, device, |batch| {
                 let before = student.take().expect("a student after every step");
@@ -246,6 +247,7 @@ impl<B: TrainBackend> Subject<'_, B> {
             })?;
             let read = Measured::read(last.into_iter().collect());
             timed.loss = read.first().map(|read| read.loss);
+            let student = student.map(Arriving::wait);
             Ok::<_, TrainError>((student, timed, train_step, optimizer))
         };
         let (mut student, mut timed, train_step, mut optimizer) =
@@ -283,7 +285,8 @@ impl<B: TrainBackend> Subject<'_, B> {
             };
             let batches = batches(shape, vocab_size);
             let step = |before, optimizer: &mut AdamW<B::InnerBackend>, batch: &Batch| {
-                train_step.step(before, optimizer, batch, &rates, FIRST).0
+                let (after, _) = train_step.step(before, optimizer, batch, &rates, FIRST);
+                after.wait()
             };
             let before = student.take().expect("a student after every step");
             let (after, cost) = checkpoint::measure::<B>(

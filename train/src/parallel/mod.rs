@@ -4,10 +4,9 @@
 //!
 //! The passes of an optimizer step (`batch / micro_batch` of them) go to the ranks in blocks: rank `r` of `n` does the
 //! passes from `r * passes / n` on. All ranks draw the whole batch, which is a function of seed and step, so that what is
-//! read does not depend on their number. After its passes a rank has the sum of their gradients. These are packed into
-//! a few large flat buckets, each rank gets the sum of its share of every parameter (reduce-scatter), updates
-//! that share, whose moments only it has (ZeRO-1), and the ranks exchange what they have updated (all-gather). Without
-//! `parallel.shard_moments` every rank gets all sums and does the whole update.
+//! read does not depend on their number. Each rank gets the sum of its share of every parameter's gradient
+//! (reduce-scatter), updates that share, whose moments only it has (ZeRO-1), and the ranks exchange what they have updated
+//! (all-gather). Without `parallel.shard_moments` every rank gets all sums (all-reduce) and does the whole update.
 //!
 //! Losses and the squares of the shares' gradients are added up in the order of the ranks, by every rank for itself: all
 //! have the same bits, and what is decided by them (clipping, the guard, a step that is skipped) is decided alike without
@@ -15,19 +14,28 @@
 //!
 //! # What overlaps
 //!
-//! On a device with a queue, the reduction of a bucket runs beside the packing of the next, and the exchange of a bucket
-//! beside the update of the next. No reduction runs beside a backward pass: a stage has the gradients of a block before it
-//! goes on to the blocks below, but gives them away when the pass is over.
+//! On a device with a queue, sums are made while the last pass of a step still goes backward: a stage gives the gradients of
+//! a block away before it goes on to the next block, and parameters whose gradients come one after the other leave together
+//! ([`Outlet`]). The norm of all gradients, by which they are clipped, needs all sums; then the shares are updated, and the
+//! update of a bucket runs beside the exchange of the one before. The next step begins with the teacher, and waits for the
+//! parameters of a layer, or of all, when the student is read first ([`Arriving`]).
+//!
+//! A parameter is updated and gathered in its own memory: there are no buffers that are packed and unpacked but for the
+//! gradients, which are exchanged in f32. What is on its way keeps its tensors
+//! ([`InFlight`](kernels::runtime::collective::InFlight)), so that nothing else gets their memory, until later work waits
+//! for it.
 //!
 //! # Who does what
 //!
 //! Rank 0 decides on the configuration and the checkpoint to resume from, measures perplexities, and writes all files but
 //! the other ranks' shares of the moments. What it finds out it tells the others ([`Ranks::from_first`]), its failures too.
 
+mod arriving;
 mod flat;
 pub mod launch;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod outlet;
 mod parameters;
 mod reduce;
 pub mod rendezvous;
@@ -35,7 +43,9 @@ mod share;
 mod update;
 mod world;
 
+pub use arriving::Arriving;
 pub use flat::{Bucket, FlatOrder};
+pub(crate) use outlet::{Outlet, Plan, Reduced};
 pub use reduce::Sharing;
 pub(crate) use reduce::indivisible;
 pub use share::share;
@@ -182,7 +192,8 @@ impl<B: KernelBackend> Ranks<B> {
         }
         let own = to_numbers(&Sha256::digest(value));
         let length = own.len();
-        let gathered = self.collective().all_gather(upload(own, device)).wait();
+        let gathered = self.collective().all_gather(vec![upload(own, device)]);
+        let gathered = gathered.wait_for_one();
         let all = download(gathered);
         let first = &all[..length];
         let others: Vec<_> = (all.chunks(length).enumerate())
@@ -203,14 +214,15 @@ impl<B: KernelBackend> Ranks<B> {
     pub fn barrier(&self, device: &B::Device) {
         if !self.is_alone() {
             let here = upload(vec![0.0], device);
-            download(self.collective().all_gather(here).wait());
+            download(self.collective().all_gather(vec![here]).wait_for_one());
         }
     }
 
     /// The bytes of rank 0.
     fn broadcast(&self, device: &B::Device, bytes: Vec<u8>) -> Vec<u8> {
         let length = to_numbers(&(bytes.len() as u64).to_le_bytes());
-        let length = self.collective().broadcast(upload(length, device)).wait();
+        let ranks = self.collective();
+        let length = ranks.broadcast(vec![upload(length, device)]).wait_for_one();
         let mut of_length = [0; 8];
         of_length.copy_from_slice(&to_bytes(&download(length)));
         let length = u64::from_le_bytes(of_length) as usize;
@@ -219,7 +231,7 @@ impl<B: KernelBackend> Ranks<B> {
         }
         let mut own = to_numbers(&bytes);
         own.resize(length, 0.0);
-        let all = self.collective().broadcast(upload(own, device)).wait();
+        let all = ranks.broadcast(vec![upload(own, device)]).wait_for_one();
         to_bytes(&download(all))
     }
 }
@@ -253,7 +265,7 @@ mod tests {
     use super::*;
 
     /// What `act` returns on each of `world` ranks.
-    fn on_each<T: Send>(world: usize, act: impl Fn(Ranks<Flex>) -> T + Sync) -> Vec<T> {
+    pub(super) fn on_each<T: Send>(world: usize, act: impl Fn(Ranks<Flex>) -> T + Sync) -> Vec<T> {
         thread::scope(|scope| {
             let act = &act;
             let threads: Vec<_> = (Threads::new(world).into_iter())

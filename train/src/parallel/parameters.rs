@@ -8,8 +8,7 @@ use burn::tensor::{DType, Tensor};
 use kernels::{KernelBackend, TrainBackend};
 use model::{Layout, PhiMamba};
 
-use super::flat::of_its_own;
-use super::{Bucket, FlatOrder, Ranks};
+use super::{FlatOrder, Ranks};
 use crate::optimizer::Put;
 
 /// Elements that are sent at once.
@@ -32,9 +31,7 @@ impl<B: KernelBackend> Ranks<B> {
         let mut values = HashMap::new();
         for bucket in FlatOrder::of(&student, layout).buckets(|_| true, MOST) {
             let own = bucket.0.iter().map(|entry| all.found[&entry.id].clone());
-            let sent = Bucket::join(own.collect());
-            let whole = bucket.split(self.collective().broadcast(sent).wait());
-            let whole = whole.into_iter().map(of_its_own);
+            let whole = self.collective().broadcast(own.collect()).wait();
             values.extend(bucket.0.iter().map(|entry| entry.id).zip(whole));
         }
         student.map(&mut Put(values))

@@ -1,22 +1,20 @@
-//! The sum of the gradients over the ranks, and what is measured of it.
+//! How ranks share the steps of a stage, and what they find out together about a step.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::module::ParamId;
 use burn::tensor::{DType, Tensor};
 use kernels::KernelBackend;
-use kernels::runtime::collective::InFlight;
 use model::Part;
 
 use super::flat::Entry;
+use super::share::part;
 use super::{Bucket, FlatOrder, Ranks, download, upload};
+use crate::clipping::Place;
 use crate::config;
 use crate::error::TrainError;
 use crate::gradients::Gradients;
 use crate::run::StopRequest;
-
-/// Buckets that are on their way at once, at most: each takes memory for what it holds and what comes of it.
-pub(super) const IN_FLIGHT: usize = 2;
 
 /// How the ranks share the steps of a stage.
 #[derive(Clone)]
@@ -29,6 +27,8 @@ pub struct Sharing<B: KernelBackend> {
     pub config: config::Parallel,
     /// Whether this rank is asked to stop.
     pub stop: StopRequest,
+    /// Where this rank computes.
+    pub device: B::Device,
 }
 
 /// What all ranks have found out together about a step.
@@ -41,6 +41,8 @@ pub(crate) struct Global<B: KernelBackend> {
     pub(crate) norm: Tensor<B, 1>,
     /// The same of each part.
     pub(crate) norms: BTreeMap<Part, Tensor<B, 1>>,
+    /// The squares of the same of each cell.
+    pub(crate) squares_of_cells: BTreeMap<Place, Tensor<B, 1>>,
 }
 
 /// Passes that cannot be shared out.
@@ -57,10 +59,14 @@ pub(crate) fn indivisible(stage: &config::StageConfig, world: usize) -> Result<(
 }
 
 impl<B: KernelBackend> Sharing<B> {
-    /// The buckets of the parameters with these ids.
-    pub(crate) fn buckets(&self, ids: &[ParamId]) -> Vec<Bucket> {
-        let most = self.config.bucket_mib.saturating_mul((1 << 20) / 4);
-        self.order.buckets(|id| ids.contains(&id), most)
+    /// The elements of a bucket, at most.
+    pub(super) fn most(&self) -> usize {
+        self.config.bucket_mib.saturating_mul((1 << 20) / 4)
+    }
+
+    /// Buckets of the parameters with these ids, as large as those of a step.
+    fn buckets(&self, ids: &[ParamId]) -> Vec<Bucket> {
+        self.order.buckets(|id| ids.contains(&id), self.most())
     }
 
     /// The parameters that any rank has among its `ids`, in the order of exchange: the same on all ranks.
@@ -77,20 +83,16 @@ impl<B: KernelBackend> Sharing<B> {
 
     /// `gradients`, and zeros for the parameters of which other ranks alone have one: what is exchanged must be the same
     /// on all ranks. The host waits for the others.
-    pub(crate) fn completed(
-        &self,
-        mut gradients: Gradients<B>,
-        device: &B::Device,
-    ) -> Gradients<B> {
+    pub(super) fn completed(&self, mut gradients: Gradients<B>) -> Gradients<B> {
         if self.ranks.place().world == 1 {
             return gradients;
         }
-        let entries = self.of_any_rank(gradients.ids(), device);
+        let entries = self.of_any_rank(gradients.ids(), &self.device);
         let ids: Vec<ParamId> = entries.iter().map(|entry| entry.id).collect();
         let sums: Vec<_> = (entries.iter())
             .map(|entry| {
                 let sum = gradients.take(entry.id);
-                let sum = sum.unwrap_or_else(|| Tensor::zeros([entry.elements], device));
+                let sum = sum.unwrap_or_else(|| Tensor::zeros([entry.elements], &self.device));
                 (entry.id, sum)
             })
             .collect();
@@ -101,12 +103,20 @@ impl<B: KernelBackend> Sharing<B> {
     pub(crate) fn exchange(&self, ids: &[ParamId], device: &B::Device) {
         let (ranks, world) = (self.ranks.collective(), self.ranks.place().world);
         for bucket in self.buckets(ids) {
-            let zeros = |elements: usize| Tensor::<B, 1>::zeros([elements], device);
+            let elements = bucket.0.iter().map(|entry| {
+                if self.config.shard_moments {
+                    world * part(entry.elements, world)
+                } else {
+                    entry.elements
+                }
+            });
+            let zeros = elements.map(|elements| Tensor::<B, 1>::zeros([elements], device));
+            let zeros: Vec<_> = zeros.collect();
             if self.config.shard_moments {
-                let own = ranks.reduce_scatter(zeros(world * bucket.part(world)));
-                let _ = ranks.all_gather(own.wait()).wait();
+                let _ = ranks.reduce_scatter(zeros.clone()).wait();
+                let _ = ranks.gather_parts(zeros).wait();
             } else {
-                let _ = ranks.all_reduce(zeros(bucket.elements())).wait();
+                let _ = ranks.all_reduce(zeros).wait();
             }
         }
     }
@@ -120,58 +130,10 @@ impl<B: KernelBackend> Sharing<B> {
         (2 * (world - 1) * part * size_of::<f32>()) as u64
     }
 
-    /// The sum over all ranks of `gradients`, whole.
-    pub(crate) fn reduce(&self, mut gradients: Gradients<B>) -> Gradients<B> {
-        let ids = gradients.ids().to_vec();
-        let mut sums = vec![];
-        let mut arrived = |(bucket, sum): (Bucket, InFlight<B>)| {
-            let values = bucket.split(sum.wait());
-            sums.extend(bucket.0.iter().map(|entry| entry.id).zip(values));
-        };
-        let mut in_flight = VecDeque::new();
-        for bucket in self.buckets(&ids) {
-            let packed = Bucket::join(taken(&bucket, &mut gradients));
-            let sum = self.ranks.collective().all_reduce(packed);
-            in_flight.push_back((bucket, sum));
-            if in_flight.len() == IN_FLIGHT
-                && let Some(oldest) = in_flight.pop_front()
-            {
-                arrived(oldest);
-            }
-        }
-        in_flight.into_iter().for_each(arrived);
-        Gradients::of(&ids, sums)
-    }
-
-    /// This rank's share of the sum over all ranks of `gradients`.
-    pub(crate) fn reduce_to_shares(&self, mut gradients: Gradients<B>) -> Gradients<B> {
-        let ids = gradients.ids().to_vec();
-        let place = self.ranks.place();
-        let mut shares = vec![];
-        let mut arrived = |(bucket, own): (Bucket, InFlight<B>)| {
-            let own = bucket.cut(own.wait(), place).into_iter();
-            let ids = bucket.0.iter().map(|entry| entry.id);
-            shares.extend(ids.zip(own).filter_map(|(id, share)| Some((id, share?))));
-        };
-        let mut in_flight = VecDeque::new();
-        for bucket in self.buckets(&ids) {
-            let packed = bucket.pack(taken(&bucket, &mut gradients), place.world);
-            let own = self.ranks.collective().reduce_scatter(packed);
-            in_flight.push_back((bucket, own));
-            if in_flight.len() == IN_FLIGHT
-                && let Some(oldest) = in_flight.pop_front()
-            {
-                arrived(oldest);
-            }
-        }
-        in_flight.into_iter().for_each(arrived);
-        Gradients::of(&ids, shares)
-    }
-
     /// The sum over all ranks of a few numbers, `x`, in the order of the ranks: the same bits on each.
     pub(crate) fn sum(&self, x: Tensor<B, 1>) -> Tensor<B, 1> {
         let ([n], world) = (x.dims(), self.ranks.place().world);
-        let all = self.ranks.collective().all_gather(x).wait();
+        let all = self.ranks.collective().all_gather(vec![x]).wait_for_one();
         all.reshape([world, n]).sum_dim(0).reshape([n])
     }
 
@@ -185,35 +147,34 @@ impl<B: KernelBackend> Sharing<B> {
         gradients: &Gradients<B>,
         ids: &[ParamId],
         part: impl Fn(ParamId) -> Option<Part>,
+        cell: impl Fn(ParamId) -> Option<Place>,
     ) -> Global<B> {
         let device = loss.device();
         let world = self.ranks.place().world;
         let stop = upload(vec![f32::from(self.stop.is_asked())], &device);
         let mut own = vec![in_f32(loss), stop];
-        let mut parts: Vec<Part> = ids.iter().filter_map(|id| part(*id)).collect();
-        parts.sort_unstable();
-        parts.dedup();
+        let (parts, cells) = (groups(ids, &part), groups(ids, &cell));
         if self.config.shard_moments {
             let nothing = || upload(vec![0.0], &device);
             let squares = gradients.squares().unwrap_or_else(nothing);
-            let mut of_parts = gradients.squares_of(&part);
             own.push(in_f32(squares));
-            own.extend(parts.iter().map(|part| {
-                let squares = of_parts.remove(part);
-                squares.map_or_else(nothing, in_f32)
-            }));
+            own.extend(in_order(&parts, gradients.squares_of(&part), nothing));
+            own.extend(in_order(&cells, gradients.squares_of(&cell), nothing));
         }
         let sums = self.sum(Tensor::cat(own, 0));
         let sum = |i: usize| sums.clone().narrow(0, i, 1);
-        let (norm, norms) = if self.config.shard_moments {
+        let (norm, norms, squares_of_cells) = if self.config.shard_moments {
             let norms = parts.iter().enumerate();
             let norms = norms.map(|(i, part)| (*part, sum(3 + i).sqrt()));
-            (sum(2).sqrt(), norms.collect())
+            let of_cells = cells.iter().enumerate();
+            let of_cells = of_cells.map(|(i, cell)| (*cell, sum(3 + parts.len() + i)));
+            (sum(2).sqrt(), norms.collect(), of_cells.collect())
         } else {
             let norm = gradients.norm();
             (
                 norm.unwrap_or_else(|| sum(0).zeros_like()),
                 gradients.norms(part),
+                gradients.squares_of(cell),
             )
         };
         Global {
@@ -221,17 +182,25 @@ impl<B: KernelBackend> Sharing<B> {
             stops: sum(1),
             norm,
             norms,
+            squares_of_cells,
         }
     }
 }
 
-/// The gradients of the parameters of `bucket`, in f32.
-fn taken<B: KernelBackend>(bucket: &Bucket, gradients: &mut Gradients<B>) -> Vec<Tensor<B, 1>> {
-    let take = |entry: &Entry| {
-        let gradient = gradients.take(entry.id);
-        in_f32(gradient.expect("a gradient of each parameter of a bucket"))
-    };
-    bucket.0.iter().map(take).collect()
+/// The groups of the parameters with these ids, each once.
+fn groups<G: Ord>(ids: &[ParamId], group: impl Fn(ParamId) -> Option<G>) -> Vec<G> {
+    let groups: BTreeSet<G> = ids.iter().filter_map(|id| group(*id)).collect();
+    groups.into_iter().collect()
+}
+
+/// The value of each of `groups`, in f32, or `nothing` where it has none.
+fn in_order<B: KernelBackend, G: Ord>(
+    groups: &[G],
+    mut values: BTreeMap<G, Tensor<B, 1>>,
+    nothing: impl Fn() -> Tensor<B, 1>,
+) -> Vec<Tensor<B, 1>> {
+    let value = |group| values.remove(group).map_or_else(&nothing, in_f32);
+    groups.iter().map(value).collect()
 }
 
 fn in_f32<B: KernelBackend>(x: Tensor<B, 1>) -> Tensor<B, 1> {

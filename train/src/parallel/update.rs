@@ -1,6 +1,6 @@
 //! The optimizer's step where each rank updates its share of every parameter.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::Tensor;
@@ -10,11 +10,10 @@ use kernels::runtime::collective::InFlight;
 use kernels::{KernelBackend, TrainBackend};
 use model::PhiMamba;
 
-use super::flat::of_its_own;
-use super::reduce::IN_FLIGHT;
-use super::{Bucket, Sharing, share};
-use crate::gradients::Gradients;
-use crate::optimizer::{AdamW, Moments, Put};
+use super::flat::{Entry, filled};
+use super::share::{part, share};
+use super::{Arriving, Bucket, Reduced, Sharing};
+use crate::optimizer::{AdamW, Moments};
 
 /// A parameter that was taken out of the student.
 struct Whole<B: Backend> {
@@ -24,58 +23,62 @@ struct Whole<B: Backend> {
 }
 
 impl<B: KernelBackend> Sharing<B> {
-    /// [`AdamW::step`] by shares: `own` are this rank's shares of the gradients, of which `ids` are all on every rank. The
-    /// student is whole on every rank afterwards.
+    /// [`AdamW::step`] by shares: each rank updates its own of each parameter, and the ranks exchange them, a bucket beside
+    /// the update of the next. The student that arrives is whole on every rank.
     pub(crate) fn step<A: TrainBackend<InnerBackend = B>>(
         &self,
         optimizer: &mut AdamW<B>,
         student: PhiMamba<A>,
-        (ids, mut own): (&[ParamId], Gradients<B>),
+        reduced: Reduced<B>,
         scale: Tensor<B, 1>,
         lr: impl Fn(ParamId) -> Option<f64>,
-    ) -> PhiMamba<A> {
+    ) -> Arriving<A> {
         let place = self.ranks.place();
-        let device = scale.device();
-        let mut all = TakeWhole {
+        let Reduced {
+            sums: mut own,
             ids,
+            buckets,
+        } = reduced;
+        let trained = ids.into_iter().filter(|id| lr(*id).is_some());
+        let mut all = TakeWhole {
+            ids: trained.collect(),
             found: HashMap::new(),
         };
         let student = student.map(&mut all);
-        let mut values = HashMap::new();
-        let mut arrived = |(bucket, gathered): (Bucket, InFlight<B>)| {
-            let whole = bucket.unpack(gathered.wait(), place.world).into_iter();
-            let whole = whole.map(of_its_own);
-            values.extend(bucket.0.iter().map(|entry| entry.id).zip(whole));
-        };
-        let mut in_flight = VecDeque::new();
-        for bucket in self.buckets(ids) {
-            let mut shares = vec![];
+        let mut gathers = VecDeque::new();
+        for bucket in buckets {
+            // In the bucket's order, which is that of every rank.
+            let mut wholes: Vec<(Entry, Option<Tensor<B, 1>>)> = vec![];
             let (mut places, mut updates) = (vec![], vec![]);
-            for entry in &bucket.0 {
-                let whole = all.found.remove(&entry.id);
-                let whole = whole.expect("the student has each parameter of a bucket");
-                let range = share(entry.elements, place);
-                if range.is_empty() {
-                    shares.push(None);
+            for entry in bucket.0 {
+                let Some(Whole { value, dimensions }) = all.found.remove(&entry.id) else {
+                    // It does not train.
                     continue;
-                }
-                let parameter = whole.value.slice([range]);
+                };
+                let whole = filled(value, place.world * part(entry.elements, place.world));
+                let range = share(entry.elements, place);
                 let (Some(gradient), Some(lr)) = (own.take(entry.id), lr(entry.id)) else {
-                    shares.push(Some(parameter));
+                    // Nothing of it is this rank's.
+                    wholes.push((entry, Some(whole)));
                     continue;
                 };
                 let moments = optimizer.moments.remove(&entry.id);
-                let Moments { values, time } = moments.unwrap_or_else(|| Moments {
-                    values: [parameter.zeros_like(), parameter.zeros_like()],
-                    time: 0,
+                let Moments { values, time } = moments.unwrap_or_else(|| {
+                    let options = (&whole.device(), whole.dtype());
+                    let zeros = || Tensor::zeros([range.len()], options);
+                    Moments {
+                        values: [zeros(), zeros()],
+                        time: 0,
+                    }
                 });
-                places.push((entry.id, shares.len(), time + 1));
-                shares.push(None);
+                places.push((wholes.len(), time + 1));
+                wholes.push((entry, None));
                 updates.push(Update {
-                    parameter,
+                    parameter: whole,
+                    start: range.start,
                     gradient,
                     moments: values,
-                    step: optimizer.numbers(lr, whole.dimensions, time + 1),
+                    step: optimizer.numbers(lr, dimensions, time + 1),
                 });
             }
             let updated = if updates.is_empty() {
@@ -83,35 +86,35 @@ impl<B: KernelBackend> Sharing<B> {
             } else {
                 kernels::adamw_steps(updates, scale.clone())
             };
-            for ((id, at, time), (value, moments)) in places.into_iter().zip(updated) {
-                shares[at] = Some(value);
+            for ((at, time), (value, moments)) in places.into_iter().zip(updated) {
+                let (entry, whole) = &mut wholes[at];
+                *whole = Some(value);
                 let moments = Moments {
                     values: moments,
                     time,
                 };
-                optimizer.moments.insert(id, moments);
+                optimizer.moments.insert(entry.id, moments);
             }
-            let part = bucket.fill(shares, place, &device);
-            let gathered = self.ranks.collective().all_gather(part);
-            in_flight.push_back((bucket, gathered));
-            if in_flight.len() == IN_FLIGHT
-                && let Some(oldest) = in_flight.pop_front()
-            {
-                arrived(oldest);
-            }
+            let (entries, wholes): (Vec<_>, Vec<_>) = wholes.into_iter().unzip();
+            let wholes = wholes.into_iter().flatten().collect();
+            let gathered = if place.world == 1 {
+                InFlight::done(wholes)
+            } else {
+                self.ranks.collective().gather_parts(wholes)
+            };
+            gathers.push_back((Bucket(entries), gathered));
         }
-        in_flight.into_iter().for_each(arrived);
-        student.map(&mut Put(values))
+        Arriving::new(student, gathers)
     }
 }
 
 /// Takes parameters out of the student, flat, so that nothing else holds them, and leaves one element in place of each.
-struct TakeWhole<'a, B: Backend> {
-    ids: &'a [ParamId],
+struct TakeWhole<B: Backend> {
+    ids: HashSet<ParamId>,
     found: HashMap<ParamId, Whole<B>>,
 }
 
-impl<A: TrainBackend> ModuleMapper<A> for TakeWhole<'_, A::InnerBackend> {
+impl<A: TrainBackend> ModuleMapper<A> for TakeWhole<A::InnerBackend> {
     fn map_float<const D: usize>(&mut self, parameter: Param<Tensor<A, D>>) -> Param<Tensor<A, D>> {
         if !self.ids.contains(&parameter.id) {
             return parameter;

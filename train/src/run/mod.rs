@@ -57,7 +57,7 @@ use crate::evaluate::perplexity;
 use crate::guard::Guard;
 use crate::metrics::{Evaluation, MetricsLog, Mirrors, Record, Watch};
 use crate::optimizer::AdamW;
-use crate::parallel::{self, FlatOrder, Ranks, Sharing};
+use crate::parallel::{self, Arriving, FlatOrder, Ranks, Sharing};
 use crate::provenance::Provenance;
 use crate::retry::{retry, sleep};
 use crate::stages::{StageStep, train_parts};
@@ -271,7 +271,7 @@ impl<B: TrainBackend> Run<B> {
             Ok((batch, predictions.transpose()?))
         };
         let mut batches = Prefetch::new(make, first);
-        let mut student = train_parts(student, &stage.lr);
+        let student = train_parts(student, &stage.lr);
         if !needs_teacher(&config, number) {
             self.teacher = None;
         }
@@ -289,8 +289,10 @@ impl<B: TrainBackend> Run<B> {
                 order: FlatOrder::of(&student, self.student_config.layout()),
                 config: config.parallel.clone(),
                 stop: self.asked.clone(),
+                device: device.clone(),
             });
         }
+        let mut student = Arriving::from(student);
         // What the steps of the stage before had reserved for tensors of their sizes.
         B::memory_cleanup(device);
         let mut pending = PendingMetrics::new();
@@ -306,16 +308,16 @@ impl<B: TrainBackend> Run<B> {
         self.watch.stage_begin(&stage.name, self.progress.step);
         self.show_idle_layers(number);
         if config.guard.action == GuardAction::RollBack && self.progress.step == 0 {
-            self.checkpoint(&student)?;
+            self.checkpoint(student.whole())?;
         }
 
         while self.progress.step < steps {
             if self.is_measured_now() {
-                self.measure_within(stage, &student, &mut pending)?;
+                self.measure_within(stage, student.whole(), &mut pending)?;
             }
             if self.stops || stop_requested(&self.options, &self.watch) {
                 self.read(stage, &mut pending)?;
-                self.checkpoint(&student)?;
+                self.checkpoint(student.whole())?;
                 self.writer.wait()?;
                 say_stopped(&self.options, &mut self.watch);
                 // A launcher may end all when the first of them does.
@@ -384,7 +386,7 @@ impl<B: TrainBackend> Run<B> {
             // A checkpoint after a skipped step would keep what led there.
             if checkpoint && self.progress.skipped_in_a_row == 0 {
                 self.progress.roll_backs = 0;
-                self.checkpoint(&student)?;
+                self.checkpoint(student.whole())?;
                 pending.restart();
             }
         }
@@ -395,6 +397,7 @@ impl<B: TrainBackend> Run<B> {
                 folder: self.options.folder.clone(),
             });
         }
+        let student = student.wait();
         // Before the evaluation, which takes time and may fail.
         self.checkpoint(&student)?;
         if !self.end_stage(stage, &student)? {

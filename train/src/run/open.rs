@@ -48,14 +48,6 @@ impl<B: TrainBackend> Run<B> {
                 resumed: options.resume.then(|| folder.join(CONFIG)),
             });
         }
-        let optimizer = &config.optimizer;
-        if !ranks.is_alone() && (optimizer.clip_part > 0.0 || optimizer.clip_layer > 0.0) {
-            return Err(TrainError::Ranks(
-                "gradients are clipped by part and by layer where one process trains; with several set \
-                 optimizer.clip_part = 0 and optimizer.clip_layer = 0"
-                    .into(),
-            ));
-        }
         let stages = config.stages.iter();
         let names: Vec<_> = stages.map(|stage| stage.name.clone()).collect();
         let keep = config.checkpoint.keep;

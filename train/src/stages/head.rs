@@ -12,7 +12,7 @@ use kernels::profile::{Kind, timed};
 use kernels::{KernelBackend, TrainBackend};
 use model::{Linear, widen};
 
-use crate::gradients::Gradients;
+use crate::gradients::Sink;
 
 /// Tokens whose logits are there at a time: enough to fill a GPU with one product.
 pub(crate) const BLOCK: usize = 2048;
@@ -62,7 +62,7 @@ pub(super) fn pass<B: TrainBackend>(
         Labels<B::InnerBackend>,
     ) -> (Tensor<B::InnerBackend, 1>, Tensor<B::InnerBackend, 2>),
     block: usize,
-    gradients: &mut Gradients<B::InnerBackend>,
+    gradients: &mut dyn Sink<B::InnerBackend>,
 ) -> (Tensor<B::InnerBackend, 1>, Tensor<B::InnerBackend, 3>) {
     let [b, l, d] = features.student.dims();
     let teacher_td = features.teacher.reshape([b * l, d]);
@@ -85,7 +85,7 @@ pub(super) fn pass_of_student<B: TrainBackend>(
         Tensor<B::InnerBackend, 2>,
     ) -> (Tensor<B::InnerBackend, 1>, Tensor<B::InnerBackend, 2>),
     block: usize,
-    gradients: &mut Gradients<B::InnerBackend>,
+    gradients: &mut dyn Sink<B::InnerBackend>,
 ) -> (Tensor<B::InnerBackend, 1>, Tensor<B::InnerBackend, 3>) {
     let [b, l, d] = features.dims();
     let t = b * l;
@@ -162,6 +162,7 @@ mod tests {
     use model::{AttentionConfig, Phi, PhiConfig};
 
     use super::*;
+    use crate::gradients::Gradients;
 
     const SHAPE: [usize; 3] = [2, 8, 16];
     const VOCABULARY: usize = 24;

@@ -24,13 +24,13 @@ use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
 use kernels::{DocumentStarts, KernelBackend, TrainBackend};
 use model::mohawk::hidden_state_loss;
-use model::{Block, NetworkConfig, Part, Phi, PhiMamba};
+use model::{Block, NetworkConfig, Part, Phi};
 use serde::{Deserialize, Serialize};
 
 use super::arithmetic::{self, Arithmetic};
 use super::layers::{self, Untrainable};
-use super::{Choices, Description, Stage, StageStep, TokenBatch, sum_over_layers};
-use crate::gradients::Gradients;
+use super::{Choices, Description, PassStudent, Stage, StageStep, TokenBatch, sum_over_layers};
+use crate::gradients::Sink;
 use crate::limits::{OutOfRange, at_least, require, within};
 
 /// Outputs of mixers or of blocks: the L2 norm of the difference, mean over tokens, summed over what is compared.
@@ -134,24 +134,23 @@ impl Stage for HiddenStates {
 
     fn pass<B: TrainBackend>(
         &self,
-        student: &PhiMamba<B>,
+        student: &PassStudent<'_, B>,
         teacher: &Phi<B::InnerBackend>,
         batch: TokenBatch<B>,
         at: StageStep,
-        gradients: &mut Gradients<B::InnerBackend>,
+        gradients: &mut dyn Sink<B::InnerBackend>,
     ) -> Tensor<B::InnerBackend, 1> {
         let device = batch.ids.device();
         let (documents, of_student) = (batch.documents.clone(), batch.documents_of_student());
         let mut own_bld = at.is_in_last(self.sequential).then(|| {
-            let embedding = student.backbone.embedding.valid();
+            let embedding = student.whole().backbone.embedding.valid();
             embedding.forward(batch.ids.clone())
         });
         let mut x_bld = teacher.backbone.embedding.forward(batch.ids);
         let mut losses = vec![];
-        let groups = (student.backbone.layers.chunks(self.every))
-            .zip(teacher.backbone.layers.chunks(self.every));
+        let groups = teacher.backbone.layers.chunks(self.every);
         let last = groups.len() - 1;
-        for (i, (students, teachers)) in groups.enumerate() {
+        for (i, teachers) in groups.enumerate() {
             let entering_bld = own_bld.clone().unwrap_or_else(|| x_bld.clone());
             let target_bld = match self.target {
                 // The last layer's output is not needed.
@@ -167,6 +166,9 @@ impl Stage for HiddenStates {
                 }
             };
             let goes_on = own_bld.is_some() && i < last;
+            let first = i * self.every;
+            let students = first..first + teachers.len();
+            let students: Vec<_> = students.map(|number| student.layer(number)).collect();
             let mut pairs = students.iter().zip(teachers);
             if pairs.all(|(student, teacher)| student.mixer.is_kept_from(&teacher.mixer)) {
                 if goes_on {
@@ -184,7 +186,7 @@ impl Stage for HiddenStates {
                 }
                 Target::Mixer => students[0].mixer_output((entering_bld, &of_student)),
                 Target::Block => {
-                    let output_bld = through(students, entering_bld, &of_student);
+                    let output_bld = through(students.iter().copied(), entering_bld, &of_student);
                     if goes_on {
                         own_bld = Some(output_bld.clone().inner());
                     }
@@ -203,10 +205,10 @@ impl Stage for HiddenStates {
 }
 
 /// The output of `blocks` in a row.
-fn through<B: KernelBackend>(
-    blocks: &[Block<B>],
+fn through<'a, B: KernelBackend>(
+    blocks: impl IntoIterator<Item = &'a Block<B>>,
     x_bld: Tensor<B, 3>,
     documents: &Option<DocumentStarts<B>>,
 ) -> Tensor<B, 3> {
-    (blocks.iter()).fold(x_bld, |x_bld, block| block.forward((x_bld, documents)))
+    (blocks.into_iter()).fold(x_bld, |x_bld, block| block.forward((x_bld, documents)))
 }

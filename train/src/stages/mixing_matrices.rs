@@ -4,13 +4,13 @@
 use burn::tensor::Tensor;
 use kernels::{AttentionParts, DocumentStarts, TrainBackend, mixing_distance};
 use model::mohawk::matrix_orientation_loss;
-use model::{NetworkConfig, Part, Phi, PhiMamba};
+use model::{NetworkConfig, Part, Phi};
 use serde::{Deserialize, Serialize};
 
 use super::arithmetic::{self, Arithmetic};
 use super::layers::{self, Untrainable};
-use super::{Description, Stage, StageStep, TokenBatch, sum_over_layers};
-use crate::gradients::Gradients;
+use super::{Description, PassStudent, Stage, StageStep, TokenBatch, sum_over_layers};
+use crate::gradients::Sink;
 
 /// Transfer matrices against attention matrices: the Frobenius norm of the difference, mean over batch and
 /// heads, summed over layers. It has no options.
@@ -78,19 +78,18 @@ impl Stage for Matrices {
     /// them.
     fn pass<B: TrainBackend>(
         &self,
-        student: &PhiMamba<B>,
+        student: &PassStudent<'_, B>,
         teacher: &Phi<B::InnerBackend>,
         batch: TokenBatch<B>,
         _at: StageStep,
-        gradients: &mut Gradients<B::InnerBackend>,
+        gradients: &mut dyn Sink<B::InnerBackend>,
     ) -> Tensor<B::InnerBackend, 1> {
         let device = batch.ids.device();
         let (documents, of_student) = (batch.documents.clone(), batch.documents_of_student());
         let mut x_bld = teacher.backbone.embedding.forward(batch.ids);
         let mut losses = vec![];
-        let layers = student.backbone.layers.iter().zip(&teacher.backbone.layers);
-        let last = student.backbone.layers.len() - 1;
-        for (i, (student, teacher)) in layers.enumerate() {
+        let last = student.layers() - 1;
+        for (i, teacher) in teacher.backbone.layers.iter().enumerate() {
             let entering = x_bld.clone();
             let attention = if i == last {
                 // The last layer's output is not needed.
@@ -100,6 +99,7 @@ impl Stage for Matrices {
                 x_bld = output;
                 attention
             };
+            let student = student.layer(i);
             if student.mixer.is_kept_from(&teacher.mixer) {
                 continue;
             }

@@ -18,6 +18,7 @@ mod layers;
 pub mod mixing_matrices;
 mod parts;
 pub mod predictions;
+mod student;
 mod window_dropout;
 
 use std::fmt;
@@ -26,15 +27,16 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use kernels::{DocumentStarts, KernelBackend, TopClasses, TrainBackend};
-use model::{NetworkConfig, Part, Phi, PhiMamba, TokenRows, widen};
+use model::{NetworkConfig, Part, Phi, TokenRows, widen};
 use serde::{Deserialize, Serialize};
 
 pub use arithmetic::Arithmetic;
 pub use layers::Untrainable;
 pub use parts::{Rates, in_dtype, on_graph_of_its_own, parts_of, train_parts};
+pub use student::{Parts, PassStudent};
 pub(crate) use window_dropout::left_out;
 
-use crate::gradients::Gradients;
+use crate::gradients::Sink;
 use crate::limits::OutOfRange;
 use crate::teacher_cache::TopK;
 
@@ -149,14 +151,15 @@ pub trait Stage: Default {
     /// The operations that a token takes, in sequences of `l` tokens. Idle layers take none.
     fn arithmetic(&self, l: usize, teacher: &NetworkConfig, student: &NetworkConfig) -> Arithmetic;
 
-    /// One forward and backward pass of step `at`: adds to `gradients`, and returns the loss, `[1]`.
+    /// One forward and backward pass of step `at`: gives `gradients` those of each block as soon as it has them, and returns
+    /// the loss, `[1]`. It asks for the student, or for each layer, when it has queued what needs nothing of it.
     fn pass<B: TrainBackend>(
         &self,
-        student: &PhiMamba<B>,
+        student: &PassStudent<'_, B>,
         teacher: &Phi<B::InnerBackend>,
         batch: TokenBatch<B>,
         at: StageStep,
-        gradients: &mut Gradients<B::InnerBackend>,
+        gradients: &mut dyn Sink<B::InnerBackend>,
     ) -> Tensor<B::InnerBackend, 1>;
 
     /// The folder of the [`teacher_cache`](crate::teacher_cache) from which the stage reads the teacher's part of its
@@ -182,10 +185,10 @@ pub trait Stage: Default {
     /// If the stage has none.
     fn cached_pass<B: TrainBackend>(
         &self,
-        _student: &PhiMamba<B>,
+        _student: &PassStudent<'_, B>,
         _teacher: TopClasses<B::InnerBackend>,
         _batch: TokenBatch<B>,
-        _gradients: &mut Gradients<B::InnerBackend>,
+        _gradients: &mut dyn Sink<B::InnerBackend>,
     ) -> Tensor<B::InnerBackend, 1> {
         panic!("a kind of stage that reads a cache has a pass of its own for it")
     }
@@ -288,11 +291,11 @@ macro_rules! kinds {
             /// [`Stage::pass`].
             pub fn pass<B: TrainBackend>(
                 &self,
-                student: &PhiMamba<B>,
+                student: &PassStudent<'_, B>,
                 teacher: &Phi<B::InnerBackend>,
                 batch: TokenBatch<B>,
                 at: StageStep,
-                gradients: &mut Gradients<B::InnerBackend>,
+                gradients: &mut dyn Sink<B::InnerBackend>,
             ) -> Tensor<B::InnerBackend, 1> {
                 match self { $(Self::$kind(stage) => stage.pass(student, teacher, batch, at, gradients)),+ }
             }
@@ -318,10 +321,10 @@ macro_rules! kinds {
             /// As there.
             pub fn cached_pass<B: TrainBackend>(
                 &self,
-                student: &PhiMamba<B>,
+                student: &PassStudent<'_, B>,
                 teacher: TopClasses<B::InnerBackend>,
                 batch: TokenBatch<B>,
-                gradients: &mut Gradients<B::InnerBackend>,
+                gradients: &mut dyn Sink<B::InnerBackend>,
             ) -> Tensor<B::InnerBackend, 1> {
                 match self { $(Self::$kind(stage) => stage.cached_pass(student, teacher, batch, gradients)),+ }
             }

@@ -56,16 +56,16 @@ pub fn train_parts<B: TrainBackend>(student: PhiMamba<B>, rates: &Rates) -> PhiM
     student.map(&mut Freeze(trained.map(|(id, _)| id).collect()))
 }
 
-/// A copy of the student whose graph shares no node with any other: Burn locks a graph for as long as
+/// A copy of the student, or of a part of it, whose graph shares no node with any other: Burn locks a graph for as long as
 /// it is walked, and passes that share parameters would share one.
-pub fn on_graph_of_its_own<B: TrainBackend>(student: &PhiMamba<B>) -> PhiMamba<B> {
-    student.clone().map(&mut Detach::default())
+pub fn on_graph_of_its_own<B: TrainBackend, M: Module<B>>(student: &M) -> M {
+    student.clone().map(&mut Detach::<B>::default())
 }
 
-/// A copy of the student with every parameter in `dtype`: what the passes of a step compute with, where
-/// that is not the dtype of the student itself.
-pub fn in_dtype<B: TrainBackend>(student: &PhiMamba<B>, dtype: DType) -> PhiMamba<B> {
-    let mut others = Others {
+/// A copy of the student, or of a part of it, with every parameter in `dtype`: what the passes of a step compute with,
+/// where that is not the dtype of the student itself.
+pub fn in_dtype<B: TrainBackend, M: Module<B>>(student: &M, dtype: DType) -> M {
+    let mut others = Others::<B> {
         dtype,
         ids: vec![],
         values: vec![],
@@ -73,7 +73,7 @@ pub fn in_dtype<B: TrainBackend>(student: &PhiMamba<B>, dtype: DType) -> PhiMamb
     student.visit(&mut others);
     let cast = kernels::cast_all(others.values, dtype);
     let cast = others.ids.into_iter().zip(cast).collect();
-    student.clone().map(&mut Detach { cast })
+    student.clone().map(&mut Detach::<B> { cast })
 }
 
 struct Freeze(HashSet<ParamId>);

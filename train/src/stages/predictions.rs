@@ -3,8 +3,9 @@
 //!
 //! A pass has two halves that meet at the head's input. `head` computes logits, loss and its
 //! gradient for a block of tokens at a time, since an array as wide as the vocabulary is the largest
-//! there is; from the gradient to the head's input, the layers go backward, either through a graph
-//! of all of them or block by block, each from its input alone.
+//! there is; from the gradient to the head's input, the layers go backward block by block. Each block has a graph of its
+//! own, which was kept or is made anew, and goes when its gradients are there: these are given away before the next
+//! block's are computed.
 
 use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
 use burn::tensor::backend::Backend;
@@ -19,8 +20,8 @@ use serde::{Deserialize, Serialize};
 use super::arithmetic::{self, Arithmetic};
 use super::head::{self, Features};
 use super::layers::Untrainable;
-use super::{Choices, Description, Stage, StageStep, TokenBatch};
-use crate::gradients::Gradients;
+use super::{Choices, Description, PassStudent, Stage, StageStep, TokenBatch};
+use crate::gradients::Sink;
 use crate::limits::{OutOfRange, positive, within};
 
 /// The published loss, which has an op of its own.
@@ -132,11 +133,11 @@ impl Stage for Predictions {
 
     fn pass<B: TrainBackend>(
         &self,
-        student: &PhiMamba<B>,
+        student: &PassStudent<'_, B>,
         teacher: &Phi<B::InnerBackend>,
         batch: TokenBatch<B>,
         _at: StageStep,
-        gradients: &mut Gradients<B::InnerBackend>,
+        gradients: &mut dyn Sink<B::InnerBackend>,
     ) -> Tensor<B::InnerBackend, 1> {
         let [b, l] = batch.ids.dims();
         let (tokens, has_ends) = (batch.tokens(), batch.has_ends);
@@ -146,6 +147,7 @@ impl Stage for Predictions {
         };
         let labels = (weights.hard > 0.0).then(|| batch.labels.reshape([b * l]));
         let teacher_bld = teacher.features(tokens.clone());
+        let student = student.whole();
         let body = Body::forward(student, tokens, self.recompute);
         let features = Features {
             student: body.features(),
@@ -194,11 +196,12 @@ impl Stage for Predictions {
 
     fn cached_pass<B: TrainBackend>(
         &self,
-        student: &PhiMamba<B>,
+        student: &PassStudent<'_, B>,
         teacher: TopClasses<B::InnerBackend>,
         batch: TokenBatch<B>,
-        gradients: &mut Gradients<B::InnerBackend>,
+        gradients: &mut dyn Sink<B::InnerBackend>,
     ) -> Tensor<B::InnerBackend, 1> {
+        let student = student.whole();
         let TokenBatch { ids, labels, .. } = batch;
         let [b, l] = ids.dims();
         let weights = DistillationWeights {
@@ -287,104 +290,132 @@ fn loss_of_block<B: Backend>(
 const CERTAIN: f64 = 1e4;
 
 /// The layers between ids and head, forward done, and what their backward pass needs.
-enum Body<B: TrainBackend> {
-    /// The output, on a graph of everything.
-    Whole(Tensor<B, 3>),
-    /// What each block reads, the ids before and the output after.
-    Blocks {
-        tokens: TokenRows<B::InnerBackend>,
-        entering: Vec<Tensor<B::InnerBackend, 3>>,
-        leaving: Tensor<B::InnerBackend, 3>,
-        features: Tensor<B::InnerBackend, 3>,
-    },
+struct Body<B: TrainBackend> {
+    tokens: TokenRows<B::InnerBackend>,
+    blocks: Vec<Passed<B>>,
+    /// Of the last normalisation.
+    norm: Passed<B>,
+    features: Tensor<B::InnerBackend, 3>,
+}
+
+/// What a module has read, where its graph begins, and what came of it on that graph; `None` if the backward pass makes the
+/// graph anew.
+struct Passed<B: TrainBackend> {
+    entering: Tensor<B, 3>,
+    leaving: Option<Tensor<B, 3>>,
 }
 
 impl<B: TrainBackend> Body<B> {
     fn forward(student: &PhiMamba<B>, tokens: TokenRows<B::InnerBackend>, recompute: bool) -> Self {
-        if !recompute {
-            return Self::Whole(student.features(TokenRows {
-                ids: Tensor::from_inner(tokens.ids),
-                documents: tokens.documents.map(DocumentStarts::from_inner),
-            }));
-        }
         let backbone = &student.backbone;
-        let mut x_bld = backbone.embedding.valid().forward(tokens.ids.clone());
-        let mut entering = vec![];
+        let documents = tokens.documents.clone().map(DocumentStarts::from_inner);
+        let x_bld = backbone.embedding.valid().forward(tokens.ids.clone());
+        // Whether something before trains, so that the backward pass goes on to there.
+        let (mut x_bld, mut goes_on) = (x_bld, trains(&backbone.embedding));
+        let mut blocks = vec![];
         for layer in &backbone.layers {
-            entering.push(x_bld.clone());
-            x_bld = layer.valid().forward((x_bld, &tokens.documents));
+            let passed;
+            (passed, x_bld) = if recompute {
+                let y_bld = layer.valid().forward((x_bld.clone(), &tokens.documents));
+                (Passed::without_graph(x_bld, goes_on), y_bld)
+            } else {
+                let forward = |x: Tensor<B, 3>| layer.forward((x, &documents));
+                Passed::on_graph(x_bld, goes_on, forward)
+            };
+            blocks.push(passed);
+            goes_on |= trains(layer);
         }
-        let features = backbone.final_layernorm.valid().forward(x_bld.clone());
-        Self::Blocks {
+        let norm = &backbone.final_layernorm;
+        let (norm, features) = if recompute {
+            let features = norm.valid().forward(x_bld.clone());
+            (Passed::without_graph(x_bld, goes_on), features)
+        } else {
+            Passed::on_graph(x_bld, goes_on, |x| norm.forward(x))
+        };
+        Self {
             tokens,
-            entering,
-            leaving: x_bld,
+            blocks,
+            norm,
             features,
         }
     }
 
     /// What the head reads.
     fn features(&self) -> Tensor<B::InnerBackend, 3> {
-        match self {
-            Self::Whole(features) => features.clone().inner(),
-            Self::Blocks { features, .. } => features.clone(),
-        }
+        self.features.clone()
     }
 
-    /// Adds the gradients of everything before the head, from that of the features.
+    /// Gives the gradients of everything before the head, from that of the features.
     fn backward(
         self,
         student: &PhiMamba<B>,
         dfeatures: Tensor<B::InnerBackend, 3>,
-        gradients: &mut Gradients<B::InnerBackend>,
+        gradients: &mut dyn Sink<B::InnerBackend>,
     ) {
         let backbone = &student.backbone;
         if !trains(backbone) {
             return;
         }
-        let (tokens, entering, leaving) = match self {
-            Self::Whole(features) => {
-                let reached = B::with_gradient(features, Tensor::from_inner(dfeatures)).backward();
-                gradients.add::<B, _>(backbone, &reached);
-                return;
-            }
-            Self::Blocks {
-                tokens,
-                entering,
-                leaving,
-                ..
-            } => (tokens, entering, leaving),
-        };
-        let documents = tokens.documents.map(DocumentStarts::from_inner);
+        let TokenRows { ids, documents } = self.tokens;
+        let documents = documents.map(DocumentStarts::from_inner);
         let norm = &backbone.final_layernorm;
-        let mut dx_bld = back_through(norm, |x| norm.forward(x), leaving, dfeatures, gradients);
-        for (layer, x_bld) in backbone.layers.iter().zip(entering).rev() {
+        let mut dx_bld = self
+            .norm
+            .back(norm, |x| norm.forward(x), dfeatures, gradients);
+        for (layer, passed) in backbone.layers.iter().zip(self.blocks).rev() {
+            let Some(dy_bld) = dx_bld else { return };
             let forward = |x: Tensor<B, 3>| layer.forward((x, &documents));
-            dx_bld = back_through(layer, forward, x_bld, dx_bld, gradients);
+            dx_bld = passed.back(layer, forward, dy_bld, gradients);
         }
-        if trains(&backbone.embedding) {
-            let embedded = backbone.embedding.forward(Tensor::from_inner(tokens.ids));
+        if let Some(dx_bld) = dx_bld {
+            let embedded = backbone.embedding.forward(Tensor::from_inner(ids));
             let reached = B::with_gradient(embedded, Tensor::from_inner(dx_bld)).backward();
             gradients.add::<B, _>(&backbone.embedding, &reached);
         }
     }
 }
 
-/// Runs `forward`, which is `module`'s, on `x` and goes back from `dy`: adds the gradients of its
-/// parameters, and returns that to `x`. The graph lives no longer.
-fn back_through<B: TrainBackend, M: Module<B>>(
-    module: &M,
-    forward: impl FnOnce(Tensor<B, 3>) -> Tensor<B, 3>,
-    x_bld: Tensor<B::InnerBackend, 3>,
-    dy_bld: Tensor<B::InnerBackend, 3>,
-    gradients: &mut Gradients<B::InnerBackend>,
-) -> Tensor<B::InnerBackend, 3> {
-    let x_bld = Tensor::<B, 3>::from_inner(x_bld).require_grad();
-    let y_bld = forward(x_bld.clone());
-    let mut reached = B::with_gradient(y_bld, Tensor::from_inner(dy_bld)).backward();
-    let dx_bld = x_bld.grad_remove(&mut reached);
-    gradients.add::<B, _>(module, &reached);
-    dx_bld.expect("the output depends on the input")
+impl<B: TrainBackend> Passed<B> {
+    /// What has read `x`; `goes_on` is whether the backward pass goes on to what is before that.
+    fn without_graph(x_bld: Tensor<B::InnerBackend, 3>, goes_on: bool) -> Self {
+        Self {
+            entering: Tensor::<B, 3>::from_inner(x_bld).set_require_grad(goes_on),
+            leaving: None,
+        }
+    }
+
+    /// The same, and what comes of `x` by `forward`.
+    fn on_graph(
+        x_bld: Tensor<B::InnerBackend, 3>,
+        goes_on: bool,
+        forward: impl FnOnce(Tensor<B, 3>) -> Tensor<B, 3>,
+    ) -> (Self, Tensor<B::InnerBackend, 3>) {
+        let passed = Self::without_graph(x_bld, goes_on);
+        let y_bld = forward(passed.entering.clone());
+        let value_bld = y_bld.clone().inner();
+        let leaving = Some(y_bld);
+        (Self { leaving, ..passed }, value_bld)
+    }
+
+    /// Goes back from `dy` through the graph, which `forward` makes if it is not there: gives the gradients of the parameters
+    /// of `module`, and returns that to the input if the backward pass goes on. The graph lives no longer.
+    fn back<M: Module<B>>(
+        self,
+        module: &M,
+        forward: impl FnOnce(Tensor<B, 3>) -> Tensor<B, 3>,
+        dy_bld: Tensor<B::InnerBackend, 3>,
+        gradients: &mut dyn Sink<B::InnerBackend>,
+    ) -> Option<Tensor<B::InnerBackend, 3>> {
+        let Self { entering, leaving } = self;
+        let y_bld = leaving.unwrap_or_else(|| forward(entering.clone()));
+        let mut reached = B::with_gradient(y_bld, Tensor::from_inner(dy_bld)).backward();
+        let dx_bld = entering.is_require_grad().then(|| {
+            let dx_bld = entering.grad_remove(&mut reached);
+            dx_bld.expect("the output depends on the input")
+        });
+        gradients.add::<B, _>(module, &reached);
+        dx_bld
+    }
 }
 
 /// Whether any parameter of `module` has a gradient to come.
@@ -398,4 +429,144 @@ fn trains<B: TrainBackend, M: Module<B>>(module: &M) -> bool {
     let mut found = Trains(false);
     module.visit(&mut found);
     found.0
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use burn::backend::Autodiff;
+    use burn::module::ParamId;
+    use burn::tensor::TensorData;
+    use kernels::runtime::Flex;
+    use model::{AttentionConfig, DiscreteMamba2Config, Family, PhiConfig, named_parameters};
+
+    use super::*;
+    use crate::gradients::Gradients;
+    use crate::stages::{Rates, train_parts};
+
+    type B = Autodiff<Flex>;
+
+    const SHAPE: [usize; 3] = [2, 8, 16];
+
+    /// A mixer, attention and a mixer.
+    fn student() -> PhiMamba<B> {
+        let teacher = PhiConfig {
+            vocab_size: 24,
+            hidden_size: SHAPE[2],
+            intermediate_size: 32,
+            num_hidden_layers: 3,
+            attention: AttentionConfig {
+                n_heads: 2,
+                n_kv_heads: 2,
+                ..PhiConfig::default().attention
+            },
+            ..PhiConfig::default()
+        };
+        let mixer = DiscreteMamba2Config {
+            d_state: 8,
+            n_v_heads: 2,
+            n_qk_heads: 2,
+            chunk_size: 4,
+            ..DiscreteMamba2Config::default()
+        };
+        let config = teacher.student(&mixer.into(), &[1]).expect("a student");
+        PhiMamba::init(&config, 5, &Default::default())
+    }
+
+    fn tensor(frequency: f32) -> Tensor<Flex, 3> {
+        let n = SHAPE.iter().product();
+        let values: Vec<f32> = (0..n).map(|i| (frequency * i as f32).sin()).collect();
+        Tensor::from_data(TensorData::new(values, SHAPE), &Default::default())
+    }
+
+    /// The gradients of everything before the head by one backward pass.
+    fn on_one_graph<B: TrainBackend>(
+        student: &PhiMamba<B>,
+        ids: Tensor<B::InnerBackend, 2, Int>,
+        dfeatures: Tensor<B::InnerBackend, 3>,
+    ) -> Gradients<B::InnerBackend> {
+        let mut gradients = Gradients::default();
+        if trains(&student.backbone) {
+            let features = student.features(Tensor::<B, 2, Int>::from_inner(ids));
+            let reached = B::with_gradient(features, Tensor::from_inner(dfeatures)).backward();
+            gradients.add::<B, _>(&student.backbone, &reached);
+        }
+        gradients
+    }
+
+    /// The bits of the gradients of all parameters of `student`.
+    fn bits(
+        student: &PhiMamba<B>,
+        mut gradients: Gradients<Flex>,
+    ) -> Vec<(String, Option<Vec<u32>>)> {
+        let parameters = named_parameters(student, Default::default()).into_iter();
+        let bits = |id: ParamId| {
+            let gradient = gradients.take(id)?;
+            Some(
+                gradient
+                    .into_data()
+                    .iter::<f32>()
+                    .map(f32::to_bits)
+                    .collect(),
+            )
+        };
+        let mut bits = bits;
+        parameters
+            .map(|parameter| (parameter.path, bits(parameter.id)))
+            .collect()
+    }
+
+    /// Counts the modules whose gradients have come.
+    #[derive(Default)]
+    struct Counted {
+        gradients: Gradients<Flex>,
+        pauses: usize,
+    }
+
+    impl Sink<Flex> for Counted {
+        fn take_in(&mut self, id: ParamId, gradient: Tensor<Flex, 1>) {
+            self.gradients.take_in(id, gradient);
+        }
+
+        fn pause(&mut self) {
+            self.pauses += 1;
+        }
+    }
+
+    /// Whatever trains, and whether graphs are kept or made anew: embedding, three blocks and the last normalisation give
+    /// their gradients one by one, as far as something before them trains.
+    #[test]
+    fn blocks_go_back_one_by_one_with_the_bits_of_one_graph() {
+        let ids: Vec<i32> = (0..16).map(|i| 7 * i % 24).collect();
+        let ids =
+            Tensor::<Flex, 2, Int>::from_data(TensorData::new(ids, [2, 8]), &Default::default());
+        let dfeatures = tensor(0.3);
+        for (parts, pauses) in [
+            (&Part::ALL[..], 5),
+            (&[Part::Mixer], 4),
+            (&[Part::Embedding], 5),
+            (&[Part::Norm], 4),
+            (&[Part::Head], 0),
+        ] {
+            let student = train_parts(student(), &Rates::new(parts, 1.0));
+            let whole = bits(
+                &student,
+                on_one_graph(&student, ids.clone(), dfeatures.clone()),
+            );
+            for recompute in [false, true] {
+                let body = Body::forward(&student, ids.clone().into(), recompute);
+                let mut found = Counted::default();
+                body.backward(&student, dfeatures.clone(), &mut found);
+                assert_eq!(found.pauses, pauses, "{parts:?}, recompute {recompute}");
+                let found = bits(&student, found.gradients);
+                assert_eq!(found.len(), whole.len());
+                for (found, whole) in found.iter().zip(&whole) {
+                    assert!(
+                        found == whole,
+                        "{parts:?}, recompute {recompute}: {}",
+                        found.0
+                    );
+                }
+            }
+        }
+    }
 }

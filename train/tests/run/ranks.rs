@@ -129,6 +129,26 @@ fn ranks_have_the_loss_curve_of_one() {
     }
 }
 
+/// The norms of parts and layers, to which gradients are clipped, are those of all ranks.
+#[test]
+fn ranks_clip_parts_and_layers() {
+    let config = |overrides: &[&str]| {
+        let clip = ["optimizer.clip_part=0.02", "optimizer.clip_layer=0.01"];
+        let mut config = of_four_passes(&[&clip, overrides].concat());
+        config
+            .choose_stages(&["stage3".to_owned()])
+            .expect("a stage of the preset");
+        config
+    };
+    let one = folder();
+    run(config(&[]), one.path());
+    for overrides in [&[][..], &["parallel.shard_moments=false"]] {
+        let two = folder();
+        run_on(2, &config(overrides), two.path());
+        assert_close(&format!("{overrides:?}"), two.path(), one.path());
+    }
+}
+
 /// Of four sequences the first three steps leave the window out in those of numbers 0 and 2; 0, 1 and 3; 0 and 1. So there
 /// are ranks whose passes reach no window, beside ranks whose passes do.
 #[test]

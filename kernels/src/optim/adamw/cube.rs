@@ -8,7 +8,7 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use super::{AdamW, AdamWStep, Update, Updated, reference};
+use super::{AdamW, AdamWStep, Update, Updated, reference, within};
 use crate::cube::each_row::cubes as cubes_of;
 use crate::cube::reduce::{Fold, of_cube};
 use crate::cube::{
@@ -22,7 +22,8 @@ const AHEAD: usize = 4;
 const SHARE: usize = 1 << 14;
 const CUBES: usize = 1024;
 
-/// A vector a unit. A tensor's cubes are those before its place in `ends` and from that of the tensor before it on.
+/// A vector a unit. A tensor's cubes are those before its place in `ends` and from that of the tensor before it on. What is
+/// updated of a parameter begins at its vector of that number in `starts`.
 /// `scale` is followed by the numbers of the step in the order of [`AdamWStep`].
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn step_kernel<G: Float, N: Size>(
@@ -32,6 +33,7 @@ fn step_kernel<G: Float, N: Size>(
     gradients: &Sequence<Array<Vector<G, N>>>,
     ends: &Sequence<u32>,
     vectors: &Sequence<u32>,
+    starts: &Sequence<u32>,
     scale: &Array<f32>,
     keep: f32,
     rate: f32,
@@ -64,7 +66,9 @@ fn step_kernel<G: Float, N: Size>(
             let root = Vector::sqrt(new_v * Vector::new(root)) + Vector::new(epsilon);
             m[at] = new_m;
             v[at] = new_v;
-            parameter[at] = parameter[at] * Vector::new(keep) - new_m * Vector::new(rate) / root;
+            let within = *starts.index(i) as usize + at;
+            parameter[within] =
+                parameter[within] * Vector::new(keep) - new_m * Vector::new(rate) / root;
         }
         first = end;
     }
@@ -88,6 +92,7 @@ where
         let flat = |x: Tensor<Self, D>| x.reshape([shape.iter().product::<usize>()]);
         let update = Update {
             parameter: flat(parameter),
+            start: 0,
             gradient: flat(gradient),
             moments: moments.map(flat),
             step,
@@ -104,7 +109,7 @@ where
             of_f32.into_iter().all(|x| x.dtype() == DType::F32)
                 && computes_in_f32(update.gradient.dtype())
                 && scale.dtype() == DType::F32
-                && update.parameter.shape().num_elements() > 0
+                && update.gradient.shape().num_elements() > 0
         };
         let mut updated: Vec<Option<Updated<Self>>> = vec![];
         let mut operands = vec![];
@@ -113,16 +118,10 @@ where
                 updated.push(None);
                 operands.push((at, Operands::new(update)));
             } else {
-                let Update {
-                    parameter,
-                    gradient,
-                    moments,
-                    step,
-                } = update;
-                let scale = scale.clone();
-                updated.push(Some(reference::step(
-                    parameter, gradient, moments, scale, step,
-                )));
+                let step = |parameter, gradient, moments, numbers| {
+                    reference::step(parameter, gradient, moments, scale.clone(), numbers)
+                };
+                updated.push(Some(within(update, step)));
             }
         }
         let scale = into_contiguous(inner(scale));
@@ -163,6 +162,7 @@ where
 /// [`Update`] on the device, in memory of its own: parameter and moments of f32.
 struct Operands<R: CubeRuntime> {
     parameter: CubeTensor<R>,
+    start: usize,
     m: CubeTensor<R>,
     v: CubeTensor<R>,
     gradient: CubeTensor<R>,
@@ -174,6 +174,7 @@ impl<R: CubeRuntime> Operands<R> {
         let [m, v] = update.moments.map(|moment| own(inner(moment)));
         Self {
             parameter: own(inner(update.parameter)),
+            start: update.start,
             m,
             v,
             gradient: into_contiguous(inner(update.gradient)),
@@ -183,11 +184,13 @@ impl<R: CubeRuntime> Operands<R> {
 
     /// Elements that are read together.
     fn vector(&self) -> usize {
-        flat_vector_size(&[&self.parameter, &self.gradient])
+        let n = flat_vector_size(&[&self.parameter, &self.m, &self.gradient]);
+        if self.start.is_multiple_of(n) { n } else { 1 }
     }
 
+    /// Vectors that are updated.
     fn vectors(&self) -> usize {
-        self.parameter.meta.num_elements() / self.vector()
+        self.gradient.meta.num_elements() / self.vector()
     }
 
     /// What is one for all parameters of a launch.
@@ -223,8 +226,8 @@ fn launch_step<'a, R: CubeRuntime>(
             .map(|operands| of(operands).clone().into_array_arg());
         arrays.collect::<Vec<_>>().into_iter()
     };
-    // SAFETY: units beyond the vectors of a tensor do nothing in it; the four arrays of each have as many, and a unit
-    // writes its own vector in memory that nothing else holds.
+    // SAFETY: units beyond the vectors of a tensor do nothing in it; moments and gradient of each have as many, and the
+    // parameter has as many from its start on; a unit writes its own vector in memory that nothing else holds.
     unsafe {
         step_kernel::launch_unchecked::<R>(
             &client,
@@ -240,6 +243,10 @@ fn launch_step<'a, R: CubeRuntime>(
             group
                 .iter()
                 .map(|operands| operands.vectors() as u32)
+                .collect(),
+            group
+                .iter()
+                .map(|operands| (operands.start / n) as u32)
                 .collect(),
             scale.clone().into_array_arg(),
             (1.0 - step.lr * step.weight_decay) as f32,

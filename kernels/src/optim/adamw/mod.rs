@@ -8,6 +8,8 @@ mod cube;
 mod flex;
 pub mod reference;
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 
@@ -38,20 +40,29 @@ impl AdamWStep {
     }
 }
 
-/// A parameter, flat, and what [`adamw_steps`] does to it.
+/// A parameter, flat, and what [`adamw_steps`] does to it, or to as many of its elements from `start` on as the gradient has.
 #[derive(Debug, Clone)]
 pub struct Update<B: Backend> {
-    /// The parameter.
+    /// The parameter, whole.
     pub parameter: Tensor<B, 1>,
-    /// Its gradient.
+    /// The first element that is updated.
+    pub start: usize,
+    /// The gradient of the elements that are updated.
     pub gradient: Tensor<B, 1>,
-    /// `[m, v]`.
+    /// Their `[m, v]`.
     pub moments: [Tensor<B, 1>; 2],
     /// The numbers of the step.
     pub step: AdamWStep,
 }
 
-/// A parameter and its moments after a step.
+impl<B: Backend> Update<B> {
+    /// The elements of the parameter that are updated.
+    fn range(&self) -> Range<usize> {
+        self.start..self.start + self.gradient.shape().num_elements()
+    }
+}
+
+/// A parameter, whole, and the moments of what was updated of it, after a step.
 pub type Updated<B> = (Tensor<B, 1>, [Tensor<B, 1>; 2]);
 
 /// The ops, as backends compute them. No gradient passes through them.
@@ -70,13 +81,10 @@ pub trait AdamW: Backend {
     /// See [`adamw_steps`].
     fn adamw_steps(updates: Vec<Update<Self>>, scale: Tensor<Self, 1>) -> Vec<Updated<Self>> {
         let one = |update: Update<Self>| {
-            let Update {
-                parameter,
-                gradient,
-                moments,
-                step,
-            } = update;
-            Self::adamw_step(parameter, gradient, moments, scale.clone(), step)
+            let step = |parameter, gradient, moments, numbers| {
+                Self::adamw_step(parameter, gradient, moments, scale.clone(), numbers)
+            };
+            within(update, step)
         };
         updates.into_iter().map(one).collect()
     }
@@ -93,6 +101,27 @@ pub trait AdamW: Backend {
 }
 
 by_default!(AdamW for ndarray, autodiff);
+
+/// An update by `step`, which takes a parameter, its gradient and its moments of one length.
+fn within<B: Backend>(
+    update: Update<B>,
+    step: impl FnOnce(Tensor<B, 1>, Tensor<B, 1>, [Tensor<B, 1>; 2], AdamWStep) -> Updated<B>,
+) -> Updated<B> {
+    let range = update.range();
+    let Update {
+        parameter,
+        gradient,
+        moments,
+        step: numbers,
+        ..
+    } = update;
+    if range == (0..parameter.shape().num_elements()) {
+        return step(parameter, gradient, moments, numbers);
+    }
+    let part = parameter.clone().slice([range.clone()]);
+    let (part, moments) = step(part, gradient, moments, numbers);
+    (parameter.slice_assign([range], part), moments)
+}
 
 /// PyTorch's AdamW: with `g = gradient * scale`,
 ///
@@ -137,23 +166,21 @@ pub fn adamw_step<B: AdamW, const D: usize>(
     })
 }
 
-/// [`adamw_step`] of many parameters with one `scale`, in their order: on a GPU in few launches.
+/// [`adamw_step`] of many parameters, or of parts of them, with one `scale`, in their order: on a GPU in few launches.
 ///
 /// # Panics
-/// As [`adamw_step`].
+/// If shapes do not fit, as in [`adamw_step`], or an update goes beyond its parameter.
 pub fn adamw_steps<B: AdamW>(updates: Vec<Update<B>>, scale: Tensor<B, 1>) -> Vec<Updated<B>> {
-    for Update {
-        parameter,
-        gradient,
-        moments,
-        ..
-    } in &updates
-    {
-        let shape = parameter.dims();
-        let others = [gradient, &moments[0], &moments[1]];
+    for update in &updates {
+        let [elements] = update.parameter.dims();
         assert!(
-            others.into_iter().all(|other| other.dims() == shape),
-            "adamw_steps: a gradient's and the moments' shape must be the parameter's"
+            update.range().end <= elements,
+            "adamw_steps: what is updated must lie in the parameter"
+        );
+        let shape = update.gradient.dims();
+        assert!(
+            update.moments.iter().all(|moment| moment.dims() == shape),
+            "adamw_steps: the moments' shape must be the gradient's"
         );
     }
     assert_eq!(scale.dims(), [1], "adamw_steps: the scale has one element");

@@ -73,7 +73,8 @@ impl JobId {
     }
 }
 
-/// Operations over all ranks, on flat tensors in f32.
+/// Operations over all ranks, on flat tensors in f32. Each takes a list of tensors, which go together: one operation on
+/// many small tensors takes hardly longer than on one of their size.
 pub trait Collective<B: Backend>: Send + Sync {
     /// Which of the ranks this is.
     fn place(&self) -> Place;
@@ -81,17 +82,22 @@ pub trait Collective<B: Backend>: Send + Sync {
     /// What carries the numbers, as `NCCL 2.21.5`.
     fn name(&self) -> String;
 
-    /// The sum over all ranks of `x`.
-    fn all_reduce(&self, x: Tensor<B, 1>) -> InFlight<B>;
+    /// The sum over all ranks of each of `xs`, which may be written into its memory if nothing else holds that.
+    fn all_reduce(&self, xs: Vec<Tensor<B, 1>>) -> InFlight<B>;
 
-    /// This rank's part of the sum over all ranks of `x`, whose length the world divides: the part of that number.
-    fn reduce_scatter(&self, x: Tensor<B, 1>) -> InFlight<B>;
+    /// This rank's part of the sum over all ranks of each of `xs`, whose lengths the world divides: the part of that
+    /// number.
+    fn reduce_scatter(&self, xs: Vec<Tensor<B, 1>>) -> InFlight<B>;
 
-    /// The `x` of all ranks, one behind the other.
-    fn all_gather(&self, x: Tensor<B, 1>) -> InFlight<B>;
+    /// For each of `xs` those of all ranks, one behind the other.
+    fn all_gather(&self, xs: Vec<Tensor<B, 1>>) -> InFlight<B>;
 
-    /// The `x` of rank 0.
-    fn broadcast(&self, x: Tensor<B, 1>) -> InFlight<B>;
+    /// Each of `xs`, whose lengths the world divides, with the part of each number as the rank of that number has it. It
+    /// may be written into its memory if nothing else holds that.
+    fn gather_parts(&self, xs: Vec<Tensor<B, 1>>) -> InFlight<B>;
+
+    /// Each of `xs` of rank 0.
+    fn broadcast(&self, xs: Vec<Tensor<B, 1>>) -> InFlight<B>;
 
     /// What this engine says of a rank or a connection that has failed; `None` if all is well as far as it knows. May be
     /// asked by any thread, also while another waits for an operation.
@@ -103,43 +109,53 @@ pub trait Collective<B: Backend>: Send + Sync {
     fn abort(&self) {}
 }
 
-/// A result that may still be on its way, and what keeps its buffers. Other work can be queued meanwhile.
+/// Results that may still be on their way, and what keeps their buffers. Other work can be queued meanwhile.
 #[must_use]
 pub struct InFlight<B: Backend> {
-    output: Tensor<B, 1>,
-    /// Queues that all later work waits for the result.
+    outputs: Vec<Tensor<B, 1>>,
+    /// Queues that all later work waits for the results.
     finish: Option<Box<dyn FnOnce() + Send>>,
-    /// What is read until then.
-    _input: Option<Tensor<B, 1>>,
+    /// What is read until then, where it is not what is written.
+    _inputs: Vec<Tensor<B, 1>>,
 }
 
 impl<B: Backend> InFlight<B> {
-    /// One that has arrived.
-    pub fn done(output: Tensor<B, 1>) -> Self {
+    /// Those that have arrived.
+    pub fn done(outputs: Vec<Tensor<B, 1>>) -> Self {
         Self {
-            output,
+            outputs,
             finish: None,
-            _input: None,
+            _inputs: vec![],
         }
     }
 
-    /// One that `input` is read for, and that may be used after `finish`.
+    /// Those that `inputs` are read for, and that may be used after `finish`.
     pub fn queued(
-        output: Tensor<B, 1>,
-        input: Tensor<B, 1>,
+        outputs: Vec<Tensor<B, 1>>,
+        inputs: Vec<Tensor<B, 1>>,
         finish: impl FnOnce() + Send + 'static,
     ) -> Self {
         Self {
-            output,
+            outputs,
             finish: Some(Box::new(finish)),
-            _input: Some(input),
+            _inputs: inputs,
         }
     }
 
-    /// The result. On a device with a queue no thread waits: what is queued from now on does.
-    pub fn wait(mut self) -> Tensor<B, 1> {
+    /// The results, in the order of the operation's list. On a device with a queue no thread waits: what is queued from
+    /// now on does.
+    pub fn wait(mut self) -> Vec<Tensor<B, 1>> {
         self.finish();
-        self.output.clone()
+        std::mem::take(&mut self.outputs)
+    }
+
+    /// The same of an operation on one tensor.
+    ///
+    /// # Panics
+    /// If it was on none.
+    pub fn wait_for_one(self) -> Tensor<B, 1> {
+        let mut all = self.wait();
+        all.pop().expect("the result of an operation on one tensor")
     }
 
     fn finish(&mut self) {

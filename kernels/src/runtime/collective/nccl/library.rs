@@ -41,6 +41,8 @@ pub(super) struct Nccl {
     comm_get_async_error: unsafe extern "C" fn(Comm, *mut c_int) -> c_int,
     get_error_string: unsafe extern "C" fn(c_int) -> *const c_char,
     get_last_error: unsafe extern "C" fn(Comm) -> *const c_char,
+    group_start: unsafe extern "C" fn() -> c_int,
+    group_end: unsafe extern "C" fn() -> c_int,
     all_reduce: Reduce,
     reduce_scatter: Reduce,
     all_gather: Gather,
@@ -103,6 +105,8 @@ impl Nccl {
                 comm_get_async_error: function(&library, "ncclCommGetAsyncError")?,
                 get_error_string: function(&library, "ncclGetErrorString")?,
                 get_last_error: function(&library, "ncclGetLastError")?,
+                group_start: function(&library, "ncclGroupStart")?,
+                group_end: function(&library, "ncclGroupEnd")?,
                 all_reduce: function(&library, "ncclAllReduce")?,
                 reduce_scatter: function(&library, "ncclReduceScatter")?,
                 all_gather: function(&library, "ncclAllGather")?,
@@ -171,6 +175,20 @@ impl Nccl {
     pub(super) unsafe fn abort(&self, comm: Comm) {
         // SAFETY: by the caller.
         unsafe { (self.comm_abort)(comm) };
+    }
+
+    /// Does the operations that `queue` queues as one.
+    pub(super) fn together(
+        &self,
+        queue: impl FnOnce() -> Result<(), CollectiveError>,
+    ) -> Result<(), CollectiveError> {
+        // SAFETY: the two take nothing, and the thread is the same; a group that was begun is ended whatever has failed.
+        unsafe {
+            self.succeeded("ncclGroupStart", (self.group_start)())?;
+            let queued = queue();
+            let ended = self.succeeded("ncclGroupEnd", (self.group_end)());
+            queued.and(ended)
+        }
     }
 
     /// Queues the sum of `count` elements on `stream`.

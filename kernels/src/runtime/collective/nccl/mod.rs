@@ -26,9 +26,9 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 
 use self::library::Nccl;
-use self::queue::{Communicator, Kind};
+use self::queue::{Communicator, Kind, Operation};
 use super::{Collective, CollectiveError, InFlight, JobId, Place};
-use crate::cube::{empty, inner, tensor};
+use crate::cube::{empty, inner, own, tensor};
 
 /// See [`JobId::new`].
 pub(super) fn new_id() -> Result<JobId, CollectiveError> {
@@ -59,28 +59,47 @@ pub(crate) struct Ranks {
 }
 
 impl Ranks {
-    /// Queues an operation that makes `length` elements of `x`.
-    fn queue<R, B>(&self, kind: Kind, x: Tensor<B, 1>, length: usize) -> InFlight<B>
+    /// Queues operations of one kind, which go together: one on each of `xs`. Where it writes what it reads, that is its
+    /// output; else the output has `length` elements for an input of so many.
+    fn queue<R, B>(
+        &self,
+        kind: Kind,
+        xs: Vec<Tensor<B, 1>>,
+        length: impl Fn(usize) -> usize,
+    ) -> InFlight<B>
     where
         R: CubeRuntime,
         B: Backend<FloatTensorPrimitive = CubeTensor<R>>,
     {
-        let x = into_contiguous(inner::<R, B, 1>(x));
-        assert_eq!(x.dtype, DType::F32, "a collective's tensors are f32");
-        let output = empty(&x, [length], DType::F32);
-        if length == 0 {
-            return InFlight::done(tensor(output));
+        let (mut inputs, mut outputs, mut operations) = (vec![], vec![], vec![]);
+        for x in xs {
+            let x = inner::<R, B, 1>(x);
+            assert_eq!(x.dtype, DType::F32, "a collective's tensors are f32");
+            let (x, output) = if kind.is_in_place() {
+                (None, own(x))
+            } else {
+                let x = into_contiguous(x);
+                let length = length(x.meta.num_elements());
+                let output = empty(&x, [length], DType::F32);
+                (Some(x), output)
+            };
+            let from = x.as_ref().unwrap_or(&output);
+            let elements = from.meta.num_elements();
+            if elements > 0 {
+                operations.push(Operation {
+                    count: kind.count(elements, self.place.world),
+                    buffers: [from.handle.clone(), output.handle.clone()],
+                });
+            }
+            inputs.extend(x.map(tensor));
+            outputs.push(tensor(output));
         }
-        let ticket = queue::begin(
-            self.device,
-            &self.communicator,
-            kind,
-            [x.handle.clone(), output.handle.clone()],
-        );
-        let device = self.device;
-        InFlight::queued(tensor(output), tensor(x), move || {
-            queue::finish(device, ticket);
-        })
+        if operations.is_empty() {
+            return InFlight::done(outputs);
+        }
+        let (device, rank) = (self.device, self.place.rank);
+        let ticket = queue::begin(device, &self.communicator, (kind, rank), operations);
+        InFlight::queued(outputs, inputs, move || queue::finish(device, ticket))
     }
 }
 
@@ -97,31 +116,26 @@ where
         format!("NCCL {}", self.ranks.library.version())
     }
 
-    fn all_reduce(&self, x: Tensor<B, 1>) -> InFlight<B> {
-        let [n] = x.dims();
-        self.ranks.queue(Kind::AllReduce { count: n }, x, n)
+    fn all_reduce(&self, xs: Vec<Tensor<B, 1>>) -> InFlight<B> {
+        self.ranks.queue(Kind::AllReduce, xs, |n| n)
     }
 
-    fn reduce_scatter(&self, x: Tensor<B, 1>) -> InFlight<B> {
-        let [n] = x.dims();
+    fn reduce_scatter(&self, xs: Vec<Tensor<B, 1>>) -> InFlight<B> {
         let world = self.ranks.place.world;
-        assert!(
-            n.is_multiple_of(world),
-            "the world divides what is scattered"
-        );
-        let count = n / world;
-        self.ranks.queue(Kind::ReduceScatter { count }, x, count)
+        self.ranks.queue(Kind::ReduceScatter, xs, |n| n / world)
     }
 
-    fn all_gather(&self, x: Tensor<B, 1>) -> InFlight<B> {
-        let [n] = x.dims();
-        let all = n * self.ranks.place.world;
-        self.ranks.queue(Kind::AllGather { count: n }, x, all)
+    fn all_gather(&self, xs: Vec<Tensor<B, 1>>) -> InFlight<B> {
+        let world = self.ranks.place.world;
+        self.ranks.queue(Kind::AllGather, xs, |n| n * world)
     }
 
-    fn broadcast(&self, x: Tensor<B, 1>) -> InFlight<B> {
-        let [n] = x.dims();
-        self.ranks.queue(Kind::Broadcast { count: n }, x, n)
+    fn gather_parts(&self, xs: Vec<Tensor<B, 1>>) -> InFlight<B> {
+        self.ranks.queue(Kind::GatherParts, xs, |n| n)
+    }
+
+    fn broadcast(&self, xs: Vec<Tensor<B, 1>>) -> InFlight<B> {
+        self.ranks.queue(Kind::Broadcast, xs, |n| n)
     }
 
     fn failure(&self) -> Option<String> {

@@ -2,7 +2,7 @@
 //!
 //! As for fenced products by cuBLASLt (`dense/linear/cublaslt/queue.rs`), an operation is a task on the one thread of the
 //! device: `cuCtxRecordEvent` marks all that the context has been given, and a stream of this module waits for that and
-//! gets the operation. Unlike a product, its result may be waited for later, by a second task that has all that the
+//! gets the operation, or several as one. Unlike a product, its result may be waited for later, by a second task that has all that the
 //! context is given from then on wait for it: kernels that CubeCL queues between the two run beside the operation. (What
 //! marks the whole context between them, as a fenced product does, waits, since its mark takes in this stream.)
 //!
@@ -27,23 +27,46 @@ use super::library::{Comm, Nccl};
 
 type Server = <CudaRuntime as Runtime>::Server;
 
-/// What is done; `count` is in elements.
-#[derive(Debug, Clone, Copy)]
+/// What is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    AllReduce {
-        count: usize,
-    },
-    /// Of each rank's part.
-    ReduceScatter {
-        count: usize,
-    },
-    /// Of what each rank gives.
-    AllGather {
-        count: usize,
-    },
-    Broadcast {
-        count: usize,
-    },
+    AllReduce,
+    ReduceScatter,
+    AllGather,
+    /// All-gather within one buffer, in which each rank has its part.
+    GatherParts,
+    Broadcast,
+}
+
+impl Kind {
+    /// Whether the buffer that is read is the one that is written.
+    pub(super) fn is_in_place(self) -> bool {
+        matches!(self, Self::AllReduce | Self::GatherParts)
+    }
+
+    /// What NCCL takes as the count of an operation that reads a tensor of so many `elements`: those of a rank's part, where
+    /// there are parts.
+    ///
+    /// # Panics
+    /// If `world` does not divide what it should.
+    pub(super) fn count(self, elements: usize, world: usize) -> usize {
+        match self {
+            Self::AllReduce | Self::AllGather | Self::Broadcast => elements,
+            Self::ReduceScatter | Self::GatherParts => {
+                let divides = elements.is_multiple_of(world);
+                assert!(divides, "the number of ranks divides what they share");
+                elements / world
+            }
+        }
+    }
+}
+
+/// One of the operations that are queued together.
+pub(super) struct Operation {
+    /// See [`Kind::count`].
+    pub(super) count: usize,
+    /// What is read, and what is written.
+    pub(super) buffers: [Handle; 2],
 }
 
 /// NCCL's communicator, which any thread may ask whether it has failed.
@@ -121,22 +144,26 @@ pub(super) fn join(
     })
 }
 
-/// Queues an operation from the first buffer to the second, after all that this thread has queued on the device.
+/// Queues operations of one kind as the rank of this number, after all that this thread has queued on the device.
 /// [`finish`] takes what is returned.
 pub(super) fn begin(
     device: DeviceId,
     communicator: &Arc<Communicator>,
-    kind: Kind,
-    buffers: [Handle; 2],
+    (kind, rank): (Kind, usize),
+    operations: Vec<Operation>,
 ) -> u64 {
     static TICKETS: AtomicU64 = AtomicU64::new(0);
     let ticket = TICKETS.fetch_add(1, Ordering::Relaxed);
     // Bindings keep memory and do not count as its holders.
-    let buffers = buffers.map(Handle::binding);
+    let operations = operations.into_iter();
+    let operations =
+        operations.map(|operation| (operation.count, operation.buffers.map(Handle::binding)));
+    let operations: Vec<_> = operations.collect();
     let communicator = communicator.clone();
     DeviceHandle::<Server>::new(device).submit(move |server| {
-        let begun =
-            with_streams(|streams| streams.begin(server, &communicator, kind, buffers, ticket));
+        let begun = with_streams(|streams| {
+            streams.begin(server, &communicator, (kind, rank), operations, ticket)
+        });
         if let Err(reason) = begun {
             panic!("a sum or a copy over the ranks failed: {reason}");
         }
@@ -173,8 +200,7 @@ impl Streams {
             driver::ctx::set_current(context).map_err(|error| failed("cuCtxSetCurrent", error))?;
             Ok(Self {
                 context,
-                stream: driver::stream::create(driver::stream::StreamKind::NonBlocking)
-                    .map_err(|error| failed("cuStreamCreate", error))?,
+                stream: stream()?,
                 before: event()?,
                 after: HashMap::new(),
                 unused: vec![],
@@ -186,22 +212,29 @@ impl Streams {
         &mut self,
         server: &mut Server,
         communicator: &Communicator,
-        kind: Kind,
-        buffers: [Binding; 2],
+        (kind, rank): (Kind, usize),
+        operations: Vec<(usize, [Binding; 2])>,
         ticket: u64,
     ) -> Result<(), String> {
-        let [from, to] = buffers.map(|binding| {
+        let mut address = |binding: Binding| {
             let stream = binding.stream;
             let resource = server.get_resource(binding, stream);
-            resource.map_err(|error| failed("a buffer", format!("{error:?}")))
-        });
-        let (from, to) = (from?, to?);
-        let pointers = [from.resource().ptr, to.resource().ptr];
+            let resource = resource.map_err(|error| failed("a buffer", format!("{error:?}")))?;
+            Ok::<_, String>(resource.resource().ptr)
+        };
+        let mut ready = Vec::with_capacity(operations.len());
+        for (count, [from, to]) in operations {
+            let (mut from, to) = (address(from)?, address(to)?);
+            if kind == Kind::GatherParts {
+                from += (rank * count * size_of::<f32>()) as u64;
+            }
+            ready.push((count, [from, to]));
+        }
         let comm = communicator.lock();
         let comm_pointer = comm.ok_or("it was given up before")?.0;
         let library = communicator.library;
         // SAFETY: context, stream and events are those of `open`. The buffers have as many elements as the caller's
-        // tensors, which stay until the operation is finished.
+        // tensors, which stay until the operations are finished.
         unsafe {
             driver::ctx::set_current(self.context)
                 .map_err(|error| failed("cuCtxSetCurrent", error))?;
@@ -216,20 +249,23 @@ impl Streams {
             cuda::cuStreamWaitEvent(self.stream, self.before, 0)
                 .result()
                 .map_err(|error| failed("cuStreamWaitEvent", error))?;
-            let queued = match kind {
-                Kind::AllReduce { count } => {
-                    library.all_reduce(pointers, count, comm_pointer, self.stream)
-                }
-                Kind::ReduceScatter { count } => {
-                    library.reduce_scatter(pointers, count, comm_pointer, self.stream)
-                }
-                Kind::AllGather { count } => {
-                    library.all_gather(pointers, count, comm_pointer, self.stream)
-                }
-                Kind::Broadcast { count } => {
-                    library.broadcast(pointers, count, comm_pointer, self.stream)
-                }
-            };
+            let stream = self.stream;
+            let queued = library.together(|| {
+                ready
+                    .into_iter()
+                    .try_for_each(|(count, pointers)| match kind {
+                        Kind::AllReduce => {
+                            library.all_reduce(pointers, count, comm_pointer, stream)
+                        }
+                        Kind::ReduceScatter => {
+                            library.reduce_scatter(pointers, count, comm_pointer, stream)
+                        }
+                        Kind::AllGather | Kind::GatherParts => {
+                            library.all_gather(pointers, count, comm_pointer, stream)
+                        }
+                        Kind::Broadcast => library.broadcast(pointers, count, comm_pointer, stream),
+                    })
+            });
             queued.map_err(|error| error.to_string())?;
             cuda::cuEventRecord(after, self.stream)
                 .result()
@@ -253,6 +289,27 @@ impl Streams {
         self.unused.push(after);
         Ok(())
     }
+}
+
+/// A new stream of the current context. Its kernels go before those of others where both wait for a part of the device to
+/// be free: an operation that begins late is late on all ranks, and takes few of the device's parts.
+///
+/// # Safety
+/// A context is current.
+unsafe fn stream() -> Result<cuda::CUstream, String> {
+    let (mut least, mut greatest) = (0, 0);
+    let mut stream = std::ptr::null_mut();
+    let flags = cuda::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
+    // SAFETY: by the caller; the driver writes the three.
+    unsafe {
+        cuda::cuCtxGetStreamPriorityRange(&mut least, &mut greatest)
+            .result()
+            .map_err(|error| failed("cuCtxGetStreamPriorityRange", error))?;
+        cuda::cuStreamCreateWithPriority(&mut stream, flags, greatest)
+            .result()
+            .map_err(|error| failed("cuStreamCreateWithPriority", error))?;
+    }
+    Ok(stream)
 }
 
 /// A new event of the current context.
