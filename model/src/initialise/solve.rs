@@ -13,10 +13,9 @@ pub(super) fn solve(a: &[f64], b: &[f64], n: usize, ridge: f64) -> Vec<f64> {
         let own = &mut below[..n];
         for k in 0..j {
             let other = &above[k * n..][..n];
-            let dot: f64 = (0..k).map(|i| own[i] * other[i]).sum();
-            own[k] = (a[j * n + k] - dot) / other[k];
+            own[k] = (a[j * n + k] - dot(&own[..k], &other[..k])) / other[k];
         }
-        let squares: f64 = own[..j].iter().map(|value| value * value).sum();
+        let squares = dot(&own[..j], &own[..j]);
         own[j] = (a[j * n + j] + ridge - squares)
             .max(f64::MIN_POSITIVE)
             .sqrt();
@@ -26,8 +25,7 @@ pub(super) fn solve(a: &[f64], b: &[f64], n: usize, ridge: f64) -> Vec<f64> {
         let mut x: Vec<f64> = (0..n).map(|i| b[i * m + c]).collect();
         for i in 0..n {
             let row = &l[i * n..][..n];
-            let dot: f64 = (0..i).map(|k| row[k] * x[k]).sum();
-            x[i] = (x[i] - dot) / row[i];
+            x[i] = (x[i] - dot(&row[..i], &x[..i])) / row[i];
         }
         for i in (0..n).rev() {
             let value = x[i] / l[i * n + i];
@@ -46,6 +44,21 @@ pub(super) fn solve(a: &[f64], b: &[f64], n: usize, ridge: f64) -> Vec<f64> {
         }
     }
     x
+}
+
+/// The sum of the products, in several sums beside each other: a single one waits for each addition.
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    const LANES: usize = 16;
+    let mut sums = [0.0; LANES];
+    let (of_a, of_b) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest = of_a.remainder().iter().zip(of_b.remainder());
+    let rest: f64 = rest.map(|(a, b)| a * b).sum();
+    for (a, b) in of_a.zip(of_b) {
+        for lane in 0..LANES {
+            sums[lane] += a[lane] * b[lane];
+        }
+    }
+    sums.iter().sum::<f64>() + rest
 }
 
 /// The product of `a [n, n]` and `x [n, m]`, row-major.
