@@ -520,67 +520,6 @@ fn a_larger_state_starts_as_the_smaller_one() {
     }
 }
 
-/// A start on the student's own stream takes a larger state too. Its constant is the last number, which the attention
-/// lacks, so that no channel of the keys is lost for it.
-#[test]
-fn a_larger_state_has_room_for_the_constant() {
-    let taught = teacher("teacher-llama");
-    let text = random_text(taught.0.network().vocab_size, 1);
-    let text = text.narrow(0, 0, 8).narrow(1, 0, 16);
-    let (n, h, d) = (20, 4, 48);
-    for (how, has_constant) in [
-        (Initialisation::Even, false),
-        (Initialisation::Fitted, true),
-    ] {
-        let mixer = DiscreteMamba2Config {
-            d_state: n,
-            ..options(&taught.0)
-        };
-        let (student, fits) = student(&taught, mixer.into(), how, from_ref(&text));
-        assert!(fits.iter().all(|fit| fit.error < 1.0), "{how:?}: {fits:?}");
-        let mixer = mamba(&student, 0);
-        let weight = mixer.in_proj.weight.val();
-        let bias = values(mixer.conv1d.bias.as_ref().expect("a bias").val()).1;
-        for head in 0..h {
-            // Of B.
-            let row = |channel: usize| {
-                let row = weight.clone().narrow(0, d + head * n + channel, 1);
-                row.abs().max().into_scalar()
-            };
-            // The key's slowest channel, and its last one; then the last of all.
-            assert!(row(5) > 0.0 && row(11) > 0.0, "{how:?}, {head}");
-            assert_eq!(row(n - 1) == 0.0, has_constant, "{how:?}, {head}");
-            let constant = bias[d + head * n + n - 1];
-            assert_eq!(constant != 0.0, has_constant, "{how:?}, {head}");
-        }
-    }
-}
-
-/// So one start does for students of any seed.
-#[test]
-fn a_start_from_text_does_not_depend_on_what_was_drawn() {
-    let taught = teacher("teacher-llama");
-    let text = random_text(taught.0.network().vocab_size, 1);
-    let text = text.narrow(0, 0, 8).narrow(1, 0, 16);
-    let network = taught.0.network();
-    for how in [Initialisation::Calibrated, Initialisation::Fitted] {
-        let mixer = how.options_of(
-            options(&taught.0).into(),
-            &network.mixers[0],
-            network.d_model,
-        );
-        let config = taught.0.student(&mixer, &[]).expect("a student");
-        let logits = [1, 2].map(|seed| {
-            let mut student = CausalLm::<B>::init(&config, seed, &Default::default());
-            transfer_weights(&mut student, &taught.1).expect("the sizes fit");
-            let fits = how.apply(&mut student, &taught.1, from_ref(&text), &|| false);
-            fits.expect("a start");
-            values(student.logits(student.features(text.clone())))
-        });
-        assert_eq!(logits[0], logits[1], "{how:?}");
-    }
-}
-
 /// The output projection's bias is added once where attention stands beside the mixer.
 #[test]
 fn a_bias_of_the_output_is_added_once() {
