@@ -93,25 +93,27 @@ pub(super) fn mean_of_diagonal(a: &[f64], n: usize) -> f64 {
 mod tests {
     use super::*;
 
+    /// Fewer numbers than are added up beside each other, and more.
     #[test]
     fn solutions_solve() {
-        let (n, m) = (5, 3);
         let number = |i: usize| ((i * 37 % 19) as f64 - 9.0) / 7.0;
-        let root: Vec<f64> = (0..n * n).map(number).collect();
-        let mut a = vec![0.0; n * n];
-        for i in 0..n {
-            for j in 0..n {
-                a[i * n + j] = (0..n).map(|k| root[i * n + k] * root[j * n + k]).sum();
+        for (n, m) in [(5, 3), (40, 2)] {
+            let root: Vec<f64> = (0..n * n).map(number).collect();
+            let mut a = vec![0.0; n * n];
+            for i in 0..n {
+                for j in 0..n {
+                    a[i * n + j] = (0..n).map(|k| root[i * n + k] * root[j * n + k]).sum();
+                }
             }
-        }
-        let b: Vec<f64> = (0..n * m).map(|i| number(i + 40)).collect();
-        let x = solve(&a, &b, n, 0.25);
-        for i in 0..n {
-            for c in 0..m {
-                let sum: f64 = (0..n).map(|k| a[i * n + k] * x[k * m + c]).sum();
-                let left = sum + 0.25 * x[i * m + c];
-                assert!((product(&a, &x, n)[i * m + c] - sum).abs() < 1e-12);
-                assert!((left - b[i * m + c]).abs() < 1e-10);
+            let b: Vec<f64> = (0..n * m).map(|i| number(i + 40)).collect();
+            let x = solve(&a, &b, n, 0.25);
+            for i in 0..n {
+                for c in 0..m {
+                    let sum: f64 = (0..n).map(|k| a[i * n + k] * x[k * m + c]).sum();
+                    let left = sum + 0.25 * x[i * m + c];
+                    assert!((product(&a, &x, n)[i * m + c] - sum).abs() < 1e-12 * n as f64);
+                    assert!((left - b[i * m + c]).abs() < 1e-10, "{n}: {i}, {c}");
+                }
             }
         }
         assert_eq!(mean_of_diagonal(&[1.0, 9.0, 9.0, 3.0], 2), 2.0);
