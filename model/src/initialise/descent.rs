@@ -4,12 +4,14 @@
 //! The text is that of the fits, read again and again, so a step costs one layer's forward and backward pass and no
 //! pass of the teacher. Nothing is drawn: the same text gives the same mixer.
 
+use std::collections::HashMap;
+
 use burn::backend::Autodiff;
-use burn::module::{AutodiffModule, Module, ModuleMapper, Param};
-use burn::optim::{AdamConfig, GradientsParams, Optimizer};
+use burn::module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
-use burn::tensor::backend::Backend;
-use kernels::KernelBackend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use kernels::optim::adamw::Update;
+use kernels::{AdamWStep, KernelBackend};
 
 use super::{InitError, Stop};
 use crate::mixers::TokenMixer;
@@ -69,11 +71,11 @@ impl Descent {
             return Ok(mamba.clone());
         }
         let share = examples.len() as f64 / whole;
-        let adam = AdamConfig::new().with_beta_1(0.9).with_beta_2(0.95);
-        let mut adam = adam.with_epsilon(1e-8).init();
         let mamba = DiscreteMamba2::<Autodiff<B>>::from_inner(mamba.clone());
         // What was set by hand is no parameter to train yet.
         let mut mamba = mamba.map(&mut Train);
+        let one = Tensor::ones([1], &mamba.d.val().device());
+        let mut moments = HashMap::new();
         for step in 0..self.steps {
             if stop() {
                 return Err(InitError::Stopped);
@@ -83,10 +85,78 @@ impl Descent {
             let lacking = given - Tensor::from_inner(widen(example.wanted.clone()));
             let weights = Tensor::from_inner(widen(example.weights.clone()));
             let loss = (lacking.clone() * lacking * weights).sum() * share;
-            let gradients = GradientsParams::from_grads(loss.backward(), &mamba);
-            mamba = adam.step(self.lr_at(step), mamba, gradients);
+            let mut taken = Taken::<B> {
+                gradients: loss.backward(),
+                moments: &mut moments,
+                step: AdamWStep {
+                    lr: self.lr_at(step),
+                    beta1: 0.9,
+                    beta2: 0.95,
+                    epsilon: 1e-8,
+                    weight_decay: 0.0,
+                    time: step as u64 + 1,
+                },
+                ids: vec![],
+                updates: vec![],
+            };
+            mamba.visit(&mut taken);
+            let Taken { ids, updates, .. } = taken;
+            // In few launches: a layer is so small that it is these which take the time.
+            let updated = kernels::adamw_steps(updates, one.clone());
+            let mut values = HashMap::new();
+            for (id, (value, own)) in ids.into_iter().zip(updated) {
+                moments.insert(id, own);
+                values.insert(id, value);
+            }
+            mamba = mamba.map(&mut Put(values));
         }
         Ok(mamba.valid())
+    }
+}
+
+/// Takes what a step of Adam changes.
+struct Taken<'a, B: KernelBackend> {
+    gradients: <Autodiff<B> as AutodiffBackend>::Gradients,
+    moments: &'a mut HashMap<ParamId, [Tensor<B, 1>; 2]>,
+    step: AdamWStep,
+    ids: Vec<ParamId>,
+    updates: Vec<Update<B>>,
+}
+
+impl<B: KernelBackend> ModuleVisitor<Autodiff<B>> for Taken<'_, B> {
+    fn visit_float<const D: usize>(&mut self, parameter: &Param<Tensor<Autodiff<B>, D>>) {
+        let value = parameter.val();
+        let Some(gradient) = value.grad(&self.gradients) else {
+            return;
+        };
+        let n = value.shape().num_elements();
+        let value = value.inner().reshape([n]);
+        let moments = self.moments.remove(&parameter.id);
+        let moments = moments.unwrap_or_else(|| [value.zeros_like(), value.zeros_like()]);
+        self.ids.push(parameter.id);
+        self.updates.push(Update {
+            parameter: value,
+            gradient: gradient.reshape([n]),
+            moments,
+            step: self.step,
+        });
+    }
+}
+
+/// Puts the parameters back, which are flat.
+struct Put<B: Backend>(HashMap<ParamId, Tensor<B, 1>>);
+
+impl<B: KernelBackend> ModuleMapper<Autodiff<B>> for Put<B> {
+    fn map_float<const D: usize>(
+        &mut self,
+        parameter: Param<Tensor<Autodiff<B>, D>>,
+    ) -> Param<Tensor<Autodiff<B>, D>> {
+        let Some(value) = self.0.remove(&parameter.id) else {
+            return parameter;
+        };
+        let (id, old, mapper) = parameter.consume();
+        let value = Tensor::from_inner(value.reshape(old.dims())).require_grad();
+        Param::from_mapped_value(id, value, mapper)
     }
 }
 

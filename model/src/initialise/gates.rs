@@ -11,7 +11,7 @@ use kernels::KernelBackend;
 use rayon::prelude::*;
 
 use super::calibrated::host;
-use super::solve::{add, mean_of_diagonal, solve};
+use super::solve::{mean_of_diagonal, solve};
 use crate::mixers::discrete_mamba2::DiscreteMamba2;
 use crate::precision::widen;
 
@@ -29,7 +29,6 @@ pub(super) struct Tokens<B: KernelBackend> {
 }
 
 /// Sums over the text of one head.
-#[derive(Clone)]
 struct Sums {
     /// `[d_model + 1, d_model + 1]`, the last row and column being those of the bias.
     gram: Vec<f64>,
@@ -43,11 +42,9 @@ pub(super) fn with_gates<B: KernelBackend>(
     text: impl Iterator<Item = Tokens<B>>,
 ) -> Option<DiscreteMamba2<B>> {
     let h = mamba.config().n_v_heads;
-    let nothing = Sums {
-        gram: vec![],
-        right: vec![],
-    };
-    let mut sums = vec![nothing; h];
+    // Of each head the sum of products, and of all heads the right sides, `[h, d + 1]`.
+    let mut grams: Vec<Tensor<B, 2>> = vec![];
+    let mut rights: Option<Tensor<B, 2>> = None;
     for Tokens {
         read,
         wanted,
@@ -66,24 +63,38 @@ pub(super) fn with_gates<B: KernelBackend>(
         let read: Tensor<B, 2> = widen(read).reshape([b * l, d]);
         let ones = read.clone().narrow(1, 0, 1).ones_like();
         let columns = Tensor::cat(vec![read, ones], 1).transpose();
-        // [h, d + 1]
-        let right = host(kernels::linear(lacking, columns.clone(), None));
-        for (head, sums) in sums.iter_mut().enumerate() {
+        let right = kernels::linear(lacking, columns.clone(), None);
+        // On the device, so that the host waits once.
+        rights = Some(match rights {
+            Some(sum) => sum + right,
+            None => right,
+        });
+        for head in 0..h {
             let weighted = columns.clone() * squares.clone().narrow(0, head, 1);
             // The product of this project, which keeps all bits of f32 on every backend.
             let gram = kernels::linear(weighted, columns.clone(), None);
-            add(&mut sums.gram, host(gram));
-            add(&mut sums.right, right[head * (d + 1)..][..d + 1].to_vec());
+            match grams.get_mut(head) {
+                Some(sum) => *sum = sum.clone() + gram,
+                None => grams.push(gram),
+            }
         }
     }
+    let right = host(rights?);
+    let n = right.len() / h;
+    let sums = grams.into_iter().enumerate().map(|(head, gram)| Sums {
+        gram: host(gram),
+        right: right[head * n..][..n].to_vec(),
+    });
+    let sums: Vec<Sums> = sums.collect();
     let solved = |sums: &Sums| {
-        let n = sums.right.len();
         let mean = mean_of_diagonal(&sums.gram, n);
         // A head that gives nothing has no gate that is better than another.
-        (n > 0 && mean > 0.0).then(|| solve(&sums.gram, &sums.right, n, RIDGE * mean))
+        (mean > 0.0).then(|| solve(&sums.gram, &sums.right, n, RIDGE * mean))
     };
     let gates: Vec<Option<Vec<f64>>> = sums.par_iter().map(solved).collect();
-    let n = gates.iter().flatten().map(Vec::len).next()?;
+    if gates.iter().all(Option::is_none) {
+        return None;
+    }
     let gates = gates
         .into_iter()
         .map(|gate| gate.unwrap_or_else(|| vec![0.0; n]));

@@ -2,11 +2,12 @@
 
 use burn::tensor::Tensor;
 use kernels::KernelBackend;
+use rayon::prelude::*;
 
 use super::calibrated::{device, host};
 use super::own_stream::{Piece, Split};
 use super::set;
-use super::solve::{add, mean_of_diagonal, product, solve};
+use super::solve::{mean_of_diagonal, product, solve};
 use crate::mixers::discrete_mamba2::DiscreteMamba2;
 use crate::precision::widen;
 
@@ -23,7 +24,7 @@ struct Products {
 
 impl Products {
     fn of<B: KernelBackend>(mamba: &DiscreteMamba2<B>, pieces: &[Piece<B>]) -> Self {
-        let (mut gram, mut right) = (vec![], vec![]);
+        let mut sums: Option<[Tensor<B, 2>; 2]> = None;
         for piece in pieces {
             let root = piece.weights.clone().sqrt();
             let columns = |x: Tensor<B, 3>| -> Tensor<B, 2> {
@@ -33,9 +34,15 @@ impl Products {
             let y = columns(mamba.gated(piece.read.clone()));
             let wanted = columns(piece.wanted.clone());
             // The product of this project, which keeps all bits of f32 on every backend.
-            add(&mut gram, host(kernels::linear(y.clone(), y.clone(), None)));
-            add(&mut right, host(kernels::linear(y, wanted, None)));
+            let gram = kernels::linear(y.clone(), y.clone(), None);
+            let right = kernels::linear(y, wanted, None);
+            // On the device, so that the host waits once.
+            sums = Some(match sums {
+                Some([of_gram, of_right]) => [of_gram + gram, of_right + right],
+                None => [gram, right],
+            });
         }
+        let [gram, right] = sums.expect("a piece of text").map(host);
         Self { gram, right }
     }
 
@@ -60,17 +67,20 @@ pub(super) fn with_projection<B: KernelBackend>(
     let right = fitted.right.iter().zip(of_copy);
     let right: Vec<f64> = right.map(|(right, of_copy)| right - of_copy).collect();
     let mean = mean_of_diagonal(&fitted.gram, n);
-    let mut best = (f64::INFINITY, copied.clone());
     // With nothing held out the least ridge would always seem the best.
     let ridges = match held_out {
         Some(_) => &RIDGES[..],
         None => &RIDGES[3..4],
     };
-    for ridge in ridges {
+    let tried = ridges.par_iter().map(|ridge| {
         let change = solve(&fitted.gram, &right, n, ridge * mean);
         let both = copied.iter().zip(change);
         let x: Vec<f64> = both.map(|(copied, change)| copied + change).collect();
-        let lacking = held_out.as_ref().unwrap_or(&fitted).lacking(&x, n);
+        (held_out.as_ref().unwrap_or(&fitted).lacking(&x, n), x)
+    });
+    let tried: Vec<(f64, Vec<f64>)> = tried.collect();
+    let mut best = (f64::INFINITY, copied);
+    for (lacking, x) in tried {
         if lacking < best.0 {
             best = (lacking, x);
         }

@@ -27,6 +27,7 @@ mod feature_maps;
 mod heads;
 mod initialisation;
 mod initialisations;
+mod larger_states;
 mod literal;
 mod mohawk;
 mod student;

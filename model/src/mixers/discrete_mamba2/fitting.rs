@@ -192,11 +192,13 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         }
     }
 
-    /// The channel of each head's B and C that turns slowest.
+    /// The channel of each head's B and C that means least: the last one where the state has more than the attention's
+    /// heads, which turns nothing, or else the one that turns slowest.
     fn constant_channel(&self) -> usize {
+        let (n, p) = (self.config.d_state, self.d_inner / self.config.n_v_heads);
         match &self.config.rotary {
-            Some(rotary) => rotary.dim / 2 - 1,
-            None => self.config.d_state - 1,
+            Some(rotary) if n <= p => rotary.dim / 2 - 1,
+            _ => n - 1,
         }
     }
 
@@ -210,7 +212,7 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         (0..self.conv_dim()).map(keep).collect()
     }
 
-    /// Makes the channel of B and C that turns slowest zero. It can become a constant where B and C have no norms
+    /// Makes the channel of B and C that means least zero. It can become a constant where B and C have no norms
     /// and the convolution has a bias.
     pub(crate) fn free_constant_channel(&mut self) {
         let kept = self.without_channel();
