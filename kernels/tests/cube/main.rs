@@ -37,6 +37,7 @@ mod rotary;
 mod sample;
 mod scan;
 mod swiglu;
+mod tiled;
 
 mod device;
 mod support;
