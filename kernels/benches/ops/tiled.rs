@@ -107,7 +107,8 @@ where
             burn.map_or("-".into(), rate),
         );
     };
-    let own = clock.time(|round| Linear::linear_forward(x[round % 2].clone(), weight.clone(), None));
+    let own =
+        clock.time(|round| Linear::linear_forward(x[round % 2].clone(), weight.clone(), None));
     let forward = |round: usize| [x[round % 2].clone(), weight.clone()];
     row(name("forward"), &forward, own);
     if t < 1024 || o > 10_000 {

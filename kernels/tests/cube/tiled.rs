@@ -98,6 +98,9 @@ fn many_tiles_are_right() {
 fn other_dtypes_are_left_to_others() {
     with_device(|| {
         let ones = || Tensor::<Cube, 2>::ones([2, 0], &Default::default());
-        assert!(tiled::product(ones(), ones()).is_none(), "nothing to contract");
+        assert!(
+            tiled::product(ones(), ones()).is_none(),
+            "nothing to contract"
+        );
     });
 }

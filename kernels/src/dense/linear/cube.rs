@@ -1,13 +1,13 @@
 //! On the CubeCL backends: by cuBLASLt on CUDA, where it is installed and takes the operands, and otherwise
-//! by Burn's matmul, with the bias' gradient by a kernel.
+//! [in tiles](super::tiled), with the bias' gradient by a kernel.
 //!
 //! # Burn's matmul here
 //!
-//! cubek-matmul 0.2.0 has kernels with two buffers a stage that read past the contracted axis where its
-//! stages are odd in number, and give wrong results without a word. Only autotuning tries them: without
-//! Burn's feature `autotune`, which this workspace leaves out, one kernel with a single buffer is taken, or
-//! a simple one where that does not fit, and both are right for every contracted size (the op's tests try
-//! those that the others get wrong). On CUDA it rounds f32 to TF32, which the library does not.
+//! It is left with what the tiles do not take: f64, and matrices without elements. cubek-matmul 0.2.0 has kernels with
+//! two buffers a stage that read past the contracted axis where its stages are odd in number, and give wrong results
+//! without a word. Only autotuning tries them: without Burn's feature `autotune`, which this workspace leaves out, one
+//! kernel with a single buffer is taken, or a simple one where that does not fit, and both are right for every
+//! contracted size. On CUDA it rounds f32 to TF32, which neither the library nor the tiles do.
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;

@@ -60,6 +60,8 @@ pub(super) fn forward<R: CubeRuntime>(layer: &Layer<R>) -> Option<CubeTensor<R>>
     };
     let bias = layer.bias.clone().map(into_contiguous);
     let out = match &layer.onto {
+        // Before anything else holds it.
+        Some(onto) if onto.can_mut() && onto.is_contiguous() => onto.clone(),
         Some(onto) => own(onto.clone()),
         None => empty(&layer.x, [x.rows, weight.rows], layer.x.dtype),
     };
