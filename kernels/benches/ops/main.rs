@@ -33,6 +33,8 @@ mod recurrent_step;
 mod scan;
 #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]
 mod table;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod tiled;
 
 fn main() {
     #[cfg(any(feature = "cuda", feature = "wgpu", feature = "flex"))]

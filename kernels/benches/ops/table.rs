@@ -114,4 +114,8 @@ fn rows<B: KernelBackend>() {
     linear::rows(&bench);
     layers::rows(&bench);
     losses::rows(&bench);
+    #[cfg(any(feature = "cuda", feature = "wgpu"))]
+    if !bench.small && bench.wants("tiles") {
+        crate::tiled::print();
+    }
 }

@@ -5,7 +5,7 @@
 //! what the kernel is made with to find it among the compiled ones. That is the larger part of a launch, and a
 //! decoding step makes the same few launches some seventy times. Here a thread keeps the descriptions; what
 //! differs from one launch to the next, its buffers and numbers, goes to a [`KernelLauncher`] as in the
-//! generated code.
+//! generated code; on wgpu it is noted beside that where a step is recorded.
 
 use std::any::TypeId;
 use std::cell::RefCell;
@@ -14,9 +14,12 @@ use std::sync::Arc;
 use burn::tensor::backend::{DeviceId, DeviceOps};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::ScalarArgType;
 use cubecl::device_handle::DeviceHandle;
 use cubecl::prelude::*;
 
+#[cfg(feature = "wgpu")]
+use super::noted_launches::Arguments;
 use super::recording;
 
 /// A kernel that has been described.
@@ -93,20 +96,75 @@ impl<K: Clone + Eq> Described<K> {
     }
 }
 
+/// What a kernel is launched with, in the order of its arguments.
+pub(crate) struct Launcher<R: CubeRuntime> {
+    launcher: KernelLauncher<R>,
+    #[cfg(feature = "wgpu")]
+    noted: Option<Arguments>,
+}
+
+impl<R: CubeRuntime> Launcher<R> {
+    pub(crate) fn new(settings: KernelSettings) -> Self {
+        Self {
+            #[cfg(feature = "wgpu")]
+            noted: Arguments::noted(settings.address_type),
+            launcher: KernelLauncher::new(settings),
+        }
+    }
+
+    /// An array, whose elements are read as `ty`.
+    pub(crate) fn array(&mut self, array: ArrayArg<R>, ty: Type) {
+        #[cfg(feature = "wgpu")]
+        if let Some(noted) = &mut self.noted {
+            noted.array(&array, ty);
+        }
+        self.launcher.register_array(array, ty);
+    }
+
+    pub(crate) fn scalar<C: ScalarArgType>(&mut self, scalar: C) {
+        #[cfg(feature = "wgpu")]
+        if let Some(noted) = &mut self.noted {
+            noted.scalar(scalar);
+        }
+        self.launcher.register_scalar(scalar);
+    }
+
+    /// A size, as wide as an index.
+    pub(crate) fn size(&mut self, size: usize) {
+        #[cfg(feature = "wgpu")]
+        if let Some(noted) = &mut self.noted {
+            noted.size(size);
+        }
+        <usize as LaunchArg>::register(size, &mut self.launcher);
+    }
+}
+
 /// Launches a kernel, and has CubeCL's thread for the device see to it now. By itself that thread begins when 32
 /// launches have come, so that after each token a GPU would wait for so many to be made.
 ///
 /// # Safety
 /// The kernel must stay within the buffers and numbers that `launcher` has.
 pub(crate) unsafe fn launch<R: CubeRuntime>(
-    launcher: KernelLauncher<R>,
+    launcher: Launcher<R>,
     count: CubeCount,
     kernel: Again,
     like: &CubeTensor<R>,
 ) {
     recording::launches();
+    #[cfg(feature = "wgpu")]
+    let noted = launcher
+        .noted
+        .map(|noted| (noted, kernel.clone(), count.clone()));
     // SAFETY: the caller's.
-    unsafe { launcher.launch_unchecked(count, kernel, &like.client) };
+    unsafe {
+        launcher
+            .launcher
+            .launch_unchecked(count, kernel, &like.client)
+    };
+    #[cfg(feature = "wgpu")]
+    if let Some((noted, kernel, count)) = noted {
+        noted.launched(kernel, &count, like);
+    }
     DeviceHandle::<R::Server>::new(like.device.id()).flush_queue();
 }
 

@@ -12,6 +12,8 @@ pub(crate) mod documents;
 pub(crate) mod each_row;
 pub(crate) mod fragments;
 pub(crate) mod launch_cache;
+#[cfg(feature = "wgpu")]
+pub(crate) mod noted_launches;
 pub(crate) mod output_pool;
 pub(crate) mod recording;
 pub(crate) mod reduce;

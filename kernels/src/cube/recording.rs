@@ -1,6 +1,6 @@
 //! What a thread does while it records a step of decoding (see [`decode::replay`](crate::decode::replay)).
 //!
-//! A recording goes over a step twice. The first time, the rehearsal, the step is computed; its outputs are
+//! On CUDA a recording goes over a step twice, on wgpu once. The first time, the rehearsal, the step is computed; its outputs are
 //! reserved anew and noted in order. The second time, the capture, the same outputs are handed out in the same
 //! order, so that no memory is reserved and nothing is computed: the driver notes each launch. What the launches
 //! read and write stays reserved as long as the recording.
@@ -87,7 +87,6 @@ pub(crate) fn copies() {
 }
 
 /// The result of `step`, and what it reserves, touches and launches.
-#[cfg(feature = "cuda")]
 pub(crate) fn rehearse<T>(step: impl FnOnce() -> T) -> (T, Take) {
     run(Take::default(), step)
 }
@@ -103,7 +102,6 @@ pub(crate) fn capture<T>(rehearsal: Take, step: impl FnOnce() -> T) -> (T, Take)
     run(take, step)
 }
 
-#[cfg(feature = "cuda")]
 fn run<T>(take: Take, step: impl FnOnce() -> T) -> (T, Take) {
     /// Ends the recording even if the step panics.
     struct Ends;

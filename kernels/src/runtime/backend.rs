@@ -164,7 +164,12 @@ impl Backend {
                 guarded::<Cuda, W>(work, device)
             }
             #[cfg(feature = "wgpu")]
-            Self::Wgpu => guarded::<Wgpu, W>(work, open_device::<Wgpu>(self, Default::default())?),
+            Self::Wgpu => {
+                // Before CubeCL is used for the first time, which is when it looks for its settings.
+                super::kernel_cache::keep(self);
+                super::wgpu_setup::open();
+                guarded::<Wgpu, W>(work, open_device::<Wgpu>(self, Default::default())?)
+            }
             #[cfg(feature = "flex")]
             Self::Flex => {
                 let device = open_device::<Flex>(self, Default::default())?;

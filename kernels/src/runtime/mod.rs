@@ -23,6 +23,8 @@ mod instances;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod kernel_cache;
 mod panics;
+#[cfg(feature = "wgpu")]
+pub(crate) mod wgpu_setup;
 
 #[cfg(feature = "cuda")]
 pub use backend::Cuda;

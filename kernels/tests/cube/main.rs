@@ -38,6 +38,7 @@ mod rotary;
 mod sample;
 mod scan;
 mod swiglu;
+mod tiled;
 
 mod device;
 mod support;

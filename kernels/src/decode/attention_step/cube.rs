@@ -10,7 +10,7 @@ use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElemen
 use cubecl::prelude::*;
 
 use super::{AttentionStep, Cache, Gap, NewToken, reference};
-use crate::cube::launch_cache::{ARRAY, Described, array, launch, settings};
+use crate::cube::launch_cache::{ARRAY, Described, Launcher, array, launch, settings};
 use crate::cube::output_pool;
 use crate::cube::reduce::{Fold, of_cube};
 use crate::cube::{address_type, computes_in_f32, empty, inner, tensor};
@@ -387,21 +387,21 @@ fn step<R: CubeRuntime>(
         angles: inputs.cos.dtype,
     };
     let settings = settings(UNITS, made.width);
-    let mut launcher = KernelLauncher::<R>::new(settings.clone());
+    let mut launcher = Launcher::<R>::new(settings.clone());
     let wide = Type::new(DType::F32.into());
     let cached = Type::new(made.dtype.into()).with_vector_size(together);
     for x in [inputs.q, inputs.k, inputs.v] {
-        launcher.register_array(array(&into_contiguous(x)), wide);
+        launcher.array(array(&into_contiguous(x)), wide);
     }
     for x in [inputs.cos, inputs.sin] {
-        launcher.register_array(array(&into_contiguous(x)), Type::new(made.angles.into()));
+        launcher.array(array(&into_contiguous(x)), Type::new(made.angles.into()));
     }
-    launcher.register_array(array(keys), cached);
-    launcher.register_array(array(values), cached);
-    launcher.register_array(array(&parts), wide);
-    launcher.register_scalar(1.0 / (p as f32).sqrt());
+    launcher.array(array(keys), cached);
+    launcher.array(array(values), cached);
+    launcher.array(array(&parts), wide);
+    launcher.scalar(1.0 / (p as f32).sqrt());
     for number in [len, capacity, share, gap.start, gap.len] {
-        <usize as LaunchArg>::register(number, &mut launcher);
+        launcher.size(number);
     }
     let kernel = ATTEND.with(|known| {
         known.get(&parts, made, |made| {

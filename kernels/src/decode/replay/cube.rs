@@ -17,6 +17,13 @@ where
         if crate::cube::is_cuda::<R>() {
             return super::cuda::record(ids, step);
         }
-        (step(ids), None)
+        #[cfg(feature = "wgpu")]
+        {
+            super::wgpu::record(ids, step)
+        }
+        #[cfg(not(feature = "wgpu"))]
+        {
+            (step(ids), None)
+        }
     }
 }

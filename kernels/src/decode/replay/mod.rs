@@ -2,14 +2,16 @@
 //!
 //! A small network's step is some hundred and fifty short kernels, and giving them to a GPU one by one takes the host
 //! longer than they take the GPU. Where each step makes the same launches on the same memory, they can be recorded
-//! once, and the device repeats them as one: a CUDA graph.
+//! once, and repeated as one: by the device as a CUDA graph, or on wgpu as a list that is put together once.
 //!
-//! Only CUDA records. Elsewhere, and wherever something stands in the way, a step is computed as always.
+//! Where there is no such device, and wherever something stands in the way, a step is computed as always.
 
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod cube;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(feature = "wgpu")]
+mod wgpu;
 
 use std::fmt;
 
@@ -58,7 +60,7 @@ impl<B: Backend> Recording<B> {
     }
 }
 
-/// Computes `step(ids)`, and records it where the device can: then `step` is called twice, the second time without
+/// Computes `step(ids)`, and records it where the device can: then CUDA calls `step` twice, the second time without
 /// being computed.
 ///
 /// What `step` changes must be tensors that nothing else holds, which its ops write in place; between two replays they

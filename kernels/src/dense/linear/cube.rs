@@ -1,22 +1,22 @@
 //! On the CubeCL backends: by cuBLASLt on CUDA, where it is installed and takes the operands, and otherwise
-//! by Burn's matmul, with the bias' gradient by a kernel.
+//! [in tiles](super::tiled), with the bias' gradient by a kernel.
 //!
 //! # Burn's matmul here
 //!
-//! cubek-matmul 0.2.0 has kernels with two buffers a stage that read past the contracted axis where its
-//! stages are odd in number, and give wrong results without a word. Only autotuning tries them: without
-//! Burn's feature `autotune`, which this workspace leaves out, one kernel with a single buffer is taken, or
-//! a simple one where that does not fit, and both are right for every contracted size (the op's tests try
-//! those that the others get wrong). On CUDA it rounds f32 to TF32, which the library does not.
+//! It is left with what the tiles do not take: f64, and matrices without elements. cubek-matmul 0.2.0 has kernels with
+//! two buffers a stage that read past the contracted axis where its stages are odd in number, and give wrong results
+//! without a word. Only autotuning tries them: without Burn's feature `autotune`, which this workspace leaves out, one
+//! kernel with a single buffer is taken, or a simple one where that does not fit, and both are right for every
+//! contracted size. On CUDA it rounds f32 to TF32, which neither the library nor the tiles do.
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
-use super::{Gradients, Linear, one_dtype, reference};
+use super::{Gradients, Linear, one_dtype, reference, tiled};
 use crate::cube::column_sums::column_sums;
-use crate::cube::{computes_in_f32, inner, tensor};
+use crate::cube::{computes_in_f32, inner, is_cuda, tensor};
 
 impl<R, F, I, T> Linear for CubeBackend<R, F, I, T>
 where
@@ -102,7 +102,7 @@ impl<R: CubeRuntime> Layer<R> {
     where
         B: Linear<FloatTensorPrimitive = CubeTensor<R>>,
     {
-        if let Some(y) = self.by_library() {
+        if let Some(y) = self.by_library().or_else(|| self.in_tiles()) {
             return tensor(y);
         }
         // One thing after the other.
@@ -115,6 +115,15 @@ impl<R: CubeRuntime> Layer<R> {
         }
         let (x, weight, bias) = (self.x, self.weight, self.bias);
         reference::forward(tensor(x), tensor(weight), bias.map(tensor))
+    }
+
+    /// On CUDA only what the library does not take as a whole.
+    fn in_tiles(&self) -> Option<CubeTensor<R>> {
+        if is_cuda::<R>() && self.gelu {
+            // The library has the product, and a kernel the GELU.
+            return None;
+        }
+        tiled::forward(self)
     }
 
     #[cfg(feature = "cuda")]
@@ -141,7 +150,13 @@ where
 {
     one_dtype("linear", &x, dy.dtype());
     let (x, weight, dy) = (inner(x), inner(weight), inner(dy));
-    let [dx, dweight, mut dbias] = by_library(&x, &weight, &dy, wanted);
+    let [mut dx, mut dweight, mut dbias] = by_library(&x, &weight, &dy, wanted);
+    if wanted[0] && dx.is_none() {
+        dx = tiled::input_gradient(&weight, &dy);
+    }
+    if wanted[1] && dweight.is_none() {
+        dweight = tiled::weight_gradient(&x, &dy);
+    }
     let [t, o]: [usize; 2] = dy.meta.shape().dims();
     let summed = computes_in_f32(dy.dtype) && t > 0 && o > 0;
     if wanted[2] && dbias.is_none() && summed {

@@ -15,6 +15,8 @@ mod cublaslt;
 #[cfg(feature = "flex")]
 mod flex;
 pub mod reference;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+pub mod tiled;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Shape, Tensor};

@@ -9,7 +9,9 @@ use cubecl::prelude::*;
 use super::plan::{BATCH, Part, Plan, alike};
 use super::{kernels, normalise};
 use crate::cube::address_type;
-use crate::cube::launch_cache::{self, ARRAY, Described, arrays, launch, optional, settings};
+use crate::cube::launch_cache::{
+    self, ARRAY, Described, Launcher, arrays, launch, optional, settings,
+};
 use crate::cube::output_pool::{Allocate, output};
 use crate::cube::recording;
 use crate::decode::projections::Activation;
@@ -169,17 +171,17 @@ pub(super) fn into<R: CubeRuntime>(
         first_cube += cubes;
     }
     let settings = settings(plan.units(), args.width);
-    let mut launcher = KernelLauncher::<R>::new(settings.clone());
+    let mut launcher = Launcher::<R>::new(settings.clone());
     let (wide, narrow) = (DType::F32.into(), small.into());
     let (input, param) = (Type::new(wide), Type::new(narrow));
-    launcher.register_array(array(x), input.with_vector_size(plan.input));
+    launcher.array(array(x), input.with_vector_size(plan.input));
     for x in [Some(gamma), beta].into_iter().flatten() {
-        launcher.register_array(array(x), param.with_vector_size(plan.input));
+        launcher.array(array(x), param.with_vector_size(plan.input));
     }
-    launcher.register_scalar(epsilon);
+    launcher.scalar(epsilon);
     let made = args.register(plan, small, &mut launcher);
     for output in &outputs {
-        launcher.register_array(launch_cache::array(output), Type::new(wide));
+        launcher.array(launch_cache::array(output), Type::new(wide));
     }
     let n = outputs.len();
     let describe = |made: Made| {
@@ -297,14 +299,14 @@ pub(super) fn out_of<R: CubeRuntime>(
     }
     let n = read.len();
     let settings = settings(plan.units(), args.width);
-    let mut launcher = KernelLauncher::<R>::new(settings.clone());
+    let mut launcher = Launcher::<R>::new(settings.clone());
     let wide = Type::new(DType::F32.into());
-    launcher.register_array(array(x), wide);
+    launcher.array(array(x), wide);
     for u in read.into_iter().chain(gates) {
-        launcher.register_array(u, wide.with_vector_size(plan.input));
+        launcher.array(u, wide.with_vector_size(plan.input));
     }
     let made = args.register(plan, small, &mut launcher);
-    launcher.register_array(launch_cache::array(&output), wide);
+    launcher.array(launch_cache::array(&output), wide);
     let describe = |made: Made| {
         let scales = if plan.packed { n } else { 0 };
         let gates = if plan.gated { n } else { 0 };
@@ -383,16 +385,16 @@ impl<R: CubeRuntime> Args<R> {
 
     /// Hands over the buffers of weights, scales and biases, in this order, and says what the kernel is made
     /// with.
-    fn register(self, plan: Plan, small: DType, launcher: &mut KernelLauncher<R>) -> Made {
+    fn register(self, plan: Plan, small: DType, launcher: &mut Launcher<R>) -> Made {
         let weight = Type::new(self.dtype.into()).with_vector_size(plan.elements());
         for values in self.weights {
-            launcher.register_array(values, weight);
+            launcher.array(values, weight);
         }
         for scales in self.scales {
-            launcher.register_array(scales, Type::new(DType::F32.into()));
+            launcher.array(scales, Type::new(DType::F32.into()));
         }
         for bias in self.biases {
-            launcher.register_array(bias, Type::new(small.into()));
+            launcher.array(bias, Type::new(small.into()));
         }
         Made {
             width: self.width,
@@ -413,12 +415,12 @@ pub(crate) fn rows<R: CubeRuntime>(table: CubeTensor<R>, ids: CubeTensor<R>) -> 
     let output = output(&table, [b, d], DType::F32);
     let (client, width, dtype) = (table.client.clone(), address_type(&[&table]), table.dtype);
     let settings = settings(ROW_UNITS, width);
-    let mut launcher = KernelLauncher::<R>::new(settings.clone());
+    let mut launcher = Launcher::<R>::new(settings.clone());
     let wide = Type::new(DType::F32.into());
-    launcher.register_array(array(table), Type::new(dtype.into()));
-    launcher.register_array(array(ids), Type::new(DType::I32.into()));
-    launcher.register_array(launch_cache::array(&output), wide);
-    <usize as LaunchArg>::register(d, &mut launcher);
+    launcher.array(array(table), Type::new(dtype.into()));
+    launcher.array(array(ids), Type::new(DType::I32.into()));
+    launcher.array(launch_cache::array(&output), wide);
+    launcher.size(d);
     let kernel = ROWS.with(|known| {
         known.get(&output, (width, dtype), |_| {
             let client = client.clone();

@@ -6,7 +6,7 @@ use burn_cubecl::kernel::{cast, into_contiguous};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use crate::cube::launch_cache::{ARRAY, Described, array, launch, optional, settings};
+use crate::cube::launch_cache::{ARRAY, Described, Launcher, array, launch, optional, settings};
 use crate::cube::output_pool::output;
 use crate::cube::recording;
 use crate::cube::{address_type, own, vector_size};
@@ -484,15 +484,15 @@ pub(super) fn step<R: CubeRuntime>(
         epsilons = [b_epsilon, c_epsilon];
     }
     let settings = settings(UNITS, made.width);
-    let mut launcher = KernelLauncher::<R>::new(settings.clone());
+    let mut launcher = Launcher::<R>::new(settings.clone());
     let element = Type::new(dtype.into());
     let parameter = Type::new(made.parameters.into());
     let state = Type::new(DType::F32.into()).with_vector_size(layout.vector);
-    launcher.register_array(array(&projected), element);
-    launcher.register_array(array(&output), element);
-    launcher.register_array(array(&conv), element.with_vector_size(together));
-    launcher.register_array(array(&ssm), state);
-    launcher.register_array(array(&taps), parameter.with_vector_size(together));
+    launcher.array(array(&projected), element);
+    launcher.array(array(&output), element);
+    launcher.array(array(&conv), element.with_vector_size(together));
+    launcher.array(array(&ssm), state);
+    launcher.array(array(&taps), parameter.with_vector_size(together));
     let vectors = [
         inputs.bias,
         Some(inputs.d),
@@ -500,19 +500,19 @@ pub(super) fn step<R: CubeRuntime>(
         inputs.a_log_bias,
     ];
     for x in vectors.into_iter().flatten() {
-        launcher.register_array(array(&into_contiguous(x)), parameter);
+        launcher.array(array(&into_contiguous(x)), parameter);
     }
     for gamma in gammas.into_iter().flatten() {
-        launcher.register_array(array(&into_contiguous(gamma)), parameter);
+        launcher.array(array(&into_contiguous(gamma)), parameter);
     }
     let angle = Type::new(made.angles.into()).with_vector_size(layout.vector);
     for angles in inputs.turn.into_iter().flatten() {
-        launcher.register_array(array(&into_contiguous(angles)), angle);
+        launcher.array(array(&into_contiguous(angles)), angle);
     }
-    <usize as LaunchArg>::register(c, &mut launcher);
-    <usize as LaunchArg>::register(taps_row / together, &mut launcher);
+    launcher.size(c);
+    launcher.size(taps_row / together);
     for epsilon in epsilons {
-        launcher.register_scalar(epsilon);
+        launcher.scalar(epsilon);
     }
     let describe = |made: Made| {
         step_kernel::StepKernel::<R>::new(

@@ -6,7 +6,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use crate::cube::launch_cache::{ARRAY, Described, array, launch, optional, settings};
+use crate::cube::launch_cache::{ARRAY, Described, Launcher, array, launch, optional, settings};
 use crate::cube::output_pool::output;
 use crate::cube::reduce::{Fold, of_cube};
 use crate::decode::sample::{Choice, Warp};
@@ -353,18 +353,18 @@ pub(super) fn choose<R: CubeRuntime>(
         let mut numbers: Vec<f32> = choices.iter().flat_map(numbers).collect();
         numbers.resize(plan.rows * NUMBERS, 0.0);
         let settings = settings(units, AddressType::default());
-        let mut launcher = KernelLauncher::<R>::new(settings.clone());
-        launcher.register_array(array(&logits), Type::new(DType::F32.into()));
+        let mut launcher = Launcher::<R>::new(settings.clone());
+        launcher.array(array(&logits), Type::new(DType::F32.into()));
         if let Some(seen) = &seen {
-            launcher.register_array(array(seen), Type::new(DType::I32.into()));
+            launcher.array(array(seen), Type::new(DType::I32.into()));
         }
-        launcher.register_array(array(&chosen), Type::new(DType::I32.into()));
+        launcher.array(array(&chosen), Type::new(DType::I32.into()));
         for number in &numbers {
-            launcher.register_scalar(*number);
+            launcher.scalar(*number);
         }
-        <usize as LaunchArg>::register(v, &mut launcher);
-        <usize as LaunchArg>::register(seen_row, &mut launcher);
-        <usize as LaunchArg>::register(i * ROWS, &mut launcher);
+        launcher.size(v);
+        launcher.size(seen_row);
+        launcher.size(i * ROWS);
         let describe = |(plan, given)| {
             let numbers = numbers.iter().map(|_| ()).collect();
             choose_kernel::ChooseKernel::<R>::new(

@@ -27,6 +27,12 @@ fn gate<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     one / (one + Vector::exp(exponent))
 }
 
+/// The GELU of every element.
+#[cube]
+pub(crate) fn gelu<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
+    x * gate(x)
+}
+
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn forward_kernel<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,
@@ -37,7 +43,7 @@ fn forward_kernel<F: Float, N: Size>(
     let at = ABSOLUTE_POS;
     if at < vectors as usize {
         let value = Vector::<f32, N>::cast_from(x[at]);
-        y[at] = Vector::cast_from(value * gate(value));
+        y[at] = Vector::cast_from(gelu(value));
     }
 }
 

@@ -13,7 +13,7 @@ use self::kernels::{backward, forward};
 use super::{GeluNew, reference};
 use crate::cube::{computes_in_f32, inner, tensor};
 
-pub(crate) use self::kernels::{CUBIC_F32, MINUS_TWICE_SCALE};
+pub(crate) use self::kernels::{CUBIC_F32, MINUS_TWICE_SCALE, gelu};
 
 impl<R, F, I, T> GeluNew for CubeBackend<R, F, I, T>
 where

@@ -1,0 +1,141 @@
+//! The launches of a step of decoding that is to be repeated on wgpu, as they were made.
+//!
+//! What a kernel is compiled for and what it is launched with pass through [`launch_cache`](super::launch_cache), which
+//! notes them here. What does not pass there, such as an op of Burn's, would be missing in a repeated step. So all that the
+//! device was given is counted too: CubeCL 0.10 keeps launches until there are 32 of a thread, or until something is
+//! read, and the count is taken before that.
+
+use std::cell::RefCell;
+
+use burn::tensor::backend::{DeviceId, DeviceOps};
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+use cubecl::server::Binding;
+use cubecl::{InfoBuilder, ScalarArgType};
+
+use super::launch_cache::Again;
+
+/// Launches between two counts: fewer than CubeCL keeps.
+const STRIDE: usize = 16;
+
+thread_local! {
+    static NOTES: RefCell<Option<Notes>> = const { RefCell::new(None) };
+}
+
+/// How many launches and copies a device keeps back, which are given to the GPU now.
+pub(crate) type Settle = fn(DeviceId) -> Option<usize>;
+
+struct Notes {
+    settle: Settle,
+    launches: Vec<Launched>,
+    /// Whether the device was given something else.
+    others: bool,
+}
+
+/// A launch.
+pub(crate) struct Launched {
+    pub kernel: Again,
+    pub count: [u32; 3],
+    /// The arrays in the order of the kernel's arguments.
+    pub arrays: Vec<Binding>,
+    /// Numbers and lengths, as the kernel reads them.
+    pub info: Vec<u64>,
+}
+
+/// What a launch is made with, as far as it is known.
+pub(crate) struct Arguments {
+    arrays: Vec<Binding>,
+    info: InfoBuilder,
+    width: AddressType,
+}
+
+impl Arguments {
+    /// For a kernel whose indices have this width, if the thread takes notes.
+    pub(crate) fn noted(width: AddressType) -> Option<Self> {
+        NOTES.with_borrow(Option::is_some).then(|| Self {
+            arrays: Vec::new(),
+            info: InfoBuilder::default(),
+            width,
+        })
+    }
+
+    /// See [`KernelLauncher::register_array`].
+    pub(crate) fn array<R: CubeRuntime>(&mut self, array: &ArrayArg<R>, ty: Type) {
+        if let ArrayArg::Handle { handle } = array {
+            let held = handle.handle.size_in_used() / ty.size() as u64;
+            let length = (array.size() / ty.vector_size()) as u64;
+            self.info.metadata.register_array(held, length, self.width);
+            self.arrays.push(handle.handle.clone());
+        }
+    }
+
+    /// See [`KernelLauncher::register_scalar`].
+    pub(crate) fn scalar<C: ScalarArgType>(&mut self, scalar: C) {
+        self.info.scalars.push(scalar);
+    }
+
+    /// A size, as wide as an index.
+    pub(crate) fn size(&mut self, size: usize) {
+        match self.width {
+            AddressType::U32 => self.info.scalars.push(size as u32),
+            AddressType::U64 => self.info.scalars.push(size as u64),
+        }
+    }
+
+    /// Notes the launch, which was made on the device of `like`.
+    pub(crate) fn launched<R: CubeRuntime>(
+        mut self,
+        kernel: Again,
+        count: &CubeCount,
+        like: &CubeTensor<R>,
+    ) {
+        let CubeCount::Static(x, y, z) = *count else {
+            NOTES.with_borrow_mut(|notes| notes.iter_mut().for_each(|notes| notes.others = true));
+            return;
+        };
+        let launched = Launched {
+            kernel,
+            count: [x, y, z],
+            arrays: self.arrays,
+            info: self.info.finish(self.width).data,
+        };
+        NOTES.with_borrow_mut(|notes| {
+            let Some(notes) = notes else { return };
+            notes.launches.push(launched);
+            if notes.launches.len().is_multiple_of(STRIDE) {
+                notes.others |= (notes.settle)(like.device.id()) != Some(STRIDE);
+            }
+        });
+    }
+}
+
+/// The result of `step`, and its launches on the device; `None` if it gave the device anything else.
+pub(crate) fn noted<T>(
+    device: DeviceId,
+    settle: Settle,
+    step: impl FnOnce() -> T,
+) -> (T, Option<Vec<Launched>>) {
+    /// Ends the notes even if the step panics.
+    struct Ends;
+    impl Drop for Ends {
+        fn drop(&mut self) {
+            NOTES.set(None);
+        }
+    }
+    let known = settle(device).is_some();
+    NOTES.set(Some(Notes {
+        settle,
+        launches: Vec::new(),
+        others: !known,
+    }));
+    let ends = Ends;
+    let result = step();
+    let notes = NOTES.take();
+    drop(ends);
+    let launches = notes.and_then(|notes| {
+        let last = notes.launches.len() % STRIDE;
+        (settle(device) == Some(last) && !notes.others).then_some(notes.launches)
+    });
+    (result, launches)
+}
