@@ -15,13 +15,23 @@ fn check_join(widths: &[usize], given: &[bool], d: usize, dtype: DType) {
         .collect();
     let some = |i: usize| given[i].then_some(&parts[i]);
     let exact = (0..parts.len()).map(|i| some(i).map(Values::exact));
-    let exact = vec![output("joined", reference::join(exact.collect(), widths, d))];
+    let exact = vec![output(
+        "joined",
+        reference::join(exact.collect(), widths, d),
+    )];
     let run = || {
-        let parts = (0..parts.len()).map(|i| some(i).map(Values::cube)).collect();
+        let parts = (0..parts.len())
+            .map(|i| some(i).map(Values::cube))
+            .collect();
         poison();
         vec![output("joined", Cube::join_columns(parts, widths, d))]
     };
-    check(&format!("columns {widths:?} of {d}, {dtype:?}"), tolerance(dtype), exact, run);
+    check(
+        &format!("columns {widths:?} of {d}, {dtype:?}"),
+        tolerance(dtype),
+        exact,
+        run,
+    );
 }
 
 #[test]
@@ -53,7 +63,12 @@ fn bias_is_right() {
                     poison();
                     vec![output("y", Cube::add_bias(x, own))]
                 };
-                check(&format!("bias {shape:?}, {dtype:?}"), tolerance(DType::F32), exact, run);
+                check(
+                    &format!("bias {shape:?}, {dtype:?}"),
+                    tolerance(DType::F32),
+                    exact,
+                    run,
+                );
             }
         }
     });

@@ -136,6 +136,7 @@ impl<B: KernelBackend> ModuleVisitor<Autodiff<B>> for Taken<'_, B> {
         self.ids.push(parameter.id);
         self.updates.push(Update {
             parameter: value,
+            start: 0,
             gradient: gradient.reshape([n]),
             moments,
             step: self.step,
