@@ -274,11 +274,12 @@ impl<B: KernelBackend> CausalLm<B> {
 
     /// The same network with the weights of its projections in `form`, as far as their rows allow: for inference.
     /// Everything else stays as it is, the embedding too, of which a token reads one row. Weights that are in bits
-    /// already stay so.
+    /// already stay so. Where the others are in 4 bits, the head is in 8: it is where 4 cost most (SmolLM2-135M: a
+    /// perplexity of 42.0 became 46.6).
     pub fn to_form(mut self, form: Form) -> Self {
         self.own_head();
         let of_head = match form {
-            Form::Int4 if std::env::var("HEAD4").is_err() => Form::Int8,
+            Form::Int4 => Form::Int8,
             form => form,
         };
         self.lm_head.iter_mut().for_each(|head| head.pack(of_head));

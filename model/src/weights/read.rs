@@ -112,11 +112,14 @@ fn fill_from<B: Backend>(
     };
     for parameter in &parameters {
         let name = &parameter.name;
-        let is_packed = |tensor: &&mut Stored| tensor.packed().is_some();
-        if tensors.get_mut(name).filter(is_packed).is_some() {
-            let tensor = tensors.remove(name).expect("it was found");
+        let Some(tensor) = tensors.remove(name) else {
+            continue;
+        };
+        if tensor.packed().is_some() {
             let of_projection = (name.clone(), tensor);
             in_bits.of_projections.insert(parameter.id, of_projection);
+        } else {
+            tensors.insert(name.clone(), tensor);
         }
     }
     keep(&mut model, &mut in_bits)?;

@@ -11,8 +11,8 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// A teacher whose head is the embedding, and a student of Phi with a head of its own; 96 is no whole number of groups
-/// in 4 bits for its mixers' 36 columns.
+/// A teacher whose head is the embedding, and a student of Phi with a head of its own, whose rows of 40 are no whole
+/// groups of 4 bits.
 fn networks() -> Vec<ModelConfig> {
     let mut llama = LlamaConfig::default_of(LlamaFamily::Llama);
     llama.vocab_size = 48;
@@ -24,7 +24,7 @@ fn networks() -> Vec<ModelConfig> {
     llama.tie_word_embeddings = true;
     let mut phi = PhiConfig {
         vocab_size: 40,
-        hidden_size: 36,
+        hidden_size: 40,
         intermediate_size: 64,
         num_hidden_layers: 2,
         ..PhiConfig::default()
