@@ -1,11 +1,11 @@
 //! The precision of a model's parameters, and loading a model in it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Element};
 use clap::ValueEnum;
 use kernels::KernelBackend;
-use model::{CausalLm, ModelConfig, WeightsError};
+use model::{CausalLm, ModelConfig, WeightForm, WeightsError};
 
 /// Why a model cannot be loaded in some precision.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +19,18 @@ pub enum PrecisionError {
         /// The dtype.
         dtype: String,
     },
+    /// The files have weights in other bits.
+    #[error(
+        "{}: its weights are stored in {stored}, and cannot become {asked}; leave --dtype out", folder.display()
+    )]
+    Stored {
+        /// The model's folder.
+        folder: PathBuf,
+        /// What they are stored in.
+        stored: &'static str,
+        /// What was asked for.
+        asked: &'static str,
+    },
     /// The model cannot be loaded.
     #[error(transparent)]
     Model(#[from] WeightsError),
@@ -28,7 +40,7 @@ pub enum PrecisionError {
 /// f32; the keys and values that attention caches have the dtype of the parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Precision {
-    /// As the files have them, where the device computes in that; or else f32
+    /// As the files have them, where the device computes in that; or else f32. Weights in 8 or 4 bits stay so
     #[default]
     Auto,
     /// 32 bits
@@ -39,6 +51,8 @@ pub enum Precision {
     Bf16,
     /// The weights of projections in 8 bits with a scale a row, all else as by auto
     Int8,
+    /// The weights of projections in 4 bits with a scale for 32 of them, all else as by auto
+    Int4,
 }
 
 impl Precision {
@@ -53,7 +67,7 @@ impl Precision {
     ) -> Result<DType, PrecisionError> {
         let own = <B::FloatElem as Element>::dtype();
         let dtype = match self {
-            Self::Auto | Self::Int8 => {
+            Self::Auto | Self::Int8 | Self::Int4 => {
                 let half = |dtype: &DType| matches!(dtype, DType::F16 | DType::BF16);
                 let stored = stored.filter(half);
                 return Ok(stored
@@ -96,10 +110,40 @@ impl Precision {
         // Refused before gigabytes are read.
         let fallback = self.dtype::<B>(None, device)?;
         let choose = |stored| self.dtype::<B>(stored, device).unwrap_or(fallback);
-        let (config, model) = model::load_any_as::<B>(folder, choose, device)?;
-        match self {
-            Self::Int8 => Ok((config, model.to_int8().without_padding())),
+        if !matches!(self, Self::Auto | Self::Int8 | Self::Int4) {
+            let (config, model) = model::load_any_as::<B>(folder, choose, device)?;
+            return Ok((config, model.without_padding()));
+        }
+        let (config, model) = model::load_packed_as::<B>(folder, choose, device)?;
+        let stored = model.form();
+        match self.form() {
+            Some(asked) if stored == WeightForm::Float => {
+                Ok((config, model.to_form(asked).without_padding()))
+            }
+            Some(asked) if stored != asked => Err(PrecisionError::Stored {
+                folder: folder.into(),
+                stored: form_name(stored),
+                asked: form_name(asked),
+            }),
             _ => Ok((config, model.without_padding())),
         }
+    }
+
+    /// The form of the weights of projections, where it is not that of all else.
+    pub(crate) fn form(self) -> Option<WeightForm> {
+        match self {
+            Self::Int8 => Some(WeightForm::Int8),
+            Self::Int4 => Some(WeightForm::Int4),
+            Self::Auto | Self::F32 | Self::F16 | Self::Bf16 => None,
+        }
+    }
+}
+
+/// As `--dtype` calls it.
+pub(crate) fn form_name(form: WeightForm) -> &'static str {
+    match form {
+        WeightForm::Float => "floats",
+        WeightForm::Int8 => "int8",
+        WeightForm::Int4 => "int4",
     }
 }

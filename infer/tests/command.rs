@@ -309,7 +309,7 @@ fn a_reader_that_leaves_ends_it_quietly() {
     assert_eq!(stderr(&output), "");
 }
 
-/// Every command that needs a model alone: a text, the same from a state file, in 8 bits, the likelihood of a
+/// Every command that needs a model alone: a text, the same from a state file, in 8 and in 4 bits, the likelihood of a
 /// file, and a measurement.
 #[test]
 fn families_of_llamas_shape() {
@@ -336,7 +336,21 @@ fn families_of_llamas_shape() {
             whole,
             "{name}"
         );
-        run(&["--max-tokens", "12", "--dtype", "int8", prompt]);
+        for dtype in ["int8", "int4"] {
+            let expected = run(&["--max-tokens", "12", "--dtype", dtype, prompt]);
+            // The same from a folder that has it so.
+            let out = files.path().join(format!("{name}-{dtype}"));
+            let quantize = Command::new(env!("CARGO_BIN_EXE_infer"))
+                .args(["quantize", "--dtype", dtype, "--model"])
+                .arg(folder)
+                .arg("--out")
+                .arg(&out)
+                .output()
+                .unwrap();
+            assert!(quantize.status.success(), "{name}: {}", stderr(&quantize));
+            let again = output(&out, &["--max-tokens", "12", prompt]);
+            assert_eq!(stdout(&again).trim_end_matches('\n'), expected, "{name}");
+        }
 
         let infer = |command: &str, arguments: &[&str]| {
             let mut infer = Command::new(env!("CARGO_BIN_EXE_infer"));

@@ -3,9 +3,9 @@
 
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 use kernels::KernelBackend;
-use kernels::decode::projections::{Activation, Normalisation, Projection, Weight};
+use kernels::decode::projections::{Activation, Form, Normalisation, Projection, Weight};
 
 use crate::init::{Fill, Init};
 use crate::precision::to_dtype;
@@ -13,19 +13,48 @@ use crate::precision::to_dtype;
 /// `y = x W^T + b`.
 #[derive(Module, Debug)]
 pub struct Linear<B: Backend> {
-    /// `[d_out, d_in]`; of one element where there are 8-bit numbers instead.
+    /// `[d_out, d_in]`; of one element where it is in bits.
     pub weight: Param<Tensor<B, 2>>,
     /// `[d_out]`.
     pub bias: Option<Param<Tensor<B, 1>>>,
-    /// The weight in 8 bits, for inference.
-    int8: Option<Int8<B>>,
+    /// The weight in bits, for inference.
+    packed: Option<Packed<B>>,
 }
 
-/// A weight in 8 bits; see [`Weight::Int8`].
+/// A weight in bits.
+#[derive(Module, Debug)]
+enum Packed<B: Backend> {
+    /// See [`Weight::Int8`].
+    Int8(Int8<B>),
+    /// See [`Weight::Int4`].
+    Int4(Int4<B>),
+}
+
 #[derive(Module, Debug)]
 struct Int8<B: Backend> {
     packed: Param<Tensor<B, 2, Int>>,
     scales: Param<Tensor<B, 1>>,
+}
+
+#[derive(Module, Debug)]
+struct Int4<B: Backend> {
+    packed: Param<Tensor<B, 2, Int>>,
+    scales: Param<Tensor<B, 1, Int>>,
+}
+
+impl<B: Backend> Packed<B> {
+    fn stored(&self) -> Weight<B> {
+        match self {
+            Self::Int8(Int8 { packed, scales }) => Weight::Int8 {
+                packed: packed.val(),
+                scales: scales.val(),
+            },
+            Self::Int4(Int4 { packed, scales }) => Weight::Int4 {
+                packed: packed.val(),
+                scales: scales.val(),
+            },
+        }
+    }
 }
 
 impl<B: Backend> Linear<B> {
@@ -38,7 +67,7 @@ impl<B: Backend> Linear<B> {
         Self {
             weight: init.parameter([d_out, d_in], weight),
             bias: bias.map(|fill| init.parameter([d_out], fill)),
-            int8: None,
+            packed: None,
         }
     }
 
@@ -47,8 +76,22 @@ impl<B: Backend> Linear<B> {
         Self {
             weight,
             bias: None,
-            int8: None,
+            packed: None,
         }
+    }
+
+    /// Without a bias, and with a weight in bits, beside parameters of `dtype`.
+    ///
+    /// # Panics
+    /// If the weight is in floats.
+    pub(crate) fn of_packed(weight: Weight<B>, dtype: DType) -> Self {
+        let (Weight::Int8 { packed, .. } | Weight::Int4 { packed, .. }) = &weight else {
+            panic!("the weight is in floats");
+        };
+        let none = Tensor::zeros([1, 1], (&packed.device(), dtype));
+        let mut linear = Self::of(Param::initialized(ParamId::new(), none));
+        linear.set_packed(weight, dtype);
+        linear
     }
 
     /// With small normal weights and a bias of zeros, or none: as Hugging Face starts its models.
@@ -57,25 +100,51 @@ impl<B: Backend> Linear<B> {
         Self::new(init, shape, Fill::small_normal(), bias)
     }
 
-    /// With the weight in 8 bits, if it can be; it can no longer be trained or saved then.
-    pub(crate) fn pack(&mut self) {
-        let weight = self.weight.val();
-        let one = Tensor::zeros([1, 1], (&weight.device(), weight.dtype()));
-        if let Weight::Int8 { packed, scales } = Weight::Float(weight).to_int8() {
-            self.int8 = Some(Int8 {
-                packed: Param::initialized(ParamId::new(), packed),
-                scales: Param::initialized(ParamId::new(), scales),
-            });
-            self.weight = Param::initialized(self.weight.id, one);
+    /// With the weight in `form`, if it can be; in bits it can no longer be trained.
+    pub(crate) fn pack(&mut self, form: Form) {
+        if self.packed.is_none() {
+            let weight = self.weight.val();
+            let dtype = weight.dtype();
+            self.set_packed(Weight::Float(weight).to_form(form), dtype);
         }
     }
 
+    /// With `weight`, if it is in bits, in the place of its own, whose dtype is `dtype`.
+    pub(crate) fn set_packed(&mut self, weight: Weight<B>, dtype: DType) {
+        fn own<B: Backend, const D: usize>(x: Tensor<B, D, Int>) -> Param<Tensor<B, D, Int>> {
+            Param::initialized(ParamId::new(), x)
+        }
+        let (device, packed) = match weight {
+            Weight::Float(_) => return,
+            Weight::Int8 { packed, scales } => {
+                let device = packed.device();
+                let scales = Param::initialized(ParamId::new(), scales);
+                let packed = own(packed);
+                (device, Packed::Int8(Int8 { packed, scales }))
+            }
+            Weight::Int4 { packed, scales } => {
+                let device = packed.device();
+                let (packed, scales) = (own(packed), own(scales));
+                (device, Packed::Int4(Int4 { packed, scales }))
+            }
+        };
+        self.packed = Some(packed);
+        // Of another id: a tied head shares its own with the embedding, which stays.
+        let one = Tensor::zeros([1, 1], (&device, dtype));
+        self.weight = Param::initialized(ParamId::new(), one);
+    }
+
+    /// The weight, where it is in bits.
+    pub(crate) fn packed(&self) -> Option<Weight<B>> {
+        self.packed.as_ref().map(Packed::stored)
+    }
+
     /// One layer whose outputs are those of `layers`, one after the other. They become its rows, in the same
-    /// memory where the backend can; `None`, and nothing is changed, where weights are in 8 bits or only some
+    /// memory where the backend can; `None`, and nothing is changed, where weights are in bits or only some
     /// layers have a bias.
     pub(crate) fn stack<const N: usize>(layers: [&mut Self; N]) -> Option<Self> {
         let with_bias = layers.iter().filter(|layer| layer.bias.is_some()).count();
-        if layers.iter().any(|layer| layer.int8.is_some()) || ![0, N].contains(&with_bias) {
+        if layers.iter().any(|layer| layer.packed.is_some()) || ![0, N].contains(&with_bias) {
             return None;
         }
         let weights = layers.iter().map(|layer| layer.weight.val()).collect();
@@ -87,7 +156,7 @@ impl<B: Backend> Linear<B> {
         let stacked = Self {
             weight: Param::initialized(ParamId::new(), Tensor::cat(weights, 0)),
             bias: biases.map(|biases| own(Tensor::cat(biases, 0))),
-            int8: None,
+            packed: None,
         };
         let mut start = 0;
         for layer in layers {
@@ -100,19 +169,26 @@ impl<B: Backend> Linear<B> {
     }
 
     fn stored(&self) -> Weight<B> {
-        match &self.int8 {
-            Some(int8) => Weight::Int8 {
-                packed: int8.packed.val(),
-                scales: int8.scales.val(),
-            },
+        match &self.packed {
+            Some(packed) => packed.stored(),
             None => Weight::Float(self.weight.val()),
+        }
+    }
+
+    /// What the weight is stored as.
+    pub(crate) fn form(&self) -> Form {
+        match &self.packed {
+            Some(Packed::Int8(_)) => Form::Int8,
+            Some(Packed::Int4(_)) => Form::Int4,
+            None => Form::Float,
         }
     }
 
     /// Rows of the weight.
     pub(crate) fn d_out(&self) -> usize {
-        match &self.int8 {
-            Some(int8) => int8.packed.lazy_shape()[0],
+        match &self.packed {
+            Some(Packed::Int8(int8)) => int8.packed.lazy_shape()[0],
+            Some(Packed::Int4(int4)) => int4.packed.lazy_shape()[0],
             None => self.weight.lazy_shape()[0],
         }
     }
@@ -126,9 +202,17 @@ impl<B: Backend> Linear<B> {
 impl<B: KernelBackend> Linear<B> {
     /// `x [.., d_in]` to `[.., d_out]`.
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        if self.multiplies_packed() {
+            return kernels::decode::projections::linear(x, self.projection());
+        }
         let bias = self.bias.as_ref().map(Param::val);
         let weight = self.weight_for(&x);
         kernels::linear(x, weight, bias)
+    }
+
+    /// Whether products with many vectors are those of a weight in bits too, and not of that weight as floats.
+    fn multiplies_packed(&self) -> bool {
+        self.packed.is_some() && B::multiplies_packed()
     }
 
     /// [`forward`](Self::forward) and, behind its columns, zeros up to a multiple of eight of them, so that rows of
@@ -136,7 +220,7 @@ impl<B: KernelBackend> Linear<B> {
     pub(crate) fn forward_aligned<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         const COLUMNS: usize = 8;
         let missing = self.d_out().next_multiple_of(COLUMNS) - self.d_out();
-        if missing == 0 {
+        if missing == 0 || self.multiplies_packed() {
             return self.forward(x);
         }
         let weight = self.weight_for(&x);
@@ -151,6 +235,9 @@ impl<B: KernelBackend> Linear<B> {
 
     /// `gelu_new` of what [`forward`](Self::forward) gives.
     pub fn forward_gelu<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        if self.multiplies_packed() {
+            return kernels::gelu_new(self.forward(x));
+        }
         let bias = self.bias.as_ref().map(Param::val);
         let weight = self.weight_for(&x);
         kernels::linear_gelu(x, weight, bias)
@@ -162,6 +249,9 @@ impl<B: KernelBackend> Linear<B> {
         residual: Tensor<B, D>,
         x: Tensor<B, D>,
     ) -> Tensor<B, D> {
+        if self.multiplies_packed() {
+            return residual + self.forward(x);
+        }
         let bias = self.bias.as_ref().map(Param::val);
         let weight = self.weight_for(&x);
         kernels::linear_onto(residual, x, weight, bias)
@@ -203,8 +293,8 @@ impl<B: KernelBackend> Linear<B> {
 
     /// The weight as floats: those that there are, or in the dtype of `x`.
     fn weight_for<const D: usize>(&self, x: &Tensor<B, D>) -> Tensor<B, 2> {
-        match &self.int8 {
-            Some(_) => self.stored().to_float(x.dtype()),
+        match &self.packed {
+            Some(packed) => packed.stored().to_float(x.dtype()),
             None => self.weight.val(),
         }
     }

@@ -95,6 +95,8 @@ pub use arch::{
     LlamaMambaConfig, MlpConfig, MlpKind, ModelConfig, NetworkConfig, NormConfig, NormKind,
     PhiConfig, PhiMambaConfig, PythonModule,
 };
+pub use kernels::decode::projections::Form as WeightForm;
+
 pub use batch::Batch;
 pub use block::{Block, BlockOutputs};
 pub use config_error::ConfigError;
@@ -123,9 +125,10 @@ pub use precision::widen;
 pub use sequences::{Sequences, TokenRows};
 pub use transfer::{TransferError, pad_vocabulary, transfer_weights};
 pub use weights::{
-    FileTensor, HostModel, HostTensor, SmallFile, WeightsError, describe, is_model, load_any,
-    load_any_as, load_config, model_files, read_config_file, save, save_in_shards,
-    save_random_teacher, small_file, tokenizer_json,
+    BESIDE_TOKENIZER, CONFIG, FileTensor, GENERATION, HostModel, HostTensor, SmallFile, TOKENIZER,
+    WeightsError, describe, has_model, is_model, load_any, load_any_as, load_config,
+    load_packed_as, model_files, read_config_file, save, save_in_shards, save_packed,
+    save_random_teacher, small_file, stored_dtype, tokenizer_json,
 };
 
 /// The README's examples are tests.

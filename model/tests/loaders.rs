@@ -8,8 +8,8 @@ use burn::tensor::{DType, Device};
 use kernels::runtime::Flex;
 use model::manifest::MANIFEST;
 use model::{
-    CausalLm, DiscreteMamba2Config, Family, ModelConfig, PhiConfig, PhiMambaConfig,
-    named_parameters,
+    CausalLm, DiscreteMamba2Config, Family, LlamaConfig, LlamaFamily, ModelConfig, PhiConfig,
+    PhiMambaConfig, WeightForm, named_parameters,
 };
 use safetensors::SafeTensors;
 use serde_json::json;
@@ -263,6 +263,50 @@ fn safetensors_files() {
     let damage = |mutator: &mut Mutator| mutator.bytes_in(&whole, 0..header);
     let refused = refused(folder.path(), name, damage, is_student);
     assert!((CASES / 2..CASES).contains(&refused), "{refused} refused");
+}
+
+/// Weights in 4 bits, read as they are and as floats.
+#[test]
+fn packed_files() {
+    let mut config = LlamaConfig::default_of(LlamaFamily::Llama);
+    config.vocab_size = 16;
+    config.hidden_size = 32;
+    config.intermediate_size = 32;
+    config.num_hidden_layers = 1;
+    config.attention.n_heads = 2;
+    config.attention.n_kv_heads = 2;
+    config.tie_word_embeddings = true;
+    let folder = tempfile::tempdir().unwrap();
+    let model = CausalLm::<Flex>::init(&config, 0, &Device::<Flex>::default());
+    let model = model.to_form(WeightForm::Int4);
+    let text = config.to_json();
+    model::save_packed((&config, &text), &model, DType::F16, folder.path()).unwrap();
+    fs::remove_file(folder.path().join(MANIFEST)).unwrap();
+    let path = folder.path().join("model.safetensors");
+    let whole = fs::read(&path).unwrap();
+    let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let (mut good, mut bad) = (0, 0);
+    let memory = Memory::start();
+    each(CASES / 4, |mutator| {
+        let _ = fs::remove_file(&path);
+        fs::write(&path, mutator.bytes_in(&whole, 0..header)).unwrap();
+        let device = Default::default();
+        let packed = model::load_packed_as::<Flex>(folder.path(), |_| DType::F32, &device);
+        let floats = model::load_any::<Flex>(folder.path(), &device);
+        assert_eq!(packed.is_ok(), floats.is_ok());
+        match packed {
+            Ok((_, model)) => {
+                good += 1;
+                assert_eq!(model.vocab_size(), 16);
+            }
+            Err(error) => {
+                bad += 1;
+                assert!(error.to_string().lines().count() < 40, "{error}");
+            }
+        }
+    });
+    assert!(good > 0 && bad > CASES / 8, "{good} good, {bad} bad");
+    assert!(memory.more() < ENOUGH);
 }
 
 #[test]

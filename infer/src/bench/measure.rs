@@ -6,14 +6,14 @@ use std::time::Instant;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Distribution, Int, Tensor, TensorData};
 use kernels::KernelBackend;
-use model::{CausalLm, ModelConfig, State};
+use model::{CausalLm, ModelConfig, State, WeightForm};
 use serde::Serialize;
 
 use crate::device::{read, settle};
 use crate::device_sampler::DeviceSampler;
 use crate::error::GenerateError;
 use crate::generate::PREFILL_TOKENS;
-use crate::precision::{Precision, PrecisionError};
+use crate::precision::{Precision, PrecisionError, form_name};
 use crate::sampling::{Sampler, SamplingError, SamplingSettings};
 use crate::state_size::StateSizes;
 
@@ -95,9 +95,9 @@ impl<'d, B: KernelBackend> Subject<'d, B> {
         Ok(Self {
             name: name.display().to_string(),
             kind: StateSizes::of(&config).architecture,
-            dtype: match precision {
-                Precision::Int8 => format!("int8, {float}"),
-                _ => float,
+            dtype: match model.form() {
+                WeightForm::Float => float,
+                form => format!("{}, {float}", form_name(form)),
             },
             model,
             device,
@@ -223,8 +223,9 @@ fn random<B: KernelBackend>(
     let dtype = precision.dtype::<B>(None, device)?;
     let config = model::read_config_file(config)?;
     let model = CausalLm::init(&config, 0, device).map(&mut Draw(dtype, device));
-    match precision {
-        Precision::Int8 => Ok((config, model.to_int8().without_padding())),
-        _ => Ok((config, model.without_padding())),
-    }
+    let model = match precision.form() {
+        Some(form) => model.to_form(form),
+        None => model,
+    };
+    Ok((config, model.without_padding()))
 }

@@ -6,9 +6,12 @@ mod eval;
 mod generate;
 mod info;
 mod perplexity;
+mod quantize;
 mod repl;
 mod scoring;
 mod serve;
+
+use std::path::PathBuf;
 
 use kernels::runtime::BackendError;
 
@@ -30,6 +33,7 @@ pub(crate) use eval::EvalArgs;
 pub(crate) use generate::{EXAMPLES, GenerateArgs};
 pub(crate) use info::InfoArgs;
 pub(crate) use perplexity::PerplexityArgs;
+pub(crate) use quantize::QuantizeArgs;
 pub(crate) use repl::ReplArgs;
 pub(crate) use serve::ServeArgs;
 
@@ -46,6 +50,9 @@ pub enum CommandError {
     /// The model's files cannot be read.
     #[error(transparent)]
     Weights(#[from] model::WeightsError),
+    /// A model would be written where there is one.
+    #[error("{}: there is a model here already; name a new folder", .0.display())]
+    HasModel(PathBuf),
     /// The backend cannot be used, or its device has failed.
     #[error(transparent)]
     Backend(#[from] BackendError),

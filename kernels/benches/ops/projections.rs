@@ -2,7 +2,9 @@
 
 use burn::tensor::DType;
 use kernels::KernelBackend;
-use kernels::decode::projections::{self, Activation, Input, Normalisation, Projection, Weight};
+use kernels::decode::projections::{
+    self, Activation, Form, Input, Normalisation, Projection, Weight,
+};
 
 use crate::clock::random;
 use crate::table::{Bench, Row};
@@ -17,12 +19,16 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
         [2048, 8224, 8192, 51200]
     };
     for &dtype in &bench.dtypes {
-        // 8 bits beside the last dtype only: what is not a weight is f32 in any case.
+        // Packed beside the last dtype only: what is not a weight is f32 in any case.
         let last = bench.dtypes.last() == Some(&dtype);
-        let forms: &[bool] = if last { &[false, true] } else { &[false] };
-        for &int8 in forms {
+        let forms: &[Form] = if last {
+            &[Form::Float, Form::Int8, Form::Int4]
+        } else {
+            &[Form::Float]
+        };
+        for &form in forms {
             for b in [1, 2, 4, 8] {
-                let case = Case { b, d, dtype, int8 };
+                let case = Case { b, d, dtype, form };
                 case.out(bench, "fan out", &[mixer, mlp]);
                 case.back(bench, "fan in", &[d, mlp]);
                 case.out(bench, "head", &[vocabulary]);
@@ -35,22 +41,23 @@ struct Case {
     b: usize,
     d: usize,
     dtype: DType,
-    int8: bool,
+    form: Form,
 }
 
 impl Case {
     fn projection<B: KernelBackend>(&self, d_out: usize, d_in: usize) -> Projection<B> {
-        let weight = random([d_out, d_in], self.dtype);
-        let weight = if self.int8 {
-            // Packed as any numbers are.
-            Weight::Int8 {
-                packed: random::<B, 2>([d_out, d_in / 4], DType::F32)
-                    .mul_scalar(1e9)
-                    .int(),
+        // Packed as any numbers are.
+        let words = |shape: [usize; 2]| random::<B, 2>(shape, DType::F32).mul_scalar(1e9).int();
+        let weight = match self.form {
+            Form::Float => Weight::Float(random([d_out, d_in], self.dtype)),
+            Form::Int8 => Weight::Int8 {
+                packed: words([d_out, d_in / 4]),
                 scales: random([d_out], DType::F32),
-            }
-        } else {
-            Weight::Float(weight)
+            },
+            Form::Int4 => Weight::Int4 {
+                packed: words([d_out, d_in / 8]),
+                scales: words([1, d_out * d_in / 64]).flatten(0, 1),
+            },
         };
         Projection {
             weight,
@@ -125,7 +132,11 @@ impl Case {
         bytes: usize,
         products: usize,
     ) {
-        let form = if self.int8 { ", 8-bit" } else { "" };
+        let form = match self.form {
+            Form::Float => "",
+            Form::Int8 => ", 8-bit",
+            Form::Int4 => ", 4-bit",
+        };
         bench.row(Row {
             op,
             shape: format!("b{} {shape}{form}", self.b),

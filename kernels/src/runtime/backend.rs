@@ -64,6 +64,9 @@ const BACKENDS: &[(&str, Backend)] = &[
     ("ndarray", Backend::NdArray),
 ];
 
+/// What every machine has.
+const A_CPU: &str = "a CPU";
+
 /// Work that is generic over the backend, for [`Backend::dispatch`].
 pub trait Work: Send {
     /// What comes of it.
@@ -108,9 +111,9 @@ impl Backend {
             #[cfg(feature = "wgpu")]
             Self::Wgpu => "a GPU with a driver for Vulkan, Metal or DirectX 12",
             #[cfg(feature = "flex")]
-            Self::Flex => "a CPU",
+            Self::Flex => A_CPU,
             #[cfg(feature = "ndarray")]
-            Self::NdArray => "a CPU",
+            Self::NdArray => A_CPU,
         }
     }
 
@@ -118,6 +121,12 @@ impl Backend {
     /// was built without any.
     pub fn preferred() -> Option<Self> {
         BACKENDS.first().map(|(_, backend)| *backend)
+    }
+
+    /// The preferred backend of this build that computes on the CPU.
+    pub fn on_host() -> Option<Self> {
+        let mut backends = BACKENDS.iter().map(|(_, backend)| *backend);
+        backends.find(|backend| backend.needs() == A_CPU)
     }
 
     /// Opens the backend's default device and lets it compute one number.

@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Tensor};
 use kernels::KernelBackend;
 use kernels::decode::projections::{
-    self, Activation, Input, Normalisation, Projection, Weight, reference,
+    self, Activation, Form, GROUP, Input, Normalisation, Projection, Weight, reference,
 };
 
 use crate::support::*;
@@ -15,17 +15,17 @@ const EPSILON: f64 = 1e-5;
 struct Both {
     weight: Values<2>,
     bias: Option<Values<1>>,
-    int8: bool,
+    form: Form,
     activation: Activation,
 }
 
 impl Both {
-    fn random(random: &mut Random, d_out: usize, d_in: usize, dtype: DType, int8: bool) -> Self {
+    fn random(random: &mut Random, d_out: usize, d_in: usize, dtype: DType, form: Form) -> Self {
         let bias = random.flag();
         Self {
             weight: random.values([d_out, d_in], 1.0, dtype),
             bias: bias.then(|| random.values([d_out], 1.0, dtype)),
-            int8,
+            form,
             activation: random.of(&[Activation::Identity, Activation::GeluNew, Activation::Silu]),
         }
     }
@@ -34,7 +34,7 @@ impl Both {
         Self::projection(
             self.weight.exact(),
             self.bias.as_ref().map(Values::exact),
-            self.int8,
+            self.form,
         )
     }
 
@@ -42,17 +42,16 @@ impl Both {
         Self::projection(
             self.weight.cube(),
             self.bias.as_ref().map(Values::cube),
-            self.int8,
+            self.form,
         )
     }
 
     fn projection<B: KernelBackend>(
         weight: Tensor<B, 2>,
         bias: Option<Tensor<B, 1>>,
-        int8: bool,
+        form: Form,
     ) -> Projection<B> {
-        let weight = Weight::Float(weight);
-        let weight = if int8 { weight.to_int8() } else { weight };
+        let weight = Weight::Float(weight).to_form(form);
         Projection { weight, bias }
     }
 }
@@ -88,9 +87,9 @@ fn check_into(b: usize, d: usize, projections: &[Both], random: &mut Random, dty
         .iter()
         .map(|one| one.weight.exact().dims()[0])
         .collect();
-    let int8 = projections[0].int8;
+    let form = projections[0].form;
     let centred = beta.is_some();
-    let name = format!("into b{b} {d} to {rows:?}, int8 {int8}, centred {centred}, {dtype:?}");
+    let name = format!("into b{b} {d} to {rows:?}, {form:?}, centred {centred}, {dtype:?}");
     check(&name, 1e-5, exact, run);
 }
 
@@ -122,20 +121,20 @@ fn check_out_of(b: usize, d: usize, projections: &[Both], random: &mut Random, d
         .iter()
         .map(|one| one.weight.exact().dims()[1])
         .collect();
-    let int8 = projections[0].int8;
-    let name = format!("out of b{b} {widths:?} to {d}, int8 {int8}, gated {gated:?}, {dtype:?}");
+    let form = projections[0].form;
+    let name = format!("out of b{b} {widths:?} to {d}, {form:?}, gated {gated:?}, {dtype:?}");
     check(&name, 1e-5, exact, run);
 }
 
-fn case(b: usize, d: usize, widths: &[usize], int8: bool, dtype: DType, random: &mut Random) {
+fn case(b: usize, d: usize, widths: &[usize], form: Form, dtype: DType, random: &mut Random) {
     let out = widths
         .iter()
-        .map(|&width| Both::random(random, width, d, dtype, int8));
+        .map(|&width| Both::random(random, width, d, dtype, form));
     let out: Vec<_> = out.collect();
     check_into(b, d, &out, random, dtype);
     let back = widths
         .iter()
-        .map(|&width| Both::random(random, d, width, dtype, int8));
+        .map(|&width| Both::random(random, d, width, dtype, form));
     let back: Vec<_> = back.collect();
     check_out_of(b, d, &back, random, dtype);
 }
@@ -144,16 +143,64 @@ fn case(b: usize, d: usize, widths: &[usize], int8: bool, dtype: DType, random: 
 fn projections_of_few_vectors_are_right() {
     with_device(|| {
         for dtype in dtypes() {
-            for int8 in [false, true] {
+            for form in [Form::Float, Form::Int8] {
                 let mut random = Random::new(3);
-                case(1, 64, &[72, 256], int8, dtype, &mut random);
-                case(2, 192, &[193, 768, 33], int8, dtype, &mut random);
-                case(8, 256, &[520], int8, dtype, &mut random);
+                case(1, 64, &[72, 256], form, dtype, &mut random);
+                case(2, 192, &[193, 768, 33], form, dtype, &mut random);
+                case(8, 256, &[520], form, dtype, &mut random);
                 // Where there are tensor cores, these are theirs, and more rows than a cube has at a time.
-                case(3, 512, &[9216, 512], int8, dtype, &mut random);
+                case(3, 512, &[9216, 512], form, dtype, &mut random);
                 // SmolLM2's MLP and a part of its mixer.
-                case(1, 576, &[1536, 1536], int8, dtype, &mut random);
-                case(4, 576, &[2313], int8, dtype, &mut random);
+                case(1, 576, &[1536, 1536], form, dtype, &mut random);
+                case(4, 576, &[2313], form, dtype, &mut random);
+            }
+        }
+    });
+}
+
+/// Lengths of rows that units share evenly and unevenly, and an odd number of groups.
+#[test]
+fn projections_in_four_bits_are_right() {
+    with_device(|| {
+        for dtype in dtypes() {
+            let mut random = Random::new(5);
+            case(1, 576, &[1536, 33 * GROUP], Form::Int4, dtype, &mut random);
+            case(3, 2 * GROUP, &[GROUP], Form::Int4, dtype, &mut random);
+            case(
+                9,
+                9 * GROUP,
+                &[2080, 7 * GROUP],
+                Form::Int4,
+                dtype,
+                &mut random,
+            );
+        }
+    });
+}
+
+/// A packed weight as floats is what the definition says, to the rounding of its dtype.
+#[test]
+fn packed_weights_are_their_numbers() {
+    with_device(|| {
+        for dtype in dtypes() {
+            for (form, d_out, d_in, size) in [
+                (Form::Int8, 3, 4, 1.0),
+                (Form::Int8, 65, 1036, 1.0),
+                (Form::Int4, 1, GROUP, 1.0),
+                (Form::Int4, 65, 33 * GROUP, 1.0),
+                // Scales below the normal range of f16.
+                (Form::Int4, 3, 3 * GROUP, 1e-5),
+            ] {
+                if size < 1.0 && dtype != DType::F32 {
+                    continue;
+                }
+                let weight = Random::new(7).values([d_out, d_in], size, DType::F32);
+                let packed = Weight::<Cube>::Float(weight.cube()).to_form(form);
+                let exact = Weight::<Exact>::Float(weight.exact()).to_form(form);
+                let name = format!("{d_out} of {d_in} from {form:?} to {dtype:?}");
+                let exact = vec![output("numbers", exact.to_float(DType::F32))];
+                let run = || vec![output("numbers", packed.to_float(dtype))];
+                check(&name, tolerance(dtype), exact, run);
             }
         }
     });
@@ -168,8 +215,14 @@ fn projections_of_few_vectors_are_right_on_random_shapes() {
             let (b, d) = (random.size(1, 9), random.size(1, 600));
             let count = random.size(1, 4);
             let widths: Vec<_> = (0..count).map(|_| random.size(1, 900)).collect();
-            let int8 = random.flag();
-            case(b, d, &widths, int8, dtype, &mut random);
+            let form = random.of(&[Form::Float, Form::Int8, Form::Int4]);
+            let whole = |n: usize| match form {
+                Form::Int4 => n.next_multiple_of(GROUP),
+                _ => n,
+            };
+            let d = whole(d);
+            let widths: Vec<_> = widths.into_iter().map(whole).collect();
+            case(b, d, &widths, form, dtype, &mut random);
         }
     });
 }
@@ -179,10 +232,16 @@ fn projections_of_few_vectors_are_right_on_random_shapes() {
 fn a_vector_alone_is_as_in_a_batch() {
     with_device(|| {
         // The second has more rows than all cubes of a large GPU at a time.
-        let each = dtypes().into_iter().map(|dtype| (dtype, 256, 300, false));
-        for (dtype, d, d_out, int8) in each.chain([(DType::F32, 1024, 20_000, true)]) {
+        let each = dtypes()
+            .into_iter()
+            .map(|dtype| (dtype, 256, 300, Form::Float));
+        let packed = [
+            (DType::F32, 1024, 20_000, Form::Int8),
+            (DType::F32, 320, 100, Form::Int4),
+        ];
+        for (dtype, d, d_out, form) in each.chain(packed) {
             let mut random = Random::new(11);
-            let it = Both::random(&mut random, d_out, d, dtype, int8);
+            let it = Both::random(&mut random, d_out, d, dtype, form);
             let x = random.values([8, d], 3.0, DType::F32);
             let norm = |centred: bool| Normalisation::<Cube> {
                 gamma: Tensor::ones([d], (&Default::default(), dtype)),

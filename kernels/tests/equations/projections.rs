@@ -1,9 +1,9 @@
-//! Weights of eight bits, and what stands around projections.
+//! Weights of eight and four bits, and what stands around projections.
 
 use burn::tensor::{DType, Tensor};
 use kernels::KernelBackend;
 use kernels::decode::projections::{
-    Activation, Input, Normalisation, Projection, Weight, into, out_of,
+    Activation, Form, GROUP, Input, Normalisation, Projection, Weight, into, out_of,
 };
 use kernels::runtime::{Flex, NdArray64};
 
@@ -40,23 +40,79 @@ fn eight_bits_hold_a_weight_to_half_a_step() {
     check::<Flex>();
 }
 
-/// A weight in 8 bits gives what its numbers give as floats: for one vector, a few and many, with and without a bias.
+/// Numbers move by less than a step of their group, and together by what rounding to 16 steps makes likely; a weight in
+/// other memory has the same numbers.
 #[test]
-fn eight_bits_multiply_as_their_numbers() {
-    for (b, d_out, d_in) in [
-        (1, 1, 4),
-        (1, 70, 64),
-        (3, 300, 192),
-        (8, 33, 76),
-        (20, 40, 128),
+fn four_bits_hold_a_weight_to_steps_of_its_groups() {
+    fn held<B: KernelBackend>(weight: &Values) -> Vec<f64> {
+        let packed = Weight::<B>::Float(tensor(weight.clone())).to_int4();
+        assert_eq!(packed.form(), Form::Int4);
+        assert_eq!(packed.dims().to_vec(), weight.0);
+        // Five bits a number at most: four, and the groups' scales.
+        assert!(
+            packed.bytes() <= 5 * weight.1.len().div_ceil(8) + 4
+                || B::name(&Default::default()) != "flex"
+        );
+        values(packed.to_float(DType::F32)).1
+    }
+    // An odd number of groups, whose sizes are far apart; the second is of zeros.
+    let mut weight = random(1, &[3, 3 * GROUP], 1.0);
+    let groups = weight.1.chunks_mut(GROUP).zip([1.0, 0.0, 1e-3, 1e-5]);
+    groups.for_each(|(group, size)| group.iter_mut().for_each(|v| *v *= size));
+    let found = held::<Flex>(&weight);
+    assert_eq!(found, held::<NdArray64>(&weight));
+    for (group, held) in weight.1.chunks(GROUP).zip(found.chunks(GROUP)) {
+        let largest = group
+            .iter()
+            .fold(0.0_f64, |largest, v| largest.max(v.abs()));
+        let apart = group.iter().zip(held).map(|(a, b)| (a - b).abs());
+        let worst = apart.clone().fold(0.0, f64::max);
+        assert!(worst <= largest / 7.0, "{group:?} became {held:?}");
+        let squares: f64 = apart.map(|apart| apart * apart).sum();
+        // A step of a seventh, of which the mean square error is a twelfth.
+        let even = GROUP as f64 * (largest / 7.0).powi(2) / 12.0;
+        assert!(squares <= 1.2 * even, "{group:?} became {held:?}");
+        assert!(largest == 0.0 || squares > 0.0, "{held:?} is {group:?}");
+    }
+}
+
+/// Rows that are no whole groups are in 8 bits, and rows that are no whole words in floats.
+#[test]
+fn rows_of_any_length_have_a_form() {
+    for (d_in, form, int8) in [
+        (64, Form::Int4, Form::Int8),
+        (36, Form::Int8, Form::Int8),
+        (6, Form::Float, Form::Float),
+    ] {
+        let weight = Weight::<Flex>::Float(tensor(random(1, &[2, d_in], 1.0)));
+        assert_eq!(weight.clone().to_int4().form(), form);
+        assert_eq!(weight.to_int8().form(), int8);
+    }
+}
+
+/// A packed weight gives what its numbers give as floats: for one vector, a few and many, with and without a bias.
+#[test]
+fn packed_weights_multiply_as_their_numbers() {
+    for (form, [b, d_out, d_in]) in [
+        (Form::Int8, [1, 1, 4]),
+        (Form::Int8, [1, 70, 64]),
+        (Form::Int8, [3, 300, 192]),
+        (Form::Int8, [8, 33, 76]),
+        (Form::Int8, [20, 40, 128]),
+        (Form::Int4, [1, 1, 32]),
+        (Form::Int4, [1, 71, 96]),
+        (Form::Int4, [3, 300, 576]),
+        (Form::Int4, [8, 33, 160]),
+        (Form::Int4, [20, 40, 128]),
     ] {
         let weight = random(1, &[d_out, d_in], 1.0);
         let (u, x) = (random(2, &[b, d_in], 2.0), random(3, &[b, d_out], 1.0));
         for bias in [None, Some(random(4, &[d_out], 1.0))] {
-            let int8 = Weight::<Flex>::Float(tensor(weight.clone())).to_int8();
-            let floats = values(int8.to_float(DType::F32));
+            let packed = Weight::<Flex>::Float(tensor(weight.clone())).to_form(form);
+            assert_eq!(packed.form(), form);
+            let floats = values(packed.to_float(DType::F32));
             let projection = Projection {
-                weight: int8,
+                weight: packed,
                 bias: bias.clone().map(tensor),
             };
             let input = Input::from(tensor(u.clone()));
@@ -68,7 +124,7 @@ fn eight_bits_multiply_as_their_numbers() {
             let input = Input::from(tensor(u.clone()));
             let expected: Tensor<NdArray64, 2> =
                 out_of(tensor(x.clone()), vec![(input, projection)]);
-            let name = format!("{b} vectors of {d_in} to {d_out}");
+            let name = format!("{b} vectors of {d_in} to {d_out}, {form:?}");
             tests::assert_close(&name, values(found), values(expected), F32_TOLERANCE);
         }
     }
@@ -82,39 +138,41 @@ const BLOCKS: [(usize, &[usize], usize); 4] = [
     (576, &[1536, 1536], 1),
 ];
 
-/// Numbers, in f64, that a projection on any backend is made of: those of an 8-bit weight as the 8 bits hold them.
+/// What a projection on any backend is made of, and the weight's numbers, in f64, as its form holds them.
 struct Numbers {
     weight: Values,
+    held: Values,
     bias: Option<Values>,
-    int8: bool,
+    form: Form,
 }
 
 impl Numbers {
-    fn new(seed: u64, d_out: usize, d_in: usize, int8: bool) -> Self {
-        let mut weight = random(seed, &[d_out, d_in], 1.0);
-        if int8 {
-            let packed = Weight::<Flex>::Float(tensor(weight)).to_int8();
-            weight = values(packed.to_float(DType::F32));
-        }
+    fn new(seed: u64, d_out: usize, d_in: usize, form: Form) -> Self {
+        let weight = random(seed, &[d_out, d_in], 1.0);
+        let packed = Weight::<Flex>::Float(tensor(weight.clone())).to_form(form);
         let bias = seed.is_multiple_of(2);
         Self {
+            held: match form {
+                Form::Float => weight.clone(),
+                Form::Int8 | Form::Int4 => values(packed.to_float(DType::F32)),
+            },
             weight,
             bias: bias.then(|| random(seed + 1, &[d_out], 1.0)),
-            int8,
+            form,
         }
     }
 
     fn projection<B: KernelBackend>(&self) -> Projection<B> {
         let weight = Weight::Float(tensor(self.weight.clone()));
         Projection {
-            weight: if self.int8 { weight.to_int8() } else { weight },
+            weight: weight.to_form(self.form),
             bias: self.bias.clone().map(tensor),
         }
     }
 
     /// `W u + bias` of one row `u`, with `W` in rows.
     fn times(&self, u: &[f64]) -> Vec<f64> {
-        let rows = self.weight.1.chunks(u.len()).enumerate();
+        let rows = self.held.1.chunks(u.len()).enumerate();
         let product = |(i, row): (usize, &[f64])| {
             let sum: f64 = row.iter().zip(u).map(|(w, u)| w * u).sum();
             sum + self.bias.as_ref().map_or(0.0, |(_, bias)| bias[i])
@@ -146,19 +204,25 @@ fn activated(v: f64, activation: Activation) -> f64 {
     }
 }
 
-/// Layer and root-mean-square normalisation, every activation, weights in floats and in 8 bits.
+/// Layer and root-mean-square normalisation, every activation, weights in every form.
 #[test]
 fn projections_into_are_their_equation() {
     fn check<B: KernelBackend>(tolerance: f64) {
         const EPSILON: f64 = 1e-2;
         let activations = [Activation::Silu, Activation::Identity, Activation::GeluNew];
         for (d, widths, b) in BLOCKS {
-            for (int8, centred) in [(false, false), (false, true), (true, false), (true, true)] {
+            for (form, centred) in [
+                (Form::Float, false),
+                (Form::Float, true),
+                (Form::Int8, false),
+                (Form::Int8, true),
+                (Form::Int4, false),
+            ] {
                 let (x, gamma) = (random(1, &[b, d], 2.0), random(2, &[d], 1.0));
                 let beta = centred.then(|| random(3, &[d], 1.0));
                 let each = (4..).zip(widths);
                 let each: Vec<_> = each
-                    .map(|(seed, &width)| Numbers::new(seed, width, d, int8))
+                    .map(|(seed, &width)| Numbers::new(seed, width, d, form))
                     .collect();
                 let norm = Normalisation::<B> {
                     gamma: tensor(gamma.clone()),
@@ -178,8 +242,7 @@ fn projections_into_are_their_equation() {
                     };
                     let expected = x.1.chunks(d).flat_map(row).collect();
                     let shape = vec![b, numbers.weight.0[0]];
-                    let name =
-                        format!("{b} of {d}, int8 {int8}, centred {centred}, {activation:?}");
+                    let name = format!("{b} of {d}, {form:?}, centred {centred}, {activation:?}");
                     tests::assert_close(&name, values(found), (shape, expected), tolerance);
                 }
             }
@@ -194,10 +257,12 @@ fn projections_into_are_their_equation() {
 fn projections_out_of_are_their_equation() {
     fn check<B: KernelBackend>(tolerance: f64) {
         for (d, widths, b) in BLOCKS {
-            for (int8, gated) in [
-                (false, [true; 3]),
-                (true, [true; 3]),
-                (true, [false, true, false]),
+            for (form, gated) in [
+                (Form::Float, [true; 3]),
+                (Form::Int8, [true; 3]),
+                (Form::Int8, [false, true, false]),
+                (Form::Int4, [true; 3]),
+                (Form::Int4, [false, true, false]),
             ] {
                 let x = random(1, &[b, d], 2.0);
                 let each = (4..).zip(widths).zip(gated);
@@ -206,7 +271,7 @@ fn projections_out_of_are_their_equation() {
                         let width = width.next_multiple_of(4);
                         let u = random(seed + 10, &[b, width], 1.0);
                         let gate = gated.then(|| random(seed + 20, &[b, width], 1.0));
-                        (u, gate, Numbers::new(seed, d, width, int8))
+                        (u, gate, Numbers::new(seed, d, width, form))
                     })
                     .collect();
                 let inputs = each.iter().map(|(u, gate, numbers)| {
@@ -229,7 +294,7 @@ fn projections_out_of_are_their_equation() {
                         row.zip(terms).for_each(|(y, term)| *y += term);
                     }
                 }
-                let name = format!("{b} of {widths:?} to {d}, int8 {int8}, gated {gated:?}");
+                let name = format!("{b} of {widths:?} to {d}, {form:?}, gated {gated:?}");
                 tests::assert_close(&name, values(found), (vec![b, d], expected), tolerance);
             }
         }

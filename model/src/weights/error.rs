@@ -172,6 +172,16 @@ pub enum TensorFault {
         /// That of the other.
         other: String,
     },
+    /// It is a part of a weight in bits, and does not hold what that part should.
+    #[error("`{name}` holds {dtype}; it should hold {expected}")]
+    Packed {
+        /// Its name in the file.
+        name: String,
+        /// What it holds.
+        dtype: String,
+        /// What it should hold.
+        expected: String,
+    },
     /// It does not hold floating-point numbers.
     #[error("`{name}` holds {dtype}; it should hold f32, f16, bf16 or f64")]
     Dtype {
@@ -180,6 +190,20 @@ pub enum TensorFault {
         /// What it holds.
         dtype: String,
     },
+}
+
+impl TensorFault {
+    /// The tensor's name.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Missing { name, .. }
+            | Self::Unexpected { name, .. }
+            | Self::Shape { name, .. }
+            | Self::Untied { name, .. }
+            | Self::Packed { name, .. }
+            | Self::Dtype { name, .. } => name,
+        }
+    }
 }
 
 /// A tensor with numbers that are NaN or infinite, in the file or in the dtype that they are to have.

@@ -45,7 +45,8 @@ impl HostModel {
     pub fn write(&self, folder: &Path) -> Result<Digests, WeightsError> {
         let tensors = self.tensors.iter();
         let tensors = tensors.map(|(name, tensor)| (name.clone(), tensor));
-        write::folder(tensors.collect(), &self.config, folder)
+        let text = self.config.to_json();
+        write::folder(tensors.collect(), &self.config, text, folder)
     }
 }
 

@@ -7,7 +7,8 @@
 //! Modules are laid out as the files are, so loading is a matter of names ([`Layout`](crate::arch::Layout)) and
 //! dtypes.
 //! Tensors are f32, f16, bf16 or f64 on disk, or quantised in a GGUF file, and get the backend's default float dtype in memory,
-//! which widens exactly. **Every tensor is accounted for**: one that is missing, unexpected,
+//! which widens exactly. Weights of projections may be in 8 or 4 bits too, as [`save_packed`] writes them, and
+//! [`load_packed_as`] keeps them so. **Every tensor is accounted for**: one that is missing, unexpected,
 //! mis-shaped or not a float is an error, and one error lists them all; so is one with a number that is NaN or
 //! infinite, as stored or in the dtype that it gets. A head that is tied to the embedding may be stored too, if it
 //! is the same. A file that is cut short or damaged is an error too, found
@@ -22,6 +23,7 @@ mod error;
 mod file;
 mod gguf;
 mod host;
+mod packed;
 mod pickle;
 mod random;
 mod read;
@@ -35,15 +37,18 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Element};
+use kernels::KernelBackend;
 
 pub use error::{NotFinite, TensorFault, WeightsError};
 pub use host::{HostModel, HostTensor};
 pub use random::save_random_teacher;
 pub use safetensors::write as write_tensors;
-pub use small_file::{SmallFile, small_file, tokenizer_json};
+pub use small_file::{BESIDE_TOKENIZER, SmallFile, small_file, tokenizer_json};
 
 use self::error::io;
+use self::read::PackedWeights;
 use crate::arch::{Family, HeadConfig, ModelConfig};
+use crate::layers::Linear;
 use crate::lm::CausalLm;
 use crate::manifest::{self, Digests};
 use crate::parameters::Part;
@@ -51,11 +56,12 @@ use crate::parameters::Part;
 pub(crate) use read::{shards, weight_form};
 
 /// The configuration's file name.
-pub(crate) const CONFIG: &str = "config.json";
-/// Small files beside the weights: the tokenizer, what belongs to it, and how texts begin and end.
-pub(crate) const TOKENIZER: &str = "tokenizer.json";
+pub const CONFIG: &str = "config.json";
+/// The tokenizer's file name, beside the weights.
+pub const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-pub(crate) const GENERATION: &str = "generation_config.json";
+/// How texts begin and end, beside the weights.
+pub const GENERATION: &str = "generation_config.json";
 /// The forms that weights come in: one file or an index of several, of safetensors or as `torch.save` writes them.
 pub(crate) const SINGLE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
@@ -108,7 +114,42 @@ pub fn load_any_as<B: Backend>(
     let folder = folder.as_ref();
     let config = load_config(folder)?;
     let model = CausalLm::init(&config, 0, device);
-    let model = read::fill(model, config.layout(), folder, choose)?;
+    let model = read::fill(model, config.layout(), folder, choose, |_, _| Ok(()))?;
+    Ok((config, model))
+}
+
+/// [`load_any_as`], but weights of projections that the files have in 8 or 4 bits stay so, to the last bit.
+///
+/// # Errors
+/// [`WeightsError`], as the module says.
+pub fn load_packed_as<B: KernelBackend>(
+    folder: impl AsRef<Path>,
+    choose: impl Fn(Option<DType>) -> DType,
+    device: &B::Device,
+) -> Result<(ModelConfig, CausalLm<B>), WeightsError> {
+    let folder = folder.as_ref();
+    let config = load_config(folder)?;
+    let model = CausalLm::init(&config, 0, device);
+    let keep = |model: &mut CausalLm<B>, weights: &mut PackedWeights| {
+        let dtype = weights.dtype;
+        let mut result = Ok(());
+        model.each_linear(|linear| {
+            let found = weights.of_projections.remove(&linear.weight.id);
+            if let Some(tensor) = found
+                && result.is_ok()
+            {
+                let read = weights.read(tensor, device);
+                result = read.map(|weight| linear.set_packed(weight, dtype));
+            }
+        });
+        result?;
+        if let Some(tensor) = weights.tied_head.take() {
+            let weight = weights.read(tensor, device)?;
+            model.lm_head = Some(Linear::of_packed(weight, dtype));
+        }
+        Ok(())
+    };
+    let model = read::fill(model, config.layout(), folder, choose, keep)?;
     Ok((config, model))
 }
 
@@ -126,6 +167,36 @@ pub fn load_config(folder: impl AsRef<Path>) -> Result<ModelConfig, WeightsError
     read_config_file(folder.join(CONFIG))
 }
 
+/// Whether the folder `path` is there and has a configuration or weights.
+///
+/// # Errors
+/// [`WeightsError::Io`] if that cannot be found out.
+pub fn has_model(path: impl AsRef<Path>) -> Result<bool, WeightsError> {
+    let path = path.as_ref();
+    if !path.is_dir() {
+        return Ok(is_model(path));
+    }
+    let has_config = path.join(CONFIG).symlink_metadata().is_ok();
+    Ok(has_config || weight_form(path)?.is_some() || gguf::at(path)?.is_some())
+}
+
+/// The dtype in which a model's parameters are stored, if that is f16 or bf16 for all but those in bits; f32 otherwise.
+///
+/// # Errors
+/// As [`describe`].
+pub fn stored_dtype(folder: impl AsRef<Path>) -> Result<DType, WeightsError> {
+    let (_, tensors) = describe(folder)?;
+    let in_bits = ["int4", "int8"];
+    let floats = tensors.iter().map(|tensor| tensor.stored_as.as_str());
+    let mut floats = floats.filter(|name| !in_bits.contains(name));
+    let first = floats.next().filter(|first| floats.all(|name| name == *first));
+    Ok(match first {
+        Some("f16") => DType::F16,
+        Some("bf16") => DType::BF16,
+        _ => DType::F32,
+    })
+}
+
 /// Reads a configuration, whatever its file's name.
 ///
 /// # Errors
@@ -133,7 +204,8 @@ pub fn load_config(folder: impl AsRef<Path>) -> Result<ModelConfig, WeightsError
 pub fn read_config_file(path: impl AsRef<Path>) -> Result<ModelConfig, WeightsError> {
     let path = path.as_ref();
     let text = std::fs::read_to_string(path).map_err(io(path))?;
-    ModelConfig::from_json(&text).map_err(|source| WeightsError::Config {
+    let parsed = packed::without_key(text).and_then(|text| ModelConfig::from_json(&text));
+    parsed.map_err(|source| WeightsError::Config {
         path: path.into(),
         source,
     })
@@ -199,7 +271,32 @@ pub fn save<B: Backend>(
     folder: impl AsRef<Path>,
 ) -> Result<Digests, WeightsError> {
     let tensors = write::stored(model, config.layout(), DType::F32);
-    write::folder(tensors, config, folder.as_ref())
+    write::folder(tensors, config, config.to_json(), folder.as_ref())
+}
+
+/// Writes a model as [`save`] does, with those weights of its projections that are in 8 or 4 bits as they are, and all
+/// else in `dtype`: f32, f16 or bf16. Its `config.json` is `text`, from which `config` was read and which may say more,
+/// such as how texts end, with what says that weights are in bits.
+///
+/// # Errors
+/// [`WeightsError::Io`] or [`WeightsError::Manifest`] if a file cannot be written; [`WeightsError::Config`] if `text` is
+/// no object of JSON.
+///
+/// # Panics
+/// In another `dtype`.
+pub fn save_packed<B: KernelBackend>(
+    (config, text): (&impl Family, &str),
+    model: &CausalLm<B>,
+    dtype: DType,
+    folder: impl AsRef<Path>,
+) -> Result<Digests, WeightsError> {
+    let folder = folder.as_ref();
+    let (tensors, packed) = write::packed(model, config.layout(), dtype);
+    let text = packed::with_key(text, &packed).map_err(|source| WeightsError::Config {
+        path: folder.join(CONFIG),
+        source,
+    })?;
+    write::folder(tensors, config, text, folder)
 }
 
 /// Writes a model as [`save`] does, in `dtype`, f32 or bf16: `config.json`, and shards of up to

@@ -8,18 +8,20 @@ use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
+use burn::module::ParamId;
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Shape, TensorData};
 use burn_store::{ModuleSnapshot, TensorSnapshot, TensorSnapshotError};
 use half::bf16;
+use kernels::decode::projections::Weight;
 use rayon::prelude::*;
 use serde::Deserialize;
 
 use super::error::{NotFinite, damaged, io};
 use super::stored::{Stored, not_finite};
 use super::{
-    FileTensor, INDEX, PICKLE, PICKLE_INDEX, SINGLE, TensorFault, WeightsError, gguf, safetensors,
-    torch,
+    FileTensor, INDEX, PICKLE, PICKLE_INDEX, SINGLE, TensorFault, WeightsError, gguf, packed,
+    safetensors, torch,
 };
 use crate::arch::Layout;
 use crate::lm::CausalLm;
@@ -44,18 +46,21 @@ pub(super) type Tensors = BTreeMap<String, Stored>;
 /// `model` with the parameters that `folder` holds under `layout`'s names, in the dtype that `choose` gives for
 /// the one that they are stored in, where that is one.
 ///
+/// Weights in bits become floats, but for those that `keep` takes out of what it is given.
+///
 /// Meanwhile another thread compares the files with the folder's manifest, if it has one.
 pub(super) fn fill<B: Backend>(
     model: CausalLm<B>,
     layout: Layout,
     folder: &Path,
     choose: impl Fn(Option<DType>) -> DType,
+    keep: impl Fn(&mut CausalLm<B>, &mut PackedWeights) -> Result<(), WeightsError>,
 ) -> Result<CausalLm<B>, WeightsError> {
     let files = Files::of(folder)?;
     let (names, in_folder) = (files.names()?, files.folder.clone());
     std::thread::scope(|scope| {
         let compared = scope.spawn(|| manifest::verify_files(&in_folder, &names));
-        let filled = fill_from(&files, model, layout, folder, choose);
+        let filled = fill_from(&files, model, layout, folder, choose, keep);
         match compared.join() {
             // Of a file that was damaged, whatever else is said of it follows from that.
             Ok(compared) => compared.map(|_| filled)?,
@@ -70,26 +75,59 @@ fn fill_from<B: Backend>(
     layout: Layout,
     folder: &Path,
     choose: impl Fn(Option<DType>) -> DType,
+    keep: impl Fn(&mut CausalLm<B>, &mut PackedWeights) -> Result<(), WeightsError>,
 ) -> Result<CausalLm<B>, WeightsError> {
     let mut tensors = files.open()?;
+    let mut faults = packed::join(&mut tensors)?;
     let parameters = named_parameters(&model, layout);
-    let untied = if model.lm_head.is_none() {
-        take_tied_head(layout, &mut tensors)?
-    } else {
-        None
+    let mut tied = TiedHead::default();
+    if model.lm_head.is_none() {
+        tied = take_tied_head(layout, &mut tensors)?;
+    }
+    let is_known = |fault: &TensorFault| {
+        // A weight of which a part is at fault is not missing besides.
+        let TensorFault::Missing { name, .. } = fault else {
+            return false;
+        };
+        faults.iter().any(|fault| fault.name().starts_with(name))
     };
-    let mut faults = faults(&parameters, &tensors);
-    faults.extend(untied);
+    let mut others = self::faults(&parameters, &tensors);
+    others.retain(|fault| !is_known(fault));
+    faults.extend(others);
+    faults.extend(tied.fault);
     if !faults.is_empty() {
         let folder = folder.into();
         return Err(WeightsError::Tensors { folder, faults });
     }
-    let mut stored = parameters
-        .iter()
-        .map(|parameter| tensors[&parameter.name].dtype);
-    let first = stored.next();
-    let dtype = choose(first.filter(|first| stored.all(|dtype| dtype == *first)));
-    let problems = Rc::new(RefCell::new(Problems::default()));
+    let stored = parameters.iter().map(|parameter| &tensors[&parameter.name]);
+    let floats = stored.filter(|tensor| tensor.packed().is_none());
+    let mut floats = floats.map(|tensor| tensor.dtype);
+    let first = floats.next();
+    let dtype = choose(first.filter(|first| floats.all(|dtype| dtype == *first)));
+    let mut in_bits = PackedWeights {
+        dtype,
+        of_projections: BTreeMap::new(),
+        tied_head: tied.in_bits,
+        not_finite: Vec::new(),
+    };
+    for parameter in &parameters {
+        let name = &parameter.name;
+        let Some(tensor) = tensors.remove(name) else {
+            continue;
+        };
+        if tensor.packed().is_some() {
+            let of_projection = (name.clone(), tensor);
+            in_bits.of_projections.insert(parameter.id, of_projection);
+        } else {
+            tensors.insert(name.clone(), tensor);
+        }
+    }
+    keep(&mut model, &mut in_bits)?;
+    tensors.extend(in_bits.of_projections.into_values());
+    let problems = Rc::new(RefCell::new(Problems {
+        error: None,
+        not_finite: in_bits.not_finite,
+    }));
     let snapshots = parameters.iter().filter_map(|parameter| {
         let tensor = tensors.remove(&parameter.name)?;
         Some(for_module(tensor, parameter, dtype, &problems))
@@ -174,24 +212,79 @@ fn converted(data: TensorData, dtype: DType) -> TensorData {
     TensorData::new(values, data.shape)
 }
 
-/// Takes a head out of `tensors` that is tied to the embedding and stored all the same, as some programs write it;
-/// a fault if it is not the embedding.
-fn take_tied_head(
-    layout: Layout,
-    tensors: &mut Tensors,
-) -> Result<Option<TensorFault>, WeightsError> {
+/// The weights in bits of a model's files. What is taken out is no longer read as floats.
+pub(super) struct PackedWeights {
+    /// What all else gets.
+    pub(super) dtype: DType,
+    /// By the ids of the parameters that they stand for, with their names.
+    pub(super) of_projections: BTreeMap<ParamId, (String, Stored)>,
+    /// A head that is tied to the embedding, which is in floats.
+    pub(super) tied_head: Option<(String, Stored)>,
+    /// Those whose scales are NaN or infinite.
+    not_finite: Vec<NotFinite>,
+}
+
+impl PackedWeights {
+    /// The weight in `tensor`, called `name`, on `device`, as it is.
+    pub(super) fn read<B: Backend>(
+        &mut self,
+        (name, tensor): (String, Stored),
+        device: &B::Device,
+    ) -> Result<Weight<B>, WeightsError> {
+        let packed = tensor.packed().expect("it is in bits");
+        let (weight, count) = packed.weight(device)?;
+        if count > 0 {
+            self.not_finite.push(NotFinite {
+                name,
+                count,
+                all: packed.scales(),
+                dtype: packed.dtype_of_scales(),
+            });
+        }
+        Ok(weight)
+    }
+}
+
+/// A head that is tied to the embedding and stored all the same.
+#[derive(Default)]
+struct TiedHead {
+    /// That it is not the embedding.
+    fault: Option<TensorFault>,
+    /// Its name, and it, in bits.
+    in_bits: Option<(String, Stored)>,
+}
+
+/// Takes a head out of `tensors` that is tied to the embedding and stored all the same, as some programs write it, and
+/// as it is in bits beside an embedding in floats.
+fn take_tied_head(layout: Layout, tensors: &mut Tensors) -> Result<TiedHead, WeightsError> {
     let other = layout.name(EMBEDDING);
     let name = layout.name(HEAD);
     let Some(embedding) = tensors.get(&other) else {
-        return Ok(None);
+        return Ok(TiedHead::default());
     };
     let Some(head) = tensors.get(&name) else {
-        return Ok(None);
+        return Ok(TiedHead::default());
     };
-    let is_alike = head.shape == embedding.shape && head.dtype == embedding.dtype;
-    let is_tied = is_alike && head.read()?.0.bytes == embedding.read()?.0.bytes;
-    tensors.remove(&name);
-    Ok((!is_tied).then_some(TensorFault::Untied { name, other }))
+    let (fault, in_bits) = if head.packed().is_some() {
+        let (expected, found) = (embedding.shape.clone(), head.shape.clone());
+        let fault = (found != expected).then(|| TensorFault::Shape {
+            name: name.clone(),
+            found,
+            expected,
+        });
+        (fault, true)
+    } else {
+        let is_alike = head.shape == embedding.shape && head.dtype == embedding.dtype;
+        let is_tied = is_alike && head.read()?.0.bytes == embedding.read()?.0.bytes;
+        let name = name.clone();
+        let fault = (!is_tied).then_some(TensorFault::Untied { name, other });
+        (fault, false)
+    };
+    let head = tensors.remove(&name).filter(|_| in_bits);
+    Ok(TiedHead {
+        fault,
+        in_bits: head.map(|head| (name, head)),
+    })
 }
 
 /// Everything in which the files differ from what the network needs.
@@ -332,7 +425,13 @@ pub(crate) fn weight_form(folder: &Path) -> Result<Option<&'static str>, Weights
 
 /// The tensors of a folder, but for what is passed over, with the parts of the network that `layout` says.
 pub(super) fn tensors(folder: &Path, layout: Layout) -> Result<Vec<FileTensor>, WeightsError> {
-    let tensors = Files::of(folder)?.open()?.into_iter();
+    let mut tensors = Files::of(folder)?.open()?;
+    let faults = packed::join(&mut tensors)?;
+    if !faults.is_empty() {
+        let folder = folder.into();
+        return Err(WeightsError::Tensors { folder, faults });
+    }
+    let tensors = tensors.into_iter();
     let tensors = tensors.filter(|(name, _)| !is_ignored(name));
     let tensors = tensors.map(|(name, tensor)| FileTensor {
         part: Part::of(&layout.path(&name)),

@@ -8,6 +8,17 @@ use super::error::{WeightsError, io};
 use super::{TOKENIZER, gguf, is_model};
 use crate::manifest;
 
+/// What other programs read beside a tokenizer's file.
+pub const BESIDE_TOKENIZER: [&str; 7] = [
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+];
+
 /// A small file of a model, or what a GGUF file has in its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SmallFile {

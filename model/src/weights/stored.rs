@@ -9,6 +9,7 @@ use rayon::prelude::*;
 
 use super::error::WeightsError;
 use super::file::WeightFile;
+use super::packed::Packed;
 
 /// A part of a file that holds numbers, of one tensor or of several.
 pub(super) struct Storage {
@@ -57,6 +58,11 @@ pub(super) struct Stored {
 pub(super) trait Values {
     /// The values, and how many of them are NaN or infinite.
     fn read(&self) -> Result<(TensorData, usize), WeightsError>;
+
+    /// Those of a weight in bits, as they are.
+    fn packed(&self) -> Option<&Packed> {
+        None
+    }
 }
 
 /// A view of a storage, as PyTorch has them.
@@ -143,6 +149,11 @@ impl Stored {
                 span,
             }),
         })
+    }
+
+    /// Its values as they are, if they are in bits.
+    pub(super) fn packed(&self) -> Option<&Packed> {
+        self.values.packed()
     }
 
     /// Its values, and how many of them are NaN or infinite.

@@ -9,29 +9,33 @@ use std::path::Path;
 use burn::tensor::DType;
 use burn::tensor::backend::Backend;
 use burn_store::{ModuleSnapshot, TensorSnapshot};
+use kernels::KernelBackend;
+use kernels::decode::projections::Form;
 use safetensors::{Dtype, View};
 use serde_json::json;
 
+use super::packed::Part;
 use super::{CONFIG, INDEX, SINGLE, WeightsError, error::io};
 use crate::arch::{Family, Layout};
 use crate::atomic_file;
 use crate::lm::CausalLm;
 use crate::manifest::{self, Digests, Hashing};
 
-/// Writes the tensors `all` of a model and its configuration into `folder`.
+/// Writes the tensors `all` of a model and its configuration, whose `config.json` is `text`, into `folder`.
 pub(super) fn folder<V: View>(
     all: Vec<(String, V)>,
     config: &impl Family,
+    text: String,
     folder: &Path,
 ) -> Result<Digests, WeightsError> {
     fs::create_dir_all(folder).map_err(io(folder))?;
     let mut written = Written::new(folder);
     written.tensors(SINGLE, all)?;
-    written.configuration(config)?;
+    written.configuration(config, &text)?;
     written.list()
 }
 
-/// The tensors of `model` under their published names, in `dtype`, f32 or bf16.
+/// The tensors of `model` under their published names, in `dtype`, f32, f16 or bf16.
 pub(super) fn stored<B: Backend>(
     model: &CausalLm<B>,
     layout: Layout,
@@ -43,6 +47,82 @@ pub(super) fn stored<B: Backend>(
         (layout.name(&path.join(".")), Stored { tensor, dtype })
     });
     named.collect()
+}
+
+/// Names of modules by the form of their weights.
+type Forms = Vec<(Form, Vec<String>)>;
+
+/// The tensors of `model` under their published names, those of weights in bits as a file has them and all others in
+/// `dtype`; and the modules whose weights are in bits.
+pub(super) fn packed<B: KernelBackend>(
+    model: &CausalLm<B>,
+    layout: Layout,
+    dtype: DType,
+) -> (Vec<(String, impl View + use<B>)>, Forms) {
+    let mut weights = HashMap::new();
+    model.clone().each_linear(|linear| {
+        if let Some(weight) = linear.packed() {
+            weights.insert(linear.weight.id, weight);
+        }
+    });
+    let mut forms = vec![(Form::Int4, vec![]), (Form::Int8, vec![])];
+    let mut all = Vec::new();
+    for tensor in model.collect(None, None, false) {
+        let path = tensor.path_stack.clone().unwrap_or_default();
+        let name = layout.name(&path.join("."));
+        let weight = tensor.tensor_id.and_then(|id| weights.remove(&id));
+        if let Some(weight) = weight {
+            let modules = forms.iter_mut().find(|(form, _)| *form == weight.form());
+            if let Some((_, modules)) = modules {
+                modules.push(name.trim_end_matches(".weight").to_owned());
+            }
+            let parts = super::packed::parts(&name, weight).into_iter();
+            all.extend(parts.map(|(name, part)| (name, Either::Part(part))));
+        } else if !path.iter().any(|part| part == PACKED) {
+            all.push((name, Either::Whole(Stored { tensor, dtype })));
+        }
+    }
+    forms.retain(|(_, modules)| !modules.is_empty());
+    (all, forms)
+}
+
+/// The field of a layer under which Burn collects the parts of a weight in bits.
+const PACKED: &str = "packed";
+
+/// A tensor of the network, or a part of a weight in bits.
+enum Either {
+    Whole(Stored),
+    Part(Part),
+}
+
+impl View for Either {
+    fn dtype(&self) -> Dtype {
+        match self {
+            Self::Whole(tensor) => tensor.dtype(),
+            Self::Part(part) => part.dtype,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        match self {
+            Self::Whole(tensor) => tensor.shape(),
+            Self::Part(part) => &part.shape,
+        }
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        match self {
+            Self::Whole(tensor) => tensor.data(),
+            Self::Part(part) => Cow::Borrowed(&part.bytes),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        match self {
+            Self::Whole(tensor) => tensor.data_len(),
+            Self::Part(part) => part.bytes.len(),
+        }
+    }
 }
 
 /// Writes `all` into `folder` as files of up to `bytes` each (more where a single tensor has more), in
@@ -84,7 +164,7 @@ pub(super) fn shards<V: View>(
     }
     let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
     written.text(INDEX, &format!("{index:#}\n"))?;
-    written.configuration(config)?;
+    written.configuration(config, &config.to_json())?;
     written.list()
 }
 
@@ -125,12 +205,12 @@ impl<'a> Written<'a> {
         Ok(())
     }
 
-    /// The `config.json`, and the module of Python that it names.
-    fn configuration(&mut self, config: &impl Family) -> Result<(), WeightsError> {
+    /// The `config.json`, which is `text`, and the module of Python that it names.
+    fn configuration(&mut self, config: &impl Family, text: &str) -> Result<(), WeightsError> {
         if let Some(module) = config.python_module() {
             self.text(module.file, module.text)?;
         }
-        self.text(CONFIG, &config.to_json())
+        self.text(CONFIG, text)
     }
 
     /// Lists all in the folder's manifest, and returns their checksums.
@@ -181,7 +261,8 @@ impl View for Stored {
 fn name_of(dtype: DType) -> Dtype {
     match dtype {
         DType::F32 => Dtype::F32,
+        DType::F16 => Dtype::F16,
         DType::BF16 => Dtype::BF16,
-        other => panic!("models are written in f32 and bf16, not in {other:?}"),
+        other => panic!("models are written in f32, f16 and bf16, not in {other:?}"),
     }
 }

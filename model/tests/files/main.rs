@@ -6,6 +6,7 @@ mod damage;
 mod gguf;
 mod llama;
 mod manifests;
+mod packed;
 mod published;
 mod round_trips;
 mod torch;

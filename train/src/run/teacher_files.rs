@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use datasets::Tokenizer;
-use model::{ModelConfig, PhiMamba, atomic_file, manifest};
+use model::{BESIDE_TOKENIZER, GENERATION, ModelConfig, PhiMamba, TOKENIZER, atomic_file, manifest};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
@@ -14,20 +14,6 @@ use kernels::KernelBackend;
 
 use crate::error::{TrainError, io_error};
 
-/// The tokenizer's file.
-const TOKENIZER: &str = "tokenizer.json";
-/// What other programs read beside the tokenizer.
-const BESIDE_TOKENIZER: [&str; 7] = [
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-];
-/// What other programs read beside the weights.
-const GENERATION: &str = "generation_config.json";
 /// Its keys that name the tokens at both ends of a text. A teacher may have them in its `config.json` instead; the
 /// student's has no place for them.
 const ENDS: [&str; 2] = ["bos_token_id", "eos_token_id"];

@@ -26,17 +26,20 @@
 mod cube;
 #[cfg(feature = "flex")]
 mod flex;
+mod quantise;
 pub mod reference;
 mod weight;
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 
-pub use weight::Weight;
+pub use weight::{Form, GROUP, Weight};
 
 use crate::dense::layer_norm::LayerNorm;
 use crate::dense::linear::Linear;
 use crate::dense::rms_norm::RmsNorm;
+use crate::dtype::narrow;
+use crate::profile::{Kind, timed};
 
 /// A weight and what belongs to it.
 #[derive(Clone, Debug)]
@@ -129,14 +132,33 @@ pub trait Projections: Linear + LayerNorm + RmsNorm {
         reference::linear(x, projection)
     }
 
+    /// Whether [`linear`] of a packed weight is the way to multiply it with many vectors. Otherwise it becomes floats, with
+    /// which products have their biases, activations and residuals in one.
+    fn multiplies_packed() -> bool {
+        false
+    }
+
     /// What follows a projection in [`into`], as its default uses it, on `y [b, d_out]`.
     fn projection_activated(y: Tensor<Self, 2>, activation: Activation) -> Tensor<Self, 2> {
         reference::activated(y, activation)
     }
 
-    /// See [`Weight::to_float`]: the numbers of a weight in 8 bits, in f32.
-    fn int8_to_float(packed: Tensor<Self, 2, Int>, scales: Tensor<Self, 1>) -> Tensor<Self, 2> {
-        reference::int8_to_float(packed, scales)
+    /// See [`Weight::to_float`]: the numbers of a weight in 8 bits, in `dtype`.
+    fn int8_to_float(
+        packed: Tensor<Self, 2, Int>,
+        scales: Tensor<Self, 1>,
+        dtype: DType,
+    ) -> Tensor<Self, 2> {
+        narrow(reference::int8_to_float(packed, scales), dtype)
+    }
+
+    /// See [`Weight::to_float`]: the numbers of a weight in 4 bits, in `dtype`.
+    fn int4_to_float(
+        packed: Tensor<Self, 2, Int>,
+        scales: Tensor<Self, 1, Int>,
+        dtype: DType,
+    ) -> Tensor<Self, 2> {
+        narrow(reference::int4_to_float(packed, scales), dtype)
     }
 
     /// See [`rows`].
@@ -227,6 +249,24 @@ pub fn out_of<B: Projections>(
         );
     }
     B::projections_out_of(x, inputs)
+}
+
+/// `W x + bias` of any number of vectors: `x [.., d_in]` to `[.., d_out]`, in the dtype of `x`.
+///
+/// # Panics
+/// If a shape does not fit.
+pub fn linear<B: Projections, const D: usize>(
+    x: Tensor<B, D>,
+    projection: Projection<B>,
+) -> Tensor<B, D> {
+    let mut shape = x.dims();
+    let d_in = shape[D - 1];
+    projection.check("projections::linear", d_in);
+    let vectors = shape[..D - 1].iter().product::<usize>();
+    shape[D - 1] = projection.weight.dims()[0];
+    let x = x.reshape([vectors, d_in]);
+    let y = timed(Kind::Products, || B::projection(x, projection));
+    y.reshape(shape)
 }
 
 /// The rows `ids [b]` of `table [v, d]`: `[b, d]`, in f32 for a table in half precision. What a step begins with.

@@ -1,10 +1,45 @@
-//! A weight as it lies in memory: in a float dtype, or in 8 bits.
+//! A weight as it lies in memory: in a float dtype, in 8 bits, or in 4.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
-use super::Projections;
+use super::{Projections, quantise};
 use crate::dtype::narrow;
+
+/// Numbers of a row that share a scale in 4 bits: those that a GPU reads at once.
+pub const GROUP: usize = 32;
+
+/// What the numbers of a weight are stored as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// In a float dtype.
+    Float,
+    /// In 8 bits; see [`Weight::Int8`].
+    Int8,
+    /// In 4 bits; see [`Weight::Int4`].
+    Int4,
+}
+
+impl Form {
+    /// Numbers in one element of the tensor that holds them.
+    pub fn in_element(self) -> usize {
+        match self {
+            Self::Float => 1,
+            Self::Int8 => 4,
+            Self::Int4 => 8,
+        }
+    }
+
+    /// The form of a weight with rows of `d_in` numbers that is to be stored so: rows that are no whole groups are in 8
+    /// bits, and those that are no whole words in floats.
+    pub fn of_rows(self, d_in: usize) -> Self {
+        match self {
+            Self::Int4 if d_in.is_multiple_of(GROUP) => Self::Int4,
+            Self::Int4 | Self::Int8 if d_in.is_multiple_of(4) => Self::Int8,
+            _ => Self::Float,
+        }
+    }
+}
 
 /// `[d_out, d_in]`.
 #[derive(Clone, Debug)]
@@ -21,6 +56,17 @@ pub enum Weight<B: Backend> {
         /// `[d_out]`, f32.
         scales: Tensor<B, 1>,
     },
+    /// In 4 bits: `scale * q` with a whole `q` from -8 to 7, and a scale for each [`GROUP`] of a row.
+    ///
+    /// The scale is the one, of a few that were tried, with the smallest sum of squared errors. It is an f16 number, which
+    /// may be negative, of 8 significant bits: so a product with `q` has 11, which TF32 and f16 hold.
+    Int4 {
+        /// `[d_out, d_in / 8]`, eight numbers in 32 bits, the first in the lowest four, each as `q + 8`.
+        packed: Tensor<B, 2, Int>,
+        /// `[d_out * d_in / 64, rounded up]`: the scales of all groups, row by row, as the bits of f16 numbers, two in
+        /// 32 bits, the first in the lower half. Not every GPU reads f16.
+        scales: Tensor<B, 1, Int>,
+    },
 }
 
 impl<B: Backend> Weight<B> {
@@ -28,65 +74,76 @@ impl<B: Backend> Weight<B> {
     pub fn dims(&self) -> [usize; 2] {
         match self {
             Self::Float(weight) => weight.dims(),
-            Self::Int8 { packed, .. } => {
+            Self::Int8 { packed, .. } | Self::Int4 { packed, .. } => {
                 let [d_out, words] = packed.dims();
-                [d_out, 4 * words]
+                [d_out, self.form().in_element() * words]
             }
+        }
+    }
+
+    /// What its numbers are stored as.
+    pub fn form(&self) -> Form {
+        match self {
+            Self::Float(_) => Form::Float,
+            Self::Int8 { .. } => Form::Int8,
+            Self::Int4 { .. } => Form::Int4,
         }
     }
 
     /// Bytes that its tensors hold.
     pub fn bytes(&self) -> usize {
+        fn bytes<B: Backend, const D: usize>(x: &Tensor<B, D, Int>) -> usize {
+            x.shape().num_elements() * x.dtype().size()
+        }
         match self {
             Self::Float(weight) => weight.shape().num_elements() * weight.dtype().size(),
-            Self::Int8 { packed, scales } => {
-                let packed = packed.shape().num_elements() * packed.dtype().size();
-                packed + 4 * scales.shape().num_elements()
-            }
+            Self::Int8 { packed, scales } => bytes(packed) + 4 * scales.shape().num_elements(),
+            Self::Int4 { packed, scales } => bytes(packed) + bytes(scales),
         }
     }
 
-    /// The nearest weight in 8 bits; as it is if its rows cannot be packed, `d_in` not being a multiple
-    /// of four.
+    /// A weight in floats in the form that [`Form::of_rows`] says; one that is stored in bits stays as it is.
     ///
-    /// Done on the host, a few rows at a time, when a model is loaded.
-    pub fn to_int8(self) -> Self {
+    /// Done on the host when a model is loaded.
+    pub fn to_form(self, form: Form) -> Self {
         let Self::Float(weight) = self else {
             return self;
         };
         let [d_out, d_in] = weight.dims();
-        if !d_in.is_multiple_of(4) {
+        let form = form.of_rows(d_in);
+        if form == Form::Float {
             return Self::Float(weight);
         }
         let device = weight.device();
         let values = weight.into_data().convert::<f32>();
         let values = values.as_slice::<f32>().unwrap_or_default();
-        let mut scales = Vec::with_capacity(d_out);
-        let mut words = Vec::with_capacity(d_out * d_in / 4);
-        for row in values.chunks_exact(d_in) {
-            let largest = row.iter().fold(0.0_f32, |largest, v| {
-                if v.is_nan() || largest.is_nan() {
-                    f32::NAN
-                } else {
-                    largest.max(v.abs())
-                }
-            });
-            let scale = largest / 127.0;
-            let steps = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-            scales.push(scale);
-            words.extend(row.chunks_exact(4).map(|four| {
-                // What is no number stays none: its row's scale is NaN.
-                let byte = |v: &f32| (v * steps).round().clamp(-127.0, 127.0) as i8 as u8;
-                i32::from_le_bytes([0, 1, 2, 3].map(|i| byte(&four[i])))
-            }));
-        }
         // As one row, which CubeCL does not pad.
-        let n = words.len();
-        let packed = Tensor::<B, 1, Int>::from_data(TensorData::new(words, [n]), &device);
-        Self::Int8 {
-            packed: packed.reshape([d_out, d_in / 4]),
-            scales: Tensor::from_data(TensorData::new(scales, [d_out]), (&device, DType::F32)),
+        let words = |words: Vec<i32>| {
+            let n = words.len();
+            Tensor::<B, 1, Int>::from_data(TensorData::new(words, [n]), &device)
+        };
+        if form == Form::Int8 {
+            let (packed, scales) = quantise::to_int8(values, d_in);
+            return Self::Int8 {
+                packed: words(packed).reshape([d_out, d_in / 4]),
+                scales: Tensor::from_data(TensorData::new(scales, [d_out]), (&device, DType::F32)),
+            };
         }
+        let (packed, scales) = quantise::to_int4(values);
+        Self::Int4 {
+            packed: words(packed).reshape([d_out, d_in / 8]),
+            scales: words(quantise::in_pairs(&scales)),
+        }
+    }
+
+    /// [`to_form`](Self::to_form) in 8 bits.
+    pub fn to_int8(self) -> Self {
+        self.to_form(Form::Int8)
+    }
+
+    /// [`to_form`](Self::to_form) in 4 bits.
+    pub fn to_int4(self) -> Self {
+        self.to_form(Form::Int4)
     }
 }
 
@@ -96,7 +153,10 @@ impl<B: Projections> Weight<B> {
         match self {
             Self::Float(weight) => narrow(weight.clone(), dtype),
             Self::Int8 { packed, scales } => {
-                narrow(B::int8_to_float(packed.clone(), scales.clone()), dtype)
+                B::int8_to_float(packed.clone(), scales.clone(), dtype)
+            }
+            Self::Int4 { packed, scales } => {
+                B::int4_to_float(packed.clone(), scales.clone(), dtype)
             }
         }
     }

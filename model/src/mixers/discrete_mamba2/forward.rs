@@ -2,6 +2,7 @@
 
 use burn::module::Param;
 use burn::tensor::Tensor;
+use kernels::decode::projections::Form;
 use kernels::scan::causal_conv::{Activation as ConvActivation, ConvInputs};
 use kernels::{DocumentStarts, Epilogue, KernelBackend, ScanInputs, TransferParts};
 
@@ -25,7 +26,9 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
             let mut state = self.empty_state(u.dims()[0], &u.device());
             return self.read(self.in_proj.forward(u), &mut state);
         }
-        let Parts { x, b, c, z, a_log } = if B::queues() {
+        // Rows of a weight in bits would become floats anew for each part.
+        let by_columns = B::queues() || self.in_proj.form() != Form::Float;
+        let Parts { x, b, c, z, a_log } = if by_columns {
             self.parts_by_columns(u, &documents)
         } else {
             self.parts_by_rows(u, &documents)

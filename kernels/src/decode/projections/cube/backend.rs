@@ -3,12 +3,14 @@
 use burn::tensor::{DType, Int, Tensor};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
-use super::launch::{self, Refusal};
+use super::launch::{self, Refusal, Scales};
+use super::to_float;
 use crate::cube::output_pool::{self, Allocate};
 use crate::cube::{computes_in_f32, empty, inner, tensor};
 use crate::decode::projections::{
-    Activation, Input, Normalisation, Projection, Projections, Weight, reference,
+    Activation, Form, Input, Normalisation, Projection, Projections, Weight, reference,
 };
+use crate::dtype::narrow;
 
 impl<R, F, I, T> Projections for CubeBackend<R, F, I, T>
 where
@@ -39,6 +41,32 @@ where
         inputs: Vec<(Input<Self>, Projection<Self>)>,
     ) -> Tensor<Self, 2> {
         out_of(x, inputs)
+    }
+
+    fn int8_to_float(
+        packed: Tensor<Self, 2, Int>,
+        scales: Tensor<Self, 1>,
+        dtype: DType,
+    ) -> Tensor<Self, 2> {
+        if to_float::has_kernel(&packed, dtype) && scales.dtype() == DType::F32 {
+            let (packed, scales) = (packed.into_primitive(), inner(scales));
+            tensor(to_float::floats(packed, scales, Form::Int8, dtype))
+        } else {
+            narrow(reference::int8_to_float(packed, scales), dtype)
+        }
+    }
+
+    fn int4_to_float(
+        packed: Tensor<Self, 2, Int>,
+        scales: Tensor<Self, 1, Int>,
+        dtype: DType,
+    ) -> Tensor<Self, 2> {
+        if to_float::has_kernel(&packed, dtype) {
+            let (packed, scales) = (packed.into_primitive(), scales.into_primitive());
+            tensor(to_float::floats(packed, scales, Form::Int4, dtype))
+        } else {
+            narrow(reference::int4_to_float(packed, scales), dtype)
+        }
     }
 
     fn projections_rows(table: Tensor<Self, 2>, ids: Tensor<Self, 1, Int>) -> Tensor<Self, 2> {
@@ -181,8 +209,12 @@ where
     T: BoolElement,
 {
     let (values, scales) = match projection.weight {
-        Weight::Float(weight) => (inner(weight), None),
-        Weight::Int8 { packed, scales } => (packed.into_primitive(), Some(inner(scales))),
+        Weight::Float(weight) => (inner(weight), Scales::None),
+        Weight::Int8 { packed, scales } => (packed.into_primitive(), Scales::OfRows(inner(scales))),
+        Weight::Int4 { packed, scales } => (
+            packed.into_primitive(),
+            Scales::OfGroups(scales.into_primitive()),
+        ),
     };
     launch::Projection {
         weight: launch::Weight { values, scales },
@@ -199,10 +231,14 @@ where
     T: BoolElement,
 {
     let weight = match projection.weight.scales {
-        None => Weight::Float(tensor(projection.weight.values)),
-        Some(scales) => Weight::Int8 {
+        Scales::None => Weight::Float(tensor(projection.weight.values)),
+        Scales::OfRows(scales) => Weight::Int8 {
             packed: Tensor::from_primitive(projection.weight.values),
             scales: tensor(scales),
+        },
+        Scales::OfGroups(scales) => Weight::Int4 {
+            packed: Tensor::from_primitive(projection.weight.values),
+            scales: Tensor::from_primitive(scales),
         },
     };
     Projection {

@@ -2,13 +2,13 @@
 
 use cubecl::prelude::*;
 
-use super::multiply::{accumulate, read, reduce};
+use super::multiply::{Held, accumulate, read, reduce};
 use super::normalise::{fetch, normalise};
 use super::plan::{Part, Plan};
 use super::ring::Ring;
 use super::walk;
 use crate::cube::fragments::PLANE;
-use crate::decode::projections::Activation;
+use crate::decode::projections::{Activation, Form};
 use crate::dense::gelu::cube::{CUBIC_F32, MINUS_TWICE_SCALE};
 
 /// A projection by the index of an unrolled loop, which chooses from several lists.
@@ -90,15 +90,16 @@ fn bias_at<P: Float>(
     }
 }
 
+/// What the sum of a row's products is multiplied with: the row's scale, where it has one.
 #[cube]
 pub(super) fn scale_at(
-    scales: &Sequence<Array<f32>>,
+    scales: &Sequence<Array<u32>>,
     row: usize,
     i: usize,
-    #[comptime] packed: bool,
+    #[comptime] form: Form,
 ) -> f32 {
-    if comptime!(packed) {
-        scales[i][row]
+    if comptime!(form == Form::Int8) {
+        f32::reinterpret(scales[i][row])
     } else {
         1.0f32.runtime()
     }
@@ -125,7 +126,7 @@ pub(super) fn project_into<W: Numeric, P: Float, N: Size, X: Size>(
     beta: &ComptimeOption<Array<Vector<P, X>>>,
     epsilon: f32,
     weights: &Sequence<Array<Vector<W, N>>>,
-    scales: &Sequence<Array<f32>>,
+    scales: &Sequence<Array<u32>>,
     biases: &Sequence<Array<P>>,
     outputs: &mut Sequence<Array<f32>>,
     #[comptime] parts: Vec<Part>,
@@ -187,9 +188,19 @@ pub(super) fn project_into<W: Numeric, P: Float, N: Size, X: Size>(
                 let place = place(first, plan);
                 let mut sums = zeros(comptime!(plan.sums()));
                 // On their way while the vectors are normalised.
-                let mut held = Array::<Vector<W, N>>::new(comptime!(plan.block() * plan.rows));
+                let mut held = Held::<W, N>::new(plan);
                 let begun = comptime!(plan.block().min(plan.turns(d)));
-                read(&weights[i], &mut held, place, 0usize, begun, part, plan);
+                read(
+                    &weights[i],
+                    scales,
+                    &mut held,
+                    place,
+                    i,
+                    0usize,
+                    begun,
+                    part,
+                    plan,
+                );
                 if comptime!(plan.normalises) {
                     let mut x = fetch(x_bi, 0usize, gamma, beta, d, plan);
                     normalise(&mut x, epsilon, &mut normed, &mut shared, d, plan);
@@ -199,7 +210,18 @@ pub(super) fn project_into<W: Numeric, P: Float, N: Size, X: Size>(
                 } else {
                     x_bi.to_slice()
                 };
-                accumulate(&mut sums, &weights[i], &mut held, &x, &x, place, part, plan);
+                accumulate(
+                    &mut sums,
+                    &weights[i],
+                    scales,
+                    &mut held,
+                    &x,
+                    &x,
+                    place,
+                    i,
+                    part,
+                    plan,
+                );
                 reduce(&sums, &mut shared, plan);
                 let output = outputs.index_mut(i);
                 finish(output, &shared, first, biases, scales, i, part, plan);
@@ -221,7 +243,7 @@ pub(super) fn finish<P: Float>(
     shared: &Shared,
     first: usize,
     biases: &Sequence<Array<P>>,
-    scales: &Sequence<Array<f32>>,
+    scales: &Sequence<Array<u32>>,
     #[comptime] i: usize,
     #[comptime] part: Part,
     #[comptime] plan: Plan,
@@ -229,7 +251,7 @@ pub(super) fn finish<P: Float>(
     let unit = UNIT_POS as usize;
     let row = first + unit / plan.batch;
     if unit < comptime!(plan.outputs()) && row < comptime!(part.d_out) {
-        let scale = scale_at(scales, row, i, plan.packed);
+        let scale = scale_at(scales, row, i, plan.form);
         let bias = bias_at(biases, row, part.bias);
         let mut value = total(shared, unit, plan) * scale + bias;
         if comptime!(part.activation == Activation::GeluNew) {
@@ -247,7 +269,7 @@ pub(super) fn project_out_of<W: Numeric, P: Float, N: Size, X: Size>(
     inputs: &Sequence<Array<Vector<f32, X>>>,
     gates: &Sequence<Array<Vector<f32, X>>>,
     weights: &Sequence<Array<Vector<W, N>>>,
-    scales: &Sequence<Array<f32>>,
+    scales: &Sequence<Array<u32>>,
     biases: &Sequence<Array<P>>,
     output_bo: &mut Array<f32>,
     #[comptime] parts: Vec<Part>,
@@ -282,35 +304,49 @@ pub(super) fn project_out_of<W: Numeric, P: Float, N: Size, X: Size>(
             } else {
                 x
             };
-            let mut held = Array::<Vector<W, N>>::new(comptime!(plan.block() * plan.rows));
+            let mut held = Held::<W, N>::new(plan);
             let begun = comptime!(plan.block().min(plan.turns(part.d_in)));
-            read(&weights[i], &mut held, place, 0usize, begun, part, plan);
-            if comptime!(plan.packed) {
+            read(
+                &weights[i],
+                scales,
+                &mut held,
+                place,
+                i,
+                0usize,
+                begun,
+                part,
+                plan,
+            );
+            if comptime!(plan.form == Form::Int8) {
                 // Each weight has other scales.
                 let mut own = zeros(n);
                 accumulate(
                     &mut own,
                     &weights[i],
+                    scales,
                     &mut held,
                     &x,
                     &gate,
                     place,
+                    i,
                     part,
                     plan,
                 );
                 #[unroll]
                 for s in 0..n {
                     let row = clamp_max(place.row + comptime!(s / plan.batch), comptime!(d - 1));
-                    sums[s] = fma(own[s], scales[i][row], sums[s]);
+                    sums[s] = fma(own[s], scale_at(scales, row, i, plan.form), sums[s]);
                 }
             } else {
                 accumulate(
                     &mut sums,
                     &weights[i],
+                    scales,
                     &mut held,
                     &x,
                     &gate,
                     place,
+                    i,
                     part,
                     plan,
                 );

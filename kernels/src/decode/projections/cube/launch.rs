@@ -14,7 +14,7 @@ use crate::cube::launch_cache::{
 };
 use crate::cube::output_pool::{Allocate, output};
 use crate::cube::recording;
-use crate::decode::projections::Activation;
+use crate::decode::projections::{Activation, Form};
 
 /// What a kernel over projections is made with.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -36,10 +36,30 @@ thread_local! {
 
 /// A weight on the device.
 pub(super) struct Weight<R: CubeRuntime> {
-    /// Floats, or four 8-bit numbers an element.
+    /// Floats, or several numbers an element.
     pub(super) values: CubeTensor<R>,
-    /// Of 8-bit numbers.
-    pub(super) scales: Option<CubeTensor<R>>,
+    pub(super) scales: Scales<R>,
+}
+
+/// The scales of a weight.
+pub(super) enum Scales<R: CubeRuntime> {
+    /// Floats have none.
+    None,
+    /// Of 8-bit numbers, f32.
+    OfRows(CubeTensor<R>),
+    /// Of 4-bit numbers, two f16 numbers an element.
+    OfGroups(CubeTensor<R>),
+}
+
+impl<R: CubeRuntime> Weight<R> {
+    /// What its numbers are stored as.
+    pub(super) fn form(&self) -> Form {
+        match self.scales {
+            Scales::None => Form::Float,
+            Scales::OfRows(_) => Form::Int8,
+            Scales::OfGroups(_) => Form::Int4,
+        }
+    }
 }
 
 /// A projection's tensors.
@@ -185,7 +205,7 @@ pub(super) fn into<R: CubeRuntime>(
     }
     let n = outputs.len();
     let describe = |made: Made| {
-        let scales = if plan.packed { n } else { 0 };
+        let scales = if plan.form == Form::Float { 0 } else { n };
         let biases = made.parts.iter().filter(|part| part.bias.is_some()).count();
         kernels::project_into::ProjectInto::<R>::new(
             settings,
@@ -308,7 +328,7 @@ pub(super) fn out_of<R: CubeRuntime>(
     let made = args.register(plan, small, &mut launcher);
     launcher.array(launch_cache::array(&output), wide);
     let describe = |made: Made| {
-        let scales = if plan.packed { n } else { 0 };
+        let scales = if plan.form == Form::Float { 0 } else { n };
         let gates = if plan.gated { n } else { 0 };
         let biases = made.parts.iter().filter(|part| part.bias.is_some()).count();
         kernels::project_out_of::ProjectOutOf::<R>::new(
@@ -379,7 +399,10 @@ impl<R: CubeRuntime> Args<R> {
             activation,
         });
         self.weights.push(array(values));
-        self.scales.extend(projection.weight.scales.map(array));
+        match projection.weight.scales {
+            Scales::None => {}
+            Scales::OfRows(scales) | Scales::OfGroups(scales) => self.scales.push(array(scales)),
+        }
         self.biases.extend(projection.bias.map(array));
     }
 
@@ -391,7 +414,7 @@ impl<R: CubeRuntime> Args<R> {
             launcher.array(values, weight);
         }
         for scales in self.scales {
-            launcher.array(scales, Type::new(DType::F32.into()));
+            launcher.array(scales, Type::new(DType::U32.into()));
         }
         for bias in self.biases {
             launcher.array(bias, Type::new(small.into()));

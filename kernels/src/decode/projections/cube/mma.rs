@@ -15,7 +15,7 @@ use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
 use super::kernels::Shared;
-use super::multiply::number;
+use super::numbers::number;
 use super::plan::{Plan, STEP};
 use super::ring::Ring;
 use crate::cube::fragments::{PLANE, Pair};
@@ -125,8 +125,8 @@ pub(super) fn multiply<W: Numeric, N: Size, X: Size>(
                 #[unroll]
                 for tile in 0..TILES {
                     let element = comptime!(piece * plan.input + pair * 2);
-                    let first = number(weights[tile], element, plan.packed);
-                    let second = number(weights[tile], comptime!(element + 1), plan.packed);
+                    let first = number(weights[tile], element, plan.form);
+                    let second = number(weights[tile], comptime!(element + 1), plan.form);
                     let chain = comptime!((tile * TURNS + pair % TURNS) * plan.digits());
                     if comptime!(plan.digits() == 1) {
                         add_product(sums, &left, first, second, chain);

@@ -12,6 +12,8 @@ mod launch;
 mod mma;
 mod multiply;
 mod normalise;
+mod numbers;
 mod plan;
 mod ring;
+mod to_float;
 mod walk;

@@ -2,17 +2,41 @@
 
 use cubecl::prelude::*;
 
-use super::kernels::{Place, Shared};
+use super::kernels::{Place, Shared, zeros};
+use super::numbers::{half, half_bits, number};
 use super::plan::{Part, Plan};
 use crate::cube::fragments::PLANE;
+use crate::decode::projections::Form;
 
-/// Reads a unit's vectors of a block of turns. Rows beyond the last are the last once more, and what lies
-/// beyond a row is its last vector.
+/// What a unit has read of a weight before it multiplies.
+#[derive(CubeType)]
+pub(super) struct Held<W: Numeric, N: Size> {
+    /// Of each turn of a block, one a row.
+    vectors: Array<Vector<W, N>>,
+    /// In 4 bits, the bits of their scales.
+    scales: Array<u32>,
+}
+
+#[cube]
+impl<W: Numeric, N: Size> Held<W, N> {
+    pub(super) fn new(#[comptime] plan: Plan) -> Self {
+        let vectors = comptime!(plan.block() * plan.rows);
+        Held::<W, N> {
+            vectors: Array::new(vectors),
+            scales: Array::new(comptime!(if plan.form == Form::Int4 { vectors } else { 1 })),
+        }
+    }
+}
+
+/// Reads a unit's vectors of a block of turns of the weight `i`. Rows beyond the last are the last once more, and what
+/// lies beyond a row is its last vector.
 #[cube]
 pub(super) fn read<W: Numeric, N: Size>(
     weight_oi: &Array<Vector<W, N>>,
-    held: &mut Array<Vector<W, N>>,
+    scales: &Sequence<Array<u32>>,
+    held: &mut Held<W, N>,
     place: Place,
+    i: usize,
     #[comptime] first_turn: usize,
     #[comptime] turns: usize,
     #[comptime] part: Part,
@@ -28,7 +52,12 @@ pub(super) fn read<W: Numeric, N: Size>(
         #[unroll]
         for r in 0..plan.rows {
             let row = clamp_max(place.row + r, comptime!(part.d_out - 1));
-            held[turn * plan.rows + r] = weight_oi[row * vectors + at];
+            let vector = row * vectors + at;
+            held.vectors[turn * plan.rows + r] = weight_oi[vector];
+            if comptime!(plan.form == Form::Int4) {
+                let group = vector / comptime!(plan.of_group());
+                held.scales[turn * plan.rows + r] = half_bits(&scales[i], group);
+            }
         }
     }
 }
@@ -37,7 +66,7 @@ pub(super) fn read<W: Numeric, N: Size>(
 #[cube]
 fn multiply<W: Numeric, N: Size, X: Size>(
     sums: &mut Array<f32>,
-    held: &Array<Vector<W, N>>,
+    held: &Held<W, N>,
     x_bi: &Slice<Vector<f32, X>>,
     gate_bi: &Slice<Vector<f32, X>>,
     place: Place,
@@ -47,88 +76,100 @@ fn multiply<W: Numeric, N: Size, X: Size>(
     #[comptime] plan: Plan,
 ) {
     let vectors = comptime!(plan.vectors(part.d_in));
-    let pieces = comptime!(plan.pieces());
     #[unroll]
     for turn in 0..turns {
         let at = (first_turn + turn) * plan.lanes + place.lane;
         if comptime!((first_turn + turn + 1) * plan.lanes <= vectors) || at < vectors {
-            #[unroll]
-            for piece in 0..pieces {
-                let mut numbers = Array::<f32>::new(comptime!(plan.rows * plan.input));
+            if comptime!(plan.form == Form::Int4) {
+                // Each vector has another scale.
+                let mut own = zeros(comptime!(plan.rows * plan.batch));
+                multiply_turn(&mut own, held, x_bi, gate_bi, at, turn, part, plan);
                 #[unroll]
                 for r in 0..plan.rows {
+                    let scale = half(held.scales[turn * plan.rows + r]);
                     #[unroll]
-                    for j in 0..plan.input {
-                        let element = comptime!(piece * plan.input + j);
-                        let vector = held[turn * plan.rows + r];
-                        numbers[r * plan.input + j] = number(vector, element, plan.packed);
+                    for b in 0..plan.batch {
+                        let sum = comptime!(r * plan.batch + b);
+                        sums[sum] = fma(own[sum], scale, sums[sum]);
                     }
                 }
+            } else {
+                multiply_turn(sums, held, x_bi, gate_bi, at, turn, part, plan);
+            }
+        }
+    }
+}
+
+/// The same of one turn's vectors, which are the rows' vectors `at`, without scales.
+#[cube]
+fn multiply_turn<W: Numeric, N: Size, X: Size>(
+    sums: &mut Array<f32>,
+    held: &Held<W, N>,
+    x_bi: &Slice<Vector<f32, X>>,
+    gate_bi: &Slice<Vector<f32, X>>,
+    at: usize,
+    #[comptime] turn: usize,
+    #[comptime] part: Part,
+    #[comptime] plan: Plan,
+) {
+    let vectors = comptime!(plan.vectors(part.d_in));
+    let pieces = comptime!(plan.pieces());
+    #[unroll]
+    for piece in 0..pieces {
+        let mut numbers = Array::<f32>::new(comptime!(plan.rows * plan.input));
+        #[unroll]
+        for r in 0..plan.rows {
+            #[unroll]
+            for j in 0..plan.input {
+                let element = comptime!(piece * plan.input + j);
+                let vector = held.vectors[turn * plan.rows + r];
+                numbers[r * plan.input + j] = number(vector, element, plan.form);
+            }
+        }
+        #[unroll]
+        for b in 0..plan.batch {
+            let first = comptime!(b * part.d_in / plan.input);
+            let mut place_in_x = first + at * pieces + piece;
+            if comptime!(plan.normalises) {
+                place_in_x = first + piece * vectors + at;
+            }
+            let mut x = x_bi[place_in_x];
+            if comptime!(plan.gated) {
+                x *= gate_bi[place_in_x];
+            }
+            #[unroll]
+            for r in 0..plan.rows {
                 #[unroll]
-                for b in 0..plan.batch {
-                    let first = comptime!(b * part.d_in / plan.input);
-                    let mut place_in_x = first + at * pieces + piece;
-                    if comptime!(plan.normalises) {
-                        place_in_x = first + piece * vectors + at;
-                    }
-                    let mut x = x_bi[place_in_x];
-                    if comptime!(plan.gated) {
-                        x *= gate_bi[place_in_x];
-                    }
-                    #[unroll]
-                    for r in 0..plan.rows {
-                        #[unroll]
-                        for j in 0..plan.input {
-                            let sum = comptime!(r * plan.batch + b);
-                            sums[sum] = fma(numbers[r * plan.input + j], x[j], sums[sum]);
-                        }
-                    }
+                for j in 0..plan.input {
+                    let sum = comptime!(r * plan.batch + b);
+                    sums[sum] = fma(numbers[r * plan.input + j], x[j], sums[sum]);
                 }
             }
         }
     }
 }
 
-/// A number of a weight's vector; of 8 bits, without its scale.
-#[cube]
-pub(super) fn number<W: Numeric, N: Size>(
-    vector: Vector<W, N>,
-    #[comptime] element: usize,
-    #[comptime] packed: bool,
-) -> f32 {
-    if comptime!(packed) {
-        // As digits of 2^23 or 2^15, where the byte lies: a conversion takes a processor longer.
-        let (byte, upper) = comptime!((element % 2, element % 4 / 2));
-        let word = u32::cast_from(vector[comptime!(element / 4)]) >> comptime!(16 * upper as u32);
-        if comptime!(byte == 0) {
-            f32::reinterpret((word & 0xffu32) ^ 0x4b00_0080u32) - 8_388_736.0
-        } else {
-            f32::reinterpret((word & 0xff00u32) ^ 0x4700_8000u32) - 32_896.0
-        }
-    } else {
-        f32::cast_from(vector[element])
-    }
-}
-
-/// All of a unit's products with `x`, or with `x` times `gate`, where its first block of vectors has been read.
+/// All of a unit's products of the weight `i` with `x`, or with `x` times `gate`, where its first block of vectors has been read.
 #[cube]
 pub(super) fn accumulate<W: Numeric, N: Size, X: Size>(
     sums: &mut Array<f32>,
     weight_oi: &Array<Vector<W, N>>,
-    held: &mut Array<Vector<W, N>>,
+    scales: &Sequence<Array<u32>>,
+    held: &mut Held<W, N>,
     x_bi: &Slice<Vector<f32, X>>,
     gate_bi: &Slice<Vector<f32, X>>,
     place: Place,
+    i: usize,
     #[comptime] part: Part,
     #[comptime] plan: Plan,
 ) {
     let (turns, block) = comptime!((plan.turns(part.d_in), plan.block()));
     #[unroll]
-    for i in 0..comptime!(turns.div_ceil(block)) {
-        let first = comptime!(i * block);
-        let count = comptime!(block.min(turns - i * block));
-        if comptime!(i > 0) {
-            read(weight_oi, held, place, first, count, part, plan);
+    for n in 0..comptime!(turns.div_ceil(block)) {
+        let first = comptime!(n * block);
+        let count = comptime!(block.min(turns - n * block));
+        if comptime!(n > 0) {
+            read(weight_oi, scales, held, place, i, first, count, part, plan);
         }
         multiply(sums, held, x_bi, gate_bi, place, first, count, part, plan);
     }

@@ -7,7 +7,7 @@ use cubecl::features::Plane;
 use super::launch::Weight;
 use super::mma;
 use crate::cube::fragments::PLANE;
-use crate::decode::projections::Activation;
+use crate::decode::projections::{Activation, Form, GROUP};
 
 /// Units of a cube without tensor cores.
 const UNITS: usize = 256;
@@ -55,8 +55,8 @@ pub(super) struct Plan {
     pub(super) together: usize,
     /// Numbers of an input that are read together.
     pub(super) input: usize,
-    /// Whether weights are 8-bit numbers, four in an element.
-    pub(super) packed: bool,
+    /// What weights are stored as: floats, or several numbers in an element.
+    pub(super) form: Form,
     /// Whether the units of a plane can add up what they have.
     pub(super) planes: bool,
     /// Whether every cube normalises the vectors for itself, into shared memory.
@@ -84,18 +84,22 @@ impl Plan {
         normalises: bool,
     ) -> Option<Self> {
         let first = weights.clone().next()?;
-        let (packed, first) = (first.scales.is_some(), &first.values);
+        let (form, first) = (first.form(), &first.values);
         let empty = |weight: &Weight<R>| weight.values.meta.num_elements() == 0;
         if !alike(weights.clone()) || batch == 0 || weights.clone().any(empty) {
             return None;
         }
-        let in_element = if packed { 4 } else { 1 };
+        let in_element = form.in_element();
         let elements = |weight: &Weight<R>| weight.values.meta.shape()[1];
         let sizes = first.client.io_optimized_vector_sizes(first.dtype.size());
+        // A vector of numbers in 4 bits has one scale.
+        let most = match form {
+            Form::Int4 => GROUP / in_element,
+            Form::Float | Form::Int8 => usize::MAX,
+        };
         let fits = |size: &usize| {
-            weights
-                .clone()
-                .all(|weight| elements(weight).is_multiple_of(*size))
+            let mut weights = weights.clone();
+            *size <= most && weights.all(|weight| elements(weight).is_multiple_of(*size))
         };
         let together = in_element * sizes.filter(fits).max()?;
         let properties = first.client.properties();
@@ -108,7 +112,7 @@ impl Plan {
             lanes: PLANE,
             together,
             input: together.min(4),
-            packed,
+            form,
             planes,
             normalises: normalises && batch <= FEW,
             centred: false,
@@ -138,8 +142,14 @@ impl Plan {
             0
         };
         let fits = |plan: Self| plan.shared(d) <= hardware.max_shared_memory_size;
+        // In 4 bits the scales would have to come with the rows.
+        let multiplies = match form {
+            Form::Float => matches!(first.dtype, DType::F32 | DType::F16 | DType::BF16),
+            Form::Int8 => true,
+            Form::Int4 => false,
+        };
         let tensor_cores = planes
-            && (packed || matches!(first.dtype, DType::F32 | DType::F16 | DType::BF16))
+            && multiplies
             && together / in_element * first.dtype.size() == VECTOR
             && whole(mma::FEWEST_LANES)
             && properties.features.copy_async
@@ -188,7 +198,12 @@ impl Plan {
 
     /// Elements of a weight that are read together.
     pub(super) fn elements(self) -> usize {
-        self.together / if self.packed { 4 } else { 1 }
+        self.together / self.form.in_element()
+    }
+
+    /// Vectors of a row that share a scale, in 4 bits.
+    pub(super) fn of_group(self) -> usize {
+        GROUP / self.together
     }
 
     /// Vectors of a row.
@@ -244,10 +259,10 @@ impl Plan {
 
     /// Digits of a weight's number: tensor cores take 11 bits, which is all that 16 and 8 bits have.
     pub(super) fn digits(self) -> usize {
-        if self.packed || self.together > 4 {
-            1
-        } else {
+        if self.form == Form::Float && self.together <= 4 {
             2
+        } else {
+            1
         }
     }
 
@@ -321,9 +336,9 @@ impl Plan {
     }
 }
 
-/// Whether all weights are of one dtype, packed or not.
+/// Whether all weights are of one dtype and in one form.
 pub(super) fn alike<'a, R: CubeRuntime>(mut weights: impl Iterator<Item = &'a Weight<R>>) -> bool {
-    let kind = |weight: &Weight<R>| (weight.values.dtype, weight.scales.is_some());
+    let kind = |weight: &Weight<R>| (weight.values.dtype, weight.form());
     let first = weights.next().map(kind);
     weights.all(|weight| Some(kind(weight)) == first)
 }

@@ -39,7 +39,7 @@ pub(super) fn rows<W: Numeric, P: Float, N: Size, X: Size>(
     weight_oi: &Array<Vector<W, N>>,
     normed: &SharedMemory<Vector<f32, X>>,
     shared: &mut Shared,
-    scales: &Sequence<Array<f32>>,
+    scales: &Sequence<Array<u32>>,
     biases: &Sequence<Array<P>>,
     output_bo: &mut Array<f32>,
     own: usize,
@@ -126,7 +126,7 @@ pub(super) fn inputs<W: Numeric, N: Size, X: Size>(
     inputs: &Sequence<Array<Vector<f32, X>>>,
     gates: &Sequence<Array<Vector<f32, X>>>,
     weights: &Sequence<Array<Vector<W, N>>>,
-    scales: &Sequence<Array<f32>>,
+    scales: &Sequence<Array<u32>>,
     shared: &mut Shared,
     first: usize,
     #[comptime] parts: Vec<Part>,
@@ -173,7 +173,7 @@ pub(super) fn inputs<W: Numeric, N: Size, X: Size>(
                 for r in 0..comptime!(2 * mma::TILES) {
                     let row = first + place.row + mma::row_of(r);
                     let row = clamp_max(row, comptime!(d_out - 1));
-                    let scale = scale_at(scales, row, i, plan.packed);
+                    let scale = scale_at(scales, row, i, plan.form);
                     rows[r] = fma(mma::take_row(&mut sums, r, plan), scale, rows[r]);
                 }
             }
