@@ -4,6 +4,8 @@
 //! factor that clips the gradients. The host may queue step after step, and read loss and norm when it
 //! has something to show.
 
+mod lockstep;
+
 use std::collections::{BTreeMap, HashMap};
 
 use burn::module::{AutodiffModule, Module, ParamId};
@@ -23,6 +25,8 @@ use crate::parallel::Sharing;
 use crate::parallel_passes::ParallelPasses;
 use crate::stages::{Kind, Rates, StageStep, TokenBatch, in_dtype, left_out, on_graph_of_its_own};
 use crate::teacher_cache::CachedPredictions;
+
+pub use lockstep::Learning;
 
 /// The optimizer steps of one stage: everything that they share.
 ///
@@ -46,6 +50,9 @@ pub struct TrainStep<B: TrainBackend> {
     /// `None` where this process does all passes.
     sharing: Option<Sharing<B::InnerBackend>>,
 }
+
+/// The loss of each pass of a step, `[1]`, and the sum of their gradients.
+type Passed<B> = (Vec<Tensor<B, 1>>, Gradients<B>);
 
 /// Of a panic where a stage that computes the teacher was made without it.
 const NO_TEACHER: &str = "a stage that reads no predictions has its teacher";
@@ -208,7 +215,18 @@ impl<B: TrainBackend> TrainStep<B> {
         rates: &Rates,
         at: StageStep,
     ) -> (PhiMamba<B>, Measured<B::InnerBackend>) {
-        let (losses, mut gradients) = region("passes", || self.passes(&student, batch, at));
+        let passed = region("passes", || self.passes(&student, batch, at));
+        self.updated(student, optimizer, passed, rates)
+    }
+
+    /// The student after the update by what its passes gave: the loss of each, and the sum of their gradients.
+    fn updated(
+        &self,
+        student: PhiMamba<B>,
+        optimizer: &mut AdamW<B::InnerBackend>,
+        (losses, mut gradients): Passed<B::InnerBackend>,
+        rates: &Rates,
+    ) -> (PhiMamba<B>, Measured<B::InnerBackend>) {
         let loss = Tensor::cat(losses, 0).mean();
         if let Some(sharing) = &self.sharing {
             return self.update_among(sharing, student, optimizer, (loss, gradients), rates);
@@ -316,26 +334,25 @@ impl<B: TrainBackend> TrainStep<B> {
         }
     }
 
+    /// What the passes of a step over so many `rows` compute with.
+    fn working(&self, student: &PhiMamba<B>, at: StageStep, rows: usize) -> Working<B> {
+        Working {
+            student: in_dtype(student, self.precision.dtype()),
+            left_out: left_out(self.kind.window_dropout(), self.seed, at, rows),
+            micro_batch: self.micro_batch,
+        }
+    }
+
     /// The loss of each pass over a part of `batch` that this process does, and the sum of their gradients.
     fn passes(
         &self,
         student: &PhiMamba<B>,
         (batch, predictions): (&Batch, Option<&CachedPredictions>),
         at: StageStep,
-    ) -> (Vec<Tensor<B::InnerBackend, 1>>, Gradients<B::InnerBackend>) {
-        let working = in_dtype(student, self.precision.dtype());
-        let left_out = left_out(self.kind.window_dropout(), self.seed, at, batch.batch);
+    ) -> Passed<B::InnerBackend> {
+        let working = self.working(student, at, batch.batch);
         let (first, own) = self.own_passes();
-        let passes = (first..first + own).map(|number| {
-            let student = on_graph_of_its_own(&working);
-            let of_pass = left_out.chunks(self.micro_batch).nth(number);
-            let student = match of_pass {
-                // A student without a window is as it is.
-                Some(rows) => student.clone().without_window_in(rows).unwrap_or(student),
-                None => student,
-            };
-            (student, number)
-        });
+        let passes = (first..first + own).map(|number| (working.of_pass(number), number));
         let (mut losses, mut gradients) = (vec![], Gradients::default());
         self.parallel.run(
             passes,
@@ -360,6 +377,27 @@ impl<B: TrainBackend> TrainStep<B> {
             },
         );
         (losses, gradients)
+    }
+}
+
+/// A student as the passes of a step compute with it.
+struct Working<B: TrainBackend> {
+    /// In the dtype of the passes.
+    student: PhiMamba<B>,
+    /// The rows of the batch for which its windows are left out.
+    left_out: Vec<bool>,
+    micro_batch: usize,
+}
+
+impl<B: TrainBackend> Working<B> {
+    /// The student of pass `number`.
+    fn of_pass(&self, number: usize) -> PhiMamba<B> {
+        let student = on_graph_of_its_own(&self.student);
+        match self.left_out.chunks(self.micro_batch).nth(number) {
+            // A student without a window is as it is.
+            Some(rows) => student.clone().without_window_in(rows).unwrap_or(student),
+            None => student,
+        }
     }
 }
 
