@@ -121,6 +121,10 @@ impl Stage for HiddenStates {
         Ok(idle.flatten().copied().collect())
     }
 
+    fn layers_at_once(&self, _layers: usize) -> usize {
+        self.every
+    }
+
     /// The teacher's layers but for the last MLP; three times the student's mixers.
     fn arithmetic(&self, l: usize, teacher: &NetworkConfig, student: &NetworkConfig) -> Arithmetic {
         let mixers = layers::learning(teacher, student);

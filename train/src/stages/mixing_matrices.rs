@@ -55,6 +55,10 @@ impl Stage for Matrices {
         })
     }
 
+    fn layers_at_once(&self, _layers: usize) -> usize {
+        1
+    }
+
     /// The teacher's layers, of the last only what its matrix is made of; of the student three times what its
     /// matrices are made of and their entries, and once more the entries of the teacher's.
     fn arithmetic(&self, l: usize, teacher: &NetworkConfig, student: &NetworkConfig) -> Arithmetic {

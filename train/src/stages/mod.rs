@@ -157,6 +157,9 @@ pub trait Stage: Default {
         student: &NetworkConfig,
     ) -> Result<Vec<usize>, Untrainable>;
 
+    /// How many of a student's `layers` have their graph in memory at once.
+    fn layers_at_once(&self, layers: usize) -> usize;
+
     /// The operations that a token takes, in sequences of `l` tokens. Idle layers take none.
     fn arithmetic(&self, l: usize, teacher: &NetworkConfig, student: &NetworkConfig) -> Arithmetic;
 
@@ -288,6 +291,11 @@ macro_rules! kinds {
                 student: &NetworkConfig,
             ) -> Result<Vec<usize>, Untrainable> {
                 match self { $(Self::$kind(stage) => stage.idle_layers(teacher, student)),+ }
+            }
+
+            /// [`Stage::layers_at_once`].
+            pub fn layers_at_once(&self, layers: usize) -> usize {
+                match self { $(Self::$kind(stage) => stage.layers_at_once(layers)),+ }
             }
 
             /// [`Stage::arithmetic`].

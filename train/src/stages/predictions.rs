@@ -118,6 +118,10 @@ impl Stage for Predictions {
         Ok(vec![])
     }
 
+    fn layers_at_once(&self, layers: usize) -> usize {
+        if self.recompute { 1 } else { layers }
+    }
+
     /// The teacher's layers and head, unless its predictions are read; three times the student's.
     fn arithmetic(&self, l: usize, teacher: &NetworkConfig, student: &NetworkConfig) -> Arithmetic {
         Arithmetic {
