@@ -6,12 +6,14 @@ use super::resume::assert_same;
 use super::*;
 
 /// Students that differ in all that they may differ in: mixers, starts, rates, losses and clipping.
-const RECIPES: [&str; 3] = [
-    "name=base",
-    "name=other; student.init=copy; stage1.lr=1e-4; stage2.sequential=0.5; stage3.loss=reverse_kl; \
-     stage3.recompute=true; optimizer.clip_layer=1",
-    "name=window; student.kind=mamba2_window; student.window=8; stage3.window_dropout=0.5; stage3.top_k=5; \
+const RECIPES: [&str; 4] = [
+    "name=base; student.d_state=12; student.n_v_heads=4; student.n_qk_heads=4",
+    "name=other; student.d_state=12; student.n_v_heads=4; student.n_qk_heads=4; student.init=copy; stage1.lr=1e-4; \
+     stage2.sequential=0.5; stage3.loss=reverse_kl; stage3.recompute=true; optimizer.clip_layer=1",
+    "name=window; student.kind=mamba2_window; student.d_state=12; student.n_v_heads=4; student.n_qk_heads=4; \
+     student.window=8; student.sinks=2; stage2.window_dropout=0.5; stage3.window_dropout=0.5; stage3.top_k=5; \
      stage3.hard_weight=0.5; guard.action=skip",
+    "name=whole; student.kind=toeplitz; student.length=32",
 ];
 
 /// A comparison of all stages in `folder`, with two passes a step and measurements within stages.
@@ -56,12 +58,15 @@ fn ratios(folder: &Path) -> Vec<Value> {
 
 #[test]
 fn each_is_what_it_is_alone() {
-    let (alone, together, killed) = (folder(), folder(), folder());
-    compare(&comparison(alone.path(), &RECIPES, &[], 1)).expect("a table");
-    let names = ["base", "other", "window"];
+    let (teacher, alone, together, killed) = (folder(), folder(), folder(), folder());
+    super::llama::teacher(teacher.path());
+    let model = format!("teacher.model={}", teacher.path().display());
+    let all = |folder: &Path, lockstep| comparison(folder, &RECIPES, &[&model], lockstep);
+    compare(&all(alone.path(), 1)).expect("a table");
+    let names = ["base", "other", "window", "whole"];
 
     // Stopped within the second stage, all are at one step of it, as only runs in lockstep are.
-    let mut stopped = comparison(together.path(), &RECIPES, &[], 3);
+    let mut stopped = all(together.path(), 4);
     let second = run_of(together.path(), "base").join("checkpoints/stage2-step0000002");
     stopped.stop = StopRequest::when(move || second.exists());
     assert_eq!(compare(&stopped), None);
@@ -83,7 +88,7 @@ fn each_is_what_it_is_alone() {
     fs::remove_dir_all(run_of(killed.path(), "window").join("checkpoints")).unwrap();
 
     for comparison_of in [together.path(), killed.path()] {
-        let table = compare(&comparison(comparison_of, &RECIPES, &[], 3)).expect("a table");
+        let table = compare(&all(comparison_of, 4)).expect("a table");
         assert!(table.contains("in lockstep"), "{table}");
         for name in names {
             assert_same(
