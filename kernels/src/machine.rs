@@ -41,6 +41,11 @@ pub trait Machine: Backend {
         None
     }
 
+    /// All memory of `device`, in bytes; `None` where it is not known, or the host's.
+    fn memory_size(_device: &Self::Device) -> Option<u64> {
+        None
+    }
+
     /// Whether ranks on this backend exchange tensors from the memory of one device to another's, by
     /// [`join`](Self::join).
     fn joins() -> bool {
@@ -77,6 +82,10 @@ impl<B: Machine, C: CheckpointStrategy> Machine for Autodiff<B, C> {
 
     fn memory(device: &Self::Device) -> Option<Memory> {
         B::memory(device)
+    }
+
+    fn memory_size(device: &Self::Device) -> Option<u64> {
+        B::memory_size(device)
     }
 }
 
@@ -124,6 +133,12 @@ where
             in_use: usage.bytes_in_use,
             reserved: usage.bytes_reserved,
         })
+    }
+
+    fn memory_size(device: &Self::Device) -> Option<u64> {
+        // CubeCL 0.10 tells it as four times the largest piece of memory that it asks an NVIDIA GPU for.
+        let largest = || R::client(device).properties().memory.max_page_size;
+        crate::cube::is_cuda::<R>().then(|| 4 * largest())
     }
 
     fn joins() -> bool {

@@ -280,6 +280,18 @@ pub enum TrainError {
     },
 }
 
+impl TrainError {
+    /// Whether the run's recipe is to blame, and not what it runs on: the loss or the student is no longer made of
+    /// numbers, or the loss was too high too often.
+    pub fn is_divergence(&self) -> bool {
+        use TrainError::{AllSkipped, NotFinite, Spikes, StudentNotFinite};
+        matches!(
+            self,
+            AllSkipped { .. } | NotFinite { .. } | Spikes { .. } | StudentNotFinite { .. }
+        )
+    }
+}
+
 /// How to ask for f32.
 fn in_f32(resumed: &Option<PathBuf>) -> String {
     match resumed {

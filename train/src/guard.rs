@@ -21,6 +21,14 @@ const ENOUGH: usize = 10;
 /// Losses in a row above the first ones which are a collapse.
 const STAYS: usize = 20;
 
+/// The words by which the note of a collapse is known.
+const COLLAPSE: &str = "the student is losing what it had";
+
+/// Whether the text of a note says that a stage has collapsed.
+pub(crate) fn is_collapse(note: &str) -> bool {
+    note.contains(COLLAPSE)
+}
+
 /// What is remembered of the losses of a stage.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -70,7 +78,7 @@ impl Event {
             }
             Self::Collapse { steps, start } => format!(
                 "warning: the loss has been above {start:.4}, where the stage began, for {steps} steps up to step \
-                 {step}, and is {loss:.4}: the student is losing what it had; a lower lr of the stage or a longer \
+                 {step}, and is {loss:.4}: {COLLAPSE}; a lower lr of the stage or a longer \
                  warmup may help"
             ),
         }
@@ -218,6 +226,9 @@ mod tests {
         };
         assert!(place < 50 && steps == STAYS, "{found:?}");
         assert!((start - 4.0).abs() < 0.15, "{start}");
+        assert!(is_collapse(&found[0].1.text(70, 6.0, &CONFIG)));
+        let spike = Event::Spike { median: 2.0 };
+        assert!(!is_collapse(&spike.text(70, 6.5, &CONFIG)));
 
         // It is said again only after the loss was where it had been.
         let back: Vec<_> = [&destroyed[..], &[3.0], &destroyed].concat();

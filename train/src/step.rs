@@ -4,6 +4,8 @@
 //! factor that clips the gradients. The host may queue step after step, and read loss and norm when it
 //! has something to show.
 
+mod lockstep;
+
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -27,6 +29,8 @@ use crate::stages::{
     Kind, Parts, PassStudent, Rates, StageStep, TokenBatch, in_dtype, left_out, on_graph_of_its_own,
 };
 use crate::teacher_cache::CachedPredictions;
+
+pub use lockstep::Learning;
 
 /// The optimizer steps of one stage: everything that they share.
 ///
@@ -52,6 +56,9 @@ pub struct TrainStep<B: TrainBackend> {
     /// How the gradients of the step before have come.
     plan: Mutex<Plan>,
 }
+
+/// The loss of each pass of a step, `[1]`, and the sum of their gradients.
+type Passed<B> = (Vec<Tensor<B, 1>>, Gradients<B>);
 
 /// Of a panic where a stage that computes the teacher was made without it.
 const NO_TEACHER: &str = "a stage that reads no predictions has its teacher";
@@ -231,8 +238,19 @@ impl<B: TrainBackend> TrainStep<B> {
             return self.update_among(sharing, working, optimizer, rates);
         }
         let all = 0..self.passes;
-        let (losses, mut gradients) = region("passes", || self.run(&working, all));
-        let student = working.into_student();
+        let passed = region("passes", || self.run(&working, all));
+        let (student, measured) = self.updated(working.into_student(), optimizer, passed, rates);
+        (student.into(), measured)
+    }
+
+    /// The student after the update by what its passes gave, where no other rank has done any.
+    fn updated(
+        &self,
+        student: PhiMamba<B>,
+        optimizer: &mut AdamW<B::InnerBackend>,
+        (losses, mut gradients): Passed<B::InnerBackend>,
+        rates: &Rates,
+    ) -> (PhiMamba<B>, Measured<B::InnerBackend>) {
         let loss = Tensor::cat(losses, 0).mean();
         let norm = match gradients.norm() {
             Some(norm) => norm,
@@ -244,7 +262,7 @@ impl<B: TrainBackend> TrainStep<B> {
         let scale = optimizer.scale(left, loss.clone(), self.passes);
         let rate = |id| rates.of(self.part(id)?);
         let student = region("update", || optimizer.step(student, gradients, scale, rate));
-        (student.into(), self.measured(loss, norm, norms, None))
+        (student, self.measured(loss, norm, norms, None))
     }
 
     /// [`update`](Self::update) where other ranks do other passes. Gradients are sent to them while the last pass of this
@@ -353,6 +371,7 @@ impl<B: TrainBackend> TrainStep<B> {
             whole: OnceLock::new(),
             own: Mutex::new(student),
             left_out: left_out(self.kind.window_dropout(), self.seed, at, batch.batch),
+            micro_batch: self.micro_batch,
             batch,
             predictions,
             at,
@@ -360,11 +379,7 @@ impl<B: TrainBackend> TrainStep<B> {
     }
 
     /// The losses of the passes of these `numbers`, and the sum of their gradients.
-    fn run(
-        &self,
-        working: &Working<'_, B>,
-        numbers: Range<usize>,
-    ) -> (Vec<Tensor<B::InnerBackend, 1>>, Gradients<B::InnerBackend>) {
+    fn run(&self, working: &Working<'_, B>, numbers: Range<usize>) -> Passed<B::InnerBackend> {
         let (mut losses, mut gradients) = (vec![], Gradients::default());
         self.parallel.run(
             numbers,
@@ -388,9 +403,7 @@ impl<B: TrainBackend> TrainStep<B> {
         number: usize,
         gradients: &mut dyn Sink<B::InnerBackend>,
     ) -> Tensor<B::InnerBackend, 1> {
-        let of_pass = working.left_out.chunks(self.micro_batch).nth(number);
-        // A student without a window is as it is.
-        let without_window = of_pass.and_then(|rows| working.whole().without_window_in(rows));
+        let without_window = working.without_window(number);
         let student = match &without_window {
             Some(student) => student.into(),
             None => PassStudent::coming(working),
@@ -419,6 +432,7 @@ struct Working<'a, B: TrainBackend> {
     whole: OnceLock<PhiMamba<B>>,
     /// The rows of the batch that are read without a window.
     left_out: Vec<bool>,
+    micro_batch: usize,
     batch: &'a Batch,
     predictions: Option<&'a CachedPredictions>,
     at: StageStep,
@@ -427,6 +441,13 @@ struct Working<'a, B: TrainBackend> {
 impl<B: TrainBackend> Working<'_, B> {
     fn own(&self) -> MutexGuard<'_, Arriving<B>> {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The student of pass `number`, all of it, where it reads some rows without its window; `None` where it is as it is.
+    fn without_window(&self, number: usize) -> Option<PhiMamba<B>> {
+        let rows = self.left_out.chunks(self.micro_batch).nth(number)?;
+        // A student without a window is as it is.
+        self.whole().without_window_in(rows)
     }
 
     /// The student itself. The copies are gone, so that the optimizer can update it in place.

@@ -1,9 +1,11 @@
 //! `train ablate`: recipes side by side, each with the same seeds.
 //!
 //! Every recipe runs once with every seed, each run in a folder of its own, so that a comparison that was stopped goes
-//! on where it was. Runs of one seed see the same text in the same order and draw the same numbers, so recipes are
+//! on where it was. Where it is asked for, runs of one seed go in lockstep, several at a time, and the teacher is computed
+//! once for all of them (`lockstep`). Runs of one seed see the same text in the same order and draw the same numbers, so recipes are
 //! compared by seeds: the differences of such pairs vary less than the runs themselves.
 
+mod lockstep;
 mod recipes;
 mod stages;
 mod table;
@@ -17,9 +19,11 @@ use model::atomic_file;
 use self::table::{Cell, Table};
 use crate::config::Config;
 use crate::error::{TrainError, io_error};
+use crate::guard;
 use crate::logging::say;
 use crate::metrics::{self, Record};
-use crate::run::{METRICS, Outcome, Run, RunOptions, StopRequest, begun};
+use crate::run::{METRICS, Need, Outcome, Room, Run, RunOptions, SUMMARY, StopRequest, begun};
+use crate::summary::Summary;
 
 pub use recipes::{Recipe, RecipeError, Variant};
 pub use stages::Budget;
@@ -35,6 +39,8 @@ pub struct Ablation {
     pub seeds: Vec<u64>,
     /// Holds the table and a run folder for each run.
     pub folder: PathBuf,
+    /// How many runs go in lockstep, at most.
+    pub lockstep: usize,
     /// The backend's name, for the record.
     pub backend: String,
     /// Asked whether to stop.
@@ -56,69 +62,144 @@ impl Ablation {
         &self,
         device: &B::Device,
     ) -> Result<Option<String>, TrainError> {
-        // All of them before the first one runs.
         let configs = self.variants.iter().flat_map(|variant| &variant.configs);
-        for config in configs {
+        let configs: Vec<&Config> = configs.collect();
+        // All of them before the first one runs.
+        for config in &configs {
             self.begun(config)?;
         }
-        let mut rows = vec![];
-        for variant in &self.variants {
-            let mut cells = vec![];
-            for config in &variant.configs {
-                match self.run::<B>(config, device)? {
-                    Some(cell) => cells.push(cell),
-                    None => return Ok(None),
-                }
+        let mut cells: Vec<Option<Cell>> = configs.iter().map(|_| None).collect();
+        for group in self.groups::<B>(&configs, device)? {
+            let together: Vec<_> = group.iter().map(|run| configs[*run]).collect();
+            let ended = self.run::<B>(&together, device)?;
+            for (run, ended) in group.into_iter().zip(ended) {
+                cells[run] = match ended {
+                    Ok(Outcome::Finished(summary)) => Some(self.cell(configs[run], &summary)?),
+                    Ok(Outcome::Stopped) => return Ok(None),
+                    Err(error) => Some(Cell::Diverged(error.to_string())),
+                };
             }
-            rows.push((&variant.recipe, cells));
         }
+        let mut cells = cells.into_iter().flatten();
+        let rows = self.variants.iter().map(|variant| {
+            let own = cells.by_ref().take(variant.configs.len());
+            (&variant.recipe, own.collect::<Vec<_>>())
+        });
+        let in_lockstep = match self.lockstep {
+            0 | 1 => String::new(),
+            most => {
+                format!(", up to {most} runs in lockstep, whose seconds are those of all of them")
+            }
+        };
         let title = format!(
-            "Student over teacher perplexity, {}, on {}",
+            "Student over teacher perplexity, {}, on {}{in_lockstep}",
             self.title, self.backend
         );
-        let table = Table::new(title, &self.seeds, rows);
+        let table = Table::new(title, &self.seeds, rows.collect());
         let markdown = table.markdown();
         self.write("table.md", markdown.as_bytes())?;
         self.write("table.json", &table.json())?;
         Ok(Some(markdown))
     }
 
-    /// One run; `None` if asked to stop.
+    /// The runs of `configs` that go together, by their numbers. Says which do, and why others do not.
+    fn groups<B: TrainBackend>(
+        &self,
+        configs: &[&Config],
+        device: &B::Device,
+    ) -> Result<Vec<Vec<usize>>, TrainError> {
+        let is_done = |config: &Config| self.folder_of(config).join(SUMMARY).exists();
+        let left = (0..configs.len()).filter(|run| !is_done(configs[*run]));
+        let left: Vec<usize> = left.collect();
+        let room = Room::of::<B::InnerBackend>(device).filter(|_| self.lockstep > 1);
+        let mut needs: BTreeMap<usize, Need> = BTreeMap::new();
+        if room.is_some() {
+            for run in &left {
+                let need = Need::of::<B::InnerBackend>(configs[*run], device)?;
+                needs.insert(*run, need);
+            }
+        }
+        let needs_of = |group: &[usize]| -> Vec<Need> {
+            let needs = group.iter().filter_map(|run| needs.get(run));
+            needs.copied().collect()
+        };
+        let fits = |group: &[usize]| room.is_none_or(|room| room.holds(&needs_of(group)));
+        let groups = lockstep::groups(configs, self.lockstep, is_done, fits);
+        if self.lockstep > 1 {
+            for group in &groups {
+                if let [run] = group[..] {
+                    if left.contains(&run) {
+                        let why = lockstep::why_alone(configs, run, &left);
+                        say(format_args!(
+                            "not in lockstep: {}, since {why}",
+                            configs[run].name
+                        ));
+                    }
+                } else {
+                    let names = group.iter().map(|run| configs[*run].name.as_str());
+                    let names = names.collect::<Vec<_>>().join(", ");
+                    let memory = room.map(|room| room.said(&needs_of(group)));
+                    say(format_args!(
+                        "in lockstep: {names}{}",
+                        memory.unwrap_or_default()
+                    ));
+                }
+            }
+        }
+        Ok(groups)
+    }
+
+    /// How the runs of `configs` end, which go together: an error is one by which a run diverges.
     fn run<B: TrainBackend>(
         &self,
-        config: &Config,
+        configs: &[&Config],
         device: &B::Device,
-    ) -> Result<Option<Cell>, TrainError> {
-        let begun = self.begun(config)?;
-        let options = RunOptions {
-            resume: begun.is_some(),
-            accept_changes: false,
-            config: begun.unwrap_or_else(|| config.clone()),
-            folder: self.folder.join(&config.name),
-            dashboard: false,
-            backend: self.backend.clone(),
-            read_every: None,
-            stop: self.stop.clone(),
-        };
-        say(&config.name);
-        match Run::<B>::execute(options, device) {
-            Ok(Outcome::Finished(summary)) => Ok(Some(Cell::Finished {
-                ratio: summary.ratio,
-                seconds: summary.seconds,
-                measured: self.measured(config)?,
-            })),
-            Ok(Outcome::Stopped) => Ok(None),
-            Err(error) if has_diverged(&error) => {
-                say(&error);
-                Ok(Some(Cell::Diverged(error.to_string())))
-            }
-            Err(error) => Err(error),
+    ) -> Result<Vec<Result<Outcome, TrainError>>, TrainError> {
+        let mut all = vec![];
+        for config in configs {
+            let begun = self.begun(config)?;
+            all.push(RunOptions {
+                resume: begun.is_some(),
+                accept_changes: false,
+                config: begun.unwrap_or_else(|| Config::clone(config)),
+                folder: self.folder_of(config),
+                dashboard: false,
+                backend: self.backend.clone(),
+                read_every: None,
+                stop: self.stop.clone(),
+            });
         }
+        if all.len() > 1 {
+            return Run::<B>::execute_in_lockstep(all, device);
+        }
+        let mut ended = vec![];
+        for options in all {
+            say(&options.config.name);
+            let outcome = Run::<B>::execute(options, device);
+            match &outcome {
+                Err(error) if error.is_divergence() => say(error),
+                Err(_) => return outcome.map(|_| vec![]),
+                Ok(_) => {}
+            }
+            ended.push(outcome);
+        }
+        Ok(ended)
+    }
+
+    /// What the table has of the run of `config`, which is finished.
+    fn cell(&self, config: &Config, summary: &Summary) -> Result<Cell, TrainError> {
+        let mut notes = summary.notes.iter();
+        Ok(Cell::Finished {
+            ratio: summary.ratio,
+            seconds: summary.seconds,
+            has_collapsed: notes.any(|note| guard::is_collapse(&note.text)),
+            measured: self.measured(config)?,
+        })
     }
 
     /// What the run of `config` has measured: tokens, and the student's perplexity over the teacher's.
     fn measured(&self, config: &Config) -> Result<Vec<(u64, f64)>, TrainError> {
-        let records = metrics::read(&self.folder.join(&config.name).join(METRICS))?;
+        let records = metrics::read(&self.folder_of(config).join(METRICS))?;
         let mut measured = BTreeMap::new();
         for record in records {
             if let Record::Evaluation(found) = record {
@@ -132,20 +213,16 @@ impl Ablation {
 
     /// [`begun`] of the run of `config`.
     fn begun(&self, config: &Config) -> Result<Option<Config>, TrainError> {
-        begun(config, &self.folder.join(&config.name))
+        begun(config, &self.folder_of(config))
+    }
+
+    /// The folder of the run of `config`.
+    fn folder_of(&self, config: &Config) -> PathBuf {
+        self.folder.join(&config.name)
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), TrainError> {
         let path: &Path = &self.folder.join(name);
         atomic_file::write(path, bytes).map_err(io_error(path))
     }
-}
-
-/// Whether the recipe is to blame, and not what it runs on.
-fn has_diverged(error: &TrainError) -> bool {
-    use TrainError::{AllSkipped, NotFinite, Spikes, StudentNotFinite};
-    matches!(
-        error,
-        AllSkipped { .. } | NotFinite { .. } | Spikes { .. } | StudentNotFinite { .. }
-    )
 }

@@ -17,6 +17,8 @@ pub(super) enum Cell {
         ratio: f64,
         /// Of the run, evaluation included.
         seconds: f64,
+        /// Whether the loss of a stage rose above where it began, and stayed there.
+        has_collapsed: bool,
         /// After how many tokens it was measured, and what was then that ratio: before the first stage, and after each.
         measured: Vec<(u64, f64)>,
     },
@@ -49,6 +51,8 @@ struct Row {
     stages: Vec<String>,
     /// The student's perplexity over the teacher's, one a seed; none of a run that has diverged.
     ratios: Vec<Option<f64>>,
+    /// The seeds whose runs have ended, but lost in a stage what they had.
+    collapsed: Vec<u64>,
     /// Over the seeds that have one.
     mean: Option<f64>,
     /// From the first row's; none in that row.
@@ -138,7 +142,16 @@ impl Table {
                 Cell::Finished { .. } => None,
                 Cell::Diverged(reason) => Some(reason.clone()),
             });
+            let with_seeds = seeds.iter().zip(&cells);
+            let collapsed = with_seeds.filter_map(|(seed, cell)| match cell {
+                Cell::Finished {
+                    has_collapsed: true,
+                    ..
+                } => Some(*seed),
+                _ => None,
+            });
             variants.push(Row {
+                collapsed: collapsed.collect(),
                 name: recipe.name.clone(),
                 changes: recipe.changes.clone(),
                 stages: recipe.stages.clone(),
@@ -177,7 +190,15 @@ impl Table {
         };
         let rows = self.variants.iter().map(|row| {
             let mut cells = vec![row.name.clone()];
-            cells.extend(row.ratios.iter().map(|ratio| number(*ratio, 3, "diverged")));
+            let with_seeds = row.ratios.iter().zip(&self.seeds);
+            cells.extend(with_seeds.map(|(ratio, seed)| {
+                let collapsed = if row.collapsed.contains(seed) {
+                    ", collapsed"
+                } else {
+                    ""
+                };
+                number(*ratio, 3, "diverged") + collapsed
+            }));
             cells.push(number(row.mean, 3, NONE));
             cells.push(match row.difference {
                 None => NONE.to_owned(),
@@ -197,8 +218,14 @@ impl Table {
         let table = markdown(header, rows.collect());
         let legend = "`minus`: the mean over seeds of the difference in ratio, by pairs of one seed, ± its standard \
                       error.";
+        let collapsed = if self.variants.iter().all(|row| row.collapsed.is_empty()) {
+            ""
+        } else {
+            "\n\n`collapsed`: in some stage the loss rose above where it began and stayed there; the notes in the run's \
+             summary.json say when."
+        };
         let curves = self.curves();
-        format!("{}\n\n{table}\n\n{legend}{curves}", self.title)
+        format!("{}\n\n{table}\n\n{legend}{collapsed}{curves}", self.title)
     }
 
     /// The ratios by tokens, as a second table; empty where nothing was measured.
@@ -256,6 +283,7 @@ mod tests {
         let cell = |ratio: &f64| Cell::Finished {
             ratio: *ratio,
             seconds: 10.0 * ratio,
+            has_collapsed: *ratio > 5.0,
             measured: vec![(0, 4.0 * ratio), (3000, *ratio)],
         };
         ratios.iter().map(cell).collect()
@@ -336,6 +364,20 @@ mod tests {
             text.contains("diverged") && text.contains("published modules"),
             "{text}"
         );
+
+        assert!(!text.contains("collapsed"), "{text}");
+
+        // One that has collapsed has a ratio, which counts.
+        let rows = vec![
+            (&base, finished(&[2.0, 9.0])),
+            (&other, finished(&[1.5, 1.25])),
+        ];
+        let table = Table::new("Ratios".into(), &[1, 2], rows);
+        assert_eq!(table.variants[0].collapsed, [2]);
+        assert_eq!(table.variants[0].mean, Some(5.5));
+        let text = table.markdown();
+        assert!(text.contains("9.000, collapsed"), "{text}");
+        assert!(text.contains("`collapsed`: "), "{text}");
 
         let none = Table::new("Ratios".into(), &[1], vec![(&base, vec![diverged()])]);
         assert_eq!(none.variants[0].mean, None);

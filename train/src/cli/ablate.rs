@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{anyhow, bail};
 use burn::backend::Autodiff;
 use clap::Args;
+use clap::builder::RangedU64ValueParser;
 use kernels::KernelBackend;
 use kernels::runtime::Work;
 use train::TrainError;
@@ -14,7 +15,7 @@ use train::config::Config;
 use train::logging::say;
 
 use super::signals::{INTERRUPTED, stop_on_interrupt};
-use super::{ConfigArgs, SharedArgs, print, unused, with_advice};
+use super::{ConfigArgs, SharedArgs, one_process, print, unused, with_advice};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,6 +26,10 @@ Examples:
       train ablate --set stage3.tokens=262144 --vary name=forward \\
           --vary 'name=reverse; stage3.loss=reverse_kl' \\
           --vary 'name=top-20; stage3.top_k=20'
+
+  Four rates, on a GPU with one pass of the teacher for all four:
+      train ablate --preset smollm2-135m --lockstep 4 --vary stage3.lr=1e-5 --vary stage3.lr=3e-5 \
+          --vary stage3.lr=1e-4 --vary stage3.lr=3e-4
 
   What each stage is worth:
       train ablate --plan small";
@@ -72,6 +77,19 @@ pub(super) struct AblateArgs {
     )]
     seeds: Vec<u64>,
 
+    /// Runs of one seed that go in lockstep, at most: they share batches and the teacher, which is computed once
+    ///
+    /// They may differ in the student, its start, rates, schedules, optimizer and losses, and end in the same bits as
+    /// alone on a CPU. As many go together as fit into the device's memory, by arithmetic, where that is known; which ones
+    /// do, and why others do not, is said in the log.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "1",
+        value_parser = RangedU64ValueParser::<usize>::new().range(1..=1000)
+    )]
+    lockstep: usize,
+
     /// The folder for the table and the runs; by default runs/ablation-NAME, of the configuration or the plan
     ///
     /// The same command with the folder of a comparison that was stopped continues it. Runs that are finished are taken
@@ -89,6 +107,7 @@ impl AblateArgs {
     /// # Errors
     /// That there is nothing to compare, those of [`Variant::resolve`] and of [`Ablation::execute`].
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        one_process("ablate")?;
         let backend = self.shared.backend()?;
         let recipes = self.recipes()?;
         let (source, set, stages) = (
@@ -117,13 +136,18 @@ impl AblateArgs {
             variants,
             seeds: self.seeds,
             folder: folder.clone(),
+            lockstep: self.lockstep,
             backend: backend.name().into(),
             stop: stop_on_interrupt()?,
         };
         let outcome = backend.dispatch(Ablate(ablation)).map_err(TrainError::from);
         let outcome = outcome.and_then(|outcome| outcome);
         let again = format!("by the same command with --out {}", folder.display());
-        let memory = "give it the memory that other programs have there";
+        let memory = if self.lockstep > 1 {
+            "lower --lockstep"
+        } else {
+            "give it the memory that other programs have there"
+        };
         match outcome.map_err(|error| with_advice(error, memory, &again))? {
             Some(table) => print(format_args!("{table}")),
             None => {

@@ -11,7 +11,7 @@ use train::config::Config;
 use train::run::{CacheTeacher, CachedTeacher};
 use train::teacher_cache::StoredDtype;
 
-use super::{ConfigArgs, SharedArgs};
+use super::{ConfigArgs, SharedArgs, one_process};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -77,6 +77,7 @@ pub(crate) struct CacheTeacherArgs {
 impl CacheTeacherArgs {
     /// Does it, and returns what there is to say of it.
     pub(crate) fn run(self) -> anyhow::Result<String> {
+        one_process("cache-teacher")?;
         let backend = self.shared.backend()?;
         let mut config = Config::load(self.config.source(), &self.config.overrides())?;
         if !self.config.stages.is_empty() {

@@ -10,12 +10,12 @@ use datasets::probes::Probe;
 use kernels::KernelBackend;
 use kernels::runtime::Work;
 use train::TrainError;
-use train::config::{Config, PRESETS, Source};
 use train::heads::{By, HYBRID, HeadStudy, Settings, UnitKind};
 use train::logging::say;
 
 use super::signals::{INTERRUPTED, stop_on_interrupt};
-use super::{SharedArgs, print, unused, with_advice};
+use super::teacher_args::TeacherArgs;
+use super::{SharedArgs, one_process, print, unused, with_advice};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -38,17 +38,9 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct HeadsArgs {
-    /// The preset that the hybrid's configuration starts from, and the teacher unless --teacher names another
-    #[arg(long, value_name = "NAME", default_value = PRESETS[0].0)]
-    preset: String,
-
-    /// The teacher: a folder, a GGUF file, or OWNER/NAME on the Hugging Face hub
-    #[arg(long, value_name = "NAME")]
-    teacher: Option<String>,
-
-    /// Override one key of the preset, as in --set student.d_conv=2; may be given many times
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
+    // The configuration of the hybrid starts from the same preset.
+    #[command(flatten)]
+    teacher: TeacherArgs,
 
     /// What the teacher computes in, and the hybrid's precision: f32, or bf16 on GPUs that have it; by default the preset's
     #[arg(long, value_name = "NAME")]
@@ -185,18 +177,11 @@ impl HeadsArgs {
     /// # Errors
     /// Those of the configuration and of [`HeadStudy::execute`].
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        one_process("heads")?;
         let backend = self.shared.backend()?;
-        let mut set = self.set.clone();
-        set.extend(
-            self.precision
-                .iter()
-                .map(|name| format!("precision={name}")),
-        );
-        let mut config = Config::load(Source::Preset(&self.preset), &set)?;
-        if let Some(teacher) = &self.teacher {
-            config.teacher.model.clone_from(teacher);
-        }
-        config.validate()?;
+        let precision = self.precision.iter();
+        let precision = precision.map(|name| format!("precision={name}"));
+        let config = self.teacher.config(precision)?;
         let settings = self.settings()?;
         let default = || unused(Path::new("runs").join("heads"));
         let folder = self.out.unwrap_or_else(default);

@@ -9,6 +9,7 @@ mod prepare;
 mod sample_teacher;
 mod signals;
 mod study;
+mod teacher_args;
 
 use std::fmt;
 use std::io::{ErrorKind, Write, stdout};
@@ -25,6 +26,7 @@ use train::TrainError;
 use train::config::{Config, PRESETS, Source};
 use train::logging::{listen, say};
 use train::parallel::World;
+use train::parallel::launch::Launch;
 use train::run::{CONFIG, Outcome, Run, RunOptions, SUMMARY};
 
 use ablate::AblateArgs;
@@ -333,6 +335,18 @@ impl Work for Train<'_> {
     fn run<B: KernelBackend>(self, device: B::Device) -> Self::Output {
         let ranks = self.world.join::<B>(&device)?;
         Run::<Autodiff<B>>::execute_among(self.options, &device, ranks)
+    }
+}
+
+/// Refuses `command` to one of several processes: all of them would write into one folder.
+fn one_process(command: &str) -> anyhow::Result<()> {
+    match Launch::from_environment()? {
+        Some(launch) if launch.place.world > 1 => bail!(
+            "`train {command}` is work of one process, and this is one of {} that a launcher has started (RANK and \
+             WORLD_SIZE, mpirun or srun): all of them would write into one folder; start it without a launcher",
+            launch.place.world
+        ),
+        _ => Ok(()),
     }
 }
 

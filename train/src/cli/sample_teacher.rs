@@ -8,12 +8,12 @@ use clap::builder::RangedU64ValueParser;
 use kernels::KernelBackend;
 use kernels::runtime::Work;
 use train::TrainError;
-use train::config::{Config, PRESETS, Source};
 use train::logging::say;
 use train::teacher_text::{Settings, TeacherText};
 
 use super::signals::{INTERRUPTED, stop_on_interrupt};
-use super::{SharedArgs, print, with_advice};
+use super::teacher_args::TeacherArgs;
+use super::{SharedArgs, one_process, print, with_advice};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,17 +29,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(super) struct SampleTeacherArgs {
-    /// The preset whose teacher and precision are taken
-    #[arg(long, value_name = "NAME", default_value = PRESETS[0].0)]
-    preset: String,
-
-    /// Another teacher: a folder, a GGUF file, or OWNER/NAME on the Hugging Face hub
-    #[arg(long, value_name = "NAME")]
-    teacher: Option<String>,
-
-    /// Override one key of the preset, as in --set precision=f32; may be given many times
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
+    #[command(flatten)]
+    teacher: TeacherArgs,
 
     /// Tokens in all, up to whole files
     #[arg(
@@ -85,12 +76,9 @@ impl SampleTeacherArgs {
     /// # Errors
     /// Those of the configuration and of [`TeacherText::execute`].
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        one_process("sample-teacher")?;
         let backend = self.shared.backend()?;
-        let mut config = Config::load(Source::Preset(&self.preset), &self.set)?;
-        if let Some(teacher) = &self.teacher {
-            config.teacher.model.clone_from(teacher);
-        }
-        config.validate()?;
+        let config = self.teacher.config([])?;
         let folder = self.out;
         let text = TeacherText {
             settings: Settings {

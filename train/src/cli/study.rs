@@ -14,7 +14,7 @@ use train::study::budgets::{BudgetStudy, Split};
 use train::study::matrices::{MatrixStudy, Settings};
 
 use super::signals::{INTERRUPTED, stop_on_interrupt};
-use super::{SharedArgs, print, unused, with_advice};
+use super::{SharedArgs, one_process, print, unused, with_advice};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -178,6 +178,7 @@ struct BudgetsArgs {
 
 impl StudyArgs {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        one_process("study")?;
         match self.study {
             Study::Matrices(args) => args.run(),
             Study::Budgets(args) => args.run(),

@@ -52,6 +52,8 @@ pub struct Bar {
 
 /// Lines for the stage that runs.
 pub struct Plain {
+    /// What every line begins with.
+    name: String,
     plan: Vec<StagePlan>,
     every: usize,
     steps: usize,
@@ -88,11 +90,21 @@ impl Watch {
     /// A line every `every` steps.
     pub fn plain(plan: Vec<StagePlan>, every: usize) -> Self {
         Self::Plain(Plain {
+            name: String::new(),
             plan,
             every: every.max(1),
             steps: 0,
             begun: (Instant::now(), 0),
         })
+    }
+
+    /// The same of one of several runs that go on together, each line with the run's name.
+    pub fn named_lines(name: &str, plan: Vec<StagePlan>, every: usize) -> Self {
+        let mut watch = Self::plain(plan, every);
+        if let Self::Plain(view) = &mut watch {
+            view.name = format!("{name}: ");
+        }
+        watch
     }
 
     /// Stage `stage` begins, or continues after `done` of its steps.
@@ -150,7 +162,7 @@ impl Watch {
     pub fn note(&mut self, text: &str) {
         match self {
             Self::Bar(view) => view.bar.suspend(|| say(text)),
-            Self::Plain(_) => say(text),
+            Self::Plain(view) => say(format_args!("{}{text}", view.name)),
             Self::Dashboard(view) => view.note(text),
             Self::Silent => {}
         }
@@ -238,7 +250,8 @@ impl Plain {
         let done = metrics.step.saturating_sub(self.begun.1).max(1);
         let left = self.steps.saturating_sub(metrics.step);
         format!(
-            "{}  step {:>width$}/{}  loss {:.4}  lr {:.2e}  grad norm {:.3}  {} tokens/s  {} left",
+            "{}{}  step {:>width$}/{}  loss {:.4}  lr {:.2e}  grad norm {:.3}  {} tokens/s  {} left",
+            self.name,
             metrics.stage,
             metrics.step,
             self.steps,
@@ -280,9 +293,10 @@ mod tests {
             ..StepMetrics::default()
         };
         // 20 steps in 10 seconds leave 440 steps for 220 seconds: the 40 before do not count.
-        assert_eq!(
-            plain.line(&metrics, Duration::from_secs(10)),
-            "long  step  60/500  loss 1.2346  lr 5.00e-3  grad norm 0.500  8,123 tokens/s  00:03:40 left"
-        );
+        let line = "long  step  60/500  loss 1.2346  lr 5.00e-3  grad norm 0.500  8,123 tokens/s  00:03:40 left";
+        assert_eq!(plain.line(&metrics, Duration::from_secs(10)), line);
+        plain.name = "base: ".to_owned();
+        let named = plain.line(&metrics, Duration::from_secs(10));
+        assert_eq!(named, format!("base: {line}"));
     }
 }

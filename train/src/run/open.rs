@@ -1,34 +1,96 @@
-//! The beginning of a run, or of the rest of one.
+//! The beginning of a run, or of the rest of one: what both need. `start` and `resume` have what differs.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use burn::module::AutodiffModule;
 use kernels::{KernelBackend, TrainBackend};
-use model::{CausalLm, Fit, InitError, PhiMamba};
+use model::{CausalLm, Initialisation, ModelConfig, PhiMamba};
 
+use super::begin::AtWork;
 use super::folder::Held;
 use super::predictions::{self, needs_teacher, stage_of};
+use super::resume::{ResumedFrom, accepted, same_steps};
 use super::teacher_files::TeacherFiles;
-use super::text::text;
+use super::text::{Text, text};
 use super::writer::Writer;
 use super::{
-    CHECKPOINTS, COMPILING, CONFIG, METRICS, Run, RunOptions, StopRequest, check_layers, inputs,
-    say_stopped, sharing_place, stop_requested, teacher_of_stages, untrained_student,
+    CHECKPOINTS, COMPILING, CONFIG, METRICS, Run, RunOptions, check_layers, inputs, sharing_place,
+    stop_requested, teacher_of_stages,
 };
-use crate::checkpoint::{self, Checkpoints, Found, Loaded, Progress};
-use crate::config::{Config, GuardAction};
+use crate::checkpoint::{self, Checkpoints};
+use crate::config::GuardAction;
 use crate::device_rate::device_rate;
 use crate::error::TrainError;
 use crate::evaluate::perplexity;
-use crate::guard::Guard;
-use crate::metrics::{Evaluation, MetricsLog, Mirrors, Note, Record, StagePlan, Watch};
+use crate::metrics::{Mirrors, StagePlan, Watch};
 use crate::optimizer::AdamW;
 use crate::parallel::Ranks;
 use crate::provenance::Provenance;
 use crate::recorded::recorded as recorded_losses;
+use crate::teacher_cache::TeacherCache;
+
+/// What is there when a run starts or goes on.
+pub(super) struct Opening<'a, B: TrainBackend> {
+    pub(super) options: &'a RunOptions,
+    pub(super) ranks: &'a Ranks<B::InnerBackend>,
+    pub(super) device: &'a B::Device,
+    pub(super) held: &'a Held,
+    /// The file of the log.
+    pub(super) metrics: PathBuf,
+    /// Of the stages.
+    pub(super) names: Vec<String>,
+    pub(super) teacher_config: ModelConfig,
+    /// As it was loaded, where it is needed.
+    pub(super) teacher: Option<CausalLm<B::InnerBackend>>,
+    pub(super) student_config: ModelConfig,
+    /// How the mixers start.
+    pub(super) how: Initialisation,
+    pub(super) text: Text,
+    /// Of the stages.
+    pub(super) caches: Vec<Option<Arc<TeacherCache>>>,
+    pub(super) made_from: Provenance,
+    pub(super) checkpoints: Checkpoints,
+    pub(super) watch: Watch,
+}
+
+impl<B: TrainBackend> Opening<'_, B> {
+    /// The perplexity of `model` on the held-out text; `None` if asked to stop.
+    pub(super) fn perplexity(
+        &self,
+        model: CausalLm<B::InnerBackend>,
+    ) -> Result<Option<f64>, TrainError> {
+        let config = &self.options.config;
+        let measured = self.ranks.from_first(self.device, || {
+            let model = model.cast(config.precision.dtype());
+            let (held_out, evaluation) = (&self.text.held_out, &config.evaluation);
+            let stop = || stop_requested(self.options, &self.watch);
+            let measured = perplexity(&model, held_out, evaluation, self.device, stop)?;
+            // JSON has no number for what is not finite.
+            Ok(measured.map(f64::to_bits))
+        })?;
+        Ok(measured.map(f64::from_bits))
+    }
+
+    /// That of the teacher.
+    pub(super) fn teacher_perplexity(&self) -> Result<Option<f64>, TrainError> {
+        let config = &self.options.config;
+        let Some(teacher) = &self.teacher else {
+            let known =
+                predictions::teacher_perplexity(config, &self.caches, &self.text.held_out_is);
+            return known.map(Some);
+        };
+        match self.perplexity(teacher.clone())? {
+            Some(perplexity) if !perplexity.is_finite() => Err(TrainError::TeacherNotFinite {
+                model: config.teacher.model.clone(),
+                perplexity,
+                precision: config.precision,
+            }),
+            measured => Ok(measured),
+        }
+    }
+}
 
 impl<B: TrainBackend> Run<B> {
     /// Reads or makes everything the stages need; `None` if asked to stop on the way.
@@ -36,8 +98,13 @@ impl<B: TrainBackend> Run<B> {
         options: RunOptions,
         held: &Arc<Held>,
         device: &B::Device,
-        (ranks, asked): (Ranks<B::InnerBackend>, StopRequest),
+        at_work: AtWork<B::InnerBackend>,
     ) -> Result<Option<(Self, PhiMamba<B>)>, TrainError> {
+        let AtWork {
+            ranks,
+            asked,
+            is_in_lockstep,
+        } = at_work;
         let started = Instant::now();
         let (config, folder) = (&options.config, &options.folder);
         let dtype = config.precision.dtype();
@@ -162,10 +229,13 @@ impl<B: TrainBackend> Run<B> {
             steps: config.steps(stage),
             tokens_per_step: config.tokens_per_step(stage),
         });
-        let mut watch = if ranks.is_first() {
-            Watch::new(plan.collect(), config.log.every, options.dashboard)
-        } else {
+        let plan: Vec<_> = plan.collect();
+        let mut watch = if !ranks.is_first() {
             Watch::Silent
+        } else if is_in_lockstep {
+            Watch::named_lines(&config.name, plan, config.log.every)
+        } else {
+            Watch::new(plan, config.log.every, options.dashboard)
         };
         if let Some(name) = ranks.name() {
             watch.note(&format!("{} ranks, by {name}", ranks.place().world));
@@ -186,208 +256,49 @@ impl<B: TrainBackend> Run<B> {
             1e-9 * device_rate,
             config.precision
         ));
-        let stop = |watch: &Watch| stop_requested(&options, watch);
-        let measure = |model: CausalLm<_>, watch: &Watch| {
-            let measured = ranks.from_first(device, || {
-                let model = model.cast(dtype);
-                let stop = || stop(watch);
-                let measured =
-                    perplexity(&model, &text.held_out, &config.evaluation, device, stop)?;
-                // JSON has no number for what is not finite.
-                Ok(measured.map(f64::to_bits))
-            });
-            Ok::<_, TrainError>(measured?.map(f64::from_bits))
+        let mut opening = Opening {
+            options: &options,
+            ranks: &ranks,
+            device,
+            held,
+            metrics,
+            names,
+            teacher_config,
+            teacher,
+            student_config,
+            how,
+            text,
+            caches,
+            made_from,
+            checkpoints,
+            watch,
         };
-        let measure_teacher = |watch: &Watch| {
-            let Some(teacher) = &teacher else {
-                return predictions::teacher_perplexity(config, &caches, &text.held_out_is)
-                    .map(Some);
-            };
-            match measure(teacher.clone(), watch)? {
-                Some(perplexity) if !perplexity.is_finite() => Err(TrainError::TeacherNotFinite {
-                    model: config.teacher.model.clone(),
-                    perplexity,
-                    precision: config.precision,
-                }),
-                measured => Ok(measured),
+        let begun = match loaded {
+            Some((found, loaded)) => {
+                let before = before.as_ref();
+                let from = ResumedFrom {
+                    found,
+                    before,
+                    loaded,
+                };
+                opening.resume(from)?
             }
+            None => opening.start()?,
         };
-
-        let (student, progress, log) = if let Some((newest, loaded)) = loaded {
-            let Loaded {
-                mut progress,
-                student,
-            } = loaded;
-            watch.note(&format!(
-                "resuming from {}, on {}",
-                newest.path.display(),
-                options.backend
-            ));
-            let before = before.as_ref();
-            let changes = accepted(&options, &progress, before, &made_from)?;
-            let mut said = damages(newest);
-            if before.is_none() {
-                let own = newest.path.file_name().unwrap_or_default().display();
-                said.push(format!(
-                    "resumed with --accept-changes from {own}, which an earlier version of this program wrote \
-                     without checksums: neither its files nor what the run is made from could be compared"
-                ));
-            }
-            said.extend(changes.iter().map(|change| {
-                format!("resumed with --accept-changes, since this has changed: {change}")
-            }));
-            if !changes.is_empty() || before.is_none() {
-                let Some(now) = measure_teacher(&watch)? else {
-                    say_stopped(&options, &mut watch);
-                    return Ok(None);
-                };
-                let then = progress.teacher_perplexity;
-                said.push(format!(
-                    "the teacher's perplexity, measured again, is {now:.4}, where it was {then:.4}"
-                ));
-                progress.teacher_perplexity = now;
-            }
-            let plans = before.map(|before| before.plans(&made_from, &changes));
-            said.extend(
-                (plans.iter().flatten())
-                    .map(|plan| format!("for the rest of the run this has changed: {plan}")),
-            );
-            let (position, evaluated) = (progress.position(), progress.evaluated());
-            let mark = progress.log.as_ref();
-            let (mut log, damage) = if ranks.is_first() {
-                MetricsLog::resume(&metrics, mark, &position, evaluated, &names)?
-            } else {
-                (MetricsLog::nowhere(), None)
-            };
-            said.extend(damage);
-            for text in &said {
-                watch.note(text);
-                let note = Note {
-                    stage: position.stage.clone(),
-                    step: position.step,
-                    text: text.clone(),
-                };
-                log.record(&Record::Note(note.clone()))?;
-                progress.notes.push(note);
-            }
-            if !said.is_empty() {
-                log.sync()?;
-                progress.log = Some(log.mark());
-            }
-            ranks.after_first(device, || {
-                if !said.is_empty() {
-                    checkpoints.amend(&progress, Some(&made_from))?;
-                }
-                // Last, or a process that dies here would leave nothing to say about them.
-                checkpoints.set_aside(&newest.damaged)
-            })?;
-            (student, progress, log)
-        } else {
-            if options.resume {
-                watch.note("no checkpoint yet: starting from the beginning");
-            }
-            watch.note(&format!(
-                "teacher {} ({} layers, width {}), {} training tokens{}, {} held out, on {}",
-                config.teacher.model,
-                teacher_config.network().mixers.len(),
-                teacher_config.network().d_model,
-                text.training_tokens,
-                text.more_tokens(),
-                text.held_out.shards().tokens(),
-                options.backend,
-            ));
-            let teacher_perplexity = measure_teacher(&watch)?;
-            // From here on it is a run, which can be resumed. What has failed before leaves nothing behind.
-            held.check()?;
-            let mut log = if ranks.is_first() {
-                if !options.resume {
-                    config.write(&folder.join(CONFIG))?;
-                }
-                MetricsLog::create(&metrics)?
-            } else {
-                MetricsLog::nowhere()
-            };
-            let Some(teacher_perplexity) = teacher_perplexity else {
-                say_stopped(&options, &mut watch);
-                return Ok(None);
-            };
-            let calibration = if how.reads_text() && config.student.from.is_empty() {
-                watch.note("fitting the mixers to the teacher's attention, which takes a while");
-                inputs::calibration_text(&text.first_windows()?, device)?
-            } else {
-                vec![]
-            };
-            let made = match &teacher {
-                Some(teacher) if config.student.from.is_empty() => untrained_student::<B>(
-                    &student_config,
-                    config.seed,
-                    teacher,
-                    how,
-                    &calibration,
-                    &|| stop(&watch),
-                    device,
-                ),
-                _ => inputs::student_from::<B>(&config.student.from, &student_config, device),
-            };
-            drop(calibration);
-            if let Err(TrainError::Initialisation(InitError::Stopped)) = made {
-                say_stopped(&options, &mut watch);
-                return Ok(None);
-            }
-            let (student, fits) = made?;
-            let student = ranks.student_of_first(student, student_config.layout());
-            let Some(untrained) = measure(student.valid(), &watch)? else {
-                say_stopped(&options, &mut watch);
-                return Ok(None);
-            };
-            let evaluation = Evaluation {
-                stage: None,
-                step: None,
-                tokens: 0,
-                teacher_perplexity,
-                student_perplexity: untrained,
-                tasks: BTreeMap::new(),
-            };
-            log.record(&Record::Evaluation(evaluation.clone()))?;
-            watch.evaluation(&evaluation);
-            let mut notes = vec![];
-            if !fits.is_empty() {
-                let layer = |fit: &Fit| format!("{} {:.3}", fit.layer, fit.error);
-                let layers: Vec<_> = fits.iter().map(layer).collect();
-                let note = Note {
-                    stage: config.stages[0].name.clone(),
-                    step: 0,
-                    text: format!(
-                        "the mixers start {}: the share of the attention's output that they lack, by layer: {}",
-                        config.student.init,
-                        layers.join(", ")
-                    ),
-                };
-                watch.note(&note.text);
-                log.record(&Record::Note(note.clone()))?;
-                notes.push(note);
-            }
-            let progress = Progress {
-                stage: config.stages[0].name.clone(),
-                step: 0,
-                tokens: 0,
-                stage_seconds: 0.0,
-                seconds: 0.0,
-                passed_over: 0,
-                roll_backs: 0,
-                measured_step: 0,
-                guard: Guard::default(),
-                skipped: 0,
-                skipped_in_a_row: 0,
-                stage_skipped: 0,
-                loss: None,
-                teacher_perplexity,
-                log: Some(log.mark()),
-                finished: vec![],
-                notes,
-            };
-            (student, progress, log)
+        let Some((student, progress, log)) = begun else {
+            return Ok(None);
         };
+        let Opening {
+            metrics,
+            teacher,
+            student_config,
+            text,
+            caches,
+            made_from,
+            checkpoints,
+            watch,
+            ..
+        } = opening;
         let checkpoints = Arc::new(checkpoints);
         let run = Self {
             writer: Writer::new(checkpoints.clone(), held.clone()),
@@ -453,84 +364,4 @@ fn agree<B: KernelBackend>(
         "the cache of the teacher's predictions",
         &caches.join(" "),
     )
-}
-
-/// What has changed since the checkpoint of `progress`, which was made `before`, as far as it says so.
-///
-/// # Errors
-/// [`TrainError::Changed`] unless such changes are accepted.
-fn accepted(
-    options: &RunOptions,
-    progress: &Progress,
-    before: Option<&Provenance>,
-    now: &Provenance,
-) -> Result<Vec<String>, TrainError> {
-    let Some(before) = before else {
-        return Ok(vec![]);
-    };
-    let finished = progress.finished.iter().map(|done| done.stage.as_str());
-    let changes = before.changes(now, &progress.position(), finished);
-    if changes.is_empty() || options.accept_changes {
-        return Ok(changes);
-    }
-    Err(TrainError::Changed {
-        folder: options.folder.clone(),
-        stage: progress.stage.clone(),
-        step: progress.step,
-        changes,
-    })
-}
-
-/// What there is to say about the checkpoints that are damaged.
-fn damages(found: &Found) -> Vec<String> {
-    let own = found.path.file_name().unwrap_or_default();
-    let say = |damaged: &checkpoint::Damaged| {
-        let name = damaged.path.file_name().unwrap_or_default();
-        format!(
-            "checkpoint {name} is damaged and was set aside as {name}.damaged: {}; resumed from {own}",
-            damaged.reason,
-            name = name.display(),
-            own = own.display(),
-        )
-    };
-    found.damaged.iter().map(say).collect()
-}
-
-/// Refuses to resume where a step is not what it was, or where the stages that are done are not the first of the
-/// list: the same number of steps would be other text.
-fn same_steps(config: &Config, progress: &Progress, folder: &Path) -> Result<(), TrainError> {
-    let mismatch = |what: String| {
-        TrainError::Mismatch(format!(
-            "{}: {what}; undo what was changed of them, or start another run",
-            folder.join(CONFIG).display(),
-        ))
-    };
-    let mut done: Vec<_> = (progress.finished.iter())
-        .map(|done| (&done.stage, done.steps, done.tokens))
-        .collect();
-    if progress.evaluated() != Some(&progress.stage) {
-        done.push((&progress.stage, progress.step, progress.stage_tokens()));
-    }
-    let names = config.stages.iter().map(|stage| &stage.name);
-    if !names
-        .take(done.len())
-        .eq(done.iter().map(|(name, ..)| *name))
-    {
-        let done = done.iter().map(|(name, ..)| name.as_str());
-        return Err(mismatch(format!(
-            "the run has done {}, and these are not the first stages of the list",
-            done.collect::<Vec<_>>().join(", ")
-        )));
-    }
-    for ((name, steps, tokens), stage) in done.into_iter().zip(&config.stages) {
-        let now = config.tokens_per_step(stage);
-        if (steps as u64).checked_mul(now) != Some(tokens) {
-            return Err(mismatch(format!(
-                "stage {name} has done {steps} steps of {} tokens, and its batch times its context (or \
-                 data.context) is {now}",
-                tokens / steps.max(1) as u64,
-            )));
-        }
-    }
-    Ok(())
 }

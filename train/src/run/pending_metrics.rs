@@ -49,6 +49,13 @@ impl<B: Backend> PendingMetrics<B> {
         self.since = Instant::now();
     }
 
+    /// The same, but where steps are pending: their time goes on.
+    pub(super) fn restart_if_idle(&mut self) {
+        if self.steps.is_empty() {
+            self.restart();
+        }
+    }
+
     /// A step is queued.
     pub(super) fn push(&mut self, step: QueuedStep, measured: Measured<B>) {
         self.steps.push((step, measured));

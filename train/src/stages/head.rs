@@ -5,7 +5,6 @@
 //! next one is made; what stays is the gradient to the features and the sum of the weight's.
 
 use burn::module::AutodiffModule;
-use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor};
 use kernels::dense::linear::Linear as _;
 use kernels::profile::{Kind, timed};
@@ -40,21 +39,53 @@ pub(super) fn block_in_f32(v: usize) -> usize {
     (TENSOR_OPERATIONS / v).clamp(1, BLOCK)
 }
 
-/// What the heads read, `[b, l, d]` each.
-pub(super) struct Features<B: Backend> {
-    pub(super) student: Tensor<B, 3>,
-    pub(super) teacher: Tensor<B, 3>,
+/// The teacher's logits, which are made for a block of tokens at a time.
+pub(super) struct TeacherLogits<'a, B: KernelBackend> {
+    head: &'a Linear<B>,
+    features_td: Tensor<B, 2>,
+    /// Whether several students read them.
+    is_shared: bool,
+    /// Those of all tokens, where these are one block and several students read them.
+    all_tv: Option<Tensor<B, 2>>,
+}
+
+impl<'a, B: KernelBackend> TeacherLogits<'a, B> {
+    /// Those that `head` makes of `features [b, l, d]`. Where they are shared, and all tokens are one block, they are
+    /// kept for the next student; several blocks are made again for each.
+    pub(super) fn new(head: &'a Linear<B>, features: Tensor<B, 3>, is_shared: bool) -> Self {
+        let [b, l, d] = features.dims();
+        Self {
+            head,
+            features_td: features.reshape([b * l, d]),
+            is_shared,
+            all_tv: None,
+        }
+    }
+
+    /// Of `n` tokens from `start` on, `[n, v]`.
+    fn block(&mut self, start: usize, n: usize) -> Tensor<B, 2> {
+        let is_all = n == self.features_td.dims()[0];
+        if let (Some(all_tv), true) = (&self.all_tv, is_all) {
+            return all_tv.clone();
+        }
+        let features_nd = self.features_td.clone().narrow(0, start, n);
+        let logits_nv = self.head.forward(features_nd);
+        if self.is_shared && is_all {
+            self.all_tv = Some(logits_nv.clone());
+        }
+        logits_nv
+    }
 }
 
 /// Ids of the next tokens, `[n]`, where a loss needs them.
 type Labels<B> = Option<Tensor<B, 1, Int>>;
 
-/// The mean loss over all tokens, `[1]`, and its gradient to the student's features; adds those of
+/// The mean loss over all tokens, `[1]`, and its gradient to the student's `features [b, l, d]`; adds those of
 /// the student's head. `block` tokens at a time: `loss` is given the logits of both, `[n, v]`, and the labels of these
 /// tokens, and returns their part in the mean loss and its gradient to the student's logits.
 pub(super) fn pass<B: TrainBackend>(
-    (student, teacher): (&Linear<B>, &Linear<B::InnerBackend>),
-    features: Features<B::InnerBackend>,
+    (student, teacher): (&Linear<B>, &mut TeacherLogits<'_, B::InnerBackend>),
+    features: Tensor<B::InnerBackend, 3>,
     labels: Labels<B::InnerBackend>,
     loss: impl Fn(
         Tensor<B::InnerBackend, 2>,
@@ -64,15 +95,13 @@ pub(super) fn pass<B: TrainBackend>(
     block: usize,
     gradients: &mut dyn Sink<B::InnerBackend>,
 ) -> (Tensor<B::InnerBackend, 1>, Tensor<B::InnerBackend, 3>) {
-    let [b, l, d] = features.student.dims();
-    let teacher_td = features.teacher.reshape([b * l, d]);
     let loss = |start: usize, student_nv: Tensor<B::InnerBackend, 2>| {
         let n = student_nv.dims()[0];
-        let teacher_nv = teacher.forward(teacher_td.clone().narrow(0, start, n));
+        let teacher_nv = teacher.block(start, n);
         let labels = labels.clone().map(|labels| labels.narrow(0, start, n));
         loss(student_nv, teacher_nv, labels)
     };
-    pass_of_student(student, features.student, loss, block, gradients)
+    pass_of_student(student, features, loss, block, gradients)
 }
 
 /// The same for a loss that knows the teacher's part: it is given the number of the block's first token and the student's
@@ -80,7 +109,7 @@ pub(super) fn pass<B: TrainBackend>(
 pub(super) fn pass_of_student<B: TrainBackend>(
     student: &Linear<B>,
     features: Tensor<B::InnerBackend, 3>,
-    loss: impl Fn(
+    mut loss: impl FnMut(
         usize,
         Tensor<B::InnerBackend, 2>,
     ) -> (Tensor<B::InnerBackend, 1>, Tensor<B::InnerBackend, 2>),
@@ -157,6 +186,7 @@ fn added<B: KernelBackend, const D: usize>(
 mod tests {
     use burn::backend::Autodiff;
     use burn::tensor::TensorData;
+    use burn::tensor::backend::Backend;
     use kernels::DistillationWeights;
     use kernels::runtime::Flex;
     use model::{AttentionConfig, Phi, PhiConfig};
@@ -212,10 +242,6 @@ mod tests {
     /// Loss, gradient to the features, and those of weight and bias.
     fn passed(block: usize, hard: f64) -> [Vec<f64>; 4] {
         let (student, teacher) = (head::<Autodiff<Flex>>(1), head::<Flex>(2));
-        let both = Features {
-            student: features(0.7),
-            teacher: features(1.1),
-        };
         let labels: Vec<i32> = (0..16).map(|i| 5 * i % VOCABULARY as i32).collect();
         let labels = Tensor::from_data(TensorData::new(labels, [16]), &Default::default());
         let weights = DistillationWeights {
@@ -227,8 +253,9 @@ mod tests {
         let loss = |student, teacher, labels| {
             kernels::distillation_block(student, teacher, labels, weights, 16)
         };
-        let heads = (&student, &teacher);
-        let (loss, dfeatures) = pass(heads, both, labels, loss, block, &mut gradients);
+        let mut teacher = TeacherLogits::new(&teacher, features(1.1), false);
+        let heads = (&student, &mut teacher);
+        let (loss, dfeatures) = pass(heads, features(0.7), labels, loss, block, &mut gradients);
         let bias = student.bias.as_ref().expect("a bias").id;
         let [weight, bias] = [student.weight.id, bias].map(|id| gradients.take(id));
         [
@@ -251,6 +278,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// What is kept for the next student is what would be made again.
+    #[test]
+    fn a_teacher_s_logits_are_kept_whole() {
+        let teacher = head::<Flex>(2);
+        let mut alone = TeacherLogits::new(&teacher, features(0.7), false);
+        let mut shared = TeacherLogits::new(&teacher, features(0.7), true);
+        for (start, n) in [(0, 16), (3, 5), (0, 16), (11, 5), (0, 3)] {
+            let expected = values(alone.block(start, n));
+            assert_eq!(values(shared.block(start, n)), expected, "{n} from {start}");
+        }
+        assert!(alone.all_tv.is_none() && shared.all_tv.is_some());
     }
 
     #[test]

@@ -29,8 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use super::arithmetic::{self, Arithmetic};
 use super::layers::{self, Untrainable};
-use super::{Choices, Description, PassStudent, Stage, StageStep, TokenBatch, sum_over_layers};
-use crate::gradients::Sink;
+use super::{Choices, Description, Learner, Stage, StageStep, TokenBatch, sum_over_layers};
 use crate::limits::{OutOfRange, at_least, require, within};
 
 /// Outputs of mixers or of blocks: the L2 norm of the difference, mean over tokens, summed over what is compared.
@@ -122,6 +121,10 @@ impl Stage for HiddenStates {
         Ok(idle.flatten().copied().collect())
     }
 
+    fn layers_at_once(&self, _layers: usize) -> usize {
+        self.every
+    }
+
     /// The teacher's layers but for the last MLP; three times the student's mixers.
     fn arithmetic(&self, l: usize, teacher: &NetworkConfig, student: &NetworkConfig) -> Arithmetic {
         let mixers = layers::learning(teacher, student);
@@ -132,29 +135,32 @@ impl Stage for HiddenStates {
         }
     }
 
+    fn shares_teacher(&self, other: &Self) -> bool {
+        (self.target, self.every) == (other.target, other.every)
+    }
+
     fn pass<B: TrainBackend>(
-        &self,
-        student: &PassStudent<'_, B>,
+        learners: &mut [Learner<'_, Self, B>],
         teacher: &Phi<B::InnerBackend>,
         batch: TokenBatch<B>,
         at: StageStep,
-        gradients: &mut dyn Sink<B::InnerBackend>,
-    ) -> Tensor<B::InnerBackend, 1> {
+    ) -> Vec<Tensor<B::InnerBackend, 1>> {
         let device = batch.ids.device();
         let (documents, of_student) = (batch.documents.clone(), batch.documents_of_student());
-        let mut own_bld = at.is_in_last(self.sequential).then(|| {
-            let embedding = student.whole().backbone.embedding.valid();
-            embedding.forward(batch.ids.clone())
-        });
-        let mut x_bld = teacher.backbone.embedding.forward(batch.ids);
-        let mut losses = vec![];
-        let groups = teacher.backbone.layers.chunks(self.every);
+        // As all of them have it.
+        let Self { target, every, .. } = *learners[0].stage;
+        let walk = |learner| Walk::begin(learner, &batch, at);
+        let mut walks: Vec<_> = learners.iter_mut().map(walk).collect();
+        let mut x_bld = teacher.backbone.embedding.forward(batch.ids.clone());
+        let groups = teacher.backbone.layers.chunks(every);
         let last = groups.len() - 1;
-        for (i, teachers) in groups.enumerate() {
-            let entering_bld = own_bld.clone().unwrap_or_else(|| x_bld.clone());
-            let target_bld = match self.target {
+        for (number, teachers) in groups.enumerate() {
+            let entering_bld = x_bld.clone();
+            let target_bld = match target {
                 // The last layer's output is not needed.
-                Target::Mixer if i == last => teachers[0].mixer_output((x_bld.clone(), &documents)),
+                Target::Mixer if number == last => {
+                    teachers[0].mixer_output((x_bld.clone(), &documents))
+                }
                 Target::Mixer => {
                     let outputs = teachers[0].forward_tapped((x_bld, &documents), false);
                     x_bld = outputs.hidden_state;
@@ -165,42 +171,107 @@ impl Stage for HiddenStates {
                     x_bld.clone()
                 }
             };
-            let goes_on = own_bld.is_some() && i < last;
-            let first = i * self.every;
-            let students = first..first + teachers.len();
-            let students: Vec<_> = students.map(|number| student.layer(number)).collect();
-            let mut pairs = students.iter().zip(teachers);
-            if pairs.all(|(student, teacher)| student.mixer.is_kept_from(&teacher.mixer)) {
-                if goes_on {
-                    let blocks: Vec<_> = students.iter().map(|block| block.valid()).collect();
-                    own_bld = Some(through(&blocks, entering_bld, &documents));
-                }
-                continue;
-            }
-            let entering_bld = Tensor::from_inner(entering_bld);
-            let output_bld = match self.target {
-                Target::Mixer if goes_on => {
-                    let outputs = students[0].forward_tapped((entering_bld, &of_student), false);
-                    own_bld = Some(outputs.hidden_state.inner());
-                    outputs.mixer_output
-                }
-                Target::Mixer => students[0].mixer_output((entering_bld, &of_student)),
-                Target::Block => {
-                    let output_bld = through(students.iter().copied(), entering_bld, &of_student);
-                    if goes_on {
-                        own_bld = Some(output_bld.clone().inner());
-                    }
-                    output_bld
-                }
+            let group = Group {
+                number,
+                is_last: number == last,
+                teachers,
+                entering_bld,
+                target_bld,
+                documents: &documents,
+                of_student: &of_student,
             };
-            let loss = hidden_state_loss(output_bld, Tensor::from_inner(target_bld));
-            let reached = loss.backward();
-            for student in students {
-                gradients.add::<B, _>(student, &reached);
+            for walk in &mut walks {
+                walk.pass(&group);
             }
-            losses.push(loss.inner());
         }
-        sum_over_layers(losses, &device)
+        let losses = walks.into_iter().map(|walk| walk.losses);
+        losses
+            .map(|losses| sum_over_layers(losses, &device))
+            .collect()
+    }
+}
+
+/// Layers of the teacher that are compared as one.
+struct Group<'a, B: TrainBackend> {
+    /// Which one, from 0.
+    number: usize,
+    is_last: bool,
+    teachers: &'a [Block<B::InnerBackend>],
+    /// What they read.
+    entering_bld: Tensor<B::InnerBackend, 3>,
+    /// What they give.
+    target_bld: Tensor<B::InnerBackend, 3>,
+    documents: &'a Option<DocumentStarts<B::InnerBackend>>,
+    of_student: &'a Option<DocumentStarts<B>>,
+}
+
+/// A student on its way through the layers, beside the teacher.
+struct Walk<'a, 'b, B: TrainBackend> {
+    learner: &'a mut Learner<'b, HiddenStates, B>,
+    /// Its own hidden state, where it reads that.
+    own_bld: Option<Tensor<B::InnerBackend, 3>>,
+    /// Of the layers so far that have one.
+    losses: Vec<Tensor<B::InnerBackend, 1>>,
+}
+
+impl<'a, 'b, B: TrainBackend> Walk<'a, 'b, B> {
+    fn begin(
+        learner: &'a mut Learner<'b, HiddenStates, B>,
+        batch: &TokenBatch<B>,
+        at: StageStep,
+    ) -> Self {
+        let reads_own = at.is_in_last(learner.stage.sequential);
+        let own_bld = reads_own.then(|| {
+            let embedding = learner.student.whole().backbone.embedding.valid();
+            embedding.forward(batch.ids.clone())
+        });
+        Self {
+            learner,
+            own_bld,
+            losses: vec![],
+        }
+    }
+
+    /// One forward and backward pass of the student's layers of `group`.
+    fn pass(&mut self, group: &Group<'_, B>) {
+        let stage = self.learner.stage;
+        let start = group.number * stage.every;
+        let student = self.learner.student;
+        let students = start..start + group.teachers.len();
+        let students: Vec<_> = students.map(|number| student.layer(number)).collect();
+        let teachers_bld = || group.entering_bld.clone();
+        let entering_bld = self.own_bld.clone().unwrap_or_else(teachers_bld);
+        let goes_on = self.own_bld.is_some() && !group.is_last;
+        let mut pairs = students.iter().zip(group.teachers);
+        if pairs.all(|(student, teacher)| student.mixer.is_kept_from(&teacher.mixer)) {
+            if goes_on {
+                let blocks: Vec<_> = students.iter().map(|block| block.valid()).collect();
+                self.own_bld = Some(through(&blocks, entering_bld, group.documents));
+            }
+            return;
+        }
+        let entering_bld = Tensor::from_inner(entering_bld);
+        let output_bld = match stage.target {
+            Target::Mixer if goes_on => {
+                let outputs = students[0].forward_tapped((entering_bld, group.of_student), false);
+                self.own_bld = Some(outputs.hidden_state.inner());
+                outputs.mixer_output
+            }
+            Target::Mixer => students[0].mixer_output((entering_bld, group.of_student)),
+            Target::Block => {
+                let output_bld = through(students.iter().copied(), entering_bld, group.of_student);
+                if goes_on {
+                    self.own_bld = Some(output_bld.clone().inner());
+                }
+                output_bld
+            }
+        };
+        let loss = hidden_state_loss(output_bld, Tensor::from_inner(group.target_bld.clone()));
+        let reached = loss.backward();
+        for student in students {
+            self.learner.gradients.add::<B, _>(student, &reached);
+        }
+        self.losses.push(loss.inner());
     }
 }
 

@@ -9,8 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::arithmetic::{self, Arithmetic};
 use super::layers::{self, Untrainable};
-use super::{Description, PassStudent, Stage, StageStep, TokenBatch, sum_over_layers};
-use crate::gradients::Sink;
+use super::{Description, Learner, Stage, StageStep, TokenBatch, sum_over_layers};
 
 /// Transfer matrices against attention matrices: the Frobenius norm of the difference, mean over batch and
 /// heads, summed over layers. It has no options.
@@ -56,6 +55,10 @@ impl Stage for Matrices {
         })
     }
 
+    fn layers_at_once(&self, _layers: usize) -> usize {
+        1
+    }
+
     /// The teacher's layers, of the last only what its matrix is made of; of the student three times what its
     /// matrices are made of and their entries, and once more the entries of the teacher's.
     fn arithmetic(&self, l: usize, teacher: &NetworkConfig, student: &NetworkConfig) -> Arithmetic {
@@ -74,21 +77,23 @@ impl Stage for Matrices {
         }
     }
 
+    fn shares_teacher(&self, _other: &Self) -> bool {
+        true
+    }
+
     /// Both matrices are given by what they are made of where the student's can be, so that the backend need not hold
     /// them.
     fn pass<B: TrainBackend>(
-        &self,
-        student: &PassStudent<'_, B>,
+        learners: &mut [Learner<'_, Self, B>],
         teacher: &Phi<B::InnerBackend>,
         batch: TokenBatch<B>,
         _at: StageStep,
-        gradients: &mut dyn Sink<B::InnerBackend>,
-    ) -> Tensor<B::InnerBackend, 1> {
+    ) -> Vec<Tensor<B::InnerBackend, 1>> {
         let device = batch.ids.device();
         let (documents, of_student) = (batch.documents.clone(), batch.documents_of_student());
         let mut x_bld = teacher.backbone.embedding.forward(batch.ids);
-        let mut losses = vec![];
-        let last = student.layers() - 1;
+        let mut losses = vec![vec![]; learners.len()];
+        let last = teacher.backbone.layers.len() - 1;
         for (i, teacher) in teacher.backbone.layers.iter().enumerate() {
             let entering = x_bld.clone();
             let attention = if i == last {
@@ -99,33 +104,39 @@ impl Stage for Matrices {
                 x_bld = output;
                 attention
             };
-            let student = student.layer(i);
-            if student.mixer.is_kept_from(&teacher.mixer) {
-                continue;
+            let mut whole = None;
+            for (learner, losses) in learners.iter_mut().zip(&mut losses) {
+                let student = learner.student.layer(i);
+                if student.mixer.is_kept_from(&teacher.mixer) {
+                    continue;
+                }
+                let read_bld = Tensor::<B, 3>::from_inner(entering.clone());
+                let transfer = student.transfer_parts((read_bld.clone(), &of_student));
+                let loss = match (transfer, attention.clone()) {
+                    (Some(transfer), Some(attention)) => {
+                        let attention = AttentionParts {
+                            q: Tensor::from_inner(attention.q),
+                            k: Tensor::from_inner(attention.k),
+                            window: attention.window,
+                            documents: attention.documents.map(DocumentStarts::from_inner),
+                        };
+                        mixing_distance(transfer, attention)
+                    }
+                    // A mixer without such factors: `idle_layers` has seen to it that there is its whole matrix.
+                    _ => {
+                        let transfer = student.mixing_matrix((read_bld, &of_student));
+                        let of_teacher = || teacher.mixing_matrix((entering.clone(), &documents));
+                        let attention = whole.get_or_insert_with(of_teacher).clone();
+                        matrix_orientation_loss(transfer, Tensor::from_inner(attention))
+                    }
+                };
+                learner.gradients.add::<B, _>(student, &loss.backward());
+                losses.push(loss.inner());
             }
-            let read_bld = Tensor::<B, 3>::from_inner(entering.clone());
-            let transfer = student.transfer_parts((read_bld.clone(), &of_student));
-            let loss = match (transfer, attention) {
-                (Some(transfer), Some(attention)) => {
-                    let attention = AttentionParts {
-                        q: Tensor::from_inner(attention.q),
-                        k: Tensor::from_inner(attention.k),
-                        window: attention.window,
-                        documents: attention.documents.map(DocumentStarts::from_inner),
-                    };
-                    mixing_distance(transfer, attention)
-                }
-                // A mixer without such factors: `idle_layers` has seen to it that there is its whole matrix.
-                _ => {
-                    let transfer = student.mixing_matrix((read_bld, &of_student));
-                    let attention = teacher.mixing_matrix((entering, &documents));
-                    let attention = Tensor::from_inner(attention);
-                    matrix_orientation_loss(transfer, attention)
-                }
-            };
-            gradients.add::<B, _>(student, &loss.backward());
-            losses.push(loss.inner());
         }
-        sum_over_layers(losses, &device)
+        let losses = losses.into_iter();
+        losses
+            .map(|losses| sum_over_layers(losses, &device))
+            .collect()
     }
 }

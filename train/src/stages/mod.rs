@@ -6,9 +6,10 @@
 //! words of its row and its panel in the report. [`Kind`] is the list of them: a new kind is a file here, a
 //! line in that list, and a stage in a preset.
 //!
-//! A pass gets a batch, both networks and the number of its step, and returns the loss and the gradients; it knows no
-//! files, no clock and no schedule. In the kinds that compare layer by layer every layer of the student reads the
-//! teacher's hidden state, unless an option says otherwise. Teacher and student walk through the layers side by side,
+//! A pass gets a batch, the teacher, a student or several of them and the number of its step, and gives each one's
+//! gradients and loss; it knows no files, no clock and no schedule. The teacher computes once what all students of the
+//! pass are compared with. In the kinds that compare layer by layer every layer of the student reads the
+//! teacher's hidden state, unless an option says otherwise. Teacher and students walk through the layers side by side,
 //! and a layer's graph and matrices are freed before the pass makes the next layer's.
 
 mod arithmetic;
@@ -92,6 +93,16 @@ impl StageStep {
     }
 }
 
+/// A student of a pass.
+pub struct Learner<'a, S, B: TrainBackend> {
+    /// The stage's options for it.
+    pub stage: &'a S,
+    /// The student.
+    pub student: &'a PassStudent<'a, B>,
+    /// What takes its gradients.
+    pub gradients: &'a mut dyn Sink<B::InnerBackend>,
+}
+
 /// The words for a kind of stage in tables and in the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Description {
@@ -148,19 +159,26 @@ pub trait Stage: Default {
         student: &NetworkConfig,
     ) -> Result<Vec<usize>, Untrainable>;
 
+    /// How many of a student's `layers` have their graph in memory at once.
+    fn layers_at_once(&self, layers: usize) -> usize;
+
     /// The operations that a token takes, in sequences of `l` tokens. Idle layers take none.
     fn arithmetic(&self, l: usize, teacher: &NetworkConfig, student: &NetworkConfig) -> Arithmetic;
 
-    /// One forward and backward pass of step `at`: gives `gradients` those of each block as soon as it has them, and returns
-    /// the loss, `[1]`. It asks for the student, or for each layer, when it has queued what needs nothing of it.
+    /// Whether a student of these options and one of `other` may be in one [`pass`](Self::pass): they are compared with
+    /// the same outputs of the teacher.
+    fn shares_teacher(&self, other: &Self) -> bool;
+
+    /// One forward and backward pass of step `at`, of each of `learners`, whose stages all
+    /// [share the teacher](Self::shares_teacher): gives their gradients, those of each block as soon as it has them, and
+    /// returns their losses, `[1]` each. There is at least one. It asks for a student, or for each layer, when it has
+    /// queued what needs nothing of it. A student's loss and gradients have the same bits whatever students are beside it.
     fn pass<B: TrainBackend>(
-        &self,
-        student: &PassStudent<'_, B>,
+        learners: &mut [Learner<'_, Self, B>],
         teacher: &Phi<B::InnerBackend>,
         batch: TokenBatch<B>,
         at: StageStep,
-        gradients: &mut dyn Sink<B::InnerBackend>,
-    ) -> Tensor<B::InnerBackend, 1>;
+    ) -> Vec<Tensor<B::InnerBackend, 1>>;
 
     /// The folder of the [`teacher_cache`](crate::teacher_cache) from which the stage reads the teacher's part of its
     /// passes, in place of computing it; empty if it computes it.
@@ -278,6 +296,11 @@ macro_rules! kinds {
                 match self { $(Self::$kind(stage) => stage.idle_layers(teacher, student)),+ }
             }
 
+            /// [`Stage::layers_at_once`].
+            pub fn layers_at_once(&self, layers: usize) -> usize {
+                match self { $(Self::$kind(stage) => stage.layers_at_once(layers)),+ }
+            }
+
             /// [`Stage::arithmetic`].
             pub fn arithmetic(
                 &self,
@@ -288,7 +311,15 @@ macro_rules! kinds {
                 match self { $(Self::$kind(stage) => stage.arithmetic(l, teacher, student)),+ }
             }
 
-            /// [`Stage::pass`].
+            /// [`Stage::shares_teacher`]; false for another kind.
+            pub fn shares_teacher(&self, other: &Self) -> bool {
+                match (self, other) {
+                    $((Self::$kind(own), Self::$kind(other)) => own.shares_teacher(other),)+
+                    _ => false,
+                }
+            }
+
+            /// [`Stage::pass`] of one student: gives `gradients` its gradients, and returns the loss, `[1]`.
             pub fn pass<B: TrainBackend>(
                 &self,
                 student: &PassStudent<'_, B>,
@@ -297,7 +328,39 @@ macro_rules! kinds {
                 at: StageStep,
                 gradients: &mut dyn Sink<B::InnerBackend>,
             ) -> Tensor<B::InnerBackend, 1> {
-                match self { $(Self::$kind(stage) => stage.pass(student, teacher, batch, at, gradients)),+ }
+                let learner = Learner { stage: self, student, gradients };
+                Self::pass_together(vec![learner], teacher, batch, at).swap_remove(0)
+            }
+
+            /// [`Stage::pass`].
+            ///
+            /// # Panics
+            /// If the stages of `learners` do not [share the teacher](Self::shares_teacher).
+            pub fn pass_together<B: TrainBackend>(
+                learners: Vec<Learner<'_, Self, B>>,
+                teacher: &Phi<B::InnerBackend>,
+                batch: TokenBatch<B>,
+                at: StageStep,
+            ) -> Vec<Tensor<B::InnerBackend, 1>> {
+                let Some(first) = learners.first() else {
+                    return vec![];
+                };
+                let first = first.stage;
+                let shares = |learner: &Learner<'_, Self, B>| first.shares_teacher(learner.stage);
+                assert!(learners.iter().all(shares), "stages that do not share the teacher");
+                match first {
+                    $(Self::$kind(_) => {
+                        let learners = learners.into_iter().filter_map(|learner| {
+                            let Learner { stage, student, gradients } = learner;
+                            match stage {
+                                Self::$kind(stage) => Some(Learner { stage, student, gradients }),
+                                _ => None,
+                            }
+                        });
+                        let mut learners: Vec<_> = learners.collect();
+                        $module::$kind::pass(&mut learners, teacher, batch, at)
+                    }),+
+                }
             }
 
             /// [`Stage::teacher_cache`].

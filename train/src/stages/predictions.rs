@@ -18,9 +18,9 @@ use model::{NetworkConfig, Part, Phi, PhiMamba, TokenRows};
 use serde::{Deserialize, Serialize};
 
 use super::arithmetic::{self, Arithmetic};
-use super::head::{self, Features};
+use super::head::{self, TeacherLogits};
 use super::layers::Untrainable;
-use super::{Choices, Description, PassStudent, Stage, StageStep, TokenBatch};
+use super::{Choices, Description, Learner, PassStudent, Stage, StageStep, TokenBatch};
 use crate::gradients::Sink;
 use crate::limits::{OutOfRange, positive, within};
 
@@ -119,6 +119,10 @@ impl Stage for Predictions {
         Ok(vec![])
     }
 
+    fn layers_at_once(&self, layers: usize) -> usize {
+        if self.recompute { 1 } else { layers }
+    }
+
     /// The teacher's layers and head, unless its predictions are read; three times the student's.
     fn arithmetic(&self, l: usize, teacher: &NetworkConfig, student: &NetworkConfig) -> Arithmetic {
         Arithmetic {
@@ -131,55 +135,29 @@ impl Stage for Predictions {
         }
     }
 
+    /// All options are those of the student's part, unless the teacher's is read.
+    fn shares_teacher(&self, other: &Self) -> bool {
+        self.teacher_cache.is_empty() && other.teacher_cache.is_empty()
+    }
+
     fn pass<B: TrainBackend>(
-        &self,
-        student: &PassStudent<'_, B>,
+        learners: &mut [Learner<'_, Self, B>],
         teacher: &Phi<B::InnerBackend>,
         batch: TokenBatch<B>,
         _at: StageStep,
-        gradients: &mut dyn Sink<B::InnerBackend>,
-    ) -> Tensor<B::InnerBackend, 1> {
-        let [b, l] = batch.ids.dims();
-        let (tokens, has_ends) = (batch.tokens(), batch.has_ends);
-        let weights = DistillationWeights {
-            temperature: self.temperature,
-            hard: self.hard_weight,
+    ) -> Vec<Tensor<B::InnerBackend, 1>> {
+        let (head, features) = (teacher.head(), teacher.features(batch.tokens()));
+        let mut teacher = TeacherLogits::new(&head, features, learners.len() > 1);
+        // One after the other, so that the graph of one student's body is there at a time.
+        let of_one = |learner: &mut Learner<'_, Self, B>| {
+            let Learner {
+                stage,
+                student,
+                gradients,
+            } = learner;
+            stage.pass_of_student(student, &mut teacher, batch.clone(), &mut **gradients)
         };
-        let labels = (weights.hard > 0.0).then(|| batch.labels.reshape([b * l]));
-        let teacher_bld = teacher.features(tokens.clone());
-        let student = student.whole();
-        let body = Body::forward(student, tokens, self.recompute);
-        let features = Features {
-            student: body.features(),
-            teacher: teacher_bld,
-        };
-        let (heads, v) = ((student.head(), teacher.head()), student.vocab_size());
-        let heads = (&*heads.0, &*heads.1);
-        let comparison = Comparison {
-            divergence: self.loss.divergence(),
-            top_k: self.top_k,
-        };
-        let (loss, dfeatures) = if comparison == PUBLISHED {
-            let block = head::block(b * l, v, features.student.dtype());
-            let loss = |student, teacher, labels| {
-                let block = |student, teacher, labels, weights| {
-                    distillation_block(student, teacher, labels, weights, b * l)
-                };
-                loss_of_block(student, teacher, labels, weights, has_ends, block)
-            };
-            head::pass(heads, features, labels, loss, block, gradients)
-        } else {
-            let loss = |student, teacher, labels| {
-                let block = |student, teacher, labels, weights| {
-                    divergence_block(student, teacher, labels, weights, comparison, b * l)
-                };
-                loss_of_block(student, teacher, labels, weights, has_ends, block)
-            };
-            let block = head::block_in_f32(v);
-            head::pass(heads, features, labels, loss, block, gradients)
-        };
-        body.backward(student, dfeatures, gradients);
-        loss
+        learners.iter_mut().map(of_one).collect()
     }
 
     fn teacher_cache(&self) -> &str {
@@ -235,6 +213,55 @@ impl Stage for Predictions {
             Loss::ForwardKl => entropy,
             Loss::ReverseKl => 0.0,
         })
+    }
+}
+
+impl Predictions {
+    /// [`Stage::pass`] of one student.
+    fn pass_of_student<B: TrainBackend>(
+        &self,
+        student: &PassStudent<'_, B>,
+        teacher: &mut TeacherLogits<'_, B::InnerBackend>,
+        batch: TokenBatch<B>,
+        gradients: &mut dyn Sink<B::InnerBackend>,
+    ) -> Tensor<B::InnerBackend, 1> {
+        let [b, l] = batch.ids.dims();
+        let (tokens, has_ends) = (batch.tokens(), batch.has_ends);
+        let weights = DistillationWeights {
+            temperature: self.temperature,
+            hard: self.hard_weight,
+        };
+        let labels = (weights.hard > 0.0).then(|| batch.labels.reshape([b * l]));
+        let student = student.whole();
+        let body = Body::forward(student, tokens, self.recompute);
+        let features = body.features();
+        let (head, v) = (student.head(), student.vocab_size());
+        let heads = (&*head, teacher);
+        let comparison = Comparison {
+            divergence: self.loss.divergence(),
+            top_k: self.top_k,
+        };
+        let (loss, dfeatures) = if comparison == PUBLISHED {
+            let block = head::block(b * l, v, features.dtype());
+            let loss = |student, teacher, labels| {
+                let block = |student, teacher, labels, weights| {
+                    distillation_block(student, teacher, labels, weights, b * l)
+                };
+                loss_of_block(student, teacher, labels, weights, has_ends, block)
+            };
+            head::pass(heads, features, labels, loss, block, gradients)
+        } else {
+            let loss = |student, teacher, labels| {
+                let block = |student, teacher, labels, weights| {
+                    divergence_block(student, teacher, labels, weights, comparison, b * l)
+                };
+                loss_of_block(student, teacher, labels, weights, has_ends, block)
+            };
+            let block = head::block_in_f32(v);
+            head::pass(heads, features, labels, loss, block, gradients)
+        };
+        body.backward(student, dfeatures, gradients);
+        loss
     }
 }
 

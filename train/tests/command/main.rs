@@ -413,3 +413,31 @@ fn failures_are_sentences() {
     assert!(!teacher.contains("http"), "{teacher}");
     assert!(!run.exists(), "nothing is left of a run that did not start");
 }
+
+/// Several processes would write into one folder.
+#[test]
+fn some_commands_are_work_of_one_process() {
+    let parent = folder();
+    let out = parent.path().join("out");
+    let out = out.to_str().expect("UTF-8");
+    let commands: [&[&str]; 6] = [
+        &["ablate"],
+        &["cache-teacher"],
+        &["study", "matrices"],
+        &["study", "budgets", "--tokens", "1000"],
+        &["heads"],
+        &["sample-teacher", "--tokens", "1000"],
+    ];
+    for command in commands {
+        for (rank, world) in [
+            ("RANK", "WORLD_SIZE"),
+            ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+        ] {
+            let mut started = train(&[command, &["--out", out][..]].concat());
+            started.env(rank, "1").env(world, "2");
+            let message = failure(started, 1);
+            assert!(message.contains("one of 2"), "{command:?}: {message}");
+        }
+    }
+    assert!(!Path::new(out).exists());
+}

@@ -16,6 +16,7 @@ fn ablation(folder: &Path, recipes: &[&str], seeds: &[u64], overrides: &[&str]) 
         variants: Variant::resolve(tiny, &set, &stages, &recipes, seeds).expect("variants"),
         seeds: seeds.to_vec(),
         folder: folder.to_owned(),
+        lockstep: 1,
         backend: "flex".to_owned(),
         stop: StopRequest::default(),
     }
@@ -90,6 +91,12 @@ fn a_comparison_is_extended() {
     let path = folder.path().join("base-seed-1/summary.json");
     let mut summary = Summary::read(&path).unwrap().unwrap();
     summary.ratio = 999.0;
+    // As a stage that has collapsed leaves it.
+    summary.notes.push(train::metrics::Note {
+        stage: "stage3".to_owned(),
+        step: 30,
+        text: "warning: the student is losing what it had".to_owned(),
+    });
     summary.write(&path).unwrap();
 
     // A run whose loss is no longer a number is no reason to stop.
@@ -105,9 +112,12 @@ fn a_comparison_is_extended() {
     let markdown = compare(&ablation(folder.path(), &recipes, &[1], &[]));
     let markdown = markdown.expect("runs").expect("a table");
     assert!(markdown.contains("diverged"), "{markdown}");
+    assert!(markdown.contains("999.000, collapsed"), "{markdown}");
     let table = table(folder.path());
     let rows = &table["variants"];
     assert_eq!(rows[0]["ratios"][0], 999.0);
+    assert_eq!(rows[0]["collapsed"], serde_json::json!([1]));
+    assert_eq!(rows[2]["collapsed"], serde_json::json!([]));
     assert!(rows[1]["ratios"][0].is_null() && rows[1]["difference"].is_null());
     let reason = rows[1]["diverged"][0].as_str().expect("a reason");
     assert!(reason.contains("not finite"), "{reason}");

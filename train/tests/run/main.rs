@@ -11,6 +11,7 @@ mod guard;
 mod inputs;
 mod lists;
 mod llama;
+mod lockstep;
 mod presets;
 mod ranks;
 mod recipes;

@@ -1,0 +1,425 @@
+//! Several runs in lockstep: each step reads one batch, computes the teacher once, and trains the student of each run.
+//!
+//! Which runs go together is said by [`apart`] and [`alone`]. Each has its folder, its checkpoints, its optimizer and its
+//! log as if it were alone, and its student gets the same bits. At each time those runs take a step that are furthest
+//! behind; when they have come to the others, all go on together. So runs that were stopped or killed at different steps
+//! come together again, and nothing is remembered of the group.
+//!
+//! A run that diverges leaves the others, which go on. Any other error ends all of them, and all can be resumed.
+
+mod room;
+mod rule;
+
+use std::time::Instant;
+
+use kernels::TrainBackend;
+use model::PhiMamba;
+
+use super::begin::{Begun, Company};
+use super::prefetch::Prefetch;
+use super::stage::{NextStep, StageBatch, StageUnderWay};
+use super::{Outcome, Run, RunOptions, say_stopped};
+use crate::error::TrainError;
+use crate::logging::say;
+use crate::step::{Learning, Measured, TrainStep};
+
+pub(crate) use room::{Need, Room};
+pub(crate) use rule::{alone, apart};
+
+/// Of a panic where a run is used while a step has its student.
+const HAS_STUDENT: &str = "the student is there between steps";
+/// Of a panic where a run takes a step outside of its stage.
+const HAS_STAGE: &str = "a stage begins before its steps";
+
+/// The number of a stage in the list, and how many of its steps are done; after the last stage that of one more.
+type Position = (usize, usize);
+
+/// The batches from a position on.
+type BatchesFrom = (Position, Prefetch<StageBatch, TrainError>);
+
+/// One of the runs.
+struct Member<B: TrainBackend> {
+    /// Which one of the list.
+    number: usize,
+    run: Run<B>,
+    /// `None` while a step has it.
+    student: Option<PhiMamba<B>>,
+    /// `None` between stages.
+    stage: Option<StageUnderWay<B>>,
+    next: Option<NextStep>,
+}
+
+/// How each run of the list has ended, as far as it has.
+struct Ended(Vec<Option<Result<Outcome, TrainError>>>);
+
+impl<B: TrainBackend> Run<B> {
+    /// Does all of `runs`, in lockstep as far as they [can be](apart), and says how each has ended: finished, stopped if
+    /// they were asked to, or by the error by which it [diverged](TrainError::is_divergence).
+    ///
+    /// # Errors
+    /// Any other [`TrainError`] of the first run that has one; what the runs wrote before stays, and they can be resumed.
+    pub(crate) fn execute_in_lockstep(
+        runs: Vec<RunOptions>,
+        device: &B::Device,
+    ) -> Result<Vec<Result<Outcome, TrainError>>, TrainError> {
+        let mut ended = Ended(runs.iter().map(|_| None).collect());
+        let mut groups: Vec<Vec<Member<B>>> = vec![];
+        for (number, options) in runs.into_iter().enumerate() {
+            match Self::begin(options, device, Company::in_lockstep())? {
+                Begun::Finished(summary) => {
+                    ended.set(number, Ok(Outcome::Finished(*summary)))?;
+                }
+                Begun::Stopped => return Ok(ended.or_stopped()),
+                Begun::Open(open) => {
+                    let (run, student) = *open;
+                    join(&mut groups, number, run, student);
+                }
+            }
+        }
+        for group in groups {
+            if !ended.drive(group)? {
+                break;
+            }
+        }
+        Ok(ended.or_stopped())
+    }
+
+    /// What keeps this run from being in lockstep with `other`, though their configurations do not: files that have
+    /// changed between the beginnings of both.
+    fn apart_by_files(&self, other: &Self) -> Option<String> {
+        if let Some(key) = apart(&self.options.config, &other.options.config) {
+            return Some(key);
+        }
+        let (own, others) = (&self.made_from, &other.made_from);
+        let text = |run: &Self| -> Vec<String> {
+            let texts = run.train.iter().map(|text| text.is.sha256.clone());
+            texts.collect()
+        };
+        let vocab_size = |run: &Self| run.student_config.network().vocab_size;
+        let differs = [
+            ("the teacher", own.teacher != others.teacher),
+            ("the tokenizer", own.tokenizer != others.tokenizer),
+            ("the text", text(self) != text(other)),
+            ("the vocabulary", vocab_size(self) != vocab_size(other)),
+        ];
+        let found = differs.into_iter().find(|(_, differs)| *differs);
+        found.map(|(what, _)| what.to_owned())
+    }
+}
+
+/// Adds a run to the first of `groups` that it can go with. It then has the teacher and the text of the first one there,
+/// so that they are in memory once.
+fn join<B: TrainBackend>(
+    groups: &mut Vec<Vec<Member<B>>>,
+    number: usize,
+    mut run: Run<B>,
+    student: PhiMamba<B>,
+) {
+    let mut reason = None;
+    let mut place = None;
+    for (i, group) in groups.iter().enumerate() {
+        reason = run.apart_by_files(&group[0].run);
+        if reason.is_none() {
+            place = Some(i);
+            break;
+        }
+    }
+    if let Some(reason) = reason {
+        run.watch.note(&format!(
+            "not in lockstep with those before, since {reason} differs"
+        ));
+    }
+    let i = place.unwrap_or_else(|| {
+        groups.push(vec![]);
+        groups.len() - 1
+    });
+    if let Some(first) = groups[i].first() {
+        run.teacher.clone_from(&first.run.teacher);
+        run.train.clone_from(&first.run.train);
+    }
+    groups[i].push(Member {
+        number,
+        run,
+        student: Some(student),
+        stage: None,
+        next: None,
+    });
+}
+
+impl Ended {
+    /// Run `number` of the list has ended so.
+    ///
+    /// # Errors
+    /// One by which a run has not diverged.
+    fn set(&mut self, number: usize, how: Result<Outcome, TrainError>) -> Result<(), TrainError> {
+        match how {
+            Err(error) if !error.is_divergence() => return Err(error),
+            Err(error) => {
+                say(&error);
+                self.0[number] = Some(Err(error));
+            }
+            Ok(outcome) => self.0[number] = Some(Ok(outcome)),
+        }
+        Ok(())
+    }
+
+    /// All of them, those that have not ended as stopped.
+    fn or_stopped(self) -> Vec<Result<Outcome, TrainError>> {
+        let all = self.0.into_iter();
+        all.map(|ended| ended.unwrap_or(Ok(Outcome::Stopped)))
+            .collect()
+    }
+
+    /// Does `work` for each of `members`. One that diverges in it is no longer among them.
+    fn each<B: TrainBackend>(
+        &mut self,
+        members: &mut Vec<Member<B>>,
+        mut work: impl FnMut(&mut Member<B>) -> Result<(), TrainError>,
+    ) -> Result<(), TrainError> {
+        let mut left = vec![];
+        for mut member in members.drain(..) {
+            match work(&mut member) {
+                Ok(()) => left.push(member),
+                Err(error) => self.set(member.number, Err(error))?,
+            }
+        }
+        *members = left;
+        Ok(())
+    }
+
+    /// All that `members` still have to do; false if they were asked to stop on the way.
+    fn drive<B: TrainBackend>(&mut self, mut members: Vec<Member<B>>) -> Result<bool, TrainError> {
+        let mut batches = None;
+        while let Some(at) = members.iter().map(Member::position).min() {
+            let is_behind = |member: &Member<B>| member.position() == at;
+            let (mut behind, ahead): (Vec<_>, Vec<_>) = members.into_iter().partition(is_behind);
+            members = ahead;
+            if !self.advance(&mut behind, at, &mut batches)? {
+                return Ok(false);
+            }
+            members.extend(behind);
+        }
+        Ok(true)
+    }
+
+    /// Takes `members`, all of which are `at` one position, a step further, or over the end of a stage or of the run;
+    /// false if they were asked to stop.
+    fn advance<B: TrainBackend>(
+        &mut self,
+        members: &mut Vec<Member<B>>,
+        at: Position,
+        batches: &mut Option<BatchesFrom>,
+    ) -> Result<bool, TrainError> {
+        let (number, step) = at;
+        if number == members[0].run.options.config.stages.len() {
+            for Member {
+                number,
+                run,
+                student,
+                ..
+            } in members.drain(..)
+            {
+                let closed = run.close(&student.expect(HAS_STUDENT));
+                self.set(number, closed.map(Outcome::Finished))?;
+            }
+            return Ok(true);
+        }
+        self.each(members, |member| member.begin_stage(number))?;
+        if members
+            .first()
+            .is_some_and(|member| step >= member.stage().steps)
+        {
+            return self.end_stage(members);
+        }
+        let mut has_measured = false;
+        self.each(members, |member| {
+            has_measured |= member.measure_if_due()?;
+            Ok(())
+        })?;
+        if has_measured {
+            restart_clocks(members);
+        }
+        if members.iter().any(|member| member.run.is_asked_to_stop()) {
+            self.each(members, Member::stop)?;
+            return Ok(false);
+        }
+        let Some(first) = members.first() else {
+            return Ok(true);
+        };
+        let waits = Instant::now();
+        let mut from = match batches.take() {
+            Some(from) if from.0 == at => from,
+            _ => (at, first.run.batches(number)?),
+        };
+        let gives_up = |member: &Member<B>| member.run.gives_up_text(number);
+        let Some(batch) = from.1.next(|| members.iter().any(gives_up))? else {
+            *batches = Some(from);
+            return Ok(true);
+        };
+        *batches = Some(((number, step + 1), from.1));
+        let data_wait = waits.elapsed().as_secs_f64();
+        self.each(members, |member| member.before_step(&batch, data_wait))?;
+        if step == 0 {
+            restart_clocks(members);
+        }
+        let mut measured = step_together(members, &batch).into_iter();
+        let mut has_written = false;
+        self.each(members, |member| match measured.next() {
+            Some(measured) => member.after_step(measured),
+            None => Ok(()),
+        })?;
+        self.each(members, |member| {
+            has_written |= member.checkpoint_if_due()?;
+            Ok(())
+        })?;
+        if has_written {
+            restart_clocks(members);
+        }
+        Ok(true)
+    }
+
+    /// Ends the stage in which `members` are: their last checkpoints before the evaluations, which take time and may
+    /// fail. False if they were asked to stop.
+    fn end_stage<B: TrainBackend>(
+        &mut self,
+        members: &mut Vec<Member<B>>,
+    ) -> Result<bool, TrainError> {
+        self.each(members, Member::end_steps)?;
+        let mut has_stopped = false;
+        self.each(members, |member| {
+            has_stopped |= !member.end_stage()?;
+            Ok(())
+        })?;
+        Ok(!has_stopped)
+    }
+}
+
+/// The next step of each of `members` over `batch`: what they have measured.
+fn step_together<B: TrainBackend>(
+    members: &mut [Member<B>],
+    (batch, _): &StageBatch,
+) -> Vec<Measured<B::InnerBackend>> {
+    let Some(at) = members
+        .first()
+        .and_then(|member| Some(member.next.as_ref()?.at))
+    else {
+        return vec![];
+    };
+    let learning = members.iter_mut().map(|member| {
+        let Member {
+            run,
+            student,
+            stage,
+            next,
+            ..
+        } = member;
+        Learning {
+            steps: &stage.as_ref().expect(HAS_STAGE).train_step,
+            student: student.take().expect(HAS_STUDENT),
+            optimizer: &mut run.optimizer,
+            rates: &next.as_ref().expect(HAS_STAGE).rates,
+        }
+    });
+    let done = TrainStep::step_together(learning.collect(), batch, at);
+    let done = members.iter_mut().zip(done);
+    done.map(|(member, (student, measured))| {
+        member.student = Some(student);
+        measured
+    })
+    .collect()
+}
+
+/// After work of one of `members` that was no training: their time goes on from here, as far as no step waits to be read.
+fn restart_clocks<B: TrainBackend>(members: &mut [Member<B>]) {
+    for member in members {
+        if let Some(stage) = &mut member.stage {
+            stage.pending.restart_if_idle();
+        }
+    }
+}
+
+impl<B: TrainBackend> Member<B> {
+    fn position(&self) -> Position {
+        let number = self.run.progress.finished.len();
+        if number == self.run.options.config.stages.len() {
+            (number, 0)
+        } else {
+            (number, self.run.steps_done(number))
+        }
+    }
+
+    fn stage(&self) -> &StageUnderWay<B> {
+        self.stage.as_ref().expect(HAS_STAGE)
+    }
+
+    /// Begins stage `number` of the list, unless it is under way.
+    fn begin_stage(&mut self, number: usize) -> Result<(), TrainError> {
+        if self.stage.is_none() {
+            let student = self.student.take().expect(HAS_STUDENT);
+            let (stage, student) = self.run.begin_stage(number, student)?;
+            (self.stage, self.student) = (Some(stage), Some(student));
+        }
+        Ok(())
+    }
+
+    /// The run, its stage and its student.
+    fn parts(&mut self) -> (&mut Run<B>, &mut StageUnderWay<B>, &PhiMamba<B>) {
+        let stage = self.stage.as_mut().expect(HAS_STAGE);
+        let student = self.student.as_ref().expect(HAS_STUDENT);
+        (&mut self.run, stage, student)
+    }
+
+    fn measure_if_due(&mut self) -> Result<bool, TrainError> {
+        let (run, stage, student) = self.parts();
+        let is_due = run.is_measured_now();
+        if is_due {
+            run.measure_within(&stage.config, student, &mut stage.pending)?;
+        }
+        Ok(is_due)
+    }
+
+    fn stop(&mut self) -> Result<(), TrainError> {
+        let (run, stage, student) = self.parts();
+        run.stop(stage, student)
+    }
+
+    fn before_step(&mut self, batch: &StageBatch, data_wait: f64) -> Result<(), TrainError> {
+        let (run, stage, _) = self.parts();
+        self.next = Some(run.before_step(stage, batch, data_wait)?);
+        Ok(())
+    }
+
+    fn after_step(&mut self, measured: Measured<B::InnerBackend>) -> Result<(), TrainError> {
+        let done = self.next.take().expect(HAS_STAGE);
+        let (run, stage, _) = self.parts();
+        // One that may go back is alone.
+        run.after_step(stage, &done, measured).map(|_| ())
+    }
+
+    fn checkpoint_if_due(&mut self) -> Result<bool, TrainError> {
+        let (run, stage, student) = self.parts();
+        let is_due = run.writes_checkpoint(stage);
+        if is_due {
+            run.checkpoint_within(stage, student)?;
+        }
+        Ok(is_due)
+    }
+
+    fn end_steps(&mut self) -> Result<(), TrainError> {
+        let (run, stage, student) = self.parts();
+        run.end_steps(stage, student)
+    }
+
+    /// False if asked to stop.
+    fn end_stage(&mut self) -> Result<bool, TrainError> {
+        let (run, stage, student) = self.parts();
+        let has_ended = run.end_stage(&stage.config, student)?;
+        if has_ended {
+            self.stage = None;
+        } else {
+            run.writer.wait()?;
+            say_stopped(&run.options, &mut run.watch);
+        }
+        Ok(has_ended)
+    }
+}
