@@ -18,10 +18,11 @@ pub fn sigmoid<F: Float, N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     }
 }
 
-/// The quick form. What is below -80 counts as that, so that nothing here is infinite, which quick arithmetic may not meet.
+/// The quick form. What is below -88 counts as that, so that nothing here is infinite, which quick arithmetic may not meet;
+/// there the value is 0, or below the smallest normal number.
 #[cube(fast_math = FastMath::all())]
 fn quick<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
-    let x = max(x, Vector::<f32, N>::new(-80.0f32));
+    let x = max(x, Vector::<f32, N>::new(-88.0f32));
     let one = Vector::<f32, N>::new(1.0f32);
     one / (one + Vector::exp(Vector::<f32, N>::new(0.0f32) - x))
 }
