@@ -122,7 +122,8 @@ fn packed_models_are_read_as_floats() {
                 );
                 values(model.features(ids.reshape([1, 9])))
             };
-            assert_eq!(features(&floats), features(&packed), "{}", config.name());
+            // The same numbers, whose products may be summed in another order.
+            tests::assert_close(config.name(), features(&floats), features(&packed), 1e-5);
             // Every parameter is described, in its own shape.
             let (_, described) = model::describe(folder.path()).unwrap();
             let parameters = named_parameters(&floats, config.layout());
