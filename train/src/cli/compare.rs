@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use train::report::Comparison;
 
+use crate::report::Comparison;
 use super::print;
 
 /// Draws runs over each other on one page, and prints their results in one table.
