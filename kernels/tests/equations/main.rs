@@ -20,6 +20,7 @@ mod documents;
 mod dtypes;
 mod gelu;
 mod layer_norm;
+mod likeliest;
 mod linear;
 mod mixing_matrices;
 mod predictions;
