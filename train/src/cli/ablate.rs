@@ -9,12 +9,12 @@ use clap::Args;
 use kernels::KernelBackend;
 use kernels::runtime::Work;
 
+use super::signals::{INTERRUPTED, stop_on_interrupt};
+use super::{ConfigArgs, SharedArgs, print, unused, with_advice};
 use crate::TrainError;
 use crate::ablation::{Ablation, Budget, Recipe, Variant};
 use crate::config::Config;
 use crate::logging::say;
-use super::signals::{INTERRUPTED, stop_on_interrupt};
-use super::{ConfigArgs, SharedArgs, print, unused, with_advice};
 
 const EXAMPLES: &str = "\
 Examples:

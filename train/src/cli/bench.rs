@@ -10,12 +10,12 @@ use kernels::runtime::BackendError::OutOfMemory;
 use kernels::runtime::{Backend, Work};
 use tempfile::TempDir;
 
+use super::signals::{INTERRUPTED, on_interrupt};
+use super::{SharedArgs, end};
 use crate::TrainError;
 use crate::bench::{Bench, TEACHER};
 use crate::config::{Config, Source};
 use crate::parallel::World;
-use super::signals::{INTERRUPTED, on_interrupt};
-use super::{SharedArgs, end};
 
 const EXAMPLES: &str = "\
 Examples:

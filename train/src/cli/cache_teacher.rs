@@ -7,11 +7,11 @@ use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser
 use kernels::KernelBackend;
 use kernels::runtime::Work;
 
+use super::{ConfigArgs, SharedArgs};
 use crate::TrainError;
 use crate::config::Config;
 use crate::run::{CacheTeacher, CachedTeacher};
 use crate::teacher_cache::StoredDtype;
-use super::{ConfigArgs, SharedArgs};
 
 const EXAMPLES: &str = "\
 Examples:

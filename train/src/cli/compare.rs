@@ -5,8 +5,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::report::Comparison;
 use super::print;
+use crate::report::Comparison;
 
 /// Draws runs over each other on one page, and prints their results in one table.
 ///

@@ -10,12 +10,12 @@ use datasets::probes::Probe;
 use kernels::KernelBackend;
 use kernels::runtime::Work;
 
+use super::signals::{INTERRUPTED, stop_on_interrupt};
+use super::{SharedArgs, print, unused, with_advice};
 use crate::TrainError;
 use crate::config::{Config, PRESETS, Source};
 use crate::heads::{By, HYBRID, HeadStudy, Settings, UnitKind};
 use crate::logging::say;
-use super::signals::{INTERRUPTED, stop_on_interrupt};
-use super::{SharedArgs, print, unused, with_advice};
 
 const EXAMPLES: &str = "\
 Examples:

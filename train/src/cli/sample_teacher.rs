@@ -8,12 +8,12 @@ use clap::builder::RangedU64ValueParser;
 use kernels::KernelBackend;
 use kernels::runtime::Work;
 
+use super::signals::{INTERRUPTED, stop_on_interrupt};
+use super::{SharedArgs, print, with_advice};
 use crate::TrainError;
 use crate::config::{Config, PRESETS, Source};
 use crate::logging::say;
 use crate::teacher_text::{Settings, TeacherText};
-use super::signals::{INTERRUPTED, stop_on_interrupt};
-use super::{SharedArgs, print, with_advice};
 
 const EXAMPLES: &str = "\
 Examples:

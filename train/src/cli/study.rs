@@ -9,12 +9,12 @@ use clap::{Args, Subcommand};
 use kernels::KernelBackend;
 use kernels::runtime::Work;
 
+use super::signals::{INTERRUPTED, stop_on_interrupt};
+use super::{SharedArgs, print, unused, with_advice};
 use crate::TrainError;
 use crate::logging::say;
 use crate::study::budgets::{BudgetStudy, Split};
 use crate::study::matrices::{MatrixStudy, Settings};
-use super::signals::{INTERRUPTED, stop_on_interrupt};
-use super::{SharedArgs, print, unused, with_advice};
 
 const EXAMPLES: &str = "\
 Examples:
