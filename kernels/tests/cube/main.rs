@@ -37,6 +37,7 @@ mod rotary;
 mod sample;
 mod scan;
 mod swiglu;
+mod top_classes;
 
 mod device;
 mod support;

@@ -1,5 +1,7 @@
 //! The ids that a teacher finds likeliest, for a cache of its predictions: [`TopClasses`] of its logits.
 
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
 pub mod reference;
 
 use burn::tensor::Tensor;
@@ -19,7 +21,7 @@ pub trait Likeliest: Backend {
     }
 }
 
-by_default!(Likeliest for ndarray, flex, cube, autodiff);
+by_default!(Likeliest for ndarray, flex, autodiff);
 
 /// Of each row of `logits [t, v]` the `k` likeliest ids, the likeliest first, and of equally likely ones those with the
 /// smallest ids; the logarithms of their probabilities; and that of the probability of all others together, each
