@@ -8,13 +8,13 @@ use burn::backend::Autodiff;
 use clap::Args;
 use kernels::KernelBackend;
 use kernels::runtime::Work;
-use train::TrainError;
-use train::ablation::{Ablation, Budget, Recipe, Variant};
-use train::config::Config;
-use train::logging::say;
 
 use super::signals::{INTERRUPTED, stop_on_interrupt};
 use super::{ConfigArgs, SharedArgs, print, unused, with_advice};
+use crate::TrainError;
+use crate::ablation::{Ablation, Budget, Recipe, Variant};
+use crate::config::Config;
+use crate::logging::say;
 
 const EXAMPLES: &str = "\
 Examples:
