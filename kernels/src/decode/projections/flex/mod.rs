@@ -245,7 +245,13 @@ fn multiply_many(x: Tensor<Flex, 2>, weight: &Packed) -> Tensor<Flex, 2> {
 
 /// The numbers of the row `row`, whose words these are. `of_words` has room for the scale of each word.
 #[inline(always)]
-fn floats_of(row: usize, words: &[i32], scales: ScaleSlices, of_words: &mut [f32], floats: &mut [f32]) {
+fn floats_of(
+    row: usize,
+    words: &[i32],
+    scales: ScaleSlices,
+    of_words: &mut [f32],
+    floats: &mut [f32],
+) {
     match scales {
         ScaleSlices::OfRows(scales) => rows::floats_of_int8(words, scales[row], floats),
         ScaleSlices::OfGroups(pairs) => {
