@@ -78,7 +78,8 @@
 //!
 //! # What this crate does not do
 //!
-//! It has no packing that respects the bounds of documents: they follow one another with end-of-text between them.
+//! It cuts no window at the bounds of documents: they follow one another with end-of-text between them, and
+//! [`Batches::by_documents`] says where each begins.
 
 #![deny(missing_docs)]
 

@@ -34,6 +34,7 @@ kernel_backend! {
     crate::dense::rms_norm::RmsNorm,
     crate::dense::rotary::Rotary,
     crate::dense::swiglu::SwiGlu,
+    crate::losses::divergence::likeliest::Likeliest,
     crate::losses::divergence::top_classes::TopClassesLoss,
     crate::losses::hidden_states::HiddenStates,
     crate::losses::mixing_matrices::MixingMatrices,

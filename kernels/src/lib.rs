@@ -88,6 +88,7 @@ pub use dense::rotary::{rotary, rotary_of_heads};
 pub use dense::swiglu::swiglu;
 pub use documents::DocumentStarts;
 pub use kernel_backend::{KernelBackend, TrainBackend};
+pub use losses::divergence::likeliest::likeliest;
 pub use losses::divergence::top_classes::{TopClasses, TopClassesInputs, top_classes_block};
 pub use losses::divergence::{Comparison, Divergence, divergence_block, divergence_loss};
 pub use losses::hidden_states::rows_distance;

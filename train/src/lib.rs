@@ -50,6 +50,7 @@ compile_error!("train needs a backend: build with `--features flex` (or ndarray,
 pub mod ablation;
 pub mod bench;
 pub mod checkpoint;
+pub mod cli;
 pub mod clipping;
 pub mod config;
 mod device_rate;

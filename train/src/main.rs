@@ -1,10 +1,9 @@
 //! The `train` program: `train --help` is its manual.
 
-mod cli;
-
 use std::process::ExitCode;
 
 use clap::Parser;
+use train::cli::Cli;
 
 /// Training allocates and frees the same large buffers at every step; the system's allocator gives
 /// their pages back each time and takes them again as page faults.
@@ -15,7 +14,7 @@ fn main() -> ExitCode {
     kernels::runtime::report_failures();
     datasets::silence_caught_panics();
     kernels::runtime::keep_kernels();
-    match cli::Cli::parse().run() {
+    match Cli::parse().run() {
         Ok(code) => code,
         Err(error) => {
             // Each message names its causes itself.

@@ -3,6 +3,8 @@
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use kernels::dense::embedding::reference as embedding;
 use kernels::dense::rotary::reference as rotary;
+use kernels::losses::divergence::likeliest::reference as choice;
+use kernels::losses::divergence::top_classes::reference as top_classes_in_tensors;
 use kernels::losses::hidden_states::reference as distance;
 use kernels::losses::predictions::{DistillationInputs, reference as distillation};
 use kernels::*;
@@ -34,6 +36,9 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
     for &dtype in &bench.dtypes {
         if bench.wants("distillation block") {
             distillation_block::<B>(bench, dtype);
+        }
+        if bench.wants("top classes block") {
+            top_classes::<B>(bench, dtype);
         }
         if bench.wants("embedding gradient") {
             // All ids different in the mean, and one that is a quarter of them.
@@ -74,6 +79,38 @@ fn distillation_block<B: KernelBackend>(bench: &Bench<B>, dtype: DType) {
         |_| B::distillation_block(inputs.clone(), 4 * t),
         |_| distillation::block(inputs.clone(), 4 * t),
     );
+}
+
+/// The choice of a cache's ids, and the loss from them.
+fn top_classes<B: KernelBackend>(bench: &Bench<B>, dtype: DType) {
+    let [t, v] = if bench.small {
+        [256, 4096]
+    } else {
+        [2048, 51_200]
+    };
+    let (student, logits) = (random::<B, 2>([t, v], dtype), random::<B, 2>([t, v], dtype));
+    for k in [64, 256] {
+        let shape = format!("{t} x {v}, {k} ids");
+        row(
+            bench,
+            ("likeliest ids", shape.clone(), dtype, t * v * dtype.size()),
+            |_| B::likeliest(logits.clone(), k),
+            |_| choice::likeliest(logits.clone(), k),
+        );
+        let inputs = TopClassesInputs {
+            student: student.clone(),
+            teacher: B::likeliest(logits.clone(), k),
+            labels: None,
+            weights: DistillationWeights::default(),
+            divergence: Divergence::ForwardKl,
+        };
+        row(
+            bench,
+            ("top classes block", shape, dtype, 2 * t * v * dtype.size()),
+            |_| B::top_classes_block(inputs.clone(), 4 * t),
+            |_| top_classes_in_tensors::block(inputs.clone(), 4 * t),
+        );
+    }
 }
 
 fn embedding_gradient<B: KernelBackend>(bench: &Bench<B>, dtype: DType, repeated: bool) {

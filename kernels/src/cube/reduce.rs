@@ -42,3 +42,47 @@ pub(crate) fn of_cube<N: Numeric>(
     sync_cube();
     folded
 }
+
+/// Units that fold the numbers of all in [`in_two_steps`].
+pub(crate) const FOLDERS: usize = 32;
+
+/// As [`of_cube`], for `units` that are a multiple of [`FOLDERS`]: in two steps, which wait for each other less often than
+/// halving would.
+#[cube]
+pub(crate) fn in_two_steps<N: Numeric>(
+    value: N,
+    shared: &mut SharedMemory<N>,
+    #[comptime] fold: Fold,
+    #[comptime] units: usize,
+) -> N {
+    let unit = UNIT_POS as usize;
+    shared[unit] = value;
+    sync_cube();
+    if unit < FOLDERS {
+        let mut folded = shared[unit];
+        #[unroll]
+        for i in 1..comptime!(units / FOLDERS) {
+            folded = fold_of::<N>(folded, shared[unit + i * FOLDERS], fold);
+        }
+        shared[unit] = folded;
+    }
+    sync_cube();
+    let mut folded = shared[0];
+    #[unroll]
+    for i in 1..FOLDERS {
+        folded = fold_of::<N>(folded, shared[i], fold);
+    }
+    sync_cube();
+    folded
+}
+
+#[cube]
+fn fold_of<N: Numeric>(a: N, b: N, #[comptime] fold: Fold) -> N {
+    let mut folded = a + b;
+    if comptime!(fold == Fold::Largest) {
+        folded = max(a, b);
+    } else if comptime!(fold == Fold::Smallest) {
+        folded = min(a, b);
+    }
+    folded
+}

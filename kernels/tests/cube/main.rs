@@ -39,6 +39,7 @@ mod sample;
 mod scan;
 mod swiglu;
 mod tiled;
+mod top_classes;
 
 mod device;
 mod support;

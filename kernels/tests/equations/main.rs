@@ -1,4 +1,4 @@
-//! Every op but the scan (see `goldens`): the analytic backward against Burn's autodiff of the reference in
+//! Every op on the CPU (the scan is in `recorded_scan`): the analytic backward against Burn's autodiff of the reference in
 //! f64, the fast CPU path against the reference, and equations written out.
 
 /// Compares `$op` on both backends, and with `$definition` left to Burn's autodiff.
@@ -20,10 +20,12 @@ mod documents;
 mod dtypes;
 mod gelu;
 mod layer_norm;
+mod likeliest;
 mod linear;
 mod mixing_matrices;
 mod predictions;
 mod projections;
+mod recorded_scan;
 mod recurrent_step;
 mod rms_norm;
 mod rotary;
@@ -31,3 +33,6 @@ mod skip_gate;
 mod support;
 mod swiglu;
 mod threads;
+
+#[path = "../support/scan.rs"]
+mod scan;

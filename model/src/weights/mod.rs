@@ -189,7 +189,9 @@ pub fn stored_dtype(folder: impl AsRef<Path>) -> Result<DType, WeightsError> {
     let in_bits = ["int4", "int8"];
     let floats = tensors.iter().map(|tensor| tensor.stored_as.as_str());
     let mut floats = floats.filter(|name| !in_bits.contains(name));
-    let first = floats.next().filter(|first| floats.all(|name| name == *first));
+    let first = floats
+        .next()
+        .filter(|first| floats.all(|name| name == *first));
     Ok(match first {
         Some("f16") => DType::F16,
         Some("bf16") => DType::BF16,

@@ -276,7 +276,9 @@ pub(super) fn parts<B: Backend>(name: &str, weight: Weight<B>) -> [(String, Part
     let bytes = words.iter::<i32>().map(|word| word ^ signs as i32);
     let bytes = bytes.flat_map(i32::to_le_bytes);
     let words = Part::new(safetensors::Dtype::I32, shape_of_words, bytes.collect());
-    let bytes = shape.into_iter().flat_map(|size| (size as i64).to_le_bytes());
+    let bytes = shape
+        .into_iter()
+        .flat_map(|size| (size as i64).to_le_bytes());
     let shape = Part::new(safetensors::Dtype::I64, [2], bytes.collect());
     [
         (format!("{name}{PACKED}"), words),

@@ -13,7 +13,7 @@ use tests::assert_close;
 use tests::networks::*;
 
 use crate::block_orders::{networks, random, tokens};
-use crate::initialisations::normed_teacher;
+use crate::starts::normed_teacher;
 
 /// The layer in whose output projection all columns are zero but for those of the heads `kept`.
 fn only<B: KernelBackend>(block: &Block<B>, kept: &[usize]) -> Block<B> {

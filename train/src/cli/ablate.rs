@@ -9,13 +9,13 @@ use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use kernels::KernelBackend;
 use kernels::runtime::Work;
-use train::TrainError;
-use train::ablation::{Ablation, Budget, Recipe, Variant};
-use train::config::Config;
-use train::logging::say;
 
 use super::signals::{INTERRUPTED, stop_on_interrupt};
 use super::{ConfigArgs, SharedArgs, one_process, print, unused, with_advice};
+use crate::TrainError;
+use crate::ablation::{Ablation, Budget, Recipe, Variant};
+use crate::config::Config;
+use crate::logging::say;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -9,13 +9,13 @@ use kernels::KernelBackend;
 use kernels::runtime::BackendError::OutOfMemory;
 use kernels::runtime::{Backend, Work};
 use tempfile::TempDir;
-use train::TrainError;
-use train::bench::{Bench, TEACHER};
-use train::config::{Config, Source};
-use train::parallel::World;
 
 use super::signals::{INTERRUPTED, on_interrupt};
 use super::{SharedArgs, end};
+use crate::TrainError;
+use crate::bench::{Bench, TEACHER};
+use crate::config::{Config, Source};
+use crate::parallel::World;
 
 const EXAMPLES: &str = "\
 Examples:

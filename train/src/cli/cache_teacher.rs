@@ -6,12 +6,12 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use kernels::KernelBackend;
 use kernels::runtime::Work;
-use train::TrainError;
-use train::config::Config;
-use train::run::{CacheTeacher, CachedTeacher};
-use train::teacher_cache::StoredDtype;
 
 use super::{ConfigArgs, SharedArgs, one_process};
+use crate::TrainError;
+use crate::config::Config;
+use crate::run::{CacheTeacher, CachedTeacher};
+use crate::teacher_cache::StoredDtype;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
-use train::report::Comparison;
 
 use super::print;
+use crate::report::Comparison;
 
 /// Draws runs over each other on one page, and prints their results in one table.
 ///

@@ -9,13 +9,13 @@ use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use datasets::probes::Probe;
 use kernels::KernelBackend;
 use kernels::runtime::Work;
-use train::TrainError;
-use train::heads::{By, HYBRID, HeadStudy, Settings, UnitKind};
-use train::logging::say;
 
 use super::signals::{INTERRUPTED, stop_on_interrupt};
 use super::teacher_args::TeacherArgs;
 use super::{SharedArgs, one_process, print, unused, with_advice};
+use crate::TrainError;
+use crate::heads::{By, HYBRID, HeadStudy, Settings, UnitKind};
+use crate::logging::say;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -22,22 +22,21 @@ use clap::{Args, Parser, Subcommand};
 use kernels::KernelBackend;
 use kernels::runtime::{Backend, BackendError, Work};
 
-use train::TrainError;
-use train::config::{Config, PRESETS, Source};
-use train::logging::{listen, say};
-use train::parallel::World;
-use train::parallel::launch::Launch;
-use train::run::{CONFIG, Outcome, Run, RunOptions, SUMMARY};
-
-use ablate::AblateArgs;
-use bench::BenchArgs;
-use cache_teacher::CacheTeacherArgs;
-use compare::CompareArgs;
-use heads::HeadsArgs;
-use prepare::PrepareArgs;
-use sample_teacher::SampleTeacherArgs;
-use signals::{INTERRUPTED, stop_on_interrupt};
-use study::StudyArgs;
+use self::ablate::AblateArgs;
+use self::bench::BenchArgs;
+use self::cache_teacher::CacheTeacherArgs;
+use self::compare::CompareArgs;
+use self::heads::HeadsArgs;
+use self::prepare::PrepareArgs;
+use self::sample_teacher::SampleTeacherArgs;
+use self::signals::{INTERRUPTED, stop_on_interrupt};
+use self::study::StudyArgs;
+use crate::TrainError;
+use crate::config::{Config, PRESETS, Source};
+use crate::logging::{listen, say};
+use crate::parallel::World;
+use crate::parallel::launch::Launch;
+use crate::run::{CONFIG, Outcome, Run, RunOptions, SUMMARY};
 
 const EXAMPLES: &str = "\
 Examples:

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 use datasets::Share;
-use train::config::{Config, Source};
-use train::run::prepare;
+
+use crate::config::{Config, Source};
+use crate::run::prepare;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -7,13 +7,13 @@ use clap::Args;
 use clap::builder::RangedU64ValueParser;
 use kernels::KernelBackend;
 use kernels::runtime::Work;
-use train::TrainError;
-use train::logging::say;
-use train::teacher_text::{Settings, TeacherText};
 
 use super::signals::{INTERRUPTED, stop_on_interrupt};
 use super::teacher_args::TeacherArgs;
 use super::{SharedArgs, one_process, print, with_advice};
+use crate::TrainError;
+use crate::logging::say;
+use crate::teacher_text::{Settings, TeacherText};
 
 const EXAMPLES: &str = "\
 Examples:

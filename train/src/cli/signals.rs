@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::anyhow;
 
-use train::logging::say;
-use train::run::StopRequest;
+use crate::logging::say;
+use crate::run::StopRequest;
 
 /// What a shell reports of a program that an interrupt has ended.
 pub(super) const INTERRUPTED: u8 = 130;

@@ -8,13 +8,13 @@ use clap::builder::RangedU64ValueParser;
 use clap::{Args, Subcommand};
 use kernels::KernelBackend;
 use kernels::runtime::Work;
-use train::TrainError;
-use train::logging::say;
-use train::study::budgets::{BudgetStudy, Split};
-use train::study::matrices::{MatrixStudy, Settings};
 
 use super::signals::{INTERRUPTED, stop_on_interrupt};
 use super::{SharedArgs, one_process, print, unused, with_advice};
+use crate::TrainError;
+use crate::logging::say;
+use crate::study::budgets::{BudgetStudy, Split};
+use crate::study::matrices::{MatrixStudy, Settings};
 
 const EXAMPLES: &str = "\
 Examples:

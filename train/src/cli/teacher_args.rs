@@ -1,7 +1,8 @@
 //! Which teacher a command works on that trains no student.
 
 use clap::Args;
-use train::config::{Config, PRESETS, Source};
+
+use crate::config::{Config, PRESETS, Source};
 
 /// A teacher, by a preset or by itself.
 #[derive(Debug, Args)]

@@ -175,7 +175,9 @@ impl CacheTeacher {
                 held_out: held_out.clone(),
                 context: evaluation.context,
                 windows: evaluation.windows,
-                perplexity,
+                // With more digits it would be read back from JSON as a neighbouring number, and a process that goes on
+                // would write other bytes.
+                perplexity: (perplexity * 1e9).round() / 1e9,
             })?;
         }
         let teacher = teacher_of_stages(teacher, &student_config, config.precision);

@@ -6,7 +6,9 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use datasets::Tokenizer;
-use model::{BESIDE_TOKENIZER, GENERATION, ModelConfig, PhiMamba, TOKENIZER, atomic_file, manifest};
+use model::{
+    BESIDE_TOKENIZER, GENERATION, ModelConfig, PhiMamba, TOKENIZER, atomic_file, manifest,
+};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 

@@ -199,8 +199,8 @@ impl Stage for Predictions {
             };
             top_classes_block(inputs, b * l)
         };
-        let (head, block) = (student.head(), head::block_in_f32(student.vocab_size()));
-        let features = body.features();
+        let (head, features) = (student.head(), body.features());
+        let block = head::block(b * l, student.vocab_size(), features.dtype());
         let (loss, dfeatures) = head::pass_of_student(&head, features, loss, block, gradients);
         body.backward(student, dfeatures, gradients);
         loss

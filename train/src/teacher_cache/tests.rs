@@ -1,3 +1,7 @@
+use burn::tensor::{Tensor, TensorData};
+use kernels::likeliest;
+use kernels::runtime::Flex;
+
 use super::*;
 
 /// Three tokens a row, seven ids.
@@ -34,12 +38,21 @@ fn log_q(rows: std::ops::Range<u64>) -> Vec<f32> {
     all
 }
 
+/// What a cache of `k` ids has of these rows.
+fn top(rows: std::ops::Range<u64>, k: usize) -> TopK {
+    let tokens = (rows.end - rows.start) as usize * CONTEXT;
+    let log_q = TensorData::new(log_q(rows), [tokens, VOCABULARY]);
+    TopK::read(likeliest::<Flex>(
+        Tensor::from_data(log_q, &Default::default()),
+        k,
+    ))
+}
+
 /// Writes the shards that are missing, up to `most` of them.
 fn make(folder: &Path, k: usize, dtype: StoredDtype, most: usize) {
     let mut writer = CacheWriter::open(folder, manifest(k, dtype)).unwrap();
     for index in writer.missing().into_iter().take(most) {
-        let top = TopK::of(&log_q(writer.rows_of(index)), VOCABULARY, k);
-        writer.write(index, &top).unwrap();
+        writer.write(index, &top(writer.rows_of(index), k)).unwrap();
     }
 }
 
@@ -63,9 +76,8 @@ fn what_is_written_is_read() {
         assert_eq!(cache.manifest().shards.len(), 3);
         // Over the bounds of two shards.
         let found = cache.rows(11, 3).unwrap();
-        let expected = TopK::of(&log_q(11..14), VOCABULARY, 3);
-        let ids: Vec<u32> = found.ids.iter().map(|&id| id as u32).collect();
-        assert_eq!((ids, found.rows()), (expected.ids, 3));
+        let expected = top(11..14, 3);
+        assert_eq!((&found.ids, found.rows()), (&expected.ids, 3));
         assert_eq!(found.log_rest, expected.log_rest);
         for (found, expected) in found.log_q.iter().zip(&expected.log_q) {
             let error = (found - expected).abs();
@@ -91,7 +103,7 @@ fn fewer_ids_are_those_of_a_smaller_cache() {
         make(&path, k, StoredDtype::F32, 100);
         let cache = TeacherCache::open(&path, &key(), 10..15, 2).unwrap();
         let found = cache.rows(10, 5).unwrap();
-        let expected = TopK::of(&log_q(10..15), VOCABULARY, 2);
+        let expected = top(10..15, 2);
         assert_eq!(found.log_q, expected.log_q);
         for (found, expected) in found.log_rest.iter().zip(&expected.log_rest) {
             assert!((found - expected).abs() < 1e-5, "{found}, {expected}");

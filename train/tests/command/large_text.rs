@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use flate2::Compression;
@@ -24,7 +25,8 @@ struct Documents {
 }
 
 impl Documents {
-    fn new() -> Self {
+    /// Those whose numbers begin at `next`.
+    fn from(next: u64) -> Self {
         const WORDS: [&str; 16] = [
             "the", "of", "river", "window", "and", "morning", "was", "she", "lantern", "in", "a",
             "stone", "under", "quiet", "seven", "walked",
@@ -39,7 +41,7 @@ impl Documents {
         let paragraph = |_| (0..400).map(|_| word()).collect::<Vec<_>>().join(" ");
         Self {
             paragraphs: (0..8).map(paragraph).collect(),
-            next: 0,
+            next,
         }
     }
 
@@ -56,6 +58,31 @@ impl Documents {
     }
 }
 
+/// Writes files of `bytes` of text in all into `folder`, on all cores.
+fn write_files(folder: &Path, bytes: u64) {
+    let next = AtomicU64::new(0);
+    let write = || loop {
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        if number * FILE >= bytes {
+            return;
+        }
+        let file = File::create(folder.join(format!("{number:04}.jsonl.gz"))).expect("a file");
+        let mut file = GzEncoder::new(BufWriter::new(file), Compression::fast());
+        // A document has more than one byte, so no number comes twice.
+        let mut documents = Documents::from(number * FILE);
+        let bytes = FILE.min(bytes - number * FILE);
+        documents.write(bytes, &mut file).expect("a disk");
+        let file = file.finish();
+        file.and_then(|mut file| file.flush()).expect("a disk");
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(write);
+        }
+    });
+}
+
 /// The most memory that a process has had, in bytes; `None` when it has ended.
 fn peak(id: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
@@ -67,29 +94,19 @@ fn peak(id: u32) -> Option<u64> {
 }
 
 #[test]
-#[ignore = "takes an hour, and half of the text's size on the disk for its tokens"]
+#[ignore = "takes half an hour on two cores, and half of the text's size on the disk for its tokens"]
 fn memory_is_bounded_whatever_the_size_of_the_text() {
     let gigabytes = std::env::var("TRAIN_TEXT_GB").ok();
-    let gigabytes: u64 = gigabytes.and_then(|text| text.parse().ok()).unwrap_or(10);
-    let all = gigabytes * 1_000_000_000;
-    let parent = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary folder");
+    let gigabytes: f64 = gigabytes.map_or(10.0, |text| text.parse().expect("a number"));
+    let all = (gigabytes * 1e9) as u64;
+    let parent = tempfile::tempdir_in(scratch()).expect("a temporary folder");
     let text = parent.path().join("text");
     std::fs::create_dir(&text).expect("a folder");
-    let mut documents = Documents::new();
     let from_files = all - all / FROM_STANDARD_INPUT;
-    for number in 0..from_files.div_ceil(FILE) {
-        let path: PathBuf = text.join(format!("{number:04}.jsonl.gz"));
-        let file = BufWriter::new(File::create(path).expect("a file"));
-        let mut file = GzEncoder::new(file, Compression::fast());
-        let bytes = FILE.min(from_files - number * FILE);
-        documents.write(bytes, &mut file).expect("a disk");
-        file.finish()
-            .and_then(|mut file| file.flush())
-            .expect("a disk");
-    }
+    write_files(&text, from_files);
 
     let begun = Instant::now();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
+    let mut command = Command::new(program());
     command
         .args([
             "prepare",
@@ -105,7 +122,9 @@ fn memory_is_bounded_whatever_the_size_of_the_text() {
         .stdout(Stdio::piped());
     let mut child = command.spawn().expect("a program");
     let mut input = child.stdin.take().expect("a pipe");
-    let feeds = std::thread::spawn(move || documents.write(all / FROM_STANDARD_INPUT, &mut input));
+    let feeds = std::thread::spawn(move || {
+        Documents::from(from_files).write(all / FROM_STANDARD_INPUT, &mut input)
+    });
     let id = child.id();
     let mut most = 0;
     while child.try_wait().expect("a child").is_none() {

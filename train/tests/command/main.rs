@@ -8,7 +8,7 @@ mod signals;
 mod starts;
 mod trace;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
@@ -28,8 +28,19 @@ const SMALL: [&str; 8] = [
 /// The bundled teacher.
 const PHI_TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/phi-tiny");
 
+/// The program: that which was built with the tests, or TRAIN, where they run on another machine.
+fn program() -> PathBuf {
+    std::env::var_os("TRAIN").map_or_else(|| env!("CARGO_BIN_EXE_train").into(), PathBuf::from)
+}
+
+/// A folder on a disk, which outlasts the tests: that of Cargo, or TRAIN_SCRATCH.
+fn scratch() -> PathBuf {
+    let own = std::env::var_os("TRAIN_SCRATCH");
+    own.map_or_else(|| env!("CARGO_TARGET_TMPDIR").into(), PathBuf::from)
+}
+
 fn train(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_train"));
+    let mut command = Command::new(program());
     command.args(arguments).stdin(Stdio::null());
     command
 }
@@ -38,7 +49,7 @@ fn train(arguments: &[&str]) -> Command {
 fn small(folder: &Path, overrides: &[&str]) -> Command {
     let mut command = train(&["--backend", "flex", "--stages", "stage2,stage3", "--out"]);
     command.arg(folder);
-    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("tokens");
+    let cache = scratch().join("tokens");
     command
         .arg("--set")
         .arg(format!("data.cache={}", cache.display()));

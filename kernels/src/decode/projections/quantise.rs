@@ -25,7 +25,9 @@ pub(super) fn to_int8(values: &[f32], d_in: usize) -> (Vec<i32>, Vec<f32>) {
     thread::scope(|scope| {
         for ((values, words), scales) in shares.zip(scales.chunks_mut(share)) {
             scope.spawn(move || {
-                let rows = values.chunks_exact(d_in).zip(words.chunks_exact_mut(d_in / 4));
+                let rows = values
+                    .chunks_exact(d_in)
+                    .zip(words.chunks_exact_mut(d_in / 4));
                 for ((row, words), scale) in rows.zip(scales) {
                     *scale = pack_row(row, words);
                 }

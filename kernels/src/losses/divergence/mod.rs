@@ -6,6 +6,7 @@
 //! [`distillation_block`](crate::distillation_block) takes them too.
 
 mod classes;
+pub mod likeliest;
 pub mod top_classes;
 
 use burn::tensor::backend::Backend;

@@ -161,11 +161,36 @@ impl Scales {
             Self::OfGroups(_) => Form::Int4,
         }
     }
+
+    fn slices(&self) -> ScaleSlices<'_> {
+        match self {
+            Self::OfRows(scales) => ScaleSlices::OfRows(scales),
+            Self::OfGroups(pairs) => ScaleSlices::OfGroups(pairs.slice()),
+        }
+    }
+}
+
+/// The same as slices, which take their time to be had of a tensor: more than a row's product.
+#[derive(Clone, Copy)]
+enum ScaleSlices<'a> {
+    OfRows(&'a [f32]),
+    OfGroups(&'a [i32]),
+}
+
+/// A projection with a packed weight, as slices.
+#[derive(Clone, Copy)]
+struct Slices<'a> {
+    words: &'a [i32],
+    scales: ScaleSlices<'a>,
+    bias: Option<&'a [f32]>,
+    d_out: usize,
+    width: usize,
 }
 
 /// The numbers of `words`, of the shape `[d_out, width]`: `[d_out, d_in]`.
 fn floats([d_out, width]: [usize; 2], words: &Words, scales: &Scales) -> Tensor<Flex, 2> {
     let d_in = width * scales.form().in_element();
+    let scales = scales.slices();
     let mut floats = vec![0.0; d_out * d_in];
     let rows = floats.par_chunks_mut(d_in.max(1));
     rows.with_min_len(rows_per_task(d_in))
@@ -187,7 +212,8 @@ fn floats([d_out, width]: [usize; 2], words: &Words, scales: &Scales) -> Tensor<
 /// the core that multiplies them.
 fn multiply_many(x: Tensor<Flex, 2>, weight: &Packed) -> Tensor<Flex, 2> {
     let [t, d_in] = x.dims();
-    let (x, d_out, width) = (Values::of(x), weight.d_out, weight.width);
+    let (x, weight) = (Values::of(x), weight.slices());
+    let (d_out, width) = (weight.d_out, weight.width);
     let x_it = Matrix::rows(&x, d_in).transposed();
     let rows = (BLOCK / d_in.max(1)).clamp(1, d_out.max(1));
     let mut y_ot = vec![0.0; d_out * t];
@@ -201,14 +227,14 @@ fn multiply_many(x: Tensor<Flex, 2>, weight: &Packed) -> Tensor<Flex, 2> {
             || {
                 for (i, floats) in floats.chunks_exact_mut(d_in).enumerate() {
                     let row = first + i;
-                    let words = &weight.words.slice()[row * width..][..width];
-                    floats_of(row, words, &weight.scales, of_words, floats);
+                    let words = &weight.words[row * width..][..width];
+                    floats_of(row, words, weight.scales, of_words, floats);
                 }
             },
         );
         let floats = Matrix::rows(floats, d_in);
         products::multiply([n, t, d_in], y, t, 0.0, floats, x_it, false);
-        if let Some(bias) = &weight.bias {
+        if let Some(bias) = weight.bias {
             for (i, y) in y.chunks_exact_mut(t).enumerate() {
                 y.iter_mut().for_each(|y| *y += bias[first + i]);
             }
@@ -222,15 +248,15 @@ fn multiply_many(x: Tensor<Flex, 2>, weight: &Packed) -> Tensor<Flex, 2> {
 fn floats_of(
     row: usize,
     words: &[i32],
-    scales: &Scales,
+    scales: ScaleSlices,
     of_words: &mut [f32],
     floats: &mut [f32],
 ) {
     match scales {
-        Scales::OfRows(scales) => rows::floats_of_int8(words, scales[row], floats),
-        Scales::OfGroups(pairs) => {
+        ScaleSlices::OfRows(scales) => rows::floats_of_int8(words, scales[row], floats),
+        ScaleSlices::OfGroups(pairs) => {
             let first = row * words.len() / rows::WORDS;
-            rows::scales_of_words(pairs.slice(), first, of_words);
+            rows::scales_of_words(pairs, first, of_words);
             rows::floats_of_int4(words, of_words, floats);
         }
     }
@@ -277,6 +303,16 @@ impl Packed {
     fn form(&self) -> Form {
         self.scales.form()
     }
+
+    fn slices(&self) -> Slices<'_> {
+        Slices {
+            words: self.words.slice(),
+            scales: self.scales.slices(),
+            bias: self.bias.as_deref(),
+            d_out: self.d_out,
+            width: self.width,
+        }
+    }
 }
 
 /// Vectors of which the numbers that meet the same place of each word lie together.
@@ -315,7 +351,12 @@ type Term<'a> = (&'a Packed, &'a Apart);
 
 /// Each of some sums of products, `[b, d_out]`, in one go over the rows of all weights.
 fn multiply(b: usize, sums: Vec<Vec<Term>>) -> Vec<Tensor<Flex, 2>> {
-    let d_out = |sum: &[Term]| sum[0].0.d_out;
+    let slices = sums.iter().map(|sum| {
+        let terms = sum.iter().map(|(packed, x)| (packed.slices(), *x));
+        terms.collect::<Vec<_>>()
+    });
+    let sums: Vec<_> = slices.collect();
+    let d_out = |sum: &[(Slices, &Apart)]| sum[0].0.d_out;
     let mut outputs: Vec<_> = sums.iter().map(|sum| vec![0.0; d_out(sum) * b]).collect();
     let tasks = outputs.iter_mut().zip(&sums).flat_map(|(y_ob, sum)| {
         let width: usize = sum.iter().map(|(packed, _)| packed.width).sum();
@@ -348,19 +389,19 @@ fn multiply(b: usize, sums: Vec<Vec<Term>>) -> Vec<Tensor<Flex, 2>> {
 
 /// Adds the products of a weight's row with all vectors to `y [b]`. `of_words` is for the scales of the row's words.
 #[inline(always)]
-fn add_row(y: &mut [f32], row: usize, (weight, x): &Term, of_words: &mut Vec<f32>) {
+fn add_row(y: &mut [f32], row: usize, (weight, x): &(Slices, &Apart), of_words: &mut Vec<f32>) {
     let width = weight.width;
-    let words = &weight.words.slice()[row * width..][..width];
-    if let Scales::OfGroups(pairs) = &weight.scales {
+    let words = &weight.words[row * width..][..width];
+    if let ScaleSlices::OfGroups(pairs) = weight.scales {
         of_words.resize(width, 0.0);
-        rows::scales_of_words(pairs.slice(), row * width / rows::WORDS, of_words);
+        rows::scales_of_words(pairs, row * width / rows::WORDS, of_words);
     }
     for (y, x) in y.iter_mut().zip(x.values.chunks_exact(x.d_in)) {
-        let product = match &weight.scales {
-            Scales::OfRows(scales) => scales[row] * rows::dot_int8(words, x),
-            Scales::OfGroups(_) => rows::dot_int4(words, of_words, x),
+        let product = match weight.scales {
+            ScaleSlices::OfRows(scales) => scales[row] * rows::dot_int8(words, x),
+            ScaleSlices::OfGroups(_) => rows::dot_int4(words, of_words, x),
         };
-        *y += match &weight.bias {
+        *y += match weight.bias {
             Some(bias) => product + bias[row],
             None => product,
         };

@@ -21,10 +21,9 @@ pub(super) fn dot_int8(words: &[i32], x: &[f32]) -> f32 {
     let n = words.len();
     let [x0, x1, x2, x3] = [0, 1, 2, 3].map(|byte| &x[byte * n..(byte + 1) * n]);
     let of_word = |word: i32, x: [f32; 4]| {
-        field::<8>(word, 0) * x[0]
-            + field::<8>(word, 8) * x[1]
-            + field::<8>(word, 16) * x[2]
-            + field::<8>(word, 24) * x[3]
+        let lower = field::<8>(word, 8).mul_add(x[1], field::<8>(word, 0) * x[0]);
+        let upper = field::<8>(word, 24).mul_add(x[3], field::<8>(word, 16) * x[2]);
+        lower + upper
     };
     let mut lanes = [0.0; LANES];
     let whole = n / LANES * LANES;
@@ -78,15 +77,15 @@ fn add_words<const N: usize>(
     let (x6, x7) = (&x6[block.clone()], &x7[block]);
     for k in 0..N {
         let word = words[k] ^ SIGNS;
-        let lower = field::<4>(word, 0) * x0[k]
-            + field::<4>(word, 4) * x1[k]
-            + field::<4>(word, 8) * x2[k]
-            + field::<4>(word, 12) * x3[k];
-        let upper = field::<4>(word, 16) * x4[k]
-            + field::<4>(word, 20) * x5[k]
-            + field::<4>(word, 24) * x6[k]
-            + field::<4>(word, 28) * x7[k];
-        lanes[k] += (lower + upper) * scales[k];
+        let sum = field::<4>(word, 0) * x0[k];
+        let sum = field::<4>(word, 4).mul_add(x1[k], sum);
+        let sum = field::<4>(word, 8).mul_add(x2[k], sum);
+        let lower = field::<4>(word, 12).mul_add(x3[k], sum);
+        let sum = field::<4>(word, 16) * x4[k];
+        let sum = field::<4>(word, 20).mul_add(x5[k], sum);
+        let sum = field::<4>(word, 24).mul_add(x6[k], sum);
+        let upper = field::<4>(word, 28).mul_add(x7[k], sum);
+        lanes[k] = (lower + upper).mul_add(scales[k], lanes[k]);
     }
 }
 

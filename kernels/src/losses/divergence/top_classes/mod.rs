@@ -7,6 +7,8 @@
 //! is that over all ids. (There is one difference: ids that are exactly as likely as the last of the `k` are classes of
 //! their own there, and among the others here.)
 
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 pub mod reference;
@@ -67,7 +69,7 @@ pub trait TopClassesLoss: Backend {
     }
 }
 
-by_default!(TopClassesLoss for ndarray, cube, autodiff);
+by_default!(TopClassesLoss for ndarray, autodiff);
 
 /// A block of tokens' part in the mean loss over `tokens` of them, and that part's gradient to the student's logits:
 /// `[1]` in f32 or wider, and `[t, v]` in the student's dtype. Both add up over the blocks of a batch, as those of
@@ -77,7 +79,8 @@ by_default!(TopClassesLoss for ndarray, cube, autodiff);
 ///
 /// # Panics
 /// If shapes differ, the teacher's have no id or more than the student's, some inputs are f64 and others not,
-/// `hard > 0` without labels, or `tokens` is 0. If an id is not below `v`, on a CPU.
+/// `hard > 0` without labels, or `tokens` is 0. If an id or a label is not below `v`, on a CPU; on a GPU, whose work is
+/// done later, the loss is NaN.
 pub fn top_classes_block<B: TopClassesLoss>(
     inputs: TopClassesInputs<B>,
     tokens: usize,

@@ -1,5 +1,5 @@
-//! What the training loop computes, against the published code's: the gradients of each stage's
-//! pass, and five AdamW steps of stage 3, of a Phi's student and of a Llama's.
+//! What the training loop computes on the CPU, against the published code's: the gradients of each stage's
+//! pass, and five AdamW steps of stage 3, of a Phi's student and of a Llama's. And the bundled teacher's perplexity.
 //!
 //! The tests of `model` compare the losses that the networks offer; here it is the passes of `train`, which
 //! go layer by layer, its sums of gradients, and its optimizer. Beside that, its passes over rows of several documents.
@@ -16,6 +16,7 @@ use kernels::TrainBackend;
 use model::mohawk::hidden_state_loss;
 use model::{Family, ModelConfig, PhiMamba, named_parameters};
 use support::passes::{Lesson, config, stages, three_blocks_as_one};
+use support::perplexity::{perplexity_is_exact, perplexity_is_the_recorded};
 use tests::networks::mohawk::{RECORDED, Recorded};
 use tests::networks::*;
 use tests::{Values, assert_close};
@@ -25,6 +26,12 @@ use train::optimizer::AdamW;
 use train::stages::hidden_states::{HiddenStates, Target};
 use train::stages::predictions::{Loss, Predictions};
 use train::stages::{Kind, StageStep};
+
+#[test]
+fn perplexity_flex() {
+    perplexity_is_exact::<Fast>();
+    perplexity_is_the_recorded::<Fast>();
+}
 
 #[test]
 fn stages_exact() {

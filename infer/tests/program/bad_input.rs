@@ -1,8 +1,5 @@
 //! Mistakes of users, and failures of disks: each gives one clear sentence and an exit code, and leaves no
 //! file.
-#![cfg(feature = "flex")]
-
-mod support;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -12,8 +9,9 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
-use support::{student_folder, teacher_folder};
 use tempfile::TempDir;
+
+use crate::support::{student_folder, teacher_folder};
 
 fn infer(command: &str, arguments: &[&str]) -> Command {
     let mut infer = Command::new(env!("CARGO_BIN_EXE_infer"));

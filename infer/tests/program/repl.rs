@@ -1,7 +1,4 @@
 //! `infer repl`: sessions on a terminal and through a pipe.
-#![cfg(feature = "flex")]
-
-mod support;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -14,8 +11,9 @@ use infer::chat::{ChatTemplate, Message};
 use infer::end_tokens::EndTokens;
 use infer::{GenerateOptions, Generation, SamplingSettings};
 use kernels::runtime::Flex;
-use support::{CHAT_TEMPLATE, chat_folder, student_folder, teacher_folder};
 use tempfile::TempDir;
+
+use crate::support::{CHAT_TEMPLATE, chat_folder, student_folder, teacher_folder};
 
 const LINE: &str = "It was the best of times";
 

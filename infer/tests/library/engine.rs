@@ -1,7 +1,4 @@
 //! Many sequences at once: each gets the same text as alone, for every kind of model.
-#![cfg(feature = "flex")]
-
-mod support;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,7 +17,8 @@ use infer::{GenerateError, GenerateOptions, Generation, SamplingSettings};
 use kernels::runtime::{Backend, Flex};
 use model::CausalLm;
 use model::manifest::MANIFEST;
-use support::{student_folder, teacher_folder};
+
+use crate::support::{student_folder, teacher_folder};
 
 fn tokenizer() -> Arc<Tokenizer> {
     Arc::new(Tokenizer::from_folder(teacher_folder()).unwrap())

@@ -1,7 +1,4 @@
 //! `infer info`: its report on models and devices.
-#![cfg(feature = "flex")]
-
-mod support;
 
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +7,8 @@ use burn::tensor::Device;
 use infer::{GenerateOptions, Generation, SamplingSettings};
 use kernels::runtime::Flex;
 use serde_json::Value;
-use support::{llama_like_folders, student_folder, teacher_folder};
+
+use crate::support::{llama_like_folders, student_folder, teacher_folder};
 
 fn info(arguments: &[&str], model: Option<&Path>) -> String {
     let mut infer = Command::new(env!("CARGO_BIN_EXE_infer"));

@@ -1,14 +1,11 @@
 //! `infer generate`: its output, its options, and its exit codes.
-#![cfg(feature = "flex")]
-
-mod support;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use support::{llama_like_folders, student_folder, teacher_folder};
+use crate::support::{llama_like_folders, student_folder, teacher_folder};
 
 fn generate(model: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_infer"));

@@ -1,7 +1,4 @@
 //! Generation from end to end on the CPU: real weights, recorded texts, every way to stop.
-#![cfg(feature = "flex")]
-
-mod support;
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +10,8 @@ use infer::{
 use kernels::runtime::Flex;
 use model::CausalLm;
 use safetensors::SafeTensors;
-use support::{student, teacher_folder};
+
+use crate::support::{student, teacher_folder};
 
 const PROMPT: &str = "It was the best of times";
 const PROMPT_IDS: [u32; 6] = [1931, 355, 260, 1283, 269, 1754];

@@ -1,19 +1,17 @@
 //! Models by their names on the hub, as the program's user meets them.
-#![cfg(feature = "flex")]
 
 mod datasets;
 mod server;
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use server::{Hub, Place, REVISION, Site};
 use sha2::{Digest, Sha256};
-use support::student_folder;
 use tempfile::TempDir;
+
+use self::server::{Hub, Place, REVISION, Site};
+use crate::support::student_folder;
 
 const MODEL: &str = "someone/student";
 const PHI: &str = "microsoft/phi-1_5";

@@ -1,10 +1,5 @@
 //! Evaluations against lm-evaluation-harness: the same documents, its recorded log-likelihoods.
 //! `docs/evaluation.md` says how they were recorded.
-#![cfg(feature = "flex")]
-
-#[path = "support/known_students.rs"]
-mod known_students;
-mod support;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +12,9 @@ use infer::eval::{
 use kernels::runtime::Flex;
 use model::{CausalLm, Taps};
 use serde_json::Value;
-use support::{student, teacher_folder};
+
+use crate::known_students;
+use crate::support::{student, teacher_folder};
 
 /// The largest allowed difference to a recorded log-likelihood.
 const TOLERANCE: f64 = 1e-3;

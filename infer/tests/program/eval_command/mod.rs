@@ -1,9 +1,6 @@
 //! The commands `infer eval`, `infer perplexity` and `infer audit`.
-#![cfg(feature = "flex")]
 
 mod audit;
-#[path = "../support/mod.rs"]
-mod support;
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -16,8 +13,9 @@ use flate2::write::GzEncoder;
 use kernels::runtime::Flex;
 use model::{CausalLm, Mixer, ModelConfig};
 use serde_json::Value;
-use support::{copy_tokenizer, student_folder, teacher_folder};
 use tempfile::TempDir;
+
+use crate::support::{copy_tokenizer, student_folder, teacher_folder};
 
 const PIQA: &str = r#"{"goal": "g", "sol1": "one", "sol2": "two", "label": 0}"#;
 

@@ -1,13 +1,11 @@
 //! The SSD scan against the recorded vectors, against the plain recurrence, and at extremes, on the CPU.
 
-#[path = "../support/scan.rs"]
-mod scan;
-
 use burn::backend::Autodiff;
 use kernels::runtime::{Flex, NdArray64};
 use kernels::{KernelBackend, TrainBackend, ssd_scan};
-use scan::*;
 use tests::{Values, assert_close};
+
+use crate::scan::*;
 
 /// The files hold f32, so a 64-bit computation differs by their rounding.
 const F64_TOLERANCE: f64 = 2e-6;

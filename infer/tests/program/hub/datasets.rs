@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::server::{Hub, Site};
+use super::server::{Hub, Site};
 use crate::support::teacher_folder;
 
 const DATASET: &str = "datasets/allenai/ai2_arc";

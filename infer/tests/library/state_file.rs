@@ -1,7 +1,4 @@
 //! State files: a text continues as it would without one, and every other file is refused.
-#![cfg(feature = "flex")]
-
-mod support;
 
 use std::collections::HashMap;
 use std::fs;
@@ -15,9 +12,10 @@ use model::{CausalLm, StateError};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use sha2::{Digest, Sha256};
-use support::{student, teacher_folder};
 use tempfile::TempDir;
 use tests::mutations::each;
+
+use crate::support::{student, teacher_folder};
 
 fn device() -> Device<Flex> {
     Device::<Flex>::default()

@@ -11,8 +11,8 @@ use model::{CausalLm, LlamaConfig, LlamaFamily, Mixer};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::support::{copy_tokenizer, student, student_folder, teacher_folder};
 use super::{bundled, json, stderr, stdout};
+use crate::support::{copy_tokenizer, student, student_folder, teacher_folder};
 
 const HIDDEN: usize = 64;
 
