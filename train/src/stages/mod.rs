@@ -152,6 +152,9 @@ pub trait Stage: Default {
 
     /// One forward and backward pass of step `at`: gives `gradients` those of each block as soon as it has them, and returns
     /// the loss, `[1]`. It asks for the student, or for each layer, when it has queued what needs nothing of it.
+    ///
+    /// The student's parameters must be in no graph yet, as those of `on_graph_of_its_own` are not: what has met in one graph
+    /// cannot go back block by block.
     fn pass<B: TrainBackend>(
         &self,
         student: &PassStudent<'_, B>,
