@@ -3,8 +3,9 @@
 //! What a kernel is compiled for and what it is launched with pass through [`launch_cache`](super::launch_cache), which
 //! notes them here. What does not pass there, such as an op of Burn's, would be missing in a repeated step. So all that the
 //! device was given is counted too: CubeCL 0.10 keeps launches until there are 32 of a thread, or until something is
-//! read, and the count is taken before that. Where the device's queue was given work between two counts, launches are no
-//! longer there to be counted, and the step is not repeated.
+//! read, and the count is taken before that. Where it gave the GPU launches of the thread between two counts, they are no
+//! longer there to be counted, and the step is not repeated. (It would take 64 copies in a row right behind a count, or a
+//! multiple of them, to leave no trace.)
 
 use std::cell::RefCell;
 
@@ -28,10 +29,10 @@ thread_local! {
 pub(crate) struct Settled {
     /// Launches and copies.
     pub kept: usize,
-    /// How many times the device's queue had been given work, by any thread, before it got these.
-    pub before: u64,
-    /// The same once it had them.
-    pub after: u64,
+    /// What is known of what the GPU had been given of the thread before: another text each time that launches were.
+    pub before: String,
+    /// The same now.
+    pub after: String,
 }
 
 /// Gives the GPU what the device keeps back of this thread; `None` where that cannot be counted.
@@ -40,17 +41,18 @@ pub(crate) type Settle = fn(DeviceId) -> Option<Settled>;
 struct Notes {
     settle: Settle,
     launches: Vec<Launched>,
-    /// How many times the device's queue had been given work at the last count; `None` once the device was given
-    /// something else than launches that are noted.
-    submissions: Option<u64>,
+    /// [`Settled::after`] of the last count; `None` once the device was given something else than launches that are
+    /// noted.
+    given: Option<String>,
 }
 
 impl Notes {
     /// Counts what the device was given since the last count, which should be the last `launches` of those that are noted.
     fn count(&mut self, device: DeviceId, launches: usize) {
-        let settled = (self.settle)(device)
-            .filter(|settled| settled.kept == launches && Some(settled.before) == self.submissions);
-        self.submissions = settled.map(|settled| settled.after);
+        let settled = (self.settle)(device).filter(|settled| {
+            settled.kept == launches && Some(&settled.before) == self.given.as_ref()
+        });
+        self.given = settled.map(|settled| settled.after);
     }
 }
 
@@ -113,7 +115,7 @@ impl Arguments {
     ) {
         let CubeCount::Static(x, y, z) = *count else {
             NOTES.with_borrow_mut(|notes| {
-                notes.iter_mut().for_each(|notes| notes.submissions = None);
+                notes.iter_mut().for_each(|notes| notes.given = None);
             });
             return;
         };
@@ -149,7 +151,7 @@ pub(crate) fn noted<T>(
     NOTES.set(Some(Notes {
         settle,
         launches: Vec::new(),
-        submissions: settle(device).map(|settled| settled.after),
+        given: settle(device).map(|settled| settled.after),
     }));
     let ends = Ends;
     let result = step();
@@ -157,7 +159,7 @@ pub(crate) fn noted<T>(
     drop(ends);
     let launches = notes.and_then(|mut notes| {
         notes.count(device, notes.launches.len() % STRIDE);
-        notes.submissions.map(|_| notes.launches)
+        notes.given.map(|_| notes.launches)
     });
     (result, launches)
 }

@@ -117,29 +117,22 @@ where
 /// Counts what the server keeps back of this thread, and gives it to the GPU.
 fn settle(device: DeviceId) -> Option<Settled> {
     let stream = StreamId::current();
-    let queue = &setup()?.queue;
     let settled = DeviceHandle::<WgpuServer>::new(device).submit_blocking(move |server| {
-        let mut tasks = Tasks::default();
-        // It fails where the streams end.
-        let _ = write!(tasks, "{server:?}");
-        // Without the one that counts.
-        let before = submissions(queue)? - 1;
+        let printed = |server: &WgpuServer| {
+            let mut tasks = Tasks::default();
+            // It fails where the streams end.
+            let _ = write!(tasks, "{server:?}");
+            tasks.of(stream.value)
+        };
+        let before = printed(server)?;
         server.flush(stream).ok()?;
         Some(Settled {
-            kept: tasks.of(stream.value)?,
-            before,
-            after: submissions(queue)?,
+            kept: before.kept,
+            before: before.given?,
+            after: printed(server)?.given?,
         })
     });
     settled.ok().flatten()
-}
-
-/// How many times the queue was given work, this time included, which gives it nothing. wgpu numbers these times, and
-/// shows the number only where it is printed: `SubmissionIndex { index: 7 }`.
-fn submissions(queue: &wgpu::Queue) -> Option<u64> {
-    let printed = format!("{:?}", queue.submit([]));
-    let (_, number) = printed.split_once("index: ")?;
-    number.trim_end_matches([' ', '}']).parse().ok()
 }
 
 /// A launch, as wgpu is given it.
