@@ -21,7 +21,8 @@ pub enum PrecisionError {
     },
     /// The files have weights in other bits.
     #[error(
-        "{}: its weights are stored in {stored}, and cannot become {asked}; leave --dtype out", folder.display()
+        "{}: its weights are stored in {stored}, and cannot become {asked}; take them as they are, without --dtype, or the \
+         model that they were made from", folder.display()
     )]
     Stored {
         /// The model's folder.

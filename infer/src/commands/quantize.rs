@@ -102,14 +102,19 @@ impl Work for Quantize {
         let text = file.map(|file| String::from_utf8_lossy(&file.bytes).into_owned());
         let (config, network) = Precision::from(self.bits).load::<B>(&self.from, &device)?;
         let text = text.unwrap_or_else(|| config.to_json());
-        let known = model::save_packed((&config, &text), &network, stored, &self.to)?;
+        // The model last: with it the folder is refused as one that has a model, and should be whole.
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| WeightsError::Io { path, source }
+        };
+        std::fs::create_dir_all(&self.to).map_err(failed(&self.to))?;
         let mut names = Vec::new();
         for (name, bytes) in &files {
             let path = self.to.join(name);
-            let written = atomic_file::write(&path, bytes);
-            written.map_err(|source| WeightsError::Io { path, source })?;
+            atomic_file::write(&path, bytes).map_err(failed(&path))?;
             names.push(*name);
         }
+        let known = model::save_packed((&config, &text), &network, stored, &self.to)?;
         manifest::write_known(&self.to, &names, known).map_err(WeightsError::from)?;
         Ok(())
     }

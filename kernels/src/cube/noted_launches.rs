@@ -3,7 +3,9 @@
 //! What a kernel is compiled for and what it is launched with pass through [`launch_cache`](super::launch_cache), which
 //! notes them here. What does not pass there, such as an op of Burn's, would be missing in a repeated step. So all that the
 //! device was given is counted too: CubeCL 0.10 keeps launches until there are 32 of a thread, or until something is
-//! read, and the count is taken before that.
+//! read, and the count is taken before that. Where it gave the GPU launches of the thread between two counts, they are no
+//! longer there to be counted, and the step is not repeated. (It would take 64 copies in a row right behind a count, or a
+//! multiple of them, to leave no trace.)
 
 use std::cell::RefCell;
 
@@ -23,14 +25,35 @@ thread_local! {
     static NOTES: RefCell<Option<Notes>> = const { RefCell::new(None) };
 }
 
-/// How many launches and copies a device keeps back, which are given to the GPU now.
-pub(crate) type Settle = fn(DeviceId) -> Option<usize>;
+/// What a device had kept back of the thread, which is with the GPU now.
+pub(crate) struct Settled {
+    /// Launches and copies.
+    pub kept: usize,
+    /// What is known of what the GPU had been given of the thread before: another text each time that launches were.
+    pub before: String,
+    /// The same now.
+    pub after: String,
+}
+
+/// Gives the GPU what the device keeps back of this thread; `None` where that cannot be counted.
+pub(crate) type Settle = fn(DeviceId) -> Option<Settled>;
 
 struct Notes {
     settle: Settle,
     launches: Vec<Launched>,
-    /// Whether the device was given something else.
-    others: bool,
+    /// [`Settled::after`] of the last count; `None` once the device was given something else than launches that are
+    /// noted.
+    given: Option<String>,
+}
+
+impl Notes {
+    /// Counts what the device was given since the last count, which should be the last `launches` of those that are noted.
+    fn count(&mut self, device: DeviceId, launches: usize) {
+        let settled = (self.settle)(device).filter(|settled| {
+            settled.kept == launches && Some(&settled.before) == self.given.as_ref()
+        });
+        self.given = settled.map(|settled| settled.after);
+    }
 }
 
 /// A launch.
@@ -91,7 +114,9 @@ impl Arguments {
         like: &CubeTensor<R>,
     ) {
         let CubeCount::Static(x, y, z) = *count else {
-            NOTES.with_borrow_mut(|notes| notes.iter_mut().for_each(|notes| notes.others = true));
+            NOTES.with_borrow_mut(|notes| {
+                notes.iter_mut().for_each(|notes| notes.given = None);
+            });
             return;
         };
         let launched = Launched {
@@ -104,7 +129,7 @@ impl Arguments {
             let Some(notes) = notes else { return };
             notes.launches.push(launched);
             if notes.launches.len().is_multiple_of(STRIDE) {
-                notes.others |= (notes.settle)(like.device.id()) != Some(STRIDE);
+                notes.count(like.device.id(), STRIDE);
             }
         });
     }
@@ -123,19 +148,18 @@ pub(crate) fn noted<T>(
             NOTES.set(None);
         }
     }
-    let known = settle(device).is_some();
     NOTES.set(Some(Notes {
         settle,
         launches: Vec::new(),
-        others: !known,
+        given: settle(device).map(|settled| settled.after),
     }));
     let ends = Ends;
     let result = step();
     let notes = NOTES.take();
     drop(ends);
-    let launches = notes.and_then(|notes| {
-        let last = notes.launches.len() % STRIDE;
-        (settle(device) == Some(last) && !notes.others).then_some(notes.launches)
+    let launches = notes.and_then(|mut notes| {
+        notes.count(device, notes.launches.len() % STRIDE);
+        notes.given.map(|_| notes.launches)
     });
     (result, launches)
 }

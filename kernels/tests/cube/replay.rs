@@ -145,6 +145,26 @@ fn a_state_that_is_held_elsewhere_is_not_recorded() {
     });
 }
 
+/// As many other launches as a device keeps back before it begins, too, of which a count shows nothing.
+#[test]
+fn a_step_with_launches_of_others_is_not_recorded() {
+    with_device(|| {
+        let network = Network::random();
+        let mut state = network.empty();
+        drop(network.step(ids([0, 1]), &mut state));
+        for others in [1, 32, 64] {
+            let mut other: Tensor<Cube, 1> = Tensor::zeros([4], &Default::default());
+            let (_, recording) = record(ids([2, 3]), &mut |ids| {
+                for _ in 0..others {
+                    other = other.clone() + 1.0;
+                }
+                network.step(ids, &mut state)
+            });
+            assert!(recording.is_none(), "{others}");
+        }
+    });
+}
+
 #[test]
 fn a_step_is_repeated_by_its_thread_alone() {
     with_device(|| {

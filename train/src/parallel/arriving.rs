@@ -1,7 +1,7 @@
 //! A student whose parameters the ranks still exchange.
 //!
 //! The next step does not read them at once: its teacher goes first. So the device need not wait for them at the end of a
-//! step. Who reads the student has to: what is arriving is not the student, and becomes it by waiting.
+//! step, but only before something reads the student. An [`Arriving`] gives its student only by waiting.
 
 use std::collections::{HashMap, VecDeque};
 

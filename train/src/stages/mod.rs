@@ -172,6 +172,9 @@ pub trait Stage: Default {
     /// [share the teacher](Self::shares_teacher): gives their gradients, those of each block as soon as it has them, and
     /// returns their losses, `[1]` each. There is at least one. It asks for a student, or for each layer, when it has
     /// queued what needs nothing of it. A student's loss and gradients have the same bits whatever students are beside it.
+    ///
+    /// The students' parameters must be in no graph yet, as those of `on_graph_of_its_own` are not: what has met in one
+    /// graph cannot go back block by block.
     fn pass<B: TrainBackend>(
         learners: &mut [Learner<'_, Self, B>],
         teacher: &Phi<B::InnerBackend>,

@@ -104,7 +104,8 @@ fn steps(group: &[f32; GROUP], inverse: f32) -> [f32; GROUP] {
     q
 }
 
-/// The scale with which the numbers of a group are nearest to what they were; NaN if one of them is infinite or NaN.
+/// The scale with which the numbers of a group are nearest to what they were; NaN if one of them is infinite or NaN, or
+/// so large that f16 has no such scale.
 ///
 /// For the numbers `q` that some scale gives, the best one is `sum(v q) / sum(q^2)`, and the squared errors that it
 /// leaves are `sum(v^2) - sum(v q)^2 / sum(q^2)`.
@@ -137,7 +138,8 @@ fn best_scale(group: &[f32; GROUP]) -> f16 {
         }
     }
     // bf16 has the 8 significant bits that a scale may have.
-    f16::from_f32(bf16::from_f32(best).to_f32())
+    let scale = f16::from_f32(bf16::from_f32(best).to_f32());
+    if scale.is_finite() { scale } else { f16::NAN }
 }
 
 /// The sum of products, in lanes.
@@ -216,7 +218,9 @@ mod tests {
             let (held, q) = (f32::from(scale), steps(&group, 1.0 / f32::from(scale))[3]);
             assert!((held * q - largest).abs() < 0.01 * largest, "{largest}");
         }
-        group[5] = f32::NAN;
-        assert!(best_scale(&group).is_nan());
+        for none in [1e6, f32::INFINITY, f32::NAN] {
+            group[5] = none;
+            assert!(best_scale(&group).is_nan(), "{none}");
+        }
     }
 }

@@ -47,13 +47,13 @@ fn forward_kernel<F: Float, W: Float>(
     x_bld: &Array<F>,
     bias_d: &Array<W>,
     y_bld: &mut Array<f32>,
-    elements: u32,
+    elements: usize,
     x: View,
     #[define(F)] _dtype: StorageType,
     #[define(W)] _bias_dtype: StorageType,
 ) {
     let at = ABSOLUTE_POS;
-    if at >= elements as usize {
+    if at >= elements {
         terminate!();
     }
     let (row, column) = (at / x.groups, at % x.groups);
@@ -79,7 +79,7 @@ fn forward<R: CubeRuntime>(x: CubeTensor<R>, bias: CubeTensor<R>) -> CubeTensor<
             x.into_array_arg(),
             into_contiguous(bias).into_array_arg(),
             y.clone().into_array_arg(),
-            elements as u32,
+            elements,
             of_x,
             dtypes.0.into(),
             dtypes.1.into(),

@@ -90,12 +90,12 @@ fn join_kernel<F: Float, N: Size>(
     parts: &Sequence<Array<Vector<F, N>>>,
     last: &ComptimeOption<Array<F>>,
     whole: &mut Array<Vector<F, N>>,
-    vectors: u32,
+    vectors: usize,
     #[comptime] plan: Plan,
     #[define(F)] _dtype: StorageType,
 ) {
     let at = ABSOLUTE_POS;
-    if at >= vectors as usize {
+    if at >= vectors {
         terminate!();
     }
     let (row, column) = (at / plan.row, at % plan.row);
@@ -162,7 +162,7 @@ fn join<R: CubeRuntime>(parts: Vec<CubeTensor<R>>, d: usize) -> CubeTensor<R> {
             parts.into_iter().map(CubeTensor::into_array_arg).collect(),
             last.map(CubeTensor::into_array_arg).into(),
             whole.clone().into_array_arg(),
-            vectors as u32,
+            vectors,
             plan,
             dtype.into(),
         );

@@ -32,10 +32,10 @@ fn drift(taught: &CausalLm<B>, student: &CausalLm<B>, text: &Tensor<B, 2, Int>) 
     both.map(of_layer).collect()
 }
 
-/// On the student's own stream and on other text, a start that is fitted there is nearer to the teacher than those
-/// that are fitted to what the teacher reads.
+/// On other text, `fitted` is nearer to the teacher behind the last layer than `ridge`, and that than `calibrated`. That
+/// `fitted` reads the student's own stream is held by `a_fitted_projection_solves_its_equations`.
 #[test]
-fn fits_on_the_own_stream_drift_least() {
+fn fitted_starts_drift_least() {
     for name in ["teacher-llama", "teacher-tiny"] {
         let taught = teacher::<B>(name);
         let config = &taught.0;
@@ -159,11 +159,23 @@ fn a_fitted_projection_solves_its_equations() {
     }
 }
 
-/// Twice the same, and of text that says nothing of most directions nothing that is no number: one token again and
-/// again, a single sequence, values that are zero.
+/// Of text that says nothing of most directions. Of a single short sequence nothing is held out, and each fit is kept that
+/// comes nearer on it: that of the output projection does by its definition, and the descent goes on from there. Where
+/// there is nothing to fit, as of one token again and again or of values that are zero, all numbers are finite.
 #[test]
 fn fits_of_little_text_are_finite_and_the_same() {
     let mut taught = first_layers::<B>("teacher-llama", 1);
+    let random = random_text(taught.0.network().vocab_size, 1, [1, 12]);
+    let mixer = options(&taught.0).into();
+    let how = Initialisation::Fitted;
+    let (fitted, fits) = student(&taught, mixer, how, from_ref(&random));
+    let closed = fits[0].error;
+    let Mixer::Attention(attention) = &taught.1.backbone.layers[0].mixer else {
+        panic!("a teacher has attention");
+    };
+    let change = mamba(&fitted, 0).out_proj.weight.val() - attention.dense.weight.val();
+    assert!(number(change.abs().max()) > 0.0);
+
     let numbers = |model: &CausalLm<B>| {
         let mixer = mamba(model, 0);
         let weights = [&mixer.in_proj.weight, &mixer.out_proj.weight];
@@ -177,14 +189,17 @@ fn fits_of_little_text_are_finite_and_the_same() {
     let start = |taught: &(ModelConfig, CausalLm<B>), text: &Tensor<B, 2, Int>| {
         let mixer = options(&taught.0).into();
         let (student, fits) = student(taught, mixer, Initialisation::Tuned, from_ref(text));
-        assert!(fits.iter().all(|fit| fit.error.is_finite()), "{fits:?}");
-        numbers(&student)
+        let numbers = numbers(&student);
+        assert!(numbers.iter().all(|number| number.is_finite()));
+        assert!(fits[0].error.is_finite(), "{fits:?}");
+        (numbers, fits[0].error)
     };
-    let one_token = Tensor::<B, 2, Int>::zeros([1, 12], &Default::default());
-    let first = start(&taught, &one_token);
-    assert!(first.iter().all(|number| number.is_finite()));
-    assert_eq!(first, start(&taught, &one_token));
+    let first = start(&taught, &random);
+    assert!(first.1 < closed, "{}, {closed}", first.1);
+    assert_eq!(first, start(&taught, &random));
 
+    let one_token = Tensor::<B, 2, Int>::zeros([1, 12], &Default::default());
+    start(&taught, &one_token);
     for layer in &mut taught.1.backbone.layers {
         let Mixer::Attention(attention) = &mut layer.mixer else {
             panic!("a teacher has attention");
@@ -192,8 +207,7 @@ fn fits_of_little_text_are_finite_and_the_same() {
         let weight = attention.v_proj.weight.val();
         attention.v_proj.weight = Param::from_tensor(weight.zeros_like());
     }
-    let nothing = start(&taught, &one_token);
-    assert!(nothing.iter().all(|number| number.is_finite()));
+    start(&taught, &one_token);
 }
 
 /// Norms of queries and keys, and a window of attention beside the mixer.

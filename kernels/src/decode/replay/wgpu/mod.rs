@@ -31,12 +31,12 @@ use cubecl::device_handle::DeviceHandle;
 use cubecl::prelude::*;
 use cubecl::server::{Binding, ComputeServer, Handle, KernelArguments, MetadataBindingInfo};
 use cubecl::stream_id::StreamId;
-use cubecl::wgpu::{AutoCompiler, WgpuResource, WgpuServer, WgpuSetup};
+use cubecl::wgpu::{AutoCompiler, WgpuDevice, WgpuResource, WgpuServer, WgpuSetup};
 use wgpu::util::DeviceExt;
 
 use self::tasks::Tasks;
 use super::{Recording, Repeat, Step, Taken};
-use crate::cube::noted_launches::{Launched, noted};
+use crate::cube::noted_launches::{Launched, Settled, noted};
 use crate::cube::recording::rehearse;
 use crate::cube::{inner, tensor};
 use crate::runtime::wgpu_setup::setup;
@@ -56,10 +56,12 @@ where
     T: BoolElement,
 {
     let given = ids.into_primitive();
-    let Some(setup) = setup().filter(|_| given.is_contiguous()) else {
+    let device = given.device.id();
+    // What was opened is the default device.
+    let can_record = given.is_contiguous() && device == WgpuDevice::default().id();
+    let Some(setup) = setup().filter(|_| can_record) else {
         return (step(Tensor::from_primitive(given)), None);
     };
-    let device = given.device.id();
     let ((logits, rehearsal), launches) = noted(device, settle, || {
         rehearse(|| step(Tensor::from_primitive(given.clone())))
     });
@@ -113,14 +115,22 @@ where
 }
 
 /// Counts what the server keeps back of this thread, and gives it to the GPU.
-fn settle(device: DeviceId) -> Option<usize> {
+fn settle(device: DeviceId) -> Option<Settled> {
     let stream = StreamId::current();
     let settled = DeviceHandle::<WgpuServer>::new(device).submit_blocking(move |server| {
-        let mut tasks = Tasks::default();
-        // It fails where the streams end.
-        let _ = write!(tasks, "{server:?}");
+        let printed = |server: &WgpuServer| {
+            let mut tasks = Tasks::default();
+            // It fails where the streams end.
+            let _ = write!(tasks, "{server:?}");
+            tasks.of(stream.value)
+        };
+        let before = printed(server)?;
         server.flush(stream).ok()?;
-        tasks.of(stream.value)
+        Some(Settled {
+            kept: before.kept,
+            before: before.given?,
+            after: printed(server)?.given?,
+        })
     });
     settled.ok().flatten()
 }
@@ -160,11 +170,15 @@ fn dispatches(
         let mut arrays = Vec::with_capacity(launch.arrays.len());
         for array in launch.arrays {
             let found = resource(server, array, stream)?;
-            let is_ids = found.buffer == given.buffer && found.offset == given.offset;
-            arrays.push(if is_ids {
+            let overlaps = found.buffer == given.buffer
+                && found.offset < given.offset + given.size
+                && given.offset < found.offset + found.size;
+            arrays.push(if !overlaps {
+                found
+            } else if (found.offset, found.size) == (given.offset, given.size) {
                 WgpuResource::new(own.clone(), 0, given.size)
             } else {
-                found
+                return Err("it reads a part of its ids".into());
             });
         }
         if !launch.info.is_empty() {

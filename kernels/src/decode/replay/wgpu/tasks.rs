@@ -1,15 +1,25 @@
-//! The launches and copies that CubeCL's server on wgpu keeps back, which no method of it returns. But it can be printed.
+//! What CubeCL's server on wgpu keeps back of each stream, and what it has given to the GPU, which no method of it returns.
+//! But it can be printed.
 
 use std::fmt::{self, Write};
 
-/// Counts them in what a server is printed as:
-/// `StreamPool { streams: [Some(Stream { tasks: [Execute(resources=3, ..), Write(bytes=8)], .. }), None, ..], ..`.
+/// What is printed of a stream.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Stream {
+    /// Launches and copies that are kept back.
+    pub kept: usize,
+    /// What it says of what it has given to the GPU, another text each time that launches were among that.
+    pub given: Option<String>,
+}
+
+/// Finds both in what a server is printed as: `StreamPool { streams: [Some(Stream { tasks: [Execute(resources=3, ..),
+/// Write(bytes=8)], .., submission_load: .., pending_write_count: 0 } }), None, ..], ..`.
 #[derive(Default)]
 pub(super) struct Tasks {
     /// Whether the streams are next.
     begin: bool,
-    /// Of each stream, up to the one that is being printed.
-    counts: Vec<usize>,
+    /// Up to the one that is being printed.
+    all: Vec<Stream>,
     /// Brackets that are open within the list of streams.
     depth: usize,
     /// Whether a string is being printed, and whether its next character is escaped.
@@ -20,12 +30,16 @@ pub(super) struct Tasks {
 
 /// How tasks begin.
 const TASKS: [&str; 2] = ["Execute(resources=", "Write(bytes="];
+/// The first of the last fields of a stream: the number of a submission to wgpu's queue, how many launches were submitted
+/// since, and then how many copies were not.
+const GIVEN: &str = "submission_load";
 
 impl Tasks {
-    /// Those of the stream with this number, whose place in the list is its number modulo the length.
-    pub(super) fn of(&self, stream: u64) -> Option<usize> {
-        let streams = self.counts.len() as u64;
-        self.ended.then(|| self.counts[(stream % streams) as usize])
+    /// The stream with this number, whose place in the list is its number modulo the length.
+    pub(super) fn of(mut self, stream: u64) -> Option<Stream> {
+        let streams = self.all.len() as u64;
+        self.ended
+            .then(|| self.all.swap_remove((stream % streams) as usize))
     }
 
     fn read(&mut self, character: char) -> fmt::Result {
@@ -34,9 +48,9 @@ impl Tasks {
             self.escaped = !self.escaped && character == '\\';
             return Ok(());
         }
-        if self.counts.is_empty() {
+        if self.all.is_empty() {
             if character == '[' {
-                self.counts.push(0);
+                self.all.push(Stream::default());
             }
             return Ok(());
         }
@@ -48,8 +62,11 @@ impl Tasks {
                 return Err(fmt::Error);
             }
             ')' | ']' | '}' => self.depth = self.depth.checked_sub(1).ok_or(fmt::Error)?,
-            ',' if self.depth == 0 => self.counts.push(0),
+            ',' if self.depth == 0 => self.all.push(Stream::default()),
             _ => {}
+        }
+        if let Some(text) = self.all.last_mut().and_then(|stream| stream.given.as_mut()) {
+            text.push(character);
         }
         Ok(())
     }
@@ -61,8 +78,11 @@ impl Write for Tasks {
             self.begin = piece == "StreamPool";
             return Ok(());
         }
-        if let Some(count) = self.counts.last_mut().filter(|_| !self.quoted) {
-            *count += TASKS.iter().filter(|begin| piece.contains(**begin)).count();
+        if let Some(stream) = self.all.last_mut().filter(|_| !self.quoted) {
+            stream.kept += TASKS.iter().filter(|begin| piece.contains(**begin)).count();
+            if piece == GIVEN {
+                stream.given = Some(String::new());
+            }
         }
         piece.chars().try_for_each(|character| self.read(character))
     }
@@ -80,7 +100,7 @@ mod tests {
 
     #[test]
     fn tasks_are_counted_by_stream() {
-        let tasks = printed(&[
+        let pieces = [
             "pipelines: [Execute(resources=",
             "StreamPool",
             " { streams: [None, Some(Stream { tasks: [",
@@ -89,14 +109,22 @@ mod tests {
             "Write(bytes=",
             "8)], name: \"[\\\"",
             "Write(bytes=",
-            "\" }), Some(Stream { tasks: [",
+            "\", ",
+            "submission_load",
+            ": Init { tasks: 7 }, writes: 0 }), Some(Stream { tasks: [",
             "Execute(resources=",
             "1)] })",
             "]",
             "Execute(resources=",
-        ]);
-        let found = [0, 1, 2, 4, 6].map(|stream| tasks.of(stream));
-        assert_eq!(found, [0, 2, 1, 2, 0].map(Some));
+        ];
+        let found = [0, 1, 2, 4, 6].map(|stream| printed(&pieces).of(stream).unwrap());
+        assert_eq!(found.each_ref().map(|stream| stream.kept), [0, 2, 1, 2, 0]);
+        let given = Some(": Init { tasks: 7 }, writes: 0 })");
+        let expected = [None, given, None, given, None];
+        assert_eq!(
+            found.each_ref().map(|stream| stream.given.as_deref()),
+            expected
+        );
     }
 
     #[test]

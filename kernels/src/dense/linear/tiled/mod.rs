@@ -1,5 +1,5 @@
-//! A product in tiles as CubeCL launches, for GPUs without a library: on [planes that multiply
-//! together](fragments) where the device reports them for the dtype, and otherwise with [sums in registers](registers).
+//! A product in tiles as CubeCL launches, for GPUs without a library: on planes that multiply together (`fragments`) where
+//! the device reports them for the dtype, and otherwise with sums in registers (`registers`).
 //!
 //! Factors are read where they lie, whatever their strides. Where an output has few tiles, the contracted axis is cut
 //! into shares in f32, which a second launch adds up in their order: no sum depends on which cube comes first.

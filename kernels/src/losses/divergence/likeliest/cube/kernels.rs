@@ -29,9 +29,9 @@ fn units<R: CubeRuntime>(client: &ComputeClient<R>) -> usize {
     most.min(UNITS) / FOLDERS * FOLDERS
 }
 
-/// Whether a cube has memory for two numbers of each unit and three of each of `k` ids.
+/// Whether a cube has memory for two numbers of each unit, one of each folder and three of each of `k` ids.
 pub(super) fn fits_shared_memory<R: CubeRuntime>(client: &ComputeClient<R>, k: usize) -> bool {
-    let numbers = 2 * units(client) + 3 * k;
+    let numbers = 2 * units(client) + FOLDERS + 3 * k;
     numbers * size_of::<f32>() <= client.properties().hardware.max_shared_memory_size
 }
 
