@@ -13,7 +13,7 @@ pub trait Sink<B: Backend> {
     /// Takes the gradient of one parameter, flattened. What comes of a parameter in several parts is added up.
     fn take_in(&mut self, id: ParamId, gradient: Tensor<B, 1>);
 
-    /// The pass has given what it has for now, and goes on with something else.
+    /// The pass has given all gradients that it has so far, and now computes others.
     fn pause(&mut self) {}
 }
 

@@ -17,27 +17,33 @@ use crate::precision::{Precision, PrecisionError, form_name};
 use crate::sampling::{Sampler, SamplingError, SamplingSettings};
 use crate::state_size::StateSizes;
 
-/// Bytes per second that a copy on the device reads and writes.
+/// Passes that are timed together.
+const PASSES: usize = 4;
+
+/// Bytes per second that a pass over a tensor on the device reads and writes.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(transparent)]
 pub(crate) struct Bandwidth(pub f64);
 
 impl Bandwidth {
-    /// The best of several copies of a tensor that is larger than any cache.
+    /// The best of several passes over a tensor that is larger than any cache, in place: on a CPU a new tensor of this size
+    /// is new memory, and the first touch of its pages takes several times as long as the copy.
     ///
     /// # Errors
     /// [`GenerateError::Device`].
     pub fn measure<B: KernelBackend>(device: &B::Device) -> Result<Self, GenerateError> {
-        // On a GPU a copy of this takes a fraction of a millisecond, on a CPU tens of them.
+        // On a GPU a pass over this takes a fraction of a millisecond, on a CPU tens of them.
         let count = if B::lanes() == 1 { 1 << 27 } else { 1 << 25 };
-        let x = Tensor::<B, 1>::ones([count], device);
+        let mut x = Tensor::<B, 1>::ones([count], device);
         let mut best = f64::INFINITY;
         for _ in 0..10 {
             settle::<B>(device)?;
             let begun = Instant::now();
-            let copies: Vec<_> = (0..4).map(|_| drop(x.clone() + 1.0)).collect();
+            for _ in 0..PASSES {
+                x = x + 1.0;
+            }
             settle::<B>(device)?;
-            best = best.min(begun.elapsed().as_secs_f64() / copies.len() as f64);
+            best = best.min(begun.elapsed().as_secs_f64() / PASSES as f64);
         }
         Ok(Self(2.0 * 4.0 * count as f64 / best))
     }

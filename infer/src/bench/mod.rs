@@ -40,7 +40,7 @@ pub(crate) fn markdown(bandwidth: Bandwidth, timings: &[Timing]) -> String {
     });
     let gigabytes = 1e-9 * bandwidth.0;
     let table = table::markdown(&COLUMNS, 1, rows);
-    format!("A copy reads and writes {gigabytes:.1} GB/s.\n\n{table}")
+    format!("A pass over memory reads and writes {gigabytes:.1} GB/s.\n\n{table}")
 }
 
 /// One JSON object on one line.

@@ -15,7 +15,7 @@
 //! # What overlaps
 //!
 //! On a device with a queue, sums are made while the last pass of a step still goes backward: a stage gives the gradients of
-//! a block away before it goes on to the next block, and parameters whose gradients come one after the other leave together
+//! a block away before it computes those of the next block, and parameters whose gradients come one after the other leave together
 //! (`Outlet`). The norm of all gradients, by which they are clipped, needs all sums; then the shares are updated, and the
 //! update of a bucket runs beside the exchange of the one before. The next step begins with the teacher, and waits for the
 //! parameters of a layer, or of all, when the student is read first ([`Arriving`]).

@@ -2,8 +2,8 @@
 //!
 //! In which order a pass gives its gradients, and in how many parts each, is the same in every step of a stage and on every
 //! rank. So the first step shows it: its gradients leave when the passes are over, in buckets in the order in which they
-//! were whole. From then on a bucket leaves as soon as the last of its gradients is whole, and the device goes on with the
-//! backward pass meanwhile. What a step has beyond that, or in another order, leaves at its end, as in the first step.
+//! were whole. In later steps a bucket leaves as soon as the last of its gradients is whole, while the device continues the
+//! backward pass. What a step has beyond that, or in another order, leaves at its end, as in the first step.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 

@@ -1,4 +1,4 @@
-//! The way to a run that can go on: its folder is taken, its configuration settled, and all that it needs opened.
+//! How a run begins: it takes its folder, settles its configuration, and opens all that it needs.
 
 use std::sync::Arc;
 
@@ -52,7 +52,7 @@ pub(super) enum Begun<B: TrainBackend> {
     Finished(Box<Summary>),
     /// It was asked to stop before its first step.
     Stopped,
-    /// It can go on, with this student.
+    /// It is ready, with this student.
     Open(Box<(Run<B>, PhiMamba<B>)>),
 }
 

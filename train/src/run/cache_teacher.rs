@@ -175,8 +175,8 @@ impl CacheTeacher {
                 held_out: held_out.clone(),
                 context: evaluation.context,
                 windows: evaluation.windows,
-                // With more digits it would be read back from JSON as a neighbouring number, and a process that goes on
-                // would write other bytes.
+                // With more digits it would be read back from JSON as a neighbouring number, and a process that is
+                // resumed would write other bytes.
                 perplexity: (perplexity * 1e9).round() / 1e9,
             })?;
         }

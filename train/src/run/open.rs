@@ -31,7 +31,7 @@ use crate::provenance::Provenance;
 use crate::recorded::recorded as recorded_losses;
 use crate::teacher_cache::TeacherCache;
 
-/// What is there when a run starts or goes on.
+/// What a run has when it starts or is resumed.
 pub(super) struct Opening<'a, B: TrainBackend> {
     pub(super) options: &'a RunOptions,
     pub(super) ranks: &'a Ranks<B::InnerBackend>,

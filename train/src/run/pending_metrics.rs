@@ -49,7 +49,7 @@ impl<B: Backend> PendingMetrics<B> {
         self.since = Instant::now();
     }
 
-    /// The same, but where steps are pending: their time goes on.
+    /// The same, unless steps are pending: these are still timed from where they were queued.
     pub(super) fn restart_if_idle(&mut self) {
         if self.steps.is_empty() {
             self.restart();

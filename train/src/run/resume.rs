@@ -1,4 +1,4 @@
-//! A run that goes on from a checkpoint: what is said of what has changed since, and its log as it was then.
+//! A run that is resumed from a checkpoint: it says what has changed since, and its log is again as it was then.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::error::TrainError;
 use crate::metrics::{MetricsLog, Note, Record};
 use crate::provenance::Provenance;
 
-/// The checkpoint to go on from.
+/// The checkpoint to resume from.
 pub(super) struct ResumedFrom<'a, B: TrainBackend> {
     pub(super) found: &'a Found,
     /// What it was made from, if it says so.
@@ -22,7 +22,7 @@ pub(super) struct ResumedFrom<'a, B: TrainBackend> {
 }
 
 impl<B: TrainBackend> Opening<'_, B> {
-    /// The student, the progress and the log of a run that goes on `from` a checkpoint; `None` if asked to stop.
+    /// The student, the progress and the log of a run that is resumed `from` a checkpoint; `None` if asked to stop.
     pub(super) fn resume(
         &mut self,
         from: ResumedFrom<'_, B>,

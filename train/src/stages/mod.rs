@@ -13,6 +13,7 @@
 //! and a layer's graph and matrices are freed before the pass makes the next layer's.
 
 mod arithmetic;
+mod body;
 pub(crate) mod head;
 pub mod hidden_states;
 mod layers;

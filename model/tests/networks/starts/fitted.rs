@@ -160,7 +160,7 @@ fn a_fitted_projection_solves_its_equations() {
 }
 
 /// Of text that says nothing of most directions. Of a single short sequence nothing is held out, and each fit is kept that
-/// comes nearer on it: that of the output projection does by its definition, and the descent goes on from there. Where
+/// comes nearer on it: that of the output projection does by its definition, and the descent starts from it. Where
 /// there is nothing to fit, as of one token again and again or of values that are zero, all numbers are finite.
 #[test]
 fn fits_of_little_text_are_finite_and_the_same() {

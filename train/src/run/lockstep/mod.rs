@@ -329,7 +329,7 @@ fn step_together<B: TrainBackend>(
     .collect()
 }
 
-/// After work of one of `members` that was no training: their time goes on from here, as far as no step waits to be read.
+/// Restarts the clocks of all `members` whose steps have all been read: one of them has done work that is no training.
 fn restart_clocks<B: TrainBackend>(members: &mut [Member<B>]) {
     for member in members {
         if let Some(stage) = &mut member.stage {
