@@ -18,7 +18,7 @@ use crate::teacher_text::{Settings, TeacherText};
 const EXAMPLES: &str = "\
 Examples:
   Ten million tokens of SmolLM2's own, on a GPU, as one text of a run beside another:
-      train sample-teacher --preset smollm2-135m --tokens 10000000 --rows 256 --out sampled
+      train sample-teacher --preset smollm2-135m --tokens 10000000 --rows 512 --out sampled
       train --preset smollm2-135m --set data.validation=TEXT \\
           --set 'data.train=[{path = \"TEXT\", weight = 2}, {path = \"sampled\", weight = 1}]'";
 

@@ -128,14 +128,16 @@ where
     match refusal {
         Refusal::NoKernel => reference::into(x, norm, projections),
         Refusal::TooMany { at_once } => {
-            let [b, _] = x.dims();
-            let [first, rest] = [(0, at_once), (at_once, b - at_once)].map(|(start, rows)| {
+            let mut outputs = vec![vec![]; projections.len()];
+            for (start, rows) in parts(x.dims()[0], at_once) {
                 let x = x.clone().narrow(0, start, rows);
-                into(x, norm.clone(), projections.clone(), allocate)
-            });
-            let both = first.into_iter().zip(rest);
-            both.map(|(first, rest)| Tensor::cat(vec![first, rest], 0))
-                .collect()
+                let of_part = into(x, norm.clone(), projections.clone(), allocate);
+                for (output, rows) in outputs.iter_mut().zip(of_part) {
+                    output.push(rows);
+                }
+            }
+            let outputs = outputs.into_iter();
+            outputs.map(|rows| Tensor::cat(rows, 0)).collect()
         }
     }
 }
@@ -183,8 +185,7 @@ where
     match refusal {
         Refusal::NoKernel => reference::out_of(x, inputs),
         Refusal::TooMany { at_once } => {
-            let [b, _] = x.dims();
-            let parts = [(0, at_once), (at_once, b - at_once)].map(|(start, rows)| {
+            let of_parts = parts(x.dims()[0], at_once).map(|(start, rows)| {
                 let some = |u: &Tensor<_, 2>| u.clone().narrow(0, start, rows);
                 let inputs = inputs.iter().map(|(input, projection)| {
                     let input = Input {
@@ -193,11 +194,17 @@ where
                     };
                     (input, projection.clone())
                 });
-                CubeBackend::projections_out_of(some(&x), inputs.collect())
+                out_of(some(&x), inputs.collect())
             });
-            Tensor::cat(parts.into(), 0)
+            Tensor::cat(of_parts.collect(), 0)
         }
     }
+}
+
+/// `b` rows in parts of `at_once`: where each begins, and how many rows it has.
+fn parts(b: usize, at_once: usize) -> impl Iterator<Item = (usize, usize)> {
+    let starts = (0..b).step_by(at_once);
+    starts.map(move |start| (start, at_once.min(b - start)))
 }
 
 /// The CubeCL tensors of a projection.
