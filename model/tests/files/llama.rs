@@ -386,7 +386,7 @@ fn keys_of_other_families_are_refused_by_key_and_value() {
         ("rotary_pct", json!(0.25), json!(1.0)),
         ("no_rope_layer_interval", json!(4), json!(null)),
         ("no_rope_layers", json!([1, 1, 1, 0]), json!([1, 1, 1, 1])),
-        ("no_rope_layers", json!("all"), json!([])),
+        ("no_rope_layers", json!([]), json!([true, true, true, true])),
         ("use_alibi", json!(true), json!(false)),
         ("alibi", json!(true), json!(false)),
         ("query_pre_attn_scalar", json!(256), json!(12)),

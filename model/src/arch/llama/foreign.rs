@@ -67,14 +67,14 @@ pub(super) fn refuse(
     };
     file.only("query_pre_attn_scalar", &scalar)?;
     file.only("attention_multiplier", &multiplier)?;
-    // One number a layer, 0 where it has no rotary positions.
-    let layers = file.members.get("no_rope_layers");
-    let all = layers.and_then(Value::as_array).into_iter().flatten();
+    // One number a layer, 0 where it has no rotary positions; without any, some layers have none.
     let is_rotated = |layer: &Value| *layer == json!(true) || layer.as_f64() == Some(1.0);
-    match layers {
-        Some(value) if !value.is_null() && !(value.is_array() && all.clone().all(is_rotated)) => {
-            Err(file.unsupported("no_rope_layers", value, "1 for each layer"))
-        }
-        _ => Ok(()),
+    let layers = file.members.get("no_rope_layers");
+    let Some(layers) = layers.filter(|value| !value.is_null()) else {
+        return Ok(());
+    };
+    match layers.as_array() {
+        Some(all) if !all.is_empty() && all.iter().all(is_rotated) => Ok(()),
+        _ => Err(file.unsupported("no_rope_layers", layers, "1 for each layer")),
     }
 }
