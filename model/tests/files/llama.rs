@@ -390,11 +390,7 @@ fn keys_of_other_families_are_refused_by_key_and_value() {
         ("use_alibi", json!(true), json!(false)),
         ("alibi", json!(true), json!(false)),
         ("query_pre_attn_scalar", json!(256), json!(12)),
-        (
-            "attention_multiplier",
-            json!(0.015625),
-            json!(12_f64.sqrt().recip()),
-        ),
+        ("attention_multiplier", json!(0.015625), json!(0.288675135)),
     ] {
         for model_type in ALL {
             let plain = read(&file(model_type, json!({ "head_dim": 12 }))).expect(model_type);

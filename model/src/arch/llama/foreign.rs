@@ -51,7 +51,7 @@ fn neutral_values(qk_norm: bool) -> [(&'static str, Value); 28] {
 /// sizes that say so fit together.
 ///
 /// # Errors
-/// [`ConfigError::Unsupported`] of the first that has.
+/// [`ConfigError::Unsupported`] of the first that has, [`ConfigError::Invalid`] if it is no number where it should be.
 pub(super) fn refuse(
     file: &Keys,
     variant: &Variant,
@@ -60,13 +60,16 @@ pub(super) fn refuse(
     for (key, neutral) in neutral_values(variant.qk_norm) {
         file.only(key, &neutral)?;
     }
-    // Attention's scale, of which one file has the inverse square.
-    let [scalar, multiplier] = match head_dim {
-        Some(p) => [json!(p), json!((p as f64).sqrt().recip())],
-        None => [Value::Null, Value::Null],
-    };
+    // Attention's scale, which some have as a factor, and some as the number whose root divides.
+    let scalar = head_dim.map_or(Value::Null, |p| json!(p));
     file.only("query_pre_attn_scalar", &scalar)?;
-    file.only("attention_multiplier", &multiplier)?;
+    let multiplier: Option<f64> = file.read("attention_multiplier")?;
+    let is_scale =
+        |factor: f64| head_dim.is_some_and(|p| (factor.powi(2) * p as f64 - 1.0).abs() < 1e-6);
+    if let Some(factor) = multiplier.filter(|factor| !is_scale(*factor)) {
+        let supported = "the inverse root of a head's numbers";
+        return Err(file.unsupported("attention_multiplier", &json!(factor), supported));
+    }
     // One number a layer, 0 where it has no rotary positions; without any, some layers have none.
     let is_rotated = |layer: &Value| *layer == json!(true) || layer.as_f64() == Some(1.0);
     let layers = file.members.get("no_rope_layers");
