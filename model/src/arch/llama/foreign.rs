@@ -65,7 +65,7 @@ pub(super) fn refuse(
     file.only("query_pre_attn_scalar", &scalar)?;
     let multiplier: Option<f64> = file.read("attention_multiplier")?;
     let is_scale =
-        |factor: f64| head_dim.is_some_and(|p| (factor.powi(2) * p as f64 - 1.0).abs() < 1e-6);
+        |factor: f64| head_dim.is_some_and(|p| (factor * (p as f64).sqrt() - 1.0).abs() < 1e-6);
     if let Some(factor) = multiplier.filter(|factor| !is_scale(*factor)) {
         let supported = "the inverse root of a head's numbers";
         return Err(file.unsupported("attention_multiplier", &json!(factor), supported));
