@@ -36,7 +36,7 @@ fn teacher(family: LlamaFamily) -> LlamaConfig {
     };
     config.attention.n_heads = HEADS;
     config.attention.n_kv_heads = 2;
-    config.attention.head_dim = None;
+    config.attention.head_dim = Some(12);
     config
 }
 

@@ -26,7 +26,7 @@ fn teacher_of(family: LlamaFamily, window: Option<usize>, folder: &Path) {
     };
     config.attention.n_heads = 4;
     config.attention.n_kv_heads = 2;
-    config.attention.head_dim = None;
+    config.attention.head_dim = Some(12);
     let network = CausalLm::<Inner>::init(&config, 3, &Default::default());
     model::save(&config, &network, folder).expect("a teacher");
     let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/phi-tiny");
