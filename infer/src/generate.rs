@@ -223,6 +223,11 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
         self.decode
     }
 
+    /// The whole text so far: what was read before, the prompt, and the tokens made.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
     /// The size of the model's state, in bytes.
     pub fn state_bytes(&self) -> usize {
         self.state.bytes()

@@ -162,7 +162,8 @@ impl Work for GenerateWork {
         }
 
         let mut out = io::stdout().lock();
-        let mut text = self.model.tokenizer.stream();
+        // Some tokenizers write the first word of a text without the blank before it.
+        let mut text = self.model.tokenizer.stream_after(generation.ids());
         for token in &mut generation {
             if let Some(piece) = text.push(token?)?
                 && !print(&mut out, &piece)?

@@ -159,7 +159,7 @@ fn score_batch<B: KernelBackend>(
         let largest_t1 = logits_tv.clone().max_dim(1);
         let chosen_t1 = logits_tv.clone().gather(1, targets_t1) - largest_t1.clone();
         // Relative to the largest logit, so that nothing overflows.
-        let sum_t1 = (logits_tv.clone() - largest_t1).exp().sum_dim(1);
+        let sum_t1 = row_sums((logits_tv.clone() - largest_t1).exp());
         let greedy_t1 = logits_tv.argmax(1);
         log_likelihoods.extend(floats(chosen_t1 - sum_t1.log())?);
         let likeliest = greedy_t1.try_into_data().map_err(failed)?;
@@ -182,6 +182,15 @@ fn score_batch<B: KernelBackend>(
         }
     });
     scores.collect()
+}
+
+/// The sums of the rows of `x [t, v]`, as `[t, 1]`. Parts of a row are summed first, since most numbers are so small that
+/// in f32 they would be lost beside the sum of a whole vocabulary.
+fn row_sums<B: KernelBackend>(x_tv: Tensor<B, 2>) -> Tensor<B, 2> {
+    let [t, v] = x_tv.dims();
+    let part = 1 << v.trailing_zeros().min(8);
+    let parts: Tensor<B, 3> = x_tv.reshape([t, v / part, part]).sum_dim(2);
+    parts.reshape([t, v / part]).sum_dim(1)
 }
 
 /// Copies `x [t, 1]` to the host.

@@ -119,7 +119,7 @@ impl<B: KernelBackend> Speaker<'_, B> {
         begins_line: bool,
     ) -> Result<Option<(String, usize)>, ReplError> {
         let mut screen = Screen::new();
-        let mut stream = self.tokenizer.stream();
+        let mut stream = self.tokenizer.stream_after(generation.ids());
         let mut text = String::new();
         let mut made = 0;
         let mut show = |screen: &mut Screen, piece: &str| {

@@ -5,6 +5,9 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use burn::tensor::Device;
+use datasets::Tokenizer;
+use infer::{GenerateOptions, Generation, SamplingSettings};
 use kernels::runtime::Flex;
 use model::{CausalLm, LlamaConfig, LlamaFamily};
 
@@ -94,6 +97,63 @@ fn an_exported_student_generates() {
     assert!(text.status.success(), "{}", stderr(&text));
     assert!(stdout(&text).len() > 1);
     assert_eq!(stdout(&text), stdout(&output(folder.path(), &arguments)));
+}
+
+/// With SentencePiece's pieces and single bytes as tokens, the first word has the blank before it, and whatever parts of
+/// characters the tokens are, what is printed is whole characters: the text of all of them together.
+#[test]
+fn a_tokenizer_of_pieces_and_bytes_writes_whole_characters() {
+    const PROMPT: &str = "a 漢 é🦀";
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("m.gguf");
+    fs::write(&path, tests::gguf::pieces().bytes()).unwrap();
+    let json = model::small_file(&path, "tokenizer.json").unwrap().unwrap();
+    let tokenizer = Tokenizer::from_json(&json.bytes, &path).unwrap();
+    // Behind <s>: a piece, a mark and three bytes, a mark and six bytes.
+    let prompt = [&[1], &tokenizer.encode(PROMPT).unwrap()[..]].concat();
+    assert_eq!(prompt.len(), 1 + 1 + 4 + 7);
+    let device = Device::<Flex>::default();
+    let (_, network) = model::load_any::<Flex>(&path, &device).unwrap();
+
+    let (mut broken, mut blanks) = (0, 0);
+    for seed in 0..6 {
+        let sampling = SamplingSettings {
+            temperature: 2.0,
+            seed,
+            ..SamplingSettings::default()
+        };
+        let options = GenerateOptions {
+            sampling,
+            max_tokens: 40,
+            vocab_size: tokenizer.vocab_size(),
+            end_tokens: [2].into(),
+            end_of_text: None,
+            max_positions: None,
+        };
+        let made = Generation::new(&network, &device, &prompt, options).unwrap();
+        let made: Vec<u32> = made.collect::<Result<_, _>>().unwrap();
+        let whole = tokenizer.decode(&[&prompt[1..], &made].concat()).unwrap();
+        let expected = whole.strip_prefix(PROMPT).unwrap();
+
+        let seed = seed.to_string();
+        let arguments = [
+            "--max-tokens",
+            "40",
+            "--temperature",
+            "2",
+            "--seed",
+            &seed,
+            PROMPT,
+        ];
+        let output = output(&path, &arguments);
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert_eq!(stdout(&output), format!("{expected}\n"));
+        assert!(stderr(&output).contains("prefill 13 tokens, "));
+        broken += usize::from(expected.contains('\u{fffd}'));
+        blanks += usize::from(expected.starts_with(' '));
+    }
+    assert!(broken > 0, "some bytes make no character");
+    assert!(blanks > 0, "some texts begin with a word");
 }
 
 #[test]

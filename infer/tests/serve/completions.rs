@@ -1,5 +1,6 @@
 //! What `/v1/completions` answers.
 
+use std::fs;
 use std::thread;
 
 use burn::tensor::activation::log_softmax;
@@ -8,6 +9,7 @@ use datasets::Tokenizer;
 use kernels::runtime::Flex;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tests::gguf::pieces;
 
 use crate::http::Server;
 use crate::support::{copy_tokenizer, student_folder, teacher_folder};
@@ -148,6 +150,42 @@ fn a_prompt_s_logprobs_are_the_model_s() {
     // The prompt without its scores.
     let plain = with(body, json!({"logprobs": null}));
     assert_eq!(server.text(plain), format!("{PROMPT} the"));
+}
+
+/// With SentencePiece's pieces and single bytes as tokens, the echo is the prompt, and the text after it is the same
+/// with the echo, without it, and in a stream, in whole characters.
+#[test]
+fn a_tokenizer_of_pieces_and_bytes_echoes_the_prompt() {
+    const PROMPT: &str = "a 漢 é🦀";
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("m.gguf"), pieces().bytes()).unwrap();
+    let server = Server::start(folder.path(), &[]);
+    let mut broken = 0;
+    for seed in 0..6 {
+        let body = json!({"prompt": PROMPT, "max_tokens": 30, "temperature": 2, "seed": seed});
+        let after = server.text(body.clone());
+        let echo = with(body, json!({"echo": true, "logprobs": 1}));
+        let reply = server.complete(echo.clone());
+        let choice = &reply["choices"][0];
+        let text = choice["text"].as_str().unwrap();
+        assert_eq!(text, format!("{PROMPT}{after}"));
+        // <s>, a piece, a mark and three bytes, a mark and six bytes.
+        assert_eq!(reply["usage"]["prompt_tokens"], 1 + 1 + 4 + 7);
+
+        // Each token where its text begins, that of a part of a character where the character does.
+        let offsets = choice["logprobs"]["text_offset"].as_array().unwrap();
+        let offsets: Vec<u64> = offsets.iter().map(|at| at.as_u64().unwrap()).collect();
+        assert_eq!(offsets[..13], [0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 5, 5, 5]);
+        assert!(offsets.is_sorted());
+        assert!(*offsets.last().unwrap() <= text.chars().count() as u64);
+
+        let events = server.post(with(echo, json!({"stream": true}))).events();
+        let sent = events.iter().map(|event| &event["choices"][0]["text"]);
+        let streamed: String = sent.filter_map(Value::as_str).collect();
+        assert_eq!(streamed, text);
+        broken += usize::from(after.contains('\u{fffd}'));
+    }
+    assert!(broken > 0, "some bytes make no character");
 }
 
 /// Of ids, a prompt can end where no text does.

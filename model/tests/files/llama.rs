@@ -355,6 +355,74 @@ fn what_is_not_implemented_is_refused_by_key_and_value() {
     assert!(said.contains("gemma") && said.contains("qwen2"), "{said}");
 }
 
+/// What makes another network of one with these tensors is refused, and is not in the way where it changes nothing. A
+/// head of these files has 12 numbers.
+#[test]
+fn keys_of_other_families_are_refused_by_key_and_value() {
+    for (key, refused, accepted) in [
+        (
+            "hidden_activation",
+            json!("gelu_pytorch_tanh"),
+            json!("silu"),
+        ),
+        ("use_parallel_residual", json!(true), json!(false)),
+        ("parallel_residual", json!(true), json!(false)),
+        ("swiglu_limit", json!(7.0), json!(null)),
+        ("embedding_multiplier", json!(12.0), json!(1.0)),
+        ("scale_emb", json!(12), json!(1)),
+        ("residual_multiplier", json!(0.22), json!(1)),
+        ("scale_depth", json!(1.4), json!(null)),
+        ("logits_scaling", json!(8.0), json!(1.0)),
+        ("logit_scale", json!(0.0625), json!(1.0)),
+        ("dim_model_base", json!(256), json!(null)),
+        ("final_logit_softcapping", json!(30.0), json!(null)),
+        ("attn_logit_softcapping", json!(50.0), json!(null)),
+        ("clip_qkv", json!(8.0), json!(null)),
+        ("attn_temperature_tuning", json!(true), json!(false)),
+        ("attention_chunk_size", json!(8192), json!(null)),
+        ("sliding_window_pattern", json!(4), json!(null)),
+        ("use_bidirectional_attention", json!(true), json!(false)),
+        ("is_causal", json!(false), json!(true)),
+        ("rotary_pct", json!(0.25), json!(1.0)),
+        ("no_rope_layer_interval", json!(4), json!(null)),
+        ("no_rope_layers", json!([1, 1, 1, 0]), json!([1, 1, 1, 1])),
+        ("no_rope_layers", json!([]), json!([true, true, true, true])),
+        ("use_alibi", json!(true), json!(false)),
+        ("alibi", json!(true), json!(false)),
+        ("query_pre_attn_scalar", json!(256), json!(12)),
+        ("attention_multiplier", json!(0.015625), json!(0.288675135)),
+    ] {
+        for model_type in ALL {
+            let plain = read(&file(model_type, json!({ "head_dim": 12 }))).expect(model_type);
+            let with =
+                |value: &Value| read(&file(model_type, json!({ "head_dim": 12, key: value })));
+            let error = with(&refused).expect_err(key);
+            let ConfigError::Unsupported {
+                key: named, value, ..
+            } = &error
+            else {
+                panic!("{error}")
+            };
+            assert_eq!((named.as_str(), value), (key, &refused.to_string()));
+            assert_eq!(with(&accepted).expect(key), plain, "{model_type}: {key}");
+            assert_eq!(with(&json!(null)).expect(key), plain, "{model_type}: {key}");
+        }
+    }
+    // Qwen3 has norms of queries and keys, and the others have none.
+    for model_type in ALL {
+        for key in ["use_qk_norm", "qk_layernorm"] {
+            let is_normed = model_type == "qwen3";
+            read(&file(model_type, json!({ key: is_normed }))).expect(key);
+            let error = read(&file(model_type, json!({ key: !is_normed }))).expect_err(key);
+            assert!(error.to_string().contains(key), "{error}");
+        }
+    }
+    // Where the file does not say how large a head is, it is the width divided by the heads; 48 by 0 is none.
+    read(&file("llama", json!({ "query_pre_attn_scalar": 12 }))).expect("the width by the heads");
+    let none = json!({ "num_attention_heads": 0, "query_pre_attn_scalar": 12 });
+    read(&file("llama", none)).expect_err("no heads");
+}
+
 /// A head that is tied to the embedding may be stored too, if it is the embedding.
 #[test]
 fn tied_heads_that_are_stored() {

@@ -9,17 +9,24 @@ use super::*;
 
 /// A Llama with random weights and the bundled tokenizer.
 pub(super) fn teacher(folder: &Path) {
-    let default = LlamaConfig::default_of(LlamaFamily::Llama);
+    teacher_of(LlamaFamily::Llama, None, folder);
+}
+
+/// The same of any family, with this window of attention in every layer.
+fn teacher_of(family: LlamaFamily, window: Option<usize>, folder: &Path) {
+    let default = LlamaConfig::default_of(family);
     let mut config = LlamaConfig {
         vocab_size: 4096,
         hidden_size: 48,
         intermediate_size: 64,
         num_hidden_layers: 2,
         tie_word_embeddings: true,
+        sliding_window: window,
         ..default
     };
     config.attention.n_heads = 4;
     config.attention.n_kv_heads = 2;
+    config.attention.head_dim = Some(12);
     let network = CausalLm::<Inner>::init(&config, 3, &Default::default());
     model::save(&config, &network, folder).expect("a teacher");
     let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/phi-tiny");
@@ -96,6 +103,47 @@ fn a_hybrid_student_of_a_llama() {
     let student = run_folder.path().join("student");
     let (config, _) = model::load_any::<Inner>(student, &Default::default()).expect("one");
     assert_eq!(config.name(), "hybrid Llama-Mamba");
+}
+
+/// Qwen2 has biases of queries, keys and values, Qwen3 norms of queries and keys, and this Mistral a window that is
+/// shorter than a sequence. The students begin with all that their attention has.
+#[test]
+fn students_of_the_other_families() {
+    for (family, model_type, window, bc_norm) in [
+        (LlamaFamily::Qwen2, "qwen2", None, false),
+        (LlamaFamily::Qwen3, "qwen3", None, true),
+        (LlamaFamily::Mistral, "mistral", Some(8), false),
+    ] {
+        let (folder, run_folder) = (folder(), super::folder());
+        teacher_of(family, window, folder.path());
+        let norm = format!("student.bc_norm={bc_norm}");
+        let set = ["student.init=calibrated", &norm];
+        let summary = run(config_with(folder.path(), &set), run_folder.path());
+        let note = &summary.notes[0].text;
+        assert!(note.starts_with("the mixers start calibrated"), "{note}");
+        for perplexity in [summary.student_perplexity, summary.teacher_perplexity] {
+            assert!(perplexity.is_finite(), "{model_type}: {perplexity}");
+        }
+        let student = run_folder.path().join("student");
+        let text = fs::read_to_string(student.join("config.json")).expect("a file");
+        let file: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(file["family"], model_type);
+        let (_, network) = model::load_any::<Inner>(student, &Default::default()).expect("one");
+        for layer in &network.backbone.layers {
+            let Mixer::DiscreteMamba2(mixer) = &layer.mixer else {
+                panic!("{model_type}: another mixer");
+            };
+            assert_eq!(mixer.b_norm.is_some(), bc_norm, "{model_type}");
+        }
+
+        // Without the norms that it has, and with norms that it lacks.
+        let norm = format!("student.bc_norm={}", !bc_norm);
+        let config = config_with(folder.path(), &["student.init=calibrated", &norm]);
+        let refused = execute(options(config, super::folder().path(), false));
+        let message = refused.expect_err("norms differ").to_string();
+        let needed = format!("student.bc_norm = {bc_norm}");
+        assert!(message.contains(&needed), "{message}");
+    }
 }
 
 /// With some heads kept beside the mixer: in layer 0 two of them, in layer 1 none.

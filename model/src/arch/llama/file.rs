@@ -3,19 +3,15 @@
 use serde_json::{Map, Value, json};
 
 use super::variants::{AttentionBias, LlamaFamily, SlidingWindow, WINDOW};
-use super::{AttentionConfig, LlamaConfig};
+use super::{AttentionConfig, LlamaConfig, foreign};
 use crate::arch::keys::Keys;
 use crate::config_error::ConfigError;
 use crate::mixers::RopeScaling;
 
-/// Keys that change what the network computes where they have another value than this one, and that are
-/// implemented for it alone. Absent and `null` mean this value too.
-fn only_values() -> [(&'static str, Value); 5] {
+/// Keys of the families themselves that are implemented with this value alone, which absent and `null` mean too.
+fn only_values() -> [(&'static str, Value); 2] {
     [
-        ("hidden_act", json!("silu")),
         ("pretraining_tp", json!(1)),
-        ("partial_rotary_factor", json!(1.0)),
-        ("rope_interleaved", json!(false)),
         ("quantization_config", Value::Null),
     ]
 }
@@ -69,19 +65,26 @@ pub(super) fn read(root: &Value) -> Result<LlamaConfig, ConfigError> {
     let rms_norm_eps = file.read("rms_norm_eps")?.unwrap_or(default.rms_norm_eps);
     let (rope_theta, rope_scaling) = read_rope(&file)?;
     let size = |key, default| Ok::<_, ConfigError>(file.read(key)?.unwrap_or(default));
+    let hidden_size = size("hidden_size", default.hidden_size)?;
+    let head_dim = file.read("head_dim")?.or(default.attention.head_dim);
+    foreign::refuse(
+        &file,
+        variant,
+        head_dim.or(hidden_size.checked_div(n_heads)),
+    )?;
     let num_hidden_layers = size("num_hidden_layers", default.num_hidden_layers)?;
     let (sliding_window, max_window_layers) =
         read_window(&file, variant.window, num_hidden_layers)?;
     Ok(LlamaConfig {
         family,
         vocab_size: size("vocab_size", default.vocab_size)?,
-        hidden_size: size("hidden_size", default.hidden_size)?,
+        hidden_size,
         intermediate_size: size("intermediate_size", default.intermediate_size)?,
         num_hidden_layers,
         attention: AttentionConfig {
             n_heads,
             n_kv_heads: size("num_key_value_heads", kv_default)?,
-            head_dim: file.read("head_dim")?.or(default.attention.head_dim),
+            head_dim,
             qkv_bias: bias || default.attention.qkv_bias,
             dense_bias: bias,
             rope_theta: rope_theta.unwrap_or(default.attention.rope_theta),

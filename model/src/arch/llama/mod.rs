@@ -2,9 +2,10 @@
 //!
 //! One network for all: sequential blocks, RMSNorm, SwiGLU, grouped keys and values, rotary positions over the
 //! whole head. What differs between the families stands in `variants.rs`, as data; `config.json` is read and
-//! written in `file.rs`.
+//! written in `file.rs`; `foreign.rs` has the keys that belong to networks of other families.
 
 mod file;
+mod foreign;
 mod variants;
 
 use kernels::Window;
