@@ -3,6 +3,7 @@ mod streams;
 use serde_json::json;
 use tempfile::TempDir;
 
+use self::streams::streamed;
 use super::fixtures::{
     added_token, changed_tokenizer, like_bert, like_codegen, like_llama, like_llama3,
     like_sentencepiece, phi_tiny, tokenizer_of,

@@ -111,7 +111,7 @@ fn a_file_is_taken_once_for_each_column() {
         (&whole, "answer"),
     ];
     let sources = sources.map(|(path, column)| Source::local(path).with_column(column));
-    let parts = Parts::new(super::inputs(&sources).unwrap(), 0, usize::MAX);
+    let parts = Parts::new(crate::source::inputs(&sources).unwrap(), 0, usize::MAX);
     let texts: Result<Vec<_>> = parts.map(|part| part.map(|part| part.text)).collect();
     assert_eq!(texts.unwrap(), ["q", "a", "whole"]);
 }

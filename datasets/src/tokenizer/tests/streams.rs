@@ -102,7 +102,7 @@ fn a_stream_of_arbitrary_ids_is_their_text() {
     }
 }
 
-fn streamed(tokenizer: &Tokenizer, ids: &[u32]) -> String {
+pub(super) fn streamed(tokenizer: &Tokenizer, ids: &[u32]) -> String {
     let mut stream = tokenizer.stream();
     let mut text = String::new();
     for &id in ids {
