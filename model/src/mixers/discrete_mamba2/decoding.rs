@@ -69,15 +69,12 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         gated.reshape([b, 1, self.d_inner])
     }
 
-    /// Empties `state` where the next token is to be read as the first one.
+    /// Empties `state` where it is to be before the next token. The convolution's window stays: what it holds is no
+    /// part of what the state is for.
     fn reset(&self, state: &mut Mamba2State<B>) {
-        let position = state.position;
-        if self
-            .reset_every
-            .is_some_and(|every| position.is_multiple_of(every))
-        {
-            let empty = self.empty_state(state.ssm.dims()[0], &state.ssm.device());
-            *state = Mamba2State { position, ..empty };
+        let is_due = |every| state.position.is_multiple_of(every);
+        if self.reset_every.is_some_and(is_due) {
+            state.ssm = state.ssm.zeros_like();
         }
     }
 
