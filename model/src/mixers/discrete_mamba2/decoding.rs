@@ -31,7 +31,7 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
 
     /// Whether a token alone goes through the scan too, since the recurrence has no op for what is asked.
     pub(super) fn needs_scan(&self) -> bool {
-        self.counts_positions() || !self.config.feature_map.is_identity()
+        self.counts_positions() || !self.config.feature_map.is_identity() || self.config.b_gate
     }
 
     /// The norms of B and of C, for a step.
@@ -92,7 +92,7 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         let scan = ScanInputs {
             x: self.x_at(parts.x, positions),
             a_log: self.a_log(parts.a_log),
-            b: self.b_at(parts.b, positions),
+            b: self.b_at(parts.b, parts.b_gate, positions),
             c: self.c_at(parts.c, positions),
             initial_state: Some(state.ssm.clone()),
         };
@@ -112,7 +112,7 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         state: &mut Mamba2State<B>,
     ) -> Tensor<B, 2> {
         self.reset(state);
-        // The recurrence turns B and C alone, and maps nothing.
+        // The recurrence turns B and C alone, and neither maps nor gates them.
         if !self.needs_scan() {
             return self.recur(projected, state);
         }
@@ -195,6 +195,7 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
             c: part(&convolved, self.c_rows()),
             z: part(&projected, self.z_rows()),
             a_log: part(&projected, self.a_log_rows()),
+            b_gate: self.b_gate_rows().map(|rows| part(&projected, rows)),
         }
     }
 }
