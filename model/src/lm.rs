@@ -245,8 +245,8 @@ impl<B: KernelBackend> CausalLm<B> {
         self.change_mixers(|mixer| mixer.silence_ssm())
     }
 
-    /// The same network in which every state-space mixer forgets all before each token whose position is a multiple
-    /// of `tokens`; see [`reset_state_every`](crate::TokenMixer::reset_state_every). `None` if no layer has such a
+    /// The same network in which every state-space mixer forgets its state before each token whose position is a
+    /// multiple of `tokens`; see [`reset_state_every`](crate::TokenMixer::reset_state_every). `None` if no layer has such a
     /// mixer. For inference.
     ///
     /// # Panics

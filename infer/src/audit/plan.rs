@@ -17,6 +17,13 @@ const CONTEXTS: [usize; 2] = [512, 2048];
 /// Windows of the longest context, unless a limit is given.
 const WINDOWS: usize = 32;
 
+/// The longest documents of probes, unless lengths are given. In longer ones a small teacher spends most of its
+/// operations on attention, whose part grows with the length.
+const LONGEST_PROBE: usize = 8192;
+
+/// The fewest documents of a length of a probe, unless a limit is given.
+const FEWEST: usize = 16;
+
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct PlanOptions {
@@ -28,7 +35,7 @@ pub struct PlanOptions {
     pub tasks: Vec<Task>,
     /// The most documents of each measure.
     pub limit: Option<usize>,
-    /// Lengths of the probes' documents; the usual ones if there are none.
+    /// Lengths of the probes' documents; if there are none, 256 and its doubles up to the models' context or 8192.
     pub lengths: Vec<usize>,
     /// Of the probes' draws.
     pub seed: u32,
@@ -76,10 +83,17 @@ pub fn plan(
         }
         plan.measures.extend(answers);
     }
-    for task in Task::PROBES {
-        if plan.has(task) {
-            plan.add_probe(task, tokenizer)?;
-        }
+    let probes = Task::PROBES.into_iter();
+    let probes: Vec<Task> = probes.filter(|task| plan.has(*task)).collect();
+    for task in &probes {
+        plan.add_probe(*task, tokenizer)?;
+    }
+    let could_be_longer = options.lengths.is_empty() && max_length >= 2 * LONGEST_PROBE;
+    if could_be_longer && !probes.is_empty() {
+        plan.left_out.push(format!(
+            "probes longer than {LONGEST_PROBE} tokens are left out, though {max_length} are read at once: --lengths \
+             names more"
+        ));
     }
     if plan.measures.is_empty() {
         return Err(AuditError::Nothing);
@@ -195,7 +209,7 @@ impl Plan {
     /// The documents of one length after those of another.
     fn add_probe(&mut self, task: Task, tokenizer: &Tokenizer) -> Result<(), EvalError> {
         let lengths = if self.options.lengths.is_empty() {
-            LENGTHS.to_vec()
+            probe_lengths(self.max_length)
         } else {
             self.options.lengths.clone()
         };
@@ -209,7 +223,7 @@ impl Plan {
             }
             let sizes = ProbeSizes {
                 lengths: vec![length],
-                documents: self.options.limit.unwrap_or(DOCUMENTS),
+                documents: self.options.limit.unwrap_or(probe_documents(length)),
                 seed: self.options.seed,
             };
             let documents = match task.probe(tokenizer, &sizes) {
@@ -248,6 +262,22 @@ impl Plan {
     }
 }
 
+/// The lengths of the probes' documents for models that read at most `max_length` tokens at once; the shortest one in
+/// any case.
+fn probe_lengths(max_length: usize) -> Vec<usize> {
+    let shortest = LENGTHS[0];
+    let longest = max_length.clamp(shortest, LONGEST_PROBE);
+    let doubles = std::iter::successors(Some(shortest), |length| Some(2 * length));
+    doubles.take_while(|length| *length <= longest).collect()
+}
+
+/// How many documents of `length` tokens there are: where they are longer than the usual ones, as many as have the
+/// tokens of the longest of those.
+fn probe_documents(length: usize) -> usize {
+    let usual = LENGTHS[LENGTHS.len() - 1];
+    (DOCUMENTS * usual / length.max(usual)).max(FEWEST)
+}
+
 /// Whether the usual score of a task compares choices per character.
 fn is_by_length(task: Task, question: &Question) -> bool {
     matches!(task, Task::Hellaswag | Task::ArcChallenge)
@@ -268,4 +298,21 @@ fn stream(sources: &[PathBuf], tokenizer: &Tokenizer, most: usize) -> Result<Vec
         }
     }
     Ok(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probes_go_to_the_models_context() {
+        assert_eq!(probe_lengths(100), [256]);
+        assert_eq!(probe_lengths(2048), LENGTHS);
+        assert_eq!(probe_lengths(4000), LENGTHS);
+        let longest = [256, 512, 1024, 2048, 4096, 8192];
+        assert_eq!(probe_lengths(8192), longest);
+        assert_eq!(probe_lengths(131_072), longest);
+        let documents = [256, 2048, 4096, 8192, 131_072].map(probe_documents);
+        assert_eq!(documents, [100, 100, 50, 25, 16]);
+    }
 }

@@ -53,7 +53,7 @@ fn line(audit: &Audit, row: &Row, student: usize, is_first: bool) -> [String; 12
     let of_row = |text: String| if is_first { text } else { String::new() };
     let value = |model| {
         row.value(model)
-            .map_or("-".into(), |v| number(row.unit, v.value))
+            .map_or("-".into(), |v| with_error(row.unit, v))
     };
     let own = [Control::NoSsm, Control::NoAttention, Control::Reset(0)];
     let own = own.map(|kind| {
@@ -72,14 +72,13 @@ fn line(audit: &Audit, row: &Row, student: usize, is_first: bool) -> [String; 12
         of_row(row.name.clone()),
         of_row(items(row)),
         audit.columns[student].name(),
-        row.value(student)
-            .map_or("-".into(), |v| with_error(row.unit, v)),
+        value(student),
         to_teacher(row, student),
         kept(row, student),
         of_row(value(TEACHER)),
         of_row(value(WINDOW)),
         of_row(value(NO_ATTENTION)),
-        own.join(" "),
+        own.join(", "),
         least.unwrap_or("-".into()),
         verdict(audit, row, student).words,
     ]

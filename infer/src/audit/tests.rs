@@ -110,8 +110,8 @@ fn a_student_that_finds_what_a_window_does_not() {
         "1000 0000 0000",
     ]);
     assert_eq!(verdict.standing, Standing::BeyondWindow);
-    let expected = "beyond the window control; level with the teacher; needs its SSM and what its state holds for \
-                    more than 64 tokens";
+    let expected = "beyond the window control; level with the teacher; needs its SSM and what its state carries \
+                    from 64 tokens to the next 64";
     assert_eq!(verdict.words, expected);
     assert_eq!(summary, "beyond the window control in 1 of 1 rows: measure");
 }
@@ -133,8 +133,8 @@ fn a_student_that_finds_what_a_window_does() {
     let twice: Vec<&str> = twice.iter().map(String::as_str).collect();
     let (verdict, _) = of_lines(&twice);
     assert_eq!(verdict.standing, Standing::NotBeyondWindow);
-    let expected = "no more than the window control; below the teacher; needs what its state holds for more than 64 \
-                    tokens; no worse without its SSM";
+    let expected = "no more than the window control; below the teacher; needs what its state carries from 64 \
+                    tokens to the next 64; no worse without its SSM";
     assert_eq!(verdict.words, expected);
     assert_eq!(summary, "nothing beyond no attention in any of 1 rows");
 }

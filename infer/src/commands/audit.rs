@@ -68,11 +68,13 @@ pub(crate) struct AuditArgs {
     #[arg(long, value_delimiter = ',', value_name = "TASK,...")]
     tasks: Vec<Task>,
 
-    /// The most documents of each task, of each length of a probe (by default 100), and windows of text (32)
+    /// The most documents of each task, of each length of a probe, and windows of text; by default all of a task, 100 of
+    /// a length up to 2048, fewer of longer ones, and 32 windows
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=100_000_000))]
     limit: Option<usize>,
 
-    /// Lengths of the probes' documents in tokens, separated by commas; 256,512,1024,2048 if none is given
+    /// Lengths of the probes' documents in tokens, separated by commas; if none is given, 256, 512 and so on up to the
+    /// models' context, but no more than 8192
     #[arg(long, value_delimiter = ',', value_name = "TOKENS,...", value_parser = RangedU64ValueParser::<usize>::new().range(1..=4_194_304))]
     lengths: Vec<usize>,
 

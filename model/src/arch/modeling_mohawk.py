@@ -45,7 +45,7 @@ class MohawkConfig(PretrainedConfig):
 
 SSM_KEYS = {
     "d_state", "n_v_heads", "n_qk_heads", "head_dim", "d_conv", "conv_bias", "expand", "chunk_size", "activation",
-    "bias", "z_bias", "a_log_bias", "bc_norm", "feature_map", "rotary", "norm",
+    "bias", "z_bias", "a_log_bias", "bc_norm", "feature_map", "b_gate", "rotary", "norm",
 }  # fmt: skip
 ATTENTION_KEYS = {
     "n_heads", "n_kv_heads", "head_dim", "qkv_bias", "o_bias", "qk_norm", "window", "sinks", "rotary_dim", "theta",
@@ -227,7 +227,8 @@ class DiscreteMamba2(nn.Module):
         self.inner, self.bc = self.h * self.p, self.g * self.n
         channels = self.inner + 2 * self.bc
         bias = o.get("bias", False)
-        self.in_proj = nn.Linear(d_model, channels + self.inner + self.h, bias=bias)
+        self.gates = self.g if o.get("b_gate") else 0
+        self.in_proj = nn.Linear(d_model, channels + self.inner + self.h + self.gates, bias=bias)
         self.conv1d = nn.Conv1d(channels, channels, self.w, groups=channels, bias=o.get("conv_bias", True))
         self.D = nn.Parameter(torch.ones(self.h))
         self.z_bias = nn.Parameter(torch.zeros(self.inner)) if o.get("z_bias") else None
@@ -248,7 +249,8 @@ class DiscreteMamba2(nn.Module):
 
     def forward(self, u, positions, cache):
         b, l, _ = u.shape
-        xbc, z, a_log = self.in_proj(u).split([self.inner + 2 * self.bc, self.inner, self.h], -1)
+        widths = [self.inner + 2 * self.bc, self.inner, self.h, self.gates]
+        xbc, z, a_log, gate = self.in_proj(u).split(widths, -1)
         conv, state = cache.get("conv"), cache.get("ssm")
         if conv is None:
             conv = xbc.new_zeros(b, self.w - 1, xbc.shape[-1])
@@ -263,6 +265,9 @@ class DiscreteMamba2(nn.Module):
         if self.b_norm is not None:
             bs, cs = self.b_norm(bs), self.c_norm(cs)
         bs, cs = self.feature_map(bs), self.feature_map(cs)
+        if self.gates:
+            # 2 sigmoid(gate)
+            bs = bs * (1 + torch.tanh(_wide(gate) / 2)).to(bs.dtype)[..., None]
         bs, cs = self.turned("B", bs, positions), self.turned("C", cs, positions)
         bs, cs = (t.repeat_interleave(self.h // self.g, 2) for t in (bs, cs))
         if self.a_log_bias is not None:

@@ -23,12 +23,13 @@ const BLOCK: &str = "modules.phi_block";
 /// Heads of attention where neither the file nor a Mamba block says how many: Hugging Face's default.
 const DEFAULT_HEADS: usize = 32;
 /// Options of a mixer that published ones lack.
-const OWN_KEYS: [&str; 6] = [
+const OWN_KEYS: [&str; 7] = [
     "z_bias",
     "head_dim",
     "a_log_bias",
     "bc_norm",
     "feature_map",
+    "b_gate",
     "rotary",
 ];
 /// What the published code has fixed in its text.
@@ -53,9 +54,9 @@ const VOCAB_MULTIPLE: usize = 8;
 /// ignores both keys: it then computes with its own epsilon, slightly differently, and refuses the
 /// MLP's weights for their shapes.
 ///
-/// Options of the mixer that published ones lack (rotary positions, norms of B and C, a bias of A_log) are further
-/// keys of `core_input`, written only where they are in use. The published code ignores these keys, and would
-/// compute something else.
+/// Options of the mixer that published ones lack (rotary positions, norms and a feature map of B and C, gates of B, a
+/// bias of A_log) are further keys of `core_input`, written only where they are in use. The published code ignores these
+/// keys, and would compute something else; the weights of a mixer with gates it refuses for their shapes.
 ///
 /// Mixers that it does not know have their kind as `CoreType` and their options as `core_input`.
 #[derive(Debug, Clone, PartialEq)]
@@ -152,6 +153,7 @@ fn published_options(mixer: &DiscreteMamba2Config) -> DiscreteMamba2Config {
         a_log_bias: false,
         bc_norm: None,
         feature_map: FeatureMap::Identity,
+        b_gate: false,
         rotary: None,
         ..mixer.clone()
     }

@@ -205,9 +205,14 @@ pub(super) fn set_decays<B: KernelBackend>(
         .map(|back| (LN_2 / back).exp_m1().ln())
         .collect();
     let weight = mamba.in_proj.weight.val();
+    let end = rows.start + rows.n;
+    let rest = weight.dims()[0] - end;
     let zeros = weight.clone().narrow(0, rows.start, rows.n).zeros_like();
-    let kept = weight.narrow(0, 0, rows.start);
-    set(&mut mamba.in_proj.weight, Tensor::cat(vec![kept, zeros], 0));
+    let mut parts = vec![weight.clone().narrow(0, 0, rows.start), zeros];
+    if rest > 0 {
+        parts.push(weight.narrow(0, end, rest));
+    }
+    set(&mut mamba.in_proj.weight, Tensor::cat(parts, 0));
     let own = mamba.a_log_bias.is_some();
     if let Some(bias) = &mut mamba.in_proj.bias {
         let all = bias.val();
@@ -217,10 +222,11 @@ pub(super) fn set_decays<B: KernelBackend>(
             biases.clone()
         };
         let values = device(&values, [rows.n], &all);
-        set(
-            bias,
-            Tensor::cat(vec![all.narrow(0, 0, rows.start), values], 0),
-        );
+        let mut parts = vec![all.clone().narrow(0, 0, rows.start), values];
+        if rest > 0 {
+            parts.push(all.narrow(0, end, rest));
+        }
+        set(bias, Tensor::cat(parts, 0));
     }
     match &mut mamba.a_log_bias {
         Some(bias) => {

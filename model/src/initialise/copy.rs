@@ -199,8 +199,8 @@ fn copy_layer<B: KernelBackend>(
         [mamba.d_inner(), own.dims()[1]],
         (&own.device(), own.dtype()),
     );
-    let a_log_rows = own.narrow(0, a_log.start, a_log.n);
-    let rows = vec![of_conv, z, a_log_rows];
+    let rest = own.dims()[0] - a_log.start;
+    let rows = vec![of_conv, z, own.narrow(0, a_log.start, rest)];
     set(&mut mamba.in_proj.weight, Tensor::cat(rows, 0));
 
     let biases = [&attention.v_proj, &attention.k_proj, &attention.q_proj];
@@ -233,8 +233,8 @@ fn copy_layer<B: KernelBackend>(
             OPEN_GATE
         };
         let z = zeros(&own, mamba.out_proj.weight.dims()[1]).add_scalar(gate);
-        let a_log_rows = own.narrow(0, a_log.start, a_log.n);
-        set(bias, Tensor::cat(vec![rows, z, a_log_rows], 0));
+        let own = own.narrow(0, a_log.start, rest);
+        set(bias, Tensor::cat(vec![rows, z, own], 0));
     }
     if let Some(bias) = &mut mamba.conv1d.bias {
         let value = after_conv.unwrap_or_else(|| zeros(&bias.val(), conv_dim));

@@ -299,9 +299,8 @@ pub trait TokenMixer<B: KernelBackend>: Debug {
         false
     }
 
-    /// From now on its state-space mixer reads each token whose position is a multiple of `_tokens` as the first one:
-    /// from an empty state and an empty window of the convolution. Positions count on. Whether there is such a mixer
-    /// in it. For inference: [`mixing_matrix`](Self::mixing_matrix) and its factors stay those of the whole sequence.
+    /// From now on the state of its state-space mixer is emptied before each token whose position is a multiple of
+    /// `_tokens`. The window of its convolution stays, and positions count on. Whether there is such a mixer in it. For inference: [`mixing_matrix`](Self::mixing_matrix) and its factors stay those of the whole sequence.
     fn reset_state_every(&mut self, _tokens: usize) -> bool {
         false
     }

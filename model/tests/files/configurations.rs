@@ -169,12 +169,20 @@ fn a_phi_mamba_with_own_options() {
     let published =
         PhiMambaConfig::student_of(&PhiConfig::default(), &DiscreteMamba2Config::default(), &[]);
     let text = published.expect("a student").to_json();
-    for key in ["z_bias", "rotary", "bc_norm", "a_log_bias", "head_dim"] {
+    for key in [
+        "z_bias",
+        "rotary",
+        "bc_norm",
+        "a_log_bias",
+        "b_gate",
+        "head_dim",
+    ] {
         assert!(!text.contains(key), "{key}");
     }
     let mixer = DiscreteMamba2Config {
         a_log_bias: true,
         bc_norm: Some(1e-6),
+        b_gate: true,
         rotary: Some(MixerRotary {
             theta: 10000.0,
             scaling: None,

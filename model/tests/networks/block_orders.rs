@@ -100,6 +100,11 @@ pub fn networks() -> Vec<(String, NetworkConfig)> {
             ..with_options(Turned::XAndB)
         }
         .into(),
+        DiscreteMamba2Config {
+            b_gate: true,
+            ..with_options(Turned::BAndC)
+        }
+        .into(),
     ];
     for block_order in [BlockOrder::Parallel, BlockOrder::Sequential] {
         for norm in [NormKind::LayerNorm, NormKind::RmsNorm] {

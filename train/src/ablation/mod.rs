@@ -48,7 +48,7 @@ pub struct Ablation {
 }
 
 impl Ablation {
-    /// Runs everything, writes the table, and returns it in Markdown; `None` if asked to stop on the way.
+    /// Runs everything, writes the table after each run, and returns it in Markdown; `None` if asked to stop on the way.
     ///
     /// A run that is in the folder already is resumed, and one that is finished is taken as it is: the same
     /// call continues a comparison that was stopped, and one with more variants or seeds extends it. A run whose loss is
@@ -68,19 +68,32 @@ impl Ablation {
         for config in &configs {
             self.begun(config)?;
         }
-        let mut cells: Vec<Option<Cell>> = configs.iter().map(|_| None).collect();
+        let mut cells: Vec<Cell> = configs.iter().map(|_| Cell::Left).collect();
+        let mut markdown = String::new();
         for group in self.groups::<B>(&configs, device)? {
             let together: Vec<_> = group.iter().map(|run| configs[*run]).collect();
             let ended = self.run::<B>(&together, device)?;
+            let mut is_stopped = false;
             for (run, ended) in group.into_iter().zip(ended) {
-                cells[run] = match ended {
-                    Ok(Outcome::Finished(summary)) => Some(self.cell(configs[run], &summary)?),
-                    Ok(Outcome::Stopped) => return Ok(None),
-                    Err(error) => Some(Cell::Diverged(error.to_string())),
-                };
+                match ended {
+                    Ok(Outcome::Finished(summary)) => {
+                        cells[run] = self.cell(configs[run], &summary)?;
+                    }
+                    Ok(Outcome::Stopped) => is_stopped = true,
+                    Err(error) => cells[run] = Cell::Diverged(error.to_string()),
+                }
+            }
+            markdown = self.write_table(&cells)?;
+            if is_stopped {
+                return Ok(None);
             }
         }
-        let mut cells = cells.into_iter().flatten();
+        Ok(Some(markdown))
+    }
+
+    /// Writes the table of all runs, as far as they have ended, and returns it in Markdown.
+    fn write_table(&self, cells: &[Cell]) -> Result<String, TrainError> {
+        let mut cells = cells.iter().cloned();
         let rows = self.variants.iter().map(|variant| {
             let own = cells.by_ref().take(variant.configs.len());
             (&variant.recipe, own.collect::<Vec<_>>())
@@ -99,10 +112,11 @@ impl Ablation {
         let markdown = table.markdown();
         self.write("table.md", markdown.as_bytes())?;
         self.write("table.json", &table.json())?;
-        Ok(Some(markdown))
+        Ok(markdown)
     }
 
-    /// The runs of `configs` that go together, by their numbers. Says which do, and why others do not.
+    /// The runs of `configs` that go together, by their numbers, those first that are finished. Says which do, and why
+    /// others do not.
     fn groups<B: TrainBackend>(
         &self,
         configs: &[&Config],
@@ -124,7 +138,8 @@ impl Ablation {
             needs.copied().collect()
         };
         let fits = |group: &[usize]| room.is_none_or(|room| room.holds(&needs_of(group)));
-        let groups = lockstep::groups(configs, self.lockstep, is_done, fits);
+        let mut groups = lockstep::groups(configs, self.lockstep, is_done, fits);
+        groups.sort_by_key(|group| left.contains(&group[0]));
         if self.lockstep > 1 {
             for group in &groups {
                 if let [run] = group[..] {

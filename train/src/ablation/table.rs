@@ -17,20 +17,22 @@ pub(super) enum Cell {
         ratio: f64,
         /// Of the run, evaluation included.
         seconds: f64,
-        /// Whether the loss of a stage rose above where it began, and stayed there.
+        /// Whether the loss of a stage rose above what it had come down to, and stayed there.
         has_collapsed: bool,
         /// After how many tokens it was measured, and what was then that ratio: before the first stage, and after each.
         measured: Vec<(u64, f64)>,
     },
     /// Without one, for this reason.
     Diverged(String),
+    /// It has not ended yet.
+    Left,
 }
 
 impl Cell {
     fn ratio(&self) -> Option<f64> {
         match self {
             Self::Finished { ratio, .. } => Some(*ratio),
-            Self::Diverged(_) => None,
+            Self::Diverged(_) | Self::Left => None,
         }
     }
 }
@@ -49,8 +51,10 @@ struct Row {
     name: String,
     changes: Vec<String>,
     stages: Vec<String>,
-    /// The student's perplexity over the teacher's, one a seed; none of a run that has diverged.
+    /// The student's perplexity over the teacher's, one a seed; none of a run that has diverged or has not ended.
     ratios: Vec<Option<f64>>,
+    /// The seeds whose runs have not ended yet.
+    left: Vec<u64>,
     /// The seeds whose runs have ended, but lost in a stage what they had.
     collapsed: Vec<u64>,
     /// Over the seeds that have one.
@@ -136,13 +140,15 @@ impl Table {
             });
             let seconds = cells.iter().filter_map(|cell| match cell {
                 Cell::Finished { seconds, .. } => Some(*seconds),
-                Cell::Diverged(_) => None,
+                Cell::Diverged(_) | Cell::Left => None,
             });
             let diverged = cells.iter().filter_map(|cell| match cell {
-                Cell::Finished { .. } => None,
+                Cell::Finished { .. } | Cell::Left => None,
                 Cell::Diverged(reason) => Some(reason.clone()),
             });
             let with_seeds = seeds.iter().zip(&cells);
+            let left = with_seeds.clone();
+            let left = left.filter(|(_, cell)| matches!(cell, Cell::Left));
             let collapsed = with_seeds.filter_map(|(seed, cell)| match cell {
                 Cell::Finished {
                     has_collapsed: true,
@@ -151,6 +157,7 @@ impl Table {
                 _ => None,
             });
             variants.push(Row {
+                left: left.map(|(seed, _)| *seed).collect(),
                 collapsed: collapsed.collect(),
                 name: recipe.name.clone(),
                 changes: recipe.changes.clone(),
@@ -197,7 +204,12 @@ impl Table {
                 } else {
                     ""
                 };
-                number(*ratio, 3, "diverged") + collapsed
+                let none = if row.left.contains(seed) {
+                    "not yet"
+                } else {
+                    "diverged"
+                };
+                number(*ratio, 3, none) + collapsed
             }));
             cells.push(number(row.mean, 3, NONE));
             cells.push(match row.difference {
@@ -221,8 +233,8 @@ impl Table {
         let collapsed = if self.variants.iter().all(|row| row.collapsed.is_empty()) {
             ""
         } else {
-            "\n\n`collapsed`: in some stage the loss rose above where it began and stayed there; the notes in the run's \
-             summary.json say when."
+            "\n\n`collapsed`: in some stage the loss rose above what it had come down to and stayed there; the notes in \
+             the run's summary.json say when."
         };
         let curves = self.curves();
         format!("{}\n\n{table}\n\n{legend}{collapsed}{curves}", self.title)
@@ -378,6 +390,20 @@ mod tests {
         let text = table.markdown();
         assert!(text.contains("9.000, collapsed"), "{text}");
         assert!(text.contains("`collapsed`: "), "{text}");
+
+        // One that has not ended is neither.
+        let rows = vec![
+            (&base, finished(&[2.0, 1.5])),
+            (&other, vec![finished(&[1.5]).remove(0), Cell::Left]),
+        ];
+        let table = Table::new("Ratios".into(), &[1, 2], rows);
+        assert_eq!(table.variants[1].left, [2]);
+        assert_eq!(table.variants[1].mean, Some(1.5));
+        let text = table.markdown();
+        assert!(
+            text.contains("not yet") && !text.contains("diverged"),
+            "{text}"
+        );
 
         let none = Table::new("Ratios".into(), &[1], vec![(&base, vec![diverged()])]);
         assert_eq!(none.variants[0].mean, None);

@@ -38,7 +38,8 @@ Examples:
 ///
 /// Each variant runs once with each seed. Prints one table: the student's perplexity over the teacher's, its mean, and
 /// the mean difference from the first variant, by pairs of one seed, with its standard error; then the ratio before the
-/// first stage and after each. Writes both as table.md and table.json into the folder beside the runs.
+/// first stage and after each. After each run it writes both, as far as they go, as table.md and table.json into the
+/// folder beside the runs.
 ///
 /// Without variants it compares the last stage of tiny alone, the last two, and all three, at one budget of tokens: with
 /// the tokens, learning rates and shares of the budget of the published modules' runs that assets/README.md lists.

@@ -21,7 +21,7 @@ Examples:
   The bundled teacher's matrices, on a CPU:
       train study matrices
 
-  As the paper measures them, on a GPU: all heads, 512 tokens, 10,000 steps:
+  As the paper measures them, on a GPU, in hours: all heads, 512 tokens, 10,000 steps:
       train study matrices --teacher HuggingFaceTB/SmolLM2-135M --heads 0 --context 512 --steps 10000
 
   Where a million tokens are best spent:

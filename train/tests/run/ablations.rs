@@ -46,13 +46,28 @@ fn a_comparison_is_stopped_and_continued() {
     assert!(markdown.contains("minus base"), "{markdown}");
     let expected = table(whole.path());
 
-    // In the first run, and in one after it.
-    for stops in [4, 14] {
+    // In the first run, and in one after it, when the table has those that have ended.
+    for (stops, ended) in [(4, 0), (14, 2)] {
         let mut stopped = ablation(pieces.path(), &RECIPES, &[1, 2], &[]);
         let asked = AtomicUsize::new(0);
         stopped.stop = StopRequest::when(move || asked.fetch_add(1, Ordering::Relaxed) >= stops);
         assert_eq!(compare(&stopped).expect("a stop"), None);
-        assert!(!pieces.path().join("table.json").exists());
+        let table = table(pieces.path());
+        let rows = table["variants"].as_array().expect("rows");
+        let ratios = rows
+            .iter()
+            .flat_map(|row| row["ratios"].as_array().expect("a list"));
+        assert_eq!(
+            ratios.filter(|ratio| ratio.is_number()).count(),
+            ended,
+            "{table}"
+        );
+        assert_eq!(rows[1]["left"], serde_json::json!([1, 2]));
+        let markdown = fs::read_to_string(pieces.path().join("table.md")).expect("a table");
+        assert!(
+            markdown.contains("not yet") && !markdown.contains("diverged"),
+            "{markdown}"
+        );
     }
     let continued = ablation(pieces.path(), &RECIPES, &[1, 2], &[]);
     compare(&continued).expect("runs").expect("a table");

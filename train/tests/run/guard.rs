@@ -127,3 +127,33 @@ fn a_run_goes_back_from_a_spike() {
         assert!(checkpoints(stopped.path()).len() <= 3);
     }
 }
+
+/// A calibrated student of the bundled teacher, at a rate that destroys it and at one that does not: it is said of the
+/// first, within fifty steps, in the log and in the summary, and nothing of the second.
+#[test]
+fn a_rate_that_destroys_a_student_is_said() {
+    let steps = 50;
+    let trained = |lr: &str, run: &Path| {
+        let tokens = format!("stage3.tokens={}", steps * 2 * 32);
+        let lr = format!("stage3.lr={lr}");
+        let set = ["student.init=calibrated", "student.bias=true", &tokens, &lr];
+        super::run(config_of_stages(&["stage3"], &set), run)
+    };
+    let (lost, healthy) = (folder(), folder());
+    let said = "the student is losing what it had";
+    let summary = trained("1.0", lost.path());
+    let found: Vec<_> = summary
+        .notes
+        .iter()
+        .filter(|note| note.text.contains(said))
+        .collect();
+    assert_eq!(found.len(), 1, "{:?}", losses(lost.path()));
+    assert!(found[0].step < steps && found[0].stage == "stage3");
+    let in_log = metrics(lost.path()).into_iter();
+    let mut in_log = in_log.filter(|record| record["kind"] == "note");
+    assert!(in_log.any(|note| note["text"] == found[0].text.as_str()));
+
+    // The preset's 7e-4 is too much for such a start too.
+    let summary = trained("2e-5", healthy.path());
+    assert!(!notes(&summary).contains(said), "{}", notes(&summary));
+}

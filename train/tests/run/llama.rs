@@ -230,13 +230,15 @@ fn heads_that_recall_make_a_hybrid() {
     assert!(bytes(none) < bytes(two));
     assert_eq!(two["heads"], json["kept"]);
 
-    let overrides = small(&["student.init=copy"]);
-    let hybrid = Config::load(Source::File(&found.path().join(HYBRID)), &overrides);
+    let hybrid = Config::load(Source::File(&found.path().join(HYBRID)), &small(&[]));
     let mut hybrid = hybrid.expect("a configuration");
+    assert_eq!(hybrid.student.init, "fitted");
     hybrid
         .choose_stages(&["stage2".to_owned()])
         .expect("a stage of the preset");
-    run(hybrid, run_folder.path());
+    let summary = run(hybrid, run_folder.path());
+    let said = notes(&summary);
+    assert!(said.contains("the mixers start fitted"), "{said}");
     let student = run_folder.path().join("student");
     let (_, network) = model::load_any::<Inner>(student, &Default::default()).expect("one");
     let mut kept = vec![];

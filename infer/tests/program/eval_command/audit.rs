@@ -5,9 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use burn::module::Param;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
+use datasets::{Documents, Tokenizer, source_files};
 use kernels::runtime::Flex;
-use model::{CausalLm, LlamaConfig, LlamaFamily, Mixer};
+use model::{
+    CausalLm, DiscreteMamba2Config, Family, Initialisation, LlamaConfig, LlamaFamily, Mixer,
+    MixerConfig,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -155,9 +159,103 @@ fn a_windowed_teacher_passed_off_as_a_student() {
     }
 }
 
+/// A student of the bundled teacher that starts calibrated on its text, and whose convolutions join four tokens of x;
+/// with `has_states` false the convolutions of C, and what they read, are zeros, so that no output has anything of a
+/// state, and x through D is left.
+fn calibrated(has_states: bool) -> TempDir {
+    let device = Device::<Flex>::default();
+    let (config, teacher) = model::load_any::<Flex>(teacher_folder(), &device).unwrap();
+    let network = config.network();
+    let MixerConfig::Attention(attention) = &network.mixers[0] else {
+        panic!("a teacher has attention")
+    };
+    let options = DiscreteMamba2Config {
+        d_state: attention.head_dim(network.d_model),
+        bias: attention.dense_bias,
+        z_bias: !attention.dense_bias,
+        ..DiscreteMamba2Config::with_heads(attention.n_heads)
+    };
+    let start = Initialisation::Calibrated;
+    let mixer = start.options_of(options.into(), &network.mixers[0], network.d_model);
+    let config = config.student(&mixer, &[]).unwrap();
+    let mut student = CausalLm::<Flex>::init(&config, 5, &device);
+    model::transfer_weights(&mut student, &teacher).unwrap();
+    let tokenizer = Tokenizer::from_folder(&teacher_folder()).unwrap();
+    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/text/pd-validation.json.gz");
+    let last = Documents::new(source_files(&[text]).unwrap()).last();
+    let ids = tokenizer.encode(&last.unwrap().unwrap()).unwrap();
+    let ids: Vec<i32> = ids
+        .iter()
+        .cycle()
+        .take(8 * 256)
+        .map(|id| *id as i32)
+        .collect();
+    let ids = Tensor::from_data(TensorData::new(ids, [8, 256]), &device);
+    start
+        .apply(&mut student, &teacher, &[ids], &|| false)
+        .unwrap();
+
+    for layer in &mut student.backbone.layers {
+        let mamba = layer.mixer.mamba_mut().unwrap();
+        let (d_inner, d_bc) = (
+            mamba.config().d_inner(network.d_model),
+            mamba.config().d_bc(),
+        );
+        let of_c = d_inner + d_bc..d_inner + 2 * d_bc;
+        let is_kept = |row: usize| has_states || !of_c.contains(&row);
+        let keep = |n: usize| {
+            let kept = (0..n).map(|row| f32::from(u8::from(is_kept(row))));
+            Tensor::<Flex, 1>::from_data(TensorData::new(kept.collect(), [n]), &device)
+        };
+        let weight = mamba.in_proj.weight.clone();
+        let n = weight.dims()[0];
+        mamba.in_proj.weight = weight.map(|weight| weight * keep(n).reshape([n, 1]));
+        let bias = mamba.in_proj.bias.take();
+        mamba.in_proj.bias = bias.map(|bias| bias.map(|bias| bias * keep(n)));
+        let taps = mamba.conv1d.weight.clone();
+        let n = taps.dims()[0];
+        let of_x = [0.1f32, 0.1, 0.2, 0.6];
+        mamba.conv1d.weight = taps.map(|taps| {
+            let joined = Tensor::<Flex, 1>::from_floats(of_x, &device).reshape([1, 1, 4]);
+            let x = joined.repeat_dim(0, d_inner);
+            let rest = taps.narrow(0, d_inner, n - d_inner);
+            Tensor::cat(vec![x, rest], 0) * keep(n).reshape([n, 1, 1])
+        });
+        let bias = mamba.conv1d.bias.take();
+        mamba.conv1d.bias = bias.map(|bias| bias.map(|bias| bias * keep(n)));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    model::save(&config, &student, folder.path()).unwrap();
+    copy_tokenizer(folder.path());
+    folder
+}
+
+/// Its states are zero, and all else is that of a student which needs them: it is said to have nothing beyond the
+/// window control, and to be no worse where they are emptied.
+#[test]
+fn a_student_whose_states_are_zero() {
+    let (fake, honest) = (calibrated(false), calibrated(true));
+    let out = tempfile::tempdir().unwrap();
+    let students = [fake.path(), honest.path()];
+    let output = of_text(&teacher_folder(), &students, out.path());
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report = json(&out.path().join("audit.json"));
+    let [fake, honest] = students.map(|path| path.to_str().unwrap());
+    let said = report["verdicts"][fake].as_str().unwrap();
+    assert!(said.starts_with("nothing beyond "), "{said}");
+    let said = words(&report, "perplexity at 512", fake);
+    assert!(!said.starts_with("beyond the window control"), "{said}");
+    assert!(said.contains("below the teacher; needs its SSM;"), "{said}");
+    let idle = "no worse without what its state carries from 64 tokens to the next 64";
+    assert!(said.contains(idle), "{said}");
+    let said = words(&report, "perplexity at 512", honest);
+    let needs = "needs its SSM and what its state carries from 64 tokens to the next 64";
+    assert!(said.contains(needs), "{said}");
+}
+
 /// What its state-space mixers compute is multiplied by 0, which is the teacher without attention.
 #[test]
-fn a_student_whose_states_add_nothing() {
+fn a_student_whose_mixers_add_nothing() {
     let silent = with_outputs_of(0.0);
     let out = tempfile::tempdir().unwrap();
     let output = of_text(&teacher_folder(), &[silent.path()], out.path());
@@ -182,7 +280,7 @@ fn a_student_whose_states_add_nothing() {
         said.starts_with("no more than no attention; below the teacher"),
         "{said}"
     );
-    let idle = "no worse without its SSM or what its state holds for more than 64 tokens";
+    let idle = "no worse without its SSM or what its state carries from 64 tokens to the next 64";
     assert!(said.contains(idle), "{said}");
 }
 

@@ -58,6 +58,10 @@ pub struct DiscreteMamba2Config {
     /// identity.
     #[serde(skip_serializing_if = "FeatureMap::is_identity")]
     pub feature_map: FeatureMap,
+    /// Whether each head's B is multiplied by `2 sigmoid` of a product with the input: a gate that says how much of a
+    /// token goes into the state (an input gate, as that of an LSTM). It begins at 1. In files only where there is one.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub b_gate: bool,
     /// Rotary positions; `None` without.
     pub rotary: Option<MixerRotary>,
 }
@@ -79,6 +83,7 @@ impl Default for DiscreteMamba2Config {
             a_log_bias: false,
             bc_norm: None,
             feature_map: FeatureMap::Identity,
+            b_gate: false,
             rotary: None,
         }
     }
@@ -131,9 +136,14 @@ impl DiscreteMamba2Config {
         self.d_inner(d_model) + 2 * self.d_bc()
     }
 
-    /// Rows of the input projection: x, B, C, the gate z, and A_log, in this order.
+    /// Gates of B: one a head of B, or none.
+    pub fn n_b_gates(&self) -> usize {
+        if self.b_gate { self.n_qk_heads } else { 0 }
+    }
+
+    /// Rows of the input projection: x, B, C, the gate z, A_log, and the gates of B, in this order.
     pub fn d_in_proj(&self, d_model: usize) -> usize {
-        self.conv_dim(d_model) + self.d_inner(d_model) + self.n_v_heads
+        self.conv_dim(d_model) + self.d_inner(d_model) + self.n_v_heads + self.n_b_gates()
     }
 }
 
@@ -223,9 +233,9 @@ impl MixerOptions for DiscreteMamba2Config {
         2.0 * d * rows + 2.0 * d * d_inner + 4.0 * d_inner * self.d_state as f64
     }
 
-    /// The rows of B, C and A_log; `l h n` of the products of C and B.
+    /// The rows of B, C, A_log and the gates of B; `l h n` of the products of C and B.
     fn matrix_operations(&self, d_model: usize, l: usize) -> MatrixOperations {
-        let rows = 2 * self.d_bc() + self.n_v_heads;
+        let rows = 2 * self.d_bc() + self.n_v_heads + self.n_b_gates();
         MatrixOperations {
             projections: 2.0 * d_model as f64 * rows as f64,
             scores: l as f64 * (self.n_v_heads * self.d_state) as f64,

@@ -31,7 +31,7 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
 
     /// Whether a token alone goes through the scan too, since the recurrence has no op for what is asked.
     pub(super) fn needs_scan(&self) -> bool {
-        self.counts_positions() || !self.config.feature_map.is_identity()
+        self.counts_positions() || !self.config.feature_map.is_identity() || self.config.b_gate
     }
 
     /// The norms of B and of C, for a step.
@@ -69,15 +69,12 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         gated.reshape([b, 1, self.d_inner])
     }
 
-    /// Empties `state` where the next token is to be read as the first one.
+    /// Empties `state` where it is to be before the next token. The convolution's window stays: what it holds is no
+    /// part of what the state is for.
     fn reset(&self, state: &mut Mamba2State<B>) {
-        let position = state.position;
-        if self
-            .reset_every
-            .is_some_and(|every| position.is_multiple_of(every))
-        {
-            let empty = self.empty_state(state.ssm.dims()[0], &state.ssm.device());
-            *state = Mamba2State { position, ..empty };
+        let is_due = |every| state.position.is_multiple_of(every);
+        if self.reset_every.is_some_and(is_due) {
+            state.ssm = state.ssm.zeros_like();
         }
     }
 
@@ -95,7 +92,7 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         let scan = ScanInputs {
             x: self.x_at(parts.x, positions),
             a_log: self.a_log(parts.a_log),
-            b: self.b_at(parts.b, positions),
+            b: self.b_at(parts.b, parts.b_gate, positions),
             c: self.c_at(parts.c, positions),
             initial_state: Some(state.ssm.clone()),
         };
@@ -115,7 +112,7 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         state: &mut Mamba2State<B>,
     ) -> Tensor<B, 2> {
         self.reset(state);
-        // The recurrence turns B and C alone, and maps nothing.
+        // The recurrence turns B and C alone, and neither maps nor gates them.
         if !self.needs_scan() {
             return self.recur(projected, state);
         }
@@ -198,6 +195,7 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
             c: part(&convolved, self.c_rows()),
             z: part(&projected, self.z_rows()),
             a_log: part(&projected, self.a_log_rows()),
+            b_gate: self.b_gate_rows().map(|rows| part(&projected, rows)),
         }
     }
 }

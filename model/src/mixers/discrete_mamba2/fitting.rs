@@ -34,7 +34,8 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
     pub(crate) fn features(&self, u: Tensor<B, 3>, constant: bool) -> Vec<Tensor<B, 4>> {
         let first = Positions::From(0);
         let x = self.x_at(self.convolved(u.clone(), self.x_rows(), &None), first);
-        let b = self.b_at(self.convolved(u.clone(), self.b_rows(), &None), first);
+        let b = self.convolved(u.clone(), self.b_rows(), &None);
+        let b = self.b_at(b, self.projected_gate(&u), first);
         let c = self.c_at(self.convolved(u.clone(), self.c_rows(), &None), first);
         let a_log = self.a_log(self.projected(u, self.a_log_rows()));
         let scan = |b: Tensor<B, 4>, c: Tensor<B, 4>| {

@@ -9,6 +9,7 @@ use kernels::{DocumentStarts, Epilogue, KernelBackend, ScanInputs, TransferParts
 use super::{Activation, DiscreteMamba2, Parts, Rows, Turned};
 use crate::layers::Norm;
 use crate::mixers::rotary::{Positions, Rotary};
+use crate::precision::{to_dtype, widen};
 use crate::sequences::Sequences;
 
 impl<B: KernelBackend> DiscreteMamba2<B> {
@@ -28,20 +29,20 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         }
         // Rows of a weight in bits would become floats anew for each part.
         let by_columns = B::queues() || self.in_proj.form() != Form::Float;
-        let Parts { x, b, c, z, a_log } = if by_columns {
+        let parts = if by_columns {
             self.parts_by_columns(u, &documents)
         } else {
             self.parts_by_rows(u, &documents)
         };
         let positions = Positions::of(&documents);
         let scan = ScanInputs {
-            x: self.x_at(x, positions),
-            a_log: cut(self.a_log(a_log), &documents),
-            b: self.b_at(b, positions),
-            c: self.c_at(c, positions),
+            x: self.x_at(parts.x, positions),
+            a_log: cut(self.a_log(parts.a_log), &documents),
+            b: self.b_at(parts.b, parts.b_gate, positions),
+            c: self.c_at(parts.c, positions),
             initial_state: None,
         };
-        let (gated_blhp, _) = self.gated_scan(scan, z);
+        let (gated_blhp, _) = self.gated_scan(scan, parts.z);
         self.joined(gated_blhp)
     }
 
@@ -53,6 +54,7 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
             b: self.convolved(u.clone(), self.b_rows(), documents),
             c: self.convolved(u.clone(), self.c_rows(), documents),
             z: self.projected(u.clone(), self.z_rows()),
+            b_gate: self.projected_gate(&u),
             a_log: self.projected(u, self.a_log_rows()),
         }
     }
@@ -61,8 +63,15 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
     /// faster ones, forward and backward.
     fn parts_by_columns(&self, u: Tensor<B, 3>, documents: &Option<DocumentStarts<B>>) -> Parts<B> {
         let (d_inner, d_bc, h) = (self.d_inner, self.config.d_bc(), self.config.n_v_heads);
-        let widths = [self.conv_dim(), d_inner, h];
-        let [xbc, z, a_log] = kernels::split_columns(self.in_proj.forward_aligned(u), widths);
+        let gates = self.config.n_b_gates();
+        let widths = [self.conv_dim(), d_inner, h + gates];
+        let [xbc, z, rest] = kernels::split_columns(self.in_proj.forward_aligned(u), widths);
+        let (a_log, b_gate) = if gates > 0 {
+            let a_log = rest.clone().narrow(2, 0, h);
+            (a_log, Some(rest.narrow(2, h, gates)))
+        } else {
+            (rest, None)
+        };
         let convolved = kernels::causal_conv_of(ConvInputs {
             x: xbc,
             weight: self.taps(),
@@ -72,7 +81,14 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
             documents: documents.clone(),
         });
         let [x, b, c] = kernels::split_columns(convolved, [d_inner, d_bc, d_bc]);
-        Parts { x, b, c, z, a_log }
+        Parts {
+            x,
+            b,
+            c,
+            z,
+            a_log,
+            b_gate,
+        }
     }
 
     /// The factors of the mixing matrix: B, C, A_log and D alone are computed.
@@ -81,9 +97,10 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         let positions = Positions::of(&documents);
         let b_blgn = self.convolved(u.clone(), self.b_rows(), &documents);
         let c_blgn = self.convolved(u.clone(), self.c_rows(), &documents);
+        let b_gate = self.projected_gate(&u);
         let a_log = self.a_log(self.projected(u, self.a_log_rows()));
         TransferParts {
-            b: self.b_at(b_blgn, positions),
+            b: self.b_at(b_blgn, b_gate, positions),
             c: self.c_at(c_blgn, positions),
             a_log: cut(a_log, &documents),
             d: self.d.val(),
@@ -95,10 +112,26 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         self.turned(self.heads(x), positions, &[Turned::XAndB])
     }
 
-    /// The convolved B `[b, l, g * n]`, as the scan reads it, `[b, l, g, n]`.
-    pub(super) fn b_at(&self, b: Tensor<B, 3>, positions: Positions<'_, B>) -> Tensor<B, 4> {
+    /// What the gates of B are made of in `u [b, l, d_model]`, `[b, l, g]`.
+    pub(super) fn projected_gate(&self, u: &Tensor<B, 3>) -> Option<Tensor<B, 3>> {
+        let rows = self.b_gate_rows()?;
+        Some(self.projected(u.clone(), rows))
+    }
+
+    /// The convolved B `[b, l, g * n]`, times its gates if it has any, as the scan reads it, `[b, l, g, n]`.
+    pub(super) fn b_at(
+        &self,
+        b: Tensor<B, 3>,
+        gate_blg: Option<Tensor<B, 3>>,
+        positions: Positions<'_, B>,
+    ) -> Tensor<B, 4> {
         let b_blgn = normed(&self.b_norm, self.groups(b));
-        let b_blgn = self.config.feature_map.of(b_blgn);
+        let mut b_blgn = self.config.feature_map.of(b_blgn);
+        if let Some(gate_blg) = gate_blg {
+            // 2 sigmoid(v), which Burn would compute in f32 whatever the dtype.
+            let gate_blg = widen(gate_blg).mul_scalar(0.5).tanh().add_scalar(1.0);
+            b_blgn = b_blgn.clone() * to_dtype(gate_blg, b_blgn.dtype()).unsqueeze_dim(3);
+        }
         self.turned(b_blgn, positions, &[Turned::BAndC, Turned::XAndB])
     }
 

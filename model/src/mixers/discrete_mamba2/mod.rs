@@ -4,7 +4,8 @@
 //! output projection, no activation after the convolution, one B and C a head, and the decay a
 //! projection of the input. `in_proj` emits `[x | B | C | z | A_log]`; x, B and C pass through a
 //! short causal convolution; the scan mixes x over time; `D` adds x back; `silu(z + z_bias)` gates.
-//! Options that the paper's mixer lacks: rotary positions, RMS norms and a feature map of B and C, and a bias of A_log.
+//! Options that the paper's mixer lacks: rotary positions, RMS norms and a feature map of B and C, gates of B (further rows
+//! of `in_proj`), and a bias of A_log.
 //!
 //! B stands where attention has keys, C where it has queries, x where it has values: the mixer is
 //! `y = T x` for the lower-triangular [`mixing_matrix`](TokenMixer::mixing_matrix) `T`, which
@@ -75,7 +76,7 @@ pub struct DepthwiseConv<B: Backend> {
 /// ```
 #[derive(Module, Debug)]
 pub struct DiscreteMamba2<B: Backend> {
-    /// `d_model` to `[x | B | C | z | A_log]`.
+    /// `d_model` to `[x | B | C | z | A_log | gates of B]`.
     pub in_proj: Linear<B>,
     /// Added to z, `[d_inner]`.
     pub z_bias: Option<Param<Tensor<B, 1>>>,
@@ -113,6 +114,8 @@ struct Parts<B: Backend> {
     c: Tensor<B, 3>,
     z: Tensor<B, 3>,
     a_log: Tensor<B, 3>,
+    /// What the gates of B are made of, `[b, l, g]`; `None` without.
+    b_gate: Option<Tensor<B, 3>>,
 }
 
 impl<B: Backend> DiscreteMamba2<B> {
@@ -145,6 +148,7 @@ impl<B: Backend> DiscreteMamba2<B> {
                 (conv_dim * width, default.clone()),
                 (d_inner * width, gate),
                 (config.n_v_heads * width, default.clone()),
+                (config.n_b_gates() * width, Fill::constant(0.0)),
             ])
         };
         let in_bias = config
@@ -225,6 +229,15 @@ impl<B: Backend> DiscreteMamba2<B> {
         let start = self.conv_dim() + self.d_inner;
         let n = self.config.n_v_heads;
         Rows { start, n }
+    }
+
+    /// `None` without gates of B.
+    fn b_gate_rows(&self) -> Option<Rows> {
+        let (start, n) = (
+            self.a_log_rows().start + self.config.n_v_heads,
+            self.config.n_b_gates(),
+        );
+        (n > 0).then_some(Rows { start, n })
     }
 
     /// Width of x.

@@ -39,6 +39,8 @@ pub struct Mamba2Student {
     pub bc_norm: bool,
     /// What B and C go through behind that.
     pub feature_map: FeatureMap,
+    /// Whether each head's B has a gate.
+    pub b_gate: bool,
     /// Whether B and C have the rotary positions of the teacher's keys and queries.
     pub rotary: bool,
     /// Positions per chunk of the scan: speed and memory, not results.
@@ -61,6 +63,7 @@ impl Default for Mamba2Student {
             a_log_bias: false,
             bc_norm: false,
             feature_map: FeatureMap::Identity,
+            b_gate: false,
             rotary: false,
             chunk_size: published.chunk_size,
         }
@@ -88,6 +91,7 @@ impl Mamba2Student {
             z_bias: !self.bias,
             a_log_bias: self.a_log_bias,
             feature_map: self.feature_map,
+            b_gate: self.b_gate,
             bc_norm: (self.bc_norm).then(|| of_teacher.qk_norm.unwrap_or(EPSILON)),
             rotary: (self.rotary).then(|| MixerRotary::of(of_teacher, d_model)),
         }

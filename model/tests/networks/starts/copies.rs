@@ -216,6 +216,36 @@ fn a_larger_state_starts_as_the_smaller_one() {
     }
 }
 
+/// Gates of B begin at 1, and every start leaves them there.
+#[test]
+fn a_start_with_gates_is_one_without() {
+    let goldens = Goldens::open("teacher-llama/expected");
+    let text = ids::<B>(&goldens, "input_ids", &Default::default());
+    for name in ["teacher-llama", "llama-bias"] {
+        let taught = teacher::<B>(name);
+        for how in [
+            Initialisation::Copy,
+            Initialisation::Calibrated,
+            Initialisation::Fitted,
+        ] {
+            let logits = |b_gate: bool| {
+                let mixer = DiscreteMamba2Config {
+                    b_gate,
+                    ..options(&taught.0)
+                };
+                let (student, _) = student(&taught, mixer.into(), how, from_ref(&text));
+                values(student.logits(student.features(text.clone())))
+            };
+            assert_close(
+                &format!("{name}, {how:?}"),
+                logits(true),
+                logits(false),
+                1e-9,
+            );
+        }
+    }
+}
+
 /// The output projection's bias is added once where attention stands beside the mixer.
 #[test]
 fn a_bias_of_the_output_is_added_once() {
