@@ -118,6 +118,7 @@ fn attention_of_a_new_token_is_right() {
                 (1, 4, 4, 64, 16, 0),
                 (2, 4, 2, 16, 8, 255),
                 (1, 3, 1, 40, 5, 700),
+                (1, 2, 1, 160, 16, 300),
                 (1, 2, 2, 64, 32, 2600),
             ] {
                 let case = Case {
@@ -141,9 +142,13 @@ fn attention_of_a_new_token_is_right() {
 #[test]
 fn attention_within_a_window_is_right() {
     with_device(|| {
-        for (window, sinks, len, steps) in
-            [(4, 0, 2, 12), (3, 2, 0, 8), (6, 1, 300, 5), (5, 2, 4, 700)]
-        {
+        for (window, sinks, len, steps) in [
+            (4, 0, 2, 12),
+            (3, 2, 0, 8),
+            (6, 1, 300, 5),
+            (5, 2, 4, 700),
+            (1500, 3, 1600, 3),
+        ] {
             let case = Case {
                 b: 2,
                 h: 4,
