@@ -65,6 +65,25 @@ fn the_likeliest_text_is_the_cpu_s() {
     );
 }
 
+/// The device repeats steps of attention, until there are no more angles or the cache is full: past token 256.
+#[test]
+fn a_text_goes_on_where_steps_are_recorded_anew() {
+    tests::with_device(
+        || Backend::Wgpu.probe(),
+        || {
+            let prompt = [PROMPT; 16].join(". ");
+            let hybrid = student_folder(&[1]);
+            for model in [hybrid.path(), &teacher_folder()] {
+                on_both(|backend| {
+                    let mut infer = infer("generate", model, backend);
+                    infer.args(["--max-tokens", "40", &prompt]);
+                    infer.output().unwrap()
+                });
+            }
+        },
+    );
+}
+
 /// With a random number and the tokens that were seen for each token, before the one before is known.
 #[test]
 fn a_drawn_text_is_the_cpu_s() {

@@ -36,7 +36,7 @@ impl Case {
         let tokens: Vec<_> = (0..n)
             .map(|_| {
                 let wide = DType::F32;
-                let angles = random.values([1, r], 1.0, wide);
+                let angles = random.values([3, r], 1.0, wide);
                 [
                     random.values([b, h * p], 2.0, wide),
                     random.values([b, g * p], 2.0, wide),
@@ -90,7 +90,14 @@ impl Case {
 }
 
 fn token<B: KernelBackend>([q, k, v, cos, sin]: [Tensor<B, 2>; 5]) -> NewToken<B> {
-    NewToken { q, k, v, cos, sin }
+    NewToken {
+        q,
+        k,
+        v,
+        cos,
+        sin,
+        angle: 1,
+    }
 }
 
 fn steps<B: KernelBackend>(

@@ -26,6 +26,8 @@ pub(super) struct Plan {
     pub alone: bool,
     /// Whether there is a gap between the tokens.
     pub has_gap: bool,
+    /// Whether a token is left behind in each step, so that the gap grows and not the number of tokens.
+    pub slides: bool,
 }
 
 impl Plan {
@@ -69,13 +71,16 @@ fn rotated<A: Float>(
     i: usize,
     cos: &Array<A>,
     sin: &Array<A>,
+    angle: usize,
     #[comptime] r: usize,
 ) -> f32 {
     let mut value = x[first + i];
     if i < r {
-        value = value * f32::cast_from(cos[i]) - x[first + i + r] * f32::cast_from(sin[i]);
+        let at = angle * r + i;
+        value = value * f32::cast_from(cos[at]) - x[first + i + r] * f32::cast_from(sin[at]);
     } else if i < comptime!(2 * r) {
-        value = value * f32::cast_from(cos[i - r]) + x[first + i - r] * f32::cast_from(sin[i - r]);
+        let at = angle * r + i - r;
+        value = value * f32::cast_from(cos[at]) + x[first + i - r] * f32::cast_from(sin[at]);
     }
     value
 }
@@ -101,15 +106,16 @@ pub(super) fn attend<F: Float, A: Float, N: Size>(
     v: &Array<f32>,
     cos: &Array<A>,
     sin: &Array<A>,
+    steps: &Array<u32>,
     keys: &mut Array<Vector<F, N>>,
     values: &mut Array<Vector<F, N>>,
     output: &mut Array<f32>,
     scale: f32,
     len: usize,
     capacity: usize,
-    share: usize,
     gap_start: usize,
     gap_len: usize,
+    angle: usize,
     #[comptime] plan: Plan,
     #[define(F)] _dtype: StorageType,
     #[define(A)] _angles: StorageType,
@@ -119,6 +125,17 @@ pub(super) fn attend<F: Float, A: Float, N: Size>(
     let (slices, reads, pitch) = comptime!((plan.slices(), plan.reads(), plan.pitch()));
     let group = head / comptime!(plan.h / plan.g);
     let leads = head % comptime!(plan.h / plan.g) == 0;
+
+    // By as much as a step that was recorded is repeated now.
+    let since = steps[0] as usize;
+    let angle = angle + since;
+    let mut len = len;
+    let mut gap_len = gap_len;
+    if comptime!(plan.slides) {
+        gap_len += since;
+    } else {
+        len += since;
+    }
 
     // The token's own query, key and value.
     let mut query = SharedMemory::<f32>::new(p);
@@ -133,10 +150,11 @@ pub(super) fn attend<F: Float, A: Float, N: Size>(
             i,
             cos,
             sin,
+            angle,
             plan.r,
         ) * scale;
         // As they are read back later.
-        key[i] = f32::cast_from(F::cast_from(rotated(k, own, i, cos, sin, plan.r)));
+        key[i] = f32::cast_from(F::cast_from(rotated(k, own, i, cos, sin, angle, plan.r)));
         value[i] = f32::cast_from(F::cast_from(v[own + i]));
         i += UNITS;
     }
@@ -194,6 +212,7 @@ pub(super) fn attend<F: Float, A: Float, N: Size>(
     }
     sync_cube();
 
+    let share = len.div_ceil(CUBE_COUNT_Z as usize);
     let begin = CUBE_POS_Z as usize * share;
     let end = clamp_max(begin + share, len);
     let mut first = begin;

@@ -15,7 +15,7 @@ use self::kernels::{Plan, UNITS, attend, combine};
 use super::{AttentionStep, Cache, Gap, NewToken, reference};
 use crate::cube::launch_cache::{ARRAY, Described, Launcher, array, launch, settings};
 use crate::cube::output_pool;
-use crate::cube::{address_type, computes_in_f32, empty, inner, tensor};
+use crate::cube::{address_type, computes_in_f32, empty, inner, step_counter, tensor};
 use crate::dense::attention::Window;
 
 /// Tokens that are worth a second launch.
@@ -59,28 +59,7 @@ where
         cache: Option<Cache<Self>>,
         h: usize,
     ) -> (Tensor<Self, 2>, Cache<Self>) {
-        let ([b, width], [_, d_kv]) = (token.q.dims(), token.k.dims());
-        let p = width / h;
-        if !fits(&token, &cache, p) {
-            return reference::step(token, cache, h);
-        }
-        let operands = Operands {
-            q: inner(token.q),
-            k: inner(token.k),
-            v: inner(token.v),
-            cos: inner(token.cos),
-            sin: inner(token.sin),
-        };
-        let len = cache.as_ref().map_or(0, |cache| cache.len);
-        let ([keys, values], gap) = with_room(cache, [b, d_kv / p, p], &operands.k);
-        let y = step(operands, &keys, &values, len, gap, h);
-        let cache = Cache {
-            keys: tensor(keys),
-            values: tensor(values),
-            len: len + 1,
-            gap,
-        };
-        (tensor(y), cache)
+        attend_from(token, cache, h, false)
     }
 
     fn windowed_attention_step(
@@ -91,8 +70,50 @@ where
     ) -> (Tensor<Self, 2>, Cache<Self>) {
         let before = reference::before(window);
         let left = (before.tokens() > 0).then(|| cache.left(before));
-        Self::attention_step(token, left, h)
+        attend_from(token, left, h, true)
     }
+}
+
+/// The output, and the cache with the token.
+type Attended<B> = (Tensor<B, 2>, Cache<B>);
+
+/// Attends from a token that joins the cache; whether a token has left it before, as in the steps to come.
+fn attend_from<R, F, I, T>(
+    token: NewToken<CubeBackend<R, F, I, T>>,
+    cache: Option<Cache<CubeBackend<R, F, I, T>>>,
+    h: usize,
+    slides: bool,
+) -> Attended<CubeBackend<R, F, I, T>>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    let ([b, width], [_, d_kv]) = (token.q.dims(), token.k.dims());
+    let p = width / h;
+    if !fits(&token, &cache, p) {
+        return reference::step(token, cache, h);
+    }
+    let operands = Operands {
+        q: inner(token.q),
+        k: inner(token.k),
+        v: inner(token.v),
+        cos: inner(token.cos),
+        sin: inner(token.sin),
+        angle: token.angle,
+    };
+    let len = cache.as_ref().map_or(0, |cache| cache.len);
+    let ([keys, values], gap) = with_room(cache, [b, d_kv / p, p], &operands.k);
+    let place = Place { len, gap, slides };
+    let y = step(operands, &keys, &values, place, h);
+    let cache = Cache {
+        keys: tensor(keys),
+        values: tensor(values),
+        len: len + 1,
+        gap,
+    };
+    (tensor(y), cache)
 }
 
 /// A token's tensors on the device.
@@ -102,6 +123,16 @@ struct Operands<R: CubeRuntime> {
     v: CubeTensor<R>,
     cos: CubeTensor<R>,
     sin: CubeTensor<R>,
+    angle: usize,
+}
+
+/// Where a token joins a cache.
+struct Place {
+    /// Tokens before it.
+    len: usize,
+    gap: Gap,
+    /// Whether a token is left behind for each that joins.
+    slides: bool,
 }
 
 /// Whether there is a kernel for heads of `p`.
@@ -116,14 +147,13 @@ fn fits<B: Backend>(token: &NewToken<B>, cache: &Option<Cache<B>>, p: usize) -> 
         && cached.is_none_or(computes_in_f32)
 }
 
-/// The output. Nothing else holds the keys and values `[b, capacity, g, p]`, which have `len` tokens with a gap among
-/// them and room for another, and are written to.
+/// The output. Nothing else holds the keys and values `[b, capacity, g, p]`, which have room for the token at its place,
+/// and are written to.
 fn step<R: CubeRuntime>(
     inputs: Operands<R>,
     keys: &CubeTensor<R>,
     values: &CubeTensor<R>,
-    len: usize,
-    gap: Gap,
+    Place { len, gap, slides }: Place,
     h: usize,
 ) -> CubeTensor<R> {
     let [b, capacity, g, p] = keys.meta.shape().dims();
@@ -131,7 +161,7 @@ fn step<R: CubeRuntime>(
     let mut sizes = client.io_optimized_vector_sizes(keys.dtype.size());
     let together = sizes.find(|size| p.is_multiple_of(*size)).unwrap_or(1);
     let multiprocessors = client.properties().hardware.num_streaming_multiprocessors;
-    let (shares, share) = shares(len, b * h, multiprocessors);
+    let shares = shares(capacity, b * h, multiprocessors);
     let r = inputs.cos.meta.shape()[1];
     let plan = Plan {
         h,
@@ -141,6 +171,7 @@ fn step<R: CubeRuntime>(
         together,
         alone: shares == 1,
         has_gap: gap.len > 0,
+        slides,
     };
     let output = output_pool::output(&inputs.q, [b, h * p], DType::F32);
     let parts = match shares {
@@ -163,11 +194,13 @@ fn step<R: CubeRuntime>(
     for x in [inputs.cos, inputs.sin] {
         launcher.array(array(&into_contiguous(x)), Type::new(made.angles.into()));
     }
+    let steps = step_counter::current(&output);
+    launcher.array(array(&steps), Type::new(DType::U32.into()));
     launcher.array(array(keys), cached);
     launcher.array(array(values), cached);
     launcher.array(array(&parts), wide);
     launcher.scalar(1.0 / (p as f32).sqrt());
-    for number in [len, capacity, share, gap.start, gap.len] {
+    for number in [len, capacity, gap.start, gap.len, inputs.angle] {
         launcher.size(number);
     }
     let kernel = ATTEND.with(|known| {
@@ -176,6 +209,7 @@ fn step<R: CubeRuntime>(
             attend::Attend::<R>::new(
                 settings,
                 client,
+                ARRAY,
                 ARRAY,
                 ARRAY,
                 ARRAY,
@@ -198,8 +232,8 @@ fn step<R: CubeRuntime>(
         })
     });
     let count = CubeCount::Static(h as u32, b as u32, shares as u32);
-    // SAFETY: reads stay within `len` tokens and the gap, which the cache has room for, writes within one more; the
-    // first cube of a group writes that, and no cube reads it.
+    // SAFETY: reads stay within the tokens and the gap, which the cache has room for, writes within one more; the first cube
+    // of a group writes that, and no cube reads it. A step is repeated only as long as there is room.
     unsafe { launch(launcher, count, kernel, &parts) };
     if shares > 1 {
         put_together(&parts, &output, shares, p);
@@ -232,20 +266,20 @@ fn put_together<R: CubeRuntime>(
     unsafe { launch(launcher, count, kernel, output) };
 }
 
-/// How many cubes share the `len` tokens of each of so many heads, and the tokens of each of them.
+/// How many cubes share the tokens of each of so many heads, in a cache with room for `capacity`: the same as long as tokens
+/// join the same cache.
 ///
-/// Cubes of the same length take as long as each other: so they are as many as the device has room for at once, and none
-/// waits until another has ended.
-fn shares(len: usize, heads: usize, multiprocessors: Option<u32>) -> (usize, usize) {
-    if len < SHARED {
-        return (1, len);
+/// All cubes take as long as each other: so they are as many as the device has room for at once, and none waits until
+/// another has ended.
+fn shares(capacity: usize, heads: usize, multiprocessors: Option<u32>) -> usize {
+    if capacity < SHARED {
+        return 1;
     }
     let most = match multiprocessors {
         Some(count) => (AT_ONCE * count as usize / heads).clamp(1, UNITS),
         None => SHARES,
     };
-    let share = len.div_ceil(most.min(len / SHARE));
-    (len.div_ceil(share), share)
+    most.min(capacity / SHARE)
 }
 
 /// A cache of `[b, g, p]` a token that nothing else holds, with room for another token: where it is full, or
@@ -295,15 +329,13 @@ mod tests {
     use super::shares;
 
     #[test]
-    fn cubes_share_tokens_evenly() {
-        assert_eq!(shares(0, 32, Some(132)), (1, 0));
-        assert_eq!(shares(1023, 32, Some(132)), (1, 1023));
-        assert_eq!(shares(1024, 32, Some(132)), (4, 256));
-        assert_eq!(shares(32768, 32, Some(132)), (8, 4096));
-        assert_eq!(shares(32769, 32, Some(132)), (8, 4097));
+    fn as_many_cubes_share_tokens_as_there_is_room_for() {
+        assert_eq!(shares(768, 32, Some(132)), 1);
+        assert_eq!(shares(1024, 32, Some(132)), 4);
+        assert_eq!(shares(40960, 32, Some(132)), 8);
         // More heads than there is room for.
-        assert_eq!(shares(32768, 512, Some(132)), (1, 32768));
-        assert_eq!(shares(1 << 20, 1, Some(132)), (256, 4096));
-        assert_eq!(shares(32768, 4, None), (32, 1024));
+        assert_eq!(shares(40960, 512, Some(132)), 1);
+        assert_eq!(shares(1 << 20, 1, Some(132)), 256);
+        assert_eq!(shares(40960, 4, None), 32);
     }
 }
