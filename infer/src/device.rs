@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 use kernels::KernelBackend;
-use kernels::runtime::synchronise;
+use kernels::runtime::{check, synchronise};
 
 use crate::error::GenerateError;
 
@@ -41,4 +41,12 @@ pub(crate) fn read_settled<B: KernelBackend, const D: usize>(
 /// [`GenerateError::Device`] if any of it has failed.
 pub(crate) fn settle<B: KernelBackend>(device: &B::Device) -> Result<(), GenerateError> {
     synchronise::<B>(device).map_err(|error| GenerateError::Device(error.to_string()))
+}
+
+/// What is known by now to have failed on the device, without waiting for what is queued.
+///
+/// # Errors
+/// [`GenerateError::Device`].
+pub(crate) fn check_so_far<B: KernelBackend>(device: &B::Device) -> Result<(), GenerateError> {
+    check::<B>(device).map_err(|error| GenerateError::Device(error.to_string()))
 }

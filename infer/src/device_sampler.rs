@@ -1,19 +1,36 @@
-//! Sampling on the device, where the logits are, for the rows of a batch that each have a [`Sampler`]. What
-//! the device cannot choose is left to the sampler on the host.
+//! Sampling on the device, where the logits are, for the rows of a batch that each have a [`Sampler`]. Backends without
+//! such an op leave it to the sampler on the host.
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use kernels::KernelBackend;
-use kernels::decode::sample::{Choice, Warp};
+use kernels::decode::queued_read::{QueuedRead, queue_read};
+use kernels::decode::sample::{Choice, Fault, Warp};
 
 use crate::error::GenerateError;
-use crate::sampling::{Sampler, SamplingSettings};
+use crate::sampling::{Sampler, SamplingError, SamplingSettings};
 
-/// The tokens that the device has chosen for the rows of a batch.
-pub(crate) struct Chosen<B: KernelBackend> {
-    /// Each row's token; `None` where the host must choose, or find out what is wrong with the logits.
-    pub tokens: Vec<Option<u32>>,
-    /// The tokens `[b]` on the device; `None` if any is missing.
-    pub on_device: Option<Tensor<B, 1, Int>>,
+/// The tokens that the device chooses for the rows of a batch. They are queued, and so can be what reads them there: the
+/// host does not have to know them for that.
+pub(crate) struct Choosing<B: KernelBackend> {
+    /// The tokens `[b]` on the device, as a step reads them. Below 0 where there is none.
+    pub ids_b: Tensor<B, 1, Int>,
+    read: QueuedRead,
+}
+
+impl<B: KernelBackend> Choosing<B> {
+    /// Waits for each row's token, or for why the logits give none.
+    ///
+    /// # Errors
+    /// [`GenerateError::Device`].
+    pub fn wait(self) -> Result<Vec<Result<u32, SamplingError>>, GenerateError> {
+        let ids = self.read.wait();
+        let ids = ids.map_err(|error| GenerateError::Device(error.to_string()))?;
+        let token = |id: i64| match Fault::of(id) {
+            None => Ok(id as u32),
+            Some(fault) => Err(fault.into()),
+        };
+        Ok(ids.iter::<i64>().map(token).collect())
+    }
 }
 
 /// What the device needs to know of the rows' samplers.
@@ -63,33 +80,23 @@ impl<B: KernelBackend> DeviceSampler<B> {
         self.seen_bv = Some(others.slice_assign([row..row + 1, 0..v], flags(own, 1)));
     }
 
-    /// Chooses one token for each row of `logits_bv` by the rows' `choices`, and waits for them.
-    ///
-    /// # Errors
-    /// [`GenerateError::Device`].
-    pub fn choose(
-        &mut self,
-        logits_bv: Tensor<B, 2>,
-        choices: &[Choice],
-    ) -> Result<Chosen<B>, GenerateError> {
-        let ids_b = kernels::sample(logits_bv, self.seen_bv.as_mut(), self.vocab_size, choices);
-        let Some(ids_b) = ids_b else {
-            return Ok(Chosen {
-                tokens: vec![None; choices.len()],
-                on_device: None,
-            });
-        };
-        let data = ids_b.clone().try_into_data();
-        let data = data.map_err(|error| GenerateError::Device(error.to_string()))?;
-        let tokens: Vec<_> = data
-            .iter::<i64>()
-            .map(|id| u32::try_from(id).ok())
-            .collect();
-        let all = tokens.iter().all(Option::is_some);
-        Ok(Chosen {
-            tokens,
-            on_device: all.then_some(ids_b),
+    /// Lets the device choose one token for each row of `logits_bv` by the rows' `choices`. `None` where the host must.
+    pub fn choose(&mut self, logits_bv: Tensor<B, 2>, choices: &[Choice]) -> Option<Choosing<B>> {
+        let seen_bv = self.seen_bv.as_mut();
+        let ids_b = kernels::sample(logits_bv, seen_bv, self.vocab_size, choices)?;
+        Some(Choosing {
+            read: queue_read(ids_b.clone()),
+            ids_b,
         })
+    }
+}
+
+impl From<Fault> for SamplingError {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::NoScore => Self::NoToken,
+            Fault::NotAScore { token, logit } => Self::NotAScore { token, logit },
+        }
     }
 }
 

@@ -1,14 +1,19 @@
 //! From a prompt to more tokens: one pass over the prompt, then one step per token.
+//!
+//! Where the device chooses the tokens, it is one step ahead of the host: the step behind a token is queued before the host
+//! has read it, so that the device does not wait for the host. At the end of a text that step was one too many, and the
+//! state has read the token that has ended the text. A state cannot go back, so what continues such a text reads it again.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Int, Tensor, TensorData};
 use kernels::KernelBackend;
+use kernels::decode::sample::Choice;
 use model::{CausalLm, State};
 
 use crate::device::{read, settle};
-use crate::device_sampler::DeviceSampler;
+use crate::device_sampler::{Choosing, DeviceSampler};
 use crate::error::GenerateError;
 use crate::sampling::{Sampler, SamplingSettings};
 
@@ -72,8 +77,9 @@ impl Pace {
 pub struct Reading<B: KernelBackend> {
     /// The tokens of the text.
     pub ids: Vec<u32>,
-    /// The state after the first [`State::position`] tokens: after all of them, or all but the last, if the
-    /// model made that one and has not read it yet.
+    /// The state after the first [`State::position`] tokens: after all of them; or all but the last, if the
+    /// model made that one and has not read it yet; or none, if the model has ended the text when the device was a step
+    /// ahead.
     pub state: State<B>,
     /// The logits `[1, v]` after the last token, in f32; `None` if that token has not been read.
     pub logits: Option<Tensor<B, 2>>,
@@ -90,10 +96,20 @@ impl<B: KernelBackend> Reading<B> {
     }
 }
 
-/// A token, and its id `[1]` on the device if it was chosen there, so that it is not copied back.
+/// The token that is to be read next, which the model made or which ends the prompt.
 struct Newest<B: KernelBackend> {
     id: u32,
+    /// `[1]`, if it was chosen there.
     on_device: Option<Tensor<B, 1, Int>>,
+}
+
+/// The token that is being chosen.
+struct Next<B: KernelBackend> {
+    /// What it is chosen by, `[1, v]`.
+    logits: Tensor<B, 2>,
+    choice: Choice,
+    /// `None` if the host has to choose it.
+    on_device: Option<Choosing<B>>,
 }
 
 /// The continuation of a prompt, as an iterator over its tokens. `next` computes one step of the model.
@@ -110,12 +126,12 @@ pub struct Generation<'m, B: KernelBackend> {
     device_sampler: DeviceSampler<B>,
     /// The whole text: the prompt and the tokens made.
     ids: Vec<u32>,
-    /// The logits `[1, v]` of the next token, if they are computed already.
+    /// The logits `[1, v]` of the next token, if they are computed already and no token is being chosen by them.
     logits: Option<Tensor<B, 2>>,
-    /// The newest token, which has not gone through the model yet.
+    /// The next token, if the device was told to choose it when it had chosen the one before.
+    next: Option<Next<B>>,
+    /// The newest token, which has not gone through the model yet if there are neither logits nor a next token.
     newest: Option<Newest<B>>,
-    /// The number of tokens that were read before this generation.
-    earlier: usize,
     made: usize,
     stop: Option<Stop>,
     prefill: Pace,
@@ -197,7 +213,7 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
             newest,
             ids,
             logits,
-            earlier,
+            next: None,
             made: 0,
             stop: None,
             prefill: Pace {
@@ -236,10 +252,11 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
     /// The text so far and the state after it: after the prompt, what [`state_file`](crate::state_file)
     /// keeps; later, what the next generation continues from.
     pub fn into_reading(self) -> Reading<B> {
+        let logits = self.next.map(|next| next.logits).or(self.logits);
         Reading {
             ids: self.ids,
             state: self.state,
-            logits: self.logits,
+            logits,
         }
     }
 
@@ -248,7 +265,12 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
         Reading {
             ids: self.ids.clone(),
             state: self.state.clone(),
-            logits: self.logits.clone(),
+            logits: self
+                .next
+                .as_ref()
+                .map(|next| &next.logits)
+                .or(self.logits.as_ref())
+                .cloned(),
         }
     }
 
@@ -256,37 +278,58 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
         if self.made == self.options.max_tokens {
             return Ok(self.end(Stop::MaxTokens));
         }
-        let logits = match self.logits.take() {
-            Some(logits) => logits,
-            None if self.positions_left() == Some(0) => return Ok(self.end(Stop::ContextFull)),
-            None => self.step(),
+        let next = match (self.next.take(), self.logits.take()) {
+            (Some(next), _) => next,
+            (None, Some(logits)) => self.choose(logits),
+            (None, None) if !self.has_positions() => return Ok(self.end(Stop::ContextFull)),
+            (None, None) => self.step(),
         };
-        let newest = self.choose(logits.clone())?;
-        let token = newest.id;
+        let mut logits = Some(next.logits);
+        let (token, on_device) = match next.on_device {
+            Some(choosing) => {
+                let id = choosing.ids_b.clone();
+                if self.made + 1 < self.options.max_tokens && self.has_positions() {
+                    // Those of the next step may take their place.
+                    logits = None;
+                    self.next = Some(self.step_over(id.clone()));
+                }
+                let token = choosing.wait()?.remove(0)?;
+                self.sampler.saw(token);
+                (token, Some(id))
+            }
+            None => {
+                let mut logits = logits.clone().map(read).expect("they are there")?;
+                let token = self.sampler.choose_at(&mut logits, next.choice.point)?;
+                (token, None)
+            }
+        };
         if self.options.end_tokens.contains(&token) {
             // The text ends before this token, so these logits still belong to its end.
-            self.logits = Some(logits);
+            self.logits = logits;
+            if self.next.take().is_some() {
+                // The state has read the token.
+                self.state = self.model.new_state(1, &self.device);
+                self.decode.tokens -= 1;
+            }
             return Ok(self.end(Stop::EndOfText));
         }
-        self.newest = Some(newest);
+        self.newest = Some(Newest {
+            id: token,
+            on_device,
+        });
         self.ids.push(token);
         self.made += 1;
         Ok(Some(token))
     }
 
-    /// Chooses the next token by its logits `[1, v]`.
-    fn choose(&mut self, logits: Tensor<B, 2>) -> Result<Newest<B>, GenerateError> {
+    /// Begins to choose the next token by its logits `[1, v]`.
+    fn choose(&mut self, logits: Tensor<B, 2>) -> Next<B> {
         let choice = self.sampler.next_choice();
-        let chosen = self.device_sampler.choose(logits.clone(), &[choice])?;
-        let id = match chosen.tokens[0] {
-            Some(id) => {
-                self.sampler.saw(id);
-                id
-            }
-            None => self.sampler.choose_at(&mut read(logits)?, choice.point)?,
-        };
-        let on_device = chosen.on_device;
-        Ok(Newest { id, on_device })
+        Next {
+            on_device: self.device_sampler.choose(logits.clone(), &[choice]),
+            logits,
+            choice,
+        }
     }
 
     fn end(&mut self, stop: Stop) -> Option<u32> {
@@ -294,22 +337,29 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
         None
     }
 
-    fn positions_left(&self) -> Option<usize> {
-        let taken = self.earlier + self.prefill.tokens + self.decode.tokens;
-        Some(self.options.max_positions?.saturating_sub(taken))
+    /// Whether the model can read another token.
+    fn has_positions(&self) -> bool {
+        let limit = self.options.max_positions;
+        limit.is_none_or(|limit| self.state.position < limit)
     }
 
-    /// Computes the logits `[1, v]` after the newest token.
-    fn step(&mut self) -> Tensor<B, 2> {
+    /// Reads the newest token, and begins to choose the next one.
+    fn step(&mut self) -> Next<B> {
         let newest = self
             .newest
             .take()
             .expect("logits come before the first token");
-        let ids_b = newest
+        let id = newest
             .on_device
             .unwrap_or_else(|| Tensor::<B, 1, Int>::from_ints([newest.id as i32], &self.device));
+        self.step_over(id)
+    }
+
+    /// Reads the token `[1]`, and begins to choose the next one.
+    fn step_over(&mut self, id: Tensor<B, 1, Int>) -> Next<B> {
         self.decode.tokens += 1;
-        self.model.step(ids_b, &mut self.state)
+        let logits = self.model.step(id, &mut self.state);
+        self.choose(logits)
     }
 }
 

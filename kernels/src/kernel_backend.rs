@@ -20,6 +20,7 @@ macro_rules! kernel_backend {
 kernel_backend! {
     crate::decode::attention_step::AttentionStep,
     crate::decode::projections::Projections,
+    crate::decode::queued_read::QueueRead,
     crate::decode::recurrent_step::RecurrentStep,
     crate::decode::replay::Replay,
     crate::decode::sample::Sample,

@@ -98,7 +98,13 @@ impl<B: KernelBackend> CausalLm<B> {
             "the batch belongs to a network with another number of layers"
         );
         let (states, occupied) = (&mut batch.layers, &batch.occupied);
-        batch.steps.take(self, ids, |ids| {
+        // Caches of rows that come and go are not of one memory.
+        let alike = if self.repeats_its_steps() {
+            usize::MAX
+        } else {
+            0
+        };
+        batch.steps.take(self, ids, alike, |ids| {
             let both = layers.iter().zip(&mut *states);
             let x = both.fold(self.embed(ids), |x, (layer, rows)| {
                 layer.step_rows(x, rows, occupied)

@@ -14,8 +14,8 @@ use crate::steps::Steps;
 /// The state of a whole network for a batch of sequences of one length. For Phi-Mamba its size does not
 /// depend on how much was read; each attention layer adds two rows a token.
 ///
-/// On CUDA a state of Phi-Mamba that has taken a few steps also holds the launches of a step, and with them the memory
-/// of the network's parameters, even if the network is dropped.
+/// On a GPU a state that has taken a few steps also holds the launches of a step, and with them the memory of the network's
+/// parameters, even if the network is dropped.
 #[derive(Debug, Clone)]
 pub struct State<B: Backend> {
     /// One a layer, first to last.
@@ -118,7 +118,7 @@ impl<B: KernelBackend> CausalLm<B> {
     /// Reads one more id a sequence, `[b]`, and gives the logits after it: `[b, vocab_size]`, f32 or wider
     /// whatever the dtype of the parameters, as is all between the ids and them.
     ///
-    /// On CUDA later steps of a `state` may repeat the launches of an earlier one. Each method that gives a changed
+    /// On a GPU later steps of a `state` may repeat the launches of an earlier one. Each method that gives a changed
     /// network ends that. What is changed in the public fields, or by a mapper of Burn's, may not be seen: begin with a
     /// new state then.
     ///
@@ -130,11 +130,19 @@ impl<B: KernelBackend> CausalLm<B> {
             state.layers.len(),
             "the state belongs to a network with another number of layers"
         );
+        let alike = self.steps_alike(&state.layers);
         state.position += 1;
         let (layers, position) = (&mut state.layers, state.position);
-        let logits = state
-            .steps
-            .take(self, ids, |ids| self.step_layers(ids, layers));
+        let mut is_taken = false;
+        let logits = state.steps.take(self, ids, alike, |ids| {
+            if is_taken {
+                // Once more, to be recorded.
+                let again = layers.iter_mut();
+                again.for_each(|layer| layer.set_position(position - 1));
+            }
+            is_taken = true;
+            self.step_layers(ids, layers)
+        });
         for layer in layers {
             layer.set_position(position);
         }

@@ -10,10 +10,13 @@ use kernels::KernelBackend;
 use kernels::decode::replay::{Recording, record};
 
 use crate::lm::CausalLm;
+use crate::mixers::MixerState;
 
 /// Steps that are computed before one is recorded: the first may leave tensors of another dtype in the state, and short
 /// texts are not worth a recording.
 const COMPUTED: usize = 4;
+/// Steps that are worth a recording.
+const WORTH: usize = 16;
 
 /// How a state's next step is taken: computed, or repeated by the device where a step before was recorded
 /// ([`kernels::decode::replay`]).
@@ -37,6 +40,10 @@ struct Recorded<B: Backend> {
     identity: Identity,
     /// Ids of a step.
     batch: usize,
+    /// Steps that make its launches, it included.
+    alike: usize,
+    /// Steps that were taken since.
+    since: usize,
 }
 
 /// What tells a network from another and from itself after a change. Clones have the same, as they have the same
@@ -84,37 +91,53 @@ impl<B: Backend> Steps<B> {
 
 impl<B: KernelBackend> Steps<B> {
     /// The logits of the next step of `network`, `ids [b]` to `[b, v]`, which `compute` computes. It is called once or
-    /// twice, or not at all; what it counts must be set by the caller.
+    /// twice, or not at all; what it counts must be set by the caller. So many steps from this one on are `alike`: they make
+    /// the same launches on the same memory.
     pub(crate) fn take(
         &mut self,
         network: &CausalLm<B>,
         ids: Tensor<B, 1, Int>,
+        alike: usize,
         mut compute: impl FnMut(Tensor<B, 1, Int>) -> Tensor<B, 2>,
     ) -> Tensor<B, 2> {
         // Held until the step is queued, which moves the state to memory of its own: another state that shares this
         // memory, perhaps on another thread, must know of it until then.
         let _shared = self.are_shared().then(|| mem::take(self));
         let (identity, [batch]) = (&network.identity, ids.dims());
-        if let Some(recorded) = &self.recorded
+        if let Some(recorded) = &mut self.recorded
             && recorded.identity == *identity
             && recorded.batch == batch
         {
-            if let Some(logits) = recorded.recording.replay(ids.clone()) {
-                return logits;
+            recorded.since += 1;
+            if recorded.since < recorded.alike {
+                let since = recorded.since as u32;
+                if let Some(logits) = recorded.recording.replay(ids.clone(), since) {
+                    return logits;
+                }
+                return compute(ids);
             }
+            // This step makes room for more, and the next one is recorded.
+            self.recorded = None;
+            self.computed = COMPUTED;
             return compute(ids);
         }
         self.recorded = None;
-        self.computed += 1;
-        // Once: if it cannot be recorded now, it cannot be recorded later.
-        if self.computed != COMPUTED + 1 || !network.repeats_its_steps() {
+        if self.computed < COMPUTED {
+            self.computed += 1;
             return compute(ids);
         }
+        if self.computed > COMPUTED || alike < WORTH {
+            return compute(ids);
+        }
+        // Once: if it cannot be recorded now, it cannot be recorded later.
+        self.computed += 1;
         let (logits, recording) = record(ids, &mut compute);
         self.recorded = recording.map(|recording| Recorded {
             recording,
             identity: identity.clone(),
             batch,
+            alike,
+            since: 0,
         });
         logits
     }
@@ -122,8 +145,15 @@ impl<B: KernelBackend> Steps<B> {
 
 impl<B: KernelBackend> CausalLm<B> {
     /// Whether all steps make the same launches.
-    fn repeats_its_steps(&self) -> bool {
+    pub(crate) fn repeats_its_steps(&self) -> bool {
         let mut layers = self.backbone.layers.iter();
         layers.all(|layer| layer.mixer.repeats_its_steps())
+    }
+
+    /// How many steps from these `states` of the layers on make the same launches.
+    pub(crate) fn steps_alike(&self, states: &[MixerState<B>]) -> usize {
+        let both = self.backbone.layers.iter().zip(states);
+        let alike = both.map(|(layer, state)| layer.mixer.steps_alike(state));
+        alike.min().unwrap_or(0)
     }
 }

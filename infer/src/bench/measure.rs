@@ -166,7 +166,8 @@ impl<'d, B: KernelBackend> Subject<'d, B> {
         Ok((state, logits))
     }
 
-    /// Seconds of a step, the median of `tokens` of them.
+    /// Seconds from one token on the host to the next, the median of `tokens` of them. As in a generation, a step is queued
+    /// before the token that it reads is on the host, where the device chooses.
     fn write(
         &self,
         batch: usize,
@@ -174,25 +175,37 @@ impl<'d, B: KernelBackend> Subject<'d, B> {
         mut state: State<B>,
     ) -> Result<f64, GenerateError> {
         const WARM: usize = 5;
-        let logits = self.model.vocab_size();
-        let greedy = SamplingSettings::default();
-        let mut sampler = Sampler::new(greedy, logits, &[])?;
-        let mut device_sampler = DeviceSampler::new(batch, logits, logits, self.device);
+        let v = self.model.vocab_size();
+        let mut sampler = Sampler::new(SamplingSettings::default(), v, &[])?;
+        let mut device_sampler = DeviceSampler::new(batch, v, v, self.device);
         let choices = vec![sampler.next_choice(); batch];
-        let mut ids_b = Tensor::<B, 1, Int>::zeros([batch], self.device);
+        let mut step = |ids_b: Tensor<B, 1, Int>| {
+            let logits_bv = self.model.step(ids_b, &mut state);
+            let choosing = device_sampler.choose(logits_bv.clone(), &choices);
+            (logits_bv, choosing)
+        };
+        let mut next = step(Tensor::zeros([batch], self.device));
         let mut steps = Vec::with_capacity(tokens);
         for i in 0..WARM + tokens {
             let begun = Instant::now();
-            let logits_bv = self.model.step(ids_b, &mut state);
-            let chosen = device_sampler.choose(logits_bv.clone(), &choices)?;
-            ids_b = match chosen.on_device {
-                Some(ids_b) => ids_b,
-                None => {
+            next = match next {
+                (logits_bv, Some(choosing)) => {
+                    // Those of the next step may take their place.
+                    drop(logits_bv);
+                    let next = step(choosing.ids_b.clone());
+                    let tokens = choosing.wait()?.into_iter();
+                    tokens.collect::<Result<Vec<_>, _>>()?;
+                    next
+                }
+                (logits_bv, None) => {
                     let mut logits_bv = read(logits_bv)?;
-                    let rows = logits_bv.chunks_mut(logits);
+                    let rows = logits_bv.chunks_mut(v);
                     let ids = rows.map(|row| sampler.choose_at(row, 0.0).map(|id| id as i32));
                     let ids = ids.collect::<Result<Vec<_>, SamplingError>>()?;
-                    Tensor::from_data(TensorData::new(ids, [batch]), self.device)
+                    step(Tensor::from_data(
+                        TensorData::new(ids, [batch]),
+                        self.device,
+                    ))
                 }
             };
             if i >= WARM {

@@ -26,7 +26,8 @@ Examples:
 /// Times prompts and texts: tokens a second and the memory of a sequence, for several models in one table.
 ///
 /// Prefill is reading a prompt, the median of three times; decode is making tokens one after another with
-/// the likeliest always chosen, waiting for each, the median of all steps. Both are timed after a first
+/// the likeliest always chosen, from one token on the host to the next, the median of all steps. As in a text, a
+/// device that chooses the tokens has begun with the next step by then. Both are timed after a first
 /// pass that compiles kernels. The last column is the bytes that a step must read and write at least,
 /// over its time, as a share of the bandwidth that a copy reaches on the same device: at 100%, no program
 /// could be faster. Those bytes are every projection's weight and attention's keys and values, which are

@@ -47,6 +47,10 @@
 //! penalties and random numbers, and eight ids are copied to the host. The logits are copied where the
 //! host has to choose, for the first token after a prompt, and for requests that ask for scores.
 //!
+//! Where no logits are copied, the device is a step ahead of the host: it has the next step of a tile before the host has
+//! read the tokens of this one and written them to the texts. A sequence that joins a tile takes part from the step behind
+//! that one on; where one has ended, the row's step is for nobody.
+//!
 //! In a model in bf16 or f16, the logits at every position of a prompt, which only `echo` with `logprobs`
 //! needs, are in that dtype too, while the logits of the first token without `echo` are in f32. So with
 //! `echo` and `logprobs` the scores of a prompt, and its first token, are coarser there.

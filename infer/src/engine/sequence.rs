@@ -146,7 +146,12 @@ impl<'t> Sequence<'t> {
         self.request.alternatives.is_some()
     }
 
-    /// Takes the token `chosen` by the device, or chooses one by the logits `[v]`, and sends the text that
+    /// Whether another token may come after the next one, by what is known before that one is.
+    pub(super) fn may_go_on(&self) -> bool {
+        self.made + 1 < self.request.max_tokens && self.positions_left != Some(0)
+    }
+
+    /// Takes the token `chosen` by the device, if it has, or chooses one by the logits `[v]`, and sends the text that
     /// is complete with it. `None` if it was the last.
     ///
     /// # Panics
@@ -154,7 +159,7 @@ impl<'t> Sequence<'t> {
     pub(super) fn write(
         mut self,
         choice: Choice,
-        chosen: Option<u32>,
+        chosen: Option<Result<u32, SamplingError>>,
         logits: Option<&mut [f32]>,
     ) -> Option<Self> {
         match self.take(choice, chosen, logits) {
@@ -169,13 +174,14 @@ impl<'t> Sequence<'t> {
     fn take(
         &mut self,
         choice: Choice,
-        chosen: Option<u32>,
+        chosen: Option<Result<u32, SamplingError>>,
         logits: Option<&mut [f32]>,
     ) -> Result<Option<Finish>, GenerateError> {
         let alternatives = self.request.alternatives;
         let unwarped = alternatives.map(|n| (n, logits.as_deref().expect(LOGITS).to_vec()));
         let token = match chosen {
-            Some(token) => {
+            Some(chosen) => {
+                let token = chosen?;
                 self.sampler.saw(token);
                 token
             }

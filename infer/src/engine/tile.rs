@@ -1,4 +1,8 @@
 //! Tiles: sequences that take their steps together.
+//!
+//! Where the device chooses the tokens, it is a step ahead of the host, as in a [`Generation`](crate::Generation): while the
+//! host writes the texts, the device computes. A sequence that has ended meanwhile has taken a step too many, of which its
+//! row is overwritten by the next one.
 
 use burn::tensor::{Int, Tensor};
 use kernels::KernelBackend;
@@ -7,10 +11,10 @@ use model::{Batch, CausalLm, State};
 
 use super::request::{Finish, Moment};
 use super::sequence::Sequence;
-use crate::device::{read_settled, settle};
-use crate::device_sampler::DeviceSampler;
+use crate::device::{check_so_far, read_settled, settle};
+use crate::device_sampler::{Choosing, DeviceSampler};
 use crate::error::GenerateError;
-use crate::sampling::SamplingSettings;
+use crate::sampling::{SamplingError, SamplingSettings};
 
 /// The rows of a tile, each for one sequence or empty.
 ///
@@ -20,19 +24,39 @@ use crate::sampling::SamplingSettings;
 /// the time of a step.
 pub(super) const ROWS: usize = 8;
 
+/// Steps that are queued ahead one after another. After them the host waits for all that is queued, which is how some
+/// failures of a device are found.
+const AHEAD: usize = 16;
+
 /// Up to [`ROWS`] sequences and their states.
 pub(super) struct Tile<'t, B: KernelBackend> {
     batch: Batch<B>,
     rows: [Option<Sequence<'t>>; ROWS],
     device_sampler: DeviceSampler<B>,
+    /// The next step, if it is queued already.
+    ahead: Option<QueuedStep<B>>,
+    /// Steps that were queued ahead one after another.
+    steps_ahead: usize,
+}
+
+/// A step that the device was given.
+struct QueuedStep<B: KernelBackend> {
+    /// The rows whose sequence took part in it and has not ended since.
+    rows: [bool; ROWS],
+    /// How each row chooses.
+    choices: Vec<Choice>,
+    logits_bv: Tensor<B, 2>,
+    /// `None` if the host has to choose.
+    choosing: Option<Choosing<B>>,
 }
 
 /// The results of one step.
 struct TileStep {
-    /// How each row chooses.
+    /// The rows that they are for.
+    rows: [bool; ROWS],
     choices: Vec<Choice>,
-    /// The token that the device has chosen for each row, if it has.
-    chosen: Vec<Option<u32>>,
+    /// What the device has chosen for each row, if it has.
+    chosen: Option<Vec<Result<u32, SamplingError>>>,
     /// The logits `[ROWS, v]`, if any row needs them on the host.
     logits_bv: Option<Vec<f32>>,
 }
@@ -44,6 +68,8 @@ impl<'t, B: KernelBackend> Tile<'t, B> {
             batch: model.new_batch(ROWS, device),
             rows: Default::default(),
             device_sampler: DeviceSampler::new(ROWS, vocab_size, model.vocab_size(), device),
+            ahead: None,
+            steps_ahead: 0,
         }
     }
 
@@ -78,18 +104,28 @@ impl<'t, B: KernelBackend> Tile<'t, B> {
     pub(super) fn clear(&mut self, now: Moment) {
         for row in 0..ROWS {
             if let Some(sequence) = self.rows[row].take_if(|sequence| sequence.over(now)) {
-                self.batch.free(row);
+                self.free(row);
                 sequence.finish(Finish::TimeUp);
             }
         }
     }
 
-    /// Takes one step of every sequence.
+    /// Frees a row whose sequence has ended. What is queued for that sequence is for nobody.
+    fn free(&mut self, row: usize) {
+        self.batch.free(row);
+        if let Some(ahead) = &mut self.ahead {
+            ahead.rows[row] = false;
+        }
+    }
+
+    /// Takes one step of every sequence; of those that have joined since the device was given a step ahead, the next time.
     pub(super) fn step(&mut self, model: &CausalLm<B>, device: &B::Device) {
         if self.len() == 0 {
+            self.ahead = None;
             return;
         }
         let TileStep {
+            rows,
             choices,
             chosen,
             mut logits_bv,
@@ -98,12 +134,13 @@ impl<'t, B: KernelBackend> Tile<'t, B> {
             Err(error) => return self.fail(error),
         };
         let v = model.vocab_size();
-        for row in 0..ROWS {
+        for row in (0..ROWS).filter(|row| rows[*row]) {
             if let Some(sequence) = self.rows[row].take() {
                 let logits_v = logits_bv.as_mut().map(|all| &mut all[row * v..][..v]);
-                self.rows[row] = sequence.write(choices[row], chosen[row], logits_v);
+                let chosen = chosen.as_ref().map(|chosen| chosen[row].clone());
+                self.rows[row] = sequence.write(choices[row], chosen, logits_v);
                 if self.rows[row].is_none() {
-                    self.batch.free(row);
+                    self.free(row);
                 }
             }
         }
@@ -114,41 +151,85 @@ impl<'t, B: KernelBackend> Tile<'t, B> {
         model: &CausalLm<B>,
         device: &B::Device,
     ) -> Result<TileStep, GenerateError> {
-        let newest =
-            |row: &Option<Sequence>| row.as_ref().map_or(0, |sequence| sequence.newest as i32);
-        let ids_b: [i32; ROWS] = std::array::from_fn(|row| newest(&self.rows[row]));
-        let ids_b = Tensor::<B, 1, Int>::from_ints(ids_b, device);
-        let logits_bv = model.step_batch(ids_b, &mut self.batch);
-        let rows = self.rows.iter_mut();
-        let choices: Vec<Choice> = rows
-            .map(|row| {
-                row.as_mut()
-                    .map_or(idle(), |sequence| sequence.sampler.next_choice())
-            })
-            .collect();
-        let chosen = self
-            .device_sampler
-            .choose(logits_bv.clone(), &choices)?
-            .tokens;
-        let here = |(row, chosen): (&Option<Sequence>, &Option<u32>)| {
-            row.as_ref()
-                .is_some_and(|sequence| chosen.is_none() || sequence.scores())
+        let QueuedStep {
+            rows,
+            choices,
+            logits_bv,
+            choosing,
+        } = match self.ahead.take() {
+            Some(step) => step,
+            None => {
+                let newest = |row: &Option<Sequence>| {
+                    row.as_ref().map_or(0, |sequence| sequence.newest as i32)
+                };
+                let ids_b: [i32; ROWS] = std::array::from_fn(|row| newest(&self.rows[row]));
+                self.queue(model, Tensor::from_ints(ids_b, device))
+            }
         };
-        let logits_bv = if self.rows.iter().zip(&chosen).any(here) {
+        let choosing = match choosing {
+            Some(choosing) if self.goes_ahead(&rows) => {
+                // The logits of that step may take the place of these.
+                drop(logits_bv);
+                self.steps_ahead += 1;
+                self.ahead = Some(self.queue(model, choosing.ids_b.clone()));
+                let chosen = Some(choosing.wait()?);
+                check_so_far::<B>(device)?;
+                return Ok(TileStep {
+                    rows,
+                    choices,
+                    chosen,
+                    logits_bv: None,
+                });
+            }
+            choosing => choosing,
+        };
+        self.steps_ahead = 0;
+        let chosen = choosing.map(Choosing::wait).transpose()?;
+        let mut sequences = self.rows.iter().flatten();
+        let logits_bv = if chosen.is_none() || sequences.any(Sequence::scores) {
             Some(read_settled(logits_bv, device)?)
         } else {
             settle::<B>(device)?;
             None
         };
         Ok(TileStep {
+            rows,
             choices,
             chosen,
             logits_bv,
         })
     }
 
+    /// Gives the device a step: `ids_b [ROWS]`, and the choice of the tokens after them.
+    fn queue(&mut self, model: &CausalLm<B>, ids_b: Tensor<B, 1, Int>) -> QueuedStep<B> {
+        let logits_bv = model.step_batch(ids_b, &mut self.batch);
+        let rows = self.rows.iter_mut();
+        let choice = |row: &mut Option<Sequence>| match row {
+            Some(sequence) => sequence.sampler.next_choice(),
+            None => idle(),
+        };
+        let choices: Vec<Choice> = rows.map(choice).collect();
+        QueuedStep {
+            rows: self.rows.each_ref().map(Option::is_some),
+            choosing: self.device_sampler.choose(logits_bv.clone(), &choices),
+            choices,
+            logits_bv,
+        }
+    }
+
+    /// Whether the device can have the step behind the one of these `rows` before the host knows the tokens of this one: it
+    /// has the tokens of all sequences, no logits are for the host, and not all texts end.
+    fn goes_ahead(&self, rows: &[bool; ROWS]) -> bool {
+        let sequences = || self.rows.iter().flatten();
+        self.steps_ahead < AHEAD
+            && self.rows.each_ref().map(Option::is_some) == *rows
+            && !sequences().any(Sequence::scores)
+            && sequences().any(Sequence::may_go_on)
+    }
+
     /// Ends every sequence with the error.
     fn fail(&mut self, error: GenerateError) {
+        self.ahead = None;
         for row in 0..ROWS {
             if self.rows[row].is_some() {
                 self.batch.free(row);

@@ -21,6 +21,7 @@ pub(crate) mod row_teams;
 pub(crate) mod rows;
 pub(crate) mod sigmoid;
 mod sizes;
+pub(crate) mod step_counter;
 mod tensors;
 pub(crate) mod tiles;
 pub(crate) mod together;

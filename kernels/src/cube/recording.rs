@@ -22,6 +22,8 @@ pub(crate) struct Take {
     pub touched: Vec<Binding>,
     /// The launches.
     pub launches: usize,
+    /// Where the device has how many steps were taken since this one.
+    pub counter: Option<Handle>,
     /// What makes the step impossible to record, if anything does.
     pub obstacle: Option<&'static str>,
     /// The next output to be handed out, in a capture.
@@ -86,9 +88,18 @@ pub(crate) fn copies() {
     });
 }
 
-/// The result of `step`, and what it reserves, touches and launches.
-pub(crate) fn rehearse<T>(step: impl FnOnce() -> T) -> (T, Take) {
-    run(Take::default(), step)
+/// Where the device has how many steps were taken since the one that the thread records, if it does.
+pub(crate) fn counter() -> Option<Handle> {
+    TAKE.with_borrow(|take| take.as_ref()?.counter.clone())
+}
+
+/// The result of `step`, and what it reserves, touches and launches. `counter` is 0.
+pub(crate) fn rehearse<T>(counter: Handle, step: impl FnOnce() -> T) -> (T, Take) {
+    let take = Take {
+        counter: Some(counter),
+        ..Take::default()
+    };
+    run(take, step)
 }
 
 /// The result of `step`, whose outputs are those of `rehearsal`, and what it touches and launches.
@@ -96,6 +107,7 @@ pub(crate) fn rehearse<T>(step: impl FnOnce() -> T) -> (T, Take) {
 pub(crate) fn capture<T>(rehearsal: Take, step: impl FnOnce() -> T) -> (T, Take) {
     let take = Take {
         outputs: rehearsal.outputs,
+        counter: rehearsal.counter,
         next: Some(0),
         ..Take::default()
     };

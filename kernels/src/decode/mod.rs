@@ -2,6 +2,7 @@
 
 pub mod attention_step;
 pub mod projections;
+pub mod queued_read;
 pub mod recurrent_step;
 pub mod replay;
 pub mod sample;

@@ -36,7 +36,7 @@ impl Case {
         let tokens: Vec<_> = (0..n)
             .map(|_| {
                 let wide = DType::F32;
-                let angles = random.values([1, r], 1.0, wide);
+                let angles = random.values([3, r], 1.0, wide);
                 [
                     random.values([b, h * p], 2.0, wide),
                     random.values([b, g * p], 2.0, wide),
@@ -90,7 +90,14 @@ impl Case {
 }
 
 fn token<B: KernelBackend>([q, k, v, cos, sin]: [Tensor<B, 2>; 5]) -> NewToken<B> {
-    NewToken { q, k, v, cos, sin }
+    NewToken {
+        q,
+        k,
+        v,
+        cos,
+        sin,
+        angle: 1,
+    }
 }
 
 fn steps<B: KernelBackend>(
@@ -118,6 +125,7 @@ fn attention_of_a_new_token_is_right() {
                 (1, 4, 4, 64, 16, 0),
                 (2, 4, 2, 16, 8, 255),
                 (1, 3, 1, 40, 5, 700),
+                (1, 2, 1, 160, 16, 300),
                 (1, 2, 2, 64, 32, 2600),
             ] {
                 let case = Case {
@@ -141,9 +149,13 @@ fn attention_of_a_new_token_is_right() {
 #[test]
 fn attention_within_a_window_is_right() {
     with_device(|| {
-        for (window, sinks, len, steps) in
-            [(4, 0, 2, 12), (3, 2, 0, 8), (6, 1, 300, 5), (5, 2, 4, 700)]
-        {
+        for (window, sinks, len, steps) in [
+            (4, 0, 2, 12),
+            (3, 2, 0, 8),
+            (6, 1, 300, 5),
+            (5, 2, 4, 700),
+            (1500, 3, 1600, 3),
+        ] {
             let case = Case {
                 b: 2,
                 h: 4,

@@ -177,6 +177,7 @@ fn decoding<B: KernelBackend>(outputs: &mut Outputs) {
         v: inputs.tensor([b, g * p]),
         cos: inputs.tensor([1, 2]),
         sin: inputs.tensor([1, 2]),
+        angle: 0,
     };
     let (_, cache) = attention_step(token.clone(), None, h);
     outputs.push(output(

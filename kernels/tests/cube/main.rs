@@ -30,6 +30,7 @@ mod linear;
 mod mixing_matrices;
 mod predictions;
 mod projections;
+mod queued_read;
 mod recorded_scan;
 mod recurrent_step;
 mod replay;

@@ -1,6 +1,8 @@
 //! Steps that the device repeats.
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
+use kernels::Window;
+use kernels::decode::attention_step::{Cache, NewToken, attention_step_within};
 use kernels::decode::projections::rows;
 use kernels::decode::replay::record;
 use kernels::scan::causal_conv::Activation;
@@ -103,10 +105,10 @@ fn a_step_that_is_repeated_gives_what_it_gives_computed() {
         let (logits, recording) = record(ids(rest[0]), &mut |ids| network.step(ids, &mut state));
         repeated.push(read(logits));
         assert!(recording.is_some());
-        for (i, &pair) in rest[1..].iter().enumerate() {
+        for (i, &pair) in (0..).zip(&rest[1..]) {
             // One step among them is computed, on the same memory.
             let replayed = recording.as_ref().filter(|_| i != 2);
-            let replayed = replayed.and_then(|recording| recording.replay(ids(pair)));
+            let replayed = replayed.and_then(|recording| recording.replay(ids(pair), i + 1));
             assert_eq!(replayed.is_some(), i != 2);
             let logits = replayed.unwrap_or_else(|| network.step(ids(pair), &mut state));
             repeated.push(read(logits));
@@ -125,9 +127,9 @@ fn a_step_is_not_repeated_over_logits_that_are_held() {
         let (held, recording) = record(ids([2, 3]), &mut |ids| network.step(ids, &mut state));
         let Some(recording) = recording else { return };
         let before = held.to_data();
-        assert!(recording.replay(ids([1, 1])).is_none());
+        assert!(recording.replay(ids([1, 1]), 1).is_none());
         assert_eq!(held.into_data(), before);
-        assert!(recording.replay(ids([1, 1])).is_some());
+        assert!(recording.replay(ids([1, 1]), 1).is_some());
     });
 }
 
@@ -174,9 +176,9 @@ fn a_step_is_repeated_by_its_thread_alone() {
         let (logits, recording) = record(ids([2, 3]), &mut |ids| network.step(ids, &mut state));
         drop(logits);
         let Some(recording) = recording else { return };
-        let other = || recording.replay(ids([1, 1])).is_none();
+        let other = || recording.replay(ids([1, 1]), 1).is_none();
         assert!(std::thread::scope(|scope| scope.spawn(other).join()).expect("a thread"));
-        assert!(recording.replay(ids([1, 1])).is_some());
+        assert!(recording.replay(ids([1, 1]), 1).is_some());
     });
 }
 
@@ -194,12 +196,127 @@ fn a_recording_may_be_dropped_after_a_step() {
         drop(logits);
         let Some(recording) = recording else { return };
         let mut last = None;
-        for pair in &TEXT[2..] {
+        for (since, pair) in (1..).zip(&TEXT[2..]) {
             drop(last.take());
-            last = recording.replay(ids(*pair));
+            last = recording.replay(ids(*pair), since);
         }
         drop((recording, network, state));
         poison();
         assert_eq!(last.map(read).as_ref(), computed.last());
+    });
+}
+
+/// A network of attention alone, which reads queries, keys and values from tables.
+struct Attending {
+    tables: [Tensor<Cube, 2>; 3],
+    angles: Tensor<Cube, 2>,
+    window: Option<Window>,
+}
+
+impl Attending {
+    const SIZES: [usize; 4] = [2, 4, 2, 16];
+    /// Tokens that are there at first.
+    const BEFORE: usize = 30;
+
+    fn new(window: Option<Window>) -> Self {
+        let mut random = Random::new(4);
+        let [_, h, g, p] = Self::SIZES;
+        let mut values = |n, width| {
+            let values = random.values([n, width], 1.0, DType::F32).cube();
+            values.reshape([n * width]).reshape([n, width])
+        };
+        Self {
+            tables: [values(5, h * p), values(5, g * p), values(5, g * p)],
+            angles: values(64, 4),
+            window,
+        }
+    }
+
+    fn cache(&self) -> Cache<Cube> {
+        let [b, _, g, p] = Self::SIZES;
+        let mut random = Random::new(5);
+        let mut values = || {
+            let shape = [b, Self::BEFORE, g, p];
+            random.values(shape, 1.0, DType::F32).cube()
+        };
+        let all = Cache::of(values(), values());
+        self.window.map_or(all.clone(), |window| all.kept(window))
+    }
+
+    /// The `n`th step.
+    fn step(&self, n: usize, ids: Ids, cache: &mut Option<Cache<Cube>>) -> Tensor<Cube, 2> {
+        let [q, k, v] = self
+            .tables
+            .each_ref()
+            .map(|table| rows(table.clone(), ids.clone()));
+        let token = NewToken {
+            q,
+            k,
+            v,
+            cos: self.angles.clone(),
+            sin: self.angles.clone(),
+            angle: n,
+        };
+        let [_, h, ..] = Self::SIZES;
+        let (y, after) = attention_step_within(token, cache.take(), h, self.window);
+        *cache = Some(after);
+        y
+    }
+}
+
+#[test]
+fn attention_that_is_repeated_sees_the_tokens_of_all_steps() {
+    with_device(|| {
+        let window = |window, sinks| Some(Window { window, sinks });
+        // All tokens, a window that is full, with and without sinks, and one that is not.
+        for window in [None, window(9, 2), window(9, 0), window(60, 1)] {
+            let network = Attending::new(window);
+            let pairs = || (0..).zip(TEXT.into_iter().chain(TEXT));
+            let mut cache = Some(network.cache());
+            let computed: Vec<_> = pairs()
+                .map(|(n, pair)| read(network.step(n, ids(pair), &mut cache)))
+                .collect();
+            let after = cache.expect("a cache").filled();
+
+            let mut cache = Some(network.cache());
+            let mut found = vec![];
+            let mut recording = None;
+            for (n, pair) in pairs() {
+                if n < 3 {
+                    found.push(read(network.step(n, ids(pair), &mut cache)));
+                    continue;
+                }
+                if n == 3 {
+                    let before = cache.as_ref().map(|cache| (cache.len, cache.gap));
+                    let alike = cache.as_ref().map(|cache| cache.steps_alike(window));
+                    assert!(alike > Some(16), "{alike:?} steps alike within {window:?}");
+                    let (y, recorded) = record(ids(pair), &mut |ids| {
+                        let (len, gap) = before.expect("a cache");
+                        let again = cache.take();
+                        cache = again.map(|cache| Cache { len, gap, ..cache });
+                        network.step(n, ids, &mut cache)
+                    });
+                    found.push(read(y));
+                    assert!(recorded.is_some(), "{window:?}");
+                    recording = recorded;
+                    continue;
+                }
+                // One step among them is computed.
+                let recorded = recording.as_ref().filter(|_| n != 7);
+                let y = recorded.and_then(|recording| recording.replay(ids(pair), n as u32 - 3));
+                assert_eq!(y.is_some(), n != 7);
+                match y {
+                    Some(y) => {
+                        cache = cache.map(|cache| cache.advanced(window));
+                        found.push(read(y));
+                    }
+                    None => found.push(read(network.step(n, ids(pair), &mut cache))),
+                }
+            }
+            assert_eq!(found, computed, "{window:?}");
+            let (keys, values) = cache.expect("a cache").filled();
+            assert_eq!(keys.into_data(), after.0.into_data());
+            assert_eq!(values.into_data(), after.1.into_data());
+        }
     });
 }

@@ -1,7 +1,7 @@
 //! Choosing tokens, against the same done by sorting.
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use kernels::decode::sample::{Choice, Warp};
+use kernels::decode::sample::{Choice, Fault, Warp};
 use kernels::sample;
 
 use crate::support::*;
@@ -152,21 +152,28 @@ fn equal_logits_give_the_first() {
 #[test]
 fn logits_that_are_no_scores_choose_nothing() {
     with_device(|| {
-        for wrong in [f64::NAN, f64::INFINITY] {
-            let mut logits = vec![0.5; 300];
-            logits[299] = wrong;
-            assert_eq!(chosen_alone(&logits, 300, GREEDY, 0.0), -1);
-            assert_eq!(chosen_alone(&logits, 299, GREEDY, 0.0), 0);
-        }
-        let none = [f64::NEG_INFINITY; 300];
-        assert_eq!(chosen_alone(&none, 300, GREEDY, 0.0), -1);
-        let mut one = none;
-        one[77] = -5.0;
         let warp = Warp {
             temperature: 1.0,
             top_p: 0.5,
             ..GREEDY
         };
-        assert_eq!(chosen_alone(&one, 300, warp, 0.999), 77);
+        let none = [f64::NEG_INFINITY; 3000];
+        for warp in [GREEDY, warp] {
+            for wrong in [f64::NAN, f64::INFINITY] {
+                let mut logits = vec![0.5; 3000];
+                (logits[1700], logits[2999]) = (wrong, f64::NAN);
+                let id = chosen_alone(&logits, 3000, warp, 0.0);
+                let Some(Fault::NotAScore { token, logit }) = Fault::of(id) else {
+                    panic!("{id} for {wrong}");
+                };
+                assert_eq!((token, logit.is_nan()), (1700, wrong.is_nan()));
+                assert_eq!(chosen_alone(&logits, 1700, warp, 0.0), 0);
+            }
+            let id = chosen_alone(&none, 3000, warp, 0.0);
+            assert_eq!(Fault::of(id), Some(Fault::NoScore));
+        }
+        let mut one = none;
+        one[77] = -5.0;
+        assert_eq!(chosen_alone(&one, 3000, warp, 0.999), 77);
     });
 }

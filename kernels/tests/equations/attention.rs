@@ -192,6 +192,7 @@ fn windowed_steps<B: KernelBackend>(tolerance: f64) {
                 v: at(&v, g * p),
                 cos: Tensor::ones([1, 1], &device),
                 sin: Tensor::zeros([1, 1], &device),
+                angle: 0,
             };
             let (y, after) = attention_step_within(token, cache, h, window);
             outputs.push(y.reshape([b, 1, h * p]));

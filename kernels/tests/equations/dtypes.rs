@@ -84,6 +84,7 @@ fn f64_does_not_meet_narrower_inputs() {
         v: of([b, p], v),
         cos: of([1, 1], single),
         sin: of([1, 1], single),
+        angle: 0,
     };
     let (_, cache) = attention_step(token(single), None, h);
     let projected = of([b, channels + h * p + h], double);

@@ -266,6 +266,16 @@ pub trait TokenMixer<B: KernelBackend>: Debug {
         false
     }
 
+    /// How many [steps](Self::step) from `_state` on make the same launches on the same memory: all of them where the mixer
+    /// [`repeats_its_steps`](Self::repeats_its_steps), and otherwise none, or as many as a cache has room for.
+    fn steps_alike(&self, _state: &MixerState<B>) -> usize {
+        if self.repeats_its_steps() {
+            usize::MAX
+        } else {
+            0
+        }
+    }
+
     /// The discrete Mamba-2 in it, whose parameters an initialisation sets.
     fn mamba(&self) -> Option<&DiscreteMamba2<B>> {
         None
@@ -361,7 +371,7 @@ pub trait DecodingState {
     fn step_traffic(&self) -> usize;
 
     /// Counts the tokens read so far as `_position`, where they are counted: a step that a device has repeated was not
-    /// counted. Needed where [`TokenMixer::repeats_its_steps`].
+    /// counted, and one that was taken again to be recorded was counted twice. Needed where there are [`TokenMixer::steps_alike`].
     fn set_position(&mut self, _position: usize) {}
 
     /// Its tensors with their names within the layer, such as `ssm`; none before the first token where the

@@ -272,7 +272,11 @@ impl<B: KernelBackend> Rotary<B> {
                 sin.push(s);
             }
         }
-        let tensor = |values| Tensor::from_data(TensorData::new(values, [l, half]), device);
+        // In one dimension first: Burn pads rows of what comes from the host, and kernels would copy them.
+        let tensor = |values| {
+            let values = TensorData::new(values, [l * half]);
+            Tensor::<B, 1>::from_data(values, device).reshape([l, half])
+        };
         Self {
             cos: tensor(cos),
             sin: tensor(sin),

@@ -20,10 +20,12 @@ pub struct NewToken<B: Backend> {
     pub k: Tensor<B, 2>,
     /// Values, `[b, g * p]`.
     pub v: Tensor<B, 2>,
-    /// Of its position: `[1, r]`; see [`rotary`](crate::dense::rotary::rotary()).
+    /// Of its position and others: `[n, r]`; see [`rotary`](crate::dense::rotary::rotary()).
     pub cos: Tensor<B, 2>,
     /// As `cos`.
     pub sin: Tensor<B, 2>,
+    /// Which row of the angles is that of its position. Those behind it are for the tokens of steps that a device repeats.
+    pub angle: usize,
 }
 
 /// The rotated keys and the values of earlier tokens, in tensors that may have room for more.
@@ -86,8 +88,29 @@ impl<B: Backend> Cache<B> {
         (filled(&self.keys), filled(&self.values))
     }
 
+    /// How many steps within `window` from here on make the same launches on the same memory, so that a device can repeat
+    /// the first of them: until there is no room, or a window begins to leave tokens behind.
+    pub fn steps_alike(&self, window: Option<Window>) -> usize {
+        let room = self.keys.dims()[1] - (self.len + self.gap.len);
+        match window {
+            Some(window) if self.len < window.tokens() => room.min(window.tokens() - self.len),
+            _ => room,
+        }
+    }
+
+    /// The cache after a step within `window` that the device has repeated by itself.
+    pub fn advanced(self, window: Option<Window>) -> Self {
+        let left = match window.and_then(|window| window.within(self.len + 1)) {
+            Some(window) => self.left(reference::before(window)),
+            None => self,
+        };
+        Self {
+            len: left.len + 1,
+            ..left
+        }
+    }
+
     /// [`kept`](Self::kept) without a move, where the gap is behind the sinks.
-    #[cfg(any(feature = "cuda", feature = "wgpu"))]
     pub(crate) fn left(mut self, window: Window) -> Self {
         let is_behind_sinks = self.gap.len == 0 || self.gap.start == window.sinks;
         if self.len <= window.tokens() || !is_behind_sinks {
@@ -171,7 +194,7 @@ pub fn attention_step_within<B: AttentionStep>(
     h: usize,
     window: Option<Window>,
 ) -> (Tensor<B, 2>, Cache<B>) {
-    let ([b, width], [_, d_kv], [_, r]) = (token.q.dims(), token.k.dims(), token.cos.dims());
+    let ([b, width], [_, d_kv], [n, r]) = (token.q.dims(), token.k.dims(), token.cos.dims());
     assert!(
         h > 0 && width.is_multiple_of(h),
         "attention_step: {width} queries are not those of {h} heads"
@@ -196,15 +219,15 @@ pub fn attention_step_within<B: AttentionStep>(
         [b, d_kv],
         "attention_step: values must be [b, g * p]"
     );
-    assert_eq!(
-        token.cos.dims(),
-        [1, r],
-        "attention_step: cos must be [1, r]"
+    assert!(
+        token.angle < n,
+        "attention_step: there are {n} rows of angles, and row {} is asked for",
+        token.angle
     );
     assert_eq!(
         token.sin.dims(),
-        [1, r],
-        "attention_step: sin must be [1, r]"
+        [n, r],
+        "attention_step: sin must be [n, r]"
     );
     assert!(
         2 * r <= p,

@@ -15,7 +15,7 @@ pub fn step<B: AttentionStep>(
     let ([b, width], [_, d_kv]) = (token.q.dims(), token.k.dims());
     let (p, dtype) = (width / h, token.q.dtype());
     let heads = |x: Tensor<B, 2>, n: usize| x.reshape([b, 1, n, p]);
-    let (cos, sin) = (narrow(token.cos, dtype), narrow(token.sin, dtype));
+    let [cos, sin] = [token.cos, token.sin].map(|x| narrow(x.narrow(0, token.angle, 1), dtype));
     let q = B::rotary_forward(heads(token.q, h), cos.clone(), sin.clone());
     let k = B::rotary_forward(heads(token.k, d_kv / p), cos, sin);
     let v = heads(token.v, d_kv / p);

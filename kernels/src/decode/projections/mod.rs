@@ -271,7 +271,8 @@ pub fn linear<B: Projections, const D: usize>(
 
 /// The rows `ids [b]` of `table [v, d]`: `[b, d]`, in f32 for a table in half precision. What a step begins with.
 ///
-/// An id that is not below `v` panics, on some backends, or gives nonsense, on others.
+/// An id that is not below `v` panics, on some backends, or gives nonsense, on others. On those that have
+/// [`sample`](crate::sample()) an id below 0, which says why there is no token, counts as 0.
 pub fn rows<B: Projections>(table: Tensor<B, 2>, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
     B::projections_rows(table, ids)
 }

@@ -35,7 +35,7 @@ use cudarc::driver::sys as cuda;
 use super::{Recording, Repeat, Step, Taken};
 use crate::cube::cuda_stream::{self, Server};
 use crate::cube::recording::{Take, capture, rehearse};
-use crate::cube::{inner, tensor};
+use crate::cube::{inner, step_counter, tensor};
 
 /// See [`record`](super::record).
 pub(super) fn record<R, F, I, T>(
@@ -64,12 +64,15 @@ where
         given.client.empty(bytes),
         given.dtype,
     );
+    let counter = step_counter::new(&given);
     let (from, to) = (given.handle.clone().binding(), own.handle.clone().binding());
     let before = handle.submit_blocking(move |server| {
         copy(server, from, to, bytes);
         cuda_stream::commands(server)
     });
-    let (logits, rehearsal) = rehearse(|| step(Tensor::from_primitive(own.clone())));
+    let (logits, rehearsal) = rehearse(counter.handle.clone(), || {
+        step(Tensor::from_primitive(own.clone()))
+    });
     let after = handle.submit_blocking(|server| cuda_stream::commands(server));
     let logits = inner::<R, _, 2>(logits);
     let known = rehearsal.launches + rehearsal.outputs.len();
@@ -87,6 +90,7 @@ where
         Ok((graph, result, touched)) => Some(Recording(Box::new(Recorded {
             graph,
             ids: own,
+            counter: counter.handle,
             result: CubeTensor {
                 handle: result,
                 ..logits.clone()
@@ -163,6 +167,8 @@ struct Recorded<R: CubeRuntime> {
     graph: Graph,
     /// What the step reads.
     ids: CubeTensor<R>,
+    /// Where it reads how many steps were taken since the one that was recorded.
+    counter: Handle,
     /// What it gives.
     result: CubeTensor<R>,
     /// The thread that has recorded it.
@@ -180,6 +186,7 @@ where
     fn replay(
         &self,
         ids: Tensor<CubeBackend<R, F, I, T>, 1, Int>,
+        since: u32,
     ) -> Option<Tensor<CubeBackend<R, F, I, T>, 2>> {
         let ids = ids.into_primitive();
         assert_eq!(
@@ -193,10 +200,11 @@ where
         }
         let bytes = ids.meta.num_elements() * ids.dtype.size();
         let (from, to) = (ids.handle.binding(), self.ids.handle.clone().binding());
-        let graph = self.graph.pointer;
+        let (graph, counter) = (self.graph.pointer, self.counter.clone().binding());
         let device = DeviceHandle::<Server>::new(self.graph.device);
         device.submit(move |server| {
             copy(server, from, to, bytes);
+            set(server, counter, since);
             graph.launch(server);
         });
         device.flush_queue();
@@ -259,6 +267,17 @@ fn copy(server: &mut Server, from: Binding, to: Binding, bytes: usize) {
     // the stream is CubeCL's.
     let copied = unsafe { cuda::cuMemcpyDtoDAsync_v2(to, from, bytes, stream) };
     copied.result().expect("cuMemcpyDtoDAsync");
+}
+
+/// Sets the number in a buffer on the stream of this task.
+fn set(server: &mut Server, number: Binding, value: u32) {
+    let resource = server.get_resource(number, StreamId::current());
+    let address = resource.expect("a buffer that is bound").resource().ptr;
+    let stream = cuda_stream::current(server).expect("the stream that `record` has found");
+    // SAFETY: the buffer has a number of 32 bits, and lies on the device whose context is current since `get_resource`; the
+    // stream is CubeCL's.
+    let set = unsafe { cuda::cuMemsetD32Async(address, value, 1, stream) };
+    set.result().expect("cuMemsetD32Async");
 }
 
 /// Lets the stream of this task capture what it is given.

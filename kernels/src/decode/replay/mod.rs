@@ -40,7 +40,7 @@ pub struct Recording<B: Backend>(Box<dyn Repeat<B>>);
 /// A backend's form of a [`Recording`].
 trait Repeat<B: Backend>: Send + Sync {
     /// See [`Recording::replay`].
-    fn replay(&self, ids: Tensor<B, 1, Int>) -> Option<Tensor<B, 2>>;
+    fn replay(&self, ids: Tensor<B, 1, Int>, since: u32) -> Option<Tensor<B, 2>>;
 }
 
 impl<B: Backend> fmt::Debug for Recording<B> {
@@ -50,13 +50,14 @@ impl<B: Backend> fmt::Debug for Recording<B> {
 }
 
 impl<B: Backend> Recording<B> {
-    /// The step for other `ids [b]`: the logits `[b, v]`, in the memory of those before. `None` where it cannot be
+    /// The step for other `ids [b]`: the logits `[b, v]`, in the memory of those before. It is the `since`th after the one
+    /// that was recorded, by which caches of attention know how many tokens they hold. `None` where it cannot be
     /// repeated now, and must be computed: somebody still holds the logits before, or another thread recorded it.
     ///
     /// # Panics
     /// If there are not as many ids as were recorded.
-    pub fn replay(&self, ids: Tensor<B, 1, Int>) -> Option<Tensor<B, 2>> {
-        self.0.replay(ids)
+    pub fn replay(&self, ids: Tensor<B, 1, Int>, since: u32) -> Option<Tensor<B, 2>> {
+        self.0.replay(ids, since)
     }
 }
 
@@ -64,7 +65,8 @@ impl<B: Backend> Recording<B> {
 /// being computed.
 ///
 /// What `step` changes must be tensors that nothing else holds, which its ops write in place; between two replays they
-/// may be written in place, but not replaced. What it does beside launches, such as counting, is not repeated.
+/// may be written in place, but not replaced. What it does beside launches, such as counting, is not repeated. A cache of
+/// attention must have room for the tokens of all steps that are repeated, and the angles of their positions.
 ///
 /// While a step is recorded, no other thread may use this thread's memory on the device, such as parameters that it has
 /// loaded, for the first time: that work could become a part of the recording, and would not be computed.

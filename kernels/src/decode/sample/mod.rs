@@ -42,6 +42,40 @@ pub struct Choice {
     pub point: f64,
 }
 
+/// Why there is no token to draw from a row's logits.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Fault {
+    /// Each is negative infinity.
+    NoScore,
+    /// A logit is NaN or positive infinity.
+    NotAScore {
+        /// The first such token.
+        token: usize,
+        /// Its logit.
+        logit: f32,
+    },
+}
+
+impl Fault {
+    /// What an id below 0 of [`sample`] says; `None` for a token.
+    pub fn of(id: i64) -> Option<Self> {
+        // 0, or 1 and 2 for the first token, 3 and 4 for the second one, and so on.
+        let number = usize::try_from(-1 - id).ok()?;
+        let Some(number) = number.checked_sub(1) else {
+            return Some(Self::NoScore);
+        };
+        let logit = if number.is_multiple_of(2) {
+            f32::NAN
+        } else {
+            f32::INFINITY
+        };
+        Some(Self::NotAScore {
+            token: number / 2,
+            logit,
+        })
+    }
+}
+
 /// The op, as backends compute it.
 pub trait Sample: Backend {
     /// See [`sample`].
@@ -58,8 +92,7 @@ pub trait Sample: Backend {
 by_default!(Sample for ndarray, flex, autodiff);
 
 /// The tokens that `choices`, one a row, draw from `logits [b, v]` among the ids below `vocab_size`: `[b]`
-/// ids, each -1 where one of the row's logits is NaN or infinite or none is a score. `None` where the
-/// backend has no such op.
+/// ids, below 0 where there is none, which [`Fault::of`] explains. `None` where the backend has no such op.
 ///
 /// `seen [b, v]` is not 0 for tokens that the penalty is for. It is used only if a row has a penalty, and
 /// then gets the token of every row, in place: no clone of it may be in use. Probabilities are computed in f32, so
@@ -91,4 +124,26 @@ pub fn sample<B: Sample>(
         assert_eq!(seen.dims(), [b, v], "sample: seen must be [{b}, {v}]");
     }
     B::sample(logits, seen, vocab_size, choices)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Fault;
+
+    #[test]
+    fn ids_below_0_are_faults() {
+        assert_eq!(Fault::of(0), None);
+        assert_eq!(Fault::of(51199), None);
+        assert_eq!(Fault::of(-1), Some(Fault::NoScore));
+        let infinite = |token| {
+            let logit = f32::INFINITY;
+            Some(Fault::NotAScore { token, logit })
+        };
+        assert_eq!(Fault::of(-3), infinite(0));
+        assert_eq!(Fault::of(-13), infinite(5));
+        let Some(Fault::NotAScore { token: 5, logit }) = Fault::of(-12) else {
+            panic!("{:?}", Fault::of(-12));
+        };
+        assert!(logit.is_nan());
+    }
 }

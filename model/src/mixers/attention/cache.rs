@@ -16,6 +16,8 @@ pub struct KvCache<B: Backend> {
     cache: Option<Cache<B>>,
     /// Tokens read so far.
     position: usize,
+    /// Of the last step.
+    window: Option<Window>,
 }
 
 impl<B: Backend> Default for KvCache<B> {
@@ -23,6 +25,7 @@ impl<B: Backend> Default for KvCache<B> {
         Self {
             cache: None,
             position: 0,
+            window: None,
         }
     }
 }
@@ -39,6 +42,7 @@ impl<B: Backend> KvCache<B> {
         Self {
             cache: Some(Cache::of(keys, values)),
             position,
+            window: None,
         }
     }
 
@@ -50,6 +54,12 @@ impl<B: Backend> KvCache<B> {
     /// Tokens read so far.
     pub(super) fn position(&self) -> usize {
         self.position
+    }
+
+    /// How many steps within `window` from here on make the same launches on the same memory.
+    pub(super) fn steps_alike(&self, window: Option<Window>) -> usize {
+        let cache = self.cache.as_ref();
+        cache.map_or(0, |cache| cache.steps_alike(window))
     }
 
     /// Appends keys and values `[b, l, g, p]`, and returns those that were kept with them. Of both, only what
@@ -93,6 +103,7 @@ impl<B: Backend> KvCache<B> {
         let (y, cache) = kernels::attention_step_within(token, self.cache.take(), h, window);
         self.position += 1;
         self.cache = Some(cache);
+        self.window = window;
         y
     }
 }
@@ -108,6 +119,25 @@ impl<B: Backend> DecodingState for KvCache<B> {
     /// A step adds one token, which is little beside those that it reads.
     fn step_traffic(&self) -> usize {
         self.bytes()
+    }
+
+    fn set_position(&mut self, position: usize) {
+        while self.position < position {
+            let cache = self.cache.take();
+            self.cache = cache.map(|cache| cache.advanced(self.window));
+            self.position += 1;
+        }
+        while self.position > position {
+            if let Some(cache) = &mut self.cache {
+                // Behind a full window a token leaves for each that joins.
+                if cache.gap.len > 0 {
+                    cache.gap.len -= 1;
+                } else {
+                    cache.len -= 1;
+                }
+            }
+            self.position -= 1;
+        }
     }
 
     fn tensors(&self) -> Result<Vec<(&'static str, TensorData)>, ExecutionError> {

@@ -23,6 +23,9 @@ use crate::init::Init;
 use crate::layers::{Linear, Norm, NormConfig, NormKind};
 use crate::sequences::Sequences;
 
+/// Positions whose angles are made at once, for the steps of decoding.
+const ANGLES: usize = 256;
+
 /// Causal self-attention with rotary embedding and grouped key and value heads, over all tokens or a window of the
 /// last ones.
 ///
@@ -179,10 +182,18 @@ impl<B: KernelBackend> Attention<B> {
         v: Tensor<B, 2>,
         cache: &mut KvCache<B>,
     ) -> Tensor<B, 2> {
-        let positions = Positions::From(cache.position());
-        let Rotary { cos, sin, .. } = self.rotary(positions, 1, &q.device());
+        let angle = cache.position() % ANGLES;
+        let positions = Positions::From(cache.position() - angle);
+        let Rotary { cos, sin, .. } = self.rotary(positions, ANGLES, &q.device());
         let (q, k) = (normed_step(&self.q_norm, q), normed_step(&self.k_norm, k));
-        let token = NewToken { q, k, v, cos, sin };
+        let token = NewToken {
+            q,
+            k,
+            v,
+            cos,
+            sin,
+            angle,
+        };
         cache.step(token, self.config.n_heads, self.config.window)
     }
 
@@ -383,6 +394,15 @@ impl<B: KernelBackend> TokenMixer<B> for Attention<B> {
         let [q, k, v] = queries_keys_values(projected);
         let y = self.attend(q, k, v, KvCache::within(state));
         StepOutput::through(y, &self.dense)
+    }
+
+    /// As long as the cache has room, and there are angles.
+    fn steps_alike(&self, state: &MixerState<B>) -> usize {
+        let MixerState::Attention(cache) = state else {
+            return 0;
+        };
+        let angles = ANGLES - cache.position() % ANGLES;
+        angles.min(cache.steps_alike(self.config.window))
     }
 
     /// A row that is not `occupied` gives zeros and caches nothing.

@@ -304,6 +304,17 @@ impl<B: KernelBackend> TokenMixer<B> for BesideAttention<B> {
         self.join_step(ssm, attention)
     }
 
+    fn steps_alike(&self, state: &MixerState<B>) -> usize {
+        let MixerState::BesideAttention(state) = state else {
+            return 0;
+        };
+        let ssm = self.ssm.steps_alike(&state.ssm);
+        match (&self.attention, &state.attention) {
+            (Some(attention), Some(state)) => ssm.min(attention.steps_alike(state)),
+            _ => ssm,
+        }
+    }
+
     fn mamba(&self) -> Option<&DiscreteMamba2<B>> {
         Some(&self.ssm)
     }

@@ -30,6 +30,13 @@ impl<B: Backend> DecodingState for BesideState<B> {
         self.each().map(|state| state.step_traffic()).sum()
     }
 
+    fn set_position(&mut self, position: usize) {
+        self.ssm.set_position(position);
+        if let Some(attention) = &mut self.attention {
+            attention.set_position(position);
+        }
+    }
+
     fn tensors(&self) -> Result<Vec<(&'static str, TensorData)>, ExecutionError> {
         let mut tensors = vec![];
         for state in self.each() {

@@ -379,7 +379,8 @@ pub(super) fn rows<W: Float>(
 ) {
     let at = ABSOLUTE_POS_X as usize;
     if at < d {
-        let id = ids[CUBE_POS_Y as usize] as usize;
+        // An id below 0 says why there is no token.
+        let id = max(ids[CUBE_POS_Y as usize], 0i32) as usize;
         output_bd[CUBE_POS_Y as usize * d + at] = f32::cast_from(table[id * d + at]);
     }
 }

@@ -451,7 +451,8 @@ pub(crate) fn rows<R: CubeRuntime>(table: CubeTensor<R>, ids: CubeTensor<R>) -> 
         })
     });
     let count = CubeCount::Static(d.div_ceil(ROW_UNITS) as u32, b as u32, 1);
-    // SAFETY: ids are below the table's length, as the caller promises, and a unit writes its own number.
+    // SAFETY: ids are below the table's length, as the caller promises, those below 0 count as 0, and a unit writes its own
+    // number.
     unsafe { launch(launcher, count, kernel, &output) };
     output
 }

@@ -38,7 +38,7 @@ use self::tasks::Tasks;
 use super::{Recording, Repeat, Step, Taken};
 use crate::cube::noted_launches::{Launched, Settled, noted};
 use crate::cube::recording::rehearse;
-use crate::cube::{inner, tensor};
+use crate::cube::{inner, step_counter, tensor};
 use crate::runtime::wgpu_setup::setup;
 
 /// Dispatches that the GPU is given first, so that it computes while the others are put together.
@@ -62,8 +62,11 @@ where
     let Some(setup) = setup().filter(|_| can_record) else {
         return (step(Tensor::from_primitive(given)), None);
     };
+    let counter = step_counter::new(&given).handle;
     let ((logits, rehearsal), launches) = noted(device, settle, || {
-        rehearse(|| step(Tensor::from_primitive(given.clone())))
+        rehearse(counter.clone(), || {
+            step(Tensor::from_primitive(given.clone()))
+        })
     });
     let logits = inner::<R, _, 2>(logits);
     let recorded = || -> Result<_, String> {
@@ -83,8 +86,12 @@ where
         let result = result.clone();
         let stream = StreamId::current();
         let ids = given.handle.clone().binding();
+        let counter = counter.clone().binding();
         let dispatches = DeviceHandle::<WgpuServer>::new(device)
-            .submit_blocking(move |server| dispatches(server, setup, launches, ids, stream))
+            .submit_blocking(move |server| {
+                let counter = resource(server, counter, stream)?;
+                dispatches(server, setup, launches, ids, counter, stream)
+            })
             .map_err(|error| format!("{error:?}"))??;
         let outputs = rehearsal.outputs.into_iter();
         let mut touched = rehearsal.touched;
@@ -103,6 +110,7 @@ where
                 ..logits.clone()
             },
             stream,
+            _counter: counter,
             _touched: touched,
         })
             as Box<dyn Repeat<_>>)),
@@ -146,6 +154,8 @@ struct Dispatch {
 struct Dispatches {
     /// What the step reads its ids from.
     ids: wgpu::Buffer,
+    /// Where it reads how many steps were taken since the one that was recorded.
+    counter: WgpuResource,
     all: Vec<Dispatch>,
 }
 
@@ -155,6 +165,7 @@ fn dispatches(
     setup: &WgpuSetup,
     launches: Vec<Launched>,
     ids: Binding,
+    counter: WgpuResource,
     stream: StreamId,
 ) -> Result<Dispatches, String> {
     let given = resource(server, ids, stream)?;
@@ -215,7 +226,11 @@ fn dispatches(
             count: launch.count,
         });
     }
-    Ok(Dispatches { ids: own, all })
+    Ok(Dispatches {
+        ids: own,
+        counter,
+        all,
+    })
 }
 
 /// Where an array is.
@@ -293,6 +308,7 @@ struct Recorded<R: CubeRuntime> {
     result: CubeTensor<R>,
     /// The thread that has recorded it.
     stream: StreamId,
+    _counter: Handle,
     _touched: Vec<Binding>,
 }
 
@@ -306,6 +322,7 @@ where
     fn replay(
         &self,
         ids: Tensor<CubeBackend<R, F, I, T>, 1, Int>,
+        since: u32,
     ) -> Option<Tensor<CubeBackend<R, F, I, T>, 2>> {
         let ids = ids.into_primitive();
         assert_eq!(
@@ -323,15 +340,21 @@ where
         device.submit(move |server| {
             // All that was queued before goes to the GPU with it.
             let ids = resource(server, ids, stream).expect("the ids of a step are in memory");
-            repeat(setup, &dispatches, &ids);
+            repeat(setup, &dispatches, &ids, since);
         });
         device.flush_queue();
         Some(tensor(self.result.clone()))
     }
 }
 
-/// Gives the step to the GPU.
-fn repeat(setup: &WgpuSetup, step: &Dispatches, ids: &WgpuResource) {
+/// Gives the step to the GPU, the `since`th after the one that was recorded.
+fn repeat(setup: &WgpuSetup, step: &Dispatches, ids: &WgpuResource, since: u32) {
+    let counter = &step.counter;
+    let bytes = since.to_ne_bytes();
+    // What was given to the GPU before is not touched: it is written when the next dispatches begin.
+    setup
+        .queue
+        .write_buffer(&counter.buffer, counter.offset, &bytes);
     let (first, rest) = step.all.split_at(FIRST.min(step.all.len()));
     for (i, part) in [first, rest].into_iter().enumerate() {
         let mut encoder = setup.device.create_command_encoder(&Default::default());

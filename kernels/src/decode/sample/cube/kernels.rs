@@ -8,10 +8,10 @@ use cubecl::prelude::*;
 
 use crate::cube::launch_cache::{ARRAY, Described, Launcher, array, launch, optional, settings};
 use crate::cube::output_pool::output;
-use crate::cube::reduce::{Fold, of_cube};
+use crate::cube::reduce::{FOLDERS, Fold, in_two_steps, of_cube};
 use crate::decode::sample::{Choice, Warp};
 
-/// Where no token can be chosen.
+/// Where no token is a score.
 const NONE: i64 = -1;
 
 /// Units of the cube, at most.
@@ -69,6 +69,21 @@ fn number(of_rows: &Sequence<f32>, #[comptime] number: usize, #[comptime] rows: 
     own
 }
 
+/// The fold of a number of every unit; `units` is a power of two.
+#[cube]
+fn folded<N: Numeric>(
+    value: N,
+    shared: &mut SharedMemory<N>,
+    #[comptime] fold: Fold,
+    #[comptime] units: usize,
+) -> N {
+    if comptime!(units >= FOLDERS) {
+        in_two_steps(value, shared, fold, units)
+    } else {
+        of_cube(value, shared, fold, units)
+    }
+}
+
 /// What is known when the kernel is compiled: what any of the rows asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Plan {
@@ -106,25 +121,36 @@ fn choose_kernel(
     let (units, tokens) = comptime!((plan.units, plan.tokens));
     let mut shared = SharedMemory::<f32>::new(units);
     let mut shared_ids = SharedMemory::<u32>::new(units);
-    let first = unit * tokens;
+    // A running sum goes over a unit's neighbouring tokens. Without one, units next to each other read tokens next to each
+    // other.
+    let next = comptime!(if plan.greedy { plan.units } else { 1 });
+    let first = if comptime!(plan.greedy) {
+        unit
+    } else {
+        unit * tokens
+    };
+    let none = 0xffff_ffffu32;
 
-    // What no comparison can be trusted to find: NaN and infinities, by their bits.
-    let mut broken = 0.0f32;
+    // What no comparison can be trusted to find, NaN and infinities, by their bits. The first of them, as `Fault::of` counts.
+    let mut broken = none.runtime();
     let mut most = f32::MIN.runtime();
     let mut scores = Array::<f32>::new(tokens);
-    // Below every score; such tokens are never chosen.
-    let mut some = 0.0f32;
+    // Not negative infinity, which is below every score; such tokens are never chosen.
     let mut there = Array::<u32>::new(tokens);
     #[unroll(comptime!(tokens <= 64))]
     for i in 0..tokens {
-        let token = first + i;
+        let token = first + i * next;
         scores[i] = f32::MIN.runtime();
         there[i] = 0u32;
         if token < comptime!(plan.vocab_size) {
             let mut logit = logits_bv[row * v + token];
             let bits = u32::reinterpret(logit);
             if (bits & 0x7fff_ffffu32) > 0x7f80_0000u32 || bits == 0x7f80_0000u32 {
-                broken += 1.0;
+                let mut fault = token as u32 * 2 + 1;
+                if bits == 0x7f80_0000u32 {
+                    fault += 1;
+                }
+                broken = min(broken, fault);
             } else if bits != 0xff80_0000u32 {
                 #[comptime]
                 match seen_bv {
@@ -141,25 +167,23 @@ fn choose_kernel(
                 }
                 scores[i] = logit;
                 there[i] = 1u32;
-                some += 1.0;
                 most = max(most, logit);
             }
         }
     }
-    let broken = of_cube(broken, &mut shared, Fold::Sum, units);
-    let some = of_cube(some, &mut shared, Fold::Sum, units);
-    let most = of_cube(most, &mut shared, Fold::Largest, units);
+    let broken = folded(broken, &mut shared_ids, Fold::Smallest, units);
+    let most = folded(most, &mut shared, Fold::Largest, units);
 
     // The first of the likeliest.
-    let none = 0xffff_ffffu32;
     let mut candidate = none.runtime();
     #[unroll(comptime!(tokens <= 64))]
     for i in 0..tokens {
         if there[i] == 1 && scores[i] == most && candidate == none {
-            candidate = (first + i) as u32;
+            candidate = (first + i * next) as u32;
         }
     }
-    let mut token = of_cube(candidate, &mut shared_ids, Fold::Smallest, units);
+    let likeliest = folded(candidate, &mut shared_ids, Fold::Smallest, units);
+    let mut token = likeliest;
 
     if !comptime!(plan.greedy) {
         // How far each is below the likeliest, over the temperature: as bits, in order.
@@ -299,7 +323,9 @@ fn choose_kernel(
 
     if unit == 0 {
         let mut id = i32::new(NONE);
-        if broken == 0.0 && some > 0.0 {
+        if broken != none {
+            id -= broken as i32;
+        } else if likeliest != none {
             id = token as i32;
             #[comptime]
             match seen_bv {
