@@ -142,7 +142,7 @@ fn parts(audit: &Audit, row: &Row, student: usize, is_needed: bool) -> Vec<Strin
             Control::NoAttention | Control::Window(_) => "its attention".to_owned(),
             Control::Reset(tokens) => {
                 format!("what its state carries from {tokens} tokens to the next {tokens}")
-            },
+            }
         };
         let without = compare_models(row, student, control)?;
         ((without == Comparison::More) == is_needed).then_some(part)

@@ -180,7 +180,7 @@ fn calibrated(has_states: bool) -> TempDir {
     let config = config.student(&mixer, &[]).unwrap();
     let mut student = CausalLm::<Flex>::init(&config, 5, &device);
     model::transfer_weights(&mut student, &teacher).unwrap();
-    let tokenizer = Tokenizer::from_folder(&teacher_folder()).unwrap();
+    let tokenizer = Tokenizer::from_folder(teacher_folder()).unwrap();
     let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/text/pd-validation.json.gz");
     let last = Documents::new(source_files(&[text]).unwrap()).last();
     let ids = tokenizer.encode(&last.unwrap().unwrap()).unwrap();
