@@ -5,12 +5,15 @@
 //! walk finds what each segment adds to the state, and [`pass_states`] what enters it.
 
 mod backward;
+mod chunk_decays;
 mod epilogue;
 mod epilogue_gradients;
 mod forward;
 mod loads;
 mod product;
 mod segments;
+mod staged;
+mod tile;
 
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
@@ -292,32 +295,53 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
             entering.is_some(),
             states.is_some(),
         ];
+        macro_rules! launch {
+            ($walk:ident, $units:expr) => {
+                $walk::walk::launch_unchecked::<R>(
+                    &rows.client,
+                    self.cubes(),
+                    CubeDim::new_1d($units as u32),
+                    self.address_type,
+                    rows.clone().into_tensor_arg(),
+                    columns.clone().into_tensor_arg(),
+                    self.inputs.c_blgn.clone().into_tensor_arg(),
+                    self.inputs.a_log_blh.clone().into_tensor_arg(),
+                    d_h.map(CubeTensor::into_tensor_arg).into(),
+                    z_blc.map(CubeTensor::into_tensor_arg).into(),
+                    z_bias_c.map(CubeTensor::into_tensor_arg).into(),
+                    entering.map(CubeTensor::into_tensor_arg).into(),
+                    out.clone().into_tensor_arg(),
+                    states.map(|states| states.clone().into_tensor_arg()).into(),
+                    ends.clone().into_tensor_arg(),
+                    decays.clone().into_tensor_arg(),
+                    self.chunks_of_segment,
+                    of,
+                    given,
+                    rows.dtype.into(),
+                )
+            };
+        }
         // SAFETY: every index is bound by the shapes that `take` and `ssd_scan` have checked, and by the
         // number of tokens.
         unsafe {
-            forward::walk::launch_unchecked::<R>(
-                &rows.client,
-                self.cubes(),
-                CubeDim::new_1d((forward::PLANES * PLANE) as u32),
-                self.address_type,
-                rows.clone().into_tensor_arg(),
-                columns.clone().into_tensor_arg(),
-                self.inputs.c_blgn.clone().into_tensor_arg(),
-                self.inputs.a_log_blh.clone().into_tensor_arg(),
-                d_h.map(CubeTensor::into_tensor_arg).into(),
-                z_blc.map(CubeTensor::into_tensor_arg).into(),
-                z_bias_c.map(CubeTensor::into_tensor_arg).into(),
-                entering.map(CubeTensor::into_tensor_arg).into(),
-                out.clone().into_tensor_arg(),
-                states.map(|states| states.clone().into_tensor_arg()).into(),
-                ends.clone().into_tensor_arg(),
-                decays.clone().into_tensor_arg(),
-                self.chunks_of_segment,
-                of,
-                given,
-                rows.dtype.into(),
-            );
+            if self.copies_ahead(of) {
+                launch!(staged, staged::UNITS);
+            } else {
+                launch!(forward, forward::PLANES * PLANE);
+            }
         }
+    }
+
+    /// Whether a walk copies its inputs to shared memory ahead ([`staged`]); otherwise it reads them into registers.
+    fn copies_ahead(&self, of: Plan) -> bool {
+        let properties = self.inputs.x_blhp.client.properties();
+        let shared = staged::shared_memory(self.p, self.n, of.gate);
+        // Gradients of gated outputs must pass the gate on their way to shared memory.
+        let ungates = of.backwards && of.gate;
+        properties.features.copy_async
+            && properties.hardware.max_shared_memory_size >= shared
+            && staged::takes(self.p, self.n)
+            && !ungates
     }
 
     /// All gradients, from the states that enter the chunks.

@@ -76,6 +76,47 @@ impl Product {
         product
     }
 
+    /// Zeros, the 16 rows of a plane from `row` on by `columns`, a multiple of 16.
+    pub fn of_plane(row: usize, #[comptime] columns: usize) -> Product {
+        let across = comptime!(columns / 8);
+        let length = comptime!(2 * across);
+        let mut product = Product {
+            values: Array::<Vector<f32, Pair>>::new(length),
+            row,
+            column: 0usize.runtime(),
+            slot: 0usize.runtime(),
+            slots: 1usize,
+            busy: true.runtime(),
+            down: 1usize,
+            across,
+        };
+        #[unroll]
+        for i in 0..length {
+            product.values[i] = Vector::new(0.0f32);
+        }
+        product
+    }
+
+    /// The first row of the plane's rectangle.
+    pub fn first_row(&self) -> usize {
+        self.row
+    }
+
+    /// The first column of the plane's rectangle.
+    pub fn first_column(&self) -> usize {
+        self.column
+    }
+
+    /// How many times 16 columns the plane's rectangle has.
+    pub fn steps_across(&self) -> comptime_type!(usize) {
+        comptime!(self.across / 2)
+    }
+
+    /// How many fragments lie below each other in a plane's rectangle.
+    pub fn down(&self) -> comptime_type!(usize) {
+        comptime!(self.down)
+    }
+
     /// Pairs that a unit holds.
     pub fn pairs(&self) -> comptime_type!(usize) {
         comptime!(2 * self.down * self.across)
@@ -165,25 +206,37 @@ impl Product {
         #[comptime] k: usize,
         #[comptime] transpose_right: bool,
     ) {
-        let mma = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
         #[unroll]
         for j in 0..comptime!(self.across / 2) {
             let both = right.right(k, self.column + comptime!(j * 16), transpose_right);
+            self.add_fragments(lefts, 0usize, &both, j);
+        }
+    }
+
+    /// Adds the products of left factors, one below the other from the `first` on, with the two right factors of the
+    /// `j`-th 16 columns of the plane's rectangle.
+    pub fn add_fragments<E: Float>(
+        &mut self,
+        lefts: &Sequence<Array<Vector<E, Pair>>>,
+        #[comptime] first: usize,
+        both: &Array<Vector<E, Pair>>,
+        #[comptime] j: usize,
+    ) {
+        let mma = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
+        #[unroll]
+        for half in 0..2usize {
+            let mut factor = Array::<Vector<E, Pair>>::new(2usize);
+            factor[0] = both[comptime!(half * 2)];
+            factor[1] = both[comptime!(half * 2 + 1)];
             #[unroll]
-            for half in 0..2usize {
-                let mut factor = Array::<Vector<E, Pair>>::new(2usize);
-                factor[0] = both[comptime!(half * 2)];
-                factor[1] = both[comptime!(half * 2 + 1)];
-                #[unroll]
-                for i in 0..comptime!(self.down) {
-                    let at = comptime!(2 * (i * self.across + j * 2 + half));
-                    let mut sums = Array::<Vector<f32, Pair>>::new(2usize);
-                    sums[0] = self.values[at];
-                    sums[1] = self.values[comptime!(at + 1)];
-                    let sums = mma.execute(lefts.index(i), &factor, &sums);
-                    self.values[at] = sums[0];
-                    self.values[comptime!(at + 1)] = sums[1];
-                }
+            for i in 0..comptime!(self.down) {
+                let at = comptime!(2 * (i * self.across + j * 2 + half));
+                let mut sums = Array::<Vector<f32, Pair>>::new(2usize);
+                sums[0] = self.values[at];
+                sums[1] = self.values[comptime!(at + 1)];
+                let sums = mma.execute(lefts.index(comptime!(first + i)), &factor, &sums);
+                self.values[at] = sums[0];
+                self.values[comptime!(at + 1)] = sums[1];
             }
         }
     }
