@@ -42,7 +42,7 @@ pub(super) fn take<R: CubeRuntime>(inputs: &Inputs<R>) -> bool {
         DType::BF16 => FloatKind::BF16,
         _ => return false,
     };
-    let (p, n) = (x.meta.shape()[3], inputs.b_blgn.meta.shape()[3]);
+    let (p, n) = state_sizes(inputs);
     let (element, sum) = (ElemType::Float(kind), ElemType::Float(FloatKind::F32));
     let properties = x.client.properties();
     let (features, hardware) = (&properties.features, &properties.hardware);
@@ -92,7 +92,7 @@ pub(super) struct Scanned<R: CubeRuntime> {
 
 /// The scan; `keep` its states, for the backward pass.
 pub(super) fn forward<R: CubeRuntime>(inputs: &Inputs<R>, keep: bool) -> Scanned<R> {
-    let scan = Walks::new(inputs, FORWARD);
+    let scan = Walks::new(inputs, price_forward(inputs));
     let (entering, last) = scan.entering();
     let y = scan.empty(inputs.x_blhp.meta.shape().dims::<4>(), inputs.x_blhp.dtype);
     let states = keep.then(|| scan.states_of_chunks());
@@ -124,6 +124,35 @@ pub(super) fn backward<R: CubeRuntime>(
         states
     });
     scan.walk_back(&dy, states)
+}
+
+/// What a walk for outputs costs, of which a multiprocessor holds more cubes where it copies its inputs ahead.
+fn price_forward<R: CubeRuntime>(inputs: &Inputs<R>) -> Price {
+    let gate = inputs.epilogue.z_blc.is_some();
+    if copies_ahead(inputs, false, gate) {
+        let (p, n) = state_sizes(inputs);
+        let held = staged::held(p, n, gate);
+        Price { held, ..FORWARD }
+    } else {
+        FORWARD
+    }
+}
+
+/// Features and state's size of a head.
+fn state_sizes<R: CubeRuntime>(inputs: &Inputs<R>) -> (usize, usize) {
+    (inputs.x_blhp.meta.shape()[3], inputs.b_blgn.meta.shape()[3])
+}
+
+/// Whether a walk copies its inputs to shared memory ahead ([`staged`]); otherwise it reads them into registers.
+fn copies_ahead<R: CubeRuntime>(inputs: &Inputs<R>, backwards: bool, gate: bool) -> bool {
+    let properties = inputs.x_blhp.client.properties();
+    let (p, n) = state_sizes(inputs);
+    // Gradients of gated outputs must pass the gate on their way to shared memory.
+    let ungates = backwards && gate;
+    properties.features.copy_async
+        && properties.hardware.max_shared_memory_size >= staged::shared_memory(p, n, gate)
+        && staged::takes(p, n)
+        && !ungates
 }
 
 /// A scan cut into segments for its device.
@@ -324,24 +353,12 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
         // SAFETY: every index is bound by the shapes that `take` and `ssd_scan` have checked, and by the
         // number of tokens.
         unsafe {
-            if self.copies_ahead(of) {
+            if copies_ahead(self.inputs, of.backwards, of.gate) {
                 launch!(staged, staged::UNITS);
             } else {
                 launch!(forward, forward::PLANES * PLANE);
             }
         }
-    }
-
-    /// Whether a walk copies its inputs to shared memory ahead ([`staged`]); otherwise it reads them into registers.
-    fn copies_ahead(&self, of: Plan) -> bool {
-        let properties = self.inputs.x_blhp.client.properties();
-        let shared = staged::shared_memory(self.p, self.n, of.gate);
-        // Gradients of gated outputs must pass the gate on their way to shared memory.
-        let ungates = of.backwards && of.gate;
-        properties.features.copy_async
-            && properties.hardware.max_shared_memory_size >= shared
-            && staged::takes(self.p, self.n)
-            && !ungates
     }
 
     /// All gradients, from the states that enter the chunks.

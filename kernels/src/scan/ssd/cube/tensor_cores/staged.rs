@@ -21,6 +21,10 @@ pub const PLANES: usize = CHUNK / 16;
 /// Units of a cube.
 pub const UNITS: usize = PLANES * PLANE;
 
+/// Bytes of shared memory of a multiprocessor, and those of each cube that it keeps to itself.
+const MULTIPROCESSOR: usize = 228 << 10;
+const RESERVED: usize = 1 << 10;
+
 /// States in shared memory: with two, the next one is written while planes still read the one before.
 pub fn state_tiles(p: usize, n: usize) -> usize {
     if p * n <= 64 * 64 { 2 } else { 1 }
@@ -28,15 +32,22 @@ pub fn state_tiles(p: usize, n: usize) -> usize {
 
 /// Bytes of shared memory of the walk for outputs.
 pub fn shared_memory(p: usize, n: usize, gate: bool) -> usize {
-    let features = p + n + p.max(n) + if gate { p } else { 0 };
+    let chunks = 2 * CHUNK * (p + n + p.max(n)) + if gate { CHUNK * p } else { 0 };
     let states = state_tiles(p, n) * p * n;
-    // Two chunks; decays; the gate's bias; the barrier and what keeps tiles to whole lines.
-    2 * (2 * CHUNK * features + states) + 8 * CHUNK * 4 + 4 * p + 512
+    // Decays; the gate's bias; the barriers and what keeps tiles to whole lines.
+    2 * (chunks + states) + 8 * CHUNK * 4 + 4 * p + 256
 }
 
 /// Whether the walk takes such a state: it and the outputs stay in registers.
 pub fn takes(p: usize, n: usize) -> bool {
     p * n <= 64 * 128
+}
+
+/// Cubes of the walk for outputs that a multiprocessor of an H100 or H200 holds. Registers leave room for three or, where
+/// the state takes 64 of them, for two.
+pub fn held(p: usize, n: usize, gate: bool) -> usize {
+    let by_memory = MULTIPROCESSOR / (shared_memory(p, n, gate) + RESERVED);
+    by_memory.clamp(1, if p * n <= 64 * 64 { 3 } else { 2 })
 }
 
 /// Starts to copy a chunk of a matrix, whose first token's vectors begin at `first` and of which `present` tokens exist,
@@ -96,23 +107,33 @@ fn copy_tokens<E: Float>(
     copy_rows(to, at, from, first, from.stride(1), present, width);
 }
 
-/// Starts to copy what gates a chunk of one head, of `[b, l, channels]`, if there is a gate.
+/// Starts to copy what gates a plane's 16 tokens of one head, of `[b, l, channels]`, if there is a gate, to the plane's
+/// rows.
 #[cube]
 fn copy_gate<E: Float>(
     to: &mut Tile<E>,
-    at: usize,
     from: &ComptimeOption<Tensor<Vector<E, Eight>>>,
     batch: usize,
     channel: usize,
-    chunk: usize,
+    first_token: usize,
     #[comptime] width: usize,
 ) {
     #[comptime]
     match from {
         ComptimeOption::Some(z) => {
-            let token = chunk * CHUNK;
-            let first = batch * z.stride(0) + token * z.stride(1) + channel;
-            copy_rows(to, at, z, first, z.stride(1), z.shape(1) - token, width);
+            let across = comptime!(width / 8);
+            let plane = UNIT_POS as usize / PLANE;
+            let first = batch * z.stride(0) + channel;
+            #[unroll]
+            for round in 0..comptime!(16 * across / PLANE) {
+                let at = UNIT_POS_PLANE as usize + comptime!(round * PLANE);
+                let (down, vector) = (at / across, at % across);
+                let token = first_token + down;
+                if token < z.shape(1) {
+                    let from = (first + token * z.stride(1)) / 8 + vector;
+                    to.copy(plane * 16 + down, vector, z, from);
+                }
+            }
         }
         ComptimeOption::None => {}
     }
@@ -234,10 +255,12 @@ fn finish<E: Float>(
         ComptimeOption::None => {}
     }
     if comptime!(gate) {
+        let plane = UNIT_POS as usize / PLANE;
         #[unroll]
         for i in 0..y.pairs() {
             let column = y.column(i);
-            let value = gated::<E>(y.get(i), z.pair(at + y.row(i), column), z_bias, column);
+            let row = plane * 16 + comptime!(i % 2 * 8) + UNIT_POS_PLANE as usize / 4;
+            let value = gated::<E>(y.get(i), z.pair(row, column), z_bias, column);
             y.set(i, value);
         }
     }
@@ -337,7 +360,7 @@ pub fn walk<E: Float>(
         comptime!(if outputs { both } else { 8 }),
         comptime!(Ord::max(p, n)),
     );
-    let mut z = Tile::<E>::new(comptime!(if gate { both } else { 8 }), p);
+    let mut z = Tile::<E>::new(comptime!(if gate { CHUNK } else { 8 }), p);
     let mut state_pn = Tile::<E>::new(comptime!(if stores { state_tiles(p, n) * p } else { 8 }), n);
     let mut decays = ChunkDecays::new();
     let mut z_bias = SharedMemory::<f32>::new(p);
@@ -373,8 +396,14 @@ pub fn walk<E: Float>(
     if comptime!(outputs) {
         copy_tokens(&mut c, 0, c_blgn, batch, group, k, n);
     }
-    copy_gate(&mut z, 0, z_blc, batch, head * p, k, p);
     barrier.commit_copy_async();
+    // Whether what gates a plane's tokens has come, which is copied when the plane is done with that of the chunk before.
+    let gate_here = Barrier::shared(comptime!(UNITS as u32).runtime(), UNIT_POS == 0);
+    if comptime!(gate) {
+        copy_gate(&mut z, z_blc, batch, head * p, k * CHUNK + plane * 16, p);
+        gate_here.commit_copy_async();
+        let _ = gate_here.arrive();
+    }
     if plane == 0 {
         read_a_logs(
             &mut a_logs,
@@ -408,7 +437,6 @@ pub fn walk<E: Float>(
             if comptime!(outputs) {
                 copy_tokens(&mut c, next_at, c_blgn, batch, group, k, n);
             }
-            copy_gate(&mut z, next_at, z_blc, batch, head * p, k, p);
             if role == 0 {
                 read_a_logs(
                     &mut a_logs,
@@ -481,7 +509,20 @@ pub fn walk<E: Float>(
             add_tokens(
                 &mut y, &factors, &b, &x, &decays, &through, at, row, row, true, p, n,
             );
+            if comptime!(gate) {
+                gate_here.wait_parity(i as u32 % 2);
+            }
             finish(&mut y, &x, &z, d_h, &z_bias, head, at, gate);
+            if comptime!(gate) {
+                sync_plane();
+                if next < count {
+                    let k = nth(next, first, end, of.backwards);
+                    let token = k * CHUNK + (plane + next) % PLANES * 16;
+                    copy_gate(&mut z, z_blc, batch, head * p, token, p);
+                }
+                gate_here.commit_copy_async();
+                let _ = gate_here.arrive();
+            }
             write_outputs(&y, &mut c, at + row, out, batch, k * CHUNK + row, head, p);
         }
 
