@@ -45,19 +45,32 @@ fn read<F: Float, N: Size>(x: &Tensor<Vector<F, N>>, place: Place, t: usize) -> 
     x[at / N::value()]
 }
 
-/// The elements at time `t` of `l`, or zeros after those.
+/// The elements at `ahead` times from `t` on, zeros from `end` on.
 #[cube]
-fn read_or_zero<F: Float, N: Size>(
+fn fetch<F: Float, N: Size>(
+    to: &mut Array<Vector<F, N>>,
     x: &Tensor<Vector<F, N>>,
     place: Place,
     t: usize,
-    l: usize,
-) -> Vector<f32, N> {
-    let mut value = Vector::<f32, N>::new(0.0f32);
-    if t < l {
-        value = Vector::cast_from(read(x, place, t));
+    end: usize,
+    #[comptime] ahead: usize,
+) {
+    #[unroll]
+    for i in 0..ahead {
+        let mut value = Vector::<F, N>::new(F::new(0.0));
+        if t + i < end {
+            value = read(x, place, t + i);
+        }
+        to[i] = value;
     }
-    value
+}
+
+/// Whether the next [`AHEAD`] steps are read before these are computed: where half precision takes half of the registers,
+/// and half as many bytes would be under way.
+#[cube]
+fn reads_early<F: Float>() -> comptime_type!(bool) {
+    let bytes = F::type_size().comptime();
+    comptime!(bytes < 4)
 }
 
 /// The taps of the unit's channels.
@@ -190,10 +203,21 @@ pub(super) fn forward_kernel<F: Float, W: Float, N: Size>(
     for k in 1..w {
         window[k - 1] = input(x_blc, history_bwc, place, first + k - 1, w);
     }
+    let early = reads_early::<F>();
+    let mut coming = Array::<Vector<F, N>>::new(AHEAD);
+    if comptime!(early) {
+        fetch(&mut coming, x_blc, place, first, last, AHEAD);
+    }
     for t in range_stepped(first, last, AHEAD) {
+        if comptime!(!early) {
+            fetch(&mut coming, x_blc, place, t, last, AHEAD);
+        }
         #[unroll]
         for i in 0..AHEAD {
-            window[w - 1 + i] = read_or_zero(x_blc, place, t + i, l);
+            window[w - 1 + i] = Vector::cast_from(coming[i]);
+        }
+        if comptime!(early) {
+            fetch(&mut coming, x_blc, place, t + AHEAD, last, AHEAD);
         }
         #[unroll]
         for i in 0..AHEAD {
@@ -210,13 +234,13 @@ pub(super) fn forward_kernel<F: Float, W: Float, N: Size>(
     }
 }
 
-/// The gradients to `ahead` sums from time `t` on, from those to the outputs, after the `w - 1` that
-/// `gradients` begins with; and the inputs at these times, in `window` alike. Zeros after the end.
+/// Of `ahead` steps from time `t` on, whose inputs and gradients to the outputs have been read, the gradients to the sums,
+/// after the `w - 1` that `gradients` begins with; and the inputs, in `window` alike.
 #[cube]
-fn read_ahead<F: Float, N: Size>(
-    x_blc: &Tensor<Vector<F, N>>,
-    dy_blc: &Tensor<Vector<F, N>>,
-    place: Place,
+fn take_ahead<F: Float, N: Size>(
+    x: &Array<Vector<F, N>>,
+    dy: &Array<Vector<F, N>>,
+    tokens: RowTokens,
     t: usize,
     taps: &Array<Vector<f32, N>>,
     bias: Vector<f32, N>,
@@ -227,16 +251,14 @@ fn read_ahead<F: Float, N: Size>(
     #[comptime] ahead: usize,
     #[comptime] silu: bool,
 ) {
-    let l = dy_blc.shape(1);
     #[unroll]
     for i in 0..ahead {
-        window[w - 1 + i] = read_or_zero(x_blc, place, t + i, l);
-        gradients[w - 1 + i] = read_or_zero(dy_blc, place, t + i, l);
+        window[w - 1 + i] = Vector::cast_from(x[i]);
+        gradients[w - 1 + i] = Vector::cast_from(dy[i]);
     }
     if silu {
         #[unroll]
         for i in 0..ahead {
-            let tokens = row_tokens(place.batch, l);
             let v = sum(taps, window, i, bias, starts_bl, tokens, t + i, w);
             let s = sigmoid::<F, N>(v);
             let one = Vector::<f32, N>::new(1.0f32);
@@ -322,11 +344,23 @@ pub(super) fn backward_kernel<F: Float, W: Float, N: Size>(
         }
         // The last inputs of the run meet sums after it.
         let end = last + w - 1;
+        let there = clamp_max(end, l);
+        let early = reads_early::<F>();
+        let mut coming = Array::<Vector<F, N>>::new(AHEAD);
+        let mut coming_gradients = Array::<Vector<F, N>>::new(AHEAD);
+        if comptime!(early) {
+            fetch(&mut coming, x_blc, place, first, there, AHEAD);
+            fetch(&mut coming_gradients, dy_blc, place, first, there, AHEAD);
+        }
         for t in range_stepped(first, end, AHEAD) {
-            read_ahead(
-                x_blc,
-                dy_blc,
-                place,
+            if comptime!(!early) {
+                fetch(&mut coming, x_blc, place, t, there, AHEAD);
+                fetch(&mut coming_gradients, dy_blc, place, t, there, AHEAD);
+            }
+            take_ahead(
+                &coming,
+                &coming_gradients,
+                tokens,
                 t,
                 &taps,
                 bias,
@@ -337,6 +371,17 @@ pub(super) fn backward_kernel<F: Float, W: Float, N: Size>(
                 AHEAD,
                 silu,
             );
+            if comptime!(early) {
+                fetch(&mut coming, x_blc, place, t + AHEAD, there, AHEAD);
+                fetch(
+                    &mut coming_gradients,
+                    dy_blc,
+                    place,
+                    t + AHEAD,
+                    there,
+                    AHEAD,
+                );
+            }
             #[unroll]
             for i in 0..AHEAD {
                 if t + i < last {
@@ -423,11 +468,16 @@ pub(super) fn history_kernel<F: Float, W: Float, N: Size>(
         gradients[k - 1] = Vector::new(0.0f32);
     }
     let ahead = comptime!(w - 1);
-    read_ahead(
-        x_blc,
-        dy_blc,
-        place,
-        0,
+    let l = dy_blc.shape(1);
+    let mut x = Array::<Vector<F, N>>::new(ahead);
+    let mut dy = Array::<Vector<F, N>>::new(ahead);
+    fetch(&mut x, x_blc, place, 0usize, l, ahead);
+    fetch(&mut dy, dy_blc, place, 0usize, l, ahead);
+    take_ahead(
+        &x,
+        &dy,
+        tokens,
+        0usize,
         &taps,
         bias,
         &mut window,

@@ -43,68 +43,64 @@ pub fn takes(p: usize, n: usize) -> bool {
     p * n <= 64 * 128
 }
 
-/// Cubes of the walk for outputs that a multiprocessor of an H100 or H200 holds. Registers leave room for three or, where
-/// the state takes 64 of them, for two.
+/// Cubes of the walk for outputs that a multiprocessor of an H100 or H200 holds: registers leave room for three or, where
+/// a gate or a larger state takes more of them, for two.
 pub fn held(p: usize, n: usize, gate: bool) -> usize {
     let by_memory = MULTIPROCESSOR / (shared_memory(p, n, gate) + RESERVED);
-    by_memory.clamp(1, if p * n <= 64 * 64 { 3 } else { 2 })
+    let by_registers = if gate || p * n > 64 * 64 { 2 } else { 3 };
+    by_memory.clamp(1, by_registers)
 }
 
-/// Starts to copy a chunk of a matrix, whose first token's vectors begin at `first` and of which `present` tokens exist,
-/// to the rows from `at` on; the other rows become 0.
-#[cube]
-fn copy_rows<E: Float>(
-    to: &mut Tile<E>,
-    at: usize,
-    from: &Tensor<Vector<E, Eight>>,
+/// Where the rows of one head lie in `[b, l, heads, features]`, in vectors: read once, as these numbers are in device
+/// memory.
+#[derive(CubeType, Clone, Copy)]
+struct HeadRows {
     first: usize,
-    row_stride: usize,
-    present: usize,
-    #[comptime] width: usize,
-) {
-    let across = comptime!(width / 8);
-    let rows = comptime!(UNITS / across);
-    let (row, vector) = (UNIT_POS as usize / across, UNIT_POS as usize % across);
-    let from_row = first / 8 + row * (row_stride / 8) + vector;
-    let step = rows * (row_stride / 8);
-    if present >= CHUNK {
-        #[unroll]
-        for round in 0..comptime!(CHUNK / rows) {
-            to.copy(
-                at + row + comptime!(round * rows),
-                vector,
-                from,
-                from_row + round * step,
-            );
-        }
-    } else {
-        #[unroll]
-        for round in 0..comptime!(CHUNK / rows) {
-            let down = row + comptime!(round * rows);
-            if down < present {
-                to.copy(at + down, vector, from, from_row + round * step);
-            } else {
-                to.set(at + down, vector, Vector::new(E::new(0.0)));
-            }
-        }
+    step: usize,
+}
+
+#[cube]
+fn head_rows<E: Float>(x_blhf: &Tensor<Vector<E, Eight>>, batch: usize, head: usize) -> HeadRows {
+    HeadRows {
+        first: (batch * x_blhf.stride(0) + head * x_blhf.stride(2)) / 8,
+        step: x_blhf.stride(1) / 8,
     }
 }
 
-/// Starts to copy chunk `chunk` of one head of `[b, l, heads, features]`.
+/// Starts to copy the chunk of a head's rows that begins at `token`, and of which `present` exist, to the rows of shared
+/// memory from `at` on; the other rows become 0.
 #[cube]
 fn copy_tokens<E: Float>(
     to: &mut Tile<E>,
     at: usize,
     from: &Tensor<Vector<E, Eight>>,
-    batch: usize,
-    head: usize,
-    chunk: usize,
+    rows: HeadRows,
+    token: usize,
+    present: usize,
     #[comptime] width: usize,
 ) {
-    let token = chunk * CHUNK;
-    let first = batch * from.stride(0) + token * from.stride(1) + head * from.stride(2);
-    let present = from.shape(1) - token;
-    copy_rows(to, at, from, first, from.stride(1), present, width);
+    let across = comptime!(width / 8);
+    let apart = comptime!(UNITS / across);
+    let (row, vector) = (UNIT_POS as usize / across, UNIT_POS as usize % across);
+    let first = rows.first + (token + row) * rows.step + vector;
+    let step = rows.step * apart;
+    if present >= CHUNK {
+        #[unroll]
+        for round in 0..comptime!(CHUNK / apart) {
+            let down = row + comptime!(round * apart);
+            to.copy(at + down, vector, from, first + round * step);
+        }
+    } else {
+        #[unroll]
+        for round in 0..comptime!(CHUNK / apart) {
+            let down = row + comptime!(round * apart);
+            if down < present {
+                to.copy(at + down, vector, from, first + round * step);
+            } else {
+                to.set(at + down, vector, Vector::new(E::new(0.0)));
+            }
+        }
+    }
 }
 
 /// Starts to copy what gates a plane's 16 tokens of one head, of `[b, l, channels]`, if there is a gate, to the plane's
@@ -266,7 +262,7 @@ fn finish<E: Float>(
     }
 }
 
-/// Writes the outputs of a plane's tokens, whose first is `first_token`, to `[b, l, h, p]`, through the plane's rows of a
+/// Writes the outputs of a plane's tokens, whose first is `first_token` of `l`, to the head's rows, through the plane's rows of a
 /// tile from `row` on, which no other plane reads.
 #[cube]
 fn write_outputs<E: Float>(
@@ -274,12 +270,11 @@ fn write_outputs<E: Float>(
     through: &mut Tile<E>,
     row: usize,
     out: &mut Tensor<Vector<E, Eight>>,
-    batch: usize,
+    rows: HeadRows,
     first_token: usize,
-    head: usize,
+    l: usize,
     #[comptime] p: usize,
 ) {
-    let (l, heads) = (out.shape(1), out.shape(2));
     let lane = UNIT_POS_PLANE as usize;
     let across = comptime!(p / 8);
     // All units have read the factors that lay here.
@@ -296,8 +291,7 @@ fn write_outputs<E: Float>(
         let (down, vector) = (at / across, at % across);
         let token = first_token + down;
         if token < l {
-            out[((batch * l + token) * heads + head) * across + vector] =
-                through.get(row + down, vector);
+            out[rows.first + token * rows.step + vector] = through.get(row + down, vector);
         }
     }
 }
@@ -352,6 +346,14 @@ pub fn walk<E: Float>(
     let plane = UNIT_POS as usize / PLANE;
     let lane = UNIT_POS_PLANE as usize;
 
+    let x_rows = head_rows(rows_blhp, batch, head);
+    let b_rows = head_rows(columns_blgn, batch, group);
+    let c_rows = head_rows(c_blgn, batch, group);
+    let y_rows = HeadRows {
+        first: (batch * l * h + head) * comptime!(p / 8),
+        step: h * comptime!(p / 8),
+    };
+
     // Shared memory is for what this walk needs.
     let both = comptime!(2 * CHUNK);
     let mut x = Tile::<E>::new(both, p);
@@ -390,29 +392,22 @@ pub fn walk<E: Float>(
 
     // Of a chunk: whether it has come, and whether all planes are done with the one before.
     let barrier = Barrier::shared(comptime!(UNITS as u32).runtime(), UNIT_POS == 0);
-    let k = nth(0, first, end, of.backwards);
-    copy_tokens(&mut x, 0, rows_blhp, batch, head, k, p);
-    copy_tokens(&mut b, 0, columns_blgn, batch, group, k, n);
+    let token = nth(0, first, end, of.backwards) * CHUNK;
+    copy_tokens(&mut x, 0, rows_blhp, x_rows, token, l - token, p);
+    copy_tokens(&mut b, 0, columns_blgn, b_rows, token, l - token, n);
     if comptime!(outputs) {
-        copy_tokens(&mut c, 0, c_blgn, batch, group, k, n);
+        copy_tokens(&mut c, 0, c_blgn, c_rows, token, l - token, n);
     }
     barrier.commit_copy_async();
     // Whether what gates a plane's tokens has come, which is copied when the plane is done with that of the chunk before.
     let gate_here = Barrier::shared(comptime!(UNITS as u32).runtime(), UNIT_POS == 0);
     if comptime!(gate) {
-        copy_gate(&mut z, z_blc, batch, head * p, k * CHUNK + plane * 16, p);
+        copy_gate(&mut z, z_blc, batch, head * p, token + plane * 16, p);
         gate_here.commit_copy_async();
         let _ = gate_here.arrive();
     }
     if plane == 0 {
-        read_a_logs(
-            &mut a_logs,
-            a_log_blh,
-            batch,
-            k * CHUNK,
-            l - k * CHUNK,
-            head,
-        );
+        read_a_logs(&mut a_logs, a_log_blh, batch, token, l - token, head);
         decays.write(&a_logs, 0);
     }
     if comptime!(stores) {
@@ -431,21 +426,14 @@ pub fn walk<E: Float>(
         let role = (plane + i) % PLANES;
         let next = i + 1;
         if next < count {
-            let k = nth(next, first, end, of.backwards);
-            copy_tokens(&mut x, next_at, rows_blhp, batch, head, k, p);
-            copy_tokens(&mut b, next_at, columns_blgn, batch, group, k, n);
+            let token = nth(next, first, end, of.backwards) * CHUNK;
+            copy_tokens(&mut x, next_at, rows_blhp, x_rows, token, l - token, p);
+            copy_tokens(&mut b, next_at, columns_blgn, b_rows, token, l - token, n);
             if comptime!(outputs) {
-                copy_tokens(&mut c, next_at, c_blgn, batch, group, k, n);
+                copy_tokens(&mut c, next_at, c_blgn, c_rows, token, l - token, n);
             }
             if role == 0 {
-                read_a_logs(
-                    &mut a_logs,
-                    a_log_blh,
-                    batch,
-                    k * CHUNK,
-                    l - k * CHUNK,
-                    head,
-                );
+                read_a_logs(&mut a_logs, a_log_blh, batch, token, l - token, head);
             }
         }
         barrier.commit_copy_async();
@@ -523,7 +511,7 @@ pub fn walk<E: Float>(
                 gate_here.commit_copy_async();
                 let _ = gate_here.arrive();
             }
-            write_outputs(&y, &mut c, at + row, out, batch, k * CHUNK + row, head, p);
+            write_outputs(&y, &mut c, at + row, out, y_rows, k * CHUNK + row, l, p);
         }
 
         let decay = decays.whole(at);

@@ -33,13 +33,24 @@ impl<E: Float> Tile<E> {
         }
     }
 
-    /// The place of the `vector`-th vector of a row.
-    fn place(&self, row: usize, vector: usize) -> usize {
+    /// What turns the order of a row's vectors: the same for every 16th row.
+    fn order(&self, row: usize) -> usize {
         let across = comptime!(self.width / 8);
         // Rows that share the 128 bytes in which each bank comes once, and the orders that there are.
         let sharers = comptime!(8usize.div_ceil(across));
-        let orders = comptime!(Ord::min(across, 8));
-        row * across + (vector ^ (row / sharers % orders))
+        row / sharers % comptime!(Ord::min(across, 8))
+    }
+
+    /// The place of the `vector`-th vector of a row. Its bits and those of the row's beginning are apart, so that one
+    /// operation turns what all of a row's places have in common into each of them.
+    fn place(&self, row: usize, vector: usize) -> usize {
+        (row * comptime!(self.width / 8) + self.order(row)) ^ vector
+    }
+
+    /// The same for the pair that begins at `column`.
+    fn place_of_pair(&self, row: usize, column: usize) -> usize {
+        let first = (row * comptime!(self.width / 8) + self.order(row)) * 4;
+        (first + column % 8 / 2) ^ (column / 8 * 4)
     }
 
     /// Starts to copy the vector `at` of a tensor to the `vector`-th one of a row.
@@ -48,6 +59,14 @@ impl<E: Float> Tile<E> {
         let from = from.slice(at, at + 1);
         let mut to = self.values.slice_mut(place, place + 1);
         copy_async(&from, &mut to, 8u32);
+    }
+
+    /// The place of the vector `right` (0 or 1) of row `down` of the 16 x 16 fragment that begins at (`row`, `vector`):
+    /// that of [`Tile::place`], since `row` is a multiple of 16 and `vector` is even.
+    fn place_of_fragment(&self, row: usize, vector: usize, down: usize, right: usize) -> usize {
+        let across = comptime!(self.width / 8);
+        let unit = down * across + (self.order(down) ^ right);
+        row * across + (unit ^ vector)
     }
 
     pub fn get(&self, row: usize, vector: usize) -> Vector<E, Eight> {
@@ -61,12 +80,12 @@ impl<E: Float> Tile<E> {
 
     /// The two elements from (`row`, `column`) on.
     pub fn pair(&self, row: usize, column: usize) -> Vector<E, Pair> {
-        let at = self.place(row, column / 8) * 4 + column % 8 / 2;
+        let at = self.place_of_pair(row, column);
         self.values.to_slice().with_vector_size::<Pair>()[at]
     }
 
     pub fn set_pair(&mut self, row: usize, column: usize, value: Vector<E, Pair>) {
-        let at = self.place(row, column / 8) * 4 + column % 8 / 2;
+        let at = self.place_of_pair(row, column);
         let mut pairs = self.values.to_slice_mut().with_vector_size::<Pair>();
         pairs[at] = value;
     }
@@ -102,9 +121,9 @@ impl<E: Float> Tile<E> {
         let mma = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
         let lane = UNIT_POS_PLANE as usize;
         let place = if comptime!(transposed) {
-            self.place(column + lane / 16 * 8 + lane % 8, row / 8 + lane / 8 % 2)
+            self.place_of_fragment(column, row / 8, lane / 16 * 8 + lane % 8, lane / 8 % 2)
         } else {
-            self.place(row + lane % 16, column / 8 + lane / 16)
+            self.place_of_fragment(row, column / 8, lane % 16, lane / 16)
         };
         let slice = self.values.slice(place, place + 1);
         mma.load_matrix::<Vector<E, Eight>, Pair>(&slice, MatrixIdent::A, 4usize, turned)
