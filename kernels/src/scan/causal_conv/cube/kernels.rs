@@ -14,10 +14,28 @@ struct Place {
     channel: usize,
 }
 
+/// Where the time steps of a unit's channels lie in a tensor `[b, l, c]`, in vectors. They are computed once: strides are
+/// in device memory, and the compiler would read them again for every step.
+#[derive(CubeType, Clone, Copy)]
+struct Steps {
+    first: usize,
+    step: usize,
+}
+
+#[cube]
+fn steps_of<F: Float, N: Size>(x: &Tensor<Vector<F, N>>, place: Place) -> Steps {
+    let first = place.batch * x.stride(0) + place.channel * x.stride(2);
+    Steps {
+        first: first / N::value(),
+        step: x.stride(1) / N::value(),
+    }
+}
+
 /// The input at `padded` steps into the sequence and the `w - 1` inputs before it.
 #[cube]
 fn input<F: Float, N: Size>(
     x_blc: &Tensor<Vector<F, N>>,
+    x_steps: Steps,
     history_bwc: &ComptimeOption<Tensor<Vector<F, N>>>,
     place: Place,
     padded: usize,
@@ -25,12 +43,12 @@ fn input<F: Float, N: Size>(
 ) -> Vector<f32, N> {
     let mut value = Vector::<f32, N>::new(0.0f32);
     if padded >= w - 1 {
-        value = Vector::cast_from(read(x_blc, place, padded - (w - 1)));
+        value = Vector::cast_from(read(x_blc, x_steps, padded - (w - 1)));
     } else {
         #[comptime]
         match history_bwc {
             ComptimeOption::Some(history) => {
-                value = Vector::cast_from(read(history, place, padded));
+                value = Vector::cast_from(read(history, steps_of(history, place), padded));
             }
             ComptimeOption::None => {}
         }
@@ -40,37 +58,23 @@ fn input<F: Float, N: Size>(
 
 /// The elements at time `t`.
 #[cube]
-fn read<F: Float, N: Size>(x: &Tensor<Vector<F, N>>, place: Place, t: usize) -> Vector<F, N> {
-    let at = place.batch * x.stride(0) + t * x.stride(1) + place.channel * x.stride(2);
-    x[at / N::value()]
+fn read<F: Float, N: Size>(x: &Tensor<Vector<F, N>>, steps: Steps, t: usize) -> Vector<F, N> {
+    x[steps.first + t * steps.step]
 }
 
-/// The elements at `ahead` times from `t` on, zeros from `end` on.
+/// The elements at time `t` of `l`, or zeros after those.
 #[cube]
-fn fetch<F: Float, N: Size>(
-    to: &mut Array<Vector<F, N>>,
+fn read_or_zero<F: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
-    place: Place,
+    steps: Steps,
     t: usize,
-    end: usize,
-    #[comptime] ahead: usize,
-) {
-    #[unroll]
-    for i in 0..ahead {
-        let mut value = Vector::<F, N>::new(F::new(0.0));
-        if t + i < end {
-            value = read(x, place, t + i);
-        }
-        to[i] = value;
+    l: usize,
+) -> Vector<f32, N> {
+    let mut value = Vector::<f32, N>::new(0.0f32);
+    if t < l {
+        value = Vector::cast_from(read(x, steps, t));
     }
-}
-
-/// Whether the next [`AHEAD`] steps are read before these are computed: where half precision takes half of the registers,
-/// and half as many bytes would be under way.
-#[cube]
-fn reads_early<F: Float>() -> comptime_type!(bool) {
-    let bytes = F::type_size().comptime();
-    comptime!(bytes < 4)
+    value
 }
 
 /// The taps of the unit's channels.
@@ -196,28 +200,19 @@ pub(super) fn forward_kernel<F: Float, W: Float, N: Size>(
     let last = clamp_max(first + STEPS, l);
     let tokens = row_tokens(place.batch, l);
 
+    let x_steps = steps_of(x_blc, place);
     let taps = read_taps::<W, N>(weight_cw, place, w);
     let bias = read_bias::<W, N>(bias_c, place);
     let mut window = Array::<Vector<f32, N>>::new(comptime!(w - 1 + AHEAD));
     #[unroll]
     for k in 1..w {
-        window[k - 1] = input(x_blc, history_bwc, place, first + k - 1, w);
+        window[k - 1] = input(x_blc, x_steps, history_bwc, place, first + k - 1, w);
     }
-    let early = reads_early::<F>();
-    let mut coming = Array::<Vector<F, N>>::new(AHEAD);
-    if comptime!(early) {
-        fetch(&mut coming, x_blc, place, first, last, AHEAD);
-    }
+    let y_steps = steps_of(y_blc, place);
     for t in range_stepped(first, last, AHEAD) {
-        if comptime!(!early) {
-            fetch(&mut coming, x_blc, place, t, last, AHEAD);
-        }
         #[unroll]
         for i in 0..AHEAD {
-            window[w - 1 + i] = Vector::cast_from(coming[i]);
-        }
-        if comptime!(early) {
-            fetch(&mut coming, x_blc, place, t + AHEAD, last, AHEAD);
+            window[w - 1 + i] = read_or_zero(x_blc, x_steps, t + i, l);
         }
         #[unroll]
         for i in 0..AHEAD {
@@ -226,20 +221,21 @@ pub(super) fn forward_kernel<F: Float, W: Float, N: Size>(
                 if silu {
                     y *= sigmoid::<F, N>(y);
                 }
-                let at = place.batch * y_blc.stride(0) + (t + i) * y_blc.stride(1);
-                y_blc[(at + place.channel) / N::value()] = Vector::cast_from(y);
+                y_blc[y_steps.first + (t + i) * y_steps.step] = Vector::cast_from(y);
             }
         }
         advance(&mut window, w);
     }
 }
 
-/// Of `ahead` steps from time `t` on, whose inputs and gradients to the outputs have been read, the gradients to the sums,
-/// after the `w - 1` that `gradients` begins with; and the inputs, in `window` alike.
+/// The gradients to `ahead` sums from time `t` on, from those to the outputs, after the `w - 1` that
+/// `gradients` begins with; and the inputs at these times, in `window` alike. Zeros after the end.
 #[cube]
-fn take_ahead<F: Float, N: Size>(
-    x: &Array<Vector<F, N>>,
-    dy: &Array<Vector<F, N>>,
+fn read_ahead<F: Float, N: Size>(
+    x_blc: &Tensor<Vector<F, N>>,
+    dy_blc: &Tensor<Vector<F, N>>,
+    x_steps: Steps,
+    dy_steps: Steps,
     tokens: RowTokens,
     t: usize,
     taps: &Array<Vector<f32, N>>,
@@ -251,10 +247,11 @@ fn take_ahead<F: Float, N: Size>(
     #[comptime] ahead: usize,
     #[comptime] silu: bool,
 ) {
+    let l = tokens.count;
     #[unroll]
     for i in 0..ahead {
-        window[w - 1 + i] = Vector::cast_from(x[i]);
-        gradients[w - 1 + i] = Vector::cast_from(dy[i]);
+        window[w - 1 + i] = read_or_zero(x_blc, x_steps, t + i, l);
+        gradients[w - 1 + i] = read_or_zero(dy_blc, dy_steps, t + i, l);
     }
     if silu {
         #[unroll]
@@ -333,33 +330,26 @@ pub(super) fn backward_kernel<F: Float, W: Float, N: Size>(
     let tokens = row_tokens(place.batch, l);
     if place.channel < c && first < l {
         let last = clamp_max(first + STEPS, l);
+        let x_steps = steps_of(x_blc, place);
+        let dy_steps = steps_of(dy_blc, place);
+        let dx_steps = steps_of(dx_blc, place);
         let taps = read_taps::<W, N>(weight_cw, place, w);
         let bias = read_bias::<W, N>(bias_c, place);
         let mut window = Array::<Vector<f32, N>>::new(comptime!(w - 1 + AHEAD));
         let mut gradients = Array::<Vector<f32, N>>::new(comptime!(w - 1 + AHEAD));
         #[unroll]
         for k in 1..w {
-            window[k - 1] = input(x_blc, history_bwc, place, first + k - 1, w);
+            window[k - 1] = input(x_blc, x_steps, history_bwc, place, first + k - 1, w);
             gradients[k - 1] = zero;
         }
         // The last inputs of the run meet sums after it.
         let end = last + w - 1;
-        let there = clamp_max(end, l);
-        let early = reads_early::<F>();
-        let mut coming = Array::<Vector<F, N>>::new(AHEAD);
-        let mut coming_gradients = Array::<Vector<F, N>>::new(AHEAD);
-        if comptime!(early) {
-            fetch(&mut coming, x_blc, place, first, there, AHEAD);
-            fetch(&mut coming_gradients, dy_blc, place, first, there, AHEAD);
-        }
         for t in range_stepped(first, end, AHEAD) {
-            if comptime!(!early) {
-                fetch(&mut coming, x_blc, place, t, there, AHEAD);
-                fetch(&mut coming_gradients, dy_blc, place, t, there, AHEAD);
-            }
-            take_ahead(
-                &coming,
-                &coming_gradients,
+            read_ahead(
+                x_blc,
+                dy_blc,
+                x_steps,
+                dy_steps,
                 tokens,
                 t,
                 &taps,
@@ -371,17 +361,6 @@ pub(super) fn backward_kernel<F: Float, W: Float, N: Size>(
                 AHEAD,
                 silu,
             );
-            if comptime!(early) {
-                fetch(&mut coming, x_blc, place, t + AHEAD, there, AHEAD);
-                fetch(
-                    &mut coming_gradients,
-                    dy_blc,
-                    place,
-                    t + AHEAD,
-                    there,
-                    AHEAD,
-                );
-            }
             #[unroll]
             for i in 0..AHEAD {
                 if t + i < last {
@@ -403,11 +382,10 @@ pub(super) fn backward_kernel<F: Float, W: Float, N: Size>(
                     sums[w] += gradient;
                 }
                 if t + i + 1 >= first + w && t + i < end {
-                    let at = place.batch * dx_blc.stride(0) + (t + i + 1 - w) * dx_blc.stride(1);
                     let input = t + i + 1 - w;
                     let dx =
                         input_gradient(&taps, &gradients, i, starts_bl, tokens, t + i, input, w);
-                    dx_blc[(at + place.channel) / N::value()] = Vector::cast_from(dx);
+                    dx_blc[dx_steps.first + input * dx_steps.step] = Vector::cast_from(dx);
                 }
             }
             advance(&mut window, w);
@@ -458,26 +436,24 @@ pub(super) fn history_kernel<F: Float, W: Float, N: Size>(
         terminate!();
     }
     let tokens = row_tokens(place.batch, dy_blc.shape(1));
+    let x_steps = steps_of(x_blc, place);
     let taps = read_taps::<W, N>(weight_cw, place, w);
     let bias = read_bias::<W, N>(bias_c, place);
     let mut window = Array::<Vector<f32, N>>::new(comptime!(2 * w - 2));
     let mut gradients = Array::<Vector<f32, N>>::new(comptime!(2 * w - 2));
     #[unroll]
     for k in 1..w {
-        window[k - 1] = input(x_blc, history_bwc, place, k - 1, w);
+        window[k - 1] = input(x_blc, x_steps, history_bwc, place, k - 1, w);
         gradients[k - 1] = Vector::new(0.0f32);
     }
     let ahead = comptime!(w - 1);
-    let l = dy_blc.shape(1);
-    let mut x = Array::<Vector<F, N>>::new(ahead);
-    let mut dy = Array::<Vector<F, N>>::new(ahead);
-    fetch(&mut x, x_blc, place, 0usize, l, ahead);
-    fetch(&mut dy, dy_blc, place, 0usize, l, ahead);
-    take_ahead(
-        &x,
-        &dy,
+    read_ahead(
+        x_blc,
+        dy_blc,
+        x_steps,
+        steps_of(dy_blc, place),
         tokens,
-        0usize,
+        0,
         &taps,
         bias,
         &mut window,

@@ -116,9 +116,14 @@ impl ChunkDecays {
         self.enters[at + t]
     }
 
+    /// The product of the decays after token `t` to the chunk's end.
+    pub fn leave(&self, at: usize, t: usize) -> f32 {
+        self.leaves[at + t]
+    }
+
     /// The products of the decays after the tokens `t` and `t + 1` to the chunk's end; backwards, from its start through
     /// them. `t` is even.
-    pub fn leave(&self, at: usize, t: usize, #[comptime] backwards: bool) -> Vector<f32, Pair> {
+    pub fn towards(&self, at: usize, t: usize, #[comptime] backwards: bool) -> Vector<f32, Pair> {
         let mut pair = Vector::<f32, Pair>::empty();
         if comptime!(backwards) {
             pair[0] = self.enters[at + t];

@@ -6,6 +6,7 @@
 
 mod backward;
 mod chunk_decays;
+mod copies;
 mod epilogue;
 mod epilogue_gradients;
 mod forward;
@@ -13,6 +14,7 @@ mod loads;
 mod product;
 mod segments;
 mod staged;
+mod staged_backward;
 mod tile;
 
 use burn::tensor::DType;
@@ -361,6 +363,17 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
         }
     }
 
+    /// Whether the walk back copies its inputs to shared memory ahead ([`staged_backward`]), where two cubes fit a
+    /// multiprocessor nevertheless: without a gate.
+    fn copies_ahead_back(&self, parts: EpilogueParts) -> bool {
+        let properties = self.inputs.x_blhp.client.properties();
+        let shared = staged_backward::shared_memory(self.p, self.n);
+        properties.features.copy_async
+            && properties.hardware.max_shared_memory_size >= shared
+            && staged_backward::takes(self.p, self.n)
+            && !parts.gate
+    }
+
     /// All gradients, from the states that enter the chunks.
     fn walk_back(&self, dy: &CubeTensor<R>, states: CubeTensor<R>) -> Gradients<R> {
         let Inputs {
@@ -409,36 +422,67 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
         ];
         // SAFETY: as in `launch_walk`.
         unsafe {
-            backward::walk_back::launch_unchecked::<R>(
-                &dx.client,
-                self.cubes(),
-                CubeDim::new_1d((backward::PLANES * PLANE) as u32),
-                self.address_type,
-                x_blhp.clone().into_tensor_arg(),
-                b_blgn.clone().into_tensor_arg(),
-                c_blgn.clone().into_tensor_arg(),
-                dy.clone().into_tensor_arg(),
-                a_log_blh.clone().into_tensor_arg(),
-                d_h.map(CubeTensor::into_tensor_arg).into(),
-                z_blc.map(CubeTensor::into_tensor_arg).into(),
-                z_bias_c.map(CubeTensor::into_tensor_arg).into(),
-                states.into_tensor_arg(),
-                leaving.map(CubeTensor::into_tensor_arg).into(),
-                dx.clone().into_tensor_arg(),
-                db.clone().into_tensor_arg(),
-                dc.clone().into_tensor_arg(),
-                da_log.clone().into_tensor_arg(),
-                dz.clone().into_tensor_arg(),
-                shares.clone().into_tensor_arg(),
-                ends.clone().into_tensor_arg(),
-                self.chunks_of_segment,
-                self.p,
-                self.n,
-                parts,
-                given,
-                dtype.into(),
-                sum_dtype.into(),
-            );
+            if self.copies_ahead_back(parts) {
+                let given = [d_h.is_some(), leaving.is_some()];
+                staged_backward::walk_back::launch_unchecked::<R>(
+                    &dx.client,
+                    self.cubes(),
+                    CubeDim::new_1d(staged_backward::UNITS as u32),
+                    self.address_type,
+                    x_blhp.clone().into_tensor_arg(),
+                    b_blgn.clone().into_tensor_arg(),
+                    c_blgn.clone().into_tensor_arg(),
+                    dy.clone().into_tensor_arg(),
+                    a_log_blh.clone().into_tensor_arg(),
+                    d_h.map(CubeTensor::into_tensor_arg).into(),
+                    states.into_tensor_arg(),
+                    leaving.map(CubeTensor::into_tensor_arg).into(),
+                    dx.clone().into_tensor_arg(),
+                    db.clone().into_tensor_arg(),
+                    dc.clone().into_tensor_arg(),
+                    da_log.clone().into_tensor_arg(),
+                    shares.clone().into_tensor_arg(),
+                    ends.clone().into_tensor_arg(),
+                    self.chunks_of_segment,
+                    self.p,
+                    self.n,
+                    parts,
+                    given,
+                    dtype.into(),
+                    sum_dtype.into(),
+                );
+            } else {
+                backward::walk_back::launch_unchecked::<R>(
+                    &dx.client,
+                    self.cubes(),
+                    CubeDim::new_1d((backward::PLANES * PLANE) as u32),
+                    self.address_type,
+                    x_blhp.clone().into_tensor_arg(),
+                    b_blgn.clone().into_tensor_arg(),
+                    c_blgn.clone().into_tensor_arg(),
+                    dy.clone().into_tensor_arg(),
+                    a_log_blh.clone().into_tensor_arg(),
+                    d_h.map(CubeTensor::into_tensor_arg).into(),
+                    z_blc.map(CubeTensor::into_tensor_arg).into(),
+                    z_bias_c.map(CubeTensor::into_tensor_arg).into(),
+                    states.into_tensor_arg(),
+                    leaving.map(CubeTensor::into_tensor_arg).into(),
+                    dx.clone().into_tensor_arg(),
+                    db.clone().into_tensor_arg(),
+                    dc.clone().into_tensor_arg(),
+                    da_log.clone().into_tensor_arg(),
+                    dz.clone().into_tensor_arg(),
+                    shares.clone().into_tensor_arg(),
+                    ends.clone().into_tensor_arg(),
+                    self.chunks_of_segment,
+                    self.p,
+                    self.n,
+                    parts,
+                    given,
+                    dtype.into(),
+                    sum_dtype.into(),
+                );
+            }
         }
         Gradients {
             x_blhp: dx,

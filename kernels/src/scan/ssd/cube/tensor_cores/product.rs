@@ -5,6 +5,8 @@ use cubecl::cmma::MmaDefinition;
 use cubecl::prelude::*;
 
 use super::super::decay::Decays;
+use super::chunk_decays::ChunkDecays;
+use super::tile::Tile;
 pub use crate::cube::fragments::{Eight, Matrix, PLANE, Pair};
 
 /// A product's elements, each plane holding a rectangle of them in fragments of 16 x 8: of a fragment, a
@@ -196,6 +198,103 @@ impl Product {
                 self.add_step(&lefts, right, k, false);
             }
         }
+    }
+
+    /// [`Product::add`] for tiles, whose matrices begin at the rows `left_at` and `right_at`; which of the two are
+    /// `transposed`.
+    pub fn add_tiles<E: Float>(
+        &mut self,
+        left: &Tile<E>,
+        left_at: usize,
+        right: &Tile<E>,
+        right_at: usize,
+        #[comptime] transposed: [bool; 2],
+        #[comptime] inner: usize,
+    ) {
+        if self.busy {
+            #[unroll]
+            for step in 0..comptime!(inner / 16) {
+                let k = comptime!(step * 16);
+                let mut lefts = Sequence::<Array<Vector<E, Pair>>>::new();
+                #[unroll]
+                for i in 0..comptime!(self.down) {
+                    let row = self.row + comptime!(i * 16);
+                    if comptime!(transposed[0]) {
+                        lefts.push(left.left(row, left_at + k, true));
+                    } else {
+                        lefts.push(left.left(left_at + row, k, false));
+                    }
+                }
+                #[unroll]
+                for j in 0..comptime!(self.across / 2) {
+                    let column = self.column + comptime!(j * 16);
+                    let both = if comptime!(transposed[1]) {
+                        right.right(k, right_at + column, true)
+                    } else {
+                        right.right(right_at + k, column, false)
+                    };
+                    self.add_fragments(&lefts, 0usize, &both, j);
+                }
+            }
+        }
+    }
+
+    /// [`Product::add_from_row_on`] for a tile.
+    pub fn add_tile_from_row_on<E: Float>(&mut self, right: &Tile<E>, #[comptime] inner: usize) {
+        if self.busy {
+            #[unroll]
+            for step in 0..comptime!(inner / 16) {
+                let k = comptime!(step * 16);
+                let mut lefts = Sequence::<Array<Vector<E, Pair>>>::new();
+                #[unroll]
+                for i in 0..comptime!(self.down) {
+                    lefts.push(ones::<E>(self.row + comptime!(i * 16), k));
+                }
+                #[unroll]
+                for j in 0..comptime!(self.across / 2) {
+                    let both = right.right(k, self.column + comptime!(j * 16), false);
+                    self.add_fragments(&lefts, 0usize, &both, j);
+                }
+            }
+        }
+    }
+
+    /// Multiplies each row of a product of a chunk's 64 tokens by the decays from the chunk's start through its token, or
+    /// those after it to the chunk's end, and gives this unit's part of the sums of its two rows times those of a tile
+    /// from `other_at` on. The decays are those at `at`.
+    pub fn decay_rows_of_tile<E: Float>(
+        &mut self,
+        decays: &ChunkDecays,
+        at: usize,
+        other: &Tile<E>,
+        other_at: usize,
+        #[comptime] enter: bool,
+    ) -> Array<f32> {
+        let mut sums = Array::<f32>::new(2usize);
+        sums[0] = 0.0f32;
+        sums[1] = 0.0f32;
+        if self.busy {
+            #[unroll]
+            for half in 0..2usize {
+                let t = self.row(half);
+                let decay = if comptime!(enter) {
+                    decays.enter(at, t)
+                } else {
+                    decays.leave(at, t)
+                };
+                let decay = Vector::<f32, Pair>::new(decay);
+                #[unroll]
+                for j in 0..comptime!(self.across) {
+                    let i = comptime!(2 * j + half);
+                    let value = self.values[i] * decay;
+                    self.values[i] = value;
+                    let other = other.pair(other_at + t, self.column(i));
+                    let other = Vector::<f32, Pair>::cast_from(other);
+                    sums[half] += value[0] * other[0] + value[1] * other[1];
+                }
+            }
+        }
+        sums
     }
 
     /// Adds the terms from `k` on that a fragment is wide, of left factors one below the other.

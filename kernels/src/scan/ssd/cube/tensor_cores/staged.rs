@@ -11,6 +11,7 @@ use cubecl::prelude::barrier::Barrier;
 use cubecl::prelude::*;
 
 use super::chunk_decays::{ChunkDecays, Through, read_a_logs};
+use super::copies::{HeadRows, copy_gate, copy_tokens, head_rows};
 use super::epilogue::{gated, load_bias};
 use super::forward::{CHUNK, Emit, Plan, nth};
 use super::product::{Eight, PLANE, Pair, Product};
@@ -22,8 +23,8 @@ pub const PLANES: usize = CHUNK / 16;
 pub const UNITS: usize = PLANES * PLANE;
 
 /// Bytes of shared memory of a multiprocessor, and those of each cube that it keeps to itself.
-const MULTIPROCESSOR: usize = 228 << 10;
-const RESERVED: usize = 1 << 10;
+pub const MULTIPROCESSOR: usize = 228 << 10;
+pub const RESERVED: usize = 1 << 10;
 
 /// States in shared memory: with two, the next one is written while planes still read the one before.
 pub fn state_tiles(p: usize, n: usize) -> usize {
@@ -49,90 +50,6 @@ pub fn held(p: usize, n: usize, gate: bool) -> usize {
     let by_memory = MULTIPROCESSOR / (shared_memory(p, n, gate) + RESERVED);
     let by_registers = if gate || p * n > 64 * 64 { 2 } else { 3 };
     by_memory.clamp(1, by_registers)
-}
-
-/// Where the rows of one head lie in `[b, l, heads, features]`, in vectors: read once, as these numbers are in device
-/// memory.
-#[derive(CubeType, Clone, Copy)]
-struct HeadRows {
-    first: usize,
-    step: usize,
-}
-
-#[cube]
-fn head_rows<E: Float>(x_blhf: &Tensor<Vector<E, Eight>>, batch: usize, head: usize) -> HeadRows {
-    HeadRows {
-        first: (batch * x_blhf.stride(0) + head * x_blhf.stride(2)) / 8,
-        step: x_blhf.stride(1) / 8,
-    }
-}
-
-/// Starts to copy the chunk of a head's rows that begins at `token`, and of which `present` exist, to the rows of shared
-/// memory from `at` on; the other rows become 0.
-#[cube]
-fn copy_tokens<E: Float>(
-    to: &mut Tile<E>,
-    at: usize,
-    from: &Tensor<Vector<E, Eight>>,
-    rows: HeadRows,
-    token: usize,
-    present: usize,
-    #[comptime] width: usize,
-) {
-    let across = comptime!(width / 8);
-    let apart = comptime!(UNITS / across);
-    let (row, vector) = (UNIT_POS as usize / across, UNIT_POS as usize % across);
-    let first = rows.first + (token + row) * rows.step + vector;
-    let step = rows.step * apart;
-    if present >= CHUNK {
-        #[unroll]
-        for round in 0..comptime!(CHUNK / apart) {
-            let down = row + comptime!(round * apart);
-            to.copy(at + down, vector, from, first + round * step);
-        }
-    } else {
-        #[unroll]
-        for round in 0..comptime!(CHUNK / apart) {
-            let down = row + comptime!(round * apart);
-            if down < present {
-                to.copy(at + down, vector, from, first + round * step);
-            } else {
-                to.set(at + down, vector, Vector::new(E::new(0.0)));
-            }
-        }
-    }
-}
-
-/// Starts to copy what gates a plane's 16 tokens of one head, of `[b, l, channels]`, if there is a gate, to the plane's
-/// rows.
-#[cube]
-fn copy_gate<E: Float>(
-    to: &mut Tile<E>,
-    from: &ComptimeOption<Tensor<Vector<E, Eight>>>,
-    batch: usize,
-    channel: usize,
-    first_token: usize,
-    #[comptime] width: usize,
-) {
-    #[comptime]
-    match from {
-        ComptimeOption::Some(z) => {
-            let across = comptime!(width / 8);
-            let plane = UNIT_POS as usize / PLANE;
-            let first = batch * z.stride(0) + channel;
-            #[unroll]
-            for round in 0..comptime!(16 * across / PLANE) {
-                let at = UNIT_POS_PLANE as usize + comptime!(round * PLANE);
-                let (down, vector) = (at / across, at % across);
-                let token = first_token + down;
-                if token < z.shape(1) {
-                    let from = (first + token * z.stride(1)) / 8 + vector;
-                    to.copy(plane * 16 + down, vector, z, from);
-                }
-            }
-        }
-        ComptimeOption::None => {}
-    }
 }
 
 /// Adds to the outputs of a plane's 16 tokens, `row` of the chunk and the next, those parts that come from the 16 tokens
@@ -188,7 +105,7 @@ fn add_tokens<E: Float>(
 /// Adds a chunk's share to a state without its decay: the products of x and B, decayed to the chunk's end; backwards,
 /// from its start.
 #[cube]
-fn add_share<E: Float>(
+pub fn add_share<E: Float>(
     state: &mut Product,
     x: &Tile<E>,
     b: &Tile<E>,
@@ -201,8 +118,8 @@ fn add_share<E: Float>(
         for step in 0..comptime!(CHUNK / 16) {
             let token = comptime!(step * 16) + UNIT_POS_PLANE as usize % 4 * 2;
             let mut factors = Sequence::<Vector<f32, Pair>>::new();
-            factors.push(decays.leave(at, token, backwards));
-            factors.push(decays.leave(at, token + 8, backwards));
+            factors.push(decays.towards(at, token, backwards));
+            factors.push(decays.towards(at, token + 8, backwards));
             let mut lefts = Sequence::<Array<Vector<E, Pair>>>::new();
             #[unroll]
             for i in 0..state.down() {
@@ -393,10 +310,10 @@ pub fn walk<E: Float>(
     // Of a chunk: whether it has come, and whether all planes are done with the one before.
     let barrier = Barrier::shared(comptime!(UNITS as u32).runtime(), UNIT_POS == 0);
     let token = nth(0, first, end, of.backwards) * CHUNK;
-    copy_tokens(&mut x, 0, rows_blhp, x_rows, token, l - token, p);
-    copy_tokens(&mut b, 0, columns_blgn, b_rows, token, l - token, n);
+    copy_tokens(&mut x, 0, rows_blhp, x_rows, token, l - token, p, UNITS);
+    copy_tokens(&mut b, 0, columns_blgn, b_rows, token, l - token, n, UNITS);
     if comptime!(outputs) {
-        copy_tokens(&mut c, 0, c_blgn, c_rows, token, l - token, n);
+        copy_tokens(&mut c, 0, c_blgn, c_rows, token, l - token, n, UNITS);
     }
     barrier.commit_copy_async();
     // Whether what gates a plane's tokens has come, which is copied when the plane is done with that of the chunk before.
@@ -427,10 +344,28 @@ pub fn walk<E: Float>(
         let next = i + 1;
         if next < count {
             let token = nth(next, first, end, of.backwards) * CHUNK;
-            copy_tokens(&mut x, next_at, rows_blhp, x_rows, token, l - token, p);
-            copy_tokens(&mut b, next_at, columns_blgn, b_rows, token, l - token, n);
+            copy_tokens(
+                &mut x,
+                next_at,
+                rows_blhp,
+                x_rows,
+                token,
+                l - token,
+                p,
+                UNITS,
+            );
+            copy_tokens(
+                &mut b,
+                next_at,
+                columns_blgn,
+                b_rows,
+                token,
+                l - token,
+                n,
+                UNITS,
+            );
             if comptime!(outputs) {
-                copy_tokens(&mut c, next_at, c_blgn, c_rows, token, l - token, n);
+                copy_tokens(&mut c, next_at, c_blgn, c_rows, token, l - token, n, UNITS);
             }
             if role == 0 {
                 read_a_logs(&mut a_logs, a_log_blh, batch, token, l - token, head);
@@ -552,7 +487,7 @@ pub fn walk<E: Float>(
 
 /// Writes a state, rounded, to the rows of shared memory from `at` on.
 #[cube]
-fn store_state<E: Float>(state: &Product, to: &mut Tile<E>, at: usize) {
+pub fn store_state<E: Float>(state: &Product, to: &mut Tile<E>, at: usize) {
     if state.busy {
         #[unroll]
         for i in 0..state.pairs() {
