@@ -33,7 +33,7 @@ where
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct RowTokens {
     first: usize,
-    count: usize,
+    pub(crate) count: usize,
 }
 
 /// Those of row `batch`, `l` of them.

@@ -319,6 +319,10 @@ fn fixed_shapes() {
         Case::new([1, 100, 2, 1, 16, 32]).epilogue([false, true, true]),
         Case::new([1, 100, 2, 1, 128, 128]).epilogue([true, true, true]),
         Case::new([1, 90, 2, 2, 32, 16]).epilogue([true, false, false]),
+        // Heads and states of Mamba-2's own models, whose heads share one group.
+        Case::new([1, 130, 4, 1, 64, 128]).initial(),
+        Case::new([1, 130, 4, 1, 64, 128]).epilogue([true, true, true]),
+        Case::new([1, 330, 2, 2, 128, 64]).epilogue([true, true, true]),
         Case::new([1, 77, 3, 3, 5, 3]).epilogue([true, true, true]),
     ];
     with_device(|| {

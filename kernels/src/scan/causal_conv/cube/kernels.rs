@@ -14,10 +14,28 @@ struct Place {
     channel: usize,
 }
 
+/// Where the time steps of a unit's channels lie in a tensor `[b, l, c]`, in vectors. They are computed once: strides are
+/// in device memory, and the compiler would read them again for every step.
+#[derive(CubeType, Clone, Copy)]
+struct Steps {
+    first: usize,
+    step: usize,
+}
+
+#[cube]
+fn steps_of<F: Float, N: Size>(x: &Tensor<Vector<F, N>>, place: Place) -> Steps {
+    let first = place.batch * x.stride(0) + place.channel * x.stride(2);
+    Steps {
+        first: first / N::value(),
+        step: x.stride(1) / N::value(),
+    }
+}
+
 /// The input at `padded` steps into the sequence and the `w - 1` inputs before it.
 #[cube]
 fn input<F: Float, N: Size>(
     x_blc: &Tensor<Vector<F, N>>,
+    x_steps: Steps,
     history_bwc: &ComptimeOption<Tensor<Vector<F, N>>>,
     place: Place,
     padded: usize,
@@ -25,12 +43,12 @@ fn input<F: Float, N: Size>(
 ) -> Vector<f32, N> {
     let mut value = Vector::<f32, N>::new(0.0f32);
     if padded >= w - 1 {
-        value = Vector::cast_from(read(x_blc, place, padded - (w - 1)));
+        value = Vector::cast_from(read(x_blc, x_steps, padded - (w - 1)));
     } else {
         #[comptime]
         match history_bwc {
             ComptimeOption::Some(history) => {
-                value = Vector::cast_from(read(history, place, padded));
+                value = Vector::cast_from(read(history, steps_of(history, place), padded));
             }
             ComptimeOption::None => {}
         }
@@ -40,22 +58,21 @@ fn input<F: Float, N: Size>(
 
 /// The elements at time `t`.
 #[cube]
-fn read<F: Float, N: Size>(x: &Tensor<Vector<F, N>>, place: Place, t: usize) -> Vector<F, N> {
-    let at = place.batch * x.stride(0) + t * x.stride(1) + place.channel * x.stride(2);
-    x[at / N::value()]
+fn read<F: Float, N: Size>(x: &Tensor<Vector<F, N>>, steps: Steps, t: usize) -> Vector<F, N> {
+    x[steps.first + t * steps.step]
 }
 
 /// The elements at time `t` of `l`, or zeros after those.
 #[cube]
 fn read_or_zero<F: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
-    place: Place,
+    steps: Steps,
     t: usize,
     l: usize,
 ) -> Vector<f32, N> {
     let mut value = Vector::<f32, N>::new(0.0f32);
     if t < l {
-        value = Vector::cast_from(read(x, place, t));
+        value = Vector::cast_from(read(x, steps, t));
     }
     value
 }
@@ -183,17 +200,19 @@ pub(super) fn forward_kernel<F: Float, W: Float, N: Size>(
     let last = clamp_max(first + STEPS, l);
     let tokens = row_tokens(place.batch, l);
 
+    let x_steps = steps_of(x_blc, place);
     let taps = read_taps::<W, N>(weight_cw, place, w);
     let bias = read_bias::<W, N>(bias_c, place);
     let mut window = Array::<Vector<f32, N>>::new(comptime!(w - 1 + AHEAD));
     #[unroll]
     for k in 1..w {
-        window[k - 1] = input(x_blc, history_bwc, place, first + k - 1, w);
+        window[k - 1] = input(x_blc, x_steps, history_bwc, place, first + k - 1, w);
     }
+    let y_steps = steps_of(y_blc, place);
     for t in range_stepped(first, last, AHEAD) {
         #[unroll]
         for i in 0..AHEAD {
-            window[w - 1 + i] = read_or_zero(x_blc, place, t + i, l);
+            window[w - 1 + i] = read_or_zero(x_blc, x_steps, t + i, l);
         }
         #[unroll]
         for i in 0..AHEAD {
@@ -202,8 +221,7 @@ pub(super) fn forward_kernel<F: Float, W: Float, N: Size>(
                 if silu {
                     y *= sigmoid::<F, N>(y);
                 }
-                let at = place.batch * y_blc.stride(0) + (t + i) * y_blc.stride(1);
-                y_blc[(at + place.channel) / N::value()] = Vector::cast_from(y);
+                y_blc[y_steps.first + (t + i) * y_steps.step] = Vector::cast_from(y);
             }
         }
         advance(&mut window, w);
@@ -216,7 +234,9 @@ pub(super) fn forward_kernel<F: Float, W: Float, N: Size>(
 fn read_ahead<F: Float, N: Size>(
     x_blc: &Tensor<Vector<F, N>>,
     dy_blc: &Tensor<Vector<F, N>>,
-    place: Place,
+    x_steps: Steps,
+    dy_steps: Steps,
+    tokens: RowTokens,
     t: usize,
     taps: &Array<Vector<f32, N>>,
     bias: Vector<f32, N>,
@@ -227,16 +247,15 @@ fn read_ahead<F: Float, N: Size>(
     #[comptime] ahead: usize,
     #[comptime] silu: bool,
 ) {
-    let l = dy_blc.shape(1);
+    let l = tokens.count;
     #[unroll]
     for i in 0..ahead {
-        window[w - 1 + i] = read_or_zero(x_blc, place, t + i, l);
-        gradients[w - 1 + i] = read_or_zero(dy_blc, place, t + i, l);
+        window[w - 1 + i] = read_or_zero(x_blc, x_steps, t + i, l);
+        gradients[w - 1 + i] = read_or_zero(dy_blc, dy_steps, t + i, l);
     }
     if silu {
         #[unroll]
         for i in 0..ahead {
-            let tokens = row_tokens(place.batch, l);
             let v = sum(taps, window, i, bias, starts_bl, tokens, t + i, w);
             let s = sigmoid::<F, N>(v);
             let one = Vector::<f32, N>::new(1.0f32);
@@ -311,13 +330,16 @@ pub(super) fn backward_kernel<F: Float, W: Float, N: Size>(
     let tokens = row_tokens(place.batch, l);
     if place.channel < c && first < l {
         let last = clamp_max(first + STEPS, l);
+        let x_steps = steps_of(x_blc, place);
+        let dy_steps = steps_of(dy_blc, place);
+        let dx_steps = steps_of(dx_blc, place);
         let taps = read_taps::<W, N>(weight_cw, place, w);
         let bias = read_bias::<W, N>(bias_c, place);
         let mut window = Array::<Vector<f32, N>>::new(comptime!(w - 1 + AHEAD));
         let mut gradients = Array::<Vector<f32, N>>::new(comptime!(w - 1 + AHEAD));
         #[unroll]
         for k in 1..w {
-            window[k - 1] = input(x_blc, history_bwc, place, first + k - 1, w);
+            window[k - 1] = input(x_blc, x_steps, history_bwc, place, first + k - 1, w);
             gradients[k - 1] = zero;
         }
         // The last inputs of the run meet sums after it.
@@ -326,7 +348,9 @@ pub(super) fn backward_kernel<F: Float, W: Float, N: Size>(
             read_ahead(
                 x_blc,
                 dy_blc,
-                place,
+                x_steps,
+                dy_steps,
+                tokens,
                 t,
                 &taps,
                 bias,
@@ -358,11 +382,10 @@ pub(super) fn backward_kernel<F: Float, W: Float, N: Size>(
                     sums[w] += gradient;
                 }
                 if t + i + 1 >= first + w && t + i < end {
-                    let at = place.batch * dx_blc.stride(0) + (t + i + 1 - w) * dx_blc.stride(1);
                     let input = t + i + 1 - w;
                     let dx =
                         input_gradient(&taps, &gradients, i, starts_bl, tokens, t + i, input, w);
-                    dx_blc[(at + place.channel) / N::value()] = Vector::cast_from(dx);
+                    dx_blc[dx_steps.first + input * dx_steps.step] = Vector::cast_from(dx);
                 }
             }
             advance(&mut window, w);
@@ -413,20 +436,23 @@ pub(super) fn history_kernel<F: Float, W: Float, N: Size>(
         terminate!();
     }
     let tokens = row_tokens(place.batch, dy_blc.shape(1));
+    let x_steps = steps_of(x_blc, place);
     let taps = read_taps::<W, N>(weight_cw, place, w);
     let bias = read_bias::<W, N>(bias_c, place);
     let mut window = Array::<Vector<f32, N>>::new(comptime!(2 * w - 2));
     let mut gradients = Array::<Vector<f32, N>>::new(comptime!(2 * w - 2));
     #[unroll]
     for k in 1..w {
-        window[k - 1] = input(x_blc, history_bwc, place, k - 1, w);
+        window[k - 1] = input(x_blc, x_steps, history_bwc, place, k - 1, w);
         gradients[k - 1] = Vector::new(0.0f32);
     }
     let ahead = comptime!(w - 1);
     read_ahead(
         x_blc,
         dy_blc,
-        place,
+        x_steps,
+        steps_of(dy_blc, place),
+        tokens,
         0,
         &taps,
         bias,

@@ -7,7 +7,7 @@ use cubecl::prelude::*;
 const LOWEST: f32 = -64.0;
 
 /// An `a_log` whose decay is 1.
-const FOREVER: f32 = -1e30;
+pub const FOREVER: f32 = -1e30;
 
 /// How many steps of the coarse part make a unit: a multiple of 2^-11 below 2^13 fits f32's 24 bits.
 const STEPS: f32 = 2048.0;
@@ -37,7 +37,7 @@ pub fn sigmoid(x: f32) -> f32 {
 /// The logarithm of `1 + z` is `2 atanh(z / (2 + z))` by its series: a graphics API promises its own
 /// logarithm near 1 to 2^-21 only.
 #[cube]
-fn log_decay(a_log: f32) -> f32 {
+pub fn log_decay(a_log: f32) -> f32 {
     let z = (-a_log.abs()).exp();
     let w = z / (2.0 + z);
     let w2 = w * w;
@@ -51,6 +51,16 @@ fn log_decay(a_log: f32) -> f32 {
     series = 1.0 + w2 * series;
     let softplus = max(a_log, 0.0) + 2.0 * w * series;
     max(-softplus, LOWEST)
+}
+
+/// The coarse and the fine part of a log-decay.
+#[cube]
+pub fn split(log: f32) -> Array<f32> {
+    let coarse = (log * STEPS + 0.5).floor() / STEPS;
+    let mut parts = Array::<f32>::new(2usize);
+    parts[0] = coarse;
+    parts[1] = log - coarse;
+    parts
 }
 
 /// Starts to read two tokens' `a_log` a unit of the first plane, for [`Decays::scan`], of the chunk of a

@@ -307,7 +307,7 @@ pub fn walk_back<E: Float, S: Float>(
 
 /// What the planes across have of a row's sum.
 #[cube]
-fn row_sum(sums: &SharedMemory<f32>, row: usize, #[comptime] slots: usize) -> f32 {
+pub fn row_sum(sums: &SharedMemory<f32>, row: usize, #[comptime] slots: usize) -> f32 {
     let mut sum = 0.0f32;
     #[unroll]
     for slot in 0..slots {

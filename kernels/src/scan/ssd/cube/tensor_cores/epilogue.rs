@@ -53,6 +53,20 @@ pub fn load_bias(
     }
 }
 
+/// A pair of outputs times `silu(z + bias)`, in the columns from `column` on.
+#[cube]
+pub fn gated<E: Float>(
+    value: Vector<f32, Pair>,
+    z: Vector<E, Pair>,
+    bias: &SharedMemory<f32>,
+    column: usize,
+) -> Vector<f32, Pair> {
+    let mut v = Vector::<f32, Pair>::cast_from(z);
+    v[0] += bias[column];
+    v[1] += bias[column + 1];
+    value * v * sigmoid::<E, Pair>(v)
+}
+
 /// Multiplies by `silu(z + bias)`.
 #[cube]
 pub fn gate<E: Float>(product: &mut Product, z: &Matrix<E, Eight>, bias: &SharedMemory<f32>) {
@@ -60,10 +74,8 @@ pub fn gate<E: Float>(product: &mut Product, z: &Matrix<E, Eight>, bias: &Shared
         #[unroll]
         for i in 0..product.pairs() {
             let column = product.column(i);
-            let mut v = Vector::<f32, Pair>::cast_from(z.pair(product.row(i), column));
-            v[0] += bias[column];
-            v[1] += bias[column + 1];
-            product.set(i, product.get(i) * v * sigmoid::<E, Pair>(v));
+            let z = z.pair(product.row(i), column);
+            product.set(i, gated::<E>(product.get(i), z, bias, column));
         }
     }
 }

@@ -5,12 +5,17 @@
 //! walk finds what each segment adds to the state, and [`pass_states`] what enters it.
 
 mod backward;
+mod chunk_decays;
+mod copies;
 mod epilogue;
 mod epilogue_gradients;
 mod forward;
 mod loads;
 mod product;
 mod segments;
+mod staged;
+mod staged_backward;
+mod tile;
 
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
@@ -39,7 +44,7 @@ pub(super) fn take<R: CubeRuntime>(inputs: &Inputs<R>) -> bool {
         DType::BF16 => FloatKind::BF16,
         _ => return false,
     };
-    let (p, n) = (x.meta.shape()[3], inputs.b_blgn.meta.shape()[3]);
+    let (p, n) = state_sizes(inputs);
     let (element, sum) = (ElemType::Float(kind), ElemType::Float(FloatKind::F32));
     let properties = x.client.properties();
     let (features, hardware) = (&properties.features, &properties.hardware);
@@ -89,7 +94,7 @@ pub(super) struct Scanned<R: CubeRuntime> {
 
 /// The scan; `keep` its states, for the backward pass.
 pub(super) fn forward<R: CubeRuntime>(inputs: &Inputs<R>, keep: bool) -> Scanned<R> {
-    let scan = Walks::new(inputs, FORWARD);
+    let scan = Walks::new(inputs, price_forward(inputs));
     let (entering, last) = scan.entering();
     let y = scan.empty(inputs.x_blhp.meta.shape().dims::<4>(), inputs.x_blhp.dtype);
     let states = keep.then(|| scan.states_of_chunks());
@@ -121,6 +126,35 @@ pub(super) fn backward<R: CubeRuntime>(
         states
     });
     scan.walk_back(&dy, states)
+}
+
+/// What a walk for outputs costs, of which a multiprocessor holds more cubes where it copies its inputs ahead.
+fn price_forward<R: CubeRuntime>(inputs: &Inputs<R>) -> Price {
+    let gate = inputs.epilogue.z_blc.is_some();
+    if copies_ahead(inputs, false, gate) {
+        let (p, n) = state_sizes(inputs);
+        let held = staged::held(p, n, gate);
+        Price { held, ..FORWARD }
+    } else {
+        FORWARD
+    }
+}
+
+/// Features and state's size of a head.
+fn state_sizes<R: CubeRuntime>(inputs: &Inputs<R>) -> (usize, usize) {
+    (inputs.x_blhp.meta.shape()[3], inputs.b_blgn.meta.shape()[3])
+}
+
+/// Whether a walk copies its inputs to shared memory ahead ([`staged`]); otherwise it reads them into registers.
+fn copies_ahead<R: CubeRuntime>(inputs: &Inputs<R>, backwards: bool, gate: bool) -> bool {
+    let properties = inputs.x_blhp.client.properties();
+    let (p, n) = state_sizes(inputs);
+    // Gradients of gated outputs must pass the gate on their way to shared memory.
+    let ungates = backwards && gate;
+    properties.features.copy_async
+        && properties.hardware.max_shared_memory_size >= staged::shared_memory(p, n, gate)
+        && staged::takes(p, n)
+        && !ungates
 }
 
 /// A scan cut into segments for its device.
@@ -292,32 +326,52 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
             entering.is_some(),
             states.is_some(),
         ];
+        macro_rules! launch {
+            ($walk:ident, $units:expr) => {
+                $walk::walk::launch_unchecked::<R>(
+                    &rows.client,
+                    self.cubes(),
+                    CubeDim::new_1d($units as u32),
+                    self.address_type,
+                    rows.clone().into_tensor_arg(),
+                    columns.clone().into_tensor_arg(),
+                    self.inputs.c_blgn.clone().into_tensor_arg(),
+                    self.inputs.a_log_blh.clone().into_tensor_arg(),
+                    d_h.map(CubeTensor::into_tensor_arg).into(),
+                    z_blc.map(CubeTensor::into_tensor_arg).into(),
+                    z_bias_c.map(CubeTensor::into_tensor_arg).into(),
+                    entering.map(CubeTensor::into_tensor_arg).into(),
+                    out.clone().into_tensor_arg(),
+                    states.map(|states| states.clone().into_tensor_arg()).into(),
+                    ends.clone().into_tensor_arg(),
+                    decays.clone().into_tensor_arg(),
+                    self.chunks_of_segment,
+                    of,
+                    given,
+                    rows.dtype.into(),
+                )
+            };
+        }
         // SAFETY: every index is bound by the shapes that `take` and `ssd_scan` have checked, and by the
         // number of tokens.
         unsafe {
-            forward::walk::launch_unchecked::<R>(
-                &rows.client,
-                self.cubes(),
-                CubeDim::new_1d((forward::PLANES * PLANE) as u32),
-                self.address_type,
-                rows.clone().into_tensor_arg(),
-                columns.clone().into_tensor_arg(),
-                self.inputs.c_blgn.clone().into_tensor_arg(),
-                self.inputs.a_log_blh.clone().into_tensor_arg(),
-                d_h.map(CubeTensor::into_tensor_arg).into(),
-                z_blc.map(CubeTensor::into_tensor_arg).into(),
-                z_bias_c.map(CubeTensor::into_tensor_arg).into(),
-                entering.map(CubeTensor::into_tensor_arg).into(),
-                out.clone().into_tensor_arg(),
-                states.map(|states| states.clone().into_tensor_arg()).into(),
-                ends.clone().into_tensor_arg(),
-                decays.clone().into_tensor_arg(),
-                self.chunks_of_segment,
-                of,
-                given,
-                rows.dtype.into(),
-            );
+            if copies_ahead(self.inputs, of.backwards, of.gate) {
+                launch!(staged, staged::UNITS);
+            } else {
+                launch!(forward, forward::PLANES * PLANE);
+            }
         }
+    }
+
+    /// Whether the walk back copies its inputs to shared memory ahead ([`staged_backward`]), where two cubes fit a
+    /// multiprocessor nevertheless: without a gate.
+    fn copies_ahead_back(&self, parts: EpilogueParts) -> bool {
+        let properties = self.inputs.x_blhp.client.properties();
+        let shared = staged_backward::shared_memory(self.p, self.n);
+        properties.features.copy_async
+            && properties.hardware.max_shared_memory_size >= shared
+            && staged_backward::takes(self.p, self.n)
+            && !parts.gate
     }
 
     /// All gradients, from the states that enter the chunks.
@@ -368,36 +422,67 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
         ];
         // SAFETY: as in `launch_walk`.
         unsafe {
-            backward::walk_back::launch_unchecked::<R>(
-                &dx.client,
-                self.cubes(),
-                CubeDim::new_1d((backward::PLANES * PLANE) as u32),
-                self.address_type,
-                x_blhp.clone().into_tensor_arg(),
-                b_blgn.clone().into_tensor_arg(),
-                c_blgn.clone().into_tensor_arg(),
-                dy.clone().into_tensor_arg(),
-                a_log_blh.clone().into_tensor_arg(),
-                d_h.map(CubeTensor::into_tensor_arg).into(),
-                z_blc.map(CubeTensor::into_tensor_arg).into(),
-                z_bias_c.map(CubeTensor::into_tensor_arg).into(),
-                states.into_tensor_arg(),
-                leaving.map(CubeTensor::into_tensor_arg).into(),
-                dx.clone().into_tensor_arg(),
-                db.clone().into_tensor_arg(),
-                dc.clone().into_tensor_arg(),
-                da_log.clone().into_tensor_arg(),
-                dz.clone().into_tensor_arg(),
-                shares.clone().into_tensor_arg(),
-                ends.clone().into_tensor_arg(),
-                self.chunks_of_segment,
-                self.p,
-                self.n,
-                parts,
-                given,
-                dtype.into(),
-                sum_dtype.into(),
-            );
+            if self.copies_ahead_back(parts) {
+                let given = [d_h.is_some(), leaving.is_some()];
+                staged_backward::walk_back::launch_unchecked::<R>(
+                    &dx.client,
+                    self.cubes(),
+                    CubeDim::new_1d(staged_backward::UNITS as u32),
+                    self.address_type,
+                    x_blhp.clone().into_tensor_arg(),
+                    b_blgn.clone().into_tensor_arg(),
+                    c_blgn.clone().into_tensor_arg(),
+                    dy.clone().into_tensor_arg(),
+                    a_log_blh.clone().into_tensor_arg(),
+                    d_h.map(CubeTensor::into_tensor_arg).into(),
+                    states.into_tensor_arg(),
+                    leaving.map(CubeTensor::into_tensor_arg).into(),
+                    dx.clone().into_tensor_arg(),
+                    db.clone().into_tensor_arg(),
+                    dc.clone().into_tensor_arg(),
+                    da_log.clone().into_tensor_arg(),
+                    shares.clone().into_tensor_arg(),
+                    ends.clone().into_tensor_arg(),
+                    self.chunks_of_segment,
+                    self.p,
+                    self.n,
+                    parts,
+                    given,
+                    dtype.into(),
+                    sum_dtype.into(),
+                );
+            } else {
+                backward::walk_back::launch_unchecked::<R>(
+                    &dx.client,
+                    self.cubes(),
+                    CubeDim::new_1d((backward::PLANES * PLANE) as u32),
+                    self.address_type,
+                    x_blhp.clone().into_tensor_arg(),
+                    b_blgn.clone().into_tensor_arg(),
+                    c_blgn.clone().into_tensor_arg(),
+                    dy.clone().into_tensor_arg(),
+                    a_log_blh.clone().into_tensor_arg(),
+                    d_h.map(CubeTensor::into_tensor_arg).into(),
+                    z_blc.map(CubeTensor::into_tensor_arg).into(),
+                    z_bias_c.map(CubeTensor::into_tensor_arg).into(),
+                    states.into_tensor_arg(),
+                    leaving.map(CubeTensor::into_tensor_arg).into(),
+                    dx.clone().into_tensor_arg(),
+                    db.clone().into_tensor_arg(),
+                    dc.clone().into_tensor_arg(),
+                    da_log.clone().into_tensor_arg(),
+                    dz.clone().into_tensor_arg(),
+                    shares.clone().into_tensor_arg(),
+                    ends.clone().into_tensor_arg(),
+                    self.chunks_of_segment,
+                    self.p,
+                    self.n,
+                    parts,
+                    given,
+                    dtype.into(),
+                    sum_dtype.into(),
+                );
+            }
         }
         Gradients {
             x_blhp: dx,

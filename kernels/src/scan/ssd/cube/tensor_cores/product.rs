@@ -5,6 +5,8 @@ use cubecl::cmma::MmaDefinition;
 use cubecl::prelude::*;
 
 use super::super::decay::Decays;
+use super::chunk_decays::ChunkDecays;
+use super::tile::Tile;
 pub use crate::cube::fragments::{Eight, Matrix, PLANE, Pair};
 
 /// A product's elements, each plane holding a rectangle of them in fragments of 16 x 8: of a fragment, a
@@ -74,6 +76,47 @@ impl Product {
             product.values[i] = Vector::new(0.0f32);
         }
         product
+    }
+
+    /// Zeros, the 16 rows of a plane from `row` on by `columns`, a multiple of 16.
+    pub fn of_plane(row: usize, #[comptime] columns: usize) -> Product {
+        let across = comptime!(columns / 8);
+        let length = comptime!(2 * across);
+        let mut product = Product {
+            values: Array::<Vector<f32, Pair>>::new(length),
+            row,
+            column: 0usize.runtime(),
+            slot: 0usize.runtime(),
+            slots: 1usize,
+            busy: true.runtime(),
+            down: 1usize,
+            across,
+        };
+        #[unroll]
+        for i in 0..length {
+            product.values[i] = Vector::new(0.0f32);
+        }
+        product
+    }
+
+    /// The first row of the plane's rectangle.
+    pub fn first_row(&self) -> usize {
+        self.row
+    }
+
+    /// The first column of the plane's rectangle.
+    pub fn first_column(&self) -> usize {
+        self.column
+    }
+
+    /// How many times 16 columns the plane's rectangle has.
+    pub fn steps_across(&self) -> comptime_type!(usize) {
+        comptime!(self.across / 2)
+    }
+
+    /// How many fragments lie below each other in a plane's rectangle.
+    pub fn down(&self) -> comptime_type!(usize) {
+        comptime!(self.down)
     }
 
     /// Pairs that a unit holds.
@@ -157,6 +200,103 @@ impl Product {
         }
     }
 
+    /// [`Product::add`] for tiles, whose matrices begin at the rows `left_at` and `right_at`; which of the two are
+    /// `transposed`.
+    pub fn add_tiles<E: Float>(
+        &mut self,
+        left: &Tile<E>,
+        left_at: usize,
+        right: &Tile<E>,
+        right_at: usize,
+        #[comptime] transposed: [bool; 2],
+        #[comptime] inner: usize,
+    ) {
+        if self.busy {
+            #[unroll]
+            for step in 0..comptime!(inner / 16) {
+                let k = comptime!(step * 16);
+                let mut lefts = Sequence::<Array<Vector<E, Pair>>>::new();
+                #[unroll]
+                for i in 0..comptime!(self.down) {
+                    let row = self.row + comptime!(i * 16);
+                    if comptime!(transposed[0]) {
+                        lefts.push(left.left(row, left_at + k, true));
+                    } else {
+                        lefts.push(left.left(left_at + row, k, false));
+                    }
+                }
+                #[unroll]
+                for j in 0..comptime!(self.across / 2) {
+                    let column = self.column + comptime!(j * 16);
+                    let both = if comptime!(transposed[1]) {
+                        right.right(k, right_at + column, true)
+                    } else {
+                        right.right(right_at + k, column, false)
+                    };
+                    self.add_fragments(&lefts, 0usize, &both, j);
+                }
+            }
+        }
+    }
+
+    /// [`Product::add_from_row_on`] for a tile.
+    pub fn add_tile_from_row_on<E: Float>(&mut self, right: &Tile<E>, #[comptime] inner: usize) {
+        if self.busy {
+            #[unroll]
+            for step in 0..comptime!(inner / 16) {
+                let k = comptime!(step * 16);
+                let mut lefts = Sequence::<Array<Vector<E, Pair>>>::new();
+                #[unroll]
+                for i in 0..comptime!(self.down) {
+                    lefts.push(ones::<E>(self.row + comptime!(i * 16), k));
+                }
+                #[unroll]
+                for j in 0..comptime!(self.across / 2) {
+                    let both = right.right(k, self.column + comptime!(j * 16), false);
+                    self.add_fragments(&lefts, 0usize, &both, j);
+                }
+            }
+        }
+    }
+
+    /// Multiplies each row of a product of a chunk's 64 tokens by the decays from the chunk's start through its token, or
+    /// those after it to the chunk's end, and gives this unit's part of the sums of its two rows times those of a tile
+    /// from `other_at` on. The decays are those at `at`.
+    pub fn decay_rows_of_tile<E: Float>(
+        &mut self,
+        decays: &ChunkDecays,
+        at: usize,
+        other: &Tile<E>,
+        other_at: usize,
+        #[comptime] enter: bool,
+    ) -> Array<f32> {
+        let mut sums = Array::<f32>::new(2usize);
+        sums[0] = 0.0f32;
+        sums[1] = 0.0f32;
+        if self.busy {
+            #[unroll]
+            for half in 0..2usize {
+                let t = self.row(half);
+                let decay = if comptime!(enter) {
+                    decays.enter(at, t)
+                } else {
+                    decays.leave(at, t)
+                };
+                let decay = Vector::<f32, Pair>::new(decay);
+                #[unroll]
+                for j in 0..comptime!(self.across) {
+                    let i = comptime!(2 * j + half);
+                    let value = self.values[i] * decay;
+                    self.values[i] = value;
+                    let other = other.pair(other_at + t, self.column(i));
+                    let other = Vector::<f32, Pair>::cast_from(other);
+                    sums[half] += value[0] * other[0] + value[1] * other[1];
+                }
+            }
+        }
+        sums
+    }
+
     /// Adds the terms from `k` on that a fragment is wide, of left factors one below the other.
     fn add_step<E: Float, VR: Size>(
         &mut self,
@@ -165,25 +305,37 @@ impl Product {
         #[comptime] k: usize,
         #[comptime] transpose_right: bool,
     ) {
-        let mma = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
         #[unroll]
         for j in 0..comptime!(self.across / 2) {
             let both = right.right(k, self.column + comptime!(j * 16), transpose_right);
+            self.add_fragments(lefts, 0usize, &both, j);
+        }
+    }
+
+    /// Adds the products of left factors, one below the other from the `first` on, with the two right factors of the
+    /// `j`-th 16 columns of the plane's rectangle.
+    pub fn add_fragments<E: Float>(
+        &mut self,
+        lefts: &Sequence<Array<Vector<E, Pair>>>,
+        #[comptime] first: usize,
+        both: &Array<Vector<E, Pair>>,
+        #[comptime] j: usize,
+    ) {
+        let mma = MmaDefinition::<E, E, f32>::new(16usize, 8usize, 16usize);
+        #[unroll]
+        for half in 0..2usize {
+            let mut factor = Array::<Vector<E, Pair>>::new(2usize);
+            factor[0] = both[comptime!(half * 2)];
+            factor[1] = both[comptime!(half * 2 + 1)];
             #[unroll]
-            for half in 0..2usize {
-                let mut factor = Array::<Vector<E, Pair>>::new(2usize);
-                factor[0] = both[comptime!(half * 2)];
-                factor[1] = both[comptime!(half * 2 + 1)];
-                #[unroll]
-                for i in 0..comptime!(self.down) {
-                    let at = comptime!(2 * (i * self.across + j * 2 + half));
-                    let mut sums = Array::<Vector<f32, Pair>>::new(2usize);
-                    sums[0] = self.values[at];
-                    sums[1] = self.values[comptime!(at + 1)];
-                    let sums = mma.execute(lefts.index(i), &factor, &sums);
-                    self.values[at] = sums[0];
-                    self.values[comptime!(at + 1)] = sums[1];
-                }
+            for i in 0..comptime!(self.down) {
+                let at = comptime!(2 * (i * self.across + j * 2 + half));
+                let mut sums = Array::<Vector<f32, Pair>>::new(2usize);
+                sums[0] = self.values[at];
+                sums[1] = self.values[comptime!(at + 1)];
+                let sums = mma.execute(lefts.index(comptime!(first + i)), &factor, &sums);
+                self.values[at] = sums[0];
+                self.values[comptime!(at + 1)] = sums[1];
             }
         }
     }
