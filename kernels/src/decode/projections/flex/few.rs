@@ -140,7 +140,9 @@ pub(super) fn multiply(b: usize, sums: Vec<Vec<Term>>) -> Vec<Tensor<Flex, 2>> {
         tasks.map(move |(task, y)| (task * rows, sum, y))
     });
     let tasks: Vec<_> = tasks.collect();
-    tasks.into_par_iter().for_each(|(first, sum, y)| {
+    // One by one, so that no thread waits for long when the other has taken the last ones.
+    let tasks = tasks.into_par_iter().with_max_len(1);
+    tasks.for_each(|(first, sum, y)| {
         let mut scratch = Scratch::default();
         vectorised(
             #[inline(always)]

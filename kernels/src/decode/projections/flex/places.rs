@@ -194,3 +194,32 @@ mod x86 {
         cast(avx2._mm256_add_epi32(lower, upper))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of as many words as fill registers of both widths, and of some that are left over.
+    #[test]
+    fn sums_of_words_are_exact() {
+        for n in [4, 8, 12, 16, 28, 72, 100] {
+            let words: Vec<_> = (0..n as u32)
+                .map(|i| i.wrapping_mul(2_654_435_761) as i32)
+                .collect();
+            let q: Vec<_> = (0..8 * n as i32)
+                .map(|i| (i * 104_729 % 32_768) as i16 * if i % 3 == 0 { -1 } else { 1 })
+                .collect();
+            let places = [0, 1, 2, 3].map(|place| {
+                let fours = q.as_chunks::<4>().0.iter();
+                fours.map(|four| four[place]).collect::<Vec<_>>()
+            });
+            let x = places.each_ref().map(|place| &place[..]);
+            let mut sums = vec![0; n];
+            sums_of_words(&words, x, &mut sums);
+            for (i, sum) in sums.into_iter().enumerate() {
+                let product = |j: usize| (words[i] >> (4 * j) & 15) * i32::from(q[8 * i + j]);
+                assert_eq!(sum, (0..8).map(product).sum(), "word {i} of {n}");
+            }
+        }
+    }
+}

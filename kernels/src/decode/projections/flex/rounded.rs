@@ -14,7 +14,7 @@ use crate::flex::math::{largest, sum, vectorised};
 const BLOCK: usize = 512;
 /// The largest number of a block, in its steps.
 const LARGEST: f32 = i16::MAX as f32;
-/// Added to a number of less than 2^22 and taken off again, it leaves the nearest whole number.
+/// The sum with a number of less than 2^22 has the nearest whole number in its lowest bits.
 const ROUND: f32 = 12_582_912.0;
 
 // The sum of a block's products with any numbers of 8 bits fits into 32.
@@ -104,7 +104,7 @@ fn round(values: &[f32], q: &mut [i16]) -> f32 {
     };
     for (q, v) in q.iter_mut().zip(values) {
         let steps = (v * inverse).clamp(-LARGEST, LARGEST);
-        *q = ((steps + ROUND) - ROUND) as i16;
+        *q = (steps + ROUND).to_bits() as i16;
     }
     step
 }
