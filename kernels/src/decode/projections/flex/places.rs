@@ -218,7 +218,7 @@ mod tests {
             sums_of_words(&words, x, &mut sums);
             for (i, sum) in sums.into_iter().enumerate() {
                 let product = |j: usize| (words[i] >> (4 * j) & 15) * i32::from(q[8 * i + j]);
-                assert_eq!(sum, (0..8).map(product).sum(), "word {i} of {n}");
+                assert_eq!(sum, (0..8).map(product).sum::<i32>(), "word {i} of {n}");
             }
         }
     }
