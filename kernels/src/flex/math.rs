@@ -104,6 +104,21 @@ pub(crate) fn max(x: &[f32]) -> f32 {
         .fold(f32::NEG_INFINITY, f32::max)
 }
 
+/// The largest `|x|`, of those that are numbers.
+#[inline(always)]
+pub(crate) fn largest(x: &[f32]) -> f32 {
+    let mut lanes = [0.0_f32; LANES];
+    let (blocks, rest) = x.as_chunks::<LANES>();
+    for block in blocks {
+        for (lane, value) in lanes.iter_mut().zip(block) {
+            let size = value.abs();
+            *lane = if size > *lane { size } else { *lane };
+        }
+    }
+    let sizes = lanes.iter().copied().chain(rest.iter().map(|x| x.abs()));
+    sizes.fold(0.0, f32::max)
+}
+
 /// Zero for what has decayed to nothing: products below the normal range are slow.
 #[inline(always)]
 pub(crate) fn flushed(x: f32) -> f32 {
@@ -140,5 +155,9 @@ mod tests {
         assert_eq!(dot(&x, &[2.0; 40]), 1332.0);
         assert_eq!(max(&x), 36.0);
         assert_eq!(max(&x[..3]), 14.0);
+        let x: Vec<f32> = x.iter().map(|x| 1.0 - x).collect();
+        assert_eq!(largest(&x), 35.0);
+        assert_eq!(largest(&x[..3]), 13.0);
+        assert_eq!(largest(&[f32::NAN, -2.0]), 2.0);
     }
 }

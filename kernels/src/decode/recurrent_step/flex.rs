@@ -33,16 +33,24 @@ fn owned<const D: usize>(x: Tensor<Flex, D>) -> FlexTensor {
 }
 
 /// Moves the windows `[c, w]` on to the inputs `[c]`, and convolves them.
-fn convolve(windows: &mut [f32], inputs: &[f32], parameters: &Parameters, y: &mut [f32]) {
+#[inline(always)]
+fn convolve(windows: &mut [f32], inputs: &[f32], parameters: &Slices, y: &mut [f32]) {
     let w = parameters.taps.len() / inputs.len();
     let windows = windows
         .chunks_exact_mut(w)
         .zip(parameters.taps.chunks_exact(w));
     for (channel, (window, taps)) in windows.enumerate() {
-        window.copy_within(1.., 0);
-        window[w - 1] = inputs[channel];
-        let products = window.iter().zip(taps).map(|(x, tap)| x * tap);
-        let sum = products.sum::<f32>() + parameters.bias.as_ref().map_or(0.0, |b| b[channel]);
+        // Number by number, as a call that moves so few takes longer.
+        let mut sum = 0.0;
+        for i in 0..w {
+            window[i] = if i + 1 < w {
+                window[i + 1]
+            } else {
+                inputs[channel]
+            };
+            sum += window[i] * taps[i];
+        }
+        sum += parameters.bias.map_or(0.0, |bias| bias[channel]);
         y[channel] = match parameters.activation {
             Activation::Identity => sum,
             Activation::Silu => sum * sigmoid(sum),
@@ -50,7 +58,7 @@ fn convolve(windows: &mut [f32], inputs: &[f32], parameters: &Parameters, y: &mu
     }
 }
 
-/// [`StepParameters`] as slices.
+/// [`StepParameters`], contiguous.
 struct Parameters {
     taps: Values,
     bias: Option<Values>,
@@ -64,10 +72,43 @@ struct Parameters {
     turn: Option<(Values, Values)>,
 }
 
+/// The same as slices, since to have one of a tensor takes longer than what is done with a number.
+struct Slices<'a> {
+    taps: &'a [f32],
+    bias: Option<&'a [f32]>,
+    activation: Activation,
+    d: &'a [f32],
+    z_bias: Option<&'a [f32]>,
+    a_log_bias: Option<&'a [f32]>,
+    bc_norms: Option<[(&'a [f32], f32); 2]>,
+    turn: Option<(&'a [f32], &'a [f32])>,
+}
+
+impl Parameters {
+    fn slices(&self) -> Slices<'_> {
+        let norms = self.bc_norms.as_ref();
+        Slices {
+            taps: &self.taps,
+            bias: self.bias.as_deref(),
+            activation: self.activation,
+            d: &self.d,
+            z_bias: self.z_bias.as_deref(),
+            a_log_bias: self.a_log_bias.as_deref(),
+            bc_norms: norms.map(|norms| {
+                norms
+                    .each_ref()
+                    .map(|(gamma, epsilon)| (&**gamma, *epsilon))
+            }),
+            turn: self.turn.as_ref().map(|(cos, sin)| (&**cos, &**sin)),
+        }
+    }
+}
+
 /// Turns the pairs `(i, i + r)` of a row of the state.
 #[inline(always)]
 fn turn(row: &mut [f32], cos: &[f32], sin: &[f32]) {
     let r = cos.len();
+    let sin = &sin[..r];
     let (first, second) = row[..2 * r].split_at_mut(r);
     for i in 0..r {
         let (x1, x2) = (first[i], second[i]);
@@ -94,6 +135,7 @@ fn step(
     let [_, c, w] = state.conv.dims();
     let (g, width) = ((c - h * p) / (2 * n), c + h * p + h);
     let projected = Values::of(projected);
+    let projected: &[f32] = &projected;
     let parameters = Parameters {
         taps: Values::of(parameters.taps),
         bias: parameters.bias.map(Values::of),
@@ -105,6 +147,7 @@ fn step(
             .map(|norms| norms.map(|norm| (Values::of(norm.gamma), norm.epsilon as f32))),
         turn: (parameters.turn).map(|turn| (Values::of(turn.cos), Values::of(turn.sin))),
     };
+    let parameters = parameters.slices();
     let (mut conv, mut ssm) = (owned(state.conv), owned(state.ssm));
 
     let mut convolved = vec![0.0; b * c];
@@ -113,7 +156,10 @@ fn step(
     tokens
         .zip(convolved.par_chunks_mut(c))
         .for_each(|((windows, token), y)| {
-            convolve(windows, &token[..c], &parameters, y);
+            vectorised(
+                #[inline(always)]
+                || convolve(windows, &token[..c], &parameters, y),
+            );
             if let Some(norms) = &parameters.bc_norms {
                 let parts = y[h * p..].chunks_exact_mut(g * n).zip(norms);
                 for (heads, (gamma, epsilon)) in parts {
@@ -135,22 +181,31 @@ fn step(
         let x_p = &convolved[head * p..][..p];
         let b_n = &convolved[h * p + group * n..][..n];
         let c_n = &convolved[h * p + (g + group) * n..][..n];
-        let bias = parameters.a_log_bias.as_ref().map_or(0.0, |a| a[head]);
+        let z = &token[c + head * p..][..p];
+        let z_bias = parameters.z_bias.map(|z_bias| &z_bias[head * p..][..p]);
+        let (d, bias) = (
+            parameters.d[head],
+            parameters.a_log_bias.map_or(0.0, |a| a[head]),
+        );
         let decay = sigmoid(-token[c + h * p + head] - bias);
         vectorised(
             #[inline(always)]
             || {
-                for (r, state) in state.chunks_exact_mut(n).enumerate() {
-                    if let Some((cos, sin)) = &parameters.turn {
+                y.copy_from_slice(z);
+                if let Some(z_bias) = z_bias {
+                    y.iter_mut().zip(z_bias).for_each(|(y, bias)| *y += bias);
+                }
+                for v in y.iter_mut() {
+                    *v *= sigmoid(*v);
+                }
+                for ((state, y), x) in state.chunks_exact_mut(n).zip(y.iter_mut()).zip(x_p) {
+                    if let Some((cos, sin)) = parameters.turn {
                         turn(state, cos, sin);
                     }
                     for (state, b) in state.iter_mut().zip(b_n) {
-                        *state = decay * *state + x_p[r] * b;
+                        *state = decay * *state + x * b;
                     }
-                    let channel = head * p + r;
-                    let bias = parameters.z_bias.as_ref().map_or(0.0, |z| z[channel]);
-                    let v = token[c + channel] + bias;
-                    y[r] = (dot(state, c_n) + parameters.d[head] * x_p[r]) * v * sigmoid(v);
+                    *y *= dot(state, c_n) + d * x;
                 }
             },
         );
