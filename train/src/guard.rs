@@ -8,8 +8,9 @@
 //! all above the highest of some 15 in a row before them. That is what too high a rate does to a student that starts
 //! near its teacher; the loss may fall again for long after that, and never comes back to what it was. It is only said.
 //! By chance, 20 losses of one level are above 15 others once in three billion times, however they are spread. A rise by
-//! less than a fiftieth is none. A stage that is destroyed in its first steps has no 15 losses before: then the few that
-//! there are stand for them, and of fewer than four one and a half times the highest.
+//! less than a fiftieth is none. A stage that is destroyed in its first steps has no 15 losses before. Then the few that
+//! there are stand for them, if they are four at least; and whenever 20 losses in a row are above one and a half times
+//! the first one, which no step had changed yet, that is a collapse too.
 //!
 //! Where the loss of a stage becomes one of another kind (`sequential`), all of it begins anew.
 //!
@@ -30,8 +31,8 @@ const HELD: usize = 15;
 const FEW: usize = 4;
 /// How far above the highest of them a loss is raised, as a factor.
 const RISE: f64 = 1.02;
-/// The same of fewer than [`FEW`].
-const RISE_OF_FEW: f64 = 1.5;
+/// How far above the first loss of the stage, whose batch may be an easy one.
+const RISE_ABOVE_FIRST: f64 = 1.5;
 
 /// The words by which the note of a collapse is known.
 const COLLAPSE: &str = "the student is losing what it had";
@@ -47,6 +48,8 @@ pub(crate) fn is_collapse(note: &str) -> bool {
 pub struct Guard {
     /// The last losses of steps that changed something, oldest first.
     recent: Vec<f64>,
+    /// The first loss of the stage.
+    first_loss: Option<f64>,
     /// The last losses of all steps, as many as a collapse is told by, oldest first.
     last: Vec<f64>,
     /// The lowest that the highest of [`HELD`] losses in a row has been; none as long as too few are known.
@@ -132,27 +135,31 @@ impl Guard {
 
     /// The collapse that is seen by the loss of the next step.
     fn collapse(&mut self, loss: f64) -> Option<Event> {
+        let first = *self.first_loss.get_or_insert(loss);
         self.last.push(loss);
         let before = self.last.len().saturating_sub(HELD + RAISED);
         self.last.drain(..before);
         let held = self.last.len().saturating_sub(RAISED);
         let (held, raised) = self.last.split_at(held);
         let highest = held.iter().copied().reduce(f64::max)?;
-        let level = if held.len() == HELD {
-            let lowest = self.lowest.map_or(highest, |lowest| lowest.min(highest));
-            *self.lowest.insert(lowest)
-        } else {
-            highest
-        };
-        let rise = if held.len() < FEW { RISE_OF_FEW } else { RISE };
-        let is_raised = raised.iter().all(|loss| *loss > rise * level);
+        let (mut level, mut limit) = (first, RISE_ABOVE_FIRST * first);
+        if held.len() >= FEW {
+            let mut own = highest;
+            if held.len() == HELD {
+                own = self.lowest.map_or(own, |lowest| lowest.min(own));
+                self.lowest = Some(own);
+            }
+            if RISE * own < limit {
+                (level, limit) = (own, RISE * own);
+            }
+        }
+        let is_raised = raised.iter().all(|loss| *loss > limit);
         if is_raised && !self.has_collapsed {
             self.has_collapsed = true;
             let steps = RAISED;
             return Some(Event::Collapse { steps, level });
         }
-        let last = &raised[raised.len() - ENOUGH..];
-        if median(last) <= rise * level {
+        if median(&raised[raised.len() - ENOUGH..]) <= limit {
             self.has_collapsed = false;
         }
         None
@@ -284,6 +291,10 @@ mod tests {
             let place = collapse_in(&[about(4.0, 0..held), about(to, held..held + 50)]);
             assert_eq!(place, RAISED - 1, "{held}");
         }
+        // Over its peak before twenty steps are done, as where a warm-up ends: it never comes back.
+        let mut losses = vec![3.1, 3.8, 4.5, 5.6, 6.6, 6.2];
+        losses.extend((0..60).map(|step| 4.8 + 1.4 * (-0.1 * f64::from(step)).exp()));
+        assert!(collapse_in(&[vec![], losses]) < 30);
         // Within ten steps, and not at once.
         let rises: Vec<f64> = (0..10).map(|step| 4.0 + 0.3 * f64::from(step)).collect();
         let place = collapse_in(&[about(4.0, 0..6), [rises, about(7.0, 6..46)].concat()]);
