@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A result whose error is a [`DataError`].
 pub type Result<T> = std::result::Result<T, DataError>;
@@ -166,6 +167,10 @@ pub enum DataError {
         /// The message of the tokenizer, or what is wrong with the file.
         reason: String,
     },
+
+    /// The thread that fetches and tokenises a text has ended with this error, which is that of every later read.
+    #[error(transparent)]
+    Incoming(Arc<DataError>),
 
     /// The caller asked for an end before the work was done.
     #[error("stopped before the text was encoded")]

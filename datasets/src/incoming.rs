@@ -38,8 +38,8 @@ struct Progress {
     groups: Vec<Arc<TokenShards>>,
     /// The number of groups that were asked for.
     asked: usize,
-    /// How the thread has ended. An error is taken by the first who asks, and there is none after a panic.
-    end: Option<std::result::Result<(), Option<DataError>>>,
+    /// How the thread has ended; there is no error after a panic.
+    end: Option<std::result::Result<(), Option<Arc<DataError>>>>,
 }
 
 impl Shared {
@@ -105,7 +105,7 @@ impl IncomingShards {
             // Readers must not wait for ever after a panic, whose message was shown.
             let made = catch_unwind(AssertUnwindSafe(|| theirs.make(&options)));
             theirs.progress().end = Some(match made {
-                Ok(made) => made.map_err(Some),
+                Ok(made) => made.map_err(|error| Some(Arc::new(error))),
                 Err(_) => Err(None),
             });
             theirs.changed.notify_all();
@@ -130,10 +130,12 @@ impl IncomingShards {
             if let Some(shards) = progress.groups.get(number) {
                 return Ok(Some(Arc::clone(shards)));
             }
-            match &mut progress.end {
+            match &progress.end {
                 None => progress = self.shared.wait(progress),
                 Some(Ok(())) => return Ok(None),
-                Some(Err(error)) => return Err(error.take().unwrap_or(DataError::Stopped)),
+                Some(Err(None)) => return Err(DataError::Stopped),
+                // Of all who ask: one may have read ahead of what it needs.
+                Some(Err(Some(error))) => return Err(DataError::Incoming(Arc::clone(error))),
             }
         }
     }

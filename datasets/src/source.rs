@@ -3,18 +3,17 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize, Serializer};
-use walkdir::{DirEntry, WalkDir};
 
 use crate::error::{DataError, Result, cannot};
 
 mod array;
 mod documents;
+mod found;
 mod groups;
 mod long_line;
 mod open;
@@ -23,14 +22,16 @@ mod parquet;
 mod passed_over;
 mod put_back;
 mod record;
+mod records;
 mod standard_input;
 
 pub use documents::Documents;
 pub(crate) use documents::{End, Parts, Position};
+pub use found::is_pattern;
+use found::{local_files, metadata};
 pub(crate) use groups::{GROUP_BYTES, groups};
 pub use open::open_text;
 pub use parquet::{ParquetRows, parquet_rows};
-use passed_over::PassedOver;
 pub use standard_input::keep_standard_input;
 
 /// The field of a record, or the column of a table, that holds the text of a document, if a source names no other.
@@ -292,118 +293,6 @@ fn column_in<'a>(path: &Path, column: &'a str) -> &'a str {
         Some(Layout::Whole) => "",
         _ => column,
     }
-}
-
-/// The files that a file, a folder or a pattern means.
-fn local_files(path: &Path, column: &str) -> Result<Vec<PathBuf>> {
-    let found = match (fs::metadata(path), path.to_str()) {
-        (Err(_), Some(pattern)) if is_pattern(pattern) => matching(pattern)?,
-        _ => vec![path.to_owned()],
-    };
-    let mut files = Vec::new();
-    for path in found {
-        if metadata(&path)?.is_dir() {
-            files.extend(text_files_below(&path, column)?);
-        } else {
-            files.push(path);
-        }
-    }
-    Ok(files)
-}
-
-/// Whether a path that does not exist may be a pattern of paths.
-pub fn is_pattern(path: &str) -> bool {
-    path.contains(['*', '?', '['])
-}
-
-/// The paths that have `pattern`, sorted.
-fn matching(pattern: &str) -> Result<Vec<PathBuf>> {
-    let bad = |reason: String| DataError::Pattern {
-        pattern: pattern.to_owned(),
-        reason,
-    };
-    let options = glob::MatchOptions {
-        require_literal_leading_dot: true,
-        ..Default::default()
-    };
-    let paths = glob::glob_with(pattern, options).map_err(|error| bad(error.to_string()))?;
-    let paths: std::result::Result<Vec<_>, _> = paths.collect();
-    let mut paths = paths.map_err(|error| bad(error.to_string()))?;
-    if paths.is_empty() {
-        return Err(bad("no file or folder has this pattern".to_owned()));
-    }
-    paths.sort();
-    Ok(paths)
-}
-
-fn metadata(path: &Path) -> Result<fs::Metadata> {
-    fs::metadata(path).map_err(cannot("open", path))
-}
-
-fn text_files_below(folder: &Path, column: &str) -> Result<Vec<PathBuf>> {
-    let is_shown = |entry: &DirEntry| {
-        entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.')
-    };
-    let mut paths = Vec::new();
-    let mut passed_over = PassedOver::default();
-    let walk = WalkDir::new(folder).follow_links(true).sort_by_file_name();
-    let mut walk = walk.into_iter();
-    while let Some(entry) = walk.next() {
-        let entry = match entry {
-            Ok(entry) => entry,
-            Err(error) if leads_nowhere(&error) => {
-                passed_over.add_link(folder, error.path().unwrap_or(folder));
-                continue;
-            }
-            Err(error) => {
-                return Err(DataError::Io {
-                    action: "list",
-                    path: error.path().unwrap_or(folder).into(),
-                    reason: error.into(),
-                });
-            }
-        };
-        let is_own = entry.depth() > 0 && own_files::is_own(entry.path());
-        if is_own && is_shown(&entry) {
-            passed_over.add_own(folder, entry.path());
-        }
-        if is_own || !is_shown(&entry) {
-            if entry.file_type().is_dir() {
-                walk.skip_current_dir();
-            }
-        } else if entry.file_type().is_file() {
-            let path = entry.into_path();
-            if passed_over.takes(&path, column)? {
-                passed_over.add(folder, &path);
-            } else {
-                paths.push(path);
-            }
-        }
-    }
-    if paths.is_empty() {
-        return Err(DataError::NoTextFiles {
-            path: folder.into(),
-            passed_over: passed_over.to_string(),
-        });
-    }
-    if !passed_over.is_empty() {
-        log::warn!(
-            "{}: {} files of text are read, and other files passed over: {passed_over}",
-            folder.display(),
-            paths.len()
-        );
-    }
-    paths.sort();
-    Ok(paths)
-}
-
-/// Whether a link has no target, or one around itself.
-fn leads_nowhere(error: &walkdir::Error) -> bool {
-    let is_link = || error.path().is_some_and(Path::is_symlink);
-    let is_missing = error
-        .io_error()
-        .is_some_and(|reason| reason.kind() == ErrorKind::NotFound);
-    error.loop_ancestor().is_some() || is_missing && is_link()
 }
 
 fn describe(path: &Path, column: &str) -> Result<SourceFile> {

@@ -50,9 +50,9 @@ pub enum Precision {
     F16,
     /// 16 bits, of which 8 are the exponent's
     Bf16,
-    /// The weights of projections in 8 bits with a scale a row, all else as by auto
+    /// The weights of projections in 8 bits with a scale a row, all else as by auto, or in bf16 on a GPU that has it
     Int8,
-    /// The weights of projections in 4 bits with a scale for 32 of them, all else as by auto
+    /// The weights of projections in 4 bits with a scale for 32 of them, all else as for int8
     Int4,
 }
 
@@ -70,7 +70,9 @@ impl Precision {
         let dtype = match self {
             Self::Auto | Self::Int8 | Self::Int4 => {
                 let half = |dtype: &DType| matches!(dtype, DType::F16 | DType::BF16);
-                let stored = stored.filter(half);
+                // A GPU multiplies many vectors with packed weights in the dtype of all else, and in f32 slowly.
+                let packed_on_gpu = self != Self::Auto && B::queues();
+                let stored = stored.filter(half).or(packed_on_gpu.then_some(DType::BF16));
                 return Ok(stored
                     .filter(|dtype| B::holds(device, *dtype))
                     .unwrap_or(own));

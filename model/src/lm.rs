@@ -294,12 +294,18 @@ impl<B: KernelBackend> CausalLm<B> {
 
     /// What the weights of its projections are stored as; `Int4` if some are.
     pub fn form(&self) -> Form {
-        let mut forms = Vec::new();
-        self.clone().each_linear(|linear| forms.push(linear.form()));
+        let forms = self.forms();
         let mut known = [Form::Int4, Form::Int8].into_iter();
         known
             .find(|form| forms.contains(form))
             .unwrap_or(Form::Float)
+    }
+
+    /// What the weight of each projection is stored as.
+    pub fn forms(&self) -> Vec<Form> {
+        let mut forms = Vec::new();
+        self.clone().each_linear(|linear| forms.push(linear.form()));
+        forms
     }
 
     /// Bytes of weights that a decoding step reads: those of every projection.

@@ -5,12 +5,13 @@
 //! 32 bits; `goldens/README.md` explains every key. The environment variable `GOLDENS_DIR` points
 //! the same tests at another folder with files of the same names. Values cross this part of the crate as
 //! [`Values`], so that it depends on no tensor library and on no crate under test; [`networks`], behind the
-//! feature of that name, runs the networks on them. [`mutations`] damages files for tests of loaders.
+//! feature of that name, runs the networks on them. [`mutations`] damages files for tests of loaders, and [`hub`] answers for a hub.
 
 #![deny(missing_docs)]
 
 mod device;
 pub mod gguf;
+pub mod hub;
 pub mod mutations;
 #[cfg(feature = "networks")]
 pub mod networks;

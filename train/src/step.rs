@@ -5,32 +5,35 @@
 //! has something to show.
 
 mod lockstep;
+mod measured;
+mod working;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use burn::module::{AutodiffModule, Module, ParamId};
-use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 use datasets::Batch;
 use kernels::profile::region;
 use kernels::{DocumentStarts, TrainBackend};
-use model::{Block, Part, Phi, PhiMamba};
+use model::{Part, Phi, PhiMamba};
 
 use crate::clipping::{Place, clips_cells, places_of};
 use crate::config::{Precision, StageConfig};
+use crate::error::TrainError;
 use crate::evaluate;
 use crate::gradients::{Gradients, Sink};
 use crate::optimizer::AdamW;
 use crate::parallel::{Arriving, Outlet, Plan, Sharing};
 use crate::parallel_passes::ParallelPasses;
-use crate::stages::{
-    Kind, Parts, PassStudent, Rates, StageStep, TokenBatch, in_dtype, left_out, on_graph_of_its_own,
-};
+use crate::stages::{Kind, PassStudent, Rates, StageStep, TokenBatch};
 use crate::teacher_cache::CachedPredictions;
 
 pub use lockstep::Learning;
+pub use measured::{Measured, ReadMeasured};
+
+use self::working::Working;
 
 /// The optimizer steps of one stage: everything that they share.
 ///
@@ -55,6 +58,8 @@ pub struct TrainStep<B: TrainBackend> {
     sharing: Option<Sharing<B::InnerBackend>>,
     /// How the gradients of the step before have come.
     plan: Mutex<Plan>,
+    /// The plan of which it is known that all ranks have it.
+    agreed: Mutex<Plan>,
 }
 
 /// The loss of each pass of a step, `[1]`, and the sum of their gradients.
@@ -62,32 +67,6 @@ type Passed<B> = (Vec<Tensor<B, 1>>, Gradients<B>);
 
 /// Of a panic where a stage that computes the teacher was made without it.
 const NO_TEACHER: &str = "a stage that reads no predictions has its teacher";
-
-/// What a step has measured, one element each, on the device.
-#[derive(Debug, Clone)]
-pub struct Measured<B: Backend> {
-    /// The mean loss over the passes.
-    pub loss: Tensor<B, 1>,
-    /// The norm of the mean gradient, before it is clipped.
-    pub norm: Tensor<B, 1>,
-    /// The same of each part that has a gradient.
-    pub norms: BTreeMap<Part, Tensor<B, 1>>,
-    /// Where ranks share the steps: how many of them were asked to stop.
-    pub stops: Option<Tensor<B, 1>>,
-}
-
-/// What a step has measured, on the host.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ReadMeasured {
-    /// The mean loss over the passes.
-    pub loss: f64,
-    /// The norm of the mean gradient, before it is clipped.
-    pub norm: f64,
-    /// The same of each part that has a gradient.
-    pub norms: BTreeMap<Part, f64>,
-    /// Whether a rank was asked to stop, where ranks share the steps: all know it of the same step.
-    pub stops: bool,
-}
 
 impl<B: TrainBackend> TrainStep<B> {
     /// The steps of `stage`, which train `student` by `teacher`. The teacher is in the dtype of `precision`,
@@ -134,6 +113,7 @@ impl<B: TrainBackend> TrainStep<B> {
             device: device.clone(),
             sharing: None,
             plan: Mutex::default(),
+            agreed: Mutex::default(),
         }
     }
 
@@ -200,6 +180,24 @@ impl<B: TrainBackend> TrainStep<B> {
     ) -> (Arriving<B>, Measured<B::InnerBackend>) {
         let step = |(student, optimizer)| self.update(student, optimizer, batch, rates, at);
         B::memory_persistent_allocations(&self.device, (student, optimizer), step)
+    }
+
+    /// That all ranks send their gradients in the same order. They are asked when that has changed in the last step, which
+    /// is after the first step of a stage.
+    ///
+    /// # Errors
+    /// [`TrainError::Ranks`] with the ranks whose order is another.
+    pub(crate) fn agree(&self) -> Result<(), TrainError> {
+        let Some(sharing) = &self.sharing else {
+            return Ok(());
+        };
+        let plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut agreed = self.agreed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *plan != *agreed {
+            plan.agree(sharing)?;
+            *agreed = plan.clone();
+        }
+        Ok(())
     }
 
     /// The loss that the teacher itself has in the student's place, `[1]`, on the first pass over `batch`: the least that
@@ -358,26 +356,6 @@ impl<B: TrainBackend> TrainStep<B> {
         Some(self.places.get(&id)?.part)
     }
 
-    /// What the passes of step `at` over `batch` have in common.
-    fn working<'a>(
-        &self,
-        student: Arriving<B>,
-        (batch, predictions): (&'a Batch, Option<&'a CachedPredictions>),
-        at: StageStep,
-    ) -> Working<'a, B> {
-        Working {
-            dtype: self.precision.dtype(),
-            layers: (0..student.layers()).map(|_| OnceLock::new()).collect(),
-            whole: OnceLock::new(),
-            own: Mutex::new(student),
-            left_out: left_out(self.kind.window_dropout(), self.seed, at, batch.batch),
-            micro_batch: self.micro_batch,
-            batch,
-            predictions,
-            at,
-        }
-    }
-
     /// The losses of the passes of these `numbers`, and the sum of their gradients.
     fn run(&self, working: &Working<'_, B>, numbers: Range<usize>) -> Passed<B::InnerBackend> {
         let (mut losses, mut gradients) = (vec![], Gradients::default());
@@ -420,92 +398,5 @@ impl<B: TrainBackend> TrainStep<B> {
             self.kind
                 .pass(student, teacher, tokens, working.at, gradients)
         }
-    }
-}
-
-/// What the passes of a step have in common. The student may be on its way: of a layer that a pass asks for there is a copy in
-/// the dtype of the passes from then on.
-struct Working<'a, B: TrainBackend> {
-    own: Mutex<Arriving<B>>,
-    dtype: DType,
-    layers: Vec<OnceLock<Block<B>>>,
-    whole: OnceLock<PhiMamba<B>>,
-    /// The rows of the batch that are read without a window.
-    left_out: Vec<bool>,
-    micro_batch: usize,
-    batch: &'a Batch,
-    predictions: Option<&'a CachedPredictions>,
-    at: StageStep,
-}
-
-impl<B: TrainBackend> Working<'_, B> {
-    fn own(&self) -> MutexGuard<'_, Arriving<B>> {
-        self.own.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The student of pass `number`, all of it, where it reads some rows without its window; `None` where it is as it is.
-    fn without_window(&self, number: usize) -> Option<PhiMamba<B>> {
-        let rows = self.left_out.chunks(self.micro_batch).nth(number)?;
-        // A student without a window is as it is.
-        self.whole().without_window_in(rows)
-    }
-
-    /// The student itself. The copies are gone, so that the optimizer can update it in place.
-    fn into_student(self) -> PhiMamba<B> {
-        let own = self.own.into_inner();
-        own.unwrap_or_else(PoisonError::into_inner).wait()
-    }
-}
-
-impl<B: TrainBackend> Parts<B> for Working<'_, B> {
-    fn layers(&self) -> usize {
-        self.layers.len()
-    }
-
-    fn layer(&self, number: usize) -> Block<B> {
-        let layer = match self.whole.get() {
-            Some(student) => &student.backbone.layers[number],
-            None => {
-                self.layers[number].get_or_init(|| in_dtype(&self.own().layer(number), self.dtype))
-            }
-        };
-        on_graph_of_its_own(layer)
-    }
-
-    fn whole(&self) -> PhiMamba<B> {
-        let whole = || in_dtype(self.own().whole(), self.dtype);
-        on_graph_of_its_own(self.whole.get_or_init(whole))
-    }
-}
-
-impl<B: Backend> Measured<B> {
-    /// The values of each of `steps`, in one transfer.
-    pub fn read(steps: Vec<Self>) -> Vec<ReadMeasured> {
-        if steps.is_empty() {
-            return vec![];
-        }
-        let dtype = steps[0].norm.dtype();
-        let in_dtype = |value: &Tensor<B, 1>| {
-            if value.dtype() == dtype {
-                value.clone()
-            } else {
-                value.clone().cast(dtype)
-            }
-        };
-        let values = steps.iter().flat_map(|step| {
-            let both = [&step.loss, &step.norm].into_iter();
-            let all = both.chain(step.norms.values()).chain(&step.stops);
-            all.map(in_dtype)
-        });
-        let values = Tensor::cat(values.collect(), 0).into_data();
-        let mut values = values.iter::<f64>();
-        let mut next = || values.next().expect("a value for each tensor");
-        let read = |step: Self| ReadMeasured {
-            loss: next(),
-            norm: next(),
-            norms: step.norms.into_keys().map(|part| (part, next())).collect(),
-            stops: step.stops.is_some_and(|_| next() > 0.0),
-        };
-        steps.into_iter().map(read).collect()
     }
 }

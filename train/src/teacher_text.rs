@@ -148,9 +148,7 @@ impl TeacherText {
         let known = tokenizer.vocab_size().min(teacher.vocab_size());
         let first = TensorData::new(vec![begin as i32; rows], [rows, 1]);
         let mut state = teacher.new_state(rows, device);
-        // Also one token is read as a prompt is: the products of a decoding step read a weight once for a few rows.
-        let mut read = |next_b1| teacher.prefill(next_b1, &mut state);
-        let mut logits_bv = read(Tensor::from_data(first, device));
+        let mut logits_bv = teacher.prefill(Tensor::from_data(first, device), &mut state);
         let mut sampled = vec![Vec::with_capacity(length); rows];
         for place in 0..length {
             if self.stop.is_asked() {
@@ -165,7 +163,7 @@ impl TeacherText {
             if place + 1 == length {
                 break;
             }
-            logits_bv = read(next_b.reshape([rows, 1]));
+            logits_bv = teacher.step(next_b, &mut state);
         }
         Ok(Some(sampled))
     }

@@ -53,6 +53,17 @@ pub enum CommandError {
     /// A model would be written where there is one.
     #[error("{}: there is a model here already; name a new folder", .0.display())]
     HasModel(PathBuf),
+    /// Nothing of a model can be stored in the bits that were asked for.
+    #[error(
+        "{}: no weight can be stored in {asked}, since no length of their rows is a multiple of 4; use the model as it is",
+        folder.display()
+    )]
+    NothingToPack {
+        /// The model.
+        folder: PathBuf,
+        /// The bits.
+        asked: &'static str,
+    },
     /// The backend cannot be used, or its device has failed.
     #[error(transparent)]
     Backend(#[from] BackendError),

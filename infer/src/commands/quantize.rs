@@ -7,12 +7,13 @@ use indicatif::BinaryBytes;
 use kernels::KernelBackend;
 use kernels::runtime::{Backend, Work};
 use model::{
-    BESIDE_TOKENIZER, CONFIG, Family, GENERATION, TOKENIZER, WeightsError, atomic_file, manifest,
+    BESIDE_TOKENIZER, CONFIG, Family, GENERATION, TOKENIZER, WeightForm, WeightsError, atomic_file,
+    manifest,
 };
 
 use super::CommandError;
 use crate::output::say;
-use crate::precision::Precision;
+use crate::precision::{Precision, form_name};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -42,7 +43,8 @@ impl From<Bits> for Precision {
 ///
 /// The new folder has all that a model's folder needs: config.json, model.safetensors, and the tokenizer's files. All
 /// commands read it, and find the same numbers as with --dtype int8 or int4 of the model itself. Embeddings,
-/// normalisations and other small parameters stay as they are.
+/// normalisations and other small parameters stay as they are. A weight with rows that 4 bits cannot store is stored in 8
+/// bits, and one that 8 bits cannot store stays as it is; how many are stored as what is said.
 #[derive(Debug, Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct QuantizeArgs {
@@ -70,15 +72,31 @@ impl QuantizeArgs {
         let backend = Backend::on_host().or_else(Backend::preferred);
         let backend = backend.ok_or(kernels::runtime::BackendError::NotBuiltIn)?;
         let (bits, to) = (self.dtype, self.out.clone());
-        backend.dispatch(Quantize { from, bits, to })??;
+        let forms = backend.dispatch(Quantize { from, bits, to })??;
         let bytes = |folder: &Path| -> Result<u64, WeightsError> {
             let (_, tensors) = model::describe(folder)?;
             Ok(tensors.iter().map(|tensor| tensor.bytes).sum())
         };
         let size = BinaryBytes(bytes(&self.out)?);
-        say(&format!("{}: {size} of parameters\n", self.out.display()))?;
+        say(&format!(
+            "{}: {size} of parameters; weights of projections: {}\n",
+            self.out.display(),
+            counted(&forms)
+        ))?;
         Ok(())
     }
+}
+
+/// How many there are of each, in words.
+fn counted(forms: &[WeightForm]) -> String {
+    let all = [WeightForm::Int4, WeightForm::Int8, WeightForm::Float];
+    let count = |form: WeightForm| forms.iter().filter(|own| **own == form).count();
+    let counts = all.map(|form| (count(form), form_name(form)));
+    let there = counts.iter().filter(|(count, _)| *count > 0);
+    let words: Vec<_> = there
+        .map(|(count, name)| format!("{count} in {name}"))
+        .collect();
+    words.join(", ")
 }
 
 struct Quantize {
@@ -88,7 +106,7 @@ struct Quantize {
 }
 
 impl Work for Quantize {
-    type Output = Result<(), CommandError>;
+    type Output = Result<Vec<WeightForm>, CommandError>;
 
     fn run<B: KernelBackend>(self, device: B::Device) -> Self::Output {
         // Before the weights, which take longer to read.
@@ -100,7 +118,15 @@ impl Work for Quantize {
         let stored = model::stored_dtype(&self.from)?;
         let file = model::small_file(&self.from, CONFIG)?;
         let text = file.map(|file| String::from_utf8_lossy(&file.bytes).into_owned());
-        let (config, network) = Precision::from(self.bits).load::<B>(&self.from, &device)?;
+        let precision = Precision::from(self.bits);
+        let (config, network) = precision.load::<B>(&self.from, &device)?;
+        let forms = network.forms();
+        if network.form() == WeightForm::Float {
+            return Err(CommandError::NothingToPack {
+                folder: self.from,
+                asked: precision.form().map_or("bits", form_name),
+            });
+        }
         let text = text.unwrap_or_else(|| config.to_json());
         // The model last: with it the folder is refused as one that has a model, and should be whole.
         let failed = |path: &Path| {
@@ -116,6 +142,6 @@ impl Work for Quantize {
         }
         let known = model::save_packed((&config, &text), &network, stored, &self.to)?;
         manifest::write_known(&self.to, &names, known).map_err(WeightsError::from)?;
-        Ok(())
+        Ok(forms)
     }
 }

@@ -9,8 +9,9 @@ use burn::tensor::Device;
 use datasets::Tokenizer;
 use infer::{GenerateOptions, Generation, SamplingSettings};
 use kernels::runtime::Flex;
+use model::{CausalLm, LlamaConfig, LlamaFamily};
 
-use crate::support::{llama_like_folders, student_folder, teacher_folder};
+use crate::support::{copy_tokenizer, llama_like_folders, student_folder, teacher_folder};
 
 fn generate(model: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_infer"));
@@ -399,14 +400,12 @@ fn families_of_llamas_shape() {
             let expected = run(&["--max-tokens", "12", "--dtype", dtype, prompt]);
             // The same from a folder that has it so.
             let out = files.path().join(format!("{name}-{dtype}"));
-            let quantize = Command::new(env!("CARGO_BIN_EXE_infer"))
-                .args(["quantize", "--dtype", dtype, "--model"])
-                .arg(folder)
-                .arg("--out")
-                .arg(&out)
-                .output()
-                .unwrap();
+            let quantize = quantize(folder, dtype, &out);
             assert!(quantize.status.success(), "{name}: {}", stderr(&quantize));
+            assert!(
+                stdout(&quantize).contains(&format!(" in {dtype}")),
+                "{name}"
+            );
             let again = output(&out, &["--max-tokens", "12", prompt]);
             assert_eq!(stdout(&again).trim_end_matches('\n'), expected, "{name}");
         }
@@ -435,4 +434,55 @@ fn families_of_llamas_shape() {
         let measured: serde_json::Value = serde_json::from_str(&infer("bench", &sizes)).unwrap();
         assert_eq!(measured["rows"].as_array().unwrap().len(), 2, "{name}");
     }
+}
+
+/// `infer quantize` of the model in `folder`.
+fn quantize(folder: &Path, dtype: &str, out: &Path) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_infer"))
+        .args(["quantize", "--dtype", dtype, "--model"])
+        .arg(folder)
+        .arg("--out")
+        .arg(out)
+        .output()
+        .unwrap()
+}
+
+/// What bits cannot store is counted; where that is all, nothing is written.
+#[test]
+fn rows_of_odd_lengths_stay_as_they_are() {
+    let files = tempfile::tempdir().unwrap();
+    let folder = |width: usize, hidden: usize| {
+        let folder = files.path().join(format!("{width}-{hidden}"));
+        let mut config = LlamaConfig {
+            vocab_size: 4096,
+            hidden_size: width,
+            intermediate_size: hidden,
+            num_hidden_layers: 1,
+            tie_word_embeddings: false,
+            ..LlamaConfig::default_of(LlamaFamily::Llama)
+        };
+        config.attention.n_heads = 1;
+        config.attention.n_kv_heads = 1;
+        config.attention.head_dim = Some(6);
+        let model = CausalLm::<Flex>::init(&config, 3, &Default::default());
+        model::save(&config, &model, &folder).unwrap();
+        copy_tokenizer(&folder);
+        folder
+    };
+    let out = files.path().join("out");
+    let odd = quantize(&folder(42, 50), "int4", &out);
+    let message = failure(&odd, 1);
+    assert!(
+        message.contains("42-50") && message.contains("in int4"),
+        "{message}"
+    );
+    assert!(!out.exists());
+    // Of eight projections, that after the attention reads 6 numbers, and that at the end of the MLP 64.
+    let some = quantize(&folder(44, 64), "int4", &out);
+    assert!(some.status.success(), "{}", stderr(&some));
+    let said = stdout(&some);
+    assert!(
+        said.ends_with("weights of projections: 1 in int4, 6 in int8, 1 in floats\n"),
+        "{said}"
+    );
 }

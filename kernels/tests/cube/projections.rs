@@ -158,6 +158,18 @@ fn projections_of_few_vectors_are_right() {
     });
 }
 
+/// In parts, of which the last has fewer, and as one product of matrices.
+#[test]
+fn projections_of_many_vectors_are_right() {
+    with_device(|| {
+        for form in [Form::Float, Form::Int8] {
+            let mut random = Random::new(5);
+            case(21, 64, &[72, 33], form, DType::F32, &mut random);
+            case(65, 64, &[72, 33], form, DType::F32, &mut random);
+        }
+    });
+}
+
 /// Lengths of rows that units share evenly and unevenly, and an odd number of groups.
 #[test]
 fn projections_in_four_bits_are_right() {

@@ -68,7 +68,7 @@ fn list(hub: &Hub, name: &str) -> TextFiles {
 fn files_are_fetched_one_by_one() {
     let cache = TempDir::new().unwrap();
     let server = troubled(|_, _, _| None);
-    let hub = server.with_cache(cache.path());
+    let hub = with_cache(&server, cache.path());
     let files = list(&hub, "allenai/c4:en");
     assert_eq!(files.files, [FIRST, SECOND]);
     assert_eq!(files.name.to_string(), format!("allenai/c4@{REVISION}:en"));
@@ -118,14 +118,16 @@ fn a_busy_hub_is_asked_again() {
         let busy = [0, 1, 3, 5].contains(&number);
         busy.then(|| ("503 Service Unavailable", String::new(), Vec::new()))
     });
-    let files = list(&server.with_cache(cache.path()), "allenai/c4:en");
+    let files = list(&with_cache(&server, cache.path()), "allenai/c4:en");
     assert_eq!(server.requests().len(), 3);
     let path = files.fetch(FIRST).unwrap();
     assert_eq!(fs::read(path).unwrap(), text(FIRST));
 
     // It is not asked for ever.
     let server = troubled(|_, _, _| Some(("503 Service Unavailable", String::new(), Vec::new())));
-    let error = server.with_cache(cache.path()).text_files(DATA, WAIT).err();
+    let error = with_cache(&server, cache.path())
+        .text_files(DATA, WAIT)
+        .err();
     let error = error.unwrap().to_string();
     assert!(error.contains("503") && error.contains(DATA), "{error}");
     assert_eq!(server.requests().len(), 8);
@@ -144,7 +146,7 @@ fn a_broken_connection_is_taken_up_again() {
         let (status, headers, body) = hashed(&bytes, range, &bytes);
         Some((status, format!("{headers}X-Breaks-After: 5000\r\n"), body))
     });
-    let files = list(&server.with_cache(cache.path()), "allenai/c4:en");
+    let files = list(&with_cache(&server, cache.path()), "allenai/c4:en");
     // 34,000 bytes are seven pieces.
     assert_eq!(text(FIRST).len(), 34_000);
     let path = files.fetch(FIRST).unwrap();
@@ -159,7 +161,7 @@ fn another_content_is_refused_and_not_kept() {
         // The first time that it is fetched: its head, and the rest.
         (number < 3).then(|| hashed(&text("something else, as long as it"), range, &text(file)))
     });
-    let files = list(&server.with_cache(cache.path()), "allenai/c4:en");
+    let files = list(&with_cache(&server, cache.path()), "allenai/c4:en");
     let error = files.fetch(FIRST).unwrap_err().to_string();
     assert!(
         error.contains("SHA-256") && error.contains(FIRST),
@@ -179,7 +181,9 @@ fn a_refusal_says_what_to_do() {
     let cache = TempDir::new().unwrap();
     for status in ["401 Unauthorized", "403 Forbidden"] {
         let server = troubled(move |_, _, _| Some((status, String::new(), Vec::new())));
-        let error = server.with_cache(cache.path()).text_files(DATA, WAIT).err();
+        let error = with_cache(&server, cache.path())
+            .text_files(DATA, WAIT)
+            .err();
         let error = error.unwrap().to_string();
         assert!(
             error.contains(&status[..3]) && error.contains("HF_TOKEN"),

@@ -7,12 +7,12 @@
 //! to keep: batches are a function of seed and step.
 //!
 //! Its values are read into the host's memory at their step ([`Snapshot`]), and another thread writes them while the
-//! training goes on (`run/writer.rs`). It is written under another name and renamed when whole and on the disk; one that is removed is
-//! renamed first. So a folder with a checkpoint's name is always complete, whatever happens to the
+//! training goes on (`run/writer.rs`). It is written under another name and renamed when whole and on the disk; one that is
+//! removed is renamed first. So a folder with a checkpoint's name is always complete, whatever happens to the
 //! process, the machine or the space on the disk. One takes 12 bytes on the disk for each parameter that trains, 4
-//! for each other, and there are `checkpoint.keep` of them, and one more while it is written. What happens to its bytes afterwards is found by the checksums:
-//! one that is damaged is named, and the one before it is taken. A checkpoint of an earlier version, without
-//! `SHA256SUMS` and `inputs.toml`, is taken if changes are accepted, and gets both then.
+//! for each other, and there are `checkpoint.keep` of them, and one more while it is written. What happens to its bytes
+//! afterwards is found by the checksums: one that is damaged is named, and the one before it is taken. A checkpoint of an
+//! earlier version, without `SHA256SUMS` and `inputs.toml`, is taken if changes are accepted, and gets both then.
 //!
 //! Where ranks share the moments, each writes its share (`optimizer-1.safetensors` and so on, beside that of rank 0), and
 //! rank 0 the rest. A checkpoint is read by any number of ranks: each takes its own share, from whatever files have it.
@@ -21,12 +21,14 @@
 //! of which the last that `SHA256SUMS` lists counts. A file that is listed never changes, so that a process may
 //! die between any two writes.
 
+mod load;
 mod moments;
 mod progress;
 mod shares;
 mod snapshot;
 mod verify;
 
+pub use load::{Loaded, inputs, load};
 pub use progress::Progress;
 pub use snapshot::Snapshot;
 pub use verify::{Damaged, Found};
@@ -35,15 +37,11 @@ use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use kernels::TrainBackend;
 use model::manifest;
-use model::{ModelConfig, PhiMamba};
 
-use crate::config::Config;
 use crate::error::{TrainError, io_error};
 use crate::logging::say;
 use crate::metrics::Position;
-use crate::optimizer::AdamW;
 use crate::provenance::Provenance;
 
 use verify::amended;
@@ -385,70 +383,6 @@ fn remove(path: &Path) -> std::io::Result<()> {
 /// Makes what was made and renamed in `folder` last through a loss of power, where the system can.
 fn sync_folder(folder: &Path) {
     let _ = File::open(folder).and_then(|folder| folder.sync_all());
-}
-
-/// What a checkpoint holds, but for the moments.
-pub struct Loaded<B: TrainBackend> {
-    /// How far the run had come.
-    pub progress: Progress,
-    /// The student then.
-    pub student: PhiMamba<B>,
-}
-
-/// Reads what the run was made from that has the checkpoint `found`, if it says so.
-///
-/// # Errors
-/// [`TrainError::Checkpoint`].
-pub fn inputs(found: &Found) -> Result<Option<Provenance>, TrainError> {
-    let Some(name) = &found.inputs else {
-        return Ok(None);
-    };
-    let read = Provenance::read(&found.path.join(name));
-    read.map(Some).map_err(|reason| TrainError::Checkpoint {
-        path: found.path.clone(),
-        reason: format!("{name}: {reason}"),
-    })
-}
-
-/// Reads the checkpoint `found` of a run of `config`, and into `optimizer` its moments.
-///
-/// # Errors
-/// [`TrainError::Checkpoint`] names the file, tensor or value that is wrong; [`TrainError::Mismatch`] if
-/// its student is not that of `student_config`.
-pub fn load<B: TrainBackend>(
-    found: &Found,
-    config: &Config,
-    student_config: &ModelConfig,
-    optimizer: &mut AdamW<B::InnerBackend>,
-    device: &B::Device,
-) -> Result<Loaded<B>, TrainError> {
-    let checkpoint = &found.path;
-    let damaged = |reason: String| TrainError::Checkpoint {
-        path: checkpoint.clone(),
-        reason,
-    };
-    let in_file = |name: &str, reason: String| damaged(format!("{name}: {reason}"));
-
-    let name = &found.progress;
-    let progress =
-        Progress::read(&checkpoint.join(name)).map_err(|reason| in_file(name, reason))?;
-    (progress.check(config)).map_err(|wrong| in_file(name, wrong.to_string()))?;
-    let own = name_of(&progress.position());
-    if checkpoint.file_name().is_none_or(|name| *name != *own) {
-        return Err(in_file(name, format!("it is that of {own}")));
-    }
-    let (of_student, student) = model::load_any(checkpoint.join(STUDENT), device)
-        .map_err(|error| damaged(error.to_string()))?;
-    if of_student != *student_config {
-        return Err(TrainError::Mismatch(format!(
-            "{}: the student in it is not the one that config.toml and the teacher ask for; undo \
-             what was changed in either, or start another run",
-            checkpoint.display(),
-        )));
-    }
-    let layout = student_config.layout();
-    moments::load(checkpoint, &student, layout, optimizer, device).map_err(damaged)?;
-    Ok(Loaded { progress, student })
 }
 
 #[cfg(test)]

@@ -20,8 +20,9 @@ Examples:
       train --set stage3.teacher_cache=runs/tiny-teacher
 
   The last stage alone, from the student of an earlier stage, without the teacher in memory:
-      train cache-teacher --preset phi-1.5 --set data.train=/text/c4 --stages stage3 --out /cache
-      train --preset phi-1.5 --set data.train=/text/c4 --stages stage3 \\
+      train cache-teacher --preset phi-1.5 --set data.train=/text/c4 --set data.validation= \\
+          --stages stage3 --out /cache
+      train --preset phi-1.5 --set data.train=/text/c4 --set data.validation= --stages stage3 \\
           --set student.from=runs/stage2/student --set stage3.teacher_cache=/cache";
 
 /// Writes a teacher's predictions of the text that a stage reads, so that the stage trains without the teacher.

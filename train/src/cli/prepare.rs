@@ -11,11 +11,11 @@ use crate::run::prepare;
 const EXAMPLES: &str = "\
 Examples:
   The text of the published recipe, which `train` with the same --preset and --set then finds:
-      train prepare --preset phi-1.5 --set data.train=/text/c4
+      train prepare --preset phi-1.5 --set data.train=/text/c4 --set data.validation=
 
   The same by 16 tasks of a Slurm array (sbatch --array=0-15), with one folder of tokens that all can write:
-      train prepare --preset phi-1.5 --set data.train=/text/c4 --set data.cache=/shared/tokens \\
-          --shard $SLURM_ARRAY_TASK_ID/16
+      train prepare --preset phi-1.5 --set data.train=/text/c4 --set data.validation= \\
+          --set data.cache=/shared/tokens --shard $SLURM_ARRAY_TASK_ID/16
 
   The same by the pods of a Kubernetes job with completionMode: Indexed and 16 completions:
       train prepare ... --shard $JOB_COMPLETION_INDEX/16";

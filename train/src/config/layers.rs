@@ -5,7 +5,8 @@ use std::path::Path;
 use toml::{Table, Value};
 
 use super::error::nearest;
-use super::overlay::{Layers, wrong_type};
+use super::overlay::Layers;
+use super::values::wrong_type;
 use super::{Config, ConfigError, validate};
 
 /// The presets by name; the first is the default, and the schema of everything but stages.

@@ -4,7 +4,7 @@ use model::StudentMixer;
 use toml::{Table, Value};
 
 use super::error::ConfigError;
-use super::overlay::{unknown_choice, wrong_type};
+use super::values::{unknown_choice, wrong_type};
 
 /// The section of the mixer.
 const SECTION: &str = "student";

@@ -25,6 +25,7 @@ mod paths;
 mod source;
 mod stage;
 mod validate;
+mod values;
 
 pub use error::ConfigError;
 pub use layers::{PRESETS, Source};

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::error::ConfigError;
-use super::overlay::{unknown_key, wrong_type};
+use super::values::{unknown_key, wrong_type};
 
 /// What begins the name of a data set on the Hugging Face hub.
 const HUB: &str = "hub:";

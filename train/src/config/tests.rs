@@ -1,5 +1,8 @@
 //! What a user may write, and the messages about what is wrong.
 
+mod lists;
+mod refused;
+
 use model::Part;
 
 use super::*;
@@ -55,6 +58,22 @@ fn presets_are_valid_and_published() {
 
     for (name, _) in PRESETS {
         assert_eq!(load(name).name, name);
+    }
+}
+
+/// Those of docs/scaling.md and of the README.
+#[test]
+fn the_documented_ranks_share_the_passes() {
+    for (preset, overrides, ranks) in [
+        ("tiny", &[][..], 2),
+        ("phi-1.5", &[], 8),
+        ("phi-1.5", &["stage2.micro_batch=8".to_owned()], 16),
+    ] {
+        let config = Config::load(Source::Preset(preset), overrides).unwrap();
+        for stage in &config.stages {
+            let passes = stage.accumulation();
+            assert!(passes.is_multiple_of(ranks), "{preset}: {}", stage.name);
+        }
     }
 }
 
@@ -264,344 +283,11 @@ fn losses_and_what_is_compared_are_options() {
     }
 }
 
-/// Longer sequences at the end, as the README has them: the same tokens in all, and in each step.
-#[test]
-fn the_documented_longer_sequences_are_a_stage() {
-    let readme = include_str!("../../README.md");
-    let blocks = readme.split("```toml").skip(1);
-    let mut blocks = blocks.filter_map(|text| text.split("```").next());
-    let text = blocks
-        .find(|text| text.contains("stage4"))
-        .expect("a recipe");
-    let config = load_text(text).unwrap();
-    let preset = Config::load(Source::Preset("smollm2-135m"), &[]).unwrap();
-    let [before, short, long] = &config.stages[..] else {
-        panic!("three stages");
-    };
-    let whole = preset.stage("stage3").expect("a stage");
-    assert_eq!(Some(before), preset.stage("stage2"));
-    assert_eq!(short.tokens + long.tokens, whole.tokens);
-    assert_eq!(config.tokens_per_step(short), config.tokens_per_step(long));
-    assert_eq!(config.context(long), 2 * config.context(short));
-    assert_eq!((&long.kind, &long.lr), (&whole.kind, &whole.lr));
-}
-
-/// A list in a file is the run's: stages of the preset by name, new ones by kind, one kind twice.
-#[test]
-fn a_file_can_list_its_own_stages() {
-    let config = load_text(
-        r#"
-        [[stages]]
-        name = "stage2"
-        tokens = 65_536
-
-        [[stages]]
-        name = "short"
-        kind = "predictions"
-        tokens = 1e6
-        lr = { mixer = 1e-3, head = 1e-4 }
-        schedule = "cosine"
-        final_lr = 1e-6
-
-        [[stages]]
-        name = "long"
-        kind = "predictions"
-        tokens = 1e6
-        batch = 8
-        context = 2048
-        data = ["long.txt"]
-
-        [long]
-        micro_batch = 2
-        "#,
-    )
-    .unwrap();
-    let names: Vec<_> = config
-        .stages
-        .iter()
-        .map(|stage| stage.name.as_str())
-        .collect();
-    assert_eq!(names, ["stage2", "short", "long"]);
-    let tiny = Config::load(Source::Preset("tiny"), &[]).unwrap();
-    let stage2 = StageConfig {
-        tokens: 65_536,
-        ..tiny.stage("stage2").unwrap().clone()
-    };
-    assert_eq!(config.stages[0], stage2);
-
-    let predictions = Kind::named("predictions").unwrap();
-    let cosine = Schedule::Cosine {
-        warmup: 0.1,
-        final_lr: 1e-6,
-    };
-    let short = StageConfig {
-        name: "short".into(),
-        tokens: 1_000_000,
-        lr: Rates([(Part::Mixer, 1e-3), (Part::Head, 1e-4)].into()),
-        ..StageConfig::new(predictions.clone(), cosine)
-    };
-    assert_eq!(config.stages[1], short);
-    let long = StageConfig {
-        name: "long".into(),
-        tokens: 1_000_000,
-        batch: 8,
-        micro_batch: 2,
-        context: 2048,
-        data: vec!["long.txt".into()],
-        ..StageConfig::new(predictions, Schedule::ALL[0])
-    };
-    assert_eq!(config.stages[2], long);
-    assert_eq!((config.context(&short), config.context(&long)), (256, 2048));
-    assert_eq!(config.text(&short), tiny.data.train);
-    assert_eq!(config.text(&long), ["long.txt".into()]);
-    assert_eq!((config.steps(&short), config.steps(&long)), (977, 61));
-    assert_eq!(config.tokens_per_step(&long), 8 * 2048);
-}
-
-#[test]
-fn lists_are_checked() {
-    let stage = "[[stages]]\ntokens = 65_536\n";
-    for (text, expected) in [
-        (stage.to_owned(), "stage 1 of the list has no `name`"),
-        (
-            format!("{stage}name = \"a\""),
-            "has no `kind`, which is one of matrices, ",
-        ),
-        (
-            format!("{stage}name = \"a\"\nkind = \"matrixes\""),
-            "`a.kind`: no such choice `matrixes`; did you mean `matrices`?",
-        ),
-        (
-            format!("{stage}name = \"a\"\nkind = \"matrices\"\ntarget = \"block\""),
-            "unknown key `a.target`",
-        ),
-        (
-            format!("{stage}name = \"a\"\nkind = \"matrices\"\ndata = [1]"),
-            "`a.data` must be a string, or a table",
-        ),
-        (
-            "[[stages]]\nname = \"a\"\nkind = \"matrices\"".to_owned(),
-            "`a.tokens` is 0",
-        ),
-        (
-            format!("{stage}name = \"stage1\"\n{stage}name = \"stage1\""),
-            "`stages.name` is \"stage1\"",
-        ),
-        (
-            format!("{stage}name = \"data\"\nkind = \"matrices\""),
-            "`stages.name` is \"data\"",
-        ),
-        (
-            format!("{stage}name = \"a.b\"\nkind = \"matrices\""),
-            "`stages.name` is \"a.b\"",
-        ),
-        (
-            format!("{stage}name = \"{}\"\nkind = \"matrices\"", "a".repeat(101)),
-            "of 100 bytes at most",
-        ),
-        ("stages = []".to_owned(), "`stages` is []"),
-        (
-            "stages = [1, 2]".to_owned(),
-            "`stages` must be a list of tables",
-        ),
-        (
-            "[stages]\nname = \"a\"".to_owned(),
-            "`stages` must be a list of tables",
-        ),
-        (
-            "stage1 = 5".to_owned(),
-            "`stage1` must be a table of keys, not 5",
-        ),
-    ] {
-        let message = load_text(&text).expect_err(&text).to_string();
-        assert!(message.contains(expected), "{text}: {message}");
-    }
-    assert!(complaint("stages=2,3").contains("--stages chooses among them"));
-    let message = complaint("stage1.kind=predictions");
-    assert!(
-        message.contains("list another stage in a file"),
-        "{message}"
-    );
-}
-
-#[test]
-fn stages_are_chosen_by_name() {
-    let choose = |names: &[&str]| {
-        let mut config = Config::load(Source::Preset("tiny"), &[]).unwrap();
-        let names: Vec<_> = names.iter().map(|name| name.to_string()).collect();
-        config.choose_stages(&names).map(|()| {
-            let stages = config.stages.into_iter();
-            stages.map(|stage| stage.name).collect::<Vec<_>>()
-        })
-    };
-    assert_eq!(choose(&["stage2"]).unwrap(), ["stage2"]);
-    // In the order of the list.
-    assert_eq!(choose(&["stage3", "stage2"]).unwrap(), ["stage2", "stage3"]);
-    let message = choose(&["stage2", "stag3"]).unwrap_err().to_string();
-    assert!(
-        message.contains(
-            "no stage `stag3` in this run; did you mean `stage3`? (stages: stage1, stage2, stage3)"
-        ),
-        "{message}"
-    );
-    assert!(choose(&[]).is_err());
-}
-
 #[test]
 fn a_file_without_a_preset_starts_from_tiny() {
     let mut expected = Config::load(Source::Preset("tiny"), &[]).unwrap();
     expected.seed = 1;
     assert_eq!(load_text("seed = 1").unwrap(), expected);
-}
-
-#[test]
-fn unknown_keys_are_told_the_nearest() {
-    for (wrong, nearest) in [
-        ("sead", "seed"),
-        ("stage3.lrr", "stage3.lr"),
-        ("lr", "stage1.lr"),
-        ("stage4.lr", "stage1.lr"),
-        ("stag3.temprature", "stage3.temperature"),
-        ("student.dstate", "student.d_state"),
-        ("stage1.target", "stage2.target"),
-        ("checkpoint.evry", "checkpoint.every"),
-        ("seed.x", "seed"),
-    ] {
-        let message = complaint(&format!("{wrong}=1"));
-        let expected = format!("unknown key `{wrong}`; did you mean `{nearest}`?");
-        assert!(message.contains(&expected), "{message}");
-    }
-    assert!(complaint("=1").contains("unknown key ``"));
-    let message = load_text("[stage3]\nlrr = 1").unwrap_err().to_string();
-    assert!(
-        message.contains("my.toml: unknown key `stage3.lrr`; did you mean `stage3.lr`?"),
-        "{message}"
-    );
-    let message = load_text("[chekpoint]\nevery = 1").unwrap_err().to_string();
-    assert!(
-        message.contains("unknown key `chekpoint`; did you mean `checkpoint`?"),
-        "{message}"
-    );
-    let message = load_text("preset = \"phi1.5\"").unwrap_err().to_string();
-    assert!(message.contains("did you mean `phi-1.5`?"), "{message}");
-}
-
-#[test]
-fn wrong_types_name_the_key_and_the_type() {
-    for (wrong, expected) in [
-        (
-            "stage3.lr=fast",
-            "`stage3.lr` must be a number, or a table of numbers by part, not \"fast\"",
-        ),
-        (
-            "stage3.batch=-1",
-            "`stage3.batch` must be a whole number, 0 or more, not -1",
-        ),
-        (
-            "stage3.batch=1.5",
-            "`stage3.batch` must be a whole number, 0 or more, not 1.5",
-        ),
-        ("stage3=5", "`stage3` must be a table of keys, not 5"),
-        (
-            "student.bias=1",
-            "`student.bias` must be true or false, not 1",
-        ),
-        ("seed", "write key=value"),
-    ] {
-        let message = complaint(wrong);
-        assert!(message.contains(expected), "{message}");
-    }
-    let message = load_text("stage3 = 1").unwrap_err().to_string();
-    assert!(
-        message.contains("`stage3` must be a table of keys"),
-        "{message}"
-    );
-    let message = load_text("[data]\ntrain = \"a.txt\"")
-        .unwrap_err()
-        .to_string();
-    assert!(
-        message.contains("`data.train` must be a list, not \"a.txt\""),
-        "{message}"
-    );
-    // A list that is empty in the schema has no type to compare with: serde's words, and the key.
-    let message = complaint("student.attention_layers=a");
-    assert!(message.contains("student.attention_layers"), "{message}");
-    // Not TOML at all: the line is shown.
-    let message = load_text("seed = 1\nname = \"open")
-        .unwrap_err()
-        .to_string();
-    assert!(
-        message.contains("my.toml") && message.contains("line 2"),
-        "{message}"
-    );
-}
-
-#[test]
-fn wrong_choices_list_the_right_ones() {
-    for (wrong, expected) in [
-        (
-            "stage2.target=mixr",
-            "`mixr`; did you mean `mixer`? (choices: mixer, block)",
-        ),
-        ("optimizer.decay=matrix", "did you mean `matrices`?"),
-        ("student.activation=SiLU", "did you mean `silu`?"),
-        ("guard.action=stop", "(choices: log, skip, roll_back)"),
-        ("data.packing=docs", "(choices: concatenate, documents)"),
-        ("precision=bf15", "`bf15`; did you mean `bf16`?"),
-    ] {
-        let message = complaint(wrong);
-        assert!(message.contains(expected), "{message}");
-    }
-}
-
-#[test]
-fn values_out_of_range_name_the_key_and_the_range() {
-    for (wrong, key) in [
-        ("name=a/b", "name"),
-        ("name=..", "name"),
-        ("teacher.model=", "teacher.model"),
-        ("data.train=", "data.train"),
-        ("data.context=1", "data.context"),
-        ("student.n_qk_heads=2", "student.n_v_heads"),
-        ("student.chunk_size=0", "student.chunk_size"),
-        ("student.attention_layers=2,1", "student.attention_layers"),
-        ("optimizer.beta1=1", "optimizer.beta1"),
-        ("optimizer.epsilon=0", "optimizer.epsilon"),
-        ("optimizer.weight_decay=-0.1", "optimizer.weight_decay"),
-        ("optimizer.clip_norm=nan", "optimizer.clip_norm"),
-        ("optimizer.clip_part=-1", "optimizer.clip_part"),
-        ("optimizer.clip_layer=inf", "optimizer.clip_layer"),
-        ("stage1.batch=0", "stage1.batch"),
-        ("stage1.micro_batch=3", "stage1.micro_batch"),
-        ("stage1.micro_batch=8", "stage1.micro_batch"),
-        ("stage1.tokens=0", "stage1.tokens"),
-        ("stage1.batch=9223372036854775804", "stage1.tokens"),
-        ("stage2.lr=-1e-3", "stage2.lr.mixer"),
-        ("stage2.lr=inf", "stage2.lr.mixer"),
-        ("stage2.context=1", "stage2.context"),
-        ("stage2.context=1_000_000", "stage2.tokens"),
-        ("stage2.final_lr=1", "stage2.final_lr"),
-        ("stage3.warmup=0.9", "stage3.decay"),
-        ("stage3.warmup=1.1", "stage3.warmup"),
-        ("stage3.temperature=0", "stage3.temperature"),
-        ("stage3.hard_weight=2", "stage3.hard_weight"),
-        ("checkpoint.every=0", "checkpoint.every"),
-        ("checkpoint.keep=0", "checkpoint.keep"),
-        ("log.every=0", "log.every"),
-        ("safety.max_skipped=0", "safety.max_skipped"),
-        ("guard.spike=0.5", "guard.spike"),
-        ("guard.window=0", "guard.window"),
-        ("evaluation.context=0", "evaluation.context"),
-        ("evaluation.batch=0", "evaluation.batch"),
-    ] {
-        let message = complaint(wrong);
-        assert!(
-            message.contains(&format!("`{key}`")),
-            "--set {wrong}: {message}"
-        );
-    }
-    let all_of_it = ["stage3.warmup=0.8", "stage3.decay=0.2"].map(str::to_owned);
-    assert!(Config::load(Source::Preset("tiny"), &all_of_it).is_ok());
 }
 
 #[test]

@@ -316,6 +316,12 @@ fn stop_requested(options: &RunOptions, watch: &Watch) -> bool {
 }
 
 fn say_stopped(options: &RunOptions, watch: &mut Watch) {
-    let folder = options.folder.display();
-    watch.note(&format!("stopped; continue with --resume {folder}"));
+    let mut folder = options.folder.display().to_string();
+    if folder.contains(char::is_whitespace) {
+        folder = format!("'{folder}'");
+    }
+    let backend = &options.backend;
+    watch.note(&format!(
+        "stopped; continue with train --backend {backend} --resume {folder}"
+    ));
 }

@@ -293,6 +293,7 @@ impl<B: TrainBackend> Run<B> {
         };
         stage.pending.push(queued, measured);
         check::<B>(&self.device)?;
+        stage.train_step.agree()?;
         self.writer.check()?;
         if MEMORY_SHOWN.contains(&step) {
             self.show_memory();

@@ -1,8 +1,11 @@
 //! Signals: what kills a process loses nothing, and what its parent ignores does not reach it.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::process::Child;
 use std::time::{Duration, Instant};
+
+use walkdir::WalkDir;
 
 use super::*;
 
@@ -229,51 +232,93 @@ fn number(variable: &str, default: u64) -> u64 {
         .unwrap_or(default)
 }
 
-/// The same with the last stage from a cache of the teacher's predictions, and of the process that makes the cache.
-#[test]
-#[ignore = "takes minutes"]
-fn a_cache_that_is_killed_many_times_is_whole() {
-    let parent = folder();
-    let whole = parent.path().join("whole");
+/// All files in a folder that was made, by their paths, but for the lock.
+fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let entries = WalkDir::new(folder).into_iter();
+    let entries = entries.map(|entry| entry.expect("a folder"));
+    let files = entries.filter(|entry| entry.file_type().is_file() && entry.file_name() != ".lock");
+    let file = |entry: walkdir::DirEntry| {
+        let bytes = std::fs::read(entry.path()).expect("a file");
+        let path = entry.path().strip_prefix(folder).expect("it is inside");
+        (path.to_owned(), bytes)
+    };
+    files.map(file).collect()
+}
+
+/// Kills the process that makes a folder, `kills` times at random moments, each time lets it be made by another process,
+/// and compares the folder with one in `parent` that was made without, which is returned.
+fn made_in_spite_of(
+    kills: u64,
+    seed: u64,
+    parent: &Path,
+    make: impl Fn(&Path) -> Command,
+) -> PathBuf {
+    let whole = parent.join("whole");
     let begun = Instant::now();
-    let output = cache_teacher(&whole).output().expect("a program");
+    let output = make(&whole).output().expect("a program");
     assert!(output.status.success(), "{}", stderr(&output));
     let time = begun.elapsed();
-    let files = |folder: &Path| {
-        let names = std::fs::read_dir(folder).expect("a cache").flatten();
-        let file = |entry: std::fs::DirEntry| {
-            let bytes = std::fs::read(entry.path()).expect("a file");
-            (entry.file_name(), bytes)
-        };
-        names
-            .map(file)
-            .collect::<std::collections::BTreeMap<_, _>>()
-    };
-    let (count, seed) = (number("TRAIN_KILLS", 100), number("TRAIN_SEED", 1));
     let mut random = seed;
-    for number in 0..count {
-        let folder = parent.path().join(format!("cache-{number}"));
-        let quiet =
-            |mut command: Command| command.stderr(Stdio::null()).spawn().expect("a program");
-        let mut child = quiet(cache_teacher(&folder));
+    for number in 0..kills {
+        let folder = parent.join(format!("killed-{number}"));
+        let mut child = make(&folder)
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("a program");
         random = random
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1);
         std::thread::sleep(time.mul_f64((random >> 40) as f64 / f64::from(1 << 24)));
         child.kill().expect("a child");
         child.wait().expect("an end");
-        let output = cache_teacher(&folder).output().expect("a program");
-        assert!(
-            output.status.success(),
-            "kill {number}: {}",
-            stderr(&output)
-        );
-        assert!(files(&folder) == files(&whole), "kill {number}");
-        std::fs::remove_dir_all(&folder).expect("a cache");
+        let output = make(&folder).output().expect("a program");
+        let what = format!("seed {seed}, kill {number}");
+        assert!(output.status.success(), "{what}: {}", stderr(&output));
+        assert!(files(&folder) == files(&whole), "{what}");
+        std::fs::remove_dir_all(&folder).expect("it is there");
     }
+    println!("seed {seed}: {kills} kills, as many folders as one without");
+    whole
+}
+
+/// The same with the last stage from a cache of the teacher's predictions, and of the process that makes the cache.
+#[test]
+#[ignore = "takes minutes"]
+fn a_cache_that_is_killed_many_times_is_whole() {
+    let parent = folder();
+    let (kills, seed) = (number("TRAIN_KILLS", 100), number("TRAIN_SEED", 1));
+    let whole = made_in_spite_of(kills, seed, parent.path(), cache_teacher);
     let key = format!("stage3.teacher_cache={}", whole.display());
-    println!("{count} kills, as many caches as one without");
-    killed(count, seed + 1, &[&key]);
+    killed(kills, seed + 1, &[&key]);
+}
+
+/// The command that tokenises `text` into `folder`.
+fn prepare(text: &str, folder: &Path) -> Command {
+    let mut command = train(&["prepare", "--set", &format!("data.train={text}")]);
+    let validation = "data.validation=assets/text/pd-validation.json.gz";
+    let cache = format!("data.cache={}", folder.display());
+    command.args(["--set", validation, "--set", &cache]);
+    command.stdout(Stdio::null());
+    command
+}
+
+/// A text that is tokenised in a moment, since a test should not take long: killed processes have not saved anything.
+#[test]
+fn tokens_whose_maker_is_killed_are_whole() {
+    let parent = folder();
+    let text = "assets/text/pd-validation.json.gz";
+    made_in_spite_of(3, 5, parent.path(), |folder| prepare(text, folder));
+}
+
+/// A text that takes longer than the ten seconds between two states that are saved; a fifth of the kills, therefore.
+#[test]
+#[ignore = "takes minutes"]
+fn tokens_whose_maker_is_killed_many_times_are_whole() {
+    let parent = tempfile::tempdir_in(scratch()).expect("a temporary folder");
+    let kills = number("TRAIN_KILLS", 100).div_ceil(5);
+    let text = "assets/text/pd-train.json.gz";
+    let make = |folder: &Path| prepare(text, folder);
+    made_in_spite_of(kills, number("TRAIN_SEED", 1), parent.path(), make);
 }
 
 /// As under `nohup`, and as a shell's background job without job control.
@@ -328,7 +373,7 @@ fn a_signal_that_is_not_ignored_stops_a_run() {
         let output = child.wait_with_output().expect("an end");
         let said = stderr(&output);
         assert_eq!(output.status.code(), Some(130), "{said}");
-        assert!(said.contains("stopped; continue with --resume"), "{said}");
+        assert!(said.contains("stopped; continue with train"), "{said}");
         // The step that was begun is done, and in the checkpoint.
         let (stage, step) = recorded(&run).pop().expect("a step");
         let expected = format!("{stage}-step{step:07}");

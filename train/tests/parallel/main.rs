@@ -237,7 +237,7 @@ fn a_run_survives_its_ranks() {
     signal(process_of(&ranks, 1), "-TERM");
     let (code, words) = words_at_end(ranks, PATIENCE);
     assert_ne!(code, Some(0), "{words}");
-    assert!(words.contains("stopped; continue with --resume"), "{words}");
+    assert!(words.contains("stopped; continue with train"), "{words}");
     let stopped = newest(run.path()).expect("a checkpoint");
     let last = steps(run.path()).pop().expect("steps");
     let step = last["step"].as_u64().expect("a step");

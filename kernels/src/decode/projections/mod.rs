@@ -19,8 +19,8 @@
 //! Vectors are f32 (or wider) whatever the dtype of the weights, and so are all sums: of the numbers of
 //! a step, weights are the only ones that are many. (NVIDIA's tensor cores take 22 of the 24 bits of an f32 number,
 //! of vectors and of weights alike.) A sequence's result does not depend on how many
-//! others are computed with it, to the last bit, where a backend has kernels for these ops and on every
-//! CPU for which one product of rows is like another; [`reference`](mod@reference) is their definition.
+//! others are computed with it, to the last bit, where a backend has kernels for these ops, for up to 64 of them, and on
+//! every CPU for which one product of rows is like another; [`reference`](mod@reference) is their definition.
 
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod cube;

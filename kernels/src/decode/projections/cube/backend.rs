@@ -80,6 +80,10 @@ where
     }
 }
 
+/// Vectors that go in parts at most. Each part reads all weights; for more vectors than these one product of matrices in f32
+/// is faster, though the bits of a row then may depend on how many there are.
+const IN_PARTS: usize = 64;
+
 /// A projection and what follows it.
 type Active<B> = (Projection<B>, Activation);
 /// A projection and what goes into it.
@@ -127,6 +131,7 @@ where
         .collect();
     match refusal {
         Refusal::NoKernel => reference::into(x, norm, projections),
+        Refusal::TooMany { .. } if x.dims()[0] > IN_PARTS => reference::into(x, norm, projections),
         Refusal::TooMany { at_once } => {
             let mut outputs = vec![vec![]; projections.len()];
             for (start, rows) in parts(x.dims()[0], at_once) {
@@ -184,6 +189,7 @@ where
     let inputs: Vec<Fed<CubeBackend<R, F, I, T>>> = inputs.collect();
     match refusal {
         Refusal::NoKernel => reference::out_of(x, inputs),
+        Refusal::TooMany { .. } if x.dims()[0] > IN_PARTS => reference::out_of(x, inputs),
         Refusal::TooMany { at_once } => {
             let of_parts = parts(x.dims()[0], at_once).map(|(start, rows)| {
                 let some = |u: &Tensor<_, 2>| u.clone().narrow(0, start, rows);

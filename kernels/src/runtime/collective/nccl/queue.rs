@@ -1,10 +1,14 @@
 //! NCCL's operations, in order with what CubeCL has queued.
 //!
-//! As for fenced products by cuBLASLt (`dense/linear/cublaslt/queue.rs`), an operation is a task on the one thread of the
-//! device: `cuCtxRecordEvent` marks all that the context has been given, and a stream of this module waits for that and
-//! gets the operation, or several as one. Unlike a product, its result may be waited for later, by a second task that has all that the
-//! context is given from then on wait for it: kernels that CubeCL queues between the two run beside the operation. (What
-//! marks the whole context between them, as a fenced product does, waits, since its mark takes in this stream.)
+//! An operation is a task on the one thread of the device. An event marks what CubeCL's stream of the thread that queues it
+//! ([`cuda_stream`]) has been given, and a stream of this module waits for that and gets the operation, or several as one.
+//! Its result is waited for later, by a second task that has CubeCL's stream wait for it: kernels that CubeCL queues between
+//! the two run beside the operation.
+//!
+//! Where a buffer was reserved by another thread, whose stream is another one, or the stream is not known, the whole
+//! context is marked, and waits for the operation at once, as for fenced products by cuBLASLt
+//! (`dense/linear/cublaslt/queue.rs`). Nothing may come between these two: with a wait of the context that was queued later,
+//! ranks computed with parameters that had not all arrived.
 //!
 //! The caller keeps the tensors of an operation until its second task is queued, so that their memory is not given away
 //! before.
@@ -16,16 +20,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::backend::DeviceId;
-use cubecl::Runtime;
-use cubecl::cuda::CudaRuntime;
 use cubecl::device_handle::DeviceHandle;
 use cubecl::server::{Binding, ComputeServer, Handle};
+use cubecl::stream_id::StreamId;
 use cudarc::driver::{result as driver, sys as cuda};
 
 use super::super::{CollectiveError, JobId, Place};
 use super::library::{Comm, Nccl};
-
-type Server = <CudaRuntime as Runtime>::Server;
+use crate::cube::cuda_stream::{self, Server};
 
 /// What is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,10 +113,18 @@ struct Streams {
     stream: cuda::CUstream,
     /// All that came before an operation is done.
     before: cuda::CUevent,
-    /// Operations are done, by their tickets.
-    after: HashMap<u64, cuda::CUevent>,
+    /// Operations that nothing waits for yet, by their tickets.
+    begun: HashMap<u64, Begun>,
     /// Events that no operation has.
     unused: Vec<cuda::CUevent>,
+}
+
+/// An operation that nothing waits for yet.
+struct Begun {
+    /// It is done.
+    after: cuda::CUevent,
+    /// Which of CubeCL's streams it goes beside, by CubeCL's number and as the driver knows it.
+    beside: (StreamId, cuda::CUstream),
 }
 
 thread_local! {
@@ -171,10 +181,10 @@ pub(super) fn begin(
     ticket
 }
 
-/// Has all that is queued on the device from now on wait for the operation of `ticket`.
+/// Has all that the thread which has begun the operation of `ticket` queues from now on wait for it, and this thread too.
 pub(super) fn finish(device: DeviceId, ticket: u64) {
-    DeviceHandle::<Server>::new(device).submit(move |_| {
-        if let Err(reason) = with_streams(|streams| streams.finish(ticket)) {
+    DeviceHandle::<Server>::new(device).submit(move |server| {
+        if let Err(reason) = with_streams(|streams| streams.finish(server, ticket)) {
             panic!("a sum or a copy over the ranks failed: {reason}");
         }
     });
@@ -202,7 +212,7 @@ impl Streams {
                 context,
                 stream: stream()?,
                 before: event()?,
-                after: HashMap::new(),
+                begun: HashMap::new(),
                 unused: vec![],
             })
         }
@@ -216,6 +226,10 @@ impl Streams {
         operations: Vec<(usize, [Binding; 2])>,
         ticket: u64,
     ) -> Result<(), String> {
+        let current = StreamId::current();
+        let mut buffers = operations.iter().flat_map(|(_, buffers)| buffers);
+        let are_own = buffers.all(|binding| binding.stream == current);
+        let beside = cuda_stream::current(server).filter(|_| are_own);
         let mut address = |binding: Binding| {
             let stream = binding.stream;
             let resource = server.get_resource(binding, stream);
@@ -242,10 +256,12 @@ impl Streams {
                 Some(unused) => unused,
                 None => event()?,
             };
-            self.after.insert(ticket, after);
-            cuda::cuCtxRecordEvent(self.context, self.before)
-                .result()
-                .map_err(|error| failed("cuCtxRecordEvent", error))?;
+            match beside {
+                Some(own) => cuda::cuEventRecord(self.before, own),
+                None => cuda::cuCtxRecordEvent(self.context, self.before),
+            }
+            .result()
+            .map_err(|error| failed("a mark of what came before", error))?;
             cuda::cuStreamWaitEvent(self.stream, self.before, 0)
                 .result()
                 .map_err(|error| failed("cuStreamWaitEvent", error))?;
@@ -269,23 +285,51 @@ impl Streams {
             queued.map_err(|error| error.to_string())?;
             cuda::cuEventRecord(after, self.stream)
                 .result()
-                .map_err(|error| failed("cuEventRecord", error))
+                .map_err(|error| failed("cuEventRecord", error))?;
+            if let Some(own) = beside {
+                let beside = (current, own);
+                self.begun.insert(ticket, Begun { after, beside });
+            } else {
+                self.context_waits(after)?;
+            }
         }
+        Ok(())
     }
 
-    fn finish(&mut self, ticket: u64) -> Result<(), String> {
-        let Some(after) = self.after.remove(&ticket) else {
-            return Err("it was not begun".into());
+    /// Has all that the context is given from now on wait for `after`, which then may be recorded anew.
+    ///
+    /// # Safety
+    /// The context is current, and `after` is an event of it.
+    unsafe fn context_waits(&mut self, after: cuda::CUevent) -> Result<(), String> {
+        // SAFETY: by the caller.
+        unsafe { cuda::cuCtxWaitEvent(self.context, after) }
+            .result()
+            .map_err(|error| failed("cuCtxWaitEvent", error))?;
+        self.unused.push(after);
+        Ok(())
+    }
+
+    fn finish(&mut self, server: &Server, ticket: u64) -> Result<(), String> {
+        let Some(Begun { after, beside }) = self.begun.remove(&ticket) else {
+            // All waits for it already.
+            return Ok(());
         };
-        // SAFETY: as in `begin`.
+        let (begun_by, own) = beside;
+        let other = (StreamId::current() != begun_by).then(|| cuda_stream::current(server));
+        // SAFETY: as in `begin`; CubeCL keeps its streams.
         unsafe {
             driver::ctx::set_current(self.context)
                 .map_err(|error| failed("cuCtxSetCurrent", error))?;
-            cuda::cuCtxWaitEvent(self.context, after)
-                .result()
-                .map_err(|error| failed("cuCtxWaitEvent", error))?;
+            if other == Some(None) {
+                return self.context_waits(after);
+            }
+            for stream in [Some(own), other.flatten()].into_iter().flatten() {
+                cuda::cuStreamWaitEvent(stream, after, 0)
+                    .result()
+                    .map_err(|error| failed("cuStreamWaitEvent", error))?;
+            }
         }
-        // The wait is for what was recorded before it, so that the event may be recorded anew.
+        // The waits are for what was recorded before them, so that the event may be recorded anew.
         self.unused.push(after);
         Ok(())
     }
