@@ -92,17 +92,13 @@ pub fn networks() -> Vec<(String, NetworkConfig)> {
         .into(),
         DiscreteMamba2Config {
             feature_map: FeatureMap::Exp,
+            b_gate: true,
             ..without_norms.clone()
         }
         .into(),
         DiscreteMamba2Config {
             feature_map: FeatureMap::Softmax,
             ..with_options(Turned::XAndB)
-        }
-        .into(),
-        DiscreteMamba2Config {
-            b_gate: true,
-            ..with_options(Turned::BAndC)
         }
         .into(),
     ];
