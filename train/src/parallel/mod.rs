@@ -12,13 +12,14 @@
 //! have the same bits, and what is decided by them (clipping, the guard, a step that is skipped) is decided alike without
 //! a word. So is a request to stop, which travels with the loss.
 //!
-//! # What overlaps
+//! # What may overlap
 //!
-//! On a device with a queue, sums are made while the last pass of a step still goes backward: a stage gives the gradients of
+//! Sums are asked for while the last pass of a step still goes backward: a stage gives the gradients of
 //! a block away before it computes those of the next block, and parameters whose gradients come one after the other leave together
 //! (`Outlet`). The norm of all gradients, by which they are clipped, needs all sums; then the shares are updated, and the
-//! update of a bucket runs beside the exchange of the one before. The next step begins with the teacher, and waits for the
-//! parameters of a layer, or of all, when the student is read first ([`Arriving`]).
+//! update of a bucket may run beside the exchange of the one before. The next step begins with the teacher, and asks for the
+//! parameters of a layer, or of all, when the student is read first ([`Arriving`]). An engine of exchange may use all of this;
+//! NCCL's does not yet: the device waits for each exchange at once, and `kernels/src/runtime/collective/nccl/queue.rs` says why.
 //!
 //! A parameter is updated and gathered in its own memory: there are no buffers that are packed and unpacked but for the
 //! gradients, which are exchanged in f32. What is on its way keeps its tensors
