@@ -15,6 +15,9 @@ use crate::mixers::MixerState;
 /// Steps that are computed before one is recorded: the first may leave tensors of another dtype in the state, and short
 /// texts are not worth a recording.
 const COMPUTED: usize = 4;
+/// How often a step is tried that the device did not record, each time after twice as many computed ones: the first may still
+/// reserve memory or compile kernels.
+const TRIES: usize = 4;
 /// Steps that are worth a recording.
 const WORTH: usize = 16;
 
@@ -28,8 +31,10 @@ const WORTH: usize = 16;
 pub(crate) struct Steps<B: Backend> {
     /// Held by each state that may share the memory of this one: whether one of them has lent its tensors.
     sharers: Arc<AtomicBool>,
-    /// Steps that were computed since.
+    /// Steps that were computed since, or since the last try.
     computed: usize,
+    /// Steps that were not recorded though it was tried.
+    failed: usize,
     recorded: Option<Recorded<B>>,
 }
 
@@ -62,6 +67,7 @@ impl<B: Backend> Default for Steps<B> {
         Self {
             sharers: Arc::default(),
             computed: 0,
+            failed: 0,
             recorded: None,
         }
     }
@@ -72,6 +78,7 @@ impl<B: Backend> Clone for Steps<B> {
         Self {
             sharers: self.sharers.clone(),
             computed: 0,
+            failed: 0,
             recorded: None,
         }
     }
@@ -122,23 +129,30 @@ impl<B: KernelBackend> Steps<B> {
             return compute(ids);
         }
         self.recorded = None;
-        if self.computed < COMPUTED {
+        if self.computed < COMPUTED << self.failed {
             self.computed += 1;
             return compute(ids);
         }
-        if self.computed > COMPUTED || alike < WORTH {
+        if self.failed == TRIES || alike < WORTH {
             return compute(ids);
         }
-        // Once: if it cannot be recorded now, it cannot be recorded later.
-        self.computed += 1;
         let (logits, recording) = record(ids, &mut compute);
-        self.recorded = recording.map(|recording| Recorded {
-            recording,
-            identity: identity.clone(),
-            batch,
-            alike,
-            since: 0,
-        });
+        match recording {
+            Some(recording) => {
+                self.failed = 0;
+                self.recorded = Some(Recorded {
+                    recording,
+                    identity: identity.clone(),
+                    batch,
+                    alike,
+                    since: 0,
+                });
+            }
+            None => {
+                self.failed += 1;
+                self.computed = 0;
+            }
+        }
         logits
     }
 }
