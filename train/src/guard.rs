@@ -7,7 +7,8 @@
 //! A stage **collapses** when its loss rises above what it had come down to and stays there: when its last 20 losses are
 //! all above the highest of some 15 in a row before them. That is what too high a rate does to a student that starts
 //! near its teacher; the loss may fall again for long after that, and never comes back to what it was. It is only said.
-//! By chance, 20 losses of one level are above 15 others once in three billion times, however they are spread. A rise by
+//! Losses of one level that do not depend on each other, with a deviation of a tenth, were never taken for a collapse in 400
+//! stages of 2000 steps; where neighbours are alike, as in text that is read in its order, they are. A rise by
 //! less than a fiftieth is none. A stage that is destroyed in its first steps has no 15 losses before. Then the few that
 //! there are stand for them, if they are four at least; and whenever 20 losses in a row are above one and a half times
 //! the first one, which no step had changed yet, that is a collapse too.

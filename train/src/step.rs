@@ -182,8 +182,8 @@ impl<B: TrainBackend> TrainStep<B> {
         B::memory_persistent_allocations(&self.device, (student, optimizer), step)
     }
 
-    /// That all ranks send their gradients in the same order. They are asked when that has changed in the last step, which
-    /// is after the first step of a stage.
+    /// That all ranks send their gradients in the same order. They are asked after the first step of a stage, and later where
+    /// the order changes, which it must on all ranks at once: a rank that changes alone would wait for ever.
     ///
     /// # Errors
     /// [`TrainError::Ranks`] with the ranks whose order is another.

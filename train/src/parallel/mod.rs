@@ -22,9 +22,7 @@
 //! NCCL's does not yet: the device waits for each exchange at once, and `kernels/src/runtime/collective/nccl/queue.rs` says why.
 //!
 //! A parameter is updated and gathered in its own memory: there are no buffers that are packed and unpacked but for the
-//! gradients, which are exchanged in f32. What is on its way keeps its tensors
-//! ([`InFlight`](kernels::runtime::collective::InFlight)), so that nothing else gets their memory, until later work waits
-//! for it.
+//! gradients, which are exchanged in f32. An engine keeps what it reads until that has been read.
 //!
 //! # Who does what
 //!

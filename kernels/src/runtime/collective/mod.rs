@@ -109,44 +109,22 @@ pub trait Collective<B: Backend>: Send + Sync {
     fn abort(&self) {}
 }
 
-/// Results that may still be on their way, and what keeps their buffers. Other work can be queued meanwhile.
+/// The results of an operation, which may still be on their way: what is queued from now on waits for them, and no thread
+/// does.
 #[must_use]
 pub struct InFlight<B: Backend> {
     outputs: Vec<Tensor<B, 1>>,
-    /// Queues that all later work waits for the results.
-    finish: Option<Box<dyn FnOnce() + Send>>,
-    /// What is read until then, where it is not what is written.
-    _inputs: Vec<Tensor<B, 1>>,
 }
 
 impl<B: Backend> InFlight<B> {
-    /// Those that have arrived.
+    /// Those that have arrived, or that all later work on the device waits for.
     pub fn done(outputs: Vec<Tensor<B, 1>>) -> Self {
-        Self {
-            outputs,
-            finish: None,
-            _inputs: vec![],
-        }
+        Self { outputs }
     }
 
-    /// Those that `inputs` are read for, and that may be used after `finish`.
-    pub fn queued(
-        outputs: Vec<Tensor<B, 1>>,
-        inputs: Vec<Tensor<B, 1>>,
-        finish: impl FnOnce() + Send + 'static,
-    ) -> Self {
-        Self {
-            outputs,
-            finish: Some(Box::new(finish)),
-            _inputs: inputs,
-        }
-    }
-
-    /// The results, in the order of the operation's list. On a device with a queue no thread waits: what is queued from
-    /// now on does.
-    pub fn wait(mut self) -> Vec<Tensor<B, 1>> {
-        self.finish();
-        std::mem::take(&mut self.outputs)
+    /// The results, in the order of the operation's list.
+    pub fn wait(self) -> Vec<Tensor<B, 1>> {
+        self.outputs
     }
 
     /// The same of an operation on one tensor.
@@ -156,18 +134,5 @@ impl<B: Backend> InFlight<B> {
     pub fn wait_for_one(self) -> Tensor<B, 1> {
         let mut all = self.wait();
         all.pop().expect("the result of an operation on one tensor")
-    }
-
-    fn finish(&mut self) {
-        if let Some(finish) = self.finish.take() {
-            finish();
-        }
-    }
-}
-
-impl<B: Backend> Drop for InFlight<B> {
-    /// Before the buffers are free, so that what gets their memory comes after the operation.
-    fn drop(&mut self) {
-        self.finish();
     }
 }

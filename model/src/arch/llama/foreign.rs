@@ -8,7 +8,7 @@ use super::variants::Variant;
 use crate::arch::keys::Keys;
 use crate::config_error::ConfigError;
 
-/// Keys with the value that changes nothing. `null` is that of all others.
+/// Keys with the value that changes nothing. With `null` every value changes something: the key must be absent or null.
 fn neutral_values(qk_norm: bool) -> [(&'static str, Value); 28] {
     [
         // The activation, and the order of the block.

@@ -222,7 +222,7 @@ impl Streams {
         let comm_pointer = comm.ok_or("it was given up before")?.0;
         let library = communicator.library;
         // SAFETY: context, stream and events are those of `open`. The buffers have as many elements as the caller's
-        // tensors, which stay until the operations are finished.
+        // tensors. Their memory is not given away within this task, and what gets it later waits for the operations.
         unsafe {
             driver::ctx::set_current(self.context)
                 .map_err(|error| failed("cuCtxSetCurrent", error))?;
