@@ -12,7 +12,7 @@ use kernels::KernelBackend;
 use kernels::decode::sample::Choice;
 use model::{CausalLm, State};
 
-use crate::device::{read, settle};
+use crate::device::{check_so_far, read, settle};
 use crate::device_sampler::{Choosing, DeviceSampler};
 use crate::error::GenerateError;
 use crate::sampling::{Sampler, SamplingSettings};
@@ -128,12 +128,13 @@ pub struct Generation<'m, B: KernelBackend> {
     ids: Vec<u32>,
     /// The logits `[1, v]` of the next token, if they are computed already and no token is being chosen by them.
     logits: Option<Tensor<B, 2>>,
-    /// The next token, if the device was told to choose it when it had chosen the one before.
+    /// The next token, which is being chosen already: its step was queued behind the token before.
     next: Option<Next<B>>,
     /// The newest token, which has not gone through the model yet if there are neither logits nor a next token.
     newest: Option<Newest<B>>,
     made: usize,
     stop: Option<Stop>,
+    failed: bool,
     prefill: Pace,
     decode: Pace,
 }
@@ -216,6 +217,7 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
             next: None,
             made: 0,
             stop: None,
+            failed: false,
             prefill: Pace {
                 tokens,
                 time: started.elapsed(),
@@ -294,6 +296,8 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
                     self.next = Some(self.step_over(id.clone()));
                 }
                 let token = choosing.wait()?.remove(0)?;
+                // A step that has failed on the device leaves what was there before.
+                check_so_far::<B>(&self.device)?;
                 self.sampler.saw(token);
                 (token, Some(id))
             }
@@ -367,12 +371,18 @@ impl<B: KernelBackend> Iterator for Generation<'_, B> {
     type Item = Result<u32, GenerateError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.stop.is_some() {
+        if self.stop.is_some() || self.failed {
             return None;
         }
         let started = Instant::now();
         let token = self.advance();
         self.decode.time += started.elapsed();
+        if token.is_err() {
+            // The state may be a step ahead, and the logits are gone: what continues the text reads it again.
+            self.next = None;
+            self.state = self.model.new_state(1, &self.device);
+            self.failed = true;
+        }
         token.transpose()
     }
 }

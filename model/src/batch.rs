@@ -98,7 +98,7 @@ impl<B: KernelBackend> CausalLm<B> {
             "the batch belongs to a network with another number of layers"
         );
         let (states, occupied) = (&mut batch.layers, &batch.occupied);
-        // Caches of rows that come and go are not of one memory.
+        // Each row has its own cache of attention, in memory that changes as rows come and go.
         let alike = if self.repeats_its_steps() {
             usize::MAX
         } else {

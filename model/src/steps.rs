@@ -31,7 +31,7 @@ const WORTH: usize = 16;
 pub(crate) struct Steps<B: Backend> {
     /// Held by each state that may share the memory of this one: whether one of them has lent its tensors.
     sharers: Arc<AtomicBool>,
-    /// Steps that were computed since, or since the last try.
+    /// Steps computed since the state began, or was shared, or since the last try.
     computed: usize,
     /// Steps that were not recorded though it was tried.
     failed: usize,
@@ -123,7 +123,7 @@ impl<B: KernelBackend> Steps<B> {
                 }
                 return compute(ids);
             }
-            // This step makes room for more, and the next one is recorded.
+            // This step makes room for more; later ones are recorded anew.
             self.recorded = None;
             self.computed = COMPUTED;
             return compute(ids);

@@ -396,13 +396,17 @@ impl<B: KernelBackend> TokenMixer<B> for Attention<B> {
         StepOutput::through(y, &self.dense)
     }
 
-    /// As long as the cache has room, and there are angles.
+    /// As long as the cache has room, and there are angles; none where they are made.
     fn steps_alike(&self, state: &MixerState<B>) -> usize {
         let MixerState::Attention(cache) = state else {
             return 0;
         };
-        let angles = ANGLES - cache.position() % ANGLES;
-        angles.min(cache.steps_alike(self.config.window))
+        let angle = cache.position() % ANGLES;
+        if angle == 0 {
+            // That step makes the table of angles, which cannot be recorded.
+            return 0;
+        }
+        (ANGLES - angle).min(cache.steps_alike(self.config.window))
     }
 
     /// A row that is not `occupied` gives zeros and caches nothing.
