@@ -52,7 +52,9 @@ def compare_whole(name, folder, expected):
     model = open_model(folder)
     error = compare(name, model, expected)
     prompt = expected["input_ids"][:, :5]
-    greedy = model.generate(prompt, max_new_tokens=16, do_sample=False, pad_token_id=0)
+    # Where a prompt has the id of the padding, transformers would take it for padding.
+    mask = torch.ones_like(prompt)
+    greedy = model.generate(prompt, attention_mask=mask, max_new_tokens=16, do_sample=False, pad_token_id=0)
     assert torch.equal(greedy, expected["greedy_ids"]), f"{name}: greedy ids differ"
     print(f"{name}: logits within {error:.1e} of the largest, greedy ids equal")
 
@@ -83,7 +85,8 @@ def exported(infer, folder, expected):
     model, tokenizer = open_model(folder), AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     error = compare(folder, model, expected)
     ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
-    ids = model.generate(ids, max_new_tokens=24, do_sample=False, pad_token_id=0)
+    mask = torch.ones_like(ids)
+    ids = model.generate(ids, attention_mask=mask, max_new_tokens=24, do_sample=False, pad_token_id=0)
     ours = tokenizer.decode(ids[0], skip_special_tokens=True)
     theirs = PROMPT + theirs
     assert theirs.strip() == ours.strip(), f"{folder}: {theirs!r} and {ours!r}"
