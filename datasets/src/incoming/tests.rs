@@ -119,7 +119,7 @@ fn what_cannot_be_fetched_is_an_error_of_who_reads_it() {
         error.contains("hub:a@1/1.txt") && error.contains("the hub is gone"),
         "{error}"
     );
-    // It is that of whoever reads on, too.
+    // Every later read gets the same error.
     assert_eq!(batches.batch(3).unwrap_err().to_string(), error);
     // Later it is there, and what was fetched before is kept.
     let windows = corpus.windows(FILES, 5);

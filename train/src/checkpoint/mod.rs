@@ -7,8 +7,8 @@
 //! to keep: batches are a function of seed and step.
 //!
 //! Its values are read into the host's memory at their step ([`Snapshot`]), and another thread writes them while the
-//! training goes on (`run/writer.rs`). It is written under another name and renamed when whole and on the disk; one that is
-//! removed is renamed first. So a folder with a checkpoint's name is always complete, whatever happens to the
+//! training goes on (`run/writer.rs`). A checkpoint is written under another name, and renamed once all of it is on the disk; before
+//! it is removed, it is renamed too. So a folder with a checkpoint's name is always complete, whatever happens to the
 //! process, the machine or the space on the disk. One takes 12 bytes on the disk for each parameter that trains, 4
 //! for each other, and there are `checkpoint.keep` of them, and one more while it is written. What happens to its bytes
 //! afterwards is found by the checksums: one that is damaged is named, and the one before it is taken. A checkpoint of an

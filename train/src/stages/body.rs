@@ -35,7 +35,7 @@ impl<B: TrainBackend> Body<B> {
         let backbone = &student.backbone;
         let documents = tokens.documents.clone().map(DocumentStarts::from_inner);
         let x_bld = backbone.embedding.valid().forward(tokens.ids.clone());
-        // Whether something before trains, so that the backward pass goes on to there.
+        // Whether a part before this one trains: then the backward pass has to reach it.
         let (mut x_bld, mut goes_on) = (x_bld, trains(&backbone.embedding));
         let mut blocks = vec![];
         for layer in &backbone.layers {
@@ -101,7 +101,7 @@ impl<B: TrainBackend> Body<B> {
 }
 
 impl<B: TrainBackend> Passed<B> {
-    /// What has read `x`; `goes_on` is whether the backward pass goes on to what is before that.
+    /// A part that has read `x` and keeps no graph. `goes_on`: the backward pass needs the gradient of `x`.
     fn without_graph(x_bld: Tensor<B::InnerBackend, 3>, goes_on: bool) -> Self {
         Self {
             entering: Tensor::<B, 3>::from_inner(x_bld).set_require_grad(goes_on),
@@ -123,7 +123,7 @@ impl<B: TrainBackend> Passed<B> {
     }
 
     /// Goes back from `dy` through the graph, which `forward` makes if it is not there: gives the gradients of the parameters
-    /// of `module`, and returns that to the input if the backward pass goes on. The graph lives no longer.
+    /// of `module`, and returns the gradient of the input if the backward pass goes on. The graph is freed.
     fn back<M: Module<B>>(
         self,
         module: &M,

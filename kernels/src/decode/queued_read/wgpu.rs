@@ -1,6 +1,6 @@
-//! On wgpu, where a thread of CubeCL's waits for all that the GPU was given, from the moment that a read is queued. While
-//! it does, wgpu takes nothing more for the GPU. So reads have buffers of their own here, and whoever reads waits for what
-//! was given up to the read, and no more.
+//! Reads on wgpu. From the moment that CubeCL's own read is queued, a thread of CubeCL's waits for all that the GPU was
+//! given, and wgpu takes no work for the GPU meanwhile. So a read has a buffer of its own here, and the host waits only for
+//! the work that was queued before it.
 
 use std::sync::mpsc::channel;
 
