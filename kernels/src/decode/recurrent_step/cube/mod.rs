@@ -1,12 +1,15 @@
 //! As one CubeCL launch: a cube a batch and head reads and writes its state once.
 
 mod kernels;
+mod launch;
+mod layout;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
-use self::kernels::{Operands, PARTIALS, step};
+use self::launch::{Operands, step};
+use self::layout::PARTIALS;
 use super::{RecurrentStep, StepParameters, StepState, reference};
 use crate::cube::{computes_in_f32, inner, tensor};
 
