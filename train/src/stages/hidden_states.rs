@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use super::arithmetic::{self, Arithmetic};
 use super::layers::{self, Untrainable};
-use super::{Choices, Description, Learner, Stage, StageStep, TokenBatch, sum_over_layers};
+use super::{Choices, Description, Learner, Stage, StageStep, TokenBatch};
 use crate::limits::{OutOfRange, at_least, require, within};
 
 /// Outputs of mixers or of blocks: the L2 norm of the difference, mean over tokens, summed over what is compared.
@@ -186,7 +186,7 @@ impl Stage for HiddenStates {
         }
         let losses = walks.into_iter().map(|walk| walk.losses);
         losses
-            .map(|losses| sum_over_layers(losses, &device))
+            .map(|losses| layers::sum_over_layers(losses, &device))
             .collect()
     }
 }

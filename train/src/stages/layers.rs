@@ -1,5 +1,7 @@
-//! Which layers a stage that compares layer by layer can train.
+//! Which layers a stage that compares layer by layer can train, and the sum of their losses.
 
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
 use model::{MixerConfig, NetworkConfig};
 
 /// Why a stage cannot train a student.
@@ -64,6 +66,18 @@ pub(super) fn idle(
             .first()
             .map_or("mixers", |mixer| mixer.kind()),
     })
+}
+
+/// The sum of one element for each layer that has a loss; zero if none has.
+pub(super) fn sum_over_layers<B: Backend>(
+    losses: Vec<Tensor<B, 1>>,
+    device: &B::Device,
+) -> Tensor<B, 1> {
+    if losses.is_empty() {
+        Tensor::zeros([1], device)
+    } else {
+        Tensor::cat(losses, 0).sum()
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::arithmetic::{self, Arithmetic};
 use super::layers::{self, Untrainable};
-use super::{Description, Learner, Stage, StageStep, TokenBatch, sum_over_layers};
+use super::{Description, Learner, Stage, StageStep, TokenBatch};
 
 /// Transfer matrices against attention matrices: the Frobenius norm of the difference, mean over batch and
 /// heads, summed over layers. It has no options.
@@ -136,7 +136,7 @@ impl Stage for Matrices {
         }
         let losses = losses.into_iter();
         losses
-            .map(|losses| sum_over_layers(losses, &device))
+            .map(|losses| layers::sum_over_layers(losses, &device))
             .collect()
     }
 }

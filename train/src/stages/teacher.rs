@@ -1,0 +1,38 @@
+//! The teacher's part of knowledge distillation, without a student.
+
+use burn::tensor::{Int, Tensor};
+use kernels::{KernelBackend, likeliest};
+use model::Phi;
+
+use super::head;
+use crate::teacher_cache::TopK;
+
+/// The teacher's part of knowledge distillation alone: its logits for `ids [b, l]`, made as there and dropped.
+pub fn teacher_alone<B: KernelBackend>(teacher: &Phi<B>, ids: Tensor<B, 2, Int>) {
+    let features = teacher.features(ids);
+    let [b, l, _] = features.dims();
+    let block = head::block(b * l, teacher.vocab_size(), features.dtype());
+    head::forward(&teacher.head(), features, block, |_, logits| {
+        drop(logits);
+    });
+}
+
+/// The same, of which the `k` likeliest ids of each token are kept.
+pub(crate) fn top_of_teacher<B: KernelBackend>(
+    teacher: &Phi<B>,
+    ids: Tensor<B, 2, Int>,
+    k: usize,
+) -> TopK {
+    let (features, v) = (teacher.features(ids), teacher.vocab_size());
+    // All is on its way before the first is waited for.
+    let mut blocks = vec![];
+    let block = head::block_in_f32(v);
+    head::forward(&teacher.head(), features, block, |_, logits_nv| {
+        blocks.push(likeliest(logits_nv, k));
+    });
+    let mut all = TopK::default();
+    for block in blocks {
+        all.append(TopK::read(block));
+    }
+    all
+}
