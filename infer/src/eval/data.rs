@@ -7,8 +7,8 @@ use datasets::{DataError, open_text, parquet_rows, without_byte_order_mark};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::document::Document;
 use super::error::EvalError;
-use super::task::Document;
 
 /// The endings of data files. If a folder has several for one task, the first in this list is read.
 pub const ENDINGS: [&str; 5] = [".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".parquet"];

@@ -3,9 +3,9 @@
 use rand_mt::Mt;
 use rayon::prelude::*;
 
+use super::document::{Document, Question};
 use super::python::random;
 use super::score::Score;
-use super::task::{Document, Question};
 
 /// A metric of a task.
 #[derive(Clone, Debug, PartialEq)]

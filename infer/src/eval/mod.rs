@@ -36,12 +36,14 @@
 
 mod control;
 mod data;
+mod document;
 mod encode;
 mod error;
 mod ledger;
 mod metrics;
 mod perplexity;
 mod python;
+mod records;
 mod score;
 mod table;
 mod task;
@@ -50,6 +52,7 @@ pub(crate) use datasets::probes::{DOCUMENTS, LENGTHS, SEED};
 pub use datasets::probes::{ProbeSizes, Prompt};
 
 pub use control::{Control, ControlError};
+pub use document::{Document, Question};
 pub use encode::{ScoreRequest, requests};
 pub use error::EvalError;
 pub(crate) use error::cannot;
@@ -59,4 +62,4 @@ pub(crate) use metrics::{is_right, is_right_by_length};
 pub use perplexity::{TextMetrics, Texts};
 pub use score::{Score, TokenScore, score, score_tokens};
 pub use table::table;
-pub use task::{Document, Question, Source, Task};
+pub use task::{Source, Task};
