@@ -31,6 +31,7 @@ mod safetensors;
 mod small_file;
 mod stored;
 mod torch;
+mod weight_files;
 mod write;
 
 use std::path::{Path, PathBuf};
@@ -53,7 +54,7 @@ use crate::lm::CausalLm;
 use crate::manifest::{self, Digests};
 use crate::parameters::Part;
 
-pub(crate) use read::{shards, weight_form};
+pub(crate) use weight_files::{shards, weight_form};
 
 /// The configuration's file name.
 pub const CONFIG: &str = "config.json";
@@ -255,7 +256,7 @@ pub fn model_files(folder: impl AsRef<Path>) -> Result<Vec<PathBuf>, WeightsErro
         return Ok(vec![path]);
     }
     let mut files = vec![folder.join(CONFIG)];
-    files.extend(read::weight_files(folder)?);
+    files.extend(weight_files::weight_files(folder)?);
     Ok(files)
 }
 

@@ -17,8 +17,7 @@ use kernels::decode::projections::{Form, GROUP, Weight};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 
-use super::read::Tensors;
-use super::stored::{Stored, Values};
+use super::stored::{Stored, Tensors, Values};
 use super::{TensorFault, WeightsError};
 use crate::config_error::ConfigError;
 

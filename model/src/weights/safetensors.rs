@@ -12,8 +12,7 @@ use safetensors::{Dtype, View};
 
 use super::error::WeightsError;
 use super::file::WeightFile;
-use super::read::Tensors;
-use super::stored::{Storage, Stored};
+use super::stored::{Storage, Stored, Tensors};
 use crate::atomic_file;
 use crate::manifest::Hashing;
 

@@ -2,6 +2,7 @@
 //! reader decodes.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use burn::tensor::{Bytes, DType, TensorData};
@@ -41,6 +42,9 @@ impl Storage {
         Ok(())
     }
 }
+
+/// Tensors by their names in the files.
+pub(super) type Tensors = BTreeMap<String, Stored>;
 
 /// A tensor in a file. Its values are read when asked for.
 pub(super) struct Stored {

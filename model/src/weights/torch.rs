@@ -16,8 +16,7 @@ use super::archive::{self, Entry};
 use super::error::WeightsError;
 use super::file::WeightFile;
 use super::pickle::{Object, Pickle, Value};
-use super::read::Tensors;
-use super::stored::{Storage, Stored};
+use super::stored::{Storage, Stored, Tensors};
 
 /// Bytes of a pickle, at most: those of the largest models have some millions.
 const PICKLE: u64 = 16 << 20;

@@ -18,8 +18,7 @@ use std::path::{Path, PathBuf};
 use self::header::Header;
 use self::tensor::Blocks;
 use super::error::{WeightsError, damaged, io};
-use super::read::Tensors;
-use super::stored::Stored;
+use super::stored::{Stored, Tensors};
 use super::{CONFIG, GENERATION, TOKENIZER, TOKENIZER_CONFIG};
 use crate::arch::{ModelConfig, gguf};
 
