@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use hf_hub::{Cache, Repo, RepoType};
 
 use super::Hub;
-use super::fetch::{Client, Failure, WAIT, patiently};
+use super::fetch::Client;
+use super::retry::{Failure, WAIT, patiently};
 use crate::weights::WeightsError;
 
 /// The branch where the hub keeps a copy of each data set in parquet, whatever its own files are.

@@ -7,27 +7,20 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Component, Path, PathBuf};
-use std::thread;
 use std::time::Duration;
 
 use hf_hub::api::RepoInfo;
 use hf_hub::{Cache, Repo};
 use indicatif::{ProgressBar, ProgressStyle};
-use sha1::Sha1;
-use sha2::{Digest, Sha256};
 use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
 
 use super::Hub;
+use super::checksum::verify;
+use super::retry::Failure;
 
 /// Redirects that are followed, at most.
 const REDIRECTS: usize = 8;
-
-/// How often something is tried again. After a first wait of a second, the last try is two minutes after the first.
-const RETRIES: u32 = 7;
-
-/// The first wait, if who asks has no other.
-pub(super) const WAIT: Duration = Duration::from_secs(1);
 
 /// How long a connection may take. A model in the cache is used without a hub that does not answer.
 const CONNECT: Duration = Duration::from_secs(20);
@@ -43,89 +36,6 @@ pub(super) struct Client {
     endpoint: String,
     token: Option<String>,
     cache: Cache,
-}
-
-/// Why something was not fetched.
-#[derive(Debug)]
-pub(super) struct Failure {
-    reason: String,
-    /// Whether the same may succeed later: the hub is busy, or the connection broke.
-    passes: bool,
-}
-
-impl Failure {
-    /// That of `error`.
-    fn of(error: &ureq::Error) -> Self {
-        let (passes, advice) = match error {
-            ureq::Error::StatusCode(401 | 403) => (
-                false,
-                "; the hub lets only some people have it: accept its conditions there, and give your token (HF_TOKEN)",
-            ),
-            ureq::Error::StatusCode(status) => (matches!(status, 408 | 429 | 500..), ""),
-            ureq::Error::BadUri(_) | ureq::Error::Tls(_) => (false, ""),
-            _ => (true, ""),
-        };
-        Self {
-            reason: format!("{error}{advice}"),
-            passes,
-        }
-    }
-
-    fn passing(reason: impl ToString) -> Self {
-        Self {
-            reason: reason.to_string(),
-            passes: true,
-        }
-    }
-
-    fn named(self, file: &str) -> Self {
-        Self {
-            reason: format!("{file}: {}", self.reason),
-            ..self
-        }
-    }
-}
-
-impl From<String> for Failure {
-    fn from(reason: String) -> Self {
-        Self {
-            reason,
-            passes: false,
-        }
-    }
-}
-
-impl From<&str> for Failure {
-    fn from(reason: &str) -> Self {
-        reason.to_owned().into()
-    }
-}
-
-impl From<Failure> for String {
-    fn from(failure: Failure) -> Self {
-        failure.reason
-    }
-}
-
-/// Calls `fetch` again, up to [`RETRIES`] times, as long as it fails for a reason that may pass: after `wait`, then
-/// after twice that, and so on.
-pub(super) fn patiently<T>(
-    wait: Duration,
-    mut fetch: impl FnMut() -> Result<T, Failure>,
-) -> Result<T, Failure> {
-    let mut wait = wait;
-    for _ in 0..RETRIES {
-        match fetch() {
-            Err(failure) if failure.passes => {
-                let seconds = wait.as_secs_f32();
-                log::warn!("{}; trying again in {seconds:.0} s", failure.reason);
-                thread::sleep(wait);
-                wait *= 2;
-            }
-            fetched => return fetched,
-        }
-    }
-    fetch()
 }
 
 /// A response, and what the hub itself calls the file's content: the first that it says on the way to the
@@ -366,40 +276,6 @@ fn is_locked(mut lock: impl FnMut() -> io::Result<()>) -> bool {
     }
 }
 
-/// That the file is what the hub has, which names large files by their SHA-256, and small ones as git does, by
-/// the SHA-1 of a line with their length and of their bytes (some mirrors: of their bytes). Another file is removed.
-/// A name of another kind says nothing.
-fn verify(part: &Path, etag: &str) -> Result<(), String> {
-    let said = |error: io::Error| error.to_string();
-    let (kind, found) = match etag.len() {
-        _ if !etag.bytes().all(|byte| byte.is_ascii_hexdigit()) => return Ok(()),
-        64 => ("SHA-256", vec![hash(part, Sha256::new()).map_err(said)?]),
-        40 => {
-            let length = fs::metadata(part).map_err(said)?.len();
-            let blob = Sha1::new().chain_update(format!("blob {length}\0"));
-            let hashes = [blob, Sha1::new()].map(|begun| hash(part, begun).map_err(said));
-            let hashes: Result<Vec<_>, _> = hashes.into_iter().collect();
-            ("git hash", hashes?)
-        }
-        _ => return Ok(()),
-    };
-    if found.iter().any(|found| found.eq_ignore_ascii_case(etag)) {
-        return Ok(());
-    }
-    fs::remove_file(part).map_err(said)?;
-    Err(format!(
-        "what came has the {kind} {}, and should have {etag}; it is removed, try again",
-        found[0]
-    ))
-}
-
-/// The hash of a file, after what was hashed before, in hexadecimal digits.
-fn hash(path: &Path, mut digest: impl Digest + io::Write) -> io::Result<String> {
-    io::copy(&mut File::open(path)?, &mut digest)?;
-    let bytes = digest.finalize();
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
 /// Shows `blob` as `file` of its snapshot.
 fn link(blob: &Path, place: &Path, file: &str) -> io::Result<()> {
     fs::create_dir_all(place.parent().unwrap_or(place))?;
@@ -425,32 +301,6 @@ fn link(blob: &Path, place: &Path, file: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn files_are_those_that_the_hub_names() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("part");
-        for (etag, is_same) in [
-            // `git hash-object`, `sha1sum` and `sha256sum` of "hello\n".
-            ("ce013625030ba8dba906f756967f9e9ca394464a", true),
-            ("f572d396fae9206628714fb2ce00f72e94f2258f", true),
-            (
-                "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03",
-                true,
-            ),
-            ("de013625030ba8dba906f756967f9e9ca394464a", false),
-            (
-                "4891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03",
-                false,
-            ),
-            ("some-other-name", true),
-        ] {
-            fs::write(&path, "hello\n").unwrap();
-            let verified = verify(&path, etag);
-            assert_eq!(verified.is_ok(), is_same, "{etag}: {verified:?}");
-            assert_eq!(path.exists(), is_same);
-        }
-    }
 
     #[test]
     fn without_locks() {

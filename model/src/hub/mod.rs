@@ -1,9 +1,11 @@
 //! Models and data by their names: a folder, or a repository of the Hugging Face hub.
 
+mod checksum;
 mod dataset;
 mod environment;
 mod fetch;
 mod gguf;
+mod retry;
 mod text_files;
 
 use std::fs::{self, File};
@@ -13,8 +15,9 @@ use hf_hub::{Cache, Repo, RepoType};
 
 pub use self::text_files::{TextFiles, TextName};
 
-use self::fetch::{Client, WAIT, is_name, patiently};
+use self::fetch::{Client, is_name};
 use self::gguf::Which;
+use self::retry::{WAIT, patiently};
 use crate::weights::{
     CONFIG, GENERATION, INDEX, PICKLE, PICKLE_INDEX, SINGLE, TOKENIZER, WeightsError, is_model,
     shards, weight_form,

@@ -8,7 +8,8 @@ use std::time::Duration;
 use hf_hub::{Cache, Repo, RepoType};
 use walkdir::WalkDir;
 
-use super::fetch::{Client, is_name, patiently};
+use super::fetch::{Client, is_name};
+use super::retry::patiently;
 use super::{Hub, is_repository};
 use crate::weights::WeightsError;
 
