@@ -1,22 +1,20 @@
 //! The measurements.
 
-use std::hint::black_box;
 use std::path::Path;
 use std::time::Instant;
 
 use burn::module::ParamId;
-use burn::tensor::{DType, Distribution, Tensor};
 use datasets::Batch;
+use kernels::TrainBackend;
 use kernels::profile::{self, Kind, Span, Times};
 use kernels::runtime::{Memory, synchronise};
-use kernels::{KernelBackend, TrainBackend};
 use model::Layout;
-use rand_xoshiro::SplitMix64;
-use rand_xoshiro::rand_core::{Rng, SeedableRng};
 use serde::Serialize;
 
 use super::TEACHER;
+use super::batch::batch;
 use super::checkpoint::{self, CheckpointCost};
+use super::matmul_rate::MatmulRate;
 use super::networks::Networks;
 use crate::config::{Config, StageConfig};
 use crate::error::TrainError;
@@ -40,37 +38,6 @@ const FIRST: StageStep = StageStep {
     number: 0,
     of: usize::MAX,
 };
-
-/// Operations a second that a product of matrices reaches.
-#[derive(Clone, Copy, Debug, Serialize)]
-#[serde(transparent)]
-pub(super) struct MatmulRate(pub(super) f64);
-
-impl MatmulRate {
-    /// The best of several rounds of `[t, 2048]` by `[2048, 8192]`, the product of Phi-1.5's MLP, in
-    /// `dtype`: 8192 tokens, or 512 on a CPU, which would take long and is filled by less.
-    pub(super) fn measure<B: KernelBackend>(
-        dtype: DType,
-        device: &B::Device,
-    ) -> Result<Self, TrainError> {
-        let (t, d, m) = (if B::queues() { 8192 } else { 512 }, 2048, 8192);
-        let small = Distribution::Uniform(-1.0, 1.0);
-        let matrix = |shape: [usize; 2]| Tensor::<B, 2>::random(shape, small, device).cast(dtype);
-        let (x_td, weight_md) = (matrix([t, d]), matrix([m, d]));
-        let round = if B::queues() { 20 } else { 1 };
-        let mut best = f64::INFINITY;
-        for _ in 0..6 {
-            synchronise::<B>(device)?;
-            let begun = Instant::now();
-            for _ in 0..round {
-                black_box(kernels::linear(x_td.clone(), weight_md.clone(), None));
-            }
-            synchronise::<B>(device)?;
-            best = best.min(begun.elapsed().as_secs_f64() / f64::from(round));
-        }
-        Ok(Self(2.0 * (t * d * m) as f64 / best))
-    }
-}
 
 /// A row of the table.
 #[derive(Clone, Debug, Serialize)]
@@ -395,56 +362,4 @@ fn milliseconds(times: &Times) -> Vec<(String, f64)> {
     let all = kinds.chain([("other".to_owned(), times.other())]);
     all.map(|(kind, time)| (kind, 1e3 * time.as_secs_f64()))
         .collect()
-}
-
-/// Sequences of tokens that are distributed as words are: the token of rank `r` about as often as `1 / r`.
-/// The same for the same `number`.
-fn batch(number: u64, batch: usize, length: usize, vocab_size: usize) -> Batch {
-    let token = |i: u64| {
-        let uniform = unit((number << 32) + i);
-        let id = ((vocab_size + 1) as f64).powf(uniform) - 1.0;
-        (id as usize).min(vocab_size - 1) as i32
-    };
-    let row = |row: usize| {
-        let first = (row * (length + 1)) as u64;
-        (0..=length as u64)
-            .map(move |i| token(first + i))
-            .collect::<Vec<_>>()
-    };
-    let (mut ids, mut labels) = (vec![], vec![]);
-    for tokens in (0..batch).map(row) {
-        ids.extend(&tokens[..length]);
-        labels.extend(&tokens[1..]);
-    }
-    Batch {
-        ids,
-        labels,
-        starts: None,
-        batch,
-        context: length,
-    }
-}
-
-/// A number between 0 and 1, the same for the same `seed`.
-fn unit(seed: u64) -> f64 {
-    let bits = SplitMix64::seed_from_u64(seed).next_u64();
-    (bits >> 11) as f64 / (1u64 << 53) as f64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn tokens_are_as_frequent_as_words() {
-        let made = batch(1, 16, 4096, 51200);
-        assert_eq!(made, batch(1, 16, 4096, 51200));
-        assert_ne!(made.ids, batch(2, 16, 4096, 51200).ids);
-        assert_eq!(made.ids[1..4096], made.labels[..4095]);
-        assert!(made.ids.iter().all(|id| (0..51200).contains(id)));
-        // A rank's share is ln(1 + 1 / r) / ln(51201): 6.4% for the first, half for the first 225.
-        let below = |n: i32| made.ids.iter().filter(|id| **id < n).count() as f64 / 65536.0;
-        assert!((below(1) - 0.064).abs() < 0.01, "{}", below(1));
-        assert!((below(225) - 0.5).abs() < 0.02, "{}", below(225));
-    }
 }

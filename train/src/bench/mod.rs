@@ -1,6 +1,8 @@
 //! `train bench`: how fast the stages are, and what a step is made of.
 
+mod batch;
 mod checkpoint;
+mod matmul_rate;
 mod measure;
 mod networks;
 mod rows;
@@ -18,7 +20,8 @@ use crate::error::{TrainError, io_error};
 use crate::logging::say;
 use crate::parallel::Ranks;
 use crate::run::{COMPILING, check_layers};
-use measure::{MatmulRate, Row, Shape, Subject};
+use matmul_rate::MatmulRate;
+use measure::{Row, Shape, Subject};
 use networks::Networks;
 use rows::Conditions;
 

@@ -3,7 +3,8 @@
 use indicatif::HumanBytes;
 use serde_json::{Map, json};
 
-use super::measure::{MatmulRate, Row};
+use super::matmul_rate::MatmulRate;
+use super::measure::Row;
 use crate::table::markdown;
 
 /// What all rows have in common.
