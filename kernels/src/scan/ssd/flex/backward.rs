@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::decays::Decays;
 use super::forward::{advance, chunks};
-use super::heads::{Head, Sizes, Slices};
+use super::heads::{Head, ScanValues, Sizes};
 use super::rows::{add_elements, multiply_elements, row_dots, scale_rows, scaled_copy};
 use crate::flex::math::{dot, sigmoid, sum, vectorised};
 use crate::flex::products::{Matrix, multiply};
@@ -160,37 +160,10 @@ pub(super) fn backward(
     dy: Tensor<Flex, 4>,
     chunk: usize,
 ) -> SsdGradients<Flex> {
-    let ScanInputs {
-        x,
-        a_log,
-        b,
-        c,
-        initial_state,
-    } = scan;
-    let [batch, l, h, p] = x.dims();
-    let [_, _, g, n] = b.dims();
-    let (x, a_log, b, c) = (
-        Values::of(x),
-        Values::of(a_log),
-        Values::of(b),
-        Values::of(c),
-    );
-    let (initial_state, dy) = (initial_state.map(Values::of), Values::of(dy));
-    let inputs = Slices {
-        sizes: Sizes {
-            l,
-            h,
-            p,
-            g,
-            n,
-            chunk,
-        },
-        x: &x,
-        a_log: &a_log,
-        b: &b,
-        c: &c,
-        initial_state: initial_state.as_deref(),
-    };
+    let values = ScanValues::of(scan, chunk);
+    let dy = Values::of(dy);
+    let (batch, inputs) = (values.batch, values.slices());
+    let Sizes { l, h, p, g, n, .. } = inputs.sizes;
     let groups: Vec<GroupGradients> = (0..batch * g)
         .into_par_iter()
         .map(|i| {

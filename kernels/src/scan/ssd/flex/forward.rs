@@ -5,10 +5,10 @@ use burn_flex::Flex;
 use rayon::prelude::*;
 
 use super::decays::Decays;
-use super::heads::{Head, Sizes, Slices};
+use super::heads::{Head, ScanValues, Sizes};
 use super::rows::{multiply_elements, scale_rows, scaled_copy};
 use crate::flex::products::{Matrix, multiply};
-use crate::flex::{Values, interleave, tensor};
+use crate::flex::{interleave, tensor};
 use crate::scan::ssd::ScanInputs;
 
 /// The start and length of each chunk.
@@ -57,37 +57,9 @@ fn forward_head(head: &Head) -> (Vec<f32>, Vec<f32>) {
 }
 
 pub(super) fn forward(scan: ScanInputs<Flex>, chunk: usize) -> (Tensor<Flex, 4>, Tensor<Flex, 4>) {
-    let ScanInputs {
-        x,
-        a_log,
-        b,
-        c,
-        initial_state,
-    } = scan;
-    let [batch, l, h, p] = x.dims();
-    let [_, _, g, n] = b.dims();
-    let (x, a_log, b, c) = (
-        Values::of(x),
-        Values::of(a_log),
-        Values::of(b),
-        Values::of(c),
-    );
-    let initial_state = initial_state.map(Values::of);
-    let inputs = Slices {
-        sizes: Sizes {
-            l,
-            h,
-            p,
-            g,
-            n,
-            chunk,
-        },
-        x: &x,
-        a_log: &a_log,
-        b: &b,
-        c: &c,
-        initial_state: initial_state.as_deref(),
-    };
+    let values = ScanValues::of(scan, chunk);
+    let (batch, inputs) = (values.batch, values.slices());
+    let Sizes { l, h, p, n, .. } = inputs.sizes;
     let heads: Vec<(Vec<f32>, Vec<f32>)> = (0..batch * h)
         .into_par_iter()
         .map(|i| {

@@ -1,6 +1,10 @@
 //! The inputs of a scan as slices, and where the rows of each head lie in them.
 
+use burn_flex::Flex;
+
+use crate::flex::Values;
 use crate::flex::products::Matrix;
+use crate::scan::ssd::ScanInputs;
 
 /// The sizes of a scan, and where a head's rows lie in its inputs.
 #[derive(Clone, Copy)]
@@ -13,13 +17,58 @@ pub(super) struct Sizes {
     pub(super) chunk: usize,
 }
 
+/// The inputs of a scan, each in one piece.
+pub(super) struct ScanValues {
+    pub(super) batch: usize,
+    sizes: Sizes,
+    x: Values,
+    a_log: Values,
+    b: Values,
+    c: Values,
+    initial_state: Option<Values>,
+}
+
+impl ScanValues {
+    pub(super) fn of(scan: ScanInputs<Flex>, chunk: usize) -> Self {
+        let [batch, l, h, p] = scan.x.dims();
+        let [_, _, g, n] = scan.b.dims();
+        Self {
+            batch,
+            sizes: Sizes {
+                l,
+                h,
+                p,
+                g,
+                n,
+                chunk,
+            },
+            x: Values::of(scan.x),
+            a_log: Values::of(scan.a_log),
+            b: Values::of(scan.b),
+            c: Values::of(scan.c),
+            initial_state: scan.initial_state.map(Values::of),
+        }
+    }
+
+    pub(super) fn slices(&self) -> Slices<'_> {
+        Slices {
+            sizes: self.sizes,
+            x: &self.x,
+            a_log: &self.a_log,
+            b: &self.b,
+            c: &self.c,
+            initial_state: self.initial_state.as_deref(),
+        }
+    }
+}
+
 pub(super) struct Slices<'a> {
     pub(super) sizes: Sizes,
     pub(super) x: &'a [f32],
-    pub(super) a_log: &'a [f32],
+    a_log: &'a [f32],
     pub(super) b: &'a [f32],
     pub(super) c: &'a [f32],
-    pub(super) initial_state: Option<&'a [f32]>,
+    initial_state: Option<&'a [f32]>,
 }
 
 /// One batch and head of the inputs.
