@@ -38,7 +38,7 @@ fn request(prompt: &[u32], max_tokens: usize) -> Request {
     Request::new(prompt, max_tokens)
 }
 
-/// Some tokens of English, a different run of them for every `i`.
+/// Ids of tokens without meaning, a different run of them for every `i`.
 fn prompt(i: usize, length: usize) -> Vec<u32> {
     (0..length)
         .map(|k| ((i * 7919 + k * 104_729) % 4095 + 1) as u32)

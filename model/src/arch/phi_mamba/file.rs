@@ -48,7 +48,7 @@ fn required<T: DeserializeOwned>(
     })
 }
 
-/// That the string at `path` is one of `supported`, which it returns.
+/// That the string at `path` is one of `choices`, which it returns. An error lists them as `supported`.
 fn one_of(
     root: &Value,
     within: &str,
