@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::thread;
 
 use burn::tensor::{DType, Device};
 use kernels::runtime::Flex;
@@ -22,8 +23,8 @@ mod torch_file;
 /// Damaged files of each kind.
 const CASES: u64 = 10_000;
 
-/// What tests here may need beside threads' stacks: the modules of many small layers. The tests of this program
-/// run at the same time, and each sees the memory of all.
+/// What tests here may need beside threads' stacks: the modules of many small layers. Some work at the same time, and
+/// each sees the memory of all.
 const ENOUGH: u64 = 4 << 30;
 
 /// A teacher so small that its file is mostly header.
@@ -208,39 +209,47 @@ fn published_students() -> [String; 2] {
 fn configurations() {
     let [old, new] = tiny_llamas();
     let [mohawk, llamba] = published_students();
-    for text in [
+    let texts = [
         tiny().to_json(),
         tiny_student().to_json(),
         old,
         new,
         mohawk,
         llamba,
-    ] {
-        let folder = folder();
-        let path = folder.path().join("config.json");
-        let (mut good, mut bad) = (0, 0);
-        let memory = Memory::start();
-        each(CASES / 2, |mutator| {
-            fs::write(&path, mutator.json(&text)).unwrap();
-            match model::describe(folder.path()) {
-                Ok((config, _)) => {
-                    good += 1;
-                    use_config(&config);
-                }
-                Err(error) => {
-                    bad += 1;
-                    assert!(!error.to_string().is_empty());
-                }
+    ];
+    thread::scope(|scope| {
+        for text in texts {
+            scope.spawn(move || configuration(&text));
+        }
+    });
+}
+
+/// Damaged copies of one configuration.
+fn configuration(text: &str) {
+    let folder = folder();
+    let path = folder.path().join("config.json");
+    let (mut good, mut bad) = (0, 0);
+    let memory = Memory::start();
+    each(CASES / 2, |mutator| {
+        fs::write(&path, mutator.json(text)).unwrap();
+        match model::describe(folder.path()) {
+            Ok((config, _)) => {
+                good += 1;
+                use_config(&config);
             }
-            // With the student's weights, which seldom fit.
-            if let Err(error) = model::load_any::<Flex>(folder.path(), &Default::default()) {
-                assert!(error.to_string().lines().count() < 40);
+            Err(error) => {
+                bad += 1;
+                assert!(!error.to_string().is_empty());
             }
-        });
-        assert!(good > 200 && bad > 500, "{good} good, {bad} bad");
-        let more = memory.more();
-        assert!(more < ENOUGH, "{more} bytes more");
-    }
+        }
+        // With the student's weights, which seldom fit.
+        if let Err(error) = model::load_any::<Flex>(folder.path(), &Default::default()) {
+            assert!(error.to_string().lines().count() < 40);
+        }
+    });
+    assert!(good > 200 && bad > 500, "{good} good, {bad} bad");
+    let more = memory.more();
+    assert!(more < ENOUGH, "{more} bytes more");
 }
 
 /// That a configuration which was accepted can be built on.
