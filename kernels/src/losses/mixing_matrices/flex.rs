@@ -6,10 +6,10 @@ use burn_flex::Flex;
 use rayon::prelude::*;
 
 use super::{AttentionParts, MixingMatrices, TransferParts, reference};
-use crate::dense::attention::flex::Scores;
+use crate::dense::attention::flex::{Columns, Scores};
 use crate::flex::math::{dot, flushed, sigmoid, sum, vectorised};
 use crate::flex::products::{Matrix, multiply};
-use crate::flex::{Values, interleave, is_f32, starts, tensor};
+use crate::flex::{Values, interleave, is_f32, tensor};
 
 impl MixingMatrices for Flex {
     fn mixing_distance_forward(
@@ -25,7 +25,7 @@ impl MixingMatrices for Flex {
     ) -> (Tensor<Self, 1>, TransferParts<Self>) {
         let TransferParts { a_log, b, c, d } = &student;
         let own = is_f32(a_log) && is_f32(b) && is_f32(c) && is_f32(d);
-        if own && is_f32(&teacher.q) && is_f32(&teacher.k) && teacher.window.is_none() {
+        if own && is_f32(&teacher.q) && is_f32(&teacher.k) {
             with_gradients(student, teacher)
         } else {
             reference::with_gradients(student, teacher)
@@ -88,9 +88,9 @@ fn head(inputs: &Slices, batch: usize, head: usize) -> HeadGradients {
     for start in (0..l).step_by(BLOCK) {
         let rows = start..(start + BLOCK).min(l);
         let (count, seen) = (rows.len(), rows.end);
-        inputs
-            .attention
-            .softmax_rows(batch, head, rows.clone(), &mut attention);
+        let columns = Columns::first(seen);
+        let teacher = &inputs.attention;
+        teacher.softmax_rows(batch, head, rows.clone(), &columns, &mut attention, l);
         let c_block = Matrix {
             values: &c.values[start * c.row..],
             ..c
@@ -198,18 +198,14 @@ fn with_gradients(
     let ([_, _, _, p], [_, _, groups, _]) = (teacher.q.dims(), teacher.k.dims());
     let (a_log, b) = (Values::of(student.a_log), Values::of(student.b));
     let (c, d) = (Values::of(student.c), Values::of(student.d));
+    let visible = teacher.visible();
     let (q, k) = (Values::of(teacher.q), Values::of(teacher.k));
     let inputs = Slices {
         a_log: &a_log,
         b: &b,
         c: &c,
         d: &d,
-        attention: Scores {
-            q: &q,
-            k: &k,
-            sizes: [l, l, h, groups, p],
-            starts: starts(teacher.documents),
-        },
+        attention: Scores::new(&q, &k, [l, l, h, groups, p], visible),
         sizes: [l, h, g, n],
         weight: 1.0 / (batch * h) as f32,
     };

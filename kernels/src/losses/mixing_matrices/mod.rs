@@ -56,8 +56,8 @@ impl<B: Backend> AttentionParts<B> {
     }
 }
 
-/// The op, as backends compute it, of decays that are cut where there are documents. No backend has a fast path for a
-/// teacher's window that hides something: they take the reference, which holds the matrices.
+/// The op, as backends compute it, of decays that are cut where there are documents. On GPUs there is no
+/// fast path for a teacher's window that hides something: they take the reference, which holds the matrices.
 pub trait MixingMatrices: Scale {
     /// See [`mixing_distance`].
     fn mixing_distance_forward(
