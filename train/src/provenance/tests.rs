@@ -84,7 +84,7 @@ fn changes_are_named() {
     let mut now = then.clone();
     now.texts.insert("stage3".into(), text("data.train", "x"));
     assert!(changes(&now).is_empty());
-    // It is only another plan, and so are other settings of that stage.
+    // Such a change, like other changes of that stage's settings, affects only the rest of the run.
     now.backend = "ndarray".into();
     now.config = made_from(&["stage3.temperature=2", "stage2.tokens=51_200"]).config;
     let refused = changes(&now);
