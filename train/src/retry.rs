@@ -13,7 +13,8 @@ const PAUSES: [u64; 15] = [1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60, 60, 60, 60, 6
 /// Calls `work` and returns its result. If it fails for a reason that may be temporary, the user is told, and `work` is
 /// repeated after a pause; each pause is longer than the one before. `pause` waits, and returns false to give up.
 ///
-/// # Errors The last error of `work`.
+/// # Errors
+/// The last error of `work`.
 pub(crate) fn retry<T, E: Error + 'static>(
     mut pause: impl FnMut(Duration) -> bool,
     mut work: impl FnMut() -> Result<T, E>,

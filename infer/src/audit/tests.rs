@@ -98,7 +98,7 @@ fn of_lines(lines: &[&str]) -> (Verdict, String) {
     said(&audited(vec![measure(NEEDLE, n, 0)], &[&models]))
 }
 
-/// Of twelve needles the teacher passes ten: the others do not count.
+/// The teacher gets ten of twelve needles right; only these ten count.
 #[test]
 fn a_student_that_finds_what_a_window_does_not() {
     let (verdict, summary) = of_lines(&[
@@ -139,7 +139,7 @@ fn a_student_that_finds_what_a_window_does() {
     assert_eq!(summary, "nothing beyond no attention in any of 1 rows");
 }
 
-/// Five documents are more than two standard errors here, and may be chance.
+/// Five documents are a difference of more than two standard errors here, but may be chance.
 #[test]
 fn a_few_documents_that_differ_say_nothing() {
     let standing = |found: &str| {
@@ -232,7 +232,7 @@ fn what_is_kept_is_measured_from_chance() {
     assert!((kept.stderr.unwrap() - expected).abs() < 1e-12);
     let teachers = of.kept(TEACHER).unwrap();
     assert_eq!((teachers.value, teachers.stderr), (1.0, Some(0.0)));
-    // A teacher that is not above chance has nothing to be kept.
+    // If the teacher is not above chance, there is nothing to keep.
     let models = models.map(|_| line("1100 1100 1100 1100"));
     let audit = audited(vec![measure(kind, 16, 2)], &[&models]);
     assert_eq!(row(&audit).kept(STUDENT), None);

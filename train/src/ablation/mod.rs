@@ -56,8 +56,9 @@ impl Ablation {
     /// a number, or that was rolled back from spikes too often, is listed in the table as diverged, and the other runs
     /// continue.
     ///
-    /// # Errors [`TrainError`] of the first run that fails for another reason; [`TrainError::Exists`] if a run in the
-    /// folder is not the one that this call would make.
+    /// # Errors
+    /// [`TrainError`] of the first run that fails for another reason; [`TrainError::Exists`] if a run in the folder is
+    /// not the one that this call would make.
     pub fn execute<B: TrainBackend>(
         &self,
         device: &B::Device,

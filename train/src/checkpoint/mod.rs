@@ -230,7 +230,8 @@ impl Checkpoints {
     /// Adds `progress` to the existing checkpoint at its position, because `progress` has newer information, and, if
     /// needed, what the run is made from now. The rest of the checkpoint stays as it is.
     ///
-    /// # Errors [`TrainError::Io`] or [`TrainError::Manifest`]; the checkpoint then counts as it was before.
+    /// # Errors
+    /// [`TrainError::Io`] or [`TrainError::Manifest`]; the checkpoint then counts as it was before.
     pub fn amend(
         &self,
         progress: &Progress,
@@ -264,8 +265,9 @@ impl Checkpoints {
     /// The newest checkpoint that is undamaged or of an earlier version, and the newer ones that are damaged. `None` if
     /// there are no checkpoints.
     ///
-    /// # Errors [`TrainError::Io`] if the folder cannot be listed; [`TrainError::Mismatch`] if there is a checkpoint of
-    /// a stage that the run does not have; [`TrainError::NoWholeCheckpoint`] if all are damaged.
+    /// # Errors
+    /// [`TrainError::Io`] if the folder cannot be listed; [`TrainError::Mismatch`] if there is a checkpoint of a stage
+    /// that the run does not have; [`TrainError::NoWholeCheckpoint`] if all are damaged.
     pub fn newest(&self) -> Result<Option<Found>, TrainError> {
         for name in self.names()? {
             if let Some(position) = position_of(&name)

@@ -4,7 +4,6 @@
 //! checksum, atomically. Rank 0, which writes the checkpoint at the same time, waits for the checksum and links the
 //! file into the checkpoint. So all ranks must see the folder of the run. Files that a dead process has left there are
 //! removed together with incomplete checkpoints.
-//! half a checkpoint.
 
 use std::fs;
 use std::io::ErrorKind;

@@ -118,7 +118,8 @@ fn is_earlier(checkpoint: &Path) -> bool {
 
 /// The files of an undamaged checkpoint, or a description of the damage.
 ///
-/// # Errors [`TrainError::Manifest`] if this process is not allowed to read a file, which is no damage.
+/// # Errors
+/// [`TrainError::Manifest`] if this process is not allowed to read a file, which is no damage.
 fn listed(checkpoint: &Path) -> Result<Result<Vec<String>, String>, TrainError> {
     let within = |path: &Path| {
         let name = path.strip_prefix(checkpoint).unwrap_or(path);

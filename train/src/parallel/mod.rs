@@ -117,7 +117,8 @@ impl<B: KernelBackend> Ranks<B> {
 
     /// Calls `make` on rank 0 only, and returns its result on all ranks.
     ///
-    /// # Errors The error of `make`; on the other ranks [`TrainError::Ranks`] with its message.
+    /// # Errors
+    /// The error of `make`; on the other ranks [`TrainError::Ranks`] with its message.
     pub fn from_first<T: Serialize + DeserializeOwned>(
         &self,
         device: &B::Device,

@@ -17,7 +17,8 @@ pub(super) struct Process {
 impl Process {
     /// Starts MPI, which must find as many processes as the launcher says.
     ///
-    /// # Errors A message in one sentence.
+    /// # Errors
+    /// A message in one sentence.
     pub(super) fn start(expected: Place) -> Result<Self, String> {
         let (universe, threading) = initialize_with_threading(Threading::Serialized)
             .ok_or("MPI was started before in this process")?;

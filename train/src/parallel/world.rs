@@ -44,7 +44,8 @@ impl World {
     /// Joins the processes that the environment describes: on NVIDIA GPUs by a connection to rank 0, which waits for
     /// all of them, otherwise by MPI. Must be called on the program's first thread, since MPI requires that.
     ///
-    /// # Errors [`TrainError::Ranks`] with a message in one sentence.
+    /// # Errors
+    /// [`TrainError::Ranks`] with a message in one sentence.
     pub fn open(backend: Backend) -> Result<Self, TrainError> {
         let launch = Launch::from_environment();
         let launch = launch.map_err(|error| TrainError::Ranks(error.to_string()))?;

@@ -96,8 +96,9 @@ impl CacheTeacher {
     /// Writes the cache, or the part of it that is missing. A process may be killed at any moment: the same call
     /// continues its work.
     ///
-    /// # Errors [`TrainError`] of the configuration, the teacher, the text, the device or the disk;
-    /// [`TrainError::TeacherCache`] if the folder has another cache, or if the teacher's predictions are not finite.
+    /// # Errors
+    /// [`TrainError`] of the configuration, the teacher, the text, the device or the disk; [`TrainError::TeacherCache`]
+    /// if the folder has another cache, or if the teacher's predictions are not finite.
     pub fn execute<B: KernelBackend>(
         mut self,
         device: &B::Device,

@@ -146,7 +146,8 @@ impl<B: TrainBackend> Run<B> {
     /// Executes the whole run. On a GPU, failures of the device are only reported after a call of
     /// [`report_failures`](kernels::runtime::report_failures).
     ///
-    /// # Errors [`TrainError`]. What the run wrote before that remains, and it can be resumed.
+    /// # Errors
+    /// [`TrainError`]. What the run wrote before that remains, and it can be resumed.
     pub fn execute(options: RunOptions, device: &B::Device) -> Result<Outcome, TrainError> {
         Self::execute_among(options, device, Ranks::alone())
     }

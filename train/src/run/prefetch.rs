@@ -40,7 +40,8 @@ impl<T: Send + 'static, E: Send + 'static> Prefetch<T, E> {
     /// The next batch. While there is none, because its text may have to be fetched, `gives_up` is called again and
     /// again; if it returns true, the result is `None`.
     ///
-    /// # Errors The error of `make`, for example if shards are damaged. There is no batch after that.
+    /// # Errors
+    /// The error of `make`, for example if shards are damaged. There is no batch after that.
     ///
     /// # Panics
     /// With the panic of `make`; or after an error.

@@ -107,7 +107,8 @@ pub trait Stage: Default {
     /// [`pass`](Self::pass) for a stage with a [`teacher_cache`](Self::teacher_cache): it uses the cached predictions
     /// of the batch instead of the teacher.
     ///
-    /// # Panics If the kind has no such cache.
+    /// # Panics
+    /// If the kind has no such cache.
     fn cached_pass<B: TrainBackend>(
         &self,
         _student: &PassStudent<'_, B>,

@@ -106,8 +106,8 @@ impl TeacherCache {
 
     /// The predictions for `count` rows of the endless sequence, from row `first` on.
     ///
-    /// # Errors [`TrainError::TeacherCache`] names the damaged shard, or the rows if the cache does not have all of
-    /// them.
+    /// # Errors
+    /// [`TrainError::TeacherCache`] names the damaged shard, or the rows if the cache does not have all of them.
     pub fn rows(&self, first: u64, count: usize) -> Result<CachedPredictions, TrainError> {
         let damage = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(reason) = &*damage {

@@ -113,7 +113,8 @@ impl CachedPredictions {
 
     /// The predictions for all `t` tokens of `rows`, as tensors `[t, k]` and `[t, 1]`.
     ///
-    /// # Panics If there are fewer rows.
+    /// # Panics
+    /// If there are fewer rows.
     pub fn classes<B: Backend>(&self, rows: Range<usize>, device: &B::Device) -> TopClasses<B> {
         let tokens = rows.start * self.context..rows.end * self.context;
         let (t, k) = (tokens.len(), self.k);

@@ -58,8 +58,9 @@ impl<B: TrainBackend> Run<B> {
     /// Executes all `runs`, in lockstep if they [can be](apart), and returns how each has ended: finished, stopped on
     /// request, or with the error by which it [diverged](TrainError::is_divergence).
     ///
-    /// # Errors Any other [`TrainError`], of the first run that has one. What the runs wrote before that remains, and
-    /// they can be resumed.
+    /// # Errors
+    /// Any other [`TrainError`], of the first run that has one. What the runs wrote before that remains, and they can
+    /// be resumed.
     pub(crate) fn execute_in_lockstep(
         runs: Vec<RunOptions>,
         device: &B::Device,
@@ -151,7 +152,8 @@ fn join<B: TrainBackend>(
 impl Ended {
     /// Notes how run `number` of the list has ended.
     ///
-    /// # Errors The error of `how`, unless it is a divergence.
+    /// # Errors
+    /// The error of `how`, unless it is a divergence.
     fn set(&mut self, number: usize, how: Result<Outcome, TrainError>) -> Result<(), TrainError> {
         match how {
             Err(error) if !error.is_divergence() => return Err(error),
