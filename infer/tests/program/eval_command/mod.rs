@@ -63,7 +63,7 @@ fn json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// All that is left in the cache.
+/// The number of files that are left in the cache.
 fn kept(home: &TempDir) -> usize {
     let folder = home.path().join("mohawk/eval");
     fs::read_dir(folder).map_or(0, Iterator::count)
@@ -100,7 +100,7 @@ fn a_table_and_its_numbers() {
     assert_eq!(kept(&home), 0);
 }
 
-/// Their documents are made here: no data is needed, and the same come again.
+/// Probes need no data: their documents are generated, and are the same each time.
 #[test]
 fn probes_need_no_data() {
     let home = tempfile::tempdir().unwrap();
