@@ -343,7 +343,7 @@ mod tests {
         assert_eq!(found(false, &[other]), (none.to_vec(), Some(0)));
     }
 
-    /// What Phi's tokenizer begins with is what it ends with, and only where a text is scored.
+    /// Phi's tokenizer begins a text with the token that ends it, and only where a text is scored.
     #[test]
     fn the_bundled_tokenizer_stays_as_it_is() {
         let folder = bundled();

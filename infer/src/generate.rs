@@ -1,4 +1,4 @@
-//! From a prompt to more tokens: one pass over the prompt, then one step per token.
+//! Generates tokens after a prompt: one pass over the prompt, then one step per token.
 //!
 //! If the device chooses the tokens, it is one step ahead of the host: the step after a token is queued before the host
 //! has read that token, so that the device does not wait for the host. At the end of a text that step was one too many,

@@ -77,7 +77,7 @@ impl<B: KernelBackend> Specimens<'_, B> {
         Ok(pairs)
     }
 
-    /// What both models add to the beginnings of two held-out windows.
+    /// The continuations of the beginnings of two held-out windows by both models.
     ///
     /// # Errors
     /// [`TrainError::Data`] if the held-out text cannot be read or decoded.

@@ -31,12 +31,12 @@ pub enum Standing {
     Unknown,
 }
 
-/// What a row says of a student.
+/// The verdict on a student in one row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// In short.
+    /// How the student compares with the teacher's controls.
     pub standing: Standing,
-    /// In words.
+    /// The whole verdict in words.
     pub words: String,
 }
 

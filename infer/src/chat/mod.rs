@@ -55,7 +55,7 @@ const NAME: &str = "chat";
 pub struct Message {
     /// The speaker: `system`, `user` or `assistant` in all templates, and other roles in some.
     pub role: String,
-    /// What is said.
+    /// The text of the message.
     pub content: String,
     /// The speaker's name, for templates that write it.
     pub name: Option<String>,

@@ -99,11 +99,11 @@ struct Json<'s, 't, 'e> {
     text: String,
     /// The number of bytes for which fuel was already used.
     paid: usize,
-    /// What a deeper line begins with, for each level. Without it all is on one line.
+    /// The beginning of each nested line, for each level; `None` writes everything on one line.
     indent: Option<String>,
-    /// What stands between two items.
+    /// The separator between two items.
     item: String,
-    /// What stands between a key and its value.
+    /// The separator between a key and its value.
     key: String,
     sort_keys: bool,
     /// Whether only ASCII is written.

@@ -1,4 +1,4 @@
-//! From tokens to text that can be sent: whole characters, and nothing of a stop string.
+//! Turns tokens into text that can be sent: only whole characters, and no part of a stop string.
 
 use datasets::{DataError, TokenStream, Tokenizer};
 

@@ -1,4 +1,4 @@
-//! From prompts to token ids: where the context ends and the continuation begins.
+//! Turns prompts into token ids: where the context ends and the continuation begins.
 
 use std::hash::{Hash, Hasher};
 use std::ops::Range;

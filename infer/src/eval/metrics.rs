@@ -30,7 +30,7 @@ pub struct Metric {
 ///   not ASCII.
 /// - `perplexity`: of the words, each counted as one token.
 ///
-/// Of a probe there is a metric for each length of its documents:
+/// A probe has one metric for each length of its documents:
 /// - `acc_LENGTH`: the share of facts that are found, or the mean share of a document's facts that are found, or of its
 ///   tokens that are copied.
 /// - `floor_LENGTH`: the mean share of tokens of the same passages where they are no copies.

@@ -1,4 +1,4 @@
-//! From requests to log-likelihoods.
+//! Computes the log-likelihoods of requests.
 
 use std::cmp::Reverse;
 

@@ -167,7 +167,7 @@ pub struct ServerOptions {
 
 /// A model that can be served.
 pub struct ServedModel {
-    /// What computes its texts.
+    /// The engine that computes its texts.
     pub engine: Engine,
     /// The engine's thread.
     pub engine_thread: EngineThread,

@@ -477,7 +477,8 @@ fn rows_of_odd_lengths_stay_as_they_are() {
         "{message}"
     );
     assert!(!out.exists());
-    // Of eight projections, that after the attention reads 6 numbers, and that at the end of the MLP 64.
+    // There are eight projections; the one after the attention reads 6 numbers, and the one at the end of the MLP reads
+    // 64.
     let some = quantize(&folder(44, 64), "int4", &out);
     assert!(some.status.success(), "{}", stderr(&some));
     let said = stdout(&some);

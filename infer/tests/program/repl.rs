@@ -413,7 +413,7 @@ fn ctrl_c_stops_the_answer_and_not_the_program() {
     let text = fs::read_to_string(&path).unwrap();
     assert!(text.starts_with(LINE) && text.len() > LINE.len() + 5);
 
-    // With nothing to stop it ends the program.
+    // If the model is not working, Ctrl-C ends the program.
     interrupt(&child);
     assert_eq!(child.wait().unwrap().code(), Some(130));
     rest.join().unwrap().unwrap();

@@ -202,7 +202,7 @@ fn when_the_time_is_up_what_is_done_is_answered() {
     assert!(reply["choices"][1]["logprobs"].is_null());
 }
 
-/// Of a request that has not begun, nothing is made.
+/// For a request whose time is up before it has begun, nothing is computed.
 #[test]
 fn a_request_that_never_begins_is_an_error() {
     let student = student_folder(&[]);

@@ -49,7 +49,7 @@ fn requests() -> Vec<Vec<u8>> {
     requests
 }
 
-/// What stands in requests, and what breaks them.
+/// Parts of valid requests, and bytes that break them.
 const PARTS: [&[u8]; 16] = [
     b"\r\n",
     b"\n",

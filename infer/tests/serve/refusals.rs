@@ -58,7 +58,7 @@ fn what_is_wrong_is_an_error_of_openai_s() {
     let chunked = post("", "Transfer-Encoding: chunked\r\n").replace("Content-Length: 0\r\n", "");
     let chunked = format!("{chunked}{chunk}{chunk}0\r\n\r\n");
     refused(server.raw(chunked.as_bytes()), 413, "20000 bytes");
-    // What breaks off, or is not in chunks.
+    // Bodies that end early, or are not in chunks.
     let head = &chunked[..chunked.len() - 2 * chunk.len() - 5];
     for body in ["xyz\r\n{}\r\n0\r\n\r\n", "5\r\n{}"] {
         let broken = format!("{head}{body}");

@@ -198,7 +198,7 @@ fn a_client_that_does_not_read_is_cut() {
         )
     };
     until(|| closed() == Some(1.0));
-    // What it did not read is gone, and so is its connection.
+    // The reply that the client did not read was dropped, and its connection was closed.
     until(|| metric(&address, "infer_connections") == Some(1.0));
     let mut all = Vec::new();
     assert!(deaf.read_to_end(&mut all).is_err(), "{} bytes", all.len());

@@ -31,7 +31,7 @@ pub use stages::Budget;
 /// The comparison to run.
 #[derive(Debug, Clone)]
 pub struct Ablation {
-    /// What all variants have in common, in words.
+    /// In words, what all variants have in common.
     pub title: String,
     /// What is compared; the first is the baseline for the others.
     pub variants: Vec<Variant>,

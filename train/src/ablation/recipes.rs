@@ -1,4 +1,4 @@
-//! What is compared: changes of one configuration, and the runs that they make with several seeds.
+//! Recipes: changes of one configuration, and the runs that they make with several seeds.
 
 use std::collections::HashSet;
 use std::str::FromStr;
@@ -14,7 +14,7 @@ const LONGEST_NAME: usize = 100;
 /// the name is made of the changes), and `stages=NAME,...` leaves out all other stages.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recipe {
-    /// What it is called, in the table and in the folders of its runs.
+    /// Its name in the table and in the folders of its runs.
     pub name: String,
     /// Each `key=value`.
     pub changes: Vec<String>,

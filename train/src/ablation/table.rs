@@ -11,11 +11,11 @@ use crate::table::markdown;
 /// How a run ended.
 #[derive(Debug, Clone)]
 pub(super) enum Cell {
-    /// With a student.
+    /// The run has ended with a student.
     Finished {
         /// Its perplexity over the teacher's.
         ratio: f64,
-        /// Of the run, evaluation included.
+        /// Seconds of the run, evaluation included.
         seconds: f64,
         /// Whether the loss of a stage rose above what it had come down to, and stayed there.
         has_collapsed: bool,
@@ -24,7 +24,7 @@ pub(super) enum Cell {
     },
     /// Without a student; the reason.
     Diverged(String),
-    /// It has not ended yet.
+    /// The run has not ended yet.
     Left,
 }
 
@@ -109,7 +109,7 @@ struct Estimate {
 }
 
 impl Estimate {
-    /// Of `values`; none without any.
+    /// The estimate from `values`; `None` if there are none.
     fn of(values: &[f64]) -> Option<Self> {
         let mean = mean(values.iter().copied())?;
         let n = values.len() as f64;
@@ -128,7 +128,7 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 }
 
 impl Table {
-    /// Of the runs of each recipe, one for each seed in the order of `seeds`.
+    /// The table of the results of each recipe, one for each seed in the order of `seeds`.
     pub(super) fn new(title: String, seeds: &[u64], rows: Vec<(&Recipe, Vec<Cell>)>) -> Self {
         let mut variants: Vec<Row> = vec![];
         for (recipe, cells) in rows {
@@ -301,7 +301,7 @@ mod tests {
         ratios.iter().map(cell).collect()
     }
 
-    /// By hand: the differences are -0.5, -0.25 and 0, whose variance is 1/16.
+    /// Calculated by hand: the differences are -0.5, -0.25 and 0, whose variance is 1/16.
     #[test]
     fn differences_are_those_of_pairs() {
         let (base, other) = (recipe("base", None), recipe("other", None));

@@ -28,9 +28,9 @@ const ROUNDS: usize = 5;
 /// Steps with and without a checkpoint beside them, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct CheckpointCost {
-    /// Of the median step while none is written.
+    /// Seconds of the median step while none is written.
     pub(super) step_seconds: f64,
-    /// Of the median step while another thread writes one.
+    /// Seconds of the median step while another thread writes one.
     pub(super) step_seconds_while_written: f64,
     /// Number of steps in the second figure.
     pub(super) steps_while_written: usize,
@@ -49,7 +49,7 @@ impl CheckpointCost {
     }
 }
 
-/// What is written, and where.
+/// The state that is written, and the place for it.
 pub(super) struct Subject<'a> {
     /// A folder on the disk that is measured. What is written into it is removed again.
     pub(super) folder: &'a Path,

@@ -192,7 +192,7 @@ impl<B: TrainBackend> Subject<'_, B> {
         let vocab_size = self.networks.teacher_config.vocab_size;
         let rates = stage.lr.map(|_| LR);
         let time = |student, shape: Shape<'_>, sharing: Option<Sharing<B::InnerBackend>>| {
-            // Of one rank the stage has one pass.
+            // For one rank the stage has one pass.
             let stage = StageConfig {
                 batch: shape.batch,
                 ..stage.clone()
@@ -290,7 +290,7 @@ fn exchange<B: TrainBackend>(
     Ok(begun.elapsed().as_secs_f64() / f64::from(rounds))
 }
 
-/// What [`timed`] has found.
+/// The results of [`timed`].
 struct Timed {
     /// Seconds of the median step.
     median: f64,

@@ -9,7 +9,7 @@ use crate::error::TrainError;
 use crate::optimizer::AdamW;
 use crate::provenance::Provenance;
 
-/// What a checkpoint holds, but for the moments.
+/// The content of a checkpoint, except for the moments.
 pub struct Loaded<B: TrainBackend> {
     /// How far the run had come.
     pub progress: Progress,

@@ -201,7 +201,7 @@ impl Checkpoints {
                 self.remove_empty();
             }
         } else if snapshot.place().is_some() {
-            // What is left of it is removed when the run is resumed.
+            // The rest of it is removed when the run is resumed.
             let _ = fs::remove_dir_all(&shares);
         }
         written
@@ -302,7 +302,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Those of the run's stages, oldest first.
+    /// The checkpoints of the run's stages, oldest first.
     fn list(&self) -> Result<Vec<PathBuf>, TrainError> {
         let mut found = vec![];
         for name in self.names()? {

@@ -262,7 +262,7 @@ mod tests {
         assert_eq!(read, some());
         read.check(&config).unwrap();
 
-        // By its type, or by its value.
+        // The type or the value is wrong.
         for (from, to, key) in [
             ("stage = \"stage2\"", "stage = 7", "string"),
             ("stage = \"stage2\"", "stage = \"stage7\"", "stage"),

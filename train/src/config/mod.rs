@@ -1,4 +1,4 @@
-//! What a run does: one TOML file, typed.
+//! The configuration of a run: one TOML file with types.
 //!
 //! A configuration is built in layers. A preset (`presets/*.toml`, embedded in the binary) gives
 //! every key a value; a user's file overrides some of them; `--set stage3.lr=2e-4` overrides more.
@@ -85,7 +85,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// Of parameters and activations.
+    /// The dtype of parameters and activations.
     pub fn dtype(self) -> DType {
         match self {
             Self::F32 => DType::F32,
@@ -184,7 +184,7 @@ pub struct Optimizer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Decay {
-    /// Those of two dimensions or more: no biases, norms, D.
+    /// Parameters with two dimensions or more: not biases, norms and D.
     Matrices,
     /// Every parameter.
     All,

@@ -7,14 +7,14 @@ use toml::{Table, Value};
 use super::error::ConfigError;
 use super::values::{unknown_key, wrong_type};
 
-/// What begins the name of a data set on the Hugging Face hub.
+/// The prefix of the name of a data set on the Hugging Face hub.
 const HUB: &str = "hub:";
-/// What begins the names of probes whose documents are made.
+/// The prefix of the names of probes whose documents are generated.
 const PROBES: &str = "probes:";
-/// What standard input is called.
+/// The name of standard input.
 const STANDARD_INPUT: &str = "-";
 
-/// What an entry must be.
+/// The allowed forms of an entry, for messages.
 const ENTRY: &str = "a string, or a table { path = \"...\", weight = 1.0, column = \"text\" }";
 
 /// An entry of `data.train`, of `data.validation` or of a stage's `data`: a string, which is the path, or a table.
@@ -33,7 +33,7 @@ pub struct TextSource {
     pub column: Option<String>,
 }
 
-/// As it stands in TOML.
+/// An entry in its TOML form.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Written {
@@ -198,7 +198,7 @@ mod tests {
         ];
         assert_eq!(config.data.train, expected);
         assert_eq!(config.data.train[2].on_hub(), Some("o/n:en"));
-        // It is written so that it reads back, all of it tables or not.
+        // The written list must be readable again: either all entries are tables, or none.
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.toml");
         for first in [0, 1] {

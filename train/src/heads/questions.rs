@@ -220,7 +220,7 @@ mod tests {
             for answer in &reading.answers {
                 counts[answer.set] += 1;
                 let tokens = &reading.targets[answer.tokens.clone()];
-                // What is read after an answer's first place is its next token.
+                // After the first token of an answer, the next token that is read is the answer's next token.
                 for (place, next) in places[answer.tokens.clone()].windows(2).zip(tokens) {
                     assert_eq!(place[1], place[0] + 1);
                     assert_eq!(ids[place[1] as usize], i64::from(*next));

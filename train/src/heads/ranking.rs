@@ -10,7 +10,7 @@ use super::recall::{Recall, means};
 use crate::error::TrainError;
 use crate::logging::say;
 
-/// By what heads are ranked.
+/// The measure that ranks heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum By {
@@ -36,7 +36,7 @@ impl By {
     }
 }
 
-/// What is changed together.
+/// The unit that is changed and ranked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UnitKind {

@@ -25,12 +25,12 @@ pub(super) struct Exporter {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What is shown.
+/// The text that is shown.
 #[derive(Default)]
 struct Text {
-    /// Of the last step.
+    /// The numbers of the last step.
     step: String,
-    /// Of the last measurement on held-out text.
+    /// The numbers of the last measurement on held-out text.
     evaluation: String,
 }
 
@@ -192,7 +192,7 @@ fn of_step(step: &StepMetrics) -> String {
     text
 }
 
-/// As Prometheus writes numbers that are not finite.
+/// A number as Prometheus writes it, also if it is not finite.
 fn number(value: f64) -> String {
     if value.is_nan() {
         "NaN".to_owned()

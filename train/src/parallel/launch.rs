@@ -52,9 +52,9 @@ pub enum LaunchError {
     Value {
         /// The variable.
         name: &'static str,
-        /// What it is.
+        /// Its value.
         value: String,
-        /// What it may be.
+        /// The allowed values.
         expected: String,
     },
     /// Two launchers say different things.
@@ -64,9 +64,9 @@ pub enum LaunchError {
         ours.rank, ours.world, theirs.rank, theirs.world
     )]
     Contradiction {
-        /// By `RANK` and `WORLD_SIZE`.
+        /// The rank by `RANK` and `WORLD_SIZE`.
         ours: Place,
-        /// By Open MPI's variables.
+        /// The rank by Open MPI's variables.
         theirs: Place,
     },
 }
@@ -238,7 +238,7 @@ mod tests {
             ("MASTER_ADDR", "node-0"),
             ("MASTER_PORT", "4321"),
             ("TORCHELASTIC_RUN_ID", "abc"),
-            // Of the srun that has started it.
+            // The variables of the srun that has started torchrun.
             ("SLURM_PROCID", "1"),
             ("SLURM_NTASKS", "2"),
             ("SLURM_STEP_NUM_TASKS", "2"),

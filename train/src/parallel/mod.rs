@@ -77,7 +77,7 @@ impl<B: KernelBackend> Ranks<B> {
         Self { collective: None }
     }
 
-    /// Those that `collective` connects.
+    /// The ranks that `collective` connects.
     pub fn new(collective: Arc<dyn Collective<B>>) -> Self {
         Self {
             collective: Some(collective),
@@ -173,7 +173,7 @@ impl<B: KernelBackend> Ranks<B> {
     /// computed.
     ///
     /// # Errors
-    /// Those of `make`; on the others also rank 0's.
+    /// The errors of `make`; on the other ranks also that of rank 0.
     pub fn first_then_others<T>(
         &self,
         device: &B::Device,

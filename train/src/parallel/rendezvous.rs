@@ -57,7 +57,7 @@ pub struct Rendezvous {
     place: Place,
     id: JobId,
     patience: Patience,
-    /// By rank; on rank 0 to all others, on the others to rank 0.
+    /// By rank: on rank 0 the connections to all others, on the others the connection to rank 0.
     peers: Vec<(usize, Arc<Peer>)>,
     has_ended: Arc<AtomicBool>,
 }
@@ -150,7 +150,7 @@ impl Rendezvous {
                 let mut message = vec![GONE];
                 message.extend((lost as u32).to_le_bytes());
                 for other in &others {
-                    // It may be gone, too.
+                    // The other rank may have ended, too.
                     let _ = other.send(&message);
                 }
                 gone(lost);

@@ -194,7 +194,7 @@ impl Comparison {
         })
     }
 
-    /// Of the table, without its header.
+    /// The rows of the table, without its header.
     fn rows(&self) -> Vec<[String; 7]> {
         let mut all = vec![];
         for run in &self.0 {

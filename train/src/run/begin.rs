@@ -48,11 +48,11 @@ pub(super) struct AtWork<B: KernelBackend> {
 
 /// The result of beginning a run.
 pub(super) enum Begun<B: TrainBackend> {
-    /// It is finished already.
+    /// The run is finished already.
     Finished(Box<Summary>),
-    /// It was asked to stop before its first step.
+    /// The run was asked to stop before its first step.
     Stopped,
-    /// It is ready, with this student.
+    /// The run is ready, with this student.
     Open(Box<(Run<B>, PhiMamba<B>)>),
 }
 

@@ -1,4 +1,4 @@
-//! What a run is asked to do, and how it ended.
+//! The options of a run, and how it ended.
 
 use std::fmt;
 use std::path::PathBuf;

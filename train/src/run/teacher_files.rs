@@ -119,7 +119,7 @@ fn with_ends(own: Option<Vec<u8>>, config: &[u8]) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
-    /// What a GGUF file has inside is beside the student as files.
+    /// The files inside a GGUF file are written beside the student.
     #[test]
     fn a_gguf_file_s_tokenizer() {
         let path = ::tests::goldens_dir().join("gguf-llama/model.gguf");

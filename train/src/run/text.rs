@@ -20,7 +20,7 @@ use crate::provenance;
 pub(super) struct Text {
     /// For each stage of the list, what it trains on.
     pub(super) train: Vec<StageText>,
-    /// What no stage trains on.
+    /// The held-out text, which no stage trains on.
     pub(super) held_out: TokenWindows,
     /// The identity of the held-out text.
     pub(super) held_out_is: provenance::Text,
@@ -53,7 +53,7 @@ impl Text {
     }
 }
 
-/// What a stage trains on.
+/// The training text of a stage.
 #[derive(Clone)]
 pub(super) struct StageText {
     /// Its sources and their weights.
@@ -101,7 +101,7 @@ struct Tokenised {
 
 /// Sources that are tokenised as one text.
 pub(super) struct Corpus<'a> {
-    /// What its tokens are for.
+    /// The purpose of its tokens.
     pub(super) name: &'static str,
     /// The key of the configuration that lists it.
     pub(super) key: String,

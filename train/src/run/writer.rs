@@ -77,7 +77,7 @@ impl Writer {
     /// only at the next checkpoint.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`wait`](Self::wait).
     pub(super) fn check(&mut self) -> Result<(), TrainError> {
         let is_done = |in_flight: &InFlight| in_flight.thread.is_finished();
         if self.in_flight.as_ref().is_some_and(is_done) {

@@ -9,9 +9,9 @@ use model::NetworkConfig;
 /// Operations a token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Arithmetic {
-    /// Of the teacher's forward pass.
+    /// For the teacher's forward pass.
     pub teacher: f64,
-    /// Of the student's forward and backward pass.
+    /// For the student's forward and backward pass.
     pub student: f64,
 }
 

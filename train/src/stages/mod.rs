@@ -244,7 +244,7 @@ impl fmt::Display for Kind {
 mod tests {
     use super::*;
 
-    /// What a configuration says and what the kind says of itself are the same words.
+    /// A kind and its options read back from a configuration to the same value.
     #[test]
     fn kinds_and_their_options_read_back() {
         for name in Kind::NAMES {

@@ -56,7 +56,7 @@ impl<B: TrainBackend> TrainStep<B> {
             students.iter().all(|student| is_like_first(student.steps)),
             "students in lockstep have the same passes, in one process"
         );
-        // As for one student.
+        // As in the step of one student.
         B::memory_persistent_allocations(&first.device, students, |students| {
             let (mut working, mut rest) = (vec![], vec![]);
             for Learning {

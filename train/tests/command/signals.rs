@@ -86,7 +86,7 @@ enum Moment {
     After(Duration),
     /// While it writes a checkpoint: the first, or one of the next.
     Writing { later: bool },
-    /// So long after it has said that it resumes.
+    /// This long after it has reported that it resumes.
     Resuming(Duration),
 }
 

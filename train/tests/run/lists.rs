@@ -127,7 +127,7 @@ fn a_list_is_resumed_in_its_middle() {
         stops += 1;
         assert!(stops < 20, "the run does not advance");
     }
-    // Those that only a stop leaves: within the first stage, between both, and within the second.
+    // Checkpoints that only a stop leaves: within the first stage, between the two, and within the second.
     let found = checkpoints(stopped.path());
     for name in ["short-step0000003", "long-step0000000", "long-step0000003"] {
         assert!(found.iter().any(|found| found == name), "{name}: {found:?}");

@@ -80,7 +80,7 @@ fn steps(run: &Path) -> Vec<(String, u64, [f64; 2])> {
 
 /// Asserts that two runs have the same steps, with the same values apart from rounding.
 fn assert_close(name: &str, found: &Path, expected: &Path) {
-    // Of a loss, and of a norm.
+    // The largest allowed relative differences of a loss and of a norm.
     let most = [1e-6, 1e-4];
     let (found, expected) = (steps(found), steps(expected));
     assert_eq!(found.len(), expected.len(), "{name}");
@@ -210,7 +210,7 @@ printf '{"results": {"piqa": {"acc": 0.5}}}' > "$json"
     let scored = metrics(&run)
         .into_iter()
         .filter(|record| record["tasks"]["piqa/acc"] == 0.5);
-    // In each stage after the first of two steps, and at its end.
+    // Twice in each stage: after the first of its two steps, and at its end.
     assert_eq!(scored.count(), 6);
     let calls = fs::read_to_string(parent.path().join("calls")).unwrap();
     assert_eq!(calls.lines().count(), 6);

@@ -211,7 +211,7 @@ fn perplexity_of_texts() {
     assert!(stdout(&output).contains("3 documents, "));
     assert_eq!(kept(&home), 0);
 
-    // Of a folder, what is not read is named.
+    // Files of a folder that are not read are named.
     let folder = home.path().join("texts");
     fs::create_dir(&folder).unwrap();
     fs::copy(&text, folder.join("texts.jsonl")).unwrap();

@@ -70,7 +70,7 @@ fn the_first_step_shows_how_gradients_come() {
         let sharing = sharing(ranks, &ids, true);
         let plan = Plan::default();
         let mut outlet = Outlet::new(&sharing, &plan, Gradients::default());
-        // As tied embeddings do, the first comes in two parts.
+        // The gradient of the first parameter comes in two parts, as that of tied embeddings does.
         let sink: &mut dyn Sink<Flex> = &mut outlet;
         for i in [0, 2, 0, 1] {
             sink.add_parameter(ids[i], gradient(SIZES[i], i as f32) * factor);

@@ -183,7 +183,7 @@ mod tests {
         }
     }
 
-    /// By hand, of two layers with a matrix of 8 x 4 each and an embedding of 10 x 4.
+    /// Calculated by hand, for two layers with a matrix of 8 x 4 each and an embedding of 10 x 4.
     #[test]
     fn the_needs_of_a_run() {
         let network = [
