@@ -1,13 +1,13 @@
-//! The token that a text begins with, as the files beside a tokenizer name it.
+//! The token that begins a text, as the files beside a tokenizer define it.
 //!
 //! - `bos_token` and `eos_token` of `tokenizer_config.json`, or in earlier versions of `special_tokens_map.json`, are
 //!   the tokens' texts.
 //! - Where those files have no such key, `bos_token_id` and `eos_token_id` of `generation_config.json`, then of
 //!   `config.json`, are their ids.
-//! - `add_bos_token` of `tokenizer_config.json` says whether prompts begin with it. Without this key,
-//!   `tokenizer.json` says so.
+//! - `add_bos_token` of `tokenizer_config.json` says whether prompts begin with it. Without this key, `tokenizer.json`
+//!   decides.
 //!
-//! A GGUF file has them, too. What they mean is what they mean in transformers.
+//! A GGUF file has these keys too. Their meaning is that in transformers.
 
 use std::path::{Path, PathBuf};
 
@@ -17,18 +17,18 @@ use serde_json::{Map, Value};
 
 const CONFIG: &str = "tokenizer_config.json";
 const TOKENS: &str = "special_tokens_map.json";
-/// The files that name tokens by their ids, the one that decides first.
+/// The files that name tokens by their ids; the first file with the key decides.
 const OF_MODEL: [&str; 2] = ["generation_config.json", "config.json"];
 
 const BOS: &str = "bos_token";
 const EOS: &str = "eos_token";
 const ADD_BOS: &str = "add_bos_token";
 
-/// Why it is not known what a text begins with.
+/// Why the token that begins a text cannot be determined.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BeginningError {
-    /// The file cannot be read, or is not the one that the folder was made with.
+    /// The file cannot be read, or its checksum is not that in the folder's `SHA256SUMS`.
     #[error(transparent)]
     Model(#[from] WeightsError),
     /// The file is no JSON object.
@@ -80,11 +80,12 @@ pub enum BeginningError {
     },
 }
 
-/// The tokenizer, which knows what the files in `place`, its folder or GGUF file, say about the beginning of a text.
+/// The tokenizer, completed with what the files in `place`, its folder or its GGUF file, say about the beginning of a
+/// text.
 ///
-/// Its [`begin`](Tokenizer::begin) is what transformers puts before a prompt. Its [`prefix`](Tokenizer::prefix) is
-/// the token from which lm-evaluation-harness predicts a text's first one: the begin-of-text or, if there is none,
-/// the end-of-text.
+/// Its [`begin`](Tokenizer::begin) has the tokens that transformers puts before a prompt. Its
+/// [`prefix`](Tokenizer::prefix) is the token from which lm-evaluation-harness predicts the first token of a text: the
+/// begin-of-text or, if there is none, the end-of-text.
 ///
 /// # Errors
 /// Every [`BeginningError`].
@@ -136,7 +137,7 @@ struct Files<'p> {
 impl<'p> Files<'p> {
     fn read(place: &'p Path) -> Result<Self, BeginningError> {
         let config = object(place, CONFIG)?;
-        // A tokenizer of the present form has its tokens in one file.
+        // In a tokenizer of the present form, all tokens are in one file.
         let has_all = config
             .as_ref()
             .is_some_and(|file| file.members.contains_key("added_tokens_decoder"));
@@ -152,13 +153,13 @@ impl<'p> Files<'p> {
         })
     }
 
-    /// The text of the token `name`, and whether a file has that key at all: `None` if none has.
+    /// The text of the token `name`. The outer `None`: no file has that key; the inner `None`: the key has no text.
     fn named(&self, name: &str) -> Result<Option<Option<String>>, BeginningError> {
         for file in self.tokens.iter().chain(&self.config) {
             let Some(value) = file.members.get(name) else {
                 continue;
             };
-            // It is written as such or with its properties.
+            // The token is written as its text, or as an object with its properties.
             let text = value.as_str().or_else(|| value.get("content")?.as_str());
             if text.is_none() && !value.is_null() {
                 return Err(file.kind(name, value, "the text of a token"));
@@ -223,7 +224,7 @@ impl Object {
 /// The file `name` of a folder or of a GGUF file, if there is one.
 fn object(place: &Path, name: &str) -> Result<Option<Object>, BeginningError> {
     let found = match model::small_file(place, name) {
-        // A GGUF file of a kind that is not implemented stands beside the tokenizer.json that is used.
+        // A GGUF file of an unsupported architecture may lie beside the tokenizer.json that is used.
         Err(WeightsError::Config { .. }) => None,
         found => found?,
     };
@@ -303,7 +304,7 @@ mod tests {
         // Nothing is there: the tokenizer's own.
         assert_eq!(found(false, &[]), (none.to_vec(), Some(0)));
         assert_eq!(found(true, &[]), (vec![7], Some(7)));
-        // A token without a word about prompts is for what is scored only.
+        // A begin-of-text without a setting for prompts is only used when texts are scored.
         let named = json!({"bos_token": three, "eos_token": four});
         let config = |more: Value| {
             let mut members = named.clone();
@@ -337,12 +338,12 @@ mod tests {
         let ends = generation(json!({"bos_token_id": null, "eos_token_id": [5, 6]}));
         assert_eq!(found(false, std::slice::from_ref(&ends)).1, Some(5));
         assert_eq!(found(true, &[ends]), (vec![7], Some(7)));
-        // A name that is no token of the vocabulary is as good as none.
+        // A name that is not a token of the vocabulary counts as no name.
         let other = (CONFIG, json!({"bos_token": "<no>", "eos_token": "<no>"}));
         assert_eq!(found(false, &[other]), (none.to_vec(), Some(0)));
     }
 
-    /// What Phi's tokenizer begins with is what it ends with, and only where a text is scored.
+    /// Phi's tokenizer begins a text with the token that ends it, and only where a text is scored.
     #[test]
     fn the_bundled_tokenizer_stays_as_it_is() {
         let folder = bundled();

@@ -43,7 +43,7 @@ pub(crate) fn settle<B: KernelBackend>(device: &B::Device) -> Result<(), Generat
     synchronise::<B>(device).map_err(|error| GenerateError::Device(error.to_string()))
 }
 
-/// What is known by now to have failed on the device, without waiting for what is queued.
+/// Failures on the device that are known so far, without waiting for queued work.
 ///
 /// # Errors
 /// [`GenerateError::Device`].

@@ -1,5 +1,5 @@
-//! Sampling on the device, where the logits are, for the rows of a batch that each have a [`Sampler`]. Backends without
-//! such an op leave it to the sampler on the host.
+//! Sampling on the device, where the logits are, for a batch whose rows each have a [`Sampler`]. Backends without such
+//! an op leave it to the sampler on the host.
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use kernels::KernelBackend;
@@ -9,16 +9,16 @@ use kernels::decode::sample::{Choice, Fault, Warp};
 use crate::error::GenerateError;
 use crate::sampling::{Sampler, SamplingError, SamplingSettings};
 
-/// The tokens that the device chooses for the rows of a batch. They are queued, and so can be what reads them there: the
-/// host does not have to know them for that.
+/// The tokens that the device chooses for the rows of a batch. Work on the device that reads them can be queued before
+/// the host knows them.
 pub(crate) struct Choosing<B: KernelBackend> {
-    /// The tokens `[b]` on the device, as a step reads them. Below 0 where there is none.
+    /// The tokens `[b]` on the device, in the form that a step reads. Negative where there is none.
     pub ids_b: Tensor<B, 1, Int>,
     read: QueuedRead,
 }
 
 impl<B: KernelBackend> Choosing<B> {
-    /// Waits for each row's token, or for why the logits give none.
+    /// Waits for each row's token, or for the reason why the logits give none.
     ///
     /// # Errors
     /// [`GenerateError::Device`].
@@ -33,14 +33,14 @@ impl<B: KernelBackend> Choosing<B> {
     }
 }
 
-/// What the device needs to know of the rows' samplers.
+/// The data that the device needs about the rows' samplers.
 pub(crate) struct DeviceSampler<B: KernelBackend> {
     /// `[b, v]`: 1 for the tokens that a row's repetition penalty applies to, else 0. `None` until a row
     /// has a penalty.
     seen_bv: Option<Tensor<B, 2, Int>>,
     /// `[b, v]`: rows, and logits of each.
     shape: [usize; 2],
-    /// How many of the logits are tokens: the first ones. The rest is padding.
+    /// The number of logits that belong to tokens: the first ones. The rest is padding.
     vocab_size: usize,
     device: B::Device,
 }
@@ -80,7 +80,8 @@ impl<B: KernelBackend> DeviceSampler<B> {
         self.seen_bv = Some(others.slice_assign([row..row + 1, 0..v], flags(own, 1)));
     }
 
-    /// Lets the device choose one token for each row of `logits_bv` by the rows' `choices`. `None` where the host must.
+    /// Lets the device choose one token for each row of `logits_bv`, by the rows' `choices`. `None` if the backend
+    /// cannot, and the host must choose.
     pub fn choose(&mut self, logits_bv: Tensor<B, 2>, choices: &[Choice]) -> Option<Choosing<B>> {
         let seen_bv = self.seen_bv.as_mut();
         let ids_b = kernels::sample(logits_bv, seen_bv, self.vocab_size, choices)?;

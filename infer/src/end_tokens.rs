@@ -1,4 +1,4 @@
-//! The tokens that end a text, as a model's folder names them.
+//! The tokens that end a text, as the files in a model's folder define them.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,16 +7,16 @@ use datasets::Tokenizer;
 use model::{SmallFile, WeightsError};
 use serde_json::Value;
 
-/// The files that may name the tokens, the one that decides first. The order is that of transformers, where
-/// generation has settings beside the model's.
+/// The files that may name the tokens; the first file that names any decides. The order is that of transformers, which
+/// has separate settings for generation.
 const FILES: [&str; 2] = ["generation_config.json", "config.json"];
 /// Their key in each file: an id, a list of ids, or null.
 const KEY: &str = "eos_token_id";
 
-/// Why the tokens that end a text are not known.
+/// Why the tokens that end a text cannot be determined.
 #[derive(Debug, thiserror::Error)]
 pub enum EndTokensError {
-    /// The file cannot be read, or is not the one that the folder was made with.
+    /// The file cannot be read, or its checksum is not that in the folder's `SHA256SUMS`.
     #[error(transparent)]
     Model(#[from] WeightsError),
     /// The file is no JSON object.
@@ -55,14 +55,14 @@ pub enum EndTokensError {
 pub struct EndTokens {
     /// Their ids: any of them ends the text. None, if nothing does.
     pub ids: Arc<[u32]>,
-    /// The name of the file that says so; `None` if no file does.
+    /// The name of the file that names them; `None` if no file does.
     pub file: Option<String>,
 }
 
 impl EndTokens {
-    /// Those that the model in `folder`, with embeddings for `vocab_size` tokens, ends a text with: by
-    /// `generation_config.json`, or, if that is not there or names none, by `config.json`; otherwise `file` is
-    /// `None`. A value of null and an empty list name none.
+    /// The tokens that end a text of the model in `folder`, which has embeddings for `vocab_size` tokens. They are read
+    /// from `generation_config.json`, or, if it is missing or names none, from `config.json`; if neither names any,
+    /// `file` is `None`. A value of null and an empty list name none.
     ///
     /// # Errors
     /// Every [`EndTokensError`].
@@ -86,7 +86,7 @@ impl EndTokens {
         })
     }
 
-    /// [`in_folder`](Self::in_folder), or the tokenizer's end-of-text, if it has one, where no file names any.
+    /// [`in_folder`](Self::in_folder); but if no file names any token, the tokenizer's end-of-text, if it has one.
     ///
     /// # Errors
     /// Every [`EndTokensError`].

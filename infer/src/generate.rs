@@ -1,8 +1,9 @@
-//! From a prompt to more tokens: one pass over the prompt, then one step per token.
+//! Generates tokens after a prompt: one pass over the prompt, then one step per token.
 //!
-//! Where the device chooses the tokens, it is one step ahead of the host: the step behind a token is queued before the host
-//! has read it, so that the device does not wait for the host. At the end of a text that step was one too many, and the
-//! state has read the token that has ended the text. A state cannot go back, so what continues such a text reads it again.
+//! If the device chooses the tokens, it is one step ahead of the host: the step after a token is queued before the host
+//! has read that token, so that the device does not wait for the host. At the end of a text that step was one too many,
+//! and the state has read the token that ended the text. A state cannot go back, so a continuation of such a text must
+//! read the text again.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,10 +32,9 @@ pub struct GenerateOptions {
     /// The size of the tokenizer's vocabulary. Ids from here on are padding of the model's vocabulary, and
     /// are never made.
     pub vocab_size: usize,
-    /// The tokens that end a text, each of them. The iterator does not return them.
+    /// The tokens that end a text. The iterator does not return them.
     pub end_tokens: Arc<[u32]>,
-    /// The token that an empty prompt begins with, since in training it stands before the first token of a
-    /// document.
+    /// The token with which an empty prompt begins, because in training it precedes the first token of a document.
     pub end_of_text: Option<u32>,
     /// The number of positions that attention was trained on, after which a text ends: a teacher's
     /// `max_position_embeddings`. `None` for models without such a limit.
@@ -48,12 +48,12 @@ pub enum Stop {
     EndOfText,
     /// [`GenerateOptions::max_tokens`] were made.
     MaxTokens,
-    /// The model has no position left.
+    /// The model has no positions left.
     ContextFull,
 }
 
-/// Tokens that went through the model, and the time that they took, copies to and from the device and
-/// sampling included.
+/// A number of tokens that went through the model, and the time that this took, including copies to and from the device
+/// and sampling.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pace {
     /// The number of tokens.
@@ -72,13 +72,13 @@ impl Pace {
     }
 }
 
-/// A text and a model's state after it, from which a [`Generation`] continues.
+/// A text and the model's state after it, from which a [`Generation`] can continue.
 #[derive(Clone, Debug)]
 pub struct Reading<B: KernelBackend> {
     /// The tokens of the text.
     pub ids: Vec<u32>,
-    /// The state after the first [`State::position`] tokens: after all of them; or all but the last, if the
-    /// model made that one and has not read it yet; or none, if the model has ended the text when the device was a step
+    /// The state after the first [`State::position`] tokens. These are all tokens; or all but the last, if the model
+    /// has made that one and has not read it yet; or none, if the model ended the text when the device was a step
     /// ahead.
     pub state: State<B>,
     /// The logits `[1, v]` after the last token, in f32; `None` if that token has not been read.
@@ -96,27 +96,27 @@ impl<B: KernelBackend> Reading<B> {
     }
 }
 
-/// The token that is to be read next, which the model made or which ends the prompt.
+/// The token that is read next: the model has made it, or it ends the prompt.
 struct Newest<B: KernelBackend> {
     id: u32,
-    /// `[1]`, if it was chosen there.
+    /// The token `[1]` on the device, if it was chosen there.
     on_device: Option<Tensor<B, 1, Int>>,
 }
 
-/// The token that is being chosen.
+/// The next token, which is being chosen.
 struct Next<B: KernelBackend> {
-    /// What it is chosen by, `[1, v]`.
+    /// The logits `[1, v]` that it is chosen by.
     logits: Tensor<B, 2>,
     choice: Choice,
-    /// `None` if the host has to choose it.
+    /// The choice on the device; `None` if the host has to choose.
     on_device: Option<Choosing<B>>,
 }
 
-/// The continuation of a prompt, as an iterator over its tokens. `next` computes one step of the model.
+/// The continuation of a prompt, as an iterator over its tokens. Each call of `next` computes one step of the model.
 ///
 /// # Errors
-/// The iterator returns [`GenerateError::Sampling`] if the logits are no scores, and
-/// [`GenerateError::Device`] if the device has failed.
+/// The iterator returns [`GenerateError::Sampling`] if the logits are not finite, and [`GenerateError::Device`] if the
+/// device has failed.
 pub struct Generation<'m, B: KernelBackend> {
     model: &'m CausalLm<B>,
     device: B::Device,
@@ -126,11 +126,11 @@ pub struct Generation<'m, B: KernelBackend> {
     device_sampler: DeviceSampler<B>,
     /// The whole text: the prompt and the tokens made.
     ids: Vec<u32>,
-    /// The logits `[1, v]` of the next token, if they are computed already and no token is being chosen by them.
+    /// The logits `[1, v]` of the next token, if they are computed and no token is being chosen by them yet.
     logits: Option<Tensor<B, 2>>,
-    /// The next token, which is being chosen already: its step was queued behind the token before.
+    /// The next token, if it is being chosen already: its step was queued right after the token before.
     next: Option<Next<B>>,
-    /// The newest token, which has not gone through the model yet if there are neither logits nor a next token.
+    /// The newest token. The model has not read it yet if there are neither logits nor a next token.
     newest: Option<Newest<B>>,
     made: usize,
     stop: Option<Stop>,
@@ -159,8 +159,7 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
         )
     }
 
-    /// Reads the prompt after a text that has been read before; the model continues both as one text. The
-    /// prompt may be empty.
+    /// Reads the prompt as a continuation of a text that was read before. The prompt may be empty.
     ///
     /// # Errors
     /// Every [`GenerateError`] but [`Text`](GenerateError::Text).
@@ -226,22 +225,22 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
         })
     }
 
-    /// Why there are no more tokens; `None` while there are.
+    /// Why the text has ended; `None` until it has.
     pub fn stop(&self) -> Option<Stop> {
         self.stop
     }
 
-    /// The pace of reading the prompt, up to the logits of the first token.
+    /// Tokens and time of reading the prompt, up to the logits of the first token.
     pub fn prefill(&self) -> Pace {
         self.prefill
     }
 
-    /// The pace of the steps after the prompt.
+    /// Tokens and time of the steps after the prompt.
     pub fn decode(&self) -> Pace {
         self.decode
     }
 
-    /// The whole text so far: what was read before, the prompt, and the tokens made.
+    /// The whole text so far: the earlier text, the prompt, and the tokens made.
     pub fn ids(&self) -> &[u32] {
         &self.ids
     }
@@ -251,8 +250,8 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
         self.state.bytes()
     }
 
-    /// The text so far and the state after it: after the prompt, what [`state_file`](crate::state_file)
-    /// keeps; later, what the next generation continues from.
+    /// The text so far and the state after it. Right after the prompt, this is what [`state_file`](crate::state_file)
+    /// saves; later, the next generation can continue from it.
     pub fn into_reading(self) -> Reading<B> {
         let logits = self.next.map(|next| next.logits).or(self.logits);
         Reading {
@@ -291,12 +290,13 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
             Some(choosing) => {
                 let id = choosing.ids_b.clone();
                 if self.made + 1 < self.options.max_tokens && self.has_positions() {
-                    // Those of the next step may take their place.
+                    // Frees their memory for the logits of the next step.
                     logits = None;
                     self.next = Some(self.step_over(id.clone()));
                 }
                 let token = choosing.wait()?.remove(0)?;
-                // A step that has failed on the device leaves what was there before.
+                // If a step has failed on the device, the old values are still there, so this must be checked before
+                // they are used.
                 check_so_far::<B>(&self.device)?;
                 self.sampler.saw(token);
                 (token, Some(id))
@@ -311,7 +311,7 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
             // The text ends before this token, so these logits still belong to its end.
             self.logits = logits;
             if self.next.take().is_some() {
-                // The state has read the token.
+                // The state has read the token that ended the text, so it is replaced by an empty one.
                 self.state = self.model.new_state(1, &self.device);
                 self.decode.tokens -= 1;
             }
@@ -341,7 +341,7 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
         None
     }
 
-    /// Whether the model can read another token.
+    /// Whether the model has a position for another token.
     fn has_positions(&self) -> bool {
         let limit = self.options.max_positions;
         limit.is_none_or(|limit| self.state.position < limit)
@@ -378,7 +378,7 @@ impl<B: KernelBackend> Iterator for Generation<'_, B> {
         let token = self.advance();
         self.decode.time += started.elapsed();
         if token.is_err() {
-            // The state may be a step ahead, and the logits are gone: what continues the text reads it again.
+            // The state may be a step ahead, and the logits are lost, so a continuation of this text reads it again.
             self.next = None;
             self.state = self.model.new_state(1, &self.device);
             self.failed = true;

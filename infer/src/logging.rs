@@ -1,14 +1,14 @@
-//! Warnings of the crates underneath, such as files of a folder that are passed over, on standard error.
+//! Shows warnings of the crates that this crate uses, such as skipped files of a folder, on standard error.
 
 use std::fmt::Display;
 use std::io::{Write, stderr};
 
 use log::{LevelFilter, Log, Metadata, Record};
 
-/// The project's own crates. Drivers and the crates around them log much that means nothing to a user.
+/// The project's own crates. Drivers and other dependencies log much that means nothing to a user.
 const SHOWN: [&str; 3] = ["datasets", "kernels", "model"];
 
-/// Writes a line to standard error. Where that is closed or full there is no place to report it.
+/// Writes a line to standard error. If standard error is closed or full, the error is ignored.
 pub fn say(line: impl Display) {
     let _ = stderr().write_all(format!("{line}\n").as_bytes());
 }

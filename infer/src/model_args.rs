@@ -1,5 +1,5 @@
-//! The options that commands share: which model with which tokenizer, where and in what precision it
-//! computes, and how its tokens are chosen. Finding and loading the model belong to them.
+//! The options that commands share: the model, its tokenizer, the backend and the precision, and how tokens are chosen.
+//! The code that finds and loads the model is here too.
 
 use std::path::{Path, PathBuf};
 
@@ -16,10 +16,10 @@ use crate::generate::GenerateOptions;
 use crate::precision::{Precision, PrecisionError};
 use crate::sampling::SamplingSettings;
 
-/// The model on the hub whose tokenizer serves models that have none there.
+/// The model on the hub whose tokenizer is used for Phi-Mambas on the hub that have none.
 const PHI_TOKENIZER: &str = "microsoft/phi-1_5";
 
-/// Why a model or its tokenizer cannot be found, or do not belong together.
+/// Why a model or its tokenizer cannot be found, or do not fit together.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelArgsError {
@@ -32,10 +32,10 @@ pub enum ModelArgsError {
     /// The tokenizer cannot be read.
     #[error(transparent)]
     Tokenizer(#[from] datasets::DataError),
-    /// The tokens that end a text are not known.
+    /// The tokens that end a text cannot be determined.
     #[error(transparent)]
     EndTokens(#[from] EndTokensError),
-    /// It is not known what a text begins with.
+    /// The token that begins a text cannot be determined.
     #[error(transparent)]
     Beginning(#[from] BeginningError),
     /// Neither the model's folder nor the command line has a tokenizer.
@@ -151,7 +151,7 @@ impl ModelArgs {
         };
         let tokenizer = match own {
             Some(tokenizer) => tokenizer,
-            // Phi's belongs to no other family's students.
+            // Students of other families need other tokenizers.
             None if self.model.exists() || !is_phi_mamba(&folder)? => {
                 return Err(ModelArgsError::NoTokenizer { folder });
             }
@@ -186,7 +186,7 @@ pub(crate) fn own_tokenizer(path: &Path) -> Result<Option<Tokenizer>, ModelArgsE
     Ok(read.transpose()?)
 }
 
-/// Where the files beside a tokenizer are: in its folder, or with it in a GGUF file.
+/// The place of the files beside a tokenizer: its folder, or the GGUF file that contains it.
 fn beside(tokenizer: &Tokenizer) -> PathBuf {
     let path = tokenizer.path();
     if model::is_model(path) {

@@ -1,7 +1,8 @@
-//! Standard input and output: results, which must arrive; notes, which need not; and a reader that may leave.
+//! Standard input and output: results, which must be delivered; notes, which may be lost; and readers that may close
+//! their end early.
 //!
-//! Nothing else in this crate writes to a terminal. Rust's own `println!` and its like panic where a stream is
-//! closed or its disk full, and a program that has worked for hours would lose its results over a line of
+//! Nothing else in this crate writes to a terminal. Rust's own `println!` and similar macros panic if a stream is
+//! closed or its disk is full, and a program that has worked for hours would lose its results because of a line of
 //! progress.
 
 use std::fmt::Display;
@@ -11,7 +12,7 @@ use datasets::without_byte_order_mark;
 
 use crate::generate::Stop;
 
-/// Why standard input or output cannot be used. A closed standard output is no error.
+/// Why standard input or output cannot be used. A closed standard output is not an error.
 #[derive(Debug, thiserror::Error)]
 pub enum TerminalError {
     /// The prompt cannot be read.
@@ -20,7 +21,7 @@ pub enum TerminalError {
     /// The prompt is in another encoding, or is no text.
     #[error("the prompt from standard input is not UTF-8{hint}")]
     NotUtf8 {
-        /// What it may be instead, or nothing.
+        /// A hint about the encoding that it may have, or empty.
         hint: &'static str,
     },
     /// The text cannot be written.
@@ -37,13 +38,13 @@ pub(crate) fn print(out: &mut impl Write, text: &str) -> Result<bool, TerminalEr
     }
 }
 
-/// Writes a whole result to standard output. `false` if its reader has left, which is no error.
+/// Writes a whole result to standard output. `false` if the reader has closed its end, which is not an error.
 pub(crate) fn say(text: &str) -> Result<bool, TerminalError> {
     print(&mut io::stdout().lock(), text)
 }
 
-/// Writes a line to standard error that the work does not depend on: progress, speed, a warning. A closed
-/// standard error leaves no place to report that, and is no reason to stop.
+/// Writes a line to standard error that the work does not depend on: progress, speed, a warning. If standard error is
+/// closed, the line is dropped and the work continues.
 pub(crate) fn note(line: impl Display) {
     let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
 }

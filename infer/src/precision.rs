@@ -57,7 +57,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// The dtype of parameters that are stored in `stored`, on `device`.
+    /// The dtype on `device` of parameters that are stored in the dtype `stored`.
     ///
     /// # Errors
     /// [`PrecisionError::Dtype`] if the device does not compute in it.
@@ -70,7 +70,8 @@ impl Precision {
         let dtype = match self {
             Self::Auto | Self::Int8 | Self::Int4 => {
                 let half = |dtype: &DType| matches!(dtype, DType::F16 | DType::BF16);
-                // A GPU multiplies many vectors with packed weights in the dtype of all else, and in f32 slowly.
+                // A GPU multiplies many vectors with packed weights in the dtype of the other parameters, which is slow
+                // in f32.
                 let packed_on_gpu = self != Self::Auto && B::queues();
                 let stored = stored.filter(half).or(packed_on_gpu.then_some(DType::BF16));
                 return Ok(stored
@@ -99,8 +100,8 @@ impl Precision {
         folder: &Path,
         device: &B::Device,
     ) -> Result<(ModelConfig, CausalLm<B>), PrecisionError> {
-        // Apart from the memory that comes and goes: CubeCL looks through all tensors of a page for each new one, which
-        // takes longer than a step of a small model.
+        // Parameters get memory of their own, apart from temporary tensors: for each new tensor CubeCL searches all
+        // tensors of a page, which would take longer than a step of a small model.
         B::memory_persistent_allocations(device, (), |()| self.read(folder, device))
     }
 
@@ -110,7 +111,7 @@ impl Precision {
         folder: &Path,
         device: &B::Device,
     ) -> Result<(ModelConfig, CausalLm<B>), PrecisionError> {
-        // Refused before gigabytes are read.
+        // An error is found before gigabytes are read.
         let fallback = self.dtype::<B>(None, device)?;
         let choose = |stored| self.dtype::<B>(stored, device).unwrap_or(fallback);
         if !matches!(self, Self::Auto | Self::Int8 | Self::Int4) {
@@ -132,7 +133,7 @@ impl Precision {
         }
     }
 
-    /// The form of the weights of projections, where it is not that of all else.
+    /// The form of the weights of projections, if it differs from that of the other parameters.
     pub(crate) fn form(self) -> Option<WeightForm> {
         match self {
             Self::Int8 => Some(WeightForm::Int8),

@@ -1,9 +1,9 @@
-//! From the scores of one position to the next token.
+//! Chooses the next token from the logits of one position.
 //!
-//! The warpers below are pure functions on a slice of logits, one for each setting. Each does what the
-//! class of the same name in Hugging Face's `transformers` does, also with ties and with the rounding of
-//! probabilities to f32. A removed token has the logit `-inf`; at least one token always stays. [`Sampler`]
-//! applies them in the order of `transformers` and draws.
+//! The warpers below are pure functions on a slice of logits, one for each setting. Each does the same as the class of
+//! the same name in Hugging Face's `transformers`, also for ties and for the rounding of probabilities to f32. A
+//! removed token gets the logit `-inf`; at least one token always remains. [`Sampler`] applies them in the order of
+//! `transformers` and then draws a token.
 
 use std::collections::BTreeSet;
 
@@ -98,7 +98,7 @@ pub enum SamplingError {
     NoToken,
 }
 
-/// Chooses tokens one after another, remembering them for the repetition penalty.
+/// Chooses tokens one after another. It remembers them for the repetition penalty.
 ///
 /// ```
 /// use infer::{Sampler, SamplingSettings};
@@ -143,7 +143,8 @@ impl Sampler {
         self.choose_at(logits, point)
     }
 
-    /// How the next token is chosen: the settings and, unless they are greedy, a new random number.
+    /// How the next token is chosen: the settings and, unless they are greedy, a new random number, which is the point
+    /// at which the cumulative distribution is cut.
     pub(crate) fn next_choice(&mut self) -> Choice {
         let warp = Warp::from(&self.settings);
         let point = if warp.is_greedy() {
@@ -201,8 +202,8 @@ impl Sampler {
     }
 }
 
-/// `RepetitionPenaltyLogitsProcessor`: divides the positive logits of the `seen` tokens by `penalty`
-/// and multiplies the negative ones, once however often a token was seen.
+/// `RepetitionPenaltyLogitsProcessor`: divides the positive logits of the `seen` tokens by `penalty` and multiplies the
+/// negative ones by it. This is done once for each token, however often it was seen.
 pub fn repetition_penalty(logits: &mut [f32], seen: &BTreeSet<u32>, penalty: f32) {
     for &token in seen {
         let Some(logit) = logits.get_mut(token as usize) else {
@@ -230,8 +231,8 @@ pub fn temperature(logits: &mut [f32], temperature: f32) {
     }
 }
 
-/// `TopKLogitsWarper`: removes the tokens below the `k`-th largest logit. Those that are equal to it
-/// all stay. A `k` of 0, or beyond the vocabulary, removes nothing.
+/// `TopKLogitsWarper`: removes the tokens below the `k`-th largest logit. All tokens that are equal to it remain. If
+/// `k` is 0 or above the size of the vocabulary, nothing is removed.
 pub fn top_k(logits: &mut [f32], k: usize) {
     if k == 0 || k >= logits.len() {
         return;
@@ -245,17 +246,16 @@ pub fn top_k(logits: &mut [f32], k: usize) {
     }
 }
 
-/// `TopPLogitsWarper`: in ascending order, removes the tokens up to where the cumulative probability
-/// exceeds `1 - p`. The last always stays; of equal logits the lower ids go first. A `p` of 1 removes
-/// nothing.
+/// `TopPLogitsWarper`: in ascending order, removes tokens until the cumulative probability exceeds `1 - p`. The last
+/// token always remains; of tokens with equal logits, the lower ids are removed first. If `p` is 1, nothing is removed.
 pub fn top_p(logits: &mut [f32], p: f64) {
     if p >= 1.0 {
         return;
     }
     let threshold = (1.0 - p) as f32;
     let probabilities = softmax(logits);
-    // Sorting a whole vocabulary would take longer than the rest of this function. Tokens less likely
-    // than this are removed at any place in the order: all of them together do not reach the threshold.
+    // Sorting a whole vocabulary would take longer than the rest of this function. Tokens that are less likely than
+    // this are removed at any place in the order: all of them together do not reach the threshold.
     let negligible = threshold / 2.0 / logits.len() as f32;
     let mut cumulative = 0.0;
     let mut ascending = Vec::new();
@@ -293,7 +293,7 @@ pub fn min_p(logits: &mut [f32], p: f32) {
     }
 }
 
-/// The token with the largest logit, of equal ones the first.
+/// The token with the largest logit; the first one, if several are equal.
 ///
 /// # Errors
 /// [`SamplingError::NoToken`].
@@ -318,7 +318,7 @@ pub fn draw(logits: &[f32], point: f64) -> Result<u32, SamplingError> {
     for (candidate, &logit) in logits.iter().enumerate() {
         let weight = weight(logit);
         if weight > 0.0 {
-            // If rounding leaves something after the last candidate, the last is drawn.
+            // If rounding errors leave a remainder after the last candidate, the last one is drawn.
             token = candidate as u32;
             if left < weight {
                 break;

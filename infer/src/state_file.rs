@@ -1,4 +1,4 @@
-//! State files: a text and a model's state after it, on disk, so that a long text is read once and
+//! State files: a text and the model's state after it, saved on disk, so that a long text is read once and can be
 //! continued many times.
 //!
 //! A state file is a safetensors file, which Hugging Face's tools can open:
@@ -10,10 +10,10 @@
 //! | `layers.I.conv`, `layers.I.ssm` | the state of a Mamba-2 layer |
 //! | `layers.I.keys`, `layers.I.values` | the cache of an attention layer |
 //!
-//! Its metadata are `format`, `version`, `model`: the [`ModelHash`] of the only model that can load it, and
-//! `sha256`: a checksum of the tensors, without which a damaged state would go on as another text. It is the
-//! SHA-256 of every tensor in the order of the names: the name, the dtype and the shape as a line of text
-//! (`logits F32 [4096]`), and the bytes. Files of version 1 have no checksum, and are the same otherwise.
+//! The metadata are `format`; `version`; `model`, the [`ModelHash`] of the only model that can load the file; and
+//! `sha256`, a checksum of the tensors, without which a damaged state would lead to a wrong text. It is the SHA-256 of
+//! all tensors in the order of their names: for each, the name, the dtype and the shape as a line of text (`logits F32
+//! [4096]`), and then the bytes. Files of version 1 are the same, but have no checksum.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -32,7 +32,7 @@ use model::atomic_file;
 
 const FORMAT: &str = "mohawk-state";
 const VERSION: &str = "2";
-/// The version without a checksum, which is read too.
+/// The version without a checksum, which can still be read.
 const WITHOUT_CHECKSUM: &str = "1";
 const CHECKSUM: &str = "sha256";
 
@@ -112,8 +112,8 @@ pub enum StateFileError {
     },
 }
 
-/// Writes `reading`, whose tokens have all been read, as a state of `model`. The file is replaced whole or
-/// stays as it was.
+/// Writes `reading` as a state of `model`; the model must have read all of its tokens. The file is replaced completely
+/// or stays as it was.
 ///
 /// # Errors
 /// [`StateFileError::Unread`], [`StateFileError::Device`] and [`StateFileError::Write`].
@@ -180,8 +180,8 @@ fn checksum(tensors: &BTreeMap<&str, TensorView<'_>>) -> String {
     format!("{:x}", digest.finalize())
 }
 
-/// The bytes of a state file that is as it was saved, as far as that [can be known](Self::has_checksum). Whether
-/// it fits a model's state is not known yet.
+/// The bytes of a state file that is undamaged, as far as that [can be known](Self::has_checksum). It is not known yet
+/// whether it fits the model's state.
 #[derive(Debug)]
 pub struct StateFile {
     path: PathBuf,
@@ -208,13 +208,13 @@ impl StateFile {
         Ok(file)
     }
 
-    /// Whether the file has a checksum, which was compared. One of version 1 has none, so damage inside its tensors
-    /// is not noticed.
+    /// Whether the file has a checksum, which was compared. Files of version 1 have none, so damage inside their
+    /// tensors is not noticed.
     pub fn has_checksum(&self) -> bool {
         self.has_checksum
     }
 
-    /// Checks all but the tensors' fit, and says whether there is a checksum.
+    /// Checks everything except whether the tensors fit the model, and returns whether there is a checksum.
     fn check(&self, model: &ModelHash) -> Result<bool, StateFileError> {
         let path = || self.path.clone();
         let header = SafeTensors::read_metadata(&self.bytes);

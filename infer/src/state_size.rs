@@ -1,12 +1,12 @@
-//! The memory that the state of one sequence takes, in bytes, in a model in f32.
+//! The memory for the state of one sequence, in bytes, of a model in f32.
 //!
-//! In bf16 and f16 the recurrent states of Mamba layers stay in f32, while their convolutions' windows
-//! and attention's keys and values may take half of the bytes given here.
+//! In bf16 and f16 the recurrent states of Mamba layers stay in f32, while the windows of their convolutions, and
+//! attention's keys and values, may need only half of the bytes given here.
 
 use model::{AttentionConfig, DiscreteMamba2Config, MixerConfig, ModelConfig, StateSize};
 use serde::Serialize;
 
-/// The state of a model, and of the teacher and the student that it belongs to.
+/// The sizes of the state of a model, and of the teacher and the student that belong to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct StateSizes {
     /// `teacher`, `hybrid` or `student`.
@@ -20,9 +20,9 @@ pub(crate) struct StateSizes {
 }
 
 impl StateSizes {
-    /// The sizes for a configuration. Where the model has no layer of one kind, that kind is the one of
-    /// the published recipe, which distils from or into it: as many heads, each with its own keys and
-    /// values, or B and C, and a state of the published size.
+    /// The sizes for a configuration. If the model has no layer of one kind, the sizes of that kind are those of the
+    /// published recipe, which distils attention into Mamba-2 layers: as many heads, each with its own keys and values,
+    /// or B and C, and a state of the published size.
     pub(crate) fn of(config: &ModelConfig) -> Self {
         let network = config.network();
         let mixers = &network.mixers;

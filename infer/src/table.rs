@@ -21,8 +21,8 @@ pub(crate) fn markdown<const N: usize>(
         // The shortest rule in Markdown, for columns without a heading.
         column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(3)));
     }
-    // The rule has the width of each column. It lacks Markdown's mark of columns that are aligned to the
-    // right, and headings must be centred as lm-evaluation-harness does, with the odd blank at the right.
+    // The rule has the width of each column, but lacks Markdown's mark for right-aligned columns. Headings must be
+    // centred as lm-evaluation-harness does it, with the odd blank on the right.
     let mut lines: Vec<String> = table.lines().collect();
     let rules: Vec<String> = lines[1].split('|').map(str::to_owned).collect();
     let cells = rules[1..].iter().zip(columns);

@@ -5,8 +5,8 @@
 //! cargo test --release -p infer --features wgpu --test wgpu
 //! ```
 //!
-//! Any adapter will do, one that computes on the CPU included. A machine without one skips this, saying
-//! so, unless the environment variable `CI` is set.
+//! Any adapter can be used, even one that computes on the CPU. A machine without an adapter skips this test with a
+//! message, unless the environment variable `CI` is set.
 #![cfg(all(feature = "wgpu", feature = "flex"))]
 
 mod support;
@@ -40,7 +40,7 @@ fn generate(model: &Path, backend: &str) -> Output {
     infer.args(["--max-tokens", "24", PROMPT]).output().unwrap()
 }
 
-/// That both backends write the same text. What the program says beside it on wgpu.
+/// Asserts that both backends write the same text, and returns the notes of the program on wgpu.
 fn on_both(run: impl Fn(&str) -> Output) -> String {
     let [wgpu, flex] = ["wgpu", "flex"].map(run);
     let said = String::from_utf8(wgpu.stderr).unwrap();
@@ -84,7 +84,7 @@ fn a_text_goes_on_where_steps_are_recorded_anew() {
     );
 }
 
-/// With a random number and the tokens that were seen for each token, before the one before is known.
+/// Sampling needs a random number and the tokens seen so far for each token, before the token before it is known.
 #[test]
 fn a_drawn_text_is_the_cpu_s() {
     tests::with_device(
@@ -113,7 +113,7 @@ fn session(model: &Path, chat: &[&str], backend: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
-/// The full stop and " of" end a text here, so that turns end when the device is a step ahead.
+/// The full stop and " of" end a text here, so turns end while the device is a step ahead.
 #[test]
 fn a_session_goes_on_where_the_model_has_ended() {
     tests::with_device(

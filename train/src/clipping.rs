@@ -1,8 +1,9 @@
-//! Clipping by parts and by layers, beside the one norm of all gradients.
+//! Clipping of gradients by parts and by layers, in addition to the global norm.
 //!
-//! One norm of everything is that of its largest part: where a few layers have gradients of thousands, as at the
-//! beginning of a calibrated student's alignment, all others are scaled to nothing with them. Here each part of the
-//! student, and each layer, is first clipped to a norm of its own; then all of it as before.
+//! The global norm is dominated by its largest part. If a few layers have gradients of thousands, as at the beginning
+//! of the hidden-state alignment of a calibrated student, global clipping scales all other gradients to almost nothing.
+//! Here each part of the student, and then each layer, is first clipped to its own norm; then the global norm is
+//! clipped as usual.
 //!
 //! ```text
 //! g1 = g  min(1, clip_part  / (|g of its part| + 1e-6))
@@ -10,8 +11,8 @@
 //! g3 = g2 min(1, clip_norm  / (|g2| + 1e-6))
 //! ```
 //!
-//! Everything stays on the device. What has no layer, which is embedding, head and last normalisation, is clipped as one
-//! more layer.
+//! All computations stay on the device. Embedding, head and last normalisation, which belong to no layer, are clipped
+//! as one more layer.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -29,7 +30,7 @@ const EPSILON: f64 = 1e-6;
 /// Whether the parameters of two places are clipped together.
 type Together = fn(&Place, &Place) -> bool;
 
-/// Where a parameter belongs.
+/// The part and the layer that a parameter belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
     /// Its part.
@@ -58,11 +59,12 @@ pub fn places_of<B: TrainBackend>(student: &PhiMamba<B>) -> HashMap<ParamId, Pla
 }
 
 impl<B: KernelBackend> Gradients<B> {
-    /// Clips each part and each layer, and returns the norm of what is left, one element; `None` where neither is asked
-    /// for, or there is nothing. These are sums over `passes` passes, and the norms that are clipped those of their mean.
-    /// Parameters without a place are left as they are, and are none of what is left.
+    /// Clips each part and each layer, and returns the norm of the clipped gradients, `[1]`; `None` if neither kind of
+    /// clipping is configured, or if there are no gradients. The gradients are sums over `passes` passes, but it is the
+    /// norm of their mean that is clipped; the returned norm is that of the sums. Parameters without a place are not
+    /// clipped, and are not part of the returned norm.
     ///
-    /// Where a gradient is not finite, neither is the norm.
+    /// If a gradient is not finite, the norm is not finite either.
     pub fn clip(
         &mut self,
         config: &config::Optimizer,
@@ -76,8 +78,8 @@ impl<B: KernelBackend> Gradients<B> {
         self.clip_by(squares, config, places, passes)
     }
 
-    /// The same by the `squares` of the norm of each cell, a part of a layer, which are those of all ranks together where
-    /// these are a rank's shares. `None` if there are no cells.
+    /// The same, given the squared norm of each cell, which is one part of one layer. If the gradients are a rank's
+    /// shares, `squares` must be those of all ranks together. `None` if there are no cells.
     pub(crate) fn clip_by(
         &mut self,
         squares: BTreeMap<Place, Tensor<B, 1>>,
@@ -113,12 +115,12 @@ impl<B: KernelBackend> Gradients<B> {
     }
 }
 
-/// Whether parts or layers are clipped by themselves.
+/// Whether clipping by parts or by layers is configured.
 pub(crate) fn clips_cells(config: &config::Optimizer) -> bool {
     config.clip_part > 0.0 || config.clip_layer > 0.0
 }
 
-/// For each cell the norm of all that are together with it, from the squares of the norms of each, `[c]`.
+/// For each cell, the norm of all cells that are clipped together with it, from the squared norm of each cell, `[c]`.
 fn norms<B: KernelBackend>(
     squares_c: Tensor<B, 1>,
     cells: &[Place],

@@ -1,4 +1,4 @@
-//! How fast the device multiplies matrices: what the operations of a run's steps are compared with.
+//! How fast the device multiplies matrices, as the reference for the rate of a run's steps.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -9,16 +9,16 @@ use kernels::runtime::synchronise;
 
 use crate::error::TrainError;
 
-/// The side of the first matrices, in the dtype of a run: a few milliseconds on a CPU.
+/// The side of the first matrices, which have the dtype of a run: their product takes a few milliseconds on a CPU.
 const SMALL: usize = 512;
-/// The side of those that fill a GPU, if the first took no longer than this.
+/// The side of larger matrices, which fill a GPU. They are measured if the first product took no longer than `SOON`.
 const LARGE: usize = 4096;
 const SOON: Duration = Duration::from_millis(5);
 /// Products of each size, of which the fastest counts; the first ones prepare kernels and memory.
 const ROUNDS: usize = 5;
 
-/// Operations a second of a product of matrices in `dtype`: of two square ones, measured for some milliseconds. Larger
-/// products, which `train bench` measures, may be faster by some percent.
+/// Floating-point operations a second of a product of two square matrices in `dtype`, measured in some milliseconds.
+/// Larger products, which `train bench` measures, may be faster by some percent.
 ///
 /// # Errors
 /// [`TrainError::Device`] if the device fails.
@@ -37,7 +37,8 @@ pub(crate) fn device_rate<B: KernelBackend>(
 
 /// Seconds of the fastest product of two matrices of `n x n`.
 fn best<B: KernelBackend>(n: usize, dtype: DType, device: &B::Device) -> Result<f64, TrainError> {
-    // Numbers that differ, since a device may take less time and power for equal ones; no generator is used.
+    // The values differ, since a device may need less time and power for equal ones. They come from a sine, not from a
+    // random generator.
     let x = Tensor::<B, 1, Int>::arange(0..(n * n) as i64, device);
     let x: Tensor<B, 2> = x.float().sin().reshape([n, n]).cast(dtype);
     let mut best = f64::INFINITY;
@@ -48,7 +49,7 @@ fn best<B: KernelBackend>(n: usize, dtype: DType, device: &B::Device) -> Result<
         synchronise::<B>(device)?;
         best = best.min(begun.elapsed().as_secs_f64());
     }
-    // A clock that stands still would make it infinite.
+    // A clock that does not advance would make the rate infinite.
     Ok(best.max(1e-9))
 }
 

@@ -77,14 +77,14 @@ pub enum TrainError {
         /// Which layer cannot learn, and why.
         reason: crate::stages::Untrainable,
     },
-    /// Random weights would be written among others.
+    /// The folder for random weights has tensor files, but not those that this program writes there.
     #[error(
         "{}: holds .safetensors files but no config.json, and is not written over; choose another folder \
          by --weights",
         .0.display()
     )]
     ForeignWeights(PathBuf),
-    /// A checkpoint whose files are what was written, and cannot be used all the same.
+    /// A checkpoint that is undamaged by its checksums, but cannot be used.
     #[error(
         "checkpoint {} cannot be used: {reason}; give this folder another name to resume from the one before it",
         path.display()
@@ -95,14 +95,14 @@ pub enum TrainError {
         /// Which file or tensor in it, and what is wrong with that.
         reason: String,
     },
-    /// No checkpoint is what was written.
+    /// All checkpoints are damaged.
     #[error(
         "no checkpoint of this run is whole: {}; put back what is missing or changed, or give the folder of \
          checkpoints another name to resume from the beginning",
         listed(.0.iter().map(|damaged| format!("{}: {}", damaged.path.display(), damaged.reason)))
     )]
     NoWholeCheckpoint(Vec<crate::checkpoint::Damaged>),
-    /// A checkpoint of an earlier version, of which nothing can be compared.
+    /// A checkpoint of an earlier version, which has nothing to compare.
     #[error(
         "{}: an earlier version of this program wrote this checkpoint, without SHA256SUMS and inputs.toml, so it \
          cannot be known whether its files and what the run is made from are unchanged; go on with it as it is by \
@@ -119,7 +119,7 @@ pub enum TrainError {
     /// The checksums of files cannot be written or compared.
     #[error(transparent)]
     Manifest(#[from] model::manifest::ManifestError),
-    /// The student of a finished run is no longer what was written.
+    /// The student of a finished run was changed after it was written.
     #[error(
         "this run is finished, and its student is damaged: {source}; remove {} and export it anew by --resume {}",
         folder.join("summary.json").display(),
@@ -131,7 +131,7 @@ pub enum TrainError {
         /// Which file differs.
         source: model::manifest::ManifestError,
     },
-    /// What the run is made from is not what its checkpoint was made from.
+    /// The inputs of the run are not those that its checkpoint was made with.
     #[error(
         "{}: since step {step} of stage {stage}, from which the run would be resumed, this has changed: {}; put it \
          back as it was, start another run, or go on with it by --resume {} --accept-changes",
@@ -152,7 +152,7 @@ pub enum TrainError {
     /// A file was replaced while it was read.
     #[error("{}: the file has changed while it was read; start again", .0.display())]
     ChangedWhileRead(PathBuf),
-    /// The run folder is gone from its place.
+    /// The run folder was moved or removed.
     #[error(
         "{}: this folder of the run was removed or renamed while the run went on, which ends here; if it is \
          somewhere else, resume it from there by --resume",
@@ -202,10 +202,10 @@ pub enum TrainError {
         precision: crate::config::Precision,
         /// The backend.
         backend: String,
-        /// The configuration that asks for it, where the run has begun with it.
+        /// The configuration that asks for it, if the run has already begun with it.
         resumed: Option<PathBuf>,
     },
-    /// The teacher does not predict.
+    /// The teacher's perplexity is not finite.
     #[error(
         "the teacher {model} has a perplexity of {perplexity} on the held-out text, so there is nothing to learn \
          from it: its weights or its numbers in {precision} are not finite; choose another teacher by \
@@ -219,7 +219,7 @@ pub enum TrainError {
         /// What it computes in.
         precision: crate::config::Precision,
     },
-    /// A stage has trained nothing.
+    /// All steps of a stage were skipped.
     #[error(
         "stage {stage}: loss or gradient was not finite in any of its {steps} steps, so it has trained nothing; {}",
         lower(folder)
@@ -232,7 +232,7 @@ pub enum TrainError {
         /// The run folder.
         folder: PathBuf,
     },
-    /// The student is no longer made of numbers.
+    /// The student has values that are not finite.
     #[error(
         "stage {stage} step {step}: {what} of the student is not finite, and the student is not kept; {}",
         lower(folder)
@@ -281,8 +281,8 @@ pub enum TrainError {
 }
 
 impl TrainError {
-    /// Whether the run's recipe is to blame, and not what it runs on: the loss or the student is no longer made of
-    /// numbers, or the loss was too high too often.
+    /// Whether the run's recipe is the cause, and not the machine or the files: the loss or the student is no longer
+    /// finite, or the loss was too high too often.
     pub fn is_divergence(&self) -> bool {
         use TrainError::{AllSkipped, NotFinite, Spikes, StudentNotFinite};
         matches!(

@@ -11,14 +11,15 @@ use crate::error::TrainError;
 use crate::parallel_passes::ParallelPasses;
 use crate::stages::head;
 
-/// Rows of ids or labels, one behind the other, as `[rows, context]`.
+/// Consecutive rows of ids or labels, as `[rows, context]`.
 pub fn ids<B: Backend>(ids: &[i32], context: usize, device: &B::Device) -> Tensor<B, 2, Int> {
     let shape = [ids.len() / context, context];
     Tensor::from_data(TensorData::new(ids.to_vec(), shape), device)
 }
 
-/// `exp` of the mean cross-entropy of every next token of `windows`, each window read from nothing; `None` if
-/// `stop`, which is asked before each batch, says so.
+/// `exp` of the mean cross-entropy, in nats, of every next token of `windows`; each window is read from an empty state.
+/// `config` limits the number of windows and gives the batch size. `None` if `stop`, which is called before each batch,
+/// returns true.
 ///
 /// # Errors
 /// [`TrainError::Data`] if the held-out text cannot be read.
@@ -43,7 +44,7 @@ pub fn perplexity<B: KernelBackend>(
         stopped = rows > 0 && stop();
         (rows > 0 && !stopped).then_some((rows, batch))
     });
-    // The passes ask for more after the end, which must not ask for a stop again.
+    // Parallel passes ask for further items after the end, and `stop` must not be called again then.
     let batches = batches.fuse();
     let (mut total, mut tokens) = (0.0, 0);
     parallel.run(
@@ -85,8 +86,8 @@ pub fn perplexity<B: KernelBackend>(
     }
 }
 
-/// What `model` adds to `prompt`, which begins as the tokenizer asks prompts to: the likeliest token each time,
-/// `tokens` of them or up to the end of text.
+/// The text that `model` writes after `prompt`, with the likeliest token each time, up to `tokens` tokens or to the end
+/// of the text. The prompt begins with the tokens that the tokenizer puts before prompts.
 ///
 /// # Errors
 /// [`TrainError::Data`] if the tokenizer fails.

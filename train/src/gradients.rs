@@ -8,17 +8,17 @@ use burn::tensor::backend::Backend;
 use kernels::TrainBackend;
 use model::widen;
 
-/// What takes the gradients of a pass, as soon as the pass has them.
+/// Receives the gradients of a pass as soon as they are computed.
 pub trait Sink<B: Backend> {
-    /// Takes the gradient of one parameter, flattened. What comes of a parameter in several parts is added up.
+    /// Receives the gradient of one parameter, flattened. A gradient that comes in several parts is added up.
     fn take_in(&mut self, id: ParamId, gradient: Tensor<B, 1>);
 
-    /// The pass has given all gradients that it has so far, and now computes others.
+    /// Called when the pass has given all gradients that it has computed so far, before it computes others.
     fn pause(&mut self) {}
 }
 
 impl<B: Backend> dyn Sink<B> + '_ {
-    /// Gives what a backward pass gave for the parameters of `module`.
+    /// Passes on the gradients that a backward pass computed for the parameters of `module`.
     pub fn add<A, M>(&mut self, module: &M, gradients: &A::Gradients)
     where
         A: TrainBackend<InnerBackend = B>,
@@ -31,7 +31,7 @@ impl<B: Backend> dyn Sink<B> + '_ {
         self.pause();
     }
 
-    /// Gives the gradient of one parameter.
+    /// Passes on the gradient of one parameter.
     pub fn add_parameter<const D: usize>(&mut self, id: ParamId, gradient: Tensor<B, D>) {
         let n = gradient.shape().num_elements();
         self.take_in(id, gradient.reshape([n]));
@@ -39,16 +39,16 @@ impl<B: Backend> dyn Sink<B> + '_ {
     }
 }
 
-/// Sums of gradients, flattened, by parameter. What one pass gave is kept in that pass's dtype; a sum
-/// of several is f32 or wider.
+/// Sums of gradients, flattened, by parameter. A gradient of one pass stays in that pass's dtype; a sum of several is
+/// f32 or wider.
 #[derive(Debug)]
 pub struct Gradients<B: Backend> {
     sums: HashMap<ParamId, Tensor<B, 1>>,
-    /// In the order they first came in, so that sums over all of them are the same in every run.
+    /// In the order of their first parts, so that sums over all of them are the same in every run.
     order: Vec<ParamId>,
-    /// In the order in which their last part came in.
+    /// In the order of their last parts.
     completed: Vec<ParamId>,
-    /// In how many parts the gradient of each came, in one pass.
+    /// The number of parts of each gradient in one pass.
     parts: HashMap<ParamId, usize>,
 }
 
@@ -76,7 +76,7 @@ impl<B: kernels::KernelBackend> Sink<B> for Gradients<B> {
 }
 
 impl<B: kernels::KernelBackend> Gradients<B> {
-    /// Adds what a backward pass gave for the parameters of `module`.
+    /// Adds the gradients that a backward pass computed for the parameters of `module`.
     pub fn add<A, M>(&mut self, module: &M, gradients: &A::Gradients)
     where
         A: TrainBackend<InnerBackend = B>,
@@ -116,13 +116,13 @@ impl<B: kernels::KernelBackend> Gradients<B> {
         self.sums.insert(id, sum);
     }
 
-    /// In how many parts the gradient of a parameter came, in one pass; 0 if it did not.
+    /// The number of parts in which one pass gave the gradient of a parameter; 0 if it gave none.
     pub fn parts(&self, id: ParamId) -> usize {
         self.parts.get(&id).copied().unwrap_or_default()
     }
 
-    /// The parameters whose gradients were not taken out, and the elements of each, in the order in which their last parts
-    /// came in.
+    /// The parameters whose gradients have not been taken out, with the number of elements of each, in the order in
+    /// which their last parts came.
     pub fn completed(&self) -> impl Iterator<Item = (ParamId, usize)> {
         let sums = self.completed.iter();
         sums.filter_map(|id| Some((*id, self.sums.get(id)?.shape().num_elements())))
@@ -138,7 +138,7 @@ impl<B: kernels::KernelBackend> Gradients<B> {
         &self.order
     }
 
-    /// Those in `sums`, in the order of `ids`; where a parameter has several, their sum.
+    /// The gradients `sums`, in the order of `ids`; several of one parameter are added up.
     pub fn of(ids: &[ParamId], sums: impl IntoIterator<Item = (ParamId, Tensor<B, 1>)>) -> Self {
         let mut gradients = Self::default();
         for (id, sum) in sums {

@@ -1,10 +1,11 @@
-//! MOHAWK: a run that distils a Transformer into a student whose attention layers are state-space mixers.
+//! MOHAWK: distils a Transformer into a student whose attention layers are replaced by state-space mixers.
 //!
-//! # How a run reads
+//! # How a run is organised
 //!
-//! [`config`] says what to do: a list of stages. [`run`] does it, from top to bottom; [`step`] is one optimizer
-//! step, and [`stages`] holds the kinds of stage, each with what it computes in one pass. [`optimizer`] moves the
-//! parameters, [`checkpoint`] holds all that is needed to resume, [`metrics`] shows and records, [`report`] draws.
+//! [`config`] says what to do: a list of stages. [`run`] does it, from beginning to end. [`step`] is one optimizer
+//! step, and [`stages`] has the kinds of stages, each with the computation of one pass. [`optimizer`] updates the
+//! parameters, [`checkpoint`] saves all that is needed to resume, [`metrics`] shows and records, [`report`] draws the
+//! report.
 //! A step moves data in this order:
 //!
 //! ```text
@@ -13,15 +14,15 @@
 //!
 //! # Why not the loop of burn-train
 //!
-//! burn-train's `Learner` goes by epochs over one model and one loss; it checkpoints and evaluates
-//! between epochs and resumes at their bounds, clips gradients tensor by tensor, and steps the
-//! schedule with every pass. Distillation has a frozen teacher beside the student, several losses in a
-//! row, some of them taken layer by layer with a backward pass each, and must resume at any step to
-//! the bit. The one part of burn-train that fits is used: its terminal dashboard (`--dashboard`).
+//! burn-train's `Learner` runs epochs over one model and one loss. It checkpoints, evaluates and resumes only between
+//! epochs, clips gradients tensor by tensor, and advances the schedule with every pass. Distillation has a frozen
+//! teacher beside the student and several losses one after another, some of them layer by layer with a backward pass
+//! for each layer, and must resume at any step to the bit. One part of burn-train fits and is used: its terminal
+//! dashboard (`--dashboard`).
 //!
-//! The teacher lives on the inner backend, without a graph. Gradients are taken as soon as a layer's
-//! backward pass is done, and everything is generic over [`kernels::TrainBackend`]; only the program's command
-//! line names backends.
+//! The teacher is on the inner backend, without an autodiff graph. Gradients are collected as soon as a layer's
+//! backward pass is done. Everything is generic over [`kernels::TrainBackend`]; only the program's command line names
+//! backends.
 //!
 //! # As a library
 //!

@@ -1,4 +1,4 @@
-//! Values of the right type that make no sense: the error, and the ranges that many keys have.
+//! Errors for values that have the right type but are out of range, and the ranges that many keys share.
 
 use std::fmt::Display;
 use std::ops::RangeInclusive;
@@ -23,7 +23,7 @@ impl OutOfRange {
     }
 }
 
-/// An error about `key` unless `holds`.
+/// Returns an error about `key` unless `holds` is true.
 pub(crate) fn require(
     holds: bool,
     key: &str,

@@ -1,7 +1,8 @@
-//! Lines on stderr, and which messages of the crates underneath are shown there.
+//! Lines on stderr, and which log messages of dependencies are shown there.
 //!
-//! Drivers log much that means nothing to the user; that is left out. So are CubeCL's warnings about each task
-//! that panics on its device's thread: the first panic is kept, ends the run after that step, and is shown then.
+//! Drivers log many messages that mean nothing to the user; these are not shown. CubeCL's warnings about each task that
+//! panics on its device's thread are not shown either: the first panic is kept, ends the run after that step, and is
+//! shown then.
 
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use train::cli::Cli;
 
-/// Training allocates and frees the same large buffers at every step; the system's allocator gives
-/// their pages back each time and takes them again as page faults.
+/// Training allocates and frees the same large buffers at every step. The system's allocator returns their pages to the
+/// system each time, and page faults bring them back.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -1,8 +1,8 @@
 //! AdamW over a whole network, with global-norm clipping.
 //!
-//! Burn's optimizers are not used: they clip each tensor by its own norm, pass over each parameter a
-//! dozen times, and lose their moments when a model is loaded from safetensors, since they are
-//! filed under ids that do not survive it. Here moments are filed under published names on disk.
+//! Burn's optimizers are not used: they clip each tensor by its own norm, pass over each parameter about twelve times,
+//! and lose their moments when a model is loaded from safetensors, since the moments are stored under ids that change
+//! then. Here moments are stored on disk under the published names of the parameters.
 
 use std::collections::HashMap;
 
@@ -17,12 +17,12 @@ use model::PhiMamba;
 use crate::config;
 use crate::gradients::Gradients;
 
-/// What AdamW remembers of one parameter.
+/// AdamW's state of one parameter.
 #[derive(Debug, Clone)]
 pub struct Moments<B: Backend> {
-    /// First and second moment, flattened; of a parameter that ranks share, those of this rank's share.
+    /// First and second moment, flattened; if ranks share the parameter, only this rank's share.
     pub values: [Tensor<B, 1>; 2],
-    /// Steps done, those that were not finite included.
+    /// Number of steps done, including those that were not finite.
     pub time: u64,
 }
 
@@ -30,16 +30,16 @@ pub struct Moments<B: Backend> {
 #[derive(Debug)]
 pub struct AdamW<B: Backend> {
     config: config::Optimizer,
-    /// A step whose loss is higher changes nothing.
+    /// If the loss of a step is higher, the step changes nothing.
     pub(crate) loss_limit: Option<f64>,
-    /// Where ranks share the moments of each parameter: which of them this is.
+    /// This rank's place, if ranks share the moments of each parameter.
     pub(crate) place: Option<Place>,
     /// By parameter; empty before the first step.
     pub moments: HashMap<ParamId, Moments<B>>,
 }
 
 impl<B: KernelBackend> AdamW<B> {
-    /// Nothing remembered.
+    /// An optimizer without moments.
     pub fn new(config: &config::Optimizer) -> Self {
         Self {
             config: config.clone(),
@@ -54,12 +54,13 @@ impl<B: KernelBackend> AdamW<B> {
         &self.config
     }
 
-    /// The same, with moments of this rank's share of each parameter alone ([`share`](fn@crate::parallel::share)).
+    /// The same optimizer, but only with the moments of this rank's share of each parameter
+    /// ([`share`](fn@crate::parallel::share)).
     pub fn sharing(self, place: Option<Place>) -> Self {
         Self { place, ..self }
     }
 
-    /// The numbers of the step `time`, from 1, of a parameter of so many dimensions.
+    /// The coefficients of step `time`, counted from 1, for a parameter with this number of dimensions.
     pub(crate) fn numbers(&self, lr: f64, dimensions: usize, time: u64) -> AdamWStep {
         let config = &self.config;
         let decays = config.decay == config::Decay::All || dimensions >= 2;
@@ -73,10 +74,10 @@ impl<B: KernelBackend> AdamW<B> {
         }
     }
 
-    /// The factor for the sum of the gradients of `passes` passes, as one element, f32 or wider. It turns the
-    /// sum, whose norm is `norm`, into the mean, clipped to the largest norm. Where `loss` or `norm` is not
-    /// finite, or the loss above its limit, it is not a number, and [`step`](Self::step) then does nothing. The host
-    /// reads neither.
+    /// The factor for the sum of the gradients of `passes` passes, `[1]`, f32 or wider. `norm` is the norm of that sum.
+    /// The factor turns the sum into the mean and clips it to the largest norm. If `loss` or `norm` is not finite, or
+    /// if the loss is above its limit, the factor is NaN, and [`step`](Self::step) then changes nothing. All of it is
+    /// computed on the device, without a read by the host.
     pub fn scale(&self, norm: Tensor<B, 1>, loss: Tensor<B, 1>, passes: usize) -> Tensor<B, 1> {
         let share = 1.0 / passes as f64;
         let mean_norm = norm * share;
@@ -86,7 +87,7 @@ impl<B: KernelBackend> AdamW<B> {
         } else {
             loss.cast(dtype)
         };
-        // Zero, unless one of them is not finite.
+        // Zero, or NaN if one of them is not finite.
         let mut finite = (mean_norm.clone() - mean_norm.clone()) + (loss.clone() - loss.clone());
         if let Some(limit) = self.loss_limit {
             finite = finite.mask_fill(loss.greater_elem(limit), f32::NAN);
@@ -100,9 +101,8 @@ impl<B: KernelBackend> AdamW<B> {
         coefficient * share + finite
     }
 
-    /// One step of every parameter that has a gradient and, by `lr`, a learning rate. Gradients are multiplied
-    /// by the one element of `scale`; where that is not finite, everything stays as it is but for the count of
-    /// steps.
+    /// Updates every parameter that has a gradient and, by `lr`, a learning rate. Gradients are multiplied by `scale`,
+    /// `[1]`; if that is not finite, only the number of steps changes.
     pub fn step<A: TrainBackend<InnerBackend = B>>(
         &mut self,
         student: PhiMamba<A>,
@@ -134,8 +134,8 @@ impl<B: KernelBackend> AdamW<B> {
     }
 }
 
-/// Takes the parameters that a step changes out of the student, so that nothing else holds them, and leaves one element
-/// in place of each.
+/// Takes the parameters that a step changes out of the student, and leaves a placeholder of one element in each place.
+/// Nothing else then holds the parameters, so that they can be updated in place.
 struct Taken<'a, B: Backend, F> {
     optimizer: &'a mut AdamW<B>,
     gradients: Gradients<B>,
@@ -176,7 +176,7 @@ where
     }
 }
 
-/// Puts the parameters back, which are flat.
+/// Puts parameters, which are flattened, back into the student.
 pub(crate) struct Put<B: Backend>(pub(crate) HashMap<ParamId, Tensor<B, 1>>);
 
 impl<A: TrainBackend> ModuleMapper<A> for Put<A::InnerBackend> {

@@ -1,12 +1,12 @@
-//! Passes over different sequences, side by side on a CPU.
+//! Computes passes over different sequences in parallel on a CPU.
 //!
-//! Where all cores share every op of one pass, they wait at the end of each op for the slowest core, some
-//! hundred times a pass; cores with one pass each wait for each other once. So a CPU computes as many passes
-//! at once as it has cores, and a GPU, which one pass fills, one after the other. Results are passed on in the
-//! order of the passes either way, so that sums over them do not depend on which was done first.
+//! If all cores share every op of one pass, they wait at the end of each op for the slowest core, some hundred times a
+//! pass. If each core computes its own pass, they wait for each other once. So a CPU computes as many passes at the
+//! same time as it has cores; a GPU, which one pass fills, computes them one after the other. Results are handed over
+//! in the order of the passes in both cases, so that sums over them do not depend on which pass ends first.
 //!
-//! Each pass has a thread pool to itself. In one pool for all, a thread that waits for its share of an op
-//! would begin another pass meanwhile, inside the first, whose graph it holds locked.
+//! Each pass has its own thread pool. In a common pool, a thread that waits for its part of an op would begin another
+//! pass meanwhile, inside the first one, whose graph it holds locked.
 
 use std::panic::resume_unwind;
 use std::thread;
@@ -14,12 +14,12 @@ use std::thread;
 use kernels::KernelBackend;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-/// A pool of threads for each pass that runs at the same time; none on a GPU, where passes run one after
-/// the other on the caller's thread.
+/// A thread pool for each pass that runs at the same time. Empty on a GPU, where passes run one after the other on the
+/// caller's thread.
 pub struct ParallelPasses(Vec<ThreadPool>);
 
 impl ParallelPasses {
-    /// What suits `B` best for steps of so many passes.
+    /// The best choice for backend `B` and steps of so many passes.
     pub fn new<B: KernelBackend>(passes: usize) -> Self {
         let cores = B::lanes();
         let pools = cores.min(passes);
@@ -28,7 +28,7 @@ impl ParallelPasses {
         }
         let pool = |number| {
             let threads = cores / pools + usize::from(number < cores % pools);
-            // One fewer where the system gives no more threads; without any, passes go in a row.
+            // One pool fewer if the system refuses threads; without any pool, passes run one after the other.
             ThreadPoolBuilder::new().num_threads(threads).build().ok()
         };
         Self((0..pools).filter_map(pool).collect())
@@ -39,8 +39,8 @@ impl ParallelPasses {
         self.0.is_empty()
     }
 
-    /// Does `work` on each item and gives its result to `then`, in the items' order. An item is taken when
-    /// there is a pool for it.
+    /// Calls `work` on each item and gives the results to `then`, in the order of the items. An item is taken only when
+    /// a pool is free for it.
     pub fn run<I: Send, T: Send>(
         &self,
         items: impl IntoIterator<Item = I>,
@@ -93,7 +93,7 @@ mod tests {
         }
     }
 
-    /// Memory is that of the passes under way.
+    /// Only the passes under way use memory.
     #[test]
     fn items_wait_for_their_pool() {
         let pool = || ThreadPoolBuilder::new().num_threads(1).build().unwrap();

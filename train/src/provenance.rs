@@ -1,11 +1,12 @@
-//! What a run is made from: the teacher, the tokenizer, the text and the settings that decide on its result.
+//! The inputs of a run: the teacher, the tokenizer, the text and the settings that affect its result.
 //!
-//! A checkpoint holds this of the process that wrote it, by checksums. A process that resumes from it compares it
-//! with its own: with another teacher or other text the run would go on to a result that no run gives, and its
-//! numbers before and after would be of different things. Where files lie does not matter, only what is in them.
+//! A checkpoint contains these inputs, as checksums, of the process that wrote it. A process that resumes from it
+//! compares them with its own. With another teacher or other text the run would continue to a result that no
+//! uninterrupted run has, and its numbers before and after the resume would measure different things. Only the contents
+//! of files are compared, not their places.
 //!
-//! Versions that know other settings can read it: the settings are kept as a table, not as their type, and a
-//! setting that is not in it has its default.
+//! Versions of this program with other settings can read it: the settings are stored as a table, not as a type, and a
+//! setting that is missing there has its default.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -24,8 +25,8 @@ use crate::metrics::Position;
 use crate::schedule::Schedule;
 use crate::stages::Kind;
 
-/// Settings that do not change what a run computes: names, places, whose content is compared instead, how much
-/// is done at once, and what is kept, shown or given up.
+/// Settings that do not change the result of a run: names; places, whose contents are compared instead; the amount of
+/// work that is done at once; and what is kept, shown or given up.
 const FREE: [&str; 16] = [
     "name",
     "teacher",
@@ -45,27 +46,27 @@ const FREE: [&str; 16] = [
     "recompute",
 ];
 
-/// The key of the data that is compared, beside the text.
+/// The key of the section `[data]` that is compared, besides the text.
 const PACKING: &str = "packing";
 
 /// What a run is made from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Provenance {
-    /// What computes, as `--backend` names it.
+    /// The backend, as `--backend` names it.
     pub backend: String,
     /// The SHA-256 of the tokenizer's file.
     pub tokenizer: String,
-    /// The teacher's folder, where it was read.
+    /// The folder from which the teacher was read.
     pub teacher_folder: String,
     /// The SHA-256 of each file of the teacher, by its name.
     pub teacher: BTreeMap<String, String>,
-    /// The held-out text; `None` as long as it is not tokenised.
+    /// The held-out text; `None` until it is tokenised.
     #[serde(default)]
     pub held_out: Option<Text>,
     /// The training text of each stage that is tokenised, by the stage's name.
     #[serde(default)]
     pub texts: BTreeMap<String, Text>,
-    /// What the cache of the teacher's predictions is of that a stage reads, by the stage's name.
+    /// The identity of the cache of the teacher's predictions that a stage reads, by the stage's name.
     #[serde(default)]
     pub caches: BTreeMap<String, String>,
     /// The resolved configuration, as [`Config::to_table`] has it.
@@ -75,7 +76,7 @@ pub struct Provenance {
 /// A text, tokenised.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Text {
-    /// The key of the configuration that names it.
+    /// The key of the configuration that lists the text.
     pub key: String,
     /// The folder of its tokens, whose manifest lists the files that it came from.
     pub tokens: String,
@@ -84,7 +85,7 @@ pub struct Text {
 }
 
 impl Text {
-    /// That of `key` in `shards`.
+    /// The identity of the text in `shards`, which `key` lists.
     ///
     /// # Errors
     /// [`TrainError::Io`].
@@ -95,12 +96,12 @@ impl Text {
         let hashes = if files.len() == manifest.sha256.len() {
             manifest.sha256.clone()
         } else {
-            // Of older versions, whose manifests have none, is each folder or one of them.
+            // Manifests of older versions have no checksums of some or all folders, so the file is hashed.
             let hash = |path: &PathBuf| manifest::hash(path).map_err(io_error(path));
             files.par_iter().map(hash).collect::<Result<_, _>>()?
         };
         let mut all = Sha256::new();
-        // Two bytes or four an id, and which id ends a document, are not in those files.
+        // The files of tokens do not say whether an id has two bytes or four, and which id ends a document.
         all.update(format!(
             "{} {} ",
             manifest.token_bytes, manifest.end_of_text
@@ -113,7 +114,7 @@ impl Text {
         })
     }
 
-    /// What differs in `now`, if anything does.
+    /// The difference between this text and `now`, in words; `None` if there is none.
     fn change(&self, now: &Self) -> Option<String> {
         if self.sha256 == now.sha256 {
             return None;
@@ -156,9 +157,9 @@ impl Provenance {
         self.config.get("teacher")?.get("model")?.as_str()
     }
 
-    /// What has changed from here to `now` of all that the run has used up to `position`, its stages `finished`;
-    /// each as a phrase: "the teacher's model.safetensors", "stage1.lr.mixer, from 0.003 to 0.001". Texts that are
-    /// not tokenised yet are not compared.
+    /// The changes from `self` to `now` of all inputs that the run has used up to `position`, with its stages
+    /// `finished`. Each is a phrase, such as "the teacher's model.safetensors" or "stage1.lr.mixer, from 0.003 to
+    /// 0.001". Texts that are not tokenised yet are not compared.
     pub fn changes<'a>(
         &self,
         now: &Self,
@@ -183,7 +184,7 @@ impl Provenance {
         changes
     }
 
-    /// What else has changed, which is no more than another plan for the rest of the run: it is not in `changes`.
+    /// Other changes, which affect only the rest of the run and are not in `changes`.
     pub fn plans(&self, now: &Self, changes: &[String]) -> Vec<String> {
         let names = |made: &Self| -> Vec<String> {
             stages(&made.config)
@@ -208,7 +209,7 @@ impl Provenance {
         plans
     }
 
-    /// The changes of the text and of the settings that decide on `stages`.
+    /// The changes of the text and of the settings that affect `stages`.
     fn of_stages(&self, now: &Self, stages: &[&str]) -> Vec<String> {
         let mut changes: Vec<_> = (stages.iter())
             .filter_map(|stage| self.texts.get(*stage)?.change(now.texts.get(*stage)?))
@@ -282,7 +283,7 @@ fn stages(config: &Table) -> impl Iterator<Item = (&str, &Table)> {
     all.into_iter().flatten().filter_map(stage)
 }
 
-/// The settings of `config` that decide on what was computed in the stages `begun`, by their dotted keys.
+/// The settings of `config` that affect the result of the stages `begun`, by their dotted keys.
 fn settings(config: &Table, begun: &[&str]) -> BTreeMap<String, Value> {
     let mut settings = BTreeMap::new();
     let mut sections = config.clone();
@@ -298,7 +299,7 @@ fn settings(config: &Table, begun: &[&str]) -> BTreeMap<String, Value> {
         }
     }
     flatten("", &sections, &mut settings);
-    // Of the data it is no place and no text, but what is computed of them.
+    // Of the section `[data]`, only packing is a setting; the other keys are places and texts.
     let packing = sections.get("data").and_then(|data| data.get(PACKING));
     if let Some(packing) = packing {
         settings.insert(format!("data.{PACKING}"), packing.clone());
@@ -307,11 +308,11 @@ fn settings(config: &Table, begun: &[&str]) -> BTreeMap<String, Value> {
     for (name, stage) in stages(config).filter(|(name, _)| begun.contains(name)) {
         let mut keys = stage.clone();
         complete(&mut keys, stage_defaults(stage));
-        // As it is resolved: a stage without its own has that of the run.
+        // The resolved context: a stage without its own has that of the run.
         if let (Some(Value::Integer(0)), Some(context)) = (keys.get("context"), context) {
             keys.insert("context".into(), context.clone());
         }
-        // Whether there is one; what is in it is compared by itself, and where it lies does not matter.
+        // Only whether there is a cache: its content is compared separately, and its place does not matter.
         if let Some(Value::String(folder)) = keys.get_mut("teacher_cache")
             && !folder.is_empty()
         {

@@ -1,8 +1,8 @@
-//! What the losses of stages came to in runs of this project that are on record.
+//! The final losses of stages in recorded runs of this project.
 //!
-//! A loss depends on the teacher's sizes and on the context: that of stages 1 and 2 is a sum over layers, that of stage 3
-//! ends near the teacher's entropy on its text. So a stage of other sizes is compared with none. A run that is added to
-//! docs/results.md or to the README gets a line here.
+//! A loss depends on the teacher's sizes and on the context: the losses of stages 1 and 2 are sums over layers, and the
+//! loss of stage 3 ends near the teacher's entropy on its text. So a stage is only compared with recorded stages of the
+//! same sizes. When a run is added to docs/results.md or to the README, it gets a line here.
 
 use std::ops::RangeInclusive;
 
@@ -19,10 +19,10 @@ struct Recorded {
     context: usize,
     /// Tokens of the stage.
     tokens: u64,
-    /// The losses at its end, from the least to the largest, as the closing tables show them.
+    /// The range of the losses at the stage's end, as the closing tables show them.
     losses: RangeInclusive<f64>,
     runs: usize,
-    /// Where they stand.
+    /// The document that has them.
     source: &'static str,
 }
 
@@ -60,13 +60,13 @@ const RECORDED: [Recorded; 3] = [
     },
 ];
 
-/// What stages of this `kind`, with this teacher and context, have come to, in words.
+/// In words, the final losses of recorded stages of this `kind`, with this teacher and context.
 pub(crate) fn recorded(kind: &Kind, teacher: &NetworkConfig, context: usize) -> String {
     let sizes = [teacher.mixers.len(), teacher.d_model, teacher.vocab_size];
     let found = RECORDED.iter().find(|recorded| {
         recorded.teacher == sizes
             && recorded.context == context
-            // With other options it is another loss.
+            // With other options the loss cannot be compared.
             && Kind::named(recorded.kind).as_ref() == Some(kind)
     });
     match found {

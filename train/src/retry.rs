@@ -1,4 +1,5 @@
-//! Writing again what failed for a reason that may pass: a full disk is freed, a file system of the network comes back.
+//! Repeats writes that failed for a temporary reason, such as a full disk or a network file system that does not
+//! answer.
 
 use std::error::Error;
 use std::io::{self, ErrorKind};
@@ -6,14 +7,14 @@ use std::time::Duration;
 
 use crate::logging::say;
 
-/// Seconds between two tries: ten minutes in all, after which the run ends, and can be resumed.
+/// Seconds between two attempts. Together they are ten minutes, after which the run ends and can be resumed.
 const PAUSES: [u64; 15] = [1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60, 60, 60, 60, 60];
 
-/// What `work` returns. As long as it fails for a reason that may pass, it is tried again after a pause, and the
-/// user is told so; each pause is longer than the one before. `pause` waits, and returns false to give up.
+/// Calls `work` and returns its result. If it fails for a reason that may be temporary, the user is told, and `work` is
+/// repeated after a pause; each pause is longer than the one before. `pause` waits, and returns false to give up.
 ///
 /// # Errors
-/// The last one of `work`.
+/// The last error of `work`.
 pub(crate) fn retry<T, E: Error + 'static>(
     mut pause: impl FnMut(Duration) -> bool,
     mut work: impl FnMut() -> Result<T, E>,
@@ -36,13 +37,13 @@ pub(crate) fn retry<T, E: Error + 'static>(
     }
 }
 
-/// Waits, and does not give up.
+/// Waits for `time`, and never gives up.
 pub(crate) fn sleep(time: Duration) -> bool {
     std::thread::sleep(time);
     true
 }
 
-/// Whether the system may do later what it refused now.
+/// Whether the cause of `error` may be temporary.
 fn may_pass(error: &(dyn Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {

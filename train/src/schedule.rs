@@ -1,7 +1,7 @@
-//! Learning-rate schedules: warm-up, then what the schedule is named after.
+//! Learning-rate schedules: a warm-up, then the shape that gives the schedule its name.
 //!
-//! A schedule is a pure function of the step: a resumed run asks for the same step and gets the same
-//! rate, so a checkpoint holds nothing of it.
+//! A schedule is a pure function of the step. A resumed run asks for the same step and gets the same rate, so
+//! checkpoints need not save it.
 
 use std::f64::consts::PI;
 

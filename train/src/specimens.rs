@@ -1,4 +1,4 @@
-//! Specimens of both models for the report: matrices and texts.
+//! Examples from both models for the report: mixing matrices and texts.
 
 use burn::tensor::Tensor;
 use datasets::{TokenWindows, Tokenizer};
@@ -49,7 +49,7 @@ impl<B: KernelBackend> Specimens<'_, B> {
         let mut pairs = vec![];
         let layers = (self.student.backbone.layers.iter()).zip(&self.teacher.backbone.layers);
         let count = self.student.backbone.layers.len();
-        // Every head of a small model, one head of every few layers of a large one.
+        // All heads of a small model, or one head of every few layers of a large one.
         let per_layer = MATRICES.div_ceil(count);
         let every = count.div_ceil(MATRICES);
         for (layer, (student, teacher)) in layers.enumerate() {
@@ -77,7 +77,7 @@ impl<B: KernelBackend> Specimens<'_, B> {
         Ok(pairs)
     }
 
-    /// What both models add to the beginnings of two held-out windows.
+    /// The continuations of the beginnings of two held-out windows by both models.
     ///
     /// # Errors
     /// [`TrainError::Data`] if the held-out text cannot be read or decoded.

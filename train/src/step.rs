@@ -1,8 +1,7 @@
 //! One optimizer step: its passes, the sum of their gradients, the update.
 //!
-//! Nothing here waits for the device: loss and norm stay where they were computed, and so does the
-//! factor that clips the gradients. The host may queue step after step, and read loss and norm when it
-//! has something to show.
+//! Nothing here waits for the device: loss and norm stay on the device, and so does the factor that clips the
+//! gradients. The host can queue step after step, and reads loss and norm when it has to show them.
 
 mod lockstep;
 mod measured;
@@ -35,43 +34,42 @@ pub use measured::{Measured, ReadMeasured};
 
 use self::working::Working;
 
-/// The optimizer steps of one stage: everything that they share.
+/// The optimizer steps of one stage: all that they share.
 ///
 /// [`step`](Self::step) takes the student, the optimizer and a batch, and returns the student after one update
 /// of the parts that train. The student's own parameters stay in the dtype that they have, f32 in a run; the
 /// passes compute with a copy in the dtype of the precision.
 pub struct TrainStep<B: TrainBackend> {
     kind: Kind,
-    /// Where each of the student's parameters belongs.
+    /// The part and the layer of each of the student's parameters.
     places: HashMap<ParamId, Place>,
-    /// `None` where the teacher's predictions are read.
+    /// `None` if the teacher's predictions are read from a cache.
     teacher: Option<Phi<B::InnerBackend>>,
     micro_batch: usize,
-    /// Of a step, on all ranks together.
+    /// The number of passes of a step, over all ranks.
     passes: usize,
     precision: Precision,
     parallel: ParallelPasses,
-    /// Of what is drawn in a step.
+    /// The seed of random draws within a step.
     seed: u64,
     device: B::Device,
-    /// `None` where this process does all passes.
+    /// `None` if this process computes all passes.
     sharing: Option<Sharing<B::InnerBackend>>,
-    /// How the gradients of the step before have come.
+    /// The order in which the gradients of the last step came.
     plan: Mutex<Plan>,
-    /// The plan of which it is known that all ranks have it.
+    /// The last plan that all ranks were found to have in common.
     agreed: Mutex<Plan>,
 }
 
-/// The loss of each pass of a step, `[1]`, and the sum of their gradients.
+/// The loss of each pass of a step, `[1]`, and the sum of the passes' gradients.
 type Passed<B> = (Vec<Tensor<B, 1>>, Gradients<B>);
 
-/// Of a panic where a stage that computes the teacher was made without it.
+/// The panic message if a stage that computes the teacher was made without it.
 const NO_TEACHER: &str = "a stage that reads no predictions has its teacher";
 
 impl<B: TrainBackend> TrainStep<B> {
-    /// The steps of `stage`, which train `student` by `teacher`. The teacher is in the dtype of `precision`,
-    /// with as many ids as the student; a [`step`](Self::step) may take any student with the parameter ids of
-    /// this one.
+    /// The steps of `stage`, which train `student` with `teacher`. The teacher must be in the dtype of `precision` and
+    /// have as many ids as the student. A [`step`](Self::step) can take any student with the parameter ids of this one.
     pub fn new(
         stage: &StageConfig,
         teacher: &Phi<B::InnerBackend>,
@@ -117,8 +115,8 @@ impl<B: TrainBackend> TrainStep<B> {
         }
     }
 
-    /// The same steps, whose passes the ranks of `sharing` share: their number divides that of the passes. Each is given
-    /// the whole batch.
+    /// The same steps, with their passes divided among the ranks of `sharing`, whose number must divide the number of
+    /// passes. Each rank gets the whole batch.
     pub fn among(self, sharing: Sharing<B::InnerBackend>) -> Self {
         let own = self.passes / sharing.ranks.place().world;
         Self {
@@ -128,17 +126,17 @@ impl<B: TrainBackend> TrainStep<B> {
         }
     }
 
-    /// The same with another seed of what is drawn in a step, which is 0 otherwise.
+    /// The same with this seed for random draws within a step; the default is 0.
     pub fn with_seed(self, seed: u64) -> Self {
         Self { seed, ..self }
     }
 
-    /// The student after one more step, and the loss and norm of that step. The student is passed by value so
-    /// that its parameters have one owner and the optimizer can update them in place. Where ranks share the step, it may
-    /// still be on its way from the others.
+    /// The student after one more step, and the loss and norm of that step. The student is passed by value, so that its
+    /// parameters have one owner and the optimizer can update them in place. If ranks share the step, parameters of the
+    /// result may still be in transit from the others.
     ///
-    /// `at` is which step of the stage it is; `batch` holds the sequences of all its passes; `rates` are its learning
-    /// rates by part, and a part without one does not change.
+    /// `batch` has the sequences of all passes of the step; `rates` are the learning rates by part, and parts without a
+    /// rate do not change; `at` is the place of the step in its stage.
     ///
     /// # Panics
     /// If this was made without a teacher.
@@ -153,7 +151,7 @@ impl<B: TrainBackend> TrainStep<B> {
         self.reserve_and_update(student.into(), optimizer, (batch, None), rates, at)
     }
 
-    /// [`step`](Self::step) with the teacher's predictions of `batch` in the teacher's place.
+    /// [`step`](Self::step) with the teacher's cached predictions of `batch` instead of the teacher.
     pub fn step_from_cache(
         &self,
         student: impl Into<Arriving<B>>,
@@ -167,9 +165,9 @@ impl<B: TrainBackend> TrainStep<B> {
         self.reserve_and_update(student.into(), optimizer, both, rates, at)
     }
 
-    /// The tensors of one step have the sizes of those of the next: each then gets the memory of one before it, which is
-    /// looked up by its size. In CubeCL's other pools a device with thousands of tensors spends more time on finding memory
-    /// than on computing.
+    /// The tensors of one step have the same sizes as those of the next. In CubeCL's persistent pool, a new tensor gets
+    /// the memory of an earlier tensor of the same size, which is looked up by that size. In its other pools, a device
+    /// with thousands of tensors spends more time on the search for memory than on computing.
     fn reserve_and_update(
         &self,
         student: Arriving<B>,
@@ -182,8 +180,9 @@ impl<B: TrainBackend> TrainStep<B> {
         B::memory_persistent_allocations(&self.device, (student, optimizer), step)
     }
 
-    /// That all ranks send their gradients in the same order. They are asked after the first step of a stage, and later where
-    /// the order changes, which it must on all ranks at once: a rank that changes alone would wait for ever.
+    /// Checks that all ranks send their gradients in the same order: after the first step of a stage, and after each
+    /// change of the order. The order must change on all ranks at the same step: a rank that changes it alone would
+    /// wait for ever.
     ///
     /// # Errors
     /// [`TrainError::Ranks`] with the ranks whose order is another.
@@ -200,9 +199,9 @@ impl<B: TrainBackend> TrainStep<B> {
         Ok(())
     }
 
-    /// The loss that the teacher itself has in the student's place, `[1]`, on the first pass over `batch`: the least that
-    /// a student is expected to come to. It is 0 where a student is compared with the teacher layer by layer, and the
-    /// mean entropy of the teacher where predictions are.
+    /// The loss, `[1]`, that the teacher itself has in the student's place on the first pass over `batch`: the lowest
+    /// loss that a student is expected to reach. It is 0 if student and teacher are compared layer by layer, and the
+    /// teacher's mean entropy if predictions are compared.
     ///
     /// # Panics
     /// If this was made without a teacher.
@@ -215,8 +214,8 @@ impl<B: TrainBackend> TrainStep<B> {
         (self.kind).pass(&(&student).into(), teacher, tokens, first, &mut gradients)
     }
 
-    /// The same for a stage that reads the teacher's predictions: the loss of a student that predicts what these say, if
-    /// that follows from them.
+    /// The same for a stage that reads the teacher's predictions: the loss of a student that predicts exactly these;
+    /// `None` if it does not follow from them.
     pub fn floor_from_cache(&self, predictions: &CachedPredictions) -> Option<f64> {
         let entropy = predictions.entropy(self.micro_batch);
         self.kind.cached_floor(entropy)
@@ -241,7 +240,7 @@ impl<B: TrainBackend> TrainStep<B> {
         (student.into(), measured)
     }
 
-    /// The student after the update by what its passes gave, where no other rank has done any.
+    /// The student after its update with the results of its passes, in a run without other ranks.
     fn updated(
         &self,
         student: PhiMamba<B>,
@@ -263,8 +262,8 @@ impl<B: TrainBackend> TrainStep<B> {
         (student, self.measured(loss, norm, norms, None))
     }
 
-    /// [`update`](Self::update) where other ranks do other passes. Gradients are sent to them while the last pass of this
-    /// rank still goes backward, if its passes go one after the other.
+    /// [`update`](Self::update) if other ranks compute other passes. If this rank's passes run one after the other,
+    /// gradients are sent while its last pass still goes backward.
     fn update_among(
         &self,
         sharing: &Sharing<B::InnerBackend>,
@@ -277,7 +276,7 @@ impl<B: TrainBackend> TrainStep<B> {
         let place = sharing.ranks.place();
         let own = self.passes / place.world;
         let own = place.rank * own..(place.rank + 1) * own;
-        // No row of a rank's passes may reach a window that another rank's do.
+        // It may happen that no row of a rank's passes uses the window, while rows of another rank do.
         let differ = self.kind.window_dropout() > 0.0;
         let mut plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
         let (losses, (mut reduced, next)) = region("passes", || {
@@ -314,7 +313,7 @@ impl<B: TrainBackend> TrainStep<B> {
         (student, measured)
     }
 
-    /// What there is to read of a step: the norms of the sum of its gradients become those of their mean.
+    /// The measured values of a step. The norms, which are those of the sum of gradients, become those of the mean.
     fn measured(
         &self,
         loss: Tensor<B::InnerBackend, 1>,
@@ -334,14 +333,14 @@ impl<B: TrainBackend> TrainStep<B> {
         }
     }
 
-    /// The part of `batch` that pass `number` goes over.
+    /// The part of `batch` that pass number `number` reads.
     fn tokens(&self, batch: &Batch, number: usize) -> TokenBatch<B> {
         let count = self.micro_batch * batch.context;
         let part = number * count..batch.ids.len().min((number + 1) * count);
         let tensor = |values: &[i32]| evaluate::ids(values, batch.context, &self.device);
         let labels = &batch.labels[part.clone()];
         let starts = batch.starts.as_ref().map(|starts| &starts[part.clone()]);
-        // Rows of one document each take the way of rows without documents.
+        // If every row is a single document, the rows are computed as rows without documents.
         let starts = starts.filter(|starts| starts.iter().any(|start| *start > 0));
         TokenBatch {
             ids: tensor(&batch.ids[part]),

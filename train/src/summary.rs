@@ -39,12 +39,12 @@ pub struct Summary {
     /// Lines of the text that were left out since they hold no document (`data.skip_bad_lines`).
     #[serde(default)]
     pub skipped_lines: u64,
-    /// What else there is to say: changes that were accepted, damage that was worked around.
+    /// Notes: changes that were accepted, and damage that was worked around.
     #[serde(default)]
     pub notes: Vec<Note>,
     /// The backend, as `--backend` names it.
     pub backend: String,
-    /// The most memory the process ever held, in bytes; null where the system does not say.
+    /// The largest amount of memory that the process has used, in bytes; null if the system does not say.
     pub peak_memory_bytes: Option<u64>,
 }
 

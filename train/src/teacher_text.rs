@@ -1,9 +1,10 @@
-//! Text that a teacher writes: what it would say itself is what a student is to say in its place.
+//! Text that a teacher writes. A student should write in the teacher's place, so text that the teacher itself would
+//! write is training text for it.
 //!
-//! Rows of tokens are sampled together, at temperature 1 and from all tokens, each behind a begin-of-text and as long as
-//! asked. Where a document ends, the row goes on with the next. Each file holds the documents of the rows of one batch, as
-//! JSON lines. Every token is drawn by a number that follows from the seed, the row and its place, and files are written
-//! whole: the same call in the same folder makes those that are missing.
+//! Rows of tokens are sampled together, at temperature 1 and from all tokens. Each row begins with begin-of-text and
+//! has a fixed length; when a document ends, the row continues with the next one. Each file holds the documents of the
+//! rows of one batch, as JSON lines. The random number for a token is a function of the seed, the row and the position,
+//! and files are written atomically: the same call in the same folder makes the missing files.
 
 use std::path::PathBuf;
 
@@ -23,21 +24,21 @@ use crate::error::{TrainError, io_error};
 use crate::logging::say;
 use crate::run::{StopRequest, teacher_and_tokenizer, teacher_of_stages};
 
-/// The file with the settings of a folder. It is hidden, so that it is no text of that folder.
+/// The file with the settings of a folder. It is hidden, so that it is not read as text.
 const SETTINGS: &str = ".settings.json";
 
-/// What is sampled. Another value of any gives other text.
+/// What is sampled. Other settings give other text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Settings {
     /// The teacher, as it is configured.
     pub teacher: String,
-    /// What it computes in.
+    /// The precision in which it computes.
     pub precision: Precision,
     /// Tokens of a row.
     pub length: usize,
     /// Rows of a file, sampled together.
     pub rows: usize,
-    /// Of all draws.
+    /// The seed of all draws.
     pub seed: u64,
 }
 
@@ -46,19 +47,19 @@ pub struct Settings {
 pub struct TeacherText {
     /// What is sampled.
     pub settings: Settings,
-    /// Which teacher, and its tokenizer.
+    /// The teacher and its tokenizer.
     pub config: Config,
-    /// Tokens in all, up to whole files.
+    /// Tokens in all, rounded up to whole files.
     pub tokens: u64,
-    /// The files.
+    /// The folder for the files.
     pub folder: PathBuf,
     /// The backend's name, for messages.
     pub backend: String,
-    /// Asked before each token of a row.
+    /// Called before each token of a row to ask whether to stop.
     pub stop: StopRequest,
 }
 
-/// Nothing is changed before a token is drawn.
+/// Sampling from the unchanged distribution.
 const AS_IT_IS: Warp = Warp {
     repetition_penalty: 1.0,
     temperature: 1.0,
@@ -68,7 +69,7 @@ const AS_IT_IS: Warp = Warp {
 };
 
 impl TeacherText {
-    /// Makes the files that are missing, and returns how many the folder then has; `None` if asked to stop.
+    /// Makes the missing files, and returns the number of files in the folder; `None` if asked to stop.
     ///
     /// # Errors
     /// [`TrainError`] if the teacher cannot be read, its numbers are not finite, the device fails or the folder cannot be
@@ -111,7 +112,7 @@ impl TeacherText {
         Ok(Some(files))
     }
 
-    /// Makes the folder that of these settings, if it is of no others.
+    /// Marks the folder as that of these settings; an error if it has others.
     fn claim(&self) -> Result<(), TrainError> {
         let folder = &self.folder;
         std::fs::create_dir_all(folder).map_err(io_error(folder))?;
@@ -169,7 +170,7 @@ impl TeacherText {
     }
 }
 
-/// The number from 0 to 1, without 1, that draws the token at `place` of `row`.
+/// A number in [0, 1), which draws the token at `place` of `row`.
 fn point(seed: u64, row: u64, place: u64) -> f64 {
     let mixed = [row, place].iter().fold(seed, |mixed, part| {
         SplitMix64::seed_from_u64(mixed).next_u64() ^ part
@@ -178,7 +179,7 @@ fn point(seed: u64, row: u64, place: u64) -> f64 {
     drawn as f64 / (1_u64 << 53) as f64
 }
 
-/// The tokens below `known` that `points` draw from `logits_bv`, on the host and as `[b]` on the device.
+/// The tokens, with ids below `known`, that `points` draw from `logits_bv`: on the host, and as `[b]` on the device.
 fn choose<B: KernelBackend>(
     logits_bv: Tensor<B, 2>,
     points: &[f64],

@@ -1,4 +1,4 @@
-//! Answers that a model makes itself, token by token, the likeliest each time.
+//! Answers that a model writes itself, token by token, always the likeliest token.
 
 use std::cmp::Reverse;
 
@@ -15,25 +15,25 @@ use crate::eval::{Document, EvalError, Question};
 /// The most tokens of an answer.
 const MOST: usize = 16;
 
-/// The most words of a right answer that is short.
+/// The most words of a right answer that counts as short.
 const SHORT: usize = 3;
 
-/// A prompt, and what should follow it.
+/// A prompt and its right answer.
 #[derive(Debug)]
 pub struct Answer {
     prompt: Vec<u32>,
     /// In the form of [`words`].
     right: Vec<String>,
-    /// Whether the first word alone is the answer, or the first line.
+    /// Whether the answer is the first word of the text; otherwise it is the first line.
     is_word: bool,
 }
 
 impl Answer {
-    /// That of a document with one word to find, or with choices of which the right one is short: the model sees none
-    /// of them. `None` of other documents.
+    /// The prompt and the answer for a document with one word to find, or with choices of which the right one is short;
+    /// the prompt contains no choices. `None` for other documents.
     ///
     /// # Errors
-    /// What the tokenizer fails with.
+    /// The errors of the tokenizer.
     pub fn of(
         document: &Document,
         tokenizer: &Tokenizer,
@@ -60,19 +60,19 @@ impl Answer {
         Ok((!answer.prompt.is_empty()).then_some(answer))
     }
 
-    /// The most tokens that are read at once; the last token that is made is not.
+    /// The most tokens that are read at once. The last token that the model makes is not read.
     pub fn longest(&self) -> usize {
         self.prompt.len() + MOST - 1
     }
 
-    /// What counts of a text that follows the prompt.
+    /// The part of the text after the prompt that is compared: its first word or its first line.
     fn part<'t>(&self, text: &'t str) -> &'t str {
         let text = text.trim_start();
         let end = |c: char| c == '\n' || self.is_word && c.is_whitespace();
         text.split(end).next().unwrap_or_default()
     }
 
-    /// Whether nothing after this text can change what counts.
+    /// Whether more text cannot change that part.
     fn is_whole(&self, text: &str) -> bool {
         self.part(text).len() < text.trim_start().len()
     }
@@ -93,10 +93,10 @@ fn words(text: &str) -> Vec<String> {
     words.map(str::to_owned).collect()
 }
 
-/// Whether the model gives each of the answers.
+/// For each of the answers, whether the model gives it.
 ///
-/// The text is read anew for each token: for a few tokens after prompts of different lengths that is one pass of a
-/// whole batch, whatever is taken away from the model.
+/// For each token the whole text is read again. For a few tokens after prompts of different lengths, that is one pass
+/// over a batch, and it works with every control of the model.
 ///
 /// # Errors
 /// [`EvalError::Device`], and what the tokenizer fails with.
@@ -128,7 +128,7 @@ pub fn answers<B: KernelBackend>(
     Ok(right)
 }
 
-/// What the model makes after the prompts of one batch.
+/// The texts that the model writes after the prompts of one batch.
 fn texts<B: KernelBackend>(
     model: &CausalLm<B>,
     batch: &[&Answer],
@@ -159,7 +159,7 @@ fn texts<B: KernelBackend>(
     Ok(texts)
 }
 
-/// The likeliest token after each row, of those that the tokenizer has.
+/// The likeliest token after each row, among those that the tokenizer has.
 fn likeliest<B: KernelBackend>(
     model: &CausalLm<B>,
     rows: &[&[u32]],
@@ -254,7 +254,7 @@ mod tests {
         };
         let short = of(" the North Pole", choice()).unwrap();
         assert_eq!(short.right, ["north", "pole"]);
-        // Cut at the left, so that an answer has room.
+        // The prompt is cut at its beginning, so that there is room for an answer.
         assert_eq!(short.prompt.len(), 4);
         assert!(of(" on a cold winter's day", choice()).is_none());
         assert!(of(" ...", choice()).is_none());

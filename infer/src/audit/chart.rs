@@ -4,12 +4,12 @@ use maud::{Markup, html};
 
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 360.0;
-/// Around the curves: at the left, the right, the top and the bottom.
+/// The margins around the curves: left, right, top and bottom.
 const MARGINS: [f64; 4] = [64.0, 24.0, 16.0, 56.0];
 
-/// The values of one model, with their standard errors; `None` where there is none.
+/// The values of one model with their standard errors; `None` where a value is missing.
 pub struct Curve {
-    /// What it is called when it is pointed at.
+    /// The name that is shown when the pointer is on the curve.
     pub name: String,
     /// A class of the page's style.
     pub class: String,
@@ -84,7 +84,7 @@ fn ticks(low: f64, high: f64) -> Vec<f64> {
     (first..=last).map(|i| i as f64 * step).collect()
 }
 
-/// A tick without zeros that say nothing.
+/// The text of a tick, without trailing zeros.
 fn short(tick: f64) -> String {
     let text = format!("{tick:.3}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
@@ -126,7 +126,7 @@ mod tests {
         }
         assert_eq!(svg.matches("<circle ").count(), 2);
         assert!(svg.contains("a &lt; b") && !svg.contains("NaN"));
-        // A value beyond the axis stands at its end.
+        // A value beyond the axis is drawn at its end.
         assert!(svg.contains("616.0,16.0"), "{svg}");
     }
 }

@@ -1,6 +1,6 @@
 //! Values with standard errors.
 
-/// A value, and the standard error that comes of the choice of documents.
+/// A value, and its standard error due to the choice of documents.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimate {
     /// The value.
@@ -10,11 +10,11 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// The sum of `totals` over the sum of `weights`, which each document adds one of to; `None` if the weights are
-    /// all 0. Documents without weight do not count.
+    /// The sum of `totals` divided by the sum of `weights`; each document has one of each. `None` if all weights are 0.
+    /// Documents with weight 0 do not count.
     ///
-    /// The error is that of a ratio estimator, by linearisation: of `total - value * weight`, whose sum is 0. With
-    /// weights of 1 it is the standard error of a mean.
+    /// The error is that of a ratio estimator, by linearisation: the standard error of `total - value * weight`, whose
+    /// sum is 0. If all weights are 1, it is the standard error of a mean.
     pub fn ratio(totals: &[f64], weights: &[f64]) -> Option<Self> {
         let sum: f64 = weights.iter().sum();
         if sum == 0.0 {
@@ -29,7 +29,7 @@ impl Estimate {
         Some(Self { value, stderr })
     }
 
-    /// The mean of estimates from different documents; `None` of none.
+    /// The mean of estimates from different documents; `None` if there are none.
     pub fn mean(estimates: &[Self]) -> Option<Self> {
         if estimates.is_empty() {
             return None;
@@ -43,7 +43,7 @@ impl Estimate {
         })
     }
 
-    /// `f` of it, whose derivative there is `slope`.
+    /// The estimate of `f(value)`; `slope` is the derivative of `f` there.
     pub fn map(self, f: impl Fn(f64) -> f64, slope: f64) -> Self {
         Self {
             value: f(self.value),

@@ -1,4 +1,4 @@
-//! The results as JSON: every value of every model, with what the table leaves out.
+//! The results as JSON: every value of every model, also those that the table leaves out.
 
 use serde_json::{Map, Value, json};
 

@@ -1,4 +1,4 @@
-//! What a model does on the documents of a measure.
+//! How a model performs on the documents of a measure.
 
 use std::collections::HashMap;
 
@@ -23,7 +23,7 @@ pub struct Measure {
     pub documents: Vec<Reading>,
 }
 
-/// What a measure is about.
+/// The kind of a measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Running text in windows of so many tokens.
@@ -33,7 +33,7 @@ pub enum Kind {
     },
     /// A task of the paper, by likelihoods.
     Task(Task),
-    /// A task whose answers are made token by token.
+    /// A task whose answers the model writes token by token.
     Answers(Task),
     /// A probe, in documents of one length.
     Recall {
@@ -49,7 +49,7 @@ pub enum Kind {
 pub enum Reading {
     /// Each token that is scored is an item.
     Text(ScoreRequest),
-    /// A question of a task is one item, and a probe has several.
+    /// A question: of a task, it is one item; of a probe, it has several items.
     Question {
         /// How scores are judged.
         question: Question,
@@ -58,34 +58,35 @@ pub enum Reading {
         /// Whether likelihoods are compared per character.
         by_length: bool,
     },
-    /// What is made after a prompt is one item.
+    /// The answer that the model writes after a prompt is one item.
     Answer(Answer),
 }
 
-/// What a model did on one document.
+/// The results of a model on one document.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
-    /// A log-likelihood each, or 1 for right and 0 for wrong.
+    /// One number for each item: a log-likelihood, or 1 if it is right and 0 if it is wrong.
     pub items: Vec<f64>,
-    /// The same items where a model cannot know them; empty but for `copy`, whose floor they are.
+    /// Only for `copy`, its floor: the same items where the words come for the first time, so that the model cannot
+    /// know them. Otherwise empty.
     pub floor: Vec<f64>,
 }
 
-/// How models read.
+/// What all models read with.
 pub struct Reader<'a, B: KernelBackend> {
-    /// The teacher's, for all.
+    /// The teacher's tokenizer, which all models use.
     pub tokenizer: &'a Tokenizer,
-    /// Documents at once.
+    /// Documents in a batch.
     pub batch_size: usize,
     /// Where the models are.
     pub device: &'a B::Device,
 }
 
 impl Measure {
-    /// What `model` does on each document.
+    /// The results of `model` on each document.
     ///
     /// # Errors
-    /// Those of [`score_tokens`], and what the tokenizer fails with.
+    /// The errors of [`score_tokens`] and of the tokenizer.
     pub fn run<B: KernelBackend>(
         &self,
         model: &CausalLm<B>,
@@ -138,7 +139,7 @@ impl Reading {
         longest.unwrap_or_default()
     }
 
-    /// From the scores of the tokens of each request.
+    /// The results, computed from the scores of the tokens of each request.
     fn outcome<'s>(&self, scores: impl Fn(&ScoreRequest) -> &'s [TokenScore]) -> Outcome {
         let greedy = |request: &ScoreRequest| scores(request).iter().map(|token| token.is_greedy);
         match self {
@@ -190,7 +191,7 @@ fn share(is_right: bool) -> f64 {
     f64::from(u8::from(is_right))
 }
 
-/// As few requests as give the scores of all: one whose ids another begins with is scored there.
+/// The fewest requests that give the scores of all: a request whose ids are the beginning of another's is scored there.
 fn passes(requests: &[ScoreRequest]) -> Vec<ScoreRequest> {
     let mut longest_first: Vec<&ScoreRequest> = requests.iter().collect();
     longest_first.sort_by_key(|request| std::cmp::Reverse(request.ids().len()));

@@ -1,17 +1,17 @@
-//! What a student really kept of its teacher, beside controls that have less than a student claims to have.
+//! Compares what students have kept of their teacher with controls that have less attention or state.
 //!
 //! ```text
 //! texts, tasks, probes -> Measures -> Outcomes of each model -> Rows  -> Verdicts -> table, JSON, page
 //!                         plan        measure, answers          row      verdict
 //! ```
 //!
-//! A [`Measure`](measure::Measure) is a list of documents, the same for every model. What a model does on a document is a list of
-//! items, each a number: the log-likelihood of a token, or 1 for a right answer and 0 for a wrong one. A [`Row`] of the
-//! table is a choice of these items. So every difference between two models is one between the same items, and its
-//! standard error is that of paired documents.
+//! A [`Measure`](measure::Measure) is a list of documents, the same for every model. The result of a model on a
+//! document is a list of items, each a number: the log-likelihood of a token, or 1 for a right answer and 0 for a wrong
+//! one. A [`Row`] of the table selects some of these items. So every difference between two models is one between the
+//! same items, and its standard error is that of paired documents.
 //!
-//! The teacher is the first model. After it come its controls, whose attention is narrowed or silenced, and after those
-//! each student with controls of its own. `docs/audit.md` defines every row.
+//! The teacher is the first model. Its controls follow, whose attention is narrowed or switched off, and then each
+//! student with its own controls. `docs/audit.md` defines every row.
 
 mod answers;
 mod chart;
@@ -37,14 +37,14 @@ pub(crate) use plan::{Plan, PlanOptions, plan};
 pub(crate) use report::table;
 pub(crate) use row::{Row, rows};
 
-/// The teacher's place among the models.
+/// The teacher's index in the list of models.
 const TEACHER: usize = 0;
-/// That of the teacher within a window.
+/// The index of the teacher within a window.
 const WINDOW: usize = 1;
-/// That of the teacher without attention.
+/// The index of the teacher without attention.
 const NO_ATTENTION: usize = 2;
 
-/// The teacher's controls, in the places that the constants name.
+/// The teacher's controls, in the order of these indices.
 pub(crate) const OF_TEACHER: [Control; 2] = [
     Control::Window(Window {
         window: 64,
@@ -53,10 +53,10 @@ pub(crate) const OF_TEACHER: [Control; 2] = [
     Control::NoAttention,
 ];
 
-/// Why an audit cannot be done, or is not whole. Each message is complete.
+/// Why an audit cannot be done, or is incomplete. Each message is complete.
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
-    /// A student with another tokenizer: it would read other tokens.
+    /// A student with another tokenizer, which would read other tokens.
     #[error(
         "{}: its tokenizer is not the teacher's, so the two cannot be compared document by document; give the teacher \
          that it was distilled from",
@@ -66,7 +66,7 @@ pub enum AuditError {
         /// The student.
         model: PathBuf,
     },
-    /// A teacher that its controls would leave as it is.
+    /// A teacher without attention, which its controls would not change.
     #[error(
         "{}: no layer of this model has attention, so there are no controls beside which a student could stand; give the \
          Transformer that the students were distilled from as --teacher",
@@ -76,7 +76,7 @@ pub enum AuditError {
         /// The teacher.
         model: PathBuf,
     },
-    /// No text, no data, and no probe.
+    /// There is nothing to measure: no text, no data, and no probe.
     #[error(
         "nothing is left to measure; --text takes text files, --data a folder with tasks, --tasks names probes"
     )]
@@ -89,7 +89,7 @@ pub enum AuditError {
     Failed {
         /// Which, of which model, and why.
         failed: Vec<String>,
-        /// All that were made.
+        /// The number of all measurements.
         all: usize,
     },
 }
@@ -99,14 +99,14 @@ pub enum AuditError {
 pub(crate) struct Column {
     /// As the user named it.
     pub model: String,
-    /// What was taken away from it.
+    /// The control, if this is one.
     pub control: Option<Control>,
-    /// The place of the model that this is a control of.
+    /// The index of the model that this is a control of.
     pub of: Option<usize>,
 }
 
 impl Column {
-    /// Such as `runs/tiny/student, no-ssm`.
+    /// Its name in tables, such as `runs/tiny/student, no-ssm`.
     pub fn name(&self) -> String {
         match self.control {
             Some(control) => format!("{}, {control}", self.model),
@@ -115,21 +115,21 @@ impl Column {
     }
 }
 
-/// What every model did.
+/// The results of every model.
 #[derive(Debug)]
 pub(crate) struct Audit {
     /// What was measured.
     pub plan: Plan,
-    /// The models: the teacher, its controls, and each student before its own.
+    /// The models: the teacher and its controls, then each student followed by its controls.
     pub columns: Vec<Column>,
-    /// Of each model, what it did in each measure, or why it failed.
+    /// For each model, its results in each measure, or why the measure failed.
     pub outcomes: Vec<Vec<Result<Vec<Outcome>, String>>>,
-    /// What could not be done, a line each.
+    /// What could not be measured, a line each.
     pub left_out: Vec<String>,
 }
 
 impl Audit {
-    /// Before any model is measured.
+    /// An audit without models yet.
     pub fn new(plan: Plan) -> Self {
         let left_out = plan.left_out.clone();
         Self {
@@ -140,14 +140,14 @@ impl Audit {
         }
     }
 
-    /// The places of the students.
+    /// The indices of the students.
     pub fn students(&self) -> impl Iterator<Item = usize> {
         let columns = self.columns.iter().enumerate();
         let students = columns.filter(|(i, column)| *i > TEACHER && column.of.is_none());
         students.map(|(i, _)| i)
     }
 
-    /// The places of the controls of the model at `model`.
+    /// The indices of the controls of the model at index `model`.
     pub fn controls(&self, model: usize) -> impl Iterator<Item = usize> {
         let columns = self.columns.iter().enumerate();
         let controls = columns.filter(move |(_, column)| column.of == Some(model));
@@ -159,10 +159,10 @@ impl Audit {
         rows(&self.plan.measures, &self.outcomes)
     }
 
-    /// What has failed, as [`AuditError::Failed`].
+    /// Returns all failures as one [`AuditError::Failed`].
     ///
     /// # Errors
-    /// If anything has.
+    /// If any measurement has failed.
     pub fn check(&self) -> Result<(), AuditError> {
         let mut failed = vec![];
         for (column, outcomes) in self.columns.iter().zip(&self.outcomes) {

@@ -10,7 +10,7 @@ use super::{Audit, NO_ATTENTION, TEACHER, WINDOW};
 
 const STYLE: &str = include_str!("page.css");
 
-/// Students are told apart by so many colours.
+/// The number of colours for students.
 const COLOURS: usize = 4;
 
 /// The page as HTML.
@@ -126,7 +126,7 @@ fn figure(
     let range = if is_share {
         [0.0, 1.0]
     } else {
-        // Without attention a perplexity is far above all others: it is at the upper end.
+        // Without attention, the perplexity is far above all others; it is drawn at the upper end.
         let of = |i: usize| curves[i].points.iter().flatten().map(|point| point.0);
         let shown = (0..curves.len())
             .filter(|i| *i != NO_ATTENTION)

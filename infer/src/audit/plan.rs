@@ -1,4 +1,4 @@
-//! What is measured: the documents that every model reads, made once.
+//! The plan of an audit: the documents that every model reads, made once.
 
 use std::path::PathBuf;
 
@@ -11,17 +11,17 @@ use crate::eval::{
     DOCUMENTS, Document, EvalError, LENGTHS, ProbeSizes, Question, ScoreRequest, Task, requests,
 };
 
-/// The contexts in which running text is read, as far as the models go.
+/// The contexts in which running text is read, if the models allow them.
 const CONTEXTS: [usize; 2] = [512, 2048];
 
 /// Windows of the longest context, unless a limit is given.
 const WINDOWS: usize = 32;
 
-/// The longest documents of probes, unless lengths are given. In longer ones a small teacher spends most of its
-/// operations on attention, whose part grows with the length.
+/// The longest documents of probes, unless lengths are given. In longer documents a small teacher spends most of its
+/// operations on attention, whose share grows with the length.
 const LONGEST_PROBE: usize = 8192;
 
-/// The fewest documents of a length of a probe, unless a limit is given.
+/// The fewest documents of a probe for each length, unless a limit is given.
 const FEWEST: usize = 16;
 
 /// What to measure.
@@ -35,9 +35,9 @@ pub struct PlanOptions {
     pub tasks: Vec<Task>,
     /// The most documents of each measure.
     pub limit: Option<usize>,
-    /// Lengths of the probes' documents; if there are none, 256 and its doubles up to the models' context or 8192.
+    /// Lengths of the probes' documents; if empty, 256 and its doubles, up to the models' context and at most 8192.
     pub lengths: Vec<usize>,
-    /// Of the probes' draws.
+    /// The seed of the probes' random draws.
     pub seed: u32,
 }
 
@@ -48,14 +48,14 @@ pub struct Plan {
     pub measures: Vec<Measure>,
     /// What cannot be measured, a line each.
     pub left_out: Vec<String>,
-    /// The options that it follows.
+    /// The options that the plan was made from.
     pub options: PlanOptions,
     /// The most tokens that are read at once.
     pub max_length: usize,
 }
 
-/// Makes the documents of every measure, for models that read at most `max_length` tokens of `tokenizer` at once.
-/// A task without data, and a probe in a length that has no room for it, are left out.
+/// Makes the documents of every measure, for models that read at most `max_length` tokens of `tokenizer` at once. Tasks
+/// without data are left out, and so are probes in lengths that are too short for them.
 ///
 /// # Errors
 /// [`AuditError::Nothing`] if nothing is left, and [`AuditError::Eval`].
@@ -112,7 +112,7 @@ impl Plan {
         self.options.tasks.is_empty() || self.options.tasks.contains(&task)
     }
 
-    /// Perplexity in each context, of the same tokens.
+    /// Adds perplexity in each context, over the same tokens.
     fn add_text(&mut self, tokenizer: &Tokenizer) -> Result<(), EvalError> {
         if self.options.text.is_empty() {
             let line = "perplexity is left out: --text names no text";
@@ -157,7 +157,8 @@ impl Plan {
         Ok(())
     }
 
-    /// A task by likelihoods; and by answers, where it has short ones, to be put after all tasks.
+    /// Adds a task by likelihoods. If it has short answers, it also makes a measure by answers, which comes after all
+    /// tasks.
     fn add_task(
         &mut self,
         task: Task,
@@ -206,7 +207,7 @@ impl Plan {
         }))
     }
 
-    /// The documents of one length after those of another.
+    /// Adds the documents of a probe, one length after the other.
     fn add_probe(&mut self, task: Task, tokenizer: &Tokenizer) -> Result<(), EvalError> {
         let lengths = if self.options.lengths.is_empty() {
             probe_lengths(self.max_length)
@@ -262,8 +263,8 @@ impl Plan {
     }
 }
 
-/// The lengths of the probes' documents for models that read at most `max_length` tokens at once; the shortest one in
-/// any case.
+/// The lengths of the probes' documents for models that read at most `max_length` tokens at once. The shortest length
+/// is always included.
 fn probe_lengths(max_length: usize) -> Vec<usize> {
     let shortest = LENGTHS[0];
     let longest = max_length.clamp(shortest, LONGEST_PROBE);
@@ -271,8 +272,8 @@ fn probe_lengths(max_length: usize) -> Vec<usize> {
     doubles.take_while(|length| *length <= longest).collect()
 }
 
-/// How many documents of `length` tokens there are: where they are longer than the usual ones, as many as have the
-/// tokens of the longest of those.
+/// The number of documents of `length` tokens. If they are longer than the usual ones, they have as many tokens in all
+/// as the documents of the longest usual length.
 fn probe_documents(length: usize) -> usize {
     let usual = LENGTHS[LENGTHS.len() - 1];
     (DOCUMENTS * usual / length.max(usual)).max(FEWEST)
@@ -284,8 +285,8 @@ fn is_by_length(task: Task, question: &Question) -> bool {
         && matches!(question, Question::Choice { .. })
 }
 
-/// The first tokens of the texts, one more than `most`, or all of them: each document behind the token that separates
-/// documents.
+/// The first tokens of the texts: one more than `most`, or all of them. The token that separates documents comes before
+/// each document.
 fn stream(sources: &[PathBuf], tokenizer: &Tokenizer, most: usize) -> Result<Vec<u32>, EvalError> {
     let prefix = tokenizer.prefix().ok_or(EvalError::NoPrefix)?;
     let mut ids = Vec::new();

@@ -1,4 +1,4 @@
-//! The table on the terminal, and how its numbers are written.
+//! The table on the terminal, and the format of its numbers.
 
 use comfy_table::CellAlignment::{Left, Right};
 
@@ -24,7 +24,7 @@ const COLUMNS: [Column; 12] = [
     ("Verdict", Left),
 ];
 
-/// Every row for every student, as Markdown, what each student comes to, and what was left out.
+/// As Markdown: every row for every student, a summary of each student, and what was left out.
 pub fn table(audit: &Audit) -> String {
     let rows = audit.rows();
     let lines = rows.iter().flat_map(|row| {
@@ -84,7 +84,7 @@ fn line(audit: &Audit, row: &Row, student: usize, is_first: bool) -> [String; 12
     ]
 }
 
-/// Items that count, and of how many if the teacher does not pass all.
+/// The number of items that count; if the teacher does not get all right, also the number of all.
 pub fn items(row: &Row) -> String {
     match row.items() {
         (counted, all) if counted == all => counted.to_string(),

@@ -1,4 +1,4 @@
-//! The lines of the table: which items of a measure count, and what they come to.
+//! The rows of the table: which items of a measure count, and their values.
 
 use super::TEACHER;
 use super::estimate::Estimate;
@@ -17,7 +17,7 @@ pub enum Unit {
     Share,
 }
 
-/// What a row belongs to.
+/// The group of rows that a row belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
     /// Perplexity in whole windows.
@@ -43,13 +43,13 @@ pub struct Row {
     pub unit: Unit,
     /// The length of a probe, or where the positions end.
     pub at: Option<usize>,
-    /// The probe, for what is drawn.
+    /// The name of the probe, for charts.
     pub probe: Option<String>,
-    /// What the value is the mean of.
+    /// The value is the mean of these strata.
     strata: Vec<Stratum>,
-    /// The same without regard to the teacher.
+    /// The same with all items, not only those that the teacher gets right.
     raw: Vec<Stratum>,
-    /// The same items where a model cannot know them.
+    /// The same items where a model cannot know them; empty except for `copy`.
     floor: Vec<Stratum>,
 }
 
@@ -58,9 +58,9 @@ pub struct Row {
 struct Stratum {
     /// How many items of each document count.
     weights: Vec<f64>,
-    /// What guesses make of them.
+    /// The number of these items in each document that guesses get right on average.
     chances: Vec<f64>,
-    /// Of each model, the sums of these items in each document; `None` where the measure has failed.
+    /// For each model, the sum of these items in each document; `None` if the measure has failed.
     totals: Vec<Option<Vec<f64>>>,
 }
 
@@ -70,12 +70,12 @@ impl Row {
         mean(&self.strata, |stratum| stratum.value(model))
     }
 
-    /// How far `model` is above `other`, on the same documents.
+    /// The value of `model` minus that of `other`, on the same documents.
     pub fn difference(&self, model: usize, other: usize) -> Option<Estimate> {
         mean(&self.strata, |stratum| stratum.difference(model, other))
     }
 
-    /// Documents in which the two models differ.
+    /// The number of documents in which the two models differ.
     pub fn differing(&self, model: usize, other: usize) -> usize {
         let counts = self.strata.iter().filter_map(|stratum| {
             let [own, others] = [model, other].map(|i| stratum.totals.get(i)?.as_ref());
@@ -85,17 +85,17 @@ impl Row {
         counts.sum()
     }
 
-    /// The share of all items that a model has right, not only of those that the teacher passes.
+    /// The share of all items that a model gets right, not only of those that the teacher gets right.
     pub fn raw(&self, model: usize) -> Option<Estimate> {
         mean(&self.raw, |stratum| stratum.value(model))
     }
 
-    /// The share of the same items that a model has right where it cannot know them, if the measure has such.
+    /// The share of the same items that a model gets right where it cannot know them, if the measure has a floor.
     pub fn floor(&self, model: usize) -> Option<Estimate> {
         mean(&self.floor, |stratum| stratum.value(model))
     }
 
-    /// How far a model is above its floor.
+    /// The value of a model minus its floor.
     pub fn above_floor(&self, model: usize) -> Option<Estimate> {
         if self.floor.is_empty() {
             return None;
@@ -103,8 +103,8 @@ impl Row {
         self.mean_of_totals(&self.above_guesses(model)?)
     }
 
-    /// For each stratum, how far a model's totals are above its floor, or above what guesses make of them where there is
-    /// no floor.
+    /// For each stratum, a model's totals minus its floor, or minus the expected totals of guesses if there is no
+    /// floor.
     fn above_guesses(&self, model: usize) -> Option<Vec<Vec<f64>>> {
         let above = self.strata.iter().enumerate().map(|(i, stratum)| {
             let own = stratum.totals.get(model)?.as_ref()?;
@@ -117,14 +117,14 @@ impl Row {
         above.collect()
     }
 
-    /// The value of other totals of the same items, given for each stratum.
+    /// The estimate for other totals of the same items, one list for each stratum.
     fn mean_of_totals(&self, totals: &[Vec<f64>]) -> Option<Estimate> {
         let both = self.strata.iter().zip(totals);
         let values = both.map(|(stratum, totals)| Estimate::ratio(totals, &stratum.weights));
         Estimate::mean(&values.collect::<Option<Vec<_>>>()?)
     }
 
-    /// What guesses come to; `None` of perplexity.
+    /// The value that guesses reach on average; `None` for perplexity.
     pub fn chance(&self) -> Option<f64> {
         if self.unit == Unit::Perplexity {
             return None;
@@ -135,8 +135,8 @@ impl Row {
         chances.map(|chance| chance.value)
     }
 
-    /// What a model has kept of the teacher's distance from chance, or from its floor: 1 is all. `None` of perplexity,
-    /// and where the teacher's distance is not more than two standard errors.
+    /// The share of the teacher's distance from chance, or from its floor, that a model has kept: 1 is all. `None` for
+    /// perplexity, and if the teacher's distance is not more than two standard errors.
     pub fn kept(&self, model: usize) -> Option<Estimate> {
         if self.unit == Unit::Perplexity {
             return None;
@@ -166,7 +166,7 @@ impl Row {
         })
     }
 
-    /// Documents with an item that counts; of a mean of measures, of that with the fewest.
+    /// The number of documents with an item that counts; for a mean of measures, the smallest of their numbers.
     pub fn documents(&self) -> usize {
         let counts = self.strata.iter().map(|stratum| {
             let counted = stratum.weights.iter().filter(|weight| **weight > 0.0);
@@ -175,7 +175,7 @@ impl Row {
         counts.min().unwrap_or_default()
     }
 
-    /// Items that count, and all of them.
+    /// The number of items that count, and the number of all items.
     pub fn items(&self) -> (usize, usize) {
         let sum = |strata: &[Stratum]| {
             let weights = strata.iter().flat_map(|stratum| &stratum.weights);
@@ -225,7 +225,7 @@ fn mean(strata: &[Stratum], of: impl Fn(&Stratum) -> Option<Estimate>) -> Option
 /// Outcomes of each model in each measure, or why there are none.
 pub type Outcomes = [Vec<Result<Vec<Outcome>, String>>];
 
-/// The rows of all measures. Of a probe those items count that the teacher has right; if the teacher has failed, none.
+/// The rows of all measures. In a probe, only items count that the teacher gets right; none if the teacher has failed.
 pub fn rows(measures: &[Measure], outcomes: &Outcomes) -> Vec<Row> {
     let contexts = measures.iter().filter_map(|measure| match measure.kind {
         Kind::Text { context } => Some(context),
@@ -271,14 +271,14 @@ pub fn rows(measures: &[Measure], outcomes: &Outcomes) -> Vec<Row> {
     rows
 }
 
-/// What all models did in one measure.
+/// The results of all models in one measure.
 struct Items<'a> {
     measure: &'a Measure,
     outcomes: Vec<Option<&'a [Outcome]>>,
 }
 
 impl Items<'_> {
-    /// The row of the items that `counts`, given a document's number and an item's in it.
+    /// The row of the items for which `counts` is true; it gets the index of a document and the index of an item in it.
     fn row(&self, group: Group, unit: Unit, counts: impl Fn(usize, usize) -> bool) -> Row {
         let has_floor = self.has_floor();
         let items = |outcome: &Outcome| outcome.items.clone();
@@ -349,7 +349,7 @@ impl Items<'_> {
 }
 
 impl Reading {
-    /// How often a guess is right.
+    /// The probability that a guess is right.
     fn chance(&self) -> f64 {
         match self {
             Self::Question {

@@ -98,7 +98,7 @@ fn of_lines(lines: &[&str]) -> (Verdict, String) {
     said(&audited(vec![measure(NEEDLE, n, 0)], &[&models]))
 }
 
-/// Of twelve needles the teacher passes ten: the others do not count.
+/// The teacher gets ten of twelve needles right; only these ten count.
 #[test]
 fn a_student_that_finds_what_a_window_does_not() {
     let (verdict, summary) = of_lines(&[
@@ -139,7 +139,7 @@ fn a_student_that_finds_what_a_window_does() {
     assert_eq!(summary, "nothing beyond no attention in any of 1 rows");
 }
 
-/// Five documents are more than two standard errors here, and may be chance.
+/// Five documents are a difference of more than two standard errors here, but may be chance.
 #[test]
 fn a_few_documents_that_differ_say_nothing() {
     let standing = |found: &str| {
@@ -209,7 +209,7 @@ fn a_measure_that_has_failed_says_nothing() {
     }
 }
 
-/// Of 16 questions with two choices the teacher has twelve right, 0.25 above chance, and the student ten.
+/// The teacher gets twelve of 16 questions with two choices right, 0.25 above chance, and the student ten.
 #[test]
 fn what_is_kept_is_measured_from_chance() {
     let kind = Kind::Task(Task::Piqa);
@@ -232,7 +232,7 @@ fn what_is_kept_is_measured_from_chance() {
     assert!((kept.stderr.unwrap() - expected).abs() < 1e-12);
     let teachers = of.kept(TEACHER).unwrap();
     assert_eq!((teachers.value, teachers.stderr), (1.0, Some(0.0)));
-    // A teacher that is not above chance has nothing to be kept.
+    // If the teacher is not above chance, there is nothing to keep.
     let models = models.map(|_| line("1100 1100 1100 1100"));
     let audit = audited(vec![measure(kind, 16, 2)], &[&models]);
     assert_eq!(row(&audit).kept(STUDENT), None);
@@ -259,7 +259,7 @@ fn tasks_have_a_mean() {
     assert_eq!(mean.name, "mean of 2 tasks");
     let value = mean.value(STUDENT).unwrap();
     assert_eq!(value.value, 0.75);
-    // Of the first alone, 0.5 with an error of sqrt(1/15)/2; the second has none.
+    // The first task alone has 0.5 with an error of sqrt(1/15)/2; the second has no error.
     assert!((value.stderr.unwrap() - (1.0 / 15.0_f64).sqrt() / 4.0).abs() < 1e-12);
     assert_eq!(mean.difference(STUDENT, TEACHER).unwrap().value, -0.25);
     assert_eq!(mean.documents(), 8);
@@ -305,7 +305,7 @@ fn positions_are_parts_of_windows() {
     assert!(shown.contains("|×1.649 ± 0.000|"), "{shown}");
 }
 
-/// What a word's beginning tells of its end is not kept: (0.5 - 0.25) / (1 - 0.25).
+/// The floor of `copy` does not count as kept: (0.5 - 0.25) / (1 - 0.25).
 #[test]
 fn what_is_kept_of_copies_is_measured_from_the_floor() {
     let models = [
@@ -327,7 +327,7 @@ fn what_is_kept_of_copies_is_measured_from_the_floor() {
     let row = audit.rows().remove(0);
     let kept = row.kept(STUDENT).unwrap();
     assert!((kept.value - 1.0 / 3.0).abs() < 1e-12);
-    // Of the student's distance less a third of the teacher's: 2/3 in two documents, -1/3 in four, 0 in two.
+    // Residuals of the student's distance minus a third of the teacher's: 2/3 in two documents, -1/3 in four, 0 in two.
     let residuals = 2.0 * 4.0 / 9.0 + 4.0 / 9.0;
     let expected = (residuals * 8.0 / 7.0_f64).sqrt() / 8.0 / 0.75;
     assert!((kept.stderr.unwrap() - expected).abs() < 1e-12);

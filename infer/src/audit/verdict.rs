@@ -1,24 +1,24 @@
-//! What a row says of a student, in words.
+//! What a row says about a student, in words.
 
 use super::estimate::Estimate;
 use super::row::Row;
 use super::{Audit, NO_ATTENTION, TEACHER, WINDOW};
 use crate::eval::Control;
 
-/// A difference of more standard errors than this is one.
+/// The number of standard errors above which a difference counts.
 const ERRORS: f64 = 2.0;
 
-/// A mean log-likelihood or a share that differs by less does so by rounding.
+/// The largest difference of mean log-likelihoods or shares that may be a rounding error.
 const ROUNDING: f64 = 1e-4;
 
-/// The fewest documents in which two models differ that are not the same: of five, all favour one of two equal models
-/// once in 16 times.
+/// The fewest documents in which two models must differ for a difference to count. If two equal models differ in five
+/// documents, all five favour the same model once in 16 times.
 const DIFFERING: usize = 6;
 
-/// The fewest documents from which anything follows.
+/// The fewest documents that allow a verdict.
 pub const LEAST: usize = 8;
 
-/// How a student stands to the teacher's controls.
+/// How a student compares with the teacher's controls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// Better than the teacher within a window.
@@ -27,20 +27,20 @@ pub enum Standing {
     NotBeyondWindow,
     /// No better than the teacher without attention.
     NotBeyondNoAttention,
-    /// The row says nothing.
+    /// The row allows no verdict.
     Unknown,
 }
 
-/// What a row says of a student.
+/// The verdict on a student in one row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// In short.
+    /// How the student compares with the teacher's controls.
     pub standing: Standing,
-    /// In words.
+    /// The whole verdict in words.
     pub words: String,
 }
 
-/// What of one model is above another.
+/// Whether one model's value is above another's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Comparison {
     More,
@@ -48,7 +48,7 @@ enum Comparison {
     Less,
 }
 
-/// Within two standard errors two values are the same.
+/// Compares two values by their difference; they are the same within two standard errors.
 fn compare(difference: Estimate) -> Option<Comparison> {
     let error = (ERRORS * difference.stderr?).max(ROUNDING);
     Some(if difference.value > error {
@@ -60,7 +60,7 @@ fn compare(difference: Estimate) -> Option<Comparison> {
     })
 }
 
-/// How `model` stands to `other`, on the same documents.
+/// Compares `model` with `other` on the same documents.
 fn compare_models(row: &Row, model: usize, other: usize) -> Option<Comparison> {
     let compared = compare(row.difference(model, other)?)?;
     if row.differing(model, other) < DIFFERING {
@@ -69,7 +69,7 @@ fn compare_models(row: &Row, model: usize, other: usize) -> Option<Comparison> {
     Some(compared)
 }
 
-/// What `row` says of the student at `student`.
+/// What `row` says about the student at index `student`.
 pub fn verdict(audit: &Audit, row: &Row, student: usize) -> Verdict {
     let unknown = |words: String| Verdict {
         standing: Standing::Unknown,
@@ -134,7 +134,8 @@ pub fn verdict(audit: &Audit, row: &Row, student: usize) -> Verdict {
     Verdict { standing, words }
 }
 
-/// The parts of the student that it needs in this row, being worse without them, or those that it does not.
+/// The parts that the student needs in this row, because it is worse without them, or, if `is_needed` is false, those
+/// without which it is no worse.
 fn parts(audit: &Audit, row: &Row, student: usize, is_needed: bool) -> Vec<String> {
     let controls = audit.controls(student).filter_map(|control| {
         let part = match audit.columns[control].control? {
@@ -150,8 +151,8 @@ fn parts(audit: &Audit, row: &Row, student: usize, is_needed: bool) -> Vec<Strin
     controls.collect()
 }
 
-/// What all rows together say of the student at `student`: those in which the teacher has more than its window, since
-/// the others ask for nothing that a window has not.
+/// What all rows together say about the student at index `student`. Only rows count in which the teacher is better than
+/// within its window, since a window is enough for the others.
 pub fn summary(audit: &Audit, rows: &[Row], student: usize) -> String {
     let verdicts = rows.iter().map(|row| (row, verdict(audit, row, student)));
     let told = verdicts.filter(|(row, verdict)| {

@@ -26,8 +26,9 @@ const PASSES: usize = 4;
 pub(crate) struct Bandwidth(pub f64);
 
 impl Bandwidth {
-    /// The best of several passes over a tensor that is larger than any cache, in place: on a CPU a new tensor of this size
-    /// is new memory, and the first touch of its pages takes several times as long as the copy.
+    /// The best of several passes, in place, over a tensor that is larger than any cache. In place, because on a CPU a
+    /// new tensor of this size is new memory, and the first access to its pages takes several times as long as the
+    /// copy.
     ///
     /// # Errors
     /// [`GenerateError::Device`].
@@ -63,9 +64,9 @@ pub(crate) struct Timing {
     pub step_milliseconds: f64,
     /// Bytes of the state of one sequence after the prompt.
     pub state_bytes: usize,
-    /// Bytes that a step must read and write at least.
+    /// The fewest bytes that a step must read and write.
     pub step_bytes: usize,
-    /// `step_bytes` over the time of a step, as a share of the [`Bandwidth`].
+    /// `step_bytes` divided by the time of a step, as a share of the [`Bandwidth`].
     pub share_of_bandwidth: f64,
 }
 
@@ -91,7 +92,7 @@ impl<'d, B: KernelBackend> Subject<'d, B> {
         device: &'d B::Device,
     ) -> Result<Self, PrecisionError> {
         let (config, model) = if !model::is_model(folder) {
-            // As a model that is read: see [`Precision::load`].
+            // Allocated like a model that is read from files: see [`Precision::load`].
             B::memory_persistent_allocations(device, (), |()| random(folder, precision, device))?
         } else {
             precision.load(folder, device)?
@@ -166,8 +167,8 @@ impl<'d, B: KernelBackend> Subject<'d, B> {
         Ok((state, logits))
     }
 
-    /// Seconds from one token on the host to the next, the median of `tokens` of them. As in a generation, a step is queued
-    /// before the token that it reads is on the host, where the device chooses.
+    /// Seconds from one token on the host to the next, the median of `tokens` tokens. If the device chooses the tokens,
+    /// a step is queued before the token that it reads is on the host, as in a generation.
     fn write(
         &self,
         batch: usize,
@@ -190,7 +191,7 @@ impl<'d, B: KernelBackend> Subject<'d, B> {
             let begun = Instant::now();
             next = match next {
                 (logits_bv, Some(choosing)) => {
-                    // Those of the next step may take their place.
+                    // Frees their memory for the logits of the next step.
                     drop(logits_bv);
                     let next = step(choosing.ids_b.clone());
                     let tokens = choosing.wait()?.into_iter();

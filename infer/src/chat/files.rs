@@ -1,4 +1,4 @@
-//! The files with a model's chat template, in the order of transformers.
+//! The files with a model's chat template. As in transformers, the first of these that exists is used.
 //!
 //! | | |
 //! |---|---|
@@ -7,7 +7,7 @@
 //! | `tokenizer_config.json`: `chat_template` | a text; or a list of texts with names, of which `default` is taken |
 //!
 //! The special tokens are those of `tokenizer_config.json` and, for tokenizers of earlier versions, of
-//! `special_tokens_map.json`. A GGUF file has a template and special tokens of its own.
+//! `special_tokens_map.json`. A GGUF file has its own template and special tokens.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -42,7 +42,7 @@ pub enum ChatFileError {
         /// The folder of the tokenizer.
         folder: PathBuf,
     },
-    /// A file cannot be read, or is not the one that the folder was made with.
+    /// A file cannot be read, or its checksum is not that in the folder's `SHA256SUMS`.
     #[error(transparent)]
     File(#[from] WeightsError),
     /// A folder of templates, or one of them, cannot be read.

@@ -5,14 +5,13 @@
 //! Hugging Face's transformers does, and [`ChatTemplate::render`] runs it as `apply_chat_template` does there:
 //! with the same variables, functions and rules for white space, so that the text is the same.
 //!
-//! The text is then [encoded](datasets::Tokenizer::encode_chat) so that the names of special tokens in it are
-//! these tokens. As in transformers, that holds for those in a message, too: who writes `<|im_end|>` ends the
-//! turn.
+//! The text is then [encoded](datasets::Tokenizer::encode_chat), and the names of special tokens in it become these
+//! tokens. As in transformers, that also holds for names in a message: a user who writes `<|im_end|>` ends the turn.
 //!
-//! # What a template cannot do
+//! # Limits of a template
 //!
-//! It is a stranger's program. It reads no files, and its work and its text have bounds, past which it is an
-//! error like any other ([`TemplateError`]).
+//! A template is a program from an unknown author. It can read no files, and its work and its text are limited; a
+//! template that exceeds a limit fails with a [`TemplateError`].
 
 mod files;
 mod python;
@@ -31,17 +30,17 @@ use minijinja_contrib::pycompat;
 pub use files::ChatFileError;
 use python::Refusal;
 
-/// The work that a template may do: about so many steps, or 64 times as many bytes of text. It takes a tenth of
-/// a second. For each [`MESSAGES`] that there are it may do as much again.
+/// The limit of a template's work: about so many steps, or 64 times as many bytes of text. This takes a tenth of a
+/// second. The same amount is added for each [`MESSAGES`] messages.
 const FUEL: u64 = 1_000_000;
 const MESSAGES: usize = 10_000;
 
-/// The stack that a template has for so much work. Lists that lie in each other are dropped and written level by
-/// level, and with so much work they cannot be deeper than this allows: half a million levels need less.
+/// The stack for a template with that limit. Nested lists are dropped and written recursively. With this limit they
+/// cannot be nested deeper than this stack allows: half a million levels need less.
 const STACK_BYTES: usize = 256 << 20;
 
-/// The bytes of text that a template may write: as many as the messages have, twice, and for each message
-/// and for the whole so many more.
+/// The limit of a template's text, in bytes: twice the bytes of the messages, and this many more for each message and
+/// once for the whole.
 const MESSAGE_BYTES: usize = 1 << 10;
 const TEXT_BYTES: usize = 1 << 20;
 
@@ -54,11 +53,11 @@ const NAME: &str = "chat";
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// Who says it: `system`, `user` or `assistant` in all templates, and others in some.
+    /// The speaker: `system`, `user` or `assistant` in all templates, and other roles in some.
     pub role: String,
-    /// What is said.
+    /// The text of the message.
     pub content: String,
-    /// The name of who says it, for templates that write it.
+    /// The speaker's name, for templates that write it.
     pub name: Option<String>,
 }
 
@@ -85,10 +84,10 @@ impl Message {
     }
 }
 
-/// Why a template makes no text of some messages, or cannot be read.
+/// Why a template cannot be read, or gives no text for some messages.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
-    /// It is no Jinja, or uses what this program does not have.
+    /// It is not valid Jinja, or uses a feature that this program does not support.
     #[error("the chat template cannot be read: {reason}")]
     Syntax {
         /// What is wrong, and where.
@@ -97,24 +96,24 @@ pub enum TemplateError {
     /// It refuses the messages.
     #[error("the model's chat template refuses these messages: {reason}")]
     Refused {
-        /// What it says.
+        /// The template's message.
         reason: String,
     },
-    /// It has failed.
+    /// It fails with an error.
     #[error("the model's chat template fails on these messages: {reason}")]
     Failed {
         /// What is wrong, and where.
         reason: String,
     },
-    /// It does not come to an end.
+    /// It exceeds the limit of its work.
     #[error(
         "the model's chat template works on these messages for too long; perhaps it has a loop without end"
     )]
     Endless,
-    /// It writes too long a text.
+    /// Its text exceeds the limit.
     #[error("the model's chat template makes more than {limit} bytes of text of these messages")]
     TooLong {
-        /// What it may write.
+        /// The limit in bytes.
         limit: usize,
     },
 }
@@ -185,7 +184,7 @@ impl ChatTemplate {
         })
     }
 
-    /// Does the work of [`render`](Self::render), which may take `shares` of [`FUEL`].
+    /// Does the work of [`render`](Self::render), with `shares` times [`FUEL`] as its limit.
     fn run(
         &self,
         messages: &[Message],
@@ -223,7 +222,7 @@ impl ChatTemplate {
     }
 }
 
-/// Why a template has failed that may write `limit` bytes.
+/// Why a template failed whose text may have `limit` bytes.
 fn failure(error: &Error, limit: usize) -> TemplateError {
     if error.kind() == ErrorKind::WriteFailure {
         TemplateError::TooLong { limit }

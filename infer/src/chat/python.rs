@@ -1,4 +1,4 @@
-//! What transformers gives to a template beside Jinja's own, and what Python decides in it.
+//! The functions that transformers adds to Jinja, and the rules of Python that templates depend on.
 
 use std::borrow::Cow;
 use std::error::Error as _;
@@ -7,16 +7,16 @@ use std::fmt::Write;
 use minijinja::value::{Kwargs, Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 
-/// How deep lists and maps may lie in each other that become JSON.
+/// The deepest nesting of lists and maps that can be written as JSON.
 const DEPTH: usize = 100;
 
-/// That a template has called `raise_exception`.
+/// The error for a template that has called `raise_exception`.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Refusal(pub String);
 
 impl Refusal {
-    /// The refusal that has led to an error, if one has.
+    /// The refusal that caused `error`, if one did.
     pub(super) fn in_error(error: &Error) -> Option<&Self> {
         let mut cause = error.source();
         while let Some(error) = cause {
@@ -47,7 +47,7 @@ pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
     }
 }
 
-/// `value is sequence`, as Python sees it: also a text is one.
+/// `value is sequence` by Python's definition: a string is one too.
 pub(super) fn is_sequence(value: &Value) -> bool {
     matches!(
         value.kind(),
@@ -97,13 +97,13 @@ pub(super) fn to_json(state: &State, value: &Value, options: Kwargs) -> Result<S
 struct Json<'s, 't, 'e> {
     state: &'s State<'t, 'e>,
     text: String,
-    /// How many bytes of it are paid for.
+    /// The number of bytes for which fuel was already used.
     paid: usize,
-    /// What a deeper line begins with, for each level. Without it all is on one line.
+    /// The beginning of each nested line, for each level; `None` writes everything on one line.
     indent: Option<String>,
-    /// What stands between two items.
+    /// The separator between two items.
     item: String,
-    /// What stands between a key and its value.
+    /// The separator between a key and its value.
     key: String,
     sort_keys: bool,
     /// Whether only ASCII is written.

@@ -1,4 +1,4 @@
-//! The source of a template, changed where Jinja reads it otherwise than `minijinja`:
+//! The source of a template, changed where Jinja and `minijinja` read it differently:
 //!
 //! - Every line end is `\n`.
 //! - A line end after a backslash is no part of a string.

@@ -161,7 +161,7 @@ fn marks_for_training_change_nothing() {
     }
 }
 
-/// Whatever a template does, it comes to an end, and what it says is one line.
+/// A template always ends, whatever it does, and its error is one line.
 #[test]
 fn a_template_that_fails_says_why() {
     for (source, part) in [
@@ -226,7 +226,7 @@ fn a_template_cannot_work_for_ever() {
         );
         assert!(is_bound, "{source}: {error}");
     }
-    // What is deep does not overflow the stack, when it is written or when it is dropped.
+    // Deeply nested values do not overflow the stack, neither when they are written nor when they are dropped.
     let list = format!("{}ns.x{}", "[".repeat(40), "]".repeat(40));
     for levels in [100, 2000, 5000, 6000, 7000, 8000, 99_999] {
         let deep = format!(

@@ -25,7 +25,7 @@ Examples:
   Two students, with the paper's tasks, 200 documents of each:
       infer audit STUDENT OTHER --teacher TEACHER --text TEXT --data eval-data --limit 200 --out audit";
 
-/// The most tokens at once, for models without a limit.
+/// The most tokens that are read at once, for models without a limit.
 const UNBOUNDED_LENGTH: usize = 2048;
 
 /// Measures what students have really kept of their teacher, beside controls that have less.
@@ -100,7 +100,7 @@ pub(crate) struct AuditArgs {
 }
 
 impl AuditArgs {
-    /// Runs the command. Everything that is read is read before a model is loaded, so that a mistake shows soon.
+    /// Runs the command. All inputs are read before a model is loaded, so that errors in them are found early.
     pub fn run(self) -> Result<(), CommandError> {
         for path in self.files() {
             atomic_file::check(&path).map_err(cannot("write", &path))?;
@@ -176,12 +176,12 @@ impl AuditArgs {
     }
 }
 
-/// That the tokenizer of a student, if it has one, is the teacher's.
+/// Checks that the tokenizer of a student, if it has one, is the teacher's.
 fn check_tokenizer(model: &Path, folder: &Path, teachers: &Tokenizer) -> Result<(), CommandError> {
     let Some(own) = own_tokenizer(folder)? else {
         return Ok(());
     };
-    // A tokenizer inside a GGUF file is another file than the same one beside a student.
+    // A tokenizer inside a GGUF file and the same one as a file beside a student have different bytes.
     let text =
         "The 17 quick brown foxes' naïve déjà vu: (a_b) -> \"jumps\"\n\tover, 2048 lazy dogs!";
     let spells_alike = || {
@@ -241,7 +241,7 @@ impl Work for AuditWork {
                 .iter()
                 .map(|control| (*control, control.apply(model.clone())));
             let under: Vec<(Control, Option<CausalLm<B>>)> = under.collect();
-            // Every row stands beside the teacher's controls.
+            // Every row compares with the teacher's controls, so the teacher must have them.
             if i == 0 && under.iter().any(|(_, model)| model.is_none()) {
                 let model = args.teacher.clone();
                 return Err(AuditError::NoAttention { model }.into());
@@ -276,7 +276,7 @@ impl Work for AuditWork {
     }
 }
 
-/// Adds a model and what it does in every measure. One that fails does not stop the others.
+/// Adds a model with its results in every measure. If a measure fails, the others are still made.
 fn measure<B: KernelBackend>(
     audit: &mut Audit,
     name: &str,

@@ -59,7 +59,7 @@ pub(crate) struct EvalArgs {
 type Evaluated = (Task, Vec<Document>, Vec<Vec<Score>>);
 
 impl EvalArgs {
-    /// Runs the command. The data is read before the model, so that a mistake in it shows soon.
+    /// Runs the command. The data is read before the model, so that errors in it are found early.
     pub fn run(self) -> Result<(), CommandError> {
         if self.limit == Some(0) {
             return Err(EvalError::Limit.into());

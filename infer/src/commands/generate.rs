@@ -89,7 +89,7 @@ pub(crate) struct GenerateArgs {
 }
 
 impl GenerateArgs {
-    /// Runs the command. What needs no device comes first, so that a mistake in it shows at once.
+    /// Runs the command. Everything that needs no device comes first, so that errors are found at once.
     pub fn run(self) -> Result<(), CommandError> {
         let backend = self.model.compute.backend()?;
         let sampling = SamplingSettings::from(self.sampling);
@@ -162,7 +162,7 @@ impl Work for GenerateWork {
         }
 
         let mut out = io::stdout().lock();
-        // Some tokenizers write the first word of a text without the blank before it.
+        // Some tokenizers drop the blank before the first word of a text.
         let mut text = self.model.tokenizer.stream_after(generation.ids());
         for token in &mut generation {
             if let Some(piece) = text.push(token?)?

@@ -57,7 +57,7 @@ impl InfoArgs {
     }
 }
 
-/// What the files of a model say of it.
+/// What the files of a model say about it.
 struct ModelSummary {
     folder: PathBuf,
     /// The name of the family of models.
@@ -98,7 +98,7 @@ impl ModelSummary {
         kinds
     }
 
-    /// Bytes by what parameters are stored as.
+    /// Bytes of the parameters, by their stored dtype.
     fn bytes(&self) -> BTreeMap<String, u64> {
         let mut bytes = BTreeMap::new();
         for tensor in &self.tensors {
@@ -197,16 +197,16 @@ impl ModelSummary {
     }
 }
 
-/// Heads of attention beside the state-space mixer of a layer, and what their keys and values take in f32.
+/// Attention heads beside the state-space mixer of a layer, and the memory of their keys and values in f32.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct KeptHeads {
     /// The layer, from 0.
     layer: usize,
-    /// The teacher's heads, where the model says which; otherwise none.
+    /// The teacher's heads, if the model says which; otherwise empty.
     heads: Vec<usize>,
-    /// How many there are.
+    /// The number of these heads.
     count: usize,
-    /// Bytes that do not grow, within a window.
+    /// Bytes for a window, which do not grow.
     fixed: usize,
     /// Bytes for each token that was read.
     per_token: usize,

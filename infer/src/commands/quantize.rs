@@ -109,7 +109,7 @@ impl Work for Quantize {
     type Output = Result<Vec<WeightForm>, CommandError>;
 
     fn run<B: KernelBackend>(self, device: B::Device) -> Self::Output {
-        // Before the weights, which take longer to read.
+        // Before the weights are read, which takes longer.
         let mut files = Vec::new();
         for name in [TOKENIZER, GENERATION].iter().chain(&BESIDE_TOKENIZER) {
             let file = model::small_file(&self.from, name)?;
@@ -128,7 +128,7 @@ impl Work for Quantize {
             });
         }
         let text = text.unwrap_or_else(|| config.to_json());
-        // The model last: with it the folder is refused as one that has a model, and should be whole.
+        // The model is written last: with it, the folder counts as a complete model and is refused as a target.
         let failed = |path: &Path| {
             let path = path.to_owned();
             move |source| WeightsError::Io { path, source }

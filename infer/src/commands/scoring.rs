@@ -1,5 +1,5 @@
-//! What `eval` and `perplexity` share: a model scores every request once, with the progress shown and
-//! kept on disk.
+//! The common part of `eval` and `perplexity`: a model scores every request once; progress is shown, and scores are
+//! saved on disk.
 
 use std::collections::HashSet;
 use std::io::{IsTerminal, stderr};
@@ -25,7 +25,7 @@ const UNBOUNDED_LENGTH: usize = 2048;
 /// The largest --max-length for such a model.
 const LONGEST: usize = 1 << 22;
 
-/// What it means that scores are not kept on disk.
+/// The consequence if scores cannot be saved on disk, for messages.
 const LOSS: &str = "an interruption would lose what has been scored";
 
 /// The model, and how it scores.
@@ -68,7 +68,7 @@ pub(super) struct ScoringArgs {
 
 /// The scores of all requests.
 pub(super) struct Scored<P> {
-    /// What the caller made beside the requests.
+    /// The caller's result of making the requests.
     pub plan: P,
     /// In the order of the requests.
     pub scores: Vec<Score>,
@@ -76,16 +76,16 @@ pub(super) struct Scored<P> {
     pub max_length: usize,
     /// The backend that computed.
     pub backend: Backend,
-    /// From the first text encoded to the last scored.
+    /// From the first encoded text to the last score.
     pub time: Duration,
-    /// Whether some scores were found on disk, so that `time` is not that of all.
+    /// Whether some scores were found on disk; `time` then does not include their computation.
     pub resumed: bool,
     ledger: Ledger,
 }
 
 impl<P> Scored<P> {
-    /// Writes the results as JSON, if a file was asked for, and shows them. Once they are safe or seen, the
-    /// scores are removed from the disk. What cannot be shown is written all the same, and the other way round.
+    /// Writes the results as JSON, if a file was given, and shows them. After that the saved scores are removed from
+    /// the disk. If one of the two outputs fails, the other is still made.
     ///
     /// # Errors
     /// [`EvalError::Io`] and [`TerminalError`](crate::output::TerminalError).
@@ -114,10 +114,10 @@ impl<P> Scored<P> {
 }
 
 impl ScoringArgs {
-    /// Checks what needs no model, before data is fetched or a text is scored.
+    /// Checks all that can be checked without the model, before data is fetched or a text is scored.
     ///
     /// # Errors
-    /// [`EvalError::BatchSize`], and [`EvalError::Io`] if the results can never be written.
+    /// [`EvalError::BatchSize`], and [`EvalError::Io`] if the file for the results cannot be written.
     pub fn check(&self) -> Result<(), EvalError> {
         if self.batch_size == 0 {
             return Err(EvalError::BatchSize);
@@ -128,11 +128,11 @@ impl ScoringArgs {
         atomic_file::check(path).map_err(cannot("write", path))
     }
 
-    /// Scores the requests that `plan` makes, which is given the tokenizer and the most tokens that are
-    /// read at once. [`check`](Self::check) comes first.
+    /// Scores the requests that `plan` makes; `plan` gets the tokenizer and the most tokens that are read at once. Call
+    /// [`check`](Self::check) first.
     ///
     /// # Errors
-    /// That the model cannot be found or loaded, the plan's, and those of [`score`](score()).
+    /// The model cannot be found or loaded; the errors of `plan` and of [`score`](score()).
     pub fn score<P: Send>(
         &self,
         plan: impl FnOnce(&Tokenizer, usize) -> Result<(P, Vec<ScoreRequest>), EvalError> + Send,
@@ -150,8 +150,8 @@ impl ScoringArgs {
     }
 }
 
-/// The scores of an interrupted evaluation of this very model, under this control, on this backend. They are kept in the user's own
-/// cache only: in the system's temporary folder they could be anyone's.
+/// Opens the saved scores of an interrupted evaluation of this model, under this control, on this backend. They are
+/// only saved in the user's own cache folder: in the system's temporary folder they could be another user's.
 fn open_ledger(
     model: &FoundModel,
     backend: Backend,
@@ -163,7 +163,8 @@ fn open_ledger(
         ));
         return Ok(Ledger::in_memory());
     };
-    // Scores are looked up after the model is loaded, and thereby compared with the manifest.
+    // The manifest's hash is enough: scores are only looked up after the model was loaded, which compares its files
+    // with the manifest.
     let hash = match ModelHash::listed(&model.folder)? {
         Some(hash) => hash,
         None => ModelHash::of(&model.folder)?,

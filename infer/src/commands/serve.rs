@@ -116,7 +116,7 @@ pub(crate) struct ServeArgs {
 /// Seconds that the head of a request may take to arrive, and its body.
 const ARRIVAL_SECONDS: u64 = 30;
 
-/// Seconds after which a client that reads nothing of its answer loses its connection.
+/// Seconds after which the connection of a client that reads nothing of its answer is closed.
 const WRITE_SECONDS: u64 = 60;
 
 impl ServeArgs {
@@ -180,7 +180,7 @@ impl ServeArgs {
     }
 }
 
-/// What a client is told that asks for a chat. It does not learn where the model's files are.
+/// The message for a client that asks for a chat. It does not show where the model's files are.
 fn why_no_chat(error: &ChatFileError) -> String {
     match error {
         ChatFileError::None { .. } => "this model has no chat template, so it continues texts at \
@@ -191,7 +191,7 @@ fn why_no_chat(error: &ChatFileError) -> String {
     }
 }
 
-/// Where the server is, and for whom.
+/// The line that says where the server listens, and for which hosts.
 fn announcement(address: SocketAddr, options: &ServerOptions) -> String {
     let mut lines = String::new();
     if !address.ip().is_loopback() && options.api_key.is_none() {
@@ -200,10 +200,10 @@ fn announcement(address: SocketAddr, options: &ServerOptions) -> String {
     lines + &format!("{} at http://{address}\n", options.name)
 }
 
-/// Writes lines to standard error, whether or not anybody reads there.
+/// Writes lines to standard error, on another thread.
 ///
-/// The server runs as well with standard error closed, and with a pipe that nobody empties, which would keep
-/// this thread waiting. If no thread for it can start, it is not said.
+/// The server must also work if standard error is closed, or is a pipe that is not read, which would block this thread.
+/// If no thread can be started, the lines are not written.
 fn say(lines: String) {
     let say = move || {
         let _ = io::stderr().write_all(lines.as_bytes());

@@ -1,4 +1,4 @@
-//! The engine's loop: which requests are let in, and what is computed next.
+//! The engine's loop: which requests get a slot, and what is computed next.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -28,7 +28,7 @@ pub(super) struct Batcher<'m, B: KernelBackend> {
     /// The most sequences at a time.
     pub slots: usize,
     pub gauges: &'m Gauges,
-    /// When every text ends, if that is decided.
+    /// The moment at which every text ends, if there is one.
     pub last_moment: &'m OnceLock<Instant>,
 }
 
@@ -61,32 +61,32 @@ impl<B: KernelBackend> Sequences<'_, B> {
     }
 }
 
-/// Whether an owner that has `held` slots may take one of the `free` ones: its first at any time, and more
-/// if slots are not `shared`, or as long as it then has no more than twice as many as are still free. So
-/// there is a slot for the next owner before texts of many tokens are done.
+/// Whether an owner that has `held` slots may take another one of the `free` slots. It may always take its first slot.
+/// It may take more if slots are not `shared`, or as long as it then has at most twice as many slots as are still free.
+/// So the next owner finds a free slot, and need not wait until long texts end.
 fn may_take(held: usize, free: usize, shared: bool) -> bool {
     free > 0 && (held == 0 || !shared || held < 2 * (free - 1))
 }
 
-/// How long slots are shared after an owner has come while another was there. The next one is then likely.
+/// How long slots are shared after an owner has come while another one was there: a third owner is then likely.
 const SHARED: Duration = Duration::from_secs(1);
 
-/// Whether several owners want slots. One that is alone with the engine may have all of them.
+/// Whether slots are shared among several owners. A single owner may have all slots.
 #[derive(Debug, Default)]
 struct Sharing {
-    /// When an owner has last come while another was there.
+    /// When an owner last came while another one was there.
     met: Option<Instant>,
 }
 
 impl Sharing {
-    /// An owner has come, while another had sequences or waited, or not.
+    /// Notes that an owner has come; `another_is_there` says whether another one had sequences or was waiting.
     fn comes(&mut self, another_is_there: bool, now: Instant) {
         if another_is_there {
             self.met = Some(now);
         }
     }
 
-    /// Whether the slots are shared, while so many owners wait.
+    /// Whether slots are shared now, while this number of owners wait.
     fn holds(&self, waiting: usize, now: Instant) -> bool {
         let lately = |met| now.saturating_duration_since(met) < SHARED;
         waiting > 1 || self.met.is_some_and(lately)
@@ -94,7 +94,7 @@ impl Sharing {
 }
 
 impl<'m, B: KernelBackend> Batcher<'m, B> {
-    /// Works until all jobs are done and the queue is closed.
+    /// Works until the queue is closed and all jobs are done.
     pub(super) fn run(&self, mut jobs: UnboundedReceiver<Vec<Job>>) {
         let mut waiting = Turns::default();
         let mut sequences = Sequences {
@@ -121,7 +121,7 @@ impl<'m, B: KernelBackend> Batcher<'m, B> {
                 queue(&mut waiting, more);
             }
             let now = Moment::now(self.last_moment.get().copied());
-            // A request whose answer was dropped, or whose time is up, frees its place in the queue.
+            // A request whose answer was dropped, or whose time is up, leaves the queue.
             waiting.retain(|job| !job.ends(now));
             let is_shared = sharing.holds(waiting.owners(), Instant::now());
             self.let_in(&mut waiting, &mut sequences, is_shared);
@@ -132,7 +132,7 @@ impl<'m, B: KernelBackend> Batcher<'m, B> {
         }
     }
 
-    /// Fills the free slots, in turns between those who wait.
+    /// Gives the free slots to waiting requests, owner by owner.
     fn let_in(&self, waiting: &mut Turns<Job>, sequences: &mut Sequences<'m, B>, is_shared: bool) {
         if waiting.is_empty() {
             return;
@@ -205,7 +205,7 @@ mod tests {
 
     use super::{Sharing, may_take};
 
-    /// How many slots each of some owners takes, one after the other, if all want as many as there are.
+    /// In this order, the number of slots that each owner gets, if each wants all slots.
     fn shares(slots: usize, owners: usize, is_shared: bool) -> Vec<usize> {
         let mut free = slots;
         let share = |_| {

@@ -9,30 +9,28 @@
 //!
 //! # A text does not depend on the load
 //!
-//! The numbers of a sequence do not depend on the other sequences. A product of matrices may round
-//! differently with the number of its rows, so the size of a batch never changes: a tile
-//! always has the same number of rows, some of them empty, and each row is computed independently.
-//! Prompts are read one at a time, in pieces that are always cut at the same places. Each sequence has its
-//! own random numbers, penalties and stop strings. So the same request gives the same text and, to the
-//! bit, the same scores, whatever the load.
+//! The numbers of a sequence do not depend on the other sequences. A matrix product may round differently for another
+//! number of rows, so the size of a batch never changes: a tile always has the same number of rows, some of them empty,
+//! and each row is computed independently. Prompts are read one at a time, in pieces that are always cut at the same
+//! places. Each sequence has its own random numbers, penalties and stop strings. So the same request gives the same
+//! text and, to the bit, the same scores, under any load.
 //!
 //! # One thread
 //!
-//! The model, the states and the loop live on one thread, with a separate pool of threads for the CPU's
-//! ops. So work on the global pool, such as encoding text, neither waits for the engine nor delays it.
-//! Requests come through a queue of bounded length; a request that finds it full is refused
-//! ([`SubmitError::Full`]). Each sequence has a queue for its results, which holds no more than its text.
-//! When an answer is dropped, its sequence ends before the next round and its row is free for another; a
-//! request that still waits loses its place in the queue. A request whose deadline passes ends where it is,
-//! also while it waits.
+//! The model, the states and the loop are on one thread, with a separate thread pool for the ops on a CPU. So work on
+//! the global pool, such as encoding text, neither waits for the engine nor delays it. Requests come through a queue of
+//! limited length; if it is full, a request is refused ([`SubmitError::Full`]). Each sequence has a queue for its
+//! results, which contains at most its text. When an answer is dropped, its sequence ends before the next round and its
+//! row becomes free; if the request still waits, it loses its place in the queue. When the deadline of a request
+//! passes, its text ends there, also if it still waits.
 //!
 //! # Turns
 //!
-//! The requests of one [`submit`](Engine::submit) have one owner, and owners take turns: in the queue, and
-//! in the reading of prompts. An owner takes its first slot as soon as one is free. One that is alone takes all
-//! slots. While several wait, and for a second after one has come while another was there, an owner takes
-//! further slots only as long as it has no more than twice as many as are then free. So one that finds all slots
-//! taken waits for the first text to end, not for all of them, and those that follow it find one free.
+//! The requests of one [`submit`](Engine::submit) have one owner. Owners take turns, both in the queue and in the
+//! reading of prompts. An owner gets its first slot as soon as one is free. A single owner gets all slots. While
+//! several owners wait, and for a second after one has come while another was there, an owner gets further slots only
+//! as long as it then has at most twice as many as are still free. So an owner that finds all slots taken waits only
+//! until the first text ends, not until all end, and the owners after it find a free slot.
 //!
 //! # A round
 //!
@@ -43,17 +41,17 @@
 //!
 //! # Where tokens are chosen
 //!
-//! Tokens are chosen on the device where it has a kernel for that, each row of a tile by its own settings,
-//! penalties and random numbers, and eight ids are copied to the host. The logits are copied where the
-//! host has to choose, for the first token after a prompt, and for requests that ask for scores.
+//! If the device has a kernel for it, it chooses the tokens: each row of a tile by its own settings, penalties and
+//! random numbers, and eight ids are copied to the host. The logits are copied if the host has to choose, for the first
+//! token after a prompt, and for requests that ask for scores.
 //!
-//! Where no logits are copied, the device is a step ahead of the host: it has the next step of a tile before the host has
-//! read the tokens of this one and written them to the texts. A sequence that joins a tile takes part from the step behind
-//! that one on; where one has ended, the row's step is for nobody.
+//! If no logits are copied, the device is one step ahead of the host: it gets the next step of a tile before the host
+//! has read the tokens of this step and written them to the texts. A sequence that joins a tile takes part from the
+//! step after that one on; if a sequence has ended meanwhile, the result of its row is not used.
 //!
-//! In a model in bf16 or f16, the logits at every position of a prompt, which only `echo` with `logprobs`
-//! needs, are in that dtype too, while the logits of the first token without `echo` are in f32. So with
-//! `echo` and `logprobs` the scores of a prompt, and its first token, are coarser there.
+//! In a model in bf16 or f16, the logits at all positions of a prompt, which are only needed for `echo` with
+//! `logprobs`, are in that dtype too, while the logits of the first token without `echo` are in f32. So with `echo` and
+//! `logprobs`, the scores of a prompt and its first token are less precise.
 
 mod batcher;
 mod gauges;
@@ -95,7 +93,7 @@ pub struct EngineOptions {
     pub backend: Backend,
     /// The model's folder.
     pub model: PathBuf,
-    /// What its parameters are kept in.
+    /// The precision of its parameters.
     pub precision: Precision,
     /// The model's tokenizer.
     pub tokenizer: Arc<Tokenizer>,
@@ -114,13 +112,13 @@ pub enum EngineError {
     /// The model cannot be loaded.
     #[error(transparent)]
     Model(#[from] PrecisionError),
-    /// The tokens that end a text are not known.
+    /// The tokens that end a text cannot be determined.
     #[error(transparent)]
     EndTokens(#[from] EndTokensError),
     /// A thread cannot be started.
     #[error("no threads for the engine: {0}")]
     Threads(String),
-    /// The engine's thread has panicked: a fault of this program.
+    /// The engine's thread has panicked, which is a bug in this program.
     #[error("the engine has stopped by a fault: {0}")]
     Panicked(String),
 }
@@ -158,8 +156,8 @@ pub struct Facts {
     pub max_positions: Option<usize>,
 }
 
-/// A model that answers requests on a separate thread. When the engine is dropped, no more requests come,
-/// and the thread ends when all requests that it has are done.
+/// A model that answers requests on a separate thread. After the engine is dropped, no more requests can be submitted,
+/// and the thread ends when all submitted requests are done.
 ///
 /// ```no_run
 /// use std::sync::Arc;
@@ -203,7 +201,7 @@ pub struct Engine {
     slots: usize,
     /// The number of calls of [`submit`](Engine::submit).
     owners: AtomicU64,
-    /// When every text ends, if that is decided.
+    /// The moment at which every text ends, if there is one.
     last_moment: Arc<OnceLock<Instant>>,
 }
 
@@ -325,8 +323,8 @@ impl Engine {
         Ok(answers)
     }
 
-    /// Ends every text at `moment`, as if that were its deadline, if it has not ended before. Only the first
-    /// call has an effect.
+    /// Ends every text at `moment`, as if that were its deadline, unless it ends earlier. Only the first call has an
+    /// effect.
     pub fn end_at(&self, moment: Instant) {
         let _ = self.last_moment.set(moment);
     }
@@ -336,7 +334,7 @@ impl Engine {
         self.last_moment.get().copied()
     }
 
-    /// Waits until the engine has stopped. While this value lives, it stops only by a fault.
+    /// Waits until the engine has stopped. While this value exists, the engine only stops after a failure.
     pub async fn stopped(&self) {
         self.jobs.closed().await;
     }
@@ -377,7 +375,7 @@ impl Work for EngineWork {
 
     fn run<B: KernelBackend>(self, device: B::Device) -> Self::Output {
         let folder = &self.options.model;
-        // Before gigabytes are read.
+        // The configuration is checked before gigabytes of weights are read.
         let config = model::load_config(folder).map_err(PrecisionError::from)?;
         let vocab_size = config.network().vocab_size;
         let end_tokens = EndTokens::of(folder, &self.options.tokenizer, vocab_size)?;

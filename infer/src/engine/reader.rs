@@ -1,4 +1,4 @@
-//! Sequences whose prompt is being read: once for all texts of a request.
+//! Sequences whose prompt is being read. Texts of one request with the same prompt read it once.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -14,8 +14,8 @@ use crate::error::GenerateError;
 
 /// How many tokens of a prompt go through the model at once.
 ///
-/// Prompts are read in pieces, so that sequences that make tokens wait for one piece at most. The pieces
-/// are always cut at the same places of a prompt, since the cuts change the rounding.
+/// Prompts are read in pieces, so that sequences that make tokens wait for one piece at most. The pieces are always cut
+/// at the same places of a prompt, since other cuts would change the rounding.
 const PIECE: usize = 256;
 
 /// Sequences of one owner before their first token, which have the same prompt and share its state until
@@ -47,7 +47,7 @@ impl<'t, B: KernelBackend> Reader<'t, B> {
         self.sequences.len()
     }
 
-    /// Whose sequences these are.
+    /// The owner of these sequences.
     pub(super) fn owner(&self) -> u64 {
         self.sequences[0].owner
     }
@@ -62,8 +62,8 @@ impl<'t, B: KernelBackend> Reader<'t, B> {
         self.state.bytes()
     }
 
-    /// Whether `sequence` can join: nothing has been read yet, and it shares the prompt and asks for the
-    /// same scores of it, as the texts of one request do.
+    /// Whether `sequence` can join: nothing has been read yet, and it has the same prompt and asks for the same scores
+    /// of it, as the texts of one request do.
     pub(super) fn suits(&self, sequence: &Sequence<'t>) -> bool {
         let (first, other) = (&self.sequences[0].request, &sequence.request);
         self.state.position == 0
@@ -73,7 +73,7 @@ impl<'t, B: KernelBackend> Reader<'t, B> {
             && (!first.score_prompt || first.alternatives == other.alternatives)
     }
 
-    /// Adds a sequence that [`suits`](Self::suits).
+    /// Adds a sequence for which [`suits`](Self::suits) is true.
     pub(super) fn join(&mut self, sequence: Sequence<'t>) {
         self.sequences.push(sequence);
     }
@@ -131,7 +131,7 @@ impl<'t, B: KernelBackend> Reader<'t, B> {
         }
         let logits_blv = model.prefill_all(ids_bl, state);
         let mut logits_lv = read_settled(logits_blv, device)?;
-        // Once for all sequences, which share the scores.
+        // Computed once: all sequences share the scores.
         match sequences[0].score_prompt(read, &logits_lv, v) {
             Ok(scores) => sequences
                 .iter()

@@ -19,13 +19,13 @@ pub struct Request {
     pub sampling: SamplingSettings,
     /// The most tokens to make; 0 only reads the prompt.
     pub max_tokens: usize,
-    /// Stop strings: the text ends before the first of them that the model makes. None of them is empty.
+    /// Stop strings: the text ends before the first one that the model writes. No stop string may be empty.
     pub stop: Vec<String>,
-    /// How many of the likeliest tokens the score of each token names; `None` for no scores.
+    /// How many of the likeliest tokens are listed in the score of each token; `None` for no scores.
     pub alternatives: Option<usize>,
     /// Whether the prompt's tokens are scored too.
     pub score_prompt: bool,
-    /// When the text ends even if it is not complete.
+    /// The moment at which the text ends even if it is not complete.
     pub deadline: Option<Instant>,
 }
 
@@ -45,16 +45,16 @@ impl Request {
     }
 }
 
-/// One moment of the engine's time.
+/// A point in time, as seen by the engine.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moment {
     now: Instant,
-    /// Whether every text ends, also before its deadline.
+    /// Whether every text ends now, even before its deadline.
     is_last: bool,
 }
 
 impl Moment {
-    /// This moment, if every text ends at `last`.
+    /// The present moment; every text ends if `last` has passed.
     pub(super) fn now(last: Option<Instant>) -> Self {
         let now = Instant::now();
         let is_last = last.is_some_and(|last| last <= now);
@@ -93,7 +93,7 @@ pub struct Piece {
 /// A token that was made.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Token {
-    /// Its id.
+    /// The token's id.
     pub id: u32,
     /// The number of characters of text before it.
     pub start: usize,
@@ -121,7 +121,7 @@ pub enum Finish {
     StopString,
     /// [`Request::max_tokens`] were made.
     MaxTokens,
-    /// The model has no position left.
+    /// The model has no positions left.
     ContextFull,
     /// [`Request::deadline`] passed, or the moment at which the engine [ends](super::Engine::end_at) all texts.
     TimeUp,

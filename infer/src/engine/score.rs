@@ -2,8 +2,8 @@
 
 use crate::sampling::SamplingError;
 
-/// A token's log-probability (natural logarithm) by the model itself: before penalties, temperature and
-/// all other [settings](crate::SamplingSettings), over every row of the head, padding included.
+/// A token's log-probability (natural logarithm) by the model's own distribution: before penalties, temperature and all
+/// other [settings](crate::SamplingSettings), over all rows of the head, padding included.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenScore {
     /// The log-probability of the token.

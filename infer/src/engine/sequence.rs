@@ -23,14 +23,14 @@ const LOGITS: &str = "logits for what is chosen or scored here";
 pub(super) struct Job {
     pub request: Request,
     pub answer: UnboundedSender<Event>,
-    /// What it shares with the requests that were submitted together with it, and with no other.
+    /// Its owner: the same number for all requests that were submitted together, and for no others.
     pub owner: u64,
-    /// Its place in the queue, which is free again when this is dropped.
+    /// Its place in the queue, which becomes free when this value is dropped.
     pub _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Job {
-    /// Whether its answer was dropped or its time is up, which is its answer then.
+    /// Whether the job ends now: its answer was dropped, or its time is up, which is then sent as its answer.
     pub(super) fn ends(&self, now: Moment) -> bool {
         let time_is_up = now.ends(&self.request);
         if time_is_up {
@@ -41,11 +41,11 @@ impl Job {
     }
 }
 
-/// A sequence that is being computed, without its state in the model.
+/// A sequence that is being computed, except for its state in the model.
 pub(super) struct Sequence<'t> {
     pub request: Request,
     pub owner: u64,
-    /// The newest token, which has not gone through the model yet.
+    /// The newest token, which the model has not read yet.
     pub newest: u32,
     pub gauges: &'t Gauges,
     pub sampler: Sampler,
@@ -53,14 +53,14 @@ pub(super) struct Sequence<'t> {
     text: TextBuffer<'t>,
     end_tokens: &'t [u32],
     vocab_size: usize,
-    /// Tokens that may still go through the model after the prompt.
+    /// The number of tokens that the model can still read after the prompt; `None` without a limit.
     positions_left: Option<usize>,
     made: usize,
 }
 
 impl<'t> Sequence<'t> {
-    /// Begins the sequence of a job. If a setting of the request is out of range, that is its answer, and
-    /// this returns `None`.
+    /// Begins the sequence of a job. If a setting of the request is out of range, this error is sent as the answer, and
+    /// the result is `None`.
     pub(super) fn begin(
         Job {
             request,
@@ -102,12 +102,12 @@ impl<'t> Sequence<'t> {
         self.answer.is_closed() || now.ends(&self.request)
     }
 
-    /// The scores of the prompt's next tokens. `logits_lv` holds the logits `[l, v]` after each token from
-    /// position `read` on, so they score the tokens from `read + 1` on. Before them, if `read` is 0, stands
-    /// the `None` of the first token.
+    /// The scores of the prompt's next tokens. `logits_lv` holds the logits `[l, v]` after each token from position
+    /// `read` on, so they score the tokens from `read + 1` on. If `read` is 0, the first score is the `None` of the
+    /// prompt's first token.
     ///
     /// # Errors
-    /// The logits are no scores.
+    /// The logits are not finite.
     pub(super) fn score_prompt(
         &self,
         read: usize,
@@ -131,7 +131,7 @@ impl<'t> Sequence<'t> {
         give(&self.answer, Event::Prompt(scores));
     }
 
-    /// Makes the first token by the logits `[v]` after the prompt. `None` if it was the last.
+    /// Makes the first token from the logits `[v]` after the prompt. `None` if that was also the last token.
     pub(super) fn begin_writing(mut self, logits: &mut [f32]) -> Option<Self> {
         if self.request.max_tokens == 0 {
             self.finish(Finish::MaxTokens);
@@ -141,18 +141,18 @@ impl<'t> Sequence<'t> {
         self.write(choice, None, Some(logits))
     }
 
-    /// Whether it needs the logits even of tokens that the device has chosen.
+    /// Whether it needs the logits even if the device chooses the tokens.
     pub(super) fn scores(&self) -> bool {
         self.request.alternatives.is_some()
     }
 
-    /// Whether another token may come after the next one, by what is known before that one is.
+    /// Whether, before the next token is known, another token may be needed after it.
     pub(super) fn may_go_on(&self) -> bool {
         self.made + 1 < self.request.max_tokens && self.positions_left != Some(0)
     }
 
-    /// Takes the token `chosen` by the device, if it has, or chooses one by the logits `[v]`, and sends the text that
-    /// is complete with it. `None` if it was the last.
+    /// Takes the token that the device has `chosen`, or chooses one by the logits `[v]`, and sends the text that is
+    /// complete with it. `None` if it was the last token.
     ///
     /// # Panics
     /// If there are no logits and none was chosen, or the sequence [`scores`](Self::scores).
@@ -170,7 +170,7 @@ impl<'t> Sequence<'t> {
         None
     }
 
-    /// Takes a token as [`write`](Self::write) does, and returns why the text ends with it, if it does.
+    /// Takes a token like [`write`](Self::write), and returns why the text ends with it, if it does.
     fn take(
         &mut self,
         choice: Choice,
@@ -216,7 +216,7 @@ impl<'t> Sequence<'t> {
     /// Sends the rest of the text, and the end.
     pub(super) fn finish(self, finish: Finish) {
         let rest = match finish {
-            // The text that is held back is the stop string.
+            // The text that is held back is the stop string, which is not sent.
             Finish::StopString => Ok(Piece::default()),
             _ => self.text.finish(),
         };

@@ -1,4 +1,4 @@
-//! From tokens to text that can be sent: whole characters, and nothing of a stop string.
+//! Turns tokens into text that can be sent: only whole characters, and no part of a stop string.
 
 use datasets::{DataError, TokenStream, Tokenizer};
 
@@ -7,14 +7,14 @@ use super::score::TokenScore;
 
 /// The text of one sequence while it grows.
 ///
-/// Text that could be the beginning of a stop string is held back until that is decided. Tokens are sent
-/// with the text that they belong to.
+/// Text that could be the beginning of a stop string is held back until this is decided. Tokens are sent together with
+/// the text that they belong to.
 pub(super) struct TextBuffer<'t> {
     stream: TokenStream<'t>,
     stops: Vec<String>,
     /// The number of characters decoded so far.
     decoded: usize,
-    /// The last of these characters, which are not sent yet.
+    /// The last of these characters, which were not sent yet.
     held: String,
     tokens: Vec<Token>,
 }
@@ -45,7 +45,7 @@ impl<'t> TextBuffer<'t> {
         })
     }
 
-    /// Takes the token that ends the text and is no part of it.
+    /// Takes the token that ends the text; it has no text itself.
     pub(super) fn push_end(&mut self, id: u32, score: Option<TokenScore>) {
         self.push_token(id, score, true);
     }
@@ -73,7 +73,7 @@ impl<'t> TextBuffer<'t> {
         })
     }
 
-    /// How many of the last bytes are held back: from the first stop string on, or the beginning of one at
+    /// The number of last bytes that are held back: from the first stop string on, or the beginning of a stop string at
     /// the very end.
     fn held_back(&self) -> usize {
         let held = &self.held;

@@ -1,8 +1,8 @@
 //! Tiles: sequences that take their steps together.
 //!
-//! Where the device chooses the tokens, it is a step ahead of the host, as in a [`Generation`](crate::Generation): while the
-//! host writes the texts, the device computes. A sequence that has ended meanwhile has taken a step too many, of which its
-//! row is overwritten by the next one.
+//! If the device chooses the tokens, it is a step ahead of the host, as in a [`Generation`](crate::Generation): the
+//! device computes while the host writes the texts. A sequence that has ended meanwhile has taken one step too many;
+//! its row is overwritten by the next sequence.
 
 use burn::tensor::{Int, Tensor};
 use kernels::KernelBackend;
@@ -18,14 +18,13 @@ use crate::sampling::{SamplingError, SamplingSettings};
 
 /// The rows of a tile, each for one sequence or empty.
 ///
-/// A tile always computes this many rows, so that a sequence's numbers do not depend on the others: a
-/// product over more rows may add in another order. The number is small, so that a single sequence loses
-/// little to the empty rows, and large enough to share the reading of the weights, which takes most of
-/// the time of a step.
+/// A tile always computes this many rows, so that a sequence's numbers do not depend on the others: a product over
+/// another number of rows may add in another order. The number is small, so that a single sequence loses little time to
+/// empty rows. It is large enough to share the reading of the weights, which takes most of a step's time.
 pub(super) const ROWS: usize = 8;
 
-/// Steps that are queued ahead one after another. After them the host waits for all that is queued, which is how some
-/// failures of a device are found.
+/// The most steps that are queued ahead in a row. After them the host waits for all queued work: some failures of a
+/// device are only found in this way.
 const AHEAD: usize = 16;
 
 /// Up to [`ROWS`] sequences and their states.
@@ -35,11 +34,11 @@ pub(super) struct Tile<'t, B: KernelBackend> {
     device_sampler: DeviceSampler<B>,
     /// The next step, if it is queued already.
     ahead: Option<QueuedStep<B>>,
-    /// Steps that were queued ahead one after another.
+    /// The number of steps that were queued ahead in a row.
     steps_ahead: usize,
 }
 
-/// A step that the device was given.
+/// A step that was queued on the device.
 struct QueuedStep<B: KernelBackend> {
     /// The rows whose sequence took part in it and has not ended since.
     rows: [bool; ROWS],
@@ -55,14 +54,14 @@ struct TileStep {
     /// The rows that they are for.
     rows: [bool; ROWS],
     choices: Vec<Choice>,
-    /// What the device has chosen for each row, if it has.
+    /// The token that the device has chosen for each row; `None` if the host chooses.
     chosen: Option<Vec<Result<u32, SamplingError>>>,
     /// The logits `[ROWS, v]`, if any row needs them on the host.
     logits_bv: Option<Vec<f32>>,
 }
 
 impl<'t, B: KernelBackend> Tile<'t, B> {
-    /// An empty tile. Only the first `vocab_size` tokens of the model's vocabulary are chosen.
+    /// An empty tile. Only the first `vocab_size` ids of the model's vocabulary can be chosen.
     pub(super) fn new(model: &CausalLm<B>, vocab_size: usize, device: &B::Device) -> Self {
         Self {
             batch: model.new_batch(ROWS, device),
@@ -110,7 +109,7 @@ impl<'t, B: KernelBackend> Tile<'t, B> {
         }
     }
 
-    /// Frees a row whose sequence has ended. What is queued for that sequence is for nobody.
+    /// Frees a row whose sequence has ended. Queued results for that sequence are not used.
     fn free(&mut self, row: usize) {
         self.batch.free(row);
         if let Some(ahead) = &mut self.ahead {
@@ -118,7 +117,8 @@ impl<'t, B: KernelBackend> Tile<'t, B> {
         }
     }
 
-    /// Takes one step of every sequence; of those that have joined since the device was given a step ahead, the next time.
+    /// Takes one step of every sequence. If a step was queued ahead, sequences that have joined since take part in the
+    /// next one.
     pub(super) fn step(&mut self, model: &CausalLm<B>, device: &B::Device) {
         if self.len() == 0 {
             self.ahead = None;
@@ -168,7 +168,7 @@ impl<'t, B: KernelBackend> Tile<'t, B> {
         };
         let choosing = match choosing {
             Some(choosing) if self.goes_ahead(&rows) => {
-                // The logits of that step may take the place of these.
+                // Frees their memory for the logits of that step.
                 drop(logits_bv);
                 self.steps_ahead += 1;
                 self.ahead = Some(self.queue(model, choosing.ids_b.clone()));
@@ -200,7 +200,7 @@ impl<'t, B: KernelBackend> Tile<'t, B> {
         })
     }
 
-    /// Gives the device a step: `ids_b [ROWS]`, and the choice of the tokens after them.
+    /// Queues a step on the device: it reads `ids_b [ROWS]` and chooses the tokens after them.
     fn queue(&mut self, model: &CausalLm<B>, ids_b: Tensor<B, 1, Int>) -> QueuedStep<B> {
         let logits_bv = model.step_batch(ids_b, &mut self.batch);
         let rows = self.rows.iter_mut();
@@ -217,8 +217,8 @@ impl<'t, B: KernelBackend> Tile<'t, B> {
         }
     }
 
-    /// Whether the device can have the step behind the one of these `rows` before the host knows the tokens of this one: it
-    /// has the tokens of all sequences, no logits are for the host, and not all texts end.
+    /// Whether the step after that of these `rows` can be queued before the host knows its tokens: the device has the
+    /// tokens of all sequences, the host needs no logits, and not all texts end.
     fn goes_ahead(&self, rows: &[bool; ROWS]) -> bool {
         let sequences = || self.rows.iter().flatten();
         self.steps_ahead < AHEAD

@@ -2,11 +2,11 @@
 
 use std::collections::VecDeque;
 
-/// Items in line, each of an owner. The owners take turns, however many items each of them has, and the
-/// items of one owner keep their order.
+/// Waiting items, each with an owner. Owners take turns, however many items each of them has; the items of one owner
+/// keep their order.
 #[derive(Debug)]
 pub(super) struct Turns<T> {
-    /// The owners in the order of their turns. None of them is without items.
+    /// The owners in the order of their turns. Each has at least one item.
     owners: VecDeque<(u64, VecDeque<T>)>,
 }
 
@@ -20,7 +20,7 @@ impl<T> Default for Turns<T> {
 impl<T> Turns<T> {
     /// Adds an item behind the others of its owner. An owner without items comes behind all others.
     pub(super) fn push(&mut self, owner: u64, item: T) {
-        // Most often the newest owner.
+        // Most often it is the newest owner, so the search begins there.
         let mut owners = self.owners.iter_mut().rev();
         match owners.find(|(other, _)| *other == owner) {
             Some((_, items)) => items.push_back(item),
@@ -28,7 +28,7 @@ impl<T> Turns<T> {
         }
     }
 
-    /// Takes the first item of the first owner that `may` have a turn, and puts the owner behind the others.
+    /// Takes the first item of the first owner for which `may` is true, and moves this owner behind the others.
     pub(super) fn take(&mut self, may: impl Fn(u64) -> bool) -> Option<T> {
         let turn = self.owners.iter().position(|(owner, _)| may(*owner))?;
         let (owner, mut items) = self.owners.remove(turn)?;

@@ -1,4 +1,4 @@
-//! Controls: what a model scores with less than it was trained with.
+//! Controls: models with a part of their attention or state switched off.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,21 +6,21 @@ use std::str::FromStr;
 use kernels::{KernelBackend, Window};
 use model::CausalLm;
 
-/// What is taken away from a model. [`Display`](fmt::Display) and [`FromStr`] have the command line's form.
+/// What is switched off in a model. [`Display`](fmt::Display) and [`FromStr`] use the form of the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {
-    /// Each attention sees the last tokens and the first ones alone; one whose own window has as many last tokens or
-    /// fewer stays as it is.
+    /// Each attention sees only the last tokens and the first ones. An attention whose own window has as many last
+    /// tokens or fewer stays as it is.
     Window(Window),
-    /// No attention adds anything.
+    /// The output of every attention is zero.
     NoAttention,
-    /// No state-space mixer adds anything.
+    /// The output of every state-space mixer is zero.
     NoSsm,
-    /// Every state-space mixer begins anew after so many tokens.
+    /// The state of every state-space mixer is emptied each time after this many tokens.
     Reset(usize),
 }
 
-/// Why a text names no control. Each message is complete.
+/// Why a text is not a control. Each message is complete.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ControlError {
     /// Two controls at once.
@@ -40,7 +40,7 @@ pub enum ControlError {
         /// The key.
         key: &'static str,
     },
-    /// A value that is no number of tokens.
+    /// A value that is not a number of tokens.
     #[error("{key} is {value:?}, and not a number of tokens")]
     Number {
         /// The key.
@@ -48,19 +48,19 @@ pub enum ControlError {
         /// The value.
         value: String,
     },
-    /// A window that does not even have the token itself.
+    /// A window without even the token itself.
     #[error("window is 0; it must be at least 1, which is the token itself")]
     EmptyWindow,
-    /// A state that does not last for a token.
+    /// A state that would be emptied before every token.
     #[error("reset is 0; it must be at least 1, the tokens after which a state begins anew")]
     EmptyReset,
-    /// First tokens without a window.
+    /// A number of first tokens without a window.
     #[error("sinks are the first tokens beside a window, which is missing: window=N,sinks=M")]
     NoWindow,
 }
 
 impl Control {
-    /// The model under this control; `None` if none of its layers has what the control [takes away](Self::of).
+    /// The model under this control; `None` if it has none of the parts that the control [changes](Self::of).
     pub fn apply<B: KernelBackend>(self, model: CausalLm<B>) -> Option<CausalLm<B>> {
         match self {
             Self::Window(window) => model.with_attention_within(window),
@@ -70,7 +70,7 @@ impl Control {
         }
     }
 
-    /// What of a model it changes.
+    /// The name of the part of a model that the control changes.
     pub fn of(self) -> &'static str {
         match self {
             Self::Window(_) | Self::NoAttention => "attention",

@@ -7,32 +7,32 @@ use datasets::probes::Prompt;
 pub enum Question {
     /// One continuation, which is right if each of its tokens is the likeliest.
     Word,
-    /// Several continuations of one context. The likeliest should be the right one, by its likelihood or by
-    /// its likelihood per length.
+    /// Several continuations of one context. The right one should be the likeliest, by its likelihood or by its
+    /// likelihood divided by its length.
     Choice {
         /// The index of the right choice.
         gold: usize,
-        /// The choices as in the document. Their lengths normalise.
+        /// The choices as in the document. Their lengths are used for normalisation.
         choices: Vec<String>,
     },
-    /// Several contexts of one continuation, which should be likeliest after the right context.
+    /// Several contexts with the same continuation, which should be likeliest after the right context.
     Context {
         /// The index of the right context.
         gold: usize,
     },
-    /// One continuation, which stands in the context, and is right if each of its tokens is the likeliest.
+    /// One continuation, which also occurs in its context. It is right if each of its tokens is the likeliest.
     Fact {
         /// The most tokens of the document.
         length: usize,
     },
-    /// Several continuations, each of which stands in its context, and is right if each of its tokens is the likeliest.
-    /// The share that is right counts.
+    /// Several continuations, each of which also occurs in its context, and is right if each of its tokens is the
+    /// likeliest. The score is the share of right ones.
     Facts {
         /// The most tokens of the document.
         length: usize,
     },
-    /// A continuation twice: first where it repeats a part of its context, then where it does not. The share of its
-    /// tokens that are the likeliest counts.
+    /// The same continuation twice: first after a context that contains it, then after one that does not. The score is
+    /// the share of its tokens that are the likeliest.
     Repetition {
         /// The most tokens of the document.
         length: usize,

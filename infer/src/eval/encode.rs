@@ -1,4 +1,4 @@
-//! From prompts to token ids: where the context ends and the continuation begins.
+//! Turns prompts into token ids: where the context ends and the continuation begins.
 
 use std::hash::{Hash, Hasher};
 use std::ops::Range;
@@ -38,13 +38,13 @@ impl ScoreRequest {
         }
     }
 
-    /// The ids. All but the last are read; the last is only scored.
+    /// The ids. The last one is only scored and not read.
     pub fn ids(&self) -> &[u32] {
         &self.text[self.place.clone()]
     }
 }
 
-/// Requests are equal if their ids are, in whatever text they lie.
+/// Requests are equal if their ids are, even if these are parts of different texts.
 impl PartialEq for ScoreRequest {
     fn eq(&self, other: &Self) -> bool {
         self.scored == other.scored && self.ids() == other.ids()
@@ -77,7 +77,7 @@ pub fn requests<'p>(
     max_length: usize,
 ) -> Result<Vec<ScoreRequest>, EvalError> {
     let prompts: Vec<&Prompt> = prompts.into_iter().collect();
-    // The choices of a question share its context.
+    // The choices of a question share a context, which is encoded once.
     let mut contexts: Vec<&str> = prompts
         .iter()
         .map(|prompt| rstrip(&prompt.context))
@@ -125,7 +125,7 @@ fn request(
     prefix: Option<u32>,
     max_length: usize,
 ) -> Result<Option<ScoreRequest>, EvalError> {
-    // Without a context, the text follows what documents followed in training.
+    // Without a context, the text follows the token that precedes documents in training.
     let before = [prefix.unwrap_or_default()];
     let (context, continuation) = match context {
         [] if prefix.is_none() => return Err(EvalError::NoPrefix),
@@ -164,7 +164,8 @@ mod tests {
     #[test]
     fn the_continuation_is_what_lies_beyond_the_context() {
         assert_eq!(made(&[1, 2], &[1, 2, 3, 4], 9), (vec![1, 2, 3, 4], 2));
-        // The context's own tokens are read, even where the boundary's join in the whole.
+        // The tokens of the separately encoded context are read, even if the encoded whole joins tokens at the
+        // boundary.
         assert_eq!(made(&[1, 2], &[1, 7, 3, 4], 9), (vec![1, 2, 3, 4], 2));
         assert_eq!(request(&[1, 2], &[1, 7], Some(END), 9).unwrap(), None);
     }

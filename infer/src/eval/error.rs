@@ -52,7 +52,7 @@ pub enum EvalError {
         /// What is wrong there.
         reason: String,
     },
-    /// A file of an interrupted evaluation's scores that is not as it was written.
+    /// The file of an interrupted evaluation's scores is damaged.
     #[error("{}: the scores of an interrupted evaluation in it are damaged", path.display())]
     DamagedScores {
         /// The file.
@@ -70,7 +70,7 @@ pub enum EvalError {
          stand before it; use the tokenizer that belongs to the model"
     )]
     NoPrefix,
-    /// A continuation without a token: its letters are part of the context's last token.
+    /// A continuation without its own token: its letters are part of the context's last token.
     #[error(
         "nothing is left to score of the continuation {continuation:?}: its letters join a token \
          of the context"
@@ -114,7 +114,7 @@ pub enum EvalError {
         /// The most tokens that are read.
         max_length: usize,
     },
-    /// A tokenizer that makes so many tokens of a probe's question that there is no text around it.
+    /// A probe's question has so many tokens with this tokenizer that no text fits around it.
     #[error(
         "{length} tokens of this tokenizer are too few for a document of {task}; leave this task out"
     )]
@@ -124,7 +124,7 @@ pub enum EvalError {
         /// The most tokens of the document.
         length: usize,
     },
-    /// A probe whose documents cannot be so long.
+    /// A probe cannot have documents of this length.
     #[error(
         "{task} has too few different keys for a document of {length} tokens; choose a shorter length"
     )]
@@ -134,7 +134,7 @@ pub enum EvalError {
         /// The most tokens of the document.
         length: usize,
     },
-    /// A stride that would leave tokens out.
+    /// A stride that would skip tokens.
     #[error(
         "--stride is {stride}; it must be from 1 to {max_length}, the length of the windows \
          (--max-length)"
@@ -151,7 +151,7 @@ pub enum EvalError {
     /// A limit of no documents.
     #[error("--limit is 0; it must be at least 1")]
     Limit,
-    /// A control of a model that it would leave as it is.
+    /// A control that would not change the model.
     #[error(
         "{}: no layer of this model has {}, so --control {control} would change nothing; give another model, or \
          leave the option out",
@@ -177,13 +177,13 @@ pub enum EvalError {
     /// The texts have no token.
     #[error("the text has no token to score; give more of it")]
     NoTokens,
-    /// The logits are no finite numbers.
+    /// The logits are not finite.
     #[error(
         "the model gives a text no probability (its logits are not finite numbers): its weights \
          are damaged or overflow"
     )]
     NotFinite,
-    /// There are no documents of a probe for another reason.
+    /// The documents of a probe cannot be made for another reason.
     #[error(transparent)]
     Probe(datasets::probes::ProbeError),
     /// The device has failed.

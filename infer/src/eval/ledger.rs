@@ -25,23 +25,23 @@ const DIGEST: usize = 32;
 type Key = [u8; 16];
 type Scores = HashMap<Key, Score>;
 
-/// The scores of one model, by request. An evaluation that was interrupted finds here the scores that it
-/// has already computed, whatever tasks and limits it is started with.
+/// The saved scores of one model, by request. An evaluation that was interrupted finds here the scores that it has
+/// already computed, even if it is started again with other tasks or limits.
 ///
-/// The file is replaced whole, at most every ten seconds. Several evaluations of one model may share it: each
-/// adds its scores to those that it finds, and takes them out when it is done. If the file cannot be written,
-/// only an interruption loses work, so a caller need not stop.
+/// The file is replaced as a whole, at most every ten seconds. Several evaluations of one model may share it: each adds
+/// its scores to those that it finds, and removes them when it is done. If the file cannot be written, work is only
+/// lost by an interruption, so the caller can continue.
 #[derive(Debug)]
 pub struct Ledger {
     /// The file; `None` keeps the scores in memory only.
     path: Option<PathBuf>,
-    /// What was found, and what was scored here.
+    /// The scores that were found, and those that were computed here.
     scores: Scores,
     saved: Instant,
 }
 
 impl Ledger {
-    /// A ledger without a file, where there is no place for one.
+    /// A ledger without a file, for systems without a cache folder.
     pub fn in_memory() -> Self {
         Self {
             path: None,
@@ -50,11 +50,10 @@ impl Ledger {
         }
     }
 
-    /// Opens the ledger of the model with this `identity`, in `folder`. Beside it, why its file is not believed
-    /// if there is one that cannot be read or was not written whole by a ledger: nothing is known then, and the
-    /// file is replaced.
+    /// Opens the ledger of the model with this `identity`, in `folder`. If its file cannot be read, or was not written
+    /// completely by a ledger, the second value is an error; the ledger is then empty, and the file will be replaced.
     pub fn open(folder: &Path, identity: &str) -> (Self, Result<(), EvalError>) {
-        // A file of another version has another name.
+        // The version is part of the name, so a file of another version is not found.
         let digest = Sha256::digest([MAGIC, identity.as_bytes()].concat());
         let name = format!("{:.16}.scores", format!("{digest:x}"));
         let path = folder.join(name);
@@ -75,7 +74,7 @@ impl Ledger {
         self.scores.get(&key(request)).copied()
     }
 
-    /// Adds a score, and saves all of them if the last time was long ago.
+    /// Adds a score, and saves all scores if the last save was long ago.
     ///
     /// # Errors
     /// As [`save`](Self::save).
@@ -87,10 +86,10 @@ impl Ledger {
         self.save()
     }
 
-    /// Writes the file, with what others have added to it meanwhile.
+    /// Writes the file, together with scores that other processes have added to it.
     ///
     /// # Errors
-    /// [`EvalError::Io`]; the file is then as it was.
+    /// [`EvalError::Io`]; the file is then unchanged.
     pub fn save(&mut self) -> Result<(), EvalError> {
         self.saved = Instant::now();
         let Some(path) = &self.path else {
@@ -101,7 +100,7 @@ impl Ledger {
         write(path, &all)
     }
 
-    /// Takes these scores out of the file, which is removed if it has no others.
+    /// Removes these scores from the file, and removes the file if it has no others.
     ///
     /// # Errors
     /// [`EvalError::Io`].
@@ -167,7 +166,7 @@ fn key(request: &ScoreRequest) -> Key {
     key
 }
 
-/// Parses a file. `None` if these are not the bytes that a ledger has written.
+/// Parses the content of a file. `None` if no ledger has written it.
 fn parse(bytes: &[u8]) -> Option<Scores> {
     let (content, digest) = bytes.split_at_checked(bytes.len().checked_sub(DIGEST)?)?;
     let records = content.strip_prefix(MAGIC)?;
@@ -226,7 +225,7 @@ mod tests {
         other.close().unwrap();
     }
 
-    /// Neither loses the other's scores, in whatever order they save and end.
+    /// Two ledgers do not lose each other's scores, in whatever order they save and end.
     #[test]
     fn two_evaluations_of_one_model_share_a_file() {
         let folder = tempfile::tempdir().unwrap();

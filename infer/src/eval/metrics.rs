@@ -1,4 +1,4 @@
-//! From scores to a task's metrics.
+//! Computes a task's metrics from scores.
 
 use rand_mt::Mt;
 use rayon::prelude::*;
@@ -20,17 +20,17 @@ pub struct Metric {
     pub higher_is_better: bool,
 }
 
-/// The metrics of `documents`, in the order of their names, of probes by length. `scores` has, for each document, the scores of
-/// its prompts.
+/// The metrics of `documents`, in the order of their names; for probes, by length. `scores` has, for each document, the
+/// scores of its prompts.
 ///
 /// - `acc`: the share of documents whose likeliest choice, or likeliest word, is the right one. Of equally
 ///   likely ones the first counts.
-/// - `acc_norm`, `acc_bytes`: the same with the log-likelihood per character of the choice, and per byte.
-///   The harness calls the first normalised, and publishes it under that name; they differ only where a
-///   choice is not ASCII.
+/// - `acc_norm`, `acc_bytes`: the same with the log-likelihood divided by the characters of the choice, or by its
+///   bytes. The harness calls the first one normalised, and publishes it under that name; they differ only if a choice is
+///   not ASCII.
 /// - `perplexity`: of the words, each counted as one token.
 ///
-/// Of a probe there is a metric for each length of its documents:
+/// A probe has one metric for each length of its documents:
 /// - `acc_LENGTH`: the share of facts that are found, or the mean share of a document's facts that are found, or of its
 ///   tokens that are copied.
 /// - `floor_LENGTH`: the mean share of tokens of the same passages where they are no copies.
@@ -70,7 +70,7 @@ pub fn metrics(documents: &[Document], scores: &[Vec<Score>]) -> Vec<Metric> {
     metrics
 }
 
-/// The metrics of a probe, whose documents of one length stand together; none for other tasks.
+/// The metrics of a probe, whose documents of one length must be consecutive; empty for other tasks.
 fn by_context_length(documents: &[Document], scores: &[Vec<Score>]) -> Vec<Metric> {
     let mut values: Vec<(String, Vec<f64>)> = Vec::new();
     for (document, scores) in documents.iter().zip(scores) {
@@ -246,7 +246,7 @@ mod tests {
         assert_eq!(found, [("acc_512".to_owned(), 0.75, Some(0.25))]);
     }
 
-    /// The mean of documents, whatever their numbers of tokens.
+    /// The mean over documents, each with the same weight, whatever its number of tokens.
     #[test]
     fn copies_count_by_their_share() {
         let copies = |again, first| (Question::Repetition { length: 256 }, vec![again, first]);

@@ -9,14 +9,15 @@ use super::error::EvalError;
 use super::metrics::perplexity;
 use super::score::Score;
 
-/// Texts as requests, and their sizes.
+/// Texts as requests, with their sizes.
 #[derive(Debug, Default)]
 pub struct Texts {
     /// The windows of all texts, in order.
     pub requests: Vec<ScoreRequest>,
     /// The number of texts.
     pub documents: usize,
-    /// The number of tokens, all of which are scored. A begin-of-text that the tokenizer puts before texts is one.
+    /// The number of tokens, all of which are scored. It includes a begin-of-text that the tokenizer puts before a
+    /// text.
     pub tokens: usize,
     /// The number of bytes, in UTF-8.
     pub bytes: usize,
@@ -38,8 +39,8 @@ pub struct TextMetrics {
 impl Texts {
     /// Adds a text, as windows of up to `max_length` tokens that slide by `stride`.
     ///
-    /// As in the harness, the text is encoded as a prompt is, and the tokenizer's
-    /// [`prefix`](Tokenizer::prefix) stands before it. So a begin-of-text of the text itself is scored, too.
+    /// As in the harness, the text is encoded like a prompt, and the tokenizer's [`prefix`](Tokenizer::prefix) is put
+    /// before it. So a begin-of-text that belongs to the encoded text is scored, too.
     ///
     /// # Errors
     /// [`EvalError::NoPrefix`], and what the tokenizer fails with.
@@ -82,9 +83,9 @@ impl Texts {
 
 /// Windows over `ids`, of which all but the first are scored, each once.
 ///
-/// A window reads up to `max_length` ids. Each begins `stride` later than the one before and scores
-/// its last `stride`, so that all but those of the first window are predicted from at least
-/// `max_length - stride` others.
+/// A window reads up to `max_length` ids. Each window begins `stride` ids after the one before and scores its last
+/// `stride` ids. So all ids, except those of the first window, are predicted from at least `max_length - stride`
+/// others.
 fn windows(
     ids: Arc<[u32]>,
     max_length: usize,
@@ -150,7 +151,7 @@ mod tests {
         assert_eq!(read(&begin), [&[7, 7][..], &ids[..]].concat());
     }
 
-    /// However many windows there are, the tokens of a text are kept once.
+    /// The tokens of a text are stored once, however many windows it has.
     #[test]
     fn windows_lie_in_one_text() {
         let ids: Vec<u32> = (0..50).collect();

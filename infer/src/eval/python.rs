@@ -17,16 +17,16 @@ pub fn rstrip(text: &str) -> &str {
     text.trim_end_matches(is_space)
 }
 
-/// `str.capitalize`: the first letter large and, easily overlooked, all others small.
+/// `str.capitalize`: makes the first letter upper-case and, which is easily overlooked, all others lower-case.
 pub fn capitalize(text: &str) -> String {
     let Some(first) = text.chars().next() else {
         return String::new();
     };
-    // Where one letter becomes several, only the first of them is large: "ß" becomes "Ss".
+    // If one letter becomes several, only the first of them is upper-case: "ß" becomes "Ss".
     let mut large = first.to_uppercase();
     let capital = large.next().into_iter();
     let capital = capital.chain(large.flat_map(char::to_lowercase));
-    // A sigma is small in one of two ways, by the letters around it: so all at once.
+    // The lower-case form of a sigma depends on the letters around it, so the whole text is converted at once.
     let small = text.to_lowercase();
     let of_first = first.to_lowercase().map(char::len_utf8).sum();
     let rest = small.get(of_first..).unwrap_or_default();
@@ -42,7 +42,7 @@ pub fn without_brackets(text: &str) -> String {
         kept.push_str(before);
         let end = bracket.find([']', '\n']).unwrap_or(bracket.len() - 1);
         let (line, after) = bracket.split_at(end + 1);
-        // Without a closing bracket, all that are open on the line stay.
+        // Without a closing bracket, all open brackets of the line stay.
         if !line.ends_with(']') {
             kept.push_str(line);
         }
@@ -59,7 +59,7 @@ mod tests {
     fn strips_what_python_strips() {
         assert_eq!(strip("\u{1f} \u{a0}a b\u{2003}\n"), "a b");
         assert_eq!(rstrip(" a\u{1c}\t"), " a");
-        // Neither is white space to Python.
+        // Python does not count these two as white space.
         assert_eq!(strip("\u{200b}a\u{feff}"), "\u{200b}a\u{feff}");
     }
 

@@ -1,4 +1,4 @@
-//! The records of each task's data, and the prompts that a document has of them.
+//! The records of each task's data, and the prompts of the documents that are made from them.
 
 use datasets::probes::Prompt;
 use serde::Deserialize;
@@ -69,7 +69,7 @@ pub(super) struct HellaSwag {
 
 impl HellaSwag {
     pub(super) fn document(self) -> Result<Document, String> {
-        // The data set has remains of a how-to site's markup.
+        // The data set contains remains of markup from a how-to site.
         let clean = |text: &str| {
             let text = strip(text).replace(" [title]", ". ");
             without_brackets(&text).replace("  ", " ")

@@ -1,4 +1,4 @@
-//! From requests to log-likelihoods.
+//! Computes the log-likelihoods of requests.
 
 use std::cmp::Reverse;
 
@@ -11,8 +11,8 @@ use rayon::prelude::*;
 use super::encode::ScoreRequest;
 use super::error::EvalError;
 
-/// The most rows of logits at once. A row has an entry for every token of the vocabulary, so the rows of a
-/// whole batch may take more memory than the model.
+/// The most rows of logits that exist at the same time. A row has an entry for every token of the vocabulary, so the
+/// rows of a whole batch may need more memory than the model.
 const LOGIT_ROWS: usize = 1024;
 
 /// The score of one token.
@@ -20,7 +20,7 @@ const LOGIT_ROWS: usize = 1024;
 pub struct TokenScore {
     /// The natural logarithm of its probability.
     pub log_likelihood: f64,
-    /// Whether it is the likeliest in its place.
+    /// Whether it is the likeliest token at its position.
     pub is_greedy: bool,
 }
 
@@ -31,12 +31,12 @@ pub struct Score {
     pub log_likelihood: f64,
     /// How many tokens were scored.
     pub tokens: u32,
-    /// How many of them are the likeliest in their places.
+    /// How many of them are the likeliest tokens at their positions.
     pub greedy: u32,
 }
 
 impl Score {
-    /// Of all these tokens together.
+    /// The score of all `tokens` together.
     pub fn of(tokens: &[TokenScore]) -> Self {
         Self {
             log_likelihood: tokens.iter().map(|token| token.log_likelihood).sum(),
@@ -50,7 +50,7 @@ impl Score {
         self.greedy == self.tokens
     }
 
-    /// The share of tokens that are.
+    /// The share of tokens that are the likeliest at their positions.
     pub fn greedy_share(&self) -> f64 {
         f64::from(self.greedy) / f64::from(self.tokens)
     }
@@ -58,10 +58,9 @@ impl Score {
 
 /// Scores `requests` in batches of `batch_size`, and calls `then` with each request and its score.
 ///
-/// Long requests come first: so batches have similar lengths, estimates of the remaining time are too long
-/// rather than too short, and a lack of memory shows at once. Shorter rows of a batch are padded at the
-/// end, which does not change a causal network's output before it. The head is computed only where tokens
-/// are scored.
+/// Long requests come first. So batches have similar lengths, the estimated remaining time is too long rather than too
+/// short, and a lack of memory is noticed at once. Shorter rows of a batch are padded at the end, which does not change
+/// the output of a causal network before the padding. The head is computed only where tokens are scored.
 ///
 /// # Errors
 /// [`EvalError::UnknownToken`], before anything is computed; [`EvalError::NotFinite`] and
@@ -100,7 +99,7 @@ pub fn score_tokens<B: KernelBackend>(
     for side_by_side in batches.chunks(B::lanes()) {
         let scored = |batch: &&[&ScoreRequest]| score_batch(model, batch, device);
         let scores: Vec<_> = match side_by_side {
-            // On this thread, whose queue is waited for below.
+            // On this thread, since the device's queue of this thread is waited for below.
             [one] => vec![scored(one)],
             several => several.par_iter().map(scored).collect(),
         };
@@ -150,7 +149,8 @@ fn score_batch<B: KernelBackend>(
         let x_1td = x_nd.clone().select(0, places_t).reshape([1, t, d]);
         let logits = model.logits(x_1td);
         let v = logits.dims()[2];
-        // Half-precision logits are rounded already; the sum over the vocabulary should not round again.
+        // Half-precision logits are rounded already; the sum over the vocabulary should not be rounded to half
+        // precision again.
         let logits = match logits.dtype() {
             DType::F16 | DType::BF16 => logits.cast(DType::F32),
             _ => logits,
@@ -184,8 +184,8 @@ fn score_batch<B: KernelBackend>(
     scores.collect()
 }
 
-/// The sums of the rows of `x [t, v]`, as `[t, 1]`. Parts of a row are summed first, since most numbers are so small that
-/// in f32 they would be lost beside the sum of a whole vocabulary.
+/// The sums of the rows of `x [t, v]`, as `[t, 1]`. Parts of a row are summed first: most numbers are so small that in
+/// f32 they would be lost when added to the sum of a whole vocabulary.
 fn row_sums<B: KernelBackend>(x_tv: Tensor<B, 2>) -> Tensor<B, 2> {
     let [t, v] = x_tv.dims();
     let part = 1 << v.trailing_zeros().min(8);

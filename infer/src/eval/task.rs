@@ -1,4 +1,4 @@
-//! The tasks, and where their documents come from.
+//! The tasks, and the sources of their documents.
 
 use std::path::{Path, PathBuf};
 
@@ -103,8 +103,8 @@ impl Task {
         })
     }
 
-    /// Makes the first `limit` documents of each length of a probe, for a model that reads at most `max_length`
-    /// tokens of `tokenizer` at once. The paper's tasks have none of these.
+    /// Makes the first `limit` documents of each length of a probe, for a model that reads at most `max_length` tokens
+    /// of `tokenizer` at once. Empty for the paper's tasks.
     ///
     /// # Errors
     /// [`EvalError::TooShort`], [`EvalError::NoRoom`], and what the tokenizer fails with.
@@ -121,7 +121,7 @@ impl Task {
         self.probe(tokenizer, &sizes.map_err(|error| self.refused(error))?)
     }
 
-    /// Makes the documents of a probe in these sizes. The paper's tasks have none of these.
+    /// Makes the documents of a probe in these sizes. Empty for the paper's tasks.
     ///
     /// # Errors
     /// [`EvalError::NoRoom`], [`EvalError::TooMuchRoom`], and what the tokenizer fails with.
@@ -149,7 +149,7 @@ impl Task {
         Ok(documents.collect())
     }
 
-    /// The probe that it is, if it is one.
+    /// The probe, if this task is one.
     fn probe_of_task(self) -> Option<Probe> {
         match self {
             Self::Needle => Some(Probe::Needle),
@@ -160,7 +160,7 @@ impl Task {
         }
     }
 
-    /// Why there are no documents of this probe, in the words of the command line.
+    /// The error for a probe whose documents cannot be made, in the words of the command line.
     fn refused(self, error: ProbeError) -> EvalError {
         match error {
             ProbeError::TooShort {
@@ -180,7 +180,7 @@ impl Task {
         }
     }
 
-    /// Reads the first `limit` documents of `files`, which have the fields of the data set. A probe has none.
+    /// Reads the first `limit` documents of `files`, which have the fields of the data set. Empty for a probe.
     ///
     /// # Errors
     /// [`EvalError::Io`], [`EvalError::Damaged`] and [`EvalError::Empty`].

@@ -1,10 +1,10 @@
-//! A session that is a conversation, which the model's chat template writes as one text.
+//! A session that is a conversation, written as one text by the model's chat template.
 //!
-//! After each turn the template writes the whole conversation anew, and its tokens begin for the most part with
-//! those of the turn before. The model's state cannot be taken back to an earlier token, so copies of it are kept:
-//! after the question and after the answer of the last turns. The longest of them that the new tokens begin with is
-//! where the model reads on. A template that changes what it has written, such as one that leaves out earlier
-//! thoughts, costs the reading from there, and never a wrong answer.
+//! After each turn the template writes the whole conversation again, and the tokens mostly begin with those of the turn
+//! before. A model's state cannot go back to an earlier token, so copies of it are kept: after the question and after
+//! the answer of the last turns. The model continues from the longest copy whose tokens the new text begins with. If a
+//! template changes what it has written before, for example if it leaves out earlier thoughts, the changed part is read
+//! again; the answer is never wrong.
 
 use std::collections::VecDeque;
 
@@ -19,7 +19,7 @@ use crate::chat::{ChatTemplate, Message, TemplateError};
 use crate::error::GenerateError;
 use crate::generate::{Reading, check_prompt};
 
-/// How many states are kept: those of two turns. A state with attention grows with the conversation.
+/// How many copies of states are kept: those of two turns. A state with attention grows with the conversation.
 const KEPT: usize = 4;
 
 /// A conversation of a person and a model.
@@ -28,7 +28,7 @@ pub(super) struct ChatSession<'a, B: KernelBackend> {
     template: &'a ChatTemplate,
     system: Option<Message>,
     turns: Vec<Message>,
-    /// What was read at the ends of the last questions and answers, the newest last.
+    /// The states after the last questions and answers, the newest last.
     kept: VecDeque<Reading<B>>,
 }
 
@@ -43,7 +43,7 @@ impl<'a, B: KernelBackend> ChatSession<'a, B> {
         }
     }
 
-    /// The conversation as the template writes it.
+    /// The conversation, as the template writes it.
     fn written(&self, add_generation_prompt: bool) -> Result<String, TemplateError> {
         let messages: Vec<Message> = self.system.iter().chain(&self.turns).cloned().collect();
         if messages.is_empty() {
@@ -52,7 +52,7 @@ impl<'a, B: KernelBackend> ChatSession<'a, B> {
         self.template.render(&messages, add_generation_prompt)
     }
 
-    /// Keeps what was read, in place of the oldest.
+    /// Keeps a copy, and drops the oldest one.
     fn keep(&mut self, reading: Reading<B>) {
         if self.kept.len() == KEPT {
             self.kept.pop_front();
@@ -60,7 +60,7 @@ impl<'a, B: KernelBackend> ChatSession<'a, B> {
         self.kept.push_back(reading);
     }
 
-    /// What was read of `ids` before, as much as possible.
+    /// The kept copy with the longest beginning of `ids`, or an empty one.
     fn recall(&self, ids: &[u32]) -> Reading<B> {
         let read = |reading: &Reading<B>| reading.state.position;
         let fits = |reading: &&Reading<B>| {

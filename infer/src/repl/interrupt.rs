@@ -11,8 +11,8 @@ use model::signals::{INTERRUPT, is_ignored};
 /// The exit code of a program that Ctrl-C has ended.
 const INTERRUPTED: i32 = 130;
 
-/// Ctrl-C as a request to stop the model, while the model works. At any other time, and the second time,
-/// Ctrl-C ends the program as usual.
+/// Makes Ctrl-C a request to stop the model, while the model works. At any other time, and if it is pressed a second
+/// time, Ctrl-C ends the program as usual.
 #[derive(Debug, Default)]
 pub(super) struct Interrupt {
     working: AtomicBool,
@@ -20,8 +20,8 @@ pub(super) struct Interrupt {
 }
 
 impl Interrupt {
-    /// Listens on a new thread, which ends with the program. If that thread cannot start, Ctrl-C ends the
-    /// program. A Ctrl-C that was ignored when the program started is ignored further on.
+    /// Listens for Ctrl-C on a new thread, which ends with the program. If that thread cannot be started, Ctrl-C ends
+    /// the program. If Ctrl-C was ignored when the program started, it is still ignored.
     pub(super) fn listen() -> Arc<Self> {
         let interrupt = Arc::new(Self::default());
         if is_ignored(INTERRUPT) {
@@ -31,8 +31,8 @@ impl Interrupt {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         let runtime = runtime.enable_io().build();
         if let Ok(runtime) = &runtime {
-            // The line editor restores the handler that it finds, so this one must be installed before:
-            // the first poll of the future installs it.
+            // The line editor restores the handler that it finds, so this handler must be installed before: the first
+            // poll of the future installs it.
             let mut first = Box::pin(tokio::signal::ctrl_c());
             runtime.block_on(poll_fn(|context| {
                 let _ = first.as_mut().poll(context);

@@ -1,10 +1,10 @@
 //! A session: a person and a model in turns.
 //!
-//! A base model continues texts and does not answer questions, so its session is one text that grows: a
-//! typed line is appended, the model continues, and the next line is read from the state that the model
-//! has then. Nothing is read twice, however long the session; a Phi-Mamba's memory does not grow with it.
+//! A base model continues texts and does not answer questions, so its session is one text that grows: a typed line is
+//! appended, the model continues the text, and the next line is read from the model's state after that. Nothing is read
+//! twice in a session of any length, and a Phi-Mamba's memory does not grow.
 //!
-//! A model with a chat template answers, and its session is a conversation (`chat`).
+//! A model with a chat template answers questions, and its session is a conversation (`chat`).
 
 mod chat;
 mod command;
@@ -41,14 +41,14 @@ pub enum ReplError {
     /// The model cannot continue the text.
     #[error(transparent)]
     Generate(#[from] GenerateError),
-    /// Lines cannot be read, or the text not be written.
+    /// Lines cannot be read, or the text cannot be written.
     #[error(transparent)]
     Terminal(#[from] TerminalError),
 }
 
-/// What a person and a model do in turns.
+/// The turns of a person and a model.
 trait Session {
-    /// Obeys a command, and returns what to tell the user: what was done, or why it was not.
+    /// Executes a command, and returns a message for the user: what was done, or why it was not.
     fn obey(&mut self, command: ReplCommand) -> Result<String, String>;
 
     /// Takes a line, and has the model take its turn. `false` if standard output was closed.
@@ -103,7 +103,7 @@ fn take_turns(session: &mut impl Session, help: &str) -> Result<(), ReplError> {
     Ok(())
 }
 
-/// Obeys a command. `false` if it ends the session.
+/// Executes a command. `false` if it ends the session.
 fn obey(command: &str, session: &mut impl Session, help: &str) -> bool {
     let done = command.parse().and_then(|command| match command {
         ReplCommand::Quit => Ok(None),
@@ -136,7 +136,7 @@ impl Lines {
             && let Err(error) = editor.load_history(path)
             && !is_absent(&error)
         {
-            // What cannot be read must not be replaced.
+            // A history file that cannot be read must not be overwritten.
             note(&format!(
                 "{}: {error}; lines are not remembered",
                 path.display()
@@ -161,8 +161,8 @@ impl Lines {
         }
     }
 
-    /// Saves the newest line: at once, since Ctrl-C may end the program at any time, and after those of other
-    /// sessions.
+    /// Saves the newest line at once, since Ctrl-C may end the program at any time. It is appended after the lines of
+    /// other sessions.
     fn remember(&mut self) {
         let Some(path) = &self.history else {
             return;

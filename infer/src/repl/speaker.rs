@@ -1,4 +1,4 @@
-//! The model's turns in any session: what it makes is shown while it comes.
+//! The model's turns in any session: the text is shown while the model writes it.
 
 use datasets::Tokenizer;
 use kernels::KernelBackend;
@@ -34,12 +34,12 @@ pub(super) struct Turn<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> Speaker<'_, B> {
-    /// A text of which nothing is read.
+    /// An empty text and its state.
     pub(super) fn nothing_read(&self) -> Reading<B> {
         Reading::begin(self.model, self.device)
     }
 
-    /// Obeys a command about how tokens are chosen, and returns what to tell the user. `None` for another command.
+    /// Executes a command about how tokens are chosen, and returns a message for the user. `None` for other commands.
     pub(super) fn set(&mut self, command: &ReplCommand) -> Option<Result<String, String>> {
         let mut sampling = self.options.sampling;
         let said = match *command {
@@ -69,10 +69,10 @@ impl<B: KernelBackend> Speaker<'_, B> {
         })
     }
 
-    /// Reads `prompt` after what was read before, calls `after_prompt`, and shows what the model makes. What it
-    /// makes begins a line of the text or not. `None` if standard output was closed.
+    /// Reads `prompt` as a continuation of the earlier text, calls `after_prompt`, and shows what the model writes.
+    /// `begins_line` says whether that is at the beginning of a line. `None` if standard output was closed.
     ///
-    /// Ctrl-C stops the model's writing; the prompt is always read to its end.
+    /// Ctrl-C stops the model while it writes; the prompt is always read completely.
     ///
     /// # Errors
     /// Every [`ReplError`] but that of standard input.
@@ -139,7 +139,7 @@ impl<B: KernelBackend> Speaker<'_, B> {
             screen.speed(Pace { tokens: made, time }.tokens_per_second());
         }
         let is_whole = show(&mut screen, &stream.finish().map_err(GenerateError::from)?)?;
-        // On the screen only, so that the next prompt begins a line.
+        // A line break only on the screen, so that the next prompt begins a line.
         let at_line_end = text.ends_with('\n') || (text.is_empty() && begins_line);
         let ended = at_line_end || screen.text("\n").unwrap_or(false);
         Ok((is_whole && ended).then_some((text, made)))

@@ -1,5 +1,5 @@
-//! An endpoint that makes texts: from a request to a whole reply or a stream. What differs between the endpoints
-//! is in [`Endpoint`].
+//! The part of an endpoint that makes texts: from a request to a whole reply or a stream. [`Endpoint`] has the
+//! differences between the endpoints.
 
 use std::convert::Infallible;
 use std::ops::Range;
@@ -30,11 +30,11 @@ use crate::engine::SubmitError;
 pub(super) trait Endpoint: 'static {
     /// The field with the prompt.
     const PROMPT: &'static str;
-    /// What the ids of its replies begin with.
+    /// The prefix of the ids of its replies.
     const ID: &'static str;
-    /// What a whole reply is called.
+    /// The name of the object of a whole reply.
     const WHOLE: &'static str;
-    /// What a piece of a stream is called.
+    /// The name of the object of a piece of a stream.
     const PIECE: &'static str;
 
     /// A whole text in JSON.
@@ -42,7 +42,7 @@ pub(super) trait Endpoint: 'static {
     /// A piece of a text in JSON.
     type Delta: Serialize + Send;
 
-    /// Reads a body, as far as that can be done before its prompts are encoded. This may take a while.
+    /// Reads a body, as far as possible before its prompts are encoded. This may take some time.
     ///
     /// # Errors
     /// An [`ApiError`] that names what is wrong.
@@ -54,17 +54,17 @@ pub(super) trait Endpoint: 'static {
     /// A piece of a text in a stream.
     fn delta(tokenizer: &Tokenizer, piece: TextPiece) -> Self::Delta;
 
-    /// What a stream begins with for each text, before there is any of it.
+    /// The first piece of a stream for each text, before any of the text is made.
     fn opening(index: usize) -> Option<Self::Delta>;
 }
 
-/// A reply that can have no more bytes needs no room among the large ones.
+/// A reply that cannot be longer than this, in bytes, takes none of the room for large replies.
 const SMALL_REPLY: usize = 1 << 20;
 
 /// The bytes of a reply that are given to the connection at a time.
 const SLICE: usize = 64 * 1024;
 
-/// A request with more bytes of text is encoded apart from the others, so that these do not wait for it.
+/// A request with more bytes of text is encoded separately, so that other requests do not wait for it.
 const LONG_TEXT: usize = 64 * 1024;
 
 /// Makes the texts that the body asks for.
@@ -85,7 +85,7 @@ async fn texts<E: Endpoint>(
     let started = Instant::now();
     let deadline = started + server.options.time_limit;
     let plan = plan::<E>(&server, &connection, request, deadline).await?;
-    // Small replies cannot take much together, and large ones are not to keep them out.
+    // Small replies together need little memory, and large ones must not keep them out.
     let room = if plan.reply_bytes > SMALL_REPLY {
         let room = server.replies.take(plan.reply_bytes, &connection);
         Some(room.ok_or_else(ApiError::no_room)?)
@@ -102,7 +102,7 @@ async fn texts<E: Endpoint>(
     }
 }
 
-/// Receives and parses the body, and encodes its prompts, as long as there is room for that.
+/// Receives and parses the body, and encodes its prompts, when there is room for each of these steps.
 async fn plan<E: Endpoint>(
     server: &Arc<Server>,
     connection: &Arc<Connection>,
@@ -115,13 +115,13 @@ async fn plan<E: Endpoint>(
     let parsed = off_the_runtime(move || E::read(&body, &reader)).await?;
     let is_long = parsed.prompts().text_bytes() > LONG_TEXT;
     if is_long {
-        // Others arrive meanwhile.
+        // Other requests can arrive meanwhile.
         let units = units(parsed.prompts().text_bytes());
         let long = server.long_texts.clone().try_acquire_many_owned(units);
         room = long.map_err(|_| SubmitError::Full)?;
     }
     let is_dropped = Arc::new(AtomicBool::new(false));
-    // The connection was closed, or the server has no more time for it.
+    // Set when the connection was closed, or the server has no time left for the request.
     let _dropped = SetOnDrop(is_dropped.clone());
     let encoder = server.clone();
     off_the_runtime(move || {
@@ -151,7 +151,7 @@ impl Drop for SetOnDrop {
     }
 }
 
-/// Runs what keeps a core busy, on a thread for that.
+/// Runs work that keeps a core busy, on a blocking thread.
 async fn off_the_runtime<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
@@ -175,7 +175,7 @@ async fn whole<E: Endpoint>(
         choices[piece.index].extend(piece);
     }
     for choice in &mut choices {
-        // Some of a prompt's scores would pass for all of them.
+        // A part of a prompt's scores would look like all of them.
         if texts.lacks_scores(choice.index) {
             choice.tokens = None;
         }
@@ -193,10 +193,10 @@ async fn whole<E: Endpoint>(
     Ok(whole_reply(reply.await?, room))
 }
 
-/// A response with a reply, which keeps its room until the client has it.
+/// A response with a reply, which holds its room until the client has received it.
 fn whole_reply(json: Vec<u8>, mut room: Option<ReplyRoom>) -> Response {
     let length = json.len();
-    // It is seldom as long as it could have been.
+    // A reply is seldom as long as it could have been, so the rest of the room is given back.
     if let Some(room) = &mut room {
         room.shrink_to(length);
     }

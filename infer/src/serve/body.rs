@@ -1,4 +1,4 @@
-//! The receiving of a request's body, as long as there is room for it.
+//! Receives a request's body, as long as there is room for it.
 
 use std::sync::Arc;
 
@@ -12,12 +12,12 @@ use super::connections::Connection;
 use super::error::ApiError;
 use crate::engine::SubmitError;
 
-/// How many units of room so many bytes take: one per KiB.
+/// The number of units of room for this number of bytes: one unit for each KiB.
 pub(super) fn units(bytes: usize) -> u32 {
     u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX)
 }
 
-/// Checks what the head says of the body.
+/// Checks what the head of the request says about the body.
 ///
 /// # Errors
 /// The body is not declared as JSON, or is declared longer than `limit`.
@@ -39,7 +39,7 @@ pub(super) fn check_head(request: &Request, limit: usize) -> Result<(), ApiError
     Ok(())
 }
 
-/// Receives the body, and takes room for it as it comes.
+/// Receives the body, and takes room for it while it comes.
 ///
 /// # Errors
 /// The body is too long, breaks off or does not arrive in time, or there is no room for it.

@@ -1,6 +1,6 @@
 //! `POST /v1/chat/completions`: the next turn of a conversation.
 //!
-//! The model's chat template makes one prompt of the messages; from there on a turn is a text like any other.
+//! The model's chat template makes one prompt from the messages; after that, a turn is a text like any other.
 
 mod messages;
 
@@ -50,7 +50,7 @@ fields! {
     }
 }
 
-/// What the text is to be; other members describe it.
+/// The format of the text. Other members describe it.
 #[derive(Debug, serde::Deserialize)]
 struct ResponseFormat {
     #[serde(rename = "type")]
@@ -110,8 +110,8 @@ impl Endpoint for Chat {
     }
 }
 
-/// Reads the body of a request to `model`, whose messages become a prompt by `template`, or by the reason why there
-/// is none an error.
+/// Reads the body of a request to `model`, and makes a prompt from its messages by `template`. If there is no template,
+/// the reason for that becomes the error.
 ///
 /// # Errors
 /// An [`ApiError`] that names what is wrong.
@@ -139,7 +139,7 @@ fn read(
     shared.request(terms, limits)
 }
 
-/// The most tokens of an answer: by either of OpenAI's names, and otherwise as many as the server makes.
+/// The most tokens of an answer, by either of OpenAI's two names; without them, the limit of the server.
 fn max_tokens(own: &ChatFields, shared: &SharedFields, limits: &Limits) -> Result<usize, ApiError> {
     let (param, asked) = match (own.max_completion_tokens, shared.max_tokens) {
         (Some(new), Some(old)) if new != old => {
@@ -160,7 +160,7 @@ fn max_tokens(own: &ChatFields, shared: &SharedFields, limits: &Limits) -> Resul
 }
 
 impl ChatFields {
-    /// Refuses what this server does not have and would change the text, in OpenAI's words.
+    /// Refuses, in OpenAI's words, options that would change the text and that this server does not support.
     fn refuse_unsupported(&self) -> Result<(), ApiError> {
         let all: [(_, &Option<Anything>, &[&str]); 10] = [
             ("tools", &self.tools, &[]),
@@ -250,7 +250,7 @@ struct Logprobs {
     refusal: Option<Vec<NamedScore>>,
 }
 
-/// A token with its score and the likeliest ones in its place.
+/// A token with its score, and the likeliest tokens at its position.
 #[derive(Serialize)]
 struct NamedScore {
     #[serde(flatten)]
@@ -266,7 +266,8 @@ struct NamedToken {
 }
 
 impl Logprobs {
-    /// Those of `tokens`, without the one that ends a turn: the bytes of all together are those of the text.
+    /// The scores of `tokens`, without the token that ends a turn: the bytes of all tokens together are those of the
+    /// text.
     fn of(tokenizer: &Tokenizer, tokens: Vec<ScoredToken>) -> Self {
         let named = |id: u32, log_probability| NamedToken {
             token: token_text(tokenizer, id),

@@ -1,16 +1,15 @@
-//! The server's end of a connection to a client: under HTTP, above the socket.
+//! The server's end of a connection to a client, between HTTP and the socket.
 //!
-//! What a client can do wrong here, and what follows:
+//! It handles three faults of clients:
 //!
-//! - It does not read what it asked for. When it has taken nothing for a while, the connection fails, and all
-//!   that is held for it is dropped. A slow reader that takes something from time to time is no such client,
-//!   unless its reply takes some of the [room](super::reply_room) for large ones: then it has to read at some
-//!   speed.
-//! - What it sends is not HTTP, or too much of it. `hyper` answers such a request itself, before any handler,
-//!   and without a body; that answer is replaced by one in OpenAI's form.
-//! - It is still sending when its answer is complete, as with a body that is refused for its length. A socket
-//!   that is closed at that moment tells the client's system to drop the answer unread, so what comes is read
-//!   and dropped for a moment.
+//! - The client does not read what it asked for. When it has taken nothing for some time, the connection fails, and all
+//!   that is held for it is dropped. A slow reader that takes something from time to time is tolerated, unless its reply
+//!   takes some of the [room](super::reply_room) for large replies: then it must read at a minimum speed.
+//! - The client sends something that is not HTTP, or too much of it. `hyper` answers such a request itself, before any
+//!   handler and without a body; that answer is replaced by one in OpenAI's form.
+//! - The client is still sending when its answer is complete, for example a body that is refused for its length. If the
+//!   socket were closed then, the client's system would drop the answer unread. So the rest is read and dropped for a
+//!   moment.
 
 use std::future::poll_fn;
 use std::io;
@@ -35,31 +34,31 @@ pub(super) const HEAD_BYTES: usize = 64 * 1024;
 /// The most headers of a request, `hyper`'s own limit.
 pub(super) const HEADERS: usize = 100;
 
-/// The bytes that the system keeps for a client until it reads them. With few of them, the server soon
-/// notices whether a slow client reads.
+/// The bytes that the system buffers for a client until it reads them. If the buffer is small, the server soon notices
+/// that a slow client does not read.
 const SEND_BUFFER: usize = 64 * 1024;
 
-/// The bytes a second that a client has to read on average of a reply that takes room. A slower one uses up the
-/// time for which it may take nothing, so that a reply of `n` bytes is sent within that time and `n / 65536`
-/// seconds, beside the time in which the server has nothing to send.
+/// The bytes a second that a client must read, on average, of a reply that takes room. A slower client uses up the time
+/// for which it may take nothing. So a reply of `n` bytes is sent within that time plus `n / 65536` seconds, not
+/// counting the time in which the server has nothing to send.
 const LARGE_REPLY_SPEED: u32 = 64 * 1024;
 
-/// How long to read and drop what still comes after the last answer.
+/// How long bytes that still come after the last answer are read and dropped.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// A connection to a client.
 pub(super) struct Client {
     stream: TcpStream,
     server: Arc<Server>,
-    /// Its place among the others, if it has one.
+    /// Its place among the connections, if it has one.
     connection: Option<Arc<Connection>>,
-    /// For how long it may take nothing from now on.
+    /// The remaining time for which it may take nothing.
     patience: Duration,
-    /// Runs while something waits to be written and nothing can be.
+    /// A timer that runs while there are bytes to write and none can be written.
     stalled: Option<Pin<Box<Sleep>>>,
-    /// An error that is written instead of one of `hyper`'s.
+    /// An error that is written in place of one of `hyper`'s.
     error: Option<OwnError>,
-    /// Runs when everything was written.
+    /// A timer that runs after everything was written.
     lingers: Option<Pin<Box<Sleep>>>,
 }
 
@@ -77,10 +76,10 @@ impl Client {
         server: Arc<Server>,
         connection: Option<Arc<Connection>>,
     ) -> Self {
-        // Each token is a small packet, which should not wait for the acknowledgement of the one before.
-        // If this fails, tokens come later, and nothing else happens.
+        // Each token is a small packet, which should not wait until the packet before is acknowledged. If this fails,
+        // tokens only come later.
         let _ = stream.set_nodelay(true);
-        // Otherwise it only takes longer to notice a client that does not read.
+        // If this fails, it only takes longer to notice a client that does not read.
         let _ = SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER);
         Self {
             stream,
@@ -93,7 +92,7 @@ impl Client {
         }
     }
 
-    /// Sends an error, and nothing else.
+    /// Sends only an error.
     pub(super) async fn refuse(mut self, error: &ApiError) -> io::Result<()> {
         let bytes = error.to_http();
         let mut rest = &bytes[..];
@@ -104,7 +103,7 @@ impl Client {
         poll_fn(|context| Pin::new(&mut self).poll_shutdown(context)).await
     }
 
-    /// Writes to the socket, and fails if it has taken nothing for too long, or too little of a large reply.
+    /// Writes to the socket. Fails if the client has taken nothing for too long, or too little of a large reply.
     fn write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if let Poll::Ready(written) = Pin::new(&mut self.stream).poll_write(context, bytes) {
             let left = self.stalled.take().map_or(self.patience, |stalled| {
@@ -128,7 +127,7 @@ impl Client {
             .get_or_insert_with(|| Box::pin(sleep(patience)));
         ready!(stalled.as_mut().poll(context));
         self.server.metrics.closed(Closed::NotReading);
-        // What the system still holds for the client is dropped too.
+        // Bytes that the system still buffers for the client are dropped too.
         let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
@@ -202,7 +201,7 @@ impl AsyncWrite for Client {
             }
             match ready!(Pin::new(&mut *stream).poll_read(context, &mut dropped)) {
                 Ok(()) if !dropped.filled().is_empty() => {}
-                // The client has closed its end too, or is gone.
+                // The client has closed its end too, or has disappeared.
                 Ok(()) | Err(_) => return Poll::Ready(Ok(())),
             }
         }
@@ -219,14 +218,14 @@ impl AsyncRead for Client {
     }
 }
 
-/// The patience with a client of a large reply that has just taken so many bytes, when so much was `left`.
+/// The remaining patience with a client of a large reply after it has taken `bytes`, if it was `left` before.
 fn refilled(left: Duration, bytes: usize, write_time: Duration) -> Duration {
     let due = Duration::from_secs_f64(bytes as f64 / f64::from(LARGE_REPLY_SPEED));
     left.saturating_add(due).min(write_time)
 }
 
-/// Where, at the end of `bytes`, an answer of `hyper`'s own begins, and its status: an error without a body.
-/// Every other error of this server has a body, and no body of its answers ends like a head.
+/// Finds an error response of `hyper`'s own, which has no body, at the end of `bytes`: where it begins, and its status.
+/// All other errors of this server have a body, and no body of its answers ends like a head.
 fn automatic_error(bytes: &[u8]) -> Option<(usize, StatusCode)> {
     let head = bytes.strip_suffix(b"\r\n\r\n")?;
     let start = head.windows(7).rposition(|part| part == b"HTTP/1.")?;
@@ -244,7 +243,7 @@ mod tests {
 
     const MINUTE: Duration = Duration::from_secs(60);
 
-    /// How many bytes a client takes that takes so many at once, every so many seconds, and at most so many.
+    /// How many bytes a client receives that takes `at_once` bytes every `seconds` seconds, at most `most`.
     fn taken(at_once: usize, seconds: f64, most: usize) -> usize {
         let (mut left, mut all) = (MINUTE, 0);
         while all < most {

@@ -1,4 +1,4 @@
-//! `POST /v1/completions`: texts after prompts.
+//! `POST /v1/completions`: continues prompts.
 
 use datasets::Tokenizer;
 use serde::Serialize;
@@ -120,13 +120,13 @@ impl Logprobs {
         self.token_logprobs
             .push(score.map(|score| finite(score.log_probability)));
         self.top_logprobs.push(score.map(|score| {
-            // Names are unique, and in order of likelihood, so that the first is the greedy choice.
+            // Names are unique, and in order of likelihood, so that the first one is the greedy choice.
             let mut top = Map::new();
             for (id, log_probability) in &score.likeliest {
                 top.entry(token_text(tokenizer, *id))
                     .or_insert_with(|| finite(*log_probability).into());
             }
-            // The token itself is among them, even if it was not likely.
+            // The token itself is listed too, even if it was not likely.
             top.entry(&name)
                 .or_insert_with(|| finite(score.log_probability).into());
             top

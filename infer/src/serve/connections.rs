@@ -1,9 +1,8 @@
-//! The open connections: how many there may be, and which of them make room for others.
+//! The open connections: how many there may be, and which of them are closed to make room for others.
 //!
-//! A connection on which no request is at work only waits for its client. When there is no room for another
-//! connection, the one that has waited longest is closed for it. So clients that open connections and send
-//! nothing keep nobody out, and one address, with as many busy connections as it may have, leaves the others
-//! to the rest of the world.
+//! A connection without a request that is being processed only waits for its client. If there is no room for a new
+//! connection, the one that has waited longest is closed. So clients that open connections and send nothing do not keep
+//! others out. An address can have only a limited number of busy connections, which leaves the rest to others.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -16,46 +15,46 @@ use tokio::sync::Notify;
 /// The open connections.
 #[derive(Debug)]
 pub(super) struct Connections {
-    /// How many there may be.
+    /// The most open connections.
     most: usize,
-    /// How many one client may have.
+    /// The most open connections of one client.
     most_of_one: usize,
     open: Mutex<Vec<Arc<Connection>>>,
-    /// Told when one was closed, or waits for its client.
+    /// Notified when a connection was closed, or begins to wait for its client.
     room: Notify,
 }
 
 /// An open connection.
 #[derive(Debug)]
 pub(super) struct Connection {
-    /// The client: its address, or its network of IPv6, within which it can take any address.
+    /// The client: its IPv4 address, or its IPv6 network, within which it can choose any address.
     client: IpAddr,
-    /// Since when it waits for its client; `None` while a request is at work.
+    /// Since when it waits for its client; `None` while a request is being processed.
     waits_since: Mutex<Option<Instant>>,
     /// Whether its reply takes [room](super::reply_room).
     has_room: AtomicBool,
-    /// Told to make room.
+    /// Notified when this connection should be closed to make room.
     leave: Notify,
     all: Arc<Connections>,
 }
 
-/// The place of an open connection, which is free again when this is dropped.
+/// The place of an open connection, which becomes free when this value is dropped.
 #[derive(Debug)]
 pub(super) struct Place(pub Arc<Connection>);
 
-/// A request that is at work on a connection, until this is dropped.
+/// A request that is being processed on a connection, until this value is dropped.
 #[derive(Debug)]
 pub(super) struct AtWork(Arc<Connection>);
 
-/// A request that waits for its client, until this is dropped.
+/// A request that waits for its client, until this value is dropped.
 #[derive(Debug)]
 pub(super) struct Waits(Arc<Connection>);
 
-/// What becomes of a new connection.
+/// The decision about a new connection.
 #[derive(Debug)]
 pub(super) enum Admission {
     Place(Place),
-    /// Its client has as many as it may have, all of them with requests at work.
+    /// Its client has the most connections that it may have, and all of them have requests that are being processed.
     TooMany,
 }
 
@@ -83,7 +82,7 @@ impl Connections {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until there is room for another connection, or one that can make room.
+    /// Waits until there is room for another connection, or a connection that can be closed for it.
     pub(super) async fn room(&self) {
         loop {
             let changed = self.room.notified();
@@ -98,7 +97,7 @@ impl Connections {
         }
     }
 
-    /// Takes in a connection from `address`, and whether another was closed for it.
+    /// Decides about a connection from `address`. The second value says whether another connection was closed for it.
     pub(super) fn admit(self: &Arc<Self>, address: IpAddr) -> (Admission, bool) {
         let client = client_of(address);
         let mut open = self.open();
@@ -110,7 +109,7 @@ impl Connections {
             }
             made_room = true;
         } else if open.len() >= self.most {
-            // Of the client that has most of them.
+            // Closes a connection of the client that has the most.
             let mut counts: HashMap<IpAddr, usize> = HashMap::new();
             for other in open.iter().filter(|other| other.waits_since().is_some()) {
                 *counts.entry(other.client).or_default() += 1;
@@ -130,15 +129,15 @@ impl Connections {
         (Admission::Place(Place(connection)), made_room)
     }
 
-    /// Closes those that only wait for their clients.
+    /// Closes the connections that only wait for their clients.
     pub(super) fn close_waiting(&self) {
         let mut open = self.open();
         while leave(&mut open, |_| true) {}
     }
 }
 
-/// Closes the connection that has waited longest for its client among those that `may` be closed. `false`
-/// if there is none.
+/// Closes the connection that has waited longest for its client, among those for which `may` is true. `false` if there
+/// is none.
 fn leave(open: &mut Vec<Arc<Connection>>, may: impl Fn(&Connection) -> bool) -> bool {
     let waiting = open.iter().enumerate().filter(|(_, other)| may(other));
     let waiting = waiting.filter_map(|(i, other)| Some((other.waits_since()?, i)));
@@ -149,7 +148,7 @@ fn leave(open: &mut Vec<Arc<Connection>>, may: impl Fn(&Connection) -> bool) -> 
     true
 }
 
-/// The address of a client; of an IPv6 address the network that a provider gives to one customer.
+/// The client behind an address. For IPv6, it is the network that a provider gives to one customer.
 fn client_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) if !address.is_loopback() => {
@@ -206,7 +205,7 @@ impl Connection {
         self.has_room.load(Relaxed)
     }
 
-    /// Waits until the connection is to be closed, to make room.
+    /// Waits until the connection should be closed to make room.
     pub(super) async fn must_leave(&self) {
         self.leave.notified().await;
     }
@@ -254,7 +253,7 @@ mod tests {
         let all = Connections::new(5, 3);
         let own: Vec<_> = (0..3).map(|_| admit(&all, "10.0.0.1").unwrap()).collect();
         let first = own[0].0.begin();
-        // One address has what it may have, so its connection that waits longest goes.
+        // The address has reached its limit, so its connection that has waited longest is closed.
         let fourth = admit(&all, "::ffff:10.0.0.1").unwrap();
         let open: Vec<bool> = own.iter().map(is_open).collect();
         assert_eq!((open, is_open(&fourth)), (vec![true, false, true], true));
@@ -268,7 +267,7 @@ mod tests {
         let third = admit(&all, "10.0.0.3").unwrap();
         assert_eq!((is_open(&others[0]), is_open(&others[1])), (false, true));
         assert_eq!(all.len(), 5);
-        // A body that does not come is waited for like a request.
+        // While the server waits for a body, the connection counts as waiting for its client.
         let waits = own[0].0.wait();
         assert!(admit(&all, "10.0.0.1").is_some());
         assert!(!is_open(&own[0]));

@@ -1,15 +1,15 @@
-//! A prompt as the beginning of a text.
+//! A prompt that is sent as the beginning of its text.
 
 use std::ops::Range;
 
 use datasets::{DataError, Tokenizer};
 
-/// The whole characters of a prompt. A character that the last tokens only begin belongs to the text that
-/// is made after them.
+/// The whole characters of a prompt. If the last tokens only begin a character, it belongs to the text that is made
+/// after them.
 #[derive(Debug)]
 pub(super) struct Echo {
     text: String,
-    /// Where the text of each token begins and, at the end, where the text after the prompt begins.
+    /// The offset of each token's text and, at the end, the offset of the text after the prompt.
     starts: Vec<TextOffset>,
 }
 

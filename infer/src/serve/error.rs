@@ -10,13 +10,13 @@ use crate::engine::SubmitError;
 use crate::error::GenerateError;
 use crate::sampling::SamplingError;
 
-/// Seconds after which to try again when the queue is full.
+/// Seconds after which the client should try again if the queue is full.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
 /// A longer message is cut.
 const MESSAGE_BYTES: usize = 1000;
 
-/// The field with the prompt, as errors name it that do not know the endpoint.
+/// The name of the field with the prompt, in errors that do not depend on the endpoint.
 const PROMPT: &str = "prompt";
 
 /// Why a request is refused or has failed.
@@ -31,7 +31,7 @@ pub(super) struct ApiError {
 impl ApiError {
     fn new(status: StatusCode, code: Option<&'static str>, message: impl Into<String>) -> Self {
         let mut message = message.into();
-        // It may name what the client has sent, which may be long.
+        // The message may quote text from the client, which may be long.
         if message.len() > MESSAGE_BYTES {
             message.truncate(message.floor_char_boundary(MESSAGE_BYTES));
             message.push_str("...");
@@ -44,7 +44,7 @@ impl ApiError {
         }
     }
 
-    /// The request is malformed, or asks for what this server does not have: 400.
+    /// The request is malformed, or asks for something that this server does not support: 400.
     pub(super) fn invalid(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, None, message)
     }
@@ -103,7 +103,7 @@ impl ApiError {
         ))
     }
 
-    /// A text has more tokens than the model has positions, whatever its tokens are: 400.
+    /// A text is so long that it must have more tokens than the model has positions: 400.
     pub(super) fn prompt_too_long(bytes: usize, most: usize, positions: usize) -> Self {
         let message = format!(
             "the prompt has {bytes} bytes; at most {most} can be within the {positions} positions \
@@ -147,7 +147,7 @@ impl ApiError {
         }
     }
 
-    /// The same error where the field with the prompt is called `param`.
+    /// The same error for an endpoint whose field with the prompt is called `param`.
     pub(super) fn with_prompt(mut self, param: &'static str) -> Self {
         if self.param == Some(PROMPT) {
             self.param = Some(param);
@@ -267,8 +267,8 @@ impl ApiError {
         self.status
     }
 
-    /// A whole HTTP response with this error, after which the connection is closed, for a client whose
-    /// request never came so far as to be answered in the usual way.
+    /// A complete HTTP response with this error, which closes the connection. It is for clients whose request was never
+    /// handled in the usual way.
     pub(super) fn to_http(&self) -> Vec<u8> {
         let json = self.to_json().to_string();
         let retry = if self.status == StatusCode::TOO_MANY_REQUESTS {

@@ -1,4 +1,4 @@
-//! Bodies and their fields, which are read with bounds, before anything else is known of them.
+//! Bodies and their fields, which are read with limits before they are interpreted.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -12,17 +12,16 @@ const STOPS: usize = 16;
 /// The most bytes of a stop string.
 const STOP_BYTES: usize = 1024;
 
-/// Some of the fields that a body may have.
+/// A group of fields that a body may have.
 pub(super) trait Fields: Default {
     /// Their names.
     const NAMES: &'static [&'static str];
 
-    /// Takes the value of the field `name` from `map`. `false` if there is no such field among these.
+    /// If `name` is one of these fields, takes its value from `map`; otherwise returns `false`.
     fn take<'de, A: MapAccess<'de>>(&mut self, name: &str, map: &mut A) -> Result<bool, A::Error>;
 }
 
-/// Declares a struct of fields, each of them optional, and reads them by their names. `null` means the same as
-/// leaving a field out.
+/// Declares a struct of optional fields, and reads them by their names. `null` means the same as a missing field.
 macro_rules! fields {
     (
         $(#[$about:meta])*
@@ -54,7 +53,7 @@ macro_rules! fields {
 }
 pub(super) use fields;
 
-/// The fields of a body: those that every endpoint has, and an endpoint's own.
+/// The fields of a body: the ones that all endpoints share, and the endpoint's own.
 #[derive(Debug)]
 pub(super) struct Body<Shared, Own> {
     pub shared: Shared,
@@ -62,7 +61,7 @@ pub(super) struct Body<Shared, Own> {
 }
 
 impl<Shared: Fields, Own: Fields> Body<Shared, Own> {
-    /// Reads a body. No bytes make it panic, and it takes no more memory than a few times their number.
+    /// Reads a body. Arbitrary bytes cause no panic, and no more memory is used than a few times their number.
     ///
     /// # Errors
     /// It is no JSON object, a field has an impossible value, or there is no such field.
@@ -149,7 +148,7 @@ impl<'de> Visitor<'de> for StopVisitor {
         Ok(StopStrings(vec![stop.to_owned()]))
     }
 
-    /// Keeps one string more than there may be, and only passes over the others.
+    /// Keeps one string more than is allowed, so that `check` finds the excess, and skips the others.
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<StopStrings, A::Error> {
         let mut stops = Vec::new();
         while stops.len() <= STOPS {
@@ -163,7 +162,7 @@ impl<'de> Visitor<'de> for StopVisitor {
     }
 }
 
-/// Any value, of which is kept only what tells whether it asks for something.
+/// Any value. Only the information whether it asks for something is kept.
 #[derive(Debug)]
 pub(super) enum Anything {
     /// `false`, `[]`, `{}`.

@@ -1,11 +1,11 @@
-//! For which hosts the server answers, and to which sites' pages.
+//! The hosts for which the server answers, and the sites whose pages may use it.
 //!
-//! A page of any site, open in a browser on this machine, can send requests to a server that listens here.
-//! A browser keeps the page from reading the answers, unless the page's own name has meanwhile become an
-//! address of this machine ("DNS rebinding"). Such a request has the foreign name in its `Host`, so the
-//! server answers only for names that are its own: addresses, `localhost`, and what `--allowed-host` names.
-//! A request with the `Origin` of another site's page is refused too, since it is not from the server's own
-//! page. A key changes neither: it is checked after the host, and `/health` and the page need none.
+//! A page of any site, open in a browser on this machine, can send requests to a server that listens here. A browser
+//! keeps the page from reading the answers, unless the page's own name has meanwhile become an address of this machine
+//! ("DNS rebinding"). Such a request has the foreign name in its `Host`. So the server answers only for its own names:
+//! addresses, `localhost`, and the names given by `--allowed-host`. A request whose `Origin` is another site's page is
+//! refused too, since it does not come from the server's own page. A key replaces neither check: it is checked after
+//! the host, and `/health` and the page need no key.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ struct Authority {
     port: Option<u16>,
 }
 
-/// A name or an address that `--allowed-host` may have, in the form in which it is compared.
+/// Checks a name or an address for `--allowed-host`, and returns it in the form in which hosts are compared.
 ///
 /// # Errors
 /// A sentence, if it is neither.
@@ -100,7 +100,7 @@ fn only<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h str>
 }
 
 impl Hosts {
-    /// Refuses a request that is for another host or from another site's page.
+    /// Refuses a request if it is for another host or comes from another site's page.
     fn check(&self, request: &Request) -> Result<(), ApiError> {
         let headers = request.headers();
         let host = only(headers, &HOST).map_err(|()| malformed())?;
@@ -137,7 +137,7 @@ impl Hosts {
 
     fn is_own(&self, host: &str) -> bool {
         let by_address = |address: IpAddr| {
-            // Any name can lead to a foreign page, but an address leads to this machine only.
+            // Another site can own any name, but an address is always this machine's.
             let address = address.to_canonical();
             address.is_loopback()
                 || self.bound.is_unspecified()
@@ -148,8 +148,8 @@ impl Hosts {
             || host.parse().is_ok_and(by_address)
     }
 
-    /// Whether a page is this server's own: it came from the host that the request goes to, or from an
-    /// allowed one, as behind a proxy.
+    /// Whether a page is this server's own: it came from the host that the request is for, or, as behind a proxy, from
+    /// an allowed host.
     fn is_own_origin(&self, origin: &str, host: Option<&Authority>) -> bool {
         let Some((scheme, site)) = origin.split_once("://") else {
             return false;
@@ -300,7 +300,7 @@ mod tests {
         );
     }
 
-    /// No text makes it panic, and what it reads it reads again from what it has read.
+    /// Arbitrary text causes no panic, and an accepted name is accepted again in its normalised form.
     #[test]
     fn ten_thousand_hosts() {
         let parts = prop::sample::select(vec![

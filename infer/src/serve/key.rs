@@ -1,4 +1,4 @@
-//! The key that requests must have.
+//! The key that requests must contain.
 
 use std::sync::Arc;
 
@@ -13,8 +13,8 @@ use super::{ServeError, Server};
 
 /// A key, of which only the hash is kept.
 ///
-/// Hashes are compared and not keys: they all have the same length, and where two of them differ says
-/// nothing about where the keys do. So the time of the comparison tells nothing of the key.
+/// Hashes are compared instead of keys. They all have the same length, and the first position where two hashes differ
+/// says nothing about the keys. So the time of the comparison reveals nothing about the key.
 #[derive(Debug)]
 pub(super) struct Key([u8; 32]);
 
@@ -42,7 +42,7 @@ impl Key {
     }
 }
 
-/// Lets requests through that have the key, if there is one.
+/// Refuses requests without the key, if the server has one.
 pub(super) async fn check(
     State(server): State<Arc<Server>>,
     request: Request,

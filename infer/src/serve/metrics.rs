@@ -1,4 +1,4 @@
-//! `GET /metrics`: what Prometheus reads, in the OpenMetrics text format.
+//! `GET /metrics`: counters for Prometheus, in the OpenMetrics text format.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -33,9 +33,9 @@ struct Labels {
 pub(super) enum Closed {
     /// The client did not read.
     NotReading,
-    /// Nothing was at work on it, and another needed its place.
+    /// No request was being processed on it, and another connection needed its place.
     MadeRoom,
-    /// Its address had as many as it may have.
+    /// Its address had the most connections that it may have.
     TooMany,
 }
 
@@ -82,7 +82,7 @@ impl Metrics {
         self.closed.get_or_create(&labels).inc();
     }
 
-    /// Counts an error that is sent before any handler has the request.
+    /// Counts an error that is sent before any handler gets the request.
     pub(super) fn refused(&self, status: StatusCode) {
         let code = status.as_u16();
         let path = "other";
@@ -98,7 +98,7 @@ pub(super) async fn count(
     next: Next,
 ) -> Response {
     let started = Instant::now();
-    // Unknown paths share one name, so that clients cannot fill the memory with names.
+    // Unknown paths share one name, so that clients cannot use up memory with new names.
     let path = PATHS.iter().find(|path| **path == request.uri().path());
     let path = path.copied().unwrap_or("other");
     let response = next.run(request).await;

@@ -9,35 +9,34 @@
 //! GET  /                     a page for a person
 //! ```
 //!
-//! # What a client can count on
+//! # Guarantees for clients
 //!
-//! - The text of a request with a seed is always the same, whatever the load, and never contains text of
-//!   another request.
-//! - Every error is OpenAI's error object, with a sentence that says what is wrong. A field that would
-//!   change the text is obeyed or refused, never ignored.
-//! - Requests take turns ([`engine`](crate::engine)): one that asks for many texts does not keep another
-//!   waiting until it is done.
-//! - When the queue is full, or too many bodies arrive or large replies are made at once, further requests
-//!   are refused at once (429, with `Retry-After`). Bodies and replies have a length limit; a request whose
-//!   reply could be longer is refused before anything is computed.
-//! - Heads and bodies of requests and whole texts have time limits. A text that reaches its limit ends there,
-//!   and so do those that have not begun, all with `finish_reason` `length`. Only if nothing at all was made
-//!   is the answer an error (503). A prompt of which not all tokens were scored has `logprobs` `null`.
-//! - A client that closes its connection frees its place. One that reads nothing of its answer for a minute,
-//!   or less than about two KiB a second, loses its connection, and so does one that reads less than 64 KiB a
-//!   second of a large reply for longer than a minute. One address takes at most half of the room for these.
-//! - A stop lets texts go on for the grace time, and then sends what was made.
-//! - When there are too many connections, or too many of one address, those on which nothing is at work are
-//!   closed for further ones.
-//! - Only requests for the server's own hosts are answered, and none of other sites' pages.
+//! - The text of a request with a seed is always the same, under any load, and never contains text of another request.
+//! - Every error is OpenAI's error object, with a sentence that says what is wrong. A field that would change the text is
+//!   obeyed or refused, never ignored.
+//! - Requests take turns ([`engine`](crate::engine)): a request for many texts does not make another one wait until it is
+//!   done.
+//! - If the queue is full, or if too many bodies arrive or large replies are made at the same time, further requests are
+//!   refused at once (429, with `Retry-After`). Bodies and replies have a length limit; a request whose reply could be
+//!   longer is refused before anything is computed.
+//! - Heads of requests, bodies and whole texts have time limits. A text that reaches its limit ends there, and texts of the
+//!   request that have not begun end too, all with `finish_reason` `length`. Only if nothing at all was made, the answer is
+//!   an error (503). If not all tokens of a prompt were scored, its `logprobs` is `null`.
+//! - A client that closes its connection frees its place. The connection is closed if a client reads nothing of its answer
+//!   for a minute, or less than about two KiB a second; for a large reply, also if it reads less than 64 KiB a second for
+//!   longer than a minute. One address gets at most half of the room for large replies.
+//! - When the server is stopped, texts continue for the grace time; then what was made is sent.
+//! - If there are too many connections, in all or of one address, connections without a request that is being processed
+//!   are closed to make room for new ones.
+//! - Only requests for the server's own hosts are answered, and no requests of other sites' pages.
 //!
-//! # Why this module is small
+//! # Structure
 //!
 //! A handler turns a body into [`engine::Request`](crate::engine::Request)s and their
-//! [`Answer`](crate::engine::Answer)s into JSON: `answer` for every endpoint that makes texts, and `completions`
-//! and `chat` have what differs. Dropping an answer ends the work for it, and a handler is
-//! dropped with its connection; the queue is the engine's. What clients can do wrong below HTTP is the matter
-//! of `client`, and how many of them there may be that of `connections`.
+//! [`Answer`](crate::engine::Answer)s into JSON. `answer` does this for every endpoint that makes texts; `completions`
+//! and `chat` have the differences. Dropping an answer ends the work for it, and a handler is dropped with its
+//! connection; the engine has the queue. `client` handles faults of clients below HTTP, and `connections` limits the
+//! number of clients.
 
 mod answer;
 mod body;
@@ -95,7 +94,7 @@ use request::Limits;
 /// Why a server cannot start, or has stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The address is taken, or not this machine's.
+    /// The address is in use, or does not belong to this machine.
     #[error("cannot listen on {address}: {source}; --port chooses another, 0 any that is free")]
     Address {
         /// The address.
@@ -120,7 +119,7 @@ pub enum ServeError {
     Engine(#[from] EngineError),
 }
 
-/// Every path but a model's own, under which responses are counted.
+/// All paths, except those of single models. Responses are counted by these.
 const PATHS: [&str; 9] = [
     "/",
     "/page.css",
@@ -138,11 +137,10 @@ const PATHS: [&str; 9] = [
 pub struct ServerOptions {
     /// The model's name in requests and replies.
     pub name: String,
-    /// The bearer token that requests must have; `None` for an open server. White space around it does not
-    /// count.
+    /// The bearer token that requests must contain; `None` for an open server. Surrounding white space is ignored.
     pub api_key: Option<String>,
-    /// Names, and addresses, of the server beside loopback ones and the address that it listens on; in lower
-    /// case, and without ports.
+    /// Additional names and addresses of the server, besides loopback addresses and the address that it listens on; in
+    /// lower case, and without ports.
     pub allowed_hosts: Vec<String>,
     /// The most tokens that a request may ask for.
     pub max_tokens: usize,
@@ -150,7 +148,7 @@ pub struct ServerOptions {
     pub time_limit: Duration,
     /// The most bytes of a body.
     pub body_limit: usize,
-    /// The most bytes that a reply may come to, by a rough estimate.
+    /// The largest estimated size of a reply, in bytes.
     pub reply_limit: usize,
     /// The most connections of one address.
     pub connections_per_address: usize,
@@ -159,50 +157,50 @@ pub struct ServerOptions {
     pub head_time: Duration,
     /// The time that a body may take to arrive.
     pub body_time: Duration,
-    /// The time after which a client that takes nothing of what is sent to it loses its connection. The client
-    /// of a large reply loses it when it has kept the server waiting for so long in all, beside the time that
-    /// the bytes take at 64 KiB a second.
+    /// The connection of a client is closed after the client has taken nothing of what is sent for this time. For a
+    /// large reply, it is closed when the client has made the server wait for this time in total, not counting the time
+    /// that the bytes take at 64 KiB a second.
     pub write_time: Duration,
-    /// The time that a stop may take, at most. Before it ends, texts end where they are and are sent.
+    /// The longest time that a stop may take. Shortly before its end, all texts end and are sent.
     pub grace: Duration,
 }
 
 /// A model that can be served.
 pub struct ServedModel {
-    /// What computes its texts.
+    /// The engine that computes its texts.
     pub engine: Engine,
     /// The engine's thread.
     pub engine_thread: EngineThread,
     /// The engine's tokenizer.
     pub tokenizer: Arc<Tokenizer>,
-    /// The model's chat template, or why it has none: what a client is told that asks for a chat.
+    /// The model's chat template, or the reason why there is none, for clients that ask for a chat.
     pub chat: Result<ChatTemplate, String>,
 }
 
-/// How many bodies of the greatest length may be received and parsed at once. Each takes a few times its
-/// length of memory while it is parsed.
+/// How many bodies of the largest size may be received and parsed at the same time. A body needs a few times its size
+/// in memory while it is parsed.
 const ARRIVING: usize = 16;
 
-/// How many bodies of the greatest length may have their texts encoded apart from short ones at once. Apart
-/// from its text, such a one takes about the same memory for its tokens.
+/// How many bodies of the largest size may have their texts encoded at the same time, separately from short ones.
+/// Besides its text, such a body needs about the same amount of memory for its tokens.
 const LONG_TEXTS: usize = 16;
 
-/// How many replies of the greatest length may be made and sent at once, beside small ones; half of them for
-/// one client. Each takes a few times its length of memory.
+/// How many replies of the largest size may be made and sent at the same time, besides small ones; half of them for one
+/// client. A reply needs a few times its size in memory.
 const REPLIES: usize = 4;
 
-/// How many clients at a time are told that they have too many connections.
+/// How many clients at the same time are sent the error that they have too many connections.
 const REFUSALS: usize = 64;
 
-/// The most connections beside one for each text that can run or wait: for other requests, and for clients
-/// that have not sent a request yet.
+/// The number of connections that are allowed in addition to one for each text that can run or wait: for other
+/// requests, and for clients that have not sent a request yet.
 const SPARE: usize = 256;
 
 /// What all handlers share.
 struct Server {
     engine: Engine,
     connections: Arc<Connections>,
-    /// Turns to tell a client that it has too many connections.
+    /// Limits how many clients at the same time are sent the error that they have too many connections.
     refusals: Arc<Semaphore>,
     /// Room for bodies that are being received and parsed, in [units](body::units).
     arriving: Arc<Semaphore>,
@@ -223,8 +221,8 @@ struct Server {
     created: u64,
 }
 
-/// [`serve`] until a signal ends it (Ctrl-C, or SIGTERM), on a runtime that it starts. `announce` is called
-/// when signals are heard.
+/// [`serve`] until a signal (Ctrl-C, or SIGTERM) ends it, on a runtime that this function starts. `announce` is called
+/// when signals are handled.
 ///
 /// # Errors
 /// [`ServeError::Runtime`], and those of [`serve`].
@@ -244,7 +242,7 @@ pub(crate) fn run(
         announce();
         serve(model, options, listener, stop).await
     });
-    // What is still at work on other threads has no client any more.
+    // Work that remains on other threads has no client any more.
     runtime.shutdown_background();
     served
 }
@@ -317,26 +315,26 @@ pub async fn serve(
     Ok(())
 }
 
-/// Checks a key before a server has it.
+/// Checks that a key can be used, before a server starts with it.
 ///
 /// # Errors
-/// [`ServeError::ApiKey`] if it cannot be one.
+/// [`ServeError::ApiKey`] if it is empty, or if no header can hold it.
 pub(crate) fn check_api_key(key: &str) -> Result<(), ServeError> {
     Key::new(key).map(drop)
 }
 
-/// Room for so many things of so many bytes.
+/// Room for `things` objects of `bytes` bytes each.
 fn room(things: usize, bytes: usize) -> Arc<Semaphore> {
     Arc::new(Semaphore::new(room_units(things, bytes)))
 }
 
-/// The [units](body::units) of room for so many things of so many bytes.
+/// The same room in [units](body::units).
 fn room_units(things: usize, bytes: usize) -> usize {
     let units = things.saturating_mul(body::units(bytes) as usize);
     units.min(Semaphore::MAX_PERMITS)
 }
 
-/// The bytes of the longest text that can be within the model's positions, if there is such a bound.
+/// The most bytes that a text within the model's positions can have; `None` if there is no such limit.
 fn longest_prompt(tokenizer: &Tokenizer, max_positions: Option<usize>) -> Option<usize> {
     Some(tokenizer.longest_token()?.saturating_mul(max_positions?))
 }

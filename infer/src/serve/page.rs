@@ -13,7 +13,7 @@ use super::Server;
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; \
                       img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// The page, which knows whether the model chats.
+/// The page, with a mark that says whether the model can chat.
 pub(super) async fn html(State(server): State<Arc<Server>>) -> Response {
     let page = include_str!("page/index.html");
     let page = if server.chat.is_ok() {
@@ -57,7 +57,7 @@ fn file(content_type: &'static str, contents: impl Into<Body>) -> Response {
             header::REFERRER_POLICY,
             HeaderValue::from_static("no-referrer"),
         ),
-        // Another version of the program has other files.
+        // Another version of the program may have other files.
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
     ];
     (headers, contents.into()).into_response()

@@ -1,4 +1,4 @@
-//! The prompts of a request: read without taking more memory than they need, and made token ids.
+//! The prompts of a request: they are read with limited memory, and turned into token ids.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ pub(super) enum Prompts {
     Texts(Vec<String>),
     /// Lists of token ids.
     Ids(Vec<Vec<u32>>),
-    /// A conversation as its chat template writes it.
+    /// A conversation, as the chat template writes it.
     Chat(String),
 }
 
@@ -35,7 +35,7 @@ impl Prompts {
         }
     }
 
-    /// The bytes that are to be encoded.
+    /// The number of bytes of text to encode.
     pub(super) fn text_bytes(&self) -> usize {
         match self {
             Self::Texts(texts) => texts.iter().map(String::len).sum(),
@@ -53,17 +53,17 @@ impl Prompts {
         }
     }
 
-    /// The number of ids that stand before each prompt and are no part of its text.
+    /// The number of ids before each prompt that are not part of its text.
     pub(super) fn begin(&self, tokenizer: &Tokenizer) -> usize {
         match self {
             Self::Texts(_) => tokenizer.begin().len(),
-            // What such ids are is the client's choice, and a chat's template writes its own.
+            // The client chooses ids itself, and a chat template writes its own begin-of-text.
             Self::Ids(_) | Self::Chat(_) => 0,
         }
     }
 
-    /// The token ids of each prompt, unless `stopped` says so first. A text has those before it that the tokenizer
-    /// puts before a prompt.
+    /// The token ids of each prompt, or an error if `stopped` returns true first. A text begins with the tokens that
+    /// the tokenizer puts before prompts.
     ///
     /// # Errors
     /// A text cannot be encoded, or `stopped` returned `true`.
@@ -83,7 +83,7 @@ impl Prompts {
             DataError::Stopped => ApiError::no_time(),
             error => ApiError::invalid_field("prompt", error.to_string()),
         })?;
-        // A text without a prompt begins after an end-of-text, as documents did in training.
+        // An empty prompt becomes an end-of-text, because in training it precedes documents.
         for prompt in prompts.iter_mut().filter(|prompt| prompt.is_empty()) {
             prompt.extend(tokenizer.end_of_text());
         }
@@ -119,13 +119,13 @@ impl<'de> Visitor<'de> for PromptsVisitor {
             None => Prompts::Texts(Vec::new()),
             Some(Element::Text(first)) => Prompts::Texts(rest(first, seq, MOST)?),
             Some(Element::Ids(first)) => Prompts::Ids(rest(first, seq, MOST)?),
-            // One prompt, which has no more ids than its body has bytes.
+            // A single prompt cannot have more ids than its body has bytes, so it needs no other limit.
             Some(Element::Id(first)) => Prompts::Ids(vec![rest(first, seq, usize::MAX)?]),
         })
     }
 }
 
-/// The elements of a list after its first one, which they are like; no more than `most` with it.
+/// The elements of a list after `first`, which must have its type; at most `most` together with it.
 fn rest<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(
     first: T,
     mut seq: A,
@@ -144,12 +144,12 @@ fn rest<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(
     }
 }
 
-/// The error of an element that cannot be in a list.
+/// The error for an element that a list cannot contain.
 fn no_prompt<E: Error>(error: &E) -> E {
     E::custom(format!("prompt must be {FORMS}: {error}"))
 }
 
-/// What a list of prompts, or a prompt's list of ids, begins with.
+/// The first element of a list of prompts, or of a prompt's list of ids.
 enum Element {
     Text(String),
     Id(u32),

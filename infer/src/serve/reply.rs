@@ -1,4 +1,4 @@
-//! What the replies of all endpoints have in common, in OpenAI's shape.
+//! The parts of replies that all endpoints share, in OpenAI's form.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -1,8 +1,8 @@
-//! Room for large replies: how much of it is taken, and by whom.
+//! Limits the memory for large replies, in total and for each client.
 //!
-//! A reply takes room from its request to the last byte that the connection has taken of it. One client takes at
-//! most half of all room, and has to read at some [speed](super::client) while it takes any, so no client keeps
-//! others out for long.
+//! A reply holds room from its request until the connection has taken its last byte. A client can hold at most half of
+//! all room, and must read at a minimum [speed](super::client) while it holds any, so no client keeps others out for
+//! long.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -14,11 +14,11 @@ use super::connections::Connection;
 #[derive(Debug)]
 pub(super) struct ReplyRooms {
     bytes: usize,
-    /// What each client takes, in bytes. None of them takes nothing.
+    /// The bytes that each client holds. Every entry is above 0.
     taken: Mutex<HashMap<IpAddr, usize>>,
 }
 
-/// The room that a reply takes, until this is dropped.
+/// The room that a reply holds, until this value is dropped.
 #[derive(Debug)]
 pub(super) struct ReplyRoom {
     bytes: usize,
@@ -41,7 +41,7 @@ impl ReplyRooms {
         self.lock().values().sum()
     }
 
-    /// Room for a reply of so many bytes on `connection`, if there is so much for its client.
+    /// Takes room for a reply of this size on `connection`; `None` if its client cannot have that much now.
     pub(super) fn take(
         self: &Arc<Self>,
         bytes: usize,
@@ -64,7 +64,7 @@ impl ReplyRooms {
 }
 
 impl ReplyRoom {
-    /// Gives back what a reply of so many bytes does not need.
+    /// Gives back the room that a reply of this size does not need.
     pub(super) fn shrink_to(&mut self, bytes: usize) {
         let surplus = self.bytes.saturating_sub(bytes);
         self.bytes -= surplus;

@@ -1,5 +1,5 @@
-//! What every endpoint that makes texts asks for: the fields that their bodies share, and from them the requests
-//! to the engine.
+//! The requests of all endpoints that make texts: the fields that their bodies share, and the requests to the engine
+//! that are made from them.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -15,14 +15,14 @@ use super::prompt::Prompts;
 use crate::engine::Request;
 use crate::sampling::SamplingSettings;
 
-/// The most that a request may ask for.
+/// The limits of a request.
 #[derive(Clone, Debug)]
 pub(super) struct Limits {
     /// Tokens to make for each text.
     pub max_tokens: usize,
     /// Texts at once.
     pub texts: usize,
-    /// Bytes of a text that can be within the model's positions; `None` if there is no such bound.
+    /// Bytes of the longest text that can be within the model's positions; `None` if there is no such limit.
     pub prompt_bytes: Option<usize>,
     /// Tokens of a prompt and its text together; `None` for a model that has no such bound.
     pub positions: Option<usize>,
@@ -31,10 +31,10 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// A number of tokens to make, if it is one that a text may have.
+    /// Checks a number of tokens to make.
     ///
     /// # Errors
-    /// It is too large.
+    /// The number is above the limit.
     pub(super) fn check_max_tokens(
         &self,
         param: &'static str,
@@ -49,7 +49,7 @@ impl Limits {
     }
 }
 
-/// The most likeliest tokens that are named beside each token.
+/// The most tokens that are listed, with their scores, for each token.
 const ALTERNATIVES: usize = 20;
 
 /// The bytes of a reply for each token, roughly.
@@ -88,7 +88,7 @@ pub(super) struct StreamOptions {
     include_obfuscation: Option<bool>,
 }
 
-/// What a body asks for in an endpoint's own fields.
+/// The values of a body's fields that are specific to an endpoint.
 #[derive(Debug)]
 pub(super) struct OwnTerms {
     /// The prompts.
@@ -101,7 +101,7 @@ pub(super) struct OwnTerms {
     pub echo: bool,
 }
 
-/// A body that was read and checked, as far as that can be done before its prompts are encoded.
+/// A body that was read and checked, as far as possible before its prompts are encoded.
 #[derive(Debug)]
 pub(super) struct TextRequest {
     own: OwnTerms,
@@ -112,7 +112,7 @@ pub(super) struct TextRequest {
     stream_usage: bool,
 }
 
-/// What a body asks the engine for.
+/// The engine requests that a body asks for.
 #[derive(Debug)]
 pub(super) struct TextPlan {
     /// `n` requests for each prompt, one prompt after the other.
@@ -147,7 +147,7 @@ impl SharedFields {
         ])
     }
 
-    /// The request that the body is, with what its own fields ask for.
+    /// Combines these fields with those of the endpoint into a request.
     ///
     /// # Errors
     /// An [`ApiError`] that names what is wrong.
@@ -170,7 +170,7 @@ impl SharedFields {
             stream_usage: options.include_usage.unwrap_or(false),
         };
         request.check_prompts(limits)?;
-        // Also without the prompts' tokens, the reply may be too large.
+        // Even without the prompts' tokens the reply may be too large.
         request.reply_bytes(request.own.prompts.len(), 0, limits)?;
         Ok(request)
     }
@@ -202,7 +202,7 @@ impl TextRequest {
         &self.own.prompts
     }
 
-    /// Refuses too many prompts, and those that are too long whatever their tokens are.
+    /// Refuses too many prompts, and prompts that must have too many tokens.
     fn check_prompts(&self, limits: &Limits) -> Result<(), ApiError> {
         let count = self.own.prompts.len();
         if count == 0 {
@@ -224,10 +224,10 @@ impl TextRequest {
         }
     }
 
-    /// Encodes the prompts, unless `stopped` says so first, for texts that end at `deadline`.
+    /// Encodes the prompts, for texts that end at `deadline`; an error if `stopped` returns true first.
     ///
     /// # Errors
-    /// An [`ApiError`] that names what is wrong, or says that there was no time.
+    /// An [`ApiError`] that names what is wrong, or says that there was no time left.
     pub(super) fn plan(
         mut self,
         tokenizer: &Tokenizer,
@@ -276,11 +276,11 @@ impl TextRequest {
         })
     }
 
-    /// The bytes that the reply may have, roughly: `n` texts for each of the prompts, whose `echoed` tokens
-    /// are before them.
+    /// The estimated size of the reply in bytes: `n` texts for each of the prompts, preceded by `echoed` tokens of the
+    /// prompts.
     ///
     /// # Errors
-    /// They are more than a reply may have.
+    /// The size is above the limit.
     fn reply_bytes(
         &self,
         prompts: usize,
@@ -288,7 +288,7 @@ impl TextRequest {
         limits: &Limits,
     ) -> Result<usize, ApiError> {
         let most = limits.positions.map_or(self.own.max_tokens, |positions| {
-            // The token after the last position is made, too.
+            // One more token can be made after the last position.
             self.own.max_tokens.min(positions.saturating_add(1))
         });
         let tokens = most.saturating_mul(prompts).saturating_add(echoed);
@@ -310,7 +310,7 @@ impl TextRequest {
     }
 }
 
-/// Refuses the first field that is asked for and that this server does not have.
+/// Refuses the first field in the list whose flag is true: the client has asked for something that this server lacks.
 ///
 /// # Errors
 /// An [`ApiError`] that names it.
@@ -324,7 +324,7 @@ pub(super) fn refuse_if(fields: &[(&'static str, bool)]) -> Result<(), ApiError>
     }
 }
 
-/// A number of alternatives, if it is one that a score may name.
+/// Checks the number of alternatives that each score lists.
 ///
 /// # Errors
 /// There are too many.

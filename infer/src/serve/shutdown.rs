@@ -1,4 +1,4 @@
-//! Accepting connections, and the graceful end of a server.
+//! Accepts connections, and ends a server gracefully.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -28,19 +28,18 @@ use super::connections::{Admission, AtWork, Place};
 use super::error::ApiError;
 use super::metrics::Closed;
 
-/// How long to wait when the system cannot accept a connection.
+/// The pause before the next attempt when the system cannot accept a connection.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a client that has too many connections may take to read that.
+/// The time in which a client with too many connections can read that error.
 const REFUSAL_TIME: Duration = Duration::from_secs(1);
 
-/// The time at the end of a graceful stop in which texts are sent that have ended where they were, at most.
+/// The longest time, at the end of a graceful stop, in which the texts that were cut off are sent.
 const SENDING: Duration = Duration::from_secs(3);
 
-/// Serves until `stop` resolves, and then until the requests that have come before are answered, but no
-/// longer than the grace time. A connection on which no request begins within the time for a head is closed.
-/// When there are too many connections, further ones take the place of those on which nothing is at work, or
-/// wait to be accepted.
+/// Serves until `stop` resolves; then until all earlier requests are answered, but no longer than the grace time. A
+/// connection is closed if no request begins within the time limit for a head. If there are too many connections, a
+/// further one takes the place of a connection without a request that is being processed, or waits to be accepted.
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
@@ -52,7 +51,7 @@ pub(super) async fn serve(
     tokio::select! {
         () = accept(&listener, router, server, &watched) => {}
         () = stop => {}
-        // There is nothing left to serve; the engine's thread returns the reason.
+        // The engine has stopped, and its thread returns the reason.
         () = engine.stopped() => {}
     }
     drop(listener);
@@ -77,7 +76,7 @@ async fn accept(
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new());
     http.header_read_timeout(server.options.head_time);
-    // Without the second, a head may be as long as what is read at a time, on top of the first.
+    // Without the second limit, a head may be longer than the first one by the size of one read.
     http.max_buf_size(HEAD_BYTES);
     http.max_header_size(HEAD_BYTES);
     loop {
@@ -95,7 +94,7 @@ async fn accept(
         let connection = watched.watch(http.serve_connection(client, service));
         tokio::spawn(async move {
             tokio::select! {
-                // An error means that the client has broken the connection off, or does not read.
+                // An error means that the client has closed the connection, or does not read.
                 _ = connection => {}
                 () = place.0.must_leave() => {}
             }
@@ -118,7 +117,7 @@ fn admit(server: &Server, address: IpAddr) -> Option<Place> {
     }
 }
 
-/// Says that the client has too many connections, if it hears that soon.
+/// Sends the error that the client has too many connections, if the client reads it soon enough.
 fn refuse(server: &Arc<Server>, stream: TcpStream) {
     let error = ApiError::too_many_connections(server.connections.most_of_one());
     server.metrics.refused(error.status());
@@ -127,14 +126,14 @@ fn refuse(server: &Arc<Server>, stream: TcpStream) {
     };
     let client = Client::new(stream, server.clone(), None);
     tokio::spawn(async move {
-        // A client that does not listen has no use for an error.
+        // A client that does not read the error does not need it.
         let _ = timeout(REFUSAL_TIME, client.refuse(&error)).await;
         drop(turn);
     });
 }
 
-/// The router as the service of one connection, which is at work from the head of a request to the end of its
-/// response.
+/// The router as the service of one connection. The connection counts as busy from the head of a request to the end of
+/// its response.
 fn service(
     router: Router,
     place: &Place,
@@ -156,7 +155,7 @@ fn service(
     })
 }
 
-/// The body of a response, with what lasts as long.
+/// The body of a response, together with values that must live as long.
 struct Worked {
     body: Body,
     _at_work: AtWork,
@@ -185,9 +184,8 @@ impl HttpBody for Worked {
 /// The exit code of a program that Ctrl-C has ended.
 const INTERRUPTED: i32 = 130;
 
-/// Listens for Ctrl-C and SIGTERM from now on. The future resolves at the first of them, and the second ends
-/// the program. One that was ignored when the program started, as in the background of a script, is ignored
-/// further on.
+/// Listens for Ctrl-C and SIGTERM from now on. The future resolves at the first signal, and the second signal ends the
+/// program. A signal that was ignored when the program started, as in the background of a script, is still ignored.
 pub(super) fn signals() -> impl Future<Output = ()> + Send + 'static {
     let mut signals = Signals::listen();
     async move {
@@ -199,7 +197,7 @@ pub(super) fn signals() -> impl Future<Output = ()> + Send + 'static {
     }
 }
 
-/// The signals that end the program, those of them for which a handler is installed.
+/// The signals that end the program; of these, only those for which a handler is installed are handled.
 #[cfg(unix)]
 struct Signals([Option<tokio::signal::unix::Signal>; 2]);
 
@@ -240,7 +238,7 @@ impl Signals {
 
     async fn next(&mut self) {
         if tokio::signal::ctrl_c().await.is_err() {
-            // No handler can be installed.
+            // No handler can be installed, so the future never resolves.
             std::future::pending::<()>().await;
         }
     }

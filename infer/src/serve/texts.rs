@@ -17,7 +17,7 @@ use crate::engine::{Answer, Event, Finish, Request, Token, TokenScore};
 /// A text, or a piece of it.
 #[derive(Debug, Default)]
 pub(super) struct TextPiece {
-    /// Which of a request's texts it is.
+    /// The index of the text within its request.
     pub index: usize,
     /// Whole characters, possibly none.
     pub text: String,
@@ -61,9 +61,9 @@ pub(super) struct TextStreams {
     n: usize,
     /// When the request came.
     started: Instant,
-    /// Whether a first token was made.
+    /// Whether any first token was made.
     begun: bool,
-    /// The texts whose time was up before they began, once all others have ended.
+    /// The texts whose time was up before they began; `None` until all other texts have ended.
     never_begun: Option<Vec<usize>>,
 }
 
@@ -72,7 +72,7 @@ struct TextStream {
     request: Request,
     /// `None` when the text has ended.
     answer: Option<Answer>,
-    /// The piece that is sent before those of the answer.
+    /// A piece that is sent before those of the answer.
     first: Option<TextPiece>,
     /// The prompt, if the text begins with it.
     echo: Option<Arc<Echo>>,
@@ -80,7 +80,7 @@ struct TextStream {
     echoed: usize,
     /// The number of tokens made.
     tokens: usize,
-    /// Whether its time was up before anything of it was made.
+    /// Whether its time was up before any token was made.
     never_begun: bool,
 }
 
@@ -129,14 +129,14 @@ impl TextStreams {
         )
     }
 
-    /// Whether a text lacks the scores of its prompt, or some of them, since its time was up.
+    /// Whether scores of a text's prompt are missing because its time was up.
     pub(super) fn lacks_scores(&self, index: usize) -> bool {
         let text = &self.texts[index];
         text.request.score_prompt && text.echoed < text.request.prompt.len()
     }
 
-    /// The next piece of any text; `None` when all have ended. A text that has not begun within its time
-    /// ends without text, unless no text has begun.
+    /// The next piece of any text; `None` when all have ended. A text that has not begun within its time ends without
+    /// text; if no text at all has begun, it is an error.
     pub(super) async fn next(&mut self) -> Option<Result<TextPiece, ApiError>> {
         let texts = &mut self.texts;
         let next = poll_fn(|context| {
@@ -168,7 +168,7 @@ impl TextStreams {
         }
     }
 
-    /// The end of a text that has not begun. If none has begun, the first is an error and there is no other.
+    /// The end of a text that has not begun. If no text has begun, the first one gives an error, and nothing follows.
     fn next_never_begun(&mut self) -> Option<Result<TextPiece, ApiError>> {
         if self.never_begun.is_none() {
             let texts = self.texts.iter().enumerate().rev();
@@ -191,7 +191,7 @@ impl TextStreams {
 
 impl TextStream {
     fn new(request: Request, answer: Answer, echo: Option<Arc<Echo>>) -> Self {
-        // With scores, the prompt is sent together with them.
+        // If scores are asked for, the prompt is sent together with them.
         let at_once = echo.as_ref().filter(|_| !request.score_prompt);
         let first = at_once.map(|echo| TextPiece {
             text: echo.whole().into(),
@@ -239,7 +239,7 @@ impl TextStream {
             Event::Prompt(scores) => {
                 let tokens = self.echoed..self.echoed + scores.len();
                 self.echoed = tokens.end;
-                // The last piece may have no scores: its only token was scored with the piece before.
+                // The last piece may have no tokens: its only token was sent with the piece before.
                 let echo = self.echo.as_deref().filter(|_| !tokens.is_empty());
                 echo.map(|echo| {
                     let scored = tokens.clone().zip(&*scores).map(|(i, score)| ScoredToken {

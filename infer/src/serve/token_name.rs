@@ -1,10 +1,10 @@
-//! What a token and its score are called in a reply.
+//! The name of a token and the form of its score in a reply.
 
 use std::fmt::Write;
 
 use datasets::Tokenizer;
 
-/// The log-probability of an impossible token: JSON has no minus infinity, and OpenAI writes this.
+/// The log-probability for an impossible token: JSON has no minus infinity, and OpenAI writes this number.
 const IMPOSSIBLE: f64 = -9999.0;
 
 /// A log-probability as JSON can hold it.
@@ -12,9 +12,9 @@ pub(super) fn finite(log_probability: f64) -> f64 {
     log_probability.max(IMPOSSIBLE)
 }
 
-/// A token's name in a reply: its text, with the blank that it begins with; or, if that is only a part of a
-/// character, its bytes in OpenAI's form; or, if a token with a smaller id has the same bytes or the text
-/// looks like another form, its id. So no two tokens have the same name.
+/// A token's name in a reply. Usually it is the token's text, with the blank that it begins with. If that is only a
+/// part of a character, it is the bytes in OpenAI's form. If a token with a smaller id has the same bytes, or if the
+/// text looks like one of the other forms, it is the id. So no two tokens have the same name.
 pub(super) fn token_text(tokenizer: &Tokenizer, id: u32) -> String {
     let bytes = tokenizer.token_bytes(id);
     let Some(bytes) = bytes.filter(|_| !tokenizer.repeats_bytes(id)) else {
@@ -44,7 +44,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A tokenizer like Llama 2's: pieces with a mark for the blank, and single bytes.
+    /// A tokenizer like Llama 2's, whose pieces have a mark for the blank, and which has single bytes.
     pub(in crate::serve) fn llama() -> Tokenizer {
         let vocab = [
             "<unk>",

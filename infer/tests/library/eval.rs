@@ -251,7 +251,7 @@ fn a_foreign_token_is_an_error() {
     assert_eq!((token, vocab_size), (4096, 4096));
 }
 
-/// Lengths in letters and in bytes, and the first of equals.
+/// Normalisation by letters and by bytes, and the first one of equal choices.
 #[test]
 fn accuracies_differ_in_what_they_divide_by() {
     let folder = tempfile::tempdir().unwrap();

@@ -59,7 +59,8 @@ fn repetition_penalty_counts_a_token_once_from_prompt_and_text() {
         ..SamplingSettings::default()
     };
     let mut sampler = Sampler::new(settings, 3, &[0, 0, 0]).unwrap();
-    // 8 / 2 = 4 < 5, whereas without penalty 0 would win and with three 8 / 8 would lose to 1.5.
+    // 8 / 2 = 4 < 5: the penalty is applied once. Without it, 0 would win; applied three times, 8 / 8 would lose to
+    // 1.5.
     assert_eq!(sampler.choose(&mut [8.0, 5.0, 1.5]), Ok(1));
     assert_eq!(sampler.choose(&mut [8.0, 5.0, 1.5]), Ok(0));
 }
@@ -257,7 +258,7 @@ fn draws_follow_the_probabilities() {
     }
 }
 
-/// A product beyond the numbers of f32 is no removed token.
+/// A product that overflows f32 must not look like a removed token.
 #[test]
 fn no_penalty_removes_a_token() {
     let seen = [0, 1, 2].into();

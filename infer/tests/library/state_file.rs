@@ -1,4 +1,4 @@
-//! State files: a text continues as it would without one, and every other file is refused.
+//! State files: a text continues as it would without a state file, and all other files are refused.
 
 use std::collections::HashMap;
 use std::fs;
@@ -43,7 +43,7 @@ fn options(max_tokens: usize) -> GenerateOptions {
     }
 }
 
-/// Any model's hash will do, as long as it is the same.
+/// The hash of any model, as long as it is always the same.
 fn hash() -> ModelHash {
     ModelHash::of(teacher_folder()).unwrap()
 }
@@ -83,7 +83,7 @@ fn a_state_continues_as_the_text_itself_would() {
             continued(&model, load(&model, &path).unwrap(), &[]),
             at_once
         );
-        // As often as one likes.
+        // A state file can be restored several times.
         assert_eq!(
             continued(&model, load(&model, &path).unwrap(), &[]),
             at_once
@@ -259,7 +259,7 @@ fn what_is_not_this_model_s_state_is_refused() {
         StateFileError::Read { .. }
     ));
 
-    // Another network's tensors, should a hash ever lie.
+    // Tensors of another network, in case two models have the same hash.
     for other in [&teacher, &student] {
         let error = load(other, &path).unwrap_err();
         assert!(matches!(error, StateFileError::State { .. }), "{error}");
@@ -321,7 +321,7 @@ fn what_is_not_this_model_s_state_is_refused() {
     damaged(error(&more), "extra");
 }
 
-/// A file that is not as it was saved is refused, or says the same.
+/// A damaged file is refused, or gives the same result.
 #[test]
 fn ten_thousand_files() {
     let [_, _, hybrid] = models();

@@ -28,7 +28,7 @@ fn generate(model: &Path, arguments: &[&str]) -> Command {
 fn fed(mut command: Command, input: &[u8]) -> Output {
     let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = piped.stderr(Stdio::piped()).spawn().unwrap();
-    // A program that has heard enough may not listen to the end.
+    // A program that fails early may not read all of its input.
     let _ = child.stdin.take().unwrap().write_all(input);
     child.wait_with_output().unwrap()
 }
@@ -63,7 +63,7 @@ fn copy_of(folder: &Path) -> TempDir {
         let path = entry.unwrap().path();
         fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
     }
-    // What is damaged here would be found by it alone.
+    // The manifest would detect the damage before the check under test does.
     let _ = fs::remove_file(copy.path().join("SHA256SUMS"));
     copy
 }
@@ -221,7 +221,7 @@ fn tokenizers_that_do_not_fit() {
         let said = sentence(generate(model.path(), &["x"]));
         says(&said, &["tokenizer.json"]);
     }
-    // One with no end-of-text has nothing to begin an empty prompt with.
+    // Without an end-of-text token, an empty prompt has no first token.
     let mut endless = whole.clone();
     let text = endless.to_string().replace("<|endoftext|>", "<|no more|>");
     endless = serde_json::from_str(&text).unwrap();

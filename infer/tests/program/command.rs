@@ -188,7 +188,7 @@ fn a_model_may_borrow_its_tokenizer() {
     }
 }
 
-/// The tokenizer's files decide whether a prompt begins with a token of its own; what follows it never does.
+/// The tokenizer's files decide whether a prompt begins with a special token. A continuation never does.
 #[test]
 fn a_begin_of_text_goes_before_a_prompt() {
     let folder = tempfile::tempdir().unwrap();
@@ -309,7 +309,7 @@ fn a_full_disk_is_an_error() {
     assert!(failure(&output, 1).contains("the help cannot be written"));
 }
 
-/// Of two files that name the tokens that end a text, that of the generation decides.
+/// If two files name the tokens that end a text, `generation_config.json` takes precedence.
 #[test]
 fn a_text_ends_as_the_model_s_files_say() {
     let folder = tempfile::tempdir().unwrap();
@@ -369,8 +369,8 @@ fn a_reader_that_leaves_ends_it_quietly() {
     assert_eq!(stderr(&output), "");
 }
 
-/// Every command that needs a model alone: a text, the same from a state file, in 8 and in 4 bits, the likelihood of a
-/// file, and a measurement.
+/// Every command that needs only a model: generation, generation from a state file, both in 8 and in 4 bits too, the
+/// perplexity of a file, and a measurement of speed.
 #[test]
 fn families_of_llamas_shape() {
     let files = tempfile::tempdir().unwrap();
@@ -398,7 +398,7 @@ fn families_of_llamas_shape() {
         );
         for dtype in ["int8", "int4"] {
             let expected = run(&["--max-tokens", "12", "--dtype", dtype, prompt]);
-            // The same from a folder that has it so.
+            // The same with a folder whose weights are stored in these bits.
             let out = files.path().join(format!("{name}-{dtype}"));
             let quantize = quantize(folder, dtype, &out);
             assert!(quantize.status.success(), "{name}: {}", stderr(&quantize));
@@ -447,7 +447,7 @@ fn quantize(folder: &Path, dtype: &str, out: &Path) -> Output {
         .unwrap()
 }
 
-/// What bits cannot store is counted; where that is all, nothing is written.
+/// The summary counts weights that 4 or 8 bits cannot store; if that is true of all weights, nothing is written.
 #[test]
 fn rows_of_odd_lengths_stay_as_they_are() {
     let files = tempfile::tempdir().unwrap();
@@ -477,7 +477,8 @@ fn rows_of_odd_lengths_stay_as_they_are() {
         "{message}"
     );
     assert!(!out.exists());
-    // Of eight projections, that after the attention reads 6 numbers, and that at the end of the MLP 64.
+    // There are eight projections; the one after the attention reads 6 numbers, and the one at the end of the MLP reads
+    // 64.
     let some = quantize(&folder(44, 64), "int4", &out);
     assert!(some.status.success(), "{}", stderr(&some));
     let said = stdout(&some);

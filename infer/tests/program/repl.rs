@@ -120,7 +120,7 @@ fn seeds_and_settings_count() {
     };
     let drawn = text(&["/seed 5"]);
     assert_eq!(drawn, text(&["/seed 5"]));
-    // As if nothing had been before.
+    // As if there had been no earlier turns.
     assert_eq!(drawn, text(&["something else", "/reset", "/seed 5"]));
     assert_ne!(drawn, text(&["/seed 6"]));
     let greedy = text(&["/temperature 0"]);
@@ -174,7 +174,7 @@ fn a_context_that_is_full_can_be_left() {
     assert_eq!(said.matches("--max-tokens were made").count(), 2, "{said}");
 }
 
-/// A begin-of-text stands before the first line of a text, and before no other.
+/// The first line of a text begins with a begin-of-text; later lines do not.
 #[test]
 fn a_text_begins_once() {
     let folder = chat_folder(&teacher_folder());
@@ -216,7 +216,7 @@ fn a_text_begins_once() {
     assert_eq!(stdout(&again), expected);
 }
 
-/// A tokenizer without an end of text has nothing that an empty line could begin a text with.
+/// Without an end-of-text token, a text cannot begin with an empty line.
 #[test]
 fn an_empty_beginning_does_not_end_it() {
     let teacher = teacher_folder();
@@ -263,7 +263,7 @@ fn new_tokens(said: &str) -> Vec<[usize; 2]> {
     lines.collect()
 }
 
-/// Whatever of it the model has read before, a conversation is what it is when it is read as a whole.
+/// A conversation gives the same answers as if it were read as a whole, whatever part of it was read before.
 #[test]
 fn a_chat_is_read_once() {
     let few = ["--chat", "--max-tokens", "9"];
@@ -322,7 +322,7 @@ fn a_chat_obeys_commands() {
     // The system message outlives the turns, and can be taken back.
     assert_eq!(text(&["/system Be brief.", "x", "/reset", "Hello"]).0, told);
     assert_eq!(text(&["/system Be brief.", "/system", "Hello"]).0, plain);
-    // A message that is refused is not there.
+    // A refused message is not part of the conversation.
     let (kept, said) = text(&["refuse", "Hello"]);
     assert_eq!(kept, plain);
     assert!(
@@ -400,7 +400,7 @@ fn ctrl_c_stops_the_answer_and_not_the_program() {
     let mut out = child.stdout.take().unwrap();
     out.read_exact(&mut [0; 5]).unwrap();
     interrupt(&child);
-    // Read on, so that it is not the pipe that keeps it.
+    // The output is still read, so that a full pipe does not block the program.
     let rest = std::thread::spawn(move || out.read_to_end(&mut Vec::new()));
     let mut err = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
@@ -413,7 +413,7 @@ fn ctrl_c_stops_the_answer_and_not_the_program() {
     let text = fs::read_to_string(&path).unwrap();
     assert!(text.starts_with(LINE) && text.len() > LINE.len() + 5);
 
-    // With nothing to stop it ends the program.
+    // If the model is not working, Ctrl-C ends the program.
     interrupt(&child);
     assert_eq!(child.wait().unwrap().code(), Some(130));
     rest.join().unwrap().unwrap();
@@ -439,7 +439,7 @@ fn on_a_terminal() {
     let home = tempfile::tempdir().unwrap();
     let infer = repl(student.path(), &["--max-tokens", "100000000"]);
     let arguments = infer.get_args().map(|argument| argument.to_str().unwrap());
-    // In the shell's place: one that waited would hear Ctrl-C too, and end with it.
+    // `exec`, because a shell that waited would receive Ctrl-C too, and end.
     let mut command = vec!["exec", env!("CARGO_BIN_EXE_infer")];
     command.extend(arguments);
     let mut terminal = Command::new("script");

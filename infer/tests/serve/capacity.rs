@@ -1,4 +1,4 @@
-//! Many clients, long texts, and ends.
+//! Many clients, long texts, and stops.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -82,7 +82,7 @@ fn a_closed_connection_frees_its_place() {
     until(|| running() == 1.0 && waiting() == 0.0);
     drop(second);
     until(|| running() == 0.0);
-    // One that asks for the whole text at once and does not wait for it.
+    // A client that asks for the whole text in one reply, and does not wait for it.
     let body = json!({"prompt": "x", "max_tokens": 1_000_000_000, "temperature": 0});
     let mut impatient = server.connect();
     impatient
@@ -131,7 +131,7 @@ fn the_time_limit_ends_a_text() {
     assert!(reply["usage"]["completion_tokens"].as_u64().unwrap() < 1_000_000_000);
 }
 
-/// A single text has a slot as soon as one of the many is done.
+/// A single text gets a slot as soon as one of the many texts is done.
 #[test]
 fn one_request_with_many_texts_does_not_keep_others_out() {
     let student = student_folder(&[]);
@@ -188,7 +188,7 @@ fn when_the_time_is_up_what_is_done_is_answered() {
         .collect();
     ended.sort();
     assert_eq!(ended, [0, 1, 2]);
-    // Scores that are missing are null, and not few.
+    // If scores are missing, `logprobs` is null, and not a shorter list.
     let scored = json!({"prompt": "x y z", "max_tokens": 5_000, "n": 2, "temperature": 0, "echo": true, "logprobs": 1});
     let reply = server.complete(scored);
     check(
@@ -202,7 +202,7 @@ fn when_the_time_is_up_what_is_done_is_answered() {
     assert!(reply["choices"][1]["logprobs"].is_null());
 }
 
-/// Of a request that has not begun, nothing is made.
+/// For a request whose time is up before it has begun, nothing is computed.
 #[test]
 fn a_request_that_never_begins_is_an_error() {
     let student = student_folder(&[]);
@@ -220,7 +220,7 @@ fn a_request_that_never_begins_is_an_error() {
     drop(running);
 }
 
-/// Neither a client that does not read nor one that says nothing delays the end.
+/// Clients that do not read, or that send nothing, do not delay the stop.
 #[test]
 #[cfg(unix)]
 fn a_stop_ends_whatever_clients_do() {
@@ -250,7 +250,7 @@ fn a_stop_ends_whatever_clients_do() {
     drop((idle, half, bodiless, deaf));
 }
 
-/// As `nohup` and the background of a script start it.
+/// The program is started with ignored signals, as by `nohup` and in the background of a script.
 #[test]
 #[cfg(unix)]
 fn a_signal_that_was_ignored_at_the_start_is_ignored() {

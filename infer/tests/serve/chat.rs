@@ -178,7 +178,7 @@ fn a_turn_ends_before_a_stop_string() {
     assert_eq!(cut["choices"][0]["finish_reason"], "stop");
 }
 
-/// Its token counts, and its text and its score are no part of the turn.
+/// The token that ends a turn is counted, but its text and its score are not part of the turn.
 #[test]
 fn a_turn_ends_with_an_end_of_text() {
     let folder = chat_folder(terse().path());
@@ -322,7 +322,7 @@ fn with_byte_fallback(folder: &Path) {
     fs::write(folder.join("chat_template.jinja"), template).unwrap();
 }
 
-/// Whatever parts of characters the tokens are, what is sent is whole characters, and the same in both ways.
+/// Replies and streams contain whole characters and the same text, even if tokens are parts of characters.
 #[test]
 fn a_tokenizer_of_bytes_and_marks_chats_in_whole_characters() {
     let folder = chat_folder(&teacher_folder());

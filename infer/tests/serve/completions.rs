@@ -188,7 +188,7 @@ fn a_tokenizer_of_pieces_and_bytes_echoes_the_prompt() {
     assert!(broken > 0, "some bytes make no character");
 }
 
-/// Of ids, a prompt can end where no text does.
+/// A prompt given as ids can end inside a character.
 #[test]
 fn a_prompt_may_end_inside_a_character() {
     let server = teacher();
@@ -226,7 +226,7 @@ fn a_prompt_may_end_inside_a_character() {
     }
 }
 
-/// More ids than texts are long, each a byte that continues no character.
+/// A prompt of more ids than a text may be long; each id is a byte that continues no character.
 #[test]
 fn a_long_prompt_that_is_no_text() {
     let student = student_folder(&[]);
@@ -265,7 +265,7 @@ pub fn terse() -> TempDir {
     folder
 }
 
-/// It is among the scores, since lm-eval drops the last of them as the one token that was made.
+/// The token that ends the text is among the scores, since lm-eval drops the last score as that of the token made.
 #[test]
 fn an_end_of_text_is_a_token_and_no_text() {
     let folder = terse();

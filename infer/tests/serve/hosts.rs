@@ -1,4 +1,4 @@
-//! For whom the server answers.
+//! The hosts and sites that the server answers.
 
 use crate::http::{Server, post};
 use crate::support::teacher_folder;

@@ -1,4 +1,4 @@
-//! The server as its clients meet it.
+//! The server, from its clients' point of view.
 #![cfg(feature = "flex")]
 
 mod capacity;

@@ -49,7 +49,7 @@ fn requests() -> Vec<Vec<u8>> {
     requests
 }
 
-/// What stands in requests, and what breaks them.
+/// Parts of valid requests, and bytes that break them.
 const PARTS: [&[u8]; 16] = [
     b"\r\n",
     b"\n",
@@ -107,7 +107,7 @@ fn check(bytes: &[u8], request: &[u8]) -> usize {
         assert!(status < 500, "{}", shown());
         let length = head.split("content-length: ").nth(1);
         let length = length.and_then(|rest| rest.lines().next()?.parse::<usize>().ok());
-        // A stream is the last response, if it is one, and so is one to HEAD, which has no body.
+        // The last response may have no length: a stream, or an answer to HEAD, which has no body.
         let Some(length) = length.filter(|length| *length <= body.len()) else {
             return errors;
         };
@@ -123,7 +123,7 @@ fn check(bytes: &[u8], request: &[u8]) -> usize {
     errors
 }
 
-/// Whatever comes is answered in HTTP, errors in OpenAI's form, or not at all.
+/// Any input is answered in HTTP, with errors in OpenAI's form, or gets no answer.
 #[test]
 fn three_thousand_damaged_requests() {
     let address = serving(|options| options.body_limit = 2000);
@@ -135,7 +135,7 @@ fn three_thousand_damaged_requests() {
         damage(&mut dice, &mut request);
         let mut stream = connect(&address);
         let mut answer = Vec::new();
-        // A server that has heard enough may hang up.
+        // A server that has found an error may close the connection early.
         if stream.write_all(&request).is_ok() {
             let _ = stream.shutdown(Shutdown::Write);
         }

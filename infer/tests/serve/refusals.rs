@@ -1,4 +1,4 @@
-//! What is refused, and in which words.
+//! Refused requests, and the messages.
 
 use std::process::{Command, Stdio};
 
@@ -58,7 +58,7 @@ fn what_is_wrong_is_an_error_of_openai_s() {
     let chunked = post("", "Transfer-Encoding: chunked\r\n").replace("Content-Length: 0\r\n", "");
     let chunked = format!("{chunked}{chunk}{chunk}0\r\n\r\n");
     refused(server.raw(chunked.as_bytes()), 413, "20000 bytes");
-    // What breaks off, or is not in chunks.
+    // Bodies that end early, or are not in chunks.
     let head = &chunked[..chunked.len() - 2 * chunk.len() - 5];
     for body in ["xyz\r\n{}\r\n0\r\n\r\n", "5\r\n{}"] {
         let broken = format!("{head}{body}");
@@ -85,7 +85,7 @@ fn what_is_wrong_is_an_error_of_openai_s() {
         ))
     };
     assert_eq!(bad(431), 2.0);
-    // And it is as well as before.
+    // The server still works as before.
     assert_eq!(server.text(greedy(PROMPT)), CONTINUATION);
     // A text reaches its reader before its place in the batch is free.
     until(|| server.metric("infer_sequences_running") == 0.0);
@@ -93,7 +93,7 @@ fn what_is_wrong_is_an_error_of_openai_s() {
 
 #[test]
 fn a_key_opens_what_is_closed() {
-    // The blanks around it are what a file or a variable has left.
+    // A file or a variable may add white space around the key.
     let server = Server::start(&teacher_folder(), &["--api-key", " secret\n"]);
     let body = greedy(PROMPT).to_string();
     for headers in [
@@ -122,7 +122,7 @@ fn a_key_opens_what_is_closed() {
     }
 }
 
-/// Which would open the server.
+/// An empty key is refused, because it would open the server.
 #[test]
 fn an_empty_key_is_an_error() {
     let refused = |arguments: &[&str], variable: &str| {

@@ -88,8 +88,8 @@ fn a_body_that_does_not_come_is_not_waited_for() {
     assert!(response.error().contains("too long to arrive"));
 }
 
-/// Bodies take memory before the engine can say that there are too many: those that come, and not those that
-/// were only announced.
+/// Bodies need memory before the engine can refuse them. Only bytes that arrive count, not those that are only
+/// announced.
 #[test]
 fn there_is_room_for_so_many_bodies() {
     let address = impatient(Duration::from_secs(600));
@@ -144,7 +144,7 @@ fn idle_connections_keep_nobody_out() {
     let mut honest = connect(&address);
     honest.write_all(HEALTH).unwrap();
     assert_eq!(Response::read(honest).status, 200);
-    // The oldest had to go, and the newest are open.
+    // The oldest connections were closed, and the newest are open.
     assert!(matches!(idle[0].read(&mut [0; 1]), Ok(0) | Err(_)));
     let newest = idle.last_mut().unwrap();
     newest.write_all(HEALTH).unwrap();
@@ -171,7 +171,7 @@ fn an_address_has_so_many_busy_connections() {
             stream
         })
         .collect();
-    // Their bodies are waited for, so they are not busy, and make room.
+    // The server waits for their bodies, so they are not busy and can be closed to make room.
     for _ in 0..5 {
         let mut stream = connect(&address);
         stream.write_all(HEALTH).unwrap();
@@ -198,13 +198,13 @@ fn a_client_that_does_not_read_is_cut() {
         )
     };
     until(|| closed() == Some(1.0));
-    // What it did not read is gone, and so is its connection.
+    // The reply that the client did not read was dropped, and its connection was closed.
     until(|| metric(&address, "infer_connections") == Some(1.0));
     let mut all = Vec::new();
     assert!(deaf.read_to_end(&mut all).is_err(), "{} bytes", all.len());
 }
 
-/// It takes something from time to time, but keeps the room for large replies.
+/// A client that takes something from time to time, but too little for a reply that holds room.
 #[test]
 fn a_slow_reader_of_a_large_reply_is_cut() {
     let address = serving(|options| options.write_time = Duration::from_secs(3));
@@ -267,7 +267,7 @@ fn a_head_that_does_not_come_is_not_waited_for() {
     for part in ["", "POST /v1/completions HTTP/1.1\r\nHost:"] {
         let mut stream = connect(&address);
         stream.write_all(part.as_bytes()).unwrap();
-        // It hangs up.
+        // The server closes the connection.
         assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
     }
 }

@@ -1,4 +1,4 @@
-//! A server on a free port, and just enough of HTTP to talk to it: also as no client should.
+//! A server on a free port, and a minimal HTTP client that can also send invalid requests.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// `infer serve`, which ends with this.
+/// `infer serve`; the process ends when this value is dropped.
 pub struct Server {
     pub child: Child,
     pub address: String,
@@ -41,10 +41,10 @@ impl Server {
         connect(&self.address)
     }
 
-    /// Sends bytes as they are, and reads until the server hangs up.
+    /// Sends these bytes unchanged, and reads until the server closes the connection.
     pub fn raw(&self, request: &[u8]) -> Response {
         let mut stream = self.connect();
-        // A server that has heard enough may hang up before the end.
+        // A server that has found an error may close the connection early.
         let _ = stream.write_all(request);
         Response::read(stream)
     }

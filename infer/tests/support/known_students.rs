@@ -1,9 +1,8 @@
 //! A student and a hybrid whose weights follow from a rule, so that other programs can make the same
 //! weights and their results can be recorded. All weights but the mixers' are the bundled teacher's.
 //!
-//! A new mixer is close to the identity, which would hide mistakes. In these mixers nothing is 0 or 1:
-//! the taps differ, the gate is half shut, and some tokens stay in the state for long while others clear
-//! it.
+//! A new mixer is close to the identity, which would hide mistakes. In these mixers no weight is 0 or 1: the taps of
+//! the convolution differ, the gate is half closed, and some tokens stay in the state for long while others clear it.
 
 use std::fs;
 use std::path::Path;

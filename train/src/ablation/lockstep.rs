@@ -3,10 +3,11 @@
 use crate::config::Config;
 use crate::run::{alone, apart};
 
-/// The runs that go together, by their numbers, each in one group: in the order of their first ones.
+/// Groups of runs that go in lockstep: each run's number is in exactly one group, and groups are in the order of their
+/// first runs.
 ///
-/// A run joins the first group that it [can](apart) go with, as long as there are at most `most` in it and it `fits` into
-/// memory with them. `is_done` says which runs are finished and take no place.
+/// A run joins the first group that it [can](apart) go with, if the group has fewer than `most` runs and `fits` into
+/// memory with it. A run that is finished (`is_done`) is in a group by itself.
 pub(super) fn groups(
     runs: &[&Config],
     most: usize,
@@ -88,7 +89,7 @@ mod tests {
         let two = [vec![0, 2], vec![1, 3], vec![4], vec![5], vec![6]];
         assert_eq!(plan(2, "", 9), two);
         assert_eq!(plan(9, "", 2), two);
-        // What is finished takes no place.
+        // Finished runs do not count towards the size of a group.
         let rest = [vec![0], vec![1, 3], vec![2, 6], vec![4], vec![5]];
         assert_eq!(plan(2, "base-1", 9), rest);
 

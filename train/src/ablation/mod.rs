@@ -1,9 +1,9 @@
-//! `train ablate`: recipes side by side, each with the same seeds.
+//! `train ablate`: compares recipes, each with the same seeds.
 //!
-//! Every recipe runs once with every seed, each run in a folder of its own, so that a comparison that was stopped goes
-//! on where it was. Where it is asked for, runs of one seed go in lockstep, several at a time, and the teacher is computed
-//! once for all of them (`lockstep`). Runs of one seed see the same text in the same order and draw the same numbers, so recipes are
-//! compared by seeds: the differences of such pairs vary less than the runs themselves.
+//! Every recipe runs once with every seed, each run in its own folder, so that a comparison that was stopped can be
+//! continued. Optionally, several runs of one seed go in lockstep, and the teacher is computed once for all of them
+//! (`lockstep`). Runs of one seed see the same text in the same order and draw the same random numbers. So recipes are
+//! compared by pairs of runs with one seed: the differences of such pairs vary less than the runs themselves.
 
 mod lockstep;
 mod recipes;
@@ -31,9 +31,9 @@ pub use stages::Budget;
 /// The comparison to run.
 #[derive(Debug, Clone)]
 pub struct Ablation {
-    /// What all variants have in common, in words.
+    /// In words, what all variants have in common.
     pub title: String,
-    /// What is compared; the others are held against the first.
+    /// What is compared; the first is the baseline for the others.
     pub variants: Vec<Variant>,
     /// The seeds of the variants' configurations.
     pub seeds: Vec<u64>,
@@ -48,23 +48,24 @@ pub struct Ablation {
 }
 
 impl Ablation {
-    /// Runs everything, writes the table after each run, and returns it in Markdown; `None` if asked to stop on the way.
+    /// Runs everything, writes the table after each run, and returns it in Markdown; `None` if asked to stop before the
+    /// end.
     ///
-    /// A run that is in the folder already is resumed, and one that is finished is taken as it is: the same
-    /// call continues a comparison that was stopped, and one with more variants or seeds extends it. A run whose loss is
-    /// no longer a number, or that has gone back from spikes too often, stands in the table as such, and the others go
-    /// on.
+    /// A run that is already in the folder is resumed, and a finished one is used as it is. So the same call continues
+    /// a comparison that was stopped, and a call with more variants or seeds extends it. A run whose loss is no longer
+    /// a number, or that was rolled back from spikes too often, is listed in the table as diverged, and the other runs
+    /// continue.
     ///
     /// # Errors
-    /// [`TrainError`] of the first run that fails otherwise; [`TrainError::Exists`] if one in the folder is not
-    /// the one that would be made here.
+    /// [`TrainError`] of the first run that fails for another reason; [`TrainError::Exists`] if a run in the folder is
+    /// not the one that this call would make.
     pub fn execute<B: TrainBackend>(
         &self,
         device: &B::Device,
     ) -> Result<Option<String>, TrainError> {
         let configs = self.variants.iter().flat_map(|variant| &variant.configs);
         let configs: Vec<&Config> = configs.collect();
-        // All of them before the first one runs.
+        // All configurations, before the first run starts.
         for config in &configs {
             self.begun(config)?;
         }
@@ -91,7 +92,7 @@ impl Ablation {
         Ok(Some(markdown))
     }
 
-    /// Writes the table of all runs, as far as they have ended, and returns it in Markdown.
+    /// Writes the table of the results so far, and returns it in Markdown.
     fn write_table(&self, cells: &[Cell]) -> Result<String, TrainError> {
         let mut cells = cells.iter().cloned();
         let rows = self.variants.iter().map(|variant| {
@@ -115,8 +116,8 @@ impl Ablation {
         Ok(markdown)
     }
 
-    /// The runs of `configs` that go together, by their numbers, those first that are finished. Says which do, and why
-    /// others do not.
+    /// Groups of the numbers of `configs` that go in lockstep, finished runs first. Logs which runs go together, and
+    /// why others do not.
     fn groups<B: TrainBackend>(
         &self,
         configs: &[&Config],
@@ -164,7 +165,8 @@ impl Ablation {
         Ok(groups)
     }
 
-    /// How the runs of `configs` end, which go together: an error is one by which a run diverges.
+    /// Runs `configs`, in lockstep if there are several, and returns how each run ended. An `Err` in the list is a
+    /// divergence.
     fn run<B: TrainBackend>(
         &self,
         configs: &[&Config],
@@ -201,7 +203,7 @@ impl Ablation {
         Ok(ended)
     }
 
-    /// What the table has of the run of `config`, which is finished.
+    /// The table's entry for the run of `config`, which is finished.
     fn cell(&self, config: &Config, summary: &Summary) -> Result<Cell, TrainError> {
         let mut notes = summary.notes.iter();
         Ok(Cell::Finished {
@@ -212,14 +214,14 @@ impl Ablation {
         })
     }
 
-    /// What the run of `config` has measured: tokens, and the student's perplexity over the teacher's.
+    /// The measurements of the run of `config`: training tokens, and the student's perplexity over the teacher's.
     fn measured(&self, config: &Config) -> Result<Vec<(u64, f64)>, TrainError> {
         let records = metrics::read(&self.folder_of(config).join(METRICS))?;
         let mut measured = BTreeMap::new();
         for record in records {
             if let Record::Evaluation(found) = record {
                 let ratio = found.student_perplexity / found.teacher_perplexity;
-                // Once, also where a run that was stopped has measured twice.
+                // A run that was stopped may have measured twice after the same number of tokens: the last one counts.
                 measured.insert(found.tokens, ratio);
             }
         }

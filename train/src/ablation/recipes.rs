@@ -1,24 +1,24 @@
-//! What is compared: changes of one configuration, and the runs that they make with several seeds.
+//! Recipes: changes of one configuration, and the runs that they make with several seeds.
 
 use std::collections::HashSet;
 use std::str::FromStr;
 
 use crate::config::{Config, ConfigError, Source, TextSource};
 
-/// The longest name that is made of a recipe's changes, in bytes: a run folder is called so.
+/// The longest name that is made of a recipe's changes, in bytes. The name is also that of the run folder.
 const LONGEST_NAME: usize = 100;
 
 /// Changes of a configuration, under a name.
 ///
-/// As text, `KEY=VALUE; KEY=VALUE; ...` as in `--set`, where two keys have a meaning of their own: `name` is the name,
-/// without which it is made of the changes, and `stages=NAME,...` leaves out all other stages.
+/// As text: `KEY=VALUE; KEY=VALUE; ...`, with keys as in `--set`. Two keys are special: `name` is the name (without it,
+/// the name is made of the changes), and `stages=NAME,...` leaves out all other stages.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Recipe {
-    /// What it is called, in the table and in the folders of its runs.
+    /// Its name in the table and in the folders of its runs.
     pub name: String,
     /// Each `key=value`.
     pub changes: Vec<String>,
-    /// The stages that run, by name; empty is all, or those that all recipes have.
+    /// The names of the stages that run; if empty, all stages, or those that are chosen for all recipes.
     pub stages: Vec<String>,
     /// The student's perplexity over the teacher's that the published modules reach, where that is known.
     pub published: Option<f64>,
@@ -136,9 +136,9 @@ fn name_of(changes: &str) -> String {
 }
 
 impl Variant {
-    /// The configurations of `recipes` with each of `seeds`: those of `source` with the overrides `set`, then the
-    /// recipe's; of `stages` alone, if any are named, or of the recipe's own. All of them, so that a mistake in the last
-    /// one is found before the first one runs.
+    /// The configurations of `recipes` with each of `seeds`. Each starts from `source`, with the overrides `set` and
+    /// then those of the recipe; it keeps `stages`, if any are named, or the recipe's own stages. All are made before
+    /// the first run, so that a mistake in the last one is found at once.
     ///
     /// # Errors
     /// [`RecipeError`]: two recipes or seeds are the same, changes do not fit, or one reads standard input.

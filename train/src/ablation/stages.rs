@@ -1,5 +1,5 @@
-//! What each stage is worth: one budget of tokens spent on the last stage of the `tiny` preset alone, on the
-//! last two, and on all.
+//! Measures what each stage contributes: one budget of tokens is spent on the last stage of the `tiny` preset alone, on
+//! the last two stages, and on all three.
 
 use std::str::FromStr;
 

@@ -11,20 +11,20 @@ use crate::table::markdown;
 /// How a run ended.
 #[derive(Debug, Clone)]
 pub(super) enum Cell {
-    /// With a student.
+    /// The run has ended with a student.
     Finished {
         /// Its perplexity over the teacher's.
         ratio: f64,
-        /// Of the run, evaluation included.
+        /// Seconds of the run, evaluation included.
         seconds: f64,
         /// Whether the loss of a stage rose above what it had come down to, and stayed there.
         has_collapsed: bool,
-        /// After how many tokens it was measured, and what was then that ratio: before the first stage, and after each.
+        /// Training tokens and the ratio that was measured then: before the first stage, and after each.
         measured: Vec<(u64, f64)>,
     },
-    /// Without one, for this reason.
+    /// Without a student; the reason.
     Diverged(String),
-    /// It has not ended yet.
+    /// The run has not ended yet.
     Left,
 }
 
@@ -51,19 +51,19 @@ struct Row {
     name: String,
     changes: Vec<String>,
     stages: Vec<String>,
-    /// The student's perplexity over the teacher's, one a seed; none of a run that has diverged or has not ended.
+    /// The student's perplexity over the teacher's, for each seed; `None` if the run has diverged or has not ended.
     ratios: Vec<Option<f64>>,
     /// The seeds whose runs have not ended yet.
     left: Vec<u64>,
-    /// The seeds whose runs have ended, but lost in a stage what they had.
+    /// The seeds whose runs have ended, but whose loss collapsed in a stage.
     collapsed: Vec<u64>,
-    /// Over the seeds that have one.
+    /// The mean over the seeds that have a ratio.
     mean: Option<f64>,
-    /// From the first row's; none in that row.
+    /// The mean difference from the first row, by pairs of one seed; `None` in the first row.
     difference: Option<Estimate>,
-    /// That of the published modules, where it is known.
+    /// The ratio of the published modules, if it is known.
     published: Option<f64>,
-    /// Of a run on average.
+    /// Seconds of a run, on average.
     seconds: Option<f64>,
     /// Before the first stage and after each, over the seeds.
     measured: Vec<Measured>,
@@ -109,7 +109,7 @@ struct Estimate {
 }
 
 impl Estimate {
-    /// Of `values`; none without any.
+    /// The estimate from `values`; `None` if there are none.
     fn of(values: &[f64]) -> Option<Self> {
         let mean = mean(values.iter().copied())?;
         let n = values.len() as f64;
@@ -128,7 +128,7 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 }
 
 impl Table {
-    /// Of the runs of each recipe, one for each seed in the order of `seeds`.
+    /// The table of the results of each recipe, one for each seed in the order of `seeds`.
     pub(super) fn new(title: String, seeds: &[u64], rows: Vec<(&Recipe, Vec<Cell>)>) -> Self {
         let mut variants: Vec<Row> = vec![];
         for (recipe, cells) in rows {
@@ -301,7 +301,7 @@ mod tests {
         ratios.iter().map(cell).collect()
     }
 
-    /// By hand: the differences are -0.5, -0.25 and 0, whose variance is 1/16.
+    /// Calculated by hand: the differences are -0.5, -0.25 and 0, whose variance is 1/16.
     #[test]
     fn differences_are_those_of_pairs() {
         let (base, other) = (recipe("base", None), recipe("other", None));
@@ -357,7 +357,7 @@ mod tests {
         assert_eq!(cells(rows[6]), ["base", "6.000 ± 1.155", "1.500 ± 0.289"]);
     }
 
-    /// A pair needs both; one pair has no error; a run that has diverged is none of the mean.
+    /// A difference needs both runs of a pair; one pair gives no error; a diverged run is not in the mean.
     #[test]
     fn runs_may_have_diverged() {
         let (base, other) = (recipe("base", Some(1.9)), recipe("other", None));

@@ -4,8 +4,8 @@ use datasets::Batch;
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
-/// Sequences of tokens that are distributed as words are: the token of rank `r` about as often as `1 / r`.
-/// The same for the same `number`.
+/// Sequences whose tokens have the frequencies of words: the token of rank `r` comes about in proportion to `1 / r`.
+/// The same `number` gives the same batch.
 pub(super) fn batch(number: u64, batch: usize, length: usize, vocab_size: usize) -> Batch {
     let token = |i: u64| {
         let uniform = unit((number << 32) + i);

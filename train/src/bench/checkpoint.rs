@@ -1,4 +1,4 @@
-//! What a checkpoint costs the steps beside which it is written.
+//! How much a checkpoint slows down the steps during which it is written.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,30 +28,30 @@ const ROUNDS: usize = 5;
 /// Steps with and without a checkpoint beside them, in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct CheckpointCost {
-    /// Of the median step while none is written.
+    /// Seconds of the median step while none is written.
     pub(super) step_seconds: f64,
-    /// Of the median step while another thread writes one.
+    /// Seconds of the median step while another thread writes one.
     pub(super) step_seconds_while_written: f64,
-    /// Steps that the second figure is of.
+    /// Number of steps in the second figure.
     pub(super) steps_while_written: usize,
-    /// How long the steps wait for a checkpoint's values to come into the host's memory; the median.
+    /// Median time in seconds that a step waits while a checkpoint's values are copied into the host's memory.
     pub(super) read_seconds: f64,
-    /// How long a checkpoint is written; the median.
+    /// Median time in seconds to write a checkpoint.
     pub(super) write_seconds: f64,
     /// The size of one.
     pub(super) bytes: u64,
 }
 
 impl CheckpointCost {
-    /// How much longer a step takes while one is written, as a share of a step.
+    /// The additional time of a step while a checkpoint is written, as a share of a step.
     pub(super) fn overhead(&self) -> f64 {
         self.step_seconds_while_written / self.step_seconds - 1.0
     }
 }
 
-/// What is written, and where.
+/// The state that is written, and the place for it.
 pub(super) struct Subject<'a> {
-    /// A folder on the disk that is asked about. What is written there is removed again.
+    /// A folder on the disk that is measured. What is written into it is removed again.
     pub(super) folder: &'a Path,
     pub(super) config: &'a Config,
     /// The name of the stage.
@@ -59,8 +59,8 @@ pub(super) struct Subject<'a> {
     pub(super) student: &'a ModelConfig,
 }
 
-/// Times `steps` steps without a checkpoint, and those that are done while some are written. `step` is one step on a batch
-/// of `batches`.
+/// Times `steps` steps without a checkpoint, and the steps during which some are written. `step` does one step on a
+/// batch of `batches`.
 pub(super) fn measure<B: TrainBackend>(
     subject: &Subject<'_>,
     mut student: PhiMamba<B>,
@@ -135,7 +135,8 @@ pub(super) fn measure<B: TrainBackend>(
         loop {
             let (after, seconds) = timed(student, optimizer)?;
             student = after;
-            // A step that outlasts the writing was only partly beside it; the first may be all that there is.
+            // A step that outlasts the writing overlapped with it only partly; the first such step counts, since there
+            // may be no other.
             let is_done = thread.is_finished();
             if !is_done || on.len() < round {
                 on.push(seconds);

@@ -1,4 +1,4 @@
-//! The rate of a product of matrices alone, with which that of a step is compared.
+//! The rate of a matrix product alone, as the reference for the rate of a step.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -16,8 +16,8 @@ use crate::error::TrainError;
 pub(super) struct MatmulRate(pub(super) f64);
 
 impl MatmulRate {
-    /// The best of several rounds of `[t, 2048]` by `[2048, 8192]`, the product of Phi-1.5's MLP, in
-    /// `dtype`: 8192 tokens, or 512 on a CPU, which would take long and is filled by less.
+    /// The best of several rounds of `[t, 2048]` by `[2048, 8192]` in `dtype`, the product of Phi-1.5's MLP. `t` is
+    /// 8192 tokens, or 512 on a CPU, which reaches its full rate with fewer tokens and would take long for more.
     pub(super) fn measure<B: KernelBackend>(
         dtype: DType,
         device: &B::Device,

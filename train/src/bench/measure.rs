@@ -33,7 +33,7 @@ const BATCHES: u64 = 4;
 /// Too small to change what a step costs, or what random networks compute.
 const LR: f64 = 1e-6;
 
-/// What is timed is a stage's beginning, where its last steps do something else.
+/// The first step of a stage: its last steps may compute something else.
 const FIRST: StageStep = StageStep {
     number: 0,
     of: usize::MAX,
@@ -46,20 +46,20 @@ pub(super) struct Row {
     pub(super) stage: String,
     pub(super) batch: usize,
     pub(super) length: usize,
-    /// By the median step, waiting for each.
+    /// From the median step, waiting for each step.
     pub(super) tokens_per_second: f64,
-    /// Over as many steps with one wait at their end, as in a run.
+    /// From as many steps with one wait at their end, as in a run.
     pub(super) queued_tokens_per_second: f64,
     pub(super) operations_per_token: f64,
-    /// Of the rate of a product alone.
+    /// As a share of the rate of a matrix product alone.
     pub(super) share_of_matmul_rate: f64,
     pub(super) memory_bytes: Option<u64>,
     pub(super) memory_in_use_bytes: Option<u64>,
-    /// The loss of the last step: a number, or else the steps did nothing.
+    /// The loss of the last step. If it is not finite, the steps changed nothing.
     pub(super) loss: Option<f64>,
-    /// Of a step whose ops wait for each other.
+    /// The time of each kind of work in a step whose ops wait for each other.
     pub(super) milliseconds: Vec<(String, f64)>,
-    /// Of the same step.
+    /// The trace of the same step.
     #[serde(skip)]
     pub(super) spans: Vec<Span>,
     /// What a checkpoint costs, if that was asked for.
@@ -75,22 +75,22 @@ pub(super) struct Row {
 pub(super) struct Exchanged {
     pub(super) ranks: usize,
     pub(super) moments_are_sharded: bool,
-    /// Queued, of this rank's batch without the others.
+    /// Queued steps of this rank's batch, without the other ranks.
     pub(super) tokens_per_second_of_one: f64,
-    /// Of as many ranks that would not exchange anything.
+    /// The rate of all ranks, as a share of that of as many ranks without any exchange.
     pub(super) efficiency: f64,
-    /// That each rank sends, where they send in a ring.
+    /// Bytes that each rank sends in a step, if the ranks send in a ring.
     pub(super) bytes: u64,
-    /// With nothing else to do.
+    /// The time of that exchange alone, with no other work on the device.
     pub(super) milliseconds: f64,
-    /// The share of that time by which a step is not longer than that of one rank.
+    /// The share of that time by which a step is shorter than one rank's step and the exchange together.
     pub(super) hidden: f64,
 }
 
 /// What is timed: a stage on sequences of one length.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Shape<'a> {
-    /// None is the teacher's forward pass.
+    /// `None` times the teacher's forward pass.
     pub(super) stage: Option<&'a StageConfig>,
     pub(super) batch: usize,
     pub(super) length: usize,
@@ -116,7 +116,7 @@ pub(super) struct Subject<'a, B: TrainBackend> {
 impl<B: TrainBackend> Subject<'_, B> {
     /// Times `steps` steps of `shape`, twice. The student is the one that the row before has trained.
     pub(super) fn row(&mut self, shape: Shape<'_>, steps: usize) -> Result<Row, TrainError> {
-        // What the row before has reserved and freed.
+        // Frees the memory that the row before has reserved.
         B::memory_cleanup(self.device);
         let (teacher, student) = (&self.networks.teacher_config, &self.networks.student_config);
         let arithmetic = match shape.stage {
@@ -130,7 +130,7 @@ impl<B: TrainBackend> Subject<'_, B> {
         let world = self.ranks.place().world;
         let tokens = (world * shape.batch * shape.length) as f64;
         let tokens_per_second = tokens / timed.median;
-        // Of one device, as is the rate of a product.
+        // For one device, like the rate of a product.
         let operations = arithmetic.total() / world as f64;
         Ok(Row {
             stage: shape.name().to_owned(),
@@ -192,7 +192,7 @@ impl<B: TrainBackend> Subject<'_, B> {
         let vocab_size = self.networks.teacher_config.vocab_size;
         let rates = stage.lr.map(|_| LR);
         let time = |student, shape: Shape<'_>, sharing: Option<Sharing<B::InnerBackend>>| {
-            // Of one rank the stage has one pass.
+            // For one rank the stage has one pass.
             let stage = StageConfig {
                 batch: shape.batch,
                 ..stage.clone()
@@ -272,7 +272,7 @@ impl<B: TrainBackend> Subject<'_, B> {
     }
 }
 
-/// The seconds of what a step exchanges, with nothing else to do: the mean of several in a row, after one to warm up.
+/// Seconds of a step's exchange with no other work on the device: the mean of several in a row, after one to warm up.
 fn exchange<B: TrainBackend>(
     sharing: &Sharing<B::InnerBackend>,
     ids: &[ParamId],
@@ -290,7 +290,7 @@ fn exchange<B: TrainBackend>(
     Ok(begun.elapsed().as_secs_f64() / f64::from(rounds))
 }
 
-/// What [`timed`] has found.
+/// The results of [`timed`].
 struct Timed {
     /// Seconds of the median step.
     median: f64,
@@ -334,7 +334,7 @@ fn timed<B: TrainBackend>(
     }
     synchronise::<B>(device)?;
     let queued = begun.elapsed().as_secs_f64() / steps as f64;
-    // Before the step whose ops wait for each other, which no run has.
+    // Read before the step whose ops wait for each other, since no run has such a step.
     let memory = B::memory(device);
     let waited_for = device.clone();
     let wait = move || synchronise::<B>(&waited_for);
@@ -355,7 +355,7 @@ pub(super) fn median(mut seconds: Vec<f64>) -> f64 {
     seconds[seconds.len() / 2]
 }
 
-/// The time of each kind of work and of the rest; the rest alone where the backend's ops are not timed.
+/// The time of each kind of work and of the rest; only the rest if the backend's ops are not timed.
 fn milliseconds(times: &Times) -> Vec<(String, f64)> {
     let kinds = Kind::ALL.map(|kind| (kind.to_string(), times.of(kind)));
     let kinds = kinds.into_iter().filter(|(_, time)| !time.is_zero());

@@ -25,7 +25,7 @@ use measure::{Row, Shape, Subject};
 use networks::Networks;
 use rows::Conditions;
 
-/// Names the teacher's forward pass alone among the stages.
+/// The name, among those of stages, for the teacher's forward pass alone.
 pub const TEACHER: &str = "teacher";
 
 /// What to time: every stage with every batch and every length.
@@ -66,8 +66,8 @@ impl Bench {
         self.execute_among::<B>(device, Ranks::alone())
     }
 
-    /// [`execute`](Self::execute) by several ranks, which all call this. The batch is that of each, the rates are those of
-    /// all.
+    /// [`execute`](Self::execute) by several ranks, which must all call this. The batch is that of each rank; the rates
+    /// are those of all ranks together.
     ///
     /// # Errors
     /// As [`execute`](Self::execute).
@@ -92,7 +92,7 @@ impl Bench {
                     .into(),
             ));
         }
-        // Before anything is measured in vain.
+        // Opened first, so that nothing is measured in vain if the file cannot be written.
         let profile = match &self.profile {
             Some(path) => Some((path, File::create(path).map_err(io_error(path))?)),
             None => None,

@@ -1,4 +1,4 @@
-//! The networks that are timed: real ones where they are at hand, else random ones of the same shapes.
+//! The networks that are timed: real ones if they are on this machine, or else random ones of the same shapes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ const PHI: &str = "microsoft/phi-1_5";
 pub(super) struct Networks<B: TrainBackend> {
     /// In the dtype of the precision.
     pub(super) teacher: Phi<B::InnerBackend>,
-    /// In f32; none where only the teacher is wanted.
+    /// In f32; `None` if only the teacher is timed.
     pub(super) student: Option<PhiMamba<B>>,
     pub(super) teacher_config: NetworkConfig,
     pub(super) student_config: NetworkConfig,
@@ -38,8 +38,8 @@ struct Weights {
 }
 
 impl<B: TrainBackend> Networks<B> {
-    /// Those of `config`: the teacher in `teacher`, or the configured one if it is on this machine, else
-    /// random weights of Phi-1.5's shapes, kept in `weights`. Nothing is fetched.
+    /// The networks of `config`: the teacher in the folder `teacher`, or the configured one if it is on this machine,
+    /// or else random weights of Phi-1.5's shapes, which are kept in the folder `weights`. Nothing is downloaded.
     pub(super) fn open(
         config: &Config,
         teacher: Option<&Path>,
@@ -58,7 +58,7 @@ impl<B: TrainBackend> Networks<B> {
         let (phi, teacher) =
             model::load_any(&weights.folder, device).map_err(TrainError::Teacher)?;
         let of_student = student_config(config, &phi)?;
-        // Its numbers do not matter, and text is not read.
+        // The values of the weights do not affect the times, so no text is read for a start.
         let how = Initialisation::Published;
         let untrained = || {
             let never = || false;

@@ -9,7 +9,7 @@ use crate::error::TrainError;
 use crate::optimizer::AdamW;
 use crate::provenance::Provenance;
 
-/// What a checkpoint holds, but for the moments.
+/// The content of a checkpoint, except for the moments.
 pub struct Loaded<B: TrainBackend> {
     /// How far the run had come.
     pub progress: Progress,
@@ -17,7 +17,7 @@ pub struct Loaded<B: TrainBackend> {
     pub student: PhiMamba<B>,
 }
 
-/// Reads what the run was made from that has the checkpoint `found`, if it says so.
+/// Reads what the run was made from, as the checkpoint `found` has it; `None` if the checkpoint does not have it.
 ///
 /// # Errors
 /// [`TrainError::Checkpoint`].
@@ -32,7 +32,7 @@ pub fn inputs(found: &Found) -> Result<Option<Provenance>, TrainError> {
     })
 }
 
-/// Reads the checkpoint `found` of a run of `config`, and into `optimizer` its moments.
+/// Reads the checkpoint `found` of a run of `config`; its moments go into `optimizer`.
 ///
 /// # Errors
 /// [`TrainError::Checkpoint`] names the file, tensor or value that is wrong; [`TrainError::Mismatch`] if

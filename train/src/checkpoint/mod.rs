@@ -1,25 +1,27 @@
-//! Checkpoints: all that a run needs to resume, nothing else.
+//! Checkpoints: everything that a run needs to resume, and nothing else.
 //!
-//! A checkpoint is a folder: `student/` in the published format (so that a checkpoint can be used as
-//! a model), `optimizer.safetensors` with the moments under published names, `progress.toml`
-//! (TOML since it keeps every number to the bit, also those that are none), `inputs.toml` with what the run is
-//! made from, and `SHA256SUMS` with the checksums of all of these. There is no random state
-//! to keep: batches are a function of seed and step.
+//! A checkpoint is a folder: `student/` in the published format (so that a checkpoint can be used as a model),
+//! `optimizer.safetensors` with the moments under the published names of their parameters, `progress.toml` (TOML
+//! because it keeps every number to the bit, also NaN and infinities), `inputs.toml` with what the run is made from,
+//! and `SHA256SUMS` with the checksums of all of these. No random state is saved: batches are a function of seed and
+//! step.
 //!
-//! Its values are read into the host's memory at their step ([`Snapshot`]), and another thread writes them while the
-//! training goes on (`run/writer.rs`). A checkpoint is written under another name, and renamed once all of it is on the disk; before
-//! it is removed, it is renamed too. So a folder with a checkpoint's name is always complete, whatever happens to the
-//! process, the machine or the space on the disk. One takes 12 bytes on the disk for each parameter that trains, 4
-//! for each other, and there are `checkpoint.keep` of them, and one more while it is written. What happens to its bytes
-//! afterwards is found by the checksums: one that is damaged is named, and the one before it is taken. A checkpoint of an
-//! earlier version, without `SHA256SUMS` and `inputs.toml`, is taken if changes are accepted, and gets both then.
+//! The values are copied into the host's memory at their step ([`Snapshot`]), and another thread writes them while the
+//! training continues (`run/writer.rs`). A checkpoint is written under another name, and renamed when all of it is on
+//! the disk; before it is removed, it is renamed too. So a folder with a checkpoint's name is always complete, whatever
+//! happens to the process, the machine or the space on the disk. A checkpoint takes 12 bytes on the disk for each
+//! parameter that trains and 4 for each other parameter; `checkpoint.keep` of them are kept, and there is one more
+//! while it is written. Damage after that is found by the checksums: a damaged checkpoint is named, and the one before
+//! it is used. A checkpoint of an earlier version, without `SHA256SUMS` and `inputs.toml`, is used if changes are
+//! accepted, and then gets both.
 //!
-//! Where ranks share the moments, each writes its share (`optimizer-1.safetensors` and so on, beside that of rank 0), and
-//! rank 0 the rest. A checkpoint is read by any number of ranks: each takes its own share, from whatever files have it.
+//! If ranks share the moments, each rank writes its share (`optimizer-1.safetensors` and so on, beside that of rank 0),
+//! and rank 0 writes the rest. A checkpoint can be read by any number of ranks: each reads its own share from all files
+//! that have a part of it.
 //!
-//! What is learnt about a checkpoint later, as its evaluation, goes to another file, `progress-1.toml` and so on,
-//! of which the last that `SHA256SUMS` lists counts. A file that is listed never changes, so that a process may
-//! die between any two writes.
+//! Information about a checkpoint that comes later, such as its evaluation, goes into another file, `progress-1.toml`
+//! and so on; the last of these that `SHA256SUMS` lists is used. A file that is listed never changes, so that a process
+//! may die between any two writes.
 
 mod load;
 mod moments;
@@ -57,14 +59,14 @@ const STUDENT: &str = "student";
 pub struct Checkpoints {
     folder: PathBuf,
     keep: usize,
-    /// Steps between two that are due. The last that was due is kept, too, where a run may go back to it.
+    /// Steps between two scheduled checkpoints. The last scheduled one is kept too if a run may be rolled back to it.
     due: Option<usize>,
     /// The names of the run's stages, in order.
     stages: Vec<String>,
 }
 
 impl Checkpoints {
-    /// Those in `folder`, of which `keep` stay, of a run of the `stages` with these names.
+    /// The checkpoints in `folder`, of which the newest `keep` are kept, of a run whose stages have these names.
     pub fn new(folder: PathBuf, keep: usize, stages: Vec<String>) -> Self {
         Self {
             folder,
@@ -74,7 +76,7 @@ impl Checkpoints {
         }
     }
 
-    /// The same for a run that may go back to the last checkpoint that was due, of those after `every` steps.
+    /// Also keeps the last scheduled checkpoint, one after `every` steps, for a run that may be rolled back to it.
     pub fn with_due(mut self, every: usize) -> Self {
         self.due = Some(every);
         self
@@ -85,16 +87,16 @@ impl Checkpoints {
         &self.folder
     }
 
-    /// Writes `snapshot` and removes those that are too many. `is_there` is asked before the checkpoint gets its name
-    /// whether the run's folder is still where it was: files that are written under the name of one that was moved
-    /// away make another.
+    /// Writes `snapshot` and removes the checkpoints that are too many. `is_there` is asked, before the checkpoint gets
+    /// its name, whether the run's folder is still in its place: if the folder was moved away, files written under its
+    /// old name would make another folder.
     ///
-    /// One that is there already stays as it is: only the checkpoint that the run was resumed from can
-    /// be, and it holds the same state.
+    /// A checkpoint that already exists stays as it is: it can only be the one that the run was resumed from, which
+    /// holds the same state.
     ///
     /// # Errors
-    /// [`TrainError::Io`] or [`TrainError::Weights`], or that of `is_there`; the checkpoints before are then as they
-    /// were, and nothing is left of this one.
+    /// [`TrainError::Io`] or [`TrainError::Weights`], or the error of `is_there`; the older checkpoints are then
+    /// unchanged, and nothing of this one remains.
     pub fn save(
         &self,
         snapshot: &Snapshot,
@@ -105,7 +107,7 @@ impl Checkpoints {
             _ => self.write(snapshot, &is_there),
         });
         if let Err(error) = written {
-            // That the folder is gone is the reason for whatever else went wrong.
+            // If the folder is gone, that is the cause of any other error.
             return Err(is_there().err().unwrap_or(error));
         }
         if snapshot.place().is_some_and(|place| place.rank > 0) {
@@ -126,7 +128,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Whether the checkpoint at `path` is one that a run may go back to.
+    /// Whether a run may be rolled back to the checkpoint at `path`.
     fn is_due(&self, path: &Path) -> bool {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let position = position_of(&name);
@@ -134,7 +136,7 @@ impl Checkpoints {
         steps.is_some_and(|(every, position)| position.step.is_multiple_of(every))
     }
 
-    /// The newest whole one of `stage` that was due.
+    /// The newest undamaged scheduled checkpoint of `stage`.
     ///
     /// # Errors
     /// As [`newest`](Self::newest); [`TrainError::Mismatch`] if there is none.
@@ -153,7 +155,7 @@ impl Checkpoints {
         })
     }
 
-    /// Removes those after `position`, and what is left of any that were being written. Nothing may be written meanwhile.
+    /// Removes the checkpoints after `position`, and incomplete ones. Nothing may be written at the same time.
     ///
     /// # Errors
     /// [`TrainError::Io`].
@@ -165,7 +167,7 @@ impl Checkpoints {
         for path in after.collect::<Vec<_>>().into_iter().rev() {
             remove(path).map_err(io_error(path))?;
         }
-        // What may be left of other ranks' shares would be taken for those of the same step when it comes again.
+        // Leftover shares of other ranks would be taken for those of the same step when that step is done again.
         self.remove_partial()
     }
 
@@ -175,7 +177,7 @@ impl Checkpoints {
         snapshot: &Snapshot,
         is_there: impl Fn() -> Result<(), TrainError>,
     ) -> Result<(), TrainError> {
-        // Not the folders above it: a run's folder that is gone is not made anew.
+        // Parent folders are not made: if the run's folder is gone, it must not be made again.
         match fs::create_dir(&self.folder) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => {
                 return Err(io_error(&self.folder)(error));
@@ -193,19 +195,20 @@ impl Checkpoints {
             .and_then(|()| is_there())
             .and_then(|()| fs::rename(&partial, &whole).map_err(io_error(&whole)));
         if written.is_err() {
-            // Frees its space, as the disk may be full; the error to report is the first.
+            // Frees its space, since the disk may be full. The first error is the one to report.
             let removed = fs::remove_dir_all(&partial);
             if removed.is_ok() && is_there().is_err() {
                 self.remove_empty();
             }
         } else if snapshot.place().is_some() {
-            // What is left of it is removed when the run is resumed.
+            // The rest of it is removed when the run is resumed.
             let _ = fs::remove_dir_all(&shares);
         }
         written
     }
 
-    /// What a rank other than 0 writes of a checkpoint. One that is there already has it.
+    /// Writes a rank's share of a checkpoint, for ranks other than 0. If the checkpoint exists, it has the share
+    /// already.
     fn write_share(&self, snapshot: &Snapshot, rank: usize) -> Result<(), TrainError> {
         let whole = self.folder.join(name_of(&snapshot.position()));
         if whole.exists() {
@@ -214,8 +217,8 @@ impl Checkpoints {
         snapshot.write_share(&shares_of(&whole), rank)
     }
 
-    /// Removes the folder of checkpoints and the run's, if nothing is in them: they were made anew by what was written
-    /// under the names of those that were moved away.
+    /// Removes the folder of checkpoints and the run's folder if they are empty: after the original folder was moved
+    /// away, writing under its old name had made them again.
     fn remove_empty(&self) {
         let of_run = self.folder.parent();
         for folder in std::iter::once(&*self.folder).chain(of_run) {
@@ -224,18 +227,18 @@ impl Checkpoints {
         }
     }
 
-    /// Adds `progress` to the checkpoint that is there at its position, since it holds what has been learnt
-    /// since, and if need be what the run is made from now. The rest of the checkpoint stays.
+    /// Adds `progress` to the existing checkpoint at its position, because `progress` has newer information, and, if
+    /// needed, what the run is made from now. The rest of the checkpoint stays as it is.
     ///
     /// # Errors
-    /// [`TrainError::Io`] or [`TrainError::Manifest`]; it then counts as it was.
+    /// [`TrainError::Io`] or [`TrainError::Manifest`]; the checkpoint then counts as it was before.
     pub fn amend(
         &self,
         progress: &Progress,
         inputs: Option<&Provenance>,
     ) -> Result<(), TrainError> {
         let checkpoint = self.folder.join(name_of(&progress.position()));
-        // If it was removed meanwhile, it is not made anew of a part.
+        // If the checkpoint was removed meanwhile, a part of it must not be made again.
         fs::metadata(&checkpoint).map_err(io_error(&checkpoint))?;
         let unused = |stem: &str| {
             let mut names = (1..).map(|n| amended(stem, n));
@@ -252,19 +255,19 @@ impl Checkpoints {
         if checkpoint.join(manifest::MANIFEST).exists() {
             manifest::add(&checkpoint, &names)?;
         } else {
-            // One of an earlier version: from now on it is known what its files were.
+            // A checkpoint of an earlier version: from now on it has checksums.
             manifest::write(&checkpoint, &verify::files(&checkpoint)?)?;
         }
         sync_folder(&checkpoint);
         Ok(())
     }
 
-    /// The newest that is whole or of an earlier version, and the newer ones that are damaged. `None` if there
-    /// are no checkpoints.
+    /// The newest checkpoint that is undamaged or of an earlier version, and the newer ones that are damaged. `None` if
+    /// there are no checkpoints.
     ///
     /// # Errors
-    /// [`TrainError::Io`] if the folder cannot be listed; [`TrainError::Mismatch`] if there is one of a stage
-    /// that the run does not have; [`TrainError::NoWholeCheckpoint`] if none is whole.
+    /// [`TrainError::Io`] if the folder cannot be listed; [`TrainError::Mismatch`] if there is a checkpoint of a stage
+    /// that the run does not have; [`TrainError::NoWholeCheckpoint`] if all are damaged.
     pub fn newest(&self) -> Result<Option<Found>, TrainError> {
         for name in self.names()? {
             if let Some(position) = position_of(&name)
@@ -281,14 +284,14 @@ impl Checkpoints {
         verify::newest(self.list()?)
     }
 
-    /// Gives those that are damaged another name, by which they do not count.
+    /// Renames the damaged checkpoints, so that they no longer count as checkpoints.
     ///
     /// # Errors
     /// [`TrainError::Io`].
     pub fn set_aside(&self, damaged: &[Damaged]) -> Result<(), TrainError> {
         for Damaged { path, .. } in damaged {
             let aside = path.with_added_extension("damaged");
-            // Of the same step, from before.
+            // A damaged checkpoint of the same step that was set aside earlier.
             match fs::remove_dir_all(&aside) {
                 Err(error) if error.kind() != ErrorKind::NotFound => {
                     return Err(io_error(&aside)(error));
@@ -299,7 +302,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Those of the run's stages, oldest first.
+    /// The checkpoints of the run's stages, oldest first.
     fn list(&self) -> Result<Vec<PathBuf>, TrainError> {
         let mut found = vec![];
         for name in self.names()? {
@@ -319,7 +322,7 @@ impl Checkpoints {
         stages.position(|stage| *stage == position.stage)
     }
 
-    /// Removes what a process that died left of a checkpoint it was writing or removing.
+    /// Removes incomplete checkpoints, which a process left that died while it was writing or removing them.
     ///
     /// # Errors
     /// [`TrainError::Io`].
@@ -380,7 +383,7 @@ fn remove(path: &Path) -> std::io::Result<()> {
     fs::rename(path, &partial).and_then(|()| fs::remove_dir_all(&partial))
 }
 
-/// Makes what was made and renamed in `folder` last through a loss of power, where the system can.
+/// Flushes `folder` to the disk, where the system can, so that new and renamed files in it survive a loss of power.
 fn sync_folder(folder: &Path) {
     let _ = File::open(folder).and_then(|folder| folder.sync_all());
 }

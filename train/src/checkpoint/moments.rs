@@ -1,5 +1,5 @@
-//! The optimizer's moments as a file: read into the host's memory at once, since they change with the next step, and
-//! back from the file a tensor at a time, since all of them are twice as large as the student.
+//! The file of the optimizer's moments. They are copied into the host's memory all at once, since the next step changes
+//! them, and are read back from the file one tensor at a time, since together they are twice as large as the student.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -21,7 +21,7 @@ use crate::parallel::share;
 /// The key in the header of the file under which the step counts of the moments stand.
 const TIMES: &str = "times";
 
-/// The key under which a file of several says which it is and how many there are: `1 of 4`.
+/// The key under which a file that holds a share says which one it is, as in `1 of 4`.
 const PLACE: &str = "place";
 
 /// The moments of an optimizer in the host's memory, under the published names of their parameters.
@@ -29,7 +29,7 @@ const PLACE: &str = "place";
 pub(super) struct HostMoments {
     tensors: Vec<(String, HostTensor)>,
     times: BTreeMap<String, u64>,
-    /// Whose shares they are; `None` if they are whole.
+    /// The rank whose shares these are; `None` if the moments are whole.
     place: Option<Place>,
 }
 
@@ -58,7 +58,7 @@ impl HostMoments {
         }
     }
 
-    /// Whose shares they are; `None` if they are whole.
+    /// The rank whose shares these are; `None` if the moments are whole.
     pub(super) fn place(&self) -> Option<Place> {
         self.place
     }
@@ -130,7 +130,8 @@ impl Part {
         })
     }
 
-    /// The elements of `wanted` that this file has of the tensor `name`, which belongs to a parameter of so many.
+    /// The part of the elements `wanted` that this file has of the tensor `name`. `elements` is the size of the whole
+    /// parameter.
     fn read(
         &mut self,
         name: &str,
@@ -172,9 +173,9 @@ fn place(words: &str) -> Option<Place> {
     (place.rank < place.world).then_some(place)
 }
 
-/// Reads the moments in the checkpoint `folder` into `optimizer`, under the ids of `student`, one tensor at a time: all of
-/// them together are twice as large as the student. Of those that ranks share, whatever ranks have written them, those of
-/// this rank's share are read.
+/// Reads the moments in the checkpoint `folder` into `optimizer`, under the ids of `student`, one tensor at a time,
+/// since all together are twice as large as the student. If ranks share the moments, it reads this rank's share,
+/// whichever ranks have written it.
 pub(super) fn load<B: TrainBackend>(
     folder: &Path,
     student: &PhiMamba<B>,
@@ -199,7 +200,7 @@ pub(super) fn load<B: TrainBackend>(
     let parameters = named_parameters(student, layout);
     let mut times = BTreeMap::new();
     for part in &parts {
-        // A rank with no element of a parameter has no time for it.
+        // A rank that has no element of a parameter has no step count of it either.
         times.extend(part.times.iter().map(|(name, time)| (name.clone(), *time)));
     }
     for (name, time) in times {

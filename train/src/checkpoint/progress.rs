@@ -14,7 +14,7 @@ use crate::metrics::{LogMark, Note, Position};
 use crate::stages::Kind;
 use crate::summary::StageSummary;
 
-/// The last line of the file: TOML that is cut short may be TOML still.
+/// The last line of the file. It shows that the file is complete: truncated TOML may still be valid TOML.
 const END: &str = "# end\n";
 
 /// How far a run has come.
@@ -32,15 +32,15 @@ pub struct Progress {
     pub seconds: f64,
     /// Non-finite steps of the run.
     pub skipped: usize,
-    /// Those of them that came last, one after the other.
+    /// How many of them are consecutive and the last ones so far.
     pub skipped_in_a_row: usize,
     /// Non-finite steps of the stage.
     #[serde(default)]
     pub stage_skipped: usize,
-    /// Sequences of text that were passed over by going back, over all stages.
+    /// Sequences of text that were skipped by rolling back, over all stages.
     #[serde(default)]
     pub passed_over: u64,
-    /// How often the run has gone back since the last checkpoint that was due.
+    /// How often the run was rolled back since the last scheduled checkpoint.
     #[serde(default)]
     pub roll_backs: usize,
     /// The last step of the stage after which the student was measured within it; 0 if none was.
@@ -51,21 +51,21 @@ pub struct Progress {
     pub loss: Option<f64>,
     /// Perplexity of the teacher.
     pub teacher_perplexity: f64,
-    /// What is remembered of the stage's losses.
+    /// What the guard remembers of the stage's losses.
     #[serde(default)]
     pub guard: Guard,
-    /// The log up to here. Earlier versions did not keep it.
+    /// Length and checksum of the log at this point. Earlier versions did not save them.
     #[serde(default)]
     pub log: Option<LogMark>,
     /// Stages done.
     pub finished: Vec<StageSummary>,
-    /// What there is to say about the run so far.
+    /// Notes about the run so far.
     #[serde(default)]
     pub notes: Vec<Note>,
 }
 
 impl Progress {
-    /// As the metrics count it.
+    /// The position as the metrics have it.
     pub fn position(&self) -> Position {
         Position {
             stage: self.stage.clone(),
@@ -85,7 +85,7 @@ impl Progress {
             .saturating_sub(finished.fold(0, u64::saturating_add))
     }
 
-    /// Checks that a run of `config` can have come here. Whether its stages are still what they were is asked
+    /// Checks that a run of `config` can have this progress. Whether its stages have changed since is checked
     /// elsewhere.
     ///
     /// # Errors
@@ -262,7 +262,7 @@ mod tests {
         assert_eq!(read, some());
         read.check(&config).unwrap();
 
-        // By its type, or by its value.
+        // The type or the value is wrong.
         for (from, to, key) in [
             ("stage = \"stage2\"", "stage = 7", "string"),
             ("stage = \"stage2\"", "stage = \"stage7\"", "stage"),

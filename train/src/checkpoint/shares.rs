@@ -1,9 +1,9 @@
 //! The moments of the other ranks, on their way into rank 0's checkpoint.
 //!
-//! Each rank writes its file while it trains on, into a folder beside the checkpoints, and then the file's checksum, whole
-//! or not at all. Rank 0, which writes the checkpoint meanwhile, waits for that, and links the file into the checkpoint.
-//! So the folder of a run must be one that all ranks see. What is left of it by a process that has died is removed like
-//! half a checkpoint.
+//! Each rank writes its file while it continues to train, into a folder beside the checkpoints, and then the file's
+//! checksum, atomically. Rank 0, which writes the checkpoint at the same time, waits for the checksum and links the
+//! file into the checkpoint. So all ranks must see the folder of the run. Files that a dead process has left there are
+//! removed together with incomplete checkpoints.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -16,21 +16,21 @@ use crate::error::{TrainError, io_error};
 
 /// How long rank 0 waits for a rank's file.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// Between two looks for it.
+/// The pause between two checks for that file.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 fn checksum(shares: &Path, rank: usize) -> PathBuf {
     shares.join(format!("{}.sha256", file_of(rank)))
 }
 
-/// Leaves the file of `rank` in the folder `shares`, which is made if it is not there; `write` writes it and returns its
-/// checksum.
+/// Makes the file of `rank` in the folder `shares`, which is made if it does not exist; `write` writes the file and
+/// returns its checksum.
 pub(super) fn leave(
     shares: &Path,
     rank: usize,
     write: impl FnOnce(&Path) -> Result<String, TrainError>,
 ) -> Result<(), TrainError> {
-    // Not the folder of the run: one that is gone is not made anew.
+    // The run's folder itself is not made: if it is gone, it must not be made again.
     for folder in shares.parent().into_iter().chain([shares]) {
         match fs::create_dir(folder) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => {
@@ -44,10 +44,10 @@ pub(super) fn leave(
     model::atomic_file::write(&path, digest.as_bytes()).map_err(io_error(&path))
 }
 
-/// Puts the file of `rank` into the checkpoint `folder`, when it is there; its name and its checksum.
+/// Waits for the file of `rank`, puts it into the checkpoint `folder`, and returns its name and its checksum.
 ///
 /// # Errors
-/// [`TrainError::Ranks`] if it does not come; [`TrainError::Io`].
+/// [`TrainError::Ranks`] if the file does not come in time; [`TrainError::Io`].
 pub(super) fn fetch(
     shares: &Path,
     rank: usize,

@@ -1,4 +1,4 @@
-//! A checkpoint in the host's memory, between the step that it belongs to and the disk.
+//! A checkpoint in the host's memory, after its values were copied and before it is on the disk.
 
 use std::fs;
 use std::path::Path;
@@ -18,14 +18,14 @@ use crate::metrics::Position;
 use crate::optimizer::AdamW;
 use crate::provenance::Provenance;
 
-/// All that a checkpoint holds, in the host's memory: 12 bytes a parameter that trains. What it was read from may
-/// change, and it is written by any thread. Where ranks share the moments, each takes one with its share of them, and
-/// that of rank 0 has the rest.
+/// All that a checkpoint holds, in the host's memory: 12 bytes for each parameter that trains. It is a copy, so the
+/// tensors may change afterwards, and any thread can write it. If ranks share the moments, each rank has a snapshot
+/// with its share, and rank 0's has the rest too.
 #[derive(Debug)]
 pub struct Snapshot {
     progress: Progress,
     inputs: Provenance,
-    /// `None` on the ranks that leave it to rank 0.
+    /// `None` on the ranks other than 0.
     student: Option<HostModel>,
     moments: HostMoments,
 }
@@ -58,7 +58,7 @@ impl Snapshot {
         self.moments.place()
     }
 
-    /// Writes all of it into the new folder `folder`, and waits for the disk. The other ranks' moments are expected in the
+    /// Writes all of it into the new folder `folder`, and waits for the disk. Takes the other ranks' moments from the
     /// folder `shares`.
     pub(super) fn write(&self, folder: &Path, shares: &Path) -> Result<(), TrainError> {
         fs::create_dir(folder).map_err(io_error(folder))?;

@@ -24,7 +24,7 @@ fn names_tell_positions() {
     }
 }
 
-/// By the run's list, and not by the letters.
+/// Checkpoints are ordered by the run's list of stages, and not alphabetically.
 #[test]
 fn the_newest_is_that_of_the_last_stage() {
     let folder = tempfile::tempdir().unwrap();
@@ -55,8 +55,8 @@ fn the_newest_is_that_of_the_last_stage() {
         ("progress.toml", vec![])
     );
 
-    // Of what is damaged the name and the file are known; it is out of the way at once. What is older than
-    // the newest whole one is not looked at.
+    // The error names the damaged checkpoint and the file, and the checkpoint is renamed at once. Checkpoints older
+    // than the newest undamaged one are not read.
     fs::write(found.path.join("optimizer.safetensors"), "other").unwrap();
     fs::remove_file(folder.path().join("wide-step0000005/SHA256SUMS")).unwrap();
     let before = checkpoints.newest().unwrap().expect("a checkpoint");

@@ -1,4 +1,4 @@
-//! Which checkpoints are whole: the checksums of their files are compared before anything in them is believed.
+//! Which checkpoints are undamaged: the checksums of their files are compared before their contents are used.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -24,14 +24,14 @@ pub struct Found {
     pub path: PathBuf,
     /// The file in it that says how far the run had come.
     pub progress: String,
-    /// The file in it that says what the run was made from. `None` if an earlier version of this program wrote
-    /// the checkpoint, without that and without checksums: whether it is whole is not known.
+    /// The file in it that says what the run was made from. `None` if an earlier version of this program wrote the
+    /// checkpoint, without this file and without checksums: whether such a checkpoint is damaged is not known.
     pub inputs: Option<String>,
     /// Newer ones of the run, which are damaged, newest first.
     pub damaged: Vec<Damaged>,
 }
 
-/// A checkpoint that is not what was written.
+/// A checkpoint whose files are not what was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Damaged {
     /// Its folder.
@@ -48,7 +48,7 @@ pub(super) fn amended(stem: &str, n: usize) -> String {
     }
 }
 
-/// That of the files called `stem` in `listed` which counts: the last one.
+/// The file called `stem` in `listed` that counts: the one with the highest number.
 fn last(stem: &str, listed: &[String]) -> Result<String, String> {
     let number = |name: &String| -> Option<usize> {
         let rest = name.strip_prefix(stem)?.strip_suffix(".toml")?;
@@ -78,8 +78,8 @@ pub(super) fn files(checkpoint: &Path) -> Result<Vec<String>, TrainError> {
     Ok(names)
 }
 
-/// The newest of `all`, oldest first, that is whole or of an earlier version, and those after it. The ones before
-/// it are not read.
+/// The newest checkpoint of `all` (oldest first) that is undamaged or of an earlier version, and the newer ones. Older
+/// checkpoints are not read.
 pub(super) fn newest(all: Vec<PathBuf>) -> Result<Option<Found>, TrainError> {
     let mut damaged = vec![];
     for path in all.into_iter().rev() {
@@ -116,10 +116,10 @@ fn is_earlier(checkpoint: &Path) -> bool {
     !is_there(MANIFEST) && !is_there(&inputs) && files.all(is_there)
 }
 
-/// The files of a checkpoint that is whole, or what is wrong with the checkpoint.
+/// The files of an undamaged checkpoint, or a description of the damage.
 ///
 /// # Errors
-/// [`TrainError::Manifest`] if a file must not be read, which is no damage.
+/// [`TrainError::Manifest`] if this process is not allowed to read a file, which is no damage.
 fn listed(checkpoint: &Path) -> Result<Result<Vec<String>, String>, TrainError> {
     let within = |path: &Path| {
         let name = path.strip_prefix(checkpoint).unwrap_or(path);

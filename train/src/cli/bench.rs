@@ -215,7 +215,7 @@ fn temporary_folder() -> anyhow::Result<TempDir> {
     Ok(folder)
 }
 
-/// What to change where the memory does not suffice.
+/// Adds advice about what to change if memory is short.
 fn with_advice(error: TrainError) -> anyhow::Error {
     match error {
         TrainError::Device(OutOfMemory { .. }) => anyhow!(

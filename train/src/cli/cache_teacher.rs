@@ -76,7 +76,7 @@ pub(crate) struct CacheTeacherArgs {
 }
 
 impl CacheTeacherArgs {
-    /// Does it, and returns what there is to say of it.
+    /// Does the work, and returns a report of it.
     pub(crate) fn run(self) -> anyhow::Result<String> {
         one_process("cache-teacher")?;
         let backend = self.shared.backend()?;

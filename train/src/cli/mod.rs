@@ -166,7 +166,7 @@ impl Cli {
         match self.command {
             Some(Command::Ablate(args)) => args.run(),
             Some(Command::Bench(args)) => match args.run()? {
-                // Of a rank that leaves it to another.
+                // Nothing to print: another rank prints the result.
                 nothing if nothing.is_empty() => Ok(ExitCode::SUCCESS),
                 text => print(format_args!("{text}")),
             },
@@ -214,7 +214,7 @@ impl ConfigArgs {
     }
 }
 
-/// Refuses `command` to one of several processes: all of them would write into one folder.
+/// Refuses to run `command` as one of several processes: all of them would write into one folder.
 fn one_process(command: &str) -> anyhow::Result<()> {
     match Launch::from_environment()? {
         Some(launch) if launch.place.world > 1 => bail!(
@@ -226,7 +226,7 @@ fn one_process(command: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Ends this process' part in `world` with what it has `done`. Where that is an error, the other processes end, too.
+/// Ends this process' part in `world`, with the result `done`. If that is an error, the other processes end too.
 pub(crate) fn end<T>(world: World, done: anyhow::Result<T>) -> anyhow::Result<T> {
     let error = match done {
         Ok(done) => {
@@ -247,7 +247,7 @@ pub(crate) fn end<T>(world: World, done: anyhow::Result<T>) -> anyhow::Result<T>
     world.fail()
 }
 
-/// Prints the result. A reader that has closed the pipe is no failure: the result is in files, too.
+/// Prints the result. A reader that has closed the pipe is not an error: the result is also in files.
 fn print(result: fmt::Arguments) -> anyhow::Result<ExitCode> {
     match writeln!(stdout(), "{result}") {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(anyhow!(
@@ -257,7 +257,7 @@ fn print(result: fmt::Arguments) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// `folder`, or it with the first number that makes it unused.
+/// `folder`, or if it is used, the same name with the first number that makes it unused.
 fn unused(folder: PathBuf) -> PathBuf {
     let numbered = (2..).map(|n| PathBuf::from(format!("{}-{n}", folder.display())));
     std::iter::once(folder.clone())
@@ -266,8 +266,8 @@ fn unused(folder: PathBuf) -> PathBuf {
         .unwrap_or(folder)
 }
 
-/// What to do about a device that fails, or a file that cannot be read or written: `memory` where there is
-/// too little of it, and `again` is how to continue after that.
+/// Adds advice to an error of a device that fails, or of a file that cannot be read or written. `memory` is the advice
+/// if memory is short, and `again` says how to continue afterwards.
 fn with_advice(error: TrainError, memory: &str, again: &str) -> anyhow::Error {
     use BackendError::{Failed, Lost, OldDriver, OutOfMemory};
     use TrainError::{Data, Device, Io, Manifest, Metrics, Report, TeacherCache, Weights};

@@ -51,7 +51,7 @@ pub(crate) struct PrepareArgs {
 }
 
 impl PrepareArgs {
-    /// Does it, and returns what there is to say of it.
+    /// Does the work, and returns a report of it.
     pub(crate) fn run(self) -> anyhow::Result<String> {
         let mut set = self.set;
         if self.drop_duplicates {

@@ -1,4 +1,4 @@
-//! `train` without a command: a run, from its arguments to what is said of its end.
+//! `train` without a command: a run, from its arguments to the message at its end.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -59,7 +59,7 @@ pub(super) struct RunArgs {
 }
 
 impl RunArgs {
-    /// Does it, and returns how the program ends.
+    /// Does the run, and returns the program's exit code.
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let backend = self.shared.backend()?;
         let world = World::open(backend)?;
@@ -140,7 +140,7 @@ impl Work for Train<'_> {
     }
 }
 
-/// What to do about an error of the run in `folder`.
+/// Adds advice to an error of the run in `folder`.
 fn of_run(error: TrainError, folder: &Path) -> anyhow::Error {
     let config = folder.join(CONFIG);
     match error {
@@ -150,7 +150,7 @@ fn of_run(error: TrainError, folder: &Path) -> anyhow::Error {
         ),
         error if !config.exists() => error.into(),
         error => {
-            // All of it changes sums by roundings, and neither the steps nor what they read.
+            // All of these settings change only the rounding of sums, and neither the steps nor their text.
             let memory = format!(
                 "in {}, lower micro_batch of the stage, or evaluation.batch if it was evaluating, or set \
                  recompute = true of the stage if it has that option",
@@ -173,7 +173,7 @@ mod tests {
         })
     }
 
-    /// What is advised must not change what the steps are, or a checkpoint is of no use.
+    /// The advice must not change the steps, or a checkpoint could not be resumed.
     #[test]
     fn too_little_memory_is_answered() {
         let folder = tempfile::tempdir().unwrap();

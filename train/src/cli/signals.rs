@@ -1,8 +1,8 @@
-//! The signals that ask the program to stop: Ctrl-C, SIGTERM of a cluster's scheduler, SIGHUP of a terminal that
-//! closes.
+//! The signals that ask the program to stop: Ctrl-C, SIGTERM (from a cluster's scheduler), and SIGHUP (from a terminal
+//! that closes).
 //!
-//! One that is ignored when the program starts stays ignored, as in any program: so `nohup` protects a run from
-//! the end of its terminal, and a shell's `trap '' INT` from Ctrl-C.
+//! A signal that is ignored when the program starts stays ignored, as in other programs: so `nohup` protects a run when
+//! its terminal closes, and a shell's `trap '' INT` protects it from Ctrl-C.
 
 use std::process::exit;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use anyhow::anyhow;
 use crate::logging::say;
 use crate::run::StopRequest;
 
-/// What a shell reports of a program that an interrupt has ended.
+/// The exit code that shells report for a program that was ended by Ctrl-C.
 pub(super) const INTERRUPTED: u8 = 130;
 
 /// A flag that the first of these signals sets; a second one ends the program at once.
@@ -34,7 +34,7 @@ pub(super) fn stop_on_interrupt() -> anyhow::Result<StopRequest> {
 pub(super) fn on_interrupt(handler: impl FnMut() + Send + 'static) -> Result<(), ctrlc::Error> {
     #[cfg(unix)]
     let ignored = unix::ignored();
-    // This takes all of them, whatever was there.
+    // `ctrlc` installs its handler for all of these signals, also for ignored ones.
     ctrlc::set_handler(handler)?;
     #[cfg(unix)]
     unix::ignore(&ignored);
@@ -57,7 +57,7 @@ mod unix {
     /// Ignores `signals`.
     pub(super) fn ignore(signals: &[libc::c_int]) {
         for &signal in signals {
-            // SAFETY: to ignore a signal runs no code of this program.
+            // SAFETY: ignoring a signal runs no code of this program.
             unsafe { libc::signal(signal, libc::SIG_IGN) };
         }
     }

@@ -1,4 +1,4 @@
-//! Which teacher a command works on that trains no student.
+//! The arguments that choose a teacher, for commands that train no student.
 
 use clap::Args;
 

@@ -1,4 +1,4 @@
-//! What can be wrong with a configuration, said so that it can be put right.
+//! What can be wrong with a configuration. Every message says how to correct it.
 
 use std::path::PathBuf;
 

@@ -43,7 +43,7 @@ pub const PRESETS: [(&str, &str); 9] = [
     ),
 ];
 
-/// Where a configuration starts from.
+/// The lowest layers of a configuration.
 #[derive(Debug, Clone, Copy)]
 pub enum Source<'a> {
     /// One of [`PRESETS`].
@@ -92,7 +92,7 @@ pub(super) fn resolve(source: Source<'_>, overrides: &[String]) -> Result<Config
     Ok(config)
 }
 
-/// The layer that every other lies on.
+/// The lowest layer: the keys of a preset.
 fn preset(name: &str) -> Result<Layers, ConfigError> {
     let origin = format!("preset {name}");
     match PRESETS.iter().find(|(preset, _)| *preset == name) {
@@ -115,7 +115,7 @@ fn parse(text: &str, origin: &str) -> Result<Table, ConfigError> {
     })
 }
 
-/// The names of the sections and of the keys outside of any, which no stage may have.
+/// The names of the sections and of the top-level keys. A stage may have none of these names.
 pub(super) fn section_names() -> Vec<String> {
     let schema = parse(PRESETS[0].1, "").unwrap_or_default();
     schema.keys().cloned().chain(["preset".into()]).collect()
@@ -134,7 +134,7 @@ mod tests {
         };
         for (name, text) in PRESETS {
             assert_eq!(stageless(name), stageless("tiny"), "preset {name}");
-            // Stages show all that they take, too: nothing is left to a default.
+            // A preset writes every key of its stages too: none is left to a default.
             let written: Table = parse(text, name).unwrap();
             let resolved = preset(name).unwrap().into_table();
             let keys = |table: &Table| -> Vec<Vec<String>> {

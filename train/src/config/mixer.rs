@@ -13,8 +13,8 @@ const KIND: &str = "kind";
 /// The keys of every kind.
 const COMMON: [&str; 3] = ["attention_layers", "init", "from"];
 
-/// Prepares `sections` for `layer`: if it asks for another kind of mixer, the section gets the keys of that kind, and
-/// those that both kinds have keep their values.
+/// Prepares `sections` for `layer`. If `layer` asks for another kind of mixer, the section gets the keys of that kind;
+/// keys that both kinds have keep their values.
 pub(super) fn choose(sections: &mut Table, layer: &Table, origin: &str) -> Result<(), ConfigError> {
     let asked = layer.get(SECTION).and_then(|section| section.get(KIND));
     let Some(Value::Table(section)) = sections.get_mut(SECTION) else {

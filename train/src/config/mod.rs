@@ -1,19 +1,19 @@
-//! What a run does: one TOML file, typed.
+//! The configuration of a run: one TOML file with types.
 //!
 //! A configuration is built in layers. A preset (`presets/*.toml`, embedded in the binary) gives
 //! every key a value; a user's file overrides some of them; `--set stage3.lr=2e-4` overrides more.
 //! The result is written into the run folder and reads back to the same value, so a run can always
 //! be repeated from its own folder.
 //!
-//! The run is the list `[[stages]]`. Each entry has a name, by which the other layers change it (`[stage3]` in
-//! a file, `stage3.lr` on the command line), and a kind, which decides what its keys are and their defaults. A
-//! list in a file replaces the preset's; an entry with the name of one in the preset takes from there what it
+//! The run is the list `[[stages]]`. Each entry has a name, by which later layers change it (`[stage3]` in a file,
+//! `stage3.lr` on the command line), and a kind, which decides which keys it has and their defaults. A list in a file
+//! replaces the preset's list; an entry with the name of a stage of the preset takes from that stage the keys that it
 //! leaves out.
 //!
-//! For all other sections the `tiny` preset doubles as the schema: a key that it lacks is unknown, and a value
-//! of another type than its own is wrong. The schema of a stage is made of its kind's options and of
-//! [`StageConfig`] in the same way, with their defaults as the values. The alternative, letting serde reject
-//! what it does not know, reports neither the full key nor the nearest valid one, and knows no layers.
+//! For all other sections the `tiny` preset is also the schema: a key that it does not have is unknown, and a value
+//! must have the type of the preset's value. The schema of a stage is built in the same way from its kind's options and
+//! from [`StageConfig`], whose defaults are the values. The alternative would be that serde rejects unknown keys; but
+//! serde reports neither the full key nor the nearest valid one, and has no layers.
 //!
 //! What the teacher's own `config.json` decides (width, vocabulary, rotary embedding) is not here.
 
@@ -65,7 +65,7 @@ pub struct Config {
     pub log: Log,
     /// When a run that goes wrong stops.
     pub safety: Safety,
-    /// What is noticed about the loss, and what is done about it.
+    /// How unusual losses are detected, and what is done about them.
     pub guard: Guard,
     /// How several processes share the work.
     pub parallel: Parallel,
@@ -85,7 +85,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// Of parameters and activations.
+    /// The dtype of parameters and activations.
     pub fn dtype(self) -> DType {
         match self {
             Self::F32 => DType::F32,
@@ -116,31 +116,31 @@ pub struct Teacher {
 pub struct Data {
     /// Sources of training text, for stages without data of their own.
     pub train: Vec<TextSource>,
-    /// Sources of held-out text; empty holds out a part of `train`. Weights count for nothing here.
+    /// Sources of held-out text; if empty, a part of `train` is held out. Weights have no effect here.
     pub validation: Vec<TextSource>,
     /// A `tokenizer.json`, its folder or a GGUF file; empty takes the teacher's.
     pub tokenizer: String,
     /// Folder of tokenised text; empty takes the user's cache folder.
     pub cache: String,
-    /// Lines and rows without a document that are left out of each text, at most; the next one is an error.
+    /// The largest number of lines and rows without a document that are skipped in each text; one more is an error.
     pub skip_bad_lines: u64,
-    /// Whether a document is left out of a text if the same came before in it.
+    /// Whether a document is left out if an earlier document of the same text has the same content.
     pub drop_duplicates: bool,
-    /// What documents in one training sequence are to each other.
+    /// Whether the documents of a training sequence read each other.
     pub packing: Packing,
     /// Tokens per training sequence, in stages without a context of their own.
     pub context: usize,
 }
 
-/// What the documents of a training sequence are to each other. A sequence is cut from one text of all documents either
-/// way, with the same order of tokens.
+/// Whether the documents of a training sequence read each other. With both values, sequences are cut from one text of
+/// all documents, and the order of tokens is the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Packing {
-    /// One text: a token reads what came before in its sequence, of other documents too. As published.
+    /// One text, as published: a token also reads earlier documents of its sequence.
     Concatenate,
-    /// Each is on its own: states, convolutions, attention and positions begin anew at its first token, and no label
-    /// belongs to another document.
+    /// Each document separately: states, convolutions, attention and positions restart at its first token, and no label
+    /// is a token of another document.
     Documents,
 }
 
@@ -154,8 +154,8 @@ pub struct Student {
     pub attention_layers: Vec<usize>,
     /// How the mixers start: one of [`model::Initialisation::NAMES`].
     pub init: String,
-    /// The folder of a student to start from, in place of the teacher's weights and `init`; empty for these. It has the
-    /// sizes that the other keys say.
+    /// The folder of a student to start from, instead of from the teacher's weights and `init`; empty for the latter.
+    /// The student must have the sizes in the other keys.
     pub from: String,
 }
 
@@ -184,7 +184,7 @@ pub struct Optimizer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Decay {
-    /// Those of two dimensions or more: no biases, norms, D.
+    /// Parameters with two dimensions or more: not biases, norms and D.
     Matrices,
     /// Every parameter.
     All,
@@ -202,9 +202,9 @@ pub struct Checkpoint {
 /// `[log]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Log {
-    /// Optimizer steps between printed lines. On a device with a queue also between reads of what steps have
-    /// measured: so long `metrics.jsonl`, the progress bar and the notice of a loss that is not finite wait,
-    /// and so many queued steps a request to stop.
+    /// Optimizer steps between printed lines. On a device with a queue, also between two reads of the values that steps
+    /// have measured: until then `metrics.jsonl`, the progress bar, the detection of a loss that is not finite, and a
+    /// request to stop all wait.
     pub every: usize,
     /// Whether to write events for TensorBoard, into the folder `tensorboard` of the run folder.
     pub tensorboard: bool,
@@ -222,16 +222,16 @@ pub struct Safety {
 /// `[guard]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Guard {
-    /// How many times the median of the losses before a loss must be to be a spike; 0 notices none.
+    /// A loss is a spike if it is above this many times the median of the losses before it; 0 detects no spikes.
     pub spike: f64,
-    /// Losses that the median is of, the last ones of the stage.
+    /// The number of losses in that median, the last ones of the stage.
     pub window: usize,
     /// What is done about a spike.
     pub action: GuardAction,
 }
 
-/// What is done about a spike of the loss, beside saying it. Both that change something read each step's loss as it
-/// comes, which costs a device with a queue some of its speed.
+/// What is done about a spike of the loss, besides noting it. `Skip` and `RollBack` read the loss of each step at once,
+/// which makes a device with a queue somewhat slower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GuardAction {
@@ -239,14 +239,14 @@ pub enum GuardAction {
     Log,
     /// The step changes nothing.
     Skip,
-    /// The run goes back to the last checkpoint of the stage that was due, and on with the text after the spike.
+    /// The run goes back to the last scheduled checkpoint of the stage, and continues with the text after the spike.
     RollBack,
 }
 
-/// `[parallel]`: nothing of it changes anything in a run of one process, nor what is trained but for the order of sums.
+/// `[parallel]`: has no effect on a run of one process, and changes the result only by the order of sums.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Parallel {
-    /// Whether each rank keeps the moments of its share of the parameters alone, and updates that (ZeRO-1).
+    /// Whether each rank keeps only the moments of its share of the parameters, and updates only that share (ZeRO-1).
     pub shard_moments: bool,
     /// MiB of gradients or parameters, in f32, that are exchanged at once; a larger parameter is exchanged alone.
     pub bucket_mib: usize,
@@ -269,7 +269,8 @@ pub struct Evaluation {
     pub task_data: String,
     /// The first documents of each task that are scored; 0 for all.
     pub task_limit: usize,
-    /// The program `infer`, which scores them; empty takes the one beside this program, or the one that the system finds.
+    /// The program `infer`, which scores them; if empty, the one in the folder of this program, or else the one in
+    /// `PATH`.
     pub infer: String,
 }
 
@@ -283,7 +284,7 @@ impl Config {
         layers::resolve(source, overrides)
     }
 
-    /// Checks that every value makes sense, as [`Config::load`] does: for a configuration that was made by hand.
+    /// Checks the values, as [`Config::load`] does: for a configuration that was made in code.
     ///
     /// # Errors
     /// [`ConfigError::OutOfRange`] with the key.
@@ -299,7 +300,7 @@ impl Config {
         toml::to_string(self).map_err(ConfigError::Serialise)
     }
 
-    /// The configuration as [`Config::to_toml`] has it, before it is text.
+    /// The configuration as a table, with the content of [`Config::to_toml`].
     ///
     /// # Errors
     /// [`ConfigError::Serialise`].

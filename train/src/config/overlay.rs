@@ -1,4 +1,5 @@
-//! One layer over another: which keys there are, what type their values have, and what a value replaces.
+//! Puts one layer of a configuration over another: which keys exist, the types of their values, and what a value
+//! replaces.
 
 use model::{Initialisation, Part, StudentMixer};
 use toml::{Table, Value};
@@ -36,7 +37,7 @@ const LIST: &str = "a list of tables, [[stages]] in a file; --stages chooses amo
 /// What the rates of a stage must be.
 const RATES: &str = "a number, or a table of numbers by part";
 
-/// The layers so far: every valid key has a value in it.
+/// The merged layers so far, which have a value for every valid key.
 pub(super) struct Layers {
     /// All but the stages.
     sections: Table,
@@ -45,7 +46,7 @@ pub(super) struct Layers {
 }
 
 impl Layers {
-    /// The lowest layer, a preset, whose keys are all that there are outside of stages.
+    /// The lowest layer, a preset. Outside of stages, only its keys are valid.
     pub(super) fn new(mut preset: Table, origin: &str) -> Result<Self, ConfigError> {
         let stages = preset.remove(STAGES);
         let mut layers = Self {
@@ -143,7 +144,7 @@ impl Layers {
         Ok(())
     }
 
-    /// All dotted names, those of tables included; of a stage's rates those that it may have.
+    /// All dotted names, also those of tables, and for the rates of a stage the names of all parts that may have one.
     pub(super) fn names(&self) -> Vec<String> {
         let mut names = dotted_names(&self.sections);
         for stage in &self.stages {
@@ -158,7 +159,7 @@ impl Layers {
         names
     }
 
-    /// The value at `path`, or for the rate of a part that does not train, one of its type.
+    /// The value at `path`; for the rate of a part that does not train, a value of the same type.
     fn value(&self, path: &[&str]) -> Option<&Value> {
         const NO_RATE: &Value = &Value::Float(0.0);
         let (first, rest) = path.split_first()?;
@@ -182,8 +183,8 @@ impl Layers {
         stages.find(|stage| name_of(stage) == name)
     }
 
-    /// The list that a layer puts in the place of this one. An entry takes what it leaves out from the stage
-    /// here that has its name and its kind, or else from the defaults of its kind.
+    /// The list that replaces the present one. An entry takes the keys that it leaves out from the present stage with
+    /// its name and its kind, or else from the defaults of its kind.
     fn list(&self, list: Value, origin: &str) -> Result<Vec<Table>, ConfigError> {
         let Value::Array(entries) = list else {
             return Err(wrong_type(origin, STAGES, LIST, &list));
@@ -306,7 +307,7 @@ fn overlay_stage(
     Ok(())
 }
 
-/// Another schedule has other keys: those that both have keep their values.
+/// Changes the schedule of `stage`, and so its keys; keys that both schedules have keep their values.
 fn set_schedule(
     stage: &mut Table,
     name: Value,

@@ -10,8 +10,8 @@ const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 impl Config {
     /// The same with every path that exists made absolute, so that it means the same from any working directory.
     ///
-    /// Names on the hub, of the teacher and of text, and standard input stay. So does a path that does not exist, which
-    /// is an error where it is read, and one that is not UTF-8 when absolute, which TOML cannot hold.
+    /// Names on the hub and standard input do not change. Neither does a path that does not exist, which is an error
+    /// when it is read, nor one whose absolute form is not UTF-8, which TOML cannot hold.
     pub fn with_absolute_paths(mut self) -> Self {
         let stages = self.stages.iter_mut();
         let texts = stages.flat_map(|stage| stage.data.iter_mut());

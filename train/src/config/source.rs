@@ -7,14 +7,14 @@ use toml::{Table, Value};
 use super::error::ConfigError;
 use super::values::{unknown_key, wrong_type};
 
-/// What begins the name of a data set on the Hugging Face hub.
+/// The prefix of the name of a data set on the Hugging Face hub.
 const HUB: &str = "hub:";
-/// What begins the names of probes whose documents are made.
+/// The prefix of the names of probes whose documents are generated.
 const PROBES: &str = "probes:";
-/// What standard input is called.
+/// The name of standard input.
 const STANDARD_INPUT: &str = "-";
 
-/// What an entry must be.
+/// The allowed forms of an entry, for messages.
 const ENTRY: &str = "a string, or a table { path = \"...\", weight = 1.0, column = \"text\" }";
 
 /// An entry of `data.train`, of `data.validation` or of a stage's `data`: a string, which is the path, or a table.
@@ -25,14 +25,15 @@ pub struct TextSource {
     /// `hub:OWNER/NAME:FOLDER`, a data set on the Hugging Face hub; `probes:NAME,NAME`, documents of these probes, which
     /// are made; or `-`, standard input.
     pub path: String,
-    /// The share of this entry in the training sequences, in proportion to the others' weights. If no entry of a list
-    /// has one, they are one text, whose sequences come equally often; if some have one, that of the others is 1.
+    /// The share of this entry in the training sequences, relative to the weights of the others. If no entry of a list
+    /// has a weight, all of them are one text, whose sequences come equally often. If some have one, the others have
+    /// the weight 1.
     pub weight: Option<f64>,
     /// The field or column of the text, if it is not `text`.
     pub column: Option<String>,
 }
 
-/// As it stands in TOML.
+/// An entry in its TOML form.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 enum Written {
@@ -114,20 +115,20 @@ impl TextSource {
         self.path == STANDARD_INPUT
     }
 
-    /// The probes whose documents this is; `None` if it is other text. Names that are no probe's are left out, and a
-    /// configuration with such names is refused.
+    /// The probes whose documents this entry asks for; `None` if the entry is other text. Unknown names are left out
+    /// here; a configuration with such names is refused elsewhere.
     pub fn probes(&self) -> Option<Vec<Probe>> {
         let names = self.path.strip_prefix(PROBES)?;
         Some(names.split(',').filter_map(Probe::named).collect())
     }
 
-    /// The first name of this that should be a probe's and is none.
+    /// The first name in this entry that is not the name of a probe.
     pub(super) fn unknown_probe(&self) -> Option<&str> {
         let mut names = self.path.strip_prefix(PROBES)?.split(',');
         names.find(|name| Probe::named(name).is_none())
     }
 
-    /// Whether this is on this machine.
+    /// Whether this text is on this machine.
     pub fn is_local(&self) -> bool {
         self.on_hub().is_none() && !self.is_standard_input() && self.probes().is_none()
     }
@@ -197,7 +198,7 @@ mod tests {
         ];
         assert_eq!(config.data.train, expected);
         assert_eq!(config.data.train[2].on_hub(), Some("o/n:en"));
-        // It is written so that it reads back, all of it tables or not.
+        // The written list must be readable again: either all entries are tables, or none.
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.toml");
         for first in [0, 1] {

@@ -35,7 +35,7 @@ pub struct StageConfig {
 const LR: f64 = 1e-4;
 
 impl StageConfig {
-    /// A stage of `kind` with every default. It has no name and no tokens: there is no default for these.
+    /// A stage of `kind` with all defaults. Name and tokens have no default: they are empty and 0.
     pub fn new(kind: Kind, schedule: Schedule) -> Self {
         Self {
             name: String::new(),

@@ -1,4 +1,4 @@
-//! What a user may write, and the messages about what is wrong.
+//! What a user may write in a configuration, and the messages about errors.
 
 mod lists;
 mod refused;
@@ -61,7 +61,7 @@ fn presets_are_valid_and_published() {
     }
 }
 
-/// Those of docs/scaling.md and of the README.
+/// The numbers of ranks in docs/scaling.md and in the README.
 #[test]
 fn the_documented_ranks_share_the_passes() {
     for (preset, overrides, ranks) in [

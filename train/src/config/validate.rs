@@ -92,8 +92,8 @@ pub(super) fn validate(config: &Config) -> Result<(), OutOfRange> {
     let sections = section_names();
     let mut names = HashSet::new();
     for stage in &config.stages {
-        // Each is a part of names of files, on file systems that may not tell small letters from capitals,
-        // and of keys.
+        // The name becomes a part of file names, on file systems that may not distinguish upper and lower case, and of
+        // keys.
         require(
             is_plain(&stage.name, "_-")
                 && stage.name.len() <= LONGEST_NAME
@@ -157,7 +157,7 @@ pub(super) fn not_empty(stages: &[StageConfig]) -> Result<(), OutOfRange> {
 
 fn validate_stage(config: &Config, stage: &StageConfig) -> Result<(), OutOfRange> {
     validate_text("data", &stage.data)?;
-    // A part of a text that is fetched or made while it is read cannot be held out before it is there.
+    // A text that is fetched or made while it is read is not complete at the start, so no part of it can be held out.
     let incoming = config
         .text(stage)
         .iter()

@@ -1,13 +1,13 @@
-//! The values of keys: which types they may have, and what is said of those that fit none.
+//! The values of keys: their possible types, and the errors for values that fit none.
 
 use toml::Value;
 
 use super::error::{ConfigError, nearest};
 
-/// The largest float below which every whole number is one, 2^53.
+/// Up to this number, 2^53, a float represents every whole number exactly.
 const LARGEST: f64 = 9_007_199_254_740_992.0;
 
-/// That there is no `key` in `origin`, and which of `names` may be meant.
+/// The error for an unknown `key` in `origin`, with the most similar of `names`.
 pub(super) fn unknown_key(origin: &str, key: &str, names: &[String]) -> ConfigError {
     ConfigError::UnknownKey {
         origin: origin.to_owned(),
@@ -16,7 +16,7 @@ pub(super) fn unknown_key(origin: &str, key: &str, names: &[String]) -> ConfigEr
     }
 }
 
-/// That `word` is none of the `choices` of `key`.
+/// The error for a `word` that is not one of the `choices` of `key`.
 pub(super) fn unknown_choice(key: &str, word: &str, choices: &[&str]) -> ConfigError {
     ConfigError::UnknownChoice {
         key: key.to_owned(),
@@ -26,7 +26,7 @@ pub(super) fn unknown_choice(key: &str, word: &str, choices: &[&str]) -> ConfigE
     }
 }
 
-/// That `value`, if it is a string, is one of `choices`.
+/// Checks that `value`, if it is a string, is one of `choices`.
 pub(super) fn check_choice(
     key: &str,
     value: Option<&Value>,
@@ -38,9 +38,9 @@ pub(super) fn check_choice(
     }
 }
 
-/// `value` as the type of `like`, or an error.
+/// Converts `value` to the type of `like`, or returns an error.
 ///
-/// Numbers may be written either way as long as nothing is lost: `lr = 1`, `tokens = 1e6`.
+/// Numbers may be written as integers or as floats if no digit is lost: `lr = 1`, `tokens = 1e6`.
 pub(super) fn fit(
     value: Value,
     like: &Value,
@@ -71,7 +71,7 @@ pub(super) fn fit(
     }
 }
 
-/// That `key` of `origin` has `found` in the place of what is `expected`.
+/// The error for a `key` of `origin` with the value `found`, whose type is not the `expected` one.
 pub(super) fn wrong_type(origin: &str, key: &str, expected: &str, found: &Value) -> ConfigError {
     ConfigError::WrongType {
         origin: origin.to_owned(),
@@ -84,7 +84,7 @@ pub(super) fn wrong_type(origin: &str, key: &str, expected: &str, found: &Value)
     }
 }
 
-/// What a key must have whose value is like `value`.
+/// In words, the type that a key must have whose value now is `value`.
 pub(super) fn type_of(value: &Value) -> &'static str {
     match value {
         Value::String(_) => "a string",
@@ -97,9 +97,8 @@ pub(super) fn type_of(value: &Value) -> &'static str {
     }
 }
 
-/// A command-line value as TOML, forgiving what a shell makes hard to quote: a string needs no
-/// quotes and a list no brackets (`stage2.data=a.txt,b.txt`). A table is written as TOML has it, in braces,
-/// and only `rates` may be one.
+/// A command-line value as TOML. It is lenient where shells make quoting hard: a string needs no quotes and a list no
+/// brackets (`stage2.data=a.txt,b.txt`). A table is written in braces, as in TOML, and is allowed only for `rates`.
 pub(super) fn read_value(text: &str, like: &Value, rates: bool) -> Value {
     let bare = |text: &str| Value::String(text.to_owned());
     let scalar = |text: &str| text.parse().unwrap_or_else(|_| bare(text));

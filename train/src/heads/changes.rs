@@ -1,8 +1,9 @@
-//! Recall with some heads changed, for many changes: exactly, and with what they share computed once.
+//! Recall with some heads changed, computed exactly for many changes, with their common part computed once.
 //!
-//! A change in a layer leaves the residual stream before that layer as it is. So a batch goes through the layers once,
-//! and at each layer every change there branches off: the layer with other outputs of its heads, and the layers behind it.
-//! For `n` heads in `L` layers that is about `n / 2` passes over the network.
+//! A change in a layer does not affect the residual stream before that layer. So a batch goes through the layers once,
+//! and at each layer every change of that layer branches off: the layer is computed with other outputs of its heads,
+//! and then the layers behind it. For `n` heads in `L` layers of equal numbers of heads, that costs about `n / 2`
+//! passes over the network.
 
 use std::fmt;
 
@@ -39,7 +40,7 @@ impl fmt::Display for Unit {
     }
 }
 
-/// What every head of a network does.
+/// What every head of a network sees, by layer and head.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Sights(Vec<Vec<HeadSight>>);
 
@@ -54,7 +55,7 @@ impl Sights {
         )
     }
 
-    /// The same but for the heads of `units`.
+    /// The same, except that the heads of `units` have this `sight`.
     pub(super) fn with<'a>(
         mut self,
         units: impl IntoIterator<Item = &'a Unit>,
@@ -67,7 +68,7 @@ impl Sights {
     }
 }
 
-/// The sights of one layer but for the heads of `unit`.
+/// The sights of one layer, except that the heads of `unit` have this `sight`.
 fn changed(layer: &[HeadSight], unit: &Unit, sight: HeadSight) -> Vec<HeadSight> {
     let heads = layer.iter().enumerate();
     let of = |(head, own): (usize, &HeadSight)| {
@@ -80,29 +81,29 @@ fn changed(layer: &[HeadSight], unit: &Unit, sight: HeadSight) -> Vec<HeadSight>
     heads.map(of).collect()
 }
 
-/// What is measured.
+/// The changes to measure.
 #[derive(Debug)]
 pub(super) struct Question<'a> {
-    /// What the heads do that are not changed.
+    /// What the unchanged heads see.
     pub(super) base: &'a Sights,
-    /// What is changed, one after the other, and what its heads do then.
+    /// The heads that are changed, one unit after the other; `sight` is what they see then.
     pub(super) units: &'a [Unit],
     pub(super) sight: HeadSight,
     /// The window of [`HeadSight::Window`].
     pub(super) window: Window,
 }
 
-/// What was measured, for each set.
+/// The recall that was measured, for each set.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Measured {
     /// Without a change.
     pub(super) base: Vec<Recall>,
-    /// With each.
+    /// With each change.
     pub(super) changed: Vec<Vec<Recall>>,
 }
 
 impl Question<'_> {
-    /// Measures; `None` if `stop`, which is asked before each change, says so.
+    /// Measures all changes; `None` if `stop`, which is called before each change, returns true.
     ///
     /// # Errors
     /// [`TrainError::Device`].
@@ -128,7 +129,7 @@ impl Question<'_> {
                 let (block, own) = (&layers[layer], &self.base.0[layer]);
                 let asked = [&own[..], &[self.sight]].concat();
                 let outputs = HeadOutputs::new(block, x_bld.clone(), &asked, self.window);
-                // A unit is of a layer that has heads.
+                // A unit's layer has heads, and so has outputs of heads.
                 let outputs = outputs.expect("a layer with attention");
                 for (number, unit) in here {
                     if stop() {

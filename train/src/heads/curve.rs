@@ -1,7 +1,7 @@
-//! Recall with the best heads alone: they see all, and every other head a window.
+//! The teacher's recall if only the best heads see all tokens, and every other head sees a window.
 //!
-//! It is what a hybrid of these heads can be expected to recall at best, if its state-space mixers do as well as a window
-//! for the rest, and costs no training.
+//! This is about the best recall that can be expected of a hybrid of these heads, if its state-space mixers are worth
+//! as much as a window. It needs no training.
 
 use std::collections::BTreeSet;
 
@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::error::TrainError;
 use crate::run::student_config;
 
-/// The teacher with some heads that see all.
+/// The teacher with some heads that see all tokens.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Kept {
     /// These heads, as a configuration names them; `None` for the teacher as it is.
@@ -27,8 +27,8 @@ pub struct Kept {
     pub recalls: Vec<Recall>,
     /// The share of the teacher's heads of keys and values that these heads read.
     pub cache_share: f64,
-    /// Bytes in f32 of the state of a hybrid of these heads, or of the teacher, after the longest documents; `None`
-    /// where the teacher's family has no such hybrid.
+    /// Bytes of the state, in f32, after the longest documents: of a hybrid of these heads, or of the teacher. `None`
+    /// if the teacher's family has no such hybrid.
     pub state_bytes: Option<usize>,
 }
 
@@ -77,7 +77,7 @@ impl Asked<'_> {
         let mut seen = BTreeSet::new();
         for &heads in self.heads {
             let units = best(self.ranked, heads);
-            // Fewer heads than a unit has are as many as none.
+            // With fewer heads than one unit has, no unit is kept, which is the same as 0 heads.
             if !seen.insert(units.len()) {
                 continue;
             }

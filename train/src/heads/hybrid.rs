@@ -9,10 +9,11 @@ use crate::config::Config;
 use crate::error::TrainError;
 use crate::run::student_config;
 
-/// The start that gives kept heads the teacher's weights and fits the mixers to what the others give, layer by layer on
-/// the student's own stream. It starts 34 times nearer than `calibrated` does (docs/results.md).
+/// The start that gives the kept heads the teacher's weights, and fits the mixers, layer by layer on the student's own
+/// stream, to the output of the other heads. It starts 34 times nearer to the teacher than `calibrated`
+/// (docs/results.md).
 const START: &str = "fitted";
-/// The same where B and C go through a feature map, which `fitted` knows nothing of.
+/// The start if B and C go through a feature map, which `fitted` does not support.
 const START_BEHIND_A_MAP: &str = "calibrated";
 
 /// The heads of `units` as a configuration names them, in the order of the network.
@@ -27,8 +28,8 @@ pub(super) fn sorted(units: &[&Unit]) -> Vec<String> {
     names.collect()
 }
 
-/// `base` with a student that keeps the `heads` of a teacher and starts fitted; its mixers have the sizes that this
-/// start needs, and otherwise the options of those in `base`.
+/// `base` with a student that keeps these `heads` of the teacher and starts fitted. Its mixers have the sizes that this
+/// start needs, and otherwise the options of the mixers in `base`.
 ///
 /// # Errors
 /// [`TrainError::Student`] if the teacher's family has no such hybrid; [`TrainError::Mismatch`] without attention.
@@ -66,7 +67,7 @@ pub(super) fn config(
     Ok(config)
 }
 
-/// With the sizes that a start from `attention` needs.
+/// `own` with the sizes that a start from `attention` needs.
 fn fitting(own: Mamba2Student, attention: &AttentionConfig, d_model: usize) -> Mamba2Student {
     let (h, p) = (attention.n_heads, attention.head_dim(d_model));
     Mamba2Student {

@@ -1,12 +1,12 @@
-//! Which attention heads of a teacher recall, and what recall is left with the best of them alone.
+//! Which attention heads of a teacher recall, and how much recall is left if only the best of them see all tokens.
 //!
 //! ```text
 //! probes -> Readings -> changed heads -> ranking -> curve, configuration of a hybrid
 //!           questions   changes, recall  ranking    curve  hybrid
 //! ```
 //!
-//! Heads are ranked by documents of one seed, and the curve is measured on those of another, which `infer eval` reads
-//! too: the choice does not flatter its own measure.
+//! Heads are ranked on documents of one seed, and the curve is measured on documents of another seed, which `infer
+//! eval` reads too. So the curve is not measured on the documents that chose the heads.
 
 mod changes;
 mod curve;
@@ -49,9 +49,9 @@ pub struct Settings {
     pub probes: Vec<Probe>,
     /// Lengths of the documents that rank.
     pub lengths: Vec<usize>,
-    /// How many of each probe and length.
+    /// Number of documents of each probe and length.
     pub documents: usize,
-    /// Of their draws.
+    /// The seed of the documents' random draws.
     pub seed: u32,
     /// By what heads are ranked.
     pub by: By,
@@ -61,15 +61,15 @@ pub struct Settings {
     pub rounds: usize,
     /// Heads that the hybrid keeps.
     pub keep: usize,
-    /// The last tokens that a head sees which is not kept.
+    /// The last tokens that a head sees if it is not kept.
     pub window: usize,
-    /// The first tokens that it sees besides.
+    /// The first tokens that such a head sees too.
     pub sinks: usize,
     /// Numbers of heads that the curve is measured with.
     pub curve: Vec<usize>,
     /// Lengths of its documents.
     pub curve_lengths: Vec<usize>,
-    /// How many of each probe and length; 0 measures no curve.
+    /// Number of documents of each probe and length; with 0, no curve is measured.
     pub curve_documents: usize,
 }
 
@@ -78,7 +78,7 @@ pub struct Settings {
 pub struct HeadStudy {
     /// What is measured.
     pub settings: Settings,
-    /// The teacher, the precision, and what the hybrid has beside its heads.
+    /// The teacher, the precision, and what the hybrid has beside the kept heads.
     pub config: Config,
     /// Holds the results.
     pub folder: PathBuf,
@@ -97,19 +97,19 @@ pub struct Findings {
     pub teacher: String,
     /// The backend.
     pub backend: String,
-    /// What the numbers of the ranking are of.
+    /// The sets of documents, in the order of the recalls in the ranking.
     pub sets: Vec<Set>,
     /// The recall before the first change: of the teacher, or of the teacher within the window.
     pub before: Vec<Recall>,
     /// The heads, the most important first.
     pub ranked: Vec<Ranked>,
-    /// What the numbers of the curve are of.
+    /// The sets of documents, in the order of the recalls in the curve.
     pub curve_sets: Vec<Set>,
     /// The curve: the teacher with so many heads that see all.
     pub curve: Vec<Kept>,
     /// The heads that the hybrid keeps, as its configuration names them.
     pub kept: Vec<String>,
-    /// Why there is no configuration of a hybrid, where there is none.
+    /// Why no configuration of a hybrid was written; `None` if one was.
     pub no_hybrid: Option<String>,
 }
 
@@ -238,7 +238,7 @@ impl HeadStudy {
         self.write("heads.json", &json)?;
         match hybrid {
             Some(hybrid) => self.write(HYBRID, hybrid.to_toml()?.as_bytes())?,
-            // That of another teacher, which this folder had.
+            // The folder may have the configuration for another teacher.
             None => remove(&self.folder.join(HYBRID))?,
         }
         Ok(Some(table))

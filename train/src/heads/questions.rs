@@ -11,9 +11,9 @@ use serde::Serialize;
 
 use crate::error::TrainError;
 
-/// Tokens that are read together, at most, unless one document has more.
+/// The most tokens that are read together, unless one document is longer.
 const TOKENS: usize = 16_384;
-/// Answers of one document that count, spread evenly over it: the tokens of a copied passage are hundreds.
+/// The most answers of one document, spread evenly: a copied passage has hundreds of tokens.
 const ANSWERS: usize = 32;
 
 /// Documents of one probe and one length.
@@ -30,16 +30,16 @@ pub struct Set {
 pub(super) struct Answer {
     /// The number of its set.
     pub(super) set: usize,
-    /// Its places among the scored tokens of a reading.
+    /// The range of its tokens in the list of scored tokens of a reading.
     pub(super) tokens: Range<usize>,
 }
 
 /// Documents that are read together.
 #[derive(Debug, Clone)]
 pub(super) struct Reading<B: Backend> {
-    /// `[b, l]`, rows filled up at their ends.
+    /// `[b, l]`; shorter rows are padded at their ends.
     pub(super) ids_bl: Tensor<B, 2, Int>,
-    /// Of each scored token the place before it, where it is predicted, in `[b * l]`.
+    /// For each scored token, the position before it, which predicts it, in the flat `[b * l]`.
     pub(super) places_n: Tensor<B, 1, Int>,
     /// The scored tokens.
     pub(super) targets: Vec<i32>,
@@ -57,8 +57,8 @@ struct Row {
 /// The documents of `probes` in these sizes, and their sets.
 ///
 /// # Errors
-/// [`TrainError::Data`] if the tokenizer fails, [`TrainError::Mismatch`] if it leaves a probe no room in a length, or
-/// makes ids that the model, of `vocab_size`, does not know.
+/// [`TrainError::Data`] if the tokenizer fails, [`TrainError::Mismatch`] if a probe does not fit into one of the
+/// lengths, or if the tokenizer makes ids that the model, with `vocab_size` ids, does not have.
 pub(super) fn readings<B: Backend>(
     probes: &[Probe],
     sizes: &ProbeSizes,
@@ -101,7 +101,7 @@ pub(super) fn readings<B: Backend>(
     Ok((sets, readings))
 }
 
-/// The rows of one document: one, unless its prompts do not begin alike in tokens.
+/// The rows of one document: a single row, if each prompt's tokens are the beginning of a longer one's.
 fn rows_of(
     probe: Probe,
     document: &ProbeDocument,
@@ -109,7 +109,7 @@ fn rows_of(
     tokenizer: &Tokenizer,
 ) -> Result<Vec<Row>, TrainError> {
     let asked = match probe {
-        // The second prompt is the first time, which nothing is to be recalled for.
+        // The second prompt scores the words when they come for the first time, when there is nothing to recall.
         Probe::Copy => 1,
         Probe::Needle | Probe::Needles | Probe::Mqar => document.prompts.len(),
     };
@@ -133,7 +133,7 @@ fn rows_of(
     Ok(rows)
 }
 
-/// So many of the tokens of `scored` as count, each an answer.
+/// At most [`ANSWERS`] tokens of `scored`, spread evenly; each is an answer.
 fn spread(scored: Range<usize>) -> Vec<Range<usize>> {
     let (n, start) = (scored.len(), scored.start);
     let some = ANSWERS.min(n);
@@ -142,7 +142,7 @@ fn spread(scored: Range<usize>) -> Vec<Range<usize>> {
 }
 
 fn reading<B: Backend>(rows: &[Row], device: &B::Device) -> Reading<B> {
-    // The last id of a row is not read.
+    // The last id of a row is only a target and is not read.
     let longest = rows.iter().map(|row| row.ids.len() - 1).max();
     let (b, l) = (rows.len(), longest.unwrap_or_default().max(1));
     let mut ids = vec![0; b * l];
@@ -220,7 +220,7 @@ mod tests {
             for answer in &reading.answers {
                 counts[answer.set] += 1;
                 let tokens = &reading.targets[answer.tokens.clone()];
-                // What is read after an answer's first place is its next token.
+                // After the first token of an answer, the next token that is read is the answer's next token.
                 for (place, next) in places[answer.tokens.clone()].windows(2).zip(tokens) {
                     assert_eq!(place[1], place[0] + 1);
                     assert_eq!(ids[place[1] as usize], i64::from(*next));

@@ -1,4 +1,4 @@
-//! Heads in the order of what recall loses without them, or gains by them.
+//! Ranks heads by how much recall is lost without them, or gained by them.
 
 use kernels::{KernelBackend, Window};
 use model::{CausalLm, HeadSight};
@@ -10,13 +10,13 @@ use super::recall::{Recall, means};
 use crate::error::TrainError;
 use crate::logging::say;
 
-/// By what heads are ranked.
+/// The measure that ranks heads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum By {
-    /// What is lost when a head's output is zero, all others being as they are.
+    /// What is lost if a head's output is zero and all others are unchanged.
     Removal,
-    /// What is gained when a head sees all, all others seeing a window.
+    /// What is gained if a head sees all tokens and all others see a window.
     Restoration,
 }
 
@@ -27,7 +27,7 @@ impl By {
         ("restoration", Self::Restoration),
     ];
 
-    /// What heads do that are not looked at, and what those do that are.
+    /// What the heads see that are not changed, and what the changed heads see.
     fn sights(self) -> (HeadSight, HeadSight) {
         match self {
             Self::Removal => (HeadSight::Own, HeadSight::Nothing),
@@ -36,13 +36,13 @@ impl By {
     }
 }
 
-/// What is changed together.
+/// The unit that is changed and ranked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum UnitKind {
     /// Each query head by itself.
     Head,
-    /// The query heads that share keys and values: what a cache holds of one is then that of all.
+    /// The query heads that share keys and values, since a cache stores these once for all of them.
     Group,
 }
 
@@ -59,9 +59,9 @@ pub struct Ranked {
     pub unit: Unit,
     /// The round in which it was chosen, from 1.
     pub round: usize,
-    /// What the mean log-likelihood of an answer's token loses or gains, in nats, each set counting once.
+    /// The loss or gain of the mean log-likelihood of an answer's token, in nats. Each set has the same weight.
     pub effect: f64,
-    /// The same of the share of right answers.
+    /// The same for the share of right answers.
     pub accuracy: f64,
     /// The recall with this change, for each set.
     pub recalls: Vec<Recall>,
@@ -98,9 +98,9 @@ pub(super) struct Ranks {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ranking {
     pub(super) by: By,
-    /// How often: after each round but the last, the first ones stay changed while the others are measured again.
+    /// Number of rounds: after each but the last, the first units stay changed while the others are measured again.
     pub(super) rounds: usize,
-    /// How many of all are wanted, of which each round chooses its part.
+    /// Number of heads that are wanted in all; each round chooses an equal part of them.
     pub(super) wanted: usize,
     pub(super) window: Window,
 }

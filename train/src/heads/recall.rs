@@ -13,26 +13,26 @@ use crate::stages::head;
 /// Rows of logits at a time; a row has an entry for every token of the vocabulary.
 const ROWS: usize = 1024;
 
-/// What a network does with the answers of a set.
+/// How well a network answers the questions of one set.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct Recall {
-    /// Mean over the answers of the mean over the tokens of the logarithm of their probability.
+    /// Natural logarithm of the probability: the mean over an answer's tokens, then the mean over answers.
     pub log_likelihood: f64,
     /// The share of answers of which each token is the likeliest.
     pub accuracy: f64,
-    /// How many there are.
+    /// The number of answers.
     pub answers: usize,
 }
 
 impl Recall {
-    /// Two standard errors of the accuracy, as if each answer were a draw.
+    /// Two standard errors of the accuracy, as if the answers were independent.
     pub fn two_errors(&self) -> f64 {
         let variance = self.accuracy * (1.0 - self.accuracy);
         2.0 * (variance / self.answers.max(1) as f64).sqrt()
     }
 }
 
-/// The means over sets, each of which counts once, of the log-likelihood and of the accuracy.
+/// The means over sets, each with the same weight, of the log-likelihood and of the accuracy.
 pub(super) fn means(recalls: &[Recall]) -> (f64, f64) {
     let n = recalls.len().max(1) as f64;
     let sum = |of: fn(&Recall) -> f64| recalls.iter().map(of).sum::<f64>() / n;
@@ -48,7 +48,7 @@ impl Sums {
         Self(vec![Recall::default(); sets])
     }
 
-    /// Adds the answers of `reading`, after whose last layer the residual stream is `x_bld`.
+    /// Adds the answers of `reading`. `x_bld` is the residual stream after the last layer.
     ///
     /// # Errors
     /// [`TrainError::Device`].
@@ -84,7 +84,7 @@ impl Sums {
     }
 }
 
-/// Of each scored token the logarithm of its probability, and whether it is the likeliest in its place.
+/// For each scored token, the logarithm of its probability, and whether it is the likeliest one at its position.
 fn scores<B: KernelBackend>(
     model: &CausalLm<B>,
     x_bld: Tensor<B, 3>,

@@ -50,7 +50,7 @@ fn readings() -> Vec<Reading<Exact>> {
     let device = Default::default();
     let ids: Vec<i32> = (0..20).map(|i| (7 * i + i * i) % 40).collect();
     let targets = vec![ids[5], ids[6], ids[9], ids[13], 3];
-    // Of row 0 the tokens 5, 6 and 9, of row 1 the token 3 and the one behind its eighth, with which it ends.
+    // In row 0 the tokens 5, 6 and 9 are scored, in row 1 the token 3 and the one after its eighth, which is its last.
     let places = [4, 5, 8, 12, 17];
     let answer = |set, tokens| Answer { set, tokens };
     vec![Reading {

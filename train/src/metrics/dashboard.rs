@@ -1,12 +1,12 @@
-//! Burn's terminal dashboard, fed from our own loop.
+//! Burn's terminal dashboard, fed from this crate's own training loop.
 //!
-//! burn-train's `Learner` does not fit stages with different losses and a frozen teacher, but its
-//! dashboard only wants numbers with names: every metric is registered once and updated at each
-//! step, the stages' losses as metrics of their own since their scales have nothing in common.
+//! burn-train's `Learner` does not fit stages with different losses and a frozen teacher, but its dashboard only needs
+//! named numbers: every metric is registered once and updated at each step. The losses of the stages are separate
+//! metrics, since their scales differ.
 //!
-//! Two properties of burn-train 0.21's renderer are worth knowing. Its thread polls without sleeping
-//! and keeps one core busy, which is why the dashboard is not the default. And the terminal is in
-//! raw mode, so that Ctrl-C does nothing: `q` opens a menu that stops the run.
+//! Two properties of burn-train 0.21's renderer matter here. Its thread polls without sleeping and keeps one core busy,
+//! which is why the dashboard is not the default. And the terminal is in raw mode, so that Ctrl-C does nothing: `q`
+//! opens a menu that stops the run.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -35,10 +35,10 @@ const TEACHER_PERPLEXITY: &str = "Teacher perplexity";
 pub struct Dashboard {
     plan: Vec<StagePlan>,
     interrupter: Interrupter,
-    /// Open from the first stage on; none before, and after the user killed it.
+    /// Open from the first stage on; `None` before that, and after the user has chosen to kill the run.
     renderer: Option<TuiMetricsRendererWrapper>,
     killed: bool,
-    /// What could not be said while the dashboard had the screen.
+    /// Notes that could not be shown while the dashboard had the screen.
     notes: Vec<String>,
 }
 
@@ -55,7 +55,7 @@ impl Dashboard {
 
     pub(super) fn begin(&mut self, stage: &str, done: usize) {
         if self.renderer.is_none() && !self.killed {
-            // The time left is reckoned from the tokens that a resumed run does not repeat.
+            // The remaining time is estimated without the tokens that were done before a resume.
             let done = self.tokens_before(stage) + done as u64 * self.tokens_per_step(stage);
             self.renderer = Some(TuiMetricsRendererWrapper::new(
                 self.interrupter.clone(),

@@ -17,15 +17,15 @@ use crate::retry::{retry, sleep};
 #[derive(Debug)]
 pub struct MetricsLog {
     path: PathBuf,
-    /// `None`: another process writes the log.
+    /// `None` if another process writes the log.
     file: Option<File>,
-    /// Of all that was recorded.
+    /// The length of all that was recorded.
     bytes: u64,
     digest: Sha256,
 }
 
-/// How long a log is and what is in it. A checkpoint holds that of the log when it was written, and so knows the
-/// log again, which has grown since.
+/// The length and the checksum of a log. A checkpoint has the mark of the log at its step, so that the beginning of the
+/// log, which has grown since, can be verified.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogMark {
     /// Its bytes.
@@ -58,7 +58,7 @@ pub enum MetricsError {
 }
 
 impl MetricsLog {
-    /// That of a process whose records another one writes: none is kept.
+    /// The log of a process whose records another process writes: it keeps none.
     pub fn nowhere() -> Self {
         Self {
             path: PathBuf::new(),
@@ -82,14 +82,14 @@ impl MetricsLog {
         })
     }
 
-    /// Continues the log at `path` from the checkpoint at `position`, which holds the log's `mark` at that time
-    /// (`None` if it is of a version that kept none: then the lines that can be read are kept, up to its step),
-    /// when the evaluation of the stages up to `evaluated` was known, or of none but that before the first.
-    /// `stages` are the names of the run's stages, in order.
+    /// Continues the log at `path` from the checkpoint at `position`. `mark` is the log's mark at that checkpoint; it
+    /// is `None` for a checkpoint of a version that kept none. `evaluated` is the last stage whose evaluation the
+    /// checkpoint has (`None` if it has only the one before the first stage), and `stages` are the names of the run's
+    /// stages, in order.
     ///
-    /// What the interrupted run wrote after that checkpoint will be written again, so it is dropped first, whole
-    /// or not at all. The second value says what is wrong if the log no longer begins as it was at the
-    /// checkpoint: then the lines that can be read are kept, up to the checkpoint's step.
+    /// The interrupted run will write again what it wrote after that checkpoint, so this is removed first, atomically.
+    /// If there is no mark, or if the log no longer begins as it did at the checkpoint, the lines that can be read are
+    /// kept, up to the checkpoint's step. In the second case the second value says what is wrong.
     ///
     /// # Errors
     /// [`MetricsError::Io`].
@@ -137,7 +137,7 @@ impl MetricsLog {
         Ok((log, damage))
     }
 
-    /// Appends `record`. A full disk is waited for, and nothing is left of a line that it cut.
+    /// Appends `record`. If the disk is full it waits, and removes the incomplete line.
     ///
     /// # Errors
     /// [`MetricsError::Io`].
@@ -150,7 +150,7 @@ impl MetricsLog {
         line.push('\n');
         retry(sleep, || {
             file.write_all(line.as_bytes()).inspect_err(|_| {
-                // Else the line would follow the part of it that was written.
+                // Otherwise the line would follow the part of it that was written.
                 let _ = cut(file, bytes);
             })
         })
@@ -160,7 +160,7 @@ impl MetricsLog {
         Ok(())
     }
 
-    /// Brings all that was recorded to the disk, where a loss of power does not take it.
+    /// Flushes all records to the disk, so that they survive a loss of power.
     ///
     /// # Errors
     /// [`MetricsError::Io`].
@@ -169,7 +169,7 @@ impl MetricsLog {
         synced.map_err(io_error(&self.path))
     }
 
-    /// That of all that was recorded.
+    /// The mark of all that was recorded.
     pub fn mark(&self) -> LogMark {
         LogMark {
             bytes: self.bytes,
@@ -177,7 +177,7 @@ impl MetricsLog {
         }
     }
 
-    /// Whether the file holds what was recorded and nothing else: another program may have changed or removed it.
+    /// Whether the file has exactly what was recorded: another program may have changed or removed it.
     ///
     /// # Errors
     /// [`MetricsError::Io`].
@@ -198,7 +198,7 @@ impl LogMark {
     }
 }
 
-/// Removes what was written to `file` after its first `bytes`, of a line that is not whole.
+/// Removes an incomplete line, which begins after the first `bytes` of `file`.
 fn cut(file: &mut File, bytes: u64) -> io::Result<()> {
     if file.metadata()?.len() > bytes {
         file.set_len(bytes)?;

@@ -1,4 +1,4 @@
-//! Where else the records of `metrics.jsonl` go, if the configuration asks for it.
+//! Additional outputs for the records of `metrics.jsonl`, if the configuration asks for them.
 
 use std::path::Path;
 
@@ -11,8 +11,8 @@ use crate::logging::say;
 /// The folder of the run folder with the files of TensorBoard.
 const TENSORBOARD: &str = "tensorboard";
 
-/// What is shown of a run to other programs. None of it decides on the run: where it fails, the user is told so once,
-/// and the run goes on without it.
+/// The outputs for other programs. They do not affect the run: if one fails, the user is told once, and the run
+/// continues without it.
 #[derive(Default)]
 pub struct Mirrors {
     events: Option<EventFile>,
@@ -20,7 +20,7 @@ pub struct Mirrors {
 }
 
 impl Mirrors {
-    /// Those that `config` asks for of the run in `folder`. `metrics` is its log so far.
+    /// The outputs that `config` asks for, of the run in `folder`. `metrics` is the path of its log so far.
     pub fn open(config: &config::Log, folder: &Path, metrics: &Path) -> Self {
         let mut mirrors = Self::default();
         if config.metrics_port != 0 {
@@ -46,7 +46,7 @@ impl Mirrors {
         mirrors
     }
 
-    /// Shows `record`, too.
+    /// Sends `record` to these outputs.
     pub fn record(&mut self, record: &Record) {
         if let Some(exporter) = &self.exporter {
             exporter.record(record);

@@ -1,8 +1,8 @@
-//! What a run shows while it works, and what it records of itself.
+//! What a run shows while it works, and what it records.
 //!
-//! The loop makes one [`StepMetrics`] per optimizer step. [`MetricsLog`] appends it to `metrics.jsonl`, from
-//! which the report is drawn and which any other tool can read; [`Watch`] shows it on the terminal, and [`Mirrors`] to TensorBoard
-//! and Prometheus. None depends on another.
+//! The loop makes one [`StepMetrics`] per optimizer step. [`MetricsLog`] appends it to `metrics.jsonl`, from which the
+//! report is drawn and which any other tool can read; [`Watch`] shows it on the terminal; [`Mirrors`] sends it to
+//! TensorBoard and Prometheus. These do not depend on each other.
 
 mod dashboard;
 mod log;
@@ -39,25 +39,23 @@ pub struct StepMetrics {
     /// Global gradient norm before clipping; not finite in a skipped step.
     #[serde(deserialize_with = "null_is_nan")]
     pub grad_norm: f64,
-    /// The same of each part that has a gradient.
+    /// The same for each part that has a gradient.
     #[serde(default, deserialize_with = "nulls_are_nan")]
     pub grad_norms: BTreeMap<Part, f64>,
-    /// Training tokens per second: of this step, or of the steps that were read together with it, on the
-    /// average.
+    /// Training tokens per second of this step. If several steps were read together, the mean over them.
     pub tokens_per_second: f64,
-    /// Floating-point operations per second of both models, as `train bench` counts them; without what is computed
-    /// twice.
+    /// Floating-point operations per second of both models, as `train bench` counts them; recomputation does not count.
     #[serde(default)]
     pub operations_per_second: f64,
-    /// The same over what a product of matrices alone reaches on this device in the run's dtype, which is measured when a
-    /// process begins, times the number of ranks; null in logs of earlier versions.
+    /// The same, divided by the rate of a matrix product alone in the run's dtype on this device, times the number of
+    /// ranks. That rate is measured when a process begins. Null in logs of earlier versions.
     #[serde(default)]
     pub device_share: Option<f64>,
-    /// Seconds that the step has waited for its text.
+    /// Seconds for which the step waited for its text.
     #[serde(default)]
     pub data_wait: f64,
-    /// Bytes of the device's memory that the process has reserved, or of the host's that it has where tensors have
-    /// that; null where the system does not say.
+    /// Bytes of the device's memory that the process has reserved; if tensors are in the host's memory, the bytes that
+    /// the process uses of that. Null if the system does not say.
     #[serde(default)]
     pub memory_bytes: Option<u64>,
     /// Whether the step changed nothing because loss or gradient was not finite, or the loss a spike
@@ -70,9 +68,9 @@ pub struct StepMetrics {
 /// A measurement of teacher and student on the held-out text, after a stage or within one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// The stage just finished, or the one that goes on; null before the first.
+    /// The stage that has just ended or is under way; null before the first.
     pub stage: Option<String>,
-    /// Steps of the stage done, if it goes on (`evaluation.every`).
+    /// Steps of the stage done, if it is under way (`evaluation.every`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<usize>,
     /// Training tokens of the run so far.
@@ -88,15 +86,15 @@ pub struct Evaluation {
     pub tasks: BTreeMap<String, f64>,
 }
 
-/// What the numbers of a run do not say: a change of what it is made from that was accepted, damage that was
-/// worked around.
+/// Information that the numbers of a run do not show: accepted changes of its inputs, and damage that was worked
+/// around.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Note {
     /// The stage in which it was noticed.
     pub stage: String,
     /// Steps of this stage done then.
     pub step: usize,
-    /// What there is to say.
+    /// The note.
     pub text: String,
 }
 

@@ -1,7 +1,7 @@
 //! What Prometheus reads: the numbers of the last step, at `GET /metrics`.
 //!
-//! A thread answers one connection after the other; a run has a handful of numbers and is asked every few seconds. The
-//! text is of the format 0.0.4, which every version of Prometheus reads.
+//! A thread answers one connection after the other, which is enough for a few numbers that are read every few seconds.
+//! The text has the format 0.0.4, which every version of Prometheus reads.
 
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::{Evaluation, Record, StepMetrics};
 
-/// How long a client may take for its request, for a part of it, and for reading the answer.
+/// The time limit for a client's request, for a part of it, and for reading the answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes of a request that are read, at most.
 const REQUEST: usize = 8192;
@@ -25,12 +25,12 @@ pub(super) struct Exporter {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What is shown.
+/// The text that is shown.
 #[derive(Default)]
 struct Text {
-    /// Of the last step.
+    /// The numbers of the last step.
     step: String,
-    /// Of the last measurement on held-out text.
+    /// The numbers of the last measurement on held-out text.
     evaluation: String,
 }
 
@@ -54,7 +54,7 @@ impl Exporter {
                 if of_thread.ends.load(Ordering::Relaxed) {
                     return;
                 }
-                // A client that breaks off loses its answer alone.
+                // An error of one client only concerns that client.
                 let _ = stream.and_then(|stream| answer(stream, &of_thread));
             }
         });
@@ -192,7 +192,7 @@ fn of_step(step: &StepMetrics) -> String {
     text
 }
 
-/// As Prometheus writes numbers that are not finite.
+/// A number as Prometheus writes it, also if it is not finite.
 fn number(value: f64) -> String {
     if value.is_nan() {
         "NaN".to_owned()
@@ -203,8 +203,8 @@ fn number(value: f64) -> String {
     }
 }
 
-/// The head of a request, all of it, or the client hears of a connection that was reset. A client that sends it slowly,
-/// byte by byte, is not waited for: the end of the run waits for this.
+/// Reads the head of a request completely, since the client's connection is reset if unread bytes are left. A client
+/// that sends it slowly, byte by byte, gets only [`PATIENCE`] for it, since the end of the run waits for this thread.
 fn head(stream: &mut TcpStream) -> io::Result<String> {
     let begun = Instant::now();
     let mut head = vec![];

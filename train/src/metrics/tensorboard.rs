@@ -5,8 +5,8 @@
 //! `tensorflow/core/framework/summary.proto`). Of these messages only the fields below are needed, so they are written
 //! here, byte by byte.
 //!
-//! The step of an event is the number of training tokens, which grows over all stages, so that runs with other batches
-//! can be laid over each other.
+//! The step of an event is the number of training tokens. It grows over all stages, so that runs with different batch
+//! sizes can be compared in one chart.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -22,8 +22,8 @@ pub(super) struct EventFile {
 }
 
 impl EventFile {
-    /// Makes a file in `folder` with the `records` so far, in place of those that are there: they may have steps that
-    /// are done again.
+    /// Makes a file in `folder` with the `records` so far, and removes older files: they may have steps that will be
+    /// done again.
     pub(super) fn create(folder: &Path, records: &[Record]) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
         for entry in fs::read_dir(folder)? {
@@ -158,8 +158,8 @@ fn crc32c(bytes: &[u8]) -> u32 {
     !crc
 }
 
-/// A checksum as it stands beside what it is of: TensorFlow turns it, so that a checksum of checksums is none of
-/// zeros.
+/// A checksum in the form in which it is stored. TensorFlow rotates and shifts it, so that the checksum of data with
+/// embedded checksums is not degenerate.
 fn masked(crc: u32) -> u32 {
     crc.rotate_right(15).wrapping_add(0xa282_ead8)
 }

@@ -40,7 +40,7 @@ pub enum Watch {
     Plain(Plain),
     /// Burn's terminal dashboard, when asked for and stdout is a terminal.
     Dashboard(Box<Dashboard>),
-    /// Nothing: another process shows the run.
+    /// No output: another process shows the run.
     Silent,
 }
 
@@ -98,7 +98,7 @@ impl Watch {
         })
     }
 
-    /// The same of one of several runs that go on together, each line with the run's name.
+    /// A line every `every` steps for one of several runs that train together; each line begins with the run's name.
     pub fn named_lines(name: &str, plan: Vec<StagePlan>, every: usize) -> Self {
         let mut watch = Self::plain(plan, every);
         if let Self::Plain(view) = &mut watch {

@@ -1,7 +1,8 @@
-//! A student whose parameters the ranks still exchange.
+//! A student with parameters that are still being exchanged by the ranks.
 //!
-//! The next step does not read them at once: its teacher goes first. So the device need not wait for them at the end of a
-//! step, but only before something reads the student. An [`Arriving`] gives its student only by waiting.
+//! The next step does not read these parameters at once, since it computes the teacher first. So the device need not
+//! wait for them at the end of a step, but only before something reads the student. An [`Arriving`] gives access to its
+//! student only through functions that wait.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -14,25 +15,26 @@ use model::{Block, PhiMamba};
 use super::Bucket;
 use crate::optimizer::Put;
 
-/// A student after a step, of which parameters may be on their way from the other ranks.
+/// A student after a step. Some of its parameters may still be in transit from the other ranks.
 pub struct Arriving<A: TrainBackend> {
-    /// With a place for each of those.
+    /// The student, with a placeholder for each of those parameters.
     student: PhiMamba<A>,
-    /// In the order in which they arrive.
+    /// The exchanges, in the order in which they end.
     gathers: VecDeque<(Bucket, InFlight<A::InnerBackend>)>,
-    /// What has arrived and is not in the student, flat.
+    /// Parameters that have arrived and are not in the student yet, flattened.
     arrived: HashMap<ParamId, Tensor<A::InnerBackend, 1>>,
 }
 
 impl<A: TrainBackend> From<PhiMamba<A>> for Arriving<A> {
-    /// One that is there.
+    /// A student that is complete already.
     fn from(student: PhiMamba<A>) -> Self {
         Self::new(student, VecDeque::new())
     }
 }
 
 impl<A: TrainBackend> Arriving<A> {
-    /// One whose parameters in each bucket are the results of the operation beside it, which may be longer.
+    /// A student whose parameters in each bucket are the results of the exchange beside it. A result may be longer than
+    /// its parameter, by padding.
     pub(super) fn new(
         student: PhiMamba<A>,
         gathers: VecDeque<(Bucket, InFlight<A::InnerBackend>)>,
@@ -44,13 +46,13 @@ impl<A: TrainBackend> Arriving<A> {
         }
     }
 
-    /// The student. On a device with a queue no thread waits: what is queued from now on does.
+    /// The complete student. On a device with a queue the host does not wait; the work that is queued from now on does.
     pub fn wait(mut self) -> PhiMamba<A> {
         self.whole();
         self.student
     }
 
-    /// The same, for a look at it.
+    /// The same, without taking the student.
     pub fn whole(&mut self) -> &PhiMamba<A> {
         while !self.gathers.is_empty() {
             self.receive();
@@ -67,7 +69,7 @@ impl<A: TrainBackend> Arriving<A> {
         self.student.backbone.layers.len()
     }
 
-    /// A layer of the student, from 0: the device waits for what has to arrive for it.
+    /// A layer of the student, from 0. The device waits for the exchanges that this layer needs.
     pub(crate) fn layer(&mut self, number: usize) -> Block<A> {
         let layer = self.student.backbone.layers[number].clone();
         let ids = list_param_ids(&layer);
@@ -86,7 +88,7 @@ impl<A: TrainBackend> Arriving<A> {
         layer.map(&mut Put(arrived.collect()))
     }
 
-    /// Has what is queued from now on wait for the next bucket.
+    /// Makes the work that is queued from now on wait for the next bucket.
     fn receive(&mut self) {
         let Some((bucket, gathered)) = self.gathers.pop_front() else {
             return;

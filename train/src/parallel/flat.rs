@@ -1,6 +1,6 @@
 //! Parameters in one flat order, and buckets of them.
 //!
-//! The order is that of the published names, by which checkpoints file them: ids of modules differ from process to
+//! The order is that of the published names, which checkpoints use too: the ids of modules differ from process to
 //! process.
 
 use burn::module::ParamId;
@@ -24,7 +24,7 @@ pub struct Entry {
 pub struct FlatOrder(pub(super) Vec<Entry>);
 
 impl FlatOrder {
-    /// That of `student`.
+    /// The parameters of `student` in that order.
     pub fn of<B: Backend>(student: &CausalLm<B>, layout: Layout) -> Self {
         let mut named = named_parameters(student, layout);
         named.sort_by(|one, other| one.name.cmp(&other.name));
@@ -40,7 +40,7 @@ impl FlatOrder {
         &self.0
     }
 
-    /// Those that are `wanted`, in buckets of at most so many elements; a parameter that is larger has one to itself.
+    /// The `wanted` parameters, in buckets of at most `most` elements; a larger parameter has its own bucket.
     pub fn buckets(&self, wanted: impl Fn(ParamId) -> bool, most: usize) -> Vec<Bucket> {
         let wanted = self.0.iter().filter(|entry| wanted(entry.id));
         buckets(wanted.copied(), most)
@@ -57,14 +57,14 @@ impl Bucket {
         self.0.iter().map(|entry| entry.elements).sum()
     }
 
-    /// The elements that are a rank's, with those that fill it up.
+    /// The elements of a rank's part, including its padding.
     pub fn part(&self, world: usize) -> usize {
         self.0.iter().map(|entry| part(entry.elements, world)).sum()
     }
 }
 
-/// Parameters in this order, with the elements of each, in buckets of at most so many elements; one that is larger has one
-/// to itself.
+/// The parameters `entries`, in their order, in buckets of at most `most` elements; a larger parameter has its own
+/// bucket.
 pub(super) fn buckets(entries: impl IntoIterator<Item = Entry>, most: usize) -> Vec<Bucket> {
     let mut buckets: Vec<Bucket> = vec![];
     for entry in entries {

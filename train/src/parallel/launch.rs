@@ -1,4 +1,4 @@
-//! Which of several processes this one is, from the variables that launchers set.
+//! Finds the rank of this process, and the number of ranks, in the variables that launchers set.
 //!
 //! | | rank, world | on this host | where rank 0 is |
 //! |---|---|---|---|
@@ -6,9 +6,9 @@
 //! | `mpirun` (Open MPI) | `OMPI_COMM_WORLD_RANK`, `OMPI_COMM_WORLD_SIZE` | `OMPI_COMM_WORLD_LOCAL_RANK` | the same, or this host |
 //! | `srun` | `SLURM_PROCID`, `SLURM_NTASKS` | `SLURM_LOCALID` | the same, or this host |
 //!
-//! The first of these that is there counts: torchrun may itself be started by srun. Slurm's variables count in a job step
-//! alone (`SLURM_STEP_NUM_TASKS`): a batch script has most of them too, and is one process. One task of mpirun or srun is
-//! a run without others; a world of one by `WORLD_SIZE=1` is a world.
+//! The first row whose variables are set counts, since torchrun may itself be started by srun. Slurm's variables count
+//! only in a job step (`SLURM_STEP_NUM_TASKS`): a batch script has most of them too, but is one process. A single task
+//! of mpirun or srun is a run without other ranks; `WORLD_SIZE=1` is a world of one rank.
 
 use std::fmt::Display;
 
@@ -17,18 +17,18 @@ use kernels::runtime::collective::Place;
 /// The port of rank 0 where `MASTER_PORT` is not set, as torchrun has it.
 pub const PORT: u16 = 29_500;
 
-/// What a launcher says.
+/// What the launcher's variables say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Launch {
-    /// Which of the processes this is.
+    /// The rank of this process, and the number of ranks.
     pub place: Place,
-    /// Which of those on this host, from 0: the number of its GPU.
+    /// The number of this process among those on this host, from 0; also the number of its GPU.
     pub local_rank: usize,
     /// The host of rank 0, if it is known.
     pub address: Option<String>,
     /// The port on which rank 0 listens, or the first of those that it tries.
     pub port: u16,
-    /// What tells this job from others, where the launcher gives it a name.
+    /// The name of this job, which distinguishes it from others; empty if the launcher gives it none.
     pub job: String,
     /// Whether the launcher itself listens on `port`.
     pub port_is_taken: bool,
@@ -52,9 +52,9 @@ pub enum LaunchError {
     Value {
         /// The variable.
         name: &'static str,
-        /// What it is.
+        /// Its value.
         value: String,
-        /// What it may be.
+        /// The allowed values.
         expected: String,
     },
     /// Two launchers say different things.
@@ -64,9 +64,9 @@ pub enum LaunchError {
         ours.rank, ours.world, theirs.rank, theirs.world
     )]
     Contradiction {
-        /// By `RANK` and `WORLD_SIZE`.
+        /// The rank by `RANK` and `WORLD_SIZE`.
         ours: Place,
-        /// By Open MPI's variables.
+        /// The rank by Open MPI's variables.
         theirs: Place,
     },
 }
@@ -83,7 +83,7 @@ const OPEN_MPI: Names = [
 const SLURM: Names = ["SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"];
 
 impl Launch {
-    /// What the environment says; `None` if this process is not one of several.
+    /// Reads the environment; `None` if this process is not one of several.
     ///
     /// # Errors
     /// [`LaunchError`].
@@ -91,7 +91,7 @@ impl Launch {
         Self::read(|name| std::env::var(name).ok())
     }
 
-    /// The same of any `variables`; an empty one is not set.
+    /// The same for any `variables`; an empty value counts as not set.
     ///
     /// # Errors
     /// [`LaunchError`].
@@ -238,7 +238,7 @@ mod tests {
             ("MASTER_ADDR", "node-0"),
             ("MASTER_PORT", "4321"),
             ("TORCHELASTIC_RUN_ID", "abc"),
-            // Of the srun that has started it.
+            // The variables of the srun that has started torchrun.
             ("SLURM_PROCID", "1"),
             ("SLURM_NTASKS", "2"),
             ("SLURM_STEP_NUM_TASKS", "2"),

@@ -2,32 +2,35 @@
 //!
 //! # What is split
 //!
-//! The passes of an optimizer step (`batch / micro_batch` of them) go to the ranks in blocks: rank `r` of `n` does the
-//! passes from `r * passes / n` on. All ranks draw the whole batch, which is a function of seed and step, so that what is
-//! read does not depend on their number. Each rank gets the sum of its share of every parameter's gradient
-//! (reduce-scatter), updates that share, whose moments only it has (ZeRO-1), and the ranks exchange what they have updated
-//! (all-gather). Without `parallel.shard_moments` every rank gets all sums (all-reduce) and does the whole update.
+//! The passes of an optimizer step (`batch / micro_batch` of them) are divided into blocks: rank `r` of `n` computes a
+//! block of `passes / n` passes, which begins at pass `r * passes / n`. All ranks draw the whole batch, which is a
+//! function of seed and step, so the text of a step does not depend on the number of ranks. Each rank gets the sum of
+//! its share of every parameter's gradient (reduce-scatter) and updates that share; only this rank has the moments for
+//! it (ZeRO-1). Then the ranks exchange the updated parameters (all-gather). Without `parallel.shard_moments` every
+//! rank gets all sums (all-reduce) and does the whole update.
 //!
-//! Losses and the squares of the shares' gradients are added up in the order of the ranks, by every rank for itself: all
-//! have the same bits, and what is decided by them (clipping, the guard, a step that is skipped) is decided alike without
-//! a word. So is a request to stop, which travels with the loss.
+//! Losses and the squares of the shares' gradients are added up in the order of the ranks, by every rank for itself. So
+//! all ranks have the same bits, and make the same decisions that depend on them (clipping, the guard, a step that is
+//! skipped) without communication. The same holds for a request to stop, which is sent together with the loss.
 //!
 //! # What may overlap
 //!
-//! Sums are asked for while the last pass of a step still goes backward: a stage gives the gradients of
-//! a block away before it computes those of the next block, and parameters whose gradients come one after the other leave together
-//! (`Outlet`). The norm of all gradients, by which they are clipped, needs all sums; then the shares are updated, and the
-//! update of a bucket may run beside the exchange of the one before. The next step begins with the teacher, and asks for the
-//! parameters of a layer, or of all, when the student is read first ([`Arriving`]). An engine of exchange may use all of this;
-//! NCCL's does not yet: the device waits for each exchange at once, and `kernels/src/runtime/collective/nccl/queue.rs` says why.
+//! Sums are requested while the last pass of a step still goes backward: a stage passes on the gradients of a block
+//! before it computes those of the next block, and parameters whose gradients come one after the other are sent
+//! together (`Outlet`). The norm of all gradients, which clipping needs, needs all sums. Then the shares are updated,
+//! and the update of a bucket may overlap with the exchange of the bucket before. The next step begins with the
+//! teacher, and requests the parameters of a layer, or all of them, when it first reads the student ([`Arriving`]). An
+//! exchange engine may use all of these overlaps. NCCL's does not yet: the device waits for each exchange at once;
+//! `kernels/src/runtime/collective/nccl/queue.rs` says why.
 //!
-//! A parameter is updated and gathered in its own memory: there are no buffers that are packed and unpacked but for the
-//! gradients, which are exchanged in f32. An engine keeps what it reads until that has been read.
+//! A parameter is updated and gathered in its own memory. Only gradients, which are exchanged in f32, are packed into
+//! buffers and unpacked. An engine holds the tensors that it reads until it has read them.
 //!
 //! # Who does what
 //!
-//! Rank 0 decides on the configuration and the checkpoint to resume from, measures perplexities, and writes all files but
-//! the other ranks' shares of the moments. What it finds out it tells the others ([`Ranks::from_first`]), its failures too.
+//! Rank 0 decides on the configuration and on the checkpoint to resume from, measures perplexities, and writes all
+//! files except the other ranks' shares of the moments. It sends its results to the others ([`Ranks::from_first`]), and
+//! its errors too.
 
 mod arriving;
 mod flat;
@@ -61,32 +64,32 @@ use sha2::{Digest, Sha256};
 
 use crate::error::TrainError;
 
-/// The ranks of a run as one of them sees them; `B` is the inner backend.
+/// The ranks of a run, as seen by one of them; `B` is the inner backend.
 #[derive(Clone)]
 pub struct Ranks<B: KernelBackend> {
-    /// `None`: a run without others.
+    /// `None` in a run of one process.
     collective: Option<Arc<dyn Collective<B>>>,
 }
 
 impl<B: KernelBackend> Ranks<B> {
-    /// No others.
+    /// A run of one process.
     pub fn alone() -> Self {
         Self { collective: None }
     }
 
-    /// Those that `collective` connects.
+    /// The ranks that `collective` connects.
     pub fn new(collective: Arc<dyn Collective<B>>) -> Self {
         Self {
             collective: Some(collective),
         }
     }
 
-    /// Whether nothing connects this rank with others. A world of one rank that was launched as such is connected.
+    /// Whether this rank is connected to no others. A world of one rank that was launched as such is connected.
     pub fn is_alone(&self) -> bool {
         self.collective.is_none()
     }
 
-    /// Which of them this is.
+    /// The rank of this process, and the number of ranks.
     pub fn place(&self) -> Place {
         let alone = Place { rank: 0, world: 1 };
         let place = self.collective.as_ref().map(|all| all.place());
@@ -98,12 +101,12 @@ impl<B: KernelBackend> Ranks<B> {
         self.place().rank == 0
     }
 
-    /// What connects them, as `MPI`; `None` if nothing does.
+    /// The name of the engine that connects them, such as `MPI`; `None` if nothing does.
     pub fn name(&self) -> Option<String> {
         self.collective.as_ref().map(|all| all.name())
     }
 
-    /// The engine.
+    /// The engine that connects the ranks.
     ///
     /// # Panics
     /// If this rank is alone.
@@ -112,10 +115,10 @@ impl<B: KernelBackend> Ranks<B> {
         collective.expect("ranks that are connected")
     }
 
-    /// What `make` returns on rank 0, on all ranks; the others do not call it.
+    /// Calls `make` on rank 0 only, and returns its result on all ranks.
     ///
     /// # Errors
-    /// That of `make`; on the others [`TrainError::Ranks`] with its words.
+    /// The error of `make`; on the other ranks [`TrainError::Ranks`] with its message.
     pub fn from_first<T: Serialize + DeserializeOwned>(
         &self,
         device: &B::Device,
@@ -138,7 +141,7 @@ impl<B: KernelBackend> Ranks<B> {
         }
     }
 
-    /// Does `make` on rank 0 alone, and returns on all ranks when it is done; `None` on the others.
+    /// Calls `make` on rank 0 only, and returns on all ranks when it is done; the result is `None` on the others.
     ///
     /// # Errors
     /// As [`from_first`](Self::from_first).
@@ -166,10 +169,11 @@ impl<B: KernelBackend> Ranks<B> {
         }
     }
 
-    /// Does `make` on rank 0, and then on the others: what it fetches or computes is then in a cache.
+    /// Calls `make` on rank 0, and after that on the others, which then find in a cache what rank 0 has fetched or
+    /// computed.
     ///
     /// # Errors
-    /// Those of `make`; on the others also rank 0's.
+    /// The errors of `make`; on the other ranks also that of rank 0.
     pub fn first_then_others<T>(
         &self,
         device: &B::Device,
@@ -181,10 +185,10 @@ impl<B: KernelBackend> Ranks<B> {
         }
     }
 
-    /// That all ranks have the same `value`, which is called `what`.
+    /// Checks that all ranks have the same `value`; `what` is its name in the message.
     ///
     /// # Errors
-    /// [`TrainError::Ranks`] with the ranks that have another than rank 0.
+    /// [`TrainError::Ranks`] with the ranks whose value is not that of rank 0.
     pub fn agree(&self, device: &B::Device, what: &str, value: &str) -> Result<(), TrainError> {
         if self.is_alone() {
             return Ok(());
@@ -217,7 +221,7 @@ impl<B: KernelBackend> Ranks<B> {
         }
     }
 
-    /// The bytes of rank 0.
+    /// The bytes of rank 0, on all ranks.
     fn broadcast(&self, device: &B::Device, bytes: Vec<u8>) -> Vec<u8> {
         let length = to_numbers(&(bytes.len() as u64).to_le_bytes());
         let ranks = self.collective();
@@ -235,7 +239,7 @@ impl<B: KernelBackend> Ranks<B> {
     }
 }
 
-/// A number for each byte: whatever the engine does to numbers, these arrive as they are.
+/// One f32 for each byte: small whole numbers arrive unchanged, whatever arithmetic the engine does.
 fn to_numbers(bytes: &[u8]) -> Vec<f32> {
     bytes.iter().map(|byte| f32::from(*byte)).collect()
 }

@@ -1,7 +1,7 @@
 //! Ranks that MPI connects: CPUs, or GPUs without NCCL.
 //!
-//! Sums are made here, in the order of the ranks, and MPI moves numbers alone: its own sums may be made in another order
-//! from one start to the next.
+//! Sums are computed here, in the order of the ranks, and MPI only moves numbers: MPI's own sums may have another order
+//! in another run.
 
 use kernels::runtime::collective::{Exchange, Place};
 use mpi::environment::Universe;
@@ -9,7 +9,7 @@ use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Root};
 use mpi::{Threading, initialize_with_threading};
 
-/// MPI in this process. Dropping it ends MPI, for which it waits for all ranks; [`abort`] does not.
+/// MPI in this process. Dropping it ends MPI, which waits for all ranks; [`abort`] does not wait.
 pub(super) struct Process {
     _universe: Universe,
 }
@@ -18,7 +18,7 @@ impl Process {
     /// Starts MPI, which must find as many processes as the launcher says.
     ///
     /// # Errors
-    /// In a sentence.
+    /// A message in one sentence.
     pub(super) fn start(expected: Place) -> Result<Self, String> {
         let (universe, threading) = initialize_with_threading(Threading::Serialized)
             .ok_or("MPI was started before in this process")?;
@@ -42,7 +42,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // The others may wait for what this rank does not do any more.
+        // The other ranks may wait for something that this rank will not do any more.
         if std::thread::panicking() {
             abort();
         }

@@ -1,10 +1,10 @@
-//! Gradients on their way to the other ranks while the last pass of a step still goes backward.
+//! Sends gradients to the other ranks while the last pass of a step still goes backward.
 //!
-//! In which order a pass gives its gradients, and in how many parts each, is the same in every step of a stage and on every
-//! rank. So the first step shows it: its gradients leave when the passes are over, in buckets in the order in which they
-//! were whole, and the ranks compare these orders ([`Plan::agree`]). In later steps a bucket leaves as soon as the last of
-//! its gradients is whole, while the device continues the backward pass. What a step has beyond that, or in another order,
-//! leaves at its end, as in the first step.
+//! The order in which a pass gives its gradients, and the number of parts of each, are the same in every step of a
+//! stage and on every rank. The first step records them: its gradients are sent when the passes are over, in buckets in
+//! the order in which they became complete, and the ranks compare these orders ([`Plan::agree`]). In later steps a
+//! bucket is sent as soon as its last gradient is complete, while the device continues the backward pass. Gradients
+//! that are not in the plan, or come in another order, are sent at the end of the step, as in the first step.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -20,21 +20,21 @@ use super::{Bucket, FlatOrder, Sharing};
 use crate::error::TrainError;
 use crate::gradients::{Gradients, Sink};
 
-/// Buckets whose sums are on their way at once, at most: each takes memory for its gradients in f32. What comes next waits
-/// for the oldest.
+/// The most buckets whose sums are under way at the same time: each needs memory for its gradients in f32. The next
+/// bucket waits for the oldest.
 const IN_FLIGHT: usize = 3;
 
-/// How the gradients of a step come.
+/// The order in which the gradients of a step come.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Plan {
-    /// In the order in which they are whole.
+    /// In the order in which they become complete.
     buckets: Vec<Bucket>,
-    /// In how many parts each comes.
+    /// The number of parts of each gradient.
     parts: HashMap<ParamId, usize>,
 }
 
 impl Plan {
-    /// That the plans of all ranks are the same. The host waits for the others.
+    /// Checks that all ranks have the same plan. The host waits for the others.
     ///
     /// # Errors
     /// [`TrainError::Ranks`] if they are not: sums would then be made of gradients of different parameters.
@@ -44,7 +44,8 @@ impl Plan {
         sharing.ranks.agree(&sharing.device, what, &words)
     }
 
-    /// The plan in words, in which parameters are numbered as in `order`: their ids differ from process to process.
+    /// The plan as text, with the numbers that parameters have in `order`, since their ids differ from process to
+    /// process.
     fn words(&self, order: &FlatOrder) -> String {
         let entries = order.entries().iter().enumerate();
         let numbers: HashMap<ParamId, usize> = entries.map(|(i, entry)| (entry.id, i)).collect();
@@ -58,21 +59,21 @@ impl Plan {
     }
 }
 
-/// What a step has of its gradients when those of all ranks are added up.
+/// The gradients of a step after they were added up over all ranks.
 pub(crate) struct Reduced<B: KernelBackend> {
     /// The sums, or this rank's shares of them.
     pub(crate) sums: Gradients<B>,
-    /// All parameters that have one on any rank.
+    /// All parameters that have a gradient on any rank.
     pub(crate) ids: Vec<ParamId>,
-    /// In the order in which they left.
+    /// In the order in which they were sent.
     pub(crate) buckets: Vec<Bucket>,
 }
 
-/// Takes the gradients of the last pass of a step, and adds up those of all ranks.
+/// Receives the gradients of the last pass of a step, and adds them up over all ranks.
 pub(crate) struct Outlet<'a, B: KernelBackend> {
     sharing: &'a Sharing<B>,
     plan: &'a Plan,
-    /// The sums over the passes before.
+    /// The sums over the earlier passes of this step.
     before: Gradients<B>,
     of_pass: Gradients<B>,
     sent: Vec<Bucket>,
@@ -91,7 +92,8 @@ impl<B: KernelBackend> Sink<B> for Outlet<'_, B> {
 }
 
 impl<'a, B: KernelBackend> Outlet<'a, B> {
-    /// That of a step whose gradients come as those of `plan`; `before` are the sums over its passes but for the last.
+    /// An outlet for a step whose gradients come in the order of `plan`; `before` has the sums over all passes but the
+    /// last.
     pub(crate) fn new(sharing: &'a Sharing<B>, plan: &'a Plan, before: Gradients<B>) -> Self {
         Self {
             sharing,
@@ -104,7 +106,7 @@ impl<'a, B: KernelBackend> Outlet<'a, B> {
         }
     }
 
-    /// The same where `all` passes are over.
+    /// The same after all passes; `all` has their sums.
     pub(crate) fn of_all(sharing: &'a Sharing<B>, plan: &'a Plan, all: Gradients<B>) -> Self {
         Self {
             of_pass: all,
@@ -112,10 +114,10 @@ impl<'a, B: KernelBackend> Outlet<'a, B> {
         }
     }
 
-    /// Sends what has not left; the sums over all ranks, and how the gradients of the next step will come.
+    /// Sends the remaining gradients, and returns the sums over all ranks and the plan for the next step.
     ///
-    /// `differ` is whether ranks may have gradients of other parameters than others: then they agree first, for which the
-    /// host waits, and the next step sends nothing before its end.
+    /// If `differ` is true, ranks may have gradients of different parameters. Then they first agree on the parameters,
+    /// for which the host waits, and in the next step nothing is sent before its end.
     pub(crate) fn finish(mut self, differ: bool) -> (Reduced<B>, Plan) {
         self.send_planned();
         let mut known = HashSet::new();
@@ -161,7 +163,7 @@ impl<'a, B: KernelBackend> Outlet<'a, B> {
         (reduced, plan)
     }
 
-    /// Sends the buckets that are next in the plan, as far as their gradients are whole.
+    /// Sends the next buckets of the plan, as long as their gradients are complete.
     fn send_planned(&mut self) {
         while let Some(bucket) = self.plan.buckets.get(self.sent.len()) {
             let is_whole = |entry: &Entry| {
@@ -231,8 +233,8 @@ impl<'a, B: KernelBackend> Outlet<'a, B> {
     }
 }
 
-/// `buckets`, with each parameter where it is first: one of which parts were late has left in two of them, and in the next
-/// step the first waits for all parts.
+/// `buckets`, with each parameter only in its first bucket. A parameter whose parts came late was sent in two buckets;
+/// in the next step the first of them waits for all parts.
 fn each_once(buckets: &[Bucket]) -> Vec<Bucket> {
     let mut known = HashSet::new();
     let mut firsts = vec![];

@@ -1,4 +1,4 @@
-//! The student of rank 0 on all ranks.
+//! Copies the student of rank 0 to all ranks.
 
 use std::collections::HashMap;
 
@@ -11,11 +11,12 @@ use model::{Layout, PhiMamba};
 use super::{FlatOrder, Ranks};
 use crate::optimizer::Put;
 
-/// Elements that are sent at once.
+/// The most elements that are sent at once.
 const MOST: usize = 64 << 20;
 
 impl<B: KernelBackend> Ranks<B> {
-    /// `student` with the parameters of rank 0: whatever the ranks have drawn or read, they begin alike.
+    /// `student` with the parameters of rank 0, so that all ranks begin with the same ones, whatever they have drawn or
+    /// read.
     pub(crate) fn student_of_first<A: TrainBackend<InnerBackend = B>>(
         &self,
         student: PhiMamba<A>,

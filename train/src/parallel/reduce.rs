@@ -1,4 +1,4 @@
-//! How ranks share the steps of a stage, and what they find out together about a step.
+//! How ranks share the steps of a stage, and the quantities of a step that they compute together.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,19 +19,19 @@ use crate::run::StopRequest;
 /// How the ranks share the steps of a stage.
 #[derive(Clone)]
 pub struct Sharing<B: KernelBackend> {
-    /// Who they are.
+    /// The ranks.
     pub ranks: Ranks<B>,
-    /// In which order parameters are exchanged.
+    /// The order in which parameters are exchanged.
     pub order: FlatOrder,
-    /// What the configuration says of it.
+    /// The section `[parallel]` of the configuration.
     pub config: config::Parallel,
     /// Whether this rank is asked to stop.
     pub stop: StopRequest,
-    /// Where this rank computes.
+    /// The device of this rank.
     pub device: B::Device,
 }
 
-/// What all ranks have found out together about a step.
+/// The quantities of a step over all ranks, one element each.
 pub(crate) struct Global<B: KernelBackend> {
     /// The mean loss over the passes of all ranks.
     pub(crate) loss: Tensor<B, 1>,
@@ -39,13 +39,13 @@ pub(crate) struct Global<B: KernelBackend> {
     pub(crate) stops: Tensor<B, 1>,
     /// The norm of the sum of the gradients.
     pub(crate) norm: Tensor<B, 1>,
-    /// The same of each part.
+    /// The same for each part.
     pub(crate) norms: BTreeMap<Part, Tensor<B, 1>>,
-    /// The squares of the same of each cell.
+    /// The squared norm for each cell.
     pub(crate) squares_of_cells: BTreeMap<Place, Tensor<B, 1>>,
 }
 
-/// Passes that cannot be shared out.
+/// An error if the passes of `stage` cannot be divided equally among `world` ranks.
 pub(crate) fn indivisible(stage: &config::StageConfig, world: usize) -> Result<(), TrainError> {
     let passes = stage.accumulation();
     if passes.is_multiple_of(world) {
@@ -59,12 +59,12 @@ pub(crate) fn indivisible(stage: &config::StageConfig, world: usize) -> Result<(
 }
 
 impl<B: KernelBackend> Sharing<B> {
-    /// The elements of a bucket, at most.
+    /// The largest number of elements of a bucket.
     pub(super) fn most(&self) -> usize {
         self.config.bucket_mib.saturating_mul((1 << 20) / 4)
     }
 
-    /// Buckets of the parameters with these ids, as large as those of a step.
+    /// The parameters with these ids in buckets of the same size as those of a step.
     fn buckets(&self, ids: &[ParamId]) -> Vec<Bucket> {
         self.order.buckets(|id| ids.contains(&id), self.most())
     }
@@ -81,8 +81,8 @@ impl<B: KernelBackend> Sharing<B> {
         found.map(|(entry, _)| *entry).collect()
     }
 
-    /// `gradients`, and zeros for the parameters of which other ranks alone have one: what is exchanged must be the same
-    /// on all ranks. The host waits for the others.
+    /// `gradients`, with zeros added for parameters of which only other ranks have a gradient: all ranks must exchange
+    /// the same parameters. The host waits for the others.
     pub(super) fn completed(&self, mut gradients: Gradients<B>) -> Gradients<B> {
         if self.ranks.place().world == 1 {
             return gradients;
@@ -99,7 +99,7 @@ impl<B: KernelBackend> Sharing<B> {
         Gradients::of(&ids, sums)
     }
 
-    /// Exchanges what a step exchanges of the parameters with these ids, with zeros in their place.
+    /// Does the exchange of a step for the parameters with these ids, with zeros instead of their values, to time it.
     pub(crate) fn exchange(&self, ids: &[ParamId], device: &B::Device) {
         let (ranks, world) = (self.ranks.collective(), self.ranks.place().world);
         for bucket in self.buckets(ids) {
@@ -121,8 +121,8 @@ impl<B: KernelBackend> Sharing<B> {
         }
     }
 
-    /// The bytes that each rank sends in a step for the parameters with these ids, where the ranks send in a ring: to
-    /// scatter the sums, all but its own part, and as many to gather what comes of them.
+    /// The bytes that each rank sends in a step for the parameters with these ids, if the ranks send in a ring: to
+    /// scatter the sums, all parts but its own, and as many bytes to gather the updated parameters.
     pub(crate) fn exchanged_bytes(&self, ids: &[ParamId]) -> u64 {
         let world = self.ranks.place().world;
         let parts = self.buckets(ids).into_iter();
@@ -130,17 +130,18 @@ impl<B: KernelBackend> Sharing<B> {
         (2 * (world - 1) * part * size_of::<f32>()) as u64
     }
 
-    /// The sum over all ranks of a few numbers, `x`, in the order of the ranks: the same bits on each.
+    /// The sum of `x [n]` over all ranks, in the order of the ranks, so that all ranks get the same bits.
     pub(crate) fn sum(&self, x: Tensor<B, 1>) -> Tensor<B, 1> {
         let ([n], world) = (x.dims(), self.ranks.place().world);
         let all = self.ranks.collective().all_gather(vec![x]).wait_for_one();
         all.reshape([world, n]).sum_dim(0).reshape([n])
     }
 
-    /// What all ranks find of a step whose mean loss on this rank is `loss`, and whose gradients, of which `ids` are all on
-    /// every rank, are `gradients` here: this rank's shares, or all of them.
+    /// The quantities of a step over all ranks. `loss` is the mean loss on this rank; `gradients` are the sums over all
+    /// ranks, or this rank's shares of them; `ids` are the parameters that have a gradient on any rank, in the same
+    /// order on all.
     ///
-    /// Sums go by the order of the ranks, and every rank makes them itself: they are the same bits on each.
+    /// Every rank computes the sums itself, in the order of the ranks, so that all get the same bits.
     pub(crate) fn global(
         &self,
         loss: Tensor<B, 1>,

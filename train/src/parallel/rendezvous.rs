@@ -1,9 +1,10 @@
-//! How ranks on GPUs find each other, and notice that one is gone.
+//! How ranks on GPUs find each other, and notice that a rank has ended.
 //!
 //! Rank 0 listens on `MASTER_PORT`, or on the first free one of the ports after it: torchrun listens on that port itself.
 //! The others try the same ports, until one answers that belongs to their job. Rank 0 sends each the id of the job, by
-//! which NCCL connects them. The connections then stay open: every few seconds a byte goes each way. Where none comes, or
-//! the connection ends without a farewell, that rank is gone; rank 0 tells the others which.
+//! which NCCL connects them. The connections then stay open, and every few seconds a byte is sent each way. If no byte
+//! comes, or if the connection ends without a farewell, that rank has ended, and rank 0 tells the others which one it
+//! is.
 //!
 //! Nothing else is sent here: tensors go by the engine.
 
@@ -25,19 +26,19 @@ const WELCOME: &[u8; 8] = b"mohawk 1";
 
 /// A byte that says that all is well.
 const BEAT: u8 = b'.';
-/// A rank has done all that it had to.
+/// The sender has finished its work.
 const FAREWELL: u8 = b'e';
-/// Another rank is gone, whose number follows in 4 bytes.
+/// Another rank has ended; its number follows in 4 bytes.
 const GONE: u8 = b'x';
 
 /// How long ranks wait for each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
-    /// Until all are there.
+    /// How long to wait until all ranks have joined.
     pub joining: Duration,
-    /// Between two bytes that say that a rank is well.
+    /// The time between two bytes that show that a rank is alive.
     pub beat: Duration,
-    /// Without a byte until a rank counts as gone.
+    /// The time without a byte after which a rank counts as ended.
     pub silence: Duration,
 }
 
@@ -56,7 +57,7 @@ pub struct Rendezvous {
     place: Place,
     id: JobId,
     patience: Patience,
-    /// By rank; on rank 0 to all others, on the others to rank 0.
+    /// By rank: on rank 0 the connections to all others, on the others the connection to rank 0.
     peers: Vec<(usize, Arc<Peer>)>,
     has_ended: Arc<AtomicBool>,
 }
@@ -86,7 +87,8 @@ impl Rendezvous {
     /// Waits for all ranks of `launch`. `new_id` makes the job's id, on rank 0.
     ///
     /// # Errors
-    /// In a sentence: where rank 0 is, is not known; no port is free; ranks are missing; or the error of `new_id`.
+    /// A message in one sentence: the host of rank 0 is not known; no port is free; ranks are missing; or the error of
+    /// `new_id`.
     pub fn join(
         launch: &Launch,
         patience: Patience,
@@ -122,11 +124,11 @@ impl Rendezvous {
         self.id
     }
 
-    /// From now on calls `gone` with the number of a rank that has ended without [`end`](Self::end), or that says nothing;
-    /// once for each.
+    /// From now on, calls `gone` with the number of each rank that has ended without [`end`](Self::end), or that sends
+    /// nothing; once for each rank.
     ///
     /// # Errors
-    /// That a connection cannot be used by two threads.
+    /// A connection cannot be used by two threads.
     pub fn watch(&self, gone: impl Fn(usize) + Send + Sync + 'static) -> io::Result<()> {
         let gone = Arc::new(gone);
         for (rank, peer) in &self.peers {
@@ -148,7 +150,7 @@ impl Rendezvous {
                 let mut message = vec![GONE];
                 message.extend((lost as u32).to_le_bytes());
                 for other in &others {
-                    // It may be gone, too.
+                    // The other rank may have ended, too.
                     let _ = other.send(&message);
                 }
                 gone(lost);
@@ -159,7 +161,7 @@ impl Rendezvous {
         thread::spawn(move || {
             while !has_ended.load(Ordering::SeqCst) {
                 for peer in &peers {
-                    // Whoever listens notices that it is gone.
+                    // If the peer has ended, the thread that listens to it notices.
                     let _ = peer.send(&[BEAT]);
                 }
                 thread::sleep(beat);
@@ -168,7 +170,7 @@ impl Rendezvous {
         Ok(())
     }
 
-    /// This rank has done all that it had to, and may end.
+    /// Tells the others that this rank has finished its work and may end.
     pub fn end(&self) {
         self.has_ended.store(true, Ordering::SeqCst);
         for (_, peer) in &self.peers {
@@ -177,14 +179,16 @@ impl Rendezvous {
     }
 }
 
-/// Reads what `rank` says until it ends: the number of a rank that is gone, it or another; `None` after a farewell.
+/// Reads what `rank` sends until it ends. Returns the number of a rank that has ended, this one or another; `None`
+/// after a farewell.
 fn listen(mut stream: TcpStream, rank: usize) -> Option<usize> {
     let mut byte = [0];
     let mut has_ended = false;
     loop {
         match stream.read(&mut byte) {
             Ok(1) => match byte[0] {
-                // What comes after it is read, too: a connection that is closed with unread bytes may lose others.
+                // Bytes after the farewell are still read: if a connection is closed with unread bytes, data may be
+                // lost.
                 FAREWELL => has_ended = true,
                 GONE => {
                     let mut number = [0; 4];
@@ -208,7 +212,7 @@ fn ports(launch: &Launch) -> impl Iterator<Item = u16> {
     (first..first + u32::from(PORTS)).filter_map(|port| u16::try_from(port).ok())
 }
 
-/// What the ranks of this job say to rank 0, and those of others do not.
+/// The first line that a rank sends to rank 0. Only ranks of the same job send the same line.
 fn greeting(launch: &Launch) -> String {
     let job = launch.job.replace(char::is_whitespace, "_");
     format!(
@@ -249,7 +253,7 @@ fn gather(
         match listener.accept() {
             Ok((stream, _)) => {
                 if let Some((rank, stream)) = welcome(stream, &greeting, world) {
-                    // The newer of two is the one that has not given up.
+                    // If a rank has connected twice, it has given up the older connection.
                     found[rank] = Some(stream);
                 }
             }

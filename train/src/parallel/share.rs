@@ -1,17 +1,18 @@
-//! Which elements of a parameter are whose.
+//! Which elements of a parameter belong to which rank.
 
 use std::ops::Range;
 
 use kernels::runtime::collective::Place;
 
-/// The elements of a rank's part of a parameter, those that fill it up to an equal part included.
+/// The elements of a rank's part of a parameter, including the padding that makes all parts equal.
 pub(crate) fn part(elements: usize, world: usize) -> usize {
     elements.div_ceil(world)
 }
 
-/// The elements of a flat parameter of so many `elements` whose moments the rank at `place` has, and which it updates.
-/// The shares of all ranks are the parameter: equal ones, but that the last may be shorter or empty. It is a function of
-/// these numbers alone, so that moments can be shared out anew among another number of ranks.
+/// The range of elements, of a flat parameter with so many `elements`, that the rank at `place` updates and whose
+/// moments it has. The shares of all ranks together are the parameter; they are equal, except that the last ones may be
+/// shorter or empty. The result depends only on the arguments, so that moments can be redistributed to another number
+/// of ranks.
 pub fn share(elements: usize, place: Place) -> Range<usize> {
     let part = part(elements, place.world);
     let start = (place.rank * part).min(elements);

@@ -17,14 +17,14 @@ use crate::optimizer::{AdamW, Moments};
 
 /// A parameter that was taken out of the student.
 struct Whole<B: Backend> {
-    /// Flat.
+    /// Flattened.
     value: Tensor<B, 1>,
     dimensions: usize,
 }
 
 impl<B: KernelBackend> Sharing<B> {
-    /// [`AdamW::step`] by shares: each rank updates its own of each parameter, and the ranks exchange them, a bucket beside
-    /// the update of the next. The student that arrives is whole on every rank.
+    /// [`AdamW::step`] by shares: each rank updates its own share of each parameter, and the ranks exchange them. The
+    /// exchange of a bucket may overlap with the update of the next. The resulting student is complete on every rank.
     pub(crate) fn step<A: TrainBackend<InnerBackend = B>>(
         &self,
         optimizer: &mut AdamW<B>,
@@ -52,13 +52,13 @@ impl<B: KernelBackend> Sharing<B> {
             let (mut places, mut updates) = (vec![], vec![]);
             for entry in bucket.0 {
                 let Some(Whole { value, dimensions }) = all.found.remove(&entry.id) else {
-                    // It does not train.
+                    // This parameter does not train.
                     continue;
                 };
                 let whole = filled(value, place.world * part(entry.elements, place.world));
                 let range = share(entry.elements, place);
                 let (Some(gradient), Some(lr)) = (own.take(entry.id), lr(entry.id)) else {
-                    // Nothing of it is this rank's.
+                    // This rank's share of it is empty.
                     wholes.push((entry, Some(whole)));
                     continue;
                 };
@@ -108,7 +108,8 @@ impl<B: KernelBackend> Sharing<B> {
     }
 }
 
-/// Takes parameters out of the student, flat, so that nothing else holds them, and leaves one element in place of each.
+/// Takes parameters, flattened, out of the student, and leaves a placeholder of one element in each place. Nothing else
+/// then holds the parameters.
 struct TakeWhole<B: Backend> {
     ids: HashSet<ParamId>,
     found: HashMap<ParamId, Whole<B>>,

@@ -1,4 +1,4 @@
-//! The ranks of this process' job: how it joins them and how it ends.
+//! The ranks of this process' job: how a process joins them and how it ends.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -19,11 +19,11 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 /// How long an engine may take to give up.
 const GIVE_UP: Duration = Duration::from_secs(3);
 
-/// The processes of which this is one.
+/// The processes of a job, of which this process is one.
 pub struct World {
     launch: Option<Launch>,
     engine: Engine,
-    /// Lets go of what waits for a rank that is gone.
+    /// Aborts calls that wait for a rank that has ended.
     abort: Arc<Mutex<Option<Abort>>>,
 }
 
@@ -36,16 +36,16 @@ enum Engine {
         place: Place,
         _process: super::mpi::Process,
     },
-    /// GPUs, which the backend connects.
+    /// GPUs, connected by the backend.
     Device(Box<Rendezvous>),
 }
 
 impl World {
-    /// Joins the processes that the environment tells of: on NVIDIA GPUs by a connection to rank 0, which waits for all of
-    /// them, else by MPI. To be called on the program's first thread, which MPI asks for.
+    /// Joins the processes that the environment describes: on NVIDIA GPUs by a connection to rank 0, which waits for
+    /// all of them, otherwise by MPI. Must be called on the program's first thread, since MPI requires that.
     ///
     /// # Errors
-    /// [`TrainError::Ranks`], in a sentence.
+    /// [`TrainError::Ranks`] with a message in one sentence.
     pub fn open(backend: Backend) -> Result<Self, TrainError> {
         let launch = Launch::from_environment();
         let launch = launch.map_err(|error| TrainError::Ranks(error.to_string()))?;
@@ -60,7 +60,7 @@ impl World {
         })
     }
 
-    /// Which of them this is; `None` if there are no others.
+    /// The rank of this process, and the number of ranks; `None` for a single process.
     pub fn place(&self) -> Option<Place> {
         match self.engine {
             Engine::Alone => None,
@@ -68,7 +68,7 @@ impl World {
         }
     }
 
-    /// Whether this process says and writes what all have done.
+    /// Whether this process prints and writes the common results.
     pub fn is_first(&self) -> bool {
         self.place().is_none_or(|place| place.rank == 0)
     }
@@ -91,8 +91,8 @@ impl World {
         }
     }
 
-    /// The ranks, for tensors on `device`. On GPUs this waits for all of them; from then on this process ends if another
-    /// one is gone.
+    /// Connects the ranks, for tensors on `device`. On GPUs this waits for all of them; from then on this process ends
+    /// if another rank ends.
     ///
     /// # Errors
     /// [`TrainError::Ranks`].
@@ -123,7 +123,7 @@ impl World {
         }
     }
 
-    /// Ends the process when `collective` says that it has failed, since what waits for it would wait for ever.
+    /// Ends the process when `collective` reports a failure, since threads that wait for it would wait for ever.
     fn look_after<B: KernelBackend>(&self, collective: &Arc<dyn Collective<B>>) {
         let to_abort = collective.clone();
         let mut abort = self.abort.lock().unwrap_or_else(PoisonError::into_inner);
@@ -145,14 +145,14 @@ impl World {
         });
     }
 
-    /// All is done: the others need not worry that this process ends. Waits for nobody, but for MPI.
+    /// Tells the others that this process has finished and may end. Only MPI waits for the other ranks.
     pub fn end(self) {
         if let Engine::Device(rendezvous) = &self.engine {
             rendezvous.end();
         }
     }
 
-    /// Whether it suffices that this process ends, for the others to notice that it has failed.
+    /// Whether the other processes notice a failure by the end of this process alone.
     pub fn fails_alone(&self) -> bool {
         #[cfg(feature = "mpi")]
         if matches!(self.engine, Engine::Mpi { .. }) {
@@ -165,7 +165,7 @@ impl World {
     pub fn fail(&self) -> ! {
         #[cfg(feature = "mpi")]
         if let Engine::Mpi { place, .. } = &self.engine {
-            // Rank 0 may have the better reason, and needs the time to say it.
+            // Rank 0 may have a better explanation, and needs time to print it.
             if place.rank != 0 {
                 thread::sleep(Duration::from_secs(1));
             }
@@ -202,7 +202,7 @@ fn open(launch: &Launch, backend: Backend) -> Result<Engine, String> {
     ))
 }
 
-/// Says `reason` and ends the process, whatever its other threads wait for.
+/// Prints `reason` and ends the process, even if its other threads are waiting.
 fn end_process(reason: &str, abort: &Mutex<Option<Abort>>) -> ! {
     say(format_args!(
         "error: {reason}; after that, continue from the last checkpoint by --resume"

@@ -29,7 +29,7 @@ fn made_from(set: &[&str]) -> Provenance {
     }
 }
 
-/// What is compared is all that has been used, and nothing else.
+/// Exactly the inputs that have been used are compared.
 #[test]
 fn changes_are_named() {
     let then = made_from(&[]);
@@ -84,7 +84,7 @@ fn changes_are_named() {
     let mut now = then.clone();
     now.texts.insert("stage3".into(), text("data.train", "x"));
     assert!(changes(&now).is_empty());
-    // It is only another plan, and so are other settings of that stage.
+    // Such a change, like other changes of that stage's settings, affects only the rest of the run.
     now.backend = "ndarray".into();
     now.config = made_from(&["stage3.temperature=2", "stage2.tokens=51_200"]).config;
     let refused = changes(&now);
@@ -134,7 +134,7 @@ fn changes_are_named() {
         assert_eq!(changes(&made_from(&[set])), [change]);
     }
 }
-/// That of a version that knew fewer settings, or more.
+/// The inputs as a version with fewer or more settings has written them.
 #[test]
 fn other_versions_are_read() {
     let now = made_from(&["optimizer.beta1=0.8"]);

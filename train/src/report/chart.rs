@@ -1,9 +1,8 @@
 //! Curves as SVG.
 //!
-//! plotters' SVG backend rounds to whole units, so charts are drawn about twice as large as they
-//! are shown. Its logarithmic axis labels whole decades only, of which a loss curve often spans
-//! less than one: values are placed on a linear axis by their logarithm instead, with ticks of our
-//! choice.
+//! plotters' SVG backend rounds coordinates to whole units, so charts are drawn about twice as large as they are shown.
+//! Its logarithmic axis labels only whole decades, and a loss curve often spans less than one. So the logarithm of a
+//! value is placed on a linear axis instead, with ticks that this module chooses.
 
 mod axis;
 mod overlaid;
@@ -18,7 +17,7 @@ use self::axis::Axis;
 use super::ReportError;
 use crate::metrics::{Evaluation, StepMetrics};
 
-// Stand-ins: page.css gives each the colour of its role, for a light and for a dark page.
+// Placeholders: page.css gives each of these colours its real value, for light and for dark pages.
 const INK: RGBColor = RGBColor(0x11, 0x11, 0x11);
 const GRID: RGBColor = RGBColor(0xCC, 0xCC, 0xCC);
 const STUDENT: RGBColor = RGBColor(0xDD, 0x55, 0x22);
@@ -26,7 +25,7 @@ const TEACHER: RGBColor = RGBColor(0x22, 0x77, 0xCC);
 
 const FONT: f64 = 30.0;
 
-/// Points drawn of a curve, at most: what the eye can tell apart.
+/// The most points that are drawn of a curve: the eye cannot distinguish more.
 const RESOLUTION: usize = 600;
 
 /// The loss of one stage against the run's tokens: each step, and a smoothed curve over them.
@@ -96,7 +95,7 @@ pub(super) fn perplexities(evaluations: &[&Evaluation]) -> Result<Option<String>
         chart.draw_series(dots)?;
 
         let mut lowest = i32::MIN;
-        // Those within a stage are points without a label.
+        // Measurements within a stage are points without labels.
         let labelled = measured.iter().zip(&points);
         for (e, at) in labelled.filter(|(e, _)| e.step.is_none()) {
             let (left, middle) = chart.backend_coord(at);
@@ -227,7 +226,7 @@ fn token_unit(most: u64) -> (f64, &'static str) {
     }
 }
 
-/// The curve with each run of neighbours reduced to its lowest and highest point.
+/// The curve, with each group of neighbouring points reduced to its lowest and its highest point.
 fn extremes(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     if points.len() <= 2 * RESOLUTION {
         return points.to_vec();
@@ -246,10 +245,9 @@ fn extremes(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
         .collect()
 }
 
-/// The mean over a thirtieth of the curve around each point, as far to one side as to the other.
+/// The moving average over a thirtieth of the curve, centred at each point.
 ///
-/// Near an end that would be a mean over less and less, so the curve begins and ends where half of
-/// the width is left.
+/// Near the ends the window would have to shrink, so the curve begins and ends half a window from them.
 fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let widest = points.len().div_ceil(60);
     let mut sums = vec![0.0];

@@ -18,7 +18,7 @@ use crate::metrics::{Evaluation, Record, StepMetrics, read_what_can_be};
 use crate::run::{CONFIG, METRICS};
 use crate::table::table;
 
-/// Steps at a stage's end whose mean is the loss in the table.
+/// The loss in the table is the mean over this many steps at a stage's end.
 const LAST: usize = 20;
 
 /// What the columns of the table are.
@@ -36,10 +36,10 @@ const HEADER: [&str; 7] = [
 #[derive(Debug)]
 pub struct Comparison(Vec<OneRun>);
 
-/// A run, as its folder tells it.
+/// A run, as read from its folder.
 #[derive(Debug)]
 struct OneRun {
-    /// The name of its folder, or all of its path where another run has the same.
+    /// The name of its folder, or the whole path if another run has the same name.
     name: String,
     config: Config,
     steps: Vec<StepMetrics>,
@@ -130,7 +130,7 @@ impl Comparison {
         Ok(page.into_string())
     }
 
-    /// The stages of all runs, each once, in the order in which the runs have them.
+    /// The stages of all runs, each once, in the order of the runs.
     fn stages(&self) -> Vec<&str> {
         let mut stages: Vec<&str> = vec![];
         for stage in self.0.iter().flat_map(|run| &run.config.stages) {
@@ -194,7 +194,7 @@ impl Comparison {
         })
     }
 
-    /// Of the table, without its header.
+    /// The rows of the table, without its header.
     fn rows(&self) -> Vec<[String; 7]> {
         let mut all = vec![];
         for run in &self.0 {
@@ -230,7 +230,7 @@ impl Comparison {
         all
     }
 
-    /// The keys of the configurations that are not the same in all.
+    /// The keys whose values are not the same in all configurations.
     fn differences(&self) -> Markup {
         let settings = |run: &OneRun| {
             let mut all = BTreeMap::new();

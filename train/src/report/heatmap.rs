@@ -1,17 +1,17 @@
 //! Matrices as images.
 //!
-//! Attention spreads over orders of magnitude: one key may take nearly all of a row, or all keys a
-//! hundredth each. So colour follows `log(1 + |v| / 0.001)`, which is linear near 0 and logarithmic
-//! above, over the fixed range from -1 to 1: a softmax is within it, and a fixed range lets all
-//! heads of both models share one scale. Attention has no negative entries but a transfer matrix
-//! may, so negative values have colours of their own.
+//! The entries of attention span orders of magnitude: one key may have nearly all of a row, or all keys may have a
+//! hundredth each. So the colour follows `log(1 + |v| / 0.001)`, which is linear near 0 and logarithmic above, over the
+//! fixed range from -1 to 1. A softmax is within that range, and with a fixed range all heads of both models share one
+//! scale. Attention has no negative entries, but a transfer matrix may have some, so negative values have their own
+//! colours.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
 use super::{MatrixPair, ReportError};
 
-/// Positions drawn; of longer sequences the first.
+/// The most positions that are drawn, from the beginning of a sequence.
 pub(super) const SHOWN: usize = 128;
 
 /// Values the legend marks, left to right.
@@ -41,8 +41,8 @@ const COLD: [[u8; 3]; 4] = [
     [0xc4, 0xf5, 0xea],
 ];
 
-/// The two images of a pair as data URIs: the student's transfer matrix, the teacher's attention.
-/// What a causal mixer cannot reach, the part above the diagonal, is transparent.
+/// The two images of a pair as data URIs: the student's transfer matrix and the teacher's attention. The part above the
+/// diagonal, which is always zero in a causal mixer, is transparent.
 pub(super) fn images(pair: &MatrixPair) -> Result<[String; 2], ReportError> {
     let shown = pair.size.min(SHOWN);
     let image = |matrix: &[f32]| {

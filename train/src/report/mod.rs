@@ -1,9 +1,8 @@
 //! `report.html`: a finished run on one page.
 //!
-//! The page is a single file without scripts, fonts or links, so that it can be mailed, archived
-//! and opened in ten years. Curves are SVG, drawn by plotters; its fixed colours stand for roles
-//! that the style sheet fills in, so that the same drawing suits a light and a dark page. Matrices
-//! are PNG images of one pixel per entry.
+//! The page is a single file without scripts, fonts or links, so that it can be sent, archived and still opened in ten
+//! years. Curves are SVG, drawn by plotters; its fixed colours are placeholders that the style sheet replaces, so that
+//! the same drawing suits a light and a dark page. Matrices are PNG images with one pixel per entry.
 //!
 //! - `chart` draws curves,
 //! - `heatmap` matrices,
@@ -32,15 +31,15 @@ pub struct ReportData {
     pub summary: Summary,
     /// The content of `metrics.jsonl`, as [`crate::metrics::read`] gives it.
     pub records: Vec<Record>,
-    /// What the student's mixing looks like beside the teacher's, for a few heads.
+    /// The student's and the teacher's mixing matrices, for a few heads.
     pub matrices: Vec<MatrixPair>,
-    /// What both models write.
+    /// Texts that both models write.
     pub samples: Vec<Sample>,
     /// The resolved configuration, as TOML.
     pub config: String,
 }
 
-/// One head's mixing of one sequence, in both models.
+/// The mixing matrices of one head on one sequence, of both models.
 #[derive(Debug, Clone)]
 pub struct MatrixPair {
     /// The layer, from 0.
@@ -55,7 +54,7 @@ pub struct MatrixPair {
     pub teacher: Vec<f32>,
 }
 
-/// What both models make of one prompt.
+/// The continuations that both models write after one prompt.
 #[derive(Debug, Clone)]
 pub struct Sample {
     /// The text given.
@@ -76,7 +75,7 @@ pub enum ReportError {
         layer: usize,
         /// The head.
         head: usize,
-        /// The entries it should have, to the square.
+        /// The side of the square that the entries should fill.
         size: usize,
         /// The entries it has.
         found: usize,
@@ -84,10 +83,10 @@ pub enum ReportError {
     /// A curve that plotters cannot draw.
     #[error("cannot draw a chart: {0}")]
     Chart(String),
-    /// A matrix that cannot be made an image.
+    /// A matrix that cannot be encoded as an image.
     #[error("cannot encode a heat map: {0}")]
     Image(#[from] png::EncodingError),
-    /// The disk refuses.
+    /// The file cannot be written.
     #[error("cannot write {}: {source}", path.display())]
     Write {
         /// The file.

@@ -91,7 +91,7 @@ fn perplexity_section(records: &[Record]) -> Result<Markup, ReportError> {
     let mut evaluations: Vec<&Evaluation> = Vec::new();
     for record in records {
         if let Record::Evaluation(evaluation) = record {
-            // If the same was measured twice, as after an edit of the configuration, the last counts.
+            // If the same was measured twice, for example after an edit of the configuration, the last one counts.
             let is_same = |other: &Evaluation| {
                 (&other.stage, other.step) == (&evaluation.stage, evaluation.step)
             };
@@ -310,7 +310,7 @@ fn config_section(config: &str) -> Markup {
     }
 }
 
-/// Text with the control characters replaced that HTML cannot hold. A model may write anything.
+/// Replaces the control characters that HTML cannot contain: a model may write any character.
 pub(super) fn displayable(text: &str) -> String {
     let replaced = |c: char| {
         if c.is_control() && !c.is_whitespace() {

@@ -1,4 +1,4 @@
-//! How a run begins: it takes its folder, settles its configuration, and opens all that it needs.
+//! How a run begins: it locks its folder, completes its configuration, and opens all that it needs.
 
 use std::sync::Arc;
 
@@ -12,16 +12,16 @@ use crate::error::TrainError;
 use crate::parallel::{self, Ranks};
 use crate::summary::Summary;
 
-/// What else takes part in a run.
+/// The other processes or runs that work together with a run.
 pub(super) struct Company<B: KernelBackend> {
-    /// The processes that share it.
+    /// The processes that share the run.
     ranks: Ranks<B>,
     /// Whether other runs of this process are in lockstep with it.
     is_in_lockstep: bool,
 }
 
 impl<B: KernelBackend> Company<B> {
-    /// `ranks` that share the run.
+    /// Other processes share the run.
     pub(super) fn of(ranks: Ranks<B>) -> Self {
         Self {
             ranks,
@@ -29,7 +29,7 @@ impl<B: KernelBackend> Company<B> {
         }
     }
 
-    /// Other runs of this process.
+    /// Other runs of this process are in lockstep with the run.
     pub(super) fn in_lockstep() -> Self {
         Self {
             ranks: Ranks::alone(),
@@ -38,26 +38,26 @@ impl<B: KernelBackend> Company<B> {
     }
 }
 
-/// The same, once the run is taken.
+/// The same, after the run's folder was locked.
 pub(super) struct AtWork<B: KernelBackend> {
     pub(super) ranks: Ranks<B>,
-    /// Whether this process is asked to stop, where ranks share the run.
+    /// Whether this process is asked to stop, if ranks share the run.
     pub(super) asked: StopRequest,
     pub(super) is_in_lockstep: bool,
 }
 
-/// A run that was begun.
+/// The result of beginning a run.
 pub(super) enum Begun<B: TrainBackend> {
-    /// It is finished already.
+    /// The run is finished already.
     Finished(Box<Summary>),
-    /// It was asked to stop before its first step.
+    /// The run was asked to stop before its first step.
     Stopped,
-    /// It is ready, with this student.
+    /// The run is ready, with this student.
     Open(Box<(Run<B>, PhiMamba<B>)>),
 }
 
 impl<B: TrainBackend> Run<B> {
-    /// Takes the folder of the run and opens what it needs.
+    /// Locks the run's folder and opens what the run needs.
     pub(super) fn begin(
         mut options: RunOptions,
         device: &B::Device,
@@ -121,29 +121,29 @@ impl<B: TrainBackend> Run<B> {
     }
 }
 
-/// What the folder of a run has, for the process that is to write it.
+/// The state of a run's folder, for the process that is to write it.
 enum Taken {
-    /// It is free, and kept from other processes.
+    /// The folder is now locked by this process.
     Held(Held),
     /// Its run is finished.
     Finished(Box<Summary>),
 }
 
-/// Takes the folder of the run, if there is something to do.
+/// Locks the run's folder, if there is work to do.
 fn take(options: &RunOptions) -> Result<Taken, TrainError> {
     let folder = &options.folder;
     let exists = || !options.resume && is_run(folder);
     if exists() {
         return Err(TrainError::Exists(folder.clone()));
     }
-    // A finished run may lie where nothing can be written.
+    // A finished run may be on a disk that cannot be written.
     if options.resume
         && let Some(summary) = finished(folder)?
     {
         return Ok(Taken::Finished(Box::new(summary)));
     }
     let held = Held::take(folder)?;
-    // Another process may have begun one, or ended it, before the folder was taken.
+    // Before the folder was locked, another process may have begun or ended a run in it.
     if exists() {
         return Err(TrainError::Exists(folder.clone()));
     }
@@ -155,7 +155,7 @@ fn take(options: &RunOptions) -> Result<Taken, TrainError> {
     Ok(Taken::Held(held))
 }
 
-/// [`sources::settle`] on rank 0, whose configuration all have then.
+/// [`sources::settle`] on rank 0; all ranks then have its configuration.
 fn settle_on_first<B: KernelBackend>(
     config: &mut Config,
     device: &B::Device,

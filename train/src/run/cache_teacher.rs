@@ -24,36 +24,36 @@ use crate::provenance::Provenance;
 use crate::stages::{Kind, top_of_teacher};
 use crate::teacher_cache::{CacheWriter, Manifest, MeasuredTeacher, StoredDtype, TopK};
 
-/// How often the progress is said.
+/// How often progress is logged.
 const SAID_EVERY: Duration = Duration::from_secs(10);
 
 /// What to write.
 #[derive(Debug, Clone)]
 pub struct CacheTeacher {
-    /// The configuration of the run that will read the cache, all its stages included: which sequences a stage reads
-    /// follows from those before it.
+    /// The configuration of the run that will read the cache, with all its stages: the sequences that a stage reads
+    /// depend on the stages before it.
     pub config: Config,
-    /// The name of that stage; `None` for the only one of a kind that compares predictions.
+    /// The name of that stage; `None` if there is only one stage of a kind that compares predictions.
     pub stage: Option<String>,
     /// The folder of the cache.
     pub folder: PathBuf,
-    /// The likeliest ids of each token that are kept; more than there are is all.
+    /// How many of the likeliest ids are kept for each token; a number above the vocabulary keeps all.
     pub k: usize,
-    /// What their logarithms are kept in.
+    /// The dtype in which the logarithms are stored.
     pub dtype: StoredDtype,
     /// The backend's name, for the record.
     pub backend: String,
 }
 
-/// A cache that is written.
+/// A cache that was written.
 #[derive(Debug, Clone)]
 pub struct CachedTeacher {
     stage: String,
     folder: PathBuf,
     manifest: Manifest,
-    /// Tokens of this process.
+    /// Tokens that this process has written.
     tokens: u64,
-    /// Seconds that these took.
+    /// Seconds that it took to write these.
     seconds: f64,
 }
 
@@ -93,12 +93,12 @@ impl fmt::Display for CachedTeacher {
 }
 
 impl CacheTeacher {
-    /// Writes the cache, or what is missing of it. A process that is killed at any moment leaves off where the same call
-    /// goes on.
+    /// Writes the cache, or the part of it that is missing. A process may be killed at any moment: the same call
+    /// continues its work.
     ///
     /// # Errors
-    /// [`TrainError`]: of the configuration, the teacher, the text, the device and the disk; [`TrainError::TeacherCache`]
-    /// if the folder has another cache, or the teacher predicts what is no number.
+    /// [`TrainError`] of the configuration, the teacher, the text, the device or the disk; [`TrainError::TeacherCache`]
+    /// if the folder has another cache, or if the teacher's predictions are not finite.
     pub fn execute<B: KernelBackend>(
         mut self,
         device: &B::Device,
@@ -175,8 +175,8 @@ impl CacheTeacher {
                 held_out: held_out.clone(),
                 context: evaluation.context,
                 windows: evaluation.windows,
-                // With more digits it would be read back from JSON as a neighbouring number, and a process that is
-                // resumed would write other bytes.
+                // With more digits, reading it back from JSON would give a neighbouring number, and a process that
+                // continues the work would write other bytes.
                 perplexity: (perplexity * 1e9).round() / 1e9,
             })?;
         }
@@ -200,7 +200,7 @@ impl CacheTeacher {
         })
     }
 
-    /// The number in the list of the stage that is meant.
+    /// The number, in the list of stages, of the stage that will read the cache.
     fn stage_number(&self) -> Result<usize, TrainError> {
         let stages = &self.config.stages;
         let can = |stage: &StageConfig| matches!(stage.kind, Kind::Predictions(_));
@@ -237,18 +237,18 @@ impl CacheTeacher {
     }
 }
 
-/// What the shards are made of.
+/// The inputs from which shards are computed.
 struct Shards<'a, B: KernelBackend> {
     teacher: &'a Phi<B>,
     stage: &'a StageConfig,
     context: usize,
-    /// Of `stage.micro_batch` rows each.
+    /// Each batch has `stage.micro_batch` rows.
     batches: &'a Batches,
     device: &'a B::Device,
 }
 
 impl<B: KernelBackend> Shards<'_, B> {
-    /// Writes those that are missing. Returns how many tokens they have, and the seconds they took.
+    /// Writes the missing shards. Returns the number of their tokens, and the seconds that this took.
     fn write(&self, writer: &mut CacheWriter) -> Result<(u64, f64), TrainError> {
         let missing = writer.missing();
         let all: u64 = missing
@@ -286,7 +286,7 @@ impl<B: KernelBackend> Shards<'_, B> {
         Ok((done, begun.elapsed().as_secs_f64()))
     }
 
-    /// The predictions of `rows` of the endless sequence; `then` is told how many of them are done.
+    /// The predictions of `rows` of the endless sequence; `then` is called with the number of rows done.
     fn top(
         &self,
         rows: std::ops::Range<u64>,
@@ -295,7 +295,7 @@ impl<B: KernelBackend> Shards<'_, B> {
     ) -> Result<TopK, TrainError> {
         let per_batch = self.batches_rows();
         let context = self.context;
-        // The batches that these rows are in; the first and the last may have others, too.
+        // The batches that contain these rows; the first and the last may contain other rows too.
         let steps = rows.start / per_batch..rows.end.div_ceil(per_batch);
         let parallel = ParallelPasses::new::<B>((steps.end - steps.start) as usize);
         let mut failure = None;
@@ -307,7 +307,7 @@ impl<B: KernelBackend> Shards<'_, B> {
             let tokens = own.start as usize * context..own.end as usize * context;
             Some(batch.ids[tokens].to_vec())
         });
-        // The passes ask for more after the end.
+        // The parallel passes ask for further batches after the end.
         let batches = batches.fuse();
         let (mut all, mut done) = (TopK::default(), 0);
         parallel.run(

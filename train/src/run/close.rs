@@ -33,7 +33,7 @@ impl<B: TrainBackend> Run<B> {
         let stages = self.progress.finished.clone();
         let trained: f64 = stages.iter().map(|stage| stage.seconds).sum();
         let student_perplexity = stages.last().map_or(f64::NAN, |stage| stage.perplexity);
-        // In the dtype in which it has trained and was measured, which is the teacher's.
+        // The student in the dtype in which it was trained and measured, which is also the teacher's.
         let student = student.cast(self.options.config.precision.dtype());
         let (matrices, samples) = if let Some(teacher) = &self.teacher {
             let specimens = Specimens {
@@ -45,7 +45,7 @@ impl<B: TrainBackend> Run<B> {
             };
             (specimens.matrices()?, specimens.samples()?)
         } else {
-            // Both show the two models side by side.
+            // Matrices and samples show both models, and the teacher is not in memory.
             (vec![], vec![])
         };
         let summary = Summary {

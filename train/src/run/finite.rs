@@ -1,4 +1,4 @@
-//! Whether all parameters of the student are numbers.
+//! Checks that all parameters of the student are finite.
 
 use burn::module::{AutodiffModule, Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::Tensor;
@@ -10,7 +10,7 @@ use super::Run;
 use crate::error::TrainError;
 
 impl<B: TrainBackend> Run<B> {
-    /// That every parameter of `student` is a number.
+    /// Returns an error unless every parameter of `student` is finite.
     pub(super) fn require_finite(&self, student: &PhiMamba<B>) -> Result<(), TrainError> {
         match not_finite(&student.valid(), self.student_config.layout()) {
             Some(name) => Err(self.diverged(format!("parameter {name}"))),

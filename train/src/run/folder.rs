@@ -1,4 +1,5 @@
-//! The folder of a run: whether a process works in it, whether it is finished, and whether it is still there.
+//! The folder of a run: whether a process works in it, whether the run is finished, and whether the folder is in its
+//! place.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -11,16 +12,17 @@ use crate::config::{Config, Source};
 use crate::error::{TrainError, io_error};
 use crate::summary::Summary;
 
-/// Whether a run has begun in `folder`, with or without a configuration that has survived.
+/// Whether a run has begun in `folder`, even if its configuration is lost.
 pub(super) fn is_run(folder: &Path) -> bool {
     folder.join(CONFIG).exists() || folder.join(CHECKPOINTS).exists()
 }
 
-/// The configuration of the run in `folder`, as that run keeps it; `None` if there is none. A study that makes the run of
-/// `config` there goes on with it.
+/// The saved configuration of the run in `folder`; `None` if there is none. A study that makes the run of `config`
+/// there continues with it.
 ///
 /// # Errors
-/// [`TrainError::Exists`] if it is another run; [`TrainError::Config`] if its configuration cannot be read.
+/// [`TrainError::Exists`] if the run in `folder` is another one; [`TrainError::Config`] if its configuration cannot be
+/// read.
 pub(crate) fn begun(config: &Config, folder: &Path) -> Result<Option<Config>, TrainError> {
     let file = folder.join(CONFIG);
     if !file.exists() {
@@ -34,7 +36,7 @@ pub(crate) fn begun(config: &Config, folder: &Path) -> Result<Option<Config>, Tr
     }
 }
 
-/// The result of the run in `folder`, if it is finished, with its student as it was written, if that is there.
+/// The result of the run in `folder`, if it is finished. If its exported student is there, its checksums are compared.
 ///
 /// # Errors
 /// [`TrainError::Io`] for a summary that cannot be read; [`TrainError::DamagedStudent`].
@@ -50,13 +52,13 @@ pub(super) fn finished(folder: &Path) -> Result<Option<Summary>, TrainError> {
     Ok(summary)
 }
 
-/// The folder of a run, held by this process for as long as this value lives.
+/// The folder of a run, locked by this process while this value exists.
 pub(super) struct Held {
     path: PathBuf,
-    /// The folder itself, locked where the file system can (Windows and some network file systems cannot: there
-    /// nothing keeps other processes out).
+    /// The open folder, locked if the file system supports it. (Windows and some network file systems do not: there,
+    /// other processes are not kept out.)
     folder: Option<File>,
-    /// Whether there was no such folder before.
+    /// Whether this process has made the folder.
     is_new: bool,
 }
 
@@ -67,7 +69,7 @@ impl Held {
     /// [`TrainError::Folder`] if it cannot be made or written; [`TrainError::InUse`].
     pub(super) fn take(path: &Path) -> Result<Self, TrainError> {
         let is_new = !path.exists();
-        // Now and not when there is something to write, which may be hours of tokenising later.
+        // At the start, and not at the first write, which may come after hours of tokenising.
         fs::create_dir_all(path)
             .and_then(|()| atomic_file::check(&path.join(CONFIG)))
             .map_err(|source| TrainError::Folder {
@@ -110,8 +112,8 @@ impl Held {
         )))
     }
 
-    /// That the folder is still where it was: what is written under its name would otherwise become another
-    /// folder, which is no run.
+    /// Checks that the folder is still in its place. Otherwise files written under its name would make another folder,
+    /// which is no run.
     ///
     /// # Errors
     /// [`TrainError::FolderGone`].
@@ -161,7 +163,7 @@ mod tests {
         let elsewhere = parent.path().join("elsewhere");
         fs::rename(&path, &elsewhere).unwrap();
         assert!(matches!(held.check(), Err(TrainError::FolderGone(_))));
-        // Another one of its name is not it.
+        // Another folder of the same name does not count.
         fs::create_dir(&path).unwrap();
         assert!(matches!(held.check(), Err(TrainError::FolderGone(_))));
         fs::remove_dir(&path).unwrap();

@@ -1,4 +1,4 @@
-//! What a run reads before it begins: teacher, tokenizer and text, by the names in the configuration.
+//! What a run reads before it begins: teacher, tokenizer and text, as the configuration names them.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -17,13 +17,13 @@ use crate::config::{Config, Precision, StageConfig, resolve_path};
 use crate::error::{TrainError, io_error};
 use crate::provenance::Provenance;
 
-/// Tokens that mixers are calibrated on. Eight times as many gave the same perplexity.
+/// Tokens for the calibration of mixers. Eight times as many gave the same perplexity.
 const CALIBRATION_TOKENS: usize = 131_072;
-/// Of them, those that are in the device's memory together.
+/// The number of these tokens that are in the device's memory at the same time.
 const CALIBRATION_BATCH: usize = 16_384;
 
-/// The folder or the GGUF file of the teacher called `name`: a path, or a model on the hub. A run that is resumed has it where it
-/// had it `before`, whatever the hub and its cache call by that name now.
+/// The folder or the GGUF file of the teacher called `name`: a path, or a model on the hub. A resumed run uses the
+/// place that it had `before`, whatever the hub and its cache now have under that name.
 pub(super) fn teacher_folder(
     name: &str,
     before: Option<&Provenance>,
@@ -38,7 +38,7 @@ pub(super) fn teacher_folder(
         Ok(folder) => return Ok(folder),
         Err(missing) => missing,
     };
-    // A path that begins with a folder on this machine is no name on the hub.
+    // A path whose first folder exists on this machine is not a name on the hub.
     let is_path = name
         .split('/')
         .next()
@@ -55,7 +55,7 @@ pub(super) fn teacher_folder(
 /// A file, its size and when it was changed.
 pub(super) type Stamp = (PathBuf, u64, Option<SystemTime>);
 
-/// What tells whether the files of the model in `folder` are still the same, without their content.
+/// Paths, sizes and times of the model's files in `folder`, which show whether a file has changed without reading it.
 pub(super) fn stamps(folder: &Path) -> Result<Vec<Stamp>, TrainError> {
     let stamp = |path: PathBuf| {
         let data = path.metadata().map_err(io_error(&path))?;
@@ -65,7 +65,7 @@ pub(super) fn stamps(folder: &Path) -> Result<Vec<Stamp>, TrainError> {
     files.into_iter().map(stamp).collect()
 }
 
-/// The first file that differs between two times.
+/// The first file that differs between the two lists.
 pub(super) fn changed(before: &[Stamp], after: &[Stamp]) -> Option<PathBuf> {
     let new = after.iter().find(|stamp| !before.contains(stamp));
     let gone = || before.iter().find(|stamp| !after.contains(stamp));
@@ -112,13 +112,13 @@ pub(crate) fn check_layers(
     })
 }
 
-/// The student before training: the teacher's weights, and mixers that are drawn from `seed` and start by `how`, on
-/// this `text` where they read any, with how near each layer then is to the teacher's. While text is read, `stop` is
-/// asked whether to go on.
+/// The student before training: it has the teacher's weights, and mixers that are drawn from `seed` and start by `how`,
+/// on `text` if the start reads any. The second value says how near each fitted layer is to the teacher's. While text
+/// is read, `stop` is called; if it returns true, the work ends.
 ///
 /// # Errors
-/// [`TrainError::Transfer`] and [`TrainError::Initialisation`] if the two do not fit; the latter also if `stop` says
-/// so.
+/// [`TrainError::Transfer`] and [`TrainError::Initialisation`] if teacher and student do not fit; the latter also if
+/// `stop` has returned true.
 pub(crate) fn untrained_student<B: TrainBackend>(
     config: &ModelConfig,
     seed: u64,
@@ -134,7 +134,8 @@ pub(crate) fn untrained_student<B: TrainBackend>(
     Ok((PhiMamba::<B>::from_inner(student), fits))
 }
 
-/// The student in `folder` to start from, whose sizes are those of `config`, and that no mixer was fitted.
+/// The student in `folder` to start from, whose sizes must be those of `config`, and an empty list, since no mixer was
+/// fitted.
 ///
 /// # Errors
 /// [`TrainError::Mismatch`] if its sizes are others; [`TrainError::Weights`] if it cannot be read.
@@ -155,8 +156,8 @@ pub(super) fn student_from<B: TrainBackend>(
     Ok((student, vec![]))
 }
 
-/// The text that mixers are calibrated on: the first windows of the first stage's text, as ids `[b, l]` of some
-/// thousand tokens each.
+/// The text for the calibration of mixers: the first windows of the first stage's text, as ids `[b, l]` of up to
+/// [`CALIBRATION_BATCH`] tokens each, or of one window if that is longer.
 ///
 /// # Errors
 /// [`TrainError::Data`] if it cannot be read.
@@ -180,8 +181,8 @@ pub(super) fn calibration_text<B: KernelBackend>(
     windows.sequential(rows).take(batches).map(tensor).collect()
 }
 
-/// The teacher that the stages read: with as many ids as the student has, in the dtype of `precision`. In
-/// bf16, hence on a GPU, with fewer and wider products.
+/// The teacher for the stages: with as many ids as the student has, and in the dtype of `precision`. In bf16, which
+/// means on a GPU, its projections are fused into fewer and wider products.
 pub(crate) fn teacher_of_stages<B: KernelBackend>(
     teacher: Phi<B>,
     student: &ModelConfig,
@@ -199,7 +200,7 @@ pub(crate) fn teacher_of_stages<B: KernelBackend>(
 pub(super) fn tokenizer_at(path: &Path) -> Result<Tokenizer, TrainError> {
     Ok(match model::tokenizer_json(path)? {
         Some(file) => Tokenizer::from_json(&file.bytes, file.path)?,
-        // Says that there is none.
+        // This call returns the error that there is no tokenizer.
         None => Tokenizer::from_folder(path)?,
     })
 }

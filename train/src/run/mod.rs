@@ -1,7 +1,7 @@
 //! A run, from its configuration to its report.
 //!
-//! The run folder receives `config.toml` first and `summary.json` last: a folder with the first is a
-//! run, and a run with the second is finished.
+//! The run writes `config.toml` first and `summary.json` last into its folder: a folder with `config.toml` is a run,
+//! and a run with `summary.json` is finished.
 
 mod begin;
 mod cache_teacher;
@@ -76,36 +76,37 @@ pub(crate) const METRICS: &str = "metrics.jsonl";
 /// The folder of the run folder that holds the result.
 const STUDENT: &str = "student";
 
-/// Said before the first pass on a GPU.
+/// Logged before the first pass on a GPU.
 pub(crate) const COMPILING: &str = "compiling kernels, which takes a while at the first start";
 
-/// A run in progress: `B` trains, its inner backend holds the teacher.
+/// A run in progress. `B` trains; its inner backend has the teacher.
 pub struct Run<B: TrainBackend> {
     options: RunOptions,
-    /// Those that share the run; `options.stop` then never asks to stop, and `asked` does.
+    /// The processes that share the run. If there are several, `options.stop` never asks to stop, and `asked` is used
+    /// instead.
     ranks: Ranks<B::InnerBackend>,
-    /// Whether this process is asked to stop, where ranks share the run.
+    /// Whether this process is asked to stop, if ranks share the run.
     asked: StopRequest,
-    /// Whether a rank was asked to stop at a step that has been read.
+    /// Whether any rank was asked to stop, as of the last step that was read.
     stops: bool,
     device: B::Device,
     tokenizer: Arc<Tokenizer>,
     teacher_files: TeacherFiles,
     made_from: Provenance,
-    /// Of each stage of the list.
+    /// For each stage of the list.
     train: Vec<StageText>,
     held_out: TokenWindows,
     /// Lines of the text that hold no document.
     skipped_lines: u64,
-    /// Of each stage of the list: the layers that have nothing to learn in it.
+    /// For each stage of the list: the layers that have nothing to learn in it.
     idle_layers: Vec<Vec<usize>>,
-    /// Of each stage of the list: the operations that a token takes.
+    /// For each stage of the list: the floating-point operations of a token.
     operations: Vec<f64>,
-    /// Operations a second of a product of matrices on this device.
+    /// Floating-point operations a second of a matrix product on this device.
     device_rate: f64,
-    /// `None` where no stage that is left computes it.
+    /// `None` if no remaining stage computes the teacher.
     teacher: Option<Phi<B::InnerBackend>>,
-    /// Of each stage of the list: the cache of the teacher's predictions that it reads, if it does.
+    /// For each stage of the list: the cache of the teacher's predictions that it reads, if any.
     caches: Vec<Option<Arc<TeacherCache>>>,
     student_config: ModelConfig,
     optimizer: AdamW<B::InnerBackend>,
@@ -116,42 +117,43 @@ pub struct Run<B: TrainBackend> {
     log: MetricsLog,
     mirrors: Mirrors,
     watch: Watch,
-    /// What there is to say of the stage's loss; `None` if this process did not begin the stage, or has said it.
+    /// What is still to be logged about the stage's first loss; `None` if this process did not begin the stage, or has
+    /// logged it.
     beginning: Option<Beginning>,
-    /// Of each stage of the list: what its loss has come to in runs on record, in words.
+    /// For each stage of the list: in words, the final losses of recorded runs.
     recorded: Vec<String>,
     started: Instant,
     seconds_before: f64,
 }
 
-/// What is said of a stage's loss with its first step.
+/// What is logged about a stage's loss at its first step.
 struct Beginning {
-    /// What it would be with the teacher in the student's place, if that is known.
+    /// The loss that the teacher would have in the student's place, if it is known.
     floor: Option<f64>,
 }
 
-/// How a stage ended, for now.
+/// How the work on a stage ended.
 enum End<B: TrainBackend> {
-    /// With all of its steps, and this student.
+    /// All steps are done; the student after them.
     Done(PhiMamba<B>),
-    /// At a spike of the loss: the run has gone back, and has this student.
+    /// The run was rolled back because of a spike of the loss; the student of that checkpoint.
     RolledBack(PhiMamba<B>),
     /// On request.
     Stopped,
 }
 
 impl<B: TrainBackend> Run<B> {
-    /// Does all of it. On a GPU, failures of the device are known only after
+    /// Executes the whole run. On a GPU, failures of the device are only reported after a call of
     /// [`report_failures`](kernels::runtime::report_failures).
     ///
     /// # Errors
-    /// [`TrainError`]; what the run wrote before stays, and it can be resumed.
+    /// [`TrainError`]. What the run wrote before that remains, and it can be resumed.
     pub fn execute(options: RunOptions, device: &B::Device) -> Result<Outcome, TrainError> {
         Self::execute_among(options, device, Ranks::alone())
     }
 
-    /// [`execute`](Self::execute) by several `ranks`, which all call this. Configuration and folder are rank 0's; a
-    /// request to any of them stops all after the same step. All return the same.
+    /// [`execute`](Self::execute) by several `ranks`, which must all call this. Configuration and folder are those of
+    /// rank 0. A request to any rank stops all of them after the same step. All return the same result.
     ///
     /// # Errors
     /// As [`execute`](Self::execute); [`TrainError::Ranks`] if another rank has failed, if the ranks do not have the same
@@ -171,9 +173,9 @@ impl<B: TrainBackend> Run<B> {
         }
     }
 
-    /// The stages that are left, from this student on, and the end of the run.
+    /// Does the remaining stages, beginning with this student, and the end of the run.
     fn go_on(mut self, mut student: PhiMamba<B>) -> Result<Outcome, TrainError> {
-        // Those that are done are the first of the list.
+        // The stages that are done are the first ones of the list.
         for number in self.progress.finished.len()..self.options.config.stages.len() {
             loop {
                 match self.stage(number, student)? {
@@ -197,20 +199,20 @@ impl<B: TrainBackend> Run<B> {
         finished.sum::<f64>() + self.progress.stage_seconds
     }
 
-    /// Reads all that a checkpoint holds, and begins to write it.
+    /// Copies all that a checkpoint contains, and starts to write it on another thread.
     fn checkpoint(&mut self, student: &PhiMamba<B>) -> Result<(), TrainError> {
-        // Before the next one is read: the host's memory may not hold both.
+        // Before the next one is copied: the host's memory may not be large enough for two.
         self.writer.wait()?;
         // The results of a kernel that has failed are not valid.
         synchronise::<B>(&self.device)?;
         self.require_finite(student)?;
         self.held.check()?;
-        // Before the checkpoint, which says that all before it is recorded.
+        // Before the checkpoint, which has a mark of the log up to here.
         self.log.sync()?;
         self.progress.log = Some(self.log.mark());
         self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
         if !self.ranks.is_first() && self.optimizer.place.is_none() {
-            // Rank 0 has all of it.
+            // Rank 0 writes the log.
             return Ok(());
         }
         self.writer.write(Snapshot::take(
@@ -222,8 +224,8 @@ impl<B: TrainBackend> Run<B> {
         ))
     }
 
-    /// Measures the student at the end of a stage, and amends its checkpoint by that; false if asked to stop
-    /// on the way.
+    /// Measures the student at the end of a stage, and adds the result to its checkpoint; false if asked to stop before
+    /// the end.
     fn end_stage(
         &mut self,
         stage: &StageConfig,
@@ -238,7 +240,7 @@ impl<B: TrainBackend> Run<B> {
                 &self.device,
                 || stop_requested(&self.options, &self.watch),
             )?;
-            // JSON has no number for what is not finite.
+            // The bits are sent, since JSON has no number for NaN and infinities.
             Ok(measured.map(f64::to_bits))
         })?;
         let Some(student_perplexity) = measured.map(f64::from_bits) else {
@@ -276,7 +278,7 @@ impl<B: TrainBackend> Run<B> {
         self.watch.stage_end(&summary);
         self.progress.finished.push(summary);
         let skipped = self.progress.stage_skipped;
-        // More than one in a hundred.
+        // If more than one step in a hundred was skipped.
         if skipped as u64 * 100 > steps as u64 {
             self.note(format!(
                 "warning: {skipped} of the {steps} steps of stage {} were skipped, since their loss or gradient was \
@@ -286,7 +288,7 @@ impl<B: TrainBackend> Run<B> {
         }
         self.progress.stage_seconds = 0.0;
         self.progress.seconds = self.seconds_before + self.started.elapsed().as_secs_f64();
-        // Before the checkpoint, which says that all before it is recorded.
+        // Before the checkpoint, which has a mark of the log up to here.
         self.log.sync()?;
         self.progress.log = Some(self.log.mark());
         self.writer.wait()?;
@@ -297,14 +299,14 @@ impl<B: TrainBackend> Run<B> {
         Ok(true)
     }
 
-    /// An optimizer that remembers nothing.
+    /// An optimizer without moments.
     fn new_optimizer(&self) -> AdamW<B::InnerBackend> {
         let config = &self.options.config;
         AdamW::new(&config.optimizer).sharing(sharing_place(config, &self.ranks))
     }
 }
 
-/// Which of the ranks this is, if they share the moments.
+/// This rank's place, if the ranks share the moments.
 fn sharing_place<B: KernelBackend>(config: &Config, ranks: &Ranks<B>) -> Option<Place> {
     let shares = config.parallel.shard_moments && !ranks.is_alone();
     shares.then(|| ranks.place())

@@ -1,4 +1,4 @@
-//! The beginning of a run, or of the rest of one: what both need. `start` and `resume` have what differs.
+//! What the start and the resumption of a run have in common; `start` and `resume` have the differences.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -31,24 +31,24 @@ use crate::provenance::Provenance;
 use crate::recorded::recorded as recorded_losses;
 use crate::teacher_cache::TeacherCache;
 
-/// What a run has when it starts or is resumed.
+/// What is known of a run when it starts or is resumed.
 pub(super) struct Opening<'a, B: TrainBackend> {
     pub(super) options: &'a RunOptions,
     pub(super) ranks: &'a Ranks<B::InnerBackend>,
     pub(super) device: &'a B::Device,
     pub(super) held: &'a Held,
-    /// The file of the log.
+    /// The path of `metrics.jsonl`.
     pub(super) metrics: PathBuf,
-    /// Of the stages.
+    /// The names of the stages.
     pub(super) names: Vec<String>,
     pub(super) teacher_config: ModelConfig,
-    /// As it was loaded, where it is needed.
+    /// The teacher as it was loaded; `None` if it is not needed.
     pub(super) teacher: Option<CausalLm<B::InnerBackend>>,
     pub(super) student_config: ModelConfig,
     /// How the mixers start.
     pub(super) how: Initialisation,
     pub(super) text: Text,
-    /// Of the stages.
+    /// The caches of the stages.
     pub(super) caches: Vec<Option<Arc<TeacherCache>>>,
     pub(super) made_from: Provenance,
     pub(super) checkpoints: Checkpoints,
@@ -67,13 +67,13 @@ impl<B: TrainBackend> Opening<'_, B> {
             let (held_out, evaluation) = (&self.text.held_out, &config.evaluation);
             let stop = || stop_requested(self.options, &self.watch);
             let measured = perplexity(&model, held_out, evaluation, self.device, stop)?;
-            // JSON has no number for what is not finite.
+            // The bits are sent, since JSON has no number for NaN and infinities.
             Ok(measured.map(f64::to_bits))
         })?;
         Ok(measured.map(f64::from_bits))
     }
 
-    /// That of the teacher.
+    /// The teacher's perplexity.
     pub(super) fn teacher_perplexity(&self) -> Result<Option<f64>, TrainError> {
         let config = &self.options.config;
         let Some(teacher) = &self.teacher else {
@@ -93,7 +93,7 @@ impl<B: TrainBackend> Opening<'_, B> {
 }
 
 impl<B: TrainBackend> Run<B> {
-    /// Reads or makes everything the stages need; `None` if asked to stop on the way.
+    /// Reads or makes everything that the stages need; `None` if asked to stop before the end.
     pub(super) fn open(
         options: RunOptions,
         held: &Arc<Held>,
@@ -143,7 +143,8 @@ impl<B: TrainBackend> Run<B> {
         })?;
         let stamps = inputs::stamps(&teacher_folder)?;
         let teacher_config = model::load_config(&teacher_folder).map_err(TrainError::Teacher)?;
-        // The checkpoint at a stage's end counts as one of that stage, which then loads the teacher for nothing.
+        // A checkpoint at a stage's end counts as one within that stage; the teacher is then loaded although it may not
+        // be needed.
         let next = newest.as_ref().map_or(0, |found| stage_of(found, &names));
         let is_new = newest.is_none();
         let loads = needs_teacher(config, next) || (is_new && config.student.from.is_empty());
@@ -192,7 +193,7 @@ impl<B: TrainBackend> Run<B> {
             caches: BTreeMap::new(),
             config: config.to_table()?,
         };
-        // What has been hashed is what was loaded.
+        // The files that were hashed must be those that were loaded.
         if let Some(changed) = inputs::changed(&stamps, &inputs::stamps(&teacher_folder)?) {
             return Err(TrainError::ChangedWhileRead(changed));
         }
@@ -208,7 +209,8 @@ impl<B: TrainBackend> Run<B> {
             }
             None => None,
         };
-        // Last, since it may take hours: what can be refused without it has been.
+        // Tokenising comes last, since it may take hours: all errors that can be found without it have been found
+        // before.
         let text = ranks.first_then_others(device, || text(config, &tokenizer))?;
         made_from.held_out = Some(text.held_out_is.clone());
         let texts = text.train.iter().map(|text| text.is.clone());
@@ -340,7 +342,7 @@ impl<B: TrainBackend> Run<B> {
     }
 }
 
-/// That what decides on the result is the same on all ranks.
+/// Checks that all ranks have the same inputs that affect the result.
 fn agree<B: KernelBackend>(
     ranks: &Ranks<B>,
     device: &B::Device,

@@ -1,4 +1,4 @@
-//! What a run is asked to do, and how it ended.
+//! The options of a run, and how it ended.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -15,24 +15,23 @@ pub struct RunOptions {
     pub config: Config,
     /// The run folder.
     pub folder: PathBuf,
-    /// Whether to resume from the newest checkpoint in the folder, or from the start if it has none yet. A
-    /// run that is finished stays as it is.
+    /// Whether to resume from the newest checkpoint in the folder, or from the beginning if there is none yet. A
+    /// finished run stays as it is.
     pub resume: bool,
-    /// Whether to resume although the teacher, the tokenizer, the text or the settings of stages that have begun
-    /// are not those that the checkpoint was made from. What has changed is noted in the metrics and in the
-    /// summary, and the teacher is measured again. So it is if a checkpoint of an earlier version does not say
-    /// what it was made from.
+    /// Whether to resume although the teacher, the tokenizer, the text or the settings of stages that have begun have
+    /// changed since the checkpoint. The changes are noted in the metrics and in the summary, and the teacher is
+    /// measured again. The same holds for a checkpoint of an earlier version, which does not say what it was made from.
     pub accept_changes: bool,
     /// Whether to show the terminal dashboard.
     pub dashboard: bool,
     /// The backend's name, for the record.
     pub backend: String,
-    /// After how many steps their losses are read, recorded and shown. `None` is what suits the device: each
-    /// step on a CPU, and on a device with a queue `log.every` of them together.
+    /// The number of steps after which their losses are read, recorded and shown. `None` chooses by the device: every
+    /// step on a CPU, and `log.every` steps together on a device with a queue.
     pub read_every: Option<usize>,
-    /// Asked before each step and each batch of an evaluation whether to stop, with a checkpoint; while a step waits for
-    /// text that is fetched; and while mixers are fitted to the teacher, before each layer of each batch. Where ranks share
-    /// the run, each is asked once in each step, and all stop after the same one.
+    /// Called to ask whether to stop with a checkpoint: before each step; before each batch of an evaluation; while a
+    /// step waits for text that is fetched; and while mixers are fitted to the teacher, before each layer of each
+    /// batch. If ranks share the run, each is asked once in each step, and all stop after the same step.
     pub stop: StopRequest,
 }
 

@@ -1,4 +1,4 @@
-//! Loss and norms of steps whose values are still on the device.
+//! Losses and norms of steps that are still on the device.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use crate::step::{Measured, ReadMeasured};
 /// Steps whose loss and norms are still on the device.
 pub(super) struct PendingMetrics<B: Backend> {
     steps: Vec<(QueuedStep, Measured<B>)>,
-    /// When the last were read, or when training continued after that.
+    /// When the last steps were read, or when training continued after other work.
     since: Instant,
 }
 
@@ -26,13 +26,13 @@ pub(super) struct QueuedStep {
     pub(super) data_wait: f64,
 }
 
-/// A step, read.
+/// A step whose values were read.
 pub(super) struct ReadStep {
-    /// What was known before.
+    /// What was known when it was queued.
     pub(super) queued: QueuedStep,
-    /// What it has measured.
+    /// The values that it has measured.
     pub(super) measured: ReadMeasured,
-    /// How long it took: the mean over the steps that were read together.
+    /// Seconds that it took: the mean over the steps that were read together.
     pub(super) seconds: f64,
 }
 
@@ -44,24 +44,24 @@ impl<B: Backend> PendingMetrics<B> {
         }
     }
 
-    /// Starts the clock anew, after work that was no training. No step is pending then.
+    /// Restarts the clock after work that was not training. No step may be pending then.
     pub(super) fn restart(&mut self) {
         self.since = Instant::now();
     }
 
-    /// The same, unless steps are pending: these are still timed from where they were queued.
+    /// The same, but only if no steps are pending: pending steps keep their start time.
     pub(super) fn restart_if_idle(&mut self) {
         if self.steps.is_empty() {
             self.restart();
         }
     }
 
-    /// A step is queued.
+    /// Adds a step that was queued on the device.
     pub(super) fn push(&mut self, step: QueuedStep, measured: Measured<B>) {
         self.steps.push((step, measured));
     }
 
-    /// All of them, in order. Waits for the last to be done.
+    /// The values of all pending steps, in order. Waits until the last of them is done.
     pub(super) fn read(&mut self) -> Vec<ReadStep> {
         let (steps, measured): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.steps).into_iter().unzip();

@@ -11,15 +11,15 @@ use crate::error::TrainError;
 use crate::provenance::{self, Provenance};
 use crate::teacher_cache::{CacheKey, TeacherCache};
 
-/// Whether the rest of a run of `config`, from stage `next` of the list on, computes the teacher. The report does so
-/// where the last stage does.
+/// Whether a run of `config` computes the teacher in stage `next` of the list or later. The report computes it if the
+/// last stage does.
 pub(super) fn needs_teacher(config: &Config, next: usize) -> bool {
     let last = config.stages.len().saturating_sub(1);
     let mut left = config.stages[next.min(last)..].iter();
     left.any(|stage| stage.kind.teacher_cache().is_empty())
 }
 
-/// The number in the list of the stage that the checkpoint `found` is of; 0 if it is of none.
+/// The number, in the list, of the stage of the checkpoint `found`; 0 if its stage is not in the list.
 pub(super) fn stage_of(found: &Found, names: &[String]) -> usize {
     let of_checkpoint = found.path.file_name().unwrap_or_default();
     let of_checkpoint = of_checkpoint.to_string_lossy();
@@ -28,7 +28,8 @@ pub(super) fn stage_of(found: &Found, names: &[String]) -> usize {
     place.unwrap_or_default()
 }
 
-/// The rows of the endless sequence of its text that stage `number` of the list reads; `texts` tell the stages' texts.
+/// The rows, of the endless sequence of its text, that stage `number` of the list reads; `texts` identify the stages'
+/// texts.
 pub(super) fn rows_of(config: &Config, texts: &[&str], number: usize) -> Range<u64> {
     let stage = &config.stages[number];
     let batch = stage.batch as u64;
@@ -36,7 +37,7 @@ pub(super) fn rows_of(config: &Config, texts: &[&str], number: usize) -> Range<u
     first..first + config.steps(stage) as u64 * batch
 }
 
-/// What the cache of stage `number` of the list must be of: predictions of `vocab_size` ids.
+/// The key that the cache of stage `number` of the list must have, for predictions over `vocab_size` ids.
 pub(super) fn key_of(
     config: &Config,
     made_from: &Provenance,
@@ -55,7 +56,7 @@ pub(super) fn key_of(
     }
 }
 
-/// What tells the texts of the stages from each other.
+/// An identity for the text of each stage.
 pub(super) fn texts<'a>(config: &Config, made_from: &'a Provenance) -> Vec<&'a str> {
     let stages = config.stages.iter();
     let text = |name: &str| Some(made_from.texts.get(name)?.sha256.as_str());
@@ -64,7 +65,7 @@ pub(super) fn texts<'a>(config: &Config, made_from: &'a Provenance) -> Vec<&'a s
         .collect()
 }
 
-/// Opens the caches of the stages from `next` on that read one; those before are done.
+/// Opens the caches of stage `next` and later ones; earlier stages are done.
 ///
 /// # Errors
 /// [`TrainError::TeacherCache`].

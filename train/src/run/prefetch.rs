@@ -1,20 +1,20 @@
-//! Batches made ahead of their steps, on another thread.
+//! Makes batches ahead of their steps, on another thread.
 
 use std::panic::resume_unwind;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-/// The batches that may wait for their steps.
+/// The most batches that wait for their steps.
 const WAITING: usize = 2;
 
-/// The time after which a wait may be given up, again and again.
+/// The time between two calls of `gives_up` while a batch is waited for.
 const ASK_EVERY: Duration = Duration::from_millis(200);
 
 /// The batches from one number on, in order. The thread that makes them ends when this is dropped.
 pub(super) struct Prefetch<T, E> {
     batches: Receiver<Result<T, E>>,
-    /// Until it has ended.
+    /// `None` after it has ended.
     thread: Option<JoinHandle<()>>,
 }
 
@@ -37,11 +37,11 @@ impl<T: Send + 'static, E: Send + 'static> Prefetch<T, E> {
         }
     }
 
-    /// The next one. `None` if `gives_up` returns true, which is asked again and again while there is none: it may have
-    /// to be fetched.
+    /// The next batch. While there is none, because its text may have to be fetched, `gives_up` is called again and
+    /// again; if it returns true, the result is `None`.
     ///
     /// # Errors
-    /// That of `make`, as if the shards are damaged. There is no batch after that.
+    /// The error of `make`, for example if shards are damaged. There is no batch after that.
     ///
     /// # Panics
     /// With the panic of `make`; or after an error.
@@ -98,7 +98,7 @@ mod tests {
         };
         let mut batches = Batches::new(make, 3);
         assert_eq!(batches.next(|| true).unwrap(), None);
-        // What was waited for is not lost.
+        // A batch that was given up is not lost: the next call returns it.
         fetched.send(()).unwrap();
         assert_eq!(batches.next(|| false).unwrap(), Some(batch(3)));
     }

@@ -59,8 +59,8 @@ impl fmt::Display for Prepared {
     }
 }
 
-/// Tokenises what the run of `config` would tokenise, training text and held-out text, or one worker's `share` of it.
-/// What is done already is only opened. Neither weights of the teacher nor a device are needed.
+/// Tokenises the texts that the run of `config` would tokenise, training text and held-out text, or one worker's
+/// `share` of them. Texts that are tokenised already are only opened. Needs neither the teacher's weights nor a device.
 ///
 /// # Errors
 /// [`TrainError`]: of the configuration, the tokenizer, the text, the hub and the cache.
@@ -86,7 +86,7 @@ pub fn prepare(mut config: Config, share: Option<Share>) -> Result<Vec<Prepared>
     prepared.collect()
 }
 
-/// The tokenizer of a run, without its teacher: of a model on the hub nothing else is fetched.
+/// The tokenizer of a run, without its teacher: for a model on the hub, no other file is fetched.
 fn tokenizer(config: &Config) -> Result<Tokenizer, TrainError> {
     let model = &config.teacher.model;
     let place = match config.data.tokenizer.as_str() {
@@ -94,7 +94,7 @@ fn tokenizer(config: &Config) -> Result<Tokenizer, TrainError> {
             (Ok(folder), _) => folder,
             (Err(_), Ok(hub)) if !model.contains(':') => match hub.tokenizer(model) {
                 Ok(file) => file,
-                // Says what is wrong with the name.
+                // This call returns an error that says what is wrong with the name.
                 Err(_) => inputs::teacher_folder(model, None)?,
             },
             _ => inputs::teacher_folder(model, None)?,

@@ -1,4 +1,4 @@
-//! What is recorded and shown of a run while it goes on.
+//! What a run records and shows while it works.
 
 use kernels::TrainBackend;
 
@@ -11,14 +11,15 @@ use crate::step::ReadMeasured;
 use crate::summary::memory_bytes;
 
 impl<B: TrainBackend> Run<B> {
-    /// Appends `record` to the log, and shows it where else it is asked for.
+    /// Appends `record` to the log, and sends it to the other outputs.
     pub(super) fn record(&mut self, record: Record) -> Result<(), TrainError> {
         self.log.record(&record)?;
         self.mirrors.record(&record);
         Ok(())
     }
 
-    /// Reads, records and shows loss and norm of the steps since the last time. Whether the loss of one is a spike.
+    /// Reads, records and shows the losses and norms of the pending steps. Returns whether one of the losses is a
+    /// spike.
     pub(super) fn read(
         &mut self,
         stage: &StageConfig,
@@ -30,7 +31,7 @@ impl<B: TrainBackend> Run<B> {
         let tokens = config.tokens_per_step(stage);
         let mut has_spike = false;
         let operations = self.operations[self.progress.finished.len()];
-        // Of all devices that share the steps.
+        // The rate of all devices that share the steps.
         let rate = self.device_rate * self.ranks.place().world as f64;
         let memory_bytes = match B::memory(&self.device) {
             Some(memory) => Some(memory.reserved),
@@ -123,12 +124,12 @@ impl<B: TrainBackend> Run<B> {
         Ok(has_spike)
     }
 
-    /// Says `text`, in the log, in the metrics and in the summary.
+    /// Notes `text` in the log, in the metrics and in the summary.
     pub(super) fn note(&mut self, text: String) -> Result<(), TrainError> {
         self.note_at(self.progress.step, text)
     }
 
-    /// The same of a step of the stage that may not be the last.
+    /// The same for a given step of the stage, which need not be the last.
     pub(super) fn note_at(&mut self, step: usize, text: String) -> Result<(), TrainError> {
         self.watch.note(&text);
         let note = Note {

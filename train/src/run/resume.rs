@@ -1,4 +1,4 @@
-//! A run that is resumed from a checkpoint: it says what has changed since, and its log is again as it was then.
+//! Resumes a run from a checkpoint: reports what has changed since then, and restores the log to its state then.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use crate::provenance::Provenance;
 /// The checkpoint to resume from.
 pub(super) struct ResumedFrom<'a, B: TrainBackend> {
     pub(super) found: &'a Found,
-    /// What it was made from, if it says so.
+    /// The inputs that it was made with; `None` if it does not have them.
     pub(super) before: Option<&'a Provenance>,
     pub(super) loaded: Loaded<B>,
 }
@@ -96,17 +96,17 @@ impl<B: TrainBackend> Opening<'_, B> {
             if !said.is_empty() {
                 self.checkpoints.amend(&progress, Some(&self.made_from))?;
             }
-            // Last, or a process that dies here would leave nothing to say about them.
+            // Last: if the process died earlier, the next one must still find them to report them.
             self.checkpoints.set_aside(&found.damaged)
         })?;
         Ok(Some((student, progress, log)))
     }
 }
 
-/// What has changed since the checkpoint of `progress`, which was made `before`, as far as it says so.
+/// The changes of the inputs since the checkpoint of `progress`, whose inputs are `before`, if it has them.
 ///
 /// # Errors
-/// [`TrainError::Changed`] unless such changes are accepted.
+/// [`TrainError::Changed`] if there are changes and they are not accepted.
 pub(super) fn accepted(
     options: &RunOptions,
     progress: &Progress,
@@ -129,7 +129,7 @@ pub(super) fn accepted(
     })
 }
 
-/// What there is to say about the checkpoints that are damaged.
+/// A note for each damaged checkpoint.
 fn damages(found: &Found) -> Vec<String> {
     let own = found.path.file_name().unwrap_or_default();
     let say = |damaged: &checkpoint::Damaged| {
@@ -144,8 +144,8 @@ fn damages(found: &Found) -> Vec<String> {
     found.damaged.iter().map(say).collect()
 }
 
-/// Refuses to resume where a step is not what it was, or where the stages that are done are not the first of the
-/// list: the same number of steps would be other text.
+/// Refuses to resume if a step has another size than before, or if the stages that are done are not the first ones of
+/// the list: the same number of steps would then be other text.
 pub(super) fn same_steps(
     config: &Config,
     progress: &Progress,

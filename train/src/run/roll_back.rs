@@ -1,9 +1,10 @@
-//! Back from a spike of the loss to the last checkpoint of the stage that was due, and on with other text.
+//! Goes back from a spike of the loss to the last scheduled checkpoint of the stage, and continues with other text.
 //!
-//! Due are the checkpoints after every `checkpoint.every` steps, and the one at a stage's start that is written where a
-//! run may go back; those of a stop are not. So where a run goes back to does not depend on where it was stopped: a
-//! resumed run goes back where an uninterrupted one does. The steps after that checkpoint are forgotten and done again:
-//! `metrics.jsonl` has each once. The sequences that they have read are passed over.
+//! Scheduled checkpoints are those after every `checkpoint.every` steps, and the one at the beginning of a stage, which
+//! is written if a run may be rolled back. Checkpoints that are written at a stop do not count. So the place to which a
+//! run goes back does not depend on where it was stopped: a resumed run goes back to the same place as an uninterrupted
+//! one. The steps after that checkpoint are removed and done again, so `metrics.jsonl` has each step once. The
+//! sequences that they have read are skipped.
 
 use kernels::TrainBackend;
 use model::PhiMamba;
@@ -15,15 +16,15 @@ use crate::error::TrainError;
 use crate::metrics::{MetricsLog, Mirrors, Record};
 use crate::retry::{retry, sleep};
 
-/// How often a run goes back to one checkpoint, at most.
+/// The most times that a run goes back to the same checkpoint.
 const MOST: usize = 3;
 
 impl<B: TrainBackend> Run<B> {
-    /// The student of the last checkpoint of `stage` that was due. The run is then where it was at that time, but for
-    /// the text that comes, and keeps its notes.
+    /// Restores the last scheduled checkpoint of `stage` and returns its student. The run is then in the state of that
+    /// time, but it skips text that was read since, and keeps its notes.
     ///
     /// # Errors
-    /// [`TrainError::Spikes`] if the run has gone back too often; those of reading a checkpoint.
+    /// [`TrainError::Spikes`] if the run has gone back too often; the errors of reading a checkpoint.
     pub(super) fn roll_back(&mut self, stage: &StageConfig) -> Result<PhiMamba<B>, TrainError> {
         self.writer.wait()?;
         if self.progress.roll_backs >= MOST {
@@ -75,7 +76,7 @@ impl<B: TrainBackend> Run<B> {
             self.mirrors = Mirrors::default();
             self.mirrors = Mirrors::open(&config.log, &self.options.folder, &metrics);
         }
-        // What was noticed on the way is no less true.
+        // Notes about later steps are kept: they are still true.
         for note in &self.progress.notes[before..] {
             self.log.record(&Record::Note(note.clone()))?;
         }
@@ -86,8 +87,8 @@ impl<B: TrainBackend> Run<B> {
             "after a spike at step {}, the run has gone back {lost} steps, and goes on with the text after it",
             then.step
         ))?;
-        // At once: a stop before the next checkpoint would write none, since this one is of the same step, and a
-        // resumed run would read the text of the spike again.
+        // Saved at once. A stop before the next checkpoint would not save it, because a checkpoint of this step exists
+        // already; a resumed run would then read the text of the spike again.
         self.log.sync()?;
         self.progress.log = Some(self.log.mark());
         self.held.check()?;

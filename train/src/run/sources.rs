@@ -1,4 +1,4 @@
-//! What the entries of a list of text mean: files here, standard input, data sets on the hub.
+//! Resolves the entries of a list of text: local files, standard input, and data sets on the hub.
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use super::text::cache;
 use crate::config::{Config, TextSource, resolve_text};
 use crate::error::TrainError;
 
-/// The folder of texts from standard input, below that of tokens. It is hidden, so that it is no text of a folder around
-/// it.
+/// The folder, inside the folder of tokens, for texts from standard input. It is hidden, so that it is not read as text
+/// if a surrounding folder is.
 const STANDARD_INPUT: &str = ".standard-input";
 
 /// The first wait for a hub that is busy.
 const WAIT: Duration = Duration::from_secs(1);
 
-/// Replaces the entries that may be other text at another time by what they are now, so that the run can be resumed
-/// and repeated: standard input by a file of what it is, and a data set on the hub by its newest commit.
+/// Replaces the entries that could be other text at another time, so that the run can be resumed and repeated: standard
+/// input by a file with its content, and a data set on the hub by its newest commit.
 pub(super) fn settle(config: &mut Config) -> Result<(), TrainError> {
     let reads_input = sources(config).any(|source| source.is_standard_input());
     let input = if reads_input {
@@ -42,7 +42,7 @@ pub(super) fn settle(config: &mut Config) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// Whether a data set is named at a commit: a branch is another one when it has moved.
+/// Whether a data set is named with a commit. A branch does not count: it may move.
 fn is_settled(name: &TextName) -> bool {
     let is_commit = |revision: &str| {
         let mut digits = revision.bytes();
@@ -51,8 +51,8 @@ fn is_settled(name: &TextName) -> bool {
     name.revision.as_deref().is_some_and(is_commit)
 }
 
-/// Whether [`settle`] may have made `settled` of `config`, at whatever time: of a data set that `config` has without a
-/// commit, `settled` has any.
+/// Whether [`settle`] may have made `settled` from `config` at some time: if `config` names a data set without a
+/// commit, `settled` may have any commit of it.
 pub(super) fn may_settle_to(mut config: Config, settled: &Config) -> bool {
     let name = |source: &TextSource| source.on_hub()?.parse::<TextName>().ok();
     let newest = |name: TextName| TextName {
@@ -96,7 +96,7 @@ fn files_on_hub(name: &str) -> Result<TextFiles, TrainError> {
     Ok(Hub::from_env()?.text_files(name, WAIT)?)
 }
 
-/// The files of a data set, by names that tell its commit.
+/// The files of a data set, under names that contain its commit.
 fn remote(files: TextFiles) -> Remote {
     let (repository, revision) = (&files.name.repository, &files.name.revision);
     let prefix = format!(

@@ -1,6 +1,6 @@
 //! A stage of a run, step by step.
 //!
-//! One run goes through the parts of a step in a row, several in lockstep (`lockstep`) through each part together.
+//! One run does the parts of a step one after the other. Several runs in lockstep do each part together (`lockstep`).
 
 use std::time::Instant;
 
@@ -23,7 +23,7 @@ use crate::stages::{Rates, StageStep, train_parts};
 use crate::step::{Measured, TrainStep};
 use crate::teacher_cache::CachedPredictions;
 
-/// The steps of a stage after which the device's memory is shown: it should not grow from one to the next.
+/// The steps of a stage after which the device's memory is shown, to see whether it grows.
 const MEMORY_SHOWN: [usize; 3] = [10, 100, 1000];
 
 /// A batch, and the teacher's predictions of it where the stage reads them.
@@ -36,7 +36,7 @@ pub(super) struct StageUnderWay<B: TrainBackend> {
     pub(super) steps: usize,
     pub(super) train_step: TrainStep<B>,
     pub(super) pending: PendingMetrics<B::InnerBackend>,
-    /// After how many steps what they have measured is read.
+    /// The number of steps after which their measured values are read.
     read_every: usize,
 }
 
@@ -44,16 +44,15 @@ pub(super) struct StageUnderWay<B: TrainBackend> {
 pub(super) struct NextStep {
     pub(super) at: StageStep,
     pub(super) rates: Rates,
-    /// Seconds that it has waited for its text.
+    /// Seconds for which it has waited for its text.
     data_wait: f64,
 }
 
 impl<B: TrainBackend> Run<B> {
-    /// Stage `number` of the list, from 0: the steps that are left of it, its last checkpoint and its
-    /// evaluation.
+    /// Does stage `number` of the list, from 0: its remaining steps, its last checkpoint and its evaluation.
     ///
-    /// The student is passed by value from step to step, so that its parameters have one owner and the
-    /// optimizer can update them in place.
+    /// The student is passed by value from step to step, so that its parameters have one owner and the optimizer can
+    /// update them in place.
     pub(super) fn stage(
         &mut self,
         number: usize,
@@ -103,7 +102,7 @@ impl<B: TrainBackend> Run<B> {
         Ok(End::Done(student))
     }
 
-    /// Begins stage `number` of the list, or the rest of it; its student.
+    /// Begins stage `number` of the list, or the rest of it, and returns its student.
     pub(super) fn begin_stage(
         &mut self,
         number: usize,
@@ -143,13 +142,13 @@ impl<B: TrainBackend> Run<B> {
                 device: device.clone(),
             });
         }
-        // What the steps of the stage before had reserved for tensors of their sizes.
+        // Frees the memory that the steps of the stage before had reserved for tensors of their sizes.
         B::memory_cleanup(device);
-        // On a device that has a queue, reading a result waits for all that was queued before.
+        // On a device with a queue, reading a value waits for all work that was queued before it.
         let acts = config.guard.action != GuardAction::Log;
         let best = if B::queues() { config.log.every } else { 1 };
         let read_every = if acts {
-            // What is done at a step depends on the losses of all before it.
+            // The action at a step depends on the losses of all steps before it.
             1
         } else {
             self.options.read_every.unwrap_or(best)
@@ -204,7 +203,7 @@ impl<B: TrainBackend> Run<B> {
         Ok(Prefetch::new(make, first))
     }
 
-    /// Steps of stage `number` of the list that are done, before or after it begins.
+    /// The number of steps of stage `number` of the list that are done; the stage may not have begun.
     pub(super) fn steps_done(&self, number: usize) -> usize {
         if self.progress.stage == self.options.config.stages[number].name {
             self.progress.step
@@ -218,7 +217,7 @@ impl<B: TrainBackend> Run<B> {
         self.stops || stop_requested(&self.options, &self.watch)
     }
 
-    /// Whether a step of stage `number` of the list does not wait any longer for text that is fetched.
+    /// Whether a step of stage `number` of the list should give up waiting for text that is fetched.
     pub(super) fn gives_up_text(&self, number: usize) -> bool {
         self.train[number].is_incoming() && stop_requested(&self.options, &self.watch)
     }
@@ -233,12 +232,12 @@ impl<B: TrainBackend> Run<B> {
         self.checkpoint(student)?;
         self.writer.wait()?;
         say_stopped(&self.options, &mut self.watch);
-        // A launcher may end all when the first of them does.
+        // A launcher may end all processes when the first of them ends.
         self.ranks.barrier(&self.device);
         Ok(())
     }
 
-    /// What the step over `batch` needs, which has waited for it so many seconds.
+    /// Prepares the step over `batch`, which has waited for the batch for so many seconds.
     pub(super) fn before_step(
         &mut self,
         stage: &mut StageUnderWay<B>,
@@ -275,7 +274,7 @@ impl<B: TrainBackend> Run<B> {
         })
     }
 
-    /// Takes note of a step that has `measured` this. Whether the run has to go back.
+    /// Records a step with the measured values `measured`. Returns whether the run has to be rolled back.
     pub(super) fn after_step(
         &mut self,
         stage: &mut StageUnderWay<B>,
@@ -306,15 +305,15 @@ impl<B: TrainBackend> Run<B> {
         Ok(is_spike && self.options.config.guard.action == GuardAction::RollBack)
     }
 
-    /// Whether a checkpoint comes after the step that is done; the last step of a stage has its own.
+    /// Whether a scheduled checkpoint follows the step that is done. The last step of a stage has its own checkpoint.
     fn is_checkpoint_due(&self, stage: &StageUnderWay<B>) -> bool {
         let (step, every) = (self.progress.step, self.options.config.checkpoint.every);
         step.is_multiple_of(every) && step < stage.steps
     }
 
-    /// Whether the checkpoint that is due after a step that was read, if one is, is written.
+    /// Whether to write the checkpoint that is scheduled after this step, whose values were read.
     pub(super) fn writes_checkpoint(&self, stage: &StageUnderWay<B>) -> bool {
-        // A checkpoint after a skipped step would keep what led there.
+        // A checkpoint after skipped steps would keep the state that led to them.
         self.is_checkpoint_due(stage) && self.progress.skipped_in_a_row == 0
     }
 
@@ -349,7 +348,7 @@ impl<B: TrainBackend> Run<B> {
         self.checkpoint(student)
     }
 
-    /// Says which layers have nothing to learn in stage `number` of the list, if there are any.
+    /// Notes which layers have nothing to learn in stage `number` of the list, if there are any.
     fn show_idle_layers(&mut self, number: usize) {
         let idle = &self.idle_layers[number];
         if !idle.is_empty() {
@@ -362,7 +361,7 @@ impl<B: TrainBackend> Run<B> {
         }
     }
 
-    /// Shows the memory that the device's tensors take, where they do not have the host's.
+    /// Shows the memory that tensors use on the device, if the device has its own memory.
     fn show_memory(&mut self) {
         if let Some(memory) = B::memory(&self.device) {
             self.watch.note(&format!(

@@ -13,7 +13,7 @@ use crate::error::TrainError;
 use crate::guard::Guard;
 use crate::metrics::{Evaluation, MetricsLog, Note, Record};
 
-/// A student, and how near its fitted layers are to the teacher.
+/// A student, and how near its fitted layers are to the teacher's.
 type Untrained<B> = (PhiMamba<B>, Vec<Fit>);
 
 impl<B: TrainBackend> Opening<'_, B> {
@@ -38,7 +38,7 @@ impl<B: TrainBackend> Opening<'_, B> {
             options.backend,
         ));
         let teacher_perplexity = self.teacher_perplexity()?;
-        // From here on it is a run, which can be resumed. What has failed before leaves nothing behind.
+        // From here on the folder is a run, which can be resumed. Errors before this leave nothing behind.
         self.held.check()?;
         let mut log = if ranks.is_first() {
             if !options.resume {
@@ -110,7 +110,7 @@ impl<B: TrainBackend> Opening<'_, B> {
         Ok(Some((student, progress, log)))
     }
 
-    /// The student before training, and how near its layers are to the teacher where they are fitted to it; `None` if
+    /// The student before training. The second value says how near its fitted layers are to the teacher's. `None` if
     /// asked to stop.
     fn untrained(&mut self) -> Result<Option<Untrained<B>>, TrainError> {
         let config = &self.options.config;

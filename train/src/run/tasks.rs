@@ -1,7 +1,7 @@
-//! Tasks within a run: the student is written out, and the program `infer` scores it.
+//! Scores tasks within a run: the student is written to disk, and the program `infer` scores it.
 //!
-//! The tasks are those of `infer eval`, to the letter, since it is that program which scores them; this one does not
-//! know them. It runs beside the run's own process, on the same backend, and needs memory for a student of its own.
+//! The tasks are exactly those of `infer eval`, since that program scores them; this crate does not define them. It
+//! runs in parallel with the run's own process, on the same backend, and needs memory for another student.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,16 +19,17 @@ use super::{Run, stop_requested};
 use crate::config::Evaluation;
 use crate::error::{TrainError, io_error};
 
-/// The folder of the run folder with the student that is scored, for as long as that takes.
+/// The folder, inside the run folder, with the student that is scored. It exists only while it is scored.
 const SCORED: &str = "scored";
-/// How often is asked whether the program has ended, and whether to stop.
+/// The time between two checks whether the program has ended and whether to stop.
 const ASK_EVERY: Duration = Duration::from_millis(100);
-/// The bytes of what the program has said that are shown if it fails.
+/// The number of last bytes of the program's output that are shown if it fails.
 const SAID: usize = 2000;
 
 impl<B: TrainBackend> Run<B> {
-    /// The scores of `student` in the configured tasks, by task and metric, as `piqa/acc`; `None` if asked to stop. There
-    /// are none if no task is configured, or if they cannot be scored: that is noted, and the run goes on.
+    /// The scores of `student` in the configured tasks, by task and metric, such as `piqa/acc`; `None` if asked to
+    /// stop. The map is empty if no task is configured, or if the tasks cannot be scored: this is noted, and the run
+    /// continues.
     ///
     /// # Errors
     /// [`TrainError`] if the student cannot be written.
@@ -58,7 +59,7 @@ impl<B: TrainBackend> Run<B> {
     }
 }
 
-/// The scores of the student in `folder`; `None` if `stops` says so. The error says why there are none.
+/// The scores of the student in `folder`; `None` if `stops` returns true. The error says why there are no scores.
 fn score(
     evaluation: &Evaluation,
     folder: &Path,
@@ -89,7 +90,7 @@ fn score(
     let ended = loop {
         match child.try_wait() {
             Ok(None) if stops() => {
-                // It keeps its scores, and goes on with them the next time.
+                // It has saved its scores, and will continue with them the next time.
                 let _ = child.kill();
                 let _ = child.wait();
                 return Ok(None);
@@ -108,7 +109,7 @@ fn score(
     Ok(Some(scores(&json)))
 }
 
-/// The program at the configured path; by default the one beside this program, or that which the system finds.
+/// The program at the configured path. By default the one in the folder of this program, or else the one in `PATH`.
 fn program(configured: &str) -> PathBuf {
     if !configured.is_empty() {
         return PathBuf::from(configured);
@@ -123,7 +124,7 @@ fn program(configured: &str) -> PathBuf {
     }
 }
 
-/// The end of what `child` says, read while it works.
+/// Collects the last output of `child` while it works.
 fn said(child: &mut Child) -> thread::JoinHandle<String> {
     let stderr = child.stderr.take();
     thread::spawn(move || {

@@ -1,4 +1,4 @@
-//! A teacher and held-out text, without a run around them.
+//! Opens a teacher and held-out text for a study, without a run.
 
 use std::sync::Arc;
 

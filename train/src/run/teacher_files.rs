@@ -1,5 +1,5 @@
-//! The small files beside a teacher's weights, as they were when the run began: what was opened then is what the
-//! student gets at the end, days later.
+//! The small files beside a teacher's weights. They are read when the run begins, so that the student gets the same
+//! contents at the end, which may be days later.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -16,19 +16,19 @@ use kernels::KernelBackend;
 
 use crate::error::{TrainError, io_error};
 
-/// Its keys that name the tokens at both ends of a text. A teacher may have them in its `config.json` instead; the
-/// student's has no place for them.
+/// The keys that name the tokens at the beginning and the end of a text. A teacher may have them only in its
+/// `config.json`; the student's `config.json` has no place for them.
 const ENDS: [&str; 2] = ["bos_token_id", "eos_token_id"];
 
 /// Names and contents of files.
 pub(super) struct TeacherFiles(Vec<(&'static str, Vec<u8>)>);
 
 impl TeacherFiles {
-    /// The `tokenizer` and what is there beside it and beside the weights in `teacher`.
+    /// The file of the `tokenizer`, and the small files beside it and beside the weights in `teacher`.
     ///
     /// # Errors
-    /// [`TrainError::Io`] for one that is there and cannot be read; [`TrainError::ChangedWhileRead`] if the
-    /// tokenizer's file is another than that which was loaded.
+    /// [`TrainError::Io`] if an existing file cannot be read; [`TrainError::ChangedWhileRead`] if the tokenizer's file
+    /// has changed since it was loaded.
     pub(super) fn read(teacher: &Path, tokenizer: &Tokenizer) -> Result<Self, TrainError> {
         let path = tokenizer.path();
         let file = model::tokenizer_json(path)?;
@@ -64,7 +64,7 @@ impl TeacherFiles {
         student: &PhiMamba<B>,
         folder: &Path,
     ) -> Result<(), TrainError> {
-        // Those of an earlier student, which are not of the files to come.
+        // The checksums of an earlier student do not fit the new files.
         let old = folder.join(manifest::MANIFEST);
         match fs::remove_file(&old) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(io_error(&old)(error)),
@@ -87,8 +87,8 @@ fn read_if_there(place: &Path, name: &str) -> Result<Option<Vec<u8>>, TrainError
     Ok(file.map(|file| file.bytes))
 }
 
-/// The teacher's `own` file of [`GENERATION`], with those of the [`ENDS`] that only its `config` names; `None` if
-/// there is neither. A file that needs none of them stays as it is.
+/// The teacher's own file [`GENERATION`], completed with those of the [`ENDS`] that only its `config` names; `None` if
+/// there is neither. A file that needs no addition stays as it is.
 fn with_ends(own: Option<Vec<u8>>, config: &[u8]) -> Option<Vec<u8>> {
     let mut all: Map<String, Value> = match own.as_deref().map(serde_json::from_slice) {
         None => Map::new(),
@@ -119,7 +119,7 @@ fn with_ends(own: Option<Vec<u8>>, config: &[u8]) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
-    /// What a GGUF file has inside is beside the student as files.
+    /// The files inside a GGUF file are written beside the student.
     #[test]
     fn a_gguf_file_s_tokenizer() {
         let path = ::tests::goldens_dir().join("gguf-llama/model.gguf");

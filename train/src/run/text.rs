@@ -20,20 +20,20 @@ use crate::provenance;
 pub(super) struct Text {
     /// For each stage of the list, what it trains on.
     pub(super) train: Vec<StageText>,
-    /// What no stage trains on.
+    /// The held-out text, which no stage trains on.
     pub(super) held_out: TokenWindows,
-    /// The same, as it is known again.
+    /// The identity of the held-out text.
     pub(super) held_out_is: provenance::Text,
-    /// Training tokens, over all different texts; of those that are tokenised while they are read, none.
+    /// Training tokens, over all different texts. Texts that are tokenised while they are read are not counted.
     pub(super) training_tokens: u64,
-    /// Lines that were left out since they hold no document, over all different texts and the held-out one, as for the
-    /// tokens.
+    /// Lines that were skipped because they hold no document, over all different texts and the held-out text. Texts
+    /// that are tokenised while they are read are not counted.
     pub(super) skipped_lines: u64,
 }
 
 impl Text {
-    /// The windows with which the first stage's text begins, of its first source that has a beginning; the held-out ones
-    /// where all of it is made.
+    /// The first windows of the first stage's text, from its first source that is not generated; the held-out windows
+    /// if all of it is generated.
     pub(super) fn first_windows(&self) -> Result<TokenWindows, TrainError> {
         for (windows, _) in &self.train[0].sources {
             if let Some(first) = windows.first()? {
@@ -43,7 +43,7 @@ impl Text {
         Ok(self.held_out.clone())
     }
 
-    /// What there is to say of tokens that are not counted.
+    /// A remark that some tokens are not counted, if there are any.
     pub(super) fn more_tokens(&self) -> &'static str {
         if self.train.iter().any(StageText::is_incoming) {
             " and those that are fetched"
@@ -53,17 +53,17 @@ impl Text {
     }
 }
 
-/// What a stage trains on.
+/// The training text of a stage.
 #[derive(Clone)]
 pub(super) struct StageText {
     /// Its sources and their weights.
     pub(super) sources: Vec<(Windows, f64)>,
-    /// By which it is known again.
+    /// The identity of the text.
     pub(super) is: provenance::Text,
 }
 
 impl StageText {
-    /// Whether a part of it may not be there yet.
+    /// Whether a part of it may not be on this machine yet.
     pub(super) fn is_incoming(&self) -> bool {
         let mut sources = self.sources.iter();
         sources.any(|(windows, _)| matches!(windows, Windows::Incoming(_)))
@@ -76,7 +76,7 @@ enum Tokens {
     Whole(Arc<TokenShards>),
     /// Fetched and tokenised while they are read.
     Incoming(Arc<IncomingShards>),
-    /// Made while they are read, of these probes.
+    /// Documents of these probes, generated while they are read.
     Made(Arc<Tokenizer>, Vec<Probe>),
 }
 
@@ -101,7 +101,7 @@ struct Tokenised {
 
 /// Sources that are tokenised as one text.
 pub(super) struct Corpus<'a> {
-    /// What its tokens are for.
+    /// The purpose of its tokens.
     pub(super) name: &'static str,
     /// The key of the configuration that lists it.
     pub(super) key: String,
@@ -145,9 +145,10 @@ impl<'a> Texts<'a> {
         Ok((Arc::new(shards), is))
     }
 
-    /// The tokens of `corpus`, or the beginning of the work for them if a part of it has to be fetched.
+    /// The tokens of `corpus`. If a part of it has to be fetched, that work begins, and the tokens come while they are
+    /// read.
     fn tokens(&self, corpus: &Corpus) -> Result<(Tokens, provenance::Text), TrainError> {
-        // By itself, since its list has weights or nothing else.
+        // A source that is fetched or made is always alone in its corpus: its list has weights or no other source.
         if let [source] = corpus.sources
             && let Some(probes) = source.probes()
         {
@@ -178,7 +179,7 @@ impl<'a> Texts<'a> {
         Ok((Tokens::Incoming(Arc::new(shards)), is))
     }
 
-    /// The tokens of the list of `sources` that `key` of the configuration has.
+    /// The tokens of the list `sources`, which is the value of `key` in the configuration.
     fn tokenised(
         &self,
         key: &str,
@@ -209,7 +210,7 @@ const TRAIN: &str = "train";
 /// The name of tokens that are held out.
 const VALIDATION: &str = "validation";
 
-/// The parts of a list that are one text each, and their weights: each source if any has a weight, or all together.
+/// Divides a list into separate texts with weights: each source, if any has a weight, or all sources together.
 fn weighted(sources: &[TextSource]) -> Vec<(&[TextSource], f64)> {
     if sources.iter().all(|source| source.weight.is_none()) {
         return vec![(sources, 1.0)];
@@ -220,7 +221,7 @@ fn weighted(sources: &[TextSource]) -> Vec<(&[TextSource], f64)> {
         .collect()
 }
 
-/// By what a mixture of texts is known again: its texts and their weights.
+/// The identity of a mixture of texts: its texts and their weights.
 fn mixture(mut texts: Vec<(provenance::Text, f64)>) -> provenance::Text {
     if texts.len() == 1 {
         return texts.remove(0).0;
@@ -235,8 +236,8 @@ fn mixture(mut texts: Vec<(provenance::Text, f64)>) -> provenance::Text {
     }
 }
 
-/// The split of the training texts, and the held-out text. Without held-out text in the configuration, one document in a
-/// hundred is held out, of a stage's own text too, since that may be a part of the same.
+/// The split of the training texts, and the held-out text. If the configuration has no held-out text, one document in a
+/// hundred is held out. This also applies to a stage's own text, which may overlap with the others.
 fn held_out(config: &Config) -> (Split, Corpus<'_>) {
     let per_mille = 10;
     let (split, key, sources, held_out) = match &config.data.validation[..] {
@@ -302,7 +303,7 @@ pub(super) fn text(config: &Config, tokenizer: &Arc<Tokenizer>) -> Result<Text, 
     let (mut training_tokens, mut skipped_lines) = (0, 0);
     for (key, sources) in lists(config) {
         let new = texts.tokenised(&key, sources, split)?;
-        // The same in other words is the same.
+        // Lists that are written differently may be the same text.
         let is_known = |(_, known): &(_, Tokenised)| known.is.sha256 == new.is.sha256;
         if !prepared.iter().any(is_known) {
             for (tokens, _) in &new.parts {
@@ -329,7 +330,7 @@ pub(super) fn text(config: &Config, tokenizer: &Arc<Tokenizer>) -> Result<Text, 
         });
     }
     let (held_out, held_out_is) = texts.whole(&held_out_corpus)?;
-    // A part that is held out of the training text has that one's bad lines.
+    // If the held-out text is a part of the training text, its skipped lines are counted there.
     if !config.data.validation.is_empty() {
         skipped_lines += held_out.manifest().skipped;
     }
@@ -342,7 +343,7 @@ pub(super) fn text(config: &Config, tokenizer: &Arc<Tokenizer>) -> Result<Text, 
     })
 }
 
-/// The folder for tokens, which can be written.
+/// The folder for tokens, after a check that it can be written.
 ///
 /// # Errors
 /// [`TrainError::NoCache`] and [`TrainError::Cache`], which name the key that chooses another.
@@ -351,7 +352,7 @@ pub(super) fn cache(config: &Config) -> Result<PathBuf, TrainError> {
         "" => users_cache(dirs::cache_dir())?,
         path => PathBuf::from(path),
     };
-    // Now, and not when the first text is tokenised.
+    // Checked now, and not when the first text is tokenised.
     match atomic_file::check(&cache.join("probe")) {
         Ok(()) => Ok(cache),
         Err(source) => Err(TrainError::Cache {
@@ -363,8 +364,8 @@ pub(super) fn cache(config: &Config) -> Result<PathBuf, TrainError> {
 
 /// The folder for tokens in the user's cache folder.
 ///
-/// A relative one would be another in every working directory, and one in the system's temporary folder could
-/// belong to another user, who made it first.
+/// A relative path would be another folder in every working directory, and a folder in the system's temporary folder
+/// could belong to another user, who made it first.
 fn users_cache(users: Option<PathBuf>) -> Result<PathBuf, TrainError> {
     match users.filter(|folder| folder.is_absolute()) {
         Some(folder) => Ok(folder.join("mohawk")),
@@ -372,10 +373,10 @@ fn users_cache(users: Option<PathBuf>) -> Result<PathBuf, TrainError> {
     }
 }
 
-/// Where the data of stage `number` of the list begins: after the sequences of the stages before it that have
-/// the same text and context, up to whole batches, so that no text is seen again before all of it was dealt out.
-/// Text that is cut into sequences of another length is dealt out in another order, from its first sequence.
-/// `texts` has what tells one text from another, for each stage.
+/// The batch at which stage `number` of the list begins in its text. It comes after the sequences of earlier stages
+/// with the same text and context, rounded up to whole batches, so that no text is read again before all of it was read
+/// once. For another sequence length the text is cut and shuffled anew, and begins with its first sequence. `texts` has
+/// an identity for the text of each stage.
 pub(super) fn first_batch(config: &Config, texts: &[&str], number: usize) -> u64 {
     let stage = &config.stages[number];
     let before = config.stages[..number].iter().zip(texts);

@@ -1,8 +1,9 @@
 //! Measurements within a stage, every `evaluation.every` steps.
 //!
-//! A measurement only reads the student, and nothing that trains draws from a random state: a run has the same bits
-//! with and without. It comes before the step that follows, after the checkpoint of the step before if that was due; so
-//! a run that is resumed from there measures what the one before it may not have come to.
+//! A measurement only reads the student, and training draws nothing from a random state: a run has the same bits with
+//! and without measurements. A measurement comes before the next step, and after the checkpoint of the last step if one
+//! was scheduled. So a run that is resumed from that checkpoint does the measurement that the interrupted run may have
+//! missed.
 
 use burn::module::AutodiffModule;
 use kernels::TrainBackend;
@@ -22,8 +23,8 @@ impl<B: TrainBackend> Run<B> {
         every > 0 && step > 0 && step.is_multiple_of(every) && self.progress.measured_step != step
     }
 
-    /// Measures the student and records it, after the steps that are `pending`. If the run is asked to stop on the way,
-    /// it is measured when the run is resumed.
+    /// Measures the student and records the result after the `pending` steps. If the run is asked to stop meanwhile,
+    /// the student is measured when the run is resumed.
     ///
     /// # Errors
     /// [`TrainError`], also if the perplexity is not finite.
@@ -54,7 +55,7 @@ impl<B: TrainBackend> Run<B> {
             Ok((measured.map(f64::to_bits), tasks))
         })?;
         let (measured, tasks) = (measured.0.map(f64::from_bits), measured.1);
-        // What the measurement had reserved for tensors of its sizes.
+        // Frees the memory that the measurement had reserved for tensors of its sizes.
         B::memory_cleanup(&self.device);
         if measured.is_some_and(|perplexity| !perplexity.is_finite()) {
             return Err(self.diverged("the perplexity".to_owned()));
@@ -73,7 +74,7 @@ impl<B: TrainBackend> Run<B> {
             self.watch.evaluation(&evaluation);
             self.progress.measured_step = self.progress.step;
         }
-        // The time of a step is that of training.
+        // The measurement does not count as time of a step.
         pending.restart();
         Ok(())
     }

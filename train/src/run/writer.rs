@@ -1,7 +1,7 @@
-//! Checkpoints on their way to the disk: another thread writes one while the training goes on.
+//! Writes checkpoints to the disk on another thread while the training continues.
 //!
-//! At most one is written at a time, and the host's memory holds one at most. The next one waits for it, and so do a
-//! stop and the end of a stage: when a run says that it has stopped, its checkpoint is there.
+//! At most one checkpoint is written at a time, and the host's memory has at most one. The next checkpoint waits for
+//! it, and so do a stop and the end of a stage: when a run reports that it has stopped, its checkpoint is on the disk.
 
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use crate::error::TrainError;
 use crate::logging::say;
 use crate::retry::retry;
 
-/// Writes the checkpoints of a run. Dropping it waits for the one that is being written, but not for a disk that is
-/// full.
+/// Writes the checkpoints of a run. Dropping it waits for the checkpoint that is being written, but not for a full
+/// disk.
 pub(super) struct Writer {
     checkpoints: Arc<Checkpoints>,
     /// The run's folder.
@@ -26,7 +26,7 @@ pub(super) struct Writer {
 /// A checkpoint that is being written.
 struct InFlight {
     thread: JoinHandle<Result<(), TrainError>>,
-    /// As long as it is there, a full disk is waited for.
+    /// While this exists, the thread waits for a full disk.
     patience: Sender<()>,
 }
 
@@ -39,10 +39,10 @@ impl Writer {
         }
     }
 
-    /// Begins to write `snapshot`, when the one before is written.
+    /// Starts to write `snapshot`, after the checkpoint before it is written.
     ///
     /// # Errors
-    /// Those of the one before, as [`wait`](Self::wait).
+    /// The errors of the checkpoint before, as [`wait`](Self::wait) returns them.
     pub(super) fn write(&mut self, snapshot: Snapshot) -> Result<(), TrainError> {
         self.wait()?;
         let (patience, end) = channel();
@@ -57,13 +57,13 @@ impl Writer {
         Ok(())
     }
 
-    /// Waits until nothing is being written.
+    /// Waits until no checkpoint is being written.
     ///
     /// # Errors
-    /// Those of [`Checkpoints::save`]; a disk that was full for ten minutes is one.
+    /// The errors of [`Checkpoints::save`]; also for a disk that was full for ten minutes.
     ///
     /// # Panics
-    /// With the panic of the thread that wrote.
+    /// If the thread that wrote has panicked, with the same panic.
     pub(super) fn wait(&mut self) -> Result<(), TrainError> {
         let Some(InFlight { thread, patience }) = self.in_flight.take() else {
             return Ok(());
@@ -73,11 +73,11 @@ impl Writer {
         written.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
-    /// As [`wait`](Self::wait) if that takes no time: an error ends the run at the next step, and not at the next
-    /// checkpoint.
+    /// Like [`wait`](Self::wait), but only if the writing has ended: so an error ends the run at the next step, and not
+    /// only at the next checkpoint.
     ///
     /// # Errors
-    /// As there.
+    /// The errors of [`wait`](Self::wait).
     pub(super) fn check(&mut self) -> Result<(), TrainError> {
         let is_done = |in_flight: &InFlight| in_flight.thread.is_finished();
         if self.in_flight.as_ref().is_some_and(is_done) {
@@ -92,7 +92,7 @@ impl Drop for Writer {
     fn drop(&mut self) {
         if let Some(InFlight { thread, patience }) = self.in_flight.take() {
             drop(patience);
-            // The run ends for another reason, which is the one to report.
+            // The run ends with another error, which is the one to report.
             if let Ok(Err(error)) = thread.join() {
                 say(format_args!(
                     "warning: the last checkpoint was not written: {error}"

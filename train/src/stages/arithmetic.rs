@@ -1,17 +1,17 @@
-//! The arithmetic that a token takes, in operations: an addition and a multiplication count as two.
+//! The number of floating-point operations for a token. A multiplication with an addition counts as two.
 //!
-//! A weight of a projection takes 2 forward and, where the loss goes back through it, 4 backward; what is
-//! computed again in the backward pass does not count, as is usual. The counts of single layers are
-//! [`model::MixerOptions::operations`] and its neighbours; the embedding multiplies nothing.
+//! A weight of a projection takes 2 operations forward and, if the loss reaches it, 4 backward. As usual, recomputation
+//! in the backward pass does not count. [`model::MixerOptions::operations`] and similar functions count single layers;
+//! the embedding multiplies nothing.
 
 use model::NetworkConfig;
 
 /// Operations a token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Arithmetic {
-    /// Of the teacher's forward pass.
+    /// For the teacher's forward pass.
     pub teacher: f64,
-    /// Of the student's forward and backward pass.
+    /// For the student's forward and backward pass.
     pub student: f64,
 }
 
@@ -24,7 +24,7 @@ impl Arithmetic {
         }
     }
 
-    /// Of both.
+    /// The sum of both.
     pub fn total(self) -> f64 {
         self.teacher + self.student
     }
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
     use crate::stages::Kind;
 
-    /// Against twice and six times the parameters that take part.
+    /// Compared with 2 and 6 operations for each parameter that takes part.
     #[test]
     fn phi_takes_what_its_parameters_say() {
         let phi = PhiConfig::default();

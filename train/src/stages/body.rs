@@ -1,7 +1,7 @@
-//! A student's layers between ids and head, in stage 3: forward, and backward block by block.
+//! A student's layers between ids and head, in stage 3: the forward pass, and the backward pass block by block.
 //!
-//! Each block has a graph of its own, which the forward pass keeps or, to recompute, the backward pass makes anew. So a
-//! block's gradients are given away before those of the block below it are computed.
+//! Each block has its own autodiff graph. The forward pass keeps it, or, with `recompute`, the backward pass builds it
+//! again. So a block's gradients are passed on before those of the block below it are computed.
 
 use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
@@ -10,17 +10,17 @@ use model::{PhiMamba, TokenRows};
 
 use crate::gradients::Sink;
 
-/// The layers between ids and head, forward done, and what their backward pass needs.
+/// The layers between ids and head after the forward pass, with all that their backward pass needs.
 pub(super) struct Body<B: TrainBackend> {
     tokens: TokenRows<B::InnerBackend>,
     blocks: Vec<Passed<B>>,
-    /// Of the last normalisation.
+    /// The last normalisation.
     norm: Passed<B>,
     features: Tensor<B::InnerBackend, 3>,
 }
 
-/// What a module has read, where its graph begins, and what came of it on that graph; `None` if the backward pass makes the
-/// graph anew.
+/// The input of a module, where its graph begins, and its output on that graph; `None` if the backward pass builds the
+/// graph again.
 struct Passed<B: TrainBackend> {
     entering: Tensor<B, 3>,
     leaving: Option<Tensor<B, 3>>,
@@ -35,7 +35,7 @@ impl<B: TrainBackend> Body<B> {
         let backbone = &student.backbone;
         let documents = tokens.documents.clone().map(DocumentStarts::from_inner);
         let x_bld = backbone.embedding.valid().forward(tokens.ids.clone());
-        // Whether a part before this one trains: then the backward pass has to reach it.
+        // Whether an earlier part trains: the backward pass must then reach it.
         let (mut x_bld, mut goes_on) = (x_bld, trains(&backbone.embedding));
         let mut blocks = vec![];
         for layer in &backbone.layers {
@@ -65,12 +65,12 @@ impl<B: TrainBackend> Body<B> {
         }
     }
 
-    /// What the head reads.
+    /// The input of the head, `[b, l, d]`.
     pub(super) fn features(&self) -> Tensor<B::InnerBackend, 3> {
         self.features.clone()
     }
 
-    /// Gives the gradients of everything before the head, from that of the features.
+    /// Computes and passes on the gradients of everything before the head, from the gradient of the features.
     pub(super) fn backward(
         self,
         student: &PhiMamba<B>,
@@ -101,7 +101,7 @@ impl<B: TrainBackend> Body<B> {
 }
 
 impl<B: TrainBackend> Passed<B> {
-    /// A part that has read `x` and keeps no graph. `goes_on`: the backward pass needs the gradient of `x`.
+    /// A module that has read `x` and keeps no graph. `goes_on`: the backward pass needs the gradient of `x`.
     fn without_graph(x_bld: Tensor<B::InnerBackend, 3>, goes_on: bool) -> Self {
         Self {
             entering: Tensor::<B, 3>::from_inner(x_bld).set_require_grad(goes_on),
@@ -109,7 +109,7 @@ impl<B: TrainBackend> Passed<B> {
         }
     }
 
-    /// The same, and what comes of `x` by `forward`.
+    /// The same with a graph, and the output `forward(x)`.
     fn on_graph(
         x_bld: Tensor<B::InnerBackend, 3>,
         goes_on: bool,
@@ -122,8 +122,9 @@ impl<B: TrainBackend> Passed<B> {
         (Self { leaving, ..passed }, value_bld)
     }
 
-    /// Goes back from `dy` through the graph, which `forward` makes if it is not there: gives the gradients of the parameters
-    /// of `module`, and returns the gradient of the input if the backward pass goes on. The graph is freed.
+    /// Goes backward from `dy` through the graph, which is built by `forward` if it was not kept. Passes on the
+    /// gradients of the parameters of `module`, and returns the gradient of the input if an earlier part needs it. The
+    /// graph is freed.
     fn back<M: Module<B>>(
         self,
         module: &M,
@@ -143,7 +144,7 @@ impl<B: TrainBackend> Passed<B> {
     }
 }
 
-/// Whether any parameter of `module` has a gradient to come.
+/// Whether any parameter of `module` is trained.
 fn trains<B: TrainBackend, M: Module<B>>(module: &M) -> bool {
     struct Trains(bool);
     impl<B: TrainBackend> ModuleVisitor<B> for Trains {
@@ -203,7 +204,7 @@ mod tests {
         Tensor::from_data(TensorData::new(values, SHAPE), &Default::default())
     }
 
-    /// The gradients of everything before the head by one backward pass.
+    /// The gradients of everything before the head, computed in one backward pass.
     fn on_one_graph<B: TrainBackend>(
         student: &PhiMamba<B>,
         ids: Tensor<B::InnerBackend, 2, Int>,
@@ -240,7 +241,7 @@ mod tests {
             .collect()
     }
 
-    /// Counts the modules whose gradients have come.
+    /// Counts the modules that have passed on their gradients.
     #[derive(Default)]
     struct Counted {
         gradients: Gradients<Flex>,
@@ -257,8 +258,8 @@ mod tests {
         }
     }
 
-    /// Whatever trains, and whether graphs are kept or made anew: embedding, three blocks and the last normalisation give
-    /// their gradients one by one, as far as something before them trains.
+    /// For all choices of trained parts, with kept and with rebuilt graphs: embedding, three blocks and the last
+    /// normalisation pass on their gradients one by one, down to the first part that trains.
     #[test]
     fn blocks_go_back_one_by_one_with_the_bits_of_one_graph() {
         let ids: Vec<i32> = (0..16).map(|i| 7 * i % 24).collect();

@@ -1,8 +1,8 @@
-//! The two heads and the loss between them, a block of tokens at a time.
+//! The heads of student and teacher and the loss, computed for a block of tokens at a time.
 //!
-//! The logits of Phi-1.5 are 51,200 wide: at 8,192 tokens those of both networks and their gradient
-//! would be 5 GB in f32, for numbers that are read once. Of a block, everything is gone before the
-//! next one is made; what stays is the gradient to the features and the sum of the weight's.
+//! Phi-1.5 has 51,200 logits for each token. For 8,192 tokens, the logits of both networks and their gradient would be
+//! 5 GB in f32, for numbers that are read once. All arrays of a block are freed before the next block is computed; only
+//! the gradient of the features and the sum of the weight's gradient remain.
 
 use burn::module::AutodiffModule;
 use burn::tensor::{DType, Int, Tensor};
@@ -13,15 +13,16 @@ use model::{Linear, widen};
 
 use crate::gradients::Sink;
 
-/// Tokens whose logits are there at a time: enough to fill a GPU with one product.
+/// The number of tokens whose logits exist at the same time: enough to fill a GPU with one product.
 pub(crate) const BLOCK: usize = 2048;
 
-/// Elements of a network's logits at a time in half precision, 2 GiB, where [`BLOCK`] has fewer.
+/// The largest number of logits of one network at the same time in half precision, 2 GiB; but at least [`BLOCK`]
+/// tokens.
 const HALF_PRECISION: usize = 1 << 30;
 
-/// How many of `tokens` have their logits, `v` each, there at a time. In half precision, which only GPUs with much
-/// memory train in, as many as fit, in equal parts: each part but the first reads and writes the sum of the weight's
-/// gradient in f32.
+/// The number of `tokens`, with `v` logits each, in a block. In half precision, which is only used on GPUs with much
+/// memory, blocks are as large as [`HALF_PRECISION`] allows, and equal: each block but the first reads and writes the
+/// sum of the weight's gradient in f32.
 pub(super) fn block(tokens: usize, v: usize, dtype: DType) -> usize {
     if dtype.size() != 2 {
         return BLOCK;
@@ -30,28 +31,28 @@ pub(super) fn block(tokens: usize, v: usize, dtype: DType) -> usize {
     tokens.div_ceil(tokens.div_ceil(most).max(1)).max(1)
 }
 
-/// Elements of a network's logits at a time for a loss in tensor operations, which holds several arrays of that size
-/// in f32: 512 MiB each.
+/// The largest number of logits of one network at the same time for a loss in tensor operations, which holds several
+/// arrays of that size in f32, 512 MiB each.
 const TENSOR_OPERATIONS: usize = 1 << 27;
 
-/// The same number for such a loss, whatever the dtype of the logits.
+/// The number of tokens in a block for such a loss, which does not depend on the dtype of the logits.
 pub(super) fn block_in_f32(v: usize) -> usize {
     (TENSOR_OPERATIONS / v).clamp(1, BLOCK)
 }
 
-/// The teacher's logits, which are made for a block of tokens at a time.
+/// The teacher's logits, computed for a block of tokens at a time.
 pub(super) struct TeacherLogits<'a, B: KernelBackend> {
     head: &'a Linear<B>,
     features_td: Tensor<B, 2>,
     /// Whether several students read them.
     is_shared: bool,
-    /// Those of all tokens, where these are one block and several students read them.
+    /// The logits `[t, v]` of all tokens, if these are one block and several students read them.
     all_tv: Option<Tensor<B, 2>>,
 }
 
 impl<'a, B: KernelBackend> TeacherLogits<'a, B> {
-    /// Those that `head` makes of `features [b, l, d]`. Where they are shared, and all tokens are one block, they are
-    /// kept for the next student; several blocks are made again for each.
+    /// The logits that `head` computes from `features [b, l, d]`. If several students read them and all tokens are one
+    /// block, they are kept for the next student; several blocks are computed again for each student.
     pub(super) fn new(head: &'a Linear<B>, features: Tensor<B, 3>, is_shared: bool) -> Self {
         let [b, l, d] = features.dims();
         Self {
@@ -62,7 +63,7 @@ impl<'a, B: KernelBackend> TeacherLogits<'a, B> {
         }
     }
 
-    /// Of `n` tokens from `start` on, `[n, v]`.
+    /// The logits of `n` tokens from `start` on, `[n, v]`.
     fn block(&mut self, start: usize, n: usize) -> Tensor<B, 2> {
         let is_all = n == self.features_td.dims()[0];
         if let (Some(all_tv), true) = (&self.all_tv, is_all) {
@@ -77,12 +78,13 @@ impl<'a, B: KernelBackend> TeacherLogits<'a, B> {
     }
 }
 
-/// Ids of the next tokens, `[n]`, where a loss needs them.
+/// The ids of the next tokens, `[n]`, if the loss needs them.
 type Labels<B> = Option<Tensor<B, 1, Int>>;
 
-/// The mean loss over all tokens, `[1]`, and its gradient to the student's `features [b, l, d]`; adds those of
-/// the student's head. `block` tokens at a time: `loss` is given the logits of both, `[n, v]`, and the labels of these
-/// tokens, and returns their part in the mean loss and its gradient to the student's logits.
+/// The mean loss over all tokens, `[1]`, and its gradient with respect to the student's `features [b, l, d]`; the
+/// gradients of the student's head are added to the given ones. For each block of `block` tokens, `loss` gets the
+/// logits of teacher and student, `[n, v]`, and the labels of these tokens. It returns the block's part of the mean
+/// loss, and the gradient of that part with respect to the student's logits.
 pub(super) fn pass<B: TrainBackend>(
     (student, teacher): (&Linear<B>, &mut TeacherLogits<'_, B::InnerBackend>),
     features: Tensor<B::InnerBackend, 3>,
@@ -104,8 +106,8 @@ pub(super) fn pass<B: TrainBackend>(
     pass_of_student(student, features, loss, block, gradients)
 }
 
-/// The same for a loss that knows the teacher's part: it is given the number of the block's first token and the student's
-/// logits of the block.
+/// The same for a `loss` that does not need the teacher's logits: it gets the number of the block's first token and the
+/// student's logits of the block.
 pub(super) fn pass_of_student<B: TrainBackend>(
     student: &Linear<B>,
     features: Tensor<B::InnerBackend, 3>,
@@ -120,7 +122,7 @@ pub(super) fn pass_of_student<B: TrainBackend>(
     let t = b * l;
     let student_td = features.reshape([t, d]);
     let bias = student.bias.as_ref();
-    // The gradient to the features is always wanted: whether anything below trains is not known here.
+    // The gradient of the features is always computed: it is not known here whether any earlier part trains.
     let wanted = [
         true,
         student.weight.val().is_require_grad(),
@@ -155,8 +157,8 @@ pub(super) fn pass_of_student<B: TrainBackend>(
     (sum, dfeatures.reshape([b, l, d]))
 }
 
-/// The logits alone of `features [b, l, d]`: `then` gets those of `block` tokens, `[n, v]`, with the number of
-/// the first, before the next are made.
+/// Computes only the logits of `features [b, l, d]`: `then` gets the number of a block's first token and the block's
+/// logits, `[n, v]`, before the next block is computed.
 pub(crate) fn forward<B: KernelBackend>(
     head: &Linear<B>,
     features: Tensor<B, 3>,
@@ -171,7 +173,7 @@ pub(crate) fn forward<B: KernelBackend>(
     }
 }
 
-/// The sum, in f32 where one of several is in half precision.
+/// The sum; in f32 if one of several summands is in half precision.
 fn added<B: KernelBackend, const D: usize>(
     sum: Option<Tensor<B, D>>,
     part: Option<Tensor<B, D>>,
@@ -215,7 +217,7 @@ mod tests {
             .into_owned()
     }
 
-    /// Large enough that the logits of these heads, with their small weights, are far from equal.
+    /// Features that are large enough to make the logits differ clearly, although these heads have small weights.
     fn features(frequency: f32) -> Tensor<Flex, 3> {
         let n = SHAPE.iter().product();
         let values: Vec<f32> = (0..n)
@@ -280,7 +282,7 @@ mod tests {
         }
     }
 
-    /// What is kept for the next student is what would be made again.
+    /// Logits that are kept for the next student are the same as computed ones.
     #[test]
     fn a_teacher_s_logits_are_kept_whole() {
         let teacher = head::<Flex>(2);

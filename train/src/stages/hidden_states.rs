@@ -2,23 +2,24 @@
 //!
 //! # What a layer reads
 //!
-//! As published, every layer of the student reads the teacher's hidden state, so that no layer has to do with the
-//! mistakes of another. In use it reads the student's own, with all mistakes of the layers before: the last steps of a
-//! stage may train it on these (`sequential`). Then layer `i` reads what layer `i - 1` of the student has just made, the
-//! first one the student's embedding, and is still compared with what the teacher's layer `i` makes of the teacher's
-//! own hidden state.
+//! As published, every layer of the student reads the teacher's hidden state, so that no layer is affected by the
+//! errors of another. In use, a layer reads the student's own hidden state, with the errors of all layers before it.
+//! The last steps of a stage can train for that (`sequential`): layer `i` then reads the output of the student's layer
+//! `i - 1`, the first layer reads the student's embedding, and the target of layer `i` is still the output of the
+//! teacher's layer `i` on the teacher's own hidden state.
 //!
-//! No gradient passes from a layer to the one before it: what a layer reads is a constant to it, in both ways. So the
-//! loss of a layer trains this layer alone. With gradients, the first layers would learn from the sum of all losses
-//! after them, each a norm of its own size, to make up for layers that are still to learn; that is what the
-//! predictions are for, whose loss says what matters. And the graph of all layers would be in memory at once.
+//! In both cases the input of a layer is a constant for it: no gradient passes from a layer to the one before it, and
+//! the loss of a layer trains only this layer. If gradients did pass, the first layers would learn from the sum of all
+//! later losses, each a norm with its own scale, and would compensate for layers that are not trained yet. The stage of
+//! predictions does that, with a loss that weights errors by their effect. And the graph of all layers would be in
+//! memory at the same time.
 //!
 //! # Several layers as one
 //!
-//! With `every = n`, `n` blocks of the student in a row, each on the output of the one before, are compared at their
-//! end with `n` of the teacher's: a group, of which the last may be smaller. Gradients pass through the group to all of
-//! its blocks, and end at what its first block reads. Only blocks can be compared so (`target = "block"`): the output of
-//! a mixer does not have those of the layers before in it.
+//! With `every = n`, the layers are divided into groups of `n` consecutive blocks; the last group may be smaller. The
+//! student's blocks of a group, each on the output of the one before, are compared at their end with the teacher's.
+//! Gradients pass through all blocks of a group, and end at the input of its first block. This is only possible for
+//! blocks (`target = "block"`): the output of a mixer does not contain the output of the layers before it.
 
 use burn::module::AutodiffModule;
 use burn::tensor::Tensor;
@@ -32,17 +33,18 @@ use super::layers::{self, Untrainable};
 use super::{Choices, Description, Learner, Stage, StageStep, TokenBatch};
 use crate::limits::{OutOfRange, at_least, require, within};
 
-/// Outputs of mixers or of blocks: the L2 norm of the difference, mean over tokens, summed over what is compared.
+/// The loss between outputs of mixers or of blocks: the L2 norm of the difference, the mean over tokens, and the sum
+/// over layers or groups.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct HiddenStates {
     /// Which outputs are compared.
     pub target: Target,
-    /// How many blocks lie between two outputs that are compared; 1 compares each layer.
+    /// The number of blocks in a group; 1 compares each layer.
     pub every: usize,
     /// Share of the steps, the last ones, in which every layer reads the student's own hidden state.
     pub sequential: f64,
-    /// Share of the sequences of a batch in which attention within a window adds nothing to the student's mixers; needs
-    /// a student with such attention.
+    /// Share of the sequences of a batch in which the window's attention adds nothing to the student's mixers. Needs a
+    /// student with such attention.
     pub window_dropout: f64,
 }
 
@@ -57,8 +59,8 @@ impl Default for HiddenStates {
     }
 }
 
-/// The outputs that are compared. In parallel blocks, both give the same loss while everything but the mixers is the
-/// teacher's; in sequential ones, the MLP reads the mixer's output, and the two losses differ even then.
+/// Which outputs are compared. In parallel blocks, both choices have the same loss as long as everything but the mixers
+/// is the teacher's. In sequential blocks, the MLP reads the mixer's output, and the two losses always differ.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Target {
@@ -91,7 +93,7 @@ impl Stage for HiddenStates {
         within(0.0..=1.0, "window_dropout", self.window_dropout)
     }
 
-    /// Mistakes add up over the student's own hidden states.
+    /// From this step on, errors accumulate over the student's own hidden states.
     fn changes_loss(&self, at: StageStep) -> bool {
         at.begins_last(self.sequential)
     }
@@ -107,8 +109,8 @@ impl Stage for HiddenStates {
         }
     }
 
-    /// Layers that keep the teacher's mixer start at distance zero, where the gradient is zero too. In a group with
-    /// others they learn with these.
+    /// Layers that keep the teacher's mixer have distance zero and gradient zero from the start. In a group with other
+    /// layers they train too.
     fn idle_layers(
         &self,
         teacher: &NetworkConfig,
@@ -125,7 +127,7 @@ impl Stage for HiddenStates {
         self.every
     }
 
-    /// The teacher's layers but for the last MLP; three times the student's mixers.
+    /// All of the teacher's layers except the last MLP, and three times the student's mixers.
     fn arithmetic(&self, l: usize, teacher: &NetworkConfig, student: &NetworkConfig) -> Arithmetic {
         let mixers = layers::learning(teacher, student);
         let mixers = mixers.map(|(_, mixer)| mixer.operations(student.d_model, l));
@@ -147,7 +149,7 @@ impl Stage for HiddenStates {
     ) -> Vec<Tensor<B::InnerBackend, 1>> {
         let device = batch.ids.device();
         let (documents, of_student) = (batch.documents.clone(), batch.documents_of_student());
-        // As all of them have it.
+        // These options are the same for all learners.
         let Self { target, every, .. } = *learners[0].stage;
         let walk = |learner| Walk::begin(learner, &batch, at);
         let mut walks: Vec<_> = learners.iter_mut().map(walk).collect();
@@ -191,26 +193,26 @@ impl Stage for HiddenStates {
     }
 }
 
-/// Layers of the teacher that are compared as one.
+/// Consecutive layers of the teacher that are compared together.
 struct Group<'a, B: TrainBackend> {
-    /// Which one, from 0.
+    /// The number of the group, from 0.
     number: usize,
     is_last: bool,
     teachers: &'a [Block<B::InnerBackend>],
-    /// What they read.
+    /// Their input.
     entering_bld: Tensor<B::InnerBackend, 3>,
-    /// What they give.
+    /// Their output.
     target_bld: Tensor<B::InnerBackend, 3>,
     documents: &'a Option<DocumentStarts<B::InnerBackend>>,
     of_student: &'a Option<DocumentStarts<B>>,
 }
 
-/// A student on its way through the layers, beside the teacher.
+/// A student while it is computed layer by layer together with the teacher.
 struct Walk<'a, 'b, B: TrainBackend> {
     learner: &'a mut Learner<'b, HiddenStates, B>,
-    /// Its own hidden state, where it reads that.
+    /// The student's own hidden state, if layers read that.
     own_bld: Option<Tensor<B::InnerBackend, 3>>,
-    /// Of the layers so far that have one.
+    /// The losses of the layers so far that have a loss.
     losses: Vec<Tensor<B::InnerBackend, 1>>,
 }
 
@@ -275,7 +277,7 @@ impl<'a, 'b, B: TrainBackend> Walk<'a, 'b, B> {
     }
 }
 
-/// The output of `blocks` in a row.
+/// The output of consecutive `blocks`.
 fn through<'a, B: KernelBackend>(
     blocks: impl IntoIterator<Item = &'a Block<B>>,
     x_bld: Tensor<B, 3>,

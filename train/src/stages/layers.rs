@@ -1,4 +1,4 @@
-//! Which layers a stage that compares layer by layer can train, and the sum of their losses.
+//! Which layers can be trained by a stage that compares layer by layer, and the sum of their losses.
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
@@ -22,7 +22,7 @@ pub enum Untrainable {
     Nothing {
         /// How many there are.
         layers: usize,
-        /// What they keep.
+        /// The teacher's mixer that they keep.
         mixer: &'static str,
     },
 }
@@ -36,8 +36,8 @@ pub(super) fn learning<'a>(
     pairs.filter(|(teacher, student)| !student.is_kept_from(teacher))
 }
 
-/// The layers that keep the teacher's mixer, after every other has passed `check`, which is given the
-/// teacher's and the student's mixer.
+/// The layers that keep the teacher's mixer. Calls `check` with the teacher's and the student's mixer of every other
+/// layer, and returns its first error.
 pub(super) fn idle(
     teacher: &NetworkConfig,
     student: &NetworkConfig,

@@ -11,11 +11,11 @@ use super::arithmetic::{self, Arithmetic};
 use super::layers::{self, Untrainable};
 use super::{Description, Learner, Stage, StageStep, TokenBatch};
 
-/// Transfer matrices against attention matrices: the Frobenius norm of the difference, mean over batch and
-/// heads, summed over layers. It has no options.
+/// The loss between transfer matrices and attention matrices: the Frobenius norm of the difference, the mean over batch
+/// and heads, and the sum over layers. This kind has no options.
 ///
-/// Both matrices of a sequence of documents that are apart are zero between these: the square of its norm is the sum of
-/// the squares of its documents' norms.
+/// If the documents of a sequence are separate, both matrices are zero between documents, and the squared norm of a
+/// sequence is the sum of the squared norms of its documents.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Matrices {}
 
@@ -59,8 +59,8 @@ impl Stage for Matrices {
         1
     }
 
-    /// The teacher's layers, of the last only what its matrix is made of; of the student three times what its
-    /// matrices are made of and their entries, and once more the entries of the teacher's.
+    /// The teacher's layers, but of the last layer only the factors of its matrix; three times the factors and the
+    /// entries of the student's matrices; and the entries of the teacher's matrices once.
     fn arithmetic(&self, l: usize, teacher: &NetworkConfig, student: &NetworkConfig) -> Arithmetic {
         let (d_teacher, d) = (teacher.d_model, student.d_model);
         let last = teacher.mixers.last().map_or(0.0, |mixer| {
@@ -81,8 +81,8 @@ impl Stage for Matrices {
         true
     }
 
-    /// Both matrices are given by what they are made of where the student's can be, so that the backend need not hold
-    /// them.
+    /// If the student's matrix has factors, both matrices are given by their factors, so that the backend need not hold
+    /// whole matrices.
     fn pass<B: TrainBackend>(
         learners: &mut [Learner<'_, Self, B>],
         teacher: &Phi<B::InnerBackend>,
@@ -122,7 +122,7 @@ impl Stage for Matrices {
                         };
                         mixing_distance(transfer, attention)
                     }
-                    // A mixer without such factors: `idle_layers` has seen to it that there is its whole matrix.
+                    // A mixer without such factors: `idle_layers` has checked that it has a whole matrix.
                     _ => {
                         let transfer = student.mixing_matrix((read_bld, &of_student));
                         let of_teacher = || teacher.mixing_matrix((entering.clone(), &documents));

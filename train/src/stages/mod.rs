@@ -1,16 +1,16 @@
-//! The kinds of stage, one in a file, which holds all that is known of this kind.
+//! The kinds of stages. Each kind is one file, which has all that is specific to it.
 //!
-//! A stage is an entry of a run's list. What all entries have (tokens, batch, learning rates, schedule) is
-//! in [`StageConfig`](crate::config::StageConfig); what makes a kind is a [`Stage`]: its options, its pass,
-//! the parts of the student that its loss reaches, the layers that it cannot train, its arithmetic, and the
-//! words of its row and its panel in the report. [`Kind`] is the list of them: a new kind is a file here, a
-//! line in that list, and a stage in a preset.
+//! A stage is an entry of a run's list. [`StageConfig`](crate::config::StageConfig) has what all entries share (tokens,
+//! batch, learning rates, schedule). A [`Stage`] defines a kind: its options, its pass, the parts of the student that
+//! its loss reaches, the layers that it cannot train, its floating-point operations, and the texts for tables and for
+//! the report. [`Kind`] is the list of all kinds: a new kind is a file here, a line in that list, and a stage in a
+//! preset.
 //!
-//! A pass gets a batch, the teacher, a student or several of them and the number of its step, and gives each one's
-//! gradients and loss; it knows no files, no clock and no schedule. The teacher computes once what all students of the
-//! pass are compared with. In the kinds that compare layer by layer every layer of the student reads the
-//! teacher's hidden state, unless an option says otherwise. Teacher and students walk through the layers side by side,
-//! and a layer's graph and matrices are freed before the pass makes the next layer's.
+//! A pass gets a batch, the teacher, one or several students, and the number of its step. It returns the loss of each
+//! student and passes on the gradients; it knows no files, no clock and no schedule. The teacher's part of a pass is
+//! computed once for all of its students. In the kinds that compare layer by layer, every layer of the student reads
+//! the teacher's hidden state, unless an option changes that. Teacher and students are computed side by side, layer by
+//! layer, and a layer's graph and matrices are freed before those of the next layer are computed.
 
 mod arithmetic;
 mod body;
@@ -46,7 +46,7 @@ pub(crate) use window_dropout::left_out;
 use crate::gradients::Sink;
 use crate::limits::OutOfRange;
 
-/// Makes [`Kind`] of a list of names and [`Stage`]s.
+/// Makes [`Kind`] from a list of names and [`Stage`]s.
 macro_rules! kinds {
     ($($name:literal => $module:ident::$kind:ident),+ $(,)?) => {
         /// A kind of stage and its options; [`Stage`] says what the methods return.
@@ -147,7 +147,7 @@ macro_rules! kinds {
                 }
             }
 
-            /// [`Stage::pass`] of one student: gives `gradients` its gradients, and returns the loss, `[1]`.
+            /// [`Stage::pass`] of one student: passes the gradients on to `gradients`, and returns the loss, `[1]`.
             pub fn pass<B: TrainBackend>(
                 &self,
                 student: &PassStudent<'_, B>,
@@ -244,7 +244,7 @@ impl fmt::Display for Kind {
 mod tests {
     use super::*;
 
-    /// What a configuration says and what the kind says of itself are the same words.
+    /// A kind and its options read back from a configuration to the same value.
     #[test]
     fn kinds_and_their_options_read_back() {
         for name in Kind::NAMES {

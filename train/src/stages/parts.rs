@@ -1,4 +1,4 @@
-//! The parts of a student, which of them train, and at which rates.
+//! The parts of a student: which of them train, and with which learning rates.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -49,21 +49,21 @@ pub fn parts_of<B: TrainBackend>(student: &PhiMamba<B>) -> HashMap<ParamId, Part
         .collect()
 }
 
-/// The student with gradients asked of the parts that have a rate, and of nothing else.
+/// The student with gradients enabled for the parts that have a rate, and disabled for all others.
 pub fn train_parts<B: TrainBackend>(student: PhiMamba<B>, rates: &Rates) -> PhiMamba<B> {
     let parts = parts_of(&student).into_iter();
     let trained = parts.filter(|(_, part)| rates.of(*part).is_some());
     student.map(&mut Freeze(trained.map(|(id, _)| id).collect()))
 }
 
-/// A copy of the student, or of a part of it, whose graph shares no node with any other: Burn locks a graph for as long as
-/// it is walked, and passes that share parameters would share one.
+/// A copy of the student, or of a part of it, whose autodiff graph shares no node with any other. Burn locks a graph
+/// during its backward pass, and passes that share parameters would share one graph.
 pub fn on_graph_of_its_own<B: TrainBackend, M: Module<B>>(student: &M) -> M {
     student.clone().map(&mut Detach::<B>::default())
 }
 
-/// A copy of the student, or of a part of it, with every parameter in `dtype`: what the passes of a step compute with,
-/// where that is not the dtype of the student itself.
+/// A copy of the student, or of a part of it, with every parameter in `dtype`. The passes of a step compute with it if
+/// the student itself has another dtype.
 pub fn in_dtype<B: TrainBackend, M: Module<B>>(student: &M, dtype: DType) -> M {
     let mut others = Others::<B> {
         dtype,
@@ -81,14 +81,14 @@ struct Freeze(HashSet<ParamId>);
 impl<B: Backend> ModuleMapper<B> for Freeze {
     fn map_float<const D: usize>(&mut self, parameter: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let trains = self.0.contains(&parameter.id);
-        // Parameters are drawn when they are first read. Unless that happens now, each copy that a step
-        // makes draws them again.
+        // Burn initialises parameters when they are first read. If that did not happen here, each copy that a step
+        // makes would initialise them again.
         let _ = parameter.val();
         parameter.set_require_grad(trains)
     }
 }
 
-/// Gathers what is not in `dtype`, flat.
+/// Collects the parameters that are not in `dtype`, flattened.
 struct Others<B: TrainBackend> {
     dtype: DType,
     ids: Vec<ParamId>,
@@ -106,9 +106,9 @@ impl<B: TrainBackend> ModuleVisitor<B> for Others<B> {
     }
 }
 
-/// Gives every parameter a graph of its own, with the value that there is for it, if any, in place of its own.
+/// Gives every parameter its own graph. If `cast` has a value for a parameter, that value is used.
 struct Detach<B: TrainBackend> {
-    /// Flat.
+    /// Flattened.
     cast: HashMap<ParamId, Tensor<B::InnerBackend, 1>>,
 }
 

@@ -1,4 +1,4 @@
-//! What a pass gets: a batch, its step, and its students.
+//! The input of a pass: a batch, its step, and its students.
 
 use burn::tensor::{Int, Tensor};
 use kernels::{DocumentStarts, TrainBackend};
@@ -12,11 +12,11 @@ use crate::gradients::Sink;
 pub struct TokenBatch<B: TrainBackend> {
     /// What both networks read.
     pub ids: Tensor<B::InnerBackend, 2, Int>,
-    /// The next tokens, for hard labels. Below 0 for a token that ends its document, after which none follows.
+    /// The next tokens, for hard labels. Negative for a token that ends its document: no token follows it.
     pub labels: Tensor<B::InnerBackend, 2, Int>,
-    /// Whether there are such tokens.
+    /// Whether there are negative labels.
     pub has_ends: bool,
-    /// The documents of the rows, where some row has several that are apart.
+    /// The documents of the rows, if any row has several separate documents.
     pub documents: Option<DocumentStarts<B::InnerBackend>>,
 }
 
@@ -45,13 +45,14 @@ pub struct StageStep {
 }
 
 impl StageStep {
-    /// Whether the step is among the last, which are this share of the stage, rounded to whole steps.
+    /// Whether the step is among the last steps of the stage. `share` is their share of the stage, rounded to whole
+    /// steps.
     pub fn is_in_last(self, share: f64) -> bool {
         let last = (share * self.of as f64).round() as usize;
         self.of.saturating_sub(self.number) <= last
     }
 
-    /// Whether the step is the first of those, and others came before it.
+    /// Whether the step is the first of those, and not the first of the stage.
     pub fn begins_last(self, share: f64) -> bool {
         let number = self.number.checked_sub(1);
         let before = number.map(|number| Self { number, ..self });
@@ -61,11 +62,11 @@ impl StageStep {
 
 /// A student of a pass.
 pub struct Learner<'a, S, B: TrainBackend> {
-    /// The stage's options for it.
+    /// The stage's options for this student.
     pub stage: &'a S,
     /// The student.
     pub student: &'a PassStudent<'a, B>,
-    /// What takes its gradients.
+    /// Receives its gradients.
     pub gradients: &'a mut dyn Sink<B::InnerBackend>,
 }
 

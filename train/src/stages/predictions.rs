@@ -1,11 +1,10 @@
 //! Knowledge distillation (stage 3 of the paper, section 4): the student's next-token distribution against
 //! the teacher's.
 //!
-//! A pass has two halves that meet at the head's input. `head` computes logits, loss and its
-//! gradient for a block of tokens at a time, since an array as wide as the vocabulary is the largest
-//! there is; from the gradient to the head's input, the layers go backward block by block. Each block has a graph of its
-//! own, which was kept or is made anew, and goes when its gradients are there: these are given away before the next
-//! block's are computed.
+//! A pass has two halves, before and after the head's input. `head` computes logits, loss and gradient for a block of
+//! tokens at a time, since arrays as wide as the vocabulary are the largest ones. From the gradient of the head's
+//! input, the layers go backward block by block. Each block has its own graph, which was kept or is built again, and is
+//! freed as soon as its gradients are computed. These are passed on before those of the next block are computed.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
@@ -24,7 +23,7 @@ use super::{Choices, Description, Learner, PassStudent, Stage, StageStep, TokenB
 use crate::gradients::Sink;
 use crate::limits::{OutOfRange, positive, within};
 
-/// The published loss, which has an op of its own.
+/// The published loss, which has its own op.
 const PUBLISHED: Comparison = Comparison {
     divergence: Divergence::ForwardKl,
     top_k: 0,
@@ -35,8 +34,8 @@ const PUBLISHED: Comparison = Comparison {
 pub struct Predictions {
     /// How the two are compared.
     pub loss: Loss,
-    /// Compares the tokens that the teacher finds likeliest, this many, each by itself, and all others together as one
-    /// more; 0 compares each token. [`Comparison::top_k`] is the definition.
+    /// If `k` is not 0, the teacher's `k` likeliest tokens are compared separately, and all other tokens together as
+    /// one class; 0 compares every token. [`Comparison::top_k`] has the definition.
     pub top_k: usize,
     /// Divides the student's logits.
     pub temperature: f64,
@@ -44,11 +43,12 @@ pub struct Predictions {
     pub hard_weight: f64,
     /// Whether the backward pass computes each block's forward pass again instead of keeping it.
     pub recompute: bool,
-    /// Share of the sequences of a batch in which attention within a window adds nothing to the student's mixers; needs
-    /// a student with such attention.
+    /// Share of the sequences of a batch in which the window's attention adds nothing to the student's mixers. Needs a
+    /// student with such attention.
     pub window_dropout: f64,
-    /// The folder of the teacher's predictions that `train cache-teacher` wrote for this stage; empty computes them. With
-    /// one, the ids that it has are compared each by itself, or the likeliest `top_k` of them, and all others together.
+    /// The folder of the teacher's predictions that `train cache-teacher` wrote for this stage; if empty, the teacher
+    /// is computed. With a cache, the ids that it has, or the likeliest `top_k` of them, are compared separately, and
+    /// all other ids together.
     pub teacher_cache: String,
 }
 
@@ -56,7 +56,7 @@ pub struct Predictions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Loss {
-    /// The cross-entropy of `p` against `q`, which is KL(q || p) and a constant.
+    /// The cross-entropy of `p` relative to `q`, which is KL(q || p) plus a constant.
     #[default]
     ForwardKl,
     /// KL(p || q).
@@ -123,7 +123,7 @@ impl Stage for Predictions {
         if self.recompute { 1 } else { layers }
     }
 
-    /// The teacher's layers and head, unless its predictions are read; three times the student's.
+    /// The teacher's layers and head, unless its predictions are read from a cache; three times the student's.
     fn arithmetic(&self, l: usize, teacher: &NetworkConfig, student: &NetworkConfig) -> Arithmetic {
         Arithmetic {
             teacher: if self.teacher_cache.is_empty() {
@@ -135,7 +135,7 @@ impl Stage for Predictions {
         }
     }
 
-    /// All options are those of the student's part, unless the teacher's is read.
+    /// All options concern only the student's part, unless the teacher's part is read from a cache.
     fn shares_teacher(&self, other: &Self) -> bool {
         self.teacher_cache.is_empty() && other.teacher_cache.is_empty()
     }
@@ -148,7 +148,7 @@ impl Stage for Predictions {
     ) -> Vec<Tensor<B::InnerBackend, 1>> {
         let (head, features) = (teacher.head(), teacher.features(batch.tokens()));
         let mut teacher = TeacherLogits::new(&head, features, learners.len() > 1);
-        // One after the other, so that the graph of one student's body is there at a time.
+        // One student after the other, so that only one graph of layers exists at a time.
         let of_one = |learner: &mut Learner<'_, Self, B>| {
             let Learner {
                 stage,
@@ -206,7 +206,7 @@ impl Stage for Predictions {
         loss
     }
 
-    /// The logarithms are those at temperature 1, and those of the next tokens are not known.
+    /// The cached logarithms are those at temperature 1, and the probabilities of the true next tokens are not known.
     fn cached_floor(&self, entropy: f64) -> Option<f64> {
         let follows = self.temperature == 1.0 && self.hard_weight == 0.0;
         follows.then_some(match self.loss {
@@ -265,12 +265,13 @@ impl Predictions {
     }
 }
 
-/// What a block of tokens adds to the loss, and its gradient to the student's logits.
+/// A block's part of the loss, and its gradient with respect to the student's logits.
 type LossAndGradient<B> = (Tensor<B, 1>, Tensor<B, 2>);
 
-/// The `loss` of a block of tokens under `weights`, of which some may end their documents. Their next token belongs to
-/// another one and does not follow from what they read: they have no hard label. What the teacher predicts at the end of
-/// a document follows from that document alone, and is compared as everywhere. The mean is over all tokens either way.
+/// The `loss` of a block of tokens under `weights`. Some of the tokens may end their documents. The next token then
+/// belongs to another document and does not depend on what the networks have read, so such tokens have no hard label.
+/// The teacher's prediction at the end of a document depends only on that document, and is compared like all others.
+/// The mean is over all tokens in both cases.
 fn loss_of_block<B: Backend>(
     student: Tensor<B, 2>,
     teacher: Tensor<B, 2>,
@@ -291,8 +292,8 @@ fn loss_of_block<B: Backend>(
     let [n, v] = student.dims();
     let DistillationWeights { temperature, hard } = weights;
     let with = |hard| DistillationWeights { temperature, hard };
-    // In place of the loss of a token without a label, that of one whose prediction is certain and right: its loss and
-    // its gradient are zero.
+    // The hard loss of a token without a label is replaced by that of a certain and correct prediction, whose loss and
+    // gradient are zero.
     let is_end_n = labels_n.clone().lower_elem(0);
     let is_end_n1 = is_end_n.clone().reshape([n, 1]);
     let labels_n = labels_n.mask_fill(is_end_n, 0);
@@ -313,5 +314,5 @@ fn loss_of_block<B: Backend>(
     )
 }
 
-/// A logit beside zeros, after a temperature of 1, whose probability is 1 in every dtype.
+/// A logit whose softmax probability, beside zeros and at temperature 1, is 1 in every dtype.
 const CERTAIN: f64 = 1e4;

@@ -1,4 +1,4 @@
-//! What a kind of stage is.
+//! The trait of a kind of stage.
 
 use burn::tensor::Tensor;
 use kernels::{TopClasses, TrainBackend};
@@ -8,18 +8,18 @@ use super::{Arithmetic, Learner, PassStudent, StageStep, TokenBatch, Untrainable
 use crate::gradients::Sink;
 use crate::limits::OutOfRange;
 
-/// The words for a kind of stage in tables and in the report.
+/// The texts for a kind of stage in tables and in the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Description {
-    /// What the stage is called in the paper.
+    /// The name of the stage in the paper.
     pub title: &'static str,
-    /// What its loss is, in full sentences.
+    /// The definition of its loss, in full sentences.
     pub loss: &'static str,
-    /// The same as the label of an axis, with its unit.
+    /// The loss as the label of an axis, with its unit.
     pub axis: &'static str,
 }
 
-/// The words that the value of an option may be, by the option's key.
+/// The allowed words of each option that is a word, by the option's key.
 pub type Choices = &'static [(&'static str, &'static [&'static str])];
 
 /// A kind of stage. The value that implements it holds the kind's options: its fields are keys of the
@@ -27,9 +27,9 @@ pub type Choices = &'static [(&'static str, &'static [&'static str])];
 pub trait Stage: Default {
     /// Its words.
     const DESCRIPTION: Description;
-    /// The parts that train where a configuration gives no rates by part.
+    /// The parts that train if a configuration gives no rates by part.
     const TRAINS: &'static [Part];
-    /// Those of its options whose values are words.
+    /// The options whose values are words.
     const CHOICES: Choices = &[];
 
     /// Checks the options.
@@ -40,17 +40,17 @@ pub trait Stage: Default {
         Ok(())
     }
 
-    /// Whether the loss is of another kind from step `at` on, so that those before are no measure of it.
+    /// Whether the loss is defined differently from step `at` on, so that earlier losses cannot be compared with it.
     fn changes_loss(&self, _at: StageStep) -> bool {
         false
     }
 
-    /// The share of a batch's sequences for which attention within a window adds nothing to the student's mixers.
+    /// The share of a batch's sequences in which the window's attention adds nothing to the student's mixers.
     fn window_dropout(&self) -> f64 {
         0.0
     }
 
-    /// The parts that the loss depends on.
+    /// The parts of the student that the loss depends on.
     fn reached(&self) -> &'static [Part];
 
     /// The layers, from 0, that have nothing to learn in this stage; none where the whole network is trained
@@ -64,23 +64,23 @@ pub trait Stage: Default {
         student: &NetworkConfig,
     ) -> Result<Vec<usize>, Untrainable>;
 
-    /// How many of a student's `layers` have their graph in memory at once.
+    /// How many of a student's `layers` have their graph in memory at the same time.
     fn layers_at_once(&self, layers: usize) -> usize;
 
-    /// The operations that a token takes, in sequences of `l` tokens. Idle layers take none.
+    /// The floating-point operations for a token, in sequences of `l` tokens. Idle layers take none.
     fn arithmetic(&self, l: usize, teacher: &NetworkConfig, student: &NetworkConfig) -> Arithmetic;
 
-    /// Whether a student of these options and one of `other` may be in one [`pass`](Self::pass): they are compared with
-    /// the same outputs of the teacher.
+    /// Whether a student with these options and one with the options `other` may be in the same [`pass`](Self::pass):
+    /// both are compared with the same outputs of the teacher.
     fn shares_teacher(&self, other: &Self) -> bool;
 
-    /// One forward and backward pass of step `at`, of each of `learners`, whose stages all
-    /// [share the teacher](Self::shares_teacher): gives their gradients, those of each block as soon as it has them, and
-    /// returns their losses, `[1]` each. There is at least one. It asks for a student, or for each layer, when it has
-    /// queued what needs nothing of it. A student's loss and gradients have the same bits whatever students are beside it.
+    /// One forward and backward pass of step `at` for each of `learners`, at least one, whose stages all [share the
+    /// teacher](Self::shares_teacher). It passes on their gradients, those of each block as soon as they are computed,
+    /// and returns their losses, `[1]` each. It asks for a student, or for a layer, only after it has queued the work
+    /// that does not need it. A student's loss and gradients have the same bits with any other students in the pass.
     ///
-    /// The students' parameters must be in no graph yet, as those of `on_graph_of_its_own` are not: what has met in one
-    /// graph cannot go back block by block.
+    /// The students' parameters must not be in a graph yet, as after `on_graph_of_its_own`: graphs that were joined
+    /// cannot go backward block by block.
     fn pass<B: TrainBackend>(
         learners: &mut [Learner<'_, Self, B>],
         teacher: &Phi<B::InnerBackend>,
@@ -89,7 +89,7 @@ pub trait Stage: Default {
     ) -> Vec<Tensor<B::InnerBackend, 1>>;
 
     /// The folder of the [`teacher_cache`](crate::teacher_cache) from which the stage reads the teacher's part of its
-    /// passes, in place of computing it; empty if it computes it.
+    /// passes; empty if the stage computes it.
     fn teacher_cache(&self) -> &str {
         ""
     }
@@ -99,16 +99,16 @@ pub trait Stage: Default {
         None
     }
 
-    /// How many of the ids in the cache are compared by themselves; 0 for all.
+    /// How many of the cached ids are compared separately; 0 for all.
     fn cached_ids(&self) -> usize {
         0
     }
 
-    /// [`pass`](Self::pass) of a stage with a [`teacher_cache`](Self::teacher_cache), with what that has of the batch in
-    /// the teacher's place.
+    /// [`pass`](Self::pass) for a stage with a [`teacher_cache`](Self::teacher_cache): it uses the cached predictions
+    /// of the batch instead of the teacher.
     ///
     /// # Panics
-    /// If the stage has none.
+    /// If the kind has no such cache.
     fn cached_pass<B: TrainBackend>(
         &self,
         _student: &PassStudent<'_, B>,
@@ -119,8 +119,8 @@ pub trait Stage: Default {
         panic!("a kind of stage that reads a cache has a pass of its own for it")
     }
 
-    /// The loss of a student that predicts what the cache has, whose classes have this mean `entropy`; `None` if that
-    /// does not follow from it.
+    /// The loss of a student that predicts exactly what the cache has, given the mean `entropy` of its classes; `None`
+    /// if the loss does not follow from that.
     fn cached_floor(&self, _entropy: f64) -> Option<f64> {
         None
     }

@@ -1,11 +1,11 @@
-//! The student as a pass reads it.
+//! The student, as a pass reads it.
 
 use std::sync::OnceLock;
 
 use kernels::TrainBackend;
 use model::{Block, PhiMamba};
 
-/// A student whose parts are made when they are asked for.
+/// A student whose parts are made only when they are asked for.
 pub trait Parts<B: TrainBackend>: Sync {
     /// The number of its layers.
     fn layers(&self) -> usize;
@@ -17,16 +17,16 @@ pub trait Parts<B: TrainBackend>: Sync {
     fn whole(&self) -> PhiMamba<B>;
 }
 
-/// The student of one pass. It may be on its way from other ranks: what a pass does before it asks for the student, or for a
-/// layer, is queued before the device waits for it.
+/// The student of one pass. Parameters may still be in transit from other ranks: the device waits for them only after
+/// the work that the pass has queued before it asks for the student or for a layer.
 pub enum PassStudent<'a, B: TrainBackend> {
-    /// One that is there.
+    /// A complete student.
     Here(&'a PhiMamba<B>),
-    /// One that comes when it is asked for.
+    /// A student whose parts are made when they are asked for.
     Coming(Box<Coming<'a, B>>),
 }
 
-/// What has come of a student.
+/// The parts of a student that were made so far.
 pub struct Coming<'a, B: TrainBackend> {
     parts: &'a dyn Parts<B>,
     layers: Vec<OnceLock<Block<B>>>,
@@ -40,7 +40,7 @@ impl<'a, B: TrainBackend> From<&'a PhiMamba<B>> for PassStudent<'a, B> {
 }
 
 impl<'a, B: TrainBackend> PassStudent<'a, B> {
-    /// One that is made of `parts`.
+    /// A student that is made from `parts`.
     pub fn coming(parts: &'a dyn Parts<B>) -> Self {
         Self::Coming(Box::new(Coming {
             parts,
@@ -49,7 +49,7 @@ impl<'a, B: TrainBackend> PassStudent<'a, B> {
         }))
     }
 
-    /// All of it.
+    /// The whole student.
     pub fn whole(&self) -> &PhiMamba<B> {
         match self {
             Self::Here(student) => student,
@@ -68,7 +68,7 @@ impl<'a, B: TrainBackend> PassStudent<'a, B> {
     /// One of its layers, from 0.
     ///
     /// # Panics
-    /// If there are not so many.
+    /// If the student has fewer layers.
     pub fn layer(&self, number: usize) -> &Block<B> {
         match self {
             Self::Here(student) => &student.backbone.layers[number],

@@ -7,7 +7,8 @@ use model::Phi;
 use super::head;
 use crate::teacher_cache::TopK;
 
-/// The teacher's part of knowledge distillation alone: its logits for `ids [b, l]`, made as there and dropped.
+/// Computes only the teacher's part of knowledge distillation: its logits for `ids [b, l]`, block by block as in that
+/// stage. The logits are dropped.
 pub fn teacher_alone<B: KernelBackend>(teacher: &Phi<B>, ids: Tensor<B, 2, Int>) {
     let features = teacher.features(ids);
     let [b, l, _] = features.dims();
@@ -17,14 +18,14 @@ pub fn teacher_alone<B: KernelBackend>(teacher: &Phi<B>, ids: Tensor<B, 2, Int>)
     });
 }
 
-/// The same, of which the `k` likeliest ids of each token are kept.
+/// The same, but keeps the `k` likeliest ids of each token.
 pub(crate) fn top_of_teacher<B: KernelBackend>(
     teacher: &Phi<B>,
     ids: Tensor<B, 2, Int>,
     k: usize,
 ) -> TopK {
     let (features, v) = (teacher.features(ids), teacher.vocab_size());
-    // All is on its way before the first is waited for.
+    // All work is queued before the first result is waited for.
     let mut blocks = vec![];
     let block = head::block_in_f32(v);
     head::forward(&teacher.head(), features, block, |_, logits_nv| {

@@ -1,15 +1,15 @@
-//! Which sequences of a batch are read without the window.
+//! Chooses the sequences of a batch that are read without the window.
 //!
-//! Beside a window a state-space mixer learns what the window lacks, and little of what it has. In some sequences of each
-//! batch the window's attention adds nothing, so that the mixer has to do without.
+//! A state-space mixer beside a window learns mainly what the window cannot do. In some sequences of each batch the
+//! window's attention adds nothing, so that the mixer also has to learn the rest.
 
 use rand_xoshiro::SplitMix64;
 use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 use super::StageStep;
 
-/// For each row of a batch whether the window is left out, in a share of them: a function of seed, step and the row's
-/// place, whatever rows are read together. Each row is drawn by itself. Empty for a share of 0.
+/// For each of `rows` rows of a batch, whether it is read without the window. Each row is drawn independently, with the
+/// probability `share`, as a function of seed, step and the row's place in the batch. Empty if `share` is 0.
 pub(crate) fn left_out(share: f64, seed: u64, at: StageStep, rows: usize) -> Vec<bool> {
     if share <= 0.0 {
         return vec![];
@@ -24,7 +24,7 @@ pub(crate) fn left_out(share: f64, seed: u64, at: StageStep, rows: usize) -> Vec
     (0..rows).map(row).collect()
 }
 
-/// What keeps these draws from those of the text's order, which have the same seed.
+/// Makes these draws independent of the order of the text, which has the same seed.
 const WINDOW: u64 = 0x7769_6e64_6f77;
 
 #[cfg(test)]

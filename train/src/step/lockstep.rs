@@ -1,8 +1,8 @@
 //! One optimizer step of several students, which read the same batch.
 //!
-//! The teacher's part of each pass is computed once for all of them: of stages that compare layer by layer it is what each
-//! layer reads and gives, of predictions what its head reads and, where they fit into one block, its logits. Each student
-//! has a graph, gradients and an optimizer of its own, and the operations on these are those of
+//! The teacher's part of each pass is computed once for all students. If layers are compared, this is the input and the
+//! output of each layer; if predictions are compared, the input of the head and, if they fit into one block, the
+//! logits. Each student has its own graph, gradients and optimizer, and the operations on these are those of
 //! [`TrainStep::step`]: it gets the same bits as alone.
 
 use burn::tensor::Tensor;
@@ -32,9 +32,9 @@ pub struct Learning<'a, B: TrainBackend> {
 }
 
 impl<B: TrainBackend> TrainStep<B> {
-    /// [`step`](Self::step) of each of `students`, in their order. Their steps have one teacher, that of the first, the
-    /// same sizes of passes and the same precision; their stages
-    /// [share the teacher](crate::stages::Stage::shares_teacher).
+    /// [`step`](Self::step) of each of `students`, in their order. All use the teacher of the first. Their steps must
+    /// have the same teacher, sizes of passes and precision, and their stages must [share the
+    /// teacher](crate::stages::Stage::shares_teacher).
     ///
     /// # Panics
     /// If a step was made without a teacher or its passes are shared by ranks, or if the steps differ in what they should
@@ -56,7 +56,7 @@ impl<B: TrainBackend> TrainStep<B> {
             students.iter().all(|student| is_like_first(student.steps)),
             "students in lockstep have the same passes, in one process"
         );
-        // As for one student.
+        // As in the step of one student.
         B::memory_persistent_allocations(&first.device, students, |students| {
             let (mut working, mut rest) = (vec![], vec![]);
             for Learning {
@@ -81,7 +81,7 @@ impl<B: TrainBackend> TrainStep<B> {
         })
     }
 
-    /// What all passes give each student that is `working`, whose stages are of these `kinds`.
+    /// The losses and gradients of all passes for each student of `working`, whose stages are of these `kinds`.
     fn run_together(
         &self,
         kinds: &[&Kind],
@@ -104,7 +104,8 @@ impl<B: TrainBackend> TrainStep<B> {
         sums
     }
 
-    /// The loss of pass `number` for each student, and its gradients. All of a student is there from the beginning.
+    /// The loss of pass `number` for each student, and its gradients. All parameters of the students are complete from
+    /// the start.
     fn pass_together(
         &self,
         kinds: &[&Kind],

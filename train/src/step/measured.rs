@@ -1,4 +1,4 @@
-//! What a step has measured.
+//! The values that a step has measured.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ pub struct Measured<B: Backend> {
     pub loss: Tensor<B, 1>,
     /// The norm of the mean gradient, before it is clipped.
     pub norm: Tensor<B, 1>,
-    /// The same of each part that has a gradient.
+    /// The same for each part that has a gradient.
     pub norms: BTreeMap<Part, Tensor<B, 1>>,
     /// Where ranks share the steps: how many of them were asked to stop.
     pub stops: Option<Tensor<B, 1>>,
@@ -26,14 +26,14 @@ pub struct ReadMeasured {
     pub loss: f64,
     /// The norm of the mean gradient, before it is clipped.
     pub norm: f64,
-    /// The same of each part that has a gradient.
+    /// The same for each part that has a gradient.
     pub norms: BTreeMap<Part, f64>,
-    /// Whether a rank was asked to stop, where ranks share the steps: all know it of the same step.
+    /// Whether any rank was asked to stop, if ranks share the steps. All ranks have the same value for the same step.
     pub stops: bool,
 }
 
 impl<B: Backend> Measured<B> {
-    /// The values of each of `steps`, in one transfer.
+    /// Copies the values of all `steps` to the host, in one transfer.
     pub fn read(steps: Vec<Self>) -> Vec<ReadMeasured> {
         if steps.is_empty() {
             return vec![];

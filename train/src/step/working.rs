@@ -12,8 +12,8 @@ use crate::parallel::Arriving;
 use crate::stages::{Parts, StageStep, in_dtype, left_out, on_graph_of_its_own};
 use crate::teacher_cache::CachedPredictions;
 
-/// See the top of this file. The student may be on its way: of a layer that a pass asks for there is a copy in the dtype of
-/// the passes from then on.
+/// What the passes of a step share. Parameters of the student may still be in transit. When a pass first asks for a
+/// layer, a copy of it in the dtype of the passes is made, and is kept.
 pub(super) struct Working<'a, B: TrainBackend> {
     own: Mutex<Arriving<B>>,
     dtype: DType,
@@ -54,14 +54,15 @@ impl<B: TrainBackend> Working<'_, B> {
         self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The student of pass `number`, all of it, where it reads some rows without its window; `None` where it is as it is.
+    /// The whole student for pass `number`, with its window left out in the rows that were drawn for that; `None`
+    /// without window dropout, or if the student has no window.
     pub(super) fn without_window(&self, number: usize) -> Option<PhiMamba<B>> {
         let rows = self.left_out.chunks(self.micro_batch).nth(number)?;
-        // A student without a window is as it is.
+        // `without_window_in` returns `None` for a student without a window.
         self.whole().without_window_in(rows)
     }
 
-    /// The student itself. The copies are gone, so that the optimizer can update it in place.
+    /// The student itself. All copies are freed, so that the optimizer can update it in place.
     pub(super) fn into_student(self) -> PhiMamba<B> {
         let own = self.own.into_inner();
         own.unwrap_or_else(PoisonError::into_inner).wait()

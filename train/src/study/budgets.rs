@@ -1,5 +1,5 @@
-//! How a budget of tokens is best split over the stages of a configuration (arXiv 2408.10189, the training laws): one
-//! run for each split of a grid, each with the same tokens.
+//! How a budget of tokens is best split over the stages of a configuration (arXiv 2408.10189, the training laws). Each
+//! split of a grid is one run, and all runs have the same number of tokens.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -52,11 +52,11 @@ impl fmt::Display for Split {
 pub struct BudgetStudy {
     /// Which preset the runs start from.
     pub preset: String,
-    /// What they change of it, each `key=value`.
+    /// The changes of the preset that all runs share, each `key=value`.
     pub set: Vec<String>,
     /// Training tokens of each run.
     pub tokens: u64,
-    /// The runs.
+    /// The splits; each is one run.
     pub splits: Vec<Split>,
     /// Holds the results, and a run folder for each run.
     pub folder: PathBuf,
@@ -70,7 +70,7 @@ pub struct BudgetStudy {
 #[derive(Debug, Clone, Serialize)]
 struct Row {
     split: Split,
-    /// Of each stage of the list.
+    /// The tokens of each stage of the list.
     tokens: Vec<u64>,
     perplexity: f64,
     /// The student's perplexity over the teacher's.
@@ -79,20 +79,20 @@ struct Row {
 }
 
 impl BudgetStudy {
-    /// Runs every split, writes `table.md`, `budgets.json` and `budgets.html`, and returns the table with the split that
-    /// it advises; `None` if asked to stop on the way.
+    /// Runs every split, writes `table.md`, `budgets.json` and `budgets.html`, and returns the table with the
+    /// recommended split; `None` if asked to stop before the end.
     ///
-    /// A run that is in the folder already is resumed, and one that is finished is taken as it is: the same call
-    /// continues a study that was stopped.
+    /// A run that is already in the folder is resumed, and a finished one is used as it is: so the same call continues
+    /// a study that was stopped.
     ///
     /// # Errors
-    /// [`TrainError`] of the first run that fails; [`TrainError::Exists`] if one in the folder is not the one that
-    /// would be made here; [`TrainError::Mismatch`] if a split has not as many parts as there are stages.
+    /// [`TrainError`] of the first run that fails; [`TrainError::Exists`] if a run in the folder is not the one that
+    /// this call would make; [`TrainError::Mismatch`] if the number of parts of a split is not the number of stages.
     pub fn execute<B: TrainBackend>(
         &self,
         device: &B::Device,
     ) -> Result<Option<String>, TrainError> {
-        // All of them before the first run.
+        // All configurations are checked before the first run.
         let configs = self.splits.iter().map(|split| self.config(split));
         let configs = configs.collect::<Result<Vec<_>, _>>()?;
         let mut rows = vec![];
@@ -193,7 +193,8 @@ impl BudgetStudy {
         )
     }
 
-    /// The ratio against the percent of the last stage, a line for each percent of the first.
+    /// A chart of the ratio against the percentage of the last stage, with a line for each percentage of the first
+    /// stage.
     fn page(&self, rows: &[Row]) -> Result<String, ReportError> {
         let first = |row: &Row| row.split.0.first().copied().unwrap_or_default();
         let mut firsts: Vec<u32> = rows.iter().map(first).collect();

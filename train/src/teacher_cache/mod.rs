@@ -1,18 +1,18 @@
-//! A teacher's predictions on disk, of which a stage trains without the teacher in memory.
+//! A teacher's predictions on disk, with which a stage trains without the teacher in memory.
 //!
 //! # What is kept
 //!
-//! Of each token of the text that the stage reads: the ids of the `k` next tokens that the teacher finds likeliest, the
-//! likeliest first and of equal ones the smallest id; the logarithms of their probabilities, at temperature 1; and the
-//! logarithm of the probability of all other ids together. That is what
-//! [`top_classes_block`](kernels::top_classes_block) compares a student with.
+//! For each token of the text that the stage reads: the ids of the `k` next tokens that the teacher finds likeliest, in
+//! descending order (if several are equally likely, the smallest id first); the natural logarithms of their
+//! probabilities, at temperature 1; and the logarithm of the probability of all other ids together.
+//! [`top_classes_block`](kernels::top_classes_block) compares a student with these.
 //!
 //! # The format
 //!
-//! A cache is a folder. Its sequences have the order in which the stage reads them: they are rows `first_row`,
+//! A cache is a folder. Its sequences are in the order in which the stage reads them: they are the rows `first_row`,
 //! `first_row + 1`, ... of the endless sequence of [`Batches`](datasets::Batches), which does not depend on the batch
-//! size. `manifest.json` is a [`Manifest`]; the files `00000.bin`, `00001.bin`, ... have `shard_rows` rows each, the last
-//! one the rest. A row is, for its `context` tokens `l` in order, in little-endian numbers:
+//! size. `manifest.json` is a [`Manifest`]; each of the files `00000.bin`, `00001.bin`, ... has `shard_rows` rows, and
+//! the last file has the rest. A row has, for its `context` tokens `l` in order, in little-endian numbers:
 //!
 //! ```text
 //! ids       [l, k]  2 bytes each where the vocabulary fits, or else 4
@@ -20,16 +20,17 @@
 //! log_rest  [l]     f32
 //! ```
 //!
-//! A logarithm `x` in f16 is off by at most `|x| / 2048`, so the probability by that share of itself: 0.03% at a
-//! probability of one half, 0.4% at one of 1/10,000. In f32 it is off by `|x| / 2^24`. What is below -60,000 is written
-//! as that.
+//! A logarithm `x` in f16 has an error of at most `|x| / 2048`, which is also the relative error of the probability:
+//! 0.03% at a probability of one half, 0.4% at 1/10,000. In f32 the error is at most `|x| / 2^24`. Logarithms below
+//! -60,000 are written as -60,000.
 //!
-//! # What may happen to it
+//! # Kills and damage
 //!
-//! A shard is written under another name, brought to the disk and renamed, and then listed in the manifest with its
-//! SHA-256; so a process may be killed at any moment, and the same command makes the shards that are missing. A shard is
-//! read whole, and used only if it has its checksum. A thread compares all that a stage will read when the stage begins.
-//! The manifest has what the cache is of ([`CacheKey`]), and one that is of anything else is refused by its name.
+//! A shard is written under another name, flushed to the disk, renamed, and then listed in the manifest with its
+//! SHA-256. So a process may be killed at any moment, and the same command makes the missing shards. A shard is read
+//! completely, and is used only if its checksum is right. When a stage begins, a thread also verifies all shards that
+//! the stage will read. The manifest has the identity of the cache ([`CacheKey`]): a cache for anything else is
+//! refused, with an error that names the difference.
 
 mod reader;
 mod rows;
@@ -55,10 +56,10 @@ use crate::error::{TrainError, io_error};
 const FORMAT: u32 = 1;
 /// The manifest's file.
 const MANIFEST: &str = "manifest.json";
-/// Bytes of a shard, about.
+/// The approximate size of a shard, in bytes.
 const SHARD_BYTES: usize = 64 << 20;
 
-/// What a cache is of: all that its numbers follow from, but for roundings.
+/// The identity of a cache: everything that its numbers depend on, apart from rounding.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheKey {
     /// The SHA-256 of each file of the teacher, by its name.
@@ -69,14 +70,14 @@ pub struct CacheKey {
     pub text: String,
     /// Tokens of a sequence.
     pub context: usize,
-    /// The seed, which the order of the sequences follows from.
+    /// The seed, which determines the order of the sequences.
     pub seed: u64,
-    /// How many ids the predictions are of.
+    /// The number of ids that the predictions cover.
     pub vocab_size: usize,
 }
 
 impl CacheKey {
-    /// What of `self` is not what is `wanted`, in words.
+    /// The differences between `self` and the `wanted` key, in words.
     fn differences(&self, wanted: &Self) -> Vec<String> {
         let mut differences = vec![];
         if self.teacher != wanted.teacher {
@@ -110,7 +111,7 @@ impl CacheKey {
     }
 }
 
-/// What the logarithms are kept in.
+/// The dtype in which the logarithms are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StoredDtype {
@@ -134,23 +135,23 @@ impl StoredDtype {
 pub struct Manifest {
     /// The version of the layout.
     pub format: u32,
-    /// What the cache is of.
+    /// The identity of the cache.
     pub key: CacheKey,
     /// The number of its first row.
     pub first_row: u64,
     /// How many rows it has.
     pub rows: u64,
-    /// Ids of each token.
+    /// The number of ids for each token.
     pub k: usize,
     /// Bytes of an id, 2 or 4.
     pub id_bytes: usize,
-    /// What the logarithms are kept in.
+    /// The dtype in which the logarithms are stored.
     pub dtype: StoredDtype,
     /// Rows of a shard; the last one may have fewer.
     pub shard_rows: u64,
-    /// What the teacher computed in, for the record.
+    /// The precision in which the teacher computed, for the record.
     pub precision: String,
-    /// What computed, for the record.
+    /// The backend, for the record.
     pub backend: String,
     /// The SHA-256 of each shard that is written, by its name.
     pub shards: BTreeMap<String, String>,
@@ -159,7 +160,7 @@ pub struct Manifest {
     pub measured: Vec<MeasuredTeacher>,
 }
 
-/// A perplexity of the teacher, and of what.
+/// A perplexity of the teacher, and the text and windows that it was measured on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MeasuredTeacher {
     /// The SHA-256 of the held-out text's tokens.
@@ -173,7 +174,7 @@ pub struct MeasuredTeacher {
 }
 
 impl MeasuredTeacher {
-    /// Whether it is of this text, measured as `evaluation` says.
+    /// Whether this perplexity is of the text `held_out`, measured with the settings `evaluation`.
     pub(crate) fn is_of(&self, held_out: &str, evaluation: &Evaluation) -> bool {
         self.held_out == held_out
             && (self.context, self.windows) == (evaluation.context, evaluation.windows)
@@ -181,7 +182,7 @@ impl MeasuredTeacher {
 }
 
 impl Manifest {
-    /// That of a cache without shards yet: of `rows` rows from `first_row` on.
+    /// The manifest of a cache without shards, for `rows` rows from `first_row` on.
     pub(crate) fn new(
         key: CacheKey,
         (first_row, rows): (u64, u64),
@@ -231,7 +232,7 @@ impl Manifest {
         (rows.end - rows.start) * self.row_bytes() as u64
     }
 
-    /// Reads that of `folder`; `None` if there is none.
+    /// Reads the manifest in `folder`; `None` if there is none.
     fn read(folder: &Path) -> Result<Option<Self>, TrainError> {
         let path = folder.join(MANIFEST);
         let bytes = match fs::read(&path) {
@@ -249,7 +250,7 @@ impl Manifest {
                 ),
             ));
         }
-        // Numbers of a file: what follows multiplies and divides by them.
+        // These numbers come from a file, so they are checked before they are used in multiplications and divisions.
         let Self {
             k,
             shard_rows,
@@ -283,7 +284,7 @@ fn shard_name(index: u64) -> String {
     format!("{index:05}.bin")
 }
 
-/// That the cache in `folder` cannot be used.
+/// The error that the cache in `folder` cannot be used.
 fn refused(folder: &Path, reason: String) -> TrainError {
     TrainError::TeacherCache {
         folder: folder.to_owned(),

@@ -13,26 +13,26 @@ use super::{CacheKey, CachedPredictions, Manifest, refused, shard_name};
 use crate::config::Evaluation;
 use crate::error::{TrainError, io_error};
 
-/// A cache whose rows a stage reads.
+/// A cache that is open for a stage.
 #[derive(Debug)]
 pub struct TeacherCache {
     folder: PathBuf,
     manifest: Manifest,
-    /// Ids of each token that are compared by themselves, at most those that there are.
+    /// The number of ids of each token that are compared separately, at most the number in the cache.
     k: usize,
     /// The shard that was read last: its number and its bytes.
     shard: Mutex<Option<(u64, Arc<Vec<u8>>)>>,
-    /// What the thread that compares all shards has found.
+    /// The first damage that the verifying thread has found.
     damage: Mutex<Option<String>>,
 }
 
 impl TeacherCache {
-    /// Opens the cache in `folder` for a stage of `key` that reads these `rows` of the endless sequence, and compares the
-    /// `top_k` likeliest ids of each token by themselves (0: all that the cache has). Another thread then compares the
-    /// shards of these rows with their checksums, until the cache is dropped.
+    /// Opens the cache in `folder` for a stage with the identity `key`, which reads these `rows` of the endless
+    /// sequence and compares the `top_k` likeliest ids of each token separately (0: all that the cache has). Another
+    /// thread then verifies the checksums of the shards with these rows, until the cache is dropped.
     ///
     /// # Errors
-    /// [`TrainError::TeacherCache`] says why the cache cannot be used for that; [`TrainError::Io`].
+    /// [`TrainError::TeacherCache`] says why the cache cannot be used for this stage; [`TrainError::Io`].
     pub fn open(
         folder: &Path,
         key: &CacheKey,
@@ -90,7 +90,7 @@ impl TeacherCache {
         &self.manifest
     }
 
-    /// What tells this cache from others for the record of a run: ids, dtype, and what it is of.
+    /// An identity of this cache for the record of a run: the number of ids, the dtype, and the key.
     pub fn identity(&self) -> String {
         let Manifest { key, dtype, .. } = &self.manifest;
         let all = serde_json::json!({"key": key, "k": self.k, "dtype": dtype});
@@ -104,10 +104,10 @@ impl TeacherCache {
         found.map(|measured| measured.perplexity)
     }
 
-    /// The predictions of `count` rows from row `first` of the endless sequence on.
+    /// The predictions for `count` rows of the endless sequence, from row `first` on.
     ///
     /// # Errors
-    /// [`TrainError::TeacherCache`] names the shard that is not what was written; or the rows, if they are not all there.
+    /// [`TrainError::TeacherCache`] names the damaged shard, or the rows if the cache does not have all of them.
     pub fn rows(&self, first: u64, count: usize) -> Result<CachedPredictions, TrainError> {
         let damage = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(reason) = &*damage {
@@ -139,7 +139,7 @@ impl TeacherCache {
         own(rows.start) / self.manifest.shard_rows..end
     }
 
-    /// The bytes of shard `index`, which have its checksum.
+    /// The bytes of shard `index`, after their checksum was verified.
     fn shard(&self, index: u64) -> Result<Arc<Vec<u8>>, TrainError> {
         let mut kept = self.shard.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((number, bytes)) = &*kept
@@ -147,14 +147,14 @@ impl TeacherCache {
         {
             return Ok(Arc::clone(bytes));
         }
-        // The memory of the one before is free before the next is read.
+        // Frees the memory of the shard before, before the next one is read.
         *kept = None;
         let bytes = Arc::new(self.read(index)?);
         *kept = Some((index, Arc::clone(&bytes)));
         Ok(bytes)
     }
 
-    /// Reads shard `index`, and compares its bytes with their checksum.
+    /// Reads shard `index` and verifies its checksum.
     fn read(&self, index: u64) -> Result<Vec<u8>, TrainError> {
         let sha256 = self.check_size(index)?;
         let name = shard_name(index);
@@ -168,7 +168,7 @@ impl TeacherCache {
         Err(refused(&self.folder, reason))
     }
 
-    /// Checks that shard `index` is there and as long as it should be, and returns its checksum.
+    /// Checks that shard `index` exists and has the right length, and returns its expected checksum.
     fn check_size(&self, index: u64) -> Result<&str, TrainError> {
         let name = shard_name(index);
         let Some(sha256) = self.manifest.shards.get(&name) else {
@@ -192,11 +192,11 @@ impl TeacherCache {
     }
 }
 
-/// How to mend a cache.
+/// Advice on how to repair a cache.
 const AGAIN: &str =
     "remove that file, and the same `train cache-teacher` that made the cache makes it again";
 
-/// Compares `shards` with their checksums as long as the cache is used.
+/// Verifies the checksums of `shards` while the cache is in use.
 fn compare(cache: &Weak<TeacherCache>, shards: Range<u64>) {
     for index in shards {
         let Some(cache) = cache.upgrade() else {

@@ -1,4 +1,4 @@
-//! The bytes of a row, and what they become in memory.
+//! The bytes of a row, and their decoded form.
 
 use std::ops::Range;
 
@@ -15,7 +15,7 @@ impl Manifest {
     pub(super) fn encode(&self, top: &TopK, row: usize, bytes: &mut Vec<u8>) {
         let l = self.key.context;
         for id in &top.ids[row * l * self.k..][..l * self.k] {
-            // Little-endian: the bytes that a small id leaves out are the last ones.
+            // In little-endian order, the bytes that are left out for a small id are the last ones.
             bytes.extend(&id.to_le_bytes()[..self.id_bytes]);
         }
         for value in &top.log_q[row * l * self.k..][..l * self.k] {
@@ -29,8 +29,8 @@ impl Manifest {
         }
     }
 
-    /// Appends to `to` what the `bytes` of a row say, of each token the first ids alone, as many as `to` is of. The name
-    /// of what is wrong, if something is.
+    /// Decodes the `bytes` of a row and appends them to `to`; for each token, only the first `to.k` ids. The error
+    /// names what is wrong.
     pub(super) fn decode(
         &self,
         bytes: &[u8],
@@ -79,7 +79,7 @@ impl Manifest {
     }
 }
 
-/// A teacher's predictions of some rows, token by token.
+/// A teacher's predictions for some rows, token by token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CachedPredictions {
     pub(super) ids: Vec<i32>,
@@ -87,13 +87,13 @@ pub struct CachedPredictions {
     pub(super) log_rest: Vec<f32>,
     pub(super) rows: usize,
     pub(super) context: usize,
-    /// Ids of a token.
+    /// The number of ids for each token.
     pub(super) k: usize,
     pub(super) vocab_size: usize,
 }
 
 impl CachedPredictions {
-    /// Those of no row yet, of `k` ids a token.
+    /// Predictions without rows, with `k` ids a token.
     pub(super) fn new(manifest: &Manifest, k: usize) -> Self {
         Self {
             ids: vec![],
@@ -106,15 +106,15 @@ impl CachedPredictions {
         }
     }
 
-    /// How many rows they are of.
+    /// The number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Those of `rows` as tensors `[t, k]` and `[t, 1]`, of all tokens of these rows.
+    /// The predictions for all `t` tokens of `rows`, as tensors `[t, k]` and `[t, 1]`.
     ///
     /// # Panics
-    /// If there are not so many rows.
+    /// If there are fewer rows.
     pub fn classes<B: Backend>(&self, rows: Range<usize>, device: &B::Device) -> TopClasses<B> {
         let tokens = rows.start * self.context..rows.end * self.context;
         let (t, k) = (tokens.len(), self.k);

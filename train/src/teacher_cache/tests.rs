@@ -38,7 +38,7 @@ fn log_q(rows: std::ops::Range<u64>) -> Vec<f32> {
     all
 }
 
-/// What a cache of `k` ids has of these rows.
+/// The content of a cache of `k` ids for these rows.
 fn top(rows: std::ops::Range<u64>, k: usize) -> TopK {
     let tokens = (rows.end - rows.start) as usize * CONTEXT;
     let log_q = TensorData::new(log_q(rows), [tokens, VOCABULARY]);
@@ -94,7 +94,7 @@ fn what_is_written_is_read() {
     }
 }
 
-/// Of a cache of more ids, a stage may take fewer: the others come to the rest.
+/// A stage may use fewer ids than the cache has: the others are added to the rest.
 #[test]
 fn fewer_ids_are_those_of_a_smaller_cache() {
     let folder = tempfile::tempdir().unwrap();
@@ -175,7 +175,7 @@ fn a_damaged_shard_is_named() {
     fs::write(&path, &whole[1..]).unwrap();
     let short = TeacherCache::open(folder.path(), &key(), 10..15, 0).unwrap_err();
     assert!(reason(short).contains("00001.bin has another length"));
-    // What a stage does not read does not concern it.
+    // Damage outside of the rows that a stage reads does not matter.
     TeacherCache::open(folder.path(), &key(), 14..15, 0).unwrap();
     fs::remove_file(&path).unwrap();
     let gone = TeacherCache::open(folder.path(), &key(), 10..13, 0).unwrap_err();

@@ -4,7 +4,8 @@ use burn::tensor::backend::Backend;
 use kernels::TopClasses;
 use kernels::losses::divergence::likeliest::LEAST;
 
-/// Of some tokens: the likeliest ids and the logarithms of their probabilities, token by token, and those of the rest.
+/// For some tokens: the likeliest ids and the logarithms of their probabilities, token by token, and the logarithms for
+/// the rest.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct TopK {
     pub(super) ids: Vec<i32>,
@@ -13,7 +14,7 @@ pub(crate) struct TopK {
 }
 
 impl TopK {
-    /// Those on a device, in the host's memory.
+    /// Copies `classes` from their device to the host.
     pub(crate) fn read<B: Backend>(classes: TopClasses<B>) -> Self {
         let ids = classes.ids.into_data().convert::<i32>();
         let [log_q, log_rest] = [classes.log_q, classes.log_rest].map(|log| {
@@ -34,14 +35,14 @@ impl TopK {
         self.log_rest.append(&mut more.log_rest);
     }
 
-    /// Whether all of it are numbers.
+    /// Whether all values are finite.
     pub(crate) fn is_finite(&self) -> bool {
         let mut values = self.log_q.iter().chain(&self.log_rest);
         values.all(|value| value.is_finite())
     }
 }
 
-/// The logarithm of the sum of the exponentials of `logs`; [`LEAST`] of none.
+/// The logarithm of the sum of the exponentials of `logs`; [`LEAST`] if there are none.
 pub(super) fn log_sum(logs: impl Iterator<Item = f32> + Clone) -> f32 {
     let most = logs.clone().fold(f32::NEG_INFINITY, f32::max);
     if most == f32::NEG_INFINITY {

@@ -10,12 +10,12 @@ use sha2::{Digest, Sha256};
 use super::{MANIFEST, Manifest, MeasuredTeacher, TopK, refused, shard_name};
 use crate::error::{TrainError, io_error};
 
-/// The file that a process holds while it works on a cache.
+/// The lock file of a process that works on a cache.
 const LOCK: &str = ".lock";
-/// How the names of files end that are being written.
+/// The ending of the names of files that are being written.
 const TEMPORARY: &str = ".tmp";
 
-/// The folder of a cache, held by this process until it is dropped.
+/// The folder of a cache, locked by this process until it is dropped.
 #[derive(Debug)]
 pub(crate) struct CacheWriter {
     folder: PathBuf,
@@ -24,7 +24,7 @@ pub(crate) struct CacheWriter {
 }
 
 impl CacheWriter {
-    /// The cache of `wanted` in `folder`: a new one, or what is there of it.
+    /// Opens the cache of `wanted` in `folder`: an existing cache is continued, otherwise a new one is made.
     ///
     /// # Errors
     /// [`TrainError::TeacherCache`] if another cache is there, or another process works on it; [`TrainError::Io`].
@@ -50,7 +50,7 @@ impl CacheWriter {
                     entry.is_ok_and(|entry| {
                         let name = entry.file_name();
                         let name = name.to_string_lossy();
-                        // What a process that was killed left.
+                        // Files that a killed process has left.
                         name != LOCK && !name.ends_with(TEMPORARY)
                     })
                 };
@@ -63,7 +63,7 @@ impl CacheWriter {
             }
         };
         for entry in fs::read_dir(folder).map_err(io_error(folder))?.flatten() {
-            // The space of what a process that was killed has left; if it stays, that is no harm.
+            // Frees the space of files that a killed process has left; a failure does no harm.
             if entry.file_name().to_string_lossy().ends_with(TEMPORARY) {
                 let _ = fs::remove_file(entry.path());
             }
@@ -139,7 +139,7 @@ impl CacheWriter {
     }
 }
 
-/// The manifest `found` in `folder`, to go on with, if it is of what is `wanted`.
+/// The manifest `found` in `folder`, to be continued, if it has the same identity as `wanted`.
 fn continued(folder: &Path, found: Manifest, wanted: Manifest) -> Result<Manifest, TrainError> {
     let mut differences = found.key.differences(&wanted.key);
     for (what, found, wanted) in [

@@ -1,4 +1,4 @@
-//! Runs on text from a hub, on this machine, that fails and recovers.
+//! Runs on text from a local hub that fails and recovers.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -8,7 +8,7 @@ use tests::hub::{LocalHub, REVISION, listing, part};
 use super::*;
 
 const DATA: &str = "someone/text";
-/// Each has five sequences or six, and a run sixteen.
+/// Each file has five or six sequences, and a run reads sixteen.
 const FILES: [&str; 4] = ["a.jsonl", "b.jsonl", "c.jsonl", "d.jsonl"];
 
 fn text(file: &str) -> Vec<u8> {
@@ -77,8 +77,8 @@ fn student(folder: &Path) -> Vec<u8> {
     std::fs::read(folder.join("run/student/model.safetensors")).expect("an exported student")
 }
 
-/// It waits for a hub that is busy. Where a file is not what the hub has announced, it ends with a sentence, keeps nothing of
-/// that file, and continues to the same student when the hub has recovered.
+/// A run waits for a busy hub. If a file is not what the hub has announced, the run ends with a message, keeps nothing
+/// of that file, and continues to the same student after the hub has recovered.
 #[test]
 fn a_hub_that_fails_and_recovers_loses_nothing() {
     let parent = folder();

@@ -1,4 +1,5 @@
-//! The memory of `train prepare` on a text that is larger than it: `TRAIN_TEXT_GB=10 cargo test ... -- --ignored`.
+//! The memory of `train prepare` on a text that is larger than the memory: `TRAIN_TEXT_GB=10 cargo test ... --
+//! --ignored`.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};

@@ -1,4 +1,4 @@
-//! The program as its user meets it: what goes where, and how it ends.
+//! The program from its user's point of view: its outputs, and how it ends.
 #![cfg(feature = "flex")]
 
 mod benches;
@@ -30,7 +30,7 @@ const SMALL: [&str; 8] = [
 /// The bundled teacher.
 const PHI_TINY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/phi-tiny");
 
-/// The program: that which was built with the tests, or TRAIN, where they run on another machine.
+/// The program: the one that was built with the tests, or the one in TRAIN if the tests run on another machine.
 fn program() -> PathBuf {
     std::env::var_os("TRAIN").map_or_else(|| env!("CARGO_BIN_EXE_train").into(), PathBuf::from)
 }
@@ -118,7 +118,7 @@ fn a_run_from_its_start_to_its_result() {
         );
     }
 
-    // What the loss of each stage can come to: nothing, and the entropy of the teacher.
+    // The lowest loss that each stage can reach: 0, and the entropy of the teacher.
     let least: Vec<(f64, f64)> = progress
         .lines()
         .filter_map(|line| {
@@ -147,7 +147,7 @@ fn a_run_from_its_start_to_its_result() {
     let refused = failure(train(&["compare", &none, &none]), 1);
     assert!(refused.contains(&none), "{refused}");
 
-    // Finished stays finished, and another run is not written over it.
+    // A finished run stays as it is, and another run does not overwrite it.
     let mut again = train(&["--resume"]);
     let again = again.arg(&run).output().expect("a program");
     assert!(again.status.success());
@@ -164,8 +164,8 @@ fn a_run_from_its_start_to_its_result() {
 fn an_interrupt_ends_it_with_a_checkpoint() {
     let parent = folder();
     let run = parent.path().join("run");
-    // Hours of work without an interrupt, on one core: what waits for a checkpoint must not keep the only thread that
-    // its writing needs.
+    // A step that takes hours without a stop, on one core: waiting for a checkpoint must not block the only thread,
+    // which is needed to write it.
     let mut child = small(&run, &["stage2.tokens=1_000_000_000"])
         .env("RAYON_NUM_THREADS", "1")
         .stdout(Stdio::null())

@@ -1,4 +1,4 @@
-//! Signals: what kills a process loses nothing, and what its parent ignores does not reach it.
+//! Signals: killing a process loses nothing, and signals that its parent ignores have no effect.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
@@ -17,7 +17,7 @@ const LONGER: [&str; 5] = [
     "checkpoint.every=3",
     "evaluation.every=4",
 ];
-/// The steps that these are.
+/// The number of these steps by stage.
 const STEPS: [(&str, u64); 3] = [("stage1", 10), ("stage2", 20), ("stage3", 20)];
 /// Steps between two checkpoints.
 const EVERY: u64 = 3;
@@ -86,12 +86,12 @@ enum Moment {
     After(Duration),
     /// While it writes a checkpoint: the first, or one of the next.
     Writing { later: bool },
-    /// So long after it has said that it resumes.
+    /// This long after it has reported that it resumes.
     Resuming(Duration),
 }
 
 impl Moment {
-    /// One of them, for a run that takes `whole`.
+    /// One of these moments, for a run that takes `whole`.
     fn number(number: u64, random: u64, whole: Duration) -> Self {
         let share = |of: Duration| Duration::from_micros(random % (of.as_micros() as u64 + 1));
         match number % 3 {
@@ -103,8 +103,8 @@ impl Moment {
         }
     }
 
-    /// Kills `child`, which works on `run`, at this moment, or lets it end before. Returns what it has said, and
-    /// whether it was killed.
+    /// Kills `child`, which works on `run`, at this moment, unless it ends before. Returns its output, and whether it
+    /// was killed.
     fn kill(self, mut child: Child, run: &Path) -> (String, bool) {
         let mut stderr = BufReader::new(child.stderr.take().expect("a pipe"));
         let mut said = String::new();
@@ -245,8 +245,8 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     files.map(file).collect()
 }
 
-/// Kills the process that makes a folder, `kills` times at random moments, each time lets it be made by another process,
-/// and compares the folder with one in `parent` that was made without, which is returned.
+/// Kills the process that makes a folder `kills` times at random moments; each time another process continues. Compares
+/// the folder with one in `parent` that was made without kills, and returns the latter.
 fn made_in_spite_of(
     kills: u64,
     seed: u64,
@@ -281,7 +281,8 @@ fn made_in_spite_of(
     whole
 }
 
-/// The same with the last stage from a cache of the teacher's predictions, and of the process that makes the cache.
+/// The same with a last stage that reads the teacher's predictions from a cache, and for the process that makes the
+/// cache.
 #[test]
 #[ignore = "takes minutes"]
 fn a_cache_that_is_killed_many_times_is_whole() {
@@ -302,7 +303,7 @@ fn prepare(text: &str, folder: &Path) -> Command {
     command
 }
 
-/// A text that is tokenised in a moment, since a test should not take long: killed processes have not saved anything.
+/// The text is tokenised in a moment, so that the test is short: killed processes have saved nothing yet.
 #[test]
 fn tokens_whose_maker_is_killed_are_whole() {
     let parent = folder();
@@ -310,7 +311,7 @@ fn tokens_whose_maker_is_killed_are_whole() {
     made_in_spite_of(3, 5, parent.path(), |folder| prepare(text, folder));
 }
 
-/// A text that takes longer than the ten seconds between two states that are saved; a fifth of the kills, therefore.
+/// The text takes longer than the ten seconds between two saves; therefore only a fifth of the kills.
 #[test]
 #[ignore = "takes minutes"]
 fn tokens_whose_maker_is_killed_many_times_are_whole() {
@@ -350,7 +351,7 @@ fn an_ignored_signal_stays_ignored() {
     student(&run);
 }
 
-/// A terminal that closes stops a run that nothing protects from it, with a checkpoint.
+/// A terminal that closes stops a run with a checkpoint, if nothing protects the run from the signal.
 #[test]
 fn a_signal_that_is_not_ignored_stops_a_run() {
     for signal in ["-HUP", "-TERM"] {

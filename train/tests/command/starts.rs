@@ -1,4 +1,4 @@
-//! Where and how a run may start.
+//! Where and how a run may be started.
 
 use super::*;
 
@@ -11,7 +11,7 @@ fn student(run: &Path) -> Vec<u8> {
     std::fs::read(run.join("student/model.safetensors")).expect("an exported student")
 }
 
-/// Of several starts in one folder one wins, and its run is that of a single start.
+/// If several runs start in one folder at the same time, one wins, and its result is that of a single start.
 #[test]
 fn one_of_several_starts_wins() {
     let parent = folder();
@@ -45,7 +45,7 @@ fn one_of_several_starts_wins() {
     assert!(student(&run) == student(&alone));
 }
 
-/// A run that was begun with relative paths means the same from any folder.
+/// A run that was begun with relative paths can be resumed from any folder.
 #[test]
 fn a_run_is_resumed_from_another_folder() {
     let parent = folder();
@@ -85,7 +85,7 @@ fn a_run_is_resumed_from_another_folder() {
     assert!(here.join("cache").exists() && !there.join("cache").exists());
 }
 
-/// The tokens' cache is never a folder that anyone can make first, and what is wrong is said by its key.
+/// The cache of tokens is never in a folder that another user can make first; an error names the key to change.
 #[test]
 #[cfg(unix)]
 fn without_a_home_the_cache_must_be_named() {
@@ -101,7 +101,7 @@ fn without_a_home_the_cache_must_be_named() {
     }
 }
 
-/// Before anything is tokenised.
+/// The check comes before anything is tokenised.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_folder_that_cannot_be_written_is_said_at_once() {

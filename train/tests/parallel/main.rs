@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// How long the others may go on when a rank is gone.
+/// How long the others may continue after a rank has ended.
 const GONE: Duration = Duration::from_secs(30);
 /// How long anything else may take.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -64,8 +64,8 @@ fn start(ranks: usize, run: &Path, steps: usize, overrides: &[&str]) -> Command 
     ] {
         set(key_value);
     }
-    // The first updates of AdamW are signs of gradients, also of those that are roundings, and ranks round otherwise. With
-    // this epsilon such a parameter hardly moves.
+    // AdamW's first updates are signs of gradients, even of gradients that are only rounding errors, and these differ
+    // between numbers of ranks. With this epsilon such a parameter hardly moves.
     set("optimizer.epsilon=1e-3");
     for stage in 1..=3 {
         set(&format!("stage{stage}.tokens={}", steps * 4 * 32));
@@ -131,7 +131,7 @@ fn signal(process: u32, signal: &str) {
     assert!(sent.expect("kill").success());
 }
 
-/// What mpirun says, when it has ended, which it must within `patience`.
+/// The exit code and the output of mpirun, which must end within `patience`.
 fn words_at_end(mut mpirun: Child, patience: Duration) -> (Option<i32>, String) {
     let begun = Instant::now();
     let status = loop {
@@ -175,7 +175,7 @@ fn steps(run: &Path) -> Vec<Value> {
         .collect()
 }
 
-/// Asserts that the losses of two runs differ by roundings alone.
+/// Asserts that the losses of two runs differ only by rounding.
 fn assert_close(found: &Path, expected: &Path) {
     let (found, expected) = (steps(found), steps(expected));
     assert_eq!(found.len(), expected.len());
@@ -202,7 +202,7 @@ fn newest(run: &Path) -> Option<String> {
     names.filter(|name| !name.starts_with('.')).max()
 }
 
-/// In all three stages; and two runs of as many ranks are the same to the bit.
+/// All three stages are close to a run of one process, and two runs with the same number of ranks have the same bits.
 #[test]
 fn ranks_have_the_loss_curve_of_one() {
     let [one, two, again, four] = [folder(), folder(), folder(), folder()];
@@ -215,7 +215,8 @@ fn ranks_have_the_loss_curve_of_one() {
     assert!(student(two.path()) == student(again.path()));
 }
 
-/// Killed at once, and told to stop: the others end within half a minute, and the run is resumed by one rank and by four.
+/// One rank is killed, and one is asked to stop: the others end within half a minute, and the run is resumed by one
+/// rank and by four.
 #[test]
 fn a_run_survives_its_ranks() {
     let (run, whole) = (folder(), folder());

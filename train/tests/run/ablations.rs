@@ -97,7 +97,7 @@ fn a_comparison_is_stopped_and_continued() {
     assert!(rows[0]["difference"].is_null());
 }
 
-/// Finished runs are read, not made again; a folder with other runs is left alone.
+/// Finished runs are used and not made again; a folder with other runs is refused and left as it is.
 #[test]
 fn a_comparison_is_extended() {
     let folder = folder();
@@ -114,7 +114,7 @@ fn a_comparison_is_extended() {
     });
     summary.write(&path).unwrap();
 
-    // A run whose loss is no longer a number is no reason to stop.
+    // A run whose loss is no longer a number does not stop the others.
     let recipes = ["name=base", "name=wild; stage3.lr=1e30", RECIPES[1]];
     let more = ablation(folder.path(), &recipes, &[1], &["safety.max_skipped=1"]);
     match compare(&more).expect_err("an error") {

@@ -1,5 +1,4 @@
-//! Files of a run that are no longer what was written: each damage is named, and the student at the end is that
-//! of the run without it.
+//! Damaged files of a run: each damage is named, and the student at the end is the same as without the damage.
 
 use tests::mutations::Mutator;
 
@@ -75,7 +74,7 @@ fn put(path: &Path, bytes: &Option<Vec<u8>>) {
     }
 }
 
-/// The checkpoint before takes the place of the newest, and all that tells of the run says so.
+/// If the newest checkpoint is damaged, the one before it is used, and all outputs of the run say so.
 #[test]
 fn a_damaged_checkpoint_is_named_and_the_one_before_taken() {
     let whole = folder();
@@ -118,7 +117,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_taken() {
     assert!(resumed.len() > 40, "{resumed:?}");
 }
 
-/// The run goes on from the newest.
+/// The run continues from the newest checkpoint.
 #[test]
 fn an_older_checkpoint_is_not_read() {
     let whole = folder();
@@ -133,7 +132,7 @@ fn an_older_checkpoint_is_not_read() {
     assert!(student(run) == expected);
 }
 
-/// Makes a checkpoint what earlier versions wrote: without checksums, and without what the run is made from.
+/// Changes a checkpoint into the form of earlier versions: without checksums, and without the inputs of the run.
 fn strip(checkpoint: &Path) {
     for name in ["SHA256SUMS", "student/SHA256SUMS", "inputs.toml"] {
         fs::remove_file(checkpoint.join(name)).unwrap();
@@ -150,7 +149,7 @@ fn strip(checkpoint: &Path) {
     fs::write(&path, toml::to_string(&progress).unwrap() + "# end\n").unwrap();
 }
 
-/// No work is lost by a new version of the program.
+/// A new version of the program can continue the runs of an earlier one.
 #[test]
 fn a_checkpoint_of_an_earlier_version_is_taken_if_that_is_accepted() {
     let whole = folder();
@@ -175,7 +174,8 @@ fn a_checkpoint_of_an_earlier_version_is_taken_if_that_is_accepted() {
         }
         assert_eq!(checkpoints(run), before);
 
-        // Once is enough, also if nothing more is done then: asked before each batch of the teacher's evaluation.
+        // Changes need to be accepted once, even if nothing else is done then. `stop` is called before each batch of
+        // the teacher's evaluation.
         let mut accepting = stopping(2, options(config_of(run), run, true));
         accepting.accept_changes = true;
         execute(accepting).expect("a run");
@@ -189,7 +189,7 @@ fn a_checkpoint_of_an_earlier_version_is_taken_if_that_is_accepted() {
     }
 }
 
-/// Steps that changed nothing do not go by as a mere count.
+/// Skipped steps are noted, and not only counted.
 #[test]
 fn a_stage_of_which_much_was_skipped_says_so() {
     let whole = folder();
@@ -233,7 +233,7 @@ fn without_a_whole_checkpoint_nothing_goes_on() {
     }
 }
 
-/// A value that no run writes, with the right checksum, is an error by its name.
+/// A value that no run writes, in a file with the right checksum, gives an error that names it.
 #[test]
 fn values_out_of_range_are_named() {
     let whole = folder();
@@ -279,7 +279,7 @@ fn values_out_of_range_are_named() {
     }
 }
 
-/// The log is no part of the student: the run goes on, and says what is lost.
+/// The log does not affect the student: if it is damaged, the run continues, and says what is lost.
 #[test]
 fn a_damaged_log_is_said() {
     let whole = folder();
@@ -298,7 +298,7 @@ fn a_damaged_log_is_said() {
         );
         assert!(student(run) == expected, "{what}");
     }
-    // And where another program takes it away while the run goes on.
+    // The same if another program removes the log during the run.
     let rest = folder();
     let run = rest.path();
     let log = run.join("metrics.jsonl");

@@ -1,4 +1,4 @@
-//! Where the text of a run comes from: mixtures, patterns, columns, and tokens that were made ahead.
+//! The sources of a run's text: mixtures, patterns, columns, and prepared tokens.
 
 use train::config::TextSource;
 use train::run::prepare;
@@ -179,7 +179,7 @@ fn documents_are_apart_and_resumed_to_the_same_bits() {
     let (apart, same_start) = losses_and_start(whole.path());
     assert_eq!(apart.len(), STEPS.iter().sum::<usize>());
     assert!(apart.iter().all(|loss| loss.is_finite()), "{apart:?}");
-    // The same tokens in the same order, in the first step by the same networks, but not the same matrices.
+    // The same tokens in the same order, and in the first step the same networks, but not the same matrices.
     assert_eq!(start, same_start);
     assert_ne!(apart[0], plain[0]);
 

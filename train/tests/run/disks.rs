@@ -1,4 +1,4 @@
-//! Disks that refuse: what is there stays, what is wrong is said in a sentence, and the run goes on when that is over.
+//! Disks that refuse to write: existing files stay, the error is one sentence, and the run can continue afterwards.
 
 use std::io::ErrorKind;
 
@@ -21,7 +21,7 @@ fn undisturbed() -> (Config, Vec<u8>) {
     (config, student(folder.path()))
 }
 
-/// Something stands where the folder of checkpoints should be. The error of the thread that writes ends the run.
+/// A file has the name of the folder of checkpoints. The error of the writing thread ends the run.
 #[test]
 fn a_checkpoint_that_cannot_be_written_ends_the_run() {
     let (config, expected) = undisturbed();
@@ -36,7 +36,7 @@ fn a_checkpoint_that_cannot_be_written_ends_the_run() {
     assert!(path.starts_with(&place), "{}", path.display());
     assert_eq!(kind, ErrorKind::NotADirectory);
     assert!(!run.join("summary.json").exists());
-    // Steps went on while the first checkpoint was tried, and not past the next.
+    // Steps continued while the first checkpoint was tried, but not past the next checkpoint.
     let steps = metrics(run).into_iter();
     let steps = steps.filter(|record| record["kind"] == "step").count();
     assert!((2..=4).contains(&steps), "{steps}");
@@ -45,7 +45,8 @@ fn a_checkpoint_that_cannot_be_written_ends_the_run() {
     assert!(student(run) == expected);
 }
 
-/// The tokens are cleared away: those that are open are read on, and a later process makes them again.
+/// Tokens are deleted during a run: the run continues to read the open files, and a later process makes the tokens
+/// again.
 #[test]
 fn tokens_that_are_gone_are_made_again() {
     let (mut config, expected) = undisturbed();
@@ -112,7 +113,7 @@ mod mounted {
         }
     }
 
-    /// Space enough for a checkpoint and the student, and then none for a while.
+    /// The disk has space for one checkpoint and the student, and then is full for some time.
     #[test]
     fn a_full_disk_is_waited_for() {
         let (mut config, expected) = undisturbed();
@@ -146,7 +147,8 @@ mod mounted {
         assert_eq!(steps, all.collect::<Vec<_>>());
     }
 
-    /// It is not waited for: the run ends with what is wrong, and goes on when the folder can be written again.
+    /// A folder that cannot be written is not waited for: the run ends with an error, and can continue when it is
+    /// writable.
     #[test]
     fn a_read_only_folder_ends_the_run() {
         let (config, expected) = undisturbed();

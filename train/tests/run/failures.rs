@@ -1,4 +1,4 @@
-//! Every failure has its message, and nothing that was there before is lost.
+//! Every failure has its own message, and no existing file is lost.
 
 use std::fs::File;
 
@@ -74,7 +74,7 @@ fn a_run_is_not_written_over() {
     }
 }
 
-/// Text that is cut into other steps is other text; what only saves memory is not refused.
+/// Other steps read other text, so they are refused; settings that only save memory are not refused.
 #[test]
 fn changed_steps_are_refused() {
     let folder = folder();
@@ -130,13 +130,13 @@ fn a_run_that_diverges_stops_and_can_be_resumed() {
     diverges_and_is_resumed(1);
 }
 
-/// What went wrong is read when all of the stage is done.
+/// The losses are read only when the whole stage is done.
 #[test]
 fn a_run_that_diverges_unread_stops_and_can_be_resumed() {
     diverges_and_is_resumed(100);
 }
 
-/// A learning rate that throws the student out of all bounds at its first step.
+/// A learning rate that makes the student diverge at its first step.
 fn diverges_and_is_resumed(read_every: usize) {
     let (diverged, sane) = (folder(), folder());
     let run = diverged.path();
@@ -181,7 +181,7 @@ fn diverges_and_is_resumed(read_every: usize) {
     assert!(student(run) == student(sane.path()));
 }
 
-/// What fails before there is anything to keep leaves no folder behind.
+/// A failure before there is anything to keep leaves no folder behind.
 #[test]
 fn a_run_that_cannot_start_leaves_nothing() {
     let folder = folder();
@@ -192,7 +192,7 @@ fn a_run_that_cannot_start_leaves_nothing() {
     assert!(!run.exists());
 }
 
-/// A configuration that was made by hand.
+/// A configuration that was made in code is checked too.
 #[test]
 fn a_configuration_is_checked_before_anything_is_made() {
     let folder = folder();
@@ -204,7 +204,7 @@ fn a_configuration_is_checked_before_anything_is_made() {
     assert!(!run.exists());
 }
 
-/// Fewer steps than may be skipped in a row, and none of them finite.
+/// The stage has fewer steps than may be skipped in a row, and no finite step.
 #[test]
 fn a_stage_that_trains_nothing_is_an_error() {
     let folder = folder();
@@ -220,7 +220,7 @@ fn a_stage_that_trains_nothing_is_an_error() {
     assert!(!run.join("student").exists() && !run.join("summary.json").exists());
 }
 
-/// A last step that no loss after it would tell of.
+/// The last step diverges, and there is no later loss that would show it.
 #[test]
 fn a_student_that_is_not_finite_is_not_kept() {
     let folder = folder();
@@ -238,7 +238,7 @@ fn a_student_that_is_not_finite_is_not_kept() {
     assert!(!run.join("checkpoints").exists() && !run.join("student").exists());
 }
 
-/// Moved away, or removed and made anew by another: nothing appears under the old name.
+/// The run folder was moved, or removed and made again by another program: nothing is written under the old name.
 #[test]
 #[cfg(unix)]
 fn a_run_whose_folder_is_gone_ends() {
@@ -257,7 +257,7 @@ fn a_run_whose_folder_is_gone_ends() {
             other => panic!("{other}"),
         }
         assert!(!run.exists());
-        // Where it is now, it goes on.
+        // In its new place, the run can continue.
         resume(&elsewhere);
     }
 }

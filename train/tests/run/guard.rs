@@ -1,8 +1,8 @@
-//! What is done about a spike of the loss is a part of the run: the same however often it is stopped.
+//! The reaction to a spike of the loss is the same however often the run is stopped.
 
 use super::*;
 
-/// Steps of the stage that is watched.
+/// Steps of the stage with the guard.
 const WATCHED: usize = 12;
 
 /// A run of the last stage with this guard, and others after it.
@@ -41,7 +41,8 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[1]
 }
 
-/// A value of `guard.spike` that exactly one step of a run is above which does nothing about it, and that step.
+/// A value of `guard.spike` with which exactly one step of a run is a spike, and that step. The run does not react to
+/// it.
 fn one_spike() -> (f64, usize) {
     let folder = folder();
     let run = folder.path();
@@ -113,7 +114,7 @@ fn a_run_goes_back_from_a_spike() {
         )),
         "{said}"
     );
-    // Each step once, up to where it went back those of the run that does nothing, and others after it.
+    // Each step is recorded once; up to the checkpoint the losses are those of the run without a reaction, then others.
     let (all, before) = (losses(whole.path()), losses(quiet.path()));
     assert_eq!(all.len(), WATCHED);
     let due = (step - 1) / 4 * 4;
@@ -128,8 +129,8 @@ fn a_run_goes_back_from_a_spike() {
     }
 }
 
-/// A calibrated student of the bundled teacher, at a rate that destroys it and at one that does not: it is said of the
-/// first, within fifty steps, in the log and in the summary, and nothing of the second.
+/// A calibrated student of the bundled teacher, with a rate that destroys it and with one that does not. The log and
+/// the summary report the collapse of the first within fifty steps, and none of the second.
 #[test]
 fn a_rate_that_destroys_a_student_is_said() {
     let steps = 50;

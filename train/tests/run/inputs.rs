@@ -1,4 +1,4 @@
-//! What a run is made from: noticed where it changes, and not where it only lies elsewhere.
+//! The inputs of a run: changes of their content are noticed; changes of their places do not matter.
 
 use safetensors::{Dtype, SafeTensors};
 
@@ -96,7 +96,7 @@ fn change_weights(folder: &Path, name: &str, change: impl Fn(f32) -> f32) {
     safetensors::serialize_to_file(views, None, &path).unwrap();
 }
 
-/// In the names of the teacher's file.
+/// The tensor's name in the teacher's file.
 const NORM: &str = "model.final_layernorm.weight";
 
 /// What is changed, how an error names it, and the change.
@@ -141,7 +141,7 @@ fn what_has_changed_is_named_and_can_be_accepted() {
         let before = metrics(run);
         let mut accepting = options(config_of(run), run, true);
         accepting.accept_changes = true;
-        // Accepted once is accepted, also if nothing more is done then.
+        // Changes that were accepted once stay accepted, even if nothing else was done then.
         accepting = stopping(100, accepting);
         let summary = finish(accepting);
         let said = notes(&summary);
@@ -150,7 +150,7 @@ fn what_has_changed_is_named_and_can_be_accepted() {
         assert_eq!(after[..before.len()], before, "{what}");
         assert_eq!(after[before.len()]["kind"], "note", "{what}");
         let then = before[0]["teacher_perplexity"].as_f64().unwrap();
-        // Weights and held-out text decide on it, and a blank in a file does not.
+        // Weights and held-out text change the perplexity; a blank in a file does not.
         let differs = ["weights", "held out"].contains(&what);
         assert_eq!(summary.teacher_perplexity != then, differs, "{what}");
     }
@@ -170,7 +170,7 @@ fn accepted_changes_are_not_asked_for_again() {
     assert_eq!(notes(&summary).matches("the text of data.train").count(), 1);
 }
 
-/// What is known without the text is refused before hours go into it.
+/// Everything that can be refused without the text is refused before hours are spent on it.
 #[test]
 fn text_is_tokenised_last() {
     let inputs = Inputs::new();
@@ -220,7 +220,7 @@ fn settings_of_what_is_done_are_compared() {
         "{kind}"
     );
 
-    // What decides on nothing is free.
+    // Settings that do not affect the result may change.
     let mut config = config_of(run);
     config.stages[0].micro_batch = 1;
     config.checkpoint.every = 3;
@@ -228,7 +228,8 @@ fn settings_of_what_is_done_are_compared() {
     assert!(summary.notes.is_empty(), "{}", notes(&summary));
 }
 
-/// Moved, copied and touched, in other words, with the tokens gone: the same content is the same.
+/// Inputs that were moved, copied, touched or named differently, without their tokens, count as the same if their
+/// content is the same.
 #[test]
 fn other_places_are_no_change() {
     let inputs = Inputs::new();
@@ -254,7 +255,7 @@ fn other_places_are_no_change() {
     assert!(student(run) == student(whole.path()));
 }
 
-/// What was read at the start is what is exported.
+/// The files that were read at the start are exported at the end.
 #[test]
 fn files_that_are_replaced_while_a_run_goes_on_do_not_reach_its_student() {
     let inputs = Inputs::new();
@@ -288,7 +289,7 @@ fn files_that_are_replaced_while_a_run_goes_on_do_not_reach_its_student() {
     assert!(student(run.path()) == student(whole.path()));
 }
 
-/// Weights that are numbers, and logits that are not.
+/// Weights that are finite, but give logits that are not.
 #[test]
 fn a_teacher_that_is_not_finite_is_named() {
     let inputs = Inputs::new();
@@ -308,7 +309,7 @@ fn a_teacher_that_is_not_finite_is_named() {
     assert!(!run.exists());
 }
 
-/// Neither the run's own folder nor its cache is text, wherever they lie.
+/// The run's own folder and its cache are not read as text, wherever they are.
 #[test]
 fn a_run_in_its_folder_of_text_is_resumed() {
     let inputs = Inputs::new();

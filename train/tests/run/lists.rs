@@ -127,7 +127,7 @@ fn a_list_is_resumed_in_its_middle() {
         stops += 1;
         assert!(stops < 20, "the run does not advance");
     }
-    // Those that only a stop leaves: within the first stage, between both, and within the second.
+    // Checkpoints that only a stop leaves: within the first stage, between the two, and within the second.
     let found = checkpoints(stopped.path());
     for name in ["short-step0000003", "long-step0000000", "long-step0000003"] {
         assert!(found.iter().any(|found| found == name), "{name}: {found:?}");
@@ -136,8 +136,8 @@ fn a_list_is_resumed_in_its_middle() {
     assert_eq!(metrics(stopped.path()), metrics(whole.path()));
 }
 
-/// Sequences that are longer at the end, with as many tokens a step: a stage of its own, which takes rates and loss of the
-/// one before.
+/// Longer sequences at the end, with as many tokens a step: a separate stage with the rates and the loss of the one
+/// before.
 #[test]
 fn sequences_are_longer_at_the_end() {
     let lengthened = || {
@@ -191,7 +191,7 @@ fn sequences_are_longer_at_the_end() {
     assert_eq!(metrics(stopped.path()), metrics(whole.path()));
 }
 
-/// What is done cannot be taken out of the list, nor come to stand elsewhere in it.
+/// A stage that is done cannot be removed from the list, nor moved in it.
 #[test]
 fn a_changed_list_is_refused() {
     let folder = folder();
@@ -229,7 +229,7 @@ fn a_changed_list_is_refused() {
     assert_eq!(names, ["stage1", "stage2", "again"]);
 }
 
-/// Before anything is made, and with the names of stage, layer and mixer.
+/// The refusal comes before anything is made, and names stage, layer and mixer.
 #[test]
 fn a_stage_that_no_layer_can_learn_in_is_refused() {
     let parent = folder();

@@ -47,8 +47,8 @@ pub(super) fn config_with(folder: &Path, overrides: &[&str]) -> Config {
     config(&[&own, overrides].concat())
 }
 
-/// The layers' mixers are calibrated before the first stage, which the run says; the student is that of a run in one
-/// piece, and can be read.
+/// The mixers are calibrated before the first stage, and the run says so. A run in several pieces gives the same
+/// student as one in one piece, and the student can be loaded.
 #[test]
 fn a_calibrated_student_of_a_llama() {
     let (folder, whole, pieces) = (folder(), super::folder(), super::folder());
@@ -92,7 +92,7 @@ fn a_calibrated_student_of_a_llama() {
     assert_eq!(windows.count(), 2);
 }
 
-/// Without anything taken over, and with a layer that keeps its attention.
+/// A start that takes nothing over, and a layer that keeps its attention.
 #[test]
 fn a_hybrid_student_of_a_llama() {
     let (folder, run_folder) = (folder(), super::folder());
@@ -252,8 +252,8 @@ fn heads_that_recall_make_a_hybrid() {
     assert_eq!(Value::from(kept), json["kept"]);
 }
 
-/// Sequences without the window, text that is made, and clipping by layers follow from seed and step: a run that was
-/// stopped among them ends at the bytes of one that was not.
+/// Sequences without the window, generated text, and clipping by layers depend only on seed and step: a run that was
+/// stopped during them ends in the same bytes as one that was not.
 #[test]
 fn what_is_left_out_of_a_step_is_the_same_after_a_stop() {
     let (folder, whole, pieces) = (folder(), super::folder(), super::folder());

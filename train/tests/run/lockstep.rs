@@ -1,11 +1,11 @@
-//! Runs in lockstep are what they are alone.
+//! Runs in lockstep give the same results as alone.
 
 use train::ablation::{Ablation, Recipe, Variant};
 
 use super::resume::assert_same;
 use super::*;
 
-/// Students that differ in all that they may differ in: mixers, starts, rates, losses and clipping.
+/// Students that differ in everything that may differ: mixers, starts, rates, losses and clipping.
 const RECIPES: [&str; 4] = [
     "name=base; student.d_state=12; student.n_v_heads=4; student.n_qk_heads=4",
     "name=other; student.d_state=12; student.n_v_heads=4; student.n_qk_heads=4; student.init=copy; stage1.lr=1e-4; \
@@ -65,7 +65,7 @@ fn each_is_what_it_is_alone() {
     compare(&all(alone.path(), 1)).expect("a table");
     let names = ["base", "other", "window", "whole"];
 
-    // Stopped within the second stage, all are at one step of it, as only runs in lockstep are.
+    // All runs were stopped in the second stage at the same step, which shows that they were in lockstep.
     let mut stopped = all(together.path(), 4);
     let second = run_of(together.path(), "base").join("checkpoints/stage2-step0000002");
     stopped.stop = StopRequest::when(move || second.exists());
@@ -80,7 +80,7 @@ fn each_is_what_it_is_alone() {
         assert_eq!(newest(together.path(), name), at, "{name}");
     }
 
-    // Killed when one of them had written less than the others, and one nothing.
+    // The state after a kill, when one run had written less than the others, and one nothing.
     for name in names {
         copy_folder(&run_of(together.path(), name), &run_of(killed.path(), name));
     }
@@ -101,7 +101,7 @@ fn each_is_what_it_is_alone() {
     }
 }
 
-/// One that diverges leaves the others, and one that cannot be among them goes alone.
+/// A run that diverges leaves the others, and a run that cannot be in lockstep goes alone.
 #[test]
 fn others_go_on() {
     let (alone, together) = (folder(), folder());

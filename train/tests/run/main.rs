@@ -1,4 +1,4 @@
-//! Whole runs of `train`, in little: the bundled teacher, a few steps of 2 x 32 tokens a stage.
+//! Complete runs of `train` in small: the bundled teacher, and a few steps of 2 x 32 tokens a stage.
 #![cfg(feature = "flex")]
 
 mod ablations;
@@ -96,7 +96,7 @@ fn options(config: Config, folder: &Path, resume: bool) -> RunOptions {
     }
 }
 
-/// With what so many steps have measured read at once, as on a device that has a queue.
+/// Reads the measured values of `every` steps together, as on a device with a queue.
 fn reading(every: usize, mut options: RunOptions) -> RunOptions {
     options.read_every = Some(every);
     options
@@ -116,15 +116,15 @@ fn resume(folder: &Path) -> Summary {
     finish(options(config_of(folder), folder, true))
 }
 
-/// With the request to stop made from the time on that it is asked for for the `n`-th time, from 0. It is asked
-/// for before each step, before each batch of an evaluation, and before each layer while mixers are fitted.
+/// Requests a stop at the `n`-th call of `stop`, counted from 0, and at all later ones. It is called before each step,
+/// before each batch of an evaluation, and before each layer while mixers are fitted.
 fn stopping(n: usize, mut options: RunOptions) -> RunOptions {
     let asked = AtomicUsize::new(0);
     options.stop = StopRequest::when(move || asked.fetch_add(1, Ordering::Relaxed) >= n);
     options
 }
 
-/// Calls `act` when it is asked for the `n`-th time, from 0, whether to stop, and does not stop.
+/// Calls `act` at the `n`-th call of `stop`, counted from 0, without requesting a stop.
 fn acting(n: usize, act: impl Fn() + Send + Sync + 'static, mut options: RunOptions) -> RunOptions {
     let asked = AtomicUsize::new(0);
     options.stop = StopRequest::when(move || {
@@ -191,7 +191,7 @@ fn checkpoint(run: &Path, name: &str) -> PathBuf {
     run.join("checkpoints").join(name)
 }
 
-/// What differs from one run to the next in a line of `metrics.jsonl`.
+/// The fields of a line of `metrics.jsonl` that differ from run to run.
 const TIMES: [&str; 6] = [
     "seconds",
     "tokens_per_second",

@@ -1,5 +1,5 @@
-//! The configurations of the published sizes, without their weights: parameters are drawn when
-//! they are first read, and counting them reads only their shapes.
+//! The configurations of the published sizes, without weights: parameters are initialised when they are first read, and
+//! counting them only reads their shapes.
 
 use model::{Mixer, PhiConfig, PhiMamba, PhiMambaConfig, named_parameters};
 use train::run::student_config;

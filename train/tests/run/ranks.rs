@@ -14,8 +14,8 @@ const STEPS: usize = 2;
 /// Steps of four passes.
 fn of_four_passes(overrides: &[&str]) -> Config {
     let tokens = STEPS * 4 * 32;
-    // The first updates of AdamW are signs of gradients, also of those that are roundings, and ranks round otherwise. With
-    // this epsilon such a parameter hardly moves.
+    // AdamW's first updates are signs of gradients, even of gradients that are only rounding errors, and these differ
+    // between numbers of ranks. With this epsilon such a parameter hardly moves.
     let mut all = vec!["optimizer.epsilon=1e-3".to_owned()];
     for stage in 1..=3 {
         all.push(format!("stage{stage}.tokens={tokens}"));
@@ -78,9 +78,9 @@ fn steps(run: &Path) -> Vec<(String, u64, [f64; 2])> {
         .collect()
 }
 
-/// Asserts that two runs have the same steps, and in them the same numbers but for roundings.
+/// Asserts that two runs have the same steps, with the same values apart from rounding.
 fn assert_close(name: &str, found: &Path, expected: &Path) {
-    // Of a loss, and of a norm.
+    // The largest allowed relative differences of a loss and of a norm.
     let most = [1e-6, 1e-4];
     let (found, expected) = (steps(found), steps(expected));
     assert_eq!(found.len(), expected.len(), "{name}");
@@ -123,7 +123,7 @@ fn ranks_have_the_loss_curve_of_one() {
                 .all(|name| !name.starts_with('.'))
         );
         if world == 1 {
-            // Nothing is added up that was not before.
+            // With one rank, the sums are not different from those without ranks.
             assert!(student(several.path()) == student(one.path()), "{name}");
         }
     }
@@ -149,8 +149,8 @@ fn ranks_clip_parts_and_layers() {
     }
 }
 
-/// Of four sequences the first three steps leave the window out in those of numbers 0 and 2; 0, 1 and 3; 0 and 1. So there
-/// are ranks whose passes reach no window, beside ranks whose passes do.
+/// Of four sequences, the first three steps leave the window out in numbers 0 and 2; 0, 1 and 3; 0 and 1. So the passes
+/// of some ranks use no window, while those of other ranks do.
 #[test]
 fn ranks_without_a_window_in_their_passes() {
     let (teacher, one) = (folder(), folder());
@@ -185,7 +185,7 @@ fn ranks_without_a_window_in_their_passes() {
     }
 }
 
-/// Rank 0 alone measures within stages and scores tasks, here by a program that notes each of its calls.
+/// Only rank 0 measures within stages and scores tasks, here with a program that records each of its calls.
 #[cfg(unix)]
 #[test]
 fn one_rank_measures() {
@@ -210,7 +210,7 @@ printf '{"results": {"piqa": {"acc": 0.5}}}' > "$json"
     let scored = metrics(&run)
         .into_iter()
         .filter(|record| record["tasks"]["piqa/acc"] == 0.5);
-    // In each stage after the first of two steps, and at its end.
+    // Twice in each stage: after the first of its two steps, and at its end.
     assert_eq!(scored.count(), 6);
     let calls = fs::read_to_string(parent.path().join("calls")).unwrap();
     assert_eq!(calls.lines().count(), 6);
@@ -226,7 +226,7 @@ fn two_runs_of_ranks_have_the_same_bits() {
     assert_eq!(metrics(one.path()), metrics(other.path()));
 }
 
-/// A request to one of two ranks stops both after the same step; one rank goes on, and then four.
+/// A request to one of two ranks stops both after the same step; the run is continued by one rank, and then by four.
 #[test]
 fn a_run_goes_on_with_another_number_of_ranks() {
     let config = of_four_passes(&["checkpoint.every=100"]);
@@ -287,7 +287,7 @@ fn what_ranks_cannot_share_is_refused() {
     }
     assert!(!path.exists());
 
-    // What rank 0 refuses, all know.
+    // All ranks get the error that rank 0 returns.
     config(&[]).write(&run.path().join("config.toml")).unwrap();
     let refused = on_ranks(2, |_| options(of_four_passes(&[]), run.path(), false));
     let words = refused
@@ -301,7 +301,7 @@ fn what_ranks_cannot_share_is_refused() {
     );
 }
 
-/// A share that is lost makes the checkpoint one that is not taken.
+/// A checkpoint without one of its shares is not used.
 #[test]
 fn a_lost_share_is_noticed() {
     let config = of_four_passes(&["checkpoint.every=1", "stage1.tokens=384"]);

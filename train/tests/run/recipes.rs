@@ -21,7 +21,7 @@ fn layers_read_the_students_own_at_the_end() {
     let (plain, own) = (losses(plain.path()), losses(whole.path()));
     assert_eq!(own.len(), 5);
     assert_eq!(plain[..3], own[..3]);
-    // The first of them compares equal students, of which one reads something else.
+    // The first of these steps compares equal students that read different inputs.
     assert_ne!(plain[3], own[3]);
 
     // Past the evaluation of both models, two batches each, and four steps.
@@ -38,7 +38,7 @@ fn layers_read_the_students_own_at_the_end() {
     assert_eq!(losses(pieces.path()), own);
 }
 
-/// What was usual for the loss before is no measure for that of the student's own hidden states.
+/// The guard does not compare the loss on the student's own hidden states with the losses before.
 #[test]
 fn the_guard_begins_anew_with_them() {
     let folder = folder();
@@ -56,7 +56,7 @@ fn the_guard_begins_anew_with_them() {
     assert_ne!(fourth.next().expect("a step")["skipped"], true);
 }
 
-/// Blocks in pairs, of which a hybrid's second has a layer that keeps its attention.
+/// Blocks in pairs; the second pair of a hybrid has a layer that keeps its attention.
 #[test]
 fn pairs_of_blocks_are_aligned() {
     let folder = folder();

@@ -79,7 +79,7 @@ fn a_run_leaves_what_it_promises() {
     ];
     let known = manifest::verify(run.join("student")).unwrap();
     assert_eq!(known, Verified::Files(names.map(str::to_owned).to_vec()));
-    // A finished run vouches for its student.
+    // The checksums of a finished run's student are compared.
     let path = run.join("student/config.json");
     fs::write(&path, fs::read_to_string(&path).unwrap() + " ").unwrap();
     match execute(options(config_of(run), run, true)).expect_err("an error") {

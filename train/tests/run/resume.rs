@@ -1,11 +1,11 @@
-//! A run that is interrupted, in whatever way, ends as one that is not.
+//! A run that is interrupted in any way ends with the same result as one that is not.
 
 use model::manifest;
 
 use super::*;
 
-/// What a process leaves in `to` that was killed, if the newest whole checkpoint was `name`: later
-/// lines in the metrics, the last of them torn, and half a checkpoint.
+/// Makes in `to` what a killed process leaves if the newest complete checkpoint is `name`: later lines in the metrics,
+/// the last of them incomplete, and an incomplete checkpoint.
 pub(super) fn killed_after(name: &str, from: &Path, to: &Path) {
     fs::copy(from.join("config.toml"), to.join("config.toml")).unwrap();
     let metrics = fs::read(from.join("metrics.jsonl")).unwrap();
@@ -165,7 +165,7 @@ fn steps_can_be_read_together() {
     }
 }
 
-/// Steps whose losses are not read yet are recorded before a stop: all that the checkpoint has, and no others.
+/// Steps whose losses were not read yet are recorded before a stop: exactly those that the checkpoint has.
 #[test]
 fn a_stop_reads_what_is_pending() {
     let (whole, stopped) = (folder(), folder());
@@ -199,7 +199,7 @@ fn a_stop_reads_what_is_pending() {
     assert_same("stopped", run, whole.path());
 }
 
-/// Stopped at every place where a run may stop, each time a step further.
+/// The run is stopped at every place where it can be stopped, each time one step later.
 #[test]
 fn a_run_can_be_stopped_at_any_step() {
     let (whole, stopped) = (folder(), folder());

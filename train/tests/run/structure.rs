@@ -38,8 +38,8 @@ fn stacked(matrices: impl IntoIterator<Item = Vec<f64>>, l: usize) -> Tensor<Inn
     Tensor::from_data(TensorData::new(all, [m, l, l]), &Default::default())
 }
 
-/// The closed forms give what was recorded; fits by 2,000 steps lie between what is proved to be out of reach and about
-/// twice the median of recorded fits by 10,000.
+/// The closed forms give the recorded results; fits by 2,000 steps lie between the lower bound and about twice the
+/// median of recorded fits by 10,000.
 #[test]
 fn recorded_matrices() {
     let goldens = Goldens::open("structured/expected");
@@ -86,7 +86,7 @@ fn recorded_matrices() {
     }
 }
 
-/// A matrix of a class is found in it: by a closed form exactly, by 2,000 steps nearly.
+/// If a matrix is in a class, its approximation is exact by a closed form, and nearly exact by 2,000 steps.
 #[test]
 fn matrices_of_a_class_are_recovered() {
     let l = 24;
@@ -140,8 +140,8 @@ fn matrices_of_a_class_are_recovered() {
     }
 }
 
-/// A study leaves its table, its numbers and its page; made again in the same folder it takes every fit from there, and
-/// another study does not get the folder.
+/// A study writes its table, its numbers and its page. The same study in the same folder uses all fits from there, and
+/// another study is refused in this folder.
 #[test]
 fn a_study_of_the_bundled_teacher() {
     let folder = folder();
@@ -208,7 +208,8 @@ fn a_study_of_the_bundled_teacher() {
     assert!(message.contains("other settings"), "{message}");
 }
 
-/// Splits of a budget: a run folder each, the tokens of each stage, and advice; made again, runs are taken as they are.
+/// Splits of a budget: a run folder for each, the tokens of each stage, and a recommendation; finished runs are used
+/// again.
 #[test]
 fn splits_of_a_budget() {
     let folder = folder();

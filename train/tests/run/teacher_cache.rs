@@ -44,8 +44,8 @@ fn assert_near(name: &str, found: f64, expected: f64, tolerance: f64) {
     assert!(error <= tolerance, "{name}: {found}, not {expected}");
 }
 
-/// All ids of each token are what the teacher computes; the roundings of sums in another order add up from step to step.
-/// Fewer are what `top_k` compares with the teacher in memory.
+/// With all ids, the cache gives the loss of the teacher in memory; rounding of sums in another order accumulates from
+/// step to step. With fewer ids, it gives the loss of `top_k` with the teacher in memory.
 #[test]
 fn a_cache_takes_the_teacher_s_place() {
     let (whole, expected) = losses_of(&[]);
@@ -98,8 +98,8 @@ fn a_cache_takes_the_teacher_s_place() {
     }
 }
 
-/// Stage 3 alone, from the student of an earlier run. The teacher's weights are of no use any more: nothing reads them
-/// but for their checksum. A stopped run is resumed to the same bits.
+/// Stage 3 alone, from the student of an earlier run. The teacher's weights are invalid: they are only read for their
+/// checksum. A stopped run is resumed to the same bits.
 #[test]
 fn a_run_from_a_cache_loads_no_teacher() {
     let parent = folder();
@@ -184,7 +184,8 @@ fn what_a_cache_is_not_for_is_refused() {
         let path = folder.to_str().unwrap();
         assert!(message.contains(path), "{set}: {message}");
     }
-    // Of stage 3 alone, which reads other sequences; and finds no teacher to ask for another perplexity.
+    // A cache for stage 3 alone, which reads other sequences; without the teacher, another perplexity cannot be
+    // measured.
     let alone = parent.path().join("alone");
     let of_stage = config_of_stages(&["stage3"], &[]);
     cache(of_stage, &alone, 4, StoredDtype::F16);

@@ -16,7 +16,7 @@ fn measured(run: &Path) -> Vec<(String, u64)> {
     within.filter_map(place).collect()
 }
 
-/// They change no bit of the student, stand in the metrics once each, and a run that is interrupted has the same.
+/// Measurements change no bit of the student, are in the metrics once each, and are the same in an interrupted run.
 #[test]
 fn measuring_changes_nothing_else() {
     let (plain, whole) = (folder(), folder());
@@ -63,8 +63,8 @@ fn measuring_changes_nothing_else() {
     assert_same("stopped", rest.path(), whole.path());
 }
 
-/// Tasks are scored by another program, whose place a script takes here: it finds a student with its tokenizer, and
-/// gives it numbers. One that fails is noted, and the run goes on.
+/// Tasks are scored by another program, which a script replaces here: it checks that there is a student with its
+/// tokenizer, and returns numbers. If it fails, this is noted, and the run continues.
 #[cfg(unix)]
 #[test]
 fn tasks_are_scored_by_a_program() {

@@ -11,7 +11,7 @@ use crate::chat::Message;
 /// The most messages. A body with more is refused before the rest of it is read.
 const MOST: usize = 1 << 16;
 
-/// What stands between two parts of a message's text.
+/// The separator between two parts of a message's text.
 const BETWEEN: &str = "\n";
 
 /// The messages of a body, not yet checked.
@@ -26,7 +26,7 @@ struct GivenMessage {
     content: Option<Content>,
     #[serde(default)]
     name: Option<String>,
-    // What an answer of OpenAI's has too, and a client may send back.
+    // Fields of OpenAI's answers, which a client may send back.
     #[serde(default)]
     annotations: Option<Anything>,
     #[serde(default)]
@@ -57,11 +57,11 @@ struct Part {
 }
 
 impl Messages {
-    /// The messages for a chat template. OpenAI's newer name of the system is the system, and parts of a text
-    /// become lines of one.
+    /// The messages for a chat template. The role `developer`, OpenAI's newer name, becomes `system`, and the parts of
+    /// a text become its lines.
     ///
     /// # Errors
-    /// There is none, or one of them has another role or something else than text.
+    /// There is no message, or one of them has another role or content that is not text.
     pub(super) fn check(self) -> Result<Vec<Message>, ApiError> {
         if self.0.is_empty() {
             let message = "messages is empty or missing; a chat has at least one message";

@@ -246,7 +246,7 @@ fn what_is_wrong_is_named() {
     assert!(planned(&tokenizer(), b"{\"prompt\": \"\\ud800\"}").is_err());
 }
 
-/// With underscores, not with the hyphens of the command line.
+/// The message names the field with underscores, and not with the hyphens of the command line.
 #[test]
 fn a_setting_is_named_as_its_field() {
     for (field, value) in [

@@ -1,4 +1,4 @@
-//! Many sequences at once: each gets the same text as alone, for every kind of model.
+//! Many sequences at the same time: each gets the same text as it gets alone, for every kind of model.
 
 mod queue;
 mod together;
@@ -38,7 +38,7 @@ fn request(prompt: &[u32], max_tokens: usize) -> Request {
     Request::new(prompt, max_tokens)
 }
 
-/// Ids of tokens without meaning, a different run of them for every `i`.
+/// Ids of tokens without meaning; a different sequence for every `i`.
 fn prompt(i: usize, length: usize) -> Vec<u32> {
     (0..length)
         .map(|k| ((i * 7919 + k * 104_729) % 4095 + 1) as u32)
@@ -103,7 +103,7 @@ fn a_model_may_end_a_text_in_several_ways() {
         .rev()
         .find(|&i| !ids[..i].contains(&ids[i]))
         .unwrap();
-    // In an exported student's own file, and in the one that wins over it.
+    // `config.json` of an exported student, and `generation_config.json`, which takes precedence.
     let config = student.path().join("config.json");
     let whole = std::fs::read_to_string(&config).unwrap();
     let named = whole.replacen('{', &format!("{{\"eos_token_id\": {},", ids[last]), 1);

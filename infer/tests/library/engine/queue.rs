@@ -1,4 +1,4 @@
-//! Requests that wait: what is refused, which comes next, and when a deadline ends one.
+//! Requests that wait: which are refused, which comes next, and how a deadline ends one.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
@@ -58,7 +58,7 @@ fn a_full_queue_takes_no_more_and_a_dropped_answer_makes_room() {
     let (engine, _) = start(student.path(), 1, 1);
     let endless = request(&[5], usize::MAX);
     let mut running = submit(&engine, endless.clone());
-    // It has begun, so it is not in the queue.
+    // The request has begun, so it is no longer in the queue.
     assert!(running.blocking_next().is_some());
     let waiting = submit(&engine, endless.clone());
     let full = engine.submit(vec![endless.clone()]).unwrap_err();
@@ -126,7 +126,7 @@ fn a_deadline_ends_a_text_where_it_is() {
     assert_eq!((end.finish, end.tokens), (Finish::TimeUp, 0));
 }
 
-/// Also while another request holds the only slot.
+/// A deadline also ends a request that waits while another one holds the only slot.
 #[test]
 fn a_deadline_ends_a_request_that_waits() {
     let student = student_folder(&[]);
@@ -143,7 +143,7 @@ fn a_deadline_ends_a_request_that_waits() {
     while engine.waiting() > 0 {
         assert!(running.blocking_next().is_some());
     }
-    // And the end of all texts ends those that have no deadline.
+    // The moment at which all texts end also ends those without a deadline.
     let waiting = submit(&engine, request(&[5], 9));
     engine.end_at(Instant::now());
     let mut whole = Whole::default();
@@ -153,8 +153,8 @@ fn a_deadline_ends_a_request_that_waits() {
     assert_eq!((end.finish, end.tokens), (Finish::TimeUp, 0));
 }
 
-/// A request with many texts has all slots while it is alone, and another's single text waits for one of them
-/// only.
+/// A request with many texts gets all slots while it is alone. A single text of another owner waits only until one of
+/// these texts ends.
 #[test]
 fn requests_take_turns() {
     let student = student_folder(&[]);
@@ -169,7 +169,7 @@ fn requests_take_turns() {
     }
     let other = Whole::of(submit(&engine, request(&[7, 8], 20)));
     assert_eq!(other.tokens.len(), 20);
-    // Those in front of the others' texts in the queue, too.
+    // The single text also goes before the other owner's texts in the queue.
     many.truncate(1);
     let waiting = engine.submit(vec![request(&[5], 300); 50]).unwrap();
     let other = Whole::of(submit(&engine, request(&[7, 8], 20)));

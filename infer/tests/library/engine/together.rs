@@ -1,4 +1,4 @@
-//! Requests that run together: each gets what it gets alone.
+//! Requests that run together: each gets the same result as alone.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -41,8 +41,8 @@ fn alone(model: &Path) -> Vec<Whole> {
         .collect()
 }
 
-/// All of them at once in more than a tile, each joining when the one before it has begun to answer,
-/// with others among them that give up.
+/// All requests together, more than fit into one tile. Each joins when the one before it has begun to answer; some
+/// other requests among them are dropped early.
 fn together(model: &Path) {
     let expected = alone(model);
     assert!(
@@ -73,7 +73,7 @@ fn together(model: &Path) {
             if let Some(mut answer) = answer {
                 while whole.take(&mut answer) {}
             }
-            // To the bit of every score.
+            // The scores are compared too, to the bit.
             assert_eq!(whole, expected[i], "request {i} in round {round}");
         }
     }
@@ -124,7 +124,7 @@ fn greedy_tokens_are_those_of_a_generation() {
     }
 }
 
-/// Rows of a batch are apart to the bit, and a row gives the logits of a sequence alone.
+/// The rows of a batch are independent to the bit, and a row gives the logits of a sequence alone.
 #[test]
 fn the_rows_of_a_batch_are_apart() {
     let device = Device::<Flex>::default();
@@ -195,7 +195,7 @@ fn texts_of_one_prompt_share_its_reading() {
     let before = read();
     assert_eq!(before, 5 * 300);
     let mut answers = engine.submit(texts.clone()).unwrap();
-    // Their prompt's scores are the same ones.
+    // All texts share one list of the prompt's scores.
     let first: Vec<_> = answers
         .iter_mut()
         .map(|answer| match answer.blocking_next() {

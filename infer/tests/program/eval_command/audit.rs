@@ -1,4 +1,4 @@
-//! The command `infer audit`, on small models: what it says of students that are none.
+//! The command `infer audit` on small models: its verdicts on models that only look like students.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -98,8 +98,8 @@ fn with_outputs_of(value: f32) -> TempDir {
     folder
 }
 
-/// Its attention has a sliding window, and it is said to have nothing beyond the window control; the same weights
-/// without the window are.
+/// A model whose attention has a sliding window has nothing beyond the window control by the audit; the same weights
+/// without the window do.
 #[test]
 fn a_windowed_teacher_passed_off_as_a_student() {
     let (teacher, fake) = (averaging(None), averaging(Some(64)));
@@ -159,9 +159,9 @@ fn a_windowed_teacher_passed_off_as_a_student() {
     }
 }
 
-/// A student of the bundled teacher that starts calibrated on its text, and whose convolutions join four tokens of x;
-/// with `has_states` false the convolutions of C, and what they read, are zeros, so that no output has anything of a
-/// state, and x through D is left.
+/// A student of the bundled teacher that was calibrated on its text, and whose convolutions join four tokens of x. If
+/// `has_states` is false, the convolutions of C and their inputs are zero: then no output depends on a state, and only
+/// D times x is left.
 fn calibrated(has_states: bool) -> TempDir {
     let device = Device::<Flex>::default();
     let (config, teacher) = model::load_any::<Flex>(teacher_folder(), &device).unwrap();
@@ -230,8 +230,8 @@ fn calibrated(has_states: bool) -> TempDir {
     folder
 }
 
-/// Its states are zero, and all else is that of a student which needs them: it is said to have nothing beyond the
-/// window control, and to be no worse where they are emptied.
+/// A student whose states are zero, but is otherwise like a student that needs its states: by the audit it has nothing
+/// beyond the window control, and is no worse when its states are emptied.
 #[test]
 fn a_student_whose_states_are_zero() {
     let (fake, honest) = (calibrated(false), calibrated(true));
@@ -253,7 +253,7 @@ fn a_student_whose_states_are_zero() {
     assert!(said.contains(needs), "{said}");
 }
 
-/// What its state-space mixers compute is multiplied by 0, which is the teacher without attention.
+/// A student whose state-space mixers' output is multiplied by 0, which makes it the teacher without attention.
 #[test]
 fn a_student_whose_mixers_add_nothing() {
     let silent = with_outputs_of(0.0);
@@ -284,7 +284,7 @@ fn a_student_whose_mixers_add_nothing() {
     assert!(said.contains(idle), "{said}");
 }
 
-/// Every task and probe has its rows, with the numbers of `infer eval`, and what cannot be measured is named.
+/// Every task and probe has its rows, with the values of `infer eval`; measures that cannot be made are named.
 #[test]
 fn tasks_answers_and_probes_are_rows() {
     let hybrid = student_folder(&[1]);
@@ -352,7 +352,7 @@ fn tasks_answers_and_probes_are_rows() {
         .map(|task| of(hybrid, task, "value"))
         .sum();
     assert!((of(hybrid, "mean of 6 tasks", "value") - tasks / 6.0).abs() < 1e-12);
-    // Of a probe the teacher has all that counts.
+    // In a probe, the teacher gets all items right that count.
     let copy = row(&report, "copy at 256");
     let (counted, all) = (
         copy["items"].as_f64().unwrap(),
@@ -386,7 +386,7 @@ fn tasks_answers_and_probes_are_rows() {
     assert_eq!(of(hybrid, "hellaswag", "value"), *normalised);
 }
 
-/// The measures of a model whose numbers are none fail by name, and those of the others are kept.
+/// If a model gives NaN, its measures fail and are named; the results of the other models are kept.
 #[test]
 fn a_measure_that_fails_is_named() {
     let broken = with_outputs_of(f32::MAX);

@@ -1,4 +1,4 @@
-//! Controls: a model that is scored with less than it has.
+//! Controls: scores of a model with a part of it switched off.
 
 use std::path::Path;
 
@@ -31,7 +31,8 @@ fn teacher_without_attention() -> TempDir {
     folder
 }
 
-/// The model scores with less attention, the results say so, and its scores are not kept for the model itself.
+/// The model is scored with less attention, the results say so, and its scores are not saved as those of the model
+/// itself.
 #[test]
 fn a_model_under_a_control() {
     let home = tempfile::tempdir().unwrap();
@@ -107,7 +108,7 @@ fn a_model_under_a_control() {
     assert_eq!(kept(&home), 0);
 }
 
-/// Scores that were kept are found again under the same control only.
+/// Saved scores are found again only under the same control.
 #[cfg(target_os = "linux")]
 #[test]
 fn scores_are_kept_for_their_control() {

@@ -1,4 +1,4 @@
-//! Scores that are kept: an evaluation that was interrupted resumes, and only with its own scores.
+//! Saved scores: an interrupted evaluation resumes, and only with its own scores.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -77,8 +77,8 @@ fn what_cannot_be_kept_is_said_once() {
     assert!(!said.contains("cannot remove"), "{said}");
 }
 
-/// Its scores are not those of other weights, whatever the file's size and time say, and a file of scores that is
-/// damaged is named.
+/// Saved scores are not used for other weights, even if the file has the same size and time; a damaged file of scores
+/// is named.
 #[cfg(target_os = "linux")]
 #[test]
 fn scores_that_were_kept_are_believed_with_reason() {

@@ -63,7 +63,7 @@ fn json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// All that is left in the cache.
+/// The number of files that are left in the cache.
 fn kept(home: &TempDir) -> usize {
     let folder = home.path().join("mohawk/eval");
     fs::read_dir(folder).map_or(0, Iterator::count)
@@ -100,7 +100,7 @@ fn a_table_and_its_numbers() {
     assert_eq!(kept(&home), 0);
 }
 
-/// Their documents are made here: no data is needed, and the same come again.
+/// Probes need no data: their documents are generated, and are the same each time.
 #[test]
 fn probes_need_no_data() {
     let home = tempfile::tempdir().unwrap();
@@ -211,7 +211,7 @@ fn perplexity_of_texts() {
     assert!(stdout(&output).contains("3 documents, "));
     assert_eq!(kept(&home), 0);
 
-    // Of a folder, what is not read is named.
+    // Files of a folder that are not read are named.
     let folder = home.path().join("texts");
     fs::create_dir(&folder).unwrap();
     fs::copy(&text, folder.join("texts.jsonl")).unwrap();

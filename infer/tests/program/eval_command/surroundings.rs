@@ -1,4 +1,5 @@
-//! Streams, files and folders around a command: what is closed, full or no place for results, and what does not matter.
+//! Streams, files and folders around a command: closed or full ones, unsuitable places for results, and irrelevant
+//! files.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -12,7 +13,7 @@ fn closed() -> Stdio {
     std::io::pipe().unwrap().1.into()
 }
 
-/// Progress, tables and notes that nobody can read neither stop an evaluation nor lose its results.
+/// If progress, tables and notes cannot be written, an evaluation continues and loses no results.
 #[cfg(target_os = "linux")]
 #[test]
 fn nothing_that_is_shown_stops_what_is_made() {
@@ -50,7 +51,8 @@ fn nothing_that_is_shown_stops_what_is_made() {
             assert_eq!(kept(&home), 0);
         }
     }
-    // Without a file, what was not seen is kept, and a resumed evaluation says so to nobody as well.
+    // Without a file for the results, scores that could not be shown are kept. The note of a resumed evaluation cannot
+    // be shown either.
     for (out, code, left) in [(closed(), 0, 1), (full(), 1, 1), (Stdio::piped(), 0, 0)] {
         let mut infer = infer(home.path(), "eval");
         infer.args(["--tasks", "piqa", "--limit", "4", "--data"]);
@@ -85,7 +87,7 @@ fn a_place_where_results_cannot_be_is_found_first() {
     }
 }
 
-/// What else lies in the model's folder, and a home that is none, do not matter.
+/// Other files in the model's folder, and an invalid home folder, do not matter.
 #[cfg(unix)]
 #[test]
 fn surroundings_do_not_matter() {

@@ -1,4 +1,4 @@
-//! Models by their names on the hub, as the program's user meets them.
+//! Models by their names on the hub, from the user's point of view.
 
 mod datasets;
 mod server;
@@ -76,7 +76,7 @@ fn run(home: &TempDir, hub: &Hub) -> Output {
     infer(home.path(), &hub.endpoint, MODEL).output().unwrap()
 }
 
-/// As the published Phi-Mambas are.
+/// A model without a tokenizer, like the published Phi-Mambas.
 #[test]
 fn without_a_tokenizer_phi_s_is_used() {
     let (folder, expected, home) = given();
@@ -90,7 +90,7 @@ fn without_a_tokenizer_phi_s_is_used() {
         .into_iter()
         .map(|request| request.path)
         .collect();
-    // Of Phi itself nothing else is wanted.
+    // No other file of Phi is requested.
     assert!(
         paths
             .iter()
@@ -102,8 +102,8 @@ fn without_a_tokenizer_phi_s_is_used() {
             .any(|path| of_phi(path) && weights.iter().any(|file| path.ends_with(file)))
     );
 
-    // The second time nothing is requested. If the cache does not know that the model has no tokenizer,
-    // only that is.
+    // The second time nothing is requested, except for the missing tokenizer if the cache does not know that the model
+    // has none.
     let before = hub.asked().len();
     assert_eq!(text(&run(&home, &hub)), expected);
     assert_eq!(hub.asked().len(), before);
@@ -168,7 +168,7 @@ fn a_gguf_file_by_its_name() {
     assert!(fetched.count() <= 2, "once, after its size");
 }
 
-/// What another tool may leave.
+/// Files that another tool may have left.
 #[test]
 fn a_tokenizer_is_fetched_to_the_weights_that_are_there() {
     let (folder, expected, home) = given();
@@ -189,7 +189,7 @@ fn a_tokenizer_is_fetched_to_the_weights_that_are_there() {
     );
 }
 
-/// What ends a text is fetched with the model, and so is its chat template.
+/// The files that name the tokens that end a text, and the chat template, are fetched with the model.
 #[test]
 fn the_tokens_that_end_a_text_are_fetched() {
     let (folder, expected, home) = given();
@@ -246,7 +246,7 @@ fn a_token_is_for_the_hub_alone() {
     }
 }
 
-/// As a program leaves it that was ended before it had verified the last byte.
+/// The state that a program leaves if it is killed before the last byte was verified.
 #[test]
 fn what_came_whole_is_verified_and_not_asked_for_again() {
     let (folder, expected, home) = given();

@@ -1,4 +1,4 @@
-//! What is refused, by its key and with what it may be.
+//! Values that are refused, with messages that name the key and the allowed values.
 
 use super::*;
 

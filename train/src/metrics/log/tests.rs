@@ -50,7 +50,7 @@ fn resume(path: &Path, stage: &str, step: usize, evaluated: Option<&str>) -> Met
         stage: stage.to_owned(),
         step,
     };
-    // Of a log that nothing is known of, so that its lines decide.
+    // The mark of an unknown log, so that the lines decide what is kept.
     let mark = LogMark {
         bytes: 1,
         sha256: String::new(),
@@ -117,7 +117,7 @@ fn resuming_drops_what_comes_after_the_checkpoint() {
     }
 }
 
-/// With its mark a log is cut where it was when the checkpoint was written, whatever stands behind that.
+/// With its mark, a log is cut where it was when the checkpoint was written, whatever follows.
 #[test]
 fn a_mark_knows_its_log_again() {
     let folder = tempfile::tempdir().unwrap();
@@ -154,7 +154,7 @@ fn a_mark_knows_its_log_again() {
     }
 }
 
-/// As of a disk that was full in the middle of a line.
+/// As if the disk had been full in the middle of a line.
 #[test]
 fn a_part_of_a_line_is_removed_before_it_is_written_again() {
     let folder = tempfile::tempdir().unwrap();

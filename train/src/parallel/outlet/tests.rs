@@ -50,8 +50,8 @@ fn plan(ids: &[ParamId], of_buckets: &[&[usize]], parts: &[usize]) -> Plan {
     }
 }
 
-/// A rank's `own` share of a parameter of so many elements, of the sum over two ranks of `gradient(elements, value)` of
-/// the first and ten times as much of the second.
+/// A rank's share of the sum of two gradients: `gradient(elements, value)` of the first rank, and ten times as much of
+/// the second.
 fn share_of_sum(elements: usize, value: f32, rank: usize) -> Vec<f32> {
     let whole: Vec<f32> = (0..elements).map(|i| 11.0 * (value + i as f32)).collect();
     whole[share(
@@ -70,7 +70,7 @@ fn the_first_step_shows_how_gradients_come() {
         let sharing = sharing(ranks, &ids, true);
         let plan = Plan::default();
         let mut outlet = Outlet::new(&sharing, &plan, Gradients::default());
-        // As tied embeddings do, the first comes in two parts.
+        // The gradient of the first parameter comes in two parts, as that of tied embeddings does.
         let sink: &mut dyn Sink<Flex> = &mut outlet;
         for i in [0, 2, 0, 1] {
             sink.add_parameter(ids[i], gradient(SIZES[i], i as f32) * factor);
@@ -98,7 +98,7 @@ fn the_first_step_shows_how_gradients_come() {
     assert_eq!(found[0], [ids[0], ids[2], ids[1]]);
 }
 
-/// In the order of the plan, when all of a bucket is there, with what the passes before have left.
+/// Gradients are sent in the order of the plan when a bucket is complete, together with the sums of the earlier passes.
 #[test]
 fn buckets_leave_as_soon_as_they_are_whole() {
     let ids = SIZES.map(|_| ParamId::new());
@@ -128,8 +128,8 @@ fn buckets_leave_as_soon_as_they_are_whole() {
     });
 }
 
-/// A parameter that does not come keeps its bucket back, and one that the plan does not have leaves at the end; so does
-/// a part that comes when the others have left. A step that comes as that one did is then as planned.
+/// A parameter that does not come delays its bucket to the end, where also a parameter is sent that the plan does not
+/// have, or a part that comes after its bucket. A further step in the same order is then as planned.
 #[test]
 fn what_is_not_as_planned_is_added_up_too() {
     let ids = SIZES.map(|_| ParamId::new());
@@ -170,7 +170,7 @@ fn what_is_not_as_planned_is_added_up_too() {
     }
 }
 
-/// Where ranks have gradients of different parameters, those that lack one have zeros.
+/// If ranks have gradients of different parameters, a rank without a gradient sends zeros.
 #[test]
 fn ranks_may_differ() {
     let ids = SIZES.map(|_| ParamId::new());

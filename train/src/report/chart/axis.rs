@@ -27,8 +27,8 @@ impl Axis {
         }
     }
 
-    /// An axis with a margin around `values`: logarithmic if they are positive and span a factor of
-    /// three, and so call for it.
+    /// An axis with a margin around `values`. It is logarithmic if the values are positive and span at least a factor
+    /// of three.
     pub(super) fn spanning(values: impl Iterator<Item = f64> + Clone) -> Self {
         let low = values.clone().fold(f64::INFINITY, f64::min);
         let high = values.fold(f64::NEG_INFINITY, f64::max);
@@ -80,7 +80,7 @@ impl ValueFormatter<f64> for Axis {
         if *value != 0.0 && !(1e-3..1e5).contains(&value.abs()) {
             return format!("{value:.0e}");
         }
-        // Ticks are round, so what remains after six decimals is arithmetic.
+        // Ticks are round, so digits after the sixth decimal are rounding errors.
         let text = format!("{value:.6}");
         text.trim_end_matches('0').trim_end_matches('.').to_owned()
     }
@@ -111,7 +111,7 @@ mod tests {
         let axis = Axis::spanning([2.0, 50.0].into_iter());
         assert!(axis.log);
         assert_eq!(axis.ticks, [2.0, 5.0, 10.0, 20.0, 50.0]);
-        // Factors are distances: 10 is half-way from 1 to 100.
+        // On a logarithmic axis equal factors are equal distances: 10 is half-way from 1 to 100.
         let axis = Axis {
             range: 1.0..100.0,
             ..axis

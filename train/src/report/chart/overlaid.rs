@@ -17,7 +17,7 @@ const RUNS: [RGBColor; 8] = [
     RGBColor(0x8A, 0x8F, 0x98),
 ];
 
-/// The colour of the run at `place` in a list; those of long lists come again.
+/// The colour of run number `place` of a list; longer lists repeat the colours.
 fn colour(place: usize) -> RGBColor {
     RUNS[place % RUNS.len()]
 }
@@ -28,8 +28,8 @@ pub(in crate::report) fn colour_of(place: usize) -> String {
     format!("#{red:02X}{green:02X}{blue:02X}")
 }
 
-/// Curves of several runs over each other against the tokens of each run, in the order of the runs, of which some may
-/// have no points. With `dots`, each point is marked.
+/// Curves of several runs over each other, against the tokens of each run, in the order of the runs. A run may have no
+/// points. With `dots`, each point is marked.
 ///
 /// `None` if there is no point.
 pub(in crate::report) fn overlaid(
@@ -52,7 +52,7 @@ pub(in crate::report) fn overlaid(
                 .map(|(tokens, value)| (*tokens as f64 / unit, *value))
                 .collect();
             match smoothed(&points) {
-                // Of one point there is no mean.
+                // A single point has no moving average.
                 smooth if !dots && !smooth.is_empty() => smooth,
                 _ => points,
             }

@@ -1,4 +1,4 @@
-//! What stands on the page.
+//! The contents of the page.
 
 use super::*;
 

@@ -1,11 +1,12 @@
 //! Several runs in lockstep: each step reads one batch, computes the teacher once, and trains the student of each run.
 //!
-//! Which runs go together is said by [`apart`] and [`alone`]. Each has its folder, its checkpoints, its optimizer and its
-//! log as if it were alone, and its student gets the same bits. At each time those runs take a step that are furthest
-//! behind; when they have come to the others, all go on together. So runs that were stopped or killed at different steps
-//! come together again, and nothing is remembered of the group.
+//! [`apart`] and [`alone`] decide which runs can go together. Each run has its own folder, checkpoints, optimizer and
+//! log, as if it were alone, and its student gets the same bits. At any time, the runs that are furthest behind take a
+//! step; when they have reached the others, all continue together. So runs that were stopped or killed at different
+//! steps come together again, and no state of the group is saved.
 //!
-//! A run that diverges leaves the others, which go on. Any other error ends all of them, and all can be resumed.
+//! A run that diverges leaves the group, and the others continue. Any other error ends all of them, and all can be
+//! resumed.
 
 mod room;
 mod rule;
@@ -26,12 +27,13 @@ use crate::step::{Learning, Measured, TrainStep};
 pub(crate) use room::{Need, Room};
 pub(crate) use rule::{alone, apart};
 
-/// Of a panic where a run is used while a step has its student.
+/// The panic message if a run is used while its student is in a step.
 const HAS_STUDENT: &str = "the student is there between steps";
-/// Of a panic where a run takes a step outside of its stage.
+/// The panic message if a run takes a step outside of a stage.
 const HAS_STAGE: &str = "a stage begins before its steps";
 
-/// The number of a stage in the list, and how many of its steps are done; after the last stage that of one more.
+/// The number of a stage in the list, and the number of its steps that are done. After the last stage, the number of
+/// stages.
 type Position = (usize, usize);
 
 /// The batches from a position on.
@@ -39,25 +41,26 @@ type BatchesFrom = (Position, Prefetch<StageBatch, TrainError>);
 
 /// One of the runs.
 struct Member<B: TrainBackend> {
-    /// Which one of the list.
+    /// Its number in the list of runs.
     number: usize,
     run: Run<B>,
-    /// `None` while a step has it.
+    /// `None` while the student is in a step.
     student: Option<PhiMamba<B>>,
     /// `None` between stages.
     stage: Option<StageUnderWay<B>>,
     next: Option<NextStep>,
 }
 
-/// How each run of the list has ended, as far as it has.
+/// How each run of the list has ended; `None` for runs that have not.
 struct Ended(Vec<Option<Result<Outcome, TrainError>>>);
 
 impl<B: TrainBackend> Run<B> {
-    /// Does all of `runs`, in lockstep as far as they [can be](apart), and says how each has ended: finished, stopped if
-    /// they were asked to, or by the error by which it [diverged](TrainError::is_divergence).
+    /// Executes all `runs`, in lockstep if they [can be](apart), and returns how each has ended: finished, stopped on
+    /// request, or with the error by which it [diverged](TrainError::is_divergence).
     ///
     /// # Errors
-    /// Any other [`TrainError`] of the first run that has one; what the runs wrote before stays, and they can be resumed.
+    /// Any other [`TrainError`], of the first run that has one. What the runs wrote before that remains, and they can
+    /// be resumed.
     pub(crate) fn execute_in_lockstep(
         runs: Vec<RunOptions>,
         device: &B::Device,
@@ -84,8 +87,8 @@ impl<B: TrainBackend> Run<B> {
         Ok(ended.or_stopped())
     }
 
-    /// What keeps this run from being in lockstep with `other`, though their configurations do not: files that have
-    /// changed between the beginnings of both.
+    /// Why this run cannot be in lockstep with `other`: a key of their configurations, or files that have changed
+    /// between the beginnings of the two runs.
     fn apart_by_files(&self, other: &Self) -> Option<String> {
         if let Some(key) = apart(&self.options.config, &other.options.config) {
             return Some(key);
@@ -107,8 +110,8 @@ impl<B: TrainBackend> Run<B> {
     }
 }
 
-/// Adds a run to the first of `groups` that it can go with. It then has the teacher and the text of the first one there,
-/// so that they are in memory once.
+/// Adds a run to the first of `groups` that it can go with. It then shares the teacher and the text of the group's
+/// first run, so that they are in memory once.
 fn join<B: TrainBackend>(
     groups: &mut Vec<Vec<Member<B>>>,
     number: usize,
@@ -147,10 +150,10 @@ fn join<B: TrainBackend>(
 }
 
 impl Ended {
-    /// Run `number` of the list has ended so.
+    /// Notes how run `number` of the list has ended.
     ///
     /// # Errors
-    /// One by which a run has not diverged.
+    /// The error of `how`, unless it is a divergence.
     fn set(&mut self, number: usize, how: Result<Outcome, TrainError>) -> Result<(), TrainError> {
         match how {
             Err(error) if !error.is_divergence() => return Err(error),
@@ -163,14 +166,14 @@ impl Ended {
         Ok(())
     }
 
-    /// All of them, those that have not ended as stopped.
+    /// The results of all runs; those that have not ended count as stopped.
     fn or_stopped(self) -> Vec<Result<Outcome, TrainError>> {
         let all = self.0.into_iter();
         all.map(|ended| ended.unwrap_or(Ok(Outcome::Stopped)))
             .collect()
     }
 
-    /// Does `work` for each of `members`. One that diverges in it is no longer among them.
+    /// Calls `work` for each of `members`. A member that diverges in it is removed.
     fn each<B: TrainBackend>(
         &mut self,
         members: &mut Vec<Member<B>>,
@@ -187,7 +190,7 @@ impl Ended {
         Ok(())
     }
 
-    /// All that `members` still have to do; false if they were asked to stop on the way.
+    /// Does the rest of the work of `members`; false if they were asked to stop before the end.
     fn drive<B: TrainBackend>(&mut self, mut members: Vec<Member<B>>) -> Result<bool, TrainError> {
         let mut batches = None;
         while let Some(at) = members.iter().map(Member::position).min() {
@@ -202,8 +205,8 @@ impl Ended {
         Ok(true)
     }
 
-    /// Takes `members`, all of which are `at` one position, a step further, or over the end of a stage or of the run;
-    /// false if they were asked to stop.
+    /// Moves `members`, which are all `at` the same position, forward by one step, or over the end of a stage or of the
+    /// run; false if they were asked to stop.
     fn advance<B: TrainBackend>(
         &mut self,
         members: &mut Vec<Member<B>>,
@@ -278,7 +281,7 @@ impl Ended {
         Ok(true)
     }
 
-    /// Ends the stage in which `members` are: their last checkpoints before the evaluations, which take time and may
+    /// Ends the current stage of `members`. Their last checkpoints come before the evaluations, which take time and may
     /// fail. False if they were asked to stop.
     fn end_stage<B: TrainBackend>(
         &mut self,
@@ -294,7 +297,7 @@ impl Ended {
     }
 }
 
-/// The next step of each of `members` over `batch`: what they have measured.
+/// Does the next step of each of `members` over `batch`, and returns what the steps have measured.
 fn step_together<B: TrainBackend>(
     members: &mut [Member<B>],
     (batch, _): &StageBatch,
@@ -329,7 +332,7 @@ fn step_together<B: TrainBackend>(
     .collect()
 }
 
-/// Restarts the clocks of all `members` whose steps have all been read: one of them has done work that is no training.
+/// Restarts the clocks of all `members` without pending steps, after one of them has done work that is not training.
 fn restart_clocks<B: TrainBackend>(members: &mut [Member<B>]) {
     for member in members {
         if let Some(stage) = &mut member.stage {
@@ -392,7 +395,7 @@ impl<B: TrainBackend> Member<B> {
     fn after_step(&mut self, measured: Measured<B::InnerBackend>) -> Result<(), TrainError> {
         let done = self.next.take().expect(HAS_STAGE);
         let (run, stage, _) = self.parts();
-        // One that may go back is alone.
+        // A run that may be rolled back is never in lockstep.
         run.after_step(stage, &done, measured).map(|_| ())
     }
 

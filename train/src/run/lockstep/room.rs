@@ -1,4 +1,4 @@
-//! Whether runs fit into the memory of a device together, by arithmetic.
+//! Estimates whether several runs fit into the memory of a device together.
 
 use burn::tensor::DType;
 use kernels::KernelBackend;
@@ -8,12 +8,12 @@ use crate::config::{Config, StageConfig};
 use crate::error::TrainError;
 use crate::run::inputs;
 
-/// Of a device's memory, the part that is planned with: the rest is for what is not counted, such as the memory that the
-/// pools of the backend do not use, and the driver's own.
+/// The share of a device's memory that the estimate may use. The rest is for what is not counted, such as unused memory
+/// in the backend's pools, and the driver's own memory.
 const PLANNED: f64 = 0.85;
 
-/// Bytes of logits that are there at once, at most: those of both networks, their gradient and one more array, of
-/// 2 GiB each.
+/// The most bytes of logits that exist at the same time: of both networks, their gradient and one more array, of 2 GiB
+/// each.
 const MOST_LOGITS: u64 = 4 << 31;
 
 /// The memory of a device.
@@ -25,16 +25,16 @@ pub(crate) struct Room {
 /// Bytes that a run needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Need {
-    /// Of the teacher, which runs in lockstep have together.
+    /// For the teacher, which runs in lockstep share.
     teacher: u64,
-    /// Of the student between passes, its gradients included.
+    /// For the student between passes, including its gradients.
     student: u64,
-    /// Of the widest pass. Only one student's graph is there at a time.
+    /// For the largest pass. The graph of only one student exists at a time.
     pass: u64,
 }
 
 impl Room {
-    /// That of `device`, if it is known.
+    /// The memory of `device`, if it is known.
     pub(crate) fn of<B: KernelBackend>(device: &B::Device) -> Option<Self> {
         let bytes = B::memory_size(device)?;
         Some(Self { bytes })
@@ -45,7 +45,7 @@ impl Room {
         together(needs) as f64 <= PLANNED * self.bytes as f64
     }
 
-    /// That they do, for the log.
+    /// A sentence for the log about what these runs need.
     pub(crate) fn said(self, needs: &[Need]) -> String {
         format!(
             "; by arithmetic they take {:.1} GiB of device memory, of {:.1}",
@@ -55,7 +55,7 @@ impl Room {
     }
 }
 
-/// Bytes of runs that have the teacher and the pass together.
+/// The bytes of several runs that share the teacher and the memory of a pass.
 fn together(needs: &[Need]) -> u64 {
     let most = |of: fn(&Need) -> u64| needs.iter().map(of).max().unwrap_or_default();
     let students: u64 = needs.iter().map(|need| need.student).sum();
@@ -63,10 +63,10 @@ fn together(needs: &[Need]) -> u64 {
 }
 
 impl Need {
-    /// That of a run of `config`. Reads the teacher's configuration, and no weights.
+    /// The needs of a run of `config`. Reads the teacher's configuration, but no weights.
     ///
     /// # Errors
-    /// [`TrainError`] where the run itself would have it: the teacher is not there, or the student does not fit it.
+    /// [`TrainError`] that the run itself would have: the teacher is missing, or the student does not fit it.
     pub(crate) fn of<B: KernelBackend>(
         config: &Config,
         device: &B::Device,
@@ -80,7 +80,7 @@ impl Need {
         Ok(Self::by(config, &of_teacher, &of_student, vocab_size))
     }
 
-    /// The same of networks with these parameters.
+    /// The same for networks with these parameters.
     fn by(
         config: &Config,
         of_teacher: &[NamedParameter],
@@ -99,9 +99,9 @@ impl Need {
                 .iter()
                 .filter(|parameter| trains(parameter.part())),
         );
-        // The passes compute with the student's own parameters where these are in their dtype.
+        // If the student's own parameters have the dtype of the passes, the passes use them without a copy.
         let working = if size == wide { 0 } else { size };
-        // Two moments, the gradient of a pass and the sum of those of several.
+        // Two moments, the gradient of one pass, and the sum of the gradients of several.
         let of_trained = 2 * wide + size + wide;
         let stages = config.stages.iter();
         let passes = stages.map(|stage| {
@@ -121,7 +121,7 @@ fn gib(bytes: u64) -> f64 {
     bytes as f64 / (1u64 << 30) as f64
 }
 
-/// Every parameter of a network that is not made.
+/// The names and shapes of a network's parameters, without allocating the values.
 fn parameters<B: KernelBackend>(config: &ModelConfig, device: &B::Device) -> Vec<NamedParameter> {
     let network = CausalLm::<B>::init(config, 0, device);
     named_parameters(&network, Layout::default())
@@ -132,8 +132,8 @@ fn elements<'a>(parameters: impl Iterator<Item = &'a NamedParameter>) -> u64 {
     elements.sum()
 }
 
-/// Bytes of a pass: what a product of matrices reads and gives is kept for the way back, and so is about as much of what
-/// lies between the products.
+/// Bytes of a pass. Inputs and outputs of matrix products are kept for the backward pass, and about as much again of
+/// the activations between the products.
 fn pass(
     stage: &StageConfig,
     context: usize,
@@ -183,7 +183,7 @@ mod tests {
         }
     }
 
-    /// By hand, of two layers with a matrix of 8 x 4 each and an embedding of 10 x 4.
+    /// Calculated by hand, for two layers with a matrix of 8 x 4 each and an embedding of 10 x 4.
     #[test]
     fn the_needs_of_a_run() {
         let network = [

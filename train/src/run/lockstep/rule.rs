@@ -18,11 +18,11 @@ pub(crate) fn alone(config: &Config) -> Option<String> {
     })
 }
 
-/// The first key that keeps runs of these configurations from being in lockstep: they differ in something else than the
-/// student, its start, its rates, its optimizer, the options of its loss, and when it is given up. `None` if nothing
-/// does. Both can be in lockstep by [`alone`].
+/// The first key that keeps runs of these configurations from being in lockstep; `None` if no key does. They may differ
+/// in the student, its start, its rates, its optimizer, the options of its loss, and the conditions for giving up. Both
+/// must be runs for which [`alone`] is `None`.
 pub(crate) fn apart(one: &Config, other: &Config) -> Option<String> {
-    // All of them by name, so that a section that is added is thought of.
+    // All sections by name, so that the compiler reports a section that is added later.
     let Config {
         name: _,
         seed,

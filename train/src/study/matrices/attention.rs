@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::TrainError;
 use crate::evaluate::ids;
 
-/// Where a matrix is from.
+/// The layer, the head and the sequence of a matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// The layer, from 0.
@@ -20,7 +20,7 @@ pub struct Place {
     pub sequence: usize,
 }
 
-/// So many heads of all that a network has, spread over them evenly; all of them for 0. Pairs of layer and head.
+/// Chooses `heads` of all heads of a network, spread evenly, as pairs of layer and head; 0 chooses all.
 pub(super) fn sample(network: &NetworkConfig, heads: usize) -> Vec<(usize, usize)> {
     let layers = network.mixers.iter().enumerate();
     let attention = layers.filter(|(_, mixer)| mixer.has_attention_parts());

@@ -1,8 +1,8 @@
 //! How well structured matrices approximate a teacher's attention matrices (arXiv 2408.10189, the table of Toeplitz,
 //! low-rank, SSD and general semiseparable approximations).
 //!
-//! Each figure is one of a class, a method and a budget of steps: [`classes`] says why the classes alone would not
-//! differ. So they are compared three times: at equal states, at equal numbers of parameters, and after equal times.
+//! Each figure belongs to a class, a method and a budget of steps: [`classes`] explains why the classes alone would not
+//! differ. So they are compared in three ways: at equal states, at equal numbers of parameters, and after equal times.
 
 mod attention;
 pub mod classes;
@@ -26,11 +26,11 @@ use crate::error::{TrainError, io_error};
 use crate::logging::say;
 use crate::run::{StopRequest, TeacherAndText};
 
-/// Entries of the matrices that are fitted together: what their graph takes fits into the memory of a small GPU.
+/// The most entries of matrices that are fitted together: their graph then fits into the memory of a small GPU.
 const ENTRIES: usize = 1 << 24;
-/// Matrices on the page.
+/// The number of matrices on the page.
 const PICTURES: usize = 3;
-/// Their positions on the page, the first ones.
+/// The number of positions that are shown of them, from the first.
 const SHOWN: usize = 64;
 
 /// What is approximated, and how.
@@ -40,7 +40,7 @@ pub struct Settings {
     pub teacher: String,
     /// Files and folders of text; empty for the bundled held-out text.
     pub text: Vec<String>,
-    /// Tokens of a sequence: the matrices are so large.
+    /// Tokens of a sequence, which is the size of the matrices.
     pub context: usize,
     /// Sequences of the text.
     pub sequences: usize,
@@ -52,7 +52,7 @@ pub struct Settings {
     pub steps: usize,
     /// Their rate.
     pub lr: f64,
-    /// A fit by gradients for each.
+    /// The seeds; there is one fit by gradients for each.
     pub seeds: Vec<u64>,
 }
 
@@ -80,9 +80,9 @@ pub struct Approximations {
     pub state: Option<usize>,
     /// The seed; `None` where nothing is drawn.
     pub seed: Option<u64>,
-    /// Numbers that a matrix is made of.
+    /// The number of parameters of a matrix.
     pub parameters: usize,
-    /// How near the matrices are, the last point at the end.
+    /// The distances of the matrices during the fit; the last point is the result.
     pub trace: Vec<Point>,
     /// The first rows and columns of some of the matrices.
     shown: Vec<Vec<f32>>,
@@ -91,19 +91,19 @@ pub struct Approximations {
 /// The matrices that are approximated.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Target {
-    /// Where it is from.
+    /// The layer, the head and the sequence.
     #[serde(flatten)]
     pub place: Place,
     /// Its Frobenius norm.
     pub norm: f64,
-    /// For each state, a distance that no matrix of that state is below; proved.
+    /// For each state, a proven lower bound of the distance of any matrix with that state.
     pub floors: Vec<f64>,
 }
 
-/// All that was found.
+/// The results of the study.
 #[derive(Debug, Clone, Serialize)]
 pub struct Findings {
-    /// What was asked.
+    /// The settings of the study.
     pub settings: Settings,
     /// The backend.
     pub backend: String,
@@ -111,7 +111,7 @@ pub struct Findings {
     pub targets: Vec<Target>,
     /// Their approximations.
     pub approximations: Vec<Approximations>,
-    /// The first rows and columns of some of the matrices, with their places among `targets`.
+    /// The first rows and columns of some of the matrices, with their indices in `targets`.
     #[serde(skip)]
     shown: Vec<(usize, Vec<f32>)>,
 }
@@ -121,8 +121,8 @@ impl MatrixStudy {
     /// and returns the table; `None` if asked to stop on the way.
     ///
     /// # Errors
-    /// [`TrainError`] if teacher or text cannot be read or the folder cannot be written;
-    /// [`TrainError::Mismatch`] if that holds a study of something else.
+    /// [`TrainError`] if the teacher or the text cannot be read or the folder cannot be written;
+    /// [`TrainError::Mismatch`] if the folder holds a study with other settings.
     pub fn execute<B: TrainBackend>(
         &self,
         device: &B::Device,
@@ -200,7 +200,7 @@ impl MatrixStudy {
                 let mut whole: Option<Vec<Part>> = None;
                 let at_once = (ENTRIES / (l * l)).max(1);
                 for start in (0..m).step_by(at_once) {
-                    // A closed form does not ask on its way.
+                    // A closed form does not check for a stop while it works.
                     if self.stop.is_asked() {
                         return Ok(None);
                     }
@@ -242,7 +242,7 @@ impl MatrixStudy {
         Ok(Some(all))
     }
 
-    /// The fit that the folder holds, if it does.
+    /// The fit that the folder holds already, if any.
     fn known(
         &self,
         class: Class,
@@ -263,7 +263,7 @@ impl MatrixStudy {
         })
     }
 
-    /// Makes the folder this study's, if it is no other's.
+    /// Marks the folder as that of this study; an error if it belongs to another.
     fn claim(&self) -> Result<(), TrainError> {
         const SETTINGS: &str = "settings.json";
         let path = self.folder.join(SETTINGS);
@@ -286,7 +286,7 @@ impl MatrixStudy {
     }
 }
 
-/// Writes a file whole, in a folder that is made for it.
+/// Writes a file atomically, and makes its folder if needed.
 fn write(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(io_error(folder))?;
@@ -307,8 +307,8 @@ fn fit_file(class: Class, state: usize, seed: Option<u64>) -> String {
 }
 
 impl Settings {
-    /// The states of `class` in the tables: those that are asked for, and those with which it has about as many
-    /// parameters as a low-rank matrix of one of these.
+    /// The states of `class` in the tables: the configured states, and those with which `class` has about as many
+    /// parameters as a low-rank matrix with one of the configured states.
     fn states_of(&self, class: Class, l: usize) -> Vec<usize> {
         if !class.has_state() {
             return vec![0];
@@ -329,7 +329,7 @@ struct Part {
 }
 
 impl Part {
-    /// Of the matrices from `start` on, of `m`.
+    /// The part of `fitted` that is about the matrices from `start` on, of `m` matrices.
     fn of<B: Backend>(fitted: Fitted<B>, start: usize, m: usize) -> Self {
         let [some, _, _] = fitted.matrices.dims();
         let own = pictured(m).filter(|i| (start..start + some).contains(i));
@@ -339,7 +339,7 @@ impl Part {
         }
     }
 
-    /// With the fit of the matrices behind these, which took as many steps.
+    /// Appends the fit of the following matrices, which must have the same number of steps.
     fn with(mut self, other: Self) -> Self {
         for (own, other) in self.trace.iter_mut().zip(other.trace) {
             own.seconds += other.seconds;
@@ -350,7 +350,7 @@ impl Part {
     }
 }
 
-/// The matrices on the page, of `m`: spread over all evenly.
+/// The indices of the matrices on the page, spread evenly over `m`.
 fn pictured(m: usize) -> impl Iterator<Item = usize> {
     let n = PICTURES.min(m);
     (0..n).map(move |i| i * m / n)
@@ -368,7 +368,7 @@ fn corner<B: Backend>(matrices: &Tensor<B, 3>, i: usize) -> Vec<f32> {
     corner.into_data().iter::<f32>().collect()
 }
 
-/// The norms of the matrices, and what no approximation is below.
+/// The norms of the matrices, and the lower bounds of their distances.
 fn targets<B: Backend>(
     matrices: &Tensor<B, 3>,
     places: Vec<Place>,

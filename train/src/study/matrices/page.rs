@@ -37,7 +37,7 @@ impl Findings {
         }
     }
 
-    /// The largest state.
+    /// The largest of the states.
     fn most(&self) -> usize {
         self.settings
             .states

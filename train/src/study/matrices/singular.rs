@@ -1,4 +1,4 @@
-//! Singular values by Jacobi rotations of columns, in f64, and what they prove.
+//! Singular values by Jacobi rotations of columns, in f64, and lower bounds that follow from them.
 
 /// A matrix as its columns, which [`orthogonalise`](Self::orthogonalise) turns into `U S` of its singular value
 /// decomposition.
@@ -7,12 +7,12 @@ pub(super) struct Columns {
     columns: Vec<Vec<f64>>,
 }
 
-/// Cosines between columns that count as 0, and norms next to the largest one that do.
+/// Cosines between columns below this count as 0, and so do norms relative to the largest one.
 const NOTHING: f64 = 1e-14;
-/// Once no cosine in a pass over all pairs exceeds this, the next pass would leave none above [`NOTHING`], since each
+/// If no cosine in a pass over all pairs exceeds this, the pass has left none above [`NOTHING`], since each pass
 /// squares them.
 const NEARLY: f64 = 1e-9;
-/// Passes over all pairs, at most; eight are usual.
+/// The most passes over all pairs; usually eight are enough.
 const PASSES: usize = 60;
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
@@ -81,19 +81,19 @@ fn rotate(p: &mut [f64], q: &mut [f64]) -> f64 {
     pq.abs() / norms
 }
 
-/// A distance from the causal `matrix [l, l]` that no low-rank, state-space dual or general semiseparable matrix of
-/// state `n` is below.
+/// A lower bound of the distance between the causal `matrix [l, l]` and any low-rank, state-space dual or general
+/// semiseparable matrix of state `n`.
 ///
-/// Below the diagonal every block of such a matrix has a rank of at most `n`, so the singular values of the target's
-/// block behind the first `n` are lost, in disjoint blocks independently: here the lower left quarter, and those of
-/// both halves, and so on.
+/// In such a matrix every block below the diagonal has a rank of at most `n`. So of each block of the target, the
+/// singular values after the first `n` are part of the distance, and those of disjoint blocks add up. The blocks used
+/// here are the lower left quarter, the lower left quarters of both halves on the diagonal, and so on.
 pub(super) fn floor(matrix: &[f64], l: usize, n: usize) -> f64 {
     lost(matrix, l, 0..l, n).sqrt()
 }
 
-/// The squares that are lost among the tokens of `range`.
+/// The lower bound of the squared distance within the tokens of `range`.
 fn lost(matrix: &[f64], l: usize, range: std::ops::Range<usize>, n: usize) -> f64 {
-    // A block is at most as wide as high, so that this bounds its rank.
+    // A block has at most as many columns as rows, so its number of columns bounds its rank.
     if range.len() / 2 <= n {
         return 0.0;
     }
@@ -112,8 +112,8 @@ fn lost(matrix: &[f64], l: usize, range: std::ops::Range<usize>, n: usize) -> f6
 mod tests {
     use super::*;
 
-    /// Figures of the same partition by another program's singular value decomposition; the recorded bounds are those of
-    /// the best partition.
+    /// The expected values are of the same partition, by another program's singular value decomposition; the recorded
+    /// bounds are those of the best partition.
     #[test]
     fn floors_of_recorded_matrices() {
         let goldens = ::tests::Goldens::open("structured/expected");

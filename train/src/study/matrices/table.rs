@@ -76,7 +76,7 @@ impl Findings {
             .collect()
     }
 
-    /// A row of `class` with `state`, at the point of each trace that `at` chooses.
+    /// A row of `class` with `state`. `at` chooses the point of each trace that the row shows.
     fn row(
         &self,
         class: Class,
@@ -107,8 +107,8 @@ impl Findings {
         })
     }
 
-    /// The tables: for each state that was asked for, classes with that state, with as many parameters, and after as
-    /// long.
+    /// The tables. For each configured state, they compare the classes with that state, with as many parameters, and
+    /// after the same time.
     pub(super) fn sections(&self) -> Vec<Section> {
         let l = self.settings.context;
         let mut sections = vec![];
@@ -165,7 +165,7 @@ impl Findings {
         sections
     }
 
-    /// What all figures are of, in a sentence.
+    /// What all figures have in common, in one sentence.
     pub(super) fn lead(&self) -> String {
         let settings = &self.settings;
         let norms: Vec<f64> = self.targets.iter().map(|target| target.norm).collect();

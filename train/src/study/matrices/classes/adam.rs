@@ -1,4 +1,4 @@
-//! Fits by gradients: Adam on the squared distance of all matrices at once, each of which has parameters of its own.
+//! Fits by Adam on the squared distances of all matrices at the same time. Each matrix has its own parameters.
 
 use std::f64::consts::TAU;
 use std::time::Instant;
@@ -11,13 +11,14 @@ use rand_xoshiro::rand_core::{Rng, SeedableRng};
 
 use super::{Budget, Fitted, Point, distances};
 
-/// Points of a trace before its last one.
+/// The number of points in a trace before the last one.
 const POINTS: usize = 20;
 
-/// Approximations of `targets [m, l, l]` by what `matrices` makes of parameters `[m, ..]`, from `start`; `None` if
-/// asked to stop.
+/// Approximations of `targets [m, l, l]` by the function `matrices` of parameters `[m, ..]`, which start at `start`;
+/// `None` if asked to stop.
 ///
-/// Adam looks at each parameter alone, so the sum over matrices fits each as if it were the only one.
+/// Adam treats each parameter independently, so minimising the sum over matrices fits each matrix as if it were the
+/// only one.
 pub(super) fn fit<B: TrainBackend>(
     targets: &Tensor<B::InnerBackend, 3>,
     start: Vec<Tensor<B::InnerBackend, 3>>,
@@ -89,7 +90,7 @@ impl Normal {
         Self(SplitMix64::seed_from_u64(seed))
     }
 
-    /// A tensor of them, around `mean` and with this deviation, like `like` in device and dtype.
+    /// A tensor of such numbers with the mean `mean` and this deviation, with the device and the dtype of `like`.
     pub(super) fn tensor<B: Backend>(
         &mut self,
         shape: [usize; 3],

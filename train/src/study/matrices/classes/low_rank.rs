@@ -1,5 +1,5 @@
-//! Causal low-rank matrices, `C_i . B_j` for `j <= i`. The triangle hides half of the product, so the truncated
-//! singular value decomposition of the whole matrix is not the nearest one: a fit by gradients.
+//! Causal low-rank matrices, `C_i . B_j` for `j <= i`. Only the lower triangle of the product counts, so the truncated
+//! singular value decomposition of the whole matrix is not the nearest such matrix: they are fitted by gradients.
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;

@@ -1,13 +1,14 @@
-//! The classes of structured matrices, each with one way to approximate given causal matrices.
+//! The classes of structured matrices, each with one method that approximates given causal matrices.
 //!
 //! A class is one file of this folder, whose type implements `MatrixClass`. The list at the end of this file makes
-//! [`Class`] of them: a new one is a file, its `mod` line, and one entry of that list. Letters in shapes: m matrices, l
-//! tokens, n state.
+//! [`Class`] of them: a new class needs a file, its `mod` line, and one entry of that list. Letters in shapes: m
+//! matrices, l tokens, n state.
 //!
-//! On a finite matrix the causal low-rank, state-space dual and general semiseparable classes of one state have the same
-//! infimum: with p the cumulative product of the decays, `C' = p C` and `B' = B / p` make a low-rank matrix of a
-//! state-space dual one, and so do the products of invertible transitions of a general one; invertible transitions are
-//! dense in all of them. What differs between these classes here is how near a method comes to that infimum.
+//! On a finite matrix the causal low-rank, state-space dual and general semiseparable classes with the same state have
+//! the same infimum. With p the cumulative product of the decays, `C' = p C` and `B' = B / p` turn a state-space dual
+//! matrix into a low-rank one; the products of a general matrix's transitions do the same if these are invertible; and
+//! matrices with invertible transitions are dense in all three classes. So the classes differ here only in how near a
+//! method comes to that infimum.
 
 mod adam;
 mod low_rank;
@@ -26,13 +27,13 @@ pub struct Budget<'a> {
     pub steps: usize,
     /// Their rate.
     pub lr: f64,
-    /// Of what is drawn.
+    /// The seed of the random start.
     pub seed: u64,
     /// Asked before each step whether to stop.
     pub stop: &'a dyn Fn() -> bool,
 }
 
-/// How near a fit is after some of its steps.
+/// The distances of a fit after some of its steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Point {
     /// Steps done; 0 for a closed form.
@@ -48,12 +49,12 @@ pub struct Point {
 pub struct Fitted<B: Backend> {
     /// The approximations, `[m, l, l]`.
     pub matrices: Tensor<B, 3>,
-    /// How they were reached, the last point at the end.
+    /// The distances during the fit; the last point is the result.
     pub trace: Vec<Point>,
 }
 
 impl<B: Backend> Fitted<B> {
-    /// A closed form of `targets [m, l, l]` that took so long.
+    /// The result of a closed form for `targets [m, l, l]`, which took this time.
     fn at_once(matrices: Tensor<B, 3>, targets: Tensor<B, 3>, seconds: f64) -> Self {
         let distances = distances(matrices.clone() - targets);
         Self {
@@ -66,7 +67,7 @@ impl<B: Backend> Fitted<B> {
         }
     }
 
-    /// Whether every distance on the way is a number.
+    /// Whether all distances during the fit are finite.
     pub fn is_finite(&self) -> bool {
         let all = self.trace.iter().flat_map(|point| &point.distances);
         all.copied().all(f64::is_finite)
@@ -91,7 +92,7 @@ trait MatrixClass {
     /// Whether the method takes steps from a random start.
     const BY_STEPS: bool;
 
-    /// Numbers that a matrix of `l` tokens and state `n` is made of.
+    /// The number of parameters of a matrix of `l` tokens and state `n`.
     fn parameters(l: usize, n: usize) -> usize;
 
     /// Approximations of `targets [m, l, l]`, for each of `states`; `None` if asked to stop.
@@ -149,7 +150,7 @@ macro_rules! classes {
                 }
             }
 
-            /// Numbers that a matrix of `l` tokens and state `n` is made of.
+            /// The number of parameters of a matrix of `l` tokens and state `n`.
             pub fn parameters(self, l: usize, n: usize) -> usize {
                 match self {
                     $(Self::$class => $module::$class::parameters(l, n),)*
@@ -183,7 +184,7 @@ classes! {
 }
 
 impl Class {
-    /// The largest state, at most `l`, with which a matrix of `l` tokens has no more than so many parameters.
+    /// The largest state, at most `l`, with which a matrix of `l` tokens has at most this number of parameters.
     pub fn largest_state(self, l: usize, parameters: usize) -> Option<usize> {
         let fits = |n: &usize| self.parameters(l, *n) <= parameters;
         (1..=l).take_while(fits).last()

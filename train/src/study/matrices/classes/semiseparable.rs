@@ -1,12 +1,13 @@
-//! General semiseparable matrices, `C_i A_i ... A_{j+1} B_j` for `j <= i`, with any transitions: the realisation of
-//! the whole matrix that is balanced at every token, truncated to the strongest states (the paper's method; Dewilde and
-//! van der Veen, Time-Varying Systems and Computations, 1998). It is near the best of the class, and not the best.
+//! General semiseparable matrices, `C_i A_i ... A_{j+1} B_j` for `j <= i`, with any transitions. The approximation is
+//! the realisation of the whole matrix that is balanced at every token, truncated to the strongest states (the paper's
+//! method; Dewilde and van der Veen, Time-Varying Systems and Computations, 1998). It is near the best matrix of the
+//! class, but is not the best.
 //!
-//! What the tokens from k on read of those up to k is the block `H_k = A[k.., ..=k]`, of which each has a singular
-//! value decomposition `U S V^T`. With the strongest n singular values, `C_k` is the first row of `U sqrt(S)`, `B_k`
-//! what the token itself leaves in the state, `U^T A[k.., k] / sqrt(S)`, and the transition to k takes the state of the
-//! token before as `U sqrt(S)` sees it from k on. In f64 on the host, matrices side by side; the time grows with the
-//! fourth power of the length.
+//! The block `H_k = A[k.., ..=k]` maps the tokens up to k to what the tokens from k on read of them. Let `U S V^T` be
+//! its singular value decomposition. With the strongest n singular values, `C_k` is the first row of `U sqrt(S)`; `B_k`
+//! is the token's own contribution to the state, `U^T A[k.., k] / sqrt(S)`; and the transition to k maps the state of
+//! the token before to the state that gives the same outputs from k on. Everything is computed in f64 on the host,
+//! matrices in parallel; the time grows with the fourth power of the length.
 
 use std::time::Instant;
 
@@ -53,7 +54,7 @@ impl MatrixClass for Semiseparable {
 
 /// A truncated realisation at one token: `n` states.
 struct Token {
-    /// `U sqrt(S)`: each column what the tokens from this one on read of one state.
+    /// `U sqrt(S)`: column i is what the tokens from this one on read of state i.
     reads: Vec<Vec<f64>>,
     /// `[n]`: what this token adds to each state.
     b: Vec<f64>,
@@ -105,7 +106,7 @@ fn token(block: &Columns, n: usize, own: &[f64], before: Option<&Token>) -> Toke
 /// The matrix `[l, l]` that a realisation makes.
 fn product(tokens: &[Token], l: usize) -> Vec<f32> {
     let mut matrix = vec![0.0f32; l * l];
-    // Of each state, what each token so far has left in it.
+    // For each state, what each token so far has contributed to it.
     let mut left: Vec<Vec<f64>> = vec![];
     for (i, token) in tokens.iter().enumerate() {
         let moved = token.a.iter().zip(&token.b).map(|(a, b)| {

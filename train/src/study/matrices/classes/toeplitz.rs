@@ -1,4 +1,4 @@
-//! Toeplitz matrices. The nearest one has the means of the diagonals: the least squares of each diagonal, exactly.
+//! Toeplitz matrices. The nearest one, in least squares, has the mean of each diagonal.
 
 use std::time::Instant;
 
@@ -45,7 +45,8 @@ fn diagonal_means<B: Backend>(matrices: Tensor<B, 3>) -> Tensor<B, 2> {
     let [m, l, _] = matrices.dims();
     let device = matrices.device();
     let like = (&device, matrices.dtype());
-    // Rows of `2 l - 1` numbers, read as rows of `2 l`: each then begins one later, and diagonals are columns.
+    // Rows of `2 l - 1` numbers are read as rows of `2 l`: each row is then shifted by one, and diagonals become
+    // columns.
     let wide = Tensor::cat(vec![matrices, Tensor::zeros([m, l, l], like)], 2);
     let wide = wide.narrow(2, 0, 2 * l - 1).reshape([m, l * (2 * l - 1)]);
     let skewed = Tensor::cat(vec![wide, Tensor::zeros([m, l], like)], 1);
