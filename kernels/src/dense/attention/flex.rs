@@ -47,8 +47,8 @@ pub(crate) struct Scores<'a> {
     pub k: &'a [f32],
     /// Queries, keys, heads, groups, head dimension.
     pub sizes: [usize; 5],
-    /// The first key that each query sees, `[b, l]`, where that is not the first of all; then there are as many
-    /// queries as keys.
+    /// The first key that each query sees, `[b, l]`; `None` if each query sees from key 0 on. If given, there are as
+    /// many queries as keys.
     pub starts: Option<Vec<usize>>,
 }
 

@@ -1,6 +1,5 @@
-//! As CubeCL kernels: one pass over memory each way, a row in the registers of units side by side, and all
-//! sums in f32. Nothing is kept of the forward pass but its input, from which the backward pass computes mean
-//! and deviation again.
+//! CubeCL kernels that read memory once in each direction: adjacent units hold a row in their registers, and all sums
+//! are f32. The forward pass keeps only its input; the backward pass computes mean and deviation from it again.
 
 mod kernels;
 

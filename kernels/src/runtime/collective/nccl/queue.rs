@@ -10,11 +10,12 @@
 //!
 //! # Why the wait is not put off
 //!
-//! Kernels that the result is not needed for could run beside the operation, and a second task could have the context wait
-//! later. It did so: each rank then trained with other numbers in each run, and worse ones (two GPUs, 20 steps a stage of the
-//! bundled teacher: 98 to 100 in perplexity for 89.8; right where the context waits at once, and with sums in place). The
-//! host had dropped the buffers that were read when it had queued the second task, which the device's thread came to later:
-//! in between, that thread took their memory for free. So the second task must hold bindings too, which has not been tried.
+//! Kernels that do not need the result could run at the same time as the operation, if a second task made the context
+//! wait later. An earlier version did this, and it was wrong: each run gave other numbers, and worse ones (two GPUs, 20
+//! steps of each stage with the bundled teacher: a perplexity of 98 to 100 instead of 89.8; the result was right if the
+//! context waited at once, and for in-place sums). The reason: the host dropped the buffers that the operation read as
+//! soon as it had queued the second task, and the device's thread treated their memory as free before it ran this task.
+//! So the second task would have to hold bindings too; this has not been tried.
 
 use std::cell::RefCell;
 use std::fmt::Display;
