@@ -86,7 +86,7 @@ pub(super) const ATTENTION_KEYS: [&str; 4] = [
     "rope_theta",
 ];
 
-/// That `key`, where present, has the one value that is implemented.
+/// Checks that `key`, if it is present, has the one value that is implemented.
 fn only<T: PartialEq + ToString>(
     key: &str,
     value: Option<T>,

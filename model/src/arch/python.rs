@@ -1,5 +1,5 @@
-//! Students in Python, without this project: a module for Hugging Face's transformers, which is written beside their
-//! weights and named in their `config.json`.
+//! A Python module that opens students in Hugging Face's transformers, without this project. It is written beside the
+//! weights of a student and named in its `config.json`.
 
 use serde_json::{Value, json};
 

@@ -323,7 +323,7 @@ fn end(server: &mut Server, device: DeviceId, launches: usize) -> Result<Graph, 
     }
 }
 
-/// That a graph has this many kernels and nothing else.
+/// Checks that a graph has this many kernels and nothing else.
 ///
 /// # Safety
 /// `graph` is one.

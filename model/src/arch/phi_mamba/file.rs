@@ -48,7 +48,8 @@ fn required<T: DeserializeOwned>(
     })
 }
 
-/// That the string at `path` is one of `choices`, which it returns. An error lists them as `supported`.
+/// Checks that the string at `path` is one of `choices`, and returns that choice. An error lists the choices as
+/// `supported`.
 fn one_of(
     root: &Value,
     within: &str,

@@ -38,7 +38,7 @@ pub(super) fn new_id() -> Result<JobId, CollectiveError> {
 /// Joins the other ranks of the job `id`, on `device`. Waits for all of them.
 ///
 /// # Errors
-/// That the library is not to be found, or what it says.
+/// If the library is not found, or the error that it reports.
 pub(crate) fn join(device: DeviceId, place: Place, id: JobId) -> Result<Ranks, CollectiveError> {
     let library = library::open()?;
     let communicator = queue::join(library, device, place, id)?;
