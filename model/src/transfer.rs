@@ -66,7 +66,7 @@ pub fn transfer_weights<B: Backend>(
     }
     let (tied, rows) = (student.lm_head.is_none(), student.vocab_size());
     let padded = if tied && teacher.lm_head.is_none() {
-        // A head of its own would have no place in the student.
+        // The student's head is tied, so it has no place for a separate head.
         pad_embedding(teacher.clone(), rows)
     } else {
         pad_vocabulary(teacher.clone(), rows)

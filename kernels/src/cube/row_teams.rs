@@ -10,7 +10,7 @@ pub(crate) const UNITS: usize = 256;
 /// Units of a row whose sums all others of the row read.
 pub(crate) const GROUP: usize = 16;
 
-/// What is known when a kernel is compiled.
+/// The compile-time parameters of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Plan {
     /// Elements of a vector of the rows, of gamma and beta, and of shares of their gradients.

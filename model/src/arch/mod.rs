@@ -151,7 +151,7 @@ pub(crate) trait FamilyFile: Family + Sized {
     /// Reads the text of one.
     ///
     /// # Errors
-    /// [`ConfigError`] if it is not such a file, asks for what is not implemented, or its sizes do not fit
+    /// [`ConfigError`] if it is not such a file, asks for a feature that is not implemented, or its sizes do not fit
     /// together.
     fn parse(text: &str) -> Result<Self, ConfigError>;
 }
@@ -174,7 +174,7 @@ macro_rules! families {
             /// Reads the text of a `config.json` of any family.
             ///
             /// # Errors
-            /// [`ConfigError`] if it is not such a file, asks for what is not implemented, or its sizes do
+            /// [`ConfigError`] if it is not such a file, asks for a feature that is not implemented, or its sizes do
             /// not fit together.
             pub fn from_json(text: &str) -> Result<Self, ConfigError> {
                 let root: Value = serde_json::from_str(text)?;

@@ -22,7 +22,7 @@ pub(super) const STUDENTS: PythonModule = PythonModule {
 pub(super) fn name_module(root: &mut Value) {
     root["architectures"] = json!(["MohawkForCausalLM"]);
     root["model_type"] = json!("mohawk_student");
-    // A tied head is no module of its own there, so that nothing is left to tie.
+    // In this module, a tied head is not a separate module, so there is nothing to tie.
     root["tie_word_embeddings"] = json!(false);
     root["auto_map"] = json!({
         "AutoConfig": "modeling_mohawk.MohawkConfig",

@@ -112,7 +112,8 @@ impl Hub {
         if self.offline {
             return cached.ok_or_else(|| self.not_here(name));
         }
-        // Whether others have the tag is known to the hub. If it cannot be asked, what there is must do.
+        // Only the hub knows whether other files have the tag too. If the hub cannot be reached, the cached file is
+        // used.
         let main = self.main(repository);
         let revision = self.revision(repository, main.as_deref().unwrap_or("main"));
         let fetched = match (revision, cached) {

@@ -172,7 +172,7 @@ pub fn attention_within<B: Attention>(
 /// The softmaxed weights of [`attention`], `[b, h, l, t]`; f32 for half-precision inputs.
 ///
 /// # Panics
-/// If the shapes do not fit together as there, or the dtypes differ.
+/// If the shapes do not fit together as in [`attention`], or the dtypes differ.
 pub fn attention_matrix<B: Attention>(q: Tensor<B, 4>, k: Tensor<B, 4>) -> Tensor<B, 4> {
     attention_matrix_within(q, k, None::<Window>)
 }
@@ -180,7 +180,7 @@ pub fn attention_matrix<B: Attention>(q: Tensor<B, 4>, k: Tensor<B, 4>) -> Tenso
 /// The softmaxed weights of [`attention_within`], `[b, h, l, t]`; f32 for half-precision inputs.
 ///
 /// # Panics
-/// As there.
+/// As [`attention_within`].
 pub fn attention_matrix_within<B: Attention>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,

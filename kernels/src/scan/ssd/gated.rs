@@ -46,7 +46,7 @@ pub struct GatedScanGradients<B: Backend> {
 }
 
 /// [`ssd_scan`](super::ssd_scan) through `epilogue`: `[b, l, h, p]` and the state after the last token, which is
-/// returned detached, as there.
+/// returned detached, as by `ssd_scan`.
 ///
 /// # Panics
 /// As `ssd_scan`; and if the epilogue's shapes are not those above, or there is a `z_bias` without `z`.

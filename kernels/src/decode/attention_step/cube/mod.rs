@@ -28,7 +28,7 @@ const AT_ONCE: usize = 2;
 const SHARES: usize = 32;
 /// Tokens that a cache has room for after a move, at least.
 const ROOM: usize = 256;
-/// And as a part of those that there are.
+/// The same as a fraction of the tokens in the cache: one over this.
 const ROOM_PART: usize = 4;
 
 /// What the kernel is made with.

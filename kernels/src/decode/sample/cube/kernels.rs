@@ -84,7 +84,7 @@ fn folded<N: Numeric>(
     }
 }
 
-/// What is known when the kernel is compiled: what any of the rows asks for.
+/// The compile-time parameters of the kernel: the operations that at least one row needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Plan {
     units: usize,

@@ -35,7 +35,7 @@ where
     }
 }
 
-/// Whether the kernel reads what is there.
+/// Whether the kernel supports these inputs.
 fn fits<R: CubeRuntime>(ids: &CubeTensor<R>, dy: &CubeTensor<R>) -> bool {
     dy.meta.shape().num_elements() > 0 && ids.dtype == DType::I32 && computes_in_f32(dy.dtype)
 }

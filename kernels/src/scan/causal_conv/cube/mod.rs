@@ -62,7 +62,7 @@ where
     }
 }
 
-/// Whether the kernels read what is there: x, the history and the gradient of one dtype, the taps and the
+/// Whether the kernels support these inputs: x, the history and the gradient of one dtype, the taps and the
 /// bias of one.
 fn fits<B: Backend>(inputs: &ConvInputs<B>, dy: Option<&Tensor<B, 3>>) -> bool {
     let (x, weight) = (inputs.x.dtype(), inputs.weight.dtype());
