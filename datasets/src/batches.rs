@@ -14,8 +14,8 @@ pub struct Batch {
     /// For each of `ids`, the token that follows it: `batch * context` ids, row by row. If documents are separate, the
     /// label of a token that ends its document is negative, because the next token belongs to another document.
     pub labels: Vec<i32>,
-    /// If documents are separate: for each of `ids`, the index in its row of the first token of its document, `batch *
-    /// context` numbers. They never decrease along a row. Otherwise `None`.
+    /// If documents are separate: for each of `ids`, the index in its row of the first token of its document,
+    /// `batch * context` numbers. They never decrease along a row. Otherwise `None`.
     pub starts: Option<Vec<i32>>,
     /// The number of windows, which are the rows.
     pub batch: usize,

@@ -95,8 +95,8 @@ impl<B: KernelBackend> CausalLm<B> {
         })
     }
 
-    /// Reads `ids [b, l]`, which follow the tokens in `state`, and returns the logits after the last one: `[b,
-    /// vocab_size]`, f32 or wider. However a sequence is split into calls, the result is the same.
+    /// Reads `ids [b, l]`, which follow the tokens in `state`, and returns the logits after the last one:
+    /// `[b, vocab_size]`, f32 or wider. However a sequence is split into calls, the result is the same.
     ///
     /// # Panics
     /// If `l` is 0, or `state` belongs to another network or batch.

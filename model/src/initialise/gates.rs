@@ -2,10 +2,10 @@
 //!
 //! Softmax divides by a sum that differs from token to token: if the query of a head matches no key, the head attends
 //! to the first token, whose value is close to zero, and so its output is close to zero. A scan has no such sum, but
-//! the mixer has a gate. If a head's output is `y` and its target is `c`, the best gate `g` for a token minimises `|c -
-//! g y|^2`. Over the text this is a weighted regression of `g - 1` on the layer's input. At the open gate, both the
-//! value and the slope of the gate's activation are 1, so the outputs of the regression are added to the open gate's
-//! bias.
+//! the mixer has a gate. If a head's output is `y` and its target is `c`, the best gate `g` for a token minimises
+//! `|c - g y|^2`. Over the text this is a weighted regression of `g - 1` on the layer's input. At the open gate, both
+//! the value and the slope of the gate's activation are 1, so the outputs of the regression are added to the open
+//! gate's bias.
 
 use burn::tensor::Tensor;
 use kernels::KernelBackend;

@@ -79,9 +79,9 @@ pub struct Saved<B: Backend> {
     pub lse: Tensor<B, 3>,
 }
 
-/// The op, as backends compute it. The default bodies are the reference. It holds the attention weights, `[b, h, l,
-/// t]`; if there is a window and there are no documents, it cuts the sequence into blocks and holds the weights of one
-/// block.
+/// The op, as backends compute it. The default bodies are the reference. It holds the attention weights,
+/// `[b, h, l, t]`; if there is a window and there are no documents, it cuts the sequence into blocks and holds the
+/// weights of one block.
 pub trait Attention: Backend {
     /// See [`attention_within`].
     fn attention_forward(

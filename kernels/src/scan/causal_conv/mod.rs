@@ -79,8 +79,8 @@ pub trait CausalConv: Backend {
 
 by_default!(CausalConv for ndarray);
 
-/// `y[t] = f(bias + sum over k of weight[k] * x[t - (w - 1) + k])` with `f` the activation: `x [b, l, c]`, `weight [c,
-/// w]` with the last tap for the current input, `bias [c]`, to `[b, l, c]`.
+/// `y[t] = f(bias + sum over k of weight[k] * x[t - (w - 1) + k])` with `f` the activation: `x [b, l, c]`,
+/// `weight [c, w]` with the last tap for the current input, `bias [c]`, to `[b, l, c]`.
 ///
 /// `history [b, w - 1, c]` holds the inputs before the first, zeros where absent, so that a
 /// sequence may be convolved in any number of pieces.

@@ -4,8 +4,8 @@
 //! scores.
 //!
 //! Each plane holds its own rows and their results in registers. The rows that these are multiplied with pass through
-//! shared memory in tiles; one tile is used while the next is copied. In a plane, unit `4 g + t` has rows `g` and `g +
-//! 8` of 16, and columns `2 t` and `2 t + 1` of every 8.
+//! shared memory in tiles; one tile is used while the next is copied. In a plane, unit `4 g + t` has rows `g` and
+//! `g + 8` of 16, and columns `2 t` and `2 t + 1` of every 8.
 
 mod backward_keys;
 mod backward_queries;
