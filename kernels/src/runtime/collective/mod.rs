@@ -60,7 +60,7 @@ impl fmt::Debug for JobId {
 }
 
 impl JobId {
-    /// A new one.
+    /// Makes a new identifier.
     ///
     /// # Errors
     /// [`CollectiveError`] if this build has no CUDA, or if NCCL is not found or fails.

@@ -7,14 +7,14 @@
 //! A product is another such task, and no thread waits for it. It uses the same stream ([`cuda_stream`]), so it is in
 //! order with the work that the thread queues before and after it.
 //!
-//! Where a buffer was reserved by another thread, whose stream is another one, or the stream is not known, the library's
-//! own stream is fenced on both sides:
+//! If a buffer was reserved by another thread, which has another stream, or if the stream is not known, the product
+//! runs on a stream of this module, with a fence before and after it:
 //!
-//! 1. `cuCtxRecordEvent` marks all that the context has been given on any stream;
-//! 2. the library's own stream waits for that, and gets the product;
-//! 3. `cuCtxWaitEvent` has all that the context is given from now on, on any stream, wait for the product.
+//! 1. `cuCtxRecordEvent` marks all work that was issued to the context before, on any stream;
+//! 2. the module's stream waits for this work, and then runs the product;
+//! 3. `cuCtxWaitEvent` makes all work that is issued to the context from now on, on any stream, wait for the product.
 //!
-//! No host waits. Products queued together share the two fences.
+//! No thread of the host waits. Products that are queued together share the two fences.
 //!
 //! # Why no buffer is lost or given away too early
 //!

@@ -1,12 +1,12 @@
 //! NCCL's operations, in order with what CubeCL has queued.
 //!
-//! As for fenced products by cuBLASLt (`dense/linear/cublaslt/queue.rs`), an operation is a task on the one thread of the
-//! device: `cuCtxRecordEvent` marks all that the context has been given, and a stream of this module waits for that and
-//! gets the operation, or several as one; `cuCtxWaitEvent` has all that the context is given from then on wait for it. No host
-//! waits.
+//! As for fenced products by cuBLASLt (`dense/linear/cublaslt/queue.rs`), an operation is a task on the device's
+//! thread. `cuCtxRecordEvent` marks all work that was issued to the context before; a stream of this module waits for
+//! this work and then runs the operation, or several as one; and `cuCtxWaitEvent` makes all later work of the context
+//! wait for it. No thread of the host waits.
 //!
-//! The task holds bindings of the buffers until it has run. What gets their memory then is a later task, which waits for
-//! the operation.
+//! The task holds bindings of the buffers until it has run. After that, only a later task can get their memory, and its
+//! work waits for the operation.
 //!
 //! # Why the wait is not put off
 //!
