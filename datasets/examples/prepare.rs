@@ -1,5 +1,5 @@
-//! Tokenises text into shards on all cores, and the same text by the crate `tokenizers` alone, which keeps it in memory,
-//! twice each, and prints the tokens a second of the faster ones.
+//! Measures the speed of tokenising: text into shards on all cores, and the same text by the crate `tokenizers` alone,
+//! which keeps it in memory. Each is done twice, and the tokens per second of the faster time are printed.
 //!
 //! ```text
 //! cargo run --release -p datasets --example prepare -- TOKENIZER.json CACHE SOURCE...
@@ -32,14 +32,14 @@ fn main() -> anyhow::Result<()> {
         rate_alone = rate_alone.max(tokens as f64 / seconds);
         drop(encoded);
 
-        // A folder of its own each time: tokens that are there are only opened.
+        // Each round uses a new name, because existing tokens would only be opened.
         let name = format!("{}-{round}", std::process::id());
         let cache = cache.join(name);
         let options = PrepareOptions::new("example", sources.clone(), &tokenizer, &cache);
         let begun = Instant::now();
         let shards = TokenShards::prepare(&options)?;
         let seconds = begun.elapsed().as_secs_f64();
-        // One more at the end of each document.
+        // There is one end-of-text token after each document.
         let expected = (tokens + documents.len()) as u64;
         ensure!(
             shards.tokens() == expected,

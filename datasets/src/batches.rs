@@ -11,11 +11,11 @@ use crate::windows::TokenWindows;
 pub struct Batch {
     /// `batch * context` token ids, row by row.
     pub ids: Vec<i32>,
-    /// For each of `ids` the token that follows it: `batch * context` ids, row by row. Below 0 where documents are
-    /// apart and this one ends its document: what follows does not follow from it.
+    /// For each of `ids`, the token that follows it: `batch * context` ids, row by row. If documents are separate, the
+    /// label of a token that ends its document is negative, because the next token belongs to another document.
     pub labels: Vec<i32>,
-    /// Where documents are apart, for each of `ids` the place in its row of its document's first token:
-    /// `batch * context` numbers from 0 on, which never decrease along a row.
+    /// If documents are separate: for each of `ids`, the index in its row of the first token of its document,
+    /// `batch * context` numbers. They never decrease along a row. Otherwise `None`.
     pub starts: Option<Vec<i32>>,
     /// The number of windows, which are the rows.
     pub batch: usize,
@@ -24,9 +24,10 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// The batch whose rows have these `numbers`, which `read` replaces by the `context + 1` ids of a window.
+    /// The batch of the rows with these `numbers`. `read` replaces its buffer by the `context + 1` ids of the window of
+    /// a row.
     ///
-    /// Documents are apart if there is the id that ends each.
+    /// Documents are separate if `end_of_text`, the id that ends each document, is given.
     pub(crate) fn of<N>(
         context: usize,
         end_of_text: Option<u32>,
@@ -59,8 +60,8 @@ impl Batch {
     }
 }
 
-/// Adds to `starts` the place of the first token of the document of each of `inputs`, and takes the labels of the
-/// tokens that end a document. A window that begins inside a document begins a document.
+/// Adds to `starts`, for each of `inputs`, the index of the first token of its document, and removes the labels of the
+/// tokens that end a document. If a window begins inside a document, its first token counts as the start of a document.
 pub(crate) fn apart(inputs: &[u32], end_of_text: u32, labels: &mut [i32], starts: &mut Vec<i32>) {
     let mut start = 0;
     for (place, (&id, label)) in inputs.iter().zip(labels).enumerate() {
@@ -78,11 +79,11 @@ const NO_LABEL: i32 = -1;
 /// The windows of one source of text.
 #[derive(Debug, Clone)]
 pub enum Windows {
-    /// Of text that is tokenised.
+    /// Windows of text that is already tokenised.
     Whole(TokenWindows),
-    /// Of text that is tokenised as it is read.
+    /// Windows of text that is tokenised while it is read.
     Incoming(IncomingWindows),
-    /// Of text that is made as it is read.
+    /// Windows of text that is generated while it is read.
     Made(RecallText),
 }
 
@@ -114,8 +115,8 @@ impl Windows {
         }
     }
 
-    /// The windows with which the text begins: all of them or, of text that is tokenised as it is read, those of its
-    /// first file, for which this waits. `None` of text that is made, which has no beginning.
+    /// The first windows of the text: for tokenised text, all windows; for text that is tokenised while it is read,
+    /// those of its first file, for which this method waits; for generated text, `None`, because it has no beginning.
     ///
     /// # Errors
     ///
@@ -185,10 +186,10 @@ impl Batches {
         }
     }
 
-    /// Batches of `batch_size` windows of several sources, each of which has its weight: of every thousand rows in a
-    /// sequence, from the first on, a source has its share, rounded to whole rows and at least one, and which they are
-    /// follows from `seed`. Each source is dealt out in its own order, as if it were alone, and begins
-    /// anew when it is at its end, so that a small source with a large weight is seen more often than a large one.
+    /// Batches of `batch_size` windows from several sources with weights. Each block of a thousand consecutive rows
+    /// contains rows of a source in proportion to its weight, rounded to whole rows, and at least one; `seed`
+    /// determines which rows these are. Each source is read in its own order, as if it were alone, and starts again at
+    /// its end. So a small source with a large weight is seen more often than a large one.
     ///
     /// # Errors
     ///
@@ -210,9 +211,10 @@ impl Batches {
         })
     }
 
-    /// The same batches with documents apart: they say where the documents of each row begin, and have no labels across
-    /// their bounds. `end_of_text` is the id that ends every document, which no text has
-    /// ([`Tokenizer::end_of_text`](crate::Tokenizer::end_of_text)): it is the last token of its document.
+    /// The same batches with separate documents: the batches say where the documents of each row begin, and have no
+    /// labels that cross from one document to the next. `end_of_text` is the id that ends every document and that
+    /// occurs in no text ([`Tokenizer::end_of_text`](crate::Tokenizer::end_of_text)). It counts as the last token of
+    /// its document.
     ///
     /// ```
     /// # use datasets::{Batches, PrepareOptions, TokenShards, TokenWindows, Tokenizer};
@@ -255,8 +257,8 @@ impl Batches {
     ///
     /// # Errors
     ///
-    /// [`DataError::Zero`] if the batch size is 0, [`DataError::DamagedShard`] and [`DataError::DamagedShards`] if
-    /// the shards are damaged; for text that is tokenised as it is read also all errors of that.
+    /// [`DataError::Zero`] if the batch size is 0, [`DataError::DamagedShard`] and [`DataError::DamagedShards`] if the
+    /// shards are damaged. For text that is tokenised while it is read, also all errors of fetching and tokenising.
     pub fn batch(&self, step: u64) -> Result<Batch> {
         let size = self.batch_size as u128;
         let first = u128::from(step) * size;

@@ -45,7 +45,7 @@ pub enum DataError {
         passed_over: String,
     },
 
-    /// A pattern of paths that is none, or that no file has.
+    /// A pattern of paths that is invalid, or that no file matches.
     #[error("{pattern}: {reason}")]
     Pattern {
         /// The pattern.
@@ -113,7 +113,7 @@ pub enum DataError {
         fields: String,
     },
 
-    /// A file that should be one JSON array, and is none.
+    /// A file that should be one JSON array, but is not.
     #[error("{}, line {line}: {reason}; the file must be one JSON array of objects with a \"text\" or of \
              strings, or have one object on each line", path.display())]
     BadArray {
@@ -130,7 +130,7 @@ pub enum DataError {
     BadParquet {
         /// The file.
         path: PathBuf,
-        /// "row 3", from 1, or "its end", where a Parquet file says what it holds.
+        /// The place of the error: "row 3" (from 1), or "its end", where a Parquet file describes its content.
         place: String,
         /// What is wrong there.
         reason: String,
@@ -168,11 +168,11 @@ pub enum DataError {
         reason: String,
     },
 
-    /// The thread that fetches and tokenises a text has ended with this error, which is that of every later read.
+    /// The thread that fetches and tokenises a text has ended with this error. Every later read returns it too.
     #[error(transparent)]
     Incoming(Arc<DataError>),
 
-    /// The caller asked for an end before the work was done.
+    /// The caller asked to stop before the work was done.
     #[error("stopped before the text was encoded")]
     Stopped,
 
@@ -282,7 +282,7 @@ pub enum DataError {
 }
 
 impl DataError {
-    /// Whether one record of a file has no text, and the next one may have one.
+    /// Whether the error concerns only one record of a file, so that the next records can still be read.
     pub(crate) fn is_bad_record(&self) -> bool {
         match self {
             Self::BadJson { .. } | Self::NoText { .. } | Self::NoTextInRow { .. } => true,
@@ -292,7 +292,7 @@ impl DataError {
     }
 }
 
-/// What follows a reason for which a file cannot be read.
+/// The advice that follows the reason why a file cannot be read.
 fn damage(reason: &io::Error) -> &'static str {
     if reason.kind() == io::ErrorKind::Unsupported {
         ""

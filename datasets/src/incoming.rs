@@ -12,14 +12,15 @@ use crate::shards::TokenShards;
 use crate::tokenizer::Tokenizer;
 use crate::windows::TokenWindows;
 
-/// The groups of files that are made ahead of the one that is read. A corpus is not fetched further than it is used.
+/// The number of groups of files that are prepared ahead of the one that is read. So a corpus is fetched only as far as
+/// it is used.
 const AHEAD: usize = 2;
 
-/// A corpus that a thread tokenises, one group of files after the other, while it is read. The groups are those of
-/// [`TokenShards::prepare`], in the same folders, so that one finds what the other has made.
+/// A corpus that a thread tokenises while it is read, one group of files after the other. The groups and their folders
+/// are the same as those of [`TokenShards::prepare`], so that each of the two uses the results of the other.
 ///
-/// The thread is two groups ahead of the last one that was asked for. It ends, with the group unfinished for a
-/// later call, soon after this is dropped.
+/// The thread is two groups ahead of the last group that was asked for. It ends soon after this value is dropped; a
+/// later call continues the unfinished group.
 #[derive(Debug)]
 pub struct IncomingShards {
     shared: Arc<Shared>,
@@ -38,7 +39,7 @@ struct Progress {
     groups: Vec<Arc<TokenShards>>,
     /// The number of groups that were asked for.
     asked: usize,
-    /// How the thread has ended; there is no error after a panic.
+    /// The result of the thread, after it has ended. After a panic there is no error value.
     end: Option<std::result::Result<(), Option<Arc<DataError>>>>,
 }
 
@@ -78,7 +79,8 @@ impl Shared {
 }
 
 impl IncomingShards {
-    /// Begins with the work of `options`, whose `stopped` is not asked; `tokenizer` is that of `options`.
+    /// Starts the work that `options` describes. `options.stopped` is not called. `tokenizer` must be the tokenizer of
+    /// `options`.
     ///
     /// # Errors
     ///
@@ -102,7 +104,7 @@ impl IncomingShards {
                 drop_duplicates,
                 stopped: &|| theirs.is_stopped(),
             };
-            // Readers must not wait for ever after a panic, whose message was shown.
+            // After a panic, whose message was already printed, readers must not wait for ever.
             let made = catch_unwind(AssertUnwindSafe(|| theirs.make(&options)));
             theirs.progress().end = Some(match made {
                 Ok(made) => made.map_err(|error| Some(Arc::new(error))),
@@ -113,8 +115,8 @@ impl IncomingShards {
         Ok(Self { shared, key })
     }
 
-    /// The SHA-256 of everything that the ids depend on, in hexadecimal digits: it says which corpus this is before
-    /// all of it is there.
+    /// The SHA-256 of everything that the ids depend on, in hexadecimal digits. It identifies the corpus before all of
+    /// it is fetched.
     pub fn key(&self) -> &str {
         &self.key
     }
@@ -134,7 +136,7 @@ impl IncomingShards {
                 None => progress = self.shared.wait(progress),
                 Some(Ok(())) => return Ok(None),
                 Some(Err(None)) => return Err(DataError::Stopped),
-                // Of all who ask: one may have read ahead of what it needs.
+                // Every reader gets this error, because the first one that meets it may only have read ahead.
                 Some(Err(Some(error))) => return Err(DataError::Incoming(Arc::clone(error))),
             }
         }
@@ -144,7 +146,8 @@ impl IncomingShards {
 impl Drop for IncomingShards {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        // Under the lock, or the thread could be about to wait.
+        // Takes the lock once before the notification. Otherwise the thread could already have read the flag but not
+        // wait yet, and would miss the notification.
         drop(self.shared.progress());
         self.shared.changed.notify_all();
     }
@@ -152,9 +155,9 @@ impl Drop for IncomingShards {
 
 /// The windows of a corpus that is tokenised while it is read.
 ///
-/// Their order does not need the whole corpus: the groups of files follow one another, and the windows of each are
-/// shuffled by the seed and the number of the epoch. A window has tokens of one group, and an incomplete one at its end
-/// is dropped.
+/// Their order can be computed without the whole corpus: the groups of files follow one another, and the windows within
+/// each group are shuffled by the seed and the number of the epoch. A window contains tokens of only one group; an
+/// incomplete window at the end of a group is dropped.
 #[derive(Debug, Clone)]
 pub struct IncomingWindows {
     shards: Arc<IncomingShards>,
@@ -195,10 +198,10 @@ impl IncomingWindows {
         windows.read(index, ids)
     }
 
-    /// The windows and the index among them of the one at place `number` of the endless sequence.
+    /// The window at place `number` of the endless sequence: the windows of its group, and its index among them.
     fn nth(&self, number: u128, seed: u64) -> Result<(TokenWindows, u64)> {
         let (mut left, mut epoch, mut group) = (number, 0, 0);
-        // Of all groups before.
+        // The sums over all groups before.
         let (mut windows_before, mut tokens) = (0, 0);
         loop {
             let Some(shards) = self.shards.group(group)? else {
@@ -206,7 +209,8 @@ impl IncomingWindows {
                     let context = self.context;
                     return Err(DataError::TooShort { tokens, context });
                 }
-                // What is left are whole epochs and a place in the one after them, whose groups are all there.
+                // What remains is a number of whole epochs, and a place in the epoch after them. All groups of the
+                // corpus are available by now.
                 epoch = 1 + (left / windows_before) as u64;
                 left %= windows_before;
                 group = 0;

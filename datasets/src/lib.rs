@@ -32,27 +32,26 @@
 //!
 //! # Why flat files of token ids
 //!
-//! `burn-dataset` offers three ways to store a corpus. Its SQLite data set stores one serialised row
-//! for each item: it costs a query and a decode where this crate copies a few kilobytes, it needs a C
-//! library, and the file is several times as large as the ids. Its Hugging Face loader starts a
-//! Python interpreter and needs the network. Its in-memory data set needs memory for the whole corpus.
-//! A pre-training corpus is a single long sequence of small integers, and the simplest format fits
-//! it best: little-endian integers in flat files, read by position. Each is read once, when it is opened or later by
-//! another thread, to compare its checksum; several processes share one copy in the page cache, each window is one read, and
-//! a few lines of any language read the files. They are not mapped into memory: a file that another
-//! program cuts while it is mapped ends the process with a signal, and a read is an error that names it. [`TokenWindows`] implements [`burn_dataset::Dataset`],
-//! so the samplers, mappers and loaders of `burn-dataset` accept it.
+//! `burn-dataset` offers three ways to store a corpus. Its SQLite data set stores one serialised row for each item: it
+//! costs a query and a decode where this crate copies a few kilobytes, it needs a C library, and the file is several
+//! times as large as the ids. Its Hugging Face loader starts a Python interpreter and needs the network. Its in-memory
+//! data set needs memory for the whole corpus. A pre-training corpus is a single long sequence of small integers, and
+//! the simplest format fits it best: little-endian integers in flat files, read by position. To verify its checksum,
+//! each file is read once, when it is opened or later by another thread. Several processes share one copy in the page
+//! cache, each window is one read, and a few lines of any language can read the files. The files are not mapped into
+//! memory: if another program truncates a mapped file, a signal ends the process, while a normal read returns an error
+//! that names the file. [`TokenWindows`] implements [`burn_dataset::Dataset`], so the samplers, mappers and loaders of
+//! `burn-dataset` accept it.
 //!
 //! # Why a batch is a function of (seed, step)
 //!
-//! A usual data loader has state: workers, queues, an iterator. To resume a run exactly, that state
-//! must be saved, and most loaders cannot save it (Burn's `DataLoader` starts at an epoch only).
-//! [`Batches::batch`] computes batch number `step` from the seed and the step alone, so the position
-//! in the data is the step counter, which a checkpoint holds anyway. Resuming replays nothing,
-//! several processes can each take every n-th batch without communication, and a batch at which the
-//! loss jumped can be read again later. The shuffle behind it is a keyed permutation of the window
-//! numbers, computed entry by entry in constant time and memory (`permutation.rs`); a stored shuffle
-//! would take 8 bytes for each window and one pass over them for each epoch.
+//! A usual data loader has state: workers, queues, an iterator. To resume a run exactly, that state must be saved, and
+//! most loaders cannot save it (Burn's `DataLoader` starts at an epoch only). [`Batches::batch`] computes batch number
+//! `step` from the seed and the step alone, so the position in the data is the step counter, which a checkpoint
+//! contains anyway. A resumed run need not read earlier batches again, several processes can each take every n-th batch
+//! without communication, and a batch at which the loss jumped can be read again later. The shuffle behind it is a
+//! keyed permutation of the window numbers, computed entry by entry in constant time and memory (`permutation.rs`); a
+//! stored shuffle would take 8 bytes for each window and one pass over them for each epoch.
 //!
 //! This crate starts no thread for prefetching. A batch is a copy of a few windows out of the page
 //! cache, and since it depends on the step alone, a training loop can compute any later batch on
@@ -60,26 +59,26 @@
 //!
 //! # Mixtures, and text that is not all there
 //!
-//! The order of one corpus is a permutation of all its windows, so their number must be known, and with it the whole
-//! text. A mixture of sources by weights does not need the numbers: every thousand rows have so many of each source, a
-//! permutation of the thousand says which they are, and how many rows of a source came before is a product
-//! ([`Batches::mixed`]). Text that is tokenised while it is read has another order than the same text on this
-//! machine: its files follow one another, and the windows of each are shuffled ([`IncomingWindows`]). Both are functions of
-//! seed and step.
+//! The order of one corpus is a permutation of all its windows, so the number of windows must be known, which needs the
+//! whole text. A mixture of weighted sources does not need these numbers ([`Batches::mixed`]): every thousand rows
+//! contain a fixed number of rows of each source, a permutation of the thousand says which rows these are, and so the
+//! number of earlier rows of a source is a simple product. Text that is tokenised while it is read has a different
+//! order than the same text in local files ([`IncomingWindows`]): its files follow one another, and only the windows
+//! within each file are shuffled. Both orders are functions of seed and step.
 //!
 //! # Memory
 //!
-//! Tokenising takes, for each core, 2 MiB of text twice (one block is read while another is tokenised), its ids in 4
-//! bytes each, and a few megabytes of the tokenizer; beside that a line or a row of a file, in parts of 1 MiB where it
-//! is JSON lines or plain text (a row of Parquet, and an element of a JSON array up to 256 MiB, as a whole, and a page of
-//! Parquet decompressed), the window of a zstd file, and with duplicates dropped up to 60 bytes for each different
-//! document. It depends neither on the size of the corpus nor on that of a document in JSON lines. Reading
-//! batches takes a batch.
+//! Tokenising needs, for each core, two blocks of 2 MiB of text (one is read while the other is tokenised), their ids
+//! with 4 bytes each, and a few megabytes for the tokenizer. In addition it needs: a part of 1 MiB of a JSON line or of
+//! plain text; a whole row of Parquet and a decompressed page of it; a whole element of a JSON array, up to 256 MiB;
+//! the window of a zstd file; and, if duplicates are dropped, up to 60 bytes for each different document. The memory
+//! depends neither on the size of the corpus nor on the size of a document in JSON lines. Reading batches needs the
+//! memory of one batch.
 //!
 //! # What this crate does not do
 //!
-//! It cuts no window at the bounds of documents: they follow one another with end-of-text between them, and
-//! [`Batches::by_documents`] says where each begins.
+//! It does not align windows with documents: the documents follow one another, with an end-of-text token after each,
+//! and [`Batches::by_documents`] says where each document begins.
 
 #![deny(missing_docs)]
 

@@ -6,14 +6,15 @@ use crate::permutation::Permutation;
 /// Rows of the endless sequence in which each source has exactly its share.
 const BLOCK: u64 = 1000;
 
-/// The sources of the rows of an endless sequence: a function of the row's number and a seed, in constant time, without
-/// knowing how much text the sources have.
+/// The sources of the rows of an endless sequence. The source of a row is a function of the row's number and a seed,
+/// computed in constant time. The amount of text in the sources need not be known.
 ///
-/// The sequence is made of blocks of a thousand rows, of which each source has its share. A keyed permutation
-/// of each block says which they are, and, since every block has as many, how many rows of a source came before.
+/// The sequence consists of blocks of a thousand rows, and each source has a fixed number of rows in every block. A
+/// keyed permutation of the block says which rows these are. Since the number is the same in every block, the number of
+/// earlier rows of a source is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mixture {
-    /// Of a block, before it is shuffled: the end of the rows of each source.
+    /// For each source, the end of its rows in a block before the block is shuffled.
     ends: Vec<u64>,
 }
 
@@ -33,7 +34,7 @@ impl Mixture {
                 weights: weights.to_vec(),
             });
         }
-        // One row for each, and the others by the largest remainders of what is left.
+        // Each source gets one row; the other rows are distributed by the largest-remainder method.
         let left = BLOCK - count;
         let shares = weights.iter().map(|weight| {
             let share = weight / total * BLOCK as f64 - 1.0;
@@ -67,7 +68,8 @@ impl Mixture {
         }
         let block = number / u128::from(BLOCK);
         let place = (number % u128::from(BLOCK)) as u64;
-        // The orders of the sources come from the same seed and the numbers of their epochs.
+        // The complement of the seed, because the orders of the sources use the seed itself, with the numbers of their
+        // epochs.
         let place = Permutation::new(BLOCK, !seed, block as u64).at(place);
         let source = self.ends.partition_point(|&end| end <= place);
         let begin = source.checked_sub(1).map_or(0, |before| self.ends[before]);

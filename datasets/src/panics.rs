@@ -1,7 +1,7 @@
 //! Panics of other crates on damaged files, as errors.
 //!
-//! The crates that read `tokenizer.json` and Parquet panic on some files that are not what they should
-//! be. Such a panic ends nothing here: it becomes an error that names the file.
+//! The crates that read `tokenizer.json` and Parquet panic on some invalid files. Here such a panic does not end the
+//! program: it becomes an error that names the file.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -13,11 +13,11 @@ thread_local! {
     static CATCHING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Installs a panic hook, once in a process, that prints nothing of a panic which this crate turns into
-/// an error. The earlier hook is called for every other panic.
+/// Installs a panic hook, once in a process, that suppresses the message of a panic which this crate turns into an
+/// error. For every other panic, the earlier hook is called.
 ///
-/// Without it the errors are the same, and the message of the panic is on standard error too. A library
-/// sets no hook unasked, so this is for programs to call at their start.
+/// Without the hook, the errors are the same, but the message of the panic is also printed on standard error. A library
+/// should not set a hook by itself, so programs call this function at their start.
 pub fn silence_caught_panics() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -30,7 +30,7 @@ pub fn silence_caught_panics() {
     });
 }
 
-/// Does `work` on this thread. If it panics, the panic's message.
+/// Runs `work` on this thread. If it panics, returns the message of the panic as an error.
 pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     let before = CATCHING.replace(true);
     let result = panic::catch_unwind(AssertUnwindSafe(work));

@@ -1,4 +1,4 @@
-//! Makes the shards of a corpus, once for each tokenizer and state of the sources.
+//! Makes the shards of a corpus, once for each tokenizer and each state of the source files.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -76,12 +76,14 @@ pub struct PrepareOptions<'a> {
     /// their SHA-256, which takes up to 40 bytes of memory for each different document, and 60 while the table of them
     /// grows. Files before those that are tokenised are read for it, which is about a hundred times as fast.
     pub drop_duplicates: bool,
-    /// Asked between pieces of the text whether to stop, on any thread; what is done until then is kept.
+    /// Called between pieces of the text, on any thread; if it returns true, the work stops. The work that is done
+    /// until then is kept.
     pub stopped: &'a (dyn Fn() -> bool + Sync),
 }
 
 impl<'a> PrepareOptions<'a> {
-    /// All documents of `sources`, bad lines an error, duplicates kept, until it is done.
+    /// Options with the defaults: all documents of `sources`; a bad line is an error; duplicates are kept; the work is
+    /// not stopped early.
     pub fn new(
         name: &'a str,
         sources: impl IntoIterator<Item = impl Into<Source>>,
@@ -101,7 +103,7 @@ impl<'a> PrepareOptions<'a> {
     }
 }
 
-/// A worker's part of a work that several do: those groups of files whose number, modulo `of`, is `index`.
+/// The part of one worker if several workers share the work: those groups of files whose number modulo `of` is `index`.
 ///
 /// ```
 /// let share: datasets::Share = "3/16".parse().unwrap();
@@ -157,13 +159,13 @@ impl TokenShards {
     /// depend on the size of the corpus or of a document. The ids depend neither on the number of threads nor on
     /// that of processes.
     ///
-    /// A folder whose files do not match its manifest is made again. Shards are written to a folder
-    /// `.NAME-….part`, with a file that says how far they are, at least every ten seconds. A later call continues
-    /// from there, after a process was killed too: it reads what was done of the file of text that it was at, and
-    /// tokenises the rest. If two
-    /// processes prepare the same text at the same time, the second works in a temporary folder `.NAME-…`, and takes
-    /// the shards of the first; so it is on file systems without locks too, where unfinished groups begin anew.
-    /// Either folder may be deleted when no process uses it.
+    /// A folder whose files do not match its manifest is made again. Shards are first written to a folder
+    /// `.NAME-….part`; a file in it records the progress, at least every ten seconds. A later call continues from
+    /// there, also after the process was killed: it reads the current text file again up to the recorded place, and
+    /// tokenises the rest. If two processes prepare the same text at the same time, the second one works in a temporary
+    /// folder `.NAME-…`, and uses the shards of the first if these are complete earlier. On a file system without locks
+    /// every process works in this way, and unfinished groups begin anew. Both kinds of folder may be deleted when no
+    /// process uses them.
     ///
     /// # Errors
     ///
@@ -187,9 +189,10 @@ impl TokenShards {
         prepare(options, &Sizes::new())
     }
 
-    /// Prepares the share of one of several workers, which may be on several machines with one `cache`, in which
-    /// [`prepare`](Self::prepare) finds the whole when all are done. Returns the shards of this worker, or `None` if
-    /// there are more workers than groups of files. Documents without a text are counted in each share by itself.
+    /// Prepares the share of one of several workers, which may run on several machines with a common `cache`. When all
+    /// workers are done, [`prepare`](Self::prepare) finds the whole corpus there. Returns the shards of this worker, or
+    /// `None` if the share has no group of files, because there are more workers than groups. Records without a text
+    /// are counted in each share separately.
     ///
     /// # Errors
     ///
@@ -212,7 +215,7 @@ fn prepare(options: &PrepareOptions, sizes: &Sizes) -> Result<TokenShards> {
     Ok(shards)
 }
 
-/// What is to be done for the shards of a corpus.
+/// The work that makes the shards of a corpus.
 pub(crate) struct Plan<'a> {
     options: &'a PrepareOptions<'a>,
     sizes: Sizes,
@@ -264,7 +267,8 @@ impl<'a> Plan<'a> {
         format!("{:x}", Sha256::digest(keys.collect::<Vec<_>>().join(" ")))
     }
 
-    /// The shards of group `number`, which are made if they are not there. Groups must be asked for in their order.
+    /// Returns the shards of group `number`, and makes them if they do not exist. Groups must be requested in their
+    /// order.
     pub(crate) fn group(&mut self, number: usize) -> Result<Folder> {
         let (group, earlier) = (&self.groups[number], &self.groups[..number]);
         let of_all = (number, self.groups.len());

@@ -68,8 +68,8 @@ pub struct Manifest {
     /// The number of records that were skipped.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub skipped: u64,
-    /// Whether documents whose text came before are left out, and then the SHA-256 of the list of the files before
-    /// these, where such a text may be.
+    /// If documents whose text occurred before are left out: the SHA-256 of the list of the earlier files, in which
+    /// such a text may be. `None` if duplicates are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distinct_after: Option<String>,
     /// The number of documents that were left out since their text came before.
@@ -100,7 +100,7 @@ impl Manifest {
         format!("{:x}", Sha256::digest(plan.to_json()))
     }
 
-    /// This one with the sources, checksums and counts of `next`, which follow.
+    /// This manifest extended by the sources, checksums and counts of `next`.
     fn and(mut self, next: &Self) -> Self {
         self.sources.extend(next.sources.iter().cloned());
         self.sha256.extend(next.sha256.iter().cloned());
@@ -119,10 +119,10 @@ impl Manifest {
 
 /// A tokenised corpus in files. [`prepare`](Self::prepare) makes it, or opens it if it exists.
 ///
-/// Several threads may read at the same time. A read touches only the part of a file that holds its range,
-/// and notices if a file was cut or changed after it was opened. No id is read from a file whose checksum is not
-/// that of its manifest: files of up to 64 MiB in a folder are compared when it is opened, larger ones by another
-/// thread or, if that has not come to them, before they are first read.
+/// Several threads may read at the same time. A read touches only the part of a file that holds its range, and detects
+/// if a file was truncated or changed after it was opened. Ids are returned only from files whose checksum matches the
+/// manifest. If the files of a folder have up to 64 MiB in all, they are verified when the folder is opened. Otherwise
+/// another thread verifies them, or, if it has not reached a file yet, the first read of this file does.
 #[derive(Debug)]
 pub struct TokenShards {
     folders: Arc<[Folder]>,
@@ -184,11 +184,10 @@ impl TokenShards {
     ///
     /// # Errors
     ///
-    /// [`DataError::OutOfRange`] if the corpus ends before `start + len`;
-    /// [`DataError::DamagedShard`] if a file does not have its checksum, which is its last use: the next
-    /// [`prepare`](Self::prepare) makes its folder again;
-    /// [`DataError::DamagedShards`] if an id is outside the tokenizer's vocabulary;
-    /// [`DataError::ChangedShard`] and [`DataError::Io`] if a file was changed or removed meanwhile.
+    /// [`DataError::OutOfRange`] if the corpus ends before `start + len`; [`DataError::DamagedShard`] if a file does
+    /// not have its checksum; its folder is then marked as damaged, and the next [`prepare`](Self::prepare) makes it
+    /// again; [`DataError::DamagedShards`] if an id is outside the tokenizer's vocabulary; [`DataError::ChangedShard`]
+    /// and [`DataError::Io`] if a file was changed or removed meanwhile.
     pub fn read(&self, start: u64, len: usize, ids: &mut Vec<u32>) -> Result<()> {
         ids.clear();
         let tokens = self.tokens();

@@ -51,17 +51,17 @@ enum Place {
     Remote(Arc<Remote>),
 }
 
-/// Files that are not on this machine, and the way to have them there.
+/// Files that are not on this machine, and a function that fetches them.
 pub struct Remote {
-    /// Their names, in the order of their text. A name says what the text is, since its tokens are found again
-    /// by it, hence also the revision; and it ends as the name of a file of its format does.
+    /// Their names, in the order of their text. A name must identify the text, including its revision, because existing
+    /// tokens are found by the name. It must have the ending of its file format.
     pub names: Vec<String>,
-    /// Fetches the file of a name, and returns its place on this machine, whose name ends as this one; or why not.
-    /// It is called before the file is read, and not if its tokens are there.
+    /// Fetches the file with this name, and returns its path on this machine, which must have the same ending; or the
+    /// reason why it cannot be fetched. It is called before the file is read, but not if its tokens already exist.
     pub fetch: Fetch,
 }
 
-/// The way to have a file on this machine; see [`Remote::fetch`].
+/// A function that fetches a file to this machine; see [`Remote::fetch`].
 pub type Fetch = Box<dyn Fn(&str) -> std::result::Result<PathBuf, String> + Send + Sync>;
 
 impl fmt::Debug for Remote {
@@ -116,7 +116,7 @@ impl From<&str> for Source {
     }
 }
 
-/// A file whose text is to be read, and how to have it on this machine if it is not there.
+/// A file whose text is to be read, and how to fetch it if it is not on this machine.
 #[derive(Debug, Clone)]
 pub(crate) struct Input {
     pub(crate) file: SourceFile,
@@ -149,8 +149,8 @@ impl Input {
 
 /// `text` without the mark U+FEFF that some editors write before UTF-8 text.
 ///
-/// Only the first such mark is none of the text; the character is text anywhere else. This
-/// crate reads all texts so; code that reads a prompt or a text by other means should call this.
+/// Only a mark at the very beginning is removed; anywhere else the character is part of the text. This crate reads all
+/// texts in this way; code that reads a prompt or a text by other means should call this function.
 ///
 /// ```
 /// assert_eq!(datasets::without_byte_order_mark("\u{feff}one\u{feff}"), "one\u{feff}");
@@ -193,7 +193,7 @@ fn layout_of(path: &Path) -> Option<Layout> {
     }
 }
 
-/// A file of text, with the size and time that identify its present state.
+/// A file of text, with the size and the modification time that identify its current state.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SourceFile {
     /// The absolute path, or the name of a file that is fetched. Symbolic links are not resolved, because the
@@ -232,17 +232,17 @@ fn lossily<S: Serializer>(path: &Path, serializer: S) -> std::result::Result<S::
 /// The files are in the order of `sources`; those of a folder, and of the folders below it, and those of a pattern
 /// are sorted by path. A file that several sources name is taken once, at its first place.
 ///
-/// In a folder, hidden entries are ignored. Others are passed over, and named in a warning of the log: what
-/// this project's programs write, which is the files of a run, checkpoints, models and folders of tokens; links
-/// that lead nowhere; files in other formats; those whose name up to the first `.`, `-` or `_` is README,
-/// LICENSE, LICENCE, COPYING or CHANGELOG; and `.json` files that are one object without a `text`, like a data
-/// set's description. A source that is a file is read whatever its name.
+/// In a folder, hidden entries are ignored. The following entries are skipped too, and a warning in the log names them:
+/// files that this project's programs write (files of a run, checkpoints, models and folders of tokens); links without
+/// a target; files in other formats; files whose name up to the first `.`, `-` or `_` is README, LICENSE, LICENCE,
+/// COPYING or CHANGELOG; and `.json` files that are one object without a `text`, such as the description of a data set.
+/// If a source is itself a file, it is read whatever its name.
 ///
 /// # Errors
 ///
-/// [`DataError::Io`] if a source does not exist or cannot be read, [`DataError::UnknownFormat`] for
-/// a file in no known format, [`DataError::NoTextFiles`] for a folder without text, [`DataError::Pattern`] for a
-/// pattern that is none or that nothing has.
+/// [`DataError::Io`] if a source does not exist or cannot be read, [`DataError::UnknownFormat`] for a file in no known
+/// format, [`DataError::NoTextFiles`] for a folder without text, [`DataError::Pattern`] for a pattern that is invalid
+/// or that matches nothing.
 pub fn source_files(sources: &[PathBuf]) -> Result<Vec<SourceFile>> {
     let sources: Vec<Source> = sources.iter().cloned().map(Source::from).collect();
     let inputs = inputs(&sources)?;

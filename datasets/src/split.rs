@@ -1,4 +1,4 @@
-//! Documents held out by hash, for a corpus without separate files for that.
+//! Splits a corpus without separate validation files: documents are held out by the hash of their text.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};

@@ -55,7 +55,7 @@ const CONTEXT_BYTES: usize = 1024;
 ///
 /// # Damaged files
 ///
-/// What the crate `tokenizers` panics on is an error here, at loading and later; see
+/// If the crate `tokenizers` panics on a file, this is an error here, both at loading and later; see
 /// [`silence_caught_panics`](crate::silence_caught_panics).
 ///
 /// ```
@@ -101,8 +101,8 @@ impl Tokenizer {
         Self::from_json(&bytes, path)
     }
 
-    /// Reads the content of a `tokenizer.json`, `bytes`, that `path` is the place of: that file itself, or another
-    /// in which it is.
+    /// Reads a tokenizer from `bytes`, the content of a `tokenizer.json`. `path` is used in messages: it is the path of
+    /// that file, or of another file that contains it.
     ///
     /// # Errors
     ///
@@ -199,8 +199,8 @@ impl Tokenizer {
 
     /// The ids of a chat, as a chat template writes it: the name of a special token is this token.
     ///
-    /// That is what Hugging Face's `apply_chat_template` does. It does so wherever a name stands, so a
-    /// name that somebody has typed into a message is the token, too.
+    /// Hugging Face's `apply_chat_template` does the same. It applies to every occurrence of a name, so if a user types
+    /// such a name in a message, it becomes the token too.
     ///
     /// # Errors
     ///
@@ -228,8 +228,8 @@ impl Tokenizer {
         Ok(self.encode_all(inner, &[("", text)], stopped)?.concat())
     }
 
-    /// The ids of several parts of texts: each is the text before the part, of which the last
-    /// [`CONTEXT_BYTES`] are enough, and the part.
+    /// The ids of several parts of texts. Each item is the text before the part (its last [`CONTEXT_BYTES`] are enough)
+    /// and the part itself.
     pub(crate) fn encode_parts(
         &self,
         parts: &[(&str, &str)],

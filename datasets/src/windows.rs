@@ -12,10 +12,10 @@ use crate::shards::TokenShards;
 /// A corpus cut into windows. The inputs of window `i` are the `context` tokens from token
 /// `i * context` on; the label of each input is the token that follows it.
 ///
-/// Windows share no input; the last label of a window is the first input of the next. The bounds of
-/// documents play no part: a window may begin in one document and end in another, with end-of-text
-/// between them, by which [`Batches`](crate::Batches::by_documents) tell them apart. A window takes
-/// `context + 1` tokens, and an incomplete one at the end is dropped.
+/// Windows have no input in common; the last label of a window is the first input of the next. Windows ignore the
+/// bounds of documents: a window may begin in one document and end in another. There is an end-of-text token between
+/// documents, by which [`Batches`](crate::Batches::by_documents) can separate them. A window consists of `context + 1`
+/// tokens; an incomplete window at the end is dropped.
 ///
 /// ```
 /// use datasets::{PrepareOptions, TokenShards, TokenWindows, Tokenizer};

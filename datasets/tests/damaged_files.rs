@@ -276,7 +276,7 @@ fn damaged_tables() {
     }
 }
 
-/// Whatever is done to the files of a token cache, the tokens are the right ones.
+/// However the files of a token cache are damaged, the tokens that are read are right.
 #[test]
 fn damaged_shards() {
     let folder = TempDir::new().unwrap();

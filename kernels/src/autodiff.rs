@@ -14,7 +14,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorPrimitive};
 
-/// A tensor of the inner backend: the value without its graph.
+/// Returns the value of `x` as a tensor of the inner backend, without its graph.
 pub(crate) fn value<B: Backend, C: CheckpointStrategy, const D: usize>(
     x: &Tensor<Autodiff<B, C>, D>,
 ) -> Tensor<B, D> {
@@ -47,7 +47,8 @@ pub(crate) fn optional<B: Backend, C: CheckpointStrategy, const D: usize>(
     x.as_ref().and_then(input)
 }
 
-/// From what was saved, the output's gradient and which inputs want one: the inputs' gradients.
+/// A backward pass. It gets the saved state, the gradient of the output, and for each input whether it needs a
+/// gradient; it returns the gradients of the inputs.
 pub(crate) type BackwardFn<B, S, const N: usize, const D: usize> =
     fn(S, Tensor<B, D>, [bool; N]) -> [Option<FloatTensor<B>>; N];
 
@@ -101,9 +102,10 @@ where
         OpsKind::Tracked(prepared) => prepared.finish(saved, output),
         OpsKind::UnTracked(prepared) => prepared.finish(output),
     };
-    // Only now: after a backward pass, each thread removes from the graphs of all threads what no tensor holds
-    // (burn-autodiff 0.21, `cleanup_orphaned_entries`). An input released before its output is on the graph
-    // could be removed in between, and the gradient would end there without a word.
+    // The inputs must live until here. After a backward pass, each thread removes from the graphs of all threads
+    // every node that no tensor holds (burn-autodiff 0.21, `cleanup_orphaned_entries`). If an input were dropped
+    // before its output is on the graph, its node could be removed in between, and the gradient would silently stop
+    // there.
     drop(inputs);
     Tensor::from_primitive(TensorPrimitive::Float(tracked))
 }

@@ -1,15 +1,15 @@
 //! Rows that hold several documents, one after the other.
 //!
-//! Training text is packed: a row of `l` tokens holds as many documents as fit. What mixes tokens (the scan, the
-//! convolution, attention, rotary positions) takes [`DocumentStarts`] where each document is to be computed as if it
-//! were alone: no token reads what came before the first token of its document.
+//! Training text is packed: a row of `l` tokens holds as many documents as fit. The ops that mix tokens (the scan,
+//! the convolution, attention, rotary positions) take [`DocumentStarts`] if each document is to be computed as if it
+//! were alone. Then no token reads anything before the first token of its own document.
 //!
 //! - Attention and the convolution leave out what lies before the start of a token's document:
 //!   [`Visible`](crate::Visible), [`ConvInputs`](crate::scan::causal_conv::ConvInputs).
-//! - The scan, and the student's matrix of stage 1, need no argument: [`DocumentStarts::cut`] gives the first token of
-//!   each document a decay of zero, so that nothing of the state before it is left. Every backend's kernels form the
-//!   product of the decays between two tokens so that a strong decay outside costs no digits of it (NOTES.md of the
-//!   scan).
+//! - The scan, and the student's matrix of stage 1, need no argument: [`DocumentStarts::cut`] gives the first token
+//!   of each document a decay of zero, so that nothing of the earlier state remains. On every backend, the kernels
+//!   compute the product of the decays between two tokens in such a way that a strong decay outside this range does
+//!   not reduce its precision (NOTES.md of the scan).
 //! - Rotary positions count from the start of the document: [`DocumentStarts::positions`].
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
@@ -19,8 +19,8 @@ use burn::tensor::{Bool, Int, Tensor};
 /// in f32.
 const NO_STATE_LEFT: f64 = 1e4;
 
-/// Where the documents of packed rows begin. Tensors of integers and of booleans, of the batch and not of a layer: they
-/// are made once and cloned by handle.
+/// Where the documents of packed rows begin. The tensors (integers and booleans) belong to a batch and not to a
+/// layer: they are made once for each batch, and a clone copies only their handles.
 #[derive(Debug, Clone)]
 pub struct DocumentStarts<B: Backend> {
     /// `[b, l]`, see [`DocumentStarts::starts`].
@@ -32,10 +32,12 @@ pub struct DocumentStarts<B: Backend> {
 }
 
 impl<B: Backend> DocumentStarts<B> {
-    /// From `starts [b, l]`: for each token the place in its row, from 0, of its document's first token. So they never
-    /// decrease along a row, and a document has equal ones. A row that begins inside a document begins with 0 too.
+    /// Takes `starts [b, l]`: for each token, the index in its row (from 0) of the first token of its document. So
+    /// the values never decrease along a row, and all tokens of a document have the same value. A row that begins
+    /// inside a document also begins with 0.
     ///
-    /// The values are not checked, as that would wait for the device: other values than these have no meaning.
+    /// The values are not checked, because a check would have to wait for the device. With other values than these,
+    /// the results have no meaning.
     pub fn new(starts_bl: Tensor<B, 2, Int>) -> Self {
         let [b, l] = starts_bl.dims();
         let options = (&starts_bl.device(), starts_bl.dtype());
@@ -49,18 +51,18 @@ impl<B: Backend> DocumentStarts<B> {
         }
     }
 
-    /// For each token the place in its row, from 0, of its document's first token: `[b, l]`.
+    /// For each token, the index in its row (from 0) of the first token of its document: `[b, l]`.
     pub fn starts(&self) -> Tensor<B, 2, Int> {
         self.starts_bl.clone()
     }
 
-    /// For each token its place in its document, from 0: `[b, l]`.
+    /// For each token, its index in its document, from 0: `[b, l]`.
     pub fn positions(&self) -> Tensor<B, 2, Int> {
         self.positions_bl.clone()
     }
 
-    /// The place of each token `j` in the document of each token `i`, below 0 before its start: `[b, l, l]`, at
-    /// `(i, j)`.
+    /// At `(i, j)`, the index of token `j` in the document of token `i`; negative if `j` lies before that document:
+    /// `[b, l, l]`.
     pub(crate) fn places(&self) -> Tensor<B, 3, Int> {
         let ([b, l], starts_bl) = (self.dims(), self.starts());
         let options = (&starts_bl.device(), starts_bl.dtype());
@@ -78,12 +80,12 @@ impl<B: Backend> DocumentStarts<B> {
         self.starts_bl.dims()
     }
 
-    /// `a_log [b, l, h]`, with a decay of zero at the first token of each document but the row's first. The scan of it
-    /// begins anew there, and the transfer matrix of it has zeros between documents. A gradient does not pass through
-    /// what is replaced: no output depends on that.
+    /// Returns `a_log [b, l, h]` with a decay of zero at the first token of each document, except the first document
+    /// of the row. The scan of the result begins anew at these tokens, and its transfer matrix is zero between
+    /// documents. No gradient flows to the replaced values, because no output depends on them.
     ///
     /// # Panics
-    /// If there is not one token of `a_log` for each of these.
+    /// If `b` or `l` of `a_log` differs from that of the starts.
     pub fn cut(&self, a_log: Tensor<B, 3>) -> Tensor<B, 3> {
         let [b, l, h] = a_log.dims();
         self.check("cut", [b, l]);
@@ -91,15 +93,15 @@ impl<B: Backend> DocumentStarts<B> {
         a_log.mask_fill(begins_blh.expand([b, l, h]), NO_STATE_LEFT)
     }
 
-    /// The tokens, `[b, l]`, for which that `distance` before belongs to another document of the row. What came before
-    /// the row belongs to its first document.
+    /// A mask `[b, l]`: true for a token if the token `distance` positions before it belongs to another document of
+    /// the row. Tokens before the row count as part of its first document.
     pub(crate) fn are_beyond(&self, distance: usize) -> Tensor<B, 2, Bool> {
         let starts_later = self.starts_bl.clone().greater_elem(0);
         let is_near = self.positions_bl.clone().lower_elem(distance as i64);
         starts_later.bool_and(is_near)
     }
 
-    /// Asserts that they are those of `[b, l]` tokens.
+    /// Asserts that the starts have the shape `tokens`, which is `[b, l]`.
     pub(crate) fn check(&self, op: &str, tokens: [usize; 2]) {
         assert_eq!(
             self.dims(),
@@ -110,7 +112,7 @@ impl<B: Backend> DocumentStarts<B> {
 }
 
 impl<B: AutodiffBackend> DocumentStarts<B> {
-    /// The same on the inner backend.
+    /// The same starts on the inner backend.
     pub fn inner(self) -> DocumentStarts<B::InnerBackend> {
         DocumentStarts {
             starts_bl: self.starts_bl.inner(),
@@ -119,7 +121,7 @@ impl<B: AutodiffBackend> DocumentStarts<B> {
         }
     }
 
-    /// Those of the inner backend on this one.
+    /// Takes the starts of the inner backend to this backend.
     pub fn from_inner(documents: DocumentStarts<B::InnerBackend>) -> Self {
         Self {
             starts_bl: Tensor::from_inner(documents.starts_bl),

@@ -16,8 +16,8 @@ pub(crate) fn narrow<B: Backend, const D: usize>(x: Tensor<B, D>, dtype: DType) 
     if x.dtype() == dtype { x } else { x.cast(dtype) }
 }
 
-/// The inputs of an op may differ in dtype among f32 and narrower ones, but f64 does not meet them: one of the
-/// two would lose its digits, and a GPU would read one as the other.
+/// Asserts that the inputs of an op are all f64, or none of them is. f32 and narrower dtypes may be mixed. A mix with
+/// f64 would lose precision, and a GPU kernel would read the memory of one dtype as the other.
 ///
 /// # Panics
 /// If some of `dtypes` are f64 and others are not.

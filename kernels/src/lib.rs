@@ -7,12 +7,12 @@
 //!
 //! # Why a backend-extension trait
 //!
-//! Everything above this crate is generic over [`KernelBackend`], the sum of one trait for each op. An op's
-//! trait has one method for the op and one for its backward pass, each with a default body in plain tensor
-//! operations. A backend that has something faster overrides the method, and no caller changes. The
-//! alternatives are worse: ops composed from tensors alone are too slow everywhere (a scan's backward pass
-//! is hundreds of small tensors, AdamW reads each parameter a dozen times), and functions that match on a
-//! concrete backend would make the networks know which backends exist.
+//! Everything above this crate is generic over [`KernelBackend`], the sum of one trait for each op. An op's trait has
+//! one method for the op and one for its backward pass, each with a default body in plain tensor operations. A
+//! backend with a faster implementation overrides the method, and no caller changes. The alternatives are worse: ops
+//! composed from tensors alone are too slow everywhere (a scan's backward pass is hundreds of small tensors, AdamW
+//! reads each parameter a dozen times), and functions that match on a concrete backend would make the networks know
+//! which backends exist.
 //!
 //! The ops are implemented for Burn's `Flex`, `NdArray` and CubeCL (CUDA, wgpu) backends, and for `Autodiff`
 //! over them. Another backend needs an `impl` of each trait in this crate, which can be empty.
@@ -34,12 +34,12 @@
 //!
 //! # Precision
 //!
-//! Half-precision inputs of the scan, attention, the normalisations, the losses and the norms of gradients
-//! are widened to f32 inside, and those of every kernel on a GPU; otherwise ops compute in the dtype of
-//! their inputs. The ops of a decoding step ([`decode`]) take f32 vectors beside weights of any dtype.
+//! The scan, attention, the normalisations, the losses and the norms of gradients widen half-precision inputs to f32
+//! before they compute, and so does every kernel on a GPU. All other ops compute in the dtype of their inputs. The
+//! ops of a decoding step ([`decode`]) take f32 vectors and weights of any dtype.
 //!
-//! For a dtype or a size that its fast path does not take, an op is computed by its reference, on every
-//! backend: slower, and never in another precision than the above.
+//! If the fast path of an op does not support a dtype or a size, the op is computed by its reference, on every
+//! backend. That is slower, but the precision is always the one described above.
 //!
 //! # What touches the process
 //!

@@ -12,7 +12,7 @@ use crate::runtime::collective::{Collective, CollectiveError, JobId, Place};
 pub struct Memory {
     /// Bytes that tensors take.
     pub in_use: u64,
-    /// Bytes that are kept for tensors, those in use included: what the device must have for it.
+    /// Bytes that are reserved on the device for tensors, those in use included.
     pub reserved: u64,
 }
 
@@ -24,38 +24,39 @@ pub trait Machine: Backend {
         1
     }
 
-    /// Whether work is queued on a device and done later: reading a result then waits for all that was
+    /// Whether the device only queues work and computes it later. Then a read of a result waits for all work that was
     /// queued before it.
     fn queues() -> bool {
         false
     }
 
-    /// Whether networks may have their parameters in `dtype`: the backend's own, and half precision where
-    /// every op takes it and the device has it.
+    /// Whether networks may have their parameters in `dtype`: true for the backend's own dtype, and for half
+    /// precision if every op and the device support it.
     fn holds(_device: &Self::Device, dtype: DType) -> bool {
         dtype == <Self::FloatElem as Element>::dtype()
     }
 
-    /// The memory of `device` that this thread's tensors have; `None` where they have the host's.
+    /// The memory of `device` that the tensors of this thread use; `None` if tensors are in the memory of the host.
     fn memory(_device: &Self::Device) -> Option<Memory> {
         None
     }
 
-    /// All memory of `device`, in bytes; `None` where it is not known, or the host's.
+    /// The size of the memory of `device`, in bytes; `None` if it is not known, or if tensors are in the memory of
+    /// the host.
     fn memory_size(_device: &Self::Device) -> Option<u64> {
         None
     }
 
-    /// Whether ranks on this backend exchange tensors from the memory of one device to another's, by
+    /// Whether ranks on this backend can exchange tensors directly between the memories of their devices, after
     /// [`join`](Self::join).
     fn joins() -> bool {
         false
     }
 
-    /// Joins the other ranks of the job `id`; waits for all of them. They have one device each.
+    /// Joins the other ranks of the job `id`, and waits until all of them have joined. Each rank has one device.
     ///
     /// # Errors
-    /// That the backend does not [`joins`](Self::joins), or why it failed.
+    /// [`CollectiveError`] if [`joins`](Self::joins) is false for the backend, or if joining failed.
     fn join(
         _device: &Self::Device,
         _place: Place,
@@ -136,7 +137,8 @@ where
     }
 
     fn memory_size(device: &Self::Device) -> Option<u64> {
-        // CubeCL 0.10 tells it as four times the largest piece of memory that it asks an NVIDIA GPU for.
+        // CubeCL 0.10 does not report the size itself, but it sets its largest page to a quarter of an NVIDIA GPU's
+        // memory.
         let largest = || R::client(device).properties().memory.max_page_size;
         crate::cube::is_cuda::<R>().then(|| 4 * largest())
     }

@@ -1,9 +1,9 @@
 //! Where the time of queued work goes, by kind of work.
 //!
-//! A device that queues does not report when an op is done. While [`measure`] works, each op waits for
-//! the device before it begins and after it has queued its own, and the time between counts for its kind.
-//! All together then take longer than they do otherwise, since nothing is prepared while something else is
-//! computed; the shares are what to look at. At all other times an op reads one flag.
+//! A device that queues work does not report when an op is done. While [`measure`] runs, each op waits for the device
+//! before it begins and after it has queued its work, and the time between the two waits counts for the op's kind.
+//! The total is then longer than in normal operation, because the host prepares nothing while the device computes; so
+//! compare the shares, not the totals. When nothing is measured, an op only reads one flag.
 //!
 //! [`Times::spans`] has every op and every gap between two of them.
 
@@ -74,10 +74,10 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What [`measure`] has found.
+/// The result of [`measure`].
 #[derive(Clone, Debug)]
 pub struct Times {
-    /// From the beginning to the end, with all the waiting.
+    /// The time of the whole measurement, waits included.
     pub total: Duration,
     kinds: [Duration; Kind::ALL.len()],
     spans: Vec<Span>,
@@ -90,12 +90,12 @@ impl Times {
         &self.spans
     }
 
-    /// The time of one kind.
+    /// The sum of the times of all ops of one kind.
     pub fn of(&self, kind: Kind) -> Duration {
         self.kinds[kind as usize]
     }
 
-    /// What no kind has taken: ops that are Burn's own, and the host.
+    /// The time that belongs to no kind: Burn's own ops, and work of the host.
     pub fn other(&self) -> Duration {
         let kinds: Duration = self.kinds.iter().sum();
         self.total.saturating_sub(kinds)
@@ -117,11 +117,12 @@ thread_local! {
     static INSIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Does `work` and returns where its time went; `wait` waits for all that this thread has queued. One
-/// measurement is made at a time: another that begins meanwhile takes what is left of the first.
+/// Runs `work` and returns its result and where its time went. `wait` must wait for all work that this thread has
+/// queued. Only one measurement may run in the process at a time: a second one that begins meanwhile replaces the
+/// clock of the first, and the times of both are incomplete.
 ///
 /// # Errors
-/// The first of `wait`.
+/// The first error that `wait` returned.
 pub fn measure<T, E: Send + 'static>(
     wait: impl Fn() -> Result<(), E> + Send + Sync + 'static,
     work: impl FnOnce() -> T,
@@ -182,8 +183,8 @@ impl<F: Fn()> Drop for OnDrop<F> {
     }
 }
 
-/// Does `work`; while something is measured, its time counts for `kind`, unless it is a part of other work
-/// that counts already. Where it is called names its span.
+/// Runs `work`. During a measurement, its time counts for `kind`, unless it runs inside another timed op, which
+/// counts already. The place of the call gives its span its name.
 #[inline]
 #[track_caller]
 pub fn timed<T>(kind: Kind, work: impl FnOnce() -> T) -> T {
@@ -227,8 +228,8 @@ fn clocked<T>(kind: Kind, place: &'static Location<'static>, work: impl FnOnce()
     result
 }
 
-/// Does `work`, a part of a step with ops in it; while something is measured, its span has this name. Nothing waits
-/// for the device.
+/// Runs `work`, a part of a step that contains ops. During a measurement, it gets a span with this name. It does not
+/// wait for the device.
 #[inline]
 pub fn region<T>(name: &'static str, work: impl FnOnce() -> T) -> T {
     if ON.load(Ordering::Relaxed) && !INSIDE.get() {
@@ -242,7 +243,7 @@ pub fn region<T>(name: &'static str, work: impl FnOnce() -> T) -> T {
     }
 }
 
-/// Writes something down, if anything is measured.
+/// Calls `write` with the clock, if a measurement is running.
 fn recorded(write: impl FnOnce(&mut Clock)) {
     if let Some(clock) = lock().as_mut() {
         write(clock);

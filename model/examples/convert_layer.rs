@@ -57,7 +57,7 @@ fn convert<B: TrainBackend>(device: &B::Device) -> Result<(), ConfigError> {
     };
     let mut mixer = DiscreteMamba2::<B>::new(&options, D_MODEL, 2, device)?;
 
-    // Both matrices are given by what they are made of, and never held whole.
+    // Both matrices are given by their factors, and are never held as a whole.
     let matrices = |mixer: &DiscreteMamba2<B>, x: Tensor<B::InnerBackend, 3>| {
         let AttentionParts { q, k, window, .. } =
             teacher.attention_parts(x.clone()).expect("attention");

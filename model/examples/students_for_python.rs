@@ -1,8 +1,9 @@
 //! Logits and greedy ids of students, for `tests/python` to compare with those of the module of Python beside them.
 //!
-//! `cargo run -p model --example students_for_python -- FOLDER [STUDENT...]` writes a folder for each student here, which
-//! has options that no recorded one has, with an `expected.safetensors` as the recorded ones have it; and for each folder
-//! of a STUDENT `FOLDER/0.safetensors`, `FOLDER/1.safetensors` and so on.
+//! `cargo run -p model --example students_for_python -- FOLDER [STUDENT...]` writes a folder for each student of this
+//! file, with an `expected.safetensors` as in the recorded students; these students have options that no recorded one
+//! has. For each STUDENT, which is a folder of a student, it also writes `FOLDER/0.safetensors`, `FOLDER/1.safetensors`
+//! and so on.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};

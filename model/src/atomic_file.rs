@@ -1,14 +1,15 @@
-//! Files that are replaced whole or not at all.
+//! Atomic writes: a file is replaced as a whole or not at all.
 //!
-//! A path may also lead elsewhere than to a file of its own:
+//! A path need not name a regular file:
 //!
-//! - Through links. They stay, and the file that the last one names is replaced, or made.
-//! - To a character device, a pipe, or a file that a process has open (`/dev/null`, `/dev/stdout`, a shell's
-//!   `>(command)`). Such a thing is not replaced: the bytes are written to it, after what is there.
+//! - It may be a symbolic link, or a chain of links. The links stay, and the file that the last one names is replaced
+//!   or created.
+//! - It may be a character device, a pipe, or a file that a process has open (`/dev/null`, `/dev/stdout`, a shell's
+//!   `>(command)`). Such a target is not replaced: the bytes are appended to it.
 //!
-//! A file that is replaced keeps its permissions and, where the system allows that, its owner. What may not be
-//! written to is not replaced either. Where the system lets a file be written but not replaced, as one that is
-//! mounted on its own or another user's in a sticky folder, its content is overwritten in place.
+//! A file that is replaced keeps its permissions and, if the system allows it, its owner. A file that may not be
+//! written is not replaced either. If the system allows a file to be written but not replaced (a file that is a mount
+//! point, or another user's file in a sticky folder), its content is overwritten in place.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, BufWriter, ErrorKind, Write};
@@ -16,24 +17,24 @@ use std::path::{Path, PathBuf};
 
 use tempfile::{Builder, NamedTempFile};
 
-/// Replaces the content of the file `path` by `bytes`, or makes it, together with its folder.
+/// Replaces the content of the file `path` by `bytes`, or creates the file and its folder.
 ///
-/// The bytes go to a file of a new name in the same folder, to the disk, and then to `path` by renaming, which
-/// a crash cannot halve: a reader finds the old content or the new, never a part. To devices and pipes they
-/// are written as they are.
+/// The bytes are written to a temporary file in the same folder and synced to the disk; then this file is renamed to
+/// `path`. A rename is atomic, also in a crash: a reader finds the old content or the new content, never a part. To
+/// devices and pipes the bytes are written directly.
 ///
 /// # Errors
-/// What the system says, or that `path` is something else than a file, a device or a pipe; a file is then as it
-/// was.
+/// The error of the operating system, or an error if `path` is something other than a file, a device or a pipe. After
+/// an error, a file has its old content.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     replace(path, |file| file.write_all(bytes))
 }
 
-/// Replaces the content of the file `path` by what `write` writes, as [`write()`] does, and returns what `write`
-/// returns.
+/// Replaces the content of the file `path` by the bytes that `write` writes, as [`write()`] does, and returns the
+/// result of `write`.
 ///
 /// # Errors
-/// That of `write`, or those of [`write()`]; a file is then as it was.
+/// The error of `write`, or those of [`write()`]. After an error, a file has its old content.
 pub fn replace<T>(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<T>,
@@ -56,21 +57,22 @@ fn buffered<T>(file: &File, write: impl FnOnce(&mut dyn Write) -> io::Result<T>)
     Ok(value)
 }
 
-/// That [`write()`] has a chance, for a program that works long before it writes. Nothing is left behind: folders
-/// that had to be made for the check are removed again.
+/// Checks that [`write()`] can write to `path`, for a program that works for a long time before it writes. The check
+/// leaves nothing behind: folders that it had to create are removed again.
 ///
 /// # Errors
-/// What the system would say then.
+/// The error that [`write()`] would return.
 pub fn check(path: &Path) -> io::Result<()> {
     match Destination::of(path)? {
         Destination::File(place) => place.check(),
-        // A named pipe opens when its reader does, and the reader takes its closing for the end.
+        // A named pipe is not opened for the check: to open it would wait for a reader, and to close it again would end
+        // the reader's input.
         Destination::Stream(place) if is_pipe(&place) => Ok(()),
         Destination::Stream(place) => open(&place).map(|_| ()),
     }
 }
 
-/// More links than this lead nowhere; it is the kernel's own number.
+/// The largest number of links that are followed; it is the limit of the Linux kernel.
 const LINKS: usize = 40;
 
 /// Where the bytes for a path go.
@@ -118,19 +120,20 @@ impl Destination {
 }
 
 impl Place {
-    /// That a file can be made beside this one.
+    /// Checks that a file can be created in the folder of this one.
     fn check(&self) -> io::Result<()> {
         let folders = folder(&self.path).ancestors();
         let new: Vec<&Path> = folders.take_while(|folder| !folder.exists()).collect();
         let checked = self.beside().and_then(NamedTempFile::close);
         for folder in new {
-            // It stays if another program has put something into it meanwhile.
+            // If another program has put a file into the folder meanwhile, the folder stays.
             let _ = fs::remove_dir(folder);
         }
         checked
     }
 
-    /// A file beside this one that may take its place, and is removed if it does not.
+    /// A temporary file in the folder of this one. It may replace this one; if it does not, it is removed when it is
+    /// dropped.
     fn beside(&self) -> io::Result<NamedTempFile> {
         let bytes = self.path.as_os_str().as_encoded_bytes();
         let name = self.path.file_name().filter(|_| !bytes.ends_with(b"/"));
@@ -145,21 +148,21 @@ impl Place {
         let mut temporary = Builder::new();
         #[cfg(unix)]
         temporary.permissions(self.permissions());
-        // A name may be as long as the system allows.
+        // The temporary name must not exceed the system's limit: a long name is not made a part of it.
         if name.len() < 200 {
             temporary.prefix(name);
         }
         temporary.suffix(".tmp").tempfile_in(folder)
     }
 
-    /// Puts `file` here.
+    /// Moves `file` to this place.
     fn take(&self, file: NamedTempFile) -> io::Result<()> {
         #[cfg(unix)]
         self.keep_owner(file.as_file());
         file.as_file().sync_all()?;
         match file.persist(&self.path) {
-            // A file that is mounted on its own, as in a container, cannot be renamed over, nor can another
-            // user's file in a sticky folder.
+            // A rename cannot replace a file that is a mount point, as in a container, or another user's file in a
+            // sticky folder.
             Err(refused) => match refused.error.kind() {
                 ErrorKind::ResourceBusy | ErrorKind::PermissionDenied if self.now.is_some() => {
                     self.overwrite(&refused.file)
@@ -170,7 +173,7 @@ impl Place {
         }
     }
 
-    /// Gives the file here the content of `file`. It is not made anew, and keeps its owner and permissions.
+    /// Overwrites this file in place with the content of `file`. It keeps its owner and permissions.
     fn overwrite(&self, file: &NamedTempFile) -> io::Result<()> {
         let mut here = File::options()
             .write(true)
@@ -180,8 +183,8 @@ impl Place {
         here.sync_all()
     }
 
-    /// What a new file has while it is written: what its owner needs, and never more than the file that it
-    /// replaces; or what any new file has. The system takes its umask off.
+    /// The permissions of the temporary file while it is written: those of the file that it replaces, and read and
+    /// write for the owner; or those of any new file, if it replaces none. The system then applies its umask.
     #[cfg(unix)]
     fn permissions(&self) -> fs::Permissions {
         use std::os::unix::fs::PermissionsExt;
@@ -189,8 +192,8 @@ impl Place {
         fs::Permissions::from_mode(mode.map_or(0o666, |mode| mode & 0o777 | 0o600))
     }
 
-    /// Gives `file` the owner and the permissions of the one that it replaces, as far as the system allows: only
-    /// the superuser gives files away, others may give them to their own groups, and some file systems keep
+    /// Gives `file` the owner and the permissions of the file that it replaces, as far as the system allows. Only the
+    /// superuser can change a file's owner, other users can set only their own groups, and some file systems store
     /// neither.
     #[cfg(unix)]
     fn keep_owner(&self, file: &File) {
@@ -209,9 +212,9 @@ fn folder(path: &Path) -> &Path {
     }
 }
 
-/// Whether `path` names what a process has open, as `/dev/stdout` and `/dev/fd/3` do. The system shows these as
-/// links. But those of pipes lead nowhere, and at the end of the others there may be a file that is written
-/// through the open one at the same time.
+/// Whether `path` names a file that a process has open, as `/dev/stdout` and `/dev/fd/3` do. The system shows these as
+/// links. But the link of a pipe has no target, and the target of another link may be a file to which the process is
+/// writing at the same time.
 fn is_open_file(path: &Path) -> bool {
     let folder = fs::canonicalize(folder(path));
     folder.is_ok_and(|folder| folder.starts_with("/proc") || folder == Path::new("/dev/fd"))
@@ -248,8 +251,8 @@ fn open(path: &Path) -> io::Result<File> {
     File::options().append(true).open(path)
 }
 
-/// Standard output or error under the name of its file. Writing continues after what the program has written
-/// before. It may be a socket, which cannot be opened.
+/// Standard output or standard error, if `path` is the name of its file. Writing continues after the program's earlier
+/// output. (It may be a socket, which cannot be opened by name.)
 #[cfg(unix)]
 fn standard(path: &Path) -> Option<io::Result<File>> {
     use std::os::fd::AsFd;
@@ -409,7 +412,7 @@ mod tests {
         let full = write(Path::new("/dev/full"), b"x").unwrap_err();
         assert_eq!(full.kind(), ErrorKind::StorageFull);
 
-        // A pipe with a name: the check does not end what its reader hears.
+        // A named pipe: the check does not end the input of its reader.
         let made = Command::new("mkfifo").arg(at("pipe")).status();
         assert!(made.unwrap().success());
         let pipe = at("pipe");

@@ -11,16 +11,16 @@ use crate::steps::Steps;
 
 /// The states of a fixed number of sequences, its rows, each of which is free or holds one.
 ///
-/// How the states of a layer lie beside each other is its mixer's matter ([`MixerRows`]).
+/// How the states of the rows are stored in a layer depends on its mixer ([`MixerRows`]).
 ///
-/// The number of rows never changes, so that every [`step`](CausalLm::step_batch) is the same
-/// computation whichever rows are in use: what a row gives depends neither on the content of the others nor on
-/// whether they have any.
+/// The number of rows never changes, so that every [`step`](CausalLm::step_batch) is the same computation, whichever
+/// rows are in use. The output of a row depends neither on the content of the other rows nor on whether they are in
+/// use.
 #[derive(Debug)]
 pub struct Batch<B: Backend> {
     layers: Vec<MixerRows<B>>,
     occupied: Vec<bool>,
-    /// What the device repeats.
+    /// The recorded step that the device repeats, if there is one.
     steps: Steps<B>,
 }
 
@@ -30,15 +30,15 @@ impl<B: Backend> Batch<B> {
         self.occupied.len()
     }
 
-    /// Puts a sequence, the only one of `state`, into `row`, over what was there.
+    /// Puts the only sequence of `state` into `row`, and replaces the sequence that was there.
     ///
     /// # Panics
     /// If there is no such row, or `state` belongs to another network or to several sequences.
     pub fn put(&mut self, row: usize, state: State<B>) {
         self.occupied[row] = true;
-        // It may leave other tensors in the rows.
+        // `put` may replace tensors of the rows, so a recorded step is no longer valid.
         self.steps = Steps::default();
-        // The rows may take over its tensors, which a state that it was cloned from may hold too.
+        // The rows may take over the tensors of `state`, and a clone of `state` may hold them too.
         state.steps.lend();
         assert_eq!(
             self.layers.len(),
@@ -50,7 +50,7 @@ impl<B: Backend> Batch<B> {
         }
     }
 
-    /// Frees `row`. A cache that was there is dropped; a state of fixed size waits to be overwritten.
+    /// Frees `row`. An attention cache is dropped; a state of fixed size stays in memory until it is overwritten.
     ///
     /// # Panics
     /// If there is no such row.
@@ -82,9 +82,9 @@ impl<B: KernelBackend> CausalLm<B> {
         }
     }
 
-    /// Reads one more id a row, `[rows]`, and gives the logits after it: `[rows, vocab_size]`. Free
-    /// rows need an id too, any below `vocab_size`; their logits have no meaning. Steps may be repeated as those of
-    /// [`step`](Self::step).
+    /// Reads one more id for each row, `[rows]`, and returns the logits after it: `[rows, vocab_size]`. A free row
+    /// needs an id too, any one below `vocab_size`; its logits have no meaning. The device may repeat recorded steps,
+    /// as in [`step`](Self::step).
     ///
     /// # Panics
     /// If `batch` belongs to another network, or `ids` are not one a row.

@@ -58,8 +58,9 @@ impl<B: KernelBackend> Block<B> {
         self.add_mlp(mixed, normed.u)
     }
 
-    /// Of `x [b, l, d_model]`, what the mixer's output is added to, and what the mixer reads, both of the same shape. In
-    /// a parallel layer the first has the MLP's output already: it is all of the layer's output but the mixer's.
+    /// For `x [b, l, d_model]`, returns two tensors of the same shape: the tensor that the mixer's output is added to,
+    /// and the input of the mixer. In a parallel layer the first already contains the MLP's output: it is the layer's
+    /// whole output without the mixer's.
     pub(crate) fn around_mixer(&self, x: Tensor<B, 3>) -> (Tensor<B, 3>, Tensor<B, 3>) {
         let normed = self.input_layernorm.forward(x.clone());
         let beside = match &self.post_mixer_layernorm {
@@ -87,14 +88,14 @@ impl<B: KernelBackend> Block<B> {
         self.mixer.mixing_matrix_of(self.normed(x.into()))
     }
 
-    /// The factors of the mixing matrix of `LN x`; `None` where the mixer is no state-space one, as
-    /// [`MixerOptions::has_transfer_parts`](crate::mixers::MixerOptions::has_transfer_parts) says beforehand.
+    /// The factors of the mixing matrix of `LN x`; `None` if the mixer is not a state-space mixer
+    /// ([`MixerOptions::has_transfer_parts`](crate::mixers::MixerOptions::has_transfer_parts) is false).
     pub fn transfer_parts(&self, x: impl Into<Sequences<B>>) -> Option<TransferParts<B>> {
         self.mixer.transfer_parts_of(self.normed(x.into()))
     }
 
-    /// The factors of the mixing matrix of `LN x`; `None` where the mixer is no softmax attention, as
-    /// [`MixerOptions::has_attention_parts`](crate::mixers::MixerOptions::has_attention_parts) says beforehand.
+    /// The factors of the mixing matrix of `LN x`; `None` if the mixer is not softmax attention
+    /// ([`MixerOptions::has_attention_parts`](crate::mixers::MixerOptions::has_attention_parts) is false).
     pub fn attention_parts(&self, x: impl Into<Sequences<B>>) -> Option<AttentionParts<B>> {
         self.mixer.attention_parts_of(self.normed(x.into()))
     }
@@ -130,7 +131,8 @@ impl<B: KernelBackend> Block<B> {
         }
     }
 
-    /// `x [b, l, d_model]`, the tokens after those that `state` holds, which it then holds too.
+    /// The output for `x [b, l, d_model]`, in the same shape. `x` are the tokens that follow the tokens in `state`;
+    /// they are added to `state`.
     ///
     /// # Panics
     /// If `state` is that of another kind of mixer.
@@ -151,8 +153,8 @@ impl<B: KernelBackend> Block<B> {
         }
     }
 
-    /// `x [b, d_model]`, one token after those that `state` holds, which it then holds too. In f32, or
-    /// wider, whatever the dtype of the parameters.
+    /// The output for `x [b, d_model]`, one token for each sequence, in the same shape. The token follows the tokens in
+    /// `state`, and is added to `state`. Computed in f32 or wider, whatever the dtype of the parameters.
     ///
     /// The same sums as [`prefill`](Self::prefill)'s, in as few passes over the weights as possible: into both
     /// halves of a parallel layer, then out of both.
@@ -175,7 +177,7 @@ impl<B: KernelBackend> Block<B> {
         })
     }
 
-    /// The step around `mix`, which stands between the mixer's projections, `[b, d]` each.
+    /// The common part of the steps: `mix` computes the mixer between its projections, from `[b, d]` each.
     fn step_with<'a>(
         &'a self,
         x: Tensor<B, 2>,
@@ -223,8 +225,8 @@ fn leave<B: KernelBackend>(
     kernels::decode::projections::out_of(x, terms)
 }
 
-/// `x + y`, both `[b, l, d_model]`. In one dimension: Burn pads the rows of what it makes on CUDA to whole 512 bytes,
-/// and ops that take all tokens as rows of one matrix would copy it.
+/// `x + y`, both `[b, l, d_model]`. The sum is computed in one dimension: on CUDA, Burn pads the rows of a new tensor
+/// to multiples of 512 bytes, and ops that take all tokens as rows of one matrix would then copy it.
 fn sum<B: Backend>(x: Tensor<B, 3>, y: Tensor<B, 3>) -> Tensor<B, 3> {
     let shape = x.dims();
     let [x, y] = [x, y].map(|x| x.reshape([shape.iter().product::<usize>()]));

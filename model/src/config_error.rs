@@ -12,7 +12,7 @@ pub enum ConfigError {
         /// The key's path, such as `MixerModel.input.d_model`.
         key: String,
     },
-    /// A value is valid where it comes from, and is not implemented here.
+    /// A value that is valid in its family of models, but is not implemented here.
     #[error("`{key}` is {value}, which is not implemented (only {supported})")]
     Unsupported {
         /// The key's path.
@@ -32,7 +32,7 @@ const LARGEST_SIZE: usize = 1 << 24;
 /// Nor may the number of layers exceed this.
 const MOST_LAYERS: usize = 1 << 12;
 
-/// That every named size lies in `1..=LARGEST_SIZE`.
+/// Checks that every named size is in `1..=LARGEST_SIZE`.
 pub(crate) fn check_sizes(sizes: &[(&str, usize)]) -> Result<(), ConfigError> {
     match sizes.iter().find(|(_, n)| !(1..=LARGEST_SIZE).contains(n)) {
         Some((key, n)) => Err(ConfigError::Invalid(format!(
@@ -42,7 +42,7 @@ pub(crate) fn check_sizes(sizes: &[(&str, usize)]) -> Result<(), ConfigError> {
     }
 }
 
-/// That a model has at least one layer, and not absurdly many.
+/// Checks that a model has from 1 to [`MOST_LAYERS`] layers.
 pub(crate) fn check_layers(key: &str, n: usize) -> Result<(), ConfigError> {
     if (1..=MOST_LAYERS).contains(&n) {
         return Ok(());
@@ -52,7 +52,7 @@ pub(crate) fn check_layers(key: &str, n: usize) -> Result<(), ConfigError> {
     )))
 }
 
-/// That `key` is positive and finite.
+/// Checks that `value`, the value of `key`, is positive and finite.
 pub(crate) fn check_positive(key: &str, value: f64) -> Result<(), ConfigError> {
     if value > 0.0 && value.is_finite() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Reading a sequence piece by piece, and what a network carries from one token to the next.
+//! Decoding: a network reads a sequence piece by piece, and keeps a state between the tokens.
 
 use std::mem;
 
@@ -11,8 +11,8 @@ use crate::mixers::{MixerState, StateError, StateTensors, state_name};
 use crate::precision::widen;
 use crate::steps::Steps;
 
-/// The state of a whole network for a batch of sequences of one length. For Phi-Mamba its size does not
-/// depend on how much was read; each attention layer adds two rows a token.
+/// The decoding state of a whole network, for a batch of sequences of the same length. For Phi-Mamba, its size does not
+/// depend on the number of tokens read; each attention layer adds two rows for each token.
 ///
 /// On a GPU a state that has taken a few steps also holds the launches of a step, and with them the memory of the network's
 /// parameters, even if the network is dropped.
@@ -22,7 +22,7 @@ pub struct State<B: Backend> {
     pub(crate) layers: Vec<MixerState<B>>,
     /// Tokens read so far.
     pub position: usize,
-    /// What the device repeats.
+    /// The recorded step that the device repeats, if there is one.
     pub(crate) steps: Steps<B>,
 }
 
@@ -46,7 +46,7 @@ impl<B: Backend> State<B> {
     /// Every tensor of the state under its name, such as `layers.3.ssm`.
     ///
     /// # Errors
-    /// The backend's, if they cannot be read from the device.
+    /// The backend's error, if the tensors cannot be read from the device.
     pub fn to_tensors(&self) -> Result<Vec<(String, TensorData)>, ExecutionError> {
         let mut tensors = Vec::new();
         for (i, layer) in self.layers.iter().enumerate() {
@@ -58,7 +58,7 @@ impl<B: Backend> State<B> {
 }
 
 impl<B: KernelBackend> CausalLm<B> {
-    /// What decoding `batch` sequences starts from.
+    /// The initial decoding state of `batch` sequences.
     pub fn new_state(&self, batch: usize, device: &B::Device) -> State<B> {
         let layers = self.backbone.layers.iter();
         State {
@@ -70,8 +70,8 @@ impl<B: KernelBackend> CausalLm<B> {
         }
     }
 
-    /// The state of one sequence of `position` tokens that [`State::to_tensors`] has taken apart,
-    /// given each tensor's data by its name.
+    /// Restores the state of one sequence of `position` tokens from the tensors of [`State::to_tensors`]. The function
+    /// `data` returns the data of a tensor by its name.
     ///
     /// # Errors
     /// [`StateError`] for the first tensor that is not what this network needs.
@@ -95,8 +95,8 @@ impl<B: KernelBackend> CausalLm<B> {
         })
     }
 
-    /// Reads `ids [b, l]` after those that `state` holds, and gives the logits after the last:
-    /// `[b, vocab_size]`, f32 or wider. Any split of a sequence gives the same as the whole.
+    /// Reads `ids [b, l]`, which follow the tokens in `state`, and returns the logits after the last one:
+    /// `[b, vocab_size]`, f32 or wider. However a sequence is split into calls, the result is the same.
     ///
     /// # Panics
     /// If `l` is 0, or `state` belongs to another network or batch.
@@ -115,12 +115,12 @@ impl<B: KernelBackend> CausalLm<B> {
         self.logits(self.backbone.final_layernorm.forward(x))
     }
 
-    /// Reads one more id a sequence, `[b]`, and gives the logits after it: `[b, vocab_size]`, f32 or wider
-    /// whatever the dtype of the parameters, as is all between the ids and them.
+    /// Reads one more id for each sequence, `[b]`, and returns the logits after it: `[b, vocab_size]`. The logits and
+    /// all intermediate values are f32 or wider, whatever the dtype of the parameters.
     ///
-    /// On a GPU later steps of a `state` may repeat the launches of an earlier one. Each method that gives a changed
-    /// network ends that. What is changed in the public fields, or by a mapper of Burn's, may not be seen: begin with a
-    /// new state then.
+    /// On a GPU, later steps of a `state` may repeat the recorded launches of an earlier step. If a method of this type
+    /// returns a changed network, the recording is not used for it. A change of public fields, or by a Burn module
+    /// mapper, may not be detected: begin with a new state after such a change.
     ///
     /// # Panics
     /// If `state` belongs to another network or batch.
@@ -136,7 +136,7 @@ impl<B: KernelBackend> CausalLm<B> {
         let mut is_taken = false;
         let logits = state.steps.take(self, ids, alike, |ids| {
             if is_taken {
-                // Once more, to be recorded.
+                // The step is computed a second time, to be recorded.
                 let again = layers.iter_mut();
                 again.for_each(|layer| layer.set_position(position - 1));
             }
@@ -177,7 +177,8 @@ impl<B: KernelBackend> CausalLm<B> {
         );
         let l = ids.dims()[1];
         assert!(l > 0, "there must be at least one id to read");
-        // It may leave other tensors in the state. Until it has, this says that the memory is shared, if it is.
+        // Prefill may replace tensors of the state, so the recorded step is dropped. The old value lives until then, so
+        // that states which share this memory still know that it is shared.
         let _steps = mem::take(&mut state.steps);
         state.position += l;
         let x = self.backbone.embedding.forward(ids);

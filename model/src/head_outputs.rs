@@ -1,7 +1,7 @@
-//! Single attention heads: what each gives, and a layer or a network in which some give something else.
+//! Outputs of single attention heads, and the output of a layer in which the outputs of some heads are replaced.
 //!
-//! This is the plain form of the question what a head is for: its output before the output projection is replaced, and
-//! the layers behind it are computed again.
+//! This measures what a head contributes in the simplest way: its output before the output projection is replaced, and
+//! the later layers are computed again.
 
 use burn::tensor::{Tensor, TensorData};
 use kernels::{KernelBackend, Window};
@@ -20,8 +20,8 @@ pub enum HeadSight {
     Nothing,
 }
 
-/// What the heads of one layer give of one input before the output projection, in each of the ways of [`HeadSight`] that
-/// were asked for.
+/// The outputs of all heads of one layer for one input, before the output projection, once for each [`HeadSight`] that
+/// was asked for.
 #[derive(Debug, Clone)]
 pub struct HeadOutputs<B: KernelBackend> {
     /// `[b, l, h, p]`; `None` where no head sees so.
@@ -30,8 +30,8 @@ pub struct HeadOutputs<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> HeadOutputs<B> {
-    /// Of the attention of `block`, which reads `x [b, l, d_model]` behind the layer's normalisation, for heads that see
-    /// in the ways of `sights`. `None` if the layer's mixer is no softmax attention.
+    /// Computes the outputs for the attention of `block` and its input `x [b, l, d_model]`, which the layer first
+    /// normalises, once for each kind in `sights`. `None` if the layer's mixer is not softmax attention.
     pub fn new(
         block: &Block<B>,
         x: Tensor<B, 3>,

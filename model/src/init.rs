@@ -4,8 +4,9 @@
 //! same network on every backend. Drawing is lazy: a parameter that is loaded or copied before it is read
 //! is never drawn, which for most of a student is always.
 //!
-//! How each layer starts stands at its constructor; what a student copies from its teacher starts as
-//! Hugging Face's models do: normal weights of deviation 0.02, biases 0, normalisation weights 1.
+//! The constructor of each layer documents its initial values. The layers that a student copies from its teacher are
+//! initialised as in Hugging Face's models: normal weights with a standard deviation of 0.02, biases 0, normalisation
+//! weights 1.
 
 use std::f64::consts::TAU;
 
@@ -84,7 +85,7 @@ impl<'a, B: Backend> Init<'a, B> {
         }
     }
 
-    /// For one part of the network, so that its draws do not depend on what was made before it.
+    /// The source of one part of the network. Its draws do not depend on the parts that were made before it.
     pub(crate) fn part(&self, index: usize) -> Self {
         let seed = self.seed ^ (index as u64 + 1).rotate_left(32);
         Self::new(SplitMix64::seed_from_u64(seed).next_u64(), self.device)

@@ -13,15 +13,15 @@ use crate::precision::to_dtype;
 /// `y = x W^T + b`.
 #[derive(Module, Debug)]
 pub struct Linear<B: Backend> {
-    /// `[d_out, d_in]`; of one element where it is in bits.
+    /// `[d_out, d_in]`; a placeholder of one element if the weight is packed in 8 or 4 bits.
     pub weight: Param<Tensor<B, 2>>,
     /// `[d_out]`.
     pub bias: Option<Param<Tensor<B, 1>>>,
-    /// The weight in bits, for inference.
+    /// The packed weight, in 8 or 4 bits, for inference.
     packed: Option<Packed<B>>,
 }
 
-/// A weight in bits.
+/// A packed weight.
 #[derive(Module, Debug)]
 enum Packed<B: Backend> {
     /// See [`Weight::Int8`].
@@ -71,7 +71,7 @@ impl<B: Backend> Linear<B> {
         }
     }
 
-    /// Without a bias, and with a weight that there is.
+    /// A layer with this weight and without a bias.
     pub(crate) fn of(weight: Param<Tensor<B, 2>>) -> Self {
         Self {
             weight,
@@ -80,7 +80,7 @@ impl<B: Backend> Linear<B> {
         }
     }
 
-    /// Without a bias, and with a weight in bits, beside parameters of `dtype`.
+    /// A layer with a packed weight and without a bias, in a network with parameters of `dtype`.
     ///
     /// # Panics
     /// If the weight is in floats.
@@ -100,7 +100,7 @@ impl<B: Backend> Linear<B> {
         Self::new(init, shape, Fill::small_normal(), bias)
     }
 
-    /// With the weight in `form`, if it can be; in bits it can no longer be trained.
+    /// Converts the weight to `form`, if its rows allow it. A packed weight can no longer be trained.
     pub(crate) fn pack(&mut self, form: Form) {
         if self.packed.is_none() {
             let weight = self.weight.val();
@@ -109,7 +109,8 @@ impl<B: Backend> Linear<B> {
         }
     }
 
-    /// With `weight`, if it is in bits, in the place of its own, whose dtype is `dtype`.
+    /// Replaces the weight by `weight`, if that is packed. The placeholder gets `dtype`, which is the dtype of the old
+    /// weight.
     pub(crate) fn set_packed(&mut self, weight: Weight<B>, dtype: DType) {
         fn own<B: Backend, const D: usize>(x: Tensor<B, D, Int>) -> Param<Tensor<B, D, Int>> {
             Param::initialized(ParamId::new(), x)
@@ -129,7 +130,7 @@ impl<B: Backend> Linear<B> {
             }
         };
         self.packed = Some(packed);
-        // Of another id: a tied head shares its own with the embedding, which stays.
+        // The placeholder gets a new id: a tied head shares the old one with the embedding, which keeps its weight.
         let one = Tensor::zeros([1, 1], (&device, dtype));
         self.weight = Param::initialized(ParamId::new(), one);
     }
@@ -139,9 +140,9 @@ impl<B: Backend> Linear<B> {
         self.packed.as_ref().map(Packed::stored)
     }
 
-    /// One layer whose outputs are those of `layers`, one after the other. They become its rows, in the same
-    /// memory where the backend can; `None`, and nothing is changed, where weights are in bits or only some
-    /// layers have a bias.
+    /// Joins `layers` to one layer, whose output is the concatenation of theirs. The weights of `layers` become views
+    /// of its rows, in the same memory if the backend can do that. Returns `None` and changes nothing if a weight is
+    /// packed, or if only some layers have a bias.
     pub(crate) fn stack<const N: usize>(layers: [&mut Self; N]) -> Option<Self> {
         let with_bias = layers.iter().filter(|layer| layer.bias.is_some()).count();
         if layers.iter().any(|layer| layer.packed.is_some()) || ![0, N].contains(&with_bias) {
@@ -210,13 +211,13 @@ impl<B: KernelBackend> Linear<B> {
         kernels::linear(x, weight, bias)
     }
 
-    /// Whether products with many vectors are those of a weight in bits too, and not of that weight as floats.
+    /// Whether a product with many vectors should use the packed weight directly, and not the weight as floats.
     fn multiplies_packed(&self) -> bool {
         self.packed.is_some() && B::multiplies_packed()
     }
 
-    /// [`forward`](Self::forward) and, behind its columns, zeros up to a multiple of eight of them, so that rows of
-    /// half precision begin where a vector of 16 bytes may: `x [.., d_in]` to `[.., d_out or a little more]`.
+    /// [`forward`](Self::forward) with its columns padded with zeros to a multiple of eight, so that rows in half
+    /// precision are aligned to 16 bytes: `x [.., d_in]` to `[.., d_out rounded up to a multiple of 8]`.
     pub(crate) fn forward_aligned<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         const COLUMNS: usize = 8;
         let missing = self.d_out().next_multiple_of(COLUMNS) - self.d_out();
@@ -291,7 +292,7 @@ impl<B: KernelBackend> Linear<B> {
         kernels::linear(x, weight.narrow(0, start, n), bias)
     }
 
-    /// The weight as floats: those that there are, or in the dtype of `x`.
+    /// The weight as floats: as it is stored, or, if it is packed, converted to the dtype of `x`.
     fn weight_for<const D: usize>(&self, x: &Tensor<B, D>) -> Tensor<B, 2> {
         match &self.packed {
             Some(packed) => packed.stored().to_float(x.dtype()),
@@ -303,13 +304,13 @@ impl<B: KernelBackend> Linear<B> {
 /// How a network normalises.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NormConfig {
-    /// With or without the mean.
+    /// The kind of normalisation.
     pub kind: NormKind,
     /// Added to the variance, or to the mean square.
     pub epsilon: f64,
 }
 
-/// What is taken off and divided by.
+/// The kind of normalisation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormKind {
     /// `(x - mean) / sqrt(variance + epsilon) * weight + bias`.
@@ -369,7 +370,8 @@ impl<B: KernelBackend> Norm<B> {
         kernels::decode::projections::into(x, self.normalisation(), projections.collect())
     }
 
-    /// The last projection of a step: `x [b, d]`, normalised, through `head`, in memory that no later step uses.
+    /// The last projection of a step: `x [b, d]`, normalised, through `head`. Later steps do not use the memory of the
+    /// output.
     pub(crate) fn project_head(&self, x: Tensor<B, 2>, head: &Linear<B>) -> Tensor<B, 2> {
         kernels::decode::projections::head(x, self.normalisation(), head.projection())
     }

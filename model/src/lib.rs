@@ -3,26 +3,25 @@
 //!
 //! # One network
 //!
-//! MOHAWK replaces the attention of a Transformer by a state-space mixer and leaves the rest of the network
-//! as it is. So there is one network here, [`CausalLm`]: blocks, each with a [`Mixer`]. Several types would
-//! have repeated the embedding, the blocks, the head, the taps, decoding and the file handling, and a hybrid
-//! would have been none of them; a trait over mixers alone would have made every user generic over what is, in
-//! a file, a choice for each layer.
+//! MOHAWK replaces the attention of a Transformer by a state-space mixer and leaves the rest of the network as it is.
+//! So there is only one network type here, [`CausalLm`]: a list of blocks, each with a [`Mixer`]. With several network
+//! types, the embedding, the blocks, the head, the taps, decoding and the file handling would exist several times, and
+//! a hybrid would fit none of the types. If the network were generic over a mixer trait, every user would have to be
+//! generic too, although files choose the mixer for each layer.
 //!
-//! What differs between networks is a value of [`NetworkConfig`]: the order of a block's halves, the
-//! normalisation, the MLP, the head, and the mixer of each layer. What only one family of checkpoints knows, its
-//! `config.json` and the names of its tensors, is one file of [`arch`]; what only one mixer knows is one folder of
+//! What differs between networks is a value of [`NetworkConfig`]: the order of a block's halves, the normalisation, the
+//! MLP, the head, and the mixer of each layer. Everything that belongs to one family of checkpoints, its `config.json`
+//! and the names of its tensors, is in one file of [`arch`]. Everything that belongs to one mixer is in one folder of
 //! [`mixers`].
 //!
 //! # Two ways through it
 //!
-//! - [`CausalLm::forward`] over whole sequences, with [`Taps`] on what distillation compares: each
-//!   is computed only when asked for, since the matrices of all layers at once do not fit anywhere.
-//!   It is the plain form, for tests and tools: the stages of training call the methods of
-//!   [`Block`] themselves.
-//! - [`CausalLm::prefill`] of a piece of a sequence into a [`State`], and [`CausalLm::step`] of one
-//!   token. Any split, for any batch, gives the outputs and the state of the whole. Sequences of
-//!   different lengths take their steps together in a [`Batch`].
+//! - [`CausalLm::forward`] over whole sequences, with [`Taps`] on what distillation compares: each is computed only if
+//!   it is asked for, because the matrices of all layers together are too large for any memory. This is the plain form,
+//!   for tests and tools: the stages of training call the methods of [`Block`] themselves.
+//! - [`CausalLm::prefill`] reads a piece of a sequence into a [`State`], and [`CausalLm::step`] reads one token.
+//!   However a sequence is split into pieces, the outputs and the state are those of the whole. Sequences of different
+//!   lengths take their steps together in a [`Batch`].
 //!
 //! ```
 //! use burn::tensor::{Int, Tensor};
@@ -52,16 +51,16 @@
 //!
 //! # Parameters as in the files
 //!
-//! Linear weights are `[d_out, d_in]` as in PyTorch, and modules are nested as the published ones are, so
-//! reading and writing ([`weights`]) is renaming by a family's [`Layout`]. Outside files a parameter is known by
-//! its path in the network, and by the [`Part`] that it belongs to. Parameters that no file gave are
-//! drawn on the host from the seed alone, the same for every backend.
+//! Linear weights are `[d_out, d_in]` as in PyTorch, and modules are nested as the published ones are, so reading and
+//! writing ([`weights`]) only renames tensors by a family's [`Layout`]. Inside the program, a parameter is identified
+//! by its path in the network, and by the [`Part`] that it belongs to. Parameters that do not come from a file are
+//! drawn on the host from the seed alone, so they are the same on every backend.
 //!
 //! # What is generic
 //!
-//! Everything is generic over [`kernels::KernelBackend`], whose ops (projections, scan, attention,
-//! losses and their neighbours) do the heavy work; nothing here knows which backends exist.
-//! Half-precision networks are normalised, scanned, softmaxed and compared in f32.
+//! Everything is generic over [`kernels::KernelBackend`], whose ops (projections, scan, attention, losses and others)
+//! do the heavy work; no code here depends on a particular backend. In half-precision networks, normalisation, scan,
+//! softmax and losses are computed in f32.
 
 #![deny(missing_docs)]
 

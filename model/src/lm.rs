@@ -43,8 +43,8 @@ pub struct Backbone<B: Backend> {
 
 /// A causal language model: teacher, student or hybrid, by its layers' mixers.
 ///
-/// Every method that takes ids panics, on some backends, or computes nonsense, on others, if one of
-/// them is not below [`vocab_size`](Self::vocab_size).
+/// Every method that takes ids needs ids below [`vocab_size`](Self::vocab_size). For other ids, some backends panic,
+/// and others compute meaningless numbers.
 #[derive(Module, Debug)]
 pub struct CausalLm<B: Backend> {
     /// Everything below the head.
@@ -52,7 +52,7 @@ pub struct CausalLm<B: Backend> {
     /// `d_model` to `vocab_size`; `None` where the head's weight is the embedding's. [`head`](Self::head) is
     /// either.
     pub lm_head: Option<Linear<B>>,
-    /// Another one after each change of what a step computes.
+    /// Gets a new value after each change of the network's computation.
     #[module(skip)]
     pub(crate) identity: Identity,
 }
@@ -62,8 +62,8 @@ pub type Phi<B> = CausalLm<B>;
 /// The student: discrete Mamba-2, but for layers that keep the teacher's attention.
 pub type PhiMamba<B> = CausalLm<B>;
 
-/// What [`CausalLm::forward`], the plain form for tests and tools, is asked for. What is not asked for is
-/// not computed.
+/// The outputs that [`CausalLm::forward`], the plain form for tests and tools, should return. The others are not
+/// computed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Taps {
     /// The head's output.
@@ -88,8 +88,8 @@ impl Taps {
     }
 }
 
-/// What [`CausalLm::forward`], the plain form for tests and tools, gives: `None` or empty where it was not
-/// asked for.
+/// The result of [`CausalLm::forward`], the plain form for tests and tools. Outputs that were not asked for are `None`
+/// or empty.
 #[derive(Debug, Clone)]
 pub struct Outputs<B: Backend> {
     /// `[b, l, vocab_size]`.
@@ -132,7 +132,7 @@ impl<B: Backend> CausalLm<B> {
         }
     }
 
-    /// The same network, which counts as another one where steps are repeated.
+    /// The same network with a new identity, so that recorded steps are not repeated for it.
     fn changed(self) -> Self {
         Self {
             identity: Identity::default(),
@@ -140,7 +140,7 @@ impl<B: Backend> CausalLm<B> {
         }
     }
 
-    /// Makes the head one of its own, which may be in bits while the embedding is not.
+    /// Gives the network a separate head, so that the head can be packed while the embedding is not.
     pub(crate) fn own_head(&mut self) {
         self.lm_head = Some(self.head().into_owned());
     }
@@ -190,8 +190,8 @@ impl<B: Backend> CausalLm<B> {
 
     /// The same network with every parameter in rows without padding, for inference.
     ///
-    /// CubeCL pads rows whose bytes are no multiple of what the device prefers, and a step of decoding copies such a
-    /// parameter before it reads it, every time.
+    /// CubeCL pads a row if its size in bytes is not a multiple of the device's preferred alignment, and each decoding
+    /// step copies such a parameter before it reads it.
     pub fn without_padding(self) -> Self {
         struct Pack;
         impl<B: Backend> ModuleMapper<B> for Pack {
@@ -212,9 +212,9 @@ impl<B: Backend> CausalLm<B> {
 }
 
 impl<B: KernelBackend> CausalLm<B> {
-    /// The same network with the queries, keys and values of each attention from one product, which is faster
-    /// on a GPU: for a network that is not trained any more, and last of all, as it can be neither cast nor packed
-    /// nor saved afterwards.
+    /// The same network, in which each attention computes queries, keys and values by one product. This is faster on a
+    /// GPU. Call it last, and only for inference: afterwards, the network can be neither trained, cast, packed nor
+    /// saved.
     pub fn fuse_projections(mut self) -> Self {
         for layer in &mut self.backbone.layers {
             layer.mixer.fuse_projections();
@@ -226,21 +226,22 @@ impl<B: KernelBackend> CausalLm<B> {
     /// [`narrow_attention`](crate::TokenMixer::narrow_attention). `None` if no layer has attention.
     ///
     /// # Panics
-    /// If the window is of no token.
+    /// If `window.window` is 0.
     pub fn with_attention_within(self, window: Window) -> Option<Self> {
         assert!(window.window > 0, "a window must have a token");
         self.change_mixers(|mixer| mixer.narrow_attention(window))
     }
 
-    /// The same network in which no attention adds anything, so that a layer whose mixer is attention is its MLP
-    /// alone: `x + mlp(norm(x))`. `None` if no layer has attention. For inference: it can be neither trained nor
-    /// saved.
+    /// The same network, in which the output of every attention is zero. A layer whose mixer is attention is then only
+    /// its MLP: `x + mlp(norm(x))`. `None` if no layer has attention. For inference: the network can be neither trained
+    /// nor saved.
     pub fn without_attention(self) -> Option<Self> {
         self.change_mixers(|mixer| mixer.silence_attention())
     }
 
-    /// The same network in which no state-space mixer adds anything, so that attention beside it is left alone.
-    /// `None` if no layer has such a mixer. For inference, as [`without_attention`](Self::without_attention).
+    /// The same network, in which the output of every state-space mixer is zero, so that only the attention beside it
+    /// remains. `None` if no layer has a state-space mixer. For inference, as
+    /// [`without_attention`](Self::without_attention).
     pub fn without_ssm(self) -> Option<Self> {
         self.change_mixers(|mixer| mixer.silence_ssm())
     }
@@ -256,14 +257,15 @@ impl<B: KernelBackend> CausalLm<B> {
         self.change_mixers(|mixer| mixer.reset_state_every(tokens))
     }
 
-    /// The same network in which no attention within a window, where it is added to a state-space mixer, adds anything to
-    /// the rows of a batch for which `rows` says so; see
-    /// [`leave_out_window`](crate::TokenMixer::leave_out_window). `None` if no layer has such attention.
+    /// The same network, in which windowed attention that is added to a state-space mixer adds nothing to the rows of a
+    /// batch for which `rows` is true; see [`leave_out_window`](crate::TokenMixer::leave_out_window). `None` if no
+    /// layer has such attention.
     pub fn without_window_in(self, rows: &[bool]) -> Option<Self> {
         self.change_mixers(|mixer| mixer.leave_out_window(rows))
     }
 
-    /// The network after `change` of every mixer, which says whether there was anything to change in it.
+    /// The network after `change` was called for every mixer. `change` returns whether it changed the mixer; if it
+    /// changed none, the result is `None`.
     fn change_mixers(mut self, change: impl Fn(&mut Mixer<B>) -> bool) -> Option<Self> {
         let mut is_changed = false;
         for layer in &mut self.backbone.layers {
@@ -272,10 +274,10 @@ impl<B: KernelBackend> CausalLm<B> {
         is_changed.then(|| self.changed())
     }
 
-    /// The same network with the weights of its projections in `form`, as far as their rows allow: for inference.
-    /// Everything else stays as it is, the embedding too, of which a token reads one row. Weights that are in bits
-    /// already stay so. Where the others are in 4 bits, the head is in 8: it is where 4 cost most (SmolLM2-135M: a
-    /// perplexity of 42.0 became 46.6).
+    /// The same network with the weights of its projections in `form`, as far as their rows allow: for inference. All
+    /// other parameters stay as they are, also the embedding, of which each token reads only one row. Weights that are
+    /// already packed stay as they are. If `form` is 4 bits, the head gets 8 bits, because 4 bits cost most there
+    /// (SmolLM2-135M: the perplexity rose from 42.0 to 46.6).
     pub fn to_form(mut self, form: Form) -> Self {
         self.own_head();
         let of_head = match form {
@@ -317,8 +319,8 @@ impl<B: KernelBackend> CausalLm<B> {
         bytes
     }
 
-    /// Calls `visit` with every projection that a step computes: those of mixers and MLPs, and the head where it is one of
-    /// its own.
+    /// Calls `visit` with every projection that a step computes: those of mixers and MLPs, and the head if it is not
+    /// tied to the embedding.
     pub(crate) fn each_linear(&mut self, mut visit: impl FnMut(&mut Linear<B>)) {
         for layer in &mut self.backbone.layers {
             layer.mixer.linears_mut().into_iter().for_each(&mut visit);
@@ -327,7 +329,7 @@ impl<B: KernelBackend> CausalLm<B> {
         self.lm_head.iter_mut().for_each(visit);
     }
 
-    /// Runs `ids [b, l]` and gives what `taps` asks for.
+    /// Runs `ids [b, l]` through the network, and returns the outputs that `taps` asks for.
     ///
     /// This is the plain form, for tests and tools: it holds what is asked for of all layers at once. Training
     /// goes through the layers itself, and through the head a block of tokens at a time.

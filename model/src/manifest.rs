@@ -1,21 +1,21 @@
 //! Checksums of a folder's files, in one file beside them.
 //!
-//! `SHA256SUMS` has a line for each file, its SHA-256 and its name, as the program `sha256sum` writes and reads
-//! them: `sha256sum -c SHA256SUMS` in the folder checks it by hand. The file is written last and replaced whole,
-//! so it speaks of files that were whole. A folder without it is not checked; to accept a deliberate change of a
-//! file, remove it.
+//! `SHA256SUMS` has a line for each file, its SHA-256 and its name, as the program `sha256sum` writes and reads them:
+//! `sha256sum -c SHA256SUMS` in the folder checks it by hand. The manifest is written last and replaced atomically, so
+//! it lists only complete files. A folder without a manifest is not checked; to accept a deliberate change of a file,
+//! remove the manifest.
 //!
 //! # Manifests of others
 //!
-//! [`verify`] is for folders that this program writes whole: a line that it would not write, but for comments and
-//! the form of `sha256sum --tag`, is damage. A model's folder may have a `SHA256SUMS` from elsewhere, which must not
-//! make it unreadable. So [`verify_files`], which is asked for some files, passes over
+//! [`verify`] is for folders that only this program writes: except comments and the form of `sha256sum --tag`, any line
+//! that it would not write counts as damage. A model's folder may have a `SHA256SUMS` from another program, which must
+//! not make the folder unreadable. So [`verify_files`], which compares only the files that it is asked for, ignores
 //!
-//! - lines whose names lead out of the folder, and those of other kinds of checksums;
-//! - lines that cannot be understood, unless one of the names that it is asked for is in them: such a line may be
-//!   that file's damaged checksum, and a file must not pass for compared when it was not;
-//! - a missing end of the last line, if that names a file that is there; else the manifest was cut, perhaps in the line
-//!   of a file that it is asked for.
+//! - lines with names outside the folder, and lines with other kinds of checksums;
+//! - lines that cannot be parsed, unless they contain one of the names that it is asked for: such a line may be the
+//!   damaged checksum of that file, and a file that was not compared must not count as verified;
+//! - a missing line end after the last line, if this line names an existing file. Otherwise the manifest was truncated,
+//!   perhaps in the line of a file that it is asked for, and this is an error.
 
 mod hashing;
 mod lines;
@@ -40,7 +40,7 @@ pub const MANIFEST: &str = "SHA256SUMS";
 /// Bytes of a manifest that are read, at most: lines for a hundred thousand files.
 const LIMIT: u64 = 16 << 20;
 
-/// Why a folder's checksums could not be written, or what differs from them.
+/// Why a folder's checksums could not be written or verified.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     /// The operating system refused.
@@ -51,7 +51,7 @@ pub enum ManifestError {
         /// What it said.
         source: io::Error,
     },
-    /// The manifest itself is not one. Nothing that it lists has been checked.
+    /// The manifest cannot be parsed. None of the files that it lists has been checked.
     #[error(
         "{}: {reason}; if the files beside it are known to be good, remove it",
         path.display()
@@ -62,7 +62,7 @@ pub enum ManifestError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A name that cannot be listed: not that of a file inside the folder.
+    /// A name that cannot be listed, because it is not the name of a file inside the folder.
     #[error("{name:?} is not the name of a file inside its folder")]
     Name {
         /// The name.
@@ -74,7 +74,7 @@ pub enum ManifestError {
         /// The file.
         path: PathBuf,
     },
-    /// A listed file is another than it was.
+    /// The content of a listed file differs from its checksum.
     #[error(
         "{}: the file is damaged or was changed: its SHA-256 is {found}, and {MANIFEST} beside it says \
          {expected}; if the change is deliberate, remove {MANIFEST}",
@@ -83,24 +83,24 @@ pub enum ManifestError {
     Changed {
         /// The file.
         path: PathBuf,
-        /// Its SHA-256 by the manifest.
+        /// Its SHA-256 in the manifest.
         expected: String,
         /// Its SHA-256 now.
         found: String,
     },
 }
 
-/// What is known of a folder's files after they were compared with its manifest and none differs.
+/// The result of a comparison with the manifest in which no file differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verified {
-    /// There is no manifest: nothing is known.
+    /// There is no manifest, so no file was checked.
     Absent,
-    /// The names of the files that are listed and equal, sorted. What is not among them is not known.
+    /// The names of the files that are listed and have the right checksum, sorted. Other files were not checked.
     Files(Vec<String>),
 }
 
 impl Verified {
-    /// Whether the file `name` is listed and equal.
+    /// Whether the file `name` is listed and has the right checksum.
     pub fn covers(&self, name: &str) -> bool {
         match self {
             Self::Absent => false,
@@ -227,7 +227,7 @@ fn compare(folder: &Path, asked: Option<&[&str]>) -> Result<Verified, ManifestEr
             Err(error) => Err(io(&path)(error)),
         }
     });
-    // All are awaited, so that it is the first in order which is named.
+    // All comparisons are awaited, so that the error names the first file in the manifest's order.
     let compared: Vec<_> = compared.collect();
     compared.into_iter().collect::<Result<(), _>>()?;
     let mut names: Vec<String> = listed.into_iter().map(|(name, _)| name).collect();

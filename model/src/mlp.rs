@@ -9,10 +9,10 @@ use kernels::decode::projections::{Activation, Input};
 use crate::init::Init;
 use crate::layers::Linear;
 
-/// What the feed-forward half of a network is.
+/// The options of the MLP, which is the feed-forward half of each layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MlpConfig {
-    /// What stands between its projections.
+    /// The activation between its projections.
     pub kind: MlpKind,
     /// Width of its hidden layer.
     pub intermediate_size: usize,
@@ -20,7 +20,7 @@ pub struct MlpConfig {
     pub bias: bool,
 }
 
-/// What stands between the projections.
+/// The activation between the projections of an MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MlpKind {
     /// `down(gelu_new(up(x)))`, as in Phi.

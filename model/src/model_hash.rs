@@ -17,10 +17,10 @@ const PIECE: u64 = 8 << 20;
 
 /// A SHA-256 of the bytes of a model's configuration and weights. It does not depend on the folder.
 ///
-/// Every byte counts, since two models may differ in a few only: a stage of training leaves most weights
-/// unchanged. It is fast because files are hashed in pieces on all cores, and then the pieces' hashes: a
-/// second or two for three gigabytes, which are read for the model anyway. Names, sizes and times would be
-/// faster, and wrong after a copy or a clock that was set back.
+/// The hash covers every byte, because two models may differ in a few bytes only: a stage of training leaves most
+/// weights unchanged. It is fast, because the files are hashed in pieces on all cores, and then the hashes of the
+/// pieces are hashed: a second or two for three gigabytes, which must be read for the model anyway. Names, sizes and
+/// modification times would be faster, but wrong after a copy, or if the clock was set back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelHash(String);
 
@@ -38,9 +38,10 @@ impl ModelHash {
         Ok(Self(format!("{:x}", all.finalize())))
     }
 
-    /// The same model's identity by what the folder's manifest says of its files, none of which is read; `None`
-    /// if there is no manifest, or it does not list all of them. It is another hash than that of [`of`](Self::of),
-    /// and worth as much only if the model is loaded too, since that compares the files with the manifest.
+    /// The identity of the model computed from the checksums in the folder's manifest, without a read of the model's
+    /// files. `None` if there is no manifest, or if it does not list all of these files. The value differs from that of
+    /// [`of`](Self::of). It is equally reliable only if the model is also loaded, because loading compares the files
+    /// with the manifest.
     ///
     /// # Errors
     /// As those of [`of`](Self::of), and [`WeightsError::Manifest`] if the manifest cannot be understood.

@@ -1,9 +1,8 @@
 //! MOHAWK's three losses (arXiv 2408.10189, section 4), each for one layer or for the logits.
 //!
-//! Stages 1 and 2 are sums over layers of these; every student layer reads the teacher's hidden
-//! state, so layers are independent and the sum is the caller's, one layer at a time. Norms are not
-//! squared, as published; where a distance is zero, the gradient is zero and not the undefined one
-//! of the root.
+//! The losses of stages 1 and 2 are sums over layers. Every student layer reads the teacher's hidden state, so the
+//! layers are independent, and the caller adds up the losses of the layers. As published, norms are not squared. If a
+//! distance is zero, its gradient is zero here (the derivative of the square root is undefined there).
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;

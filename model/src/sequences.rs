@@ -1,10 +1,11 @@
-//! What a network and its layers read, with the documents that its rows are packed of.
+//! The inputs of a network and of its layers, with the documents that are packed into their rows.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use kernels::DocumentStarts;
 
-/// Token ids, and where documents begin in their rows. From ids alone by `into`: then each row is one document.
+/// Token ids, and where documents begin in their rows. Ids alone convert to this by `into`; then each row is one
+/// document.
 #[derive(Debug, Clone)]
 pub struct TokenRows<B: Backend> {
     /// `[b, l]`.
@@ -22,8 +23,8 @@ impl<B: Backend> From<Tensor<B, 2, Int>> for TokenRows<B> {
     }
 }
 
-/// Vectors of tokens, and where documents begin in their rows. From vectors alone by `into`: then each row is one
-/// document.
+/// Vectors of tokens, and where documents begin in their rows. Vectors alone convert to this by `into`; then each row
+/// is one document.
 #[derive(Debug, Clone)]
 pub struct Sequences<B: Backend> {
     /// `[b, l, d_model]`.

@@ -1,16 +1,16 @@
 //! Signals that a program was started to ignore.
 //!
-//! `nohup`, a shell's `trap '' INT`, and a script that starts a program in the background have it started with
-//! signals that it ignores. A handler would hear them all the same, so the programs here install none for such a
-//! signal.
+//! `nohup`, a shell's `trap '' INT`, and a script that starts a program in the background let the program ignore some
+//! signals from its start. If the program installed a handler, it would receive these signals again. So the programs
+//! here install no handler for a signal that is ignored.
 
 use std::os::raw::c_int;
 
-/// Ctrl-C's.
+/// The number of the signal that Ctrl-C sends.
 #[cfg(unix)]
 pub const INTERRUPT: c_int = libc::SIGINT;
 
-/// Ctrl-C's.
+/// The number of the signal that Ctrl-C sends.
 #[cfg(not(unix))]
 pub const INTERRUPT: c_int = 2;
 

@@ -1,4 +1,4 @@
-//! Steps of decoding that a device repeats.
+//! Decoding steps that a device repeats from a recording.
 
 use std::mem;
 use std::sync::Arc;
@@ -51,8 +51,8 @@ struct Recorded<B: Backend> {
     since: usize,
 }
 
-/// What tells a network from another and from itself after a change. Clones have the same, as they have the same
-/// parameters in the same memory.
+/// Distinguishes a network from other networks, and from itself before a change. Clones have the same identity, because
+/// they have the same parameters in the same memory.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Identity(Arc<()>);
 
@@ -85,21 +85,22 @@ impl<B: Backend> Clone for Steps<B> {
 }
 
 impl<B: Backend> Steps<B> {
-    /// Notes that somebody else gets tensors of the state, and may hold them when it moves on.
+    /// Notes that other code gets tensors of the state, and may still hold them at the next step.
     pub(crate) fn lend(&self) {
         self.sharers.store(true, Ordering::Relaxed);
     }
 
-    /// Whether somebody else may hold tensors of the state.
+    /// Whether other code may hold tensors of the state.
     fn are_shared(&self) -> bool {
         Arc::strong_count(&self.sharers) > 1 || self.sharers.load(Ordering::Relaxed)
     }
 }
 
 impl<B: KernelBackend> Steps<B> {
-    /// The logits of the next step of `network`, `ids [b]` to `[b, v]`, which `compute` computes. It is called once or
-    /// twice, or not at all; what it counts must be set by the caller. So many steps from this one on are `alike`: they make
-    /// the same launches on the same memory.
+    /// Returns the logits of the next step of `network`: `ids [b]` to `[b, v]`. `compute` computes a step; it is called
+    /// once, twice (to record), or not at all (if a recording is repeated), so the caller must set any counter that
+    /// `compute` changes. `alike` is the number of steps, from this one on, that make the same launches on the same
+    /// memory.
     pub(crate) fn take(
         &mut self,
         network: &CausalLm<B>,
@@ -107,8 +108,9 @@ impl<B: KernelBackend> Steps<B> {
         alike: usize,
         mut compute: impl FnMut(Tensor<B, 1, Int>) -> Tensor<B, 2>,
     ) -> Tensor<B, 2> {
-        // Held until the step is queued, which moves the state to memory of its own: another state that shares this
-        // memory, perhaps on another thread, must know of it until then.
+        // If the memory is shared, the old value is held until the step is queued, because the step moves the state to
+        // its own memory. Until then, another state that shares the memory, perhaps on another thread, must see that it
+        // is shared.
         let _shared = self.are_shared().then(|| mem::take(self));
         let (identity, [batch]) = (&network.identity, ids.dims());
         if let Some(recorded) = &mut self.recorded
@@ -123,7 +125,7 @@ impl<B: KernelBackend> Steps<B> {
                 }
                 return compute(ids);
             }
-            // This step makes room for more; later ones are recorded anew.
+            // The recording is used up: this step makes room for more tokens, and a later step is recorded anew.
             self.recorded = None;
             self.computed = COMPUTED;
             return compute(ids);

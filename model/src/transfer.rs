@@ -1,4 +1,4 @@
-//! What a student takes over from its teacher before distillation begins.
+//! Copies parameters from a teacher to its student before distillation begins.
 
 use std::collections::{HashMap, HashSet};
 
@@ -46,10 +46,10 @@ pub enum TransferError {
 /// MLPs, the norms, the head, and the mixers of the layers where both have the same kind. The student's other
 /// mixers stay as they are.
 ///
-/// Where the student's vocabulary is padded and the teacher's is not, the teacher's is padded as by
-/// [`pad_vocabulary`]; where both heads are the embedding's, by zero vectors alone, whose ids the student then has to
-/// learn not to give. Nothing is changed if anything does not fit. Parameters keep their ids, so
-/// an optimiser that already knows them still does; copies are in the teacher's dtype.
+/// If the student's vocabulary is padded and the teacher's is not, the teacher's is padded first, as by
+/// [`pad_vocabulary`]. If both heads are tied to the embedding, it is padded only by zero vectors, and the student has
+/// to learn not to predict the padding ids. If anything does not fit, nothing is changed. Parameters keep their ids, so
+/// the state of an existing optimiser stays valid. The copies have the teacher's dtype.
 ///
 /// # Errors
 /// [`TransferError`] names a parameter that does not fit.
@@ -66,7 +66,7 @@ pub fn transfer_weights<B: Backend>(
     }
     let (tied, rows) = (student.lm_head.is_none(), student.vocab_size());
     let padded = if tied && teacher.lm_head.is_none() {
-        // A head of its own would have no place in the student.
+        // The student's head is tied, so it has no place for a separate head.
         pad_embedding(teacher.clone(), rows)
     } else {
         pad_vocabulary(teacher.clone(), rows)
@@ -164,10 +164,10 @@ impl<B: Backend> ModuleMapper<B> for Parameters<B> {
     }
 }
 
-/// `model` with rows added to the embedding and the head until it knows `vocab_size` ids, so that
-/// its logits have the shape of a padded student's. The added ids have zero vectors and a
-/// probability of zero, for which a head without a bias gets one, and one that was the embedding's becomes its
-/// own. A model that knows as many already is returned as it is.
+/// Adds rows to the embedding and the head of `model` until its vocabulary has `vocab_size` ids, so that its logits
+/// have the shape of a padded student's. The added ids have zero vectors and a probability of zero. For this, a head
+/// without a bias gets a bias, and a tied head becomes separate. A model that already has as many ids is returned
+/// unchanged.
 pub fn pad_vocabulary<B: Backend>(mut model: CausalLm<B>, vocab_size: usize) -> CausalLm<B> {
     let rows = vocab_size.saturating_sub(model.vocab_size());
     if rows == 0 {

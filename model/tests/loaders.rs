@@ -23,8 +23,8 @@ mod torch_file;
 /// Damaged files of each kind.
 const CASES: u64 = 10_000;
 
-/// What tests here may need beside threads' stacks: the modules of many small layers. Some work at the same time, and
-/// each sees the memory of all.
+/// The memory that these tests may need, apart from the stacks of threads: it is for the modules of many small layers.
+/// Some tests run at the same time, and each measures the memory of all of them.
 const ENOUGH: u64 = 4 << 30;
 
 /// A teacher so small that its file is mostly header.
@@ -61,7 +61,7 @@ fn folder() -> TempDir {
     folder
 }
 
-/// Puts what `damage` makes into the place of `name` in `folder`, case by case, loads the model and describes it.
+/// For each case, replaces the file `name` in `folder` by the result of `damage`, and loads and describes the model.
 /// Returns the number of cases that were refused.
 fn refused(
     folder: &Path,
@@ -73,7 +73,7 @@ fn refused(
     let mut refused = 0;
     let memory = Memory::start();
     each(CASES, |mutator| {
-        // Another file under the same name: who reads the old one keeps it.
+        // A new file under the same name, because an open reader keeps the old file.
         let _ = fs::remove_file(&path);
         fs::write(&path, damage(mutator)).unwrap();
         let described = model::describe(folder);
@@ -252,7 +252,7 @@ fn configuration(text: &str) {
     assert!(more < ENOUGH, "{more} bytes more");
 }
 
-/// That a configuration which was accepted can be built on.
+/// Checks that a network can be built from a configuration that was accepted.
 fn use_config(config: &ModelConfig) {
     assert!(ModelConfig::from_json(&config.to_json()).is_ok());
     let model = CausalLm::<Flex>::init(config, 0, &Default::default());

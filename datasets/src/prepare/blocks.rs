@@ -68,7 +68,8 @@ impl BlockPart {
 }
 
 impl<'a> Blocks<'a> {
-    /// The documents of `inputs`, without up to `bad_lines` records that hold none, and without those that were `seen`.
+    /// The documents of `inputs`, without those whose text is in `seen`. Up to `bad_lines` records that hold no
+    /// document are skipped.
     pub(super) fn new(
         options: &PrepareOptions<'a>,
         inputs: Vec<Input>,
@@ -91,7 +92,7 @@ impl<'a> Blocks<'a> {
         }
     }
 
-    /// Goes on after the documents that are done in `state`; false if the files do not have them.
+    /// Skips the documents that are already done in `state`; false if the files do not contain them.
     pub(super) fn pass_over(&mut self, state: &State) -> Result<bool> {
         if self.seen.is_none() {
             self.parts.skip_files(state.position.files);

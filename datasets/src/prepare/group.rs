@@ -24,7 +24,7 @@ pub(super) struct Group {
     pub(super) manifest: Manifest,
 }
 
-/// What a group is made with.
+/// What is needed to make a group.
 pub(super) struct Work<'a> {
     pub(super) options: &'a PrepareOptions<'a>,
     pub(super) sizes: &'a Sizes,
@@ -87,7 +87,7 @@ impl Work<'_> {
         Folder::open(target, &group.manifest.key, self.sizes.verified_at_open)
     }
 
-    /// The shards, if they are there and good.
+    /// The shards, if they exist and are valid.
     fn found(&self, target: &Path, group: &Group) -> Option<Folder> {
         if !target.exists() {
             return None;
@@ -107,8 +107,8 @@ impl Work<'_> {
         }
     }
 
-    /// Tokenises the group into the folder of `scratch`, from where an earlier process came to, and writes the manifest
-    /// with its counts last.
+    /// Tokenises the group into the folder of `scratch`, continuing from the place that an earlier process reached, and
+    /// writes the manifest with its counts last.
     fn write_shards(
         &self,
         group: &Group,
@@ -145,7 +145,7 @@ impl Work<'_> {
         }
         let worked = self.tokenise(&mut blocks, &mut shards, scratch, &mut state, &mut progress);
         if let Err(error) = worked {
-            // If that fails, an earlier state is there.
+            // If this fails, an earlier saved state remains.
             let _ = shards.sync().and_then(|()| scratch.save(&state));
             return Err(error);
         }
@@ -261,7 +261,8 @@ impl Work<'_> {
     }
 }
 
-/// Whether the same text fails again, in contrast to a disk, a hub or a request to stop.
+/// Whether the cause of the error is the text, so that another try would fail again; not a disk, the hub, or a request
+/// to stop.
 fn is_of_the_text(error: &DataError) -> bool {
     !matches!(
         error,

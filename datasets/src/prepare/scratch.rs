@@ -1,4 +1,4 @@
-//! Where shards are made, and how far they are.
+//! The folder in which shards are made, and their progress.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -37,8 +37,8 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// The folder for the shards of `target`: the one in which an earlier process was not finished, unless another
-    /// process is at work there.
+    /// Takes the folder for the shards of `target`: the one with the unfinished work of an earlier process, unless
+    /// another process is working there.
     pub(super) fn take(target: &Path) -> Result<Self> {
         let cache = target.parent().unwrap_or(Path::new(""));
         fs::create_dir_all(cache).map_err(cannot("create", cache))?;
@@ -112,7 +112,7 @@ impl Scratch {
         fs::create_dir(&shards).map_err(cannot("create", &shards))
     }
 
-    /// Leaves the folder to a later process, or removes it if that has no use for it.
+    /// Leaves the folder for a later process, or removes it if a later process cannot use it.
     pub(super) fn leave(self) {
         if self.lock.is_none() {
             self.remove();

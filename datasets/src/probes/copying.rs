@@ -1,18 +1,18 @@
 //! The probe `copy`: a passage of words given twice.
 //!
-//! The words are drawn, so that nothing but the first time tells what comes the second time. The metric is the share
-//! of tokens of the second time that are the likeliest, given those before; its floor is the same share the first
-//! time, which has what a token tells of the rest of its word.
+//! The words are random, so that the second occurrence can be predicted only from the first one. The metric is the
+//! share of tokens in the second occurrence that are the likeliest, given those before. Its floor is the same share in
+//! the first occurrence, where a token can be predicted only from the earlier tokens of its word.
 
 use super::words::Draw;
 use super::{Probe, ProbeDocument, ProbeError, Prompt, filled};
 use crate::tokenizer::Tokenizer;
 
-/// Before the first time, and before the second.
+/// The words before the first and before the second occurrence of the passage.
 const FIRST: &str = "Words:";
 const SECOND: &str = "\nThe same words again:";
 
-/// A document. The first prompt is the second time, the second the first.
+/// A document. Its first prompt is the second occurrence of the passage, and its second prompt is the first occurrence.
 pub(super) fn make(
     tokenizer: &Tokenizer,
     length: usize,

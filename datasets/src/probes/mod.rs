@@ -1,8 +1,8 @@
-//! Probes of recall: documents of a given number of tokens that ask for what stands in them. They are made from a seed,
-//! for any tokenizer.
+//! Probes of recall: documents of a given number of tokens that contain facts and then ask for them. They are generated
+//! from a seed, for any tokenizer.
 //!
-//! `infer eval` and `infer audit` measure models by them, `train heads` finds the attention heads that they need, and
-//! [`RecallText`] makes training text of them.
+//! `infer eval` and `infer audit` measure models with them, `train heads` finds the attention heads that are needed for
+//! them, and [`RecallText`] makes training text from them.
 
 mod copying;
 mod mqar;
@@ -21,7 +21,7 @@ pub use text::RecallText;
 use words::Draw;
 pub use words::random;
 
-/// What a document asks for.
+/// The kind of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Probe {
     /// One fact of a long text.
@@ -57,14 +57,15 @@ pub struct Prompt {
 /// A document of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProbeDocument {
-    /// The prompts that are scored. Of [`Probe::Copy`] the second time, then the first, which is no question. Of the
-    /// others one for each question, each of which begins with the one before and its answer.
+    /// The prompts that are scored. For [`Probe::Copy`] there are two: the second occurrence of the passage, and then
+    /// the first one, which serves for comparison. For the other probes there is one prompt for each question; each
+    /// begins with the previous prompt and its answer.
     pub prompts: Vec<Prompt>,
     /// The most tokens of the document.
     pub length: usize,
 }
 
-/// Why there are no documents of a probe. Each message is complete.
+/// Why the documents of a probe cannot be made. Each message is complete.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProbeError {
@@ -113,7 +114,7 @@ pub const LENGTHS: [usize; 4] = [256, 512, 1024, 2048];
 /// The documents of each length.
 pub const DOCUMENTS: usize = 100;
 
-/// Of all draws, unless another is given.
+/// The default seed of all draws.
 pub const SEED: u32 = 2024;
 
 /// Which documents of a probe are made.
@@ -123,7 +124,7 @@ pub struct ProbeSizes {
     pub lengths: Vec<usize>,
     /// Documents of each length.
     pub documents: usize,
-    /// Of all draws.
+    /// The seed of all draws.
     pub seed: u32,
 }
 

@@ -1,8 +1,8 @@
 //! The probes `needle` and `needles`: facts of a long text.
 //!
-//! Sentences that mean nothing, among them facts of one form, `The code of the lantern is 4817.`, each at a uniformly
-//! random depth. `needle` asks for one of four, `needles` for four of eight, one after another. The questions stand at
-//! the end, and an answer is right if each of its tokens is the likeliest, given those before it.
+//! A document consists of random sentences and of facts of the form `The code of the lantern is 4817.`, each at a
+//! uniformly random depth. `needle` asks for one of four facts, `needles` for four of eight, one after another. The
+//! questions are at the end. An answer is right if each of its tokens is the likeliest, given those before it.
 
 use super::words::Draw;
 use super::{Probe, ProbeDocument, ProbeError, Prompt, filled};

@@ -1,4 +1,4 @@
-//! Training text with recall in it: an endless sequence of windows that are made of the probes' documents.
+//! Training text for recall: an endless sequence of windows that consist of documents of the probes.
 
 use std::fmt;
 use std::sync::Arc;
@@ -8,18 +8,19 @@ use super::{Probe, ProbeDocument, ProbeError};
 use crate::error::{DataError, Result};
 use crate::tokenizer::Tokenizer;
 
-/// Which definition of the windows this is; another makes other windows of the same seed.
+/// The version of the definition of the windows. Another version makes other windows from the same seed.
 pub(crate) const VERSION: u32 = 1;
 
 /// The least length of a document, and the least room in which one is begun, in tokens.
 const LEAST: usize = 128;
 
-/// Windows of documents that ask for what stands in them, with their answers, a separator behind each.
+/// Windows that consist of documents of the probes with the answers to their questions, and a separator after each
+/// document.
 ///
-/// The window at a place is a function of the seed and the place: nothing is kept, and reading can begin anywhere. The
-/// logarithms of the documents' lengths are drawn evenly up to the window's, so that answers stand near and far from what
-/// they repeat; what is left of a window behind its last document is sentences. No document is one of
-/// [`Probe::documents`], whatever the seeds.
+/// A window is a function of the seed and its place in the sequence: nothing is stored, and reading can begin at any
+/// place. The logarithms of the documents' lengths are drawn uniformly, up to the window's length, so that the distance
+/// between an answer and its fact can be small or large. The rest of a window after its last document is filled with
+/// sentences. No document is equal to one of [`Probe::documents`], whatever the seeds.
 #[derive(Clone)]
 pub struct RecallText {
     tokenizer: Arc<Tokenizer>,
@@ -68,7 +69,8 @@ impl RecallText {
         self.context
     }
 
-    /// What tells these windows from those of other probes or another definition, beside the tokenizer and the seed.
+    /// A key that identifies these windows, apart from the tokenizer and the seed: it differs for other probes and
+    /// another version of the definition.
     pub fn key(&self) -> String {
         let names: Vec<String> = self.probes.iter().map(Probe::to_string).collect();
         format!("probes {VERSION} {}", names.join(","))
@@ -90,7 +92,8 @@ impl RecallText {
             let room = whole - ids.len() - 1;
             let share = (room as f64 / LEAST as f64).powf(plan.share());
             let drawn = (LEAST as f64 * share) as usize;
-            // A window that is half empty behind its document would have little to recall.
+            // A document of more than half of the room gets the whole room: otherwise much of the window could remain
+            // without a question.
             let length = if 2 * drawn > room { room } else { drawn };
             let probe = self.probes[plan.below(self.probes.len())];
             part += 1;

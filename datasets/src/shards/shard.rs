@@ -11,8 +11,8 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{DataError, Result, cannot};
 
-/// So many shards stay open, of all corpora and all their folders. The files that a process may have open are limited
-/// (to 1,024 on many systems); further shards are opened for each read.
+/// The largest number of shards that stay open, over all corpora of the process. The number of open files of a process
+/// is limited (to 1,024 on many systems); further shards are opened for each read.
 const KEPT_OPEN: usize = 512;
 
 /// The shards of this process that stay open.
@@ -55,7 +55,7 @@ pub(super) struct Shard {
     verified: Mutex<Option<bool>>,
 }
 
-/// What changes when a program writes to a file.
+/// Properties of a file that change when a program writes to it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Stamp {
     bytes: u64,
@@ -142,7 +142,7 @@ impl Shard {
         if now.bytes != earlier.bytes {
             return Err(self.changed("it has another length than it had"));
         }
-        // Its time alone may be another, as after a copy of its attributes.
+        // It may be that only its modification time has changed, as after a copy of its attributes.
         if self.sha256.is_none() {
             return Err(self.changed("it was written to, and it has no checksum"));
         }

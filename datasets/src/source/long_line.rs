@@ -9,9 +9,9 @@ const SKELETON_BYTES: usize = 64 << 20;
 
 /// Reads one line that holds a JSON object, part by part of its text.
 ///
-/// The line without the contents of its long strings, its skeleton, is parsed at the end like any other
-/// line; each string is parsed piece by piece, so that a line is accepted if and only if it would be
-/// accepted as a whole.
+/// Each long string is parsed piece by piece. The rest of the line, without the contents of these strings (its
+/// *skeleton*), is parsed at the end like any other line. So a line is accepted if and only if it would be accepted as
+/// a whole.
 pub(super) struct LongLine {
     skeleton: Vec<u8>,
     /// The raw contents, not parsed yet, of the string that is read.

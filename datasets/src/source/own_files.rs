@@ -1,4 +1,5 @@
-//! What this project's programs write. It may lie below a folder of text, and is no text to train on.
+//! Recognises the files that this project's programs write. They may be below a folder of text, but are not text to
+//! train on.
 
 use std::path::Path;
 

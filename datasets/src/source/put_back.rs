@@ -37,7 +37,7 @@ impl<R: BufRead> Read for PutBack<R> {
 impl<R: BufRead> BufRead for PutBack<R> {
     fn fill_buf(&mut self) -> Result<&[u8]> {
         if self.read == self.bytes.len() {
-            // The memory is free for others.
+            // Frees the memory.
             (self.bytes, self.read) = (Vec::new(), 0);
             self.rest.fill_buf()
         } else {

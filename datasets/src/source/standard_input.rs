@@ -13,9 +13,9 @@ const READ_BYTES: usize = 1 << 20;
 
 /// Writes standard input into a file in `folder`, which is created if it does not exist, and returns the file's path.
 ///
-/// The name of the file is the SHA-256 of its content, so the same text has its tokens from the last time, and a run
-/// can be repeated from the file. Text whose first character, after blanks, is `{` is JSON lines (`.jsonl`); other
-/// text is one document (`.txt`). It must not be compressed.
+/// The name of the file is the SHA-256 of its content. So if the same text comes again, its tokens are found, and a run
+/// can be repeated from the file. If the first character after blanks is `{`, the text is treated as JSON lines
+/// (`.jsonl`), otherwise as one document (`.txt`). The input must not be compressed.
 ///
 /// # Errors
 ///
@@ -53,7 +53,7 @@ fn keep(mut input: impl Read, folder: &Path) -> Result<PathBuf> {
     };
     let ending = if first == b'{' { "jsonl" } else { "txt" };
     let path = folder.join(format!("{:x}.{ending}", hasher.finalize()));
-    // The one that is there has the time by which its tokens are known.
+    // An existing file is kept, because its tokens are found by its modification time.
     if !path.exists() {
         file.as_file().sync_all().map_err(cannot("write", &path))?;
         file.persist(&path)

@@ -1,4 +1,4 @@
-//! What stands before the first word of a text.
+//! The tokens before the first word of a text.
 
 use tokenizers::{Encoding, PostProcessor, Token};
 
@@ -16,7 +16,7 @@ impl Tokenizer {
         &self.begin
     }
 
-    /// The id that the first token of a text is predicted from where the text is scored.
+    /// The id from which the first token of a text is predicted, when the likelihood of the text is computed.
     ///
     /// It is the one of [`with_beginning`](Self::with_beginning), or the first of [`begin`](Self::begin), or
     /// [`end_of_text`](Self::end_of_text). `None` if there is none of these.
@@ -71,7 +71,7 @@ impl Tokenizer {
     }
 }
 
-/// The ids that the file's post-processor puts before a text, or why it cannot say.
+/// The ids that the file's post-processor puts before a text, or why they cannot be determined.
 pub(super) fn before_a_text(
     inner: &tokenizers::Tokenizer,
 ) -> std::result::Result<Vec<u32>, String> {

@@ -1,4 +1,4 @@
-//! The bytes for which each token stands.
+//! The bytes that each token stands for.
 
 use std::collections::HashSet;
 

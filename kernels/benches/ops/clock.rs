@@ -1,4 +1,4 @@
-//! How long the device takes for a call.
+//! Measures the time that the device needs for a call.
 
 use std::time::Instant;
 
@@ -8,12 +8,12 @@ use kernels::runtime::synchronise;
 
 const ROUNDS: usize = 7;
 
-/// Seconds that the host may take for a call without being seen.
+/// The host's time for a call, in seconds, that is hidden by the copies.
 const HOST: f64 = 150e-6;
 
-/// A clock read between two synchronisations. On a GPU a round begins behind a queue of copies, whose own
-/// time is taken off: while they run, the host queues all of the round's calls, so that its time for a
-/// call does not show, as it does not in a long queue of other work.
+/// A clock that is read between two synchronisations. On a GPU, a round of calls is queued behind copies, whose time is
+/// subtracted. While the copies run, the host queues all calls of the round, so that the host's time for a call is not
+/// measured, as it is hidden in a long queue of other work.
 pub struct Clock<B: KernelBackend> {
     device: B::Device,
     long: Tensor<B, 1>,

@@ -1,4 +1,4 @@
-//! The element-wise work of a training pass, at the sizes of Phi-1.5: what it must move is all it takes.
+//! The element-wise work of a training pass, at the sizes of Phi-1.5. Its floor is the time to move its bytes.
 
 use burn::tensor::{DType, Tensor};
 use kernels::*;

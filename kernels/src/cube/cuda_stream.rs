@@ -1,8 +1,9 @@
-//! The driver's stream behind what a thread queues on CUDA.
+//! Finds the CUDA stream on which CubeCL runs the work of a thread.
 //!
-//! CubeCL 0.10 gives each thread a stream of the driver, by the number of the thread, and its server keeps them to
-//! itself: no method returns one. But the server can be printed, its streams too, and so their addresses can be
-//! read, on the device's thread. Where the text is not as expected, there is no stream, and callers do without.
+//! CubeCL 0.10 gives each thread a CUDA stream, chosen by the thread's number, but no public method returns it. The
+//! server implements `Debug`, and its text contains the addresses of the streams; this module reads them from there, on
+//! the device's thread. If the text does not have the expected form, no stream is returned, and callers use another
+//! way.
 
 use std::cell::RefCell;
 use std::fmt::{self, Write};
@@ -12,19 +13,19 @@ use cubecl::cuda::CudaRuntime;
 use cubecl::stream_id::StreamId;
 use cudarc::driver::sys::CUstream;
 
-/// What the device's thread computes with.
+/// CubeCL's server, which the device's thread owns.
 pub(crate) type Server = <CudaRuntime as Runtime>::Server;
 
-/// A stream, as it is printed.
+/// What the printed server says about one stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Seen {
     address: usize,
-    /// Commands that it was given.
+    /// The number of commands that the stream was given.
     commands: u64,
 }
 
-/// The stream of the task that the device's thread runs. To be called by that thread, within a task that comes after
-/// others on that stream; it is looked for once.
+/// The stream of the task that the device's thread runs now. Only that thread may call this, in a task that comes after
+/// other tasks on the same stream. The search is done once and its result is kept.
 pub(crate) fn current(server: &Server) -> Option<CUstream> {
     thread_local! {
         static KNOWN: RefCell<Vec<(StreamId, Option<CUstream>)>> = const { RefCell::new(Vec::new()) };

@@ -36,7 +36,7 @@ pub(crate) struct RowTokens {
     pub(crate) count: usize,
 }
 
-/// Those of row `batch`, `l` of them.
+/// The tokens of row `batch`, which has `l` of them.
 #[cube]
 pub(crate) fn row_tokens(batch: usize, l: usize) -> RowTokens {
     RowTokens {
@@ -45,8 +45,8 @@ pub(crate) fn row_tokens(batch: usize, l: usize) -> RowTokens {
     }
 }
 
-/// The place in its row of the first token of `token`'s document; the last token stands for those beyond it. 0 without
-/// starts, which compiles to nothing.
+/// The index in its row of the first token of the document that `token` belongs to. A `token` beyond the row counts as
+/// the row's last token. Without starts the result is 0, and no code is generated.
 #[cube]
 pub(crate) fn start_of(
     starts_bl: &ComptimeOption<Array<i32>>,

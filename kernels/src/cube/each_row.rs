@@ -1,4 +1,4 @@
-//! What ops with a cube a row share: how many cubes there are, and the mean of what they found.
+//! Code for ops that use one cube for each row: the number of cubes, and the mean of the values that they computed.
 
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
@@ -9,20 +9,20 @@ use cubecl::prelude::*;
 use super::empty;
 use super::reduce::{Fold, of_cube};
 
-/// Cubes along one dimension that every device has.
+/// The number of cubes along one dimension that every device supports.
 const ACROSS: usize = 65_535;
 
 /// Units of the cube that takes a mean.
 const UNITS: usize = 256;
 
-/// At least `count` cubes in two dimensions, with fewer than another row of them beyond it: a kernel leaves
-/// those whose `CUBE_POS` is `count` or more.
+/// A two-dimensional grid of at least `count` cubes; the surplus is less than one row of the grid. A kernel must return
+/// at once in cubes whose `CUBE_POS` is `count` or more.
 pub(crate) fn cubes(count: usize) -> [u32; 2] {
     let down = count.div_ceil(ACROSS).max(1);
     [count.div_ceil(down) as u32, down as u32]
 }
 
-/// `x` as it is where neighbours along the last axis are neighbours in memory, and otherwise in rows.
+/// `x` unchanged if elements along the last axis are adjacent in memory, and otherwise a contiguous copy.
 pub(crate) fn with_rows<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
     match x.meta.strides().last() {
         Some(1) => x,
@@ -45,7 +45,7 @@ fn mean_kernel(values: &Array<f32>, mean: &mut Array<f32>, share: f32) {
     }
 }
 
-/// The sum of `values [n]`, f32 and contiguous, over `count`, as one element; always added in one order.
+/// The sum of `values [n]` (f32, contiguous) divided by `count`, as one element. The order of the additions is fixed.
 pub(crate) fn mean<R: CubeRuntime>(values: CubeTensor<R>, count: usize) -> CubeTensor<R> {
     let mean = empty(&values, [1], DType::F32);
     // SAFETY: units read below the length of `values`, and one of them writes the one element.

@@ -8,9 +8,9 @@ use cubecl::prelude::*;
 /// Units of a plane.
 pub const PLANE: usize = 32;
 
-/// What one load from device memory brings, 16 bytes.
+/// Elements of one load from device memory: 16 bytes of a 16-bit dtype.
 pub type Eight = Const<8>;
-/// What one register holds.
+/// Elements of one register.
 pub type Pair = Const<2>;
 
 /// Rows of a 16-bit matrix in shared memory, accessed in vectors of `V`. Eight elements more than its
@@ -60,8 +60,8 @@ impl<E: Float, V: Size> Matrix<E, V> {
         self.values[index] = value;
     }
 
-    /// Starts to copy the vector `at` of an array to (`row`, `column`); what comes is seen by units that wait
-    /// at a barrier to which this unit has committed its copies.
+    /// Starts to copy the vector `at` of an array to (`row`, `column`). The data are visible to units that wait at a
+    /// barrier to which this unit has committed its copies.
     pub fn copy(&mut self, row: usize, column: usize, from: &Array<Vector<E, V>>, at: usize) {
         let index = self.index(row, column);
         let from = from.slice(at, at + 1);

@@ -1,11 +1,11 @@
-//! Kernels of decoding's ops, described once and launched again.
+//! A cache of kernel descriptions for the ops of decoding: a kernel is described once and launched many times.
 //!
-//! The `launch_unchecked` that CubeCL 0.10 generates describes its kernel anew each time: it copies all that
-//! is known of the device, writes the kernel's name, registers its types, and, on the device's thread, copies
-//! what the kernel is made with to find it among the compiled ones. That is the larger part of a launch, and a
-//! decoding step makes the same few launches some seventy times. Here a thread keeps the descriptions; what
-//! differs from one launch to the next, its buffers and numbers, goes to a [`KernelLauncher`] as in the
-//! generated code; on wgpu it is noted beside that where a step is recorded.
+//! The `launch_unchecked` that CubeCL 0.10 generates describes its kernel again for each launch: it copies the device's
+//! properties, writes the kernel's name, registers its types, and, on the device's thread, copies the kernel's
+//! parameters to find it among the compiled kernels. This is the larger part of a launch, and a decoding step makes the
+//! same few launches about seventy times. Here each thread keeps the descriptions. What differs between launches, the
+//! buffers and the numbers, goes to a [`KernelLauncher`] as in the generated code. On wgpu it is also noted while a
+//! step is recorded.
 
 use std::any::TypeId;
 use std::cell::RefCell;
@@ -139,8 +139,8 @@ impl<R: CubeRuntime> Launcher<R> {
     }
 }
 
-/// Launches a kernel, and has CubeCL's thread for the device see to it now. By itself that thread begins when 32
-/// launches have come, so that after each token a GPU would wait for so many to be made.
+/// Launches a kernel, and makes CubeCL's device thread submit it at once. By itself this thread starts only when 32
+/// launches are pending, so that after each token the GPU would wait until the host has made 32 launches.
 ///
 /// # Safety
 /// The kernel must stay within the buffers and numbers that `launcher` has.
@@ -168,7 +168,7 @@ pub(crate) unsafe fn launch<R: CubeRuntime>(
     DeviceHandle::<R::Server>::new(like.device.id()).flush_queue();
 }
 
-/// What a kernel's settings are, but for its name.
+/// The settings of a kernel, except its name.
 pub(crate) fn settings(units: usize, width: AddressType) -> KernelSettings {
     KernelSettings::default()
         .cube_dim(CubeDim::new_1d(units as u32))

@@ -1,9 +1,12 @@
-//! What the ops' GPU kernels share. Each op's own `cube` module holds its kernels, their launch, and the
-//! choice between them and the reference.
+//! Code that the GPU kernels of several ops share. Each op's own `cube` module holds its kernels, their launches, and
+//! the choice between them and the reference.
 //!
-//! A kernel with two or more optional arguments also takes `_given` at compile time, which of them are
-//! there. CubeCL keeps compiled kernels on disk under a hash in which an argument that is absent leaves
-//! no trace, so that without it one kernel could be loaded for another (see `runtime::kernel_cache`).
+//! The comments use CubeCL's terms: a *unit* is a thread, a *plane* is a warp (subgroup), and a *cube* is a thread
+//! block (workgroup).
+//!
+//! A kernel with two or more optional arguments also takes the compile-time argument `_given`, which says which of
+//! them are present. CubeCL keeps compiled kernels on disk under a hash, and an absent optional argument does not
+//! change this hash. Without `_given`, one kernel could be loaded in place of another (see `runtime::kernel_cache`).
 
 pub(crate) mod column_sums;
 #[cfg(feature = "cuda")]

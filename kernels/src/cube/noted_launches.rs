@@ -1,11 +1,11 @@
-//! The launches of a step of decoding that is to be repeated on wgpu, as they were made.
+//! Notes the launches of a decoding step on wgpu, so that the step can be repeated.
 //!
-//! What a kernel is compiled for and what it is launched with pass through [`launch_cache`](super::launch_cache), which
-//! notes them here. What does not pass there, such as an op of Burn's, would be missing in a repeated step. So all that the
-//! device was given is counted too: CubeCL 0.10 keeps launches until there are 32 of a thread, or until something is
-//! read, and the count is taken before that. Where it gave the GPU launches of the thread between two counts, they are no
-//! longer there to be counted, and the step is not repeated. (It would take 64 copies in a row right behind a count, or a
-//! multiple of them, to leave no trace.)
+//! Every launch through [`launch_cache`](super::launch_cache) is noted here, with its kernel and its arguments. Other
+//! work, such as one of Burn's own ops, does not go through it and would be missing in a repeated step. Therefore all
+//! work that the device was given is counted too. CubeCL 0.10 holds back the launches of a thread until there are 32 of
+//! them, or until something is read; the count is taken before that. If CubeCL submitted launches of the thread to the
+//! GPU between two counts, they can no longer be counted, and the step is not repeated. (Only 64 consecutive copies
+//! right after a count, or a multiple of 64, would go unnoticed.)
 
 use std::cell::RefCell;
 
@@ -25,29 +25,31 @@ thread_local! {
     static NOTES: RefCell<Option<Notes>> = const { RefCell::new(None) };
 }
 
-/// What a device had kept back of the thread, which is with the GPU now.
+/// The work of the thread that the device had held back, and that is now submitted to the GPU.
 pub(crate) struct Settled {
-    /// Launches and copies.
+    /// The number of launches and copies that were held back.
     pub kept: usize,
-    /// What is known of what the GPU had been given of the thread before: another text each time that launches were.
+    /// A text about the work of the thread that the GPU had been given before. It changes each time that launches are
+    /// submitted.
     pub before: String,
-    /// The same now.
+    /// The same text after the submission.
     pub after: String,
 }
 
-/// Gives the GPU what the device keeps back of this thread; `None` where that cannot be counted.
+/// Submits the held-back work of this thread to the GPU; `None` if it cannot be counted.
 pub(crate) type Settle = fn(DeviceId) -> Option<Settled>;
 
 struct Notes {
     settle: Settle,
     launches: Vec<Launched>,
-    /// [`Settled::after`] of the last count; `None` once the device was given something else than launches that are
-    /// noted.
+    /// [`Settled::after`] of the last count; `None` as soon as the device was given any work that is not a noted
+    /// launch.
     given: Option<String>,
 }
 
 impl Notes {
-    /// Counts what the device was given since the last count, which should be the last `launches` of those that are noted.
+    /// Counts the work that the device was given since the last count. It should be exactly the last `launches` noted
+    /// launches.
     fn count(&mut self, device: DeviceId, launches: usize) {
         let settled = (self.settle)(device).filter(|settled| {
             settled.kept == launches && Some(&settled.before) == self.given.as_ref()
@@ -66,7 +68,7 @@ pub(crate) struct Launched {
     pub info: Vec<u64>,
 }
 
-/// What a launch is made with, as far as it is known.
+/// The arguments of a launch that were registered so far.
 pub(crate) struct Arguments {
     arrays: Vec<Binding>,
     info: InfoBuilder,

@@ -1,9 +1,9 @@
-//! Outputs of decoding's ops, in memory that is used again.
+//! A pool that reuses the memory of the outputs of decoding's ops.
 //!
-//! To reserve memory, CubeCL 0.10 goes through all that is reserved in the same page and records the stack for
-//! an error that is not one: some 30 us, and a decoding step would do so seventy times. Here a thread keeps
-//! the memory of its last outputs, and takes it again when nothing else holds it; what is queued still reads
-//! it in order, as a thread's launches all go to one stream.
+//! To reserve memory, CubeCL 0.10 searches all reservations of the same page and records a backtrace for an error that
+//! does not occur. This takes about 30 us, and a decoding step would do it seventy times. Here each thread keeps the
+//! memory of its last outputs, and uses it again when nothing else holds it. Queued work still reads the old content
+//! correctly, because all launches of a thread go to one stream, in order.
 
 use std::any::TypeId;
 use std::cell::RefCell;
@@ -27,12 +27,12 @@ pub(crate) type Allocate<R> = fn(&CubeTensor<R>, [usize; 2], DType) -> CubeTenso
 type Key = (TypeId, DeviceId, usize);
 
 thread_local! {
-    /// Of a few sizes, so that looking at each is faster than a hash.
+    /// There are only a few sizes, so a linear search is faster than a hash table.
     static OUTPUTS: RefCell<Vec<(Key, Vec<Handle>)>> = RefCell::default();
 }
 
-/// A tensor to be written, in rows without padding, on the device of `like`. Its memory is not handed to
-/// another op that could write over it: this holds it too.
+/// A tensor to be written, in rows without padding, on the device of `like`. The pool also holds its memory, so that no
+/// other op gets it and writes over it.
 pub(crate) fn output<R: CubeRuntime, const D: usize>(
     like: &CubeTensor<R>,
     shape: [usize; D],

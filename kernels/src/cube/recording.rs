@@ -1,9 +1,9 @@
-//! What a thread does while it records a step of decoding (see [`decode::replay`](crate::decode::replay)).
+//! The state of a thread while it records a decoding step (see [`decode::replay`](crate::decode::replay)).
 //!
-//! On CUDA a recording goes over a step twice, on wgpu once. The first time, the rehearsal, the step is computed; its outputs are
-//! reserved anew and noted in order. The second time, the capture, the same outputs are handed out in the same
-//! order, so that no memory is reserved and nothing is computed: the driver notes each launch. What the launches
-//! read and write stays reserved as long as the recording.
+//! On CUDA a recording runs the step twice, on wgpu once. The first run, the *rehearsal*, computes the step; its
+//! outputs get new memory and are noted in order. The second run, the *capture*, gets the same outputs in the same
+//! order, so that it reserves no memory. It computes nothing: the driver only notes each launch. All memory that the
+//! launches read or write stays reserved as long as the recording exists.
 
 use std::cell::RefCell;
 
@@ -22,9 +22,9 @@ pub(crate) struct Take {
     pub touched: Vec<Binding>,
     /// The launches.
     pub launches: usize,
-    /// Where the device has how many steps were taken since this one.
+    /// The buffer on the device that holds how many steps were taken since this one.
     pub counter: Option<Handle>,
-    /// What makes the step impossible to record, if anything does.
+    /// Why the step cannot be recorded, if it cannot.
     pub obstacle: Option<&'static str>,
     /// The next output to be handed out, in a capture.
     next: Option<usize>,
@@ -45,7 +45,7 @@ pub(crate) fn output(bytes: usize, reserve: impl FnOnce() -> Handle) -> Option<H
         take.next = Some(next + 1);
         Some(Some(output.clone()))
     })?;
-    // Outside the borrow: to reserve may launch.
+    // Outside the borrow, because `reserve` may launch a kernel.
     let handle = noted.unwrap_or_else(reserve);
     TAKE.with_borrow_mut(|take| {
         if let Some(Take {
@@ -78,8 +78,8 @@ pub(crate) fn launches() {
     });
 }
 
-/// Notes that a tensor was copied that a step writes in place, if the thread records: the copy would be written, and
-/// the next step would read the tensor.
+/// Notes, if the thread records, that a tensor which the step writes in place was copied. A repeated step would write
+/// to the copy, but the next step would read the original.
 pub(crate) fn copies() {
     TAKE.with_borrow_mut(|take| {
         if let Some(take) = take {
@@ -88,7 +88,8 @@ pub(crate) fn copies() {
     });
 }
 
-/// Where the device has how many steps were taken since the one that the thread records, if it does.
+/// The buffer on the device with the number of steps since the one that the thread records; `None` if the thread does
+/// not record.
 pub(crate) fn counter() -> Option<Handle> {
     TAKE.with_borrow(|take| take.as_ref()?.counter.clone())
 }

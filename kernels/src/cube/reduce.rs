@@ -1,9 +1,9 @@
-//! One number from a number of every unit of a cube, by shared memory alone: planes differ in their size
-//! from device to device, and some have none.
+//! Reductions over the units of a cube: one number from one number of each unit. They use shared memory only, because
+//! the size of a plane differs between devices, and some devices have no planes.
 
 use cubecl::prelude::*;
 
-/// What becomes of two numbers.
+/// The operation that combines two numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Fold {
     Sum,

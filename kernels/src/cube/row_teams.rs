@@ -1,4 +1,4 @@
-//! Rows in the registers of units side by side, for the ops that normalise them: how rows are laid over the units
+//! Rows that adjacent units hold in their registers, for the normalisation ops: how rows are distributed over the units
 //! of a cube, sums over a row, and sums over rows.
 
 use burn_cubecl::CubeRuntime;
@@ -10,7 +10,7 @@ pub(crate) const UNITS: usize = 256;
 /// Units of a row whose sums all others of the row read.
 pub(crate) const GROUP: usize = 16;
 
-/// What is known when a kernel is compiled.
+/// The compile-time parameters of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Plan {
     /// Elements of a vector of the rows, of gamma and beta, and of shares of their gradients.
@@ -54,9 +54,9 @@ impl Plan {
     }
 }
 
-/// Vectors of `n` elements from one row of `x [t, d]` to the next. A kernel is given it as a number: of a tensor CubeCL
-/// would copy shape and strides to the device for each launch, and its host may be ahead of a device by some hundred
-/// of such copies only.
+/// The distance from one row of `x [t, d]` to the next, in vectors of `n` elements. Kernels take it as a number and `x`
+/// as an array. For a tensor argument, CubeCL would copy shape and strides to the device at each launch, and the host
+/// can be ahead of the device by only some hundred such copies.
 pub(crate) fn row_stride<R: CubeRuntime>(x: &CubeTensor<R>, n: usize) -> u32 {
     (x.meta.strides()[0] / n) as u32
 }
@@ -96,8 +96,8 @@ impl Shared {
     }
 }
 
-/// Turns a few numbers of every unit into their sums over the units of its row, which all units of the cube
-/// ask for together. Each unit adds up the same numbers in the same order.
+/// Replaces a few numbers of each unit by their sums over the units of its row. All units of the cube must call this
+/// together. Each unit adds up the same numbers in the same order.
 #[cube]
 pub(crate) fn add_up(
     numbers: &mut Array<f32>,
@@ -138,7 +138,7 @@ pub(crate) fn add_up(
             }
         }
         sync_cube();
-        // Those of the next numbers are written after its first barrier, when all have read these.
+        // The groups of the next call are written only after its first barrier, when all units have read these.
         #[unroll]
         for k in 0..count {
             let mut sum = 0.0f32;
@@ -180,7 +180,8 @@ pub(crate) fn has(place: Place, #[comptime] i: usize, #[comptime] plan: Plan) ->
         || comptime!(i * plan.lanes) + place.lane < comptime!(plan.vectors)
 }
 
-/// Reads a unit's vectors of a row; what lies beyond it is its last vector. Rows begin `stride` vectors after each other.
+/// Reads a unit's vectors of a row. In place of vectors beyond the row, it reads the row's last vector. Rows begin
+/// `stride` vectors apart.
 #[cube]
 pub(crate) fn read_row<F: Float, N: Size>(
     of: &Array<Vector<F, N>>,

@@ -4,9 +4,9 @@ use cubecl::prelude::*;
 
 /// `1 / (1 + e^-x)`, for tensors of `F`.
 ///
-/// Where these are of half precision it is made by the device's quick exponential and quotient, which are off by less than
-/// 1e-5 of the value and take a third of the instructions; many kernels that read and write half precision are
-/// limited by their instructions. In f32 it is exact to f32's digits.
+/// If `F` is half precision, this uses the device's fast exponential and division. Their relative error is below 1e-5,
+/// and they take a third of the instructions; many kernels that read and write half precision are limited by
+/// instructions. For f32 the result is accurate to the precision of f32.
 #[cube]
 pub fn sigmoid<F: Float, N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     let bytes = F::type_size().comptime();
@@ -18,8 +18,8 @@ pub fn sigmoid<F: Float, N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     }
 }
 
-/// The quick form. What is below -88 counts as that, so that nothing here is infinite, which quick arithmetic may not meet;
-/// there the value is 0, or below the smallest normal number.
+/// The fast form. Inputs below -88 are replaced by -88, so that no intermediate value is infinite, because fast
+/// arithmetic does not handle infinities. There the result is 0 or below the smallest normal number.
 #[cube(fast_math = FastMath::all())]
 fn quick<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     let x = max(x, Vector::<f32, N>::new(-88.0f32));

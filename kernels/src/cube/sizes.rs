@@ -9,8 +9,8 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::AddressType;
 use cubecl::tensor_vector_size_parallel;
 
-/// Whether `dtype` is one that kernels read, compute with in f32, and write. All others, f64 among them, are
-/// the reference's: in f32 they would lose digits.
+/// Whether kernels support `dtype`: they read and write it, and compute in f32. All other dtypes are computed by the
+/// reference; f64, for example, would lose precision in f32.
 pub(crate) fn computes_in_f32(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
 }

@@ -1,7 +1,8 @@
 //! How many steps of decoding a state has taken since one that was recorded (see [`decode::replay`](crate::decode::replay)).
 //!
-//! A recorded launch has the same numbers each time. A kernel that needs numbers which grow from step to step, such as
-//! that of tokens in a cache, adds this one, which is on the device. It is 0 in a step that is computed.
+//! A recorded launch has the same scalar arguments each time. A kernel whose numbers grow from step to step, such as
+//! the number of tokens in a cache, adds this counter, which is on the device. In a step that is computed normally, it
+//! is 0.
 
 use std::any::TypeId;
 use std::cell::RefCell;
@@ -17,7 +18,7 @@ use super::recording;
 type Key = (TypeId, DeviceId);
 
 thread_local! {
-    /// What is 0 at all times.
+    /// Counters that are always 0, for steps that are computed normally.
     static ZEROS: RefCell<Vec<(Key, Handle)>> = const { RefCell::new(Vec::new()) };
 }
 

@@ -101,8 +101,8 @@ pub(crate) fn products<F: Float>(
     sums
 }
 
-/// The block of rows or columns that the cube works on: those that meet the most others come first, and
-/// the short ones fill the gaps at the end.
+/// The block of rows or columns that the cube works on. Blocks with the most work come first, so that the short ones
+/// fill the gaps at the end.
 #[cube]
 pub(crate) fn longest_first(cube: usize, cubes: usize, #[comptime] columns: bool) -> usize {
     let mut block = cube;

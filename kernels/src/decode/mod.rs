@@ -1,4 +1,4 @@
-//! What decoding computes for one new token of each sequence. No gradient passes through these ops.
+//! The ops of a decoding step: they compute one new token for each sequence. No gradient passes through them.
 
 pub mod attention_step;
 pub mod projections;

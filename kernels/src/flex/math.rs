@@ -119,7 +119,7 @@ pub(crate) fn largest(x: &[f32]) -> f32 {
     sizes.fold(0.0, f32::max)
 }
 
-/// Zero for what has decayed to nothing: products below the normal range are slow.
+/// `x`, a product of decays, or 0 if it is below the smallest normal number: arithmetic with subnormal numbers is slow.
 #[inline(always)]
 pub(crate) fn flushed(x: f32) -> f32 {
     if x < f32::MIN_POSITIVE { 0.0 } else { x }

@@ -1,6 +1,6 @@
-//! What the ops share on Burn's `Flex` CPU backend, where their `flex.rs` work on plain f32 slices,
-//! vectorised and on all cores. Sums over tokens are cut into blocks of a fixed size and added in order,
-//! so results do not depend on the number of threads.
+//! Code that several ops share on Burn's `Flex` CPU backend. There the ops' `flex.rs` work on plain f32 slices,
+//! vectorised and on all cores. Sums over tokens are split into blocks of a fixed size and added in order, so the
+//! results do not depend on the number of threads.
 
 pub(crate) mod math;
 pub(crate) mod products;
@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use crate::documents::DocumentStarts;
 
-/// A tensor's values as one contiguous slice; a copy only where they were not.
+/// The values of a tensor as one contiguous slice. They are copied only if the tensor is not contiguous.
 pub(crate) struct Values(FlexTensor);
 
 impl Values {

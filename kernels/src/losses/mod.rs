@@ -1,4 +1,5 @@
-//! What compares a student with its teacher, one op for each stage of the paper (arXiv 2408.10189).
+//! The distillation losses, which compare a student with its teacher: one op for each stage of the paper (arXiv
+//! 2408.10189).
 
 pub mod divergence;
 pub mod hidden_states;

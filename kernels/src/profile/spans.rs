@@ -1,4 +1,4 @@
-//! The spans of time of what was measured, from which a trace is drawn.
+//! The spans of time of a measurement, from which a trace can be drawn.
 
 use std::borrow::Cow;
 use std::ffi::OsStr;
@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use super::Kind;
 
-/// A span of time on one thread. Two spans of a thread lie one in the other, or one after the other.
+/// A span of time on one thread. Of two spans of a thread, either one contains the other, or one ends before the other
+/// begins.
 #[derive(Clone, Debug)]
 pub struct Span {
     /// What was done: an op by the folder of its source, a name given to [`region`](super::region()), [`GAP`], [`REST`],
@@ -27,14 +28,14 @@ pub struct Span {
     pub duration: Duration,
 }
 
-/// Between the end of an op and the call of the next: the host, Burn's own ops on a CPU, and on a device that queues as
-/// much of Burn's own ops as it computes meanwhile.
+/// The time from the end of an op to the call of the next one: work of the host, and Burn's own ops. On a device that
+/// queues work, only the part of Burn's ops that the device computes in this time.
 pub const GAP: &str = "host and Burn's ops";
-/// After that, until the device has done the rest of Burn's own ops.
+/// The time after a gap, until the device has completed the rest of Burn's own ops.
 pub const REST: &str = "rest of Burn's ops";
-/// In an op: until its kernels are queued, or done on a CPU.
+/// The first part of an op: until its kernels are queued, or, on a CPU, until it is done.
 pub const QUEUE: &str = "queue";
-/// In an op, after that: until the device has done them.
+/// The second part of an op: until the device has completed its kernels.
 pub const DEVICE: &str = "device";
 
 /// Collects spans.
@@ -55,7 +56,8 @@ impl Recorder {
         }
     }
 
-    /// An op that this thread has called, has begun after a wait, has queued, and has seen done.
+    /// Records an op of this thread. `times` are when it was called, when it began after the first wait, when its work
+    /// was queued, and when it was done.
     pub(super) fn op(
         &mut self,
         kind: Kind,

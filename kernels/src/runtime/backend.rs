@@ -64,20 +64,20 @@ const BACKENDS: &[(&str, Backend)] = &[
     ("ndarray", Backend::NdArray),
 ];
 
-/// What every machine has.
+/// The requirement of the CPU backends, which every machine meets.
 const A_CPU: &str = "a CPU";
 
 /// Work that is generic over the backend, for [`Backend::dispatch`].
 pub trait Work: Send {
-    /// What comes of it.
+    /// The result of the work.
     type Output: Send;
 
-    /// Does it on `B`'s default device, which has proved to work.
+    /// Runs the work on `device`, which is known to work.
     fn run<B: KernelBackend>(self, device: B::Device) -> Self::Output;
 }
 
 impl Backend {
-    /// The GPUs that the program sees, where this is CUDA and its driver is there.
+    /// The number of GPUs that the program can use, if this is CUDA and its driver is installed.
     pub fn gpus(self) -> Option<usize> {
         match self {
             #[cfg(feature = "cuda")]
@@ -103,7 +103,7 @@ impl Backend {
         found.map_or("", |(name, _)| name)
     }
 
-    /// What a machine must have for it.
+    /// What a machine needs for this backend, in words.
     pub(super) fn needs(self) -> &'static str {
         match self {
             #[cfg(feature = "cuda")]
@@ -145,14 +145,14 @@ impl Backend {
         self.dispatch(Nothing)
     }
 
-    /// Does `work` on this backend.
+    /// Runs `work` on this backend.
     ///
     /// # Errors
-    /// [`BackendError::NoDevice`]. Where a driver or a GPU is missing, CubeCL panics, on another
-    /// thread; here that becomes an error. If anything that `work` queued has failed, the error of
-    /// [`synchronise`], also if `work` panicked or returned; work that reads results before its end
-    /// calls [`synchronise`] before it trusts them. Failures of queued work are known only to a
-    /// program that has called [`report_failures`](super::report_failures).
+    /// [`BackendError::NoDevice`] if a driver or a GPU is missing (CubeCL panics on another thread then; this function
+    /// turns the panic into an error). If any work that `work` queued has failed, the error of [`synchronise`], whether
+    /// `work` returned or panicked. If `work` reads results before it ends, it must call [`synchronise`] before it
+    /// trusts them. Failures of queued work are detected only if the program has called
+    /// [`report_failures`](super::report_failures).
     pub fn dispatch<W: Work>(self, work: W) -> Result<W::Output, BackendError> {
         self.dispatch_on(0, work)
     }
@@ -182,9 +182,10 @@ impl Backend {
             #[cfg(feature = "flex")]
             Self::Flex => {
                 let device = open_device::<Flex>(self, Default::default())?;
-                // On a thread of the pool that the ops share their loops out to: from any other
-                // thread, each op would put the caller to sleep and wake it up again. But not on the
-                // only one: work that waits there for a thread which needs the pool waits for ever.
+                // The work runs on a thread of Rayon's pool, which the ops' parallel loops use: on any other thread,
+                // each op would put the caller to sleep and wake it up again. If the pool has only one thread, the work
+                // runs outside of it: otherwise, work that waits for another thread which needs the pool would wait for
+                // ever.
                 if rayon::current_num_threads() > 1 {
                     Ok(rayon::scope(|_| work.run::<Flex>(device)))
                 } else {
@@ -217,20 +218,20 @@ impl FromStr for Backend {
     }
 }
 
-/// Waits for what this thread has queued on `device`.
+/// Waits until all work that this thread has queued on `device` is done.
 ///
 /// # Errors
-/// [`BackendError::OutOfMemory`], [`BackendError::Lost`], [`BackendError::OldDriver`] or
-/// [`BackendError::Failed`] if any of it, or of what any thread has queued on a GPU, has failed since this
-/// was last asked: a launch returns before it is known whether it can be done. Panics of devices' threads
-/// are known only after [`report_failures`](super::report_failures).
+/// [`BackendError::OutOfMemory`], [`BackendError::Lost`], [`BackendError::OldDriver`] or [`BackendError::Failed`] if
+/// any of this work, or of the work that any thread has queued on a GPU, has failed since the last call. (A launch
+/// returns before it is known whether it succeeds.) Panics of device threads are detected only after
+/// [`report_failures`](super::report_failures).
 pub fn synchronise<B: Machine>(device: &B::Device) -> Result<(), BackendError> {
     let synchronised = B::sync(device);
     check::<B>(device)?;
     synchronised.map_err(|error| failed::<B>(device, format!("{error:?}")))
 }
 
-/// [`synchronise`] without waiting: what is known to have failed by now.
+/// Reports the failures that are known by now, as [`synchronise`] does, but without waiting.
 ///
 /// # Errors
 /// Those of [`synchronise`].
@@ -246,7 +247,7 @@ fn failed<B: Machine>(device: &B::Device, reason: String) -> BackendError {
     BackendError::from_words(reason, || devices::used_memory::<B>(device))
 }
 
-/// Does `work`, and fails if anything it has queued does.
+/// Runs `work`, and returns an error if any work that it queued has failed.
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 fn guarded<B: KernelBackend, W: Work>(
     work: W,

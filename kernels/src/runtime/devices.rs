@@ -1,4 +1,4 @@
-//! What of this machine each backend can compute on.
+//! The devices of this machine on which each backend can compute.
 
 use super::backend::Backend;
 use super::failure::{BackendError, first_words};
@@ -7,10 +7,10 @@ use crate::machine::Machine;
 /// Every backend there is, in this build or not, the preferred ones first.
 const NAMES: [&str; 4] = ["cuda", "wgpu", "flex", "ndarray"];
 
-/// A backend, as this build and this machine have it.
+/// A backend and its devices, in this build and on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Survey {
-    /// Its name, which is that of the cargo feature too.
+    /// Its name, which is also the name of its cargo feature.
     pub backend: &'static str,
     /// Its devices; or why it has none, in a sentence.
     pub devices: Result<Vec<String>, String>,

@@ -1,13 +1,14 @@
-//! Why a backend cannot be used, or no longer, from the messages of libraries and drivers.
+//! Errors of backends, recognised from the messages of libraries and drivers.
 //!
-//! CubeCL hands their words on as text: in an error that waiting for the device returns, or in the panic of
-//! a thread. What is known is put into a sentence; everything else is shown as it came.
+//! CubeCL passes these messages on as text: in an error that it returns while the program waits for the device, or in
+//! the panic of a thread. A message that is known here becomes a clear sentence; every other message is shown
+//! unchanged.
 
 use std::fmt;
 
 use super::backend::Backend;
 
-/// Why a backend cannot be used, or what has become of its work.
+/// Why a backend cannot be used, or why its work failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BackendError {
     /// This build lacks it.
@@ -26,7 +27,7 @@ pub enum BackendError {
         /// The bytes in use on it, by all programs, and all that it has, if that is known.
         used: Option<(u64, u64)>,
     },
-    /// The device is gone: its driver or the machine has failed.
+    /// The device is lost: its driver or the machine has failed.
     Lost {
         /// What was said then.
         reason: String,
@@ -43,8 +44,8 @@ pub enum BackendError {
     },
 }
 
-/// What is said when a device has no memory left: by CubeCL where CUDA refuses, by cudarc, by cuBLAS, and
-/// by wgpu.
+/// Parts of the messages that mean that a device has no memory left: from CubeCL if CUDA refuses, from cudarc, from
+/// cuBLAS, and from wgpu.
 const NO_MEMORY: [&str; 6] = [
     ALLOCATING,
     "CUDA_ERROR_OUT_OF_MEMORY",
@@ -55,7 +56,7 @@ const NO_MEMORY: [&str; 6] = [
 ];
 const ALLOCATING: &str = "can't allocate buffer of size: ";
 
-/// What is said when it is gone.
+/// Parts of the messages that mean that the device is lost.
 const LOST: [&str; 9] = [
     "Parent device is lost",
     "Device is lost",
@@ -68,7 +69,7 @@ const LOST: [&str; 9] = [
     "CUDA_ERROR_UNKNOWN",
 ];
 
-/// What is said when the driver is older than the libraries.
+/// Parts of the messages that mean that the driver is older than the libraries.
 const OLD_DRIVER: [&str; 4] = [
     "CUDA_ERROR_UNSUPPORTED_PTX_VERSION",
     "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",

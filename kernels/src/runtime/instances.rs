@@ -1,10 +1,11 @@
 //! What every program that computes on a GPU compiles: Burn's kernels and this crate's, for the backends of this
 //! build.
 //!
-//! They are generic over the runtime of a GPU, so that each program compiles them anew; Burn's products of matrices
-//! alone are most of an unoptimised test program. Crates that are not optimised share what one of them has compiled:
-//! with the cargo feature `instances` this one compiles all of them, once for all test programs of a build. An
-//! optimised build has no use for the feature. What is missing in the list works, and is compiled by each program.
+//! These kernels are generic over the GPU runtime, so each program would compile them again; Burn's matrix products
+//! alone are most of an unoptimised test program. Unoptimised crates can share generic code that one of them has
+//! compiled. With the cargo feature `instances`, this crate compiles all of them once, for all test programs of a
+//! build. An optimised build does not need the feature. A function that is missing in the list still works; each
+//! program then compiles it itself.
 
 use std::hint::black_box;
 
@@ -50,7 +51,7 @@ macro_rules! instances {
     };
 }
 
-/// Does nothing. A public function, so that what it names is compiled.
+/// Does nothing. It is public so that the functions that it names are compiled into this crate.
 #[doc(hidden)]
 pub fn instances() {
     #[cfg(feature = "cuda")]

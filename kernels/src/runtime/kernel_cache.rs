@@ -32,12 +32,12 @@ pub(super) fn ask() {
     ASKED.store(true, Ordering::Relaxed);
 }
 
-/// If the program has asked for it: from now on, keeps what is compiled for `backend` in the user's cache
-/// folder. Nothing is changed once CubeCL is in use, nor where the user has a `cubecl.toml` or `burn.toml`,
-/// which says where to keep it.
+/// If the program has asked for a cache, keeps the kernels that are compiled for `backend` from now on in the user's
+/// cache folder. Does nothing if CubeCL is already in use, or if there is a `cubecl.toml` or `burn.toml`, which then
+/// says where kernels are kept.
 ///
-/// Two processes would write into each other's lines, so one at a time has the folder; another of the same
-/// program goes without.
+/// Two processes that write to the same file would damage it. So only one process at a time uses the folder; a second
+/// process of the same program runs without a cache.
 ///
 /// # Panics
 /// If the backend's library is missing, as any use of the backend does.

@@ -1,5 +1,5 @@
-//! What touches the process and the machine: which backend and device compute, what becomes of a driver's
-//! failures, where compiled kernels are kept.
+//! Everything that touches the process and the machine: the choice of backend and device, the failures of drivers, and
+//! the cache of compiled kernels.
 //!
 //! This crate sets no panic hook and writes no file unless the program asks for it: a program that computes
 //! on a GPU calls [`report_failures`] and [`keep_kernels`] when it starts.
@@ -43,9 +43,9 @@ pub use panics::report_failures;
 
 pub use crate::machine::{Machine, Memory};
 
-/// From now on, the first device that is opened keeps its compiled kernels in the user's cache folder, so
-/// that a machine compiles each of them once. To be called before anything is computed on a GPU; without a
-/// GPU backend in the build it has no effect.
+/// Lets the first device that is opened after this call keep its compiled kernels in the user's cache folder, so that a
+/// machine compiles each kernel only once. Call it before anything is computed on a GPU. Without a GPU backend in the
+/// build it has no effect.
 pub fn keep_kernels() {
     #[cfg(any(feature = "cuda", feature = "wgpu"))]
     kernel_cache::ask();

@@ -1,9 +1,9 @@
 //! Failures of queued work, and of opening a device.
 //!
-//! A launch returns before it is done, on a thread that CubeCL has for each device. What panics there
-//! (a kernel that does not expand, a buffer that is gone, memory that is used up) is caught, logged as a
-//! warning and forgotten: the outputs stay as they were, and no error is returned. So a panic hook keeps
-//! the panics of those threads here, until the program waits for the device and asks.
+//! CubeCL runs launches on one thread for each device, and the call returns before the launch is done. If that thread
+//! panics (because a kernel cannot be expanded, a buffer does not exist any more, or the memory is used up), CubeCL
+//! catches the panic, logs a warning and continues: the outputs keep their old content, and no error is returned. So a
+//! panic hook stores the panics of these threads here, until the program waits for the device and asks for failures.
 
 use std::any::Any;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
@@ -29,10 +29,10 @@ fn is_device_thread() -> bool {
     name.starts_with("DSD-") || name.starts_with("DSU-")
 }
 
-/// Installs a panic hook, once in a process, that keeps the panics of devices' threads, so that
-/// [`synchronise`](super::synchronise), [`check`](super::check) and
-/// [`Backend::dispatch`](super::Backend::dispatch) return them as errors. To be called before anything is
-/// computed on a GPU: without it, work that fails there leaves its outputs as they were and says nothing.
+/// Installs a panic hook, once in a process, that stores the panics of device threads, so that
+/// [`synchronise`](super::synchronise), [`check`](super::check) and [`Backend::dispatch`](super::Backend::dispatch)
+/// return them as errors. Call it before anything is computed on a GPU: without it, work that fails there silently
+/// leaves its outputs unchanged.
 ///
 /// The earlier hook is still called, but for panics that become an error.
 pub fn report_failures() {
@@ -66,7 +66,8 @@ pub(super) fn take() -> Option<String> {
     lock(&FAILURE).take()
 }
 
-/// Does `work`. If it panics because the device has failed, the device's reason.
+/// Runs `work`. If it panics because the device has failed, returns the device's reason as an error; any other panic
+/// continues.
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     CATCHING.store(true, Ordering::Relaxed);
@@ -82,8 +83,8 @@ pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     })
 }
 
-/// Does `work`, which opens a device. If it panics, the reason of the first thread that did, which is
-/// seldom this one; nothing is printed then. (Without [`report_failures`], the reason of this thread.)
+/// Runs `work`, which opens a device. If a panic occurs, returns the message of the first thread that panicked, which
+/// is usually another thread, and prints nothing. (Without [`report_failures`], it returns the message of this thread.)
 pub(super) fn quietly<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _one = lock(&ONE_AT_A_TIME);

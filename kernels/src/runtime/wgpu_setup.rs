@@ -1,5 +1,5 @@
-//! The device and the queue that CubeCL computes with on wgpu. CubeCL opens them when they are first used, and keeps them
-//! to itself; here they are opened before that, and kept too.
+//! The device and the queue that CubeCL uses on wgpu. CubeCL opens them at their first use, and does not give them out.
+//! Therefore they are opened here before that, and a copy of their handles is kept.
 
 use std::sync::OnceLock;
 
@@ -9,8 +9,8 @@ use super::panics;
 
 static SETUP: OnceLock<Option<WgpuSetup>> = OnceLock::new();
 
-/// Opens the default device, once in a process. Where that fails, because there is none or because it is in use already,
-/// CubeCL's own way to open it is left to say why.
+/// Opens the default device, once in a process. If that fails, because there is no device or because CubeCL uses it
+/// already, nothing happens here; CubeCL reports the reason when it opens the device itself.
 pub(super) fn open() {
     SETUP.get_or_init(|| {
         let open =

@@ -1,4 +1,4 @@
-//! What a discrete Mamba-2 mixer computes between its projections.
+//! The ops of a discrete Mamba-2 mixer between its projections.
 
 pub mod causal_conv;
 pub mod skip_gate;

@@ -121,7 +121,7 @@ fn adamw_passes_the_largest_number_of_cubes_in_a_row() {
         };
         let moments = [ones(), ones()];
         let (_, [m, _]) = Cube::adamw_step(ones(), ones() * 2.0, moments, ones().slice(0..1), step);
-        // Counts what is right: no comparison holds for NaN.
+        // Counts the right elements and not the wrong ones: every comparison with NaN is false.
         let right = m.sub_scalar(1.1f32).abs().lower_elem(1e-6).int().sum();
         assert_eq!(right.into_scalar() as usize, elements);
     });
@@ -186,7 +186,8 @@ fn many_parameters_are_stepped_together() {
     });
 }
 
-/// Of parameters of 40 elements what begins at 0, 8, 16, 21 and 39, in vectors and one by one; the others stay.
+/// Updates of parts of parameters with 40 elements, which begin at 0, 8, 16, 21 and 39, in vectors and one by one. The
+/// other elements must not change.
 #[test]
 fn a_part_of_a_parameter_is_stepped() {
     with_device(|| {
@@ -234,7 +235,7 @@ fn a_part_of_a_parameter_is_stepped() {
     });
 }
 
-/// What is updated, the parameter, the gradient, and the moments.
+/// The range that is updated, the parameter, the gradient, and the moments.
 type PartCase = (Range<usize>, Values<1>, Values<1>, [Values<1>; 2]);
 
 #[test]

@@ -244,10 +244,12 @@ fn the_gradients_of_attention_are_right_on_random_shapes() {
     with_device(|| {
         for mut random in random_cases() {
             let mut case = Case::random(&mut random);
-            // Where almost all of a softmax is one weight, the gradients of its scores are small differences.
+            // If one weight of a softmax is almost 1, the gradients of its scores are small differences of larger
+            // numbers.
             case.range = case.range.min(2.0);
             if case.dtype != DType::F32 {
-                // And so are those of a few queries, as it happens, beside outputs that are rounded.
+                // With only a few queries, the gradients may by chance also be small compared with the rounding errors
+                // of the outputs.
                 case.l += 48;
                 case.t += 48;
             }
@@ -256,7 +258,7 @@ fn the_gradients_of_attention_are_right_on_random_shapes() {
     });
 }
 
-/// What the forward pass leaves reaches the backward pass on Burn's graph.
+/// The values that the forward pass saves reach the backward pass on Burn's graph.
 #[test]
 fn the_gradients_on_the_graph_are_right() {
     with_device(|| {
@@ -341,7 +343,7 @@ fn the_future_is_not_seen() {
     });
 }
 
-/// Neither are keys that a window has left behind.
+/// Keys before the window do not affect a query either.
 #[test]
 fn what_lies_before_a_window_is_not_seen() {
     with_device(|| {

@@ -11,7 +11,7 @@ pub type Cube = kernels::runtime::Wgpu;
 pub fn with_device(test: impl FnOnce()) {
     let probe = || {
         report_failures();
-        // A kernel that is loaded from the cache in place of another one would be found here.
+        // The kernel cache is on, so that the tests fail if a wrong kernel is loaded from it.
         keep_kernels();
         let backend = Backend::preferred().expect("a CubeCL backend is in this build");
         backend.probe()

@@ -1,4 +1,4 @@
-//! f64, which no kernel computes in: every op is its reference there, and as exact as on the CPU.
+//! No kernel computes in f64. For f64, every op must use its reference, and be as accurate as on the CPU.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
@@ -10,7 +10,7 @@ use kernels::*;
 
 use crate::support::*;
 
-/// Two orders of the same sums in 64 bits.
+/// The difference that another order of the same sums may cause in 64 bits.
 const TOLERANCE: f64 = 1e-12;
 
 /// The same numbers on any backend that has f64.

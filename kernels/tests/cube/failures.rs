@@ -9,7 +9,7 @@ use kernels::runtime::{Backend, BackendError, Work, synchronise};
 
 use crate::support::*;
 
-/// Does not expand: this panics on the device's thread.
+/// A kernel that cannot be expanded: this panics on the device's thread.
 #[cube(launch)]
 fn broken_kernel(output: &mut Array<f32>) {
     if UNIT_POS == 0 {
@@ -30,7 +30,7 @@ fn greedy_kernel(output: &mut Array<f32>) {
     output[UNIT_POS as usize] = shared[UNIT_POS as usize + 1];
 }
 
-/// A failure is reported once, to the first that asks: one test at a time.
+/// A failure is reported only once, to the first caller that asks, so only one test may run at a time.
 static TURN: Mutex<()> = Mutex::new(());
 
 fn launch(greedy: bool) {

@@ -16,7 +16,7 @@ struct Case {
     wanted: [bool; 3],
     /// Whether x and dy are slices of wider rows.
     sliced: bool,
-    /// Far from 0 beside its deviation.
+    /// Added to x, so that its mean is large compared with its deviation.
     offset: f64,
 }
 
@@ -73,7 +73,7 @@ impl Case {
             "norm {:?} {dtype:?}, parameters {parameters:?}, wanted {wanted:?}, sliced {sliced}, at {offset}",
             self.shape
         );
-        // A mean of as many digits less is taken off.
+        // The subtraction of a large mean loses precision in proportion to the mean.
         let tolerance = tolerance(dtype).max(tolerance(parameters)) * (1.0 + 0.3 * offset.abs());
         check(&name, tolerance, exact, run);
     }
@@ -165,7 +165,7 @@ fn norm_reads_slices_and_rows_far_from_zero() {
                 case.check(&mut Random::new(6));
             }
         }
-        // The mean of the squares less the square of the mean would have no digit left.
+        // The mean of the squares minus the square of the mean would lose all precision here.
         let case = Case {
             offset: 3000.0,
             ..Case::new([6, 2048], DType::F32)

@@ -71,7 +71,7 @@ impl Case {
         }
     }
 
-    /// As [`Case::cube`], each the transpose of what lies in memory, or a row further in.
+    /// As [`Case::cube`], but each tensor is the transpose of its memory, or begins one row later in it.
     fn turned(&self) -> Tensors<Cube> {
         let turn = |it: &Values<2>| {
             let [rows, columns] = it.cube().dims();
@@ -126,7 +126,7 @@ fn actual(tensors: Tensors<Cube>) -> Outputs {
     let y = linear(x.clone(), weight.clone(), bias.clone());
     let gelu = linear_gelu(x.clone(), weight.clone(), bias.clone());
     let onto = linear_onto(residual.clone(), x.clone(), weight.clone(), bias.clone());
-    // Whose memory the output may take, as nothing else holds it.
+    // Nothing else holds this residual, so the output may take its memory.
     let lone = residual + 0.0;
     let in_place = linear_onto(lone, x.clone(), weight.clone(), bias);
     let all = Cube::linear_backward(x.clone(), weight.clone(), dy.clone(), [true; 3]);
@@ -251,9 +251,9 @@ fn a_residual_that_is_held_is_left_alone() {
     });
 }
 
-/// What is queued before a product has happened when it begins, and what is queued after it finds it done:
-/// a long chain of additions makes the input, and the output is read and written over at once, in memory
-/// that the next round takes again.
+/// Work that is queued before a product is complete when the product begins, and work that is queued after it sees its
+/// result. A long chain of additions makes the input; the output is read and overwritten at once, in memory that the
+/// next round uses again.
 #[test]
 fn products_come_in_order() {
     in_turn(|| {

@@ -5,12 +5,13 @@
 //! cargo test -p kernels-tests --features wgpu --test cube
 //! ```
 //!
-//! One program for all ops: Burn's own kernels, which every program compiles anew, are most of its build.
+//! All ops are tested by one program, because most of its build time is for Burn's own kernels, which every program
+//! compiles again.
 //!
-//! `KERNELS_CASES` is the number of random cases an op (12 by default), `KERNELS_SEED` where they start, and
-//! `KERNELS_LENGTH` how long those of the scan are at most. Any adapter will do, one that computes on the CPU
-//! included. A machine without one skips these tests, and each prints a line that says so, unless the environment
-//! variable `CI` is set.
+//! `KERNELS_CASES` is the number of random cases for each op (12 by default), `KERNELS_SEED` the first seed, and
+//! `KERNELS_LENGTH` the largest length in cases of the scan. Any adapter can be used, also one that computes on the
+//! CPU. On a machine without an adapter these tests are skipped, and each prints a line that says so; but if the
+//! environment variable `CI` is set, they fail.
 #![cfg(any(feature = "cuda", feature = "wgpu"))]
 
 mod adamw;

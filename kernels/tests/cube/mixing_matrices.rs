@@ -179,7 +179,7 @@ fn no_distance_has_no_gradient() {
         };
         let (loss, gradients) = Cube::mixing_distance_with_gradients(student, teacher);
         assert_eq!(loss.into_scalar(), 0.0);
-        // Number by number: a maximum need not show a NaN.
+        // Each number is checked, because a maximum may hide a NaN.
         let zero = |name: &str, gradient: TensorData| {
             assert!(gradient.iter::<f64>().all(|g| g == 0.0), "{name}");
         };

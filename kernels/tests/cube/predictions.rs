@@ -137,8 +137,8 @@ fn distillation_is_right_on_random_shapes() {
     });
 }
 
-/// A label that there is no logit for makes the step's loss NaN, which a run notices; a loss without it
-/// would go unnoticed.
+/// A label outside the vocabulary makes the loss NaN, which a training run detects. If the label were ignored, nothing
+/// would be detected.
 #[test]
 fn labels_out_of_range_are_noticed() {
     with_device(|| {

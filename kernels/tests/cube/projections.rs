@@ -158,7 +158,7 @@ fn projections_of_few_vectors_are_right() {
     });
 }
 
-/// In parts, of which the last has fewer, and as one product of matrices.
+/// Many vectors are computed in parts, the last of which is smaller, or as one matrix product.
 #[test]
 fn projections_of_many_vectors_are_right() {
     with_device(|| {
@@ -238,7 +238,7 @@ fn projections_of_few_vectors_are_right_on_random_shapes() {
     });
 }
 
-/// A row's bits are the same in any company.
+/// The bits of a row do not depend on the other rows.
 #[test]
 fn a_vector_alone_is_as_in_a_batch() {
     with_device(|| {

@@ -13,7 +13,7 @@ fn a_read_gives_what_was_there_when_it_was_queued() {
         let mut reads = vec![];
         for _ in 0..100 {
             reads.push(queue_read(ids.clone()));
-            // In place: nothing but the read has it.
+            // In place, because nothing but the queued read holds it.
             ids = ids.add_scalar(1);
         }
         for (i, read) in (0..).zip(reads) {

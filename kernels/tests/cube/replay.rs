@@ -147,7 +147,8 @@ fn a_state_that_is_held_elsewhere_is_not_recorded() {
     });
 }
 
-/// As many other launches as a device keeps back before it begins, too, of which a count shows nothing.
+/// Also for as many foreign launches as the device holds back before it submits them, which a count alone would not
+/// show.
 #[test]
 fn a_step_with_launches_of_others_is_not_recorded() {
     with_device(|| {
@@ -182,7 +183,8 @@ fn a_step_is_repeated_by_its_thread_alone() {
     });
 }
 
-/// Its launches are queued when all that it belongs to is dropped, and its memory is asked for.
+/// The recording and everything that it belongs to are dropped, and their memory is requested again, while the launches
+/// of a step are still queued.
 #[test]
 fn a_recording_may_be_dropped_after_a_step() {
     with_device(|| {

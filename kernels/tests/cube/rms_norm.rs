@@ -16,7 +16,7 @@ struct Case {
     wanted: [bool; 2],
     /// Whether x and dy are slices of wider rows.
     sliced: bool,
-    /// Of x: what is far below the root of epsilon is not blown up.
+    /// The scale of x. Values far below the root of epsilon must not be enlarged.
     scale: f64,
 }
 

@@ -31,7 +31,7 @@ fn expected(logits: &[f64], seen: &[i32], vocab_size: usize, warp: Warp, point: 
     let mut left: f64 = falling.iter().map(|&token| weight(token)).sum();
     let left_out = (1.0 - warp.top_p) * left;
     while falling.len() > 1 {
-        // Without the last, and all below it, there would be as much as there must be.
+        // Drops the last token if the others reach the required probability without it.
         let last = falling[falling.len() - 1];
         let below: f64 = left - falling.iter().map(|&token| weight(token)).sum::<f64>();
         if below + weight(last) > left_out || warp.top_p == 1.0 {

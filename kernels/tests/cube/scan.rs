@@ -17,7 +17,7 @@ fn below(numbers: &mut Numbers, count: usize) -> usize {
 enum Decay {
     /// `a_log` in plus or minus this.
     Within(f64),
-    /// A few tokens forget everything, the others next to nothing.
+    /// At a few tokens the state is lost completely, at the others almost nothing is lost.
     Extremes,
 }
 
@@ -158,7 +158,7 @@ fn values<B: Backend, const D: usize>(x: Tensor<B, D>) -> Vec<f64> {
 /// The outputs of a scan and their gradients, by name.
 type Results = Vec<(&'static str, Vec<f64>)>;
 
-/// Everything that a scan gives, through its epilogue if it has one.
+/// The outputs of a scan and all gradients, with its epilogue if it has one.
 fn results<B: KernelBackend>(
     scan: ScanInputs<B>,
     epilogue: Epilogue<B>,
@@ -234,8 +234,8 @@ fn error(actual: &[f64], expected: &[f64], dtype: DType) -> f64 {
     let pairs = actual.iter().zip(expected);
     let difference: f64 = pairs.map(|(a, e)| (a - e) * (a - e)).sum();
     let norm: f64 = expected.iter().map(|e| e * e).sum();
-    // Where nothing is left after the decay, nothing relative can be asked. In f16, whose numbers are 6e-8
-    // apart below 6e-5, that is long before.
+    // If almost nothing remains after the decay, a relative error makes no sense. In f16, whose numbers are 6e-8 apart
+    // below 6e-5, this limit is reached much earlier.
     let least = match dtype {
         DType::F16 => (expected.len() as f64) * 6e-6 * 6e-6,
         _ => 1e-12,

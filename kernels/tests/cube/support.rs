@@ -15,7 +15,7 @@ fn setting(name: &str, default: u64) -> u64 {
     value.map_or(default, |value| value.parse().expect(name))
 }
 
-/// One random generator a random case.
+/// A random generator for each random case.
 pub fn random_cases() -> impl Iterator<Item = Random> {
     let first = setting("KERNELS_SEED", 1);
     (first..first + setting("KERNELS_CASES", 12)).map(Random::new)
@@ -70,7 +70,7 @@ impl Random {
     }
 }
 
-/// What both backends compute with.
+/// An input of an op, with the same values on both backends.
 #[derive(Clone)]
 pub struct Values<const D: usize> {
     data: TensorData,
@@ -113,7 +113,7 @@ impl<const D: usize> Values<D> {
     }
 }
 
-/// Fills memory with NaN and gives it back, for the next allocations to find.
+/// Fills memory with NaN and frees it, so that the next allocations contain NaN.
 pub fn poison() {
     let device = Default::default();
     for exponent in [8, 12, 16, 20, 22] {

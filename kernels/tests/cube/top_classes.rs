@@ -168,7 +168,8 @@ fn the_loss_from_a_cache_is_right_on_random_shapes() {
     });
 }
 
-/// A step notices an id or a label that there is no logit for, and a student that is sure of the top has a finite loss.
+/// An id or a label outside the vocabulary makes the loss NaN, and a student that gives all probability to the top ids
+/// has a finite loss.
 #[test]
 fn what_cannot_be_is_noticed() {
     with_device(|| {

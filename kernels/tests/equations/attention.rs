@@ -104,8 +104,8 @@ fn windowed_definition<B: TrainBackend>(
 
 const WINDOWS: [(usize, usize); 6] = [(1, 0), (1, 3), (8, 2), (70, 0), (64, 4), (200, 1)];
 
-/// In blocks as whole, forward and backward, for windows shorter and longer than a block, of whole sequences and of
-/// their last tokens.
+/// Attention in blocks equals the whole matrix, forward and backward, for windows shorter and longer than a block, and
+/// for queries of whole sequences and of their last tokens.
 #[test]
 fn windowed_attention_is_right() {
     for [b, l, t, h, g, p] in [

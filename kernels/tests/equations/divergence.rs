@@ -253,8 +253,9 @@ fn agreement_is_the_least() {
     }
 }
 
-/// What is as likely as the last of the top is among it, though there are more of it then. By hand: with the top two
-/// of these, the first three; the student has half its probability there and half on the others.
+/// Ids that are exactly as likely as the last of the top ids also belong to the top, which is then larger. Computed by
+/// hand: with a top of two, these are the first three ids; the student has half of its probability there and half on
+/// the others.
 #[test]
 fn ties_are_all_at_the_top() {
     let logits = |p: [f64; 5]| (vec![1, 5], p.map(f64::ln).to_vec());

@@ -1,7 +1,8 @@
-//! Rows of several documents: each op gives each document what it gives it alone, forward and backward.
+//! Rows of several documents: for each document, each op gives the same result as for the document alone, forward and
+//! backward.
 //!
-//! What stands beside an op here is the op itself, of one document at a time, with Burn's gradient of the slices that
-//! the documents are.
+//! Here an op is compared with itself, applied to one document at a time. Burn's autodiff gives the gradients of the
+//! slices that are the documents.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
@@ -38,8 +39,8 @@ impl Rows {
         ))
     }
 
-    /// What `op` gives for each document, by its row, its start and its length, as `[1, length, ..]`: put together,
-    /// `[b, l, ..]`.
+    /// Calls `op` for each document with its row, its start and its length, and joins the results, `[1, length, ..]`
+    /// each, to `[b, l, ..]`.
     fn each<B: Backend, const D: usize>(
         &self,
         op: impl Fn(usize, usize, usize) -> Tensor<B, D>,

@@ -1,4 +1,5 @@
-//! Inputs of different dtypes: halves and f32 meet in f32, and f64 meets nothing narrower.
+//! Inputs of different dtypes: half precision and f32 may be mixed and are computed in f32; f64 may not be mixed with
+//! narrower dtypes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

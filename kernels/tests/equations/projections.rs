@@ -93,8 +93,8 @@ fn rows_of_any_length_have_a_form() {
 /// Numbers of a vector that are rounded to 16 bits together on the CPU.
 const BLOCK: usize = 512;
 
-/// By what the rounding of `u` changes its product with `row`: at most, and the square on average, if every number is off
-/// by anything up to half a step.
+/// The change of the product of `u` and `row` by the rounding of `u`: the largest, and the mean square if each error is
+/// uniform up to half a step.
 fn rounding(row: &[f64], u: &[f64]) -> (f64, f64) {
     let blocks = row.chunks(BLOCK).zip(u.chunks(BLOCK));
     let each = blocks.map(|(row, u)| {
@@ -161,7 +161,7 @@ fn packed_weights_multiply_as_their_numbers() {
     }
 }
 
-/// A row's bits are the same in any company.
+/// The bits of a row do not depend on the other rows.
 #[test]
 fn a_vector_alone_is_as_in_a_batch() {
     for (form, d_in) in [(Form::Int8, 76), (Form::Int8, 1100), (Form::Int4, 576)] {

@@ -10,12 +10,12 @@ use crate::support::{Exact, values};
 
 type B = Exact;
 
-/// Enough that some meet the moment at which a node has no tensor.
+/// Enough passes that some of them hit the moment at which no tensor holds a node.
 const PASSES: usize = 20_000;
 
-/// After each backward pass a thread removes from all graphs what no tensor holds. A slice of a weight is such
-/// a node while the op that consumes it is put on the graph, from the weight's second pass on: its graph does
-/// not have the weight.
+/// After each backward pass, a thread removes from all graphs the nodes that no tensor holds. While an op is put on the
+/// graph, a slice of a weight that it consumes is such a node, from the weight's second pass on, because its graph does
+/// not contain the weight.
 #[test]
 fn gradients_do_not_depend_on_other_threads() {
     let done = AtomicBool::new(false);

@@ -1,5 +1,5 @@
-//! What a GGUF file says of a model, in the terms of Hugging Face's files: its keys as a `config.json`, and the
-//! names of its tensors.
+//! Translates GGUF files to the conventions of Hugging Face: the keys of a file to a `config.json`, and the names of
+//! its tensors.
 //!
 //! The keys are those of ggml's `docs/gguf.md`, the names those of the Python package `gguf`
 //! (`constants.py`, `tensor_mapping.py`).
@@ -54,7 +54,7 @@ const ROPE_FACTOR: &str = "rope.scaling.factor";
 const ROTATED: &str = "rope.dimension_count";
 const VALUE_LENGTH: &str = "attention.value_length";
 const CAUSAL: &str = "attention.causal";
-/// Keys that only say where values come from.
+/// Keys that describe only the origin of values, and are ignored.
 const IDLE: [&str; 2] = [
     "rope.scaling.finetuned",
     "rope.scaling.original_context_length",

@@ -15,7 +15,7 @@ pub(super) struct Keys<'a> {
 }
 
 impl<'a> Keys<'a> {
-    /// Those of `value`, the object at `path`.
+    /// The members of `value`, the object at `path`.
     ///
     /// # Errors
     /// [`ConfigError::Invalid`] if it is no object.
@@ -60,7 +60,7 @@ impl<'a> Keys<'a> {
         })
     }
 
-    /// That `key`, where it has a value, has this one.
+    /// Checks that `key`, if it has a value, has the value `accepted`.
     pub fn only(&self, key: &str, accepted: &Value) -> Result<(), ConfigError> {
         match self.members.get(key) {
             Some(value) if !value.is_null() && !is_same(value, accepted) => {

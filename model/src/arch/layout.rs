@@ -1,8 +1,8 @@
 //! What each parameter is called in files.
 
-/// The names of a family's tensors: pairs of beginnings, of a parameter's path in a
-/// [`CausalLm`](crate::CausalLm) and of its name in files. `#` stands for the number of a layer; the first
-/// pair that fits is taken, and what no pair fits keeps its name.
+/// The names of a family's tensors, as pairs of prefixes: the prefix of a parameter's path in a
+/// [`CausalLm`](crate::CausalLm), and the prefix of its name in files. `#` stands for the number of a layer. The first
+/// matching pair is used; a path that matches no pair is also the name.
 ///
 /// A path is that of the modules' fields, with the kind of a mixer behind `mixer`, such as
 /// `backbone.layers.0.mixer.Attention.q_proj.weight`. By default, names are paths.

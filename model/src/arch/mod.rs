@@ -1,9 +1,9 @@
 //! Families of checkpoints: what their `config.json` says, and what their tensors are called.
 //!
-//! A family is one file of this folder: a type for its configuration that implements [`Family`]. The list at
-//! the end of this file makes [`ModelConfig`] of them all: a new family is a file, its `mod` line, and one
-//! entry of that list. Every family reduces to [`NetworkConfig`], the sizes from which the one network type,
-//! [`CausalLm`](crate::CausalLm), is built; nothing outside this folder asks which family a model belongs to.
+//! A family is one file or folder here, with a type for its configuration that implements [`Family`]. The list at the
+//! end of this file defines [`ModelConfig`] from all families: a new family is a file, its `mod` line, and one entry of
+//! that list. Every family converts to [`NetworkConfig`], from which the network, [`CausalLm`](crate::CausalLm), is
+//! built. No code outside this folder depends on the family of a model.
 
 pub(crate) mod gguf;
 mod keys;
@@ -42,7 +42,7 @@ pub struct NetworkConfig {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub d_model: usize,
-    /// How the two halves of a layer stand to each other.
+    /// Whether the two halves of a layer are computed in parallel or one after the other.
     pub block_order: BlockOrder,
     /// Every normalisation.
     pub norm: NormConfig,
@@ -76,7 +76,7 @@ pub enum HeadConfig {
 }
 
 impl NetworkConfig {
-    /// What decoding one sequence takes, in f32.
+    /// The size of the decoding state of one sequence, in f32.
     pub fn state_size(&self) -> StateSize {
         let each = self.mixers.iter();
         let each = each.map(|mixer| mixer.state_size(self.d_model));
@@ -90,7 +90,7 @@ impl NetworkConfig {
     }
 }
 
-/// The configuration of one family of checkpoints: all that only it knows.
+/// The configuration of one family of checkpoints, and everything that is special to the family.
 pub trait Family: Debug {
     /// The model in a few words, such as `Phi`.
     fn name(&self) -> &'static str;
@@ -108,16 +108,16 @@ pub trait Family: Debug {
     /// The text of its `config.json`.
     fn to_json(&self) -> String;
 
-    /// What opens its folder in Hugging Face's transformers, where these have no class for it. It is written beside
-    /// the weights, and [`to_json`](Self::to_json) names it.
+    /// A Python module that opens its folder in Hugging Face's transformers, if transformers has no class for it. The
+    /// module is written beside the weights, and [`to_json`](Self::to_json) names it.
     fn python_module(&self) -> Option<PythonModule> {
         None
     }
 
-    /// That the sizes fit together.
+    /// Checks that the sizes fit together.
     ///
     /// # Errors
-    /// [`ConfigError::Invalid`] names the values at odds.
+    /// [`ConfigError::Invalid`] names the values that do not fit.
     fn validate(&self) -> Result<(), ConfigError>;
 
     /// The student that this family's models are distilled into: their network with these mixers, one a layer.
@@ -143,15 +143,15 @@ pub trait Family: Debug {
     }
 }
 
-/// What reading a `config.json` needs of a family.
+/// What a family must provide so that its `config.json` can be read.
 pub(crate) trait FamilyFile: Family + Sized {
-    /// Whether a `config.json` is this family's. Asked of the families in the order of the list.
+    /// Whether a `config.json` belongs to this family. The families are tried in the order of the list.
     fn recognises(root: &Value) -> bool;
 
     /// Reads the text of one.
     ///
     /// # Errors
-    /// [`ConfigError`] if it is not such a file, asks for what is not implemented, or its sizes do not fit
+    /// [`ConfigError`] if it is not such a file, asks for a feature that is not implemented, or its sizes do not fit
     /// together.
     fn parse(text: &str) -> Result<Self, ConfigError>;
 }
@@ -174,7 +174,7 @@ macro_rules! families {
             /// Reads the text of a `config.json` of any family.
             ///
             /// # Errors
-            /// [`ConfigError`] if it is not such a file, asks for what is not implemented, or its sizes do
+            /// [`ConfigError`] if it is not such a file, asks for a feature that is not implemented, or its sizes do
             /// not fit together.
             pub fn from_json(text: &str) -> Result<Self, ConfigError> {
                 let root: Value = serde_json::from_str(text)?;

@@ -1,5 +1,5 @@
-//! Mixers that no published format knows. Every family of students writes them alike: their kind, and their options
-//! as they are.
+//! Mixers that exist in no published format. Every family of students writes them in the same way: their kind, and
+//! their options unchanged.
 
 use serde_json::Value;
 

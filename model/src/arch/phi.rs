@@ -86,7 +86,7 @@ pub(super) const ATTENTION_KEYS: [&str; 4] = [
     "rope_theta",
 ];
 
-/// That `key`, where present, has the one value that is implemented.
+/// Checks that `key`, if it is present, has the one value that is implemented.
 fn only<T: PartialEq + ToString>(
     key: &str,
     value: Option<T>,
@@ -119,7 +119,7 @@ impl PhiConfig {
     /// Reads the text of a `config.json`.
     ///
     /// # Errors
-    /// [`ConfigError`] if it is not such a file, asks for what is not implemented (another
+    /// [`ConfigError`] if it is not such a file, asks for a feature that is not implemented (another
     /// `model_type`, activation or rotary type, normalised queries and keys, tied embeddings), or
     /// its sizes do not fit together.
     pub fn from_json(text: &str) -> Result<Self, ConfigError> {

@@ -1,5 +1,5 @@
-//! Students in Python, without this project: a module for Hugging Face's transformers, which is written beside their
-//! weights and named in their `config.json`.
+//! A Python module that opens students in Hugging Face's transformers, without this project. It is written beside the
+//! weights of a student and named in its `config.json`.
 
 use serde_json::{Value, json};
 
@@ -22,7 +22,7 @@ pub(super) const STUDENTS: PythonModule = PythonModule {
 pub(super) fn name_module(root: &mut Value) {
     root["architectures"] = json!(["MohawkForCausalLM"]);
     root["model_type"] = json!("mohawk_student");
-    // A tied head is no module of its own there, so that nothing is left to tie.
+    // In this module, a tied head is not a separate module, so there is nothing to tie.
     root["tie_word_embeddings"] = json!(false);
     root["auto_map"] = json!({
         "AutoConfig": "modeling_mohawk.MohawkConfig",

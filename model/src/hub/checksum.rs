@@ -1,4 +1,4 @@
-//! Whether a file that came is the one that the hub has.
+//! Verifies that a fetched file is the one on the hub.
 
 use std::fs::{self, File};
 use std::io;
@@ -7,9 +7,9 @@ use std::path::Path;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-/// That the file is what the hub has, which names large files by their SHA-256, and small ones as git does, by
-/// the SHA-1 of a line with their length and of their bytes (some mirrors: of their bytes). Another file is removed.
-/// A name of another kind says nothing.
+/// Checks that the file has the hash in its `etag`. The hub uses the SHA-256 of large files, and for small files git's
+/// hash: the SHA-1 of a line with their length and of their bytes (some mirrors: of the bytes alone). A file with
+/// another hash is removed, and is an error. An `etag` of any other form is not checked.
 pub(super) fn verify(part: &Path, etag: &str) -> Result<(), String> {
     let said = |error: io::Error| error.to_string();
     let (kind, found) = match etag.len() {
@@ -29,7 +29,7 @@ pub(super) fn verify(part: &Path, etag: &str) -> Result<(), String> {
     }
     fs::remove_file(part).map_err(said)?;
     Err(format!(
-        "what came has the {kind} {}, and should have {etag}; it is removed, try again",
+        "the fetched file has the {kind} {}, but should have {etag}; it is removed, try again",
         found[0]
     ))
 }

@@ -1,8 +1,8 @@
-//! A file's way from the hub into the cache.
+//! Downloads files from the hub into the cache.
 //!
-//! The token is sent to the hub alone, and not to the host that it redirects to. A download that broke off
-//! is resumed, and a file gets its name in the cache only when it is known to be whole: of the length that the hub
-//! says, and of the hash that it first said.
+//! The token is sent only to the hub, not to a host that the hub redirects to. An interrupted download is resumed. A
+//! file gets its name in the cache only if it is complete: it must have the length that the hub reports, and the hash
+//! that the hub reported first.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -22,10 +22,11 @@ use super::retry::Failure;
 /// Redirects that are followed, at most.
 const REDIRECTS: usize = 8;
 
-/// How long a connection may take. A model in the cache is used without a hub that does not answer.
+/// The timeout for a connection. If the hub does not answer in this time, a model in the cache is used without it.
 const CONNECT: Duration = Duration::from_secs(20);
 
-/// How long nothing may come on a connection: one that another end has forgotten is never closed.
+/// The timeout for the next bytes on a connection. A connection that the other end has dropped silently would otherwise
+/// never be closed.
 const SILENCE: Duration = Duration::from_secs(60);
 
 const USER_AGENT: &str = concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION"));
@@ -38,8 +39,8 @@ pub(super) struct Client {
     cache: Cache,
 }
 
-/// A response, and what the hub itself calls the file's content: the first that it says on the way to the
-/// response, since a redirect may lead to another file.
+/// A response, and the hub's own description of the file's content. This is the first one on the way to the response,
+/// because a redirect may lead to another file.
 struct Answer {
     etag: Option<String>,
     /// The commit that it says this of.
@@ -188,7 +189,7 @@ impl Client {
         let (mut etag, mut commit, mut is_first) = (None, None, false);
         for redirects in 0..=REDIRECTS {
             let is_hub = origin(&url) == origin(&self.endpoint);
-            // Of packed bytes, a range would be another.
+            // Without compression: a range of compressed bytes would be another part of the file.
             let mut request = self.agent.get(&url).header("Accept-Encoding", "identity");
             if let Some(range) = range {
                 request = request.header("Range", range);
@@ -226,8 +227,8 @@ impl Client {
     }
 }
 
-/// Copies what a hub sends into a file, and returns its length. A connection that breaks is a failure that passes, and
-/// a disk that is full is none.
+/// Copies a response into a file, and returns its length. A broken connection is a failure that may pass, and is tried
+/// again; a full disk is not.
 fn copy(from: &mut impl Read, file: &mut File) -> Result<u64, Failure> {
     let mut bytes = vec![0; 1 << 18];
     let mut length = 0;
@@ -266,7 +267,8 @@ pub(super) fn is_name(text: &str) -> bool {
     !text.is_empty() && !text.starts_with('.') && text.bytes().all(usual)
 }
 
-/// Whether the lock was got. Some network file systems have none: there, nothing keeps two processes apart.
+/// Whether the lock was acquired. Some network file systems have no locks; there, nothing prevents two processes from
+/// working on the same file.
 fn is_locked(mut lock: impl FnMut() -> io::Result<()>) -> bool {
     loop {
         match lock() {

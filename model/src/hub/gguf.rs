@@ -63,10 +63,10 @@ fn has_tag(file: &str, tag: &str) -> bool {
     })
 }
 
-/// That `file` is a whole model.
+/// Checks that `file` is a whole model.
 ///
 /// # Errors
-/// It is one of several.
+/// If the file is one part of a model that is split into several files.
 fn check_whole(file: &str) -> Result<(), String> {
     match part(stem(file)) {
         Some((whole, count)) if count > 1 => Err(format!(
@@ -112,7 +112,8 @@ impl Hub {
         if self.offline {
             return cached.ok_or_else(|| self.not_here(name));
         }
-        // Whether others have the tag is known to the hub. If it cannot be asked, what there is must do.
+        // Only the hub knows whether other files have the tag too. If the hub cannot be reached, the cached file is
+        // used.
         let main = self.main(repository);
         let revision = self.revision(repository, main.as_deref().unwrap_or("main"));
         let fetched = match (revision, cached) {
@@ -171,7 +172,7 @@ impl Revision {
         Ok(file)
     }
 
-    /// That it has `file` and that this is a whole model, if it is a GGUF file.
+    /// Checks that the repository has `file`, and that the file is a whole model, if it is a GGUF file.
     ///
     /// # Errors
     /// The names of those that it has, or that the model is split.

@@ -23,7 +23,8 @@ use crate::weights::{
     shards, weight_form,
 };
 
-/// What not every model has: the published Phi-Mambas use Phi's tokenizer, and only some models chat.
+/// Files that not every model has: the published Phi-Mambas use Phi's tokenizer, and only some models have a chat
+/// template.
 const OPTIONAL: [&str; 5] = [
     TOKENIZER,
     GENERATION,
@@ -44,8 +45,7 @@ pub fn locate(name: impl AsRef<Path>) -> Result<PathBuf, WeightsError> {
     Hub::from_env()?.locate(name)
 }
 
-/// Where models come from that are no folders here, and the cache of those fetched before, which all
-/// of Hugging Face's tools share.
+/// The Hugging Face hub, and the local cache of fetched models, which all of Hugging Face's tools share.
 #[derive(Clone)]
 pub struct Hub {
     /// The hub's address, `https://huggingface.co`.
@@ -54,23 +54,24 @@ pub struct Hub {
     pub cache: PathBuf,
     /// Sent to the hub with every request, for repositories that need it.
     pub token: Option<String>,
-    /// Whether nothing may be fetched: the cache is all there is.
+    /// Whether fetching is forbidden, so that only the cache is used.
     pub offline: bool,
 }
 
 impl Hub {
-    /// The folder of the model called `name`: that folder or GGUF file itself or, for OWNER/NAME, its snapshot in
-    /// the cache, to which what is missing is fetched with a progress bar. OWNER/NAME:FILE.gguf is that file of a
-    /// repository, OWNER/NAME:TAG the one whose name ends in TAG, as in OWNER/NAME:Q4_K_M, and OWNER/NAME the only
-    /// one of a repository without a `config.json`.
+    /// Returns the folder or the GGUF file of the model called `name`. `name` may be the path of a folder or of a GGUF
+    /// file, which is returned. For OWNER/NAME the result is the repository's snapshot in the cache; missing files are
+    /// fetched, with a progress bar. OWNER/NAME:FILE.gguf is one GGUF file of a repository; OWNER/NAME:TAG is the GGUF
+    /// file whose name ends in TAG, as in OWNER/NAME:Q4_K_M; and for a repository without a `config.json`, OWNER/NAME
+    /// is its only GGUF file.
     ///
-    /// A model in the cache is used as it is. If it has changed on the hub, it is fetched anew once
-    /// its folder in the cache is gone.
+    /// A model in the cache is used without a check for a newer version on the hub. To fetch a newer version, delete
+    /// the model's folder in the cache.
     ///
     /// # Errors
     /// [`WeightsError::NoSuchModel`] if `name` is neither a folder nor a file nor one of these names,
-    /// [`WeightsError::Offline`] if it would have to be fetched and must not be, and
-    /// [`WeightsError::Fetch`] if that fails. Files that were fetched until then are kept.
+    /// [`WeightsError::Offline`] if it would have to be fetched and must not be, and [`WeightsError::Fetch`] if
+    /// fetching fails. Files that were already fetched are kept.
     pub fn locate(&self, name: impl AsRef<Path>) -> Result<PathBuf, WeightsError> {
         let path = name.as_ref();
         if is_model(path) {
@@ -96,7 +97,8 @@ impl Hub {
         if self.offline {
             return alone.ok_or_else(|| self.not_here(name));
         }
-        // Whether that file is alone is known to the hub. If it cannot be asked, what there is must do.
+        // Only the hub knows whether the repository has other GGUF files. If the hub cannot be reached, the cached file
+        // is used.
         let known = if alone.is_some() {
             self.main(name)
         } else {
@@ -113,8 +115,8 @@ impl Hub {
         fetched.map_err(|reason| self.failed(name, reason))
     }
 
-    /// Fetches what a model may have beside its weights, and another tool or an earlier version may have
-    /// fetched it without. It is asked for once. If the hub cannot be asked, what there is must do.
+    /// Fetches the optional files of a model, which another tool or an earlier version may not have fetched. The hub is
+    /// asked for each of them only once. If the hub cannot be reached, the files in the cache are used.
     fn complete(&self, name: &str, folder: &Path) {
         let Some(sha) = folder.file_name().and_then(|name| name.to_str()) else {
             return;
@@ -127,8 +129,8 @@ impl Hub {
         }
     }
 
-    /// The folder, shared with Hugging Face's tools, with an empty file by the name of each file that a
-    /// revision of a model is known not to have.
+    /// A folder, shared with Hugging Face's tools, that contains an empty file for each file that is known not to exist
+    /// in a revision of a model.
     fn lacks(&self, name: &str, sha: &str) -> PathBuf {
         self.folder(name).join(".no_exist").join(sha)
     }
@@ -279,7 +281,7 @@ impl Revision {
         Ok(config.parent().unwrap_or(&config).into())
     }
 
-    /// Fetches what there is beside the weights, and notes what there is not.
+    /// Fetches the optional files that exist, and notes those that do not.
     fn fetch_optional(&self) -> Result<(), String> {
         for file in OPTIONAL {
             if self.has(file) {
@@ -299,13 +301,14 @@ impl Revision {
         made_main.map_err(|error| error.to_string())
     }
 
-    /// One of its files. The hub has just answered: if it is busy now or breaks off, it is asked again.
+    /// Fetches one of its files. The hub has answered just before, so if it is busy now or the connection breaks, the
+    /// request is repeated.
     fn get(&self, file: &str) -> Result<PathBuf, String> {
         Ok(patiently(WAIT, || self.client.get(&self.repo, file))?)
     }
 }
 
-/// Whether `name` can be OWNER/NAME, as the hub lets people choose them.
+/// Whether `name` has the form OWNER/NAME, with characters that the hub allows.
 fn is_repository(name: &str) -> bool {
     let is_part = |part: &str| {
         part.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')

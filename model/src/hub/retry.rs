@@ -1,4 +1,4 @@
-//! Why something was not fetched, and trying it again.
+//! Failures of downloads, and retries.
 
 use std::thread;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 /// How often something is tried again. After a first wait of a second, the last try is two minutes after the first.
 const RETRIES: u32 = 7;
 
-/// The first wait, if who asks has no other.
+/// The default of the first wait.
 pub(super) const WAIT: Duration = Duration::from_secs(1);
 
 /// Why something was not fetched.

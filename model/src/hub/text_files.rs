@@ -112,7 +112,7 @@ impl TextName {
                 folders(&files)
             ));
         }
-        // Where no name says a split, all of it is for training.
+        // If no file name contains a split, all files belong to the training split.
         let says_split = |file: &String| SPLITS.iter().any(|words| has_word(file, words));
         if self.split != TRAIN || below.iter().any(says_split) {
             let own = [self.split.as_str()];

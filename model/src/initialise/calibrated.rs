@@ -1,10 +1,10 @@
 //! A copy of the attention that is fitted to its outputs on text.
 //!
-//! Softmax attention and the mixer differ in three things that a copy alone gets wrong by orders of magnitude: the
-//! scale of the scores, how fast they fade, and their sum. So queries get the attention's scale; the decay of each
-//! head is constant, and halves over the distance that the head's attention looks back on average; and the scan and
-//! D get the scales that bring their sum nearest to the attention's output, before the output projection, by least
-//! squares over the text.
+//! Softmax attention and the mixer differ in three quantities, which a plain copy gets wrong by orders of magnitude:
+//! the scale of the scores, how fast they decay with distance, and their sum. So the queries get the attention's scale.
+//! Each head gets a constant decay, whose half-life is the average distance that the head's attention looks back. And
+//! the scan and D are scaled such that their sum is closest to the attention's output before the output projection, by
+//! least squares over the text.
 
 use std::f64::consts::LN_2;
 
@@ -80,8 +80,8 @@ pub(super) fn check_plain<B: KernelBackend>(
     Ok(())
 }
 
-/// That every layer's mixer has a place for all that the attention has, and that what it gives is added to what is
-/// beside it: nothing else is fitted.
+/// Checks that every layer's mixer has room for all of the teacher's attention, and that its output is added to the
+/// output of the attention beside it. Nothing else can be fitted.
 pub(super) fn check<B: KernelBackend>(
     student: &CausalLm<B>,
     teacher: &CausalLm<B>,
@@ -249,7 +249,7 @@ pub(super) struct HeadSums {
     products: Vec<f64>,
 }
 
-/// What least squares make of [`HeadSums`].
+/// The least-squares solution of [`HeadSums`].
 pub(super) struct HeadFits {
     /// The scales of the features, of each head.
     pub scales: Vec<Vec<f64>>,
@@ -363,8 +363,8 @@ pub(super) fn fit<B: KernelBackend>(
     Ok(fits)
 }
 
-/// What the mixer of a layer is to give before its output projection: the teacher's context, less that of the
-/// attention beside the mixer; `[b, l, h, p]`.
+/// The target of a layer's mixer before its output projection: the teacher's context minus the context of the attention
+/// beside the mixer; `[b, l, h, p]`.
 pub(super) fn target<B: KernelBackend>(
     student: &CausalLm<B>,
     teacher: &CausalLm<B>,

@@ -36,7 +36,7 @@ impl Initialise for Copy {
     }
 }
 
-/// That every layer's mixer has a place for all that the attention has.
+/// Checks that every layer's mixer has room for all of the teacher's attention.
 pub(super) fn check<B: KernelBackend>(
     student: &CausalLm<B>,
     teacher: &CausalLm<B>,
@@ -66,7 +66,7 @@ pub(super) fn copy<B: KernelBackend>(
     }
 }
 
-/// That the mixer has a place for all that attention has.
+/// Checks that the mixer has room for all of the attention.
 fn fits<B: KernelBackend>(
     mamba: &DiscreteMamba2<B>,
     attention: &Attention<B>,

@@ -1,5 +1,5 @@
-//! Some steps of Adam on the mixer of one layer, for what no linear equations give: which keys a query finds, the
-//! convolution, decays that depend on the token.
+//! Some steps of Adam on the mixer of one layer, for the parameters that linear equations cannot fit: those that decide
+//! which keys a query matches, the convolution, and decays that depend on the token.
 //!
 //! The text is that of the fits, read again and again, so a step costs one layer's forward and backward pass and no
 //! pass of the teacher. Nothing is drawn: the same text gives the same mixer.
@@ -61,8 +61,8 @@ impl Descent {
         examples: &[Example<B>],
         stop: Stop<'_>,
     ) -> Result<DiscreteMamba2<B>, InitError> {
-        // Adam is blind to the loss's scale but for its epsilon, beside which gradients of a mean over many numbers
-        // would be small: the loss is a share of what is wanted.
+        // Adam does not depend on the scale of the loss, except through its epsilon. Gradients of a mean over many
+        // numbers would be small compared with epsilon, so the loss is the relative error.
         let whole: f64 = examples
             .iter()
             .map(|example| squares(example.wanted.clone(), example.weights.clone()))

@@ -1,9 +1,10 @@
 //! A calibrated copy whose B and C have the same size.
 //!
-//! It computes what a calibrated copy does, and trains otherwise. Keys are large, and queries with the attention's
-//! scale and that of the scan are small: 40 to 120 times smaller in the first layer of SmolLM2-135M. A step of the same
-//! size on both, as Adam takes it, changes a product of B and C by the size of the other factor, hence most by what it
-//! does to C. With equal sizes that is the least that it can be.
+//! It computes the same function as a calibrated copy, but trains differently. Keys are large; queries, multiplied by
+//! the scale of the attention and that of the scan, are small: 40 to 120 times smaller in the first layer of
+//! SmolLM2-135M. Adam makes steps of the same size in B and in C. A step in one factor changes the product in
+//! proportion to the other factor, so the step in the small C changes it most. If both have the same size, the largest
+//! change is as small as possible.
 
 use burn::tensor::{Int, Tensor};
 use kernels::KernelBackend;

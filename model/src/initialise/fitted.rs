@@ -1,9 +1,9 @@
 //! A copy of the attention that is fitted layer by layer on the student's own stream.
 //!
-//! `calibrated` and `ridge` fit every layer to what the teacher's layers read. A student never reads that: what a layer
-//! lacks is in the input of the next one, and what thirty layers lack adds up. Here a layer reads what the student's
-//! own layers before it give, and it is to give what brings the residual stream back to the teacher's, so that each
-//! layer corrects those before it.
+//! `calibrated` and `ridge` fit every layer on the inputs of the teacher's layers. A student never has exactly these
+//! inputs: the error of each layer is in the input of the next one, and the errors of thirty layers add up. Here the
+//! input of a layer is the output of the student's own earlier layers, and its target is the output that brings the
+//! residual stream back to the teacher's. So each layer corrects the errors of the layers before it.
 //!
 //! In each layer, in this order, on the same text:
 //!
@@ -15,11 +15,12 @@
 //!    the ridge that does best on text that is held out: directions of which the text says little stay the teacher's;
 //! 5. with a [descent](super::descent), all of the mixer's parameters are brought nearer by some steps of Adam.
 //!
-//! Every token counts by the inverse of its squares in the teacher's stream, since that is what the norm that reads
-//! the stream divides by. Without that the few tokens count most whose stream is largest, such as the first of a text.
+//! Each token is weighted by the inverse of its sum of squares in the teacher's stream, because the norm that reads the
+//! stream divides by it. Without these weights, the few tokens with the largest stream, such as the first token of a
+//! text, would dominate.
 //!
-//! Of the mixers after 2, after 4 with and without 3, and after 5, the one is kept that lacks least of the held-out
-//! text.
+//! The mixer is chosen among those after step 2, after step 4 with and without step 3, and after step 5: the one with
+//! the smallest error on the held-out text is kept.
 
 use burn::tensor::{Int, Tensor};
 use kernels::KernelBackend;

@@ -1,10 +1,11 @@
 //! The gate of each head, by regression on what the layer reads.
 //!
-//! Softmax divides by a sum that differs from token to token: a head whose query finds nothing looks at the first
-//! token, whose value is next to nothing, and so gives next to nothing. A scan has no such sum, but the mixer has a
-//! gate. Of a head that gives `y` where `c` is wanted, the gate `g` that is best for a token has the smallest
-//! `|c - g y|^2`; over the text this is a weighted regression of `g - 1` on what the layer reads. The gate's activation
-//! is 1 where it is open, and so is its slope, so the regression's outputs are added to the open gate's bias.
+//! Softmax divides by a sum that differs from token to token: if the query of a head matches no key, the head attends
+//! to the first token, whose value is close to zero, and so its output is close to zero. A scan has no such sum, but
+//! the mixer has a gate. If a head's output is `y` and its target is `c`, the best gate `g` for a token minimises
+//! `|c - g y|^2`. Over the text this is a weighted regression of `g - 1` on the layer's input. At the open gate, both
+//! the value and the slope of the gate's activation are 1, so the outputs of the regression are added to the open
+//! gate's bias.
 
 use burn::tensor::Tensor;
 use kernels::KernelBackend;

@@ -1,10 +1,11 @@
-//! How a student's mixers start: what they take over from the teacher's attention before anything is trained.
+//! Initialisations of a student's mixers: what they take over from the teacher's attention before training.
 //!
 //! An initialisation is one file of this folder, whose type implements [`Initialise`]. The list at the end of this
 //! file makes [`Initialisation`] of them: a new one is a file, its `mod` line, and one entry of that list.
 //!
-//! All of them start from a student that is drawn as published and has the rest of the network from its teacher, and
-//! work on the parts that a mixer has: [`TokenMixer::mamba`](crate::TokenMixer::mamba), and the attention beside it.
+//! The input of each initialisation is a student whose mixers are drawn as published, and whose other parameters are
+//! copied from its teacher. It changes the parts of a mixer: [`TokenMixer::mamba`](crate::TokenMixer::mamba), and the
+//! attention beside it.
 
 mod calibrated;
 mod copy;
@@ -29,7 +30,7 @@ use crate::mixers::attention::AttentionConfig;
 use crate::mixers::discrete_mamba2::DiscreteMamba2Config;
 use crate::precision::to_dtype;
 
-/// Why a student cannot start so.
+/// Why a student cannot be initialised in this way.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum InitError {
     /// A layer's mixer lacks what the initialisation sets.
@@ -51,17 +52,19 @@ pub enum InitError {
 /// Asked whether to stop, while text is read.
 pub(crate) type Stop<'a> = &'a dyn Fn() -> bool;
 
-/// How near a layer starts to its teacher.
+/// How close a layer is to its teacher after the initialisation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Fit {
     /// The layer, from 0.
     pub layer: usize,
-    /// The norm of what the mixer's output lacks, over that of the attention's, before the output projection.
+    /// The relative error before the output projection: the norm of the difference between the mixer's output and the
+    /// attention's, divided by the norm of the attention's.
     pub error: f64,
 }
 
 impl Fit {
-    /// That of squares `lacking` of what was wanted, whose squares are `whole`.
+    /// The fit of a layer from the sum of the squared errors, `lacking`, and the sum of the squares of the target,
+    /// `whole`.
     fn new(layer: usize, lacking: f64, whole: f64) -> Self {
         // Where nothing is wanted, nothing lacks.
         let error = if whole > 0.0 {
@@ -90,7 +93,8 @@ pub(crate) trait Initialise {
         false
     }
 
-    /// That every mixer of the student has what this sets. Reads no values, so nothing is drawn.
+    /// Checks that every mixer of the student has the parameters that this initialisation sets. It reads no values, so
+    /// no parameter is drawn.
     ///
     /// # Errors
     /// [`InitError`] names the layer that does not fit.
@@ -154,7 +158,8 @@ macro_rules! initialisations {
                 }
             }
 
-            /// That every mixer of `student` has what this sets. Reads no values, so nothing is drawn.
+            /// Checks that every mixer of `student` has the parameters that this initialisation sets. It reads no
+            /// values, so no parameter is drawn.
             ///
             /// # Errors
             /// [`InitError`] names the layer that does not fit, and the option that would.
@@ -205,8 +210,9 @@ initialisations! {
 }
 
 impl Initialisation {
-    /// The options of `mixer`, in the place of a teacher's mixer `of_teacher` in a network `d_model` wide, with
-    /// those that this initialisation needs. A mixer without a state space stays as it is.
+    /// Returns the options of `mixer` with the changes that this initialisation needs. `of_teacher` is the teacher's
+    /// mixer that `mixer` replaces, and `d_model` the width of the network. A mixer without a state-space part is
+    /// returned unchanged.
     pub fn options_of(
         self,
         mixer: MixerConfig,
@@ -219,10 +225,10 @@ impl Initialisation {
         mixer.with_mamba(|mamba| self.options(mamba, of_teacher, d_model))
     }
 
-    /// Sets the mixers of `student`, whose other parameters are the `teacher`'s, and returns how near each
-    /// calibrated layer is. The attention beside a state-space mixer becomes the teacher's. `text` is sequences of
-    /// ids, `[b, l]` each; an initialisation that reads none ignores it. While it is read, `stop` is asked before
-    /// each layer of each batch. Nothing is random, and the same text gives the same student.
+    /// Initialises the mixers of `student`, whose other parameters must already be the `teacher`'s, and returns the fit
+    /// of each calibrated layer. Attention beside a state-space mixer is copied from the teacher. `text` is batches of
+    /// ids, `[b, l]` each; an initialisation that reads no text ignores it. While text is read, `stop` is called before
+    /// each layer of each batch. Nothing is random: the same text gives the same student.
     ///
     /// # Errors
     /// [`InitError`] names the layer that does not fit, before anything is changed, or whose parameters would not be
@@ -278,7 +284,7 @@ impl MixerConfig {
     }
 }
 
-/// That every mixer in the place of the teacher's attention has parameters that an initialisation sets.
+/// Checks that every mixer that replaces the teacher's attention has parameters that an initialisation sets.
 fn check_mixers<B: KernelBackend>(
     student: &CausalLm<B>,
     teacher: &CausalLm<B>,

@@ -1,4 +1,4 @@
-//! What a layer is fitted to where it reads what the student's own layers before it give.
+//! Inputs and targets of a layer for a fit on the outputs of the student's own earlier layers.
 
 use burn::tensor::{Int, Tensor};
 use kernels::KernelBackend;
@@ -135,8 +135,8 @@ pub(super) fn split<B: KernelBackend>(text: &[Tensor<B, 2, Int>]) -> Split<Tenso
     }
 }
 
-/// What a mixer lacks of what is wanted of it, as a share: the root of the sums of squares, weighted. 0 where nothing is
-/// wanted.
+/// The relative error of a mixer: the root of the weighted sum of squared errors over the weighted sum of squared
+/// targets. 0 if the target is zero.
 pub(super) fn share<B: KernelBackend>(mamba: &DiscreteMamba2<B>, pieces: &[Piece<B>]) -> f64 {
     let (mut lacking, mut whole) = (0.0, 0.0);
     for piece in pieces {

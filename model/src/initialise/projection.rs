@@ -1,4 +1,5 @@
-//! A mixer's output projection by a ridge regression that is drawn towards the one that it has.
+//! Fits a mixer's output projection by a ridge regression whose penalty pulls towards the present projection, not
+//! towards zero.
 
 use burn::tensor::Tensor;
 use kernels::KernelBackend;
@@ -67,7 +68,7 @@ pub(super) fn with_projection<B: KernelBackend>(
     let right = fitted.right.iter().zip(of_copy);
     let right: Vec<f64> = right.map(|(right, of_copy)| right - of_copy).collect();
     let mean = mean_of_diagonal(&fitted.gram, n);
-    // With nothing held out the least ridge would always seem the best.
+    // Without held-out text, the smallest ridge would always seem the best.
     let ridges = match held_out {
         Some(_) => &RIDGES[..],
         None => &RIDGES[3..4],

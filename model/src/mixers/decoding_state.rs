@@ -1,4 +1,4 @@
-//! What a mixer remembers in decoding: of one batch of sequences, or of rows that are each at their own position.
+//! The decoding states of a mixer: for a batch of sequences of the same length, or for rows at different positions.
 
 use std::fmt::Debug;
 
@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::MixerState;
 
-/// What a mixer carries from one token to the next, for one batch of sequences of one length.
+/// The state of a mixer between one token and the next, for a batch of sequences of the same length.
 pub trait DecodingState {
     /// Bytes that its tensors hold.
     fn bytes(&self) -> usize;
@@ -15,13 +15,13 @@ pub trait DecodingState {
     /// Bytes that a step reads and writes.
     fn step_traffic(&self) -> usize;
 
-    /// Counts the tokens read so far as `_position`, where they are counted: a step that a device has repeated was not
-    /// counted, and one that was taken again to be recorded was counted twice. Needed where there are
-    /// [`TokenMixer::steps_alike`](super::TokenMixer::steps_alike).
+    /// Sets the number of tokens read so far to `_position`, if the state counts them. This corrects the count: a step
+    /// that the device has repeated was not counted, and a step that was computed again for a recording was counted
+    /// twice. A state must implement it if its mixer has [`TokenMixer::steps_alike`](super::TokenMixer::steps_alike).
     fn set_position(&mut self, _position: usize) {}
 
-    /// Its tensors with their names within the layer, such as `ssm`; none before the first token where the
-    /// state is then empty.
+    /// Its tensors with their names within the layer, such as `ssm`. If the state is empty before the first token,
+    /// there are none.
     ///
     /// # Errors
     /// The backend's, if they cannot be read from the device.
@@ -30,13 +30,13 @@ pub trait DecodingState {
 
 /// The states of sequences that decode together, one a row, each at its own position.
 pub trait StateRows<B: Backend>: Debug {
-    /// Puts the state of one sequence into `row`, over what was there.
+    /// Puts the state of one sequence into `row`, and replaces the state that was there.
     ///
     /// # Panics
     /// If there is no such row, or `state` is that of another kind of mixer or of several sequences.
     fn put(&mut self, row: usize, state: MixerState<B>);
 
-    /// Forgets what is in `row`, if that frees memory.
+    /// Drops the state in `row`, if that frees memory.
     ///
     /// # Panics
     /// If there is no such row.

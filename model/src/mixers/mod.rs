@@ -1,13 +1,14 @@
-//! What mixes the tokens of a layer: softmax attention, state-space mixers, and what a layer may hold next.
+//! The mixers, which mix the tokens of a layer: softmax attention, state-space mixers, and others.
 //!
-//! A mixer is one folder. It holds four types, each with a trait of this module that says what it answers:
-//! its options ([`MixerOptions`]), its parameters and computation ([`TokenMixer`]), its state in decoding
-//! ([`DecodingState`]), and the states of the rows of a batch ([`StateRows`]). The list at the end of this
-//! file makes the enums [`MixerConfig`], [`Mixer`], [`MixerState`] and [`MixerRows`] of them: a new mixer is
-//! a folder, its `mod` line, and one entry of that list. Nothing outside this folder asks which mixer a layer has,
-//! but for the families that write its options into their files.
+//! Each mixer has its own folder with four types, each of which implements a trait of this module: its options
+//! ([`MixerOptions`]), its parameters and computation ([`TokenMixer`]), its state in decoding ([`DecodingState`]), and
+//! the states of the rows of a batch ([`StateRows`]). The list at the end of this file defines the enums
+//! [`MixerConfig`], [`Mixer`], [`MixerState`] and [`MixerRows`] from these types: a new mixer is a folder, its `mod`
+//! line, and one entry of that list. Code outside this folder does not depend on the kind of mixer; the only exceptions
+//! are the families that write its options into their files.
 
-// Of `Mixer` and of its record: handles of tensors, of which a network has some dozens.
+// The large variants of `Mixer` and of its record hold only handles of tensors, and a network has only some dozens of
+// mixers.
 #![allow(clippy::large_enum_variant)]
 
 pub mod attention;
@@ -198,23 +199,23 @@ mixers! {
     Attention: Attention, AttentionConfig, KvCache, KvCaches;
     /// The state-space mixer with some attention beside it.
     BesideAttention: BesideAttention, BesideAttentionConfig, BesideState, BesideRows;
-    /// A matrix of the distance alone, for comparison.
+    /// A mixing matrix that depends only on the distance of two tokens, for comparison.
     Toeplitz: Toeplitz, ToeplitzConfig, ToeplitzState, ToeplitzRows;
     /// The causal part of a matrix of low rank, for comparison.
     LowRank: LowRank, LowRankConfig, LowRankState, LowRankRows;
 }
 
 impl MixerConfig {
-    /// Whether a student's layer with this mixer is its teacher's layer: both mixers are of the same kind, so
-    /// that [`transfer_weights`](crate::transfer_weights) copies the teacher's, and nothing is left to learn
-    /// for a stage that compares layer with layer.
+    /// Whether a student's layer with this mixer is the same as its teacher's layer. If both mixers are of the same
+    /// kind, [`transfer_weights`](crate::transfer_weights) copies the teacher's, and a stage that compares layer with
+    /// layer has nothing left to learn.
     pub fn is_kept_from(&self, teacher: &Self) -> bool {
         self.kind() == teacher.kind()
     }
 
-    /// Whether this student's mixing matrix can be compared with the teacher's: that needs the
-    /// [`TransferParts`](kernels::TransferParts) or the whole matrix of the one, the
-    /// [`AttentionParts`](kernels::AttentionParts) of the other, and as many heads in both.
+    /// Whether this student's mixing matrix can be compared with the teacher's. The student must have
+    /// [`TransferParts`](kernels::TransferParts) or a whole matrix, the teacher must have
+    /// [`AttentionParts`](kernels::AttentionParts), and both must have the same number of heads.
     pub fn has_matrices_to_match(&self, teacher: &Self) -> bool {
         (self.has_transfer_parts() || self.has_whole_matrix())
             && teacher.has_attention_parts()

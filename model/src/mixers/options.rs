@@ -1,4 +1,4 @@
-//! What the options of a mixer answer, and the sizes and operations among the answers.
+//! The trait of a mixer's options, and the types for sizes of states and numbers of operations.
 
 use std::fmt::Debug;
 
@@ -11,15 +11,15 @@ use crate::config_error::ConfigError;
 /// Bytes of a number in f32.
 pub(crate) const F32: usize = 4;
 
-/// What the options of a mixer answer: the questions that need no parameters and no device.
+/// The options of a mixer, and everything about it that needs neither parameters nor a device.
 pub trait MixerOptions: Debug {
-    /// What programs call the kind of mixer, such as `attention`.
+    /// The name of the kind of mixer in programs, such as `attention`.
     fn kind(&self) -> &'static str;
 
-    /// That the sizes fit together in a network `d_model` wide.
+    /// Checks that the sizes fit together in a network of width `d_model`.
     ///
     /// # Errors
-    /// [`ConfigError::Invalid`] names the values at odds.
+    /// [`ConfigError::Invalid`] names the values that do not fit.
     fn validate(&self, d_model: usize) -> Result<(), ConfigError>;
 
     /// Heads of the output, each with its own mixing matrix.
@@ -31,12 +31,12 @@ pub trait MixerOptions: Debug {
     /// The options as JSON, under the keys of published configurations.
     fn to_json(&self) -> Value;
 
-    /// What the state of one sequence takes in f32, without overflow for sizes that
-    /// [`validate`](Self::validate) accepts.
+    /// The size of the state of one sequence in f32, without overflow for sizes that [`validate`](Self::validate)
+    /// accepts.
     fn state_size(&self, d_model: usize) -> StateSize;
 
     /// Floating-point operations of the forward pass for one token of a sequence of `l`, an addition and a
-    /// multiplication counting as two. The average over the sequence: of attention, half of the keys.
+    /// multiplication counting as two. It is the average over the sequence: attention sees half of the keys on average.
     fn operations(&self, d_model: usize, l: usize) -> f64;
 
     /// The same for what [`kernels::mixing_distance`] computes of the mixing matrix.
@@ -78,8 +78,8 @@ pub struct MatrixOperations {
 
 /// Bytes of the decoding state of one sequence in f32: `fixed + per_token * tokens`.
 ///
-/// In half precision, recurrent states stay in f32, while convolutions' windows and cached keys and values
-/// may take half of what is said here. Sums saturate.
+/// In a half-precision network, recurrent states stay in f32, but the windows of convolutions and cached keys and
+/// values may take half of these sizes. Sums saturate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct StateSize {
     /// Whatever the length of the sequence.

@@ -56,10 +56,10 @@ impl RopeScaling {
         }
     }
 
-    /// That the values make sense.
+    /// Checks that the values are in range and fit together.
     ///
     /// # Errors
-    /// [`ConfigError::Invalid`] names one that does not.
+    /// [`ConfigError::Invalid`] names the first value that is wrong.
     pub fn validate(self) -> Result<(), ConfigError> {
         match self {
             Self::Linear { factor } => check_positive("factor", factor),

@@ -1,9 +1,9 @@
-//! The tensors of a state file, as a mixer takes them back.
+//! Reads the tensors of a mixer's state from a state file.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
 
-/// Why tensors are not the state of a network.
+/// Why the tensors of a file are not a state of a network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
     /// One that the network needs is absent.

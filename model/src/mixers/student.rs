@@ -1,5 +1,5 @@
-//! The mixers that students are made of, as the configuration of a run says them: with what the teacher's own
-//! attention decides left out.
+//! The mixers of students as the configuration of a run describes them, without the values that follow from the
+//! teacher's attention.
 //!
 //! A kind of them is a type with its options that implements [`StudentOptions`], in the folder of its mixer, and one
 //! entry of the list at the end of this file.
@@ -16,8 +16,8 @@ use super::low_rank::LowRankStudent;
 use super::toeplitz::ToeplitzStudent;
 use crate::config_error::ConfigError;
 
-/// What the options of one kind answer. Their `Default` is the schema of a configuration: every key with a value, and
-/// none of them null.
+/// The options of one kind of student mixer. Their `Default` is the schema of a configuration: every key has a value,
+/// and no value is null.
 pub(crate) trait StudentOptions: Default + Serialize + DeserializeOwned {
     /// The mixer in the place of a teacher's attention in `layer`.
     ///
@@ -30,7 +30,8 @@ pub(crate) trait StudentOptions: Default + Serialize + DeserializeOwned {
         d_model: usize,
     ) -> Result<MixerConfig, ConfigError>;
 
-    /// That the layers it names are among the teacher's `layers`, and not among `kept`, which keep attention.
+    /// Checks that the layers that the options name are among the teacher's `layers`, and not among `kept`, the
+    /// layers that keep attention.
     ///
     /// # Errors
     /// [`ConfigError::Invalid`] names the first that is not.
@@ -86,7 +87,8 @@ macro_rules! student_mixers {
                 }
             }
 
-            /// That the layers it names are among the teacher's `layers`, and not among `kept`, which keep attention.
+            /// Checks that the layers that the options name are among the teacher's `layers`, and not among `kept`, the
+    /// layers that keep attention.
             ///
             /// # Errors
             /// [`ConfigError::Invalid`] names the first that is not.

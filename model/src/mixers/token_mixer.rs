@@ -1,4 +1,4 @@
-//! What a mixer computes, over whole sequences and token by token.
+//! The computation of a mixer, over whole sequences and token by token.
 
 use std::fmt::Debug;
 
@@ -12,9 +12,9 @@ use super::{MixerRows, MixerState, StateError, StateTensors};
 use crate::layers::Linear;
 use crate::sequences::Sequences;
 
-/// What the mixer of a layer computes. Letters in shapes: b sequences, l tokens, h heads.
+/// The computation of a layer's mixer. Letters in shapes: b sequences, l tokens, h heads.
 pub trait TokenMixer<B: KernelBackend>: Debug {
-    /// What decoding `batch` sequences starts from.
+    /// The initial decoding state of `batch` sequences.
     fn new_state(&self, batch: usize, device: &B::Device) -> MixerState<B>;
 
     /// The states of `rows` sequences that decode together, all free.
@@ -39,8 +39,8 @@ pub trait TokenMixer<B: KernelBackend>: Debug {
     /// Every projection, for packing.
     fn linears_mut(&mut self) -> Vec<&mut Linear<B>>;
 
-    /// Turns several projections of the same input into one product, where the mixer has such: faster on a
-    /// GPU. A mixer after that can be neither cast nor packed, trained nor saved.
+    /// Joins several projections of the same input to one product, if the mixer has such projections. This is faster on
+    /// a GPU. Afterwards, the mixer can be neither cast, packed, trained nor saved.
     fn fuse_projections(&mut self) {}
 
     /// `u [b, l, d_model]` to the same shape, from an empty state.
@@ -48,8 +48,8 @@ pub trait TokenMixer<B: KernelBackend>: Debug {
         self.forward_of(u.into())
     }
 
-    /// [`forward`](Self::forward) of rows that may hold several documents, each of which gives what it gives alone: no
-    /// token reads what came before the first of its document, and positions count from there.
+    /// [`forward`](Self::forward) for rows that may hold several documents. The output of each document is the same as
+    /// if it were alone: no token reads tokens before its document, and positions count from the start of the document.
     fn forward_of(&self, sequences: Sequences<B>) -> Tensor<B, 3>;
 
     /// `residual + forward_of(sequences)`, all `[b, l, d_model]`.
@@ -99,21 +99,22 @@ pub trait TokenMixer<B: KernelBackend>: Debug {
         (self.forward_of(sequences), None)
     }
 
-    /// `u [b, l, d_model]`, the tokens after those that `state` holds, to the same shape; `state` then holds
-    /// them too. Any split of a sequence, down to single tokens, gives the outputs and the state of the whole.
+    /// The output for `u [b, l, d_model]`, in the same shape. `u` are the tokens that follow the tokens in `state`;
+    /// they are added to `state`. However a sequence is split into calls, down to single tokens, the outputs and the
+    /// final state are the same.
     ///
     /// # Panics
     /// If `state` is that of another kind of mixer.
     fn prefill(&self, u: Tensor<B, 3>, state: &mut MixerState<B>) -> Tensor<B, 3>;
 
-    /// What stands between the projections for one token after those that `state` holds: from the outputs of
-    /// [`entries`](Self::entries), `[b, d]` each.
+    /// The computation between the projections for one token for each sequence, which follows the tokens in `state`.
+    /// `projected` are the outputs of [`entries`](Self::entries), `[b, d]` each.
     ///
     /// # Panics
     /// If `state` is that of another kind of mixer.
     fn step(&self, projected: Vec<Tensor<B, 2>>, state: &mut MixerState<B>) -> StepOutput<'_, B>;
 
-    /// [`step`](Self::step) for the rows of a batch, each at its own position. What a row gives that is not
+    /// [`step`](Self::step) for the rows of a batch, each at its own position. The output of a row that is not
     /// `occupied` has no meaning.
     ///
     /// # Panics
@@ -126,15 +127,16 @@ pub trait TokenMixer<B: KernelBackend>: Debug {
     ) -> StepOutput<'_, B>;
 
     /// Whether each [`step`](Self::step) makes the same launches on the same memory, however many tokens were read
-    /// before, and so does each [`step_rows`](Self::step_rows), whichever rows are occupied. A state that counts tokens
-    /// must then have [`set_position`](super::DecodingState::set_position); rows may not count, as a step that a device has
-    /// repeated does not.
+    /// before, and each [`step_rows`](Self::step_rows) too, whichever rows are occupied. If true, a state that counts
+    /// tokens must implement [`set_position`](super::DecodingState::set_position), and rows must not count tokens,
+    /// because a step that the device repeats does not count.
     fn repeats_its_steps(&self) -> bool {
         false
     }
 
-    /// How many [steps](Self::step) from `_state` on make the same launches on the same memory: all of them where the mixer
-    /// [`repeats_its_steps`](Self::repeats_its_steps), and otherwise none, or as many as a cache has room for.
+    /// How many [steps](Self::step), from `_state` on, make the same launches on the same memory. If the mixer
+    /// [`repeats_its_steps`](Self::repeats_its_steps), these are all steps; otherwise none, or as many as a cache has
+    /// room for.
     fn steps_alike(&self, _state: &MixerState<B>) -> usize {
         if self.repeats_its_steps() {
             usize::MAX
@@ -158,39 +160,41 @@ pub trait TokenMixer<B: KernelBackend>: Debug {
         None
     }
 
-    /// From now on its attention sees no more than `_window`: an attention whose own window has as many last tokens or
-    /// fewer stays as it is. Whether there is attention in it.
+    /// Limits its attention to `_window`. An attention whose own window has as many last tokens or fewer is not
+    /// changed. Returns whether the mixer contains attention.
     fn narrow_attention(&mut self, _window: Window) -> bool {
         false
     }
 
-    /// From now on its attention adds nothing, not even a bias. Whether there is attention in it. The mixer can then
-    /// be neither trained nor saved.
+    /// Makes the output of its attention zero, including the bias. Returns whether the mixer contains attention.
+    /// Afterwards, the mixer can be neither trained nor saved.
     fn silence_attention(&mut self) -> bool {
         false
     }
 
-    /// From now on its state-space mixer adds nothing, not even a bias. Whether there is one in it. The mixer can then
-    /// be neither trained nor saved.
+    /// Makes the output of its state-space mixer zero, including the bias. Returns whether it contains a state-space
+    /// mixer. Afterwards, the mixer can be neither trained nor saved.
     fn silence_ssm(&mut self) -> bool {
         false
     }
 
-    /// From now on the state of its state-space mixer is emptied before each token whose position is a multiple of
-    /// `_tokens`. The window of its convolution stays, and positions count on. Whether there is such a mixer in it. For inference: [`mixing_matrix`](Self::mixing_matrix) and its factors stay those of the whole sequence.
+    /// Makes its state-space mixer reset its state to zero before each token whose position is a multiple of `_tokens`.
+    /// The window of the convolution is not reset, and positions continue to count. Returns whether it contains a
+    /// state-space mixer. For inference: [`mixing_matrix`](Self::mixing_matrix) and its factors remain those of the
+    /// whole sequence.
     fn reset_state_every(&mut self, _tokens: usize) -> bool {
         false
     }
 
-    /// From now on its attention within a window, where it stands beside a state-space mixer and is added to it, adds
-    /// nothing to the rows of a batch for which `_rows` says so; none of them says so of an empty list. Whether there is
-    /// such attention. For [`forward`](Self::forward) and [`forward_onto`](Self::forward_onto), on batches of as many
-    /// rows: in training, so that the state-space mixer learns to do without.
+    /// Makes windowed attention that is added to a state-space mixer add nothing to the rows of a batch for which
+    /// `_rows` is true; an empty list means no row. Returns whether the mixer contains such attention. It applies to
+    /// [`forward`](Self::forward) and [`forward_onto`](Self::forward_onto), on batches of as many rows. It is used in
+    /// training, so that the state-space mixer learns to work without this attention.
     fn leave_out_window(&mut self, _rows: &[bool]) -> bool {
         false
     }
 
-    /// Whether its output is the state-space mixer's and what attention adds to it, and nothing comes between.
+    /// Whether its output is the plain sum of the state-space mixer's output and the attention's.
     fn is_sum(&self) -> bool {
         true
     }
@@ -199,19 +203,19 @@ pub trait TokenMixer<B: KernelBackend>: Debug {
     /// mixer keeps.
     fn take_over(&mut self, _theirs: &Attention<B>) {}
 
-    /// What attention beside a state-space mixer adds to the context of each of the teacher's `heads` heads, of
-    /// `u [b, l, d_model]`: `[b, l, heads, p]`; `None` where it adds to none of them.
+    /// The context of the attention beside a state-space mixer, for input `u [b, l, d_model]`: `[b, l, heads, p]`,
+    /// where `heads` is the teacher's number of heads. `None` if the attention adds to no head.
     fn added_context(&self, _u: Tensor<B, 3>, _heads: usize) -> Option<Tensor<B, 4>> {
         None
     }
 
-    /// What it adds to the mixer's output, `[b, l, d_model]`.
+    /// The output of that attention, which is added to the mixer's output: `[b, l, d_model]`.
     fn added_output(&self, _u: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
         None
     }
 }
 
-/// What a mixer adds to the residual stream in a step of decoding.
+/// The output of a mixer in a decoding step, which is added to the residual stream.
 pub struct StepOutput<'a, B: Backend> {
     /// Vectors `[b, d]`, and the projection that takes each to the residual stream.
     pub through: Vec<(Tensor<B, 2>, &'a Linear<B>)>,

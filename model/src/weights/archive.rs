@@ -1,6 +1,6 @@
-//! The directory of a zip archive, as far as `torch.save` uses the format: entries that are not compressed,
-//! beyond 4 GiB too. What the directory says is compared with the file's length before anything is kept, so
-//! that a damaged one cannot ask for more memory than the file has bytes.
+//! Reads the directory of a zip archive, as far as `torch.save` uses the format: uncompressed entries, also larger than
+//! 4 GiB. The numbers in the directory are checked against the length of the file before anything is allocated, so that
+//! a damaged directory cannot request more memory than the file has bytes.
 
 use std::collections::BTreeMap;
 

@@ -54,7 +54,7 @@ pub enum WeightsError {
         /// Everything that does not fit.
         faults: Vec<TensorFault>,
     },
-    /// Numbers that nothing can be computed with.
+    /// Some weights are NaN or infinite, so that nothing can be computed with them.
     #[error(
         "{}: a model needs finite weights, and these are not:{}",
         folder.display(),
@@ -128,7 +128,7 @@ pub enum WeightsError {
         /// What went wrong.
         reason: String,
     },
-    /// There is no place to keep fetched models in.
+    /// There is no folder for the cache of fetched models.
     #[error("fetched models are kept in the home folder, and there is none; set HF_HOME")]
     NoCache,
 }
@@ -216,7 +216,7 @@ pub struct NotFinite {
     pub count: usize,
     /// How many numbers the tensor has.
     pub all: usize,
-    /// What the numbers were when they were counted: as stored, or as asked for.
+    /// The dtype of the numbers when they were counted: the stored dtype, or the dtype that was asked for.
     pub dtype: DType,
 }
 

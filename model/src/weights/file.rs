@@ -11,7 +11,7 @@ use super::error::{WeightsError, damaged, io};
 /// Bytes that one core reads at a time: a multiple of every number's size.
 const PIECE: usize = 1 << 20;
 
-/// A file that stays the same one while it is read, even if another takes its name.
+/// An open file. Reads go to this file, even if another file gets its name meanwhile.
 pub(super) struct WeightFile {
     path: PathBuf,
     file: File,

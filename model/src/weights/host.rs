@@ -41,7 +41,7 @@ impl HostModel {
     /// Writes it into `folder`, as [`save`](super::save) does, and returns the checksums of the files.
     ///
     /// # Errors
-    /// As there.
+    /// As [`save`](super::save).
     pub fn write(&self, folder: &Path) -> Result<Digests, WeightsError> {
         let tensors = self.tensors.iter();
         let tensors = tensors.map(|(name, tensor)| (name.clone(), tensor));

@@ -1,22 +1,20 @@
-//! Model folders: a `config.json` beside tensors, read and written in the layout of any
-//! [family](crate::arch).
+//! Model folders: a `config.json` and files of tensors, read and written in the layout of any [family](crate::arch).
 //!
-//! Wherever a folder is read, it may have one GGUF file in the place of all that, or be that file itself: a
-//! configuration, quantised tensors and a tokenizer in one.
+//! Wherever a folder is read, there may be a GGUF file instead: the only one in the folder, or given by its own path.
+//! It contains a configuration, quantised tensors and a tokenizer in one file.
 //!
-//! Modules are laid out as the files are, so loading is a matter of names ([`Layout`](crate::arch::Layout)) and
-//! dtypes.
-//! Tensors are f32, f16, bf16 or f64 on disk, or quantised in a GGUF file, and get the backend's default float dtype in memory,
-//! which widens exactly. Weights of projections may be in 8 or 4 bits too, as [`save_packed`] writes them, and
-//! [`load_packed_as`] keeps them so. **Every tensor is accounted for**: one that is missing, unexpected,
+//! The modules have the same structure as the files, so loading only maps names ([`Layout`](crate::arch::Layout)) and
+//! dtypes. Tensors are f32, f16, bf16 or f64 on disk, or quantised in a GGUF file, and get the backend's default float
+//! dtype in memory, which widens exactly. Weights of projections may be in 8 or 4 bits too, as [`save_packed`] writes
+//! them, and [`load_packed_as`] keeps them so. **Every tensor is accounted for**: one that is missing, unexpected,
 //! mis-shaped or not a float is an error, and one error lists them all; so is one with a number that is NaN or
-//! infinite, as stored or in the dtype that it gets. A head that is tied to the embedding may be stored too, if it
-//! is the same. A file that is cut short or damaged is an error too, found
-//! before its numbers are used. Nothing in a file makes its reader take more memory than in proportion to the
-//! file's size.
+//! infinite, as stored or in the dtype that it gets. A head that is tied to the embedding may also be stored, if it is
+//! equal to the embedding. A truncated or damaged file is also an error, which is detected before its numbers are used.
+//! The memory of a reader is bounded by a multiple of the file's size, whatever the file contains.
 //!
-//! What is written here has its checksums in [`SHA256SUMS`](crate::manifest), and files that a folder's
-//! `SHA256SUMS` lists are compared with it whenever they are read; other folders are read as they are.
+//! The checksums of all files that are written here go to [`SHA256SUMS`](crate::manifest). Whenever a file that the
+//! folder's `SHA256SUMS` lists is read, it is compared with its checksum. A folder without `SHA256SUMS` is read without
+//! this check.
 
 mod archive;
 mod error;
@@ -61,7 +59,7 @@ pub const CONFIG: &str = "config.json";
 /// The tokenizer's file name, beside the weights.
 pub const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-/// How texts begin and end, beside the weights.
+/// The file name of the generation options, which say how texts begin and end; it is beside the weights.
 pub const GENERATION: &str = "generation_config.json";
 /// The forms that weights come in: one file or an index of several, of safetensors or as `torch.save` writes them.
 pub(crate) const SINGLE: &str = "model.safetensors";
@@ -69,7 +67,7 @@ pub(crate) const INDEX: &str = "model.safetensors.index.json";
 pub(crate) const PICKLE: &str = "pytorch_model.bin";
 pub(crate) const PICKLE_INDEX: &str = "pytorch_model.bin.index.json";
 
-/// Whether `path` is a folder or a GGUF file, and hence neither a name on the hub nor another file.
+/// Whether `path` is a folder or a GGUF file, and so neither a name on the hub nor any other file.
 pub fn is_model(path: impl AsRef<Path>) -> bool {
     let path = path.as_ref();
     path.is_dir() || gguf::is_one(path)
@@ -102,8 +100,8 @@ pub fn load_any<B: Backend>(
     load_any_as(folder, |_| own, device)
 }
 
-/// [`load_any`] with parameters in the dtype that `choose` gives for the one that they are stored in; for
-/// `None` if they are stored in several.
+/// [`load_any`] with parameters in the dtype that `choose` returns. The argument of `choose` is the dtype in which they
+/// are stored, or `None` if they are stored in several dtypes.
 ///
 /// # Errors
 /// [`WeightsError`], as the module says.
@@ -119,7 +117,7 @@ pub fn load_any_as<B: Backend>(
     Ok((config, model))
 }
 
-/// [`load_any_as`], but weights of projections that the files have in 8 or 4 bits stay so, to the last bit.
+/// [`load_any_as`], but projection weights that are stored in 8 or 4 bits stay in this form, bit for bit.
 ///
 /// # Errors
 /// [`WeightsError`], as the module says.
@@ -181,7 +179,8 @@ pub fn has_model(path: impl AsRef<Path>) -> Result<bool, WeightsError> {
     Ok(has_config || weight_form(path)?.is_some() || gguf::at(path)?.is_some())
 }
 
-/// The dtype in which a model's parameters are stored, if that is f16 or bf16 for all but those in bits; f32 otherwise.
+/// The dtype in which a model's parameters are stored: f16 or bf16 if all parameters except those in 8 or 4 bits are
+/// stored in it, and f32 otherwise.
 ///
 /// # Errors
 /// As [`describe`].
@@ -221,7 +220,7 @@ pub struct FileTensor {
     pub name: String,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// What its numbers are stored as, in small letters: a dtype, or a type of a GGUF file such as `q4_1`.
+    /// The format of its numbers, in small letters: a dtype, or a GGUF type such as `q4_1`.
     pub stored_as: String,
     /// The bytes that they take there.
     pub bytes: u64,
@@ -229,11 +228,11 @@ pub struct FileTensor {
     pub part: Part,
 }
 
-/// The configuration of a folder, and its parameters as they are stored. Their values are not read, and it
-/// takes no device.
+/// The configuration of a folder, and a description of its stored parameters. Their values are not read, and no device
+/// is needed.
 ///
 /// # Errors
-/// [`WeightsError`], as the module says, but that the tensors are not compared with the configuration.
+/// [`WeightsError`], as the module says; but the tensors are not compared with the configuration.
 pub fn describe(folder: impl AsRef<Path>) -> Result<(ModelConfig, Vec<FileTensor>), WeightsError> {
     let folder = folder.as_ref();
     let config = load_config(folder)?;
@@ -249,7 +248,7 @@ pub fn describe(folder: impl AsRef<Path>) -> Result<(ModelConfig, Vec<FileTensor
 /// The files that decide what a model computes: its `config.json` and those of its weights, or its GGUF file.
 ///
 /// # Errors
-/// [`WeightsError::NoWeights`], or that the index of the shards cannot be read.
+/// [`WeightsError::NoWeights`], or another [`WeightsError`] if the index of the shards cannot be read.
 pub fn model_files(folder: impl AsRef<Path>) -> Result<Vec<PathBuf>, WeightsError> {
     let folder = folder.as_ref();
     if let Some(path) = gguf::at(folder)? {
@@ -260,11 +259,11 @@ pub fn model_files(folder: impl AsRef<Path>) -> Result<Vec<PathBuf>, WeightsErro
     Ok(files)
 }
 
-/// Writes a model as its family's own code loads it (a student with `strict=True`): `model.safetensors` in f32
-/// and `config.json`, with the module of Python that opens a student in transformers, each replaced whole or not at
-/// all, and then their checksums. The folder is made if need be.
-/// What else is put into it can be listed by [`manifest::add`]. The checksums are returned too, for a manifest
-/// around the folder; they are computed while the files are written, which are not read again.
+/// Writes a model in the form that its family's own code loads (a student with `strict=True`): `model.safetensors` in
+/// f32, `config.json`, and for a student the Python module that opens it in transformers. Each file is replaced
+/// atomically; the checksums are written last. The folder is created if it does not exist. Other files of the folder
+/// can be added to the checksums by [`manifest::add`]. Returns the checksums, for a manifest of a folder around this
+/// one; they are computed while the files are written, so no file is read again.
 ///
 /// # Errors
 /// [`WeightsError::Io`] or [`WeightsError::Manifest`] if a file cannot be written.
@@ -277,16 +276,16 @@ pub fn save<B: Backend>(
     write::folder(tensors, config, config.to_json(), folder.as_ref())
 }
 
-/// Writes a model as [`save`] does, with those weights of its projections that are in 8 or 4 bits as they are, and all
-/// else in `dtype`: f32, f16 or bf16. Its `config.json` is `text`, from which `config` was read and which may say more,
-/// such as how texts end, with what says that weights are in bits.
+/// Writes a model as [`save`] does, but projection weights in 8 or 4 bits are written in this form, and all other
+/// parameters in `dtype`: f32, f16 or bf16. The `config.json` is `text`, from which `config` was read; `text` may
+/// contain more keys than `config`, such as how texts end. A key that describes the packed weights is added.
 ///
 /// # Errors
 /// [`WeightsError::Io`] or [`WeightsError::Manifest`] if a file cannot be written; [`WeightsError::Config`] if `text` is
 /// no object of JSON.
 ///
 /// # Panics
-/// In another `dtype`.
+/// If `dtype` is another one.
 pub fn save_packed<B: KernelBackend>(
     (config, text): (&impl Family, &str),
     model: &CausalLm<B>,
@@ -302,17 +301,18 @@ pub fn save_packed<B: KernelBackend>(
     write::folder(tensors, config, text, folder)
 }
 
-/// Writes a model as [`save`] does, in `dtype`, f32 or bf16: `config.json`, and shards of up to
-/// `bytes` each with their index, and their checksums. A file is there whole or not at all, and the index after the
-/// shards; until then a model that was in the folder before cannot be read. The folder is made if need be.
+/// Writes a model as [`save`] does, but in `dtype`, f32 or bf16, and in several files: `config.json`, shards of up to
+/// `bytes` each with their index, and the checksums. Each file is written atomically, and the index after the shards;
+/// while the shards are written, an older model in the folder can no longer be read. The folder is created if it does
+/// not exist.
 ///
-/// No run writes its teacher: this is for tests and tools.
+/// This is for tests and tools; a training run does not use it.
 ///
 /// # Errors
 /// [`WeightsError::Io`] or [`WeightsError::Manifest`] if a file cannot be written.
 ///
 /// # Panics
-/// In another `dtype`.
+/// If `dtype` is another one.
 pub fn save_in_shards<B: Backend>(
     config: &impl Family,
     model: &CausalLm<B>,

@@ -41,7 +41,7 @@ pub(super) struct Packed {
     d_in: usize,
 }
 
-/// Makes of each weight in bits one tensor, with what does not fit.
+/// Joins the three tensors of each packed weight to one, and returns the faults that it finds.
 pub(super) fn join(tensors: &mut Tensors) -> Result<Vec<TensorFault>, WeightsError> {
     let names = tensors.keys();
     let names: Vec<String> = names
@@ -218,7 +218,7 @@ impl Values for Packed {
     }
 }
 
-/// That a part of the weight `name` has this shape and dtype.
+/// Checks that a part of the weight `name` has this shape and dtype.
 fn check(
     name: &str,
     end: &str,
@@ -304,10 +304,11 @@ impl Part {
     }
 }
 
-/// The text of a `config.json` with what says that `packed`, the names of modules in each form, are in bits.
+/// Adds to the text of a `config.json` the key which says that the modules `packed`, given by name for each form, have
+/// packed weights.
 ///
 /// # Errors
-/// That `config` is no object of JSON.
+/// If `config` is not a JSON object.
 pub(super) fn with_key(
     config: &str,
     packed: &[(Form, Vec<String>)],
@@ -336,10 +337,10 @@ pub(super) fn with_key(
     Ok(format!("{:#}\n", Value::Object(root)))
 }
 
-/// The text of a `config.json` without what says that weights are in bits.
+/// Removes from the text of a `config.json` the key which says that weights are packed.
 ///
 /// # Errors
-/// [`ConfigError::Unsupported`] if they are so in another way than here.
+/// [`ConfigError::Unsupported`] if they are packed in a format other than the one above.
 pub(super) fn without_key(text: String) -> Result<String, ConfigError> {
     // What is no object is refused elsewhere.
     let Ok(Value::Object(mut root)) = serde_json::from_str(&text) else {
@@ -370,7 +371,7 @@ pub(super) fn without_key(text: String) -> Result<String, ConfigError> {
     Ok(Value::Object(root).to_string())
 }
 
-/// That the member `key` of `value`, which is at `path`, is one of `accepted`.
+/// Checks that the member `key` of `value`, which is at `path`, is one of `accepted`.
 fn only(value: &Value, path: &str, key: &str, accepted: &[Value]) -> Result<(), ConfigError> {
     let found = &value[key];
     if accepted.contains(found) {

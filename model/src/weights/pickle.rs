@@ -1,8 +1,8 @@
-//! What a pickle says, of which nothing is carried out: Python's stack machine, all protocols, over values that
-//! are kept in one list and name each other by their places there.
+//! Reads a Python pickle without executing anything from it: Python's stack machine, with all protocols. All values are
+//! kept in one list, and refer to each other by their indices in this list.
 //!
-//! So a pickle cannot ask for anything but memory in proportion to its length, and no depth of nesting is a depth
-//! of calls: a value may even hold itself, and who follows references must count its steps.
+//! So the memory is proportional to the length of the pickle, and nested values cause no recursion. A value may even
+//! contain itself, so code that follows references must limit its number of steps.
 
 mod machine;
 

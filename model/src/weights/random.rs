@@ -1,7 +1,7 @@
-//! A teacher of the right shapes that has learnt nothing: for measuring, where no weights are at hand.
+//! Writes a teacher with random weights of the right shapes, for measurements without a trained model.
 //!
-//! Drawing a billion numbers from a generator that goes from one to the next takes minutes. Here each is a
-//! hash of its place, so that all cores draw, and what is written does not depend on their number.
+//! A sequential random generator takes minutes for a billion numbers. Here each number is a hash of its index, so that
+//! all cores can draw numbers at the same time, and the result does not depend on the number of cores.
 
 use std::borrow::Cow;
 use std::path::Path;

@@ -34,10 +34,10 @@ const IGNORED: [&str; 3] = [
 pub(super) const HEAD: &str = "lm_head.weight";
 const EMBEDDING: &str = "backbone.embedding.weight";
 
-/// `model` with the parameters that `folder` holds under `layout`'s names, in the dtype that `choose` gives for
-/// the one that they are stored in, where that is one.
+/// Fills `model` with the parameters in `folder`, whose names are those of `layout`. Their dtype is the one that
+/// `choose` returns; its argument is the dtype in which they are stored, or `None` if there are several.
 ///
-/// Weights in bits become floats, but for those that `keep` takes out of what it is given.
+/// Packed weights are converted to floats, except those that `keep` takes out of its argument.
 ///
 /// Meanwhile another thread compares the files with the folder's manifest, if it has one.
 pub(super) fn fill<B: Backend>(
@@ -53,7 +53,7 @@ pub(super) fn fill<B: Backend>(
         let compared = scope.spawn(|| manifest::verify_files(&in_folder, &names));
         let filled = fill_from(&files, model, layout, folder, choose, keep);
         match compared.join() {
-            // Of a file that was damaged, whatever else is said of it follows from that.
+            // If a file is damaged, this error comes first, because all other faults may follow from it.
             Ok(compared) => compared.map(|_| filled)?,
             Err(panic) => std::panic::resume_unwind(panic),
         }
@@ -76,7 +76,7 @@ fn fill_from<B: Backend>(
         tied = take_tied_head(layout, &mut tensors)?;
     }
     let is_known = |fault: &TensorFault| {
-        // A weight of which a part is at fault is not missing besides.
+        // A packed weight with a faulty part is not also reported as missing.
         let TensorFault::Missing { name, .. } = fault else {
             return false;
         };
@@ -239,14 +239,14 @@ impl PackedWeights {
 /// A head that is tied to the embedding and stored all the same.
 #[derive(Default)]
 struct TiedHead {
-    /// That it is not the embedding.
+    /// The fault that it is not equal to the embedding.
     fault: Option<TensorFault>,
     /// Its name, and it, in bits.
     in_bits: Option<(String, Stored)>,
 }
 
-/// Takes a head out of `tensors` that is tied to the embedding and stored all the same, as some programs write it, and
-/// as it is in bits beside an embedding in floats.
+/// Takes the head out of `tensors` if the configuration ties it to the embedding but the files contain it. Some
+/// programs write such files, and a packed head is stored beside an embedding in floats.
 fn take_tied_head(layout: Layout, tensors: &mut Tensors) -> Result<TiedHead, WeightsError> {
     let other = layout.name(EMBEDDING);
     let name = layout.name(HEAD);

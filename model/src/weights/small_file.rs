@@ -1,4 +1,4 @@
-//! The small files of a model, which a GGUF file has inside.
+//! The small files of a model (configuration and tokenizer), from a folder or from inside a GGUF file.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -8,7 +8,7 @@ use super::error::{WeightsError, io};
 use super::{TOKENIZER, gguf, is_model};
 use crate::manifest;
 
-/// What other programs read beside a tokenizer's file.
+/// The files that other programs read in addition to `tokenizer.json`.
 pub const BESIDE_TOKENIZER: [&str; 7] = [
     "tokenizer_config.json",
     "special_tokens_map.json",

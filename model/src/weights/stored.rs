@@ -1,5 +1,5 @@
-//! One tensor where it lies in a file: any view of a part of the file, as PyTorch has them, or a part that another
-//! reader decodes.
+//! A tensor in a file whose values are not read yet: any strided view of a part of the file, as in PyTorch, or a part
+//! that another reader decodes.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -26,7 +26,7 @@ pub(super) struct Storage {
 }
 
 impl Storage {
-    /// That its bytes are those that were written, where that can be known.
+    /// Checks the bytes of the storage against its checksum, if there is one.
     fn verify(&self) -> Result<(), WeightsError> {
         let Some(expected) = self.checksum.get() else {
             return Ok(());

@@ -1,9 +1,9 @@
 //! The tensors of a file that `torch.save` wrote: a zip archive of a pickle, which says what the tensors are,
 //! and of the storages that they are views of.
 //!
-//! A tensor may be any view: transposed, a part of a larger one, several on one storage. What the pickle says of
-//! a tensor that is not understood is an error that names it, since its numbers could be read otherwise than
-//! they were written. The memory that tensors take is bounded by the file's size.
+//! A tensor may be any view: transposed, a part of a larger tensor, or several views of one storage. If the pickle
+//! describes a tensor in a way that is not known here, this is an error that names the tensor, because its numbers
+//! could be read wrongly. The memory for tensors is bounded by a multiple of the file's size.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
@@ -120,8 +120,9 @@ impl Reader<'_> {
             );
         }
         let mut tensors = Tensors::new();
-        // One dictionary may be in many others, and following all ways could go on for ever; one tensor may have
-        // many names. So bytes are counted of all that is made of the pickle.
+        // A dictionary may be contained in many others, or in itself, so following all references might never end; and
+        // one tensor may have many names. Therefore the bytes of everything that is built from the pickle are counted
+        // and limited.
         let mut left = self.length.saturating_mul(DEPTH);
         let mut take = |n: usize| {
             left = left

@@ -98,9 +98,9 @@ impl Files {
     }
 }
 
-/// The single file or the index through which a folder's weights are read, if it has any: one safetensors file
-/// before an index of several, and both before PyTorch's. A link counts wherever it leads, and what cannot be
-/// read counts too: another file in its place may hold another model.
+/// The single file or the index through which the weights of a folder are read, if there is one. A single safetensors
+/// file has priority over an index of several, and both over PyTorch's files. A link counts even if its target does not
+/// exist, and so does a file that cannot be read: a file of lower priority could hold another model.
 pub(crate) fn weight_form(folder: &Path) -> Result<Option<&'static str>, WeightsError> {
     for form in [SINGLE, INDEX, PICKLE, PICKLE_INDEX] {
         let path = folder.join(form);

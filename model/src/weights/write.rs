@@ -149,8 +149,9 @@ pub(super) fn shards<V: View>(
             .expect("one was added")
             .push((name, tensor));
     }
-    // What leads to the tensors of a model that was here: the shards replace them one by one, and half
-    // of each is no model. A single file would moreover be read in place of the shards.
+    // First removes the index and the single file of an older model. The new shards replace the old ones one by one,
+    // and a mixture of both must not be readable as a model. In addition, a single file would have priority over the
+    // shards.
     for old in [INDEX, SINGLE] {
         remove(&folder.join(old))?;
     }
@@ -168,8 +169,8 @@ pub(super) fn shards<V: View>(
     written.list()
 }
 
-/// What was written into a folder. The files are hashed on the way to the disk, which is not asked what it made of
-/// them: that is found when they are read.
+/// The files that were written into a folder, with their hashes. The hashes are computed from the bytes that go to the
+/// disk, and the files are not read back: a fault of the disk shows when they are read later.
 struct Written<'a> {
     folder: &'a Path,
     digests: Digests,

@@ -1,4 +1,4 @@
-//! What does not fit, or is damaged, is an error that says so.
+//! Files that do not fit or are damaged give an error that says so.
 
 use std::fs;
 use std::path::Path;
@@ -95,8 +95,8 @@ fn damaged_files_are_refused() {
     }
 }
 
-/// A flipped byte: safetensors has no checksum, so only damage to its header is found; in an archive it must be
-/// found wherever it is, but for the few bytes that repeat what the directory at its end says.
+/// Flips one byte. Safetensors files have no checksum, so only damage to the header is detected. In an archive, damage
+/// must be detected everywhere, except in the few bytes that repeat values of the directory at its end.
 #[test]
 fn flipped_bytes_never_panic() {
     let whole = fs::read(goldens_dir().join("student-tiny/pytorch_model.bin")).expect("a file");
@@ -170,7 +170,7 @@ fn weights_are_finite() {
             assert!(tensors.iter().all(|tensor| tensor.count == 1));
         }
     }
-    // A number that f32 has and f16 has not.
+    // A number that is finite in f32, but not in f16.
     let folder = copy_of("student-tiny");
     let path = folder.path().join("model.safetensors");
     let mut all = contents(&path);
@@ -195,7 +195,7 @@ fn things_that_are_no_files_of_weights() {
         assert!(error.to_string().contains("git lfs pull"), "{error}");
         #[cfg(unix)]
         {
-            // A link whose target cannot be had is named, and another model's file does not take its place.
+            // A link without a target is named in the error, and no other model's file is read in its place.
             for target in ["gone", name] {
                 let folder = folder_with("config.json.old", b"");
                 let link = folder.path().join(name);

@@ -1,5 +1,5 @@
-//! Model folders: what is read is what was written, and what does not fit or is damaged is an error
-//! that says so.
+//! Model folders: a model that is read equals the model that was written, and files that do not fit or are damaged give
+//! an error that says so.
 
 mod configurations;
 mod damage;

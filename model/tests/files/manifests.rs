@@ -1,4 +1,4 @@
-//! Saved models have checksums, and a file that differs from its own is named before it is believed.
+//! Saved models have checksums. If a file differs from its checksum, loading fails, and the error names the file.
 
 use std::fs;
 

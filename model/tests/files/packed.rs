@@ -1,4 +1,5 @@
-//! Weights in 8 and 4 bits: what is written is what was computed with, and what does not fit says so.
+//! Weights in 8 and 4 bits: the written weights are those of the computation, and files that do not fit give an error
+//! that says so.
 
 use std::fs;
 use std::path::Path;

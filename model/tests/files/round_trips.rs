@@ -1,4 +1,4 @@
-//! What is read is what was written.
+//! A model that is read equals the model that was written.
 
 use std::collections::HashMap;
 use std::fs;
@@ -155,7 +155,8 @@ fn teachers_in_shards_are_what_they_were_whole() {
     }
 }
 
-/// A model that is written over another, and broken off, is none: not some tensors of each.
+/// If a model is written over another one and the write is interrupted, the folder contains no readable model, and not
+/// a mixture of both.
 #[test]
 fn half_of_a_rewrite_is_no_model() {
     let (config, model) = load_teacher(&goldens_dir().join("teacher-tiny")).expect("a teacher");

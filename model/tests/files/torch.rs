@@ -263,7 +263,7 @@ fn shards_of_pickles() {
     assert_eq!(model::model_files(folder.path()).expect("files").len(), 3);
 }
 
-/// What would be read otherwise than it was meant is refused by the tensor's name.
+/// A tensor that would be read wrongly is refused, and the error names it.
 #[test]
 fn what_cannot_be_read_is_named() {
     let (tensors, storages) = plain();

@@ -143,7 +143,7 @@ pub fn networks() -> Vec<(String, NetworkConfig)> {
 
 /// Parameters far from their initial zeros and ones, so that each of them matters.
 pub fn random<B: KernelBackend>(network: &NetworkConfig) -> CausalLm<B> {
-    /// Its numbers are its own: those of a backend are drawn by other tests at the same time.
+    /// A separate random generator, because other tests draw from the backend's generator at the same time.
     struct Random(u64);
     impl<B: KernelBackend> ModuleMapper<B> for Random {
         fn map_float<const D: usize>(

@@ -1,5 +1,4 @@
-//! Networks with less than they have: attention within a window or none, no state-space mixer, and states that are
-//! reset.
+//! Networks with parts removed: attention within a window or none, no state-space mixer, and states that are reset.
 
 use burn::tensor::{Distribution, Tensor};
 use kernels::{KernelBackend, Window};

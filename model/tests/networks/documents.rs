@@ -1,4 +1,5 @@
-//! Rows of several documents: every network gives each document what it gives it alone, forward and backward.
+//! Rows of several documents: for each document, every network gives the same result as for the document alone, forward
+//! and backward.
 
 use burn::backend::Autodiff;
 use burn::module::{Module, ModuleMapper, Param};
@@ -115,8 +116,8 @@ on_both! {
     documents_are_as_alone(1e-11, 2e-4);
 }
 
-/// Gives a network a graph that shares no node with another's: of two that share parameters, the first to be walked can take
-/// nodes of the second with it.
+/// Gives a network a graph that shares no node with that of another network. If two networks share parameters, the
+/// backward pass of the first can remove nodes of the second.
 struct Apart;
 
 impl<B: Backend> ModuleMapper<B> for Apart {

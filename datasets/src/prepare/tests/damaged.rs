@@ -118,8 +118,8 @@ fn a_cache_that_cannot_be_written_is_an_error() {
     assert!(error.to_string().contains("a file"), "{error}");
 }
 
-/// What another program does to the files while they are in use is an error that names the file. (Mapped
-/// into memory, a file that is cut ends the process.)
+/// If another program changes the files while they are in use, the result is an error that names the file. (If a file
+/// were mapped into memory, its truncation would end the process.)
 #[test]
 fn shards_that_change_while_in_use_are_an_error() {
     let corpus = Corpus::new(&TEXTS);

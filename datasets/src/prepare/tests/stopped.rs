@@ -34,7 +34,8 @@ fn a_file_system_without_locks_is_no_error() {
     wait_for(&file, |_| Err(io::Error::from_raw_os_error(38)));
 }
 
-/// A process may end at any moment: the shards are those of one that does not, and what was kept is not done again.
+/// A process may end at any moment. A later process continues, makes the same shards as an uninterrupted one, and does
+/// not repeat the saved work.
 #[test]
 fn work_that_was_stopped_goes_on_to_the_same_shards() {
     let corpus = several_files();

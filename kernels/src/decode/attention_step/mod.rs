@@ -20,28 +20,30 @@ pub struct NewToken<B: Backend> {
     pub k: Tensor<B, 2>,
     /// Values, `[b, g * p]`.
     pub v: Tensor<B, 2>,
-    /// Of its position and others: `[n, r]`; see [`rotary`](crate::dense::rotary::rotary()).
+    /// The cosines of the token's position and of others, `[n, r]`; see [`rotary`](crate::dense::rotary::rotary()).
     pub cos: Tensor<B, 2>,
-    /// As `cos`.
+    /// The sines, as `cos`.
     pub sin: Tensor<B, 2>,
-    /// Which row of the angles is that of its position. Those behind it are for the tokens of steps that a device repeats.
+    /// The row of `cos` and `sin` for the token's position. The rows after it are for the tokens of steps that the
+    /// device repeats by itself.
     pub angle: usize,
 }
 
 /// The rotated keys and the values of earlier tokens, in tensors that may have room for more.
 #[derive(Clone, Debug)]
 pub struct Cache<B: Backend> {
-    /// `[b, capacity, g, p]`, of which the first positions are tokens, but for those in the gap.
+    /// `[b, capacity, g, p]`. The first `len + gap.len` positions are in use: all are tokens, except those in the gap.
     pub keys: Tensor<B, 4>,
     /// As the keys.
     pub values: Tensor<B, 4>,
-    /// How many tokens.
+    /// The number of tokens.
     pub len: usize,
     /// The positions that a window has left behind.
     pub gap: Gap,
 }
 
-/// Positions of a [`Cache`] between those of tokens. So the oldest tokens leave a cache without a move of the others.
+/// Unused positions of a [`Cache`] between the tokens. With a gap, the oldest tokens can leave the cache without a move
+/// of the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Gap {
     /// The first of them: how many tokens there are before.
@@ -88,8 +90,8 @@ impl<B: Backend> Cache<B> {
         (filled(&self.keys), filled(&self.values))
     }
 
-    /// How many steps within `window` from here on make the same launches on the same memory, so that a device can repeat
-    /// the first of them: until there is no room, or a window begins to leave tokens behind.
+    /// How many steps within `window`, from now on, make the same launches on the same memory, so that a device can
+    /// repeat the first of them. The number ends where the cache is full, or where the window begins to drop tokens.
     pub fn steps_alike(&self, window: Option<Window>) -> usize {
         let room = self.keys.dims()[1] - (self.len + self.gap.len);
         match window {
@@ -124,8 +126,8 @@ impl<B: Backend> Cache<B> {
         self
     }
 
-    /// What a window leaves of the cache for the tokens to come: the sinks and the last tokens, `window.tokens()` in
-    /// all, or fewer where there are fewer.
+    /// The part of the cache that later tokens can see within `window`: the sinks and the last tokens,
+    /// `window.tokens()` in all, or fewer if the cache has fewer.
     ///
     /// # Panics
     /// If a window of no tokens leaves nothing.
@@ -155,7 +157,7 @@ pub trait AttentionStep: Attention + Rotary {
         reference::step(token, cache, h)
     }
 
-    /// See [`attention_step_within`], for a token that does not see all those before it.
+    /// See [`attention_step_within`]: the token sees only those tokens that `window` allows.
     fn windowed_attention_step(
         token: NewToken<Self>,
         cache: Cache<Self>,
@@ -168,10 +170,11 @@ pub trait AttentionStep: Attention + Rotary {
 
 by_default!(AttentionStep for ndarray, flex, autodiff);
 
-/// Rotates the new token's queries and keys, lets it join `cache`, and attends from it to all tokens:
-/// `[b, h * p]` in the dtype of the queries. The cache keeps its dtype, and a new one has that of the keys.
+/// Rotates the new token's queries and keys, appends its key and value to `cache`, and computes its attention over all
+/// tokens: `[b, h * p]` in the dtype of the queries, and the new cache. The cache keeps its dtype; without a cache, a
+/// new one with the dtype of the keys is made.
 ///
-/// A backend may write where the cache is if nothing else holds it, and make room for tokens to come.
+/// A backend may write to the memory of the cache if nothing else holds it, and may reserve room for later tokens.
 ///
 /// # Panics
 /// If the shapes do not fit together for `h` heads, or some of token and cache are f64 and others not.

@@ -34,7 +34,7 @@ pub fn step<B: AttentionStep>(
     (narrow(y.reshape([b, width]), dtype), cache)
 }
 
-/// What a window leaves of the tokens before one that joins.
+/// The window over the tokens before a new token: one token smaller, because the new token takes one place.
 pub(super) fn before(window: Window) -> Window {
     Window {
         window: window.window - 1,

@@ -1,8 +1,8 @@
 //! The projections of decoding: weights times the few vectors of a decoding step, one for each sequence.
 //!
-//! A step reads every weight once and computes next to nothing with it, so its time is that of reading:
-//! what an op can win is to read at the memory's speed and to leave no gaps between one weight and the
-//! next. Hence two ops that take several weights at once, with all that stands around them in a block:
+//! A step reads every weight once and computes little with it, so its time is the time of the reads. An op must
+//! therefore read at the full speed of the memory, and leave no pause between one weight and the next. So there are two
+//! ops that take several weights at once, and include the operations around them in a block:
 //!
 //! - [`into`]: `act(W_i N(x) + bias_i)` for each of several weights, with `N` a layer normalisation or a
 //!   root-mean-square one: the projections into a mixer and into an MLP;
@@ -12,16 +12,18 @@
 //! A gated MLP, `W_down (silu(W_gate N(x)) * W_up N(x))`, is one of each: the first op gives `silu` of the gate and the
 //! other factor, the second multiplies them where it reads them.
 //!
-//! On a GPU their outputs lie in memory that later steps use again, once nothing holds it, in the order in
-//! which the calling thread queues its work: give them to ops of that thread, or read them, but not to
-//! another thread. This does not hold for what [`head`] gives, the last projection of a step.
+//! On a GPU, the memory of their outputs is used again by later steps, once nothing holds it, in the order in which the
+//! calling thread queues its work. So pass the outputs to ops of the same thread, or read them, but do not pass them to
+//! another thread. The output of [`head`], the last projection of a step, may be passed to any thread.
 //!
-//! Vectors are f32 (or wider) whatever the dtype of the weights, and so are all sums: of the numbers of
-//! a step, weights are the only ones that are many. (NVIDIA's tensor cores take 22 of the 24 bits of an f32 number,
-//! of vectors and of weights alike. On a CPU vectors that meet weights in 8 or 4 bits are rounded to 16 bits.) A
-//! sequence's result does not depend on how many others are computed with it, to the last bit, where a backend has
-//! kernels for these ops, for up to 64 of them, on a CPU where weights are in 8 or 4 bits, and with weights in floats on
-//! every CPU for which one product of rows is like another; [`reference`](mod@reference) is their definition.
+//! Vectors and sums are f32 or wider, whatever the dtype of the weights: only the weights are so many that their size
+//! matters. (On NVIDIA's tensor cores, 22 of the 24 significant bits of an f32 number are used, for vectors and for
+//! weights. On a CPU, vectors are rounded to 16 bits for products with weights in 8 or 4 bits.)
+//!
+//! The result of a sequence does not depend, to the last bit, on how many other sequences are computed with it: on
+//! backends with kernels for these ops, for up to 64 sequences; on a CPU, for weights in 8 or 4 bits; and for weights
+//! in floats, on every CPU whose matrix product computes each row in the same way. The definition of the ops is
+//! [`reference`](mod@reference).
 
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod cube;
@@ -91,7 +93,7 @@ impl<B: Backend> From<Tensor<B, 2>> for Input<B> {
 }
 
 impl<B: Backend> Input<B> {
-    /// What the weight is multiplied with, `[b, d_in]`.
+    /// The vectors that the weight is multiplied with, `[b, d_in]`.
     pub(crate) fn product(self) -> Tensor<B, 2> {
         match self.gate {
             Some(gate) => gate * self.u,
@@ -133,13 +135,13 @@ pub trait Projections: Linear + LayerNorm + RmsNorm {
         reference::linear(x, projection)
     }
 
-    /// Whether [`linear`] of a packed weight is the way to multiply it with many vectors. Otherwise it becomes floats, with
-    /// which products have their biases, activations and residuals in one.
+    /// Whether a packed weight should be multiplied with many vectors by [`linear`]. If not, the caller converts the
+    /// weight to floats, whose products can include bias, activation and residual in one pass.
     fn multiplies_packed() -> bool {
         false
     }
 
-    /// What follows a projection in [`into`], as its default uses it, on `y [b, d_out]`.
+    /// Applies the activation that follows a projection in [`into`] to `y [b, d_out]`; used by the default of `into`.
     fn projection_activated(y: Tensor<Self, 2>, activation: Activation) -> Tensor<Self, 2> {
         reference::activated(y, activation)
     }
@@ -202,7 +204,8 @@ pub fn into<B: Projections>(
     B::projections_into(x, norm, projections)
 }
 
-/// `W N(x) + bias`: what [`into`] gives for one projection, in memory that is not used again.
+/// `W N(x) + bias`: the same as [`into`] for one projection, but the memory of the output is not used again by later
+/// steps.
 ///
 /// # Panics
 /// If a shape does not fit.
@@ -270,10 +273,10 @@ pub fn linear<B: Projections, const D: usize>(
     y.reshape(shape)
 }
 
-/// The rows `ids [b]` of `table [v, d]`: `[b, d]`, in f32 for a table in half precision. What a step begins with.
+/// The rows `ids [b]` of `table [v, d]`: `[b, d]`, in f32 for a table in half precision. A step begins with this op.
 ///
-/// An id that is not below `v` panics, on some backends, or gives nonsense, on others. On those that have
-/// [`sample`](crate::sample()) an id below 0, which says why there is no token, counts as 0.
+/// If an id is `v` or more, some backends panic, and others return meaningless numbers. On backends that have
+/// [`sample`](crate::sample()), an id below 0, which says why there is no token, counts as 0.
 pub fn rows<B: Projections>(table: Tensor<B, 2>, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
     B::projections_rows(table, ids)
 }

@@ -9,8 +9,9 @@ use super::GROUP;
 
 /// Words of a group in 4 bits.
 const WORDS: usize = GROUP / 8;
-/// What the largest number of a group is tried as, in steps of its scale. In 4 bits -8 is the largest; less leaves finer
-/// steps to none, and more cuts it off for the sake of the others.
+/// The values that the largest number of a group is tried as, in steps of the scale. In 4 bits, -8 is the largest
+/// magnitude. A smaller value makes the steps coarser for all numbers; a larger value clips the largest number and
+/// makes the steps finer for the others.
 const TRIED: [f32; 9] = [7.0, 7.25, 7.5, 7.75, 8.0, 8.25, 8.5, 8.75, 9.0];
 /// Added to a number of less than 2^22 and taken off again, it leaves the nearest whole number.
 const ROUND: f32 = 12_582_912.0;
@@ -39,7 +40,7 @@ pub(super) fn to_int8(values: &[f32], d_in: usize) -> (Vec<i32>, Vec<f32>) {
 
 /// A row in 8 bits: its scale, and the words.
 fn pack_row(row: &[f32], words: &mut [i32]) -> f32 {
-    // A number that is none has no size; the sum has none then either.
+    // `max` ignores NaN; the sum does not, so that it and the scale become NaN if a number is NaN or infinite.
     let largest = row.iter().fold(0.0_f32, |largest, v| largest.max(v.abs()));
     let sum: f32 = row.iter().map(|v| v * 0.0).sum();
     let scale = largest / 127.0 + sum;

@@ -1,4 +1,4 @@
-//! A weight as it lies in memory: in a float dtype, in 8 bits, or in 4.
+//! The forms in which a weight is stored in memory: a float dtype, 8 bits, or 4 bits.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
@@ -30,8 +30,8 @@ impl Form {
         }
     }
 
-    /// The form of a weight with rows of `d_in` numbers that is to be stored so: rows that are no whole groups are in 8
-    /// bits, and those that are no whole words in floats.
+    /// The form that a weight with rows of `d_in` numbers really gets if this form is asked for. If a row is not a
+    /// whole number of groups, it is 8 bits instead of 4; if a row is not a whole number of 32-bit words, it is floats.
     pub fn of_rows(self, d_in: usize) -> Self {
         match self {
             Self::Int4 if d_in.is_multiple_of(GROUP) => Self::Int4,
@@ -102,9 +102,10 @@ impl<B: Backend> Weight<B> {
         }
     }
 
-    /// A weight in floats in the form that [`Form::of_rows`] says; one that is stored in bits stays as it is.
+    /// Converts a weight in floats to the form that [`Form::of_rows`] gives for `form`. A weight in 8 or 4 bits stays
+    /// as it is.
     ///
-    /// Done on the host when a model is loaded.
+    /// The conversion runs on the host, when a model is loaded.
     pub fn to_form(self, form: Form) -> Self {
         let Self::Float(weight) = self else {
             return self;
@@ -148,7 +149,7 @@ impl<B: Backend> Weight<B> {
 }
 
 impl<B: Projections> Weight<B> {
-    /// In `dtype`, without a copy where it is that already.
+    /// The weight as floats of `dtype`, without a copy if it has this dtype already.
     pub fn to_float(&self, dtype: DType) -> Tensor<B, 2> {
         match self {
             Self::Float(weight) => narrow(weight.clone(), dtype),

@@ -1,4 +1,4 @@
-//! On CubeCL's backends, whose servers queue a copy when they are asked, and give a future that waits for it.
+//! Reads on CubeCL's backends. Their servers queue a copy at the call, and return a future that waits for it.
 
 use burn::tensor::backend::{DeviceOps, ExecutionError};
 use burn::tensor::{Int, Tensor, TensorData};

@@ -1,8 +1,9 @@
-//! Tokens on their way from the device to the host, while the device works on what is queued behind them.
+//! Reads of tokens from the device that do not stop the device: it computes the next step while the host waits for the
+//! tokens.
 //!
-//! A GPU that waits until the host has read a token, and has queued the next step, stands still for that time at each
-//! token. So a read is queued, then the step behind it, and then the host waits for the read. A backend that shares the
-//! host's memory computes as it is called: there, a read is done when it is queued.
+//! If the host first reads a token and then queues the next step, the GPU is idle between the two, at each token. So
+//! the host queues a read, then the next step, and only then waits for the read. A backend in the memory of the host
+//! computes at once when it is called; there, a read is complete as soon as it is queued.
 
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod cube;
@@ -22,7 +23,7 @@ type Read = Result<TensorData, ExecutionError>;
 pub struct QueuedRead(Option<Pin<Box<dyn Future<Output = Read> + Send>>>);
 
 impl QueuedRead {
-    /// A read whose result `reading` waits for, from a host that is not made to wait before.
+    /// A read whose result the future `reading` waits for. The host does not wait until then.
     fn new(reading: impl Future<Output = Read> + Send + 'static) -> Self {
         Self(Some(Box::pin(reading)))
     }
@@ -30,7 +31,7 @@ impl QueuedRead {
     /// Waits for the data, `[b]`.
     ///
     /// # Errors
-    /// The backend's, if they cannot be read from the device.
+    /// The backend's error, if the data cannot be read from the device.
     pub fn wait(mut self) -> Result<TensorData, ExecutionError> {
         let reading = self.0.take().expect("a read that nobody has waited for");
         try_read_sync(reading).expect("a host that can wait")
@@ -63,8 +64,8 @@ pub trait QueueRead: Backend {
 
 by_default!(QueueRead for ndarray, flex, autodiff);
 
-/// Queues a read of `ids [b]` as they are now, behind what the thread has queued before. What it queues later does not have
-/// to be done when the ids come.
+/// Queues a read of the current values of `ids [b]`, after the work that this thread has queued before. The read does
+/// not wait for work that the thread queues later.
 pub fn queue_read<B: QueueRead>(ids: Tensor<B, 1, Int>) -> QueuedRead {
     B::queue_read(ids)
 }

@@ -1,6 +1,6 @@
-//! Reads on wgpu. From the moment that CubeCL's own read is queued, a thread of CubeCL's waits for all that the GPU was
-//! given, and wgpu takes no work for the GPU meanwhile. So a read has a buffer of its own here, and the host waits only for
-//! the work that was queued before it.
+//! Reads on wgpu. As soon as one of CubeCL's own reads is queued, a CubeCL thread waits for all submitted work, and
+//! wgpu accepts no new work for the GPU during this wait. So here each read has its own buffer, and the host waits only
+//! for the work that was queued before the read.
 
 use std::sync::mpsc::channel;
 

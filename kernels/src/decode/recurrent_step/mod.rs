@@ -1,4 +1,4 @@
-//! One token through a discrete Mamba-2 mixer, between its two projections: what decoding does.
+//! The decoding step of a discrete Mamba-2 mixer for one token, between the mixer's two projections.
 
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod cube;
@@ -32,7 +32,7 @@ pub struct StepParameters<B: Backend> {
     pub a_log_bias: Option<Tensor<B, 1>>,
     /// The norms of B and of C, if they are normalised.
     pub bc_norms: Option<[HeadNorm<B>; 2]>,
-    /// What each row of the scan's state is turned by before the token, where B and C have rotary positions.
+    /// The rotation of each row of the scan's state before the token, if B and C have rotary positions.
     pub turn: Option<Turn<B>>,
 }
 
@@ -49,9 +49,9 @@ pub struct HeadNorm<B: Backend> {
 /// The angles of a rotation of the pairs `(i, i + r)`, `i < r`, along n: see
 /// [`rotary`](crate::dense::rotary::rotary).
 ///
-/// B and C with rotary positions meet in products `C_t . R(s - t) B_s`, which depend on the distance alone. So the
-/// state is kept as its latest token sees it, and turned back by one position for each token: no token's own
-/// position is needed, and the rows of a batch may be at different ones.
+/// With rotary positions, B and C enter products `C_t . R(s - t) B_s`, which depend only on the distance `s - t`. So
+/// the state is stored relative to its latest token, and is turned back by one position for each new token. No absolute
+/// position is needed, and the rows of a batch may be at different positions.
 #[derive(Debug, Clone)]
 pub struct Turn<B: Backend> {
     /// `[1, r]`.
@@ -70,7 +70,7 @@ impl<B: Rotary> Turn<B> {
     }
 }
 
-/// What a mixer carries from one token to the next.
+/// The state of a mixer between one token and the next.
 #[derive(Debug, Clone)]
 pub struct StepState<B: Backend> {
     /// The last `w` inputs of the convolution, the latest last, `[b, c, w]`.

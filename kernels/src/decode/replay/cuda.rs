@@ -9,15 +9,16 @@
 //! 3. The step is taken again with the same outputs.
 //! 4. The capture ends. If it has as many kernels as launches were made, and nothing else, it becomes a graph.
 //!
-//! CubeCL passes arrays and numbers with a launch, so that nothing is copied to the device for it; a kernel over tensors,
-//! whose shapes are copied, would be seen as another kind of node and refused.
+//! For arrays and numbers, CubeCL passes all arguments with the launch and copies nothing to the device. For a kernel
+//! over tensors it copies their shapes; such a copy is another kind of node in the graph, and the recording is refused.
 //!
 //! # Why a replay is safe
 //!
-//! All that the launches touch is bound by the recording, and so stays reserved at its address. Bindings do not count
-//! as holders: what the step writes in place is written in place by a step that is computed too. The graph goes to the
-//! stream of the thread that has recorded it, in order with all else that the thread queues. The logits lie where
-//! those before lay, so there is no replay while somebody holds those.
+//! The recording holds bindings of all memory that the launches touch, so that this memory stays reserved at its
+//! address. A binding does not count as a holder of a tensor, so a step that is computed normally can still write the
+//! same tensors in place. The graph runs on the stream of the thread that recorded it, in order with all other work of
+//! that thread. The logits of each replay overwrite the previous logits, so there is no replay while something holds
+//! these.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -109,10 +110,10 @@ where
 /// The graph of a step that was rehearsed, the memory of its result, `logits`, and all that it touches.
 ///
 /// # Errors
-/// Why it cannot be recorded, in words. It was then not computed again.
+/// The reason why the step cannot be recorded. In this case it was not computed a second time.
 ///
 /// # Panics
-/// If `step` does other things than in the rehearsal, such that its state is lost.
+/// If `step` behaves differently than in the rehearsal, so that its state is lost.
 fn graph(
     device: DeviceId,
     logits: &Handle,
@@ -322,7 +323,7 @@ fn end(server: &mut Server, device: DeviceId, launches: usize) -> Result<Graph, 
     }
 }
 
-/// That a graph has this many kernels and nothing else.
+/// Checks that a graph has this many kernels and nothing else.
 ///
 /// # Safety
 /// `graph` is one.

@@ -1,10 +1,10 @@
-//! A step of decoding that always makes the same launches, as one launch.
+//! Records a decoding step that always makes the same launches, and repeats it as one launch.
 //!
-//! A small network's step is some hundred and fifty short kernels, and giving them to a GPU one by one takes the host
-//! longer than they take the GPU. Where each step makes the same launches on the same memory, they can be recorded
-//! once, and repeated as one: by the device as a CUDA graph, or on wgpu as a list that is put together once.
+//! A step of a small network is about 150 short kernels. To launch them one by one takes the host longer than the GPU
+//! needs to run them. If each step makes the same launches on the same memory, the launches can be recorded once and
+//! then repeated as one: as a CUDA graph, or on wgpu as a list of dispatches that is built once.
 //!
-//! Where there is no such device, and wherever something stands in the way, a step is computed as always.
+//! If the device cannot record, or the step cannot be recorded, the step is computed in the normal way.
 
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod cube;
@@ -50,9 +50,10 @@ impl<B: Backend> fmt::Debug for Recording<B> {
 }
 
 impl<B: Backend> Recording<B> {
-    /// The step for other `ids [b]`: the logits `[b, v]`, in the memory of those before. It is the `since`th after the one
-    /// that was recorded, by which caches of attention know how many tokens they hold. `None` where it cannot be
-    /// repeated now, and must be computed: somebody still holds the logits before, or another thread recorded it.
+    /// Repeats the step for other `ids [b]`, and returns the logits `[b, v]`, in the memory of the previous logits.
+    /// This is the `since`th step after the recorded one; from this number, caches of attention get their number of
+    /// tokens. Returns `None` if the step cannot be repeated now and must be computed: something still holds the
+    /// previous logits, or another thread has recorded the step.
     ///
     /// # Panics
     /// If there are not as many ids as were recorded.
@@ -61,12 +62,13 @@ impl<B: Backend> Recording<B> {
     }
 }
 
-/// Computes `step(ids)`, and records it where the device can: then CUDA calls `step` twice, the second time without
-/// being computed.
+/// Computes `step(ids)`, and records it if the device can. To record, the CUDA backend calls `step` twice; the second
+/// call computes nothing.
 ///
-/// What `step` changes must be tensors that nothing else holds, which its ops write in place; between two replays they
-/// may be written in place, but not replaced. What it does beside launches, such as counting, is not repeated. A cache of
-/// attention must have room for the tokens of all steps that are repeated, and the angles of their positions.
+/// The tensors that `step` changes must be held by nothing else, and its ops must write them in place. Between two
+/// replays they may be written in place, but not replaced. Side effects other than launches, such as a counter on the
+/// host, are not repeated. A cache of attention must have room for the tokens of all repeated steps, and the table of
+/// angles must cover their positions.
 ///
 /// While a step is recorded, no other thread may use this thread's memory on the device, such as parameters that it has
 /// loaded, for the first time: that work could become a part of the recording, and would not be computed.

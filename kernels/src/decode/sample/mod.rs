@@ -1,8 +1,8 @@
-//! The next token from its logits, where the logits are.
+//! Sampling of the next token on the device that holds its logits.
 //!
-//! A token is one number and its logits are a vocabulary of them: on a GPU, choosing there saves the host
-//! from waiting for all logits and from reading them. Backends that share the host's memory gain nothing
-//! and have no such op.
+//! A token is one number, but its logits are as many numbers as the vocabulary has tokens. If the GPU chooses the
+//! token, the host need not wait for all logits and read them. Backends in the memory of the host gain nothing from
+//! this, and do not have this op.
 
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod cube;
@@ -57,7 +57,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// What an id below 0 of [`sample`] says; `None` for a token.
+    /// The fault that a negative id from [`sample`] stands for; `None` if the id is a token.
     pub fn of(id: i64) -> Option<Self> {
         // 0, or 1 and 2 for the first token, 3 and 4 for the second one, and so on.
         let number = usize::try_from(-1 - id).ok()?;
@@ -91,13 +91,14 @@ pub trait Sample: Backend {
 
 by_default!(Sample for ndarray, flex, autodiff);
 
-/// The tokens that `choices`, one a row, draw from `logits [b, v]` among the ids below `vocab_size`: `[b]`
-/// ids, below 0 where there is none, which [`Fault::of`] explains. `None` where the backend has no such op.
+/// Draws a token for each row of `logits [b, v]`, as the row's entry of `choices` says, among the ids below
+/// `vocab_size`. Returns ids `[b]`; a negative id means that there is no token, and [`Fault::of`] gives the reason.
+/// Returns `None` if the backend does not have this op.
 ///
-/// `seen [b, v]` is not 0 for tokens that the penalty is for. It is used only if a row has a penalty, and
-/// then gets the token of every row, in place: no clone of it may be in use. Probabilities are computed in f32, so
-/// a point that falls between two tokens may take the other one where the last digit decides; of tokens
-/// that are equally likely to the last bit at the edge of `top_p`, all stay.
+/// `seen [b, v]` is not 0 for the tokens that the repetition penalty applies to. It is used only if a row has a
+/// penalty; then the token of every row is added to it, in place, so no clone of it may be in use. Probabilities are
+/// computed in f32, so rounding may select the neighbouring token if a point lies at the border of two tokens. If
+/// several tokens at the edge of `top_p` have exactly the same probability, all of them stay.
 ///
 /// # Panics
 /// If `vocab_size` is 0 or more than there are logits, there is not a choice for each row, or a penalty is

@@ -1,5 +1,5 @@
-//! Causal softmax attention with grouped key and value heads: the teacher's mixing, and the
-//! hybrid's.
+//! Causal softmax attention with grouped key and value heads: the mixer of the teacher, and of the attention layers of
+//! a hybrid.
 //!
 //! Heads stay where the projections put them, `[b, l, h, p]`, so nothing is transposed.
 
@@ -19,14 +19,14 @@ use crate::profile::{Kind, timed};
 /// Gradients to queries, keys and values.
 pub type Gradients<B> = (Tensor<B, 4>, Tensor<B, 4>, Tensor<B, 4>);
 
-/// Which tokens attention reads where it does not read all: the last ones, and the first, which keep a model
-/// stable that was trained with them (StreamingLLM, arXiv 2309.17453). Position `i` attends to `j` if `j <= i`, and
-/// `i - j < window` or `j < sinks`.
+/// A window of attention: each token sees only the last tokens, and the first ones, called sinks. A model that was
+/// trained without a window needs the sinks to stay stable (StreamingLLM, arXiv 2309.17453). Position `i` attends to
+/// `j` if `j <= i`, and `i - j < window` or `j < sinks`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Window {
-    /// How many of the last tokens, the own one included. At least 1.
+    /// The number of last tokens, the token itself included. At least 1.
     pub window: usize,
-    /// How many of the first.
+    /// The number of first tokens.
     pub sinks: usize,
 }
 
@@ -36,20 +36,21 @@ impl Window {
         self.window.saturating_add(self.sinks)
     }
 
-    /// `None` where the window hides nothing from a sequence of `t` tokens.
+    /// The window itself, or `None` if it hides nothing in a sequence of `t` tokens.
     pub fn within(self, t: usize) -> Option<Self> {
         (t > self.tokens()).then_some(self)
     }
 }
 
-/// Which keys a query sees, where it does not see all before it. From a window, or from `None`, by `into`.
+/// Which keys a query sees, if it does not see all keys before it. A `Window`, or an optional one, converts to this by
+/// `into`.
 #[derive(Debug, Clone)]
 pub struct Visible<B: Backend> {
-    /// Those of a window.
+    /// If given, only the keys of this window.
     pub window: Option<Window>,
-    /// Those of the query's own document: position `i` attends to `j` only if `j` is not before the start of the
-    /// document of `i`. The sinks of a window are the first tokens of each document then. There are as many queries as
-    /// keys.
+    /// If given, only the keys of the query's own document: position `i` attends to `j` only if `j` is not before the
+    /// start of the document of `i`. The sinks of a window are then the first tokens of each document, and there must
+    /// be as many queries as keys.
     pub documents: Option<DocumentStarts<B>>,
 }
 
@@ -62,14 +63,14 @@ impl<B: Backend> From<Option<Window>> for Visible<B> {
     }
 }
 
-/// All.
+/// Each query sees all keys before it.
 impl<B: Backend> Default for Visible<B> {
     fn default() -> Self {
         None::<Window>.into()
     }
 }
 
-/// What the forward pass saves for the backward pass, where a backend's kernels read it.
+/// What the forward pass saves for the backward pass, on backends whose kernels use it.
 #[derive(Debug, Clone)]
 pub struct Saved<B: Backend> {
     /// The outputs, `[b, l, h, p]`.
@@ -78,8 +79,9 @@ pub struct Saved<B: Backend> {
     pub lse: Tensor<B, 3>,
 }
 
-/// The op, as backends compute it. Where a method has no other body, the reference is taken. It holds the weights,
-/// `[b, h, l, t]`, but cuts the sequence into blocks where there is a window and there are no documents.
+/// The op, as backends compute it. The default bodies are the reference. It holds the attention weights,
+/// `[b, h, l, t]`; if there is a window and there are no documents, it cuts the sequence into blocks and holds the
+/// weights of one block.
 pub trait Attention: Backend {
     /// See [`attention_within`].
     fn attention_forward(
@@ -140,9 +142,10 @@ pub fn attention<B: Attention>(q: Tensor<B, 4>, k: Tensor<B, 4>, v: Tensor<B, 4>
     attention_within(q, k, v, None::<Window>)
 }
 
-/// [`attention`] in which each query sees the keys alone that are `visible`: a window, or a [`Visible`]. Keys from the
-/// sinks on may have been left out, as a cache of the sinks and the last tokens does: what counts are places among the
-/// keys. Within a window, time and memory are linear in the length; with documents beside it, in their lengths' squares.
+/// [`attention`] in which each query sees only the keys that are `visible`: a window, or a [`Visible`]. Keys behind the
+/// sinks may be absent, as in a cache that holds the sinks and the last tokens: the rule counts positions among the
+/// keys that are given. Within a window, time and memory are linear in the length; with a window and documents, they
+/// are quadratic in the lengths of the documents.
 ///
 /// # Panics
 /// As [`attention`], if the window is 0, and if there are documents and not as many queries as keys and starts.
@@ -170,7 +173,7 @@ pub fn attention_within<B: Attention>(
 /// The softmaxed weights of [`attention`], `[b, h, l, t]`; f32 for half-precision inputs.
 ///
 /// # Panics
-/// If the shapes do not fit together as there, or the dtypes differ.
+/// If the shapes do not fit together as in [`attention`], or the dtypes differ.
 pub fn attention_matrix<B: Attention>(q: Tensor<B, 4>, k: Tensor<B, 4>) -> Tensor<B, 4> {
     attention_matrix_within(q, k, None::<Window>)
 }
@@ -178,7 +181,7 @@ pub fn attention_matrix<B: Attention>(q: Tensor<B, 4>, k: Tensor<B, 4>) -> Tenso
 /// The softmaxed weights of [`attention_within`], `[b, h, l, t]`; f32 for half-precision inputs.
 ///
 /// # Panics
-/// As there.
+/// As [`attention_within`].
 pub fn attention_matrix_within<B: Attention>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
@@ -189,7 +192,7 @@ pub fn attention_matrix_within<B: Attention>(
     timed(Kind::Attention, || B::attention_matrix(q, k, visible))
 }
 
-/// What is visible, without a window that hides none of the keys.
+/// Checks the arguments, and returns `visible` without its window if that hides no key.
 fn checked<B: Backend>(visible: Visible<B>, q: &Tensor<B, 4>, k: &Tensor<B, 4>) -> Visible<B> {
     let Visible { window, documents } = visible;
     if let Some(window) = window {

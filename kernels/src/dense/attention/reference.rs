@@ -217,8 +217,8 @@ impl Block {
     }
 }
 
-/// Each block of queries is attention of its own, over the sinks and the keys of its queries' windows, in which the
-/// places of the keys keep the window's rule.
+/// Computes each block of queries separately, over the sinks and the keys in the windows of its queries. The window's
+/// rule still holds, because it counts positions among these keys.
 fn in_blocks<B: Backend>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,

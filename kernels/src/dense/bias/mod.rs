@@ -1,6 +1,8 @@
-//! A bias for every row, in f32 whatever the rows are in: for numbers of which the last digits count.
+//! Adds a bias to every row, in f32 whatever the dtype of the rows. It is for values that need the full precision of
+//! f32.
 //!
-//! Burn's addition does the same; its backward pass sums over one axis after the other, by one cube for a few columns.
+//! Burn's addition gives the same result, but its backward pass is slow: it sums over one axis after the other, with
+//! one cube for a few columns.
 
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod cube;

@@ -1,6 +1,6 @@
-//! The backward pass on Burn's graph, where an op has one output: each part is a node that leaves its gradient in
-//! a place which all parts share, and the node above them takes them from there. Burn goes back from the deepest nodes
-//! on, so all parts come before it.
+//! The backward pass on Burn's graph. An op of this graph has one output, so each part is a node of its own: it stores
+//! its gradient in a place that all parts share, and the node of the whole takes all gradients from there. Burn runs
+//! the backward pass from the deepest nodes, so all parts run before the whole.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,7 +22,8 @@ struct Parts<B: Columns> {
 }
 
 impl<B: Columns> Parts<B> {
-    /// Keeps the gradient of part `i`. What the node above is given in its place is never read: one element, once.
+    /// Stores the gradient of part `i`. The node of the whole gets one element as a placeholder, once; it is never
+    /// read.
     fn put(&self, i: usize, gradient: Tensor<B, 3>) -> Option<Tensor<B, 3>> {
         let mut gradients = self
             .gradients

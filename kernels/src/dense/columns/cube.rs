@@ -73,7 +73,7 @@ fn views<R: CubeRuntime>(x: &CubeTensor<R>, widths: &[usize]) -> Option<Vec<Cube
     widths.iter().map(part).collect()
 }
 
-/// What is known when the kernel is compiled.
+/// The compile-time parameters of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Plan {
     /// Vectors of a row of the whole.

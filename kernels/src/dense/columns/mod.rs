@@ -1,7 +1,7 @@
-//! The columns of one wide product as tensors of their own: what a mixer reads from its input projection.
+//! Splits the columns of one wide product into several tensors, as a mixer needs them from its input projection.
 //!
-//! Burn's `narrow` does the same, but its backward pass writes zeros as large as the whole for each part and then
-//! adds these up. Here the gradients of the parts are put side by side once.
+//! Burn's `narrow` does the same, but its backward pass writes, for each part, a tensor of zeros as large as the whole,
+//! and then adds these up. Here the gradients of the parts are joined once.
 
 mod autodiff;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]

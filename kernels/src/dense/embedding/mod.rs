@@ -31,8 +31,8 @@ by_default!(Embedding for ndarray, flex);
 
 /// The rows `ids [b, l]` of `table [v, d]`: `[b, l, d]`, in the table's dtype.
 ///
-/// Differentiable in `table`: a row's gradient is the sum over the places that have its id, in f32 for half
-/// precision, always added in the same order. Ids must be below `v`: what else they give is not defined.
+/// Differentiable in `table`: a row's gradient is the sum over the places that have its id, in f32 for half precision,
+/// always added in the same order. Ids must be below `v`; for other ids the result is undefined.
 pub fn embedding<B: Embedding>(table: Tensor<B, 2>, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
     timed(Kind::Embedding, || B::embedding_forward(table, ids))
 }

@@ -1,9 +1,9 @@
-//! Which matrices a library of column-major products must be given for a product in rows.
+//! Translates a product of row-major matrices for a library whose matrices are column-major.
 //!
-//! `out [t, o] = left [t, k] right [k, o]` in rows is, read in columns, the transpose of each: the library's
-//! `D [o, t] = A [o, k] B [k, t]` with `A` the right matrix and `B` the left one. What lies in rows is to
-//! the library a matrix of swapped sizes whose columns are as far apart as the rows are, and what is
-//! transposed already is one to be transposed by the library.
+//! A row-major matrix is, read as column-major, its transpose. So `out [t, o] = left [t, k] right [k, o]` is to the
+//! library `D [o, t] = A [o, k] B [k, t]`, where `A` is the right matrix and `B` is the left one. A row-major matrix
+//! becomes a matrix with swapped sizes, whose columns are as far apart as the rows were. A matrix that is transposed in
+//! memory becomes one that the library must transpose.
 
 use burn::tensor::DType;
 

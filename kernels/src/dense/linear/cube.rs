@@ -1,13 +1,13 @@
-//! On the CubeCL backends: by cuBLASLt on CUDA, where it is installed and takes the operands, and otherwise
-//! [in tiles](super::tiled), with the bias' gradient by a kernel.
+//! Linear layers on the CubeCL backends. On CUDA they use cuBLASLt, if it is installed and supports the operands;
+//! otherwise they use the kernels of [`tiled`](super::tiled), and a kernel for the gradient of the bias.
 //!
 //! # Burn's matmul here
 //!
-//! It is left with what the tiles do not take: f64, and matrices without elements. cubek-matmul 0.2.0 has kernels with
-//! two buffers a stage that read past the contracted axis where its stages are odd in number, and give wrong results
-//! without a word. Only autotuning tries them: without Burn's feature `autotune`, which this workspace leaves out, one
-//! kernel with a single buffer is taken, or a simple one where that does not fit, and both are right for every
-//! contracted size. On CUDA it rounds f32 to TF32, which neither the library nor the tiles do.
+//! Burn's matmul is used only for what `tiled` does not support: f64, and matrices without elements. cubek-matmul 0.2.0
+//! has double-buffered kernels that read beyond the contracted axis if its number of stages is odd, and silently give
+//! wrong results. Only autotuning selects them. Without Burn's feature `autotune`, which this workspace does not
+//! enable, a single-buffered kernel is used, or a simple one where that does not fit; both are correct for every
+//! contracted size. On CUDA, Burn's matmul rounds f32 to TF32, which neither cuBLASLt nor `tiled` does.
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;

@@ -1,8 +1,8 @@
 //! `y = x W^T + bias`, with the weight as PyTorch stores it, `[d_out, d_in]`.
 //!
-//! Burn has such a layer; it is here because Burn's matmul on a batched input keeps a weight gradient for each
-//! sequence and sums them afterwards; here leading dimensions are flattened first, and the weight's
-//! gradient comes out contiguous in the layout that files and optimiser use.
+//! Burn has a linear layer too. But on a batched input, Burn's matmul keeps one weight gradient for each sequence and
+//! sums these afterwards. Here the leading dimensions are flattened first, and the weight's gradient is contiguous, in
+//! the layout that files and the optimiser use.
 
 mod autodiff;
 #[cfg(any(feature = "cuda", test))]
@@ -158,7 +158,7 @@ fn shapes<B: Backend, const D: usize>(
     (shape, [tokens, d_in])
 }
 
-/// Burn's product would read the one's memory as if it were the other's.
+/// Asserts that two tensors have the same dtype. Burn's product would read the memory of one dtype as the other.
 fn one_dtype<B: Backend, const D: usize>(op: &str, x: &Tensor<B, D>, other: DType) {
     assert_eq!(x.dtype(), other, "{op}: one dtype for all");
 }

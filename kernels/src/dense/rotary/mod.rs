@@ -48,7 +48,8 @@ by_default!(Rotary for ndarray);
 /// `x [b, l, h, p]` with the pairs `(i, i + r)`, `i < r`, of each head turned by the angle of their
 /// position and frequency, whose `cos` and `sin` are `[l, r]`; dimensions from `2 r` on as they were.
 ///
-/// Differentiable in `x`. In the dtype of `x`; half precision is turned in f32, by angles that may be so.
+/// Differentiable in `x`. The output has the dtype of `x`. Half-precision `x` is rotated in f32, and its `cos` and
+/// `sin` may be f32.
 ///
 /// # Panics
 /// If `cos` and `sin` are not `[l, r]` with `2 r <= p`.
@@ -61,7 +62,7 @@ pub fn rotary<B: Rotary>(x: Tensor<B, 4>, cos: Tensor<B, 2>, sin: Tensor<B, 2>) 
 /// can and nothing else holds `x`.
 ///
 /// # Panics
-/// As `rotary`, and if there are fewer heads.
+/// As `rotary`, and if `x` has fewer than `heads` heads.
 pub fn rotary_of_heads<B: Rotary>(
     x: Tensor<B, 4>,
     cos: Tensor<B, 2>,

@@ -42,7 +42,7 @@ where
     }
 }
 
-/// Whether the kernels read what is there; both factors have one shape and dtype.
+/// Whether the kernels support these inputs; both factors have one shape and dtype.
 fn fits<B: Backend>(gate: &Tensor<B, 2>) -> bool {
     computes_in_f32(gate.dtype()) && gate.shape().num_elements() > 0
 }

@@ -71,8 +71,8 @@ impl<B: Backend> Classes<B> {
     }
 }
 
-/// Where the `k` largest of each row are, `[t, v]`, and what equals the k-th. Sorting would do, but Burn sorts on the
-/// host; this counts, on the device.
+/// A mask `[t, v]` of the `k` largest values of each row, and of all values that equal the k-th. Burn sorts on the
+/// host; this finds the k-th value by counting, on the device.
 fn largest<B: Backend>(x_tv: Tensor<B, 2>, k: usize) -> Tensor<B, 2, Bool> {
     let at_least = |bound_t1: Tensor<B, 2>| (x_tv.clone() - bound_t1).greater_equal_elem(0.0);
     // At least k reach the one, and fewer than k the other.

@@ -1,9 +1,10 @@
-//! Stage 3's loss by other divergences than [`predictions`](super::predictions) computes, and over fewer classes.
+//! The stage-3 loss with divergences other than that of [`predictions`](super::predictions), and over fewer classes
+//! than the vocabulary has.
 //!
-//! A loss is one function, `Divergence::terms`: what a class adds to the loss, and how steep that is. Temperature,
-//! hard labels, classes and the gradient are the same for all of them, in tensor operations on any backend. They hold
-//! some seven arrays of `[t, v]` in f32, so a caller passes blocks of tokens, as
-//! [`distillation_block`](crate::distillation_block) takes them too.
+//! A divergence is one function, `Divergence::terms`: for each class, its term of the loss and the derivative of this
+//! term. Temperature, hard labels, classes and the gradient are common code, in tensor operations on any backend. This
+//! code holds about seven arrays `[t, v]` in f32, so callers pass blocks of tokens, as for
+//! [`distillation_block`](crate::distillation_block).
 
 mod classes;
 pub mod likeliest;
@@ -20,10 +21,11 @@ use crate::profile::{Kind, timed};
 /// How the student's distribution `p` is compared with the teacher's `q`, as a sum over classes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Divergence {
-    /// `sum of -q log p`: the cross-entropy, which is KL(q || p) plus the entropy of `q`, a constant. The student is
-    /// to give probability to all that the teacher does.
+    /// `sum of -q log p`: the cross-entropy, which is KL(q || p) plus the entropy of `q`, a constant. It makes the
+    /// student give probability to everything that the teacher gives probability to.
     ForwardKl,
-    /// `sum of p (log p - log q)`: KL(p || q). The student is to give no probability to what the teacher does not.
+    /// `sum of p (log p - log q)`: KL(p || q). It makes the student give no probability to anything that the teacher
+    /// gives none to.
     ReverseKl,
 }
 
@@ -32,15 +34,16 @@ pub enum Divergence {
 pub struct Comparison {
     /// How the two are compared.
     pub divergence: Divergence,
-    /// Of each token: the classes are the `top_k` ids that the teacher finds likeliest, each by itself, and all other
-    /// ids together, whose probability is the sum of theirs. Ids as likely as the last of the `top_k` are among them.
-    /// With 0, and where there are no others, each id is a class.
+    /// The classes of each token: each of the `top_k` ids that the teacher finds likeliest is a class, and all other
+    /// ids together are one more class, whose probability is the sum of theirs. Ids that are exactly as likely as the
+    /// last of the `top_k` are also classes of their own. With 0, or if there are no other ids, each id is a class.
     pub top_k: usize,
 }
 
 impl Divergence {
-    /// For classes with these logarithms of probabilities: what each adds to the loss, and the derivative of that in
-    /// its `log p` alone, up to a multiple of `p`: probabilities sum to 1, so that a multiple of them is a constant.
+    /// For classes with these log-probabilities: the term of each class in the loss, and the derivative of the term
+    /// with respect to its `log p` alone. The derivative is given up to a multiple of `p`: probabilities sum to 1, so
+    /// such a multiple is the derivative of a constant.
     fn terms<B: Backend>(
         self,
         log_p: Tensor<B, 2>,
@@ -85,10 +88,11 @@ pub fn divergence_loss<B: Backend>(
     losses(inputs, comparison).values_t1.mean()
 }
 
-/// A block of tokens' part in [`divergence_loss`] over `tokens` of them, and that part's gradient to the student's
-/// logits: `[1]` in f32 or wider, and `[t, v]` in the student's dtype. Both add up over the blocks of a batch, as those
-/// of [`distillation_block`](crate::distillation_block) do. The teacher's logits are consumed: nothing as large is held
-/// beside what is made of them.
+/// The contribution of a block of tokens to [`divergence_loss`] over `tokens` tokens, `[1]` in f32 or wider, and the
+/// gradient of this contribution with respect to the student's logits, `[t, v]` in the student's dtype. Summed over the
+/// blocks of a batch, both give the values of the whole batch, as for
+/// [`distillation_block`](crate::distillation_block). The function consumes the teacher's logits, so that they are not
+/// held beside the arrays that are computed from them.
 ///
 /// No gradient passes through it.
 ///
@@ -176,7 +180,7 @@ fn with_labels<B: Backend>(
     let slope_t1 = hard_t1.full_like(-hard);
     Losses {
         values_t1: values_t1 * soft + hard_t1 * hard,
-        // In place of `one_hot`, which reads the labels on the host.
+        // `scatter` and not `one_hot`, because `one_hot` reads the labels on the host.
         slopes_tv: (slopes_tv * soft).scatter(1, labels_t1, slope_t1, IndexingUpdateOp::Add),
         log_p_tv,
     }

@@ -29,8 +29,8 @@ pub trait HiddenStates: Scale {
 
 by_default!(HiddenStates for ndarray, flex);
 
-/// The mean over rows of `||a - b||_2`, for `a` and `b` `[n, d]`, as one element: in f32 for half
-/// precision, of which the two need not be of one dtype.
+/// The mean over rows of `||a - b||_2`, for `a` and `b` `[n, d]`, as one element; in f32 for half precision. `a` and
+/// `b` may have different dtypes if neither is f64.
 ///
 /// Differentiable in `a` alone. Its gradient is zero in a row whose distance is zero.
 ///

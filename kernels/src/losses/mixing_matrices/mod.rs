@@ -1,8 +1,8 @@
 //! Stage 1's loss: the distance of each head's transfer matrix from the teacher's attention matrix.
 //!
-//! One op from the factors of both matrices, so that a backend need never hold a matrix: a kernel
-//! computes them tile by tile. Loss and gradients come from one pass, since the gradients are needed
-//! up to a factor that only the whole distance decides.
+//! The op takes the factors of both matrices, so that a backend need never hold a whole matrix: a kernel computes the
+//! matrices tile by tile. One pass computes the loss and the gradients, because the gradients are known from the tiles
+//! up to one factor for each head, which depends on the head's whole distance.
 
 mod autodiff;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
@@ -40,7 +40,7 @@ pub struct AttentionParts<B: Backend> {
     pub q: Tensor<B, 4>,
     /// Keys after the rotary embedding, `[b, l, k, p]`, with `k` dividing `h`.
     pub k: Tensor<B, 4>,
-    /// Which keys a query sees, where it does not see all.
+    /// The window of the teacher's attention, if it has one.
     pub window: Option<Window>,
     /// Where documents begin, if a row holds several: no query sees a key of another.
     pub documents: Option<DocumentStarts<B>>,
@@ -56,8 +56,8 @@ impl<B: Backend> AttentionParts<B> {
     }
 }
 
-/// The op, as backends compute it, of decays that are cut where there are documents. On GPUs there is no
-/// fast path for a teacher's window that hides something: they take the reference, which holds the matrices.
+/// The op, as backends compute it. If there are documents, the decays are already cut. On GPUs no backend has a fast path
+/// for a teacher's window that hides keys; they use the reference then, which holds the whole matrices.
 pub trait MixingMatrices: Scale {
     /// See [`mixing_distance`].
     fn mixing_distance_forward(
@@ -130,8 +130,8 @@ pub fn mixing_distance<B: MixingMatrices>(
     })
 }
 
-/// The transfer matrix of every head, `[b, h, l, l]`: the `T` of [`mixing_distance`]; f32 for
-/// half-precision parts. Differentiable, at the price of several matrices kept.
+/// The transfer matrix of every head, `[b, h, l, l]`: the `T` of [`mixing_distance`]; f32 for half-precision parts.
+/// Differentiable; the backward pass keeps several matrices.
 ///
 /// # Panics
 /// If the shapes do not fit together as in [`TransferParts`], or some parts are f64 and others not.

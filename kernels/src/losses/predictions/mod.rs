@@ -1,6 +1,6 @@
 //! Stage 3's loss: the student's predictions against the teacher's.
 //!
-//! One op, because composed from tensors it would keep several arrays as wide as the vocabulary.
+//! It is one op, because a composition of tensor operations would keep several arrays as large as the logits.
 
 mod autodiff;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
@@ -76,8 +76,8 @@ by_default!(Predictions for ndarray);
 /// `(1 - hard) * CE(softmax(teacher), s) + hard * CE(labels, s)` with `s = student / temperature`,
 /// the mean over tokens: logits `[t, v]`, `labels [t]` (needed if `hard > 0`), to one element.
 ///
-/// Differentiable in the student's logits alone. Computed in f32 for half-precision logits, of which the
-/// student's and the teacher's need not be of one dtype, and given in the student's dtype.
+/// Differentiable in the student's logits alone. Computed in f32 for half-precision logits. The student's and the
+/// teacher's logits may have different dtypes if neither is f64. The loss has the student's dtype.
 ///
 /// # Panics
 /// If the shapes differ, one of the logits is f64 and the other not, or `hard > 0` without labels.
@@ -97,9 +97,9 @@ pub fn distillation_loss<B: Predictions>(
     timed(Kind::Losses, || B::distillation_loss_forward(inputs))
 }
 
-/// A block of tokens' part in [`distillation_loss`] over `tokens` of them, and that part's gradient to the
-/// student's logits: `[1]` in f32 or wider, and `[t, v]` in the student's dtype. Both add up over the blocks
-/// of a batch to what they are for the whole, so that no more than a block's logits need exist at once.
+/// The contribution of a block of tokens to [`distillation_loss`] over `tokens` tokens, `[1]` in f32 or wider, and the
+/// gradient of this contribution with respect to the student's logits, `[t, v]` in the student's dtype. Summed over the
+/// blocks of a batch, both give the values of the whole batch, so the logits of only one block need to exist at a time.
 ///
 /// No gradient passes through it.
 ///

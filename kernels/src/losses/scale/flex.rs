@@ -1,4 +1,5 @@
-//! By a number that is read: that costs nothing here, and a loss is nearly always differentiated as it is.
+//! The factor is read on the host, which costs nothing on a CPU. It is nearly always 1, because a loss is mostly
+//! differentiated without further operations.
 
 use burn::tensor::Tensor;
 use burn_flex::Flex;

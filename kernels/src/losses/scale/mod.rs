@@ -1,7 +1,7 @@
-//! What the losses share: gradients that are known before the backward pass begins.
+//! Code that the losses share, for gradients that are known before the backward pass begins.
 //!
-//! Each loss computes its gradient together with its value, since the gradient of a scalar is known up to
-//! the factor that the backward pass brings.
+//! Each loss computes its gradient together with its value. The backward pass then only multiplies this gradient by the
+//! gradient of the scalar loss.
 
 mod autodiff;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
@@ -16,8 +16,8 @@ use crate::dtype::narrow;
 
 /// The ops, as backends compute them.
 pub trait Scale: Backend {
-    /// A scalar whose gradient to `y` is `dy`: where a backward pass begins that continues one done
-    /// elsewhere. Its value has no meaning.
+    /// A scalar whose gradient with respect to `y` is `dy`. A backward pass that was begun elsewhere continues from it.
+    /// The value of the scalar has no meaning.
     fn with_gradient<const D: usize>(y: Tensor<Self, D>, dy: Tensor<Self, D>) -> Tensor<Self, 1> {
         (y * dy).sum()
     }

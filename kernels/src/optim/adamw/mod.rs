@@ -40,7 +40,8 @@ impl AdamWStep {
     }
 }
 
-/// A parameter, flat, and what [`adamw_steps`] does to it, or to as many of its elements from `start` on as the gradient has.
+/// An update of a flat parameter by [`adamw_steps`]. It changes as many elements of the parameter, from `start` on, as
+/// the gradient has; these may be all of them.
 #[derive(Debug, Clone)]
 pub struct Update<B: Backend> {
     /// The parameter, whole.
@@ -49,7 +50,7 @@ pub struct Update<B: Backend> {
     pub start: usize,
     /// The gradient of the elements that are updated.
     pub gradient: Tensor<B, 1>,
-    /// Their `[m, v]`.
+    /// The moments `[m, v]` of the elements that are updated.
     pub moments: [Tensor<B, 1>; 2],
     /// The numbers of the step.
     pub step: AdamWStep,
@@ -62,7 +63,7 @@ impl<B: Backend> Update<B> {
     }
 }
 
-/// A parameter, whole, and the moments of what was updated of it, after a step.
+/// The result of an update: the whole parameter, and the moments of the elements that were updated.
 pub type Updated<B> = (Tensor<B, 1>, [Tensor<B, 1>; 2]);
 
 /// The ops, as backends compute them. No gradient passes through them.
@@ -131,12 +132,12 @@ fn within<B: Backend>(
 /// w <- w - lr (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)
 /// ```
 ///
-/// `scale` has one element, in f32 or the parameter's dtype, so that a clipping coefficient need not leave
-/// the device. Where it is not finite, parameter and moments stay exactly as they are.
+/// `scale` is a tensor of one element, in f32 or the parameter's dtype, so that a clipping coefficient can stay on the
+/// device. If it is not finite, parameter and moments are not changed at all.
 ///
-/// Parameter and moments in one dtype, in which everything is computed; the gradient in the same or in half
-/// precision. All four in one shape. Returns the parameter and `[m, v]`. A backend may write in place into
-/// buffers that nothing else holds.
+/// Parameter and moments must have the same dtype; everything is computed in it. The gradient has this dtype or half
+/// precision. All four tensors have the same shape. Returns the parameter and `[m, v]`. A backend may write in place
+/// into buffers that nothing else holds.
 ///
 /// # Panics
 /// If the shapes differ, or `scale` has not one element.
@@ -192,9 +193,9 @@ pub fn squared_norm<B: AdamW, const D: usize>(x: Tensor<B, D>) -> Tensor<B, 1> {
     timed(Kind::Optimizer, || B::squared_norm(x))
 }
 
-/// The sum of the squares of all elements of all `xs`, as one element, in f32 for half-precision inputs;
-/// their dtypes may differ where all are f32 or half precision. Added up in a fixed order for a list in a
-/// given order.
+/// The sum of the squares of all elements of all `xs`, as one element, in f32 for half-precision inputs. The tensors
+/// may have different dtypes if all are f32 or half precision. The order of the additions is fixed by the order of the
+/// list.
 ///
 /// # Panics
 /// If there is no tensor.

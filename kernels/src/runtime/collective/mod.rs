@@ -1,7 +1,8 @@
-//! Sums and copies over several processes, each with one device: what data-parallel training needs.
+//! Collective operations (sums and copies) over several processes with one device each, for data-parallel training.
 //!
 //! A **rank** is one of the processes, numbered from 0; the **world** is how many there are. All ranks call the same
-//! operations in the same order with tensors of the same sizes; a rank that does not call one lets the others wait.
+//! operations in the same order with tensors of the same sizes; if one rank does not call an operation, the others
+//! wait.
 //!
 //! [`Collective`] has an implementation for the memory of NVIDIA GPUs (`nccl`), and [`OnHost`] makes one for any backend
 //! of whatever can exchange numbers between the memories of hosts ([`Exchange`]): MPI, or the threads of one process
@@ -9,9 +10,9 @@
 //!
 //! # What becomes of failures
 //!
-//! Operations return no errors: a GPU's are queued, and those of MPI end the process. A failure that is known to the
-//! device's thread is a panic there, which [`check`](super::check) returns. Nothing here notices a
-//! rank that has gone: the launcher does, or the program that watches its ranks.
+//! Operations return no errors: those on a GPU are only queued, and MPI ends the process. If the device's thread
+//! detects a failure, it panics, and [`check`](super::check) returns this panic as an error. Nothing here detects a
+//! rank that has ended: that is the task of the launcher, or of the program that watches its ranks.
 
 #[cfg(feature = "cuda")]
 pub(crate) mod nccl;
@@ -47,7 +48,8 @@ impl fmt::Display for CollectiveError {
 
 impl std::error::Error for CollectiveError {}
 
-/// By what the ranks of one job find each other on their GPUs: rank 0 makes it, and all have it when they join.
+/// The identifier by which the ranks of one job find each other on their GPUs. Rank 0 makes it, and every rank passes
+/// the same one when it joins.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct JobId(pub [u8; 128]);
 
@@ -58,10 +60,10 @@ impl fmt::Debug for JobId {
 }
 
 impl JobId {
-    /// A new one.
+    /// Makes a new identifier.
     ///
     /// # Errors
-    /// That this build has no CUDA, or that NCCL is not to be found or fails.
+    /// [`CollectiveError`] if this build has no CUDA, or if NCCL is not found or fails.
     pub fn new() -> Result<Self, CollectiveError> {
         #[cfg(feature = "cuda")]
         let id = nccl::new_id();
@@ -73,51 +75,52 @@ impl JobId {
     }
 }
 
-/// Operations over all ranks, on flat tensors in f32. Each takes a list of tensors, which go together: one operation on
-/// many small tensors takes hardly longer than on one of their size.
+/// Operations over all ranks, on flat f32 tensors. Each operation takes a list of tensors and exchanges them together:
+/// many small tensors take hardly longer than one tensor of their total size.
 pub trait Collective<B: Backend>: Send + Sync {
     /// Which of the ranks this is.
     fn place(&self) -> Place;
 
-    /// What carries the numbers, as `NCCL 2.21.5`.
+    /// The name of the library that exchanges the numbers, such as `NCCL 2.21.5`.
     fn name(&self) -> String;
 
     /// The sum over all ranks of each of `xs`, which may be written into its memory if nothing else holds that.
     fn all_reduce(&self, xs: Vec<Tensor<B, 1>>) -> InFlight<B>;
 
-    /// This rank's part of the sum over all ranks of each of `xs`, whose lengths the world divides: the part of that
-    /// number.
+    /// For each of `xs`, this rank's part of the sum over all ranks. The sum is split into as many equal parts as there
+    /// are ranks, and rank `r` gets part `r`. The number of ranks must divide each length.
     fn reduce_scatter(&self, xs: Vec<Tensor<B, 1>>) -> InFlight<B>;
 
-    /// For each of `xs` those of all ranks, one behind the other.
+    /// For each of `xs`, the tensors of all ranks, concatenated in the order of the ranks.
     fn all_gather(&self, xs: Vec<Tensor<B, 1>>) -> InFlight<B>;
 
-    /// Each of `xs`, whose lengths the world divides, with the part of each number as the rank of that number has it. It
-    /// may be written into its memory if nothing else holds that.
+    /// Each of `xs`, where part `r` is replaced by that part as rank `r` has it. The tensor is split into as many equal
+    /// parts as there are ranks; the number of ranks must divide each length. The result may be written into the memory
+    /// of the input if nothing else holds it.
     fn gather_parts(&self, xs: Vec<Tensor<B, 1>>) -> InFlight<B>;
 
-    /// Each of `xs` of rank 0.
+    /// For each of `xs`, the tensor of rank 0.
     fn broadcast(&self, xs: Vec<Tensor<B, 1>>) -> InFlight<B>;
 
-    /// What this engine says of a rank or a connection that has failed; `None` if all is well as far as it knows. May be
-    /// asked by any thread, also while another waits for an operation.
+    /// The message about a rank or a connection that has failed; `None` if no failure is known. Any thread may call
+    /// this, also while another thread waits for an operation.
     fn failure(&self) -> Option<String> {
         None
     }
 
-    /// Gives up all that is queued, so that no thread waits for a rank that is gone. Nothing works afterwards.
+    /// Cancels all queued operations, so that no thread waits for a rank that has ended. No operation works afterwards.
     fn abort(&self) {}
 }
 
-/// The results of an operation, which may still be on their way: what is queued from now on waits for them, and no thread
-/// does.
+/// The results of an operation that may not be complete yet. Work that is queued from now on waits for them on the
+/// device; no thread of the host waits.
 #[must_use]
 pub struct InFlight<B: Backend> {
     outputs: Vec<Tensor<B, 1>>,
 }
 
 impl<B: Backend> InFlight<B> {
-    /// Those that have arrived, or that all later work on the device waits for.
+    /// Results that are complete, or that all later work on the device waits for.
     pub fn done(outputs: Vec<Tensor<B, 1>>) -> Self {
         Self { outputs }
     }
@@ -127,10 +130,10 @@ impl<B: Backend> InFlight<B> {
         self.outputs
     }
 
-    /// The same of an operation on one tensor.
+    /// The result of an operation on one tensor.
     ///
     /// # Panics
-    /// If it was on none.
+    /// If the operation had no tensor.
     pub fn wait_for_one(self) -> Tensor<B, 1> {
         let mut all = self.wait();
         all.pop().expect("the result of an operation on one tensor")

@@ -5,8 +5,8 @@ use burn::tensor::{DType, Tensor, TensorData};
 
 use super::{Collective, InFlight, Place};
 
-/// What can exchange numbers between the ranks. Sums are made in the order of the ranks, so that they depend on
-/// nothing else.
+/// An exchange of numbers between the ranks through the memory of the host. Sums are added in the order of the ranks,
+/// so that their bits depend on nothing else.
 pub trait Exchange: Send + Sync {
     /// Which of the ranks this is.
     fn place(&self) -> Place;
@@ -20,7 +20,7 @@ pub trait Exchange: Send + Sync {
     /// The `x` of all ranks, one behind the other.
     fn all_gather(&self, x: &[f32]) -> Vec<f32>;
 
-    /// Makes `x` that of rank 0.
+    /// Overwrites `x` with the `x` of rank 0.
     fn broadcast(&self, x: &mut [f32]);
 }
 

@@ -5,10 +5,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use super::Place;
 use super::on_host::{Exchange, sum};
 
-/// A rank that is a thread: for tests of what ranks do together, which need nothing but this process.
+/// A rank that is a thread of this process, for tests of collective code without other processes.
 ///
-/// A rank that is dropped while others wait for it lets them panic with its number, as the end of a process ends the
-/// others.
+/// If a rank is dropped while others wait for it, the others panic with its number. This corresponds to a process that
+/// ends and takes the other processes with it.
 pub struct Threads {
     place: Place,
     shared: Arc<Shared>,

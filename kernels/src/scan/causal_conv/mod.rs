@@ -1,7 +1,7 @@
 //! The causal depthwise convolution over time that comes before the scan.
 //!
-//! Burn's general convolution is slow for one channel a group and four taps; as a sum of shifted
-//! inputs it is one pass over memory.
+//! Burn's general convolution is slow for one channel in each group and four taps. As a sum of shifted inputs, the
+//! convolution is one pass over memory.
 
 mod autodiff;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
@@ -45,8 +45,8 @@ pub struct ConvGradients<B: Backend> {
 pub struct ConvInputs<B: Backend> {
     /// `[b, l, c]`.
     pub x: Tensor<B, 3>,
-    /// The taps, `[c, w]`, the last of them on the present. f64 where `x` is, and only there; narrower taps and
-    /// inputs need not be of one dtype.
+    /// The taps, `[c, w]`; the last tap is multiplied with the current input. They are f64 if and only if `x` is f64;
+    /// narrower dtypes of taps and inputs may differ.
     pub weight: Tensor<B, 2>,
     /// `[c]`, in the dtype of the taps.
     pub bias: Option<Tensor<B, 1>>,
@@ -54,8 +54,8 @@ pub struct ConvInputs<B: Backend> {
     pub history: Option<Tensor<B, 3>>,
     /// What is applied to the sums.
     pub activation: Activation,
-    /// Where documents begin, if a row holds several: a sum leaves out the inputs before its document, and the history
-    /// belongs to the row's first.
+    /// Where documents begin, if a row holds several. A sum leaves out the inputs before its own document. The history
+    /// belongs to the row's first document.
     pub documents: Option<DocumentStarts<B>>,
 }
 
@@ -79,8 +79,8 @@ pub trait CausalConv: Backend {
 
 by_default!(CausalConv for ndarray);
 
-/// `y[t] = f(bias + sum over k of weight[k] * x[t - (w - 1) + k])` with `f` the activation:
-/// `x [b, l, c]`, `weight [c, w]` with the last tap on the present, `bias [c]`, to `[b, l, c]`.
+/// `y[t] = f(bias + sum over k of weight[k] * x[t - (w - 1) + k])` with `f` the activation: `x [b, l, c]`,
+/// `weight [c, w]` with the last tap for the current input, `bias [c]`, to `[b, l, c]`.
 ///
 /// `history [b, w - 1, c]` holds the inputs before the first, zeros where absent, so that a
 /// sequence may be convolved in any number of pieces.
@@ -104,10 +104,10 @@ pub fn causal_conv<B: CausalConv>(
     })
 }
 
-/// [`causal_conv`] of what `inputs` say, the starts of documents among it.
+/// [`causal_conv`] with all its `inputs` in one struct, which can also hold the starts of documents.
 ///
 /// # Panics
-/// As there, and if there are not as many starts as tokens.
+/// As [`causal_conv`], and if there are not as many starts as tokens.
 pub fn causal_conv_of<B: CausalConv>(inputs: ConvInputs<B>) -> Tensor<B, 3> {
     let ConvInputs {
         x,

@@ -1,4 +1,4 @@
-//! What follows the scan in the mixer: the skip `D x` and the gate `silu(z + z_bias)`.
+//! The operations after the scan in the mixer: the skip `D x` and the gate `silu(z + z_bias)`.
 
 mod autodiff;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]

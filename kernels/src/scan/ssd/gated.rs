@@ -1,6 +1,5 @@
-//! The scan with what follows it in the mixer, the skip `D x` and the gate `silu(z + z_bias)`, as one op:
-//! a backend that can applies them to outputs that are still in its registers, which saves a read and a
-//! write of all of them.
+//! The scan together with the operations after it in the mixer, the skip `D x` and the gate `silu(z + z_bias)`, as one
+//! op. A backend can apply them to outputs that are still in registers, which saves a read and a write of all outputs.
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
@@ -10,7 +9,7 @@ use crate::dtype::assert_one_width;
 use crate::profile::{Kind, timed};
 use crate::scan::skip_gate::{SkipGateGradients, SkipGateInputs};
 
-/// What the outputs pass through: `(y + d x) * silu(z + z_bias)`, without the parts that are absent.
+/// The operations on the scan's output `y`: `(y + d x) * silu(z + z_bias)`, without the parts that are absent.
 #[derive(Debug, Clone)]
 pub struct Epilogue<B: Backend> {
     /// The skip, `[h]`.
@@ -28,8 +27,8 @@ pub struct GatedScan<B: Backend> {
     pub out: Tensor<B, 4>,
     /// The state after the last token, `[b, h, p, n]`.
     pub state: Tensor<B, 4>,
-    /// What the backward pass is to be given, where it does not compute it again: the outputs before the epilogue,
-    /// `[b, l, h, p]`, or what else a backend keeps.
+    /// What the forward pass keeps for the backward pass: the outputs before the epilogue, `[b, l, h, p]`, or another
+    /// tensor, as the backend needs it. `None` if the backward pass computes it again.
     pub kept: Option<Tensor<B, 4>>,
 }
 
@@ -46,8 +45,8 @@ pub struct GatedScanGradients<B: Backend> {
     pub z_bias: Option<Tensor<B, 1>>,
 }
 
-/// [`ssd_scan`](super::ssd_scan) through `epilogue`: `[b, l, h, p]` and the state after the last token,
-/// which comes back detached as it does there.
+/// [`ssd_scan`](super::ssd_scan) through `epilogue`: `[b, l, h, p]` and the state after the last token, which is
+/// returned detached, as by `ssd_scan`.
 ///
 /// # Panics
 /// As `ssd_scan`; and if the epilogue's shapes are not those above, or there is a `z_bias` without `z`.
@@ -81,7 +80,7 @@ pub fn gated_scan<B: SsdScan>(
     (scanned.out, scanned.state)
 }
 
-/// By the two ops that it consists of; the scan's output is kept for the backward pass.
+/// Computes the gated scan by its two ops, scan and skip-gate. The scan's output is kept for the backward pass.
 pub fn forward<B: SsdScan>(
     scan: ScanInputs<B>,
     epilogue: Epilogue<B>,
@@ -152,7 +151,7 @@ pub fn backward<B: SsdScan>(
     }
 }
 
-/// A skip of nothing.
+/// A skip of zero, for an epilogue without `d`.
 fn no_skip<B: Backend>(x: &Tensor<B, 4>) -> Tensor<B, 1> {
     Tensor::zeros([x.dims()[2]], (&x.device(), x.dtype()))
 }

@@ -7,16 +7,15 @@
 //! y_t = h_t C_t
 //! ```
 //!
-//! computed in chunks of `Q` tokens (arXiv 2405.21060, section 6; the comments keep its step
-//! numbers), so that the work is linear in the length and nearly all of it is matrix products:
+//! It is computed in chunks of `Q` tokens (arXiv 2405.21060, section 6; the comments use its step numbers), so that the
+//! work is linear in the length and consists almost only of matrix products:
 //! 1. inside a chunk, `y = (L o C B^T) x`, with `L[l, s]` the product of the decays in `(s, l]`;
 //! 2. what a chunk adds to the state by its end;
 //! 3. the recurrence over chunks, which gives the state that enters each;
 //! 4. what that entering state gives each output of its chunk.
 //!
-//! The published code passes the decay through a step size `dt` and divides `x` by
-//! `softplus(a_log)` to cancel it again, which fails as the softplus nears zero. Here the decay
-//! enters as it is.
+//! The published code passes the decay through a step size `dt`, and divides `x` by `softplus(a_log)` to cancel it
+//! again. This fails if the softplus is near zero. Here the decay is used directly, without a step size.
 
 mod autodiff;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
@@ -84,7 +83,7 @@ pub trait SsdScan: SkipGate {
         reference::backward(scan, dy, chunk)
     }
 
-    /// See [`gated_scan`]. `keep` says that a backward pass will follow.
+    /// See [`gated_scan`]. `keep` says whether a backward pass will follow.
     fn gated_scan_forward(
         scan: ScanInputs<Self>,
         epilogue: Epilogue<Self>,
@@ -114,10 +113,10 @@ by_default!(SsdScan for ndarray);
 /// (head `i` uses group `i / (h / g)`), `initial_state [b, h, p, n]` (zeros where absent), to
 /// `y [b, l, h, p]` and the state after the last token, `[b, h, p, n]`.
 ///
-/// Any length, divisible by `chunk` or not. Half-precision inputs are widened to f32 inside; the
-/// state is then f32. Finite for `a_log` in -40 to 40 and beyond. `y` is differentiable in every
-/// input; **the final state comes back detached**, since an op of Burn 0.21 has one differentiable
-/// output. What trains through a state must run the scan over the whole length.
+/// Any length, divisible by `chunk` or not. Half-precision inputs are widened to f32 inside; the state is then f32.
+/// Results are finite for `a_log` from -40 to 40 and beyond. `y` is differentiable in every input; **the final state is
+/// returned detached**, because an op of Burn 0.21 has only one differentiable output. To train through a state, run
+/// the scan over the whole length.
 ///
 /// # Panics
 /// If the shapes do not fit together as above, `l` is 0, `chunk` is 0, or some inputs are f64 and others not.

@@ -20,8 +20,8 @@ pub fn log_decay<B: Backend, const D: usize>(a_log: Tensor<B, D>) -> Tensor<B, D
 /// `[b, h, c, q]` log-decays to `[b, h, c, q, q]`: at `(l, s)` their sum over `(s, l]`, and `-inf`
 /// above the diagonal.
 ///
-/// Summed from zero for every `s`, not as a difference of two running sums: a difference loses the
-/// small sums' digits to the large running ones.
+/// The sum is taken anew for every `s`, and not as a difference of two running sums: if the running sums are large,
+/// their small difference loses its precision.
 pub fn segment_sums<B: Backend>(log_decay_bhcq: Tensor<B, 4>) -> Tensor<B, 5> {
     let [b, h, c, q] = log_decay_bhcq.dims();
     let options = (&log_decay_bhcq.device(), log_decay_bhcq.dtype());
@@ -163,8 +163,8 @@ pub fn backward<B: Backend>(scan: ScanInputs<B>, dy: Tensor<B, 4>, q: usize) -> 
     let dc_from_state = product(decayed_dy, entering_bhcpn);
     let mut dlog_in = over_last(dc_from_state.clone() * s.c_bhcqn.clone());
 
-    // 3. backward: the recurrence from the last chunk to the first. `dleaving[k]` is the gradient
-    // to the state after chunk k; nothing asks for the last one.
+    // 3. backward: the recurrence from the last chunk to the first. `dleaving[k]` is the gradient to the state after
+    //    chunk k. The last one is zero, because no output depends on the final state.
     let mut dstate = Tensor::zeros_like(&s.states[0]);
     let mut dleaving = Vec::with_capacity(chunks);
     let mut dlog_whole = Vec::with_capacity(chunks);
@@ -203,8 +203,8 @@ pub fn backward<B: Backend>(scan: ScanInputs<B>, dy: Tensor<B, 4>, q: usize) -> 
     let db = product(dscores.swap_dims(3, 4), s.c_bhcqn) + db_from_state;
     let dlog_l = dm * m;
 
-    // The log-decay at k is in L[l, s] for s < k <= l, in decay_in from k on, and in decay_out
-    // before k. The diagonal of L has no decay in it; left in, it would only cancel, with error.
+    // The log-decay at k is part of L[l, s] for s < k <= l, of decay_in from k on, and of decay_out before k. The
+    // diagonal of L contains no decay. If it were included, its terms would cancel, but only up to rounding errors.
     let dlog_l = dlog_l.tril(-1);
     let rows = over_last(dlog_l.clone());
     let columns = over_last(dlog_l.swap_dims(3, 4));

@@ -1,6 +1,6 @@
-//! Keys of other families whose networks are nearly Llama's: Gemma, Granite, Cohere, OLMo, StableLM, SmolLM3, Llama 4,
-//! MiniCPM and their kind. Each changes what is computed and leaves the names and shapes of the tensors as they are, so
-//! that a file which has one would be read in silence as another network.
+//! Keys of other families whose networks are nearly the same as Llama's: Gemma, Granite, Cohere, OLMo, StableLM,
+//! SmolLM3, Llama 4, MiniCPM and others. Each key changes the computation, but not the names and shapes of the tensors.
+//! So a file with such a key must be refused; otherwise it would silently be read as another network.
 
 use serde_json::{Value, json};
 
@@ -47,8 +47,8 @@ fn neutral_values(qk_norm: bool) -> [(&'static str, Value); 28] {
     ]
 }
 
-/// That the file has none of them with a value that changes what is computed. Heads have `head_dim` numbers, if the
-/// sizes that say so fit together.
+/// Checks that no such key has a value that changes the computation. `head_dim` is the size of a head, if the sizes in
+/// the file fit together.
 ///
 /// # Errors
 /// [`ConfigError::Unsupported`] of the first that has, [`ConfigError::Invalid`] if it is no number where it should be.

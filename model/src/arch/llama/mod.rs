@@ -91,7 +91,7 @@ impl LlamaConfig {
     /// Reads the text of a `config.json` of any of the families.
     ///
     /// # Errors
-    /// [`ConfigError`] if it is not such a file, asks for what is not implemented (another activation or rotary
+    /// [`ConfigError`] if it is not such a file, asks for a feature that is not implemented (another activation or rotary
     /// type, quantised weights, and so on: each by key and value), or its sizes do not fit together.
     pub fn from_json(text: &str) -> Result<Self, ConfigError> {
         let config = file::read(&serde_json::from_str(text)?)?;

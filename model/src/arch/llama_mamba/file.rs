@@ -66,7 +66,7 @@ struct AttentionFile {
     heads: Vec<usize>,
 }
 
-/// That `value`, of `key`, is the one that is implemented.
+/// Checks that `value`, the value of `key`, is the one that is implemented.
 fn only(key: &str, value: &str, supported: &str) -> Result<(), ConfigError> {
     if value == supported {
         return Ok(());

@@ -170,7 +170,7 @@ impl LlamaMambaConfig {
     /// or of Llamba.
     ///
     /// # Errors
-    /// [`ConfigError`] if it is not such a file, asks for what is not implemented, or its sizes do not fit
+    /// [`ConfigError`] if it is not such a file, asks for a feature that is not implemented, or its sizes do not fit
     /// together.
     pub fn from_json(text: &str) -> Result<Self, ConfigError> {
         let root: Value = serde_json::from_str(text)?;

@@ -48,7 +48,8 @@ fn required<T: DeserializeOwned>(
     })
 }
 
-/// That the string at `path` is one of `choices`, which it returns. An error lists them as `supported`.
+/// Checks that the string at `path` is one of `choices`, and returns that choice. An error lists the choices as
+/// `supported`.
 fn one_of(
     root: &Value,
     within: &str,
@@ -148,7 +149,7 @@ impl PhiMambaConfig {
     /// Reads the text of a published `config.json`.
     ///
     /// # Errors
-    /// [`ConfigError`] if it is not such a file, asks for what is not implemented, or its sizes do
+    /// [`ConfigError`] if it is not such a file, asks for a feature that is not implemented, or its sizes do
     /// not fit together.
     pub fn from_json(text: &str) -> Result<Self, ConfigError> {
         let root: Value = serde_json::from_str(text)?;

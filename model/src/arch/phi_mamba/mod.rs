@@ -21,10 +21,10 @@ const VOCAB_MULTIPLE: usize = 8;
 ///
 /// # What the published format cannot say
 ///
-/// Its attention blocks have an empty `core_input`. The sizes are then taken from the model: as many
-/// heads as the Mamba blocks have value heads (Hugging Face's 32 where there are none), half of each
-/// rotated, base 10000. They are written out as explicit keys, which the published code absorbs and
-/// ignores, and read back when present.
+/// Its attention blocks have an empty `core_input`. Their sizes are then derived from the model: as many heads as the
+/// Mamba blocks have value heads (or 32, Hugging Face's default, if there is no Mamba block), half of each head
+/// rotated, base 10000. Files written here contain these sizes as explicit keys, which are used when the file is read;
+/// the published code accepts and ignores them.
 ///
 /// The published code fixes the normalisation's epsilon at 1e-5 and the MLP at four times the model's
 /// width. A student of a teacher with other values has them as `layer_norm_eps` and
@@ -36,7 +36,8 @@ const VOCAB_MULTIPLE: usize = 8;
 /// bias of A_log) are further keys of `core_input`, written only where they are in use. The published code ignores these
 /// keys, and would compute something else; the weights of a mixer with gates it refuses for their shapes.
 ///
-/// Mixers that it does not know have their kind as `CoreType` and their options as `core_input`.
+/// For a mixer that the published format does not have, `CoreType` is the mixer's kind, and `core_input` holds its
+/// options.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PhiMambaConfig {
     /// Tokens in the vocabulary, before padding.

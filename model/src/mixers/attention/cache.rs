@@ -1,4 +1,4 @@
-//! The keys and values of the tokens before, or of those that a window leaves.
+//! The cache of the keys and values of earlier tokens; within a window, only of the tokens that later ones can see.
 
 use burn::tensor::backend::{Backend, ExecutionError};
 use burn::tensor::{Tensor, TensorData};
@@ -12,7 +12,7 @@ use crate::precision::to_dtype;
 /// the dtype of the parameters after a prefill, f32 or wider after a step.
 #[derive(Debug, Clone)]
 pub struct KvCache<B: Backend> {
-    /// `None` before the first token, as backends differ on empty tensors.
+    /// `None` before the first token, because backends handle empty tensors differently.
     cache: Option<Cache<B>>,
     /// Tokens read so far.
     position: usize,
@@ -129,7 +129,7 @@ impl<B: Backend> DecodingState for KvCache<B> {
         }
         while self.position > position {
             if let Some(cache) = &mut self.cache {
-                // Behind a full window a token leaves for each that joins.
+                // If the window is full, each new token drops an old one.
                 if cache.gap.len > 0 {
                     cache.gap.len -= 1;
                 } else {

@@ -396,7 +396,8 @@ impl<B: KernelBackend> TokenMixer<B> for Attention<B> {
         StepOutput::through(y, &self.dense)
     }
 
-    /// As long as the cache has room, and there are angles; none where they are made.
+    /// As many steps as the cache has room for and the table of angles covers; 0 if the next step must make a new
+    /// table.
     fn steps_alike(&self, state: &MixerState<B>) -> usize {
         let MixerState::Attention(cache) = state else {
             return 0;

@@ -1,4 +1,4 @@
-//! Discrete Mamba-2 with attention beside it in one layer: some of the teacher's heads that are kept
+//! A layer with discrete Mamba-2 and attention side by side. The attention is some of the teacher's heads
 //! (Retrieval-Aware Distillation, arXiv 2602.11374), or all of them within a window of the last tokens.
 //!
 //! Both read the layer's normalised input.
@@ -345,7 +345,8 @@ impl<B: KernelBackend> TokenMixer<B> for BesideAttention<B> {
         self.attention.take().is_some()
     }
 
-    /// Behind an adapter attention has the mean and the deviation of the state-space mixer's output, and keeps them.
+    /// With an adapter, the attention's output is scaled to the mean and the deviation of the state-space mixer's
+    /// output; this stays so.
     fn silence_ssm(&mut self) -> bool {
         if self.attention.is_some() && self.adapter.is_some() {
             self.is_ssm_left_out = true;

@@ -1,4 +1,4 @@
-//! Reading a sequence piece by piece: by the scan, and token by token by the recurrence.
+//! Decoding of a sequence in pieces: several tokens by the scan, single tokens by the recurrence.
 
 use std::mem;
 
@@ -13,7 +13,7 @@ use crate::mixers::{MixerState, StateRows};
 use crate::precision::to_dtype;
 
 impl<B: KernelBackend> DiscreteMamba2<B> {
-    /// The angles that take the state as a token sees it to what the `tokens`th after that one sees.
+    /// The angles that turn the state from the position of a token to the position `tokens` later.
     fn turn(&self, tokens: usize, device: &B::Device) -> Option<Turn<B>> {
         let rotary = self.config.rotary.as_ref()?;
         (rotary.turned == Turned::BAndC).then(|| {
@@ -29,7 +29,8 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         rotary.is_some_and(|rotary| rotary.turned == Turned::XAndB)
     }
 
-    /// Whether a token alone goes through the scan too, since the recurrence has no op for what is asked.
+    /// Whether even a single token must use the scan, because the op of the recurrence does not support the mixer's
+    /// options.
     pub(super) fn needs_scan(&self) -> bool {
         self.counts_positions() || !self.config.feature_map.is_identity() || self.config.b_gate
     }
@@ -69,8 +70,7 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         gated.reshape([b, 1, self.d_inner])
     }
 
-    /// Empties `state` where it is to be before the next token. The convolution's window stays: what it holds is no
-    /// part of what the state is for.
+    /// Resets `state` to zero if a reset is due before the next token. The window of the convolution is not reset.
     fn reset(&self, state: &mut Mamba2State<B>) {
         let is_due = |every| state.position.is_multiple_of(every);
         if self.reset_every.is_some_and(is_due) {
@@ -86,7 +86,8 @@ impl<B: KernelBackend> DiscreteMamba2<B> {
         let positions = Positions::From(if self.counts_positions() {
             state.position
         } else {
-            // Distances alone matter, and the state is as its latest token sees it, from position 0.
+            // Only distances matter. The state is stored relative to its latest token, which counts as position 0, so
+            // the next token is at 1.
             1
         });
         let scan = ScanInputs {

@@ -1,9 +1,10 @@
 //! What B and C go through before their products are taken.
 //!
-//! Softmax attention weighs tokens by `exp(q . k)`: by products of features of queries and of keys that are all positive.
-//! A state holds products as they are, so that those of other tokens add up with either sign. With a map the products
-//! are positive, as those of linear attention (arXiv 2006.16236), and with `softmax` of a bounded sum (as one half of the
-//! features of arXiv 2402.04347). Rotary positions turn what the map gives, so that products depend on distances alone.
+//! Softmax attention weighs tokens by `exp(q . k)`, which is a product of positive features of queries and keys. A
+//! state uses the plain products, so the contributions of other tokens can have either sign. With a feature map, the
+//! products are positive, as in linear attention (arXiv 2006.16236); with `softmax`, their sum is also bounded (this is
+//! one half of the features of arXiv 2402.04347). Rotary positions are applied to the output of the map, so that
+//! products depend only on distances.
 
 use burn::tensor::activation::softmax;
 use burn::tensor::{Tensor, backend::Backend};

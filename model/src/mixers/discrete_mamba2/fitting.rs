@@ -1,4 +1,4 @@
-//! What an initialisation reads and sets.
+//! The methods by which an initialisation reads and sets the mixer's parameters.
 
 use burn::tensor::Tensor;
 use kernels::{KernelBackend, TransferParts};

@@ -1,15 +1,15 @@
 //! The discrete Mamba-2 mixer (arXiv 2408.10189, section 4 and appendix).
 //!
-//! Mamba-2 with what attention does not have taken away: no step size, no normalisation before the
-//! output projection, no activation after the convolution, one B and C a head, and the decay a
-//! projection of the input. `in_proj` emits `[x | B | C | z | A_log]`; x, B and C pass through a
-//! short causal convolution; the scan mixes x over time; `D` adds x back; `silu(z + z_bias)` gates.
-//! Options that the paper's mixer lacks: rotary positions, RMS norms and a feature map of B and C, gates of B (further rows
-//! of `in_proj`), and a bias of A_log.
+//! It is Mamba-2 without the parts that attention does not have: it has no step size, no normalisation before the
+//! output projection and no activation after the convolution; each head has its own B and C; and the decay is a
+//! projection of the input. `in_proj` computes `[x | B | C | z | A_log]`; x, B and C pass through a short causal
+//! convolution; the scan mixes x over time; `D` adds x to the output (the skip); and `silu(z + z_bias)` gates the
+//! output. Options that the paper's mixer lacks: rotary positions, RMS norms and a feature map of B and C, gates of B
+//! (further rows of `in_proj`), and a bias of A_log.
 //!
-//! B stands where attention has keys, C where it has queries, x where it has values: the mixer is
-//! `y = T x` for the lower-triangular [`mixing_matrix`](TokenMixer::mixing_matrix) `T`, which
-//! MOHAWK's first stage turns towards the teacher's attention matrix.
+//! B corresponds to attention's keys, C to its queries and x to its values: the mixer is `y = T x` for the
+//! lower-triangular [`mixing_matrix`](TokenMixer::mixing_matrix) `T`, which MOHAWK's first stage turns towards the
+//! teacher's attention matrix.
 
 mod config;
 mod decoding;

@@ -24,11 +24,11 @@ pub struct MixerRotary {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Vec<String>", into = "[&'static str; 2]")]
 pub enum Turned {
-    /// B and C, which stand where keys and queries do: what attention does, so that copied projections keep their
-    /// meaning.
+    /// B and C, which correspond to keys and queries. Attention does the same, so that projections copied from
+    /// attention keep their meaning.
     BAndC,
-    /// x and B, as in the published `DiscreteMamba2Rotary`. Only to read its checkpoints: its products depend on
-    /// where a sequence starts.
+    /// x and B, as in the published `DiscreteMamba2Rotary`. This exists only to read its checkpoints: its products
+    /// depend on absolute positions, and so on where a sequence starts.
     XAndB,
 }
 
@@ -68,7 +68,7 @@ impl TryFrom<Vec<String>> for Turned {
 }
 
 impl MixerRotary {
-    /// That it can turn heads of B and C of `d_state` numbers, and of x of `head_dim`.
+    /// Checks that the rotation fits heads of B and C with `d_state` numbers, and heads of x with `head_dim`.
     pub(super) fn validate(&self, d_state: usize, head_dim: usize) -> Result<(), ConfigError> {
         check_positive("rotary.theta", self.theta)?;
         if let Some(scaling) = self.scaling {

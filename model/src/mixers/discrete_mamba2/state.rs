@@ -1,4 +1,4 @@
-//! What the mixer carries from one token to the next.
+//! The state of the mixer between one token and the next.
 
 use burn::tensor::backend::{Backend, ExecutionError};
 use burn::tensor::{Tensor, TensorData};
@@ -13,8 +13,8 @@ pub struct Mamba2State<B: Backend> {
     /// `[b, conv_dim, d_conv]`. One more than the next output needs, as published. In the dtype of the
     /// parameters after a prefill, f32 or wider after a step.
     pub conv: Tensor<B, 3>,
-    /// `[b, h, p, n]`; f32 in a half-precision network. Where B and C have rotary positions, as the latest token
-    /// sees it: each number of B turned back to its distance from that token.
+    /// `[b, h, p, n]`; f32 in a half-precision network. If B and C have rotary positions, the state is relative to the
+    /// latest token: each B is turned back by its distance from that token.
     pub ssm: Tensor<B, 4>,
     /// Tokens read so far.
     pub position: usize,

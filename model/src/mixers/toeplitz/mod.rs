@@ -1,5 +1,5 @@
-//! The Toeplitz mixer: each head mixes tokens by their distance alone, `T[i, j] = t[i - j]`, whatever they are
-//! (arXiv 2408.10189, the mixers that the paper compares with the state-space one).
+//! The Toeplitz mixer: the weight between two tokens depends only on their distance, `T[i, j] = t[i - j]`, not on their
+//! content (arXiv 2408.10189, the mixers that the paper compares with the state-space one).
 //!
 //! It is a causal convolution as long as `t`, of which every channel of a head has the same taps. `in_proj` emits
 //! `[x | z]`, `T` mixes x over time, and `silu(z + z_bias)` gates, as in the discrete Mamba-2. That mixer's short

@@ -1,5 +1,5 @@
-//! Fits layer by layer on the student's own stream, in 32 bits, since a test program in 64 bits is much slower. One layer
-//! is enough for what is asked of one.
+//! Fits layer by layer on the student's own stream. The tests compute in 32 bits, because a test program in 64 bits is
+//! much slower. Tests about a single layer use a network with one layer.
 
 use std::slice::from_ref;
 

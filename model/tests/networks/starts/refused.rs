@@ -1,4 +1,4 @@
-//! Starts that cannot be, and starts that are stopped.
+//! Initialisations that are refused, and initialisations that are stopped.
 
 use std::cell::Cell;
 use std::slice::from_ref;

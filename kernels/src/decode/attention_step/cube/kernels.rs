@@ -12,7 +12,7 @@ pub(super) const UNITS: usize = 256;
 /// Keys that a unit reads parts of in a tile, at most, and as many values.
 const READS: usize = 8;
 
-/// What is known when the kernel is compiled.
+/// The compile-time parameters of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Plan {
     pub h: usize,
@@ -126,7 +126,7 @@ pub(super) fn attend<F: Float, A: Float, N: Size>(
     let group = head / comptime!(plan.h / plan.g);
     let leads = head % comptime!(plan.h / plan.g) == 0;
 
-    // By as much as a step that was recorded is repeated now.
+    // The number of steps since the recorded one, if this is a repeated step.
     let since = steps[0] as usize;
     let angle = angle + since;
     let mut len = len;
@@ -153,7 +153,7 @@ pub(super) fn attend<F: Float, A: Float, N: Size>(
             angle,
             plan.r,
         ) * scale;
-        // As they are read back later.
+        // Rounded as later steps will read it from the cache.
         key[i] = f32::cast_from(F::cast_from(rotated(k, own, i, cos, sin, angle, plan.r)));
         value[i] = f32::cast_from(F::cast_from(v[own + i]));
         i += UNITS;

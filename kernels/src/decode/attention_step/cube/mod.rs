@@ -1,6 +1,6 @@
-//! As one CubeCL launch, or two: a cube a head and sequence walks over the tokens in tiles, keeping what
-//! the softmax of those so far needs (arXiv 2205.14135, section 3.1). Where there are many tokens, cubes share
-//! them, and a second launch puts their shares together.
+//! CubeCL kernels, in one launch or two. One cube for each head and sequence goes over the tokens in tiles and keeps
+//! the running maximum and sums of the softmax (arXiv 2205.14135, section 3.1). If there are many tokens, several cubes
+//! share them, and a second launch combines their results.
 
 mod kernels;
 
@@ -28,7 +28,7 @@ const AT_ONCE: usize = 2;
 const SHARES: usize = 32;
 /// Tokens that a cache has room for after a move, at least.
 const ROOM: usize = 256;
-/// And as a part of those that there are.
+/// The same as a fraction of the tokens in the cache: one over this.
 const ROOM_PART: usize = 4;
 
 /// What the kernel is made with.
@@ -77,7 +77,8 @@ where
 /// The output, and the cache with the token.
 type Attended<B> = (Tensor<B, 2>, Cache<B>);
 
-/// Attends from a token that joins the cache; whether a token has left it before, as in the steps to come.
+/// Computes the attention of a token that joins the cache. `slides` says whether a token has left the cache before,
+/// which is then true for all later steps.
 fn attend_from<R, F, I, T>(
     token: NewToken<CubeBackend<R, F, I, T>>,
     cache: Option<Cache<CubeBackend<R, F, I, T>>>,
@@ -269,8 +270,8 @@ fn put_together<R: CubeRuntime>(
 /// How many cubes share the tokens of each of so many heads, in a cache with room for `capacity`: the same as long as tokens
 /// join the same cache.
 ///
-/// All cubes take as long as each other: so they are as many as the device has room for at once, and none waits until
-/// another has ended.
+/// All cubes take the same time. So their number is what the device can run at once, and no cube waits until another
+/// has ended.
 fn shares(capacity: usize, heads: usize, multiprocessors: Option<u32>) -> usize {
     if capacity < SHARED {
         return 1;
@@ -282,8 +283,9 @@ fn shares(capacity: usize, heads: usize, multiprocessors: Option<u32>) -> usize 
     most.min(capacity / SHARE)
 }
 
-/// A cache of `[b, g, p]` a token that nothing else holds, with room for another token: where it is full, or
-/// held, its tokens move to a larger one without a gap. A new one has the dtype of `like`. With the gap that there is.
+/// A cache of `[b, g, p]` for each token that nothing else holds and that has room for another token, and its gap. If
+/// the given cache is full, or something else holds it, its tokens are copied to a larger one without a gap. A new
+/// cache has the dtype of `like`.
 fn with_room<R, F, I, T>(
     cache: Option<Cache<CubeBackend<R, F, I, T>>>,
     [b, g, p]: [usize; 3],

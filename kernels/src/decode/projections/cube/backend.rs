@@ -1,4 +1,4 @@
-//! Between Burn's tensors and the launches: what is refused goes in parts, or to the reference.
+//! Connects Burn's tensors to the launches. Inputs that a launch refuses are computed in parts, or by the reference.
 
 use burn::tensor::{DType, Int, Tensor};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
@@ -80,8 +80,8 @@ where
     }
 }
 
-/// Vectors that go in parts at most. Each part reads all weights; for more vectors than these one product of matrices in f32
-/// is faster, though the bits of a row then may depend on how many there are.
+/// The largest number of vectors that are computed in parts. Each part reads all weights. For more vectors, one matrix
+/// product in f32 is faster, but then the bits of a row may depend on the number of rows.
 const IN_PARTS: usize = 64;
 
 /// A projection and what follows it.

@@ -1,10 +1,11 @@
-//! As one CubeCL launch each. Reads of many bytes must be under way for memory to run at its speed, from a launch's
-//! first moment, while the vectors are normalised, to its last sums of the units that share a row.
+//! One CubeCL launch for each op. The memory reaches its full speed only if reads of many bytes are under way all the
+//! time: from the start of a launch, while the vectors are normalised, until the last sums over the units that share a
+//! row.
 //!
-//! Without tensor cores a unit reads its part of a few rows into registers and multiplies it with every vector;
-//! neighbouring units read neighbouring vectors of a row, so that all reads are whole lines. On tensor cores planes
-//! copy rows to shared memory ahead of what they multiply, and a cube stays for as many rows as fall to its
-//! multiprocessor.
+//! Without tensor cores, a unit reads its part of a few rows into registers and multiplies it with every vector;
+//! neighbouring units read neighbouring vectors of a row, so that all reads are whole cache lines. On tensor cores,
+//! planes copy rows to shared memory before they are needed, and one cube on each multiprocessor computes all rows of
+//! that multiprocessor.
 
 mod backend;
 mod kernels;

@@ -15,9 +15,9 @@ const UNITS: usize = 256;
 const READS: usize = 8;
 /// Vectors of weights that a unit has under way at a time, without tensor cores.
 const HELD: usize = 16;
-/// Vectors that every cube normalises for itself while its weights are on their way, and that a unit works on with two
-/// rows of a weight. With more of them that takes longer than it takes the weights to come: they are normalised in a
-/// launch before, and a unit works on four rows; with tensor cores more weights are on their way.
+/// The largest number of vectors that every cube normalises for itself while its weights are loaded; a unit then works
+/// on two rows of a weight. For more vectors, the normalisation would take longer than the loads. They are normalised
+/// in a separate launch before, and a unit works on four rows; with tensor cores, more loads of weights are under way.
 const FEW: usize = 2;
 /// Bytes that a unit reads of a weight at a time, for tensor cores.
 const VECTOR: usize = 16;
@@ -28,7 +28,7 @@ const FEWEST_STAGES: usize = 2;
 /// Vectors of a launch, at most.
 pub(super) const BATCH: usize = 8;
 
-/// What is known of a weight when a kernel is compiled.
+/// The compile-time parameters of a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Part {
     pub(super) d_out: usize,
@@ -37,7 +37,7 @@ pub(super) struct Part {
     pub(super) first_cube: usize,
     /// How many it has, which take turns with its rows.
     pub(super) cubes: usize,
-    /// Where its bias is among those that there are.
+    /// The index of its bias among the biases of the launch.
     pub(super) bias: Option<usize>,
     pub(super) activation: Activation,
 }
@@ -67,8 +67,8 @@ pub(super) struct Plan {
     pub(super) gated: bool,
     /// With tensor cores, steps of a plane that are on their way, or being multiplied.
     pub(super) stages: usize,
-    /// Whether tensor cores multiply. The weights and the device decide it and not the number of vectors, so that
-    /// a row has the same bits in any company.
+    /// Whether the products use tensor cores. This depends on the weights and the device, but not on the number of
+    /// vectors, so that the bits of a row do not depend on the other rows.
     pub(super) tensor_cores: bool,
     /// Cubes of a launch that are at work at a time, one a multiprocessor; with tensor cores alone.
     pub(super) at_work: usize,

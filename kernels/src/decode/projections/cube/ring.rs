@@ -1,6 +1,5 @@
-//! What tensor cores multiply, on its way to them: every plane has a ring of steps in shared memory, of which one is
-//! multiplied while the others are copied by `cp.async`, which takes no registers and which the compiler leaves
-//! where it stands.
+//! Ring buffers that feed the tensor cores. Each plane has a ring of steps in shared memory: one step is multiplied
+//! while the others are copied by `cp.async`. These copies need no registers, and the compiler does not move them.
 //!
 //! A step is 128 bytes of each of a plane's rows, copied by eight units side by side: memory gives less when a row is
 //! read 64 bytes at a time. Where a unit finds its own 16 bytes is turned by half a row in every second row, so that

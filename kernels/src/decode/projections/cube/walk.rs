@@ -1,6 +1,7 @@
-//! The walk of a cube's planes on tensor cores: each multiplies step after step of its rows, while its part of the
-//! [`Ring`] is filled with the next ones. Planes share rows, each taking every so-manyth step of them, and add up when
-//! the rows end. They keep step: CubeCL's barriers are the cube's, so each waits for all planes' copies of a step.
+//! The main loop of a cube's planes on tensor cores. Each plane multiplies its rows step by step, while the next steps
+//! are copied into its part of the [`Ring`]. Several planes share the same rows: their steps are dealt out to the
+//! planes in turn, and the planes' sums are added up at the end of the rows. All planes advance together, because
+//! CubeCL's barriers belong to the cube: each plane waits until all planes' copies of a step have arrived.
 
 use cubecl::prelude::*;
 

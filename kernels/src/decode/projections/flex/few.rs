@@ -14,7 +14,7 @@ use crate::decode::projections::Input;
 use crate::flex::math::vectorised;
 use crate::flex::{rows_per_task, tensor};
 
-/// Vectors as packed weights take them, made for the forms that there are.
+/// The vectors in the formats that packed weights need; only the formats of the given weights are made.
 pub(super) struct Vectors {
     input: Input<Flex>,
     rounded: OnceCell<Rounded>,

@@ -1,4 +1,5 @@
-//! Weights in 8 and 4 bits on slices: a step reads each of them once, as it lies in memory, and never as floats.
+//! Products with weights in 8 and 4 bits on the CPU. A step reads each weight once in its packed form; no float copy of
+//! it is made.
 
 mod few;
 mod many;

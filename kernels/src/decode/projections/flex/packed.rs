@@ -54,7 +54,7 @@ impl Scales {
     }
 }
 
-/// The same as slices, which take their time to be had of a tensor: more than a row's product.
+/// The same as slices. To get a slice from a tensor takes longer than the product of a row, so this is done once.
 #[derive(Clone, Copy)]
 pub(super) enum ScaleSlices<'a> {
     OfRows(&'a [f32]),

@@ -1,8 +1,9 @@
-//! Vectors in whole numbers of 16 bits, which meet weights of 8 or 4 in sums of whole numbers.
+//! Vectors rounded to 16-bit integers, so that products with weights of 8 or 4 bits are sums of integers.
 //!
-//! Such a sum is exact in any order, so that a product has the same bits on every processor, and one instruction
-//! multiplies and adds two numbers where floats need a conversion for each. 16 bits cost as much as 8 where there is no
-//! instruction for four products of 8 bits, and what they lose is a hundredth of what the weights have lost.
+//! An integer sum is exact in any order, so a product has the same bits on every processor. One instruction multiplies
+//! and adds two numbers, while floats need a conversion for each number. 16 bits cost as much as 8 if the processor has
+//! no instruction for four products of 8 bits. The rounding error of the vectors is about a hundredth of that of the
+//! weights.
 
 use burn_flex::Flex;
 

@@ -1,8 +1,8 @@
 //! As a list of dispatches.
 //!
-//! For each launch CubeCL 0.10 looks for the kernel, makes a buffer for its numbers and a group of its bindings, and
-//! hands 32 of them at a time to the GPU. In a repeated step all of these are the same each time: they are made once, and
-//! a replay gives them to wgpu as they are.
+//! For each launch, CubeCL 0.10 looks up the kernel, makes a buffer for its scalar arguments and a bind group, and
+//! submits 32 launches at a time to the GPU. In a repeated step all of these are the same each time. So they are made
+//! once, and a replay passes them to wgpu unchanged.
 //!
 //! # How a step is recorded
 //!
@@ -12,9 +12,9 @@
 //!
 //! # Why a replay is safe
 //!
-//! All that the launches touch is bound by the recording, and so stays reserved. The dispatches go to the device's queue
-//! behind all that the thread has queued before. The logits lie where those before lay, so there is no replay
-//! while somebody holds those.
+//! The recording holds bindings of all memory that the launches touch, so that it stays reserved. The dispatches go to
+//! the device's queue after all work that the thread has queued before. The logits of each replay overwrite the
+//! previous logits, so there is no replay while something holds these.
 
 mod tasks;
 

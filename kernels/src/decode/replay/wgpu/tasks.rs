@@ -1,5 +1,5 @@
-//! What CubeCL's server on wgpu keeps back of each stream, and what it has given to the GPU, which no method of it returns.
-//! But it can be printed.
+//! Reads from CubeCL's server on wgpu how much work of each stream it holds back, and what it has submitted to the GPU.
+//! No public method returns these numbers, but the server implements `Debug`, and its text contains them.
 
 use std::fmt::{self, Write};
 

@@ -84,7 +84,7 @@ fn folded<N: Numeric>(
     }
 }
 
-/// What is known when the kernel is compiled: what any of the rows asks for.
+/// The compile-time parameters of the kernel: the operations that at least one row needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Plan {
     units: usize,
@@ -375,7 +375,7 @@ pub(super) fn choose<R: CubeRuntime>(
             top_p: any(|warp| warp.top_p < 1.0),
             min_p: any(|warp| warp.min_p > 0.0),
         };
-        // Of rows that there are not, nothing is asked: one kernel for any number of them.
+        // Zeros stand for the numbers of absent rows, so that one kernel serves any number of rows.
         let mut numbers: Vec<f32> = choices.iter().flat_map(numbers).collect();
         numbers.resize(plan.rows * NUMBERS, 0.0);
         let settings = settings(units, AddressType::default());

@@ -1,8 +1,8 @@
-//! As one CubeCL launch of a cube a row, whose units own neighbouring tokens each and keep them in registers.
+//! One CubeCL launch with a cube for each row. Each unit holds neighbouring tokens in its registers.
 //!
-//! Nothing is sorted. What `top_k` and `top_p` leave is what lies above some logit, which is found bit by
-//! bit: with half of the remaining range tried, a count or a sum over the vocabulary says in which half it
-//! lies. That takes 31 sums for each, a few tens of microseconds.
+//! Nothing is sorted. `top_k` and `top_p` keep the tokens above some threshold logit, and this threshold is found bit
+//! by bit: a count or a sum over the vocabulary says in which half of the remaining range it lies. That takes 31 sums
+//! for each of the two, a few tens of microseconds.
 
 mod kernels;
 

@@ -1,7 +1,8 @@
-//! As CubeCL launches that hold no more of the weights than a tile: forward, a cube a block of queries of a head walks
-//! over the keys and values that they see, with the softmax's sums so far (arXiv 2307.08691, algorithm 1). Backward
-//! (algorithm 2), the weights of a tile come from its scores and the logarithms of those sums, once for the queries'
-//! gradients and once for the keys' and values': each number is one cube's, in an order that does not change.
+//! CubeCL kernels that hold only one tile of the attention weights at a time (arXiv 2307.08691). Forward (algorithm 1):
+//! for each block of queries of a head, one cube goes over the keys and values that these queries see, and keeps the
+//! running sums of the softmax. Backward (algorithm 2): the weights of a tile are computed again from its scores and
+//! the logarithms of those sums, once for the gradients of the queries and once for those of the keys and values. Each
+//! number of a gradient is summed by one cube, in a fixed order.
 
 mod backward;
 mod forward;

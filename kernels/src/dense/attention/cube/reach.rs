@@ -1,13 +1,15 @@
-//! Which keys a query sees, and which tiles of keys or queries have something to do with each other.
+//! Which keys a query sees, and which tiles of queries and keys have at least one visible pair.
 
-// A kernel is compiled without the branches that its rule does not need: they stand apart from what units decide.
+// Compile-time conditions are kept in their own `if`s, apart from runtime conditions, so that a kernel is compiled
+// without the branches that its rule does not need.
 #![allow(clippy::collapsible_if, clippy::collapsible_else_if)]
 
 use cubecl::prelude::*;
 
 use crate::cube::documents::{RowTokens, start_of};
 
-/// What hides keys from queries, as kernels are compiled for it. Those for neither have none of its code.
+/// The rule that hides keys from queries. It is known when a kernel is compiled; without a window and documents, the
+/// kernel has no code for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Rule {
     /// A window.

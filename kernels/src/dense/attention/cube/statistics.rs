@@ -1,4 +1,4 @@
-//! What the backward pass knows of each query before it begins.
+//! Two numbers for each query that the backward pass needs before it begins.
 
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
@@ -30,7 +30,7 @@ fn statistics_kernel<F: Float, N: Size>(
     let (l, h) = (y_view.count, y_view.groups);
     let (unit_x, unit_y) = (UNIT_POS_X as usize, UNIT_POS_Y as usize);
     let own = CUBE_POS * DOWN + unit_y;
-    // Those beyond the last do its work, and do not write.
+    // Units beyond the last query compute the same as the last, and do not write.
     let place = clamp_max(own, queries - 1);
     let (head, token) = (place % h, place / h % l);
     let batch = place / h / l;

@@ -27,13 +27,13 @@ pub(crate) struct Scores<'a> {
     /// Queries, keys, heads, groups, head dimension.
     sizes: [usize; 5],
     window: Option<Window>,
-    /// The first token of each query's document, `[b, l]`, where there are documents; then there are as many queries as
-    /// keys.
+    /// The first token of each query's document, `[b, l]`; `None` without documents. With documents there are as many
+    /// queries as keys.
     starts: Option<Vec<usize>>,
 }
 
-/// The columns that are computed of a block of rows: sinks, and those up to the last row's. They lie side by side in a row
-/// of the block. No row sees a column that is in neither range.
+/// The columns of a block of rows that are computed: the sinks, and the columns up to that of the last row. They lie side
+/// by side in a row of the block. No row sees a column that is in neither range.
 pub(crate) struct Columns {
     sinks: Range<usize>,
     recent: Range<usize>,
@@ -115,8 +115,8 @@ impl<'a> Scores<'a> {
         [start..start.saturating_add(sinks).min(first), first..end]
     }
 
-    /// The columns that the queries `rows` see. Where these are of several documents, the sinks of all but the first lie
-    /// among the other columns, and all columns from the first document's start on are taken.
+    /// The columns that the queries `rows` see. If the queries are of several documents, these are all columns from the
+    /// start of the first document on: the sinks of the other documents lie among them.
     pub(super) fn columns(&self, batch: usize, rows: &Range<usize>) -> Columns {
         let end = self.key_of(rows.end);
         let [sinks, recent] = self.visible(batch, rows.start);

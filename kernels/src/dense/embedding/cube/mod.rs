@@ -1,5 +1,6 @@
-//! The gradient as a CubeCL kernel: a cube a token, of which the first with its id adds up the rows of all
-//! that have it. Which those are, its units find together, and each then adds its own few columns.
+//! The gradient as a CubeCL kernel with a cube for each token. The cube of the first token with an id adds up the rows
+//! of all tokens with this id; the other cubes do nothing. Its units first find these tokens together, and then each
+//! unit adds a few columns.
 
 mod kernels;
 
@@ -34,7 +35,7 @@ where
     }
 }
 
-/// Whether the kernel reads what is there.
+/// Whether the kernel supports these inputs.
 fn fits<R: CubeRuntime>(ids: &CubeTensor<R>, dy: &CubeTensor<R>) -> bool {
     dy.meta.shape().num_elements() > 0 && ids.dtype == DType::I32 && computes_in_f32(dy.dtype)
 }

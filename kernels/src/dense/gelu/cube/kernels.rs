@@ -15,7 +15,7 @@ pub(crate) const MINUS_TWICE_SCALE: f32 = -2.0 * SCALE as f32;
 const TWICE_SCALE: f32 = 2.0 * SCALE as f32;
 pub(crate) const CUBIC_F32: f32 = CUBIC as f32;
 const THRICE_CUBIC: f32 = 3.0 * CUBIC as f32;
-/// Beyond any slope that is not multiplied by 0, and far enough below infinity.
+/// An upper bound of the slope: larger than any slope whose factor is not 0, and far below infinity.
 const STEEPEST: f32 = 1e30;
 
 /// `(1 + tanh u) / 2`.
@@ -61,7 +61,7 @@ fn backward_kernel<F: Float, N: Size>(
         let value = Vector::<f32, N>::cast_from(x[at]);
         let s = gate(value);
         let slope = value * value * Vector::new(THRICE_CUBIC) + one;
-        // Not infinite, as it may be multiplied by 0.
+        // The slope must be finite, because it may be multiplied by 0.
         let slope = min(slope * Vector::new(TWICE_SCALE), Vector::new(STEEPEST));
         let along = s * (one - s) * slope * value;
         dx[at] = Vector::cast_from(Vector::<f32, N>::cast_from(dy[at]) * (s + along));

@@ -40,7 +40,7 @@ where
     }
 }
 
-/// Whether the kernels read what is there.
+/// Whether the kernels support these inputs.
 fn fits<B: Backend>(x: &Tensor<B, 2>) -> bool {
     computes_in_f32(x.dtype()) && x.shape().num_elements() > 0
 }

@@ -78,8 +78,8 @@ pub(super) fn forward_kernel<F: Float, W: Float, N: Size, M: Size>(
     }
 }
 
-/// The gradient to x, and of those to gamma and beta the share `[teams, 1 or 2, d]` of the `rows` rows that
-/// a team of units walks over; what there is an output for.
+/// The gradient to x, and the contributions `[teams, 1 or 2, d]` to the gradients of gamma and beta, one for the `rows`
+/// rows of each team of units. Only those that have an output are computed.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn backward_kernel<F: Float, W: Float, N: Size, M: Size, P: Size>(
     x_td: &Array<Vector<F, N>>,

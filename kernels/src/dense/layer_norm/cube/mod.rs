@@ -1,6 +1,5 @@
-//! As CubeCL kernels: one pass over memory each way, a row in the registers of units side by side, and all
-//! sums in f32. Nothing is kept of the forward pass but its input, from which the backward pass computes mean
-//! and deviation again.
+//! CubeCL kernels that read memory once in each direction: adjacent units hold a row in their registers, and all sums
+//! are f32. The forward pass keeps only its input; the backward pass computes mean and deviation from it again.
 
 mod kernels;
 
@@ -65,7 +64,7 @@ where
     }
 }
 
-/// Whether the kernels read what is there.
+/// Whether the kernels support these inputs.
 fn fits<B: Backend>(x: &Tensor<B, 2>, gamma: &Tensor<B, 1>) -> bool {
     computes_in_f32(x.dtype()) && computes_in_f32(gamma.dtype()) && x.shape().num_elements() > 0
 }

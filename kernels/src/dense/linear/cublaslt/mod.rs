@@ -86,8 +86,8 @@ fn fit<'a, R: CubeRuntime>(tensors: impl IntoIterator<Item = &'a CubeTensor<R>>)
         && tensors.all(|x| Some(x.dtype) == dtype && x.meta.shape().num_elements() > 0)
 }
 
-/// The layer's output; `None` where the library is not there or does not take it. A GELU in f32 it is not
-/// given: how exact its tanh is, it does not say.
+/// The layer's output; `None` if the library is not installed or does not support the operands. A GELU in f32 is not
+/// passed to the library, because the precision of its tanh is not documented.
 pub(super) fn forward<R: CubeRuntime>(layer: &Layer<R>) -> Option<CubeTensor<R>> {
     let others = layer.bias.iter().chain(&layer.onto);
     let fits = fit([&layer.x, &layer.weight].into_iter().chain(others));

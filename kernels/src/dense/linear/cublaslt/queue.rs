@@ -2,34 +2,36 @@
 //!
 //! # The way of a launch, and the product's
 //!
-//! A CubeCL client sends every launch, reservation and copy as a task to the one thread of the device, which
-//! does them in the order in which they came and issues each to the driver, on the stream of the thread that
-//! queued it. A product is one more such task, and no thread waits for it. It goes to the same stream
-//! ([`cuda_stream`]), in order with what the thread has queued before and will queue after.
+//! A CubeCL client sends every launch, reservation and copy as a task to the device's thread. This thread runs the
+//! tasks in the order of their arrival, and issues each to the driver, on the CUDA stream of the thread that queued it.
+//! A product is another such task, and no thread waits for it. It uses the same stream ([`cuda_stream`]), so it is in
+//! order with the work that the thread queues before and after it.
 //!
-//! Where a buffer was reserved by another thread, whose stream is another one, or the stream is not known, the library's
-//! own stream is fenced on both sides:
+//! If a buffer was reserved by another thread, which has another stream, or if the stream is not known, the product
+//! runs on a stream of this module, with a fence before and after it:
 //!
-//! 1. `cuCtxRecordEvent` marks all that the context has been given on any stream;
-//! 2. the library's own stream waits for that, and gets the product;
-//! 3. `cuCtxWaitEvent` has all that the context is given from now on, on any stream, wait for the product.
+//! 1. `cuCtxRecordEvent` marks all work that was issued to the context before, on any stream;
+//! 2. the module's stream waits for this work, and then runs the product;
+//! 3. `cuCtxWaitEvent` makes all work that is issued to the context from now on, on any stream, wait for the product.
 //!
-//! No host waits. Products queued together share the two fences.
+//! No thread of the host waits. Products that are queued together share the two fences.
 //!
 //! # Why no buffer is lost or given away too early
 //!
-//! The task holds bindings of its buffers, as a launch does, so that their memory is reserved until it has
-//! run. Then it may be free, while the product has perhaps not begun. What gets it next is a later task: its launch,
-//! its copy or its release (which is in a stream's order too) comes after the product, as memory that one stream has
-//! reserved is given to that stream alone, and after a fence on any stream. Bindings do not count as holders, so an op
-//! that is queued later may write where the product reads, in the same order.
+//! The task holds bindings of its buffers, as a launch does, so that their memory stays reserved until the task has
+//! run. After that, the memory may be free although the product has perhaps not begun. But only a later task can get
+//! this memory, and its launch, copy or release comes after the product: memory that was reserved by a stream is given
+//! only to work on the same stream, which is in order, and after a fence the same is true for every stream. Bindings do
+//! not count as holders, so an op that is queued later may write to the memory that the product reads; it is also in
+//! order.
 //!
 //! # What is kept
 //!
-//! Everything is made on the device's thread and stays there: a handle, a stream, two events, a workspace for each stream
-//! (whose products use it one after the other), and a [`Plan`] for each [`Problem`]. Callers
-//! remember which problems the library takes; a new one costs one wait for the device's thread. It all lasts
-//! as long as that thread, the process; plans, which are cheap to make again, until there are too many.
+//! All objects are made on the device's thread and stay there: a handle, a stream, two events, a workspace for each
+//! stream (the products of a stream use it one after the other), and a [`Plan`] for each [`Problem`]. Callers remember
+//! which problems the library supports; for a new problem, they wait once for the device's thread. All objects live as
+//! long as that thread, that is, as long as the process; only plans, which are cheap to make again, are dropped when
+//! there are too many.
 //!
 //! # Precision and determinism
 //!
@@ -148,7 +150,7 @@ impl Call {
 /// A product and the addresses of its buffers, in the order of [`Problem::alignments`].
 type Ready = (Problem, [Option<u64>; 5]);
 
-/// What `act` gives on the library of the device whose thread this is; `None` if there is no library.
+/// The result of `act` on the library of the device whose thread this is; `None` if there is no library.
 fn with_library<T>(device: DeviceId, act: impl FnOnce(&mut Library) -> T) -> Option<T> {
     thread_local! {
         static LIBRARY: OnceCell<Option<RefCell<Library>>> = const { OnceCell::new() };

@@ -132,7 +132,7 @@ pub(super) struct Place {
     pub exists: bool,
 }
 
-/// Rows of tiles whose cubes follow each other, so that what they read together stays in the cache.
+/// The number of rows of tiles that consecutive cubes work on, so that the data that they share stay in the cache.
 const GROUP: usize = 8;
 
 /// The place of this cube among tiles of `high` by `wide`, where `cut` of the contracted axis is a cube's part.

@@ -1,8 +1,9 @@
-//! A product in tiles as CubeCL launches, for GPUs without a library: on planes that multiply together (`fragments`) where
-//! the device reports them for the dtype, and otherwise with sums in registers (`registers`).
+//! Tiled matrix products as CubeCL kernels, for GPUs without a vendor library. If the device reports matrix
+//! instructions for the dtype, the planes use these (`fragments`); otherwise each unit holds sums in registers
+//! (`registers`).
 //!
-//! Factors are read where they lie, whatever their strides. Where an output has few tiles, the contracted axis is cut
-//! into shares in f32, which a second launch adds up in their order: no sum depends on which cube comes first.
+//! Factors are read without a copy, whatever their strides. If the output has few tiles, the contracted axis is split
+//! into parts, whose f32 results a second launch adds up in a fixed order. So no sum depends on which cube runs first.
 
 mod epilogue;
 mod factor;

@@ -54,8 +54,8 @@ pub(super) fn forward_kernel<F: Float, W: Float, N: Size, M: Size>(
     }
 }
 
-/// The gradient to x, and of that to gamma the share `[teams, 1, d]` of the `rows` rows that a team of units
-/// walks over; what there is an output for.
+/// The gradient to x, and the contributions `[teams, 1, d]` to the gradient of gamma, one for the `rows` rows of each
+/// team of units. Only those that have an output are computed.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn backward_kernel<F: Float, W: Float, N: Size, M: Size, P: Size>(
     x_td: &Array<Vector<F, N>>,

@@ -64,7 +64,7 @@ where
     }
 }
 
-/// Whether the kernels read what is there.
+/// Whether the kernels support these inputs.
 fn fits<B: Backend>(x: &Tensor<B, 2>, gamma: &Tensor<B, 1>) -> bool {
     computes_in_f32(x.dtype()) && computes_in_f32(gamma.dtype()) && x.shape().num_elements() > 0
 }

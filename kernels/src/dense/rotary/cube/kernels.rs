@@ -11,7 +11,7 @@ use crate::cube::{address_type, empty, vector_size};
 
 const UNITS: usize = 256;
 
-/// What is known when the kernel is compiled.
+/// The compile-time parameters of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Plan {
     /// Whether the pairs are turned back.

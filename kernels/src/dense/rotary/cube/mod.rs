@@ -56,7 +56,7 @@ where
     }
 }
 
-/// Whether the kernel reads what is there: `angles` is the cosines or the sines.
+/// Whether the kernel supports these inputs: `angles` is the cosines or the sines.
 fn fits<R: CubeRuntime>(x: &CubeTensor<R>, angles: [&CubeTensor<R>; 2]) -> bool {
     x.meta.shape().num_elements() > 0
         && computes_in_f32(x.dtype)

@@ -1,4 +1,4 @@
-//! Stage 3's loss against a teacher of whom only the likeliest ids are known, as a cache of its predictions keeps them.
+//! The stage-3 loss against a teacher of which only the likeliest ids are known, as in a cache of its predictions.
 //!
 //! Of each token there are `k + 1` classes: the `k` ids that the teacher finds likeliest, each by itself, and all other
 //! ids together, whose probability is the sum of theirs. With `q` the teacher's and `p` the student's probabilities of
@@ -33,7 +33,7 @@ pub struct TopClasses<B: Backend> {
 }
 
 impl<B: Backend> TopClasses<B> {
-    /// Those of the `n` tokens from `start` on.
+    /// The predictions of the `n` tokens from `start` on.
     pub fn narrow(&self, start: usize, n: usize) -> Self {
         Self {
             ids: self.ids.clone().narrow(0, start, n),
@@ -71,11 +71,12 @@ pub trait TopClassesLoss: Backend {
 
 by_default!(TopClassesLoss for ndarray, autodiff);
 
-/// A block of tokens' part in the mean loss over `tokens` of them, and that part's gradient to the student's logits:
-/// `[1]` in f32 or wider, and `[t, v]` in the student's dtype. Both add up over the blocks of a batch, as those of
-/// [`divergence_block`](super::divergence_block) do. Computed in f32 for half-precision logits.
+/// The contribution of a block of tokens to the mean loss over `tokens` tokens, `[1]` in f32 or wider, and the gradient
+/// of this contribution with respect to the student's logits, `[t, v]` in the student's dtype. Summed over the blocks
+/// of a batch, both give the values of the whole batch, as for [`divergence_block`](super::divergence_block). Computed
+/// in f32 for half-precision logits.
 ///
-/// It is meant for a backend without a graph: it returns its gradient itself.
+/// It is meant for a backend without autodiff, since it returns the gradient itself.
 ///
 /// # Panics
 /// If shapes differ, the teacher's have no id or more than the student's, some inputs are f64 and others not,

@@ -1,14 +1,14 @@
 //! As CubeCL kernels, tile by tile: device memory linear in the length.
 //!
-//! With `X = T - A` the gradients are sums over `X` times what depends on one element only, but for the
-//! head's factor `1 / (||X|| b h)`, which is known after all of `X` is. So:
+//! With `X = T - A`, the gradients are sums over `X` times terms that depend only on one element, except for one factor
+//! of each head, `1 / (||X|| b h)`, which is known only after all of `X` has been computed. So the kernels are:
 //!
 //! 1. the running sums of the log-decays, and the softmax's denominators;
 //! 2. a pass over the tiles of each block of rows: squares, the gradient to C, sums along rows;
 //! 3. a pass over the tiles of each block of columns: the gradient to B, sums along columns;
 //! 4. each head's distance and factor, the gradients to a_log and D, and the heads of a group together.
 //!
-//! Both matrices are computed three times in all, which costs less than to write one of them once.
+//! Both matrices are computed three times in all. This costs less than to write one of them to memory once.
 
 mod decay;
 mod launch;
@@ -71,7 +71,7 @@ where
     }
 }
 
-/// Whether the kernels read what is there: B and C of one dtype, q and k of one, and no window.
+/// Whether the kernels support these inputs: B and C of one dtype, q and k of one, and no window.
 fn fits<B: Backend>(student: &TransferParts<B>, teacher: &AttentionParts<B>) -> bool {
     let (b, q) = (student.b.dtype(), teacher.q.dtype());
     let all = [student.a_log.dtype(), student.d.dtype(), b, q];

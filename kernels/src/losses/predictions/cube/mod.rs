@@ -49,7 +49,7 @@ where
     }
 }
 
-/// Whether the kernel reads what is there.
+/// Whether the kernel supports these inputs.
 fn fits<R, B>(inputs: &DistillationInputs<B>) -> bool
 where
     R: CubeRuntime,

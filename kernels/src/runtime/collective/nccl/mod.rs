@@ -1,18 +1,18 @@
 //! NCCL: ranks on NVIDIA GPUs, each with the memory of one.
 //!
-//! Nothing is needed for a build: [`library`] opens `libnccl` when ranks join. [`queue`] puts its operations in order
-//! with what CubeCL has queued.
+//! A build does not need NCCL: [`library`] opens `libnccl` at run time, when ranks join. [`queue`] orders NCCL's
+//! operations with the work that CubeCL has queued.
 //!
 //! # Determinism
 //!
-//! NCCL adds up in the order that its algorithm and its topology give. Both are chosen when the ranks join, by the
-//! machine, the library's version, the sizes and the variables `NCCL_*`; with these the same, sums are the same to the
-//! bit. Another number of ranks is another order.
+//! The order of NCCL's additions depends on its algorithm and topology. Both are chosen when the ranks join, from the
+//! machine, the library's version, the sizes and the environment variables `NCCL_*`. If these are the same, sums are
+//! the same to the last bit. Another number of ranks means another order.
 //!
 //! # NVLink multicast
 //!
-//! NCCL may let the switch between GPUs add up (NVLS), which not every machine's driver has set up; it then fails or
-//! hangs. It is off unless `NCCL_NVLS_ENABLE` says otherwise.
+//! NCCL can use the switch between the GPUs for the additions (NVLS). On machines whose driver is not set up for this,
+//! NCCL fails or hangs. So NVLS is off here unless the variable `NCCL_NVLS_ENABLE` is set.
 
 mod library;
 mod queue;
@@ -38,7 +38,7 @@ pub(super) fn new_id() -> Result<JobId, CollectiveError> {
 /// Joins the other ranks of the job `id`, on `device`. Waits for all of them.
 ///
 /// # Errors
-/// That the library is not to be found, or what it says.
+/// If the library is not found, or the error that it reports.
 pub(crate) fn join(device: DeviceId, place: Place, id: JobId) -> Result<Ranks, CollectiveError> {
     let library = library::open()?;
     let communicator = queue::join(library, device, place, id)?;

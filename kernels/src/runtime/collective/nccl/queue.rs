@@ -1,20 +1,21 @@
 //! NCCL's operations, in order with what CubeCL has queued.
 //!
-//! As for fenced products by cuBLASLt (`dense/linear/cublaslt/queue.rs`), an operation is a task on the one thread of the
-//! device: `cuCtxRecordEvent` marks all that the context has been given, and a stream of this module waits for that and
-//! gets the operation, or several as one; `cuCtxWaitEvent` has all that the context is given from then on wait for it. No host
-//! waits.
+//! As for fenced products by cuBLASLt (`dense/linear/cublaslt/queue.rs`), an operation is a task on the device's
+//! thread. `cuCtxRecordEvent` marks all work that was issued to the context before; a stream of this module waits for
+//! this work and then runs the operation, or several as one; and `cuCtxWaitEvent` makes all later work of the context
+//! wait for it. No thread of the host waits.
 //!
-//! The task holds bindings of the buffers until it has run. What gets their memory then is a later task, which waits for
-//! the operation.
+//! The task holds bindings of the buffers until it has run. After that, only a later task can get their memory, and its
+//! work waits for the operation.
 //!
 //! # Why the wait is not put off
 //!
-//! Kernels that the result is not needed for could run beside the operation, and a second task could have the context wait
-//! later. It did so: each rank then trained with other numbers in each run, and worse ones (two GPUs, 20 steps a stage of the
-//! bundled teacher: 98 to 100 in perplexity for 89.8; right where the context waits at once, and with sums in place). The
-//! host had dropped the buffers that were read when it had queued the second task, which the device's thread came to later:
-//! in between, that thread took their memory for free. So the second task must hold bindings too, which has not been tried.
+//! Kernels that do not need the result could run at the same time as the operation, if a second task made the context
+//! wait later. An earlier version did this, and it was wrong: each run gave other numbers, and worse ones (two GPUs, 20
+//! steps of each stage with the bundled teacher: a perplexity of 98 to 100 instead of 89.8; the result was right if the
+//! context waited at once, and for in-place sums). The reason: the host dropped the buffers that the operation read as
+//! soon as it had queued the second task, and the device's thread treated their memory as free before it ran this task.
+//! So the second task would have to hold bindings too; this has not been tried.
 
 use std::cell::RefCell;
 use std::fmt::Display;

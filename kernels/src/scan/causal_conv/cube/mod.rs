@@ -1,7 +1,7 @@
 //! As CubeCL kernels: one pass over memory forward, and one backward with a small sum after it.
 //!
-//! A unit has a few neighbouring channels and walks through [`STEPS`] time steps with the inputs
-//! that a tap reaches in registers, so that each is read once. Everything is summed in f32.
+//! A unit computes a few neighbouring channels over [`STEPS`] time steps. It holds the last `w - 1` inputs in
+//! registers, so that it reads each input once. All sums are f32.
 
 mod kernels;
 mod shares;
@@ -62,7 +62,7 @@ where
     }
 }
 
-/// Whether the kernels read what is there: x, the history and the gradient of one dtype, the taps and the
+/// Whether the kernels support these inputs: x, the history and the gradient of one dtype, the taps and the
 /// bias of one.
 fn fits<B: Backend>(inputs: &ConvInputs<B>, dy: Option<&Tensor<B, 3>>) -> bool {
     let (x, weight) = (inputs.x.dtype(), inputs.weight.dtype());

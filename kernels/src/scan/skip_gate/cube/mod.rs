@@ -87,7 +87,7 @@ impl<R: CubeRuntime> Operands<R> {
         }
     }
 
-    /// Whether the kernels read what is there, on a device that binds as much.
+    /// Whether the kernels support these inputs, and the device can bind enough buffers.
     fn fit(&self, dout: Option<&CubeTensor<R>>) -> bool {
         let mut like_x = [&self.y, &self.z].into_iter().chain(dout);
         let mut like_d = self.z_bias.iter();

@@ -14,10 +14,10 @@ const STEPS: f32 = 2048.0;
 
 /// The running sums of a chunk's log-decays, at each of its `tokens + 1` boundaries.
 ///
-/// What kernels need is the decay between two boundaries, the exponential of a difference of two
-/// sums. The difference of two f32 sums would lose the digits of a weak decay after a strong one, so
-/// each log-decay is split in two: a coarse part, whose sums are exact, and a fine part below 2^-12,
-/// whose sums stay so small that their rounding does not matter.
+/// Kernels need the decay between two boundaries: the exponential of the difference of two sums. A difference of two
+/// f32 sums would lose the precision of a weak decay after a strong one. So each log-decay is split in two: a coarse
+/// part, whose sums are exact, and a fine part below 2^-12, whose sums stay so small that their rounding errors do not
+/// matter.
 #[derive(CubeType)]
 pub struct Decays {
     coarse: SharedMemory<f32>,

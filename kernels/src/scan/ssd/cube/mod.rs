@@ -1,12 +1,13 @@
-//! In CubeCL kernels, one source for CUDA and wgpu.
+//! The scan as CubeCL kernels, from one source for CUDA and wgpu.
 //!
 //! # The steps
 //!
-//! Each chunk's share of the state is computed from nothing (2), one pass over the chunks turns the
-//! shares into the states that enter (3), and then every chunk is independent: (1) and (4) together
-//! give the outputs. Backwards it is the same three moves from the end: with `S` the state that enters
-//! a chunk, `D` the gradient of the one that leaves it, `L[t, s]` the product of the decays in
-//! `(s, t]`, `in_t` and `out_s` those from the chunk's start through t and after s to its end,
+//! First, the contribution of each chunk to the state is computed as if the state before it were zero (2). Then one
+//! pass over the chunks turns these contributions into the states that enter the chunks (3). After that, all chunks are
+//! independent: (1) and (4) together give the outputs. The backward pass does the same three things from the last chunk
+//! to the first. Let `S` be the state that enters a chunk, `D` the gradient of the state that leaves it, `L[t, s]` the
+//! product of the decays in `(s, t]`, `in_t` the product from the chunk's start through t, and `out_s` the product
+//! after s to the chunk's end. Then
 //!
 //! ```text
 //! y_t  = sum_(s<=t) L[t,s] (C_t.B_s)  x_s   + in_t  S C_t
@@ -16,8 +17,8 @@
 //! D of the chunk before = (all decays) D + sum_t in_t dy_t C_t^T
 //! ```
 //!
-//! and the log-decay of token k, which is in every path from a token before k to one at k or after it,
-//! has the gradient
+//! and the log-decay of token k, which is part of every path from a token before k to a token at or after k, has the
+//! gradient
 //!
 //! ```text
 //! sum_(t>=k>s) L[t,s] (C_t.B_s) (dy_t.x_s) + sum_(t>=k) in_t dy_t.S C_t
@@ -26,15 +27,15 @@
 //!
 //! # The variants
 //!
-//! - [`portable`] needs shared memory and barriers only, and takes any sizes: the four rows above are one
-//!   kernel, which works on square blocks.
+//! - [`portable`] needs shared memory and barriers only, and takes any sizes: one kernel, which works on square blocks,
+//!   computes the first four equations above.
 //! - [`tensor_cores`] runs on tensor cores, for 16-bit inputs of the usual sizes: a cube walks from chunk to
 //!   chunk of a head, the state in its registers. It applies the skip and the gate to outputs that it has in
 //!   registers, and the backward pass computes those outputs again.
 //!
-//! The device's properties choose. Nothing of a chunk's square matrices leaves its cube: device memory
-//! holds one state a chunk besides inputs and results. Sums run in one order, so that two runs give the
-//! same bits.
+//! The properties of the device decide which variant is used. The square matrices of a chunk stay inside its cube:
+//! besides inputs and results, device memory holds only one state for each chunk. The order of all sums is fixed, so
+//! that two runs give the same bits.
 
 mod decay;
 mod portable;
@@ -106,7 +107,7 @@ struct Inputs<R: CubeRuntime> {
     epilogue: Epilogue<R>,
 }
 
-/// What the outputs pass through; only [`tensor_cores`] has such a way out.
+/// The operations on the outputs; only [`tensor_cores`] applies them in the scan itself.
 #[derive(Clone)]
 struct Epilogue<R: CubeRuntime> {
     /// f32, without gaps.
@@ -291,7 +292,7 @@ where
     }
 }
 
-/// What gradients are to be like: their inputs.
+/// The dtypes and the number of groups that the gradients take from the inputs.
 struct Like {
     dtype: DType,
     a_log_dtype: DType,

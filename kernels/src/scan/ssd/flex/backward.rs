@@ -42,7 +42,8 @@ fn backward_head(head: &Head, dy: &[f32], group: &mut GroupGradients) {
     }
 
     let (mut dx, mut da_log) = (vec![0.0; l * p], vec![0.0; l]);
-    // The gradient to the state after the chunk; nothing asks for the last one.
+    // The gradient to the state after the chunk. For the last chunk it is zero, because no output depends on the final
+    // state.
     let mut dstate = vec![0.0; p * n];
     for (k, (start, q)) in chunks(l, chunk).enumerate().rev() {
         let (decays, state) = (&decays[k], &entering[k]);

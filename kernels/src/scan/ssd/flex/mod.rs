@@ -1,8 +1,8 @@
-//! On slices: one task a batch and group of heads, one chunk after the other, each step of the scan
-//! a small matrix product on strided rows, so that nothing but the results is copied.
+//! The scan on CPU slices. There is one task for each sequence and group of heads. It goes through the chunks one after
+//! the other, and each step of the scan is a small matrix product on strided rows, so that only results are copied.
 //!
-//! The decays inside a chunk come from products along its rows, without a logarithm or an
-//! exponential: exact for any decay, and cheaper.
+//! The decays inside a chunk are computed as products along its rows, without logarithms and exponentials. This is
+//! accurate for every decay, and faster.
 
 mod backward;
 mod decays;

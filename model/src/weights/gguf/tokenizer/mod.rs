@@ -1,10 +1,10 @@
 //! The tokenizer of a GGUF file, as the files of a folder that hold it: `tokenizer.json` in the format of the crate
 //! `tokenizers`, `tokenizer_config.json` and `generation_config.json`.
 //!
-//! Of byte-level BPE a file has the tokens and the merges. How a text is cut into words before is not in it: the
-//! file names the way (`tokenizer.ggml.pre`), and another way would give other ids. So what is not known here is
-//! refused, and so is a file that names none. Of SentencePiece's BPE a file has the tokens and their scores, which
-//! are all that it takes.
+//! For byte-level BPE, a file contains the tokens and the merges. It does not contain the rule that splits a text into
+//! words before the merges, but only the name of this rule (`tokenizer.ggml.pre`), and another rule would give other
+//! ids. So a file with an unknown name, or without a name, is refused. For SentencePiece's BPE, a file contains the
+//! tokens and their scores, and nothing else is needed.
 
 mod pieces;
 mod words;
@@ -99,7 +99,7 @@ impl Vocabulary {
         Ok(Some(vocabulary))
     }
 
-    /// That the array `key`, which has `length` elements, has one for each token.
+    /// Checks that the array `key`, which has `length` elements, has one element for each token.
     fn one_each(&self, header: &Header, key: &str, length: usize) -> Result<(), WeightsError> {
         if self.tokens.len() == length {
             return Ok(());

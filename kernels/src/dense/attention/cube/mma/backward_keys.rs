@@ -85,7 +85,7 @@ fn fetch<E: Float>(
     }
 }
 
-/// Adds what comes by way of a tile of queries from `first` on. `hidden` as in the forward pass.
+/// Adds the contributions of the tile of queries from `first` on. `hidden` as in the forward pass.
 #[cube]
 fn add<E: Float>(
     memory: &Memory<E>,

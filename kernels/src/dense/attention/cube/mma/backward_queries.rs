@@ -12,7 +12,7 @@ use crate::cube::fragments::{Eight, Matrix, PLANE, Pair};
 use crate::cube::rows::{View, rows_of};
 use crate::cube::tiles::longest_first;
 
-/// What a plane knows of its queries.
+/// The data of a plane's queries.
 #[derive(CubeType)]
 struct Own<E: Float> {
     queries: Sequence<Array<Vector<E, Pair>>>,
@@ -23,8 +23,8 @@ struct Own<E: Float> {
     along: Array<f32>,
 }
 
-/// Adds what comes by way of the tile of keys in rows `at` on of shared memory, and of values behind it. `hidden` as
-/// in the forward pass.
+/// Adds the contributions of the tile of keys that begins at row `at` of shared memory, and of the values after it.
+/// `hidden` as in the forward pass.
 #[cube]
 fn add<E: Float>(
     own: &Own<E>,
@@ -111,7 +111,7 @@ pub(in super::super) fn query_gradients<E: Float>(
 
     let mut staged = Matrix::<E, Eight>::new(comptime!(2 * STAGE), p, 8usize);
     let barrier = Barrier::shared(comptime!((PLANES * PLANE) as u32).runtime(), UNIT_POS == 0);
-    // What is the cube's own passes through the memory of the second tile.
+    // The cube's own rows are copied through the memory of the second tile.
     let of_dy = comptime!(STAGE + OWN);
     copy(q_blhp, q_rows, cube_first, &mut staged, STAGE, OWN, p);
     copy(dy_blhp, dy_rows, cube_first, &mut staged, of_dy, OWN, p);

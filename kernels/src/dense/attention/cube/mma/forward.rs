@@ -35,7 +35,7 @@ fn row_max(value: f32) -> f32 {
     max(pairs, plane_shuffle_xor(pairs, 2u32))
 }
 
-/// What a plane's queries have come to: two rows every 16 queries.
+/// The running results of a plane's queries: two rows of each unit for every 16 queries.
 #[derive(CubeType)]
 struct SoFar {
     /// The score of weight one, at least a row's largest.
@@ -101,7 +101,8 @@ fn add<E: Float>(
     if plane_any(moved) {
         #[unroll]
         for row in 0..rows {
-            // Only rows that have moved, so that a query does not feel the others of its plane.
+            // Only rows whose maximum has changed are rescaled, so that the result of a query does not depend on the
+            // other queries of its plane.
             let old = so_far.top[row];
             let top = select(largest[row] > old, largest[row] + slack, old);
             let rescale = Vector::new(weight((old - top) * scale));
@@ -163,10 +164,11 @@ fn add<E: Float>(
 }
 
 /// Queries `[b, l, h, p]`, keys and values `[b, t, g, p]` to `[b, l, h, p]`, and the logarithms of the sums of the
-/// scores' exponentials, `[b, h, l]`. `starts_bl` is there where the rule is packed, which tells the two optional
-/// arguments from each other. `scale` is the scores' times the logarithm of e to base 2, over `FLOOR`. When a
-/// row's largest score exceeds the score of weight one, that becomes `slack` more than it: so sums and outputs are
-/// rescaled when the largest has moved far, not whenever it moves.
+/// scores' exponentials, `[b, h, l]`. `starts_bl` is given if the rule is packed; the rule also distinguishes the two
+/// optional arguments in the kernel cache. `scale` is the scale of the scores times the logarithm of e to base 2,
+/// divided by `FLOOR`. If a row's largest score exceeds the score of weight one, the score of weight one becomes the
+/// largest score plus `slack`. So sums and outputs are rescaled only if the largest score has changed much, not at
+/// every change.
 ///
 /// Cubes: heads, batch, blocks of queries, the last of which see the most keys and come first.
 #[cube(

@@ -1,10 +1,11 @@
-//! On tensor cores, by `mma` of 16 by 8 by 16, whose layout of elements in registers is known: scores become
-//! weights where they are, and the weights are the left factor of the product with the values as they are, but
-//! for the dtype. So do, backward, the gradients of weights become those of scores.
+//! Attention on tensor cores, by `mma` of 16 by 8 by 16. The layout of its elements in registers is known. So scores
+//! become weights in the same registers, and these are, after a conversion of the dtype, already the left factor of the
+//! product with the values. In the same way, in the backward pass, the gradients of the weights become those of the
+//! scores.
 //!
-//! A plane has rows of its own, in registers with what they come to, and all rows that these meet pass through
-//! shared memory in tiles, of which one is computed with while the next arrives. In a plane, unit `4 g + t` has rows
-//! `g` and `g + 8` of 16, and of every 8 columns `2 t` and `2 t + 1`.
+//! Each plane holds its own rows and their results in registers. The rows that these are multiplied with pass through
+//! shared memory in tiles; one tile is used while the next is copied. In a plane, unit `4 g + t` has rows `g` and
+//! `g + 8` of 16, and columns `2 t` and `2 t + 1` of every 8.
 
 mod backward_keys;
 mod backward_queries;
@@ -206,9 +207,9 @@ fn add_products<E: Float>(
     }
 }
 
-/// Two to the power of `FLOOR` times `share`, which is taken into 0..=1. On CUDA with fast mathematics the device's
-/// power is enough: what is known not to lie below -126 needs no guard against powers too small for it. NaN is taken for
-/// the weight one.
+/// Two to the power of `FLOOR` times `share`, where `share` is clamped to 0..=1. On CUDA with fast mathematics, the
+/// device's power function is sufficient: the exponent is never below -126, so no guard against subnormal results is
+/// needed. NaN gives the weight one.
 #[cube]
 fn weight(share: f32) -> f32 {
     LEAST.runtime().powf(min(max(share, 0.0f32), 1.0f32))

@@ -12,8 +12,8 @@ use crate::cube::tiles::{PITCH, SIDE, longest_first, products};
 const LINE: usize = SIDE + 1;
 
 /// Queries `[b, l, h, p]`, keys and values `[b, t, g, p]` to `[b, l, h, p]`, and the logarithms of the sums of the
-/// scores' exponentials, `[b, h, l]`. `starts_bl` is there where the rule is packed, which tells the two optional
-/// arguments from each other.
+/// scores' exponentials, `[b, h, l]`. `starts_bl` is given if the rule is packed; the rule also distinguishes the two
+/// optional arguments in the kernel cache.
 ///
 /// Cubes: heads, batch, blocks of queries, the last of which see the most keys and come first.
 #[cube(launch_unchecked, address_type = "dynamic")]

@@ -14,7 +14,7 @@ use crate::losses::divergence::likeliest::LEAST;
 /// Units of a cube at most: so many that few rows are under way at once, which a cache then holds.
 const UNITS: usize = 1024;
 
-/// What is known when the kernel is compiled.
+/// The compile-time parameters of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Plan {
     units: usize,

@@ -18,7 +18,7 @@ const UNITS: usize = 1024;
 /// Units of a cube that puts the gradients of a token's ids into their places.
 const PUTTERS: usize = 64;
 
-/// What is known when the kernel is compiled.
+/// The compile-time parameters of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Plan {
     units: usize,

@@ -44,7 +44,7 @@ where
     }
 }
 
-/// Whether the kernels read what is there, and their shared memory holds what they keep of a token.
+/// Whether the kernels support these inputs, and the data of a token fit in shared memory.
 fn fits<R, B>(inputs: &TopClassesInputs<B>) -> bool
 where
     R: CubeRuntime,

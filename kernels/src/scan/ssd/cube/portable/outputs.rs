@@ -5,11 +5,10 @@ use cubecl::prelude::*;
 use super::super::decay::Decays;
 use super::tile::{ACROSS, DOWN, Micro, Tile, Window, Zeros, tokens};
 
-/// Which way an output looks, and how it reads the states.
+/// The direction of an output's sum, and how the output reads the states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Kind {
-    /// Whether an output hears of the tokens after it, as gradients of x and B do, and not of those
-    /// before it.
+    /// Whether an output depends on the tokens after it, as the gradients of x and B do, and not on those before it.
     pub backwards: bool,
     /// Whether the state's rows are the output's features, as p is for y and dx, and not its columns.
     pub rows_are_features: bool,

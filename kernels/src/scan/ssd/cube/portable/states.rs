@@ -87,8 +87,8 @@ pub fn chunk_states<E: Float>(
     }
 }
 
-/// How many chunks ahead [`pass_states`] reads: none of its reads depends on the state, but behind a
-/// write to the same buffer a compiler must leave them where they are.
+/// How many chunks ahead [`pass_states`] reads. None of its reads depends on the state, but the compiler must not move
+/// a read before a write to the same buffer, so the reads are placed ahead explicitly.
 const AHEAD: usize = 8;
 
 /// Step 3, for one element of each head's state: from what each chunk adds to the state that enters

@@ -8,11 +8,11 @@ use super::super::decay::{FOREVER, log_decay, split};
 use super::forward::CHUNK;
 use super::product::Pair;
 
-/// The least decay is two to this, which is nothing beside what f32 sums show.
+/// The smallest decay is two to the power of this, which is negligible in f32 sums.
 const FLOOR: f32 = -120.0;
 /// Two to the power of [`FLOOR`].
 const LEAST: f32 = f32::from_bits((127 - 120) << 23);
-/// What makes a logarithm a share of that of [`LEAST`].
+/// The factor that converts a natural logarithm to a share of the logarithm of [`LEAST`].
 const SHARE: f32 = 1.0 / (FLOOR * LN_2);
 
 type Four = Const<4>;

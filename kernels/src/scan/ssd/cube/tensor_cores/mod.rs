@@ -1,5 +1,6 @@
-//! The launches of the tensor-core variant: one cube walks over a segment of a head's chunks with the
-//! state in its registers, so that every input is read once and every output written once.
+//! The launches of the tensor-core variant. One cube goes over the chunks of a segment of a head, one after the other,
+//! with the state in its registers. So every input is read once and every output is written once. The comments call
+//! this loop a *walk*.
 //!
 //! Where batch times heads alone keep the device busy, a segment is the whole sequence. Otherwise ([`segments`]) a first
 //! walk finds what each segment adds to the state, and [`pass_states`] what enters it.
@@ -145,11 +146,13 @@ fn state_sizes<R: CubeRuntime>(inputs: &Inputs<R>) -> (usize, usize) {
     (inputs.x_blhp.meta.shape()[3], inputs.b_blgn.meta.shape()[3])
 }
 
-/// Whether a walk copies its inputs to shared memory ahead ([`staged`]); otherwise it reads them into registers.
+/// Whether a walk copies the inputs of the next chunk to shared memory in advance ([`staged`]); otherwise it reads them
+/// into registers.
 fn copies_ahead<R: CubeRuntime>(inputs: &Inputs<R>, backwards: bool, gate: bool) -> bool {
     let properties = inputs.x_blhp.client.properties();
     let (p, n) = state_sizes(inputs);
-    // Gradients of gated outputs must pass the gate on their way to shared memory.
+    // The gradients of gated outputs must be multiplied by the gate before they are in shared memory, so they cannot be
+    // copied directly.
     let ungates = backwards && gate;
     properties.features.copy_async
         && properties.hardware.max_shared_memory_size >= staged::shared_memory(p, n, gate)
@@ -263,7 +266,7 @@ impl<'a, R: CubeRuntime> Walks<'a, R> {
     }
 
     fn kind(&self, emit: Emit, backwards: bool, ends: bool) -> Plan {
-        // The way in to a state passes no epilogue.
+        // A walk that computes only states does not apply the epilogue.
         let passes = emit == Emit::Outputs || backwards;
         Plan {
             emit,

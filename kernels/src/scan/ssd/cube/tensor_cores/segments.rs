@@ -1,24 +1,26 @@
-//! Into how many segments a walk is cut.
+//! Chooses the number of segments that a walk is split into.
 //!
-//! One cube for each head of each sequence reads everything once. But the device waits for the last of them: 144 cubes on
-//! 132 multiprocessors leave twelve with two, while the others have long had nothing to do. More and shorter cubes even
-//! that out, at the price of a walk before them for the states that enter.
+//! With one cube for each head of each sequence, everything is read once, but the device must wait for the last cube.
+//! For example, of 144 cubes on 132 multiprocessors, twelve multiprocessors get two cubes, and the others are idle long
+//! before these end. More and shorter cubes balance the load, but need another walk before them, which computes the
+//! states that enter the segments.
 
-/// The time of a cube that has a multiprocessor to itself, as a share of that of one which shares it with as many as it
-/// holds.
+/// The time of a cube that is alone on its multiprocessor, relative to the time of a cube on a full multiprocessor.
 const ALONE: f64 = 0.6;
 
-/// What more segments must save at least: the estimate is a rough one.
+/// More segments are used only if their estimated time is less than this share of the present time, because the
+/// estimate is rough.
 const WORTH: f64 = 0.9;
 
-/// What a walk's cubes, and the states that enter its segments, cost.
+/// The costs of a walk's cubes, and of the states that enter its segments.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Price {
     /// Cubes that a multiprocessor holds at once.
     pub held: usize,
-    /// Of the walk that finds them, as a share of that of the walk itself.
+    /// The time of the walk that computes these states, relative to the time of the walk itself.
     pub walk: f64,
-    /// Of one segment's state in f32 (written, passed, read), in the time of a chunk of the walk.
+    /// The time for the f32 state of one segment (to write, pass on and read it), in units of the walk's time for a
+    /// chunk.
     pub state: f64,
 }
 
