@@ -23,7 +23,7 @@ pub enum GenerateError {
     },
     /// A token that the model has no embedding for.
     #[error(
-        "the prompt has token {token}, the model's vocabulary ends at {vocab_size}; the tokenizer \
+        "the prompt has token {token}, and the model's vocabulary ends at {vocab_size}; a tokenizer with such a token \
          does not belong to this model"
     )]
     UnknownToken {

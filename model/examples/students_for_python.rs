@@ -87,6 +87,18 @@ fn students() -> Result<Vec<(&'static str, ModelConfig)>, Box<dyn Error>> {
         heads: vec![],
         joined: Joined::Sum,
     };
+    // The second layer keeps none.
+    let heads = |kept: &[usize], joined| BesideAttentionConfig {
+        ssm: plain.clone(),
+        attention: (!kept.is_empty()).then(|| AttentionConfig {
+            n_heads: kept.len(),
+            n_kv_heads: 1,
+            ..llama.attention.clone()
+        }),
+        heads: kept.to_vec(),
+        joined,
+    };
+    let with_heads = |joined| vec![heads(&[2, 3], joined).into(), heads(&[], joined).into()];
     let kept = MixerConfig::from(qwen3.attention.clone());
     let exp = mapped(FeatureMap::Exp, None);
     let softmax = mapped(FeatureMap::Softmax, Some(1e-5));
@@ -99,6 +111,11 @@ fn students() -> Result<Vec<(&'static str, ModelConfig)>, Box<dyn Error>> {
         ("exp", llama.student_with(twice(exp))?),
         ("softmax", llama.student_with(twice(softmax.clone()))?),
         ("window", llama.student_with(vec![beside.into(); 2])?),
+        ("heads-sum", llama.student_with(with_heads(Joined::Sum))?),
+        (
+            "heads-adapter",
+            llama.student_with(with_heads(Joined::Adapter))?,
+        ),
         ("phi-softmax", phi.student_with(twice(softmax))?),
     ])
 }

@@ -184,10 +184,7 @@ pub enum TrainError {
     )]
     Exists(PathBuf),
     /// The folder holds no run.
-    #[error(
-        "{}: no run in this folder (it has no config.toml); start one with --out instead of --resume",
-        .0.display()
-    )]
+    #[error("{}: no run in this folder (it has no config.toml)", .0.display())]
     NoRun(PathBuf),
     /// Another process works in the run folder.
     #[error("{}: another process is working on this run; wait for it, or stop it", .0.display())]

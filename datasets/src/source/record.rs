@@ -27,7 +27,7 @@ pub(super) fn text_of_object(json: &str, name: &str) -> Result<String, BadRecord
     let found = found.and_then(|found| parser.end().map(|()| found));
     match found.map_err(|error| bad_json(&error))? {
         Found::Text(text) => Ok(text.into_owned()),
-        Found::OtherFields(fields) => Err(BadRecord::NoText {
+        Found::NoText(fields) => Err(BadRecord::NoText {
             fields: match &fields[..] {
                 [] => "none".to_owned(),
                 fields => fields.join(", "),
@@ -64,7 +64,7 @@ struct Field<'a> {
 enum Found<'de> {
     Text(Cow<'de, str>),
     /// The names of the fields that there are, in quotes.
-    OtherFields(Vec<String>),
+    NoText(Vec<String>),
 }
 
 impl<'de> DeserializeSeed<'de> for Field<'_> {
@@ -84,23 +84,27 @@ impl<'de> Visitor<'de> for Field<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found<'de>, A::Error> {
         let mut text = None;
-        let mut others = Vec::new();
+        let mut fields = Vec::new();
         while let Some(key) = map.next_key_seed(Text)? {
             if key != self.name {
                 map.next_value::<IgnoredAny>()?;
-                if text.is_none() {
-                    others.push(format!("{key:?}"));
+                if !matches!(text, Some(Some(_))) {
+                    fields.push(format!("{key:?}"));
                 }
             } else if text.is_none() {
                 // `null` is no text.
-                text = Some(map.next_value_seed(OptionalText)?);
+                let found = map.next_value_seed(OptionalText)?;
+                if found.is_none() {
+                    fields.push(format!("{key:?} (null)"));
+                }
+                text = Some(found);
             } else {
                 return Err(A::Error::custom(format!("the field `{key}` twice")));
             }
         }
         Ok(match text.flatten() {
             Some(text) => Found::Text(text),
-            None => Found::OtherFields(others),
+            None => Found::NoText(fields),
         })
     }
 }
@@ -182,7 +186,10 @@ mod tests {
             let found = text_of_object(bad, "text");
             assert!(matches!(found, Err(BadRecord::Json { .. })), "{bad}");
         }
-        let null = text_of_object(r#"{"text": null}"#, "text");
-        assert!(matches!(null, Err(BadRecord::NoText { .. })));
+        let null = text_of_object(r#"{"text": null, "body": "a"}"#, "text");
+        let Err(BadRecord::NoText { fields }) = null else {
+            panic!("null is no text")
+        };
+        assert_eq!(fields, r#""text" (null), "body""#);
     }
 }

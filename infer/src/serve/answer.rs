@@ -167,6 +167,8 @@ async fn whole<E: Endpoint>(
 ) -> Result<Response, ApiError> {
     let piece = |index| TextPiece {
         index,
+        // A text without a token has no scores in it, and not none at all.
+        tokens: texts.is_scored(index).then(Vec::new),
         ..TextPiece::default()
     };
     let mut choices: Vec<TextPiece> = (0..texts.len()).map(piece).collect();

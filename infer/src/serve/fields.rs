@@ -42,7 +42,13 @@ macro_rules! fields {
                 match name {
                     $(stringify!($name) => match &self.$name {
                         Some(_) => return Err(serde::de::Error::duplicate_field(stringify!($name))),
-                        None => self.$name = map.next_value()?,
+                        None => {
+                            let value = map.next_value();
+                            self.$name = value.map_err(|error| {
+                                let named = format!("`{}`: {error}", stringify!($name));
+                                <A::Error as serde::de::Error>::custom(named)
+                            })?;
+                        }
                     },)*
                     _ => return Ok(false),
                 }

@@ -129,6 +129,11 @@ impl TextStreams {
         )
     }
 
+    /// Whether the scores of a text's tokens were asked for.
+    pub(super) fn is_scored(&self, index: usize) -> bool {
+        self.texts[index].request.alternatives.is_some()
+    }
+
     /// Whether scores of a text's prompt are missing because its time was up.
     pub(super) fn lacks_scores(&self, index: usize) -> bool {
         let text = &self.texts[index];

@@ -294,6 +294,8 @@ fn models_that_are_none() {
         };
         says(&sentence(infer), &["no such model", "OWNER/NAME"]);
     }
+    let file = teacher_folder().join("model.safetensors");
+    says(&sentence(generate(&file, &["x"])), &["no GGUF file"]);
     let no_weights = copy_of(&teacher_folder());
     fs::remove_file(no_weights.path().join("model.safetensors")).unwrap();
     let said = sentence(generate(no_weights.path(), &["x"]));

@@ -299,6 +299,11 @@ fn a_stop_string_is_where_the_text_ends() {
         assert_eq!(reply["choices"][0]["text"], text);
         assert_eq!(reply["choices"][0]["finish_reason"], "stop");
     }
+    // A text that is stopped at once has a list of scores all the same.
+    let at_once = json!({"stop": " the", "logprobs": 1});
+    let reply = server.complete(with(greedy(PROMPT), at_once));
+    assert_eq!(reply["choices"][0]["text"], "");
+    assert_eq!(reply["choices"][0]["logprobs"]["tokens"], json!([]));
     assert_eq!(
         server.text(with(greedy(PROMPT), json!({"stop": "never"}))),
         CONTINUATION

@@ -49,7 +49,7 @@ SSM_KEYS = {
 }  # fmt: skip
 ATTENTION_KEYS = {
     "n_heads", "n_kv_heads", "head_dim", "qkv_bias", "o_bias", "qk_norm", "window", "sinks", "rotary_dim", "theta",
-    "scaling", "o_name",
+    "scaling", "o_name", "heads",
 }  # fmt: skip
 KINDS = {"ssm", "attention", "ssm_and_heads_adapter", "ssm_and_heads_sum"}
 

@@ -29,3 +29,56 @@ pub(super) fn name_module(root: &mut Value) {
         "AutoModelForCausalLM": "modeling_mohawk.MohawkForCausalLM",
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Map, Value};
+
+    use super::STUDENTS;
+    use crate::arch::{Family, LlamaConfig, LlamaFamily};
+    use crate::mixers::MixerConfig;
+    use crate::mixers::attention::AttentionConfig;
+    use crate::mixers::beside_attention::{BesideAttentionConfig, Joined};
+    use crate::mixers::discrete_mamba2::DiscreteMamba2Config;
+
+    /// The words in quotes of the set `name` of the module.
+    fn known(name: &str) -> Vec<&'static str> {
+        let (_, set) = STUDENTS.text.split_once(&format!("{name} = {{")).unwrap();
+        let (set, _) = set.split_once('}').unwrap();
+        set.split('"').skip(1).step_by(2).collect()
+    }
+
+    /// The module refuses the keys that it does not know.
+    #[test]
+    fn the_module_knows_the_keys_of_a_layer_with_kept_heads() {
+        let teacher = LlamaConfig {
+            num_hidden_layers: 2,
+            ..LlamaConfig::default_of(LlamaFamily::Qwen3)
+        };
+        let mixer = |joined| {
+            MixerConfig::from(BesideAttentionConfig {
+                ssm: DiscreteMamba2Config::with_heads(32),
+                attention: Some(AttentionConfig {
+                    n_heads: 2,
+                    n_kv_heads: 1,
+                    ..teacher.attention.clone()
+                }),
+                heads: vec![1, 3],
+                joined,
+            })
+        };
+        let mixers = vec![mixer(Joined::Sum), mixer(Joined::Adapter)];
+        let config = teacher.student_with(mixers).unwrap().to_json();
+        let config: Map<String, Value> = serde_json::from_str(&config).unwrap();
+        for layer in config["layers"].as_array().unwrap() {
+            assert!(known("KINDS").contains(&layer["kind"].as_str().unwrap()));
+            for (part, keys) in [("ssm", "SSM_KEYS"), ("attention", "ATTENTION_KEYS")] {
+                let members = layer[part].as_object().unwrap();
+                for key in members.keys() {
+                    assert!(known(keys).contains(&key.as_str()), "{part}: {key}");
+                }
+            }
+        }
+        assert!(config["layers"][0]["attention"]["heads"].is_array());
+    }
+}

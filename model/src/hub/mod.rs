@@ -69,13 +69,16 @@ impl Hub {
     /// the model's folder in the cache.
     ///
     /// # Errors
-    /// [`WeightsError::NoSuchModel`] if `name` is neither a folder nor a file nor one of these names,
-    /// [`WeightsError::Offline`] if it would have to be fetched and must not be, and [`WeightsError::Fetch`] if
-    /// fetching fails. Files that were already fetched are kept.
+    /// [`WeightsError::NoModelFile`] if `name` is a file of another kind, [`WeightsError::NoSuchModel`] if `name` is neither
+    /// a folder nor a file nor one of these names, [`WeightsError::Offline`] if it would have to be fetched and must not be,
+    /// and [`WeightsError::Fetch`] if fetching fails. Files that were already fetched are kept.
     pub fn locate(&self, name: impl AsRef<Path>) -> Result<PathBuf, WeightsError> {
         let path = name.as_ref();
         if is_model(path) {
             return Ok(path.into());
+        }
+        if path.exists() {
+            return Err(WeightsError::NoModelFile { path: path.into() });
         }
         let name = path.to_str().unwrap_or_default();
         if let Some((repository, file)) = gguf::named(name) {

@@ -69,6 +69,12 @@ pub enum WeightsError {
     /// A file is not the one that the folder's manifest lists.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// A file that is no GGUF file.
+    #[error("{}: this file is no GGUF file; name one, or the folder of a model", path.display())]
+    NoModelFile {
+        /// The file.
+        path: PathBuf,
+    },
     /// No folder has the name, and no model on the hub can have it.
     #[error(
         "{}: no such folder, and not the name of a model on the Hugging Face hub (OWNER/NAME, \

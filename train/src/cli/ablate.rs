@@ -28,7 +28,7 @@ Examples:
           --vary 'name=top-20; stage3.top_k=20'
 
   Four rates, on a GPU with one pass of the teacher for all four:
-      train ablate --preset smollm2-135m --lockstep 4 --vary stage3.lr=1e-5 --vary stage3.lr=3e-5 \
+      train ablate --preset smollm2-135m --lockstep 4 --vary stage3.lr=1e-5 --vary stage3.lr=3e-5 \\
           --vary stage3.lr=1e-4 --vary stage3.lr=3e-4
 
   What each stage is worth:

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::anyhow;
+use anyhow::{anyhow, bail};
 use burn::backend::Autodiff;
 use clap::Args;
 use kernels::KernelBackend;
@@ -74,7 +74,8 @@ impl RunArgs {
             Some(folder) => {
                 let file = folder.join(CONFIG);
                 if !file.exists() {
-                    return Err(TrainError::NoRun(folder.clone()).into());
+                    let error = TrainError::NoRun(folder.clone());
+                    bail!("{error}; start one with --out instead of --resume");
                 }
                 let config = Config::load(Source::File(&file), &[])?;
                 (config, folder.clone(), true)

@@ -132,6 +132,9 @@ impl HeadStudy {
                 resumed: None,
             });
         }
+        // Now and not when there is something to write, which may be hours of measuring later.
+        let path = self.folder.join(HYBRID);
+        model::atomic_file::check(&path).map_err(io_error(&path))?;
         let (of_teacher, teacher, tokenizer) = teacher_and_tokenizer::<B>(config, device)?;
         let teacher: CausalLm<B> = teacher_of_stages(teacher, &of_teacher, config.precision);
         let vocab_size = teacher.vocab_size();

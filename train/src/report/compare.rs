@@ -374,6 +374,10 @@ mod tests {
         comparison.write(&path).unwrap();
         assert_eq!(std::fs::read_to_string(path).unwrap(), html);
         let none = Comparison::read(&[parent.path().join("none")]);
-        assert!(matches!(none, Err(TrainError::NoRun(_))));
+        let Err(none @ TrainError::NoRun(_)) = none else {
+            panic!("no run in the folder");
+        };
+        // It is no option of this command.
+        assert!(!none.to_string().contains("--resume"), "{none}");
     }
 }

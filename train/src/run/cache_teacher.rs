@@ -229,6 +229,9 @@ impl CacheTeacher {
                  predictions can be trained from a cache",
                 stages[number].name, stages[number].kind
             ))),
+            [] => Err(TrainError::Mismatch(
+                "no stage of this run compares predictions; choose one of kind predictions by --stages".into(),
+            )),
             _ => Err(TrainError::Mismatch(format!(
                 "{} stages compare predictions; say by --stage which of them is to read the cache",
                 chosen.len()

@@ -35,7 +35,8 @@ pub(super) fn teacher_folder(
         return Ok(PathBuf::from(&before.teacher_folder));
     }
     let missing = match resolve_path(name) {
-        Ok(folder) => return Ok(folder),
+        // What is there and no model is an error that says so.
+        Ok(found) => return model::locate(found).map_err(TrainError::Teacher),
         Err(missing) => missing,
     };
     // A path whose first folder exists on this machine is not a name on the hub.

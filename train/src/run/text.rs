@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use datasets::probes::{Probe, RecallText};
 use datasets::{
-    IncomingShards, IncomingWindows, PrepareOptions, Source, Split, TokenShards, TokenWindows,
-    Tokenizer, Windows,
+    DataError, IncomingShards, IncomingWindows, PrepareOptions, Source, Split, TokenShards,
+    TokenWindows, Tokenizer, Windows,
 };
 use model::atomic_file;
 use sha2::{Digest, Sha256};
@@ -321,7 +321,9 @@ pub(super) fn text(config: &Config, tokenizer: &Arc<Tokenizer>) -> Result<Text, 
         let tokens = prepared.iter().find(|(sources, _)| *sources == list);
         let (_, tokens) = tokens.expect("every list was prepared");
         let windows = tokens.parts.iter().map(|(tokens, weight)| {
-            let windows = tokens.windows(config.context(stage))?;
+            let windows = tokens.windows(config.context(stage));
+            let of = format!("the text of {}", stage.name);
+            let windows = windows.map_err(|error| too_short(error, &of))?;
             Ok((windows, *weight))
         });
         train.push(StageText {
@@ -334,13 +336,26 @@ pub(super) fn text(config: &Config, tokenizer: &Arc<Tokenizer>) -> Result<Text, 
     if !config.data.validation.is_empty() {
         skipped_lines += held_out.manifest().skipped;
     }
+    let held_out = TokenWindows::new(held_out, config.evaluation.context);
+    let of = "the held-out text (data.validation, evaluation.context)";
+    let held_out = held_out.map_err(|error| too_short(error.into(), of))?;
     Ok(Text {
         train,
-        held_out: TokenWindows::new(held_out, config.evaluation.context)?,
+        held_out,
         held_out_is,
         training_tokens,
         skipped_lines,
     })
+}
+
+/// `error`; if a text is too short, it says which one.
+fn too_short(error: TrainError, of: &str) -> TrainError {
+    match error {
+        TrainError::Data(error @ DataError::TooShort { .. }) => {
+            TrainError::Mismatch(format!("{of}: {error}"))
+        }
+        other => other,
+    }
 }
 
 /// The folder for tokens, after a check that it can be written.

@@ -146,6 +146,22 @@ fn a_column_that_is_missing_is_named_with_those_that_there_are() {
     }
 }
 
+#[test]
+fn a_text_that_is_too_short_is_named() {
+    let texts = folder();
+    write_texts(texts.path());
+    let short = texts.path().join("short.txt");
+    fs::write(&short, "It was.").unwrap();
+    let list = || vec![TextSource::from(short.display().to_string())];
+    let (mut train, mut held_out) = (mixture(texts.path(), 1.0), mixture(texts.path(), 1.0));
+    train.data.train = list();
+    held_out.data.validation = list();
+    for (config, words) in [(train, "the text of stage3"), (held_out, "data.validation")] {
+        let message = error(options(config, folder().path(), false)).to_string();
+        assert!(message.contains(words), "{message}");
+    }
+}
+
 /// All stages on the first text, whose documents are shorter than a sequence.
 fn packed(folder: &Path, packing: &str) -> Config {
     let path = |name: &str| folder.join(name).display().to_string();

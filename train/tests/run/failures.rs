@@ -187,8 +187,12 @@ fn a_run_that_cannot_start_leaves_nothing() {
     let folder = folder();
     let run = folder.path().join("runs/new");
     let config = config(&["teacher.model=no/such/teacher"]);
-    let message = error(options(config, &run, false)).to_string();
+    let message = error(options(config.clone(), &run, false)).to_string();
     assert!(message.contains("no/such/teacher"), "{message}");
+    let mut weights = config;
+    weights.teacher.model = "assets/phi-tiny/model.safetensors".to_owned();
+    let message = error(options(weights, &run, false)).to_string();
+    assert!(message.contains("no GGUF file"), "{message}");
     assert!(!run.exists());
 }
 

@@ -213,6 +213,13 @@ fn heads_that_recall_make_a_hybrid() {
     let refused = study(256).execute::<Inner>(&Default::default());
     let refused = refused.expect_err("all heads see all").to_string();
     assert!(refused.contains("--window"), "{refused}");
+    // A folder that can never be written is found before anything else, a teacher that is not there among it.
+    let mut nowhere = study(64);
+    nowhere.folder = folder.path().join("config.json/heads");
+    nowhere.config.teacher.model = "no such teacher".to_owned();
+    let refused = nowhere.execute::<Inner>(&Default::default());
+    let refused = refused.expect_err("below a file").to_string();
+    assert!(refused.contains("config.json"), "{refused}");
     let table = study(64).execute::<Inner>(&Default::default());
     assert!(table.expect("a study").is_some());
 
