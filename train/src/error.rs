@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::shell::word;
+
 /// Why a run cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
@@ -108,7 +110,7 @@ pub enum TrainError {
          cannot be known whether its files and what the run is made from are unchanged; go on with it as it is by \
          --resume {} --accept-changes, or put both files back if they were removed",
         path.display(),
-        folder.display()
+        word(folder)
     )]
     Unverified {
         /// The checkpoint's folder.
@@ -123,7 +125,7 @@ pub enum TrainError {
     #[error(
         "this run is finished, and its student is damaged: {source}; remove {} and export it anew by --resume {}",
         folder.join("summary.json").display(),
-        folder.display()
+        word(folder)
     )]
     DamagedStudent {
         /// The run folder.
@@ -137,7 +139,7 @@ pub enum TrainError {
          back as it was, start another run, or go on with it by --resume {} --accept-changes",
         folder.display(),
         listed(changes.iter().cloned()),
-        folder.display()
+        word(folder)
     )]
     Changed {
         /// The run folder.
@@ -179,8 +181,9 @@ pub enum TrainError {
     },
     /// The run folder holds a run.
     #[error(
-        "{folder}: holds a run already; resume it by --resume {folder}, or choose another folder by --out",
-        folder = .0.display()
+        "{}: holds a run already; resume it by --resume {}, or choose another folder by --out",
+        .0.display(),
+        word(.0)
     )]
     Exists(PathBuf),
     /// The folder holds no run.
@@ -306,7 +309,7 @@ fn lower(folder: &Path) -> String {
         "lower lr of this stage in {}, then resume from the last checkpoint by --resume {}, with --accept-changes if \
          that is of the same stage",
         folder.join("config.toml").display(),
-        folder.display()
+        word(folder)
     )
 }
 

@@ -72,6 +72,7 @@ pub mod report;
 mod retry;
 pub mod run;
 pub mod schedule;
+mod shell;
 pub mod specimens;
 pub mod stages;
 pub mod step;

@@ -16,6 +16,7 @@ use crate::TrainError;
 use crate::ablation::{Ablation, Budget, Recipe, Variant};
 use crate::config::Config;
 use crate::logging::say;
+use crate::shell::word;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -143,7 +144,7 @@ impl AblateArgs {
         };
         let outcome = backend.dispatch(Ablate(ablation)).map_err(TrainError::from);
         let outcome = outcome.and_then(|outcome| outcome);
-        let again = format!("by the same command with --out {}", folder.display());
+        let again = format!("by the same command with --out {}", word(&folder));
         let memory = if self.lockstep > 1 {
             "lower --lockstep"
         } else {

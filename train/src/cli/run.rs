@@ -16,6 +16,7 @@ use crate::config::{Config, Source};
 use crate::logging::say;
 use crate::parallel::World;
 use crate::run::{CONFIG, Outcome, Run, RunOptions, SUMMARY};
+use crate::shell::word;
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
@@ -157,7 +158,7 @@ fn of_run(error: TrainError, folder: &Path) -> anyhow::Error {
                  recompute = true of the stage if it has that option",
                 config.display()
             );
-            let again = format!("from the last checkpoint by --resume {}", folder.display());
+            let again = format!("from the last checkpoint by --resume {}", word(folder));
             with_advice(error, &memory, &again)
         }
     }

@@ -13,6 +13,7 @@ use super::signals::{INTERRUPTED, stop_on_interrupt};
 use super::{SharedArgs, one_process, print, unused, with_advice};
 use crate::TrainError;
 use crate::logging::say;
+use crate::shell::word;
 use crate::study::budgets::{BudgetStudy, Split};
 use crate::study::matrices::{MatrixStudy, Settings};
 
@@ -253,7 +254,7 @@ fn end(
     let outcome = outcome
         .map_err(TrainError::from)
         .and_then(|outcome| outcome);
-    let again = format!("by the same command with --out {}", folder.display());
+    let again = format!("by the same command with --out {}", word(folder));
     let memory = "give it the memory that other programs have there";
     match outcome.map_err(|error| with_advice(error, memory, &again))? {
         Some(table) => {

@@ -62,6 +62,7 @@ use crate::optimizer::AdamW;
 use crate::parallel::Ranks;
 use crate::provenance::Provenance;
 use crate::retry::{retry, sleep};
+use crate::shell::word;
 use crate::summary::StageSummary;
 use crate::teacher_cache::TeacherCache;
 
@@ -318,11 +319,7 @@ fn stop_requested(options: &RunOptions, watch: &Watch) -> bool {
 }
 
 fn say_stopped(options: &RunOptions, watch: &mut Watch) {
-    let mut folder = options.folder.display().to_string();
-    if folder.contains(char::is_whitespace) {
-        folder = format!("'{folder}'");
-    }
-    let backend = &options.backend;
+    let (backend, folder) = (&options.backend, word(&options.folder));
     watch.note(&format!(
         "stopped; continue with train --backend {backend} --resume {folder}"
     ));
