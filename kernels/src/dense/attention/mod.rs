@@ -133,8 +133,8 @@ by_default!(Attention for ndarray);
 /// by `sqrt(p)`; the softmax is f32 for half-precision inputs.
 ///
 /// On CubeCL backends, but for f64, the passes take memory for their outputs and for two numbers a query and head,
-/// whatever the lengths; on `Flex` in f32 also for 64 rows of the weights of each head under way. Elsewhere they hold the
-/// weights, `[b, h, l, t]` in f32.
+/// whatever the lengths. On `Flex` in f32 they also hold 64 rows of the weights of each head that is being computed, and in
+/// the backward pass as many of the weights' gradients. Elsewhere they hold the weights, `[b, h, l, t]` in f32.
 ///
 /// # Panics
 /// If the shapes do not fit together as above, or the dtypes differ.

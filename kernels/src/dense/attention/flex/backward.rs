@@ -11,6 +11,17 @@ use crate::flex::math::{dot, vectorised};
 use crate::flex::products::{Matrix, multiply};
 use crate::flex::{Values, interleave, tensor};
 
+/// The inputs, as they lie in memory.
+struct Inputs<'a> {
+    scores: Scores<'a>,
+    /// `[b, t, g, p]`
+    v: &'a [f32],
+    /// `[b, l, h, p]`
+    dy: &'a [f32],
+    /// Queries, keys, heads, groups, head dimension.
+    sizes: [usize; 5],
+}
+
 /// The gradients of the heads of one group.
 struct OfGroup {
     /// Of the queries of each head, `[l, p]`.
@@ -31,23 +42,20 @@ pub(super) fn backward(
     let [b, l, h, p] = q.dims();
     let [_, t, g, _] = k.dims();
     let (q, k, v, dy) = (Values::of(q), Values::of(k), Values::of(v), Values::of(dy));
-    let scores = Scores::new(&q, &k, [l, t, h, g, p], visible);
+    let sizes = [l, t, h, g, p];
+    let inputs = Inputs {
+        scores: Scores::new(&q, &k, sizes, visible),
+        v: &v,
+        dy: &dy,
+        sizes,
+    };
     let groups: Vec<OfGroup> = (0..b * g)
         .into_par_iter()
         .map(|i| {
             let (batch, group) = (i / g, i % g);
             let (mut dk, mut dv) = (vec![0.0; t * p], vec![0.0; t * p]);
             let heads = group * (h / g)..(group + 1) * (h / g);
-            let dq = heads.map(|head| {
-                of_head(
-                    &scores,
-                    &v,
-                    &dy,
-                    [batch, head],
-                    [l, t, h, g, p],
-                    (&mut dk, &mut dv),
-                )
-            });
+            let dq = heads.map(|head| inputs.of_head(batch, head, &mut dk, &mut dv));
             let dq = dq.collect();
             OfGroup { dq, dk, dv }
         })
@@ -66,68 +74,64 @@ pub(super) fn backward(
     )
 }
 
-/// The gradient of a head's queries; those of its keys and values, `[t, p]`, are added to.
-///
-/// With `P` the weights and `dP = dy v^T`: the scores' gradient is `P (dP - sum of P dP)`, row by row.
-fn of_head(
-    scores: &Scores,
-    v: &[f32],
-    dy: &[f32],
-    [batch, head]: [usize; 2],
-    [l, t, h, g, p]: [usize; 5],
-    (dk, dv): (&mut [f32], &mut [f32]),
-) -> Vec<f32> {
-    let group = head / (h / g);
-    let scale = 1.0 / (p as f32).sqrt();
-    let mut dq = vec![0.0; l * p];
-    let (mut weights, mut dscores) = (vec![], vec![]);
-    for rows in blocks(l) {
-        let columns = scores.columns(batch, &rows);
-        let (n, width) = (rows.len(), columns.width());
-        weights.resize(n * width, 0.0);
-        dscores.resize(n * width, 0.0);
-        scores.softmax_rows(batch, head, rows.clone(), &columns, &mut weights, width);
-        let q = scores.queries(batch, head, rows.start);
-        let dy = head_rows(dy, [l, h, p], batch, head, rows.start);
-        for (span, place) in columns.spans() {
-            let v = head_rows(v, [t, g, p], batch, group, span.start);
-            let sizes = [n, span.len(), p];
-            multiply(
-                sizes,
-                &mut dscores[place..],
-                width,
-                0.0,
-                dy,
-                v.transposed(),
-                false,
-            );
-        }
-        vectorised(
-            #[inline(always)]
-            || {
-                let rows = weights
-                    .chunks_exact(width)
-                    .zip(dscores.chunks_exact_mut(width));
-                for (weights, dscores) in rows.take(n) {
-                    let along = dot(weights, dscores);
-                    for (dscore, weight) in dscores.iter_mut().zip(weights) {
-                        *dscore = scale * weight * (*dscore - along);
+impl Inputs<'_> {
+    /// The gradient of a head's queries, `[l, p]`; those of its keys and values, `[t, p]`, are added to `dk` and `dv`.
+    ///
+    /// With `P` the weights and `dP = dy v^T`, the gradient of the scores is `P (dP - sum of P dP)`, row by row.
+    fn of_head(&self, batch: usize, head: usize, dk: &mut [f32], dv: &mut [f32]) -> Vec<f32> {
+        let (scores, [l, t, h, g, p]) = (&self.scores, self.sizes);
+        let group = head / (h / g);
+        let scale = 1.0 / (p as f32).sqrt();
+        let mut dq = vec![0.0; l * p];
+        let (mut weights, mut dscores) = (vec![], vec![]);
+        for rows in blocks(l) {
+            let columns = scores.columns(batch, &rows);
+            let (n, width) = (rows.len(), columns.width());
+            weights.resize(n * width, 0.0);
+            dscores.resize(n * width, 0.0);
+            scores.softmax_rows(batch, head, rows.clone(), &columns, &mut weights, width);
+            let q = scores.queries(batch, head, rows.start);
+            let dy = head_rows(self.dy, [l, h, p], batch, head, rows.start);
+            for (span, place) in columns.spans() {
+                let v = head_rows(self.v, [t, g, p], batch, group, span.start);
+                let sizes = [n, span.len(), p];
+                multiply(
+                    sizes,
+                    &mut dscores[place..],
+                    width,
+                    0.0,
+                    dy,
+                    v.transposed(),
+                    false,
+                );
+            }
+            vectorised(
+                #[inline(always)]
+                || {
+                    let rows = weights
+                        .chunks_exact(width)
+                        .zip(dscores.chunks_exact_mut(width));
+                    for (weights, dscores) in rows {
+                        let along = dot(weights, dscores);
+                        for (dscore, weight) in dscores.iter_mut().zip(weights) {
+                            *dscore = scale * weight * (*dscore - along);
+                        }
                     }
-                }
-            },
-        );
-        let dq = &mut dq[rows.start * p..];
-        for (number, (span, place)) in columns.spans().enumerate() {
-            let keep = number.min(1) as f32;
-            let of_span = |x| Matrix::rows(x, width);
-            let (weights, dscores) = (of_span(&weights[place..]), of_span(&dscores[place..]));
-            let k = scores.keys(batch, group, span.start);
-            multiply([n, p, span.len()], dq, p, keep, dscores, k, false);
-            let to = [span.len(), p, n];
-            let (dk, dv) = (&mut dk[span.start * p..], &mut dv[span.start * p..]);
-            multiply(to, dk, p, 1.0, dscores.transposed(), q, false);
-            multiply(to, dv, p, 1.0, weights.transposed(), dy, false);
+                },
+            );
+            let dq = &mut dq[rows.start * p..];
+            for (number, (span, place)) in columns.spans().enumerate() {
+                let keep = number.min(1) as f32;
+                let of_span = |x| Matrix::rows(x, width);
+                let (weights, dscores) = (of_span(&weights[place..]), of_span(&dscores[place..]));
+                let k = scores.keys(batch, group, span.start);
+                multiply([n, p, span.len()], dq, p, keep, dscores, k, false);
+                let to = [span.len(), p, n];
+                let (dk, dv) = (&mut dk[span.start * p..], &mut dv[span.start * p..]);
+                multiply(to, dk, p, 1.0, dscores.transposed(), q, false);
+                multiply(to, dv, p, 1.0, weights.transposed(), dy, false);
+            }
         }
+        dq
     }
-    dq
 }
