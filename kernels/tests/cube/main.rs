@@ -32,6 +32,8 @@ mod mixing_matrices;
 mod predictions;
 mod projections;
 mod queued_read;
+#[cfg(feature = "cuda")]
+mod ranks;
 mod recorded_scan;
 mod recurrent_step;
 mod replay;

@@ -112,22 +112,39 @@ pub trait Collective<B: Backend>: Send + Sync {
     fn abort(&self) {}
 }
 
-/// The results of an operation that may not be complete yet. Work that is queued from now on waits for them on the
-/// device; no thread of the host waits.
+/// The results of an operation that may not be complete yet. Work that is queued after [`InFlight::wait`] waits for them
+/// on the device; work that is queued before may run at the same time as the operation. No thread of the host waits.
+///
+/// If it is dropped without `wait`, the device waits all the same, since the operation still uses its memory.
 #[must_use]
 pub struct InFlight<B: Backend> {
     outputs: Vec<Tensor<B, 1>>,
+    /// Queues the device's wait. `None` if nothing has to wait.
+    finish: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl<B: Backend> InFlight<B> {
     /// Results that are complete, or that all later work on the device waits for.
     pub fn done(outputs: Vec<Tensor<B, 1>>) -> Self {
-        Self { outputs }
+        Self {
+            outputs,
+            finish: None,
+        }
+    }
+
+    /// Results that later work may read only after `finish` has queued the device's wait for them.
+    #[cfg(feature = "cuda")]
+    fn begun(outputs: Vec<Tensor<B, 1>>, finish: impl FnOnce() + Send + 'static) -> Self {
+        Self {
+            outputs,
+            finish: Some(Box::new(finish)),
+        }
     }
 
     /// The results, in the order of the operation's list.
-    pub fn wait(self) -> Vec<Tensor<B, 1>> {
-        self.outputs
+    pub fn wait(mut self) -> Vec<Tensor<B, 1>> {
+        self.finish();
+        std::mem::take(&mut self.outputs)
     }
 
     /// The result of an operation on one tensor.
@@ -137,5 +154,17 @@ impl<B: Backend> InFlight<B> {
     pub fn wait_for_one(self) -> Tensor<B, 1> {
         let mut all = self.wait();
         all.pop().expect("the result of an operation on one tensor")
+    }
+
+    fn finish(&mut self) {
+        if let Some(finish) = self.finish.take() {
+            finish();
+        }
+    }
+}
+
+impl<B: Backend> Drop for InFlight<B> {
+    fn drop(&mut self) {
+        self.finish();
     }
 }

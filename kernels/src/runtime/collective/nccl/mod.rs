@@ -93,11 +93,12 @@ impl Ranks {
             }
             outputs.push(tensor(output));
         }
-        if !operations.is_empty() {
-            let rank = self.place.rank;
-            queue::queue(self.device, &self.communicator, (kind, rank), operations);
+        if operations.is_empty() {
+            return InFlight::done(outputs);
         }
-        InFlight::done(outputs)
+        let kind = (kind, self.place.rank);
+        let begun = queue::begin(self.device, &self.communicator, kind, operations);
+        InFlight::begun(outputs, || begun.finish())
     }
 }
 

@@ -1,24 +1,29 @@
 //! NCCL's operations, in order with what CubeCL has queued.
 //!
-//! As for fenced products by cuBLASLt (`dense/linear/cublaslt/queue.rs`), an operation is a task on the device's
-//! thread. `cuCtxRecordEvent` marks all work that was issued to the context before; a stream of this module waits for
-//! this work and then runs the operation, or several as one; and `cuCtxWaitEvent` makes all later work of the context
-//! wait for it. No thread of the host waits.
+//! An operation is a task on the device's thread, as for fenced products by cuBLASLt
+//! (`dense/linear/cublaslt/queue.rs`): `cuCtxRecordEvent` marks all work that was issued to the context before, and a
+//! stream of this module waits for this work and then runs the operation, or several as one. A second task,
+//! [`Begun::finish`], makes all later work of the context wait for the operation by `cuCtxWaitEvent`. Kernels that CubeCL
+//! issues between the two tasks run at the same time as the operation. (A fenced product between them waits, since its
+//! mark of the context includes this module's stream.) No thread of the host waits.
 //!
-//! The task holds bindings of the buffers until it has run. After that, only a later task can get their memory, and its
-//! work waits for the operation.
+//! # The memory of an operation
 //!
-//! # Why the wait is not put off
+//! CubeCL's pool gives memory away as soon as no tensor and no queued task holds it; the device's thread decides this
+//! when it reserves memory for a later tensor, and it can be far behind the thread that queues. So buffers that were
+//! dropped after the second task was *queued* could be given away before that task *ran*, while NCCL still used them: an
+//! earlier version did this, and each run gave other numbers (two GPUs, 20 steps of each stage with the bundled teacher: a
+//! perplexity of 98 to 100 instead of 89.8). Therefore:
 //!
-//! Kernels that do not need the result could run at the same time as the operation, if a second task made the context
-//! wait later. An earlier version did this, and it was wrong: each run gave other numbers, and worse ones (two GPUs, 20
-//! steps of each stage with the bundled teacher: a perplexity of 98 to 100 instead of 89.8; the result was right if the
-//! context waited at once, and for in-place sums). The reason: the host dropped the buffers that the operation read as
-//! soon as it had queued the second task, and the device's thread treated their memory as free before it ran this task.
-//! So the second task would have to hold bindings too; this has not been tried.
+//! - From the first task until [`Begun::finish`], handles are held of all buffers that are read or written. Handles also
+//!   prevent that another tensor of the same memory is changed in place.
+//! - From then on the second task holds bindings of them until it has run. What gets their memory after that is issued
+//!   later, and so it waits for the operation.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fmt::Display;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::backend::DeviceId;
@@ -117,8 +122,10 @@ struct Streams {
     stream: cuda::CUstream,
     /// All that came before an operation is done.
     before: cuda::CUevent,
-    /// An operation is done.
-    after: cuda::CUevent,
+    /// Operations that nothing waits for yet: the event that an operation is done, by its number.
+    begun: HashMap<u64, cuda::CUevent>,
+    /// Events that no operation has.
+    unused: Vec<cuda::CUevent>,
 }
 
 thread_local! {
@@ -148,34 +155,70 @@ pub(super) fn join(
     })
 }
 
-/// Queues operations of one kind as the rank of this number, after all that this thread has queued on the device and before
-/// all that it will.
-pub(super) fn queue(
+/// Operations that were queued, and that no later work waits for yet.
+pub(super) struct Begun {
+    device: DeviceId,
+    number: u64,
+    /// All that is read or written.
+    buffers: Vec<Handle>,
+}
+
+/// Queues operations of one kind as the rank of this number, after all that this thread has queued on the device.
+pub(super) fn begin(
     device: DeviceId,
     communicator: &Arc<Communicator>,
     (kind, rank): (Kind, usize),
     operations: Vec<Operation>,
-) {
-    // Bindings keep memory and do not count as its holders.
+) -> Begun {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let buffers = operations.iter();
+    let buffers = buffers.flat_map(|operation| operation.buffers.clone());
+    let buffers = buffers.collect();
     let operations = operations.into_iter();
     let operations =
         operations.map(|operation| (operation.count, operation.buffers.map(Handle::binding)));
     let operations: Vec<_> = operations.collect();
     let communicator = communicator.clone();
+    on_streams(device, move |streams, server| {
+        streams.begin(server, &communicator, (kind, rank), operations, number)
+    });
+    Begun {
+        device,
+        number,
+        buffers,
+    }
+}
+
+impl Begun {
+    /// Makes all that is queued on the device from now on wait for the operations.
+    pub(super) fn finish(self) {
+        let number = self.number;
+        // Bindings keep memory and do not count as its holders.
+        let buffers = self.buffers.into_iter().map(Handle::binding);
+        let buffers: Vec<Binding> = buffers.collect();
+        on_streams(self.device, move |streams, _| {
+            let finished = streams.finish(number);
+            drop(buffers);
+            finished
+        });
+    }
+}
+
+/// Queues `act` as a task of the device's thread.
+fn on_streams(
+    device: DeviceId,
+    act: impl FnOnce(&mut Streams, &mut Server) -> Result<(), String> + Send + 'static,
+) {
     DeviceHandle::<Server>::new(device).submit(move |server| {
-        let queued =
-            with_streams(|streams| streams.queue(server, &communicator, (kind, rank), operations));
-        if let Err(reason) = queued {
+        let done = STREAMS.with(|cell| match &mut *cell.borrow_mut() {
+            Some(streams) => act(streams, server),
+            None => Err("no rank has joined on this device".into()),
+        });
+        if let Err(reason) = done {
             panic!("a sum or a copy over the ranks failed: {reason}");
         }
     });
-}
-
-fn with_streams<T>(act: impl FnOnce(&mut Streams) -> Result<T, String>) -> Result<T, String> {
-    STREAMS.with(|cell| match &mut *cell.borrow_mut() {
-        Some(streams) => act(streams),
-        None => Err("no rank has joined on this device".into()),
-    })
 }
 
 impl Streams {
@@ -193,17 +236,19 @@ impl Streams {
                 context,
                 stream: stream()?,
                 before: event()?,
-                after: event()?,
+                begun: HashMap::new(),
+                unused: vec![],
             })
         }
     }
 
-    fn queue(
+    fn begin(
         &mut self,
         server: &mut Server,
         communicator: &Communicator,
         (kind, rank): (Kind, usize),
         operations: Vec<(usize, [Binding; 2])>,
+        number: u64,
     ) -> Result<(), String> {
         let mut address = |binding: Binding| {
             let stream = binding.stream;
@@ -222,11 +267,15 @@ impl Streams {
         let comm = communicator.lock();
         let comm_pointer = comm.ok_or("it was given up before")?.0;
         let library = communicator.library;
-        // SAFETY: context, stream and events are those of `open`. The buffers have as many elements as the caller's
-        // tensors. Their memory is not given away within this task, and what gets it later waits for the operations.
+        // SAFETY: context, stream and events are those of `open`, or events of this context. The buffers have as many
+        // elements as the caller's tensors, and their memory is not given away before `finish`.
         unsafe {
             driver::ctx::set_current(self.context)
                 .map_err(|error| failed("cuCtxSetCurrent", error))?;
+            let after = match self.unused.pop() {
+                Some(unused) => unused,
+                None => event()?,
+            };
             cuda::cuCtxRecordEvent(self.context, self.before)
                 .result()
                 .map_err(|error| failed("cuCtxRecordEvent", error))?;
@@ -251,13 +300,30 @@ impl Streams {
                     })
             });
             queued.map_err(|error| error.to_string())?;
-            cuda::cuEventRecord(self.after, self.stream)
+            cuda::cuEventRecord(after, self.stream)
                 .result()
                 .map_err(|error| failed("cuEventRecord", error))?;
-            cuda::cuCtxWaitEvent(self.context, self.after)
-                .result()
-                .map_err(|error| failed("cuCtxWaitEvent", error))
+            self.begun.insert(number, after);
         }
+        Ok(())
+    }
+
+    fn finish(&mut self, number: u64) -> Result<(), String> {
+        let Some(after) = self.begun.remove(&number) else {
+            // `begin` has failed, and its task has reported why.
+            return Ok(());
+        };
+        // SAFETY: as in `begin`.
+        unsafe {
+            driver::ctx::set_current(self.context)
+                .map_err(|error| failed("cuCtxSetCurrent", error))?;
+            cuda::cuCtxWaitEvent(self.context, after)
+                .result()
+                .map_err(|error| failed("cuCtxWaitEvent", error))?;
+        }
+        // The wait is for what was recorded before it, so the event may be recorded again.
+        self.unused.push(after);
+        Ok(())
     }
 }
 
