@@ -14,7 +14,7 @@ pub fn rows<B: KernelBackend>(bench: &Bench<B>) {
     let shapes: &[[usize; 4]] = if bench.small {
         &[[1, 256, 3, 64]]
     } else {
-        &[[1, 2048, 32, 64], [1, 8192, 32, 64]]
+        &[[1, 2048, 32, 64], [4, 2048, 32, 64], [1, 8192, 32, 64]]
     };
     for &dtype in &bench.dtypes {
         for &[b, l, h, n] in shapes {

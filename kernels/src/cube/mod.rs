@@ -18,6 +18,7 @@ pub(crate) mod launch_cache;
 #[cfg(feature = "wgpu")]
 pub(crate) mod noted_launches;
 pub(crate) mod output_pool;
+pub(crate) mod plane_products;
 pub(crate) mod recording;
 pub(crate) mod reduce;
 pub(crate) mod row_teams;
@@ -30,4 +31,4 @@ pub(crate) mod tiles;
 pub(crate) mod together;
 
 pub(crate) use sizes::{address_type, computes_in_f32, flat_vector_size, is_cuda, vector_size};
-pub(crate) use tensors::{empty, inner, own, tensor};
+pub(crate) use tensors::{empty, in_vectors, inner, own, tensor};

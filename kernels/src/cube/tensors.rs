@@ -3,11 +3,12 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Shape, Tensor, TensorPrimitive};
 use burn_cubecl::CubeRuntime;
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::std::tensor::copy_into;
 
-use super::recording;
+use super::{recording, vector_size};
 
 /// The CubeCL tensor behind `x`.
 pub(crate) fn inner<R, B, const D: usize>(x: Tensor<B, D>) -> CubeTensor<R>
@@ -59,4 +60,13 @@ pub(crate) fn own<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
     let (client, dtype) = (x.client.clone(), x.dtype);
     copy_into(&client, x.binding(), copy.clone().binding(), dtype.into());
     copy
+}
+
+/// `x` of a 16-bit dtype, whose rows are then read 16 bytes at a time; without a copy if they can be already.
+pub(crate) fn in_vectors<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
+    if vector_size(&[&x]) < 8 {
+        into_contiguous(x)
+    } else {
+        x
+    }
 }

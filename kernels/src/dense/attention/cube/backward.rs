@@ -9,10 +9,10 @@ use cubecl::prelude::*;
 use super::super::Window;
 use super::statistics::statistics;
 use super::variant::Variant;
-use super::{in_vectors, mma, portable, reach, rule};
+use super::{mma, portable, reach, rule};
 use crate::cube::rows::view;
 use crate::cube::tiles::SIDE;
-use crate::cube::{address_type, empty};
+use crate::cube::{address_type, empty, in_vectors};
 
 /// The gradients to queries, keys and values, from `y` and `lse` of [`forward`](super::forward::forward) and from `dy`.
 pub(super) fn backward<R: CubeRuntime>(

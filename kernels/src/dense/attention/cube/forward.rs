@@ -9,10 +9,10 @@ use cubecl::prelude::*;
 
 use super::super::Window;
 use super::variant::Variant;
-use super::{in_vectors, mma, portable, reach, rule};
+use super::{mma, portable, reach, rule};
 use crate::cube::rows::view;
 use crate::cube::tiles::SIDE;
-use crate::cube::{address_type, empty};
+use crate::cube::{address_type, empty, in_vectors};
 
 /// On tensor cores the largest weight of a row is between one and two to the power of minus this; weights of few bits
 /// of exponent lose what is much smaller.

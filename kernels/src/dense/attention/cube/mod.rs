@@ -13,14 +13,13 @@ mod statistics;
 mod variant;
 
 use burn::tensor::Tensor;
-use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
 use self::reach::{ReachLaunch, Rule};
 use super::{Attention, Gradients, Saved, Visible, Window, reference};
 use crate::cube::documents::{read, starts};
-use crate::cube::{computes_in_f32, inner, tensor, vector_size};
+use crate::cube::{computes_in_f32, inner, tensor};
 
 impl<R, F, I, T> Attention for CubeBackend<R, F, I, T>
 where
@@ -79,15 +78,6 @@ where
         let hides = (visible.window, starts(visible.documents));
         let [dq, dk, dv] = backward::backward(inputs, inner(y), inner(lse), inner(dy), hides);
         (tensor(dq), tensor(dk), tensor(dv))
-    }
-}
-
-/// Without a copy, if rows are read 16 bytes at a time.
-fn in_vectors<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
-    if vector_size(&[&x]) < 8 {
-        into_contiguous(x)
-    } else {
-        x
     }
 }
 

@@ -62,6 +62,57 @@ fn log_decay(a_log: f32) -> f32 {
     clamp_min(-(clamp_min(a_log, 0.0) + log), LEAST_LOG)
 }
 
+/// What the units before this one have in all; with `after`, those after it. In each round, what a unit has becomes the
+/// sum of twice as many units.
+#[cube]
+fn sum_of_others(
+    own: &RunningSum,
+    grid: f32,
+    whole: &mut SharedMemory<f32>,
+    rest: &mut SharedMemory<f32>,
+    #[comptime] after: bool,
+) -> RunningSum {
+    // Units in the order in which they are added.
+    let unit = if comptime!(after) {
+        comptime!(UNITS - 1) - UNIT_POS as usize
+    } else {
+        UNIT_POS as usize
+    };
+    let mut sum = RunningSum {
+        whole: own.whole,
+        rest: own.rest,
+    };
+    sync_cube();
+    whole[unit] = sum.whole;
+    rest[unit] = sum.rest;
+    sync_cube();
+    #[unroll]
+    for level in 0..comptime!(UNITS.ilog2()) {
+        let distance = comptime!(1usize << level);
+        if unit >= distance {
+            add(
+                &mut sum,
+                whole[unit - distance],
+                rest[unit - distance],
+                grid,
+            );
+        }
+        sync_cube();
+        whole[unit] = sum.whole;
+        rest[unit] = sum.rest;
+        sync_cube();
+    }
+    let mut others = RunningSum {
+        whole: 0.0,
+        rest: 0.0,
+    };
+    if unit > 0 {
+        others.whole = whole[unit - 1];
+        others.rest = rest[unit - 1];
+    }
+    others
+}
+
 /// Elements of a unit where a cube has `l` of them.
 #[cube]
 fn share(l: usize) -> usize {
@@ -96,16 +147,7 @@ pub(super) fn statistics_kernel<A: Float, D: Float>(
         let a_log = f32::cast_from(a_log_blh[base + t * view.row]);
         add(&mut sum, 0.0, log_decay(a_log), grid);
     }
-    whole[unit] = sum.whole;
-    rest[unit] = sum.rest;
-    sync_cube();
-    let mut sum = RunningSum {
-        whole: 0.0,
-        rest: 0.0,
-    };
-    for other in 0..unit {
-        add(&mut sum, whole[other], rest[other], grid);
-    }
+    let mut sum = sum_of_others(&sum, grid, &mut whole, &mut rest, false);
     let row = CUBE_POS_X as usize * STATS * l;
     let d = f32::cast_from(d_h[head]);
     for t in first..last {
@@ -137,9 +179,9 @@ fn rows_minus_columns(sums: &Array<f32>, row: usize, t: usize, l: usize) -> f32 
     sums[row + LOG_ROWS * l + t] - sums[row + LOG_COLUMNS * l + t]
 }
 
-/// The sum of the units' values, the same in all of them.
+/// The sum of the units' values or, with `largest`, the largest of them; the same in all units.
 #[cube]
-fn cube_sum(value: f32, shared: &mut SharedMemory<f32>) -> f32 {
+fn of_cube(value: f32, shared: &mut SharedMemory<f32>, #[comptime] largest: bool) -> f32 {
     let unit = UNIT_POS as usize;
     sync_cube();
     shared[unit] = value;
@@ -148,24 +190,21 @@ fn cube_sum(value: f32, shared: &mut SharedMemory<f32>) -> f32 {
     for level in 0..comptime!(UNITS.ilog2()) {
         let half = comptime!(UNITS >> (level + 1));
         if unit < half {
-            shared[unit] = shared[unit] + shared[unit + half];
+            let other = shared[unit + half];
+            if comptime!(largest) {
+                shared[unit] = max(shared[unit], other);
+            } else {
+                shared[unit] = shared[unit] + other;
+            }
         }
         sync_cube();
     }
     shared[0]
 }
 
-/// The largest of the units' values, the same in all of them.
 #[cube]
-fn cube_max(value: f32, shared: &mut SharedMemory<f32>) -> f32 {
-    sync_cube();
-    shared[UNIT_POS as usize] = value;
-    sync_cube();
-    let mut largest = shared[0];
-    for unit in 1..UNITS {
-        largest = max(largest, shared[unit]);
-    }
-    largest
+fn cube_sum(value: f32, shared: &mut SharedMemory<f32>) -> f32 {
+    of_cube(value, shared, false)
 }
 
 /// One cube a batch and head: its distance, the factor that follows from it, and the gradients that
@@ -215,7 +254,7 @@ pub(super) fn head_kernel<A: Float>(
         for t in first..last {
             largest = max(largest, rows_minus_columns(sums, row, t, l).abs());
         }
-        let grid = grid_for(l, cube_max(largest, &mut shared));
+        let grid = grid_for(l, of_cube(largest, &mut shared, true));
         let mut sum = RunningSum {
             whole: 0.0,
             rest: 0.0,
@@ -224,17 +263,7 @@ pub(super) fn head_kernel<A: Float>(
             add(&mut sum, 0.0, rows_minus_columns(sums, row, t, l), grid);
         }
         let mut rest = SharedMemory::<f32>::new(UNITS);
-        sync_cube();
-        shared[unit] = sum.whole;
-        rest[unit] = sum.rest;
-        sync_cube();
-        let mut from_here = RunningSum {
-            whole: 0.0,
-            rest: 0.0,
-        };
-        for other in unit + 1..UNITS {
-            add(&mut from_here, shared[other], rest[other], grid);
-        }
+        let mut from_here = sum_of_others(&sum, grid, &mut shared, &mut rest, true);
         for step in first..last {
             let t = first + last - 1 - step;
             add(
@@ -280,29 +309,30 @@ pub(super) fn loss_kernel<D: Float>(
     }
 }
 
-/// The gradients of a group: those of its heads times their factors, added up.
+/// The gradients of a group: those of its heads times their factors, added up. A row has `across` vectors.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn group_kernel<F: Float>(
-    per_head_bhln: &Array<f32>,
+pub(super) fn group_kernel<F: Float, N: Size>(
+    per_head_bhln: &Array<Vector<f32, N>>,
     heads: &Array<f32>,
-    gradient_blgn: &mut Array<F>,
+    gradient_blgn: &mut Array<Vector<F, N>>,
     count: usize,
     h: usize,
     l: usize,
     g: usize,
-    n: usize,
+    #[comptime] across: usize,
     #[define(F)] _dtype: StorageType,
 ) {
-    if ABSOLUTE_POS >= count / h * l * g * n {
+    if ABSOLUTE_POS >= count / h * l * g * across {
         terminate!();
     }
-    let (column, row) = (ABSOLUTE_POS % n, ABSOLUTE_POS / n);
+    let (vector, row) = (ABSOLUTE_POS % across, ABSOLUTE_POS / across);
     let (group, row) = (row % g, row / g);
     let (t, batch) = (row % l, row / l);
-    let mut sum = 0.0f32;
+    let mut sum = Vector::<f32, N>::new(0.0);
     for head in group * (h / g)..(group + 1) * (h / g) {
         let pair = batch * h + head;
-        sum += heads[FACTOR * count + pair] * per_head_bhln[(pair * l + t) * n + column];
+        let factor = Vector::new(heads[FACTOR * count + pair]);
+        sum += factor * per_head_bhln[(pair * l + t) * across + vector];
     }
-    gradient_blgn[ABSOLUTE_POS] = F::cast_from(sum);
+    gradient_blgn[ABSOLUTE_POS] = Vector::cast_from(sum);
 }

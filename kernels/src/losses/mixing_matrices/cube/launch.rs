@@ -9,7 +9,7 @@ use cubecl::prelude::*;
 use super::variant::Variant;
 use super::{Operands, STATS, SUMS, UNITS, decay, mma, normaliser, tiles};
 use crate::cube::rows::view;
-use crate::cube::{address_type, empty};
+use crate::cube::{address_type, empty, vector_size};
 
 /// The gradients to the student's parts.
 pub(super) struct Gradients<R: CubeRuntime> {
@@ -38,32 +38,40 @@ struct Plan<R: CubeRuntime> {
 }
 
 impl<R: CubeRuntime> Plan<R> {
-    fn of(inputs: &Operands<R>) -> Self {
-        let Operands { b, c, q, k, .. } = inputs;
-        let client = b.client.clone();
-        let sizes = inputs.a_log.meta.shape().dims();
+    /// The plan, and the inputs as its kernels read them.
+    fn of(mut inputs: Operands<R>) -> (Self, Operands<R>) {
+        let variant = Variant::of(&inputs);
+        if let Variant::TensorCores { .. } = variant {
+            inputs = inputs.in_vectors();
+        }
+        let Operands { b, c, q, k, .. } = &inputs;
         let [_, _, _, n] = b.meta.shape().dims();
         let [_, _, _, p] = q.meta.shape().dims();
-        Self {
+        let plan = Self {
+            client: b.client.clone(),
             width: address_type(&[b, c, q, k]),
-            client,
-            sizes,
+            sizes: inputs.a_log.meta.shape().dims(),
             n,
             p,
-            variant: Variant::of(inputs, n, p),
+            variant,
             scale: 1.0 / (p as f32).sqrt(),
-        }
+        };
+        (plan, inputs)
     }
 
     fn heads(&self) -> usize {
         self.sizes[0] * self.sizes[2]
     }
 
-    /// One cube a tile of rows or columns, head and batch.
+    /// One cube a block of rows or columns, head and batch. On tensor cores, cubes of all heads come before those of the
+    /// next block, which has less to do.
     fn blocks(&self) -> CubeCount {
-        let [b, l, h] = self.sizes;
-        let blocks = l.div_ceil(self.variant.tile());
-        CubeCount::Static(blocks as u32, h as u32, b as u32)
+        let [b, l, h] = self.sizes.map(|size| size as u32);
+        let blocks = l.div_ceil(self.variant.rows() as u32);
+        match self.variant {
+            Variant::Portable { .. } => CubeCount::Static(blocks, h, b),
+            Variant::TensorCores { .. } => CubeCount::Static(h, b, blocks),
+        }
     }
 
     fn line(&self) -> CubeDim {
@@ -116,22 +124,21 @@ impl<R: CubeRuntime> Plan<R> {
                     q.dtype.into(),
                 );
             },
-            Variant::TensorCores { vector } => unsafe {
-                normaliser::tensor_core_kernel::launch_unchecked::<R>(
+            Variant::TensorCores { down } => unsafe {
+                mma::normaliser_kernel::launch_unchecked::<R>(
                     &self.client,
                     cubes,
                     cube,
                     self.width,
-                    vector,
                     arg(q),
                     arg(k),
                     starts,
                     arg(&stats),
-                    self.scale,
+                    self.scale * mma::SHARE,
                     view(q),
                     view(k),
                     self.p,
-                    vector,
+                    down,
                     q.dtype.into(),
                 );
             },
@@ -191,13 +198,12 @@ impl<R: CubeRuntime> Plan<R> {
                     q.dtype.into(),
                 );
             },
-            Variant::TensorCores { vector } => unsafe {
+            Variant::TensorCores { down } => unsafe {
                 mma::pass_kernel::launch_unchecked::<R>(
                     &self.client,
                     cubes,
                     cube,
                     self.width,
-                    vector,
                     arg(own_student),
                     arg(other_student),
                     arg(own_teacher),
@@ -206,14 +212,14 @@ impl<R: CubeRuntime> Plan<R> {
                     starts,
                     arg(&gradient),
                     arg(sums),
-                    self.scale,
+                    self.scale * mma::SHARE,
                     view(own_student),
                     view(other_student),
                     view(own_teacher),
                     view(other_teacher),
                     self.n,
                     self.p,
-                    vector,
+                    down,
                     columns,
                     gradients,
                     b.dtype.into(),
@@ -278,15 +284,17 @@ impl<R: CubeRuntime> Plan<R> {
     ) -> CubeTensor<R> {
         let shape: [usize; 4] = like.meta.shape().dims();
         let gradient = empty(like, shape, like.dtype);
-        let elements = shape.iter().product();
-        let cubes = calculate_cube_count_elemwise(&self.client, elements, self.line());
-        // SAFETY: units beyond the last element leave at once.
+        let vector = vector_size(&[&per_head, &gradient]);
+        let vectors = shape.iter().product::<usize>() / vector;
+        let cubes = calculate_cube_count_elemwise(&self.client, vectors, self.line());
+        // SAFETY: units beyond the last vector leave at once.
         unsafe {
             decay::group_kernel::launch_unchecked::<R>(
                 &self.client,
                 cubes,
                 self.line(),
                 address_type(&[&per_head, &gradient]),
+                vector,
                 arg(&per_head),
                 arg(heads),
                 arg(&gradient),
@@ -294,7 +302,7 @@ impl<R: CubeRuntime> Plan<R> {
                 self.sizes[2],
                 shape[1],
                 shape[2],
-                shape[3],
+                shape[3] / vector,
                 like.dtype.into(),
             );
         }
@@ -307,7 +315,7 @@ impl<R: CubeRuntime> Plan<R> {
 }
 
 pub(super) fn forward<R: CubeRuntime>(inputs: Operands<R>) -> CubeTensor<R> {
-    let plan = Plan::of(&inputs);
+    let (plan, inputs) = Plan::of(inputs);
     let stats = plan.statistics(&inputs);
     let sums = plan.sums(&inputs.b);
     plan.pass(&inputs, &stats, &sums, false, false);
@@ -315,7 +323,7 @@ pub(super) fn forward<R: CubeRuntime>(inputs: Operands<R>) -> CubeTensor<R> {
 }
 
 pub(super) fn with_gradients<R: CubeRuntime>(inputs: Operands<R>) -> (CubeTensor<R>, Gradients<R>) {
-    let plan = Plan::of(&inputs);
+    let (plan, inputs) = Plan::of(inputs);
     let stats = plan.statistics(&inputs);
     let sums = plan.sums(&inputs.b);
     let dc = plan.pass(&inputs, &stats, &sums, false, true);

@@ -8,7 +8,8 @@
 //! 3. a pass over the tiles of each block of columns: the gradient to B, sums along columns;
 //! 4. each head's distance and factor, the gradients to a_log and D, and the heads of a group together.
 //!
-//! Both matrices are computed three times in all. This costs less than to write one of them to memory once.
+//! The student's matrix is computed twice and the teacher's three times. This costs less than to write one of them to
+//! memory once.
 
 mod decay;
 mod launch;
@@ -26,7 +27,7 @@ use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElemen
 use self::launch::{forward, with_gradients};
 use super::{AttentionParts, MixingMatrices, TransferParts, reference};
 use crate::cube::documents::{read, starts};
-use crate::cube::{computes_in_f32, inner, tensor};
+use crate::cube::{computes_in_f32, in_vectors, inner, tensor};
 
 /// Units of a cube.
 const UNITS: usize = 256;
@@ -105,6 +106,17 @@ impl<R: CubeRuntime> Operands<R> {
             q: inner(teacher.q),
             k: inner(teacher.k),
             starts: starts(teacher.documents),
+        }
+    }
+
+    /// With rows that are read 16 bytes at a time.
+    fn in_vectors(self) -> Self {
+        Self {
+            b: in_vectors(self.b),
+            c: in_vectors(self.c),
+            q: in_vectors(self.q),
+            k: in_vectors(self.k),
+            ..self
         }
     }
 }

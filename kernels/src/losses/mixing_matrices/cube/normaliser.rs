@@ -1,9 +1,9 @@
-//! The softmax's denominators, from the scores tile by tile.
+//! The softmax's denominators, from the scores tile by tile, with nothing but shared memory and barriers.
 
 use cubecl::prelude::*;
 
 use super::decay::NORMALISER;
-use super::{STATS, mma, tiles};
+use super::{STATS, tiles};
 use crate::cube::documents::{row_tokens, start_of};
 use crate::cube::rows::{View, rows_of};
 use crate::cube::tiles::longest_first;
@@ -118,117 +118,5 @@ pub(super) fn portable_kernel<T: Float>(
         }
         let pair = batch * h + head;
         stats[(pair * STATS + NORMALISER) * l + first + row] = maximum + sum.ln();
-    }
-}
-
-/// As [`portable_kernel`], on tensor cores.
-#[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn tensor_core_kernel<T: Float, N: Size>(
-    q_blhp: &Array<Vector<T, N>>,
-    k_blkp: &Array<Vector<T, N>>,
-    starts_bl: &ComptimeOption<Array<i32>>,
-    stats: &mut Array<f32>,
-    scale: f32,
-    q_view: View,
-    k_view: View,
-    #[comptime] p: usize,
-    #[comptime] vector: usize,
-    #[define(T)] _dtype: StorageType,
-) {
-    let (batch, head) = (CUBE_POS_Z as usize, CUBE_POS_Y as usize);
-    let h = CUBE_COUNT_Y as usize;
-    let lane = UNIT_POS_X as usize;
-    let column = lane % 4;
-    let q_rows = rows_of(&q_view, batch, head, h);
-    let k_rows = rows_of(&k_view, batch, head, h);
-    let l = q_rows.count;
-    let block = longest_first(CUBE_POS_X as usize, CUBE_COUNT_X as usize, false);
-    let first = block * mma::TILE;
-    let packed = comptime!(starts_bl.is_some());
-    let tokens = row_tokens(batch, l);
-    let mut from = 0usize;
-    if comptime!(packed) {
-        from = start_of(starts_bl, tokens, first) / mma::TILE;
-    }
-    let mut shared = SharedMemory::<Vector<T, N>>::new_aligned(
-        comptime!(mma::TILE * (p + mma::PADDING) / vector),
-        16usize,
-    );
-    mma::stage(q_blhp, q_rows, first, &mut shared, p, vector);
-    sync_cube();
-    let own = mma::left_factor(&shared, p);
-    let own_first = first + UNIT_POS_Y as usize * 16 + lane / 4;
-
-    // Each unit's maximum and sum over its own columns.
-    let mut maxima = Array::<f32>::new(2usize);
-    let mut sums = Array::<f32>::new(2usize);
-    #[unroll]
-    for half in 0..2usize {
-        maxima[half] = f32::MIN;
-        sums[half] = 0.0;
-    }
-    for other in from..block + 1 {
-        sync_cube();
-        mma::stage(k_blkp, k_rows, other * mma::TILE, &mut shared, p, vector);
-        sync_cube();
-        let scores = mma::products(&own, &shared, p);
-        let other_first = other * mma::TILE + column * 2;
-        #[unroll]
-        for half in 0..2usize {
-            let row = own_first + comptime!(half * 8);
-            let start = start_of(starts_bl, tokens, row);
-            let mut maximum = maxima[half];
-            #[unroll]
-            for tile in 0..comptime!(mma::TILE / 8) {
-                #[unroll]
-                for i in 0..2usize {
-                    let at = other_first + comptime!(tile * 8 + i);
-                    let mut is_in = other < block || at <= row;
-                    if comptime!(packed) {
-                        is_in = is_in && start <= at;
-                    }
-                    if is_in {
-                        maximum = max(maximum, scores[tile * 2 + half][i] * scale);
-                    }
-                }
-            }
-            let mut sum = sums[half] * (maxima[half] - maximum).exp();
-            #[unroll]
-            for tile in 0..comptime!(mma::TILE / 8) {
-                #[unroll]
-                for i in 0..2usize {
-                    let at = other_first + comptime!(tile * 8 + i);
-                    let mut is_in = other < block || at <= row;
-                    if comptime!(packed) {
-                        is_in = is_in && start <= at;
-                    }
-                    if is_in {
-                        sum += (scores[tile * 2 + half][i] * scale - maximum).exp();
-                    }
-                }
-            }
-            maxima[half] = maximum;
-            sums[half] = sum;
-        }
-    }
-
-    let pair = batch * h + head;
-    #[unroll]
-    for half in 0..2usize {
-        let mut maximum = maxima[half];
-        let mut sum = sums[half];
-        #[unroll]
-        for level in 0..2u32 {
-            let distance = comptime!(1u32 << level);
-            let other = plane_shuffle_xor(maximum, distance);
-            let other_sum = plane_shuffle_xor(sum, distance);
-            let larger = max(maximum, other);
-            sum = sum * (maximum - larger).exp() + other_sum * (other - larger).exp();
-            maximum = larger;
-        }
-        let row = own_first + comptime!(half * 8);
-        if column == 0 && row < l {
-            stats[(pair * STATS + NORMALISER) * l + row] = maximum + sum.ln();
-        }
     }
 }
