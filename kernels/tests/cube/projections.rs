@@ -1,6 +1,6 @@
 //! Projections of few vectors.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, TensorData};
 use kernels::KernelBackend;
 use kernels::decode::projections::{
     self, Activation, Form, GROUP, Input, Normalisation, Projection, Weight, reference,
@@ -150,6 +150,8 @@ fn projections_of_few_vectors_are_right() {
                 case(8, 256, &[520], form, dtype, &mut random);
                 // Where there are tensor cores, these are theirs, and more rows than a cube has at a time.
                 case(3, 512, &[9216, 512], form, dtype, &mut random);
+                // In 8 bits these are six steps for four planes.
+                case(5, 768, &[384], form, dtype, &mut random);
                 // SmolLM2's MLP and a part of its mixer.
                 case(1, 576, &[1536, 1536], form, dtype, &mut random);
                 case(4, 576, &[2313], form, dtype, &mut random);
@@ -170,7 +172,7 @@ fn projections_of_many_vectors_are_right() {
     });
 }
 
-/// Lengths of rows that units share evenly and unevenly, and an odd number of groups.
+/// Lengths of rows that units, or planes, share evenly and unevenly, and an odd number of groups.
 #[test]
 fn projections_in_four_bits_are_right() {
     with_device(|| {
@@ -185,6 +187,90 @@ fn projections_in_four_bits_are_right() {
                 dtype,
                 &mut random,
             );
+            case(2, 1024, &[9216, 512], Form::Int4, dtype, &mut random);
+            case(7, 1280, &[768], Form::Int4, dtype, &mut random);
+        }
+    });
+}
+
+/// Inputs that are all large, all small or zero, or that are far apart.
+#[test]
+fn inputs_of_any_size_are_right() {
+    let [b, d_in, d] = [3, 1024, 40];
+    with_device(|| {
+        for form in [Form::Float, Form::Int8, Form::Int4] {
+            let mut random = Random::new(17);
+            let both = Both::random(&mut random, d, d_in, DType::F32, form);
+            let size = |i: usize| 10.0_f64.powi(i as i32 * 7 % 13 - 6);
+            let kinds: [(&str, &dyn Fn(usize) -> f64); 4] = [
+                ("large", &|_| 1e30),
+                ("small", &|_| 1e-30),
+                ("zero", &|_| 0.0),
+                ("far apart", &size),
+            ];
+            for (kind, size) in kinds {
+                let mut values = |n| {
+                    let numbers = random.values([b, n], 1.0, DType::F32).exact();
+                    let numbers = numbers.into_data();
+                    let sized = numbers.iter::<f64>().enumerate();
+                    let sized = sized.map(|(i, number)| number * size(i)).collect();
+                    Values::new(sized, [b, n], DType::F32)
+                };
+                let (x, u) = (values(d), values(d_in));
+                let weight = || Projection {
+                    bias: None,
+                    ..both.exact()
+                };
+                let exact = reference::out_of(x.exact(), vec![(u.exact().into(), weight())]);
+                let weight = Projection {
+                    bias: None,
+                    ..both.cube()
+                };
+                let run = || {
+                    let inputs = vec![(u.cube().into(), weight.clone())];
+                    outputs(vec![projections::out_of(x.cube(), inputs)])
+                };
+                check(
+                    &format!("{kind}, {form:?}"),
+                    1e-5,
+                    outputs(vec![exact]),
+                    run,
+                );
+            }
+        }
+    });
+}
+
+/// A vector with a number that is infinite or NaN has no finite outputs; the others are what they are without it.
+#[test]
+fn no_number_is_made_of_none() {
+    let [b, d_in, d] = [5, 1024, 40];
+    with_device(|| {
+        for form in [Form::Float, Form::Int8, Form::Int4] {
+            let mut random = Random::new(19);
+            let both = Both::random(&mut random, d, d_in, DType::F32, form);
+            let u = random.values([b, d_in], 1.0, DType::F32);
+            let out = |u: Tensor<Cube, 2>| {
+                let x = Tensor::zeros([b, d], (&Default::default(), DType::F32));
+                let y = projections::out_of(x, vec![(u.into(), both.cube())]);
+                y.into_data().to_vec::<f32>().unwrap()
+            };
+            let finite = out(u.cube());
+            assert!(finite.iter().all(|y| y.is_finite()));
+            for none in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+                let mut numbers = u.cube().into_data().to_vec::<f32>().unwrap();
+                numbers[3 * d_in + 700] = none;
+                let data = TensorData::new(numbers, [b, d_in]);
+                let found = out(Tensor::from_data(data, &Default::default()));
+                let rows = found.chunks(d).zip(finite.chunks(d)).enumerate();
+                for (row, (found, finite)) in rows {
+                    if row == 3 {
+                        assert!(!found.iter().any(|y| y.is_finite()), "{none} in {form:?}");
+                    } else {
+                        assert_eq!(found, finite, "{none} in {form:?}");
+                    }
+                }
+            }
         }
     });
 }
@@ -249,6 +335,7 @@ fn a_vector_alone_is_as_in_a_batch() {
         let packed = [
             (DType::F32, 1024, 20_000, Form::Int8),
             (DType::F32, 320, 100, Form::Int4),
+            (DType::F32, 1280, 5000, Form::Int4),
         ];
         for (dtype, d, d_out, form) in each.chain(packed) {
             let mut random = Random::new(11);

@@ -18,7 +18,8 @@
 //!
 //! Vectors and sums are f32 or wider, whatever the dtype of the weights: only the weights are so many that their size
 //! matters. (On NVIDIA's tensor cores, 22 of the 24 significant bits of an f32 number are used, for vectors and for
-//! weights. On a CPU, vectors are rounded to 16 bits for products with weights in 8 or 4 bits.)
+//! weights in floats; for weights in 8 or 4 bits, each number of a vector is rounded to a 2^29th of the largest of the
+//! 128 around it. On a CPU, vectors are rounded to 16 bits for products with such weights.)
 //!
 //! The result of a sequence does not depend, to the last bit, on how many other sequences are computed with it: on
 //! backends with kernels for these ops, for up to 64 sequences; on a CPU, for weights in 8 or 4 bits; and for weights

@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::multiply::{Held, accumulate, read, reduce};
-use super::normalise::{fetch, normalise};
+use super::normalise::{Normed, fetch, normalise};
 use super::plan::{Part, Plan};
 use super::ring::Ring;
 use super::walk;
@@ -137,14 +137,7 @@ pub(super) fn project_into<W: Numeric, P: Float, N: Size, X: Size>(
     let cube = CUBE_POS_X as usize;
     let d = comptime!(parts[0].d_in);
     let mut shared = Shared::new(plan);
-    let mut normed = SharedMemory::<Vector<f32, X>>::new_aligned(
-        comptime!(if plan.normalises {
-            plan.batch * plan.stride(d)
-        } else {
-            1
-        }),
-        16usize,
-    );
+    let mut normed = Normed::<X>::new(comptime!(if plan.normalises { d } else { 0 }), plan);
     if comptime!(plan.tensor_cores) {
         let mut ring = Ring::<W, N, X>::new(plan);
         let mut x = fetch(x_bi, 0usize, gamma, beta, d, plan);
@@ -154,7 +147,7 @@ pub(super) fn project_into<W: Numeric, P: Float, N: Size, X: Size>(
             let part = comptime!(of(&parts, i));
             if has(part, cube) {
                 let own = cube - comptime!(part.first_cube);
-                walk::begin_rows(&mut ring, &weights[i], own, part, plan);
+                walk::begin_rows(&mut ring, &weights[i], scales, own, i, part, plan);
             }
         }
         normalise(&mut x, epsilon, &mut normed, &mut shared, d, plan);
@@ -206,7 +199,7 @@ pub(super) fn project_into<W: Numeric, P: Float, N: Size, X: Size>(
                     normalise(&mut x, epsilon, &mut normed, &mut shared, d, plan);
                 }
                 let x = if comptime!(plan.normalises) {
-                    normed.to_slice()
+                    normed.vectors.to_slice()
                 } else {
                     x_bi.to_slice()
                 };

@@ -3,8 +3,8 @@
 //!
 //! The left factor is the vectors in two digits: its rows 0 to 7 are the first 11 bits of every number, rows 8
 //! to 15 the next 11. Both parts of a sum then lie in one unit, which adds them up. The right factor is the
-//! weight's rows, whose 16-bit floats and 8-bit numbers TF32 holds as they are; f32 is two digits once more, and two
-//! products.
+//! weight's rows, whose 16-bit floats TF32 holds as they are; f32 is two digits once more, and two products. Packed
+//! weights have [products](super::integers) of their own.
 //!
 //! Of both factors unit `4 g + t` has row `g` at positions `t` and `t + 4` of the 8 that are contracted. Any order
 //! of positions will do that both factors share, so these are two neighbours in what the unit reads at once.
@@ -77,10 +77,10 @@ pub(super) fn place(#[comptime] plan: Plan) -> Place {
     }
 }
 
-/// The unit's vector. Where there are fewer than 8, the last stands for the rest, whose sums are not used.
+/// The unit's vector. Where there are fewer than a plane has, the last stands for the rest, whose sums are not used.
 #[cube]
 pub(super) fn vector_of_unit(#[comptime] plan: Plan) -> usize {
-    let vector = UNIT_POS_PLANE as usize / SHARERS;
+    let vector = UNIT_POS_PLANE as usize / comptime!(plan.units_of_vector());
     clamp_max(vector, comptime!(plan.batch - 1))
 }
 
@@ -224,10 +224,12 @@ pub(super) fn take_row(sums: &mut Array<f32>, #[comptime] r: usize, #[comptime] 
 /// Every plane's sums of rows, `[TILES, 2]`, into the totals of its rows, one share a plane.
 #[cube]
 pub(super) fn reduce(rows: &Array<f32>, place: Place, shared: &mut Shared, #[comptime] plan: Plan) {
-    let vector = UNIT_POS_PLANE as usize / SHARERS;
+    let lane = UNIT_POS_PLANE as usize;
+    let units = comptime!(plan.units_of_vector());
+    let vector = lane / units;
     // All units have read the totals from before.
     sync_cube();
-    if vector < plan.batch {
+    if vector < plan.batch && lane % units < SHARERS {
         #[unroll]
         for r in 0..comptime!(2 * TILES) {
             let output = (place.row + row_of(r)) * plan.batch + vector;

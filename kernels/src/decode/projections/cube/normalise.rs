@@ -2,6 +2,7 @@
 
 use cubecl::prelude::*;
 
+use super::digits::{QUADS, digits, place_of_unit};
 use super::kernels::{Shared, zeros};
 use super::plan::Plan;
 use crate::cube::fragments::PLANE;
@@ -53,6 +54,28 @@ fn kept(at: usize, #[comptime] d: usize, #[comptime] plan: Plan) -> usize {
     at % pieces * comptime!(d / plan.together) + at / pieces
 }
 
+/// Vectors that are normalised.
+#[derive(CubeType)]
+pub(super) struct Normed<X: Size> {
+    /// Each where [`kept`] says, or their digits, where weights are multiplied as whole numbers.
+    pub(super) vectors: SharedMemory<Vector<f32, X>>,
+    /// Of digits, `[batch, chunks]`.
+    pub(super) units: SharedMemory<f32>,
+}
+
+#[cube]
+impl<X: Size> Normed<X> {
+    /// For vectors of `d` numbers, or none.
+    pub(super) fn new(#[comptime] d: usize, #[comptime] plan: Plan) -> Self {
+        let vectors = comptime!((plan.batch * plan.stride(d)).max(1));
+        let units = comptime!(plan.batch * plan.units_of(d));
+        Normed::<X> {
+            vectors: SharedMemory::new_aligned(vectors, 16usize),
+            units: SharedMemory::new(comptime!(units.max(1))),
+        }
+    }
+}
+
 /// What a unit has read of the vectors and of what normalises them: it may wait for something else meanwhile.
 #[derive(CubeType)]
 pub(super) struct Fetched<P: Float, X: Size> {
@@ -102,12 +125,12 @@ pub(super) fn fetch<P: Float, X: Size>(
     fetched
 }
 
-/// The vectors that were read, normalised, each where [`kept`] says.
+/// The vectors that were read, normalised.
 #[cube]
 pub(super) fn normalise<P: Float, X: Size>(
     fetched: &mut Fetched<P, X>,
     epsilon: f32,
-    normed: &mut SharedMemory<Vector<f32, X>>,
+    normed: &mut Normed<X>,
     shared: &mut Shared,
     #[comptime] d: usize,
     #[comptime] plan: Plan,
@@ -160,12 +183,23 @@ pub(super) fn normalise<P: Float, X: Size>(
             if at < vectors {
                 let scaled = fetched.x[comptime!(b * turns + turn)] * Vector::new(scale);
                 let gamma = Vector::cast_from(fetched.gamma[turn]);
-                let place = comptime!(b * plan.stride(d)) + kept(at, d, plan);
-                if comptime!(plan.centred) {
-                    let beta = Vector::cast_from(fetched.beta[turn]);
-                    normed[place] = fma(scaled, gamma, beta);
+                let value = if comptime!(plan.centred) {
+                    fma(scaled, gamma, Vector::cast_from(fetched.beta[turn]))
                 } else {
-                    normed[place] = scaled * gamma;
+                    scaled * gamma
+                };
+                let begin = comptime!(b * plan.stride(d));
+                if comptime!(plan.integers()) {
+                    // A plane has a chunk.
+                    let digits = digits(value, plan.form);
+                    let chunk = at / QUADS;
+                    let place = place_of_unit(comptime!(b).runtime(), plan.form);
+                    normed.vectors[begin + chunk * QUADS + place] = digits.words;
+                    if UNIT_POS_PLANE == 0 {
+                        normed.units[comptime!(b * plan.units_of(d)) + chunk] = digits.unit;
+                    }
+                } else {
+                    normed.vectors[begin + kept(at, d, plan)] = value;
                 }
             }
         }
@@ -189,13 +223,13 @@ pub(super) fn normalise_each<P: Float, X: Size>(
     let vectors = comptime!(d / plan.input);
     let begin = CUBE_POS_X as usize * vectors;
     let mut shared = Shared::new(alone);
-    let mut normed = SharedMemory::<Vector<f32, X>>::new(vectors);
+    let mut normed = Normed::<X>::new(d, alone);
     let mut x = fetch(x_bi, begin, gamma, beta, d, alone);
     normalise(&mut x, epsilon, &mut normed, &mut shared, d, alone);
     for turn in 0..comptime!(vectors.div_ceil(plan.units())) {
         let at = turn * comptime!(plan.units()) + UNIT_POS as usize;
         if at < vectors {
-            normed_bi[begin + at] = normed[kept(at, d, alone)];
+            normed_bi[begin + at] = normed.vectors[kept(at, d, alone)];
         }
     }
 }

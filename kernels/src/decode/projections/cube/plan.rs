@@ -4,8 +4,9 @@ use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use cubecl::features::Plane;
 
+use super::digits::CHUNK;
 use super::launch::Weight;
-use super::mma;
+use super::{integers, mma};
 use crate::cube::fragments::PLANE;
 use crate::decode::projections::{Activation, Form, GROUP};
 
@@ -121,9 +122,14 @@ impl Plan {
             tensor_cores: false,
             at_work: 0,
         };
-        // Whether planes can share every row, in whole steps, so many units a row.
+        // Whether planes can share every row, in whole steps, so many units a row. Of packed weights some planes may
+        // have a step less.
         let whole = |lanes: usize| {
-            let step = together * STEP * lanes / mma::SHARERS;
+            let shares = match form {
+                Form::Float => lanes / mma::SHARERS,
+                Form::Int8 | Form::Int4 => 1,
+            };
+            let step = together * STEP * shares;
             let fits = |weight: &Weight<R>| (elements(weight) * in_element).is_multiple_of(step);
             weights.clone().all(fits)
         };
@@ -142,18 +148,19 @@ impl Plan {
             0
         };
         let fits = |plan: Self| plan.shared(d) <= hardware.max_shared_memory_size;
-        // In 4 bits the scales would have to come with the rows.
-        let multiplies = match form {
-            Form::Float => matches!(first.dtype, DType::F32 | DType::F16 | DType::BF16),
-            Form::Int8 => true,
-            Form::Int4 => false,
+        let (multiplies, config) = match form {
+            Form::Float => (
+                matches!(first.dtype, DType::F32 | DType::F16 | DType::BF16),
+                mma::config(),
+            ),
+            Form::Int8 | Form::Int4 => (true, integers::config()),
         };
         let tensor_cores = planes
             && multiplies
             && together / in_element * first.dtype.size() == VECTOR
             && whole(mma::FEWEST_LANES)
             && properties.features.copy_async
-            && properties.features.matmul.mma.contains(&mma::config())
+            && properties.features.matmul.mma.contains(&config)
             && hardware.max_units_per_cube as usize >= mma::UNITS
             && fits(Self {
                 batch: BATCH,
@@ -170,10 +177,10 @@ impl Plan {
                     break;
                 }
             }
-            // Shared memory has room for more where it holds no inputs beside them.
+            // Shared memory has room for more where no inputs are copied beside them.
             let most = match (normalises, batch > FEW) {
-                (false, _) => FEWEST_STAGES,
-                (true, false) => 3,
+                (false, _) if form == Form::Float => FEWEST_STAGES,
+                (false, _) | (true, false) => 3,
                 (true, true) => 4,
             };
             let stages = (FEWEST_STAGES..=most).rev();
@@ -247,9 +254,14 @@ impl Plan {
         in_turns(turns).collect()
     }
 
-    /// Steps of a row that one plane takes, with tensor cores.
+    /// Steps of a row that one plane takes at most, with tensor cores.
     pub(super) fn steps(self, d_in: usize) -> usize {
-        self.vectors(d_in) / STEP / self.shares()
+        self.all_steps(d_in).div_ceil(self.shares())
+    }
+
+    /// Steps of a row, with tensor cores.
+    pub(super) fn all_steps(self, d_in: usize) -> usize {
+        self.vectors(d_in) / STEP
     }
 
     /// Vectors of an input that a step takes.
@@ -257,7 +269,45 @@ impl Plan {
         STEP * self.pieces()
     }
 
-    /// Digits of a weight's number: tensor cores take 11 bits, which is all that 16 and 8 bits have.
+    /// Whether the weights are multiplied as whole numbers, with the digits of the vectors.
+    pub(super) fn integers(self) -> bool {
+        self.tensor_cores && self.form != Form::Float
+    }
+
+    /// Left factors that have the digits of all vectors.
+    pub(super) fn sets(self) -> usize {
+        self.batch.div_ceil(integers::TOGETHER)
+    }
+
+    /// Units of a plane that have sums of the same vector.
+    pub(super) fn units_of_vector(self) -> usize {
+        if self.integers() {
+            2 * mma::SHARERS / self.sets()
+        } else {
+            mma::SHARERS
+        }
+    }
+
+    /// Chunks of digits that a step takes.
+    pub(super) fn chunks(self) -> usize {
+        STEP * self.together / CHUNK
+    }
+
+    /// Units of a vector's digits, a chunk each.
+    pub(super) fn units_of(self, d_in: usize) -> usize {
+        if self.integers() { d_in / CHUNK } else { 0 }
+    }
+
+    /// Vectors of digits that a cube has at a time, where vectors come as they are.
+    pub(super) fn digits_of_cube(self) -> usize {
+        if self.integers() && !self.normalises {
+            mma::UNITS / PLANE * self.batch * self.step_width()
+        } else {
+            0
+        }
+    }
+
+    /// Digits of a weight's number: tensor cores take 11 bits, which is all that 16 bits have.
     pub(super) fn digits(self) -> usize {
         if self.form == Form::Float && self.together <= 4 {
             2
@@ -273,7 +323,9 @@ impl Plan {
 
     /// Sums of a unit.
     pub(super) fn sums(self) -> usize {
-        let of_a_row = if self.tensor_cores {
+        let of_a_row = if self.integers() {
+            2 * self.sets()
+        } else if self.tensor_cores {
             mma::chains(self) * mma::SUMS
         } else {
             self.batch
@@ -282,29 +334,32 @@ impl Plan {
     }
 
     /// Vectors of an input from one normalised row to the next. With tensor cores neighbouring rows begin in
-    /// different halves of the banks.
+    /// different halves of the banks, as do those of digits by their order.
     pub(super) fn stride(self, d_in: usize) -> usize {
-        d_in / self.input + if self.tensor_cores { 4 } else { 0 }
+        let apart = self.tensor_cores && !self.integers();
+        d_in / self.input + if apart { 4 } else { 0 }
     }
 
     /// Bytes of shared memory that a cube needs for vectors of `d_in` numbers, to multiply or only to normalise them.
     pub(super) fn shared(self, d_in: usize) -> usize {
         let vectors = if self.normalises { self.batch } else { 1 };
-        let normed = 4 * self.input * vectors * self.stride(d_in);
+        let normed = 4 * vectors * (self.input * self.stride(d_in) + self.units_of(d_in));
+        let digits = 4 * self.input * self.digits_of_cube();
         let ring = if self.tensor_cores {
-            let x = if self.normalises {
+            let x = if self.normalises || self.integers() {
                 0
             } else {
                 self.batch * self.step_width() * 4 * self.input
             };
-            let weights = mma::TILES * mma::ROWS * STEP * VECTOR;
+            let scales = if self.form == Form::Int4 { 2 * STEP } else { 0 };
+            let weights = mma::TILES * mma::ROWS * (STEP * VECTOR + scales);
             // Beside what it holds, its barriers, and what keeps it to whole lines.
             mma::UNITS / PLANE * self.stages * (weights + x) + 1024
         } else {
             0
         };
         let planes = self.units() / PLANE * self.batch;
-        normed + ring + 4 * (self.all_partials() + planes + self.totals())
+        normed + digits + ring + 4 * (self.all_partials() + planes + self.totals())
     }
 
     /// Sums of a unit that are reduced at a time, where planes do not help.

@@ -5,10 +5,14 @@
 
 use cubecl::prelude::*;
 
+use super::digits::{QUADS, digits, place_of_unit};
 use super::kernels::{Shared, finish, of, scale_at, zeros};
-use super::mma;
+use super::normalise::Normed;
 use super::plan::{Part, Plan, STEP};
 use super::ring::Ring;
+use super::{integers, mma};
+use crate::cube::fragments::PLANE;
+use crate::decode::projections::Form;
 
 /// Turns of a plane: steps of all its rows of a weight that fall to the cube, `own` among those of the weight.
 #[cube]
@@ -22,14 +26,18 @@ fn turns_of(own: usize, #[comptime] part: Part, #[comptime] plan: Plan) -> usize
 pub(super) fn begin_rows<W: Numeric, N: Size, X: Size>(
     ring: &mut Ring<W, N, X>,
     weight_oi: &Array<Vector<W, N>>,
+    scales: &Sequence<Array<u32>>,
     own: usize,
+    #[comptime] i: usize,
     #[comptime] part: Part,
     #[comptime] plan: Plan,
 ) {
     let turns = turns_of(own, part, plan);
     let place = mma::place(plan);
     for turn in 0..comptime!(plan.stages - 1) {
-        begin_row(ring, weight_oi, own, place, turn, turns, turn, part, plan);
+        begin_row(
+            ring, weight_oi, scales, own, place, turn, turns, turn, i, part, plan,
+        );
     }
 }
 
@@ -38,7 +46,7 @@ pub(super) fn begin_rows<W: Numeric, N: Size, X: Size>(
 pub(super) fn rows<W: Numeric, P: Float, N: Size, X: Size>(
     ring: &mut Ring<W, N, X>,
     weight_oi: &Array<Vector<W, N>>,
-    normed: &SharedMemory<Vector<f32, X>>,
+    normed: &Normed<X>,
     shared: &mut Shared,
     scales: &Sequence<Array<u32>>,
     biases: &Sequence<Array<P>>,
@@ -52,7 +60,9 @@ pub(super) fn rows<W: Numeric, P: Float, N: Size, X: Size>(
     let (apart, steps) = comptime!((d / plan.together, plan.steps(d)));
     let turns = turns_of(own, part, plan);
     let place = mma::place(plan);
-    let begin = mma::vector_of_unit(plan) * comptime!(plan.stride(d));
+    let vector = mma::vector_of_unit(plan);
+    let begin = vector * comptime!(plan.stride(d));
+    let mut units = zeros(comptime!(plan.chunks().max(1)));
     let mut sums = zeros(comptime!(plan.sums()));
     let mut rows = zeros(comptime!(2 * mma::TILES));
     for turn in 0..turns {
@@ -63,26 +73,60 @@ pub(super) fn rows<W: Numeric, P: Float, N: Size, X: Size>(
         begin_row(
             ring,
             weight_oi,
+            scales,
             own,
             place,
             next,
             turns,
             next % stages,
+            i,
             part,
             plan,
         );
         ring.wait(round, stage, plan);
-        let begin = begin + step(place, turn % steps, plan) * STEP;
-        mma::multiply(&mut sums, ring, normed, begin, apart, stage, plan);
+        let step = step(place, turn % steps, plan);
+        if comptime!(plan.integers()) {
+            if is_one(step, part, plan) {
+                let chunk = vector * comptime!(plan.units_of(d)) + step * comptime!(plan.chunks());
+                #[unroll]
+                for of_step in 0..comptime!(plan.chunks()) {
+                    units[of_step] = normed.units[chunk + of_step];
+                }
+                let begin = begin + step * comptime!(plan.step_width());
+                integers::multiply(
+                    &mut sums,
+                    ring,
+                    &normed.vectors,
+                    &units,
+                    begin,
+                    vector,
+                    stage,
+                    plan,
+                );
+            }
+        } else {
+            let begin = begin + step * STEP;
+            mma::multiply(&mut sums, ring, &normed.vectors, begin, apart, stage, plan);
+        }
         if turn % steps == comptime!(steps - 1) {
             #[unroll]
             for r in 0..comptime!(2 * mma::TILES) {
-                rows[r] = mma::take_row(&mut sums, r, plan);
+                rows[r] = take_row(&mut sums, r, plan);
             }
             mma::reduce(&rows, place, shared, plan);
             let first = first_row(own, turn / steps, part, plan);
             finish(output_bo, shared, first, biases, scales, i, part, plan);
         }
+    }
+}
+
+/// The sum of the row that [`mma::row_of`] says, which begins anew.
+#[cube]
+fn take_row(sums: &mut Array<f32>, #[comptime] r: usize, #[comptime] plan: Plan) -> f32 {
+    if comptime!(plan.integers()) {
+        integers::take_row(sums, r, plan)
+    } else {
+        mma::take_row(sums, r, plan)
     }
 }
 
@@ -98,16 +142,25 @@ fn step(place: mma::Place, nth: usize, #[comptime] plan: Plan) -> usize {
     nth * comptime!(plan.shares()) + place.share
 }
 
+/// Whether the row has such a step: the last turn may be one of some planes alone.
+#[cube]
+fn is_one(step: usize, #[comptime] part: Part, #[comptime] plan: Plan) -> bool {
+    let all = comptime!(plan.all_steps(part.d_in));
+    comptime!(all % plan.shares() == 0) || step < all
+}
+
 /// Starts to copy what the plane multiplies in its turn `turn`, if there are so many.
 #[cube]
 fn begin_row<W: Numeric, N: Size, X: Size>(
     ring: &mut Ring<W, N, X>,
     weight_oi: &Array<Vector<W, N>>,
+    scales: &Sequence<Array<u32>>,
     own: usize,
     place: mma::Place,
     turn: usize,
     turns: usize,
     stage: usize,
+    #[comptime] i: usize,
     #[comptime] part: Part,
     #[comptime] plan: Plan,
 ) {
@@ -115,7 +168,12 @@ fn begin_row<W: Numeric, N: Size, X: Size>(
     if turn < turns {
         let first = first_row(own, turn / steps, part, plan) + place.row;
         let step = step(place, turn % steps, plan);
-        ring.copy_rows(weight_oi, first, step, stage, part, plan);
+        if is_one(step, part, plan) {
+            ring.copy_rows(weight_oi, first, step, stage, part, plan);
+            if comptime!(plan.form == Form::Int4) {
+                ring.copy_scales(&scales[i], first, step, stage, part, plan);
+            }
+        }
         ring.started(stage, plan);
     }
 }
@@ -137,11 +195,16 @@ pub(super) fn inputs<W: Numeric, N: Size, X: Size>(
     let turns = comptime!(begin_of(&parts, parts.len(), plan));
     let mut ring = Ring::<W, N, X>::new(plan);
     let place = mma::place(plan);
-    let normed = SharedMemory::<Vector<f32, X>>::new(1usize);
+    // Digits of each plane's vectors for one step.
+    let mut vectors = SharedMemory::<Vector<f32, X>>::new_aligned(
+        comptime!(plan.digits_of_cube().max(1)),
+        16usize,
+    );
+    let mut units = zeros(comptime!(plan.chunks().max(1)));
     for turn in 0..comptime!(stages - 1) {
         let parts = comptime!(parts.clone());
         begin_input(
-            &mut ring, inputs, gates, weights, first, place, turn, turn, parts, plan,
+            &mut ring, inputs, gates, weights, scales, first, place, turn, turn, parts, plan,
         );
     }
     let mut sums = zeros(comptime!(plan.sums()));
@@ -157,6 +220,7 @@ pub(super) fn inputs<W: Numeric, N: Size, X: Size>(
             inputs,
             gates,
             weights,
+            scales,
             first,
             place,
             next,
@@ -164,8 +228,43 @@ pub(super) fn inputs<W: Numeric, N: Size, X: Size>(
             all,
             plan,
         );
-        ring.wait(round, stage, plan);
-        mma::multiply(&mut sums, &ring, &normed, 0usize, 0usize, stage, plan);
+        if comptime!(plan.integers()) {
+            // While the step's rows are on their way.
+            let mut has_step = false;
+            #[unroll]
+            for i in 0..comptime!(parts.len()) {
+                let part = comptime!(of(&parts, i));
+                let begin = comptime!(begin_of(&parts, i, plan));
+                if turn >= begin && turn < comptime!(begin_of(&parts, i + 1, plan)) {
+                    let step = step(place, turn - begin, plan);
+                    has_step = is_one(step, part, plan);
+                    if has_step {
+                        write_digits(
+                            &mut vectors,
+                            &mut units,
+                            &inputs[i],
+                            gates,
+                            step,
+                            i,
+                            part,
+                            plan,
+                        );
+                    }
+                }
+            }
+            sync_plane();
+            ring.wait(round, stage, plan);
+            let vector = mma::vector_of_unit(plan);
+            let begin = digits_begin(plan) + vector * comptime!(plan.step_width());
+            if has_step {
+                integers::multiply(
+                    &mut sums, &ring, &vectors, &units, begin, vector, stage, plan,
+                );
+            }
+        } else {
+            ring.wait(round, stage, plan);
+            mma::multiply(&mut sums, &ring, &vectors, 0usize, 0usize, stage, plan);
+        }
         #[unroll]
         for i in 0..comptime!(parts.len()) {
             let d_out = comptime!(of(&parts, i).d_out);
@@ -175,7 +274,7 @@ pub(super) fn inputs<W: Numeric, N: Size, X: Size>(
                     let row = first + place.row + mma::row_of(r);
                     let row = clamp_max(row, comptime!(d_out - 1));
                     let scale = scale_at(scales, row, i, plan.form);
-                    rows[r] = fma(mma::take_row(&mut sums, r, plan), scale, rows[r]);
+                    rows[r] = fma(take_row(&mut sums, r, plan), scale, rows[r]);
                 }
             }
         }
@@ -195,6 +294,7 @@ fn begin_input<W: Numeric, N: Size, X: Size>(
     inputs: &Sequence<Array<Vector<f32, X>>>,
     gates: &Sequence<Array<Vector<f32, X>>>,
     weights: &Sequence<Array<Vector<W, N>>>,
+    scales: &Sequence<Array<u32>>,
     first: usize,
     place: mma::Place,
     turn: usize,
@@ -208,8 +308,16 @@ fn begin_input<W: Numeric, N: Size, X: Size>(
         let begin = comptime!(begin_of(&parts, i, plan));
         if turn >= begin && turn < comptime!(begin_of(&parts, i + 1, plan)) {
             let step = step(place, turn - begin, plan);
-            ring.copy_rows(&weights[i], first + place.row, step, stage, part, plan);
-            if comptime!(plan.gated) {
+            let row = first + place.row;
+            if is_one(step, part, plan) {
+                ring.copy_rows(&weights[i], row, step, stage, part, plan);
+                if comptime!(plan.form == Form::Int4) {
+                    ring.copy_scales(&scales[i], row, step, stage, part, plan);
+                }
+            }
+            if comptime!(plan.integers()) {
+                // The digits are written in the turn itself.
+            } else if comptime!(plan.gated) {
                 ring.write_products(&inputs[i], &gates[i], step, stage, part, plan);
             } else {
                 ring.copy_x(&inputs[i], step, stage, part, plan);
@@ -218,5 +326,48 @@ fn begin_input<W: Numeric, N: Size, X: Size>(
     }
     if turn < comptime!(begin_of(&parts, parts.len(), plan)) {
         ring.started(stage, plan);
+    }
+}
+
+/// Where the digits of the plane's vectors begin.
+#[cube]
+fn digits_begin(#[comptime] plan: Plan) -> usize {
+    UNIT_POS as usize / PLANE * comptime!(plan.batch * plan.step_width())
+}
+
+/// Writes the digits that a step is multiplied with, of `x` or of `x` times its gate, and gets the units of the
+/// unit's vector. The gate is that of the weight `i`.
+#[cube]
+fn write_digits<X: Size>(
+    vectors: &mut SharedMemory<Vector<f32, X>>,
+    units: &mut Array<f32>,
+    x_bi: &Array<Vector<f32, X>>,
+    gates: &Sequence<Array<Vector<f32, X>>>,
+    step: usize,
+    #[comptime] i: usize,
+    #[comptime] part: Part,
+    #[comptime] plan: Plan,
+) {
+    let (width, chunks) = comptime!((plan.step_width(), plan.chunks()));
+    let unit = UNIT_POS_PLANE as usize;
+    let own = mma::vector_of_unit(plan);
+    let mut read = Array::<Vector<f32, X>>::new(comptime!(plan.batch * chunks));
+    #[unroll]
+    for n in 0..comptime!(plan.batch * chunks) {
+        let vector = comptime!(n / chunks * part.d_in / plan.input);
+        let at = vector + step * width + comptime!(n % chunks * QUADS) + unit;
+        read[n] = x_bi[at];
+        if comptime!(plan.gated) {
+            read[n] *= gates[i][at];
+        }
+    }
+    #[unroll]
+    for n in 0..comptime!(plan.batch * chunks) {
+        let (vector, chunk) = comptime!((n / chunks, n % chunks));
+        let digits = digits(read[n], plan.form);
+        let place = place_of_unit(comptime!(vector).runtime(), plan.form);
+        let begin = comptime!(vector * width + chunk * QUADS);
+        vectors[digits_begin(plan) + begin + place] = digits.words;
+        units[chunk] = select(own == vector, digits.unit, units[chunk]);
     }
 }
