@@ -20,8 +20,7 @@
 //! together (`Outlet`). The norm of all gradients, which clipping needs, needs all sums. Then the shares are updated,
 //! and the update of a bucket may overlap with the exchange of the bucket before. The next step begins with the
 //! teacher, and requests the parameters of a layer, or all of them, when it first reads the student ([`Arriving`]). An
-//! exchange engine may use all of these overlaps. NCCL's does not yet: the device waits for each exchange at once;
-//! `kernels/src/runtime/collective/nccl/queue.rs` says why.
+//! exchange engine may use all of these overlaps, and NCCL's does (`kernels/src/runtime/collective/nccl/queue.rs`).
 //!
 //! A parameter is updated and gathered in its own memory. Only gradients, which are exchanged in f32, are packed into
 //! buffers and unpacked. An engine holds the tensors that it reads until it has read them.
