@@ -108,39 +108,6 @@ impl<E: Float> Memory<E> {
         }
     }
 
-    /// Starts to copy `count` rows of both matrices from `first` on to the rows from `at` on.
-    pub fn fetch(
-        &mut self,
-        student: &Array<Vector<E, Eight>>,
-        student_rows: Rows,
-        teacher: &Array<Vector<E, Eight>>,
-        teacher_rows: Rows,
-        first: usize,
-        at: usize,
-        #[comptime] count: usize,
-        #[comptime] n: usize,
-        #[comptime] p: usize,
-    ) {
-        copy(
-            student,
-            student_rows,
-            first,
-            &mut self.student,
-            at,
-            count,
-            n,
-        );
-        copy(
-            teacher,
-            teacher_rows,
-            first,
-            &mut self.teacher,
-            at,
-            count,
-            p,
-        );
-    }
-
     /// Stores what is known of the unit's tokens of the tile that begins at `tile` of `l` tokens, if it is the plane's
     /// `turn`, which also says where.
     pub fn set(
@@ -175,4 +142,38 @@ impl<E: Float> Memory<E> {
             self.normalisers[at] = normalisers;
         }
     }
+}
+
+/// Starts to copy `count` rows of both matrices' factors from `first` on to the rows from `at` on.
+#[cube]
+pub(super) fn fetch<E: Float>(
+    memory: &mut Memory<E>,
+    student: &Array<Vector<E, Eight>>,
+    student_rows: Rows,
+    teacher: &Array<Vector<E, Eight>>,
+    teacher_rows: Rows,
+    first: usize,
+    at: usize,
+    #[comptime] count: usize,
+    #[comptime] n: usize,
+    #[comptime] p: usize,
+) {
+    copy(
+        student,
+        student_rows,
+        first,
+        &mut memory.student,
+        at,
+        count,
+        n,
+    );
+    copy(
+        teacher,
+        teacher_rows,
+        first,
+        &mut memory.teacher,
+        at,
+        count,
+        p,
+    );
 }

@@ -207,7 +207,8 @@ pub(in super::super) fn normaliser_kernel<E: Float>(
             maximum = larger;
         }
         let t = row + comptime!(r / 2 * 16 + r % 2 * 8) + lane / 4;
-        if lane % 4 == 0 && t < l {
+        let column = lane % 4;
+        if column == 0 && t < l {
             let top = maximum * scale * LN_LEAST.runtime();
             stats[(pair * STATS + NORMALISER) * l + t] = top + sum.ln();
         }

@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 
 use super::super::decay::{DIAGONAL, LOG_COLUMNS, LOG_ROWS, ON_DIAGONAL, SQUARES};
 use super::super::{STATS, SUMS};
-use super::memory::{Known, Memory, Statistics, factor, statistics};
+use super::memory::{Known, Memory, Statistics, factor, fetch, statistics};
 use super::{SHARE, TILE, has, met, own, stages};
 use crate::cube::documents::{RowTokens, row_tokens, start_of};
 use crate::cube::fragments::{Eight, PLANE, Pair};
@@ -232,7 +232,8 @@ pub(in super::super) fn pass_kernel<E: Float>(
 
     let mut memory = Memory::<E>::new(n, p, down);
     let barrier = Barrier::shared(comptime!((PLANES * PLANE) as u32).runtime(), UNIT_POS == 0);
-    memory.fetch(
+    fetch(
+        &mut memory,
         own_student,
         own_s,
         own_teacher,
@@ -244,7 +245,8 @@ pub(in super::super) fn pass_kernel<E: Float>(
         p,
     );
     let other = met.first * TILE;
-    memory.fetch(
+    fetch(
+        &mut memory,
         other_student,
         other_s,
         other_teacher,
@@ -288,7 +290,8 @@ pub(in super::super) fn pass_kernel<E: Float>(
         let next = i + 1;
         if next < met.count {
             let at = next % comptime!(stages(down)) * TILE;
-            memory.fetch(
+            fetch(
+                &mut memory,
                 other_student,
                 other_s,
                 other_teacher,
@@ -374,7 +377,8 @@ pub(in super::super) fn pass_kernel<E: Float>(
         let t = own_first + comptime!(r / 2 * 16 + r % 2 * 8) + lane / 4;
         let log = row_sum(results.logs[r]);
         let square = row_sum(results.squares[r]);
-        if lane % 4 == 0 && t < l {
+        let column = lane % 4;
+        if column == 0 && t < l {
             if comptime!(columns) {
                 sums[row + LOG_COLUMNS * l + t] = log;
             } else {
@@ -382,7 +386,11 @@ pub(in super::super) fn pass_kernel<E: Float>(
                 sums[row + SQUARES * l + t] = square;
             }
         }
-        if comptime!(gradients) {
+    }
+    if comptime!(gradients) {
+        #[unroll]
+        for r in 0..comptime!(2 * down) {
+            let t = own_first + comptime!(r / 2 * 16 + r % 2 * 8) + lane / 4;
             if t < l {
                 let to = (pair * l + t) * n;
                 write_row(&results.gradient, r, 1.0f32, gradient_bhln, to, n);
