@@ -17,7 +17,7 @@ use super::text::{Text, text};
 use super::writer::Writer;
 use super::{
     CHECKPOINTS, COMPILING, CONFIG, METRICS, Run, RunOptions, check_layers, inputs, sharing_place,
-    stop_requested, teacher_of_stages,
+    stop_requested, tasks, teacher_of_stages,
 };
 use crate::checkpoint::{self, Checkpoints};
 use crate::config::GuardAction;
@@ -115,6 +115,7 @@ impl<B: TrainBackend> Run<B> {
                 resumed: options.resume.then(|| folder.join(CONFIG)),
             });
         }
+        ranks.from_first(device, || tasks::check(&config.evaluation))?;
         let stages = config.stages.iter();
         let names: Vec<_> = stages.map(|stage| stage.name.clone()).collect();
         let keep = config.checkpoint.keep;
