@@ -186,6 +186,19 @@ pub enum TrainError {
         word(.0)
     )]
     Exists(PathBuf),
+    /// The run folder holds a run with other settings than those of a comparison or a study.
+    #[error(
+        "{}: holds a run with other settings: {}; give the settings that it had, give the variant another name, or \
+         choose another folder by --out",
+        folder.display(),
+        listed(differences.iter().cloned())
+    )]
+    OtherRun {
+        /// The run folder.
+        folder: PathBuf,
+        /// Each a key with its value in the folder and its value now.
+        differences: Vec<String>,
+    },
     /// The folder holds no run.
     #[error("{}: no run in this folder (it has no config.toml)", .0.display())]
     NoRun(PathBuf),
