@@ -154,14 +154,14 @@ impl ServeArgs {
         };
         let engine = Engine::start(EngineOptions {
             backend,
-            model: folder,
+            model: folder.clone(),
             precision,
             tokenizer: tokenizer.clone(),
             slots: self.slots,
             queue: self.queue,
         });
         let (engine, engine_thread) = engine.map_err(ServeError::from)?;
-        check_vocabulary(&tokenizer, engine.facts().vocab_size)?;
+        check_vocabulary(&tokenizer, &folder, engine.facts().vocab_size)?;
         let address = listener.local_addr().map_err(ServeError::Listener)?;
         let mut lines = announcement(address, &options);
         if let Err(error) = &chat
