@@ -135,24 +135,36 @@ pub(crate) fn untrained_student<B: TrainBackend>(
     Ok((PhiMamba::<B>::from_inner(student), fits))
 }
 
+/// Checks that the student in `folder` to start from has the sizes of `config`, without its weights.
+///
+/// # Errors
+/// [`TrainError::Mismatch`] if its sizes are others, or its configuration cannot be read.
+pub(super) fn check_student_from(folder: &str, config: &ModelConfig) -> Result<(), TrainError> {
+    let found = model::load_config(folder).map_err(|error| {
+        TrainError::Mismatch(format!(
+            "student.from is \"{folder}\", and no student can be read there: {error}"
+        ))
+    })?;
+    if found == *config {
+        return Ok(());
+    }
+    Err(TrainError::Mismatch(format!(
+        "{folder}: this student, which student.from names, is not one that [student] and the teacher make; change the \
+         keys of [student] to those that it was made with, or name another"
+    )))
+}
+
 /// The student in `folder` to start from, whose sizes must be those of `config`, and an empty list, since no mixer was
 /// fitted.
 ///
 /// # Errors
-/// [`TrainError::Mismatch`] if its sizes are others; [`TrainError::Weights`] if it cannot be read.
+/// Those of [`check_student_from`]; [`TrainError::Weights`] if its weights cannot be read.
 pub(super) fn student_from<B: TrainBackend>(
     folder: &str,
     config: &ModelConfig,
     device: &B::Device,
 ) -> Result<(PhiMamba<B>, Vec<Fit>), TrainError> {
-    let folder = Path::new(folder);
-    if model::load_config(folder)? != *config {
-        return Err(TrainError::Mismatch(format!(
-            "{}: this student, which student.from names, is not one that [student] and the teacher make; change the \
-             keys of [student] to those that it was made with, or name another",
-            folder.display()
-        )));
-    }
+    check_student_from(folder, config)?;
     let (_, student) = model::load_any(folder, device)?;
     Ok((student, vec![]))
 }

@@ -148,6 +148,10 @@ impl<B: TrainBackend> Run<B> {
         // be needed.
         let next = newest.as_ref().map_or(0, |found| stage_of(found, &names));
         let is_new = newest.is_none();
+        let student_config = inputs::student_config(config, &teacher_config)?;
+        if is_new && !config.student.from.is_empty() {
+            inputs::check_student_from(&config.student.from, &student_config)?;
+        }
         let loads = needs_teacher(config, next) || (is_new && config.student.from.is_empty());
         let teacher = if loads {
             let loaded = model::load_any::<B::InnerBackend>(&teacher_folder, device);
@@ -155,7 +159,6 @@ impl<B: TrainBackend> Run<B> {
         } else {
             None
         };
-        let student_config = inputs::student_config(config, &teacher_config)?;
         let how = inputs::initialisation(config);
         if let (Some(teacher), true) = (&teacher, config.student.from.is_empty()) {
             how.check(&CausalLm::init(&student_config, 0, device), teacher)?;
