@@ -152,6 +152,8 @@ impl ModelArgs {
             Some(tokenizer) => Some(tokenizer),
             None => own_tokenizer(&folder)?,
         };
+        // A folder without a model is named as such, and not for the tokenizer that it lacks as well.
+        model::load_config(&folder)?;
         let tokenizer = match own {
             Some(tokenizer) => tokenizer,
             // Students of other families need other tokenizers.
