@@ -113,6 +113,21 @@ pub(crate) fn check_layers(
     })
 }
 
+/// Checks that `stage` compares no more of the teacher's likeliest tokens than there are.
+///
+/// # Errors
+/// [`TrainError::Mismatch`] names the key.
+pub(super) fn check_top_k(stage: &StageConfig, student: &NetworkConfig) -> Result<(), TrainError> {
+    let (top_k, vocab_size) = (stage.kind.cached_ids(), student.vocab_size);
+    if top_k <= vocab_size {
+        return Ok(());
+    }
+    Err(TrainError::Mismatch(format!(
+        "{}.top_k is {top_k}, and the vocabulary has {vocab_size} tokens; lower it, or set it to 0, which compares all",
+        stage.name
+    )))
+}
+
 /// The student before training: it has the teacher's weights, and mixers that are drawn from `seed` and start by `how`,
 /// on `text` if the start reads any. The second value says how near each fitted layer is to the teacher's. While text
 /// is read, `stop` is called; if it returns true, the work ends.

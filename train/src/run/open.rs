@@ -149,6 +149,9 @@ impl<B: TrainBackend> Run<B> {
         let next = newest.as_ref().map_or(0, |found| stage_of(found, &names));
         let is_new = newest.is_none();
         let student_config = inputs::student_config(config, &teacher_config)?;
+        for stage in &config.stages {
+            inputs::check_top_k(stage, &student_config.network())?;
+        }
         if is_new && !config.student.from.is_empty() {
             inputs::check_student_from(&config.student.from, &student_config)?;
         }

@@ -197,6 +197,9 @@ fn a_run_that_cannot_start_leaves_nothing() {
     let from = super::config(&["student.from=no/such/student"]);
     let message = error(options(from, &run, false)).to_string();
     assert!(message.starts_with("student.from is"), "{message}");
+    let more = super::config(&["stage3.top_k=5000"]);
+    let message = error(options(more, &run, false)).to_string();
+    assert!(message.starts_with("stage3.top_k is 5000"), "{message}");
     assert!(!run.exists());
 }
 
