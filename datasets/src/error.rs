@@ -34,6 +34,14 @@ pub enum DataError {
         path: PathBuf,
     },
 
+    /// A source that is neither a file nor a folder.
+    #[error("{}: not a file but a named pipe, a device or a socket; text is read more than once, so write it to a \
+             file first (a run also reads standard input, as \"-\")", path.display())]
+    NotAFile {
+        /// The pipe or the device.
+        path: PathBuf,
+    },
+
     /// A source folder without text in a known format.
     #[error("{}: no text in this folder or below it{}; text is in .txt, .jsonl and .json files, also as \
              .gz or .zst, and in .parquet files; name another folder, or the file itself if one of these \

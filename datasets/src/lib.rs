@@ -95,6 +95,7 @@ pub mod probes;
 mod shards;
 mod source;
 mod split;
+mod task_names;
 mod tokenizer;
 mod windows;
 
@@ -109,6 +110,7 @@ pub use source::{
     keep_standard_input, open_text, parquet_rows, source_files, without_byte_order_mark,
 };
 pub use split::Split;
+pub use task_names::TASK_NAMES;
 pub use tokenizer::{END_OF_TEXT, TokenStream, Tokenizer};
 pub use windows::{TokenWindows, Window};
 

@@ -241,8 +241,8 @@ fn lossily<S: Serializer>(path: &Path, serializer: S) -> std::result::Result<S::
 /// # Errors
 ///
 /// [`DataError::Io`] if a source does not exist or cannot be read, [`DataError::UnknownFormat`] for a file in no known
-/// format, [`DataError::NoTextFiles`] for a folder without text, [`DataError::Pattern`] for a pattern that is invalid
-/// or that matches nothing.
+/// format, [`DataError::NotAFile`] for a named pipe or a device, [`DataError::NoTextFiles`] for a folder without text,
+/// [`DataError::Pattern`] for a pattern that is invalid or that matches nothing.
 pub fn source_files(sources: &[PathBuf]) -> Result<Vec<SourceFile>> {
     let sources: Vec<Source> = sources.iter().cloned().map(Source::from).collect();
     let inputs = inputs(&sources)?;
@@ -300,6 +300,10 @@ fn describe(path: &Path, column: &str) -> Result<SourceFile> {
         return Err(DataError::UnknownFormat { path: path.into() });
     }
     let metadata = metadata(path)?;
+    // To open a named pipe waits for a program that writes to it.
+    if !metadata.is_file() {
+        return Err(DataError::NotAFile { path: path.into() });
+    }
     let modified = metadata.modified().ok();
     let since_1970 = modified.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
     Ok(SourceFile {

@@ -62,13 +62,16 @@ pub enum ModelArgsError {
     },
     /// The tokenizer has tokens that the model has no embedding for.
     #[error(
-        "{}: the tokenizer has {tokens} tokens, and the model's vocabulary ends at {vocab_size}; it \
-         does not belong to this model",
-        tokenizer.display()
+        "{}: the tokenizer has {tokens} tokens, and the vocabulary of {} ends at {vocab_size}; it does not \
+         belong to this model",
+        tokenizer.display(),
+        model.display()
     )]
     Vocabulary {
         /// The tokenizer's file.
         tokenizer: PathBuf,
+        /// The model.
+        model: PathBuf,
         /// The size of the tokenizer's vocabulary.
         tokens: usize,
         /// The size of the model's vocabulary, padding included.
@@ -149,6 +152,8 @@ impl ModelArgs {
             Some(tokenizer) => Some(tokenizer),
             None => own_tokenizer(&folder)?,
         };
+        // A folder without a model is named as such, and not for the tokenizer that it lacks as well.
+        model::load_config(&folder)?;
         let tokenizer = match own {
             Some(tokenizer) => tokenizer,
             // Students of other families need other tokenizers.
@@ -249,7 +254,7 @@ impl FoundModel {
         let vocab_size = model::load_config(&self.folder)?.network().vocab_size;
         let end_tokens = EndTokens::of(&self.folder, &self.tokenizer, vocab_size)?;
         let (config, model) = self.load(device)?;
-        check_vocabulary(&self.tokenizer, model.vocab_size())?;
+        check_vocabulary(&self.tokenizer, &self.folder, model.vocab_size())?;
         let options = GenerateOptions {
             sampling,
             max_tokens,
@@ -262,18 +267,20 @@ impl FoundModel {
     }
 }
 
-/// Checks that a model with `vocab_size` embeddings has one for every token of the tokenizer.
+/// Checks that `model`, with `vocab_size` embeddings, has one for every token of the tokenizer.
 ///
 /// # Errors
 /// [`ModelArgsError::Vocabulary`].
 pub(crate) fn check_vocabulary(
     tokenizer: &Tokenizer,
+    model: &Path,
     vocab_size: usize,
 ) -> Result<(), ModelArgsError> {
     let tokens = tokenizer.vocab_size();
     if tokens > vocab_size {
         return Err(ModelArgsError::Vocabulary {
             tokenizer: tokenizer.path().into(),
+            model: model.into(),
             tokens,
             vocab_size,
         });

@@ -143,6 +143,17 @@ impl Precision {
     }
 }
 
+/// What the parameters of `model` are kept in, as `--dtype` calls it.
+pub(crate) fn kept_in<B: KernelBackend>(model: &CausalLm<B>) -> String {
+    match model.form() {
+        WeightForm::Float => {
+            let dtype = model.backbone.embedding.weight.val().dtype();
+            format!("{dtype:?}").to_lowercase()
+        }
+        packed => form_name(packed).to_owned(),
+    }
+}
+
 /// As `--dtype` calls it.
 pub(crate) fn form_name(form: WeightForm) -> &'static str {
     match form {

@@ -10,10 +10,11 @@
 //! | `layers.I.conv`, `layers.I.ssm` | the state of a Mamba-2 layer |
 //! | `layers.I.keys`, `layers.I.values` | the cache of an attention layer |
 //!
-//! The metadata are `format`; `version`; `model`, the [`ModelHash`] of the only model that can load the file; and
-//! `sha256`, a checksum of the tensors, without which a damaged state would lead to a wrong text. It is the SHA-256 of
-//! all tensors in the order of their names: for each, the name, the dtype and the shape as a line of text (`logits F32
-//! [4096]`), and then the bytes. Files of version 1 are the same, but have no checksum.
+//! The metadata are `format`; `version`; `model`, the [`ModelHash`] of the only model that can load the file;
+//! `kept_in`, what the model's parameters were kept in, such as `f32` or `int8` (older files lack it); and `sha256`, a
+//! checksum of the tensors, without which a damaged state would lead to a wrong text. It is the SHA-256 of all tensors in
+//! the order of their names: for each, the name, the dtype and the shape as a line of text (`logits F32 [4096]`), and
+//! then the bytes. Files of version 1 are the same, but have no checksum.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -35,6 +36,7 @@ const VERSION: &str = "2";
 /// The version without a checksum, which can still be read.
 const WITHOUT_CHECKSUM: &str = "1";
 const CHECKSUM: &str = "sha256";
+const KEPT_IN: &str = "kept_in";
 
 /// Why a state cannot be saved or loaded. Each message is complete.
 #[derive(Debug, thiserror::Error)]
@@ -112,14 +114,15 @@ pub enum StateFileError {
     },
 }
 
-/// Writes `reading` as a state of `model`; the model must have read all of its tokens. The file is replaced completely
-/// or stays as it was.
+/// Writes `reading` as a state of `model`, whose parameters are `kept_in` this precision; the model must have read all
+/// of its tokens. The file is replaced completely or stays as it was.
 ///
 /// # Errors
 /// [`StateFileError::Unread`], [`StateFileError::Device`] and [`StateFileError::Write`].
 pub fn save<B: KernelBackend>(
     path: &Path,
     model: &ModelHash,
+    kept_in: &str,
     reading: &Reading<B>,
 ) -> Result<(), StateFileError> {
     let logits = reading.logits.as_ref().ok_or(StateFileError::Unread)?;
@@ -143,6 +146,7 @@ pub fn save<B: KernelBackend>(
             ("format", FORMAT.to_owned()),
             ("version", VERSION.to_owned()),
             ("model", model.to_string()),
+            (KEPT_IN, kept_in.to_owned()),
             (CHECKSUM, checksum(&views)),
         ];
         let metadata = metadata.map(|(key, value)| (key.to_owned(), value));
@@ -187,6 +191,7 @@ pub struct StateFile {
     path: PathBuf,
     bytes: Vec<u8>,
     has_checksum: bool,
+    kept_in: Option<String>,
 }
 
 impl StateFile {
@@ -203,9 +208,17 @@ impl StateFile {
             path: path.into(),
             bytes,
             has_checksum: false,
+            kept_in: None,
         };
-        file.has_checksum = file.check(model)?;
+        let mut metadata = file.metadata()?;
+        file.has_checksum = file.check(model, &metadata)?;
+        file.kept_in = metadata.remove(KEPT_IN);
         Ok(file)
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Whether the file has a checksum, which was compared. Files of version 1 have none, so damage inside their
@@ -214,12 +227,25 @@ impl StateFile {
         self.has_checksum
     }
 
-    /// Checks everything except whether the tensors fit the model, and returns whether there is a checksum.
-    fn check(&self, model: &ModelHash) -> Result<bool, StateFileError> {
-        let path = || self.path.clone();
+    /// What the parameters of the model were kept in that has saved the state; `None` if the file does not say it. In
+    /// another precision, the same model would have read the text to a slightly different state.
+    pub fn kept_in(&self) -> Option<&str> {
+        self.kept_in.as_deref()
+    }
+
+    fn metadata(&self) -> Result<HashMap<String, String>, StateFileError> {
         let header = SafeTensors::read_metadata(&self.bytes);
         let (_, header) = header.map_err(|error| self.damaged(error))?;
-        let metadata = header.metadata().clone().unwrap_or_default();
+        Ok(header.metadata().clone().unwrap_or_default())
+    }
+
+    /// Checks everything except whether the tensors fit the model, and returns whether there is a checksum.
+    fn check(
+        &self,
+        model: &ModelHash,
+        metadata: &HashMap<String, String>,
+    ) -> Result<bool, StateFileError> {
+        let path = || self.path.clone();
         let get = |key: &str| metadata.get(key).cloned().unwrap_or_default();
         if get("format") != FORMAT {
             return Err(StateFileError::NotAState { path: path() });

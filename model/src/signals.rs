@@ -1,10 +1,15 @@
-//! Signals that a program was started to ignore.
+//! Signals that a program was started to ignore, and signals that come twice.
 //!
 //! `nohup`, a shell's `trap '' INT`, and a script that starts a program in the background let the program ignore some
 //! signals from its start. If the program installed a handler, it would receive these signals again. So the programs
 //! here install no handler for a signal that is ignored.
 
 use std::os::raw::c_int;
+use std::time::Duration;
+
+/// How long after the first signal that asks a program to stop further ones are the same request. `timeout` and
+/// launchers of several processes signal a program, and also its whole group.
+pub const ONE_REQUEST: Duration = Duration::from_secs(1);
 
 /// The number of the signal that Ctrl-C sends.
 #[cfg(unix)]

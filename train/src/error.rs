@@ -52,11 +52,8 @@ pub enum TrainError {
     /// The report cannot be made.
     #[error(transparent)]
     Report(#[from] crate::report::ReportError),
-    /// The run folder cannot be made.
-    #[error(
-        "{}: this folder for the run cannot be made: {source}; choose another by --out",
-        path.display()
-    )]
+    /// The run folder cannot be made or written.
+    #[error("{}: this folder for the run cannot be {}", path.display(), not_taken(path, source))]
     Folder {
         /// The folder.
         path: PathBuf,
@@ -186,6 +183,19 @@ pub enum TrainError {
         word(.0)
     )]
     Exists(PathBuf),
+    /// The run folder holds a run with other settings than those of a comparison or a study.
+    #[error(
+        "{}: holds a run with other settings: {}; give the settings that it had, give the variant another name, or \
+         choose another folder by --out",
+        folder.display(),
+        listed(differences.iter().cloned())
+    )]
+    OtherRun {
+        /// The run folder.
+        folder: PathBuf,
+        /// Each a key with its value in the folder and its value now.
+        differences: Vec<String>,
+    },
     /// The folder holds no run.
     #[error("{}: no run in this folder (it has no config.toml)", .0.display())]
     NoRun(PathBuf),
@@ -311,6 +321,15 @@ fn lower(folder: &Path) -> String {
         folder.join("config.toml").display(),
         word(folder)
     )
+}
+
+/// What cannot be done with a run folder, and what to do.
+fn not_taken(path: &Path, source: &io::Error) -> String {
+    if path.is_dir() {
+        format!("written: {source}; make it writable, or start another run by --out")
+    } else {
+        format!("made: {source}; choose another by --out")
+    }
 }
 
 fn listed(all: impl Iterator<Item = String>) -> String {

@@ -223,16 +223,7 @@ impl Provenance {
         changes.extend(caches.map(|stage| format!("the teacher's cached predictions of {stage}")));
         let then = settings(&self.config, stages);
         let now = settings(&now.config, stages);
-        let words = |value: Option<&Value>| match value {
-            Some(value) => value.to_string(),
-            None => "none".to_owned(),
-        };
-        for key in union(&then, &now) {
-            let (then, now) = (then.get(key), now.get(key));
-            if then != now {
-                changes.push(format!("{key}, from {} to {}", words(then), words(now)));
-            }
-        }
+        changes.extend(different(&then, &now));
         changes
     }
 
@@ -249,6 +240,36 @@ impl Provenance {
         let text = fs::read_to_string(path).map_err(|error| error.to_string())?;
         toml::from_str(&text).map_err(|error| error.message().to_owned())
     }
+}
+
+/// The keys whose values differ between the configurations `then` and `now`, each with both values.
+pub(crate) fn differences(then: &Table, now: &Table) -> Vec<String> {
+    let [then, now] = [then, now].map(|config| {
+        let mut sections = config.clone();
+        sections.remove("stages");
+        let mut settings = BTreeMap::new();
+        let none = |_: &str, _: &str| false;
+        flatten_but(&none, "", &sections, &mut settings);
+        for (name, stage) in stages(config) {
+            flatten_but(&none, &format!("{name}."), stage, &mut settings);
+        }
+        settings
+    });
+    different(&then, &now)
+}
+
+/// The keys whose values differ, each with both values.
+fn different(then: &BTreeMap<String, Value>, now: &BTreeMap<String, Value>) -> Vec<String> {
+    let words = |value: Option<&Value>| match value {
+        Some(value) => value.to_string(),
+        None => "none".to_owned(),
+    };
+    let differ = union(then, now).filter(|key| then.get(*key) != now.get(*key));
+    let said = differ.map(|key| {
+        let (then, now) = (then.get(key), now.get(key));
+        format!("{key}, from {} to {}", words(then), words(now))
+    });
+    said.collect()
 }
 
 /// The keys of both, each once, in their order.
@@ -344,14 +365,26 @@ fn complete(table: &mut Table, defaults: Table) {
     }
 }
 
+/// The settings of `table` that affect a result, by their dotted keys.
 fn flatten(prefix: &str, table: &Table, into: &mut BTreeMap<String, Value>) {
+    let is_free = |key: &str, full: &str| FREE.contains(&key) || FREE.contains(&full);
+    flatten_but(&is_free, prefix, table, into);
+}
+
+/// The settings of `table` but those that `is_left_out` by their last and their whole dotted key.
+fn flatten_but(
+    is_left_out: &dyn Fn(&str, &str) -> bool,
+    prefix: &str,
+    table: &Table,
+    into: &mut BTreeMap<String, Value>,
+) {
     for (key, value) in table {
         let full = format!("{prefix}{key}");
-        if FREE.contains(&key.as_str()) || FREE.contains(&full.as_str()) {
+        if is_left_out(key, &full) {
             continue;
         }
         match value {
-            Value::Table(table) => flatten(&format!("{full}."), table, into),
+            Value::Table(table) => flatten_but(is_left_out, &format!("{full}."), table, into),
             value => {
                 into.insert(full, value.clone());
             }

@@ -84,7 +84,7 @@ impl TeacherText {
                 resumed: None,
             });
         }
-        self.claim()?;
+        self.check_folder()?;
         let (of_teacher, teacher, tokenizer) = teacher_and_tokenizer::<B>(config, device)?;
         if let Some(positions) = of_teacher.max_positions()
             && settings.length > positions
@@ -95,6 +95,7 @@ impl TeacherText {
             )));
         }
         let teacher: CausalLm<B> = teacher_of_stages(teacher, &of_teacher, config.precision);
+        self.claim()?;
         let per_file = (settings.rows as u64).saturating_mul(settings.length as u64);
         let files = self.tokens.div_ceil(per_file.max(1));
         for file in 0..files {
@@ -112,22 +113,43 @@ impl TeacherText {
         Ok(Some(files))
     }
 
-    /// Marks the folder as that of these settings; an error if it has others.
-    fn claim(&self) -> Result<(), TrainError> {
-        let folder = &self.folder;
-        std::fs::create_dir_all(folder).map_err(io_error(folder))?;
-        let path = folder.join(SETTINGS);
-        let own = serde_json::to_vec_pretty(&self.settings).unwrap_or_default();
-        if !path.exists() {
-            return atomic_file::write(&path, &own).map_err(io_error(&path));
-        }
-        if std::fs::read(&path).map_err(io_error(&path))? == own {
+    /// Checks that the folder can be written, and that it is new, empty or that of these settings.
+    fn check_folder(&self) -> Result<(), TrainError> {
+        let (folder, path) = (&self.folder, self.folder.join(SETTINGS));
+        atomic_file::check(&path).map_err(io_error(&path))?;
+        let holds = if !path.exists() {
+            let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+            // A killed process may have left a hidden file.
+            let is_shown = |name: &str| !name.starts_with('.');
+            let mut names = entries.map(|entry| entry.file_name());
+            if !names.any(|name| is_shown(&name.to_string_lossy())) {
+                return Ok(());
+            }
+            "other files".to_owned()
+        } else if std::fs::read(&path).map_err(io_error(&path))? != self.own_settings() {
+            format!("text of other settings, which its {SETTINGS} has")
+        } else {
             return Ok(());
-        }
+        };
         Err(TrainError::Mismatch(format!(
-            "{}: holds text of other settings, which its {SETTINGS} has; choose another folder by --out",
+            "{}: holds {holds}; choose another folder by --out",
             folder.display()
         )))
+    }
+
+    /// Marks the folder as that of these settings.
+    fn claim(&self) -> Result<(), TrainError> {
+        let (folder, path) = (&self.folder, self.folder.join(SETTINGS));
+        std::fs::create_dir_all(folder).map_err(io_error(folder))?;
+        if path.exists() {
+            return Ok(());
+        }
+        atomic_file::write(&path, &self.own_settings()).map_err(io_error(&path))
+    }
+
+    /// The content of the file with the settings.
+    fn own_settings(&self) -> Vec<u8> {
+        serde_json::to_vec_pretty(&self.settings).unwrap_or_default()
     }
 
     /// The rows of tokens of one file; `None` if asked to stop.
@@ -321,6 +343,12 @@ mod tests {
         assert_ne!(files(other.path())[1], files(whole.path())[1]);
         let refused = sampled(whole.path(), 2, never()).expect_err("other settings");
         assert!(refused.to_string().contains(".settings.json"), "{refused}");
+        // A folder with something else is left as it is.
+        let foreign = tempfile::tempdir().expect("a folder");
+        fs::write(foreign.path().join("config.toml"), "").expect("a file");
+        let refused = sampled(foreign.path(), 1, never()).expect_err("other files");
+        assert!(refused.to_string().contains("other files"), "{refused}");
+        assert_eq!(files(foreign.path()).len(), 1);
         // Behind the settings.
         for (name, file) in &files(whole.path())[1..] {
             let text = std::str::from_utf8(file).expect("UTF-8");

@@ -78,9 +78,13 @@ pub enum AuditError {
     },
     /// There is nothing to measure: no text, no data, and no probe.
     #[error(
-        "nothing is left to measure; --text takes text files, --data a folder with tasks, --tasks names probes"
+        "nothing is left to measure; --text takes text files, --data a folder with tasks, --tasks names probes: {}",
+        left_out.join("; ")
     )]
-    Nothing,
+    Nothing {
+        /// What was left out, and why.
+        left_out: Vec<String>,
+    },
     /// The texts, the data or the tokenizer cannot be used.
     #[error(transparent)]
     Eval(#[from] EvalError),

@@ -58,7 +58,7 @@ pub struct Plan {
 /// without data are left out, and so are probes in lengths that are too short for them.
 ///
 /// # Errors
-/// [`AuditError::Nothing`] if nothing is left, and [`AuditError::Eval`].
+/// [`AuditError::Nothing`], which says what was left out, if nothing remains, and [`AuditError::Eval`].
 pub fn plan(
     options: &PlanOptions,
     tokenizer: &Tokenizer,
@@ -96,7 +96,8 @@ pub fn plan(
         ));
     }
     if plan.measures.is_empty() {
-        return Err(AuditError::Nothing);
+        let left_out = plan.left_out;
+        return Err(AuditError::Nothing { left_out });
     }
     Ok(plan)
 }
@@ -214,7 +215,10 @@ impl Plan {
         } else {
             self.options.lengths.clone()
         };
-        for length in lengths {
+        for (i, &length) in lengths.iter().enumerate() {
+            if lengths[..i].contains(&length) {
+                continue;
+            }
             if length > self.max_length {
                 self.left_out.push(format!(
                     "{task} at {length} is left out: at most {} tokens are read at once",

@@ -1,5 +1,6 @@
 //! `infer audit`.
 
+use std::collections::HashSet;
 use std::io::{IsTerminal, stderr};
 use std::path::{Path, PathBuf};
 
@@ -101,7 +102,10 @@ pub(crate) struct AuditArgs {
 
 impl AuditArgs {
     /// Runs the command. All inputs are read before a model is loaded, so that errors in them are found early.
-    pub fn run(self) -> Result<(), CommandError> {
+    pub fn run(mut self) -> Result<(), CommandError> {
+        // A model that is named twice is measured once.
+        let mut seen = HashSet::new();
+        self.models.retain(|model| seen.insert(model.clone()));
         for path in self.files() {
             atomic_file::check(&path).map_err(cannot("write", &path))?;
         }
@@ -110,8 +114,16 @@ impl AuditArgs {
         let teacher = teacher.find()?;
         let folders = self.models.iter().map(model::locate);
         let folders = folders.collect::<Result<Vec<PathBuf>, _>>()?;
-        for (model, folder) in self.models.iter().zip(&folders) {
+        let students = self.models.iter().zip(&folders);
+        for (model, folder) in students.clone() {
             check_tokenizer(model, folder, &teacher.tokenizer)?;
+        }
+        for (model, folder) in [(&self.teacher, &teacher.folder)]
+            .into_iter()
+            .chain(students)
+        {
+            let vocab_size = model::load_config(folder)?.network().vocab_size;
+            check_vocabulary(&teacher.tokenizer, model, vocab_size)?;
         }
         let max_length = self.max_length(folders.iter().chain([&teacher.folder]))?;
         let options = PlanOptions {
@@ -234,9 +246,21 @@ impl Work for AuditWork {
         let students = args.models.iter().zip(&folders);
         let students = students.map(|(name, folder)| (name, folder, &own[..]));
         let models = [(&args.teacher, &teacher.folder, &of_teacher[..])];
+        let mut not_loaded = None;
         for (i, (name, folder, controls)) in models.into_iter().chain(students).enumerate() {
-            let (_, model) = args.compute.dtype.load::<B>(folder, &device)?;
-            check_vocabulary(&teacher.tokenizer, model.vocab_size())?;
+            let model = match args.compute.dtype.load::<B>(folder, &device) {
+                Ok((_, model)) => model,
+                // The results of the other students are still worth having.
+                Err(error) if i > 0 => {
+                    bar.inc((audit.plan.measures.len() * (1 + controls.len())) as u64);
+                    let line = format!("{} is left out: {error}", name.display());
+                    bar.suspend(|| note(&line));
+                    audit.left_out.push(line);
+                    not_loaded.get_or_insert(error);
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
             let under = controls
                 .iter()
                 .map(|control| (*control, control.apply(model.clone())));
@@ -271,8 +295,14 @@ impl Work for AuditWork {
             }
         }
         bar.finish_and_clear();
-        say(&audit::table(&audit))?;
-        Ok(audit.check()?)
+        if audit.students().next().is_some() {
+            say(&audit::table(&audit))?;
+        }
+        audit.check()?;
+        match not_loaded {
+            Some(error) => Err(error.into()),
+            None => Ok(()),
+        }
     }
 }
 

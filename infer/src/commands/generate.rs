@@ -13,6 +13,7 @@ use super::CommandError;
 use crate::generate::{Generation, Reading};
 use crate::model_args::{FoundModel, ModelArgs, SamplingArgs};
 use crate::output::{note, print, read_stdin, why};
+use crate::precision::kept_in;
 use crate::sampling::SamplingSettings;
 use crate::state_file::{self, StateFile};
 
@@ -79,8 +80,9 @@ pub(crate) struct GenerateArgs {
     /// Continues from a file of --save-state; the prompt is read after its text
     ///
     /// Only the very model that has saved it can load it: the file has a hash of the model's
-    /// config.json and weights. The prompt is encoded separately, so it should begin where a word
-    /// does, with the blank before it.
+    /// config.json and weights. Another --dtype than it was saved in is noted, since a text that is
+    /// read in it may continue differently. The prompt is encoded separately, so it should begin
+    /// where a word does, with the blank before it.
     #[arg(long, value_name = "FILE")]
     load_state: Option<PathBuf>,
 
@@ -152,13 +154,25 @@ impl Work for GenerateWork {
             .model
             .load_to_generate::<B>(self.sampling, self.max_tokens, &device);
         let (model, options) = loaded?;
+        let mut kept_in = kept_in(&model);
         let reading = match self.earlier {
-            Some(file) => file.restore(&model, &device)?,
+            Some(file) => {
+                let reading = file.restore(&model, &device)?;
+                if let Some(saved) = file.kept_in().filter(|saved| *saved != kept_in) {
+                    note(format!(
+                        "{}: the text was read in {saved}, and is continued in {kept_in}; it may go on differently than \
+                         after a prompt that is read in {kept_in}",
+                        file.path().display()
+                    ));
+                    kept_in = format!("{saved}, then {kept_in}");
+                }
+                reading
+            }
             None => Reading::begin(&model, &device),
         };
         let mut generation = Generation::resume(&model, &device, reading, &self.prompt, options)?;
         if let Some((path, hash)) = &self.save {
-            state_file::save(path, hash, &generation.reading())?;
+            state_file::save(path, hash, &kept_in, &generation.reading())?;
         }
 
         let mut out = io::stdout().lock();

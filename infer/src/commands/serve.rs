@@ -25,7 +25,7 @@ use crate::serve::{self, ServeError, ServedModel, ServerOptions};
 ///
 /// The text of a request that has a seed is always the same, however many other requests are served at
 /// the same time. Ctrl-C, or SIGTERM, ends the server when the requests that it has are answered, and after
-/// --grace at the latest; a second one ends it at once.
+/// --grace at the latest; another one, more than a second later, ends it at once.
 ///
 /// Requests are answered that are for localhost or an address of this machine, so that no page of another
 /// site can use the server through a browser; --allowed-host adds names. A client that reads nothing of its
@@ -154,14 +154,14 @@ impl ServeArgs {
         };
         let engine = Engine::start(EngineOptions {
             backend,
-            model: folder,
+            model: folder.clone(),
             precision,
             tokenizer: tokenizer.clone(),
             slots: self.slots,
             queue: self.queue,
         });
         let (engine, engine_thread) = engine.map_err(ServeError::from)?;
-        check_vocabulary(&tokenizer, engine.facts().vocab_size)?;
+        check_vocabulary(&tokenizer, &folder, engine.facts().vocab_size)?;
         let address = listener.local_addr().map_err(ServeError::Listener)?;
         let mut lines = announcement(address, &options);
         if let Err(error) = &chat

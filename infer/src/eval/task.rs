@@ -243,6 +243,16 @@ mod tests {
         ),
     ];
 
+    /// A run names tasks in its configuration, which is checked against that list.
+    #[test]
+    fn runs_know_the_names_of_all_tasks() {
+        let names = Task::value_variants().iter().map(Task::to_string);
+        assert_eq!(names.collect::<Vec<_>>(), datasets::TASK_NAMES);
+        for name in datasets::TASK_NAMES {
+            assert!(Task::from_str(name, false).is_ok(), "{name}");
+        }
+    }
+
     /// Each gives documents whose right choice exists, or an error that names the file.
     #[test]
     fn thousands_of_damaged_files() {

@@ -17,6 +17,7 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use model::signals::ONE_REQUEST;
 #[cfg(unix)]
 use model::signals::is_ignored;
 use tokio::net::{TcpListener, TcpStream};
@@ -184,15 +185,21 @@ impl HttpBody for Worked {
 /// The exit code of a program that Ctrl-C has ended.
 const INTERRUPTED: i32 = 130;
 
-/// Listens for Ctrl-C and SIGTERM from now on. The future resolves at the first signal, and the second signal ends the
-/// program. A signal that was ignored when the program started, as in the background of a script, is still ignored.
+/// Listens for Ctrl-C and SIGTERM from now on. The future resolves at the first signal, and a second one ends the
+/// program, unless it is a part of the [same request](ONE_REQUEST). A signal that was ignored when the program started,
+/// as in the background of a script, is still ignored.
 pub(super) fn signals() -> impl Future<Output = ()> + Send + 'static {
     let mut signals = Signals::listen();
     async move {
         signals.next().await;
+        let first = Instant::now();
         tokio::spawn(async move {
-            signals.next().await;
-            std::process::exit(INTERRUPTED);
+            loop {
+                signals.next().await;
+                if first.elapsed() > ONE_REQUEST {
+                    std::process::exit(INTERRUPTED);
+                }
+            }
         });
     }
 }

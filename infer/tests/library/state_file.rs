@@ -59,7 +59,7 @@ fn saved(model: &CausalLm<Flex>, prompt: &[u32]) -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state");
     let generation = Generation::new(model, &device(), prompt, options(0)).unwrap();
-    state_file::save(&path, &hash(), &generation.reading()).unwrap();
+    state_file::save(&path, &hash(), "f32", &generation.reading()).unwrap();
     (folder, path)
 }
 
@@ -109,7 +109,7 @@ fn what_was_made_is_a_part_of_the_text() {
         let reading = first.into_reading();
         assert_eq!(reading.ids, [&prompt[..], &made].concat());
         assert!(matches!(
-            state_file::save(Path::new("unused"), &hash(), &reading),
+            state_file::save(Path::new("unused"), &hash(), "f32", &reading),
             Err(StateFileError::Unread)
         ));
         let whole = [&prompt[..], &made, &more].concat();

@@ -278,10 +278,14 @@ fn arguments_that_are_no_text() {
 #[test]
 fn models_that_are_none() {
     let empty = tempfile::tempdir().unwrap();
-    says(
-        &sentence(generate(empty.path(), &["x"])),
-        &["tokenizer.json"],
-    );
+    says(&sentence(generate(empty.path(), &["x"])), &["config.json"]);
+    // The folder of a run is no model, and says where its student is.
+    let student = empty.path().join("student");
+    fs::create_dir(&student).unwrap();
+    fs::write(student.join("config.json"), "{}").unwrap();
+    let student = student.to_str().unwrap();
+    says(&sentence(generate(empty.path(), &["x"])), &[student]);
+    fs::remove_dir_all(student).unwrap();
     let mut info = infer("info", &["--model"]);
     info.arg(empty.path());
     says(&sentence(info), &["config.json"]);

@@ -216,6 +216,27 @@ fn a_begin_of_text_goes_before_a_prompt() {
     assert_eq!(prefill(true, &["--load-state", state, " and"]), 1);
 }
 
+/// The precision that a state was read in is stored with it, and another one is noted.
+#[test]
+fn a_state_of_another_precision_is_noted() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = ["a", "b"].map(|name| folder.path().join(name));
+    let [a, b] = [0, 1].map(|i| files[i].to_str().unwrap());
+    let said = |arguments: &[&str]| {
+        let few = ["--max-tokens", "2"];
+        let output = output(&teacher_folder(), &[&few[..], arguments].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        stderr(&output).to_owned()
+    };
+    said(&["--save-state", a, "It was"]);
+    assert!(!said(&["--load-state", a, "--dtype", "f32"]).contains("was read in"));
+    let other = said(&["--load-state", a, "--save-state", b, "--dtype", "int8"]);
+    let note = "the text was read in f32, and is continued in int8";
+    assert!(other.contains(note), "{other}");
+    let again = said(&["--load-state", b, "--dtype", "int8"]);
+    assert!(again.contains("read in f32, then int8"), "{again}");
+}
+
 /// A GGUF file is a model with its tokenizer, by its own path or by that of its folder.
 #[test]
 fn a_gguf_file_generates() {

@@ -75,6 +75,14 @@ pub enum WeightsError {
         /// The file.
         path: PathBuf,
     },
+    /// The folder of a run, whose student is one folder deeper.
+    #[error("{}: no model, but the folder of a run; its student is in {}", folder.display(), student.display())]
+    OfRun {
+        /// The folder.
+        folder: PathBuf,
+        /// The student in it.
+        student: PathBuf,
+    },
     /// No folder has the name, and no model on the hub can have it.
     #[error(
         "{}: no such folder, and not the name of a model on the Hugging Face hub (OWNER/NAME, \

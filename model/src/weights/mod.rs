@@ -56,6 +56,8 @@ pub(crate) use weight_files::{shards, weight_form};
 
 /// The configuration's file name.
 pub const CONFIG: &str = "config.json";
+/// The folder of the student in the folder of a run, as `train` writes it.
+const STUDENT: &str = "student";
 /// The tokenizer's file name, beside the weights.
 pub const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
@@ -155,12 +157,17 @@ pub fn load_packed_as<B: KernelBackend>(
 /// Reads the `config.json` of a folder, or what a GGUF file says in its place.
 ///
 /// # Errors
-/// [`WeightsError::Io`], [`WeightsError::Config`], [`WeightsError::Damaged`] for a GGUF file, and [`WeightsError::Manifest`] if it is not the file that the
-/// folder's manifest lists.
+/// [`WeightsError::Io`], [`WeightsError::Config`], [`WeightsError::Damaged`] for a GGUF file, [`WeightsError::Manifest`] if
+/// it is not the file that the folder's manifest lists, and [`WeightsError::OfRun`] for the folder around a student.
 pub fn load_config(folder: impl AsRef<Path>) -> Result<ModelConfig, WeightsError> {
     let folder = folder.as_ref();
     if let Some(path) = gguf::at(folder)? {
         return gguf::config(&path);
+    }
+    let student = folder.join(STUDENT);
+    if !folder.join(CONFIG).exists() && student.join(CONFIG).exists() {
+        let folder = folder.into();
+        return Err(WeightsError::OfRun { folder, student });
     }
     manifest::verify_files(folder, &[CONFIG])?;
     read_config_file(folder.join(CONFIG))

@@ -57,8 +57,8 @@ impl Ablation {
     /// continue.
     ///
     /// # Errors
-    /// [`TrainError`] of the first run that fails for another reason; [`TrainError::Exists`] if a run in the folder is
-    /// not the one that this call would make.
+    /// [`TrainError`] of the first run that fails for another reason; [`TrainError::OtherRun`] if a run in the folder
+    /// is not the one that this call would make.
     pub fn execute<B: TrainBackend>(
         &self,
         device: &B::Device,

@@ -228,6 +228,9 @@ impl HeadsArgs {
                 bail!("{option} has a number twice");
             }
         }
+        if (1..self.probes.len()).any(|i| self.probes[..i].contains(&self.probes[i])) {
+            bail!("--probes has a name twice");
+        }
         Ok(Settings {
             probes: self
                 .probes

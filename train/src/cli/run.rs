@@ -15,7 +15,7 @@ use crate::TrainError;
 use crate::config::{Config, Source};
 use crate::logging::say;
 use crate::parallel::World;
-use crate::run::{CONFIG, Outcome, Run, RunOptions, SUMMARY};
+use crate::run::{CHECKPOINTS, CONFIG, Outcome, Run, RunOptions, SUMMARY};
 use crate::shell::word;
 
 #[derive(Debug, Args)]
@@ -74,6 +74,13 @@ impl RunArgs {
         let (mut config, folder, resume) = match &self.resume {
             Some(folder) => {
                 let file = folder.join(CONFIG);
+                if !file.exists() && folder.join(CHECKPOINTS).exists() {
+                    bail!(
+                        "{}: the config.toml of this run is gone; put it back (the inputs.toml of each checkpoint has it \
+                         as [config]), or start another run by --out",
+                        folder.display()
+                    );
+                }
                 if !file.exists() {
                     let error = TrainError::NoRun(folder.clone());
                     bail!("{error}; start one with --out instead of --resume");

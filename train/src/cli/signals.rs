@@ -7,8 +7,10 @@
 use std::process::exit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use anyhow::anyhow;
+use model::signals::ONE_REQUEST;
 
 use crate::logging::say;
 use crate::run::StopRequest;
@@ -16,14 +18,21 @@ use crate::run::StopRequest;
 /// The exit code that shells report for a program that was ended by Ctrl-C.
 pub(super) const INTERRUPTED: u8 = 130;
 
-/// A flag that the first of these signals sets; a second one ends the program at once.
+/// A flag that the first of these signals sets. A second one ends the program at once, unless it is a part of the
+/// [same request](ONE_REQUEST).
 pub(super) fn stop_on_interrupt() -> anyhow::Result<StopRequest> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
+    let mut first: Option<Instant> = None;
     on_interrupt(move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            exit(INTERRUPTED.into());
+        if let Some(first) = first {
+            if first.elapsed() > ONE_REQUEST {
+                exit(INTERRUPTED.into());
+            }
+            return;
         }
+        first = Some(Instant::now());
+        flag.store(true, Ordering::Relaxed);
         say("stopping with a checkpoint after the steps that are begun; once more to stop at once");
     })
     .map_err(|error| anyhow!("cannot listen for Ctrl-C: {error}"))?;

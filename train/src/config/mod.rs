@@ -274,6 +274,16 @@ pub struct Evaluation {
     pub infer: String,
 }
 
+impl Evaluation {
+    /// The names in [`tasks`](Self::tasks), without the blanks around them.
+    pub fn task_names(&self) -> Vec<&str> {
+        if self.tasks.trim().is_empty() {
+            return vec![];
+        }
+        self.tasks.split(',').map(str::trim).collect()
+    }
+}
+
 impl Config {
     /// The configuration of `source` with `overrides` (each `key=value`, the key dotted) on top,
     /// checked.

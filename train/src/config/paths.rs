@@ -32,7 +32,15 @@ impl Config {
         // They need not exist yet.
         let stages = self.stages.iter_mut();
         let teachers = stages.filter_map(|stage| stage.kind.teacher_cache_mut());
-        let own = [&mut data.cache, &mut self.student.from];
+        let infer = Some(&mut self.evaluation.infer);
+        // A name alone is looked for in `PATH`.
+        let infer = infer.filter(|path| Path::new(path.as_str()).components().count() > 1);
+        let own = [
+            &mut data.cache,
+            &mut self.student.from,
+            &mut self.evaluation.task_data,
+        ];
+        let own = own.into_iter().chain(infer);
         for path in teachers.chain(own).filter(|path| !path.is_empty()) {
             let relative = path.clone();
             make_absolute(path, Path::new(&relative));

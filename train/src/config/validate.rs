@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use datasets::TASK_NAMES;
 use datasets::probes::Probe;
 use model::Part;
 
@@ -123,7 +124,18 @@ pub(super) fn validate(config: &Config) -> Result<(), OutOfRange> {
     at_least(1, "guard.window", config.guard.window)?;
     at_least(1, "parallel.bucket_mib", config.parallel.bucket_mib)?;
     at_least(2, "evaluation.context", config.evaluation.context)?;
-    at_least(1, "evaluation.batch", config.evaluation.batch)
+    at_least(1, "evaluation.batch", config.evaluation.batch)?;
+    let unknown = config.evaluation.task_names();
+    let unknown = unknown.into_iter().find(|name| !TASK_NAMES.contains(name));
+    require(
+        unknown.is_none(),
+        "evaluation.tasks",
+        quoted(unknown.unwrap_or_default()),
+        &format!(
+            "names with commas between them, of {}",
+            TASK_NAMES.join(", ")
+        ),
+    )
 }
 
 /// Checks the weights of `sources`.

@@ -73,6 +73,35 @@ pub struct Settings {
     pub curve_documents: usize,
 }
 
+impl Settings {
+    /// Checks that a teacher with these `units` has the heads to keep, in whole units.
+    ///
+    /// # Errors
+    /// [`TrainError::Mismatch`] names the option.
+    fn check_keep(&self, units: &[Unit]) -> Result<(), TrainError> {
+        let Self { keep, rounds, .. } = *self;
+        let together = units[0].heads.len();
+        let heads: usize = units.iter().map(|unit| unit.heads.len()).sum();
+        let wrong = if keep > heads {
+            format!("--keep is {keep}, and the teacher has {heads} heads; keep fewer")
+        } else if !keep.is_multiple_of(together) {
+            format!(
+                "--keep is {keep}, and {together} query heads share keys and values, which --unit group keeps together; \
+                 choose a multiple of {together}"
+            )
+        } else if rounds > keep / together {
+            format!(
+                "--rounds is {rounds}, and each round chooses something to keep, of which --keep {keep} allows {}; \
+                 choose fewer rounds",
+                keep / together
+            )
+        } else {
+            return Ok(());
+        };
+        Err(TrainError::Mismatch(wrong))
+    }
+}
+
 /// The study to make.
 #[derive(Debug, Clone)]
 pub struct HeadStudy {
@@ -145,6 +174,7 @@ impl HeadStudy {
                 config.teacher.model
             )));
         }
+        settings.check_keep(&units)?;
         let sizes = |lengths: &[usize], documents, seed| ProbeSizes {
             lengths: lengths.to_vec(),
             documents,
@@ -177,7 +207,7 @@ impl HeadStudy {
         let ranking = Ranking {
             by: settings.by,
             rounds: settings.rounds,
-            wanted: settings.keep.div_ceil(units[0].heads.len()),
+            wanted: settings.keep / units[0].heads.len(),
             window,
         };
         let ranks = ranking.rank(&teacher, units, &readings, sets.len(), &stop)?;

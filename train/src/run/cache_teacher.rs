@@ -148,7 +148,14 @@ impl CacheTeacher {
             number,
         );
         let rows = rows_of(config, &texts(config, &made_from), number);
-        let k = self.k.clamp(1, key.vocab_size);
+        let vocab_size = key.vocab_size;
+        if self.k > vocab_size {
+            say(format_args!(
+                "the teacher's vocabulary has {vocab_size} tokens, fewer than the {} that --k asks for: all are kept",
+                self.k
+            ));
+        }
+        let k = self.k.clamp(1, vocab_size);
         let mut wanted = Manifest::new(key, (rows.start, rows.end - rows.start), k, self.dtype);
         wanted.precision = config.precision.to_string();
         wanted.backend = self.backend.clone();

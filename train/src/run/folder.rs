@@ -10,6 +10,7 @@ use super::sources::may_settle_to;
 use super::{CHECKPOINTS, CONFIG, STUDENT, SUMMARY};
 use crate::config::{Config, Source};
 use crate::error::{TrainError, io_error};
+use crate::provenance::differences;
 use crate::summary::Summary;
 
 /// Whether a run has begun in `folder`, even if its configuration is lost.
@@ -21,7 +22,7 @@ pub(super) fn is_run(folder: &Path) -> bool {
 /// there continues with it.
 ///
 /// # Errors
-/// [`TrainError::Exists`] if the run in `folder` is another one; [`TrainError::Config`] if its configuration cannot be
+/// [`TrainError::OtherRun`] if the run in `folder` is another one; [`TrainError::Config`] if its configuration cannot be
 /// read.
 pub(crate) fn begun(config: &Config, folder: &Path) -> Result<Option<Config>, TrainError> {
     let file = folder.join(CONFIG);
@@ -32,7 +33,11 @@ pub(crate) fn begun(config: &Config, folder: &Path) -> Result<Option<Config>, Tr
     if may_settle_to(config.clone().with_absolute_paths(), &kept) {
         Ok(Some(kept))
     } else {
-        Err(TrainError::Exists(folder.to_owned()))
+        let config = config.clone().with_absolute_paths();
+        Err(TrainError::OtherRun {
+            folder: folder.to_owned(),
+            differences: differences(&kept.to_table()?, &config.to_table()?),
+        })
     }
 }
 

@@ -113,6 +113,21 @@ pub(crate) fn check_layers(
     })
 }
 
+/// Checks that `stage` compares no more of the teacher's likeliest tokens than there are.
+///
+/// # Errors
+/// [`TrainError::Mismatch`] names the key.
+pub(super) fn check_top_k(stage: &StageConfig, student: &NetworkConfig) -> Result<(), TrainError> {
+    let (top_k, vocab_size) = (stage.kind.cached_ids(), student.vocab_size);
+    if top_k <= vocab_size {
+        return Ok(());
+    }
+    Err(TrainError::Mismatch(format!(
+        "{}.top_k is {top_k}, and the vocabulary has {vocab_size} tokens; lower it, or set it to 0, which compares all",
+        stage.name
+    )))
+}
+
 /// The student before training: it has the teacher's weights, and mixers that are drawn from `seed` and start by `how`,
 /// on `text` if the start reads any. The second value says how near each fitted layer is to the teacher's. While text
 /// is read, `stop` is called; if it returns true, the work ends.
@@ -135,24 +150,36 @@ pub(crate) fn untrained_student<B: TrainBackend>(
     Ok((PhiMamba::<B>::from_inner(student), fits))
 }
 
+/// Checks that the student in `folder` to start from has the sizes of `config`, without its weights.
+///
+/// # Errors
+/// [`TrainError::Mismatch`] if its sizes are others, or its configuration cannot be read.
+pub(super) fn check_student_from(folder: &str, config: &ModelConfig) -> Result<(), TrainError> {
+    let found = model::load_config(folder).map_err(|error| {
+        TrainError::Mismatch(format!(
+            "student.from is \"{folder}\", and no student can be read there: {error}"
+        ))
+    })?;
+    if found == *config {
+        return Ok(());
+    }
+    Err(TrainError::Mismatch(format!(
+        "{folder}: this student, which student.from names, is not one that [student] and the teacher make; change the \
+         keys of [student] to those that it was made with, or name another"
+    )))
+}
+
 /// The student in `folder` to start from, whose sizes must be those of `config`, and an empty list, since no mixer was
 /// fitted.
 ///
 /// # Errors
-/// [`TrainError::Mismatch`] if its sizes are others; [`TrainError::Weights`] if it cannot be read.
+/// Those of [`check_student_from`]; [`TrainError::Weights`] if its weights cannot be read.
 pub(super) fn student_from<B: TrainBackend>(
     folder: &str,
     config: &ModelConfig,
     device: &B::Device,
 ) -> Result<(PhiMamba<B>, Vec<Fit>), TrainError> {
-    let folder = Path::new(folder);
-    if model::load_config(folder)? != *config {
-        return Err(TrainError::Mismatch(format!(
-            "{}: this student, which student.from names, is not one that [student] and the teacher make; change the \
-             keys of [student] to those that it was made with, or name another",
-            folder.display()
-        )));
-    }
+    check_student_from(folder, config)?;
     let (_, student) = model::load_any(folder, device)?;
     Ok((student, vec![]))
 }

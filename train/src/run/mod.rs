@@ -71,7 +71,7 @@ pub const CONFIG: &str = "config.toml";
 /// The file of the run folder with the result; the last to be written.
 pub const SUMMARY: &str = "summary.json";
 /// The folder of the run folder that holds the checkpoints.
-const CHECKPOINTS: &str = "checkpoints";
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
 /// The file of the run folder that has a line for each step.
 pub(crate) const METRICS: &str = "metrics.jsonl";
 /// The folder of the run folder that holds the result.

@@ -17,7 +17,7 @@ use super::text::{Text, text};
 use super::writer::Writer;
 use super::{
     CHECKPOINTS, COMPILING, CONFIG, METRICS, Run, RunOptions, check_layers, inputs, sharing_place,
-    stop_requested, teacher_of_stages,
+    stop_requested, tasks, teacher_of_stages,
 };
 use crate::checkpoint::{self, Checkpoints};
 use crate::config::GuardAction;
@@ -115,6 +115,7 @@ impl<B: TrainBackend> Run<B> {
                 resumed: options.resume.then(|| folder.join(CONFIG)),
             });
         }
+        ranks.from_first(device, || tasks::check(&config.evaluation))?;
         let stages = config.stages.iter();
         let names: Vec<_> = stages.map(|stage| stage.name.clone()).collect();
         let keep = config.checkpoint.keep;
@@ -147,6 +148,13 @@ impl<B: TrainBackend> Run<B> {
         // be needed.
         let next = newest.as_ref().map_or(0, |found| stage_of(found, &names));
         let is_new = newest.is_none();
+        let student_config = inputs::student_config(config, &teacher_config)?;
+        for stage in &config.stages {
+            inputs::check_top_k(stage, &student_config.network())?;
+        }
+        if is_new && !config.student.from.is_empty() {
+            inputs::check_student_from(&config.student.from, &student_config)?;
+        }
         let loads = needs_teacher(config, next) || (is_new && config.student.from.is_empty());
         let teacher = if loads {
             let loaded = model::load_any::<B::InnerBackend>(&teacher_folder, device);
@@ -154,7 +162,6 @@ impl<B: TrainBackend> Run<B> {
         } else {
             None
         };
-        let student_config = inputs::student_config(config, &teacher_config)?;
         let how = inputs::initialisation(config);
         if let (Some(teacher), true) = (&teacher, config.student.from.is_empty()) {
             how.check(&CausalLm::init(&student_config, 0, device), teacher)?;

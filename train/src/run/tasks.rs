@@ -4,6 +4,7 @@
 //! runs in parallel with the run's own process, on the same backend, and needs memory for another student.
 
 use std::collections::BTreeMap;
+use std::env;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -38,7 +39,7 @@ impl<B: TrainBackend> Run<B> {
         student: &PhiMamba<B::InnerBackend>,
     ) -> Result<Option<BTreeMap<String, f64>>, TrainError> {
         let evaluation = self.options.config.evaluation.clone();
-        if evaluation.tasks.is_empty() {
+        if evaluation.task_names().is_empty() {
             return Ok(Some(BTreeMap::new()));
         }
         self.held.check()?;
@@ -59,6 +60,44 @@ impl<B: TrainBackend> Run<B> {
     }
 }
 
+/// Checks that the tasks can probably be scored: there is the program, and the folder of their data.
+///
+/// # Errors
+/// [`TrainError::Mismatch`] names the key.
+pub(super) fn check(evaluation: &Evaluation) -> Result<(), TrainError> {
+    if evaluation.task_names().is_empty() {
+        return Ok(());
+    }
+    let (program, data) = (program(&evaluation.infer), &evaluation.task_data);
+    let paths = env::var_os("PATH").unwrap_or_default();
+    let is_there = if program.components().count() > 1 {
+        program.is_file()
+    } else {
+        env::split_paths(&paths).any(|folder| folder.join(&program).is_file())
+    };
+    if !is_there {
+        let place = if program.components().count() > 1 {
+            format!("{} is no file", program.display())
+        } else {
+            format!(
+                "there is no {} beside this program or in PATH",
+                program.display()
+            )
+        };
+        return Err(TrainError::Mismatch(format!(
+            "evaluation.tasks are scored by the program `infer` of this project, and {place}; set evaluation.infer to it, \
+             or evaluation.tasks to nothing"
+        )));
+    }
+    if !data.is_empty() && !Path::new(data).is_dir() {
+        return Err(TrainError::Mismatch(format!(
+            "evaluation.task_data is \"{data}\", which is no folder; set it to the folder with the tasks' data, or to \
+             nothing to fetch them from the hub"
+        )));
+    }
+    Ok(())
+}
+
 /// The scores of the student in `folder`; `None` if `stops` returns true. The error says why there are no scores.
 fn score(
     evaluation: &Evaluation,
@@ -70,7 +109,8 @@ fn score(
     let result = folder.join("scores.json");
     let mut command = Command::new(&program);
     command.arg("eval").arg("--model").arg(folder);
-    command.args(["--backend", backend, "--tasks", &evaluation.tasks]);
+    let tasks = evaluation.task_names().join(",");
+    command.args(["--backend", backend, "--tasks", &tasks]);
     if !evaluation.task_data.is_empty() {
         command.args(["--data", &evaluation.task_data]);
     }
@@ -114,8 +154,8 @@ fn program(configured: &str) -> PathBuf {
     if !configured.is_empty() {
         return PathBuf::from(configured);
     }
-    let name = format!("infer{}", std::env::consts::EXE_SUFFIX);
-    let own = std::env::current_exe().unwrap_or_default();
+    let name = format!("infer{}", env::consts::EXE_SUFFIX);
+    let own = env::current_exe().unwrap_or_default();
     let beside = own.with_file_name(&name);
     if beside.is_file() {
         beside
@@ -155,6 +195,7 @@ fn scores(json: &Value) -> BTreeMap<String, f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Config, Source};
 
     #[test]
     fn metrics_are_named_by_their_task() {
@@ -171,5 +212,33 @@ mod tests {
         assert_eq!(scores(&json), BTreeMap::from(expected));
         assert!(scores(&serde_json::json!({"results": [1]})).is_empty());
         assert_eq!(program("/some/infer"), Path::new("/some/infer"));
+    }
+
+    #[test]
+    fn a_program_or_a_folder_that_is_not_there_is_named_at_the_start() {
+        let checked = |set: &[String]| {
+            let config = Config::load(Source::Preset("tiny"), set).unwrap();
+            check(&config.evaluation).map_err(|error| error.to_string())
+        };
+        let tasks = "evaluation.tasks=piqa".to_owned();
+        let folder = tempfile::tempdir().unwrap();
+        let infer = folder.path().join("infer");
+        fs::write(&infer, "").unwrap();
+        let infer = format!("evaluation.infer={}", infer.display());
+        let data = format!("evaluation.task_data={}", folder.path().display());
+        assert_eq!(checked(&[tasks.clone(), infer.clone(), data]), Ok(()));
+
+        let absent = |key: &str| format!("{key}={}", folder.path().join("absent").display());
+        let (no_infer, no_data) = (absent("evaluation.infer"), absent("evaluation.task_data"));
+        // Without tasks neither is needed.
+        assert_eq!(checked(&[no_infer.clone(), no_data.clone()]), Ok(()));
+        for wrong in [&[tasks.clone(), no_infer][..], &[tasks, infer, no_data]] {
+            let message = checked(wrong).unwrap_err();
+            let key = wrong[wrong.len() - 1].split('=').next().unwrap();
+            assert!(
+                message.contains(key) && message.contains("absent"),
+                "{message}"
+            );
+        }
     }
 }

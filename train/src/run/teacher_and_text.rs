@@ -48,6 +48,8 @@ impl<B: KernelBackend> TeacherAndText<B> {
         config.stages.truncate(1);
         (config.data.context, config.evaluation.context) = (context, context);
         config.validate()?;
+        // For messages about its text.
+        config.stages[0].name = "the study".to_owned();
         let (of_teacher, teacher, tokenizer) = teacher_and_tokenizer(&config, device)?;
         let tokenizer = Arc::new(tokenizer);
         Ok(Self {

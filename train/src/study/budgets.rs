@@ -10,7 +10,7 @@ use maud::{PreEscaped, html};
 use model::atomic_file;
 use serde::Serialize;
 
-use crate::config::{Config, Source};
+use crate::config::{Config, ConfigError, Source};
 use crate::error::{TrainError, io_error};
 use crate::logging::say;
 use crate::report::{ReportError, chart, document};
@@ -86,7 +86,7 @@ impl BudgetStudy {
     /// a study that was stopped.
     ///
     /// # Errors
-    /// [`TrainError`] of the first run that fails; [`TrainError::Exists`] if a run in the folder is not the one that
+    /// [`TrainError`] of the first run that fails; [`TrainError::OtherRun`] if a run in the folder is not the one that
     /// this call would make; [`TrainError::Mismatch`] if the number of parts of a split is not the number of stages.
     pub fn execute<B: TrainBackend>(
         &self,
@@ -162,7 +162,16 @@ impl BudgetStudy {
         let used: Vec<String> = used.map(|(stage, _)| stage.name.clone()).collect();
         config.choose_stages(&used)?;
         config.name = format!("split-{split}").replace('/', "-");
-        config.validate()?;
+        config.validate().map_err(|error| match error {
+            ConfigError::OutOfRange(wrong) if wrong.key.ends_with(".tokens") => {
+                TrainError::Mismatch(format!(
+                    "the split {split} of {} tokens: `{}` is {}, which is not one batch; raise --tokens, or choose other \
+                     --splits",
+                    self.tokens, wrong.key, wrong.value
+                ))
+            }
+            error => error.into(),
+        })?;
         Ok(config)
     }
 
@@ -298,6 +307,9 @@ mod tests {
         }
         let error = study(1000).config(&Split(vec![40, 60])).unwrap_err();
         assert!(error.to_string().contains("3 stages"), "{error}");
+        let error = study(8192).config(&Split(vec![10, 40, 50])).unwrap_err();
+        let named = "the split 10/40/50 of 8192 tokens: `stage1.tokens` is 819";
+        assert!(error.to_string().starts_with(named), "{error}");
     }
 
     #[test]

@@ -240,12 +240,12 @@ impl Manifest {
             other => other.map_err(io_error(&path))?,
         };
         let manifest: Self = serde_json::from_slice(&bytes)
-            .map_err(|error| refused(folder, format!("{MANIFEST}: {error}")))?;
+            .map_err(|error| refused(folder, format!("{MANIFEST}: {error}; {ANEW}")))?;
         if manifest.format != FORMAT {
             return Err(refused(
                 folder,
                 format!(
-                    "its format is {}, and this program reads {FORMAT}; make it again",
+                    "its format is {}, and this program reads {FORMAT}; {ANEW}",
                     manifest.format
                 ),
             ));
@@ -272,12 +272,15 @@ impl Manifest {
         {
             return Err(refused(
                 folder,
-                format!("{MANIFEST} has numbers that no cache has; make it again"),
+                format!("{MANIFEST} has numbers that no cache has; {ANEW}"),
             ));
         }
         Ok(Some(manifest))
     }
 }
+
+/// Advice if nothing of a cache can be used.
+const ANEW: &str = "remove the folder, and make the cache again by `train cache-teacher`";
 
 /// The name of the file of shard `index`.
 fn shard_name(index: u64) -> String {

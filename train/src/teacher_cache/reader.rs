@@ -61,11 +61,17 @@ impl TeacherCache {
             return Err(refused(folder, reason));
         }
         if top_k > manifest.k {
-            let reason = format!(
-                "it has the {} likeliest ids of each token, and top_k asks for {top_k}; lower top_k, or make one \
-                 with --k {top_k}",
-                manifest.k
-            );
+            let (k, vocab_size) = (manifest.k, manifest.key.vocab_size);
+            let reason = if top_k > vocab_size {
+                format!(
+                    "the vocabulary has {vocab_size} tokens, and top_k asks for {top_k}; lower top_k"
+                )
+            } else {
+                format!(
+                    "it has the {k} likeliest ids of each token, and top_k asks for {top_k}; lower top_k, or make one \
+                     with --k {top_k}"
+                )
+            };
             return Err(refused(folder, reason));
         }
         let k = if top_k == 0 { manifest.k } else { top_k };
@@ -164,7 +170,9 @@ impl TeacherCache {
         if has_size && format!("{:x}", Sha256::digest(&bytes)) == sha256 {
             return Ok(bytes);
         }
-        let reason = format!("{name} is not what was written: its checksum differs; {AGAIN}");
+        let reason = format!(
+            "{name} is not what was written: its checksum differs; remove that file, and {AGAIN}"
+        );
         Err(refused(&self.folder, reason))
     }
 
@@ -183,18 +191,19 @@ impl TeacherCache {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(io_error(&path)(error)),
             found => {
                 let wrong = match found {
-                    Ok(_) => "has another length than it had",
-                    Err(_) => "is gone",
+                    Ok(_) => {
+                        format!("has another length than it had; remove that file, and {AGAIN}")
+                    }
+                    Err(_) => format!("is gone; {AGAIN}"),
                 };
-                Err(refused(&self.folder, format!("{name} {wrong}; {AGAIN}")))
+                Err(refused(&self.folder, format!("{name} {wrong}")))
             }
         }
     }
 }
 
 /// Advice on how to repair a cache.
-const AGAIN: &str =
-    "remove that file, and the same `train cache-teacher` that made the cache makes it again";
+const AGAIN: &str = "the same `train cache-teacher` that made the cache makes it again";
 
 /// Verifies the checksums of `shards` while the cache is in use.
 fn compare(cache: &Weak<TeacherCache>, shards: Range<u64>) {

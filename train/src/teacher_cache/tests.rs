@@ -179,7 +179,7 @@ fn a_damaged_shard_is_named() {
     TeacherCache::open(folder.path(), &key(), 14..15, 0).unwrap();
     fs::remove_file(&path).unwrap();
     let gone = TeacherCache::open(folder.path(), &key(), 10..13, 0).unwrap_err();
-    assert!(reason(gone).contains("00001.bin is gone"));
+    assert!(reason(gone).contains("00001.bin is gone; the same"));
     make(folder.path(), 3, StoredDtype::F16, 100);
     assert!(fs::read(&path).unwrap() == whole);
     opened(folder.path()).rows(10, 5).unwrap();

@@ -213,6 +213,10 @@ fn failures_are_sentences() {
         nowhere.contains("no/such/run") && nowhere.contains("no run"),
         "{nowhere}"
     );
+    let lost = parent.path().join("lost");
+    std::fs::create_dir_all(lost.join("checkpoints")).expect("a folder");
+    let lost = failure(train(&["--resume", lost.to_str().expect("UTF-8")]), 1);
+    assert!(lost.contains("inputs.toml"), "{lost}");
     assert!(failure(train(&["--resume", "a", "--out", "b"]), 2).contains("--out"));
     assert!(failure(train(&["--backend", "abacus"]), 2).contains("this build holds "));
     assert!(failure(train(&["ablate", "--plan", "middling"]), 2).contains("middling"));

@@ -118,7 +118,16 @@ fn a_comparison_is_extended() {
     let recipes = ["name=base", "name=wild; stage3.lr=1e30", RECIPES[1]];
     let more = ablation(folder.path(), &recipes, &[1], &["safety.max_skipped=1"]);
     match compare(&more).expect_err("an error") {
-        TrainError::Exists(path) => assert_eq!(path, folder.path().join("base-seed-1")),
+        TrainError::OtherRun {
+            folder: run,
+            differences,
+        } => {
+            assert_eq!(run, folder.path().join("base-seed-1"));
+            let [only] = &differences[..] else {
+                panic!("{differences:?}")
+            };
+            assert!(only.starts_with("safety.max_skipped, from "), "{only}");
+        }
         other => panic!("{other}"),
     }
     assert!(!folder.path().join("wild-seed-1").exists());

@@ -194,6 +194,13 @@ fn a_run_that_cannot_start_leaves_nothing() {
     let message = error(options(weights, &run, false)).to_string();
     assert!(message.contains("no GGUF file"), "{message}");
     assert!(!run.exists());
+    let from = super::config(&["student.from=no/such/student"]);
+    let message = error(options(from, &run, false)).to_string();
+    assert!(message.starts_with("student.from is"), "{message}");
+    let more = super::config(&["stage3.top_k=5000"]);
+    let message = error(options(more, &run, false)).to_string();
+    assert!(message.starts_with("stage3.top_k is 5000"), "{message}");
+    assert!(!run.exists());
 }
 
 /// A configuration that was made in code is checked too.

@@ -213,6 +213,24 @@ fn heads_that_recall_make_a_hybrid() {
     let refused = study(256).execute::<Inner>(&Default::default());
     let refused = refused.expect_err("all heads see all").to_string();
     assert!(refused.contains("--window"), "{refused}");
+    // The teacher has eight heads; two share keys and values.
+    for (keep, unit, rounds, named) in [
+        (
+            9,
+            UnitKind::Head,
+            1,
+            "--keep is 9, and the teacher has 8 heads",
+        ),
+        (3, UnitKind::Group, 1, "a multiple of 2"),
+        (2, UnitKind::Group, 2, "--rounds is 2"),
+    ] {
+        let mut wrong = study(64);
+        (wrong.settings.keep, wrong.settings.unit) = (keep, unit);
+        wrong.settings.rounds = rounds;
+        let refused = wrong.execute::<Inner>(&Default::default());
+        let refused = refused.expect_err("heads that cannot be kept").to_string();
+        assert!(refused.contains(named), "{refused}");
+    }
     // A folder that can never be written is found before anything else, a teacher that is not there among it.
     let mut nowhere = study(64);
     nowhere.folder = folder.path().join("config.json/heads");

@@ -163,6 +163,13 @@ fn a_study_of_the_bundled_teacher() {
         stop: StopRequest::default(),
     };
     let execute = |study: &MatrixStudy| study.execute::<Autodiff<Inner>>(&Default::default());
+    // A study that cannot begin names its text, and leaves the folder to another.
+    let short = folder.path().join("short.txt");
+    fs::write(&short, "Hello.").unwrap();
+    study.settings.text = vec![short.to_str().unwrap().to_owned()];
+    let message = execute(&study).unwrap_err().to_string();
+    assert!(message.starts_with("the text of the study: "), "{message}");
+    study.settings.text = vec![];
     study.stop = StopRequest::when(|| true);
     assert!(execute(&study).expect("no error").is_none());
     study.stop = StopRequest::default();

@@ -192,7 +192,10 @@ fn what_a_cache_is_not_for_is_refused() {
     let of_alone = key(&alone);
     let message = refused(config(&[&of_alone]));
     assert!(message.contains("has sequences 0 to 8"), "{message}");
-    let set = ["evaluation.windows=2", "student.from=none", &of_alone];
+    let earlier = parent.path().join("earlier");
+    super::run(config_of_stages(&["stage2"], &[]), &earlier);
+    let from = format!("student.from={}", earlier.join("student").display());
+    let set = ["evaluation.windows=2", &from, &of_alone];
     let message = refused(config_of_stages(&["stage3"], &set));
     assert!(
         message.contains("its perplexity on this held-out text"),
@@ -206,9 +209,6 @@ fn what_a_cache_is_not_for_is_refused() {
     assert!(message.contains("stage3.teacher_cache"), "{message}");
 
     // A student of other sizes.
-    let earlier = parent.path().join("earlier");
-    super::run(config_of_stages(&["stage2"], &[]), &earlier);
-    let from = format!("student.from={}", earlier.join("student").display());
     let message = refused(config(&[&from, "student.d_state=32"]));
     assert!(message.contains("which student.from names"), "{message}");
 }

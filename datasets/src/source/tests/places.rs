@@ -97,6 +97,19 @@ fn wrong_sources_are_errors() {
     );
 }
 
+/// To open a pipe without a writer would wait for ever.
+#[cfg(unix)]
+#[test]
+fn a_named_pipe_is_refused() {
+    let folder = TempDir::new().unwrap();
+    let pipe = folder.path().join("text.jsonl");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    let refused = error(&pipe);
+    assert!(matches!(refused, DataError::NotAFile { .. }), "{refused}");
+    assert!(refused.to_string().contains("text.jsonl"), "{refused}");
+}
+
 #[test]
 fn a_file_is_taken_once_for_each_column() {
     let folder = TempDir::new().unwrap();

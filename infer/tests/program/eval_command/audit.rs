@@ -414,6 +414,25 @@ fn a_measure_that_fails_is_named() {
     assert!(perplexity["models"][teacher.to_str().unwrap()]["value"]["value"].is_number());
 }
 
+/// A student that cannot be loaded is named, and the others are measured. One that is named twice is measured once.
+#[test]
+fn a_student_that_cannot_be_loaded_is_named() {
+    let (broken, sound) = (with_outputs_of(f32::NAN), student_folder(&[]));
+    let students = [broken.path(), sound.path(), sound.path()];
+    let copy = ["--tasks", "copy", "--lengths", "64,64", "--limit", "8"];
+    let output = audit(&teacher_folder(), &students, &copy);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let named = format!("{} is left out: ", broken.path().display());
+    assert!(said.contains(&named), "{said}");
+    let last = said.lines().rfind(|line| line.starts_with("error: "));
+    assert!(last.unwrap().contains("needs finite weights"), "{said}");
+    let table = stdout(&output);
+    assert_eq!(table.matches("copy at 64").count(), 1, "{table}");
+    let summary = format!("{}: ", sound.path().display());
+    assert!(table.contains(&summary), "{table}");
+}
+
 #[test]
 fn what_cannot_be_audited_is_refused() {
     let student = student_folder(&[]);
@@ -435,6 +454,12 @@ fn what_cannot_be_audited_is_refused() {
         student.path(),
         &["--tasks", "piqa"],
         "nothing is left to measure",
+    );
+    refused(
+        &teacher,
+        student.path(),
+        &["--tasks", "needle", "--lengths", "4096"],
+        "needle at 4096",
     );
     refused(
         &teacher,
@@ -470,4 +495,20 @@ fn what_cannot_be_audited_is_refused() {
         &needle,
         "its tokenizer is not the teacher's",
     );
+
+    // The model whose vocabulary is too small is named, before any model is measured.
+    let small = tempfile::tempdir().unwrap();
+    let mut config = LlamaConfig {
+        vocab_size: 100,
+        hidden_size: HIDDEN,
+        intermediate_size: 16,
+        num_hidden_layers: 1,
+        ..LlamaConfig::default_of(LlamaFamily::Llama)
+    };
+    config.attention.n_heads = 1;
+    config.attention.n_kv_heads = 1;
+    let model = CausalLm::<Flex>::init(&config, 3, &Device::<Flex>::default());
+    model::save(&config, &model, small.path()).unwrap();
+    let named = format!("the vocabulary of {} ends at 100", small.path().display());
+    refused(&teacher, small.path(), &needle, &named);
 }

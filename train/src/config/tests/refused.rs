@@ -141,6 +141,8 @@ fn values_out_of_range_name_the_key_and_the_range() {
         ("guard.window=0", "guard.window"),
         ("evaluation.context=0", "evaluation.context"),
         ("evaluation.batch=0", "evaluation.batch"),
+        ("evaluation.tasks=piqa,arc", "evaluation.tasks"),
+        ("evaluation.tasks=piqa,", "evaluation.tasks"),
     ] {
         let message = complaint(wrong);
         assert!(
@@ -148,6 +150,13 @@ fn values_out_of_range_name_the_key_and_the_range() {
             "--set {wrong}: {message}"
         );
     }
+    let message = complaint("evaluation.tasks=pica");
+    assert!(
+        message.contains("lambada_openai, hellaswag, piqa"),
+        "{message}"
+    );
+    let several = ["evaluation.tasks=piqa, mqar".to_owned()];
+    assert!(Config::load(Source::Preset("tiny"), &several).is_ok());
     let all_of_it = ["stage3.warmup=0.8", "stage3.decay=0.2"].map(str::to_owned);
     assert!(Config::load(Source::Preset("tiny"), &all_of_it).is_ok());
 }

@@ -26,6 +26,8 @@ use crate::error::{TrainError, io_error};
 use crate::logging::say;
 use crate::run::{StopRequest, TeacherAndText};
 
+/// The file with the settings of the study in a folder.
+const SETTINGS: &str = "settings.json";
 /// The most entries of matrices that are fitted together: their graph then fits into the memory of a small GPU.
 const ENTRIES: usize = 1 << 24;
 /// The number of matrices on the page.
@@ -127,17 +129,27 @@ impl MatrixStudy {
         &self,
         device: &B::Device,
     ) -> Result<Option<String>, TrainError> {
-        self.claim()?;
+        let is_new = self.is_new()?;
         let settings = &self.settings;
         let (model, text) = (&settings.teacher, &settings.text);
         let context = settings.context;
         let read =
             TeacherAndText::<B::InnerBackend>::open(model, text, context, &self.cache, device)?;
+        // A study that cannot begin leaves the folder to another.
+        if is_new {
+            self.write(SETTINGS, &self.own_settings())?;
+        }
         let heads = attention::sample(&read.network, settings.heads);
         let sequences = settings.sequences;
         let (teacher, windows) = (&read.teacher, &read.windows);
         let (matrices, places) = attention::matrices(teacher, windows, &heads, sequences, device)?;
         let [m, l, _] = matrices.dims();
+        let found = m / heads.len().max(1);
+        if found < sequences {
+            say(format_args!(
+                "the text has {found} sequences of {l} tokens, fewer than the {sequences} of --sequences"
+            ));
+        }
         say(format_args!("{m} matrices of {l} tokens"));
         let mut approximations = vec![];
         for class in Class::ALL {
@@ -263,17 +275,21 @@ impl MatrixStudy {
         })
     }
 
-    /// Marks the folder as that of this study; an error if it belongs to another.
-    fn claim(&self) -> Result<(), TrainError> {
-        const SETTINGS: &str = "settings.json";
+    /// The settings, which mark the folder as that of this study.
+    fn own_settings(&self) -> Vec<u8> {
+        serde_json::to_vec_pretty(&self.settings).unwrap_or_default()
+    }
+
+    /// Whether the folder has no study yet, and can be written; an error if it belongs to another study.
+    fn is_new(&self) -> Result<bool, TrainError> {
         let path = self.folder.join(SETTINGS);
-        let own = serde_json::to_vec_pretty(&self.settings).unwrap_or_default();
         if !path.exists() {
-            return self.write(SETTINGS, &own);
+            atomic_file::check(&path).map_err(io_error(&path))?;
+            return Ok(true);
         }
         let before = std::fs::read(&path).map_err(io_error(&path))?;
-        if before == own {
-            return Ok(());
+        if before == self.own_settings() {
+            return Ok(false);
         }
         Err(TrainError::Mismatch(format!(
             "{}: holds a study with other settings, which its {SETTINGS} has; choose another folder by --out",
