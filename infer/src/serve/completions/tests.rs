@@ -1,10 +1,11 @@
-use std::cell::Cell;
+mod limits;
+mod random_bodies;
+
 use std::path::Path;
 use std::time::Instant;
 
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
 use super::*;
@@ -28,51 +29,6 @@ const LIMITS: Limits = Limits {
 fn planned(tokenizer: &Tokenizer, body: &[u8]) -> Result<TextPlan, ApiError> {
     let request = read(body, "tiny", &LIMITS)?;
     request.plan(tokenizer, &LIMITS, Instant::now(), &|| false)
-}
-
-/// Any JSON, not deep.
-fn any_json() -> impl Strategy<Value = Value> {
-    let leaf = prop_oneof![
-        Just(Value::Null),
-        any::<bool>().prop_map(Value::from),
-        any::<i64>().prop_map(Value::from),
-        any::<u64>().prop_map(Value::from),
-        (-3_i64..30).prop_map(Value::from),
-        any::<f64>().prop_map(Value::from),
-        (-1.0..3.0).prop_map(Value::from),
-        ".{0,12}".prop_map(Value::from),
-    ];
-    leaf.prop_recursive(3, 24, 5, |inner| {
-        prop_oneof![
-            prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
-            prop::collection::vec((".{0,6}", inner), 0..4)
-                .prop_map(|members| Value::Object(members.into_iter().collect())),
-        ]
-    })
-}
-
-/// A value that a field may well have.
-fn plausible(field: &'static str) -> BoxedStrategy<Value> {
-    let number = |range: std::ops::Range<f64>| range.prop_map(Value::from).boxed();
-    let id = 0_u32..5000;
-    match field {
-        "model" => Just(json!("tiny")).boxed(),
-        "prompt" => prop_oneof![
-            ".{0,40}".prop_map(Value::from),
-            prop::collection::vec(".{0,9}", 0..4).prop_map(Value::from),
-            prop::collection::vec(id.clone(), 0..9).prop_map(Value::from),
-            prop::collection::vec(prop::collection::vec(id, 0..4), 0..4)
-                .prop_map(|lists| json!(lists)),
-        ]
-        .boxed(),
-        "stop" => prop::collection::vec(".{0,5}", 0..5)
-            .prop_map(Value::from)
-            .boxed(),
-        "temperature" | "top_p" | "min_p" | "repetition_penalty" => number(0.0..1.5),
-        "echo" | "stream" => any::<bool>().prop_map(Value::from).boxed(),
-        "stream_options" => Just(json!({"include_usage": true})).boxed(),
-        _ => (-1_i64..9).prop_map(Value::from).boxed(),
-    }
 }
 
 const FIELDS: [&str; 22] = [
@@ -99,82 +55,6 @@ const FIELDS: [&str; 22] = [
     "logit_bias",
     "no_such_field",
 ];
-
-/// A body with some fields, most of them as they should be.
-fn any_body() -> impl Strategy<Value = Value> {
-    let field = prop::sample::select(&FIELDS[..]).prop_flat_map(|field| {
-        let value = prop_oneof![5 => plausible(field), 1 => any_json()];
-        (Just(field.to_owned()), value)
-    });
-    prop::collection::vec(field, 0..6)
-        .prop_map(|members| Value::Object(members.into_iter().collect()))
-}
-
-/// Bytes that may be a body: JSON, JSON with damage, or anything.
-fn any_bytes() -> impl Strategy<Value = Vec<u8>> {
-    let body = || any_body().prop_map(|body| body.to_string().into_bytes());
-    let damage = (any::<prop::sample::Index>(), any::<u8>());
-    let damaged = (body(), prop::collection::vec(damage, 1..4));
-    let damaged = damaged.prop_map(|(mut body, damage)| {
-        for (place, byte) in damage {
-            let place = place.index(body.len());
-            body[place] = byte;
-        }
-        body
-    });
-    let cut = (body(), any::<prop::sample::Index>()).prop_map(|(mut body, place)| {
-        body.truncate(place.index(body.len()));
-        body
-    });
-    prop_oneof![
-        4 => body(),
-        2 => damaged,
-        1 => cut,
-        1 => any_json().prop_map(|json| json.to_string().into_bytes()),
-        1 => prop::collection::vec(any::<u8>(), 0..200),
-    ]
-}
-
-/// Any bytes give a plan within the limits or a client error.
-#[test]
-fn ten_thousand_bodies() {
-    let tokenizer = tokenizer();
-    let (plans, errors) = (Cell::new(0), Cell::new(0));
-    let config = ProptestConfig {
-        cases: 10_000,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    };
-    proptest::test_runner::TestRunner::new(config)
-        .run(&any_bytes(), |body| {
-            match planned(&tokenizer, &body) {
-                Ok(plan) => {
-                    plans.set(plans.get() + 1);
-                    prop_assert!((1..=LIMITS.texts).contains(&plan.requests.len()));
-                    for request in &plan.requests {
-                        prop_assert!(request.max_tokens <= LIMITS.max_tokens);
-                        prop_assert!(!request.prompt.is_empty());
-                        prop_assert!(!request.stop.iter().any(String::is_empty));
-                        prop_assert!(request.sampling.validate().is_ok());
-                    }
-                }
-                Err(error) => {
-                    errors.set(errors.get() + 1);
-                    let message = error.to_json()["error"]["message"].clone();
-                    prop_assert!(message.as_str().is_some_and(|text| !text.is_empty()));
-                    prop_assert!(error.into_response().status().is_client_error());
-                }
-            }
-            Ok(())
-        })
-        .unwrap();
-    // Both results were tested.
-    let (plans, errors) = (plans.get(), errors.get());
-    assert!(
-        plans > 1000 && errors > 1000,
-        "{plans} plans, {errors} errors"
-    );
-}
 
 /// The status and message that a body is refused with.
 fn refused(body: Value) -> (StatusCode, String) {
@@ -345,115 +225,6 @@ fn a_begin_of_text_is_read_and_not_shown() {
     let of_ids = plan(json!(ids));
     assert_eq!(*of_ids.requests[0].prompt, ids);
     assert_eq!(of_ids.echoes.unwrap()[0].whole(), text);
-}
-
-/// The error of a body that was not encoded, and whose length is none of the server's.
-fn refused_early(body: &[u8]) -> ApiError {
-    read(body, "tiny", &LIMITS).unwrap_err()
-}
-
-/// Whatever the number or the length of what a body lists, it is refused before it is encoded, and in a
-/// short message.
-#[test]
-fn a_body_cannot_ask_for_more_than_its_bytes() {
-    let list =
-        |element: &str, n: usize| format!("[{}{element}]", format!("{element},").repeat(n - 1));
-    let many = 300_000;
-    for (body, part) in [
-        (
-            format!("{{\"prompt\": {}}}", list("\"\"", many)),
-            "more than 65536 prompts",
-        ),
-        (
-            format!("{{\"prompt\": {}}}", list("[]", many)),
-            "more than 65536 prompts",
-        ),
-        (
-            format!("{{\"prompt\": {}}}", list("[5]", 65_536)),
-            "65536 texts at once",
-        ),
-        (
-            format!("{{\"stop\": {}}}", list("\"a\"", many)),
-            "more than 16 stop strings",
-        ),
-        (
-            format!("{{\"logit_bias\": {{\"a\": {}}}}}", list("[]", many)),
-            "no logit_bias",
-        ),
-        (
-            format!("{{\"prompt\": \"{}\"}}", "a".repeat(2001)),
-            "2001 bytes; at most 2000 can be within the 500 positions",
-        ),
-        (
-            format!("{{\"prompt\": [\"a\", \"{}\"]}}", "\u{e9}".repeat(1001)),
-            "2002 bytes",
-        ),
-        (
-            format!("{{\"temperature\": \"{}\"}}", "a".repeat(many)),
-            "invalid type: string",
-        ),
-        (format!("{{\"{}\": 1}}", "a".repeat(many)), "unknown field"),
-        (
-            format!("{{\"model\": \"{}\"}}", "\u{e9}".repeat(many)),
-            "does not exist",
-        ),
-    ] {
-        let error = refused_early(body.as_bytes());
-        let message = error.to_json()["error"]["message"]
-            .as_str()
-            .unwrap()
-            .to_owned();
-        let whole =
-            message.contains(part) || (part == "does not exist" && message.ends_with("..."));
-        assert!(whole, "{part}: {message}");
-        assert!(message.len() <= 1003);
-    }
-    // As long as it may be.
-    let fits = json!({"prompt": "a".repeat(2000)}).to_string();
-    assert!(read(fits.as_bytes(), "tiny", &LIMITS).is_ok());
-}
-
-/// A few bytes cannot ask for a reply of gigabytes.
-#[test]
-fn a_reply_has_a_bound() {
-    let ask = |limits: &Limits, body: Value| read(body.to_string().as_bytes(), "tiny", limits);
-    let limits = Limits {
-        max_tokens: 4096,
-        texts: 256,
-        positions: None,
-        ..LIMITS
-    };
-    let most = json!({"n": 256, "max_tokens": 4096, "logprobs": 20});
-    let error = ask(&limits, most.clone()).unwrap_err().to_json();
-    assert_eq!(error["error"]["param"], "logprobs");
-    let message = error["error"]["message"].as_str().unwrap();
-    // 256 x 4096 tokens at 32 + 21 x 100 bytes, and 128 MiB.
-    assert!(
-        message.contains("2235564032 bytes") && message.contains("134217728"),
-        "{message}"
-    );
-    // No text is longer than the positions, and without scores it is small.
-    let short = Limits {
-        positions: Some(200),
-        ..limits.clone()
-    };
-    assert!(ask(&short, most).is_ok());
-    let plain = ask(&limits, json!({"n": 256, "max_tokens": 4096})).unwrap();
-    let plan = plain.plan(&tokenizer(), &limits, Instant::now(), &|| false);
-    assert_eq!(plan.unwrap().reply_bytes, 256 * 4096 * 32);
-}
-
-#[test]
-fn what_stops_the_encoding_is_said() {
-    let request = read(b"{\"prompt\": \"a\"}", "tiny", &LIMITS).unwrap();
-    let error = request
-        .plan(&tokenizer(), &LIMITS, Instant::now(), &|| true)
-        .unwrap_err();
-    assert_eq!(error.to_json()["error"]["code"], "timeout");
-    assert_eq!(
-        error.into_response().status(),
-        StatusCode::SERVICE_UNAVAILABLE
-    );
 }
 
 /// A client compares the name of each token with that of the likeliest, to see whether it is greedy.

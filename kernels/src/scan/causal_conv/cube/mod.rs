@@ -3,8 +3,10 @@
 //! A unit computes a few neighbouring channels over [`STEPS`] time steps. It holds the last `w - 1` inputs in
 //! registers, so that it reads each input once. All sums are f32.
 
-mod kernels;
+mod backward;
+mod forward;
 mod shares;
+mod window;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
@@ -12,7 +14,8 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use self::kernels::{backward_kernel, forward_kernel, history_kernel};
+use self::backward::{backward_kernel, history_kernel};
+use self::forward::forward_kernel;
 use self::shares::sum_shares_kernel;
 use super::{Activation, CausalConv, ConvGradients, ConvInputs, reference};
 use crate::cube::documents::{read, starts};

@@ -12,9 +12,11 @@ use cubecl::prelude::*;
 
 use super::chunk_decays::{ChunkDecays, Through, read_a_logs};
 use super::copies::{HeadRows, copy_gate, copy_tokens, head_rows};
-use super::epilogue::{gated, load_bias};
+use super::epilogue::load_bias;
 use super::forward::{CHUNK, Emit, Plan, nth};
 use super::product::{Eight, PLANE, Pair, Product};
+use super::staged_outputs::{add_tokens, finish, write_outputs};
+use super::staged_states::{add_share, store_state, write_state};
 use super::tile::Tile;
 
 /// Planes of a cube, each with 16 tokens of a chunk.
@@ -50,167 +52,6 @@ pub fn held(p: usize, n: usize, gate: bool) -> usize {
     let by_memory = MULTIPROCESSOR / (shared_memory(p, n, gate) + RESERVED);
     let by_registers = if gate || p * n > 64 * 64 { 2 } else { 3 };
     by_memory.clamp(1, by_registers)
-}
-
-/// Adds to the outputs of a plane's 16 tokens, `row` of the chunk and the next, those parts that come from the 16 tokens
-/// from `s` on, which are its own on the `diagonal`. `c` are the plane's left factors; the chunk's rows of shared memory
-/// begin at `at`.
-#[cube]
-fn add_tokens<E: Float>(
-    y: &mut Product,
-    c: &Sequence<Array<Vector<E, Pair>>>,
-    b: &Tile<E>,
-    x: &Tile<E>,
-    decays: &ChunkDecays,
-    through: &Sequence<Through>,
-    at: usize,
-    row: usize,
-    s: usize,
-    #[comptime] diagonal: bool,
-    #[comptime] p: usize,
-    #[comptime] n: usize,
-) {
-    let mut scores = Product::of_plane(row, 16usize);
-    #[unroll]
-    for step in 0..comptime!(n / 16) {
-        let both = b.right(comptime!(step * 16), at + s, true);
-        scores.add_fragments(c, step, &both, 0usize);
-    }
-    let mut weights = Array::<Vector<E, Pair>>::new(4usize);
-    #[unroll]
-    for half in 0..2usize {
-        let column = s + comptime!(half * 8) + UNIT_POS_PLANE as usize % 4 * 2;
-        #[unroll]
-        for down in 0..2usize {
-            let i = comptime!(2 * half + down);
-            let decay = decays.within(at, *through.index(down), column);
-            let mut pair = scores.get(i) * decay;
-            if comptime!(diagonal) {
-                let t = scores.row(i);
-                pair[0] = select(column <= t, pair[0], 0.0f32);
-                pair[1] = select(column < t, pair[1], 0.0f32);
-            }
-            weights[i] = Vector::cast_from(pair);
-        }
-    }
-    let mut left = Sequence::<Array<Vector<E, Pair>>>::new();
-    left.push(weights);
-    #[unroll]
-    for j in 0..comptime!(p / 16) {
-        let both = x.right(at + s, comptime!(j * 16), false);
-        y.add_fragments(&left, 0usize, &both, j);
-    }
-}
-
-/// Adds a chunk's share to a state without its decay: the products of x and B, decayed to the chunk's end; backwards,
-/// from its start.
-#[cube]
-pub fn add_share<E: Float>(
-    state: &mut Product,
-    x: &Tile<E>,
-    b: &Tile<E>,
-    decays: &ChunkDecays,
-    at: usize,
-    #[comptime] backwards: bool,
-) {
-    if state.busy {
-        #[unroll]
-        for step in 0..comptime!(CHUNK / 16) {
-            let token = comptime!(step * 16) + UNIT_POS_PLANE as usize % 4 * 2;
-            let mut factors = Sequence::<Vector<f32, Pair>>::new();
-            factors.push(decays.towards(at, token, backwards));
-            factors.push(decays.towards(at, token + 8, backwards));
-            let mut lefts = Sequence::<Array<Vector<E, Pair>>>::new();
-            #[unroll]
-            for i in 0..state.down() {
-                let first_row = state.first_row() + comptime!(i * 16);
-                let mut left = x.left(first_row, at + comptime!(step * 16), true);
-                #[unroll]
-                for part in 0..4usize {
-                    let value = Vector::<f32, Pair>::cast_from(left[part]);
-                    left[part] = Vector::cast_from(value * *factors.index(comptime!(part / 2)));
-                }
-                lefts.push(left);
-            }
-            #[unroll]
-            for j in 0..state.steps_across() {
-                let column = state.first_column() + comptime!(j * 16);
-                let both = b.right(at + comptime!(step * 16), column, false);
-                state.add_fragments(&lefts, 0usize, &both, j);
-            }
-        }
-    }
-}
-
-/// Adds the skip to outputs, and gates them.
-#[cube]
-fn finish<E: Float>(
-    y: &mut Product,
-    x: &Tile<E>,
-    z: &Tile<E>,
-    d_h: &ComptimeOption<Tensor<f32>>,
-    z_bias: &SharedMemory<f32>,
-    head: usize,
-    at: usize,
-    #[comptime] gate: bool,
-) {
-    #[comptime]
-    match d_h {
-        ComptimeOption::Some(d) => {
-            let d = Vector::<f32, Pair>::new(d[head]);
-            #[unroll]
-            for i in 0..y.pairs() {
-                let x = x.pair(at + y.row(i), y.column(i));
-                let sum = y.get(i) + d * Vector::<f32, Pair>::cast_from(x);
-                y.set(i, sum);
-            }
-        }
-        ComptimeOption::None => {}
-    }
-    if comptime!(gate) {
-        let plane = UNIT_POS as usize / PLANE;
-        #[unroll]
-        for i in 0..y.pairs() {
-            let column = y.column(i);
-            let row = plane * 16 + comptime!(i % 2 * 8) + UNIT_POS_PLANE as usize / 4;
-            let value = gated::<E>(y.get(i), z.pair(row, column), z_bias, column);
-            y.set(i, value);
-        }
-    }
-}
-
-/// Writes the outputs of a plane's tokens, whose first is `first_token` of `l`, to the head's rows, through the plane's rows of a
-/// tile from `row` on, which no other plane reads.
-#[cube]
-fn write_outputs<E: Float>(
-    y: &Product,
-    through: &mut Tile<E>,
-    row: usize,
-    out: &mut Tensor<Vector<E, Eight>>,
-    rows: HeadRows,
-    first_token: usize,
-    l: usize,
-    #[comptime] p: usize,
-) {
-    let lane = UNIT_POS_PLANE as usize;
-    let across = comptime!(p / 8);
-    // All units have read the factors that lay here.
-    sync_plane();
-    #[unroll]
-    for i in 0..y.pairs() {
-        let down = comptime!(i % 2 * 8) + lane / 4;
-        through.set_pair(row + down, y.column(i), Vector::cast_from(y.get(i)));
-    }
-    sync_plane();
-    #[unroll]
-    for round in 0..comptime!(16 * across / PLANE) {
-        let at = lane + comptime!(round * PLANE);
-        let (down, vector) = (at / across, at % across);
-        let token = first_token + down;
-        if token < l {
-            out[rows.first + token * rows.step + vector] = through.get(row + down, vector);
-        }
-    }
 }
 
 /// Steps 1 to 4 in one: the chunks of a segment of one head, one after the other.
@@ -481,42 +322,6 @@ pub fn walk<E: Float>(
         }
         if UNIT_POS == 0 {
             segment_decays[segment] = total_decay;
-        }
-    }
-}
-
-/// Writes a state, rounded, to the rows of shared memory from `at` on.
-#[cube]
-pub fn store_state<E: Float>(state: &Product, to: &mut Tile<E>, at: usize) {
-    if state.busy {
-        #[unroll]
-        for i in 0..state.pairs() {
-            to.set_pair(
-                at + state.row(i),
-                state.column(i),
-                Vector::cast_from(state.get(i)),
-            );
-        }
-    }
-}
-
-/// Writes the state in the rows of shared memory from `at` on to the matrix `to` of many.
-#[cube]
-fn write_state<E: Float>(
-    from: &Tile<E>,
-    at: usize,
-    out: &mut Tensor<Vector<E, Eight>>,
-    to: usize,
-    #[comptime] p: usize,
-    #[comptime] n: usize,
-) {
-    let across = comptime!(n / 8);
-    let vectors = comptime!(p * across);
-    #[unroll]
-    for round in 0..comptime!(vectors.div_ceil(UNITS)) {
-        let vector = UNIT_POS as usize + comptime!(round * UNITS);
-        if comptime!((round + 1) * UNITS <= vectors) || vector < vectors {
-            out[to * vectors + vector] = from.get(at + vector / across, vector % across);
         }
     }
 }

@@ -11,7 +11,8 @@ use super::copies::{copy_state, copy_tokens, head_rows};
 use super::epilogue_gradients::Shares;
 use super::forward::{CHUNK, nth, write_tokens};
 use super::product::{Eight, PLANE, Pair, Product};
-use super::staged::{MULTIPROCESSOR, RESERVED, add_share, store_state};
+use super::staged::{MULTIPROCESSOR, RESERVED};
+use super::staged_states::{add_share, store_state};
 use super::tile::Tile;
 
 /// Units of a cube.
