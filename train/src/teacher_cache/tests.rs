@@ -153,6 +153,13 @@ fn what_is_missing_is_made() {
     let other = CacheWriter::open(whole.path(), manifest(4, StoredDtype::F16)).unwrap_err();
     let other = reason(other);
     assert!(other.contains("a k of 3, where 4 is asked for"), "{other}");
+    // A folder of something else stays as it is.
+    let foreign = tempfile::tempdir().unwrap();
+    fs::write(foreign.path().join("notes.txt"), "").unwrap();
+    let writer = CacheWriter::open(foreign.path(), manifest(3, StoredDtype::F16));
+    let message = reason(writer.unwrap_err());
+    assert!(message.contains("other files"), "{message}");
+    assert_eq!(fs::read_dir(foreign.path()).unwrap().count(), 1);
 }
 
 #[test]

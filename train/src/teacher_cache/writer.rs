@@ -30,6 +30,8 @@ impl CacheWriter {
     /// [`TrainError::TeacherCache`] if another cache is there, or another process works on it; [`TrainError::Io`].
     pub(crate) fn open(folder: &Path, wanted: Manifest) -> Result<Self, TrainError> {
         fs::create_dir_all(folder).map_err(io_error(folder))?;
+        // Before the lock file is made, so that a folder that is refused stays as it is.
+        manifest_in(folder, &wanted)?;
         let path = folder.join(LOCK);
         let lock = File::create(&path).map_err(io_error(&path))?;
         match lock.try_lock() {
@@ -42,26 +44,8 @@ impl CacheWriter {
             Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {}
             Err(TryLockError::Error(error)) => return Err(io_error(&path)(error)),
         }
-        let manifest = match Manifest::read(folder)? {
-            Some(found) => continued(folder, found, wanted)?,
-            None => {
-                let mut others = fs::read_dir(folder).map_err(io_error(folder))?;
-                let is_other = |entry: std::io::Result<fs::DirEntry>| {
-                    entry.is_ok_and(|entry| {
-                        let name = entry.file_name();
-                        let name = name.to_string_lossy();
-                        // Files that a killed process has left.
-                        name != LOCK && !name.ends_with(TEMPORARY)
-                    })
-                };
-                if others.any(is_other) {
-                    let reason =
-                        "it has other files; choose an empty folder, or one that is not there yet";
-                    return Err(refused(folder, reason.to_owned()));
-                }
-                wanted
-            }
-        };
+        // Again, because another process may have written there until now.
+        let manifest = manifest_in(folder, &wanted)?;
         for entry in fs::read_dir(folder).map_err(io_error(folder))?.flatten() {
             // Frees the space of files that a killed process has left; a failure does no harm.
             if entry.file_name().to_string_lossy().ends_with(TEMPORARY) {
@@ -139,8 +123,26 @@ impl CacheWriter {
     }
 }
 
+/// The manifest to work with in `folder`: the one that is there, if it is of `wanted`'s cache, or `wanted` if there are no
+/// files of others.
+fn manifest_in(folder: &Path, wanted: &Manifest) -> Result<Manifest, TrainError> {
+    if let Some(found) = Manifest::read(folder)? {
+        return continued(folder, found, wanted);
+    }
+    for entry in fs::read_dir(folder).map_err(io_error(folder))? {
+        let name = entry.map_err(io_error(folder))?.file_name();
+        let name = name.to_string_lossy();
+        // Temporary files are those that a killed process has left.
+        if name != LOCK && !name.ends_with(TEMPORARY) {
+            let reason = "it has other files; choose an empty folder, or one that is not there yet";
+            return Err(refused(folder, reason.to_owned()));
+        }
+    }
+    Ok(wanted.clone())
+}
+
 /// The manifest `found` in `folder`, to be continued, if it has the same identity as `wanted`.
-fn continued(folder: &Path, found: Manifest, wanted: Manifest) -> Result<Manifest, TrainError> {
+fn continued(folder: &Path, found: Manifest, wanted: &Manifest) -> Result<Manifest, TrainError> {
     let mut differences = found.key.differences(&wanted.key);
     for (what, found, wanted) in [
         ("first sequence", found.first_row, wanted.first_row),
