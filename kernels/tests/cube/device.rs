@@ -1,6 +1,12 @@
 //! The CubeCL backend of this build (CUDA before wgpu), and tests that need its device.
 
+use cubecl::Runtime as _;
 use kernels::runtime::{Backend, keep_kernels, report_failures};
+
+#[cfg(feature = "cuda")]
+use cubecl::cuda::CudaRuntime as Runtime;
+#[cfg(not(feature = "cuda"))]
+use cubecl::wgpu::WgpuRuntime as Runtime;
 
 #[cfg(feature = "cuda")]
 pub type Cube = kernels::runtime::Cuda;
@@ -17,4 +23,11 @@ pub fn with_device(test: impl FnOnce()) {
         backend.probe()
     };
     tests::with_device(probe, test);
+}
+
+/// Whether the device has tensor cores that are programmed by `mma`. Shapes that are for these alone are left out
+/// elsewhere: there they add nothing but kernels, each of which takes a CPU's Vulkan driver up to half a minute.
+pub fn has_tensor_cores() -> bool {
+    let client = Runtime::client(&Default::default());
+    !client.properties().features.matmul.mma.is_empty()
 }

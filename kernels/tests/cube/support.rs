@@ -5,7 +5,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use kernels::runtime::NdArray64;
 use tests::Numbers;
 
-pub use crate::device::{Cube, with_device};
+pub use crate::device::{Cube, has_tensor_cores, with_device};
 
 pub type Exact = NdArray64;
 
