@@ -49,15 +49,32 @@ pub(super) fn read<W: Numeric, N: Size>(
         if comptime!((first_turn + turn + 1) * plan.lanes > vectors) {
             at = clamp_max(at, comptime!(vectors - 1));
         }
-        #[unroll]
-        for r in 0..plan.rows {
-            let row = clamp_max(place.row + r, comptime!(part.d_out - 1));
-            let vector = row * vectors + at;
-            held.vectors[turn * plan.rows + r] = weight_oi[vector];
-            if comptime!(plan.form == Form::Int4) {
-                let group = vector / comptime!(plan.of_group());
-                held.scales[turn * plan.rows + r] = half_bits(&scales[i], group);
-            }
+        read_turn(weight_oi, scales, held, place, i, at, turn, part, plan);
+    }
+}
+
+/// Reads the rows' vectors `at` as those of the block's turn `turn`.
+#[cube]
+fn read_turn<W: Numeric, N: Size>(
+    weight_oi: &Array<Vector<W, N>>,
+    scales: &Sequence<Array<u32>>,
+    held: &mut Held<W, N>,
+    place: Place,
+    i: usize,
+    at: usize,
+    #[comptime] turn: usize,
+    #[comptime] part: Part,
+    #[comptime] plan: Plan,
+) {
+    let vectors = comptime!(plan.vectors(part.d_in));
+    #[unroll]
+    for r in 0..plan.rows {
+        let row = clamp_max(place.row + r, comptime!(part.d_out - 1));
+        let vector = row * vectors + at;
+        held.vectors[turn * plan.rows + r] = weight_oi[vector];
+        if comptime!(plan.form == Form::Int4) {
+            let group = vector / comptime!(plan.of_group());
+            held.scales[turn * plan.rows + r] = half_bits(&scales[i], group);
         }
     }
 }
@@ -80,29 +97,44 @@ fn multiply<W: Numeric, N: Size, X: Size>(
     for turn in 0..turns {
         let at = (first_turn + turn) * plan.lanes + place.lane;
         if comptime!((first_turn + turn + 1) * plan.lanes <= vectors) || at < vectors {
-            if comptime!(plan.form == Form::Int4) {
-                // Each vector has another scale.
-                let mut own = zeros(comptime!(plan.rows * plan.batch));
-                multiply_turn(&mut own, held, x_bi, gate_bi, at, turn, part, plan);
-                #[unroll]
-                for r in 0..plan.rows {
-                    let scale = half(held.scales[turn * plan.rows + r]);
-                    #[unroll]
-                    for b in 0..plan.batch {
-                        let sum = comptime!(r * plan.batch + b);
-                        sums[sum] = fma(own[sum], scale, sums[sum]);
-                    }
-                }
-            } else {
-                multiply_turn(sums, held, x_bi, gate_bi, at, turn, part, plan);
-            }
+            multiply_turn(sums, held, x_bi, gate_bi, at, turn, part, plan);
         }
     }
 }
 
-/// The same of one turn's vectors, which are the rows' vectors `at`, without scales.
+/// The same of one turn's vectors, which are the rows' vectors `at`.
 #[cube]
 fn multiply_turn<W: Numeric, N: Size, X: Size>(
+    sums: &mut Array<f32>,
+    held: &Held<W, N>,
+    x_bi: &Slice<Vector<f32, X>>,
+    gate_bi: &Slice<Vector<f32, X>>,
+    at: usize,
+    #[comptime] turn: usize,
+    #[comptime] part: Part,
+    #[comptime] plan: Plan,
+) {
+    if comptime!(plan.form == Form::Int4) {
+        // Each vector has another scale.
+        let mut own = zeros(comptime!(plan.rows * plan.batch));
+        multiply_numbers(&mut own, held, x_bi, gate_bi, at, turn, part, plan);
+        #[unroll]
+        for r in 0..plan.rows {
+            let scale = half(held.scales[turn * plan.rows + r]);
+            #[unroll]
+            for b in 0..plan.batch {
+                let sum = comptime!(r * plan.batch + b);
+                sums[sum] = fma(own[sum], scale, sums[sum]);
+            }
+        }
+    } else {
+        multiply_numbers(sums, held, x_bi, gate_bi, at, turn, part, plan);
+    }
+}
+
+/// The same without scales.
+#[cube]
+fn multiply_numbers<W: Numeric, N: Size, X: Size>(
     sums: &mut Array<f32>,
     held: &Held<W, N>,
     x_bi: &Slice<Vector<f32, X>>,
@@ -164,14 +196,35 @@ pub(super) fn accumulate<W: Numeric, N: Size, X: Size>(
     #[comptime] plan: Plan,
 ) {
     let (turns, block) = comptime!((plan.turns(part.d_in), plan.block()));
-    #[unroll]
-    for n in 0..comptime!(turns.div_ceil(block)) {
-        let first = comptime!(n * block);
-        let count = comptime!(block.min(turns - n * block));
-        if comptime!(n > 0) {
-            read(weight_oi, scales, held, place, i, first, count, part, plan);
+    if comptime!(block == 1) {
+        // A loop, since its body is long.
+        let vectors = comptime!(plan.vectors(part.d_in));
+        let even = comptime!(vectors.is_multiple_of(plan.lanes));
+        for turn in 0..turns {
+            let at = turn * plan.lanes + place.lane;
+            if turn > 0 {
+                let last = comptime!(vectors - 1);
+                let read = if comptime!(even) {
+                    at
+                } else {
+                    clamp_max(at, last)
+                };
+                read_turn(weight_oi, scales, held, place, i, read, 0usize, part, plan);
+            }
+            if comptime!(even) || at < vectors {
+                multiply_turn(sums, held, x_bi, gate_bi, at, 0usize, part, plan);
+            }
         }
-        multiply(sums, held, x_bi, gate_bi, place, first, count, part, plan);
+    } else {
+        #[unroll]
+        for n in 0..comptime!(turns.div_ceil(block)) {
+            let first = comptime!(n * block);
+            let count = comptime!(block.min(turns - n * block));
+            if comptime!(n > 0) {
+                read(weight_oi, scales, held, place, i, first, count, part, plan);
+            }
+            multiply(sums, held, x_bi, gate_bi, place, first, count, part, plan);
+        }
     }
 }
 

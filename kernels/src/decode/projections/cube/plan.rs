@@ -228,9 +228,14 @@ impl Plan {
         self.together / self.input
     }
 
-    /// How many of these it reads before it computes with the first.
+    /// How many of these it reads before it computes with the first. For more than a few vectors one, whose products are
+    /// then a loop: unrolled, they are tens of thousands of instructions, which take minutes to compile.
     pub(super) fn block(self) -> usize {
-        HELD / self.rows
+        if self.batch > FEW {
+            1
+        } else {
+            HELD / self.rows
+        }
     }
 
     /// Rows that a cube works on at a time.
