@@ -26,7 +26,7 @@ pub fn with_device(test: impl FnOnce()) {
 }
 
 /// Whether the device has tensor cores that are programmed by `mma`. Shapes that are for these alone are left out
-/// elsewhere: there they add nothing but kernels, each of which takes a CPU's Vulkan driver up to half a minute.
+/// elsewhere: there they add nothing but kernels, which take long to compile.
 pub fn has_tensor_cores() -> bool {
     let client = Runtime::client(&Default::default());
     !client.properties().features.matmul.mma.is_empty()

@@ -229,7 +229,7 @@ impl Plan {
     }
 
     /// How many of these it reads before it computes with the first. For more than a few vectors one, whose products are
-    /// then a loop: unrolled, they are tens of thousands of instructions, which take minutes to compile.
+    /// then a loop: unrolled, they are so many instructions that CubeCL's optimiser takes long.
     pub(super) fn block(self) -> usize {
         if self.batch > FEW {
             1
