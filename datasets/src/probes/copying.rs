@@ -38,6 +38,17 @@ pub(super) fn make(
     })
 }
 
+/// The text of a document to train on: the passage twice.
+pub(super) fn practice(
+    tokenizer: &Tokenizer,
+    length: usize,
+    draw: Draw,
+) -> Result<String, ProbeError> {
+    let document = make(tokenizer, length, draw)?;
+    let again = document.prompts.into_iter().next();
+    Ok(again.map_or_else(String::new, |again| again.context + &again.continuation))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::{LENGTHS, ProbeSizes, encoded};

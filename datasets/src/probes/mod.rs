@@ -192,6 +192,21 @@ impl Probe {
             Self::Mqar => mqar::make(tokenizer, length, draw),
         }
     }
+
+    /// Makes the text of a document to train on, with its answers. It asks for more than a document that is measured.
+    fn practice(
+        self,
+        tokenizer: &Tokenizer,
+        length: usize,
+        draw: Draw,
+    ) -> Result<String, ProbeError> {
+        match self {
+            Self::Needle => needle::practice(&needle::ONE, tokenizer, length, draw),
+            Self::Needles => needle::practice(&needle::SEVERAL, tokenizer, length, draw),
+            Self::Copy => copying::practice(tokenizer, length, draw),
+            Self::Mqar => mqar::practice(tokenizer, length, draw),
+        }
+    }
 }
 
 /// Token ids, of which the last `scored` are the continuation.

@@ -39,6 +39,20 @@ pub(super) fn make(
     })
 }
 
+/// The text of a document to train on, in which all keys come again.
+pub(super) fn practice(
+    tokenizer: &Tokenizer,
+    length: usize,
+    draw: Draw,
+) -> Result<String, ProbeError> {
+    let most = (length / 2 / LEAST).min(Draw::things_with_a_quality());
+    let pairs = Pairs::new(draw, most);
+    let (_, whole) = filled(Probe::Mqar, tokenizer, length, most, |n| {
+        pairs.prompt(n, n.saturating_sub(1))
+    })?;
+    Ok(format!("{}{},", whole.context, whole.continuation))
+}
+
 struct Pairs {
     /// Different keys, and their values.
     pairs: Vec<(String, usize)>,

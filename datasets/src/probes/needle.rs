@@ -2,7 +2,9 @@
 //!
 //! A document consists of random sentences and of facts of the form `The code of the lantern is 4817.`, each at a
 //! uniformly random depth. `needle` asks for one of four facts, `needles` for four of eight, one after another. The
-//! questions are at the end. An answer is right if each of its tokens is the likeliest, given those before it.
+//! questions are at the end. An answer is right if each of its tokens is the likeliest, given those before it. A document
+//! to train on has more facts and asks for all of them: a question gives a few tokens of training, and text without one
+//! gives none.
 
 use super::words::Draw;
 use super::{Probe, ProbeDocument, ProbeError, Prompt, filled};
@@ -51,6 +53,33 @@ pub(super) fn make(
     })
 }
 
+/// The tokens of a fact and its question in a document to train on, at least, with the sentences around them.
+const ROOM: usize = 48;
+/// The facts of a document to train on, at most: there are more things than that, and far more codes.
+const MOST: usize = 100;
+
+/// The text of a document to train on: the logarithm of the number of facts is drawn uniformly, up to as many as there
+/// is room for, and all are asked for, as many by one question as in a document that is measured.
+pub(super) fn practice(
+    measured: &Facts,
+    tokenizer: &Tokenizer,
+    length: usize,
+    mut draw: Draw,
+) -> Result<String, ProbeError> {
+    let (room, most) = ((length / ROOM).clamp(1, MOST), length / WORDS);
+    let facts = (room as f64).powf(draw.share()).round() as usize;
+    let haystack = Haystack::new(draw, facts, most);
+    let (_, whole) = filled(measured.probe, tokenizer, length, most, |sentences| {
+        let questions = haystack.facts.chunks(measured.asked);
+        let questions: String = questions.map(Haystack::answered).collect();
+        Prompt {
+            context: haystack.text(sentences),
+            continuation: questions,
+        }
+    })?;
+    Ok(whole.context + &whole.continuation)
+}
+
 /// A fact, and where it stands.
 struct Fact {
     thing: &'static str,
@@ -81,9 +110,8 @@ impl Haystack {
         Self { sentences, facts }
     }
 
-    /// The first `n` sentences with the facts between them, the question for the first `asked` facts, and the answer
-    /// up to that of number `i`.
-    fn prompt(&self, n: usize, asked: usize, i: usize) -> Prompt {
+    /// The first `n` sentences with the facts between them.
+    fn text(&self, n: usize) -> String {
         let mut text: Vec<String> = Vec::new();
         for place in 0..=n {
             // A depth is below 1, so that each fact is at one of these places.
@@ -92,24 +120,36 @@ impl Haystack {
             text.extend(facts.map(Fact::sentence));
             text.extend(self.sentences[..n].get(place).cloned());
         }
-        let text = text.join(" ");
-        let asked: Vec<String> = (self.facts[..asked].iter())
-            .map(|fact| format!("the {}", fact.thing))
-            .collect();
-        let question = match &asked[..] {
-            [one] => format!("What is the code of {one}?"),
-            several => format!("What are the codes of {}?", several.join(", ")),
-        };
+        text.join(" ")
+    }
+
+    /// The text, the question for the first `asked` facts, and the answer up to that of number `i`.
+    fn prompt(&self, n: usize, asked: usize, i: usize) -> Prompt {
+        let (text, question) = (self.text(n), Self::question(&self.facts[..asked]));
         let before: String = (self.facts[..i].iter())
             .map(|fact| fact.sentence() + " ")
             .collect();
         let Fact { thing, code, .. } = self.facts[i];
         Prompt {
-            context: format!(
-                "{text}\nQuestion: {question}\nAnswer: {before}The code of the {thing} is"
-            ),
+            context: format!("{text}{question} {before}The code of the {thing} is"),
             continuation: format!(" {code}"),
         }
+    }
+
+    /// The question for some facts.
+    fn question(facts: &[Fact]) -> String {
+        let asked = facts.iter().map(|fact| format!("the {}", fact.thing));
+        let question = match &asked.collect::<Vec<_>>()[..] {
+            [one] => format!("What is the code of {one}?"),
+            several => format!("What are the codes of {}?", several.join(", ")),
+        };
+        format!("\nQuestion: {question}\nAnswer:")
+    }
+
+    /// The question and its answer.
+    fn answered(facts: &[Fact]) -> String {
+        let answers = facts.iter().map(|fact| format!(" {}", fact.sentence()));
+        Self::question(facts) + &answers.collect::<String>()
     }
 }
 

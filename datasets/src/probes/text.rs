@@ -4,18 +4,19 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::words::Draw;
-use super::{Probe, ProbeDocument, ProbeError};
+use super::{Probe, ProbeError};
 use crate::error::{DataError, Result};
 use crate::tokenizer::Tokenizer;
 
 /// The version of the definition of the windows. Another version makes other windows from the same seed.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// The least length of a document, and the least room in which one is begun, in tokens.
 const LEAST: usize = 128;
 
 /// Windows that consist of documents of the probes with the answers to their questions, and a separator after each
-/// document.
+/// document. A document asks for all that it tells: for every fact, and every key. In the documents that are measured,
+/// which ask for one fact of a long text, only a few tokens of a thousand depend on recall.
 ///
 /// A window is a function of the seed and its place in the sequence: nothing is stored, and reading can begin at any
 /// place. The logarithms of the documents' lengths are drawn uniformly, up to the window's length, so that the distance
@@ -115,13 +116,13 @@ impl RecallText {
 
     /// The ids of a document with its answers; `None` if there is no room for it.
     fn document(&self, probe: Probe, length: usize, draw: Draw) -> Result<Option<Vec<u32>>> {
-        // Room for what follows the answer.
-        let made = match probe.document(&self.tokenizer, length.saturating_sub(2), draw) {
+        // Room for what follows the last answer.
+        let made = match probe.practice(&self.tokenizer, length.saturating_sub(2), draw) {
             Ok(made) => made,
             Err(ProbeError::Data(error)) => return Err(error),
             Err(_) => return Ok(None),
         };
-        let ids = self.tokenizer.encode(&whole(probe, &made))?;
+        let ids = self.tokenizer.encode(&made)?;
         Ok((ids.len() <= length).then_some(ids))
     }
 
@@ -140,23 +141,6 @@ impl RecallText {
         }
         Ok(())
     }
-}
-
-/// The text of a document with its last answer.
-fn whole(probe: Probe, document: &ProbeDocument) -> String {
-    let prompt = match probe {
-        Probe::Copy => document.prompts.first(),
-        Probe::Needle | Probe::Needles | Probe::Mqar => document.prompts.last(),
-    };
-    let Some(prompt) = prompt else {
-        return String::new();
-    };
-    let end = match probe {
-        Probe::Needle | Probe::Needles => ".",
-        Probe::Mqar => ",",
-        Probe::Copy => "",
-    };
-    format!("{}{}{end}", prompt.context, prompt.continuation)
 }
 
 #[cfg(test)]
@@ -194,7 +178,7 @@ mod tests {
     fn documents_are_whole_and_answered() {
         let recall = text(&[Probe::Needle], 512);
         let separator = recall.tokenizer.end_of_text().unwrap();
-        let mut lengths = vec![];
+        let (mut lengths, mut facts) = (vec![], vec![]);
         for number in 0..12 {
             let ids = window(&recall, number, 7);
             let mut documents: Vec<&[u32]> = ids.split(|id| *id == separator).collect();
@@ -205,13 +189,55 @@ mod tests {
             for ids in documents {
                 lengths.push(ids.len());
                 let document = recall.tokenizer.decode(ids).unwrap();
-                let (text, question) = document.split_once("\nQuestion: ").unwrap();
-                let (_, answer) = question.split_once("\nAnswer: ").unwrap();
-                assert_eq!(text.matches(answer).count(), 1, "{answer}");
+                let mut questions = document.split("\nQuestion: ");
+                let text = questions.next().unwrap();
+                let asked = questions.map(|question| {
+                    let (_, answer) = question.split_once("\nAnswer: ").unwrap();
+                    assert_eq!(text.matches(answer).count(), 1, "{answer}");
+                });
+                // All facts, and few or many.
+                let asked = asked.count();
+                assert_eq!(asked, text.matches("The code of the ").count());
+                facts.push(asked);
             }
         }
         let (least, most) = (lengths.iter().min().unwrap(), lengths.iter().max().unwrap());
         assert!(2 * least < *most, "{lengths:?}");
+        let (fewest, most) = (facts.iter().min().unwrap(), facts.iter().max().unwrap());
+        assert!(*fewest <= 2 && *most >= 6, "{facts:?}");
+    }
+
+    /// Every key comes again with its value, and every group of facts.
+    #[test]
+    fn all_that_is_told_is_asked_for() {
+        let tokenizer = Tokenizer::from_folder(asset("phi-tiny")).unwrap();
+        let practice = |probe: Probe, i| {
+            let text = probe.practice(&tokenizer, 700, Draw::new([i])).unwrap();
+            assert!(tokenizer.encode(&text).unwrap().len() <= 701);
+            text
+        };
+        for i in 0..4 {
+            let text = practice(Probe::Mqar, i);
+            let (pairs, again) = text.split_once("\nAgain:").unwrap();
+            let sorted = |pairs: &str| {
+                let mut pairs: Vec<String> =
+                    pairs.split(',').map(|pair| pair.trim().into()).collect();
+                pairs.sort();
+                pairs
+            };
+            let pairs = pairs.trim_start_matches("Pairs:");
+            assert!(pairs.matches(',').count() > 8, "{text}");
+            assert_ne!(pairs, again);
+            assert_eq!(sorted(pairs), sorted(again));
+            let text = practice(Probe::Needles, i);
+            let (told, _) = text.split_once("\nQuestion: ").unwrap();
+            for fact in told
+                .split_inclusive('.')
+                .filter(|sentence| sentence.contains("code"))
+            {
+                assert_eq!(text.matches(fact.trim()).count(), 2, "{fact}");
+            }
+        }
     }
 
     #[test]
