@@ -2,6 +2,7 @@
 
 use cubecl::prelude::*;
 
+use super::group;
 use super::multiply::{Held, accumulate, read, reduce};
 use super::normalise::{Normed, fetch, normalise};
 use super::plan::{Part, Plan};
@@ -65,13 +66,25 @@ impl Shared {
     }
 }
 
+/// Of what the cube has of an output. Shares are added up in runs, so that the sum of cubes that have one run each is the
+/// same.
 #[cube]
 fn total(shared: &Shared, output: usize, #[comptime] plan: Plan) -> f32 {
-    let shares = comptime!(plan.shares());
-    let mut total = shared.totals[output * shares];
+    let (shares, all) = comptime!((plan.shares() / plan.runs(), plan.shares_of_cube()));
+    let mut total = 0.0f32.runtime();
     #[unroll]
-    for i in 1..shares {
-        total += shared.totals[output * shares + i];
+    for run in 0..comptime!(all / shares) {
+        let first = output * all + comptime!(run * shares);
+        let mut sum = shared.totals[first];
+        #[unroll]
+        for i in 1..shares {
+            sum += shared.totals[first + i];
+        }
+        if comptime!(run == 0) {
+            total = sum;
+        } else {
+            total += sum;
+        }
     }
     total
 }
@@ -256,6 +269,8 @@ pub(super) fn finish<P: Float>(
     }
 }
 
+/// The residual stream `x` and the products of all inputs. With cubes in groups, `groups` has room for what each cube has,
+/// and `counters` has a zero for each group.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn project_out_of<W: Numeric, P: Float, N: Size, X: Size>(
     x_bo: &Array<f32>,
@@ -264,6 +279,8 @@ pub(super) fn project_out_of<W: Numeric, P: Float, N: Size, X: Size>(
     weights: &Sequence<Array<Vector<W, N>>>,
     scales: &Sequence<Array<u32>>,
     biases: &Sequence<Array<P>>,
+    groups: &mut Sequence<Array<f32>>,
+    counters: &Sequence<Array<Atomic<u32>>>,
     output_bo: &mut Array<f32>,
     #[comptime] parts: Vec<Part>,
     #[comptime] plan: Plan,
@@ -272,7 +289,7 @@ pub(super) fn project_out_of<W: Numeric, P: Float, N: Size, X: Size>(
 ) {
     let unit = UNIT_POS as usize;
     let (d, n) = comptime!((parts[0].d_out, plan.sums()));
-    let first = CUBE_POS_X as usize * comptime!(plan.cube_rows());
+    let first = CUBE_POS_X as usize / plan.groups * comptime!(plan.cube_rows());
     let mut shared = Shared::new(plan);
     if comptime!(plan.tensor_cores) {
         walk::inputs(
@@ -347,10 +364,21 @@ pub(super) fn project_out_of<W: Numeric, P: Float, N: Size, X: Size>(
         }
         reduce(&sums, &mut shared, plan);
     }
+    let mut sum = 0.0f32.runtime();
+    if unit < comptime!(plan.outputs()) {
+        sum = total(&shared, unit, plan);
+    }
+    if comptime!(plan.groups > 1) {
+        let of_group = groups.index_mut(0usize);
+        if !group::is_last(of_group, counters.index(0usize), sum, plan) {
+            terminate!();
+        }
+        sum = group::total(of_group, plan);
+    }
     if unit < comptime!(plan.outputs()) {
         let row = first + unit / plan.batch;
         if row < d {
-            let mut value = total(&shared, unit, plan);
+            let mut value = sum;
             #[unroll]
             for i in 0..comptime!(parts.len()) {
                 value += bias_at(biases, row, comptime!(of(&parts, i).bias));

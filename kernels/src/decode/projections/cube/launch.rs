@@ -4,15 +4,16 @@ use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::ir::{ElemType, UIntKind};
 use cubecl::prelude::*;
 
 use super::plan::{BATCH, Part, Plan, alike};
-use super::{kernels, normalise};
+use super::{group, kernels, normalise};
 use crate::cube::address_type;
 use crate::cube::launch_cache::{
     self, ARRAY, Described, Launcher, arrays, launch, optional, settings,
 };
-use crate::cube::output_pool::{Allocate, output};
+use crate::cube::output_pool::{self, Allocate, output};
 use crate::cube::recording;
 use crate::decode::projections::{Activation, Form};
 
@@ -310,7 +311,8 @@ pub(super) fn out_of<R: CubeRuntime>(
     let mut args = Args::new(inputs.len());
     let mut read = Vec::with_capacity(inputs.len());
     let mut gates = Vec::new();
-    let cubes = d.div_ceil(plan.cube_rows());
+    let groups = d.div_ceil(plan.cube_rows());
+    let cubes = groups * plan.groups;
     for (Input { u, gate }, projection) in inputs {
         let d_in = u.meta.shape()[1];
         read.push(array(u));
@@ -326,8 +328,16 @@ pub(super) fn out_of<R: CubeRuntime>(
         launcher.array(u, wide.with_vector_size(plan.input));
     }
     let made = args.register(plan, small, &mut launcher);
+    if plan.groups > 1 {
+        let sums = output_pool::output(&output, [cubes, plan.outputs()], DType::F32);
+        launcher.array(launch_cache::array(&sums), wide);
+        let counter = StorageType::Atomic(ElemType::UInt(UIntKind::U32));
+        let counters = group::counters(&output, groups);
+        launcher.array(launch_cache::array(&counters), Type::new(counter));
+    }
     launcher.array(launch_cache::array(&output), wide);
     let describe = |made: Made| {
+        let in_groups = usize::from(plan.groups > 1);
         let scales = if plan.form == Form::Float { 0 } else { n };
         let gates = if plan.gated { n } else { 0 };
         let biases = made.parts.iter().filter(|part| part.bias.is_some()).count();
@@ -340,6 +350,8 @@ pub(super) fn out_of<R: CubeRuntime>(
             arrays(n),
             arrays(scales),
             arrays(biases),
+            arrays(in_groups),
+            arrays(in_groups),
             ARRAY,
             plan.elements(),
             plan.input,

@@ -62,7 +62,7 @@ pub(super) fn chains(plan: Plan) -> usize {
 pub(super) struct Place {
     /// The first of its rows among those of the cube.
     pub(super) row: usize,
-    /// Its place among the planes that share them.
+    /// Its place among the planes that share them, in all cubes of a group.
     pub(super) share: usize,
 }
 
@@ -70,10 +70,14 @@ pub(super) struct Place {
 #[cube]
 pub(super) fn place(#[comptime] plan: Plan) -> Place {
     let plane = UNIT_POS as usize / PLANE;
-    let shares = comptime!(plan.shares());
+    let shares = comptime!(plan.shares_of_cube());
+    let mut share = plane % shares;
+    if comptime!(plan.groups > 1) {
+        share += CUBE_POS_X as usize % plan.groups * shares;
+    }
     Place {
         row: plane / shares * comptime!(TILES * ROWS),
-        share: plane % shares,
+        share,
     }
 }
 
@@ -227,13 +231,14 @@ pub(super) fn reduce(rows: &Array<f32>, place: Place, shared: &mut Shared, #[com
     let lane = UNIT_POS_PLANE as usize;
     let units = comptime!(plan.units_of_vector());
     let vector = lane / units;
+    let shares = comptime!(plan.shares_of_cube());
     // All units have read the totals from before.
     sync_cube();
     if vector < plan.batch && lane % units < SHARERS {
         #[unroll]
         for r in 0..comptime!(2 * TILES) {
             let output = (place.row + row_of(r)) * plan.batch + vector;
-            shared.totals[output * comptime!(plan.shares()) + place.share] = rows[r];
+            shared.totals[output * shares + place.share % shares] = rows[r];
         }
     }
     sync_cube();

@@ -28,6 +28,10 @@ pub(super) const STEP: usize = 8;
 const FEWEST_STAGES: usize = 2;
 /// Vectors of a launch, at most.
 pub(super) const BATCH: usize = 8;
+/// Cubes that share rows, where they make the digits of more than [`ALONE`] vectors.
+const GROUP_CUBES: usize = 4;
+/// The largest number of vectors of which every cube makes all digits: for more, that takes longer than the weights.
+const ALONE: usize = 4;
 
 /// The compile-time parameters of a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -66,6 +70,9 @@ pub(super) struct Plan {
     pub(super) centred: bool,
     /// Whether inputs are products of two vectors.
     pub(super) gated: bool,
+    /// Cubes that share rows: each multiplies a part of every row, for as many times the rows, and so makes the digits of
+    /// this part of the vectors alone. The last that is done adds up what they have.
+    pub(super) groups: usize,
     /// With tensor cores, steps of a plane that are on their way, or being multiplied.
     pub(super) stages: usize,
     /// Whether the products use tensor cores. This depends on the weights and the device, but not on the number of
@@ -118,6 +125,7 @@ impl Plan {
             normalises: normalises && batch <= FEW,
             centred: false,
             gated: false,
+            groups: 1,
             stages: 0,
             tensor_cores: false,
             at_work: 0,
@@ -177,8 +185,14 @@ impl Plan {
                     break;
                 }
             }
-            // Shared memory has room for more where no inputs are copied beside them.
+            // Where fewer planes share a row, a cube would have more outputs than units.
+            let all_planes = plan.shares() == mma::UNITS / PLANE;
+            if plan.makes_digits() && batch > ALONE && all_planes {
+                plan.groups = GROUP_CUBES;
+            }
+            // Shared memory has room for more where few or no inputs are copied beside them.
             let most = match (normalises, batch > FEW) {
+                (false, _) if plan.groups > 1 => 4,
                 (false, _) if form == Form::Float => FEWEST_STAGES,
                 (false, _) | (true, false) => 3,
                 (true, true) => 4,
@@ -240,7 +254,7 @@ impl Plan {
 
     /// Rows that a cube works on at a time.
     pub(super) fn cube_rows(self) -> usize {
-        self.units() / self.lanes * self.rows
+        self.units() / self.lanes * self.rows * self.groups
     }
 
     /// The cubes of each of some weights with so many rows. With tensor cores no more than are at work at a time,
@@ -303,12 +317,36 @@ impl Plan {
         if self.integers() { d_in / CHUNK } else { 0 }
     }
 
+    /// Whether a cube makes the digits of vectors that come as they are.
+    fn makes_digits(self) -> bool {
+        self.integers() && !self.normalises
+    }
+
     /// Vectors of digits that a cube has at a time, where vectors come as they are.
     pub(super) fn digits_of_cube(self) -> usize {
-        if self.integers() && !self.normalises {
-            mma::UNITS / PLANE * self.batch * self.step_width()
+        if self.makes_digits() {
+            self.readers() * self.batch * self.step_width()
         } else {
             0
+        }
+    }
+
+    /// The units of these digits.
+    pub(super) fn digit_units_of_cube(self) -> usize {
+        if self.makes_digits() {
+            self.readers() * self.batch * self.chunks()
+        } else {
+            0
+        }
+    }
+
+    /// Planes of a cube that have vectors of their own, where these come as they are. With cubes in groups these are the
+    /// planes of one run of rows; those of the others multiply with the same vectors.
+    pub(super) fn readers(self) -> usize {
+        if self.groups > 1 {
+            self.shares_of_cube()
+        } else {
+            self.units() / PLANE
         }
     }
 
@@ -349,17 +387,17 @@ impl Plan {
     pub(super) fn shared(self, d_in: usize) -> usize {
         let vectors = if self.normalises { self.batch } else { 1 };
         let normed = 4 * vectors * (self.input * self.stride(d_in) + self.units_of(d_in));
-        let digits = 4 * self.input * self.digits_of_cube();
+        let digits = 4 * (self.input * self.digits_of_cube() + self.digit_units_of_cube());
         let ring = if self.tensor_cores {
             let x = if self.normalises || self.integers() {
                 0
             } else {
-                self.batch * self.step_width() * 4 * self.input
+                self.readers() * self.batch * self.step_width() * 4 * self.input
             };
             let scales = if self.form == Form::Int4 { 2 * STEP } else { 0 };
             let weights = mma::TILES * mma::ROWS * (STEP * VECTOR + scales);
             // Beside what it holds, its barriers, and what keeps it to whole lines.
-            mma::UNITS / PLANE * self.stages * (weights + x) + 1024
+            self.stages * (mma::UNITS / PLANE * weights + x) + 1024
         } else {
             0
         };
@@ -383,10 +421,21 @@ impl Plan {
 
     /// Numbers that a cube's outputs are the sums of.
     pub(super) fn totals(self) -> usize {
-        self.outputs() * self.shares()
+        self.outputs() * self.shares_of_cube()
     }
 
     /// What a unit of a cube's last reduction adds up.
+    pub(super) fn shares_of_cube(self) -> usize {
+        self.shares() / self.groups
+    }
+
+    /// Sums of shares that are added up by themselves first: whether one cube has them all, or several have one each,
+    /// an output is the same sum.
+    pub(super) fn runs(self) -> usize {
+        if self.tensor_cores { GROUP_CUBES } else { 1 }
+    }
+
+    /// Parts of a row that planes, or units, sum up.
     pub(super) fn shares(self) -> usize {
         match (self.tensor_cores, self.planes) {
             (true, _) => self.lanes / mma::SHARERS,

@@ -9,9 +9,8 @@ use super::digits::{QUADS, digits, place_of_unit};
 use super::kernels::{Shared, finish, of, scale_at, zeros};
 use super::normalise::Normed;
 use super::plan::{Part, Plan, STEP};
-use super::ring::Ring;
-use super::{integers, mma};
-use crate::cube::fragments::PLANE;
+use super::ring::{Ring, among_alike, reader};
+use super::{integers, mma, ring};
 use crate::decode::projections::Form;
 
 /// Turns of a plane: steps of all its rows of a weight that fall to the cube, `own` among those of the weight.
@@ -179,7 +178,7 @@ fn begin_row<W: Numeric, N: Size, X: Size>(
 }
 
 /// The cube's rows from `first` on of all weights, each with its own input, or the product of that and its gate, into
-/// the totals.
+/// the totals: of the cube's shares of these rows, where cubes are in groups.
 #[cube]
 pub(super) fn inputs<W: Numeric, N: Size, X: Size>(
     inputs: &Sequence<Array<Vector<f32, X>>>,
@@ -195,12 +194,12 @@ pub(super) fn inputs<W: Numeric, N: Size, X: Size>(
     let turns = comptime!(begin_of(&parts, parts.len(), plan));
     let mut ring = Ring::<W, N, X>::new(plan);
     let place = mma::place(plan);
-    // Digits of each plane's vectors for one step.
+    // Digits of each reader's vectors for one step, and their units.
     let mut vectors = SharedMemory::<Vector<f32, X>>::new_aligned(
         comptime!(plan.digits_of_cube().max(1)),
         16usize,
     );
-    let mut units = zeros(comptime!(plan.chunks().max(1)));
+    let mut digit_units = SharedMemory::<f32>::new(comptime!(plan.digit_units_of_cube().max(1)));
     for turn in 0..comptime!(stages - 1) {
         let parts = comptime!(parts.clone());
         begin_input(
@@ -211,8 +210,8 @@ pub(super) fn inputs<W: Numeric, N: Size, X: Size>(
     let mut rows = zeros(comptime!(2 * mma::TILES));
     for turn in 0..turns {
         let (round, stage) = (turn / stages, turn % stages);
-        // The plane's units have read what is overwritten now.
-        sync_plane();
+        // All units have read what is overwritten now.
+        sync_alike(plan);
         let next = turn + comptime!(stages - 1);
         let all = comptime!(parts.clone());
         begin_input(
@@ -241,7 +240,7 @@ pub(super) fn inputs<W: Numeric, N: Size, X: Size>(
                     if has_step {
                         write_digits(
                             &mut vectors,
-                            &mut units,
+                            &mut digit_units,
                             &inputs[i],
                             gates,
                             step,
@@ -252,11 +251,17 @@ pub(super) fn inputs<W: Numeric, N: Size, X: Size>(
                     }
                 }
             }
-            sync_plane();
+            sync_alike(plan);
             ring.wait(round, stage, plan);
             let vector = mma::vector_of_unit(plan);
             let begin = digits_begin(plan) + vector * comptime!(plan.step_width());
             if has_step {
+                let chunk = digit_units_begin(plan) + vector * comptime!(plan.chunks());
+                let mut units = zeros(comptime!(plan.chunks()));
+                #[unroll]
+                for of_step in 0..comptime!(plan.chunks()) {
+                    units[of_step] = digit_units[chunk + of_step];
+                }
                 integers::multiply(
                     &mut sums, &ring, &vectors, &units, begin, vector, stage, plan,
                 );
@@ -280,6 +285,16 @@ pub(super) fn inputs<W: Numeric, N: Size, X: Size>(
         }
     }
     mma::reduce(&rows, place, shared, plan);
+}
+
+/// Waits for the units that multiply with the same inputs.
+#[cube]
+fn sync_alike(#[comptime] plan: Plan) {
+    if comptime!(ring::alike(plan) > 1) {
+        sync_cube();
+    } else {
+        sync_plane();
+    }
 }
 
 /// The turn with which the weight `i` begins.
@@ -332,15 +347,21 @@ fn begin_input<W: Numeric, N: Size, X: Size>(
 /// Where the digits of the plane's vectors begin.
 #[cube]
 fn digits_begin(#[comptime] plan: Plan) -> usize {
-    UNIT_POS as usize / PLANE * comptime!(plan.batch * plan.step_width())
+    reader(plan) * comptime!(plan.batch * plan.step_width())
 }
 
-/// Writes the digits that a step is multiplied with, of `x` or of `x` times its gate, and gets the units of the
-/// unit's vector. The gate is that of the weight `i`.
+/// Where their units begin.
+#[cube]
+fn digit_units_begin(#[comptime] plan: Plan) -> usize {
+    reader(plan) * comptime!(plan.batch * plan.chunks())
+}
+
+/// Writes the digits that a step is multiplied with, of `x` or of `x` times its gate, and their units. Planes that
+/// multiply with the same write a part each. The gate is that of the weight `i`.
 #[cube]
 fn write_digits<X: Size>(
     vectors: &mut SharedMemory<Vector<f32, X>>,
-    units: &mut Array<f32>,
+    units: &mut SharedMemory<f32>,
     x_bi: &Array<Vector<f32, X>>,
     gates: &Sequence<Array<Vector<f32, X>>>,
     step: usize,
@@ -349,25 +370,33 @@ fn write_digits<X: Size>(
     #[comptime] plan: Plan,
 ) {
     let (width, chunks) = comptime!((plan.step_width(), plan.chunks()));
+    let (all, alike) = comptime!((plan.batch * plan.chunks(), ring::alike(plan)));
+    let turns = comptime!(all.div_ceil(alike));
     let unit = UNIT_POS_PLANE as usize;
-    let own = mma::vector_of_unit(plan);
-    let mut read = Array::<Vector<f32, X>>::new(comptime!(plan.batch * chunks));
+    let own = among_alike(plan);
+    let mut read = Array::<Vector<f32, X>>::new(turns);
     #[unroll]
-    for n in 0..comptime!(plan.batch * chunks) {
-        let vector = comptime!(n / chunks * part.d_in / plan.input);
-        let at = vector + step * width + comptime!(n % chunks * QUADS) + unit;
-        read[n] = x_bi[at];
+    for turn in 0..turns {
+        // A plane that has nothing more to write reads the last chunk once more.
+        let n = clamp_max(comptime!(turn * alike) + own, comptime!(all - 1));
+        let vector = n / chunks * comptime!(part.d_in / plan.input);
+        let at = vector + step * width + n % chunks * QUADS + unit;
+        read[turn] = x_bi[at];
         if comptime!(plan.gated) {
-            read[n] *= gates[i][at];
+            read[turn] *= gates[i][at];
         }
     }
     #[unroll]
-    for n in 0..comptime!(plan.batch * chunks) {
-        let (vector, chunk) = comptime!((n / chunks, n % chunks));
-        let digits = digits(read[n], plan.form);
-        let place = place_of_unit(comptime!(vector).runtime(), plan.form);
-        let begin = comptime!(vector * width + chunk * QUADS);
-        vectors[digits_begin(plan) + begin + place] = digits.words;
-        units[chunk] = select(own == vector, digits.unit, units[chunk]);
+    for turn in 0..turns {
+        let n = comptime!(turn * alike) + own;
+        let digits = digits(read[turn], plan.form);
+        if comptime!((turn + 1) * alike <= all) || n < all {
+            let vector = n / chunks;
+            let begin = digits_begin(plan) + vector * width + n % chunks * QUADS;
+            vectors[begin + place_of_unit(vector, plan.form)] = digits.words;
+            if unit == 0 {
+                units[digit_units_begin(plan) + n] = digits.unit;
+            }
+        }
     }
 }
