@@ -191,12 +191,8 @@ impl Plan {
                 plan.groups = GROUP_CUBES;
             }
             // Shared memory has room for more where few or no inputs are copied beside them.
-            let most = match (normalises, batch > FEW) {
-                (false, _) if plan.groups > 1 => 4,
-                (false, _) if form == Form::Float => FEWEST_STAGES,
-                (false, _) | (true, false) => 3,
-                (true, true) => 4,
-            };
+            let copies_little = plan.groups > 1 || (normalises && batch > FEW);
+            let most = if copies_little { 4 } else { 3 };
             let stages = (FEWEST_STAGES..=most).rev();
             let mut plans = stages.map(|stages| Self { stages, ..plan });
             plan = plans.find(|plan| fits(*plan)).unwrap_or(plan);
