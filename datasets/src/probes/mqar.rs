@@ -48,7 +48,7 @@ pub(super) fn practice(
     let most = (length / 2 / LEAST).min(Draw::things_with_a_quality());
     let pairs = Pairs::new(draw, most);
     let (_, whole) = filled(Probe::Mqar, tokenizer, length, most, |n| {
-        pairs.prompt(n, n.saturating_sub(1))
+        pairs.prompt(n, n - 1)
     })?;
     Ok(format!("{}{},", whole.context, whole.continuation))
 }

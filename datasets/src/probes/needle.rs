@@ -53,13 +53,15 @@ pub(super) fn make(
     })
 }
 
-/// The tokens of a fact and its question in a document to train on, at least, with the sentences around them.
+/// The tokens of a fact and its question in a document to train on, with the sentences around them: an estimate, since
+/// tokenizers differ.
 const ROOM: usize = 48;
 /// The facts of a document to train on, at most: there are more things than that, and far more codes.
 const MOST: usize = 100;
 
 /// The text of a document to train on: the logarithm of the number of facts is drawn uniformly, up to as many as there
-/// is room for, and all are asked for, as many by one question as in a document that is measured.
+/// is room for, and all are asked for, as many by one question as in a document that is measured. If a tokenizer makes so
+/// many tokens of them that no sentence fits beside them, there are half as many, or fewer.
 pub(super) fn practice(
     measured: &Facts,
     tokenizer: &Tokenizer,
@@ -68,16 +70,26 @@ pub(super) fn practice(
 ) -> Result<String, ProbeError> {
     let (room, most) = ((length / ROOM).clamp(1, MOST), length / WORDS);
     let facts = (room as f64).powf(draw.share()).round() as usize;
-    let haystack = Haystack::new(draw, facts, most);
-    let (_, whole) = filled(measured.probe, tokenizer, length, most, |sentences| {
-        let questions = haystack.facts.chunks(measured.asked);
-        let questions: String = questions.map(Haystack::answered).collect();
-        Prompt {
-            context: haystack.text(sentences),
-            continuation: questions,
+    let mut haystack = Haystack::new(draw, facts, most);
+    loop {
+        let made = filled(measured.probe, tokenizer, length, most, |sentences| {
+            let questions = haystack.facts.chunks(measured.asked);
+            let questions: String = questions.map(Haystack::answered).collect();
+            Prompt {
+                context: haystack.text(sentences),
+                continuation: questions,
+            }
+        });
+        match made {
+            Err(ProbeError::NoRoom { .. }) if haystack.facts.len() > 1 => {
+                haystack.facts.truncate(haystack.facts.len() / 2);
+            }
+            made => {
+                let (_, whole) = made?;
+                return Ok(whole.context + &whole.continuation);
+            }
         }
-    })?;
-    Ok(whole.context + &whole.continuation)
+    }
 }
 
 /// A fact, and where it stands.

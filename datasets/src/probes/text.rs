@@ -240,6 +240,18 @@ mod tests {
         }
     }
 
+    /// A draw of more facts than there is room for makes a document with fewer.
+    #[test]
+    fn there_are_as_many_facts_as_there_is_room_for() {
+        let tokenizer = Tokenizer::from_folder(asset("phi-tiny")).unwrap();
+        for (length, i) in (0..24).map(|i| ([100, 150, 200][i % 3], i)) {
+            let draw = Draw::new([i as u32]);
+            let text = Probe::Needle.practice(&tokenizer, length, draw).unwrap();
+            assert!(text.contains("Question: ") && text.contains(". "), "{text}");
+            assert!(tokenizer.encode(&text).unwrap().len() <= length, "{text}");
+        }
+    }
+
     #[test]
     fn a_window_that_is_too_short_for_a_question_is_sentences() {
         let recall = text(&Probe::ALL, 16);

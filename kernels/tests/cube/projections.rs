@@ -343,6 +343,8 @@ fn a_vector_alone_is_as_in_a_batch() {
             // More rows than all cubes of a large GPU have at a time.
             packed.push((DType::F32, 1024, 20_000, Form::Int8));
             packed.push((DType::F32, 1280, 5000, Form::Int4));
+            // Few rows, which all planes share, so that several cubes share the digits of many vectors.
+            packed.push((DType::F32, 1280, 300, Form::Int4));
         }
         for (dtype, d, d_out, form) in each.chain(packed) {
             let mut random = Random::new(11);

@@ -66,8 +66,8 @@ impl Shared {
     }
 }
 
-/// Of what the cube has of an output. Shares are added up in runs, so that the sum of cubes that have one run each is the
-/// same.
+/// The sum of the cube's shares of an output. Shares are added up in runs, so that the sum of several cubes, which have one
+/// run each, is the same.
 #[cube]
 fn total(shared: &Shared, output: usize, #[comptime] plan: Plan) -> f32 {
     let (shares, all) = comptime!((plan.shares() / plan.runs(), plan.shares_of_cube()));
@@ -269,8 +269,8 @@ pub(super) fn finish<P: Float>(
     }
 }
 
-/// The residual stream `x` and the products of all inputs. With cubes in groups, `groups` has room for what each cube has,
-/// and `counters` has a zero for each group.
+/// The residual stream `x` and the products of all inputs. With cubes in groups, these exchange what they have by
+/// [`exchange`](group::exchange).
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn project_out_of<W: Numeric, P: Float, N: Size, X: Size>(
     x_bo: &Array<f32>,
@@ -279,8 +279,7 @@ pub(super) fn project_out_of<W: Numeric, P: Float, N: Size, X: Size>(
     weights: &Sequence<Array<Vector<W, N>>>,
     scales: &Sequence<Array<u32>>,
     biases: &Sequence<Array<P>>,
-    groups: &mut Sequence<Array<f32>>,
-    counters: &Sequence<Array<Atomic<u32>>>,
+    exchange: &Sequence<Array<Atomic<u32>>>,
     output_bo: &mut Array<f32>,
     #[comptime] parts: Vec<Part>,
     #[comptime] plan: Plan,
@@ -289,7 +288,7 @@ pub(super) fn project_out_of<W: Numeric, P: Float, N: Size, X: Size>(
 ) {
     let unit = UNIT_POS as usize;
     let (d, n) = comptime!((parts[0].d_out, plan.sums()));
-    let first = CUBE_POS_X as usize / plan.groups * comptime!(plan.cube_rows());
+    let first = CUBE_POS_X as usize / plan.cubes_of_group * comptime!(plan.cube_rows());
     let mut shared = Shared::new(plan);
     if comptime!(plan.tensor_cores) {
         walk::inputs(
@@ -368,12 +367,12 @@ pub(super) fn project_out_of<W: Numeric, P: Float, N: Size, X: Size>(
     if unit < comptime!(plan.outputs()) {
         sum = total(&shared, unit, plan);
     }
-    if comptime!(plan.groups > 1) {
-        let of_group = groups.index_mut(0usize);
-        if !group::is_last(of_group, counters.index(0usize), sum, plan) {
+    if comptime!(plan.cubes_of_group > 1) {
+        let exchange = exchange.index(0usize);
+        if !group::is_last(exchange, sum, plan) {
             terminate!();
         }
-        sum = group::total(of_group, plan);
+        sum = group::total(exchange, plan);
     }
     if unit < comptime!(plan.outputs()) {
         let row = first + unit / plan.batch;

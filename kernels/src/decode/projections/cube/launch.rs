@@ -13,7 +13,7 @@ use crate::cube::address_type;
 use crate::cube::launch_cache::{
     self, ARRAY, Described, Launcher, arrays, launch, optional, settings,
 };
-use crate::cube::output_pool::{self, Allocate, output};
+use crate::cube::output_pool::{Allocate, output};
 use crate::cube::recording;
 use crate::decode::projections::{Activation, Form};
 
@@ -312,7 +312,7 @@ pub(super) fn out_of<R: CubeRuntime>(
     let mut read = Vec::with_capacity(inputs.len());
     let mut gates = Vec::new();
     let groups = d.div_ceil(plan.cube_rows());
-    let cubes = groups * plan.groups;
+    let cubes = groups * plan.cubes_of_group;
     for (Input { u, gate }, projection) in inputs {
         let d_in = u.meta.shape()[1];
         read.push(array(u));
@@ -328,16 +328,14 @@ pub(super) fn out_of<R: CubeRuntime>(
         launcher.array(u, wide.with_vector_size(plan.input));
     }
     let made = args.register(plan, small, &mut launcher);
-    if plan.groups > 1 {
-        let sums = output_pool::output(&output, [cubes, plan.outputs()], DType::F32);
-        launcher.array(launch_cache::array(&sums), wide);
-        let counter = StorageType::Atomic(ElemType::UInt(UIntKind::U32));
-        let counters = group::counters(&output, groups);
-        launcher.array(launch_cache::array(&counters), Type::new(counter));
+    if plan.cubes_of_group > 1 {
+        let word = StorageType::Atomic(ElemType::UInt(UIntKind::U32));
+        let exchange = group::exchange(&output, plan, groups);
+        launcher.array(launch_cache::array(&exchange), Type::new(word));
     }
     launcher.array(launch_cache::array(&output), wide);
     let describe = |made: Made| {
-        let in_groups = usize::from(plan.groups > 1);
+        let exchanges = usize::from(plan.cubes_of_group > 1);
         let scales = if plan.form == Form::Float { 0 } else { n };
         let gates = if plan.gated { n } else { 0 };
         let biases = made.parts.iter().filter(|part| part.bias.is_some()).count();
@@ -350,8 +348,7 @@ pub(super) fn out_of<R: CubeRuntime>(
             arrays(n),
             arrays(scales),
             arrays(biases),
-            arrays(in_groups),
-            arrays(in_groups),
+            arrays(exchanges),
             ARRAY,
             plan.elements(),
             plan.input,
@@ -363,7 +360,8 @@ pub(super) fn out_of<R: CubeRuntime>(
     };
     let kernel = FAN_IN.with(|known| known.get(&output, made, describe));
     let count = CubeCount::Static(cubes as u32, 1, 1);
-    // SAFETY: as in `into`.
+    // SAFETY: as in `into`; and what cubes exchange has a word for each of their outputs and each group, which no other
+    // launch uses at the same time, since those of a thread come one after another.
     unsafe { launch(launcher, count, kernel, &output) };
     output
 }

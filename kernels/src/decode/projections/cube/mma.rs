@@ -72,8 +72,8 @@ pub(super) fn place(#[comptime] plan: Plan) -> Place {
     let plane = UNIT_POS as usize / PLANE;
     let shares = comptime!(plan.shares_of_cube());
     let mut share = plane % shares;
-    if comptime!(plan.groups > 1) {
-        share += CUBE_POS_X as usize % plan.groups * shares;
+    if comptime!(plan.cubes_of_group > 1) {
+        share += CUBE_POS_X as usize % plan.cubes_of_group * shares;
     }
     Place {
         row: plane / shares * comptime!(TILES * ROWS),

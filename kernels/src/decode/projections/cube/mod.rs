@@ -5,8 +5,9 @@
 //! Without tensor cores, a unit reads its part of a few rows into registers and multiplies it with every vector;
 //! neighbouring units read neighbouring vectors of a row, so that all reads are whole cache lines. On tensor cores,
 //! planes copy rows to shared memory before they are needed, and one cube on each multiprocessor computes all rows of
-//! that multiprocessor; where several vectors come as they are, cubes share rows (`group`). Weights in floats are multiplied in TF32 (`mma`), packed ones as whole numbers (`integers`) with
-//! the vectors in digits of 8 bits (`digits`).
+//! that multiprocessor. Weights in floats are multiplied in TF32 (`mma`), packed ones as whole numbers (`integers`) with
+//! the vectors in digits of 8 bits (`digits`); for more than four vectors of `out_of` four cubes share rows, and so the
+//! making of digits (`group`).
 
 mod backend;
 mod digits;

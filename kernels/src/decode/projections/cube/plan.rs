@@ -70,9 +70,9 @@ pub(super) struct Plan {
     pub(super) centred: bool,
     /// Whether inputs are products of two vectors.
     pub(super) gated: bool,
-    /// Cubes that share rows: each multiplies a part of every row, for as many times the rows, and so makes the digits of
-    /// this part of the vectors alone. The last that is done adds up what they have.
-    pub(super) groups: usize,
+    /// Cubes of a group, which share rows: each multiplies a part of every row, for as many times the rows, and so makes the
+    /// digits of this part of the vectors alone. The last that is done adds up what they have.
+    pub(super) cubes_of_group: usize,
     /// With tensor cores, steps of a plane that are on their way, or being multiplied.
     pub(super) stages: usize,
     /// Whether the products use tensor cores. This depends on the weights and the device, but not on the number of
@@ -125,7 +125,7 @@ impl Plan {
             normalises: normalises && batch <= FEW,
             centred: false,
             gated: false,
-            groups: 1,
+            cubes_of_group: 1,
             stages: 0,
             tensor_cores: false,
             at_work: 0,
@@ -188,10 +188,10 @@ impl Plan {
             // Where fewer planes share a row, a cube would have more outputs than units.
             let all_planes = plan.shares() == mma::UNITS / PLANE;
             if plan.makes_digits() && batch > ALONE && all_planes {
-                plan.groups = GROUP_CUBES;
+                plan.cubes_of_group = GROUP_CUBES;
             }
             // Shared memory has room for more where few or no inputs are copied beside them.
-            let copies_little = plan.groups > 1 || (normalises && batch > FEW);
+            let copies_little = plan.cubes_of_group > 1 || (normalises && batch > FEW);
             let most = if copies_little { 4 } else { 3 };
             let stages = (FEWEST_STAGES..=most).rev();
             let mut plans = stages.map(|stages| Self { stages, ..plan });
@@ -250,7 +250,7 @@ impl Plan {
 
     /// Rows that a cube works on at a time.
     pub(super) fn cube_rows(self) -> usize {
-        self.units() / self.lanes * self.rows * self.groups
+        self.units() / self.lanes * self.rows * self.cubes_of_group
     }
 
     /// The cubes of each of some weights with so many rows. With tensor cores no more than are at work at a time,
@@ -313,6 +313,11 @@ impl Plan {
         if self.integers() { d_in / CHUNK } else { 0 }
     }
 
+    /// Planes that make the same digits together.
+    pub(super) fn planes_of_maker(self) -> usize {
+        self.units() / PLANE / self.makers()
+    }
+
     /// Whether a cube makes the digits of vectors that come as they are.
     fn makes_digits(self) -> bool {
         self.integers() && !self.normalises
@@ -321,7 +326,7 @@ impl Plan {
     /// Vectors of digits that a cube has at a time, where vectors come as they are.
     pub(super) fn digits_of_cube(self) -> usize {
         if self.makes_digits() {
-            self.readers() * self.batch * self.step_width()
+            self.makers() * self.batch * self.step_width()
         } else {
             0
         }
@@ -330,16 +335,16 @@ impl Plan {
     /// The units of these digits.
     pub(super) fn digit_units_of_cube(self) -> usize {
         if self.makes_digits() {
-            self.readers() * self.batch * self.chunks()
+            self.makers() * self.batch * self.chunks()
         } else {
             0
         }
     }
 
-    /// Planes of a cube that have vectors of their own, where these come as they are. With cubes in groups these are the
-    /// planes of one run of rows; those of the others multiply with the same vectors.
-    pub(super) fn readers(self) -> usize {
-        if self.groups > 1 {
+    /// Planes of a cube that make digits of their own. With cubes in groups these are the planes of one run of rows; those of
+    /// the others multiply with the same digits.
+    pub(super) fn makers(self) -> usize {
+        if self.cubes_of_group > 1 {
             self.shares_of_cube()
         } else {
             self.units() / PLANE
@@ -388,12 +393,12 @@ impl Plan {
             let x = if self.normalises || self.integers() {
                 0
             } else {
-                self.readers() * self.batch * self.step_width() * 4 * self.input
+                self.batch * self.step_width() * 4 * self.input
             };
             let scales = if self.form == Form::Int4 { 2 * STEP } else { 0 };
             let weights = mma::TILES * mma::ROWS * (STEP * VECTOR + scales);
             // Beside what it holds, its barriers, and what keeps it to whole lines.
-            self.stages * (mma::UNITS / PLANE * weights + x) + 1024
+            mma::UNITS / PLANE * self.stages * (weights + x) + 1024
         } else {
             0
         };
@@ -422,7 +427,7 @@ impl Plan {
 
     /// What a unit of a cube's last reduction adds up.
     pub(super) fn shares_of_cube(self) -> usize {
-        self.shares() / self.groups
+        self.shares() / self.cubes_of_group
     }
 
     /// Sums of shares that are added up by themselves first: whether one cube has them all, or several have one each,

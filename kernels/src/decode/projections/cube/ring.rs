@@ -25,7 +25,7 @@ const SCALES: usize = STEP / 2;
 pub(super) struct Ring<W: Numeric, N: Size, X: Size> {
     /// `[planes, stages, rows, STEP]`
     weights: SharedMemory<Vector<W, N>>,
-    /// `[Plan::readers, stages, batch, Plan::step_width]`; unused where the vectors are normalised, or digits.
+    /// `[planes, stages, batch, Plan::step_width]`; unused where the vectors are normalised, or digits.
     x: SharedMemory<Vector<f32, X>>,
     /// `[planes, stages, rows, SCALES]`, in 4 bits.
     scales: SharedMemory<u32>,
@@ -57,7 +57,7 @@ impl<W: Numeric, N: Size, X: Size> Ring<W, N, X> {
         let of_x = comptime!(if plan.normalises || plan.integers() {
             1
         } else {
-            plan.readers() * plan.stages * plan.batch * plan.step_width()
+            steps * plan.batch * plan.step_width()
         });
         let of_scales = comptime!(if plan.form == Form::Int4 {
             steps * TILES * ROWS * SCALES
@@ -133,7 +133,7 @@ impl<W: Numeric, N: Size, X: Size> Ring<W, N, X> {
         }
     }
 
-    /// Starts to copy what that step is multiplied with. Planes that multiply with the same copy a part each.
+    /// Starts to copy what that step is multiplied with.
     pub(super) fn copy_x(
         &mut self,
         x_bi: &Array<Vector<f32, X>>,
@@ -145,11 +145,10 @@ impl<W: Numeric, N: Size, X: Size> Ring<W, N, X> {
         let width = comptime!(plan.step_width());
         let all = comptime!(plan.batch * width);
         let begin = x_begin(stage, plan);
-        let (own, units) = (reader_unit(plan), comptime!(reader_units(plan)));
         #[unroll]
-        for turn in 0..comptime!(all.div_ceil(units)) {
-            let at = comptime!(turn * units) + own;
-            if comptime!((turn + 1) * units <= all) || at < all {
+        for turn in 0..comptime!(all.div_ceil(PLANE)) {
+            let at = comptime!(turn * PLANE) + UNIT_POS_PLANE as usize;
+            if comptime!((turn + 1) * PLANE <= all) || at < all {
                 let (vector, column) = (at / width, at % width);
                 let from = vector * comptime!(part.d_in / plan.input) + step * width + column;
                 let to = begin + vector * width + turned(vector, column);
@@ -176,11 +175,10 @@ impl<W: Numeric, N: Size, X: Size> Ring<W, N, X> {
         let width = comptime!(plan.step_width());
         let all = comptime!(plan.batch * width);
         let begin = x_begin(stage, plan);
-        let (own, units) = (reader_unit(plan), comptime!(reader_units(plan)));
         #[unroll]
-        for turn in 0..comptime!(all.div_ceil(units)) {
-            let at = comptime!(turn * units) + own;
-            if comptime!((turn + 1) * units <= all) || at < all {
+        for turn in 0..comptime!(all.div_ceil(PLANE)) {
+            let at = comptime!(turn * PLANE) + UNIT_POS_PLANE as usize;
+            if comptime!((turn + 1) * PLANE <= all) || at < all {
                 let (vector, column) = (at / width, at % width);
                 let from = vector * comptime!(part.d_in / plan.input) + step * width + column;
                 let to = begin + vector * width + turned(vector, column);
@@ -283,33 +281,6 @@ fn scales_begin(stage: usize, #[comptime] plan: Plan) -> usize {
 /// Where the plane's inputs of `stage` begin.
 #[cube]
 fn x_begin(stage: usize, #[comptime] plan: Plan) -> usize {
-    (reader(plan) * plan.stages + stage) * comptime!(plan.batch * plan.step_width())
-}
-
-/// Which of the inputs the plane multiplies with, of as many as there are [readers](Plan::readers).
-#[cube]
-pub(super) fn reader(#[comptime] plan: Plan) -> usize {
-    UNIT_POS as usize / PLANE % comptime!(plan.readers())
-}
-
-/// Planes that multiply with the same inputs.
-pub(super) fn alike(plan: Plan) -> usize {
-    UNITS / PLANE / plan.readers()
-}
-
-/// The plane's place among these.
-#[cube]
-pub(super) fn among_alike(#[comptime] plan: Plan) -> usize {
-    UNIT_POS as usize / PLANE / comptime!(plan.readers())
-}
-
-/// Units that copy the same inputs.
-fn reader_units(plan: Plan) -> usize {
-    alike(plan) * PLANE
-}
-
-/// The unit's place among these.
-#[cube]
-fn reader_unit(#[comptime] plan: Plan) -> usize {
-    among_alike(plan) * PLANE + UNIT_POS_PLANE as usize
+    let plane = UNIT_POS as usize / PLANE;
+    (plane * plan.stages + stage) * comptime!(plan.batch * plan.step_width())
 }

@@ -9,8 +9,9 @@ use super::digits::{QUADS, digits, place_of_unit};
 use super::kernels::{Shared, finish, of, scale_at, zeros};
 use super::normalise::Normed;
 use super::plan::{Part, Plan, STEP};
-use super::ring::{Ring, among_alike, reader};
-use super::{integers, mma, ring};
+use super::ring::Ring;
+use super::{integers, mma};
+use crate::cube::fragments::PLANE;
 use crate::decode::projections::Form;
 
 /// Turns of a plane: steps of all its rows of a weight that fall to the cube, `own` among those of the weight.
@@ -194,7 +195,7 @@ pub(super) fn inputs<W: Numeric, N: Size, X: Size>(
     let turns = comptime!(begin_of(&parts, parts.len(), plan));
     let mut ring = Ring::<W, N, X>::new(plan);
     let place = mma::place(plan);
-    // Digits of each reader's vectors for one step, and their units.
+    // The digits of each maker's vectors for one step, and their units.
     let mut vectors = SharedMemory::<Vector<f32, X>>::new_aligned(
         comptime!(plan.digits_of_cube().max(1)),
         16usize,
@@ -211,7 +212,7 @@ pub(super) fn inputs<W: Numeric, N: Size, X: Size>(
     for turn in 0..turns {
         let (round, stage) = (turn / stages, turn % stages);
         // All units have read what is overwritten now.
-        sync_alike(plan);
+        sync_makers(plan);
         let next = turn + comptime!(stages - 1);
         let all = comptime!(parts.clone());
         begin_input(
@@ -251,7 +252,7 @@ pub(super) fn inputs<W: Numeric, N: Size, X: Size>(
                     }
                 }
             }
-            sync_alike(plan);
+            sync_makers(plan);
             ring.wait(round, stage, plan);
             let vector = mma::vector_of_unit(plan);
             let begin = digits_begin(plan) + vector * comptime!(plan.step_width());
@@ -287,10 +288,10 @@ pub(super) fn inputs<W: Numeric, N: Size, X: Size>(
     mma::reduce(&rows, place, shared, plan);
 }
 
-/// Waits for the units that multiply with the same inputs.
+/// Waits for the units that multiply with the same digits.
 #[cube]
-fn sync_alike(#[comptime] plan: Plan) {
-    if comptime!(ring::alike(plan) > 1) {
+fn sync_makers(#[comptime] plan: Plan) {
+    if comptime!(plan.planes_of_maker() > 1) {
         sync_cube();
     } else {
         sync_plane();
@@ -344,20 +345,36 @@ fn begin_input<W: Numeric, N: Size, X: Size>(
     }
 }
 
+/// Which of the digits the plane multiplies with, of as many as there are [makers](Plan::makers).
+#[cube]
+fn maker(#[comptime] plan: Plan) -> usize {
+    UNIT_POS as usize / PLANE % comptime!(plan.makers())
+}
+
+/// The plane's place among those that make the same digits.
+#[cube]
+fn place_in_maker(#[comptime] plan: Plan) -> usize {
+    if comptime!(plan.planes_of_maker() > 1) {
+        UNIT_POS as usize / PLANE / comptime!(plan.makers())
+    } else {
+        0usize.runtime()
+    }
+}
+
 /// Where the digits of the plane's vectors begin.
 #[cube]
 fn digits_begin(#[comptime] plan: Plan) -> usize {
-    reader(plan) * comptime!(plan.batch * plan.step_width())
+    maker(plan) * comptime!(plan.batch * plan.step_width())
 }
 
 /// Where their units begin.
 #[cube]
 fn digit_units_begin(#[comptime] plan: Plan) -> usize {
-    reader(plan) * comptime!(plan.batch * plan.chunks())
+    maker(plan) * comptime!(plan.batch * plan.chunks())
 }
 
 /// Writes the digits that a step is multiplied with, of `x` or of `x` times its gate, and their units. Planes that
-/// multiply with the same write a part each. The gate is that of the weight `i`.
+/// multiply with the same digits write a part each. The gate is that of the weight `i`.
 #[cube]
 fn write_digits<X: Size>(
     vectors: &mut SharedMemory<Vector<f32, X>>,
@@ -370,15 +387,15 @@ fn write_digits<X: Size>(
     #[comptime] plan: Plan,
 ) {
     let (width, chunks) = comptime!((plan.step_width(), plan.chunks()));
-    let (all, alike) = comptime!((plan.batch * plan.chunks(), ring::alike(plan)));
-    let turns = comptime!(all.div_ceil(alike));
+    let (all, planes) = comptime!((plan.batch * plan.chunks(), plan.planes_of_maker()));
+    let turns = comptime!(all.div_ceil(planes));
     let unit = UNIT_POS_PLANE as usize;
-    let own = among_alike(plan);
+    let own = place_in_maker(plan);
     let mut read = Array::<Vector<f32, X>>::new(turns);
     #[unroll]
     for turn in 0..turns {
         // A plane that has nothing more to write reads the last chunk once more.
-        let n = clamp_max(comptime!(turn * alike) + own, comptime!(all - 1));
+        let n = clamp_max(comptime!(turn * planes) + own, comptime!(all - 1));
         let vector = n / chunks * comptime!(part.d_in / plan.input);
         let at = vector + step * width + n % chunks * QUADS + unit;
         read[turn] = x_bi[at];
@@ -388,9 +405,9 @@ fn write_digits<X: Size>(
     }
     #[unroll]
     for turn in 0..turns {
-        let n = comptime!(turn * alike) + own;
+        let n = comptime!(turn * planes) + own;
         let digits = digits(read[turn], plan.form);
-        if comptime!((turn + 1) * alike <= all) || n < all {
+        if comptime!((turn + 1) * planes <= all) || n < all {
             let vector = n / chunks;
             let begin = digits_begin(plan) + vector * width + n % chunks * QUADS;
             vectors[begin + place_of_unit(vector, plan.form)] = digits.words;
