@@ -3,7 +3,8 @@
 use burn::tensor::{DType, Int, Tensor};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
-use super::launch::{self, Refusal, Scales};
+use super::launch::{self, Refusal};
+use super::operands::{self, Scales};
 use super::to_float;
 use crate::cube::output_pool::{self, Allocate};
 use crate::cube::{computes_in_f32, empty, inner, tensor};
@@ -103,7 +104,7 @@ where
     T: BoolElement,
 {
     let x = inner(x);
-    let norm = launch::Normalisation {
+    let norm = operands::Normalisation {
         gamma: inner(norm.gamma),
         beta: norm.beta.map(inner),
         epsilon: norm.epsilon,
@@ -167,7 +168,7 @@ where
         } else {
             input.product().into()
         };
-        let input = launch::Input {
+        let input = operands::Input {
             u: inner(input.u),
             gate: input.gate.map(inner),
         };
@@ -214,7 +215,7 @@ fn parts(b: usize, at_once: usize) -> impl Iterator<Item = (usize, usize)> {
 }
 
 /// The CubeCL tensors of a projection.
-fn on_device<R, F, I, T>(projection: Projection<CubeBackend<R, F, I, T>>) -> launch::Projection<R>
+fn on_device<R, F, I, T>(projection: Projection<CubeBackend<R, F, I, T>>) -> operands::Projection<R>
 where
     R: CubeRuntime,
     F: FloatElement,
@@ -229,14 +230,16 @@ where
             Scales::OfGroups(scales.into_primitive()),
         ),
     };
-    launch::Projection {
-        weight: launch::Weight { values, scales },
+    operands::Projection {
+        weight: operands::Weight { values, scales },
         bias: projection.bias.map(inner),
     }
 }
 
 /// A projection again.
-fn off_device<R, F, I, T>(projection: launch::Projection<R>) -> Projection<CubeBackend<R, F, I, T>>
+fn off_device<R, F, I, T>(
+    projection: operands::Projection<R>,
+) -> Projection<CubeBackend<R, F, I, T>>
 where
     R: CubeRuntime,
     F: FloatElement,

@@ -19,6 +19,7 @@ mod mma;
 mod multiply;
 mod normalise;
 mod numbers;
+mod operands;
 mod plan;
 mod ring;
 mod to_float;

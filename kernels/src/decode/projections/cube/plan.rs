@@ -5,7 +5,7 @@ use burn_cubecl::CubeRuntime;
 use cubecl::features::Plane;
 
 use super::digits::CHUNK;
-use super::launch::Weight;
+use super::operands::Weight;
 use super::{integers, mma};
 use crate::cube::fragments::PLANE;
 use crate::decode::projections::{Activation, Form, GROUP};
